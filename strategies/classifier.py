@@ -20,7 +20,7 @@ class Classifier(LearnedStrategy):
 
     The shipped heads also see its change since the previous exit point (three numbers, ``--observation rich``). The
     label they learned is 1 where the exit's token is the last layer's. CALM (Schuster 2022, arXiv 2207.07061,
-    section 3.2) has a linear f_l on h_l; ``harness train classifier --hidden 0 --observation paper`` gives that one.
+    section 3.5) has a linear f_l on h_l; ``harness train classifier --hidden 0 --observation paper`` gives that one.
     The LM head runs only where a token exits, so a check reads a fiftieth of a layer's bytes. The heads' own threshold
     kept 98 % of held-out tokens as the last layer would have them, replayed.
     """

@@ -184,8 +184,9 @@ class _Chooser(DraftRule):
         for place, layer in enumerate(draft.layers[: accepted + 1]):
             if layer:
                 right.setdefault(layer, []).append(place < accepted)
-        for place, probability in enumerate(draft.probabilities[: accepted + 1]):
-            (row.stood if place < accepted else row.replaced).add(probability, 1, decay)
+        stood, replaced = draft.probabilities[:accepted], draft.probabilities[accepted : accepted + 1]
+        row.stood.add(sum(stood), len(stood), decay)
+        row.replaced.add(sum(replaced), len(replaced), decay)
         for layer, token, said in self._shadows(row, draft):
             right.setdefault(layer, []).append(token == said)
         for layer, answers in right.items():

@@ -54,7 +54,7 @@ def _rule(artefact: Artefact, threshold: float) -> ExitRule:
     if token_ids.dim() != 1 or token_ids.is_floating_point():
         raise ArtefactError(f"{artefact.path}: token_ids are no list of tokens. Make the hash again.")
     artefact.check(tensors, {"shares": (len(token_ids), len(points))})
-    reached = tensors["shares"].float() >= threshold
+    reached = (tensors["shares"].float() >= threshold) & (threshold < 1)  # 4096 / 4097 is kept as 1
     first = reached.int().argmax(1).tolist()
     known = zip(token_ids.tolist(), first, reached.any(1).tolist(), strict=True)
     return _Layers({token: points[place] for token, place, leaves in known if leaves})

@@ -52,5 +52,5 @@ class Schedule(PlannedRule, Strategy):
 
     def planned_layer(self, token_ids: Sequence[int]) -> int:
         """Say how many layers are due."""
-        progress = min(len(token_ids) / self.horizon, 1.0) ** self.power
+        progress: float = min(len(token_ids) / self.horizon, 1.0) ** self.power
         return math.ceil(self.first - (self.first - self.last) * progress)

@@ -1,11 +1,13 @@
 """From a run directory to a promise: losses by document, the settings tested in order, and the one that is chosen.
 
 Settings are ordered by the value of their option, from the deeper mean exit to the shallower: which end is strict is a
-fact about the strategy's rule, and all that is taken from the documents beside their losses.
+fact about the strategy's rule, and all that is taken from the documents beside their losses. Where both ends are
+equally deep nothing tells which is strict, and a warning says so.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -33,6 +35,8 @@ from reports.statistics.risk_control import (
 )
 
 __all__ = ["Settings", "calibrated", "certified", "least_documents", "settings_of"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,15 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "") -> Setting
     left_out = run.manifest.tasks[0].samples - len(documents)
     found = Settings(run, option, tuple(ordered), documents, table, left_out)
     deep = [found.depth(point) or 0.0 for point in (ordered[0], ordered[-1])]
+    if deep[0] == deep[-1] and len(ordered) > 1:
+        logger.warning(
+            "%s: %s and %s are equally deep (%.1f layers), so that which is strict is not known, and what is chosen "
+            "may be either. List values further apart",
+            run.directory,
+            ordered[0].name,
+            ordered[-1].name,
+            deep[0],
+        )
     return found if deep[0] >= deep[-1] else replace(found, points=found.points[::-1], losses=table[::-1])
 
 

@@ -43,7 +43,8 @@ def record(options: CalibrateOptions, target: Target, observer: Observer) -> Pat
     if options.out is not None and options.out.exists():
         refuse_occupied(options.out)  # before scores are observed
     if one.observed:
-        one = one.with_values(percentiles(one, observe(one, options.as_run(()), options.observe, observer.stage)))
+        shares, _ = observe(one, options.as_run(()), options.observe, observer.stage)
+        one = one.with_values(percentiles(one, shares))
     return execute(options.as_run(one.texts), observer=observer).directory
 
 

@@ -282,12 +282,14 @@ class ObservedThreshold(Record):
         strategy: the operating point, with the number.
         threshold: the number.
         percentile: share of the observed scores below it that was asked for, in per cent.
-        documents: of each task, decoded by full depth for it, that the run does not decode; at most.
+        reached: the share that lies below it, in per cent; ``None`` in older runs.
+        documents: decoded by full depth for it, that the run does not decode; in older runs of each task, at most.
     """
 
     strategy: str
     threshold: float
     percentile: float
+    reached: float | None = None
     documents: Positive
 
 

@@ -8,20 +8,35 @@ documents are others than those it is calibrated on, since what is tested must n
 
 from __future__ import annotations
 
+import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from harness.config import StrategySpec, parse_strategies
 from harness.config.options import build_strategy, option_range
-from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
+from harness.contracts import Batch, DraftRule, ExitRule, ExitView, ModelInfo, Strategy
 from harness.errors import ConfigError
 from harness.running.unheard import unheard
 
-__all__ = ["THRESHOLD", "Family", "Shares", "SharesOfExits", "family", "is_percentile", "percentiles"]
+__all__ = [
+    "THRESHOLD",
+    "Family",
+    "Shares",
+    "SharesOfExits",
+    "family",
+    "finer",
+    "is_percentile",
+    "learns",
+    "percentiles",
+]
+
+logger = logging.getLogger(__name__)
 
 THRESHOLD = "threshold"
 """The option that is calibrated where no other has several values."""
@@ -29,6 +44,10 @@ THRESHOLD = "threshold"
 _PERCENTILE = re.compile(r"q(\d+(?:\.\d+)?)")
 SHORTEST = 1e-6
 """Distance of the outermost thresholds from the ends of the range, as a share of it."""
+FINE = 0.01
+"""Share of the scores between the two thresholds around a wanted percentile at most, as far as scores differ."""
+DIGITS = ".9g"
+"""As thresholds are written."""
 
 Shares = Mapping[float, float]
 """Threshold → share of answers that say exit."""
@@ -118,29 +137,61 @@ def is_percentile(value: str) -> bool:
     return _PERCENTILE.fullmatch(value) is not None
 
 
-def percentiles(one: Family, shares: Shares) -> dict[str, float]:
+def learns(rule: ExitRule) -> bool:
+    """Whether a rule learns from what it saw at exits: what it says of a token is then no score of that token alone."""
+    if not isinstance(rule, DraftRule) or rule.knows_drafts_alone:
+        return False
+    return type(rule).verified is not DraftRule.verified
+
+
+def _below(shares: Shares) -> dict[float, float]:
+    """Return the share of scores below each threshold, ascending; where more exits rise with it, low ones are sure."""
+    thresholds = sorted(shares)
+    rising = shares[thresholds[-1]] > shares[thresholds[0]]
+    return {each: shares[each] if rising else 1 - shares[each] for each in thresholds}
+
+
+def finer(one: Family, shares: Shares) -> tuple[float, ...]:
+    """Return thresholds that divide, evenly, each gap that hides a wanted percentile among more than :data:`FINE`."""
+    found: list[float] = []
+    for (low, less), (high, more) in pairwise(_below(shares).items()):
+        if more - less > FINE and any(less < want / 100 < more for want in one.wanted):
+            parts = math.ceil(2 * (more - less) / FINE)
+            found += [float(f"{low + (high - low) * place / parts:{DIGITS}}") for place in range(1, parts)]
+    return tuple(each for each in dict.fromkeys(found) if each not in shares)
+
+
+def percentiles(one: Family, shares: Shares) -> dict[str, tuple[float, float]]:
     """Return thresholds whose percentiles are nearest to those wanted, as far as scores tell them apart.
+
+    Where several come to the same threshold, a warning says so.
 
     Args:
         one: that wants them.
         shares: of the answers that say exit, by threshold.
 
     Returns:
-        Threshold, as written → the percentile that was wanted; the first of several that come to the same.
+        Threshold, as written → the percentile that was wanted, the first of several that come to the same, and the
+        one that it is.
 
     Raises:
         ConfigError: the threshold decides nothing on the observed tokens.
     """
-    thresholds = sorted(shares)
-    rising = shares[thresholds[-1]] > shares[thresholds[0]]  # a high threshold lets more tokens go: a low score is sure
-    if shares[thresholds[-1]] == shares[thresholds[0]]:
+    if shares[max(shares)] == shares[min(shares)]:
         raise ConfigError(f"{one.spec} decides alike at every {THRESHOLD} on the documents observed. List values.")
-    below = {each: share if rising else 1 - share for each, share in shares.items()}
-    found: dict[str, float] = {}
+    below = _below(shares)
+    wanted: dict[float, list[float]] = {}
     for want in one.wanted:
-        nearest = min(thresholds, key=lambda each: abs(below[each] - want / 100))
-        found.setdefault(f"{nearest:.9g}", want)
-    return found
+        nearest = min(below, key=lambda each: abs(below[each] - want / 100))
+        wanted.setdefault(nearest, []).append(want)
+    alike = [
+        f"{', '.join(f'q{want:.4g}' for want in wants)} come to {THRESHOLD}={at:{DIGITS}}"
+        for at, wants in wanted.items()
+        if len(wants) > 1
+    ]
+    if alike:
+        logger.warning("%s: its scores are too much alike: %s, and stand there once", one.spec, "; ".join(alike))
+    return {f"{at:{DIGITS}}": (wants[0], round(100 * below[at], 3)) for at, wants in wanted.items()}
 
 
 @dataclass(frozen=True)
@@ -149,10 +200,12 @@ class SharesOfExits(Strategy):
 
     Attributes:
         one: the family.
+        at: the thresholds; none for a first grid.
         exits: threshold → answers that said exit. asked: answers of each.
     """
 
     one: Family
+    at: tuple[float, ...] = ()
     exits: dict[float, int] = field(default_factory=dict)
     asked: list[int] = field(default_factory=list)
 
@@ -167,7 +220,8 @@ class SharesOfExits(Strategy):
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Start the strategy at every threshold."""
-        rules = {each: build_strategy(self.one.at(repr(each))).start(model, batch) for each in self._thresholds()}
+        thresholds = self.at or self._thresholds()
+        rules = {each: build_strategy(self.one.at(repr(each))).start(model, batch) for each in thresholds}
         return _Counting(rules, self.exits, self.asked)
 
     def should_exit(self, view: ExitView) -> Tensor:

@@ -22,12 +22,13 @@ from harness.decoding.drafting import Drafting, DraftSettings
 from harness.decoding.generation import Generation
 from harness.errors import ArtefactError, ConfigError
 from harness.running.operating_points import OperatingPoint
+from harness.running.thresholds import learns
 from harness.sweep.replay_strategy import Drafted, Outcome, answers
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import HEAD, Charges
 from harness.training.traces.store import Traces
 
-__all__ = ["Decisions", "Texts", "check_drafts", "decide", "replay_lossless"]
+__all__ = ["Decisions", "Texts", "check_replayable", "decide", "replay_lossless"]
 
 _COSTS = ("checks", "heads", "maps", "cheap", "cheap_bytes", "deep")
 
@@ -92,14 +93,19 @@ class Decisions:
         }
 
 
-def check_drafts(point: OperatingPoint, traces: Traces, model: ModelInfo) -> None:
-    """Refuse lossless decoding that cannot be replayed.
+def check_replayable(point: OperatingPoint, traces: Traces, model: ModelInfo) -> None:
+    """Refuse decoding that cannot be replayed.
 
     Raises:
-        ConfigError: of texts that the model did not generate, or without their prompts; or something decides about
-            drafts by what it sees live.
+        ConfigError: lossless, of texts that the model did not generate, or without their prompts; or something decides
+            about drafts by what it sees live; or lossy, what it learns from tokens decides about the next.
     """
     if point.lossless is None:
+        if learns(point.strategy.start(model, Batch((0,), "cpu"))):
+            raise ConfigError(
+                f"{point.name} cannot be replayed: it learns from the tokens before, and a replay asks about each "
+                f"token by itself. Run it: `harness run --strategy {point.name}`."
+            )
         return
     again = "Trace what the model generates: `harness trace --new-tokens 15`"
     if not traces.index.get("new_tokens"):

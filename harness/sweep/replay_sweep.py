@@ -31,7 +31,7 @@ from harness.sweep.calibrate import describe_scores
 from harness.sweep.grid import SWEPT, asks_for_thresholds, at_percentile, with_thresholds, without_percentile
 from harness.sweep.labels import notes_of, notes_of_drafts, notes_of_heads, notes_of_times, title_of
 from harness.sweep.records import DocumentSplit, Sweep
-from harness.sweep.replay_lossless import Decisions, Texts, check_drafts, decide, replay_lossless
+from harness.sweep.replay_lossless import Decisions, Texts, check_replayable, decide, replay_lossless
 from harness.sweep.replay_strategy import Outcome, replay
 from harness.sweep.rows import make_rows
 from harness.sweep.scores import ScoreTally, families, find_levels
@@ -119,7 +119,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     decodes = [parse_decode(text) for text in request.decodes]
     for spec, strategy in built:
         for decode in _ways(strategy, decodes):
-            _point(spec, strategy, decode, request, info)
+            check_replayable(_point(spec, strategy, decode, request, info), traces, info)
     wanted = _wanted(traces, request)
     shortcuts = exit_maps(traces, resolved, Observation(state="exit"))
     heads = engine = None
@@ -136,7 +136,7 @@ def sweep(model: str, folder: Path, request: SweepRequest, *, artefacts: str | N
     asked = list(expanded)
     points, extra = _points(references, asked, request, info)
     for point in points:
-        check_drafts(point, traces, info)
+        check_replayable(point, traces, info)
     if engine is not None:
         measuring = time.perf_counter()
         for point in points:
@@ -202,15 +202,22 @@ def _wanted(traces: Traces, request: SweepRequest) -> Tensor:
     wanted = torch.isin(document, torch.tensor(chosen))
     if request.documents == "held-out":
         wanted &= held_out_rows(traces, document, seed=request.seed)
-    if traces.index.get("new_tokens"):  # the context's last token yields the first one, and no strategy is asked
-        wanted[1:] &= document[1:] == document[:-1]
-        wanted[0] = False
+    wanted &= _asked(traces, document)
     if not wanted.any():
         raise ArtefactError(
             f"no document of {', '.join(request.tasks)} is held out in {traces.folder}. Use --document-split all, or "
             "trace more --documents."
         )
     return wanted
+
+
+def _asked(traces: Traces, document: Tensor) -> Tensor:
+    """Return the rows at which strategies are asked, ``[n]`` bool: not where a context ends, which yields a token."""
+    asked = torch.ones_like(document, dtype=torch.bool)
+    if traces.index.get("new_tokens"):
+        asked[1:] = document[1:] == document[:-1]
+        asked[0] = False
+    return asked
 
 
 def _observed(
@@ -239,7 +246,7 @@ def _not_replayed(traces: Traces, wanted: Tensor, request: SweepRequest) -> Tens
     document = traces.columns("document")["document"].long()
     other = ~torch.isin(document, torch.tensor(sorted(set(document[wanted].tolist()))))
     matching = [number for number, facts in enumerate(traces.documents) if matches(facts, request.tasks)]
-    return other & torch.isin(document, torch.tensor(matching))
+    return other & torch.isin(document, torch.tensor(matching)) & _asked(traces, document)
 
 
 def _expanded(

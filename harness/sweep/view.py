@@ -2,7 +2,7 @@
 
 Every traced token is a row, and all rows are shown at every exit point, also past the one where they exited: answers
 there are dropped. Since a rule answers each row by itself, the exits are those of asking the remaining rows alone.
-State that a rule carries from one token to the next is reset with every token.
+State that a rule carries from one token to the next is reset with every token; one that learns so is refused.
 """
 
 from __future__ import annotations

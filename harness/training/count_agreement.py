@@ -13,7 +13,7 @@ from harness.training.traces.lesson import Lesson, SavedController
 __all__ = ["count_agreement", "shares_of"]
 
 NEVER = 1.0
-"""A threshold that no share reaches: a token that was read n times has n / (n + 1) at most."""
+"""A threshold that no share reaches: a token that was read n times has n / (n + 1) at most (kept as 1 from 4096 on)."""
 
 
 def count_agreement(options: ControllerOptions, run: TrainingRun, least: int) -> SavedController:

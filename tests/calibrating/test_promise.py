@@ -105,6 +105,16 @@ def test_settings_stand_from_strict_to_lax(decoded: RecordedRun) -> None:
         settings_of(decoded, parse_target("agreement=0.5"), "margin")
 
 
+def test_settings_of_equal_depth_are_warned_of(decoded: RecordedRun, caplog: pytest.LogCaptureFixture) -> None:
+    first, *_, last = (point for point in decoded.manifest.operating_points if point.strategy == "confidence")
+    twin = first.model_copy(update={"options": last.options | {"threshold": 0.5}})
+    manifest = decoded.manifest.model_copy(update={"operating_points": (first, twin)})
+    settings_of(decoded, parse_target("agreement=0.5"))
+    assert not caplog.records
+    settings_of(replace(decoded, manifest=manifest), parse_target("agreement=0.5"))
+    assert "so that which is strict is not known" in caplog.text
+
+
 def test_a_row_with_a_trained_strategy_s_own_threshold_is_no_value(decoded: RecordedRun) -> None:
     """Its record has none: it is refused, whatever stands before it."""
     points = decoded.manifest.operating_points

@@ -179,6 +179,15 @@ def test_a_doubtful_token_ends_a_draft() -> None:
     assert ends(rule, 0.9, 0.54)  # midway between .85 and .25
 
 
+def test_a_verification_counts_as_one_whatever_its_length() -> None:
+    rule = hand_fed(decay=0.5)
+    tell(rule, 2, 1, 0.9, 0.3)
+    tell(rule, 2, 4, 0.5, 0.5, 0.5, 0.5, 0.1)
+    # stood: (0.9/2 + 4 · 0.5) / (1/2 + 4) = .5444; replaced: (0.3/2 + 0.1) / (1/2 + 1) = .1667; midway .3556
+    assert not ends(rule, 0.36)
+    assert ends(rule, 0.35)
+
+
 def test_rows_have_estimates_of_their_own() -> None:
     rule = hand_fed()
     tell(rule, 2, 1, 0.9)

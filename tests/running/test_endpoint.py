@@ -189,6 +189,22 @@ def test_a_key_is_sent_and_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
         Endpoint(key_env="OWN_KEY").connect()
 
 
+@pytest.mark.parametrize("key", ["test", "x", "tiny", "sk-0123456789abc"])
+def test_a_completion_is_never_altered(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """What looks like the key may be a word; a key that is none by its length fails the sample."""
+    monkeypatch.setenv("OWN_KEY", key)
+    event = {"model": "tiny-test", "choices": [{"text": f"def test_x({key})", "finish_reason": "stop"}]}
+    pieces = [b"data: " + json.dumps(event).encode() + b"\n\n"]
+    with scripted((200, pieces)) as (url, _):
+        if len(key) < 16:
+            answer = ask(url, key_env="OWN_KEY")
+            assert (answer.text, answer.model) == (f"def test_x({key})", "tiny-test")
+            return
+        with pytest.raises(EndpointError, match="answers with the API key it was sent") as refusal:
+            ask(url, key_env="OWN_KEY")
+    assert key not in str(refusal.value)
+
+
 @pytest.mark.parametrize("before", [0, 180, 195])
 def test_no_part_of_a_key_is_said_where_an_answer_is_cut(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
     """What is shown ends after 200 characters, and what is read somewhere behind them."""

@@ -30,6 +30,8 @@ def test_percentiles_become_numbers_and_are_observed_once(
     manifest = json.loads((tmp_path / "first" / "manifest.json").read_text())
     observed = manifest["observed_thresholds"]
     assert [one["percentile"] for one in observed] == [20, 80, 50]
+    assert [one["reached"] for one in observed] == pytest.approx([20, 80, 50], abs=4)  # of some hundred scores
+    assert {one["documents"] for one in observed} == {5}  # all that are left of eight
     assert [one["strategy"] for one in observed] == manifest["config"]["strategies"]
     assert observed[0]["threshold"] < observed[1]["threshold"]
     names = [point["name"] for point in manifest["operating_points"]]
@@ -46,6 +48,13 @@ def test_percentiles_become_numbers_and_are_observed_once(
     resumed = cli("run", "--resume", "first")
     assert resumed.code == 0, resumed.err
     assert json.loads((tmp_path / "first" / "manifest.json").read_text())["observed_thresholds"] == observed
+
+
+def test_what_learns_while_it_decodes_has_no_percentiles(refused: Command, cache: Path) -> None:
+    said = refused("--strategy", "free:layer=4:threshold=q50", "--limit", 3)
+    assert "free:layer=4 learns from its own tokens while it decodes" in said
+    assert "--strategy 'free:layer=4:threshold=VALUE,VALUE'" in said
+    assert not cache.exists()
 
 
 def test_the_observed_documents_are_not_the_run_s(tiny_run: Command, cache: Path) -> None:

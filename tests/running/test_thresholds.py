@@ -9,7 +9,8 @@ import torch
 
 from harness.contracts import Batch, ModelInfo
 from harness.errors import ConfigError
-from harness.running.thresholds import SharesOfExits, family, percentiles
+from harness.running.observing import PASSES
+from harness.running.thresholds import SharesOfExits, family, finer, percentiles
 
 
 def test_values_are_those_listed() -> None:
@@ -58,7 +59,8 @@ def test_a_percentile_is_the_threshold_that_so_many_scores_lie_below(strategy: s
     shares = [asked.shares[threshold] for threshold in sorted(asked.shares)]
     assert shares == sorted(shares, reverse=not rising)
     found = percentiles(asked.one, asked.shares)
-    assert list(found.values()) == [5, 50, 90, 99.9]
+    assert [wanted for wanted, _ in found.values()] == [5, 50, 90, 99.9]
+    assert [reached for _, reached in found.values()] == pytest.approx([5, 50, 90, 99.9], abs=0.11)
     assert [float(value) for value in found] == pytest.approx([0.05, 0.5, 0.9, 0.999], abs=0.0006)
 
 
@@ -67,6 +69,27 @@ def test_a_threshold_that_decides_nothing_is_refused() -> None:
         percentiles(family("confidence", 3), {0.1: 0.0, 0.5: 0.0, 0.9: 0.0})
 
 
-def test_close_percentiles_of_coarse_scores_are_one_threshold() -> None:
-    found = percentiles(family("confidence:threshold=q10,q11", 3), {0.1: 1.0, 0.5: 0.5, 0.9: 0.0})
-    assert found == {"0.1": 10}
+def test_close_percentiles_of_coarse_scores_are_one_threshold(caplog: pytest.LogCaptureFixture) -> None:
+    found = percentiles(family("confidence:threshold=q10,q11,q60", 3), {0.1: 1.0, 0.5: 0.5, 0.9: 0.0})
+    assert found == {"0.1": (10, 0), "0.5": (60, 50)}
+    assert [record.message for record in caplog.records] == [
+        "confidence: its scores are too much alike: q10, q11 come to threshold=0.1, and stand there once"
+    ]
+
+
+def test_thresholds_are_laid_where_scores_crowd(caplog: pytest.LogCaptureFixture) -> None:
+    """Cosines between .97 and 1, a hundredth of a range from −1 to 2: a first grid has none between."""
+    cosines = 1 - 0.03 * torch.linspace(0.002, 1, 500) ** 2
+    one = family("saturation:threshold=q10,q30,q50,q90,q98", 1)
+    shares: dict[float, float] = {}
+    asked = SharesOfExits(one)
+    for _ in range(PASSES):
+        for threshold in asked.at or asked._thresholds():
+            shares[threshold] = (cosines >= threshold).float().mean().item()
+        asked = SharesOfExits(one, finer(one, shares))
+        assert len(asked.at) <= 200
+    found = percentiles(one, shares)
+    assert [reached for _, reached in found.values()] == pytest.approx([10, 30, 50, 90, 98], abs=0.6)
+    for value, (_, reached) in found.items():
+        assert 100 * (cosines < float(value)).float().mean().item() == pytest.approx(reached, abs=0.01)
+    assert not caplog.records

@@ -46,7 +46,7 @@ def layers(strategy: Hash, model: ModelInfo, view: Any, texts: list[list[int]]) 
 
 @pytest.mark.parametrize(
     ("threshold", "expected"),
-    [(0.875, [8, 26]), (0.75, [8, 4]), (0.5, [6, 4]), (0.95, [28, 26]), (0.0, [4, 4]), (None, [8, 4])],
+    [(0.875, [8, 26]), (0.75, [8, 4]), (0.5, [6, 4]), (0.95, [28, 26]), (0.0, [4, 4]), (None, [8, 4]), (1.0, [28, 28])],
 )
 def test_the_last_token_decides(view: Any, model: ModelInfo, threshold: float | None, expected: list[int]) -> None:
     write(model)

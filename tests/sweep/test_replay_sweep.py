@@ -14,7 +14,7 @@ import torch
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ArtefactError, ConfigError, DataError, OptionError
 from harness.sweep.records import SweepRow
-from harness.sweep.replay_sweep import SweepRequest, SweepResult, sweep
+from harness.sweep.replay_sweep import SweepRequest, SweepResult, _not_replayed, _wanted, sweep
 from harness.training.recipes import LikelihoodHeads
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
@@ -213,6 +213,8 @@ def test_refusals_name_the_remedy(swept: Swept, tmp_path: Path) -> None:
         swept()
     with pytest.raises(ArtefactError, match=r"harness trace --model \S+ --out"):
         swept("confidence", folder=tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"free:layer=6 cannot be replayed: it learns .* Run it: `harness run"):
+        swept("free:layer=6")
     with pytest.raises(ArtefactError, match="harness train classifier"):
         swept("classifier", artefacts=str(tmp_path))
     with pytest.raises(OptionError, match="not an exit point"):
@@ -251,3 +253,12 @@ def test_generated_tokens_leave_out_what_prefill_yields(tiny_llama: Path, source
     generated = len(first["document"]) - len(traces.documents)
     assert kept == len(first["document"])
     assert result.sweep.tokens == generated
+    some = SweepRequest(("confidence",), documents="held-out")
+    others = _not_replayed(traces, _wanted(traces, some), some)
+    starts = torch.cat((torch.ones(1, dtype=torch.bool), first["document"].diff() != 0))
+    assert others.any()
+    assert not (others & starts).any()  # no strategy is asked there
+    for text in ("free:layer=6", "free:layer=6:threshold=0.2", "free:layer=6:threshold=q50"):
+        asked = SweepRequest((text,), documents="all")
+        with pytest.raises(ConfigError, match=r"free:layer=6\S* cannot be replayed: it learns .* Run it: `harness run"):
+            sweep(str(tiny_llama), tmp_path / "made", asked, artefacts=None, progress=Silent())
