@@ -13,8 +13,9 @@ import os
 import re
 import stat
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 __all__ = [
     "DEEPEST",
@@ -68,7 +69,7 @@ class DocumentError(ValueError):
     """JSON or TOML that cannot be read or is beyond the bounds; the message is a phrase that says why, in one line."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; nothing else is opened, so that no reader waits for a pipe's other end.
 
     Raises:
