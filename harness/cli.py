@@ -2,8 +2,9 @@
 
 Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds, or ``verify`` found a defect; 2 something that was
 asked for cannot be done (one line says what and the remedy, commands to paste follow it), a condition that cannot be
-judged included; 70 a defect (with its traceback); 130 interrupted; 141 the reader of stdout went away. A command is
-imported when it is called, and what is heavy inside it, so that ``--help`` and ``list`` are instant.
+judged included; 70 a defect, of the harness or of a plug-in (with its traceback); 130 interrupted; 141 the reader of
+stdout went away. A command is imported when it is called, and what is heavy inside it, so that ``--help`` and ``list``
+are instant.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from harness.commands.console import OneLine, print_defect, refuse, stderr
 from harness.commands.lazy import SETTINGS, LazyGroup
 from harness.errors import ConfigError, HarnessError
 from harness.host.wait_policy import spin_briefly
-from harness.registry import summary
+from harness.registry import plugin_at_fault, summary
 
 __all__ = ["app", "main"]
 
@@ -190,9 +191,10 @@ def main() -> None:
         where = f" {error.filename}" if error.filename else ""
         refuse(f"cannot use{where}: {error.strerror or error}. Make room, or give a path that can be used.")
         sys.exit(HarnessError.exit_code)
-    except Exception:  # a defect keeps its traceback and gets a code of its own: 1 would say that a condition holds
+    except Exception as error:  # a defect keeps its traceback and has a code of its own: 1 says that a condition holds
         print_defect()
-        refuse("this is a defect of the harness, not of your input: please report it with the lines above")
+        whose = f"{at}, not of the harness" if (at := plugin_at_fault(error)) else "the harness, not of your input"
+        refuse(f"this is a defect of {whose}: please report it with the lines above")
         sys.exit(DEFECT)
     sys.exit(code if isinstance(code, int) else 0)
 

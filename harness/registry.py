@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import traceback
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -37,10 +38,12 @@ __all__ = [
     "WEIGHTS_FORMATS",
     "Entry",
     "Registry",
+    "plugin_at_fault",
     "summary",
 ]
 
 OWN_DISTRIBUTION = "early-exit-harness"
+OWN_PACKAGES = ("harness", "reports", "strategies", "tasks")
 
 T = TypeVar("T")
 
@@ -74,11 +77,14 @@ class Registry(Generic[T]):
     Args:
         group: entry-point group, for example ``harness.strategies``.
         noun: what an entry is called in messages, for example ``strategy``.
+        kind: what is registered, in words.
+        members: what that has, so that anything else is refused when it is loaded.
     """
 
-    def __init__(self, group: str, noun: str) -> None:
+    def __init__(self, group: str, noun: str, kind: str = "", members: tuple[str, ...] = ()) -> None:
         self.group = group
         self.noun = noun
+        self._kind, self._members = kind, members
 
     @cached_property
     def _points(self) -> dict[str, EntryPoint]:
@@ -115,6 +121,15 @@ class Registry(Generic[T]):
         """Whether another project than this one registers a name."""
         return any(_distribution(point) != OWN_DISTRIBUTION for point in self._points.values())
 
+    def plugin(self, name: str) -> str:
+        """Return the other project's package that registered a name; empty for this one's.
+
+        Raises:
+            UnknownNameError: the name is not registered.
+        """
+        distribution = _distribution(self._point(name))
+        return "" if distribution == OWN_DISTRIBUTION else distribution
+
     def entry(self, name: str) -> Entry:
         """Return one entry without importing its object.
 
@@ -130,11 +145,11 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: the name is not registered.
-            RegistryError: its module cannot be imported.
+            RegistryError: its module cannot be imported, or what is there is of another kind.
         """
         point = self._point(name)
         try:
-            return cast("T", point.load())
+            found = point.load()
         except Exception as error:  # the module is anybody's code
             if _distribution(point) == OWN_DISTRIBUTION and not isinstance(error, ImportError | AttributeError):
                 raise
@@ -142,6 +157,11 @@ class Registry(Generic[T]):
                 f"the {self.noun} '{name}' of {_distribution(point)} cannot be imported ({point.value}): "
                 f"{type(error).__name__}: {error}"
             ) from error
+        if not all(hasattr(found, member) for member in self._members):
+            raise RegistryError(
+                f"the {self.noun} '{name}' of {_distribution(point)} ({point.value}) is not {self._kind}."
+            )
+        return cast("T", found)
 
     def _point(self, name: str) -> EntryPoint:
         try:
@@ -201,14 +221,23 @@ def _literal(node: ast.stmt) -> str | None:
 
 STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
 RECIPES: Registry[Any] = Registry("harness.recipes", "recipe")
-TASKS: Registry[Any] = Registry("harness.tasks", "task")
+TASKS: Registry[Any] = Registry("harness.tasks", "task", "a class of tasks", members=("__call__",))
 PROTOCOLS: Registry[Any] = Registry("harness.protocols", "protocol")
-SCORES: Registry[Any] = Registry("harness.scores", "score")
+SCORES: Registry[Any] = Registry(
+    *("harness.scores", "score", "a subclass of harness.contracts.Score that has a title"),
+    members=("__mro__", "judges_all", "title"),
+)
 MODELS: Registry[Any] = Registry("harness.models", "model")
-METERS: Registry[Any] = Registry("harness.meters", "meter")
-METRICS: Registry[Any] = Registry("harness.metrics", "metric")
-KV_POLICIES: Registry[Any] = Registry("harness.kv", "KV policy")
-HEADS: Registry[Any] = Registry("harness.heads", "head")
+METERS: Registry[Any] = Registry("harness.meters", "meter", "a class of meters", members=("__call__",))
+METRICS: Registry[Any] = Registry(
+    "harness.metrics", "metric", "a harness.contracts.Metric", members=("of_sample", "compute", "term", "parts")
+)
+KV_POLICIES: Registry[Any] = Registry(
+    "harness.kv", "KV policy", "a subclass of harness.contracts.KVPolicy", members=("facts",)
+)
+HEADS: Registry[Any] = Registry(
+    "harness.heads", "head", "a subclass of harness.contracts.CheapHead with facts", members=("facts",)
+)
 DRAFTS: Registry[Any] = Registry("harness.drafts", "draft source")
 STOPS: Registry[Any] = Registry("harness.stops", "stop rule")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
@@ -226,3 +255,28 @@ REGISTRIES: dict[str, Registry[Any]] = {
     )
 }
 """Everything that can be registered, by its plural."""
+
+
+def plugin_at_fault(error: BaseException) -> str:
+    """Return whose code raised an error where that is a plug-in's: ``PACKAGE (the strategy 'NAME')``; else nothing.
+
+    Libraries that it called are passed over: the innermost code of this project or of a plug-in's package decides.
+    Where that does not say which of several it is, the package is named alone.
+    """
+    calls = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    points = [
+        (registry.noun, point)
+        for registry in REGISTRIES.values()
+        for point in entry_points(group=registry.group)
+        if _distribution(point) != OWN_DISTRIBUTION
+    ]
+    for frame in reversed(calls):
+        module = str(frame.f_globals.get("__name__"))
+        package = module.partition(".")[0]
+        if package in OWN_PACKAGES:
+            return ""
+        if theirs := [pair for pair in points if pair[1].module.partition(".")[0] == package]:
+            made = {type(call.f_locals.get("self")).__name__ for call in calls}
+            (noun, point), *others = [pair for pair in theirs if pair[1].attr in made] or theirs
+            return _distribution(point) + ("" if others else f" (the {noun} '{point.name}')")
+    return ""

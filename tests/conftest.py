@@ -328,13 +328,13 @@ OUTSIDE = itertools.count()
 
 
 @pytest.fixture
-def plug_in(see: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+def plug_in(see: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``plug_in(name, class source)`` registers a strategy, or something of another registry, as an installed package
-    would, for one test.
+    would, for one test; returns the folder of that package.
     """
     from harness.registry import STRATEGIES, Registry
 
-    def register(name: str, source: str, registry: Registry[Any] = STRATEGIES) -> None:
+    def register(name: str, source: str, registry: Registry[Any] = STRATEGIES) -> Path:
         module = f"outside_{name}_{next(OUTSIDE)}"  # never imported before
         site = tmp_path_factory.mktemp("site")
         head = "import torch\nfrom dataclasses import dataclass\nfrom harness.contracts import Strategy\n\n"
@@ -344,6 +344,7 @@ def plug_in(see: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactor
         (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: outside-{name}\nVersion: 1.0\n")
         (facts / "entry_points.txt").write_text(f"[{registry.group}]\n{name} = {module}:Outside\n")
         see(site)
+        return site
 
     return register
 

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from harness.config import parse_strategies
+from harness.config.options import build_strategy
+from harness.registry import KV_POLICIES, METRICS, SCORES, TASKS, Registry
 from reports.leaderboard.scripts import read_script
 from tests.run_files import unseal
 
@@ -145,6 +148,77 @@ def test_one_that_breaks_on_import_is_refused_by_name(
     assert ran.code == 2
     assert ran.error.startswith("error: the strategy 'every-nth' of every-nth-exit cannot be imported (")
     assert said in ran.error
+
+
+IS_NO_SCORE = "is not a subclass of harness.contracts.Score that has a title."
+ODD = "class Outside:\n    'Odd.'"
+
+
+@pytest.mark.parametrize(
+    ("registry", "source", "said"),
+    [
+        (SCORES, ODD, IS_NO_SCORE),
+        (SCORES, "from harness.contracts import Score\nclass Outside(Score):\n    'Odd.'", IS_NO_SCORE),
+        (
+            SCORES,
+            "from harness.contracts import Score\nOutside = type('Odd', (Score,), {'title': 'odd'})()",
+            IS_NO_SCORE,
+        ),
+        (METRICS, "Outside = 5", "is not a harness.contracts.Metric."),
+        (TASKS, "Outside = 5", "is not a class of tasks."),
+        (KV_POLICIES, ODD, "is not a subclass of harness.contracts.KVPolicy."),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_by_name(
+    plug_in: Callable[..., Path], cli: Command, registry: Registry[Any], source: str, said: str
+) -> None:
+    plug_in("odd", source, registry)
+    ran = cli("show", "odd")
+    assert ran.code == 2
+    assert ran.err.startswith(f"error: the {registry.noun} 'odd' of outside-odd (outside_odd_")
+    assert ran.err.endswith(f":Outside) {said}\n")
+
+
+RAISES = """
+@dataclass(frozen=True)
+class Outside(Strategy):
+    def should_exit(self, view):
+        torch.zeros(2).reshape(3)
+"""
+
+
+def test_an_error_of_its_strategy_is_its_defect(plug_in: Callable[..., Path], tiny_run: Command) -> None:
+    plug_in("boom", RAISES)
+    ran = tiny_run("--strategy", "boom")
+    assert ran.code == 70
+    assert "RuntimeError: shape '[3]' is invalid" in ran.err
+    assert ran.err.splitlines()[-1].startswith(
+        "error: this is a defect of outside-boom (the strategy 'boom'), not of the harness: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "example"),
+    [
+        ("n: tuple[int, ...] = (1, 2)", "odd"),
+        ("note: str = 'a b'", "odd"),
+        ("note: str = ''", "odd"),
+        ("n: 'int | None' = None", "odd"),
+        ("flag: bool = False", "odd:flag=False"),
+        ("first: int; second: int; third: int = 3", "odd:first=…:second=…"),
+    ],
+)
+def test_the_example_that_is_shown_can_be_run(
+    plug_in: Callable[..., Path], cli: Command, fields: str, example: str
+) -> None:
+    plug_in(
+        "odd", f"@dataclass(frozen=True)\nclass Outside(Strategy):\n    {fields}\n    def should_exit(self, view): ..."
+    )
+    ran = cli("show", "odd")
+    assert ran.code == 0, ran.err
+    assert ran.out.rstrip().endswith(f"\nharness run --strategy {example}")
+    if "…" not in example:
+        build_strategy(*parse_strategies(example))
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +375,29 @@ def test_reports_of_many_runs_and_the_site_show_it_too(run: Path, forked: Shell)
         ran = forked(*command, cwd=run.parent)
         assert ran.returncode == 0, ran.stderr
     assert "pip install every-nth-exit==1.0" in (run.parent / "report" / "report.md").read_text()
+
+
+def test_a_score_that_fails_is_left_out_and_named(run: Path, plug_in: Callable[..., Path], forked: Shell) -> None:
+    source = """
+    from harness.contracts import Score
+    class Outside(Score):
+        title = "odd"
+        def corpus(self, pairs, language):
+            return {}["x"]
+    """
+    ran = forked("report", run, "--json", cwd=run.parent, **seeing(plug_in("odd", source, SCORES)))
+    assert ran.returncode == 0, ran.stderr
+    assert "not shown: the score 'odd' of outside-odd fails: KeyError: 'x'." in json.loads(ran.stdout)["notes"]
+
+
+def test_a_metric_that_fails_is_no_damage(run: Path, plug_in: Callable[..., Path], forked: Shell) -> None:
+    source = """
+    from harness.contracts import Metric
+    Outside = Metric(name="odd", header="odd", meaning="odd", of_sample=lambda sample: {}["x"])
+    """
+    ran = forked("report", run, cwd=run.parent, **seeing(plug_in("odd", source, METRICS)))
+    assert ran.returncode == 2
+    assert "outside-odd (the metric 'odd') fails (KeyError: 'x'). The run is intact." in ran.stderr
 
 
 def test_of_a_run_without_records_of_packages_the_names_are_said(run: Path, forked: Shell) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from harness.api.columns import TRACE, TracedExit, frame
 from harness.api.generation import Completion, Stream
 from harness.appearance.visible_text import one_line
 from harness.config import BASELINE, RunConfig, parse_all
-from harness.config.decode import DRAFT_MAX, parse_decode
-from harness.config.model import ModelConfiguration
+from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, parse_decode
+from harness.config.model import Configuration, ModelConfiguration, Seed
 from harness.config.stops import NO_STOP, build_stop
 from harness.config.strategies import as_strategy
 from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
@@ -29,6 +32,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Model", "load"]
+
+
+class LoadOptions(ModelConfiguration):
+    """Arguments of :func:`load`."""
+
+    seed: Seed = 0
+
+
+class GenerateOptions(Configuration):
+    """Arguments of :meth:`Model.generate` as a run has them, checked whether they have an effect or not."""
+
+    kv: str
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    stop_rule: str
+    seed: Seed
+    decode: str | None
+    draft_max: DraftMax
+    draft_head: DraftHead
 
 
 def load(
@@ -66,11 +87,11 @@ def load(
 
     given = {
         "model": str(model), "weights": weights, "dtype": dtype, "exit_points": exit_points, "exit_head": exit_head,
-        "artefacts": None if artefacts is None else str(artefacts), "device": device, "threads": threads,
+        "artefacts": None if artefacts is None else str(artefacts), "device": device, "threads": threads, "seed": seed,
     }  # fmt: skip
-    config = ModelConfiguration.build(given | ({} if weights_format is None else {"weights_format": weights_format}))
+    config = LoadOptions.build(given | ({} if weights_format is None else {"weights_format": weights_format}))
     where = resolve_device(config.device)
-    request = config.request(seed)
+    request = config.request(config.seed)
     resolved = resolve(request if weights_format is not None else replace(request, weights_format=None))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -166,18 +187,19 @@ class Model:
         """Return an iterator over the tokens that :meth:`generate` makes, each when it is decoded, or verified; same
         arguments.
         """
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens = {max_new_tokens}: give 1 or more.")
-        point = self._point(strategy, kv, decode, draft_max, draft_head, stop_rule)
-        texts = (stop,) if isinstance(stop, str) else tuple(stop)
-        if "" in texts:
-            raise ConfigError("stop = '': give the text that ends a completion, or nothing.")
-        return Stream(self._engine, self.loaded.tokenizer, self._read(text), point, max_new_tokens, texts, seed)
+        options = GenerateOptions(
+            kv=kv, max_new_tokens=max_new_tokens, stop_rule=stop_rule, seed=seed, decode=decode, draft_max=draft_max,
+            draft_head=draft_head,
+        )  # fmt: skip
+        texts = _stop_texts(stop)
+        prompt, point = self._read(text), self._point(strategy, options)
+        return Stream(self._engine, self.loaded.tokenizer, prompt, point, options.max_new_tokens, texts, options.seed)
 
     def trace(self, text: str | Sequence[int]) -> pd.DataFrame:
         """Return what every exit says of a text: one row per token and exit, full depth being the last one.
 
         Raises:
+            ConfigError: it is neither a text nor token ids.
             ModelError: it is empty, or longer than the model's positions.
         """
         token_ids = self._read(text)
@@ -200,7 +222,7 @@ class Model:
                 )  # fmt: skip
 
     def _read(self, text: str | Sequence[int]) -> list[int]:
-        token_ids = self.loaded.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        token_ids = self.loaded.tokenizer.encode(_whole(text)) if isinstance(text, str) else _token_ids(text)
         if not token_ids:
             raise ModelError("the prompt is empty. Give the text to continue.")
         if isinstance(text, str):
@@ -208,29 +230,49 @@ class Model:
         self._engine.check([token_ids], [0])
         return token_ids
 
-    def _point(
-        self,
-        strategy: str | Strategy | type[Strategy],
-        kv: str,
-        decode: str | None,
-        draft_max: int,
-        draft_head: str,
-        stop_rule: str,
-    ) -> OperatingPoint:
+    def _point(self, strategy: str | Strategy | type[Strategy], options: GenerateOptions) -> OperatingPoint:
         given = strategy if isinstance(strategy, str) else as_strategy(strategy)
         built = build_all(parse_all([given]))
         if len(built) != 1:
             raise ConfigError(f"'{strategy}' is {len(built)} operating points, and one can generate. Give one value.")
-        policies = RunConfig.build({"kv": kv}).kv_policies
+        policies = RunConfig.build({"kv": options.kv}).kv_policies
         if len(policies) > 1:
-            raise ConfigError(f"kv = '{kv}' is {len(policies)} policies, and one can generate. Give one.")
+            raise ConfigError(f"kv = '{options.kv}' is {len(policies)} policies, and one can generate. Give one.")
         ((spec, one),) = built
-        how = parse_decode(one.default_decode if decode is None else decode)
-        lossless = drafting(how, draft_max, draft_head, one, self.info)
+        how = parse_decode(one.default_decode if options.decode is None else options.decode)
+        lossless = drafting(how, options.draft_max, options.draft_head, one, self.info)
         # A strategy's own policy may keep nothing to be verified.
         own = None if lossless is None else Strategy.default_kv
-        stop = build_stop(stop_rule)
+        stop = build_stop(options.stop_rule)
         if stop is not None:
             stop.check(self.info, "")
         kept = policies[0] if policies else own
         return operating_point(spec, one, self.info, kept, decode=how, lossless=lossless, stop=stop)
+
+
+def _stop_texts(stop: Any) -> tuple[str, ...]:
+    texts = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Sequence | Set) else (stop,)
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ConfigError(f"stop = {text!r}: give the text that ends a completion, a list of such, or nothing.")
+    return texts
+
+
+def _whole(text: str) -> str:
+    """Return a text that can be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"character {error.start} of the prompt is half of a surrogate pair. Omit it.") from None
+    return text
+
+
+def _token_ids(given: Any) -> list[int]:
+    """Return token ids, those of an array or a tensor, too, as Python's integers."""
+    try:
+        if isinstance(given, bytes | bytearray):
+            raise TypeError
+        return [index(token_id) for token_id in given]
+    except TypeError:
+        shown = repr(given) if len(repr(given)) <= 60 else f"{repr(given)[:60]}…"
+        raise ConfigError(f"text = {shown}: give the prompt as one text, or its token ids as whole numbers.") from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness.api.columns import SAMPLES, TOKENS, RecordedToken, frame
 from harness.appearance.visible_text import one_line
 from harness.config import RunConfig
+from harness.errors import ConfigError
 from harness.records import Manifest, SampleRecord
 from harness.records.summary import Summary
 from harness.running.reading import read_run
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Run", "read", "run"]
 
 
-def run(config: RunConfig, *, resume: Path | None = None) -> pd.DataFrame:
+def run(config: RunConfig, *, resume: str | Path | None = None) -> pd.DataFrame:
     """Run a configuration and return one row per task × operating point.
 
     ``attrs["run_dir"]`` of the frame says where its files are, ``attrs["notes"]`` what stands under its tables.
@@ -35,7 +36,9 @@ def run(config: RunConfig, *, resume: Path | None = None) -> pd.DataFrame:
     Raises:
         HarnessError: the run cannot be made, or could not go on.
     """
-    result = execute(config, resume=resume)
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"{type(config).__name__} is no RunConfig: give one, as harness.RunConfig(limit=4).")
+    result = execute(config, resume=None if resume is None else Path(resume))
     return _rows(result.summary, result.directory)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,9 +13,10 @@ from harness.errors import UnknownNameError
 from harness.registry import PROTOCOLS, REGISTRIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from harness.appearance.terminal import Console
+    from harness.config.options import OptionFacts
     from harness.contracts import Metric, Score
 
 __all__ = ["list_", "show"]
@@ -209,5 +211,13 @@ def _show_options(console: Console, noun: str, name: str) -> None:
         table.add_row(*map(escape, (fact.name, fact.kind, fact.limits, default, fact.description)))
     console.print()
     console.print(table)
-    example = "" if facts[0].default is None else f":{facts[0].name}={facts[0].default}"
-    console.print(f"\n[dim]harness run {escape(_EXAMPLES[noun] + name + example)}[/]")
+    console.print(f"\n[dim]harness run {escape(_EXAMPLES[noun] + name + _example(facts))}[/]")
+
+
+def _example(facts: Sequence[OptionFacts]) -> str:
+    """Return the options of an example that a run takes: those that are needed, else the first one's default."""
+    if needed := [fact.name for fact in facts if fact.required]:
+        return "".join(f":{option}=…" for option in needed)
+    first, default = facts[0].name, facts[0].default
+    plain = isinstance(default, int | float) or (isinstance(default, str) and re.fullmatch(r"[\w./-]+", default))
+    return f":{first}={default}" if plain else ""

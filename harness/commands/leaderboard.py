@@ -92,6 +92,7 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
         What was left out, and what was added without a rank, both with reasons; and the number of doubles.
     """
     from harness.commands.progress import TrainingProgress
+    from harness.registry import plugin_at_fault
     from harness.running.read_ahead import read_ahead
     from harness.running.reading import DAMAGE
 
@@ -113,7 +114,8 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
                 refused.append((source, one_line(str(error))))
             except DAMAGE as error:  # met by one run of many: the others are published, and it is named
                 what = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
-                reason = f"{source} cannot be understood ({what}); leave it out, and report it as a defect"
+                whose = f" of {at}" if (at := plugin_at_fault(error)) else ""
+                reason = f"{source} cannot be understood ({what}); leave it out, and report it as a defect{whose}"
                 refused.append((source, reason))
             progress.step(done)
     return refused, marked, double

@@ -15,9 +15,9 @@ from pydantic import AfterValidator, Field
 
 from harness.config.options import build, option_value
 from harness.config.texts import parse_named
-from harness.contracts import KVPolicy, Lossless
-from harness.errors import ConfigError, OptionError, did_you_mean
-from harness.registry import DRAFTS, KV_POLICIES
+from harness.contracts import FULL_HEAD, HeadChoice, KVPolicy, Lossless
+from harness.errors import ConfigError, OptionError, UnknownNameError, did_you_mean
+from harness.registry import DRAFTS, HEADS, KV_POLICIES
 
 __all__ = [
     "DRAFT_MAX",
@@ -162,7 +162,7 @@ def draft_limit(value: object) -> int:
     try:
         limit: int = option_value(DraftMax, value)
     except ValueError as error:
-        raise OptionError(f"draft_max = {str(value)[:60]} is not allowed: {error}.") from None
+        raise OptionError(f"draft_max = {str(value)[:60] or repr('')} is not allowed: {error}.") from None
     return limit
 
 
@@ -206,8 +206,17 @@ def _buildable(text: str) -> str:
 DecodeText: TypeAlias = Annotated[str, AfterValidator(_buildable)]
 """A decode spec in a configuration, checked."""
 
+
+def _known_head(text: str) -> str:
+    name = HeadChoice.of(text).name
+    if text != "auto" and name != FULL_HEAD and name not in HEADS:
+        raise UnknownNameError("head", text, ["auto", FULL_HEAD, *HEADS.names()])
+    return text
+
+
 DraftHead: TypeAlias = Annotated[
     str,
+    AfterValidator(_known_head),
     Field(
         description="What reads the tokens that exits draft: full, NAME or NAME/SIZE of `harness list heads`, or auto, "
         "a trained one if the model has it. Verification reads the LM head."

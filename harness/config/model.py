@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.config.device_map import DeviceMap
 from harness.config.placeholder import Placeholder
@@ -46,17 +46,39 @@ DEFAULT_MODEL = "smollm2-135m"
 class RefusedValueError(ConfigError):
     """A configuration that pydantic refuses, in one line.
 
+    Args:
+        error: what pydantic says.
+        values: of the configuration, as they were given.
+
     Attributes:
         name: of the option; empty where options contradict one another.
         value: as it was given.
         reason: a phrase without its period.
     """
 
-    def __init__(self, error: ValidationError) -> None:
+    def __init__(self, error: ValidationError, values: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         self.name = str(first["loc"][0]) if first["loc"] else ""
         self.value, self.reason = first["input"], complaint(error).replace("tuple", "list")  # files have lists
-        super().__init__(f"{self.name} = {self.value!r}: {self.reason}." if self.name else f"{self.reason}.")
+        where, missing = _place(first["loc"], values), first["type"] == "missing"
+        if missing:
+            where = ".".join(filter(None, (where, str(first["loc"][-1]))))
+        elif first["type"] in ("list_type", "tuple_type"):
+            self.reason += f": write [[{where}]]" if isinstance(self.value, Mapping) else f", such as [{self.value!r}]"
+        shown = where if missing else f"{where} = {self.value!r}"
+        super().__init__(f"{shown}: {self.reason}." if where else f"{self.reason}.")
+
+
+def _place(loc: Iterable[int | str], values: Mapping[str, Any]) -> str:
+    """Return where a value stands, as ``grid.model`` or ``tasks[1]``, without pydantic's names of a union's parts."""
+    place, value = "", values
+    for part in loc:
+        try:
+            value = value[part]  # type: ignore[index]
+        except (LookupError, TypeError):
+            continue
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else part
+    return place
 
 
 class Configuration(BaseModel):
@@ -85,7 +107,7 @@ class Configuration(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise RefusedValueError(error) from None
+            raise RefusedValueError(error, values) from None
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
@@ -131,6 +153,12 @@ def limits(metadata: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(f"{sign} {value}" for sign, value in pairs if value is not None))
 
 
+def _one(task: str) -> str:
+    if "," in task:
+        raise ValueError("give each task by itself: --task NAME --task NAME, in a file a list")
+    return task
+
+
 ModelName = Annotated[str, Field(min_length=1, description="Catalogue name, hub id or folder.")]
 Artefacts = Annotated[
     str | None,
@@ -141,7 +169,7 @@ Threads = Annotated[int | None, Field(ge=1, le=1024, description="CPU threads. D
 Folder = Annotated[Path, Placeholder("DIR")]
 File = Annotated[Path, Placeholder("FILE")]
 OperatingPoint = Annotated[str, Placeholder("SPEC")]
-TaskName = Annotated[str, Placeholder("TASK")]
+TaskName = Annotated[str, Placeholder("TASK"), AfterValidator(_one)]
 Source = Annotated[str, Placeholder("SOURCE")]
 
 

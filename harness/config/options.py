@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from harness.config.model import limits
 from harness.config.strategies import StrategySpec
 from harness.contracts import Strategy
-from harness.errors import OptionError, RegistryError, complaint, did_you_mean
+from harness.errors import OptionError, RegistryError, complaint, did_you_mean, reason
 from harness.registry import DRAFTS, STOPS, STRATEGIES, Registry
 
 __all__ = [
@@ -42,6 +42,8 @@ _PROMISES = {
 }
 """What has options: group → base class, and what a class must have."""
 
+_OF_SEVERAL = (dict, frozenset, list, set, tuple)
+
 
 @dataclass(frozen=True, slots=True)
 class OptionFacts:
@@ -51,8 +53,9 @@ class OptionFacts:
         name: option name.
         kind: type name, for example ``float``; of a choice what can be chosen.
         limits: allowed range in words; empty when there is none.
-        default: default value, ``None`` when it must be given.
+        default: default value; ``None`` where there is none, too.
         description: what it means.
+        required: whether it has no default.
     """
 
     name: str
@@ -60,6 +63,7 @@ class OptionFacts:
     limits: str
     default: Any
     description: str
+    required: bool = False
 
 
 def option_value(annotation: Any, value: object) -> Any:
@@ -97,7 +101,8 @@ def build(registry: Registry[Any], name: str, options: Iterable[tuple[str, objec
 
     Raises:
         UnknownNameError: no such name.
-        OptionError: no such option, a value out of range, or one without a default that is not given.
+        OptionError: no such option, a value out of range, one without a default that is not given, or options that do
+            not go together (the class raises a ``ValueError``).
         RegistryError: what is registered is no dataclass, or lacks what its kind promises.
     """
     cls = _class(registry, name)
@@ -111,16 +116,20 @@ def build(registry: Registry[Any], name: str, options: Iterable[tuple[str, objec
         try:
             values[option] = option_value(hints[option], given)
         except ValueError as error:
+            annotation = FieldInfo.from_annotation(hints[option]).annotation
+            if isinstance(given, str) and (get_origin(annotation) or annotation) in _OF_SEVERAL:
+                raise OptionError(
+                    f"{name}:{option}={given} is not allowed: {option} holds several values ({annotation}), and what "
+                    "is written gives an option one. Leave it out, or set it in Python."
+                ) from None
             raise OptionError(f"{name}:{option}={given} is not allowed: {error}. See `harness show {name}`.") from None
-    missing = [
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.init and field.name not in values
-        and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]  # fmt: skip
+    missing = [field.name for field in dataclasses.fields(cls) if _is_required(field) and field.name not in values]
     if missing:
         raise OptionError(f"{registry.noun} '{name}' needs {', '.join(missing)}. See `harness show {name}`.")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise OptionError(f"{registry.noun} '{name}' refuses its options: {reason(error)}.") from error
 
 
 def effective_options(built: Any) -> dict[str, Any]:
@@ -142,7 +151,8 @@ def option_facts(name: str, registry: Registry[Any] = STRATEGIES) -> list[Option
         kind = " | ".join(filter(None, get_args(info.annotation))) if get_origin(info.annotation) is Literal else ""
         kind = kind or getattr(info.annotation, "__name__", str(info.annotation))
         default = None if field.default is dataclasses.MISSING else field.default
-        facts.append(OptionFacts(field.name, kind, limits(info.metadata), default, info.description or ""))
+        given = (field.name, kind, limits(info.metadata), default, info.description or "")
+        facts.append(OptionFacts(*given, required=_is_required(field)))
     return facts
 
 
@@ -156,6 +166,10 @@ def option_range(name: str, option: str) -> tuple[float, float] | None:
     pieces = FieldInfo.from_annotation(hint).metadata if hint is not None else []
     ends = [next((getattr(p, end) for p in pieces if getattr(p, end, None) is not None), None) for end in ("ge", "le")]
     return (float(ends[0]), float(ends[1])) if ends[0] is not None and ends[1] is not None else None
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _fields(cls: Any) -> list[dataclasses.Field[Any]]:

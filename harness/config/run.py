@@ -184,7 +184,7 @@ class RunConfig(ModelConfiguration):
         """Take ``none,propagate`` apart; a list of one is that one."""
         if isinstance(value, str) and "," in value:
             value = [part.strip() for part in value.split(",")]
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
             return value
         once = tuple(dict.fromkeys(value))
         if not once:

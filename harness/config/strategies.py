@@ -93,6 +93,11 @@ def parse_strategies(text: str, *, in_run: bool = False) -> list[StrategySpec]:
     name, _, rest = written.partition(":")
     if not name.strip():
         raise ConfigError(f"--strategy '{text}' names no strategy. Write NAME or NAME:option=value.")
+    if re.search("[=,;]", name):
+        raise ConfigError(
+            f"--strategy '{text}' cannot be read at '{name.strip()}'. Write NAME:option=value[,value…], and give each "
+            "strategy by itself: --strategy NAME --strategy NAME, in a file a list."
+        )
     choices: dict[str, list[str]] = {}
     current: str | None = None
     for group in _groups(rest):
@@ -142,8 +147,10 @@ def as_strategy(given: Any) -> Strategy:
     name = getattr(given if isinstance(given, type) else type(given), "__name__", "")
     frozen = getattr(getattr(given, "__dataclass_params__", None), "frozen", False)
     if not frozen or not hasattr(given, "should_exit"):
+        is_plain = type(given).__module__ == "builtins" and not isinstance(given, type)
+        shown = repr(given)[:60] if is_plain else name
         raise ConfigError(
-            f"{name} is no strategy: give NAME[:option=value], or a frozen dataclass that subclasses "
+            f"{shown} is no strategy: give NAME[:option=value], or a frozen dataclass that subclasses "
             "harness.contracts.Strategy and has should_exit."
         )
     if isinstance(given, type):

@@ -18,6 +18,7 @@ from harness.host import environment
 from harness.host.foreign_files import real_path
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
+from harness.registry import plugin_at_fault
 from harness.running.kept_summaries import kept_summary
 from harness.running.plugins import absent_plugins
 from harness.running.read_ahead import read_ahead
@@ -88,6 +89,11 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep:
     except HarnessError as error:
         raise StoreError(f"{path}: {error}") from None
     except DAMAGE as error:
+        if package := plugin_at_fault(error):
+            raise StoreError(
+                f"{path} cannot be summarised: {package} fails ({type(error).__name__}: {error}). The run is intact. "
+                "Mend or uninstall that package."
+            ) from error
         raise StoreError(
             f"{path} cannot be understood ({type(error).__name__}: {error}): its records are damaged. {REMEDY}"
         ) from error

@@ -19,6 +19,7 @@ from functools import cache
 from typing import IO, Any
 
 from harness.contracts import Completion, Score
+from harness.errors import HarnessError, is_out_of_memory, reason
 from harness.host.interpreter import fresh_interpreter
 from harness.host.processor import core_count
 from harness.registry import SCORES
@@ -32,15 +33,26 @@ SERIAL_SAMPLES = 4_000
 """Fewer samples than this are scored here: a process takes a second to start and scores some 2,000 in that time."""
 
 Scores = dict[str, float | None]
+Found = dict[str, float | str | None]
+"""Scores of a corpus, with what is wrong in place of one that fails."""
 
 
 def score_sample(completion: Completion) -> Scores:
-    """Return every score that is defined for one completion, by name; ``None`` where it has no value here."""
-    return {
-        name: None if score.unavailable() else _defined(score.sample(completion))
-        for name, score in _scores(completion.language).items()
-        if score.scores_samples and score.judges(completion)
-    }
+    """Return every score that is defined for one completion, by name; ``None`` where it has no value here.
+
+    Raises:
+        ValueError: a plug-in's score fails; names it and its package.
+    """
+    found: Scores = {}
+    for name, score in _scores(completion.language).items():
+        try:
+            if score.scores_samples and score.judges(completion):
+                found[name] = None if score.unavailable() else _defined(score.sample(completion))
+        except Exception as error:
+            if wrong := _wrong(name, error):
+                raise ValueError(wrong) from error
+            raise
+    return found
 
 
 def score_names(languages: Iterable[str]) -> list[str]:
@@ -66,7 +78,7 @@ class CorpusScores:
     """The scores of known corpora, as the callback that reports ask for them.
 
     Args:
-        corpora: what will be asked about.
+        corpora: what will be asked about. A plug-in's score that fails on one has no value there.
         processes: how many to use at most; default: the processor cores this process may use.
 
     Raises:
@@ -78,18 +90,20 @@ class CorpusScores:
         self._languages = {corpus.language for corpus in corpora}
 
     def missing(self) -> tuple[str, ...]:
-        """Return which scores of the known corpora cannot be computed here; see :func:`missing_scores`."""
-        return missing_scores(self._languages)
+        """Return which scores of the known corpora cannot be computed here, and which fail, a sentence per reason."""
+        values = (value for scores in self._scores.values() for value in scores.values())
+        wrong = dict.fromkeys(f"not shown: {value}." for value in values if isinstance(value, str))
+        return (*missing_scores(self._languages), *wrong)
 
     def __call__(self, language: str, texts: Sequence[str], references: Sequence[str]) -> Scores:
         """Return the scores of one corpus; one that was not announced is scored now."""
         corpus = Corpus(language, tuple(texts), tuple(references))
         if corpus not in self._scores:
             self._scores[corpus] = _score(corpus)
-        return self._scores[corpus]
+        return {name: None if isinstance(value, str) else value for name, value in self._scores[corpus].items()}
 
 
-def score_corpora(corpora: Sequence[Corpus], processes: int | None = None) -> list[Scores]:
+def score_corpora(corpora: Sequence[Corpus], processes: int | None = None) -> list[Found]:
     """Return the scores of each corpus; the same as scoring them one after the other.
 
     Arguments and errors as :class:`CorpusScores`.
@@ -98,7 +112,7 @@ def score_corpora(corpora: Sequence[Corpus], processes: int | None = None) -> li
     if processes < 2 or sum(len(corpus.texts) for corpus in corpora) < SERIAL_SAMPLES:
         return [_score(corpus) for corpus in corpora]
     shares = _shares(corpora, processes)
-    found: dict[int, Scores] = {}
+    found: dict[int, Found] = {}
     workers: list[_Worker] = []
     try:
         workers = [_Worker([corpora[index] for index in share]) for share in shares[1:]]
@@ -125,7 +139,7 @@ class _Worker:
                 "harness.running.scoring", stdin=task, stdout=self._output, stderr=self._errors
             )
 
-    def results(self) -> list[Scores] | None:
+    def results(self) -> list[Found] | None:
         """Wait; return one result per corpus, or ``None``, with a warning, when the process failed."""
         if code := self._process.wait():
             self._errors.seek(0)
@@ -134,7 +148,7 @@ class _Worker:
             logger.warning("a scoring process ended with exit code %d (%s); its share is scored here", code, reason)
             return None
         self._output.seek(0)
-        results: list[Scores] = json.loads(self._output.read().rpartition(b"\n")[2])  # behind what start-up printed
+        results: list[Found] = json.loads(self._output.read().rpartition(b"\n")[2])  # behind what start-up printed
         return results
 
     def close(self) -> None:
@@ -156,13 +170,26 @@ def _shares(corpora: Sequence[Corpus], count: int) -> list[list[int]]:
     return shares
 
 
-def _score(corpus: Corpus) -> Scores:
+def _score(corpus: Corpus) -> Found:
     pairs = tuple(zip(corpus.texts, corpus.references, strict=True))
-    return {
-        name: None if score.unavailable() else _defined(score.corpus(pairs, corpus.language))
-        for name, score in _scores(corpus.language).items()
-        if score.scores_corpora
-    }
+    found: Found = {}
+    for name, score in _scores(corpus.language).items():
+        try:
+            if score.scores_corpora:
+                found[name] = None if score.unavailable() else _defined(score.corpus(pairs, corpus.language))
+        except Exception as error:
+            if not (wrong := _wrong(name, error)):
+                raise
+            found[name] = wrong
+    return found
+
+
+def _wrong(name: str, error: Exception) -> str:
+    """Return what is wrong with a plug-in's score that raised; nothing for our own, a refusal or a lack of memory."""
+    package = SCORES.plugin(name)
+    if not package or isinstance(error, HarnessError) or is_out_of_memory(error):
+        return ""
+    return f"the score '{name}' of {package} fails: {reason(error)}"
 
 
 def _defined(value: float | None) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -167,12 +168,32 @@ class NotFrozen:
         ({"kv": "none,skip"}, ConfigError, "kv = 'none,skip' is 2 policies"),
         ({"decode": "loseless"}, ConfigError, "decode = 'loseless' cannot be read. Did you mean 'lossless'"),
         ({"decode": "lossless+lokup"}, UnknownNameError, "Did you mean 'lookup'"),
-        ({"decode": "lossless", "draft_max": 0}, OptionError, "draft_max = 0 is not allowed"),
+        (
+            {"decode": "lossless", "draft_max": 0},
+            ConfigError,
+            "draft_max = 0: input should be greater than or equal to 1",
+        ),
+        ({"draft_max": -5}, ConfigError, "draft_max = -5: input"),
+        ({"draft_head": "foo"}, UnknownNameError, "unknown head 'foo'"),
+        ({"draft_head": "foo", "decode": "lossless"}, UnknownNameError, "unknown head 'foo'"),
+        ({"strategy": "random", "seed": -1}, ConfigError, "seed = -1: input"),
+        ({"strategy": "random", "seed": 2**40}, ConfigError, "seed = 1099511627776: input"),
+        ({"decode": 5}, ConfigError, "decode = 5: input"),
+        ({"stop_rule": None}, ConfigError, "stop_rule = None: input"),
+        ({"strategy": 5}, ConfigError, "5 is no strategy: give NAME"),
         ({"decode": "lossless", "kv": "skip"}, OptionError, "under --kv skip none do. Use --kv recompute"),
-        ({"max_new_tokens": 0}, ConfigError, "max_new_tokens = 0: give 1 or more"),
+        ({"max_new_tokens": 0}, ConfigError, "max_new_tokens = 0: input should be greater than or equal to 1"),
+        ({"max_new_tokens": 2.5}, ConfigError, "max_new_tokens = 2.5: input should be a valid integer"),
         ({"max_new_tokens": 999}, ModelError, "has 256"),
         ({"stop": ("\n", "")}, ConfigError, "stop = '': give the text"),
+        ({"stop": 5}, ConfigError, "stop = 5: give the text"),
+        ({"stop": [b"x"]}, ConfigError, "stop = b'x': give the text"),
         ({"text": ""}, ModelError, "the prompt is empty"),
+        ({"text": "a\ud800"}, ConfigError, "character 1 of the prompt is half of a surrogate pair"),
+        ({"text": ["a", "b"]}, ConfigError, r"text = \['a', 'b'\]: give the prompt as one text"),
+        ({"text": [1.5]}, ConfigError, r"text = \[1.5\]: give the prompt as one text"),
+        ({"text": b"ab"}, ConfigError, "text = b'ab': give the prompt as one text"),
+        ({"text": None}, ConfigError, "text = None: give the prompt as one text"),
         ({"text": [1, 320]}, ModelError, "320 is no token of"),
     ],
 )
@@ -188,11 +209,19 @@ def test_what_cannot_be_generated(model: Model, given: dict[str, Any], error: ty
         ({"dtype": "float8"}, "dtype = 'float8'"),
         ({"device": "tpu"}, "device 'tpu'"),
         ({"weights": "tuned"}, "there is no adapter"),
+        ({"weights": "random", "seed": -1}, "seed = -1: input"),
     ],
 )
 def test_what_cannot_be_loaded(tiny_llama: Path, given: dict[str, Any], said: str) -> None:
     with pytest.raises(HarnessError, match=said):
         harness.load(tiny_llama, **given)
+
+
+def test_token_ids_may_be_of_an_array_or_a_tensor(model: Model) -> None:
+    token_ids = model.loaded.tokenizer.encode(PROMPT)
+    expected = model.generate(token_ids, max_new_tokens=3).tokens.token_id.tolist()
+    for given in (tuple(token_ids), np.array(token_ids), torch.tensor(token_ids)):
+        assert model.generate(given, max_new_tokens=3).tokens.token_id.tolist() == expected
 
 
 # ------------------------------------------------------------------------------------------------ trace

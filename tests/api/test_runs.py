@@ -82,6 +82,11 @@ def test_frames_say_what_the_files_say(config: dict[str, Any]) -> None:
     assert repr(run) == f"{config['out']}: {rows.model[0]} on py150, 2 operating points"
 
 
+def test_what_is_no_configuration_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^dict is no RunConfig: give one, as harness\.RunConfig\(limit=4\)\.$"):
+        harness.run({"limit": -1})  # type: ignore[arg-type]
+
+
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"manifest\.json"):
         harness.read(tmp_path)

@@ -9,8 +9,9 @@ import pytest
 
 from harness.config import RunConfig, StrategySpec, demo_strategies, parse_all, parse_strategies
 from harness.config.options import build_strategy, effective_options, option_facts
-from harness.errors import ConfigError, OptionError
+from harness.errors import ConfigError, HarnessError, OptionError
 from harness.registry import STRATEGIES
+from harness.study.grid import StudyConfig
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,24 @@ def test_what_is_written_expands(text: str, expanded: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":x=1", "a:x", "a:x=", "a:=1", "a:1,x=2", "a:x=1,,2", "a:x=1:x=2", "a:x=1:", "a::"]
+    "text",
+    [
+        "a,b",
+        "a;b:x=1",
+        "a(x=1)",
+        "a x=1",
+        "a,x=1",
+        "",
+        ":x=1",
+        "a:x",
+        "a:x=",
+        "a:=1",
+        "a:1,x=2",
+        "a:x=1,,2",
+        "a:x=1:x=2",
+        "a:x=1:",
+        "a::",
+    ],
 )
 def test_what_cannot_be_read_is_refused_with_the_text(text: str) -> None:
     with pytest.raises(ConfigError) as refusal:
@@ -95,6 +113,9 @@ def test_a_configuration_cannot_be_changed_or_extended() -> None:
         ("tdp_w", 0),
         ("tdp_w", float("nan")),
         ("tasks", ["py150", 3]),
+        ("kv", [["none"]]),
+        ("weights_format", [["fp16"]]),
+        ("draft_head", "int8/x"),
     ],
 )
 def test_a_refusal_names_key_and_value_in_one_line(key: str, value: Any) -> None:
@@ -104,6 +125,40 @@ def test_a_refusal_names_key_and_value_in_one_line(key: str, value: Any) -> None
     assert message.startswith(key)
     assert "\n" not in message
     assert "pydantic" not in message
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"grid": {"model": "a"}}, "grid.model = 'a': input should be a valid list, such as ['a']."),
+        ({"grid": {"seed": [0]}, "run": 5}, "run = 5: input should be a valid dictionary."),
+        ({"step": {"name": "t"}}, "step = {'name': 't'}: input should be a valid list: write [[step]]."),
+        ({"step": [{"name": "t"}]}, "command: field required."),
+    ],
+)
+def test_a_value_within_a_table_is_named_by_its_place(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        StudyConfig.build(values)
+    assert str(refusal.value) == said
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"tasks": "py150"}, "tasks = 'py150': input should be a valid list, such as ['py150']."),
+        ({"tasks": ["py150", 3]}, "tasks[1] = 3: input should be a valid string."),
+        ({"tasks": ["py150,javacorpus"]}, "tasks[0] = 'py150,javacorpus': give each task by itself: --task NAME"),
+        ({"draft_max": "4,"}, "draft_max = '' is not allowed: "),
+        ({"draft_head": "auto/3"}, "unknown head 'auto/3'. Did you mean 'auto'?"),
+        ({"kv": ["none", 3]}, "kv = ['none', 3]: input should be a valid string."),
+        ({"strategies": [["full"]]}, "['full'] is no strategy: give NAME[:option=value], or "),
+        ({"draft_head": "int9"}, "unknown head 'int9'. Did you mean 'int8'?"),
+    ],
+)
+def test_a_value_within_a_list_is_named_by_its_place(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(HarnessError) as refusal:
+        RunConfig.build(values)
+    assert str(refusal.value).startswith(said)
 
 
 def test_a_toml_file_gives_what_it_says(tmp_path: Path) -> None:

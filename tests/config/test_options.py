@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,6 +199,37 @@ def test_what_is_no_strategy_is_refused(plug_in: Callable[..., None], source: st
         built("odd")
     with pytest.raises(RegistryError, match=reason):
         option_facts("odd")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "odd:n=3",
+            r"^odd:n=3 is not allowed: n holds several values \(tuple\[int, \.\.\.\]\), and what is written gives an "
+            r"option one\. Leave it out, or set it in Python\.$",
+        ),
+        ("odd:low=5", r"^strategy 'odd' refuses its options: low = 5 is above high = 4\.$"),
+    ],
+)
+def test_options_that_cannot_be_had(plug_in: Callable[..., Path], text: str, reason: str) -> None:
+    plug_in(
+        "odd",
+        """
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            n: tuple[int, ...] = (1, 2)
+            low: int = 0
+            high: int = 4
+            def __post_init__(self):
+                if self.low > self.high:
+                    raise ValueError(f"low = {self.low} is above high = {self.high}.")
+            def should_exit(self, view): ...
+        """,
+    )
+    assert effective_options(built("odd"))["n"] == (1, 2)
+    with pytest.raises(OptionError, match=reason):
+        built(text)
 
 
 def test_specs_are_hashable_and_keep_their_text() -> None:

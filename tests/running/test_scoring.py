@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+from harness.contracts import Completion, Score
+from harness.registry import SCORES
 from harness.running import scoring
-from harness.running.scoring import CorpusScores, score_corpora
+from harness.running.scoring import CorpusScores, score_corpora, score_sample
 from reports.summary.quality import Corpus
 
 PYTHON = Corpus("python", ("x = 1", "return y", "for i in z:"), ("x = 1", "return x", "for i in range(3):"))
@@ -119,6 +122,33 @@ def test_what_cannot_be_scored_here_is_said_once(monkeypatch) -> None:
     assert "CodeBLEU, data flow, flow defined, syntax" in said
     assert "pip install --no-deps codebleu" in said
     assert CorpusScores([], processes=1).missing() == ()
+
+
+class Fails(Score):
+    """A score that fails."""
+
+    title = "fails"
+
+    def sample(self, completion: Completion) -> float:
+        return 1 / 0
+
+    def corpus(self, pairs: object, language: str) -> float:
+        raise KeyError("x")
+
+
+def test_a_plug_in_s_score_that_fails_is_named_with_its_package(parallel, monkeypatch) -> None:
+    monkeypatch.setattr(scoring, "_registered", lambda: {"fails": Fails()})
+    with monkeypatch.context() as plugged:
+        plugged.setitem(SCORES._points, "fails", EntryPoint("fails", "outside:Fails", SCORES.group))
+        scores = CorpusScores([PYTHON], processes=1)
+        said = "the score 'fails' of unknown distribution fails: "
+        assert scores("python", PYTHON.texts, PYTHON.references) == {"fails": None}
+        assert scores.missing() == (f"not shown: {said}KeyError: 'x'.",)
+        with pytest.raises(ValueError, match=f"^{said}ZeroDivisionError: division by zero$"):
+            score_sample(Completion("a", "a", (), (), "python"))
+    monkeypatch.setitem(SCORES._points, "fails", next(iter(SCORES._points.values())))  # one of ours is a defect
+    with pytest.raises(KeyError):
+        CorpusScores([PYTHON], processes=1)
 
 
 def test_shares_are_even() -> None:
