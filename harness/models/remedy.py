@@ -26,7 +26,9 @@ class Remedy:
     effort: str
 
 
-def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None, *, tune: bool = True) -> Remedy:
+def remedy(
+    kind: str, model: ModelInfo, name: str, folder: Path | None = None, *, tune: bool = True, overwrite: bool = False
+) -> Remedy:
     """Return the commands in order, after which the same run finds what it looked for.
 
     A controller wants tuning first where the run would take an adapter and there is none. A trace of the same model
@@ -38,6 +40,7 @@ def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None, *
         name: of the file, without its ending.
         folder: the one the run looks in, if it named the file by a path.
         tune: whether a controller may want tuning first; false where it is known to be of the weights the run has.
+        overwrite: whether there is a controller of that name, of something else.
     """
     asked, plain = model.asked, Path(model.name).name
     given = ["--model", asked.model or model.name]
@@ -70,6 +73,7 @@ def remedy(kind: str, model: ModelInfo, name: str, folder: Path | None = None, *
     elif folder is not None:
         out = ["--out", str(folder)]
     named = [] if name == kind else ["--name", name]
+    named += ["--overwrite"] if overwrite else []
     train = _harness("train", kind, *given, "--traces", traces, *found, *out, *named)
     return Remedy((*commands, train), "; ".join(effort))
 

@@ -7,15 +7,19 @@ by a fingerprint of the weights they were trained on.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.appearance.visible_text import shell_word
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
-from harness.models.artefacts import SHIPPED, Artefact, read_artefact
+from harness.models.artefact_facts import NEEDED
+from harness.models.artefacts import SHIPPED, Artefact, look_into, read_artefact
 from harness.models.finite import fault_of
 from harness.models.remedy import remedy
 
@@ -33,8 +37,11 @@ __all__ = [
     "read_shortcuts",
     "require_adapter",
     "require_shortcut",
+    "shortcut_path",
     "tuned_fingerprint",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
@@ -142,7 +149,23 @@ def find_shortcut(weights: str, folders: Sequence[Path], exit_points: Sequence[i
             found = read_artefact(file, "shortcut")
             if belongs_to(found.facts) == weights and set(exit_points) <= set(found.facts["exit_points"]):
                 return found
+    _say_lost(weights, tuple(folders), tuple(exit_points))
     return None
+
+
+@lru_cache(maxsize=64)
+def _say_lost(weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> None:
+    """Say once where an adapter has lost the shortcuts that were tuned along with it."""
+    for file in (folder / "adapter.json" for folder in folders if os.path.lexists(folder / "adapter.json")):
+        adapter = read_artefact(file, "adapter")
+        tuned = tuned_fingerprint(adapter.facts["model_fingerprint"], adapter.sha256)
+        if tuned == weights and adapter.facts.get("exit_head") == "shortcut":
+            logger.warning(
+                "%s was tuned along with shortcuts, and none here lead from exit points %s: exits are read by the "
+                "shared head",
+                *(file, ", ".join(map(str, exit_points))),
+            )
+            return
 
 
 def require_shortcut(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
@@ -166,6 +189,26 @@ def require_shortcut(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
         f"Use --exit-head shared, or make them with ({make.effort}):",
         make.commands,
     )
+
+
+def shortcut_path(wanted: Path, weights: str, exit_points: Sequence[int]) -> Path:
+    """Return where shortcuts are written, so that none of other weights or exit points are lost.
+
+    Args:
+        wanted: their JSON; where it holds others, the beginning of ``weights`` is added to its name.
+        weights: fingerprint of those that they belong to, an adapter merged.
+        exit_points: that they lead from.
+    """
+    own = f"{wanted.stem}-{weights[:8]}"
+    for name in chain([wanted.stem, own], (f"{own}-{number}" for number in count(2))):
+        path = wanted.with_name(f"{name}.json")
+        facts = look_into(path)
+        readable = facts.get("kind") == "shortcut" and facts.keys() >= set(NEEDED["shortcut"])
+        if not readable or (belongs_to(facts), facts["exit_points"]) == (weights, list(exit_points)):
+            break  # what is no shortcut stops every run until it is replaced
+    if path != wanted:
+        logger.warning("%s is of other weights or exit points and is kept: these shortcuts are %s", wanted, path)
+    return path
 
 
 def _shortcut_files(folder: Path) -> list[Path]:

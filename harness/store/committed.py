@@ -15,6 +15,7 @@ from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
 from harness.host.foreign_files import DocumentError, parse_json
 from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.store.packed_run import ARCHIVE
 from harness.store.record_files import ACCESS, REMEDY, line_of, lines, parse, read_document
 from harness.store.seals import run_of, seal_of, sealed_document, sealed_window, split_seal, with_run
 
@@ -112,7 +113,8 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
         file.stat()
     except FileNotFoundError:
         if not path.is_dir():
-            raise StoreError(f"{path} does not exist. Start a run with --out {shell_word(path)}.") from None
+            made = "harness submit RUN" if path.name.endswith(ARCHIVE) else "harness run"
+            raise StoreError(f"{path} does not exist. Make it with `{made} --out {shell_word(path)}`.") from None
         below = next((file.parent for file in sorted(path.glob(f"*/{MANIFEST}"))), None)
         instead = "the folder that `harness run` made" if below is None else f"one such as {below}"
         raise StoreError(f"{path} holds no manifest.json: it is not a run directory. Give {instead}.") from None

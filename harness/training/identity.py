@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.contracts import ModelInfo
+from harness.contracts.recipes import TrainingRun
+from harness.errors import ArtefactError
 from harness.host import environment
+from harness.models.artefacts import look_into
+from harness.training.options import TraceOptions
 
-__all__ = ["exit_head_note", "identity", "provenance"]
+__all__ = ["exit_head_note", "identity", "own_file", "provenance"]
 
 
 def identity(info: ModelInfo, tokenizer: str) -> dict[str, Any]:
@@ -26,6 +31,27 @@ def identity(info: ModelInfo, tokenizer: str) -> dict[str, Any]:
         "exit_points": list(info.exit_points),
         "exit_head": info.exit_head,
     }
+
+
+def own_file(options: TraceOptions, run: TrainingRun, info: ModelInfo) -> Path:
+    """Return where a recipe writes what it learns from a trace: ``NAME.json`` in its folder.
+
+    Raises:
+        ArtefactError: it would replace what was trained for something else, and was not told to.
+    """
+    path = options.folder / f"{options.name or run.recipe}.json"
+    facts = {} if options.overwrite else look_into(path)
+    for what, fact, ours in (
+        ("weights", "model_fingerprint", info.fingerprint),
+        ("exit head", "exit_head", info.exit_head),
+        ("exit points", "exit_points", list(info.exit_points)),
+    ):
+        if facts.get(fact, ours) != ours:
+            raise ArtefactError(
+                f"{path} was trained for {what} {facts[fact]}, and {options.traces} has {ours}. Give --name NAME to "
+                "keep both, or --overwrite."
+            )
+    return path
 
 
 def exit_head_note(exit_head: str) -> str:

@@ -44,6 +44,9 @@ class TraceOptions(TrainingOptions):
 
     traces: Folder = Field(description="Folder that `harness trace` made.")
     name: str | None = Field(default=None, description="File name without its ending. Default: the recipe's name.")
+    overwrite: bool = Field(
+        default=False, description="Replace what is there under that name, whatever it was trained for."
+    )
     artefacts: str | None = Field(
         default=None,
         description="Where the model's adapter and shortcuts are: a folder of `harness train`, or a shipped set.",

@@ -25,6 +25,7 @@ from harness.models.trained import (
     read_shortcuts,
     require_adapter,
     require_shortcut,
+    shortcut_path,
     tuned_fingerprint,
 )
 
@@ -245,6 +246,45 @@ def test_no_shortcuts_say_how_to_make_them() -> None:
     )
     trace = message.index("`harness trace --model owner/m --exit-head shared --out traces/m`")
     assert trace < message.index("`harness train shortcut --model owner/m --traces traces/m`")
+
+
+@pytest.mark.parametrize(
+    ("known", "points", "name"),
+    [(BASE, POINTS, ""), (OTHER, POINTS, "-07e407e4"), (BASE, (4, 6), "-ba5eba5e"), (BASE, (4, 6, 8, 10), "-ba5eba5e")],
+)
+def test_shortcuts_replace_those_of_the_same_weights_and_exit_points_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, known: str, points: tuple[int, ...], name: str
+) -> None:
+    wanted = tmp_path / "shortcut.json"
+    assert shortcut_path(wanted, known, points) == wanted
+    write_shortcut(tmp_path)
+    place = shortcut_path(wanted, known, points)
+    assert place == tmp_path / f"shortcut{name}.json"
+    assert caplog.messages == (
+        [f"{wanted} is of other weights or exit points and is kept: these shortcuts are {place}"] if name else []
+    )
+    write_shortcut(tmp_path, known, points=points, name=place.stem)
+    assert shortcut_path(wanted, known, points) == place, "the same ones again"
+    write_shortcut(tmp_path, OTHER, points=(4,), name=place.stem)
+    assert shortcut_path(place, BASE, (4, 6)) == tmp_path / f"{place.stem}-ba5eba5e.json"
+    wanted.write_text("{")
+    assert shortcut_path(wanted, known, points) == wanted, "what stops every run"
+
+
+@pytest.mark.parametrize(("tuned", "said"), [("shortcut", True), ("shared", False)])
+def test_an_adapter_without_the_shortcuts_that_were_tuned_with_it_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tuned: str, said: bool
+) -> None:
+    adapter = write_adapter(tmp_path, exit_head=tuned)
+    write_shortcut(tmp_path)
+    for _ in range(2):
+        assert find_shortcut(tuned_fingerprint(BASE, adapter.sha256), [tmp_path], POINTS) is None
+    assert find_shortcut(OTHER, [tmp_path], POINTS) is None
+    line = (
+        f"{adapter.path} was tuned along with shortcuts, and none here lead from exit points 4, 6, 10: exits are "
+        "read by the shared head"
+    )
+    assert caplog.messages == ([line] if said else [])
 
 
 def test_a_damaged_artefact_is_not_passed_over(tmp_path: Path) -> None:

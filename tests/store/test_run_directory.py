@@ -474,10 +474,12 @@ def test_a_damaged_or_foreign_manifest_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_folder_is_refused_and_not_made(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="does not exist"):
-        RunDirectory.resume(tmp_path / "gone", make_manifest())
-    assert not (tmp_path / "gone").exists()
+@pytest.mark.parametrize(("name", "made"), [("gone", "harness run"), ("gone.tar.gz", "harness submit RUN")])
+def test_a_missing_folder_is_refused_and_not_made(tmp_path: Path, name: str, made: str) -> None:
+    for open_run in (RunDirectory.read, lambda path: RunDirectory.resume(path, make_manifest())):
+        with pytest.raises(StoreError, match=rf"{name} does not exist\. Make it with `{made} --out .*{name}`\."):
+            open_run(tmp_path / name)
+    assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(("file", "line"), [("samples.jsonl", 3), ("windows.jsonl", 2)])

@@ -31,6 +31,8 @@ def test_shares_are_counted_by_the_token_that_was_read() -> None:
 def test_a_table_is_trained_on_a_trace_and_run(tiny_llama: Path, small_trace: Path, tmp_path: Path) -> None:
     options = TokenTable(model=str(tiny_llama), traces=small_trace, out=tmp_path / "a", least=2, keep=0.5)
     said = options.train(TrainingRun("hash", "harness train hash"))
+    again = options.train(TrainingRun("hash", "harness train hash"))
+    assert again == said, "what is of the same model is replaced"
     assert "| threshold (replayed) | mean exit layer | agreement |" in said.report
     facts = json.loads((tmp_path / "a" / "hash.json").read_text())
     assert facts["recipe"] == {"least": 2}

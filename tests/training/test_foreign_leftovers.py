@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from harness.contracts.recipes import TrainingRun
 from harness.errors import ArtefactError, HarnessError, TrainingError
 from harness.models.artefacts import write_artefact
+from harness.registry import RECIPES
 from harness.training.agents.ppo import _truncate
 from harness.training.checkpoints import Checkpoints
 from harness.training.heads.head_checkpoints import HeadCheckpoint, HeadCheckpoints
@@ -37,6 +39,31 @@ def refusal(act: Callable[[], object], error: type[HarnessError] = ArtefactError
         act()
     assert len(str(refused.value).splitlines()) == 1
     return str(refused.value)
+
+
+# ------------------------------------------------------------------------------------- artefacts
+
+
+@pytest.mark.parametrize("recipe", ["classifier", "lte", "consistent", "sec", "excess", "hash", "predictor", "rl"])
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"exit_head": "shortcut:0123"}, "exit head shortcut:0123, and {traces} has shared"),
+        ({"model_fingerprint": "f" * 16}, "weights ffffffffffffffff, and {traces} has "),
+        ({"exit_points": [4]}, "exit points [4], and {traces} has [4, 6, 10]"),
+    ],
+    ids=short,
+)
+def test_what_was_trained_for_something_else_is_not_replaced(
+    tiny_llama: Path, small_trace: Path, tmp_path: Path, recipe: str, other: dict[str, Any], said: str
+) -> None:
+    write_artefact(tmp_path / f"{recipe}.json", recipe, {}, other)
+    options = RECIPES.load(recipe)(model=str(tiny_llama), traces=small_trace, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    line = refusal(lambda: options.train(TrainingRun(recipe, "")))
+    assert f"{recipe}.json was trained for {said.format(traces=small_trace)}" in line
+    assert line.endswith("Give --name NAME to keep both, or --overwrite.")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # -------------------------------------------------------------------------------------------- logs

@@ -75,7 +75,7 @@ def find_trained(
     artefact = _read(path, kind, needed, changed)
     facts = artefact.facts
     elsewhere = stamp.parent if path == Path(name) else None
-    steps = partial(remedy, kind, model, stamp.stem, elsewhere)
+    steps = partial(remedy, kind, model, stamp.stem, elsewhere, overwrite=True)
     for what, theirs, ours in (
         ("weights", facts["model_fingerprint"], model.fingerprint),
         ("exit head", facts["exit_head"], model.exit_head),

@@ -31,7 +31,7 @@ from harness.training.agents.options import AgentOptions, AgentSettings
 from harness.training.agents.ppo import learn
 from harness.training.agents.replay_agent import agent_scores, replay_agent
 from harness.training.agents.reward import CONTINUE, EXIT, Reward, describe
-from harness.training.identity import identity, provenance
+from harness.training.identity import identity, own_file, provenance
 from harness.training.interrupt import stop_on_interrupt
 from harness.training.traces.reading import (
     exit_maps,
@@ -87,6 +87,7 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
         settings = settings.replace(envs=1)
     observation = AGENT_OBSERVATIONS[options.observation]
     traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
+    path = own_file(options, run, resolved.info)
     reward = choose_reward(options, traces)
     progress.stage(f"reading {traces.tokens} tokens of {options.traces}")
     maps = exit_maps(traces, resolved, observation)
@@ -115,7 +116,6 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
             log=options.folder / f"{name}-training.jsonl",
             save_steps=options.save_steps, resume=options.resume, progress=progress, stop=stop,
         )  # fmt: skip
-    path = options.folder / f"{name}.json"
     if not learned.finished:
         return AgentResult(False, "", path)
     policy = learned.policy.difference(EXIT, CONTINUE)

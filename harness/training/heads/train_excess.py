@@ -21,7 +21,7 @@ from harness.models.artefacts import write_artefact
 from harness.models.controllers import Network
 from harness.registry import TASKS
 from harness.training.heads.options import ExcessOptions
-from harness.training.identity import exit_head_note, identity, provenance
+from harness.training.identity import exit_head_note, identity, own_file, provenance
 from harness.training.traces.reading import held_out_rows, index_of, keys_of, matches, open_traces, rows_of_tasks
 from harness.training.traces.store import Traces
 from tasks.stops.excess import SEES
@@ -42,6 +42,7 @@ def train_excess(options: ExcessOptions, run: TrainingRun) -> Trained:
         HarnessError: in one line, with the remedy.
     """
     traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
+    path = own_file(options, run, resolved.info)
     if traces.index.get("new_tokens"):
         raise TrainingError(f"{traces.folder} has what the model generates, and no whole functions. Trace documents.")
     run.progress.stage(f"reading where functions end in {len(traces.documents)} documents")
@@ -83,7 +84,7 @@ def train_excess(options: ExcessOptions, run: TrainingRun) -> Trained:
         "replayed": {"held_out_tokens": int(checked.sum()), "ends": int(labels[checked].sum()), "rows": told},
         "made": provenance(run.command),
     }
-    artefact = write_artefact(options.folder / f"{options.name or run.recipe}.json", run.recipe, tensors, facts)
+    artefact = write_artefact(path, run.recipe, tensors, facts)
     lines = [f"| {row['layer']} | {_share(row['found'])} | {_share(row['precision'])} |" for row in told]
     report = "\n".join(["| layers | ends found | stops that are ends |", "|--:|--:|--:|", *lines])
     note = (

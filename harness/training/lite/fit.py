@@ -23,6 +23,7 @@ from harness.models.exported import PARTS
 from harness.models.facts import fingerprint_of_files
 from harness.models.ngrams import NgramIndex, write_index
 from harness.models.quiet import quiet
+from harness.models.trained import belongs_to, shortcut_path
 from harness.training.corpus import PackedStreams, Stream
 from harness.training.interrupt import stop_on_interrupt
 from harness.training.lite.exit_table import ExitRow, exit_table, render
@@ -310,17 +311,18 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
         # whole weights are a model of their own: shortcuts belong to them, and both models have seen the documents
         belongs["model_fingerprint"] = fingerprint_of_files(sorted((out / "model").glob("*.safetensors")))
         replace_files({out / "tuning.json": f"{json.dumps(belongs, indent=1)}\n".encode()})
+    index = str(facts["ngrams"]["file"])
+    parts = {index: out / index, "tuning.json": out / "tuning.json"}
     if model.shortcuts:
         maps = {
             f"{layer}.{part}": getattr(linear, part).bfloat16()
             for layer, linear in model.shortcuts.items()
             for part in ("weight", "bias")
         }
-        tuned = adapter.sha256 if adapter else None
-        write_artefact(out / "shortcut.json", "shortcut", maps, {**belongs, "adapter_sha256": tuned})
+        belongs["adapter_sha256"] = adapter.sha256 if adapter else None
+        path = shortcut_path(out / "shortcut.json", belongs_to(belongs), model.exit_points)
+        write_artefact(path, "shortcut", maps, belongs)
+        parts |= {f"shortcut{suffix}": path.with_suffix(suffix) for suffix in (".safetensors", ".json")}
     if adapter is None:  # what the model has read is known wherever its folder goes
-        index = str(facts["ngrams"]["file"])
-        parts = ("shortcut.safetensors", "shortcut.json", index, "tuning.json")
-        known = {out / "model" / PARTS / name: (out / name).read_bytes() for name in parts if (out / name).is_file()}
         (out / "model" / PARTS).mkdir(exist_ok=True)
-        replace_files(known)
+        replace_files({out / "model" / PARTS / name: file.read_bytes() for name, file in parts.items()})

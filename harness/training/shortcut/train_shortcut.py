@@ -17,7 +17,7 @@ from harness.contracts.recipes import TrainingRun
 from harness.decoding.backbone import Backbone
 from harness.models.artefacts import Artefact, write_artefact
 from harness.models.controllers import controllers_of
-from harness.models.trained import find_shortcut
+from harness.models.trained import find_shortcut, shortcut_path
 from harness.training.identity import identity, provenance
 from harness.training.shortcut.least_squares import ShortcutMoments
 from harness.training.shortcut.options import ShortcutOptions
@@ -48,7 +48,7 @@ class ShortcutResult:
 
 
 def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult:
-    """Fit shortcuts on a trace and write them to ``NAME.json`` in the folder.
+    """Fit shortcuts on a trace and write them to ``NAME.json`` in the folder; see :func:`shortcut_path`.
 
     Raises:
         HarnessError: in one line, with the remedy.
@@ -56,6 +56,8 @@ def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult
     seed, progress = options.seed, run.progress
     traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
     path = options.folder / f"{options.name or run.recipe}.json"
+    if not options.overwrite:
+        path = shortcut_path(path, resolved.info.fingerprint, traces.exit_points)
     _warn_of_heads(resolved.info, path)
     columns = traces.columns("top", "final", "document")
     held = held_out_rows(traces, columns["document"], seed=seed)
@@ -92,7 +94,11 @@ def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult
         "held_out": {"tokens": len(check), "agreement": {str(k): v for k, v in agreement.items()}},
         "made": provenance(run.command),
     }
-    return ShortcutResult(write_artefact(path, "shortcut", tensors, facts), agreement, len(check))
+    made = write_artefact(path, "shortcut", tensors, facts)
+    first = find_shortcut(resolved.info.fingerprint, [options.folder], traces.exit_points)
+    if first is not None and first.path != path:
+        logger.warning("runs take %s before %s: it leads from these exit points, too", first.path, path)
+    return ShortcutResult(made, agreement, len(check))
 
 
 def _warn_of_heads(model: ModelInfo, path: Path) -> None:

@@ -23,7 +23,7 @@ from harness.errors import TrainingError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
 from harness.models.model import ResolvedModel
-from harness.training.identity import exit_head_note, identity, provenance
+from harness.training.identity import exit_head_note, identity, own_file, provenance
 from harness.training.options import ControllerOptions
 from harness.training.traces.reading import (
     exit_maps,
@@ -97,10 +97,12 @@ class Lesson:
         """Open the trace, and hold out a tenth of the documents of each stream.
 
         Raises:
-            ArtefactError: no trace there, one of another model, or without a document of the tasks.
+            ArtefactError: no trace there, one of another model, or without a document of the tasks; or the result
+                would replace what was trained for something else.
             DataError: a stream has a single document.
         """
         traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
+        own_file(options, run, resolved.info)  # to refuse before anything is learned
         run.progress.stage(f"reading {traces.tokens} tokens")
         columns = traces.columns("top", "final", "top1", "entropy", "document")
         wanted = rows_of_tasks(traces, columns["document"], options.tasks)
@@ -194,7 +196,7 @@ class Lesson:
             "replayed": {"held_out_tokens": len(right), "rows": list(rows), "keep": options.keep, "kept": kept},
             "made": provenance(self.run.command),
         }
-        artefact = write(options.folder / f"{options.name or self.run.recipe}.json", facts)
+        artefact = write(own_file(options, self.run, self.resolved.info), facts)
         return SavedController(artefact, rows, kept, len(right), options.keep)
 
 

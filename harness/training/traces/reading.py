@@ -40,7 +40,7 @@ def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Tra
     """Open a trace and find the model it was taken from, with the trace's own weights, exit points and exit head.
 
     Raises:
-        ArtefactError: no trace there, or one of another model.
+        ArtefactError: no trace there, one of another model, or the adapter or shortcuts of it are not there any more.
     """
     traces = Traces.open(folder, model)
     points = ",".join(map(str, traces.exit_points))
@@ -48,10 +48,10 @@ def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Tra
         resolved = resolve(
             ModelRequest(
                 model,
-                weights=traces.index["weights"],
+                weights="auto" if traces.index["weights"] == "tuned" else traces.index["weights"],
                 dtype=traces.index["dtype"],
                 exit_points=points,
-                exit_head="shared" if traces.index["exit_head"] == "shared" else "shortcut",
+                exit_head="shared" if traces.index["exit_head"] == "shared" else "auto",  # checked below
                 artefacts=artefacts,
                 seed=traces.index["seed"],
             )

@@ -44,6 +44,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -51,6 +52,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from harness.appearance.visible_text import shell_command
+from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelInfo, WeightsChoice
 from harness.errors import ArtefactError
 from harness.host.atomic_files import replace_files
@@ -74,6 +76,9 @@ _WHOLE = frozenset({"top", "final", "input", "position", "document"})
 COLUMNS = (*_SIZES, "final", "final1", "input", "position", "document")
 """Of every shard; see the module docstring."""
 
+_OWN = re.compile(r"\..*|parts|shard-\d+\.safetensors")
+"""Names that a trace which was stopped may have left where there is no index yet."""
+
 _FACTS = {
     "shards", "documents", "model", "model_fingerprint", "tokenizer_fingerprint", "exit_head", "exit_points",
     "num_layers", "hidden_size", "weights", "dtype", "seed",
@@ -90,8 +95,8 @@ class TraceWriter:
         shard_tokens: a shard is written when it holds so many.
 
     Raises:
-        ArtefactError: there is a trace already and ``resume`` is false, or one of something else; or nothing can be
-            written there.
+        ArtefactError: there is a trace already and ``resume`` is false, one of something else, or what is none; or
+            nothing can be written there.
     """
 
     def __init__(
@@ -115,9 +120,11 @@ class TraceWriter:
             _check_shards(folder, found)
             self._index = found
         try:
+            if not file.is_file() and _is_taken(folder):
+                raise ArtefactError(f"{folder} is not empty and holds no trace. Give another --out.")
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ArtefactError(f"cannot make {folder}: {error.strerror}.") from None
+            raise ArtefactError(f"cannot make {folder}: {error.strerror}. Give another --out.") from None
 
     @property
     def documents(self) -> list[str]:
@@ -246,9 +253,20 @@ class Traces:
             if theirs != ours:
                 raise ArtefactError(
                     f"{self.folder} is a trace with {what} {theirs} ({self.index['model']}); {model.name} has {ours} "
-                    "now. Trace again:",
+                    f"now. {self._cure(what, model)}",
                     [trace_command(model.asked.model or model.name, beside(self.folder))],
                 )
+
+    def _cure(self, what: str, model: ModelInfo) -> str:
+        """Return what to do where the model differs from the trace's in something, before the command."""
+        index, same_base = self.index, self.index.get("base_fingerprint") == model.base_fingerprint
+        if what == "exit head" and index["exit_head"] != "shared":
+            lost = "The shortcuts that it was read through are gone: restore them"
+        elif what == "weights" and index["weights"] == "tuned" and same_base:
+            lost = "The adapter that it was made with is gone: restore it"
+        else:
+            return "Trace again:"
+        return f"{lost}, give --artefacts FOLDER, or trace again:"
 
     def shards(self, *names: str) -> Iterator[dict[str, Tensor]]:
         """Yield some columns shard by shard, mapped into memory."""
@@ -291,6 +309,11 @@ def trace_command(model: str, out: Path) -> str:
     return shell_command(["harness", "trace", *(["--model", model] if model else []), "--out", str(out)])
 
 
+def _is_taken(folder: Path) -> bool:
+    """Tell whether a folder holds what no trace leaves."""
+    return folder.is_dir() and any(not _OWN.fullmatch(entry.name) for entry in folder.iterdir())
+
+
 def beside(folder: Path) -> Path:
     """Return a folder that is not there yet, named after one that is kept."""
     return next(path for n in count(2) if not (path := folder.with_name(f"{real_path(folder).name}-{n}")).exists())
@@ -300,8 +323,11 @@ def _read_index(file: Path, model: str = "") -> dict[str, Any]:
     try:
         found = read_json(file, LARGEST_INDEX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
-        make = trace_command(model, file.parent)
-        raise ArtefactError(f"there is no trace {file.parent}. Make one with:", [make]) from None
+        out = file.parent
+        if out.is_file() or _is_taken(out):
+            out = Path("traces") / real_path(Path(model or DEFAULT_MODEL)).name
+            out = beside(out) if out.exists() else out
+        raise ArtefactError(f"there is no trace {file.parent}. Make one with:", [trace_command(model, out)]) from None
     except OSError as error:
         raise ArtefactError(f"cannot read the trace {file}: {error.strerror}. Trace again.") from None
     except DocumentError as error:

@@ -238,7 +238,7 @@ def test_another_model_s_controller_is_refused_with_both_values(
     (value,) = theirs.values()
     assert refusal(model) == (
         f"{folder / 'rl.json'} was trained with {what} {value} (other/model); owner/m runs with {ours}. "
-        f"Train it for this model {remedy}"
+        f"Train it for this model {remedy.removesuffix('`')} --overwrite`"
     )
 
 
@@ -298,7 +298,8 @@ def test_exit_points_must_be_those_it_was_trained_at(
         else:
             assert refusal(here) == (
                 f"{folder / 'rl.json'} was trained at exit points 4, 6, 10; this run has "
-                f"{', '.join(map(str, asked))}. Use --exit-points 4,6,10, or train it again {TRAIN}"
+                f"{', '.join(map(str, asked))}. Use --exit-points 4,6,10, or train it again "
+                f"{TRAIN.removesuffix('`')} --overwrite`"
             )
 
 

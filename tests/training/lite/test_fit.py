@@ -21,7 +21,7 @@ from torch import Tensor
 
 from harness.contracts import ModelRequest, document_key
 from harness.errors import TrainingError
-from harness.models.artefacts import read_artefact
+from harness.models.artefacts import read_artefact, write_artefact
 from harness.models.export import export
 from harness.models.facts import fingerprint_of_files
 from harness.models.model import resolve
@@ -166,6 +166,22 @@ def test_what_was_read_is_indexed_and_what_was_held_out_is_not(
     assert set(facts["held_out"]) == set(stream.held_out_keys)
 
 
+def test_the_maps_of_the_base_weights_stay_beside_those_of_the_adapter(
+    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path
+) -> None:
+    base = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared")).info.fingerprint
+    facts = {"model_fingerprint": base, "exit_points": [4, 6, 10]}
+    of_base = write_artefact(tmp_path / "shortcut.json", "shortcut", {"x": torch.ones(1)}, facts)
+    assert tune(tiny_llama, tmp_path, QUICK.replace(steps=1)).finished
+    assert of_base.tensors().keys() == {"x"}
+    heads = {
+        weights: resolve(ModelRequest(str(tiny_llama), weights=weights, artefacts=str(tmp_path))).info.exit_head
+        for weights in ("pretrained", "tuned")
+    }
+    assert heads["pretrained"] == f"shortcut:{of_base.sha256[:16]}" != heads["tuned"]
+    assert heads["tuned"].startswith("shortcut:")
+
+
 def test_the_maps_of_tuned_weights_are_not_those_of_the_base(tuned: Path, tiny_llama: Path) -> None:
     found = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tuned)))
     assert found.info.exit_head == "shared"
@@ -207,6 +223,9 @@ def test_whole_weights_are_a_model_of_their_own(
     from transformers import AutoModelForCausalLM
 
     out = tmp_path / "out"
+    of_base = write_artefact(
+        out / "shortcut.json", "shortcut", {}, {"model_fingerprint": "ba5e" * 4, "exit_points": [4, 6, 10]}
+    )
     recipe = QUICK.replace(method="full", learning_rate=1e-5, schedule="constant", steps=3)
     assert tune(tiny_llama, out, recipe).finished
     before, after = load_file(tiny_llama / "model.safetensors"), load_file(out / "model" / "model.safetensors")
@@ -216,6 +235,8 @@ def test_whole_weights_are_a_model_of_their_own(
 
     found = resolve(ModelRequest(str(out / "model"), artefacts=str(out)))
     assert found.info.exit_head.startswith("shortcut:")
+    assert read_artefact(of_base.path, "shortcut").facts == of_base.facts, "those of the base weights stay"
+    assert resolve(ModelRequest(str(out / "model"))).info.exit_head == found.info.exit_head
     assert len(found.seen.documents) == 30
     tokenizer = found.tokenizer
     assert tokenizer.decode(tokenizer.encode("def load_path(items):")) == "def load_path(items):"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from harness.contracts import ModelInfo, ModelRequest
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ArtefactError, DataError
-from harness.models.artefacts import read_artefact
+from harness.models.artefacts import read_artefact, write_artefact
 from harness.models.model import resolve
 from harness.models.trained import read_shortcuts
 from harness.training.recipes import Shortcut
@@ -101,6 +101,27 @@ def test_a_run_decodes_behind_the_maps(
     digest = json.loads((tmp_path / "a" / "shortcut-b.json").read_text())["sha256"]
     assert (exits["shared"], exits["shortcut"]) == ("shared", f"shortcut:{digest[:16]}")
     assert exits["shared tokens"] != exits["shortcut tokens"]
+
+
+def test_shortcuts_of_tuned_weights_and_of_more_exit_points_are_kept(
+    tiny_llama: Path, traced: Path, corpus_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, plain = tmp_path / "a", tmp_path / "a" / "shortcut.json"
+    theirs = {"model_fingerprint": "07e4" * 4, "adapter_sha256": "f" * 64, "exit_points": list(POINTS)}
+    write_artefact(plain, "shortcut", {"4.bias": torch.ones(1)}, theirs)
+    before = plain.read_bytes(), plain.with_suffix(".safetensors").read_bytes()
+    made = fit(tiny_llama, traced, folder)
+    own = made.artefact.facts["model_fingerprint"][:8]
+    assert made.artefact.path == folder / f"shortcut-{own}.json"
+    assert (plain.read_bytes(), plain.with_suffix(".safetensors").read_bytes()) == before
+    assert info_of(tiny_llama, folder, exit_head="auto").exit_head == f"shortcut:{made.artefact.sha256[:16]}"
+    caplog.clear()
+    assert fit(tiny_llama, traced, folder, overwrite=True).artefact.path == plain
+    assert not caplog.messages
+    make_trace(tiny_llama, corpus_file, tmp_path / "few", documents=4, exit_points="4,10")
+    fewer = fit(tiny_llama, tmp_path / "few", folder).artefact.path
+    assert fewer == folder / f"shortcut-{own}-2.json"
+    assert caplog.messages[-1] == f"runs take {plain} before {fewer}: it leads from these exit points, too"
 
 
 @pytest.mark.parametrize(

@@ -270,12 +270,37 @@ def test_maps_that_were_made_again_are_refused(tiny_llama: Path, corpus_file: Pa
     made = make_trace(tiny_llama, corpus_file, tmp_path / "t", artefacts=tmp_path / "a")
     open_traces(str(tiny_llama), tmp_path / "t", artefacts=str(tmp_path / "a"))
     write_maps(tmp_path / "a", tiny_llama, seed=1)
-    with pytest.raises(ArtefactError, match=rf"exit head {made.index['exit_head']} .* has shortcut:"):
+    with pytest.raises(ArtefactError, match=rf"exit head {made.index['exit_head']} .* has shortcut:.* are gone: res"):
         open_traces(str(tiny_llama), tmp_path / "t", artefacts=str(tmp_path / "a"))
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "a").mkdir()
-    with pytest.raises(ArtefactError, match="there are no shortcuts"):
+    with pytest.raises(ArtefactError) as refusal:
         open_traces(str(tiny_llama), tmp_path / "t", artefacts=str(tmp_path / "a"))
+    assert "--exit-head" not in str(refusal.value), "what reads a trace has no such option"
+    assert (
+        f"{tiny_llama.name} has shared now. The shortcuts that it was read through are gone: restore them, give "
+        "--artefacts FOLDER, or trace again: `harness trace"
+    ) in str(refusal.value)
+
+
+@pytest.mark.parametrize("changes", [{"exit_head": "shortcut:0123456789abcdef"}, {"weights": "tuned"}], ids=str)
+def test_another_model_is_told_before_its_artefacts_are_missed(
+    tiny_llama: Path, tiny_opt: Path, corpus_file: Path, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    make_trace(tiny_llama, corpus_file, tmp_path / "t")
+    index = tmp_path / "t" / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | changes))
+    with pytest.raises(ArtefactError, match=rf"is a trace with weights .*\({tiny_llama.name}\); {tiny_opt.name} has"):
+        open_traces(str(tiny_opt), tmp_path / "t", artefacts=None)
+
+
+def test_an_adapter_that_is_gone_is_told_of(tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
+    make_trace(tiny_llama, corpus_file, tmp_path / "t")
+    index = tmp_path / "t" / "index.json"
+    tuned = {"weights": "tuned", "model_fingerprint": "7e" * 8}
+    index.write_text(json.dumps(json.loads(index.read_text()) | tuned))
+    with pytest.raises(ArtefactError, match=r"The adapter that it was made with is gone: restore it, give --artefacts"):
+        open_traces(str(tiny_llama), tmp_path / "t", artefacts=None)
 
 
 # ---------------------------------------------------------------------------------- what exits saw

@@ -205,9 +205,17 @@ def test_other_facts_are_refused_with_both_values(tmp_path: Path, key: str, valu
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_folder_that_cannot_be_made(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ArtefactError, match=r"cannot make .*file"):
+    with pytest.raises(ArtefactError, match=r"cannot make .*file.*: .*\. Give another --out\."):
         writer(tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "model.safetensors").write_text("weights")
+    with pytest.raises(ArtefactError, match=r" is not empty and holds no trace\. Give another --out\."):
+        writer(tmp_path, resume=resume)
+    assert files(tmp_path) == {"model.safetensors": b"weights"}
 
 
 # ----------------------------------------------------------------------------- kills and full disks
@@ -325,6 +333,17 @@ def test_a_folder_without_a_trace_names_the_command(tmp_path: Path) -> None:
         with pytest.raises(ArtefactError, match="there is no trace") as refusal:
             Traces.open(tmp_path / "t", model)
         assert refusal.value.commands == (f"harness trace{given} --out {tmp_path / 't'}",)
+
+
+def test_a_folder_of_something_else_is_not_named_for_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").touch()
+    for out in ("traces/mine", "traces/mine-2"):
+        with pytest.raises(ArtefactError, match=r"there is no trace mine\. Make one with:") as refusal:
+            Traces.open(Path("mine"), "mine")
+        assert refusal.value.commands == (f"harness trace --model mine --out {out}",)
+        (tmp_path / "traces" / "mine").mkdir(parents=True, exist_ok=True)
 
 
 EMPTY: dict[str, Any] = {"format": 1, **FACTS, "shards": [], "documents": []}
