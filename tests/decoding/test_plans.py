@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -52,7 +52,7 @@ def facts(one: Generation) -> dict[str, Any]:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The layers at which somebody asked a planned rule."""
     found: list[int] = []
     there = PlannedRule.should_exit
@@ -62,7 +62,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return there(rule, view)
 
     monkeypatch.setattr(PlannedRule, "should_exit", noting)
-    yield found
+    return found
 
 
 def by_asking(patch: pytest.MonkeyPatch) -> None:
