@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import traceback
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -224,7 +223,9 @@ RECIPES: Registry[Any] = Registry("harness.recipes", "recipe")
 TASKS: Registry[Any] = Registry("harness.tasks", "task", "a class of tasks", members=("__call__",))
 PROTOCOLS: Registry[Any] = Registry("harness.protocols", "protocol")
 SCORES: Registry[Any] = Registry(
-    *("harness.scores", "score", "a subclass of harness.contracts.Score that has a title"),
+    "harness.scores",
+    "score",
+    "a subclass of harness.contracts.Score that has a title",
     members=("__mro__", "judges_all", "title"),
 )
 MODELS: Registry[Any] = Registry("harness.models", "model")
@@ -263,7 +264,10 @@ def plugin_at_fault(error: BaseException) -> str:
     Libraries that it called are passed over: the innermost code of this project or of a plug-in's package decides.
     Where that does not say which of several it is, the package is named alone.
     """
-    calls = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    calls, at = [], error.__traceback__
+    while at is not None:
+        calls.append(at.tb_frame)
+        at = at.tb_next
     points = [
         (registry.noun, point)
         for registry in REGISTRIES.values()

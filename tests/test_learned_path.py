@@ -40,7 +40,7 @@ def test_the_whole_path_with_random_weights(tmp_path: Path) -> None:
     assert index["exit_points"] == [4, 6, 10]
     assert index["weights"] == "random"
     trained = harness(
-        tmp_path, "train", "rl", "--model", "opt-125m", "--traces", "traces/opt-125m", "--steps", "2048", "--envs", "16"
+        tmp_path, "train", "rl", "--model", "opt-125m", "--traces", "traces/opt-125m", "--steps", "1024", "--envs", "16"
     )
     assert trained.returncode == 0, trained.stderr
     run = harness(

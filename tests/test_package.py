@@ -189,10 +189,10 @@ def test_the_wheel_lists_everything(elsewhere: Any) -> None:
 @pytest.mark.model
 @pytest.mark.matrix
 def test_the_wheel_runs_the_main_job_and_configures_an_editor(elsewhere: Any) -> None:
-    """With the shipped exits, on two samples of each task, without any extra; and what a page of it is made from."""
+    """With the shipped exits, on a sample of each task, without any extra; and what a page of it is made from."""
     absent = brought_by(chain(*(EXTRAS[extra] for extra in NEEDED_BY))) - brought_by(PROJECT["dependencies"])
     assert {"matplotlib", "datasets", "fastapi", "peft", "plotly"} <= absent
-    given = ("--limit", 2, "--max-new-tokens", 4, "--energy", "none", "--threads", 1, "--out", "out")
+    given = ("--limit", 1, "--max-new-tokens", 4, "--energy", "none", "--threads", 1, "--out", "out")
     assert "classifier" in elsewhere("run", *given, absent=absent)
     elsewhere("report", "out", "--out", "report", "--no-figures", absent=absent)
     assert "http://127.0.0.1:8080" in elsewhere("serve", "--print-config", "llm-vscode")

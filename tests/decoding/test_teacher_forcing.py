@@ -75,10 +75,10 @@ def test_the_default_model_s_choices_are_transformers_s(smollm2: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 0.99), ("bfloat16", 0.96)])
 def test_how_much_of_its_own_text_full_depth_chooses_again(dtype: str, least: float) -> None:
-    """Rounding: none of 1,960 tokens flips in float32, 1.1 % of them in bfloat16; here 245 are asked about."""
+    """Rounding: none of 1,960 tokens flips in float32, 1.1 % of them in bfloat16; here 98 are asked about."""
     resolved = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared", dtype=dtype))
     engine = Engine(resolved.load("cpu").backbone, resolved.info)
-    sources = sorted(Path(random.__file__).parent.glob("*.py"))[:5]
+    sources = sorted(Path(random.__file__).parent.glob("*.py"))[:2]
     same: list[bool] = []
     for source in sources:
         prompt = resolved.tokenizer.encode(source.read_text(encoding="utf-8")[:800])

@@ -67,6 +67,13 @@ def test_a_long_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: 
     assert len(read) == 2
 
 
+def test_a_damaged_file_of_any_size_is_not_read_whole(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with file.open("wb") as content:
+        content.truncate(1 << 40)
+    assert len(fingerprint_of_files([file])) == 16
+
+
 @pytest.fixture
 def hub(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hub's cache with two commits of one model, alike but for their weights."""

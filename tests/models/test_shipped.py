@@ -171,7 +171,7 @@ def test_learned_exits_leave_early_without_an_option(
     monkeypatch.chdir(tmp_path)
     strategies = ("classifier", "lte", "rl", "rl:agent=rl-python")
     options = [word for name in strategies for word in ("--strategy", name)]
-    ran = cli("run", *options, "--limit", "2", "--energy", "none", "--out", "run")
+    ran = cli("run", *options, "--task", "py150", "--limit", "3", "--energy", "none", "--out", "run")
     assert ran.code == 0, ran.err
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["model"]["fingerprint"] == tuned.info.fingerprint
