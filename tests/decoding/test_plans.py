@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from harness.registry import KV_POLICIES
 from harness.running.never_exits import NeverExits
 from strategies.confidence import Confidence
 from strategies.schedule import Schedule
+from tests.decoding.test_state_tests import facts
 
 NEW, LAYERS = 10, 6
 
@@ -44,11 +45,6 @@ class AtSome(OfToken):
 
 
 PLANNED: tuple[Strategy, ...] = (OfToken(), AtSome(), Schedule(first=5, last=2, horizon=6))
-
-
-def facts(one: Generation) -> dict[str, Any]:
-    """Everything but times."""
-    return {field.name: getattr(one, field.name) for field in fields(one) if field.name != "token_times_s"}
 
 
 @pytest.fixture

@@ -177,12 +177,12 @@ def test_what_was_trained_drafts_losslessly(
     named = [word for strategy in strategies for word in ("--strategy", strategy)]
     ran = cli(
         "verify", *named, "--artefacts", artefacts, "--task", "py150", "--prompts", 2, "--max-new-tokens", 8,
-        "--batch-size", "1,2", "--weights-format", "fp16", "--json", tmp_path / "c.json",
+        "--batch-size", 2, "--weights-format", "fp16", "--json", tmp_path / "c.json",
     )  # fmt: skip
     assert ran.code == 0, ran.out
     claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
     drafting = [claim for claim in claims if claim.drafts is not None]
-    assert len(drafting) == 2 * len(strategies)
+    assert len(drafting) == len(strategies)
     assert any(claim.drafts for claim in drafting)
 
 
