@@ -53,7 +53,8 @@ class WeightsFacts:
         table: torch dtype of the word embeddings, of which a token reads one row; empty for the activations' own.
         largest: the largest weight that it holds.
         relative_error: bound on the error of a product with Gaussian rows and weights, over its norm.
-        invariant: a row's product has the same bits whichever rows are multiplied with it.
+        invariant: a row's product has the same bits whichever rows are multiplied with it; not where torch itself
+            multiplies, as it does for fp16 off the CPU.
         note: what a table of such rows must say, after the format's name; empty for nothing.
     """
 
