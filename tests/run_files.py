@@ -1,16 +1,18 @@
-"""Run directories read, and changed: cut as an earlier kill leaves them, or without seals, as older ones are."""
+"""Run directories and traces, changed: cut as an earlier kill leaves them, or without seals, as older ones are."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.store.committed import sealed_records
 from harness.store.run_directory import RunDirectory
+from harness.store.seals import sealed_document
 
-__all__ = ["cut", "samples", "unseal"]
+__all__ = ["cut", "samples", "unseal", "write_index"]
 
 
 def cut(run: Path, windows: int) -> None:
@@ -36,6 +38,12 @@ def unseal(run: Path) -> None:
         summary.write_text(
             json.dumps({key: value for key, value in document.items() if key != "sha256"} | {"records": ""})
         )
+
+
+def write_index(trace: Path, index: Mapping[str, Any]) -> None:
+    """Write a trace's index as the harness does: with a seal."""
+    unsealed = {name: value for name, value in index.items() if name != "sha256"}
+    (trace / "index.json").write_bytes(sealed_document(f"{json.dumps(unsealed, indent=2)}\n".encode())[0])
 
 
 def samples(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:

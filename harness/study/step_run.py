@@ -36,8 +36,8 @@ _LINES = 10_000
 _REFUSED, _DEFECT, _INTERRUPTED = 2, 70, 130
 _ERROR = "error: "
 _ANEW = "Omit --resume to begin"
-_ELSEWHERE = ("Trace again.", "another --out")
-"""What refusals of ``--resume`` advise where a folder cannot be gone on with; the latter, of other folders as well."""
+_ELSEWHERE = "another --out"
+"""What refusals of ``--resume`` advise where a folder cannot be gone on with, and of other folders as well."""
 
 
 def make_step(
@@ -120,7 +120,7 @@ def _cannot_go_on(folder: Path, code: int, said: Sequence[str]) -> bool:
         code == _REFUSED
         and how == "refused"
         and not of_the_system
-        and (_ANEW in text or (str(folder) in text and any(advice in text for advice in _ELSEWHERE)))
+        and (_ANEW in text or (str(folder) in text and _ELSEWHERE in text))
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from harness.models.controllers import OBSERVATIONS
+from tests.run_files import write_index
 
 Command = Callable[..., Any]
 Refusal = Callable[..., str]
@@ -348,7 +349,7 @@ def test_the_trace_of_another_model(
     ("file", "content", "said"),
     [
         ("index.json", b"{", "index.json: it is not JSON (line 1, column 2"),
-        ("index.json", b'{"format": 2}', "no trace index of format 1"),
+        ("index.json", b'{"format": 3}', "no trace index of format 2"),
         ("shard-00000.safetensors", b"half", "shard-00000.safetensors has 4 bytes and should have"),
     ],
 )
@@ -364,7 +365,7 @@ def test_a_damaged_trace(
 def test_a_trace_of_one_document(refusal: Refusal, traces: Path, tiny_llama: Path, kind: str) -> None:
     index = json.loads((traces / "index.json").read_text())
     index["documents"] = [{**document, "stream": str(n)} for n, document in enumerate(index["documents"])]
-    (traces / "index.json").write_text(json.dumps(index))
+    write_index(traces, index)
     line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o")
     assert "the trace has one document of 0: none is left to check on. Trace more --documents." in line
 

@@ -408,7 +408,7 @@ def test_what_can_go_on_does_and_else_begins_anew(tmp_path: Path, commands: Comm
         "{folder}/checkpoints/x holds no checkpoint to resume from. Omit --resume to begin.",
         "the checkpoint of 8 steps is damaged: it counts the exits of 3 layers. Omit --resume to begin anew.",
         "{folder} is a trace with seed 0, now it is 1. Give another --out.",
-        "{folder}/shard-0 has None bytes and should have 8. Trace again.",
+        "{folder}/shard-0 has None bytes and should have 8. Trace again with another --out.",
     ],
 )
 def test_a_folder_that_a_command_cannot_go_on_with_lies_aside(tmp_path: Path, commands: Commands, line: str) -> None:
@@ -428,7 +428,7 @@ def test_a_folder_that_a_command_cannot_go_on_with_lies_aside(tmp_path: Path, co
     [
         ("model m does not exist.", "refused"),
         ("/traces is a trace with seed 0, now it is 1. Give another --out.", "refused"),  # of what it reads
-        ("cannot read the trace {folder}/index.json: Permission denied. Trace again.", "refused"),
+        ("cannot read the trace {folder}/index.json: Permission denied. Trace again with another --out.", "refused"),
         ("cannot make {folder}: No space left on device. Give another --out.", "stopped"),
         ("cannot make {folder}: CUDA out of memory. Give another --out.", "out-of-memory"),
     ],

@@ -26,6 +26,7 @@ from harness.sweep.replay_strategy import Outcome, replay
 from harness.sweep.replay_sweep import SweepRequest, sweep
 from harness.sweep.tokens import read_tokens
 from harness.training.traces.record_trace import TraceRequest, trace
+from tests.run_files import write_index
 
 LAYERS, NEW = 12, 30
 PROMPTS = [[5, 9, 40, 17, 5, 9, 40], [88, 3, 60, 61, 62, 7], [120, 14, 15], [33] * 9, list(range(40, 60))]
@@ -313,7 +314,7 @@ def test_a_trace_of_before_prompts_were_kept_replays_exits_alone(
     index = json.loads((older / "index.json").read_text())
     for document in index["documents"]:
         del document["prompt"]
-    (older / "index.json").write_text(json.dumps(index))
+    write_index(older, index)
     alike = swept(tiny_llama, generated, "fixed:layer=10", decodes=("lossless",))
     assert swept(tiny_llama, older, "fixed:layer=10", decodes=("lossless",)) == alike
     with pytest.raises(ConfigError, match="was taken without prompts"):

@@ -2,7 +2,8 @@
 
 A trace is a folder: shards of safetensors, and ``index.json`` that lists them together with the documents and with what
 the trace belongs to (weights, tokenizer, exit points, exit head). A shard is listed once it is whole, so that a full
-disk or a kill leaves a trace of everything before. Reading maps shards into memory.
+disk or a kill leaves a trace of everything before. Reading maps shards into memory. The index bears a seal over its own
+bytes (:mod:`harness.store.seals`) and the hash of every shard, so that nothing is learned from a damaged one.
 
 Columns, one row per token, the rows of a document consecutive (E exit points, D hidden size):
 
@@ -23,7 +24,7 @@ Columns, one row per token, the rows of a document consecutive (E exit points, D
 Fields of ``index.json``:
 
 =================================  ====================================================================================
-``format``                         1
+``format``                         2; 1 in older traces, which have no hashes
 ``model``, ``weights``, ``dtype``  what was traced: its name, ``pretrained``, ``tuned`` or ``random``, its activations
 ``model_fingerprint``              of its weights
 ``base_fingerprint``               of its weights before tuning
@@ -34,19 +35,23 @@ Fields of ``index.json``:
 ``length``                         tokens at which a document was cut, at most
 ``new_tokens``                     generated behind a part of each document; 0 where its own were read
 ``seed``                           drew the documents
-``shards``                         of each ``file``, ``bytes``, ``tokens``, and ``threads`` of the CPU
+``shards``                         of each ``file``, ``bytes``, ``sha256``, ``tokens``, and ``threads`` of the CPU
 ``documents``                      of each ``id``, ``stream`` (task and source), ``key`` (hash of its text), ``length``,
                                    ``tokens``; and ``prompt``, token ids, of what was generated
+``sha256``                         over all before it
 =================================  ====================================================================================
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -56,18 +61,23 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelInfo, WeightsChoice
 from harness.errors import ArtefactError
 from harness.host.atomic_files import replace_files
-from harness.host.foreign_files import DocumentError, read_json, real_path
+from harness.host.foreign_files import DocumentError, open_regular, parse_json, read_bytes, real_path
 from harness.host.libraries import library_border
 from harness.models.artefact_facts import fault_in
 from harness.models.finite import fault_of
+from harness.store.seals import seal_of, sealed_document, split_seal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["COLUMNS", "TraceWriter", "Traces", "beside", "trace_command"]
 
-FORMAT = 1
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+FORMAT_WITHOUT_HASHES = 1
 SHARD_TOKENS = 8192
+_AGAIN = "Trace again with another --out."
 LARGEST_INDEX_BYTES = 1 << 30
 """Of an index, which has some 300 bytes a document."""
 
@@ -171,6 +181,7 @@ class TraceWriter:
         shard = {
             "file": name,
             "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
             "tokens": self._tokens,
             "threads": torch.get_num_threads(),  # of the CPU; one trace may be gone on with by another number
         }
@@ -181,7 +192,7 @@ class TraceWriter:
         }
         try:
             replace_files({self.folder / name: content})  # the shard before the index that names it
-            replace_files({self.folder / "index.json": (json.dumps(index, indent=1) + "\n").encode()})
+            replace_files({self.folder / "index.json": sealed_document(f"{json.dumps(index, indent=2)}\n".encode())[0]})
         except OSError as error:
             raise ArtefactError(
                 f"cannot write {self.folder / name}: {error.strerror}. The finished shards ({self.tokens} tokens) stay "
@@ -220,6 +231,10 @@ class Traces:
         _check_shards(folder, index)
         if not index["shards"]:
             raise ArtefactError(f"the trace {folder} holds no token. Go on with `harness trace … --resume`.")
+        if index["format"] == FORMAT_WITHOUT_HASHES:
+            logger.warning(
+                "%s is of an older version, which kept no hashes: damage may go unnoticed. Trace again", folder
+            )
         return cls(folder, index)
 
     @property
@@ -274,7 +289,7 @@ class Traces:
 
         for shard in self.index["shards"]:
             file = self.folder / shard["file"]
-            with library_border(f"cannot read {file}", "Trace again.", ArtefactError):
+            with library_border(f"cannot read {file}", _AGAIN, ArtefactError):
                 with safe_open(file, framework="pt") as content:
                     found = {name: content.get_tensor(name) for name in names}
                 for name, column in found.items():
@@ -321,7 +336,8 @@ def beside(folder: Path) -> Path:
 
 def _read_index(file: Path, model: str = "") -> dict[str, Any]:
     try:
-        found = read_json(file, LARGEST_INDEX_BYTES)
+        content = read_bytes(file, LARGEST_INDEX_BYTES)
+        found = parse_json(content)
     except (FileNotFoundError, NotADirectoryError):
         out = file.parent
         if out.is_file() or _is_taken(out):
@@ -329,21 +345,27 @@ def _read_index(file: Path, model: str = "") -> dict[str, Any]:
             out = beside(out) if out.exists() else out
         raise ArtefactError(f"there is no trace {file.parent}. Make one with:", [trace_command(model, out)]) from None
     except OSError as error:
-        raise ArtefactError(f"cannot read the trace {file}: {error.strerror}. Trace again.") from None
+        raise ArtefactError(f"cannot read the trace {file}: {error.strerror}. {_AGAIN}") from None
     except DocumentError as error:
-        raise ArtefactError(f"cannot read the trace {file}: {error}. Trace again.") from None
-    known = isinstance(found, dict) and found.get("format") == FORMAT and found.keys() >= _FACTS
+        raise ArtefactError(f"cannot read the trace {file}: {error}. {_AGAIN}") from None
+    formats = (FORMAT, FORMAT_WITHOUT_HASHES)
+    known = isinstance(found, dict) and found.get("format") in formats and found.keys() >= _FACTS
+    if known and (found["format"] == FORMAT or "sha256" in found):
+        body, seal = split_seal(content)
+        if seal != seal_of("", [body]):
+            raise ArtefactError(f"{file} was changed, or is damaged: it does not fit its seal. {_AGAIN}")
     if not known or not _lists(found) or not _facts(found):
-        raise ArtefactError(f"{file} is no trace index of format {FORMAT}. Trace again.")
-    return dict(found)
+        raise ArtefactError(f"{file} is no trace index of format {FORMAT}. {_AGAIN}")
+    return {name: value for name, value in found.items() if name != "sha256"}
 
 
 def _lists(index: Mapping[str, Any]) -> bool:
     """Tell whether shards and documents are what a writer makes of them."""
+    hashed = index["format"] != FORMAT_WITHOUT_HASHES
     return all(
         isinstance(index[name], list) and all(_has(entry, keys) for entry in index[name])
         for name, keys in (
-            ("shards", {"file": str, "bytes": int, "tokens": int}),
+            ("shards", {"file": str, "bytes": int, "tokens": int, **({"sha256": str} if hashed else {})}),
             ("documents", {"id": str, "stream": str, "key": str, "tokens": int}),
         )
     ) and all(Path(shard["file"]).name == shard["file"] for shard in index["shards"])
@@ -365,8 +387,22 @@ def _facts(index: Mapping[str, Any]) -> bool:
 
 
 def _check_shards(folder: Path, index: Mapping[str, Any]) -> None:
+    """Refuse a trace whose shards are not those that were written."""
     for shard in index["shards"]:
         file = folder / shard["file"]
-        size = file.stat().st_size if file.is_file() else None
-        if size != shard["bytes"]:
-            raise ArtefactError(f"{file} has {size} bytes and should have {shard['bytes']}. Trace again.")
+        facts = file.stat() if file.is_file() else None
+        size = facts.st_size if facts else None
+        if facts is None or size != shard["bytes"]:
+            raise ArtefactError(f"{file} has {size} bytes and should have {shard['bytes']}. {_AGAIN}")
+        if "sha256" in shard and _hash_of(file, facts.st_size, facts.st_mtime_ns) != shard["sha256"]:
+            raise ArtefactError(f"{file} was changed, or is damaged: its hash is not the index's. {_AGAIN}")
+
+
+@cache
+def _hash_of(file: Path, size: int, modified_ns: int) -> str:
+    """Return the SHA-256 of a shard, read once a process as long as it has this size and time."""
+    try:
+        with open_regular(file) as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtefactError(f"cannot read {file}: {error.strerror}. {_AGAIN}") from None

@@ -16,6 +16,7 @@ from harness.training.agents.beside_optimum import TracedTokens, beside_optimum,
 from harness.training.agents.reward import REWARDS, describe, reward_table
 from harness.training.traces.reading import held_out_rows, unseen_rows
 from harness.training.traces.store import Traces
+from tests.run_files import write_index
 
 Command = Callable[..., Any]
 POINTS, LAYERS = (4, 6, 10), 12
@@ -87,7 +88,7 @@ def test_a_trace_of_documents_the_agent_knows_is_refused(
     (tmp_path / "a" / "rl.json").write_text(json.dumps(facts))
     assert "has learned from every document of" in train("rl", "--optimum").error
     index["documents"][0]["key"] = "new"
-    (trace / "index.json").write_text(json.dumps(index))
+    write_index(trace, index)
     assert train("rl", "--optimum").code == 0
     assert json.loads((tmp_path / "a" / "optimum-rl.json").read_text())["documents"] == 1
 

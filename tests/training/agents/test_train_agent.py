@@ -26,6 +26,7 @@ from harness.training.agents.train_agent import AGENT_OBSERVATIONS, train_agent
 from harness.training.recipes import Agent
 from harness.training.traces.reading import open_traces
 from harness.training.traces.store import Traces
+from tests.run_files import write_index
 
 Command = Callable[..., Any]
 
@@ -64,7 +65,7 @@ class Steps(Silent):
 
 def edit(trace: Path, **changes: Any) -> None:
     index = json.loads((trace / "index.json").read_text())
-    (trace / "index.json").write_text(json.dumps(index | changes))
+    write_index(trace, index | changes)
 
 
 @pytest.mark.parametrize("observation", ["paper", "rich"])

@@ -33,6 +33,7 @@ from harness.training.traces.reading import held_out_rows
 from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.traces.store import Traces
 from harness.training.traces.thresholds import ReplayRow
+from tests.run_files import write_index
 
 Train = Callable[..., SavedController]
 
@@ -281,7 +282,7 @@ def test_a_stream_of_one_document_is_no_obstacle_to_another_task(train: Train, b
     index = json.loads((lonely / "index.json").read_text())
     assert index["documents"][-1]["stream"] == "javacorpus, path: java.jsonl"
     index["documents"][-1]["stream"] = "rust, path: rust.jsonl"
-    (lonely / "index.json").write_text(json.dumps(index))
+    write_index(lonely, index)
     assert train(tasks=["py150"], folder=lonely).artefact.sha256 == train(tasks=["py150"]).artefact.sha256
     for tasks in ([], ["rust"], ["py150", "rust"]):
         with pytest.raises(DataError, match="one document of rust"):
@@ -295,7 +296,7 @@ def test_a_copy_of_what_is_held_out_is_not_learned_from(train: Train, both: Path
     documents = index["documents"]
     for document, original in zip(documents[14:], documents[:14], strict=True):
         document["key"] = original["key"]
-    (copies / "index.json").write_text(json.dumps(index))
+    write_index(copies, index)
     traces = Traces.open(copies)
     number = traces.columns("document")["document"]
     held = set(number[held_out_rows(traces, number, seed=0)].tolist())

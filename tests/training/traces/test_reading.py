@@ -34,6 +34,7 @@ from harness.training.traces.reading import (
 )
 from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.traces.store import Traces, TraceWriter
+from tests.run_files import write_index
 
 POINTS, WIDTH = (4, 6, 10), 32
 FACTS = {
@@ -87,7 +88,7 @@ def test_what_was_generated_is_indexed_behind_its_prompt(tmp_path: Path) -> None
     for number, found in enumerate(index["documents"]):
         found["prompt"] = " ".join(str(1000 * number + at) for at in range(200))
     assert not read_index(tmp_path, index_of(traces, tmp_path)).has_run_of(range(1000, 1199))
-    (traces.folder / "index.json").write_text(json.dumps(index))
+    write_index(traces.folder, index)
     assert read_index(tmp_path, index_of(Traces.open(traces.folder), tmp_path)).has_run_of(range(1000, 1199))
 
 
@@ -289,7 +290,7 @@ def test_another_model_is_told_before_its_artefacts_are_missed(
 ) -> None:
     make_trace(tiny_llama, corpus_file, tmp_path / "t")
     index = tmp_path / "t" / "index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | changes))
+    write_index(index.parent, json.loads(index.read_text()) | changes)
     with pytest.raises(ArtefactError, match=rf"is a trace with weights .*\({tiny_llama.name}\); {tiny_opt.name} has"):
         open_traces(str(tiny_opt), tmp_path / "t", artefacts=None)
 
@@ -298,7 +299,7 @@ def test_an_adapter_that_is_gone_is_told_of(tiny_llama: Path, corpus_file: Path,
     make_trace(tiny_llama, corpus_file, tmp_path / "t")
     index = tmp_path / "t" / "index.json"
     tuned = {"weights": "tuned", "model_fingerprint": "7e" * 8}
-    index.write_text(json.dumps(json.loads(index.read_text()) | tuned))
+    write_index(index.parent, json.loads(index.read_text()) | tuned)
     with pytest.raises(ArtefactError, match=r"The adapter that it was made with is gone: restore it, give --artefacts"):
         open_traces(str(tiny_llama), tmp_path / "t", artefacts=None)
 

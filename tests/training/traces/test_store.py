@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
 from harness.training.traces.store import Traces, TraceWriter
+from tests.run_files import write_index
 
 EXITS, WIDTH = (4, 6), 8
 FACTS: dict[str, Any] = {
@@ -316,8 +318,52 @@ def test_a_shard_of_another_size_is_refused(tmp_path: Path, change: int, read: C
     with pytest.raises(ArtefactError) as refusal:
         read(tmp_path / "t")
     assert str(refusal.value) == (
-        f"{file} has {len(content) + change} bytes and should have {len(content)}. Trace again."
+        f"{file} has {len(content) + change} bytes and should have {len(content)}. Trace again with another --out."
     )
+
+
+def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+    """Thirty at random in shards, one in every part of the index, and a quarter of a shard zeroed."""
+    folder, chance = tmp_path / "t", random.Random(3)
+    write(folder, (12, 9, 30, 3, 22)).flush()
+    Traces.open(folder).columns("final")
+    whole = files(folder)
+    shards = [name for name in sorted(whole) if name.startswith("shard-")]
+    flips = [(name := chance.choice(shards), chance.randrange(8 * len(whole[name]))) for _ in range(30)]
+    flips += [("index.json", place) for place in range(0, 8 * len(whole["index.json"]), 31)]
+    quarter = bytearray(whole[shards[1]])
+    quarter[len(quarter) // 2 : 3 * len(quarter) // 4] = bytes(len(quarter) // 4)
+    damaged = [(shards[1], bytes(quarter))]
+    for name, place in flips:
+        content = bytearray(whole[name])
+        content[place // 8] ^= 1 << place % 8
+        damaged.append((name, bytes(content)))
+    for name, content in damaged:
+        (folder / name).write_bytes(content)
+        for read in (Traces.open, resume_of):
+            with pytest.raises(ArtefactError) as refusal:
+                read(folder)
+            assert str(folder / name) in str(refusal.value)
+            assert "Trace again with another --out" in str(refusal.value)
+        (folder / name).write_bytes(whole[name])
+    assert_holds(folder, (12, 9, 30, 3, 22))
+
+
+def test_a_trace_of_before_there_were_hashes_is_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And gone on with: what is added has hashes."""
+    write(tmp_path, (12, 9)).flush()
+    index = json.loads((tmp_path / "index.json").read_text()) | {"format": 1}
+    del index["sha256"], index["shards"][0]["sha256"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    write(tmp_path, (30,), first=2, resume=True).flush()
+    assert not caplog.text
+    assert_holds(tmp_path, (12, 9, 30))
+    assert "of an older version, which kept no hashes: damage may go unnoticed" in caplog.text
+    (tmp_path / "shard-00001.safetensors").write_bytes(bytes(index["shards"][0]["bytes"]))
+    with pytest.raises(ArtefactError, match=r"shard-00001"):
+        Traces.open(tmp_path)
 
 
 @READERS
@@ -351,7 +397,7 @@ SHARD_ENTRY = {"file": "shard-00000.safetensors", "bytes": 1, "tokens": 12}
 DOCUMENT_ENTRY = {"id": "doc-0", "stream": "toy", "key": "k0", "tokens": 12}
 OF_NO_FORMAT: list[dict[str, Any]] = [
     {},
-    EMPTY | {"format": 2},
+    EMPTY | {"format": 3},
     *(
         {key: value for key, value in EMPTY.items() if key != left}
         for left in EMPTY
@@ -369,8 +415,8 @@ OF_NO_FORMAT: list[dict[str, Any]] = [
     ("content", "said"),
     [
         ("{", "is not JSON"),
-        ("[]", "no trace index of format 1"),
-        *((json.dumps(index), "no trace index of format 1") for index in OF_NO_FORMAT),
+        ("[]", "no trace index of format 2"),
+        *((json.dumps(index), "no trace index of format 2") for index in OF_NO_FORMAT),
     ],
 )
 def test_an_index_that_is_none(tmp_path: Path, content: str, said: str) -> None:
@@ -387,12 +433,12 @@ def test_an_index_needs_no_more_than_that(tmp_path: Path) -> None:
     shard = SHARD_ENTRY | {"bytes": (tmp_path / "shard-00000.safetensors").stat().st_size}
     index = EMPTY | {"shards": [shard], "documents": [DOCUMENT_ENTRY]}
     del index["length"]
-    (tmp_path / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    write_index(tmp_path, index)
     assert_holds(tmp_path, (12,))
 
 
 def test_a_trace_without_a_token_can_only_be_gone_on_with(tmp_path: Path) -> None:
-    (tmp_path / "index.json").write_text(json.dumps(EMPTY), encoding="utf-8")
+    write_index(tmp_path, EMPTY)
     with pytest.raises(ArtefactError, match=r"holds no token\. Go on with `harness trace … --resume`"):
         Traces.open(tmp_path)
     write(tmp_path, (12, 9), resume=True).flush()
