@@ -35,6 +35,7 @@ def _row(language: str, part: str, number: int, record: Mapping[str, object]) ->
         answer=found["groundtruth"],
         after=field_text("right_context", record.get("right_context") or ""),
         fragments=_fragments(record.get("crossfile_context")),
+        project=metadata["repository"] if isinstance(metadata.get("repository"), str) else None,
     )
 
 

@@ -118,7 +118,7 @@ def _read(rows: Rows, index: int) -> Row:
 def _sample(
     protocol: AnyProtocol, row: Document | LineRow | GapRow, tokenizer: Tokenizer, request: TaskRequest
 ) -> Sample | BadRow | Skipped:
-    """Return what a protocol makes of a row, marked where tuning has read it.
+    """Return what a protocol makes of a row, with what it is cut from, and marked where tuning has read it.
 
     A sample whose tokens are none of the model's is a bad row, and so is one whose text fits no record.
     """
@@ -130,8 +130,14 @@ def _sample(
     token_ids = (*made.prompt_ids, *made.reference_ids)
     wrong = next((token for token in token_ids if not (isinstance(token, int) and 0 <= token < size)), None)
     if wrong is None:
-        was_read = request.was_read is not None and request.was_read(_compared(row, made, tokenizer))
-        return replace(made, prompt_ids=tuple(begun(tokenizer, made.prompt_ids)), duplicate=was_read)
+        text = whole(row)
+        return replace(
+            made,
+            prompt_ids=tuple(begun(tokenizer, made.prompt_ids)),
+            duplicate=request.was_read is not None and request.was_read(_compared(row, made, tokenizer)),
+            document=hashlib.sha256(text.encode()).hexdigest()[:16],
+            project=row.project or protocol.language.project(text),
+        )
     return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes {wrong!r} of it, no token of the model")
 
 

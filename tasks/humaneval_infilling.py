@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar
@@ -42,6 +43,7 @@ def _row(kind: str, part: str, number: int, record: Mapping[str, object]) -> Gap
         answer=found["canonical_solution"],
         after=found["suffix"],
         facts={"test": found["test"], "entry_point": found["entry_point"]},
+        project=problem[0] if (problem := re.search(r"HumanEval/\d+", sample_id)) else None,
     )
 
 

@@ -32,6 +32,8 @@ _WORD_OR_OPERATOR = r"\d[\w.]*|\w+|[-+*/%&|^=<>!~]+|\.\.\.|::|[^\w\s]"
 # A literal that the generated text has not closed yet runs to the end of the text or of the line.
 _OPEN_STRING = r'"(?:\\.|[^"\\\n])*"?|' + r"'(?:\\.|[^'\\\n])*'?"
 _OPEN_COMMENT = r"//[^\n]*|/\*(?:(?!\*/)[^\n])*(?:\*/)?"
+_LONGEST_HEAD = 1 << 14
+"""Characters in which a package is declared, licences and all."""
 _OPENERS = {"comment": "/*", "text": '"'}
 """What begins again, on each of its lines, a token that spans lines."""
 
@@ -62,6 +64,8 @@ class Language:
         lexer: pattern with the groups of :attr:`Token.kind`; what matches none of them is white space.
         mark_characters: the characters that can be the last of a mark.
         docstrings: whether a ``text`` that stands as a statement is documentation.
+        package: pattern of the declaration that says what a file belongs to, its name in a group named ``name``;
+            ``None`` for a language without one.
     """
 
     name: str
@@ -70,6 +74,18 @@ class Language:
     lexer: re.Pattern[str]
     mark_characters: frozenset[str]
     docstrings: bool
+    package: re.Pattern[str] | None = None
+
+    def project(self, text: str) -> str | None:
+        """Return the project that a document belongs to by its own words; ``None`` where it does not say.
+
+        Of a Java package the first two components, which are the publisher's domain. Of CodeXGLUE's 1,600 dev rows
+        1,158 have a package, of 65 such publishers (``org.apache`` 173 rows); a third component parts what is one
+        project (``org.jamwiki.db`` and ``org.jamwiki.utils``, ``org.mozilla.gecko`` and ``org.mozilla.android``),
+        and files that are not independent must not count as if they were. Two lump what one publisher has several of.
+        """
+        found = self.package.search(text[:_LONGEST_HEAD]) if self.package else None
+        return ".".join(re.split(r"\s*\.\s*", found["name"])[:2]) if found else None
 
     def line_end(self, text: str, start: int = 0) -> int | None:
         """Return the offset where the line that runs at ``start`` ends, or ``None`` when it does not.
@@ -159,10 +175,11 @@ JAVA = Language(
     ),
     mark_characters=frozenset("\n;{}"),
     docstrings=False,
+    package=re.compile(r"(?:^|[\s;/])package\s+(?P<name>\w+(?:\s*\.\s*\w+)*)\s*;"),
 )
 
-CSHARP = replace(JAVA, name="csharp")
+CSHARP = replace(JAVA, name="csharp", package=None)
 """As far as lines go; its verbatim strings are not known."""
 
-TYPESCRIPT = replace(JAVA, name="typescript")
+TYPESCRIPT = replace(JAVA, name="typescript", package=None)
 """As far as lines go; its template strings are not known."""

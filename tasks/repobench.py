@@ -45,6 +45,7 @@ def _row(language: str, setting: str, number: int, record: Mapping[str, object])
         answer=found.pop("next_line"),
         fragments=fragments,
         facts={**found, "created_at": day[:10]},
+        project=found["repo_name"],
     )
 
 

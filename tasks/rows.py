@@ -41,12 +41,14 @@ class LineRow:
         number, sample_id: as a :class:`~harness.contracts.Document`'s.
         prompt: the context, never empty.
         answer: the rest of the line; empty where a dataset withholds it.
+        project: as a document's.
     """
 
     number: int
     sample_id: str
     prompt: str
     answer: str
+    project: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class GapRow:
         answer: what belongs into the gap.
         fragments: pieces of other files, the most useful first.
         facts: what else its protocol reads, by the name of the dataset's column.
+        project: as a document's: the repository, or the problem that gaps are cut from.
     """
 
     number: int
@@ -81,6 +84,7 @@ class GapRow:
     after: str = ""
     fragments: tuple[Fragment, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
+    project: str | None = None
 
 
 def whole(row: Document | LineRow | GapRow) -> str:
@@ -151,8 +155,8 @@ def parse_record(number: int, record: object) -> Row:
 
     ``code`` is a string, or a list of tokens as in the token-level dataset; the list's outer ``<s>`` and ``</s>``
     are dropped, the rest is joined with single spaces. ``id`` is an integer or a string and may be missing
-    (early CodeXGLUE files carry none). Other fields are ignored. ``gt`` may be empty here: which rows need an
-    answer is the protocol's business.
+    (early CodeXGLUE files carry none), and so may ``project``, a string. Other fields are ignored. ``gt`` may be empty
+    here: which rows need an answer is the protocol's business.
     """
     sample_id = f"row-{number}"
     try:
@@ -160,15 +164,16 @@ def parse_record(number: int, record: object) -> Row:
             raise FieldError(f"is {_kind(record)}, not an object")
         if "id" in record:
             sample_id = _identity(record["id"])
+        project = field_text("project", record["project"], LONGEST_ID) if record.get("project") is not None else None
         if "code" in record:
-            return Document(number, sample_id, _code(record["code"]))
+            return Document(number, sample_id, _code(record["code"]), project)
         for name in ("input", "gt"):
             if name not in record:
                 raise FieldError(f"has no field '{name}' (fields: {', '.join(map(str, record)) or 'none'})")
         prompt, answer = field_text("input", record["input"]), field_text("gt", record["gt"])
         if not prompt.strip():
             raise FieldError("'input' is empty")
-        return LineRow(number, sample_id, prompt, answer)
+        return LineRow(number, sample_id, prompt, answer, project)
     except FieldError as error:
         return BadRow(sample_id, f"row {number}: {error}")
 

@@ -27,7 +27,7 @@ class Halves:
     """What became of the promise over random halves.
 
     Attributes:
-        rounds: how many. documents: calibrated on in each.
+        rounds: how many. documents: documents, or projects where they are the unit, calibrated on in each.
         certified: rounds in which some setting was.
         violated: of those, rounds in which the other documents lost more than allowed.
         risk: what they lost, mean over the certified rounds; ``None`` without any.
@@ -46,7 +46,7 @@ class Elsewhere:
 
     Attributes:
         where: what they are.
-        documents: how many.
+        documents: how many, or how many projects where they are the unit.
         risk: their mean loss.
         interval: of it, 95 %, or why there is none.
         halves: calibrated on halves here and tested on all of them there.

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from harness.config import RunConfig
 from harness.config.model import Configuration, File, Folder, Placeholder
 from harness.errors import ConfigError
-from harness.records.guarantee import Method, PValueName
+from harness.records.guarantee import Method, PValueName, Unit
 
 __all__ = ["CalibrateOptions"]
 
@@ -42,6 +42,7 @@ class CalibrateOptions(Certainty, RunConfig):
         "percentiles of the scores observed; NAME alone tries --points of them. With --resume: which of the run's.",
     )
     method: Method = Field(default="learn-then-test", description="What promises, in a probability or in expectation")
+    unit: Unit = Field(default="document", description="Of what the mean is promised, each counted once")
     points: int = Field(default=8, ge=1, le=100, description="Thresholds to try where none is named.")
     observe: int = Field(
         default=8, ge=1, le=1000, description="Further documents, on whose scores percentiles are taken."

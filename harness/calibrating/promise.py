@@ -8,7 +8,8 @@ equally deep nothing tells which is strict, and a warning says so.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean
@@ -20,8 +21,14 @@ from harness.calibrating.targets import Target, document_losses
 from harness.config import BASELINE
 from harness.errors import ConfigError, DataError
 from harness.records import OperatingPointRecord
-from harness.records.guarantee import CalibratedPoint, Guarantee, TestedSetting
-from harness.registry import PROTOCOLS
+from harness.records.guarantee import (
+    CalibratedPoint,
+    Guarantee,
+    TestedSetting,
+    Unit,
+    is_same_source,
+    known_documents,
+)
 from reports.recorded import RecordedRun
 from reports.statistics.risk_control import (
     P_VALUES,
@@ -34,7 +41,7 @@ from reports.statistics.risk_control import (
     fewest_in_expectation,
 )
 
-__all__ = ["Settings", "calibrated", "certified", "least_documents", "settings_of"]
+__all__ = ["Settings", "by_project", "calibrated", "certified", "least_documents", "settings_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +54,20 @@ class Settings:
         run: where they were decoded.
         option: the option that varies.
         points: operating points, from strict to lax.
-        documents: ids of those that have a loss, in the order drawn.
-        losses: ``[points, documents]``.
-        left_out: documents without one, since full depth failed or the score is not defined on them.
+        documents: of those that have a loss, in the order drawn: id → hash of the text.
+        losses: ``[points, units]``: of each document, or mean of each project.
+        projects: how many of the documents are of each project that is known.
+        unit: what a column of losses is.
+        left_out: documents without one, see :class:`~harness.records.guarantee.Guarantee`.
     """
 
     run: RecordedRun
     option: str
     points: tuple[OperatingPointRecord, ...]
-    documents: tuple[str, ...]
+    documents: Mapping[str, str]
     losses: Losses
+    projects: Mapping[str, int]
+    unit: Unit = "document"
     left_out: int = 0
 
     @property
@@ -64,23 +75,10 @@ class Settings:
         """The run's task."""
         return self.run.manifest.tasks[0].name
 
-    @property
-    def shared(self) -> str:
-        """What the documents may share, in one sentence, so that they are not independent; empty for nothing."""
-        protocol = self.run.manifest.tasks[0].protocol
-        wants = PROTOCOLS.load(protocol).wants if protocol in PROTOCOLS else "documents"
-        if wants in ("documents", "lines"):
-            return ""
-        return (
-            f"rows of {wants} may be of one file, problem or repository, and count as independent documents here: the "
-            "promise is too strong where several are."
-        )
-
-    def known_in(self, other: Settings) -> frozenset[str]:
-        """Return ids of documents that are another run's as well, drawn from the same source."""
-        mine, theirs = self.run.manifest.tasks[0], other.run.manifest.tasks[0]
-        same = (mine.name, mine.source_kind, mine.source) == (theirs.name, theirs.source_kind, theirs.source)
-        return frozenset(self.documents) & frozenset(other.documents) if same else frozenset()
+    def known_in(self, other: Settings) -> Set[str]:
+        """Return ids of another run's documents that are this one's as well."""
+        same = is_same_source(self.run.manifest.tasks[0], other.run.manifest.tasks[0])
+        return known_documents(other.documents, self.documents, same_source=same)
 
     def depth(self, point: OperatingPointRecord) -> float | None:
         """Return the mean decoder layers of a decided token."""
@@ -89,18 +87,19 @@ class Settings:
         return fmean(layers) if layers else None
 
 
-def settings_of(run: RecordedRun, target: Target, strategy: str = "") -> Settings:
+def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: Unit = "document") -> Settings:
     """Sort the operating points of a run.
 
     Args:
         run: finished.
         target: whose losses.
         strategy: name of the one that is calibrated; may be left out where the run has no other.
+        unit: what has a loss.
 
     Raises:
         ConfigError: the run is of several tasks, or its operating points are no settings of one strategy. Those that
             verify, look at the answer, have a stop rule or are no strategy of the engine are passed over.
-        DataError: no document has a loss.
+        DataError: no document has a loss, or none a project where that is the unit.
     """
     if len(run.manifest.tasks) > 1:
         raise ConfigError(f"{run.directory} has {len(run.manifest.tasks)} tasks, and a calibration is of one.")
@@ -121,12 +120,33 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "") -> Setting
     option = _varied(run, points)
     ordered = sorted(points, key=lambda point: float(point.options[option]))
     losses = [document_losses(run.point(run.manifest.tasks[0].name, point.name), target) for point in ordered]
-    documents = tuple(name for name in losses[0] if all(name in each for each in losses))
+    full = run.point(run.manifest.tasks[0].name, ordered[0].name).full
+    drawn = {sample.sample_id: sample for sample in full.scored}
+    documents = [name for name in losses[0] if all(name in each for each in losses)]
     if not documents:
         raise DataError(f"no document of {run.directory} has a value of {target.name}: nothing can be calibrated.")
+    projects = [drawn[name].project for name in documents]
+    if unit == "project":
+        documents = [name for name, project in zip(documents, projects, strict=True) if project is not None]
     table = np.array([[each[name] for name in documents] for each in losses])
-    left_out = run.manifest.tasks[0].samples - len(documents)
-    found = Settings(run, option, tuple(ordered), documents, table, left_out)
+    known = [project for project in projects if project is not None]
+    if unit == "project":
+        if not documents:
+            raise DataError(
+                f"no document of {run.directory} says which project it is of, and --unit project needs that. Give rows "
+                "with a field 'project', or use --unit document."
+            )
+        table = by_project(table, known)
+    found = Settings(
+        run,
+        option,
+        tuple(ordered),
+        {name: drawn[name].document for name in documents},
+        table,
+        Counter(known),
+        unit,
+        run.manifest.tasks[0].samples - len(documents),
+    )
     deep = [found.depth(point) or 0.0 for point in (ordered[0], ordered[-1])]
     if deep[0] == deep[-1] and len(ordered) > 1:
         logger.warning(
@@ -138,6 +158,20 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "") -> Setting
             deep[0],
         )
     return found if deep[0] >= deep[-1] else replace(found, points=found.points[::-1], losses=table[::-1])
+
+
+def by_project(losses: Losses, projects: Sequence[str]) -> Losses:
+    """Return mean losses of projects, ``[points, projects]``, in the order in which a document of each was drawn first.
+
+    Args:
+        losses: ``[points, documents]``.
+        projects: of each document.
+    """
+    places = {project: place for place, project in enumerate(dict.fromkeys(projects))}
+    members = np.zeros((len(projects), len(places)))
+    members[range(len(projects)), [places[project] for project in projects]] = 1
+    means: Losses = losses @ members / members.sum(axis=0)
+    return means
 
 
 def _varied(run: RecordedRun, points: list[OperatingPointRecord]) -> str:
@@ -193,7 +227,10 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
         p_value=None if conformal else options.p_value,
         option=settings.option,
         tested=_tested(settings, target, options, passed),
-        documents=settings.documents,
+        unit=settings.unit,
+        documents=tuple(settings.documents),
+        hashes=tuple(settings.documents.values()) if all(settings.documents.values()) else (),
+        projects=dict(settings.projects),
         left_out=settings.left_out,
         task=manifest.tasks[0],
         max_new_tokens=manifest.config.get("max_new_tokens"),
@@ -235,9 +272,10 @@ def _tested(settings: Settings, target: Target, options: CalibrateOptions, passe
 
 def _refusal(settings: Settings, target: Target, count: Callable[[Losses], int]) -> str:
     """Say why nothing is promised, and how many documents it would take."""
-    strictest, risk, n = settings.points[0], float(settings.losses[0].mean()), len(settings.documents)
+    strictest, risk, n = settings.points[0], float(settings.losses[0].mean()), settings.losses.shape[1]
     head = (
-        f"{n} documents do not certify {target.text} of any setting: the strictest, {strictest.name}, loses {risk:.3f}"
+        f"{n} {settings.unit}s do not certify {target.text} of any setting: the strictest, {strictest.name}, loses "
+        f"{risk:.3f}"
     )
     needed = documents_needed(settings.losses[0], target.risk, lambda row: count(row[None]) > 0)
     if needed is None:

@@ -54,8 +54,9 @@ def refuse_too_few(documents: int | None, options: CalibrateOptions, target: Tar
     if documents is not None and (least is None or documents < least):
         how = "" if options.method == "conformal" else f" with confidence {options.confidence:g}"
         takes = f"more than {MOST_DOCUMENTS:,}" if least is None else str(least)
-        remedy = "Make a weaker promise" if least is None else f"Use --limit {least} or more, or a weaker promise"
+        more = f"Use --limit {least} or more" if options.unit == "document" else "Decode more projects"
+        remedy = "Make a weaker promise" if least is None else f"{more}, or make a weaker promise"
         raise DataError(
-            f"{documents} documents cannot certify {target.text}{how}: it takes {takes} even if none of them loses "
-            f"anything. {remedy}."
+            f"{documents} {options.unit}s cannot certify {target.text}{how}: it takes {takes} even if none of them "
+            f"loses anything. {remedy}."
         )

@@ -115,10 +115,10 @@ def _shares(metric: Metric, point: Point) -> dict[str, float]:
 
 
 def _positionwise(point: Point) -> dict[str, float]:
-    """Share of full depth's tokens that stand at the same place, prefill's included."""
+    """Share of full depth's decided tokens that stand at the same place: prefill's is full depth's for nothing."""
     found = {}
     for key in point.cell.shared(point.full):
-        mine, theirs = point.cell.samples[key].token_ids, point.full.samples[key].token_ids
+        mine, theirs = (point.cell.decoded(cell.samples[key].token_ids) for cell in (point.cell, point.full))
         if key[1] == 0 and theirs:
             found[key[0]] = sum(a == b for a, b in zip(mine, theirs, strict=False)) / len(theirs)
     return found

@@ -25,16 +25,17 @@ def render(point: CalibratedPoint, here: Halves, others: Sequence[Elsewhere]) ->
         Text(),
         Text(f"{point.strategy}: {promised.promise}.", "bold green"),
         Text(),
-        Text(_halves(here, promised.risk, "on the other half"), "dim"),
-        *_elsewhere(promised.risk, others),
+        Text(_halves(here, promised, "on the other half"), "dim"),
+        *_elsewhere(promised, others),
     )
 
 
 def _head(promised: Guarantee) -> str:
     left_out = f", {promised.left_out} left out" if promised.left_out else ""
     how = promised.method if promised.p_value is None else f"{promised.method}, {promised.p_value}"
+    of_projects = f" of {len(promised.projects)} projects" if promised.unit == "project" else ""
     return (
-        f"{promised.target} on {len(promised.documents)} documents{left_out}: {promised.task.name}, "
+        f"{promised.target} on {len(promised.documents)} documents{of_projects}{left_out}: {promised.task.name}, "
         f"{promised.task.source}; {promised.model}, {promised.weights_format}, kv {promised.kv}; {how}"
     )
 
@@ -64,21 +65,25 @@ def _outcome(one: TestedSetting, promised: Guarantee) -> Text:
     return Text("failed", "red") if tested else Text("not tested", "dim")
 
 
-def _halves(found: Halves, risk: float, where: str) -> str:
+def _halves(found: Halves, promised: Guarantee, where: str) -> str:
     """Say what became of the promise where it was tested."""
-    said = f"Of {found.rounds} random halves of {found.documents} documents {found.certified} certify some setting"
+    said = (
+        f"Of {found.rounds} random halves of {found.documents} {promised.unit}s {found.certified} certify some setting"
+    )
     if found.risk is None:
         return f"{said}."
-    return f"{said}; in {found.violated} of {found.rounds} it loses more than {risk:g} {where} (mean {found.risk:.4f})."
+    broken = f"in {found.violated} of {found.rounds} it loses more than {promised.risk:g} {where}"
+    return f"{said}; {broken} (mean {found.risk:.4f})."
 
 
-def _elsewhere(risk: float, others: Sequence[Elsewhere]) -> Iterator[RenderableType]:
+def _elsewhere(promised: Guarantee, others: Sequence[Elsewhere]) -> Iterator[RenderableType]:
+    risk = promised.risk
     for one in others:
         kept, style = ("kept", "green") if one.risk <= risk else ("broken", "red")
         lost = f"{one.risk:.4f}{_interval(one.interval)}"
         yield Text()
-        yield Text(f"On {one.where}, {one.documents} documents: {kept}, {lost} lost of {risk:g} allowed.", style)
-        yield Text(_halves(one.halves, risk, "there"), "dim")
+        yield Text(f"On {one.where}, {one.documents} {promised.unit}s: {kept}, {lost} lost of {risk:g} allowed.", style)
+        yield Text(_halves(one.halves, promised, "there"), "dim")
 
 
 def _interval(found: Interval | NoInterval) -> str:

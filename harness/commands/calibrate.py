@@ -46,6 +46,7 @@ def calibrate(
     from harness.calibrating.record import refuse_too_few
     from harness.calibrating.targets import parse_target
     from harness.calibrating.terminal import render
+    from harness.records.guarantee import shared_projects
     from harness.store.record_files import write_document
 
     target = parse_target(options.target)
@@ -57,11 +58,12 @@ def calibrate(
         f"[dim]Decoded in {escape(folder)}: --resume {escape(folder)} calibrates on it again.[/]", soft_wrap=True
     )
     name = options.strategies[0].partition(":")[0] if options.strategies else ""
-    settings = settings_of(run, target, name)
-    refuse_too_few(len(settings.documents), options, target)
-    if settings.shared:
-        logger.warning("%s", settings.shared)
-    others = [settings_of(_finished(other), target, settings.points[0].strategy) for other in options.against]
+    settings = settings_of(run, target, name, options.unit)
+    refuse_too_few(settings.losses.shape[1], options, target)
+    if options.unit == "document" and (shared := shared_projects(settings.projects)):
+        logger.warning("%s", shared)
+    strategy = settings.points[0].strategy
+    others = [settings_of(_finished(other), target, strategy, options.unit) for other in options.against]
     for each in others:
         if known := len(settings.known_in(each)):
             logger.warning(

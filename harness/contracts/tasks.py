@@ -76,11 +76,13 @@ class Document:
         number: 1-based row number in its source.
         sample_id: the row's own id, or ``row-NUMBER`` when it has none.
         text: the code; of a token list, the tokens joined with single spaces.
+        project: what its author's code belongs to, as the source says; ``None`` where it does not.
     """
 
     number: int
     sample_id: str
     text: str
+    project: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,9 @@ class Sample:
         around: code of the file before and after the completion, where its end depends on them.
         tests: code that fails behind a wrong completion, ``around`` being put around it; empty where there is none, or
             where it must not run (:attr:`TaskRequest.allow_code_execution`).
+        document: hash of the whole text that it is cut from, the same wherever that lies; empty where the task does not
+            say.
+        project: that the text belongs to; ``None`` where nothing says it.
     """
 
     sample_id: str
@@ -130,6 +135,8 @@ class Sample:
     duplicate: bool = False
     around: tuple[str, str] = ("", "")
     tests: str = ""
+    document: str = ""
+    project: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

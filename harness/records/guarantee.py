@@ -5,6 +5,7 @@ The file that ``harness calibrate`` writes and ``harness run --strategy @FILE`` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from typing import Literal, TypeAlias
 
 from pydantic import Field
@@ -13,10 +14,21 @@ from harness.contracts import Weights
 from harness.records.manifest import TaskRecord
 from harness.records.record import Count, Positive, Record
 
-__all__ = ["CalibratedPoint", "Guarantee", "Method", "PValueName", "TestedSetting"]
+__all__ = [
+    "CalibratedPoint",
+    "Guarantee",
+    "Method",
+    "PValueName",
+    "TestedSetting",
+    "Unit",
+    "is_same_source",
+    "known_documents",
+    "shared_projects",
+]
 
 Method: TypeAlias = Literal["learn-then-test", "conformal"]
 PValueName: TypeAlias = Literal["empirical-bernstein", "hoeffding-bentkus"]
+Unit: TypeAlias = Literal["document", "project"]
 Share = Field(ge=0, le=1)
 
 
@@ -25,7 +37,7 @@ class TestedSetting(Record):
 
     Attributes:
         value: of the option that is calibrated.
-        risk: mean loss over the documents.
+        risk: mean loss over the documents; with the project as the unit, over the mean losses of projects.
         p_value: of "its risk is above the allowed one"; ``None`` behind the first that failed, which are not tested,
             and where nothing is tested.
         bound: what conformal risk control promises of its expected loss; ``None`` for tests.
@@ -42,7 +54,7 @@ class TestedSetting(Record):
 
 
 class Guarantee(Record):
-    """What is promised: the mean loss over documents drawn like these, decoded like these.
+    """What is promised: the mean loss over documents, or projects, drawn like these, decoded like these.
 
     Attributes:
         target: as asked for, for example ``agreement=0.95``.
@@ -52,8 +64,12 @@ class Guarantee(Record):
         method: ``learn-then-test`` or ``conformal``.
         p_value: how it was tested; ``None`` where it was not.
         option: the option that was calibrated. tested: its settings, from strict to lax.
-        documents: ids of the calibration documents, in the order drawn.
-        left_out: documents that have no loss, since full depth failed or the score is not defined on them.
+        unit: what is drawn alike and counts once.
+        documents: ids of the calibration documents, in the order drawn. hashes: of their whole texts, likewise; empty
+            where the task does not say, and in certificates of before they were recorded.
+        projects: how many of the documents are of each project that is known; empty in older certificates.
+        left_out: documents that have no loss, since full depth failed, the score is not defined on them, or their
+            project is not known where that is the unit.
         task: where they come from. max_new_tokens: of a completion; ``None``: the protocol's limit.
         run: id of the run that decoded them. records: its seal.
         model, weights, dtype, exit_head, fingerprint: of the model. weights_format, kv, batch_size: how it decoded.
@@ -69,7 +85,10 @@ class Guarantee(Record):
     p_value: PValueName | None = None
     option: str
     tested: tuple[TestedSetting, ...]
+    unit: Unit = "document"
     documents: tuple[str, ...]
+    hashes: tuple[str, ...] = ()
+    projects: dict[str, Positive] = Field(default_factory=dict)
     left_out: Count = 0
     task: TaskRecord
     max_new_tokens: Positive | None = None
@@ -91,10 +110,40 @@ class Guarantee(Record):
     def promise(self) -> str:
         """The promise in one sentence."""
         loss = f"{self.target.partition('=')[0].removesuffix('_loss')}"
-        lost = f"at most {self.risk:g} of {loss.replace('_', ' ')} is lost on average over documents like these"
+        lost = f"at most {self.risk:g} of {loss.replace('_', ' ')} is lost on average over {self.unit}s like these"
         if self.confidence is None:
             return f"{lost}, in expectation over calibrations"
         return f"{lost}, with confidence {self.confidence:g}"
+
+
+def is_same_source(one: TaskRecord, other: TaskRecord) -> bool:
+    """Tell whether two tasks draw from the same rows alike: by what files hold, by names where that is not recorded."""
+    contents = {one.detail.get("content"), other.detail.get("content")}
+    same = one.source == other.source if None in contents else len(contents) == 1
+    return same and (one.name, one.protocol) == (other.name, other.protocol)
+
+
+def known_documents(mine: Mapping[str, str], theirs: Mapping[str, str], *, same_source: bool) -> Set[str]:
+    """Return the ids of documents that are another's as well: by their texts, and within one source by their ids.
+
+    Args:
+        mine: id → hash of the text, empty where that is not recorded.
+        theirs: likewise.
+        same_source: ids mean the same.
+    """
+    texts = set(theirs.values()) - {""}
+    return {name for name, text in mine.items() if text in texts or (same_source and name in theirs)}
+
+
+def shared_projects(projects: Mapping[str, int]) -> str:
+    """Return the warning that documents of one project count as independent; empty where none share one."""
+    documents, largest = sum(projects.values()), max(projects, key=lambda name: projects[name], default="")
+    if documents == len(projects):
+        return ""
+    return (
+        f"{documents} documents are of {len(projects)} projects ({projects[largest]} of {largest}) and count as "
+        "independent: the promise may break for new projects. --unit project makes one about those."
+    )
 
 
 class CalibratedPoint(Record):

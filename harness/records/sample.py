@@ -33,6 +33,8 @@ class SampleRecord(Record):
         operating_point: label.
         task, sample_id, repeat: which sample, and which repetition of it, 0-based.
         duplicate: tuning read its reference, and the context just before it, word for word.
+        document: hash of the whole text that it is cut from; empty in older runs, and where the task does not say.
+        project: that the text belongs to; ``None`` where nothing says it, and in older runs.
         prompt_ids, token_ids, reference_ids: model tokens.
         exit_layers: layers executed for each generated token. With a KV cache the first token comes
             from prefill, at full depth, and no strategy is asked for it.
@@ -82,6 +84,8 @@ class SampleRecord(Record):
     sample_id: str
     repeat: Count = 0
     duplicate: bool = False
+    document: str = ""
+    project: str | None = None
     prompt_ids: tuple[Count, ...] = ()
     token_ids: tuple[Count, ...] = ()
     reference_ids: tuple[Count, ...] = ()

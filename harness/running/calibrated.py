@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 from harness.appearance.visible_text import one_line
 from harness.config import RunConfig
 from harness.errors import ConfigError, StoreError
 from harness.records import OperatingPointRecord
-from harness.records.guarantee import CalibratedPoint, Guarantee
+from harness.records.guarantee import CalibratedPoint, Guarantee, is_same_source, known_documents
 from harness.running.plan import Plan, PlannedTask
 from harness.store.record_files import ACCESS, REMEDY, read_document
 
@@ -95,14 +96,15 @@ def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPoin
 
 
 def _of_documents(promised: Guarantee, tasks: Iterable[PlannedTask]) -> Iterator[str]:
-    calibrated = set(promised.documents)
+    calibrated = dict(zip_longest(promised.documents, promised.hashes, fillvalue=""))
     for task in tasks:
         ours, theirs = (f"{one.name}, {one.protocol}, {one.source}" for one in (task.record, promised.task))
-        samples = task.data.samples
-        if ours != theirs:
+        same, drawn = is_same_source(task.record, promised.task), {s.sample_id: s.document for s in task.data.samples}
+        if not same:
+            ours = "these, whose rows are others under the same name" if ours == theirs else ours
             yield f"is of other documents ({theirs}): nothing is promised of {ours}."
-        elif known := sum(sample.sample_id in calibrated for sample in samples):
+        if known := len(known_documents(drawn, calibrated, same_source=same)):
             yield (
-                f"was made on {known} of these {len(samples)} documents: what is measured on them is no test of it. "
+                f"was made on {known} of these {len(drawn)} documents: what is measured on them is no test of it. "
                 "Draw others with --skip or --seed."
             )

@@ -45,6 +45,8 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         "repeat": window.repeat,
         "sample_id": sample.sample_id,
         "duplicate": sample.duplicate,
+        "document": sample.document,
+        "project": sample.project,
         "prompt_ids": sample.prompt_ids,
         "reference_ids": sample.reference_ids,
         "reference": sample.reference,

@@ -19,6 +19,7 @@ from harness.contracts import BadRow
 from harness.errors import DataError
 from harness.host.foreign_files import open_regular
 from tasks.rows import FieldError, GapRow, RecordRows, Row, Rows, field_text
+from tasks.sources import content_of
 from tasks.sources.jsonl import JsonLines
 from tasks.sources.parquet import parquet_rows
 
@@ -130,9 +131,10 @@ def open_benchmark(source: str, benchmark: Benchmark) -> Rows:
             f"{_has(there)}. {benchmark.remedy}"
         )
     rows = [_open(files, name, benchmark) for name, files in found.items()]
-    files = [file.name for part in found.values() for file in part]
+    files = [file for part in found.values() for file in part]
     label = f"path: {path.name}" if path.is_file() else f"path: {path.absolute().name} ({', '.join(found)})"
-    detail = {"path": str(path), "files": ", ".join(files), "published": benchmark.origin}
+    names = ", ".join(file.name for file in files)
+    detail = {"path": str(path), "files": names, "published": benchmark.origin, "content": content_of(files)}
     return _Chained(rows, label, detail)
 
 

@@ -97,7 +97,8 @@ class SourceFiles(Rows):
             return BadRow(name, f"row {index + 1}: {name} is not UTF-8 (byte {error.start + 1})")
         except (OSError, zipfile.BadZipFile) as error:
             return BadRow(name, f"row {index + 1}: {name} cannot be read ({error})")
-        return Document(index + 1, name, self._language.without_comments(text))
+        package = name.partition("/")[0].removesuffix(".py") if self._language is PYTHON else None  # Java's says it
+        return Document(index + 1, name, self._language.without_comments(text), package)
 
     def close(self) -> None:
         """Release files that were kept open."""

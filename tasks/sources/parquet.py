@@ -15,7 +15,7 @@ from tasks.rows import RecordRows, Row
 
 __all__ = ["parquet_rows"]
 
-_COLUMNS = ("id", "code", "input", "gt")
+_COLUMNS = ("id", "project", "code", "input", "gt")
 
 
 def parquet_rows(

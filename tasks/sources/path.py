@@ -18,7 +18,7 @@ from pathlib import Path
 from harness.errors import DataError, did_you_mean
 from harness.host.foreign_files import read_bytes
 from tasks.rows import Rows
-from tasks.sources import HubDataset
+from tasks.sources import HubDataset, content_of
 from tasks.sources.jsonl import JsonLines
 from tasks.sources.parquet import parquet_rows
 
@@ -79,15 +79,15 @@ def _open_folder(folder: Path, dataset: HubDataset) -> Rows:
 
 
 def _open_files(files: Sequence[Path], dataset: HubDataset) -> Rows:
-    first = files[0]
+    first, content = files[0], {"content": content_of(files)}
     if first.suffix == ".parquet":
         in_layout = first.parent.name == dataset.config
         home = first.parent.parent if in_layout else first.parent
         label = _label(home.name if in_layout else first.name, home, in_layout)
         detail = {"path": str(home if in_layout else first), "config": dataset.config, "split": dataset.split}
-        return parquet_rows(files, label, detail if in_layout else {"path": str(first)})
+        return parquet_rows(files, label, (detail if in_layout else {"path": str(first)}) | content)
     label = _label(first.name, first.parent, first.stem == dataset.config)
-    return JsonLines(first, label, {"path": str(first)})
+    return JsonLines(first, label, {"path": str(first), **content})
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:

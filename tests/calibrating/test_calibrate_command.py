@@ -62,6 +62,64 @@ def test_percentiles_are_observed_on_other_documents_and_a_run_takes_the_point(
     assert "is of another choice of exit points ([4, 6, 10] there, [4, 10] here): nothing is promised" in caplog.text
 
 
+def test_documents_are_told_by_what_they_hold_and_not_by_where_they_lie(
+    calibrate: Command, tiny_run: Command, rows_file: Path, documents: list[str], tmp_path: Path, caplog: Any
+) -> None:
+    def rows(name: str, texts: list[str], first: int = 0) -> Path:
+        lines = (json.dumps({"id": f"doc-{number}", "code": text}) for number, text in enumerate(texts, start=first))
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return tmp_path / name
+
+    mine = rows("rows.jsonl", documents)
+    asked = ("--strategy", f"{SETTINGS[0]},0.15", "--target", "agreement=0.2", "--confidence", 0.8)
+    ran = calibrate(*asked, "--source", mine)
+    assert ran.code == 0, ran.err
+
+    def said_of(source: Path) -> str:
+        caplog.clear()
+        asked = ("--strategy", "@run/operating-point.json", "--limit", 8, "--max-new-tokens", 5, "--source", source)
+        ran = tiny_run(*asked, "--out", f"run-{len(list(tmp_path.iterdir()))}")
+        assert ran.code == 0, ran.err
+        return str(caplog.text)
+
+    elsewhere = said_of(rows("elsewhere.jsonl", documents))
+    assert "was made on 6 of these 8 documents" in elsewhere
+    assert "nothing is promised" not in elsewhere
+    renumbered = said_of(rows("renumbered.jsonl", documents, first=40))  # so another file with the same texts
+    assert "is of other documents (py150, green-code, path: rows.jsonl): nothing is promised of" in renumbered
+    assert "was made on 6 of these 8 documents" in renumbered
+    exchanged = said_of(rows("rows.jsonl", [text.replace("item", "thing") for text in documents]))
+    assert "nothing is promised of these, whose rows are others under the same name" in exchanged
+    assert "was made on" not in exchanged
+
+
+def test_a_promise_about_projects(calibrate: Command, documents: list[str], tmp_path: Path, caplog: Any) -> None:
+    """Six documents of three projects; and of none, which is refused."""
+    rows = [{"id": number, "code": text, "project": f"p{number % 3}"} for number, text in enumerate(documents[:6])]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    asked = ("--target", "agreement=0.2", "--confidence", 0.5)
+    source = ("--source", tmp_path / "rows.jsonl", "--strategy", f"{SETTINGS[0]},0.15")
+    ran = calibrate(*asked, *source, "--json")
+    assert ran.code == 0, ran.err
+    assert "6 documents are of 3 projects (2 of p" in caplog.text
+    assert CalibratedPoint.model_validate_json(ran.out).guarantee.projects == {"p0": 2, "p1": 2, "p2": 2}
+    caplog.clear()
+    ran = calibrate("--resume", "run", *asked, "--unit", "project")
+    assert ran.code == 0, ran.err
+    said = " ".join(ran.out.split())
+    assert "on 6 documents of 3 projects" in said
+    assert "is lost on average over projects like these" in said
+    assert "count as independent" not in caplog.text
+    assert "3 projects cannot certify agreement=0.95" in calibrate(
+        "--resume", "run", "--target", "agreement=0.95", "--unit", "project"
+    ).err.replace("\n", " ")
+    assert calibrate(*asked, "--strategy", f"{SETTINGS[0]},0.15", "--out", "bare").code == 0
+    refused = calibrate("--resume", "bare", *asked, "--unit", "project").error
+    assert (
+        "none says which project it is of, and --unit project needs that. Give rows with a field 'project'" in refused
+    )
+
+
 def test_a_finished_run_is_calibrated_without_decoding(
     calibrate: Command, decoded: RecordedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -136,6 +136,21 @@ def test_java_comments_go_and_code_stays() -> None:
     assert JAVA.without_comments(source) == 'package a;\nString s = "/* no */ // no";  int y;\nchar c = \'"\';\n'
 
 
+@pytest.mark.parametrize(
+    ("text", "project"),
+    [
+        ("<s> package org . jamwiki . db ; public class A { }", "org.jamwiki"),
+        ("/* Copyright */package com.example;\nclass A {}", "com.example"),
+        ("package quanto;", "quanto"),
+        ("<s> public class A { void f ( ) { String package1 = B . package ; } }", None),
+        ("import a.b;\nclass A {}", None),
+    ],
+)
+def test_a_java_file_names_its_project_and_a_python_file_does_not(text: str, project: str | None) -> None:
+    assert JAVA.project(text) == project
+    assert PYTHON.project(text) is None
+
+
 def test_a_cut_lies_between_tokens_of_a_code_line() -> None:
     source = '# only prose here, several words\n"""More\nprose = here\n"""\nvalue != other == "a b c d"\nx\n'
     cuts = {cut_line(source, PYTHON, random.Random(seed)) for seed in range(60)}

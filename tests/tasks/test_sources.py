@@ -127,6 +127,21 @@ def test_official_rows_by_every_road(task: Any, protocol: str, place: str, words
     assert str(data) not in drawn.source.label
 
 
+def test_a_sample_says_what_it_is_cut_from(tmp_path: Path, words: Any, green: Any) -> None:
+    """One text has one hash wherever it lies; its project is the source's word, else the language's, else not known."""
+    named = Py150().load(green(write_jsonl(tmp_path / "a.jsonl", [{"code": TOKENS, "project": "p"}])), words)
+    copied = Py150().load(green(write_parquet(tmp_path / "b.parquet", [{"id": 7, "code": TOKENS}])), words)
+    java = [{"code": f"package org.x.y ; {CLASS}"}, {"code": f"package org.x.z ; {CLASS}", "project": "x"}]
+    declared = JavaCorpus().load(green(write_jsonl(tmp_path / "c.jsonl", java)), words)
+    assert [sample.project for data in (named, copied) for sample in data.samples] == ["p", None]
+    assert {sample.project for sample in declared.samples} == {"org.x", "x"}
+    assert len({sample.document for data in (named, copied) for sample in data.samples}) == 1
+    assert len({sample.document for data in (named, declared) for sample in data.samples}) == 3
+    assert named.source.detail["content"] != copied.source.detail["content"]
+    for sample in Py150().load(green(limit=4), words).samples:
+        assert sample.project == sample.sample_id.split("/")[0].removesuffix(".py")
+
+
 # ------------------------------------------------------------------------------------------- hub
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -406,15 +407,19 @@ def test_a_checkpoint_of_another_training_is_refused(
 def test_a_checkpoint_of_another_trace_is_refused(
     command: Callable[..., Any], both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Moved, it is the same trace; with one token's exits changed it is another, though the index says the same."""
+    """Moved, it is the same trace; with one token's exits changed it is another."""
     interrupt(monkeypatch, lambda: command("classifier"))
     other = Path(shutil.copytree(both, tmp_path / "other"))
     shard = other / "shard-00000.safetensors"
     columns = load_file(shard)
     columns["top1"][7, 1] += 0.5
     save_file(columns, shard)
+    index = json.loads((other / "index.json").read_text())
+    index["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
+    write_index(other, index)
     assert " was trained with trace " in command("classifier", "--resume", "--traces", other).error
-    shutil.copy(both / shard.name, shard)
+    for name in (shard.name, "index.json"):
+        shutil.copy(both / name, other)
     assert command("classifier", "--resume", "--traces", other).code == 0
 
 
