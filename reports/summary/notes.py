@@ -30,6 +30,10 @@ __all__ = ["notes"]
 
 CONSTANT_POWER = 0.03  # mean powers closer than this are one power
 IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be read
+PROJECTS = (
+    "tuning has read none of these documents, and may have read others of their projects: nothing was split by project."
+)
+"""What "not read" leaves open, wherever it is said."""
 FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
 
 
@@ -134,6 +138,8 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow], cells: Sequence[
         if task.bad_rows:
             yield f"{task.name}: {task.bad_rows} row(s) of the data could not become samples."
         yield from _about_duplicates(task, manifest)
+    if manifest.model.weights == "tuned" or any(point.artefacts for point in manifest.operating_points):
+        yield PROJECTS
     for task_name, failed in _totals((cell.task.name, len(cell.broken)) for cell in cells):
         yield (
             f"{task_name}: {failed} failure(s) over the operating points, counted as errors; they are neither scored "

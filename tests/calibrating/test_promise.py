@@ -148,21 +148,21 @@ def test_losses_of_a_project_are_the_mean_of_its_documents() -> None:
 
 
 def test_a_promise_about_projects_holds_for_new_ones_where_one_about_documents_breaks() -> None:
-    """Losses that are a project's: 20 documents of each of 70 projects, and 6 of 100 projects lose everything.
+    """Losses that are a project's: 20 documents of each of 70 projects, and 7 of 100 projects lose everything.
 
-    The lax setting loses .06 on average, where .05 is allowed: whatever certifies it is wrong.
+    The lax setting loses .07 on average, where .05 is allowed: whatever certifies it is wrong.
     """
     generator, target = np.random.default_rng(5), parse_target("agreement=0.95")
     count = certified(CalibrateOptions(target=target.text), target.risk)
     projects, wrong = [str(number) for number in range(70) for _ in range(20)], {"document": 0, "project": 0}
     for _ in range(100):
-        bad = generator.random(70) < 0.06
+        bad = generator.random(70) < 0.07
         losses = np.stack([np.zeros(1400), np.repeat(bad, 20).astype(float)])
         losses = losses[:, order := generator.permutation(1400)]
         for unit, table in (("document", losses), ("project", by_project(losses, [projects[at] for at in order]))):
             wrong[unit] += count(table) == 2
     assert wrong["project"] <= 5
-    assert wrong["document"] > 10
+    assert wrong["document"] > 7
 
 
 def test_the_laxest_setting_that_passes_in_order_is_chosen(decoded: RecordedRun) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.records import MeterRecord
+from reports.summary.notes import PROJECTS
 from reports.summary.summarise import summarise
 
 FULL, OTHER = "full", "fixed:layer=5"
@@ -40,6 +41,11 @@ def test_embedded_data_is_never_taken_for_the_published_set(build) -> None:
         in notes_of(run)
     )
     assert "published" not in notes_of(finished(build()))
+
+
+def test_what_is_not_split_by_project_is_said_where_something_was_trained(build) -> None:
+    assert PROJECTS in notes_of(finished(build(weights="tuned")))
+    assert PROJECTS not in notes_of(finished(build(weights="pretrained")))
 
 
 def test_an_estimate_says_how_it_is_made_and_why(build) -> None:
