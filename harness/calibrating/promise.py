@@ -134,7 +134,7 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: Unit
         if not documents:
             raise DataError(
                 f"no document of {run.directory} says which project it is of, and --unit project needs that. Give rows "
-                "with a field 'project', or use --unit document."
+                "with a field 'project', or use --unit document. Older runs recorded none."
             )
         table = by_project(table, known)
     found = Settings(
