@@ -126,16 +126,16 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: Unit
     if not documents:
         raise DataError(f"no document of {run.directory} has a value of {target.name}: nothing can be calibrated.")
     projects = [drawn[name].project for name in documents]
-    if unit == "project":
-        documents = [name for name, project in zip(documents, projects, strict=True) if project is not None]
-    table = np.array([[each[name] for name in documents] for each in losses])
     known = [project for project in projects if project is not None]
     if unit == "project":
+        documents = [name for name, project in zip(documents, projects, strict=True) if project is not None]
         if not documents:
             raise DataError(
                 f"no document of {run.directory} says which project it is of, and --unit project needs that. Give rows "
                 "with a field 'project', or use --unit document. Older runs recorded none."
             )
+    table = np.array([[each[name] for name in documents] for each in losses])
+    if unit == "project":
         table = by_project(table, known)
     found = Settings(
         run,
