@@ -109,7 +109,7 @@ def _figure_of(resume: Path | None) -> str:
 
 
 def _early_exits(config: RunConfig) -> list[str]:
-    """The paper's agent where there is one for the model, and the plainest exit halfway."""
+    """The model's agent where it has one, and the plainest exit halfway."""
     from harness.config import parse_all
     from harness.models.model import resolve
     from harness.running.operating_points import build_all, usable

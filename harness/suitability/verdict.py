@@ -29,8 +29,8 @@ def verdict(found: Suitability) -> Iterator[str]:
     unit = "time" if found.times is not None else "bytes read"
     oracle = max((one for one in found.chances if one.family == "oracle"), key=lambda one: one.speedup)
     yield (
-        f"Ceiling of lossy exits: leaving at the first exit that is right, told for nothing, is {_times(oracle)} in "
-        f"{unit} ({oracle.head})."
+        f"Ceiling of lossy exits that keep every token: leaving at the first exit that is right, told for nothing, is "
+        f"{_times(oracle)} in {unit} ({oracle.head})."
     )
     yield from _lossy(found, unit)
     yield from _lossless(found, unit)

@@ -22,7 +22,7 @@ from reports.tables.columns import MISSING
 from reports.tables.frame import to_frame
 from reports.tables.markdown import markdown_code, markdown_row
 
-STREAMS = ("Python's library", "JDK", "CodeXGLUE Python", "CodeXGLUE Java")
+STREAMS = ("Python's library", "JDK", "CodeXGLUE starts, Python", "CodeXGLUE starts, Java")
 DRAFTED = ("full@lossless+lookup", "classifier:threshold=0.95@lossless", "classifier:threshold=0.95@lossless+lookup")
 LOOKUP, EXITS, BOTH = DRAFTED
 LOSSLESS = ("classifier:threshold=0.95", *DRAFTED, "layerskip:layer=8:length=4@lossless")
@@ -42,12 +42,10 @@ class Table:
     Attributes:
         studies: whose runs it is made of.
         lines: yields its lines in Markdown, given those runs and the folder of all studies.
-        intervals: whether they stand in brackets.
     """
 
     studies: tuple[str, ...]
     lines: Callable[[Found, Path], Iterable[str]]
-    intervals: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def stream(source: str, language: str) -> str:
     """Return the kind of text that a row is of, one of :data:`STREAMS`."""
     if source.startswith("embedded"):
         return STREAMS[language == "java"]
-    return f"CodeXGLUE {language.capitalize()}"
+    return f"CodeXGLUE starts, {language.capitalize()}"
 
 
 def rows_of(runs: Iterable[RecordedRun], **more: str) -> pd.DataFrame:
@@ -155,9 +153,8 @@ def worth(found: Found, _: Path) -> Iterator[str]:
     yield "|:--|--:|--:|--:|--:|--:|"
     for text in STREAMS:
         speed = {point: by[text, point] for point in (lossy, EXITS, LOOKUP, BOTH)}
-        cells = {point: f"{row['decode_speedup']:.2f}× ({row['speedup']:.2f}×)" for point, row in speed.items()}
-        prefix = f"{speed[lossy][PREFIX.name]:.2f}"
-        yield markdown_row([text, cells[lossy], prefix, cells[EXITS], cells[LOOKUP], cells[BOTH]])
+        cells = {point: f"{DECODING.cell(row)} ({REQUEST.cell(row)})" for point, row in speed.items()}
+        yield markdown_row([text, cells[lossy], PREFIX.cell(speed[lossy]), cells[EXITS], cells[LOOKUP], cells[BOTH]])
 
 
 Drafts = Mapping[tuple[str, str], Mapping[tuple[str | None, int | None, str | None], Acceptance]]
@@ -352,7 +349,7 @@ _ALONE = (
     *("classifier", "lte", "rl", "rl:agent=rl-python", "oracle"),
 )
 TABLES = {
-    "worth": Table(("exits",), worth, intervals=False),
+    "worth": Table(("exits",), worth),
     "lossless": points("exits", (PREFIX, DECODING, REQUEST, VERIFIED, ACCEPTED, READ, BYTES), *LOSSLESS),
     "lossless-float32": points("float32", (PREFIX, DECODING, REQUEST, VERIFIED, ACCEPTED, BYTES), *LOSSLESS),
     "draft-sources": Table(("exits",), draft_sources),

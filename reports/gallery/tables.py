@@ -112,8 +112,16 @@ def provenance(table: Table, found: Mapping[str, Sequence[RecordedRun]]) -> str:
     counts = sorted({row.n for row in rows if row.strategy == "full"})
     span = f"{counts[0]}" if len(counts) < 2 else f"{counts[0]} to {counts[-1]}" if counts else ""
     said.append(f"{span} documents of each kind" if counts else "")
-    said.append("in brackets 95 % intervals over documents" if counts and table.intervals else "")
+    said.append(", ".join(dict.fromkeys(_cut(run) for run in runs)))
+    said.append("in brackets 95 % intervals over documents" if counts else "")
     return f"*{'; '.join(part for part in said if part)}.*"
+
+
+def _cut(run: RecordedRun) -> str:
+    """Say how prompts were cut, and how long completions were."""
+    protocols = ", ".join(dict.fromkeys(f"`{task.protocol}`" for task in run.manifest.tasks))
+    tokens = run.manifest.config.get("max_new_tokens")
+    return f"prompts of {protocols}" + (f", {tokens} new tokens" if tokens else "")
 
 
 def days(dates: Iterable[date]) -> str:

@@ -132,7 +132,8 @@ def stored(builder: Any, run: Path) -> RecordedRun:
     manifest = builder.manifest
     samples = len({sample.sample_id for sample in builder.samples})
     task = manifest.tasks[0].model_copy(update={"samples": samples})
-    with RunDirectory.create(run, manifest.model_copy(update={"tasks": (task,)})) as store:
+    config = {**manifest.config, "max_new_tokens": 3}
+    with RunDirectory.create(run, manifest.model_copy(update={"tasks": (task,), "config": config})) as store:
         for window in builder.windows:
             store.commit(window, [sample for sample in builder.samples if sample.window == window.window])
     write_document(run / "summary.json", read_run(run).summary)
@@ -191,7 +192,7 @@ def test_a_table_is_what_its_runs_hold(runs: Path, docs: Path, capsys: pytest.Ca
     assert decoding.startswith("2.00×")  # 0.2 s and 0.1 s
     assert lines[-1] == (
         "*`harness study reports/gallery/results/kv.toml`; 1 January 2025; Test, Linux; float32; 6 documents of each "
-        "kind; in brackets 95 % intervals over documents.*"
+        "kind; prompts of `green-code`, 3 new tokens; in brackets 95 % intervals over documents.*"
     )
     assert rest == before.split("<!-- /table -->", 1)[1]  # the runs of the other table are not there
     assert "duplicates: left alone, there is no" in capsys.readouterr().out
@@ -210,6 +211,22 @@ def test_cells_round_and_say_what_is_missing() -> None:
     assert column.cell(pd.Series({"speed": -0.0321, "speed_low": -0.05, "speed_high": 0.01})) == "−3.2 % [−5.0, +1.0]"
     assert column.cell(pd.Series({"speed": 0.5})) == "+50.0 %"
     assert column.cell(pd.Series({"speed": float("nan")})) == column.cell(pd.Series({"other": 1.0})) == MISSING
+
+
+def test_the_front_of_the_results_shows_every_speed_up_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimates = {"decode_speedup": 1.05, "speedup": 1.03, "exact_prefix": 0.64}
+    ends = {
+        f"{name}_{end}": value + by for name, value in estimates.items() for end, by in (("low", -0.1), ("high", 0.1))
+    }
+    rows = [
+        {"text": text, "operating_point": point, **estimates, **ends}
+        for text in measured.STREAMS
+        for point in measured.LOSSLESS
+    ]
+    monkeypatch.setattr(measured, "rows_of", lambda _: pd.DataFrame(rows))
+    cells = list(measured.worth({"exits": []}, Path()))[2].strip("| ").split(" | ")
+    speeds = "1.05× [0.95, 1.15] (1.03× [0.93, 1.13])"
+    assert cells == ["Python's library", speeds, "0.64 [0.54, 0.74]", speeds, speeds, speeds]
 
 
 def test_drafts_are_pooled_by_tokens(acceptance: Callable[..., Any]) -> None:

@@ -52,8 +52,8 @@ class TracedTokens:
 class PolicyRow(TypedDict):
     """One policy on the tokens that are looked at.
 
-    ``policy``: ``optimum`` of the reward; ``constrained optimum``, the best policy among those that keep the wanted
-    agreement (Lagrangian: a wrong exit costs more); ``agent``; or the name of a score, for a plain threshold on it.
+    ``policy``: ``optimum`` of the reward; ``constrained optimum``, the one that keeps the wanted
+    agreement by itself (Lagrangian: a wrong exit costs more); ``agent``; or the name of a score, for a threshold on it.
     ``kept``: whether its threshold is the loosest that keeps the wanted agreement; else it is the policy as it is.
     ``agreement``: share of tokens equal to the last layer's. ``exit_layer``: mean layers. ``reward``: mean sum of a
     token's rewards.

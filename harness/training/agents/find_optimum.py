@@ -1,4 +1,4 @@
-"""``harness train rl --optimum``: the best policy for a reward on a trace, and how far an agent is from it."""
+"""``harness train rl --optimum``: a policy fitted to a reward on a trace, and how far an agent is from it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""The best exit policy for a reward, by backward induction on a trace.
+"""An exit policy fitted to a reward, by backward induction on a trace.
 
 A trace says what every exit point would have answered, whatever is decided, so that the value of each decision can be
 averaged instead of explored. The policy knows the exit point, the bin of a score there, and the highest bin that the
 score was in before at this token (Eq. 2 and 3 punish leaving behind the first right exit, so the past matters). It is
 the optimum among policies of this state, a lower bound of what a policy that sees the hidden state could earn, and it
-maximises GREEN-CODE's Eq. 4: the sum of a token's rewards without discount. Cross-fitted over documents, its returns
-are out of sample.
+maximises GREEN-CODE's Eq. 4: the sum of a token's rewards without discount. Held to an agreement by a threshold on its
+preference it is no optimum: plain thresholds may earn more. Cross-fitted over documents, its returns are out of sample.
 """
 
 from __future__ import annotations

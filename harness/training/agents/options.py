@@ -85,8 +85,8 @@ class AgentOptions(AgentSettings, ControllerOptions, WithPresets):
     resume: Resume = False
     optimum: bool = Field(
         default=False,
-        description="Train nothing: say what the best policy for the reward does on the trace, and how far the model's "
-        "agent for it is from that; also written to optimum-NAME.json.",
+        description="Train nothing: say what a policy fitted to the reward does on the trace, beside thresholds and "
+        "the model's agent; also written to optimum-NAME.json.",
     )
 
     @property
