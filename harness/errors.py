@@ -108,7 +108,7 @@ class StoreError(HarnessError):
 
 
 class OtherMachineError(StoreError):
-    """A run that was begun on another machine or with other packages, and cannot go on here."""
+    """A run that was begun on another machine, or with other packages or code, and cannot go on here."""
 
 
 class ArtefactError(HarnessError):

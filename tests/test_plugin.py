@@ -294,6 +294,27 @@ def test_the_run_says_which_package_everything_came_from(made: Path) -> None:
     assert {plugin["name"] for plugin in plugins} == {*NAMES.values(), "vocabulary"} - {NAMES["metrics"]}
 
 
+def test_a_run_does_not_go_on_with_other_code_of_one_version(
+    run: Path, site: Path, forked: Shell, tmp_path: Path
+) -> None:
+    """A package that is worked on has many codes and one version."""
+    went_on = forked("run", "--resume", run, cwd=run.parent, **seeing(site))
+    assert went_on.returncode == 0, went_on.stderr
+    changed = shutil.copytree(site, tmp_path / "changed")
+    module = changed / "every_nth_exit.py"
+    text = module.read_text()
+    assert "% self.n == 0" in text
+    module.write_text(text.replace("% self.n == 0", "% self.n != 0"))
+    refused = forked("run", "--resume", run, cwd=run.parent, **seeing(changed))
+    assert refused.returncode == 2
+    line = refused.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "was measured with other code: every-nth-exit was " in line
+    assert line.endswith("restore that code, or start a new run with another --out.")
+    before = json.loads((run / "manifest.json").read_text())
+    assert {plugin["code"] for plugin in before["plugins"]} == {before["plugins"][0]["code"]} != {""}
+
+
 def test_a_run_is_read_where_the_package_is_not_installed(run: Path, forked: Shell) -> None:
     ran = forked("report", run, "--json", cwd=run.parent)
     assert ran.returncode == 0, ran.stderr

@@ -16,14 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from harness.host.foreign_files import DocumentError, read_json
 
-__all__ = ["KINDS", "Kept", "Kind", "being_written", "cache_folder", "clear", "drop_old", "hash_of_code",
-           "keep_document", "kept", "kept_document"]  # fmt: skip
+__all__ = ["KINDS", "Kept", "Kind", "being_written", "cache_folder", "clear", "drop_old", "keep_document", "kept",
+           "kept_document"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +70,6 @@ class Kept:
     path: Path
     size_bytes: int
     used: float
-
-
-@cache
-def hash_of_code(*folders: str) -> str:
-    """Return a hash over this project's source files in folders, such as ``harness/decoding``."""
-    found = hashlib.sha256()
-    for folder in folders:
-        for file in sorted((Path(__file__).parents[2] / folder).rglob("*.py")):
-            found.update(file.read_bytes())
-    return found.hexdigest()
 
 
 def kept() -> Iterator[Kept]:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from harness.host.code import DECIDING, hash_of_code
 from harness.host.processor import core_count, read_text
 
 __all__ = ["PACKAGES", "describe", "machine_line"]
@@ -53,8 +54,9 @@ def describe() -> dict[str, Any]:
     ``logical_cores`` (of the machine) and ``usable_cores`` (this process' affinity); ``memory_bytes``
     (physical); ``gpus`` (names), ``gpu_driver`` and ``cuda``, ``torch_threads`` (all ``None`` while torch
     is not imported); ``governor`` (of core 0); ``load_average`` (1, 5, 15 minutes); ``git`` (``commit``
-    and ``dirty`` of the project's checkout; ``None`` when it is installed from a wheel); ``packages``
-    (distribution → version, ``None`` when not installed).
+    and ``dirty`` of the project's checkout; ``None`` when it is installed from a wheel); ``code`` (package of the
+    project that decides what is measured → hash of its files); ``packages`` (distribution → version, ``None`` when
+    not installed).
     """
     return {
         "python": platform.python_version(),
@@ -68,6 +70,7 @@ def describe() -> dict[str, Any]:
         "governor": read_text(GOVERNOR),
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "git": _git(),
+        "code": {name: hash_of_code(name)[:16] for name in DECIDING},
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

@@ -267,12 +267,14 @@ class PluginRecord(Record):
         kind: ``strategy``, ``task``, ``score`` …
         name: as registered.
         distribution, version: of the package that registered it.
+        code: hash of that package's files; empty where it has none, and in older runs.
     """
 
     kind: str
     name: str
     distribution: str
     version: str
+    code: str = ""
 
 
 class ObservedThreshold(Record):
@@ -306,7 +308,7 @@ class Manifest(Record):
         block_size: samples per interleaved block.
         bandwidth_bytes_per_s: measured matrix-vector bandwidth; ``None`` when not measured.
         bandwidth_detail: kernel, buffer and what limited it, or why it was not measured.
-        environment: machine, operating system, threads, git commit, package versions.
+        environment: machine, operating system, threads, git commit, hashes of code, package versions.
         plugins: what of it came from packages of other projects.
         machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs, and in those
             that were not timed.
@@ -331,6 +333,13 @@ class Manifest(Record):
     machine: MachineRecord | None = None
     placement: dict[str, str] = Field(default_factory=dict)
     observed_thresholds: tuple[ObservedThreshold, ...] = ()
+
+    @property
+    def code(self) -> dict[str, str]:
+        """Package that decides → hash of its files: the project's own, and of plug-ins; older runs do not say."""
+        own = self.environment.get("code")
+        theirs = {plugin.distribution: plugin.code for plugin in self.plugins if plugin.code}
+        return {**(own if isinstance(own, dict) else {}), **theirs}
 
     @property
     def timed(self) -> bool:

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from harness.host.cache import being_written, cache_folder, drop_old, hash_of_code
+from harness.host.cache import being_written, cache_folder, drop_old
+from harness.host.code import hash_of_code
 from harness.host.foreign_files import read_bytes
 from harness.records.summary import Summary
 from harness.registry import METRICS, SCORES

@@ -26,7 +26,7 @@ from harness.records.machine import MachineRecord
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.observing import ObservedText
 from harness.running.plan import Plan
-from harness.running.plugins import used_plugins
+from harness.running.plugins import code_of_objects, used_plugins
 from harness.running.scoring import missing_scores, score_names
 
 __all__ = ["describe_run", "is_out_of_memory", "utc_now"]
@@ -62,6 +62,7 @@ def describe_run(
     )
     info = loaded[0].info
     surroundings = environment.describe()
+    surroundings["code"] = {**code_of_objects(point.record for point in plan.points), **surroundings["code"]}
     if before is not None:
         machine, bandwidth, detail = before.machine, before.bandwidth_bytes_per_s, before.bandwidth_detail
     elif plan.config.untimed:

@@ -23,7 +23,8 @@ from harness.config.options import build_strategy
 from harness.contracts import Batch, Sample, Strategy
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
-from harness.host.cache import hash_of_code, keep_document, kept_document
+from harness.host.cache import keep_document, kept_document
+from harness.host.code import hash_of_code
 from harness.records import ObservedThreshold
 from harness.running.plan import Plan, make_plan
 from harness.running.thresholds import (

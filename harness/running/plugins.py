@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.errors import StoreError
-from harness.records import Manifest, PluginRecord
+from harness.host.code import hash_of_package
+from harness.records import Manifest, OperatingPointRecord, PluginRecord
 from harness.registry import (
     HEADS,
     KV_POLICIES,
@@ -20,7 +21,7 @@ from harness.registry import (
     Registry,
 )
 
-__all__ = ["absent_plugins", "absent_scores", "refuse_absent_plugins", "used_plugins"]
+__all__ = ["absent_plugins", "absent_scores", "code_of_objects", "refuse_absent_plugins", "used_plugins"]
 
 Used = tuple[Registry[object], str]
 
@@ -34,10 +35,22 @@ def used_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[PluginRecor
     """
     entries = [(registry.noun, registry.entry(name)) for registry, name in _used(manifest, scores)]
     return tuple(
-        PluginRecord(kind=noun, name=entry.name, distribution=entry.distribution, version=entry.version)
+        PluginRecord(
+            kind=noun,
+            name=entry.name,
+            distribution=entry.distribution,
+            version=entry.version,
+            code=hash_of_package(entry.target.partition(":")[0], entry.distribution),
+        )
         for noun, entry in entries
         if entry.is_plugin
     )
+
+
+def code_of_objects(points: Iterable[OperatingPointRecord]) -> dict[str, str]:
+    """Return package → hash of its code, of strategies given as objects, which no package registered."""
+    modules = {point.strategy.partition(":")[0] for point in points if ":" in point.strategy}
+    return {module.partition(".")[0]: code for module in sorted(modules) if (code := hash_of_package(module))}
 
 
 def absent_scores(manifest: Manifest, scores: Iterable[str]) -> set[str]:

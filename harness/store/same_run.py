@@ -13,8 +13,8 @@ from harness.records import Manifest
 
 __all__ = ["refuse_other_configuration", "refuse_other_placement", "refuse_other_run"]
 
-DECIDING = ("config", "operating_points", "model", "tasks", "block_size", "meter", "plugins", "environment")
-"""Parts of a manifest that decide results, in the order in which a difference is looked for."""
+DECIDING = ("operating_points", "model", "tasks", "block_size", "meter", "plugins", "environment")
+"""Parts of a manifest that decide results beside configuration and code, in the order of looking for a difference."""
 
 NOT_DECIDING = {
     "config": {"out", "protocol"},  # the tasks' own decides: a run may name none
@@ -22,11 +22,15 @@ NOT_DECIDING = {
     "model": {"weights_source", "tokenizer_source"},  # words; the hash and the fingerprints decide
     "tasks": {"source", "detail", "duplicates", "unindexed"},  # the fingerprint decides
     "meter": {"unavailable"},
+    "plugins": {"code"},  # compared by package, where both runs say
 }
 
 SAME_MACHINE = ("cpu", "logical_cores", "gpus", "gpu_driver", "torch_threads", "python", "packages")
 """Parts of the environment that must not change within a run: neither times of two machines nor
 scores of two package versions can be compared. Load, governor and git commit may change."""
+
+_DESCRIPTIONS = {"model.fingerprint": "the model's fingerprint (weights, config.json, tokenizer, end tokens)"}
+"""Parts of a manifest in words, where their name does not say what to look at."""
 
 
 def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
@@ -34,9 +38,11 @@ def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
 
     Raises:
         StoreError: the first difference that affects results, with both values.
-        OtherMachineError: it lies in the machine or its packages.
+        OtherMachineError: it lies in the machine, its packages or their code.
     """
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    refuse_other_configuration(path, before, new["config"])
+    _refuse_other_code(path, before, now)  # what else differs may come of it
     for document in (old, new):
         for point in document["operating_points"]:  # an older run does not say
             point["weights_format"] = point["weights_format"] or document["model"]["weights_format"]
@@ -57,6 +63,16 @@ def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
                 "or package versions must not be mixed in one run; start a new one with another --out."
             )
         raise _other_configuration(path, key, was, is_now)
+
+
+def _refuse_other_code(path: Path, before: Manifest, now: Manifest) -> None:
+    pairs = [(name, code, now.code.get(name, code)) for name, code in before.code.items()]
+    changed = [f"{name} was {then}, now {today}" for name, then, today in pairs if then != today]
+    if changed:
+        raise OtherMachineError(
+            f"{path} was measured with other code: {'; '.join(changed)}. Numbers of two codes must not be mixed in one "
+            "run: restore that code, or start a new run with another --out."
+        )
 
 
 def refuse_other_configuration(path: Path, before: Manifest, config: Mapping[str, Any]) -> None:
@@ -86,6 +102,7 @@ def refuse_other_placement(path: Path, before: Manifest, placement: Mapping[str,
 
 
 def _other_configuration(path: Path, key: str, was: str, is_now: str) -> StoreError:
+    key = _DESCRIPTIONS.get(key, key)
     return StoreError(
         f"{path} is a run of another configuration: {key} was {was}, now {is_now}. "
         "Resume with the same configuration, or start a new run with another --out."

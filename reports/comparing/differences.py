@@ -54,9 +54,10 @@ def differences(a: Manifest, b: Manifest) -> tuple[Difference, ...]:
     for what, one, other in (
         ("option", a.config, b.config),
         ("package", _packages(a), _packages(b)),
+        ("code of", a.code, b.code),
     ):
         keys = sorted((one.keys() | other.keys()) - (_WRITTEN_ELSEWHERE if what == "option" else set()))
-        if what == "option":  # a run of before an option existed had its default, which is not known here
+        if what != "package":  # a run of before an option existed had its default, which is not known here
             keys = [key for key in keys if key in one and key in other]
         found.extend(
             Difference(f"{what} {key}", _short(one.get(key)), _short(other.get(key)))
@@ -130,6 +131,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "model", model.name
     yield "weights", model.weights
     yield "weights hash", model.weights_sha256
+    yield "model fingerprint", model.fingerprint
     yield "exit head", model.exit_head
     yield "tokenizer", model.tokenizer_source
     yield "exit points", ",".join(map(str, model.exit_points))

@@ -41,6 +41,7 @@ def test_a_strategy_object_runs_like_a_registered_one(config: dict[str, Any], su
     manifest = json.loads((config["out"] / "manifest.json").read_text())
     point = manifest["operating_points"][2]
     assert (point["strategy"], point["options"]) == (f"{sure.__module__}:Sure", {"least": 0.2})
+    assert manifest["environment"]["code"].keys() >= {sure.__module__.partition(".")[0], "strategies"}
 
 
 def test_only_its_own_program_goes_on_with_it(config: dict[str, Any], sure: type[Any], cli: Command) -> None:

@@ -24,6 +24,7 @@ from harness.records import (
     MeterRecord,
     ModelRecord,
     OperatingPointRecord,
+    PluginRecord,
     SampleRecord,
     TaskRecord,
     WindowRecord,
@@ -62,7 +63,9 @@ def make_manifest(**changes: Any) -> Manifest:
             lm_head_bytes=1,
             kv_projection_bytes=1,
             kv_entry_bytes=1,
+            fingerprint="ab",
         ),
+        "plugins": (PluginRecord(kind="stop", name="theirs", distribution="their-package", version="1.0", code="cd"),),
         "tasks": (
             TaskRecord(
                 name="py150",
@@ -85,6 +88,7 @@ def make_manifest(**changes: Any) -> Manifest:
             "torch_threads": 2,
             "load_average": [0.1, 0.1, 0.1],
             "packages": {"torch": "2.13.0", "numpy": "2.4.6"},
+            "code": {"harness": "ab", "tasks": "ab"},
         },
     }
     return Manifest(**(fields | changes))
@@ -571,6 +575,17 @@ def changed(path: str, value: Any) -> Manifest:
             r"another environment: environment\.cpu was \"Some CPU\", now \"Other\".*two machines",
         ),
         ("environment.gpus", ["H100"], r"environment\.gpus was \[\], now \[\"H100\"\]"),
+        (
+            "environment.code.tasks",
+            "ee",
+            r"other code: tasks was ab, now ee\. .* or start a new run with",
+        ),
+        ("plugins.0.code", "ee", r"other code: their-package was cd, now ee\. .*restore that code"),
+        (
+            "model.fingerprint",
+            "ee",
+            r"config\.json, tokenizer, end tokens\) was \"ab\", now \"ee\"",
+        ),
         ("environment.packages.torch", "2.14.0", r"environment\.packages\.torch was \"2\.13\.0\", now \"2\.14\.0\""),
     ],
 )
@@ -592,6 +607,8 @@ def test_another_configuration_is_refused_with_both_values(tmp_path: Path, path:
         ("model.weights_source", "another copy of the same file"),
         ("tasks.0.detail", {"path": "moved"}),
         ("environment.load_average", [9.0, 9.0, 9.0]),
+        ("environment.code", None),  # an older run does not say
+        ("plugins.0.code", ""),
     ],
 )
 def test_what_decides_no_result_may_change(tmp_path: Path, path: str, value: Any) -> None:

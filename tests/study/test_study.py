@@ -186,21 +186,25 @@ def test_a_disk_that_is_full_stops_the_study_and_fails_no_point(
 
 
 @pytest.mark.usefixtures("inline")
-def test_what_was_begun_on_another_machine_is_set_aside_and_measured_anew(
-    cli: Command, declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("cpu", "Another", 'environment.cpu was \\"'), ("code", {"strategies": "0ther"}, "other code: strategies was ")],
+)
+def test_what_was_begun_on_another_machine_or_with_other_code_is_set_aside_and_measured_anew(
+    cli: Command, declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, said: str
 ) -> None:
-    """Numbers of two machines are not mixed in one run, and no point fails for it."""
+    """Numbers of two machines or codes are not mixed in one run, and no point fails for it."""
     cli("study", declare(seed=[0, 1]), "--out", "s")
     whole, half = sorted((tmp_path / "s" / "runs").iterdir())
     cut(half, 2)
     (half / "summary.json").unlink()
     kept = (half / "windows.jsonl").read_bytes()
     here = environment.describe
-    monkeypatch.setattr(environment, "describe", lambda: here() | {"cpu": "Another"})
+    monkeypatch.setattr(environment, "describe", lambda: here() | {key: value})
     again = cli("study", declare(seed=[0, 1]), "--out", "s")
     assert (again.code, again.out.splitlines()[0]) == (0, "2 points are measured.")
     assert events(tmp_path / "s")[4:] == [("seed=1", what) for what in ("started", "retried", "started", "finished")]
-    assert 'environment.cpu was \\"' in (tmp_path / "s" / EVENTS).read_text().splitlines()[5]
+    assert said in (tmp_path / "s" / EVENTS).read_text().splitlines()[5]
     assert (tmp_path / "s" / "aside" / f"{half.name}.1" / "windows.jsonl").read_bytes() == kept
-    machines = [json.loads((run / "manifest.json").read_text())["environment"]["cpu"] for run in (whole, half)]
-    assert machines == [here()["cpu"], "Another"]
+    found = [json.loads((run / "manifest.json").read_text())["environment"][key] for run in (whole, half)]
+    assert found == [here()[key], value]
