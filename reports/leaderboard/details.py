@@ -36,7 +36,7 @@ _LABELS = {
     "fingerprint": "Data fingerprint",
     "model": "Model",
     "weights": "Weights",
-    "weights_id": "Weights’ hash",
+    "weights_id": "Weights’ hash, model’s fingerprint",
     "exit_head": "Exit head",
     "dtype": "Number format",
     "batch_size": "Batch size",

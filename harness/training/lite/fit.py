@@ -20,7 +20,7 @@ from harness.host.atomic_files import replace_files
 from harness.host.foreign_files import read_json
 from harness.models.artefacts import write_artefact
 from harness.models.exported import PARTS
-from harness.models.facts import fingerprint_of_files
+from harness.models.fingerprints import fingerprint_of_folder
 from harness.models.ngrams import NgramIndex, write_index
 from harness.models.quiet import quiet
 from harness.models.trained import belongs_to, shortcut_path
@@ -73,6 +73,7 @@ def fit(
     start: Start | None = None,
     skip: int = 0,
     reread: Callable[[], Any] | None = None,
+    tokenizer: Any,
 ) -> FitResult:
     """Tune a model and write what came of it to a folder.
 
@@ -93,6 +94,7 @@ def fit(
         start: begin with these factors and shortcuts; the log goes on from theirs.
         skip: sequences that it has read already.
         reread: reads the module again, where FSDP has spread its weights over processes.
+        tokenizer: of transformers; lies beside the weights in ``model/``.
 
     Raises:
         ArtefactError: the start's factors are those of another model.
@@ -152,7 +154,7 @@ def fit(
         **({"start": start.facts()} if start else {}),
         "ngrams": _index(sequences, streams, recipe, out, start, facts["data"], seed),
     }
-    _write(model, recipe, out, described)
+    _write(model, recipe, out, described, tokenizer)
     return FitResult(True, before, after, report, recipe)
 
 
@@ -298,7 +300,7 @@ def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]])
     return rows
 
 
-def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, Any]) -> None:
+def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, Any], tokenizer: Any) -> None:
     adapter, belongs = None, dict(facts)
     if recipe.method == "lora":
         factors = {
@@ -308,8 +310,9 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
     else:
         with quiet():
             model.core.save_pretrained(out / "model")
+            tokenizer.save_pretrained(out / "model")
         # whole weights are a model of their own: shortcuts belong to them, and both models have seen the documents
-        belongs["model_fingerprint"] = fingerprint_of_files(sorted((out / "model").glob("*.safetensors")))
+        belongs["model_fingerprint"] = fingerprint_of_folder(out / "model")
         replace_files({out / "tuning.json": f"{json.dumps(belongs, indent=1)}\n".encode()})
     index = str(facts["ngrams"]["file"])
     parts = {index: out / index, "tuning.json": out / "tuning.json"}

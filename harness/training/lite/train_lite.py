@@ -81,14 +81,11 @@ def train_lite(options: LiteOptions, run: TrainingRun) -> FitResult:
         "held_out": sorted({key for stream in streams for key in stream.held_out_keys}),
         "made": provenance(run.command),
     }
-    result = fit(
+    return fit(
         module, resolved.info.exit_points, recipe, streams, options.folder,
         facts=facts, seed=seed, save_steps=options.save_steps, resume=options.resume, progress=progress, start=start,
-        skip=skip, reread=lambda: resolved.module(progress.stage)[0],
+        skip=skip, reread=lambda: resolved.module(progress.stage)[0], tokenizer=tokenizer.wrapped,
     )  # fmt: skip
-    if result.finished and recipe.method == "full" and is_main():
-        tokenizer.wrapped.save_pretrained(options.folder / "model")
-    return result
 
 
 def _data_facts(stream: Stream, split: Split) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def test_two_runs_of_one_kind_are_one_group(recorded: Recorded) -> None:
         {"source": "path: elsewhere"},
         {"source_kind": "embedded"},
         {"model": {"weights_sha256": "cd" * 32}},
+        {"model": {"fingerprint": "cd" * 8}},  # of the same weights with another configuration or tokenizer
         {"model": {"name": "another"}},
         {"model": {"dtype": "bfloat16"}},
         {"model": {"exit_head": "shortcut:1"}},

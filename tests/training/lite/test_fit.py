@@ -23,7 +23,7 @@ from harness.contracts import ModelRequest, document_key
 from harness.errors import TrainingError
 from harness.models.artefacts import read_artefact, write_artefact
 from harness.models.export import export
-from harness.models.facts import fingerprint_of_files
+from harness.models.fingerprints import fingerprint_of_folder
 from harness.models.model import resolve
 from harness.models.seen import find_seen
 from harness.models.trained import merge, tuned_fingerprint
@@ -266,8 +266,7 @@ def test_a_wholly_tuned_folder_knows_what_it_has_read_wherever_it_goes(
 
 def test_documents_are_known_without_maps_too(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path) -> None:
     tune(tiny_llama, tmp_path / "out", QUICK.replace(method="full", exit_head="shared", steps=1))
-    base = fingerprint_of_files([tiny_llama / "model.safetensors"])
-    whole = fingerprint_of_files([tmp_path / "out" / "model" / "model.safetensors"])
+    base, whole = map(fingerprint_of_folder, (tiny_llama, tmp_path / "out" / "model"))
     seen = find_seen(base, [tmp_path / "out"])
     assert len(seen.documents) == 30
     assert find_seen(whole, [tmp_path / "out"]) == seen
