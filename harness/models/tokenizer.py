@@ -16,7 +16,7 @@ from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
 from harness.models.folder import check_tokenizer_files, model_file, read_object
 from harness.models.quiet import quiet
-from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_tokenizer
+from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_tokenizer, text_back
 
 __all__ = ["TransformersTokenizer", "read_tokenizer"]
 
@@ -137,6 +137,12 @@ def _own_tokenizer(spec: ModelSpec) -> Any:
         )
         if not wrapped.encode(PROBE, add_special_tokens=False):
             raise ValueError(f"it makes no token of {PROBE!r}")
+        if found := text_back(wrapped):
+            raise ModelError(
+                f"the tokenizer of {spec.name} does not give code back as it was, but as {found[:60]!r}: its decoder "
+                "or pre-tokenizer may be missing. Copy the one that was published with the weights into the folder, or "
+                "use another --model."
+            )
     return wrapped
 
 

@@ -12,7 +12,7 @@ from harness.errors import ModelError
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
 from harness.models.finite import fault_of
-from harness.models.folder import check_files, check_index, commit_of, read_object
+from harness.models.folder import check_files, check_index, commit_of, model_file, read_object
 from harness.models.quiet import quiet
 from harness.models.source import ALTERNATIVES, ModelSpec, remake, snapshot
 
@@ -120,7 +120,30 @@ def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, 
             raise ModelError(
                 f"weights of {spec.name} ({source}) {what} {names[0]}{more}: they do not belong to its config.json."
             )
+    config = model_file(folder, "config.json", local_files_only=True)
+    _check_types(module, sorted(config.parent.glob("*.safetensors")) if config is not None else [])
     return module
+
+
+def _check_types(module: Any, files: Iterable[Path]) -> None:
+    """Refuse weights that are stored as anything but floating point, which transformers casts without a word."""
+    from safetensors import safe_open
+
+    parameters = [name for name, _ in module.named_parameters()]
+    for file in files:
+        with safe_open(file, "pt") as content:
+            kinds = {name: content.get_slice(name).get_dtype() for name in content.keys()}  # noqa: SIM118  # no mapping
+        for name, kind in kinds.items():
+            if not kind.startswith(("F", "BF")) and any(_is_same(name, parameter) for parameter in parameters):
+                raise ModelError(
+                    f"{file}: {name} is stored as {kind}, and weights are numbers of floating point. Fetch the file "
+                    "again as it was published, or save the model in float32, float16 or bfloat16."
+                )
+
+
+def _is_same(name: str, other: str) -> bool:
+    """Whether two names are of one tensor: those in files may lack a prefix, or have one more."""
+    return name == other or name.endswith(f".{other}") or other.endswith(f".{name}")
 
 
 def _layers_beyond(names: Iterable[str], num_layers: int) -> list[str]:
@@ -153,7 +176,7 @@ def _file_of(spec: ModelSpec, name: str) -> str:
     for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
         with safe_open(file, "pt") as content:
             names = set(content.keys())
-        if any(name == one or name.endswith(f".{one}") or one.endswith(f".{name}") for one in names):
+        if any(_is_same(name, one) for one in names):
             return str(file)
     return f"weights of {spec.name}"
 

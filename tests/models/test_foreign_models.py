@@ -17,6 +17,7 @@ import torch
 
 from harness.errors import ModelError, OutOfMemoryError
 from harness.models.model import ResolvedModel
+from harness.models.source import text_back
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -282,6 +283,41 @@ def test_a_tokenizer_of_any_form_is_no_defect(use: Act, folder: Path, facts: dic
     stands_or_is_refused(use)
 
 
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+@pytest.mark.parametrize(
+    "part",
+    [{"decoder": None}, {"pre_tokenizer": None}, {"normalizer": {"type": "Lowercase"}}],
+    ids=lambda part: next(iter(part)),
+)
+def test_a_tokenizer_that_does_not_give_code_back_is_refused(
+    resolved: Callable[..., ResolvedModel], folder: Path, part: dict[str, Any], weights: str
+) -> None:
+    """Scores would be of text that the model did not write."""
+    change(folder / "tokenizer.json", **part)
+    said = refusal(lambda: resolved(str(folder), weights=weights).tokenizer)
+    assert said.startswith(f"the tokenizer of {folder.name} does not give code back as it was, but as ")
+    assert "Copy the one that was published with the weights" in said
+
+
+def test_tokenizers_of_every_kind_give_code_back(tiny_tokenizer: Any) -> None:
+    """Llama's puts a space before a text, knows no newline but its byte, and drops that space again; others keep it."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    spaced = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127)), "▁▁"]
+    llama = Tokenizer(
+        models.BPE({word: at for at, word in enumerate(words)}, [("▁", "▁")], unk_token="<unk>", byte_fallback=True)
+    )
+    llama.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    llama.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    for one in (tiny_tokenizer.backend_tokenizer, spaced, llama):
+        assert text_back(PreTrainedTokenizerFast(tokenizer_object=one)) == ""
+
+
 def test_a_token_beyond_the_embedding_is_refused(use: Act, folder: Path) -> None:
     file = folder / "tokenizer.json"
     model = json.loads(file.read_text())["model"]
@@ -321,6 +357,16 @@ def test_one_weight_that_is_no_number_is_found(
     found = resolved(str(folder), weights="pretrained", dtype=dtype)
     said = f"{folder / 'model.safetensors'}: {name} holds {fault}, with which the model says nothing."
     assert refusal(lambda: found.load("cpu")).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("int32", "I32"), ("int64", "I64"), ("bool", "BOOL"), ("uint8", "U8"), ("int8", "I8")]
+)
+def test_weights_that_are_no_floating_point_are_refused(use: Act, folder: Path, kind: str, said: str) -> None:
+    weights = weights_of(folder)
+    weights[UP] = (100 * weights[UP]).to(getattr(torch, kind))
+    save(folder, weights)
+    assert refusal(use).startswith(f"{folder / 'model.safetensors'}: {UP} is stored as {said}, and weights are ")
 
 
 @pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"])
