@@ -173,9 +173,9 @@ def _names(run: RecordedRun) -> set[str]:
 
 
 def _machine(run: RecordedRun, numbers: str) -> str:
-    from reports.comparing.differences import machine_class
+    from reports.summary.devices import hardware_class
 
-    return machine_class(run.manifest.environment, numbers)
+    return f"{hardware_class(run.manifest, run.identity)}, {numbers}"
 
 
 def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:

@@ -114,9 +114,11 @@ def _short(version: str) -> str:
 
 
 def _cpu_model() -> str | None:
-    lines = (read_text(CPUINFO) or "").splitlines()
-    names = (value.strip() for key, _, value in (line.partition(":") for line in lines) if key.strip() == "model name")
-    return next(names, None) or platform.processor() or None
+    facts: dict[str, str] = {}
+    for key, _, value in (line.partition(":") for line in (read_text(CPUINFO) or "").splitlines()):
+        facts.setdefault(key.strip(), value.strip())
+    arm = ", ".join(f"{key} {facts[key]}" for key in ("CPU implementer", "CPU part") if key in facts)  # has no name
+    return facts.get("model name") or arm or platform.processor() or None
 
 
 def _memory_bytes() -> int | None:

@@ -1,26 +1,28 @@
 """What two runs were made with that differs, and what for that reason must not be compared.
 
-Costs compare only on one hardware class: same processor, cores, accelerator, threads, number format, device, places of
-layers, use of CUDA graphs, and way of arriving. Energy compares only within one source. Versions of packages and of
-this harness may differ: that is what one wants to compare, so they are named, not refused.
+Costs compare only on one hardware class (:mod:`reports.summary.devices`), in one number format and with one way of
+arriving. Energy compares only within one source. Versions of packages and of this harness may differ: that is what one
+wants to compare, so they are named, not refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from harness.records import Manifest, OperatingPointRecord, TaskRecord
 from reports.recorded import RecordedRun
-from reports.summary.devices import device_of, graphs_of, layers_of
+from reports.summary.devices import hardware_difference, layers_of
 from reports.summary.energy import MIXED, REPLAY, total
 from reports.summary.measured import Measured
 
-__all__ = ["Difference", "cost_obstacle", "differences", "energy_obstacle", "machine_class", "score_obstacle"]
+__all__ = ["Difference", "cost_obstacle", "differences", "energy_obstacle", "score_obstacle"]
 
-HARDWARE = ("cpu", "architecture", "logical_cores", "usable_cores", "gpus", "torch_threads")
-"""Parts of the environment that make a hardware class."""
+_ENVIRONMENT = (
+    *("cpu", "architecture", "logical_cores", "usable_cores", "gpus", "torch_threads", "memory_bytes", "os", "python"),
+    *("governor", "gpu_driver", "cuda"),
+)
 
 _WRITTEN_ELSEWHERE = frozenset(
     {
@@ -84,15 +86,11 @@ def cost_obstacle(a: Manifest, b: Manifest, formats: tuple[str, str]) -> str:
     if a == b:
         return ""
     numbers = [run.model.stored(name).numbers for run, name in zip((a, b), formats, strict=True)]
-    for key in HARDWARE:
-        one, other = a.environment.get(key), b.environment.get(key)
-        if one != other:
-            return f"another hardware class: {key.replace('_', ' ')} is {_short(one)} in A, {_short(other)} in B"
+    if (found := hardware_difference(a, b)) is not None:
+        what, before, after = found
+        return f"another hardware class: {what} is {_short(before)} in A, {_short(after)} in B"
     for what, one, other in (
         ("number format", *numbers),
-        ("device", device_of(a), device_of(b)),
-        ("placement", *(layers_of(run) or "all layers on one device" for run in (a, b))),
-        ("use of CUDA graphs", *(graphs_of(run) or "segments" for run in (a, b))),
         ("arrival rate", a.config.get("arrival_rate"), b.config.get("arrival_rate")),
     ):
         if one != other:
@@ -118,14 +116,6 @@ def score_obstacle(a: RecordedRun, b: RecordedRun) -> str:
     return f"random weights in {' and '.join(random)}: scores mean nothing" if random else ""
 
 
-def machine_class(environment: Mapping[str, Any], numbers: str) -> str:
-    """Return the hardware class of a run in one line: what must be equal for its costs to be compared."""
-    values = [environment.get(key) for key in HARDWARE]
-    cpu, architecture, logical, usable, gpus, threads = (("?" if value is None else value) for value in values)
-    accelerator = "no GPU" if gpus in ([], "?") else ", ".join(map(str, gpus))
-    return f"{cpu}, {architecture}, {usable} of {logical} cores, {accelerator}, {threads} threads, {numbers}"
-
-
 def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     model, environment = manifest.model, manifest.environment
     yield "model", model.name
@@ -140,7 +130,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "block size", manifest.block_size
     yield "placement", layers_of(manifest)
     yield "energy from", manifest.meter.source
-    for key in (*HARDWARE, "memory_bytes", "os", "python", "governor", "gpu_driver", "cuda"):
+    for key in _ENVIRONMENT:
         yield key.replace("_", " "), environment.get(key)
     commit = environment.get("git") or {}
     yield (

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 
 from reports.leaderboard.entries import PointEntry, RunEntry
-from reports.leaderboard.hardware import hardware_class
+from reports.summary.devices import hardware_class
 
 __all__ = ["Group", "group_of"]
 
@@ -21,7 +21,7 @@ class Group:
     """What all operating points of one ranking share.
 
     Attributes:
-        hardware: class (:mod:`reports.leaderboard.hardware`).
+        hardware: class (:mod:`reports.summary.devices`).
         task, protocol, source, fingerprint: the data; a task that was not drawn from its published set says so, and the
             fingerprint is over the drawn rows.
         model, weights, weights_id, exit_head, dtype: the model. ``weights_id`` is the hash of the weights and

@@ -18,7 +18,7 @@ from harness.host.extras import require
 from reports.leaderboard.details import SAMPLES_SHOWN
 from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of
-from reports.leaderboard.hardware import RULE
+from reports.summary.devices import RULE
 from reports.leaderboard.ranking import MARGIN
 from reports.published.section import Reference, ReferenceColumn, references
 

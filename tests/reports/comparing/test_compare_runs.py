@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.errors import ConfigError, StoreError
+from harness.records.machine import MachineRecord
 from reports.comparing.compare import Wanted, compare_runs
 from reports.comparing.results import RunChange
 from reports.recorded import RecordedRun
@@ -171,9 +172,16 @@ def test_other_references_forbid_scores_alone(recorded: Make) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"environment": {"cpu": "Other CPU"}}, "another hardware class: cpu is Test CPU in A, Other CPU in B"),
-        ({"environment": {"torch_threads": 4}}, "another hardware class: torch threads is – in A, 4 in B"),
-        ({"environment": {"gpus": ["H100"]}}, "another hardware class: gpus is – in A, H100 in B"),
+        ({"environment": {"cpu": "Other CPU"}}, "another hardware class: processor is Test in A, Other in B"),
+        (
+            {"environment": {"torch_threads": 4}},
+            "another hardware class: threads is unknown threads in A, 4 threads in B",
+        ),
+        ({"environment": {"gpus": ["H100"]}}, "another hardware class: GPU is none in A, H100 in B"),
+        (
+            {"manifest": {"machine": MachineRecord(device="cpu", dtype="float32", usable_cores=8, quota_cores=1.5)}},
+            "another hardware class: cores is unknown cores in A, 1.5 cores in B",
+        ),
         ({"model": {"dtype": "bfloat16"}}, "another number format: float32 in A, bfloat16 in B"),
         (
             {"manifest": {"config": {"kv": "propagate", "batch_size": 1, "arrival_rate": 2.0}}},
@@ -181,7 +189,7 @@ def test_other_references_forbid_scores_alone(recorded: Make) -> None:
         ),
         (
             {"manifest": {"placement": {"layers": "layers 1–5 on cpu, 6–10 on disk"}}},
-            "another placement: all layers on one device in A, layers 1–5 on cpu, 6–10 on disk in B",
+            "another hardware class: placement is all layers on one device in A, layers 1–5 on cpu, 6–10 on disk in B",
         ),
     ],
 )
@@ -199,9 +207,10 @@ def test_costs_of_two_machines_have_no_ratio(recorded: Make, change: dict[str, A
 
 def test_another_use_of_cuda_graphs_has_no_ratio_on_cuda_alone(recorded: Make) -> None:
     facts: dict[str, Any] = {"kv": "propagate", "batch_size": 1}
-    for device, reason in (("cuda", "another use of CUDA graphs: segments in A, off in B"), ("cpu", "")):
+    reason = "another hardware class: use of CUDA graphs is segments in A, off in B"
+    for device, reason in (("cuda", reason), ("cpu", "")):
         runs = [
-            recorded(name, manifest={"config": {**facts, "device": device, **graphs}})
+            recorded(name, manifest={"config": {**facts, "device": device, **graphs}}, environment={"gpus": ["H100"]})
             for name, graphs in (("a", {}), ("b", {"graphs": "off"}))
         ]
         assert compared(*runs).points[1].of("latency_p50_s").reason.startswith(reason or "an interval needs")

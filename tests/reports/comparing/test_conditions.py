@@ -125,10 +125,10 @@ def test_what_cannot_be_judged_does_not_pass(recorded: Make, points: tuple[Point
     assert set(outcome("edit_similarity<0", points).values()) == {"unknown"}
     assert set(outcome("energy_per_token>+5%", points).values()) == {"unknown"}
     run = {"seconds": {"full": TIMES, FIXED: TIMES}}
-    other = recorded("b", **run, environment={"cpu": "Other"})
+    other = recorded("b", **run, environment={"cpu": "Other CPU"})
     elsewhere = compare_runs(recorded("a", **run), other, Wanted()).points
     (one, _) = judge(parse_condition("latency_p50>+5%"), elsewhere)
-    assert one.about == "cannot be judged: another hardware class: cpu is Test CPU in A, Other in B."
+    assert one.about == "cannot be judged: another hardware class: processor is Test in A, Other in B."
 
 
 def test_scores_of_few_prompts_cannot_be_judged(recorded: Make) -> None:

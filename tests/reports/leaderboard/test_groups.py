@@ -10,7 +10,7 @@ import pytest
 from harness.records.machine import MachineRecord
 from reports.leaderboard.entries import entry_of
 from reports.leaderboard.groups import Group, group_of
-from reports.leaderboard.hardware import hardware_class
+from reports.summary.devices import hardware_class, hardware_difference
 from reports.recorded import RecordedRun
 
 Recorded = Callable[..., RecordedRun]
@@ -115,12 +115,17 @@ def machine(**given: Any) -> dict[str, Any]:
     ],
 )
 def test_the_hardware_class_says_what_decoded(recorded: Recorded, given: dict[str, Any], expected: str) -> None:
-    assert hardware_class(recorded(**given).manifest, "0" * 16) == expected
+    manifest, other = recorded(**given).manifest, recorded().manifest
+    assert hardware_class(manifest, "0" * 16) == expected
+    assert hardware_difference(manifest, manifest.model_copy()) is None
+    same = hardware_class(other, "0" * 16) == expected
+    assert (hardware_difference(other, manifest) is None) is same, "what compares is what ranks together"
 
 
 def test_an_unnamed_processor_is_a_class_of_its_own(recorded: Recorded) -> None:
     manifest = recorded(cpu="").manifest
     assert hardware_class(manifest, "a" * 16) != hardware_class(manifest, "b" * 16)
+    assert hardware_difference(manifest, manifest) == ("processor", "not recorded", "not recorded")
 
 
 def test_identity_is_what_was_measured_not_where_it_lies(recorded: Recorded) -> None:
