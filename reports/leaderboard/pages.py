@@ -18,9 +18,9 @@ from harness.host.extras import require
 from reports.leaderboard.details import SAMPLES_SHOWN
 from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of
-from reports.summary.devices import RULE
 from reports.leaderboard.ranking import MARGIN
 from reports.published.section import Reference, ReferenceColumn, references
+from reports.summary.devices import RULE
 
 __all__ = ["PAGES", "assets", "pages"]
 

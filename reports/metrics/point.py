@@ -10,6 +10,7 @@ from harness.contracts.metrics import Against, Metric
 from harness.records import Manifest, ModelRecord, SampleRecord, WindowRecord
 from reports.statistics.intervals import paired_ratio
 from reports.summary.measured import Measured, full_depths
+from reports.summary.prompt_times import PromptTimes
 
 __all__ = ["Point"]
 
@@ -24,6 +25,7 @@ class Point:
         manifest: of the run.
         idle: idle windows of the run that count.
         score_corpus: makes the scores of its completions together; not called when no sample finished.
+        prompts: times of the cells' prompts, where they were made for other points already.
     """
 
     cell: Measured
@@ -31,6 +33,7 @@ class Point:
     manifest: Manifest
     idle: Sequence[WindowRecord] = ()
     score_corpus: Callable[[Measured], Mapping[str, float | None]] = field(default=lambda _: {})
+    prompts: PromptTimes | None = None
 
     @property
     def full(self) -> Measured:
@@ -51,6 +54,11 @@ class Point:
         depths = full_depths(self.cells)
         near = [cell for name, cell in depths.items() if self.manifest.model.stored(name).keeps_tokens]
         return max(near, key=lambda cell: paired_ratio(cell.window_pairs(near[0])) or 0.0, default=None)
+
+    @cached_property
+    def prompt_times(self) -> PromptTimes:
+        """What reading each prompt took, pooled over what did the same work."""
+        return self.prompts or PromptTimes(self.cells)
 
     def reference(self, against: Against) -> Measured | None:
         """Return the full depth that a metric is held against."""

@@ -2,7 +2,8 @@
 
 Ratios of totals, full depth's cost over this one's, paired by block of samples. Full depth itself has 1 by definition.
 Each is stated twice: over full depth in the row's own weights format, and over the fastest full depth of the run in a
-format that keeps the model's tokens. A slow format flatters the first.
+format that keeps the model's tokens. A slow format flatters the first. Of whole requests, the prompt's time is pooled
+over all operating points that did the same work for it (:mod:`reports.summary.prompt_times`).
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ __all__ = [
 _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher", black_box=True)
 
 
-def _requests(point: Point, full: Measured) -> list[Pair]:
-    return point.cell.window_pairs(full)
+def _requests(point: Point, full: Measured, repeat: int | None = None) -> list[Pair]:
+    return list(point.cell.block_pairs(full, point.prompt_times.request_s, repeat).values())
 
 
-def _decoding(point: Point, full: Measured) -> list[Pair]:
-    return point.cell.decode_pairs(full)
+def _decoding(point: Point, full: Measured, repeat: int | None = None) -> list[Pair]:
+    return point.cell.decode_pairs(full, repeat)
 
 
 def _energy(point: Point, full: Measured) -> list[Pair] | None:
@@ -90,7 +91,8 @@ def _over_fastest(own: Metric, costs: _Costs, *, name: str, meaning: str) -> Met
 
 
 def _request_units(point: Point) -> Units:
-    return joined(*(blocks(cell, cell.request_s) for cell in (point.own_full, point.cell)))
+    cells = (point.own_full, point.cell)
+    return joined(*(blocks(cell, partial(point.prompt_times.request_s, cell)) for cell in cells))
 
 
 def _decoding_units(point: Point) -> Units:
@@ -102,7 +104,7 @@ def _decoding_units(point: Point) -> Units:
 
 
 def _over_repeats(
-    pairs: Callable[[Measured, Measured, int], Sequence[Pair]], choose: Callable[[list[float]], float], point: Point
+    pairs: Callable[[Point, Measured, int], Sequence[Pair]], choose: Callable[[list[float]], float], point: Point
 ) -> float | None:
     """A choice of the ratios of each repeat by itself, each from a process of its own; ``None`` with a single one.
 
@@ -113,7 +115,7 @@ def _over_repeats(
     repeats, full = sorted({window.repeat for window in point.windows}), point.own_full
     if point.cell is full or len(repeats) < 2:
         return None
-    found = (paired_ratio(pairs(point.cell, full, repeat)) for repeat in repeats)
+    found = (paired_ratio(pairs(point, full, repeat)) for repeat in repeats)
     ratios = [ratio for ratio in found if ratio is not None]
     return choose(ratios) if len(ratios) > 1 else None
 
@@ -191,14 +193,14 @@ SPEEDUP_LOWEST = _extreme(
     name="speedup_range_low",
     header="lowest\nspeed-up",
     meaning="smallest speed-up of a repeat by itself, each of a process of its own",
-    compute=partial(_over_repeats, Measured.window_pairs, min),
+    compute=partial(_over_repeats, _requests, min),
     sections={REPEATS: 1},
 )
 SPEEDUP_HIGHEST = _extreme(
     name="speedup_range_high",
     header="highest\nspeed-up",
     meaning="largest speed-up of a repeat by itself",
-    compute=partial(_over_repeats, Measured.window_pairs, max),
+    compute=partial(_over_repeats, _requests, max),
     sections={REPEATS: 2},
 )
 DECODE_SPEEDUP_LOWEST = _extreme(
@@ -206,7 +208,7 @@ DECODE_SPEEDUP_LOWEST = _extreme(
     black_box=False,
     header="lowest\ndecoding",
     meaning="smallest decoding speed-up of a repeat by itself",
-    compute=partial(_over_repeats, Measured.decode_pairs, min),
+    compute=partial(_over_repeats, _decoding, min),
     sections={REPEATS: 3},
 )
 DECODE_SPEEDUP_HIGHEST = _extreme(
@@ -214,6 +216,6 @@ DECODE_SPEEDUP_HIGHEST = _extreme(
     black_box=False,
     header="highest\ndecoding",
     meaning="largest decoding speed-up of a repeat by itself",
-    compute=partial(_over_repeats, Measured.decode_pairs, max),
+    compute=partial(_over_repeats, _decoding, max),
     sections={REPEATS: 4},
 )

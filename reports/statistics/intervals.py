@@ -22,6 +22,7 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ __all__ = [
     "paired_ratio",
     "percentile",
     "pooled",
+    "pooled_by",
     "ratio",
     "ratio_interval",
     "replicate_interval",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+Key = TypeVar("Key", bound=Hashable)
 
 MINIMUM_PAIRS = 5
 """Independent units below which there is no interval at all: so few would look more certain than they are."""
@@ -117,7 +120,12 @@ def pooled(pairs: Iterable[tuple[Hashable, Pair]]) -> list[Pair]:
     Repeats of one prompt (or of one block of prompts) are not independent: pooled, they are resampled
     together and do not make an interval look narrower than the choice of prompts allows.
     """
-    totals: dict[Hashable, Pair] = {}
+    return list(pooled_by(pairs).values())
+
+
+def pooled_by(pairs: Iterable[tuple[Key, Pair]]) -> dict[Key, Pair]:
+    """Add up the pairs that share a key, as :func:`pooled` does, and return them by it."""
+    totals: dict[Key, Pair] = {}
     for key, pair in pairs:
         sofar = totals.get(key, Pair(0.0, 0.0, 0.0, 0.0))
         totals[key] = Pair(
@@ -126,7 +134,7 @@ def pooled(pairs: Iterable[tuple[Hashable, Pair]]) -> list[Pair]:
             sofar.baseline_units + pair.baseline_units,
             sofar.other_units + pair.other_units,
         )
-    return list(totals.values())
+    return totals
 
 
 def paired_ratio(pairs: Sequence[Pair]) -> float | None:

@@ -19,7 +19,7 @@ from harness.contracts import KVFacts
 from harness.errors import StoreError, UnknownNameError
 from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
 from harness.registry import KV_POLICIES
-from reports.statistics.intervals import Pair, pooled
+from reports.statistics.intervals import Pair, pooled, pooled_by
 from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
 
 __all__ = ["Measured", "Regime", "SampleKey", "full_depths", "select"]
@@ -169,7 +169,7 @@ class Measured:
         Back to back that is the windows' time. With a fixed arrival rate a window is as long as its arrivals, so
         there it is the requests' latencies, each from its arrival.
         """
-        return self._block_pairs(baseline, Measured.request_s, repeat)
+        return list(self.block_pairs(baseline, Measured.request_s, repeat).values())
 
     def energy_pairs(self, baseline: Measured, idle_w: float = 0.0) -> list[Pair]:
         """Return joules per block under the baseline and here, less ``idle_w`` times the windows' seconds.
@@ -182,7 +182,7 @@ class Measured:
                 return None
             return window.energy_j - idle_w * window.duration_s
 
-        return self._block_pairs(baseline, joules)
+        return list(self.block_pairs(baseline, joules).values())
 
     def decode_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
         """Return seconds and tokens after the first token under the baseline and here, by block; of one repeat or all.
@@ -200,19 +200,19 @@ class Measured:
             pairs.append((block, Pair(_decode_s(there), _decode_s(here), _later(there), _later(here))))
         return pooled(pairs)
 
-    def _block_pairs(
+    def block_pairs(
         self,
         baseline: Measured,
         cost: Callable[[Measured, WindowRecord], float | None],
         repeat: int | None = None,
-    ) -> list[Pair]:
+    ) -> dict[int, Pair]:
         """Pair windows by block and repeat, where both finished the same samples; a block's repeats are added up."""
         others = {(window.block, window.repeat): window for window in baseline.windows.values()}
         mine, theirs = (
             {number: {sample.sample_id for sample in samples} for number, samples in cell.whole.items()}
             for cell in (self, baseline)
         )
-        pairs: list[tuple[Hashable, Pair]] = []
+        pairs: list[tuple[int, Pair]] = []
         for window in self.windows.values():
             other = others.get((window.block, window.repeat))
             if repeat not in (None, window.repeat):
@@ -222,7 +222,7 @@ class Measured:
             before, now = cost(baseline, other), cost(self, window)
             if before is not None and now is not None:
                 pairs.append((window.block, Pair(before, now)))
-        return pooled(pairs)
+        return pooled_by(pairs)
 
     def request_s(self, window: WindowRecord) -> float | None:
         """Return what the requests of a window took: the window's time, or their latencies where they arrive."""

@@ -27,6 +27,7 @@ from reports.summary.energy import is_measured, total
 from reports.summary.measured import Measured, full_depths, select
 from reports.summary.notes import notes
 from reports.summary.pareto import mark_front
+from reports.summary.prompt_times import PromptTimes
 from reports.summary.quality import CorpusScorer, scored_by
 from reports.summary.verdict import verdict
 
@@ -65,10 +66,11 @@ def summarise(
     measured = tuple(select(manifest, windows, samples).values())
     cells = _candidates(manifest, measured)
     idle, scorer = idle_windows(windows), scored_by(score_corpus)
-    points = [
-        [Point(cell, table, manifest, idle, scorer) for cell in table]
-        for table in ([cell for cell in cells if cell.task.name == task.name] for task in manifest.tasks)
-    ]
+    points = []
+    for task in manifest.tasks:
+        table = [cell for cell in cells if cell.task.name == task.name]
+        prompts = PromptTimes(table)
+        points.append([Point(cell, table, manifest, idle, scorer, prompts) for cell in table])
     together = {name for table in points for point in table for name in point.corpus_scores}
     metrics = all_metrics(recorded_scores(cells) | together)
     rows = tuple(row for table in points for row in _table(table, metrics))

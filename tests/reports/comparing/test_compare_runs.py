@@ -207,8 +207,8 @@ def test_costs_of_two_machines_have_no_ratio(recorded: Make, change: dict[str, A
 
 def test_another_use_of_cuda_graphs_has_no_ratio_on_cuda_alone(recorded: Make) -> None:
     facts: dict[str, Any] = {"kv": "propagate", "batch_size": 1}
-    reason = "another hardware class: use of CUDA graphs is segments in A, off in B"
-    for device, reason in (("cuda", reason), ("cpu", "")):
+    another = "another hardware class: use of CUDA graphs is segments in A, off in B"
+    for device, reason in (("cuda", another), ("cpu", "")):
         runs = [
             recorded(name, manifest={"config": {**facts, "device": device, **graphs}}, environment={"gpus": ["H100"]})
             for name, graphs in (("a", {}), ("b", {"graphs": "off"}))

@@ -10,8 +10,8 @@ import pytest
 from harness.records.machine import MachineRecord
 from reports.leaderboard.entries import entry_of
 from reports.leaderboard.groups import Group, group_of
-from reports.summary.devices import hardware_class, hardware_difference
 from reports.recorded import RecordedRun
+from reports.summary.devices import hardware_class, hardware_difference
 
 Recorded = Callable[..., RecordedRun]
 

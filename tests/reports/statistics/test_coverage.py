@@ -124,3 +124,31 @@ def test_five_percent_of_the_families_have_a_false_alarm() -> None:
         p_values = [ratio_p([Pair(*row) for row in times[:, [0, other]].tolist()]) for other in range(1, 7)]
         families += min(holm(p_values)) <= LEVEL
     assert 0.01 <= families / 600 <= 0.065
+
+
+def requests(generator: np.random.Generator, blocks: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Times of prompts and of decoding, ``[blocks, rows]``: every window up to twice as slow by chance, all alike."""
+    lengths = np.exp(generator.normal(0, 0.3, (blocks, 1)))
+    slow = 1 + generator.exponential(0.15, (blocks, rows)) + 0.8 * (generator.random((blocks, rows)) < 0.1)
+    return 2 * lengths * slow * (1 + generator.exponential(0.2, (blocks, rows))), lengths * slow
+
+
+@pytest.mark.parametrize("blocks", [8, 16])
+def test_requests_with_pooled_prompts_are_covered_as_well_and_known_twice_as_well(blocks: int) -> None:
+    """Rows of one run share their mean prompts; each row's interval and test still hold."""
+    generator = np.random.default_rng(blocks)
+    hits, alarms, widths = np.zeros(2), 0, np.zeros(2)
+    runs = 1_500
+    for number in range(runs):
+        prompts, decoding = requests(generator, blocks, 8)
+        pooled = np.broadcast_to(prompts.mean(1, keepdims=True), prompts.shape)
+        for how, times in enumerate((prompts + decoding, pooled + decoding)):
+            pairs = [Pair(*row) for row in times[:, :2].tolist()]
+            low, high = ratio_interval(pairs)
+            hits[how] += low <= 1 <= high
+            widths[how] += np.log(high / low)
+            alarms += how == 1 and number < 500 and ratio_p(pairs) <= LEVEL
+    assert 0.92 <= (hits / runs)[1] <= 0.985
+    assert abs(np.diff(hits / runs)[0]) < 0.02
+    assert widths[1] < widths[0] / 2
+    assert alarms / 500 < 0.08
