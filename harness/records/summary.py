@@ -19,7 +19,7 @@ from harness.records.record import Record
 
 __all__ = ["SUMMARY_VERSION", "Summary", "SummaryRow"]
 
-SUMMARY_VERSION = 3
+SUMMARY_VERSION = 4
 
 
 class SummaryRow(Record):
@@ -35,6 +35,10 @@ class SummaryRow(Record):
         stop: the stop rule beside the protocol's own end, as written; empty for none.
         baseline_format: weights format of the full depth that its tokens and scores are compared with.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
+        windows: measured windows that count; 0 in summaries of before it was kept. flagged: those in which something
+            else moved the machine (:data:`harness.metering.contamination.CONTAMINATED`).
+        speedup_unflagged: the speed-up of whole requests without flagged windows, of this row and of full depth;
+            ``None`` where there are none, or fewer than five blocks without.
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
         verdict: the comparison with full depth in words; ``None`` when one of them has no finished sample.
         rehearsed: it saw the answer outside the measured window: an upper bound, never on the front.
@@ -65,6 +69,9 @@ class SummaryRow(Record):
     n: int
     errors: int
     repeats: int
+    windows: int = 0
+    flagged: int = 0
+    speedup_unflagged: float | None = None
     energy_source: str = "none"
     energy_measured: bool = False
     verdict: str | None = None

@@ -9,6 +9,7 @@ from reports.comparing.pairing import JOINED
 from reports.comparing.results import PointChange
 from reports.metrics.time import LATENCY_P50, TOKENS_PER_S
 from reports.recorded import RecordedRun
+from reports.tables.result import windows_of
 
 __all__ = ["notes"]
 
@@ -25,6 +26,8 @@ def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, inte
     for letter, run in (("A", a), ("B", b)) if not interleaved else (("The run", a),):
         if run.state:
             yield f"{letter} is {run.state}; what both finished is compared."
+        if any(row.flagged for row in run.summary.rows):
+            yield f"{letter}: of its windows {windows_of(run.summary.rows)}."
     yield from _pairing(points)
     yield from _costs(a, b, points, interleaved=interleaved)
     reason = score_obstacle(a, b)

@@ -21,7 +21,7 @@ from reports.summary.energy import energy_origin
 from reports.summary.measured import Measured
 from reports.tables.acceptance_columns import ACCEPTANCE_NOTE, acceptance_sections
 from reports.tables.columns import Column, columns_of
-from reports.tables.result import ResultTable, is_candidate
+from reports.tables.result import ResultTable, is_candidate, windows_of
 
 __all__ = ["SAMPLES_SHOWN", "describe_columns", "describe_point", "described"]
 
@@ -95,7 +95,7 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         "quality": quality_of(row),
         "verdict": row.verdict,
         "unranked": list(entry.unranked.values()),
-        "settings": _settings(run, cell),
+        "settings": [*_settings(run, cell), ["measured windows", windows_of([row])]],
         "cells": {
             key: [column.cells[0], column.unit, _source(column, row)]
             for key, column in columns.items()

@@ -36,6 +36,7 @@ __all__ = [
     "SPEEDUP_HIGHEST",
     "SPEEDUP_LOWEST",
     "SPEEDUP_OVER_FASTEST",
+    "speedup_pairs",
 ]
 
 _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher", black_box=True)
@@ -43,6 +44,11 @@ _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher
 
 def _requests(point: Point, full: Measured, repeat: int | None = None) -> list[Pair]:
     return list(point.cell.block_pairs(full, point.prompt_times.request_s, repeat).values())
+
+
+def speedup_pairs(point: Point) -> list[Pair]:
+    """Return what requests took over full depth of the same weights format and here, by block."""
+    return _requests(point, point.own_full)
 
 
 def _decoding(point: Point, full: Measured, repeat: int | None = None) -> list[Pair]:

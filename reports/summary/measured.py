@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 from harness.contracts import KVFacts
 from harness.errors import StoreError, UnknownNameError
+from harness.metering.contamination import CONTAMINATED
 from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
 from harness.registry import KV_POLICIES
 from reports.statistics.intervals import Pair, pooled, pooled_by
@@ -90,6 +91,21 @@ class Measured:
     windows: dict[int, WindowRecord]
     samples: dict[SampleKey, SampleRecord]
     failed: dict[SampleKey, SampleRecord]
+
+    @property
+    def flagged(self) -> list[WindowRecord]:
+        """Windows in which something else moved the machine."""
+        return [window for window in self.windows.values() if not CONTAMINATED.isdisjoint(window.flags)]
+
+    def unflagged(self) -> Measured:
+        """Return the same without those windows and their samples."""
+        left_out = {window.window for window in self.flagged}
+        windows = {number: window for number, window in self.windows.items() if number not in left_out}
+        samples, failed = (
+            {key: sample for key, sample in each.items() if sample.window not in left_out}
+            for each in (self.samples, self.failed)
+        )
+        return replace(self, windows=windows, samples=samples, failed=failed)
 
     @property
     def scored(self) -> list[SampleRecord]:

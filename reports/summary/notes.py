@@ -253,6 +253,12 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
             "the first token of a completion comes from prefill at full depth: it counts in scores, latency and "
             "positionwise agreement, not in the exact prefix, own-text agreement, layers, work or decoding speed."
         )
+    arrived = any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values())
+    if cached and batch == 1 and len(cells) > 1 and manifest.timed and not arrived:
+        yield (
+            "speed-ups of whole requests count for each prompt its mean time over the operating points, which all read "
+            "it in the same pass; latencies are as they were measured."
+        )
     own_text = any(sample.full_depth_ids for cell in cells for sample in cell.scored)
     if own_text and manifest.model.dtype != "float32":
         yield (
@@ -261,7 +267,7 @@ def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[st
         )
     if manifest.bandwidth_bytes_per_s is None and cached and batch == 1:
         yield "memory bandwidth was not measured, so the share of it that decoding reached is unknown."
-    if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
+    if arrived:
         yield (
             "requests arrive at a fixed rate: latency, TTFT and speed-up count from the arrival, waiting included; "
             "tokens per second and energy include idling between requests."

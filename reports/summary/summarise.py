@@ -8,6 +8,7 @@ attribution of costs) get no row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from harness.contracts import Metric
 from harness.errors import StoreError
@@ -17,7 +18,9 @@ from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
 from reports.metrics.evaluation import compare_all, evaluate
 from reports.metrics.point import Point
 from reports.metrics.scores import recorded_scores
+from reports.metrics.speedups import SPEEDUP, speedup_pairs
 from reports.metrics.vocabulary import all_metrics
+from reports.statistics.intervals import MINIMUM_PAIRS, paired_ratio
 from reports.summary.absurd import without_absurd
 from reports.summary.acceptance import acceptances
 from reports.summary.admission import idle_windows
@@ -133,7 +136,7 @@ def _attributed(
 def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRow]:
     """The rows of one task, full depth first."""
     paired = [metric for metric in metrics if metric.paired]
-    rows = []
+    rows, without_flagged = [], _without_flagged(points)
     for point, comparisons in zip(points, compare_all(paired, points), strict=True):
         found = {
             metric.name: comparisons[metric].estimate if metric.paired else evaluate(metric, point)
@@ -164,6 +167,9 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
             n=len(point.cell.scored),
             errors=point.cell.errors,
             repeats=point.cell.repeats,
+            windows=len(point.windows),
+            flagged=len(point.cell.flagged),
+            speedup_unflagged=without_flagged.get(point.cell.point.name),
             energy_source=source,
             energy_measured=measured,
             verdict=verdict(point, comparisons, energy_measured=measured),
@@ -173,3 +179,21 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRo
         )
         rows.append(row)
     return rows
+
+
+def _without_flagged(points: Sequence[Point]) -> dict[str, float]:
+    """Return the speed-ups without flagged windows, by operating point, of rows that these windows moved.
+
+    A row of which fewer than ``MINIMUM_PAIRS`` blocks are left has none.
+    """
+    cells = [point.cell.unflagged() for point in points]
+    prompts = PromptTimes(cells)
+    found = {}
+    for point, cell in zip(points, cells, strict=True):
+        if point.cell is point.own_full or not (point.cell.flagged or point.own_full.flagged):
+            continue
+        left = replace(point, cell=cell, cells=cells, prompts=prompts)
+        pairs = speedup_pairs(left) if point.can_have(SPEEDUP) else []
+        if len(pairs) >= MINIMUM_PAIRS and (value := paired_ratio(pairs)) is not None:
+            found[cell.point.name] = value
+    return found

@@ -46,11 +46,14 @@ _FIELDS = {
     "n": "samples scored",
     "errors": "samples that failed",
     "repeats": "repetitions timed",
+    "windows": "measured windows that count",
+    "flagged": "those of them in which something else moved the machine",
+    "speedup_unflagged": "speedup without flagged windows, of this row and of full depth; empty where there are none",
     "energy_source": "where the energy comes from",
     "energy_measured": "whether a sensor measured it",
     "verdict": "the comparison with full depth, in words",
     "rehearsed": "an upper bound that knows the answer, no candidate",
-    "pareto": "on the front of quality and cost",
+    "pareto": "on the front of text kept and speed-up",
 }
 PARTS = {
     "": "{}",
@@ -120,7 +123,7 @@ def to_frame(summary: Summary) -> DataFrame:
     import pandas  # late: half a second that no other report needs
 
     frame = pandas.DataFrame(list(flat(summary)), columns=column_names(summary.rows))
-    texts = _FIELDS.keys() - {"draft_max"}
+    texts = _FIELDS.keys() - {"draft_max", "speedup_unflagged"}
     numbers = [name for name in frame.columns if name not in texts and not name.endswith("_no_interval")]
     return frame.astype(dict.fromkeys(numbers, "float64"))
 

@@ -7,19 +7,32 @@ a weights format of its own included.
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.contracts import numbers
+from harness.contracts import Metric, numbers
+from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.faithfulness import EXACT_PREFIX
+from reports.metrics.speedups import SPEEDUP
 
-__all__ = ["HEADLINE_TITLE", "ResultTable", "is_asserted", "is_candidate", "legend", "mark", "split_tables"]
+__all__ = [
+    "HEADLINE_TITLE",
+    "ResultTable",
+    "is_asserted",
+    "is_candidate",
+    "legend",
+    "mark",
+    "split_tables",
+    "windows_of",
+]
 
 HEADLINE_TITLE = "What each operating point gives and saves"
 _LEGEND = (
-    "● on the Pareto front: no other row is at least as good and as cheap (chance is not considered)",
+    "● on the front: faster than full depth beyond chance (*), or full depth, and no row keeps as much text (exact "
+    "prefix) and is as fast",
     "◇ an upper bound, not a candidate",
     "* differs from full depth: Holm-corrected p ≤ 0.05, and the interval excludes no difference",
     "[too few] too few blocks, samples, or samples that differ for an interval, so neither interval nor test",
@@ -27,6 +40,8 @@ _LEGEND = (
 )
 _LOSSLESS = "@lossless: what exits or a draft source say is verified, and full depth's tokens come out"
 _STOP = "@stop=: a rule ends completions early; what is left is scored against the whole reference"
+_MOVED = 3
+"""Rows named whose speed-up flagged windows moved, those that they moved most."""
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
 
@@ -54,7 +69,7 @@ class ResultTable:
 
     @property
     def subheadings(self) -> tuple[str, ...]:
-        """Data, model and machine: one line each."""
+        """Data, model, machine and windows: one line each."""
         row = self.rows[0]
         weights = (
             "random weights (accuracy columns mean nothing)" if row.weights == "random" else f"{row.weights} weights"
@@ -64,6 +79,7 @@ class ResultTable:
             f"model     {row.model}, {weights}, exit head {row.exit_head}",
             f"decoding  {self.numbers}, kv {self.policies}, batch {row.batch_size}",
             f"machine   {self.machine}",
+            *filter(None, [windows_of(self.rows) and f"windows   {windows_of(self.rows)}"]),
         )
 
     @property
@@ -93,6 +109,22 @@ class ResultTable:
         return len({row.n for row in self.rows}) > 1 or any(row.errors for row in self.rows)
 
 
+def windows_of(rows: Sequence[SummaryRow]) -> str:
+    """Say how many windows were flagged, and which speed-ups are others without; empty where rows do not know."""
+    counted, flagged = sum(row.windows for row in rows), sum(row.flagged for row in rows)
+    if not counted:
+        return ""
+    said = f"{flagged or 'none'} of {counted} flagged"
+    moved = [
+        (abs(math.log(without / found)), f"{row.operating_point} {without:.2f}× ({found:.2f}× with them)")
+        for row in rows
+        if (without := row.speedup_unflagged) and (found := row.value(SPEEDUP)) and f"{without:.2f}" != f"{found:.2f}"
+    ]
+    told = [text for _, text in sorted(moved, reverse=True)]
+    more = f" and {len(told) - _MOVED} more" if len(told) > _MOVED else ""
+    return f"{said}; speed-up without them: {', '.join(told[:_MOVED])}{more}" if told else said
+
+
 def split_tables(summary: Summary) -> tuple[ResultTable, ...]:
     """Group a summary's rows into tables, in order of first appearance."""
     groups: dict[tuple[object, ...], list[SummaryRow]] = {}
@@ -114,6 +146,11 @@ def split_tables(summary: Summary) -> tuple[ResultTable, ...]:
 def is_candidate(row: SummaryRow) -> bool:
     """Whether a row is something one could deploy. A rehearsed one is a bound: it knows the answer for free."""
     return not row.rehearsed
+
+
+def is_reference(row: SummaryRow, metric: Metric) -> bool:
+    """Whether a row is the full depth that the others are held against in a metric: 1 by definition, no interval."""
+    return row.strategy == "full" and row.estimate(metric) == Estimate(value=1.0)
 
 
 def is_asserted(row: SummaryRow) -> bool:
