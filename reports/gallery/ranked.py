@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from harness.calibrating.targets import document_losses, parse_target
 from harness.config import BASELINE
@@ -17,6 +18,7 @@ from harness.records import OperatingPointRecord
 from reports.gallery.measured import (
     BYTES,
     DECODING,
+    LOOKUP,
     LOST,
     PREFIX,
     REQUEST,
@@ -29,6 +31,7 @@ from reports.gallery.measured import (
     stream,
 )
 from reports.recorded import RecordedRun
+from reports.statistics.intervals import paired_ratio, ratio_interval
 from reports.statistics.risk_control import P_VALUES, certified_by_tests
 from reports.tables.columns import MISSING
 from reports.tables.markdown import markdown_code, markdown_row
@@ -45,6 +48,9 @@ NOT_BYTES = 1.05
 """What a byte model may promise beyond what was measured before something else must take the time."""
 
 HEADS = Column("LM heads / token", "lm_head_per_token", "{:.1f}")
+
+OVER_LOOKUP = "over_lookup"
+_PARTS = ("", "_low", "_high", "_n")
 
 Setting = tuple[str, str, str]
 """Kind of text, strategy, and its options as JSON: what it runs with, however it was written."""
@@ -69,7 +75,25 @@ def ranked_rows(found: Found) -> pd.DataFrame:
     rows["family"] = [family(*pair) for pair in zip(rows["strategy"], options, strict=True)]
     rows["setting"] = [setting(*each) for each in zip(rows["text"], rows["strategy"], options, strict=True)]
     rows["lossless"] = rows["decode"].str.startswith("lossless")
-    return rows
+    beside = {key: held for run in found["ranking"] for key, held in over_lookup(run).items()}
+    held = [beside.get(key, {}) for key in zip(rows["text"], rows["operating_point"], strict=True)]
+    return rows.join(pd.DataFrame(held, index=rows.index, columns=[f"{OVER_LOOKUP}{part}" for part in _PARTS]))
+
+
+def over_lookup(run: RecordedRun) -> dict[tuple[str, str], dict[str, float]]:
+    """Return how much faster what drafts behind look-up decodes than look-up alone, paired, by text and point."""
+    held = {}
+    for (task, name), cell in run.cells.items():
+        alone = run.cells.get((task, LOOKUP))
+        if alone is None or cell is alone or "lookup" not in cell.point.draft_sources or cell.point.never_exits:
+            continue
+        pairs = cell.decode_pairs(alone)
+        value, interval = paired_ratio(pairs), ratio_interval(pairs)
+        if value is not None and isinstance(interval, tuple):
+            found = dict(zip(_PARTS, (value, *interval, float(len(pairs))), strict=True))
+            key = stream(cell.task.source, cell.task.language), name
+            held[key] = {f"{OVER_LOOKUP}{part}": number for part, number in found.items()}
+    return held
 
 
 def certified(runs: Iterable[RecordedRun]) -> set[Setting]:
@@ -93,16 +117,27 @@ def certified(runs: Iterable[RecordedRun]) -> set[Setting]:
     return sure
 
 
-def together(rows: Sequence[pd.Series[Any] | None], name: str = "decode_speedup") -> tuple[float, float, float]:
+def together(
+    rows: Sequence[pd.Series[Any] | None], name: str = "decode_speedup", choices: int = 1
+) -> tuple[float, float, float]:
     """Return the geometric mean of a ratio over kinds of text and its interval; full depth (1) where there is no row.
 
     Streams are of different documents, so that the squares of half their intervals' logarithms add up.
+
+    Args:
+        rows: one per kind of text.
+        name: of the ratio.
+        choices: settings that these are the fastest of: the interval is as much wider as holds for all of them at once
+            (Bonferroni), so that one in forty, and not one in fifteen, is above 1 where none is faster.
     """
     logs = [0.0 if row is None else math.log(row[name]) for row in rows]
     halves = [
         0.0 if row is None else (math.log(row[f"{name}_high"]) - math.log(row[f"{name}_low"])) / 2 for row in rows
     ]
     mean, half = sum(logs) / len(logs), math.hypot(*halves) / len(logs)
+    if choices > 1:
+        freedom = sum(row.get(f"{name}_n", math.inf) - 1 for row in rows if row is not None)
+        half *= stdtrit(freedom, 1 - 0.025 / choices) / stdtrit(freedom, 0.975)
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 
@@ -141,11 +176,14 @@ def ranking(found: Found, _: Path) -> Iterator[str]:
     lines = []
     for (name, lossless), own in rows.groupby([names, rows["lossless"]], sort=False):
         speeds = {point: together(each) for point, each in _points(own)}
-        fastest, best = max(speeds.items(), key=lambda item: item[1][0])
+        fastest = max(speeds, key=lambda point: speeds[point][0])
         each = dict(_points(own))[fastest]
+        best = together(each, choices=len(speeds))
         prefix, lost = (float(np.mean([row[one.name] for row in each])) for one in (PREFIX, LOST))
         if best[1] <= 1:
             told = f"{'costs more than it saves' if best[2] < 1 else 'no gain that can be told'}: {why(each)}"
+        elif fastest != LOOKUP and "+lookup" in each[0]["decode"]:
+            told = _beside_lookup(each)
         else:
             told = "**worth using**" if lossless else f"faster, with {1 - prefix:.0%} of the text lost"
         cells = [f"{row['decode_speedup']:.2f}×" for row in each]
@@ -157,6 +195,16 @@ def ranking(found: Found, _: Path) -> Iterator[str]:
     )
     yield markdown_row([":--", ":--", "--:", "--:", ":--", *["--:"] * 5])
     yield from (markdown_row(cells) for _, cells in sorted(lines, key=lambda line: line[0], reverse=True))
+
+
+def _beside_lookup(rows: Sequence[pd.Series[Any]]) -> str:
+    """Say whether exits behind look-up are worth using: they are held against look-up alone."""
+    if any(pd.isna(row[OVER_LOOKUP]) for row in rows):
+        return "not held against look-up alone"
+    held = together(rows, OVER_LOOKUP)
+    if held[1] > 1:
+        return f"**worth using**: {_said(held)} of look-up alone"
+    return f"{'slows look-up down' if held[2] < 1 else 'no gain over look-up that can be told'}: {_said(held)} of it"
 
 
 def promised(found: Found, _: Path) -> Iterator[str]:

@@ -11,8 +11,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import stdtrit
 
 from harness.errors import HarnessError
 from harness.records.summary import SummaryRow
@@ -295,6 +297,43 @@ def test_kinds_of_text_stand_together_by_their_geometric_mean() -> None:
     assert [low, high] == pytest.approx([1.1**0.5, 1.1**1.5])  # half of ln 1.1 either way
     _, low, high = ranked.together([faster] * 4)
     assert high / low == pytest.approx(1.1)  # independent: twice as narrow as each, whose ends are 1.1² apart
+
+
+def test_the_fastest_of_three_is_called_faster_no_more_often_than_one_alone() -> None:
+    """Settings that are as fast as full depth, on four texts of 16 documents that they share."""
+    generator = np.random.default_rng(0)
+    alarms = {1: 0, 3: 0}
+    for _ in range(1_000):
+        logs = generator.normal(0, 0.1, (4, 16, 1)) + generator.normal(0, 0.1, (4, 16, 3))
+        means, halves = logs.mean(1), stdtrit(15, 0.975) * logs.std(1, ddof=1) / 4
+        chosen = means.sum(0).argmax()
+        rows = [
+            pd.Series({f"decode_speedup{part}": number for part, number in zip(("", "_low", "_high", "_n"), (
+                *np.exp([mean, mean - half, mean + half]), 16), strict=True)})
+            for mean, half in zip(means[:, chosen], halves[:, chosen], strict=True)
+        ]  # fmt: skip
+        for choices in alarms:
+            alarms[choices] += ranked.together(rows, choices=choices)[1] > 1
+    assert alarms[1] > 40, "chosen, and not corrected"
+    assert alarms[3] <= 30, "one-sided, 2.5 % are nominal"
+
+
+@pytest.mark.parametrize(
+    ("step_s", "told"),
+    [
+        (0.06, "slows look-up down: 0.83× [0.83, 0.83] of it"),
+        (0.05, "no gain over look-up that can be told: 1.00× [1.00, 1.00] of it"),
+        (0.04, "**worth using**: 1.25× [1.25, 1.25] of look-up alone"),
+    ],
+)
+def test_exits_behind_look_up_are_held_against_look_up(tmp_path: Path, build: Any, step_s: float, told: str) -> None:
+    points = {"full": 0.1, "full@lossless+lookup": 0.05, "rl@lossless+lookup": step_s}
+    run = build(points=tuple(points), kv="recompute", source_kind="embedded", source="embedded: some library")
+    for block in range(16):
+        for point, step in points.items():
+            run.window(point, {"token_times_s": (0.1, 0.1 + step, 0.1 + 2 * step)}, block=block)
+    (line,) = (line for line in ranked.ranking({"ranking": [stored(run, tmp_path / "run")]}, tmp_path) if "`rl" in line)
+    assert told in line
 
 
 @pytest.mark.parametrize(
