@@ -61,13 +61,13 @@ def render(sweep: Sweep, *, keep: float, width: int, calibration: Calibration | 
         Text(f"Shallowest that agrees on at least {100 * keep:g} % of tokens, replayed", "bold"),
         _table(_keeping(sweep.rows, keep), letters, width),
         Text(),
-        Text("Agreement against bytes per token, replayed", "bold"),
+        Text("Agreement against expected speed-up, replayed", "bold"),
         draw(
             [
-                Marker(letters[row.strategy], 1 / row.expected_speedup, row.agreement, row.pareto, row.rehearsed)
+                Marker(letters[row.strategy], row.expected_speedup, row.agreement, row.pareto, row.rehearsed)
                 for row in sweep.rows
             ],
-            "bytes read per token, full depth = 1 (less is better)",
+            "expected speed-up, × (more is better)",
             "agreement with the last layer (more is better)",
             width=max(30, min(width, _WIDEST)),
         ),

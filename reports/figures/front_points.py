@@ -1,30 +1,34 @@
-"""The points of a table on two axes, cost and quality, with their intervals, which are on the front, and its area."""
+"""The points of a table by what is gained and text kept, with intervals; which are on the front, and its area."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from harness.contracts import Metric
-from reports.figures.task_table import PlacedPoint, TaskTable
-from reports.metrics.depth import EXIT_LAYER
-from reports.metrics.energy import ENERGY_PER_REQUEST, ENERGY_PER_TOKEN
-from reports.metrics.faithfulness import EXACT_PREFIX, exact_prefixes
-from reports.metrics.time import LATENCY_P50
-from reports.summary.hypervolume import Candidate, Hypervolume, hypervolumes
-from reports.summary.pareto import QUALITY, front, stops
-from reports.summary.resampling import Resampled
+import numpy as np
 
-__all__ = ["COSTS", "QUALITIES", "Cost", "Front", "front_of", "has_front"]
+from harness.contracts import Metric
+from harness.records.estimate import Interval
+from reports.figures.task_table import PlacedPoint, TaskTable
+from reports.metrics.depth import LAYERS_SKIPPED
+from reports.metrics.energy import ENERGY_PER_TOKEN
+from reports.metrics.faithfulness import exact_prefixes
+from reports.metrics.speedups import ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST, SPEEDUP, SPEEDUP_OVER_FASTEST
+from reports.summary.hypervolume import Candidate, Hypervolume, hypervolumes
+from reports.summary.pareto import TEXT_KEPT, choose_gain, coordinates, edge, on_front
+from reports.summary.resampling import RESAMPLES, Resampled
+
+__all__ = ["GAINS", "Front", "Gain", "areas", "front_of"]
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """A cost axis.
+class Gain:
+    """What an operating point brings, as an axis.
 
     Attributes:
         key: part of a file's name.
         title: what it is, in a caption.
-        metric: that the table's own front may use.
+        metric: as tables have it; where rows differ in their weights format, what restates it over the fastest.
     """
 
     key: str
@@ -32,13 +36,12 @@ class Cost:
     metric: Metric
 
 
-COSTS = (
-    Cost("latency", "median latency of a request", LATENCY_P50),
-    Cost("energy", "energy per generated token", ENERGY_PER_TOKEN),
-    Cost("request-energy", "energy of a request", ENERGY_PER_REQUEST),
-    Cost("layers", "layers executed per decoded token", EXIT_LAYER),
+GAINS = (
+    Gain("speedup", "speed-up of whole requests", SPEEDUP),
+    Gain("energy", "energy ratio", ENERGY_RATIO),
+    Gain("layers", "layers skipped", LAYERS_SKIPPED),
 )
-QUALITIES = {QUALITY: "edit similarity", EXACT_PREFIX.name: "exact prefix of full depth"}
+_OVER_FASTEST: Mapping[Metric, Metric] = {ENERGY_RATIO: ENERGY_RATIO_OVER_FASTEST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,57 +49,86 @@ class Front:
     """The points of one table, placed.
 
     Attributes:
-        points: each with its cost and quality.
-        on_front: flags, in their order; bounds are never on it.
-        hypervolume: of the candidates; ``None`` where full depth was not measured.
+        gain: what is on the horizontal axis.
+        points: each with (gain, text kept) and the intervals of both, where it has them.
+        on_front: flags, in their order; bounds are never on it. edge: those that no other beats, told or not.
     """
 
-    points: tuple[tuple[PlacedPoint, Resampled, Resampled], ...]
+    gain: Metric
+    points: tuple[tuple[PlacedPoint, tuple[float, float], tuple[Interval | None, Interval | None]], ...]
     on_front: tuple[bool, ...]
-    hypervolume: Hypervolume | None
+    edge: tuple[bool, ...]
 
 
-def front_of(table: TaskTable, cost: Cost, quality: str) -> Front:
-    """Place the points of a table on two axes; those that lack a coordinate are left out."""
+def front_of(table: TaskTable, gain: Gain) -> Front | None:
+    """Place the points of a table on two axes, as its rows have them; those that lack a coordinate are left out.
+
+    ``None`` where a front means nothing: of random weights, of weights formats without a common full depth, of fewer
+    than two points, of energy that no sensor measured, and of layers where stop rules cut completions short.
+    """
+    rows = table.table.rows
+    metric = choose_gain(rows)
+    if metric is None or table.full is None:
+        return None
+    if gain.metric is not SPEEDUP:
+        several = metric is SPEEDUP_OVER_FASTEST
+        metric = _OVER_FASTEST.get(gain.metric, gain.metric) if several else gain.metric
+    if gain.metric is ENERGY_RATIO and not _by_one_sensor(table):
+        return None
+    if gain.metric is LAYERS_SKIPPED and any(row.stop for row in rows):
+        return None
     placed = [
-        (point, x, y)
+        (point, found, _intervals(point, metric))
         for point in table.points
-        if (x := _cost(table, point, cost)) is not None and (y := _quality(table, point, quality)) is not None
+        if (found := coordinates(point.row, metric)) is not None
     ]
-    candidates = [index for index, (point, _, _) in enumerate(placed) if not point.bound]
-    flags = front([(placed[index][1].value, placed[index][2].value) for index in candidates])
-    best = {index for index, flag in zip(candidates, flags, strict=True) if flag}
-    full = next((x for point, x, _ in placed if point is table.full), None)
-    volume = None
-    if full is not None and full.value > 0:
-        volume = hypervolumes(
-            [Candidate(placed[i][0].row.strategy, placed[i][1], placed[i][2]) for i in candidates], full, table.blocks
-        )
-    return Front(tuple(placed), tuple(index in best for index in range(len(placed))), volume)
+    if len(placed) < 2:
+        return None
+    shown = [point.row for point, _, _ in placed]
+    return Front(metric, tuple(placed), tuple(on_front(shown, metric)), tuple(edge(shown, metric)))
 
 
-def has_front(table: TaskTable, cost: Cost) -> bool:
-    """Whether a front means anything: real weights, two points, and a cost that all of them have."""
-    if table.random_weights or len(table.points) < 2 or table.full is None:
-        return False
-    if (cost.metric is ENERGY_PER_REQUEST) != stops(table.table.rows) and cost.metric is not LATENCY_P50:
-        return False  # where completions are cut short, what a token costs says nothing of what they cost
-    sources = {point.row.energy_source for point in table.points}
-    if cost.metric in (ENERGY_PER_TOKEN, ENERGY_PER_REQUEST) and (len(sources) > 1 or sources <= {"none", "mixed"}):
-        return False
-    return all(_cost(table, point, cost) is not None for point in table.points)
+def areas(table: TaskTable, gain: Gain) -> Hypervolume | None:
+    """Return the hypervolume of a table's candidates: of text kept against time or layers as a share of full depth's.
+
+    ``None`` where there is no such front, or full depth was not measured.
+    """
+    if front_of(table, gain) is None or table.full is None:
+        return None
+    candidates = [
+        Candidate(point.row.strategy, cost, kept)
+        for point in table.points
+        if not point.bound and (cost := _cost(table, point, gain)) is not None and (kept := _kept(table, point))
+    ]
+    return hypervolumes(candidates, Resampled(1.0, (1.0, 1.0), np.ones(RESAMPLES)), table.blocks)
 
 
-def _cost(table: TaskTable, point: PlacedPoint, cost: Cost) -> Resampled | None:
-    if cost.metric is LATENCY_P50:
-        return table.resampling.latency(point.cell)
-    if cost.metric in (ENERGY_PER_TOKEN, ENERGY_PER_REQUEST):
-        return table.resampling.energy(point.cell, of_requests=cost.metric is ENERGY_PER_REQUEST)
-    return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
+def _by_one_sensor(table: TaskTable) -> bool:
+    rows = [point.row for point in table.points]
+    sources = {row.energy_source for row in rows}
+    return len(sources) == 1 and all(row.energy_measured and row.value(ENERGY_PER_TOKEN) is not None for row in rows)
 
 
-def _quality(table: TaskTable, point: PlacedPoint, quality: str) -> Resampled | None:
-    if quality == EXACT_PREFIX.name:
-        full = table.full
-        return None if full is None else table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell))
-    return table.resampling.score(point.cell, quality, point.row.value(quality))
+def _intervals(point: PlacedPoint, metric: Metric) -> tuple[Interval | None, Interval | None]:
+    def of(one: Metric) -> Interval | None:
+        found = point.row.estimate(one)
+        return None if found is None else found.interval
+
+    return of(metric), of(TEXT_KEPT)
+
+
+def _cost(table: TaskTable, point: PlacedPoint, gain: Gain) -> Resampled | None:
+    """What an operating point spends, as a share of full depth's."""
+    if gain.metric is LAYERS_SKIPPED:
+        return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
+    seen = table.run.point(point.row.task, point.row.operating_point)
+    full = seen.fastest_full if choose_gain(table.table.rows) is SPEEDUP_OVER_FASTEST else seen.own_full
+    if full is None:
+        return None
+    pairs = seen.cell.block_pairs(full, seen.prompt_times.request_s)
+    return table.resampling.share((block, pair.other, pair.baseline) for block, pair in pairs.items())
+
+
+def _kept(table: TaskTable, point: PlacedPoint) -> Resampled | None:
+    full = table.full
+    return None if full is None else table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell))

@@ -87,6 +87,11 @@ class TaskTable:
         return self.table.rows[0].weights == "random"
 
     @property
+    def sensor(self) -> str:
+        """Where full depth's energy comes from."""
+        return self.table.rows[0].energy_source
+
+    @property
     def blocks(self) -> int:
         """Blocks of samples that any operating point finished."""
         return len({window.block for point in self.points for window in point.cell.windows.values()})

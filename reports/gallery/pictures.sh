@@ -8,7 +8,7 @@ made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 
 harness report "${1:?name run directories}" --out "$made/report"
-cp "$made"/report/figures/*-front-latency.png "$here/front.png"
+cp "$made"/report/figures/*-front-speedup.png "$here/front.png"
 harness leaderboard "$@" --out "$made/site"
 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1330 --virtual-time-budget=4000 \
 	--screenshot="$here/leaderboard.png" "file://$made/site/index.html"

@@ -13,13 +13,13 @@ from reports.figures.style import look_of
 from reports.leaderboard.details import described
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.groups import Group, group_of
-from reports.leaderboard.ranking import CRITERIA, is_baseline, is_exact, on_front, quality_of, ranks
+from reports.leaderboard.ranking import CRITERIA, is_baseline, is_exact, quality_of, ranks
 from reports.metrics.sections import HEADLINE, LEADERBOARD, in_section
 from reports.metrics.speedups import SPEEDUP
 from reports.metrics.vocabulary import metrics_of
 from reports.summary.energy import energy_origin
 from reports.summary.measured import Regime
-from reports.summary.pareto import QUALITY
+from reports.summary.pareto import TEXT_KEPT, on_front
 from reports.tables.result import is_asserted, is_candidate
 
 __all__ = ["FIELDS", "index_of"]
@@ -61,7 +61,7 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
     return {
         "fields": FIELDS,
         "metrics": [describe_metric(metric, shown) for metric in shown],
-        "axes": [SPEEDUP.name, QUALITY],
+        "axes": [SPEEDUP.name, TEXT_KEPT.name],
         "criteria": [[criterion.metric, criterion.title] for criterion in CRITERIA],
         "groups": [{"id": group.id, "facts": described(group), **_facets(group)} for group in groups],
         "runs": [
@@ -108,7 +108,7 @@ def _lines(
 ) -> Iterable[list[Any]]:
     ranked = [place for place, (run, _) in enumerate(members) if not runs[run].unranked]
     rows = [members[place][1].row for place in ranked]
-    fronts = dict(zip(ranked, on_front(rows), strict=True))
+    fronts = dict(zip(ranked, on_front(rows, SPEEDUP), strict=True))
     by_criterion = _ranked(members, ranked)
     among_lossless = _ranked(members, [place for place in ranked if is_exact(members[place][1].row)])
     for place, (run, point) in enumerate(members):

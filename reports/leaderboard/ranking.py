@@ -30,8 +30,7 @@ from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
 from reports.metrics.vocabulary import metrics_of
 from reports.statistics.intervals import largest_share
-from reports.summary.pareto import QUALITY, front
-from reports.tables.result import is_asserted, is_candidate
+from reports.tables.result import is_asserted, is_candidate, is_reference
 
 __all__ = [
     "CRITERIA",
@@ -40,7 +39,6 @@ __all__ = [
     "Quality",
     "is_baseline",
     "is_exact",
-    "on_front",
     "quality_of",
     "ranks",
 ]
@@ -76,10 +74,7 @@ CRITERIA = (
 
 def is_baseline(row: SummaryRow) -> bool:
     """Whether a row is the full depth that its run's ratios are counted against: 1 by definition, no interval."""
-    speedup = row.estimate(SPEEDUP)
-    if row.strategy != "full" or speedup is None:
-        return False
-    return speedup.value == 1.0 and speedup.interval is None and speedup.no_interval is None
+    return is_reference(row, SPEEDUP)
 
 
 def is_exact(row: SummaryRow) -> bool:
@@ -109,26 +104,6 @@ def ranks(rows: Sequence[SummaryRow], criterion: Criterion) -> list[int | None]:
     spans = [_interval(row, criterion) if _may_rank(row, criterion) else None for row in rows]
     lows = sorted(span[0] for span in spans if span is not None)
     return [None if span is None else 1 + len(lows) - bisect_right(lows, span[1]) for span in spans]
-
-
-def on_front(rows: Sequence[SummaryRow]) -> list[bool]:
-    """Say which rows of one group no other beats in edit similarity and in speed-up of whole requests at once.
-
-    Chance is not considered. Speed-up rather than latency, because rows of one group may come from several machines of
-    one class, and a ratio to the full depth of the same run is what they have in common.
-    """
-    flags = [False] * len(rows)
-    placed = [
-        (index, (1 / speedup, quality))
-        for index, row in enumerate(rows)
-        if is_candidate(row)
-        and row.weights != "random"
-        and (speedup := row.value(SPEEDUP))
-        and (quality := row.value(QUALITY)) is not None
-    ]
-    for (index, _), flag in zip(placed, front([point for _, point in placed]), strict=True):
-        flags[index] = flag
-    return flags
 
 
 def _may_rank(row: SummaryRow, criterion: Criterion) -> bool:

@@ -32,7 +32,7 @@ from reports.statistics.intervals import (
 )
 from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p, smallest_p
 
-__all__ = ["Comparison", "compare_all", "evaluate", "is_distinguishable"]
+__all__ = ["Comparison", "can_tell", "compare_all", "evaluate", "is_distinguishable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,16 @@ def is_distinguishable(metric: Metric, estimate: Estimate | None) -> bool:
         return False
     no_difference = 1.0 if metric.paired == "ratio" else 0.0
     return estimate.p_holm <= LEVEL and not estimate.interval[0] <= no_difference <= estimate.interval[1]
+
+
+def can_tell(metric: Metric, estimates: Sequence[Estimate | None]) -> bool:
+    """Whether a family has so many pairs that its clearest outcome is told from chance.
+
+    Always of a metric that is not compared with full depth.
+    """
+    tested = [one.n for one in estimates if one is not None and one.p is not None and one.n]
+    could = any(smallest_p(pairs) * len(tested) <= LEVEL for pairs in tested)
+    return metric.paired is None or could or any(is_distinguishable(metric, one) for one in estimates)
 
 
 def _compare(metric: Metric, point: Point) -> Comparison:

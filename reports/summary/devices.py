@@ -71,7 +71,8 @@ def hardware_difference(a: Manifest, b: Manifest) -> tuple[str, str, str] | None
     one, other = _facts(a), _facts(b)
     for name, absent in _ABSENT.items():
         if one.get(name) != other.get(name) or one.get(name) == "":
-            return name, *(facts.get(name, absent) or "not recorded" for facts in (one, other))
+            before, after = (facts.get(name, absent) or "not recorded" for facts in (one, other))
+            return name, before, after
     return None
 
 

@@ -1,79 +1,112 @@
-"""Which operating points are worth having: the front of quality against cost.
+"""Which operating points are worth having: the front of text kept against speed-up, both as tables show them.
 
-Quality is edit similarity, the one task score that both protocols and both languages report and that moves
-with every token (exact match is mostly 0 for small models, and agreement with full depth is faithfulness,
-not quality). Cost is measured energy per token where **every** row of the table has it from one sensor, per
-request where stop rules cut completions short, so that prefill is spread over fewer tokens; otherwise the median
-latency of a request. An estimate of energy is a function of CPU time: it would only repeat the time axis under a
-more impressive name, so it never decides a front.
+Text kept is the exact prefix, and the gain is the paired speed-up of whole requests over full depth; where rows differ
+in their weights format, over the fastest full depth that keeps the model's tokens.
 
-The oracle is a bound and never a candidate. With random weights quality means nothing and there is no front.
+On the front is a row that is faster than full depth beyond chance (interval and corrected test, the ``*`` of tables),
+or full depth itself, unless the table has one that keeps as much text and is as fast. Whether two rows differ from each
+other is not tested. Where so few blocks were measured that no row could be told from full depth there is no front.
+
+The oracle is a bound and never a candidate. With random weights text means nothing and there is no front.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from harness.contracts import Metric
 from harness.records.summary import Summary, SummaryRow
-from reports.metrics.energy import ENERGY_PER_REQUEST, ENERGY_PER_TOKEN
-from reports.metrics.scores import EDIT_SIMILARITY
-from reports.metrics.time import LATENCY_P50
-from reports.tables.result import ResultTable, is_candidate, split_tables
+from reports.metrics.evaluation import can_tell, is_distinguishable
+from reports.metrics.faithfulness import EXACT_PREFIX
+from reports.metrics.speedups import SPEEDUP, SPEEDUP_OVER_FASTEST
+from reports.tables.result import is_candidate, is_reference, split_tables
 
-__all__ = ["QUALITY", "Axes", "choose_axes", "coordinates", "front", "mark_front", "stops"]
+__all__ = [
+    "NO_FRONT",
+    "TEXT_KEPT",
+    "choose_gain",
+    "common_speedup",
+    "coordinates",
+    "edge",
+    "front",
+    "mark_front",
+    "on_front",
+    "without_front",
+]
 
-QUALITY = EDIT_SIMILARITY
-
-
-@dataclass(frozen=True, slots=True)
-class Axes:
-    """The two coordinates of a table's front.
-
-    Attributes:
-        quality: name of a score, more is better.
-        cost: less is better.
-    """
-
-    quality: str
-    cost: Metric
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """Quality and cost in words, without units."""
-        if self.cost is LATENCY_P50:
-            cost = self.cost.meaning
-        else:
-            cost = f"measured energy per {'request' if self.cost is ENERGY_PER_REQUEST else 'token'}"
-        return self.quality.replace("_", " "), cost
+TEXT_KEPT = EXACT_PREFIX
+NO_FRONT = "no front: too few blocks of samples to tell an operating point from full depth"
 
 
-def choose_axes(rows: Sequence[SummaryRow]) -> Axes | None:
-    """Return the axes that the rows of one table can be compared on.
+def common_speedup(rows: Sequence[SummaryRow]) -> Metric:
+    """Return the speed-up that has one baseline for all rows, as far as the run has one."""
+    several = len({row.weights_format for row in rows}) > 1
+    over_fastest = any(row.estimate(SPEEDUP_OVER_FASTEST) is not None for row in rows)
+    return SPEEDUP_OVER_FASTEST if several and over_fastest else SPEEDUP
 
-    ``None`` with random weights, or when nothing was measured at all.
+
+def choose_gain(rows: Sequence[SummaryRow]) -> Metric | None:
+    """Return the speed-up that the rows of one table can be compared by.
+
+    ``None`` with random weights, when nothing was measured, and where no full depth is a baseline for all.
     """
     measured = [row for row in rows if row.n]
     if not measured or any(row.weights == "random" for row in measured):
         return None
-    sources = {row.energy_source for row in measured}
-    sensor = len(sources) == 1 and all(row.energy_measured for row in measured)
-    energy = ENERGY_PER_REQUEST if stops(rows) else ENERGY_PER_TOKEN
-    if sensor and all(row.value(energy) is not None for row in measured):
-        return Axes(QUALITY, energy)
-    return Axes(QUALITY, LATENCY_P50)
+    gain = common_speedup(measured)
+    common = gain is SPEEDUP_OVER_FASTEST or len({row.weights_format for row in measured}) == 1
+    return gain if common else None
 
 
-def stops(rows: Sequence[SummaryRow]) -> bool:
-    """Whether some rows have a stop rule, so that rows differ in how much they generate."""
-    return any(row.stop for row in rows)
+def without_front(rows: Sequence[SummaryRow]) -> str:
+    """Say why rows have no axes to be compared on."""
+    if rows[0].weights == "random":
+        return "random weights"
+    if choose_gain(rows) is None and any(row.n for row in rows):
+        return "no weights format keeps the model's tokens, so that rows have no common full depth"
+    return "no operating point has both coordinates"
 
 
-def coordinates(row: SummaryRow, axes: Axes) -> tuple[float, float] | None:
-    """Return ``(cost, quality)``, ``None`` when either was not measured."""
-    cost, quality = row.value(axes.cost), row.value(axes.quality)
-    return None if cost is None or quality is None else (cost, quality)
+def coordinates(row: SummaryRow, gain: Metric) -> tuple[float, float] | None:
+    """Return ``(gain, text kept)``, ``None`` when either was not measured."""
+    gained, kept = row.value(gain), row.value(TEXT_KEPT)
+    return None if gained is None or kept is None else (gained, kept)
+
+
+def edge(rows: Sequence[SummaryRow], gain: Metric) -> list[bool]:
+    """Say which rows no other beats in text kept and in what is gained, as they were measured.
+
+    None where the run has too few blocks to tell any from full depth. Bounds beat nobody.
+
+    Args:
+        rows: of one table, or of several runs that share a baseline.
+        gain: more is better.
+    """
+    flags = [False] * len(rows)
+    if not can_tell(gain, [row.estimate(gain) for row in rows]):
+        return flags
+    placed = [
+        (index, (-point[0], point[1]))
+        for index, row in enumerate(rows)
+        if is_candidate(row) and row.weights != "random" and (point := coordinates(row, gain)) is not None
+    ]
+    for (index, _), flag in zip(placed, front([point for _, point in placed]), strict=True):
+        flags[index] = flag
+    return flags
+
+
+def on_front(rows: Sequence[SummaryRow], gain: Metric) -> list[bool]:
+    """Say which rows of the edge are on the front: those whose gain over full depth is told from chance, and it itself.
+
+    Arguments as :func:`edge`. A gain that is not compared with full depth is taken as it was measured.
+    """
+    return [flag and _is_told(row, gain) for row, flag in zip(rows, edge(rows, gain), strict=True)]
+
+
+def _is_told(row: SummaryRow, gain: Metric) -> bool:
+    if gain.paired is None or is_reference(row, gain):
+        return True
+    return is_distinguishable(gain, row.estimate(gain)) and (row.value(gain) or 0.0) > 1
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -96,23 +129,10 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def mark_front(summary: Summary) -> Summary:
     """Return the summary with ``pareto`` set anew in every table. Rows that lack a coordinate are not on it."""
-    on_front: set[int] = set()
+    marked: set[int] = set()
     for table in split_tables(summary):
-        on_front.update(id(row) for row, flag in zip(table.rows, _flags(table), strict=True) if flag)
-    rows = tuple(row.model_copy(update={"pareto": id(row) in on_front}) for row in summary.rows)
+        gain = choose_gain(table.rows)
+        flags = on_front(table.rows, gain) if gain is not None else []
+        marked.update(id(row) for row, flag in zip(table.rows, flags, strict=False) if flag)
+    rows = tuple(row.model_copy(update={"pareto": id(row) in marked}) for row in summary.rows)
     return summary.model_copy(update={"rows": rows})
-
-
-def _flags(table: ResultTable) -> list[bool]:
-    axes = choose_axes(table.rows)
-    flags = [False] * len(table.rows)
-    if axes is None:
-        return flags
-    placed = [
-        (index, point)
-        for index, row in enumerate(table.rows)
-        if is_candidate(row) and (point := coordinates(row, axes)) is not None
-    ]
-    for (index, _), on_front in zip(placed, front([point for _, point in placed]), strict=True):
-        flags[index] = on_front
-    return flags

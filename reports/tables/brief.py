@@ -9,13 +9,12 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 from harness.appearance.terminal import Line, Text
 from harness.contracts import Metric
-from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
-from reports.metrics.evaluation import is_distinguishable
+from reports.metrics.evaluation import can_tell, is_distinguishable
 from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE, score_metrics
-from reports.metrics.speedups import SPEEDUP, SPEEDUP_OVER_FASTEST
 from reports.statistics.intervals import MINIMUM_PAIRS
-from reports.tables.result import ResultTable, is_asserted, is_candidate, split_tables
+from reports.summary.pareto import common_speedup
+from reports.tables.result import ResultTable, is_asserted, is_candidate, is_reference, split_tables
 from reports.tables.terminal import headline
 
 __all__ = ["Brief", "in_two_sentences"]
@@ -47,7 +46,7 @@ def _parts(table: ResultTable, console: Console, options: ConsoleOptions) -> Ite
     yield from headline(table, console, options)
     yield Text()
     if any(row.pareto or not is_candidate(row) for row in table.rows):
-        yield Line("● on the front of quality and cost · ◇ a bound, which one cannot deploy", "dim")
+        yield Line("● on the front of exact prefix and speed-up · ◇ a bound, which one cannot deploy", "dim")
     yield Line(in_two_sentences(table))
 
 
@@ -57,11 +56,9 @@ def in_two_sentences(table: ResultTable) -> str:
     Only differences that passed their test are told; the words are those of the rows' verdicts. Rows of several weights
     formats are held against the fastest full depth of them, as one of them is itself.
     """
-    full, metric = table.rows[0], SPEEDUP
-    if len({row.weights_format for row in table.rows}) > 1 and any(map(_over_fastest, table.rows)):
-        metric = SPEEDUP_OVER_FASTEST
+    full, metric = table.rows[0], common_speedup(table.rows)
     others = [
-        row for row in table.rows[1:] if is_candidate(row) and row.n and row.verdict and not _is_reference(row, metric)
+        row for row in table.rows[1:] if is_candidate(row) and row.n and row.verdict and not is_reference(row, metric)
     ]
     told = [found for row in others if (found := row.estimate(metric)) is not None]
     if not full.n:
@@ -70,7 +67,7 @@ def in_two_sentences(table: ResultTable) -> str:
         return "Nothing was compared with full depth. Name strategies with --strategy."
     if not told:
         return "There are no times to compare with full depth's; the report has what was scored."
-    if all(one.interval is None for one in told):
+    if not can_tell(metric, [row.estimate(metric) for row in table.rows]):
         return _too_few(full.n, max(one.n or 0 for one in told))
     return _best(others, metric)
 
@@ -116,16 +113,6 @@ def _best(others: Sequence[SummaryRow], metric: Metric) -> str:
 
 def _said(row: SummaryRow) -> str:
     return f"{row.operating_point} ({row.verdict})"
-
-
-def _over_fastest(row: SummaryRow) -> Estimate | None:
-    return row.estimate(SPEEDUP_OVER_FASTEST)
-
-
-def _is_reference(row: SummaryRow, metric: Metric) -> bool:
-    """Whether a row is the full depth that the others are held against: 1 by definition."""
-    found = row.estimate(metric)
-    return row.strategy == "full" and found == Estimate(value=1.0)
 
 
 def _has_its_text(row: SummaryRow) -> bool:

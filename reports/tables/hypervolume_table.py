@@ -4,38 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reports.figures.front_points import COSTS, front_of
+from reports.figures.front_points import GAINS, areas
 from reports.figures.task_table import TaskTable, task_tables
 from reports.recorded import RecordedRun
 from reports.summary.hypervolume import Hypervolume, Share
-from reports.summary.pareto import QUALITY, stops
 from reports.tables.attribution_table import TextTable
 from reports.tables.columns import MISSING
 
 __all__ = ["NOTE", "hypervolume_tables"]
 
 NOTE = (
-    "Hypervolume: the best edit similarity to be had within a budget, averaged over budgets from 0 to full depth's "
-    "cost (0 where nothing fits). Alone: by the strategy's own operating points. Adds: what the front loses without "
+    "Hypervolume: the most text kept (exact prefix) within a budget, averaged over budgets from 0 to full depth's "
+    "time, or layers (0 where nothing fits). Alone: by the strategy's own operating points. Adds: what is lost without "
     "it. The full depth that costs are divided by spans none, and neither does what costs more. Brackets: 95 % "
     "bootstrap intervals."
 )
+_SHOWN = {"time": GAINS[0], "layers": GAINS[2]}
 
 
 def hypervolume_tables(run: RecordedRun) -> list[tuple[str, TextTable]]:
-    """Return (task, table) of a run whose quality means something and that has more than full depth.
+    """Return (task, table) of a run whose text means something and that has more than full depth.
 
     Layers are left out where stop rules cut completions short: what a token costs says nothing of what they cost.
     """
     tables = []
     for table in task_tables(run):
-        if table.random_weights or table.full is None or len(table.points) < 2:
-            continue
-        shown = ("latency",) if stops(table.table.rows) else ("latency", "layers")
-        costs = [cost for cost in COSTS if cost.key in shown]  # no energy: an estimate decides nothing
-        found = {cost.key: front_of(table, cost, QUALITY).hypervolume for cost in costs}
-        volumes = {key: volume for key, volume in found.items() if volume is not None}
-        if len(volumes) == len(costs):
+        found = {name: areas(table, gain) for name, gain in _SHOWN.items()}  # chance decides no area, nor does energy
+        volumes = {name: volume for name, volume in found.items() if volume is not None}
+        if "time" in volumes:
             tables.append((table.task, _table(table, volumes)))
     return tables
 
@@ -52,11 +48,11 @@ def _table(table: TaskTable, volumes: Mapping[str, Hypervolume]) -> TextTable:
                 for shares in (volume.alone, volume.contribution)
             ),
         )
-        for strategy in volumes["latency"].alone
+        for strategy in volumes["time"].alone
         if strategy in beside
     ]
     whole = ("all together", *(text for volume in volumes.values() for text in (_cell(volume.total), MISSING)))
-    return TextTable("Dominated hypervolume of edit similarity against cost", header, (*rows, whole))
+    return TextTable("Dominated hypervolume of text kept against cost", header, (*rows, whole))
 
 
 def _cell(share: Share | None) -> str:

@@ -1,6 +1,6 @@
-"""A Pareto plot in text: cost to the right, quality upwards, one letter per operating point.
+"""A Pareto plot in text: gain to the right, quality upwards, one letter per operating point.
 
-The staircase is the edge of what was reached: everything below and to the right of it is beaten by a point
+The staircase is the edge of what was reached: everything below and to the left of it is beaten by a point
 on the front. Points that fall into one character cell are moved sideways by as little as possible; the legend
 has the exact numbers. Positions are good to one cell, not more.
 """
@@ -13,9 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from harness.appearance.terminal import Text
-from reports.metrics.time import LATENCY_P99
-from reports.summary.pareto import choose_axes, coordinates
-from reports.tables.columns import time_unit
+from reports.summary.pareto import TEXT_KEPT, choose_gain, coordinates, edge
 from reports.tables.result import ResultTable, is_candidate
 
 __all__ = ["BOUND", "FRONT", "Marker", "Scale", "draw", "draw_front"]
@@ -32,16 +30,17 @@ class Marker:
 
     Attributes:
         letter: the character to draw.
-        cost, quality: its coordinates, in the axes' units.
-        on_front: drawn bold and connected.
+        gain, quality: its coordinates, in the axes' units; of both, more is better.
+        on_front: drawn bold and connected. edge: connected.
         bound: not an operating point one could deploy (the oracle).
     """
 
     letter: str
-    cost: float
+    gain: float
     quality: float
     on_front: bool = False
     bound: bool = False
+    edge: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +82,27 @@ class Scale:
 def draw_front(table: ResultTable, *, width: int = 80) -> Text | None:
     """Draw a table's operating points on the axes of its Pareto front.
 
-    ``None`` when the table has no front (:func:`reports.summary.pareto.choose_axes`) or no row with both coordinates.
+    ``None`` when the table can have none (:func:`reports.summary.pareto.choose_gain`) or no row with both coordinates.
     """
-    axes = choose_axes(table.rows)
-    if axes is None:
+    gain = choose_gain(table.rows)
+    if gain is None:
         return None
-    unit, scale = ("J", 1.0)
-    if axes.cost.form == "seconds":
-        unit, scale = time_unit(row.value(LATENCY_P99) for row in table.rows)
     markers = [
-        Marker(letter, point[0] * scale, point[1], row.pareto, not is_candidate(row))
-        for letter, row in zip(table.letters, table.rows, strict=True)
-        if (point := coordinates(row, axes)) is not None
+        Marker(letter, *point, row.pareto, not is_candidate(row), on_edge)
+        for letter, row, on_edge in zip(table.letters, table.rows, edge(table.rows, gain), strict=True)
+        if (point := coordinates(row, gain)) is not None
     ]
     if not markers:
         return None
-    quality, cost = axes.names
-    return draw(markers, f"{cost}, {unit} (less is better)", f"{quality} (more is better)", width=width)
+    return draw(markers, f"{gain.term} of whole requests, × (more is better)", f"{TEXT_KEPT.term}", width=width)
 
 
-def draw(markers: Sequence[Marker], cost_label: str, quality_label: str, *, width: int = 80, height: int = 16) -> Text:
+def draw(markers: Sequence[Marker], gain_label: str, quality_label: str, *, width: int = 80, height: int = 16) -> Text:
     """Draw a plot.
 
     Args:
         markers: at least one.
-        cost_label: of the horizontal axis, with its unit.
+        gain_label: of the horizontal axis, with its unit.
         quality_label: of the vertical axis.
         width: of the whole drawing, characters; at least 30.
         height: of the plotting area, rows; at least 4.
@@ -117,10 +112,10 @@ def draw(markers: Sequence[Marker], cost_label: str, quality_label: str, *, widt
     """
     rows = Scale.covering([marker.quality for marker in markers], height)
     gutter = max(len(label) for _, label in rows.ticks(max(2, height // 3)))
-    canvas = _Canvas(Scale.covering([marker.cost for marker in markers], width - gutter - 3), rows, gutter)
-    canvas.staircase([marker for marker in markers if marker.on_front])
+    canvas = _Canvas(Scale.covering([marker.gain for marker in markers], width - gutter - 3), rows, gutter)
+    canvas.staircase([marker for marker in markers if marker.on_front or marker.edge])
     canvas.letters(markers)
-    return canvas.framed(cost_label, quality_label)
+    return canvas.framed(gain_label, quality_label)
 
 
 @dataclass(frozen=True)
@@ -134,32 +129,32 @@ class _Canvas:
 
     def staircase(self, front: Sequence[Marker]) -> None:
         """Connect the front's points, and run dotted from its ends to the frame."""
-        steps = sorted((self.columns.cell(marker.cost), self.rows.cell(marker.quality)) for marker in front)
+        steps = sorted((self.columns.cell(marker.gain), self.rows.cell(marker.quality)) for marker in front)
         if not steps:
             return
-        for y in range(steps[0][1]):
-            self.cells[steps[0][0], y] = ("┊", _LINE)
+        for x in range(steps[0][0]):
+            self.cells[x, steps[0][1]] = ("┈", _LINE)
         for (x, y), (next_x, next_y) in itertools.pairwise(steps):
+            for between in range(next_y + 1, y):
+                self.cells[x, between] = ("│", _LINE)
             for between in range(x + 1, next_x):
-                self.cells[between, y] = ("─", _LINE)
-            for between in range(y + 1, next_y):
-                self.cells[next_x, between] = ("│", _LINE)
-            if next_x > x and next_y > y:
-                self.cells[next_x, y] = ("╯", _LINE)
-        for x in range(steps[-1][0] + 1, self.columns.cells):
-            self.cells[x, steps[-1][1]] = ("┈", _LINE)
+                self.cells[between, next_y] = ("─", _LINE)
+            if next_x > x and next_y < y:
+                self.cells[x, next_y] = ("╰", _LINE)
+        for y in range(steps[-1][1]):
+            self.cells[steps[-1][0], y] = ("┊", _LINE)
 
     def letters(self, markers: Sequence[Marker]) -> None:
         """Place the letters, the front's first; a taken cell sends a letter to the nearest free one of its row."""
         taken: set[tuple[int, int]] = set()
         for marker in sorted(markers, key=lambda marker: not marker.on_front):
-            x, y = self.columns.cell(marker.cost), self.rows.cell(marker.quality)
+            x, y = self.columns.cell(marker.gain), self.rows.cell(marker.quality)
             nearest = sorted(range(self.columns.cells), key=lambda column: (abs(column - x), column < x))
             spot = next(((column, y) for column in nearest if (column, y) not in taken), (x, y))
             taken.add(spot)
             self.cells[spot] = (marker.letter, FRONT if marker.on_front else BOUND if marker.bound else "")
 
-    def framed(self, cost_label: str, quality_label: str) -> Text:
+    def framed(self, gain_label: str, quality_label: str) -> Text:
         """Return the drawing with its axes."""
         labels = dict(self.rows.ticks(max(2, self.rows.cells // 3)))
         text = Text(no_wrap=True, overflow="crop")
@@ -170,13 +165,13 @@ class _Canvas:
             for x in range(self.columns.cells):
                 text.append(*self.cells.get((x, y), (" ", "")))
             text.append("\n")
-        axis, numbers = self._cost_axis()
+        axis, numbers = self._gain_axis()
         text.append(f"{'':>{self.gutter}} └{axis}\n", _FRAME)
         text.append(f"{'':>{self.gutter}}  {numbers}\n", _FRAME)
-        text.append(f"{cost_label} →".rjust(self.gutter + 2 + self.columns.cells), _FRAME)
+        text.append(f"{gain_label} →".rjust(self.gutter + 2 + self.columns.cells), _FRAME)
         return text
 
-    def _cost_axis(self) -> tuple[str, str]:
+    def _gain_axis(self) -> tuple[str, str]:
         """The horizontal axis and its numbers; a number that would touch its neighbour is left out."""
         cells = self.columns.cells
         axis, numbers = ["─"] * cells, [" "] * (cells + 1)

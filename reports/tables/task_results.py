@@ -79,7 +79,7 @@ class TaskResults:
     def notes(self) -> Iterator[str]:
         """What the marks and numbers mean, and what was measured on what."""
         if any(row.pareto for row in self.rows):
-            yield "● on the Pareto front of its run."
+            yield "● on the Pareto front of its run: exact prefix against speed-up."
         if not all(map(is_candidate, self.rows)):
             yield "◇ an upper bound, not a candidate."
         yield "* differs from full depth (Holm-corrected p ≤ 0.05). Brackets: 95 % intervals."

@@ -74,7 +74,7 @@ def test_a_whole_report(cli: Command, finished: Path, tmp_path: Path) -> None:
     assert set(re.findall(r'href="#(\w+)"', page)) <= set(re.findall(r'id="([\w-]+)"', page))
     assert page.count('<th scope="row">') == 4
     stems = {Path(path).stem for path in drawn}
-    assert {"one-py150-front-latency", "one-py150-front-layers", "one-py150-thresholds-margin", "one-py150-exit-layers",
+    assert {"one-py150-front-speedup", "one-py150-front-layers", "one-py150-thresholds-margin", "one-py150-exit-layers",
             } <= stems  # fmt: skip
     assert any(stem.endswith("fixed-exit") for stem in stems)
     assert "one-py150-front-energy" not in stems  # not measured

@@ -44,7 +44,7 @@ const Leaderboard = {
     const tags = [];
     if (lossless) tags.push(Leaderboard.h("span", { class: "tag lossless", title: "full depth verified every token" }, "lossless"));
     if (unranked && unranked.length) tags.push(Leaderboard.h("span", { class: "tag refused", title: "harness submit would refuse its run: " + unranked.join("; ") }, "not ranked"));
-    if (front) tags.push(Leaderboard.h("span", { class: "tag front", title: "on the Pareto front of speed-up and edit similarity" }, "front"));
+    if (front) tags.push(Leaderboard.h("span", { class: "tag front", title: "on the Pareto front of speed-up and text kept" }, "front"));
     if (kind === "bound") tags.push(Leaderboard.h("span", { class: "tag bound", title: "an upper bound, never ranked" }, "bound"));
     if (kind === "baseline") tags.push(Leaderboard.h("span", { class: "tag", title: "what every ratio of its run is counted against" }, "baseline"));
     return tags;

@@ -14,11 +14,10 @@ from harness.records.estimate import Estimate
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
 from reports.figures.figure import Figure, save_figures, slug
-from reports.figures.front_points import COSTS, front_of
+from reports.figures.front_points import GAINS, areas, front_of
 from reports.figures.settings import settings
 from reports.figures.style import styled
 from reports.figures.task_table import shortened, task_tables
-from reports.metrics.scores import EDIT_SIMILARITY
 from reports.recorded import RecordedRun
 from reports.tables.hypervolume_table import hypervolume_tables
 from tests.reports.figures.on_paper import check_on_paper
@@ -95,30 +94,41 @@ def drawn(figure: Figure) -> Any:
 
 
 def test_a_front_by_hand(make: Make) -> None:
-    (table,) = task_tables(make())
-    front = front_of(table, COSTS[0], EDIT_SIMILARITY)
+    """Other rows than full depth's keep half the text in every other completion: 3 of 4 on the average."""
+    run = make(points=(*POINTS, "classifier@lossless"), blocks=8)
+    (table,) = task_tables(run)
+    front = front_of(table, GAINS[0])
+    assert front is not None
+    placed = {point.row.operating_point: found for point, found, _ in front.points}
+    assert placed["rl:threshold=0.5"] == pytest.approx((1 / 0.75, 0.75))
+    assert placed["classifier@lossless"] == pytest.approx((1 / 0.7, 1.0))
     on_front = [
-        point.row.operating_point for (point, _, _), best in zip(front.points, front.on_front, strict=True) if best
+        point.row.operating_point for (point, *_), best in zip(front.points, front.on_front, strict=True) if best
     ]
-    assert on_front == ["full", "fixed:layer=5", "rl:threshold=0.5"]  # the oracle is better and no candidate
-    assert front.hypervolume is not None
-    assert front.hypervolume.total.value == pytest.approx(0.25 * 0.3 + 0.25 * 0.45)
-    assert front.hypervolume.total.ci == pytest.approx((0.1875, 0.1875))
-    assert "oracle" not in front.hypervolume.alone
-    table_front = [row.operating_point for row in table.table.rows if row.pareto]
-    assert table_front == on_front
+    assert on_front == ["fixed:layer=5", "classifier@lossless"]  # the oracle is better and no candidate
+    assert on_front == [row.operating_point for row in table.table.rows if row.pareto], "the tables' own"
+    volume = areas(table, GAINS[0])
+    assert volume is not None
+    assert volume.total.value == pytest.approx(0.2 * 0.75 + 0.3 * 1.0)
+    assert volume.total.ci is not None
+    assert "oracle" not in volume.alone
 
 
-def test_an_estimate_is_called_one_on_the_axis_and_in_the_caption(make: Make) -> None:
-    figure = next(figure for figure in fronts.figures(make()) if "energy" in figure.name)
-    assert "decides no ranking" in figure.caption
-    assert "estimated from CPU time" in figure.caption
-    labels = [axes.get_xlabel() for axes in drawn(figure).axes]
-    assert all("estimated" in label and "J" in label for label in labels)
-    measured = next(figure for figure in fronts.figures(make(source="rapl")) if "energy" in figure.name)
-    assert "estimate" not in measured.caption
-    assert "tables mark" in measured.caption
+def test_a_front_of_energy_is_of_one_sensor(make: Make) -> None:
+    measured = next(figure for figure in fronts.figures(make(source="rapl", blocks=8)) if "energy" in figure.name)
     assert all("rapl" in axes.get_xlabel() for axes in drawn(measured).axes)
+    estimated = make()
+    assert not any("energy" in figure.name for figure in fronts.figures(estimated)), "it would repeat time"
+    assert "no front of energy" in fronts.absence(estimated)
+
+
+def test_too_few_blocks_draw_no_front(make: Make) -> None:
+    """Six blocks tell nothing of four rows: 2 / 2⁶ × 4 is above 0.05."""
+    few, enough = (fronts.figures(make(blocks=blocks))[0] for blocks in (6, 9))
+    assert "too few blocks" in few.caption
+    assert "Tables mark it with ●" in enough.caption
+    legends = [[text.get_text() for text in drawn(figure).legends[0].get_texts()] for figure in (few, enough)]
+    assert ["Pareto front (filled)" in legend for legend in legends] == [False, True]
 
 
 def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
@@ -141,11 +151,12 @@ def test_random_weights_have_no_quality(make: Make) -> None:
 
 
 def test_a_marker_per_strategy_and_its_setting_at_the_point(make: Make) -> None:
-    canvas = drawn(fronts.figures(make())[0])
-    for axes, quality in zip(canvas.axes, ("edit similarity", "exact prefix of full depth"), strict=True):
-        assert sorted(text.get_text() for text in axes.texts) == ["0.5", "0.9", "5"]
-        assert axes.get_ylabel() == quality
-        assert axes.get_title("right") == "n = 6 samples"
+    canvas = drawn(fronts.figures(make(blocks=9))[0])
+    (axes,) = canvas.axes
+    assert sorted(text.get_text() for text in axes.texts) == ["0.5", "0.9", "5"]
+    assert axes.get_xlabel() == "speed-up of whole requests over full depth (×)"
+    assert axes.get_ylabel() == "text kept (exact prefix of full depth's)"
+    assert axes.get_title("right") == "n = 9 samples"
     named = [text.get_text() for text in canvas.legends[0].get_texts()]
     assert named == ["full", "fixed: layer", "rl: threshold", "oracle (a bound)", "Pareto front (filled)"]
 
@@ -168,8 +179,8 @@ def test_full_depth_in_another_way_has_a_hypervolume_of_its_own(make: Make) -> N
     assert len(table.header) == 5
     ((_, table),) = hypervolume_tables(make(points=("full", "fixed:layer=5", "full@stop=line")))
     assert [row[0] for row in table.rows] == ["full", "fixed", "all together"]
-    assert table.header == ("strategy", "latency,\nalone", "latency,\nadds")
-    assert table.rows[0][1].startswith("0.120"), "(1 − 0.7) × 0.4"
+    assert table.header == ("strategy", "time,\nalone", "time,\nadds")
+    assert table.rows[0][1].startswith("0.225"), "(1 − 0.7) × 0.75"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SummaryRow
-from reports.leaderboard.ranking import CRITERIA, MARGIN, is_exact, on_front, quality_of, ranks
+from reports.leaderboard.ranking import CRITERIA, MARGIN, is_exact, quality_of, ranks
 
 SPEED, _, ENERGY, SIMILARITY = CRITERIA
 
@@ -199,17 +199,6 @@ def test_the_work_of_ranking_grows_little_faster_than_the_rows() -> None:
     found = ranks(rows, SPEED)
     assert Counted.compared <= 2 * 1000 * 11
     assert found == [1 + sum(other > low + 0.1 for other in lows) for low in lows]
-
-
-def test_the_front_is_what_no_other_row_beats_in_both() -> None:
-    rows = [
-        row(speedup=3.0, edit_similarity=0.2),
-        row(speedup=2.0, edit_similarity=0.5),
-        row(speedup=1.5, edit_similarity=0.4),
-        row(speedup=9.0, edit_similarity=0.9, rehearsed=True),
-        row("full", speedup=1.0, speedup_ci=None, edit_similarity=0.6),
-    ]
-    assert on_front(rows) == [True, True, False, False, True]
 
 
 def test_full_depth_of_a_second_format_ranks_by_what_it_loses() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from reports.metrics.faithfulness import exact_prefixes
 from reports.statistics.intervals import mean_interval
-from reports.summary.resampling import Resampling, _medians
+from reports.summary.resampling import Resampling
 
 
 def cells(build: Any, blocks: int = 12, **scores: Any) -> Any:
@@ -40,18 +40,13 @@ def test_values_are_the_tables(build: Any) -> None:
     assert score is not None
     assert score.value == 5.5 / 20
     assert score.ci == pytest.approx(mean_interval([[block / 20] for block in range(12)]), abs=0.02)
-    layers, latency = resampling.layers(rl, 10), resampling.latency(rl)
+    layers = resampling.layers(rl, 10)
     exact = resampling.mean(rl, exact_prefixes(rl, full))
     assert layers is not None
     assert layers.value == 0.5
     assert layers.ci == (0.5, 0.5)
     assert exact is not None
     assert exact.value == pytest.approx((6 * 1 + 6 * 1 / 2) / 12)
-    assert latency is not None
-    assert latency.value == pytest.approx(np.median([0.5 + block / 10 for block in range(12)]))
-    energy = resampling.energy(rl)
-    assert energy is not None
-    assert energy.value == 0.5
 
 
 def test_a_corpus_score_that_is_no_mean_has_no_interval(build: Any) -> None:
@@ -64,24 +59,16 @@ def test_a_corpus_score_that_is_no_mean_has_no_interval(build: Any) -> None:
 
 def test_few_blocks_have_no_interval(build: Any) -> None:
     full, rl = cells(build, blocks=4)
-    resampling = Resampling([full, rl])
-    latency, layers = resampling.latency(rl), resampling.layers(rl, 10)
-    assert latency is not None
+    layers = Resampling([full, rl]).layers(rl, 10)
     assert layers is not None
-    assert latency.ci is layers.ci is None
-
-
-def test_the_median_of_what_was_drawn() -> None:
-    values = np.array([1.0, 2.0, 5.0, 7.0])
-    counts = np.array([[1, 1, 1, 1], [0, 0, 3, 1], [2, 0, 0, 2], [0, 4, 0, 0], [1, 0, 0, 0]], dtype=float)
-    expected = [np.median(np.repeat(values, row.astype(int))) for row in counts]
-    assert _medians(values, counts).tolist() == expected
+    assert layers.ci is None
 
 
 def test_the_same_draws_for_every_operating_point(build: Any) -> None:
     full, _ = cells(build)
     resampling = Resampling([full])
-    first, second = resampling.latency(full), resampling.median(full, lambda sample: 2 * (sample.latency_s or 0))
+    blocks = [window.block for window in full.windows.values()]
+    first, second = (resampling.share((block, times * (1.0 + block), 1.0) for block in blocks) for times in (1, 2))
     assert first is not None
     assert second is not None
     assert np.array_equal(2 * first.replicates, second.replicates)

@@ -108,7 +108,7 @@ def test_markdown_shows_the_front_in_a_code_block(summary) -> None:
     picture, fence, _ = rest.partition("```")
     assert before
     assert fence
-    assert "edit similarity" in picture
+    assert "exact prefix" in picture
     assert all(line == line.rstrip() for line in picture.splitlines())
 
 

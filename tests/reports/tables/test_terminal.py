@@ -19,7 +19,7 @@ POINTS = ("full", "fixed:layer=5", "confidence:threshold=0.95", "oracle")
 @pytest.fixture
 def summary(build) -> Summary:
     run = build(points=POINTS, bandwidth=1e4)
-    for block in range(6):
+    for block in range(7):
         for index, point in enumerate(POINTS):
             layers = (10, 10 - index, 10 - index)
             scores = {"edit_similarity": 0.5 - 0.1 * index, "exact_match": 0.0}
@@ -94,7 +94,8 @@ def test_the_title_says_what_was_run_on_what(summary) -> None:
 def test_full_depth_comes_first_and_marks_do_not_need_colour(summary) -> None:
     lines = printed(summary, 120).splitlines()
     rows = [line for line in lines if re.match(r"[●◇ ] [A-D]  ", line)]
-    assert rows[0].startswith("● A  full")
+    assert rows[0].startswith("  A  full")
+    assert rows[2].startswith("● C  confidence"), "the fastest that keeps all text"
     assert rows[3].startswith("◇ D  oracle")
 
 
