@@ -117,7 +117,8 @@ def _cpu_model() -> str | None:
     facts: dict[str, str] = {}
     for key, _, value in (line.partition(":") for line in (read_text(CPUINFO) or "").splitlines()):
         facts.setdefault(key.strip(), value.strip())
-    arm = ", ".join(f"{key} {facts[key]}" for key in ("CPU implementer", "CPU part") if key in facts)  # has no name
+    numbered = [f"{key.removeprefix('CPU ')} {facts[key]}" for key in ("CPU implementer", "CPU part") if key in facts]
+    arm = " ".join(["Arm", *numbered]) if numbered else ""  # which Linux gives no name
     return facts.get("model name") or arm or platform.processor() or None
 
 

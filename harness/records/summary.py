@@ -42,7 +42,7 @@ class SummaryRow(Record):
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
         verdict: the comparison with full depth in words; ``None`` when one of them has no finished sample.
         rehearsed: it saw the answer outside the measured window: an upper bound, never on the front.
-        pareto: on the front of (quality up, cost down) among the rows of its table.
+        pareto: on the front of text kept and speed-up among the rows of its table (:mod:`reports.summary.pareto`).
         acceptances: which drafted tokens stood; empty where nothing was drafted, and of older runs.
         metrics: estimates by the name of their metric; one that is not there was not measured, or is not defined.
     """

@@ -86,7 +86,7 @@ def test_every_operating_point_and_note_is_shown(summary, width) -> None:
 
 def test_the_title_says_what_was_run_on_what(summary) -> None:
     text = printed(summary, 120)
-    for fact in ("py150 · green-code", "path: shared/data", "n = 6 samples × 1 repeat", "tiny", "pretrained weights",
+    for fact in ("py150 · green-code", "path: shared/data", "n = 7 samples × 1 repeat", "tiny", "pretrained weights",
                  "float32", "kv propagate", "batch 1", "Test CPU"):  # fmt: skip
         assert fact in text
 
@@ -107,7 +107,7 @@ def test_energy_carries_its_source_in_the_header(summary) -> None:
 
 def test_intervals_are_compact_and_the_baseline_has_none(summary) -> None:
     columns = columns_of(split_tables(summary)[0])
-    assert columns["speedup"].cells == ("1.00×", "1.25× [1.25, 1.25]", "1.67× [1.67, 1.67]", "2.50× [2.50, 2.50]")
+    assert columns["speedup"].cells == ("1.00×", "1.25× [1.25, 1.25] *", "1.67× [1.67, 1.67] *", "2.50× [2.50, 2.50] *")
 
 
 def test_missing_is_a_dash_and_zero_is_a_zero(summary) -> None:
