@@ -31,6 +31,7 @@ __all__ = [
     "front",
     "mark_front",
     "on_front",
+    "unmarked",
     "without_front",
 ]
 
@@ -56,6 +57,15 @@ def choose_gain(rows: Sequence[SummaryRow]) -> Metric | None:
     gain = common_speedup(measured)
     common = gain is SPEEDUP_OVER_FASTEST or len({row.weights_format for row in measured}) == 1
     return gain if common else None
+
+
+def unmarked(rows: Sequence[SummaryRow]) -> str:
+    """Say of a table with axes that it has no mark, in a sentence; empty where it has one."""
+    gain = choose_gain(rows)
+    if gain is None or any(row.pareto for row in rows):
+        return ""
+    told = can_tell(gain, [row.estimate(gain) for row in rows])
+    return "No row is on the front." if told else f"{NO_FRONT.capitalize()}."
 
 
 def without_front(rows: Sequence[SummaryRow]) -> str:

@@ -17,7 +17,7 @@ from harness.records.summary import Summary
 from harness.store.seals import sealed_document
 from reports.files import write_files
 from reports.metrics.sections import AGAINST_FULL, DRAFTS
-from reports.summary.pareto import NO_FRONT
+from reports.summary.pareto import unmarked
 from reports.tables.acceptance_columns import ACCEPTANCE_COLUMNS, ACCEPTANCE_NOTE, acceptance_lines, acceptance_sections
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables
 from reports.tables.columns import (
@@ -142,8 +142,8 @@ def _markdown_table(table: ResultTable, level: int) -> Iterator[str]:
     picture = draw_front(table)
     if picture is not None:
         yield from ("", "```text", *(line.rstrip() for line in picture.plain.splitlines()), "```")
-        if not any(row.pareto for row in table.rows):
-            yield from ("", f"{NO_FRONT.capitalize()}.")
+        if why := unmarked(table.rows):
+            yield from ("", why)
     for title in section_titles(columns):
         chosen = section_columns(title, columns)
         if title == AGAINST_FULL:

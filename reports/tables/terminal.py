@@ -23,7 +23,7 @@ from harness.appearance.visible_text import one_line
 from harness.records.cost import Attribution
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL, DRAFTS
-from reports.summary.pareto import NO_FRONT, without_front
+from reports.summary.pareto import unmarked, without_front
 from reports.tables.acceptance_columns import ACCEPTANCE_NOTE, acceptance_sections
 from reports.tables.attribution_table import TextTable, attribution_notes, attribution_tables, without_plus_minus
 from reports.tables.columns import (
@@ -270,8 +270,8 @@ def _plot(table: ResultTable, options: ConsoleOptions) -> Iterator[RenderableTyp
         yield Text(f"No Pareto front: {without_front(table.rows)}.", "dim")
         return
     yield _section_title("Pareto front")
-    if not any(row.pareto for row in table.rows):
-        yield Line(f"{NO_FRONT.capitalize()}.", "dim")
+    if why := unmarked(table.rows):
+        yield Line(why, "dim")
     entries = [
         Line(f"{mark(row)} {letter} {row.operating_point}", _style(row))
         for letter, row in zip(table.letters, table.rows, strict=True)
