@@ -16,6 +16,7 @@ from reports.metrics.faithfulness import exact_prefixes
 from reports.metrics.speedups import ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST, SPEEDUP, SPEEDUP_OVER_FASTEST
 from reports.summary.hypervolume import Candidate, Hypervolume, hypervolumes
 from reports.summary.pareto import TEXT_KEPT, choose_gain, coordinates, edge, on_front
+from reports.summary.prompt_times import PromptTimes
 from reports.summary.resampling import RESAMPLES, Resampled
 
 __all__ = ["GAINS", "Front", "Gain", "areas", "front_of"]
@@ -95,10 +96,11 @@ def areas(table: TaskTable, gain: Gain) -> Hypervolume | None:
     """
     if front_of(table, gain) is None or table.full is None:
         return None
+    prompts = PromptTimes([point.cell for point in table.points])
     candidates = [
         Candidate(point.row.strategy, cost, kept)
         for point in table.points
-        if not point.bound and (cost := _cost(table, point, gain)) is not None and (kept := _kept(table, point))
+        if not point.bound and (cost := _cost(table, point, gain, prompts)) and (kept := _kept(table, point))
     ]
     return hypervolumes(candidates, Resampled(1.0, (1.0, 1.0), np.ones(RESAMPLES)), table.blocks)
 
@@ -117,7 +119,7 @@ def _intervals(point: PlacedPoint, metric: Metric) -> tuple[Interval | None, Int
     return of(metric), of(TEXT_KEPT)
 
 
-def _cost(table: TaskTable, point: PlacedPoint, gain: Gain) -> Resampled | None:
+def _cost(table: TaskTable, point: PlacedPoint, gain: Gain, prompts: PromptTimes) -> Resampled | None:
     """What an operating point spends, as a share of full depth's."""
     if gain.metric is LAYERS_SKIPPED:
         return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
@@ -125,7 +127,7 @@ def _cost(table: TaskTable, point: PlacedPoint, gain: Gain) -> Resampled | None:
     full = seen.fastest_full if choose_gain(table.table.rows) is SPEEDUP_OVER_FASTEST else seen.own_full
     if full is None:
         return None
-    pairs = seen.cell.block_pairs(full, seen.prompt_times.request_s)
+    pairs = seen.cell.block_pairs(full, prompts.request_s)
     return table.resampling.share((block, pair.other, pair.baseline) for block, pair in pairs.items())
 
 
