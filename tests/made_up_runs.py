@@ -55,11 +55,13 @@ def made_up_run(samples: int, points: int) -> Run:
     windows: list[WindowRecord] = []
     records: list[SampleRecord] = []
     for block, reference in enumerate(references):
+        wanted = tuple(chance.choices(range(50), k=TOKENS))
         for name in names:
             duration = chance.uniform(0.9, 1.1)
             text = reference[: len(reference) // 2] + chance.choice(lines)
             times = tuple(duration * (index + 1) / TOKENS for index in range(TOKENS))
-            tokens, windowed = tuple(chance.choices(range(50), k=TOKENS)), len(windows)
+            tokens, windowed = (block % 50, *chance.choices(range(50), k=TOKENS - 1)), len(windows)
+            layers = (LAYERS, *chance.choices((14, 22, 30), k=TOKENS - 1))
             windows.append(
                 WindowRecord(
                     window=windowed, task="py150", block=block, repeat=0, operating_point=name, samples=1,
@@ -70,11 +72,11 @@ def made_up_run(samples: int, points: int) -> Run:
             records.append(
                 SampleRecord(
                     window=windowed, operating_point=name, task="py150", sample_id=str(block), prompt_ids=(1,) * PROMPT,
-                    token_ids=tokens, token_texts=tuple(map(str, tokens)), reference_ids=tokens,
-                    exit_layers=(LAYERS, *chance.choices((14, 22, 30), k=14)),
+                    token_ids=tokens, token_texts=tuple(map(str, tokens)), reference_ids=wanted,
+                    exit_layers=layers,
                     token_times_s=times, text=text, reference=reference, latency_s=times[-1], ttft_s=times[0],
-                    scores=score_sample(Completion(text, reference, tokens, tokens, "python")),
-                    lm_head_evaluations=20, layers_executed=300,
+                    scores=score_sample(Completion(text, reference, tokens, wanted, "python")),
+                    lm_head_evaluations=20, layers_executed=sum(layers[1:]),
                 )
             )  # fmt: skip
     return _manifest(names, samples), windows, records

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.records import SampleRecord, WindowRecord
+from harness.running.reading import read_run
 from harness.store.committed import sealed_records
-from harness.store.run_directory import RunDirectory
+from harness.store.record_files import write_document
+from harness.store.run_directory import SUMMARY, RunDirectory
 from harness.store.seals import sealed_document
 
-__all__ = ["cut", "samples", "unseal", "write_index"]
+__all__ = ["Records", "cut", "reseal", "samples", "unseal", "write_index"]
+
+Records = list[dict[str, Any]]
 
 
 def cut(run: Path, windows: int) -> None:
@@ -44,6 +49,31 @@ def write_index(trace: Path, index: Mapping[str, Any]) -> None:
     """Write a trace's index as the harness does: with a seal."""
     unsealed = {name: value for name, value in index.items() if name != "sha256"}
     (trace / "index.json").write_bytes(sealed_document(f"{json.dumps(unsealed, indent=2)}\n".encode())[0])
+
+
+def reseal(run: Path, change: Callable[[Records, Records], object]) -> None:
+    """Change the windows and samples of a run, and bind its files together anew, its summary too.
+
+    Args:
+        run: its directory.
+        change: of the records as JSON, windows and samples, in place; those of a window that is left out go with it.
+    """
+    with RunDirectory.read(run) as store:
+        manifest, before = store.manifest, [list(store.windows()), list(store.samples())]
+    windows, records = ([record.model_dump(mode="json") for record in each] for each in before)
+    change(windows, records)
+    owned = [[sample for sample in records if sample["window"] == window["window"]] for window in windows]
+    for number, (window, own) in enumerate(zip(windows, owned, strict=True)):
+        window |= {"window": number, "samples": len(own)}
+        own[:] = [sample | {"window": number} for sample in own]
+    sealed = sealed_records(
+        manifest,
+        map(WindowRecord.model_validate, windows),
+        [SampleRecord.model_validate(sample) for own in owned for sample in own],
+    )
+    for name, content in sealed.files.items():
+        (run / name).write_bytes(content)
+    write_document(run / SUMMARY, read_run(run).summary)
 
 
 def samples(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:

@@ -36,7 +36,7 @@ def leaderboard(
         bool, typer.Option("--merge", help="Keep the runs that the site holds; else all of them must be given.")
     ] = False,
     stored: Annotated[
-        bool, typer.Option("--stored", help="Trust each summary.json instead of computing it again: faster.")
+        bool, typer.Option("--stored", help="Trust each summary.json and all scores, instead of computing them again.")
     ] = False,
     samples: Annotated[
         int, typer.Option(help="Completions to show per operating point.", min=0, max=1000, metavar="N")
@@ -45,8 +45,8 @@ def leaderboard(
     """Merge run directories into a leaderboard: a static site that needs no server and no network.
 
     What is not comparable (hardware class, energy source, data, weights …) is never ranked together; what `harness
-    submit` would refuse (unfinished, contaminated …) is marked and not ranked. index.html#decoding=lossless ranks
-    lossless operating points and full depth among themselves.
+    submit` would refuse (unfinished, contaminated, contradicting itself …) is marked and not ranked.
+    index.html#decoding=lossless ranks lossless operating points and full depth among themselves.
     """
     from reports.leaderboard.site import Site
 
@@ -133,14 +133,13 @@ def _add(site: Site, source: Path, *, stored: bool) -> str | None:
 
 def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> str | None:
     from harness.running.reading import read_run
-    from reports.leaderboard.conditions import conditions
+    from harness.running.rescoring import rescored
 
     try:
         run = read_run(directory, stored=stored, keep=True)
-        if not site.add(run):
+        failed = site.add(run, None if stored else rescored)
+        if failed is None:
             return None
-        return " ".join(check.detail for check in conditions(run) if not check.passed).replace(
-            str(directory), str(source)
-        )
+        return " ".join(check.detail for check in failed).replace(str(directory), str(source))
     except StoreError as error:  # of an archive: name it, not the temporary folder
         raise StoreError(str(error).replace(str(directory), str(source))) from None

@@ -22,9 +22,14 @@ def submit(
         typer.Option(help="Archive to write. Default: RUN.tar.gz here.", metavar="FILE", readable=False),
     ] = None,
 ) -> None:
-    """Check that a run directory can be published, and pack it for `harness leaderboard`; say what is missing."""
+    """Check that a run directory can be published, and pack it for `harness leaderboard`; say what is missing.
+
+    Tables and scores are computed again, tokens, counts and times are held against each other, and what has to be
+    believed is listed.
+    """
     from harness.running.submission import examine_submission, pack
     from harness.store.packed_run import ARCHIVE
+    from reports.leaderboard.contradictions import CANNOT_BE_CHECKED
 
     file = out or Path(f"{real_path(directory).name}{ARCHIVE}")
     if not file.name.endswith(ARCHIVE):
@@ -36,6 +41,7 @@ def submit(
         mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
         detail = escape(one_line(check.detail))
         console.print(f"{mark} {check.name:<{width}}  {detail}", highlight=False, soft_wrap=True)
+    console.print(escape(one_line(f"Cannot be checked: {CANNOT_BE_CHECKED}.")), highlight=False, soft_wrap=True)
     failed = sum(not check.passed for check in submission.checks)
     if failed:
         raise StoreError(

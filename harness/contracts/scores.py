@@ -60,7 +60,8 @@ class Score:
 
     Attributes:
         title: what a table calls it.
-        unit: of the values; empty for a fraction, 0…1.
+        unit: of the values; empty for a fraction, 0…1. Reports leave out a completion with a value that
+            :meth:`allows` refuses.
         better: which direction is the better one.
         decides: whether a fall of it is a loss of quality in verdicts and between runs.
         sections: where tables and figures show it besides among the scores: section → place, as in
@@ -122,6 +123,10 @@ class Score:
         no value has ``None`` there.
         """
         return True
+
+    def allows(self, value: float) -> bool:
+        """Return whether a value can be one of its: one without a unit is a fraction, 0…1."""
+        return bool(self.unit) or 0.0 <= value <= 1.0
 
     def applies_to(self, language: str) -> bool:
         """Whether it can judge code of a language."""

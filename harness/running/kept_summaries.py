@@ -1,9 +1,10 @@
-"""Summaries of runs in the user's cache, so that a second report of many runs does not score and resample them again.
+"""What is made of runs, in the user's cache, so that a second report of many does not score and resample them again.
 
-A summary is a function of a run's sealed records, of the code that makes it and of the scores that are available. Its
-file's name is a hash of all three: a record, a line of this project's code or an installed package that changes makes
-another name, so that nothing stale is read. Runs without seals, and installations with metrics or scores of other
-projects, whose code may change unseen, are summarised every time.
+A summary, or what became of scores that were computed again, is a function of a run's sealed records, of the code that
+makes it and of the scores that are available. Its file's name is a hash of all three: a record, a line of this
+project's code or an installed package that changes makes another name, so that nothing stale is read. Runs without
+seals, and installations with metrics or scores of other projects, whose code may change unseen, are summarised every
+time.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from harness.host.cache import being_written, cache_folder, drop_old
 from harness.host.code import hash_of_code
 from harness.host.foreign_files import read_bytes
+from harness.records.record import Record
 from harness.records.summary import Summary
 from harness.registry import METRICS, SCORES
 from harness.running.scoring import missing_scores
 
-__all__ = ["FOLDER", "can_keep", "is_kept", "kept_summary"]
+__all__ = ["FOLDER", "can_keep", "is_kept", "kept"]
+
+R = TypeVar("R", bound=Record)
 
 FOLDER = "summaries"
 _CODE = ("harness", "reports", "tasks")
@@ -39,28 +44,29 @@ _SWEPT = 100
 _written = count()
 
 
-def kept_summary(seal: str, make: Callable[[], Summary]) -> Summary:
-    """Return the summary of a run's records: kept, or made and kept where the cache can be written.
+def kept(seal: str, kind: type[R], make: Callable[[], R]) -> R:
+    """Return what is made of a run's records: kept, or made and kept where the cache can be written.
 
     Args:
         seal: over the records; empty in older runs.
-        make: the summary of them.
+        kind: of what is made.
+        make: makes it.
     """
     if not seal or _may_change_unseen():
         return make()
-    file = _file(seal)
+    file = _file(seal, kind)
     with suppress(OSError, EOFError, zlib.error, ValidationError):  # absent, or damaged: made again
-        found = Summary.model_validate_json(gzip.decompress(read_bytes(file)))
+        found = kind.model_validate_json(gzip.decompress(read_bytes(file)))
         with suppress(OSError):  # another user's
             os.utime(file)
         return found
-    summary = make()
+    made = make()
     with suppress(OSError):
         with being_written(file) as part:
-            part.write_bytes(gzip.compress(summary.model_dump_json().encode(), 1, mtime=0))
+            part.write_bytes(gzip.compress(made.model_dump_json().encode(), 1, mtime=0))
         if next(_written) % _SWEPT == 0:
             drop_old(FOLDER)
-    return summary
+    return made
 
 
 def can_keep() -> bool:
@@ -78,7 +84,7 @@ def can_keep() -> bool:
 
 def is_kept(seal: str) -> bool:
     """Whether the summary of a run's records is kept; what is damaged counts as kept until it is read."""
-    return os.path.exists(_file(seal))
+    return os.path.exists(_file(seal, Summary))
 
 
 def _may_change_unseen() -> bool:
@@ -86,8 +92,8 @@ def _may_change_unseen() -> bool:
     return METRICS.has_plugins or SCORES.has_plugins
 
 
-def _file(seal: str) -> Path:
-    state = _hash(seal, _code(), *METRICS.names(), *SCORES.names(), *missing_scores())
+def _file(seal: str, kind: type[Record]) -> Path:
+    state = _hash(seal, kind.__name__, _code(), *METRICS.names(), *SCORES.names(), *missing_scores())
     return cache_folder() / FOLDER / f"{state}.json.gz"
 
 

@@ -19,7 +19,7 @@ from harness.host.foreign_files import real_path
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
 from harness.registry import plugin_at_fault
-from harness.running.kept_summaries import kept_summary
+from harness.running.kept_summaries import kept
 from harness.running.plugins import absent_plugins
 from harness.running.read_ahead import read_ahead
 from harness.running.scoring import CorpusScores
@@ -77,7 +77,7 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep:
         if stored and recorded:
             summary = recorded
         elif keep and duplicates:
-            summary = kept_summary(seal, lambda: _summarise(manifest, windows, samples))
+            summary = kept(seal, Summary, lambda: _summarise(manifest, windows, samples))
         else:
             summary = _summarise(manifest, windows, samples)
         summary = without_absurd(with_recorded(summary, recorded) if recorded else summary)
@@ -108,7 +108,7 @@ def keep_summary(path: Path) -> None:
     """
     with RunDirectory.read(path, keep=True) as store:
         manifest, windows, samples, seal = store.manifest, tuple(store.windows()), tuple(store.samples()), store.seal
-    kept_summary(seal, lambda: _summarise(manifest, windows, samples, 1))
+    kept(seal, Summary, lambda: _summarise(manifest, windows, samples, 1))
 
 
 def _without_duplicates(

@@ -1,7 +1,7 @@
 """Checks a run directory for publication, and packs it.
 
 Private paths are taken out of the packed copy (:mod:`reports.leaderboard.redaction`); the run directory is never
-changed. Everything a run claims is computed again from its records.
+changed. What of a run is computed again, and what has to be believed, :mod:`reports.leaderboard.contradictions` says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
 from harness.running.reading import read_run
+from harness.running.rescoring import rescored
 from harness.store.committed import sealed_records
 from harness.store.packed_run import write_archive
 from harness.store.run_directory import RunDirectory
@@ -45,14 +46,14 @@ class Submission:
 
 
 def examine_submission(directory: Path) -> Submission:
-    """Check a run directory; everything is computed again from the records.
+    """Check a run directory: what of it can be computed again is.
 
     Raises:
         StoreError: it cannot be read at all.
     """
     run = read_run(directory)
     redacted = redact_run(run)
-    return Submission(redacted, (*conditions(run), _summary(run, directory), _private(redacted)))
+    return Submission(redacted, (*conditions(run, rescored), _summary(run, directory), _private(redacted)))
 
 
 def pack(submission: Submission, file: Path) -> Path:

@@ -1,18 +1,27 @@
 """What a run must be to be published and ranked: ``harness submit`` refuses another, the leaderboard marks it.
 
-Judged from the records alone. What only a run directory or its packed copy can show, ``harness submit`` adds.
+Judged from the records alone, which must not contradict each other (:mod:`reports.leaderboard.contradictions`). What
+only a run directory or its packed copy can show, ``harness submit`` adds.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.appearance.visible_text import shell_word
 from harness.metering.contamination import CONTAMINATED
+from reports.leaderboard.contradictions import ScoresAgain, in_records, in_scores, in_times, in_tokens, in_work
 from reports.recorded import RecordedRun
 from reports.summary.degenerate import degenerate
 
-__all__ = ["Check", "conditions"]
+__all__ = ["Check", "Rescore", "conditions"]
+
+Rescore = Callable[[RecordedRun], ScoresAgain]
+"""Computes a run's scores again, from the texts that it holds."""
+
+REMEASURE = "The records were changed, or are damaged: run again."
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -42,8 +51,13 @@ class Check:
         return f"{self.found}. {self.remedy}" if self.remedy else self.found
 
 
-def conditions(run: RecordedRun) -> tuple[Check, ...]:
-    """Return every condition that a run's records can show, in order."""
+def conditions(run: RecordedRun, rescore: Rescore | None = None) -> tuple[Check, ...]:
+    """Return every condition that a run's records can show, in order.
+
+    Args:
+        run: as read.
+        rescore: ``None`` believes its scores.
+    """
     return (
         _finished(run),
         _samples(run),
@@ -52,7 +66,24 @@ def conditions(run: RecordedRun) -> tuple[Check, ...]:
         _artefacts(run),
         _data(run),
         _windows(run),
+        _agree("records", in_records(run), "none that cannot be true", REMEASURE),
+        _agree("work", in_work(run), "tokens, samples and layers are as many as can be", REMEASURE),
+        _agree("times", in_times(run), "requests fill their windows" if run.manifest.timed else "none", REMEASURE),
+        _agree("tokens", in_tokens(run), "one prompt, one first token; the same tokens, the same text", REMEASURE),
+        _scores(run, rescore),
     )
+
+
+def _agree(name: str, contradiction: str, otherwise: str, remedy: str) -> Check:
+    return Check(name, contradiction, remedy) if contradiction else Check(name, otherwise)
+
+
+def _scores(run: RecordedRun, rescore: Rescore | None) -> Check:
+    if rescore is None:
+        return Check("scores", "as recorded; none was computed again")
+    found = rescore(run)
+    remedy = f"Compute its scores anew with `harness rescore {shell_word(run.directory)}`, or run again."
+    return _agree("scores", in_scores(run, found), found.told, remedy)
 
 
 def _finished(run: RecordedRun) -> Check:

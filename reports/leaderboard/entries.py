@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 
 from pydantic import Field
 
 from harness.records import Manifest
 from harness.records.record import Record
 from harness.records.summary import SummaryRow
-from reports.leaderboard.conditions import conditions
+from reports.leaderboard.conditions import Check
 from reports.recorded import RecordedRun
 from reports.summary.measured import Measured, Regime
 
@@ -71,12 +72,13 @@ class RunEntry(Record):
         return "finished" in self.unranked
 
 
-def entry_of(run: RecordedRun, run_id: str) -> RunEntry:
+def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry:
     """Return what the site keeps of a run; operating points without a finished sample are left out.
 
     Args:
         run: without private paths.
         run_id: its identity.
+        checks: the conditions of its publication.
     """
     manifest = run.manifest
     baseline_kv = Regime.of(manifest, manifest.operating_points[0]).kv
@@ -97,8 +99,8 @@ def entry_of(run: RecordedRun, run_id: str) -> RunEntry:
         name=run.name,
         manifest=manifest,
         machine=run.summary.machine,
-        notes=run.summary.notes,
-        unranked={check.name: check.found for check in conditions(run) if not check.passed},
+        notes=(*run.summary.notes, *(f"scores: {check.found}." for check in checks if check.name == "scores")),
+        unranked={check.name: check.found for check in checks if not check.passed},
         points=tuple(points),
     )
 

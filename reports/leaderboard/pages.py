@@ -15,6 +15,7 @@ from typing import Any
 from harness.appearance.pages import templates
 from harness.appearance.token_style import TOKEN_CSS
 from harness.host.extras import require
+from reports.leaderboard.contradictions import CANNOT_BE_CHECKED, COMPUTED_AGAIN
 from reports.leaderboard.details import SAMPLES_SHOWN
 from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of
@@ -44,6 +45,8 @@ def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str
         "margin": f"{MARGIN:.2f}",
         "hardware_rule": RULE,
         "shown": shown,
+        "computed_again": COMPUTED_AGAIN,
+        "cannot_be_checked": CANNOT_BE_CHECKED,
         "published": _published(),
     }
     environment = templates("reports.leaderboard")

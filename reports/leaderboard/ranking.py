@@ -78,8 +78,8 @@ def is_baseline(row: SummaryRow) -> bool:
 
 
 def is_exact(row: SummaryRow) -> bool:
-    """Whether a row's tokens are full depth's by how it decodes: it is full depth, or lossless, and never cut."""
-    return (row.lossless or row.strategy == "full") and not row.stop
+    """Whether a row's tokens are full depth's: it is full depth, or lossless without a difference, and never cut."""
+    return (is_asserted(row) if row.lossless else row.strategy == "full") and not row.stop
 
 
 def _keeps_by_definition(row: SummaryRow) -> bool:

@@ -22,6 +22,7 @@ from harness.host.foreign_files import DocumentError, read_bytes, read_json
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
 from reports.files import replace_file
+from reports.leaderboard.conditions import Check, Rescore, conditions
 from reports.leaderboard.details import SAMPLES_SHOWN, describe_columns, describe_point
 from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of
 from reports.leaderboard.index import index_of
@@ -89,10 +90,15 @@ class Site:
         if mark is None:
             self._write_mark(unfinished=True)
 
-    def add(self, run: RecordedRun) -> bool:
-        """Add a run; ``False`` when the site holds it already, or a later state of it.
+    def add(self, run: RecordedRun, rescore: Rescore | None = None) -> tuple[Check, ...] | None:
+        """Add a run; return the conditions that hold it from ranking.
 
-        Of a run that was not finished the latest state stays.
+        ``None`` when the site holds it already, or a later state of it: of a run that was not finished the latest state
+        stays.
+
+        Args:
+            run: as read.
+            rescore: computes its scores again; ``None`` believes them.
 
         Raises:
             StoreError: it cannot be published, or the site cannot be written.
@@ -108,13 +114,14 @@ class Site:
         run = redacted.run
         run_id = run.identity
         if run_id in self.runs:
-            return False
-        entry = entry_of(run, run_id)
+            return None
+        checks = conditions(run, rescore)
+        entry = entry_of(run, run_id, checks)
         if not entry.points:
             raise StoreError(f"{run.directory}: {run.state or 'no finished sample'}; not published. {run.remedy}")
         states = [other for other in self.runs.values() if _is_state(other, entry) or _is_state(entry, other)]
         if any(_progress(other) >= _progress(entry) for other in states):
-            return False
+            return None
         for other in states:
             del self.runs[other.id]
         for point in entry.points:
@@ -122,7 +129,7 @@ class Site:
             self._write(f"data/points/{point.id}.js", script("point", described).encode())
         self._write(f"data/runs/{run_id}.js", script("run", entry.model_dump(mode="json")).encode())
         self.runs[run_id] = entry
-        return True
+        return tuple(check for check in checks if not check.passed)
 
     def finish(self) -> None:
         """Write everything that all runs make together, and delete what belongs to none.

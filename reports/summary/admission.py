@@ -2,7 +2,8 @@
 
 Three kinds are left out: what was never meant to be summarised (warm-up, idle, superseded windows), what belongs to
 another run (a task or an operating point that the manifest does not name), and what cannot be true (a clock that ran
-backwards, a number that is not finite or beyond all reason, an exit layer the model does not have). A sensor reading
+backwards, a number that is not finite or beyond all reason, a score outside its range, an exit layer the model does not
+have). A sensor reading
 that cannot be true takes away the window's energy, not its time. Files that cannot be parsed at all are refused
 earlier, by :mod:`harness.store.run_directory`, with the line they break at.
 """
@@ -13,11 +14,22 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 
+from harness.contracts import Score
 from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.registry import SCORES
 from reports.statistics.plausible import LARGEST, SMALLEST, all_plausible, is_measurable
 
-__all__ = ["describe_left_out", "idle_windows", "is_idle", "refuse_sample", "refuse_window", "without_false_reading"]
+__all__ = [
+    "describe_left_out",
+    "idle_windows",
+    "is_a_score",
+    "is_idle",
+    "refuse_sample",
+    "refuse_window",
+    "without_false_reading",
+]
 
 SUPERSEDED = "a measurement that was repeated"
 BACKWARDS = "a clock that stood still or ran backwards"
@@ -54,6 +66,9 @@ def refuse_sample(sample: SampleRecord, manifest: Manifest) -> str | None:
     timed = [value for value in (sample.latency_s, sample.ttft_s, *times) if value is not None]
     if not all(map(is_measurable, timed)) or not all_plausible([*measured, *scores]):
         return ABSURD
+    strange = (name for name, value in sample.scores.items() if value is not None and not is_a_score(name, value))
+    if (name := next(strange, None)) is not None:
+        return f"{name} outside 0…1, as only a score with a unit can be"
     counts = {len(sample.token_ids), len(sample.exit_layers)}
     if not manifest.timed:
         told = not measured and (bool(sample.token_ids) or sample.answer is not None)
@@ -62,9 +77,8 @@ def refuse_sample(sample: SampleRecord, manifest: Manifest) -> str | None:
         told = bool(times) if sample.answer is None else sample.latency_s is not None and not times
     if len(counts) > 1 or not told:
         return "tokens, exit layers and times that are missing or not equally many"
-    if not all(1 <= layer <= num_layers for layer in sample.exit_layers):
-        return f"an exit layer outside 1…{num_layers}"
-    return None
+    inside = all(1 <= layer <= num_layers for layer in sample.exit_layers)
+    return None if inside else f"an exit layer outside 1…{num_layers}"
 
 
 def without_false_reading(window: WindowRecord) -> WindowRecord:
@@ -109,6 +123,18 @@ def describe_left_out(
             strange.update(filter(None, [refuse_sample(sample, manifest)]))
     for reason, count in strange.most_common():
         yield f"{count} of {len(samples)} sample records left out for {reason}."
+
+
+def is_a_score(name: str, value: float) -> bool:
+    """Whether a score can have a value; of what is no score that is registered here nothing is known."""
+    score = _score(name)
+    return score is None or score.allows(value)
+
+
+@cache
+def _score(name: str) -> Score | None:
+    found: Score | None = SCORES.load(name)() if name in SCORES else None
+    return found
 
 
 def _known(task: str, point: str, manifest: Manifest) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
+from harness.records.summary import Summary
 from harness.running import kept_summaries, reading
 from harness.running import read_ahead as ahead
 from harness.running.reading import read_run, read_runs
@@ -245,5 +246,5 @@ def test_old_summaries_are_looked_for_with_the_first_that_is_written_and_then_ra
     monkeypatch.setattr(kept_summaries, "_SWEPT", 2)
     monkeypatch.setattr(kept_summaries, "drop_old", looked.append)
     for number, seen in enumerate((1, 1, 2)):
-        kept_summaries.kept_summary(f"{number:064x}", lambda: read_run(runs / "0000", stored=True).summary)
+        kept_summaries.kept(f"{number:064x}", Summary, lambda: read_run(runs / "0000", stored=True).summary)
         assert looked == ["summaries"] * seen

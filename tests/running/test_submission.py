@@ -81,7 +81,7 @@ def test_a_finished_run_is_packed_and_published(cli: Command, finished: Path, tm
     ran = cli("submit", finished)
     assert ran.code == 0, ran
     assert "✗" not in ran.out
-    assert ran.out.count("✓") == 9
+    assert ran.out.count("✓") == 14
     archive = tmp_path / "one.tar.gz"
     assert cli("leaderboard", archive, "--out", tmp_path / "packed").code == 0
     assert cli("leaderboard", finished, "--out", tmp_path / "plain").code == 0
@@ -101,7 +101,7 @@ def test_what_cannot_be_published_is_refused_with_every_remedy(cli: Command, fin
     assert "rows[0].metrics.latency_p50_s.value is 0.001 there" in ran.out
     assert "harness report" in ran.out
     assert "--strict" in ran.out
-    assert "2 of 9 checks failed" in ran.err
+    assert "2 of 14 checks failed" in ran.err
     assert not list(tmp_path.glob("*.tar.gz"))
 
 

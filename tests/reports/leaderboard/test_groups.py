@@ -17,7 +17,7 @@ Recorded = Callable[..., RecordedRun]
 
 
 def group(run: RecordedRun) -> Group:
-    entry = entry_of(run, run.identity)
+    entry = entry_of(run, run.identity, ())
     return group_of(entry, entry.points[1])
 
 
@@ -146,7 +146,7 @@ def test_rows_of_another_format_have_a_group_of_their_own_that_says_what_scores_
     """Scores of int4 in a run that began with fp16 are against fp16's; of int4 alone against its own."""
     names = ("full@int4", "fixed:layer=5@fp16", "fixed:layer=5@int4")  # after full depth in fp16
     several = recorded(points=dict.fromkeys(names, 0.5), formats=("fp16", "int4"))
-    entry = entry_of(several, several.identity)
+    entry = entry_of(several, several.identity, ())
     groups = [group_of(entry, point) for point in entry.points]
     assert [one.dtype.partition(" ")[0] for one in groups] == ["fp16", "int4", "fp16", "int4"]
     assert groups[0] == groups[2]

@@ -234,5 +234,6 @@ def test_a_lossless_row_keeps_quality_by_definition_where_its_tokens_are_full_de
     assert quality_of(row("e", **LOSSLESS | {"decode": "lossy"}, exact_prefix=1.0)) == "unclear"
 
 
-def test_exact_is_what_is_lossless_or_full_depth() -> None:
-    assert [is_exact(one) for one in (FULL, row("a", **LOSSLESS), row("b", decode="lossy"))] == [True, True, False]
+def test_exact_is_full_depth_and_what_is_lossless_without_a_difference() -> None:
+    lossless = [row(str(share), **LOSSLESS, exact_prefix=share) for share in (1.0, 0.99)]
+    assert [is_exact(one) for one in (FULL, *lossless, row("b", decode="lossy"))] == [True, True, False, False]

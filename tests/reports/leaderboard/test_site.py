@@ -75,13 +75,13 @@ def test_without_merge_no_run_of_the_site_is_lost(
 def test_a_site_whose_making_was_interrupted_can_be_made_again(
     tmp_path: Path, two: tuple[RecordedRun, RecordedRun]
 ) -> None:
-    assert Site(tmp_path / "a").add(two[0])
+    assert Site(tmp_path / "a").add(two[0]) == ()
     assert list((tmp_path / "a" / "data" / "runs").iterdir())
     assert publish(tmp_path / "a", two[1]) == publish(tmp_path / "b", two[1])
 
 
 def test_merging_keeps_what_an_interrupted_making_read(tmp_path: Path, two: tuple[RecordedRun, RecordedRun]) -> None:
-    assert Site(tmp_path / "a").add(two[0])
+    assert Site(tmp_path / "a").add(two[0]) == ()
     assert publish(tmp_path / "a", two[1], merge=True) == publish(tmp_path / "b", *two)
 
 
@@ -115,8 +115,8 @@ def interrupt(*_: object) -> None:
 
 def test_a_run_is_published_once(tmp_path: Path, recorded: Recorded) -> None:
     site = Site(tmp_path / "a")
-    assert site.add(recorded("one"))
-    assert not site.add(recorded("copy-of-one"))
+    assert site.add(recorded("one")) == ()
+    assert site.add(recorded("copy-of-one")) is None
     assert len(site.runs) == 1
 
 
@@ -206,9 +206,7 @@ def test_a_run_whose_full_depth_says_nothing_is_not_ranked(tmp_path: Path, recor
     """One token at every place: every exit agrees with it, and the first one is the fastest of all."""
     fast = recorded("two", points={"fixed:layer=2": 0.2}, manifest={"created": "2026-02-01T00:00:00Z"})
     dull = tuple(
-        sample.model_copy(update={"token_ids": (0,) * len(sample.token_ids)})
-        if sample.operating_point == "full"
-        else sample
+        sample.model_copy(update={"token_ids": (0, *([0, 0] if sample.operating_point == "full" else [2, 4]))})
         for sample in fast.samples
     )
     dull_run = replace(fast, samples=dull, summary=summarise(fast.manifest, fast.windows, dull, lambda *_: {}))

@@ -26,6 +26,7 @@ from reports.tables.terminal import render
 
 FULL, OTHER = "full", "fixed:layer=5"
 LONGEST_DIGITS = 24
+ABSURD_METRICS = ("edit_similarity", "latency_p50_s", "speedup")
 ABSURD = (1e308, 1e300, 1e13, 5e-324)
 
 
@@ -88,6 +89,15 @@ def test_a_sample_is_left_out(build: Any, field: str) -> None:
     check(texts_of(summary))
 
 
+def test_a_score_that_none_can_be_is_left_out_with_its_sample(build: Any) -> None:
+    run = made(build)
+    run.samples[1] = run.samples[1].model_copy(update={"scores": {"edit_similarity": 5.0, "accepted_prefix": 5.0}})
+    summary = run.summary()
+    assert (summary.rows[1].n, summary.rows[1].value("edit_similarity")) == (5, 0.5)
+    (note,) = (note for note in summary.notes if "left out" in note)
+    assert note.startswith("1 of 12 sample records left out for edit_similarity outside 0…1")
+
+
 def test_numbers_that_are_nearly_nothing_have_few_digits(build: Any) -> None:
     run = made(build)
     summary = run.summary()
@@ -101,6 +111,7 @@ def foreign(build: Any) -> Summary:
     summary = made(build).summary()
     first, second = summary.rows
     absurd = {"speedup": Estimate(value=2.0, low=-1e308, high=1e300), "latency_p50_s": Estimate(value=1e308)}
+    absurd["edit_similarity"] = Estimate(value=5.0)
     part = Ranged(value=1e308)
     parts = dict.fromkeys(PARTS, part)
     cost = OperatingPointCost(operating_point=FULL, total=1e308, parts=parts, overhead=part)
@@ -118,11 +129,11 @@ def test_a_foreign_summary_loses_them_with_one_note(build: Any) -> None:
     summary = foreign(build)
     found = without_absurd(summary)
     assert found.rows[0] == summary.rows[0]
-    assert summary.rows[1].metrics.keys() - found.rows[1].metrics.keys() == {"speedup", "latency_p50_s"}
+    assert summary.rows[1].metrics.keys() - found.rows[1].metrics.keys() == {*ABSURD_METRICS}
     assert found.attributions == ()
     (note,) = set(found.notes) - set(summary.notes)
-    assert "3 number(s) are left out" in note
-    assert "latency_p50_s, speedup, where the time goes" in note
+    assert "4 number(s) are left out" in note
+    assert f"{', '.join(ABSURD_METRICS)}, where the time goes" in note
     assert without_absurd(found) is found
     check(texts_of(found))
 

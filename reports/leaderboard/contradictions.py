@@ -1,0 +1,243 @@
+"""Where the records of one run contradict each other, or say what cannot be: what was written by hand shows there.
+
+Each function returns the first such place in words, and nothing where there is none. Honest runs of every kind have
+none. :data:`COMPUTED_AGAIN` says what is held against what, :data:`CANNOT_BE_CHECKED` what has to be believed;
+`harness submit` and the site show both. Scores are computed by whoever can (:class:`ScoresAgain`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from harness.records import SampleRecord
+from harness.records.record import Count, Record
+from reports.recorded import RecordedRun
+from reports.summary.admission import SUPERSEDED, refuse_sample, refuse_window
+from reports.summary.measured import Measured
+
+__all__ = [
+    "CANNOT_BE_CHECKED",
+    "COMPUTED_AGAIN",
+    "ScoresAgain",
+    "in_records",
+    "in_scores",
+    "in_times",
+    "in_tokens",
+    "in_work",
+]
+
+COMPUTED_AGAIN = (
+    "tables and intervals from the records; scores from texts, references and tokens; counts of tokens, samples and "
+    "layers; times of requests within those of their windows; the tokens of lossless rows against full depth's"
+)
+CANNOT_BE_CHECKED = (
+    "that times and energy are what clocks and sensors read; that these weights made the tokens, and that the texts "
+    "are what the tokens spell; that prompts and references are the task's rows; what the manifest says of machine, "
+    "packages and settings; scores of other packages, those that run tests, and those of a server's tokens"
+)
+
+_CLOSE = 1e-6
+"""How far two times, in seconds, or two scores may lie apart that are one, and as a share of themselves."""
+_OVERLAP, _OVERLAP_S = 0.01, 1e-3
+"""How far requests may reach beyond their window, as a share of it and in seconds: clocks are read one after the
+other, and those of black boxes are their own."""
+_UNACCOUNTED, _UNACCOUNTED_S = 0.5, 0.25
+"""How much of a window need not be its requests', as a share of it and in seconds besides. It is 0 to 9 % in runs of
+every kind, more where a machine stops for a moment between the last token and the window's end."""
+
+
+class ScoresAgain(Record):
+    """What became of a run's recorded scores when they were computed again.
+
+    Attributes:
+        again, believed: names of the scores that were, and of those that cannot be.
+        place: of the first sample of the run that has another score than its record; ``None`` where none has.
+        score, recorded, computed: which, and both values.
+    """
+
+    again: tuple[str, ...] = ()
+    believed: tuple[str, ...] = ()
+    place: Count | None = None
+    score: str = ""
+    recorded: float | None = None
+    computed: float | None = None
+
+    @property
+    def told(self) -> str:
+        """Which scores were computed again, and which are as recorded."""
+        parts = [f"computed again: {', '.join(self.again)}"] if self.again else []
+        parts += [f"as recorded: {', '.join(self.believed)}"] if self.believed else []
+        return "; ".join(parts) or "none recorded"
+
+    @staticmethod
+    def differ(recorded: float | None, computed: float | None) -> bool:
+        """Whether two values of a score are two."""
+        if recorded is None or computed is None:
+            return recorded is not computed
+        return not math.isclose(recorded, computed, rel_tol=_CLOSE, abs_tol=_CLOSE)
+
+
+def in_scores(run: RecordedRun, found: ScoresAgain) -> str:
+    """Name the first sample whose recorded score is not that of its text."""
+    if found.place is None:
+        return ""
+    recorded = "not recorded" if found.recorded is None else f"{found.recorded:g}"
+    computed = "not defined" if found.computed is None else f"{found.computed:g}"
+    return f"{found.score} of {_named(run.samples[found.place])} is {recorded} and, computed again, {computed}"
+
+
+def in_records(run: RecordedRun) -> str:
+    """Name the first window or sample that cannot be true, or is not of the window that commits it."""
+    owners = {window.window: window for window in run.windows}
+    for window in run.windows:
+        why = None if window.warmup or window.idle else refuse_window(window, run.manifest)
+        if why not in (None, SUPERSEDED):
+            return f"window {window.window} of {window.operating_point} on {window.task} does not count: {why}"
+    for sample in run.samples:
+        owner = owners[sample.window]
+        theirs = owner.task, owner.operating_point, owner.repeat
+        if (sample.task, sample.operating_point, sample.repeat) != theirs:
+            return f"{_named(sample)} is of another task, operating point or repeat than its window"
+        if sample.error is None and not owner.superseded and (why := refuse_sample(sample, run.manifest)):
+            return f"{_named(sample)} does not count: {why}"
+    return ""
+
+
+def in_work(run: RecordedRun) -> str:
+    """Name the first place where tokens, samples or layers are more or fewer than can be."""
+    return next((found for cell in run.cells.values() for found in _work_of(run, cell)), "")
+
+
+def in_times(run: RecordedRun) -> str:
+    """Name the first place where the times of requests are not those of their tokens, or do not fill their window."""
+    timed = run.cells.values() if run.manifest.timed else ()
+    return next((found for cell in timed for found in _times_of(cell)), "")
+
+
+def in_tokens(run: RecordedRun) -> str:
+    """Name the first completion that cannot be of this prompt and these tokens.
+
+    With a cache the first token comes from the pass over the prompt, which is the same for every operating point of a
+    weights format. Later tokens of lossless rows may differ by near-ties, where products of several rows round
+    otherwise than those of one; such rows do not rank as lossless (:func:`reports.leaderboard.ranking.is_exact`).
+    """
+    first: dict[tuple[object, ...], SampleRecord] = {}
+    spelled: dict[tuple[object, ...], SampleRecord] = {}
+    given: dict[tuple[str, str], SampleRecord] = {}
+    for cell in run.cells.values():
+        for sample in cell.samples.values():
+            other = given.setdefault((sample.task, sample.sample_id), sample)
+            if _given(sample) != _given(other):
+                return f"{_named(sample)} has another prompt or reference than {_named(other)}"
+            if sample.answer is not None:
+                continue
+            key = sample.task, sample.sample_id
+            if cell.regime.cached:
+                other = first.setdefault((*key, sample.repeat, cell.regime.weights_format), sample)
+                if sample.token_ids[0] != other.token_ids[0]:
+                    return (
+                        f"the first token of {_named(sample)} is {sample.token_ids[0]} and that of {_named(other)} "
+                        f"{other.token_ids[0]}, though both are full depth's of one prompt"
+                    )
+            other = spelled.setdefault((*key, sample.token_ids, sample.finish_reason == "eos"), sample)
+            if sample.text != other.text:
+                return f"{_named(sample)} has the tokens of {_named(other)} and another text"
+    return ""
+
+
+def _given(sample: SampleRecord) -> tuple[object, ...]:
+    return sample.prompt_ids, sample.reference, sample.reference_ids
+
+
+def _named(sample: SampleRecord) -> str:
+    return f"sample {sample.sample_id} of {sample.operating_point} on {sample.task} (window {sample.window})"
+
+
+def _work_of(run: RecordedRun, cell: Measured) -> Iterator[str]:
+    """Yield what cannot be of an operating point on a task."""
+    where = f"{cell.point.name} on {cell.task.name}"
+    twice = Counter((window.block, window.repeat) for window in cell.windows.values()).most_common(1)
+    if twice and twice[0][1] > 1:
+        yield f"{where} has {twice[0][1]} windows that count of block {twice[0][0][0]}, repeat {twice[0][0][1]}"
+    if not run.state:
+        per_repeat = Counter(repeat for _, repeat in (*cell.samples, *cell.failed))
+        wanted = cell.task.samples + cell.task.bad_rows
+        for repeat, count in per_repeat.items():
+            if count < wanted:
+                yield f"{where} has {count} of {wanted} samples in repeat {repeat}"
+    failed: dict[int, list[SampleRecord]] = defaultdict(list)
+    for sample in cell.failed.values():
+        failed[sample.window].append(sample)
+    for number, window in cell.windows.items():
+        if window.failed != len(failed[number]):
+            yield f"window {number} of {where} counts {window.failed} failed samples and holds {len(failed[number])}"
+        made = [_tokens(sample) for sample in cell.whole.get(number, ())]
+        known = [count for count in made if count is not None]
+        if made and window.tokens != (sum(known) if len(known) == len(made) else None):
+            yield f"window {number} of {where} counts {window.tokens} tokens and its samples {sum(known)}"
+    for sample in cell.samples.values():
+        if sample.answer is None:
+            yield from _work_of_sample(run, cell, sample)
+
+
+def _tokens(sample: SampleRecord) -> int | None:
+    return len(sample.token_ids) if sample.answer is None else sample.answer.tokens
+
+
+def _work_of_sample(run: RecordedRun, cell: Measured, sample: SampleRecord) -> Iterator[str]:
+    layers, point = run.manifest.model.num_layers, cell.point
+    if strange := set(sample.exit_layers) - {*point.exit_points, layers}:
+        yield f"{_named(sample)} left after layer {min(strange)}, which is no exit point of it"
+    if cell.regime.cached and sample.exit_layers[0] != layers:
+        yield f"the first token of {_named(sample)} left after layer {sample.exit_layers[0]}: it is the prompt's"
+    decoded = cell.decoded_layers(sample)
+    more = (sample.finish_reason == "strategy") + (0 if point.draft_max is None else point.draft_max + 1)
+    least, most = sum(decoded), layers * (len(decoded) + more) + sample.layers_discarded
+    if not least <= sample.layers_executed <= most:
+        yield (
+            f"{_named(sample)} counts {sample.layers_executed} layers for {len(decoded)} tokens, which take {least} to "
+            f"{most}"
+        )
+    if sample.layers_read > sample.layers_executed:
+        yield f"{_named(sample)} read {sample.layers_read} layers and executed {sample.layers_executed}"
+
+
+def _times_of(cell: Measured) -> Iterator[str]:
+    """Yield what cannot be of an operating point on a task."""
+    where = f"{cell.point.name} on {cell.task.name}"
+    for sample in cell.samples.values():
+        if sample.token_times_s:
+            waited = sample.queue_s or 0.0
+            for name, told, made in (
+                ("first token", sample.ttft_s, sample.token_times_s[0]),
+                ("latency", sample.latency_s, sample.token_times_s[-1]),
+            ):
+                if told is None or not math.isclose(told, waited + made, rel_tol=_CLOSE, abs_tol=_CLOSE):
+                    yield f"{_named(sample)} has a {name} of {told} s where its tokens say {waited + made:g} s"
+    shares: dict[int, float] = {}
+    for number, samples in cell.whole.items():
+        window, busy = cell.windows[number], _busy_s(samples, cell.regime.batch_size)
+        assert window.duration_s is not None
+        both = f"window {number} of {where} took {window.duration_s:g} s and its requests {busy:g} s"
+        if busy > window.duration_s * (1 + _OVERLAP) + _OVERLAP_S:
+            yield both
+        if window.duration_s * (1 - _UNACCOUNTED) > busy + _UNACCOUNTED_S:
+            yield both
+        shares[number] = busy / window.duration_s
+    if shares and median(shares.values()) < 1 - _UNACCOUNTED:
+        worst = min(shares, key=shares.__getitem__)
+        yield (
+            f"most windows of {where} are more than {1 / (1 - _UNACCOUNTED):g} times as long as their requests, window "
+            f"{worst} {1 / shares[worst] if shares[worst] else math.inf:.3g} times"
+        )
+
+
+def _busy_s(samples: Sequence[SampleRecord], batch_size: int) -> float:
+    """Return until when the requests of a window lasted, those of a batch together, seconds from its start."""
+    if all(sample.arrival_s is not None for sample in samples):
+        return max((sample.arrival_s or 0.0) + (sample.latency_s or 0.0) for sample in samples)
+    batches = (samples[start : start + batch_size] for start in range(0, len(samples), batch_size))
+    return math.fsum(max(sample.latency_s or 0.0 for sample in batch) for batch in batches)
