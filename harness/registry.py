@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import CodeType
 from typing import Any, Generic, TypeVar, cast
 
-from harness.errors import RegistryError, UnknownNameError
+from harness.errors import RegistryError, UnknownNameError, is_out_of_memory, reason
 
 __all__ = [
     "DRAFTS",
@@ -37,9 +43,15 @@ __all__ = [
     "WEIGHTS_FORMATS",
     "Entry",
     "Registry",
+    "is_plugin",
+    "keeping_folder",
+    "package_of",
     "plugin_at_fault",
     "summary",
+    "without_exit",
 ]
+
+logger = logging.getLogger(__name__)
 
 OWN_DISTRIBUTION = "early-exit-harness"
 OWN_PACKAGES = ("harness", "reports", "strategies", "tasks")
@@ -78,12 +90,16 @@ class Registry(Generic[T]):
         noun: what an entry is called in messages, for example ``strategy``.
         kind: what is registered, in words.
         members: what that has, so that anything else is refused when it is loaded.
+
+    Attributes:
+        left_out: name → why a plug-in's entry that nobody asked for cannot be used, as found so far.
     """
 
     def __init__(self, group: str, noun: str, kind: str = "", members: tuple[str, ...] = ()) -> None:
         self.group = group
         self.noun = noun
         self._kind, self._members = kind, members
+        self.left_out: dict[str, str] = {}
 
     @cached_property
     def _points(self) -> dict[str, EntryPoint]:
@@ -148,8 +164,9 @@ class Registry(Generic[T]):
         """
         point = self._point(name)
         try:
-            found = point.load()
-        except Exception as error:  # the module is anybody's code
+            with keeping_folder(f"the {self.noun} '{name}' of {_distribution(point)} was imported"):
+                found = point.load()
+        except (Exception, SystemExit) as error:  # the module is anybody's code
             if _distribution(point) == OWN_DISTRIBUTION and not isinstance(error, ImportError | AttributeError):
                 raise
             raise RegistryError(
@@ -161,6 +178,34 @@ class Registry(Generic[T]):
                 f"the {self.noun} '{name}' of {_distribution(point)} ({point.value}) is not {self._kind}."
             )
         return cast("T", found)
+
+    def usable(self) -> dict[str, T]:
+        """Load every entry, by name, but for those of plug-ins that cannot be loaded (:meth:`leaving_out`).
+
+        Raises:
+            RegistryError: one of this project's cannot be imported.
+        """
+        found: dict[str, T] = {}
+        for name in self.names():
+            with self.leaving_out(name):
+                found[name] = self.load(name)
+        return found
+
+    @contextmanager
+    def leaving_out(self, name: str) -> Iterator[None]:
+        """Use an entry that nobody asked for: where a plug-in's fails, warn of it, once, and go on without."""
+        try:
+            yield
+        except (Exception, SystemExit) as error:  # a plug-in's may raise anything
+            package = self.plugin(name)
+            if not package or is_out_of_memory(error):
+                raise
+            why = reason(error)
+            if not isinstance(error, RegistryError):
+                why = f"the {self.noun} '{name}' of {package} fails: {why}"
+            if self.left_out.get(name) != why:
+                self.left_out[name] = why
+                logger.warning("%s. It is left out: mend or uninstall that package", why)
 
     def _point(self, name: str) -> EntryPoint:
         try:
@@ -180,8 +225,8 @@ def summary(point: EntryPoint) -> str:
     with, or by the string literal that follows its assignment.
     """
     try:
-        spec = importlib.util.find_spec(point.module)
-    except (ImportError, ValueError):
+        spec = importlib.util.find_spec(point.module)  # of a module in a package it imports that, anybody's code
+    except (Exception, SystemExit):
         return ""
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return ""
@@ -221,7 +266,7 @@ def _literal(node: ast.stmt) -> str | None:
 STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
 RECIPES: Registry[Any] = Registry("harness.recipes", "recipe")
 TASKS: Registry[Any] = Registry("harness.tasks", "task", "a class of tasks", members=("__call__",))
-PROTOCOLS: Registry[Any] = Registry("harness.protocols", "protocol")
+PROTOCOLS: Registry[Any] = Registry("harness.protocols", "protocol", "a class of protocols", members=("wants",))
 SCORES: Registry[Any] = Registry(
     "harness.scores",
     "score",
@@ -239,10 +284,12 @@ KV_POLICIES: Registry[Any] = Registry(
 HEADS: Registry[Any] = Registry(
     "harness.heads", "head", "a subclass of harness.contracts.CheapHead with facts", members=("facts",)
 )
-DRAFTS: Registry[Any] = Registry("harness.drafts", "draft source")
+DRAFTS: Registry[Any] = Registry("harness.drafts", "draft source", "a class of draft sources", members=("proposes",))
 STOPS: Registry[Any] = Registry("harness.stops", "stop rule")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
-WEIGHTS_FORMATS: Registry[Any] = Registry("harness.weights_formats", "weights format")
+WEIGHTS_FORMATS: Registry[Any] = Registry(
+    "harness.weights_formats", "weights format", "a class of weights formats with facts", members=("facts",)
+)
 EXECUTORS: Registry[Any] = Registry("harness.executors", "executor")
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -258,29 +305,96 @@ REGISTRIES: dict[str, Registry[Any]] = {
 """Everything that can be registered, by its plural."""
 
 
+_RECURS = 50
+"""Calls of one function in a traceback after which it is what recurs."""
+
+
 def plugin_at_fault(error: BaseException) -> str:
     """Return whose code raised an error where that is a plug-in's: ``PACKAGE (the strategy 'NAME')``; else nothing.
 
-    Libraries that it called are passed over: the innermost code of this project or of a plug-in's package decides.
+    Libraries that it called are passed over: the innermost code of this project or of a plug-in's package decides; of
+    endless recursion the innermost code of a plug-in that recurs, if any does, since the limit may be met anywhere.
     Where that does not say which of several it is, the package is named alone.
     """
     calls, at = [], error.__traceback__
     while at is not None:
         calls.append(at.tb_frame)
         at = at.tb_next
-    points = [
+    points = _plugins()
+    packages = {point.module.partition(".")[0] for _, point in points}
+    often: Counter[CodeType] = Counter()
+    if isinstance(error, RecursionError):
+        often.update(call.f_code for call in calls if _top(call.f_globals.get("__name__")) in packages)
+    recurring = {code for code, count in often.items() if count >= _RECURS}
+    for frame in reversed(calls):
+        package = _top(frame.f_globals.get("__name__"))
+        if recurring and frame.f_code not in recurring:
+            continue
+        if package in OWN_PACKAGES:
+            return ""
+        if theirs := [pair for pair in points if _top(pair[1].module) == package]:
+            made = {type(call.f_locals.get("self")).__name__ for call in calls}
+            (noun, point), *others = [pair for pair in theirs if pair[1].attr in made] or theirs
+            return _distribution(point) + ("" if others else f" (the {noun} '{point.name}')")
+    return ""
+
+
+def is_plugin(kind: type) -> bool:
+    """Whether a class is of another project's code, installed or not."""
+    return _top(kind.__module__) not in OWN_PACKAGES
+
+
+def package_of(kind: type) -> str:
+    """Return the installed package of another project that registers what a class's module has; empty for none."""
+    top = _top(kind.__module__)
+    return next((_distribution(point) for _, point in _plugins() if _top(point.module) == top), "")
+
+
+def _plugins() -> list[tuple[str, EntryPoint]]:
+    """Every entry of other projects, with what it is called."""
+    return [
         (registry.noun, point)
         for registry in REGISTRIES.values()
         for point in entry_points(group=registry.group)
         if _distribution(point) != OWN_DISTRIBUTION
     ]
-    for frame in reversed(calls):
-        module = str(frame.f_globals.get("__name__"))
-        package = module.partition(".")[0]
-        if package in OWN_PACKAGES:
-            return ""
-        if theirs := [pair for pair in points if pair[1].module.partition(".")[0] == package]:
-            made = {type(call.f_locals.get("self")).__name__ for call in calls}
-            (noun, point), *others = [pair for pair in theirs if pair[1].attr in made] or theirs
-            return _distribution(point) + ("" if others else f" (the {noun} '{point.name}')")
-    return ""
+
+
+def _top(module: object) -> str:
+    return str(module).partition(".")[0]
+
+
+@contextmanager
+def keeping_folder(what: str) -> Iterator[None]:
+    """Run code that may be a plug-in's, and come back to the working folder, which every relative path stands on.
+
+    Args:
+        what: happens inside, for the warning where the folder was another one afterwards.
+    """
+    home = _folder()
+    try:
+        yield
+    finally:
+        if home and (now := _folder()) != home:
+            os.chdir(home)
+            logger.warning("the working folder was changed to %s while %s, and is %s again", now, what, home)
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return ""
+
+
+@contextmanager
+def without_exit() -> Iterator[None]:
+    """Run code that may be a plug-in's: an exit of the process is a failure of whoever asked for it.
+
+    Raises:
+        RuntimeError: in place of :class:`SystemExit`, with its traceback.
+    """
+    try:
+        yield
+    except SystemExit as left:
+        raise RuntimeError(f"sys.exit({left.code!r}) was called").with_traceback(left.__traceback__) from None

@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, Reading, Strategy
+from harness.contracts.asking import ask_rule
 from harness.decoding import certainty
 from harness.errors import OptionError
 
@@ -77,9 +78,9 @@ class _Wrapped:
     def should_exit(self, view: ExitView) -> Tensor:
         """Ask the rule of the kept tokens; where there are none yet, of all."""
         if view.previous is None:
-            return self.rule.should_exit(view)
+            return ask_rule(self.rule, view)
         kept = _Kept(view, self.options.size)
-        answer = self.rule.should_exit(cast("ExitView", kept))
+        answer = ask_rule(self.rule, cast("ExitView", kept))
         if self.options.token == "kept" and answer.any():
             view.answer_with(kept.top_token, kept.top_probability)
         return answer

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from harness.contracts import ExitRule, PlannedRule, StateTest
+from harness.contracts.asking import ask_rule
 from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
+from harness.registry import package_of
 
-__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "complaint", "decision", "due_layer"]
+__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "checked", "decision", "due_layer"]
 
 
 class Exits(Protocol):
@@ -101,20 +103,32 @@ def decision(rule: ExitRule, view: LayerView) -> Tensor:
     Raises:
         OptionError: it does not answer with one bool per row.
     """
-    decided = rule.should_exit(view)
-    if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.shape != (len(view.row_list),):
-        raise OptionError(complaint(rule, decided, view.exit_layer, len(view.row_list)))
-    return decided
+    return checked(rule, ask_rule(rule, view), view.exit_layer, len(view.row_list), view.device)
 
 
-def complaint(rule: ExitRule, decided: object, exit_layer: int, rows: int) -> str:
-    """Return what is wrong with an answer that is not one bool per row, in one line."""
+def checked(rule: ExitRule, decided: object, exit_layer: int, rows: int, device: torch.device) -> Tensor:
+    """Return a rule's answer if it is one bool per row, on the host or where the view is.
+
+    Raises:
+        OptionError: it is not; names the rule, and a plug-in's package.
+    """
+    if (
+        isinstance(decided, Tensor)
+        and decided.dtype is torch.bool
+        and decided.shape == (rows,)
+        and (decided.is_cpu or decided.device == device)
+        and decided.layout is torch.strided
+    ):
+        return decided
     what = type(decided).__name__
     if isinstance(decided, Tensor):
-        what = f"a tensor of shape {tuple(decided.shape)} and {decided.dtype}"
-    return (
-        f"{type(rule).__name__}.should_exit returned {what} at layer {exit_layer}; "
-        f"return a bool tensor of shape ({rows},), one answer per running row."
+        what = f"a {decided.layout} tensor of shape {tuple(decided.shape)} and {decided.dtype} on {decided.device}"
+        what = what.replace("torch.strided ", "")
+    package = package_of(type(rule))
+    whose = f" of {package}" if package else ""
+    raise OptionError(
+        f"{type(rule).__name__}.should_exit{whose} returned {what} at layer {exit_layer}; "
+        f"return a bool tensor of shape ({rows},) on {device}, one answer per running row."
     )
 
 

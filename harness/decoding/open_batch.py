@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import DraftRule, HeadChoice, KVPolicy, Leaving, NamedStop, StopRule
+from harness.contracts.asking import lent
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
@@ -358,7 +359,7 @@ class OpenBatch:
         assert isinstance(current, TokenPass)
         places = current.places(rows)
         if places.rows:
-            rule.watch(LayerView(self._backbone, places, self._tally, None, None, self._heads))
+            rule.watch(lent(rule, LayerView(self._backbone, places, self._tally, None, None, self._heads)))
 
     def _leave(self, current: Pass, view: LayerView, going: list[int]) -> None:
         """Let rows at some places of a view leave with their tokens, or with drafts where they decode losslessly."""

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, PlannedRule, StateTest, Strategy
+from harness.contracts.asking import lent
 from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
 from harness.decoding.drafting import proposal
 from harness.decoding.exits import ask, due_layer
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
+from harness.registry import without_exit
 
 __all__ = ["RowExits"]
 
@@ -115,7 +117,8 @@ class RowExits:
         plan, points = self._asked[row].plan, sorted(self._asked[row].points)
         assert plan is not None
         try:
-            return due_layer(plan, points, self._tally[row])
+            with without_exit():
+                return due_layer(plan, points, self._tally[row])
         except Exception as error:  # strategies may be third-party code, and a failure must not reach the other rows
             self.failures[row] = error
             return points[0] if points else None
@@ -157,7 +160,7 @@ class _Guarded(DraftRule):
 
     def watch(self, view: DraftView) -> None:
         """Show it to the rule, which is of one row."""
-        self._unless_failed(int(view.rows[0]), lambda: self._rule.watch(view), None)
+        self._unless_failed(int(view.rows[0]), lambda: self._rule.watch(lent(self._rule, view)), None)
 
     def verified(self, draft: Draft, accepted: int) -> None:
         """Tell the rule."""
@@ -167,7 +170,8 @@ class _Guarded(DraftRule):
         if row in self._failures:
             return otherwise
         try:
-            return ask()
+            with without_exit():
+                return ask()
         except Exception as error:  # a rule may be third-party code, and a failure must not reach the other rows
             self._failures[row] = error
             return otherwise

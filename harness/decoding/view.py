@@ -17,8 +17,11 @@ from harness.decoding.generation import Generation
 from harness.decoding.passes import Places, Standing
 from harness.decoding.readings import HeadReading, Heads
 from harness.decoding.transfer import near, pick, read, upload
+from harness.errors import OptionError
 
 __all__ = ["LayerView"]
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class LayerView:
@@ -88,6 +91,11 @@ class LayerView:
     def row_list(self) -> list[int]:
         """Rows of the batch, as a list."""
         return self._rows
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self._hidden.device
 
     @property
     def rows(self) -> Tensor:
@@ -165,6 +173,7 @@ class LayerView:
 
     def logits_of(self, token_ids: Tensor) -> Tensor:
         """Return the LM head's logits of some tokens of each row, ``[n, k]``."""
+        self._refuse_unfit("logits_of", token_ids, (torch.int64,), dims=2)
         logits = self._heads.logits_of(token_ids, self.exit_state)
         for row in self._rows:
             self._tally[row].cheap_head_evaluations += 1
@@ -173,10 +182,13 @@ class LayerView:
 
     def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> None:
         """Let rows that exit here take these tokens."""
+        self._refuse_unfit("answer_with", token_ids, (torch.int64,))
+        self._refuse_unfit("answer_with", probabilities, _FLOATS)
         self._given = token_ids, probabilities
 
     def stop(self, rows: Tensor) -> None:
         """End the completions of some of these rows."""
+        self._refuse_unfit("stop", rows, (torch.bool,))
         self._stopping = rows
 
     def stopped(self) -> set[int]:
@@ -214,7 +226,37 @@ class LayerView:
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Compute something once for these rows, or for those of them that are left later."""
-        return _once(self._derived, key, compute)
+        found = self._derived.get(key)
+        if found is None:
+            found = compute()
+            self._refuse_unfit("once", found, None, dims=None)
+            self._derived[key] = found
+        return found
+
+    def _refuse_unfit(
+        self, method: str, given: object, dtypes: Sequence[torch.dtype] | None, dims: int | None = 1
+    ) -> None:
+        """Refuse what a rule gives a method of the view and cannot be of its rows: where it is read, none would know.
+
+        Raises:
+            OptionError: it is no tensor of a row each, of so many dimensions, of one of these types, and on its device.
+        """
+        fits = (
+            isinstance(given, Tensor)
+            and given.shape[:1] == (len(self._rows),)
+            and dims in (None, given.dim())
+            and (dtypes is None or given.dtype in dtypes)
+            and (given.is_cpu or given.device == self._hidden.device)
+        )
+        if not fits:
+            what = type(given).__name__
+            if isinstance(given, Tensor):
+                what = f"a tensor of shape {tuple(given.shape)} and {given.dtype} on {given.device}"
+            wanted = " or ".join(map(str, dtypes)) if dtypes else "any type"
+            raise OptionError(
+                f"view.{method} was given {what} at layer {self._layer}; give a tensor of {len(self._rows)} rows, of "
+                f"{wanted}, on {self._hidden.device}."
+            )
 
     @property
     def full_depth_token(self) -> Tensor:

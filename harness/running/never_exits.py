@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, PlannedRule, StateTest, Strategy
+from harness.contracts.asking import ask_rule
 from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
 from harness.running.unheard import unheard
@@ -65,7 +66,7 @@ class _Deaf:
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Ask, and answer no."""
-        return torch.zeros_like(self.rule.should_exit(unheard(view)))
+        return torch.zeros_like(ask_rule(self.rule, unheard(view)))
 
     def state_test(self, points: Sequence[int]) -> StateTest | None:
         """Make the same test, which nothing passes."""

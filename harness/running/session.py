@@ -23,6 +23,7 @@ from harness.metering import Surroundings, observed
 from harness.metering.idle import default_idle_s, rest
 from harness.metering.pacing import WARMUP_PASSES, settled
 from harness.records import WindowRecord
+from harness.registry import keeping_folder
 from harness.running.arrivals import Schedule, poisson
 from harness.running.completions import Outcome, bad_record, sample_record, tokens_of
 from harness.running.manifest import is_out_of_memory, utc_now
@@ -190,7 +191,8 @@ class Session:
         key = (planned.record.name, block, repeat, point.name)
         while True:
             window, outcomes = self._attempt(store, planned, block, repeat, point, batches, own_text)
-            records = [sample_record(window, self._plan, planned, outcome) for outcome in outcomes]
+            with keeping_folder("completions were scored"):
+                records = [sample_record(window, self._plan, planned, outcome) for outcome in outcomes]
             if block == 0:
                 records += [bad_record(window, planned, row) for row in planned.data.bad_rows]
             window = judged(window, strict=self._plan.config.strict, attempts=store.attempts(key)).model_copy(
@@ -212,9 +214,10 @@ class Session:
     ) -> tuple[WindowRecord, list[Outcome]]:
         size = self._plan.config.batch_size
         try:
-            for batch in batches:
-                self._runners[point.name].rehearse(planned, point, batch)
-            window, outcomes = self._window(store.next_window, planned, block, repeat, point, batches)
+            with keeping_folder(f"{point.name} decoded"):
+                for batch in batches:
+                    self._runners[point.name].rehearse(planned, point, batch)
+                window, outcomes = self._window(store.next_window, planned, block, repeat, point, batches)
             return window, outcomes if own_text is None else [own_text.of(point, outcome) for outcome in outcomes]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -21,6 +21,7 @@ from torch import Tensor
 from harness.config import StrategySpec, parse_strategies
 from harness.config.options import build_strategy, option_range
 from harness.contracts import Batch, DraftRule, ExitRule, ExitView, ModelInfo, Strategy
+from harness.contracts.asking import ask_rule
 from harness.errors import ConfigError
 from harness.running.unheard import unheard
 
@@ -257,6 +258,6 @@ class _Counting:
         """Ask all, count, and answer no."""
         asked = unheard(view)
         for threshold, rule in self.rules.items():
-            self.exits[threshold] = self.exits.get(threshold, 0) + int(rule.should_exit(asked).sum())
+            self.exits[threshold] = self.exits.get(threshold, 0) + int(ask_rule(rule, asked).sum())
         self.asked.append(len(view.rows))
         return torch.zeros(len(view.rows), dtype=torch.bool, device=view.rows.device)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, HeadChoice, KVFacts, ModelInfo
-from harness.decoding.exits import complaint
-from harness.errors import OptionError
+from harness.contracts.asking import ask_rule
+from harness.decoding.exits import checked
 from harness.records import DraftTimes, UnitTimes
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.tokens import TracedTokens
@@ -182,10 +182,7 @@ def answers(
     view: ReplayView | None = None
     for layer in point.record.exit_points:
         view = ReplayView(point.name, tokens, layer, view, model, charges)
-        decided = rule.should_exit(view)
-        if not isinstance(decided, Tensor) or decided.dtype is not torch.bool or decided.shape != (len(tokens),):
-            raise OptionError(complaint(rule, decided, layer, len(tokens)))
-        yield layer, decided
+        yield layer, checked(rule, ask_rule(rule, view), layer, len(tokens), torch.device("cpu"))
 
 
 def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Outcome:

@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.contracts import Corpus, Document, SourceInfo, Split, Task, Tokenizer, document_key
 from harness.contracts.models import begun
 from harness.errors import DataError
+from harness.registry import keeping_folder
 
 __all__ = ["PackedStreams", "Stream", "pack", "read_streams"]
 
@@ -73,7 +74,8 @@ def read_streams(
     for task in tasks:
         for source in sources:
             note(f"reading {task.name} from {source}")
-            corpus = task.corpus(source, split, limit=documents, seed=seed)
+            with keeping_folder(f"the task '{task.name}' was read"):
+                corpus = task.corpus(source, split, limit=documents, seed=seed)
             fresh = [document for document in corpus.documents if document_key(document.text) not in known]
             if not fresh:
                 raise DataError(

@@ -295,7 +295,7 @@ class Worker:
         """Any exception fails the requests in these rows only."""
         try:
             yield
-        except Exception as error:  # the engine's, a strategy's, a tokenizer's: the thread must survive it
+        except (Exception, SystemExit) as error:  # the engine's, a plug-in's, a tokenizer's: the thread must survive it
             logger.exception("decoding failed")
             if is_out_of_memory(error):
                 said = "out of memory. Send a shorter prompt, or serve with a smaller --batch-size"

@@ -19,7 +19,7 @@ from harness.host.atomic_files import replace_files
 from harness.host.device import resolve_device
 from harness.models.controllers import OBSERVATIONS, Observation, write_controller
 from harness.models.model import ResolvedModel
-from harness.registry import TASKS
+from harness.registry import TASKS, keeping_folder
 from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.beside_optimum import BesideOptimum, TracedTokens, beside_optimum, render_optimum
 from harness.training.agents.choose_reward import choose_reward, traced_tasks
@@ -179,7 +179,9 @@ def _live(
     for task in (TASKS.load(name)() for name in traced_tasks(traces, options.tasks)):
         for source in options.sources:
             progress.stage(f"reading {task.name} from {source}")
-            for document in task.corpus(source, split, seed=int(traces.index.get("seed", 0))).documents:
+            with keeping_folder(f"the task '{task.name}' was read"):
+                corpus = task.corpus(source, split, seed=int(traces.index.get("seed", 0)))
+            for document in corpus.documents:
                 key = document_key(document.text)
                 if key in keys:
                     texts[key] = document.text

@@ -13,7 +13,7 @@ from harness.contracts.recipes import Trained, TrainingRun
 from harness.errors import DataError
 from harness.models.artefacts import write_artefact
 from harness.models.model import resolve
-from harness.registry import TASKS
+from harness.registry import TASKS, keeping_folder
 from harness.training.cheap_heads.options import ShortlistOptions
 from harness.training.identity import provenance
 
@@ -99,7 +99,8 @@ def _read(options: ShortlistOptions, tokenizer: Tokenizer, run: TrainingRun) -> 
     for task in (TASKS.load(name)() for name in options.tasks):
         for source in options.sources:
             run.progress.stage(f"counting tokens of {task.name} from {source}")
-            corpus: Corpus = task.corpus(source, "train", limit=options.documents, seed=options.seed)
+            with keeping_folder(f"the task '{task.name}' was read"):
+                corpus: Corpus = task.corpus(source, "train", limit=options.documents, seed=options.seed)
             texts = [torch.tensor(tokenizer.encode(document.text)) for document in corpus.documents]
             held_out = max(1, round(HELD_OUT * len(texts)))
             if sum(map(len, texts[held_out:])) == 0 or sum(map(len, texts[:held_out])) == 0:

@@ -19,7 +19,7 @@ from harness.decoding.choice import not_finite
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.model import resolve
-from harness.registry import TASKS
+from harness.registry import TASKS, keeping_folder
 from harness.training.identity import identity
 from harness.training.processes import is_main, rank, together, wait_for_all, world_size
 from harness.training.traces.options import TraceRequest
@@ -141,7 +141,8 @@ def _documents(
     for task in loaders:
         for source in sources:
             progress.stage(f"reading {task.name} from {source}")
-            corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
+            with keeping_folder(f"the task '{task.name}' was read"):
+                corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
             for document in corpus.documents:
                 stream, key = f"{task.name}, {corpus.source.label}", document_key(document.text)
                 # names repeat, in files of several sources
