@@ -2,9 +2,9 @@
 
 Exit codes: 0 done; 1 a condition of ``compare --fail-if`` holds, or ``verify`` found a defect; 2 something that was
 asked for cannot be done (one line says what and the remedy, commands to paste follow it), a condition that cannot be
-judged included; 70 a defect, of the harness or of a plug-in (with its traceback); 130 interrupted; 141 the reader of
-stdout went away. A command is imported when it is called, and what is heavy inside it, so that ``--help`` and ``list``
-are instant.
+judged included; 70 a defect, of the harness or of a plug-in (with its traceback), or a run that lacks only a plug-in's
+scores; 130 interrupted; 141 the reader of stdout went away. A command is imported when it is called, and what is
+heavy inside it, so that ``--help`` and ``list`` are instant.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ import re
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from harness.appearance.visible_text import visible
 from harness.commands.console import OneLine, print_defect, refuse, stderr
 from harness.commands.lazy import SETTINGS, LazyGroup
-from harness.errors import ConfigError, HarnessError
+from harness.errors import DEFECT, ConfigError, HarnessError
 from harness.host.wait_policy import spin_briefly
 from harness.registry import plugin_at_fault, summary
 
 __all__ = ["app", "main"]
 
-READER_GONE, DEFECT = 141, 70
+READER_GONE = 141
 
 # Base of the parser's complaints. typer exports this one of them, whichever click it is built on.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -52,6 +52,7 @@ PANELS = {
         "run": ("run:run", "harness run --strategy confidence:threshold=0.8,0.9 --limit 50"),
         "report": ("report:report", "harness report runs/mine --out report"),
         "compare": ("compare:compare", "harness compare runs/before runs/after --fail-if 'speedup<-3%'"),
+        "rescore": ("rescore:rescore", "harness rescore runs/mine"),
         "calibrate": ("calibrate:calibrate", "harness calibrate --strategy confidence --target agreement=0.95"),
         "sweep": ("sweep:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.9"),
         "study": ("study:study", "harness study quick --dry-run"),
@@ -162,6 +163,13 @@ def _called(error: Any) -> str:
     return " ".join(["harness", *(word for word in sys.argv[1:2] if word in COMMANDS)])
 
 
+def _end_by_defect(error: BaseException) -> NoReturn:
+    print_defect()
+    whose = f"{at}, not of the harness" if (at := plugin_at_fault(error)) else "the harness, not of your input"
+    refuse(f"this is a defect of {whose}: please report it with the lines above")
+    sys.exit(DEFECT)
+
+
 def main() -> None:
     """Run the command and turn refusals into one line, the commands that cure them, and an exit code."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -186,16 +194,15 @@ def main() -> None:
     except SystemExit as left:
         if getattr(left.__context__, "errno", None) == errno.EPIPE:
             sys.exit(READER_GONE)  # whatever reads stdout has had enough of it
-        raise
+        if not plugin_at_fault(left):
+            raise
+        _end_by_defect(left)
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         refuse(f"cannot use{where}: {error.strerror or error}. Make room, or give a path that can be used.")
         sys.exit(HarnessError.exit_code)
     except Exception as error:  # a defect keeps its traceback and has a code of its own: 1 says that a condition holds
-        print_defect()
-        whose = f"{at}, not of the harness" if (at := plugin_at_fault(error)) else "the harness, not of your input"
-        refuse(f"this is a defect of {whose}: please report it with the lines above")
-        sys.exit(DEFECT)
+        _end_by_defect(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 

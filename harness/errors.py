@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 __all__ = [
+    "DEFECT",
     "ArtefactError",
     "ConfigError",
     "DataError",
@@ -36,6 +37,8 @@ __all__ = [
     "reason",
 ]
 
+DEFECT = 70
+"""Exit code of a defect, of the harness or of a plug-in, also of one that a run went on without."""
 _LONGEST_REASON = 300
 
 

@@ -54,7 +54,7 @@ class CodeCompletion:
 
     def protocols(self) -> tuple[str, ...]:
         """Return the registered protocols that it can be drawn under, by name."""
-        return tuple(filter(self._fits, PROTOCOLS.names()))
+        return tuple(name for name, kind in PROTOCOLS.usable().items() if kind.wants in self.offers)
 
     def embedded(self) -> Rows:
         """Return rows that need no download.

@@ -299,6 +299,14 @@ def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     return into
 
 
+MADE_OF_ENTRIES = {
+    "harness.contracts.scores": ("registered_scores",),
+    "reports.metrics.scores": ("score_metrics",),
+    "reports.metrics.vocabulary": ("_ordered", "_general_scores", "_registered"),
+}
+"""Module → what it keeps of the entries that it has seen."""
+
+
 @pytest.fixture
 def see(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
     """``see(site)`` lets this process find the packages of a folder, for one test, as ``PYTHONPATH`` lets another."""
@@ -310,6 +318,10 @@ def see(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
         for each in vars(registry).values():
             if isinstance(each, registry.Registry):
                 each.__dict__.pop("_points", None)
+                each.left_out.clear()
+        for name, caches in MADE_OF_ENTRIES.items():
+            for cache in caches if name in sys.modules else ():
+                getattr(sys.modules[name], cache).cache_clear()
 
     def add(site: Path) -> None:
         seen.append(site)

@@ -411,14 +411,16 @@ def test_a_score_that_fails_is_left_out_and_named(run: Path, plug_in: Callable[.
     assert "not shown: the score 'odd' of outside-odd fails: KeyError: 'x'." in json.loads(ran.stdout)["notes"]
 
 
-def test_a_metric_that_fails_is_no_damage(run: Path, plug_in: Callable[..., Path], forked: Shell) -> None:
+def test_a_metric_that_fails_is_left_out_and_named(run: Path, plug_in: Callable[..., Path], forked: Shell) -> None:
     source = """
     from harness.contracts import Metric
     Outside = Metric(name="odd", header="odd", meaning="odd", of_sample=lambda sample: {}["x"])
     """
-    ran = forked("report", run, cwd=run.parent, **seeing(plug_in("odd", source, METRICS)))
-    assert ran.returncode == 2
-    assert "outside-odd (the metric 'odd') fails (KeyError: 'x'). The run is intact." in ran.stderr
+    ran = forked("report", run, "--json", cwd=run.parent, **seeing(plug_in("odd", source, METRICS)))
+    assert ran.returncode == 0, ran.stderr
+    said = "the metric 'odd' of outside-odd fails: KeyError: 'x'."
+    assert f"not shown: {said}" in json.loads(ran.stdout)["notes"]
+    assert f"warning: {said} It is left out" in ran.stderr
 
 
 def test_of_a_run_without_records_of_packages_the_names_are_said(run: Path, forked: Shell) -> None:

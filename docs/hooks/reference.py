@@ -244,7 +244,7 @@ def documents() -> Mapping[str, Any]:
     """Return file → record of a line, or of the whole file."""
     from harness.models.artefact_facts import ArtefactFacts
     from harness.models.exported import Exported
-    from harness.records import Manifest, SampleRecord, WindowRecord
+    from harness.records import Manifest, SampleRecord, ScoresRecord, WindowRecord
     from harness.records.calibration import Calibration
     from harness.records.certificate import Certificate
     from harness.records.guarantee import CalibratedPoint
@@ -258,6 +258,7 @@ def documents() -> Mapping[str, Any]:
         "manifest.json": Manifest,
         "samples.jsonl": SampleRecord,
         "windows.jsonl": WindowRecord,
+        "scores.json": ScoresRecord,
         "summary.json": Summary,
         "operating-point.json": CalibratedPoint,
         "certificate.json": Certificate,
@@ -276,6 +277,7 @@ MADE_BY = {
     "manifest.json": "`harness run`, once, before the first sample.",
     "samples.jsonl": "`harness run`: a line per sample × operating point. The line of its window commits it.",
     "windows.jsonl": "`harness run`: a line per window. It ends with a SHA-256 of all that was committed before it.",
+    "scores.json": "`harness rescore`: scores that stand in place of those in `samples.jsonl`, which keeps its own.",
     "summary.json": "`harness run` and `harness report`: can be made of the other files again.",
     "operating-point.json": "`harness calibrate`; `harness run --strategy @FILE` takes it.",
     "certificate.json": "`harness verify --json FILE`.",
@@ -298,7 +300,8 @@ def schema_file(name: str) -> str:
 def formats() -> Iterator[str]:
     """Yield the page of the files that others may build on, from the records that are written."""
     yield "# File formats\n"
-    yield "A run directory holds `manifest.json`, `samples.jsonl`, `windows.jsonl` and `summary.json`. Every record"
+    yield "A run directory holds `manifest.json`, `samples.jsonl`, `windows.jsonl` and `summary.json`, and after"
+    yield "`harness rescore` `scores.json`. Every record"
     yield "names its run, and each window's line seals what was committed before it: a changed, lost or foreign line is"
     yield "refused by whatever reads the run. `null` means not measured or not defined, never zero; fields that you do"
     yield "not know may be added in later versions. Runs made before a field existed stay readable.\n"

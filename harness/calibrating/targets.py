@@ -99,9 +99,10 @@ def document_losses(point: Point, target: Target) -> dict[str, float]:
 
 def _agreements() -> list[str]:
     """Names of the metrics that say which share of full depth's a document keeps."""
-    metrics = {name: METRICS.load(name) for name in METRICS.names()}
     return [
-        name for name, one in metrics.items() if AGREEMENTS in one.sections and one.units and one.form == "fraction"
+        name
+        for name, one in METRICS.usable().items()
+        if AGREEMENTS in one.sections and one.units and one.form == "fraction"
     ]
 
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from harness.appearance.visible_text import one_line, shell_word
-from harness.commands.console import escape, log_to, stderr, stdout, write_json
+from harness.commands.console import escape, log_to, stderr, stdout, tell, write_json
 from harness.commands.options import configured_by, named_by_flag
 from harness.config import RunConfig
 from harness.config.run import OUTPUT
+from harness.errors import DEFECT
 
 __all__ = ["run"]
 
@@ -65,3 +66,12 @@ def run(
     if not (verbose or as_json):
         shown = escape(shell_word(result.directory))
         console.print(f"[dim]All tables, the front and all notes: harness report {shown}[/]", soft_wrap=True)
+    for why in result.summary.score_failures.values():
+        tell(
+            console,
+            "warning",
+            f"{why}. Its values are missing, all else is kept; when it is mended, `harness rescore "
+            f"{shell_word(result.directory)}` computes them",
+        )
+    if result.summary.score_failures:
+        raise typer.Exit(DEFECT)

@@ -6,9 +6,12 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal
 
-__all__ = ["Completion", "Pair", "Score", "common_prefix", "first_line"]
+from harness.registry import SCORES
+
+__all__ = ["Completion", "Pair", "Score", "common_prefix", "first_line", "registered_scores"]
 
 Pair = tuple[str, str]
 """A completion's text and its reference."""
@@ -131,3 +134,13 @@ class Score:
     def applies_to(self, language: str) -> bool:
         """Whether it can judge code of a language."""
         return not self.languages or language in self.languages
+
+
+@cache
+def registered_scores() -> Mapping[str, Score]:
+    """Return every registered score by its name, but for those of plug-ins that cannot be made."""
+    found: dict[str, Score] = {}
+    for name, kind in SCORES.usable().items():
+        with SCORES.leaving_out(name):
+            found[name] = kind()
+    return found

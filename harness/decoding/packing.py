@@ -65,8 +65,7 @@ def usable(name: str, device: str) -> WeightsFormat:
     obstacle = made.obstacle(kind)
     if obstacle is None:
         return made
-    formats = {other: WEIGHTS_FORMATS.load(other)() for other in WEIGHTS_FORMATS.names()}
-    others = [other for other, one in formats.items() if one.obstacle(kind) is None]
+    others = [other for other, one in WEIGHTS_FORMATS.usable().items() if one().obstacle(kind) is None]
     raise ModelError(f"--weights-format {name} cannot be used here: {obstacle}. Use one of {', '.join(others)}.")
 
 
@@ -185,7 +184,12 @@ def _check_range(backbone: Backbone, name: str, made: WeightsFormat) -> None:
 
 def near_exact() -> list[str]:
     """Return the formats that ``auto`` may take."""
-    return [name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name).facts.accuracy != "lossy"]
+    found = []
+    for name, made in WEIGHTS_FORMATS.usable().items():
+        with WEIGHTS_FORMATS.leaving_out(name):
+            made()
+            found += [name] if made.facts.accuracy != "lossy" else []
+    return found
 
 
 def fastest(backbone: Backbone, device: str) -> FormatChoice:

@@ -1,8 +1,9 @@
 """The file formats of a run directory: what others may build on, versioned.
 
 ``manifest.json`` (:class:`Manifest`), ``samples.jsonl`` (one :class:`SampleRecord` a line), ``windows.jsonl`` (one
-:class:`WindowRecord` a line) and ``summary.json`` (:class:`harness.records.summary.Summary`, with a version of its
-own). Readers ignore fields they do not know; a change that would mislead an older reader raises ``SCHEMA_VERSION``.
+:class:`WindowRecord` a line), ``scores.json`` (:class:`ScoresRecord`, after ``harness rescore``) and ``summary.json``
+(:class:`harness.records.summary.Summary`, with a version of its own). Readers ignore fields they do not know; a change
+that would mislead an older reader raises ``SCHEMA_VERSION``.
 ``None`` always means "not measured" or "not defined", never zero.
 """
 
@@ -22,6 +23,7 @@ from harness.records.manifest import (
     TaskRecord,
 )
 from harness.records.sample import AnswerRecord, SampleRecord
+from harness.records.scores import SampleScores, ScoresRecord
 from harness.records.unit_times import DraftTimes, UnitTimes
 from harness.records.window import WindowRecord
 
@@ -41,6 +43,8 @@ __all__ = [
     "OperatingPointRecord",
     "PluginRecord",
     "SampleRecord",
+    "SampleScores",
+    "ScoresRecord",
     "TaskRecord",
     "UnitTimes",
     "WindowRecord",

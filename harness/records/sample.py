@@ -46,6 +46,7 @@ class SampleRecord(Record):
         full_depth_ids: full depth's token at each place, given the prompt and the generated tokens before it, by exact
             keys and values. Empty in older runs and in later repeats, which generate the same again.
         scores: per-sample scores.
+        score_failures: score → why it has no value, for those of plug-ins that failed on this completion.
         latency_s: start of the batch to this sample's last token.
         ttft_s: start of the batch to the first token.
         finish_reason: ``stop`` (a rule), ``eos``, ``length`` or ``strategy``, which made no token of it.
@@ -96,6 +97,7 @@ class SampleRecord(Record):
     full_depth_ids: tuple[Count, ...] = ()
     reference: str = ""
     scores: dict[str, float | None] = Field(default_factory=dict)
+    score_failures: dict[str, str] = Field(default_factory=dict)
     latency_s: float | None = None
     ttft_s: float | None = None
     finish_reason: Literal["stop", "eos", "length", "strategy"] | None = None

@@ -110,6 +110,7 @@ class Summary(Record):
         rows: the results.
         records: seal of the records it was made of (:mod:`harness.store.seals`); empty where they have none.
         attributions: where time and energy went, per task and quantity; empty without probes (``--attribute``).
+        score_failures: score → why it lacks values, for those of plug-ins that failed.
     """
 
     schema_version: int
@@ -118,3 +119,4 @@ class Summary(Record):
     rows: tuple[SummaryRow, ...]
     attributions: tuple[Attribution, ...] = ()
     records: str = ""
+    score_failures: dict[str, str] = Field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from harness.records import AnswerRecord, DiscardedRecord, SampleRecord, WindowR
 from harness.running.plan import Plan, PlannedTask
 from harness.running.scoring import score_sample
 
-__all__ = ["Outcome", "bad_record", "sample_record", "token_texts", "tokens_of"]
+__all__ = ["Outcome", "bad_record", "sample_record", "scores_and_failures", "token_texts", "tokens_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
             read = _of_generation(plan, planned, sample, made)
     except HarnessError:  # a refusal is meant for the whole run
         raise
-    except Exception as error:  # the tokenizer's, a protocol's or a score's, over this one completion
+    except Exception as error:  # the tokenizer's, a protocol's, over this one completion
         if is_out_of_memory(error):
             raise
         return SampleRecord(**base, error=f"the completion cannot be read and scored: {reason(error)}.")
@@ -91,7 +91,7 @@ def _of_answer(plan: Plan, planned: PlannedTask, sample: Sample, made: Answer) -
     token_ids = plan.model.tokenizer.encode(made.text)
     return {
         "text": text,
-        "scores": _scores(planned, sample, text, token_ids),
+        **_scores(planned, sample, text, token_ids),
         "latency_s": made.total_s,
         "ttft_s": made.ttft_s,
         "finish_reason": made.finish_reason,
@@ -147,11 +147,11 @@ def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Gen
         "text": text,
         "discarded": discarded,
         "token_texts": (*pieces, *[""] * (len(made.token_ids) - len(pieces))),
-        "scores": _scores(planned, sample, text, made.token_ids),
+        **_scores(planned, sample, text, tuple(made.token_ids)),
     }
 
 
-def _scores(planned: PlannedTask, sample: Sample, text: str, token_ids: Sequence[int]) -> dict[str, float | None]:
+def _scores(planned: PlannedTask, sample: Sample, text: str, token_ids: Sequence[int]) -> dict[str, Any]:
     completion = Completion(
         text,
         sample.reference,
@@ -162,7 +162,13 @@ def _scores(planned: PlannedTask, sample: Sample, text: str, token_ids: Sequence
         sample.around,
         sample.tests,
     )
-    return {**score_sample(completion), **planned.score(sample, token_ids)}
+    return scores_and_failures({**score_sample(completion), **planned.score(sample, token_ids)})
+
+
+def scores_and_failures(found: Mapping[str, float | str | None]) -> dict[str, Any]:
+    """Return what a sample's record says of its scores: values, and why those of a plug-in that failed have none."""
+    failures = {name: value for name, value in found.items() if isinstance(value, str)}
+    return {"scores": {**found, **dict.fromkeys(failures)}, "score_failures": failures}
 
 
 def _discarded(

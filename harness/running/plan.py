@@ -30,8 +30,8 @@ from harness.errors import ArtefactError, ConfigError, DataError, EndpointError,
 from harness.host.device import resolve_device
 from harness.models.model import ResolvedModel, foresee, resolve
 from harness.models.placement import check_format
-from harness.records import TaskRecord
-from harness.registry import KV_POLICIES, PROTOCOLS, TASKS
+from harness.records import Manifest, TaskRecord
+from harness.registry import KV_POLICIES, PROTOCOLS, TASKS, keeping_folder
 from harness.running.operating_points import (
     Built,
     OperatingPoint,
@@ -46,7 +46,7 @@ from harness.running.scoring import score_names
 if TYPE_CHECKING:
     from harness.models.ngrams import NgramIndex
 
-__all__ = ["Draw", "Judge", "Plan", "PlannedTask", "make_plan", "prompts_digest"]
+__all__ = ["Draw", "Judge", "Plan", "PlannedTask", "drawn_again", "make_plan", "prompts_digest"]
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,24 @@ def make_plan(config: RunConfig, draw: Draw | None = None, *, begins: bool = Tru
     return Plan(config, device, built, points, model, planned)
 
 
+def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
+    """Return the tasks of a run with the samples it was made of, drawn from where it drew them.
+
+    Raises:
+        DataError: the rows are others by now; names the task.
+        HarnessError: the model's tokenizer or a source cannot be had.
+    """
+    config = RunConfig.build({key: value for key, value in manifest.config.items() if key != "out"})
+    planned = _registered(config)(resolve(config.request(config.seed)))
+    for task, before in zip(planned, manifest.tasks, strict=True):
+        if (task.record.fingerprint, task.record.prompts) != (before.fingerprint, before.prompts):
+            raise DataError(
+                f"{before.name}: {task.record.source} has other rows than the run read from {before.source}, and its "
+                "samples are scored with what stands there. Give the run's own rows back."
+            )
+    return planned
+
+
 def _registered(config: RunConfig) -> Draw:
     """Load the tasks that a configuration names, and their protocols."""
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
@@ -254,7 +272,8 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         duplicates=config.duplicates,
         allow_code_execution=config.allow_code_execution,
     )
-    data = task.load(request, model.tokenizer)
+    with keeping_folder(f"the task '{task.name}' was drawn"):
+        data = task.load(request, model.tokenizer)
     if not data.samples:
         reason = f" First reason: {data.bad_rows[0].reason}" if data.bad_rows else ""
         raise DataError(f"{task.name}: no row of {data.source.label} can be used.{reason}")

@@ -7,7 +7,7 @@ protocol or a meter, and a score that is absent is shown as far as it was record
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,9 @@ from harness.appearance.visible_text import one_line, shell_word
 from harness.errors import HarnessError, StoreError
 from harness.host import environment
 from harness.host.foreign_files import real_path
-from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.records import Manifest, SampleRecord, ScoresRecord, WindowRecord
 from harness.records.summary import Summary
-from harness.registry import plugin_at_fault
+from harness.registry import METRICS, plugin_at_fault
 from harness.running.kept_summaries import kept
 from harness.running.plugins import absent_plugins
 from harness.running.read_ahead import read_ahead
@@ -70,7 +70,7 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep:
                 f"{path} holds no finished window yet. Continue it with `harness run --resume {shell_word(path)}`."
             )
         manifest, windows, samples = store.manifest, tuple(store.windows()), tuple(store.samples())
-        recorded, seal = (_stored(store) if duplicates else None), store.seal
+        recorded, seal, again = (_stored(store) if duplicates else None), store.seal, store.rescored
     if not duplicates:
         manifest, windows, samples = _without_duplicates(path, manifest, windows, samples)
     try:
@@ -82,7 +82,7 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep:
             summary = _summarise(manifest, windows, samples)
         summary = without_absurd(with_recorded(summary, recorded) if recorded else summary)
         absent = absent_plugins(manifest, {name for sample in samples for name in sample.scores})
-        notes = (*summary.notes, *(note for note in absent if note not in summary.notes))
+        notes = tuple(dict.fromkeys((*summary.notes, *absent, *_about_scores(again))))
         summary = summary.model_copy(update={"notes": notes, "records": seal})
         run = RecordedRun(path, manifest, windows, samples, summary, in_use)
         _ = run.state  # a manifest that does not say how much there is to come is refused here, not amid a report
@@ -98,6 +98,12 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep:
             f"{path} cannot be understood ({type(error).__name__}: {error}): its records are damaged. {REMEDY}"
         ) from error
     return run
+
+
+def _about_scores(again: ScoresRecord | None) -> Iterator[str]:
+    if again is not None:
+        by = ", ".join(map(" ".join, again.versions.items()))
+        yield f"{len(again.names)} scores were computed again at {again.computed}, by {by} (`harness rescore`)."
 
 
 def keep_summary(path: Path) -> None:
@@ -146,7 +152,11 @@ def _summarise(
 ) -> Summary:
     scores = CorpusScores(corpora(candidates(manifest, windows, samples)), processes)
     machine = environment.machine_line(manifest.environment)
-    return summarise(manifest, windows, samples, scores, machine=machine, missing_scores=scores.missing())
+    failures = scores.failures | {name: why for each in samples for name, why in each.score_failures.items()}
+    missing = [*scores.missing(), *(f"not shown: {why}." for why in failures.values())]
+    summary = summarise(manifest, windows, samples, scores, machine=machine, missing_scores=missing)
+    left_out = (f"not shown: {why}." for name, why in METRICS.left_out.items() if name in METRICS)
+    return summary.model_copy(update={"score_failures": failures, "notes": (*summary.notes, *left_out)})
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:

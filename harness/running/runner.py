@@ -27,6 +27,7 @@ from harness.metering.cpu_load import SHORTEST_LOOK_S, LoadReading, LoadWatch, t
 from harness.metering.pacing import samples_per_block
 from harness.records import Manifest, WindowRecord
 from harness.records.summary import Summary
+from harness.registry import keeping_folder, without_exit
 from harness.running.calibrated import departures, with_calibrated_points
 from harness.running.kept_model import KeptModel
 from harness.running.manifest import describe_run, is_out_of_memory
@@ -93,18 +94,30 @@ def execute(
     Raises:
         HarnessError: the run cannot be made, or could not go on.
     """
-    observer = observer or _Silent()
+    with without_exit(), keeping_folder("the run went on"):
+        return _execute(config, resume, observer or _Silent(), draw, model or KeptModel(), placement)
+
+
+def _execute(
+    config: RunConfig,
+    resume: Path | None,
+    observer: Observer,
+    draw: Draw | None,
+    model: KeptModel,
+    placement: Mapping[str, str],
+) -> RunResult:
     config = with_calibrated_points(config)
     if resume is None:
         config = with_observed_thresholds(config, observer.stage)
-    with _measure(config, resume, 0, observer, model or KeptModel(), draw=draw, placement=placement) as store:
+    with _measure(config, resume, 0, observer, model, draw=draw, placement=placement) as store:
         path = store.path
         _free_memory()
         for repeat in range(1, config.repeats):
             if not _is_finished(path, repeat):
                 run_repeat(store, repeat, observer)
         observer.stage("scoring")
-        summary = read_run(path).summary
+        with keeping_folder("the run was scored"):
+            summary = read_run(path).summary
         write_report(summary, path)
     return RunResult(path, summary)
 
@@ -141,7 +154,8 @@ def measure_repeat(directory: Path, repeat: int, observer: Observer, lock: int |
     """
     with RunDirectory.read(directory) as store:
         config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
-    _measure(config, directory, repeat, observer, KeptModel(), lock=lock).close()
+    with without_exit():
+        _measure(config, directory, repeat, observer, KeptModel(), lock=lock).close()
 
 
 def _measure(
@@ -160,13 +174,15 @@ def _measure(
 
     before = _before(config, resume)
     observer.stage("checking the configuration and drawing samples")
-    plan = make_plan(config, draw, begins=repeat == 0)
+    with keeping_folder("the run was planned"):
+        plan = make_plan(config, draw, begins=repeat == 0)
     placement = {**placement, **plan.model.placement(plan.device)}
     if resume is not None and before is not None:
         refuse_other_placement(resume, before, placement)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    meter, unavailable = open_meter(config.energy, plan.model.devices(plan.device), config.tdp_w)
+    with keeping_folder("the meter was opened"):
+        meter, unavailable = open_meter(config.energy, plan.model.devices(plan.device), config.tdp_w)
     with contextlib.ExitStack() as closing:
         closing.callback(meter.close)
         loaded = model.load(plan, _formats(config, before), observer.stage)
@@ -182,10 +198,11 @@ def _measure(
         closing.callback(session.close)
         if session.idle_s:
             observer.stage(f"measuring the machine at rest for {session.idle_s:g} s")
-        idle = session.rest()
-        observer.stage("warming up")
-        load = LoadWatch()
-        warmup = _warm_up(session, config)
+        with keeping_folder("the model warmed up"):
+            idle = session.rest()
+            observer.stage("warming up")
+            load = LoadWatch()
+            warmup = _warm_up(session, config)
         if repeat == 0 and plan.device.startswith("cpu") and not config.untimed:
             _warn_of_others(load.read(), torch.get_num_threads())
         times = {name: engine.timing.times for name, engine in engines.items()}

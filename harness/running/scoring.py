@@ -15,11 +15,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Sequence
-from functools import cache
 from typing import IO, Any
 
 from harness.contracts import Completion, Score
-from harness.errors import HarnessError, is_out_of_memory, reason
+from harness.contracts.scores import registered_scores
+from harness.errors import is_out_of_memory, reason
 from harness.host.interpreter import fresh_interpreter
 from harness.host.processor import core_count
 from harness.registry import SCORES
@@ -34,24 +34,27 @@ SERIAL_SAMPLES = 4_000
 
 Scores = dict[str, float | None]
 Found = dict[str, float | str | None]
-"""Scores of a corpus, with what is wrong in place of one that fails."""
+"""Scores by name, with what is wrong in place of one of a plug-in that fails."""
 
 
-def score_sample(completion: Completion) -> Scores:
+def score_sample(completion: Completion, only: Collection[str] | None = None) -> Found:
     """Return every score that is defined for one completion, by name; ``None`` where it has no value here.
 
-    Raises:
-        ValueError: a plug-in's score fails; names it and its package.
+    Args:
+        completion: what is scored.
+        only: names of scores to compute; ``None`` for all.
     """
-    found: Scores = {}
+    found: Found = {}
     for name, score in _scores(completion.language).items():
+        if only is not None and name not in only:
+            continue
         try:
             if score.scores_samples and score.judges(completion):
                 found[name] = None if score.unavailable() else _defined(score.sample(completion))
-        except Exception as error:
-            if wrong := _wrong(name, error):
-                raise ValueError(wrong) from error
-            raise
+        except (Exception, SystemExit) as error:
+            if not (wrong := _wrong(name, error)):
+                raise
+            found[name] = wrong
     return found
 
 
@@ -67,11 +70,13 @@ def missing_scores(languages: Collection[str] | None = None) -> tuple[str, ...]:
         languages: of the code to score; ``None`` for any.
     """
     titles: dict[str, list[str]] = {}
-    for score in _registered().values():
-        applies = languages is None or any(map(score.applies_to, languages))
-        if applies and (reason := score.unavailable()) is not None:
-            titles.setdefault(reason, []).append(score.title)
-    return tuple(f"not shown: {', '.join(names)}: {reason}." for reason, names in titles.items())
+    for name, score in registered_scores().items():
+        with SCORES.leaving_out(name):
+            applies = languages is None or any(map(score.applies_to, languages))
+            if applies and (reason := score.unavailable()) is not None:
+                titles.setdefault(reason, []).append(score.title)
+    broken = (f"not shown: {why}." for name, why in SCORES.left_out.items() if name in SCORES)
+    return (*(f"not shown: {', '.join(names)}: {reason}." for reason, names in titles.items()), *broken)
 
 
 class CorpusScores:
@@ -82,7 +87,7 @@ class CorpusScores:
         processes: how many to use at most; default: the processor cores this process may use.
 
     Raises:
-        HarnessError: a score cannot be computed.
+        HarnessError: one of this project's scores cannot be computed.
     """
 
     def __init__(self, corpora: Sequence[Corpus], processes: int | None = None) -> None:
@@ -90,10 +95,14 @@ class CorpusScores:
         self._languages = {corpus.language for corpus in corpora}
 
     def missing(self) -> tuple[str, ...]:
-        """Return which scores of the known corpora cannot be computed here, and which fail, a sentence per reason."""
-        values = (value for scores in self._scores.values() for value in scores.values())
-        wrong = dict.fromkeys(f"not shown: {value}." for value in values if isinstance(value, str))
-        return (*missing_scores(self._languages), *wrong)
+        """Return which scores of the known corpora cannot be computed here, a sentence per reason."""
+        return missing_scores(self._languages)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Score → why it fails, of plug-ins."""
+        found = (each for scores in self._scores.values() for each in scores.items())
+        return {name: value for name, value in found if isinstance(value, str)}
 
     def __call__(self, language: str, texts: Sequence[str], references: Sequence[str]) -> Scores:
         """Return the scores of one corpus; one that was not announced is scored now."""
@@ -177,17 +186,17 @@ def _score(corpus: Corpus) -> Found:
         try:
             if score.scores_corpora:
                 found[name] = None if score.unavailable() else _defined(score.corpus(pairs, corpus.language))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not (wrong := _wrong(name, error)):
                 raise
             found[name] = wrong
     return found
 
 
-def _wrong(name: str, error: Exception) -> str:
-    """Return what is wrong with a plug-in's score that raised; nothing for our own, a refusal or a lack of memory."""
+def _wrong(name: str, error: BaseException) -> str:
+    """Return what is wrong with a plug-in's score that raised; nothing for our own, or a lack of memory."""
     package = SCORES.plugin(name)
-    if not package or isinstance(error, HarnessError) or is_out_of_memory(error):
+    if not package or is_out_of_memory(error):
         return ""
     return f"the score '{name}' of {package} fails: {reason(error)}"
 
@@ -199,12 +208,12 @@ def _defined(value: float | None) -> float | None:
 
 def _scores(language: str) -> dict[str, Score]:
     """Every score that can judge a language, by name."""
-    return {name: score for name, score in _registered().items() if score.applies_to(language)}
-
-
-@cache
-def _registered() -> dict[str, Score]:
-    return {name: SCORES.load(name)() for name in SCORES.names()}
+    found: dict[str, Score] = {}
+    for name, score in registered_scores().items():
+        with SCORES.leaving_out(name):
+            if score.applies_to(language):
+                found[name] = score
+    return found
 
 
 def _main(source: IO[bytes], target: IO[bytes]) -> None:

@@ -101,7 +101,7 @@ class Settings:
         policy: type[KVPolicy] = KV_POLICIES.load(kv)
         self.decodes = ("lossless", "lossy") if policy.facts.defers else ("lossy",)
         self.sources = (
-            tuple(name for name in DRAFTS.names() if DRAFTS.load(name).proposes) if policy.facts.defers else ()
+            tuple(name for name, made in DRAFTS.usable().items() if made.proposes) if policy.facts.defers else ()
         )
         chosen = _chosen(written, info)
         names = [spec.name for spec, _ in chosen]

@@ -7,7 +7,7 @@ that means that files were changed, exchanged or cut afterwards.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Committed:
         windows_end, samples_end: offsets behind the last committed line of each file, bytes.
         seal: over everything committed; empty in a run of before there were seals.
         samples: in the order written, where they were asked for.
+        counts: seal → samples up to the window that bears it.
     """
 
     windows: list[WindowRecord]
@@ -54,6 +55,7 @@ class Committed:
     samples_end: int
     seal: str
     samples: list[SampleRecord] | None = None
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def read_committed(path: Path, manifest: Manifest, seal: str, *, keep: bool = Fa
                 f"samples in {SAMPLES} were changed. {REMEDY}"
             )
         committed.samples_end += sum(map(len, own))
+        committed.counts[sealed] = found
     _refuse_excess(path, committed, written)
     return committed
 

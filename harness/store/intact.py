@@ -18,7 +18,7 @@ from harness.host.foreign_files import DocumentError, read_json
 from harness.records import SCHEMA_VERSION, WindowRecord
 from harness.store.committed import MANIFEST, SAMPLES, WINDOWS, read_manifest
 from harness.store.record_files import lines, parse
-from harness.store.run_directory import LOCK, lock_folder
+from harness.store.run_directory import LOCK, SCORES, lock_folder
 from harness.store.seals import seal_of, split_seal
 
 __all__ = ["is_damaged", "keep_intact"]
@@ -50,6 +50,7 @@ def keep_intact(directory: Path, aside: Path) -> int:
             with (directory / name).open("r+b") as stream:
                 stream.truncate(end)
                 os.fsync(stream.fileno())
+        (directory / SCORES).unlink(missing_ok=True)  # of records that may be cut off; they can be computed again
     return count
 
 

@@ -15,18 +15,18 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from itertools import chain, count
+from itertools import chain, count, zip_longest
 from pathlib import Path
 from typing import IO, Self
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
 from harness.host.atomic_files import unfinished
-from harness.host.foreign_files import open_regular
-from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.host.foreign_files import open_regular, read_bytes
+from harness.records import SCHEMA_VERSION, Manifest, SampleRecord, SampleScores, ScoresRecord, WindowRecord
 from harness.records.summary import SUMMARY_VERSION, Summary
 from harness.store.committed import (
     MANIFEST,
@@ -38,7 +38,7 @@ from harness.store.committed import (
 )
 from harness.store.record_files import append, lines, parse, read_document, write_document
 from harness.store.same_run import refuse_other_run
-from harness.store.seals import new_run, split_seal
+from harness.store.seals import new_run, seal_of, split_seal
 
 if sys.platform != "win32":
     import fcntl
@@ -47,6 +47,7 @@ __all__ = [
     "LOCK",
     "MANIFEST",
     "SAMPLES",
+    "SCORES",
     "SUMMARY",
     "WINDOWS",
     "RunDirectory",
@@ -61,6 +62,7 @@ __all__ = [
 WindowKey = tuple[str, int, int, str]
 """What identifies a measured window in a run: task, block, repeat, operating point."""
 
+SCORES = "scores.json"
 SUMMARY = "summary.json"
 LOCK = ".lock"
 
@@ -74,6 +76,7 @@ class RunDirectory:
     Attributes:
         path: the folder.
         manifest: as written when the run was created.
+        rescored: scores that were computed again, and stand in its samples in place of those of then.
     """
 
     def __init__(
@@ -81,8 +84,15 @@ class RunDirectory:
     ) -> None:
         self.path, self.manifest = path, manifest
         self._lock = lock
+        self.rescored, self._scores_seal = _read_scores(path)  # before the records, which may grow meanwhile
         self._committed = read_committed(path, manifest, seal, keep=keep)
         self._finished = {_key(window) for window in self._committed.windows if _counts(window)}
+        again = self.rescored
+        if again is not None and self._committed.counts.get(again.records) != len(again.samples):
+            raise StoreError(
+                f"{path / SCORES} is not of the records beside it. Remove it, and compute scores again with "
+                f"`harness rescore {shell_word(path)}`."
+            )
 
     # ------------------------------------------------------------------------------- opening
 
@@ -161,8 +171,8 @@ class RunDirectory:
 
     @property
     def seal(self) -> str:
-        """Hash over everything committed, 64 hexadecimal digits; empty in older runs."""
-        return self._committed.seal
+        """Hash over everything committed and the scores computed since, 64 hexadecimal digits; empty in older runs."""
+        return _with_scores(self._committed.seal, self._scores_seal)
 
     @property
     def next_window(self) -> int:
@@ -190,6 +200,11 @@ class RunDirectory:
         Raises:
             StoreError: a line is damaged.
         """
+        again = () if self.rescored is None else self.rescored.samples
+        for sample, scores in zip_longest(self._samples(), again):
+            yield sample if scores is None else sample.model_copy(update=dict(scores))
+
+    def _samples(self) -> Iterator[SampleRecord]:
         if self._committed.samples is not None:
             yield from self._committed.samples
             return
@@ -224,7 +239,7 @@ class RunDirectory:
                 reading, or the disk is full. The directory then holds what it held before.
         """
         self._check(window, samples)
-        sample_lines, window_line, seal = sealed_window_lines(window, samples, self.manifest.run, self.seal)
+        sample_lines, window_line, seal = sealed_window_lines(window, samples, self.manifest.run, self._committed.seal)
         try:
             self._roll_back()  # the remains of an interrupted commit
             append(self.path / SAMPLES, sample_lines)
@@ -240,8 +255,33 @@ class RunDirectory:
         self._committed.windows_end += len(window_line)
         self._committed.windows.append(window)
         self._committed.seal = seal
+        self._committed.counts[seal] = next(reversed(self._committed.counts.values()), 0) + len(samples)
         if _counts(window):
             self._finished.add(_key(window))
+
+    def write_scores(self, names: Iterable[str], versions: Mapping[str, str], samples: Iterable[SampleScores]) -> None:
+        """Let scores stand in place of those of all samples, replaced in one step.
+
+        Args:
+            names: which were computed.
+            versions: package → version, of what computed them.
+            samples: of each, in their order.
+
+        Raises:
+            StoreError: the run is of before there were seals, or the file cannot be written.
+        """
+        if not self.manifest.run:
+            raise StoreError(f"{self.path} is of before runs had seals: its scores stay. Measure it again.")
+        record = ScoresRecord(
+            schema_version=SCHEMA_VERSION,
+            run=self.manifest.run,
+            records=self._committed.seal,
+            computed=datetime.now(UTC).isoformat(timespec="seconds"),
+            names=tuple(names),
+            versions=dict(versions),
+            samples=tuple(samples),
+        )
+        self._scores_seal, self.rescored = write_document(self.path / SCORES, record), record
 
     @property
     def lock(self) -> int | None:
@@ -298,13 +338,23 @@ def fresh_directory(name: str) -> Path:
 
 
 def last_seal(path: Path) -> str:
-    """Return the seal that the last window of a run bears, as it stands there; empty without one. Nothing is verified.
+    """Return a run's :attr:`RunDirectory.seal`, as its last window and its scores bear it; nothing is verified.
 
     Raises:
         StoreError: the windows cannot be read.
     """
     last = deque(lines(path / WINDOWS), maxlen=1)
-    return split_seal(last[0])[1] if last else ""
+    seal = split_seal(last[0])[1] if last else ""
+    scores = split_seal(read_bytes(path / SCORES))[1] if (path / SCORES).exists() else ""
+    return _with_scores(seal, scores)
+
+
+def _with_scores(seal: str, scores: str) -> str:
+    return seal_of(seal, [scores.encode()]) if scores else seal
+
+
+def _read_scores(path: Path) -> tuple[ScoresRecord | None, str]:
+    return read_document(ScoresRecord, path / SCORES) if (path / SCORES).exists() else (None, "")
 
 
 def refuse_occupied(path: Path) -> None:

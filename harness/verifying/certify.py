@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from harness.config import BASELINE, RunConfig
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
-from harness.decoding.packing import pack, usable
+from harness.decoding.packing import near_exact, pack, usable
 from harness.errors import ConfigError
 from harness.host import environment
 from harness.models.facts import in_format
@@ -22,7 +22,7 @@ from harness.verifying.options import VerifyOptions
 
 __all__ = ["certify"]
 
-REFERENCE = next(name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name).facts.accuracy == "exact")
+REFERENCE = next(name for name, made in WEIGHTS_FORMATS.usable().items() if made.facts.accuracy == "exact")
 
 
 def certify(options: VerifyOptions, progress: Progress) -> Certificate:
@@ -140,9 +140,8 @@ def _formats(options: VerifyOptions, device: str) -> Sequence[str]:
         for name in options.weights_formats:
             usable(name, device)
         return options.weights_formats
-    formats = {name: WEIGHTS_FORMATS.load(name)() for name in WEIGHTS_FORMATS.names()}
     kind = device.partition(":")[0]
-    return [name for name, one in formats.items() if one.facts.accuracy != "lossy" and one.obstacle(kind) is None]
+    return [name for name in near_exact() if WEIGHTS_FORMATS.load(name)().obstacle(kind) is None]
 
 
 def _packed(loaded: LoadedModel, name: str, device: str) -> Engine:

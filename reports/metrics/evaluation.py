@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 from harness.contracts import Metric
 from harness.errors import RegistryError
 from harness.records.estimate import Estimate, Interval, NoInterval
+from harness.registry import METRICS
 from reports.metrics.point import Point
 from reports.statistics.intervals import (
     mean,
@@ -80,11 +82,22 @@ class Comparison:
 
 
 def evaluate(metric: Metric, point: Point) -> Estimate | None:
-    """Return a metric that is not compared with full depth; ``None`` where it was not measured.
+    """Return a metric that is not compared with full depth; ``None`` where it was not measured, or a plug-in's fails.
 
     Raises:
         RegistryError: the metric yields something that is no number.
     """
+    found: Estimate | None = None
+    with _leaving_out(metric):
+        found = _evaluate(metric, point)
+    return found  # noqa: RET504 - as it was where that failed
+
+
+def _leaving_out(metric: Metric) -> AbstractContextManager[None]:
+    return METRICS.leaving_out(metric.name) if metric.name in METRICS else nullcontext()
+
+
+def _evaluate(metric: Metric, point: Point) -> Estimate | None:
     if not point.can_have(metric):
         return None
     found: float | Estimate | None
@@ -132,6 +145,13 @@ def can_tell(metric: Metric, estimates: Sequence[Estimate | None]) -> bool:
 
 def _compare(metric: Metric, point: Point) -> Comparison:
     """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
+    found = Comparison(metric)
+    with _leaving_out(metric):
+        found = _compared(metric, point)
+    return found  # noqa: RET504 - as it was where that failed
+
+
+def _compared(metric: Metric, point: Point) -> Comparison:
     assert metric.compute is not None
     if not point.can_have(metric):
         return Comparison(metric)

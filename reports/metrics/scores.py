@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from harness.contracts import Better, Metric, Score, Wording
-from harness.registry import SCORES as REGISTERED
+from harness.contracts.scores import registered_scores
 from reports.metrics.sections import AGAINST_FULL, LEADERBOARD, SCORE_DIFFERENCES, SCORES
 from reports.statistics.intervals import mean
 
@@ -46,7 +46,7 @@ _ABSENT = "as recorded: it is not among the scores that are registered here"
 @cache
 def score_metrics(name: str) -> tuple[Metric, Metric]:
     """Return the metrics of one score: itself, and its difference to full depth."""
-    score: Score | None = REGISTERED.load(name)() if name in REGISTERED else None
+    score = registered_scores().get(name)
     title, meaning, unit, better = _facts(score) if score else (name, _ABSENT, "", None)
     decides = score is not None and score.decides
     placed = score is not None and score.sections is not Score.sections

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from harness.contracts import Metric
+from harness.contracts.scores import registered_scores
 from harness.errors import RegistryError
 from harness.records.summary import SummaryRow
 from harness.registry import METRICS, SCORES
@@ -43,19 +44,19 @@ def _ordered(scores: tuple[str, ...]) -> tuple[Metric, ...]:
 @cache
 def _general_scores() -> frozenset[str]:
     """Return the names of the scores that judge every completion; those of one benchmark are named where recorded."""
-    return frozenset(name for name in SCORES.names() if SCORES.load(name)().judges_all)
+    return frozenset(name for name, score in registered_scores().items() if score.judges_all)
 
 
 @cache
 def _registered() -> tuple[Metric, ...]:
     found = []
-    for name in METRICS.names():
-        metric = METRICS.load(name)
-        if not isinstance(metric, Metric) or metric.name != name:
-            raise RegistryError(f"the metric '{name}' ({METRICS.entry(name).target}) is no Metric of that name.")
-        if (metric.of_sample is None) == (metric.compute is None):
-            raise RegistryError(f"the metric '{name}' must have one of of_sample and compute.")
-        found.append(metric)
+    for name, metric in METRICS.usable().items():
+        with METRICS.leaving_out(name):
+            if not isinstance(metric, Metric) or metric.name != name:
+                raise RegistryError(f"the metric '{name}' ({METRICS.entry(name).target}) is no Metric of that name.")
+            if (metric.of_sample is None) == (metric.compute is None):
+                raise RegistryError(f"the metric '{name}' must have one of of_sample and compute.")
+            found.append(metric)
     return tuple(found)
 
 

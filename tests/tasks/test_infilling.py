@@ -190,7 +190,12 @@ def test_left_context_ends_where_the_line_after_the_gap_begins(before: str, text
 
 
 def test_a_run_by_each_way_says_which_and_scores_what_it_may(
-    tiny_run: Callable[..., Any], fim_model: Path, tiny_llama: Path, folder: Path, tmp_path: Path
+    tiny_run: Callable[..., Any],
+    cli: Callable[..., Any],
+    fim_model: Path,
+    tiny_llama: Path,
+    folder: Path,
+    tmp_path: Path,
 ) -> None:
     task = ("--task", "humaneval-infilling-single", "--source", folder)
     for way, model, more, is_scored in [
@@ -207,6 +212,11 @@ def test_a_run_by_each_way_says_which_and_scores_what_it_may(
         assert len(scores) == 2
         assert all(("pass_at_1" in each) == is_scored for each in scores)
         assert ("pass@1" in ran.out) == is_scored
+    again = cli("rescore", "infilling")  # tests and the code around a gap are the task's, which is drawn again
+    assert (again.code, ", 0 changed, 0 missing" in again.out) == (0, True), again.err
+    (rows,) = folder.rglob("*.gz")
+    rows.write_bytes(gzip.compress(gzip.decompress(rows.read_bytes()).replace(b"x = 1", b"y = 1")))
+    assert "has other rows than the run read from" in cli("rescore", "infilling").error
 
 
 GAPS: dict[str, tuple[Any, dict[str, str]]] = {
