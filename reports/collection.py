@@ -103,10 +103,21 @@ class Collection:
 
     @cached_property
     def copies(self) -> dict[str, str]:
-        """Which names are of runs that an earlier one is the same as, with that one's name."""
-        first: dict[str, str] = {}
-        found = [(name, first.setdefault(run.identity, name)) for name, run in self.named]
-        return {name: original for name, original in found if name != original}
+        """Which names are of runs that share windows with an earlier one, and in words how many."""
+        first: dict[bytes, str] = {}
+        found = {}
+        for name, run in self.named:
+            shared = Counter(first[one] for one in run.measurements if one in first)
+            for original, count in shared.most_common(1):
+                whole = count == len(run.measurements)
+                of = (
+                    f"a copy of {original}"
+                    if whole
+                    else f"{count} of its {len(run.measurements)} windows are {original}'s"
+                )
+                found[name] = f"{of}, not a run of its own"
+            first.update((one, first.get(one, name)) for one in run.measurements)
+        return found
 
     def as_json(self) -> Iterator[str]:
         """Yield a JSON array in parts, one entry per run: those that could not be read last, with the reason."""
@@ -309,8 +320,7 @@ def _overview_rows(collection: Collection) -> Iterator[tuple[str, ...]]:
         model = run.manifest.model
         tasks = ", ".join(f"{task.name} ({task.protocol})" for task in run.manifest.tasks)
         points = sum(not point.never_exits for point in run.manifest.operating_points)
-        copy = f"a copy of {collection.copies[name]}, not a run of its own" if name in collection.copies else ""
-        known = "; ".join(filter(None, (copy, run.state)))
+        known = "; ".join(filter(None, (collection.copies.get(name), run.state)))
         yield (name, model.name, model.weights, tasks, str(points), known)
 
 

@@ -109,6 +109,23 @@ class RecordedRun:
             digest.update(repr(tokens).encode("utf-8", "backslashreplace"))
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def measurements(self) -> frozenset[bytes]:
+        """What tells its measured windows from all others; a copy of the run has the same, however it went on."""
+        found = set()
+        for one in self.windows:
+            if not (one.warmup or one.idle or one.superseded):
+                place = (one.task, one.operating_point, one.block, one.repeat)
+                facts = (
+                    self.manifest.run or self.manifest.created,
+                    *place,
+                    one.started,
+                    one.duration_s,
+                    one.cpu_time_s,
+                )
+                found.add(hashlib.sha256(repr(facts).encode()).digest()[:8])
+        return frozenset(found)
+
     def once(self, make: Callable[[RecordedRun], T]) -> T:
         """Return what a function makes of this run: made once, and kept when the records are released."""
         made: dict[Callable[[RecordedRun], T], T] = vars(self).setdefault("_made", {})
@@ -122,7 +139,7 @@ class RecordedRun:
         Args:
             again: reads the same records once more.
         """
-        _ = self.state, self.windows_finished, self.finished_points, self.token_texts, self.identity
+        _ = self.state, self.windows_finished, self.finished_points, self.token_texts, self.identity, self.measurements
         return ReleasedRun(self, again)
 
     @property

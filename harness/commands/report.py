@@ -145,8 +145,8 @@ def _together(
         if run.state:
             tell(console, name, run.state)
     if collection.copies:
-        copy, original = next(iter(collection.copies.items()))
-        text = f"{len(collection.copies)} of {len(collection.runs)} runs are copies of others, as {copy} of {original}"
+        name, words = next(iter(collection.copies.items()))
+        text = f"{len(collection.copies)} of {len(collection.runs)} runs share windows with others, as {name}: {words}"
         tell(console, "warning", f"{text}.")
     drawn = sum(path.suffix == ".svg" for path in files)
     left_out = f", {len(refused)} left out" if refused else ""

@@ -81,7 +81,7 @@ def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
 def _pairs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> list[tuple[str, str, str]]:
     """(task, operating point of A, operating point of B) to compare."""
     same = real_path(a.directory) == real_path(b.directory)
-    copy = a.manifest == b.manifest and a.windows == b.windows and a.samples == b.samples
+    shared = len(a.measurements & b.measurements)
     tasks = [task.name for task in a.manifest.tasks if task.name in {other.name for other in b.manifest.tasks}]
     if not tasks:
         listed = [", ".join(task.name for task in run.manifest.tasks) for run in (a, b)]
@@ -89,12 +89,15 @@ def _pairs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> list[tuple[str, st
     if wanted.pair is not None:
         for name, run, letter in zip(wanted.pair, (a, b), "ab", strict=True):
             _known(name, run, f"--point-{letter}")
-        if (same or copy) and wanted.pair[0] == wanted.pair[1]:
+        if (same or shared) and wanted.pair[0] == wanted.pair[1]:
             raise ConfigError(f"--point-a and --point-b are both '{wanted.pair[0]}' of one run. Name two of them.")
         return [(task, *wanted.pair) for task in tasks]
-    if same or copy:
-        how = f"are the same directory, {a.directory}" if same else "hold the same records"
-        raise ConfigError(f"A and B {how}. Compare two runs, or two operating points with --point-a and --point-b.")
+    if same or shared:
+        how = f"A and B are the same directory, {a.directory}."
+        if not same:
+            of = f"{shared} of the {len(b.measurements)} windows of B ({b.directory}) are A's own ({a.directory})"
+            how = f"{of}: one is a copy of the other, perhaps resumed, so they are not two runs."
+        raise ConfigError(f"{how} Compare two runs, or two operating points with --point-a and --point-b.")
     for name in wanted.points:
         for run in (a, b):
             _known(name, run, "--point")

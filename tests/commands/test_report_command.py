@@ -383,7 +383,7 @@ def test_many_that_cannot_be_read_are_few_lines(cli: Command, small: Path, tmp_p
 def test_a_copy_is_not_a_second_run(cli: Command, small: Path, tmp_path: Path) -> None:
     shutil.copytree(small, tmp_path / "runs" / "twin")
     ran = cli("report", "runs", "--out", "out", "--no-figures")
-    assert "1 of 2 runs are copies of others, as twin of small" in ran.err
+    assert "1 of 2 runs share windows with others, as twin: a copy of small, not a run of its own." in ran.err
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| a copy of small, not a run of its own |" in next(row for row in text.splitlines() if "| twin |" in row)
     assert "copy" not in next(row for row in text.splitlines() if "| small |" in row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class Recipe:
 
 @pytest.fixture
 def recorded(build: type[Any]) -> Callable[..., RecordedRun]:
-    """``recorded(name, **recipe)`` makes a run as it would be read."""
+    """``recorded(name, **recipe)`` makes a run as it would be read, each begun in a second of its own."""
+    second = count()
 
     def make(name: str, **given: Any) -> RecordedRun:
         recipe = Recipe(**given)
@@ -59,6 +61,7 @@ def recorded(build: type[Any]) -> Callable[..., RecordedRun]:
         manifest = run.manifest
         manifest = manifest.model_copy(
             update={
+                "created": f"2025-01-01T00:00:{next(second):02d}Z",
                 "environment": {**manifest.environment, **recipe.environment},
                 "model": manifest.model.model_copy(update=recipe.model),
                 "tasks": tuple(
