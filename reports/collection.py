@@ -10,7 +10,6 @@ What the front page of an earlier report in the folder links and this report doe
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from harness.appearance.visible_text import escape_json
+from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
 from harness.host.foreign_files import LARGEST_LOG_BYTES, NotRegularError, open_regular, read_bytes
 from harness.records.calibration import Calibration
@@ -123,8 +122,8 @@ class Collection:
         """Yield a JSON array in parts, one entry per run: those that could not be read last, with the reason."""
         yield "["
         for number, entry in enumerate(self._entries()):
-            text = json.dumps(entry, indent=2).replace("\n", "\n  ")  # as the array's own indentation would
-            yield f"{',' * bool(number)}\n  {escape_json(text)}"
+            text = json_text(entry).replace("\n", "\n  ")  # as the array's own indentation would
+            yield f"{',' * bool(number)}\n  {text}"
         yield "\n]"
 
     def _entries(self) -> Iterator[dict[str, Any]]:

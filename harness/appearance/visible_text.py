@@ -13,11 +13,14 @@ escape: what is promised is that nothing is hidden, not that the text can be rea
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shlex
 from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["escape_json", "is_hidden", "one_line", "shell_command", "shell_word", "visible"]
+__all__ = ["escape_json", "is_hidden", "json_text", "one_line", "shell_command", "shell_word", "visible"]
 
 _WITHOUT_INK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Letters and marks that Python takes for printable and that show nothing."""
@@ -61,6 +64,24 @@ def escape_json(text: str) -> str:
     if text.isascii() and "\x7f" not in text:
         return text  # whoever wrote it escaped the other control characters, as JSON must
     return re.sub(r"[^\x00-\x7e]", lambda found: _json_escape(found[0]) if is_hidden(found[0]) else found[0], text)
+
+
+def json_text(value: Any, **how: Any) -> str:
+    """Return an indented JSON document as :func:`escape_json` does; what is not finite is ``null``.
+
+    Args:
+        value: dictionaries, lists and what else JSON has.
+        how: further arguments of :func:`json.dumps`.
+    """
+    return escape_json(json.dumps(_finite(value), indent=2, allow_nan=False, **how))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _escaped(character: str) -> str:

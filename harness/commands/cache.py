@@ -23,10 +23,8 @@ def _list(
     """List what is kept: kind, size, when it was last used."""
     found = list(kept())
     if as_json:
-        import json
-
         rows = [{"kind": one.kind, "path": str(one.path), "bytes": one.size_bytes, "used": one.used} for one in found]
-        write_json(json.dumps(rows, indent=2))
+        write_json(rows)
         return
     from rich.table import Table
 

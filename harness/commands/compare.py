@@ -46,8 +46,6 @@ def compare(
     ] = None,
 ) -> None:
     """Compare two runs: what B changed against A, with 95 % intervals, tests, and conditions for CI."""
-    import json
-
     from harness.running.reading import read_run
     from reports.comparing.compare import Wanted, compare_runs
     from reports.comparing.conditions import judge, parse_condition
@@ -73,7 +71,7 @@ def compare(
     if markdown is not None:
         write_files(markdown.parent, {markdown.name: comparison_markdown(found, judged)})
     if as_json:
-        write_json(json.dumps(comparison_document(found, judged), indent=2, ensure_ascii=False))
+        write_json(comparison_document(found, judged), ensure_ascii=False)
     else:
         stdout().print(render_comparison(found, details=details))
     code = _say(judged)

@@ -9,9 +9,9 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from harness.appearance.visible_text import escape_json, one_line, visible
+from harness.appearance.visible_text import escape_json, json_text, one_line, visible
 
 if TYPE_CHECKING:
     from harness.appearance.terminal import Console
@@ -59,9 +59,9 @@ def write(text: str, end: str = "\n") -> None:
     print(visible(text), end=end)
 
 
-def write_json(text: str) -> None:
-    """Print a JSON document to stdout."""
-    write(escape_json(text))
+def write_json(document: object, **how: Any) -> None:
+    """Print a JSON document to stdout: text, or what :func:`json_text` makes one of."""
+    write(escape_json(document) if isinstance(document, str) else json_text(document, **how))
 
 
 def refuse(message: str, commands: Iterable[str] = ()) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -113,7 +112,7 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
             "environment": surroundings,
             "verdicts": [dataclasses.asdict(verdict) for verdict in verdicts],
         }
-        write_json(json.dumps(found, indent=2))
+        write_json(found)
     else:
         _print(render_examination(line, facts, verdicts))
 
@@ -139,7 +138,7 @@ def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_
             "real": dataclasses.asdict(real) | {"verdict": real_verdict(real)},
             "simulated": [dataclasses.asdict(one) | {"verdict": simulated_verdict(one)} for one in synthetic],
         }
-        write_json(json.dumps(found, indent=2))
+        write_json(found)
     else:
         _print("")
         _print(render_simulated(synthetic))

@@ -34,11 +34,9 @@ def lm_eval(
     with RunProgress(console) as progress:
         found = evaluate(options, progress)
     if as_json:
-        import json
-
         from lm_eval.utils import handle_non_serializable
 
-        write_json(json.dumps(found.results, indent=2, default=handle_non_serializable))
+        write_json(found.results, default=handle_non_serializable)
     else:
         stdout().print(render(found.results))
     where = escape(one_line(str(found.directory)))

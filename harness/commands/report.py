@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -101,7 +100,7 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
             refused.append((directory, one_line(str(error))))
     if as_json and summaries:
         parts = [summary.model_dump(mode="json") for summary, _ in summaries]
-        write_json(json.dumps(parts if len(directories) > 1 else parts[0], indent=2))
+        write_json(parts if len(directories) > 1 else parts[0])
     elif not as_json:
         for summary, _ in summaries:
             stdout().print(render(summary))

@@ -124,7 +124,6 @@ def _early_exits(config: RunConfig) -> list[str]:
 
 def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
     import dataclasses
-    import json
 
     from harness.commands.progress import RunProgress
     from harness.running.runner import execute
@@ -141,7 +140,7 @@ def _kv(config: RunConfig, resume: Path | None, *, as_json: bool) -> None:
     if as_json:
         tasks = dict.fromkeys(row.task for row in result.summary.rows)
         rows = {task: [dataclasses.asdict(row) for row in kv_figure(result.summary, task)] for task in tasks}
-        write_json(json.dumps(rows, indent=2))
+        write_json(rows)
         return
     console = stdout()
     console.print(render_kv_figure(result.summary, console.width))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -41,7 +40,7 @@ def watch(
     status = study.look()
     if as_json:
         best = [asdict(one) for one in study.best()]
-        write_json(json.dumps({**asdict(status), "waiting": status.waiting, "best": best}, indent=2))
+        write_json({**asdict(status), "waiting": status.waiting, "best": best})
         raise typer.Exit(status.exit_code)
     console = stdout()
     if once or not console.is_terminal:

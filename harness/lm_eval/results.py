@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from harness.appearance.terminal import Line, Text
+from harness.appearance.visible_text import json_text
 from reports.files import write_files
 
 __all__ = ["FOLDER", "render", "write_results"]
@@ -35,7 +35,7 @@ def write_results(directory: Path, results: Results) -> tuple[Path, ...]:
     for point, found in results.items():
         folder = directory / FOLDER / re.sub(r"[^\w.,=@:+-]", "_", point)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=2, default=handle_non_serializable, ensure_ascii=False)
+        text = json_text(found, default=handle_non_serializable, ensure_ascii=False)
         written += write_files(folder, {FILE: text + "\n"})
     return tuple(written)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ from reports.comparing.levels import RESAMPLES, Levels, Rates, Rows, levels_of
 from reports.comparing.metrics import needed_units
 from reports.metrics.units import Units
 from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_SAMPLES, replicate_interval, resampled
+from reports.statistics.plausible import all_plausible, plausible
 from reports.statistics.significance import (
     LEVEL,
     SWAPS,
@@ -129,12 +131,16 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, differing: int |
         seed: decides resampling and swaps, so that a report made twice says the same.
     """
     before, after = list(a.values()), [b[key] for key in (a if paired else b)]
-    if not before or not after:
-        return Change(metric, paired=paired, reason=UNMEASURED)
+    if not before or not after or not all(map(all_plausible, chain(before, after))):
+        reason = "a number that is not finite" if before and after else UNMEASURED
+        return Change(metric, paired=paired, reason=reason)
     levels = levels_of(metric, before, after)
     one, other = (float(levels.drawn(side, np.ones((1, n)))[0]) for side, n in enumerate((len(before), len(after))))
+    if not all_plausible((one, other)):
+        reason = "it would not be a finite number in both"
+        return Change(metric, plausible(one), plausible(other), paired=paired, reason=reason)
     found = Change(
-        metric, one, other, other - one, other / one - 1 if one else None, units=len(before),
+        metric, one, other, other - one, plausible(other / one - 1) if one else None, units=len(before),
         prompts=len(frozenset().union(*a)), paired=paired,
     )  # fmt: skip
     n = min(len(before), len(after))
@@ -151,7 +157,10 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, differing: int |
         if paired and differing < MINIMUM_DIFFERING:
             needed = f"a score's interval needs {MINIMUM_DIFFERING} prompts that differ, there are {differing}"
             return replace(found, reason=needed, no_interval=NoInterval.FEW_DIFFERING)
-    absolute, relative = levels.intervals(paired=paired, seed=seed)
+    absolute, relative = (
+        ends if ends is not None and all_plausible(ends) else None
+        for ends in levels.intervals(paired=paired, seed=seed)
+    )
     if paired and metric.percentile == 50 and all(value > 0 for row in (*before, *after) for value in row):
         p = _p_of_log_ratios(before, after, seed)
     else:
@@ -183,7 +192,7 @@ def corrected(family: list[Change]) -> list[Change]:
     return [replace(one, p_holm=p, family=max(1, tested)) for one, p in zip(family, p_values, strict=True)]
 
 
-def _p(levels: Levels, observed: tuple[float, float], units: tuple[int, int], paired: bool, seed: int) -> float:
+def _p(levels: Levels, observed: tuple[float, float], units: tuple[int, int], paired: bool, seed: int) -> float | None:
     """Return the two-sided p-value of the difference of levels."""
     difference = abs(observed[1] - observed[0])
     at_least = difference - 1e-9 * (difference + abs(observed[0]))  # two ways of adding up differ by rounding

@@ -23,7 +23,7 @@ from reports.comparing.results import PointChange, RunChange
 from reports.comparing.words import overall, verdict
 from reports.metrics.point import Point
 from reports.metrics.scores import recorded_scores
-from reports.metrics.units import by_block, units_of
+from reports.metrics.units import by_block, units_of, usable
 from reports.recorded import RecordedRun
 from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
@@ -177,7 +177,10 @@ def _change(
         return Change(metric, reason=reason, source=source, measured=measured)
     if metric is AGREEMENT:
         return level_of_both(metric, agreement_units(*cells, matched))
-    single = [units_of(metric, point) or {} for point in points]
+    recorded = [units_of(metric, point) or {} for point in points]
+    single = [usable(units) for units in recorded]
+    lost = [len(units) - len(kept) for units, kept in zip(recorded, single, strict=True)]
+    unusable = f"left out, as not a finite number: {lost[0]} of A, {lost[1]} of B" if any(lost) else ""
     one, other = (by_block(metric, units, cell) for units, cell in zip(single, cells, strict=True))
     common = matched.same_reference if metric.kind == "score" else matched.same
     pairs, prompts = pair_units(metric, one, other, common), pair_units(metric, single[0], single[1], common)
@@ -186,10 +189,11 @@ def _change(
     if pairs is None:
         apart = "the runs form their blocks of different prompts: unpaired" if matched.paired and one and other else ""
         found = change(metric, one, other, paired=False)
-        return replace(found, source=source, measured=measured, reason=found.reason or apart)
+        reason = "; ".join(filter(None, [found.reason or apart, unusable]))
+        return replace(found, source=source, measured=measured, reason=reason)
     differing = sum(row != prompts.b[key] for key, row in prompts.a.items()) if prompts is not None else None
     found = change(metric, pairs.a, pairs.b, paired=True, differing=differing)
-    said = [found.reason, JOINED if pairs.joined else "", _left_out(found, matched) if metric.is_cost else ""]
+    said = [found.reason, JOINED if pairs.joined else "", _left_out(found, matched) if metric.is_cost else "", unusable]
     return replace(found, source=source, measured=measured, reason="; ".join(filter(None, said)))
 
 

@@ -83,7 +83,8 @@ class Rates:
         absolute = half(moved_a, moved_b)
         if not a > 0 < b:
             return (b - a - absolute, b - a + absolute), None
-        factor = float(np.exp(half(moved_a / a, moved_b / b)))
+        with np.errstate(over="ignore"):  # an interval without an end
+            factor = float(np.exp(half(moved_a / a, moved_b / b)))
         return (b - a - absolute, b - a + absolute), (b / a / factor - 1, b / a * factor - 1)
 
     def _influences(self, table: Floats) -> tuple[float, Floats, Floats]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 
-from harness.appearance.visible_text import escape_json
+from harness.appearance.visible_text import json_text
 from reports.green_code.numbers import Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridTable
 from reports.green_code.words import absolute_table, caveats, heading, matched_table, quantity_tables, remarks
@@ -45,7 +44,7 @@ def grid_csv(comparison: GridComparison) -> str:
 
 def grid_json(comparison: GridComparison) -> str:
     """Return the comparison as it is; missing numbers are ``null``."""
-    return escape_json(json.dumps(dataclasses.asdict(comparison), indent=2)) + "\n"
+    return json_text(dataclasses.asdict(comparison)) + "\n"
 
 
 def _rows(table: GridTable) -> Iterator[dict[str, object]]:

@@ -15,9 +15,11 @@ difference".
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from typing import TypeVar
 
 from harness.contracts import Metric
 from harness.errors import RegistryError
@@ -25,6 +27,7 @@ from harness.records.estimate import Estimate, Interval, NoInterval
 from harness.registry import METRICS
 from reports.metrics.point import Point
 from reports.statistics.intervals import (
+    Pair,
     mean,
     mean_interval,
     paired_ratio,
@@ -32,9 +35,12 @@ from reports.statistics.intervals import (
     ratio_interval,
     score_interval,
 )
+from reports.statistics.plausible import all_plausible, numbers_of
 from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p, smallest_p
 
 __all__ = ["Comparison", "can_tell", "compare_all", "evaluate", "is_distinguishable"]
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +87,20 @@ class Comparison:
         return few and not self.distinguishable
 
 
-def evaluate(metric: Metric, point: Point) -> Estimate | None:
+def evaluate(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
     """Return a metric that is not compared with full depth; ``None`` where it was not measured, or a plug-in's fails.
+
+    Args:
+        metric: which.
+        point: of what.
+        left_out: counts by metric the numbers that cannot be true, of samples or the metric's own: they are missing.
 
     Raises:
         RegistryError: the metric yields something that is no number.
     """
     found: Estimate | None = None
     with _leaving_out(metric):
-        found = _evaluate(metric, point)
+        found = _evaluate(metric, point, left_out)
     return found  # noqa: RET504 - as it was where that failed
 
 
@@ -97,12 +108,13 @@ def _leaving_out(metric: Metric) -> AbstractContextManager[None]:
     return METRICS.leaving_out(metric.name) if metric.name in METRICS else nullcontext()
 
 
-def _evaluate(metric: Metric, point: Point) -> Estimate | None:
+def _evaluate(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
     if not point.can_have(metric):
         return None
     found: float | Estimate | None
     if metric.of_sample is not None:
-        values = [value for sample in point.samples if (value := metric.of_sample(sample)) is not None]
+        read = (metric.of_sample(sample) for sample in point.samples)
+        values = _usable(metric, (value for value in read if value is not None), left_out)
         found = mean(values) if metric.percentile is None else percentile(values, metric.percentile)
     else:
         assert metric.compute is not None
@@ -111,14 +123,22 @@ def _evaluate(metric: Metric, point: Point) -> Estimate | None:
         return found
     if not isinstance(found, int | float):
         raise RegistryError(f"the metric '{metric.name}' yields {found!r}, which is no number and no estimate.")
-    return Estimate(value=found)
+    return Estimate(value=found) if _usable(metric, [found], left_out) else None
 
 
-def compare_all(metrics: Sequence[Metric], points: Sequence[Point]) -> list[Mapping[Metric, Comparison]]:
-    """Return for each operating point of one table its comparisons with full depth, corrected."""
+def compare_all(
+    metrics: Sequence[Metric], points: Sequence[Point], left_out: Counter[str]
+) -> list[Mapping[Metric, Comparison]]:
+    """Return for each operating point of one table its comparisons with full depth, corrected.
+
+    Args:
+        metrics: which.
+        points: of the table.
+        left_out: as for :func:`evaluate`, of pairs and differences.
+    """
     found: list[dict[Metric, Comparison]] = [{} for _ in points]
     for metric in metrics:
-        column = [_compare(metric, point) for point in points]
+        column = [_compare(metric, point, left_out) for point in points]
         tested = sum(one.p is not None for one in column)
         for at, one, p in zip(found, column, holm([one.p for one in column]), strict=True):
             at[metric] = replace(one, p_holm=p, family=tested)
@@ -143,33 +163,42 @@ def can_tell(metric: Metric, estimates: Sequence[Estimate | None]) -> bool:
     return metric.paired is None or could or any(is_distinguishable(metric, one) for one in estimates)
 
 
-def _compare(metric: Metric, point: Point) -> Comparison:
+def _usable(metric: Metric, values: Iterable[_Value], left_out: Counter[str]) -> list[_Value]:
+    """Return the values (pairs, entries of a mapping, numbers) that can be true, and count the others."""
+    found = list(values)
+    kept = [one for one in found if all_plausible(numbers_of(astuple(one) if isinstance(one, Pair) else one))]
+    left_out.update({metric.name: len(found) - len(kept)})
+    return kept
+
+
+def _compare(metric: Metric, point: Point, left_out: Counter[str]) -> Comparison:
     """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
     found = Comparison(metric)
     with _leaving_out(metric):
-        found = _compared(metric, point)
+        found = _compared(metric, point, left_out)
     return found  # noqa: RET504 - as it was where that failed
 
 
-def _compared(metric: Metric, point: Point) -> Comparison:
+def _compared(metric: Metric, point: Point, left_out: Counter[str]) -> Comparison:
     assert metric.compute is not None
     if not point.can_have(metric):
         return Comparison(metric)
     itself = point.cell is point.reference(metric.against)
     if metric.paired == "difference":
-        return Comparison(metric) if itself else _compare_means(metric, point)
+        return Comparison(metric) if itself else _compare_means(metric, point, left_out)
     pairs = metric.compute(point)
     if itself:
         return Comparison(metric, 1.0 if point.samples and pairs is not None else None)
-    pairs = pairs or []
+    pairs = _usable(metric, pairs or [], left_out)
     interval = ratio_interval(pairs)
     p = ratio_p(pairs) if isinstance(interval, tuple) else None
     return Comparison(metric, paired_ratio(pairs), interval, p, len(pairs))
 
 
-def _compare_means(metric: Metric, point: Point) -> Comparison:
+def _compare_means(metric: Metric, point: Point, left_out: Counter[str]) -> Comparison:
     assert metric.compute is not None
-    differences: Mapping[str, float] = metric.compute(point) or {}
+    found: Mapping[str, float] = metric.compute(point) or {}
+    differences = dict(_usable(metric, found.items(), left_out))
     units = point.cell.by_block(differences)
     if metric.kind == "score" and point.is_exact:  # scores of the same tokens
         return Comparison(metric, mean(differences.values()), pairs=len(units), samples=len(differences))

@@ -15,9 +15,10 @@ from typing import TypeAlias
 from harness.contracts import Metric
 from harness.records import SampleRecord, WindowRecord
 from reports.metrics.point import Point
+from reports.statistics.plausible import all_plausible
 from reports.summary.measured import Measured
 
-__all__ = ["Units", "added", "blocks", "by_block", "joined", "rates", "tokens", "units_of"]
+__all__ = ["Units", "added", "blocks", "by_block", "joined", "rates", "tokens", "units_of", "usable"]
 
 Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
 """Prompts of a unit → its row: totals (of what stands above and below the line of a rate), or one value per repeat."""
@@ -40,6 +41,11 @@ def units_of(metric: Metric, point: Point) -> Units | None:
         if value is not None:
             found.setdefault(frozenset([sample.sample_id]), []).append(value)
     return {key: tuple(values) for key, values in found.items()}
+
+
+def usable(units: Units) -> Units:
+    """Return the units whose numbers can all be true: neither NaN nor infinite, nor beyond all reason."""
+    return {key: row for key, row in units.items() if all_plausible(row)}
 
 
 def by_block(metric: Metric, units: Units, cell: Measured) -> Units:

@@ -13,7 +13,8 @@ of totals they cover 93.8 to 95.4 % where block noise is near normal, 93.6 to 98
 2015, "What Teachers Should Know About the Bootstrap", section 6.1.2). For shares, a t interval covers no better (90 to
 95 % both) and leaves 0…1.
 
-Where an interval would not cover what it claims there is none, and :class:`NoInterval` says why.
+Where an interval would not cover what it claims there is none, and :class:`NoInterval` says why. NaN and infinities are
+no numbers: a statistic of units that hold one is ``None``, and an interval of them undefined.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -95,18 +97,19 @@ def ratio(numerator: float, denominator: float) -> float | None:
 
 
 def mean(values: Iterable[float]) -> float | None:
-    """Return the arithmetic mean, ``None`` of nothing."""
+    """Return the arithmetic mean, ``None`` of nothing and where a value is not finite."""
     listed = list(values)
-    return math.fsum(listed) / len(listed) if listed else None
+    return math.fsum(listed) / len(listed) if listed and all(map(math.isfinite, listed)) else None
 
 
 def percentile(values: Iterable[float], percent: float) -> float | None:
-    """Return the ``percent``-th percentile (0…100), interpolated linearly; ``None`` of nothing.
+    """Return the ``percent``-th percentile (0…100), interpolated linearly; ``None`` as of :func:`mean`.
 
     With fewer than ``100 / (100 - percent)`` values a high percentile is little more than the maximum.
     """
     listed = list(values)
-    return float(np.percentile(listed, percent, method="linear")) if listed else None
+    usable = listed and all(map(math.isfinite, listed))
+    return float(np.percentile(listed, percent, method="linear")) if usable else None
 
 
 def median(values: Iterable[float]) -> float | None:
@@ -140,11 +143,14 @@ def pooled_by(pairs: Iterable[tuple[Key, Pair]]) -> dict[Key, Pair]:
 def paired_ratio(pairs: Sequence[Pair]) -> float | None:
     """Return baseline cost per unit over the other's cost per unit, totals over totals.
 
-    Above 1 the other operating point is cheaper. ``None`` without pairs, where a total is negative, and where one that
-    is divided by is 0.
+    Above 1 the other operating point is cheaper. ``None`` without pairs, where a total is negative, where one that is
+    divided by is 0, and where a number is not finite.
     """
-    totals = [math.fsum(column) for column in zip(*map(_row, pairs), strict=True)]
-    if not totals or totals[0] < 0 or min(totals[1:]) <= 0:
+    rows = list(map(_row, pairs))
+    if not rows or not np.isfinite(rows).all():
+        return None
+    totals = [math.fsum(column) for column in zip(*rows, strict=True)]
+    if totals[0] < 0 or min(totals[1:]) <= 0:
         return None
     baseline, other, baseline_units, other_units = totals
     return (baseline / baseline_units) / (other / other_units)
@@ -157,7 +163,7 @@ def ratio_interval(pairs: Sequence[Pair]) -> Interval | NoInterval:
         pairs: independent units; pool repeats, and samples that share a window, first (:func:`pooled`).
 
     Returns:
-        A reason below ``MINIMUM_PAIRS`` pairs, and where a quantity is negative or a total 0.
+        A reason below ``MINIMUM_PAIRS`` pairs, and where a quantity is negative or not finite or a total 0.
     """
     if len(pairs) < MINIMUM_PAIRS:
         return NoInterval.FEW_PAIRS
@@ -175,9 +181,14 @@ def mean_interval(units: Sequence[Sequence[float]]) -> Interval | NoInterval:
 
     Args:
         units: the values of each independent unit, none empty.
+
+    Returns:
+        A reason below ``MINIMUM_PAIRS`` units, and where a value is not finite.
     """
     if len(units) < MINIMUM_PAIRS:
         return NoInterval.FEW_PAIRS
+    if not all(map(math.isfinite, chain(*units))):
+        return NoInterval.UNDEFINED
     sums, counts = (np.array([size(values) for values in units], dtype=float) for size in (math.fsum, len))
     total = counts.sum()
     centre = float(sums.sum() / total)
@@ -222,7 +233,7 @@ def half_width(*samples: tuple[Floats, Floats]) -> float:
 def bootstrap_share(pairs: Sequence[Pair], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
     """Return the bootstrap 95 % interval of Σ baseline / Σ other, a part over its whole.
 
-    ``None`` below ``MINIMUM_PAIRS`` pairs, and where a resample could have no whole.
+    ``None`` below ``MINIMUM_PAIRS`` pairs, where a resample could have no whole, and where a number is not finite.
 
     Args:
         pairs: independent units.
@@ -233,6 +244,8 @@ def bootstrap_share(pairs: Sequence[Pair], *, resamples: int = RESAMPLES, seed: 
     if n < MINIMUM_PAIRS:
         return None
     table = np.array([[pair.baseline, pair.other] for pair in pairs])
+    if not np.isfinite(table).all():
+        return None
     parts, wholes = np.vstack([counts @ table for counts in resampled(n, resamples, seed)]).T
     return replicate_interval(parts / wholes, n) if np.all(wholes > 0) else None
 

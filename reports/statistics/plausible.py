@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["LARGEST", "SMALLEST", "all_plausible", "is_measurable", "is_plausible", "numbers_of"]
+__all__ = ["LARGEST", "SMALLEST", "all_plausible", "is_measurable", "is_plausible", "numbers_of", "plausible"]
 
 LARGEST = 1e12
 """Size of a number beyond which it cannot be true, in its SI unit: 30,000 years, or what a town uses up in a year."""
@@ -22,6 +22,11 @@ SMALLEST = 1 / LARGEST
 def is_plausible(number: float) -> bool:
     """Whether a number can be true; NaN, an infinity and an integer of any size are answered for, too."""
     return -LARGEST <= number <= LARGEST
+
+
+def plausible(number: float | None) -> float | None:
+    """Return a number that can be true; ``None`` instead of another one."""
+    return number if number is not None and is_plausible(number) else None
 
 
 def is_measurable(number: float) -> bool:

@@ -100,7 +100,7 @@ def certified_by_tests(losses: Losses, risk: float, delta: float, p_value: PValu
     found = []
     for row in losses:
         found.append(p_value(row, risk, delta))
-        if found[-1] > delta:
+        if not found[-1] <= delta:  # nor where it is no number
             break
     return found
 

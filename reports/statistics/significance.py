@@ -9,7 +9,7 @@ have swaps, all are counted and the p-value is exact. Beyond, it is estimated fr
 
 What is swapped are whole pairs, and the statistic is the very ratio, or mean, that the table shows. So n pairs cannot
 give less than 2 / 2ⁿ, and a test can find nothing where :func:`smallest_p` or :func:`smallest_deal_p` is above the
-level.
+level. What is not finite is not tested: ``None``. A rearrangement that has no finite statistic counts as extreme.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def ratio_p(pairs: Sequence[Pair], *, seed: int = 0) -> float | None:
     """Return the p-value of "the paired ratio is 1" (:func:`reports.statistics.intervals.paired_ratio`).
 
     The statistic is the absolute logarithm of the ratio of totals. ``None`` below ``MINIMUM_PAIRS`` pairs, where a cost
-    or its units are negative, or where swaps could make a total 0.
+    or its units are negative or not finite, or where swaps could make a total 0.
 
     Args:
         pairs: independent units; pool repeats first (:func:`reports.statistics.intervals.pooled`).
@@ -62,7 +62,11 @@ def ratio_p(pairs: Sequence[Pair], *, seed: int = 0) -> float | None:
     if len(pairs) < MINIMUM_PAIRS:
         return None
     table = np.array([[p.baseline, p.other, p.baseline_units, p.other_units] for p in pairs])
-    if np.any(table < 0) or not np.all(np.minimum(table[:, ::2], table[:, 1::2]).sum(0) > 0):
+    if (
+        not np.isfinite(table).all()
+        or np.any(table < 0)
+        or not np.all(np.minimum(table[:, ::2], table[:, 1::2]).sum(0) > 0)
+    ):
         return None
     baseline, other, baseline_units, other_units = table.T
     moved = np.stack([other - baseline, other_units - baseline_units], axis=1)
@@ -80,19 +84,22 @@ def ratio_p(pairs: Sequence[Pair], *, seed: int = 0) -> float | None:
 
 
 def sign_flip_p(differences: Sequence[float], *, seed: int = 0) -> float | None:
-    """Return the p-value of "the mean of the paired differences is 0"; ``None`` below ``MINIMUM_PAIRS`` of them.
+    """Return the p-value of "the mean of the paired differences is 0".
 
-    Arguments as :func:`ratio_p`. Differences of 0 carry no evidence either way and make no p-value smaller.
+    ``None`` below ``MINIMUM_PAIRS`` of them, and where one is not finite. Arguments as :func:`ratio_p`.
+    Differences of 0 carry no evidence either way and make no p-value smaller.
     """
     if len(differences) < MINIMUM_PAIRS:
         return None
     values = np.asarray(differences, dtype=float)
+    if not np.isfinite(values).all():
+        return None
     total = values.sum()
     at_least = abs(total) - _ROUNDING * float(np.abs(values).sum())
     return swap_p(lambda swaps: np.abs(total - 2 * (swaps @ values)), at_least, len(values), seed=seed)
 
 
-def swap_p(size: Callable[[Floats], Floats], at_least: float, pairs: int, *, seed: int = 0) -> float:
+def swap_p(size: Callable[[Floats], Floats], at_least: float, pairs: int, *, seed: int = 0) -> float | None:
     """Return the p-value of any statistic of pairs: how often swapping whole pairs makes it as large as observed.
 
     Args:
@@ -105,7 +112,9 @@ def swap_p(size: Callable[[Floats], Floats], at_least: float, pairs: int, *, see
     return _p(size, at_least, _swaps(pairs, seed), exact=pairs <= EXACT_PAIRS)
 
 
-def deal_p(size: Callable[[Floats], Floats], at_least: float, first: int, second: int, *, seed: int = 0) -> float:
+def deal_p(
+    size: Callable[[Floats], Floats], at_least: float, first: int, second: int, *, seed: int = 0
+) -> float | None:
     """Return the p-value of any statistic of two unpaired groups: how often dealing all units anew makes it as large.
 
     Args:
@@ -138,9 +147,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Return the p-values of a family of tests corrected so that any false alarm at all stays below the level.
 
     Step-down (Holm 1979): the smallest is multiplied by the number of tests, the next by one less, and so on, never
-    below the one before and never above 1. ``None`` (not tested) stays ``None`` and does not count.
+    below the one before and never above 1. ``None`` (not tested) stays ``None`` and does not count; nor does NaN.
     """
-    tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    tested = sorted((p, index) for index, p in enumerate(p_values) if p is not None and math.isfinite(p))
     corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
     for rank, (p, index) in enumerate(tested):
@@ -154,11 +163,14 @@ def _log_ratio(baseline: Floats, other: Floats, baseline_units: Floats, other_un
     return result
 
 
-def _p(size: Callable[[Floats], Floats], at_least: float, rearranged: Iterable[Floats], *, exact: bool) -> float:
+def _p(size: Callable[[Floats], Floats], at_least: float, rearranged: Iterable[Floats], *, exact: bool) -> float | None:
+    if not math.isfinite(at_least):
+        return None
     extreme = drawn = 0
-    for rows in rearranged:
-        extreme += int(np.count_nonzero(size(rows) >= at_least))
-        drawn += len(rows)
+    with np.errstate(invalid="ignore"):
+        for rows in rearranged:
+            extreme += len(rows) - int(np.count_nonzero(size(rows) < at_least))
+            drawn += len(rows)
     return extreme / drawn if exact else (1 + extreme) / (1 + drawn)
 
 

@@ -7,6 +7,7 @@ attribution of costs) get no row.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -76,11 +77,15 @@ def summarise(
         points.append([Point(cell, table, manifest, idle, scorer, prompts) for cell in table])
     together = {name for table in points for point in table for name in point.corpus_scores}
     metrics = all_metrics(recorded_scores(cells) | together)
-    rows = tuple(row for table in points for row in _table(table, metrics))
+    left_out: Counter[str] = Counter()
+    rows = tuple(row for table in points for row in _table(table, metrics, left_out))
     summary = Summary(
         schema_version=SUMMARY_VERSION,
         machine=machine or str(manifest.environment.get("cpu") or "machine not recorded"),
-        notes=notes(manifest, measured, rows, windows, samples, missing_scores),
+        notes=(
+            *notes(manifest, measured, rows, windows, samples, missing_scores),
+            *(f"{name}: {n} number(s) left out as not finite or beyond all reason." for name, n in (+left_out).items()),
+        ),
         rows=rows,
         attributions=tuple(
             attribution
@@ -133,13 +138,13 @@ def _attributed(
         yield found.model_copy(update={"weights_format": shown})
 
 
-def _table(points: Sequence[Point], metrics: Sequence[Metric]) -> list[SummaryRow]:
+def _table(points: Sequence[Point], metrics: Sequence[Metric], left_out: Counter[str]) -> list[SummaryRow]:
     """The rows of one task, full depth first."""
     paired = [metric for metric in metrics if metric.paired]
     rows, without_flagged = [], _without_flagged(points)
-    for point, comparisons in zip(points, compare_all(paired, points), strict=True):
+    for point, comparisons in zip(points, compare_all(paired, points, left_out), strict=True):
         found = {
-            metric.name: comparisons[metric].estimate if metric.paired else evaluate(metric, point)
+            metric.name: comparisons[metric].estimate if metric.paired else evaluate(metric, point, left_out)
             for metric in metrics
         }
         source, _ = total(point.windows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,11 @@ def test_a_metric_is_a_mean_or_percentile_of_samples_or_of_everything(build: Any
         return Metric(name="m", header="m", meaning="made up", **facts)
 
     mean, median = (metric(of_sample=lambda sample: sample.latency_s, percentile=p) for p in (None, 50))
-    assert evaluate(mean, full) == Estimate(value=3.0)
-    assert evaluate(median, full) == Estimate(value=2.0)
-    assert evaluate(mean, other) is None
-    assert evaluate(metric(compute=lambda point: Estimate(value=1, low=0, high=2)), full) == Estimate(
+    assert evaluate(mean, full, Counter()) == Estimate(value=3.0)
+    assert evaluate(median, full, Counter()) == Estimate(value=2.0)
+    assert evaluate(mean, other, Counter()) is None
+    assert evaluate(metric(compute=lambda point: Estimate(value=1, low=0, high=2)), full, Counter()) == Estimate(
         value=1, low=0, high=2
     )
     with pytest.raises(RegistryError, match="no number"):
-        evaluate(metric(compute=lambda point: "much"), full)
+        evaluate(metric(compute=lambda point: "much"), full, Counter())
