@@ -13,7 +13,7 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.contracts import Metric
@@ -125,9 +125,24 @@ def judge(condition: Condition, points: Sequence[PointChange]) -> list[Judgement
     told = [(point, point.of(condition.metric)) for point in chosen]
     judged = [_judged(condition, point, one) for point, one in told if one.applies]
     if not judged:
-        reason = told[0][1].reason
-        return [Judgement(condition, "", "", "unknown", f"cannot be judged: {reason}.")]
+        judged = [Judgement(condition, "", "", "unknown", f"cannot be judged: {told[0][1].reason}.")]
+    if condition.metric.paired:  # full depth is on one side, or on both
+        words = _what_can_be(condition, chosen)
+        judged = [replace(one, about=f"{one.about}{words}") if one.outcome == "unknown" else one for one in judged]
     return judged
+
+
+def _what_can_be(condition: Condition, points: Sequence[PointChange]) -> str:
+    """Say which metrics have an interval at all of these operating points, in a comparison like this one."""
+
+    def has_interval(one: Change) -> bool:
+        interval = one.relative_interval if condition.relative else one.absolute_interval
+        return interval is not None and one.measured
+
+    names = [
+        one.metric.name for one in points[0].changes if all(has_interval(point.of(one.metric)) for point in points)
+    ]
+    return f" Can be judged here: {', '.join(names)}." if names else " Nothing can be judged here."
 
 
 def grouped(judged: Sequence[Judgement]) -> list[tuple[str, Judgement]]:

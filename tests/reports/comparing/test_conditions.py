@@ -91,7 +91,25 @@ def test_full_depth_has_no_speed_up_to_fail(points: tuple[PointChange, ...]) -> 
     assert outcome("speedup<-50%", points) == {FIXED: "passed"}
     (alone,) = judge(parse_condition("speedup<-50% @ full"), points)
     assert alone.outcome == "unknown"
-    assert alone.words == "speedup<-50% @ full: cannot be judged: full depth is what it is compared with."
+    said, _, names = alone.words.partition(" Can be judged here: ")
+    assert said == "speedup<-50% @ full: cannot be judged: full depth is what it is compared with."
+    judgeable = {one.metric.name for one in points[0].changes if one.relative_interval}
+    assert {"latency_p50_s", "tokens_per_s"} <= set(names.removesuffix(".").split(", ")) == judgeable
+
+
+def test_a_speed_up_within_a_run_says_what_can_be_judged(recorded: Make) -> None:
+    """Each metric that is named can; a single prompt leaves none."""
+    for times in (TIMES, TIMES[:1]):
+        run = recorded("a", seconds={"full": times, FIXED: [0.5 * s for s in times]})
+        within = compare_runs(run, run, Wanted(pair=("full", FIXED))).points
+        (one,) = judge(parse_condition("speedup<-3%"), within)
+        assert one.outcome == "unknown"
+        assert "cannot be judged: A is full depth, whose own is 1 by definition. " in one.about
+        names = one.about.partition(" Can be judged here: ")[2].removesuffix(".")
+        assert bool(names) == (times is TIMES)
+        assert names or one.about.endswith(" Nothing can be judged here.")
+        for name in filter(None, names.split(", ")):
+            assert outcome(f"{name}>+1%", within)[f"full → {FIXED}"] != "unknown"
 
 
 def test_full_depth_of_each_format_has_no_speed_up_to_fail(build: Any) -> None:
