@@ -17,14 +17,19 @@ a token is fixed exit at 25.3 layers. No such layer exists; the rival is the mix
 operating points of the same run (full depth is the deepest of them) whose mean depth is the strategy's, which anybody
 could deploy by tossing a coin per request. A fixed exit yields the same tokens under every KV policy that keeps a
 cache, so the rival may be of another such policy where the run has none of the same. The difference is taken sample by
-sample; the mixture's weight counts as known in its interval.
+sample. The mixture's weight is as uncertain as the mean depth that it comes from; the interval includes that, which
+near full depth is most of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.contracts import Metric, common_prefix, first_line
 from harness.records import SampleRecord
@@ -174,7 +179,19 @@ def _over_fixed(values: _BySample, point: Point) -> Estimate | None:
         if key in shallow and key in deep
     }
     value, units = mean(differences.values()), cell.by_block(differences)
-    return None if value is None else Estimate.of(value, score_interval(units), n=len(units))
+    if value is None:
+        return None
+    slope = 0.0 if above == below else sum(deep[key] - shallow[key] for key in differences) / len(differences)
+    moved = _moved_depth(cell, differences) * -slope / max(above - below, 1)
+    return Estimate.of(value, score_interval(units, moved), n=len(units))
+
+
+def _moved_depth(cell: Measured, samples: Iterable[str]) -> NDArray[np.float64]:
+    """How much each block of these samples moves the mean depth of a decided token."""
+    layers = {key: cell.decoded_layers(cell.samples[key, 0]) for key in samples}
+    blocks = [list(chain(*block)) for block in cell.by_block(layers)]
+    sums, counts = (np.array([size(block) for block in blocks], dtype=float) for size in (sum, len))
+    return (sums - sums.sum() / counts.sum() * counts) / counts.sum()
 
 
 def _edit_similarities(cell: Measured, _: Measured) -> Mapping[str, float]:

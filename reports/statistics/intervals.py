@@ -176,11 +176,13 @@ def ratio_interval(pairs: Sequence[Pair]) -> Interval | NoInterval:
     return found / factor, found * factor
 
 
-def mean_interval(units: Sequence[Sequence[float]]) -> Interval | NoInterval:
+def mean_interval(units: Sequence[Sequence[float]], moved: Sequence[float] = ()) -> Interval | NoInterval:
     """Return the 95 % t interval of the mean of values.
 
     Args:
         units: the values of each independent unit, none empty.
+        moved: how much each unit moves the mean through what the values were made with and is estimated, too, such as
+            the weight of a mixture; sums to 0. Empty where there is none.
 
     Returns:
         A reason below ``MINIMUM_PAIRS`` units, and where a value is not finite.
@@ -192,22 +194,24 @@ def mean_interval(units: Sequence[Sequence[float]]) -> Interval | NoInterval:
     sums, counts = (np.array([size(values) for values in units], dtype=float) for size in (math.fsum, len))
     total = counts.sum()
     centre = float(sums.sum() / total)
-    half = half_width(((sums - centre * counts) / total, counts / total))
+    influence = (sums - centre * counts) / total
+    half = half_width((influence + np.asarray(moved) if len(moved) else influence, counts / total))
     return centre - half, centre + half
 
 
-def score_interval(units: Sequence[Sequence[float]]) -> Interval | NoInterval:
+def score_interval(units: Sequence[Sequence[float]], moved: Sequence[float] = ()) -> Interval | NoInterval:
     """Return the 95 % interval of a mean difference of scores, where enough samples can tell it.
 
     Args:
         units: the differences of the samples of each independent unit, none empty.
+        moved: as for :func:`mean_interval`.
     """
     differences = [difference for unit in units for difference in unit]
     if len(differences) < MINIMUM_SAMPLES:
         return NoInterval.FEW_SAMPLES
     if np.count_nonzero(differences) < MINIMUM_DIFFERING:
         return NoInterval.FEW_DIFFERING
-    return mean_interval(units)
+    return mean_interval(units, moved)
 
 
 def half_width(*samples: tuple[Floats, Floats]) -> float:
