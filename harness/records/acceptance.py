@@ -19,8 +19,8 @@ class Acceptance(Record):
         layer: decoder layers that ran before they were drafted; ``None`` for all, and where a source proposed them.
         kind: of code (:mod:`reports.completions.token_kinds`); ``None`` for all, those of no kind included.
         drafted, accepted: tokens.
-        share: the second over the first, with the bootstrap interval over blocks of samples; none where too few blocks
-            drafted such a token, and where nearly all or none stood, which a bootstrap would call certain.
+        share: the second over the first, with its interval over blocks of samples; none where too few blocks
+            drafted such a token, and where nearly all or none stood.
     """
 
     source: str | None = None

@@ -31,7 +31,7 @@ class ReliabilityBin(Record):
         quantiles: shares of the tokens that score below them, and below the next bin.
         tokens: how many.
         agreement: share of them whose token is the last layer's.
-        agreement_ci: bootstrap 95 % over documents; ``None`` with fewer than five, or where some resample has no token.
+        agreement_ci: 95 % over documents; ``None`` with fewer than five, or where all are alike.
     """
 
     scores: Interval

@@ -54,7 +54,7 @@ class Chance(Record):
         setting: the operating point replayed; ``full`` where none of the family is faster.
         lossless: full depth's tokens come out.
         bound: it cannot be run as it stands: it looks at the answer, or is granted something for nothing.
-        agreement: share of tokens that are full depth's. agreement_ci: bootstrap 95 % over documents.
+        agreement: share of tokens that are full depth's. agreement_ci: 95 % over documents.
         layers: decoder layers a token, those of drafts that fell included.
         bytes_speedup: full depth's bytes read over its own.
         time_speedup: full depth's expected time over its own, from measured parts; ``None`` where none were.

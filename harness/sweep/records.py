@@ -30,7 +30,7 @@ class SweepRow(Record):
         tokens, documents: how much was replayed.
         exit_layer_mean: layers executed per token.
         layers_skipped: 1 − exit_layer_mean / num_layers.
-        agreement: share of tokens equal to the last layer's. agreement_ci: bootstrap 95 % over documents; ``None`` with
+        agreement: share of tokens equal to the last layer's. agreement_ci: 95 % over documents; ``None`` with
             fewer than five.
         exit_checks_per_token, lm_head_per_token, shortcut_per_token, kv_fill_layers_per_token: counts as live decoding
             charges them.
@@ -106,7 +106,7 @@ class DriftRow(Record):
             replay all tokens before were full depth's; what remains of drift is in the keys and values alone.
         live_agreement: share of full depth's tokens that stand at the same place, to the end: it also counts what
             follows from the first difference.
-        live_exit_layer_ci, live_same_prefix_ci, live_agreement_ci: bootstrap 95 % over samples; ``None`` with fewer
+        live_exit_layer_ci, live_same_prefix_ci, live_agreement_ci: 95 % over samples; ``None`` with fewer
             than five.
     """
 

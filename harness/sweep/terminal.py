@@ -20,7 +20,7 @@ __all__ = ["render"]
 LEGEND = (
     "● no other row has at least this agreement and this expected speed-up (chance is not considered)",
     "◇ a bound that looks at the answer, not a candidate",
-    "agree: tokens equal to the last layer's, with the bootstrap 95 % interval over documents",
+    "agree: tokens equal to the last layer's, with the 95 % interval over documents",
     "expected: full depth's bytes per token over this row's, not a measurement",
     "of bound: share of the layers the bound skips that are skipped here too, by tokens that agree",
     "checks, heads: times the strategy is asked, LM-head evaluations, per token",

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from harness.contracts import Metric
 from harness.records.estimate import Interval, NoInterval
-from reports.comparing.levels import RESAMPLES, Levels, Rates, Rows, levels_of
+from reports.comparing.levels import Levels, Rows, levels_of
 from reports.comparing.metrics import needed_units
 from reports.metrics.units import Units
-from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_SAMPLES, replicate_interval, resampled
+from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_SAMPLES, Pair, ratio, share_bounds
 from reports.statistics.plausible import all_plausible, plausible
 from reports.statistics.significance import (
     LEVEL,
@@ -171,18 +171,19 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, differing: int |
     )  # fmt: skip
 
 
-def level_of_both(metric: Metric, units: Units, *, seed: int = 0) -> Change:
-    """Return a number that belongs to both runs together (their agreement) with its interval."""
-    rows = list(units.values())
-    if not sum(below for _, below in rows):
+def level_of_both(metric: Metric, units: Units) -> Change:
+    """Return a number that belongs to both runs together (their agreement) with its interval.
+
+    Where it is the same in every unit the interval is that one number, as it is for equal completions.
+    """
+    pairs = [Pair(*row) for row in units.values()]
+    level = ratio(sum(pair.baseline for pair in pairs), sum(pair.other for pair in pairs))
+    if level is None:
         return Change(metric, reason="no token in both")
-    levels = Rates(rows, rows)
-    level = float(levels.drawn(0, np.ones((1, len(rows))))[0])
-    found = Change(metric, absolute=level, units=len(rows), prompts=len(frozenset().union(*units)))
-    if len(rows) < needed_units(metric):
-        return replace(found, reason=f"an interval needs {needed_units(metric)} prompts, there are {len(rows)}")
-    drawn = np.concatenate([levels.drawn(0, counts) for counts in resampled(len(rows), RESAMPLES, seed)])
-    return replace(found, absolute_interval=replicate_interval(drawn, len(rows)))
+    found = Change(metric, absolute=level, units=len(pairs), prompts=len(frozenset().union(*units)))
+    if len(pairs) < needed_units(metric):
+        return replace(found, reason=f"an interval needs {needed_units(metric)} prompts, there are {len(pairs)}")
+    return replace(found, absolute_interval=share_bounds(pairs) or (level, level))
 
 
 def corrected(family: list[Change]) -> list[Change]:

@@ -36,8 +36,8 @@ def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, inte
     if any(one.value is not None and not one.measured for point in points for one in point.changes):
         yield "Energy is an estimate, no measurement: it is in no verdict and decides no condition."
     yield (
-        "Intervals are over prompts, or blocks of them: t intervals of rates and means, a bootstrap of percentiles and "
-        "of A = B. What another process or another day would change is not in them; a percentile has an interval only "
+        "Intervals are over prompts, or blocks of them: t intervals of rates and means, a bootstrap of percentiles. "
+        "What another process or another day would change is not in them; a percentile has an interval only "
         "where five prompts lie beyond it."
     )
 

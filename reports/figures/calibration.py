@@ -42,7 +42,7 @@ def reliability(calibration: Calibration, prefix: str) -> list[Figure]:
     caption = (
         f"{_where(calibration)} Share of tokens that are the last layer's, against the score that estimates its "
         "probability, in ten bins of about equal size; on the dashed line the estimate holds, below it the score is "
-        "too sure. Black: all exit points together, with 95 % intervals (bootstrap over documents). Coloured: single "
+        "too sure. Black: all exit points together, with 95 % intervals (over documents). Coloured: single "
         "exit points, shallow bright, deep dark. n counts tokens, once per exit point. ECE: "
         "expected calibration error of all together."
     )
@@ -57,7 +57,7 @@ def agreement_by_score(calibration: Calibration, prefix: str) -> list[Figure]:
     caption = (
         f"{_where(calibration)} Share of tokens that are the last layer's, by quantile of the score over all exit "
         "points: the least certain tenth is on the left. A useful score climbs from low to high; a useless one stays "
-        "at the grey line, the mean. Bars: 95 % intervals (bootstrap over documents). Wide steps are ties."
+        "at the grey line, the mean. Bars: 95 % intervals (over documents). Wide steps are ties."
     )
     title = "Agreement by certainty of the score"
     return [Figure(f"calibration-{prefix}-quantiles", title, caption, partial(_quantiles, scores))]

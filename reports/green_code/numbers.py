@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from reports.statistics.intervals import (
     MINIMUM_PAIRS,
     Pair,
-    bootstrap_share,
     paired_ratio,
     pooled,
     ratio_interval,
@@ -210,9 +209,9 @@ def _skipped(cell: Measured, num_layers: int) -> Estimate | None:
     executed = paired_ratio(pairs)
     if executed is None:
         return None
-    bounds = bootstrap_share(pairs)
+    bounds = ratio_interval(pairs)
     value = 1 - executed / num_layers
-    if bounds is None:
+    if not isinstance(bounds, tuple):
         return Estimate(value)
     return Estimate(value, 1 - bounds[1] / num_layers, 1 - bounds[0] / num_layers)
 

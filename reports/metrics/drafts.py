@@ -16,7 +16,7 @@ from harness.records.estimate import Estimate, Interval, NoInterval
 from reports.metrics.point import Point
 from reports.metrics.sections import DRAFTS
 from reports.metrics.units import Units, rates
-from reports.statistics.intervals import Pair, bootstrap_share, pooled, ratio, share_interval
+from reports.statistics.intervals import Pair, pooled, ratio, ratio_interval, share_interval
 
 __all__ = [
     "ACCEPTANCE",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _Count = Callable[[SampleRecord], float]
-_OfPairs = Callable[[Sequence[Pair]], Interval | NoInterval | None]
+_OfPairs = Callable[[Sequence[Pair]], Interval | NoInterval]
 
 
 def _decoded(sample: SampleRecord) -> int:
@@ -66,7 +66,7 @@ def _ranged(over: _Count, under: _Count, of_pairs: _OfPairs, point: Point) -> Es
     cell = point.cell
     blocks = ((cell.windows[one.window].block, Pair(over(one), under(one))) for one in cell.samples.values())
     pairs = pooled(blocks)
-    return Estimate.of(value, of_pairs(pairs) or NoInterval.FEW_PAIRS, n=len(pairs))
+    return Estimate.of(value, of_pairs(pairs), n=len(pairs))
 
 
 def _share(*, over: _Count, under: _Count, place: float, interval: _OfPairs | None = None, **facts: Any) -> Metric:
@@ -86,7 +86,7 @@ TOKENS_PER_VERIFICATION = _share(
     over=_decoded,
     under=lambda sample: sample.verifications,
     place=1,
-    interval=bootstrap_share,
+    interval=ratio_interval,
     better="higher",
 )
 ACCEPTANCE = _share(

@@ -38,7 +38,7 @@ from reports.metrics.point import Point
 from reports.metrics.scores import EDIT_SIMILARITY
 from reports.metrics.sections import AGREEMENTS, EQUAL_DEPTH, FIGURES, HEADLINE
 from reports.metrics.units import Units
-from reports.statistics.intervals import MINIMUM_DIFFERING, Pair, bootstrap_share, mean, ratio, score_interval
+from reports.statistics.intervals import MINIMUM_DIFFERING, Pair, mean, ratio, score_interval, share_bounds
 from reports.summary.measured import Measured
 
 __all__ = [
@@ -150,7 +150,7 @@ def _share_interval(units: Sequence[Sequence[float]]) -> Interval | NoInterval:
     shares = [share for unit in units for share in unit]
     if min(sum(share < 1 for share in shares), sum(share > 0 for share in shares)) < MINIMUM_DIFFERING:
         return NoInterval.FEW_DIFFERING
-    return bootstrap_share([Pair(math.fsum(unit), len(unit)) for unit in units]) or NoInterval.FEW_PAIRS
+    return share_bounds([Pair(math.fsum(unit), len(unit)) for unit in units]) or NoInterval.FEW_PAIRS
 
 
 def _units(values: _BySample, point: Point) -> Units:

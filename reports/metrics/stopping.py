@@ -10,7 +10,7 @@ generates more.
 them: a completion that is cut before its first accepted character still has its cost. Where no character is accepted
 there is no cost of one.
 
-Totals over totals, all repeats; intervals by bootstrap over blocks of samples.
+Totals over totals, all repeats; intervals over blocks of samples.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from functools import partial
 
 from harness.contracts import Metric
 from harness.records import SampleRecord, WindowRecord
-from harness.records.estimate import Estimate, NoInterval
+from harness.records.estimate import Estimate
 from reports.metrics.point import Point
 from reports.metrics.sections import STOPS
 from reports.metrics.units import Units
-from reports.statistics.intervals import Pair, bootstrap_share, pooled, ratio, share_interval
+from reports.statistics.intervals import Pair, pooled, ratio, ratio_interval, share_interval
 from reports.summary.energy import total
 from reports.summary.measured import Measured
 
@@ -91,7 +91,7 @@ def _per_character(cost: _Cost, point: Point) -> Estimate | None:
         return None
     units = pooled((window.block, Pair(spent, characters)) for window, _, spent, characters in found)
     value = ratio(sum(pair.baseline for pair in units), sum(pair.other for pair in units))
-    return None if value is None else Estimate.of(value, bootstrap_share(units) or NoInterval.FEW_PAIRS, n=len(units))
+    return None if value is None else Estimate.of(value, ratio_interval(units), n=len(units))
 
 
 def _units(cost: _Cost, point: Point) -> Units:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval, resampled
+from reports.statistics.intervals import MINIMUM_PAIRS, Pair, replicate_interval, resampled, share_bounds
 
 __all__ = ["auroc", "auroc_interval", "calibration_error", "equal_bins", "share_intervals"]
 
@@ -57,16 +57,10 @@ def auroc_interval(right: Counts, wrong: Counts, *, seed: int = 0) -> tuple[floa
     return replicate_interval(np.concatenate(areas), documents)
 
 
-def share_intervals(right: Counts, tokens: Counts, *, seed: int = 0) -> list[tuple[float, float] | None]:
-    """Return the bootstrap 95 % interval over documents of right / tokens of each column, ``[documents, columns]``."""
-    documents = len(tokens)
-    if documents < MINIMUM_PAIRS:
-        return [None] * tokens.shape[1]
-    drawn = np.vstack(list(resampled(documents, RESAMPLES, seed)))
-    above, below = drawn @ right.astype(float), drawn @ tokens.astype(float)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = above / below  # not finite where a resample has no token
-    return [replicate_interval(column, documents) for column in shares.T]
+def share_intervals(right: Counts, tokens: Counts) -> list[tuple[float, float] | None]:
+    """Return the 95 % interval over documents of right / tokens of each column, ``[documents, columns]``."""
+    columns = zip(right.T.tolist(), tokens.T.tolist(), strict=True)
+    return [share_bounds([Pair(*each) for each in zip(*column, strict=True)]) for column in columns]
 
 
 def equal_bins(tokens: Counts, count: int) -> list[slice]:

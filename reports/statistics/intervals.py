@@ -9,9 +9,10 @@ unit on it, the degrees of freedom from how unequal the units are, by the effect
 of totals they cover 93.8 to 95.4 % where block noise is near normal, 93.6 to 98.4 % where it has heavy tails or spikes
 (:mod:`harness.doctor.simulated`); the percentile bootstrap, which stood here before, covered 91 to 95 %.
 
-**Shares and medians** have percentile intervals of the bootstrap (Efron 1979), expanded for few units (Hesterberg
-2015, "What Teachers Should Know About the Bootstrap", section 6.1.2). For shares, a t interval covers no better (90 to
-95 % both) and leaves 0…1.
+**Shares** have Clopper and Pearson's interval for an effective number of trials (:func:`share_bounds`): near 0 and 1,
+where a t interval leaves 0…1 and a bootstrap of few documents covers 71 to 92 %, it covers 93 to 98 %. **Medians** have
+percentile intervals of the bootstrap (Efron 1979), expanded for few units (Hesterberg 2015, "What Teachers Should Know
+About the Bootstrap", section 6.1.2).
 
 Where an interval would not cover what it claims there is none, and :class:`NoInterval` says why. NaN and infinities are
 no numbers: a statistic of units that hold one is ``None``, and an interval of them undefined.
@@ -28,7 +29,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtr, stdtrit
+from scipy.special import betaincinv, ndtr, ndtri, stdtrit
 
 from harness.records.estimate import Interval, NoInterval
 
@@ -37,7 +38,6 @@ __all__ = [
     "MINIMUM_PAIRS",
     "MINIMUM_SAMPLES",
     "Pair",
-    "bootstrap_share",
     "draws",
     "half_width",
     "largest_share",
@@ -53,6 +53,7 @@ __all__ = [
     "replicate_interval",
     "resampled",
     "score_interval",
+    "share_bounds",
     "share_interval",
 ]
 
@@ -70,6 +71,7 @@ at 16 and 92 % at 50."""
 
 RESAMPLES = 4_000
 CONFIDENCE = 0.95
+_ALIKE = 1e-9  # half a share's interval that is rounding
 _CHUNK = 2_000_000  # resampled counts in use at once: 16 MB
 _KEPT = 10_000_000  # resampled counts that are kept for the next interval of as many units: 20 MB
 
@@ -234,44 +236,49 @@ def half_width(*samples: tuple[Floats, Floats]) -> float:
     return float(stdtrit(variance**2 / spread, (1 + CONFIDENCE) / 2)) * math.sqrt(variance) if spread else 0.0
 
 
-def bootstrap_share(pairs: Sequence[Pair], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
-    """Return the bootstrap 95 % interval of Σ baseline / Σ other, a part over its whole.
+def share_bounds(pairs: Sequence[Pair]) -> Interval | None:
+    """Return the 95 % interval of Σ baseline / Σ other, a part over its whole.
 
-    ``None`` below ``MINIMUM_PAIRS`` pairs, where a resample could have no whole, and where a number is not finite.
+    That of Clopper and Pearson for the number of trials that would vary as the units do (Korn and Graubard 1998,
+    "Confidence intervals for proportions with small expected number of positive counts estimated from cluster survey
+    data"), Student's t for the number of units included.
 
     Args:
         pairs: independent units.
-        resamples: bootstrap replications.
-        seed: decides the resampling, so that reports are reproducible.
+
+    Returns:
+        ``None`` where fewer than ``MINIMUM_PAIRS`` units have a whole, where the share is alike in all units (0 and 1
+        among them), and where a number is not finite.
     """
-    n = len(pairs)
-    if n < MINIMUM_PAIRS:
+    table = np.array([[pair.baseline, pair.other] for pair in pairs if pair.other != 0])
+    if len(table) < MINIMUM_PAIRS or not np.isfinite(table).all():
         return None
-    table = np.array([[pair.baseline, pair.other] for pair in pairs])
-    if not np.isfinite(table).all():
+    (parts, wholes), total = table.T, table[:, 1].sum()
+    share = float(parts.sum() / total)
+    half = half_width(((parts - share * wholes) / total, wholes / total))
+    if not 0 < share < 1 or half < _ALIKE:
         return None
-    parts, wholes = np.vstack([counts @ table for counts in resampled(n, resamples, seed)]).T
-    return replicate_interval(parts / wholes, n) if np.all(wholes > 0) else None
+    trials = share * (1 - share) * float(ndtri((1 + CONFIDENCE) / 2) / half) ** 2
+    return 1 - largest_share((1 - share) * trials, trials), largest_share(share * trials, trials)
 
 
 def share_interval(pairs: Sequence[Pair]) -> Interval | NoInterval:
-    """Return the interval of a share of tokens, Σ baseline of Σ other, as :func:`bootstrap_share` does.
+    """Return the interval of a share of tokens, Σ baseline of Σ other, as :func:`share_bounds` does.
 
     Args:
         pairs: independent units, those without any such token included.
 
     Returns:
         A reason where fewer than ``MINIMUM_PAIRS`` units have such tokens, or fewer than ``MINIMUM_DIFFERING`` tokens
-        are on one side, of which a bootstrap makes a certainty.
+        are on one side.
     """
     parts, wholes = (math.fsum(column) for column in zip(*((one.baseline, one.other) for one in pairs), strict=True))
     if min(parts, wholes - parts) < MINIMUM_DIFFERING:
         return NoInterval.FEW_DIFFERING
-    counted = sum(one.other > 0 for one in pairs)
-    return NoInterval.FEW_PAIRS if counted < MINIMUM_PAIRS else bootstrap_share(pairs) or NoInterval.FEW_PAIRS
+    return share_bounds(pairs) or NoInterval.FEW_PAIRS
 
 
-def largest_share(count: int, of: int) -> float:
+def largest_share(count: float, of: float) -> float:
     """Return the upper end of the 95 % interval of a share, ``count`` of ``of`` (Clopper and Pearson 1934)."""
     return float(betaincinv(count + 1, of - count, (1 + CONFIDENCE) / 2)) if count < of else 1.0
 

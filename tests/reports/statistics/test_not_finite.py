@@ -45,10 +45,7 @@ def test_statistics_of_anything_are_finite_or_missing(rows: list[tuple[float, fl
     for found in (
         *(make(first) for make in (intervals.mean, intervals.median, sign_flip_p)),
         *(make([[one] for one in first]) for make in (intervals.mean_interval, intervals.score_interval)),
-        *(
-            make(pairs)
-            for make in (intervals.paired_ratio, intervals.ratio_interval, intervals.bootstrap_share, ratio_p)
-        ),
+        *(make(pairs) for make in (intervals.paired_ratio, intervals.ratio_interval, intervals.share_bounds, ratio_p)),
     ):
         assert finite(found)
     assert there or isinstance(intervals.ratio_interval(pairs), NoInterval)
