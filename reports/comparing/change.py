@@ -162,7 +162,7 @@ def change(metric: Metric, a: Units, b: Units, *, paired: bool, differing: int |
         for ends in levels.intervals(paired=paired, seed=seed)
     )
     if paired and metric.percentile == 50 and all(value > 0 for row in (*before, *after) for value in row):
-        p = _p_of_log_ratios(before, after, seed)
+        p: float | None = _p_of_log_ratios(before, after, seed)
     else:
         p = _p(levels, (one, other), (len(before), len(after)), paired, seed)
     smallest = smallest_p(n) if paired else smallest_deal_p(len(before), len(after))

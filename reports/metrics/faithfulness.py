@@ -28,9 +28,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
-import numpy as np
-from numpy.typing import NDArray
-
 from harness.contracts import Metric, common_prefix, first_line
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate, Interval, NoInterval
@@ -182,16 +179,17 @@ def _over_fixed(values: _BySample, point: Point) -> Estimate | None:
     if value is None:
         return None
     slope = 0.0 if above == below else sum(deep[key] - shallow[key] for key in differences) / len(differences)
-    moved = _moved_depth(cell, differences) * -slope / max(above - below, 1)
+    moved = [-slope / max(above - below, 1) * depth for depth in _moved_depth(cell, differences)]
     return Estimate.of(value, score_interval(units, moved), n=len(units))
 
 
-def _moved_depth(cell: Measured, samples: Iterable[str]) -> NDArray[np.float64]:
+def _moved_depth(cell: Measured, samples: Iterable[str]) -> list[float]:
     """How much each block of these samples moves the mean depth of a decided token."""
     layers = {key: cell.decoded_layers(cell.samples[key, 0]) for key in samples}
     blocks = [list(chain(*block)) for block in cell.by_block(layers)]
-    sums, counts = (np.array([size(block) for block in blocks], dtype=float) for size in (sum, len))
-    return (sums - sums.sum() / counts.sum() * counts) / counts.sum()
+    tokens = sum(map(len, blocks))
+    mean_depth = sum(map(sum, blocks)) / tokens
+    return [(sum(block) - mean_depth * len(block)) / tokens for block in blocks]
 
 
 def _edit_similarities(cell: Measured, _: Measured) -> Mapping[str, float]:
