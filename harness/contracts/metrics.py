@@ -56,7 +56,8 @@ class Metric:
 
     Either ``of_sample`` gives the number of one sample, and the metric is its mean or percentile over the samples, or
     ``compute`` gives the metric of a whole operating point (:class:`reports.metrics.point.Point`). A number per sample
-    is enough to compare the metric between runs, with interval and test; ``compute`` needs ``units`` for that.
+    is enough to compare the metric between runs, with interval and test; ``compute`` needs ``units`` for that. A number
+    that is not finite, or beyond all reason, is missing and counted.
 
     Attributes:
         name: column of files and word of conditions; ends in its SI unit (``_s``, ``_j``, ``_w``) if it has one.

@@ -187,7 +187,7 @@ def _moved_depth(cell: Measured, samples: Iterable[str]) -> list[float]:
     """How much each block of these samples moves the mean depth of a decided token."""
     layers = {key: cell.decoded_layers(cell.samples[key, 0]) for key in samples}
     blocks = [list(chain(*block)) for block in cell.by_block(layers)]
-    tokens = sum(map(len, blocks))
+    tokens = max(sum(map(len, blocks)), 1)
     mean_depth = sum(map(sum, blocks)) / tokens
     return [(sum(block) - mean_depth * len(block)) / tokens for block in blocks]
 
