@@ -30,7 +30,7 @@ from harness.sweep.replay_sweep import SweepResult
 from harness.sweep.tokens import TracedTokens
 from harness.training.traces.reading import exit_maps
 from harness.training.traces.record_trace import exit_columns
-from reports.statistics.intervals import Pair, ratio_interval, share_bounds
+from reports.statistics.intervals import Pair, known, ratio_interval, share_bounds
 from reports.summary.measured import Measured, select
 from reports.summary.pareto import front
 
@@ -197,9 +197,9 @@ def _drift(
         live_exit_layer=_share(layers),
         live_same_prefix=_share(prefix),
         live_agreement=_share(same),
-        live_same_prefix_ci=share_bounds(prefix),
-        live_exit_layer_ci=between if isinstance(between := ratio_interval(layers), tuple) else None,
-        live_agreement_ci=share_bounds(same),
+        live_same_prefix_ci=known(share_bounds(prefix)),
+        live_exit_layer_ci=known(ratio_interval(layers)),
+        live_agreement_ci=known(share_bounds(same)),
     )
 
 

@@ -11,7 +11,7 @@ from harness.records import DraftTimes, UnitTimes
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import SweepRow
 from harness.sweep.replay_strategy import Drafted, Outcome
-from reports.statistics.intervals import Pair, ratio, share_bounds
+from reports.statistics.intervals import Pair, known, ratio, share_bounds
 from reports.summary.pareto import front
 
 __all__ = ["make_rows", "share_interval"]
@@ -63,7 +63,7 @@ def make_rows(
 def share_interval(right: Tensor, tokens: Tensor) -> tuple[float, float] | None:
     """Return the 95 % interval of Σ right / Σ tokens over documents, ``[documents]`` each."""
     pairs = [Pair(r, t) for r, t in zip(right.tolist(), tokens.tolist(), strict=True) if t]
-    return share_bounds(pairs)
+    return known(share_bounds(pairs))
 
 
 def _row(

@@ -23,7 +23,7 @@ from harness.records.estimate import Interval, NoInterval
 from reports.comparing.levels import Levels, Rows, levels_of
 from reports.comparing.metrics import needed_units
 from reports.metrics.units import Units
-from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_SAMPLES, Pair, ratio, share_bounds
+from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_SAMPLES, Pair, known, ratio, share_bounds
 from reports.statistics.plausible import all_plausible, plausible
 from reports.statistics.significance import (
     LEVEL,
@@ -183,7 +183,7 @@ def level_of_both(metric: Metric, units: Units) -> Change:
     found = Change(metric, absolute=level, units=len(pairs), prompts=len(frozenset().union(*units)))
     if len(pairs) < needed_units(metric):
         return replace(found, reason=f"an interval needs {needed_units(metric)} prompts, there are {len(pairs)}")
-    return replace(found, absolute_interval=share_bounds(pairs) or (level, level))
+    return replace(found, absolute_interval=known(share_bounds(pairs)) or (level, level))
 
 
 def corrected(family: list[Change]) -> list[Change]:

@@ -147,7 +147,7 @@ def _share_interval(units: Sequence[Sequence[float]]) -> Interval | NoInterval:
     shares = [share for unit in units for share in unit]
     if min(sum(share < 1 for share in shares), sum(share > 0 for share in shares)) < MINIMUM_DIFFERING:
         return NoInterval.FEW_DIFFERING
-    return share_bounds([Pair(math.fsum(unit), len(unit)) for unit in units]) or NoInterval.FEW_PAIRS
+    return share_bounds([Pair(math.fsum(unit), len(unit)) for unit in units])
 
 
 def _units(values: _BySample, point: Point) -> Units:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from reports.statistics.intervals import MINIMUM_PAIRS, Pair, replicate_interval, resampled, share_bounds
+from reports.statistics.intervals import MINIMUM_PAIRS, Pair, known, replicate_interval, resampled, share_bounds
 
 __all__ = ["auroc", "auroc_interval", "calibration_error", "equal_bins", "share_intervals"]
 
@@ -60,7 +60,7 @@ def auroc_interval(right: Counts, wrong: Counts, *, seed: int = 0) -> tuple[floa
 def share_intervals(right: Counts, tokens: Counts) -> list[tuple[float, float] | None]:
     """Return the 95 % interval over documents of right / tokens of each column, ``[documents, columns]``."""
     columns = zip(right.T.tolist(), tokens.T.tolist(), strict=True)
-    return [share_bounds([Pair(*each) for each in zip(*column, strict=True)]) for column in columns]
+    return [known(share_bounds([Pair(*each) for each in zip(*column, strict=True)])) for column in columns]
 
 
 def equal_bins(tokens: Counts, count: int) -> list[slice]:

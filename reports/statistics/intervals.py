@@ -40,6 +40,7 @@ __all__ = [
     "Pair",
     "draws",
     "half_width",
+    "known",
     "largest_share",
     "mean",
     "mean_interval",
@@ -236,7 +237,7 @@ def half_width(*samples: tuple[Floats, Floats]) -> float:
     return float(stdtrit(variance**2 / spread, (1 + CONFIDENCE) / 2)) * math.sqrt(variance) if spread else 0.0
 
 
-def share_bounds(pairs: Sequence[Pair]) -> Interval | None:
+def share_bounds(pairs: Sequence[Pair]) -> Interval | NoInterval:
     """Return the 95 % interval of Σ baseline / Σ other, a part over its whole.
 
     That of Clopper and Pearson for the number of trials that would vary as the units do (Korn and Graubard 1998,
@@ -247,17 +248,17 @@ def share_bounds(pairs: Sequence[Pair]) -> Interval | None:
         pairs: independent units.
 
     Returns:
-        ``None`` where fewer than ``MINIMUM_PAIRS`` units have a whole, where the share is alike in all units (0 and 1
+        A reason where fewer than ``MINIMUM_PAIRS`` units have a whole, where the share is alike in all units (0 and 1
         among them), and where a number is not finite.
     """
     table = np.array([[pair.baseline, pair.other] for pair in pairs if pair.other != 0])
     if len(table) < MINIMUM_PAIRS or not np.isfinite(table).all():
-        return None
+        return NoInterval.FEW_PAIRS if len(table) < MINIMUM_PAIRS else NoInterval.UNDEFINED
     (parts, wholes), total = table.T, table[:, 1].sum()
     share = float(parts.sum() / total)
     half = half_width(((parts - share * wholes) / total, wholes / total))
     if not 0 < share < 1 or half < _ALIKE:
-        return None
+        return NoInterval.FEW_DIFFERING
     trials = share * (1 - share) * float(ndtri((1 + CONFIDENCE) / 2) / half) ** 2
     return 1 - largest_share((1 - share) * trials, trials), largest_share(share * trials, trials)
 
@@ -275,7 +276,12 @@ def share_interval(pairs: Sequence[Pair]) -> Interval | NoInterval:
     parts, wholes = (math.fsum(column) for column in zip(*((one.baseline, one.other) for one in pairs), strict=True))
     if min(parts, wholes - parts) < MINIMUM_DIFFERING:
         return NoInterval.FEW_DIFFERING
-    return share_bounds(pairs) or NoInterval.FEW_PAIRS
+    return share_bounds(pairs)
+
+
+def known(interval: Interval | NoInterval) -> Interval | None:
+    """Return an interval, ``None`` instead of the reason why there is none."""
+    return interval if isinstance(interval, tuple) else None
 
 
 def largest_share(count: float, of: float) -> float:

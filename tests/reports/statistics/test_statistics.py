@@ -52,7 +52,7 @@ def test_statistics_of_nothing_are_none_and_never_zero() -> None:
     assert mean([]) is None
     assert ratio(1, 0) is None
     assert paired_ratio([]) is None
-    assert share_bounds([]) is None
+    assert share_bounds([]) is NoInterval.FEW_PAIRS
     assert ratio_interval([]) is mean_interval([]) is NoInterval.FEW_PAIRS
     assert score_interval([]) is NoInterval.FEW_SAMPLES
 
@@ -175,18 +175,18 @@ def test_scores_need_samples_and_differences() -> None:
 
 
 def test_a_share_s_interval_stays_between_0_and_1() -> None:
-    low, high = share_bounds([Pair(9.0 + (n % 2), 10.0) for n in range(10)]) or (0, 2)
+    low, high = share_bounds([Pair(9.0 + (n % 2), 10.0) for n in range(10)])
     assert 0.88 < low < 0.95 < high <= 1.0
-    assert share_bounds([Pair(n % 2, 1.0) for n in range(4)]) is None  # four units
-    assert share_bounds([Pair(0.0, 0.0)] * 8) is None
-    assert share_bounds([Pair(0.0, 0.0)] * 8 + [Pair(n % 2, 1.0) for n in range(4)]) is None
+    assert share_bounds([Pair(n % 2, 1.0) for n in range(4)]) is NoInterval.FEW_PAIRS
+    assert share_bounds([Pair(0.0, 0.0)] * 8) is NoInterval.FEW_PAIRS
+    assert share_bounds([Pair(0.0, 0.0)] * 8 + [Pair(n % 2, 1.0) for n in range(4)]) is NoInterval.FEW_PAIRS
     for alike in (0.0, 0.3, 1.0):  # a certainty it would be, of eight documents
-        assert share_bounds([Pair(alike, 1.0)] * 8) is None
+        assert share_bounds([Pair(alike, 1.0)] * 8) is NoInterval.FEW_DIFFERING
 
 
 def test_a_share_of_units_that_are_0_or_1_has_clopper_and_pearsons_interval() -> None:
     """15 of 16 but for one degree of freedom, and t in the normal's place: a little wider than [0.698, 0.998]."""
-    low, high = share_bounds([Pair(n > 0, 1.0) for n in range(16)]) or (0, 0)
+    low, high = share_bounds([Pair(n > 0, 1.0) for n in range(16)])
     assert 0.65 < low < 0.698
     assert 0.998 < high < 1.0
 

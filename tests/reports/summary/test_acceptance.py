@@ -76,12 +76,12 @@ def test_an_interval_resamples_blocks(build: Any) -> None:
     clustered, mixed = build(points=(FULL, ALONE), kv="recompute"), build(points=(FULL, ALONE), kv="recompute")
     for block in range(8):
         clustered.window(ALONE, *[kept if block % 2 else lost] * 2, block=block)
-        mixed.window(ALONE, kept, lost, block=block)
+        mixed.window(ALONE, *{0: (kept, kept), 1: (lost, lost)}.get(block, (kept, lost)), block=block)
     wide, narrow = (acceptances(one)[None, None, None].share for one in (clustered, mixed))
     assert wide.value == narrow.value == 0.5
     assert wide.interval[0] < 0.2
     assert wide.interval[1] > 0.8
-    assert narrow.interval == pytest.approx((0.5, 0.5))
+    assert 0.25 < narrow.interval[0] < 0.5 < narrow.interval[1] < 0.75
     assert clustered.row(ALONE).estimate("acceptance").interval == wide.interval
 
 

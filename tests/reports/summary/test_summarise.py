@@ -10,6 +10,7 @@ from dataclasses import asdict
 import pytest
 
 from harness.errors import StoreError
+from harness.records.estimate import NoInterval
 from harness.registry import KV_POLICIES, SCORES
 from reports.metrics.sections import DRAFTS, in_section
 from reports.metrics.vocabulary import all_metrics
@@ -135,7 +136,8 @@ def test_a_complete_run_has_every_metric(build) -> None:
         held = {name for name, value in asdict(estimate).items() if value is not None}
         missing = {"no_interval"} if estimate.interval else {"low", "high", "p", "p_holm"}
         assert held == {"value", *metrics[name].parts} - missing, name
-        assert estimate.no_interval == (None if estimate.interval or not metrics[name].parts else "too few samples")
+        whole = estimate.interval or not metrics[name].parts
+        assert estimate.no_interval in ({None} if whole else {NoInterval.FEW_SAMPLES, NoInterval.FEW_DIFFERING})
 
 
 def test_probes_that_never_exit_get_no_row_and_change_nothing(build) -> None:
