@@ -35,6 +35,7 @@ from harness.appearance.visible_text import visible
 from harness.commands.console import OneLine, print_defect, refuse, stderr
 from harness.commands.lazy import SETTINGS, LazyGroup
 from harness.errors import DEFECT, ConfigError, HarnessError
+from harness.host.foreign_files import DEEPEST_PATH
 from harness.host.wait_policy import spin_briefly
 from harness.registry import plugin_at_fault, summary
 
@@ -182,6 +183,11 @@ def main() -> None:
             raise ConfigError("an argument holds a NUL character, which no name and no path can have. Omit it.")
         if not all(map(_can_be_encoded, sys.argv)):
             raise ConfigError("an argument holds half of a surrogate pair, which no path can have. Omit it.")
+        for path in (*sys.argv, os.environ.get("XDG_CACHE_HOME", "")):
+            if path.count("/") > DEEPEST_PATH:
+                raise ConfigError(
+                    f"{path[:40]}… has more than {DEEPEST_PATH} folders inside one another. Give a shorter path."
+                )
         code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except HarnessError as error:
         refuse(error.message, error.commands)

@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 OWN_DISTRIBUTION = "early-exit-harness"
 OWN_PACKAGES = ("harness", "reports", "strategies", "tasks")
 
+_PLUGIN_REMEDY = "Mend that package, or uninstall it."
+
 T = TypeVar("T")
 
 
@@ -171,11 +173,12 @@ class Registry(Generic[T]):
                 raise
             raise RegistryError(
                 f"the {self.noun} '{name}' of {_distribution(point)} cannot be imported ({point.value}): "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}. {_PLUGIN_REMEDY}"
             ) from error
         if not all(hasattr(found, member) for member in self._members):
             raise RegistryError(
-                f"the {self.noun} '{name}' of {_distribution(point)} ({point.value}) is not {self._kind}."
+                f"the {self.noun} '{name}' of {_distribution(point)} ({point.value}) is not {self._kind}. "
+                f"{_PLUGIN_REMEDY}"
             )
         return cast("T", found)
 

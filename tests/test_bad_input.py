@@ -386,6 +386,22 @@ def test_a_configuration_file_that_is_not_there(cli: Command) -> None:
 # ----------------------------------------------------------------------------- run directory
 
 
+def test_a_path_that_python_cannot_make_is_refused_wherever_it_is_given(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    deep = "d/" * 1200 + "x"
+    (tmp_path / "run.toml").write_text(f'out = "{deep}"\n')
+    commands: list[tuple[str, ...]] = [
+        ("run", "--out", deep), ("run", "--config", "run.toml"), ("study", "quick", "--out", deep),
+        ("leaderboard", ".", "--out", deep), ("report", ".", "--out", deep), ("export", deep),
+        ("train", "shortlist", "--out", deep), ("submit", ".", f"--out={deep}"),
+    ]  # fmt: skip
+    for command in commands:
+        assert "more than 200 folders inside one another" in cli(*command).error
+    monkeypatch.setenv("XDG_CACHE_HOME", deep)
+    assert "more than 200 folders inside one another" in cli("cache", "list").error
+
+
 def test_out_that_cannot_be_used(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()

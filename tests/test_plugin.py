@@ -176,7 +176,7 @@ def test_what_is_of_another_kind_is_refused_by_name(
     ran = cli("show", "odd")
     assert ran.code == 2
     assert ran.err.startswith(f"error: the {registry.noun} 'odd' of outside-odd (outside_odd_")
-    assert ran.err.endswith(f":Outside) {said}\n")
+    assert ran.err.endswith(f":Outside) {said} Mend that package, or uninstall it.\n")
 
 
 RAISES = """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
+from harness.host.foreign_files import DEEPEST_PATH
 
 __all__ = ["parse_named", "writable"]
 
@@ -16,7 +17,7 @@ def writable(value: Any) -> Any:
     """Return a value whose texts and paths, those of its items included, can be written and opened.
 
     Raises:
-        ValueError: one holds a NUL character, or bytes that are not UTF-8.
+        ValueError: one holds a NUL character, bytes that are not UTF-8, or more folders than any path needs.
     """
     for item in value if isinstance(value, list | tuple) else (value,):
         if isinstance(item, str | Path):
@@ -31,6 +32,8 @@ def _check(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("it is not valid UTF-8. Use a name that is") from None
+    if text.count("/") > DEEPEST_PATH:
+        raise ValueError(f"it has more than {DEEPEST_PATH} folders inside one another. Give a shorter path")
 
 
 def parse_named(text: str, given: str, noun: str, form: str) -> tuple[str, dict[str, str]]:

@@ -150,7 +150,7 @@ def proposal(rule: DraftRule, draft: Draft, most: int, vocab_size: int) -> list[
     """
     proposed = list(rule.propose(draft, most))[:most]
     if not all(0 <= token < vocab_size for token in proposed):
-        raise OptionError(f"{type(rule).__name__} proposed {proposed}, and the model has {vocab_size} tokens.")
+        raise OptionError(f"{type(rule).__name__} proposed {proposed}: let it propose ids from 0 to {vocab_size - 1}.")
     return proposed
 
 

@@ -307,10 +307,10 @@ class Engine:
         reach, size = 0, self.info.vocab_size
         for prompt, limit in zip(prompts, max_new_tokens, strict=True):
             if not prompt:
-                raise ModelError("a prompt has no tokens.")
+                raise ModelError("a prompt has no tokens. Give at least one.")
             if min(prompt) < 0 or max(prompt) >= size:
                 wrong = next(token for token in prompt if not 0 <= token < size)
-                raise ModelError(f"{wrong} is no token of {self.info.name}, which has {size}.")
+                raise ModelError(f"{wrong} is no token of {self.info.name}. Give ids from 0 to {size - 1}.")
             reach = max(reach, len(prompt) + limit)
         self._check_reach(reach)
         return reach

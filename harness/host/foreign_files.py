@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 __all__ = [
     "DEEPEST",
+    "DEEPEST_PATH",
     "LARGEST_DOCUMENT_BYTES",
     "LARGEST_LOG_BYTES",
     "LARGEST_TOML_BYTES",
@@ -42,6 +43,8 @@ LARGEST_TOML_BYTES = 1 << 20
 """A configuration is written by hand, and Python reads TOML slowly."""
 DEEPEST = 100
 """Objects and lists inside one another."""
+DEEPEST_PATH = 200
+"""Folders inside one another in a path that is given: Python makes them by recursion, and cannot make a thousand."""
 LONGEST_INTEGER = 18
 """Digits of an integer; all of that length fit into 64 bits."""
 
@@ -135,13 +138,13 @@ def _size(limit: int) -> str:
 
 
 def read_text(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> str:
-    """Return a regular file's text.
+    """Return a regular file's text, without the byte order mark that some editors begin it with.
 
     Raises:
         OSError: as for :func:`read_bytes`.
         UnicodeDecodeError: it is not UTF-8.
     """
-    return read_bytes(path, limit).decode("utf-8")
+    return read_bytes(path, limit).decode("utf-8-sig")
 
 
 def read_json(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from harness.errors import ModelError
-from harness.host.foreign_files import DocumentError, read_json, require_regular
+from harness.host.foreign_files import DocumentError, parse_json, read_bytes, require_regular
 from harness.models.quiet import quiet
 
 __all__ = ["check_files", "check_index", "check_tokenizer_files", "commit_of", "model_file", "read_object"]
@@ -105,11 +106,14 @@ def read_object(path: Path) -> Mapping[str, Any]:
         ModelError: it cannot be read, or is no JSON object within bounds.
     """
     try:
-        found = read_json(path, LARGEST_TEXT_BYTES, digits=DIGITS)
+        data = read_bytes(path, LARGEST_TEXT_BYTES)
+        found = parse_json(data, digits=DIGITS)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}. {_REMEDY}") from None
     except DocumentError as error:
         raise ModelError(f"cannot read {path}: {error}. {_REMEDY}") from None
+    if data.startswith(BOM_UTF8):  # which parse_json takes
+        raise ModelError(f"{path} begins with a byte order mark, which transformers refuses. Save it without the mark.")
     if not isinstance(found, dict):
         raise ModelError(f"cannot read {path}: it holds a {type(found).__name__}, not an object. {_REMEDY}")
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.errors import ModelError
 
-__all__ = ["check_configuration", "check_facts"]
+__all__ = ["REMEDY", "check_configuration", "check_facts"]
 
 _LAYERS, _HEADS, _WIDTH, _WIDE, _WORDS, _POSITIONS = 1000, 1 << 14, 1 << 17, 1 << 20, 1 << 24, 1 << 28
 
@@ -39,7 +39,8 @@ _REAL = {
 _NESTED = ("rope_parameters", "rope_scaling")
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _NEEDED = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "max_position_embeddings")
-_REMEDY = "Fetch the file again as it was published with the weights."
+REMEDY = "Fetch the file again as it was published with the weights."
+"""The remedy for a configuration that cannot be used."""
 
 
 def check_facts(facts: Mapping[str, Any], file: str) -> None:
@@ -63,7 +64,7 @@ def check_facts(facts: Mapping[str, Any], file: str) -> None:
         elif name in _WHOLE or name in _REAL:
             _check_number(name, value, file)
         elif name in _IMPLEMENTATIONS and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
-            raise ModelError(f"{file}: {name} = {_short(value)} may be code of the hub, which is never run. {_REMEDY}")
+            raise ModelError(f"{file}: {name} = {_short(value)} may be code of the hub, which is never run. {REMEDY}")
         elif name == "per_layer_config":
             raise ModelError(f"{file}: layers of different shapes ({name}) are not supported.")
 
@@ -78,7 +79,7 @@ def check_configuration(config: Any, file: str) -> None:
     check_facts({name: value for name in names if (value := getattr(config, name, None)) is not None}, file)
     for name in _NEEDED:
         if getattr(config, name, None) is None:
-            raise ModelError(f"{file} lacks {name}. {_REMEDY}")
+            raise ModelError(f"{file} lacks {name}. {REMEDY}")
     heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
     _check_multiple("hidden_size", config.hidden_size, "num_attention_heads", 1 if head_dim else heads, file)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -88,7 +89,7 @@ def check_configuration(config: Any, file: str) -> None:
         _check_multiple("head_dim", head_dim or config.hidden_size // heads, "the two halves of a rotation", 2, file)
     ends = getattr(config, "eos_token_id", None)
     if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends]) if ends is not None):
-        raise ModelError(f"{file}: eos_token_id = {_short(ends)} is no token and no list of them. {_REMEDY}")
+        raise ModelError(f"{file}: eos_token_id = {_short(ends)} is no token and no list of them. {REMEDY}")
 
 
 def _check_number(name: str, value: Any, file: str) -> None:
@@ -98,13 +99,13 @@ def _check_number(name: str, value: Any, file: str) -> None:
     if not right or not math.isfinite(value) or not least <= value <= most:
         kind = "a whole number" if whole else "a number"
         raise ModelError(
-            f"{file}: {name} = {_short(value)} is not allowed: it must be {kind} from {least:,} to {most:,}. {_REMEDY}"
+            f"{file}: {name} = {_short(value)} is not allowed: it must be {kind} from {least:,} to {most:,}. {REMEDY}"
         )
 
 
 def _check_multiple(name: str, value: int, of: str, divisor: int, file: str) -> None:
     if value % divisor:
-        raise ModelError(f"{file}: {name} = {value} is no multiple of {of} ({divisor}). {_REMEDY}")
+        raise ModelError(f"{file}: {name} = {value} is no multiple of {of} ({divisor}). {REMEDY}")
 
 
 def _short(value: object) -> str:

@@ -30,7 +30,7 @@ from harness.host.libraries import library_border
 from harness.models.folder import check_files, read_object
 from harness.models.neighbours import absent_folder
 from harness.models.quiet import quiet
-from harness.models.shape import check_configuration, check_facts
+from harness.models.shape import REMEDY, check_configuration, check_facts
 from harness.registry import MODELS
 
 __all__ = [
@@ -129,9 +129,11 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
 
     if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
         return AutoConfig.for_model(spec.model_type, **spec.shape)
-    file = _check_folder(Path(spec.location)) if Path(spec.location).is_dir() else f"config.json of {spec.location}"
+    here = Path(spec.location).is_dir()
+    file = _check_folder(Path(spec.location)) if here else f"config.json of {spec.location}"
+    remedy = f"Write what is expected there. {REMEDY}" if here else ALTERNATIVES
     try:
-        with quiet(), library_border(f"{file} cannot be used", ALTERNATIVES, passing=(OSError, ValueError)):
+        with quiet(), library_border(f"{file} cannot be used", remedy, passing=(OSError, ValueError)):
             facts, _ = PretrainedConfig.get_config_dict(spec.location, local_files_only=not hub_in_reach())
             check_facts(facts, file)
             if "model_type" in facts:  # before transformers is asked, which may learn of the architecture with it
@@ -144,8 +146,8 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
     except (OSError, ValueError) as error:
         if weights == "random" and spec.shape:
             return AutoConfig.for_model(spec.model_type, **spec.shape)
-        if Path(spec.location).is_dir():
-            raise ModelError(f"{spec.location} holds no transformers model: {reason(error)}.") from error
+        if here:
+            raise ModelError(f"{spec.location} holds no transformers model: {reason(error)}. {REMEDY}") from error
         reach = "was refused by the hub" if hub_in_reach() else "is not cached and the model hub is out of reach"
         if spec.name == spec.location and Path(spec.name).parent.is_dir():  # as likely a folder as a hub id
             raise OutOfReachError(f"{absent_folder(spec.name)} As a hub id, it {reach}.") from error

@@ -269,7 +269,7 @@ class Service:
             wrong = next((token for token in prompt if not 0 <= token < self.info.vocab_size), None)
             if wrong is not None:
                 raise InvalidRequestError(
-                    f"{wrong} is no token of {self.model_name}, which has {self.info.vocab_size}."
+                    f"{wrong} is no token of {self.model_name}. Send ids from 0 to {self.info.vocab_size - 1}."
                 )
             return list(prompt)
         enough = (self.max_prompt_tokens + 1) * self._longest  # characters that are certainly more tokens than allowed

@@ -12,7 +12,7 @@ from harness.errors import ConfigError
 from harness.serving.config import ServeConfig
 from harness.sweep.options import SweepOptions
 
-NUL, BYTES = "a\0b", "caf\udce9"
+NUL, BYTES, DEEP = "a\0b", "caf\udce9", "d/" * 1200 + "x"
 
 
 @pytest.mark.parametrize(
@@ -30,10 +30,12 @@ NUL, BYTES = "a\0b", "caf\udce9"
         (ServeConfig, {"api_key_file": Path(NUL)}),
         (ServeConfig, {"host": NUL}),
         (SweepOptions, {"replay": Path(NUL), "strategies": ("full",)}),
+        (RunConfig, {"out": DEEP}),
+        (SweepOptions, {"out": Path(DEEP), "replay": Path("."), "strategies": ("full",)}),
     ],
 )
 def test_what_cannot_be_written_is_refused_in_one_line(model: Any, values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"NUL character|not valid UTF-8") as refused:
+    with pytest.raises(ConfigError, match=r"NUL character|not valid UTF-8|Give a shorter path") as refused:
         model.build(values)
     assert str(refused.value).startswith(f"{next(iter(values))} = ")
     assert len(str(refused.value).splitlines()) == 1

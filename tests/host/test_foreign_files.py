@@ -109,6 +109,12 @@ def test_no_more_than_the_limit_is_read(tmp_path: Path) -> None:
     assert read_bytes(file) == b""
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbflimit = 3\n")  # as Notepad saves it
+    assert read_text(tmp_path / "file") == "limit = 3\n"
+    assert read_toml(tmp_path / "file") == {"limit": 3}
+
+
 def test_text_is_strict_utf_8(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"a\xff")
     with pytest.raises(UnicodeDecodeError):

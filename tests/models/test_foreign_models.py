@@ -104,6 +104,21 @@ def test_the_numbers_of_a_rotation_are_within_bounds_too(use: Act, folder: Path,
     assert f"config.json: factor = {value!r} is not allowed" in refusal(use)
 
 
+def test_a_whole_number_for_a_real_one_is_named_with_what_to_write(use: Act, folder: Path) -> None:
+    change(folder / "config.json", rms_norm_eps=1)  # which transformers' own check refuses
+    said = refusal(use)
+    assert "expected float, got int" in said
+    assert said.endswith("Write what is expected there. Fetch the file again as it was published with the weights.")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_byte_order_mark_that_transformers_refuses_is_named(use: Act, folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    assert refusal(use) == (
+        f"{folder / name} begins with a byte order mark, which transformers refuses. Save it without the mark."
+    )
+
+
 def test_a_million_layers_are_refused_before_memory_is_asked_for(use: Act, folder: Path) -> None:
     use()  # what libraries take once
     change(folder / "config.json", num_hidden_layers=1_000_000)
