@@ -319,6 +319,19 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once(
         executor.Ray.open({"address": given} if given else {})
 
 
+def test_a_ray_that_does_not_start_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because …")
+
+    services = pytest.importorskip("ray._private.services")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "canonicalize_bootstrap_address", lambda address: None)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ConfigError, match=r"^Ray does not start on this machine: .*timed out.*`ray start") as refused:
+        executor.Ray.open({})
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_a_sender_raises_what_the_collector_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     full = raised(OSError(errno.ENOSPC, "No space left on device"))
 

@@ -8,8 +8,9 @@ import socket
 from importlib import import_module
 from typing import Any
 
-from harness.errors import ConfigError, reason
+from harness.errors import ConfigError
 from harness.host.extras import require
+from harness.host.libraries import library_border
 
 __all__ = ["connect"]
 
@@ -23,7 +24,7 @@ def connect(address: str | None) -> Any:
         address: ``auto`` or ``HOST:PORT``; ``None`` for that of RAY_ADDRESS or ``ray start``, if there is one.
 
     Raises:
-        ConfigError: Ray is not installed, nobody answers there, or results could not be written from there.
+        ConfigError: Ray is not installed or does not start, nobody answers there, or results could not be written from there.
     """
     require("cluster", "ray")
     ray: Any = import_module("ray")
@@ -31,17 +32,17 @@ def connect(address: str | None) -> Any:
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is not None and address.startswith("ray://"):
         _refuse_client(address)
-    try:
-        _require_answer(address)
+    what = "no Ray cluster answers at the address that `ray start` noted"
+    remedy = "Start one (`ray start --head`), or forget it (`ray stop`) for one on this machine."
+    if address is not None:
+        what = f"no Ray cluster answers at {address}"
+        remedy = "Start one (`ray start --head`), or leave --address and RAY_ADDRESS out for one on this machine."
+    with library_border(what, remedy, ConfigError):
+        begun = _require_answer(address)
+    if not begun:
+        what, remedy = "Ray does not start on this machine", "Start it (`ray start --head`), which says why it cannot."
+    with library_border(what, remedy, ConfigError):
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        noted, remedy = "the address that `ray start` noted", "forget it (`ray stop`)"
-        if address is not None:
-            noted, remedy = address, "leave --address and RAY_ADDRESS out"
-        raise ConfigError(
-            f"no Ray cluster answers at {noted}: {reason(error)}. Start one (`ray start --head`), or {remedy} for one "
-            "on this machine."
-        ) from None
     return ray
 
 
@@ -59,8 +60,11 @@ def _refuse_client(address: str) -> None:
     )
 
 
-def _require_answer(address: str | None) -> None:
+def _require_answer(address: str | None) -> bool:
     """Knock at a cluster's port: Ray itself waits for minutes before it says that nobody is there.
+
+    Returns:
+        Whether there is a cluster; without one, Ray starts one here.
 
     Raises:
         OSError: nobody answers.
@@ -71,3 +75,4 @@ def _require_answer(address: str | None) -> None:
     if found is not None:
         host, _, port = found.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    return found is not None
