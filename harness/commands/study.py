@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["study"]
 
 FAILED = 1
-NAMED = 20
-"""Measured points that a dry run names."""
 
 
 def study(
@@ -50,7 +49,7 @@ def study(
         typer.Option("--executor-option", help="Of the executor, see `harness show EXECUTOR`.", metavar="NAME=VALUE"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the points and what they will take; measure no point.")
+        bool, typer.Option("--dry-run", help="Print the points, then what they will take; measure no point.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Go on with more than 1000 points.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those again that failed before.")] = False,
@@ -83,9 +82,10 @@ def study(
     with StudyDirectory(folder, grid, points, dry=dry_run) as directory:
         for other in merge or []:
             _merge(directory, other, console)
+        left = _list_parts(directory) if dry_run else []
         with EXECUTORS.load(executor).open(_options(options or [], address)) as runs:
             if dry_run:
-                _foresee(directory, runs, console)
+                _foresee(directory, left, runs, console)
                 return
             from harness.commands.study_progress import StudyProgress
 
@@ -123,25 +123,31 @@ def _merge(directory: StudyDirectory, other: Path, console: Console) -> None:
     tell_refused([(Path(part.title), reason) for part, reason in found if reason], console)
 
 
-def _foresee(directory: StudyDirectory, runs: Executor, console: Console) -> None:
-    from harness.commands.study_progress import StudyProgress, estimate_table
-    from harness.study.estimate import estimates
-
-    done: list[Point] = []
-    left: list[Point] = []
-    for point in directory.points:
-        (done if directory.is_done(point) else left).append(point)
-    with StudyProgress(console) as progress:
-        found = list(estimates(directory, left, runs, progress.happened))
+def _list_parts(directory: StudyDirectory) -> list[Point]:
+    """Print what a study is made of, and return the points that are left."""
+    console = stdout()
     for step in directory.steps:
         shown = "[green]✓[/] made" if directory.is_done(step) else "to be made"
-        stdout().print(f"{escape(step.title)}: {shown}", highlight=False, soft_wrap=True)
-    stdout().print(estimate_table(found, done=len(done)))
-    if done:
-        named = ", ".join(directory.directory(point).name for point in done[:NAMED])
-        if len(done) > NAMED:
-            named += f" and {len(done) - NAMED} more"
-        stdout().print(f"Measured: {escape(named)}", highlight=False, soft_wrap=True)
+        console.print(f"{escape(step.title)}: {shown}", highlight=False, soft_wrap=True)
+    left = [point for point in directory.points if not directory.is_done(point)]
+    for point in directory.points:
+        where = escape(directory.directory(point).name)
+        shown = f"{where}: to be measured" if point in left else f"{where}: [green]✓[/] measured"
+        console.print(shown, highlight=False, soft_wrap=True)
+    return left
+
+
+def _foresee(directory: StudyDirectory, left: Sequence[Point], runs: Executor, console: Console) -> None:
+    from harness.commands.study_progress import StudyProgress, estimate_table
+    from harness.study.estimate import PROBE_REQUESTS, estimates
+
+    found = []
+    with StudyProgress(console, f"points to estimate, from {PROBE_REQUESTS} requests of each kind") as progress:
+        progress.begin(len(left), 0)
+        for one in estimates(directory, left, runs, progress.happened):
+            progress.ended(one.point.name, one.refused)
+            found.append(one)
+    stdout().print(estimate_table(found, done=len(directory.points) - len(left)))
 
 
 def _say_outcome(outcome: Outcome, folder: Path, steps: int) -> None:

@@ -77,11 +77,8 @@ class StudyProgress:
 
     def happened(self, event: Happened) -> None:
         """Say what a point or a step is doing."""
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._task is None:
             return
-        if self._task is None:
-            self._task = self._bar.add_task("measuring what requests take", total=None, note="")
-            self._bar.start()
         windows = "" if event.windows is None else f"{event.windows[0]} of {event.windows[1]} windows · "
         self._bar.update(self._task, note=escape(one_line(f"{event.job.name}: {windows}{event.text}")[:90]))
         self._bar.refresh()

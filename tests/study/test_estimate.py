@@ -84,7 +84,10 @@ def test_a_dry_run_leaves_a_study_as_it_is_and_names_what_is_measured(
     assert foreseen.code == 0, foreseen.err
     text = " ".join(foreseen.out.split())
     assert "2 points are left, 1 measured" in text
-    assert f"Measured: {name}" in text
+    listed, _, estimated = foreseen.out.partition("2 points are left")
+    assert listed.count(": to be measured\n") == 2
+    assert f"{name}: ✓ measured\n" in listed
+    assert estimated
     assert "host memory" in text
     after = snapshot(tmp_path / "s")
     assert {path for path in after if path not in before} == {
@@ -100,6 +103,18 @@ def test_a_study_can_begin_where_a_dry_run_was(cli: Command, declare: Declare, t
     assert cli("study", file, "--out", "s", "--dry-run").code == 0
     assert not {STUDY, EVENTS} & {entry.name for entry in (tmp_path / "s").iterdir()}
     assert cli("study", file, "--out", "s").code == 0
+
+
+def test_a_dry_run_lists_points_before_anything_is_measured(
+    cli: Command, declare: Declare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.study.executors.local.Local.open", stopped)
+    ran = cli("study", declare(seed=[0, 1]), "--out", "s", "--dry-run")
+    assert ran.code == 130
+    assert ran.out.count(": to be measured\n") == 2
 
 
 def test_a_dry_run_takes_nothing_over(cli: Command, declare: Declare, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def connect(address: str | None) -> Any:
         address: ``auto`` or ``HOST:PORT``; ``None`` for that of RAY_ADDRESS or ``ray start``, if there is one.
 
     Raises:
-        ConfigError: Ray is not installed or does not start, nobody answers there, or results could not be written from there.
+        ConfigError: Ray is not installed or does not start, nobody answers there, or results could not be written
+            from there.
     """
     require("cluster", "ray")
     ray: Any = import_module("ray")
