@@ -92,15 +92,17 @@ def _agents(kind: str, resolved: ResolvedModel, reward: object) -> Iterator[Cont
 
 
 def _others(kind: str, resolved: ResolvedModel) -> Iterator[tuple[str, Controller]]:
-    """Yield the model's controllers of other kinds, each with its kind; those that lie under the kind's own name."""
+    """Yield the controllers of other kinds that give one score, each with its kind; those under the kind's own name."""
     for folder in resolved.info.artefacts:
         for path in sorted(Path(folder).glob("*.json")):
             if path.stem == kind:
                 continue
             try:
-                yield path.stem, find_controller(path.stem, str(path), resolved.info)
+                found = find_controller(path.stem, str(path), resolved.info)
+                found.networks()
             except ArtefactError:
-                continue  # no controller, or none of this model
+                continue  # no controller, none of this model, or one of three actions, which no threshold orders
+            yield path.stem, found
 
 
 def _scores(controller: Controller, traces: Traces, resolved: ResolvedModel, rows: Tensor) -> Tensor:

@@ -59,6 +59,7 @@ def test_without_an_agent_the_optimum_stands_alone(train: Command, tmp_path: Pat
 def test_an_agent_is_compared_on_what_it_has_not_learned_from(train: Command, tmp_path: Path) -> None:
     assert train("rl", "--reward", "python", "--steps", 4096, "--name", "rl-eq2").code == 0
     assert train("classifier", "--epochs", 1).code == 0
+    assert train("sec", "--epochs", 1).code == 0  # of three actions, so that no threshold on it can be compared
     ran = train("rl", "--optimum", "--reward", "python")
     assert ran.code == 0, ran.err
     found = json.loads((tmp_path / "a" / "optimum-rl.json").read_text())
