@@ -129,19 +129,16 @@ def test_limits_of_time_and_tokens(server: Any, jobs: list[Job]) -> None:
         ask(server, n_predict=limit, stop=stop)
     assert {job.max_new_tokens for job in jobs} == {server.service.config.max_new_tokens}
     jobs.clear()
-    for limit_ms in (250, 1500.0, 0, -5, None, "soon"):
+    for limit_ms in (250, 1500.0, 0, -5, None):
         ask(server, n_predict=1, t_max_predict_ms=limit_ms, t_max_prompt_ms=1)
-    assert [job.generate_s for job in jobs] == [0.25, 1.5, None, None, None, None]
+    assert [job.generate_s for job in jobs] == [0.25, 1.5, None, None, None]
 
 
-def test_what_cannot_be_used_does_not_break_it(server: Any) -> None:
-    names = (
-        *("input_extra", "samplers", "cache_prompt", "temperature", "n_indent", "id_slot", "stop", "response_fields"),
-        *("t_max_predict_ms", "t_max_prompt_ms", "seed", "parameters", "options", "logit_bias", "input_suffix"),
-    )
+def test_what_is_not_used_may_be_anything(server: Any) -> None:
+    names = (*("input_extra", "samplers", "temperature", "n_indent", "id_slot", "t_max_prompt_ms", "logit_bias"),)
     for value in (None, "", [], {}, "x", 3, True, [{}], 10**400):
-        body = {name: value for name in names if name != "input_suffix" or value != "x"}
-        content = json.dumps({"input_prefix": "a", "prompt": "b", "n_predict": 1, **body, "input_suffix": None})
+        body = dict.fromkeys(names, value)
+        content = json.dumps({"input_prefix": "a", "prompt": "b", "n_predict": 1, **body})
         answer = httpx.post(f"{server.url}/infill", content=content, timeout=60)
         assert answer.status_code == 200, (value, answer.text)
 

@@ -78,9 +78,9 @@ def test_no_number_stands_for_the_servers_cap(server: Any, jobs: list[Job]) -> N
     assert {job.max_new_tokens for job in jobs} == {server.service.config.max_new_tokens}
 
 
-def test_what_cannot_be_used_does_not_break_it(server: Any, jobs: list[Job]) -> None:
+def test_what_is_not_used_may_be_anything(server: Any, jobs: list[Job]) -> None:
     for value in (None, "hot", "", [], {}, [None, 3], True, -1, 2.5, 10**400):
-        options = {"temperature": value, "top_p": value, "stop": value, "seed": value, "mirostat": value}
+        options = {"temperature": value, "top_p": value, "mirostat": value}
         fields = {"system": value, "context": value, "format": value, "keep_alive": value, "raw": value, "x": value}
         content = json.dumps({"prompt": PROMPT, "stream": False, **fields, "options": options | {"num_predict": 2}})
         answer = httpx.post(f"{server.url}/api/generate", content=content, timeout=60)

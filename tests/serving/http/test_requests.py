@@ -191,12 +191,56 @@ def test_nor_where_a_negative_number_means_no_limit(server: Any, path: str, said
 
 
 def test_stop_texts(server: Any, desk: Desk) -> None:
-    job = desk.job("/generate", {"inputs": PROMPT, "parameters": {"stop": ["b", "", "a", "b", None, 5]}})
+    job = desk.job("/generate", {"inputs": PROMPT, "parameters": {"stop": ["b", "", "a", "b", None]}})
     assert (job.stop, job.keep_stop) == (("b", "a"), True)
     many = [str(number) for number in range(MAX_STOPS + 1)]
     assert desk.job("/v1/completions", {"prompt": PROMPT, "stop": many[1:]}).stop == tuple(many[1:])
     body = {"inputs": PROMPT, "parameters": {"stop": many}}
     assert str(MAX_STOPS) in refused(server, "/generate", json.dumps(body).encode())
+
+
+NO_WHOLE, NO_TEXT, NO_FLAG = (1.5, "x", True, [1], {}), (5, True, ["a"], {}), (1, "yes", [], {})
+NO_TEXTS, NO_OBJECT = (5, True, [1], ["a", {}], {}), (5, "x", [1])
+USED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "/v1/completions": {
+        "suffix": NO_TEXT, "stop": NO_TEXTS, "stream": NO_FLAG, "stream_options": NO_OBJECT, "echo": NO_FLAG,
+        "logprobs": (1.5, "x", [1], {}), "seed": NO_WHOLE, "n": (*NO_WHOLE, 0, -1),
+    },
+    "/": {"parameters": NO_OBJECT, "stream": NO_FLAG},
+    "/infill": {
+        "input_prefix": NO_TEXT, "prompt": NO_TEXT, "input_suffix": NO_TEXT, "stop": NO_TEXTS, "stream": NO_FLAG,
+        "t_max_predict_ms": ("soon", True, [1]), "response_fields": NO_TEXTS, "seed": NO_WHOLE,
+        "cache_prompt": NO_FLAG, "parameters": NO_OBJECT, "options": NO_OBJECT,
+    },
+    "/api/generate": {"suffix": NO_TEXT, "stream": NO_FLAG, "truncate": NO_FLAG, "options": NO_OBJECT},
+}  # fmt: skip
+"""Path → field that its documentation says is used → values that it cannot have."""
+INSIDE: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
+    "/generate": (
+        "parameters",
+        {"stop": NO_TEXTS, "seed": NO_WHOLE, "truncate": NO_WHOLE, "details": NO_FLAG, "return_full_text": NO_FLAG},
+    ),
+    "/api/generate": ("options", {"stop": NO_TEXTS, "seed": NO_WHOLE}),
+    "/v1/completions": ("stream_options", {"include_usage": NO_FLAG}),
+}
+
+
+@pytest.mark.parametrize("path", USED)
+def test_a_field_that_is_used_and_cannot_be_read_is_refused(server: Any, desk: Desk, path: str) -> None:
+    good = {"inputs": PROMPT, "prompt": PROMPT, "input_prefix": PROMPT}
+    for name, values in USED[path].items():
+        for value in values:
+            assert f"{name} = " in refused_limit(server, path, {**good, name: value})
+        desk.job(path, {**good, name: None})
+
+
+@pytest.mark.parametrize("path", INSIDE)
+def test_so_is_one_inside_of_another(server: Any, path: str) -> None:
+    holder, fields = INSIDE[path]
+    for name, values in fields.items():
+        for value in values:
+            body = {"inputs": PROMPT, "prompt": PROMPT, holder: {name: value}}
+            assert f"{name} = " in refused_limit(server, path, body)
 
 
 def test_several_prompts_are_submitted_all_or_none(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,9 +270,9 @@ def test_values_as_clients_write_them() -> None:
     read = [5, -1, 5.0, "5", "-5", 5.5, "5.0", "²", "", "5" * 30, True, None, [], {}, float("inf"), float("nan")]
     assert [whole_number(value) for value in read] == [5, -1, 5, 5, -5] + [None] * 11
     assert [limit_of("x", value, endless=(-1,)) for value in (1, "7", -1, None)] == [1, 7, None, None]
-    assert [seed_of(value) for value in (None, "x", 7, 2**63 + 7)] == [0, 0, 7, 7]
+    assert [seed_of(value) for value in (None, 7.0, "7", 2**63 + 7)] == [0, 7, 7, 7]
     assert 0 <= seed_of(-1) < 2**63
-    assert [texts(value) for value in (None, 5, "a", ["a", 5, "", "b"])] == [(), (), ("a",), ("a", "b")]
+    assert [texts("stop", value) for value in (None, "a", ["a", None, "", "b"])] == [(), ("a",), ("a", "b")]
 
 
 # --- bodies that cannot be read ---

@@ -261,8 +261,8 @@ def test_aliases_stream_where_asked(server: Any, path: str) -> None:
         {"parameters": {"max_new_tokens": 2, "temperature": 0.2}},
         {"parameters": {"max_new_tokens": 7}, "max_new_tokens": 2},
         {"parameters": {"max_new_tokens": 2}, "max_new_tokens": None},
-        {"max_new_tokens": "2", "temperature": "hot", "stop": None, "top_p": {}, "seed": "x", "truncate": "all"},
-        {"max_new_tokens": 2, "stop": [1, None, ""], "details": "yes", "return_full_text": 1},
+        {"max_new_tokens": "2", "temperature": "hot", "stop": None, "top_p": {}, "seed": "7", "truncate": 1000.0},
+        {"max_new_tokens": 2, "stop": [None, ""], "details": False, "return_full_text": None},
     ],
 )
 def test_parameters_as_clients_send_them(server: Any, parameters: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from harness.serving.http.schemas.errors import LlamaCppError
 from harness.serving.http.schemas.events import documented_events
 from harness.serving.http.schemas.llama_cpp import Asked, Completed, Completion, Infill, StopType, Timings
 from harness.serving.http.schemas.prompts import prompts_of
-from harness.serving.http.schemas.values import flag, limit_of, seed_of, texts, whole_number
+from harness.serving.http.schemas.values import flag, limit_of, object_of, seed_of, text_of, texts, whole_number
 from harness.serving.jobs import Ending, Finished, Token
 from harness.serving.service import Service
 
@@ -51,8 +51,8 @@ EVENTS = documented_events(Completed, LlamaCppError, "one for each token; the la
 async def infill(request: Request, body: Infill) -> Response:
     """Complete a text at the cursor, as llama.cpp does; a prompt that is too long is cut at its beginning."""
     service: Service = request.app.state.service
-    prefix = "".join(text for text in (body.input_prefix, body.prompt) if isinstance(text, str))
-    suffix = body.input_suffix if isinstance(body.input_suffix, str) else None
+    prefix = (text_of("input_prefix", body.input_prefix) or "") + (text_of("prompt", body.prompt) or "")
+    suffix = text_of("input_suffix", body.input_suffix)
     if suffix is not None and not suffix.strip() and not service.fim:
         suffix = None  # llama.vim always sends a line break; a model without these tokens loses nothing
     if not prefix and not (suffix and service.fim) and not _only_warms(body):
@@ -79,12 +79,16 @@ def _wanted(body: Asked, prompt: str | list[int], suffix: str | None) -> Wanted:
         prompt=prompt,
         suffix=suffix,
         max_new_tokens=limit_of("n_predict", body.n_predict, endless=(-1, -2)),
-        stop=texts(body.stop),
-        early_exit=early_exit_of({"early_exit": body.early_exit}, body.parameters, body.options),
+        stop=texts("stop", body.stop),
+        early_exit=early_exit_of(
+            {"early_exit": body.early_exit},
+            object_of("parameters", body.parameters),
+            object_of("options", body.options),
+        ),
         truncate=True,
         generate_s=body.generate_s(),
         seed=seed_of(body.seed),
-        reuse=body.cache_prompt is not False,
+        reuse=flag("cache_prompt", body.cache_prompt, True),
     )
 
 
@@ -103,8 +107,9 @@ async def _complete(request: Request, body: Asked, prompt: str | list[int], suff
             tokens_cached=0,
         )
         return JSONResponse(_chosen(nothing, fields))
+    streamed = flag("stream", body.stream)
     ticket = submit(request, _wanted(body, prompt, suffix))
-    if not flag(body.stream):
+    if not streamed:
         done = await whole(request, ticket)
         return JSONResponse(_chosen(_last(service.model_name, done.text, done), fields))
 

@@ -21,7 +21,7 @@ from harness.serving.http.requests import Wanted, early_exit_of, submit
 from harness.serving.http.schemas.early_exit import EarlyExitReport
 from harness.serving.http.schemas.events import whole_schema
 from harness.serving.http.schemas.ollama import DoneReason, Generate, Generated
-from harness.serving.http.schemas.values import limit_of, seed_of, texts
+from harness.serving.http.schemas.values import flag, limit_of, seed_of, text_of, texts
 from harness.serving.jobs import Ending, Finished, Token
 from harness.serving.service import Service
 
@@ -54,15 +54,16 @@ async def generate(request: Request, body: Generate) -> Response:
     parameters = (body.model_extra or {}).get("parameters")
     wanted = Wanted(
         prompt=body.prompt,
-        suffix=body.suffix if isinstance(body.suffix, str) else None,
+        suffix=text_of("suffix", body.suffix),
         max_new_tokens=limit_of("num_predict", asked.get("num_predict"), endless=(-1, -2)),
-        stop=texts(asked.get("stop")),
+        stop=texts("stop", asked.get("stop")),
         early_exit=early_exit_of({"early_exit": body.early_exit}, parameters, asked),
-        truncate=body.truncate is not False,
+        truncate=flag("truncate", body.truncate, True),
         seed=seed_of(asked.get("seed")),
     )
+    streamed = flag("stream", body.stream, True)
     ticket = submit(request, wanted)
-    if body.stream is False:
+    if not streamed:
         done = await whole(request, ticket)
         return Response(_last(service.model_name, done.text, done), media_type="application/json")
 

@@ -37,7 +37,17 @@ from harness.serving.http.schemas.openai import (
     Usage,
 )
 from harness.serving.http.schemas.prompts import prompts_of
-from harness.serving.http.schemas.values import finite, flag, limit_of, seed_of, texts, whole_number
+from harness.serving.http.schemas.values import (
+    finite,
+    flag,
+    limit_of,
+    object_of,
+    refused,
+    seed_of,
+    text_of,
+    texts,
+    whole_of,
+)
 from harness.serving.jobs import Ending, Finished, Ticket, Token
 
 __all__ = ["router"]
@@ -60,8 +70,9 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     """Complete one text or several; events where ``stream`` is true."""
     prompts = prompts_of(body.prompt)
     asked = _Asked.by(body, prompts, request.app.state.service.model_name)
+    streamed = flag("stream", body.stream)
     tickets = submit_all(request, [_wanted(body, prompt) for prompt in prompts])
-    if flag(body.stream):
+    if streamed:
         return await _streamed(request, asked, tickets)
     answer = _completion(asked, await whole_all(request, tickets))
     return Response(answer.model_dump_json(), media_type="application/json")
@@ -97,15 +108,18 @@ class _Asked:
 
     @classmethod
     def by(cls, body: CompletionRequest, prompts: Sequence[str | list[int]], model: str) -> _Asked:
-        logprobs = whole_number(body.logprobs)
-        options = body.stream_options if isinstance(body.stream_options, Mapping) else {}
+        logprobs = (1 if body.logprobs else None) if isinstance(body.logprobs, bool) else body.logprobs
+        logprobs = whole_of("logprobs", logprobs)
+        copies = whole_of("n", body.n)
+        if copies is not None and copies < 1:
+            raise refused("n", body.n, "a whole number from 1")
         return cls(
             model=model,
-            begins=tuple(_begin(prompt) for prompt in prompts) if flag(body.echo) else ("",) * len(prompts),
-            copies=min(max(whole_number(body.n) or 1, 1), MAX_COPIES),
-            logprobs=flag(body.logprobs) or (logprobs is not None and logprobs >= 0),
-            top_logprobs=flag(body.logprobs) or (logprobs is not None and logprobs >= 1),
-            usage=flag(options.get("include_usage")),
+            begins=tuple(_begin(prompt) for prompt in prompts) if flag("echo", body.echo) else ("",) * len(prompts),
+            copies=min(copies or 1, MAX_COPIES),
+            logprobs=logprobs is not None and logprobs >= 0,
+            top_logprobs=logprobs is not None and logprobs >= 1,
+            usage=flag("include_usage", object_of("stream_options", body.stream_options).get("include_usage")),
         )
 
 
@@ -119,9 +133,9 @@ def _wanted(body: CompletionRequest, prompt: str | list[int]) -> Wanted:
     extra = body.model_extra or {}
     return Wanted(
         prompt=prompt,
-        suffix=body.suffix if isinstance(body.suffix, str) else None,
+        suffix=text_of("suffix", body.suffix),
         max_new_tokens=limit_of("max_tokens", body.max_tokens),
-        stop=texts(body.stop),
+        stop=texts("stop", body.stop),
         early_exit=early_exit_of({"early_exit": body.early_exit}, extra.get("parameters"), extra.get("options")),
         seed=seed_of(body.seed),
     )

@@ -29,7 +29,7 @@ from harness.serving.http.schemas.tgi import (
     StreamEvent,
     TgiToken,
 )
-from harness.serving.http.schemas.values import finite, flag, limit_of, seed_of, texts, whole_number
+from harness.serving.http.schemas.values import finite, flag, limit_of, seed_of, texts, whole_of
 from harness.serving.jobs import Ending, Finished, Ticket, Token
 
 __all__ = ["router"]
@@ -63,7 +63,7 @@ async def generate_stream(request: Request, body: Generate) -> Response:
 @router.post("/", response_model=list[Generation], responses=EVENTS)
 async def generate_at_root(request: Request, body: Generate) -> Response:
     """Complete a text: a list of one, or events where ``stream`` is true."""
-    if flag(body.stream):
+    if flag("stream", body.stream):
         return await _streamed(request, body)
     generation = await _whole(request, body)
     return Response(f"[{generation.model_dump_json(exclude_unset=True)}]", media_type="application/json")
@@ -83,10 +83,10 @@ def _submitted(request: Request, body: Generate) -> tuple[dict[str, Any], Ticket
     wanted = Wanted(
         prompt=body.inputs,
         max_new_tokens=limit_of("max_new_tokens", asked.get("max_new_tokens")),
-        stop=texts(asked.get("stop")),
+        stop=texts("stop", asked.get("stop")),
         keep_stop=True,
         early_exit=early_exit_of({"early_exit": body.early_exit}, asked, (body.model_extra or {}).get("options")),
-        truncate=whole_number(asked.get("truncate")) is not None,
+        truncate=whole_of("truncate", asked.get("truncate")) is not None,
         seed=seed_of(asked.get("seed")),
     )
     return asked, submit(request, wanted)
@@ -97,13 +97,13 @@ async def _whole(request: Request, body: Generate) -> Generation:
     done = await whole(request, ticket)
     text = _full_text(body, asked) + done.text
     report = EarlyExitReport.model_validate(early_exit_report(done))
-    if not flag(asked.get("details")):
+    if not asked["details"]:
         return Generation(generated_text=text, x_early_exit=report)
     *others, last = done.tokens
     details = Details(
         finish_reason=FINISH_REASONS[done.ending],
         generated_tokens=len(done.tokens),
-        seed=whole_number(asked.get("seed")),
+        seed=whole_of("seed", asked.get("seed")),
         prefill=[],
         tokens=[*map(_token, others), _token(last, done.rest)],
     )
@@ -112,7 +112,7 @@ async def _whole(request: Request, body: Generate) -> Generation:
 
 async def _streamed(request: Request, body: Generate) -> StreamingResponse:
     asked, ticket = _submitted(request, body)
-    events = _events(_full_text(body, asked), whole_number(asked.get("seed")))
+    events = _events(_full_text(body, asked), whole_of("seed", asked.get("seed")))
 
     def failed(error: ServingError) -> list[bytes]:
         return [_event(json.dumps(refusal(request.url.path, error), ensure_ascii=False))]
@@ -156,7 +156,7 @@ def _events(begin: str, seed: int | None) -> Callable[[Token | Finished], list[b
 
 
 def _full_text(body: Generate, asked: dict[str, Any]) -> str:
-    return body.inputs if flag(asked.get("return_full_text")) else ""
+    return body.inputs if asked["return_full_text"] else ""
 
 
 def _token(token: Token, rest: str = "") -> TgiToken:

@@ -7,15 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from harness.serving.http.schemas.early_exit import Accepted, Answer, DraftedAt, EarlyExitReport
-from harness.serving.http.schemas.values import Controls, Lenient
+from harness.serving.http.schemas.values import Controls, Flag, Object, Text, Texts, Whole, refused
 
 __all__ = ["Asked", "Completed", "Completion", "Infill", "StopType", "Timings"]
 
 StopType = Literal["eos", "word", "limit"]
 
-Text = Annotated[Any, WithJsonSchema({"type": ["string", "null"]})]
-"""A text; anything else counts as not given."""
-
+Fields = Annotated[Any, WithJsonSchema({"type": ["array", "null"], "items": {"type": "string"}})]
+Milliseconds = Annotated[Any, WithJsonSchema({"type": ["number", "null"]})]
 
 OnePrompt = Annotated[
     Any,
@@ -42,30 +41,33 @@ class Asked(BaseModel):
         WithJsonSchema({"type": ["integer", "null"], "minimum": -2}),
         Field(description="Limit of new tokens; −1, −2: the server's cap; 0: nothing is made, nothing evaluated."),
     ] = None
-    stop: Annotated[Lenient, Field(description="Texts that end the completion.")] = None
+    stop: Annotated[Texts, Field(description="Texts that end the completion.")] = None
     t_max_predict_ms: Annotated[
-        Lenient, Field(description="Milliseconds after the first token when it ends, once there is a line break.")
+        Milliseconds, Field(description="Milliseconds after the first token when it ends, once there is a line break.")
     ] = None
-    stream: Annotated[Lenient, Field(description="true: server-sent events, one per token.")] = None
-    response_fields: Annotated[Lenient, Field(description="Fields to be answered, as timings/prompt_n.")] = None
-    seed: Annotated[Lenient, Field(description="For random strategies.")] = None
-    cache_prompt: Annotated[Lenient, Field(description="false: read the whole prompt, and keep nothing of it.")] = None
+    stream: Annotated[Flag, Field(description="true: server-sent events, one per token.")] = None
+    response_fields: Annotated[Fields, Field(description="Fields to be answered, as timings/prompt_n.")] = None
+    seed: Annotated[Whole, Field(description="For random strategies.")] = None
+    cache_prompt: Annotated[Flag, Field(description="false: read the whole prompt, and keep nothing of it.")] = None
     early_exit: Controls = None
-    parameters: Annotated[Lenient, Field(description="Used: early_exit.")] = None
-    options: Annotated[Lenient, Field(description="Used: early_exit.")] = None
+    parameters: Annotated[Object, Field(description="Used: early_exit.")] = None
+    options: Annotated[Object, Field(description="Used: early_exit.")] = None
 
     def fields(self) -> list[str] | None:
         """Return the paths of the fields to be answered; ``None`` for all."""
-        if not isinstance(self.response_fields, list) or not self.response_fields:
-            return None
-        return [field for field in self.response_fields if isinstance(field, str)]
+        fields = self.response_fields
+        if fields is not None and not (isinstance(fields, list) and all(isinstance(each, str) for each in fields)):
+            raise refused("response_fields", fields, "a list of texts")
+        return fields or None
 
     def generate_s(self) -> float | None:
         """Return the seconds of generating it allows."""
         limit_ms = self.t_max_predict_ms
-        if isinstance(limit_ms, bool) or not isinstance(limit_ms, int | float) or not 0 < limit_ms < 1e9:
+        if limit_ms is None:
             return None
-        return limit_ms / 1000
+        if isinstance(limit_ms, bool) or not isinstance(limit_ms, int | float):
+            raise refused("t_max_predict_ms", limit_ms, "a number of milliseconds")
+        return limit_ms / 1000 if 0 < limit_ms < 1e9 else None
 
 
 class Infill(Asked):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.serving.http.schemas.early_exit import Accepted, Answer, DraftedAt, EarlyExitReport
-from harness.serving.http.schemas.values import Controls, Lenient
+from harness.serving.http.schemas.values import Controls, Flag, Object, Text, object_of
 
 __all__ = ["DoneReason", "Generate", "Generated"]
 
@@ -24,15 +24,15 @@ class Generate(BaseModel):
     )
 
     prompt: Annotated[str, Field(min_length=1, description="Text before the cursor.")]
-    suffix: Annotated[Lenient, Field(description="Text after the cursor; anything but a text is ignored.")] = None
-    stream: Annotated[
-        Lenient, Field(description="false: one object. Else one line of JSON per token, and the last.")
-    ] = None
+    suffix: Annotated[Text, Field(description="Text after the cursor.")] = None
+    stream: Annotated[Flag, Field(description="false: one object. Else one line of JSON per token, and the last.")] = (
+        None
+    )
     truncate: Annotated[
-        Lenient, Field(description="false: refuse a prompt that is too long. Else it loses its beginning.")
+        Flag, Field(description="false: refuse a prompt that is too long. Else it loses its beginning.")
     ] = None
     options: Annotated[
-        Lenient,
+        Object,
         Field(
             description="An object. Used: num_predict (from 1; -1, -2: the server's cap), stop (a text or a list), "
             "seed, early_exit. Decoding is greedy: temperature, top_p … change nothing."
@@ -42,7 +42,7 @@ class Generate(BaseModel):
 
     def asked(self) -> Mapping[str, Any]:
         """Return the options."""
-        return self.options if isinstance(self.options, Mapping) else {}
+        return object_of("options", self.options)
 
 
 class Generated(Answer):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from harness.serving.http.schemas.early_exit import Accepted, Answer, DraftedAt, EarlyExitReport
 from harness.serving.http.schemas.prompts import MAX_PROMPTS
-from harness.serving.http.schemas.values import Controls, Lenient, Limit
+from harness.serving.http.schemas.values import WHOLE, Anything, Controls, Flag, Limit, Object, Text, Texts, Whole
 
 __all__ = [
     "Choice",
@@ -22,6 +22,9 @@ __all__ = [
 ]
 
 MAX_COPIES = 16
+
+Logged = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "boolean"}, *WHOLE["anyOf"]]})]
+Copies = Annotated[Any, WithJsonSchema({"type": ["integer", "null"], "minimum": 1})]
 
 FinishReason = Literal["stop", "length"]
 
@@ -53,19 +56,19 @@ class CompletionRequest(BaseModel):
     )
 
     prompt: Annotated[Any, WithJsonSchema(_PROMPT)]
-    model: Annotated[Lenient, Field(description="Any; the server has one model.")] = None
-    suffix: Annotated[Lenient, Field(description="Text after the cursor.")] = None
+    model: Annotated[Anything, Field(description="Any; the server has one model.")] = None
+    suffix: Annotated[Text, Field(description="Text after the cursor.")] = None
     max_tokens: Annotated[Limit, Field(description="Limit of new tokens, from 1; default: the server's cap.")] = None
-    stop: Annotated[Lenient, Field(description="A text or a list; omitted from the completion.")] = None
-    stream: Annotated[Lenient, Field(description="true: server-sent events.")] = None
-    stream_options: Annotated[Lenient, Field(description="{include_usage: true}: a last event with usage.")] = None
-    echo: Annotated[Lenient, Field(description="true: begin the text with the prompt, which must be text.")] = None
+    stop: Annotated[Texts, Field(description="A text or a list; omitted from the completion.")] = None
+    stream: Annotated[Flag, Field(description="true: server-sent events.")] = None
+    stream_options: Annotated[Object, Field(description="{include_usage: true}: a last event with usage.")] = None
+    echo: Annotated[Flag, Field(description="true: begin the text with the prompt, which must be text.")] = None
     logprobs: Annotated[
-        Lenient, Field(description="A number: log probabilities of the chosen tokens; from 1 on as top_logprobs too.")
+        Logged, Field(description="A number: log probabilities of the chosen tokens; from 1 on as top_logprobs too.")
     ] = None
-    seed: Annotated[Lenient, Field(description="For random strategies.")] = None
+    seed: Annotated[Whole, Field(description="For random strategies.")] = None
     n: Annotated[
-        Lenient,
+        Copies,
         Field(description=f"Choices for each prompt. Decoding is greedy: identical copies, {MAX_COPIES} at most."),
     ] = None
     early_exit: Controls = None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.serving.http.schemas.early_exit import Accepted, Answer, DraftedAt, EarlyExitReport
-from harness.serving.http.schemas.values import Controls, Lenient
+from harness.serving.http.schemas.values import Controls, Flag, Object, flag, object_of
 
 __all__ = ["Details", "FinishReason", "Generate", "Generation", "StreamDetails", "StreamEvent", "TgiToken"]
 
@@ -32,7 +31,7 @@ class Generate(BaseModel):
 
     inputs: Annotated[str, Field(min_length=1, description="Text before the cursor.")]
     parameters: Annotated[
-        Lenient,
+        Object,
         Field(
             description="An object. Used: max_new_tokens (from 1; default: the server's cap), stop (a text or a list; "
             "kept in the completion), details, return_full_text (default false), truncate (any number: a prompt that "
@@ -40,16 +39,16 @@ class Generate(BaseModel):
             "nothing.",
         ),
     ] = None
-    stream: Annotated[Lenient, Field(description="true: server-sent events, at / and /models/… only.")] = None
+    stream: Annotated[Flag, Field(description="true: server-sent events, at / and /models/… only.")] = None
     early_exit: Controls = None
 
     def asked(self) -> dict[str, Any]:
-        """Return the parameters that are set, also where a client nests them as ``parameters.parameters``."""
-        outer = self.parameters if isinstance(self.parameters, Mapping) else {}
-        inner = outer.get("parameters")
-        inner = inner if isinstance(inner, Mapping) else {}
+        """Return the parameters that are set, both switches, also where a client nests ``parameters.parameters``."""
+        outer = object_of("parameters", self.parameters)
+        inner = object_of("parameters.parameters", outer.get("parameters"))
         said = {name: value for name, value in inner.items() if value is not None}
-        return said | {name: value for name, value in outer.items() if value is not None and name != "parameters"}
+        said |= {name: value for name, value in outer.items() if value is not None and name != "parameters"}
+        return said | {name: flag(name, said.get(name)) for name in ("details", "return_full_text")}
 
 
 class TgiToken(Answer):

@@ -1,23 +1,63 @@
-"""Values as clients write them: what can be parsed is used, anything else counts as not given.
+"""Values as clients write them: what can be parsed is used, ``null`` counts as not given, anything else is refused.
 
-Clients send ``null`` for what they do not set, and sometimes numbers as text. A request must not fail for a field
-that this server would ignore anyway, so foreign fields take anything, and their schema says so. The limit of new tokens
-is used, and refused where it is none (:func:`limit_of`).
+Clients send ``null`` for what they do not set, and sometimes whole numbers as ``20.0`` or as text. A field that this
+server does not use takes anything; one that it documents as used and that cannot be read is refused, and never
+becomes its default without a word.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
 from harness.serving.failures import InvalidRequestError
 
-__all__ = ["Controls", "Lenient", "Limit", "finite", "flag", "limit_of", "seed_of", "texts", "whole_number"]
+__all__ = [
+    "Anything",
+    "Controls",
+    "Flag",
+    "Limit",
+    "Object",
+    "Text",
+    "Texts",
+    "Whole",
+    "finite",
+    "flag",
+    "limit_of",
+    "object_of",
+    "refused",
+    "seed_of",
+    "text_of",
+    "texts",
+    "whole_number",
+    "whole_of",
+]
 
-Lenient = Annotated[Any, WithJsonSchema({})]
-"""A field that takes anything; its description says what is used."""
+Anything = Annotated[Any, WithJsonSchema({})]
+"""A field that is not used."""
+
+WHOLE: dict[str, Any] = {
+    "anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^-?[0-9]{1,19}$"}, {"type": "null"}]
+}
+TEXTS: dict[str, Any] = {
+    "anyOf": [
+        {"type": ["string", "null"]},
+        {"type": "array", "items": {"type": ["string", "null"]}, "maxItems": 256},
+    ]
+}
+Whole = Annotated[Any, WithJsonSchema(WHOLE)]
+"""A whole number, read by :func:`whole_of`."""
+Text = Annotated[Any, WithJsonSchema({"type": ["string", "null"]})]
+"""A text, read by :func:`text_of`."""
+Texts = Annotated[Any, WithJsonSchema(TEXTS)]
+"""A text or a list of them, read by :func:`texts`."""
+Flag = Annotated[Any, WithJsonSchema({"type": ["boolean", "null"]})]
+"""A switch, read by :func:`flag`."""
+Object = Annotated[Any, WithJsonSchema({"type": ["object", "null"]})]
+"""An object, read by :func:`object_of`; its description says what of it is used."""
 
 Limit = Annotated[
     Any,
@@ -102,20 +142,59 @@ def limit_of(name: str, value: object, *, endless: tuple[int, ...] = ()) -> int 
     return number
 
 
+def refused(name: str, value: object, wanted: str) -> InvalidRequestError:
+    """Return the refusal of a field that is used and cannot be read."""
+    return InvalidRequestError(f"{name} = {str(value)[:60]!r} is not {wanted}. Send {wanted}, or leave it out.")
+
+
+def whole_of(name: str, value: object) -> int | None:
+    """Return a field's whole number, see :func:`whole_number`; ``None`` where it was not given.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    number = whole_number(value)
+    if value is not None and number is None:
+        raise refused(name, value, "a whole number")
+    return number
+
+
 def seed_of(value: object) -> int:
-    """Return a seed that every generator of random numbers takes; 0 where none was given."""
-    return (whole_number(value) or 0) % 2**63
+    """Return a seed that every generator of random numbers takes; 0 where none was given; raises as others."""
+    return (whole_of("seed", value) or 0) % 2**63
 
 
-def texts(value: object) -> tuple[str, ...]:
-    """Return the texts of one text or a list of them; empty items and other types are omitted."""
+def text_of(name: str, value: object) -> str | None:
+    """Return a field's text; ``None`` where it was not given; raises as others."""
+    if value is None or isinstance(value, str):
+        return value
+    raise refused(name, value, "a text")
+
+
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """Return the texts of a field that is one or a list of them, empty ones left out; raises as others."""
     listed = value if isinstance(value, list) else [value]
-    return tuple(item for item in listed if isinstance(item, str) and item)
+    if not all(item is None or isinstance(item, str) for item in listed):
+        raise refused(name, value, "a text or a list of texts")
+    return tuple(str(item) for item in listed if item)
 
 
-def flag(value: object) -> bool:
-    """Return whether a switch is on: only ``true`` is."""
-    return value is True
+def flag(name: str, value: object, default: bool = False) -> bool:
+    """Return whether a field's switch is on; the default where it was not given; raises as others."""
+    if value is None:
+        return default
+    if isinstance(value, bool):
+        return value
+    raise refused(name, value, "true or false")
+
+
+def object_of(name: str, value: object) -> Mapping[str, Any]:
+    """Return a field's object; an empty one where it was not given; raises as others."""
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return value
+    raise refused(name, value, "an object")
 
 
 def finite(number: float) -> float | None:
