@@ -24,7 +24,8 @@ class ServeConfig(ModelConfiguration):
     strategies: tuple[OperatingPoint, ...] = Field(
         default=(),
         description="NAME[:option=value]… to load; the first is the default of requests that name none. "
-        "Repeatable. Full depth is always loaded. Default: all that run on the model, a learned one first.",
+        "Repeatable. Full depth is always loaded. Default: those of a bare `harness run` for which the model has "
+        "what they learned, a learned one first.",
     )
     kv: KVName = Field(
         default=Strategy.default_kv,

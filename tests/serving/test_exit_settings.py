@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.config import demo_strategies, parse_all
 from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, ConfigError, OptionError, UnknownNameError
 from harness.models.model import resolve
@@ -33,8 +34,9 @@ def test_the_first_is_the_default_and_full_depth_is_always_there(settings: Setti
     assert settings.default.options == {"threshold": 0.7}
 
 
-def test_without_any_all_that_run_are_there_and_the_learned_or_surest_leads(info: ModelInfo) -> None:
+def test_without_any_those_of_a_bare_run_are_there_and_the_learned_or_surest_leads(info: ModelInfo) -> None:
     names = [loaded.name for loaded in Settings((), info).loaded]
+    assert set(names) < {spec.name for spec in parse_all(demo_strategies(info.exit_points), in_run=True)}
     assert names[0] == "confidence"  # nothing is trained for this model
     assert set(names) == {"confidence", "fixed", "saturation", "full"}
 

@@ -85,10 +85,6 @@ def test_what_is_not_used_may_be_anything(server: Any, jobs: list[Job]) -> None:
         content = json.dumps({"prompt": PROMPT, "stream": False, **fields, "options": options | {"num_predict": 2}})
         answer = httpx.post(f"{server.url}/api/generate", content=content, timeout=60)
         assert answer.status_code == 200, (value, answer.text)
-    for body in ({"options": "hot"}, {"options": [3]}, {"stream": "hot"}):
-        given = {"prompt": PROMPT, **body}
-        with httpx.stream("POST", f"{server.url}/api/generate", json=given, timeout=60) as answer:
-            assert answer.status_code == 200
     assert all(0 <= job.seed < 2**63 for job in jobs)
     assert all("" not in job.stop for job in jobs)
 
