@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from typing import Any
 from harness.host.foreign_files import DocumentError, read_json
 
 __all__ = ["KINDS", "Kept", "Kind", "being_written", "cache_folder", "clear", "drop_old", "keep_document", "kept",
-           "kept_document"]  # fmt: skip
+           "kept_document", "own_folder"]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ KINDS = {
 }
 """What is kept, by kind; those with a bound are folders of their own."""
 
-_ABANDONED_S = 3600  # age from which an unfinished file has no writer any more
+_ABANDONED_S = 3600  # age from which what another machine has not finished has no writer any more
+_FOLDERS = ("building-", "layers-")  # how the names of folders begin that are not whole yet; of files: .part
 
 
 def cache_folder() -> Path:
@@ -103,7 +106,7 @@ def being_written(file: Path) -> Iterator[Path]:
         OSError: it cannot be written. Nothing unfinished is left.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=file.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{_writer()}", suffix=".part", dir=file.parent)
     os.close(descriptor)
     try:
         yield Path(name)
@@ -112,18 +115,72 @@ def being_written(file: Path) -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
+@contextmanager
+def own_folder(what: str) -> Iterator[Path]:
+    """Yield a folder in the cache that no other process uses, and remove it unless it was renamed.
+
+    Args:
+        what: ``building`` or ``layers``. What killed processes left of either is removed first.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    base = cache_folder()
+    base.mkdir(parents=True, exist_ok=True)
+    _drop_abandoned(base)
+    folder = Path(tempfile.mkdtemp(prefix=f"{what}-{_writer()}", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def drop_old(kind: str) -> None:
     """Remove what was used least recently beyond a kind's bound, and what killed writers left."""
+    folder, most = cache_folder() / kind, KINDS[kind].most
+    _drop_abandoned(folder)
     ages: list[tuple[float, Path]] = []
-    for path in _entries(cache_folder() / kind):
+    for path in _entries(folder):
         with suppress(OSError):  # another process may have removed it
             ages.append((path.stat().st_mtime, path))
-    whole = sorted((age, path) for age, path in ages if path.suffix != ".part")
-    parts = [path for age, path in ages if path.suffix == ".part" and age < time.time() - _ABANDONED_S]
-    most = KINDS[kind].most
-    for path in [*parts, *(path for _, path in whole[: -most if most else 0])]:
+    whole = sorted((age, path) for age, path in ages if not _is_unfinished(path))
+    for _, path in whole[: -most if most else 0]:
         with suppress(OSError):
             path.unlink()
+
+
+def _is_unfinished(path: Path) -> bool:
+    return path.suffix == ".part" or path.name.startswith(_FOLDERS)
+
+
+def _writer() -> str:
+    """Return what the name of an unfinished file says of the process that writes it."""
+    return f"{platform.node()}-{os.getpid()}-"
+
+
+def _drop_abandoned(folder: Path) -> None:
+    """Remove unfinished files and folders whose writer does not run any more, or is of another machine and too old."""
+    for path in _entries(folder):
+        if not _is_unfinished(path):
+            continue
+        with suppress(OSError):  # another process may have removed it
+            written, _, process = path.name.rpartition("-")[0].rpartition("-")
+            here = written.endswith(platform.node()) and process.isdigit()
+            if path.stat().st_mtime < time.time() - _ABANDONED_S or (here and not _runs(int(process))):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine runs, for all that can be told."""
+    if sys.platform == "win32":  # where the question would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's, or no number of a process
+        return True
+    return True
 
 
 def kept_document(kind: str, key: str) -> Any:

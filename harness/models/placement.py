@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
 from harness.decoding.placed import placed
 from harness.errors import ConfigError, ModelError, OutOfMemoryError, reason
-from harness.host.cache import cache_folder
+from harness.host.cache import cache_folder, own_folder
 from harness.host.device import resolve_device
 from harness.host.memory import available_memory_bytes
 
@@ -188,10 +186,10 @@ def read_placed(module: Any, device: str, elsewhere: Sequence[str | None]) -> Ba
     backbone = read(module.eval().requires_grad_(requires_grad=False))
     if DISK not in elsewhere:
         return placed(backbone, elsewhere)
-    base = cache_folder()
     try:
-        base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="layers-", dir=base, ignore_cleanup_errors=True) as folder:
-            return placed(backbone, elsewhere, Path(folder))  # a file without a name lasts as long as it is mapped
+        with own_folder("layers") as folder:
+            return placed(backbone, elsewhere, folder)  # a file without a name lasts as long as it is mapped
     except OSError as error:  # numpy's own has no strerror
-        raise ModelError(f"layers cannot be kept in {base}: {reason(error)}. Make room, or keep fewer there.") from None
+        raise ModelError(
+            f"layers cannot be kept in {cache_folder()}: {reason(error)}. Make room, or keep fewer there."
+        ) from None

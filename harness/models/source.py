@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts import WeightsChoice
 from harness.decoding.families import check_family
 from harness.errors import ModelError, OutOfReachError, UnknownNameError, reason
-from harness.host.cache import cache_folder
+from harness.host.cache import cache_folder, own_folder
 from harness.host.foreign_files import real_path
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
@@ -192,22 +191,17 @@ def snapshot(wheel: GgufWheel) -> Path:
     source = wheel_file(wheel)
     stat, version = source.stat(), metadata.version("transformers")
     key = hashlib.sha256(f"{source.name} {stat.st_size} {stat.st_mtime_ns} {version}".encode()).hexdigest()[:16]
-    base = cache_folder()
-    target = base / f"{source.stem}-{key}"
+    target = cache_folder() / f"{source.stem}-{key}"
     if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
         return target
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix="building-", dir=base))
-    except OSError:
-        building = target = Path(tempfile.mkdtemp(prefix="early-exit-harness-"))
-    try:
+    with contextlib.ExitStack() as unfinished:
+        try:
+            building = unfinished.enter_context(own_folder("building"))
+        except OSError:
+            building = target = Path(tempfile.mkdtemp(prefix="early-exit-harness-"))
         _convert(source, building)
         if building != target:
             _publish(building, target)
-    finally:
-        if building != target:
-            shutil.rmtree(building, ignore_errors=True)
     return target
 
 

@@ -82,6 +82,29 @@ def test_documents_are_bounded_and_the_least_used_go(cache: Path, monkeypatch: p
     assert kept_document("observed", "key1") is None
 
 
+KILLED = """
+import os
+import sys
+from harness.host.cache import KINDS, being_written, cache_folder, own_folder
+
+with own_folder("building") as folder, being_written(cache_folder() / "packed" / "b.safetensors") as part:
+    (folder / "model.safetensors").write_bytes(b"0" * 99)
+    part.write_bytes(b"0" * 99)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_left_goes_when_the_next_one_begins(cache: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED], check=False)
+    with kept_files.own_folder("layers") as mine, kept_files.being_written(cache / "packed" / "c") as part:
+        assert not list(cache.glob("building-*"))
+        kept_files.drop_old("packed")
+        with kept_files.own_folder("building"):
+            assert mine.is_dir()  # its process runs
+        assert set((cache / "packed").iterdir()) == {cache / "packed" / "a.safetensors", part}
+    assert not mine.exists()
+
+
 def test_a_document_under_another_name_is_not_taken(cache: Path) -> None:
     keep_document("observed", "one", [1])
     (cache / "observed" / "one.json").rename(cache / "observed" / "two.json")
