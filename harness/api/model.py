@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ from pydantic import Field
 
 from harness.api.columns import TRACE, TracedExit, frame
 from harness.api.generation import Completion, Stream
+from harness.appearance.terminal import Console, Line
 from harness.appearance.visible_text import one_line
 from harness.config import BASELINE, RunConfig, parse_all
 from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, parse_decode
@@ -57,7 +58,7 @@ def load(
     *,
     weights: WeightsChoice = "auto",
     dtype: str = "float32",
-    weights_format: str | None = None,
+    weights_format: str = "auto",
     exit_points: str = "paper",
     exit_head: ExitHead = "auto",
     artefacts: str | Path | None = None,
@@ -65,14 +66,14 @@ def load(
     threads: int | None = None,
     seed: int = 0,
 ) -> Model:
-    """Return a model ready to generate.
+    """Return a model ready to generate; a line on stderr says what begins, another what was taken.
 
     Args:
         model: catalogue name, hub id or folder.
         weights: ``pretrained``, ``tuned``, ``random``, or ``auto``: tuned where there is an adapter.
         dtype: of activations: ``float32``, ``bfloat16`` or ``float16``.
         weights_format: how matrices are stored and multiplied: ``auto`` for the fastest here that keeps float32's
-            tokens, a registered format such as ``fp16``, or ``None`` for that of the dtype.
+            tokens, which ``harness run`` takes, too, or a registered format such as ``float32``.
         exit_points: ``paper``, ``all``, or layers such as ``"4,8,12"``.
         exit_head: ``shared``, ``shortcut``, or ``auto``: shortcut where there are some for the weights.
         artefacts: folder of trained artefacts or name of a shipped set.
@@ -88,14 +89,24 @@ def load(
     given = {
         "model": str(model), "weights": weights, "dtype": dtype, "exit_points": exit_points, "exit_head": exit_head,
         "artefacts": None if artefacts is None else str(artefacts), "device": device, "threads": threads, "seed": seed,
+        "weights_format": weights_format,
     }  # fmt: skip
-    config = LoadOptions.build(given | ({} if weights_format is None else {"weights_format": weights_format}))
+    config = LoadOptions.build(given)
     where = resolve_device(config.device)
-    request = config.request(config.seed)
-    resolved = resolve(request if weights_format is not None else replace(request, weights_format=None))
+    resolved = resolve(config.request(config.seed))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return Model(resolved.load(where))
+    started = time.perf_counter()
+    _say(f"loading {resolved.info.name} …")
+    loaded = Model(resolved.load(where, lambda text: _say(f"{text} …")))
+    why = ", the fastest here that keeps float32's tokens" if loaded.loaded.format_choice.seconds else ""
+    took = f"{loaded.info.weights} weights in {loaded.info.weights_format}{why}"
+    _say(f"{loaded.info.name}: {took}, loaded in {time.perf_counter() - started:.1f} s")
+    return loaded
+
+
+def _say(text: str) -> None:
+    Console(stderr=True).print(Line(text), style="dim", highlight=False, soft_wrap=True)
 
 
 class Model:

@@ -30,4 +30,4 @@ def sure() -> type[Strategy]:
 
 @pytest.fixture(scope="module")
 def model(tiny_llama: Path) -> Model:
-    return harness.load(tiny_llama)
+    return harness.load(tiny_llama, weights_format="float32")

@@ -18,6 +18,7 @@ from harness.api.model import Model
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Strategy
+from harness.decoding.packing import FormatChoice
 from harness.errors import ConfigError, HarnessError, ModelError, OptionError, UnknownNameError
 
 PROMPT = "def load_path(items, limit=3):\n    for item in items:\n        "
@@ -50,7 +51,7 @@ def test_it_is_what_the_engine_decodes(model: Model, kv: str, spec: tuple[str, t
 
 @pytest.mark.model
 def test_full_depth_is_transformers_greedy() -> None:
-    model = harness.load("smollm2-135m")
+    model = harness.load("smollm2-135m", weights_format="float32")
     prompt = torch.tensor([model.loaded.tokenizer.encode("def fibonacci(n):\n    ")])
     with torch.inference_mode():
         expected = model.loaded.module.generate(
@@ -215,6 +216,19 @@ def test_what_cannot_be_generated(model: Model, given: dict[str, Any], error: ty
 def test_what_cannot_be_loaded(tiny_llama: Path, given: dict[str, Any], said: str) -> None:
     with pytest.raises(HarnessError, match=said):
         harness.load(tiny_llama, **given)
+
+
+def test_loading_takes_what_a_run_takes_and_says_so(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed = FormatChoice("float32", {"float32": (1.0, 1.0, 1.0)})
+    monkeypatch.setattr("harness.models.model.fastest", lambda backbone, device: timed)
+    harness.load(tiny_llama)
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == f"loading {tiny_llama.name} …"
+    assert ": pretrained weights in float32, the fastest here that keeps float32's tokens, loaded in " in last
+    assert "fastest" not in str(harness.load(tiny_llama, weights_format="float32"))
+    assert "fastest" not in capsys.readouterr().err
 
 
 def test_token_ids_may_be_of_an_array_or_a_tensor(model: Model) -> None:

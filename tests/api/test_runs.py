@@ -66,7 +66,7 @@ def test_frames_say_what_the_files_say(config: dict[str, Any]) -> None:
     assert run.rows.equals(rows)
     written = [json.loads(line) for line in (config["out"] / "samples.jsonl").read_text().splitlines()]
     assert len(run.samples) == len(written) == 6
-    model, keys = harness.load(config["model"]), ["operating_point", "sample_id"]
+    model, keys = harness.load(config["model"], weights_format="float32"), ["operating_point", "sample_id"]
     found = run.samples.set_index(keys)
     for sample in written:
         row = found.loc[(sample["operating_point"], sample["sample_id"])]
