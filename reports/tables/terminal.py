@@ -9,6 +9,7 @@ Colour only repeats what marks already say (``●`` on the front, ``◇`` a boun
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,8 @@ __all__ = ["Report", "fold_label", "headline", "render"]
 
 WHOLE = (BYTE_MODEL, DRAFTS)
 """Sections that are read from left to right: what the headline shows already is repeated in them."""
+_QUALITY = 2
+"""Priority of the columns of quality, of which one is the front's."""
 _WIDEST = 132
 _PLOT_WIDTH = 78
 _WIDE_ENOUGH_FOR_INTERVALS = 110
@@ -88,14 +91,15 @@ class Report:
 
 
 def fold_label(label: str, width: int) -> str:
-    """Break an operating point's label before its options so that no line is longer than ``width``, if it can."""
+    """Break an operating point's label so that no line is longer than ``width``: before its options where it can be."""
     lines = [""]
-    for index, piece in enumerate(one_line(label).split(":")):
-        joined = piece if index == 0 else f"{lines[-1]}:{piece}"
-        if index and len(joined) > width:
-            lines.append(f"  :{piece}")
+    for index, piece in enumerate(re.split("(?=[:@+])", one_line(label))):
+        if index and len(lines[-1]) + len(piece) > width:
+            lines.append(f"  {piece}")
         else:
-            lines[-1] = joined
+            lines[-1] += piece
+        while len(lines[-1]) > width:  # a name, or a value, that is longer by itself
+            lines[-1:] = [lines[-1][:width], f"  {lines[-1][width:]}"]
     return "\n".join(lines)
 
 
@@ -183,8 +187,9 @@ def _section_title(title: str) -> Text:
 def _fitting(table: ResultTable, columns: Sequence[Column], console: Console, options: ConsoleOptions) -> list[Column]:
     """As many columns as fit, by priority, in reading order; fields of the row come before all metrics.
 
-    A column that fits only without its intervals stands so; a paired ratio says nothing without them. What another
-    column states of all rows over one full depth comes last.
+    A column that fits only without its intervals stands so; a paired ratio says nothing without them. Speed-up and
+    quality have their place before any other column has intervals. What another column states of all rows over one full
+    depth comes last.
     """
     restated = {column.metric.restates for column in columns if column.metric is not None}
 
@@ -193,10 +198,14 @@ def _fitting(table: ResultTable, columns: Sequence[Column], console: Console, op
             return 0
         return math.inf if column.key in restated else column.metric.priority
 
+    def shapes(column: Column) -> tuple[Column, ...]:
+        return (column,) if column.metric is None or column.metric.paired else (column, column.narrow)
+
     chosen: dict[str, Column] = {}
-    for column in sorted(columns, key=priority):
-        shapes = (column,) if column.metric is None or column.metric.paired else (column, column.narrow)
-        for shape in shapes:
+    by_priority = sorted(columns, key=priority)
+    leading = [(column, shapes(column)[-1:]) for column in by_priority if priority(column) <= _QUALITY]
+    for column, some in [*leading, *((column, shapes(column)) for column in by_priority)]:
+        for shape in some:
             trial = {**chosen, column.key: shape}
             if _fits(table, _in_order(columns, trial), console, options):
                 chosen = trial
@@ -273,7 +282,7 @@ def _plot(table: ResultTable, options: ConsoleOptions) -> Iterator[RenderableTyp
     if why := unmarked(table.rows):
         yield Line(why, "dim")
     entries = [
-        Line(f"{mark(row)} {letter} {row.operating_point}", _style(row))
+        Line(f"{mark(row)} {letter} {row.operating_point}", _style(row), overflow="fold")
         for letter, row in zip(table.letters, table.rows, strict=True)
     ]
     if _PLOT_WIDTH + 3 + max(entry.cell_len for entry in entries) <= options.max_width:

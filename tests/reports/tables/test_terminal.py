@@ -169,7 +169,25 @@ def test_labels_fold_before_options_and_lose_nothing() -> None:
     label = "margin:threshold=0.9:temperature=4"
     assert fold_label(label, 40) == label
     assert fold_label(label, 22) == "margin:threshold=0.9\n  :temperature=4"
-    assert fold_label("one-very-long-name-without-options", 10) == "one-very-long-name-without-options"
+    assert fold_label("one-long-name", 10) == "one-long-n\n  ame"
+    assert fold_label("classifier@lossless+lookup", 20) == "classifier@lossless\n  +lookup"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_quality_and_speed_are_shown_whatever_a_name_is_as_long_as(build, width) -> None:
+    long = f"my_package.strategies.{'Long' * 12}:threshold=0.123456789@lossless+{'source' * 9}"
+    run = build(points=("full", long), bandwidth=1e4)
+    for block in range(6):
+        for point in ("full", long):
+            sample = {"scores": {"edit_similarity": 0.5, "exact_match": 0.0}, "latency_s": 1.0 + block / 9}
+            run.window(point, sample, block=block, duration=1.0 + block / 9)
+    run.window(long, {"error": "broken"}, block=6)
+    summary = run.summary()
+    for text in (printed(summary, width, details=False), printed(summary, width)):
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        header = text[text.index(HEADLINE_TITLE) : text.index("─")]
+        assert {"sim.", "speed-up"} <= set(header.split()), text
 
 
 def test_every_column_is_in_some_section_and_explained(summary) -> None:
