@@ -180,7 +180,7 @@ def _collected(directories: list[Path], progress: TrainingProgress, *, stored: b
             calibrations.append(read_calibration(folder))
         except StoreError as error:
             refused.append((str(folder), one_line(str(error))))
-    trainings = [read_training(folder) for folder in training_folders(runs, given)]
+    trainings = [read_training(folder, named) for folder, named in training_folders(runs, given)]
     return Collection(tuple(runs), tuple(refused), tuple(calibrations), tuple(trainings))
 
 

@@ -18,8 +18,13 @@ ARTEFACTS = Path("artefacts")
 """Where `harness train` puts a model's folder, below the working directory."""
 
 
-def training_folders(runs: Iterable[RecordedRun], given: Iterable[Path] = ()) -> list[Path]:
+def training_folders(
+    runs: Iterable[RecordedRun], given: Iterable[Path] = ()
+) -> list[tuple[Path, frozenset[str] | None]]:
     """Return the artefact folders that runs used and that hold the log of a training, each once.
+
+    With each comes what the runs name, hashes of their agents among it, or ``None`` where the folder itself was asked
+    for, and all that it holds is.
 
     A folder is a run's when it holds a file of that run: an agent or a head by its SHA-256, shortcuts by theirs, or the
     adapter that makes the run's weights of its base. Looked for in the run's own ``--artefacts``, in ``artefacts/*``
@@ -31,9 +36,12 @@ def training_folders(runs: Iterable[RecordedRun], given: Iterable[Path] = ()) ->
     """
     found = {real_path(folder): folder for folder in given}
     known = {place: _offers(folder) for place, folder in found.items()}
+    asked = frozenset(found)
     covered = {name for names in known.values() for name in names}
+    named: frozenset[str] = frozenset()
     for run in runs:
         wanted = _named_by(run.manifest)
+        named |= wanted
         for folder in _candidates(run.manifest):
             place = real_path(folder)
             if place not in known:
@@ -42,7 +50,7 @@ def training_folders(runs: Iterable[RecordedRun], given: Iterable[Path] = ()) ->
             if new and place not in found:
                 found[place] = folder
                 covered |= known[place]
-    return list(found.values())
+    return [(folder, None if place in asked else named) for place, folder in found.items()]
 
 
 def _named_by(manifest: Manifest) -> frozenset[str]:

@@ -6,7 +6,7 @@ line. What cannot be read is left out and said in one line; nothing is made up f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 from harness.contracts.loss_weights import WeightsRule
 from harness.host.foreign_files import LARGEST_LOG_BYTES, DocumentError, parse_json, read_bytes, read_json, real_path
+from harness.models.artefacts import look_into
 from reports.statistics.plausible import is_plausible
 
 __all__ = ["AgentLog", "AgentStep", "LiteLog", "LiteStep", "TrainingLogs", "holds_training", "read_training"]
@@ -127,15 +128,24 @@ def holds_training(folder: Path) -> bool:
     return any(isfile(folder / name) for name in named) or any(folder.glob(f"*{AGENT_LOG}"))
 
 
-def read_training(folder: Path) -> TrainingLogs:
-    """Read a folder that `harness train` wrote to, or a shipped one; never fails, see ``problems``."""
+def read_training(folder: Path, named: Set[str] | None = None) -> TrainingLogs:
+    """Read a folder that `harness train` wrote to, or a shipped one; never fails, see ``problems``.
+
+    Args:
+        folder: of artefacts and their logs.
+        named: SHA-256 of the agents that are wanted; ``None`` for all.
+    """
     problems: list[str] = []
     if not folder.is_dir():
         problems.append(f"{folder} is no folder. Give one that `harness train` wrote to.")
     lite = _read_lite(folder, problems)
-    agents = [_read_agent(file, problems) for file in sorted(folder.glob(f"*{AGENT_LOG}"))]
+    agents = [
+        _read_agent(file, problems)
+        for file in sorted(folder.glob(f"*{AGENT_LOG}"))
+        if named is None or look_into(file.with_name(f"{_agent_of(file)}.json")).get("sha256") in named
+    ]
     kept = sorted((agent for agent in agents if agent.steps), key=lambda agent: (len(agent.name), agent.name))
-    if not problems and lite is None and not kept:
+    if not problems and lite is None and not kept and named is None:
         problems.append(f"{folder} holds no log of a training. Give a folder that `harness train` wrote to.")
     return TrainingLogs(folder, lite, tuple(kept), tuple(problems))
 
@@ -163,8 +173,12 @@ def _read_lite(folder: Path, problems: list[str]) -> LiteLog | None:
     )
 
 
+def _agent_of(log: Path) -> str:
+    return log.name.removesuffix(AGENT_LOG)
+
+
 def _read_agent(log: Path, problems: list[str]) -> AgentLog:
-    name = log.name.removesuffix(AGENT_LOG)
+    name = _agent_of(log)
     steps: dict[int, AgentStep] = {}
     optimal: Mapping[int, float] = {}
     for line in _lines(log, problems):
