@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import Completion, Draft, TaskRequest
+from harness.contracts import Completion, Draft, Lossless, TaskRequest
 from harness.contracts.meters import is_measured
 from harness.metering import metered
 from harness.models.tokenizer import TransformersTokenizer
 from harness.records import SampleRecord
+from strategies.full import Full
 from tests.docs.pages import NAMES, blocks
 
 
@@ -67,21 +68,27 @@ def file_of(name: str, folder: Path) -> dict[str, Any]:
     return runpy.run_path(str(folder / "shown.py"))
 
 
-@pytest.mark.parametrize("name", ["EveryNth", "NormGrowth", "MeanDifferenceRecipe", "MeanDifference", "Zeros", "Doubt"])
+@pytest.mark.parametrize("name", ["EveryNth", "NormGrowth", "MeanDifferenceRecipe", "MeanDifference", "Zeros", "Habit"])
 def test_every_file_is_whole(tmp_path: Path, name: str) -> None:
     assert name in file_of(name, tmp_path)
 
 
-def test_the_draft_rule_ends_drafts_at_doubtful_tokens(tmp_path: Path) -> None:
-    rule = file_of("Doubt", tmp_path)["Doubt"](0.5).start(None, None)
+def test_the_draft_source_proposes_what_followed_and_full_depth_s_tokens_come_out(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    import harness
 
-    def draft(*probabilities: float) -> Draft:
-        return Draft(0, [1], [2], [3] * len(probabilities), [4] * len(probabilities), list(probabilities))
-
-    assert not rule.verify_now(draft(0.1))  # nothing stood yet
-    rule.verified(draft(0.8, 0.8, 0.1), 2)
-    assert not rule.verify_now(draft(0.1, 0.41))
-    assert rule.verify_now(draft(0.9, 0.39))
+    source = file_of("Habit", tmp_path)["Habit"](3)
+    rule = source.start(None, None)
+    assert rule.propose(Draft(0, [5, 1, 2, 9, 1], [2]), 16) == [9, 1, 2]
+    assert rule.propose(Draft(0, [5, 1, 2, 9, 1], [2]), 2) == [9, 1]
+    assert rule.propose(Draft(0, [5, 1, 2], [7]), 16) == []
+    engine = harness.load(tiny_llama, weights_format="float32")._engine
+    limit: dict[str, Any] = {"kv": "recompute", "max_new_tokens": [40]}
+    (full,) = engine.decode([[5, 6, 7, 5, 6]], Full(), **limit)
+    (drafted,) = engine.decode([[5, 6, 7, 5, 6]], Full(), **limit, lossless=Lossless(sources=(source,)))
+    assert drafted.token_ids == full.token_ids
+    assert drafted.drafts > 0
 
 
 def test_the_weights_format_and_the_head_decode(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
