@@ -164,6 +164,18 @@ def _called(error: Any) -> str:
     return " ".join(["harness", *(word for word in sys.argv[1:2] if word in COMMANDS)])
 
 
+def _check_arguments() -> None:
+    if any("\0" in argument for argument in sys.argv):
+        raise ConfigError("an argument holds a NUL character, which no name and no path can have. Omit it.")
+    if not all(map(_can_be_encoded, sys.argv)):
+        raise ConfigError("an argument holds half of a surrogate pair, which no path can have. Omit it.")
+    for path in (*sys.argv, os.environ.get("XDG_CACHE_HOME", "")):
+        if path.count("/") > DEEPEST_PATH:
+            raise ConfigError(
+                f"{path[:40]}… has more than {DEEPEST_PATH} folders inside one another. Give a shorter path."
+            )
+
+
 def _end_by_defect(error: BaseException) -> NoReturn:
     print_defect()
     whose = f"{at}, not of the harness" if (at := plugin_at_fault(error)) else "the harness, not of your input"
@@ -179,15 +191,7 @@ def main() -> None:
     logging.lastResort = OneLine(stderr, logging.WARNING)  # for commands that draw no progress bar
     warnings.formatwarning = _visible_warning
     try:
-        if any("\0" in argument for argument in sys.argv):
-            raise ConfigError("an argument holds a NUL character, which no name and no path can have. Omit it.")
-        if not all(map(_can_be_encoded, sys.argv)):
-            raise ConfigError("an argument holds half of a surrogate pair, which no path can have. Omit it.")
-        for path in (*sys.argv, os.environ.get("XDG_CACHE_HOME", "")):
-            if path.count("/") > DEEPEST_PATH:
-                raise ConfigError(
-                    f"{path[:40]}… has more than {DEEPEST_PATH} folders inside one another. Give a shorter path."
-                )
+        _check_arguments()
         code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)
     except HarnessError as error:
         refuse(error.message, error.commands)
