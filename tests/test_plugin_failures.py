@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import asking
+from harness.contracts import Completion, asking
 from harness.registry import METERS, METRICS, SCORES, STOPS, STRATEGIES, TASKS, Registry
+from harness.running.scoring import score_sample
 from tests.conftest import Ran, snapshot
 
 Command = Callable[..., Ran]
@@ -213,9 +214,16 @@ def test_a_package_that_cannot_be_imported_is_listed(see: Callable[[Path], None]
 # ------------------------------------------------------------------------------ scores that fail
 
 MENDED = (
-    "if mended := os.environ.get('MENDED'): return None if mended == 'undefined' else len(completion.text) / "
-    "(1 + len(completion.reference))"
+    "if mended := os.environ.get('MENDED'): return None if mended == 'undefined' else 1 / (1 + len(completion.text))"
 )
+
+
+def test_a_number_that_a_score_cannot_have_is_its_failure(plug_in: PlugIn) -> None:
+    plug_in("odd", score("return 2.5"), SCORES)
+    plug_in("fair", score("return 2.5").replace("title", "unit = 'tokens'; title"), SCORES)
+    found = score_sample(Completion("a", "b", (1,), (2,), "python", "green-code"), ("odd", "fair"))
+    why = "it returned 2.5, and a score without a unit lies between 0 and 1"
+    assert found == {"odd": f"the score 'odd' of outside-odd fails: {why}", "fair": 2.5}
 
 
 @pytest.fixture
@@ -264,7 +272,7 @@ def test_a_mended_score_is_computed_of_what_was_recorded(
     from harness.running.reading import read_run
 
     run = read_run(failed)
-    texts = [len(sample.text) / (1 + len(sample.reference)) for sample in run.samples]
+    texts = [1 / (1 + len(sample.text)) for sample in run.samples]
     assert [sample.scores["odd"] for sample in run.samples] == texts
     assert run.summary.score_failures == {}
     assert run.summary == read_run(failed, stored=True).summary

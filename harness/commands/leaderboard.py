@@ -133,7 +133,7 @@ def _add(site: Site, source: Path, *, stored: bool) -> str | None:
 
 def _publish(site: Site, directory: Path, source: Path, *, stored: bool) -> str | None:
     from harness.running.reading import read_run
-    from harness.running.rescoring import rescored
+    from harness.running.rescore import rescored
 
     try:
         run = read_run(directory, stored=stored, keep=True)

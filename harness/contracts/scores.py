@@ -63,8 +63,7 @@ class Score:
 
     Attributes:
         title: what a table calls it.
-        unit: of the values; empty for a fraction, 0…1. Reports leave out a completion with a value that
-            :meth:`allows` refuses.
+        unit: of the values; empty for a fraction, 0…1.
         better: which direction is the better one.
         decides: whether a fall of it is a loss of quality in verdicts and between runs.
         sections: where tables and figures show it besides among the scores: section → place, as in

@@ -1,12 +1,17 @@
-"""Computes scores of a run again, from the texts and references that it recorded: new scores, and mended ones.
+"""Computes scores of a run again, from the texts and references that it recorded.
 
-Nothing that was measured is touched: what is computed goes to ``scores.json``, in one step, and every reader takes it
-in place of what the samples say. A score that fails here, or cannot be computed, leaves the value that was recorded.
-Samples of black boxes keep theirs: the tokens of their answers are not recorded.
+:func:`rescore` does so for new scores and mended ones. Nothing that was measured is touched: what is computed goes to
+``scores.json``, in one step, and every reader takes it in place of what the samples say. A score that fails here, or
+cannot be computed, leaves the value that was recorded. Samples of black boxes keep theirs: the tokens of their answers
+are not recorded.
+
+:func:`rescored` does so to hold records against their texts before they are published. It leaves out scores of other
+packages, and those that need what no record holds: the tests of a program, or the tokens of a black box's text.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,16 +20,19 @@ from pathlib import Path
 from harness.contracts import Completion, Sample
 from harness.contracts.recipes import Progress, Silent
 from harness.contracts.scores import registered_scores
-from harness.records import Manifest, SampleRecord, SampleScores
+from harness.records import Manifest, SampleRecord, SampleScores, TaskRecord
 from harness.registry import OWN_DISTRIBUTION, PROTOCOLS, SCORES, without_exit
 from harness.running.completions import scores_and_failures
+from harness.running.kept_summaries import kept
 from harness.running.plan import drawn_again
 from harness.running.reading import read_run
-from harness.running.scoring import score_sample
+from harness.running.scoring import Scores, score_sample
 from harness.store.run_directory import RunDirectory, lock_folder
+from reports.leaderboard.contradictions import ScoresAgain
+from reports.recorded import RecordedRun
 from reports.tables.export import write_report
 
-__all__ = ["Rescored", "rescore"]
+__all__ = ["Rescored", "rescore", "rescored"]
 
 Places = Mapping[tuple[str, str], Sample]
 """Task and sample id → the sample, of tasks whose scores may look beyond the text."""
@@ -71,7 +79,7 @@ def rescore(path: Path, only: Collection[str] = (), progress: Progress | None = 
             samples = tuple(store.samples())
             names = tuple(only) or tuple(registered_scores())
             drawn = _drawn(store.manifest)
-            kinds = {task.name: (task.language, task.protocol) for task in store.manifest.tasks}
+            tasks = {task.name: task for task in store.manifest.tasks}
             known: dict[Completion, dict[str, float | str | None]] = {}
             made: list[SampleScores] = []
             values = changed = missing = 0
@@ -82,7 +90,8 @@ def rescore(path: Path, only: Collection[str] = (), progress: Progress | None = 
                 progress.step(done)
                 found: dict[str, float | str | None] = {}
                 if sample.error is None and sample.answer is None:
-                    completion = _completion(sample, *kinds[sample.task], drawn)
+                    row = drawn.get((sample.task, sample.sample_id))
+                    completion = _completion(sample, tasks[sample.task], sample.token_ids, row)
                     if completion not in known:
                         known[completion] = score_sample(completion, names)
                     found = known[completion]
@@ -121,16 +130,12 @@ def _with_found(
     return SampleScores(scores=scores, score_failures=before | now)
 
 
-def _completion(sample: SampleRecord, language: str, protocol: str, drawn: Places) -> Completion:
-    row = drawn.get((sample.task, sample.sample_id))
+def _completion(
+    sample: SampleRecord, task: TaskRecord, token_ids: tuple[int, ...], row: Sample | None = None
+) -> Completion:
+    around = (row.around, row.tests) if row else ()
     return Completion(
-        sample.text,
-        sample.reference,
-        sample.token_ids,
-        sample.reference_ids,
-        language,
-        protocol,
-        *((row.around, row.tests) if row else ()),
+        sample.text, sample.reference, token_ids, sample.reference_ids, task.language, task.protocol, *around
     )
 
 
@@ -150,3 +155,47 @@ def _is_text_alone(protocol: str) -> bool:
 def _versions(names: Collection[str]) -> dict[str, str]:
     packages = {SCORES.plugin(name) or OWN_DISTRIBUTION for name in names}
     return {package: version(package) for package in sorted(packages)}
+
+
+def rescored(run: RecordedRun) -> ScoresAgain:
+    """Return what became of a run's scores; kept in the user's cache as its summary is."""
+    return kept(run.summary.records, ScoresAgain, lambda: _rescored(run))
+
+
+def _rescored(run: RecordedRun) -> ScoresAgain:
+    tasks = {task.name: task for task in run.manifest.tasks}
+    finished = [(place, sample) for place, sample in enumerate(run.samples) if sample.error is None]
+    recorded: dict[str, set[str]] = defaultdict(set)
+    for _, sample in finished:
+        recorded[sample.task] |= sample.scores.keys()
+    known: dict[tuple[object, ...], Scores] = {}  # repeats and lossless rows say the same again
+    again: set[str] = set()
+    first: tuple[int, str, float | None, float | None] | None = None
+    for place, sample in finished:
+        key = sample.task, sample.text, sample.reference, sample.token_ids, sample.reference_ids, sample.answer is None
+        if key not in known:
+            known[key] = _scores_of_record(sample, tasks[sample.task])
+        for name in recorded[sample.task] & known[key].keys():
+            again.add(name)
+            there, here = sample.scores.get(name), known[key][name]
+            if first is None and ScoresAgain.differ(there, here):
+                first = place, name, there, here
+    names = set().union(*recorded.values())
+    found = ScoresAgain(again=tuple(sorted(again)), believed=tuple(sorted(names - again)))
+    if first is None:
+        return found
+    place, name, there, here = first
+    return found.model_copy(update={"place": place, "score": name, "recorded": there, "computed": here})
+
+
+def _scores_of_record(sample: SampleRecord, task: TaskRecord) -> Scores:
+    """Return the scores of this project that a finished sample's record decides, by name.
+
+    A black box's tokens are not recorded: what scores otherwise with other tokens is left out.
+    """
+    own = [name for name in registered_scores() if not SCORES.plugin(name)]
+    of_text = score_sample(_completion(sample, task, sample.token_ids), own)
+    other = of_text
+    if sample.answer is not None:
+        other = score_sample(_completion(sample, task, sample.reference_ids), own)
+    return {name: value for name, value in of_text.items() if other[name] == value and not isinstance(value, str)}

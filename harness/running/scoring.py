@@ -50,7 +50,7 @@ def score_sample(completion: Completion, only: Collection[str] | None = None) ->
             continue
         try:
             if score.scores_samples and score.judges(completion):
-                found[name] = None if score.unavailable() else _defined(score.sample(completion))
+                found[name] = None if score.unavailable() else _defined(score, score.sample(completion))
         except (Exception, SystemExit) as error:
             if not (wrong := _wrong(name, error)):
                 raise
@@ -185,7 +185,7 @@ def _score(corpus: Corpus) -> Found:
     for name, score in _scores(corpus.language).items():
         try:
             if score.scores_corpora:
-                found[name] = None if score.unavailable() else _defined(score.corpus(pairs, corpus.language))
+                found[name] = None if score.unavailable() else _defined(score, score.corpus(pairs, corpus.language))
         except (Exception, SystemExit) as error:
             if not (wrong := _wrong(name, error)):
                 raise
@@ -201,9 +201,17 @@ def _wrong(name: str, error: BaseException) -> str:
     return f"the score '{name}' of {package} fails: {reason(error)}"
 
 
-def _defined(value: float | None) -> float | None:
-    """Return a number that records can hold; one that is not finite is not defined."""
-    return None if value is None or not math.isfinite(value) else float(value)
+def _defined(score: Score, value: float | None) -> float | None:
+    """Return a number that records can hold; one that is not finite is not defined.
+
+    Raises:
+        ValueError: the score cannot have it.
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    if not score.allows(value):
+        raise ValueError(f"it returned {value:g}, and a score without a unit lies between 0 and 1")
+    return float(value)
 
 
 def _scores(language: str) -> dict[str, Score]:

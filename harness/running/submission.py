@@ -14,7 +14,7 @@ from typing import Any
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
 from harness.running.reading import read_run
-from harness.running.rescoring import rescored
+from harness.running.rescore import rescored
 from harness.store.committed import sealed_records
 from harness.store.packed_run import write_archive
 from harness.store.run_directory import RunDirectory

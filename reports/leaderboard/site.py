@@ -93,8 +93,7 @@ class Site:
     def add(self, run: RecordedRun, rescore: Rescore | None = None) -> tuple[Check, ...] | None:
         """Add a run; return the conditions that hold it from ranking.
 
-        ``None`` when the site holds it already, or a later state of it: of a run that was not finished the latest state
-        stays.
+        ``None`` when the site holds it already, or a later state of it, or another completion of the same begun run.
 
         Args:
             run: as read.
@@ -119,7 +118,7 @@ class Site:
         entry = entry_of(run, run_id, checks)
         if not entry.points:
             raise StoreError(f"{run.directory}: {run.state or 'no finished sample'}; not published. {run.remedy}")
-        states = [other for other in self.runs.values() if _is_state(other, entry) or _is_state(entry, other)]
+        states = [other for other in self.runs.values() if _is_state(other, entry)]
         if any(_progress(other) >= _progress(entry) for other in states):
             return None
         for other in states:
@@ -199,12 +198,12 @@ class Site:
 
 
 def _is_state(entry: RunEntry, other: RunEntry) -> bool:
-    """Whether an entry is of a run before it was finished, of which the other one is as well."""
-    return entry.unfinished and entry.manifest == other.manifest
+    """Whether two entries are of one begun run: states of it, or completions of copies, of which one is shown."""
+    return entry.id != other.id and entry.manifest == other.manifest
 
 
-def _progress(entry: RunEntry) -> tuple[bool, int]:
-    return not entry.unfinished, sum(point.row.n for point in entry.points)
+def _progress(entry: RunEntry) -> tuple[bool, int, str]:
+    return not entry.unfinished, sum(point.row.n for point in entry.points), entry.id
 
 
 def _is_blank(folder: Path) -> bool:

@@ -14,11 +14,9 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 
-from harness.contracts import Score
+from harness.contracts.scores import registered_scores
 from harness.records import Manifest, SampleRecord, WindowRecord
-from harness.registry import SCORES
 from reports.statistics.plausible import LARGEST, SMALLEST, all_plausible, is_measurable
 
 __all__ = [
@@ -127,14 +125,8 @@ def describe_left_out(
 
 def is_a_score(name: str, value: float) -> bool:
     """Whether a score can have a value; of what is no score that is registered here nothing is known."""
-    score = _score(name)
+    score = registered_scores().get(name)
     return score is None or score.allows(value)
-
-
-@cache
-def _score(name: str) -> Score | None:
-    found: Score | None = SCORES.load(name)() if name in SCORES else None
-    return found
 
 
 def _known(task: str, point: str, manifest: Manifest) -> bool:

@@ -233,6 +233,15 @@ def test_the_latest_state_of_a_run_stays(tmp_path: Path, recorded: Recorded, mer
     assert made == publish(tmp_path / "b", whole)
 
 
+def test_of_two_completions_of_one_begun_run_one_is_published(tmp_path: Path, recorded: Recorded) -> None:
+    whole = recorded("one")
+    *begun, last = whole.windows
+    other = replace(whole, windows=(*begun, last.model_copy(update={"duration_s": 2 * (last.duration_s or 1.0)})))
+    made = publish(tmp_path / "a", whole, other)
+    assert len(index(tmp_path / "a")["runs"]) == 1
+    assert publish(tmp_path / "b", other, whole) == made
+
+
 def test_private_paths_are_not_published(tmp_path: Path, recorded: Recorded) -> None:
     config = {"kv": "propagate", "batch_size": 1, "model": "/home/alice/models/tiny", "source": "/home/alice/data"}
     files = publish(tmp_path / "a", recorded(manifest={"config": config}, source="path: /home/alice/data"))
