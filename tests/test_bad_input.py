@@ -569,7 +569,7 @@ ASKED = "def should_exit(self, view):\n        "
 def test_a_strategy_that_answers_in_the_wrong_shape(tiny_run: Command, plug_in: Callable[..., None]) -> None:
     plug_in("wrong_shape", outside(ASKED + "return torch.zeros(1, 1, dtype=torch.bool)"))
     line = tiny_run("--strategy", "wrong_shape").error
-    assert "should_exit returned a tensor of shape (1, 1)" in line
+    assert "Outside.should_exit of outside-wrong_shape returned a tensor of shape (1, 1)" in line
     assert "at layer 4" in line
 
 
@@ -615,7 +615,7 @@ def test_a_required_option_that_is_missing(refused: Refused, plug_in: Callable[.
     assert "needs depth" in refused("--strategy", "needy")
 
 
-def test_a_score_that_cannot_be_imported_is_refused_before_weights_are_read(
+def test_a_score_that_cannot_be_imported_is_left_out(
     shell: Callable[..., Any], tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     facts = tmp_path / "site" / "broken_score-1.0.dist-info"
@@ -628,7 +628,6 @@ def test_a_score_that_cannot_be_imported_is_refused_before_weights_are_read(
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
     )
-    assert ran.returncode == 2
+    assert ran.returncode == 0
     said = "the score 'broken' of broken-score cannot be imported (broken_score:Broken): RuntimeError: out of luck"
     assert said in ran.stderr
-    assert "loading" not in ran.stderr

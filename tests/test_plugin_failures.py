@@ -255,7 +255,7 @@ def test_a_mended_score_is_computed_of_what_was_recorded(
 ) -> None:
     before = snapshot(failed)
     still = cli("rescore", "out", "--score", "odd")
-    assert (still.code, still.out) == (70, "1 score: 0 values computed, 0 changed, 6 missing\n")
+    assert (still.code, still.out) == (70, "1 score(s): 0 values computed, 0 changed, 6 missing\n")
     monkeypatch.setenv("MENDED", "1")
     with monkeypatch.context() as killed:
         killed.setattr("os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -295,7 +295,7 @@ def test_a_score_that_fails_later_takes_no_value_away(
     assert ran.out.endswith(", 0 changed, 0 missing\n")
     assert "the score 'odd' of outside-odd fails" in ran.err
     monkeypatch.setenv("MENDED", "undefined")
-    assert cli("rescore", "out", "--score", "odd").out == "1 score: 0 values computed, 6 changed, 0 missing\n"
+    assert cli("rescore", "out", "--score", "odd").out == "1 score(s): 0 values computed, 6 changed, 0 missing\n"
 
 
 def test_scores_of_other_records_are_refused(failed: Path, cli: Command, tiny_run: Command) -> None:

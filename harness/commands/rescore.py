@@ -35,7 +35,8 @@ def rescore(
         tell(console, "warning", why)
     scores = "1 score" if len(done.names) == 1 else f"{len(done.names)} scores"
     stdout().print(
-        f"{scores}: {done.values} values computed, {done.changed} changed, {done.missing} missing",
+        f"{len(done.names):d} score(s): {done.values:d} values computed, "
+        f"{done.changed:d} changed, {done.missing:d} missing",
         soft_wrap=True,
         highlight=False,
     )

@@ -22,7 +22,7 @@ four samples a window      94.9  94.9  95.0  95.0
 (lengths log-normal, 1)    89.7  89.5  90.1  91.8
 (lengths log-normal, 1.5)  84.1  83.9  85.0  87.4
 (lengths Pareto, α 1.5)    79.0  75.9  74.6  75.4
-(the same, cut at ten)     88.2  87.8  89.0  92.8
+(Pareto, cut at 10×)       88.2  87.8  89.0  92.8
 =========================  ======================
 
 Sizes of blocks are log-normal with σ = 0.8 under log-normal noise, 0.5 under drift and where speed-ups vary or samples
@@ -250,7 +250,7 @@ CASES = (
     Case("lengths log-normal, σ 1.5", **_documents(lambda g, n: g.lognormal(0, 1.5, n), math.exp(1.125)), heavy=True),
     Case("lengths Pareto, α 1.5", **_documents(lambda g, n: 1 + g.pareto(1.5, n), 3), heavy=True),
     Case(
-        "the same, cut at ten times the shortest",
+        "lengths Pareto, cut at 10×",
         **_documents(lambda g, n: np.minimum(1 + g.pareto(1.5, n), 10), 3 - 2 / math.sqrt(10)),
         heavy=True,
     ),

@@ -10,7 +10,12 @@ __all__ = ["SampleScores", "ScoresRecord"]
 
 
 class SampleScores(Record):
-    """What stands in place of the same fields of a :class:`harness.records.SampleRecord`."""
+    """Stands in place of the same fields of a :class:`harness.records.SampleRecord`.
+
+    Attributes:
+        scores: per-sample scores.
+        score_failures: score → why it has no value, for those of plug-ins that failed on this completion.
+    """
 
     scores: dict[str, float | None] = Field(default_factory=dict)
     score_failures: dict[str, str] = Field(default_factory=dict)

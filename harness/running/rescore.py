@@ -164,7 +164,9 @@ def rescored(run: RecordedRun) -> ScoresAgain:
 
 def _rescored(run: RecordedRun) -> ScoresAgain:
     tasks = {task.name: task for task in run.manifest.tasks}
-    finished = [(place, sample) for place, sample in enumerate(run.samples) if sample.error is None]
+    finished = [
+        (place, sample) for place, sample in enumerate(run.samples) if sample.error is None and sample.task in tasks
+    ]
     recorded: dict[str, set[str]] = defaultdict(set)
     for _, sample in finished:
         recorded[sample.task] |= sample.scores.keys()

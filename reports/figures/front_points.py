@@ -38,7 +38,7 @@ class Gain:
 
 
 GAINS = (
-    Gain("speedup", "speed-up of whole requests", SPEEDUP),
+    Gain(SPEEDUP.name, "speed-up of whole requests", SPEEDUP),
     Gain("energy", "energy ratio", ENERGY_RATIO),
     Gain("layers", "layers skipped", LAYERS_SKIPPED),
 )

@@ -69,17 +69,20 @@ class ResultTable:
 
     @property
     def subheadings(self) -> tuple[str, ...]:
-        """Data, model, machine and windows: one line each."""
+        """Data, model, decoding and machine, a line each, and windows where some were flagged."""
         row = self.rows[0]
         weights = (
             "random weights (accuracy columns mean nothing)" if row.weights == "random" else f"{row.weights} weights"
         )
+        windows = windows_of(self.rows)
+        flagged = any(row.flagged for row in self.rows)
+        beside = f"; windows {windows}" if windows and not flagged else ""
         return (
             f"data      {row.source} ({row.language}), {self.size}",
             f"model     {row.model}, {weights}, exit head {row.exit_head}",
-            f"decoding  {self.numbers}, kv {self.policies}, batch {row.batch_size}",
+            f"decoding  {self.numbers}, kv {self.policies}, batch {row.batch_size}{beside}",
             f"machine   {self.machine}",
-            *filter(None, [windows_of(self.rows) and f"windows   {windows_of(self.rows)}"]),
+            *([f"windows   {windows}"] if flagged else []),
         )
 
     @property

@@ -115,9 +115,7 @@ def test_a_promise_about_projects(calibrate: Command, documents: list[str], tmp_
     ).err.replace("\n", " ")
     assert calibrate(*asked, "--strategy", f"{SETTINGS[0]},0.15", "--out", "bare").code == 0
     refused = calibrate("--resume", "bare", *asked, "--unit", "project").error
-    assert (
-        "none says which project it is of, and --unit project needs that. Give rows with a field 'project'" in refused
-    )
+    assert "says which project it is of, and --unit project needs that. Give rows with a field 'project'" in refused
 
 
 def test_a_finished_run_is_calibrated_without_decoding(

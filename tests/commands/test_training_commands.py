@@ -339,7 +339,7 @@ def test_the_trace_of_another_model(
 ) -> None:
     theirs = json.loads((traces / "index.json").read_text())["model_fingerprint"]
     line = refusal("train", kind, "--model", tiny_opt, "--traces", "t", "--out", "o")
-    assert f"t is a trace with weights {theirs} ({tiny_llama.name}); {tiny_opt.name} has " in line
+    assert f"t is a trace with model fingerprint {theirs} ({tiny_llama.name}); {tiny_opt.name} has " in line
     assert line.endswith(f"Trace again:\n  harness trace --model {tiny_opt} --out t-2")
 
 

@@ -48,6 +48,7 @@ BASES: dict[str, dict[str, str]] = {
     "compare": {"a": "run", "b": "run"},
     "leaderboard": {"paths": "run", "out": "site"},
     "submit": {"directory": "run"},
+    "rescore": {"directory": "run"},
     "export": {"directory": "site", "model": "model"},
     "list": {},
     "show": {"name": "confidence"},

@@ -143,6 +143,7 @@ def test_superseded_windows_do_no_harm(finished: Path) -> None:
 )
 def test_what_must_be_hashed_is(finished: Path, change: Callable[[dict[str, Any]], None], name: str) -> None:
     edit(finished / "manifest.json", change)
+    renew_summary(finished)
     assert list(failed(finished)) == [name]
 
 

@@ -257,11 +257,11 @@ class Traces:
         """Refuse a trace of another model.
 
         Raises:
-            ArtefactError: weights, tokenizer, exit points or exit head are not those of the model; gives both values.
+            ArtefactError: tokenizer, fingerprint, exit points or exit head are not the model's; gives both values.
         """
         for what, theirs, ours in (
-            ("weights", self.index["model_fingerprint"], model.fingerprint),
             ("tokenizer", self.index["tokenizer_fingerprint"], tokenizer),
+            ("model fingerprint", self.index["model_fingerprint"], model.fingerprint),
             ("exit points", list(self.exit_points), list(model.exit_points)),
             ("exit head", self.index["exit_head"], model.exit_head),
         ):
@@ -277,7 +277,7 @@ class Traces:
         index, same_base = self.index, self.index.get("base_fingerprint") == model.base_fingerprint
         if what == "exit head" and index["exit_head"] != "shared":
             lost = "The shortcuts that it was read through are gone: restore them"
-        elif what == "weights" and index["weights"] == "tuned" and same_base:
+        elif what == "model fingerprint" and index["weights"] == "tuned" and same_base:
             lost = "The adapter that it was made with is gone: restore it"
         else:
             return "Trace again:"

@@ -35,7 +35,9 @@ def test_a_slower_machine_cancels_in_the_speed_up(recorded: Make) -> None:
             assert point.of(name).relative == pytest.approx(0.3)
         assert point.of("latency_p50_s").distinguishable
         assert point.of("tokens_per_s").relative == pytest.approx(1 / 1.3 - 1)
-    assert fixed.of("speedup").a == pytest.approx(2.0)
+    assert fixed.of("speedup").a == pytest.approx(
+        (0.8 + 0.15) / (0.4 + 0.15)
+    )  # a fifth is the prompt's, which is pooled
     assert fixed.of("speedup").relative == pytest.approx(0.0, abs=1e-12)
     assert fixed.of("decode_speedup").relative == pytest.approx(0.0, abs=1e-12)
     assert not full.of("speedup").applies
@@ -52,7 +54,8 @@ def test_a_slower_machine_cancels_in_the_speed_up(recorded: Make) -> None:
 def test_a_strategy_that_became_slower_does_not(recorded: Make) -> None:
     found = compared(recorded("a", seconds=seconds()), recorded("b", seconds=seconds(1.0, 0.6)))
     fixed = found.points[1].of("speedup")
-    assert fixed.relative == pytest.approx(0.5 / 0.6 - 1)
+    before, now = (0.8 + 0.15) / (0.4 + 0.15), (0.8 + 0.16) / (0.48 + 0.16)  # of a second, a fifth is the prompt's
+    assert fixed.relative == pytest.approx(now / before - 1)
     assert fixed.distinguishable
     assert not any("full depth itself" in note for note in found.notes)
 
@@ -116,9 +119,12 @@ def test_blocks_of_other_sizes_are_joined(recorded: Make) -> None:
     for name in ("tokens_per_s", "speedup", "latency_p50_s", "layers_skipped"):
         one = fixed.of(name)
         assert (one.paired, one.units, one.prompts) == (True, 13, 100)
-    for name in ("tokens_per_s", "speedup"):
+    pooled = [0.2 * (1 + own) / 2 for own in (1.3, 0.5)]  # a fifth is the prompt's
+    full = 96 * (0.8 + pooled[0]) + 4 * (0.8 + pooled[1])
+    slower = 96 * (0.8 * 1.3 + pooled[0]) + 4 * (0.8 * 0.5 + pooled[1])
+    for name, ratio in (("tokens_per_s", 100 / (96 * 1.3 + 4 * 0.5)), ("speedup", full / slower)):
         one = fixed.of(name)
-        assert one.relative == pytest.approx(100 / (96 * 1.3 + 4 * 0.5) - 1)
+        assert one.relative == pytest.approx(ratio - 1)
         assert one.reason == "blocks joined until both runs have the same prompts in them"
     assert sum("the smallest unions of blocks" in note for note in found.notes) == 1
     assert not any("rests on" in note for note in found.notes)

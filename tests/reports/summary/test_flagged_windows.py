@@ -59,7 +59,7 @@ def test_every_table_says_so(disturbed: RecordedRun, tmp_path: Path) -> None:
         assert "2 of 24 flagged; speed-up without them" in (tmp_path / "report" / name).read_text(), name
     for name in ("summary.csv", "summary.json"):
         assert "speedup_unflagged" in (tmp_path / "report" / name).read_text()
-    entry = entry_of(disturbed, "0" * 16)
+    entry = entry_of(disturbed, "0" * 16, ())
     settings = dict(describe_point(disturbed, entry, entry.points[1], 1)["settings"])
     assert settings["measured windows"].startswith("2 of 12 flagged")
     assert any(SAID in note for note in notes(disturbed, disturbed, (), interleaved=True)), "compare"

@@ -221,7 +221,7 @@ def test_a_trace_of_something_else_is_refused_with_both(
 
 
 def test_a_trace_of_another_model_is_refused(train: Command, tiny_opt: Path) -> None:
-    assert "is a trace with weights" in train(model=tiny_opt).error
+    assert "is a trace with model fingerprint" in train(model=tiny_opt).error
 
 
 def test_no_trace_and_empty_traces(train: Command, trace: Path, tmp_path: Path) -> None:

@@ -301,7 +301,7 @@ def test_the_seed_decides(tiny_llama: Path, traced: Path, tmp_path: Path) -> Non
 
 
 def test_the_trace_of_another_model_is_refused(tiny_opt: Path, traced: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="is a trace with weights"):
+    with pytest.raises(ArtefactError, match="is a trace with model fingerprint"):
         fit(tiny_opt, traced, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 

@@ -231,7 +231,7 @@ def changed_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-@pytest.mark.parametrize(("change", "what"), [(changed_weights, "weights"), (changed_tokenizer, "tokenizer")])
+@pytest.mark.parametrize(("change", "what"), [(changed_weights, "model"), (changed_tokenizer, "tokenizer")])
 def test_a_model_that_was_changed_is_refused(
     model: Path, corpus_file: Path, tmp_path: Path, change: Callable[..., None], what: str
 ) -> None:
@@ -239,11 +239,12 @@ def test_a_model_that_was_changed_is_refused(
     open_traces(str(model), tmp_path / "t", artefacts=None)
     change(model)
     now = make_trace(model, corpus_file, tmp_path / "now")
-    key = {"weights": "model_fingerprint", "tokenizer": "tokenizer_fingerprint"}[what]
+    key = f"{what}_fingerprint"
     assert made.index[key] != now.index[key]
     with pytest.raises(ArtefactError) as refusal:
         open_traces(str(model), tmp_path / "t", artefacts=None)
-    assert f"is a trace with {what} {made.index[key]} (mine); mine has {now.index[key]} now." in str(refusal.value)
+    named = {"model": "model fingerprint"}.get(what, what)
+    assert f"is a trace with {named} {made.index[key]} (mine); mine has {now.index[key]} now." in str(refusal.value)
     assert "Trace again" in str(refusal.value)
 
 
@@ -291,7 +292,9 @@ def test_another_model_is_told_before_its_artefacts_are_missed(
     make_trace(tiny_llama, corpus_file, tmp_path / "t")
     index = tmp_path / "t" / "index.json"
     write_index(index.parent, json.loads(index.read_text()) | changes)
-    with pytest.raises(ArtefactError, match=rf"is a trace with weights .*\({tiny_llama.name}\); {tiny_opt.name} has"):
+    with pytest.raises(
+        ArtefactError, match=rf"is a trace with model fingerprint .*\({tiny_llama.name}\); {tiny_opt.name} has"
+    ):
         open_traces(str(tiny_opt), tmp_path / "t", artefacts=None)
 
 
