@@ -33,7 +33,6 @@ def rescore(
         done = compute(directory, tuple(dict.fromkeys(score or ())), progress)
     for why in done.failures.values():
         tell(console, "warning", why)
-    scores = "1 score" if len(done.names) == 1 else f"{len(done.names)} scores"
     stdout().print(
         f"{len(done.names):d} score(s): {done.values:d} values computed, "
         f"{done.changed:d} changed, {done.missing:d} missing",
