@@ -158,5 +158,5 @@ def _legend(canvas: Canvas, placed: Front, legend: Mapping[str, str]) -> None:
         label = shortened(legend[point.row.strategy]) + (" (a bound)" if point.bound else "")
         drawn.setdefault(label, Line2D([], [], marker=look.marker, color=colour, linestyle="", markerfacecolor="white"))
     if any(placed.on_front):
-        drawn["Pareto front (filled)"] = Line2D([], [], color=INK, linewidth=1.0, marker="o", markersize=5)
+        drawn["front (filled: beyond chance)"] = Line2D([], [], color=INK, linewidth=1.0, marker="o", markersize=5)
     legend_below(canvas, list(drawn.values()), list(drawn), handletextpad=0.4)

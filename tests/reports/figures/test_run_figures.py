@@ -128,7 +128,7 @@ def test_too_few_blocks_draw_no_front(make: Make) -> None:
     assert "too few blocks" in few.caption
     assert "Tables mark it with ●" in enough.caption
     legends = [[text.get_text() for text in drawn(figure).legends[0].get_texts()] for figure in (few, enough)]
-    assert ["Pareto front (filled)" in legend for legend in legends] == [False, True]
+    assert ["front (filled: beyond chance)" in legend for legend in legends] == [False, True]
 
 
 def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
@@ -158,7 +158,7 @@ def test_a_marker_per_strategy_and_its_setting_at_the_point(make: Make) -> None:
     assert axes.get_ylabel() == "text kept (exact prefix of full depth's)"
     assert axes.get_title("right") == "n = 9 samples"
     named = [text.get_text() for text in canvas.legends[0].get_texts()]
-    assert named == ["full", "fixed: layer", "rl: threshold", "oracle (a bound)", "Pareto front (filled)"]
+    assert named == ["full", "fixed: layer", "rl: threshold", "oracle (a bound)", "front (filled: beyond chance)"]
 
 
 def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> None:
