@@ -205,7 +205,7 @@ def test_live_needs_the_trace_s_documents(train: Command, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"model_fingerprint": "f" * 16}, "weights ffffffffffffffff"),
+        ({"model_fingerprint": "f" * 16}, "model fingerprint ffffffffffffffff"),
         ({"tokenizer_fingerprint": "e" * 16}, "tokenizer eeeeeeeeeeeeeeee"),
     ],
 )

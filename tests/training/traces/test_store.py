@@ -471,7 +471,7 @@ def test_the_trace_of_a_model_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "tokenizer", "theirs", "ours"),
     [
-        ({"fingerprint": "c" * 16}, "b" * 16, "weights " + "a" * 16, "c" * 16),
+        ({"fingerprint": "c" * 16}, "b" * 16, "model fingerprint " + "a" * 16, "c" * 16),
         ({}, "c" * 16, "tokenizer " + "b" * 16, "c" * 16),
         ({"exit_points": (4, 6, 7)}, "b" * 16, "exit points [4, 6]", "[4, 6, 7]"),
         ({"exit_head": "shortcut:0123"}, "b" * 16, "exit head shared", "shortcut:0123"),
