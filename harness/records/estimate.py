@@ -8,7 +8,11 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-__all__ = ["Estimate", "Interval", "NoInterval"]
+__all__ = ["MISSING", "TOO_FEW", "Estimate", "Interval", "NoInterval"]
+
+MISSING = "–"
+"""How what was not determined is written."""
+TOO_FEW = "too few"
 
 Interval = tuple[float, float]
 _Count = Annotated[int | None, Field(ge=0)]
@@ -65,3 +69,19 @@ class Estimate:
     def interval(self) -> Interval | None:
         """Both bounds, or ``None``."""
         return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def text(self, number: str = "{:.3g}", bound: str | None = None, factor: float = 1.0) -> str:
+        """Return ``value [low, high]``, or the value and that it has no interval; the only place that writes one.
+
+        Args:
+            number: format of the value.
+            bound: format of the interval's ends, the value's where omitted; empty to leave the interval out.
+            factor: what all of them are multiplied by.
+        """
+        bound = number if bound is None else bound
+        text = number.format(self.value * factor)
+        if bound and self.interval is not None:
+            return f"{text} [{', '.join(bound.format(end * factor) for end in self.interval)}]"
+        if bound and self.no_interval is not None:
+            return f"{text} [{MISSING if self.no_interval is NoInterval.UNDEFINED else TOO_FEW}]"
+        return text

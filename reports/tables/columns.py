@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from harness.contracts import Metric
-from harness.records.estimate import Estimate, NoInterval
+from harness.records.estimate import MISSING, TOO_FEW, Estimate, NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.evaluation import is_distinguishable
 from reports.metrics.sections import HEADLINE, in_section, sections_of
@@ -35,8 +35,6 @@ __all__ = [
     "verdicts",
 ]
 
-MISSING = "–"
-TOO_FEW = "too few"
 _MILLISECONDS_BELOW_S = 10.0
 _MOST_DECIMALS = 9
 """What is smaller than a billionth of its unit is nothing."""

@@ -1,0 +1,162 @@
+"""A table: columns of estimates or texts with units, and notes. Writers know only this value.
+
+A function that makes one needs no writer of its own: terminal, Markdown, LaTeX, HTML and CSV write whatever stands here
+(:mod:`reports.tables.writers`). Numbers of a column share their decimals, three significant digits of its largest;
+what was not determined is ``–``, and an estimate that lacks its interval says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from harness.records.estimate import MISSING, Estimate
+
+__all__ = ["MISSING", "Cell", "Column", "Line", "Table", "Tone"]
+
+_MOST_DECIMALS = 9
+"""A value below a billionth of its unit is written as zero."""
+
+Cell = str | float | Estimate | None
+"""A text; a number or an estimate, written in the column's form; ``None`` for what was not determined."""
+
+Tone = Literal["", "strong", "faint", "good", "bad", "doubtful"]
+"""How a cell or line looks where there are colours; never the only carrier of a fact."""
+
+Form = Literal["digits", "count", "fraction", "percent", "ratio", "difference"] | str
+"""``digits``: three significant digits of the column's largest number; or a format specification such as ``.2f``."""
+
+_FORMS = {
+    "count": ("{:,.0f}", "{:,.0f}"),
+    "fraction": ("{:.3f}", "{:.3f}"),
+    "percent": ("{:.1f} %", "{:.1f}"),
+    "ratio": ("{:.2f}×", "{:.2f}"),
+    "difference": ("{:+.3f}", "{:+.3f}"),
+}
+"""How a number and how the bounds of its interval are written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column.
+
+    Attributes:
+        header: words; a writer breaks them into lines where it has to.
+        cells: one per row.
+        form: how numbers are written. ``percent`` multiplies by 100.
+        scale: what numbers are multiplied by, for the unit (1e3 for seconds shown in ms).
+        unit: shown under the header.
+        meaning: one phrase for the legend; empty for what explains itself.
+        name: in CSV files; the header where empty.
+        kind: ``label`` is the name of something: typewriter in documents, folded where it is long. ``text`` is aligned
+            left, ``number`` right.
+        intervals: write the intervals of estimates.
+        needs_interval: on narrow screens the column is left out rather than shown without them.
+        priority: on narrow screens, columns of the highest numbers go first; those of 0 always stay.
+        tones: one per cell, or none.
+        marks: written behind a cell's number, such as ``*``; one per cell, or none.
+    """
+
+    header: str
+    cells: tuple[Cell, ...]
+    form: Form = "digits"
+    scale: float = 1.0
+    unit: str = ""
+    meaning: str = ""
+    name: str = ""
+    kind: Literal["number", "text", "label"] = "number"
+    intervals: bool = True
+    needs_interval: bool = False
+    priority: float = 0.0
+    tones: tuple[Tone, ...] = ()
+    marks: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no row has a value."""
+        return all(cell is None or cell == MISSING for cell in self.cells)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The cells as they are read."""
+        number, bound = self._formats()
+        marks = self.marks or ("",) * len(self.cells)
+        return tuple(
+            f"{text} {mark}" if mark else text
+            for text, mark in zip((self._text(cell, number, bound) for cell in self.cells), marks, strict=True)
+        )
+
+    def without_intervals(self) -> Column:
+        """Return the column with bare values."""
+        return replace(self, intervals=False)
+
+    def _formats(self) -> tuple[str, str]:
+        if self.form in _FORMS:
+            return _FORMS[self.form]
+        if self.form != "digits":
+            return (f"{{:{self.form}}}",) * 2
+        numbers = [cell.value if isinstance(cell, Estimate) else cell for cell in self.cells]
+        largest = max((abs(one * self.scale) for one in numbers if isinstance(one, int | float)), default=0.0)
+        decimals = min(_MOST_DECIMALS, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 0
+        return (f"{{:.{decimals}f}}",) * 2
+
+    def _text(self, cell: Cell, number: str, bound: str) -> str:
+        if cell is None or isinstance(cell, str):
+            return cell if cell is not None else MISSING
+        factor = self.scale * (100 if self.form == "percent" else 1)
+        if isinstance(cell, Estimate):
+            return cell.text(number, bound if self.intervals else "", factor)
+        return number.format(cell * factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table that any writer can write.
+
+    Attributes:
+        title: what it answers.
+        columns: all with as many cells.
+        notes: sentences that belong under it.
+        tones: one per row, or none.
+        groups: index of a row → heading of the rows from there on; empty where rows are not grouped.
+        wide: what does not fit a screen goes on in a further table, instead of being left to the files.
+        name: in file names and labels; made of the title where empty.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
+    tones: tuple[Tone, ...] = ()
+    groups: tuple[tuple[int, str], ...] = ()
+    wide: bool = False
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        lengths = {len(column.cells) for column in self.columns}
+        if len(lengths) > 1:
+            raise ValueError(f"columns of {self.title!r} have {sorted(lengths)} cells")
+
+    @classmethod
+    def of_rows(cls, title: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]], **more: object) -> Table:
+        """Return a table of rows: the first column names them, all others are numbers."""
+        cells = list(zip(*rows, strict=True)) if rows else [()] * len(headers)
+        columns = tuple(
+            Column(header=header, cells=tuple(of), kind="label" if place == 0 else "number")
+            for place, (header, of) in enumerate(zip(headers, cells, strict=True))
+        )
+        return cls(title=title, columns=columns, **more)  # type: ignore[arg-type]
+
+    @property
+    def rows(self) -> int:
+        """How many rows."""
+        return len(self.columns[0].cells) if self.columns else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of text beside tables: a heading, a verdict, a legend."""
+
+    text: str
+    tone: Tone = ""
