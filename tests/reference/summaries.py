@@ -1,0 +1,114 @@
+"""Summaries and tables of stored runs, computed anew."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tests.reference.command import harness
+from tests.reference.points import REAL, TINY
+
+STORED = Path(__file__).with_name("stored_runs")
+TIMED = ("--energy", "estimate", "--tdp-w", 8, "--idle-s", 0.2)
+
+
+def _timed(arguments: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(value for value in arguments if value != "--untimed")
+
+
+RUNS: dict[str, tuple[object, ...]] = {
+    "real": (
+        *_timed(REAL), *TIMED, "--weights-format", "float32,int8", "--limit", 3, "--block-size", 1,
+        "--decode", "lossy,lossless+lookup", "--strategy", "classifier", "--strategy", "confidence:threshold=0.7",
+    ),
+    "batch": (
+        *_timed(TINY), *TIMED, "--model", "tiny-llama", "--weights-format", "float32", "--limit", 6, "--batch-size", 2,
+        "--block-size", 2, "--repeats", 2, "--kv", "recompute,propagate", "--strategy", "confidence:threshold=0.3",
+        "--strategy", "fixed:layer=4,6,10", "--strategy", "oracle", "--strategy", "patience:patience=2",
+    ),
+    "stops": (
+        *TINY, "--model", "tiny-llama", "--weights-format", "float32", "--limit", 8, "--stop", "none,line",
+        "--max-new-tokens", 12, "--strategy", "confidence:threshold=q20,q80", "--strategy", "del@lossless",
+    ),
+    "attributed": (
+        *_timed(REAL), *TIMED, "--weights-format", "float32", "--limit", 4, "--max-new-tokens", 8, "--block-size", 1,
+        "--strategy", "rl", "--strategy", "sec", "--attribute",
+    ),
+}  # fmt: skip
+LEFT = ("summary.json", "summary.csv", "report.md", ".lock")
+"""What a stored run lacks: it is made of the rest."""
+COMPARED = (("real", "attributed"), ("batch", "batch"), ("real", "real"))
+POINTS = (
+    (),
+    ("--point-a", "fixed:layer=4@propagate", "--point-b", "confidence:threshold=0.3@recompute"),
+    ("--point-a", "full@float32", "--point-b", "classifier@float32+lossless+lookup"),
+)
+
+
+def store() -> None:
+    """Measure the runs anew and store them: with the code that is the reference, and not otherwise."""
+    for name, arguments in RUNS.items():
+        harness("run", *arguments, "--out", f"measured/{name}")
+        shutil.rmtree(STORED / name, ignore_errors=True)
+        shutil.copytree(Path("measured") / name, STORED / name, ignore=shutil.ignore_patterns(*LEFT))
+
+
+def record() -> dict[str, Any]:
+    """Return summaries and cells of tables strictly, and what else is written as texts."""
+    found: dict[str, Any] = {"texts": {}}
+    shutil.copytree(STORED, "reported", dirs_exist_ok=True)
+    for name in RUNS:
+        run = Path("reported") / name
+        texts = {"terminal": harness("report", run).out, "json": harness("report", run, "--json").out}
+        found[f"{name} report --json"] = _plain(json.loads(texts.pop("json")))
+        for path in sorted(run.glob("*")):
+            _keep(found, f"{name} {path.name}", path)
+        harness("report", run, "--out", Path("written") / name, "--no-figures")
+        for path in sorted((Path("written") / name).rglob("*")):
+            _keep(found, f"{name} out/{path.relative_to(Path('written') / name)}", path)
+        found["texts"] |= {f"{name} {kind}": text for kind, text in texts.items()}
+    harness("report", *(Path("reported") / name for name in RUNS), "--out", "written/all", "--no-figures")
+    for path in sorted(Path("written/all").rglob("*")):
+        _keep(found, f"all out/{path.relative_to('written/all')}", path)
+    for number, ((first, second), points) in enumerate(zip(COMPARED, POINTS, strict=True)):
+        arguments = ("compare", f"reported/{first}", f"reported/{second}", *points)
+        ran = harness(*arguments, "--json", quiet=False)
+        found[f"compare {number}"] = _plain(json.loads(ran.out)) if ran.out.startswith("{") else [ran.code, ran.err]
+        found["texts"][f"compare {number}"] = harness(*arguments, "--details", quiet=False).out
+        harness(*arguments, "--markdown", f"compare-{number}.md", quiet=False)
+        _keep(found, f"compare {number} markdown", Path(f"compare-{number}.md"))
+    return found
+
+
+def _keep(found: dict[str, Any], name: str, path: Path) -> None:
+    if path.suffix == ".json" and path.name != "manifest.json":
+        found[name] = _plain(json.loads(path.read_text()))
+    elif path.suffix == ".csv":
+        found[name] = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+        found[name] = [{key: _number(value) for key, value in row.items()} for row in found[name]]
+    elif path.suffix in (".md", ".tex", ".txt"):
+        found["texts"][name] = path.read_text(encoding="utf-8")
+    elif path.suffix == ".html":
+        text = re.sub(r"<(script|style).*?</\1>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        lines = html.unescape(re.sub(r"<[^>]+>", "\n", text)).splitlines()
+        found["texts"][name] = "\n".join(line.strip() for line in lines if line.strip())
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def _plain(document: Any) -> Any:
+    """Leave out what binds files together."""
+    if isinstance(document, dict):
+        return {key: _plain(value) for key, value in document.items() if key not in ("sha256", "written", "version")}
+    return [_plain(value) for value in document] if isinstance(document, list) else document
