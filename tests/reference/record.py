@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PARTS = ("points", "help", "refusals", "summaries", "replay", "server", "study")
+PARTS = ("points", "real", "help", "refusals", "summaries", "replay", "server", "study")
 TEXTS = "texts"
 TOLERANCE = 1e-6
 """Relative and absolute; what is printed or measured by hand of floating point may differ by it."""
