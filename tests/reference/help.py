@@ -23,8 +23,8 @@ def record() -> dict[str, Any]:
     listed = texts["list"] = harness("list").out
     names: dict[str, list[str]] = {}
     kind = ""
-    for line in listed.splitlines():
-        if re.fullmatch(r"[a-z][a-z ]+", line.strip()) and line == line.strip():
+    for line in map(str.rstrip, listed.splitlines()):
+        if re.fullmatch(r"[a-z][a-z ]+", line):
             kind = line
             names[kind] = []
         elif kind and (found := re.match(r"([a-z0-9][\w.-]*) {2,}", line)) and found[1] != "name":

@@ -11,7 +11,7 @@ from typing import Any
 from tests.reference.command import harness
 from tests.reference.models import FAMILIES
 
-OF_TIME = ("window", "token_times_s", "latency_s", "ttft_s", "arrival_s", "queue_s", "token_texts")
+OF_TIME = ("run", "window", "token_times_s", "latency_s", "ttft_s", "arrival_s", "queue_s", "token_texts")
 ALWAYS = ("--threads", 1, "--energy", "none")
 UNTIMED = (*ALWAYS, "--untimed")
 TINY = (*UNTIMED, "--source", "rows.jsonl", "--limit", 3, "--max-new-tokens", 8)

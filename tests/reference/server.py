@@ -134,7 +134,7 @@ def record() -> dict[str, Any]:
 
 
 def _url(process: subprocess.Popen[bytes], log: Path) -> str:
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 900
     while time.monotonic() < limit and process.poll() is None:
         if found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
             try:

@@ -69,7 +69,7 @@ def _study(folder: Path) -> subprocess.Popen[bytes]:
 
 def _killed(folder: Path, finished: int) -> None:
     process = _study(folder)
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 900
     while sum(event["what"] == "finished" for event in _events(folder)) < finished:
         if process.poll() is not None or time.monotonic() > limit:
             raise RuntimeError(f"the study ended with {process.poll()} before {finished} points were finished")
