@@ -21,17 +21,22 @@ def record() -> dict[str, Any]:
             text = texts[f"help {command} {below}"] = harness(command, below, "--help").out
             options[f"{command} {below}"] = _options(text)
     listed = texts["list"] = harness("list").out
+    names = _names(listed)
+    for strategy in names.get("strategies", ()):
+        texts[f"show {strategy}"] = harness("show", strategy).out
+    return {"options": options, "names": names, "texts": texts}
+
+
+def _names(listed: str) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {}
     kind = ""
     for line in map(str.rstrip, listed.splitlines()):
-        if re.fullmatch(r"[a-z][a-z ]+", line):
+        if re.fullmatch(r"[a-z]+([ _-][a-z]+)*", line):
             kind = line
             names[kind] = []
         elif kind and (found := re.match(r"([a-z0-9][\w.-]*) {2,}", line)) and found[1] != "name":
             names[kind].append(found[1])
-    for strategy in names.get("strategies", ()):
-        texts[f"show {strategy}"] = harness("show", strategy).out
-    return {"options": options, "names": names, "texts": texts}
+    return names
 
 
 def _options(text: str) -> list[str]:
