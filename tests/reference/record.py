@@ -18,7 +18,7 @@ from typing import Any
 
 PARTS = ("points", "real", "help", "refusals", "summaries", "replay", "server", "study")
 TEXTS = "texts"
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 """Relative and absolute; what is printed or measured by hand of floating point may differ by it."""
 
 

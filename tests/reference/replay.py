@@ -18,9 +18,9 @@ SWEEPS: dict[str, tuple[object, ...]] = {
     "lossy": ("teacher", "--strategy", "confidence", "--strategy", "margin", "--strategy", "patience:patience=2,3",
               "--strategy", "entropy", "--strategy", "saturation", "--points", 6),
     "propagate": ("teacher", "--strategy", "confidence:threshold=0.2,0.5", "--kv", "propagate"),
-    "generated": ("generated", "--strategy", "confidence:threshold=0.2,0.5", "--strategy", "free:layer=6"),
+    "generated": ("generated", "--strategy", "confidence:threshold=0.2,0.5", "--strategy", "margin:threshold=0.1,0.3"),
     "lossless": ("generated", "--strategy", "confidence:threshold=0.2,0.5", "--strategy", "patience:patience=2",
-                 "--strategy", "layerskip:layer=4", "--strategy", "del", "--decode", "lossless,lossless+lookup",
+                 "--strategy", "layerskip:layer=4", "--decode", "lossless,lossless+lookup",
                  "--draft-max", 4),
 }  # fmt: skip
 

@@ -122,7 +122,7 @@ def record() -> dict[str, Any]:
             several = ("openai", "tgi", "ollama", "llama.cpp", "openai fixed", "openai lossless")
             with ThreadPoolExecutor(len(several)) as together:
                 answers = together.map(lambda name: _asked(client, *CALLS[name]), several)
-                found["at once"] = [answer[1] for answer in answers]
+                found["at once"] = [_alone(answer[1]) for answer in answers]
             metrics = client.get("/metrics").text
     finally:
         process.send_signal(signal.SIGTERM)
@@ -172,11 +172,21 @@ def _event(line: str) -> Any:
 
 def _plain(document: Any) -> Any:
     if isinstance(document, dict):
-        return {
-            key: type(value).__name__ if OF_TIME.search(key) and not isinstance(value, dict) else _plain(value)
-            for key, value in document.items()
-        }
+        return {key: type(value).__name__ if _varies(key, value) else _plain(value) for key, value in document.items()}
     return [_plain(value) for value in document] if isinstance(document, list) else document
+
+
+def _varies(key: str, value: Any) -> bool:
+    """Whether it is a time, an energy or an id of an answer."""
+    return (key == "id" and isinstance(value, str)) or bool(OF_TIME.search(key) and not isinstance(value, dict))
+
+
+def _alone(document: Any) -> Any:
+    """Leave out which earlier prompt was reused, where requests race."""
+    if isinstance(document, dict):
+        kept = {key: value for key, value in document.items() if key not in ("prompt_tokens_reused", "cache_n")}
+        return {key: _alone(value) for key, value in kept.items()}
+    return [_alone(value) for value in document] if isinstance(document, list) else document
 
 
 def _help(metrics: str) -> str:
