@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,9 @@ def runs() -> dict[str, tuple[object, ...]]:
     return found
 
 
-def record() -> dict[str, Any]:
-    """Return run → operating point → sample → fields."""
-    return measured(runs())
+def record(match: str = "") -> dict[str, Any]:
+    """Return run → operating point → sample → fields, of the runs whose names have the pattern."""
+    return measured({name: given for name, given in runs().items() if re.search(match, name)})
 
 
 def measured(arguments_of: Mapping[str, tuple[object, ...]]) -> dict[str, Any]:

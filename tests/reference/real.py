@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tests.reference.command import ROOT
@@ -67,10 +68,11 @@ def runs() -> dict[str, tuple[object, ...]]:
     return found
 
 
-def record() -> dict[str, Any]:
-    """Return run → operating point → sample → fields."""
-    there = {name: given for name, given in runs().items() if SHARED.is_dir() or not name.startswith("shared-")}
+def record(match: str = "") -> dict[str, Any]:
+    """Return run → operating point → sample → fields, of the runs whose names have the pattern."""
+    wanted = {name: given for name, given in runs().items() if re.search(match, name)}
+    there = {name: given for name, given in wanted.items() if SHARED.is_dir() or not name.startswith("shared-")}
     skipped = {
-        name: {"skipped": "the shared data is not beside the repository"} for name in runs() if name not in there
+        name: {"skipped": "the shared data is not beside the repository"} for name in wanted if name not in there
     }
     return {**measured(there), **skipped}
