@@ -7,10 +7,12 @@ import gzip
 import html
 import io
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.reference.command import harness
 from tests.reference.points import TINY
@@ -75,6 +77,11 @@ def pack(run: Path) -> None:
 
 def record() -> dict[str, Any]:
     """Return summaries and cells of tables strictly, and what else is written as texts."""
+    with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(Path("cache").absolute())}):  # nothing is kept from before
+        return _recorded()
+
+
+def _recorded() -> dict[str, Any]:
     found: dict[str, Any] = {"texts": {}}
     for path in sorted(STORED.glob("*.tar.gz")):
         with tarfile.open(path) as archive:
