@@ -49,9 +49,9 @@ LEFT = ("summary.json", "summary.csv", "report.md", ".lock")
 """What a stored run lacks: it is made of the rest."""
 COMPARED = (("batch", "attributed"), ("batch", "batch"), ("real", "real"))
 POINTS = (
-    (),
+    ("--point-a", "confidence:threshold=0.3@recompute", "--point-b", "confidence:threshold=0.3"),
     ("--point-a", "fixed:layer=4@propagate", "--point-b", "confidence:threshold=0.3@recompute"),
-    ("--point-a", "full@float32", "--point-b", "classifier@float32+lossless+lookup"),
+    ("--point-a", "full@float32", "--point-b", "classifier@lossless+lookup@float32"),
 )
 
 
@@ -105,7 +105,8 @@ def _recorded() -> dict[str, Any]:
         found[f"compare {number}"] = _plain(json.loads(ran.out)) if ran.out.startswith("{") else [ran.code, ran.err]
         found["texts"][f"compare {number}"] = harness(*arguments, "--details", quiet=False).out
         harness(*arguments, "--markdown", f"compare-{number}.md", quiet=False)
-        _keep(found, f"compare {number} markdown", Path(f"compare-{number}.md"))
+        if Path(f"compare-{number}.md").exists():
+            _keep(found, f"compare {number} markdown", Path(f"compare-{number}.md"))
     return found
 
 
