@@ -10,7 +10,10 @@ from tests.reference.points import UNTIMED, each, measured
 
 SHARED = ROOT.parent / "shared" / "data" / "codexglue_line"
 REAL = (*UNTIMED, "--model", "smollm2-135m", "--source", "rows.jsonl", "--limit", 1, "--max-new-tokens", 8)
-SHIPPED = ("classifier", "lte", "rl", "hash", "predictor", "sec", "consistent")
+SHIPPED = (
+    *("classifier:threshold=0.7", "lte:threshold=0.6", "rl:threshold=0.2", "hash:threshold=0.2"),
+    *("predictor:threshold=0.3", "sec:threshold=0.2", "consistent:threshold=0.2", "classifier"),
+)
 SCORED = (
     *("confidence:threshold=0.5,0.9", "confidence:threshold=0.7,head=shortlist,token=head", "margin:threshold=0.4"),
     *("margin:threshold=0.6,decay=4", "entropy:threshold=0.3", "saturation:threshold=0.8", "patience:patience=2"),
@@ -25,7 +28,7 @@ def runs() -> dict[str, tuple[object, ...]]:
     every_kv = ("--kv", "recompute,propagate,none,skip")
     found: dict[str, tuple[object, ...]] = {
         "scored": (*REAL, *float32, *each("--strategy", SCORED)),
-        "trained": (*REAL, *float32, *each("--strategy", (*SHIPPED, "classifier:threshold=0.7"))),
+        "trained": (*REAL, *float32, *each("--strategy", SHIPPED)),
         "own-head": (
             *(*REAL, *float32, "--weights", "pretrained", "--exit-head", "shared", "--exit-points", "all"),
             *each("--strategy", ("confidence:threshold=0.5", "saturation:threshold=0.9", "patience:patience=3")),
