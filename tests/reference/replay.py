@@ -71,7 +71,7 @@ def _index(trace: Path) -> Any:
 
 def _plain(document: Any) -> Any:
     """Leave out when and where something was made."""
-    left_out = ("created", "run", "records", "sha256", "environment", "machine")
+    left_out = ("created", "run", "records", "sha256", "environment", "machine", "replay_s")
     if isinstance(document, dict):
         return {key: _plain(value) for key, value in document.items() if key not in left_out}
     return [_plain(value) for value in document] if isinstance(document, list) else document
