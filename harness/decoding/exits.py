@@ -19,7 +19,7 @@ from harness.decoding.view import LayerView
 from harness.errors import OptionError
 from harness.registry import package_of
 
-__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "checked", "decision", "due_layer"]
+__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "checked", "due_layer"]
 
 
 class Exits(Protocol):
@@ -82,11 +82,6 @@ class AskedExits:
     def _test(self) -> StateTest | None:
         return state_test_of(self._rule, self._points)
 
-    @property
-    def capturable(self) -> ExitRule | None:
-        """The rule, if its checks can be recorded in a graph."""
-        return self._rule if getattr(self._rule, "capturable", False) else None
-
 
 def ask(rule: ExitRule, view: LayerView) -> list[bool]:
     """Return which rows of a view a rule stops; what it compared comes to the host with its answer.
@@ -94,16 +89,7 @@ def ask(rule: ExitRule, view: LayerView) -> list[bool]:
     Raises:
         OptionError: it does not answer with one bool per row.
     """
-    return view.answered(decision(rule, view))
-
-
-def decision(rule: ExitRule, view: LayerView) -> Tensor:
-    """Return a rule's answer about a view, ``[n]`` bool, where it is.
-
-    Raises:
-        OptionError: it does not answer with one bool per row.
-    """
-    return checked(rule, ask_rule(rule, view), view.exit_layer, len(view.row_list), view.device)
+    return view.answered(checked(rule, ask_rule(rule, view), view.exit_layer, len(view.row_list), view.device))
 
 
 def checked(rule: ExitRule, decided: object, exit_layer: int, rows: int, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +29,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Linear, Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.transfer import upload
-from harness.errors import ModelError, OptionError, reason
+from harness.errors import OptionError, reason
 
 if TYPE_CHECKING:
     from harness.decoding.blocks import Block
@@ -44,13 +44,7 @@ KEPT = 4  # caches, with their graphs, that wait for the next batch of their siz
 
 
 class Recorder(Protocol):
-    """Makes work repeatable.
-
-    Attributes:
-        conditional: whether whole tokens are to be recorded, with :meth:`when` (:mod:`harness.decoding.conditional`).
-    """
-
-    conditional: bool
+    """Makes work repeatable."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Do some work, at least once, and return what does the same kernels again, on the same memory.
@@ -59,31 +53,16 @@ class Recorder(Protocol):
             work: reads and writes tensors that stay, reads nothing to the host, and may be done several times.
         """
 
-    def when(self, condition: Tensor, work: Callable[[], None]) -> None:
-        """Within work that is recorded: do some of it again only where a condition, ``[1]`` bool, then holds.
-
-        The first time, which is for the kernels and not for what they compute, it is done whatever the condition.
-        """
-
 
 class CudaGraphs:
     """Records CUDA graphs that share a memory pool: nothing of one's own memory is read after another has run.
 
     Args:
         device: a CUDA device.
-        conditional: record whole tokens.
-
-    Raises:
-        ModelError: this torch has no conditional nodes.
     """
 
-    def __init__(self, device: torch.device, *, conditional: bool = False) -> None:
-        if conditional and not _has_conditional_nodes():
-            raise ModelError(
-                f"torch {torch.__version__} has no conditional nodes of CUDA graphs here. Use torch 2.13 or newer and "
-                "a driver for CUDA 12.4 or newer, or --graphs segments."
-            )
-        self._device, self.conditional = device, conditional
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool: Any = None
         self._living: weakref.WeakSet[Any] = weakref.WeakSet()  # the pool takes no other once all are gone
         self._stream: Any = None  # torch's own default is one of the first device that any graph was captured on
@@ -125,44 +104,17 @@ class CudaGraphs:
             if "synchronizing CUDA operation" not in str(error):
                 raise
             raise OptionError(
-                f"what is to be recorded waits for the device: {reason(error)}. Use --graphs segments, or off."
+                f"what is to be recorded waits for the device: {reason(error)}. Use --graphs off."
             ) from error
         finally:
             torch.cuda.set_sync_debug_mode(before)
             current.wait_stream(self._aside)
 
-    def when(self, condition: Tensor, work: Callable[[], None]) -> None:
-        """Capture the work into a conditional node."""
-        if not torch.cuda.is_current_stream_capturing():
-            work()
-            return
-        graph = torch.cuda.CUDAGraph.get_currently_capturing_graph()
-        graph.begin_capture_to_if_node(condition.view(()))  # type: ignore[no-untyped-call]
-        work()
-        graph.end_capture_to_conditional_node()  # type: ignore[no-untyped-call]
-
-
-def _has_conditional_nodes() -> bool:
-    """Ask the version, too: before 2.13 torch took the stream of every such node from a few that all captures share."""
-    known = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13) and torch.version.hip is None
-    return known and torch._C._cuda_getDriverVersion() >= 12040  # type: ignore[attr-defined]
-
 
 def recorder_for(backbone: Backbone, graphs: Graphs = "segments") -> Recorder | None:
-    """Return what records a model's segments; ``None`` where they are not to be recorded.
-
-    Raises:
-        ModelError: whole tokens are to be recorded, and this model, device or torch cannot.
-    """
+    """Return what records a model's segments; ``None`` where they are not to be recorded, or cannot be."""
     able = backbone.device.type == "cuda" and all(isinstance(one, Linear) for one in backbone.linear_maps())
-    if graphs == "conditional" and not able:
-        raise ModelError(
-            f"--graphs conditional needs plain matrices on a CUDA device; this model is on {backbone.device}"
-            f"{'' if backbone.device.type != 'cuda' else ' in a packed format'}. Use --graphs segments."
-        )
-    if graphs == "off" or not able:
-        return None
-    return CudaGraphs(backbone.device, conditional=graphs == "conditional")
+    return CudaGraphs(backbone.device) if graphs == "segments" and able else None
 
 
 class StaticCaches:
@@ -230,14 +182,12 @@ class Segments:
     Attributes:
         rows: of the cache.
         length: of the cache, positions.
-        tokens: what :mod:`harness.decoding.conditional` has recorded for it.
     """
 
     def __init__(self, backbone: Backbone, rotary: Rotary | None, cache: KVCache, recorder: Recorder) -> None:
         self.backbone, self._rotary, self.recorder = backbone, rotary, recorder
         self._entries = cache.entries
         self.rows, self.length = cache.entries.shape[1], cache.entries.shape[3]
-        self.tokens: dict[Hashable, Any] = {}
         self._buffers: dict[int, Buffers] = {}
         self._recorded: dict[tuple[int, int, int], Callable[[], None]] = {}
         device = backbone.device

@@ -32,7 +32,6 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.choice import Scores, best, choices, not_finite, undefined
-from harness.decoding.conditional import carry
 from harness.decoding.drafting import Drafting, DraftSettings, UnlessDue
 from harness.decoding.exits import Exits
 from harness.decoding.generation import FinishReason, Generation
@@ -252,8 +251,6 @@ class OpenBatch:
 
     def _run_through(self, current: Pass, due: frozenset[int], compared: list[Scores]) -> None:
         """Do so, and gather what exits compared; whether those are numbers is asked once, after the token."""
-        if isinstance(current, TokenPass) and self._policy is not None and self._decided_there(current, compared):
-            return
         exits = UnlessDue(self._exits, due) if due else self._exits
         points = exits.points(current.rows)
         if self._asked_inside(current, exits, points, compared):
@@ -312,22 +309,6 @@ class OpenBatch:
             self._end(current)
         else:
             self._leave(current, LayerView(self._backbone, current, self._tally, None, None, self._heads), [0])
-        return True
-
-    def _decided_there(self, current: TokenPass, compared: list[Scores]) -> bool:
-        """Take a token through recorded work that decides its exit on the device; return whether that can be."""
-        if self._drafting or self.with_log_probabilities:
-            return False
-        found = carry(current, self._exits, self._heads, self._tally)
-        if found is None:
-            return False
-        compared.extend(found.compared)
-        states = current.hidden() if self._any_reads(current.rows) else None
-        self._record(current.rows, [found.choice], current.layer, states)
-        if current.layer < self._backbone.num_layers and self._policy is not None:
-            uncounted = [Generation() for _ in self._tally]  # the exit's shortcut is charged already
-            view = LayerView(self._backbone, current, uncounted, None, None, self._heads)
-            self._policy.leave(_leaving(current, view, [0]))
         return True
 
     def _stopped(self, view: LayerView) -> set[int]:

@@ -26,7 +26,7 @@ from harness.decoding.transfer import pick, upload
 from harness.errors import OptionError
 
 if TYPE_CHECKING:
-    from harness.decoding.graphs import RowSlots, Segments
+    from harness.decoding.graphs import RowSlots
     from harness.decoding.kernels.layers import Slots
     from harness.decoding.kernels.state_tests import Asking
 
@@ -303,27 +303,6 @@ class TokenPass:
         self._positions = [self._positions[place] for place in staying]
         self._starts = [self._starts[place] for place in staying]
 
-    def ahead(self) -> list[tuple[int, Waiting]]:
-        """Return what the newest token of the first row would take along on its way, and at which depths; it stays."""
-        policy = self._policy.rehearsal()
-        taken = ((depth, policy.take(self.rows[0], depth)) for depth in self._pauses)
-        return [(depth, waiting) for depth, waiting in taken if waiting is not None]
-
-    def land(self, layer: int, newest: Tensor, waited: Tensor) -> None:
-        """Stand where recorded work has taken the one row, with all that has joined on the way; charged as advancing.
-
-        Args:
-            layer: decoder layers executed.
-            newest: state of its newest token there, ``[1, hidden_size]``.
-            waited: states of all that waited, oldest first, ``[k, hidden_size]``; undefined where none has joined.
-        """
-        while self.layer < layer:
-            stop = self._pause(layer) if self._pauses else layer
-            self._charge(stop - self.layer)
-            self.layer = stop
-        joined = self._lengths()[0] - 1
-        self._state = torch.cat([waited[len(waited) - joined :], newest])
-
     def rehearse(self) -> Tensor:
         """Run a copy to the last layer. What it writes lies beyond this layer and is written again or hidden."""
         twin = object.__new__(TokenPass)
@@ -377,15 +356,10 @@ class TokenPass:
             self._tally[row].layers_executed += layers * length
             self._tally[row].layers_read += layers if length else 0
 
-    @property
-    def segments(self) -> Segments | None:
-        """What runs it as recorded work, if anything can."""
-        return self._cache.segments if type(self._policy).visible is KVPolicy.visible else None
-
     def _run_recorded(self, stop: int) -> bool:
         """Run the slots as recorded work; return whether that can be."""
-        segments = self.segments
-        if segments is None:
+        segments = self._cache.segments
+        if segments is None or type(self._policy).visible is not KVPolicy.visible:
             return False
         if self._recorded is None:
             self._recorded = segments.slots(self.rows, self._starts, self._positions)

@@ -218,12 +218,6 @@ class LayerView:
             self._charge_cheap(row, head)
         return self._heads.read(head, self.exit_state)
 
-    @property
-    def only_answers(self) -> bool:
-        """Whether the rule has chosen no tokens, ended nothing, and read no cheap head."""
-        asked = (self._given, self._answering, self._stopping)
-        return all(one is None for one in asked) and not (self._readings or self._parts)
-
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Compute something once for these rows, or for those of them that are left later."""
         found = self._derived.get(key)
