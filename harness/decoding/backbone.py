@@ -78,9 +78,9 @@ class Backbone:
         lm_head: vocabulary projection.
         shortcuts: exit layer → linear map to the last layer's hidden state; empty with the shared exit head.
         like: an empty tensor of the activations' dtype and device; the LM head's as it was read when left out.
-        compiled: the layers compiled for a few tokens, or ``None`` where torch runs them.
         trained: finds the tensors of an artefact of some kind, for heads that are made from one; it raises
             ``ArtefactError`` where there is none.
+        compiled: these layers compiled for a few tokens; ``None`` where torch runs them. Whoever packs them sets it.
     """
 
     blocks: Sequence[Block]
@@ -93,16 +93,14 @@ class Backbone:
     shortcuts: Mapping[int, LinearMap] = field(default_factory=dict)
     trained: Callable[[str], Mapping[str, Tensor]] = _nothing_trained
     like: Tensor = field(default_factory=lambda: _UNKNOWN)
-    compiled: CompiledLayers | None = field(init=False, default=None)
+    compiled: CompiledLayers | None = None
 
     def __post_init__(self) -> None:
         if self.like is _UNKNOWN:
             assert isinstance(self.lm_head, Linear)
             object.__setattr__(self, "like", self.lm_head.weight.new_empty(0))
-        if self.dtype is torch.float32 and not isinstance(self.blocks[0].qkv, Linear):
-            from harness.decoding.kernels.layers import CompiledLayers
-
-            object.__setattr__(self, "compiled", CompiledLayers.of(self.blocks))
+        if self.compiled is not None and self.compiled.blocks is not self.blocks:  # of layers that were replaced
+            object.__setattr__(self, "compiled", None)
 
     @property
     def num_layers(self) -> int:

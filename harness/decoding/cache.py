@@ -6,7 +6,6 @@ What the layers hold that a token skipped is the KV policy's business.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,10 +14,7 @@ from torch import Tensor
 from harness.decoding.blocks import HeadShape
 from harness.decoding.kernels.pages import in_large_pages
 
-if TYPE_CHECKING:
-    from harness.decoding.graphs import Segments
-
-__all__ = ["KVCache", "attend", "attend_span"]
+__all__ = ["KVCache", "attend"]
 
 
 class KVCache:
@@ -33,10 +29,7 @@ class KVCache:
 
     Attributes:
         entries: the cache.
-        segments: recorded work over it, where it stays (:mod:`harness.decoding.graphs`); its last position is spare.
     """
-
-    segments: Segments | None = None
 
     def __init__(self, num_layers: int, rows: int, positions: int, heads: HeadShape, like: Tensor) -> None:
         shape = (num_layers, rows, 2 * heads.kv_heads, positions, heads.head_dim)
@@ -66,8 +59,6 @@ class KVCache:
     def wipe(self, row: int, start: int, end: int) -> None:
         """Fill positions of a row with zeros."""
         self.entries[:, row, :, start:end] = 0
-        if self.segments is not None:
-            self.entries[:, row, :, -1] = 0
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, entries: Tensor) -> None:
         """Store slots ``[n, 2 KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""
@@ -106,34 +97,17 @@ class KVCache:
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, heads: HeadShape, scale: float
 ) -> Tensor:
-    """Attend with one query per row: ``[n, H, D]`` → ``[n, H * D]``.
+    """Attend with the last positions of some rows: ``[n, k, H, D]`` → ``[n × k, H × D]``.
 
     Args:
-        queries: one slot per row.
+        queries: as many slots of each row.
         keys: ``[n, KV, length, D]``.
         values: the same shape.
-        mask: ``[n, 1, 1, length]``, bool or what is added to the scores; ``None`` when all positions are visible.
+        mask: ``[n, 1, k, length]``, bool or what is added to the scores; ``None`` when all positions are visible.
         heads: attention geometry.
         scale: factor on query·key.
     """
     out = F.scaled_dot_product_attention(
-        queries.unsqueeze(2), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.grouped
+        queries.transpose(1, 2), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.grouped
     )
-    return out.reshape(-1, heads.query_width)
-
-
-def attend_span(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, heads: HeadShape, scale: float) -> Tensor:
-    """Attend with consecutive queries of one row: ``[n, H, D]`` → ``[n, H * D]``.
-
-    Args:
-        queries: its last ``n`` positions.
-        keys: ``[1, KV, length, D]``.
-        values: the same shape.
-        mask: ``[n, length]``, which positions each may attend to: bool, or what is added to the scores.
-        heads: attention geometry.
-        scale: factor on query·key.
-    """
-    out = F.scaled_dot_product_attention(
-        queries.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.grouped
-    )
-    return out[0].transpose(0, 1).reshape(-1, heads.query_width)
+    return out.transpose(1, 2).reshape(-1, heads.query_width)

@@ -34,11 +34,10 @@ from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.drafting import DraftSettings
 from harness.decoding.exits import AskedExits, Exits, ScheduledExits
-from harness.decoding.fill import KVFiller
 from harness.decoding.generation import Generation
 from harness.decoding.graphs import Recorder, StaticCaches, recorder_for
 from harness.decoding.open_batch import OpenBatch
-from harness.decoding.passes import PrefixPass, TokenPass
+from harness.decoding.passes import KVFiller, PrefixPass, TokenPass
 from harness.decoding.readings import Heads
 from harness.decoding.unit_costs import Bench, Timing
 from harness.errors import ModelError

@@ -18,7 +18,7 @@ import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -26,15 +26,12 @@ from torch import Tensor
 
 from harness.contracts import Graphs
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Linear, Rotary
+from harness.decoding.blocks import Block, Linear, Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.transfer import upload
 from harness.errors import OptionError, reason
 
-if TYPE_CHECKING:
-    from harness.decoding.blocks import Block
-
-__all__ = ["Buffers", "CudaGraphs", "Recorder", "RowSlots", "Segments", "StaticCaches", "recorder_for"]
+__all__ = ["Buffers", "CudaGraphs", "RecordedCache", "Recorder", "RowSlots", "Segments", "StaticCaches", "recorder_for"]
 
 WIDTHS = (1, 2, 4, 8)
 """Consecutive tokens of a row that go through a segment together."""
@@ -127,9 +124,9 @@ class StaticCaches:
 
     def __init__(self, backbone: Backbone, recorder: Recorder) -> None:
         self._backbone, self._recorder = backbone, recorder
-        self._free: list[KVCache] = []
+        self._free: list[RecordedCache] = []
 
-    def take(self, rows: int, positions: int, rotary: Callable[[int], Rotary | None]) -> KVCache:
+    def take(self, rows: int, positions: int, rotary: Callable[[int], Rotary | None]) -> RecordedCache:
         """Return an empty cache that nobody else has; it comes back when it is no longer referred to.
 
         Args:
@@ -142,9 +139,7 @@ class StaticCaches:
         found = next((one for one in self._free if one.entries.shape[1:4:2] == shape), None)
         with torch.inference_mode(mode=False):  # whoever takes it first: tensors of that mode are not wiped outside
             if found is None:
-                heads, like = self._backbone.heads, self._backbone.like
-                found = KVCache(self._backbone.num_layers, rows, length, heads, like)
-                found.segments = Segments(self._backbone, rotary(length), found, self._recorder)
+                found = RecordedCache(self._backbone, rows, length, rotary(length), self._recorder)
             else:
                 self._free.remove(found)
                 found.entries.zero_()
@@ -152,7 +147,7 @@ class StaticCaches:
         weakref.finalize(lent, self._give_back, found).atexit = False
         return lent
 
-    def _give_back(self, cache: KVCache) -> None:
+    def _give_back(self, cache: RecordedCache) -> None:
         self._free.append(cache)
         del self._free[:-KEPT]
 
@@ -301,6 +296,29 @@ class Segments:
         out = F.scaled_dot_product_attention(together, keys, values, attn_mask=mask, scale=block.scale)
         out = out.reshape(self.rows, heads.kv_heads, width, group, heads.head_dim).transpose(1, 2)
         return out.reshape(-1, heads.query_width)
+
+
+class RecordedCache(KVCache):
+    """Keys and values that stay where they are, and the recorded segments over them; the last position is spare.
+
+    Args:
+        backbone: the model.
+        rows: batch size.
+        positions: longest sequence that it must hold, and the spare one.
+        rotary: position tables for all of them, or ``None``.
+        recorder: records segments.
+    """
+
+    def __init__(
+        self, backbone: Backbone, rows: int, positions: int, rotary: Rotary | None, recorder: Recorder
+    ) -> None:
+        super().__init__(backbone.num_layers, rows, positions, backbone.heads, backbone.like)
+        self.segments = Segments(backbone, rotary, self, recorder)
+
+    def wipe(self, row: int, start: int, end: int) -> None:
+        """Fill positions of a row with zeros, the spare one, too."""
+        super().wipe(row, start, end)
+        self.entries[:, row, :, -1] = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,11 +21,12 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from harness.contracts import DraftRule, HeadChoice, KVPolicy, Leaving, NamedStop, StopRule
+from harness.contracts import DraftRule, KVPolicy, Leaving, NamedStop, StopRule
 from harness.contracts.asking import lent
 from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
@@ -37,11 +38,13 @@ from harness.decoding.exits import Exits
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.kept_prompts import KeptPrompts
 from harness.decoding.passes import Pass, PrefixPass, TokenPass
-from harness.decoding.prompt_pass import PromptPass
 from harness.decoding.readings import Heads
 from harness.decoding.transfer import pick
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
+
+if TYPE_CHECKING:
+    from harness.decoding.kernels.state_tests import Asking
 
 __all__ = ["OpenBatch"]
 
@@ -198,13 +201,13 @@ class OpenBatch:
         end = start + max(map(len, pieces))
         for row in rows:
             self._written[row] = max(self._written[row], end)
-        current = PromptPass(self._backbone, self._rotary, self._cache, rows, pieces, start)
+        current = PrefixPass(self._backbone, self._rotary, pieces, rows, cache=self._cache, start=start)
         if end < max(len(self._rows[row].prompt) for row in rows):
             current.fill()
             self.reading[rows[0]] = end
             self._kept.hold(rows[0], self._rows[rows[0]].owner, self._rows[rows[0]].prompt, end)
             return
-        state = current.last()
+        state = current.read()
         for row in rows:
             del self.reading[row]
             self._kept.hold(row, self._rows[row].owner, self._rows[row].prompt, len(self._rows[row].prompt))
@@ -216,10 +219,13 @@ class OpenBatch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Make one token for every running row."""
+        """Make one token for every running row: out of as few layers as decided, or of all where a draft is due."""
         current = self._begin(self.running)
         due = frozenset(row for row, drafting in self._drafting.items() if drafting.due)
-        self._carry_through(current, due)
+        compared: list[Scores] = []
+        self._run_through(current, due, compared)
+        for row, layer in undefined(compared):  # whether scores are numbers is asked once, after the token
+            self._fail(row, "scores", layer, len(self._tally[row].token_ids))
         self._end_rows()
 
     def drop(self, row: int) -> None:
@@ -239,24 +245,18 @@ class OpenBatch:
         for row in self._drafting.keys() - set(self.running) - self.reading.keys():
             del self._drafting[row]
 
-    def _carry_through(self, current: Pass, due: frozenset[int]) -> None:
-        """Take one token of every row of a pass through the layers, out of as few of them as decided.
-
-        Those that are due go deep unasked.
-        """
-        compared: list[Scores] = []
-        self._run_through(current, due, compared)
-        for row, layer in undefined(compared):
-            self._fail(row, "scores", layer, len(self._tally[row].token_ids))
-
     def _run_through(self, current: Pass, due: frozenset[int], compared: list[Scores]) -> None:
-        """Do so, and gather what exits compared; whether those are numbers is asked once, after the token."""
+        """Take one token of every row through the layers, those that are due unasked; gather what exits compared."""
         exits = UnlessDue(self._exits, due) if due else self._exits
         points = exits.points(current.rows)
-        if self._asked_inside(current, exits, points, compared):
-            return
+        if isinstance(current, TokenPass) and len(current.rows) == 1 and points:
+            test = exits.state_test(current.rows[0])
+            asking = None if test is None else current.ask(test, points)
+            if asking is not None:
+                self._run_asking(current, asking, points, compared)
+                return
         previous: LayerView | None = None
-        places: list[int] | None = None
+        indices: list[int] | None = None
         watched = self._watched(due) if due else {}
         for point in sorted({*points, *watched}) if watched else points:
             if due.issuperset(current.rows) and not watched:
@@ -266,22 +266,34 @@ class OpenBatch:
                 self._show(current, rule, rows)
             if due.issuperset(current.rows) or point not in points:
                 continue
-            view = LayerView(self._backbone, current, self._tally, previous, places, self._heads)
+            view = LayerView(self._backbone, current, self._tally, self._heads, previous, indices)
             leaving = exits.leaving(view)
             compared.extend(view.scores())
-            previous, places = view, None
+            previous, indices = view, None
             stopped = self._stopped(view)
             if not any(leaving) and not stopped:
                 continue
-            going = [place for place, leaves in enumerate(leaving) if leaves and place not in stopped]
-            places = [place for place, leaves in enumerate(leaving) if not leaves and place not in stopped]
+            going = [index for index, leaves in enumerate(leaving) if leaves and index not in stopped]
+            indices = [index for index, leaves in enumerate(leaving) if not leaves and index not in stopped]
             if going:
                 self._leave(current, view, going)
-            current.leave(places)
-            if not places:
+            current.leave(indices)
+            if not indices:
                 return
         current.advance(self._backbone.num_layers)
         self._end(current)
+
+    def _run_asking(self, current: TokenPass, asking: Asking, points: Sequence[int], compared: list[Scores]) -> None:
+        """Take the token of one row through layers that make its rule's checks."""
+        (row,) = current.rows
+        current.advance(self._backbone.num_layers)
+        self._tally[row].exit_checks += asking.made
+        made = zip(points, asking.scores, strict=False)
+        compared.extend((point, [row], torch.tensor([score])) for point, score in made if math.isnan(score))
+        if asking.left is None:
+            self._end(current)
+        else:
+            self._leave(current, LayerView(self._backbone, current, self._tally, self._heads), [0])
 
     def _end(self, current: Pass) -> None:
         """Take the tokens of the rows that have passed all layers, or verify their drafts."""
@@ -292,33 +304,14 @@ class OpenBatch:
             self._tally[row].lm_head_evaluations += 1
         self._read_out(current.rows, current.hidden())
 
-    def _asked_inside(self, current: Pass, exits: Exits, points: Sequence[int], compared: list[Scores]) -> bool:
-        """Take the token of one row through layers that make its rule's checks; return whether they can."""
-        if not isinstance(current, TokenPass) or len(current.rows) != 1 or not points:
-            return False
-        (row,) = current.rows
-        test = exits.state_test(row)
-        asking = None if test is None else current.asking(test, points)
-        if asking is None:
-            return False
-        current.advance_asking(asking)
-        self._tally[row].exit_checks += asking.made
-        made = zip(points, asking.scores, strict=False)
-        compared.extend((point, [row], torch.tensor([score])) for point, score in made if math.isnan(score))
-        if asking.left is None:
-            self._end(current)
-        else:
-            self._leave(current, LayerView(self._backbone, current, self._tally, None, None, self._heads), [0])
-        return True
-
     def _stopped(self, view: LayerView) -> set[int]:
-        """End the rows that a rule stops at an exit, where it may; return their places."""
+        """End the rows that a rule stops at an exit, where it may; return their indices."""
         found = set()
-        for place in view.stopped():
-            row = view.row_list[place]
+        for index in view.stopped():
+            row = view.row_list[index]
             if row not in self._drafting and self._tally[row].token_ids:
                 self._tally[row].finish_reason = "strategy"
-                found.add(place)
+                found.add(index)
         return found
 
     def _watched(self, due: frozenset[int]) -> dict[int, list[tuple[DraftRule, list[int]]]]:
@@ -338,42 +331,30 @@ class OpenBatch:
     def _show(self, current: Pass, rule: DraftRule, rows: list[int]) -> None:
         """Show a rule what some rows carry; nothing where that is all on its way already."""
         assert isinstance(current, TokenPass)
-        places = current.places(rows)
-        if places.rows:
-            rule.watch(lent(rule, LayerView(self._backbone, places, self._tally, None, None, self._heads)))
+        selected = current.select(rows)
+        if selected.rows:
+            rule.watch(lent(rule, LayerView(self._backbone, selected, self._tally, self._heads)))
 
     def _leave(self, current: Pass, view: LayerView, going: list[int]) -> None:
-        """Let rows at some places of a view leave with their tokens, or with drafts where they decode losslessly."""
-        drafting = {place: self._drafting.get(current.rows[place]) for place in going}
-        cheap: dict[HeadChoice, list[int]] = {}
-        for place, one in drafting.items():
-            if one is not None and not view.reads_full(place, one.head):
-                cheap.setdefault(one.head, []).append(place)
-        needed = {place for place, one in drafting.items() if one is not None and one.needs_probabilities}
-        chosen: dict[int, tuple[int, float]] = {}
-        known: dict[int, float] = {}
-        for head, places in cheap.items():
-            found, probabilities = view.drafts(places, head, with_probabilities=not needed.isdisjoint(places))
-            chosen.update(zip(places, found, strict=True))
-            known.update(zip(places, probabilities, strict=False))
-        full = [place for place in going if place not in chosen] if cheap else going
-        if full:
-            chosen.update(zip(full, view.choices(full), strict=True))
-        taken = [place for place in full if drafting[place] is None]
-        rows = [current.rows[place] for place in taken]
+        """Let some rows of a view leave with their tokens, or with drafts where they decode losslessly."""
+        drafting = {index: self._drafting.get(current.rows[index]) for index in going}
+        heads = {index: one.head for index, one in drafting.items() if one is not None}
+        wanted = {index for index, one in drafting.items() if one is not None and one.needs_probabilities}
+        taken = [index for index in going if index not in heads] if heads else going
+        if self.with_log_probabilities:
+            wanted.update(taken)
+        chosen = dict(zip(going, view.choose(going, heads, wanted), strict=True))
+        rows, now, layer = [current.rows[index] for index in taken], time.perf_counter(), view.exit_layer
         states = pick(view.hidden_state, taken) if self._any_reads(rows) else None
-        self._record(rows, [chosen[place] for place in taken], view.exit_layer, states)
-        noted, drafted = taken if self.with_log_probabilities else [], not needed.isdisjoint(full)
-        if noted or drafted:
-            every = view.probabilities(full)
-            if noted:
-                said = every if noted == full else pick(every, [full.index(place) for place in noted])
-                self._note([current.rows[place] for place in noted], said)
-            if drafted:
-                known.update(zip(full, every.tolist(), strict=True))
-        for place, one in drafting.items():
+        for place, (row, index) in enumerate(zip(rows, taken, strict=True)):
+            token, logit, _ = chosen[index]
+            self._take(row, token, logit, layer, now, state=None if states is None else states[place])
+        if self.with_log_probabilities:
+            self._note(rows, [chosen[index][2] for index in taken])
+        for index, one in drafting.items():
             if one is not None:
-                self._draft(current.rows[place], *chosen[place], view.exit_layer, known.get(place))
+                token, logit, probability = chosen[index]
+                self._draft(current.rows[index], token, logit, layer, probability if one.needs_probabilities else None)
         if isinstance(current, TokenPass) and self._policy is not None:
             self._policy.leave(_leaving(current, view, going))
 
@@ -415,7 +396,7 @@ class OpenBatch:
             seen = states[slots[at] : slots[at] + count] if self._rows[row].reads_states else None
             made = self._keep(row, found[at : at + count], seen)
             if probabilities is not None:
-                self._note([row] * made, probabilities[at : at + made])
+                self._note([row] * made, probabilities[at : at + made].tolist())
             at += count
 
     def _keep(self, row: int, said: Sequence[tuple[int, float]], states: Tensor | None) -> int:
@@ -448,7 +429,7 @@ class OpenBatch:
         logits = self._backbone.logits(state)
         self._record(rows, choices(best(logits)), self._backbone.num_layers, state)
         if self.with_log_probabilities:
-            self._note(rows, certainty.top_probability(logits))
+            self._note(rows, certainty.top_probability(logits).tolist())
 
     def _record(
         self, rows: Sequence[int], chosen: Sequence[tuple[int, float]], layer: int, states: Tensor | None
@@ -507,8 +488,8 @@ class OpenBatch:
         if self._tally[row].failure is None:
             self._tally[row].failure = not_finite(what, layer, token, self._backbone.dtype)
 
-    def _note(self, rows: Sequence[int], probabilities: Tensor) -> None:
-        logarithms: list[float] = probabilities.log().tolist()
+    def _note(self, rows: Sequence[int], probabilities: Sequence[float | None]) -> None:
+        logarithms: list[float] = torch.tensor(probabilities).log().tolist()
         for row, value in zip(rows, logarithms, strict=True):
             if self._tally[row].failure is None:
                 self._tally[row].log_probabilities.append(value)
@@ -546,16 +527,16 @@ def _ending(token_ids: Sequence[int], facts: _Row, *, drafted: bool = False) -> 
     return ("length", "") if len(token_ids) >= facts.limit else None
 
 
-def _leaving(current: TokenPass, view: LayerView, places: list[int]) -> Leaving:
+def _leaving(current: TokenPass, view: LayerView, indices: list[int]) -> Leaving:
     """Tell the KV policy which rows of a pass stop here."""
-    all_rows = len(places) == len(current.rows)
+    all_rows = len(indices) == len(current.rows)
     return Leaving(
         layer=current.layer,
-        rows=[current.rows[place] for place in places],
-        positions=[current.positions[place] for place in places],
-        hidden=lambda: view.hidden_state if all_rows else pick(view.hidden_state, places),
-        estimates=lambda: view.leaving_states(places),
-        runs=lambda: current.runs(places),
+        rows=[current.rows[index] for index in indices],
+        positions=[current.positions[index] for index in indices],
+        hidden=lambda: view.hidden_state if all_rows else pick(view.hidden_state, indices),
+        estimates=lambda: view.leaving_states(indices),
+        runs=lambda: current.runs(indices),
     )
 
 

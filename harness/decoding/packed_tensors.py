@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.contracts import LinearMap, WeightsFormat
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import LayerNorm, Linear, Norm, RMSNorm
+from harness.decoding.packing import with_compiled_layers
 
 __all__ = ["KINDS", "Packed", "filled", "tensors_of"]
 
@@ -96,7 +97,7 @@ def filled(skeleton: Backbone, made: WeightsFormat, tensors: Mapping[str, Packed
         dtype = getattr(torch, made.facts.table) if name == "words" and made.facts.table else tensor.dtype
         return take(name, tuple(tensor.shape), dtype).tensor
 
-    return _replaced(skeleton, matrix, numbers)
+    return with_compiled_layers(_replaced(skeleton, matrix, numbers))
 
 
 def _replaced(

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ __all__ = [
     "pack_near_exact",
     "prepare",
     "usable",
+    "with_compiled_layers",
 ]
 
 ROWS = (1, 4, 16)  # of the products that are timed
@@ -142,7 +144,7 @@ def _packed(
             shared = made.head.words(lm_head) if _is_tied(backbone) else None
             words[table] = embed.words.to(table) if shared is None or shared.dtype is not table else shared
         embed = replace(embed, words=words[table], dtype=backbone.dtype)
-    return replace(
+    return with_compiled_layers(
         backbone,
         blocks=[block.packed(packed) for block in backbone.blocks],
         embed=embed,
@@ -151,6 +153,16 @@ def _packed(
         lm_head=lm_head,
         shortcuts={layer: packed_head(shortcut) for layer, shortcut in backbone.shortcuts.items()},
     )
+
+
+def with_compiled_layers(backbone: Backbone, **changes: Any) -> Backbone:
+    """Return a model with some changes, its layers compiled where they are what is compiled here."""
+    changed = replace(backbone, **changes)
+    if changed.dtype is not torch.float32 or isinstance(changed.blocks[0].qkv, Linear):
+        return changed
+    from harness.decoding.kernels.layers import CompiledLayers  # loads Numba, as whatever packed the layers did
+
+    return replace(changed, compiled=CompiledLayers.of(changed.blocks))
 
 
 def _is_tied(backbone: Backbone) -> bool:

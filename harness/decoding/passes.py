@@ -1,39 +1,44 @@
-"""One token's way through the layers, for every row that is still running.
+"""Rows on their way through the layers: prompts in prefill, then one pass per token.
 
-A pass advances segment by segment and can be left by some rows at any exit point. ``PrefixPass``
-runs whole prefixes, for every token where no cache is kept; ``TokenPass`` runs one new
-token per row against the cache, and earlier tokens that had stopped short, where the KV policy says so.
-Prefill, which nobody leaves, is :class:`harness.decoding.prompt_pass.PromptPass`.
+A pass advances segment by segment, and some of its rows may leave at any exit point. :class:`PrefixPass` runs whole
+sequences: prompts into the cache, and for every token where no cache is kept. :class:`TokenPass` runs one new token per
+row against the cache, and earlier tokens that had stopped short, where the KV policy says so.
+
+There are three ways through the layers of a segment: recorded work (:mod:`harness.decoding.graphs`), compiled layers
+(:mod:`harness.decoding.kernels.layers`), or :class:`PlainSlots`, torch's own operators. A pass decides which when its
+first segment runs, and again only when a row leaves, something joins, or a policy begins to hide positions.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts import KVPolicy, StateTest, Waiting
+from harness.contracts import KVPolicy, LinearMap, StateTest, Waiting
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Rotary, Tables
-from harness.decoding.cache import KVCache, attend, attend_span
+from harness.decoding.blocks import LayerNorm, RMSNorm, Rotary
+from harness.decoding.cache import KVCache, attend
 from harness.decoding.generation import Generation
+from harness.decoding.graphs import RecordedCache
+from harness.decoding.products import FEW
 from harness.decoding.transfer import pick, upload
 from harness.errors import OptionError
 
 if TYPE_CHECKING:
-    from harness.decoding.graphs import RowSlots
-    from harness.decoding.kernels.layers import Slots
     from harness.decoding.kernels.state_tests import Asking
 
-__all__ = ["Pass", "Places", "PrefixPass", "Standing", "TokenPass"]
+__all__ = ["KVFiller", "Pass", "PassState", "PlainSlots", "PrefixPass", "RowSelection", "TokenPass"]
 
 
-class Standing(Protocol):
+class PassState(Protocol):
     """Rows somewhere on their way through the layers."""
 
     rows: list[int]
@@ -50,19 +55,19 @@ class Standing(Protocol):
         """Return the hidden states the last layer would give, without moving the pass."""
 
 
-class Pass(Standing, Protocol):
+class Pass(PassState, Protocol):
     """Rows on their way through the layers."""
 
     def advance(self, layer: int) -> None:
         """Run the remaining rows until ``layer`` layers are executed."""
 
     def leave(self, staying: Sequence[int]) -> None:
-        """Keep only the rows at these places of ``rows``; the others stop here."""
+        """Keep only the rows with these indices among ``rows``; the others stop here."""
 
 
 @dataclass(slots=True)
-class Places:
-    """Hidden states, each as if it were a row's; ``rows`` says which row's it is. Implements :class:`Standing`."""
+class RowSelection:
+    """Hidden states, each as if it were a row's; ``rows`` says which row's it is. Implements :class:`PassState`."""
 
     rows: list[int]
     positions: list[int]
@@ -79,13 +84,20 @@ class Places:
 
 
 class PrefixPass:
-    """Whole prefixes of several rows, right-padded: causal attention never looks at the padding.
+    """Sequences of several rows, right-padded: causal attention never looks at the padding.
+
+    With a cache these are prompts, or the next pieces of them: all layers run, nobody leaves, and what nobody reads is
+    not computed. A piece attends to what the cache holds before it: the pieces that were read earlier, or what a prompt
+    that began alike has left there. Products over other numbers of rows differ in their last bits, and so do keys and
+    values of a prompt that was read in one piece and in several; in bfloat16 that can tip a near-tie.
 
     Args:
         backbone: the model.
-        rotary: position tables long enough for the prefixes.
-        prefixes: tokens of each row, all of them.
-        rows: which rows of the batch these are.
+        rotary: position tables long enough, or ``None``.
+        sequences: tokens of each row, at least one.
+        rows: which rows of the batch these are; in ascending order where there is a cache.
+        cache: where keys and values are stored, and those of the positions before are; ``None`` keeps none.
+        start: position of the first token of every sequence.
         tally: counts are charged to these, one per row of the batch; ``None`` charges none.
     """
 
@@ -93,124 +105,225 @@ class PrefixPass:
         self,
         backbone: Backbone,
         rotary: Rotary | None,
-        prefixes: Sequence[Sequence[int]],
-        rows: list[int],
+        sequences: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        *,
+        cache: KVCache | None = None,
+        start: int = 0,
         tally: Sequence[Generation] | None = None,
     ) -> None:
-        self._backbone, self._tally, self._rotary = backbone, tally, rotary
-        self.rows, self.layer = list(rows), 0
-        lengths = [len(prefix) for prefix in prefixes]
-        longest = max(lengths)
-        device = backbone.device
-        padded = upload([[*prefix, *[0] * (longest - len(prefix))] for prefix in prefixes], device)
-        places = torch.arange(longest, device=device).repeat(len(prefixes))
-        self._hidden = backbone.embed(padded.flatten(), places).view(len(prefixes), longest, -1)
-        self._positions = [length - 1 for length in lengths]
-        self._last = upload(self._positions, device)
-        self._tables = None if rotary is None else rotary.tables(torch.arange(longest, device=device))
+        self._backbone, self._rotary, self._cache, self._tally = backbone, rotary, cache, tally
+        self.rows, self.layer, self._start = list(rows), 0, start
+        device, self._lengths = backbone.device, [len(tokens) for tokens in sequences]
+        self._longest = max(self._lengths)
+        neighbours = rows[-1] - rows[0] + 1 == len(rows)
+        self._cached_rows = slice(rows[0], rows[-1] + 1) if cache is None or neighbours else upload(rows, device)
+        padded = upload([[*tokens, *[0] * (self._longest - len(tokens))] for tokens in sequences], device)
+        positions = torch.arange(start, start + self._longest, device=device)
+        self._slots = positions.repeat(len(rows))
+        self._state = backbone.embed(padded.flatten(), self._slots)  # [rows × longest, hidden_size]
+        self._tables = None if rotary is None else rotary.tables(self._slots)
+        # As numbers, once: torch would make them of booleans in every layer.
+        self._mask = None if cache is None or not start else cache.mask(positions, start + self._longest)
+        self._ends = self._find_ends()
 
     @property
     def positions(self) -> list[int]:
         """Position of each row's last token."""
-        return self._positions
+        return [self._start + length - 1 for length in self._lengths]
 
     def advance(self, layer: int) -> None:
-        """Run whole prefixes up to ``layer``."""
+        """Run everything up to ``layer``."""
         self._charge(layer - self.layer)
-        self._hidden = self._run(self._hidden, self.layer, layer)
+        self._state = self._run(layer)
         self.layer = layer
 
     def hidden(self) -> Tensor:
-        """Return the last position of each row."""
-        return self._at_last(self._hidden)
+        """Return the state of each row's last token."""
+        return self._state[self._ends]
 
     def states(self) -> Tensor:
-        """Return the hidden states of every position, ``[n, longest, hidden_size]``; undefined at padding."""
-        return self._hidden
+        """Return the hidden states of every token, ``[n, longest, hidden_size]``; undefined at padding."""
+        return self._state.view(len(self.rows), self._longest, -1)
 
     def leave(self, staying: Sequence[int]) -> None:
         """Keep some rows."""
-        index = upload(staying, self._hidden.device)
-        self.rows = [self.rows[place] for place in staying]
-        self._positions = [self._positions[place] for place in staying]
-        self._hidden, self._last = self._hidden[index], self._last[index]
+        self._state = pick(self.states(), staying).flatten(0, 1)
+        self.rows = [self.rows[index] for index in staying]
+        self._lengths = [self._lengths[index] for index in staying]
+        self._ends = self._find_ends()
+        if self._tables is not None:  # which are the same for every row
+            self._tables = self._tables[0][: len(self._state)], self._tables[1][: len(self._state)]
 
     def rehearse(self) -> Tensor:
         """Run a copy to the last layer."""
         self._charge(self._backbone.num_layers - self.layer)
-        return self._at_last(self._run(self._hidden, self.layer, self._backbone.num_layers))
+        return self._run(self._backbone.num_layers)[self._ends]
+
+    def fill(self) -> None:
+        """Store keys and values of all layers, and compute nothing else: more of the prompt follows."""
+        last = self._backbone.num_layers - 1
+        self.advance(last)
+        self._keep(last, self._by_head(self._backbone.blocks[last].fill(self._state, self._rotary, self._tables)))
+
+    def read(self) -> Tensor:
+        """Store keys and values of all layers, and return the state of each row's last token, ``[n, hidden_size]``.
+
+        Behind the last layer only these are wanted, so that of this layer the other tokens need keys and values alone.
+        """
+        assert self._cache is not None
+        if len(self._state) <= FEW:  # they cost what one costs
+            self.advance(self._backbone.num_layers)
+            return self.hidden()
+        self.fill()
+        block, state, slots = self._backbone.blocks[-1], self.hidden(), self._slots[self._ends]
+        tables = None if self._rotary is None else self._rotary.tables(slots)
+        queries, _ = block.project(state, self._rotary, tables)
+        reach, mask = self._start + self._longest, None
+        if min(self._lengths) < self._longest:
+            mask = self._cache.mask(slots, reach)[:, None, None, :]
+        keys, values = self._cache.gather(self._backbone.num_layers - 1, self._cached_rows, reach)
+        return block.finish(state, attend(queries.unsqueeze(1), keys, values, mask, self._backbone.heads, block.scale))
+
+    def _find_ends(self) -> Tensor:
+        """Return where the last token of each row is among all slots."""
+        ends = [row * self._longest + length - 1 for row, length in enumerate(self._lengths)]
+        return upload(ends, self._backbone.device)
 
     def _charge(self, layers: int) -> None:
         if self._tally is not None:
             for row in self.rows:
                 self._tally[row].layers_executed += layers
 
-    def _at_last(self, hidden: Tensor) -> Tensor:
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), self._last]
-
-    def _run(self, hidden: Tensor, start: int, end: int) -> Tensor:
-        count, length, width = hidden.shape
-        heads = self._backbone.heads
-        tables = self._tables
-        if tables is not None and count > 1:
-            tables = (tables[0].repeat(count, 1, 1), tables[1].repeat(count, 1, 1))
-        flat = hidden.reshape(count * length, width)
-        for index in range(start, end):
+    def _run(self, stop: int) -> Tensor:
+        """Return the states after ``stop`` layers."""
+        heads, state = self._backbone.heads, self._state
+        for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
-            queries, entries = (
-                part.view(count, length, -1, heads.head_dim).transpose(1, 2)
-                for part in block.project(flat, self._rotary, tables)
-            )
-            keys, values = entries.chunk(2, dim=1)
+            queries, entries = block.project(state, self._rotary, self._tables)
+            keys, values = self._keep(index, self._by_head(entries))
             attended = F.scaled_dot_product_attention(
-                queries, keys, values, is_causal=True, scale=block.scale, enable_gqa=heads.grouped
-            )
-            flat = block.finish(flat, attended.transpose(1, 2).reshape(count * length, heads.query_width))
-        return flat.view(count, length, width)
+                self._by_head(queries), keys, values, attn_mask=self._mask, is_causal=self._mask is None,
+                scale=block.scale, enable_gqa=heads.grouped,
+            )  # fmt: skip
+            state = block.finish(state, attended.transpose(1, 2).reshape(-1, heads.query_width))
+        return state
+
+    def _keep(self, layer: int, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """Store entries ``[n, 2 KV, longest, D]`` if there is a cache; return keys and values of all up to here."""
+        if self._cache is not None:
+            self._cache.write_prompt(layer, self._cached_rows, self._start, entries)
+            if self._start:
+                return self._cache.gather(layer, self._cached_rows, self._start + self._longest)
+        keys, values = entries.chunk(2, dim=1)
+        return keys, values
+
+    def _by_head(self, flat: Tensor) -> Tensor:
+        """``[rows × longest, heads, D]`` → ``[rows, heads, longest, D]``."""
+        return flat.view(len(self.rows), self._longest, -1, self._backbone.heads.head_dim).transpose(1, 2)
+
+
+class SlotRunner(Protocol):
+    """The slots of a token pass, each a token at its position in its row, on one of the ways through the layers."""
+
+    def run(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Return the states ``[slots, hidden_size]`` after layers ``first`` to ``last - 1``; keeps keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    """The slots of a token pass: one per row. ``keys``, ``values`` and ``slots`` are views per layer, or empty."""
+class _Group:
+    """Slots that attend together: one of each row, or a run of one row. Views of the cache are per layer, or empty."""
 
-    positions: Tensor
-    rows: Tensor
-    length: int
-    tables: Tables | None
-    mask: Tensor | None
+    span: slice | None  # of the slots; all of them
+    rows: int
+    length: int  # positions they may see, at most
+    mask: Tensor | None  # [rows, 1, slots of a row, length]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    slots: tuple[Tensor, ...]
+    written: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Consecutive slots of one row: where they stand in the state and what they see, views per layer."""
+class PlainSlots:
+    """Runs of consecutive tokens, one per row, layer by layer: linear maps over all, attention apart for longer runs.
 
-    span: slice
-    mask: Tensor
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    slots: tuple[Tensor, ...]
+    Args:
+        backbone: the model.
+        rotary: position tables, or ``None``.
+        cache: keys and values of everything before, which those of these tokens join.
+        rows: of the cache.
+        starts: position of each run's first token.
+        ends: of its last; one before the first where a row has none.
 
+    Attributes:
+        visible: positions that each may attend to, ``[slots, length or more]``; ``None`` for all up to its own.
+    """
 
-@dataclass(frozen=True, slots=True)
-class _Runs:
-    """The slots of a token pass that others have joined: a run per row."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        rotary: Rotary | None,
+        cache: KVCache,
+        rows: Sequence[int],
+        starts: Sequence[int],
+        ends: Sequence[int],
+    ) -> None:
+        self._backbone, self._rotary, self._cache = backbone, rotary, cache
+        runs = [(row, start, end) for row, start, end in zip(rows, starts, ends, strict=True) if start <= end]
+        self._rows = upload([row for row, start, end in runs for _ in range(start, end + 1)], backbone.device)
+        self._positions = upload([at for _, start, end in runs for at in range(start, end + 1)], backbone.device)
+        self._tables = None if rotary is None else rotary.tables(self._positions)
+        self.visible: Tensor | None = None
+        if all(start == end for _, start, end in runs):
+            self._groups = [self._group(runs, None)]
+        else:
+            places = pairwise([0, *accumulate(end - start + 1 for _, start, end in runs)])
+            self._groups = [self._group([run], slice(*place)) for run, place in zip(runs, places, strict=True)]
 
-    positions: Tensor
-    rows: Tensor
-    tables: Tables | None
-    runs: tuple[_Run, ...]
+    def _group(self, runs: Sequence[tuple[int, int, int]], span: slice | None) -> _Group:
+        """Gather what is the same in every segment."""
+        (first, start, _), (last, _, end) = runs[0], runs[-1]
+        length = max(end for _, _, end in runs) + 1
+        cache, mask = self._cache, None
+        keys: tuple[Tensor, ...] = ()
+        values: tuple[Tensor, ...] = ()
+        if start < end or min(end for _, _, end in runs) + 1 < length:
+            own = self._positions if span is None else self._positions[span]
+            mask = cache.mask(own, length).view(len(runs), 1, -1, length)
+        if last - first + 1 == len(runs):
+            keys, values = cache.views(slice(first, last + 1), length)
+        written = cache.slots(first, start, end + 1) if len(runs) == 1 else ()
+        return _Group(span, len(runs), length, mask, keys, values, written)
 
+    def run(self, state: Tensor, first: int, last: int) -> Tensor:
+        """Return the states ``[slots, hidden_size]`` after layers ``first`` to ``last - 1``; keeps keys and values."""
+        heads, cache, rotary, tables = self._backbone.heads, self._cache, self._rotary, self._tables
+        groups = [(group, self._mask_of(group)) for group in self._groups]
+        for index in range(first, last):
+            block = self._backbone.blocks[index]
+            queries, entries = block.project(state, rotary, tables)
+            attended = []
+            for group, mask in groups:
+                if group.span is None:
+                    own, new = queries.unsqueeze(1), entries
+                else:
+                    own, new = queries[group.span].unsqueeze(0), entries[group.span]
+                if group.written:
+                    group.written[index].copy_(new.transpose(0, 1))
+                else:
+                    cache.write(index, self._rows, self._positions, new)
+                if group.keys:
+                    keys, values = group.keys[index], group.values[index]
+                else:
+                    keys, values = cache.gather(index, self._rows, group.length)
+                attended.append(attend(own, keys, values, mask, heads, block.scale))
+            state = block.finish(state, attended[0] if len(attended) == 1 else torch.cat(attended))
+        return state
 
-@dataclass(frozen=True, slots=True)
-class _Compiled:
-    """The slots of a token pass, whoever has joined, for compiled layers."""
-
-    rows: Tensor
-    positions: Tensor
-    slots: Slots
+    def _mask_of(self, group: _Group) -> Tensor | None:
+        if self.visible is None:
+            return group.mask
+        seen = self.visible if group.span is None else self.visible[group.span]
+        return seen[:, : group.length].reshape(group.rows, 1, -1, group.length)
 
 
 class TokenPass:
@@ -248,22 +361,40 @@ class TokenPass:
         places = [start + i for run, start in zip(tokens, self._starts, strict=True) for i in range(len(run))]
         newest = [token for run in tokens for token in run]
         self._state = backbone.embed(upload(newest, device), upload(places, device))
-        self._frame: _Frame | None = None
-        self._joined: _Runs | None = None
-        self._compiled: _Compiled | None = None
-        self._recorded: RowSlots | None = None
+        self._hides = type(policy).visible is not KVPolicy.visible
+        self._asking: Asking | None = None
+        self._runner: SlotRunner | None = None
 
     @property
     def positions(self) -> list[int]:
         """Position of each row's newest token."""
         return self._positions
 
+    def ask(self, test: StateTest, points: Sequence[int]) -> Asking | None:
+        """Let the layers make the checks of the one row's newest token, before the first of them runs.
+
+        :meth:`advance` then ends at the exit point where a check lets the token go.
+
+        Returns:
+            The checks; ``None`` where somebody has to ask.
+        """
+        compiled = self._backbone.compiled
+        if compiled is None or len(self.rows) != 1 or self._hides:
+            return None
+        if test.state == "exit" and not self._backbone.shortcuts.keys().isdisjoint(points):
+            return None
+        self._asking = compiled.asking(test, points)
+        return self._asking
+
     def advance(self, layer: int) -> None:
         """Run up to ``layer``, taking along whatever waits on the way."""
         while self.layer < layer:
             stop = self._pause(layer) if self._pauses else layer
-            self._run(stop)
+            if len(self._state):
+                stop = self._run(stop)
             self.layer = stop
+            if self._asking is not None and self._asking.left is not None:
+                return
 
     def hidden(self) -> Tensor:
         """Return the newest token's state of each row; undefined for one that has none and that nothing joined yet."""
@@ -275,50 +406,54 @@ class TokenPass:
         """Return the states of everything the rows carry, ``[slots, hidden_size]``, and how many slots each row has."""
         return self._state, self._lengths()
 
-    def places(self, rows: Collection[int]) -> Places:
-        """Return everything that some rows carry, place by place."""
-        chosen = [place for place, row in enumerate(self.rows) if row in rows]
+    def select(self, rows: Collection[int]) -> RowSelection:
+        """Return everything that some rows carry, slot by slot."""
+        chosen = [index for index, row in enumerate(self.rows) if row in rows]
         spans, lengths = self._spans(), self._lengths()
-        return Places(
-            [self.rows[place] for place in chosen for _ in range(lengths[place])],
-            [self._starts[place] + i for place in chosen for i in range(lengths[place])],
+        return RowSelection(
+            [self.rows[index] for index in chosen for _ in range(lengths[index])],
+            [self._starts[index] + i for index in chosen for i in range(lengths[index])],
             self.layer,
             self._state
             if len(chosen) == len(self.rows)
-            else torch.cat([self._state[spans[place]] for place in chosen]),
+            else torch.cat([self._state[spans[index]] for index in chosen]),
         )
 
-    def runs(self, places: Sequence[int]) -> list[Waiting]:
-        """Return all positions that the rows at these places carry: those that joined, and the new token."""
+    def runs(self, indices: Sequence[int]) -> list[Waiting]:
+        """Return all positions that some of the rows carry: those that joined, and the new token."""
         spans = self._spans()
-        return [Waiting(self._starts[place], self._state[spans[place]]) for place in places]
+        return [Waiting(self._starts[index], self._state[spans[index]]) for index in indices]
 
     def leave(self, staying: Sequence[int]) -> None:
         """Keep some rows."""
         if staying:
             spans = self._spans()
-            self._state = torch.cat([self._state[spans[place]] for place in staying])
-        self._frame = self._joined = self._compiled = self._recorded = None
-        self.rows = [self.rows[place] for place in staying]
-        self._positions = [self._positions[place] for place in staying]
-        self._starts = [self._starts[place] for place in staying]
+            self._state = torch.cat([self._state[spans[index]] for index in staying])
+        self._runner = None
+        self.rows = [self.rows[index] for index in staying]
+        self._positions = [self._positions[index] for index in staying]
+        self._starts = [self._starts[index] for index in staying]
 
     def rehearse(self) -> Tensor:
         """Run a copy to the last layer. What it writes lies beyond this layer and is written again or hidden."""
-        twin = object.__new__(TokenPass)
-        twin.__dict__.update(self.__dict__)
-        twin._policy = self._policy.rehearsal()
-        twin._starts = list(self._starts)
+        twin = copy.copy(self)
+        twin._policy, twin._starts = self._policy.rehearsal(), list(self._starts)
         twin.advance(self._backbone.num_layers)
         return twin.hidden()
 
     def _lengths(self) -> list[int]:
-        return [p - s + 1 for p, s in zip(self._positions, self._starts, strict=True)]
+        return [end - start + 1 for start, end in zip(self._starts, self._positions, strict=True)]
 
     def _spans(self) -> list[slice]:
         """Where each row's slots stand in the state."""
         ends = [0, *accumulate(self._lengths())]
         return [slice(begin, end) for begin, end in pairwise(ends)]
+
+    def _slots(self) -> tuple[list[int], list[int]]:
+        """Return row and position of every slot."""
+        runs = list(zip(self.rows, self._starts, self._positions, strict=True))
+        rows = [row for row, start, end in runs for _ in range(start, end + 1)]
+        return rows, [position for _, start, end in runs for position in range(start, end + 1)]
 
     def _pause(self, layer: int) -> int:
         """Let join what waits here, and return where to stop next, at ``layer`` at the latest."""
@@ -332,159 +467,137 @@ class TokenPass:
         if not any(taken):
             return
         parts: list[Tensor] = []
-        for place, (span, waiting) in enumerate(zip(self._spans(), taken, strict=True)):
+        for index, (span, waiting) in enumerate(zip(self._spans(), taken, strict=True)):
             if waiting is not None:
                 parts.append(waiting.hidden)
-                self._starts[place] = waiting.start
+                self._starts[index] = waiting.start
             parts.append(self._state[span])
         self._state = torch.cat(parts)
-        self._joined = self._compiled = self._recorded = None
+        self._runner = None
 
-    def _run(self, stop: int) -> None:
-        if not len(self._state):
-            return
-        self._charge(stop - self.layer)
-        if self._run_recorded(stop) or self._run_compiled(stop):
-            return
-        if self._starts == self._positions:
-            self._run_tokens(stop)
-        else:
-            self._run_spans(stop)
-
-    def _charge(self, layers: int) -> None:
+    def _run(self, stop: int) -> int:
+        """Run the slots up to ``stop``, or to where a check lets the token go; return the layers executed then."""
+        visible: Tensor | None = None
+        if self._hides:
+            rows, positions = (upload(each, self._backbone.device) for each in self._slots())
+            visible = self._policy.visible(rows, positions, stop)
+        if visible is not None and not isinstance(self._runner, PlainSlots):
+            self._runner = self._plain()
+        elif self._runner is None:
+            self._runner = self._choose()
+        if isinstance(self._runner, PlainSlots):
+            self._runner.visible = visible
+        self._state = self._runner.run(self._state, self.layer, stop)
+        if self._asking is not None and self._asking.left is not None:
+            stop = self._asking.left
+        layers = stop - self.layer
         for row, length in zip(self.rows, self._lengths(), strict=True):
             self._tally[row].layers_executed += layers * length
             self._tally[row].layers_read += layers if length else 0
+        return stop
 
-    def _run_recorded(self, stop: int) -> bool:
-        """Run the slots as recorded work; return whether that can be."""
-        segments = self._cache.segments
-        if segments is None or type(self._policy).visible is not KVPolicy.visible:
-            return False
-        if self._recorded is None:
-            self._recorded = segments.slots(self.rows, self._starts, self._positions)
-        if self._recorded is None:
-            return False
-        self._state = self._recorded.run(self._state, self.layer, stop)
-        return True
+    def _choose(self) -> SlotRunner:
+        """Decide how the slots go through the layers."""
+        if isinstance(self._cache, RecordedCache) and not self._hides:
+            recorded = self._cache.segments.slots(self.rows, self._starts, self._positions)
+            if recorded is not None:
+                return recorded
+        if self._backbone.compiled is not None:
+            return self._backbone.compiled.slots(self._cache, self._rotary, *self._slots(), self._asking)
+        return self._plain()
 
-    def asking(self, test: StateTest, points: Sequence[int]) -> Asking | None:
-        """Return the checks of the one row's newest token, to be made on its way; ``None``: somebody has to ask."""
-        compiled, states = self._backbone.compiled, test.state
-        if compiled is None or len(self.rows) != 1 or type(self._policy).visible is not KVPolicy.visible:
-            return None
-        if states == "exit" and not self._backbone.shortcuts.keys().isdisjoint(points):
-            return None
-        return compiled.asking(test, points)
+    def _plain(self) -> PlainSlots:
+        return PlainSlots(self._backbone, self._rotary, self._cache, self.rows, self._starts, self._positions)
 
-    def advance_asking(self, asking: Asking) -> None:
-        """Run to the exit point where a check lets the newest token go, or through all layers."""
-        last = self._backbone.num_layers
-        while self.layer < last and asking.left is None:
-            stop = self._pause(last) if self._pauses else last
-            slots = self._compiled_slots()
-            self._state, reached = slots.run_asking(self._state, self.layer, stop, asking)
-            self._charge(reached - self.layer)
-            self.layer = reached
 
-    def _compiled_slots(self) -> Slots:
-        assert self._backbone.compiled is not None
-        if self._compiled is None:
-            rows = [row for row, length in zip(self.rows, self._lengths(), strict=True) for _ in range(length)]
-            starts_and_ends = zip(self._starts, self._positions, strict=True)
-            positions = [place for start, end in starts_and_ends for place in range(start, end + 1)]
-            self._compiled = _Compiled(
-                torch.tensor(rows),
-                torch.tensor(positions),
-                self._backbone.compiled.slots(self._cache, self._rotary, rows, positions),
-            )
-        return self._compiled.slots
+class KVFiller:
+    """Writes keys and values of skipped layers, for KV policies that fill them (``propagate``).
 
-    def _run_compiled(self, stop: int) -> bool:
-        """Run the slots, however many a row has, in one call; return whether that can be."""
-        if self._backbone.compiled is None:
-            return False
-        slots = self._compiled_slots()
-        assert self._compiled is not None
-        if self._policy.visible(self._compiled.rows, self._compiled.positions, stop) is not None:
-            return False
-        self._state = slots.run(self._state, self.layer, stop)
-        return True
+    CALM (Schuster 2022, arXiv 2207.07061, section 3): a token that exits after layer e leaves, for every deeper layer,
+    the keys and values that layer would compute from the exit hidden state. Only the norm and the key and value
+    projections run. Norms of one vector differ between layers in gain and bias alone, and rotation is the same in all
+    of them, so both are done once for all layers; what remains is one matrix per layer, read at memory bandwidth;
+    compiled layers do it in one call.
 
-    def _run_tokens(self, stop: int) -> None:
-        """One slot per row."""
-        if self._frame is None:
-            self._frame = self._make_frame()
-        frame, cache, heads, state = self._frame, self._cache, self._backbone.heads, self._state
-        visible = self._policy.visible(frame.rows, frame.positions, stop)
-        mask = frame.mask if visible is None else visible[:, None, None, : frame.length]
-        for index in range(self.layer, stop):
-            block = self._backbone.blocks[index]
-            queries, entries = block.project(state, self._rotary, frame.tables)
-            if frame.slots:
-                frame.slots[index].copy_(entries.transpose(0, 1))
-            else:
-                cache.write(index, frame.rows, frame.positions, entries)
-            if frame.keys:
-                keys, values = frame.keys[index], frame.values[index]
-            else:
-                keys, values = cache.gather(index, frame.rows, frame.length)
-            state = block.finish(state, attend(queries, keys, values, mask, heads, block.scale))
-        self._state = state
+    Args:
+        backbone: the model whose layers are filled.
+    """
 
-    def _make_frame(self) -> _Frame:
-        """Gather what is the same in every segment until a row leaves."""
-        device, cache = self._state.device, self._cache
-        positions, rows = upload(self._positions, device), upload(self.rows, device)
-        length = max(self._positions) + 1
-        ragged = min(self._positions) + 1 < length
-        first, last = self.rows[0], self.rows[-1]
-        neighbours = last - first + 1 == len(self.rows)
-        keys, values = cache.views(slice(first, last + 1), length) if neighbours else ((), ())
-        return _Frame(
-            positions=positions,
-            rows=rows,
-            length=length,
-            tables=None if self._rotary is None else self._rotary.tables(positions),
-            mask=cache.mask(positions, length)[:, None, None, :] if ragged else None,
-            keys=keys,
-            values=values,
-            slots=cache.slots(first, length - 1, length) if len(self.rows) == 1 else (),
-        )
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        norms = [block.attention_norm for block in backbone.blocks]
+        first = backbone.blocks[0]
+        self._joint = first.key_norm is None and not first.post_norm and all(n.weight is not None for n in norms)
+        if self._joint:
+            self._gain = torch.stack([cast("Tensor", norm.weight) for norm in norms]).unsqueeze(1)
+            biases = [norm.bias for norm in norms if isinstance(norm, LayerNorm) and norm.bias is not None]
+            self._shift = torch.stack(biases).unsqueeze(1) if biases else None
 
-    def _run_spans(self, stop: int) -> None:
-        """A run of consecutive slots per row: linear maps over all of them, attention row by row."""
-        if self._joined is None:
-            self._joined = self._make_runs()
-        joined, heads, state = self._joined, self._backbone.heads, self._state
-        visible = self._policy.visible(joined.rows, joined.positions, stop)
-        runs = [(run, run.mask if visible is None else visible[run.span, : run.mask.shape[1]]) for run in joined.runs]
-        for index in range(self.layer, stop):
-            block = self._backbone.blocks[index]
-            queries, entries = block.project(state, self._rotary, joined.tables)
-            attended = []
-            for run, mask in runs:
-                run.slots[index].copy_(entries[run.span].transpose(0, 1))
-                keys, values = run.keys[index], run.values[index]
-                attended.append(attend_span(queries[run.span], keys, values, mask, heads, block.scale))
-            state = block.finish(state, attended[0] if len(attended) == 1 else torch.cat(attended))
-        self._state = state
+    @cached_property
+    def _maps(self) -> list[LinearMap]:
+        """K,V projections alone; made for the first fill, since a packed format cannot always share them."""
+        return [block.qkv.rows(block.heads.query_width) for block in self._backbone.blocks]
 
-    def _make_runs(self) -> _Runs:
-        """Gather what is the same in every segment until something joins or leaves."""
-        device, cache = self._state.device, self._cache
-        ends = [position + 1 for position in self._positions]
-        each = [torch.arange(start, end, device=device) for start, end in zip(self._starts, ends, strict=True)]
-        positions = torch.cat(each)
-        rows = [row for row, length in zip(self.rows, self._lengths(), strict=True) for _ in range(length)]
-        runs = tuple(
-            _Run(span, cache.mask(places, end), *cache.views(slice(row, row + 1), end), cache.slots(row, start, end))
-            for row, start, end, span, places in zip(self.rows, self._starts, ends, self._spans(), each, strict=True)
-            if start < end
-        )
-        return _Runs(
-            positions=positions,
-            rows=upload(rows, device),
-            tables=None if self._rotary is None else self._rotary.tables(positions),
-            runs=runs,
-        )
+    def fill(
+        self,
+        cache: KVCache,
+        rotary: Rotary | None,
+        layer: int,
+        rows: Sequence[int],
+        positions: Sequence[int],
+        hidden: Tensor,
+        final: Tensor | None = None,
+    ) -> None:
+        """Fill all layers from ``layer`` on.
+
+        Args:
+            cache: where to write.
+            rotary: position tables, or ``None``.
+            layer: exit layer; layers with 0-based index ≥ ``layer`` are filled.
+            rows: rows of the slots.
+            positions: their positions.
+            hidden: exit hidden states, ``[n, hidden_size]``.
+            final: estimates of the last layer's hidden states, same shape; each skipped layer is then filled from the
+                point between the two where it stands, instead of from the exit hidden state.
+        """
+        if not rows:
+            return
+        if self._backbone.compiled is not None and final is None:
+            slots = self._backbone.compiled.slots(cache, rotary, rows, positions)
+            slots.fill(hidden, layer, self._backbone.num_layers)
+            return
+        device = hidden.device
+        places = upload(positions, device)
+        tables = None if rotary is None else rotary.tables(places)
+        index = upload(rows, device)
+        if not self._joint:
+            for deeper in range(layer, self._backbone.num_layers):
+                share = (deeper - layer) / (self._backbone.num_layers - layer)
+                entered = hidden if final is None else torch.lerp(hidden, final, share)
+                cache.write(deeper, index, places, self._backbone.blocks[deeper].fill(entered, rotary, tables))
+            return
+        entries = self._all_layers(layer, hidden, final)
+        if rotary is not None and tables is not None:
+            entries = rotary.turn(entries, self._backbone.heads.kv_part(tables))
+        if len(rows) == 1:
+            cache.entries[layer:, rows[0], :, positions[0]] = entries[:, 0]
+        else:
+            cache.entries[layer:, index, :, places] = entries.transpose(0, 1)
+
+    def _all_layers(self, layer: int, hidden: Tensor, final: Tensor | None) -> Tensor:
+        """Keys and values before rotation, ``[layers, n, 2 KV, head_dim]``."""
+        if final is not None:  # the input of every skipped layer, [layers, n, hidden_size]
+            left = self._backbone.num_layers - layer
+            shares = torch.arange(left, dtype=hidden.dtype, device=hidden.device) / left
+            hidden = torch.lerp(hidden.unsqueeze(0), final.unsqueeze(0), shares.view(-1, 1, 1))
+        heads = self._backbone.heads
+        norm = self._backbone.blocks[layer].attention_norm
+        if isinstance(norm, RMSNorm):
+            standard = norm.standardise(hidden)
+        else:
+            standard = F.layer_norm(hidden, (norm.width,), eps=norm.eps)
+        normed = standard * self._gain[layer:]
+        if self._shift is not None:
+            normed = normed + self._shift[layer:]
+        fused = torch.stack([project(x) for project, x in zip(self._maps[layer:], normed, strict=True)])
+        return fused.view(len(fused), -1, 2 * heads.kv_heads, heads.head_dim)

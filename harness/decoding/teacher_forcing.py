@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.decoding.cache import KVCache
 from harness.decoding.choice import best, choices, not_finite
 from harness.decoding.engine import Engine
-from harness.decoding.prompt_pass import PromptPass
+from harness.decoding.passes import PrefixPass
 
 __all__ = ["TeacherForcing"]
 
@@ -43,7 +43,9 @@ class TeacherForcing:
         self._backbone, self._rotary, self._start = engine.backbone, engine.rotary(reach), len(prompt)
         of = engine.backbone  # nothing is recorded here: a cache that is keeps its graphs for decoding
         self._cache = KVCache(of.num_layers, 1, reach, of.heads, of.like)
-        self._first = self._backbone.logits(PromptPass(self._backbone, self._rotary, self._cache, [0], [prompt]).last())
+        self._first = self._backbone.logits(
+            PrefixPass(self._backbone, self._rotary, [prompt], [0], cache=self._cache).read()
+        )
         self._choices(self._first, 1)
         self.nbytes = self._cache.entries.nbytes
 
@@ -75,8 +77,9 @@ class TeacherForcing:
         read = completion[:-1]
         if not read:
             return None
-        behind = PromptPass(self._backbone, self._rotary, self._cache, [0], [read], self._start)
-        return self._backbone.logits(behind.all()[0])
+        behind = PrefixPass(self._backbone, self._rotary, [read], [0], cache=self._cache, start=self._start)
+        behind.advance(self._backbone.num_layers)
+        return self._backbone.logits(behind.states()[0])
 
     def _choices(self, logits: Tensor, place: int) -> list[int]:
         """Return full depth's tokens from the one at a place on."""

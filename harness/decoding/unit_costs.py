@@ -176,14 +176,11 @@ class Bench:
             for point in points:
                 current.advance(point)
                 started = self._now()
-                previous = LayerView(self.backbone, current, tally, previous, None, self.heads)
+                previous = LayerView(self.backbone, current, tally, self.heads, previous)
                 if inside is None:
                     ask(asked, previous)
                 answered = self._now()
-                if previous.reads_full(0, head):
-                    previous.choices([0])
-                else:
-                    previous.drafts([0], head)
+                previous.choose([0], {0: head})
                 checks, reads = checks + answered - started, reads + self._now() - answered
             return [checks / len(points), reads / len(points)]
 
@@ -202,7 +199,7 @@ class Bench:
         if test is None or self.backbone.compiled is None:
             return None
         never, turn = replace(test, least=math.nan), itertools.count()
-        if self.token_pass(1, self.positions)[0].asking(never, points) is None:
+        if self.token_pass(1, self.positions)[0].ask(never, points) is None:
             return None
 
         def once() -> list[float]:
@@ -210,12 +207,10 @@ class Bench:
             first = next(turn) % 2
             for which in (first, 1 - first):
                 current, _ = self.token_pass(1, self.positions)
-                asking = current.asking(never, points) if which else None
+                if which:
+                    current.ask(never, points)
                 started = self._now()
-                if asking is None:
-                    current.advance(self.backbone.num_layers)
-                else:
-                    current.advance_asking(asking)
+                current.advance(self.backbone.num_layers)
                 found[which] = self._now() - started
             return found
 

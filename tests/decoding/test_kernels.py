@@ -15,8 +15,8 @@ from harness.decoding import kernels
 from harness.decoding.backbone import Backbone
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.engine import Engine
-from harness.decoding.fill import KVFiller
 from harness.decoding.packing import ENOUGH, pack, prepare
+from harness.decoding.passes import KVFiller
 from harness.registry import WEIGHTS_FORMATS
 
 PACKED = [name for name in ("fp16", "int8", "int4") if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]
@@ -59,7 +59,7 @@ def by_torch(
             queries, entries = block.project(mine, rotary, None if rotary is None else rotary.tables(places))
             cache.write(index, rows, places, entries)
             keys, values = cache.gather(index, rows, position + 1)
-            after.append(block.finish(mine, attend(queries, keys, values, None, heads, block.scale)))
+            after.append(block.finish(mine, attend(queries.unsqueeze(1), keys, values, None, heads, block.scale)))
         state = torch.cat(after)
     return state
 

@@ -11,7 +11,7 @@ import torch
 from harness.decoding.blocks import Linear
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
-from harness.decoding.fill import KVFiller
+from harness.decoding.passes import KVFiller
 
 LAYER = 2
 

@@ -41,10 +41,14 @@ _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 class CompiledLayers:
-    """The layers of a model whose matrices are compiled; see :meth:`of`."""
+    """The layers of a model whose matrices are compiled; see :meth:`of`.
+
+    Attributes:
+        blocks: the layers.
+    """
 
     def __init__(self, blocks: Sequence[Block], bits: type[Bits], activation: int) -> None:
-        self._blocks, self._bits = blocks, bits
+        self.blocks, self._bits = blocks, bits
         block, layers = blocks[0], [_facts(block) for block in blocks]
         self._table = torch.tensor(layers, dtype=torch.int64)
         self._threads = threading.local()
@@ -83,7 +87,14 @@ class CompiledLayers:
         ((bits, activation),) = found
         return cls(blocks, bits, activation)
 
-    def slots(self, cache: KVCache, rotary: Rotary | None, rows: Sequence[int], positions: Sequence[int]) -> Slots:
+    def slots(
+        self,
+        cache: KVCache,
+        rotary: Rotary | None,
+        rows: Sequence[int],
+        positions: Sequence[int],
+        asking: Asking | None = None,
+    ) -> Slots:
         """Return tokens that are to go through layers together.
 
         Args:
@@ -91,8 +102,9 @@ class CompiledLayers:
             rotary: position tables, or ``None``.
             rows: of each token, the row of the cache.
             positions: of each; a token sees everything of its row up to itself.
+            asking: checks of the last token, which let it go or not.
         """
-        heads, count = self._blocks[0].heads, len(rows)
+        heads, count = self.blocks[0].heads, len(rows)
         strides = cache.entries.stride()
         at = torch.tensor([[row * strides[1] for row in rows], list(positions)], dtype=torch.int64)
         shared = count * ((heads.query_heads + 2 * heads.kv_heads) * heads.head_dim + heads.query_width)
@@ -109,7 +121,9 @@ class CompiledLayers:
         given.entries, given.layer_stride, given.head_stride = cache.entries.data_ptr(), strides[0], strides[2]
         given.rows, given.positions, given.slots = at[0].data_ptr(), at[1].data_ptr(), count
         given.work, given.own, given.own_size = work.data_ptr(), work.data_ptr() + 4 * shared, own
-        return Slots(given, arithmetic.layers_for(self._bits).address, threads, (at, work, tables, cache.entries, self))
+        return Slots(
+            given, arithmetic.layers_for(self._bits).address, threads, (at, work, tables, cache.entries, self), asking
+        )
 
     def asking(self, test: StateTest, points: Sequence[int]) -> Asking | None:
         """Return the checks of one token that are made after some layers; ``None`` where they are not compiled here."""
@@ -135,12 +149,21 @@ class Slots:
     function: int
     threads: int
     held: tuple[Any, ...]
+    asking: Asking | None = None
 
     def run(self, state: Tensor, first: int, last: int) -> Tensor:
-        """Return the states ``[tokens, hidden_size]`` after layers ``first`` to ``last - 1``; keeps keys and values."""
+        """Return the states ``[tokens, hidden_size]`` after layers ``first`` to ``last - 1``; keeps keys and values.
+
+        Or after that where a check lets the last token go, see :attr:`Asking.left`.
+        """
+        asking, given = self.asking, self.given
+        if asking is not None:
+            asking.put(given)
         state = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        self.given.state, self.given.first, self.given.last = state.data_ptr(), first, last
-        team().run(self.function, ctypes.addressof(self.given), self.threads)
+        given.state, given.first, given.last = state.data_ptr(), first, last
+        team().run(self.function, ctypes.addressof(given), self.threads)
+        if asking is not None:
+            asking.take(given)
         return state
 
     def fill(self, state: Tensor, first: int, last: int) -> None:
@@ -148,12 +171,6 @@ class Slots:
         self.given.fills = 1
         self.run(state, first, last)
         self.given.fills = 0
-
-    def run_asking(self, state: Tensor, first: int, last: int, asking: Asking) -> tuple[Tensor, int]:
-        """Run so as far as the checks of the last token let it; return the states, and how many layers have run."""
-        asking.put(self.given)
-        state = self.run(state, first, last)
-        return state, asking.take(self.given)
 
 
 def _facts(block: Block) -> list[int]:

@@ -202,12 +202,11 @@ class Asking:
         given.kept, given.sums, given.scores = at, at + 4 * self._hidden, at + 4 * (self._hidden + packed.most)
         given.least, given.left = self._least, 0
 
-    def take(self, given: Any) -> int:
-        """Read from the parameters what came of it; return the layer that was reached."""
+    def take(self, given: Any) -> None:
+        """Read from the parameters what came of it."""
         self.made = given.asked
         self.left = given.left or None
         given.tests_end = 0
-        return self.left or given.last
 
     @property
     def scores(self) -> list[float]:
