@@ -12,14 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice, StateTest
-from harness.decoding.exits import Exits
+from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
 from harness.decoding.generation import Discarded, Generation
-from harness.decoding.view import LayerView
 from harness.errors import OptionError
 from harness.records.draft_work import DraftWork
 
-__all__ = ["DraftSettings", "Drafting", "UnlessDue", "proposal"]
+__all__ = ["DraftSettings", "Drafting", "proposal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,35 +150,3 @@ def proposal(rule: DraftRule, draft: Draft, most: int, vocab_size: int) -> list[
     if not all(0 <= token < vocab_size for token in proposed):
         raise OptionError(f"{type(rule).__name__} proposed {proposed}: let it propose ids from 0 to {vocab_size - 1}.")
     return proposed
-
-
-class UnlessDue:
-    """Exits of a pass in which some rows go deep whatever their strategies say. Implements :class:`Exits`.
-
-    Args:
-        exits: ask the strategies of the others.
-        due: rows that are not asked.
-    """
-
-    def __init__(self, exits: Exits, due: frozenset[int]) -> None:
-        self._exits, self._due = exits, due
-        self._before: LayerView | None = None
-
-    def points(self, rows: Sequence[int]) -> Sequence[int]:
-        """Those of the rows that are asked."""
-        asked = [row for row in rows if row not in self._due]
-        return self._exits.points(asked) if asked else ()
-
-    def leaving(self, view: LayerView) -> list[bool]:
-        """Ask about the others."""
-        places = [place for place, row in enumerate(view.row_list) if row not in self._due]
-        answer = [False] * len(view.row_list)
-        if places:
-            self._before = part = view.part(places, self._before)
-            for place, leaves in zip(places, self._exits.leaving(part), strict=True):
-                answer[place] = leaves
-        return answer
-
-    def state_test(self, row: int) -> StateTest | None:
-        """None: rows that are asked share the pass with those that are not."""
-        return None

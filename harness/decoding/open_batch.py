@@ -28,23 +28,20 @@ from torch import Tensor
 
 from harness.contracts import DraftRule, KVPolicy, Leaving, NamedStop, StopRule
 from harness.contracts.asking import lent
-from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
-from harness.decoding.cache import KVCache
-from harness.decoding.choice import Scores, best, choices, not_finite, undefined
-from harness.decoding.drafting import Drafting, DraftSettings, UnlessDue
-from harness.decoding.exits import Exits
+from harness.decoding.cache import KeptPrompts, KVCache
+from harness.decoding.drafting import Drafting, DraftSettings
+from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
-from harness.decoding.kept_prompts import KeptPrompts
 from harness.decoding.passes import Pass, PrefixPass, TokenPass
-from harness.decoding.readings import Heads
+from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
 from harness.decoding.transfer import pick
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 
 if TYPE_CHECKING:
-    from harness.decoding.kernels.state_tests import Asking
+    from harness.decoding.kernels.layers import Asking
 
 __all__ = ["OpenBatch"]
 
@@ -387,7 +384,7 @@ class OpenBatch:
         ]
         logits = self._backbone.logits(states if len(slots) == len(states) else pick(states, slots))
         found = choices(best(logits))
-        probabilities = certainty.top_probability(logits) if self.with_log_probabilities else None
+        probabilities = top_probability(logits) if self.with_log_probabilities else None
         at = 0
         for row, position, length, all_of_them in zip(current.rows, current.positions, lengths, drafted, strict=True):
             count = length if all_of_them else 1
@@ -429,7 +426,7 @@ class OpenBatch:
         logits = self._backbone.logits(state)
         self._record(rows, choices(best(logits)), self._backbone.num_layers, state)
         if self.with_log_probabilities:
-            self._note(rows, certainty.top_probability(logits).tolist())
+            self._note(rows, top_probability(logits).tolist())
 
     def _record(
         self, rows: Sequence[int], chosen: Sequence[tuple[int, float]], layer: int, states: Tensor | None

@@ -24,16 +24,15 @@ from torch import Tensor
 
 from harness.contracts import KVPolicy, LinearMap, StateTest, Waiting
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import LayerNorm, RMSNorm, Rotary
+from harness.decoding.blocks import FEW, LayerNorm, RMSNorm, Rotary
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.generation import Generation
 from harness.decoding.graphs import RecordedCache
-from harness.decoding.products import FEW
 from harness.decoding.transfer import pick, upload
 from harness.errors import OptionError
 
 if TYPE_CHECKING:
-    from harness.decoding.kernels.state_tests import Asking
+    from harness.decoding.kernels.layers import Asking
 
 __all__ = ["KVFiller", "Pass", "PassState", "PlainSlots", "PrefixPass", "RowSelection", "TokenPass"]
 

@@ -22,11 +22,10 @@ from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, 
 from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
 from harness.decoding.backbone import Backbone
-from harness.decoding.choice import best, choices
 from harness.decoding.exits import ask
 from harness.decoding.generation import Generation
 from harness.decoding.passes import TokenPass
-from harness.decoding.readings import Heads
+from harness.decoding.readings import Heads, best, choices
 from harness.decoding.view import LayerView
 from harness.records import DraftTimes, UnitTimes
 

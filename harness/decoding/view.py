@@ -11,12 +11,20 @@ import torch
 from torch import Tensor
 
 from harness.contracts import ExitView, HeadChoice, HeadLogits, Reading
-from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
-from harness.decoding.choice import Best, Scores, best, choices
 from harness.decoding.generation import Generation
 from harness.decoding.passes import PassState, RowSelection
-from harness.decoding.readings import HeadReading, Heads
+from harness.decoding.readings import (
+    Best,
+    HeadReading,
+    Heads,
+    Scores,
+    best,
+    choices,
+    entropy,
+    top_probability,
+    two_best,
+)
 from harness.decoding.transfer import near, pick, read, upload
 from harness.errors import OptionError
 
@@ -156,17 +164,17 @@ class LayerView:
         """Probability of the best token, ``[n]``."""
         if "view: two best" in self._derived:
             return self._derived["view: two best"][:, 0]
-        return self.once("view: best", lambda: certainty.top_probability(self.logits))
+        return self.once("view: best", lambda: top_probability(self.logits))
 
     @property
     def second_probability(self) -> Tensor:
         """Probability of the second token, ``[n]``."""
-        return self.once("view: two best", lambda: certainty.two_best(self.logits))[:, 1]
+        return self.once("view: two best", lambda: two_best(self.logits))[:, 1]
 
     @property
     def entropy(self) -> Tensor:
         """Entropy of the exit head's distribution, ``[n]``, nats."""
-        return self.once("view: entropy", lambda: certainty.entropy(self.logits))
+        return self.once("view: entropy", lambda: entropy(self.logits))
 
     def best_tokens(self, count: int) -> Tensor:
         """Best tokens of each row, ``[n, count]``."""
@@ -428,7 +436,7 @@ class LayerView:
         else:
             logits = self._output_logits(indices)
             found = choices(best(logits))
-        known = certainty.top_probability(logits).tolist() if wanted else [None] * len(found)
+        known = top_probability(logits).tolist() if wanted else [None] * len(found)
         return [Choice(*one, probability) for one, probability in zip(found, known, strict=True)]
 
     def _output_logits(self, indices: list[int]) -> Tensor:

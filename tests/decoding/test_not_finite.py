@@ -13,10 +13,10 @@ from torch import Tensor
 
 from harness.contracts import ExitView, Strategy
 from harness.decoding.blocks import Linear
-from harness.decoding.choice import best, choices, not_finite
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.row_exits import RowExits
+from harness.decoding.readings import best, choices, not_finite
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ModelError
 from harness.registry import KV_POLICIES

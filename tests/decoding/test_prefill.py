@@ -12,11 +12,11 @@ import torch
 
 from harness.contracts import Strategy
 from harness.decoding import open_batch
+from harness.decoding.cache import FEWEST, KeptPrompts
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.kept_prompts import FEWEST, KeptPrompts
 from harness.decoding.passes import PrefixPass
-from harness.decoding.row_exits import RowExits
 from harness.registry import KV_POLICIES
 from strategies.full import Full
 from strategies.random import Random

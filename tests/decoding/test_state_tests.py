@@ -16,11 +16,11 @@ from torch import Tensor
 from harness.contracts import LM_HEAD, ExitView, Lossless, ModelInfo, StateScore, StateTest, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.kernels.state_tests import Asking
+from harness.decoding.kernels.layers import Asking
 from harness.decoding.packing import pack
 from harness.decoding.passes import TokenPass
-from harness.decoding.row_exits import RowExits
 from harness.models.controllers import Network, Observation, write_controller
 from harness.models.controllers.single_row import SingleRow, score_at
 from harness.running.never_exits import NeverExits

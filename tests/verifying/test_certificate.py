@@ -16,7 +16,7 @@ from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.open_batch import OpenBatch
 from harness.decoding.packing import pack
-from harness.decoding.rounding import FLOAT32_ERROR
+from harness.decoding.teacher_forcing import FLOAT32_ERROR
 from harness.decoding.weights.fp16 import Fp16
 from harness.records.certificate import Certificate, Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
