@@ -29,21 +29,6 @@ from torch import Tensor
 
 from harness.contracts import LinearMap
 
-__all__ = [
-    "FEW",
-    "KERNELS",
-    "Block",
-    "HeadShape",
-    "LayerNorm",
-    "Linear",
-    "Norm",
-    "RMSNorm",
-    "Rotary",
-    "Tables",
-    "choose",
-    "multiply",
-]
-
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 Tables: TypeAlias = tuple[Tensor, Tensor]
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from harness.decoding.blocks import HeadShape
 from harness.decoding.kernels import in_large_pages
 
-__all__ = ["FEWEST", "KVCache", "KeptPrompts", "attend"]
-
 
 class KVCache:
     """A dense cache ``[layers, rows, 2 × KV heads, positions, head_dim]``: keys first, then values.
@@ -132,9 +130,9 @@ class _Kept:
         """Return how many tokens at the beginning of a prompt are in the cache; its last one is always to be read."""
         if owner != self.owner:
             return 0
-        most = min(self.length, len(prompt) - 1)
-        pairs = zip(self.tokens[:most], prompt[:most], strict=True)
-        same = next((place for place, (kept, token) in enumerate(pairs) if kept != token), most)
+        limit = min(self.length, len(prompt) - 1)
+        pairs = zip(self.tokens[:limit], prompt[:limit], strict=True)
+        same = next((place for place, (kept, token) in enumerate(pairs) if kept != token), limit)
         return same if same >= FEWEST else 0
 
 
@@ -142,16 +140,16 @@ class KeptPrompts:
     """The prompts in the rows of a cache, the one that was begun longest ago first.
 
     Args:
-        most: free rows whose prompts are kept; with 0 none is, and those of running rows are not shared either.
+        max_rows: free rows whose prompts are kept; with 0 none is, and those of running rows are not shared either.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
         self._kept: dict[int, _Kept] = {}
 
     def hold(self, row: int, owner: str | None, tokens: Sequence[int], length: int) -> None:
         """A row holds the first ``length`` of these tokens, and nothing else that counts; without an owner, nothing."""
-        if self._most and owner is not None:
+        if self._max_rows and owner is not None:
             self._kept[row] = _Kept(owner, tokens, length)
         else:
             self.forget(row)
@@ -165,13 +163,13 @@ class KeptPrompts:
 
         Prompts of another owner are never found, however alike.
         """
-        best, most = row, 0
+        best, longest = row, 0
         if owner is not None:
             for other in sorted(self._kept, key=lambda other: other != row):
                 length = self._kept[other].shared(owner, prompt)
-                if length > most:
-                    best, most = other, length
-        return best, most
+                if length > longest:
+                    best, longest = other, length
+        return best, longest
 
     def row_for(self, owner: str | None, prompt: Sequence[int], free: Collection[int]) -> int:
         """Return the free row that a prompt should take, and forget what is too much.
@@ -180,7 +178,7 @@ class KeptPrompts:
         takes one that holds nothing, or else the one that was begun longest ago, and copies what is alike.
         """
         idle = [row for row in self._kept if row in free]
-        for row in idle[: max(0, len(idle) - self._most)]:
+        for row in idle[: max(0, len(idle) - self._max_rows)]:
             self.forget(row)
         emptiest = min(free, key=self._age)
         found, length = self.find(owner, prompt, emptiest)

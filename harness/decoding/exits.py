@@ -25,8 +25,6 @@ from harness.decoding.view import LayerView
 from harness.errors import OptionError
 from harness.registry import package_of, without_exit
 
-__all__ = ["AskedExits", "Exits", "RowExits", "ScheduledExits", "UnlessDue", "ask", "checked", "due_layer"]
-
 T = TypeVar("T")
 
 
@@ -49,9 +47,9 @@ def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int 
     ``None``: it passes them all.
     """
     planned = plan.planned_layer([*row.token_ids, *row.draft] if row.draft else row.token_ids)
-    place = len(points) if planned is None else bisect_left(points, planned)
-    row.exit_checks += min(place + 1, len(points))
-    return points[place] if place < len(points) else None
+    index = len(points) if planned is None else bisect_left(points, planned)
+    row.exit_checks += min(index + 1, len(points))
+    return points[index] if index < len(points) else None
 
 
 class AskedExits:
@@ -60,18 +58,18 @@ class AskedExits:
     Args:
         rule: per-batch decision maker.
         points: layers at which it wants to be asked.
-        tally: exit checks are charged to these.
+        generations: exit checks are charged to these.
     """
 
-    def __init__(self, rule: ExitRule, points: Sequence[int], tally: Sequence[Generation]) -> None:
-        self._rule, self._points, self._tally = rule, tuple(points), tally
+    def __init__(self, rule: ExitRule, points: Sequence[int], generations: Sequence[Generation]) -> None:
+        self._rule, self._points, self._generations = rule, tuple(points), generations
         self._plan, self._due = plan_of(rule), dict[int, int | None]()
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
         """The strategy's points; of a plan, those where a token leaves."""
         if self._plan is None:
             return self._points
-        self._due = {row: due_layer(self._plan, self._points, self._tally[row]) for row in rows}
+        self._due = {row: due_layer(self._plan, self._points, self._generations[row]) for row in rows}
         return sorted({layer for layer in self._due.values() if layer is not None})
 
     def leaving(self, view: LayerView) -> list[bool]:
@@ -79,7 +77,7 @@ class AskedExits:
         if self._plan is not None:
             return [self._due[row] == view.exit_layer for row in view.row_list]
         for row in view.row_list:
-            self._tally[row].exit_checks += 1
+            self._generations[row].exit_checks += 1
         return ask(self._rule, view)
 
     def state_test(self, row: int) -> StateTest | None:
@@ -132,11 +130,13 @@ class ScheduledExits:
     Args:
         exit_layers: for each row of the batch, the exit layer of each token.
         num_layers: decoder layers of the model.
-        tally: says how many tokens a row has.
+        generations: says how many tokens a row has.
     """
 
-    def __init__(self, exit_layers: Sequence[Sequence[int]], num_layers: int, tally: Sequence[Generation]) -> None:
-        self._layers, self._num_layers, self._tally = exit_layers, num_layers, tally
+    def __init__(
+        self, exit_layers: Sequence[Sequence[int]], num_layers: int, generations: Sequence[Generation]
+    ) -> None:
+        self._layers, self._num_layers, self._generations = exit_layers, num_layers, generations
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
         """The layers some row is scheduled to stop at."""
@@ -151,7 +151,7 @@ class ScheduledExits:
         return None
 
     def _due(self, row: int) -> int:
-        return self._layers[row][len(self._tally[row].token_ids) + len(self._tally[row].draft)]
+        return self._layers[row][len(self._generations[row].token_ids) + len(self._generations[row].draft)]
 
 
 class UnlessDue:
@@ -173,12 +173,12 @@ class UnlessDue:
 
     def leaving(self, view: LayerView) -> list[bool]:
         """Ask about the others."""
-        places = [place for place, row in enumerate(view.row_list) if row not in self._due]
+        indices = [index for index, row in enumerate(view.row_list) if row not in self._due]
         answer = [False] * len(view.row_list)
-        if places:
-            self._before = part = view.part(places, self._before)
-            for place, leaves in zip(places, self._exits.leaving(part), strict=True):
-                answer[place] = leaves
+        if indices:
+            self._before = part = view.part(indices, self._before)
+            for index, leaves in zip(indices, self._exits.leaving(part), strict=True):
+                answer[index] = leaves
         return answer
 
     def state_test(self, row: int) -> StateTest | None:
@@ -205,14 +205,14 @@ class RowExits:
     Args:
         info: the model.
         device: of its tensors.
-        tally: one per row; exit checks are charged to these.
+        generations: one per row; exit checks are charged to these.
 
     Attributes:
         failures: row → what its strategy or its draft source raised; its tokens from there on mean nothing.
     """
 
-    def __init__(self, info: ModelInfo, device: str, tally: Sequence[Generation]) -> None:
-        self._info, self._device, self._tally = info, device, tally
+    def __init__(self, info: ModelInfo, device: str, generations: Sequence[Generation]) -> None:
+        self._info, self._device, self._generations = info, device, generations
         self._asked: dict[int, _Asked] = {}
         self._before: dict[tuple[int, frozenset[int]], LayerView] = {}
         self._one: _Asked | None = None
@@ -233,7 +233,7 @@ class RowExits:
         """
         self.failures.pop(row, None)
         points = frozenset(strategy.exit_points(self._info))
-        batch = Batch((seed,) * len(self._tally), self._device)
+        batch = Batch((seed,) * len(self._generations), self._device)
         rule = strategy.start(facts or self._info, batch)
         self._asked[row] = _Asked(rule, points, state_test_of(rule, sorted(points)), plan_of(rule))
         return batch, rule
@@ -258,16 +258,16 @@ class RowExits:
             self._charge(view)
             return self._answer(self._one.rule, view)
         groups: dict[tuple[int, frozenset[int]], list[int]] = {}
-        for place, row in enumerate(view.row_list):
+        for index, row in enumerate(view.row_list):
             if row not in self._due and view.exit_layer in self._asked[row].points:
-                groups.setdefault(self._asked[row].key, []).append(place)
+                groups.setdefault(self._asked[row].key, []).append(index)
         answer = [self._due.get(row) == view.exit_layer for row in view.row_list]
-        for key, places in groups.items():
-            part = self._before[key] = view.part(places, self._before.get(key))
+        for key, indices in groups.items():
+            part = self._before[key] = view.part(indices, self._before.get(key))
             self._charge(part)
             rule = self._asked[part.row_list[0]].rule
-            for place, leaves in zip(places, self._answer(rule, part), strict=True):
-                answer[place] = leaves
+            for index, leaves in zip(indices, self._answer(rule, part), strict=True):
+                answer[index] = leaves
         return answer
 
     def state_test(self, row: int) -> StateTest | None:
@@ -280,14 +280,14 @@ class RowExits:
         assert plan is not None
         try:
             with without_exit():
-                return due_layer(plan, points, self._tally[row])
+                return due_layer(plan, points, self._generations[row])
         except Exception as error:  # strategies may be third-party code, and a failure must not reach the other rows
             self.failures[row] = error
             return points[0] if points else None
 
     def _charge(self, view: LayerView) -> None:
         for row in view.row_list:
-            self._tally[row].exit_checks += 1
+            self._generations[row].exit_checks += 1
 
     def _answer(self, rule: ExitRule, view: LayerView) -> list[bool]:
         """Ask; where that fails, ask about each row, so that only those fail that it fails on."""
@@ -295,7 +295,7 @@ class RowExits:
             return ask(rule, view)
         except Exception as error:  # strategies may be third-party code, and a failure must not reach the other rows
             if len(view.row_list) > 1:
-                alone = [view.part([place], view.previous) for place in range(len(view.row_list))]
+                alone = [view.part([index], view.previous) for index in range(len(view.row_list))]
                 return [self._answer(rule, part)[0] for part in alone]
             self.failures[view.row_list[0]] = error
             return [True]

@@ -31,8 +31,6 @@ from harness.decoding.cache import KVCache
 from harness.decoding.transfer import upload
 from harness.errors import OptionError, reason
 
-__all__ = ["Buffers", "CudaGraphs", "RecordedCache", "Recorder", "RowSlots", "Segments", "StaticCaches", "recorder_for"]
-
 WIDTHS = (1, 2, 4, 8)
 """Consecutive tokens of a row that go through a segment together."""
 
@@ -173,21 +171,17 @@ class Segments:
         rotary: position tables for all its positions, or ``None``.
         cache: stays where it is; its last position is spare.
         recorder: records them, each when it is first run.
-
-    Attributes:
-        rows: of the cache.
-        length: of the cache, positions.
     """
 
     def __init__(self, backbone: Backbone, rotary: Rotary | None, cache: KVCache, recorder: Recorder) -> None:
-        self.backbone, self._rotary, self.recorder = backbone, rotary, recorder
+        self._backbone, self._rotary, self._recorder = backbone, rotary, recorder
         self._entries = cache.entries
-        self.rows, self.length = cache.entries.shape[1], cache.entries.shape[3]
+        self._row_count, self._length = cache.entries.shape[1], cache.entries.shape[3]
         self._buffers: dict[int, Buffers] = {}
         self._recorded: dict[tuple[int, int, int], Callable[[], None]] = {}
         device = backbone.device
-        self._places = torch.arange(self.length, device=device)
-        self._row_of = {width: torch.arange(self.rows * width, device=device) // width for width in WIDTHS}
+        self._places = torch.arange(self._length, device=device)
+        self._row_of = {width: torch.arange(self._row_count * width, device=device) // width for width in WIDTHS}
 
     def slots(self, rows: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> RowSlots | None:
         """Return a run of tokens of each of some rows; ``None`` where one is too long.
@@ -201,13 +195,13 @@ class Segments:
         width = next((width for width in WIDTHS if longest <= width), None)
         if width is None:
             return None
-        seen, kept = [0] * (self.rows * width), [self.length - 1] * (self.rows * width)
+        seen, kept = [0] * (self._row_count * width), [self._length - 1] * (self._row_count * width)
         used: list[int] = []
         for row, start, end in zip(rows, starts, ends, strict=True):
             for place, position in enumerate(range(start, end + 1), row * width):
                 seen[place] = kept[place] = position
                 used.append(place)
-        device = self.backbone.device
+        device = self._backbone.device
         index = None if len(used) == len(seen) and used == sorted(used) else upload(used, device)
         return RowSlots(self, width, upload([seen, kept], device), index)
 
@@ -215,32 +209,38 @@ class Segments:
         """Return the buffers of a width, with positions, tables and mask of these slots."""
         found = self._buffers.get(held.width)
         if found is None:
-            found = self._buffers[held.width] = self.make(held.width)
+            found = self._buffers[held.width] = self._make(held.width)
         if found.loaded is not held.positions:
             found.loaded = held.positions
             found.positions.copy_(held.positions)
-            self._do(held.width, 0, 0, lambda: self.begin(held.width, found))
+            self._do(held.width, 0, 0, lambda: self._begin(held.width, found))
         return found
 
     def run(self, width: int, first: int, last: int, buffers: Buffers) -> None:
         """Take what the buffers hold through layers ``first`` to ``last - 1``."""
+        rows, written = self._row_of[width], buffers.positions[1]
+        tables = None if buffers.cos is None or buffers.sin is None else (buffers.cos, buffers.sin)
 
         def work() -> None:
-            buffers.after.copy_(self.layers(width, first, last, buffers, buffers.state, buffers.positions[1]))
+            state = buffers.state
+            for index, block in enumerate(self._backbone.blocks[first:last], first):
+                queries, entries = block.project(state, self._rotary, tables)
+                self._entries[index, rows, :, written] = entries
+                state = block.finish(state, self._attend(block, index, queries, buffers.mask, width))
+            buffers.after.copy_(state)
 
         self._do(width, first, last, work)
 
     def _do(self, width: int, first: int, last: int, work: Callable[[], None]) -> None:
         again = self._recorded.get((width, first, last))
         if again is None:
-            self._recorded[width, first, last] = self.recorder.record(work)
+            self._recorded[width, first, last] = self._recorder.record(work)
         else:
             again()
 
-    def make(self, width: int) -> Buffers:
-        """Return new buffers."""
-        heads, like, slots = self.backbone.heads, self.backbone.like, self.rows * width
-        hidden = self.backbone.blocks[0].qkv.shape[1]
+    def _make(self, width: int) -> Buffers:
+        heads, like, slots = self._backbone.heads, self._backbone.like, self._row_count * width
+        hidden = self._backbone.blocks[0].qkv.shape[1]
         group = heads.query_heads // heads.kv_heads
         positions = torch.zeros((2, slots), dtype=torch.int64, device=like.device)
         tables = None if self._rotary is None else self._rotary.tables(positions[0])
@@ -248,40 +248,21 @@ class Segments:
             state=like.new_zeros((slots, hidden)),
             after=like.new_zeros((slots, hidden)),
             positions=positions,
-            mask=like.new_zeros((self.rows, 1, width * group, self.length)),
+            mask=like.new_zeros((self._row_count, 1, width * group, self._length)),
             cos=None if tables is None else tables[0],
             sin=None if tables is None else tables[1],
         )
 
-    def begin(self, width: int, buffers: Buffers) -> None:
+    def _begin(self, width: int, buffers: Buffers) -> None:
         """Compute what is the same in all layers."""
         at = buffers.positions[0]
-        hidden = (self._places > at.unsqueeze(1)).view(self.rows, width, 1, self.length)
+        hidden = (self._places > at.unsqueeze(1)).view(self._row_count, width, 1, self._length)
         hidden = hidden.expand(-1, -1, buffers.mask.shape[2] // width, -1).reshape(buffers.mask.shape)
         buffers.mask.zero_().masked_fill_(hidden, -math.inf)
         if self._rotary is not None and buffers.cos is not None and buffers.sin is not None:
             cos, sin = self._rotary.tables(at)
             buffers.cos.copy_(cos)
             buffers.sin.copy_(sin)
-
-    def layers(self, width: int, first: int, last: int, buffers: Buffers, state: Tensor, written: Tensor) -> Tensor:
-        """Return states ``[S, hidden_size]`` after layers ``first`` to ``last - 1``.
-
-        Args:
-            width: places of a row.
-            first: layers executed.
-            last: layers executed then.
-            buffers: positions, tables and mask.
-            state: before, ``[S, hidden_size]``.
-            written: positions where their keys and values go, ``[S]``.
-        """
-        rows = self._row_of[width]
-        tables = None if buffers.cos is None or buffers.sin is None else (buffers.cos, buffers.sin)
-        for index, block in enumerate(self.backbone.blocks[first:last], first):
-            queries, entries = block.project(state, self._rotary, tables)
-            self._entries[index, rows, :, written] = entries
-            state = block.finish(state, self._attend(block, index, queries, buffers.mask, width))
-        return state
 
     def _attend(self, block: Block, index: int, queries: Tensor, mask: Tensor, width: int) -> Tensor:
         """Attend, ``[S, H, D]`` → ``[S, H × D]``: query heads that share keys are as so many places of one head.
@@ -290,11 +271,11 @@ class Segments:
         """
         heads = block.heads
         group = heads.query_heads // heads.kv_heads
-        apart = queries.reshape(self.rows, width, heads.kv_heads, group, heads.head_dim).transpose(1, 2)
-        together = apart.reshape(self.rows, heads.kv_heads, width * group, heads.head_dim)
+        apart = queries.reshape(self._row_count, width, heads.kv_heads, group, heads.head_dim).transpose(1, 2)
+        together = apart.reshape(self._row_count, heads.kv_heads, width * group, heads.head_dim)
         keys, values = self._entries[index].chunk(2, dim=1)
         out = F.scaled_dot_product_attention(together, keys, values, attn_mask=mask, scale=block.scale)
-        out = out.reshape(self.rows, heads.kv_heads, width, group, heads.head_dim).transpose(1, 2)
+        out = out.reshape(self._row_count, heads.kv_heads, width, group, heads.head_dim).transpose(1, 2)
         return out.reshape(-1, heads.query_width)
 
 

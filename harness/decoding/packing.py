@@ -31,25 +31,6 @@ from harness.decoding.blocks import Block, LayerNorm, Linear, Norm, RMSNorm, cho
 from harness.errors import ModelError
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = [
-    "ENOUGH",
-    "KINDS",
-    "FormatChoice",
-    "Packed",
-    "PlacedLinear",
-    "fastest",
-    "filled",
-    "near_exact",
-    "pack",
-    "pack_all",
-    "pack_near_exact",
-    "placed",
-    "prepare",
-    "tensors_of",
-    "usable",
-    "with_compiled_layers",
-]
-
 ROWS = (1, 4, 16)  # of the products that are timed
 ROUNDS = 5
 GAIN = 0.9  # of the time of the activations' own format, to be preferred to it

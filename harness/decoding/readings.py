@@ -25,21 +25,6 @@ from harness.decoding.transfer import read
 from harness.errors import ModelError
 from harness.registry import HEADS
 
-__all__ = [
-    "Best",
-    "HeadReading",
-    "Heads",
-    "Scores",
-    "best",
-    "choices",
-    "entropy",
-    "lm_head_of",
-    "not_finite",
-    "top_probability",
-    "two_best",
-    "undefined",
-]
-
 COLUMNS = 64
 """Columns of the LM head that are read out at a time."""
 

@@ -27,10 +27,8 @@ from harness.contracts import LinearMap, WeightsFacts
 from harness.decoding.backbone import Backbone
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
-from harness.decoding.passes import PrefixPass
 from harness.decoding.readings import best, choices, not_finite
-
-__all__ = ["FLOAT32_ERROR", "TeacherForcing", "disturbed", "largest_error", "product_error"]
+from harness.decoding.step import PrefixPass
 
 
 class TeacherForcing:

@@ -24,8 +24,8 @@ from harness.contracts.state_tests import state_test_of
 from harness.decoding.backbone import Backbone
 from harness.decoding.exits import ask
 from harness.decoding.generation import Generation
-from harness.decoding.passes import TokenPass
 from harness.decoding.readings import Heads, best, choices
+from harness.decoding.step import TokenPass
 from harness.decoding.view import LayerView
 from harness.records import DraftTimes, UnitTimes
 

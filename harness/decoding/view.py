@@ -13,7 +13,6 @@ from torch import Tensor
 from harness.contracts import ExitView, HeadChoice, HeadLogits, Reading
 from harness.decoding.backbone import Backbone
 from harness.decoding.generation import Generation
-from harness.decoding.passes import PassState, RowSelection
 from harness.decoding.readings import (
     Best,
     HeadReading,
@@ -25,10 +24,9 @@ from harness.decoding.readings import (
     top_probability,
     two_best,
 )
+from harness.decoding.step import PassState, RowSelection
 from harness.decoding.transfer import near, pick, read, upload
 from harness.errors import OptionError
-
-__all__ = ["Choice", "LayerView"]
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -53,7 +51,7 @@ class LayerView:
     Args:
         backbone: the model, for its exit head.
         current: the pass, standing at the exit point.
-        tally: counts are charged to these, one per row of the batch.
+        generations: counts are charged to these, one per row of the batch.
         heads: cheap heads that a rule may read.
         previous: view of the exit point before, over the rows of that time.
         indices: where these rows stood in ``previous``; ``None`` when none has left since.
@@ -61,19 +59,19 @@ class LayerView:
 
     __slots__ = (
         *("_answering", "_backbone", "_compared", "_derived", "_heads", "_hidden", "_indices", "_known", "_layer"),
-        *("_leaving", "_parts", "_pass", "_positions", "_previous", "_readings", "_rows", "_stopping", "_tally"),
+        *("_leaving", "_parts", "_pass", "_positions", "_previous", "_readings", "_rows", "_stopping", "_generations"),
     )
 
     def __init__(
         self,
         backbone: Backbone,
         current: PassState,
-        tally: Sequence[Generation],
+        generations: Sequence[Generation],
         heads: Heads,
         previous: LayerView | None = None,
         indices: list[int] | None = None,
     ) -> None:
-        self._backbone, self._pass, self._tally, self._heads = backbone, current, tally, heads
+        self._backbone, self._pass, self._generations, self._heads = backbone, current, generations, heads
         self._previous, self._indices = previous, indices
         self._rows = list(current.rows)
         self._positions = list(current.positions)
@@ -116,7 +114,7 @@ class LayerView:
     @property
     def token_ids(self) -> Sequence[Sequence[int]]:
         """Tokens generated so far by each row, drafts included."""
-        made = (self._tally[row] for row in self._rows)
+        made = (self._generations[row] for row in self._rows)
         return [[*one.token_ids, *one.draft] if one.draft else one.token_ids for one in made]
 
     @property
@@ -185,8 +183,8 @@ class LayerView:
         self._refuse_unfit("logits_of", token_ids, (torch.int64,), dims=2)
         logits = self._heads.logits_of(token_ids, self.exit_state)
         for row in self._rows:
-            self._tally[row].cheap_head_evaluations += 1
-            self._tally[row].cheap_head_bytes += token_ids.shape[1] * self._heads.row_bytes()
+            self._generations[row].cheap_head_evaluations += 1
+            self._generations[row].cheap_head_bytes += token_ids.shape[1] * self._heads.row_bytes()
         return logits
 
     def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> None:
@@ -293,7 +291,7 @@ class LayerView:
             self._layer,
             torch.cat([pick(view.hidden_state, indices) for view, indices in chosen]),
         )
-        twin = LayerView(self._backbone, one, self._tally, self._heads)
+        twin = LayerView(self._backbone, one, self._generations, self._heads)
         twin._known["exit state"] = (torch.cat([pick(view.exit_state, indices) for view, indices in chosen]),)
         return twin
 
@@ -374,7 +372,7 @@ class LayerView:
         found = self._heads.read(head, self.leaving_states(indices))
         for index in indices:
             self._charge_cheap(self._rows[index], head)
-            self._tally[self._rows[index]].cheap_head_tokens += 1
+            self._generations[self._rows[index]].cheap_head_tokens += 1
         tokens, logits = best(found.logits)
         made = choices((tokens if found.token_ids is None else found.token_ids[tokens], logits))
         known = HeadReading.of(found).top_probability.tolist() if wanted else [None] * len(made)
@@ -394,13 +392,13 @@ class LayerView:
             if view._answers:
                 token, probability = (found[id(one)][row] for one in told[id(view)][:2])
                 chosen[index] = Choice(token, probability, probability if wanted else None)
-                self._tally[self._rows[index]].cheap_head_tokens += 1
+                self._generations[self._rows[index]].cheap_head_tokens += 1
         others = [index for index in indices if index not in chosen]
         if others:
             chosen.update(zip(others, self._choose_by_lm_head(others, wanted), strict=True))
         for index, (view, row) in zip(indices, deciders, strict=True):
             if any(found[id(one)][row] != chosen[index].token for one in told[id(view)][2 if view._answers else 0 :]):
-                self._tally[self._rows[index]].cheap_head_misses += 1
+                self._generations[self._rows[index]].cheap_head_misses += 1
         return [chosen[index] for index in indices]
 
     @property
@@ -417,8 +415,8 @@ class LayerView:
         return own + [reading.top_token for reading in self._readings.values() if reading.is_made]
 
     def _charge_cheap(self, row: int, head: HeadChoice) -> None:
-        self._tally[row].cheap_head_evaluations += 1
-        self._tally[row].cheap_head_bytes += self._heads[head].nbytes
+        self._generations[row].cheap_head_evaluations += 1
+        self._generations[row].cheap_head_bytes += self._heads[head].nbytes
 
     def _decider(self, index: int) -> tuple[LayerView, int]:
         """Return the view whose rule decided about a row, a part of this or itself, and where the row is there."""
@@ -484,11 +482,11 @@ class LayerView:
     def _charge_shortcut(self, rows: list[int]) -> None:
         if self._layer in self._backbone.shortcuts:
             for row in rows:
-                self._tally[row].shortcut_evaluations += 1
+                self._generations[row].shortcut_evaluations += 1
 
     def _charge(self, rows: list[int]) -> None:
         for row in rows:
-            self._tally[row].lm_head_evaluations += 1
+            self._generations[row].lm_head_evaluations += 1
 
     def _narrow(self, indices: list[int]) -> LayerView:
         """This view over fewer rows; what was computed is kept."""

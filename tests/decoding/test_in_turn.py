@@ -11,7 +11,7 @@ import pytest
 from harness.contracts import Batch, ExitRule, ExitView, Lossless, ModelInfo, Strategy
 from harness.decoding.engine import decode_in_turn
 from harness.decoding.generation import Generation
-from harness.decoding.open_batch import OpenBatch
+from harness.decoding.loop import OpenBatch
 from strategies.confidence import Confidence
 from strategies.full import Full
 from strategies.random import Random

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from harness.decoding import kernels
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, KVFiller
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.engine import Engine
 from harness.decoding.packing import ENOUGH, pack, prepare
-from harness.decoding.passes import KVFiller
 from harness.registry import WEIGHTS_FORMATS
 
 PACKED = [name for name in ("fp16", "int8", "int4") if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from harness.contracts import Strategy
-from harness.decoding import open_batch
+from harness.decoding import loop
 from harness.decoding.cache import FEWEST, KeptPrompts
 from harness.decoding.engine import Engine
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.passes import PrefixPass
+from harness.decoding.step import PrefixPass
 from harness.registry import KV_POLICIES
 from strategies.full import Full
 from strategies.random import Random
@@ -46,7 +46,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
             if self._cache is not None:
                 pieces.append(Piece(tuple(given[3]), start, tuple(given[2][0])))
 
-    monkeypatch.setattr(open_batch, "PrefixPass", Watched)
+    monkeypatch.setattr(loop, "PrefixPass", Watched)
     return pieces
 
 

@@ -20,7 +20,7 @@ from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.decoding.kernels.layers import Asking
 from harness.decoding.packing import pack
-from harness.decoding.passes import TokenPass
+from harness.decoding.step import TokenPass
 from harness.models.controllers import Network, Observation, write_controller
 from harness.models.controllers.single_row import SingleRow, score_at
 from harness.running.never_exits import NeverExits

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from harness.decoding import open_batch
-from harness.decoding.passes import PrefixPass
+from harness.decoding import loop
+from harness.decoding.step import PrefixPass
 from harness.registry import KV_POLICIES
 from harness.serving.failures import GenerationError
 from harness.serving.jobs import Finished, Job
@@ -62,7 +62,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
             super().__init__(*given, start=start, **more)
             pieces.append((start, len(given[2][0])))
 
-    monkeypatch.setattr(open_batch, "PrefixPass", Watched)
+    monkeypatch.setattr(loop, "PrefixPass", Watched)
     return pieces
 
 

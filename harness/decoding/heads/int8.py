@@ -12,8 +12,6 @@ from harness.contracts import CheapHead, HeadFacts, HeadLogits, LMHead
 from harness.decoding.weights.int8 import Int8 as Int8Weights
 from harness.errors import ModelError
 
-__all__ = ["ExactRows", "Int8"]
-
 BLOCKS = 1024
 """Parts of the vocabulary whose best logits are compared first: ``topk`` over all of it takes ten times as long."""
 

@@ -12,8 +12,6 @@ from harness.contracts import CheapHead, HeadFacts, HeadLogits, LMHead
 from harness.decoding.heads.int8 import ExactRows
 from harness.errors import ArtefactError
 
-__all__ = ["LowRank"]
-
 
 class LowRank(CheapHead):
     """Read all tokens through a few directions of the state, then the likeliest of them exactly.

@@ -25,8 +25,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Team", "in_large_pages", "moved", "obstacle", "once", "prepare", "team"]
-
 
 @cache
 def obstacle() -> str | None:

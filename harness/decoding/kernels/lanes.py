@@ -15,39 +15,9 @@ from typing import Any, ClassVar
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import (
-    carray,  # type: ignore[attr-defined]
-    cfunc,
-    njit,
-    types,
-)
+from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils as untyped
 from numba.extending import intrinsic
-
-__all__ = [
-    "COLUMNS",
-    "MANY",
-    "STEP",
-    "Bits",
-    "Float32",
-    "Fp16",
-    "Int4",
-    "Int8",
-    "c_function",
-    "call",
-    "compiled",
-    "exponential",
-    "fetch",
-    "float_of_bits",
-    "floats",
-    "one_row_of",
-    "pointer",
-    "product_of",
-    "reordered",
-    "share",
-    "wait",
-    "which",
-]
 
 compiled: Any = partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Compiles a function that only compiled ones call."""

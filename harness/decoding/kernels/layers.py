@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from harness.decoding.blocks import Block, Norm, Rotary
     from harness.decoding.cache import KVCache
 
-__all__ = ["Asking", "CompiledLayers", "PackedTest", "Slots"]
-
 _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
     arithmetic.RELU: F.relu,
     arithmetic.SILU: F.silu,

@@ -15,8 +15,6 @@ from torch import Tensor
 from harness.decoding.kernels import moved, once, team
 from harness.decoding.kernels.lanes import COLUMNS, MANY, STEP, Bits, c_function, product_of, share, which
 
-__all__ = ["CompiledLinear", "product_for"]
-
 _ALONE = 1 << 18  # multiplications, below which a second thread costs more than it brings
 
 (

@@ -16,8 +16,6 @@ from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
 from harness.decoding import kernels
 from harness.decoding.weights.int8 import Int8
 
-__all__ = ["Int4"]
-
 GROUP = 32
 LEVELS = 15
 

@@ -18,7 +18,7 @@ from harness.contracts import KVBatch, KVPolicy
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
-from harness.decoding.passes import PrefixPass, TokenPass
+from harness.decoding.step import PrefixPass, TokenPass
 from harness.errors import TrainingError
 from harness.models.controllers import Observation
 from harness.training.agents.episodes import CONTEXT

@@ -14,17 +14,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts import KVPolicy, LinearMap, StateTest, Waiting
+from harness.contracts import KVPolicy, StateTest, Waiting
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import FEW, LayerNorm, RMSNorm, Rotary
+from harness.decoding.blocks import FEW, Rotary
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.generation import Generation
 from harness.decoding.graphs import RecordedCache
@@ -33,8 +32,6 @@ from harness.errors import OptionError
 
 if TYPE_CHECKING:
     from harness.decoding.kernels.layers import Asking
-
-__all__ = ["KVFiller", "Pass", "PassState", "PlainSlots", "PrefixPass", "RowSelection", "TokenPass"]
 
 
 class PassState(Protocol):
@@ -97,7 +94,7 @@ class PrefixPass:
         rows: which rows of the batch these are; in ascending order where there is a cache.
         cache: where keys and values are stored, and those of the positions before are; ``None`` keeps none.
         start: position of the first token of every sequence.
-        tally: counts are charged to these, one per row of the batch; ``None`` charges none.
+        generations: counts are charged to these, one per row of the batch; ``None`` charges none.
     """
 
     def __init__(
@@ -109,9 +106,9 @@ class PrefixPass:
         *,
         cache: KVCache | None = None,
         start: int = 0,
-        tally: Sequence[Generation] | None = None,
+        generations: Sequence[Generation] | None = None,
     ) -> None:
-        self._backbone, self._rotary, self._cache, self._tally = backbone, rotary, cache, tally
+        self._backbone, self._rotary, self._cache, self._generations = backbone, rotary, cache, generations
         self.rows, self.layer, self._start = list(rows), 0, start
         device, self._lengths = backbone.device, [len(tokens) for tokens in sequences]
         self._longest = max(self._lengths)
@@ -190,9 +187,9 @@ class PrefixPass:
         return upload(ends, self._backbone.device)
 
     def _charge(self, layers: int) -> None:
-        if self._tally is not None:
+        if self._generations is not None:
             for row in self.rows:
-                self._tally[row].layers_executed += layers
+                self._generations[row].layers_executed += layers
 
     def _run(self, stop: int) -> Tensor:
         """Return the states after ``stop`` layers."""
@@ -336,7 +333,7 @@ class TokenPass:
         rows: rows of the batch that are running.
         tokens: of each row the newest, which no layer has seen; none where all that is left is to take deep what waits.
         positions: where the last of those stands, or the last that waits.
-        tally: counts are charged to these, one per row of the batch.
+        generations: counts are charged to these, one per row of the batch.
     """
 
     def __init__(
@@ -348,10 +345,10 @@ class TokenPass:
         rows: list[int],
         tokens: Sequence[Sequence[int]],
         positions: list[int],
-        tally: Sequence[Generation],
+        generations: Sequence[Generation],
     ) -> None:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
-        self._tally = tally
+        self._generations = generations
         self.rows, self.layer, self._positions = list(rows), 0, list(positions)
         self._pauses = tuple(policy.begin(rows, positions))
         # First position of each row's run of slots; the run ends at its last token.
@@ -491,8 +488,8 @@ class TokenPass:
             stop = self._asking.left
         layers = stop - self.layer
         for row, length in zip(self.rows, self._lengths(), strict=True):
-            self._tally[row].layers_executed += layers * length
-            self._tally[row].layers_read += layers if length else 0
+            self._generations[row].layers_executed += layers * length
+            self._generations[row].layers_read += layers if length else 0
         return stop
 
     def _choose(self) -> SlotRunner:
@@ -507,96 +504,3 @@ class TokenPass:
 
     def _plain(self) -> PlainSlots:
         return PlainSlots(self._backbone, self._rotary, self._cache, self.rows, self._starts, self._positions)
-
-
-class KVFiller:
-    """Writes keys and values of skipped layers, for KV policies that fill them (``propagate``).
-
-    CALM (Schuster 2022, arXiv 2207.07061, section 3): a token that exits after layer e leaves, for every deeper layer,
-    the keys and values that layer would compute from the exit hidden state. Only the norm and the key and value
-    projections run. Norms of one vector differ between layers in gain and bias alone, and rotation is the same in all
-    of them, so both are done once for all layers; what remains is one matrix per layer, read at memory bandwidth;
-    compiled layers do it in one call.
-
-    Args:
-        backbone: the model whose layers are filled.
-    """
-
-    def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
-        norms = [block.attention_norm for block in backbone.blocks]
-        first = backbone.blocks[0]
-        self._joint = first.key_norm is None and not first.post_norm and all(n.weight is not None for n in norms)
-        if self._joint:
-            self._gain = torch.stack([cast("Tensor", norm.weight) for norm in norms]).unsqueeze(1)
-            biases = [norm.bias for norm in norms if isinstance(norm, LayerNorm) and norm.bias is not None]
-            self._shift = torch.stack(biases).unsqueeze(1) if biases else None
-
-    @cached_property
-    def _maps(self) -> list[LinearMap]:
-        """K,V projections alone; made for the first fill, since a packed format cannot always share them."""
-        return [block.qkv.rows(block.heads.query_width) for block in self._backbone.blocks]
-
-    def fill(
-        self,
-        cache: KVCache,
-        rotary: Rotary | None,
-        layer: int,
-        rows: Sequence[int],
-        positions: Sequence[int],
-        hidden: Tensor,
-        final: Tensor | None = None,
-    ) -> None:
-        """Fill all layers from ``layer`` on.
-
-        Args:
-            cache: where to write.
-            rotary: position tables, or ``None``.
-            layer: exit layer; layers with 0-based index ≥ ``layer`` are filled.
-            rows: rows of the slots.
-            positions: their positions.
-            hidden: exit hidden states, ``[n, hidden_size]``.
-            final: estimates of the last layer's hidden states, same shape; each skipped layer is then filled from the
-                point between the two where it stands, instead of from the exit hidden state.
-        """
-        if not rows:
-            return
-        if self._backbone.compiled is not None and final is None:
-            slots = self._backbone.compiled.slots(cache, rotary, rows, positions)
-            slots.fill(hidden, layer, self._backbone.num_layers)
-            return
-        device = hidden.device
-        places = upload(positions, device)
-        tables = None if rotary is None else rotary.tables(places)
-        index = upload(rows, device)
-        if not self._joint:
-            for deeper in range(layer, self._backbone.num_layers):
-                share = (deeper - layer) / (self._backbone.num_layers - layer)
-                entered = hidden if final is None else torch.lerp(hidden, final, share)
-                cache.write(deeper, index, places, self._backbone.blocks[deeper].fill(entered, rotary, tables))
-            return
-        entries = self._all_layers(layer, hidden, final)
-        if rotary is not None and tables is not None:
-            entries = rotary.turn(entries, self._backbone.heads.kv_part(tables))
-        if len(rows) == 1:
-            cache.entries[layer:, rows[0], :, positions[0]] = entries[:, 0]
-        else:
-            cache.entries[layer:, index, :, places] = entries.transpose(0, 1)
-
-    def _all_layers(self, layer: int, hidden: Tensor, final: Tensor | None) -> Tensor:
-        """Keys and values before rotation, ``[layers, n, 2 KV, head_dim]``."""
-        if final is not None:  # the input of every skipped layer, [layers, n, hidden_size]
-            left = self._backbone.num_layers - layer
-            shares = torch.arange(left, dtype=hidden.dtype, device=hidden.device) / left
-            hidden = torch.lerp(hidden.unsqueeze(0), final.unsqueeze(0), shares.view(-1, 1, 1))
-        heads = self._backbone.heads
-        norm = self._backbone.blocks[layer].attention_norm
-        if isinstance(norm, RMSNorm):
-            standard = norm.standardise(hidden)
-        else:
-            standard = F.layer_norm(hidden, (norm.width,), eps=norm.eps)
-        normed = standard * self._gain[layer:]
-        if self._shift is not None:
-            normed = normed + self._shift[layer:]
-        fused = torch.stack([project(x) for project, x in zip(self._maps[layer:], normed, strict=True)])
-        return fused.view(len(fused), -1, 2 * heads.kv_heads, heads.head_dim)

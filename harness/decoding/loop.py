@@ -34,16 +34,14 @@ from harness.decoding.cache import KeptPrompts, KVCache
 from harness.decoding.drafting import Drafting, DraftSettings
 from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
-from harness.decoding.passes import Pass, PrefixPass, TokenPass
 from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
+from harness.decoding.step import Pass, PrefixPass, TokenPass
 from harness.decoding.transfer import pick
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 
 if TYPE_CHECKING:
     from harness.decoding.kernels.layers import Asking
-
-__all__ = ["OpenBatch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class OpenBatch:
         cache: keys and values of as many rows as there may be at a time; ``None`` to run whole prefixes.
         policy: what exits leave in the cache; ``None`` without one.
         exits: decides where tokens stop.
-        tally: one per row; replaced when a row joins.
+        generations: one per row; replaced when a row joins.
         heads: cheap heads that strategies may read.
         kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
 
@@ -90,15 +88,18 @@ class OpenBatch:
         cache: KVCache | None,
         policy: KVPolicy | None,
         exits: Exits,
-        tally: list[Generation],
+        generations: list[Generation],
         heads: Heads,
         kept_prompts: int = 0,
     ) -> None:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
-        self._exits, self._tally, self._heads = exits, tally, heads
+        self._exits, self._generations, self._heads = exits, generations, heads
         self._rows: dict[int, _Row] = {}
         self._drafting: dict[int, Drafting] = {}  # rows that decode losslessly
-        self._kept, self._written = KeptPrompts(kept_prompts), [0] * len(tally)  # positions of each row, since wiped
+        self._kept, self._written = (
+            KeptPrompts(kept_prompts),
+            [0] * len(generations),
+        )  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
         self.running: list[int] = []
         self.with_log_probabilities = False
@@ -141,7 +142,7 @@ class OpenBatch:
             prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started, owner,
             rule,
         )  # fmt: skip
-        made = self._tally[row] = Generation(lossless=lossless is not None)
+        made = self._generations[row] = Generation(lossless=lossless is not None)
         self._drafting.pop(row, None)
         if lossless is not None:
             size = self._backbone.lm_head.shape[0]
@@ -164,7 +165,7 @@ class OpenBatch:
         source, length = self._kept.find(owner, prompt, row)
         before, kept = self._rows.get(row), length if source == row else 0
         if before is not None:
-            end = len(before.prompt) + len(self._tally[row].token_ids) + len(self._tally[row].draft)
+            end = len(before.prompt) + len(self._generations[row].token_ids) + len(self._generations[row].draft)
             self._cache.wipe(row, kept, max(end, self._written[row]))
         if source != row:
             self._cache.copy(source, row, length)
@@ -174,27 +175,27 @@ class OpenBatch:
         return length
 
     @torch.inference_mode()
-    def prefill(self, rows: Iterable[int], most: int | None = None) -> None:
+    def prefill(self, rows: Iterable[int], max_tokens: int | None = None) -> None:
         """Read prompts of rows that joined; one that is read to its end makes the row's first token, and the row runs.
 
         Args:
             rows: those that joined. Without a cache there is nothing to read.
-            most: tokens of each prompt that are read in this call at most, at least 1; all of it when left out. What
-                is left is read in pieces of one size, since a few tokens take as long as many.
+            max_tokens: tokens of each prompt that are read in this call at most, at least 1; all of it when left out.
+                What is left is read in pieces of one size, since a few tokens take as long as many.
         """
         waiting = [row for row in rows if row in self.reading]
-        if most is None and waiting and not any(self.reading[row] for row in waiting):
-            self._read(waiting, most)
+        if max_tokens is None and waiting and not any(self.reading[row] for row in waiting):
+            self._read(waiting, max_tokens)
         else:
             for row in waiting:
-                self._read([row], most)
+                self._read([row], max_tokens)
         self._end_rows()
 
-    def _read(self, rows: list[int], most: int | None) -> None:
+    def _read(self, rows: list[int], max_tokens: int | None) -> None:
         """Read the next piece of a prompt, or several whole prompts."""
         assert self._cache is not None
         start = self.reading[rows[0]]
-        pieces = [_piece(self._rows[row].prompt, start, most) for row in rows]
+        pieces = [_piece(self._rows[row].prompt, start, max_tokens) for row in rows]
         end = start + max(map(len, pieces))
         for row in rows:
             self._written[row] = max(self._written[row], end)
@@ -222,7 +223,7 @@ class OpenBatch:
         compared: list[Scores] = []
         self._run_through(current, due, compared)
         for row, layer in undefined(compared):  # whether scores are numbers is asked once, after the token
-            self._fail(row, "scores", layer, len(self._tally[row].token_ids))
+            self._fail(row, "scores", layer, len(self._generations[row].token_ids))
         self._end_rows()
 
     def drop(self, row: int) -> None:
@@ -237,7 +238,9 @@ class OpenBatch:
 
     def _end_rows(self) -> None:
         self.running = [
-            row for row in self.running if self._tally[row].finish_reason is None and self._tally[row].failure is None
+            row
+            for row in self.running
+            if self._generations[row].finish_reason is None and self._generations[row].failure is None
         ]
         for row in self._drafting.keys() - set(self.running) - self.reading.keys():
             del self._drafting[row]
@@ -263,7 +266,7 @@ class OpenBatch:
                 self._show(current, rule, rows)
             if due.issuperset(current.rows) or point not in points:
                 continue
-            view = LayerView(self._backbone, current, self._tally, self._heads, previous, indices)
+            view = LayerView(self._backbone, current, self._generations, self._heads, previous, indices)
             leaving = exits.leaving(view)
             compared.extend(view.scores())
             previous, indices = view, None
@@ -284,13 +287,13 @@ class OpenBatch:
         """Take the token of one row through layers that make its rule's checks."""
         (row,) = current.rows
         current.advance(self._backbone.num_layers)
-        self._tally[row].exit_checks += asking.made
+        self._generations[row].exit_checks += asking.made
         made = zip(points, asking.scores, strict=False)
         compared.extend((point, [row], torch.tensor([score])) for point, score in made if math.isnan(score))
         if asking.left is None:
             self._end(current)
         else:
-            self._leave(current, LayerView(self._backbone, current, self._tally, self._heads), [0])
+            self._leave(current, LayerView(self._backbone, current, self._generations, self._heads), [0])
 
     def _end(self, current: Pass) -> None:
         """Take the tokens of the rows that have passed all layers, or verify their drafts."""
@@ -298,7 +301,7 @@ class OpenBatch:
             self._verify(current)
             return
         for row in current.rows:
-            self._tally[row].lm_head_evaluations += 1
+            self._generations[row].lm_head_evaluations += 1
         self._read_out(current.rows, current.hidden())
 
     def _stopped(self, view: LayerView) -> set[int]:
@@ -306,8 +309,8 @@ class OpenBatch:
         found = set()
         for index in view.stopped():
             row = view.row_list[index]
-            if row not in self._drafting and self._tally[row].token_ids:
-                self._tally[row].finish_reason = "strategy"
+            if row not in self._drafting and self._generations[row].token_ids:
+                self._generations[row].finish_reason = "strategy"
                 found.add(index)
         return found
 
@@ -330,7 +333,7 @@ class OpenBatch:
         assert isinstance(current, TokenPass)
         selected = current.select(rows)
         if selected.rows:
-            rule.watch(lent(rule, LayerView(self._backbone, selected, self._tally, self._heads)))
+            rule.watch(lent(rule, LayerView(self._backbone, selected, self._generations, self._heads)))
 
     def _leave(self, current: Pass, view: LayerView, going: list[int]) -> None:
         """Let some rows of a view leave with their tokens, or with drafts where they decode losslessly."""
@@ -341,11 +344,9 @@ class OpenBatch:
         if self.with_log_probabilities:
             wanted.update(taken)
         chosen = dict(zip(going, view.choose(going, heads, wanted), strict=True))
-        rows, now, layer = [current.rows[index] for index in taken], time.perf_counter(), view.exit_layer
+        rows, layer = [current.rows[index] for index in taken], view.exit_layer
         states = pick(view.hidden_state, taken) if self._any_reads(rows) else None
-        for place, (row, index) in enumerate(zip(rows, taken, strict=True)):
-            token, logit, _ = chosen[index]
-            self._take(row, token, logit, layer, now, state=None if states is None else states[place])
+        self._record(rows, [chosen[index][:2] for index in taken], layer, states)
         if self.with_log_probabilities:
             self._note(rows, [chosen[index][2] for index in taken])
         for index, one in drafting.items():
@@ -357,7 +358,7 @@ class OpenBatch:
 
     def _draft(self, row: int, token: int, logit: float, layer: int, probability: float | None) -> None:
         """Draft a token of an exit; a row whose logits are not finite fails here as anywhere."""
-        one, facts = self._tally[row], self._rows[row]
+        one, facts = self._generations[row], self._rows[row]
         if not math.isfinite(logit):
             self._fail(row, "logits", layer, len(one.token_ids) + len(one.draft) + 1)
             return
@@ -370,13 +371,13 @@ class OpenBatch:
         self._drafting[row].add(token, layer, probability, ends=ends)
 
     def _verify(self, current: TokenPass) -> None:
-        """Read the last layer at every place of a draft, and keep what full depth agrees with and what follows it.
+        """Read the last layer at every place of a draft, and accept what full depth agrees with and what follows it.
 
         Rows without a draft, which may be among them, take their token at the last place.
         """
         states, lengths = current.states()
         ends = list(accumulate(lengths))
-        drafted = [bool(self._tally[row].draft) for row in current.rows]
+        drafted = [bool(self._generations[row].draft) for row in current.rows]
         slots = [
             slot
             for end, length, all_of_them in zip(ends, lengths, drafted, strict=True)
@@ -388,36 +389,39 @@ class OpenBatch:
         at = 0
         for row, position, length, all_of_them in zip(current.rows, current.positions, lengths, drafted, strict=True):
             count = length if all_of_them else 1
-            self._tally[row].lm_head_evaluations += count
+            self._generations[row].lm_head_evaluations += count
             self._written[row] = max(self._written[row], position + 1)
             seen = states[slots[at] : slots[at] + count] if self._rows[row].reads_states else None
-            made = self._keep(row, found[at : at + count], seen)
+            made = self._accept(row, found[at : at + count], seen)
             if probabilities is not None:
                 self._note([row] * made, probabilities[at : at + made].tolist())
             at += count
 
-    def _keep(self, row: int, said: Sequence[tuple[int, float]], states: Tensor | None) -> int:
-        """Note what stands of what full depth said at the places of a row's draft; return how many tokens that are.
+    def _accept(self, row: int, verified: Sequence[tuple[int, float]], states: Tensor | None) -> int:
+        """Take the beginning of a row's draft that full depth agrees with, and its own token after it; return how many.
 
-        ``states`` are the last layer's there, for a stop rule that reads them.
+        Args:
+            row: of the batch.
+            verified: full depth's tokens, and their logits, at the places of the draft and behind it.
+            states: the last layer's there, for a stop rule that reads them.
         """
-        one, drafting = self._tally[row], self._drafting.get(row)
+        one, drafting = self._generations[row], self._drafting.get(row)
         now, before, accepted = time.perf_counter(), len(one.token_ids), 0
-        for place, (token, logit) in enumerate(said):
-            stands = one.draft[place : place + 1] == [token]
+        for place, (token, logit) in enumerate(verified):
+            agrees = one.draft[place : place + 1] == [token]
             layer = None if drafting is None else drafting.drafted_at(place)
-            goes_on = stands and drafting is not None and drafting.goes_on(place) and states is None
+            goes_on = agrees and drafting is not None and drafting.goes_on(place) and states is None
             self._take(
-                row, token, logit, self._backbone.num_layers, now, layer, accepted=stands, goes_on=goes_on,
+                row, token, logit, self._backbone.num_layers, now, layer, accepted=agrees, goes_on=goes_on,
                 state=None if states is None else states[place],
             )  # fmt: skip
-            accepted += stands
-            if not stands or one.finish_reason is not None:
+            accepted += agrees
+            if not agrees or one.finish_reason is not None:
                 break
         made = len(one.token_ids) - before
         if drafting is not None:
             one.verifications += 1
-            one.layers_discarded += (len(said) - made) * self._backbone.num_layers
+            one.layers_discarded += (len(verified) - made) * self._backbone.num_layers
             drafting.close(accepted)
         return made
 
@@ -456,7 +460,7 @@ class OpenBatch:
         state: Tensor | None = None,
     ) -> None:
         """Note a token; ``goes_on`` says that the row is known not to end with it, ``state`` what it comes from."""
-        one, facts = self._tally[row], self._rows[row]
+        one, facts = self._generations[row], self._rows[row]
         if not math.isfinite(logit):
             self._fail(row, "logits", layer, len(one.token_ids) + 1)
         if one.failure is not None:
@@ -482,31 +486,31 @@ class OpenBatch:
 
     def _fail(self, row: int, what: str, layer: int, token: int) -> None:
         self._kept.forget(row)
-        if self._tally[row].failure is None:
-            self._tally[row].failure = not_finite(what, layer, token, self._backbone.dtype)
+        if self._generations[row].failure is None:
+            self._generations[row].failure = not_finite(what, layer, token, self._backbone.dtype)
 
     def _note(self, rows: Sequence[int], probabilities: Sequence[float | None]) -> None:
         logarithms: list[float] = torch.tensor(probabilities).log().tolist()
         for row, value in zip(rows, logarithms, strict=True):
-            if self._tally[row].failure is None:
-                self._tally[row].log_probabilities.append(value)
+            if self._generations[row].failure is None:
+                self._generations[row].log_probabilities.append(value)
 
     def _begin(self, rows: list[int]) -> Pass:
         """Return the pass of the next token."""
         if self._cache is None or self._policy is None:
-            prefixes = [[*self._rows[row].prompt, *self._tally[row].token_ids] for row in rows]
-            return PrefixPass(self._backbone, self._rotary, prefixes, rows, tally=self._tally)
+            prefixes = [[*self._rows[row].prompt, *self._generations[row].token_ids] for row in rows]
+            return PrefixPass(self._backbone, self._rotary, prefixes, rows, generations=self._generations)
         fresh = [self._fresh(row) for row in rows]
         return TokenPass(
             self._backbone, self._rotary, self._cache, self._policy, rows,
-            [tokens for tokens, _ in fresh], [position for _, position in fresh], self._tally,
+            [tokens for tokens, _ in fresh], [position for _, position in fresh], self._generations,
         )  # fmt: skip
 
     def _fresh(self, row: int) -> tuple[list[int], int]:
         """Return a row's newest tokens, which no layer has seen, and the position of the last."""
         if row in self._drafting:
             return self._drafting[row].fresh()
-        one = self._tally[row]
+        one = self._generations[row]
         return [one.token_ids[-1]], len(self._rows[row].prompt) + len(one.token_ids) - 1
 
 
@@ -537,8 +541,8 @@ def _leaving(current: TokenPass, view: LayerView, indices: list[int]) -> Leaving
     )
 
 
-def _piece(prompt: Sequence[int], start: int, most: int | None) -> Sequence[int]:
+def _piece(prompt: Sequence[int], start: int, max_tokens: int | None) -> Sequence[int]:
     """Return the next tokens of a prompt that are to be read, so that none of the pieces to come is much shorter."""
     left = len(prompt) - start
-    size = left if most is None else math.ceil(left / math.ceil(left / most))
+    size = left if max_tokens is None else math.ceil(left / math.ceil(left / max_tokens))
     return prompt[start : start + size]
