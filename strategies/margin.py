@@ -32,11 +32,6 @@ class Margin(ReadsHead):
     decay: Annotated[float, Field(ge=0, le=100, description="temperature T of the decay; 0 keeps τ constant")] = 0.0
     horizon: Annotated[int, Field(ge=1, description="N, output length the decay is scaled to, tokens")] = 15
 
-    @property
-    def capturable(self) -> bool:
-        """Unless its threshold decays with the number of tokens, which the host knows."""
-        return super().capturable and self.decay == 0
-
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Stateless."""
         return self

@@ -27,11 +27,6 @@ class Patience(Strategy):
 
     patience: Annotated[int, Field(ge=2, le=64, description="P, exit points in a row with the same best token")] = 3
 
-    @property
-    def capturable(self) -> bool:
-        """It compares tokens of exits."""
-        return True
-
     def should_exit(self, view: ExitView) -> Tensor:
         """Walk back over this token's exit points."""
         token = view.top_token

@@ -29,11 +29,6 @@ class Saturation(Strategy):
 
     threshold: Annotated[float, Field(ge=-1, le=2, description="τ, cosine with the previous exit point")] = 0.95
 
-    @property
-    def capturable(self) -> bool:
-        """It compares states."""
-        return True
-
     def should_exit(self, view: ExitView) -> Tensor:
         """Compare the cosine with τ."""
         before = view.previous

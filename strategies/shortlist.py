@@ -13,7 +13,7 @@ from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, Reading, Strategy
 from harness.contracts.asking import ask_rule
-from harness.decoding import certainty
+from harness.decoding.readings import entropy, top_probability, two_best
 from harness.errors import OptionError
 
 __all__ = ["Shortlist"]
@@ -120,17 +120,17 @@ class _Kept:
     @property
     def top_probability(self) -> Tensor:
         """Its probability among the kept ones, ``[n]``."""
-        return certainty.top_probability(self.logits)
+        return top_probability(self.logits)
 
     @property
     def second_probability(self) -> Tensor:
         """Of the second, ``[n]``."""
-        return certainty.two_best(self.logits)[:, 1]
+        return two_best(self.logits)[:, 1]
 
     @property
     def entropy(self) -> Tensor:
         """Of the distribution over the kept ones, ``[n]``, nats."""
-        return certainty.entropy(self.logits)
+        return entropy(self.logits)
 
     def best_tokens(self, count: int) -> Tensor:
         """The best kept tokens, ``[n, count]``."""

@@ -160,8 +160,7 @@ class RunConfig(ModelConfiguration):
     )
     graphs: Graphs = Field(
         default="segments",
-        description="What a CUDA device is handed as one graph: segments between exits; conditional, an experiment: "
-        "whole tokens, whose exits it decides itself; or nothing (off).",
+        description="What a CUDA device is handed as one graph: segments between exits, or nothing (off).",
     )
     seed: Seed = Field(default=0, description="Decides sampling, order and random strategies.")
     out: Folder | None = Field(default=None, description="Run directory. Default: runs/TIME-MODEL-TASK.")

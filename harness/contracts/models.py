@@ -26,7 +26,7 @@ Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
 ExitHead: TypeAlias = Literal["auto", "shared", "shortcut"]
 KVInput: TypeAlias = Literal["hidden", "shortcut"]
-Graphs: TypeAlias = Literal["segments", "conditional", "off"]
+Graphs: TypeAlias = Literal["segments", "off"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,8 +144,7 @@ class ExitView(Reading, Protocol):
 class ExitRule(Protocol):
     """Per-batch decision maker, made by :meth:`Strategy.start`.
 
-    One that has a true attribute ``capturable``, as :attr:`Strategy.capturable`, may be recorded in a graph. One that
-    has a method :meth:`Strategy.state_test` need not be asked where compiled layers can make its test, and a
+    One that has a method :meth:`Strategy.state_test` need not be asked where compiled layers can make its test, and a
     :class:`harness.contracts.PlannedRule` nowhere.
     """
 
@@ -170,16 +169,6 @@ class Strategy(Protocol):
     default_decode: ClassVar[str] = "lossy"
     rehearsed: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = False
-
-    @property
-    def capturable(self) -> bool:
-        """Whether its checks can be recorded in a graph of the device, if it is its own rule.
-
-        Each check computes the same kernels from the states and logits of its view and of the views before. Nothing is
-        read on the host, no position or token either; there is no state, and nothing comes of a check but its answer.
-        Rules of equal settings are equal: each is recorded once.
-        """
-        return False
 
     def state_test(self, points: Sequence[int]) -> StateTest | None:
         """Return its checks as numbers, if it is its own rule; ``None``: it has to be asked.

@@ -1,24 +1,23 @@
 """Keys and values of a batch, preallocated, addressed by (layer, row, position).
 
-What the layers hold that a token skipped is the KV policy's business.
+What the layers hold that a token skipped is the KV policy's business. :class:`KeptPrompts` knows whose prompts are in
+the rows: of one that begins alike only the rest is to be read. It stores nothing but tokens: keys and values stay where
+they were computed, in the row of the request that left or that still runs. Only positions of prompts count, since only
+prefill runs all layers whatever the KV policy does.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.decoding.blocks import HeadShape
-from harness.decoding.kernels.pages import in_large_pages
-
-if TYPE_CHECKING:
-    from harness.decoding.graphs import Segments
-
-__all__ = ["KVCache", "attend", "attend_span"]
+from harness.decoding.kernels import in_large_pages
 
 
 class KVCache:
@@ -33,10 +32,7 @@ class KVCache:
 
     Attributes:
         entries: the cache.
-        segments: recorded work over it, where it stays (:mod:`harness.decoding.graphs`); its last position is spare.
     """
-
-    segments: Segments | None = None
 
     def __init__(self, num_layers: int, rows: int, positions: int, heads: HeadShape, like: Tensor) -> None:
         shape = (num_layers, rows, 2 * heads.kv_heads, positions, heads.head_dim)
@@ -66,8 +62,6 @@ class KVCache:
     def wipe(self, row: int, start: int, end: int) -> None:
         """Fill positions of a row with zeros."""
         self.entries[:, row, :, start:end] = 0
-        if self.segments is not None:
-            self.entries[:, row, :, -1] = 0
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, entries: Tensor) -> None:
         """Store slots ``[n, 2 KV, head_dim]`` at ``rows``, ``positions``, both ``[n]``."""
@@ -106,34 +100,93 @@ class KVCache:
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, heads: HeadShape, scale: float
 ) -> Tensor:
-    """Attend with one query per row: ``[n, H, D]`` → ``[n, H * D]``.
+    """Attend with the last positions of some rows: ``[n, k, H, D]`` → ``[n × k, H × D]``.
 
     Args:
-        queries: one slot per row.
+        queries: as many slots of each row.
         keys: ``[n, KV, length, D]``.
         values: the same shape.
-        mask: ``[n, 1, 1, length]``, bool or what is added to the scores; ``None`` when all positions are visible.
+        mask: ``[n, 1, k, length]``, bool or what is added to the scores; ``None`` when all positions are visible.
         heads: attention geometry.
         scale: factor on query·key.
     """
     out = F.scaled_dot_product_attention(
-        queries.unsqueeze(2), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.grouped
+        queries.transpose(1, 2), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.grouped
     )
-    return out.reshape(-1, heads.query_width)
+    return out.transpose(1, 2).reshape(-1, heads.query_width)
 
 
-def attend_span(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, heads: HeadShape, scale: float) -> Tensor:
-    """Attend with consecutive queries of one row: ``[n, H, D]`` → ``[n, H * D]``.
+FEWEST = 16
+"""Tokens that must be alike: reading fewer takes no time, and read anew they are computed as they are alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    owner: str
+    tokens: Sequence[int]
+    length: int  # of them, from the first on, that are in the cache
+
+    def shared(self, owner: str, prompt: Sequence[int]) -> int:
+        """Return how many tokens at the beginning of a prompt are in the cache; its last one is always to be read."""
+        if owner != self.owner:
+            return 0
+        limit = min(self.length, len(prompt) - 1)
+        pairs = zip(self.tokens[:limit], prompt[:limit], strict=True)
+        same = next((place for place, (kept, token) in enumerate(pairs) if kept != token), limit)
+        return same if same >= FEWEST else 0
+
+
+class KeptPrompts:
+    """The prompts in the rows of a cache, the one that was begun longest ago first.
 
     Args:
-        queries: its last ``n`` positions.
-        keys: ``[1, KV, length, D]``.
-        values: the same shape.
-        mask: ``[n, length]``, which positions each may attend to: bool, or what is added to the scores.
-        heads: attention geometry.
-        scale: factor on query·key.
+        max_rows: free rows whose prompts are kept; with 0 none is, and those of running rows are not shared either.
     """
-    out = F.scaled_dot_product_attention(
-        queries.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=mask, scale=scale, enable_gqa=heads.grouped
-    )
-    return out[0].transpose(0, 1).reshape(-1, heads.query_width)
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._kept: dict[int, _Kept] = {}
+
+    def hold(self, row: int, owner: str | None, tokens: Sequence[int], length: int) -> None:
+        """A row holds the first ``length`` of these tokens, and nothing else that counts; without an owner, nothing."""
+        if self._max_rows and owner is not None:
+            self._kept[row] = _Kept(owner, tokens, length)
+        else:
+            self.forget(row)
+
+    def forget(self, row: int) -> None:
+        """A row holds nothing that may be used."""
+        self._kept.pop(row, None)
+
+    def find(self, owner: str | None, prompt: Sequence[int], row: int) -> tuple[int, int]:
+        """Return which row holds most of a prompt's beginning, and how many tokens; where no other has more, ``row``.
+
+        Prompts of another owner are never found, however alike.
+        """
+        best, longest = row, 0
+        if owner is not None:
+            for other in sorted(self._kept, key=lambda other: other != row):
+                length = self._kept[other].shared(owner, prompt)
+                if length > longest:
+                    best, longest = other, length
+        return best, longest
+
+    def row_for(self, owner: str | None, prompt: Sequence[int], free: Collection[int]) -> int:
+        """Return the free row that a prompt should take, and forget what is too much.
+
+        The one that holds its beginning, unless that is less than half of what would be lost with it: then the prompt
+        takes one that holds nothing, or else the one that was begun longest ago, and copies what is alike.
+        """
+        idle = [row for row in self._kept if row in free]
+        for row in idle[: max(0, len(idle) - self._max_rows)]:
+            self.forget(row)
+        emptiest = min(free, key=self._age)
+        found, length = self.find(owner, prompt, emptiest)
+        if length and found in free and 2 * length >= self._kept[found].length:
+            return found
+        return emptiest
+
+    def _age(self, row: int) -> tuple[int, int]:
+        """Order of rows to be given up: those that hold nothing, by number, then the others by when they were begun."""
+        order = list(self._kept)
+        return (order.index(row) + 1, row) if row in self._kept else (0, row)

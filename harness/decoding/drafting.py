@@ -12,14 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice, StateTest
-from harness.decoding.exits import Exits
+from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
 from harness.decoding.generation import Discarded, Generation
-from harness.decoding.view import LayerView
 from harness.errors import OptionError
 from harness.records.draft_work import DraftWork
-
-__all__ = ["DraftSettings", "Drafting", "UnlessDue", "proposal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +23,12 @@ class DraftSettings:
     """How a row drafts.
 
     Attributes:
-        most: tokens of a draft at most.
+        max_draft_tokens: tokens of a draft at most.
         rules: propose tokens and end drafts, in this order.
         head: reads the tokens that exits draft.
     """
 
-    most: int
+    max_draft_tokens: int
     rules: Sequence[DraftRule] = ()
     head: HeadChoice = LM_HEAD
 
@@ -59,7 +55,7 @@ class Drafting:
         self, row: int, prompt: Sequence[int], made: Generation, limit: int, settings: DraftSettings, vocab_size: int
     ) -> None:
         self._made, self._limit, self._vocab_size = made, limit, vocab_size
-        self._most, self._rules, self.head = settings.most, settings.rules, settings.head
+        self._max_draft_tokens, self._rules, self.head = settings.max_draft_tokens, settings.rules, settings.head
         self._draft = Draft(row, prompt, made.token_ids, made.draft)
         self._work: list[DraftWork] = []  # of the pass that drafted each token; what a source proposes is behind those
         self._done = _counted(made)
@@ -80,9 +76,9 @@ class Drafting:
         """Let the rules propose, and take the first proposal into the draft."""
         draft, made = self._draft, self._made
         # A pass yields one token more than the draft has.
-        most = min(self._most - len(made.draft), self._limit - len(made.token_ids) - len(made.draft) - 1)
-        for rule in self._rules if most > 0 else ():
-            proposed = proposal(rule, draft, most, self._vocab_size)
+        limit = min(self._max_draft_tokens - len(made.draft), self._limit - len(made.token_ids) - len(made.draft) - 1)
+        for rule in self._rules if limit > 0 else ():
+            proposed = proposal(rule, draft, limit, self._vocab_size)
             if not proposed:
                 continue
             made.draft += proposed
@@ -104,7 +100,11 @@ class Drafting:
         self._work.append(now - self._done + DraftWork(passes=1))
         self._done = now
         self.ended = ends
-        self.due = ends or len(made.draft) >= self._most or any(rule.verify_now(self._draft) for rule in self._rules)
+        self.due = (
+            ends
+            or len(made.draft) >= self._max_draft_tokens
+            or any(rule.verify_now(self._draft) for rule in self._rules)
+        )
 
     def watched(self) -> Iterator[tuple[DraftRule, Sequence[int]]]:
         """Yield the rules that watch the verification, and at which layers."""
@@ -142,45 +142,13 @@ def _counted(made: Generation) -> DraftWork:
     return DraftWork(0, made.layers_read, made.exit_checks, made.lm_head_evaluations, made.cheap_head_tokens)
 
 
-def proposal(rule: DraftRule, draft: Draft, most: int, vocab_size: int) -> list[int]:
-    """Return what a rule proposes, ``most`` tokens at most.
+def proposal(rule: DraftRule, draft: Draft, limit: int, vocab_size: int) -> list[int]:
+    """Return what a rule proposes, ``limit`` tokens at most.
 
     Raises:
-        OptionError: one of them is none of the model's.
+        OptionError: one of them is outside the vocabulary.
     """
-    proposed = list(rule.propose(draft, most))[:most]
+    proposed = list(rule.propose(draft, limit))[:limit]
     if not all(0 <= token < vocab_size for token in proposed):
         raise OptionError(f"{type(rule).__name__} proposed {proposed}: let it propose ids from 0 to {vocab_size - 1}.")
     return proposed
-
-
-class UnlessDue:
-    """Exits of a pass in which some rows go deep whatever their strategies say. Implements :class:`Exits`.
-
-    Args:
-        exits: ask the strategies of the others.
-        due: rows that are not asked.
-    """
-
-    def __init__(self, exits: Exits, due: frozenset[int]) -> None:
-        self._exits, self._due = exits, due
-        self._before: LayerView | None = None
-
-    def points(self, rows: Sequence[int]) -> Sequence[int]:
-        """Those of the rows that are asked."""
-        asked = [row for row in rows if row not in self._due]
-        return self._exits.points(asked) if asked else ()
-
-    def leaving(self, view: LayerView) -> list[bool]:
-        """Ask about the others."""
-        places = [place for place, row in enumerate(view.row_list) if row not in self._due]
-        answer = [False] * len(view.row_list)
-        if places:
-            self._before = part = view.part(places, self._before)
-            for place, leaves in zip(places, self._exits.leaving(part), strict=True):
-                answer[place] = leaves
-        return answer
-
-    def state_test(self, row: int) -> StateTest | None:
-        """None: rows that are asked share the pass with those that are not."""
-        return None

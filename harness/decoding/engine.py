@@ -6,7 +6,8 @@ Both go through one loop, :class:`OpenBatch`. Greedy; not promised: sampling or 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -29,23 +30,20 @@ from harness.contracts import (
     StopRule,
     Strategy,
 )
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, KVFiller
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.drafting import DraftSettings
-from harness.decoding.exits import AskedExits, Exits, ScheduledExits
-from harness.decoding.fill import KVFiller
+from harness.decoding.exits import AskedExits, Exits, RowExits, ScheduledExits
 from harness.decoding.generation import Generation
 from harness.decoding.graphs import Recorder, StaticCaches, recorder_for
-from harness.decoding.open_batch import OpenBatch
-from harness.decoding.passes import PrefixPass, TokenPass
+from harness.decoding.loop import OpenBatch
 from harness.decoding.readings import Heads
+from harness.decoding.step import PrefixPass, TokenPass
 from harness.decoding.unit_costs import Bench, Timing
 from harness.errors import ModelError
 from harness.records import DraftTimes, UnitTimes
 from harness.registry import KV_POLICIES
-
-__all__ = ["Engine"]
 
 
 class Engine:
@@ -108,17 +106,17 @@ class Engine:
             rules: a stop rule for each row, asked after ``stop``.
 
         Raises:
-            ModelError: an empty prompt, a token that is none of the model's, or more than its positions.
+            ModelError: an empty prompt, a token id outside the vocabulary, or more than its positions.
             OptionError: the strategy does not fit the model, or answers in the wrong shape; or the KV policy does not
                 defer what lossless decoding is to verify.
             UnknownNameError: the KV policy is not registered.
         """
-        tally = [Generation() for _ in prompts]
+        generations = [Generation() for _ in prompts]
         batch = Batch(tuple(seeds if seeds is not None else [0] * len(prompts)), str(self.backbone.device))
         rule = strategy.start(self.facts(strategy, lossless), batch)
-        exits = AskedExits(rule, strategy.exit_points(self.info), tally)
+        exits = AskedExits(rule, strategy.exit_points(self.info), generations)
         drafts = self.drafts(lossless, batch, kv, strategy, rule)
-        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts, rules)
+        return self._decode(prompts, exits, generations, kv, max_new_tokens, stop, eos_token_ids, drafts, rules)
 
     def facts(self, strategy: Strategy | None, lossless: Lossless | None) -> ModelInfo:
         """Return the model's facts for a strategy and the draft rules beside it, with what they may ask the cost of.
@@ -144,14 +142,14 @@ class Engine:
 
     def _timed_pass(self, count: int, positions: int) -> tuple[TokenPass, list[Generation]]:
         """Return a pass of one row's last tokens over an empty cache."""
-        tally = [Generation()]
+        generations = [Generation()]
         cache = self.cache(1, positions)
         make: type[KVPolicy] = KV_POLICIES.load(Strategy.default_kv)
-        policy = make(self.kv_batch(cache, positions, tally))
+        policy = make(self.kv_batch(cache, positions, generations))
         policy.join(0, positions - count)
         tokens = [[place % self.info.vocab_size for place in range(count)]]
         rotary = self.rotary(positions)
-        return TokenPass(self.backbone, rotary, cache, policy, [0], tokens, [positions - 1], tally), tally
+        return TokenPass(self.backbone, rotary, cache, policy, [0], tokens, [positions - 1], generations), generations
 
     def drafts(
         self,
@@ -193,14 +191,14 @@ class Engine:
         rules: Sequence[NamedStop] | None = None,
     ) -> list[Generation]:
         """Decode one batch with known exit layers; arguments as :meth:`decode`."""
-        tally = [Generation() for _ in prompts]
-        exits = ScheduledExits(exit_layers, self.info.num_layers, tally)
+        generations = [Generation() for _ in prompts]
+        exits = ScheduledExits(exit_layers, self.info.num_layers, generations)
         batch = Batch((0,) * len(prompts), str(self.backbone.device))
         drafts = self.drafts(lossless, batch, kv)
-        return self._decode(prompts, exits, tally, kv, max_new_tokens, stop, eos_token_ids, drafts, rules)
+        return self._decode(prompts, exits, generations, kv, max_new_tokens, stop, eos_token_ids, drafts, rules)
 
     def open(
-        self, rows: int, positions: int, kv: str, exits: Exits, tally: list[Generation], kept_prompts: int = 0
+        self, rows: int, positions: int, kv: str, exits: Exits, generations: list[Generation], kept_prompts: int = 0
     ) -> OpenBatch:
         """Return an empty batch that rows may join and leave between tokens.
 
@@ -209,7 +207,7 @@ class Engine:
             positions: longest prompt and completion of a row, together.
             kv: name of the KV policy.
             exits: decides where tokens stop.
-            tally: one per row, filled while they run; a row that joins gets a new one.
+            generations: one per row, filled while they run; a row that joins gets a new one.
             kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
 
         Raises:
@@ -219,8 +217,10 @@ class Engine:
         self._check_reach(positions)
         make: type[KVPolicy] = KV_POLICIES.load(kv)
         cache = self.cache(rows, positions) if make.facts.keeps_cache else None
-        policy = None if cache is None else make(self.kv_batch(cache, positions, tally))
-        return OpenBatch(self.backbone, self.rotary(positions), cache, policy, exits, tally, self._heads, kept_prompts)
+        policy = None if cache is None else make(self.kv_batch(cache, positions, generations))
+        return OpenBatch(
+            self.backbone, self.rotary(positions), cache, policy, exits, generations, self._heads, kept_prompts
+        )
 
     def prepare(self, heads: Iterable[HeadChoice]) -> None:
         """Make cheap heads before they are needed: one takes as long as a completion.
@@ -238,8 +238,8 @@ class Engine:
             return self._static.take(rows, positions, self._rotary_within)
         return KVCache(self.backbone.num_layers, rows, positions, self.backbone.heads, self.backbone.like)
 
-    def kv_batch(self, cache: KVCache, positions: int, tally: Sequence[Generation]) -> KVBatch:
-        """Return what a KV policy acts on; what it fills is charged to the rows' tally."""
+    def kv_batch(self, cache: KVCache, positions: int, generations: Sequence[Generation]) -> KVBatch:
+        """Return what a KV policy acts on; what it fills is charged to the rows' generations."""
         rotary, num_layers = self.rotary(positions), self.backbone.num_layers
 
         def fill(
@@ -247,7 +247,7 @@ class Engine:
         ) -> None:
             self._filler.fill(cache, rotary, layer, rows, positions, hidden, final)
             for row in rows:
-                tally[row].kv_fill_layers += num_layers - layer
+                generations[row].kv_fill_layers += num_layers - layer
 
         return KVBatch(num_layers, cache.entries.shape[1], positions, self.kv_input, cache.entries, fill)
 
@@ -255,7 +255,7 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int]],
         exits: Exits,
-        tally: list[Generation],
+        generations: list[Generation],
         kv: str,
         max_new_tokens: Sequence[int],
         stop: StopRule | None,
@@ -263,7 +263,7 @@ class Engine:
         lossless: DraftSettings | None,
         rules: Sequence[NamedStop] | None,
     ) -> list[Generation]:
-        batch = self.open(len(prompts), self.check(prompts, max_new_tokens), kv, exits, tally)
+        batch = self.open(len(prompts), self.check(prompts, max_new_tokens), kv, exits, generations)
         started = time.perf_counter()
         for row, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
             rule = None if rules is None else rules[row]
@@ -271,14 +271,14 @@ class Engine:
         batch.prefill(range(len(prompts)))
         while batch.running:
             batch.step()
-        return tally
+        return generations
 
     @torch.inference_mode()
     def read(self, token_ids: Sequence[int], layers: Sequence[int]) -> list[Tensor]:
         """Run one sequence once and return its hidden states after each of ``layers``, ``[tokens, hidden_size]``.
 
         Raises:
-            ModelError: no token, one that is none of the model's, or more than its positions.
+            ModelError: no token, one outside the vocabulary, or more than its positions.
         """
         self.check([token_ids], [0])
         current = PrefixPass(self.backbone, self.rotary(len(token_ids)), [token_ids], [0])
@@ -302,7 +302,7 @@ class Engine:
         """Return how many positions the longest prompt and completion take together.
 
         Raises:
-            ModelError: an empty prompt, a token that is none of the model's, or more positions than it has.
+            ModelError: an empty prompt, a token id outside the vocabulary, or more positions than it has.
         """
         reach, size = 0, self.info.vocab_size
         for prompt, limit in zip(prompts, max_new_tokens, strict=True):
@@ -310,7 +310,7 @@ class Engine:
                 raise ModelError("a prompt has no tokens. Give at least one.")
             if min(prompt) < 0 or max(prompt) >= size:
                 wrong = next(token for token in prompt if not 0 <= token < size)
-                raise ModelError(f"{wrong} is no token of {self.info.name}. Give ids from 0 to {size - 1}.")
+                raise ModelError(f"token id {wrong} is outside the vocabulary of {self.info.name} (size {size}).")
             reach = max(reach, len(prompt) + limit)
         self._check_reach(reach)
         return reach
@@ -320,3 +320,67 @@ class Engine:
             raise ModelError(
                 f"prompt and completion need {positions} positions, {self.info.name} has {self.info.max_positions}."
             )
+
+
+def decode_in_turn(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    strategy: Strategy,
+    *,
+    rows: int,
+    kv: str,
+    max_new_tokens: Sequence[int],
+    seeds: Sequence[int],
+    stop: StopRule | None = None,
+    eos_token_ids: frozenset[int] = frozenset(),
+    lossless: Lossless | None = None,
+) -> Iterator[tuple[int, Generation]]:
+    """Decode prompts, so many at a time; yields each one's place and what it made, as they end.
+
+    What a prompt yields is what :meth:`Engine.decode` makes of it alone, up to rounding.
+
+    Args:
+        engine: decodes.
+        prompts: tokens of each request, none empty; they join in this order.
+        strategy: decides the exits.
+        rows: decoded together at most. One at a time is a closed batch of one.
+        kv: name of the KV policy.
+        max_new_tokens: limit of each prompt, at least 1.
+        seeds: one per prompt, for random strategies.
+        stop: ends a request when true of the tokens it has generated.
+        eos_token_ids: tokens that end one.
+        lossless: let exits draft, and yield full depth's tokens.
+
+    Raises:
+        Exception: those of :meth:`Engine.decode`, and what a strategy raises.
+    """
+    reach = engine.check(prompts, max_new_tokens)
+    if rows == 1:
+        for place, (prompt, limit, seed) in enumerate(zip(prompts, max_new_tokens, seeds, strict=True)):
+            (made,) = engine.decode(
+                [prompt], strategy, kv=kv, max_new_tokens=[limit], seeds=[seed], stop=stop,
+                eos_token_ids=eos_token_ids, lossless=lossless,
+            )  # fmt: skip
+            yield place, made
+        return
+    generations = [Generation() for _ in range(min(rows, len(prompts)))]
+    exits = RowExits(engine.info, str(engine.backbone.device), generations)
+    batch = engine.open(len(generations), reach, kv, exits, generations)
+    facts = engine.facts(strategy, lossless)
+    waiting = deque(range(len(prompts)))
+    decoding: dict[int, int] = {}
+    while waiting or decoding:
+        joined = [row for row in range(len(generations)) if row not in decoding][: len(waiting)]
+        for row in joined:
+            place = decoding[row] = waiting.popleft()
+            known, rule = exits.join(row, strategy, seeds[place], facts)
+            drafts = engine.drafts(lossless, known, kv, strategy, rule)
+            batch.join(row, prompts[place], max_new_tokens[place], stop, eos_token_ids, lossless=drafts)
+        if joined:
+            batch.prefill(joined)
+        else:
+            batch.step()
+        for failure in exits.failures.values():
+            raise failure
+        for row in decoding.keys() - set(batch.running):
+            yield decoding.pop(row), generations[row]

@@ -1,25 +1,31 @@
-"""Who decides where a token stops: a strategy that is asked, or a schedule that is replayed."""
+"""Who decides where a token stops: one strategy that is asked, a rule per row, or a schedule that is replayed.
+
+A rule per row (:class:`RowExits`) lets requests that exit and draft in different ways decode in one batch, and none
+changes another. Rows that have the same rule, as those of a strategy without state do, are asked together.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitRule, PlannedRule, StateTest
-from harness.contracts.asking import ask_rule
+from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, PlannedRule, StateTest, Strategy
+from harness.contracts.asking import ask_rule, lent
 from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
+from harness.decoding.drafting import proposal
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView
 from harness.errors import OptionError
-from harness.registry import package_of
+from harness.registry import package_of, without_exit
 
-__all__ = ["AskedExits", "Exits", "ScheduledExits", "ask", "checked", "decision", "due_layer"]
+T = TypeVar("T")
 
 
 class Exits(Protocol):
@@ -41,9 +47,9 @@ def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int 
     ``None``: it passes them all.
     """
     planned = plan.planned_layer([*row.token_ids, *row.draft] if row.draft else row.token_ids)
-    place = len(points) if planned is None else bisect_left(points, planned)
-    row.exit_checks += min(place + 1, len(points))
-    return points[place] if place < len(points) else None
+    index = len(points) if planned is None else bisect_left(points, planned)
+    row.exit_checks += min(index + 1, len(points))
+    return points[index] if index < len(points) else None
 
 
 class AskedExits:
@@ -52,18 +58,18 @@ class AskedExits:
     Args:
         rule: per-batch decision maker.
         points: layers at which it wants to be asked.
-        tally: exit checks are charged to these.
+        generations: exit checks are charged to these.
     """
 
-    def __init__(self, rule: ExitRule, points: Sequence[int], tally: Sequence[Generation]) -> None:
-        self._rule, self._points, self._tally = rule, tuple(points), tally
+    def __init__(self, rule: ExitRule, points: Sequence[int], generations: Sequence[Generation]) -> None:
+        self._rule, self._points, self._generations = rule, tuple(points), generations
         self._plan, self._due = plan_of(rule), dict[int, int | None]()
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
         """The strategy's points; of a plan, those where a token leaves."""
         if self._plan is None:
             return self._points
-        self._due = {row: due_layer(self._plan, self._points, self._tally[row]) for row in rows}
+        self._due = {row: due_layer(self._plan, self._points, self._generations[row]) for row in rows}
         return sorted({layer for layer in self._due.values() if layer is not None})
 
     def leaving(self, view: LayerView) -> list[bool]:
@@ -71,7 +77,7 @@ class AskedExits:
         if self._plan is not None:
             return [self._due[row] == view.exit_layer for row in view.row_list]
         for row in view.row_list:
-            self._tally[row].exit_checks += 1
+            self._generations[row].exit_checks += 1
         return ask(self._rule, view)
 
     def state_test(self, row: int) -> StateTest | None:
@@ -82,11 +88,6 @@ class AskedExits:
     def _test(self) -> StateTest | None:
         return state_test_of(self._rule, self._points)
 
-    @property
-    def capturable(self) -> ExitRule | None:
-        """The rule, if its checks can be recorded in a graph."""
-        return self._rule if getattr(self._rule, "capturable", False) else None
-
 
 def ask(rule: ExitRule, view: LayerView) -> list[bool]:
     """Return which rows of a view a rule stops; what it compared comes to the host with its answer.
@@ -94,16 +95,7 @@ def ask(rule: ExitRule, view: LayerView) -> list[bool]:
     Raises:
         OptionError: it does not answer with one bool per row.
     """
-    return view.answered(decision(rule, view))
-
-
-def decision(rule: ExitRule, view: LayerView) -> Tensor:
-    """Return a rule's answer about a view, ``[n]`` bool, where it is.
-
-    Raises:
-        OptionError: it does not answer with one bool per row.
-    """
-    return checked(rule, ask_rule(rule, view), view.exit_layer, len(view.row_list), view.device)
+    return view.answered(checked(rule, ask_rule(rule, view), view.exit_layer, len(view.row_list), view.device))
 
 
 def checked(rule: ExitRule, decided: object, exit_layer: int, rows: int, device: torch.device) -> Tensor:
@@ -138,11 +130,13 @@ class ScheduledExits:
     Args:
         exit_layers: for each row of the batch, the exit layer of each token.
         num_layers: decoder layers of the model.
-        tally: says how many tokens a row has.
+        generations: says how many tokens a row has.
     """
 
-    def __init__(self, exit_layers: Sequence[Sequence[int]], num_layers: int, tally: Sequence[Generation]) -> None:
-        self._layers, self._num_layers, self._tally = exit_layers, num_layers, tally
+    def __init__(
+        self, exit_layers: Sequence[Sequence[int]], num_layers: int, generations: Sequence[Generation]
+    ) -> None:
+        self._layers, self._num_layers, self._generations = exit_layers, num_layers, generations
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
         """The layers some row is scheduled to stop at."""
@@ -157,4 +151,189 @@ class ScheduledExits:
         return None
 
     def _due(self, row: int) -> int:
-        return self._layers[row][len(self._tally[row].token_ids) + len(self._tally[row].draft)]
+        return self._layers[row][len(self._generations[row].token_ids) + len(self._generations[row].draft)]
+
+
+class UnlessDue:
+    """Exits of a pass in which some rows go deep whatever their strategies say. Implements :class:`Exits`.
+
+    Args:
+        exits: ask the strategies of the others.
+        due: rows that are not asked.
+    """
+
+    def __init__(self, exits: Exits, due: frozenset[int]) -> None:
+        self._exits, self._due = exits, due
+        self._before: LayerView | None = None
+
+    def points(self, rows: Sequence[int]) -> Sequence[int]:
+        """Those of the rows that are asked."""
+        asked = [row for row in rows if row not in self._due]
+        return self._exits.points(asked) if asked else ()
+
+    def leaving(self, view: LayerView) -> list[bool]:
+        """Ask about the others."""
+        indices = [index for index, row in enumerate(view.row_list) if row not in self._due]
+        answer = [False] * len(view.row_list)
+        if indices:
+            self._before = part = view.part(indices, self._before)
+            for index, leaves in zip(indices, self._exits.leaving(part), strict=True):
+                answer[index] = leaves
+        return answer
+
+    def state_test(self, row: int) -> StateTest | None:
+        """None: rows that are asked share the pass with those that are not."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    rule: ExitRule
+    points: frozenset[int]
+    test: StateTest | None
+    plan: PlannedRule | None
+
+    @property
+    def key(self) -> tuple[int, frozenset[int]]:
+        """Rows with the same one are asked together."""
+        return id(self.rule), self.points
+
+
+class RowExits:
+    """Exits of an open batch. Implements :class:`harness.decoding.exits.Exits`.
+
+    Args:
+        info: the model.
+        device: of its tensors.
+        generations: one per row; exit checks are charged to these.
+
+    Attributes:
+        failures: row → what its strategy or its draft source raised; its tokens from there on mean nothing.
+    """
+
+    def __init__(self, info: ModelInfo, device: str, generations: Sequence[Generation]) -> None:
+        self._info, self._device, self._generations = info, device, generations
+        self._asked: dict[int, _Asked] = {}
+        self._before: dict[tuple[int, frozenset[int]], LayerView] = {}
+        self._one: _Asked | None = None
+        self._due: dict[int, int | None] = {}
+        self.failures: dict[int, Exception] = {}
+
+    def join(self, row: int, strategy: Strategy, seed: int, facts: ModelInfo | None = None) -> tuple[Batch, ExitRule]:
+        """Let a strategy decide for a row from its next token on; return its rule and what that knows of the batch.
+
+        Args:
+            row: of the batch.
+            strategy: decides.
+            seed: of a random one.
+            facts: the model's, with costs; those of all rows when left out.
+
+        Raises:
+            HarnessError: it does not fit the model, or a file it needs is missing.
+        """
+        self.failures.pop(row, None)
+        points = frozenset(strategy.exit_points(self._info))
+        batch = Batch((seed,) * len(self._generations), self._device)
+        rule = strategy.start(facts or self._info, batch)
+        self._asked[row] = _Asked(rule, points, state_test_of(rule, sorted(points)), plan_of(rule))
+        return batch, rule
+
+    def guarded(self, rules: Sequence[DraftRule]) -> tuple[DraftRule, ...]:
+        """Return draft rules that fail their row alone: what one raises is noted, and it says nothing more."""
+        return tuple(_Guarded(rule, self.failures, self._info.vocab_size) for rule in rules)
+
+    def points(self, rows: Sequence[int]) -> Sequence[int]:
+        """The layers at which some of these rows is asked, or leaves as planned."""
+        self._before.clear()
+        self._due = {row: self._due_layer(row) for row in rows if self._asked[row].plan is not None}
+        asked = [self._asked[row] for row in rows if row not in self._due]
+        alike = len(asked) == len(rows) and all(other.key == asked[0].key for other in asked)
+        self._one = asked[0] if alike else None
+        due = {layer for layer in self._due.values() if layer is not None}
+        return sorted(due.union(*(one.points for one in asked)))
+
+    def leaving(self, view: LayerView) -> list[bool]:
+        """Ask each rule about its rows, and charge a check to each."""
+        if self._one is not None:
+            self._charge(view)
+            return self._answer(self._one.rule, view)
+        groups: dict[tuple[int, frozenset[int]], list[int]] = {}
+        for index, row in enumerate(view.row_list):
+            if row not in self._due and view.exit_layer in self._asked[row].points:
+                groups.setdefault(self._asked[row].key, []).append(index)
+        answer = [self._due.get(row) == view.exit_layer for row in view.row_list]
+        for key, indices in groups.items():
+            part = self._before[key] = view.part(indices, self._before.get(key))
+            self._charge(part)
+            rule = self._asked[part.row_list[0]].rule
+            for index, leaves in zip(indices, self._answer(rule, part), strict=True):
+                answer[index] = leaves
+        return answer
+
+    def state_test(self, row: int) -> StateTest | None:
+        """That of its rule."""
+        return self._asked[row].test
+
+    def _due_layer(self, row: int) -> int | None:
+        """Ask a row's plan; where that fails, the row leaves at once."""
+        plan, points = self._asked[row].plan, sorted(self._asked[row].points)
+        assert plan is not None
+        try:
+            with without_exit():
+                return due_layer(plan, points, self._generations[row])
+        except Exception as error:  # strategies may be third-party code, and a failure must not reach the other rows
+            self.failures[row] = error
+            return points[0] if points else None
+
+    def _charge(self, view: LayerView) -> None:
+        for row in view.row_list:
+            self._generations[row].exit_checks += 1
+
+    def _answer(self, rule: ExitRule, view: LayerView) -> list[bool]:
+        """Ask; where that fails, ask about each row, so that only those fail that it fails on."""
+        try:
+            return ask(rule, view)
+        except Exception as error:  # strategies may be third-party code, and a failure must not reach the other rows
+            if len(view.row_list) > 1:
+                alone = [view.part([index], view.previous) for index in range(len(view.row_list))]
+                return [self._answer(rule, part)[0] for part in alone]
+            self.failures[view.row_list[0]] = error
+            return [True]
+
+
+class _Guarded(DraftRule):
+    """A draft rule, which may be third-party code, whose failure must not reach the other rows."""
+
+    def __init__(self, rule: DraftRule, failures: dict[int, Exception], vocab_size: int) -> None:
+        self._rule, self._failures, self._vocab_size = rule, failures, vocab_size
+        self.needs_probabilities = rule.needs_probabilities  # type: ignore[misc]  # a rule's own, not this class's
+
+    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+        """Ask the rule."""
+        return self._unless_failed(draft.row, lambda: proposal(self._rule, draft, most, self._vocab_size), [])
+
+    def verify_now(self, draft: Draft) -> bool:
+        """Ask the rule."""
+        return self._unless_failed(draft.row, lambda: self._rule.verify_now(draft), True)
+
+    def watched(self, draft: Draft) -> Sequence[int]:
+        """Ask the rule."""
+        return self._unless_failed(draft.row, lambda: self._rule.watched(draft), ())
+
+    def watch(self, view: DraftView) -> None:
+        """Show it to the rule, which is of one row."""
+        self._unless_failed(int(view.rows[0]), lambda: self._rule.watch(lent(self._rule, view)), None)
+
+    def verified(self, draft: Draft, accepted: int) -> None:
+        """Tell the rule."""
+        self._unless_failed(draft.row, lambda: self._rule.verified(draft, accepted), None)
+
+    def _unless_failed(self, row: int, ask: Callable[[], T], otherwise: T) -> T:
+        if row in self._failures:
+            return otherwise
+        try:
+            with without_exit():
+                return ask()
+        except Exception as error:  # a rule may be third-party code, and a failure must not reach the other rows
+            self._failures[row] = error
+            return otherwise

@@ -16,9 +16,9 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -26,15 +26,10 @@ from torch import Tensor
 
 from harness.contracts import Graphs
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Linear, Rotary
+from harness.decoding.blocks import Block, Linear, Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.transfer import upload
-from harness.errors import ModelError, OptionError, reason
-
-if TYPE_CHECKING:
-    from harness.decoding.blocks import Block
-
-__all__ = ["Buffers", "CudaGraphs", "Recorder", "RowSlots", "Segments", "StaticCaches", "recorder_for"]
+from harness.errors import OptionError, reason
 
 WIDTHS = (1, 2, 4, 8)
 """Consecutive tokens of a row that go through a segment together."""
@@ -44,13 +39,7 @@ KEPT = 4  # caches, with their graphs, that wait for the next batch of their siz
 
 
 class Recorder(Protocol):
-    """Makes work repeatable.
-
-    Attributes:
-        conditional: whether whole tokens are to be recorded, with :meth:`when` (:mod:`harness.decoding.conditional`).
-    """
-
-    conditional: bool
+    """Makes work repeatable."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Do some work, at least once, and return what does the same kernels again, on the same memory.
@@ -59,31 +48,16 @@ class Recorder(Protocol):
             work: reads and writes tensors that stay, reads nothing to the host, and may be done several times.
         """
 
-    def when(self, condition: Tensor, work: Callable[[], None]) -> None:
-        """Within work that is recorded: do some of it again only where a condition, ``[1]`` bool, then holds.
-
-        The first time, which is for the kernels and not for what they compute, it is done whatever the condition.
-        """
-
 
 class CudaGraphs:
     """Records CUDA graphs that share a memory pool: nothing of one's own memory is read after another has run.
 
     Args:
         device: a CUDA device.
-        conditional: record whole tokens.
-
-    Raises:
-        ModelError: this torch has no conditional nodes.
     """
 
-    def __init__(self, device: torch.device, *, conditional: bool = False) -> None:
-        if conditional and not _has_conditional_nodes():
-            raise ModelError(
-                f"torch {torch.__version__} has no conditional nodes of CUDA graphs here. Use torch 2.13 or newer and "
-                "a driver for CUDA 12.4 or newer, or --graphs segments."
-            )
-        self._device, self.conditional = device, conditional
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool: Any = None
         self._living: weakref.WeakSet[Any] = weakref.WeakSet()  # the pool takes no other once all are gone
         self._stream: Any = None  # torch's own default is one of the first device that any graph was captured on
@@ -125,44 +99,17 @@ class CudaGraphs:
             if "synchronizing CUDA operation" not in str(error):
                 raise
             raise OptionError(
-                f"what is to be recorded waits for the device: {reason(error)}. Use --graphs segments, or off."
+                f"what is to be recorded waits for the device: {reason(error)}. Use --graphs off."
             ) from error
         finally:
             torch.cuda.set_sync_debug_mode(before)
             current.wait_stream(self._aside)
 
-    def when(self, condition: Tensor, work: Callable[[], None]) -> None:
-        """Capture the work into a conditional node."""
-        if not torch.cuda.is_current_stream_capturing():
-            work()
-            return
-        graph = torch.cuda.CUDAGraph.get_currently_capturing_graph()
-        graph.begin_capture_to_if_node(condition.view(()))  # type: ignore[no-untyped-call]
-        work()
-        graph.end_capture_to_conditional_node()  # type: ignore[no-untyped-call]
-
-
-def _has_conditional_nodes() -> bool:
-    """Ask the version, too: before 2.13 torch took the stream of every such node from a few that all captures share."""
-    known = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13) and torch.version.hip is None
-    return known and torch._C._cuda_getDriverVersion() >= 12040  # type: ignore[attr-defined]
-
 
 def recorder_for(backbone: Backbone, graphs: Graphs = "segments") -> Recorder | None:
-    """Return what records a model's segments; ``None`` where they are not to be recorded.
-
-    Raises:
-        ModelError: whole tokens are to be recorded, and this model, device or torch cannot.
-    """
+    """Return what records a model's segments; ``None`` where they are not to be recorded, or cannot be."""
     able = backbone.device.type == "cuda" and all(isinstance(one, Linear) for one in backbone.linear_maps())
-    if graphs == "conditional" and not able:
-        raise ModelError(
-            f"--graphs conditional needs plain matrices on a CUDA device; this model is on {backbone.device}"
-            f"{'' if backbone.device.type != 'cuda' else ' in a packed format'}. Use --graphs segments."
-        )
-    if graphs == "off" or not able:
-        return None
-    return CudaGraphs(backbone.device, conditional=graphs == "conditional")
+    return CudaGraphs(backbone.device) if graphs == "segments" and able else None
 
 
 class StaticCaches:
@@ -175,9 +122,9 @@ class StaticCaches:
 
     def __init__(self, backbone: Backbone, recorder: Recorder) -> None:
         self._backbone, self._recorder = backbone, recorder
-        self._free: list[KVCache] = []
+        self._free: list[RecordedCache] = []
 
-    def take(self, rows: int, positions: int, rotary: Callable[[int], Rotary | None]) -> KVCache:
+    def take(self, rows: int, positions: int, rotary: Callable[[int], Rotary | None]) -> RecordedCache:
         """Return an empty cache that nobody else has; it comes back when it is no longer referred to.
 
         Args:
@@ -190,9 +137,7 @@ class StaticCaches:
         found = next((one for one in self._free if one.entries.shape[1:4:2] == shape), None)
         with torch.inference_mode(mode=False):  # whoever takes it first: tensors of that mode are not wiped outside
             if found is None:
-                heads, like = self._backbone.heads, self._backbone.like
-                found = KVCache(self._backbone.num_layers, rows, length, heads, like)
-                found.segments = Segments(self._backbone, rotary(length), found, self._recorder)
+                found = RecordedCache(self._backbone, rows, length, rotary(length), self._recorder)
             else:
                 self._free.remove(found)
                 found.entries.zero_()
@@ -200,7 +145,7 @@ class StaticCaches:
         weakref.finalize(lent, self._give_back, found).atexit = False
         return lent
 
-    def _give_back(self, cache: KVCache) -> None:
+    def _give_back(self, cache: RecordedCache) -> None:
         self._free.append(cache)
         del self._free[:-KEPT]
 
@@ -226,23 +171,17 @@ class Segments:
         rotary: position tables for all its positions, or ``None``.
         cache: stays where it is; its last position is spare.
         recorder: records them, each when it is first run.
-
-    Attributes:
-        rows: of the cache.
-        length: of the cache, positions.
-        tokens: what :mod:`harness.decoding.conditional` has recorded for it.
     """
 
     def __init__(self, backbone: Backbone, rotary: Rotary | None, cache: KVCache, recorder: Recorder) -> None:
-        self.backbone, self._rotary, self.recorder = backbone, rotary, recorder
+        self._backbone, self._rotary, self._recorder = backbone, rotary, recorder
         self._entries = cache.entries
-        self.rows, self.length = cache.entries.shape[1], cache.entries.shape[3]
-        self.tokens: dict[Hashable, Any] = {}
+        self._row_count, self._length = cache.entries.shape[1], cache.entries.shape[3]
         self._buffers: dict[int, Buffers] = {}
         self._recorded: dict[tuple[int, int, int], Callable[[], None]] = {}
         device = backbone.device
-        self._places = torch.arange(self.length, device=device)
-        self._row_of = {width: torch.arange(self.rows * width, device=device) // width for width in WIDTHS}
+        self._places = torch.arange(self._length, device=device)
+        self._row_of = {width: torch.arange(self._row_count * width, device=device) // width for width in WIDTHS}
 
     def slots(self, rows: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> RowSlots | None:
         """Return a run of tokens of each of some rows; ``None`` where one is too long.
@@ -256,13 +195,13 @@ class Segments:
         width = next((width for width in WIDTHS if longest <= width), None)
         if width is None:
             return None
-        seen, kept = [0] * (self.rows * width), [self.length - 1] * (self.rows * width)
+        seen, kept = [0] * (self._row_count * width), [self._length - 1] * (self._row_count * width)
         used: list[int] = []
         for row, start, end in zip(rows, starts, ends, strict=True):
             for place, position in enumerate(range(start, end + 1), row * width):
                 seen[place] = kept[place] = position
                 used.append(place)
-        device = self.backbone.device
+        device = self._backbone.device
         index = None if len(used) == len(seen) and used == sorted(used) else upload(used, device)
         return RowSlots(self, width, upload([seen, kept], device), index)
 
@@ -270,32 +209,38 @@ class Segments:
         """Return the buffers of a width, with positions, tables and mask of these slots."""
         found = self._buffers.get(held.width)
         if found is None:
-            found = self._buffers[held.width] = self.make(held.width)
+            found = self._buffers[held.width] = self._make(held.width)
         if found.loaded is not held.positions:
             found.loaded = held.positions
             found.positions.copy_(held.positions)
-            self._do(held.width, 0, 0, lambda: self.begin(held.width, found))
+            self._do(held.width, 0, 0, lambda: self._begin(held.width, found))
         return found
 
     def run(self, width: int, first: int, last: int, buffers: Buffers) -> None:
         """Take what the buffers hold through layers ``first`` to ``last - 1``."""
+        rows, written = self._row_of[width], buffers.positions[1]
+        tables = None if buffers.cos is None or buffers.sin is None else (buffers.cos, buffers.sin)
 
         def work() -> None:
-            buffers.after.copy_(self.layers(width, first, last, buffers, buffers.state, buffers.positions[1]))
+            state = buffers.state
+            for index, block in enumerate(self._backbone.blocks[first:last], first):
+                queries, entries = block.project(state, self._rotary, tables)
+                self._entries[index, rows, :, written] = entries
+                state = block.finish(state, self._attend(block, index, queries, buffers.mask, width))
+            buffers.after.copy_(state)
 
         self._do(width, first, last, work)
 
     def _do(self, width: int, first: int, last: int, work: Callable[[], None]) -> None:
         again = self._recorded.get((width, first, last))
         if again is None:
-            self._recorded[width, first, last] = self.recorder.record(work)
+            self._recorded[width, first, last] = self._recorder.record(work)
         else:
             again()
 
-    def make(self, width: int) -> Buffers:
-        """Return new buffers."""
-        heads, like, slots = self.backbone.heads, self.backbone.like, self.rows * width
-        hidden = self.backbone.blocks[0].qkv.shape[1]
+    def _make(self, width: int) -> Buffers:
+        heads, like, slots = self._backbone.heads, self._backbone.like, self._row_count * width
+        hidden = self._backbone.blocks[0].qkv.shape[1]
         group = heads.query_heads // heads.kv_heads
         positions = torch.zeros((2, slots), dtype=torch.int64, device=like.device)
         tables = None if self._rotary is None else self._rotary.tables(positions[0])
@@ -303,40 +248,21 @@ class Segments:
             state=like.new_zeros((slots, hidden)),
             after=like.new_zeros((slots, hidden)),
             positions=positions,
-            mask=like.new_zeros((self.rows, 1, width * group, self.length)),
+            mask=like.new_zeros((self._row_count, 1, width * group, self._length)),
             cos=None if tables is None else tables[0],
             sin=None if tables is None else tables[1],
         )
 
-    def begin(self, width: int, buffers: Buffers) -> None:
+    def _begin(self, width: int, buffers: Buffers) -> None:
         """Compute what is the same in all layers."""
         at = buffers.positions[0]
-        hidden = (self._places > at.unsqueeze(1)).view(self.rows, width, 1, self.length)
+        hidden = (self._places > at.unsqueeze(1)).view(self._row_count, width, 1, self._length)
         hidden = hidden.expand(-1, -1, buffers.mask.shape[2] // width, -1).reshape(buffers.mask.shape)
         buffers.mask.zero_().masked_fill_(hidden, -math.inf)
         if self._rotary is not None and buffers.cos is not None and buffers.sin is not None:
             cos, sin = self._rotary.tables(at)
             buffers.cos.copy_(cos)
             buffers.sin.copy_(sin)
-
-    def layers(self, width: int, first: int, last: int, buffers: Buffers, state: Tensor, written: Tensor) -> Tensor:
-        """Return states ``[S, hidden_size]`` after layers ``first`` to ``last - 1``.
-
-        Args:
-            width: places of a row.
-            first: layers executed.
-            last: layers executed then.
-            buffers: positions, tables and mask.
-            state: before, ``[S, hidden_size]``.
-            written: positions where their keys and values go, ``[S]``.
-        """
-        rows = self._row_of[width]
-        tables = None if buffers.cos is None or buffers.sin is None else (buffers.cos, buffers.sin)
-        for index, block in enumerate(self.backbone.blocks[first:last], first):
-            queries, entries = block.project(state, self._rotary, tables)
-            self._entries[index, rows, :, written] = entries
-            state = block.finish(state, self._attend(block, index, queries, buffers.mask, width))
-        return state
 
     def _attend(self, block: Block, index: int, queries: Tensor, mask: Tensor, width: int) -> Tensor:
         """Attend, ``[S, H, D]`` → ``[S, H × D]``: query heads that share keys are as so many places of one head.
@@ -345,12 +271,35 @@ class Segments:
         """
         heads = block.heads
         group = heads.query_heads // heads.kv_heads
-        apart = queries.reshape(self.rows, width, heads.kv_heads, group, heads.head_dim).transpose(1, 2)
-        together = apart.reshape(self.rows, heads.kv_heads, width * group, heads.head_dim)
+        apart = queries.reshape(self._row_count, width, heads.kv_heads, group, heads.head_dim).transpose(1, 2)
+        together = apart.reshape(self._row_count, heads.kv_heads, width * group, heads.head_dim)
         keys, values = self._entries[index].chunk(2, dim=1)
         out = F.scaled_dot_product_attention(together, keys, values, attn_mask=mask, scale=block.scale)
-        out = out.reshape(self.rows, heads.kv_heads, width, group, heads.head_dim).transpose(1, 2)
+        out = out.reshape(self._row_count, heads.kv_heads, width, group, heads.head_dim).transpose(1, 2)
         return out.reshape(-1, heads.query_width)
+
+
+class RecordedCache(KVCache):
+    """Keys and values that stay where they are, and the recorded segments over them; the last position is spare.
+
+    Args:
+        backbone: the model.
+        rows: batch size.
+        positions: longest sequence that it must hold, and the spare one.
+        rotary: position tables for all of them, or ``None``.
+        recorder: records segments.
+    """
+
+    def __init__(
+        self, backbone: Backbone, rows: int, positions: int, rotary: Rotary | None, recorder: Recorder
+    ) -> None:
+        super().__init__(backbone.num_layers, rows, positions, backbone.heads, backbone.like)
+        self.segments = Segments(backbone, rotary, self, recorder)
+
+    def wipe(self, row: int, start: int, end: int) -> None:
+        """Fill positions of a row with zeros, the spare one, too."""
+        super().wipe(row, start, end)
+        self.entries[:, row, :, -1] = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,35 +1,35 @@
-"""A model's matrices in another format, and which format is the fastest of those that keep its tokens."""
+"""A model's matrices in another format or on another device, and which format is the fastest that keeps its tokens.
+
+What a file of packed weights holds is here, too: the tensors of a packed model by name, and a model from such tensors.
+Everything that is no tensor (shapes, activations, position tables) comes from the family that reads a model without
+weights; see :func:`harness.models.weights.without_weights`.
+
+Of a model some of whose matrices are on another device (:func:`placed`), keys and values, attention, norms and the LM
+head stay on its own. A layer elsewhere costs it eight transfers of a few rows, and saves it the memory of four
+matrices.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.config.device_map import DISK
 from harness.contracts import OWN_FORMAT, LinearMap, WeightsFormat
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Linear
-from harness.decoding.products import choose
+from harness.decoding.blocks import Block, LayerNorm, Linear, Norm, RMSNorm, choose
 from harness.errors import ModelError
 from harness.registry import WEIGHTS_FORMATS
-
-__all__ = [
-    "ENOUGH",
-    "FormatChoice",
-    "fastest",
-    "near_exact",
-    "pack",
-    "pack_all",
-    "pack_near_exact",
-    "prepare",
-    "usable",
-]
 
 ROWS = (1, 4, 16)  # of the products that are timed
 ROUNDS = 5
@@ -142,7 +142,7 @@ def _packed(
             shared = made.head.words(lm_head) if _is_tied(backbone) else None
             words[table] = embed.words.to(table) if shared is None or shared.dtype is not table else shared
         embed = replace(embed, words=words[table], dtype=backbone.dtype)
-    return replace(
+    return with_compiled_layers(
         backbone,
         blocks=[block.packed(packed) for block in backbone.blocks],
         embed=embed,
@@ -151,6 +151,16 @@ def _packed(
         lm_head=lm_head,
         shortcuts={layer: packed_head(shortcut) for layer, shortcut in backbone.shortcuts.items()},
     )
+
+
+def with_compiled_layers(backbone: Backbone, **changes: Any) -> Backbone:
+    """Return a model with some changes, its layers compiled where they are what is compiled here."""
+    changed = replace(backbone, **changes)
+    if changed.dtype is not torch.float32 or isinstance(changed.blocks[0].qkv, Linear):
+        return changed
+    from harness.decoding.kernels.layers import CompiledLayers  # loads Numba, as whatever packed the layers did
+
+    return replace(changed, compiled=CompiledLayers.of(changed.blocks))
 
 
 def _is_tied(backbone: Backbone) -> bool:
@@ -248,3 +258,195 @@ def _time_all(tried: Mapping[str, list[LinearMap]], matrices: list[Tensor]) -> d
                     product(rows[matrix.shape[1]])
                 least[name, count] = min(least[name, count], time.perf_counter() - started)
     return {name: tuple(least[name, count] / size for count in ROWS) for name in tried}
+
+
+KINDS = ("Fp16", "Int8", "Int4")
+"""How compiled rows may be stored: classes of :mod:`harness.decoding.kernels.lanes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A tensor of a packed model.
+
+    Attributes:
+        tensor: its numbers, or rows of a packed matrix as bytes.
+        kind: of these rows, one of :data:`KINDS`; empty for numbers.
+    """
+
+    tensor: Tensor
+    kind: str = ""
+
+
+def tensors_of(backbone: Backbone) -> dict[str, Packed] | None:
+    """Return every tensor of a packed model by name; ``None`` where a matrix is not in rows that are compiled here."""
+    from harness.decoding.kernels.matrix import CompiledLinear
+
+    found: dict[str, Packed] = {}
+    strange: list[str] = []
+
+    def matrix(name: str, linear: LinearMap) -> LinearMap:
+        if not isinstance(linear, CompiledLinear) or linear.bits.__name__ not in KINDS:
+            strange.append(name)
+            return linear
+        found[name] = Packed(linear.data, linear.bits.__name__)
+        if linear.bias is not None:
+            found[f"{name}.bias"] = Packed(linear.bias)
+        return linear
+
+    def numbers(name: str, tensor: Tensor) -> Tensor:
+        found[name] = Packed(tensor)
+        return tensor
+
+    _replaced(backbone, matrix, numbers)
+    return None if strange else found
+
+
+def filled(skeleton: Backbone, made: WeightsFormat, tensors: Mapping[str, Packed]) -> Backbone:
+    """Return a packed model.
+
+    Args:
+        skeleton: the model as its family reads it, float32, with tensors that hold nothing.
+        made: its format.
+        tensors: what :func:`tensors_of` returned.
+
+    Raises:
+        ValueError: a tensor is missing, or of another shape, type or kind than the model's; a phrase that says which.
+    """
+    from harness.decoding.kernels import lanes
+    from harness.decoding.kernels.matrix import CompiledLinear
+
+    def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, kinds: tuple[str, ...] = ("",)) -> Packed:
+        one = tensors.get(name)
+        if one is None:
+            raise ValueError(f"{name} is missing")
+        if (tuple(one.tensor.shape), one.tensor.dtype) != (shape, dtype) or one.kind not in kinds:
+            raise ValueError(f"{name} is {one.kind} {tuple(one.tensor.shape)} of {one.tensor.dtype}")
+        return one
+
+    def matrix(name: str, linear: LinearMap) -> LinearMap:
+        assert isinstance(linear, Linear)
+        kind = tensors[name].kind if name in tensors else ""
+        bits: type[lanes.Bits] = getattr(lanes, kind) if kind in KINDS else lanes.Fp16
+        count, width = linear.shape
+        size = bits.header_bytes + bits.step_bytes * math.ceil(width / lanes.STEP)
+        rows = take(name, (count, size), torch.uint8, KINDS).tensor
+        bias = None if linear.bias is None else take(f"{name}.bias", (count,), torch.float32).tensor
+        return CompiledLinear(bits, rows, width, bias)
+
+    def numbers(name: str, tensor: Tensor) -> Tensor:
+        dtype = getattr(torch, made.facts.table) if name == "words" and made.facts.table else tensor.dtype
+        return take(name, tuple(tensor.shape), dtype).tensor
+
+    return with_compiled_layers(_replaced(skeleton, matrix, numbers))
+
+
+def _replaced(
+    backbone: Backbone, matrix: Callable[[str, LinearMap], LinearMap], numbers: Callable[[str, Tensor], Tensor]
+) -> Backbone:
+    """Return a model with what two functions of a name return in place of its matrices and its other tensors."""
+
+    def normed(name: str, norm: Norm | None) -> Norm | None:
+        if isinstance(norm, RMSNorm):
+            return RMSNorm(numbers(f"{name}.weight", norm.weight), norm.eps)
+        if norm is None:
+            return None
+        parts = (("weight", norm.weight), ("bias", norm.bias))
+        weight, bias = (None if part is None else numbers(f"{name}.{what}", part) for what, part in parts)
+        return LayerNorm(weight, bias, norm.eps, norm.width)
+
+    blocks = []
+    for layer, block in enumerate(backbone.blocks):
+        maps = {what: matrix(f"{layer}.{what}", getattr(block, what)) for what in _MATRICES}
+        norms = {what: normed(f"{layer}.{what}", getattr(block, what)) for what in _NORMS}
+        blocks.append(replace(block, **maps, **norms))  # type: ignore[arg-type]
+    embed, project_out = backbone.embed, backbone.project_out
+    lm_head = matrix("lm_head", backbone.lm_head)
+    words = numbers("words", embed.words)
+    return replace(
+        backbone,
+        blocks=blocks,
+        embed=replace(
+            embed,
+            words=words,
+            places=None if embed.places is None else numbers("places", embed.places),
+            project_in=None if embed.project_in is None else matrix("project_in", embed.project_in),
+            dtype=backbone.dtype if words.dtype is not backbone.dtype else embed.dtype,
+        ),
+        final_norm=normed("final_norm", backbone.final_norm),
+        project_out=None if project_out is None else matrix("project_out", project_out),
+        lm_head=lm_head,
+        shortcuts={layer: matrix(f"shortcut.{layer}", shortcut) for layer, shortcut in backbone.shortcuts.items()},
+    )
+
+
+_MATRICES = ("qkv", "output", "mlp_in", "mlp_out")
+_NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedLinear:
+    """A matrix on a device of its own. Implements :class:`harness.contracts.LinearMap`."""
+
+    matrix: Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map ``[n, in]`` to ``[n, out]``, on the device of ``x``."""
+        return self.matrix(x.to(self.matrix.weight.device)).to(x.device)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of the result and of the input: ``(out, in)``."""
+        return self.matrix.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read to apply it once."""
+        return self.matrix.nbytes
+
+    def rows(self, start: int) -> PlacedLinear:
+        """Return the map restricted to output columns from ``start`` on, sharing storage."""
+        return PlacedLinear(self.matrix.rows(start))
+
+
+def placed(backbone: Backbone, elsewhere: Sequence[str | None], folder: Path | None = None) -> Backbone:
+    """Return a model some of whose layers were read on other devices, ready to decode on its own.
+
+    Args:
+        backbone: its layers' matrices each on the device where they shall stay, all else on the model's own.
+        elsewhere: of each layer, its device where that is not the model's own.
+        folder: receives the matrices of layers on :data:`~harness.config.device_map.DISK`; nothing else may be in it.
+    """
+    blocks = [
+        block if where is None else _placed(block, backbone.device, f"{number}", folder if where == DISK else None)
+        for number, (block, where) in enumerate(zip(backbone.blocks, elsewhere, strict=True))
+    ]
+    return replace(backbone, blocks=blocks)
+
+
+def _placed(block: Block, device: torch.device, name: str, folder: Path | None) -> Block:
+    def there(part: str) -> PlacedLinear:
+        matrix = getattr(block, part)
+        assert isinstance(matrix, Linear)
+        weight = matrix.weight if folder is None else _on_disk(matrix.weight, folder / f"{name}.{part}")
+        return PlacedLinear(Linear(weight, matrix.bias))
+
+    def here(norm: Norm | None) -> Norm | None:
+        if isinstance(norm, RMSNorm):
+            return RMSNorm(norm.weight.to(device), norm.eps)
+        if isinstance(norm, LayerNorm):
+            weight, bias = (None if part is None else part.to(device) for part in (norm.weight, norm.bias))
+            return LayerNorm(weight, bias, norm.eps, norm.width)
+        return None
+
+    parts: dict[str, Any] = {part: there(part) for part in ("qkv", "output", "mlp_in", "mlp_out")}
+    parts |= {part: here(getattr(block, part)) for part in ("attention_norm", "mlp_norm", "query_norm", "key_norm")}
+    return replace(block, **parts)
+
+
+def _on_disk(weight: Tensor, file: Path) -> Tensor:
+    """Write a matrix and return it mapped from the file, whose pages memory may drop and whose name is gone."""
+    weight.detach().contiguous().view(torch.uint8).numpy().tofile(file)
+    there = torch.from_file(str(file), shared=True, size=weight.numel(), dtype=weight.dtype).view(weight.shape)
+    with contextlib.suppress(PermissionError):  # Windows keeps the name of what is mapped
+        file.unlink()
+    return there

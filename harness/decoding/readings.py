@@ -1,9 +1,19 @@
-"""Cheap heads of one model, each made when it is first read, and what one says of the rows of a view."""
+"""Logits and cheap heads read: which token they choose, whether they choose one at all, and how sure they are.
+
+To ``argmax`` NaN is the greatest of all, and infinity is greater than any number. So the logit of the token that it
+finds is finite only where the row has no such logit: whoever reads it beside the token knows, and nobody looks at the
+vocabulary again. (``Tensor.max``, which gives both, takes half as long again as ``argmax`` on a CPU.)
+
+Logits of any float type are widened to float32 before rules compare what they make of them; a trace holds the same
+numbers, so that a rule that asks for these instead of logits can be replayed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,9 +21,9 @@ from torch import Tensor
 from harness.contracts import CheapHead, HeadChoice, HeadLogits, LMHead
 from harness.decoding.backbone import Backbone
 from harness.decoding.packing import pack_near_exact
+from harness.decoding.transfer import read
+from harness.errors import ModelError
 from harness.registry import HEADS
-
-__all__ = ["HeadReading", "Heads", "lm_head_of"]
 
 COLUMNS = 64
 """Columns of the LM head that are read out at a time."""
@@ -196,3 +206,68 @@ def _rows(backbone: Backbone, token_ids: Tensor | None) -> Tensor:
         columns = linear(units[start : start + COLUMNS]) - bias
         rows[:, start : start + COLUMNS] = (columns if token_ids is None else columns[:, token_ids]).t()
     return rows
+
+
+def top_probability(logits: Tensor) -> Tensor:
+    """Return the probability of the best token, ``[n, vocab_size]`` → ``[n]`` float32."""
+    logits = logits.float()
+    return (logits.amax(-1) - logits.logsumexp(-1)).exp()
+
+
+def two_best(logits: Tensor) -> Tensor:
+    """Return the probabilities of the best and the second token, ``[n, vocab_size]`` → ``[n, 2]`` float32."""
+    logits = logits.float()
+    return (logits.topk(2, dim=-1).values - logits.logsumexp(-1, keepdim=True)).exp()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy in nats, ``[n, vocab_size]`` → ``[n]`` float32.
+
+    H = log Σ eˣ − Σ x·eˣ / Σ eˣ over logits x shifted by their maximum.
+    """
+    shifted = logits.float()
+    shifted = shifted - shifted.amax(-1, keepdim=True)
+    weights = shifted.exp()
+    total = weights.sum(-1)
+    return total.log() - (shifted * weights).sum(-1) / total
+
+
+Best: TypeAlias = tuple[Tensor, Tensor]
+"""Tokens, ``[n]`` int64, and their logits, ``[n]``."""
+
+Scores: TypeAlias = tuple[int, list[int], Tensor]
+"""A layer, rows of the batch, and a number for each of them, ``[n]``."""
+
+
+def best(logits: Tensor) -> Best:
+    """Return the best token of each row and its logit, ``[n, vocab_size]`` → ``[n]`` twice."""
+    tokens = logits.argmax(-1, keepdim=True)
+    return tokens.squeeze(-1), logits.gather(-1, tokens).squeeze(-1)
+
+
+def choices(found: Best) -> list[tuple[int, float]]:
+    """Return best tokens and their logits to the host."""
+    return list(zip(*read(*found), strict=True))
+
+
+def undefined(scores: Sequence[Scores]) -> Iterator[tuple[int, int]]:
+    """Yield (row, layer) of every score that is NaN, which compares with nothing; all come to the host at once."""
+    for (layer, rows, _), numbers in zip(scores, read(*(numbers for _, _, numbers in scores)), strict=True):
+        yield from ((row, layer) for row, number in zip(rows, numbers, strict=True) if math.isnan(number))
+
+
+def not_finite(what: str, layer: int, token: int, dtype: torch.dtype) -> ModelError:
+    """Return the refusal of a row that cannot go on.
+
+    Args:
+        what: what is not finite, in the plural.
+        layer: decoder layers executed.
+        token: which new token, from 1.
+        dtype: of the activations.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if dtype is torch.float32:
+        cause = "weights or activations are NaN or overflow. Check the model's files, or fetch them again"
+    else:
+        cause = f"weights or activations overflow in {name}. Try --dtype float32"
+    return ModelError(f"{what} of layer {layer} are not finite at token {token}: {cause}.")

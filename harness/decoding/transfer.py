@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["near", "pick", "read", "upload"]
-
 
 def upload(values: Sequence[Any], device: torch.device) -> Tensor:
     """Return integers of the host as a tensor of a device, int64; work that uses it is queued behind it."""

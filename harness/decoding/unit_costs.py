@@ -22,11 +22,10 @@ from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, 
 from harness.contracts.plans import plan_of
 from harness.contracts.state_tests import state_test_of
 from harness.decoding.backbone import Backbone
-from harness.decoding.choice import best, choices
 from harness.decoding.exits import ask
 from harness.decoding.generation import Generation
-from harness.decoding.passes import TokenPass
-from harness.decoding.readings import Heads
+from harness.decoding.readings import Heads, best, choices
+from harness.decoding.step import TokenPass
 from harness.decoding.view import LayerView
 from harness.records import DraftTimes, UnitTimes
 
@@ -176,14 +175,11 @@ class Bench:
             for point in points:
                 current.advance(point)
                 started = self._now()
-                previous = LayerView(self.backbone, current, tally, previous, None, self.heads)
+                previous = LayerView(self.backbone, current, tally, self.heads, previous)
                 if inside is None:
                     ask(asked, previous)
                 answered = self._now()
-                if previous.reads_full(0, head):
-                    previous.choices([0])
-                else:
-                    previous.drafts([0], head)
+                previous.choose([0], {0: head})
                 checks, reads = checks + answered - started, reads + self._now() - answered
             return [checks / len(points), reads / len(points)]
 
@@ -202,7 +198,7 @@ class Bench:
         if test is None or self.backbone.compiled is None:
             return None
         never, turn = replace(test, least=math.nan), itertools.count()
-        if self.token_pass(1, self.positions)[0].asking(never, points) is None:
+        if self.token_pass(1, self.positions)[0].ask(never, points) is None:
             return None
 
         def once() -> list[float]:
@@ -210,12 +206,10 @@ class Bench:
             first = next(turn) % 2
             for which in (first, 1 - first):
                 current, _ = self.token_pass(1, self.positions)
-                asking = current.asking(never, points) if which else None
+                if which:
+                    current.ask(never, points)
                 started = self._now()
-                if asking is None:
-                    current.advance(self.backbone.num_layers)
-                else:
-                    current.advance_asking(asking)
+                current.advance(self.backbone.num_layers)
                 found[which] = self._now() - started
             return found
 

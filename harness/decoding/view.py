@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from harness.contracts import ExitView, HeadChoice, HeadLogits, Reading
-from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
-from harness.decoding.choice import Best, Scores, best, choices
 from harness.decoding.generation import Generation
-from harness.decoding.passes import Places, Standing
-from harness.decoding.readings import HeadReading, Heads
+from harness.decoding.readings import (
+    Best,
+    HeadReading,
+    Heads,
+    Scores,
+    best,
+    choices,
+    entropy,
+    top_probability,
+    two_best,
+)
+from harness.decoding.step import PassState, RowSelection
 from harness.decoding.transfer import near, pick, read, upload
 from harness.errors import OptionError
 
-__all__ = ["LayerView"]
-
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Choice(NamedTuple):
+    """What a row that leaves says.
+
+    Attributes:
+        token: its token, or its draft.
+        logit: a number that is finite where its logits are: the token's logit or its probability.
+        probability: of the token under the head that chose it; ``None`` unless asked for.
+    """
+
+    token: int
+    logit: float
+    probability: float | None
 
 
 class LayerView:
@@ -30,55 +51,38 @@ class LayerView:
     Args:
         backbone: the model, for its exit head.
         current: the pass, standing at the exit point.
-        tally: counts are charged to these, one per row of the batch.
-        previous: view of the exit point before, over the rows of that time.
-        places: where these rows stood in ``previous``; ``None`` when none has left since.
+        generations: counts are charged to these, one per row of the batch.
         heads: cheap heads that a rule may read.
+        previous: view of the exit point before, over the rows of that time.
+        indices: where these rows stood in ``previous``; ``None`` when none has left since.
     """
 
     __slots__ = (
-        *("_answering", "_backbone", "_best", "_compared", "_deep", "_derived", "_exit_state", "_given", "_heads"),
-        *(
-            "_hidden",
-            "_layer",
-            "_leaving",
-            "_logits",
-            "_output",
-            "_parts",
-            "_pass",
-            "_places",
-            "_positions",
-            "_previous",
-        ),
-        *("_readings", "_rows", "_stopping", "_tally"),
+        *("_answering", "_backbone", "_compared", "_derived", "_heads", "_hidden", "_indices", "_known", "_layer"),
+        *("_leaving", "_parts", "_pass", "_positions", "_previous", "_readings", "_rows", "_stopping", "_generations"),
     )
 
     def __init__(
         self,
         backbone: Backbone,
-        current: Standing,
-        tally: Sequence[Generation],
-        previous: LayerView | None,
-        places: list[int] | None,
+        current: PassState,
+        generations: Sequence[Generation],
         heads: Heads,
+        previous: LayerView | None = None,
+        indices: list[int] | None = None,
     ) -> None:
-        self._backbone, self._pass, self._tally, self._heads = backbone, current, tally, heads
-        self._previous, self._places = previous, places
+        self._backbone, self._pass, self._generations, self._heads = backbone, current, generations, heads
+        self._previous, self._indices = previous, indices
         self._rows = list(current.rows)
         self._positions = list(current.positions)
         self._hidden = current.hidden()
         self._layer = current.layer
-        self._exit_state: Tensor | None = None
-        self._leaving: tuple[list[int], Tensor] | None = None
-        self._logits: Tensor | None = None
-        self._best: Best | None = None
-        self._derived: dict[Hashable, Tensor] = {}
-        self._deep: Best | None = None
-        self._parts: list[tuple[list[int], LayerView]] = []
-        self._output: Tensor | None = None
+        self._known: dict[str, tuple[Tensor, ...]] = {}  # of these rows: exit state, logits, best, full depth's, given
+        self._derived: dict[Hashable, Tensor] = {}  # of these rows, by :meth:`once`
         self._readings: dict[HeadChoice, HeadReading] = {}
+        self._parts: list[tuple[list[int], LayerView]] = []
+        self._leaving: dict[int, Tensor] = {}  # exit states of rows that leave, where not all rows' are known
         self._answering: HeadChoice | None = None
-        self._given: tuple[Tensor, Tensor] | None = None
         self._stopping: Tensor | None = None
         self._compared: list[Scores] | None = None
 
@@ -110,7 +114,7 @@ class LayerView:
     @property
     def token_ids(self) -> Sequence[Sequence[int]]:
         """Tokens generated so far by each row, drafts included."""
-        made = (self._tally[row] for row in self._rows)
+        made = (self._generations[row] for row in self._rows)
         return [[*one.token_ids, *one.draft] if one.draft else one.token_ids for one in made]
 
     @property
@@ -121,18 +125,20 @@ class LayerView:
     @property
     def exit_state(self) -> Tensor:
         """Hidden state through the exit's shortcut, ``[n, hidden_size]``."""
-        if self._exit_state is None:
-            self._exit_state = self._backbone.exit_state(self._hidden, self._layer)
+        known = self._known.get("exit state")
+        if known is None:
+            known = self._known["exit state"] = (self._backbone.exit_state(self._hidden, self._layer),)
             self._charge_shortcut(self._rows)
-        return self._exit_state
+        return known[0]
 
     @property
     def logits(self) -> Tensor:
         """Exit head's logits, ``[n, vocab_size]``."""
-        if self._logits is None:
-            self._logits = self._backbone.logits(self.exit_state)
+        known = self._known.get("logits")
+        if known is None:
+            known = self._known["logits"] = (self._backbone.logits(self.exit_state),)
             self._charge(self._rows)
-        return self._logits
+        return known[0]
 
     @property
     def top_token(self) -> Tensor:
@@ -141,9 +147,10 @@ class LayerView:
 
     def best(self) -> Best:
         """Return the LM head's best tokens and their logits, ``[n]`` each, where they are."""
-        if self._best is None:
-            self._best = best(self.logits)
-        return self._best
+        known = self._known.get("best")
+        if known is None:
+            known = self._known["best"] = best(self.logits)
+        return cast("Best", known)
 
     @property
     def vocab_size(self) -> int:
@@ -155,17 +162,17 @@ class LayerView:
         """Probability of the best token, ``[n]``."""
         if "view: two best" in self._derived:
             return self._derived["view: two best"][:, 0]
-        return self.once("view: best", lambda: certainty.top_probability(self.logits))
+        return self.once("view: best", lambda: top_probability(self.logits))
 
     @property
     def second_probability(self) -> Tensor:
         """Probability of the second token, ``[n]``."""
-        return self.once("view: two best", lambda: certainty.two_best(self.logits))[:, 1]
+        return self.once("view: two best", lambda: two_best(self.logits))[:, 1]
 
     @property
     def entropy(self) -> Tensor:
         """Entropy of the exit head's distribution, ``[n]``, nats."""
-        return self.once("view: entropy", lambda: certainty.entropy(self.logits))
+        return self.once("view: entropy", lambda: entropy(self.logits))
 
     def best_tokens(self, count: int) -> Tensor:
         """Best tokens of each row, ``[n, count]``."""
@@ -176,15 +183,15 @@ class LayerView:
         self._refuse_unfit("logits_of", token_ids, (torch.int64,), dims=2)
         logits = self._heads.logits_of(token_ids, self.exit_state)
         for row in self._rows:
-            self._tally[row].cheap_head_evaluations += 1
-            self._tally[row].cheap_head_bytes += token_ids.shape[1] * self._heads.row_bytes()
+            self._generations[row].cheap_head_evaluations += 1
+            self._generations[row].cheap_head_bytes += token_ids.shape[1] * self._heads.row_bytes()
         return logits
 
     def answer_with(self, token_ids: Tensor, probabilities: Tensor) -> None:
         """Let rows that exit here take these tokens."""
         self._refuse_unfit("answer_with", token_ids, (torch.int64,))
         self._refuse_unfit("answer_with", probabilities, _FLOATS)
-        self._given = token_ids, probabilities
+        self._known["given"] = token_ids, probabilities
 
     def stop(self, rows: Tensor) -> None:
         """End the completions of some of these rows."""
@@ -192,9 +199,9 @@ class LayerView:
         self._stopping = rows
 
     def stopped(self) -> set[int]:
-        """Return the places whose completions a rule ends here."""
+        """Return the indices of the rows whose completions a rule ends here."""
         found = set() if self._stopping is None else set(self._stopping.nonzero().flatten().tolist())
-        return found.union(*({held[place] for place in part.stopped()} for held, part in self._parts))
+        return found.union(*({held[index] for index in part.stopped()} for held, part in self._parts))
 
     def read(self, head: HeadChoice) -> Reading:
         """Return what a head says of these rows; ``full`` is this view."""
@@ -217,12 +224,6 @@ class LayerView:
         for row in self._rows:
             self._charge_cheap(row, head)
         return self._heads.read(head, self.exit_state)
-
-    @property
-    def only_answers(self) -> bool:
-        """Whether the rule has chosen no tokens, ended nothing, and read no cheap head."""
-        asked = (self._given, self._answering, self._stopping)
-        return all(one is None for one in asked) and not (self._readings or self._parts)
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Compute something once for these rows, or for those of them that are left later."""
@@ -261,52 +262,52 @@ class LayerView:
     @property
     def full_depth_token(self) -> Tensor:
         """Token of the last layer from here, ``[n]``; the layers it runs are charged."""
-        if self._deep is None:
+        if "full depth" not in self._known:
             earlier = self.previous
-            if earlier is not None and earlier._deep is not None:
-                self._deep = earlier._deep
+            if earlier is not None and "full depth" in earlier._known:
+                self._known["full depth"] = earlier._known["full depth"]
             else:
                 states = self._pass.rehearse()
                 if len(self._rows) < len(self._pass.rows):
                     states = states[[self._pass.rows.index(row) for row in self._rows]]
-                self._deep = best(self._backbone.logits(states))
+                self._known["full depth"] = best(self._backbone.logits(states))
                 self._charge(self._rows)
-        return self._deep[0]
+        return self._known["full depth"][0]
 
     @property
     def previous(self) -> LayerView | None:
         """View of the exit point before, over these rows."""
-        if self._previous is not None and self._places is not None:
-            self._previous = self._previous._narrow(self._places)
-            self._places = None
+        if self._previous is not None and self._indices is not None:
+            self._previous = self._previous._narrow(self._indices)
+            self._indices = None
         return self._previous
 
     def gathered(self, parts: Sequence[tuple[ExitView, Sequence[int]]]) -> LayerView:
         """Return rows of several views as one; each is read through the shortcut of its own exit."""
-        chosen = [(view, list(places)) for view, places in parts]
-        one = Places(
-            [row for view, places in chosen for row in _at(view.rows, places)],
-            [position for view, places in chosen for position in _at(view.position, places)],
+        chosen = [(view, list(indices)) for view, indices in parts]
+        one = RowSelection(
+            [row for view, indices in chosen for row in _at(view.rows, indices)],
+            [position for view, indices in chosen for position in _at(view.position, indices)],
             self._layer,
-            torch.cat([pick(view.hidden_state, places) for view, places in chosen]),
+            torch.cat([pick(view.hidden_state, indices) for view, indices in chosen]),
         )
-        twin = LayerView(self._backbone, one, self._tally, None, None, self._heads)
-        twin._exit_state = torch.cat([pick(view.exit_state, places) for view, places in chosen])
+        twin = LayerView(self._backbone, one, self._generations, self._heads)
+        twin._known["exit state"] = (torch.cat([pick(view.exit_state, indices) for view, indices in chosen]),)
         return twin
 
-    def part(self, places: list[int], before: LayerView | None = None) -> LayerView:
+    def part(self, indices: list[int], before: LayerView | None = None) -> LayerView:
         """Return a view of some of these rows, for a rule of their own; what it computes serves the output too.
 
         Args:
-            places: which.
+            indices: which.
             before: the view that this rule was asked with at its exit point before, over these rows or more; ``None``
                 at the first.
         """
-        twin = self._narrow(places)
+        twin = self._narrow(indices)
         twin._previous = before
         there = None if before is None else [before._rows.index(row) for row in twin._rows]
-        twin._places = None if before is None or len(before._rows) == len(twin._rows) else there
-        self._parts.append((places, twin))
+        twin._indices = None if before is None or len(before._rows) == len(twin._rows) else there
+        self._parts.append((indices, twin))
         return twin
 
     def answered(self, decided: Tensor) -> list[bool]:
@@ -329,184 +330,175 @@ class LayerView:
             return
         for _, part in self._parts:
             yield from part.scores()
-        if self._logits is not None and not self._derived:
+        if "logits" in self._known and not self._derived:
             self.best()  # which makes the token of what leaves, too
-        for known in (self._best, self._deep):
-            if known is not None:
-                yield self._layer, self._rows, known[1] - known[1]  # NaN where it is infinite, too
+        for name in ("best", "full depth"):
+            if name in self._known:
+                logits = self._known[name][1]
+                yield self._layer, self._rows, logits - logits  # NaN where they are infinite, too
         for values in self._derived.values():
             if values.is_floating_point() and values.shape[:1] == (len(self._rows),) and values.numel():
                 worst = values if values.dim() == 1 else values.flatten(1).amax(1)
                 yield self._layer, self._rows, worst.to(self._hidden.device)
 
-    def choices(self, places: list[int]) -> list[tuple[int, float]]:
-        """Return the output tokens of the rows at these places, reusing what was asked for.
+    def choose(
+        self, indices: list[int], heads: Mapping[int, HeadChoice] | None = None, wanted: Collection[int] = ()
+    ) -> list[Choice]:
+        """Return what rows that leave say, reusing what was asked for.
 
-        Beside each stands a number that is finite where its logits are: the best of them, or its probability.
+        Args:
+            indices: of all rows that leave.
+            heads: of those that draft, what reads the draft unless the LM head was evaluated or a rule gave a token.
+            wanted: indices of rows whose probability is wanted, among those that share a head at least.
         """
-        deciders = self._deciders(places)
-        if not any(view._readings or view._given for view, _ in deciders):
-            return self._full_choices(places)
-        views = list({id(view): view for view, _ in deciders}.values())
-        said = {id(view): view._said() for view in views}
-        wanted = [one for view in views for one in said[id(view)]]
-        found = dict(zip(map(id, wanted), read(*wanted), strict=True))
-        chosen: dict[int, tuple[int, float]] = {}
-        for place, (view, row) in zip(places, deciders, strict=True):
-            if view._given is not None or view._answering is not None:
-                tokens, probabilities = (found[id(one)] for one in said[id(view)][:2])
-                chosen[place] = (tokens[row], probabilities[row])
-                self._tally[self._rows[place]].cheap_head_tokens += 1
-        others = [place for place in places if place not in chosen]
-        chosen.update(zip(others, self._full_choices(others) if others else (), strict=True))
-        for place, (view, row) in zip(places, deciders, strict=True):
-            own = view._given is not None or view._answering is not None
-            if any(found[id(one)][row] != chosen[place][0] for one in said[id(view)][2 if own else 0 :]):
-                self._tally[self._rows[place]].cheap_head_misses += 1
-        return [chosen[place] for place in places]
+        chosen: dict[int, Choice] = {}
+        cheap: dict[HeadChoice, list[int]] = {}
+        for index, head in heads.items() if heads else ():
+            decider, _ = self._decider(index)
+            if not head.is_full and "logits" not in decider._known and "given" not in decider._known:
+                cheap.setdefault(head, []).append(index)
+        for head, some in cheap.items():
+            chosen.update(zip(some, self._choose_cheap(some, head, any(one in wanted for one in some)), strict=True))
+        others = [index for index in indices if index not in chosen] if cheap else indices
+        if others:
+            made = self._choose_full(others, any(index in wanted for index in others) if wanted else False)
+            if not chosen:
+                return made
+            chosen.update(zip(others, made, strict=True))
+        return [chosen[index] for index in indices]
 
-    def _said(self) -> list[Tensor]:
-        """Return the tokens and probabilities that rows take unless from the LM head, and the tokens of heads read."""
-        own: list[Tensor] = []
-        if self._given is not None:
-            own += self._given
-        elif self._answering is not None:
-            reading = self.read(self._answering)
-            own += reading.top_token, reading.top_probability
-        return own + [reading.top_token for reading in self._readings.values() if reading.is_made]
-
-    def reads_full(self, place: int, head: HeadChoice) -> bool:
-        """Return whether the row at a place drafts by the LM head: evaluated already, or asked for."""
-        decider = self._decider(place)[0]
-        return head.is_full or decider._logits is not None or decider._given is not None
-
-    def drafts(
-        self, places: list[int], head: HeadChoice, *, with_probabilities: bool = False
-    ) -> tuple[list[tuple[int, float]], list[float]]:
-        """Return the tokens that rows at some places draft by a cheap head, as :meth:`choices` does.
-
-        With their probabilities, if those are wanted; else none.
-        """
-        found = self._heads.read(head, self.leaving_states(places))
-        for place in places:
-            self._charge_cheap(self._rows[place], head)
-            self._tally[self._rows[place]].cheap_head_tokens += 1
+    def _choose_cheap(self, indices: list[int], head: HeadChoice, wanted: bool) -> Iterator[Choice]:
+        """Draft by a cheap head."""
+        found = self._heads.read(head, self.leaving_states(indices))
+        for index in indices:
+            self._charge_cheap(self._rows[index], head)
+            self._generations[self._rows[index]].cheap_head_tokens += 1
         tokens, logits = best(found.logits)
         made = choices((tokens if found.token_ids is None else found.token_ids[tokens], logits))
-        return made, HeadReading.of(found).top_probability.tolist() if with_probabilities else []
+        known = HeadReading.of(found).top_probability.tolist() if wanted else [None] * len(made)
+        return (Choice(*one, probability) for one, probability in zip(made, known, strict=True))
+
+    def _choose_full(self, indices: list[int], wanted: bool) -> list[Choice]:
+        """Take the tokens that rules gave or a cheap head that they answer by, and else the LM head's."""
+        deciders = [self._decider(index) for index in indices]
+        if not any(view._readings or "given" in view._known for view, _ in deciders):
+            return self._choose_by_lm_head(indices, wanted)
+        views = list({id(view): view for view, _ in deciders}.values())
+        told = {id(view): view._told() for view in views}
+        tensors = [one for view in views for one in told[id(view)]]
+        found = dict(zip(map(id, tensors), read(*tensors), strict=True))
+        chosen: dict[int, Choice] = {}
+        for index, (view, row) in zip(indices, deciders, strict=True):
+            if view._answers:
+                token, probability = (found[id(one)][row] for one in told[id(view)][:2])
+                chosen[index] = Choice(token, probability, probability if wanted else None)
+                self._generations[self._rows[index]].cheap_head_tokens += 1
+        others = [index for index in indices if index not in chosen]
+        if others:
+            chosen.update(zip(others, self._choose_by_lm_head(others, wanted), strict=True))
+        for index, (view, row) in zip(indices, deciders, strict=True):
+            if any(found[id(one)][row] != chosen[index].token for one in told[id(view)][2 if view._answers else 0 :]):
+                self._generations[self._rows[index]].cheap_head_misses += 1
+        return [chosen[index] for index in indices]
+
+    @property
+    def _answers(self) -> bool:
+        """Whether a rule says itself which tokens rows take."""
+        return self._answering is not None or "given" in self._known
+
+    def _told(self) -> list[Tensor]:
+        """Return the tokens and probabilities that rows take unless from the LM head, and the tokens of heads read."""
+        own = list(self._known.get("given", ()))
+        if not own and self._answering is not None:
+            reading = self.read(self._answering)
+            own = [reading.top_token, reading.top_probability]
+        return own + [reading.top_token for reading in self._readings.values() if reading.is_made]
 
     def _charge_cheap(self, row: int, head: HeadChoice) -> None:
-        self._tally[row].cheap_head_evaluations += 1
-        self._tally[row].cheap_head_bytes += self._heads[head].nbytes
+        self._generations[row].cheap_head_evaluations += 1
+        self._generations[row].cheap_head_bytes += self._heads[head].nbytes
 
-    def probabilities(self, places: list[int]) -> Tensor:
-        """Return the probabilities of the tokens that :meth:`choices` returns, under the heads that chose them."""
-        deciders = self._deciders(places)
-        known: dict[int, Tensor] = {}
-        for place, (view, row) in zip(places, deciders, strict=True):
-            if view._given is not None:
-                known[place] = view._given[1][row]
-            elif view._answering is not None:
-                known[place] = view.read(view._answering).top_probability[row]
-        others = [place for place in places if place not in known]
-        if others:
-            known.update(zip(others, certainty.top_probability(self.output_logits(others)), strict=True))
-        return torch.stack([known[place] for place in places])
-
-    def _deciders(self, places: list[int]) -> list[tuple[LayerView, int]]:
-        """Return for each place the view whose rule decided about its row, a part of this or itself, and where."""
-        return [self._decider(place) for place in places]
-
-    def _decider(self, place: int) -> tuple[LayerView, int]:
+    def _decider(self, index: int) -> tuple[LayerView, int]:
+        """Return the view whose rule decided about a row, a part of this or itself, and where the row is there."""
         for held, part in self._parts:
-            if place in held:
-                return part._decider(held.index(place))
-        return self, place
+            if index in held:
+                return part._decider(held.index(index))
+        return self, index
 
-    def _full_choices(self, places: list[int]) -> list[tuple[int, float]]:
-        """Return tokens of the LM head and their logits."""
-        if self._logits is not None or (len(places) == len(self._rows) and not self._parts):
+    def _choose_by_lm_head(self, indices: list[int], wanted: bool) -> list[Choice]:
+        whole = len(indices) == len(self._rows)
+        if "logits" in self._known or (whole and not self._parts):
             every = choices(self.best())
-            return [every[place] for place in places]
-        return choices(best(self.output_logits(places)))
+            found = every if whole else [every[index] for index in indices]
+            logits = self.logits if whole or not wanted else pick(self.logits, indices)
+        else:
+            logits = self._output_logits(indices)
+            found = choices(best(logits))
+        known = top_probability(logits).tolist() if wanted else [None] * len(found)
+        return [Choice(*one, probability) for one, probability in zip(found, known, strict=True)]
 
-    def output_logits(self, places: list[int]) -> Tensor:
-        """Return the logits that the rows at these places, all that leave, take their tokens from, ``[k, vocab_size]``.
+    def _output_logits(self, indices: list[int]) -> Tensor:
+        """Return the logits that rows take their tokens from, ``[k, vocab_size]``; what rules computed is reused."""
+        known = self._found(indices, "logits")
+        missing = [index for index in indices if index not in known]
+        if missing:
+            self._charge([self._rows[index] for index in missing])
+            made = self._backbone.logits(self.leaving_states(missing))
+            if len(missing) == len(indices):
+                return made
+            known.update(zip(missing, made, strict=True))
+        return torch.stack([known[index] for index in indices])
 
-        Logits that were computed already are reused.
-        """
-        if self._logits is not None:
-            return self._logits if len(places) == len(self._rows) else pick(self._logits, places)
-        if self._output is None:
-            known = self._known(places, "_logits")
-            missing = [place for place in places if place not in known]
-            if missing:
-                self._charge([self._rows[place] for place in missing])
-                made = self._backbone.logits(self.leaving_states(missing))
-                known.update(zip(missing, made, strict=True))
-            self._output = made if len(missing) == len(places) else torch.stack([known[place] for place in places])
-        return self._output
-
-    def _known(self, places: list[int], name: str) -> dict[int, Tensor]:
-        """Return what rules have computed of these places with views of their own, or with parts of those."""
+    def _found(self, indices: list[int], name: str) -> dict[int, Tensor]:
+        """Return what rules have computed of some rows with views of their own, or with parts of those."""
         found: dict[int, Tensor] = {}
         for held, part in self._parts:
-            values, here = getattr(part, name), [place for place in places if place in held and place not in found]
-            if values is None:
-                below = part._known([held.index(place) for place in here], name)
-                found.update({held[row]: value for row, value in below.items()})
+            here = [index for index in indices if index in held and index not in found]
+            if name in part._known:
+                values = part._known[name][0]
+                found.update({index: values[held.index(index)] for index in here})
             else:
-                found.update({place: values[held.index(place)] for place in here})
+                below = part._found([held.index(index) for index in here], name)
+                found.update({held[row]: value for row, value in below.items()})
         return found
 
-    def leaving_states(self, places: list[int]) -> Tensor:
-        """Exit states of the rows that leave, ``[len(places), hidden_size]``; the others are not mapped for it."""
-        if len(places) == len(self._rows) and not self._parts:
+    def leaving_states(self, indices: list[int]) -> Tensor:
+        """Exit states of rows that leave, ``[len(indices), hidden_size]``; the others are not mapped for it."""
+        if len(indices) == len(self._rows) and not self._parts:
             return self.exit_state
-        index = upload(places, self._hidden.device)
-        if self._exit_state is not None:
-            return self._exit_state[index]
-        if self._leaving is None or self._leaving[0] != places:
-            known = self._known(places, "_exit_state")
-            if self._leaving is not None:
-                known.update(zip(*self._leaving, strict=True))
-            missing = [place for place in places if place not in known]
-            if missing:
-                self._charge_shortcut([self._rows[place] for place in missing])
-                made = self._backbone.exit_state(pick(self._hidden, missing), self._layer)
-                known.update(zip(missing, made, strict=True))
-            whole = len(missing) == len(places)
-            self._leaving = places, made if whole else torch.stack([known[place] for place in places])
-        return self._leaving[1]
+        if "exit state" in self._known:
+            return pick(self.exit_state, indices)
+        known = {**self._found(indices, "exit state"), **self._leaving}
+        missing = [index for index in indices if index not in known]
+        if missing:
+            self._charge_shortcut([self._rows[index] for index in missing])
+            made = self._backbone.exit_state(pick(self._hidden, missing), self._layer)
+            self._leaving.update(zip(missing, made, strict=True))
+            if len(missing) == len(indices):
+                return made
+            known.update(self._leaving)
+        return torch.stack([known[index] for index in indices])
 
     def _charge_shortcut(self, rows: list[int]) -> None:
         if self._layer in self._backbone.shortcuts:
             for row in rows:
-                self._tally[row].shortcut_evaluations += 1
+                self._generations[row].shortcut_evaluations += 1
 
     def _charge(self, rows: list[int]) -> None:
         for row in rows:
-            self._tally[row].lm_head_evaluations += 1
+            self._generations[row].lm_head_evaluations += 1
 
-    def _narrow(self, places: list[int]) -> LayerView:
+    def _narrow(self, indices: list[int]) -> LayerView:
         """This view over fewer rows; what was computed is kept."""
-        index = upload(places, self._hidden.device)
-        twin = object.__new__(LayerView)
-        twin._backbone, twin._pass, twin._tally, twin._heads = self._backbone, self._pass, self._tally, self._heads
-        twin._answering = self._answering
-        twin._given = None if self._given is None else (self._given[0][index], self._given[1][index])
-        twin._previous, twin._layer = self._previous, self._layer
-        twin._places = places if self._places is None else [self._places[place] for place in places]
-        twin._rows = [self._rows[place] for place in places]
-        twin._positions = [self._positions[place] for place in places]
+        index = upload(indices, self._hidden.device)
+        twin = copy.copy(self)
+        twin._rows = [self._rows[each] for each in indices]
+        twin._positions = [self._positions[each] for each in indices]
         twin._hidden = self._hidden[index]
-        twin._leaving = twin._output = twin._stopping = twin._compared = None
-        twin._parts = []
-        twin._exit_state = None if self._exit_state is None else self._exit_state[index]
-        twin._logits = None if self._logits is None else self._logits[index]
-        twin._best = None if self._best is None else (self._best[0][index], self._best[1][index])
+        twin._indices = indices if self._indices is None else [self._indices[each] for each in indices]
+        twin._known = {name: tuple(one[index] for one in known) for name, known in self._known.items()}
         twin._derived = {key: value[index] for key, value in self._derived.items()}
-        twin._deep = None if self._deep is None else (self._deep[0][index], self._deep[1][index])
+        twin._parts, twin._leaving, twin._stopping, twin._compared = [], {}, None, None
         twin._readings = {}
         for head, reading in self._readings.items():
             if reading.is_made:
@@ -521,6 +513,6 @@ def _once(derived: dict[Hashable, Tensor], key: Hashable, compute: Callable[[], 
     return found
 
 
-def _at(values: Tensor, places: Sequence[int]) -> list[int]:
+def _at(values: Tensor, indices: Sequence[int]) -> list[int]:
     every = values.tolist()
-    return [every[place] for place in places]
+    return [every[index] for index in indices]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.decoding.choice import not_finite
 from harness.decoding.engine import Engine
-from harness.decoding.passes import PrefixPass
+from harness.decoding.readings import not_finite
+from harness.decoding.step import PrefixPass
 
 __all__ = ["log_likelihoods"]
 

@@ -24,8 +24,7 @@ from harness.config import BASELINE, RunConfig
 from harness.config.model import DEFAULT_MODEL
 from harness.contracts import OWN_FORMAT, Meter, StopRule, Strategy
 from harness.contracts.meters import is_measured
-from harness.decoding.engine import Engine
-from harness.decoding.in_turn import decode_in_turn
+from harness.decoding.engine import Engine, decode_in_turn
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, ModelError
 from harness.host.device import resolve_device

@@ -82,11 +82,6 @@ class ReadsHead(Strategy):
         """What the head is made from."""
         return head_artefacts(self._choice, model)
 
-    @property
-    def capturable(self) -> bool:
-        """With the LM head: of a cheap one misses are counted on the host."""
-        return self._choice.is_full
-
     def cheap_heads(self) -> tuple[HeadChoice, ...]:
         """The head, unless it is the LM head."""
         return () if self._choice.is_full else (self._choice,)

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.contracts import ModelInfo, WeightsFormat
-from harness.decoding.packed_tensors import Packed, filled, tensors_of
-from harness.decoding.packing import usable
+from harness.decoding.packing import Packed, filled, tensors_of, usable
 from harness.errors import reason
 from harness.host.cache import being_written, cache_folder, drop_old
 from harness.host.foreign_files import real_path, require_regular
@@ -189,7 +188,7 @@ def _read(opened: Any, said: _Slot, contents: dict[str, Tensor]) -> Packed:
     """Return a tensor of a file, whose bytes are read unless they are there."""
     import torch
 
-    from harness.decoding.kernels.pages import moved
+    from harness.decoding.kernels import moved
 
     dtype = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}.get(said.dtype)
     if dtype is None or min(said.shape, default=1) < 0:

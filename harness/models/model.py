@@ -19,10 +19,9 @@ import torch
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest
 from harness.decoding import packing
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Linear
+from harness.decoding.blocks import Linear, choose
 from harness.decoding.families import read
 from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all, prepare
-from harness.decoding.products import choose
 from harness.errors import ModelError, OutOfMemoryError, is_out_of_memory
 from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border

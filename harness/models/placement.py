@@ -13,7 +13,7 @@ from harness.config.device_map import DISK, parse_device_map
 from harness.contracts import OWN_FORMAT, ModelInfo
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
-from harness.decoding.placed import placed
+from harness.decoding.packing import placed
 from harness.errors import ConfigError, ModelError, OutOfMemoryError, reason
 from harness.host.cache import cache_folder, own_folder
 from harness.host.device import resolve_device

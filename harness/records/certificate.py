@@ -1,7 +1,7 @@
 """A certificate of exactness: what was compared with what, every difference, and what becomes of the claim.
 
 A difference is a *near-tie* where the reference's two logits lie no further apart than rounding may move them
-(:mod:`harness.decoding.rounding`), else the claim does not hold there.
+(:mod:`harness.decoding.teacher_forcing`), else the claim does not hold there.
 """
 
 from __future__ import annotations

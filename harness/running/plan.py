@@ -132,8 +132,6 @@ def make_plan(config: RunConfig, draw: Draw | None = None, *, begins: bool = Tru
             black_box(spec, strategy)
             if begins:
                 _reach(strategy)
-    if config.graphs == "conditional" and not device.startswith("cuda"):
-        raise ConfigError(f"--graphs conditional needs a CUDA device, and this run decodes on {device}. Omit it.")
     model = _find_model(config.request(config.seed), specs)
     if config.kv_input == "shortcut" and model.shortcut is None:
         raise ConfigError(

@@ -14,9 +14,8 @@ from harness.config.options import build_strategy
 from harness.contracts.recipes import Progress
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Linear
-from harness.decoding.choice import best, choices
 from harness.decoding.engine import Engine
-from harness.decoding.readings import lm_head_of
+from harness.decoding.readings import best, choices, lm_head_of
 from harness.decoding.unit_costs import Timing
 from harness.host.atomic_files import replace_files
 from harness.host.device import resolve_device

@@ -17,8 +17,7 @@ from harness.contracts import Sample, WeightsFacts
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
-from harness.decoding.rounding import FLOAT32_ERROR, disturbed, largest_error, product_error
-from harness.decoding.teacher_forcing import TeacherForcing
+from harness.decoding.teacher_forcing import FLOAT32_ERROR, TeacherForcing, disturbed, largest_error, product_error
 from harness.records.certificate import Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
 

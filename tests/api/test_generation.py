@@ -195,7 +195,7 @@ class NotFrozen:
         ({"text": [1.5]}, ConfigError, r"text = \[1.5\]: give the prompt as one text"),
         ({"text": b"ab"}, ConfigError, "text = b'ab': give the prompt as one text"),
         ({"text": None}, ConfigError, "text = None: give the prompt as one text"),
-        ({"text": [1, 320]}, ModelError, "320 is no token of"),
+        ({"text": [1, 320]}, ModelError, "token id 320 is outside the vocabulary of"),
     ],
 )
 def test_what_cannot_be_generated(model: Model, given: dict[str, Any], error: type[Exception], said: str) -> None:

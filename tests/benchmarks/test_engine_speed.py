@@ -21,8 +21,8 @@ import torch
 
 import harness
 from harness.contracts import ModelInfo, Strategy
+from harness.decoding.blocks import choose, multiply
 from harness.decoding.engine import Engine
-from harness.decoding.products import choose, multiply
 from harness.metering import measure_bandwidth
 from strategies.fixed import Fixed
 from strategies.full import Full

@@ -103,9 +103,8 @@ def views(smollm2: Any, prompt: list[int]) -> Callable[[], list[LayerView]]:
                     smollm2.engine.backbone,
                     passing,
                     tally,
-                    made[-1] if made else None,
-                    None,
                     Heads(smollm2.engine.backbone),
+                    made[-1] if made else None,
                 )
             )
         return made

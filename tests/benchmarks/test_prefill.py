@@ -16,8 +16,8 @@ import torch
 
 from harness.contracts import ModelRequest
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.row_exits import RowExits
 from harness.models.model import resolve
 from strategies.full import Full
 from tests.benchmarks.test_serving_load import alternating, report

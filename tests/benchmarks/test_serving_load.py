@@ -28,8 +28,8 @@ import torch
 
 from harness.contracts import ModelRequest, Strategy, Tokenizer
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.row_exits import RowExits
 from harness.models.model import resolve
 from strategies.classifier import Classifier
 from strategies.full import Full

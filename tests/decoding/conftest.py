@@ -178,17 +178,12 @@ class Again:
         recorded: how often work was recorded.
     """
 
-    conditional: bool = False
     recorded: int = 0
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
         work()
         return work
-
-    def when(self, condition: Tensor, work: Callable[[], None]) -> None:
-        if condition.item():
-            work()
 
 
 # ----------------------------------------------------------------------- strategies of the tests

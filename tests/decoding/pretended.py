@@ -100,53 +100,30 @@ class Tape:
     """Records work as a graph does: kernels and the memory they work on, and nothing that Python decides.
 
     Attributes:
-        conditional: whether whole tokens are recorded.
         recorded: how often work was recorded.
         replayed: how often it was done again.
-        skipped: conditional parts that were not.
     """
 
-    conditional: bool = False
     recorded: int = 0
     replayed: int = 0
-    skipped: int = 0
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         self.recorded += 1
-        tape = self._taped(work)
-        return lambda: self._again(tape)
-
-    def when(self, condition: Tensor, work: Callable[[], None]) -> None:
-        held = _near(condition)
-        assert held.shape == (1,)
-        assert held.dtype is torch.bool
-        part = self._taped(work)
-        _tapes[-1].append((lambda: self._play(part) if held.item() else self._skip(), (), {}, ()))
-
-    def _taped(self, work: Callable[[], None]) -> list[tuple[Any, Any, dict[str, Any], Any]]:
         _tapes.append([])
         try:
             work()
         finally:
             tape = _tapes.pop()
-        return tape
+        return lambda: self._again(tape)
 
     def _again(self, tape: list[tuple[Any, Any, dict[str, Any], Any]]) -> None:
         self.replayed += 1
-        self._play(tape)
-
-    def _skip(self) -> tuple[()]:
-        self.skipped += 1
-        return ()
-
-    def _play(self, tape: list[tuple[Any, Any, dict[str, Any], Any]]) -> tuple[()]:
         with torch.utils._python_dispatch._disable_current_modes():
             for func, args, kwargs, out in tape:
                 before = {one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if _is(one)}
                 for kept, made in zip(tree_leaves(out), tree_leaves(func(*args, **kwargs)), strict=True):
                     if _is(kept) and kept.untyped_storage().data_ptr() not in before:
                         kept.copy_(made)
-        return ()
 
 
 def _is(value: Any) -> bool:

@@ -172,7 +172,7 @@ def test_nothing_is_computed_where_no_rule_needs_it(
         raise AssertionError("probabilities were computed")
 
     rule = Noted()
-    monkeypatch.setattr("harness.decoding.view.certainty.top_probability", never)
+    monkeypatch.setattr("harness.decoding.view.top_probability", never)
     decoded(llama, prompts, Fixed(3), rule)
     assert all(draft.probabilities == [] for draft in rule.drafts)
     with pytest.raises(AssertionError, match="were computed"):

@@ -15,12 +15,9 @@ from harness.contracts import Lossless
 from harness.decoding import graphs
 from harness.decoding.engine import Engine
 from harness.decoding.families import read
-from harness.decoding.graphs import recorder_for
-from harness.errors import ModelError
 from strategies.confidence import Confidence
 from strategies.fixed import Fixed
 from strategies.full import Full
-from tests.decoding.capturable_rules import RULES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,29 +66,6 @@ def test_all_graphs_can_go_and_others_be_recorded() -> None:
         assert one.tolist() == [count] * 3  # done once to set libraries up
         del again
         gc.collect()
-
-
-@pytest.fixture
-def conditional(engine: Callable[..., Engine]) -> Engine:
-    try:
-        return engine(recorder=recorder_for(engine().backbone, "conditional"))
-    except ModelError as error:
-        pytest.skip(str(error))
-
-
-@pytest.mark.parametrize("kv", ["propagate", "recompute"])
-@pytest.mark.parametrize("name", RULES)
-def test_exits_decided_on_the_device_are_the_same(
-    engine: Callable[..., Engine], conditional: Engine, prompts: list[list[int]], kv: str, name: str
-) -> None:
-    """An experiment: conditional nodes of graphs; the host waits once per token."""
-    made = []
-    for one in (engine(), conditional):
-        for _ in range(2):
-            (row,) = one.decode(prompts[:1], RULES[name], kv=kv, max_new_tokens=[24])
-            assert not row.failure
-            made.append((row.token_ids, row.exit_layers, row.exit_checks, row.lm_head_evaluations))
-    assert made[1:] == made[:1] * 3
 
 
 def test_graphs_outlive_those_that_go(

@@ -12,7 +12,7 @@ import torch
 
 from harness.contracts import Lossless
 from harness.decoding.engine import Engine
-from harness.decoding.graphs import WIDTHS, recorder_for
+from harness.decoding.graphs import WIDTHS, RecordedCache, recorder_for
 from harness.decoding.teacher_forcing import TeacherForcing
 from strategies.fixed import Fixed
 from strategies.full import Full
@@ -145,4 +145,4 @@ def test_a_recorder_refuses_what_a_graph_cannot_hold() -> None:
 
 def test_nothing_is_recorded_on_a_cpu(llama: Any) -> None:
     assert recorder_for(llama.engine.backbone) is None
-    assert llama.engine.cache(1, 8).segments is None
+    assert not isinstance(llama.engine.cache(1, 8), RecordedCache)

@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from harness.contracts import HeadChoice, HeadFacts, HeadLogits, LMHead
-from harness.decoding import certainty
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.heads.exact_rows import ExactRows
-from harness.decoding.heads.int8 import Int8
+from harness.decoding.heads.int8 import ExactRows, Int8
 from harness.decoding.heads.lowrank import LowRank
 from harness.decoding.heads.shortlist import Shortlist
 from harness.decoding.packing import pack_near_exact
-from harness.decoding.readings import HeadReading, Heads, lm_head_of
-from harness.decoding.row_exits import RowExits
+from harness.decoding.readings import HeadReading, Heads, entropy, lm_head_of, top_probability, two_best
 from harness.errors import ArtefactError, ModelError
 from harness.models.artefacts import write_artefact
 from harness.models.heads import head_tensors
@@ -74,9 +72,9 @@ def test_a_head_that_leaves_nothing_out_reads_as_the_lm_head(name: str, lm_head:
     reading = HeadReading.of(WHOLE[name](lm_head, states)(states))
     slack = 0.02 if name == "int8" else 0.003
     assert reading.top_token.tolist() == logits.argmax(-1).tolist()
-    torch.testing.assert_close(reading.top_probability, certainty.top_probability(logits), rtol=slack, atol=slack)
-    torch.testing.assert_close(reading.second_probability, certainty.two_best(logits)[:, 1], rtol=slack, atol=slack)
-    torch.testing.assert_close(reading.entropy, certainty.entropy(logits), rtol=slack, atol=slack)
+    torch.testing.assert_close(reading.top_probability, top_probability(logits), rtol=slack, atol=slack)
+    torch.testing.assert_close(reading.second_probability, two_best(logits)[:, 1], rtol=slack, atol=slack)
+    torch.testing.assert_close(reading.entropy, entropy(logits), rtol=slack, atol=slack)
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from harness.contracts import Batch, ExitRule, ExitView, Lossless, ModelInfo, Strategy
+from harness.decoding.engine import decode_in_turn
 from harness.decoding.generation import Generation
-from harness.decoding.in_turn import decode_in_turn
-from harness.decoding.open_batch import OpenBatch
+from harness.decoding.loop import OpenBatch
 from strategies.confidence import Confidence
 from strategies.full import Full
 from strategies.random import Random

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from harness.decoding import kernels
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, KVFiller
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.engine import Engine
-from harness.decoding.fill import KVFiller
 from harness.decoding.packing import ENOUGH, pack, prepare
 from harness.registry import WEIGHTS_FORMATS
 
@@ -59,7 +58,7 @@ def by_torch(
             queries, entries = block.project(mine, rotary, None if rotary is None else rotary.tables(places))
             cache.write(index, rows, places, entries)
             keys, values = cache.gather(index, rows, position + 1)
-            after.append(block.finish(mine, attend(queries, keys, values, None, heads, block.scale)))
+            after.append(block.finish(mine, attend(queries.unsqueeze(1), keys, values, None, heads, block.scale)))
         state = torch.cat(after)
     return state
 

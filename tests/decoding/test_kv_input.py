@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from harness.decoding.backbone import KVFiller
 from harness.decoding.blocks import Linear
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
-from harness.decoding.fill import KVFiller
 
 LAYER = 2
 

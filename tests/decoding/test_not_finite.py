@@ -13,10 +13,10 @@ from torch import Tensor
 
 from harness.contracts import ExitView, Strategy
 from harness.decoding.blocks import Linear
-from harness.decoding.choice import best, choices, not_finite
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.row_exits import RowExits
+from harness.decoding.readings import best, choices, not_finite
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ModelError
 from harness.registry import KV_POLICIES
@@ -195,7 +195,7 @@ def test_full_depth_makes_no_choice_along_a_text_that_overflows(llama: Any, prom
 
 def test_tokens_that_are_none_of_the_models_are_refused(llama: Any) -> None:
     for wrong in (-1, 97, 10**30):
-        with pytest.raises(ModelError, match=f"^{wrong} is no token of llama. Give ids from 0 to 96"):
+        with pytest.raises(ModelError, match=rf"^token id {wrong} is outside the vocabulary of llama \(size 97\)"):
             decode(llama.engine, [[1, 2], [3, wrong]], Full(), "propagate")
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.row_exits import RowExits
 from harness.errors import ModelError
 from harness.registry import KV_POLICIES
 from strategies.confidence import Confidence

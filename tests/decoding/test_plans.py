@@ -14,9 +14,8 @@ from torch import Tensor
 from harness.contracts import LM_HEAD, ExitView, Lossless, ModelInfo, PlannedRule, Strategy
 from harness.contracts import plans as contract
 from harness.decoding import exits as engine_exits
-from harness.decoding import row_exits
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.row_exits import RowExits
 from harness.registry import KV_POLICIES
 from harness.running.never_exits import NeverExits
 from strategies.confidence import Confidence
@@ -62,8 +61,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def by_asking(patch: pytest.MonkeyPatch) -> None:
-    for module in (engine_exits, row_exits):
-        patch.setattr(module, "plan_of", lambda _: None)
+    patch.setattr(engine_exits, "plan_of", lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from harness.contracts import Strategy
-from harness.decoding import open_batch
+from harness.decoding import loop
+from harness.decoding.cache import FEWEST, KeptPrompts
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.kept_prompts import FEWEST, KeptPrompts
-from harness.decoding.prompt_pass import PromptPass
-from harness.decoding.row_exits import RowExits
+from harness.decoding.step import PrefixPass
 from harness.registry import KV_POLICIES
 from strategies.full import Full
 from strategies.random import Random
@@ -40,13 +40,13 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Piece]:
     """Every piece of a prompt that open batches read during the test."""
     pieces: list[Piece] = []
 
-    class Watched(PromptPass):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
-            rows, of_rows, start = given[3:6]
-            pieces.append(Piece(tuple(rows), start, tuple(of_rows[0])))
+    class Watched(PrefixPass):
+        def __init__(self, *given: Any, start: int = 0, **more: Any) -> None:
+            super().__init__(*given, start=start, **more)
+            if self._cache is not None:
+                pieces.append(Piece(tuple(given[3]), start, tuple(given[2][0])))
 
-    monkeypatch.setattr(open_batch, "PromptPass", Watched)
+    monkeypatch.setattr(loop, "PrefixPass", Watched)
     return pieces
 
 

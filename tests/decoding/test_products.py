@@ -10,26 +10,25 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.decoding import products
-from harness.decoding.blocks import RMSNorm
-from harness.decoding.products import multiply
+from harness.decoding import blocks
+from harness.decoding.blocks import RMSNorm, multiply
 
 
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_chosen", {})
+    monkeypatch.setattr(blocks, "_chosen", {})
 
 
 @pytest.mark.parametrize("count", range(1, 11))
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(
-    ("dtype", "kernel"), [(dtype, kernel) for dtype, kernels in products.KERNELS.items() for kernel in kernels]
+    ("dtype", "kernel"), [(dtype, kernel) for dtype, kernels in blocks.KERNELS.items() for kernel in kernels]
 )
 def test_a_product_is_that_of_its_rows(
-    count: int, with_bias: bool, dtype: torch.dtype, kernel: products.Kernel, monkeypatch: pytest.MonkeyPatch
+    count: int, with_bias: bool, dtype: torch.dtype, kernel: blocks.Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads, shape = torch.get_num_threads(), torch.Size((80, 48))
-    monkeypatch.setattr(products, "_chosen", {(dtype, shape, rows, threads): kernel for rows in products.COUNTS})
+    monkeypatch.setattr(blocks, "_chosen", {(dtype, shape, rows, threads): kernel for rows in blocks.COUNTS})
     draw = torch.Generator().manual_seed(count)
     rows, weight = (torch.randn(size, generator=draw).to(dtype) for size in ((count, 48), shape))
     bias = torch.randn(80, generator=draw).to(dtype) if with_bias else None
@@ -46,7 +45,7 @@ def test_a_product_is_that_of_its_rows(
 def test_the_faster_kernel_multiplies(dtype: torch.dtype, faster: int, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
 
-    def kernel(number: int) -> products.Kernel:
+    def kernel(number: int) -> blocks.Kernel:
         def run(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             if number != faster:
                 time.sleep(0.005)
@@ -55,16 +54,16 @@ def test_the_faster_kernel_multiplies(dtype: torch.dtype, faster: int, monkeypat
 
         return run
 
-    monkeypatch.setattr(products, "KERNELS", {torch.float32: (kernel(0), kernel(1)), torch.bfloat16: (F.linear,) * 2})
+    monkeypatch.setattr(blocks, "KERNELS", {torch.float32: (kernel(0), kernel(1)), torch.bfloat16: (F.linear,) * 2})
     weight, small = torch.ones(512, 512, dtype=dtype), torch.ones(8, 8, dtype=dtype)
-    products.choose([weight, small])
+    blocks.choose([weight, small])
     tried = set(used)
     used.clear()
     for count in (1, 2, 3, 4, 5, 8, 9):
         multiply(torch.ones(count, 512, dtype=dtype), weight, None)
         multiply(torch.ones(count, 8, dtype=dtype), small, None)  # too small to be measured
     assert (tried, used) == (({0, 1}, [faster] * 6) if dtype is torch.float32 else (set(), []))
-    products.choose([weight])  # known
+    blocks.choose([weight])  # known
     assert len(used) == (6 if dtype is torch.float32 else 0)
 
 

@@ -14,8 +14,7 @@ from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.packing import pack
-from harness.decoding.rounding import FLOAT32_ERROR, disturbed, largest_error, product_error
-from harness.decoding.teacher_forcing import TeacherForcing
+from harness.decoding.teacher_forcing import FLOAT32_ERROR, TeacherForcing, disturbed, largest_error, product_error
 from harness.registry import WEIGHTS_FORMATS
 from strategies.full import Full
 

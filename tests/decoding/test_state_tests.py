@@ -16,11 +16,11 @@ from torch import Tensor
 from harness.contracts import LM_HEAD, ExitView, Lossless, ModelInfo, StateScore, StateTest, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.kernels.state_tests import Asking
-from harness.decoding.open_batch import OpenBatch
+from harness.decoding.kernels.layers import Asking
 from harness.decoding.packing import pack
-from harness.decoding.row_exits import RowExits
+from harness.decoding.step import TokenPass
 from harness.models.controllers import Network, Observation, write_controller
 from harness.models.controllers.single_row import SingleRow, score_at
 from harness.running.never_exits import NeverExits
@@ -58,12 +58,12 @@ def state_at_start(slots: int = 1) -> Tensor:
     return torch.randn(slots, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-def slots_of(engine: Engine, positions: Sequence[int] = (LENGTH,)) -> Any:
+def slots_of(engine: Engine, positions: Sequence[int] = (LENGTH,), asked: Asking | None = None) -> Any:
     """Tokens of one row behind others that were read before."""
     cache = engine.cache(1, LENGTH + 8)
     cache.entries.copy_(torch.randn(cache.entries.shape, generator=torch.Generator().manual_seed(3)))
     assert engine.backbone.compiled is not None
-    return engine.backbone.compiled.slots(cache, engine.rotary(LENGTH + 8), [0] * len(positions), positions)
+    return engine.backbone.compiled.slots(cache, engine.rotary(LENGTH + 8), [0] * len(positions), positions, asked)
 
 
 def asking(engine: Engine, scores: Sequence[StateScore], least: float = math.inf) -> Asking:
@@ -82,8 +82,8 @@ def test_scores_are_those_of_the_network(
 ) -> None:
     net = network(observation.width(WIDTH, len(POINTS)), hidden, activation)
     asked = asking(engine, [score_at(observation, net, place, len(POINTS)) for place in range(len(POINTS))])
-    state, reached = slots_of(engine).run_asking(state_at_start(), 0, engine.info.num_layers, asked)
-    assert (reached, asked.made, asked.left) == (engine.info.num_layers, len(POINTS), None)
+    state = slots_of(engine, asked=asked).run(state_at_start(), 0, engine.info.num_layers)
+    assert (asked.made, asked.left) == (len(POINTS), None)
     plain, expected, previous = slots_of(engine), [], None
     there, first = state_at_start(), 0
     for place, point in enumerate(POINTS):
@@ -104,16 +104,15 @@ def test_a_token_leaves_where_its_score_reaches_the_least(engine: Engine, positi
     scores = [score_at(Observation(), net, place, len(POINTS)) for place in range(len(POINTS))]
     given = state_at_start(len(positions))
     every = asking(engine, scores)
-    slots_of(engine, positions).run_asking(given, 0, engine.info.num_layers, every)
+    slots_of(engine, positions, every).run(given, 0, engine.info.num_layers)
     ordered = sorted(every.scores)
     for least in (*ordered, ordered[-1] + 1e-3):
         wanted = next((place for place, one in enumerate(every.scores) if one >= least), None)
         asked = asking(engine, scores, least)
-        state, reached = slots_of(engine, positions).run_asking(given, 0, engine.info.num_layers, asked)
+        state = slots_of(engine, positions, asked).run(given, 0, engine.info.num_layers)
         assert asked.left == (None if wanted is None else POINTS[wanted])
-        assert reached == (asked.left or engine.info.num_layers)
         assert asked.made == (len(POINTS) if wanted is None else wanted + 1)
-        assert torch.equal(state, slots_of(engine, positions).run(given, 0, reached))
+        assert torch.equal(state, slots_of(engine, positions).run(given, 0, asked.left or engine.info.num_layers))
 
 
 @torch.inference_mode()
@@ -124,7 +123,7 @@ def test_threads_share_a_score_and_do_not_change_it(engine: Engine) -> None:
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         asked = asking(engine, [score_at(observation, net, place, len(POINTS)) for place in range(len(POINTS))])
-        slots_of(engine).run_asking(state_at_start(), 0, engine.info.num_layers, asked)
+        slots_of(engine, asked=asked).run(state_at_start(), 0, engine.info.num_layers)
         found.append(asked.scores)
     assert found[0] == found[1] == found[2]
 
@@ -136,25 +135,11 @@ def test_checks_go_on_where_a_call_was_interrupted(engine: Engine) -> None:
     net = network(observation.width(WIDTH, len(POINTS)), (5,))
     scores = [score_at(observation, net, place, len(POINTS)) for place in range(len(POINTS))]
     whole, parts = asking(engine, scores), asking(engine, scores)
-    slots_of(engine).run_asking(state_at_start(), 0, engine.info.num_layers, whole)
-    slots, state, first = slots_of(engine), state_at_start(), 0
+    slots_of(engine, asked=whole).run(state_at_start(), 0, engine.info.num_layers)
+    slots, state, first = slots_of(engine, asked=parts), state_at_start(), 0
     for stop in (2, 3, engine.info.num_layers):
-        state, first = slots.run_asking(state, first, stop, parts)
+        state, first = slots.run(state, first, stop), stop
     assert parts.scores == whole.scores
-
-
-@torch.inference_mode()
-def test_a_run_after_asking_asks_nothing(engine: Engine) -> None:
-    slots, net = slots_of(engine), network(WIDTH, ())
-    asked = asking(
-        engine, [score_at(Observation(), net, place, len(POINTS)) for place in range(len(POINTS))], -math.inf
-    )
-    _, reached = slots.run_asking(state_at_start(), 0, engine.info.num_layers, asked)
-    assert reached == POINTS[0]
-    assert torch.equal(
-        slots.run(state_at_start(), 0, engine.info.num_layers),
-        slots_of(engine).run(state_at_start(), 0, engine.info.num_layers),
-    )
 
 
 @pytest.mark.parametrize(
@@ -215,18 +200,19 @@ def facts(one: Generation) -> dict[str, Any]:
 def inside(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each token's checks were made inside the layers, so far."""
     found: list[bool] = []
-    there = OpenBatch._asked_inside
+    there = TokenPass.ask
 
-    def noting(batch: OpenBatch, *given: Any) -> bool:
-        found.append(there(batch, *given))
-        return found[-1]
+    def noting(current: TokenPass, *given: Any) -> Any:
+        asked = there(current, *given)
+        found.append(asked is not None)
+        return asked
 
-    monkeypatch.setattr(OpenBatch, "_asked_inside", noting)
+    monkeypatch.setattr(TokenPass, "ask", noting)
     return found
 
 
 def asked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenBatch, "_asked_inside", lambda *_: False)
+    monkeypatch.setattr(TokenPass, "ask", lambda *_: None)
 
 
 FAMILIES: dict[str, Callable[[ModelInfo, Make], list[Strategy]]] = {

@@ -15,7 +15,7 @@ import torch
 
 from harness.decoding import packing
 from harness.decoding.engine import Engine
-from harness.decoding.packed_tensors import tensors_of
+from harness.decoding.packing import tensors_of
 from harness.host.cache import KINDS, Kind
 from harness.models import kept_weights, model
 from harness.models.model import LoadedModel, ResolvedModel

@@ -16,7 +16,7 @@ from torch import nn
 from harness.config.device_map import parse_device_map
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
-from harness.decoding.placed import PlacedLinear, _on_disk
+from harness.decoding.packing import PlacedLinear, _on_disk
 from harness.errors import ConfigError, ModelError, OutOfMemoryError
 from harness.models.model import resolve
 from harness.models.placement import _planned, devices_of, in_words, layer_devices, read_placed
@@ -95,7 +95,7 @@ def test_a_full_disk_is_named(
     def full(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("harness.decoding.placed._on_disk", full)
+    monkeypatch.setattr("harness.decoding.packing._on_disk", full)
     resolved = resolve(ModelRequest(str(make_model("llama")), device_map="5-9=disk", weights_format="auto"))
     with pytest.raises(ModelError, match=rf"layers cannot be kept in .*: {said}\. Make room"):
         resolved.load("cpu")

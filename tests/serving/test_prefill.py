@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from harness.decoding import open_batch
-from harness.decoding.prompt_pass import PromptPass
+from harness.decoding import loop
+from harness.decoding.step import PrefixPass
 from harness.registry import KV_POLICIES
 from harness.serving.failures import GenerationError
 from harness.serving.jobs import Finished, Job
@@ -57,12 +57,12 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Where each piece that is read begins, and how many tokens it has."""
     pieces: list[tuple[int, int]] = []
 
-    class Watched(PromptPass):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
-            pieces.append((given[5], len(given[4][0])))
+    class Watched(PrefixPass):
+        def __init__(self, *given: Any, start: int = 0, **more: Any) -> None:
+            super().__init__(*given, start=start, **more)
+            pieces.append((start, len(given[2][0])))
 
-    monkeypatch.setattr(open_batch, "PromptPass", Watched)
+    monkeypatch.setattr(loop, "PrefixPass", Watched)
     return pieces
 
 
@@ -200,15 +200,15 @@ def test_what_fails_while_a_prompt_is_read_takes_nobody_with_it_and_leaves_nothi
 ) -> None:
     service = own(prefill_tokens=PIECE)
     short, long = read(service, 1, 10, new=30), read(service, 2, LONG)
-    fill = PromptPass.fill
+    fill = PrefixPass.fill
 
-    def broken(self: PromptPass) -> None:
+    def broken(self: PrefixPass) -> None:
         if self._start > 50:
             raise RuntimeError("no room")
         fill(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PromptPass, "fill", broken)
+        patch.setattr(PrefixPass, "fill", broken)
         (_, done), error = run(service, short, long)
     assert isinstance(error, GenerationError)
     assert tokens(done) == alone(service, short).token_ids

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from harness.contracts import HeadChoice, ModelInfo, ModelRequest
-from harness.decoding import certainty
 from harness.decoding.engine import Engine
+from harness.decoding.readings import entropy, top_probability, two_best
 from harness.models.model import resolve
 
 
@@ -49,15 +49,15 @@ class View:
 
     @property
     def top_probability(self) -> Tensor:
-        return certainty.top_probability(self.logits)
+        return top_probability(self.logits)
 
     @property
     def second_probability(self) -> Tensor:
-        return certainty.two_best(self.logits)[:, 1]
+        return two_best(self.logits)[:, 1]
 
     @property
     def entropy(self) -> Tensor:
-        return certainty.entropy(self.logits)
+        return entropy(self.logits)
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         if key not in self._derived:

@@ -14,9 +14,9 @@ import torch
 from harness.contracts import Sample
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
-from harness.decoding.open_batch import OpenBatch
+from harness.decoding.loop import OpenBatch
 from harness.decoding.packing import pack
-from harness.decoding.rounding import FLOAT32_ERROR
+from harness.decoding.teacher_forcing import FLOAT32_ERROR
 from harness.decoding.weights.fp16 import Fp16
 from harness.records.certificate import Certificate, Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
@@ -192,7 +192,7 @@ def test_a_verification_that_believes_every_draft_is_a_defect(
     keep = OpenBatch._keep
 
     def believing(self: OpenBatch, row: int, said: Any, *seen: Any) -> int:
-        draft = self._tally[row].draft
+        draft = self._generations[row].draft
         believed = [*((token, logit) for token, (_, logit) in zip(draft, said, strict=False)), *said[len(draft) :]]
         return keep(self, row, believed, *seen)
 

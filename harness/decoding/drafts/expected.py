@@ -10,8 +10,6 @@ from typing import ClassVar
 from harness.contracts import Batch, Draft, DraftRule, ModelInfo, UnitCosts
 from harness.contracts.drafts import DraftSource
 
-__all__ = ["Expected"]
-
 
 @dataclass(frozen=True)
 class Expected(DraftSource):

@@ -11,8 +11,6 @@ from pydantic import Field
 from harness.contracts import Batch, Draft, DraftRule, ModelInfo
 from harness.contracts.drafts import DraftSource
 
-__all__ = ["Lookup"]
-
 
 @dataclass(frozen=True)
 class Lookup(DraftSource):

@@ -16,8 +16,6 @@ from harness.registry import FAMILIES
 if TYPE_CHECKING:
     from harness.decoding.backbone import Backbone, HeadModules
 
-__all__ = ["Family", "check_config", "check_family", "head_modules", "position_limit", "read"]
-
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 
 

@@ -8,8 +8,6 @@ from harness.decoding.backbone import Backbone, Embedding, HeadModules, layer_no
 from harness.decoding.blocks import Block, HeadShape
 from harness.decoding.families import Family
 
-__all__ = ["GPT2"]
-
 
 class GPT2(Family):
     """GPT-2: learned positions, LayerNorm, transposed projections."""

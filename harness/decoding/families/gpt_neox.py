@@ -14,8 +14,6 @@ from harness.decoding.backbone import Backbone, Embedding, HeadModules, layer_no
 from harness.decoding.blocks import Block, HeadShape, Linear
 from harness.decoding.families import Family
 
-__all__ = ["GPTNeoX"]
-
 
 class GPTNeoX(Family):
     """GPT-NeoX and Pythia: partial rotary positions, attention and MLP side by side."""

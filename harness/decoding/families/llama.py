@@ -21,8 +21,6 @@ from harness.decoding.backbone import (
 from harness.decoding.blocks import Block, HeadShape
 from harness.decoding.families import Family
 
-__all__ = ["Llama", "Mistral"]
-
 
 class Llama(Family):
     """Llama-like: RMSNorm, gated MLP, rotary positions, grouped-query attention."""

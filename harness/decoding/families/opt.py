@@ -11,8 +11,6 @@ from harness.decoding.backbone import Backbone, Embedding, HeadModules, fuse, la
 from harness.decoding.blocks import Block, HeadShape
 from harness.decoding.families import Family
 
-__all__ = ["OPT"]
-
 
 class OPT(Family):
     """OPT: learned positions with an offset of two, LayerNorm, plain MLP."""

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.contracts import CheapHead, HeadFacts, HeadLogits, LMHead
-from harness.decoding.heads.exact_rows import ExactRows
+from harness.decoding.heads.int8 import ExactRows
 from harness.errors import ArtefactError
-
-__all__ = ["LowRank"]
 
 
 class LowRank(CheapHead):

@@ -11,8 +11,6 @@ from torch import Tensor
 from harness.contracts import CheapHead, HeadFacts, HeadLogits, LMHead
 from harness.errors import ArtefactError
 
-__all__ = ["Shortlist"]
-
 
 class Shortlist(CheapHead):
     """Read only the rows of the tokens that are most frequent in train data, and estimate what the others weigh.

@@ -13,22 +13,25 @@ from typing import Any
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
+from harness.contracts.state_tests import TINY
 from harness.decoding.kernels import once
-from harness.decoding.kernels.elements import exponential, floats, reordered, wait
 from harness.decoding.kernels.lanes import (
     Bits,
     Float32,
     c_function,
     compiled,
+    exponential,
     fetch,
     float_of_bits,
+    floats,
     one_row_of,
     pointer,
     product_of,
+    reordered,
     share,
+    wait,
     which,
 )
-from harness.decoding.kernels.state_tests import AT, TEST_COLUMNS, score
 
 RELU, SILU, TANH, ERF = range(4)  # the last two are GELU's forms
 
@@ -219,6 +222,116 @@ def let_through(kind: int, gated: int, inner: Any, up: Any, slots: int, width: i
                 inner[place] *= up[place]
 
 
+# ------------------------------------------------------------- checks between layers, so that a token goes no further
+
+# Of a check: the layer after which it is made; the first layer's outputs, and addresses of its weight, bias and change;
+# whether the state is normalised; the activation; how many layers follow, and the address of what they have.
+(
+    TEST_AT, TEST_COUNT, TEST_WEIGHT, TEST_BIAS, TEST_CHANGE, TEST_NORMALISE, TEST_ACTIVATION, TEST_DEPTH, TEST_LATER,
+    TEST_COLUMNS,
+) = range(10)  # fmt: skip
+# Of a layer behind the first: addresses of weight and bias, and its outputs.
+_WEIGHT, _BIAS, _OUTPUTS, LATER_COLUMNS = range(4)
+KINDS = {"tanh": 0, "relu": 1}
+_RELU = KINDS["relu"]
+_FLAT = 44.0  # from where on 1 - tanh is none in float32
+
+_products = one_row_of(Float32())
+
+
+@reordered
+def _inverse(squares: Any, hidden: int) -> Any:
+    """Return one over the root of a mean square; NaN where that is no finite number."""
+    square = squares / np.float32(hidden) + np.float32(TINY)
+    return np.float32(1.0) / np.sqrt(square) if square < np.float32(np.inf) else np.float32(np.nan)
+
+
+@reordered
+def _activate(kind: int, x: Any, count: int) -> None:
+    for place in range(count):
+        value = x[place]
+        if kind == _RELU:
+            x[place] = value if not value < 0 else np.float32(0.0)
+        else:
+            small = exponential(np.float32(-2.0) * (np.float32(_FLAT) if abs(value) > _FLAT else abs(value)))
+            size = (np.float32(1.0) - small) / (np.float32(1.0) + small)
+            x[place] = size if value >= 0 else -size
+
+
+@reordered
+def score(  # noqa: PLR0912
+    test: Any, back: bool, state: int, kept: int, hidden: int, sums_at: int, own: int, barrier: int, members: int,
+    member: int,
+) -> Any:  # fmt: skip
+    """Return a state's score, the same on every thread, and keep the state for the check that comes next.
+
+    Args:
+        test: of a check.
+        back: whether there is a state at the exit point before.
+        state: address of the newest token's.
+        kept: address of the one before.
+        hidden: numbers in each.
+        sums_at: address of room for the first layer's outputs, shared by the threads.
+        own: address of room for twice as many, of this thread.
+        barrier: of the team.
+        members: how many threads it has.
+        member: which of them this is.
+    """
+    x, y, sums, count = floats(state, hidden), floats(kept, hidden), floats(sums_at, test[TEST_COUNT]), test[TEST_COUNT]
+    squares, others, dot = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    for place in range(hidden):
+        squares += x[place] * x[place]
+    scale = _inverse(squares, hidden)
+    size, cosine, growth = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    if test[TEST_CHANGE] != 0:
+        size = -np.log(scale)
+        if back:
+            for place in range(hidden):
+                others += y[place] * y[place]
+                dot += x[place] * y[place]
+            before = _inverse(others, hidden)
+            cosine = dot / np.float32(hidden) * scale * before
+            growth = np.log(before) + size
+    first, last = share(count, member, members)
+    if test[TEST_WEIGHT] != 0:
+        _products(test[TEST_WEIGHT], 4 * hidden, first, last, state, hidden, sums_at)
+        if test[TEST_NORMALISE] != 0:
+            for row in range(first, last):
+                sums[row] *= scale
+    else:
+        for row in range(first, last):
+            sums[row] = np.float32(0.0)
+    bias = floats(test[TEST_BIAS], count)
+    for row in range(first, last):
+        sums[row] += bias[row]
+    if test[TEST_CHANGE] != 0:
+        change = floats(test[TEST_CHANGE], 3 * count)
+        for row in range(first, last):
+            sums[row] += change[row] * size + change[count + row] * cosine + change[2 * count + row] * growth
+    wait(barrier, members)
+    first, last = share(hidden, member, members)
+    for place in range(first, last):
+        y[place] = x[place]
+    inner, outer = floats(own, count), floats(own + 4 * count, count)
+    for row in range(count):
+        inner[row] = sums[row]
+    width = count
+    for depth in range(test[TEST_DEPTH]):
+        later = carray(pointer(test[TEST_LATER] + 8 * LATER_COLUMNS * depth), LATER_COLUMNS, np.int64)
+        outputs = later[_OUTPUTS]
+        weight, bias = floats(later[_WEIGHT], outputs * width), floats(later[_BIAS], outputs)
+        _activate(test[TEST_ACTIVATION], inner, width)
+        for row in range(outputs):
+            total = bias[row]
+            for place in range(width):
+                total += weight[row * width + place] * inner[place]
+            outer[row] = total
+        for row in range(outputs):
+            inner[row] = outer[row]
+        width = outputs
+    return inner[0]
+
+
 @once
 def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says what stands where
     """Return the compiled layers of a kind of weights; takes some seconds."""
@@ -304,7 +417,7 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
             wait(given[BARRIER], members)
             if asked < given[TESTS_END]:
                 test = carray(pointer(given[TESTS] + 8 * TEST_COLUMNS * asked), TEST_COLUMNS, np.int64)
-                if test[AT] == layer + 1:
+                if test[TEST_AT] == layer + 1:
                     found = score(
                         test, asked > 0, newest, given[KEPT], hidden, given[SUMS], own, given[BARRIER], members, member
                     )

@@ -13,15 +13,11 @@ from functools import partial
 from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils as untyped
 from numba.extending import intrinsic
-
-__all__ = [
-    "COLUMNS", "MANY", "STEP", "Bits", "Float32", "Fp16", "Int4", "Int8", "c_function", "call", "compiled", "fetch",
-    "float_of_bits", "one_row_of", "pointer", "product_of", "share", "which",
-]  # fmt: skip
 
 compiled: Any = partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Compiles a function that only compiled ones call."""
@@ -372,3 +368,37 @@ def float_of_bits(_: Any, bits: Any) -> Any:
         return build.bitcast(arguments[0], _FLOAT)
 
     return types.float32(types.int32), emit
+
+
+reordered = partial(compiled, fastmath={"reassoc", "contract", "nsz", "arcp"})
+"""Lets sums be reordered, the same way for every token; what is not finite stays so."""
+
+
+@compiled
+def floats(address: int, count: int) -> Any:
+    """Return numbers at an address."""
+    return carray(pointer(address), count, np.float32)
+
+
+@reordered
+def exponential(x: Any) -> Any:
+    """Return e to a number that is at most 0, to float32's precision: Cody and Waite's reduction, as in Cephes."""
+    bounded = max(x, np.float32(-87.0))
+    whole = np.floor(bounded * np.float32(1.44269504088896341) + np.float32(0.5))
+    rest = bounded - whole * np.float32(0.693359375)
+    rest = rest - whole * np.float32(-2.12194440e-4)
+    value = np.float32(1.9875691500e-4)
+    value = value * rest + np.float32(1.3981999507e-3)
+    value = value * rest + np.float32(8.3334519073e-3)
+    value = value * rest + np.float32(4.1665795894e-2)
+    value = value * rest + np.float32(1.6666665459e-1)
+    value = value * rest + np.float32(5.0000001201e-1)
+    value = value * rest * rest + rest + np.float32(1.0)
+    return value * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23)) + (x - x)
+
+
+@compiled
+def wait(barrier: int, members: int) -> None:
+    """Wait for the other threads."""
+    if members > 1:
+        call(barrier)

@@ -19,18 +19,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.decoding.blocks import LayerNorm, RMSNorm
-from harness.decoding.kernels import arithmetic
+from harness.decoding.kernels import arithmetic, team
 from harness.decoding.kernels.lanes import COLUMNS, STEP, Bits
 from harness.decoding.kernels.matrix import CompiledLinear
-from harness.decoding.kernels.state_tests import Asking, PackedTest
-from harness.decoding.kernels.team import team
 
 if TYPE_CHECKING:
-    from harness.contracts import StateTest
+    from harness.contracts import StateScore, StateTest
     from harness.decoding.blocks import Block, Norm, Rotary
     from harness.decoding.cache import KVCache
-
-__all__ = ["CompiledLayers", "Slots"]
 
 _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
     arithmetic.RELU: F.relu,
@@ -41,10 +37,14 @@ _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 class CompiledLayers:
-    """The layers of a model whose matrices are compiled; see :meth:`of`."""
+    """The layers of a model whose matrices are compiled; see :meth:`of`.
+
+    Attributes:
+        blocks: the layers.
+    """
 
     def __init__(self, blocks: Sequence[Block], bits: type[Bits], activation: int) -> None:
-        self._blocks, self._bits = blocks, bits
+        self.blocks, self._bits = blocks, bits
         block, layers = blocks[0], [_facts(block) for block in blocks]
         self._table = torch.tensor(layers, dtype=torch.int64)
         self._threads = threading.local()
@@ -83,7 +83,14 @@ class CompiledLayers:
         ((bits, activation),) = found
         return cls(blocks, bits, activation)
 
-    def slots(self, cache: KVCache, rotary: Rotary | None, rows: Sequence[int], positions: Sequence[int]) -> Slots:
+    def slots(
+        self,
+        cache: KVCache,
+        rotary: Rotary | None,
+        rows: Sequence[int],
+        positions: Sequence[int],
+        asking: Asking | None = None,
+    ) -> Slots:
         """Return tokens that are to go through layers together.
 
         Args:
@@ -91,8 +98,9 @@ class CompiledLayers:
             rotary: position tables, or ``None``.
             rows: of each token, the row of the cache.
             positions: of each; a token sees everything of its row up to itself.
+            asking: checks of the last token, which let it go or not.
         """
-        heads, count = self._blocks[0].heads, len(rows)
+        heads, count = self.blocks[0].heads, len(rows)
         strides = cache.entries.stride()
         at = torch.tensor([[row * strides[1] for row in rows], list(positions)], dtype=torch.int64)
         shared = count * ((heads.query_heads + 2 * heads.kv_heads) * heads.head_dim + heads.query_width)
@@ -109,7 +117,9 @@ class CompiledLayers:
         given.entries, given.layer_stride, given.head_stride = cache.entries.data_ptr(), strides[0], strides[2]
         given.rows, given.positions, given.slots = at[0].data_ptr(), at[1].data_ptr(), count
         given.work, given.own, given.own_size = work.data_ptr(), work.data_ptr() + 4 * shared, own
-        return Slots(given, arithmetic.layers_for(self._bits).address, threads, (at, work, tables, cache.entries, self))
+        return Slots(
+            given, arithmetic.layers_for(self._bits).address, threads, (at, work, tables, cache.entries, self), asking
+        )
 
     def asking(self, test: StateTest, points: Sequence[int]) -> Asking | None:
         """Return the checks of one token that are made after some layers; ``None`` where they are not compiled here."""
@@ -135,12 +145,21 @@ class Slots:
     function: int
     threads: int
     held: tuple[Any, ...]
+    asking: Asking | None = None
 
     def run(self, state: Tensor, first: int, last: int) -> Tensor:
-        """Return the states ``[tokens, hidden_size]`` after layers ``first`` to ``last - 1``; keeps keys and values."""
+        """Return the states ``[tokens, hidden_size]`` after layers ``first`` to ``last - 1``; keeps keys and values.
+
+        Or after that where a check lets the last token go, see :attr:`Asking.left`.
+        """
+        asking, given = self.asking, self.given
+        if asking is not None:
+            asking.put(given)
         state = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        self.given.state, self.given.first, self.given.last = state.data_ptr(), first, last
-        team().run(self.function, ctypes.addressof(self.given), self.threads)
+        given.state, given.first, given.last = state.data_ptr(), first, last
+        team().run(self.function, ctypes.addressof(given), self.threads)
+        if asking is not None:
+            asking.take(given)
         return state
 
     def fill(self, state: Tensor, first: int, last: int) -> None:
@@ -148,12 +167,6 @@ class Slots:
         self.given.fills = 1
         self.run(state, first, last)
         self.given.fills = 0
-
-    def run_asking(self, state: Tensor, first: int, last: int, asking: Asking) -> tuple[Tensor, int]:
-        """Run so as far as the checks of the last token let it; return the states, and how many layers have run."""
-        asking.put(self.given)
-        state = self.run(state, first, last)
-        return state, asking.take(self.given)
 
 
 def _facts(block: Block) -> list[int]:
@@ -204,3 +217,96 @@ def _activation(function: Callable[[Tensor], Tensor]) -> int | None:
         if torch.allclose(given, known(x), rtol=1e-5, atol=1e-6):
             return kind
     return None
+
+
+def _fits(one: StateScore, hidden: int, most: int) -> bool:
+    """Whether a score's tensors are what is read of them: nothing else stands between them and the memory behind."""
+    count = width = one.bias.numel()
+    shapes = [(one.bias, (count,)), (one.weight, (count, hidden)), (one.change, (3, count))]
+    for weight, bias in one.later:
+        shapes += [(weight, (bias.numel(), width)), (bias, (bias.numel(),))]
+        width = bias.numel()
+        if width > count:
+            return False
+    given = [(tensor, shape) for tensor, shape in shapes if tensor is not None]
+    plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor, _ in given)
+    plain &= one.activation in arithmetic.KINDS
+    return plain and width == 1 and count <= most and all(tensor.shape == shape for tensor, shape in given)
+
+
+class PackedTest:
+    """A state test as compiled layers read it; see :meth:`of`."""
+
+    def __init__(self, scores: Sequence[StateScore], points: Sequence[int]) -> None:
+        self._held: list[Tensor] = []
+        self.table = torch.tensor(
+            [self._row(one, point) for one, point in zip(scores, points, strict=True)], dtype=torch.int64
+        )
+        self.most = int(self.table[:, arithmetic.TEST_COUNT].max())
+
+    @classmethod
+    def of(cls, test: StateTest, points: Sequence[int], hidden: int, most: int) -> PackedTest | None:
+        """Pack a test; ``None`` where it is not what is compiled here.
+
+        Args:
+            test: with a score for each point.
+            points: layers after which it is made.
+            hidden: width of a state, a multiple of 32.
+            most: outputs that a layer of a network may have.
+        """
+        in_order = list(points) == sorted(set(points)) and len(points) == len(test.scores)
+        return cls(test.scores, points) if in_order and all(_fits(one, hidden, most) for one in test.scores) else None
+
+    def _row(self, one: StateScore, point: int) -> list[int]:
+        later = [[self._at(weight), self._at(bias), len(bias)] for weight, bias in one.later]
+        packed = torch.tensor(later, dtype=torch.int64).reshape(-1, arithmetic.LATER_COLUMNS)
+        return [
+            point, len(one.bias), self._at(one.weight), self._at(one.bias), self._at(one.change), one.normalise,
+            arithmetic.KINDS[one.activation], len(later), self._at(packed),
+        ]  # fmt: skip
+
+    def _at(self, tensor: Tensor | None) -> int:
+        if tensor is None or not tensor.numel():
+            return 0
+        self._held.append(tensor.contiguous())
+        return self._held[-1].data_ptr()
+
+
+class Asking:
+    """The checks of one token, made on its way through compiled layers.
+
+    Args:
+        packed: the test.
+        least: score from which the token exits.
+        hidden: width of a state.
+
+    Attributes:
+        made: checks so far.
+        left: layer after which the last of them let the token go; ``None`` while none has.
+    """
+
+    def __init__(self, packed: PackedTest, least: float, hidden: int) -> None:
+        self._packed, self._hidden = packed, hidden
+        self._least = int(np.float32(least).view(np.int32))
+        self._room = torch.empty(hidden + packed.most + len(packed.table))
+        self.made = 0
+        self.left: int | None = None
+
+    def put(self, given: Any) -> None:
+        """Write into the parameters of a call what it is to ask."""
+        packed, at = self._packed, self._room.data_ptr()
+        given.tests, given.asked, given.tests_end = packed.table.data_ptr(), self.made, len(packed.table)
+        given.kept, given.sums, given.scores = at, at + 4 * self._hidden, at + 4 * (self._hidden + packed.most)
+        given.least, given.left = self._least, 0
+
+    def take(self, given: Any) -> None:
+        """Read from the parameters what came of it."""
+        self.made = given.asked
+        self.left = given.left or None
+        given.tests_end = 0
+
+    @property
+    def scores(self) -> list[float]:
+        """Scores of the checks that were made."""
+        start = self._hidden + self._packed.most
+        return self._room[start : start + self.made].tolist()

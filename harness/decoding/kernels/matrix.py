@@ -12,12 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
-from harness.decoding.kernels import once
+from harness.decoding.kernels import moved, once, team
 from harness.decoding.kernels.lanes import COLUMNS, MANY, STEP, Bits, c_function, product_of, share, which
-from harness.decoding.kernels.pages import moved
-from harness.decoding.kernels.team import team
-
-__all__ = ["CompiledLinear", "product_for"]
 
 _ALONE = 1 << 18  # multiplications, below which a second thread costs more than it brings
 

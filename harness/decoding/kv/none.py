@@ -6,8 +6,6 @@ from typing import ClassVar
 
 from harness.contracts import KVFacts, KVPolicy
 
-__all__ = ["NoCache"]
-
 
 class NoCache(KVPolicy):
     """Keep no cache and run the whole prefix for every token, through as few layers as decided.

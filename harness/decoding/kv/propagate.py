@@ -11,8 +11,6 @@ from harness.contracts import KVBatch, KVFacts, KVPolicy, Leaving
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Propagate"]
-
 
 class Propagate(KVPolicy):
     """Fill the layers a token skipped from its exit hidden state.

@@ -8,8 +8,6 @@ from typing import ClassVar, Self
 
 from harness.contracts import KVBatch, KVFacts, KVPolicy, Leaving, Waiting
 
-__all__ = ["Recompute"]
-
 
 class Recompute(KVPolicy):
     """Run the layers a token skipped later, beside the next token that goes deeper.

@@ -10,8 +10,6 @@ from harness.contracts import KVBatch, KVFacts, KVPolicy, Leaving
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Skip"]
-
 
 class Skip(KVPolicy):
     """Leave a hole in the layers a token skipped: later tokens do not see it there. A lossy control."""

@@ -10,8 +10,6 @@ from torch import Tensor
 from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
 from harness.decoding.blocks import Linear
 
-__all__ = ["Bfloat16"]
-
 
 class Bfloat16(WeightsFormat):
     """16 bits a weight, 8 of them exponent: float32's range, two to three digits, activations rounded alike."""

@@ -10,8 +10,6 @@ from torch import Tensor
 from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
 from harness.decoding.blocks import Linear
 
-__all__ = ["Float32"]
-
 
 class Float32(WeightsFormat):
     """32 bits a weight: the reference, whose tokens are transformers' own."""

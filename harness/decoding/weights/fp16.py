@@ -11,8 +11,6 @@ from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
 from harness.decoding import kernels
 from harness.decoding.blocks import Linear
 
-__all__ = ["Fp16"]
-
 
 class Fp16(WeightsFormat):
     """16 bits a weight, 10 of them mantissa, with float32 activations on a CPU."""

@@ -16,8 +16,6 @@ from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
 from harness.decoding import kernels
 from harness.decoding.weights.int8 import Int8
 
-__all__ = ["Int4"]
-
 GROUP = 32
 LEVELS = 15
 
@@ -50,7 +48,7 @@ class Int4(WeightsFormat):
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each group of a matrix to sixteen levels from its least to its greatest weight."""
-        from harness.decoding.kernels import lanes, matrix, pages
+        from harness.decoding.kernels import lanes, matrix
 
         count, width = weight.shape
         groups = F.pad(weight.float(), (0, -width % GROUP)).view(count, -1, GROUP)
@@ -61,5 +59,5 @@ class Int4(WeightsFormat):
         levels = torch.round((groups - least.float()) / divisors).clamp(0, LEVELS).to(torch.uint8)
         pairs = levels[..., : GROUP // 2] | (levels[..., GROUP // 2 :] << 4)
         groups_of_bytes = torch.cat((scales.view(torch.uint8), least.view(torch.uint8), pairs), dim=-1)
-        data = pages.moved(groups_of_bytes.view(count, -1))
+        data = kernels.moved(groups_of_bytes.view(count, -1))
         return matrix.CompiledLinear(lanes.Int4, data, width, None if bias is None else bias.float())

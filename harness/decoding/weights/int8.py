@@ -14,8 +14,6 @@ from torch import Tensor
 from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
 from harness.decoding import kernels
 
-__all__ = ["Int8"]
-
 LEVELS = 127
 """Of either sign, of a weight."""
 

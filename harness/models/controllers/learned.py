@@ -126,8 +126,6 @@ def _rule(score: Scorer, least: float) -> ExitRule:
 class AtLeast:
     """Exit where a score reaches a least value."""
 
-    capturable: ClassVar[bool] = True
-
     def __init__(self, score: Scorer, least: float) -> None:
         self._score, self._least = score, least
         self._rounded = torch.tensor(least, dtype=torch.float32).item()  # as torch compares it with float32

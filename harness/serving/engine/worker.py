@@ -18,9 +18,9 @@ from dataclasses import replace
 
 from harness.contracts import Cursor, Tokenizer
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
-from harness.decoding.open_batch import OpenBatch
-from harness.decoding.row_exits import RowExits
+from harness.decoding.loop import OpenBatch
 from harness.errors import is_out_of_memory, reason
 from harness.serving.engine.energy_shares import EnergyShares
 from harness.serving.engine.served import Served

@@ -18,8 +18,7 @@ from harness.contracts import KVBatch, KVPolicy
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
-from harness.decoding.passes import TokenPass
-from harness.decoding.prompt_pass import PromptPass
+from harness.decoding.step import PrefixPass, TokenPass
 from harness.errors import TrainingError
 from harness.models.controllers import Observation
 from harness.training.agents.episodes import CONTEXT
@@ -81,7 +80,7 @@ class LiveTokens:
         reach = len(prompt) + self._length
         self._cache = self._engine.cache(1, reach)
         self._batch = self._engine.kv_batch(self._cache, reach, [Generation()])
-        state = PromptPass(backbone, self._engine.rotary(reach), self._cache, [0], [prompt]).last()
+        state = PrefixPass(backbone, self._engine.rotary(reach), [prompt], [0], cache=self._cache).read()
         self._position, self._count = len(prompt), 0
         return self._run(int(backbone.logits(state).argmax()))
 

@@ -15,8 +15,8 @@ from harness.config.options import build_strategy
 from harness.contracts import Document, ExitHead, ModelRequest, Task, Tokenizer, WeightsChoice, document_key
 from harness.contracts.models import begun
 from harness.contracts.recipes import Progress
-from harness.decoding.choice import not_finite
 from harness.decoding.engine import Engine
+from harness.decoding.readings import not_finite
 from harness.errors import ConfigError, DataError
 from harness.models.model import resolve
 from harness.registry import TASKS, keeping_folder

@@ -21,30 +21,27 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from harness.contracts import DraftRule, HeadChoice, KVPolicy, Leaving, NamedStop, StopRule
+from harness.contracts import DraftRule, KVPolicy, Leaving, NamedStop, StopRule
 from harness.contracts.asking import lent
-from harness.decoding import certainty
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Rotary
-from harness.decoding.cache import KVCache
-from harness.decoding.choice import Scores, best, choices, not_finite, undefined
-from harness.decoding.conditional import carry
-from harness.decoding.drafting import Drafting, DraftSettings, UnlessDue
-from harness.decoding.exits import Exits
+from harness.decoding.cache import KeptPrompts, KVCache
+from harness.decoding.drafting import Drafting, DraftSettings
+from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
-from harness.decoding.kept_prompts import KeptPrompts
-from harness.decoding.passes import Pass, PrefixPass, TokenPass
-from harness.decoding.prompt_pass import PromptPass
-from harness.decoding.readings import Heads
+from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
+from harness.decoding.step import Pass, PrefixPass, TokenPass
 from harness.decoding.transfer import pick
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 
-__all__ = ["OpenBatch"]
+if TYPE_CHECKING:
+    from harness.decoding.kernels.layers import Asking
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ class OpenBatch:
         cache: keys and values of as many rows as there may be at a time; ``None`` to run whole prefixes.
         policy: what exits leave in the cache; ``None`` without one.
         exits: decides where tokens stop.
-        tally: one per row; replaced when a row joins.
+        generations: one per row; replaced when a row joins.
         heads: cheap heads that strategies may read.
         kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
 
@@ -91,15 +88,18 @@ class OpenBatch:
         cache: KVCache | None,
         policy: KVPolicy | None,
         exits: Exits,
-        tally: list[Generation],
+        generations: list[Generation],
         heads: Heads,
         kept_prompts: int = 0,
     ) -> None:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
-        self._exits, self._tally, self._heads = exits, tally, heads
+        self._exits, self._generations, self._heads = exits, generations, heads
         self._rows: dict[int, _Row] = {}
         self._drafting: dict[int, Drafting] = {}  # rows that decode losslessly
-        self._kept, self._written = KeptPrompts(kept_prompts), [0] * len(tally)  # positions of each row, since wiped
+        self._kept, self._written = (
+            KeptPrompts(kept_prompts),
+            [0] * len(generations),
+        )  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
         self.running: list[int] = []
         self.with_log_probabilities = False
@@ -142,7 +142,7 @@ class OpenBatch:
             prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started, owner,
             rule,
         )  # fmt: skip
-        made = self._tally[row] = Generation(lossless=lossless is not None)
+        made = self._generations[row] = Generation(lossless=lossless is not None)
         self._drafting.pop(row, None)
         if lossless is not None:
             size = self._backbone.lm_head.shape[0]
@@ -165,7 +165,7 @@ class OpenBatch:
         source, length = self._kept.find(owner, prompt, row)
         before, kept = self._rows.get(row), length if source == row else 0
         if before is not None:
-            end = len(before.prompt) + len(self._tally[row].token_ids) + len(self._tally[row].draft)
+            end = len(before.prompt) + len(self._generations[row].token_ids) + len(self._generations[row].draft)
             self._cache.wipe(row, kept, max(end, self._written[row]))
         if source != row:
             self._cache.copy(source, row, length)
@@ -175,37 +175,37 @@ class OpenBatch:
         return length
 
     @torch.inference_mode()
-    def prefill(self, rows: Iterable[int], most: int | None = None) -> None:
+    def prefill(self, rows: Iterable[int], max_tokens: int | None = None) -> None:
         """Read prompts of rows that joined; one that is read to its end makes the row's first token, and the row runs.
 
         Args:
             rows: those that joined. Without a cache there is nothing to read.
-            most: tokens of each prompt that are read in this call at most, at least 1; all of it when left out. What
-                is left is read in pieces of one size, since a few tokens take as long as many.
+            max_tokens: tokens of each prompt that are read in this call at most, at least 1; all of it when left out.
+                What is left is read in pieces of one size, since a few tokens take as long as many.
         """
         waiting = [row for row in rows if row in self.reading]
-        if most is None and waiting and not any(self.reading[row] for row in waiting):
-            self._read(waiting, most)
+        if max_tokens is None and waiting and not any(self.reading[row] for row in waiting):
+            self._read(waiting, max_tokens)
         else:
             for row in waiting:
-                self._read([row], most)
+                self._read([row], max_tokens)
         self._end_rows()
 
-    def _read(self, rows: list[int], most: int | None) -> None:
+    def _read(self, rows: list[int], max_tokens: int | None) -> None:
         """Read the next piece of a prompt, or several whole prompts."""
         assert self._cache is not None
         start = self.reading[rows[0]]
-        pieces = [_piece(self._rows[row].prompt, start, most) for row in rows]
+        pieces = [_piece(self._rows[row].prompt, start, max_tokens) for row in rows]
         end = start + max(map(len, pieces))
         for row in rows:
             self._written[row] = max(self._written[row], end)
-        current = PromptPass(self._backbone, self._rotary, self._cache, rows, pieces, start)
+        current = PrefixPass(self._backbone, self._rotary, pieces, rows, cache=self._cache, start=start)
         if end < max(len(self._rows[row].prompt) for row in rows):
             current.fill()
             self.reading[rows[0]] = end
             self._kept.hold(rows[0], self._rows[rows[0]].owner, self._rows[rows[0]].prompt, end)
             return
-        state = current.last()
+        state = current.read()
         for row in rows:
             del self.reading[row]
             self._kept.hold(row, self._rows[row].owner, self._rows[row].prompt, len(self._rows[row].prompt))
@@ -217,10 +217,13 @@ class OpenBatch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """Make one token for every running row."""
+        """Make one token for every running row: out of as few layers as decided, or of all where a draft is due."""
         current = self._begin(self.running)
         due = frozenset(row for row, drafting in self._drafting.items() if drafting.due)
-        self._carry_through(current, due)
+        compared: list[Scores] = []
+        self._run_through(current, due, compared)
+        for row, layer in undefined(compared):  # whether scores are numbers is asked once, after the token
+            self._fail(row, "scores", layer, len(self._generations[row].token_ids))
         self._end_rows()
 
     def drop(self, row: int) -> None:
@@ -235,31 +238,25 @@ class OpenBatch:
 
     def _end_rows(self) -> None:
         self.running = [
-            row for row in self.running if self._tally[row].finish_reason is None and self._tally[row].failure is None
+            row
+            for row in self.running
+            if self._generations[row].finish_reason is None and self._generations[row].failure is None
         ]
         for row in self._drafting.keys() - set(self.running) - self.reading.keys():
             del self._drafting[row]
 
-    def _carry_through(self, current: Pass, due: frozenset[int]) -> None:
-        """Take one token of every row of a pass through the layers, out of as few of them as decided.
-
-        Those that are due go deep unasked.
-        """
-        compared: list[Scores] = []
-        self._run_through(current, due, compared)
-        for row, layer in undefined(compared):
-            self._fail(row, "scores", layer, len(self._tally[row].token_ids))
-
     def _run_through(self, current: Pass, due: frozenset[int], compared: list[Scores]) -> None:
-        """Do so, and gather what exits compared; whether those are numbers is asked once, after the token."""
-        if isinstance(current, TokenPass) and self._policy is not None and self._decided_there(current, compared):
-            return
+        """Take one token of every row through the layers, those that are due unasked; gather what exits compared."""
         exits = UnlessDue(self._exits, due) if due else self._exits
         points = exits.points(current.rows)
-        if self._asked_inside(current, exits, points, compared):
-            return
+        if isinstance(current, TokenPass) and len(current.rows) == 1 and points:
+            test = exits.state_test(current.rows[0])
+            asking = None if test is None else current.ask(test, points)
+            if asking is not None:
+                self._run_asking(current, asking, points, compared)
+                return
         previous: LayerView | None = None
-        places: list[int] | None = None
+        indices: list[int] | None = None
         watched = self._watched(due) if due else {}
         for point in sorted({*points, *watched}) if watched else points:
             if due.issuperset(current.rows) and not watched:
@@ -269,22 +266,34 @@ class OpenBatch:
                 self._show(current, rule, rows)
             if due.issuperset(current.rows) or point not in points:
                 continue
-            view = LayerView(self._backbone, current, self._tally, previous, places, self._heads)
+            view = LayerView(self._backbone, current, self._generations, self._heads, previous, indices)
             leaving = exits.leaving(view)
             compared.extend(view.scores())
-            previous, places = view, None
+            previous, indices = view, None
             stopped = self._stopped(view)
             if not any(leaving) and not stopped:
                 continue
-            going = [place for place, leaves in enumerate(leaving) if leaves and place not in stopped]
-            places = [place for place, leaves in enumerate(leaving) if not leaves and place not in stopped]
+            going = [index for index, leaves in enumerate(leaving) if leaves and index not in stopped]
+            indices = [index for index, leaves in enumerate(leaving) if not leaves and index not in stopped]
             if going:
                 self._leave(current, view, going)
-            current.leave(places)
-            if not places:
+            current.leave(indices)
+            if not indices:
                 return
         current.advance(self._backbone.num_layers)
         self._end(current)
+
+    def _run_asking(self, current: TokenPass, asking: Asking, points: Sequence[int], compared: list[Scores]) -> None:
+        """Take the token of one row through layers that make its rule's checks."""
+        (row,) = current.rows
+        current.advance(self._backbone.num_layers)
+        self._generations[row].exit_checks += asking.made
+        made = zip(points, asking.scores, strict=False)
+        compared.extend((point, [row], torch.tensor([score])) for point, score in made if math.isnan(score))
+        if asking.left is None:
+            self._end(current)
+        else:
+            self._leave(current, LayerView(self._backbone, current, self._generations, self._heads), [0])
 
     def _end(self, current: Pass) -> None:
         """Take the tokens of the rows that have passed all layers, or verify their drafts."""
@@ -292,52 +301,17 @@ class OpenBatch:
             self._verify(current)
             return
         for row in current.rows:
-            self._tally[row].lm_head_evaluations += 1
+            self._generations[row].lm_head_evaluations += 1
         self._read_out(current.rows, current.hidden())
 
-    def _asked_inside(self, current: Pass, exits: Exits, points: Sequence[int], compared: list[Scores]) -> bool:
-        """Take the token of one row through layers that make its rule's checks; return whether they can."""
-        if not isinstance(current, TokenPass) or len(current.rows) != 1 or not points:
-            return False
-        (row,) = current.rows
-        test = exits.state_test(row)
-        asking = None if test is None else current.asking(test, points)
-        if asking is None:
-            return False
-        current.advance_asking(asking)
-        self._tally[row].exit_checks += asking.made
-        made = zip(points, asking.scores, strict=False)
-        compared.extend((point, [row], torch.tensor([score])) for point, score in made if math.isnan(score))
-        if asking.left is None:
-            self._end(current)
-        else:
-            self._leave(current, LayerView(self._backbone, current, self._tally, None, None, self._heads), [0])
-        return True
-
-    def _decided_there(self, current: TokenPass, compared: list[Scores]) -> bool:
-        """Take a token through recorded work that decides its exit on the device; return whether that can be."""
-        if self._drafting or self.with_log_probabilities:
-            return False
-        found = carry(current, self._exits, self._heads, self._tally)
-        if found is None:
-            return False
-        compared.extend(found.compared)
-        states = current.hidden() if self._any_reads(current.rows) else None
-        self._record(current.rows, [found.choice], current.layer, states)
-        if current.layer < self._backbone.num_layers and self._policy is not None:
-            uncounted = [Generation() for _ in self._tally]  # the exit's shortcut is charged already
-            view = LayerView(self._backbone, current, uncounted, None, None, self._heads)
-            self._policy.leave(_leaving(current, view, [0]))
-        return True
-
     def _stopped(self, view: LayerView) -> set[int]:
-        """End the rows that a rule stops at an exit, where it may; return their places."""
+        """End the rows that a rule stops at an exit, where it may; return their indices."""
         found = set()
-        for place in view.stopped():
-            row = view.row_list[place]
-            if row not in self._drafting and self._tally[row].token_ids:
-                self._tally[row].finish_reason = "strategy"
-                found.add(place)
+        for index in view.stopped():
+            row = view.row_list[index]
+            if row not in self._drafting and self._generations[row].token_ids:
+                self._generations[row].finish_reason = "strategy"
+                found.add(index)
         return found
 
     def _watched(self, due: frozenset[int]) -> dict[int, list[tuple[DraftRule, list[int]]]]:
@@ -357,48 +331,34 @@ class OpenBatch:
     def _show(self, current: Pass, rule: DraftRule, rows: list[int]) -> None:
         """Show a rule what some rows carry; nothing where that is all on its way already."""
         assert isinstance(current, TokenPass)
-        places = current.places(rows)
-        if places.rows:
-            rule.watch(lent(rule, LayerView(self._backbone, places, self._tally, None, None, self._heads)))
+        selected = current.select(rows)
+        if selected.rows:
+            rule.watch(lent(rule, LayerView(self._backbone, selected, self._generations, self._heads)))
 
     def _leave(self, current: Pass, view: LayerView, going: list[int]) -> None:
-        """Let rows at some places of a view leave with their tokens, or with drafts where they decode losslessly."""
-        drafting = {place: self._drafting.get(current.rows[place]) for place in going}
-        cheap: dict[HeadChoice, list[int]] = {}
-        for place, one in drafting.items():
-            if one is not None and not view.reads_full(place, one.head):
-                cheap.setdefault(one.head, []).append(place)
-        needed = {place for place, one in drafting.items() if one is not None and one.needs_probabilities}
-        chosen: dict[int, tuple[int, float]] = {}
-        known: dict[int, float] = {}
-        for head, places in cheap.items():
-            found, probabilities = view.drafts(places, head, with_probabilities=not needed.isdisjoint(places))
-            chosen.update(zip(places, found, strict=True))
-            known.update(zip(places, probabilities, strict=False))
-        full = [place for place in going if place not in chosen] if cheap else going
-        if full:
-            chosen.update(zip(full, view.choices(full), strict=True))
-        taken = [place for place in full if drafting[place] is None]
-        rows = [current.rows[place] for place in taken]
+        """Let some rows of a view leave with their tokens, or with drafts where they decode losslessly."""
+        drafting = {index: self._drafting.get(current.rows[index]) for index in going}
+        heads = {index: one.head for index, one in drafting.items() if one is not None}
+        wanted = {index for index, one in drafting.items() if one is not None and one.needs_probabilities}
+        taken = [index for index in going if index not in heads] if heads else going
+        if self.with_log_probabilities:
+            wanted.update(taken)
+        chosen = dict(zip(going, view.choose(going, heads, wanted), strict=True))
+        rows, layer = [current.rows[index] for index in taken], view.exit_layer
         states = pick(view.hidden_state, taken) if self._any_reads(rows) else None
-        self._record(rows, [chosen[place] for place in taken], view.exit_layer, states)
-        noted, drafted = taken if self.with_log_probabilities else [], not needed.isdisjoint(full)
-        if noted or drafted:
-            every = view.probabilities(full)
-            if noted:
-                said = every if noted == full else pick(every, [full.index(place) for place in noted])
-                self._note([current.rows[place] for place in noted], said)
-            if drafted:
-                known.update(zip(full, every.tolist(), strict=True))
-        for place, one in drafting.items():
+        self._record(rows, [chosen[index][:2] for index in taken], layer, states)
+        if self.with_log_probabilities:
+            self._note(rows, [chosen[index][2] for index in taken])
+        for index, one in drafting.items():
             if one is not None:
-                self._draft(current.rows[place], *chosen[place], view.exit_layer, known.get(place))
+                token, logit, probability = chosen[index]
+                self._draft(current.rows[index], token, logit, layer, probability if one.needs_probabilities else None)
         if isinstance(current, TokenPass) and self._policy is not None:
             self._policy.leave(_leaving(current, view, going))
 
     def _draft(self, row: int, token: int, logit: float, layer: int, probability: float | None) -> None:
         """Draft a token of an exit; a row whose logits are not finite fails here as anywhere."""
-        one, facts = self._tally[row], self._rows[row]
+        one, facts = self._generations[row], self._rows[row]
         if not math.isfinite(logit):
             self._fail(row, "logits", layer, len(one.token_ids) + len(one.draft) + 1)
             return
@@ -411,13 +371,13 @@ class OpenBatch:
         self._drafting[row].add(token, layer, probability, ends=ends)
 
     def _verify(self, current: TokenPass) -> None:
-        """Read the last layer at every place of a draft, and keep what full depth agrees with and what follows it.
+        """Read the last layer at every place of a draft, and accept what full depth agrees with and what follows it.
 
         Rows without a draft, which may be among them, take their token at the last place.
         """
         states, lengths = current.states()
         ends = list(accumulate(lengths))
-        drafted = [bool(self._tally[row].draft) for row in current.rows]
+        drafted = [bool(self._generations[row].draft) for row in current.rows]
         slots = [
             slot
             for end, length, all_of_them in zip(ends, lengths, drafted, strict=True)
@@ -425,40 +385,43 @@ class OpenBatch:
         ]
         logits = self._backbone.logits(states if len(slots) == len(states) else pick(states, slots))
         found = choices(best(logits))
-        probabilities = certainty.top_probability(logits) if self.with_log_probabilities else None
+        probabilities = top_probability(logits) if self.with_log_probabilities else None
         at = 0
         for row, position, length, all_of_them in zip(current.rows, current.positions, lengths, drafted, strict=True):
             count = length if all_of_them else 1
-            self._tally[row].lm_head_evaluations += count
+            self._generations[row].lm_head_evaluations += count
             self._written[row] = max(self._written[row], position + 1)
             seen = states[slots[at] : slots[at] + count] if self._rows[row].reads_states else None
-            made = self._keep(row, found[at : at + count], seen)
+            made = self._accept(row, found[at : at + count], seen)
             if probabilities is not None:
-                self._note([row] * made, probabilities[at : at + made])
+                self._note([row] * made, probabilities[at : at + made].tolist())
             at += count
 
-    def _keep(self, row: int, said: Sequence[tuple[int, float]], states: Tensor | None) -> int:
-        """Note what stands of what full depth said at the places of a row's draft; return how many tokens that are.
+    def _accept(self, row: int, verified: Sequence[tuple[int, float]], states: Tensor | None) -> int:
+        """Take the beginning of a row's draft that full depth agrees with, and its own token after it; return how many.
 
-        ``states`` are the last layer's there, for a stop rule that reads them.
+        Args:
+            row: of the batch.
+            verified: full depth's tokens, and their logits, at the places of the draft and behind it.
+            states: the last layer's there, for a stop rule that reads them.
         """
-        one, drafting = self._tally[row], self._drafting.get(row)
+        one, drafting = self._generations[row], self._drafting.get(row)
         now, before, accepted = time.perf_counter(), len(one.token_ids), 0
-        for place, (token, logit) in enumerate(said):
-            stands = one.draft[place : place + 1] == [token]
+        for place, (token, logit) in enumerate(verified):
+            agrees = one.draft[place : place + 1] == [token]
             layer = None if drafting is None else drafting.drafted_at(place)
-            goes_on = stands and drafting is not None and drafting.goes_on(place) and states is None
+            goes_on = agrees and drafting is not None and drafting.goes_on(place) and states is None
             self._take(
-                row, token, logit, self._backbone.num_layers, now, layer, accepted=stands, goes_on=goes_on,
+                row, token, logit, self._backbone.num_layers, now, layer, accepted=agrees, goes_on=goes_on,
                 state=None if states is None else states[place],
             )  # fmt: skip
-            accepted += stands
-            if not stands or one.finish_reason is not None:
+            accepted += agrees
+            if not agrees or one.finish_reason is not None:
                 break
         made = len(one.token_ids) - before
         if drafting is not None:
             one.verifications += 1
-            one.layers_discarded += (len(said) - made) * self._backbone.num_layers
+            one.layers_discarded += (len(verified) - made) * self._backbone.num_layers
             drafting.close(accepted)
         return made
 
@@ -467,7 +430,7 @@ class OpenBatch:
         logits = self._backbone.logits(state)
         self._record(rows, choices(best(logits)), self._backbone.num_layers, state)
         if self.with_log_probabilities:
-            self._note(rows, certainty.top_probability(logits))
+            self._note(rows, top_probability(logits).tolist())
 
     def _record(
         self, rows: Sequence[int], chosen: Sequence[tuple[int, float]], layer: int, states: Tensor | None
@@ -497,7 +460,7 @@ class OpenBatch:
         state: Tensor | None = None,
     ) -> None:
         """Note a token; ``goes_on`` says that the row is known not to end with it, ``state`` what it comes from."""
-        one, facts = self._tally[row], self._rows[row]
+        one, facts = self._generations[row], self._rows[row]
         if not math.isfinite(logit):
             self._fail(row, "logits", layer, len(one.token_ids) + 1)
         if one.failure is not None:
@@ -523,31 +486,31 @@ class OpenBatch:
 
     def _fail(self, row: int, what: str, layer: int, token: int) -> None:
         self._kept.forget(row)
-        if self._tally[row].failure is None:
-            self._tally[row].failure = not_finite(what, layer, token, self._backbone.dtype)
+        if self._generations[row].failure is None:
+            self._generations[row].failure = not_finite(what, layer, token, self._backbone.dtype)
 
-    def _note(self, rows: Sequence[int], probabilities: Tensor) -> None:
-        logarithms: list[float] = probabilities.log().tolist()
+    def _note(self, rows: Sequence[int], probabilities: Sequence[float | None]) -> None:
+        logarithms: list[float] = torch.tensor(probabilities).log().tolist()
         for row, value in zip(rows, logarithms, strict=True):
-            if self._tally[row].failure is None:
-                self._tally[row].log_probabilities.append(value)
+            if self._generations[row].failure is None:
+                self._generations[row].log_probabilities.append(value)
 
     def _begin(self, rows: list[int]) -> Pass:
         """Return the pass of the next token."""
         if self._cache is None or self._policy is None:
-            prefixes = [[*self._rows[row].prompt, *self._tally[row].token_ids] for row in rows]
-            return PrefixPass(self._backbone, self._rotary, prefixes, rows, tally=self._tally)
+            prefixes = [[*self._rows[row].prompt, *self._generations[row].token_ids] for row in rows]
+            return PrefixPass(self._backbone, self._rotary, prefixes, rows, generations=self._generations)
         fresh = [self._fresh(row) for row in rows]
         return TokenPass(
             self._backbone, self._rotary, self._cache, self._policy, rows,
-            [tokens for tokens, _ in fresh], [position for _, position in fresh], self._tally,
+            [tokens for tokens, _ in fresh], [position for _, position in fresh], self._generations,
         )  # fmt: skip
 
     def _fresh(self, row: int) -> tuple[list[int], int]:
         """Return a row's newest tokens, which no layer has seen, and the position of the last."""
         if row in self._drafting:
             return self._drafting[row].fresh()
-        one = self._tally[row]
+        one = self._generations[row]
         return [one.token_ids[-1]], len(self._rows[row].prompt) + len(one.token_ids) - 1
 
 
@@ -565,21 +528,21 @@ def _ending(token_ids: Sequence[int], facts: _Row, *, drafted: bool = False) -> 
     return ("length", "") if len(token_ids) >= facts.limit else None
 
 
-def _leaving(current: TokenPass, view: LayerView, places: list[int]) -> Leaving:
+def _leaving(current: TokenPass, view: LayerView, indices: list[int]) -> Leaving:
     """Tell the KV policy which rows of a pass stop here."""
-    all_rows = len(places) == len(current.rows)
+    all_rows = len(indices) == len(current.rows)
     return Leaving(
         layer=current.layer,
-        rows=[current.rows[place] for place in places],
-        positions=[current.positions[place] for place in places],
-        hidden=lambda: view.hidden_state if all_rows else pick(view.hidden_state, places),
-        estimates=lambda: view.leaving_states(places),
-        runs=lambda: current.runs(places),
+        rows=[current.rows[index] for index in indices],
+        positions=[current.positions[index] for index in indices],
+        hidden=lambda: view.hidden_state if all_rows else pick(view.hidden_state, indices),
+        estimates=lambda: view.leaving_states(indices),
+        runs=lambda: current.runs(indices),
     )
 
 
-def _piece(prompt: Sequence[int], start: int, most: int | None) -> Sequence[int]:
+def _piece(prompt: Sequence[int], start: int, max_tokens: int | None) -> Sequence[int]:
     """Return the next tokens of a prompt that are to be read, so that none of the pieces to come is much shorter."""
     left = len(prompt) - start
-    size = left if most is None else math.ceil(left / math.ceil(left / most))
+    size = left if max_tokens is None else math.ceil(left / math.ceil(left / max_tokens))
     return prompt[start : start + size]
