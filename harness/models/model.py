@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -54,7 +54,7 @@ from harness.models.weights import (
 )
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = ["LoadedModel", "ResolvedModel", "foresee", "resolve"]
+__all__ = ["KeptModel", "LoadedModel", "ResolvedModel", "foresee", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -376,3 +376,46 @@ def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedMo
         size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
         info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
     return ResolvedModel(spec, config, info, adapter, shortcut, seen, exported)
+
+
+class KeptModel:
+    """Holds one model; another takes its place, and is loaded when nothing holds the first any more."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._loaded: tuple[LoadedModel, ...] = ()
+
+    def load(
+        self,
+        model: ResolvedModel,
+        device: str,
+        formats: Sequence[str | None],
+        threads: int | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> tuple[LoadedModel, ...]:
+        """Return a model in several weights formats; read unless it is the one that is kept.
+
+        Args:
+            model: which.
+            device: torch device.
+            formats: as :meth:`ResolvedModel.load_all` takes them.
+            threads: that torch has from now on; ``None`` leaves it as it is.
+            note: is told what takes time.
+
+        Raises:
+            HarnessError: as :meth:`ResolvedModel.load_all` has it.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        trained = tuple(None if part is None else part.sha256 for part in (model.adapter, model.shortcut))
+        seed = model.info.asked.seed if model.info.weights == "random" else None
+        key = (model.info, trained, seed, model.devices(device), threads, tuple(formats))
+        if key != self._key:
+            self._key, self._loaded = None, ()
+            note(f"loading {model.info.name}")
+            self._loaded = model.load_all(device, note, formats)
+            self._key = key
+        asked = model.info.asked
+        return tuple(
+            replace(one, resolved=replace(one.resolved, info=replace(one.info, asked=asked))) for one in self._loaded
+        )

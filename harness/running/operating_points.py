@@ -10,28 +10,49 @@ a dimension of lossless decoding alone: ``fixed:layer=14@lossless@draft=4``.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
 
 from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.config.decode import LOSSY, DecodeSpec, build_decode, check_defers, parse_decode
 from harness.config.options import build_strategy, effective_options
 from harness.config.stops import NO_STOP, BuiltStop, build_stop
-from harness.contracts import BlackBox, KVFacts, Lossless, ModelInfo, Strategy
+from harness.contracts import (
+    Batch,
+    BlackBox,
+    ExitRule,
+    ExitView,
+    HeadChoice,
+    KVFacts,
+    Lossless,
+    ModelInfo,
+    PlannedRule,
+    StateTest,
+    Strategy,
+)
+from harness.contracts.asking import ask_rule
+from harness.contracts.plans import plan_of
+from harness.contracts.state_tests import state_test_of
 from harness.errors import ArtefactError, OptionError
 from harness.models.heads import draft_head, head_artefacts
 from harness.records import BlackBoxRecord, OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
-from harness.running.never_exits import NeverExits
 
 __all__ = [
     "Built",
+    "NeverExits",
     "OperatingPoint",
     "black_box",
     "build_all",
     "drafting",
     "operating_point",
     "operating_points",
+    "read_only",
     "usable",
     "with_baseline",
 ]
@@ -358,3 +379,85 @@ def operating_point(
         heads={str(choice): HEADS.load(choice.name).facts.note for choice in heads},
     )
     return OperatingPoint(strategy, record, policy, lossless, stop)
+
+
+@dataclass(frozen=True)
+class NeverExits(Strategy):
+    """Ask a strategy at every exit point it wants, and go on whatever it says.
+
+    Attributes:
+        asked: the strategy.
+    """
+
+    asked: Strategy
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Those of the strategy."""
+        return self.asked.exit_points(model)
+
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """Those of the strategy."""
+        return self.asked.artefacts(model)
+
+    def cheap_heads(self) -> tuple[HeadChoice, ...]:
+        """Those of the strategy."""
+        return self.asked.cheap_heads()
+
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """Those of the strategy."""
+        return self.asked.trained_defaults(model)
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        """Start the strategy."""
+        rule = self.asked.start(model, batch)
+        plan = plan_of(rule)
+        return _NeverExit(rule) if plan is None else _NeverExitPlan(plan)
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Ask the strategy without a start, and answer no."""
+        return _NeverExit(self.asked).should_exit(view)
+
+
+@dataclass(frozen=True, slots=True)
+class _NeverExit:
+    rule: ExitRule
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Ask, and answer no."""
+        return torch.zeros_like(ask_rule(self.rule, read_only(view)))
+
+    def state_test(self, points: Sequence[int]) -> StateTest | None:
+        """Make the same test, which nothing passes."""
+        test = state_test_of(self.rule, points)
+        return None if test is None else replace(test, least=math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class _NeverExitPlan(PlannedRule):
+    plan: PlannedRule
+
+    def planned_layer(self, token_ids: Sequence[int]) -> None:
+        """Plan, and take all layers."""
+        self.plan.planned_layer(token_ids)
+
+
+def read_only(view: ExitView) -> ExitView:
+    """Return a view like another, on which ``stop`` does nothing: whoever does not leave goes on."""
+    return cast("ExitView", _ReadOnly(view))
+
+
+class _ReadOnly:
+    """Implements :class:`harness.contracts.ExitView`."""
+
+    def __init__(self, view: ExitView) -> None:
+        self._view = view
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._view, name)
+
+    def stop(self, rows: Tensor) -> None:
+        """Let them go on."""
+
+    def part(self, places: list[int]) -> ExitView:
+        """Of some rows, as deaf."""
+        return read_only(self._view.part(places))

@@ -10,31 +10,133 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.appearance.visible_text import shell_word
 from harness.contracts import Meter, Sample
 from harness.decoding.engine import Engine
-from harness.errors import MeterError, OutOfMemoryError
-from harness.metering import Surroundings, observed
+from harness.errors import MeterError, OutOfMemoryError, is_out_of_memory
+from harness.metering import CONTAMINATED, ObservedWindow, Surroundings, observed
 from harness.metering.idle import default_idle_s, rest
 from harness.metering.pacing import WARMUP_PASSES, settled
 from harness.records import WindowRecord
 from harness.registry import keeping_folder
-from harness.running.arrivals import Schedule, poisson
 from harness.running.completions import Outcome, bad_record, sample_record, tokens_of
-from harness.running.manifest import is_out_of_memory, utc_now
 from harness.running.operating_points import OperatingPoint
-from harness.running.own_text import OwnText
 from harness.running.plan import Plan, PlannedTask
-from harness.running.runners import Made, runners
-from harness.running.windows import durations, judged, window_record
+from harness.running.runners import Made, OwnText, runners
 from harness.store.run_directory import RunDirectory
 
-__all__ = ["Observer", "Session"]
+__all__ = [
+    "ATTEMPTS",
+    "Observer",
+    "Schedule",
+    "Session",
+    "durations",
+    "is_contaminated",
+    "judged",
+    "poisson",
+    "window_record",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Arrivals of one window's requests.
+
+    Attributes:
+        arrivals_s: from the start of the window, ascending, one per request.
+    """
+
+    arrivals_s: tuple[float, ...]
+
+    def wait(self, request: int, started: float) -> float:
+        """Sleep until a request is there and return how long it has waited already, seconds.
+
+        Args:
+            request: its place in the window.
+            started: ``time.perf_counter()`` at the start of the window.
+        """
+        due = started + self.arrivals_s[request]
+        while (early := due - time.perf_counter()) > 0:
+            time.sleep(early)
+        return time.perf_counter() - due
+
+
+def poisson(rate_per_s: float, requests: int, seed: Sequence[object]) -> Schedule:
+    """Draw the arrivals of so many requests: exponential gaps with mean ``1 / rate_per_s``.
+
+    Args:
+        rate_per_s: requests per second on average.
+        requests: how many.
+        seed: whatever names the window, for example run seed, task, block and repeat.
+    """
+    chance = random.Random(" ".join(map(str, seed)))
+    now, arrivals = 0.0, []
+    for _ in range(requests):
+        now += chance.expovariate(rate_per_s)
+        arrivals.append(now)
+    return Schedule(tuple(arrivals))
+
+
+ATTEMPTS = 3
+"""How often ``--strict`` measures a contaminated window at most; the last time counts, with its flags."""
+
+
+def window_record(observed: ObservedWindow, *, timed: bool = True, **facts: Any) -> WindowRecord:
+    """Return the record of a closed window.
+
+    Args:
+        observed: what was read at its edges.
+        timed: it was a measurement; otherwise neither times nor what disturbed them are recorded.
+        facts: the fields that say what ran in it; see :class:`harness.records.WindowRecord`.
+    """
+    reading, contamination = observed.reading, observed.contamination
+    assert reading is not None, "the window is open, or its work raised"
+    assert contamination is not None
+    if not timed:
+        return WindowRecord(
+            **facts, duration_s=None, cpu_time_s=None, energy_source=reading.source, energy_reason=reading.reason
+        )
+    return WindowRecord(
+        **facts,
+        duration_s=reading.duration_s,
+        cpu_time_s=reading.cpu_time_s,
+        foreign_cpu_s=contamination.foreign_cpu_s,
+        stolen_cpu_s=contamination.stolen_cpu_s,
+        energy_j=reading.energy_j,
+        energy_source=reading.source,
+        energy_scope=reading.scope,
+        sensor_period_s=reading.sensor_period_s,
+        flags=(*reading.flags, *contamination.flags),
+        energy_reason=reading.reason,
+    )
+
+
+def durations(windows: Iterable[WindowRecord]) -> list[float]:
+    """Return the seconds of those windows that were timed."""
+    return [window.duration_s for window in windows if window.duration_s is not None]
+
+
+def is_contaminated(window: WindowRecord) -> bool:
+    """Whether something else on the machine disturbed it."""
+    return not CONTAMINATED.isdisjoint(window.flags)
+
+
+def judged(window: WindowRecord, *, strict: bool, attempts: int) -> WindowRecord:
+    """Return the record, marked superseded if it is to be measured again.
+
+    Args:
+        window: as it was measured.
+        strict: contaminated windows are measured again.
+        attempts: how often this was measured before and superseded.
+    """
+    again = strict and is_contaminated(window) and attempts + 1 < ATTEMPTS
+    return window.model_copy(update={"superseded": True}) if again else window
 
 
 READY_PROMPT, READY_TOKENS = 16, 6
@@ -83,7 +185,7 @@ class Session:
         """
         records: list[WindowRecord] = []
         while self.idle_s and (not records or records[-1].superseded):
-            started = utc_now()
+            started = datetime.now(UTC).isoformat(timespec="seconds")
             record = window_record(
                 rest(self._meter, self._surroundings, self.idle_s), window=0, task="", block=0, repeat=0,
                 operating_point="", idle=True, samples=0, tokens=0, started=started,
@@ -240,7 +342,7 @@ class Session:
         warmup: bool = False,
     ) -> tuple[WindowRecord, list[Outcome]]:
         """Complete the batches of one block inside one measured window."""
-        started, runner = utc_now(), self._runners[point.name]
+        started, runner = datetime.now(UTC).isoformat(timespec="seconds"), self._runners[point.name]
         schedule = None if warmup else self._schedule(planned, block, repeat, len(batches))
         results: list[Sequence[Made]] = []
         queued: list[float] = []
