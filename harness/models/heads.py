@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from harness.contracts import FULL_HEAD, LM_HEAD, CheapHead, ExitView, HeadChoice, ModelInfo, Reading, Strategy
 from harness.errors import ArtefactError, OptionError, UnknownNameError
 from harness.models.artefacts import Artefact, read_artefact
-from harness.models.remedy import remedy
+from harness.models.trained import remedy
 from harness.registry import HEADS
 
 if TYPE_CHECKING:

@@ -26,13 +26,10 @@ from harness.decoding.products import choose
 from harness.errors import ModelError, OutOfMemoryError, is_out_of_memory
 from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border
-from harness.models.artefacts import Artefact, look_into
-from harness.models.exported import MERGED, PARTS, Exported, read_exported
-from harness.models.facts import base_facts, in_format, shortcut_bytes
+from harness.models.artefacts import Artefact, Seen, find_seen, look_into
+from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported, shortcut_bytes
 from harness.models.heads import head_tensors
-from harness.models.kept_weights import KeptWeights
 from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
-from harness.models.seen import Seen, find_seen
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
 from harness.models.trained import (
@@ -45,6 +42,7 @@ from harness.models.trained import (
     tuned_fingerprint,
 )
 from harness.models.weights import (
+    KeptWeights,
     check_weights,
     digest,
     local_folder,

@@ -5,6 +5,11 @@ makes it and of the scores that are available. Its file's name is a hash of all 
 project's code or an installed package that changes makes another name, so that nothing stale is read. Runs without
 seals, and installations with metrics or scores of other projects, whose code may change unseen, are summarised every
 time.
+
+Many summaries are made ahead of their reader, by processes of :mod:`harness.running.reading` on the cores that it may
+use. They read the same runs in the same order; the reader waits for each run until its turn has passed there. What is
+shown, refused or written is the reader's own doing: a run that its process could not read, or did not come to, is
+summarised as if there were no process. Where no summary can be kept none is started.
 """
 
 from __future__ import annotations

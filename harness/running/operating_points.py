@@ -5,6 +5,10 @@ values by strategy, and operating points are their product. What a run compares 
 each dimension in order: ``fixed:layer=14@propagate@int4``. That a point decodes losslessly, and the stop rule it has,
 always stand there: ``fixed:layer=14@lossless@stop=statement``; full depth runs without a rule, too. Longest drafts are
 a dimension of lossless decoding alone: ``fixed:layer=14@lossless@draft=4``.
+
+A **probe** asks its strategy at every exit point and ignores the answer: full depth plus the cost of asking. The
+attribution of costs needs it (GREEN-CODE's Table IV was measured by nesting sensor windows instead, and is contradicted
+by its own never-exit run); it is no candidate in any table.
 """
 
 from __future__ import annotations

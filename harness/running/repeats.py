@@ -1,9 +1,10 @@
 """One repeat of a run in a process of its own, so that repeats do not share what a process settles into.
 
 Memory layout, thread placement and the code paths that libraries choose once are drawn anew by each process and kept
-until its end; repeats inside one process would all inherit the same draw and agree too well. The parent run starts this
-module, reads one JSON line per event from its standard output, answers each when it has been drawn, and owns the
-progress bar.
+until its end; repeats inside one process would all inherit the same draw and agree too well. The parent run starts
+:mod:`harness.running.runner` as a module and owns the progress bar. The child tells one JSON line per event and waits
+for the parent's answer, an empty line, which comes when the event has been drawn; when the parent is gone it ends.
+Whatever else prints goes to standard error.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ are not recorded.
 
 :func:`rescored` does so to hold records against their texts before they are published. It leaves out scores of other
 packages, and those that need what no record holds: the tests of a program, or the tokens of a black box's text.
+
+:func:`examine_submission` checks a run directory for publication, and :func:`pack` packs it without private paths
+(:mod:`reports.leaderboard.redaction`); the run directory is never changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Who completes the samples of an operating point: the engine, or a black box beside it.
 
 A session opens the same windows for both and asks a runner to fill them; what of a window's readings speaks of its
-operating point is the runner's to say.
+operating point is the runner's to say. Outside the windows, the engine says what full depth would have chosen along
+what was generated.
 """
 
 from __future__ import annotations

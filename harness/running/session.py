@@ -4,6 +4,11 @@ Inside a window there is what completes the samples (:mod:`harness.running.runne
 strategies that look at the answer come before it; full depth's choices along what was generated, texts and scores after
 it. What else the machine did is read at its edges, outside the clock. A window line commits its samples, so whatever is
 killed loses at most the window it was in.
+
+Requests come back to back, or at a fixed rate whatever the machine manages (a Poisson process). A closed loop measures
+speed; editors do not wait for their turn: there is idle time, and a queue when two requests come close together, and
+latency counts from the arrival. Arrivals of a block are drawn once from the run's seed, so that every operating point
+serves the same ones.
 """
 
 from __future__ import annotations

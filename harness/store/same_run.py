@@ -1,4 +1,4 @@
-"""What may differ between a run and its continuation, and what may not."""
+"""What may differ between a run and its continuation or its reader: settings, code, machine, and packages of others."""
 
 from __future__ import annotations
 
