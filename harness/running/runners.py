@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 from zlib import crc32
 
 from harness.contracts import Answer, BlackBox, Cursor, Meter, NamedStop, Sample
@@ -31,7 +31,7 @@ Made: TypeAlias = Generation | Answer | str
 """What was made of a sample, or why nothing was."""
 
 
-class Runner(Protocol):
+class Runner:
     """Completes batches of samples at the operating points that are its own."""
 
     def prepare(self, point: OperatingPoint) -> None:
@@ -42,9 +42,11 @@ class Runner(Protocol):
 
     def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
         """Complete a batch, inside a window; one that fails says why, and the others stand."""
+        raise NotImplementedError
 
     def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
         """Return a window's record with those readings alone that speak of the operating point."""
+        return window
 
     def close(self) -> None:
         """Let go of what it holds."""
@@ -65,7 +67,7 @@ def runners(plan: Plan, engines: Mapping[str, Engine], meter: Meter) -> Mapping[
     }
 
 
-class EngineRunner:
+class EngineRunner(Runner):
     """The engine, in the weights format of each operating point.
 
     Args:
@@ -100,13 +102,6 @@ class EngineRunner:
         except ModelError as error:
             return [str(error)] * len(batch)
         return [made if made.failure is None else str(made.failure) for made in decoded]
-
-    def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
-        """Return it as it is: this process is what was measured."""
-        return window
-
-    def close(self) -> None:
-        """Engines belong to whoever made them."""
 
     def _is_known(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> bool:
         return all((planned.record.name, point.name, sample.sample_id) in self._rehearsed for sample in batch)
@@ -158,7 +153,7 @@ def _code_before(sample: Sample) -> str | None:
     return sample.around[0] if any(sample.around) else None
 
 
-class BlackBoxRunner:
+class BlackBoxRunner(Runner):
     """A black box: prompts as text, one request for each, those of a batch at the same time.
 
     Args:
@@ -170,12 +165,6 @@ class BlackBoxRunner:
     def __init__(self, plan: Plan, asked: BlackBox, meter: Meter) -> None:
         self._tokenizer, self._asked, self._meter = plan.model.tokenizer, asked, meter
         self._connection = asked.connect()
-
-    def prepare(self, point: OperatingPoint) -> None:
-        """It is reached by now."""
-
-    def rehearse(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> None:
-        """It looks at no answer."""
 
     def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
         """Ask for every sample of a batch."""

@@ -34,7 +34,7 @@ from harness.running.completions import Outcome, bad_record, sample_record, toke
 from harness.running.operating_points import OperatingPoint
 from harness.running.plan import Plan, PlannedTask
 from harness.running.runners import Made, OwnText, runners
-from harness.store.run_directory import RunDirectory
+from harness.store.run_directory import RunDirectory, WindowKey
 
 __all__ = [
     "ATTEMPTS",
@@ -42,7 +42,6 @@ __all__ = [
     "Schedule",
     "Session",
     "durations",
-    "is_contaminated",
     "judged",
     "poisson",
     "window_record",
@@ -127,11 +126,6 @@ def durations(windows: Iterable[WindowRecord]) -> list[float]:
     return [window.duration_s for window in windows if window.duration_s is not None]
 
 
-def is_contaminated(window: WindowRecord) -> bool:
-    """Whether something else on the machine disturbed it."""
-    return not CONTAMINATED.isdisjoint(window.flags)
-
-
 def judged(window: WindowRecord, *, strict: bool, attempts: int) -> WindowRecord:
     """Return the record, marked superseded if it is to be measured again.
 
@@ -140,7 +134,7 @@ def judged(window: WindowRecord, *, strict: bool, attempts: int) -> WindowRecord
         strict: contaminated windows are measured again.
         attempts: how often this was measured before and superseded.
     """
-    again = strict and is_contaminated(window) and attempts + 1 < ATTEMPTS
+    again = strict and not CONTAMINATED.isdisjoint(window.flags) and attempts + 1 < ATTEMPTS
     return window.model_copy(update={"superseded": True}) if again else window
 
 
@@ -159,6 +153,26 @@ class Observer(Protocol):
 
     def window(self, record: WindowRecord) -> None:
         """A window is on disk."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What one window holds: a block of a task's samples at one operating point.
+
+    Attributes:
+        batches: of samples, decoded together.
+    """
+
+    task: PlannedTask
+    block: int
+    repeat: int
+    point: OperatingPoint
+    batches: Sequence[Sequence[Sample]]
+
+    @property
+    def key(self) -> WindowKey:
+        """Tells it from every other one in the run."""
+        return self.task.record.name, self.block, self.repeat, self.point.name
 
 
 class Session:
@@ -205,28 +219,22 @@ class Session:
         """
         planned = self._plan.tasks[0]
         batch = planned.data.samples[: self._plan.config.batch_size]
-        self._make_ready(planned, batch[0])
+        few = replace(batch[0], prompt_ids=batch[0].prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
+        for point in self._plan.points:  # none loads or makes in a window what it runs on
+            self._runners[point.name].prepare(point)
+            self._runners[point.name].complete(planned, point, [few])  # its failure is said of the sample it happens to
         records: list[WindowRecord] = []
         for name in self._engines:
             point = next(point for point in self._plan.points if point.weights_format == name)
             passes: list[WindowRecord] = []
             wanted = 1 if self._plan.config.untimed else WARMUP_PASSES
             while len(passes) < wanted and not settled(durations(passes)):
-                number = len(records) + len(passes)
-                record, _ = self._window(number, planned, 0, 0, point, [batch], warmup=True)
-                passes.append(record)
+                cell = _Cell(planned, 0, 0, point, [batch])
+                passes.append(self._window(len(records) + len(passes), cell, warmup=True)[0])
             if not self._plan.config.untimed and not settled(durations(passes)):
                 passes[-1] = passes[-1].model_copy(update={"flags": (*passes[-1].flags, "not-settled")})
             records.extend(passes)
         return records
-
-    def _make_ready(self, planned: PlannedTask, sample: Sample) -> None:
-        """Let every operating point decode a few tokens, so that none loads or makes in a window what it runs on."""
-        few = replace(sample, prompt_ids=sample.prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
-        for point in self._plan.points:
-            runner = self._runners[point.name]
-            runner.prepare(point)
-            runner.complete(planned, point, [few])  # where it fails, that is said of the sample that it happens to
 
     def measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int = 0) -> None:
         """Measure every window of one repeat that is not on disk yet.
@@ -255,54 +263,38 @@ class Session:
             runner.close()
 
     def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int) -> None:
-        blocks = {task.record.name: self._blocks(task, store.manifest.block_size) for task in self._plan.tasks}
-        count = sum(len(cut) for cut in blocks.values()) * len(self._plan.points)
-        finished = store.finished()
-        observer.begin(count * self._plan.config.repeats, len(finished), store.path)
+        plan, size, together = self._plan, store.manifest.block_size, self._plan.config.batch_size
+        blocks = [
+            (task, number, task.data.samples[start : start + size])
+            for task in plan.tasks
+            for number, start in enumerate(range(0, len(task.data.samples), size))
+        ]
+        count, finished = len(blocks) * len(plan.points), store.finished()
+        observer.begin(count * plan.config.repeats, len(finished), store.path)
         mine = sum(key[2] == repeat for key in finished)
         if mine == count and (not self.idle_s or _ends_at_rest(store) or len(finished) > mine):
             return
         _commit_bare(store, before)
-        for planned in self._plan.tasks:
-            for index, block in enumerate(blocks[planned.record.name]):
-                own_text = OwnText(next(iter(self._engines.values())), self._plan.points[0]) if repeat == 0 else None
-                for point in self._order(planned.record.name, index, repeat):
-                    if (planned.record.name, index, repeat, point.name) in finished:
-                        continue
-                    observer.window(self._measure_one(store, planned, index, repeat, point, block, own_text))
+        for task, number, samples in blocks:
+            own_text = OwnText(next(iter(self._engines.values())), plan.points[0]) if repeat == 0 else None
+            batches = [samples[start : start + together] for start in range(0, len(samples), together)]
+            cells = [_Cell(task, number, repeat, point, batches) for point in plan.points]
+            # a resumed run draws the same order again
+            random.Random(f"{plan.config.seed} {task.record.name} {number} {repeat}").shuffle(cells)
+            for cell in cells:
+                if cell.key not in finished:
+                    observer.window(self._measure_one(store, cell, own_text))
         _commit_bare(store, self.rest())
 
-    def _blocks(self, planned: PlannedTask, size: int) -> list[Sequence[Sample]]:
-        samples = planned.data.samples
-        return [samples[start : start + size] for start in range(0, len(samples), size)]
-
-    def _order(self, task: str, block: int, repeat: int) -> list[OperatingPoint]:
-        """Operating points of one block in an order that a resumed run draws again."""
-        order = list(self._plan.points)
-        random.Random(f"{self._plan.config.seed} {task} {block} {repeat}").shuffle(order)
-        return order
-
-    def _measure_one(
-        self,
-        store: RunDirectory,
-        planned: PlannedTask,
-        block: int,
-        repeat: int,
-        point: OperatingPoint,
-        samples: Sequence[Sample],
-        own_text: OwnText | None,
-    ) -> WindowRecord:
+    def _measure_one(self, store: RunDirectory, cell: _Cell, own_text: OwnText | None) -> WindowRecord:
         """Measure one window until it counts; under ``strict`` contaminated ones are kept as superseded."""
-        size = self._plan.config.batch_size
-        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-        key = (planned.record.name, block, repeat, point.name)
         while True:
-            window, outcomes = self._attempt(store, planned, block, repeat, point, batches, own_text)
+            window, outcomes = self._attempt(store, cell, own_text)
             with keeping_folder("completions were scored"):
-                records = [sample_record(window, self._plan, planned, outcome) for outcome in outcomes]
-            if block == 0:
-                records += [bad_record(window, planned, row) for row in planned.data.bad_rows]
-            window = judged(window, strict=self._plan.config.strict, attempts=store.attempts(key)).model_copy(
+                records = [sample_record(window, self._plan, cell.task, outcome) for outcome in outcomes]
+            if cell.block == 0:
+                records += [bad_record(window, cell.task, row) for row in cell.task.data.bad_rows]
+            window = judged(window, strict=self._plan.config.strict, attempts=store.attempts(cell.key)).model_copy(
                 update={"samples": len(records), "failed": sum(record.error is not None for record in records)}
             )
             store.commit(window, records)
@@ -310,78 +302,48 @@ class Session:
                 return window
 
     def _attempt(
-        self,
-        store: RunDirectory,
-        planned: PlannedTask,
-        block: int,
-        repeat: int,
-        point: OperatingPoint,
-        batches: Sequence[Sequence[Sample]],
-        own_text: OwnText | None,
+        self, store: RunDirectory, cell: _Cell, own_text: OwnText | None
     ) -> tuple[WindowRecord, list[Outcome]]:
-        size = self._plan.config.batch_size
+        point = cell.point
         try:
             with keeping_folder(f"{point.name} decoded"):
-                for batch in batches:
-                    self._runners[point.name].rehearse(planned, point, batch)
-                window, outcomes = self._window(store.next_window, planned, block, repeat, point, batches)
+                for batch in cell.batches:
+                    self._runners[point.name].rehearse(cell.task, point, batch)
+                window, outcomes = self._window(store.next_window, cell)
             return window, outcomes if own_text is None else [own_text.of(point, outcome) for outcome in outcomes]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"out of memory in {planned.record.name}, block {block}, {point.name} (batch size {size}); "
-                f"{len(store.finished())} finished windows are kept in {store.path}. "
+                f"out of memory in {cell.task.record.name}, block {cell.block}, {point.name} (batch size "
+                f"{self._plan.config.batch_size}); {len(store.finished())} finished windows are kept in {store.path}. "
                 "Free memory and use --resume, or start again with a smaller --batch-size."
             ) from error
 
-    def _window(
-        self,
-        number: int,
-        planned: PlannedTask,
-        block: int,
-        repeat: int,
-        point: OperatingPoint,
-        batches: Sequence[Sequence[Sample]],
-        *,
-        warmup: bool = False,
-    ) -> tuple[WindowRecord, list[Outcome]]:
+    def _window(self, number: int, cell: _Cell, *, warmup: bool = False) -> tuple[WindowRecord, list[Outcome]]:
         """Complete the batches of one block inside one measured window."""
-        started, runner = datetime.now(UTC).isoformat(timespec="seconds"), self._runners[point.name]
-        schedule = None if warmup else self._schedule(planned, block, repeat, len(batches))
+        config, task, block, repeat = self._plan.config, cell.task.record.name, cell.block, cell.repeat
+        schedule = None
+        if config.arrival_rate is not None and not warmup:  # alike for every operating point
+            schedule = poisson(config.arrival_rate, len(cell.batches), (config.seed, task, block, repeat))
+        started, runner = datetime.now(UTC).isoformat(timespec="seconds"), self._runners[cell.point.name]
         results: list[Sequence[Made]] = []
         queued: list[float] = []
         with observed(self._meter, self._surroundings) as closed:
             opened = time.perf_counter()
-            for place, batch in enumerate(batches):
+            for place, batch in enumerate(cell.batches):
                 if schedule is not None:
                     queued.append(schedule.wait(place, opened))
-                results.append(runner.complete(planned, point, batch))
+                results.append(runner.complete(cell.task, cell.point, batch))
         outcomes: list[Outcome] = []
-        for place, (batch, each) in enumerate(zip(batches, results, strict=True)):
+        for place, (batch, each) in enumerate(zip(cell.batches, results, strict=True)):
             came = None if schedule is None else (schedule.arrivals_s[place], queued[place])
             outcomes.extend(Outcome(sample, made, came) for sample, made in zip(batch, each, strict=True))
         record = window_record(
-            closed,
-            timed=not self._plan.config.untimed,
-            window=number,
-            task=planned.record.name,
-            block=block,
-            repeat=repeat,
-            operating_point=point.name,
-            warmup=warmup,
-            samples=0,
-            tokens=tokens_of(outcomes),
-            started=started,
-        )
-        return runner.counted(record, point), outcomes
-
-    def _schedule(self, planned: PlannedTask, block: int, repeat: int, requests: int) -> Schedule | None:
-        """Return when the requests of a block come, alike for every operating point; ``None`` back to back."""
-        config = self._plan.config
-        if config.arrival_rate is None:
-            return None
-        return poisson(config.arrival_rate, requests, (config.seed, planned.record.name, block, repeat))
+            closed, timed=not config.untimed, window=number, task=task, block=block, repeat=repeat,
+            operating_point=cell.point.name, warmup=warmup, samples=0, tokens=tokens_of(outcomes), started=started,
+        )  # fmt: skip
+        return runner.counted(record, cell.point), outcomes
 
 
 def _commit_bare(store: RunDirectory, records: Sequence[WindowRecord]) -> None:
