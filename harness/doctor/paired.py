@@ -103,7 +103,7 @@ def compare_with_itself(config: RunConfig, comparisons: int, windows: int, progr
             f"{len(samples)} samples of {plan.tasks[0].data.source.label} can be used, and a comparison needs "
             f"{MINIMUM_PAIRS}. Use another --source."
         )
-    meter, _ = open_meter(config.energy, plan.model.devices(plan.device), config.tdp_w)
+    meter, _ = open_meter(config.energy, plan.devices, config.tdp_w)
     try:
         progress.stage(f"loading {plan.model.info.name}")
         loaded = plan.model.load(plan.device, progress.stage)

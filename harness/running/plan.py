@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -71,8 +72,6 @@ class Plan:
     Attributes:
         config: what was asked for, with a number for every percentile and the text of every calibrated point.
         device: resolved torch device.
-        devices: all that multiply, as a meter takes them.
-        placement: which layers are where, in words; empty where all are on one device.
         built: its strategies, full depth first.
         points: operating points, full depth first.
         model: facts, tokenizer, and where the weights are.
@@ -84,8 +83,6 @@ class Plan:
 
     config: RunConfig
     device: str
-    devices: str
-    placement: Mapping[str, str]
     built: Built
     points: tuple[OperatingPoint, ...]
     model: ResolvedModel
@@ -93,6 +90,16 @@ class Plan:
     observed: tuple[ObservedThreshold, ...] = ()
     calibrated: tuple[tuple[Path, CalibratedPoint], ...] = ()
     before: Manifest | None = None
+
+    @cached_property
+    def devices(self) -> str:
+        """All devices that multiply, as a meter takes them."""
+        return self.model.devices(self.device)
+
+    @cached_property
+    def placement(self) -> Mapping[str, str]:
+        """Which layers are where, in words; empty where all are on one device."""
+        return self.model.placement(self.device)
 
     @property
     def formats(self) -> Sequence[str]:

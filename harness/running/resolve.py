@@ -15,7 +15,6 @@ from pathlib import Path
 
 from harness.appearance.visible_text import one_line
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.config.stops import NO_STOP
 from harness.contracts import OWN_FORMAT, BlackBox, ModelRequest
 from harness.decoding import packing
 from harness.errors import ArtefactError, ConfigError, EndpointError, OutOfReachError, StoreError
@@ -63,7 +62,12 @@ def resolve(
     asked = config
     if model is not None:
         config = at_any_threshold(asked)
-    _refuse_contradictions(config)
+    if (
+        config.attribute
+        and config.kv_policies
+        and not any(KV_POLICIES.load(kv).facts.keeps_cache for kv in config.kv_policies)
+    ):
+        raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
     specs = build_all(config.specs())
     draws = draw or registered_draw(config)
     device = resolve_device(config.device)
@@ -85,13 +89,12 @@ def resolve(
     for stop in {point.stop.written: point.stop for point in points if point.stop is not None}.values():
         for task in tasks:
             stop.check(found.info, task.task.language)
-    placement = found.placement(device)
-    if resumed is not None:
-        refuse_other_placement(*resumed, placement)
     plan = Plan(
-        config, device, found.devices(device), placement, built, points, found, tasks,
+        config, device, built, points, found, tasks,
         calibrated=calibrated, before=None if resumed is None else resumed[1],
     )  # fmt: skip
+    if resumed is not None:
+        refuse_other_placement(*resumed, plan.placement)
     if model is None or config is asked:
         return plan
     own = tasks if draw is None else registered_draw(config)(found)
@@ -160,26 +163,6 @@ def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None
         check_format(model.info, name)
         if name not in ("auto", OWN_FORMAT[model.info.dtype]):
             packing.usable(name, device)
-
-
-def _refuse_contradictions(config: RunConfig) -> None:
-    """Refuse settings that would be measured and then mean nothing together."""
-    if config.arrival_rate is not None and config.batch_size > 1:
-        raise ConfigError(
-            f"--arrival-rate serves one request at a time and --batch-size is {config.batch_size}. Omit one of them."
-        )
-    if not config.attribute:
-        return
-    if config.batch_size > 1 or config.arrival_rate is not None:
-        raise ConfigError(
-            "--attribute counts what single requests did, back to back. Omit --batch-size and --arrival-rate."
-        )
-    if config.stops != (NO_STOP,):
-        raise ConfigError(
-            "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
-        )
-    if config.kv_policies and not any(KV_POLICIES.load(kv).facts.keeps_cache for kv in config.kv_policies):
-        raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
 
 
 def _with_calibrated_points(config: RunConfig) -> tuple[RunConfig, tuple[tuple[Path, CalibratedPoint], ...]]:

@@ -57,7 +57,7 @@ from harness.store.same_run import code_of_objects, used_plugins
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.tables.export import write_report
 
-__all__ = ["RunResult", "describe_run", "execute", "measure_repeat"]
+__all__ = ["RunResult", "execute"]
 
 logger = logging.getLogger(__name__)
 
@@ -140,24 +140,6 @@ def _is_finished(path: Path, repeat: int) -> bool:
     with RunDirectory.read(path) as store:
         done = store.finished()
     return {key[:2] + key[3:] for key in done if key[2] == 0} == {key[:2] + key[3:] for key in done if key[2] == repeat}
-
-
-def measure_repeat(directory: Path, repeat: int, observer: Observer, lock: int | None = None) -> None:
-    """Measure one repeat of a run that is on disk, here.
-
-    Args:
-        directory: of the run.
-        repeat: 0-based.
-        observer: is told how it goes on.
-        lock: descriptor of the directory's lock, which the parent process holds.
-
-    Raises:
-        HarnessError: the run cannot go on.
-    """
-    with RunDirectory.read(directory) as store:
-        config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
-    with without_exit():
-        _measure(config, directory, repeat, observer, KeptModel(), lock=lock).close()
 
 
 def _measure(
@@ -329,7 +311,11 @@ def describe_run(
     elif plan.config.untimed:
         machine, bandwidth, detail = None, None, {"reason": "the run was not timed"}
     else:
-        machine = _examine(plan, meter, unavailable, surroundings)
+        machine = examine(
+            plan.device, plan.config.dtype, meter=meter.source, meter_description=meter.description,
+            meter_measured=is_measured(meter), sensors=sensors_of_meter(meter, unavailable, plan.device),
+            scores_missing=missing_scores({task.record.language for task in plan.tasks}), environment=surroundings,
+        )  # fmt: skip
         bandwidth, detail = machine.bandwidth_bytes_per_s, _bandwidth_detail(machine)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -396,19 +382,6 @@ def _in_format(loaded: LoadedModel, plan: Plan, unit_times: UnitTimes | None) ->
     )
 
 
-def _examine(plan: Plan, meter: Meter, unavailable: dict[str, str], surroundings: dict[str, Any]) -> MachineRecord:
-    return examine(
-        plan.device,
-        plan.config.dtype,
-        meter=meter.source,
-        meter_description=meter.description,
-        meter_measured=is_measured(meter),
-        sensors=sensors_of_meter(meter, unavailable, plan.device),
-        scores_missing=missing_scores({task.record.language for task in plan.tasks}),
-        environment=surroundings,
-    )
-
-
 def _bandwidth_detail(machine: MachineRecord) -> dict[str, Any]:
     if machine.bandwidth_bytes_per_s is None:
         return {"reason": machine.missing["bandwidth"]}
@@ -421,11 +394,21 @@ def _bandwidth_detail(machine: MachineRecord) -> dict[str, Any]:
     }
 
 
-def _main(directory: str, repeat: str, *lock: str) -> None:
-    """Measure one repeat for :func:`harness.running.repeats.run_repeat`, which starts this module."""
+def _main(directory: str, repeat: str, lock: str | None = None) -> None:
+    """Measure one repeat of a run that is on disk, for :func:`harness.running.repeats.run_repeat`.
+
+    Args:
+        directory: of the run.
+        repeat: 0-based.
+        lock: descriptor of the directory's lock, which the parent process holds.
+    """
     reporter = Reporter()
     try:
-        measure_repeat(Path(directory), int(repeat), reporter, int(lock[0]) if lock else None)
+        with RunDirectory.read(Path(directory)) as store:
+            config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
+        held = None if lock is None else int(lock)
+        with without_exit():
+            _measure(config, Path(directory), int(repeat), reporter, KeptModel(), lock=held).close()
     except HarnessError as error:
         reporter.tell({"error": str(error)})
         sys.exit(error.exit_code)
