@@ -294,7 +294,7 @@ def look_into(path: Path) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What artefacts have read.
+    """Documents that artefacts have read.
 
     Attributes:
         documents: keys (:func:`harness.contracts.document_key`) of whole documents.

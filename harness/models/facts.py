@@ -49,7 +49,7 @@ MERGED = "merged"
 
 
 class Exported(BaseModel):
-    """What the file says.
+    """The content of the file.
 
     Attributes:
         format: of the file.
@@ -82,7 +82,7 @@ class Exported(BaseModel):
 
     @property
     def made_of(self) -> str:
-        """What was exported, in words."""
+        """The exported model, in words."""
         tuned = f" with the LITE adapter {self.adapter_sha256[:12]} merged" if self.adapter_sha256 else ""
         return f"exported from {self.base_model}{tuned}"
 

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 AUTO_DRAFT_HEADS = ("shortlist", "lowrank")
-"""What ``auto`` looks for to read drafts with, cheapest first."""
+"""Heads that ``auto`` looks for to read drafts with, cheapest first."""
 
 
 def _known(text: str) -> str:
@@ -79,7 +79,7 @@ class ReadsHead(Strategy):
         return model.exit_points
 
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
-        """What the head is made from."""
+        """The artefact that the head is made from."""
         return head_artefacts(self._choice, model)
 
     @property

@@ -82,7 +82,7 @@ class ResolvedModel:
         """The model's tokenizer, read when first asked for.
 
         Raises:
-            ModelError: it cannot be had.
+            ModelError: it is not available.
         """
         return read_tokenizer(self.spec, self.config, self.info)
 
@@ -112,10 +112,10 @@ class ResolvedModel:
         """Read or draw the weights as a transformers model on the CPU, as training wants it; say where they came from.
 
         Args:
-            note: is told how long it took to check the weights that were read.
+            note: is called with the time it took to check the weights that were read.
 
         Raises:
-            ModelError: they cannot be had, which names the alternatives; or the model would say nothing with them.
+            ModelError: they are not available, with the alternatives; or the model would be useless with them.
             ArtefactError: the adapter is not one of this model.
         """
         if self.info.weights == "random":
@@ -151,7 +151,7 @@ class ResolvedModel:
 
         Args:
             device: torch device.
-            note: is told how long it took to check the weights that were read.
+            note: is called with the time it took to check the weights that were read.
             formats: ``auto`` for the fastest that keeps float32's tokens, ``None`` for the one that was asked for. One
                 that ``auto`` chose and that is listed too counts once.
 
@@ -398,7 +398,7 @@ class KeptModel:
             device: torch device.
             formats: as :meth:`ResolvedModel.load_all` takes them.
             threads: that torch has from now on; ``None`` leaves it as it is.
-            note: is told what takes time.
+            note: is called with each slow step.
 
         Raises:
             HarnessError: as :meth:`ResolvedModel.load_all` has it.

@@ -1,4 +1,4 @@
-"""What training has added to a model: which adapter and which shortcuts belong to its weights, and putting them in.
+"""Trained additions to a model: which adapter and which shortcuts belong to its weights, and putting them in.
 
 An adapter holds the LoRA updates of its layers; shortcuts are a linear layer per exit. Both are artefacts, told apart
 by a fingerprint of the weights they were trained on.
@@ -45,7 +45,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What to do about a missing artefact.
+    """The way to make a missing artefact.
 
     Attributes:
         commands: for a shell, in order.

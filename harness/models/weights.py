@@ -248,7 +248,7 @@ class _Slot(BaseModel):
 
 
 class _Header(BaseModel):
-    """What a file says of itself."""
+    """The header of a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

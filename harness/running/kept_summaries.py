@@ -1,4 +1,4 @@
-"""What is made of runs, in the user's cache, so that a second report of many does not score and resample them again.
+"""Summaries kept in the user's cache, so that a second report of many runs does not score and resample them again.
 
 A summary, or what became of scores that were computed again, is a function of a run's sealed records, of the code that
 makes it and of the scores that are available. Its file's name is a hash of all three: a record, a line of this
@@ -134,7 +134,7 @@ LARGEST_BYTES = 20_000_000
 processes."""
 
 DONE = b"done\n"
-"""What a process says of each run, in a line of its own."""
+"""The line that a process writes after each run."""
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def _shares(directories: Sequence[Path]) -> list[list[Path]]:
 
 
 def _is_new(directory: Path) -> bool:
-    """Whether a run has a seal under which no summary is kept; what the seal is worth, whoever reads the run finds."""
+    """Whether a run has a seal under which no summary is kept; whether the seal holds is for the reader to find."""
     with suppress(OSError, StoreError):
         seal = last_seal(directory) if os.path.getsize(directory / SAMPLES) <= LARGEST_BYTES else ""
         return bool(seal) and not is_kept(seal)

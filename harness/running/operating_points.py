@@ -197,7 +197,7 @@ def black_box(spec: StrategySpec, strategy: BlackBox) -> OperatingPoint:
 
 @dataclass(frozen=True)
 class Dimension:
-    """What operating points of one strategy at one setting may differ in.
+    """One thing that operating points of a strategy at one setting may differ in.
 
     Attributes:
         name: of the dimension.
@@ -220,8 +220,8 @@ def _crossed(spec: StrategySpec, strategy: Strategy, dimensions: Sequence[Dimens
 
 def _suffix(setting: Mapping[str, str], dimensions: Sequence[Dimension]) -> str:
     """Return what a setting adds to the operating point's name."""
-    said = (one for one in dimensions if one.compared or setting[one.name].startswith(("lossless", "stop=")))
-    return "".join(f"@{setting[one.name]}" for one in said if setting[one.name])
+    named = (one for one in dimensions if one.compared or setting[one.name].startswith(("lossless", "stop=")))
+    return "".join(f"@{setting[one.name]}" for one in named if setting[one.name])
 
 
 def _stops(spec: StrategySpec, stops: Sequence[str]) -> Iterable[str]:
@@ -312,7 +312,7 @@ def drafting(decode: DecodeSpec, draft_max: int, head: str, strategy: Strategy, 
         info: the model.
 
     Raises:
-        HarnessError: source or head cannot be had.
+        HarnessError: source or head is not available.
     """
     lossless = build_decode(decode, draft_max)
     if lossless is None or not strategy.exit_points(info):
@@ -387,7 +387,7 @@ def operating_point(
 
 @dataclass(frozen=True)
 class NeverExits(Strategy):
-    """Ask a strategy at every exit point it wants, and go on whatever it says.
+    """A probe: asks a strategy at every exit point it wants, and goes on whatever it answers.
 
     Attributes:
         asked: the strategy.
@@ -446,7 +446,7 @@ class _NeverExitPlan(PlannedRule):
 
 
 def read_only(view: ExitView) -> ExitView:
-    """Return a view like another, on which ``stop`` does nothing: whoever does not leave goes on."""
+    """Return a view like another that ends nothing: ``stop`` does nothing on it, and rows that do not exit go on."""
     return cast("ExitView", _ReadOnly(view))
 
 
@@ -460,8 +460,8 @@ class _ReadOnly:
         return getattr(self._view, name)
 
     def stop(self, rows: Tensor) -> None:
-        """Let them go on."""
+        """Do nothing."""
 
     def part(self, places: list[int]) -> ExitView:
-        """Of some rows, as deaf."""
+        """Return the read-only view of some rows."""
         return read_only(self._view.part(places))

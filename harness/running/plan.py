@@ -32,7 +32,7 @@ SHOWN_BAD_ROWS = 5  # the samples file has them all
 
 
 class Judge(Protocol):
-    """What is asked of a task once its samples are drawn."""
+    """The part of a task that is needed once its samples are drawn."""
 
     @property
     def language(self) -> str:
@@ -130,7 +130,7 @@ def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
 
     Raises:
         DataError: the rows are others by now; names the task.
-        HarnessError: the model's tokenizer or a source cannot be had.
+        HarnessError: the model's tokenizer or a source is not available.
     """
     config = RunConfig.build({key: value for key, value in manifest.config.items() if key != "out"})
     planned = registered_draw(config)(find_model(config.request(config.seed)))

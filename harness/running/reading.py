@@ -36,7 +36,7 @@ from reports.summary.summarise import candidates, summarise
 __all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "main", "read_run", "read_runs"]
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What values raise that no schema can forbid, such as a time of 1e308 seconds."""
+"""Errors raised by values that no schema can forbid, such as a time of 1e308 seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ def read_runs(
         keep: likewise; many runs whose summaries are to be made are read ahead (:mod:`harness.running.kept_summaries`).
         held: with more runs than this, records are not held but read again where they are asked for.
         before: is asked for with :meth:`RecordedRun.once` while the records are there.
-        progress: is told at first, and after each, how many of how many were read.
+        progress: is called at first, and after each run, with how many of how many were read.
     """
     directories = find_runs(paths)
     runs: list[RecordedRun] = []

@@ -34,7 +34,7 @@ def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
     Args:
         store: the run; not written to here meanwhile.
         repeat: 0-based.
-        observer: is told of every window.
+        observer: is notified of every window.
 
     Raises:
         HarnessError: the process was refused or died; what it finished is kept.
@@ -87,13 +87,13 @@ class Reporter:
         self._parent = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)  # a strategy that prints must not speak to the parent
         self._parent.write("\n")  # ends what was cut off there: the parent would not answer a message behind it
-        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         """Take in what the parent says, and end at once with it, even inside a window: on disk none is half there."""
         for line in sys.stdin:
-            self._said.put(line)
+            self._answers.put(line)
         os._exit(1)
 
     def stage(self, text: str) -> None:
@@ -120,7 +120,7 @@ class Reporter:
 
     def heard(self) -> str:
         """Wait for the next line of the parent."""
-        return self._said.get()
+        return self._answers.get()
 
     def _send(self, line: str) -> None:
         try:

@@ -51,7 +51,7 @@ Places = Mapping[tuple[str, str], Sample]
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """What became of a run's scores.
+    """The outcome of scoring a run again.
 
     Attributes:
         names: which were computed.
@@ -73,7 +73,7 @@ def rescore(path: Path, only: Collection[str] = (), progress: Progress | None = 
     Args:
         path: of the run, which no process may be writing.
         only: names of scores; all that are registered when empty.
-        progress: is told of every sample.
+        progress: is notified of every sample.
 
     Raises:
         UnknownNameError: no such score.

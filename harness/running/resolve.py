@@ -51,7 +51,7 @@ def resolve(
         begins: a black box that is down is refused; later its samples fail, and the run goes on.
         resumed: the run that goes on, and its manifest, which the configuration must not contradict.
         model: loads the model that thresholds given as percentiles are observed on; those are refused without it.
-        stage: is told what takes time.
+        stage: is called with each slow step.
 
     Raises:
         HarnessError: anything that cannot be run, in one line with the remedy.
@@ -122,7 +122,7 @@ def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:
     """Find the model; where it is out of reach, say at once what the strategies would lack when it is not.
 
     Raises:
-        HarnessError: it cannot be had.
+        HarnessError: it is not available.
     """
     try:
         return find_model(request)
@@ -136,7 +136,7 @@ def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:
 
 
 def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
-    """What a run with a catalogue model would be refused for once the model is in reach."""
+    """Return why a run with a catalogue model would be refused once the model is in reach."""
     lacking = []
     try:
         info = foresee(request)

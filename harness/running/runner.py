@@ -75,7 +75,7 @@ class _Silent:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves.
+    """A finished run.
 
     Attributes:
         directory: the run directory.
@@ -100,7 +100,7 @@ def execute(
     Args:
         config: what to run.
         resume: a run directory to continue instead of making a new one.
-        observer: is told how it goes on.
+        observer: is notified of the progress.
         draw: returns the tasks, samples included, where they are none of the registered ones; one repeat only, since
             a fresh process cannot draw them again.
         model: holds the model of the run before, and then of this one.
@@ -299,7 +299,7 @@ def describe_run(
         meter: the meter in use.
         unavailable: why better meters are not.
         block_size: samples per interleaved block.
-        unit_times: by weights format, what strategies and draft rules were told that parts of decoding take.
+        unit_times: by weights format, the seconds of each part of decoding that strategies and draft rules were given.
         placement: who runs it where.
     """
     own, *others = (_in_format(one, plan, unit_times[one.info.weights_format]) for one in loaded)

@@ -28,7 +28,7 @@ from harness.running.plan import Plan, PlannedTask
 __all__ = ["BlackBoxRunner", "EngineRunner", "Made", "OwnText", "Runner", "runners"]
 
 Made: TypeAlias = Generation | Answer | str
-"""What was made of a sample, or why nothing was."""
+"""The completion of a sample, or why there is none."""
 
 
 class Runner:
@@ -176,7 +176,8 @@ class BlackBoxRunner(Runner):
     def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
         """Return it without what is of this process, or of this machine where the black box is elsewhere.
 
-        What else ran is what was measured, so that its load contaminates nothing; and it cannot be told from others'.
+        The black box is what else ran, so that its load contaminates nothing; nor can it be told apart from that of
+        other processes.
         """
         flags = tuple(flag for flag in window.flags if flag != "foreign-cpu" or not self._asked.local)
         why = None

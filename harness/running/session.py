@@ -72,7 +72,7 @@ class Schedule:
 
 
 def poisson(rate_per_s: float, requests: int, seed: Sequence[object]) -> Schedule:
-    """Draw the arrivals of so many requests: exponential gaps with mean ``1 / rate_per_s``.
+    """Draw the arrivals of some requests: exponential gaps with mean ``1 / rate_per_s``.
 
     Args:
         rate_per_s: requests per second on average.
@@ -143,13 +143,13 @@ READY_PROMPT, READY_TOKENS = 16, 6
 
 
 class Observer(Protocol):
-    """Is told how a run goes on; the command line draws a progress bar from it."""
+    """Is notified of a run's progress; the command line draws a progress bar from it."""
 
     def stage(self, text: str) -> None:
         """Something slow begins."""
 
     def begin(self, total: int, done: int, directory: Path) -> None:
-        """So many windows are to be measured, so many of them were before."""
+        """The run has ``total`` windows, ``done`` of which were measured before."""
 
     def window(self, record: WindowRecord) -> None:
         """A window is on disk."""
@@ -157,7 +157,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class _Cell:
-    """What one window holds: a block of a task's samples at one operating point.
+    """The content of one window: a block of a task's samples at one operating point.
 
     Attributes:
         batches: of samples, decoded together.
@@ -222,7 +222,7 @@ class Session:
         few = replace(batch[0], prompt_ids=batch[0].prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
         for point in self._plan.points:  # none loads or makes in a window what it runs on
             self._runners[point.name].prepare(point)
-            self._runners[point.name].complete(planned, point, [few])  # its failure is said of the sample it happens to
+            self._runners[point.name].complete(planned, point, [few])  # a failure is reported of the sample that has it
         records: list[WindowRecord] = []
         for name in self._engines:
             point = next(point for point in self._plan.points if point.weights_format == name)
@@ -242,7 +242,7 @@ class Session:
         Args:
             store: where they go.
             before: the records of :meth:`rest` and :meth:`warm_up`.
-            observer: is told of every window that counts.
+            observer: is notified of every window that counts.
             repeat: which repeat; each has a process of its own, see :mod:`harness.running.repeats`.
 
         Raises:

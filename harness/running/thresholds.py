@@ -279,7 +279,7 @@ class _Counting:
 
 
 OBSERVED = 8
-"""Further documents of each task that scores are observed on, where there are so many."""
+"""Further documents of each task that scores are observed on, where there are as many."""
 PASSES = 3
 """Over them at most, each with thresholds between those of the one before, where scores crowd at a percentile."""
 _CODE = ("harness/decoding", "harness/models", "harness/running", "strategies", "tasks")
@@ -307,7 +307,7 @@ def observed_thresholds(
         asked: the configuration as it was given.
         tasks: the registered tasks that it names, with the samples that are not to be observed.
         model: loads the model.
-        stage: is told what takes time.
+        stage: is called with each slow step.
 
     Raises:
         HarnessError: an option is no score, nothing is to be observed, or no document is left.
@@ -376,7 +376,7 @@ def observe(
         tasks: the registered tasks of its configuration, with these documents.
         count: documents of each task, at most.
         model: loads the model.
-        stage: is told what takes time.
+        stage: is called with each slow step.
 
     Returns:
         The shares, and how many documents they are of.

@@ -1,4 +1,4 @@
-"""What may differ between a run and its continuation or its reader: settings, code, machine, and packages of others."""
+"""Differences between a run and its continuation or its reader: settings, code, machine, packages of other projects."""
 
 from __future__ import annotations
 
