@@ -7,6 +7,7 @@ measured window, so that drift of the machine favours no operating point and eve
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -16,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import torch
 
 from harness.config import RunConfig
 from harness.contracts import Meter
@@ -126,10 +129,6 @@ def execute(
 
 def _free_memory() -> None:
     """Give back what the model of this process took of a GPU, since a repeat's process needs the room."""
-    import gc
-
-    import torch
-
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
@@ -154,8 +153,6 @@ def _measure(
     lock: int | None = None,
 ) -> RunDirectory:
     """Load what a run needs and measure one repeat; returns the run directory, locked."""
-    import torch
-
     before = _before(config, resume)
     observer.stage("checking the configuration and drawing samples")
     with keeping_folder("the run was planned"):
