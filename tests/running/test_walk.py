@@ -1,8 +1,9 @@
 """How far one operating point walks: from a configuration to its summary through few rooms, and seldom up again.
 
 The walk is that of the values that say what to run and what was found for it. A run is made, and every function is
-noted that is handed one of them, in the order of first calls: that holds whatever the code looks like, follows plug-ins
-and callbacks, and counts nothing that is not run. A value's own methods are no room, unless they hand it on.
+noted that is handed one of them, once for each such value, in the order of first calls: whoever finds a model again
+walks again. That holds whatever the code looks like, follows plug-ins and callbacks, and counts nothing that is not
+run. A value's own methods are no room, unless they hand it on.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from harness.running.operating_points import OperatingPoint
 from harness.running.plan import Plan
 from harness.running.runner import execute
 
-CARRIED = (
-    *(RunConfig, StrategySpec, ModelRequest, ModelSpec, ResolvedModel, LoadedModel, Plan, OperatingPoint, Manifest),
-)
+FOUND = (RunConfig, ModelRequest, ModelSpec, ResolvedModel, LoadedModel, Plan, Manifest)
+MANY = (StrategySpec, OperatingPoint)
+"""Of which a run has several by nature: they walk together."""
 HARNESS = Path(sys.modules["harness"].__path__[0])
 FLOORS = ({"contracts", "config", "host", "records", "appearance"}, {"decoding", "models", "metering", "store"})
 """The lower two of the house; reports, which make the summary, are read by themselves."""
@@ -33,14 +34,18 @@ ROOMS, CLIMBS = 25, 8
 
 def test_an_operating_point_walks_straight_to_its_summary(config: dict[str, Any]) -> None:
     handed: dict[Any, str] = {}
+    held = []  # so that no other object gets the identity of one
 
     def note(frame: FrameType, *_: object) -> None:  # None: lines are not traced
         code = frame.f_code
-        if code in handed or not code.co_filename.startswith(str(HARNESS)):
+        if not code.co_filename.startswith(str(HARNESS)):
             return
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        if any(isinstance(frame.f_locals.get(name), CARRIED) for name in names if name != "self"):
-            handed[code] = Path(code.co_filename).relative_to(HARNESS).as_posix()
+        for value in [frame.f_locals.get(name) for name in names if name != "self"]:
+            if isinstance(value, FOUND + MANY):
+                held.append(value)
+                which = type(value) if isinstance(value, MANY) else id(value)
+                handed.setdefault((code, which), Path(code.co_filename).relative_to(HARNESS).as_posix())
 
     strategies = ("confidence:threshold=q50", "fixed:layer=4@lossless")
     before = sys.gettrace()
