@@ -16,14 +16,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import HarnessError
 from harness.host.interpreter import fresh_interpreter
 from harness.records import WindowRecord
-from harness.running.session import Observer
 from harness.store.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from harness.running.session import Observer
 
 __all__ = ["Reporter", "message_of", "run_repeat"]
 
