@@ -220,7 +220,7 @@ def test_a_defect_keeps_its_traceback(cli: Command, monkeypatch: pytest.MonkeyPa
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("harness.running.runner.make_plan", broken)
+    monkeypatch.setattr("harness.running.runner.resolve", broken)
     ran = cli("run")
     assert ran.code == DEFECT
     assert "Traceback" in ran.err

@@ -203,6 +203,10 @@ def test_importing_reports_loads_no_torch() -> None:
     assert not loaded_by(f"import {', '.join(names)}") & {"torch", "transformers", "pandas"}
 
 
+def test_reading_runs_and_waiting_for_them_loads_no_torch() -> None:
+    assert not loaded_by("import harness.running.reading, harness.running.repeats") & {"torch", "transformers"}
+
+
 def test_importing_the_package_is_cheap() -> None:
     loaded = loaded_by("import harness")
     assert not loaded & {"torch", "pandas", "pydantic", "rich", "typer"}

@@ -25,7 +25,7 @@ MEDIA = {
 SPEAKERS = {
     "harness/commands/console.py",
     "harness/serving/server.py",  # one line, before there is a log
-    "harness/running/reporter.py",  # JSON, to its parent process
+    "harness/running/repeats.py",  # JSON, to its parent process
     *(f"reports/gallery/{script}.py" for script in ("study_cost", "suitability", "tables")),
 }
 """Modules that may print."""

@@ -242,8 +242,8 @@ def columns() -> Iterator[str]:
 
 def documents() -> Mapping[str, Any]:
     """Return file → record of a line, or of the whole file."""
-    from harness.models.artefact_facts import ArtefactFacts
-    from harness.models.exported import Exported
+    from harness.models.artefacts import ArtefactFacts
+    from harness.models.facts import Exported
     from harness.records import Manifest, SampleRecord, ScoresRecord, WindowRecord
     from harness.records.calibration import Calibration
     from harness.records.certificate import Certificate

@@ -8,10 +8,11 @@ from harness.calibrating.options import CalibrateOptions
 from harness.calibrating.promise import least_documents
 from harness.calibrating.targets import Target
 from harness.errors import ConfigError, DataError
-from harness.running.observing import observe
+from harness.models.model import KeptModel
+from harness.running.resolve import resolve
 from harness.running.runner import execute
 from harness.running.session import Observer
-from harness.running.thresholds import family, percentiles
+from harness.running.thresholds import family, observe, percentiles
 from harness.store.run_directory import refuse_occupied
 from reports.statistics.risk_control import MOST_DOCUMENTS
 
@@ -42,10 +43,12 @@ def record(options: CalibrateOptions, target: Target, observer: Observer) -> Pat
     refuse_too_few(options.limit, options, target)
     if options.out is not None and options.out.exists():
         refuse_occupied(options.out)  # before scores are observed
+    model = KeptModel()
     if one.observed:
-        shares, _ = observe(one, options.as_run(()), options.observe, observer.stage)
+        plan = resolve(options.as_run((str(one.anywhere),)))
+        shares, _ = observe(one, plan, plan.tasks, options.observe, model, observer.stage)
         one = one.with_values(percentiles(one, shares))
-    return execute(options.as_run(one.texts), observer=observer).directory
+    return execute(options.as_run(one.texts), observer=observer, model=model).directory
 
 
 def refuse_too_few(documents: int | None, options: CalibrateOptions, target: Target) -> None:

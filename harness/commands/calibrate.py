@@ -11,7 +11,7 @@ import typer
 from harness.appearance.visible_text import one_line, shell_word
 from harness.calibrating.options import CalibrateOptions
 from harness.commands.console import escape, log_to, stderr, stdout, write_json
-from harness.commands.options import configure, configured_by
+from harness.commands.options import configure, configured_by, run_settings
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,7 +94,6 @@ def _decoded(
     from harness.commands.progress import RunProgress
     from harness.running.reading import read_run
     from harness.running.runner import execute
-    from harness.running.settings import resolve_settings
 
     if resume is not None:
         changed = (given.keys() & options.run_fields) - {"strategies"}
@@ -111,7 +110,7 @@ def _decoded(
             if resume is None:
                 directory = record(options, target, progress)
             else:
-                directory = execute(resolve_settings({}, None, resume), resume=resume, observer=progress).directory
+                directory = execute(run_settings({}, None, resume), resume=resume, observer=progress).directory
         except KeyboardInterrupt:
             progress.interrupted()
             console.print("Then calibrate with --resume and the same --target.", soft_wrap=True)

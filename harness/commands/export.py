@@ -16,7 +16,7 @@ from harness.config.model import Folder, ModelChoice
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from harness.models.exported import Exported
+    from harness.models.facts import Exported
 
 __all__ = ["export"]
 

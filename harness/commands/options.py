@@ -18,12 +18,13 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args,
 import typer
 from pydantic.fields import FieldInfo
 
+from harness.config import RunConfig
 from harness.config.model import Configuration, Placeholder, RefusedValueError, limits
 from harness.config.presets import WithPresets
 from harness.errors import ConfigError
 from reports.figures.layout import Width
 
-__all__ = ["FigureWidth", "configure", "configured_by", "flag", "named_by_flag"]
+__all__ = ["FigureWidth", "configure", "configured_by", "flag", "named_by_flag", "run_settings"]
 
 C = TypeVar("C", bound=Configuration)
 
@@ -73,6 +74,32 @@ def configure(model: type[C], given: Mapping[str, Any]) -> C:
     """
     with named_by_flag(model, model.model_fields):
         return model.build(given)
+
+
+def run_settings(given: Mapping[str, Any], config: Path | None, resume: Path | None) -> RunConfig:
+    """Return the configuration of a run: flags over a file, and both over the configuration of the run to resume.
+
+    Args:
+        given: by flags, with the names of :class:`RunConfig`.
+        config: TOML file.
+        resume: run directory to continue.
+
+    Raises:
+        ConfigError: unknown name, wrong type or out of range, or ``out`` is not the run to resume.
+        StoreError: the run to resume cannot be read, or needs packages that are not installed.
+    """
+    from harness.store.run_directory import RunDirectory
+    from harness.store.same_run import refuse_absent_plugins
+
+    before: dict[str, Any] = {}
+    if resume is not None:
+        with RunDirectory.read(resume) as store:
+            refuse_absent_plugins(resume, store.manifest)
+            before = {key: value for key, value in store.manifest.config.items() if key != "out"}
+    settings = RunConfig.build({**before, **(RunConfig.read_toml(config) if config is not None else {}), **given})
+    if resume is not None and settings.out is not None and settings.out.absolute() != resume.absolute():
+        raise ConfigError(f"--out {settings.out} and --resume {resume} name two directories. Omit --out.")
+    return settings
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from harness.appearance.visible_text import one_line
 from harness.commands.console import escape, stderr, stdout, write_json
-from harness.commands.options import FigureWidth, configured_by
+from harness.commands.options import FigureWidth, configured_by, run_settings
 from harness.config.model import Configuration, Folder, OperatingPoint, TaskName
 from harness.errors import ConfigError
 
@@ -95,12 +95,11 @@ def reproduce(
         raise ConfigError("--scale belongs to --figure grid. Use --limit for the samples of --figure kv.")
     if width is not None:
         raise ConfigError("--width belongs to --figure grid. --figure kv draws nothing: omit it.")
-    from harness.running.settings import resolve_settings
 
     if resume is None:
         given["kv"] = KV_POLICIES
-        given["strategies"] = given.get("strategies") or tuple(_early_exits(resolve_settings(given, None, None)))
-    _kv(resolve_settings(given, None, resume), resume, as_json=as_json)
+        given["strategies"] = given.get("strategies") or tuple(_early_exits(run_settings(given, None, None)))
+    _kv(run_settings(given, None, resume), resume, as_json=as_json)
 
 
 def _figure_of(resume: Path | None) -> str:

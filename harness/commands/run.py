@@ -9,7 +9,7 @@ import typer
 
 from harness.appearance.visible_text import one_line, shell_word
 from harness.commands.console import escape, log_to, stderr, stdout, tell, write_json
-from harness.commands.options import configured_by, named_by_flag
+from harness.commands.options import configured_by, named_by_flag, run_settings
 from harness.config import RunConfig
 from harness.config.run import OUTPUT
 from harness.errors import DEFECT
@@ -40,10 +40,8 @@ def run(
     ] = False,
 ) -> None:
     """Run operating points over a task and print the comparison. Without options: the demo."""
-    from harness.running.settings import resolve_settings
-
     with named_by_flag(RunConfig, given):  # what a file says is named as there
-        settings = resolve_settings(given, config, resume)
+        settings = run_settings(given, config, resume)
     console = stderr()
     log_to(console)
     from harness.commands.progress import RunProgress

@@ -27,7 +27,7 @@ def submit(
     Tables and scores are computed again, tokens, counts and times are held against each other, and what has to be
     believed is listed.
     """
-    from harness.running.submission import examine_submission, pack
+    from harness.running.rescore import examine_submission, pack
     from harness.store.packed_run import ARCHIVE
     from reports.leaderboard.contradictions import CANNOT_BE_CHECKED
 

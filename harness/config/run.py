@@ -249,6 +249,23 @@ class RunConfig(ModelConfiguration):
                 raise ConfigError(f"untimed = true records no time, and {name} = {value} is about time. Use {remedy}.")
         return self
 
+    @model_validator(mode="after")
+    def _means_something_together(self) -> Self:
+        alone, queued = self.batch_size == 1, self.arrival_rate is not None
+        if queued and not alone:
+            raise ConfigError(
+                f"--arrival-rate serves one request at a time and --batch-size is {self.batch_size}. Omit one of them."
+            )
+        if self.attribute and (queued or not alone):
+            raise ConfigError(
+                "--attribute counts what single requests did, back to back. Omit --batch-size and --arrival-rate."
+            )
+        if self.attribute and self.stops != (NO_STOP,):
+            raise ConfigError(
+                "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
+            )
+        return self
+
     @property
     def kv_policies(self) -> tuple[str, ...]:
         """The KV policies to compare; none where each strategy runs under its own."""

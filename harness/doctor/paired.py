@@ -21,7 +21,8 @@ from harness.errors import DataError
 from harness.metering import metered, open_meter
 from harness.metering.cpu_load import LoadReading, LoadWatch
 from harness.records.estimate import Interval, NoInterval
-from harness.running.plan import Plan, make_plan
+from harness.running.plan import Plan
+from harness.running.resolve import resolve
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair, median, paired_ratio, ratio_interval
 
 __all__ = ["Comparison", "RealCoverage", "compare_with_itself"]
@@ -95,14 +96,14 @@ def compare_with_itself(config: RunConfig, comparisons: int, windows: int, progr
         HarnessError: the model or the samples are unavailable.
     """
     progress.stage("checking the configuration and drawing samples")
-    plan = make_plan(config.model_copy(update={"limit": windows}))
+    plan = resolve(config.model_copy(update={"limit": windows}))
     samples = plan.tasks[0].data.samples
     if len(samples) < MINIMUM_PAIRS:
         raise DataError(
             f"{len(samples)} samples of {plan.tasks[0].data.source.label} can be used, and a comparison needs "
             f"{MINIMUM_PAIRS}. Use another --source."
         )
-    meter, _ = open_meter(config.energy, plan.model.devices(plan.device), config.tdp_w)
+    meter, _ = open_meter(config.energy, plan.devices, config.tdp_w)
     try:
         progress.stage(f"loading {plan.model.info.name}")
         loaded = plan.model.load(plan.device, progress.stage)

@@ -9,31 +9,142 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from harness.errors import ArtefactError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from harness.errors import ArtefactError, complaint
 from harness.host.atomic_files import replace_files
 from harness.host.foreign_files import DocumentError, read_bytes, read_json
 from harness.host.libraries import library_border
-from harness.models.artefact_facts import NEEDED, fault_in
-from harness.models.finite import fault_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness.models.ngrams import NgramIndex
+
 __all__ = [
     "LARGEST_TENSORS_BYTES",
+    "NEEDED",
     "PICKLES",
     "SHIPPED",
     "Artefact",
+    "ArtefactFacts",
+    "Seen",
+    "fault_in",
+    "fault_of",
+    "find_seen",
     "json_path",
     "look_into",
     "read_artefact",
     "write_artefact",
 ]
+
+
+def fault_of(tensor: Tensor, *, zeros: bool = True) -> str:
+    """Return what is wrong with a tensor, a phrase behind its name; empty where nothing is.
+
+    Args:
+        tensor: of floating point.
+        zeros: whether it may be all zeros.
+    """
+    if not tensor.numel():
+        return ""
+    least, most = (end.item() for end in tensor.detach().aminmax())  # both are NaN where one element is
+    if math.isnan(least):
+        return "holds NaN"
+    if math.isinf(least) or math.isinf(most):
+        return "holds infinity"
+    return "" if zeros or least or most else "is all zeros"
+
+
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "adapter": ("model_fingerprint",),
+    "shortcut": ("model_fingerprint", "exit_points"),
+}
+"""Kind → facts without which it is of no use."""
+
+_Layer = Annotated[int, Field(ge=1, le=1000)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class ArtefactFacts(BaseModel):
+    """Facts of any kind of artefact, those that are absent left out; what is not read here may be anything.
+
+    Attributes:
+        kind: ``adapter``, ``shortcut``, or the recipe that made it.
+        sha256: of the tensor file beside it.
+        model, model_fingerprint: the weights that it belongs to. base_fingerprint: of those before tuning.
+        adapter_sha256: of the adapter that was tuned together with a shortcut.
+        tokenizer_fingerprint: of the model's tokenizer.
+        exit_head: that it was trained for: ``shared``, or ``shortcut:`` and a hash.
+        num_layers, hidden_size, exit_points: of the model.
+        documents: keys of what it has read. ngrams: index of all its texts, in a file beside it.
+        data: what a tuning has read, by task and source. trained_on: likewise, of any other training.
+        recipe: how it was trained. training: of a checkpoint, the settings that it goes on with.
+        start: the tuning that this one went on from. seed: of all that was random. steps, tokens: trained on so far.
+        scale: of an adapter's products.
+        threshold: to begin with. temperature: of an agent's decision.
+        activation: of a network. observation: what it looks at.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
+
+    kind: str = ""
+    sha256: str = ""
+    adapter_sha256: str | None = None
+    model: str = ""
+    model_fingerprint: str = ""
+    base_fingerprint: str = ""
+    tokenizer_fingerprint: str = ""
+    exit_head: str = ""
+    num_layers: _Layer = 1
+    hidden_size: Annotated[int, Field(ge=1, le=1 << 17)] = 1
+    exit_points: list[_Layer] = Field(default_factory=list)
+    documents: list[str] = Field(default_factory=list)
+    ngrams: dict[str, Any] | None = None
+    data: list[dict[str, Any]] = Field(default_factory=list)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    trained_on: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    start: dict[str, Any] | None = None
+    seed: int = 0
+    steps: _Count = 0
+    tokens: _Count = 0
+    scale: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
+    threshold: float = 0.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    activation: Literal["tanh", "relu"] = "tanh"
+    observation: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("exit_points")
+    @classmethod
+    def _ascend(cls, points: list[int]) -> list[int]:
+        if points != sorted(set(points)):
+            raise ValueError("layers must ascend, each once")
+        return points
+
+
+def fault_in(facts: Mapping[str, Any], needed: tuple[str, ...] = ()) -> str:
+    """Return what is wrong with an artefact's facts, a phrase; empty where nothing is.
+
+    Args:
+        facts: everything its JSON says.
+        needed: which must be there.
+    """
+    for name in needed:
+        if name not in facts:
+            return repr(name)
+    try:
+        ArtefactFacts.model_validate(facts)
+    except ValidationError as error:
+        return f"{'.'.join(map(str, error.errors()[0]['loc']))}: {complaint(error)}"
+    return ""
+
 
 SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
 """Artefacts that come with the harness, one folder per model and recipe."""
@@ -179,3 +290,54 @@ def look_into(path: Path) -> Mapping[str, Any]:
     except (OSError, DocumentError):
         return {}
     return facts if isinstance(facts, dict) and not fault_in(facts) else {}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Documents that artefacts have read.
+
+    Attributes:
+        documents: keys (:func:`harness.contracts.document_key`) of whole documents.
+        indices: file → folder of its artefact, and what its JSON says of the index.
+        unindexed: artefacts that were trained on documents and have no index of all of it: near-duplicates of what
+            they read cannot be told. Those that say that they kept no ``order`` (counts of tokens) need none: nothing
+            that was read can be told from them, word for word.
+    """
+
+    documents: frozenset[str] = frozenset()
+    indices: Mapping[Path, tuple[Path, Mapping[str, Any]]] = field(default_factory=dict)
+    unindexed: tuple[Path, ...] = ()
+
+    def ngrams(self) -> NgramIndex | None:
+        """Read all indices as one; ``None`` without any.
+
+        Raises:
+            ArtefactError: one is missing, damaged or not the one that was written.
+        """
+        if not self.indices:
+            return None
+        from harness.models.ngrams import NgramIndex, read_index  # here, since they bring numpy
+
+        return NgramIndex.union(read_index(folder, facts) for folder, facts in self.indices.values())
+
+
+def find_seen(base: str, folders: Sequence[Path]) -> Seen:
+    """Return what all artefacts of these base weights have read.
+
+    Tuned or not, no run draws it: base and tuned rows are of the same samples, and none of those was seen.
+    """
+    keys: set[str] = set()
+    indices: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
+    unindexed: list[Path] = []
+    for folder in folders:
+        for file in sorted(folder.glob("*.json")):
+            facts = look_into(file)
+            if base not in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
+                continue
+            documents, index = facts.get("documents", ()), facts.get("ngrams")
+            keys.update(documents)
+            if isinstance(index, dict):
+                indices[folder / str(index.get("file"))] = (folder, index)
+            if documents and facts.get("order", True) and not (isinstance(index, dict) and index.get("complete")):
+                unindexed.append(file)
+    return Seen(frozenset(keys), indices, tuple(unindexed))

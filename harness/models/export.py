@@ -12,10 +12,10 @@ from typing import Any
 
 from harness.errors import ConfigError, StoreError, reason
 from harness.models.artefacts import look_into
-from harness.models.exported import FILE, FORMAT, MERGED, PARTS, Exported
+from harness.models.facts import FILE, FORMAT, MERGED, PARTS, Exported
 from harness.models.fingerprints import fingerprint_of_folder
+from harness.models.folder import quiet
 from harness.models.model import ResolvedModel
-from harness.models.quiet import quiet
 from harness.models.trained import belongs_to
 
 __all__ = ["export"]

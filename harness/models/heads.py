@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from harness.contracts import FULL_HEAD, LM_HEAD, CheapHead, ExitView, HeadChoice, ModelInfo, Reading, Strategy
 from harness.errors import ArtefactError, OptionError, UnknownNameError
 from harness.models.artefacts import Artefact, read_artefact
-from harness.models.remedy import remedy
+from harness.models.trained import remedy
 from harness.registry import HEADS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 AUTO_DRAFT_HEADS = ("shortlist", "lowrank")
-"""What ``auto`` looks for to read drafts with, cheapest first."""
+"""Heads that ``auto`` looks for to read drafts with, cheapest first."""
 
 
 def _known(text: str) -> str:
@@ -79,7 +79,7 @@ class ReadsHead(Strategy):
         return model.exit_points
 
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
-        """What the head is made from."""
+        """The artefact that the head is made from."""
         return head_artefacts(self._choice, model)
 
     def cheap_heads(self) -> tuple[HeadChoice, ...]:

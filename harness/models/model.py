@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,13 +25,10 @@ from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all
 from harness.errors import ModelError, OutOfMemoryError, is_out_of_memory
 from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border
-from harness.models.artefacts import Artefact, look_into
-from harness.models.exported import MERGED, PARTS, Exported, read_exported
-from harness.models.facts import base_facts, in_format, shortcut_bytes
+from harness.models.artefacts import Artefact, Seen, find_seen, look_into
+from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported, shortcut_bytes
 from harness.models.heads import head_tensors
-from harness.models.kept_weights import KeptWeights
 from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
-from harness.models.seen import Seen, find_seen
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
 from harness.models.trained import (
@@ -44,6 +41,7 @@ from harness.models.trained import (
     tuned_fingerprint,
 )
 from harness.models.weights import (
+    KeptWeights,
     check_weights,
     digest,
     local_folder,
@@ -53,7 +51,7 @@ from harness.models.weights import (
 )
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = ["LoadedModel", "ResolvedModel", "foresee", "resolve"]
+__all__ = ["KeptModel", "LoadedModel", "ResolvedModel", "foresee", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class ResolvedModel:
         """The model's tokenizer, read when first asked for.
 
         Raises:
-            ModelError: it cannot be had.
+            ModelError: it is not available.
         """
         return read_tokenizer(self.spec, self.config, self.info)
 
@@ -113,10 +111,10 @@ class ResolvedModel:
         """Read or draw the weights as a transformers model on the CPU, as training wants it; say where they came from.
 
         Args:
-            note: is told how long it took to check the weights that were read.
+            note: is called with the time it took to check the weights that were read.
 
         Raises:
-            ModelError: they cannot be had, which names the alternatives; or the model would say nothing with them.
+            ModelError: they are not available, with the alternatives; or the model would be useless with them.
             ArtefactError: the adapter is not one of this model.
         """
         if self.info.weights == "random":
@@ -152,7 +150,7 @@ class ResolvedModel:
 
         Args:
             device: torch device.
-            note: is told how long it took to check the weights that were read.
+            note: is called with the time it took to check the weights that were read.
             formats: ``auto`` for the fastest that keeps float32's tokens, ``None`` for the one that was asked for. One
                 that ``auto`` chose and that is listed too counts once.
 
@@ -375,3 +373,46 @@ def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedMo
         size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
         info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
     return ResolvedModel(spec, config, info, adapter, shortcut, seen, exported)
+
+
+class KeptModel:
+    """Holds one model; another takes its place, and is loaded when nothing holds the first any more."""
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._loaded: tuple[LoadedModel, ...] = ()
+
+    def load(
+        self,
+        model: ResolvedModel,
+        device: str,
+        formats: Sequence[str | None],
+        threads: int | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> tuple[LoadedModel, ...]:
+        """Return a model in several weights formats; read unless it is the one that is kept.
+
+        Args:
+            model: which.
+            device: torch device.
+            formats: as :meth:`ResolvedModel.load_all` takes them.
+            threads: that torch has from now on; ``None`` leaves it as it is.
+            note: is called with each slow step.
+
+        Raises:
+            HarnessError: as :meth:`ResolvedModel.load_all` has it.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        trained = tuple(None if part is None else part.sha256 for part in (model.adapter, model.shortcut))
+        seed = model.info.asked.seed if model.info.weights == "random" else None
+        key = (model.info, trained, seed, model.devices(device), threads, tuple(formats))
+        if key != self._key:
+            self._key, self._loaded = None, ()
+            note(f"loading {model.info.name}")
+            self._loaded = model.load_all(device, note, formats)
+            self._key = key
+        asked = model.info.asked
+        return tuple(
+            replace(one, resolved=replace(one.resolved, info=replace(one.info, asked=asked))) for one in self._loaded
+        )

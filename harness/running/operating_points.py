@@ -5,33 +5,58 @@ values by strategy, and operating points are their product. What a run compares 
 each dimension in order: ``fixed:layer=14@propagate@int4``. That a point decodes losslessly, and the stop rule it has,
 always stand there: ``fixed:layer=14@lossless@stop=statement``; full depth runs without a rule, too. Longest drafts are
 a dimension of lossless decoding alone: ``fixed:layer=14@lossless@draft=4``.
+
+A **probe** asks its strategy at every exit point and ignores the answer: full depth plus the cost of asking. The
+attribution of costs needs it (GREEN-CODE's Table IV was measured by nesting sensor windows instead, and is contradicted
+by its own never-exit run); it is no candidate in any table.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
 
 from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.config.decode import LOSSY, DecodeSpec, build_decode, check_defers, parse_decode
 from harness.config.options import build_strategy, effective_options
 from harness.config.stops import NO_STOP, BuiltStop, build_stop
-from harness.contracts import BlackBox, KVFacts, Lossless, ModelInfo, Strategy
+from harness.contracts import (
+    Batch,
+    BlackBox,
+    ExitRule,
+    ExitView,
+    HeadChoice,
+    KVFacts,
+    Lossless,
+    ModelInfo,
+    PlannedRule,
+    StateTest,
+    Strategy,
+)
+from harness.contracts.asking import ask_rule
+from harness.contracts.plans import plan_of
+from harness.contracts.state_tests import state_test_of
 from harness.errors import ArtefactError, OptionError
 from harness.models.heads import draft_head, head_artefacts
 from harness.records import BlackBoxRecord, OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
-from harness.running.never_exits import NeverExits
 
 __all__ = [
     "Built",
+    "NeverExits",
     "OperatingPoint",
     "black_box",
     "build_all",
     "drafting",
     "operating_point",
     "operating_points",
+    "read_only",
     "usable",
     "with_baseline",
 ]
@@ -172,7 +197,7 @@ def black_box(spec: StrategySpec, strategy: BlackBox) -> OperatingPoint:
 
 @dataclass(frozen=True)
 class Dimension:
-    """What operating points of one strategy at one setting may differ in.
+    """One thing that operating points of a strategy at one setting may differ in.
 
     Attributes:
         name: of the dimension.
@@ -195,8 +220,8 @@ def _crossed(spec: StrategySpec, strategy: Strategy, dimensions: Sequence[Dimens
 
 def _suffix(setting: Mapping[str, str], dimensions: Sequence[Dimension]) -> str:
     """Return what a setting adds to the operating point's name."""
-    said = (one for one in dimensions if one.compared or setting[one.name].startswith(("lossless", "stop=")))
-    return "".join(f"@{setting[one.name]}" for one in said if setting[one.name])
+    named = (one for one in dimensions if one.compared or setting[one.name].startswith(("lossless", "stop=")))
+    return "".join(f"@{setting[one.name]}" for one in named if setting[one.name])
 
 
 def _stops(spec: StrategySpec, stops: Sequence[str]) -> Iterable[str]:
@@ -287,7 +312,7 @@ def drafting(decode: DecodeSpec, draft_max: int, head: str, strategy: Strategy, 
         info: the model.
 
     Raises:
-        HarnessError: source or head cannot be had.
+        HarnessError: source or head is not available.
     """
     lossless = build_decode(decode, draft_max)
     if lossless is None or not strategy.exit_points(info):
@@ -358,3 +383,85 @@ def operating_point(
         heads={str(choice): HEADS.load(choice.name).facts.note for choice in heads},
     )
     return OperatingPoint(strategy, record, policy, lossless, stop)
+
+
+@dataclass(frozen=True)
+class NeverExits(Strategy):
+    """A probe: asks a strategy at every exit point it wants, and goes on whatever it answers.
+
+    Attributes:
+        asked: the strategy.
+    """
+
+    asked: Strategy
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Those of the strategy."""
+        return self.asked.exit_points(model)
+
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """Those of the strategy."""
+        return self.asked.artefacts(model)
+
+    def cheap_heads(self) -> tuple[HeadChoice, ...]:
+        """Those of the strategy."""
+        return self.asked.cheap_heads()
+
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """Those of the strategy."""
+        return self.asked.trained_defaults(model)
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        """Start the strategy."""
+        rule = self.asked.start(model, batch)
+        plan = plan_of(rule)
+        return _NeverExit(rule) if plan is None else _NeverExitPlan(plan)
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Ask the strategy without a start, and answer no."""
+        return _NeverExit(self.asked).should_exit(view)
+
+
+@dataclass(frozen=True, slots=True)
+class _NeverExit:
+    rule: ExitRule
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Ask, and answer no."""
+        return torch.zeros_like(ask_rule(self.rule, read_only(view)))
+
+    def state_test(self, points: Sequence[int]) -> StateTest | None:
+        """Make the same test, which nothing passes."""
+        test = state_test_of(self.rule, points)
+        return None if test is None else replace(test, least=math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class _NeverExitPlan(PlannedRule):
+    plan: PlannedRule
+
+    def planned_layer(self, token_ids: Sequence[int]) -> None:
+        """Plan, and take all layers."""
+        self.plan.planned_layer(token_ids)
+
+
+def read_only(view: ExitView) -> ExitView:
+    """Return a view like another that ends nothing: ``stop`` does nothing on it, and rows that do not exit go on."""
+    return cast("ExitView", _ReadOnly(view))
+
+
+class _ReadOnly:
+    """Implements :class:`harness.contracts.ExitView`."""
+
+    def __init__(self, view: ExitView) -> None:
+        self._view = view
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._view, name)
+
+    def stop(self, rows: Tensor) -> None:
+        """Do nothing."""
+
+    def part(self, places: list[int]) -> ExitView:
+        """Return the read-only view of some rows."""
+        return read_only(self._view.part(places))

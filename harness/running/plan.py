@@ -1,8 +1,4 @@
-"""Everything a run needs, checked before the first weight is read.
-
-A plan is made in the order of cost: names and options first, then the model's facts, the tokenizer and the
-samples. Whatever is wrong is refused here, and nothing has been written yet.
-"""
+"""A run as planned: the one value that says everything found for it, and how its samples are drawn."""
 
 from __future__ import annotations
 
@@ -10,43 +6,25 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from harness.config import RunConfig, demo_strategies, parse_all
-from harness.config.stops import NO_STOP
-from harness.contracts import (
-    OWN_FORMAT,
-    BlackBox,
-    ModelInfo,
-    ModelRequest,
-    Sample,
-    StopRule,
-    Task,
-    TaskData,
-    TaskRequest,
-)
-from harness.decoding import packing
-from harness.errors import ArtefactError, ConfigError, DataError, EndpointError, OutOfReachError
-from harness.host.device import resolve_device
-from harness.models.model import ResolvedModel, foresee, resolve
-from harness.models.placement import check_format
-from harness.records import Manifest, TaskRecord
-from harness.registry import KV_POLICIES, PROTOCOLS, TASKS, keeping_folder
-from harness.running.operating_points import (
-    Built,
-    OperatingPoint,
-    black_box,
-    build_all,
-    operating_points,
-    usable,
-    with_baseline,
-)
+from harness.config import RunConfig
+from harness.contracts import ModelInfo, Sample, StopRule, Task, TaskData, TaskRequest
+from harness.errors import DataError
+from harness.models.model import ResolvedModel
+from harness.models.model import resolve as find_model
+from harness.records import Manifest, ObservedThreshold, TaskRecord
+from harness.records.guarantee import CalibratedPoint
+from harness.registry import PROTOCOLS, TASKS, keeping_folder
+from harness.running.operating_points import Built, OperatingPoint, operating_points
 from harness.running.scoring import score_names
 
 if TYPE_CHECKING:
     from harness.models.ngrams import NgramIndex
 
-__all__ = ["Draw", "Judge", "Plan", "PlannedTask", "drawn_again", "make_plan", "prompts_digest"]
+__all__ = ["Draw", "Judge", "Plan", "PlannedTask", "drawn_again", "prompts_digest", "registered_draw"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +32,7 @@ SHOWN_BAD_ROWS = 5  # the samples file has them all
 
 
 class Judge(Protocol):
-    """What is asked of a task once its samples are drawn."""
+    """The part of a task that is needed once its samples are drawn."""
 
     @property
     def language(self) -> str:
@@ -89,15 +67,18 @@ Draw: TypeAlias = Callable[[ResolvedModel], tuple[PlannedTask, ...]]
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run.
+    """A checked run, as :func:`harness.running.resolve.resolve` leaves it: nothing below it looks anything up again.
 
     Attributes:
-        config: what was asked for.
+        config: what was asked for, with a number for every percentile and the text of every calibrated point.
         device: resolved torch device.
         built: its strategies, full depth first.
         points: operating points, full depth first.
         model: facts, tokenizer, and where the weights are.
         tasks: tasks with samples.
+        observed: thresholds that were percentiles.
+        calibrated: operating points that came with a guarantee, and the file that each was read from.
+        before: the manifest of the run that goes on; ``None`` for a new one.
     """
 
     config: RunConfig
@@ -106,74 +87,32 @@ class Plan:
     points: tuple[OperatingPoint, ...]
     model: ResolvedModel
     tasks: tuple[PlannedTask, ...]
+    observed: tuple[ObservedThreshold, ...] = ()
+    calibrated: tuple[tuple[Path, CalibratedPoint], ...] = ()
+    before: Manifest | None = None
+
+    @cached_property
+    def devices(self) -> str:
+        """All devices that multiply, as a meter takes them."""
+        return self.model.devices(self.device)
+
+    @cached_property
+    def placement(self) -> Mapping[str, str]:
+        """Which layers are where, in words; empty where all are on one device."""
+        return self.model.placement(self.device)
+
+    @property
+    def formats(self) -> Sequence[str]:
+        """The weights formats to load: those of the run that goes on, whatever ``auto`` would choose now."""
+        return self.config.weights_formats if self.before is None else self.before.model.formats
 
     def stored_in(self, models: Sequence[ModelInfo]) -> Plan:
         """Return the plan with the operating points of a model that was loaded, in each weights format."""
         return replace(self, points=operating_points(self.built, self.config, models))
 
 
-def make_plan(config: RunConfig, draw: Draw | None = None, *, begins: bool = True) -> Plan:
-    """Check a configuration and gather what it names; reads no weights and writes nothing.
-
-    Args:
-        config: what to run.
-        draw: in place of the registered tasks and protocol that it names.
-        begins: a black box that is down is refused; later its samples fail, and the run goes on.
-
-    Raises:
-        HarnessError: anything that cannot be run, in one line with the remedy.
-    """
-    _refuse_contradictions(config)
-    specs = build_all(config.specs())
-    draw = draw or _registered(config)
-    device = resolve_device(config.device)
-    for spec, strategy in specs:
-        if isinstance(strategy, BlackBox):
-            black_box(spec, strategy)
-            if begins:
-                _reach(strategy)
-    model = _find_model(config.request(config.seed), specs)
-    if config.kv_input == "shortcut" and model.shortcut is None:
-        raise ConfigError(
-            "--kv-input shortcut needs the exits' shortcuts, and this run has the shared exit head. Use --exit-head "
-            "shortcut, which says how to make them where there are none."
-        )
-    if not config.strategies:
-        specs = usable(build_all(parse_all(demo_strategies(model.info.exit_points), in_run=True)), model.info)
-    built = with_baseline(specs)
-    formats = config.weights_formats
-    for name in formats:
-        check_format(model.info, name)
-        if name not in ("auto", OWN_FORMAT[model.info.dtype]):
-            packing.usable(name, device)
-    points = operating_points(built, config, [replace(model.info, weights_format=name) for name in formats])
-    planned = draw(model)
-    for stop in {point.stop.written: point.stop for point in points if point.stop is not None}.values():
-        for task in planned:
-            stop.check(model.info, task.task.language)
-    return Plan(config, device, built, points, model, planned)
-
-
-def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
-    """Return the tasks of a run with the samples it was made of, drawn from where it drew them.
-
-    Raises:
-        DataError: the rows are others by now; names the task.
-        HarnessError: the model's tokenizer or a source cannot be had.
-    """
-    config = RunConfig.build({key: value for key, value in manifest.config.items() if key != "out"})
-    planned = _registered(config)(resolve(config.request(config.seed)))
-    for task, before in zip(planned, manifest.tasks, strict=True):
-        if (task.record.fingerprint, task.record.prompts) != (before.fingerprint, before.prompts):
-            raise DataError(
-                f"{before.name}: {task.record.source} has other rows than the run read from {before.source}, and its "
-                "samples are scored with what stands there. Give the run's own rows back."
-            )
-    return planned
-
-
-def _registered(config: RunConfig) -> Draw:
-    """Load the tasks that a configuration names, and their protocols."""
+def registered_draw(config: RunConfig) -> Draw:
+    """Load the tasks that a configuration names, and their protocols; return what draws their samples."""
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
     for protocol in {_protocol(task, config) for task in tasks}:
         PROTOCOLS.load(protocol)
@@ -186,73 +125,22 @@ def _registered(config: RunConfig) -> Draw:
     return draw
 
 
-def _reach(strategy: BlackBox) -> None:
-    """Ask a black box for one token: what is down now would fail on every sample.
+def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
+    """Return the tasks of a run with the samples it was made of, drawn from where it drew them.
 
     Raises:
-        EndpointError: it does not complete; with the remedy.
+        DataError: the rows are others by now; names the task.
+        HarnessError: the model's tokenizer or a source is not available.
     """
-    connection = strategy.connect()
-    try:
-        connection.complete("def f(x):", 1, lambda _: False)
-    except EndpointError as error:
-        raise EndpointError(f"{error} {strategy.remedy()}") from None
-    finally:
-        connection.close()
-
-
-def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:
-    """Find the model; where it is out of reach, say at once what the strategies would lack when it is not.
-
-    Raises:
-        HarnessError: it cannot be had.
-    """
-    try:
-        return resolve(request)
-    except OutOfReachError as error:
-        lacking = _lacking(request, built)
-        if not lacking:
-            raise
-        reasons = "; ".join(each.message.rstrip(":") for each in lacking)
-        commands = dict.fromkeys(command for each in lacking for command in each.commands)
-        raise OutOfReachError(f"{error} With the model at hand: {reasons}:", commands) from None
-
-
-def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
-    """What a run with a catalogue model would be refused for once the model is in reach."""
-    lacking = []
-    try:
-        info = foresee(request)
-        if info is None:
-            return []
-        for strategy in (strategy for _, strategy in built if not isinstance(strategy, BlackBox)):
-            try:
-                strategy.exit_points(info)
-            except ArtefactError as error:
-                lacking.append(error)
-    except ArtefactError as error:
-        lacking.append(error)
-    return lacking
-
-
-def _refuse_contradictions(config: RunConfig) -> None:
-    """Refuse settings that would be measured and then mean nothing together."""
-    if config.arrival_rate is not None and config.batch_size > 1:
-        raise ConfigError(
-            f"--arrival-rate serves one request at a time and --batch-size is {config.batch_size}. Omit one of them."
-        )
-    if not config.attribute:
-        return
-    if config.batch_size > 1 or config.arrival_rate is not None:
-        raise ConfigError(
-            "--attribute counts what single requests did, back to back. Omit --batch-size and --arrival-rate."
-        )
-    if config.stops != (NO_STOP,):
-        raise ConfigError(
-            "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
-        )
-    if config.kv_policies and not any(KV_POLICIES.load(kv).facts.keeps_cache for kv in config.kv_policies):
-        raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
+    config = RunConfig.build({key: value for key, value in manifest.config.items() if key != "out"})
+    planned = registered_draw(config)(find_model(config.request(config.seed)))
+    for task, before in zip(planned, manifest.tasks, strict=True):
+        if (task.record.fingerprint, task.record.prompts) != (before.fingerprint, before.prompts):
+            raise DataError(
+                f"{before.name}: {task.record.source} has other rows than the run read from {before.source}, and its "
+                "samples are scored with what stands there. Give the run's own rows back."
+            )
+    return planned
 
 
 def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramIndex | None) -> PlannedTask:

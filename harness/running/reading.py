@@ -6,8 +6,11 @@ protocol or a meter, and a score that is absent is shown as far as it was record
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,23 +22,21 @@ from harness.host.foreign_files import real_path
 from harness.records import Manifest, SampleRecord, ScoresRecord, WindowRecord
 from harness.records.summary import Summary
 from harness.registry import METRICS, plugin_at_fault
-from harness.running.kept_summaries import kept
-from harness.running.plugins import absent_plugins
-from harness.running.read_ahead import read_ahead
+from harness.running.kept_summaries import DONE, kept, read_ahead
 from harness.running.scoring import CorpusScores
 from harness.store.record_files import REMEDY
 from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS, RunDirectory, is_held
+from harness.store.same_run import absent_plugins
 from reports.recorded import RecordedRun, Records
 from reports.summary.absurd import without_absurd
 from reports.summary.outlived import with_recorded
 from reports.summary.quality import corpora
 from reports.summary.summarise import candidates, summarise
 
-__all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "read_run", "read_runs"]
-
+__all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "main", "read_run", "read_runs"]
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What values raise that no schema can forbid, such as a time of 1e308 seconds."""
+"""Errors raised by values that no schema can forbid, such as a time of 1e308 seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +197,10 @@ def read_runs(
     Args:
         paths: run directories, or folders of them.
         stored: as in :func:`read_run`.
-        keep: likewise; many runs whose summaries are to be made are read ahead (:mod:`harness.running.read_ahead`).
+        keep: likewise; many runs whose summaries are to be made are read ahead (:mod:`harness.running.kept_summaries`).
         held: with more runs than this, records are not held but read again where they are asked for.
         before: is asked for with :meth:`RecordedRun.once` while the records are there.
-        progress: is told at first, and after each, how many of how many were read.
+        progress: is called at first, and after each run, with how many of how many were read.
     """
     directories = find_runs(paths)
     runs: list[RecordedRun] = []
@@ -235,3 +236,20 @@ def _again(path: Path, manifest: Manifest, windows: int, samples: int) -> Record
         if store.manifest != manifest or (len(found.windows), len(found.samples)) != (windows, samples):
             raise StoreError(f"{path} was changed while it was reported. Report again.")
     return found
+
+
+def main() -> None:
+    """Entry point of the process."""
+    with os.fdopen(os.dup(1), "wb", buffering=0) as reader:
+        os.dup2(2, 1)  # a score that prints must not speak to the reader
+        try:
+            for path in json.loads(sys.stdin.buffer.read()):
+                with suppress(Exception):  # the reader reads it again, and says what is wrong
+                    keep_summary(Path(path))
+                reader.write(b"\n" + DONE)  # behind what start-up printed
+        except (BrokenPipeError, KeyboardInterrupt):  # the reader is gone
+            sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

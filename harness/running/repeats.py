@@ -1,24 +1,33 @@
 """One repeat of a run in a process of its own, so that repeats do not share what a process settles into.
 
 Memory layout, thread placement and the code paths that libraries choose once are drawn anew by each process and kept
-until its end; repeats inside one process would all inherit the same draw and agree too well. The parent run starts this
-module, reads one JSON line per event from its standard output, answers each when it has been drawn, and owns the
-progress bar.
+until its end; repeats inside one process would all inherit the same draw and agree too well. The parent run starts
+:mod:`harness.running.runner` as a module and owns the progress bar. The child tells one JSON line per event and waits
+for the parent's answer, an empty line, which comes when the event has been drawn; when the parent is gone it ends.
+Whatever else prints goes to standard error.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import queue
 import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import HarnessError
 from harness.host.interpreter import fresh_interpreter
 from harness.records import WindowRecord
-from harness.running.reporter import message_of
-from harness.running.session import Observer
 from harness.store.run_directory import RunDirectory
 
-__all__ = ["run_repeat"]
+if TYPE_CHECKING:
+    from harness.running.session import Observer
+
+__all__ = ["Reporter", "message_of", "run_repeat"]
 
 
 def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
@@ -27,7 +36,7 @@ def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
     Args:
         store: the run; not written to here meanwhile.
         repeat: 0-based.
-        observer: is told of every window.
+        observer: is notified of every window.
 
     Raises:
         HarnessError: the process was refused or died; what it finished is kept.
@@ -35,7 +44,7 @@ def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
     refusal, directory, lock = "", store.path, store.lock
     arguments = [str(directory), str(repeat), *([] if lock is None else [str(lock)])]
     process = fresh_interpreter(
-        "harness.running.repeat_process",
+        "harness.running.runner",
         *arguments,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -71,3 +80,62 @@ def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
             or f"the process of repeat {repeat} ended with exit code {process.returncode}; finished windows are kept. "
             f"Continue with `harness run --resume {shell_word(directory)}`."
         )
+
+
+class Reporter:
+    """Implements :class:`harness.running.session.Observer`: passes everything on to the parent process."""
+
+    def __init__(self) -> None:
+        self._parent = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)  # a strategy that prints must not speak to the parent
+        self._parent.write("\n")  # ends what was cut off there: the parent would not answer a message behind it
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        """Take in what the parent says, and end at once with it, even inside a window: on disk none is half there."""
+        for line in sys.stdin:
+            self._answers.put(line)
+        os._exit(1)
+
+    def stage(self, text: str) -> None:
+        """Something slow begins."""
+        self.ask({"stage": text})
+
+    def begin(self, total: int, done: int, directory: Path) -> None:
+        """So many windows are to be measured."""
+        self.ask({"begin": total, "done": done})
+
+    def window(self, record: WindowRecord) -> None:
+        """A window is on disk."""
+        self._send(record.model_dump_json())
+        self.heard()
+
+    def ask(self, message: dict[str, Any]) -> str:
+        """Send a message and return the answer."""
+        self.tell(message)
+        return self.heard()
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message that is not answered."""
+        self._send(json.dumps(message))
+
+    def heard(self) -> str:
+        """Wait for the next line of the parent."""
+        return self._answers.get()
+
+    def _send(self, line: str) -> None:
+        try:
+            self._parent.write(f"{line}\n")
+            self._parent.flush()
+        except BrokenPipeError:
+            os._exit(1)
+
+
+def message_of(line: bytes) -> dict[str, Any] | None:
+    """Return what a child says; ``None`` for a line that something printed while it was still being imported."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

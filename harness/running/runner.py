@@ -7,42 +7,60 @@ measured window, so that drift of the machine favours no operating point and eve
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+
+import torch
 
 from harness.config import RunConfig
 from harness.contracts import Meter
+from harness.contracts.meters import is_measured
 from harness.decoding.engine import Engine
 from harness.decoding.graphs import recorder_for
 from harness.decoding.unit_costs import Timing
-from harness.errors import ConfigError, OutOfMemoryError
+from harness.errors import ConfigError, HarnessError, OutOfMemoryError, is_out_of_memory
+from harness.host import environment
 from harness.host.foreign_files import real_path
 from harness.metering import open_meter
 from harness.metering.contamination import FOREIGN_SHARE
 from harness.metering.cpu_load import SHORTEST_LOOK_S, LoadReading, LoadWatch, threads_left
+from harness.metering.examine import examine
 from harness.metering.pacing import samples_per_block
-from harness.records import Manifest, WindowRecord
+from harness.metering.sensors import sensors_of_meter
+from harness.models.model import KeptModel, LoadedModel
+from harness.records import (
+    SCHEMA_VERSION,
+    FormatChoiceRecord,
+    FormatRecord,
+    Manifest,
+    MeterRecord,
+    ModelRecord,
+    UnitTimes,
+    WindowRecord,
+)
+from harness.records.machine import MachineRecord
 from harness.records.summary import Summary
-from harness.registry import keeping_folder, without_exit
-from harness.running.calibrated import departures, with_calibrated_points
-from harness.running.kept_model import KeptModel
-from harness.running.manifest import describe_run, is_out_of_memory
-from harness.running.observing import with_observed_thresholds
-from harness.running.plan import Draw, Plan, make_plan
+from harness.registry import WEIGHTS_FORMATS, keeping_folder, without_exit
+from harness.running.plan import Draw, Plan
 from harness.running.reading import read_run
-from harness.running.repeats import run_repeat
-from harness.running.session import Observer, Session
-from harness.running.windows import durations
+from harness.running.repeats import Reporter, run_repeat
+from harness.running.resolve import guarantee_violations, resolve
+from harness.running.scoring import missing_scores, score_names
+from harness.running.session import Observer, Session, durations
 from harness.store.run_directory import RunDirectory, fresh_directory, refuse_occupied
-from harness.store.same_run import refuse_other_configuration, refuse_other_placement
+from harness.store.same_run import code_of_objects, used_plugins
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.tables.export import write_report
 
-__all__ = ["RunResult", "execute", "measure_repeat"]
+__all__ = ["RunResult", "execute"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +78,7 @@ class _Silent:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves.
+    """A finished run.
 
     Attributes:
         directory: the run directory.
@@ -85,7 +103,7 @@ def execute(
     Args:
         config: what to run.
         resume: a run directory to continue instead of making a new one.
-        observer: is told how it goes on.
+        observer: is notified of the progress.
         draw: returns the tasks, samples included, where they are none of the registered ones; one repeat only, since
             a fresh process cannot draw them again.
         model: holds the model of the run before, and then of this one.
@@ -95,39 +113,22 @@ def execute(
         HarnessError: the run cannot be made, or could not go on.
     """
     with without_exit(), keeping_folder("the run went on"):
-        return _execute(config, resume, observer or _Silent(), draw, model or KeptModel(), placement)
-
-
-def _execute(
-    config: RunConfig,
-    resume: Path | None,
-    observer: Observer,
-    draw: Draw | None,
-    model: KeptModel,
-    placement: Mapping[str, str],
-) -> RunResult:
-    config = with_calibrated_points(config)
-    if resume is None:
-        config = with_observed_thresholds(config, observer.stage)
-    with _measure(config, resume, 0, observer, model, draw=draw, placement=placement) as store:
-        path = store.path
-        _free_memory()
-        for repeat in range(1, config.repeats):
-            if not _is_finished(path, repeat):
-                run_repeat(store, repeat, observer)
-        observer.stage("scoring")
-        with keeping_folder("the run was scored"):
-            summary = read_run(path).summary
-        write_report(summary, path)
+        observer = observer or _Silent()
+        with _measure(config, resume, 0, observer, model or KeptModel(), draw=draw, placement=placement) as store:
+            path = store.path
+            _free_memory()
+            for repeat in range(1, config.repeats):
+                if not _is_finished(path, repeat):
+                    run_repeat(store, repeat, observer)
+            observer.stage("scoring")
+            with keeping_folder("the run was scored"):
+                summary = read_run(path).summary
+            write_report(summary, path)
     return RunResult(path, summary)
 
 
 def _free_memory() -> None:
     """Give back what the model of this process took of a GPU, since a repeat's process needs the room."""
-    import gc
-
-    import torch
-
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
@@ -138,24 +139,6 @@ def _is_finished(path: Path, repeat: int) -> bool:
     with RunDirectory.read(path) as store:
         done = store.finished()
     return {key[:2] + key[3:] for key in done if key[2] == 0} == {key[:2] + key[3:] for key in done if key[2] == repeat}
-
-
-def measure_repeat(directory: Path, repeat: int, observer: Observer, lock: int | None = None) -> None:
-    """Measure one repeat of a run that is on disk, here; what :mod:`harness.running.repeat_process` does.
-
-    Args:
-        directory: of the run.
-        repeat: 0-based.
-        observer: is told how it goes on.
-        lock: descriptor of the directory's lock, which the parent process holds.
-
-    Raises:
-        HarnessError: the run cannot go on.
-    """
-    with RunDirectory.read(directory) as store:
-        config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
-    with without_exit():
-        _measure(config, directory, repeat, observer, KeptModel(), lock=lock).close()
 
 
 def _measure(
@@ -170,27 +153,24 @@ def _measure(
     lock: int | None = None,
 ) -> RunDirectory:
     """Load what a run needs and measure one repeat; returns the run directory, locked."""
-    import torch
-
     before = _before(config, resume)
     observer.stage("checking the configuration and drawing samples")
     with keeping_folder("the run was planned"):
-        plan = make_plan(config, draw, begins=repeat == 0)
-    placement = {**placement, **plan.model.placement(plan.device)}
-    if resume is not None and before is not None:
-        refuse_other_placement(resume, before, placement)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+        plan = resolve(
+            config, draw, begins=repeat == 0, resumed=None if resume is None or before is None else (resume, before),
+            model=model if resume is None else None, stage=observer.stage,
+        )  # fmt: skip
+    config = plan.config
     with keeping_folder("the meter was opened"):
-        meter, unavailable = open_meter(config.energy, plan.model.devices(plan.device), config.tdp_w)
+        meter, unavailable = open_meter(config.energy, plan.devices, config.tdp_w)
     with contextlib.ExitStack() as closing:
         closing.callback(meter.close)
-        loaded = model.load(plan, _formats(config, before), observer.stage)
+        loaded = model.load(plan.model, plan.device, plan.formats, config.threads, observer.stage)
         plan = plan.stored_in([one.info for one in loaded])
-        for line in departures(plan):
+        for line in guarantee_violations(plan):
             logger.warning("%s", line)
         engines = {
-            name: Engine(one.backbone, one.info, config.kv_input, _timing(name, before, config), recorder)
+            name: Engine(one.backbone, one.info, config.kv_input, _timing(name, plan), recorder)
             for one in loaded
             for name, recorder in [(one.info.weights_format, recorder_for(one.backbone, config.graphs))]
         }
@@ -206,28 +186,24 @@ def _measure(
         if repeat == 0 and plan.device.startswith("cpu") and not config.untimed:
             _warn_of_others(load.read(), torch.get_num_threads())
         times = {name: engine.timing.times for name, engine in engines.items()}
-        block_size = _block_size(config, before, meter, warmup)
-        manifest = describe_run(plan, loaded, meter, unavailable, block_size, before, times)
-        manifest = manifest.model_copy(update={"placement": placement})
+        manifest = describe_run(plan, loaded, meter, unavailable, _block_size(plan, meter, warmup), times, placement)
         path = resume or config.out or fresh_directory("-".join((real_path(config.model).name, *config.tasks)))
         with contextlib.ExitStack() as on_error:
-            store = on_error.enter_context(_open(path, manifest, resume=resume is not None, lock=lock))
+            opened = (
+                RunDirectory.create(path, manifest) if resume is None else RunDirectory.resume(path, manifest, lock)
+            )
+            store = on_error.enter_context(opened)
             _warn_of_few_blocks(plan, manifest.block_size)
             session.measure(store, [*idle, *warmup], observer, repeat)
             on_error.pop_all()
     return store
 
 
-def _formats(config: RunConfig, before: Manifest | None) -> Sequence[str | None]:
-    """Return the weights formats to load: those of the run that goes on, whatever ``auto`` would choose now."""
-    return config.weights_formats if before is None else before.model.formats
-
-
-def _timing(weights_format: str, before: Manifest | None, config: RunConfig) -> Timing:
+def _timing(weights_format: str, plan: Plan) -> Timing:
     """Let strategies ask what decoding costs; a run goes on with the costs that it began with, and bytes untimed."""
-    if before is None:
-        return Timing(measures=not config.untimed)
-    return Timing(before.model.stored(weights_format).unit_times, measures=False)
+    if plan.before is None:
+        return Timing(measures=not plan.config.untimed)
+    return Timing(plan.before.model.stored(weights_format).unit_times, measures=False)
 
 
 def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
@@ -276,7 +252,6 @@ def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
     """Look at the target directory before anything slow: it must be new, or be the run to resume."""
     if resume is not None:
         with RunDirectory.read(resume) as store:
-            refuse_other_configuration(resume, store.manifest, config.model_dump(mode="json"))
             return store.manifest
     _check_writable(config.out or Path("runs"))
     if config.out is not None and config.out.exists():
@@ -293,15 +268,150 @@ def _check_writable(path: Path) -> None:
         raise ConfigError(f"the run directory {path} cannot be made: {folder} is not writable. Use another --out.")
 
 
-def _open(path: Path, manifest: Manifest, *, resume: bool, lock: int | None) -> RunDirectory:
-    return RunDirectory.resume(path, manifest, lock) if resume else RunDirectory.create(path, manifest)
-
-
-def _block_size(config: RunConfig, before: Manifest | None, meter: Meter, warmup: Sequence[WindowRecord]) -> int:
+def _block_size(plan: Plan, meter: Meter, warmup: Sequence[WindowRecord]) -> int:
     """Samples per block: one batch, or as many as the energy sensor needs for a valid window."""
-    if before is not None:
-        return before.block_size
+    if plan.before is not None:
+        return plan.before.block_size
+    config = plan.config
     if config.block_size is not None:
         return config.block_size
     needed = samples_per_block(meter.sensor_period_s, durations(warmup), config.batch_size)
     return needed if config.arrival_rate is None else max(needed, QUEUED_REQUESTS)
+
+
+def describe_run(
+    plan: Plan,
+    loaded: Sequence[LoadedModel],
+    meter: Meter,
+    unavailable: dict[str, str],
+    block_size: int,
+    unit_times: Mapping[str, UnitTimes | None],
+    placement: Mapping[str, str],
+) -> Manifest:
+    """Return the manifest: what ran, on what, from what; a run that goes on keeps its measured machine and bandwidth.
+
+    Args:
+        plan: what runs.
+        loaded: the model in each weights format, the run's own first.
+        meter: the meter in use.
+        unavailable: why better meters are not.
+        block_size: samples per interleaved block.
+        unit_times: by weights format, the seconds of each part of decoding that strategies and draft rules were given.
+        placement: who runs it where.
+    """
+    own, *others = (_in_format(one, plan, unit_times[one.info.weights_format]) for one in loaded)
+    info, before = loaded[0].info, plan.before
+    surroundings = environment.describe()
+    surroundings["code"] = {**code_of_objects(point.record for point in plan.points), **surroundings["code"]}
+    if before is not None:
+        machine, bandwidth, detail = before.machine, before.bandwidth_bytes_per_s, before.bandwidth_detail
+    elif plan.config.untimed:
+        machine, bandwidth, detail = None, None, {"reason": "the run was not timed"}
+    else:
+        machine = examine(
+            plan.device, plan.config.dtype, meter=meter.source, meter_description=meter.description,
+            meter_measured=is_measured(meter), sensors=sensors_of_meter(meter, unavailable, plan.device),
+            scores_missing=missing_scores({task.record.language for task in plan.tasks}), environment=surroundings,
+        )  # fmt: skip
+        bandwidth, detail = machine.bandwidth_bytes_per_s, _bandwidth_detail(machine)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=plan.config.model_dump(mode="json"),
+        operating_points=tuple(point.record for point in plan.points),
+        model=ModelRecord(
+            name=info.name,
+            family=info.family,
+            weights=info.weights,
+            weights_source=loaded[0].weights_source,
+            weights_sha256=loaded[0].weights_sha256,
+            tokenizer_source=plan.model.tokenizer.source,
+            tokenizer_stand_in=plan.model.tokenizer.stand_in,
+            end_ids=tuple(sorted(plan.model.tokenizer.eos_token_ids)),
+            num_layers=info.num_layers,
+            hidden_size=info.hidden_size,
+            vocab_size=info.vocab_size,
+            exit_points=info.exit_points,
+            fingerprint=info.fingerprint,
+            exit_head=info.exit_head,
+            dtype=info.dtype,
+            kv_entry_bytes=info.kv_entry_bytes,
+            **dict(own),
+            other_formats=tuple(others),
+        ),
+        tasks=tuple(task.record for task in plan.tasks),
+        meter=MeterRecord(
+            source=meter.source,
+            description=meter.description,
+            sensor_period_s=meter.sensor_period_s,
+            measured=is_measured(meter),
+            unavailable=unavailable,
+        ),
+        block_size=block_size,
+        bandwidth_bytes_per_s=bandwidth,
+        bandwidth_detail=detail,
+        environment=surroundings,
+        machine=machine,
+        observed_thresholds=plan.observed,
+        placement={**placement, **plan.placement},
+    )
+    scores = score_names(task.language for task in manifest.tasks)
+    return manifest.model_copy(update={"plugins": used_plugins(manifest, scores)})
+
+
+def _in_format(loaded: LoadedModel, plan: Plan, unit_times: UnitTimes | None) -> FormatRecord:
+    """Describe a model in one weights format, and why ``auto`` took it where it did."""
+    info, choice = loaded.info, loaded.format_choice
+    why = None
+    if plan.before is not None:
+        why = plan.before.model.stored(info.weights_format).format_choice
+    elif "auto" in plan.config.weights_formats and info.weights_format not in plan.config.weights_formats:
+        why = FormatChoiceRecord(seconds_per_byte=dict(choice.seconds), left_out=dict(choice.left_out))
+    return FormatRecord(
+        weights_format=info.weights_format,
+        weights_accuracy=WEIGHTS_FORMATS.load(info.weights_format).facts.accuracy,
+        format_choice=why,
+        layer_bytes=info.layer_bytes,
+        lm_head_bytes=info.lm_head_bytes,
+        kv_projection_bytes=info.kv_projection_bytes,
+        shortcut_bytes=info.shortcut_bytes,
+        unit_times=unit_times,
+    )
+
+
+def _bandwidth_detail(machine: MachineRecord) -> dict[str, Any]:
+    if machine.bandwidth_bytes_per_s is None:
+        return {"reason": machine.missing["bandwidth"]}
+    return {
+        "kernel": machine.bandwidth_kernel,
+        "buffer_bytes": machine.bandwidth_buffer_bytes,
+        "cache_bytes": machine.bandwidth_cache_bytes,
+        "limited_by": machine.bandwidth_limited_by,
+        "threads": machine.threads,
+    }
+
+
+def _main(directory: str, repeat: str, lock: str | None = None) -> None:
+    """Measure one repeat of a run that is on disk, for :func:`harness.running.repeats.run_repeat`.
+
+    Args:
+        directory: of the run.
+        repeat: 0-based.
+        lock: descriptor of the directory's lock, which the parent process holds.
+    """
+    reporter = Reporter()
+    try:
+        with RunDirectory.read(Path(directory)) as store:
+            config = RunConfig.build({key: value for key, value in store.manifest.config.items() if key != "out"})
+        held = None if lock is None else int(lock)
+        with without_exit():
+            _measure(config, Path(directory), int(repeat), reporter, KeptModel(), lock=held).close()
+    except HarnessError as error:
+        reporter.tell({"error": str(error)})
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

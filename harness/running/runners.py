@@ -1,7 +1,8 @@
 """Who completes the samples of an operating point: the engine, or a black box beside it.
 
 A session opens the same windows for both and asks a runner to fill them; what of a window's readings speaks of its
-operating point is the runner's to say.
+operating point is the runner's to say. Outside the windows, the engine says what full depth would have chosen along
+what was generated.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 from zlib import crc32
 
 from harness.contracts import Answer, BlackBox, Cursor, Meter, NamedStop, Sample
@@ -17,18 +18,20 @@ from harness.contracts.meters import is_measured
 from harness.contracts.stops import spelled_prompt
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
+from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
 from harness.records import WindowRecord
+from harness.running.completions import Outcome
 from harness.running.operating_points import OperatingPoint
 from harness.running.plan import Plan, PlannedTask
 
-__all__ = ["BlackBoxRunner", "EngineRunner", "Made", "Runner", "runners"]
+__all__ = ["BlackBoxRunner", "EngineRunner", "Made", "OwnText", "Runner", "runners"]
 
 Made: TypeAlias = Generation | Answer | str
-"""What was made of a sample, or why nothing was."""
+"""The completion of a sample, or why there is none."""
 
 
-class Runner(Protocol):
+class Runner:
     """Completes batches of samples at the operating points that are its own."""
 
     def prepare(self, point: OperatingPoint) -> None:
@@ -39,9 +42,11 @@ class Runner(Protocol):
 
     def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
         """Complete a batch, inside a window; one that fails says why, and the others stand."""
+        raise NotImplementedError
 
     def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
         """Return a window's record with those readings alone that speak of the operating point."""
+        return window
 
     def close(self) -> None:
         """Let go of what it holds."""
@@ -62,7 +67,7 @@ def runners(plan: Plan, engines: Mapping[str, Engine], meter: Meter) -> Mapping[
     }
 
 
-class EngineRunner:
+class EngineRunner(Runner):
     """The engine, in the weights format of each operating point.
 
     Args:
@@ -97,13 +102,6 @@ class EngineRunner:
         except ModelError as error:
             return [str(error)] * len(batch)
         return [made if made.failure is None else str(made.failure) for made in decoded]
-
-    def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
-        """Return it as it is: this process is what was measured."""
-        return window
-
-    def close(self) -> None:
-        """Engines belong to whoever made them."""
 
     def _is_known(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> bool:
         return all((planned.record.name, point.name, sample.sample_id) in self._rehearsed for sample in batch)
@@ -155,7 +153,7 @@ def _code_before(sample: Sample) -> str | None:
     return sample.around[0] if any(sample.around) else None
 
 
-class BlackBoxRunner:
+class BlackBoxRunner(Runner):
     """A black box: prompts as text, one request for each, those of a batch at the same time.
 
     Args:
@@ -168,12 +166,6 @@ class BlackBoxRunner:
         self._tokenizer, self._asked, self._meter = plan.model.tokenizer, asked, meter
         self._connection = asked.connect()
 
-    def prepare(self, point: OperatingPoint) -> None:
-        """It is reached by now."""
-
-    def rehearse(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> None:
-        """It looks at no answer."""
-
     def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
         """Ask for every sample of a batch."""
         if len(batch) == 1:
@@ -184,7 +176,8 @@ class BlackBoxRunner:
     def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
         """Return it without what is of this process, or of this machine where the black box is elsewhere.
 
-        What else ran is what was measured, so that its load contaminates nothing; and it cannot be told from others'.
+        The black box is what else ran, so that its load contaminates nothing; nor can it be told apart from that of
+        other processes.
         """
         flags = tuple(flag for flag in window.flags if flag != "foreign-cpu" or not self._asked.local)
         why = None
@@ -212,3 +205,51 @@ class BlackBoxRunner:
             if is_out_of_memory(error):
                 raise
             return f"the answer cannot be read: {reason(error)}."
+
+
+KEPT_BYTES = 1 << 30
+"""Memory that the keys and values of a block's prompts may take; prompts beyond it are read for each completion."""
+
+Ids = tuple[int, ...]
+
+
+class OwnText:
+    """Full depth's choices in one block.
+
+    Args:
+        engine: of the model, in the run's first weights format.
+        full: the run's first operating point, full depth in it.
+    """
+
+    def __init__(self, engine: Engine, full: OperatingPoint) -> None:
+        self._engine, self._format = engine, full.weights_format
+        self._prompts: dict[str, TeacherForcing] = {}
+        self._known: dict[tuple[str, Ids], Ids] = {}
+
+    def of(self, point: OperatingPoint, outcome: Outcome) -> Outcome:
+        """Return what an operating point made of a sample with full depth's choices along it; a failure as it is.
+
+        Where full depth makes no choice, since its logits are not finite, the sample fails.
+        """
+        sample, made = outcome.sample, outcome.made
+        if not isinstance(made, Generation):
+            return outcome
+        generated = tuple(made.token_ids)
+        known = (sample.sample_id, generated)
+        never_exits = not point.record.exit_points or point.record.never_exits
+        if never_exits and point.weights_format == self._format:
+            self._known[known] = generated
+        elif known not in self._known:
+            try:
+                self._known[known] = tuple(self._prompt(sample).choices(generated))
+            except ModelError as error:
+                return replace(outcome, made=f"full depth along its text: {error}")
+        return replace(outcome, full_depth_ids=self._known[known])
+
+    def _prompt(self, sample: Sample) -> TeacherForcing:
+        found = self._prompts.get(sample.sample_id)
+        if found is None:
+            found = TeacherForcing(self._engine, sample.prompt_ids, sample.max_new_tokens)
+            if found.nbytes + sum(kept.nbytes for kept in self._prompts.values()) <= KEPT_BYTES:
+                self._prompts[sample.sample_id] = found
+        return found

@@ -153,7 +153,7 @@ class _Worker:
         if code := self._process.wait():
             self._errors.seek(0)
             lines = self._errors.read().decode(errors="replace").split("\n")
-            reason = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+            reason = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
             logger.warning("a scoring process ended with exit code %d (%s); its share is scored here", code, reason)
             return None
         self._output.seek(0)

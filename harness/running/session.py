@@ -4,37 +4,138 @@ Inside a window there is what completes the samples (:mod:`harness.running.runne
 strategies that look at the answer come before it; full depth's choices along what was generated, texts and scores after
 it. What else the machine did is read at its edges, outside the clock. A window line commits its samples, so whatever is
 killed loses at most the window it was in.
+
+Requests come back to back, or at a fixed rate whatever the machine manages (a Poisson process). A closed loop measures
+speed; editors do not wait for their turn: there is idle time, and a queue when two requests come close together, and
+latency counts from the arrival. Arrivals of a block are drawn once from the run's seed, so that every operating point
+serves the same ones.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.appearance.visible_text import shell_word
 from harness.contracts import Meter, Sample
 from harness.decoding.engine import Engine
-from harness.errors import MeterError, OutOfMemoryError
-from harness.metering import Surroundings, observed
+from harness.errors import MeterError, OutOfMemoryError, is_out_of_memory
+from harness.metering import CONTAMINATED, ObservedWindow, Surroundings, observed
 from harness.metering.idle import default_idle_s, rest
 from harness.metering.pacing import WARMUP_PASSES, settled
 from harness.records import WindowRecord
 from harness.registry import keeping_folder
-from harness.running.arrivals import Schedule, poisson
 from harness.running.completions import Outcome, bad_record, sample_record, tokens_of
-from harness.running.manifest import is_out_of_memory, utc_now
 from harness.running.operating_points import OperatingPoint
-from harness.running.own_text import OwnText
 from harness.running.plan import Plan, PlannedTask
-from harness.running.runners import Made, runners
-from harness.running.windows import durations, judged, window_record
-from harness.store.run_directory import RunDirectory
+from harness.running.runners import Made, OwnText, runners
+from harness.store.run_directory import RunDirectory, WindowKey
 
-__all__ = ["Observer", "Session"]
+__all__ = [
+    "ATTEMPTS",
+    "Observer",
+    "Schedule",
+    "Session",
+    "durations",
+    "judged",
+    "poisson",
+    "window_record",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Arrivals of one window's requests.
+
+    Attributes:
+        arrivals_s: from the start of the window, ascending, one per request.
+    """
+
+    arrivals_s: tuple[float, ...]
+
+    def wait(self, request: int, started: float) -> float:
+        """Sleep until a request is there and return how long it has waited already, seconds.
+
+        Args:
+            request: its place in the window.
+            started: ``time.perf_counter()`` at the start of the window.
+        """
+        due = started + self.arrivals_s[request]
+        while (early := due - time.perf_counter()) > 0:
+            time.sleep(early)
+        return time.perf_counter() - due
+
+
+def poisson(rate_per_s: float, requests: int, seed: Sequence[object]) -> Schedule:
+    """Draw the arrivals of some requests: exponential gaps with mean ``1 / rate_per_s``.
+
+    Args:
+        rate_per_s: requests per second on average.
+        requests: how many.
+        seed: whatever names the window, for example run seed, task, block and repeat.
+    """
+    chance = random.Random(" ".join(map(str, seed)))
+    now, arrivals = 0.0, []
+    for _ in range(requests):
+        now += chance.expovariate(rate_per_s)
+        arrivals.append(now)
+    return Schedule(tuple(arrivals))
+
+
+ATTEMPTS = 3
+"""How often ``--strict`` measures a contaminated window at most; the last time counts, with its flags."""
+
+
+def window_record(observed: ObservedWindow, *, timed: bool = True, **facts: Any) -> WindowRecord:
+    """Return the record of a closed window.
+
+    Args:
+        observed: what was read at its edges.
+        timed: it was a measurement; otherwise neither times nor what disturbed them are recorded.
+        facts: the fields that say what ran in it; see :class:`harness.records.WindowRecord`.
+    """
+    reading, contamination = observed.reading, observed.contamination
+    assert reading is not None, "the window is open, or its work raised"
+    assert contamination is not None
+    if not timed:
+        return WindowRecord(
+            **facts, duration_s=None, cpu_time_s=None, energy_source=reading.source, energy_reason=reading.reason
+        )
+    return WindowRecord(
+        **facts,
+        duration_s=reading.duration_s,
+        cpu_time_s=reading.cpu_time_s,
+        foreign_cpu_s=contamination.foreign_cpu_s,
+        stolen_cpu_s=contamination.stolen_cpu_s,
+        energy_j=reading.energy_j,
+        energy_source=reading.source,
+        energy_scope=reading.scope,
+        sensor_period_s=reading.sensor_period_s,
+        flags=(*reading.flags, *contamination.flags),
+        energy_reason=reading.reason,
+    )
+
+
+def durations(windows: Iterable[WindowRecord]) -> list[float]:
+    """Return the seconds of those windows that were timed."""
+    return [window.duration_s for window in windows if window.duration_s is not None]
+
+
+def judged(window: WindowRecord, *, strict: bool, attempts: int) -> WindowRecord:
+    """Return the record, marked superseded if it is to be measured again.
+
+    Args:
+        window: as it was measured.
+        strict: contaminated windows are measured again.
+        attempts: how often this was measured before and superseded.
+    """
+    again = strict and not CONTAMINATED.isdisjoint(window.flags) and attempts + 1 < ATTEMPTS
+    return window.model_copy(update={"superseded": True}) if again else window
 
 
 READY_PROMPT, READY_TOKENS = 16, 6
@@ -42,16 +143,36 @@ READY_PROMPT, READY_TOKENS = 16, 6
 
 
 class Observer(Protocol):
-    """Is told how a run goes on; the command line draws a progress bar from it."""
+    """Is notified of a run's progress; the command line draws a progress bar from it."""
 
     def stage(self, text: str) -> None:
         """Something slow begins."""
 
     def begin(self, total: int, done: int, directory: Path) -> None:
-        """So many windows are to be measured, so many of them were before."""
+        """The run has ``total`` windows, ``done`` of which were measured before."""
 
     def window(self, record: WindowRecord) -> None:
         """A window is on disk."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """The content of one window: a block of a task's samples at one operating point.
+
+    Attributes:
+        batches: of samples, decoded together.
+    """
+
+    task: PlannedTask
+    block: int
+    repeat: int
+    point: OperatingPoint
+    batches: Sequence[Sequence[Sample]]
+
+    @property
+    def key(self) -> WindowKey:
+        """Tells it from every other one in the run."""
+        return self.task.record.name, self.block, self.repeat, self.point.name
 
 
 class Session:
@@ -83,7 +204,7 @@ class Session:
         """
         records: list[WindowRecord] = []
         while self.idle_s and (not records or records[-1].superseded):
-            started = utc_now()
+            started = datetime.now(UTC).isoformat(timespec="seconds")
             record = window_record(
                 rest(self._meter, self._surroundings, self.idle_s), window=0, task="", block=0, repeat=0,
                 operating_point="", idle=True, samples=0, tokens=0, started=started,
@@ -98,28 +219,22 @@ class Session:
         """
         planned = self._plan.tasks[0]
         batch = planned.data.samples[: self._plan.config.batch_size]
-        self._make_ready(planned, batch[0])
+        few = replace(batch[0], prompt_ids=batch[0].prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
+        for point in self._plan.points:  # none loads or makes in a window what it runs on
+            self._runners[point.name].prepare(point)
+            self._runners[point.name].complete(planned, point, [few])  # a failure is reported of the sample that has it
         records: list[WindowRecord] = []
         for name in self._engines:
             point = next(point for point in self._plan.points if point.weights_format == name)
             passes: list[WindowRecord] = []
             wanted = 1 if self._plan.config.untimed else WARMUP_PASSES
             while len(passes) < wanted and not settled(durations(passes)):
-                number = len(records) + len(passes)
-                record, _ = self._window(number, planned, 0, 0, point, [batch], warmup=True)
-                passes.append(record)
+                cell = _Cell(planned, 0, 0, point, [batch])
+                passes.append(self._window(len(records) + len(passes), cell, warmup=True)[0])
             if not self._plan.config.untimed and not settled(durations(passes)):
                 passes[-1] = passes[-1].model_copy(update={"flags": (*passes[-1].flags, "not-settled")})
             records.extend(passes)
         return records
-
-    def _make_ready(self, planned: PlannedTask, sample: Sample) -> None:
-        """Let every operating point decode a few tokens, so that none loads or makes in a window what it runs on."""
-        few = replace(sample, prompt_ids=sample.prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
-        for point in self._plan.points:
-            runner = self._runners[point.name]
-            runner.prepare(point)
-            runner.complete(planned, point, [few])  # where it fails, that is said of the sample that it happens to
 
     def measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int = 0) -> None:
         """Measure every window of one repeat that is not on disk yet.
@@ -127,7 +242,7 @@ class Session:
         Args:
             store: where they go.
             before: the records of :meth:`rest` and :meth:`warm_up`.
-            observer: is told of every window that counts.
+            observer: is notified of every window that counts.
             repeat: which repeat; each has a process of its own, see :mod:`harness.running.repeats`.
 
         Raises:
@@ -148,54 +263,38 @@ class Session:
             runner.close()
 
     def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int) -> None:
-        blocks = {task.record.name: self._blocks(task, store.manifest.block_size) for task in self._plan.tasks}
-        count = sum(len(cut) for cut in blocks.values()) * len(self._plan.points)
-        finished = store.finished()
-        observer.begin(count * self._plan.config.repeats, len(finished), store.path)
+        plan, size, together = self._plan, store.manifest.block_size, self._plan.config.batch_size
+        blocks = [
+            (task, number, task.data.samples[start : start + size])
+            for task in plan.tasks
+            for number, start in enumerate(range(0, len(task.data.samples), size))
+        ]
+        count, finished = len(blocks) * len(plan.points), store.finished()
+        observer.begin(count * plan.config.repeats, len(finished), store.path)
         mine = sum(key[2] == repeat for key in finished)
         if mine == count and (not self.idle_s or _ends_at_rest(store) or len(finished) > mine):
             return
         _commit_bare(store, before)
-        for planned in self._plan.tasks:
-            for index, block in enumerate(blocks[planned.record.name]):
-                own_text = OwnText(next(iter(self._engines.values())), self._plan.points[0]) if repeat == 0 else None
-                for point in self._order(planned.record.name, index, repeat):
-                    if (planned.record.name, index, repeat, point.name) in finished:
-                        continue
-                    observer.window(self._measure_one(store, planned, index, repeat, point, block, own_text))
+        for task, number, samples in blocks:
+            own_text = OwnText(next(iter(self._engines.values())), plan.points[0]) if repeat == 0 else None
+            batches = [samples[start : start + together] for start in range(0, len(samples), together)]
+            cells = [_Cell(task, number, repeat, point, batches) for point in plan.points]
+            # a resumed run draws the same order again
+            random.Random(f"{plan.config.seed} {task.record.name} {number} {repeat}").shuffle(cells)
+            for cell in cells:
+                if cell.key not in finished:
+                    observer.window(self._measure_one(store, cell, own_text))
         _commit_bare(store, self.rest())
 
-    def _blocks(self, planned: PlannedTask, size: int) -> list[Sequence[Sample]]:
-        samples = planned.data.samples
-        return [samples[start : start + size] for start in range(0, len(samples), size)]
-
-    def _order(self, task: str, block: int, repeat: int) -> list[OperatingPoint]:
-        """Operating points of one block in an order that a resumed run draws again."""
-        order = list(self._plan.points)
-        random.Random(f"{self._plan.config.seed} {task} {block} {repeat}").shuffle(order)
-        return order
-
-    def _measure_one(
-        self,
-        store: RunDirectory,
-        planned: PlannedTask,
-        block: int,
-        repeat: int,
-        point: OperatingPoint,
-        samples: Sequence[Sample],
-        own_text: OwnText | None,
-    ) -> WindowRecord:
+    def _measure_one(self, store: RunDirectory, cell: _Cell, own_text: OwnText | None) -> WindowRecord:
         """Measure one window until it counts; under ``strict`` contaminated ones are kept as superseded."""
-        size = self._plan.config.batch_size
-        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
-        key = (planned.record.name, block, repeat, point.name)
         while True:
-            window, outcomes = self._attempt(store, planned, block, repeat, point, batches, own_text)
+            window, outcomes = self._attempt(store, cell, own_text)
             with keeping_folder("completions were scored"):
-                records = [sample_record(window, self._plan, planned, outcome) for outcome in outcomes]
-            if block == 0:
-                records += [bad_record(window, planned, row) for row in planned.data.bad_rows]
-            window = judged(window, strict=self._plan.config.strict, attempts=store.attempts(key)).model_copy(
+                records = [sample_record(window, self._plan, cell.task, outcome) for outcome in outcomes]
+            if cell.block == 0:
+                records += [bad_record(window, cell.task, row) for row in cell.task.data.bad_rows]
+            window = judged(window, strict=self._plan.config.strict, attempts=store.attempts(cell.key)).model_copy(
                 update={"samples": len(records), "failed": sum(record.error is not None for record in records)}
             )
             store.commit(window, records)
@@ -203,78 +302,48 @@ class Session:
                 return window
 
     def _attempt(
-        self,
-        store: RunDirectory,
-        planned: PlannedTask,
-        block: int,
-        repeat: int,
-        point: OperatingPoint,
-        batches: Sequence[Sequence[Sample]],
-        own_text: OwnText | None,
+        self, store: RunDirectory, cell: _Cell, own_text: OwnText | None
     ) -> tuple[WindowRecord, list[Outcome]]:
-        size = self._plan.config.batch_size
+        point = cell.point
         try:
             with keeping_folder(f"{point.name} decoded"):
-                for batch in batches:
-                    self._runners[point.name].rehearse(planned, point, batch)
-                window, outcomes = self._window(store.next_window, planned, block, repeat, point, batches)
+                for batch in cell.batches:
+                    self._runners[point.name].rehearse(cell.task, point, batch)
+                window, outcomes = self._window(store.next_window, cell)
             return window, outcomes if own_text is None else [own_text.of(point, outcome) for outcome in outcomes]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"out of memory in {planned.record.name}, block {block}, {point.name} (batch size {size}); "
-                f"{len(store.finished())} finished windows are kept in {store.path}. "
+                f"out of memory in {cell.task.record.name}, block {cell.block}, {point.name} (batch size "
+                f"{self._plan.config.batch_size}); {len(store.finished())} finished windows are kept in {store.path}. "
                 "Free memory and use --resume, or start again with a smaller --batch-size."
             ) from error
 
-    def _window(
-        self,
-        number: int,
-        planned: PlannedTask,
-        block: int,
-        repeat: int,
-        point: OperatingPoint,
-        batches: Sequence[Sequence[Sample]],
-        *,
-        warmup: bool = False,
-    ) -> tuple[WindowRecord, list[Outcome]]:
+    def _window(self, number: int, cell: _Cell, *, warmup: bool = False) -> tuple[WindowRecord, list[Outcome]]:
         """Complete the batches of one block inside one measured window."""
-        started, runner = utc_now(), self._runners[point.name]
-        schedule = None if warmup else self._schedule(planned, block, repeat, len(batches))
+        config, task, block, repeat = self._plan.config, cell.task.record.name, cell.block, cell.repeat
+        schedule = None
+        if config.arrival_rate is not None and not warmup:  # alike for every operating point
+            schedule = poisson(config.arrival_rate, len(cell.batches), (config.seed, task, block, repeat))
+        started, runner = datetime.now(UTC).isoformat(timespec="seconds"), self._runners[cell.point.name]
         results: list[Sequence[Made]] = []
         queued: list[float] = []
         with observed(self._meter, self._surroundings) as closed:
             opened = time.perf_counter()
-            for place, batch in enumerate(batches):
+            for place, batch in enumerate(cell.batches):
                 if schedule is not None:
                     queued.append(schedule.wait(place, opened))
-                results.append(runner.complete(planned, point, batch))
+                results.append(runner.complete(cell.task, cell.point, batch))
         outcomes: list[Outcome] = []
-        for place, (batch, each) in enumerate(zip(batches, results, strict=True)):
+        for place, (batch, each) in enumerate(zip(cell.batches, results, strict=True)):
             came = None if schedule is None else (schedule.arrivals_s[place], queued[place])
             outcomes.extend(Outcome(sample, made, came) for sample, made in zip(batch, each, strict=True))
         record = window_record(
-            closed,
-            timed=not self._plan.config.untimed,
-            window=number,
-            task=planned.record.name,
-            block=block,
-            repeat=repeat,
-            operating_point=point.name,
-            warmup=warmup,
-            samples=0,
-            tokens=tokens_of(outcomes),
-            started=started,
-        )
-        return runner.counted(record, point), outcomes
-
-    def _schedule(self, planned: PlannedTask, block: int, repeat: int, requests: int) -> Schedule | None:
-        """Return when the requests of a block come, alike for every operating point; ``None`` back to back."""
-        config = self._plan.config
-        if config.arrival_rate is None:
-            return None
-        return poisson(config.arrival_rate, requests, (config.seed, planned.record.name, block, repeat))
+            closed, timed=not config.untimed, window=number, task=task, block=block, repeat=repeat,
+            operating_point=cell.point.name, warmup=warmup, samples=0, tokens=tokens_of(outcomes), started=started,
+        )  # fmt: skip
+        return runner.counted(record, cell.point), outcomes
 
 
 def _commit_bare(store: RunDirectory, records: Sequence[WindowRecord]) -> None:

@@ -8,32 +8,46 @@ documents are others than those it is calibrated on, since what is tested must n
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from harness.config import StrategySpec, parse_strategies
+from harness.appearance.visible_text import shell_word
+from harness.config import RunConfig, StrategySpec, parse_all, parse_strategies
 from harness.config.options import build_strategy, option_range
-from harness.contracts import Batch, DraftRule, ExitRule, ExitView, ModelInfo, Strategy
+from harness.contracts import Batch, DraftRule, ExitRule, ExitView, ModelInfo, Sample, Strategy
 from harness.contracts.asking import ask_rule
-from harness.errors import ConfigError
-from harness.running.unheard import unheard
+from harness.decoding.engine import Engine
+from harness.errors import ConfigError, DataError
+from harness.host.cache import keep_document, kept_document
+from harness.host.code import hash_of_code
+from harness.models.model import KeptModel
+from harness.records import ObservedThreshold
+from harness.running.operating_points import read_only
+from harness.running.plan import Plan, PlannedTask, registered_draw
 
 __all__ = [
+    "OBSERVED",
     "THRESHOLD",
     "Family",
     "Shares",
     "SharesOfExits",
+    "at_any_threshold",
     "family",
     "finer",
     "is_percentile",
     "learns",
+    "observe",
+    "observed_thresholds",
     "percentiles",
 ]
 
@@ -74,6 +88,18 @@ class Family:
     def observed(self) -> bool:
         """Whether scores have to be observed first."""
         return not self.values
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The range of its option, which has one wherever percentiles are wanted."""
+        limits = option_range(self.spec.name, self.option)
+        assert limits is not None
+        return limits
+
+    @property
+    def anywhere(self) -> StrategySpec:
+        """The operating point of some value, where percentiles are wanted."""
+        return self.at(repr(self.limits[1]))
 
     def at(self, value: str) -> StrategySpec:
         """Return the operating point of one value."""
@@ -217,7 +243,7 @@ class SharesOfExits(Strategy):
 
     def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
         """Those of the strategy."""
-        return build_strategy(self.anywhere).exit_points(model)
+        return build_strategy(self.one.anywhere).exit_points(model)
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Start the strategy at every threshold."""
@@ -229,20 +255,9 @@ class SharesOfExits(Strategy):
         """Not without a start."""
         raise NotImplementedError
 
-    @property
-    def anywhere(self) -> StrategySpec:
-        """The family at some threshold."""
-        return self.one.at(repr(self._range[1]))
-
-    @property
-    def _range(self) -> tuple[float, float]:
-        limits = option_range(self.one.spec.name, self.one.option)
-        assert limits is not None
-        return limits
-
     def _thresholds(self) -> list[float]:
         """A hundredth of the range apart, and ever closer towards its ends, where scores crowd."""
-        low, high = self._range
+        low, high = self.one.limits
         close = [0.01 * 10 ** (-place / 5) for place in range(1, 21)]
         places = [place / 100 for place in range(1, 100)] + [end for each in close for end in (each, 1 - each)]
         return sorted(float(f"{low + (high - low) * place:.6g}") for place in places if place >= SHORTEST)
@@ -256,8 +271,187 @@ class _Counting:
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Ask all, count, and answer no."""
-        asked = unheard(view)
+        asked = read_only(view)
         for threshold, rule in self.rules.items():
             self.exits[threshold] = self.exits.get(threshold, 0) + int(ask_rule(rule, asked).sum())
         self.asked.append(len(view.rows))
         return torch.zeros(len(view.rows), dtype=torch.bool, device=view.rows.device)
+
+
+OBSERVED = 8
+"""Further documents of each task that scores are observed on, where there are as many."""
+PASSES = 3
+"""Over them at most, each with thresholds between those of the one before, where scores crowd at a percentile."""
+_CODE = ("harness/decoding", "harness/models", "harness/running", "strategies", "tasks")
+"""Folders of what observes; a strategy of another project is hashed beside them."""
+
+
+def at_any_threshold(config: RunConfig) -> RunConfig:
+    """Return a configuration with some number for every percentile, to find all else that is wrong with it.
+
+    The same object where no threshold is a percentile.
+
+    Raises:
+        ConfigError: an option that is given as a percentile is no threshold with a range.
+    """
+    return _with_numbers(config, lambda one: dict.fromkeys([repr(one.limits[1])]))[0]
+
+
+def observed_thresholds(
+    plan: Plan, asked: RunConfig, tasks: Sequence[PlannedTask], model: KeptModel, stage: Callable[[str], None]
+) -> tuple[RunConfig, tuple[ObservedThreshold, ...]]:
+    """Return a configuration with a number for every percentile, and what was observed of each.
+
+    Args:
+        plan: of :func:`at_any_threshold`.
+        asked: the configuration as it was given.
+        tasks: the registered tasks that it names, with the samples that are not to be observed.
+        model: loads the model.
+        stage: is called with each slow step.
+
+    Raises:
+        HarnessError: an option is no score, nothing is to be observed, or no document is left.
+    """
+
+    def numbers(one: Family) -> dict[str, ObservedThreshold | None]:
+        found: dict[str, ObservedThreshold | None] = {}
+        shares, documents = observe(one, plan, tasks, OBSERVED, model, stage)
+        for value, (wanted, reached) in percentiles(one, shares).items():
+            point = str(one.at(value))
+            report = "%s, for q%g: %g %% of its scores on %d further documents lie below"
+            logger.info(report, point, wanted, reached, documents)
+            found[value] = ObservedThreshold(
+                strategy=point, threshold=float(value), percentile=wanted, reached=reached, documents=documents
+            )
+        return found
+
+    return _with_numbers(asked, numbers)
+
+
+def _with_numbers(
+    config: RunConfig, numbers: Callable[[Family], Mapping[str, ObservedThreshold | None]]
+) -> tuple[RunConfig, tuple[ObservedThreshold, ...]]:
+    """Replace the percentiles of a configuration, and return what is known of the numbers in their place."""
+    strategies: dict[str | Strategy, ObservedThreshold | None] = {}
+    for given in config.strategies:
+        specs = parse_all([given], in_run=True)
+        if not any(is_percentile(value) for spec in specs for _, value in spec.options):
+            strategies.setdefault(given, None)
+            continue
+        for one, decode in dict.fromkeys((_family(spec, specs), spec.decode) for spec in specs):
+            for value, known in numbers(one).items():
+                strategies.setdefault(f"{one.at(value)}{'' if decode is None else f'@{decode}'}", known)
+    if tuple(strategies) == config.strategies:
+        return config, ()
+    known_of = tuple(known for known in strategies.values() if known is not None)
+    return config.model_copy(update={"strategies": tuple(strategies)}), known_of
+
+
+def _family(spec: StrategySpec, specs: Sequence[StrategySpec]) -> Family:
+    """Return the family of an operating point: those that differ from it in their threshold alone."""
+    rest = [option for option in spec.options if option[0] != THRESHOLD]
+    values = [
+        value
+        for each in specs
+        for name, value in each.options
+        if name == THRESHOLD and [option for option in each.options if option[0] != THRESHOLD] == rest
+    ]
+    given = [f"{name}={value}" for name, value in rest] + [f"{THRESHOLD}={','.join(values)}"] * bool(values)
+    return family(":".join([spec.name, *given]), points=1)
+
+
+def observe(
+    one: Family,
+    plan: Plan,
+    tasks: Sequence[PlannedTask],
+    count: int,
+    model: KeptModel,
+    stage: Callable[[str], None],
+) -> tuple[Shares, int]:
+    """Let full depth decode further documents, and ask the strategy at many thresholds.
+
+    Args:
+        one: whose threshold is observed.
+        plan: of the run that decodes other documents.
+        tasks: the registered tasks of its configuration, with these documents.
+        count: documents of each task, at most.
+        model: loads the model.
+        stage: is called with each slow step.
+
+    Returns:
+        The shares, and how many documents they are of.
+
+    Raises:
+        ConfigError: the model has no exit points, or the strategy no score.
+        DataError: no document is left, or no token of one was decided.
+    """
+    info = plan.model.info
+    if not info.exit_points:
+        raise ConfigError(f"{info.name} has no exit points, where scores could be observed. Give --exit-points.")
+    if learns(build_strategy(one.anywhere).start(info, Batch((0,), "cpu"))):
+        raise ConfigError(
+            f"{one.spec} learns from its own tokens while it decodes, so no {THRESHOLD} of it is a percentile. List "
+            f"values: --strategy '{one.at('VALUE,VALUE')}'."
+        )
+    samples = _further(plan, tasks, one, count)
+    documents = sum(map(len, samples))
+    key = _key(one, plan, tasks, samples)
+    kept = kept_document("observed", key)
+    if kept is not None:
+        return {float(at): float(share) for at, share in kept.items()}, documents
+    stage(f"observing the scores of {one.spec} on {documents} further documents")
+    loaded = model.load(plan.model, plan.device, plan.formats, plan.config.threads, stage)[0]
+    engine = Engine(loaded.backbone, loaded.info, plan.config.kv_input)
+    asked = SharesOfExits(one)
+    shares: dict[float, float] = {}
+    for _ in range(PASSES):
+        for task, drawn in zip(tasks, samples, strict=True):
+            for sample in drawn:
+                engine.decode(
+                    [sample.prompt_ids],
+                    asked,
+                    kv=asked.default_kv,
+                    max_new_tokens=[sample.max_new_tokens],
+                    stop=task.stop,
+                    eos_token_ids=plan.model.tokenizer.eos_token_ids,
+                )
+        if not asked.asked:
+            raise DataError(f"no token of {documents} documents was decided. Use a larger --max-new-tokens.")
+        shares |= asked.shares
+        asked = SharesOfExits(one, finer(one, shares))
+        if not asked.at:
+            break
+    keep_document("observed", key, {repr(at): share for at, share in shares.items()})
+    return shares, documents
+
+
+def _further(plan: Plan, tasks: Sequence[PlannedTask], one: Family, count: int) -> list[list[Sample]]:
+    """Draw documents of each task that are not among those of the run."""
+    config = plan.config
+    limit = 0 if config.limit is None else config.limit + count
+    other = config.model_copy(update={"seed": (config.seed + 1) % 2**32, "limit": limit or None, "skip": 0})
+    found = []
+    for own, drawn in zip(tasks, registered_draw(other)(plan.model), strict=True):
+        taken = {sample.sample_id for sample in own.data.samples}
+        further = [sample for sample in drawn.data.samples if sample.sample_id not in taken][:count]
+        if not further:
+            raise DataError(
+                f"all {len(taken)} documents of {shell_word(config.source)} are in use, and percentiles are of others. "
+                f"Use a --limit below {len(taken)}, or list values: --strategy '{one.at('VALUE,VALUE')}'."
+            )
+        found.append(further)
+    return found
+
+
+def _key(one: Family, plan: Plan, tasks: Sequence[PlannedTask], samples: Sequence[Sequence[Sample]]) -> str:
+    """Return what tells observations from others: strategy, percentiles, all code that decodes, model, tokens."""
+    strategy, info = build_strategy(one.anywhere), plan.model.info
+    own = inspect.getsourcefile(type(strategy))
+    code = [hash_of_code(*_CODE), None if own is None else hashlib.sha256(Path(own).read_bytes()).hexdigest()]
+    facts = [
+        str(one.spec), one.wanted, *code, torch.__version__, plan.device, plan.config.kv_input,
+        strategy.exit_points(info), strategy.artefacts(info), info.fingerprint, info.exit_head, info.dtype,
+        plan.config.weights_formats, [(task.record.name, task.record.protocol) for task in tasks],
+        [(sample.sample_id, list(sample.prompt_ids), sample.max_new_tokens) for each in samples for sample in each],
+    ]  # fmt: skip
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

@@ -19,8 +19,8 @@ from harness.contracts.executors import Executor, Happened, Job
 from harness.errors import HarnessError
 from harness.host.atomic_files import replace_files
 from harness.records import WindowRecord
-from harness.running.calibrated import with_calibrated_points
-from harness.running.plan import PlannedTask, make_plan
+from harness.running.plan import PlannedTask
+from harness.running.resolve import resolve
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import Point
 from harness.study.kept_run import is_measured
@@ -129,9 +129,7 @@ def _count(
     """
     key = _key(point, _OF_A_DRAW)
     try:
-        plan = make_plan(
-            with_calibrated_points(point.config(inputs)), (lambda model: drawn[key]) if key in drawn else None
-        )
+        plan = resolve(point.config(inputs), (lambda model: drawn[key]) if key in drawn else None)
     except HarnessError as error:
         return str(error)
     tasks = drawn.setdefault(key, plan.tasks)

@@ -10,7 +10,7 @@ from typing import Any
 from harness.config import RunConfig
 from harness.contracts.executors import How
 from harness.errors import HarnessError, OtherMachineError, OutOfMemoryError, reason
-from harness.running.kept_model import KeptModel
+from harness.models.model import KeptModel
 from harness.running.runner import execute
 from harness.running.session import Observer
 from harness.store.run_directory import MANIFEST, RunDirectory

@@ -1,7 +1,7 @@
 """A process that does one part of a study after the other, ``python -m harness.study.worker``.
 
 :mod:`harness.study.executors.local` starts it and sends a JSON line per point or step; a model that follows itself is
-loaded once. How the two speak is said in :mod:`harness.running.reporter`.
+loaded once. How the two speak is said in :mod:`harness.running.repeats`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from harness.contracts.executors import Command, How
 from harness.host.memory import peak_memory_bytes
-from harness.running.reporter import Reporter
+from harness.running.repeats import Reporter
 from harness.study.step_run import make_step
 from harness.study.steps import filled_settings
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _measure(reporter: Reporter) -> Measure:
     """Return what measures points here; loads torch, which steps do in processes of their own."""
-    from harness.running.kept_model import KeptModel
+    from harness.models.model import KeptModel
     from harness.study.point_run import measure_point
 
     place = {"executor": "local", "process": f"{platform.node()}:{os.getpid()}"}

@@ -15,7 +15,7 @@ from harness.models.model import LoadedModel
 from harness.records.certificate import Certificate, Claim
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.operating_points import OperatingPoint
-from harness.running.plan import make_plan
+from harness.running.resolve import resolve
 from harness.verifying.formats import Step, decode, verify_batches, verify_format
 from harness.verifying.lossless import verify_lossless
 from harness.verifying.options import VerifyOptions
@@ -33,7 +33,7 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
     """
     progress.stage("checking the configuration and drawing prompts")
     shared = options.model_fields_set & RunConfig.model_fields.keys() - {"weights_format", "batch_size"}
-    plan = make_plan(
+    plan = resolve(
         RunConfig(
             **{name: getattr(options, name) for name in {"max_new_tokens", *shared}},
             decode="lossless" if options.strategies else "lossy", limit=options.prompts, duplicates="keep",

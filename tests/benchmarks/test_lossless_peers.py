@@ -26,7 +26,7 @@ import pytest
 from harness.config import RunConfig
 from harness.config.model import DEFAULT_MODEL
 from harness.errors import HarnessError
-from harness.running.plan import make_plan
+from harness.running.resolve import resolve
 from tests.peers.engine_worker import SHARED
 from tests.peers.workers import Decoded, Worker, WorkerFailedError
 
@@ -93,7 +93,7 @@ def _token_s(one: Decoded) -> float:
 def prompts() -> list[list[int]]:
     """The ends of files that tuning has not read."""
     try:
-        plan = make_plan(
+        plan = resolve(
             RunConfig(
                 model=DEFAULT_MODEL, artefacts=SHARED, tasks=tuple(FILES), limit=20, energy="none",
                 max_new_tokens=NEW, device="cpu",

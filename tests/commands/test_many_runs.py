@@ -15,7 +15,6 @@ import pytest
 from harness.errors import StoreError
 from harness.records.summary import Summary
 from harness.running import kept_summaries, reading
-from harness.running import read_ahead as ahead
 from harness.running.reading import read_run, read_runs
 from reports.collection import Collection, write_collection
 from reports.recorded import ReleasedRun
@@ -134,16 +133,16 @@ def test_what_cannot_be_kept_is_made_every_time(runs: Path, tmp_path: Path) -> N
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     """Have even a few runs read ahead, in two processes; returns those that were started."""
-    monkeypatch.setattr(ahead, "FEWEST_RUNS", 2)
-    monkeypatch.setattr(ahead, "core_count", lambda: 2)
-    start = ahead.fresh_interpreter
+    monkeypatch.setattr(kept_summaries, "FEWEST_RUNS", 2)
+    monkeypatch.setattr(kept_summaries, "core_count", lambda: 2)
+    start = kept_summaries.fresh_interpreter
     found: list[subprocess.Popen[bytes]] = []
 
     def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         found.append(start(*arguments, **options))
         return found[-1]
 
-    monkeypatch.setattr(ahead, "fresh_interpreter", noted)
+    monkeypatch.setattr(kept_summaries, "fresh_interpreter", noted)
     return found
 
 

@@ -17,7 +17,7 @@ from harness.decoding import exits as engine_exits
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.registry import KV_POLICIES
-from harness.running.never_exits import NeverExits
+from harness.running.operating_points import NeverExits
 from strategies.confidence import Confidence
 from strategies.schedule import Schedule
 from tests.decoding.test_state_tests import facts

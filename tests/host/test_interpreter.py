@@ -47,7 +47,7 @@ def test_a_run_in_a_folder_of_like_named_files(
     assert "warning" not in done.stderr
     assert {row["repeats"] for row in json.loads(done.stdout)["rows"]} == {2}
     helpers = started.read_text()
-    assert helpers.count("'harness.running.repeat_process'") == 1
+    assert helpers.count("'harness.running.runner'") == 1
     assert helpers.count("'harness.running.scoring'") == 1
 
 

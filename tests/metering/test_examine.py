@@ -160,7 +160,7 @@ def manifest(folder: Path) -> Manifest:
 
 @pytest.mark.usefixtures("small")
 def test_a_run_writes_the_facts_down(tiny_run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.running.manifest.examine", examine)  # the command's fixture pretends
+    monkeypatch.setattr("harness.running.runner.examine", examine)  # the command's fixture pretends
     assert tiny_run("--out", "out").code == 0
     written = manifest(tmp_path / "out")
     assert written.machine is not None
@@ -179,7 +179,7 @@ def test_a_busier_machine_does_not_stop_a_run_from_going_on(
     windows = tmp_path / "out" / "windows.jsonl"
     windows.write_text("".join(windows.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
     busy = MachineRecord(device="cpu", dtype="float32", load_span_s=1, load_cores=1, foreign_cpu_s=1, stolen_cpu_s=0)
-    monkeypatch.setattr("harness.running.manifest.examine", lambda *arguments, **given: busy)
+    monkeypatch.setattr("harness.running.runner.examine", lambda *arguments, **given: busy)
     ran = cli("run", "--resume", "out")
     assert ran.code == 0, ran.err
     assert manifest(tmp_path / "out").machine == before

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from harness.contracts import ModelRequest, document_key
 from harness.errors import ConfigError, ModelError, StoreError
 from harness.models.artefacts import write_artefact
-from harness.models.exported import FILE, MERGED, PARTS
+from harness.models.facts import FILE, MERGED, PARTS
 from harness.models.model import ResolvedModel, resolve
 from harness.models.ngrams import NgramIndex, write_index
 from harness.models.trained import tuned_fingerprint

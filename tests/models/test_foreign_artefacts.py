@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
-from harness.models.artefacts import Artefact, look_into, read_artefact, write_artefact
+from harness.models.artefacts import Artefact, Seen, find_seen, look_into, read_artefact, write_artefact
 from harness.models.controllers import Controller, Network, Observation, find_controller, write_controller
 from harness.models.ngrams import NgramIndex, read_index, write_index
-from harness.models.seen import Seen, find_seen
 from harness.models.trained import find_adapter, find_shortcut, merge, read_shortcuts
 from strategies.classifier import Classifier
 from strategies.lte import LearnToExit

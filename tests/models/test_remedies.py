@@ -190,8 +190,7 @@ def test_the_other_cure_trains_them_for_the_shortcuts(
 def shipped(cli: Command, tiny_llama: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A set with an adapter of the tiny model, as if it came with the harness."""
     folder = tmp_path / "site" / "shipped"
-    for module in ("harness.models.trained", "harness.models.remedy"):
-        monkeypatch.setattr(f"{module}.SHIPPED", folder)
+    monkeypatch.setattr("harness.models.trained.SHIPPED", folder)
     ran = cli(
         *("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--out", folder / "set"),
         *QUICK["lite"],

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from harness.errors import ArtefactError
-from harness.models.artefacts import write_artefact
+from harness.models.artefacts import Seen, find_seen, write_artefact
 from harness.models.ngrams import NgramIndex, write_index
-from harness.models.seen import Seen, find_seen
 
 BASE, OTHER = "ba5e" * 4, "07e4" * 4
 

@@ -12,9 +12,8 @@ import pytest
 from safetensors import safe_open
 
 from harness.contracts import ModelRequest
-from harness.models.artefacts import SHIPPED, read_artefact
+from harness.models.artefacts import SHIPPED, find_seen, read_artefact
 from harness.models.model import ResolvedModel, resolve
-from harness.models.seen import find_seen
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS
 
 Command = Callable[..., Any]

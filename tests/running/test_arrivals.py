@@ -12,7 +12,7 @@ import pytest
 
 from harness import RunConfig, run
 from harness.errors import ConfigError
-from harness.running.arrivals import Schedule, poisson
+from harness.running.session import Schedule, poisson
 
 
 def test_gaps_are_exponential_with_the_mean_of_the_rate() -> None:

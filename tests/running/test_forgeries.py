@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.running.submission import examine_submission
+from harness.running.rescore import examine_submission
 from tests.run_files import Records, reseal
 
 Command = Callable[..., Any]

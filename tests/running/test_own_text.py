@@ -85,7 +85,7 @@ def test_a_batch_and_prompts_that_are_not_kept_change_nothing(
 ) -> None:
     run(RunConfig(**config))
     run(RunConfig(**config | {"batch_size": 3, "out": tmp_path / "batch"}))
-    monkeypatch.setattr("harness.running.own_text.KEPT_BYTES", 0)
+    monkeypatch.setattr("harness.running.runners.KEPT_BYTES", 0)
     run(RunConfig(**config | {"block_size": 4, "out": tmp_path / "tight"}))
 
     def chosen(name: str) -> dict[tuple[str, str], list[int]]:

@@ -138,7 +138,7 @@ def test_what_prints_in_a_repeat_does_not_speak_to_the_parent(
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
-        "import os, sys, threading, time\nif 'harness.running.repeat_process' in sys.orig_argv:\n"
+        "import os, sys, threading, time\nif 'harness.running.runner' in sys.orig_argv:\n"
         + textwrap.indent(printing, "    ")
     )
     monkeypatch.syspath_prepend(str(folder))

@@ -19,7 +19,7 @@ from harness import RunConfig, run
 from harness.errors import DataError, StoreError
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary, SummaryRow
-from harness.running.plan import make_plan
+from harness.running.resolve import resolve
 
 Command = Callable[..., Any]
 
@@ -201,7 +201,7 @@ def test_another_seed_draws_another_order_and_the_same_seed_the_same(config: dic
 
 def test_what_is_skipped_is_what_a_run_with_that_limit_draws(config: dict[str, Any], tmp_path: Path) -> None:
     def drawn(skip: int, limit: int) -> tuple[list[str], str]:
-        plan = make_plan(RunConfig(**config | {"limit": limit, "skip": skip}))
+        plan = resolve(RunConfig(**config | {"limit": limit, "skip": skip}))
         (task,) = plan.tasks
         assert task.record.samples == len(task.data.samples)
         return [sample.sample_id for sample in task.data.samples], task.record.fingerprint

@@ -58,7 +58,7 @@ def test_what_a_process_cannot_do_is_done_here_and_said(serial, parallel, monkey
     assert score_corpora(CORPORA, 3) == serial
     assert len(parallel) == 2
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
-    assert "exit code 1 (it said nothing)" in caplog.text
+    assert "exit code 1 (it printed nothing)" in caplog.text
 
 
 def test_a_process_that_fails_is_quoted(serial, parallel, monkeypatch, caplog, tmp_path: Path) -> None:

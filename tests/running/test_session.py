@@ -17,7 +17,7 @@ from harness.metering import Surroundings
 from harness.metering.contamination import Contamination, Glance
 from harness.metering.pacing import WARMUP_PASSES
 from harness.running import session
-from harness.running.windows import ATTEMPTS
+from harness.running.session import ATTEMPTS
 from tests.run_files import cut
 
 Command = Callable[..., Any]

@@ -20,7 +20,7 @@ import pytest
 
 from harness.errors import StoreError
 from harness.running.reading import read_run
-from harness.running.submission import Submission, examine_submission, pack
+from harness.running.rescore import Submission, examine_submission, pack
 from harness.store.packed_run import LARGEST_BYTES, RECORDS, unpacked, write_archive
 from harness.store.run_directory import RunDirectory
 from reports.leaderboard.redaction import redact_run

@@ -9,8 +9,7 @@ import torch
 
 from harness.contracts import Batch, ModelInfo
 from harness.errors import ConfigError
-from harness.running.observing import PASSES
-from harness.running.thresholds import SharesOfExits, family, finer, percentiles
+from harness.running.thresholds import PASSES, SharesOfExits, family, finer, percentiles
 
 
 def test_values_are_those_listed() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
+from harness.models.model import KeptModel
 from harness.records import WindowRecord
-from harness.running.kept_model import KeptModel
 from harness.study.point_run import measure_point
 from harness.study.step_run import make_step
 from harness.study.steps import filled_settings

@@ -10,7 +10,7 @@ from typing import Any
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
 from harness.models.artefacts import PICKLES, Artefact, json_path, look_into, read_artefact
-from harness.models.remedy import remedy
+from harness.models.trained import remedy
 
 __all__ = ["controller_path", "find_trained"]
 

@@ -17,7 +17,7 @@ from harness.contracts.executors import Executor, Happened, How, Job
 from harness.errors import ConfigError
 from harness.host.interpreter import fresh_interpreter
 from harness.host.processor import core_count
-from harness.running.reporter import message_of
+from harness.running.repeats import message_of
 from harness.study.executors.sharing import SHARE, fits, part_of, share_of
 
 __all__ = ["Local"]

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,10 +25,8 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts.executors import Command, How
 from harness.errors import ArtefactError, ConfigError, HarnessError, ModelError, StoreError, reason
 from harness.host.memory import peak_memory_bytes
-from harness.models.model import LoadedModel, resolve
+from harness.models.model import KeptModel, LoadedModel, resolve
 from harness.records import WindowRecord
-from harness.running.kept_model import KeptModel
-from harness.running.plan import Plan
 from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, SUMMARY, WINDOWS
 from harness.study.executors.own_cores import hold_cores
 from harness.study.executors.ray_collector import GROWING, NotArrivedError, Windows
@@ -217,11 +215,9 @@ class _Model(KeptModel):
 
     is_unread = False
 
-    def load(
-        self, plan: Plan, formats: Sequence[str | None], note: Callable[[str], None] = lambda text: None
-    ) -> tuple[LoadedModel, ...]:
+    def load(self, *arguments: Any, **given: Any) -> tuple[LoadedModel, ...]:
         self.is_unread = True
-        loaded = super().load(plan, formats, note)
+        loaded = super().load(*arguments, **given)
         self.is_unread = False
         return loaded
 

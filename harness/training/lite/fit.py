@@ -19,10 +19,10 @@ from harness.errors import TrainingError
 from harness.host.atomic_files import replace_files
 from harness.host.foreign_files import read_json
 from harness.models.artefacts import write_artefact
-from harness.models.exported import PARTS
+from harness.models.facts import PARTS
 from harness.models.fingerprints import fingerprint_of_folder
+from harness.models.folder import quiet
 from harness.models.ngrams import NgramIndex, write_index
-from harness.models.quiet import quiet
 from harness.models.trained import belongs_to, shortcut_path
 from harness.training.corpus import PackedStreams, Stream
 from harness.training.interrupt import stop_on_interrupt

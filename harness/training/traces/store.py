@@ -63,8 +63,7 @@ from harness.errors import ArtefactError
 from harness.host.atomic_files import replace_files
 from harness.host.foreign_files import DocumentError, open_regular, parse_json, read_bytes, real_path
 from harness.host.libraries import library_border
-from harness.models.artefact_facts import fault_in
-from harness.models.finite import fault_of
+from harness.models.artefacts import fault_in, fault_of
 from harness.store.seals import seal_of, sealed_document, split_seal
 
 if TYPE_CHECKING:

@@ -1,0 +1,244 @@
+"""Resolves a configuration: everything that a run needs, found once and checked before the weights are read.
+
+In the order of cost: names and options first, then the model's facts, the tokenizer and the samples. Whatever is wrong
+is refused here, and nothing has been written yet. Weights are read for percentiles alone
+(:mod:`harness.running.thresholds`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+from harness.appearance.visible_text import one_line
+from harness.config import RunConfig, demo_strategies, parse_all
+from harness.contracts import OWN_FORMAT, BlackBox, ModelRequest
+from harness.decoding import packing
+from harness.errors import ArtefactError, ConfigError, EndpointError, OutOfReachError, StoreError
+from harness.host.device import resolve_device
+from harness.models.model import KeptModel, ResolvedModel, foresee
+from harness.models.model import resolve as find_model
+from harness.models.placement import check_format
+from harness.records import Manifest, OperatingPointRecord
+from harness.records.guarantee import CalibratedPoint, Guarantee, is_same_source, known_documents
+from harness.registry import KV_POLICIES
+from harness.running.operating_points import Built, black_box, build_all, operating_points, usable, with_baseline
+from harness.running.plan import Draw, Plan, PlannedTask, registered_draw
+from harness.running.thresholds import at_any_threshold, observed_thresholds
+from harness.store.record_files import ACCESS, REMEDY, read_document
+from harness.store.same_run import refuse_other_configuration, refuse_other_placement
+
+__all__ = ["guarantee_violations", "resolve"]
+
+
+def resolve(
+    config: RunConfig,
+    draw: Draw | None = None,
+    *,
+    begins: bool = True,
+    resumed: tuple[Path, Manifest] | None = None,
+    model: KeptModel | None = None,
+    stage: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Find and check everything that a configuration names; writes nothing.
+
+    Args:
+        config: what to run.
+        draw: in place of the registered tasks and protocol that it names.
+        begins: a black box that is down is refused; later its samples fail, and the run goes on.
+        resumed: the run that goes on, and its manifest, which the configuration must not contradict.
+        model: loads the model that thresholds given as percentiles are observed on; those are refused without it.
+        stage: is called with each slow step.
+
+    Raises:
+        HarnessError: anything that cannot be run, in one line with the remedy.
+    """
+    config, calibrated = _with_calibrated_points(config)
+    if resumed is not None:
+        refuse_other_configuration(*resumed, config.model_dump(mode="json"))
+    asked = config
+    if model is not None:
+        config = at_any_threshold(asked)
+    if (
+        config.attribute
+        and config.kv_policies
+        and not any(KV_POLICIES.load(kv).facts.keeps_cache for kv in config.kv_policies)
+    ):
+        raise ConfigError("--attribute needs a KV cache: without one every token is a prefill. Use another --kv.")
+    specs = build_all(config.specs())
+    draws = draw or registered_draw(config)
+    device = resolve_device(config.device)
+    for spec, strategy in specs:
+        if isinstance(strategy, BlackBox):
+            black_box(spec, strategy)
+            if begins:
+                _reach(strategy)
+    found = _find_model(config.request(config.seed), specs)
+    _check_weights(config, found, device)
+    if not config.strategies:
+        specs = usable(build_all(parse_all(demo_strategies(found.info.exit_points), in_run=True)), found.info)
+    built = with_baseline(specs)
+    infos = [replace(found.info, weights_format=name) for name in config.weights_formats]
+    points = operating_points(built, config, infos)
+    tasks = draws(found)
+    for stop in {point.stop.written: point.stop for point in points if point.stop is not None}.values():
+        for task in tasks:
+            stop.check(found.info, task.task.language)
+    plan = Plan(
+        config, device, built, points, found, tasks,
+        calibrated=calibrated, before=None if resumed is None else resumed[1],
+    )  # fmt: skip
+    if resumed is not None:
+        refuse_other_placement(*resumed, plan.placement)
+    if model is None or config is asked:
+        return plan
+    own = tasks if draw is None else registered_draw(config)(found)
+    config, observed = observed_thresholds(plan, asked, own, model, stage)
+    built = with_baseline(build_all(config.specs()))
+    return replace(plan, config=config, built=built, points=operating_points(built, config, infos), observed=observed)
+
+
+def _reach(strategy: BlackBox) -> None:
+    """Ask a black box for one token: what is down now would fail on every sample.
+
+    Raises:
+        EndpointError: it does not complete; with the remedy.
+    """
+    connection = strategy.connect()
+    try:
+        connection.complete("def f(x):", 1, lambda _: False)
+    except EndpointError as error:
+        raise EndpointError(f"{error} {strategy.remedy()}") from None
+    finally:
+        connection.close()
+
+
+def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:
+    """Find the model; where it is out of reach, say at once what the strategies would lack when it is not.
+
+    Raises:
+        HarnessError: it is not available.
+    """
+    try:
+        return find_model(request)
+    except OutOfReachError as error:
+        lacking = _lacking(request, built)
+        if not lacking:
+            raise
+        reasons = "; ".join(each.message.rstrip(":") for each in lacking)
+        commands = dict.fromkeys(command for each in lacking for command in each.commands)
+        raise OutOfReachError(f"{error} With the model at hand: {reasons}:", commands) from None
+
+
+def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
+    """Return why a run with a catalogue model would be refused once the model is in reach."""
+    lacking = []
+    try:
+        info = foresee(request)
+        if info is None:
+            return []
+        for strategy in (strategy for _, strategy in built if not isinstance(strategy, BlackBox)):
+            try:
+                strategy.exit_points(info)
+            except ArtefactError as error:
+                lacking.append(error)
+    except ArtefactError as error:
+        lacking.append(error)
+    return lacking
+
+
+def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None:
+    """Refuse what the model has not, and formats that it or the device cannot multiply in."""
+    if config.kv_input == "shortcut" and model.shortcut is None:
+        raise ConfigError(
+            "--kv-input shortcut needs the exits' shortcuts, and this run has the shared exit head. Use --exit-head "
+            "shortcut, which says how to make them where there are none."
+        )
+    for name in config.weights_formats:
+        check_format(model.info, name)
+        if name not in ("auto", OWN_FORMAT[model.info.dtype]):
+            packing.usable(name, device)
+
+
+def _with_calibrated_points(config: RunConfig) -> tuple[RunConfig, tuple[tuple[Path, CalibratedPoint], ...]]:
+    """Replace every ``@FILE`` by the operating point in it, which the manifest then names; return what was read, too.
+
+    Raises:
+        ConfigError: a file that cannot be used.
+        StoreError: one that is no calibrated operating point, or was changed.
+    """
+    read: list[tuple[Path, CalibratedPoint]] = []
+    strategies = list(config.strategies)
+    for place, given in enumerate(strategies):
+        if isinstance(given, str) and given.startswith("@"):
+            read.append((Path(given[1:]), _calibrated_point(Path(given[1:]))))
+            strategies[place] = read[-1][1].strategy
+    return config.model_copy(update={"strategies": tuple(strategies)}) if read else config, tuple(read)
+
+
+def _calibrated_point(file: Path) -> CalibratedPoint:
+    if not os.path.lexists(file):
+        raise ConfigError(f"--strategy @{file}: there is no such file. Make it with `harness calibrate`.")
+    try:
+        return read_document(CalibratedPoint, file)[0]
+    except StoreError as error:
+        fault = str(error).removesuffix(REMEDY).removesuffix(ACCESS)
+        raise StoreError(f"{fault}Make it again with `harness calibrate`.") from None
+
+
+def guarantee_violations(plan: Plan) -> Iterator[str]:
+    """Yield a line for everything in which a run is not what the certificate of a calibrated point speaks of.
+
+    Args:
+        plan: of the run, its model loaded.
+    """
+    for file, calibrated in plan.calibrated:
+        own = [point.record for point in plan.points if point.name.partition("@")[0] == calibrated.strategy]
+        for line in (
+            *_of_decoding(calibrated.guarantee, plan, own),
+            *_of_documents(calibrated.guarantee, plan.tasks),
+        ):
+            yield one_line(f"the certificate of {file} {line}")
+
+
+def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPointRecord]) -> Iterator[str]:
+    model, config = plan.model.info, plan.config
+    pairs = [
+        ("model", promised.fingerprint, model.fingerprint),
+        ("exit head", promised.exit_head, model.exit_head),
+        ("dtype", promised.dtype, model.dtype),
+        ("batch size", promised.batch_size, config.batch_size),
+        ("limit of new tokens", promised.max_new_tokens, config.max_new_tokens),
+    ]
+    if promised.kv_input is not None:
+        pairs.append(("input of filled-in keys and values", promised.kv_input, config.kv_input))
+    for point in points:
+        pairs += [
+            ("KV policy", promised.kv, point.kv),
+            ("weights format", promised.weights_format, point.weights_format),
+            ("stop rule", "none", point.stop or "none"),
+            ("trained parts", promised.artefacts, point.artefacts),
+        ]
+        if promised.exit_points is not None:
+            pairs.append(("choice of exit points", list(promised.exit_points), list(point.exit_points)))
+    for what, theirs, ours in dict.fromkeys((what, str(a), str(b)) for what, a, b in pairs):
+        if theirs != ours:
+            yield f"is of another {what} ({theirs} there, {ours} here): nothing is promised of this run."
+
+
+def _of_documents(promised: Guarantee, tasks: Iterable[PlannedTask]) -> Iterator[str]:
+    calibrated = dict(zip_longest(promised.documents, promised.hashes, fillvalue=""))
+    for task in tasks:
+        ours, theirs = (f"{one.name}, {one.protocol}, {one.source}" for one in (task.record, promised.task))
+        same, drawn = is_same_source(task.record, promised.task), {s.sample_id: s.document for s in task.data.samples}
+        if not same:
+            ours = "these, whose rows are others under the same name" if ours == theirs else ours
+            yield f"is of other documents ({theirs}): nothing is promised of {ours}."
+        if known := len(known_documents(drawn, calibrated, same_source=same)):
+            yield (
+                f"was made on {known} of these {len(drawn)} documents: what is measured on them is no test of it. "
+                "Draw others with --skip or --seed."
+            )
