@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
+from harness.records.estimate import Estimate
 from harness.records.record import Record
 
-__all__ = ["PARTS", "PHASES", "Attribution", "CheckCost", "Interval", "OperatingPointCost", "Quantity", "Ranged"]
+__all__ = ["PARTS", "PHASES", "Attribution", "CheckCost", "OperatingPointCost", "Quantity", "Ranged"]
 
-Interval = tuple[float, float]
 Quantity = Literal["time", "energy"]
 
 PARTS = ("prefill", "layers", "exit_checks", "check_heads", "output_head", "kv_fill", "rest")
@@ -32,16 +32,19 @@ which did not stand, and rows of verifications that were discarded.
 """
 
 
-class Ranged(Record):
-    """A number and how sure it is.
+def _read(given: Any) -> Any:
+    if not isinstance(given, dict) or "ci" not in given:
+        return given
+    low, high = given["ci"] or (None, None)
+    return {"value": given.get("value"), "low": low, "high": high}
 
-    Attributes:
-        value: the number.
-        ci: bootstrap 95 % interval; ``None`` where too few blocks were measured.
-    """
 
-    value: float
-    ci: Interval | None = None
+Ranged = Annotated[
+    Estimate,
+    BeforeValidator(_read),
+    PlainSerializer(lambda one: {"value": one.value, "ci": one.interval}),
+]
+"""An estimate with a bootstrap interval, or none where too few blocks were measured; in files ``value`` and ``ci``."""
 
 
 class OperatingPointCost(Record):

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from harness.records.estimate import Estimate
 from reports.completions.token_kinds import KINDS, kinds_of
 from reports.figures.figure import Figure
 from reports.figures.layout import ROWS, STACKED, Width, panels, say_size
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.recorded import RecordedRun
-from reports.summary.resampling import Resampled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ class Histogram:
     """
 
     counts: Counter[tuple[Hashable, int]]
-    means: dict[Hashable, tuple[int, Resampled]]
+    means: dict[Hashable, tuple[int, Estimate]]
 
     def share(self, group: Hashable, layer: int) -> float:
         """Return the share of a group's tokens that left after a layer."""
@@ -212,7 +212,8 @@ def _heat(
     )
     means = [histogram.means[group][1] for group in groups]
     reach = [
-        (max(0.0, one.value - one.ci[0]), max(0.0, one.ci[1] - one.value)) if one.ci else (0.0, 0.0) for one in means
+        (max(0.0, one.value - ends[0]), max(0.0, ends[1] - one.value)) if (ends := one.interval) else (0.0, 0.0)
+        for one in means
     ]
     axes.errorbar(
         xs,

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from harness.records.cost import PARTS, PHASES, Attribution, OperatingPointCost, Quantity, Ranged
+from harness.records.cost import PARTS, PHASES, Attribution, OperatingPointCost, Quantity
+from harness.records.estimate import Estimate
 from reports.summary.energy import energy_origin
 from reports.tables.columns import MISSING
 
@@ -116,21 +117,18 @@ def _scale(values: Iterable[float], quantity: Quantity) -> tuple[float, str]:
     return (1.0, unit) if largest >= 10 else (1e3, f"m{unit}") if largest >= 1e-2 else (1e6, f"µ{unit}")
 
 
-def _plus_minus(part: Ranged, scale: float) -> str:
-    if part.ci is None:
+def _plus_minus(part: Estimate, scale: float) -> str:
+    if part.interval is None:
         return f"{part.value * scale:.1f}"
-    return f"{part.value * scale:.1f} ± {(part.ci[1] - part.ci[0]) / 2 * scale:.1f}"
+    return f"{part.value * scale:.1f} ± {(part.interval[1] - part.interval[0]) / 2 * scale:.1f}"
 
 
-def _interval(part: Ranged | None, scale: float, decimals: int) -> str:
-    if part is None:
-        return MISSING
-    value, *ends = (f"{number * scale:.{decimals}f}".replace("-", "−") for number in (part.value, *(part.ci or ())))
-    return f"{value} [{', '.join(ends)}]" if ends else value
+def _interval(part: Estimate | None, scale: float, decimals: int) -> str:
+    return MISSING if part is None else part.text(f"{{:.{decimals}f}}", factor=scale).replace("-", "−")
 
 
 def _overhead(row: OperatingPointCost, scale: float) -> tuple[str, ...]:
-    def percent(share: Ranged | None) -> str:
+    def percent(share: Estimate | None) -> str:
         return _interval(share, 100, 1)
 
     return (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from harness.records.estimate import Estimate
 from reports.figures.front_points import GAINS, areas
 from reports.figures.task_table import TaskTable, task_tables
 from reports.recorded import RecordedRun
-from reports.summary.hypervolume import Hypervolume, Share
+from reports.summary.resampling import Hypervolume
 from reports.tables.attribution_table import TextTable
 from reports.tables.columns import MISSING
 
@@ -55,8 +56,5 @@ def _table(table: TaskTable, volumes: Mapping[str, Hypervolume]) -> TextTable:
     return TextTable("Dominated hypervolume of text kept against cost", header, (*rows, whole))
 
 
-def _cell(share: Share | None) -> str:
-    if share is None:  # a black box has no layers
-        return MISSING
-    text = f"{share.value:.3f}"
-    return text if share.ci is None else f"{text} [{share.ci[0]:.3f}, {share.ci[1]:.3f}]"
+def _cell(share: Estimate | None) -> str:
+    return MISSING if share is None else share.text("{:.3f}")  # a black box has no layers

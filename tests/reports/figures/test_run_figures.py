@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.records.cost import PARTS, Attribution, OperatingPointCost, Ranged
+from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
@@ -110,7 +110,7 @@ def test_a_front_by_hand(make: Make) -> None:
     volume = areas(table, GAINS[0])
     assert volume is not None
     assert volume.total.value == pytest.approx(0.2 * 0.75 + 0.3 * 1.0)
-    assert volume.total.ci is not None
+    assert volume.total.interval is not None
     assert "oracle" not in volume.alone
 
 
@@ -209,8 +209,8 @@ def test_a_run_without_texts_of_tokens_says_its_size(make: Make) -> None:
 
 def attributed(run: RecordedRun) -> RecordedRun:
     """The run as if time and energy of its requests had been taken apart."""
-    cost: Any = {"total": 0.7, "parts": dict.fromkeys(PARTS, Ranged(value=0.1)),
-                 "overhead_of_full": Ranged(value=0.05, ci=(0.02, 0.08))}  # fmt: skip
+    cost: Any = {"total": 0.7, "parts": dict.fromkeys(PARTS, Estimate(value=0.1)),
+                 "overhead_of_full": Estimate(value=0.05, low=0.02, high=0.08)}  # fmt: skip
     rows = tuple(OperatingPointCost(operating_point=row.operating_point, **cost) for row in run.summary.rows)
     shared: Any = {"task": "py150", "blocks": 12, "residual": 0.02, "unit_costs": {}, "rows": rows, "checks": ()}
     found = (
@@ -323,9 +323,9 @@ def test_an_older_run_still_has_places(make: Make) -> None:
 
 def test_an_attribution_adds_up_to_the_measured_total(make: Make) -> None:
     run = make()
-    parts = dict.fromkeys(PARTS, Ranged(value=0.0)) | {"layers": Ranged(value=0.7), "rest": Ranged(value=-0.1)}
+    parts = dict.fromkeys(PARTS, Estimate(value=0.0)) | {"layers": Estimate(value=0.7), "rest": Estimate(value=-0.1)}
     row = OperatingPointCost(operating_point="rl:threshold=0.5", total=0.6, parts=parts,
-                             overhead_of_full=Ranged(value=0.05, ci=(0.02, 0.08)))  # fmt: skip
+                             overhead_of_full=Estimate(value=0.05, low=0.02, high=0.08))  # fmt: skip
     one = Attribution(task="py150", quantity="energy", source="estimate", measured=False, blocks=6, residual=0.02,
                       unit_costs={}, rows=(row,), checks=())  # fmt: skip
     assert overhead.figures(run) == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.appearance.terminal import Console
-from harness.records.cost import PARTS, Attribution, OperatingPointCost, Ranged
+from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
 from harness.records.summary import Summary
 from reports.collection import Collection, write_collection
@@ -112,7 +112,7 @@ def foreign(build: Any) -> Summary:
     first, second = summary.rows
     absurd = {"speedup": Estimate(value=2.0, low=-1e308, high=1e300), "latency_p50_s": Estimate(value=1e308)}
     absurd["edit_similarity"] = Estimate(value=5.0)
-    part = Ranged(value=1e308)
+    part = Estimate(value=1e308)
     parts = dict.fromkeys(PARTS, part)
     cost = OperatingPointCost(operating_point=FULL, total=1e308, parts=parts, overhead=part)
     attribution = Attribution(task="py150", quantity="time", source="clock", blocks=6, residual=1e300, unit_costs={},

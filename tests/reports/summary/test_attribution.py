@@ -110,7 +110,7 @@ def test_resamplings_in_which_nothing_was_asked_have_no_price() -> None:
                 cell.samples[key] = sample.model_copy(update={"exit_checks": 0})
     found = {check.strategy: check.direct for check in only(attribute(cells)).checks}
     assert found["confidence"] is not None
-    assert found["confidence"].ci is None
+    assert found["confidence"].interval is None
 
 
 def test_parts_add_up_to_what_was_measured() -> None:
@@ -128,8 +128,8 @@ def test_both_ways_give_the_price_of_asking_with_its_lm_head() -> None:
         check = found[strategy]
         assert check.agree
         assert check.direct is not None
-        assert check.direct.ci is not None
-        assert check.direct.ci[0] <= cost <= check.direct.ci[1]
+        assert check.direct.interval is not None
+        assert check.direct.interval[0] <= cost <= check.direct.interval[1]
     assert found["fixed"].direct is None  # it has no probe here
     assert found["fixed"].agree is None
 
@@ -178,8 +178,8 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         attribution = only(attribute(built(12, noise=0.02, seed=seed)))
         check = next(check for check in attribution.checks if check.strategy == "confidence")
         assert check.direct is not None
-        assert check.direct.ci is not None
-        hits += check.direct.ci[0] <= truth <= check.direct.ci[1]
+        assert check.direct.interval is not None
+        hits += check.direct.interval[0] <= truth <= check.direct.interval[1]
     assert hits >= 34  # 5 % of binomial(40, 0.95) is below 36; 34 leaves no doubt
 
 
@@ -236,7 +236,7 @@ def test_blocks_that_only_some_finished_are_counted() -> None:
 
 def test_few_blocks_give_no_interval() -> None:
     attribution = only(attribute(built(4)))
-    assert all(part.ci is None for row in attribution.rows for part in row.parts.values())
+    assert all(part.interval is None for row in attribution.rows for part in row.parts.values())
 
 
 def _with(cell: Measured, regime: Any) -> Measured:

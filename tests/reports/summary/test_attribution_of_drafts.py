@@ -10,8 +10,7 @@ import pytest
 
 from harness.records import DraftWork, Manifest, OperatingPointRecord, SampleRecord
 from harness.records.cost import PHASES, Attribution
-from reports.summary.attribution import attribute
-from reports.summary.attribution_counts import COMMON, counts_of
+from reports.summary.attribution import COMMON, attribute, counts_of
 from reports.summary.measured import Measured, select
 from reports.tables.attribution_table import attribution_tables
 from tests.reports.conftest import LAYERS, RunBuilder
