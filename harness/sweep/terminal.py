@@ -13,7 +13,7 @@ from harness.appearance.terminal import Line, Text
 from harness.records.calibration import Calibration
 from harness.sweep.records import Sweep, SweepRow
 from reports.tables.plot import BOUND, FRONT, Marker, draw
-from reports.tables.terminal import fold_label
+from reports.tables.writers import fold_label
 
 __all__ = ["render"]
 

@@ -24,7 +24,7 @@ from reports.comparing.layout import (
 )
 from reports.comparing.results import PointChange, RunChange
 from reports.tables.columns import MISSING
-from reports.tables.terminal import fold_label
+from reports.tables.writers import fold_label
 
 __all__ = ["ComparisonReport", "render_comparison"]
 

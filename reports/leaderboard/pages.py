@@ -20,7 +20,7 @@ from reports.leaderboard.details import SAMPLES_SHOWN
 from reports.leaderboard.entries import RunEntry
 from reports.leaderboard.groups import group_of
 from reports.leaderboard.ranking import MARGIN
-from reports.published.section import Reference, ReferenceColumn, references
+from reports.published.section import Reference, references
 from reports.summary.devices import RULE
 
 __all__ = ["PAGES", "assets", "pages"]
@@ -95,11 +95,6 @@ def _table(reference: Reference) -> dict[str, Any]:
         "title": reference.title,
         "source": reference.source,
         "difference": reference.difference,
-        "header": [_header(column) for column in reference.columns],
-        "rows": [[column.text(row) for column in reference.columns] for row in reference.rows],
+        "header": [column.term for column in reference.columns],
+        "rows": list(zip(*(column.texts for column in reference.columns), strict=True)),
     }
-
-
-def _header(column: ReferenceColumn) -> str:
-    """A header on one line; a word that was divided is whole again."""
-    return column.header.replace("-\n", "").replace("/\n", "/").replace("\n", " ")

@@ -22,7 +22,7 @@ from reports.recorded import RecordedRun
 from reports.statistics.plausible import LARGEST
 from reports.summary.absurd import without_absurd
 from reports.tables.export import to_csv, to_markdown
-from reports.tables.terminal import render
+from reports.tables.report import render
 
 FULL, OTHER = "full", "fixed:layer=5"
 LONGEST_DIGITS = 24
