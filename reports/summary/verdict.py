@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.contracts import Metric
-from harness.records.estimate import NoInterval
+from harness.records.estimate import Estimate, NoInterval
 from reports.metrics.evaluation import Comparison
 from reports.metrics.point import Point
 
@@ -41,7 +41,7 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
         for metric, one in comparisons.items()
         if metric.verdict is not None
         and _belongs(metric, point)
-        and one.value is not None
+        and one.estimate is not None
         and (metric.always_told or one.distinguishable)
         and (metric.kind != "energy" or energy_measured)
         and (metric.kind != "score" or point.model.weights != "random")
@@ -52,7 +52,7 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
     if not told and not point.manifest.timed:
         return None
     if all(one.too_few for one in told):
-        reasons = {_too_few(one) for one in told}
+        reasons = {_too_few(one.estimate) for one in told if one.estimate is not None}
         return reasons.pop() if len(reasons) == 1 else TOO_FEW
     if not any(one.distinguishable or one.too_few for one in told):
         return NOT_DISTINGUISHABLE
@@ -73,28 +73,26 @@ def _against(metric: Metric, point: Point) -> str:
 
 
 def _words(one: Comparison) -> str:
-    wording = one.metric.verdict
+    wording, found = one.metric.verdict, one.estimate
     assert wording is not None
-    assert one.value is not None
+    assert found is not None
     if not one.distinguishable:
-        return f"{wording.noun}{': ' + _too_few(one) if one.too_few else ' not distinguishable'}"
-    assert isinstance(one.interval, tuple)
-    if one.metric.paired == "difference":
-        good = (one.value > 0) is (one.metric.better != "lower")
-        low, high = sorted(map(abs, one.interval))
-        return (wording.better if good else wording.worse).format(f"{abs(one.value):.3f}") + f" [{low:.3f}, {high:.3f}]"
-    gain = [100 * (1 - 1 / ratio if wording.saving else ratio - 1) for ratio in (one.value, *one.interval)]
-    decimals = 1 if abs(gain[0]) < 10 else 0
-    low, high = sorted(map(abs, gain[1:]))
-    amount = f"{abs(gain[0]):.{decimals}f} %"
-    return (
-        f"{(wording.better if gain[0] > 0 else wording.worse).format(amount)} [{low:.{decimals}f}, {high:.{decimals}f}]"
-    )
+        return f"{wording.noun}{': ' + _too_few(found) if one.too_few else ' not distinguishable'}"
+    good = (found.value > 0) is (one.metric.better != "lower")
+    numbers, number, unit = [found.value, *(found.interval or ())], "{:.3f}", ""
+    if one.metric.paired == "ratio":
+        numbers = [100 * (1 - 1 / ratio if wording.saving else ratio - 1) for ratio in numbers]
+        good, number, unit = numbers[0] > 0, "{:.1f}" if abs(numbers[0]) < 10 else "{:.0f}", " %"
+    size, *ends = map(abs, numbers)
+    low, high = sorted(ends)
+    words = (wording.better if good else wording.worse).format(number.format(size) + unit)
+    return f"{words} {Estimate(value=size, low=low, high=high).brackets(number)}"
 
 
-def _too_few(one: Comparison) -> str:
-    if one.interval is NoInterval.FEW_DIFFERING:
-        return f"{one.interval} to tell ({one.differing} of {one.samples})"
-    if one.interval is NoInterval.UNDEFINED:
-        return one.interval
-    return f"{one.interval} to tell" if isinstance(one.interval, NoInterval) else TOO_FEW
+def _too_few(found: Estimate) -> str:
+    reason = found.no_interval
+    if reason is NoInterval.FEW_DIFFERING:
+        return f"{reason} to tell ({found.differing} of {found.samples})"
+    if reason is NoInterval.UNDEFINED:
+        return reason
+    return TOO_FEW if reason is None else f"{reason} to tell"
