@@ -8,9 +8,9 @@ what was not determined is ``–``, and an estimate that lacks its interval says
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from harness.records.estimate import MISSING, Estimate
 
@@ -60,7 +60,7 @@ class Column:
     """
 
     header: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...] = ()
     form: Form = "digits"
     scale: float = 1.0
     unit: str = ""
@@ -111,6 +111,14 @@ class Column:
         return number.format(cell * factor)
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of text beside tables, a heading, a verdict, a legend; or a cell of a row with a tone of its own."""
+
+    text: str
+    tone: Tone = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A table that any writer can write.
@@ -139,24 +147,28 @@ class Table:
             raise ValueError(f"columns of {self.title!r} have {sorted(lengths)} cells")
 
     @classmethod
-    def of_rows(cls, title: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]], **more: object) -> Table:
-        """Return a table of rows: the first column names them, all others are numbers."""
-        cells = list(zip(*rows, strict=True)) if rows else [()] * len(headers)
-        columns = tuple(
-            Column(header=header, cells=tuple(of), kind="label" if place == 0 else "number")
-            for place, (header, of) in enumerate(zip(headers, cells, strict=True))
-        )
-        return cls(title=title, columns=columns, **more)  # type: ignore[arg-type]
+    def of_rows(
+        cls, title: str, headers: Sequence[str | Column], rows: Iterable[Sequence[Cell | Line]], **more: Any
+    ) -> Table:
+        """Return a table of rows.
+
+        Args:
+            title: what it answers.
+            headers: columns that still lack their cells; of words alone the first is a label, all others are numbers.
+            rows: cells, those with a tone of their own as lines.
+            more: further attributes.
+        """
+        cells = list(zip(*rows, strict=True)) or [()] * len(headers)
+        columns = []
+        for place, (header, of) in enumerate(zip(headers, cells, strict=True)):
+            if isinstance(header, str):
+                header = Column(header=header, kind="number" if place else "label")  # noqa: PLW2901
+            tones = tuple(cell.tone if isinstance(cell, Line) else "" for cell in of)
+            texts = tuple(cell.text if isinstance(cell, Line) else cell for cell in of)
+            columns.append(replace(header, cells=texts, tones=tones if any(tones) else header.tones))
+        return cls(title=title, columns=tuple(columns), **more)
 
     @property
     def rows(self) -> int:
         """How many rows."""
         return len(self.columns[0].cells) if self.columns else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of text beside tables: a heading, a verdict, a legend."""
-
-    text: str
-    tone: Tone = ""
