@@ -35,7 +35,7 @@ def sweep(
     from harness.sweep.files import check_writable, write_sweep
     from harness.sweep.replay_sweep import SweepRequest
     from harness.sweep.replay_sweep import sweep as replay_all
-    from harness.sweep.terminal import render
+    from harness.sweep.tables import render
     from harness.training.traces.store import Traces
 
     traces = Traces.open(options.replay, options.model or "")
