@@ -17,7 +17,7 @@ from harness.records.estimate import Estimate
 from harness.records.guarantee import CalibratedPoint, Guarantee, TestedSetting
 from reports.statistics.intervals import mean_interval
 from reports.statistics.risk_control import Losses
-from reports.tables.table import Column, Line, Table
+from reports.tables.table import Column, Line, Part, Table
 
 __all__ = ["ROUNDS", "HeldOutCheck", "SplitCheck", "held_out_check", "split_check", "tables"]
 
@@ -117,7 +117,7 @@ def held_out_check(
     )
 
 
-def tables(point: CalibratedPoint, here: SplitCheck, others: Sequence[HeldOutCheck]) -> Iterator[Table | Line]:
+def tables(point: CalibratedPoint, here: SplitCheck, others: Sequence[HeldOutCheck]) -> Iterator[Part]:
     """Yield the settings in the order tested, the promise, and whether it is kept."""
     promised = point.guarantee
     left_out = f", {promised.left_out} left out" if promised.left_out else ""

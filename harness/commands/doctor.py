@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from harness.commands.progress import TrainingProgress
     from harness.config import RunConfig
-    from reports.tables.table import Line, Table
+    from reports.tables.table import Part
 
 __all__ = ["doctor"]
 
@@ -163,7 +163,7 @@ def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:
         meter.close()
 
 
-def _print(parts: Iterable[Table | Line]) -> None:
+def _print(parts: Iterable[Part]) -> None:
     from reports.tables.writers import to_terminal
 
     console = stdout()

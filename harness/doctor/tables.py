@@ -9,7 +9,7 @@ from harness.doctor.simulated import COVERAGE_BOUNDS, CaseCoverage
 from harness.doctor.verdicts import Level, Verdict
 from harness.records.estimate import Estimate
 from harness.records.machine import MachineRecord, SensorRecord
-from reports.tables.table import MISSING, Cell, Column, Line, Table, Tone
+from reports.tables.table import MISSING, Cell, Column, Line, Part, Table, Tone
 
 __all__ = ["examination", "real", "real_verdict", "simulated", "simulated_verdict"]
 
@@ -22,7 +22,7 @@ FEWEST_COMPARISONS = 20
 _TEXTS = Column(header="", kind="text")
 
 
-def examination(machine: str, facts: MachineRecord, verdicts: Sequence[Verdict]) -> Iterator[Table | Line]:
+def examination(machine: str, facts: MachineRecord, verdicts: Sequence[Verdict]) -> Iterator[Part]:
     """Yield the findings.
 
     Args:
@@ -142,7 +142,7 @@ def _sensor(sensor: SensorRecord) -> str:
     return f"works; ticks every {sensor.period_s * 1e3:.3g} ms, measured by polling{stated}"
 
 
-def real(found: RealCoverage) -> Iterator[Table | Line]:
+def real(found: RealCoverage) -> Iterator[Part]:
     """Yield how often real intervals of the same work under two names cover 1."""
     one, both = found.coverage, found.overall
     notes = []
@@ -182,7 +182,7 @@ def real_verdict(found: RealCoverage) -> str:
     return f"{counted} The error bars of windows measured next to each other can be trusted on this machine."
 
 
-def simulated(found: Sequence[CaseCoverage]) -> Iterator[Table | Line]:
+def simulated(found: Sequence[CaseCoverage]) -> Iterator[Part]:
     """Yield how often intervals of synthetic times cover, case by case."""
     first = found[0].coverages
     least, most = COVERAGE_BOUNDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.suitability.record import HeadFacts, Setting, Suitability
-from reports.tables.table import MISSING, Column, Line, Table
+from reports.tables.table import MISSING, Column, Line, Part, Table
 
 __all__ = ["tables", "verdict"]
 
@@ -95,7 +95,7 @@ def _times(one: Setting) -> str:
     return f"{one.speedup:.2f}×"
 
 
-def tables(found: Suitability) -> Iterator[Table | Line]:
+def tables(found: Suitability) -> Iterator[Part]:
     """Yield what exits know, the fastest setting of each family, and the verdict."""
     yield _exits(found)
     yield _families(found)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Sequence
+from functools import partial
 
-from rich.console import Group, RenderableType
-
+from harness.appearance.terminal import Text
 from harness.records.calibration import Calibration
 from harness.records.estimate import Estimate
 from harness.sweep.records import Sweep, SweepRow
 from reports.tables.plot import Marker, draw
-from reports.tables.table import Cell, Column, Line, Table
-from reports.tables.writers import to_terminal
+from reports.tables.table import Cell, Column, Line, Part, Picture, Table
 
-__all__ = ["render"]
+__all__ = ["tables"]
 
 LEGEND = (
     "● no other row has at least this agreement and this expected speed-up (chance is not considered)",
@@ -36,46 +35,30 @@ DRAFTS = (
     "tokens: that came out of a verification; accepted: share of drafts that full depth agreed with; layers: read a "
     "token, one that several tokens ran in one pass once, and run for drafts that were discarded"
 )
-_WIDEST = 78
 _POINT = (Column(header="", kind="text"), Column(header="operating point", kind="label"))
 
 
-def render(sweep: Sweep, *, keep: float, width: int, calibration: Calibration | None = None) -> RenderableType:
-    """Return tables and the plot as one rich renderable.
+def tables(sweep: Sweep, *, keep: float, calibration: Calibration | None = None) -> Iterator[Part]:
+    """Yield what was found.
 
     Args:
-        sweep: what was found.
+        sweep: replayed, and perhaps decoded live.
         keep: agreement that the first table asks for.
-        width: columns of the terminal.
         calibration: of the same scores, where they were judged.
     """
     names = dict.fromkeys(row.strategy for row in sweep.rows)
     letters = {name: string.ascii_uppercase[place] if place < 26 else "+" for place, name in enumerate(names)}
-    markers = [
-        Marker(letters[row.strategy], row.expected_speedup, row.agreement, row.pareto, row.rehearsed)
-        for row in sweep.rows
-    ]
-    axes = "expected speed-up, × (more is better)", "agreement with the last layer (more is better)"
-    return Group(
-        to_terminal(_first(sweep, keep, letters)),
-        draw(markers, *axes, width=max(30, min(width, _WIDEST))),
-        to_terminal(_further(sweep, letters, calibration)),
-    )
-
-
-def _first(sweep: Sweep, keep: float, letters: dict[str, str]) -> Iterator[Table | Line]:
     yield Line("")
     yield Line(sweep.title, "strong")
     head = sweep.exit_head.partition(":")[0]
     yield Line(f"{sweep.model}, {sweep.weights} weights, {sweep.dtype}, exit head {head}", "faint")
     title = f"Shallowest that agrees on at least {100 * keep:g} % of tokens, replayed"
     yield _points(title, _keeping(sweep.rows, keep), letters)
-    yield Line("")
-    yield Line("Agreement against expected speed-up, replayed", "strong")
-
-
-def _further(sweep: Sweep, letters: dict[str, str], calibration: Calibration | None) -> Iterator[Table | Line]:
-    yield Line("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "faint")
+    yield Picture(
+        "Agreement against expected speed-up, replayed",
+        partial(_drawn, sweep.rows, letters),
+        (Line("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "faint"),),
+    )
     yield _points(f"All {len(sweep.rows)} operating points, replayed", sweep.rows, letters)
     if lossless := [row for row in sweep.rows if row.lossless]:
         yield _drafts(lossless, letters)
@@ -86,7 +69,15 @@ def _further(sweep: Sweep, letters: dict[str, str], calibration: Calibration | N
     yield Line("")
     yield from (Line(line, "faint") for line in LEGEND)
     yield Line("")
-    yield from (Line(f"• {note}") for note in sweep.notes)
+    yield from (Line(note, bullet=True) for note in sweep.notes)
+
+
+def _drawn(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Text:
+    markers = [
+        Marker(letters[row.strategy], row.expected_speedup, row.agreement, row.pareto, row.rehearsed) for row in rows
+    ]
+    axes = "expected speed-up, × (more is better)", "agreement with the last layer (more is better)"
+    return draw(markers, *axes, width=width)
 
 
 def _keeping(rows: Sequence[SweepRow], keep: float) -> list[SweepRow]:
@@ -128,7 +119,7 @@ def _points(title: str, rows: Sequence[SweepRow], letters: dict[str, str]) -> Ta
             )
             for row in rows
         ],
-        tones=tuple("good" if row.pareto else "faint" if row.rehearsed else "" for row in rows),
+        tones=tuple("front" if row.pareto else "bound" if row.rehearsed else "" for row in rows),
     )
 
 

@@ -20,7 +20,7 @@ from harness.running.plan import make_plan
 from harness.verifying.formats import Step, decode, verify_batches, verify_format
 from harness.verifying.lossless import verify_lossless
 from harness.verifying.options import VerifyOptions
-from reports.tables.table import MISSING, Column, Line, Table
+from reports.tables.table import MISSING, Column, Line, Part, Table
 
 __all__ = ["LISTED", "certify", "tables", "verdict"]
 
@@ -154,7 +154,7 @@ def _packed(loaded: LoadedModel, name: str, device: str) -> Engine:
     return Engine(pack(loaded.backbone, name, device), info)
 
 
-def tables(found: Certificate) -> Iterator[Table | Line]:
+def tables(found: Certificate) -> Iterator[Part]:
     """Yield a row per claim, the differences of each, and the verdict."""
     sources = "; ".join(f"{task} from {label}" for task, label in found.sources.items())
     yield Table.of_rows(

@@ -281,7 +281,7 @@ def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], table.rows], strict=True)):
         grid = Grid(
             box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim",
-            show_header=number == 0,
+            show_header=number == 0 and any(map(str.strip, heads)),
         )  # fmt: skip
         for column, head, room in zip(table.columns, heads, widths, strict=True):
             grid.add_column(
