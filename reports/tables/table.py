@@ -8,13 +8,14 @@ what was not determined is ``–``, and an estimate that lacks its interval says
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+from harness.appearance.terminal import Text
 from harness.records.estimate import MISSING, Estimate
 
-__all__ = ["MISSING", "Cell", "Column", "Line", "Table", "Tone"]
+__all__ = ["MISSING", "Cell", "Column", "Facts", "Heading", "Line", "Part", "Picture", "Table", "Tone"]
 
 _MOST_DECIMALS = 9
 """A value below a billionth of its unit is written as zero."""
@@ -22,8 +23,11 @@ _MOST_DECIMALS = 9
 Cell = str | float | Estimate | None
 """A text; a number or an estimate, written in the column's form; ``None`` for what was not determined."""
 
-Tone = Literal["", "strong", "faint", "good", "bad", "doubtful"]
-"""How a cell or line looks where there are colours; never the only carrier of a fact."""
+Tone = Literal["", "strong", "faint", "good", "bad", "doubtful", "front", "bound"]
+"""How a cell or line looks where there are colours; never the only carrier of a fact.
+
+``front`` is for what stands on a Pareto front, ``bound`` for an upper bound that cannot be deployed.
+"""
 
 Form = Literal["digits", "count", "fraction", "percent", "ratio", "difference"] | str
 """``digits``: three significant digits of the column's largest number; or a format specification such as ``.2f``."""
@@ -43,24 +47,26 @@ class Column:
     """One column.
 
     Attributes:
-        header: words; a writer breaks them into lines where it has to.
+        header: words; a writer breaks them into lines where it has to. A line break that stands here is kept where
+            headers have lines; behind ``-`` it is a hyphenation.
         cells: one per row.
         form: how numbers are written. ``percent`` multiplies by 100.
         scale: what numbers are multiplied by, for the unit (1e3 for seconds shown in ms).
-        unit: shown under the header.
+        unit: shown under the header, behind the level of the intervals where there are any.
         meaning: one phrase for the legend; empty for what explains itself.
         name: in CSV files; the header where empty.
         kind: ``label`` is the name of something: typewriter in documents, folded where it is long. ``text`` is aligned
-            left, ``number`` right.
+            left and breaks into lines, ``number`` is aligned right, or left where it has intervals.
         intervals: write the intervals of estimates.
         needs_interval: on narrow screens the column is left out rather than shown without them.
-        priority: on narrow screens, columns of the highest numbers go first; those of 0 always stay.
+        priority: on narrow screens, columns of the highest numbers go first; those of 0 always stay, and those up to 2
+            before any other shows its intervals.
         tones: one per cell, or none.
         marks: written behind a cell's number, such as ``*``; one per cell, or none.
     """
 
     header: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...] = ()
     form: Form = "digits"
     scale: float = 1.0
     unit: str = ""
@@ -87,6 +93,29 @@ class Column:
             f"{text} {mark}" if mark else text
             for text, mark in zip((self._text(cell, number, bound) for cell in self.cells), marks, strict=True)
         )
+
+    @property
+    def term(self) -> str:
+        """The header in one line."""
+        return self.header.replace("-\n", "").replace("\n/", "/").replace("\n", " ")
+
+    @property
+    def bracketed(self) -> bool:
+        """Whether intervals, or why there are none, stand behind its numbers."""
+        return self.intervals and any(
+            isinstance(cell, Estimate) and (cell.interval or cell.no_interval) for cell in self.cells
+        )
+
+    @property
+    def left(self) -> bool:
+        """Whether it is aligned left: what has intervals shares its decimals, and brackets differ in length."""
+        return self.kind != "number" or self.bracketed
+
+    @property
+    def under(self) -> str:
+        """The line under its header: the level of its intervals and its unit."""
+        level = ("[95 %]" if self.unit else "[95 % interval]") if self.bracketed else ""
+        return ", ".join(filter(None, (level, self.unit)))
 
     def without_intervals(self) -> Column:
         """Return the column with bare values."""
@@ -139,24 +168,101 @@ class Table:
             raise ValueError(f"columns of {self.title!r} have {sorted(lengths)} cells")
 
     @classmethod
-    def of_rows(cls, title: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]], **more: object) -> Table:
-        """Return a table of rows: the first column names them, all others are numbers."""
-        cells = list(zip(*rows, strict=True)) if rows else [()] * len(headers)
-        columns = tuple(
-            Column(header=header, cells=tuple(of), kind="label" if place == 0 else "number")
-            for place, (header, of) in enumerate(zip(headers, cells, strict=True))
-        )
-        return cls(title=title, columns=columns, **more)  # type: ignore[arg-type]
+    def of_rows(
+        cls, title: str, headers: Sequence[str | Column], rows: Iterable[Sequence[Cell | Line]], **more: Any
+    ) -> Table:
+        """Return a table of rows.
+
+        Args:
+            title: what it answers.
+            headers: columns that still lack their cells; of words alone the first is a label, all others are numbers.
+            rows: cells, those with a tone of their own as lines.
+            more: further attributes.
+        """
+        cells = list(zip(*rows, strict=True)) or [()] * len(headers)
+        columns = []
+        for place, (header, of) in enumerate(zip(headers, cells, strict=True)):
+            if isinstance(header, str):
+                header = Column(header=header, kind="number" if place else "label")  # noqa: PLW2901
+            tones = tuple(cell.tone if isinstance(cell, Line) else "" for cell in of)
+            texts = tuple(cell.text if isinstance(cell, Line) else cell for cell in of)
+            columns.append(replace(header, cells=texts, tones=tones if any(tones) else header.tones))
+        return cls(title=title, columns=tuple(columns), **more)
 
     @property
     def rows(self) -> int:
         """How many rows."""
         return len(self.columns[0].cells) if self.columns else 0
 
+    @property
+    def leading(self) -> tuple[Column, ...]:
+        """The columns that say what a row is: up to its label, or the first where none is a label."""
+        labels = [place for place, column in enumerate(self.columns) if column.kind == "label"]
+        return self.columns[: (labels or [0])[0] + 1]
+
+    def split(self, fits: Callable[[Sequence[Column]], bool]) -> tuple[Table, ...]:
+        """Return it as the fewest tables that fit; later ones are titled as continued.
+
+        The first begins with the leading columns, and so do the others, unless some without a header are enough to say
+        which row is which.
+
+        Args:
+            fits: whether columns have room side by side.
+        """
+        leading = self.leading
+        keys = [column for column in leading if not column.header] or leading
+        parts, begun = [[*leading]], len(leading)
+        for column in self.columns[len(leading) :]:
+            if len(parts[-1]) > begun and not fits([*parts[-1], column]):
+                parts.append([*keys])
+                begun = len(keys)
+            parts[-1].append(column)
+        return tuple(
+            replace(self, columns=tuple(columns), title=f"{self.title}, continued" if place else self.title)
+            for place, columns in enumerate(parts)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of text beside tables: a heading, a verdict, a legend."""
+    """A line of text beside tables: a verdict, a legend; with ``bullet``, one of a list."""
 
     text: str
     tone: Tone = ""
+    bullet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """Begins a part of a document; of two levels, 0 and 1."""
+
+    text: str
+    level: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the tables below were made of: name and text of each fact."""
+
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawing of characters.
+
+    Attributes:
+        title: what it shows.
+        draw: makes the drawing, as many characters wide at most.
+        legend: what stands in it, beside or under it on a screen.
+        note: a sentence that belongs to it.
+    """
+
+    title: str
+    draw: Callable[[int], Text]
+    legend: tuple[Line, ...] = ()
+    note: str = ""
+
+
+Part = Table | Line | Heading | Facts | Picture
+"""What documents are made of."""
