@@ -145,20 +145,14 @@ def _replay(latencies_s: tuple[float, ...], facts: dict[str, Any]) -> Callable[[
 
 
 def _model(run: RecordedRun) -> str:
-    """Model, weights and dtype; of a local folder its name alone."""
-    model = run.manifest.model
-    name = Path(model.name).name if Path(model.name).is_absolute() else model.name
-    return _line(f"{name}-{model.weights}-{model.dtype}")
+    return _line(next(iter(run.cells.values())).conditions.model_label)
 
 
-def _item(run: RecordedRun, cell: Measured) -> str:
-    """Task, protocol, how it decoded, operating point; no policy or format twice where the run compares several."""
-    kv, stored, rate = cell.regime.kv, cell.regime.weights_format, run.manifest.config.get("arrival_rate")
-    model = run.manifest.model
-    packed = cell.point.black_box is None and model.stored(stored).numbers != model.dtype
-    how = f"{kv}-batch{cell.regime.batch_size}{f'-rate{rate:g}' if rate else ''}{f'-{stored}' if packed else ''}"
-    point = cell.point.name.replace(f"@{kv}", "").replace(f"@{stored}", "")
-    return _line(f"{cell.task.name}-{cell.task.protocol}-{how}[{point}]")
+def _item(cell: Measured) -> str:
+    """Conditions and operating point; no policy or format twice where the run compares several."""
+    conditions = cell.conditions
+    point = cell.point.name.replace(f"@{conditions.kv}", "").replace(f"@{conditions.weights_format}", "")
+    return _line(f"{conditions.label}[{point}]")
 
 
 def _line(text: str) -> str:
@@ -169,11 +163,11 @@ def _line(text: str) -> str:
 
 
 def _names(run: RecordedRun) -> set[str]:
-    return {f"{_model(run)}::{_item(run, cell)}" for cell in run.cells.values()}
+    return {f"{_model(run)}::{_item(cell)}" for cell in run.cells.values()}
 
 
 def _machine(run: RecordedRun, numbers: str) -> str:
-    from reports.summary.devices import hardware_class
+    from harness.records.conditions import hardware_class
 
     return f"{hardware_class(run.manifest, run.identity)}, {numbers}"
 

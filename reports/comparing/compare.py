@@ -146,14 +146,14 @@ def _compare(a: RecordedRun, b: RecordedRun, one: Measured, other: Measured, met
         changes,
         baseline=baseline,
         identical=(identical, len(agreement)),
-        kv_a=one.regime.kv,
-        kv_b=other.regime.kv,
+        kv_a=one.conditions.kv,
+        kv_b=other.conditions.kv,
         formats=_formats(one, other),
     )
 
 
 def _formats(one: Measured, other: Measured) -> tuple[str, str]:
-    return one.regime.weights_format, other.regime.weights_format
+    return one.conditions.weights_format, other.conditions.weights_format
 
 
 def _change(

@@ -1,20 +1,19 @@
-"""What two runs were made with that differs, and what for that reason must not be compared.
+"""Everything that two runs were made with and that differs, and what for that reason must not be compared.
 
-Costs compare only on one hardware class (:mod:`reports.summary.devices`), in one number format and with one way of
-arriving. Energy compares only within one source. Versions of packages and of this harness may differ: that is what one
-wants to compare, so they are named, not refused.
+What must not be compared :mod:`harness.records.conditions` says. Versions of packages and of this harness may differ:
+that is what one wants to compare, so they are named, not refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.records import Manifest, OperatingPointRecord, TaskRecord
+from harness.records.conditions import Conditions, layers_of
 from reports.recorded import RecordedRun
-from reports.summary.devices import hardware_difference, layers_of
-from reports.summary.energy import MIXED, REPLAY, total
+from reports.summary.energy import total
 from reports.summary.measured import Measured
 
 __all__ = ["Difference", "cost_obstacle", "differences", "energy_obstacle", "score_obstacle"]
@@ -79,41 +78,31 @@ def cost_obstacle(a: Manifest, b: Manifest, formats: tuple[str, str]) -> str:
     """Return why times and energies of two operating points have no ratio; empty when they have one.
 
     Args:
-        a: of the run of one. Points of one run were measured to be compared, whatever they differ in.
+        a: of the run of one.
         b: of the run of the other.
         formats: weights formats of the two.
     """
-    if a == b:
-        return ""
-    numbers = [run.model.stored(name).numbers for run, name in zip((a, b), formats, strict=True)]
-    if (found := hardware_difference(a, b)) is not None:
-        what, before, after = found
-        return f"another hardware class: {what} is {_short(before)} in A, {_short(after)} in B"
-    for what, one, other in (
-        ("number format", *numbers),
-        ("arrival rate", a.config.get("arrival_rate"), b.config.get("arrival_rate")),
-    ):
-        if one != other:
-            return f"another {what}: {_short(one)} in A, {_short(other)} in B"
-    return ""
+    one, other = (replace(_conditions(run), weights_format=name) for run, name in zip((a, b), formats, strict=True))
+    return one.why_not_comparable(other, "costs")
 
 
 def energy_obstacle(a: Measured, b: Measured) -> tuple[str, str]:
     """Return why two energies must not be compared (empty when they may be) and the source of both."""
     (one, here), (other, there) = (total(cell.windows.values()) for cell in (a, b))
-    if one != other:
-        return f"energy comes from {one} in A and from {other} in B", ""
-    if one in ("none", MIXED, REPLAY):
-        return "no energy was measured" if one == "none" else f"energy is {one}", one
-    if here is None or there is None:
-        return "some windows have no energy reading", one
-    return "", one
+    asked = replace(a.conditions, energy_source=one), replace(b.conditions, energy_source=other)
+    reason = asked[0].why_not_comparable(asked[1], "energy")
+    if not reason and (here is None or there is None):
+        reason = "some windows have no energy reading"
+    return reason, one if one == other else ""
 
 
 def score_obstacle(a: RecordedRun, b: RecordedRun) -> str:
     """Return why no score of two runs means anything; empty when they do."""
-    random = [name for name, run in (("A", a), ("B", b)) if run.manifest.model.weights == "random"]
-    return f"random weights in {' and '.join(random)}: scores mean nothing" if random else ""
+    return _conditions(a.manifest).why_not_comparable(_conditions(b.manifest), "scores")
+
+
+def _conditions(manifest: Manifest) -> Conditions:
+    return Conditions.of(manifest, manifest.tasks[0], manifest.operating_points[0])
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:

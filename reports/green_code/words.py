@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness.records.conditions import MIXED
 from reports.green_code.numbers import Estimate, Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridPoint, GridTable, MatchedPoint
-from reports.summary.energy import MIXED
 from reports.tables.attribution_table import TextTable
 from reports.tables.columns import MISSING
 

@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
 from harness.records import Manifest
+from harness.records.conditions import Conditions, Group
 from harness.records.record import Record
 from harness.records.summary import SummaryRow
-from reports.leaderboard.conditions import Check
+from reports.leaderboard.checks import Check
 from reports.recorded import RecordedRun
-from reports.summary.measured import Measured, Regime
+from reports.summary.measured import Measured
 
 __all__ = ["SITE_SCHEMA", "PointEntry", "RunEntry", "entry_of"]
 
@@ -71,6 +73,18 @@ class RunEntry(Record):
         """Whether more windows of it may come."""
         return "finished" in self.unranked
 
+    def conditions(self, point: PointEntry) -> Conditions:
+        """Return what one of its operating points was measured under."""
+        row = point.row
+        (task,) = (task for task in self.manifest.tasks if task.name == row.task)
+        (found,) = (found for found in self.manifest.operating_points if found.name == row.operating_point)
+        energy = {"energy_source": row.energy_source, "energy_measured": row.energy_measured}
+        return replace(Conditions.of(self.manifest, task, found), **energy)
+
+    def group(self, point: PointEntry) -> Group:
+        """Return the ranking that one of its operating points may stand in."""
+        return self.conditions(point).group(self.id)
+
 
 def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry:
     """Return what the site keeps of a run; operating points without a finished sample are left out.
@@ -81,7 +95,7 @@ def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry
         checks: the conditions of its publication.
     """
     manifest = run.manifest
-    baseline_kv = Regime.of(manifest, manifest.operating_points[0]).kv
+    baseline_kv = Conditions.of(manifest, manifest.tasks[0], manifest.operating_points[0]).kv
     points = [
         PointEntry(
             id=hashlib.sha256(f"{run_id}\0{row.task}\0{row.operating_point}".encode()).hexdigest()[:16],

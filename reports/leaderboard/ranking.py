@@ -12,7 +12,7 @@ are.
 Rows that the intervals do not tell apart share a rank. Full depth ranks like any other, at 1 exactly.
 
 The oracle is a bound and never ranks; random weights never rank; energy ranks only where a sensor measured it. Runs
-that ``harness submit`` would refuse do not come here at all (:mod:`reports.leaderboard.conditions`).
+that ``harness submit`` would refuse do not come here at all (:mod:`reports.leaderboard.checks`).
 """
 
 from __future__ import annotations

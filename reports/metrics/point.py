@@ -43,7 +43,7 @@ class Point:
     @cached_property
     def own_full(self) -> Measured:
         """Full depth in the same weights format: what costs are compared with."""
-        return full_depths(self.cells)[self.cell.regime.weights_format]
+        return full_depths(self.cells)[self.cell.conditions.weights_format]
 
     @cached_property
     def fastest_full(self) -> Measured | None:
@@ -90,7 +90,7 @@ class Point:
     @cached_property
     def model(self) -> ModelRecord:
         """The model as it ran, in the operating point's weights format."""
-        return self.manifest.model.stored(self.cell.regime.weights_format)
+        return self.manifest.model.stored(self.cell.conditions.weights_format)
 
     @property
     def samples(self) -> Sequence[SampleRecord]:

@@ -78,8 +78,8 @@ def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, se
         meter: of the run; without it, energy counts as an estimate.
         seed: decides the resampling.
     """
-    usable = [cell for cell in cells if cell.regime.cached and not cell.point.rehearsed]
-    if not any(cell.point.never_exits for cell in cells) or any(cell.regime.batch_size > 1 for cell in cells):
+    usable = [cell for cell in cells if cell.conditions.cached and not cell.point.rehearsed]
+    if not any(cell.point.never_exits for cell in cells) or any(cell.conditions.batch_size > 1 for cell in cells):
         return ()
     if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
         return ()

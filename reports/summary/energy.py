@@ -12,12 +12,11 @@ import math
 from collections.abc import Iterable, Sequence
 
 from harness.records import MeterRecord, WindowRecord
+from harness.records.conditions import MIXED, REPLAY
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured
 
-__all__ = ["MIXED", "REPLAY", "energy_origin", "has_energy", "idle_power_w", "is_measured", "total"]
-
-MIXED, REPLAY = "mixed", "replay"
+__all__ = ["energy_origin", "has_energy", "idle_power_w", "is_measured", "total"]
 
 
 def is_measured(source: str, meter: MeterRecord) -> bool:

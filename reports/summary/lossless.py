@@ -17,7 +17,7 @@ def about_lossless(cells: Sequence[Measured]) -> Iterator[str]:
     for cell in cells:
         if not cell.point.lossless:
             continue
-        full = full_depths(other for other in cells if other.task == cell.task).get(cell.regime.weights_format)
+        full = full_depths(other for other in cells if other.task == cell.task).get(cell.conditions.weights_format)
         keys = [] if full is None else [key for key in cell.shared(full) if key[1] == 0]
         for key in keys:
             assert full is not None

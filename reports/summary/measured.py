@@ -15,62 +15,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias, TypeVar
 
-from harness.contracts import KVFacts
-from harness.errors import StoreError, UnknownNameError
 from harness.metering.contamination import CONTAMINATED
 from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
-from harness.registry import KV_POLICIES
+from harness.records.conditions import Conditions
 from reports.statistics.intervals import Pair, pooled, pooled_by
 from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
 
-__all__ = ["Measured", "Regime", "SampleKey", "full_depths", "select"]
+__all__ = ["Measured", "SampleKey", "full_depths", "select"]
 
 SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, slots=True)
-class Regime:
-    """How an operating point decoded.
-
-    Attributes:
-        kv: name of the policy for the keys and values of skipped layers; empty for a black box.
-        batch_size: samples decoded together.
-        facts: what that policy is.
-        weights_format: how the matrices are stored; of a black box, those of the full depth that it is held against.
-        stop: the stop rule beside the protocol's own end; empty for none.
-    """
-
-    kv: str
-    batch_size: int
-    facts: KVFacts
-    weights_format: str = ""
-    stop: str = ""
-
-    @classmethod
-    def of(cls, manifest: Manifest, point: OperatingPointRecord) -> Regime:
-        """Read it from a manifest.
-
-        Raises:
-            StoreError: the configuration does not say, or says something unknown.
-        """
-        try:
-            if point.black_box is not None:
-                return cls("", int(manifest.config["batch_size"]), KVFacts(keeps_cache=False), manifest.model.stored_in)
-            kv = point.kv or str(manifest.config["kv"])
-            facts = point.kv_facts or KV_POLICIES.load(kv).facts  # older runs know the built-in policies alone
-            stored_in = point.weights_format or manifest.model.stored_in
-            return cls(kv, int(manifest.config["batch_size"]), facts, stored_in, point.stop)
-        except (KeyError, ValueError, TypeError, UnknownNameError) as error:
-            raise StoreError(
-                f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
-                "The run directory is damaged or foreign; start a new run with `harness run`."
-            ) from None
-
-    @property
-    def cached(self) -> bool:
-        """Whether a KV cache is kept: prefill then yields the first token, at full depth."""
-        return self.facts.keeps_cache
 
 
 @dataclass(frozen=True)
@@ -79,7 +33,7 @@ class Measured:
 
     Attributes:
         task, point: what ran.
-        regime: how it decoded.
+        conditions: what it was measured under.
         windows: committed, warm-up left out, by id.
         samples: finished samples of every repeat.
         failed: samples that ended in an error, with their repeat.
@@ -87,7 +41,7 @@ class Measured:
 
     task: TaskRecord
     point: OperatingPointRecord
-    regime: Regime
+    conditions: Conditions
     windows: dict[int, WindowRecord]
     samples: dict[SampleKey, SampleRecord]
     failed: dict[SampleKey, SampleRecord]
@@ -132,7 +86,7 @@ class Measured:
 
         With a KV cache the first token comes from prefill and is left out; without one all count.
         """
-        return by_token[1:] if self.regime.cached else by_token
+        return by_token[1:] if self.conditions.cached else by_token
 
     def decoded_layers(self, sample: SampleRecord) -> Sequence[int]:
         """Return the layers executed for each such token."""
@@ -145,21 +99,19 @@ class Measured:
         return next(iter(layers)) if len(layers) == 1 else None
 
     def alike(self, cells: Sequence[Measured]) -> list[Measured]:
-        """Return the operating points whose tokens may be held against this one's, those of the same regime last.
+        """Return the operating points whose tokens may be held against this one's, those of the same conditions last.
 
         A constant depth yields the same tokens under every KV policy that keeps a cache: no token reads what a policy
         leaves behind. So one side of constant depth is enough.
         """
-        same = [other for other in cells if other.regime == self.regime]
+        same = [other for other in cells if other.conditions == self.conditions]
         kept = [
             other
             for other in cells
-            if other.regime != self.regime
-            and other.regime.cached
-            and self.regime.cached
-            and other.regime.batch_size == self.regime.batch_size
-            and other.regime.weights_format == self.regime.weights_format
-            and other.regime.stop == self.regime.stop
+            if other.conditions != self.conditions
+            and self.conditions.same_but_for_kv(other.conditions)
+            and self.conditions.cached
+            and other.conditions.cached
             and (self.constant_layer is not None or other.constant_layer is not None)
         ]
         return kept + same
@@ -284,7 +236,7 @@ def full_depths(cells: Iterable[Measured]) -> dict[str, Measured]:
     for cell in cells:
         point = cell.point
         if point.strategy == "full" and not (point.never_exits or point.lossless or point.stop):
-            found.setdefault(cell.regime.weights_format, cell)
+            found.setdefault(cell.conditions.weights_format, cell)
     return found
 
 
@@ -296,7 +248,7 @@ def select(
     A record that appears twice (a window cut off by a kill and run again) counts once, the last time.
     """
     cells = {
-        (task.name, point.name): Measured(task, point, Regime.of(manifest, point), {}, {}, {})
+        (task.name, point.name): Measured(task, point, Conditions.of(manifest, task, point), {}, {}, {})
         for task in manifest.tasks
         for point in manifest.operating_points
     }

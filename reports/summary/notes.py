@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.records import Manifest, MeterRecord, ModelRecord, SampleRecord, TaskRecord, WindowRecord
+from harness.records.conditions import MIXED, REPLAY, graphs_of, layers_of
 from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
@@ -19,8 +20,7 @@ from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
 from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIMUM_SAMPLES
 from reports.summary.admission import describe_left_out
 from reports.summary.degenerate import degenerate
-from reports.summary.devices import graphs_of, layers_of
-from reports.summary.energy import MIXED, REPLAY, is_measured
+from reports.summary.energy import is_measured
 from reports.summary.lossless import about_lossless
 from reports.summary.measured import Measured
 from reports.summary.stopping import about_stops
@@ -71,7 +71,7 @@ def notes(
         *_about_energy(manifest.meter, cells),
         *about_windows(everything, windows),
         *_about_power(rows),
-        *_about_regimes([cell for cell in cells if cell.point.black_box is None], manifest),
+        *_about_decoding([cell for cell in cells if cell.point.black_box is None], manifest),
         *_about_black_boxes(cells),
         *_about_heads(cells),
         *_about_sample_size(cells, rows, manifest.operating_points[0].name),
@@ -229,25 +229,25 @@ def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
         yield "idle power was not measured (the run has no idle windows), so energy is gross: idle power is part of it."
 
 
-def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[str]:
-    regimes = list(dict.fromkeys(cell.regime for cell in cells))
-    policies = {regime.kv: regime.facts.note for regime in regimes}
+def _about_decoding(cells: Sequence[Measured], manifest: Manifest) -> Iterator[str]:
+    seen = [cell.conditions for cell in cells]
+    policies = {one.kv: one.kv_facts.note for one in seen}
     if len(policies) > 1:
         full = cells[0].point.name if len(manifest.model.formats) == 1 else "full depth"
         yield (
-            f"operating points differ in their KV policy; all are compared with {full} (kv {cells[0].regime.kv}), and "
+            f"operating points differ in their KV policy; all are compared with {full} (kv {seen[0].kv}), and "
             "fixed exits of the same policy are their measure where the run has them."
         )
     yield from _about_formats(manifest, cells)
     yield from (f"kv {name}: {note}" for name, note in policies.items() if note)
-    batch = max((regime.batch_size for regime in regimes), default=1)
+    batch = max((one.batch_size for one in seen), default=1)
     if batch > 1:
         yield (
             f"batch {batch}: rows share each read of the weights, so the byte model does not apply; "
             "latency counts from the start of the batch."
         )
     yield from _of_weights(manifest.model)
-    cached = any(regime.cached for regime in regimes)
+    cached = any(one.cached for one in seen)
     if cached:
         yield (
             "the first token of a completion comes from prefill at full depth: it counts in scores, latency and "
@@ -387,21 +387,21 @@ def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
 
 def _about_oracle(cells: Sequence[Measured]) -> Iterator[str]:
     found = {
-        cell.point.name: cell.regime
+        cell.point.name: cell.conditions
         for cell in cells
         if cell.samples and cell.point.rehearsed and not cell.point.lossless
     }
-    for name, regime in found.items():
+    for name, conditions in found.items():
         first = f"{name} leaves at the first exit point that has full depth's token and pays nothing to know it"
-        if regime.facts.exact:
+        if conditions.kv_facts.exact:
             yield (
                 f"{first}: an upper bound on the layers that can be skipped with no token changed, never on the Pareto "
                 "front. It runs under exact keys and values, whatever --kv says."
             )
         else:
             yield (
-                f"{first}, but it ran under kv {regime.kv}, where it changes tokens and bounds nothing: no row is held "
-                "against it. Newer runs give it exact keys and values."
+                f"{first}, but it ran under kv {conditions.kv}, where it changes tokens and bounds nothing: no row is "
+                "held against it. Newer runs give it exact keys and values."
             )
 
 

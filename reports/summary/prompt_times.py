@@ -55,7 +55,7 @@ class PromptTimes:
 
 
 def _pools(cell: Measured) -> bool:
-    return cell.regime.cached and cell.regime.batch_size == 1 and cell.point.black_box is None
+    return cell.conditions.cached and cell.conditions.batch_size == 1 and cell.point.black_box is None
 
 
 def _prompt_s(sample: SampleRecord) -> float | None:
@@ -63,4 +63,4 @@ def _prompt_s(sample: SampleRecord) -> float | None:
 
 
 def _work(cell: Measured, sample: SampleRecord) -> Hashable:
-    return cell.regime.weights_format, sample.sample_id, sample.repeat, sample.prompt_ids
+    return cell.conditions.weights_format, sample.sample_id, sample.repeat, sample.prompt_ids

@@ -132,7 +132,7 @@ def _attributed(
     measured: Sequence[Measured], manifest: Manifest, task: str, weights_format: str
 ) -> Iterable[Attribution]:
     """Attribute the costs of one weights format: a layer costs something else in each."""
-    cells = [one for one in measured if (one.task.name, one.regime.weights_format) == (task, weights_format)]
+    cells = [one for one in measured if (one.task.name, one.conditions.weights_format) == (task, weights_format)]
     shown = weights_format if len(manifest.model.formats) > 1 else ""
     for found in attribute(cells, manifest.meter):
         yield found.model_copy(update={"weights_format": shown})
@@ -160,15 +160,15 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric], left_out: Counter
             model=point.model.name,
             weights=point.model.weights,
             exit_head=point.model.exit_head.partition(":")[0],
-            kv=point.cell.regime.kv,
+            kv=point.cell.conditions.kv,
             black_box=point.cell.point.black_box is not None,
-            batch_size=point.cell.regime.batch_size,
+            batch_size=point.cell.conditions.batch_size,
             dtype=point.model.dtype,
             weights_format=point.model.stored_in,
             decode=point.cell.point.decode,
             draft_max=point.cell.point.draft_max,
             stop=point.cell.point.stop,
-            baseline_format=point.full.regime.weights_format,
+            baseline_format=point.full.conditions.weights_format,
             n=len(point.cell.scored),
             errors=point.cell.errors,
             repeats=point.cell.repeats,
