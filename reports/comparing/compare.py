@@ -13,14 +13,11 @@ from dataclasses import dataclass, replace
 from harness.contracts import Metric
 from harness.errors import ConfigError, StoreError, did_you_mean
 from harness.host.foreign_files import real_path
-from reports.comparing.change import Change, change, corrected, level_of_both
+from reports.comparing.change import AGREEMENT, Change, change, compared_metrics, corrected, level_of_both
 from reports.comparing.differences import cost_obstacle, differences, energy_obstacle, score_obstacle
-from reports.comparing.matching import Matched, agreement_units, match
-from reports.comparing.metrics import AGREEMENT, compared_metrics
-from reports.comparing.notes import notes
-from reports.comparing.pairing import JOINED, pair_units
+from reports.comparing.pairing import JOINED, Matched, agreement_units, match, pair_units
 from reports.comparing.results import PointChange, RunChange
-from reports.comparing.words import overall, verdict
+from reports.comparing.words import notes, overall, verdict
 from reports.metrics.point import Point
 from reports.metrics.scores import recorded_scores
 from reports.metrics.units import by_block, units_of, usable

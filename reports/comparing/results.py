@@ -1,4 +1,4 @@
-"""What a comparison of two runs holds, for tables, files and conditions."""
+"""A comparison of two runs: its operating points and what differs beside them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from harness.contracts import Metric
 from reports.comparing.change import Change
 from reports.comparing.differences import Difference
-from reports.comparing.matching import Matched
+from reports.comparing.pairing import Matched
 from reports.recorded import RecordedRun
 
 __all__ = ["PointChange", "RunChange"]
