@@ -1,22 +1,19 @@
-"""Everything that two runs were made with and that differs, and what for that reason must not be compared.
+"""Everything that two runs were made with and that differs.
 
-What must not be compared :mod:`harness.records.conditions` says. Versions of packages and of this harness may differ:
-that is what one wants to compare, so they are named, not refused.
+What for that reason must not be compared :mod:`harness.records.conditions` says. Versions of packages and of this
+harness may differ: that is what one wants to compare, so they are named, not refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from harness.records import Manifest, OperatingPointRecord, TaskRecord
-from harness.records.conditions import Conditions, layers_of
-from reports.recorded import RecordedRun
-from reports.summary.energy import total
-from reports.summary.measured import Measured
+from harness.records.conditions import layers_of
 
-__all__ = ["Difference", "cost_obstacle", "differences", "energy_obstacle", "score_obstacle"]
+__all__ = ["Difference", "differences"]
 
 _ENVIRONMENT = (
     *("cpu", "architecture", "logical_cores", "usable_cores", "gpus", "torch_threads", "memory_bytes", "os", "python"),
@@ -72,37 +69,6 @@ def differences(a: Manifest, b: Manifest) -> tuple[Difference, ...]:
         same = next((one for one in b.operating_points if one.name == point.name), None)
         found.extend(_of_point(point, same) if same is not None and not point.never_exits else ())
     return tuple(found)
-
-
-def cost_obstacle(a: Manifest, b: Manifest, formats: tuple[str, str]) -> str:
-    """Return why times and energies of two operating points have no ratio; empty when they have one.
-
-    Args:
-        a: of the run of one.
-        b: of the run of the other.
-        formats: weights formats of the two.
-    """
-    one, other = (replace(_conditions(run), weights_format=name) for run, name in zip((a, b), formats, strict=True))
-    return one.why_not_comparable(other, "costs")
-
-
-def energy_obstacle(a: Measured, b: Measured) -> tuple[str, str]:
-    """Return why two energies must not be compared (empty when they may be) and the source of both."""
-    (one, here), (other, there) = (total(cell.windows.values()) for cell in (a, b))
-    asked = replace(a.conditions, energy_source=one), replace(b.conditions, energy_source=other)
-    reason = asked[0].why_not_comparable(asked[1], "energy")
-    if not reason and (here is None or there is None):
-        reason = "some windows have no energy reading"
-    return reason, one if one == other else ""
-
-
-def score_obstacle(a: RecordedRun, b: RecordedRun) -> str:
-    """Return why no score of two runs means anything; empty when they do."""
-    return _conditions(a.manifest).why_not_comparable(_conditions(b.manifest), "scores")
-
-
-def _conditions(manifest: Manifest) -> Conditions:
-    return Conditions.of(manifest, manifest.tasks[0], manifest.operating_points[0])
 
 
 def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:

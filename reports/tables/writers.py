@@ -68,6 +68,8 @@ def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
                 yield from ("", f"{'#' * (level + part.level)} {escape_markdown(part.text)}")
             case Facts():
                 yield from ("", *(f"- {escape_markdown(name)}: {escape_markdown(text)}" for name, text in part.facts))
+            case Line(text=""):
+                pass
             case Line():
                 yield from () if part.bullet and listed else ("",)
                 yield f"{'- ' * part.bullet}{escape_markdown(part.text)}"

@@ -15,14 +15,14 @@ from harness.records.estimate import Estimate
 from harness.records.summary import Summary
 from reports.collection import Collection, write_collection
 from reports.comparing.compare import Wanted, compare_runs
-from reports.comparing.markdown import comparison_markdown
-from reports.comparing.terminal import render_comparison
+from reports.comparing.document import comparison_markdown, tables
 from reports.leaderboard.site import Site
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import LARGEST
 from reports.summary.absurd import without_absurd
 from reports.tables.export import to_csv, to_markdown
 from reports.tables.terminal import render
+from reports.tables.writers import to_terminal
 
 FULL, OTHER = "full", "fixed:layer=5"
 LONGEST_DIGITS = 24
@@ -161,7 +161,7 @@ def test_files_figures_and_the_site_of_a_damaged_run(build: Any, tmp_path: Path)
         Path("runs/two"), run.manifest.model_copy(update={"created": "2026"}), one.windows, one.samples, one.summary
     )
     compared = compare_runs(one, other, Wanted())
-    check([printed(render_comparison(compared, details=True)), comparison_markdown(compared, [])])
+    check([printed(to_terminal(tables(compared, details=True))), comparison_markdown(compared, [])])
 
 
 def test_the_bound_is_far_from_anything_real() -> None:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from reports.collection import Collection, write_collection
-from reports.comparing.notes import notes
+from reports.comparing.words import notes
 from reports.leaderboard.data import describe_point
 from reports.leaderboard.entries import entry_of
 from reports.recorded import RecordedRun
