@@ -22,8 +22,8 @@ from harness.records import SampleRecord
 from harness.records.record import Count, Record
 from reports.recorded import RecordedRun
 from reports.summary.admission import SUPERSEDED, refuse_sample, refuse_window
-from reports.summary.degenerate import degenerate
 from reports.summary.measured import Measured
+from reports.summary.notes import degenerate
 
 __all__ = ["CANNOT_BE_CHECKED", "COMPUTED_AGAIN", "Check", "Rescore", "ScoresAgain", "publication_checks"]
 

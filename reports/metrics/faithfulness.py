@@ -252,7 +252,7 @@ OWN_TEXT = _share(
 )
 AGREEMENT = _share(
     name="agreement",
-    header="place\nby place",
+    header="position-\nwise",
     title="positionwise agreement",
     meaning="share of full depth's tokens that stand at the same place, prefill's included",
     compute=_agreement,

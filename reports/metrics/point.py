@@ -9,8 +9,7 @@ from functools import cached_property
 from harness.contracts.metrics import Against, Metric
 from harness.records import Manifest, ModelRecord, SampleRecord, WindowRecord
 from reports.statistics.intervals import paired_ratio
-from reports.summary.measured import Measured, full_depths
-from reports.summary.prompt_times import PromptTimes
+from reports.summary.measured import Measured, PromptTimes, full_depths
 
 __all__ = ["Point"]
 

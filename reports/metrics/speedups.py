@@ -3,7 +3,7 @@
 Ratios of totals, full depth's cost over this one's, paired by block of samples. Full depth itself has 1 by definition.
 Each is stated twice: over full depth in the row's own weights format, and over the fastest full depth of the run in a
 format that keeps the model's tokens. A slow format flatters the first. Of whole requests, the prompt's time is pooled
-over all operating points that did the same work for it (:mod:`reports.summary.prompt_times`).
+over all operating points that did the same work for it (:class:`reports.summary.measured.PromptTimes`).
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ TOKENS_SAVED = Metric(
 )
 STOPPED = Metric(
     name="stopped",
-    header="ended\nby it",
+    header="stopped\nearly",
     meaning="share of completions that the row's stop rule, or its strategy, ended",
     compute=_stopped,
     interval=True,

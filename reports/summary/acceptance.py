@@ -20,7 +20,7 @@ from reports.completions.token_kinds import KINDS, kinds_of
 from reports.statistics.intervals import Pair, share_interval
 from reports.summary.measured import Measured
 
-__all__ = ["acceptances", "tells_discarded"]
+__all__ = ["acceptances"]
 
 Group = tuple[str | None, int | None, str | None]  # source, layer, kind
 
@@ -39,7 +39,7 @@ def acceptances(cell: Measured) -> Iterator[Acceptance]:
 
     Nothing of a lossy one, of one that drafted nothing, and where a sample does not say what was discarded.
     """
-    if not cell.point.lossless or not tells_discarded(cell):
+    if not cell.point.lossless or not cell.tells_discarded:
         return
     counts: dict[Group, Counter[tuple[int, bool]]] = defaultdict(Counter)
     for sample in cell.samples.values():
@@ -61,14 +61,6 @@ def acceptances(cell: Measured) -> Iterator[Acceptance]:
             accepted=int(kept),
             share=Estimate.of(kept / drafted, share_interval(pairs), n=sum(pair.other > 0 for pair in pairs)),
         )
-
-
-def tells_discarded(cell: Measured) -> bool:
-    """Whether the samples of a lossless operating point say of all drafted tokens what became of them."""
-    return all(
-        sample.drafts == sum(sample.accepted) + sum(len(one.token_ids) for one in sample.discarded)
-        for sample in cell.samples.values()
-    )
 
 
 def _drafted(sample: SampleRecord, language: str) -> Iterator[_Drafted]:

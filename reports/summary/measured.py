@@ -3,7 +3,18 @@
 Every definition of the summary starts here. Warm-up, idle and superseded windows and everything in them are left out,
 and so is what cannot be true (:mod:`reports.summary.admission`). A sample counts only when its window was committed to
 ``windows.jsonl``. A sample that failed is counted, never scored and never timed; where two operating points are
-compared, only what both finished is used.
+compared, only what both finished is used. Later repeats generate the same text again, so that only completions of the
+first one are scored.
+
+**Prompt times.** With a KV cache every operating point of one weights format reads a prompt in one pass at full depth,
+and no strategy, draft source or stop rule is asked before the first token. On a shared machine that pass takes up to
+twice as long by chance, and it is the larger part of a short request. So where requests are compared, the time of each
+is the mean time of its prompt over all these operating points, and what this one took beyond its own. The mean and not
+the median: it estimates what each of them estimates alone, however many there are, so that ratios keep their meaning.
+Noise that says nothing of an operating point leaves them; blocks stay the independent units, and under "both are the
+same" the two sides of a pair may still be swapped. Pooled is only what is the same work: the same prompt tokens and
+repeat, one weights format, one request at a time, back to back, with a cache. Recorded times, and the latencies made of
+them, stay as they were measured.
 """
 
 from __future__ import annotations
@@ -18,10 +29,20 @@ from typing import TypeAlias, TypeVar
 from harness.metering.contamination import CONTAMINATED
 from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
 from harness.records.conditions import Conditions
-from reports.statistics.intervals import Pair, pooled, pooled_by
+from reports.statistics.intervals import Pair, mean, pooled, pooled_by
 from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
 
-__all__ = ["Measured", "SampleKey", "full_depths", "select"]
+__all__ = [
+    "Corpus",
+    "CorpusScorer",
+    "Measured",
+    "PromptTimes",
+    "SampleKey",
+    "corpora",
+    "full_depths",
+    "scored_by",
+    "select",
+]
 
 SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
 Value = TypeVar("Value")
@@ -115,6 +136,14 @@ class Measured:
             and (self.constant_layer is not None or other.constant_layer is not None)
         ]
         return kept + same
+
+    @property
+    def tells_discarded(self) -> bool:
+        """Whether the samples of a lossless operating point say of all drafted tokens what became of them."""
+        return all(
+            sample.drafts == sum(sample.accepted) + sum(len(one.token_ids) for one in sample.discarded)
+            for sample in self.samples.values()
+        )
 
     def shared(self, other: Measured) -> list[SampleKey]:
         """Return what both finished, in this one's order."""
@@ -267,6 +296,86 @@ def select(
         elif refuse_sample(sample, manifest) is None:
             cell.samples[key] = sample
     return cells
+
+
+CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, float | None]]
+"""``(language, texts, references) -> scores``: every registered score of a corpus, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The completions of one operating point on one task.
+
+    Attributes:
+        language: of the code.
+        texts: completions. references: ground truths, as many.
+    """
+
+    language: str
+    texts: tuple[str, ...]
+    references: tuple[str, ...]
+
+
+def corpora(cells: Iterable[Measured]) -> list[Corpus]:
+    """Return each different corpus that :func:`scored_by` will ask about, so that they can be scored together."""
+    return list(dict.fromkeys(_corpus(cell) for cell in cells if cell.scored))
+
+
+def scored_by(score_corpus: CorpusScorer) -> Callable[[Measured], dict[str, float | None]]:
+    """Return what scores the completions of one operating point together."""
+
+    def score(cell: Measured) -> dict[str, float | None]:
+        asked = _corpus(cell)
+        return score_corpus(asked.language, list(asked.texts), list(asked.references))
+
+    return score
+
+
+def _corpus(cell: Measured) -> Corpus:
+    scored = cell.scored
+    return Corpus(
+        cell.task.language, tuple(sample.text for sample in scored), tuple(sample.reference for sample in scored)
+    )
+
+
+class PromptTimes:
+    """The prompt times of one task.
+
+    Args:
+        cells: its operating points.
+    """
+
+    def __init__(self, cells: Sequence[Measured]) -> None:
+        self._cells = cells
+
+    def request_s(self, cell: Measured, window: WindowRecord) -> float | None:
+        """Return what the requests of a window took, each prompt as long as on the average of the same work."""
+        spent = cell.request_s(window)
+        if spent is None or not _pools(cell):
+            return spent
+        times = [(sample, _prompt_s(sample)) for sample in cell.whole.get(window.window, ())]
+        return spent + sum(self._means[_work(cell, sample)] - own for sample, own in times if own is not None)
+
+    @cached_property
+    def _means(self) -> Mapping[Hashable, float]:
+        times: dict[Hashable, list[float]] = defaultdict(list)
+        for cell in filter(_pools, self._cells):
+            for sample in cell.samples.values():
+                if (spent := _prompt_s(sample)) is not None:
+                    times[_work(cell, sample)].append(spent)
+        return {work: found for work, each in times.items() if (found := mean(each)) is not None}
+
+
+def _pools(cell: Measured) -> bool:
+    return cell.conditions.cached and cell.conditions.batch_size == 1 and cell.point.black_box is None
+
+
+def _prompt_s(sample: SampleRecord) -> float | None:
+    return None if sample.arrival_s is not None or sample.latency_s is None else sample.ttft_s
+
+
+def _work(cell: Measured, sample: SampleRecord) -> Hashable:
+    return cell.conditions.weights_format, sample.sample_id, sample.repeat, sample.prompt_ids
 
 
 def _decode_s(sample: SampleRecord) -> float:

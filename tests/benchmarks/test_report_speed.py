@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.running.scoring import CorpusScores
-from reports.summary.quality import corpora
+from reports.summary.measured import corpora
 from reports.summary.summarise import candidates, summarise
 from tests.made_up_runs import Run, made_up_run
 
