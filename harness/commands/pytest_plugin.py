@@ -1,10 +1,10 @@
 """A pytest plugin: ``pytest --harness-run=DIR`` puts a run's results into pytest-benchmark's history.
 
 One test item per task × operating point; its rounds are the latencies that the run recorded for every sample, nothing
-is measured again. What else the run knows of the operating point stands in ``extra_info``. Node ids are made of model,
-weights, dtype, task, protocol, KV policy, batch size, arrival rate if there is one, weights format if it is not the
-dtype's own, and operating point, never of a folder or a machine, so that ``--benchmark-compare`` finds them in the
-history and compares like with like. Without paths on the command line only the runs are collected.
+is measured again. What else the run knows of the operating point stands in ``extra_info``. Node ids are made of
+conditions (:attr:`harness.records.conditions.Conditions.label`) and operating point, never of a folder or a machine, so
+that ``--benchmark-compare`` finds them in the history and compares like with like. Without paths on the command line
+only the runs are collected.
 
 Loaded by every pytest of an environment that the harness is installed in: nothing heavy is imported before the option
 is used.

@@ -3,9 +3,8 @@
 Whatever could move a number beside strategy, options, exit points and drafts is in one value, and who may stand beside
 whom is a question to it:
 
-* **one ranking** (:meth:`Conditions.group`): all of it but the KV policy, the stop rule and the weights format's name,
-  which a ranking compares, and with the full depth that ratios are counted against. What a run does not say makes it a
-  group of its own.
+* **one ranking** (:meth:`Conditions.group`): all of it but the KV policy and the stop rule, which a ranking compares,
+  and the full depth that ratios are counted against. What a run does not say makes it a group of its own.
 * **two runs** (:meth:`Conditions.why_not_comparable`): here the change is what one asks for, so it only refuses what
   would make the answer meaningless: costs on two hardware classes, in two number formats or with two ways of arriving,
   energies of two sources, scores of random weights.
@@ -66,7 +65,7 @@ _ABSENT = {
 }
 """Facts that make a hardware class, and what it means where a run has none."""
 
-Number = Literal["costs", "energy", "scores"]
+Compared = Literal["costs", "energy", "scores"]
 
 Group = Mapping[str, str | int | bool]
 """What all operating points of one ranking share, by label in reading order."""
@@ -184,17 +183,19 @@ class Conditions:
         """Task, protocol and how it decoded; neither machine nor folder, so that like is found beside like."""
         rate = f"-rate{self.arrival_rate:g}" if self.arrival_rate else ""
         packed = f"-{self.weights_format}" if self.kv and self.numbers != self.dtype else ""
-        return f"{self.task}-{self.protocol}-{self.kv}-batch{self.batch_size}{rate}{packed}"
+        head = "" if self.exit_head == "shared" else f"-{self.exit_head.partition(':')[0]}"
+        longest = f"-max{self.max_new_tokens}" if self.max_new_tokens else ""
+        return f"{self.task}-{self.protocol}-{self.kv}-batch{self.batch_size}{rate}{packed}{head}{longest}"
 
     def same_but_for_kv(self, other: Conditions) -> bool:
         """Whether two differ in nothing but their KV policy, if in that."""
         return replace(self, kv=other.kv, kv_facts=other.kv_facts) == other
 
-    def why_not_comparable(self, other: Conditions, of: Number) -> str:
+    def why_not_comparable(self, other: Conditions, of: Compared) -> str:
         """Say why numbers of A, this one, and of B, of another run, must not be compared; empty where they may be."""
         return next(self._obstacles(other, of), "")
 
-    def _obstacles(self, other: Conditions, of: Number) -> Iterator[str]:
+    def _obstacles(self, other: Conditions, of: Compared) -> Iterator[str]:
         if of == "scores":
             random = [name for name, one in (("A", self), ("B", other)) if one.weights == "random"]
             if random:

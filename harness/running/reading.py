@@ -27,8 +27,7 @@ from harness.store.record_files import REMEDY
 from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS, RunDirectory, is_held
 from reports.recorded import RecordedRun, Records
 from reports.summary.admission import drop_implausible
-from reports.summary.measured import corpora
-from reports.summary.summarise import candidates, recorded_only, summarise
+from reports.summary.summarise import recorded_only, summarise
 
 __all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "read_run", "read_runs"]
 
@@ -149,7 +148,7 @@ def _summarise(
     samples: tuple[SampleRecord, ...],
     processes: int | None = None,
 ) -> Summary:
-    scores = CorpusScores(corpora(candidates(manifest, windows, samples)), processes)
+    scores = CorpusScores(corpora(manifest, windows, samples), processes)
     machine = environment.machine_line(manifest.environment)
     failures = scores.failures | {name: why for each in samples for name, why in each.score_failures.items()}
     missing = [*scores.missing(), *(f"not shown: {why}." for why in failures.values())]

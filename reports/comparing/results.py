@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.contracts import Metric
-from harness.records.conditions import Conditions, Number
+from harness.records.conditions import Compared, Conditions
 from reports.comparing.change import Change
 from reports.comparing.differences import Difference
 from reports.comparing.pairing import Matched
@@ -48,7 +48,7 @@ class PointChange:
         """Its KV policy, or both."""
         return " → ".join(dict.fromkeys(one.kv for one in self.conditions))
 
-    def obstacle(self, of: Number) -> str:
+    def obstacle(self, of: Compared) -> str:
         """Return why no such numbers of A and B are compared; empty where they are."""
         one, other = self.conditions
         return one.why_not_comparable(other, of)

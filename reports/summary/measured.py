@@ -24,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from harness.metering.contamination import CONTAMINATED
 from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
@@ -38,14 +38,29 @@ __all__ = [
     "Measured",
     "PromptTimes",
     "SampleKey",
-    "corpora",
     "full_depths",
-    "scored_by",
     "select",
 ]
 
 SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
 Value = TypeVar("Value")
+
+
+CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, float | None]]
+"""``(language, texts, references) -> scores``: every registered score of a corpus, by name."""
+
+
+class Corpus(NamedTuple):
+    """The completions of one operating point on one task.
+
+    Attributes:
+        language: of the code.
+        texts: completions. references: ground truths, as many.
+    """
+
+    language: str
+    texts: tuple[str, ...]
+    references: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,12 @@ class Measured:
     def scored(self) -> list[SampleRecord]:
         """Finished samples of the first repeat: later ones generate the same text again."""
         return [sample for (_, repeat), sample in self.samples.items() if repeat == 0]
+
+    @property
+    def corpus(self) -> Corpus:
+        """What is scored together."""
+        texts, references = zip(*((one.text, one.reference) for one in self.scored), strict=True)
+        return Corpus(self.task.language, texts, references)
 
     @property
     def errors(self) -> int:
@@ -296,46 +317,6 @@ def select(
         elif refuse_sample(sample, manifest) is None:
             cell.samples[key] = sample
     return cells
-
-
-CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, float | None]]
-"""``(language, texts, references) -> scores``: every registered score of a corpus, by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """The completions of one operating point on one task.
-
-    Attributes:
-        language: of the code.
-        texts: completions. references: ground truths, as many.
-    """
-
-    language: str
-    texts: tuple[str, ...]
-    references: tuple[str, ...]
-
-
-def corpora(cells: Iterable[Measured]) -> list[Corpus]:
-    """Return each different corpus that :func:`scored_by` will ask about, so that they can be scored together."""
-    return list(dict.fromkeys(_corpus(cell) for cell in cells if cell.scored))
-
-
-def scored_by(score_corpus: CorpusScorer) -> Callable[[Measured], dict[str, float | None]]:
-    """Return what scores the completions of one operating point together."""
-
-    def score(cell: Measured) -> dict[str, float | None]:
-        asked = _corpus(cell)
-        return score_corpus(asked.language, list(asked.texts), list(asked.references))
-
-    return score
-
-
-def _corpus(cell: Measured) -> Corpus:
-    scored = cell.scored
-    return Corpus(
-        cell.task.language, tuple(sample.text for sample in scored), tuple(sample.reference for sample in scored)
-    )
 
 
 class PromptTimes:

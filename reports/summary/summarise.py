@@ -33,11 +33,11 @@ from reports.summary.acceptance import acceptances
 from reports.summary.admission import drop_implausible, idle_windows
 from reports.summary.attribution import attribute
 from reports.summary.energy import is_measured, total
-from reports.summary.measured import CorpusScorer, Measured, PromptTimes, full_depths, scored_by, select
+from reports.summary.measured import Corpus, CorpusScorer, Measured, PromptTimes, full_depths, select
 from reports.summary.notes import degenerate, notes
 from reports.summary.pareto import mark_front
 
-__all__ = ["EXACT", "NOT_DISTINGUISHABLE", "TOO_FEW", "candidates", "recorded_only", "summarise", "verdict"]
+__all__ = ["EXACT", "NOT_DISTINGUISHABLE", "TOO_FEW", "corpora", "recorded_only", "summarise", "verdict"]
 
 NOT_DISTINGUISHABLE = "not distinguishable from full depth"
 TOO_FEW = "too few pairs to tell"
@@ -75,12 +75,15 @@ def summarise(
     windows, samples = tuple(windows), tuple(samples)
     measured = tuple(select(manifest, windows, samples).values())
     cells = _candidates(manifest, measured)
-    idle, scorer = idle_windows(windows), scored_by(score_corpus)
-    points = []
+    idle, points = idle_windows(windows), []
+
+    def scores(cell: Measured) -> Mapping[str, float | None]:
+        return score_corpus(*cell.corpus)
+
     for task in manifest.tasks:
         table = [cell for cell in cells if cell.task.name == task.name]
         prompts = PromptTimes(table)
-        points.append([Point(cell, table, manifest, idle, scorer, prompts) for cell in table])
+        points.append([Point(cell, table, manifest, idle, scores, prompts) for cell in table])
     together = {name for table in points for point in table for name in point.corpus_scores}
     metrics = all_metrics(recorded_scores(cells) | together)
     left_out: Counter[str] = Counter()
@@ -104,18 +107,18 @@ def summarise(
     return mark_front(summary) if degenerate(manifest, measured) is None else summary
 
 
-def candidates(
-    manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]
-) -> tuple[Measured, ...]:
-    """Return what becomes a row, in the manifest's order: every operating point but the probes that never exit.
+def corpora(manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]) -> tuple[Corpus, ...]:
+    """Return each different corpus that :func:`summarise` will ask about, so that they can be scored together.
 
     Raises:
         StoreError: the manifest's configuration cannot be understood, or it names no operating point.
     """
-    return _candidates(manifest, tuple(select(manifest, windows, samples).values()))
+    cells = _candidates(manifest, tuple(select(manifest, windows, samples).values()))
+    return tuple(dict.fromkeys(cell.corpus for cell in cells if cell.scored))
 
 
 def _candidates(manifest: Manifest, measured: Sequence[Measured]) -> tuple[Measured, ...]:
+    """What becomes a row, in the manifest's order: every operating point but the probes that never exit."""
     first = manifest.operating_points[0] if manifest.operating_points else None
     if first is None or first.never_exits or first.strategy != "full":
         raise StoreError(
