@@ -27,7 +27,7 @@ from harness.store.record_files import REMEDY
 from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS, RunDirectory, is_held
 from reports.recorded import RecordedRun, Records
 from reports.summary.admission import drop_implausible
-from reports.summary.summarise import recorded_only, summarise
+from reports.summary.summarise import corpora, recorded_only, summarise
 
 __all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "read_run", "read_runs"]
 
