@@ -55,7 +55,7 @@ class RunCollector(pytest.Collector):
         for (task, point), cell in self.run.cells.items():
             latencies = tuple(s.latency_s for s in cell.samples.values() if s.latency_s is not None)
             if latencies and (task, point) in rows:
-                name = _item(self.run, cell)
+                name = _item(cell)
                 body = _replay(latencies, _facts(self.run, cell, rows[task, point]))
                 item: pytest.Function = pytest.Function.from_parent(self, name=name, callobj=body)
                 item.add_marker(pytest.mark.benchmark(group=task, timer=RecordedClock(latencies)))

@@ -78,8 +78,8 @@ class RunEntry(Record):
         row = point.row
         (task,) = (task for task in self.manifest.tasks if task.name == row.task)
         (found,) = (found for found in self.manifest.operating_points if found.name == row.operating_point)
-        energy = {"energy_source": row.energy_source, "energy_measured": row.energy_measured}
-        return replace(Conditions.of(self.manifest, task, found), **energy)
+        conditions = Conditions.of(self.manifest, task, found)
+        return replace(conditions, energy_source=row.energy_source, energy_measured=row.energy_measured)
 
     def group(self, point: PointEntry) -> Group:
         """Return the ranking that one of its operating points may stand in."""
