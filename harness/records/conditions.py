@@ -1,4 +1,4 @@
-"""What may be compared with what: the conditions that an operating point was measured under.
+"""The conditions that an operating point was measured under, which say what may be compared with what.
 
 Whatever could move a number beside strategy, options, exit points and drafts is in one value, and who may stand beside
 whom is a question to it:
@@ -31,19 +31,6 @@ from harness.errors import StoreError, UnknownNameError
 from harness.records.manifest import Manifest, OperatingPointRecord, TaskRecord
 from harness.registry import KV_POLICIES
 
-__all__ = [
-    "HARDWARE_RULE",
-    "MIXED",
-    "REPLAY",
-    "Conditions",
-    "Group",
-    "graphs_of",
-    "group_id",
-    "hardware_class",
-    "in_one_table",
-    "layers_of",
-]
-
 MIXED, REPLAY = "mixed", "replay"
 """Energy sources that no sensor of the run is: of several in one row, and of a file."""
 
@@ -68,15 +55,15 @@ _ABSENT = {
 Compared = Literal["costs", "energy", "scores"]
 
 Group = Mapping[str, str | int | bool]
-"""What all operating points of one ranking share, by label in reading order."""
+"""The facts that all operating points of one ranking share, by label in reading order."""
 
 in_one_table = attrgetter("task", "protocol", "source", "model", "weights", "exit_head", "dtype", "batch_size")
-"""What rows of one table share, of a row of a summary."""
+"""Returns what rows of one table share, of a row of a summary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What an operating point on one task was measured under.
+    """Everything but strategy, options and drafts that an operating point on one task was measured under.
 
     Attributes:
         run: which run it is of; points of one run were measured to be compared, whatever they differ in.
@@ -169,7 +156,7 @@ class Conditions:
 
     @property
     def numbers(self) -> str:
-        """What numbers weights and activations are, in words."""
+        """The numbers that weights and activations are, in words."""
         return numbers(self.weights_format, self.dtype)
 
     @property
@@ -298,7 +285,7 @@ def _device(manifest: Manifest) -> str:
 
 
 def _hardware(manifest: Manifest) -> dict[str, str]:
-    """What makes a run's class, by name; empty where a run must say it and does not."""
+    """Return the facts that make a run's class, by name; empty where a run must say one and does not."""
     environment, machine, device = manifest.environment, manifest.machine, _device(manifest)
     listed = environment.get("gpus")
     gpus = [str(gpu) for gpu in listed] if isinstance(listed, list | tuple) else []

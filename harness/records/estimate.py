@@ -8,8 +8,6 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-__all__ = ["MISSING", "TOO_FEW", "Estimate", "Interval", "NoInterval"]
-
 MISSING = "–"
 """How what was not determined is written."""
 TOO_FEW = "too few"

@@ -13,8 +13,6 @@ from typing import Any
 from harness.records import Manifest, OperatingPointRecord, TaskRecord
 from harness.records.conditions import layers_of
 
-__all__ = ["Difference", "differences"]
-
 _ENVIRONMENT = (
     *("cpu", "architecture", "logical_cores", "usable_cores", "gpus", "torch_threads", "memory_bytes", "os", "python"),
     *("governor", "gpu_driver", "cuda"),

@@ -11,8 +11,6 @@ from reports.comparing.differences import Difference
 from reports.comparing.pairing import Matched
 from reports.recorded import RecordedRun
 
-__all__ = ["PointChange", "RunChange"]
-
 
 @dataclass(frozen=True, slots=True)
 class PointChange:

@@ -1,4 +1,4 @@
-"""What a run must be to be published and ranked: ``harness submit`` refuses another, the leaderboard marks it.
+"""Conditions of publication and ranking: ``harness submit`` refuses a run that fails one, the leaderboard marks it.
 
 Judged from the records alone, which must not contradict each other or say what cannot be: what was written by hand
 shows there. Each ``_in_…`` returns the first such place in words, and nothing where there is none; honest runs of every
@@ -25,8 +25,6 @@ from reports.summary.admission import SUPERSEDED, refuse_sample, refuse_window
 from reports.summary.measured import Measured
 from reports.summary.notes import degenerate
 
-__all__ = ["CANNOT_BE_CHECKED", "COMPUTED_AGAIN", "Check", "Rescore", "ScoresAgain", "publication_checks"]
-
 COMPUTED_AGAIN = (
     "tables and intervals from the records; scores from texts, references and tokens; counts of tokens, samples and "
     "layers; times of requests within those of their windows; the tokens of lossless rows against full depth's"
@@ -51,7 +49,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ScoresAgain(Record):
-    """What became of a run's recorded scores when they were computed again.
+    """The outcome of computing a run's recorded scores again.
 
     Attributes:
         again, believed: names of the scores that were, and of those that cannot be.
@@ -106,7 +104,7 @@ class Check:
 
     @property
     def detail(self) -> str:
-        """What was found and, where the condition does not hold, the remedy."""
+        """The finding and, where the condition does not hold, the remedy."""
         return f"{self.found}. {self.remedy}" if self.remedy else self.found
 
 

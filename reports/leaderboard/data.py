@@ -29,8 +29,6 @@ from reports.tables.acceptance_columns import ACCEPTANCE_NOTE, acceptance_sectio
 from reports.tables.columns import Column, columns_of
 from reports.tables.result import ResultTable, is_asserted, is_candidate, windows_of
 
-__all__ = ["FIELDS", "SAMPLES_SHOWN", "describe_columns", "describe_point", "index_of"]
-
 SAMPLES_SHOWN = 8
 """Completions per operating point on the site; all of them are in the run directory."""
 
@@ -38,7 +36,7 @@ FIELDS = (
     *("id", "group", "run", "name", "strategy", "kv", "decode", "asserted", "kind", "quality", "front", "ranks"),
     *("lossless_ranks", "n", "metrics"),
 )  # fmt: skip
-"""What each operating point's list on the front page holds, in order."""
+"""The fields of each operating point's list on the front page, in order."""
 
 _MARKERS = {
     "o": "circle",
@@ -93,7 +91,7 @@ def _first(members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry]) 
 
 
 def _facets(group: Group) -> dict[str, Any]:
-    """What the front page filters by, besides strategy, KV policy and decoding."""
+    """Return the filters of the front page besides strategy, KV policy and decoding."""
     source, measured = str(group["Energy source"]), group["Energy measured by a sensor"]
     head, weights = str(group["Exit head"]).partition(":")[0], str(group["Weights’ hash, model’s fingerprint"])
     return {

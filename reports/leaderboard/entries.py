@@ -1,4 +1,4 @@
-"""What the site keeps of a run: enough to rank it again with others, without its records.
+"""The site's memory of a run: enough to rank it again with others, without its records.
 
 A run's identity is made of what was measured (when, on which weights and data, every window's length, every token and
 layer), not of where it lies or in which order it came; an operating point's of its run's, its task and its name. Links
@@ -21,8 +21,6 @@ from harness.records.summary import SummaryRow
 from reports.leaderboard.checks import Check
 from reports.recorded import RecordedRun
 from reports.summary.measured import Measured
-
-__all__ = ["SITE_SCHEMA", "PointEntry", "RunEntry", "entry_of"]
 
 SITE_SCHEMA = 2
 """Of the site's data files. Raised when an older program would misread them."""

@@ -44,8 +44,6 @@ from reports.leaderboard.redaction import redact_run
 from reports.published.section import Reference, ReferenceColumn, references
 from reports.recorded import RecordedRun
 
-__all__ = ["PAGES", "Site", "assets", "pages", "read_script", "script"]
-
 MARK = "site.json"
 FOLDERS = ("assets", "data", "data/runs", "data/points")
 PAGES = ("index.html", "point.html", "compare.html")

@@ -28,17 +28,6 @@ from reports.metrics.sections import BYTE_MODEL, DEPTH
 from reports.statistics.intervals import paired_ratio, ratio
 from reports.summary.measured import Measured, SampleKey
 
-__all__ = [
-    "BANDWIDTH_SHARE",
-    "BYTE_MODEL_ACHIEVED",
-    "BYTE_MODEL_SPEEDUP",
-    "HEADS_SPEEDUP",
-    "LAYERS_SPEEDUP",
-    "SHORTCUTS_SPEEDUP",
-    "bytes_by_cause",
-    "decode_bytes",
-]
-
 
 def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> int:
     """Return the bytes that decoding one sample after its first token moves at batch 1."""

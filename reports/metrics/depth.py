@@ -13,8 +13,6 @@ from reports.metrics.units import Units, rates
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured, SampleKey
 
-__all__ = ["CHEAP_HEADS", "EXIT_CHECKS", "EXIT_LAYER", "KV_FILLS", "LAYERS_SKIPPED", "LM_HEADS", "ORACLE_SHARE"]
-
 
 def _mean_layers(cell: Measured, keys: Iterable[SampleKey]) -> float | None:
     layers = [executed for key in keys for executed in cell.decoded_layers(cell.samples[key])]

@@ -38,8 +38,6 @@ from reports.statistics.intervals import (
 from reports.statistics.plausible import all_plausible, numbers_of
 from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p, smallest_p
 
-__all__ = ["Comparison", "can_tell", "compare_all", "evaluate", "is_distinguishable"]
-
 _Value = TypeVar("_Value")
 
 

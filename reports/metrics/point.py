@@ -1,4 +1,4 @@
-"""What a metric is computed from: one operating point on one task, and what it may be held against."""
+"""The input of a metric: one operating point on one task, and the full depths that it may be held against."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from harness.contracts.metrics import Against, Metric
 from harness.records import Manifest, ModelRecord, SampleRecord, WindowRecord
 from reports.statistics.intervals import paired_ratio
 from reports.summary.measured import Measured, PromptTimes, full_depths
-
-__all__ = ["Point"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +54,7 @@ class Point:
 
     @cached_property
     def prompt_times(self) -> PromptTimes:
-        """What reading each prompt took, pooled over what did the same work."""
+        """Times of reading each prompt, pooled over the operating points that did the same work."""
         return self.prompts or PromptTimes(self.cells)
 
     def reference(self, against: Against) -> Measured | None:

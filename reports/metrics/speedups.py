@@ -23,22 +23,6 @@ from reports.statistics.intervals import Pair, paired_ratio
 from reports.summary.energy import has_energy, idle_power_w
 from reports.summary.measured import Measured
 
-__all__ = [
-    "DECODE_SPEEDUP",
-    "DECODE_SPEEDUP_HIGHEST",
-    "DECODE_SPEEDUP_LOWEST",
-    "DECODE_SPEEDUP_OVER_FASTEST",
-    "ENERGY_RATIO",
-    "ENERGY_RATIO_OVER_FASTEST",
-    "NET_ENERGY_RATIO",
-    "NET_ENERGY_RATIO_OVER_FASTEST",
-    "SPEEDUP",
-    "SPEEDUP_HIGHEST",
-    "SPEEDUP_LOWEST",
-    "SPEEDUP_OVER_FASTEST",
-    "speedup_pairs",
-]
-
 _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher", black_box=True)
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["LARGEST", "SMALLEST", "all_plausible", "is_measurable", "is_plausible", "numbers_of", "plausible"]
-
 LARGEST = 1e12
 """Size of a number beyond which it cannot be true, in its SI unit: 30,000 years, or what a town uses up in a year."""
 

@@ -20,8 +20,6 @@ from reports.completions.token_kinds import KINDS, kinds_of
 from reports.statistics.intervals import Pair, share_interval
 from reports.summary.measured import Measured
 
-__all__ = ["acceptances"]
-
 Group = tuple[str | None, int | None, str | None]  # source, layer, kind
 
 
@@ -76,7 +74,7 @@ def _drafted(sample: SampleRecord, language: str) -> Iterator[_Drafted]:
 
 
 def _source(cell: Measured) -> str:
-    """What proposes tokens without running a layer: a draft source, or the strategy's own rule."""
+    """Name the proposer that runs no layer: a draft source, or the strategy's own rule."""
     return " or ".join(cell.point.draft_sources) or cell.point.strategy
 
 

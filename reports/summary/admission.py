@@ -22,17 +22,6 @@ from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.statistics.plausible import LARGEST, SMALLEST, all_plausible, is_measurable, numbers_of
 
-__all__ = [
-    "describe_left_out",
-    "drop_implausible",
-    "idle_windows",
-    "is_a_score",
-    "is_idle",
-    "refuse_sample",
-    "refuse_window",
-    "without_false_reading",
-]
-
 SUPERSEDED = "a measurement that was repeated"
 BACKWARDS = "a clock that stood still or ran backwards"
 ABSURD = f"a number that no machine reaches (beyond {LARGEST:g}, or a time below {SMALLEST:g} s)"

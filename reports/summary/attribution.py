@@ -42,8 +42,6 @@ from reports.statistics.intervals import MINIMUM_PAIRS, estimate_of
 from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
 
-__all__ = ["COMMON", "Counts", "attribute", "counts_of", "price_per_check"]
-
 Array = NDArray[np.float64]
 Cost = TypeVar("Cost", float, Array)
 
@@ -345,7 +343,7 @@ def _least_squares(gram: Array, right: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was done, each by the names of the attribution, ``[names]``.
+    """Things that were done, each by the names of the attribution, ``[names]``.
 
     Attributes:
         all: everything.

@@ -9,8 +9,6 @@ from harness.records import Manifest, ModelRecord
 from reports.metrics.point import Point
 from reports.summary.measured import Measured, full_depths
 
-__all__ = ["decoding_notes", "exactness_notes", "oracle_notes"]
-
 
 def exactness_notes(cells: Sequence[Measured]) -> Iterator[str]:
     """Yield whether lossless rows are lossless, and what stop rules do to the completions of theirs."""

@@ -1,4 +1,4 @@
-"""What counts: the finished measurements of one operating point on one task, and how they pair.
+"""The finished measurements of one operating point on one task, and how they pair.
 
 Every definition of the summary starts here. Warm-up, idle and superseded windows and everything in them are left out,
 and so is what cannot be true (:mod:`reports.summary.admission`). A sample counts only when its window was committed to
@@ -31,16 +31,6 @@ from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRe
 from harness.records.conditions import Conditions
 from reports.statistics.intervals import Pair, mean, pooled, pooled_by
 from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
-
-__all__ = [
-    "Corpus",
-    "CorpusScorer",
-    "Measured",
-    "PromptTimes",
-    "SampleKey",
-    "full_depths",
-    "select",
-]
 
 SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
 Value = TypeVar("Value")
@@ -104,7 +94,7 @@ class Measured:
 
     @property
     def corpus(self) -> Corpus:
-        """What is scored together."""
+        """Its completions, which are scored together."""
         texts, references = zip(*((one.text, one.reference) for one in self.scored), strict=True)
         return Corpus(self.task.language, texts, references)
 

@@ -25,8 +25,6 @@ from reports.summary.decoding_notes import decoding_notes, exactness_notes, orac
 from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
 
-__all__ = ["degenerate", "notes"]
-
 _FLAGS = {
     "foreign-cpu": f"other processes took more than {100 * FOREIGN_SHARE:g} % of the machine's core-seconds",
     "stolen-cpu": f"the hypervisor gave more than {100 * STOLEN_SHARE:g} % of the machine's core-seconds to others",
@@ -44,7 +42,7 @@ IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be r
 PROJECTS = (
     "tuning has read none of these documents, and may have read others of their projects: nothing was split by project."
 )
-"""What "not read" leaves open, wherever it is said."""
+"""The limit of "not read", wherever it is said."""
 FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
 
 
@@ -240,7 +238,7 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
 
 
 def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
-    """What energy says beside time, and what idling has to do with it; only of sensors."""
+    """Say what energy adds to time, and how much of it is idling; only of sensors."""
     measured = [row for row in rows if row.value(MEAN_POWER) is not None and row.energy_measured]
     watts = [power for row in measured if (power := row.value(MEAN_POWER))]
     if len(watts) > 1 and max(watts) / min(watts) - 1 < CONSTANT_POWER:

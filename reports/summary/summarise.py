@@ -37,8 +37,6 @@ from reports.summary.measured import Corpus, CorpusScorer, Measured, PromptTimes
 from reports.summary.notes import degenerate, notes
 from reports.summary.pareto import mark_front
 
-__all__ = ["EXACT", "NOT_DISTINGUISHABLE", "TOO_FEW", "corpora", "recorded_only", "summarise", "verdict"]
-
 NOT_DISTINGUISHABLE = "not distinguishable from full depth"
 TOO_FEW = "too few pairs to tell"
 EXACT = "full depth's tokens"
@@ -118,7 +116,7 @@ def corpora(manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterab
 
 
 def _candidates(manifest: Manifest, measured: Sequence[Measured]) -> tuple[Measured, ...]:
-    """What becomes a row, in the manifest's order: every operating point but the probes that never exit."""
+    """Return the operating points that become rows, in the manifest's order: all but the probes that never exit."""
     first = manifest.operating_points[0] if manifest.operating_points else None
     if first is None or first.never_exits or first.strategy != "full":
         raise StoreError(
