@@ -9,8 +9,6 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 from harness.records.estimate import Estimate
 from harness.records.record import Record
 
-__all__ = ["PARTS", "PHASES", "Attribution", "CheckCost", "OperatingPointCost", "Quantity", "Ranged"]
-
 Quantity = Literal["time", "energy"]
 
 PARTS = ("prefill", "layers", "exit_checks", "check_heads", "output_head", "kv_fill", "rest")
@@ -24,7 +22,7 @@ it lies. ``rest``: what no count explains; it can be negative.
 """
 
 PHASES = ("drafting", "verifying", "rolled_back")
-"""What lossless decoding does after prefill: all parts but ``prefill`` and ``rest``, taken apart another way.
+"""The phases of lossless decoding after prefill: all parts but ``prefill`` and ``rest``, taken apart another way.
 
 ``drafting``: layers of passes that ended in a draft which stands, and all checks and heads but those of verifications.
 ``verifying``: passes that went deep, the LM head over all of their places. ``rolled_back``: passes that drafted a token
@@ -71,7 +69,7 @@ class OperatingPointCost(Record):
 
 
 class CheckCost(Record):
-    """What asking a strategy once costs, its LM-head evaluations included, found in two independent ways.
+    """The cost of asking a strategy once, its LM-head evaluations included, found in two independent ways.
 
     Attributes:
         strategy: registered name.

@@ -79,7 +79,7 @@ def absence(run: RecordedRun) -> str:
 
 def by_position(table: TaskTable, point: PlacedPoint) -> Histogram:
     """Group the decided tokens by their place in the completion, from 1; with a cache the first is prefill's."""
-    first = 2 if point.cell.regime.cached else 1
+    first = 2 if point.cell.conditions.cached else 1
     return _histogram(
         table,
         [
@@ -132,7 +132,7 @@ def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
         table.provenance.replace("Error bars", "Vertical bars on the line of means"),
         "Colour: share of the tokens in a column that left after each layer; a mean without bar: too few blocks.",
     ]
-    if any(point.cell.regime.cached for point in points):
+    if any(point.cell.conditions.cached for point in points):
         parts.append("The first token comes from prefill at full depth and is not shown.")
     if any(_has_texts(point) for point in points):
         parts.append(

@@ -14,8 +14,8 @@ from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.metrics.faithfulness import exact_prefixes
 from reports.metrics.speedups import ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST, SPEEDUP, SPEEDUP_OVER_FASTEST
+from reports.summary.measured import PromptTimes
 from reports.summary.pareto import TEXT_KEPT, choose_gain, coordinates, edge, on_front
-from reports.summary.prompt_times import PromptTimes
 from reports.summary.resampling import RESAMPLES, Candidate, Hypervolume, Resampled, hypervolumes
 
 __all__ = ["GAINS", "Front", "Gain", "areas", "front_of"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from harness.records.conditions import MIXED
 from reports.green_code.numbers import Estimate, Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridPoint, GridTable, MatchedPoint
-from reports.summary.energy import MIXED
 from reports.tables.columns import MISSING
 
 __all__ = [

@@ -33,32 +33,6 @@ from scipy.special import betaincinv, ndtr, ndtri, stdtrit
 
 from harness.records.estimate import Estimate, Interval, NoInterval
 
-__all__ = [
-    "MINIMUM_DIFFERING",
-    "MINIMUM_PAIRS",
-    "MINIMUM_SAMPLES",
-    "Pair",
-    "draws",
-    "estimate_of",
-    "half_width",
-    "known",
-    "largest_share",
-    "mean",
-    "mean_interval",
-    "median",
-    "paired_ratio",
-    "percentile",
-    "pooled",
-    "pooled_by",
-    "ratio",
-    "ratio_interval",
-    "replicate_interval",
-    "resampled",
-    "score_interval",
-    "share_bounds",
-    "share_interval",
-]
-
 Floats = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
 

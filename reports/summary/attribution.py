@@ -42,8 +42,6 @@ from reports.statistics.intervals import MINIMUM_PAIRS, estimate_of
 from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
 
-__all__ = ["COMMON", "Counts", "attribute", "counts_of", "price_per_check"]
-
 Array = NDArray[np.float64]
 Cost = TypeVar("Cost", float, Array)
 
@@ -78,8 +76,8 @@ def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, se
         meter: of the run; without it, energy counts as an estimate.
         seed: decides the resampling.
     """
-    usable = [cell for cell in cells if cell.regime.cached and not cell.point.rehearsed]
-    if not any(cell.point.never_exits for cell in cells) or any(cell.regime.batch_size > 1 for cell in cells):
+    usable = [cell for cell in cells if cell.conditions.cached and not cell.point.rehearsed]
+    if not any(cell.point.never_exits for cell in cells) or any(cell.conditions.batch_size > 1 for cell in cells):
         return ()
     if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
         return ()
@@ -345,7 +343,7 @@ def _least_squares(gram: Array, right: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was done, each by the names of the attribution, ``[names]``.
+    """Things that were done, each by the names of the attribution, ``[names]``.
 
     Attributes:
         all: everything.

@@ -28,8 +28,6 @@ from harness.records.estimate import Estimate
 from reports.statistics.intervals import MINIMUM_PAIRS, draws, estimate_of
 from reports.summary.measured import Measured
 
-__all__ = ["RESAMPLES", "Candidate", "Hypervolume", "Resampled", "Resampling", "hypervolume", "hypervolumes"]
-
 Array = NDArray[np.float64]
 Terms = Iterable[tuple[int, float, float]]  # block, numerator, denominator
 

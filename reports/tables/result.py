@@ -1,8 +1,7 @@
 """What one table is: the rows that may be compared with each other, and what its title must say.
 
-Rows are comparable when they share task, protocol, data source, model, weights, dtype of the activations and batch size
-(and the machine, which a summary has only one of). Everything else that differs is an operating point, a KV policy and
-a weights format of its own included.
+Rows of a table share what :data:`harness.records.conditions.in_one_table` says, and the machine, which a summary has
+only one of. Everything else that differs is an operating point, a KV policy and a weights format of its own included.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.contracts import Metric, numbers
+from harness.records.conditions import in_one_table
 from harness.records.estimate import MISSING, Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.faithfulness import EXACT_PREFIX
@@ -138,17 +138,7 @@ def split_tables(summary: Summary) -> tuple[ResultTable, ...]:
     """Group a summary's rows into tables, in order of first appearance."""
     groups: dict[tuple[object, ...], list[SummaryRow]] = {}
     for row in summary.rows:
-        key = (
-            row.task,
-            row.protocol,
-            row.source,
-            row.model,
-            row.weights,
-            row.exit_head,
-            row.dtype,
-            row.batch_size,
-        )
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(in_one_table(row), []).append(row)
     return tuple(ResultTable(tuple(rows), summary.machine) for rows in groups.values())
 
 

@@ -70,6 +70,8 @@ def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
                 yield from () if listed else ("",)
                 for name, text in part.facts:
                     yield f"- {strong}{escape_markdown(name)}{strong}: {escape_markdown(text)}"
+            case Line(text=""):
+                pass
             case Line():
                 yield from () if part.bullet and listed else ("",)
                 yield f"{'- ' * part.bullet}{escape_markdown(part.text)}"
@@ -285,7 +287,7 @@ def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], table.rows], strict=True)):
         grid = Grid(
             box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim",
-            show_header=number == 0,
+            show_header=number == 0 and any(heads),
         )  # fmt: skip
         for column, head, room in zip(table.columns, heads, widths, strict=True):
             text = Text("\n".join([""] * (lines - len(head)) + head))

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from harness.errors import ConfigError, StoreError
-from reports.leaderboard import pages
-from reports.leaderboard.scripts import read_script, script
-from reports.leaderboard.site import Site
+from reports.leaderboard import site as pages
+from reports.leaderboard.site import Site, read_script, script
 from reports.published.section import references
 from reports.recorded import RecordedRun
 from reports.summary.summarise import summarise

@@ -9,7 +9,7 @@ import pytest
 from harness.records.estimate import NoInterval
 from harness.records.summary import Summary
 from reports.statistics.significance import smallest_p
-from reports.summary.verdict import NOT_DISTINGUISHABLE, TOO_FEW
+from reports.summary.summarise import NOT_DISTINGUISHABLE, TOO_FEW
 from reports.tables.columns import columns_of
 
 FULL, OTHER = "full", "fixed:layer=5"

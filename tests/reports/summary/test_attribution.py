@@ -186,11 +186,11 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     assert hits >= 34  # 5 % of binomial(40, 0.95) is below 36; 34 leaves no doubt
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 2}, {"facts": KVFacts(keeps_cache=False)}])
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"kv_facts": KVFacts(keeps_cache=False)}])
 def test_nothing_is_attributed_where_counts_say_nothing(change: dict[str, Any]) -> None:
     cells = built(6)
-    regime = dataclasses.replace(cells[0].regime, **change)
-    assert attribute([_with(cell, regime) for cell in cells]) == ()
+    conditions = dataclasses.replace(cells[0].conditions, **change)
+    assert attribute([dataclasses.replace(cell, conditions=conditions) for cell in cells]) == ()
 
 
 def test_energy_is_attributed_where_a_sensor_read_every_window() -> None:
@@ -240,7 +240,3 @@ def test_blocks_that_only_some_finished_are_counted() -> None:
 def test_few_blocks_give_no_interval() -> None:
     attribution = only(attribute(built(4)))
     assert all(part.interval is None for row in attribution.rows for part in row.parts.values())
-
-
-def _with(cell: Measured, regime: Any) -> Measured:
-    return dataclasses.replace(cell, regime=regime)

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from reports.collection import Collection, write_collection
-from reports.comparing.notes import notes
-from reports.leaderboard.details import describe_point
+from reports.comparing.words import notes
+from reports.leaderboard.data import describe_point
 from reports.leaderboard.entries import entry_of
 from reports.recorded import RecordedRun
 from reports.tables.report import brief, render

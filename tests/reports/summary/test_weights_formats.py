@@ -174,7 +174,7 @@ def test_of_two_policies_and_two_formats_the_first_policy_is_each_format_s_basel
     assert {name: cell.point.name for name, cell in full_depths(cells).items()} == {
         "fp16": "full@none@fp16", "int4": "full@none@int4",
     }  # fmt: skip
-    assert [cell.regime.kv for cell in cells] == ["none", "none", "propagate", "propagate"]
+    assert [cell.conditions.kv for cell in cells] == ["none", "none", "propagate", "propagate"]
     assert values(run.summary(), "speedup") == [1, 1, 4, 4]
     assert values(run.summary(), "speedup_over_fastest") == [1, 2, 4, 8]
 

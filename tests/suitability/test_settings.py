@@ -8,9 +8,9 @@ import pytest
 
 from harness.contracts import ModelInfo
 from harness.records import UnitTimes
-from harness.suitability.chances import Prices, chances
 from harness.suitability.exits import ReadExits, describe
-from harness.suitability.record import Chance
+from harness.suitability.record import Setting
+from harness.suitability.settings import Prices, best_settings
 
 TIMES = UnitTimes(positions=9, rows=5, layer_s=1, head_s=2, layer_row_s=0.1, head_row_s=0.1)
 PRICES = Prices(TIMES, check=2.5, map=0.25, short=0.5)
@@ -18,8 +18,8 @@ PRICES = Prices(TIMES, check=2.5, map=0.25, short=0.5)
 
 def best(
     reads: list[ReadExits], info: ModelInfo, prices: Prices | None = None, keep: float = 1.0, short_bytes: int = 0
-) -> dict[str, Chance]:
-    found = chances(
+) -> dict[str, Setting]:
+    found = best_settings(
         reads, info, prices, keep=keep, map_bytes=40, short_bytes=short_bytes, step=lambda done: None
     )  # fmt: skip
     return {one.family: one for one in found}

@@ -1,8 +1,8 @@
 """The best setting of each family of strategies on tokens that were read once, by bytes and by measured times.
 
-Settings are replayed by the sweep's own machinery and priced by its own models. A family that is granted something for
-nothing (checks, or a short head that decides as the whole one does) is a bound: its best setting says what a better
-check could gain, not what one has gained.
+Settings are replayed by the sweep's own machinery and priced by its own models. A family in which something is free
+that would cost (checks, or a short head that decides as the whole one does) is an upper bound: its best setting says
+what a better check could gain, not what one has gained.
 
 Lossless decoding is replayed along the documents' own text, where live drafts follow what the model generates: at each
 place exits and full depth have read the same true tokens. Acceptance there stands in for acceptance live.
@@ -21,13 +21,13 @@ from harness.records import DraftTimes, UnitTimes
 from harness.registry import KV_POLICIES
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.suitability.exits import ReadExits
-from harness.suitability.record import Chance
+from harness.suitability.record import Setting
 from harness.sweep.grid import with_thresholds
 from harness.sweep.replay_lossless import Decisions, Texts, decide, replay_lossless
 from harness.sweep.replay_strategy import Outcome, replay
 from harness.sweep.rows import share_interval
 
-__all__ = ["SHORT", "Prices", "chances"]
+__all__ = ["SHORT", "Prices", "best_settings"]
 
 SHORT = 4096
 """Rows of the short head whose costs are counted."""
@@ -56,7 +56,7 @@ class Prices:
 
 
 @dataclass(frozen=True)
-class _Priced:
+class _Replayed:
     """One setting: what it did, and what that costs.
 
     Attributes:
@@ -96,18 +96,18 @@ class _Exits:
         """Full depth."""
         return replay(self._point(StrategySpec("full")), self._tokens, self._info)
 
-    def lossy(self) -> Iterator[_Priced]:
+    def lossy(self) -> Iterator[_Replayed]:
         """Every lossy setting."""
         oracle = self._point(StrategySpec("oracle"))
-        yield _Priced("oracle", "oracle", replay(oracle, self._tokens, self._info), self._unasked, bound=True)
+        yield _Replayed("oracle", "oracle", replay(oracle, self._tokens, self._info), self._unasked, bound=True)
         for layer in self._info.exit_points:
             point = self._point(_spec("fixed", layer=layer))
-            yield _Priced("fixed depth", point.name, replay(point, self._tokens, self._info), self._unasked)
+            yield _Replayed("fixed depth", point.name, replay(point, self._tokens, self._info), self._unasked)
         everywhere = self._info.exit_points
         for exits in [everywhere, *([(layer,) for layer in everywhere] if len(everywhere) > 1 else [])]:
             yield from self._checked(exits)
 
-    def _checked(self, exits: tuple[int, ...]) -> Iterator[_Priced]:
+    def _checked(self, exits: tuple[int, ...]) -> Iterator[_Replayed]:
         """Confidence at some exit points, and the same decisions at other prices."""
         info = replace(self._info, exit_points=exits)
         alone = len(exits) == 1
@@ -118,7 +118,7 @@ class _Exits:
             point = operating_point(spec, build_strategy(spec), info)
             found = replay(point, self._tokens, info)
             name = f"{point.name}{where}"
-            yield _Priced(f"{'one ' if alone else ''}check by the LM head", name, found, self._whole)
+            yield _Replayed(f"{'one ' if alone else ''}check by the LM head", name, found, self._whole)
             if self._short_bytes:
                 cheap = replace(
                     found,
@@ -126,20 +126,20 @@ class _Exits:
                     cheap_head_evaluations=found.checks,
                     cheap_head_bytes=found.checks * self._short_bytes,
                 )
-                yield _Priced("check by a short head", name, cheap, self._short, bound=True)
+                yield _Replayed("check by a short head", name, cheap, self._short, bound=True)
             left = found.count - found.exits[info.num_layers]
             free = replace(
                 found, lm_head_evaluations=found.count, shortcut_evaluations=left if self._tokens.shortcuts else 0
             )
-            yield _Priced("learned check", name, free, self._unasked, bound=True)
+            yield _Replayed("learned check", name, free, self._unasked, bound=True)
 
-    def lossless(self) -> Iterator[_Priced]:
+    def lossless(self) -> Iterator[_Replayed]:
         """Every lossless setting: drafts of fixed length, and drafts that end where the exit is not sure."""
         for layer in self._info.exit_points:
             for length in LENGTHS:
                 point = self._point(_spec("layerskip", layer=layer, length=length), length)
                 found = self._replayed(point)
-                yield _Priced("drafts of fixed length", point.name, found, self._unasked, lossless=True)
+                yield _Replayed("drafts of fixed length", point.name, found, self._unasked, lossless=True)
                 if self._short_bytes:
                     drafts = found.drafted.by_exits if found.drafted is not None else 0
                     cheap = replace(
@@ -147,13 +147,13 @@ class _Exits:
                         lm_head_evaluations=found.lm_head_evaluations - drafts,
                         cheap_head_bytes=drafts * self._short_bytes,
                     )
-                    yield _Priced(
+                    yield _Replayed(
                         "drafts by a short head", point.name, cheap, self._short_draft, lossless=True, bound=True
                     )
         confident = with_thresholds(StrategySpec("confidence"), THRESHOLDS, self._tokens, self._info, refuse=False)
         for spec in confident[:STRICT]:
             point = self._point(spec, max(LENGTHS))
-            yield _Priced("drafts while sure", point.name, self._replayed(point), self._whole, lossless=True)
+            yield _Replayed("drafts while sure", point.name, self._replayed(point), self._whole, lossless=True)
 
     def _replayed(self, point: OperatingPoint) -> Outcome:
         decisions = Decisions()
@@ -170,7 +170,7 @@ class _Exits:
         return operating_point(spec, strategy, self._info, suffix=suffix, decode=LOSSLESS, lossless=lossless)
 
 
-def chances(
+def best_settings(
     reads: Sequence[ReadExits],
     info: ModelInfo,
     prices: Prices | None,
@@ -179,21 +179,21 @@ def chances(
     map_bytes: int,
     short_bytes: int,
     step: Callable[[int], None],
-) -> list[Chance]:
+) -> list[Setting]:
     """Return the best setting of every family with every head, fastest first, lossy before lossless.
 
     Args:
         reads: the tokens by every head.
         info: the model.
         prices: what parts cost here.
-        keep: least agreement of a lossy setting that is no bound by itself.
+        keep: least agreement of a setting.
         map_bytes: bytes of a linear map per exit.
         short_bytes: as above.
         step: is told how many heads are done.
     """
     kv: KVFacts = KV_POLICIES.load(Strategy.default_kv).facts
     found = [
-        Chance(
+        Setting(
             family="full depth", head="–", setting="full", agreement=1.0, layers=info.num_layers, bytes_speedup=1.0,
             time_speedup=None if prices is None else 1.0,
         )
@@ -202,18 +202,18 @@ def chances(
         mapped = replace(info, shortcut_bytes=map_bytes if read.tokens.shortcuts else 0)
         exits = _Exits(read, mapped, prices, short_bytes)
         full = exits.full()
-        best: dict[str, Chance] = {}
+        best: dict[str, Setting] = {}
         for one in (*exits.lossy(), *exits.lossless()):
-            chance = _chance(one, full, read.name, mapped, kv, prices)
-            slower = one.family in best and best[one.family].speedup >= chance.speedup
-            if not slower and chance.agreement >= keep:
-                best[one.family] = chance
+            setting = _setting(one, full, read.name, mapped, kv, prices)
+            slower = one.family in best and best[one.family].speedup >= setting.speedup
+            if not slower and setting.agreement >= keep:
+                best[one.family] = setting
         found += best.values()
         step(place + 1)
     return sorted(found, key=lambda one: (one.lossless, -one.speedup))
 
 
-def _chance(one: _Priced, full: Outcome, head: str, info: ModelInfo, kv: KVFacts, prices: Prices | None) -> Chance:
+def _setting(one: _Replayed, full: Outcome, head: str, info: ModelInfo, kv: KVFacts, prices: Prices | None) -> Setting:
     outcome, count = one.outcome, one.outcome.count
     drafted = outcome.drafted
     seconds = None
@@ -221,7 +221,7 @@ def _chance(one: _Priced, full: Outcome, head: str, info: ModelInfo, kv: KVFacts
         whole = full.seconds(prices.times, DraftTimes(check_s=0.0, read_s=0.0), info, kv)
         own = outcome.seconds(prices.times, one.draft, info, kv)
         seconds = None if whole is None or own is None else whole / own
-    return Chance(
+    return Setting(
         family=one.family,
         head=head,
         setting=one.setting,
