@@ -12,34 +12,33 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
 from harness.host.foreign_files import LARGEST_LOG_BYTES, NotRegularError, open_regular, read_bytes
 from harness.records.calibration import Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import FORMATS, Figure, save_figures
-from reports.figures.layout import Width
+from reports.figures.layout import INCHES, Width
 from reports.files import write_files
-from reports.front_page import HEAD, front_page
 from reports.published.section import published
 from reports.recorded import RecordedRun
-from reports.tables.export import ACCEPTANCE_FILE, HEADING, acceptance_csv, runs_to_csv
+from reports.tables.frame import ACCEPTANCE_FILE, acceptance_csv, runs_to_csv
 from reports.tables.latex import FIRST_LINE, to_latex
-from reports.tables.markdown import escape_markdown
-from reports.tables.report import detailed, how_to_read, task_tables
+from reports.tables.report import HEADING, detailed, how_to_read, task_tables
 from reports.tables.run_tables import parts_of
 from reports.tables.table import Cell, Column, Line, Table
-from reports.tables.writers import to_markdown
+from reports.tables.writers import escape_markdown, to_markdown
 from reports.training.logs import TrainingLogs
 
-__all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
+__all__ = ["FIGURES", "HEAD", "MOST_RUNS_DRAWN", "Collection", "check_folder", "front_page", "write_collection"]
 
 FIGURES = "figures"
 DETAILS = "tables-details.tex"
@@ -53,6 +52,8 @@ _FILES = {
 }
 MOST_RUNS_DRAWN = 20
 """With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
+HEAD = "<!doctype html>\n<!-- A report of `harness report`. -->"
+"""How the front page begins, which tells it from other people's."""
 _HEADS = {"report.md": HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 """How the files begin that tell a report, finished or not, from other files."""
 _LINKED = re.compile(
@@ -238,6 +239,63 @@ def write_collection(
     last = write_files(out, {"report.md": report, "index.html": page})
     _remove(out, earlier.difference(written))
     return [*reversed(last), *written]
+
+
+def front_page(
+    overview: Table,
+    tables: Sequence[Table],
+    details: Sequence[Table],
+    figures: Sequence[Figure],
+    pages: Sequence[Page],
+    *,
+    files: Mapping[str, str],
+    folder: str,
+    notes: Sequence[tuple[str, Sequence[str]]] = (),
+    refused: Sequence[tuple[str, str]] = (),
+    undrawn: str = "",
+    width: Width = "text",
+) -> str:
+    """Return the front page as HTML; it stands alone, without network or script, light and dark as the system is.
+
+    Args:
+        overview: the table of runs.
+        tables: one per task.
+        details: every table of single runs, folded up.
+        figures: in reading order, in ``folder``.
+        pages: completions of runs.
+        files: name → what it is, of the report's other files.
+        folder: where the figures are, relative to the page.
+        notes: what must be known of each run, by its name.
+        refused: path and reason of what could not be read.
+        undrawn: why figures are missing; empty where none is.
+        width: of the figures.
+    """
+    shown = [name for name in notes if name[1]]
+    parts = [
+        ("Runs", True),
+        ("Tables", bool(tables)),
+        ("Figures", bool(figures or undrawn)),
+        ("Completions", bool(pages)),
+        ("Notes", bool(shown)),
+    ]
+    return (
+        templates("reports")
+        .get_template("report.html")
+        .render(
+            parts=parts,
+            files=list(files.items()),
+            overview=overview,
+            refused=refused,
+            tables=tables,
+            details=details,
+            figures=figures,
+            folder=folder,
+            undrawn=undrawn,
+            pages=pages,
+            notes=shown,
+            inches=INCHES[width],
+        )
+    )
 
 
 def _linked(out: Path) -> set[Path]:

@@ -11,7 +11,7 @@ from harness.records.summary import Summary, SummaryRow
 from harness.registry import SCORES
 from reports.metrics.depth import EXIT_LAYER
 from reports.metrics.vocabulary import metrics_of
-from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
+from reports.tables.writers import escape_markdown, markdown_code, markdown_row
 
 __all__ = ["model_card"]
 

@@ -17,7 +17,7 @@ MEDIA = {
     "rich.markup": {"harness/appearance/terminal.py"},
     "html": {"harness/appearance/pages.py"},
     "jinja2": {"harness/appearance/pages.py"},
-    "csv": {"reports/tables/csv_text.py", "reports/green_code/published_runs.py"},  # the latter reads
+    "csv": {"reports/tables/writers.py", "reports/green_code/published_runs.py"},  # the latter reads
     "traceback": {"harness/commands/console.py"},
 }
 """What makes text for a medium, and the modules that may use it."""

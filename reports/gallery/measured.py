@@ -19,9 +19,8 @@ from reports.green_code.kv_figure import kv_markdown
 from reports.recorded import RecordedRun
 from reports.tables.columns import MISSING
 from reports.tables.frame import to_frame
-from reports.tables.markdown import markdown_code, markdown_row
 from reports.tables.run_tables import attribution_tables
-from reports.tables.writers import to_markdown
+from reports.tables.writers import markdown_code, markdown_row, to_markdown
 
 STREAMS = ("Python's library", "JDK", "CodeXGLUE starts, Python", "CodeXGLUE starts, Java")
 DRAFTED = ("full@lossless+lookup", "classifier:threshold=0.95@lossless", "classifier:threshold=0.95@lossless+lookup")

@@ -34,7 +34,7 @@ from reports.recorded import RecordedRun
 from reports.statistics.intervals import paired_ratio, ratio_interval
 from reports.statistics.risk_control import P_VALUES, certified_by_tests
 from reports.tables.columns import MISSING
-from reports.tables.markdown import markdown_code, markdown_row
+from reports.tables.writers import markdown_code, markdown_row
 
 TARGET = "agreement=0.75"
 CONFIDENCE = 0.95

@@ -17,8 +17,7 @@ from reports.green_code.words import (
     quantity_tables,
     remarks,
 )
-from reports.tables.csv_text import csv_text
-from reports.tables.markdown import escape_markdown, markdown_row
+from reports.tables.writers import csv_text, escape_markdown, markdown_row
 
 __all__ = ["grid_csv", "grid_json", "grid_markdown"]
 

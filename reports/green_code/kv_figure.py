@@ -24,7 +24,7 @@ from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.faithfulness import AGREEMENT
 from reports.metrics.speedups import ENERGY_RATIO, SPEEDUP
 from reports.tables.columns import MISSING
-from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
+from reports.tables.writers import escape_markdown, markdown_code, markdown_row
 
 __all__ = ["KVFigureRow", "Share", "kv_figure", "kv_markdown", "render_kv_figure"]
 

@@ -1,12 +1,16 @@
-"""What a report says around its tables: how to read them, notes, a run in brief, and all runs of a task together."""
+"""A report of a summary, on a screen and as files, and what stands around its tables: how to read them, and notes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from harness.appearance.visible_text import escape_json
 from harness.contracts import Metric
 from harness.records.summary import Summary, SummaryRow
+from harness.store.seals import sealed_document
+from reports.files import write_files
 from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.metrics.evaluation import can_tell, is_distinguishable
 from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE, score_metrics
@@ -14,6 +18,7 @@ from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.pareto import common_speedup
 from reports.tables.columns import explanations, headline_columns
+from reports.tables.frame import acceptance_csv, summary_csv
 from reports.tables.result import (
     ResultTable,
     is_asserted,
@@ -25,10 +30,26 @@ from reports.tables.result import (
 )
 from reports.tables.run_tables import headline, of_summary, parts_of
 from reports.tables.table import Column, Facts, Heading, Line, Part, Table
-from reports.tables.writers import Document, to_terminal
+from reports.tables.writers import Document, to_markdown, to_terminal
 
-__all__ = ["brief", "detailed", "how_to_read", "in_two_sentences", "notes", "render", "report", "task_tables"]
+__all__ = [
+    "FILES",
+    "HEADING",
+    "brief",
+    "detailed",
+    "how_to_read",
+    "in_two_sentences",
+    "notes",
+    "render",
+    "report",
+    "report_markdown",
+    "task_tables",
+    "to_json",
+    "write_report",
+]
 
+FILES = ("summary.json", "summary.csv", "report.md")
+HEADING = "# Early-exit benchmark report"
 _BRIEF = 100
 """Columns of a terminal that a run's end needs at most."""
 
@@ -43,6 +64,30 @@ def report(summary: Summary) -> Iterator[Part]:
     yield from of_summary(summary)
     yield from how_to_read([summary])
     yield from notes(summary)
+
+
+def to_json(summary: Summary) -> str:
+    """Return the summary as indented JSON with its seal; ``Summary.model_validate_json`` reads it back equal."""
+    document, _ = sealed_document(escape_json(summary.model_dump_json(indent=2)).encode() + b"\n")
+    return document.decode()
+
+
+def report_markdown(summary: Summary) -> str:
+    """Return a report that GitHub renders: the terminal's tables in full, with the same notes."""
+    return "\n".join([HEADING, *to_markdown(report(summary))]) + "\n"
+
+
+def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
+    """Write ``summary.json``, ``summary.csv``, ``report.md`` and, where something was drafted, ``acceptance.csv``.
+
+    Each is replaced whole; their paths are returned.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    texts = (to_json(summary), summary_csv(summary), report_markdown(summary))
+    further = acceptance_csv([("", summary)])
+    return write_files(directory, dict(zip(FILES, texts, strict=True)) | further)
 
 
 def how_to_read(summaries: Iterable[Summary]) -> Iterator[Part]:

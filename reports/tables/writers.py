@@ -7,8 +7,10 @@ and no cell is a formula.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rich import box
@@ -20,18 +22,37 @@ from rich.table import Table as Grid
 from harness.appearance.pages import templates
 from harness.appearance.terminal import Line as RichLine
 from harness.appearance.terminal import Text
-from harness.appearance.visible_text import one_line
+from harness.appearance.visible_text import one_line, visible
 from harness.records.estimate import Estimate
-from reports.tables.csv_text import csv_text
-from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 from reports.tables.table import Cell, Column, Facts, Heading, Line, Part, Picture, Table, Tone
 
-__all__ = ["Document", "fold_label", "to_csv", "to_html", "to_markdown", "to_terminal"]
+__all__ = [
+    "Document",
+    "csv_text",
+    "escape_markdown",
+    "fold_label",
+    "markdown_code",
+    "markdown_row",
+    "to_csv",
+    "to_html",
+    "to_markdown",
+    "to_terminal",
+]
 
 STYLES: dict[Tone, str] = {
     "": "", "strong": "bold", "faint": "dim", "good": "green", "bad": "red", "doubtful": "yellow",
     "front": "bold green", "bound": "cyan",
 }  # fmt: skip
+_ESCAPES = {
+    **{character: f"\\{character}" for character in "\\`*_[~$"},
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "@": "&#64;",
+    "#": "&#35;",
+}
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the wide ones are read alike in East Asia
+"""Excel and others take a cell that begins like this for a formula, the wide ones in East Asia."""
 _WIDEST = 132
 """Lines of a terminal that are longer are hard to follow."""
 _PICTURE = 78
@@ -102,9 +123,42 @@ def to_csv(table: Table) -> str:
     )
 
 
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Return rows under a header; a column that a row lacks is empty, no text is a formula and nothing is hidden."""
+    buffer = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(buffer, columns, lineterminator="\n")
+    for row in ({name: name for name in columns}, *rows):
+        writer.writerow({name: inert(value) for name, value in row.items()})
+    return buffer.getvalue()
+
+
+def inert(value: object) -> object:
+    """Return a value that no spreadsheet runs: text that begins like a formula gets a ``'``, numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
 def to_html(table: Table) -> str:
     """Return a ``<table>`` with its title and notes, to stand in a page."""
     return templates("reports").get_template("table.html").render(table=table)
+
+
+def escape_markdown(text: str) -> str:
+    """Return Markdown of one line in which nothing is markup, nobody is mentioned and no issue linked."""
+    return "".join(_ESCAPES.get(character, character) for character in one_line(text))
+
+
+def markdown_code(name: str) -> str:
+    """Return a name as code of one line; one with a backtick as escaped text, since code has no escapes."""
+    flat = one_line(name)
+    return f"`{flat}`" if flat and "`" not in flat else escape_markdown(flat)
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return one row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def fold_label(label: str, width: int) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from reports.collection import HEAD, front_page
 from reports.figures.catalogue import Page
 from reports.figures.figure import Figure
-from reports.front_page import HEAD, front_page
 from reports.recorded import RecordedRun
 from reports.tables.report import task_tables
 from reports.tables.table import Table

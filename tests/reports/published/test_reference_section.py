@@ -11,9 +11,8 @@ from reports.published.section import (
     published,
     references,
 )
-from reports.tables.markdown import escape_markdown
 from reports.tables.table import Cell
-from reports.tables.writers import to_markdown
+from reports.tables.writers import escape_markdown, to_markdown
 
 
 def rows_of(reference: Reference) -> list[dict[str, Cell]]:

@@ -10,7 +10,8 @@ import pytest
 
 from harness.records.acceptance import Acceptance
 from harness.records.estimate import NoInterval
-from reports.tables.export import acceptance_csv, to_markdown
+from reports.tables.frame import acceptance_csv
+from reports.tables.report import report_markdown
 from reports.tables.result import split_tables
 from reports.tables.run_tables import acceptance_tables
 
@@ -110,7 +111,7 @@ def test_a_run_that_drafts_nothing_has_no_table(build: Any) -> None:
     run.window(FULL, {})
     assert acceptances(run) == {}
     assert acceptance_csv([("", run.summary())]) == {}
-    assert "that stood" not in to_markdown(run.summary())
+    assert "that stood" not in report_markdown(run.summary())
 
 
 def test_repeats_count_in_their_block(run: Any) -> None:
@@ -133,7 +134,7 @@ def test_the_tables_have_the_operating_points_that_drafted(run: Any) -> None:
             "identifier": ("1.00 [too few] of 1",), "operator": ("1.00 [too few] of 1",),
         },
     }  # fmt: skip
-    text = to_markdown(run.summary())
+    text = report_markdown(run.summary())
     assert "**Drafts of lookup that stood, by kind of token**" in text
     assert f"| `{BOTH}` | 0.33 \\[too few] of 3 | 1.00" in text
 

@@ -9,7 +9,7 @@ import pytest
 
 from reports.figures import draft_lengths
 from reports.recorded import RecordedRun
-from reports.tables.export import to_markdown
+from reports.tables.report import report_markdown
 from reports.tables.result import draft_families, split_tables
 from reports.tables.run_tables import draft_lengths as draft_length_tables
 
@@ -43,7 +43,7 @@ def test_lengths_of_one_operating_point_stand_together_shortest_first(run: Any) 
     names, lengths, tokens, *_ = found.columns
     assert (names.cells, lengths.texts) == ((EXITS, EXITS), ("2", "8"))
     assert (tokens.term, tokens.texts) == ("tokens / verification", ("1.00 [too few]", "3.00 [too few]"))
-    assert "**What longer drafts bring**" in to_markdown(run.summary())
+    assert "**What longer drafts bring**" in report_markdown(run.summary())
 
 
 def test_one_length_has_no_table(build: Any) -> None:
