@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from reports.green_code.published_runs import read_rows
+from reports.published.green_code import read_rows
 
 __all__ = ["DATASETS", "LeaderboardEntry", "codexglue"]
 

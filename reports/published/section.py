@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from reports.green_code.published_runs import THRESHOLDS, PublishedRun, full_depth, green_code, saving
 from reports.published.codexglue import DATASETS, codexglue
+from reports.published.green_code import THRESHOLDS, PublishedRun, full_depth, green_code, saving
 from reports.tables.table import Column, Heading, Line, Part, Table
 
 __all__ = [
