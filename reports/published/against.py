@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.errors import StoreError
-from harness.records import TaskRecord
+from harness.records import TaskRecord, WindowRecord
 from harness.records.estimate import Estimate, NoInterval
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.energy import ENERGY_PER_REQUEST
@@ -208,7 +208,9 @@ def _compared(run: RecordedRun, task: TaskRecord, untuned: RecordedRun | None) -
     ]
     shown = [UNTUNED, FULL, *(f"threshold {one:g}" for one in THRESHOLDS), *(row.setting for row in ours)]
     rows = [row for setting in dict.fromkeys(shown) for row in (*theirs, *ours) if row.setting == setting]
-    early = [row for row in ours if row.kv == "none" and row.setting not in (FULL, NEVER) and row.values]
+    early = [
+        row for row in ours if row.kv == "none" and row.setting not in (FULL, NEVER) and "layers_skipped" in row.values
+    ]
     matched = tuple(
         (agent, min(early, key=lambda row: (_apart(agent, row), row.threshold is None)))  # our agent wins a tie
         for agent in (rows if early else ())
@@ -338,20 +340,20 @@ def _agent_cost(cell: Measured, full: Measured, never: Measured | None, quantity
     """Return what asking cost over full depth's cost: the price of a check times the checks, on blocks all finished."""
     if never is None:
         return None
-    asked, own = _pairs(never, full, quantity), _pairs(cell, full, quantity)
-    checks: list[dict[int, float]] = [{}, {}]
-    for found, each in zip(checks, (never, cell), strict=True):
-        for number, samples in each.whole.items():
-            block = each.windows[number].block
-            found[block] = found.get(block, 0.0) + sum(sample.exit_checks for sample in samples)
+    asked, own = (_pairs(each, full, quantity) for each in (never, cell))
+    checks = [each.block_pairs(full, _checks) for each in (never, cell)]
     blocks = sorted(asked.keys() & own.keys())
-    rows = np.array([(asked[one].other, asked[one].baseline, *(each[one] for each in checks)) for one in blocks])
+    rows = np.array([(asked[one].other, asked[one].baseline, *(each[one].other for each in checks)) for one in blocks])
     if not blocks or not rows[:, 2].sum():
         return None
     draws = [np.ones((1, len(rows))), *(resampled(len(rows), 4_000, 0) if len(rows) >= MINIMUM_PAIRS else ())]
     spent, whole, of_never, of_cell = (np.vstack(draws) @ rows).T  # of all blocks, then of each resampling of them
     shares = price_per_check(spent, whole, of_never) * of_cell / whole
     return Estimate.of(float(shares[0]), replicate_interval(shares[1:], len(rows)) or NoInterval.FEW_PAIRS)
+
+
+def _checks(cell: Measured, window: WindowRecord) -> float:
+    return float(sum(sample.exit_checks for sample in cell.whole[window.window]))
 
 
 def _apart(one: Row, other: Row) -> float:
@@ -362,28 +364,29 @@ def _apart(one: Row, other: Row) -> float:
 def _notes(
     run: RecordedRun, task: TaskRecord, paper: str | None, rows: Sequence[Row], untuned: RecordedRun | None
 ) -> Iterator[str]:
-    model, full = run.manifest.model, next(cell for (name, *_), cell in _cells(run, task).items() if name == "full")
+    model, ours = run.manifest.model, [row for row in run.summary.rows if row.task == task.name]
     instead = "" if paper else f", standing in for {' and '.join(LAYERS)}"
     yield (
         f"here: {model.name} ({model.weights} weights, {model.numbers}, exit head {model.exit_head.partition(':')[0]})"
-        f"{instead}; {len(full.scored)} samples of {task.source}; {run.summary.machine}"
+        f"{instead}; {ours[0].n} samples of {task.source}; {run.summary.machine}"
     )
     if model.weights == "random":
         yield "random weights here, so scores mean nothing and none is kept"
-    theirs, ours = ([row for row in rows if bool(row.paper_model) is paper_s] for paper_s in (True, False))
-    alike = [
-        _apart(one, other)
-        for one in theirs
-        for other in ours
-        if one.threshold in THRESHOLDS and (one.threshold, one.kv) == (other.threshold, other.kv)
+    agents = [
+        row for row in rows if row.threshold in THRESHOLDS and row.kv == "none" and "layers_skipped" in row.values
     ]
-    if alike and min(alike) > NEAR:
+    apart = [
+        _apart(one, other)
+        for one in agents
+        for other in agents
+        if one.paper_model and not other.paper_model and one.threshold == other.threshold
+    ]
+    if apart and min(apart) > NEAR:
         yield (
             "the same thresholds are not the same settings: our agent's probabilities are calibrated differently, and "
             "at none of them it skips as many layers as the paper's. Compare at matched depth"
         )
-    if any(not row.energy_measured for row in rows):
-        source = next(iter(full.windows.values())).energy_source
-        yield f"energy here is {energy_origin(source)} and adds no evidence of its own"
+    if not ours[0].energy_measured:
+        yield f"energy here is {energy_origin(ours[0].energy_source)} and adds no evidence of its own"
     yield from CAVEATS
     yield from dict.fromkeys((*run.summary.notes, *(untuned.summary.notes if untuned else ())))

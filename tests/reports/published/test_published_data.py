@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from reports.published.codexglue import codexglue
 from reports.published.green_code import LAYERS, PublishedRun, agent_costs, green_code, read_rows, saving
+from reports.published.section import references
 
 REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "reference"
 
@@ -151,24 +152,24 @@ def test_every_cost_of_the_agent_is_the_authors() -> None:
         assert (run["time_of_full"] is None) == (row["rl_time_frac_of_full"] == "")
 
 
+def leaderboard(language: str) -> dict[str, list[Any]]:
+    (found,) = (one for one in references([language]) if one.key == "codexglue")
+    return {str(system): scores for system, *scores in zip(*(one.cells for one in found.columns), strict=True)}
+
+
 def test_every_leaderboard_entry_is_the_leaderboard_s() -> None:
     rows = {row["model"]: row for row in theirs("codexglue-leaderboard.csv")}
-    for entry in codexglue():
-        row = rows[entry.system]
-        for value, column in (
-            (entry.exact_match, f"{entry.dataset}_line_em"),
-            (entry.edit_similarity, f"{entry.dataset}_line_edit_sim"),
-            (entry.token_accuracy, f"{entry.dataset}_token_acc"),
-        ):
-            assert value == (pytest.approx(float(row[column]) / 100) if row[column] else None)
-    assert len(codexglue()) == sum(
-        bool(row[f"{name}_line_em"]) for row in rows.values() for name in ("py150", "javacorpus")
-    )
+    for dataset, language in (("py150", "python"), ("javacorpus", "java")):
+        found = leaderboard(language)
+        assert len(found) == sum(bool(row[f"{dataset}_line_em"]) for row in rows.values())
+        for system, scores in found.items():
+            columns = (f"{dataset}_line_em", f"{dataset}_line_edit_sim", f"{dataset}_token_acc")
+            for value, column in zip(scores, columns, strict=True):
+                text = rows[system][column]
+                assert value == (pytest.approx(float(text) / 100) if text else None)
 
 
 def test_the_leaderboard_by_hand() -> None:
-    best = {entry.dataset: entry for entry in reversed(codexglue())}
-    assert best["py150"].system == best["javacorpus"].system == "StarCoder-LoRA"
-    assert (best["py150"].exact_match, best["py150"].edit_similarity) == (0.5606, 0.8011)
-    (gpt,) = (entry for entry in codexglue() if entry.system == "CodeGPT" and entry.dataset == "javacorpus")
-    assert (gpt.exact_match, gpt.edit_similarity, gpt.token_accuracy) == (0.2823, 0.6181, 0.7679)
+    assert next(iter(leaderboard("python"))) == next(iter(leaderboard("java"))) == "StarCoder-LoRA"
+    assert leaderboard("python")["StarCoder-LoRA"][:2] == [0.5606, 0.8011]
+    assert leaderboard("java")["CodeGPT"] == [0.2823, 0.6181, 0.7679]
