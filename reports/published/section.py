@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from reports.green_code.published_runs import THRESHOLDS, PublishedRun, full_depth, green_code, saving
-from reports.published.codexglue import DATASETS, codexglue
+from reports.published.green_code import THRESHOLDS, PublishedRun, full_depth, green_code, read_rows, saving
 from reports.tables.table import Column, Heading, Line, Part, Table
 
 __all__ = [
@@ -22,7 +21,9 @@ __all__ = [
 ]
 
 TITLE = "For reference: published numbers"
-LANGUAGES = tuple(DATASETS.values())
+DATASETS = {"py150": ("PY150", "python"), "javacorpus": ("JavaCorpus", "java")}
+"""Datasets of both sources, by task: name and language."""
+LANGUAGES = tuple(language for _, language in DATASETS.values())
 
 GREEN_CODE_CAVEATS = (
     "no KV cache: the whole prefix is computed again for every token. Switching the cache on saves more than any "
@@ -78,11 +79,8 @@ def references(languages: Collection[str] = LANGUAGES) -> tuple[Reference, ...]:
     Args:
         languages: which ones a report is about: ``python``, ``java``.
     """
-    wanted = [(dataset, language) for dataset, language in DATASETS.items() if language in languages]
-    return (
-        *(_green_code(dataset, language) for dataset, language in wanted),
-        *(_codexglue(dataset) for dataset, language in wanted),
-    )
+    wanted = [dataset for dataset, (_, language) in DATASETS.items() if language in languages]
+    return (*map(_green_code, wanted), *map(_codexglue, wanted))
 
 
 def published(languages: Collection[str] = LANGUAGES) -> Iterator[Part]:
@@ -98,7 +96,8 @@ def published(languages: Collection[str] = LANGUAGES) -> Iterator[Part]:
         yield from (Line(caveat, bullet=True) for caveat in alike[0].caveats)
 
 
-def _green_code(dataset: str, language: str) -> Reference:
+def _green_code(dataset: str) -> Reference:
+    name, language = DATASETS[dataset]
     runs = [run for run in green_code() if run.language == language and _is_shown(run)]
 
     def numbers(header: str, cells: Iterable[float | None], form: str = ".3f") -> Column:
@@ -106,7 +105,7 @@ def _green_code(dataset: str, language: str) -> Reference:
 
     return Reference(
         key="green-code",
-        title=f"GREEN-CODE on {_name(dataset)}",
+        title=f"GREEN-CODE on {name}",
         source="Ilager et al. 2025, means over about 1,000 samples, from the authors' result files",
         difference="Savings are relative to their own tuned full depth under the same KV policy, on their GPU.",
         caveats=GREEN_CODE_CAVEATS,
@@ -144,21 +143,20 @@ def _saving(run: PublishedRun, quantity: str) -> float | None:
 
 
 def _codexglue(dataset: str) -> Reference:
-    entries = [entry for entry in codexglue() if entry.dataset == dataset]
+    """Return the leaderboard of code completion: Lu et al., "CodeXGLUE", 2021, arXiv 2102.04664."""
+    scores = {"exact_match": "exact match", "edit_similarity": "edit sim.", "token_accuracy": "token acc."}
+    rows = [row for row in read_rows("codexglue.csv") if any(row[f"{dataset}_{score}"] for score in scores)]
+    systems = Column(header="system", cells=tuple(row["system"] for row in rows), kind="text")
+    columns = (
+        Column(header=header, cells=tuple(float(text) if (text := row[f"{dataset}_{score}"]) else None for row in rows),
+               form=".4f")
+        for score, header in scores.items()
+    )  # fmt: skip
     return Reference(
         key="codexglue",
-        title=f"CodeXGLUE leaderboard, {_name(dataset)}",
+        title=f"CodeXGLUE leaderboard, {DATASETS[dataset][0]}",
         source="Public leaderboard of CodeXGLUE (Lu et al. 2021)",
         difference="Official test; our rows are official dev or other data: not the same set.",
         caveats=CODEXGLUE_CAVEATS,
-        columns=(
-            Column(header="system", cells=tuple(entry.system for entry in entries), kind="text"),
-            Column(header="exact match", cells=tuple(entry.exact_match for entry in entries), form=".4f"),
-            Column(header="edit sim.", cells=tuple(entry.edit_similarity for entry in entries), form=".4f"),
-            Column(header="token acc.", cells=tuple(entry.token_accuracy for entry in entries), form=".4f"),
-        ),
+        columns=(systems, *columns),
     )
-
-
-def _name(dataset: str) -> str:
-    return {"py150": "PY150", "javacorpus": "JavaCorpus"}[dataset]
