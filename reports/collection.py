@@ -34,7 +34,7 @@ from reports.tables.frame import ACCEPTANCE_FILE, acceptance_csv, runs_to_csv
 from reports.tables.latex import FIRST_LINE, to_latex
 from reports.tables.report import HEADING, detailed, how_to_read, task_tables
 from reports.tables.run_tables import parts_of
-from reports.tables.table import Cell, Column, Line, Table
+from reports.tables.table import Column, Line, Table
 from reports.tables.writers import escape_markdown, to_markdown
 from reports.training.logs import TrainingLogs
 
@@ -204,7 +204,6 @@ def write_collection(
     earlier = _linked(out)
     report = "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n"
     tasks = task_tables(collection.named)
-    details = list(detailed(collection.named))
     unfinished = [
         Line(f"{name} is not complete: {run.state}")
         for name, run in collection.named
@@ -212,7 +211,7 @@ def write_collection(
     ]
     texts: dict[str, str | Iterable[str]] = {
         "tables.tex": to_latex([*unfinished, *tasks]),
-        DETAILS: to_latex(details),
+        DETAILS: to_latex(detailed(collection.named)),
         "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
         **acceptance_csv((name, run.summary) for name, run in collection.named),
         "summary.json": chain(collection.as_json(), "\n"),
@@ -226,7 +225,7 @@ def write_collection(
     page = front_page(
         _overview(collection),
         tasks,
-        [part for part in details if isinstance(part, Table)] if each else [],
+        [part for part in detailed(collection.named) if isinstance(part, Table)] if each else [],
         everything,
         further,
         files={name: what for name, what in _FILES.items() if name in texts or name == "report.md"},
@@ -364,25 +363,14 @@ def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:
 
 def _overview(collection: Collection) -> Table:
     """Return the table of runs."""
-    models = [run.manifest.model for run in collection.runs]
-    tasks = [", ".join(f"{task.name} ({task.protocol})" for task in run.manifest.tasks) for run in collection.runs]
-    points = [sum(not point.never_exits for point in run.manifest.operating_points) for run in collection.runs]
-    known = ["; ".join(filter(None, (collection.copies.get(name), run.state))) for name, run in collection.named]
-    words: dict[str, Sequence[Cell]] = {
-        "run": collection.names,
-        "model": [model.name for model in models],
-        "weights": [model.weights for model in models],
-        "tasks": tasks,
-        "operating points": points,
-        "what to know": known,
-    }
-    return Table(
-        title="",
-        columns=tuple(
-            Column(header=header, cells=tuple(cells), form=".0f", kind="number" if cells is points else "text")
-            for header, cells in words.items()
-        ),
-    )
+    rows = []
+    for name, run in collection.named:
+        model, points = run.manifest.model, run.manifest.operating_points
+        tasks = ", ".join(f"{task.name} ({task.protocol})" for task in run.manifest.tasks)
+        known = "; ".join(filter(None, (collection.copies.get(name), run.state)))
+        rows.append((name, model.name, model.weights, tasks, sum(not point.never_exits for point in points), known))
+    words = [Column(header=one, kind="text") for one in ("run", "model", "weights", "tasks", "what to know")]
+    return Table.of_rows("", [*words[:-1], Column(header="operating points", form=".0f"), words[-1]], rows)
 
 
 def _figures(figures: Sequence[Figure], absent: Sequence[str]) -> Iterator[str]:

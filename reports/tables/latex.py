@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 from harness.appearance.visible_text import one_line
 from reports.figures.figure import slug
@@ -63,10 +63,11 @@ _PREAMBLE = (
 )
 
 
+@lru_cache(maxsize=10_000)  # cells are alike
 def escape_latex(text: str) -> str:
     """Return LaTeX that prints a text of one line as it stands, in any engine; an apostrophe as books have it."""
     apart = re.sub(r"([-,'])(?=\1)", "\\1\ue000", one_line(text))  # two of them would become one character
-    return "".join(_character(character) for character in apart)
+    return re.sub(r"[^A-Za-z0-9 .,:;()\[\]-]", lambda found: _character(found[0]), apart)
 
 
 def to_latex(parts: Iterable[Part]) -> str:
@@ -95,8 +96,11 @@ def _floats(table: Table, label: str) -> Iterator[str]:
 
     One that is wider than the text is set as several below each other.
     """
-    tried = [(look, table.split(partial(_fits, look[1], look[3]), named=True)) for look in _SIZES]
-    (size, points, line, room), blocks = next((one for one in tried if len(one[1]) == 1), tried[-1])
+    ems = {id(column): _widest(column) for column in table.columns}
+    tried = ((look, table.split(partial(_fits, ems, look[1], look[3]), named=True)) for look in _SIZES)
+    for (size, points, line, room), blocks in tried:  # noqa: B007 (the last that was tried)
+        if len(blocks) == 1:
+            break
     title = _sentence(table.title)
     for number, (start, end, notes) in enumerate(_pages(blocks, points, line)):
         lines = [
@@ -200,11 +204,12 @@ def _widest(column: Column) -> float:
     return max([*texts, *map(_ems, _head(column))])
 
 
-def _fits(points: float, room: float, columns: Sequence[Column]) -> bool:
-    widths = ((points * _widest(column), column.kind == "text") for column in columns)
+def _fits(ems: Mapping[int, float], points: float, room: float, columns: Sequence[Column]) -> bool:
+    widths = ((points * ems[id(column)], column.kind == "text") for column in columns)
     return sum((min(wide, _SENTENCE) if text else wide) + 2 * room for wide, text in widths) <= _POINTS
 
 
+@lru_cache(maxsize=10_000)
 def _ems(text: str) -> float:
     """Return about how wide Computer Modern sets a text at 7 points, in sizes of the letter; a little less at 8."""
     return sum(

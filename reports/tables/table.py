@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from harness.appearance.terminal import Text
@@ -44,7 +45,7 @@ _FORMS = {
 """How a number and how the bounds of its interval are written."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """One column.
 
@@ -86,7 +87,7 @@ class Column:
         """Whether no row has a value."""
         return all(cell is None or cell == MISSING for cell in self.cells)
 
-    @property
+    @cached_property
     def texts(self) -> tuple[str, ...]:
         """The cells as they are read."""
         number, bound = self._formats()
