@@ -32,7 +32,7 @@ from reports.published.section import published
 from reports.recorded import RecordedRun
 from reports.tables.frame import ACCEPTANCE_FILE, acceptance_csv, runs_to_csv
 from reports.tables.latex import FIRST_LINE, to_latex
-from reports.tables.report import HEADING, detailed, how_to_read, task_tables
+from reports.tables.report import HEADING, detailed, how_to_read, notes_of, task_tables
 from reports.tables.run_tables import parts_of
 from reports.tables.table import Column, Line, Table
 from reports.tables.writers import escape_markdown, to_markdown
@@ -341,8 +341,7 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from to_markdown(parts_of(run), 3)
         if drawn.of_one:
             yield from _figures(drawn.of_one[place], drawn.absent_of_one[place])
-        if run.summary.notes:
-            yield from ("", "**Notes**", "", *(f"- {escape_markdown(note)}" for note in run.summary.notes))
+        yield from to_markdown(notes_of(run.summary), 3)
     if drawn.of_sweeps:
         yield from ("", "## Scores, replayed")
         yield from _figures(drawn.of_sweeps, ())

@@ -39,7 +39,7 @@ __all__ = [
     "detailed",
     "how_to_read",
     "in_two_sentences",
-    "notes",
+    "notes_of",
     "render",
     "report",
     "report_markdown",
@@ -63,7 +63,7 @@ def report(summary: Summary) -> Iterator[Part]:
     """Yield every table of a summary, how to read them, and its notes."""
     yield from of_summary(summary)
     yield from how_to_read([summary])
-    yield from notes(summary)
+    yield from notes_of(summary)
 
 
 def to_json(summary: Summary) -> str:
@@ -103,7 +103,7 @@ def how_to_read(summaries: Iterable[Summary]) -> Iterator[Part]:
         )
 
 
-def notes(summary: Summary) -> Iterator[Part]:
+def notes_of(summary: Summary) -> Iterator[Part]:
     """Yield the notes under a heading, the most misleading first."""
     if summary.notes:
         yield Heading("Notes")
