@@ -143,8 +143,6 @@ def _drafts(rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
                 Column(header=header, form=".2f")
                 for header in ("tokens", "accepted", "drafted /token", "layers read", "layers discarded")
             ),
-            Column(header="expected speed-up", form="ratio"),
-            Column(header="in time", form="ratio"),
         ),
         [
             (
@@ -154,8 +152,6 @@ def _drafts(rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
                 row.drafted_per_token,
                 row.layers_read_per_token,
                 row.layers_discarded_per_token,
-                row.expected_speedup,
-                row.expected_time_speedup,
             )
             for row in rows
         ],
