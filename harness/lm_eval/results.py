@@ -67,7 +67,7 @@ def tables(results: Results) -> Iterator[Table]:
     yield Table.of_rows(
         "",
         (
-            "operating point",
+            Column(header="operating point", kind="text"),
             "value",
             Column(header="layers", form=".1f"),
             Column(header="ms/token", form=".2f", scale=1000),
