@@ -28,20 +28,15 @@ from reports.figures.figure import FORMATS, Figure, save_figures
 from reports.figures.layout import Width
 from reports.files import write_files
 from reports.front_page import HEAD, front_page
-from reports.published.section import reference_markdown
+from reports.published.section import published
 from reports.recorded import RecordedRun
-from reports.tables.export import (
-    ACCEPTANCE_FILE,
-    acceptance_csv,
-    markdown_legend,
-    markdown_results,
-    markdown_table,
-    runs_to_csv,
-)
-from reports.tables.hypervolume_table import NOTE, hypervolume_tables
-from reports.tables.latex import FIRST_LINE, to_latex, to_latex_details
-from reports.tables.markdown import escape_markdown, markdown_row
-from reports.tables.task_results import task_results
+from reports.tables.export import ACCEPTANCE_FILE, HEADING, acceptance_csv, runs_to_csv
+from reports.tables.latex import FIRST_LINE, to_latex
+from reports.tables.markdown import escape_markdown
+from reports.tables.report import detailed, how_to_read, task_tables
+from reports.tables.run_tables import parts_of
+from reports.tables.table import Cell, Column, Line, Table
+from reports.tables.writers import to_markdown
 from reports.training.logs import TrainingLogs
 
 __all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
@@ -58,8 +53,7 @@ _FILES = {
 }
 MOST_RUNS_DRAWN = 20
 """With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
-_HEADING = "# Early-exit benchmark report"
-_HEADS = {"report.md": _HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
+_HEADS = {"report.md": HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 """How the files begin that tell a report, finished or not, from other files."""
 _LINKED = re.compile(
     rf'(?:href|src)="({FIGURES}/[a-z0-9-]+\.(?:{"|".join(FORMATS)})|completions-[a-z0-9-]+\.html'
@@ -208,9 +202,16 @@ def write_collection(
         raise StoreError(f"cannot make the folder {out}: {error.strerror}. Use another --out.") from None
     earlier = _linked(out)
     report = "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n"
+    tasks = task_tables(collection.named)
+    details = list(detailed(collection.named))
+    unfinished = [
+        Line(f"{name} is not complete: {run.state}")
+        for name, run in collection.named
+        if run.state and not any(row.n for row in run.summary.rows)
+    ]
     texts: dict[str, str | Iterable[str]] = {
-        "tables.tex": to_latex(collection.named),
-        DETAILS: to_latex_details(collection.named),
+        "tables.tex": to_latex([*unfinished, *tasks]),
+        DETAILS: to_latex(details),
         "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
         **acceptance_csv((name, run.summary) for name, run in collection.named),
         "summary.json": chain(collection.as_json(), "\n"),
@@ -222,8 +223,9 @@ def write_collection(
         if progress is not None:
             progress(number, len(everything))
     page = front_page(
-        list(_overview_rows(collection)),
-        task_results(collection.named),
+        _overview(collection),
+        tasks,
+        [part for part in details if isinstance(part, Table)] if each else [],
         everything,
         further,
         files={name: what for name, what in _FILES.items() if name in texts or name == "report.md"},
@@ -261,8 +263,11 @@ def _remove(out: Path, files: Iterable[Path]) -> None:
 
 
 def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page], undrawn: str) -> Iterator[str]:
-    yield _HEADING
-    yield from _overview(collection)
+    yield HEADING
+    yield from to_markdown([_overview(collection)])
+    if collection.refused:
+        yield from ("", f"**Left out, because they could not be read ({len(collection.refused)}):**", "")
+        yield from (f"- {escape_markdown(path)}: {escape_markdown(why)}" for path, why in collection.refused)
     if undrawn:
         yield from ("", undrawn)
     if further:
@@ -276,10 +281,7 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from ("", f"## Run {escape_markdown(name)}")
         if run.state:
             yield from ("", f"**Not complete:** {escape_markdown(run.state)}.")
-        yield from markdown_results(run.summary, 3)
-        for task, table in run.once(hypervolume_tables):
-            title = escape_markdown(f"{task}: {table.title}")
-            yield from ("", f"**{title}**", "", *markdown_table(table), "", NOTE)
+        yield from to_markdown(parts_of(run), 3)
         if drawn.of_one:
             yield from _figures(drawn.of_one[place], drawn.absent_of_one[place])
         if run.summary.notes:
@@ -293,8 +295,7 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from _figures(drawn.of_trainings, problems)
     if collection.runs:
         languages = {task.language for run in collection.runs for task in run.manifest.tasks}
-        yield from ("", reference_markdown(languages).rstrip())
-        yield from markdown_legend(*(run.summary for run in collection.runs))
+        yield from to_markdown([*published(languages), *how_to_read(run.summary for run in collection.runs)])
 
 
 def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:
@@ -303,24 +304,27 @@ def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:
     return bool(told) and not any(told)
 
 
-def _overview(collection: Collection) -> Iterator[str]:
-    header, *rows = _overview_rows(collection)
-    yield from ("", markdown_row(header), markdown_row([":--", ":--", ":--", ":--", "--:", ":--"]))
-    yield from (markdown_row(map(escape_markdown, row)) for row in rows)
-    if collection.refused:
-        yield from ("", f"**Left out, because they could not be read ({len(collection.refused)}):**", "")
-        yield from (f"- {escape_markdown(path)}: {escape_markdown(why)}" for path, why in collection.refused)
-
-
-def _overview_rows(collection: Collection) -> Iterator[tuple[str, ...]]:
-    """Yield the header of the table of runs, and its rows."""
-    yield ("run", "model", "weights", "tasks", "operating points", "what to know")
-    for name, run in collection.named:
-        model = run.manifest.model
-        tasks = ", ".join(f"{task.name} ({task.protocol})" for task in run.manifest.tasks)
-        points = sum(not point.never_exits for point in run.manifest.operating_points)
-        known = "; ".join(filter(None, (collection.copies.get(name), run.state)))
-        yield (name, model.name, model.weights, tasks, str(points), known)
+def _overview(collection: Collection) -> Table:
+    """Return the table of runs."""
+    models = [run.manifest.model for run in collection.runs]
+    tasks = [", ".join(f"{task.name} ({task.protocol})" for task in run.manifest.tasks) for run in collection.runs]
+    points = [sum(not point.never_exits for point in run.manifest.operating_points) for run in collection.runs]
+    known = ["; ".join(filter(None, (collection.copies.get(name), run.state))) for name, run in collection.named]
+    words: dict[str, Sequence[Cell]] = {
+        "run": collection.names,
+        "model": [model.name for model in models],
+        "weights": [model.weights for model in models],
+        "tasks": tasks,
+        "operating points": points,
+        "what to know": known,
+    }
+    return Table(
+        title="",
+        columns=tuple(
+            Column(header=header, cells=tuple(cells), form=".0f", kind="number" if cells is points else "text")
+            for header, cells in words.items()
+        ),
+    )
 
 
 def _figures(figures: Sequence[Figure], absent: Sequence[str]) -> Iterator[str]:

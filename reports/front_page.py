@@ -5,16 +5,13 @@ The page stands alone: no network and no script, light and dark as the reader's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from harness.appearance.pages import templates
 from reports.figures.catalogue import Page
 from reports.figures.figure import Figure
 from reports.figures.layout import INCHES, Width
-from reports.tables.result import mark
-from reports.tables.task_results import Group, TaskResults
+from reports.tables.table import Table
 
 __all__ = ["HEAD", "front_page"]
 
@@ -22,20 +19,10 @@ HEAD = "<!doctype html>\n<!-- A report of `harness report`. -->"
 """How the page begins, which tells it from other people's."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A table of one task, ready for the template: each group with (mark, operating point, cells) of its rows."""
-
-    title: str
-    groups: tuple[Group, ...]
-    columns: Sequence[Any]
-    body: list[tuple[Group, list[tuple[str, str, list[str]]]]]
-    notes: list[str]
-
-
 def front_page(
-    overview: Sequence[Sequence[str]],
-    tables: Sequence[TaskResults],
+    overview: Table,
+    tables: Sequence[Table],
+    details: Sequence[Table],
     figures: Sequence[Figure],
     pages: Sequence[Page],
     *,
@@ -49,8 +36,9 @@ def front_page(
     """Return the page as HTML.
 
     Args:
-        overview: header and rows of the table of runs.
+        overview: the table of runs.
         tables: one per task.
+        details: every table of single runs, folded up.
         figures: in reading order, in ``folder``.
         pages: completions of runs.
         files: name → what it is, of the report's other files.
@@ -76,7 +64,8 @@ def front_page(
             files=list(files.items()),
             overview=overview,
             refused=refused,
-            tables=list(map(_table, tables)),
+            tables=tables,
+            details=details,
             figures=figures,
             folder=folder,
             undrawn=undrawn,
@@ -85,17 +74,3 @@ def front_page(
             inches=INCHES[width],
         )
     )
-
-
-def _table(table: TaskResults) -> _Table:
-    return _Table(table.title, table.groups, table.columns, list(_body(table)), list(table.notes))
-
-
-def _body(table: TaskResults) -> Iterator[tuple[Group, list[tuple[str, str, list[str]]]]]:
-    place = 0
-    for group in table.groups:
-        rows = []
-        for row in group.table.rows:
-            rows.append((mark(row).strip(), row.operating_point, [column.cells[place] for column in table.columns]))
-            place += 1
-        yield group, rows

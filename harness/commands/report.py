@@ -87,7 +87,7 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
     """Show every run that can be read and write its report; refuse in the end when some cannot."""
     from harness.running.reading import read_run
     from reports.tables.export import write_report
-    from reports.tables.terminal import render
+    from reports.tables.report import render
 
     summaries: list[tuple[Summary, Path]] = []
     refused: list[tuple[Path, str]] = []
@@ -158,7 +158,7 @@ def _collected(directories: list[Path], progress: TrainingProgress, *, stored: b
     from harness.running.reading import read_runs
     from reports.calibrations import find_calibrations, read_calibration
     from reports.collection import MOST_RUNS_DRAWN, Collection
-    from reports.tables.hypervolume_table import hypervolume_tables
+    from reports.tables.run_tables import of_records
     from reports.training.folders import training_folders
     from reports.training.logs import holds_training, read_training
 
@@ -170,7 +170,7 @@ def _collected(directories: list[Path], progress: TrainingProgress, *, stored: b
         stored=stored,
         keep=True,
         held=MOST_RUNS_DRAWN,
-        before=hypervolume_tables,
+        before=of_records,
         progress=_steps(progress, "runs read"),
     )
     refused = [(str(one.directory), one.reason) for one in unread]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
+from harness.records.estimate import Estimate
 from harness.records.record import Record
 
-__all__ = ["PARTS", "PHASES", "Attribution", "CheckCost", "Interval", "OperatingPointCost", "Quantity", "Ranged"]
-
-Interval = tuple[float, float]
 Quantity = Literal["time", "energy"]
 
 PARTS = ("prefill", "layers", "exit_checks", "check_heads", "output_head", "kv_fill", "rest")
@@ -24,7 +22,7 @@ it lies. ``rest``: what no count explains; it can be negative.
 """
 
 PHASES = ("drafting", "verifying", "rolled_back")
-"""What lossless decoding does after prefill: all parts but ``prefill`` and ``rest``, taken apart another way.
+"""The phases of lossless decoding after prefill: all parts but ``prefill`` and ``rest``, taken apart another way.
 
 ``drafting``: layers of passes that ended in a draft which stands, and all checks and heads but those of verifications.
 ``verifying``: passes that went deep, the LM head over all of their places. ``rolled_back``: passes that drafted a token
@@ -32,16 +30,19 @@ which did not stand, and rows of verifications that were discarded.
 """
 
 
-class Ranged(Record):
-    """A number and how sure it is.
+def _read(given: Any) -> Any:
+    if not isinstance(given, dict) or "ci" not in given:
+        return given
+    low, high = given["ci"] or (None, None)
+    return {"value": given.get("value"), "low": low, "high": high}
 
-    Attributes:
-        value: the number.
-        ci: bootstrap 95 % interval; ``None`` where too few blocks were measured.
-    """
 
-    value: float
-    ci: Interval | None = None
+Ranged = Annotated[
+    Estimate,
+    BeforeValidator(_read),
+    PlainSerializer(lambda one: {"value": one.value, "ci": one.interval}),
+]
+"""An estimate with a bootstrap interval, or none where too few blocks were measured; in files ``value`` and ``ci``."""
 
 
 class OperatingPointCost(Record):
@@ -68,7 +69,7 @@ class OperatingPointCost(Record):
 
 
 class CheckCost(Record):
-    """What asking a strategy once costs, its LM-head evaluations included, found in two independent ways.
+    """The cost of asking a strategy once, its LM-head evaluations included, found in two independent ways.
 
     Attributes:
         strategy: registered name.

@@ -28,7 +28,7 @@ from harness.running.plan import drawn_again
 from harness.running.reading import read_run
 from harness.running.scoring import Scores, score_sample
 from harness.store.run_directory import RunDirectory, lock_folder
-from reports.leaderboard.contradictions import ScoresAgain
+from reports.leaderboard.checks import ScoresAgain
 from reports.recorded import RecordedRun
 from reports.tables.export import write_report
 

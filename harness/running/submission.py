@@ -1,7 +1,7 @@
 """Checks a run directory for publication, and packs it.
 
 Private paths are taken out of the packed copy (:mod:`reports.leaderboard.redaction`); the run directory is never
-changed. What of a run is computed again, and what has to be believed, :mod:`reports.leaderboard.contradictions` says.
+changed. What of a run is computed again, and what has to be believed, :mod:`reports.leaderboard.checks` says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.running.rescore import rescored
 from harness.store.committed import sealed_records
 from harness.store.packed_run import write_archive
 from harness.store.run_directory import RunDirectory
-from reports.leaderboard.conditions import Check, conditions
+from reports.leaderboard.checks import Check, publication_checks
 from reports.leaderboard.redaction import Redacted, private_paths, redact_run
 from reports.recorded import RecordedRun
 from reports.tables.export import to_json
@@ -53,7 +53,7 @@ def examine_submission(directory: Path) -> Submission:
     """
     run = read_run(directory)
     redacted = redact_run(run)
-    return Submission(redacted, (*conditions(run, rescored), _summary(run, directory), _private(redacted)))
+    return Submission(redacted, (*publication_checks(run, rescored), _summary(run, directory), _private(redacted)))
 
 
 def pack(submission: Submission, file: Path) -> Path:

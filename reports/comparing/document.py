@@ -14,7 +14,7 @@ from reports.metrics.sections import HEADLINE
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
 from reports.tables.columns import time_unit
-from reports.tables.table import MISSING, Column, Heading, Line, Part, Table
+from reports.tables.table import MISSING, Column, Heading, Line, Part, Table, Tone
 from reports.tables.writers import to_markdown
 
 __all__ = ["SCHEMA_VERSION", "comparison_document", "comparison_markdown", "tables"]
@@ -155,7 +155,8 @@ def _details(points: Iterable[PointChange]) -> Iterator[Table]:
         for one in point.changes:
             if not one.applies or one.reason == UNMEASURED:
                 continue
-            name, tone = _header(one).removeprefix("Δ "), "strong" if one.distinguishable else ""
+            name = _header(one).removeprefix("Δ ")
+            tone: Tone = "strong" if one.distinguishable else ""
             cells = (name, _level(one, one.a), _level(one, one.b), _change(one), _p(one.p_holm))
             rows.append([Line(cell, tone) for cell in cells])
             if reason := one.reason or ("" if one.paired else "unpaired"):
@@ -248,10 +249,10 @@ def _point_facts(point: PointChange) -> dict[str, Any]:
         "task": point.task,
         "operating_point_a": point.a,
         "operating_point_b": point.b,
-        "kv_a": point.kv_a,
-        "kv_b": point.kv_b,
-        "weights_format_a": point.formats[0],
-        "weights_format_b": point.formats[1],
+        "kv_a": point.conditions[0].kv,
+        "kv_b": point.conditions[1].kv,
+        "weights_format_a": point.conditions[0].weights_format,
+        "weights_format_b": point.conditions[1].weights_format,
         "verdict": point.verdict,
         "prompts_matched": len(point.matched.same),
         "prompts_a": point.matched.in_a,

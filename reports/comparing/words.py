@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from harness.records.estimate import Estimate, NoInterval
 from reports.comparing.change import Change
-from reports.comparing.differences import cost_obstacle, score_obstacle
 from reports.comparing.pairing import JOINED
 from reports.comparing.results import PointChange
 from reports.metrics.scores import EDIT_SIMILARITY
@@ -138,9 +137,8 @@ def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, inte
             yield f"{letter}: of its windows {windows_of(run.summary.rows)}."
     yield from _pairing(points)
     yield from _costs(a, b, points, interleaved=interleaved)
-    reason = score_obstacle(a, b)
-    if reason:
-        yield f"Scores are not compared: {reason}."
+    reasons = dict.fromkeys(point.obstacle("scores") for point in points)
+    yield from (f"Scores are not compared: {reason}." for reason in reasons if reason)
     if any(one.value is not None and not one.measured for point in points for one in point.changes):
         yield "Energy is an estimate and no measurement: verdicts leave it out, and no condition is judged by it."
     yield (
@@ -179,7 +177,7 @@ def _pairing(points: Sequence[PointChange]) -> Iterator[str]:
 
 
 def _costs(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
-    reasons = dict.fromkeys(cost_obstacle(a.manifest, b.manifest, point.formats) for point in points)
+    reasons = dict.fromkeys(point.obstacle("costs") for point in points)
     yield from (f"Costs are not compared: {reason}." for reason in reasons if reason)
     if "" not in reasons:
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from harness.running.reading import read_run
 from reports.completions.token_kinds import KINDS
 from reports.green_code.kv_figure import kv_markdown
 from reports.recorded import RecordedRun
-from reports.tables.attribution_table import attribution_tables
 from reports.tables.columns import MISSING
 from reports.tables.frame import to_frame
 from reports.tables.markdown import markdown_code, markdown_row
+from reports.tables.run_tables import attribution_tables
+from reports.tables.writers import to_markdown
 
 STREAMS = ("Python's library", "JDK", "CodeXGLUE starts, Python", "CodeXGLUE starts, Java")
 DRAFTED = ("full@lossless+lookup", "classifier:threshold=0.95@lossless", "classifier:threshold=0.95@lossless+lookup")
@@ -92,7 +93,7 @@ DECODING = Column("decoding", "decode_speedup", unit="×")
 REQUEST = Column("whole request", "speedup", unit="×")
 LOST = Column("to full depth's", "edit_similarity_difference", "{:+.3f}")
 SAVED = Column("tokens saved", "tokens_saved", "{:.0f}", " %", 100)
-ENDED = Column("ended by it", "stopped", "{:.0f}", " %", 100)
+ENDED = Column("stopped early", "stopped", "{:.0f}", " %", 100)
 KEPT = Column("accepted characters", "accepted_prefix", "{:.1f}")
 PER_CHARACTER = Column("time per accepted character", "accepted_character_s", "{:.1f}", " ms", 1000)
 PREFIX_OVER = Column("exact prefix over a fixed exit", "exact_prefix_over_fixed", "{:+.2f}")
@@ -263,10 +264,8 @@ def attribution(found: Found, _: Path) -> Iterator[str]:
     for one in (one for run in found["attribution"] for one in run.summary.attributions if one.quantity == "time"):
         for place, table in enumerate(attribution_tables(one)):
             yield from ([""] if place else [])
-            yield from (f"{table.title}:", "")
-            yield markdown_row(["", *(cell.replace("-\n", "-").replace("\n", " ") for cell in table.header[1:])])
-            yield markdown_row([":--", *["--:"] * (len(table.header) - 1)])
-            yield from (markdown_row([markdown_code(name), *cells]) for name, *cells in table.rows)
+            yield f"{table.title}:"
+            yield from to_markdown([replace(table, title="")])
 
 
 def published_cache(found: Found, _: Path) -> Iterator[str]:

@@ -121,14 +121,14 @@ class _Ours:
     def __init__(self, run: RecordedRun) -> None:
         self._run = run
         stored = run.manifest.model.stored_in
-        self.cells = [cell for cell in run.cells.values() if cell.regime.weights_format == stored]
+        self.cells = [cell for cell in run.cells.values() if cell.conditions.weights_format == stored]
         self.scored = run.manifest.model.weights != "random"
         self.codebleu = {row.operating_point: row.value("codebleu") for row in run.summary.rows}
 
     def find(self, strategy: str, options: Mapping[str, Any], kv: str) -> Measured | None:
         """The operating point of a strategy under a KV policy that has these options, whatever its others are."""
         for cell in self.cells:
-            if (cell.point.strategy, cell.regime.kv) == (
+            if (cell.point.strategy, cell.conditions.kv) == (
                 strategy,
                 kv,
             ) and options.items() <= cell.point.options.items():
@@ -140,10 +140,10 @@ class _Ours:
         return None if cell is None else self.numbers_of(cell)
 
     def numbers_of(self, cell: Measured) -> Numbers | None:
-        full = self.find("full", {}, cell.regime.kv)
+        full = self.find("full", {}, cell.conditions.kv)
         if full is None or not cell.samples or not full.samples:
             return None
-        never = self.find("rl", {"threshold": NEVER}, cell.regime.kv) if cell.point.strategy == "rl" else None
+        never = self.find("rl", {"threshold": NEVER}, cell.conditions.kv) if cell.point.strategy == "rl" else None
         return measured_numbers(
             cell,
             full,
@@ -222,7 +222,7 @@ def _may_match(cell: Measured) -> bool:
     """Whether the operating point decides where to exit, and without a cache, as the paper's did."""
     point = cell.point
     decides = bool(point.exit_points) and point.options.get("threshold") != NEVER and not point.rehearsed
-    return decides and cell.regime.kv == "none"
+    return decides and cell.conditions.kv == "none"
 
 
 def _nearest(candidates: Sequence[tuple[Measured, Numbers, float]], depth: float) -> tuple[Measured, Numbers, float]:

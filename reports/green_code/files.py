@@ -8,8 +8,15 @@ from collections.abc import Iterator
 from harness.appearance.visible_text import json_text
 from reports.green_code.numbers import Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridTable
-from reports.green_code.words import absolute_table, caveats, heading, matched_table, quantity_tables, remarks
-from reports.tables.attribution_table import TextTable
+from reports.green_code.words import (
+    TextTable,
+    absolute_table,
+    caveats,
+    heading,
+    matched_table,
+    quantity_tables,
+    remarks,
+)
 from reports.tables.csv_text import csv_text
 from reports.tables.markdown import escape_markdown, markdown_row
 

@@ -11,13 +11,13 @@ from functools import partial
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from harness.records.conditions import MIXED
 from reports.figures.figure import Figure
 from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import INK, QUIET
 from reports.green_code.numbers import Estimate, Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridPoint, GridTable
 from reports.green_code.words import NO_SCORES, heading
-from reports.summary.energy import MIXED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,15 @@ from rich.table import Table
 
 from harness.appearance.terminal import Line, Text
 from reports.green_code.table import GridComparison
-from reports.green_code.words import absolute_table, caveats, heading, matched_table, quantity_tables, remarks
-from reports.tables.attribution_table import TextTable
+from reports.green_code.words import (
+    TextTable,
+    absolute_table,
+    caveats,
+    heading,
+    matched_table,
+    quantity_tables,
+    remarks,
+)
 
 __all__ = ["render_grid"]
 

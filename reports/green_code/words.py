@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from harness.records.conditions import MIXED
 from reports.green_code.numbers import Estimate, Numbers
 from reports.green_code.table import QUANTITIES, GridComparison, GridPoint, GridTable, MatchedPoint
-from reports.summary.energy import MIXED
-from reports.tables.attribution_table import TextTable
 from reports.tables.columns import MISSING
 
-__all__ = ["absolute_table", "caveats", "estimate", "heading", "matched_table", "quantity_tables", "remarks"]
+__all__ = [
+    "TextTable",
+    "absolute_table",
+    "caveats",
+    "estimate",
+    "heading",
+    "matched_table",
+    "quantity_tables",
+    "remarks",
+]
 
 _CAVEATS = (
     "no cache: as published, the whole prefix again for every token. With a cache: the same points as run in practice",
@@ -40,6 +49,16 @@ SETTINGS = {
 
 NO_SCORES = "random weights here, so scores mean nothing"
 """Why a random run has no score."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextTable:
+    """A table that is ready to print: title, header of as many cells as each row; the first column is text."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
 
 HERE = ("here,\nno cache", "here,\nwith a cache")
 

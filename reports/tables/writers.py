@@ -8,14 +8,13 @@ and no cell is a formula.
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from rich import box
 from rich.cells import cell_len
 from rich.columns import Columns
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table as Grid
 
 from harness.appearance.pages import templates
@@ -62,12 +61,15 @@ def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
         level: of headings of level 0.
     """
     listed = False
-    for part in parts:
+    for part in _said_once(parts):
         match part:
             case Heading():
                 yield from ("", f"{'#' * (level + part.level)} {escape_markdown(part.text)}")
             case Facts():
-                yield from ("", *(f"- {escape_markdown(name)}: {escape_markdown(text)}" for name, text in part.facts))
+                strong = "**" * part.flowing
+                yield from () if listed else ("",)
+                for name, text in part.facts:
+                    yield f"- {strong}{escape_markdown(name)}{strong}: {escape_markdown(text)}"
             case Line(text=""):
                 pass
             case Line():
@@ -79,7 +81,7 @@ def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
                 yield from ("", escape_markdown(part.note)) if part.note else ()
             case Table():
                 yield from _markdown_table(part)
-        listed = isinstance(part, Line) and part.bullet
+        listed = isinstance(part, Facts) or (isinstance(part, Line) and part.bullet)
 
 
 def to_csv(table: Table) -> str:
@@ -118,6 +120,17 @@ def fold_label(label: str, width: int) -> str:
     return "\n".join(lines)
 
 
+def _said_once(parts: Iterable[Part]) -> Iterator[Part]:
+    """Yield parts of which each note stands under the first table that it belongs to."""
+    said: set[str] = set()
+    for part in parts:
+        if isinstance(part, Table):
+            yield replace(part, notes=tuple(note for note in part.notes if note not in said))
+            said.update(part.notes)
+        else:
+            yield part
+
+
 def _markdown_table(table: Table) -> Iterator[str]:
     if table.title:
         yield from ("", f"**{escape_markdown(table.title)}**")
@@ -152,7 +165,7 @@ class Document:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield part by part."""
         options = options.update(width=min(options.max_width, self.widest))
-        for part in self.parts:
+        for part in _said_once(self.parts):
             for one in _rendered(part, options.max_width):
                 yield from console.render(one, options)
 
@@ -164,11 +177,13 @@ def _rendered(part: Part, width: int) -> Iterator[RenderableType]:
             filled = "━" * max(2, width - cell_len(title) - 4)
             yield Text()
             yield Text.assemble(("━━ ", "green"), (title, "bold"), (f" {filled}", "green"))
+        case Facts(flowing=True):
+            parts = ((one_line(name), "bold", f": {one_line(text)}", "dim") for name, text in part.facts)
+            yield Text(" · ").join(Text.assemble((name, strong), (text, dim)) for name, strong, text, dim in parts)
         case Facts():
-            longest = max((len(name) for name, _ in part.facts), default=0)
-            yield from (RichLine(f"{name:<{longest}}  {text}", "dim") for name, text in part.facts)
+            yield _beside(*((RichLine(name, "dim"), RichLine(text, "dim")) for name, text in part.facts), between=2)
         case Line(bullet=True):
-            yield _beside(Text("•"), RichLine(part.text, STYLES[part.tone]))
+            yield _beside((Text("•"), RichLine(part.text, STYLES[part.tone])))
         case Line():
             yield RichLine(part.text, STYLES[part.tone])
         case Picture():
@@ -177,9 +192,11 @@ def _rendered(part: Part, width: int) -> Iterator[RenderableType]:
             yield from _tables(part, width)
 
 
-def _beside(*cells: RenderableType, between: int = 1) -> Grid:
+def _beside(*rows: tuple[RenderableType, RenderableType], between: int = 1) -> Grid:
     grid = Grid.grid(padding=(0, between, 0, 0))
-    grid.add_row(*cells)
+    grid.add_column(no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
     return grid
 
 
@@ -191,7 +208,7 @@ def _picture(picture: Picture, width: int) -> Iterator[RenderableType]:
     drawn = picture.draw(max(30, min(width, _PICTURE)))
     legend = [RichLine(line.text, STYLES[line.tone], overflow="fold") for line in picture.legend]
     if legend and _PICTURE + 3 + max(entry.cell_len for entry in legend) <= width:
-        yield _beside(drawn, Text("\n").join([Text(), *legend]), between=3)
+        yield _beside((drawn, Text("\n").join([Text(), *legend])), between=3)
     else:
         yield drawn
         yield from [Columns(legend, padding=(0, 3))] if legend else []
@@ -243,7 +260,7 @@ def _needed(columns: Sequence[Column], width: int) -> list[int]:
         lines = [line for cell in _cells(column, width) for line in cell.split("\n")]
         body = max(map(cell_len, lines), default=0)
         body = min(body, _TEXT) if column.kind == "text" else body
-        found.append(max(body, *map(cell_len, _head(column, body).split("\n"))))
+        found.append(max(body, 0, *map(cell_len, column.head(body))))
     return found
 
 
@@ -253,25 +270,12 @@ def _cells(column: Column, width: int) -> list[str]:
     return [RichLine(text).plain for text in column.texts]
 
 
-def _head(column: Column, body: int) -> str:
-    """Return a header in lines that are no wider than what stands below, where its words allow that."""
-    room = max(body, cell_len(column.under))
-    whole = column.kind == "label"
-    lines = [
-        piece
-        for line in column.header.split("\n")
-        for piece in ([line] if whole else textwrap.wrap(line, max(1, room), break_long_words=False))
-    ]
-    return "\n".join(map(one_line, filter(None, (*lines, column.under))))
-
-
 def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
     """Yield the grid of each group of rows, all with the same widths, and their headings."""
     cells = [_cells(column, width) for column in table.columns]
     widths = _needed(table.columns, width)
-    heads = [_head(column, needed) for column, needed in zip(table.columns, widths, strict=True)]
-    lines = max(head.count("\n") for head in heads)
-    heads = ["\n" * (lines - head.count("\n")) + head for head in heads]  # at the bottom, while cells are at the top
+    heads = [column.head(needed) for column, needed in zip(table.columns, widths, strict=True)]
+    lines = max(map(len, heads))  # headers stand at the bottom, cells at the top
     spare = width - sum(widths) - _BETWEEN * (len(widths) - 1)
     for place, column in enumerate(table.columns):
         if column.kind == "text":  # what is left belongs to sentences
@@ -283,13 +287,12 @@ def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], table.rows], strict=True)):
         grid = Grid(
             box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim",
-            show_header=number == 0 and any(map(str.strip, heads)),
+            show_header=number == 0 and any(heads),
         )  # fmt: skip
         for column, head, room in zip(table.columns, heads, widths, strict=True):
-            grid.add_column(
-                Text(head), justify="left" if column.left else "right", width=room, overflow="fold",
-                no_wrap=column.kind != "text",
-            )  # fmt: skip
+            text = Text("\n".join([""] * (lines - len(head)) + head))
+            justify: JustifyMethod = "left" if column.left else "right"
+            grid.add_column(text, justify=justify, width=room, overflow="fold", no_wrap=column.kind != "text")
         for row in range(start, end):
             tone = table.tones[row] if table.tones else ""
             grid.add_row(

@@ -124,7 +124,7 @@ def test_bytes_are_those_of_the_row_s_format(build: Any) -> None:
 def test_formats_are_rivals_in_one_table_with_one_front(build: Any) -> None:
     summary = run_of(build, FOUR, ("fp16", "int4")).summary()
     (table,) = split_tables(summary)
-    assert "fp16, int4 weights, float32 activations" in " ".join(table.subheadings)
+    assert "fp16, int4 weights, float32 activations" in dict(table.facts)["decoding"]
     assert [row.operating_point for row in table.rows if row.pareto] == ["fixed:layer=5@fp16", "fixed:layer=5@int4"]
 
 
@@ -145,15 +145,15 @@ def test_with_one_format_the_second_statement_is_the_first_and_no_column(build: 
         for name in (SPEEDUP.name, DECODE_SPEEDUP.name, ENERGY_RATIO.name):
             assert row.estimate(f"{name}_over_fastest") == row.estimate(name)
     (table,) = split_tables(summary)
-    columns = columns_of(table)
-    assert not [name for name in columns if name.endswith("_over_fastest")]
+    columns = columns_of(table.rows)
+    assert not [column for column in columns.values() if column.name.endswith("_over_fastest")]
     assert "over fastest" not in to_markdown(summary)
     header, *lines = to_csv(summary).splitlines()
     assert "speedup_over_fastest" in header
     assert len(lines) == 2
-    several = columns_of(split_tables(run_of(build, FOUR, ("fp16", "int4")).summary())[0])
-    assert "speedup_over_fastest" in several
-    assert "speedup_over_fastest" in [column.key for column in headline_columns(table, several)]
+    several = run_of(build, FOUR, ("fp16", "int4")).summary().rows
+    assert "speedup_over_fastest" in [column.name for column in columns_of(several).values()]
+    assert "speedup_over_fastest" in [column.name for column in headline_columns(several, counts=False)]
 
 
 def test_a_second_policy_makes_no_other_fastest(build: Any) -> None:
@@ -174,7 +174,7 @@ def test_of_two_policies_and_two_formats_the_first_policy_is_each_format_s_basel
     assert {name: cell.point.name for name, cell in full_depths(cells).items()} == {
         "fp16": "full@none@fp16", "int4": "full@none@int4",
     }  # fmt: skip
-    assert [cell.regime.kv for cell in cells] == ["none", "none", "propagate", "propagate"]
+    assert [cell.conditions.kv for cell in cells] == ["none", "none", "propagate", "propagate"]
     assert values(run.summary(), "speedup") == [1, 1, 4, 4]
     assert values(run.summary(), "speedup_over_fastest") == [1, 2, 4, 8]
 
