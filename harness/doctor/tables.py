@@ -11,8 +11,6 @@ from harness.records.estimate import Estimate
 from harness.records.machine import MachineRecord, SensorRecord
 from reports.tables.table import MISSING, Cell, Column, Line, Part, Table, Tone
 
-__all__ = ["examination", "real", "real_verdict", "simulated", "simulated_verdict"]
-
 MARKS: dict[Level, tuple[str, Tone]] = {
     Level.TRUSTWORTHY: ("●", "good"),
     Level.CARE: ("◐", "doubtful"),

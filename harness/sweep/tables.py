@@ -13,8 +13,6 @@ from harness.sweep.records import Sweep, SweepRow
 from reports.tables.plot import Marker, draw
 from reports.tables.table import Cell, Column, Line, Part, Picture, Table
 
-__all__ = ["tables"]
-
 LEGEND = (
     "● no other row has at least this agreement and this expected speed-up (chance is not considered)",
     "◇ an upper bound that looks at the answer, not a candidate",

@@ -22,8 +22,6 @@ from harness.verifying.lossless import verify_lossless
 from harness.verifying.options import VerifyOptions
 from reports.tables.table import MISSING, Column, Line, Part, Table
 
-__all__ = ["LISTED", "certify", "tables", "verdict"]
-
 LISTED = 20
 """Differences of a claim that are printed, those with the widest gaps; ``--json`` has all."""
 
