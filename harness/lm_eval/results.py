@@ -11,8 +11,6 @@ from harness.appearance.visible_text import json_text
 from reports.files import write_files
 from reports.tables.table import MISSING, Cell, Column, Table
 
-__all__ = ["FOLDER", "tables", "write_results"]
-
 FOLDER = "lm-eval"
 """Folder in the run directory that has a folder for each operating point."""
 FILE = "results.json"
@@ -67,7 +65,7 @@ def tables(results: Results) -> Iterator[Table]:
     yield Table.of_rows(
         "",
         (
-            "operating point",
+            Column(header="operating point", kind="text"),
             "value",
             Column(header="layers", form=".1f"),
             Column(header="ms/token", form=".2f", scale=1000),

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from harness.suitability.record import HeadFacts, Setting, Suitability
 from reports.tables.table import MISSING, Column, Line, Part, Table
 
-__all__ = ["tables", "verdict"]
-
 PAYS = 1.1
 """Speed-up from which on a family is said to pay: a replay is not a run, and less would be lost on the way."""
 

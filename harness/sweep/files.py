@@ -14,8 +14,6 @@ from harness.sweep.records import Sweep, SweepRow
 from reports.files import write_files
 from reports.tables.writers import csv_text
 
-__all__ = ["FILES", "check_writable", "to_csv", "write_sweep"]
-
 FILES = ("sweep.json", "sweep.csv", CALIBRATION)
 _INTERVAL = "agreement_ci"
 _JSON = frozenset({"options", "artefacts", "exits", "exit_points"})

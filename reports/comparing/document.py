@@ -17,8 +17,6 @@ from reports.tables.columns import time_unit
 from reports.tables.table import MISSING, Column, Heading, Line, Part, Table, Tone
 from reports.tables.writers import to_markdown
 
-__all__ = ["SCHEMA_VERSION", "comparison_document", "comparison_markdown", "tables"]
-
 SCHEMA_VERSION = 2
 
 LEGEND = (
