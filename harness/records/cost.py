@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from harness.records.estimate import Estimate
+from harness.records.estimate import Estimate, Interval
 from harness.records.record import Record
 
 Quantity = Literal["time", "energy"]
@@ -30,19 +31,30 @@ which did not stand, and rows of verifications that were discarded.
 """
 
 
+class Ranged(Record):
+    """An estimate as files of attributions have it.
+
+    Attributes:
+        value: the number.
+        ci: bootstrap 95 % interval; ``None`` where too few blocks were measured.
+    """
+
+    value: float
+    ci: Interval | None = None
+
+
 def _read(given: Any) -> Any:
-    if not isinstance(given, dict) or "ci" not in given:
+    if not isinstance(given, Mapping):
         return given
-    low, high = given["ci"] or (None, None)
-    return {"value": given.get("value"), "low": low, "high": high}
+    written = Ranged.model_validate(given)
+    return Estimate.of(written.value, written.ci)
 
 
-Ranged = Annotated[
+Cost = Annotated[
     Estimate,
-    BeforeValidator(_read),
+    BeforeValidator(_read, json_schema_input_type=Ranged),
     PlainSerializer(lambda one: {"value": one.value, "ci": one.interval}),
 ]
-"""An estimate with a bootstrap interval, or none where too few blocks were measured; in files ``value`` and ``ci``."""
 
 
 class OperatingPointCost(Record):
@@ -61,11 +73,11 @@ class OperatingPointCost(Record):
 
     operating_point: str
     total: float
-    parts: dict[str, Ranged]
-    phases: dict[str, Ranged] = Field(default_factory=dict)
-    overhead: Ranged | None = None
-    overhead_of_run: Ranged | None = None
-    overhead_of_full: Ranged | None = None
+    parts: dict[str, Cost]
+    phases: dict[str, Cost] = Field(default_factory=dict)
+    overhead: Cost | None = None
+    overhead_of_run: Cost | None = None
+    overhead_of_full: Cost | None = None
 
 
 class CheckCost(Record):
@@ -80,8 +92,8 @@ class CheckCost(Record):
     """
 
     strategy: str
-    direct: Ranged | None
-    fitted: Ranged | None
+    direct: Cost | None
+    fitted: Cost | None
     agree: bool | None
 
 
