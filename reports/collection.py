@@ -38,8 +38,6 @@ from reports.tables.table import Column, Line, Table
 from reports.tables.writers import escape_markdown, to_markdown
 from reports.training.logs import TrainingLogs
 
-__all__ = ["FIGURES", "HEAD", "MOST_RUNS_DRAWN", "Collection", "check_folder", "front_page", "write_collection"]
-
 FIGURES = "figures"
 DETAILS = "tables-details.tex"
 _FILES = {

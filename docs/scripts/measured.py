@@ -14,14 +14,14 @@ import pandas as pd
 from harness.errors import HarnessError
 from harness.records.acceptance import EXIT, Acceptance
 from harness.records.calibration import CALIBRATION
-from harness.records.estimate import Estimate
+from harness.records.estimate import MISSING, Estimate
 from harness.running.reading import read_run
 from reports.completions.token_kinds import KINDS
 from reports.published.against import FULL, against_green_code, comparison_tables
 from reports.recorded import RecordedRun
 from reports.tables.frame import to_frame
 from reports.tables.run_tables import attribution_tables
-from reports.tables.table import MISSING, Cell, Column, Line, Part, Table
+from reports.tables.table import Cell, Column, Line, Part, Table
 
 STREAMS = ("Python's library", "JDK", "CodeXGLUE starts, Python", "CodeXGLUE starts, Java")
 DRAFTED = ("full@lossless+lookup", "classifier:threshold=0.95@lossless", "classifier:threshold=0.95@lossless+lookup")

@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from harness.calibrating.targets import document_losses, parse_target
 from harness.config import BASELINE
 from harness.records import OperatingPointRecord
-from harness.records.estimate import Estimate
+from harness.records.estimate import MISSING, Estimate
 from measured import (
     BYTES,
     DECODING,
@@ -35,7 +35,7 @@ from measured import (
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import paired_ratio, ratio_interval
 from reports.statistics.risk_control import P_VALUES, certified_by_tests
-from reports.tables.table import MISSING, Column, Table
+from reports.tables.table import Column, Table
 
 TARGET = "agreement=0.75"
 CONFIDENCE = 0.95

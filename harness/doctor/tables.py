@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from harness.doctor.paired import RealCoverage
 from harness.doctor.simulated import COVERAGE_BOUNDS, CaseCoverage
 from harness.doctor.verdicts import Level, Verdict
-from harness.records.estimate import Estimate
+from harness.records.estimate import MISSING, Estimate
 from harness.records.machine import MachineRecord, SensorRecord
-from reports.tables.table import MISSING, Cell, Column, Line, Part, Table, Tone
+from reports.tables.table import Cell, Column, Line, Part, Table, Tone
 
 MARKS: dict[Level, tuple[str, Tone]] = {
     Level.TRUSTWORTHY: ("●", "good"),

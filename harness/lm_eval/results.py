@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.appearance.visible_text import json_text
+from harness.records.estimate import MISSING
 from reports.files import write_files
-from reports.tables.table import MISSING, Cell, Column, Table
+from reports.tables.table import Cell, Column, Table
 
 FOLDER = "lm-eval"
 """Folder in the run directory that has a folder for each operating point."""

@@ -14,13 +14,14 @@ from harness.host import environment
 from harness.models.facts import in_format
 from harness.models.model import LoadedModel
 from harness.records.certificate import Certificate, Claim
+from harness.records.estimate import MISSING
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.operating_points import OperatingPoint
 from harness.running.plan import make_plan
 from harness.verifying.formats import Step, decode, verify_batches, verify_format
 from harness.verifying.lossless import verify_lossless
 from harness.verifying.options import VerifyOptions
-from reports.tables.table import MISSING, Column, Line, Part, Table
+from reports.tables.table import Column, Line, Part, Table
 
 LISTED = 20
 """Differences of a claim that are printed, those with the widest gaps; ``--json`` has all."""

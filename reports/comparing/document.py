@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from harness.contracts import Metric
+from harness.records.estimate import MISSING
 from reports.comparing.change import AGREEMENT, UNMEASURED, Change
 from reports.comparing.conditions import Judgement, grouped
 from reports.comparing.results import PointChange, RunChange
@@ -14,7 +15,7 @@ from reports.metrics.sections import HEADLINE
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
 from reports.tables.columns import time_unit
-from reports.tables.table import MISSING, Column, Heading, Line, Part, Table, Tone
+from reports.tables.table import Column, Heading, Line, Part, Table, Tone
 from reports.tables.writers import to_markdown
 
 SCHEMA_VERSION = 2

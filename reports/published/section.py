@@ -12,14 +12,6 @@ from dataclasses import dataclass
 from reports.published.green_code import THRESHOLDS, PublishedRun, full_depth, green_code, read_rows, saving
 from reports.tables.table import Column, Heading, Line, Part, Table
 
-__all__ = [
-    "CODEXGLUE_CAVEATS",
-    "GREEN_CODE_CAVEATS",
-    "Reference",
-    "published",
-    "references",
-]
-
 TITLE = "For reference: published numbers"
 DATASETS = {"py150": ("PY150", "python"), "javacorpus": ("JavaCorpus", "java")}
 """Datasets of both sources, by task: name and language."""

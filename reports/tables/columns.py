@@ -10,15 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness.contracts import Metric
-from harness.records.estimate import MISSING, TOO_FEW
 from harness.records.summary import SummaryRow
 from reports.metrics.evaluation import is_distinguishable
 from reports.metrics.sections import HEADLINE, in_section, sections_of
 from reports.metrics.time import LATENCY_P99
 from reports.metrics.vocabulary import metrics_of
 from reports.tables.table import Column
-
-__all__ = ["MISSING", "TOO_FEW", "columns_of", "explanations", "headline_columns", "sections_with_columns", "time_unit"]
 
 _MILLISECONDS_BELOW_S = 10.0
 _FORMS = {"number": "digits", "seconds": "digits", "count": ".0f"}

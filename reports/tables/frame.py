@@ -22,18 +22,6 @@ from reports.tables.writers import csv_text
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = [
-    "ACCEPTANCE_FILE",
-    "PARTS",
-    "ColumnFact",
-    "acceptance_csv",
-    "column_facts",
-    "column_names",
-    "flat",
-    "runs_to_csv",
-    "summary_csv",
-    "to_frame",
-]
 
 ACCEPTANCE_FILE = "acceptance.csv"
 _ACCEPTANCE_COLUMNS = ("task", "operating_point", *Acceptance.model_fields, "low", "high")

@@ -18,8 +18,6 @@ from harness.appearance.visible_text import one_line
 from reports.figures.figure import slug
 from reports.tables.table import Column, Heading, Line, Part, Table
 
-__all__ = ["FIRST_LINE", "escape_latex", "to_latex"]
-
 _POINTS = 504.0
 """Room for a row, 7 inches."""
 _SENTENCE = 170.0

@@ -16,8 +16,6 @@ from harness.appearance.terminal import Text
 from reports.summary.pareto import TEXT_KEPT, choose_gain, coordinates, edge
 from reports.tables.result import ResultTable, is_candidate
 
-__all__ = ["BOUND", "FRONT", "Marker", "Scale", "draw", "draw_front"]
-
 FRONT = "bold green"
 BOUND = "cyan"
 _LINE = "green"

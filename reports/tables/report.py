@@ -32,22 +32,6 @@ from reports.tables.run_tables import headline, of_summary, parts_of
 from reports.tables.table import Column, Facts, Heading, Line, Part, Table
 from reports.tables.writers import Document, to_markdown, to_terminal
 
-__all__ = [
-    "FILES",
-    "HEADING",
-    "brief",
-    "detailed",
-    "how_to_read",
-    "in_two_sentences",
-    "notes_of",
-    "render",
-    "report",
-    "report_markdown",
-    "task_tables",
-    "to_json",
-    "write_report",
-]
-
 FILES = ("summary.json", "summary.csv", "report.md")
 HEADING = "# Early-exit benchmark report"
 _BRIEF = 100

@@ -20,19 +20,6 @@ from reports.metrics.faithfulness import EXACT_PREFIX
 from reports.metrics.speedups import SPEEDUP
 from reports.tables.table import Tone
 
-__all__ = [
-    "ResultTable",
-    "draft_families",
-    "is_asserted",
-    "is_candidate",
-    "is_reference",
-    "legend",
-    "mark",
-    "split_tables",
-    "tone",
-    "windows_of",
-]
-
 _LEGEND = (
     (
         "●",

@@ -26,23 +26,6 @@ from reports.tables.plot import draw_front
 from reports.tables.result import ResultTable, draft_families, mark, split_tables, tone
 from reports.tables.table import Column, Facts, Heading, Line, Part, Picture, Table
 
-__all__ = [
-    "ACCEPTANCE_NOTE",
-    "HEADLINE",
-    "acceptance_tables",
-    "attribution_tables",
-    "attributions",
-    "draft_lengths",
-    "headline",
-    "hypervolumes",
-    "of_records",
-    "of_summary",
-    "parts_of",
-    "results",
-    "sections",
-    "verdicts",
-]
-
 HEADLINE = "What each operating point gives and saves"
 ACCEPTANCE_NOTE = (
     "Share of the drafted tokens that stood, of how many; one behind a replaced token did not, whatever it was. Kinds "

@@ -18,8 +18,6 @@ from harness.appearance.terminal import Text
 from harness.appearance.visible_text import one_line
 from harness.records.estimate import MISSING, Estimate
 
-__all__ = ["MISSING", "Cell", "Column", "Facts", "Heading", "Line", "Part", "Picture", "Table", "Tone"]
-
 _MOST_DECIMALS = 9
 """A value below a billionth of its unit is written as zero."""
 

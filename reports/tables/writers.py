@@ -26,19 +26,6 @@ from harness.appearance.visible_text import one_line, visible
 from harness.records.estimate import Estimate
 from reports.tables.table import Cell, Column, Facts, Heading, Line, Part, Picture, Table, Tone
 
-__all__ = [
-    "Document",
-    "csv_text",
-    "escape_markdown",
-    "fold_label",
-    "markdown_code",
-    "markdown_row",
-    "to_csv",
-    "to_html",
-    "to_markdown",
-    "to_terminal",
-]
-
 STYLES: dict[Tone, str] = {
     "": "", "strong": "bold", "faint": "dim", "good": "green", "bad": "red", "doubtful": "yellow",
     "front": "bold green", "bound": "cyan",

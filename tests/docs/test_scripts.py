@@ -20,6 +20,7 @@ import measured
 import ranked
 import write_tables as tables
 from harness.errors import HarnessError
+from harness.records.estimate import MISSING
 from harness.records.summary import SummaryRow
 from harness.running.reading import read_run
 from harness.store.record_files import write_document
@@ -27,7 +28,7 @@ from harness.store.run_directory import RunDirectory
 from harness.study.grid import expand, read_study
 from measured import stood, text_of
 from reports.recorded import RecordedRun
-from reports.tables.table import MISSING, Line, Table
+from reports.tables.table import Line, Table
 from tests.reports.conftest import RunBuilder
 from tests.reports.published.test_against import measured as measured_run
 from write_tables import STUDIES, TABLES
