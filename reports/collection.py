@@ -194,7 +194,8 @@ def write_collection(
     undrawn = "" if each else "Figures of single runs are left out of a report of so many. Draw them with --figures."
     if figures is False:
         undrawn = "No figures: left out on request."
-    further = pages(collection.named) if each or len(collection.runs) <= MOST_RUNS_DRAWN else []
+    few = each or len(collection.runs) <= MOST_RUNS_DRAWN
+    further = pages(collection.named) if few else []
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -223,7 +224,7 @@ def write_collection(
     page = front_page(
         _overview(collection),
         tasks,
-        [part for part in detailed(collection.named) if isinstance(part, Table)] if each else [],
+        [part for part in detailed(collection.named if few else ()) if isinstance(part, Table)],
         everything,
         further,
         files={name: what for name, what in _FILES.items() if name in texts or name == "report.md"},
@@ -257,7 +258,7 @@ def front_page(
     Args:
         overview: the table of runs.
         tables: one per task.
-        details: every table of single runs, folded up.
+        details: every table of single runs, folded away.
         figures: in reading order, in ``folder``.
         pages: completions of runs.
         files: name → what it is, of the report's other files.

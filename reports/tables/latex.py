@@ -110,7 +110,7 @@ def _floats(table: Table, label: str) -> Iterator[str]:
         ]
         for place, block in enumerate(blocks if end > start else ()):
             lines += [r"  \par\vspace{6pt}"] * (place > 0)
-            lines += _tabular(_between(block, start, end), points)
+            lines += _tabular(block, _between(block, start, end), points)
         if notes:  # below, so that the caption stays short
             text = escape_latex(" ".join(notes))
             lines += [
@@ -160,7 +160,8 @@ def _between(table: Table, start: int, end: int) -> Table:
     return replace(part, groups=((0, f"{before[-1]} (continued)"), *part.groups)) if continued else part
 
 
-def _tabular(table: Table, points: float) -> Iterator[str]:
+def _tabular(table: Table, page: Table, points: float) -> Iterator[str]:
+    """Yield some rows of a table, under its header and with its alignment."""
     kinds = [
         (f"p{{{_SENTENCE:.0f}pt}}" if column.kind == "text" and points * _widest(column) > _SENTENCE else "l")
         if column.left
@@ -173,8 +174,8 @@ def _tabular(table: Table, points: float) -> Iterator[str]:
     for place in range(max(map(len, heads))):
         yield f"    {' & '.join(head[place] if place < len(head) else '' for head in heads)} \\\\"
     yield r"    \midrule"
-    headings = dict(table.groups)
-    for number, row in enumerate(zip(*map(_cells, table.columns), strict=True)):
+    headings = dict(page.groups)
+    for number, row in enumerate(zip(*map(_cells, page.columns), strict=True)):
         if number in headings:
             yield from [r"    \addlinespace"] if number else []
             heading = escape_latex(headings[number])
