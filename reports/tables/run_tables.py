@@ -79,7 +79,7 @@ def front(table: ResultTable) -> Iterator[Part]:
     """Yield the Pareto front as a drawing, or why there is none."""
     draw = draw_front(table)
     if draw is None:
-        yield Line(f"No Pareto front: {without_front(table.rows)}.", "faint")
+        yield from (Line(""), Line(f"No Pareto front: {without_front(table.rows)}.", "faint"))
         return
     legend = (
         Line(f"{mark(row)} {letter} {row.operating_point}", tone(row))
@@ -103,7 +103,7 @@ def sections(table: ResultTable) -> Iterator[Part]:
         yield _table(table, title, found, wide=True)
     absent = [column.term for column in columns.values() if column.empty]
     if absent:
-        yield Line(f"No row has a value, so no column: {', '.join(absent)}.", "faint")
+        yield from (Line(""), Line(f"No row has a value, so no column: {', '.join(absent)}.", "faint"))
 
 
 def acceptance_tables(table: ResultTable) -> Iterator[Table]:
