@@ -17,7 +17,7 @@ import pytest
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
 from harness.registry import KV_POLICIES, METRICS, SCORES, TASKS, Registry
-from reports.leaderboard.scripts import read_script
+from reports.leaderboard.site import read_script
 from tests.run_files import unseal
 
 PROJECT = Path(__file__).resolve().parent / "fixtures" / "third_party"

@@ -1,4 +1,4 @@
-"""Is the promise kept? Random halves of the same documents, and documents of other kinds, as measured.
+"""Is the promise kept? Random halves of the same documents, and held-out documents, as measured; and how it is shown.
 
 On one half a setting is calibrated, on the other its mean loss is compared with the one allowed. The second half is a
 sample as well, so that a promise that holds is sometimes seen broken there; it is the harder test.
@@ -6,24 +6,24 @@ sample as well, so that a promise that holds is sometimes seen broken there; it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from harness.calibrating.promise import Settings
 from harness.errors import ConfigError
-from harness.records.estimate import Interval, NoInterval
+from harness.records.estimate import Estimate
+from harness.records.guarantee import CalibratedPoint, Guarantee, TestedSetting
 from reports.statistics.intervals import mean_interval
 from reports.statistics.risk_control import Losses
-
-__all__ = ["ROUNDS", "Elsewhere", "Halves", "elsewhere", "halves"]
+from reports.tables.table import Column, Line, Part, Table
 
 ROUNDS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Halves:
+class SplitCheck:
     """What became of the promise over random halves.
 
     Attributes:
@@ -41,27 +41,25 @@ class Halves:
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """The calibrated setting on other documents.
+class HeldOutCheck:
+    """The calibrated setting on held-out documents.
 
     Attributes:
         where: what they are.
         documents: how many, or how many projects where they are the unit.
-        risk: their mean loss.
-        interval: of it, 95 %, or why there is none.
+        risk: their mean loss, with a 95 % interval or why there is none.
         halves: calibrated on halves here and tested on all of them there.
     """
 
     where: str
     documents: int
-    risk: float
-    interval: Interval | NoInterval
-    halves: Halves
+    risk: Estimate
+    halves: SplitCheck
 
 
-def halves(
+def split_check(
     losses: Losses, risk: float, count: Callable[[Losses], int], *, tested: Losses | None = None, seed: int = 0
-) -> Halves:
+) -> SplitCheck:
     """Calibrate on random halves.
 
     Args:
@@ -80,10 +78,14 @@ def halves(
         if passed:
             others = losses[:, order[half:]] if tested is None else tested
             lost.append(float(others[passed - 1].mean()))
-    return Halves(ROUNDS, half, len(lost), sum(each > risk for each in lost), float(np.mean(lost)) if lost else None)
+    return SplitCheck(
+        ROUNDS, half, len(lost), sum(each > risk for each in lost), float(np.mean(lost)) if lost else None
+    )
 
 
-def elsewhere(here: Settings, there: Settings, chosen: int, risk: float, count: Callable[[Losses], int]) -> Elsewhere:
+def held_out_check(
+    here: Settings, there: Settings, chosen: int, risk: float, count: Callable[[Losses], int]
+) -> HeldOutCheck:
     """Hold a calibrated setting against other documents.
 
     Args:
@@ -91,7 +93,7 @@ def elsewhere(here: Settings, there: Settings, chosen: int, risk: float, count: 
         there: the same settings on other documents.
         chosen: place of the calibrated setting.
         risk: ε.
-        count: as for :func:`halves`.
+        count: as for :func:`split_check`.
 
     Raises:
         ConfigError: they are not the same settings.
@@ -105,10 +107,60 @@ def elsewhere(here: Settings, there: Settings, chosen: int, risk: float, count: 
     losses = there.losses[[rows[point.name] for point in here.points]]
     task = there.run.manifest.tasks[0]
     lost = losses[chosen]
-    return Elsewhere(
+    return HeldOutCheck(
         where=f"{task.name}, {task.source}",
         documents=len(lost),
-        risk=float(lost.mean()),
-        interval=mean_interval([[float(each)] for each in lost]),
-        halves=halves(here.losses, risk, count, tested=losses),
+        risk=Estimate.of(float(lost.mean()), mean_interval([[float(each)] for each in lost])),
+        halves=split_check(here.losses, risk, count, tested=losses),
     )
+
+
+def tables(point: CalibratedPoint, here: SplitCheck, others: Sequence[HeldOutCheck]) -> Iterator[Part]:
+    """Yield the settings in the order tested, the promise, and whether it is kept."""
+    promised = point.guarantee
+    left_out = f", {promised.left_out} left out" if promised.left_out else ""
+    how = promised.method if promised.p_value is None else f"{promised.method}, {promised.p_value}"
+    of_projects = f" of {len(promised.projects)} projects" if promised.unit == "project" else ""
+    tested = promised.confidence is not None
+    yield Table.of_rows(
+        f"{promised.target} on {len(promised.documents)} documents{of_projects}{left_out}: {promised.task.name}, "
+        f"{promised.task.source}; {promised.model}, {promised.weights_format}, kv {promised.kv}; {how}",
+        (
+            Column(header=promised.option, form="g"),
+            Column(header="layers", form=".1f"),
+            Column(header="lost", form=".4f"),
+            Column(header="p-value" if tested else "bound", form=".2g"),
+            Column(header="", kind="text"),
+        ),
+        [
+            (one.value, one.exit_layer_mean, one.risk, one.p_value if tested else one.bound, _outcome(one, promised))
+            for one in promised.tested
+        ],
+    )
+    yield Line("")
+    yield Line(f"{point.strategy}: {promised.promise}.", "good")
+    yield Line("")
+    yield Line(_in_words(here, promised, "on the other half"), "faint")
+    for other in others:
+        kept = other.risk.value <= promised.risk
+        lost = f"{other.risk.text('{:.4f}')} lost of {promised.risk:g} allowed"
+        where = f"On {other.where}, {other.documents} {promised.unit}s"
+        yield Line("")
+        yield Line(f"{where}: {'kept' if kept else 'broken'}, {lost}.", "good" if kept else "bad")
+        yield Line(_in_words(other.halves, promised, "there"), "faint")
+
+
+def _outcome(one: TestedSetting, promised: Guarantee) -> Line:
+    if one.passed:
+        last = [each for each in promised.tested if each.passed][-1]
+        return Line("chosen", "strong") if one == last else Line("passed", "good")
+    tested = one.p_value is not None or one.bound is not None
+    return Line("failed", "bad") if tested else Line("not tested", "faint")
+
+
+def _in_words(found: SplitCheck, promised: Guarantee, where: str) -> str:
+    certified = f"{found.certified} of {found.rounds} random halves of {found.documents} {promised.unit}s"
+    if found.risk is None:
+        return f"{certified} certify a setting."
+    broken = f"{found.violated} of them lose more than {promised.risk:g} {where}"
+    return f"{certified} certify a setting; {broken} (mean {found.risk:.4f})."

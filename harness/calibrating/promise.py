@@ -41,8 +41,6 @@ from reports.statistics.risk_control import (
     fewest_in_expectation,
 )
 
-__all__ = ["Settings", "by_project", "calibrated", "certified", "least_documents", "settings_of"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -242,8 +240,8 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
         exit_head=manifest.model.exit_head,
         fingerprint=manifest.model.fingerprint,
         weights_format=chosen.weights_format,
-        kv=settings.run.cells[settings.task, chosen.name].regime.kv,
-        batch_size=settings.run.cells[settings.task, chosen.name].regime.batch_size,
+        kv=settings.run.cells[settings.task, chosen.name].conditions.kv,
+        batch_size=settings.run.cells[settings.task, chosen.name].conditions.batch_size,
         artefacts=chosen.artefacts,
         exit_points=tuple(chosen.exit_points),
         kv_input=manifest.config.get("kv_input"),

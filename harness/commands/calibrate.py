@@ -41,13 +41,13 @@ def calibrate(
     options = configure(CalibrateOptions, given)
     console = stderr()
     log_to(console)
-    from harness.calibrating.checks import elsewhere, halves
+    from harness.calibrating.checks import held_out_check, split_check, tables
     from harness.calibrating.promise import calibrated, certified, settings_of
     from harness.calibrating.record import refuse_too_few
     from harness.calibrating.targets import parse_target
-    from harness.calibrating.terminal import render
     from harness.records.guarantee import shared_projects
     from harness.store.record_files import write_document
+    from reports.tables.writers import to_terminal
 
     target = parse_target(options.target)
     if options.file is not None and (options.file.is_dir() or not options.file.parent.is_dir()):
@@ -75,13 +75,14 @@ def calibrate(
     point = calibrated(settings, target, options)
     count = certified(options, target.risk)
     chosen = sum(each.passed for each in point.guarantee.tested) - 1
-    checks = [elsewhere(settings, each, chosen, target.risk, count) for each in others]
+    checks = [held_out_check(settings, each, chosen, target.risk, count) for each in others]
     file = options.written_to(run.directory)
     write_document(file, point)
     if as_json:
         write_json(point.model_dump_json(indent=2))
     else:
-        stdout().print(render(point, halves(settings.losses, target.risk, count), checks))
+        here = split_check(settings.losses, target.risk, count)
+        stdout().print(to_terminal(tables(point, here, checks)))
     where = escape(shell_word(file))
     console.print(f"[dim]Use it with `harness run --strategy @{where}`.[/]", soft_wrap=True, highlight=False)
 

@@ -49,11 +49,10 @@ def compare(
     from harness.running.reading import read_run
     from reports.comparing.compare import Wanted, compare_runs
     from reports.comparing.conditions import judge, parse_condition
-    from reports.comparing.document import comparison_document
-    from reports.comparing.markdown import comparison_markdown
-    from reports.comparing.terminal import render_comparison
+    from reports.comparing.document import comparison_document, comparison_markdown, tables
     from reports.files import write_files
     from reports.metrics.scores import recorded_scores
+    from reports.tables.writers import to_terminal
 
     if (point_a is None) != (point_b is None):
         missing = "--point-b" if point_b is None else "--point-a"
@@ -73,7 +72,7 @@ def compare(
     if as_json:
         write_json(comparison_document(found, judged), ensure_ascii=False)
     else:
-        stdout().print(render_comparison(found, details=details))
+        stdout().print(to_terminal(tables(found, details=details)))
     code = _say(judged)
     if code:
         raise typer.Exit(code)

@@ -11,10 +11,11 @@ from harness.commands.console import stderr, stdout, write_json
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from collections.abc import Iterable
 
     from harness.commands.progress import TrainingProgress
     from harness.config import RunConfig
+    from reports.tables.table import Part
 
 __all__ = ["doctor"]
 
@@ -76,7 +77,7 @@ def _check_sizes(pairs: int, windows: int, simulated: int) -> None:
 def _examine(config: RunConfig, *, as_json: bool) -> None:
     import torch
 
-    from harness.doctor.table import render_examination
+    from harness.doctor.tables import examination
     from harness.doctor.verdicts import judge
     from harness.host import environment
     from harness.host.device import resolve_device
@@ -114,13 +115,13 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
         }
         write_json(found)
     else:
-        _print(render_examination(line, facts, verdicts))
+        _print(examination(line, facts, verdicts))
 
 
 def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_json: bool) -> None:
     import torch
 
-    from harness.doctor.aa_table import real_verdict, render_real, render_simulated, simulated_verdict
+    from harness.doctor import tables
     from harness.doctor.paired import compare_with_itself
     from harness.doctor.simulated import CASES, NUMBERS_OF_PAIRS, simulate_coverage
 
@@ -130,18 +131,17 @@ def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_
         # the real part first: what it refuses, it refuses at once
         real = compare_with_itself(config, pairs, windows, progress)
         if not as_json:
-            _print(render_real(real))
+            _print(tables.real(real))
         progress.begin("simulated comparisons", len(CASES) * len(NUMBERS_OF_PAIRS) * simulated)
         synthetic = simulate_coverage(comparisons=simulated, seed=config.seed, step=progress.step)
     if as_json:
         found = {
-            "real": dataclasses.asdict(real) | {"verdict": real_verdict(real)},
-            "simulated": [dataclasses.asdict(one) | {"verdict": simulated_verdict(one)} for one in synthetic],
+            "real": dataclasses.asdict(real) | {"verdict": tables.real_verdict(real)},
+            "simulated": [dataclasses.asdict(one) | {"verdict": tables.simulated_verdict(one)} for one in synthetic],
         }
         write_json(found)
     else:
-        _print("")
-        _print(render_simulated(synthetic))
+        _print(tables.simulated(synthetic))
 
 
 def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:
@@ -163,9 +163,11 @@ def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:
         meter.close()
 
 
-def _print(what: RenderableType) -> None:
+def _print(parts: Iterable[Part]) -> None:
+    from reports.tables.writers import to_terminal
+
     console = stdout()
-    console.print(what, width=min(WIDTH, console.width), highlight=False)
+    console.print(to_terminal(parts), width=min(WIDTH, console.width), highlight=False)
 
 
 def _progress() -> TrainingProgress:

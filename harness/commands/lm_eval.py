@@ -29,7 +29,8 @@ def lm_eval(
     os.environ.setdefault("TQDM_DISABLE", "1")  # one progress bar is enough, and none inside a window
     from harness.commands.progress import RunProgress
     from harness.lm_eval.evaluate import evaluate
-    from harness.lm_eval.results import FOLDER, render
+    from harness.lm_eval.results import FOLDER, tables
+    from reports.tables.writers import to_terminal
 
     with RunProgress(console) as progress:
         found = evaluate(options, progress)
@@ -38,7 +39,7 @@ def lm_eval(
 
         write_json(found.results, default=handle_non_serializable)
     else:
-        stdout().print(render(found.results))
+        stdout().print(to_terminal(tables(found.results)))
     where = escape(one_line(str(found.directory)))
     said = f"Records, report.md, summary.csv and summary.json are in {where}, lm-eval's results in {where}/{FOLDER}."
     if found.run is None:

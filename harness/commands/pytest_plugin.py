@@ -1,10 +1,10 @@
 """A pytest plugin: ``pytest --harness-run=DIR`` puts a run's results into pytest-benchmark's history.
 
 One test item per task × operating point; its rounds are the latencies that the run recorded for every sample, nothing
-is measured again. What else the run knows of the operating point stands in ``extra_info``. Node ids are made of model,
-weights, dtype, task, protocol, KV policy, batch size, arrival rate if there is one, weights format if it is not the
-dtype's own, and operating point, never of a folder or a machine, so that ``--benchmark-compare`` finds them in the
-history and compares like with like. Without paths on the command line only the runs are collected.
+is measured again. What else the run knows of the operating point stands in ``extra_info``. Node ids are made of
+conditions (:attr:`harness.records.conditions.Conditions.label`) and operating point, never of a folder or a machine, so
+that ``--benchmark-compare`` finds them in the history and compares like with like. Without paths on the command line
+only the runs are collected.
 
 Loaded by every pytest of an environment that the harness is installed in: nothing heavy is imported before the option
 is used.
@@ -55,7 +55,7 @@ class RunCollector(pytest.Collector):
         for (task, point), cell in self.run.cells.items():
             latencies = tuple(s.latency_s for s in cell.samples.values() if s.latency_s is not None)
             if latencies and (task, point) in rows:
-                name = _item(self.run, cell)
+                name = _item(cell)
                 body = _replay(latencies, _facts(self.run, cell, rows[task, point]))
                 item: pytest.Function = pytest.Function.from_parent(self, name=name, callobj=body)
                 item.add_marker(pytest.mark.benchmark(group=task, timer=RecordedClock(latencies)))
@@ -145,20 +145,14 @@ def _replay(latencies_s: tuple[float, ...], facts: dict[str, Any]) -> Callable[[
 
 
 def _model(run: RecordedRun) -> str:
-    """Model, weights and dtype; of a local folder its name alone."""
-    model = run.manifest.model
-    name = Path(model.name).name if Path(model.name).is_absolute() else model.name
-    return _line(f"{name}-{model.weights}-{model.dtype}")
+    return _line(next(iter(run.cells.values())).conditions.model_label)
 
 
-def _item(run: RecordedRun, cell: Measured) -> str:
-    """Task, protocol, how it decoded, operating point; no policy or format twice where the run compares several."""
-    kv, stored, rate = cell.regime.kv, cell.regime.weights_format, run.manifest.config.get("arrival_rate")
-    model = run.manifest.model
-    packed = cell.point.black_box is None and model.stored(stored).numbers != model.dtype
-    how = f"{kv}-batch{cell.regime.batch_size}{f'-rate{rate:g}' if rate else ''}{f'-{stored}' if packed else ''}"
-    point = cell.point.name.replace(f"@{kv}", "").replace(f"@{stored}", "")
-    return _line(f"{cell.task.name}-{cell.task.protocol}-{how}[{point}]")
+def _item(cell: Measured) -> str:
+    """Conditions and operating point; no policy or format twice where the run compares several."""
+    conditions = cell.conditions
+    point = cell.point.name.replace(f"@{conditions.kv}", "").replace(f"@{conditions.weights_format}", "")
+    return _line(f"{conditions.label}[{point}]")
 
 
 def _line(text: str) -> str:
@@ -169,11 +163,11 @@ def _line(text: str) -> str:
 
 
 def _names(run: RecordedRun) -> set[str]:
-    return {f"{_model(run)}::{_item(run, cell)}" for cell in run.cells.values()}
+    return {f"{_model(run)}::{_item(cell)}" for cell in run.cells.values()}
 
 
 def _machine(run: RecordedRun, numbers: str) -> str:
-    from reports.summary.devices import hardware_class
+    from harness.records.conditions import hardware_class
 
     return f"{hardware_class(run.manifest, run.identity)}, {numbers}"
 

@@ -29,7 +29,7 @@ def submit(
     """
     from harness.running.rescore import examine_submission, pack
     from harness.store.packed_run import ARCHIVE
-    from reports.leaderboard.contradictions import CANNOT_BE_CHECKED
+    from reports.leaderboard.checks import CANNOT_BE_CHECKED
 
     file = out or Path(f"{real_path(directory).name}{ARCHIVE}")
     if not file.name.endswith(ARCHIVE):

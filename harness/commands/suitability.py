@@ -28,7 +28,8 @@ def suitability(
     import torch
 
     from harness.suitability.assess import assess
-    from harness.suitability.terminal import render
+    from harness.suitability.verdict import tables
+    from reports.tables.writers import to_terminal
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -37,4 +38,4 @@ def suitability(
     if as_json:
         write_json(found.model_dump_json(indent=2))
     else:
-        stdout().print(render(found))
+        stdout().print(to_terminal(tables(found)))

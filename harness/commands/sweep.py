@@ -35,8 +35,9 @@ def sweep(
     from harness.sweep.files import check_writable, write_sweep
     from harness.sweep.replay_sweep import SweepRequest
     from harness.sweep.replay_sweep import sweep as replay_all
-    from harness.sweep.terminal import render
+    from harness.sweep.tables import tables
     from harness.training.traces.store import Traces
+    from reports.tables.writers import to_terminal
 
     traces = Traces.open(options.replay, options.model or "")
     out = options.out
@@ -75,8 +76,7 @@ def sweep(
     if as_json:
         write_json(found.model_dump_json(indent=2))
     else:
-        console = stdout()
-        console.print(render(found, keep=options.keep, width=console.width, calibration=result.calibration))
+        stdout().print(to_terminal(tables(found, keep=options.keep, calibration=result.calibration)))
     sys.stdout.flush()
     each = found.replay_s / (found.tokens * len(found.rows))
     written = "" if out is None else f" {_written(result)}"

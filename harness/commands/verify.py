@@ -38,8 +38,8 @@ def verify(
     import torch
 
     from harness.host.atomic_files import replace_files
-    from harness.verifying.certify import certify
-    from harness.verifying.terminal import render
+    from harness.verifying.certify import certify, tables
+    from reports.tables.writers import to_terminal
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -47,6 +47,6 @@ def verify(
         found = certify(options, progress)
     if json_file is not None:
         replace_files({json_file: found.model_dump_json(indent=2).encode()})
-    stdout().print(render(found))
+    stdout().print(to_terminal(tables(found)))
     if found.defects:
         raise typer.Exit(DEFECTS)

@@ -25,8 +25,6 @@ from harness.running.plan import Plan
 from harness.running.resolve import resolve
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair, median, paired_ratio, ratio_interval
 
-__all__ = ["Comparison", "RealCoverage", "compare_with_itself"]
-
 WARMUP_WINDOWS = 6
 PROMPT_TOKENS = 64
 """Prompts are cut to their last tokens: any work serves that is the same under both names, and a window of a

@@ -7,15 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-
-from harness.appearance.terminal import Line, Text
 from harness.appearance.visible_text import json_text
+from harness.records.estimate import MISSING
 from reports.files import write_files
-
-__all__ = ["FOLDER", "render", "write_results"]
+from reports.tables.table import Cell, Column, Table
 
 FOLDER = "lm-eval"
 """Folder in the run directory that has a folder for each operating point."""
@@ -40,24 +35,22 @@ def write_results(directory: Path, results: Results) -> tuple[Path, ...]:
     return tuple(written)
 
 
-def render(results: Results) -> RenderableType:
-    """Return metrics of every task and operating point with depth, time and energy beside them.
+def tables(results: Results) -> Iterator[Table]:
+    """Yield metrics of every task and operating point with depth, time and energy beside them.
 
     Args:
         results: operating point → lm-eval's results.
     """
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", overflow="fold")
-    for column in ("value", "layers", "ms/token", "J/token"):
-        table.add_column(column, justify="right", no_wrap=True)
     first = next(iter(results.values()))
+    rows: list[tuple[Cell, ...]] = []
+    groups: list[tuple[int, str]] = []
     sources: dict[str, bool] = {}
     kinds: set[str] = set()
     known = False
     for task in first["results"]:
         for metric in _metrics(first["results"][task]):
             name, _, pipeline = metric.partition(",")
-            table.add_row(Line(f"{task}: {name if pipeline == 'none' else metric}"))
+            groups.append((len(rows), f"{task}: {name if pipeline == 'none' else metric}"))
             for point, found in results.items():
                 values, facts = found["results"][task], found["config"]["early_exit"]["tasks"].get(task, {})
                 asked, spent = _kinds(found, task), facts.get("generated") or facts.get("scored", {})
@@ -65,16 +58,24 @@ def render(results: Results) -> RenderableType:
                 known = known or bool(spent.get("known_requests"))
                 if spent.get("j_per_token") is not None:
                     sources[spent["energy_source"]] = spent["energy_measured"]
-                table.add_row(
-                    Line(f"  {_where(found, point, asked)}"),
-                    _value(values.get(metric), values.get(f"{name}_stderr,{pipeline}")),
-                    _number(spent.get("exit_layer_mean"), "{:.1f}"),
-                    _number(spent.get("s_per_token"), "{:.2f}", 1000),
-                    _number(spent.get("j_per_token"), "{:.3g}"),
-                )
+                costs = (spent.get(cost) for cost in ("exit_layer_mean", "s_per_token", "j_per_token"))
+                value = _value(values.get(metric), values.get(f"{name}_stderr,{pipeline}"))
+                rows.append((_where(found, point, asked), value, *costs))
                 if asked == {"scored"}:  # the same at every operating point
                     break
-    return Group(table, *(Text(line, "dim") for line in _notes(first, sources, kinds, known)))
+    yield Table.of_rows(
+        "",
+        (
+            Column(header="operating point", kind="text"),
+            "value",
+            Column(header="layers", form=".1f"),
+            Column(header="ms/token", form=".2f", scale=1000),
+            Column(header="J/token", form=".3g"),
+        ),
+        rows,
+        groups=tuple(groups),
+        notes=tuple(_notes(first, sources, kinds, known)),
+    )
 
 
 def _kinds(results: Mapping[str, Any], name: str) -> set[str]:
@@ -96,11 +97,8 @@ def _metrics(values: Mapping[str, Any]) -> list[str]:
 
 def _value(value: Any, error: Any) -> str:
     """Return a metric with its standard error, where lm-eval has one."""
-    return _number(value, "{:.4f}") + (f" ± {error:.4f}" if isinstance(error, int | float) else "")
-
-
-def _number(value: Any, form: str, factor: float = 1) -> str:
-    return form.format(value * factor) if isinstance(value, int | float) else "–"
+    number = f"{value:.4f}" if isinstance(value, int | float) else MISSING
+    return number + (f" ± {error:.4f}" if isinstance(error, int | float) else "")
 
 
 def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[str], known: bool) -> Iterator[str]:

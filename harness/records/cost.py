@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
+from harness.records.estimate import Estimate, Interval
 from harness.records.record import Record
 
-__all__ = ["PARTS", "PHASES", "Attribution", "CheckCost", "Interval", "OperatingPointCost", "Quantity", "Ranged"]
-
-Interval = tuple[float, float]
 Quantity = Literal["time", "energy"]
 
 PARTS = ("prefill", "layers", "exit_checks", "check_heads", "output_head", "kv_fill", "rest")
@@ -24,7 +23,7 @@ it lies. ``rest``: what no count explains; it can be negative.
 """
 
 PHASES = ("drafting", "verifying", "rolled_back")
-"""What lossless decoding does after prefill: all parts but ``prefill`` and ``rest``, taken apart another way.
+"""The phases of lossless decoding after prefill: all parts but ``prefill`` and ``rest``, taken apart another way.
 
 ``drafting``: layers of passes that ended in a draft which stands, and all checks and heads but those of verifications.
 ``verifying``: passes that went deep, the LM head over all of their places. ``rolled_back``: passes that drafted a token
@@ -33,7 +32,7 @@ which did not stand, and rows of verifications that were discarded.
 
 
 class Ranged(Record):
-    """A number and how sure it is.
+    """An estimate as files of attributions have it.
 
     Attributes:
         value: the number.
@@ -42,6 +41,20 @@ class Ranged(Record):
 
     value: float
     ci: Interval | None = None
+
+
+def _read(given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    written = Ranged.model_validate(given)
+    return Estimate.of(written.value, written.ci)
+
+
+Cost = Annotated[
+    Estimate,
+    BeforeValidator(_read, json_schema_input_type=Ranged),
+    PlainSerializer(lambda one: {"value": one.value, "ci": one.interval}),
+]
 
 
 class OperatingPointCost(Record):
@@ -60,15 +73,15 @@ class OperatingPointCost(Record):
 
     operating_point: str
     total: float
-    parts: dict[str, Ranged]
-    phases: dict[str, Ranged] = Field(default_factory=dict)
-    overhead: Ranged | None = None
-    overhead_of_run: Ranged | None = None
-    overhead_of_full: Ranged | None = None
+    parts: dict[str, Cost]
+    phases: dict[str, Cost] = Field(default_factory=dict)
+    overhead: Cost | None = None
+    overhead_of_run: Cost | None = None
+    overhead_of_full: Cost | None = None
 
 
 class CheckCost(Record):
-    """What asking a strategy once costs, its LM-head evaluations included, found in two independent ways.
+    """The cost of asking a strategy once, its LM-head evaluations included, found in two independent ways.
 
     Attributes:
         strategy: registered name.
@@ -79,8 +92,8 @@ class CheckCost(Record):
     """
 
     strategy: str
-    direct: Ranged | None
-    fitted: Ranged | None
+    direct: Cost | None
+    fitted: Cost | None
     agree: bool | None
 
 

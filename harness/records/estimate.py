@@ -8,8 +8,6 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-__all__ = ["MISSING", "TOO_FEW", "Estimate", "Interval", "NoInterval"]
-
 MISSING = "–"
 """How what was not determined is written."""
 TOO_FEW = "too few"
@@ -78,10 +76,14 @@ class Estimate:
             bound: format of the interval's ends, the value's where omitted; empty to leave the interval out.
             factor: what all of them are multiplied by.
         """
-        bound = number if bound is None else bound
+        brackets = self.brackets(number if bound is None else bound, factor)
         text = number.format(self.value * factor)
-        if bound and self.interval is not None:
-            return f"{text} [{', '.join(bound.format(end * factor) for end in self.interval)}]"
-        if bound and self.no_interval is not None:
-            return f"{text} [{MISSING if self.no_interval is NoInterval.UNDEFINED else TOO_FEW}]"
-        return text
+        return f"{text} {brackets}" if brackets else text
+
+    def brackets(self, bound: str, factor: float = 1.0) -> str:
+        """Return ``[low, high]``, ``[too few]``, or nothing where neither an interval nor its absence is known."""
+        if not bound or (self.interval is None and self.no_interval is None):
+            return ""
+        if self.interval is None:
+            return f"[{MISSING if self.no_interval is NoInterval.UNDEFINED else TOO_FEW}]"
+        return f"[{', '.join(bound.format(end * factor) for end in self.interval)}]"

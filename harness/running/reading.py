@@ -28,10 +28,8 @@ from harness.store.record_files import REMEDY
 from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS, RunDirectory, is_held
 from harness.store.same_run import absent_plugins
 from reports.recorded import RecordedRun, Records
-from reports.summary.absurd import without_absurd
-from reports.summary.outlived import with_recorded
-from reports.summary.quality import corpora
-from reports.summary.summarise import candidates, summarise
+from reports.summary.admission import drop_implausible
+from reports.summary.summarise import corpora, recorded_only, summarise
 
 __all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "main", "read_run", "read_runs"]
 
@@ -81,7 +79,7 @@ def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep:
             summary = kept(seal, Summary, lambda: _summarise(manifest, windows, samples))
         else:
             summary = _summarise(manifest, windows, samples)
-        summary = without_absurd(with_recorded(summary, recorded) if recorded else summary)
+        summary = drop_implausible(recorded_only(summary, recorded) if recorded else summary)
         absent = absent_plugins(manifest, {name for sample in samples for name in sample.scores})
         notes = tuple(dict.fromkeys((*summary.notes, *absent, *_about_scores(again))))
         summary = summary.model_copy(update={"notes": notes, "records": seal})
@@ -151,7 +149,7 @@ def _summarise(
     samples: tuple[SampleRecord, ...],
     processes: int | None = None,
 ) -> Summary:
-    scores = CorpusScores(corpora(candidates(manifest, windows, samples)), processes)
+    scores = CorpusScores(corpora(manifest, windows, samples), processes)
     machine = environment.machine_line(manifest.environment)
     failures = scores.failures | {name: why for each in samples for name, why in each.score_failures.items()}
     missing = [*scores.missing(), *(f"not shown: {why}." for why in failures.values())]

@@ -37,11 +37,10 @@ from harness.running.scoring import Scores, score_sample
 from harness.store.committed import sealed_records
 from harness.store.packed_run import write_archive
 from harness.store.run_directory import RunDirectory, lock_folder
-from reports.leaderboard.conditions import Check, conditions
-from reports.leaderboard.contradictions import ScoresAgain
+from reports.leaderboard.checks import Check, ScoresAgain, publication_checks
 from reports.leaderboard.redaction import Redacted, private_paths, redact_run
 from reports.recorded import RecordedRun
-from reports.tables.export import to_json, write_report
+from reports.tables.report import to_json, write_report
 
 __all__ = ["Rescored", "Submission", "examine_submission", "pack", "rescore", "rescored"]
 
@@ -242,7 +241,7 @@ def examine_submission(directory: Path) -> Submission:
     """
     run = read_run(directory)
     redacted = redact_run(run)
-    return Submission(redacted, (*conditions(run, rescored), _summary(run, directory), _private(redacted)))
+    return Submission(redacted, (*publication_checks(run, rescored), _summary(run, directory), _private(redacted)))
 
 
 def pack(submission: Submission, file: Path) -> Path:

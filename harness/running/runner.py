@@ -58,7 +58,7 @@ from harness.running.session import Observer, Session, durations
 from harness.store.run_directory import RunDirectory, fresh_directory, refuse_occupied
 from harness.store.same_run import code_of_objects, used_plugins
 from reports.statistics.intervals import MINIMUM_PAIRS
-from reports.tables.export import write_report
+from reports.tables.report import write_report
 
 __all__ = ["RunResult", "execute"]
 

@@ -23,7 +23,7 @@ from harness.errors import is_out_of_memory, reason
 from harness.host.interpreter import fresh_interpreter
 from harness.host.processor import core_count
 from harness.registry import SCORES
-from reports.summary.quality import Corpus
+from reports.summary.measured import Corpus
 
 __all__ = ["SERIAL_SAMPLES", "CorpusScores", "missing_scores", "score_corpora", "score_names", "score_sample"]
 

@@ -20,18 +20,15 @@ from harness.decoding.unit_costs import Timing
 from harness.host.atomic_files import replace_files
 from harness.host.device import resolve_device
 from harness.metering.window import synchronise
-from harness.suitability.chances import SHORT, Prices
-from harness.suitability.chances import chances as chances_of
 from harness.suitability.exits import describe, read_all, readings, sampled
 from harness.suitability.options import SuitabilityOptions
 from harness.suitability.record import Suitability
+from harness.suitability.settings import SHORT, Prices, best_settings
 from harness.suitability.verdict import verdict
 from harness.sweep.tokens import COLUMNS
 from harness.training.traces.reading import open_traces
 from harness.training.traces.record_trace import trace
 from harness.training.traces.store import Traces
-
-__all__ = ["SUITABILITY", "assess"]
 
 SUITABILITY = "suitability.json"
 ROUNDS = 9
@@ -90,7 +87,7 @@ def _judged(options: SuitabilityOptions, model: str, traces: Traces, progress: P
         progress.stage("measuring what parts take here")
         prices = _prices(Engine(backbone, info, timing=Timing()), backbone)
     progress.begin("replaying strategies", len(reads))
-    found = chances_of(
+    found = best_settings(
         reads, info, prices,
         keep=options.keep, map_bytes=info.hidden_size * (info.hidden_size + 1) * 4, short_bytes=short_bytes,
         step=progress.step,

@@ -6,8 +6,6 @@ from harness.contracts import Weights
 from harness.records import UnitTimes
 from harness.records.record import Record
 
-__all__ = ["Chance", "ExitFacts", "HeadFacts", "Suitability"]
-
 
 class ExitFacts(Record):
     """One exit point read by one head.
@@ -45,7 +43,7 @@ class HeadFacts(Record):
     ranked: int
 
 
-class Chance(Record):
+class Setting(Record):
     """The best setting of one family of strategies, replayed.
 
     Attributes:
@@ -53,9 +51,9 @@ class Chance(Record):
         head: name of the head that reads exits.
         setting: the operating point replayed; ``full`` where none of the family is faster.
         lossless: full depth's tokens come out.
-        bound: it cannot be run as it stands: it looks at the answer, or is granted something for nothing.
+        bound: an upper bound, not deployable: it looks at the answer, or something is free that would cost.
         agreement: share of tokens that are full depth's. agreement_ci: 95 % over documents.
-        layers: decoder layers a token, those of drafts that fell included.
+        layers: decoder layers a token, those of rejected drafts included.
         bytes_speedup: full depth's bytes read over its own.
         time_speedup: full depth's expected time over its own, from measured parts; ``None`` where none were.
     """
@@ -89,7 +87,7 @@ class Suitability(Record):
         head_in_layers: the LM head's cost in decoder layers, by time where it was measured, else by bytes.
         row_share: cost of one more row of a pass, as a share of a pass of one; ``None`` where it was not measured.
         times: what parts took; ``None`` where they were not measured.
-        chances: families of strategies, best first within lossy and lossless.
+        chances: the best setting of each family of strategies and head, fastest first, lossy before lossless.
         verdict: sentences.
     """
 
@@ -109,15 +107,15 @@ class Suitability(Record):
     head_in_layers: float
     row_share: float | None
     times: UnitTimes | None
-    chances: tuple[Chance, ...]
+    chances: tuple[Setting, ...]
     verdict: tuple[str, ...] = ()
 
-    def best(self, *, lossless: bool, bounds: bool = False) -> Chance:
+    def best(self, *, lossless: bool, bounds: bool = False) -> Setting:
         """Return the fastest family.
 
         Args:
             lossless: of those that yield full depth's tokens, or of the others.
-            bounds: also what cannot be run as it stands.
+            bounds: also upper bounds, which are not deployable.
         """
         found = [one for one in self.chances if one.lossless == lossless and (bounds or not one.bound)]
         return max(found, key=lambda one: one.speedup)

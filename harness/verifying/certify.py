@@ -1,8 +1,9 @@
-"""From options to a certificate: prompts as a run draws them, one model in every format, claim by claim."""
+"""From options to a certificate, claim by claim, and its tables; prompts are drawn as a run draws them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 from harness.config import BASELINE, RunConfig
 from harness.contracts.recipes import Progress
@@ -13,14 +14,17 @@ from harness.host import environment
 from harness.models.facts import in_format
 from harness.models.model import LoadedModel
 from harness.records.certificate import Certificate, Claim
+from harness.records.estimate import MISSING
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.operating_points import OperatingPoint
 from harness.running.resolve import resolve
 from harness.verifying.formats import Step, decode, verify_batches, verify_format
 from harness.verifying.lossless import verify_lossless
 from harness.verifying.options import VerifyOptions
+from reports.tables.table import Column, Line, Part, Table
 
-__all__ = ["certify"]
+LISTED = 20
+"""Differences of a claim that are printed, those with the widest gaps; ``--json`` has all."""
 
 REFERENCE = next(name for name, made in WEIGHTS_FORMATS.usable().items() if made.facts.accuracy == "exact")
 
@@ -147,3 +151,95 @@ def _formats(options: VerifyOptions, device: str) -> Sequence[str]:
 def _packed(loaded: LoadedModel, name: str, device: str) -> Engine:
     info = in_format(loaded.info, loaded.resolved.config, name)
     return Engine(pack(loaded.backbone, name, device), info)
+
+
+def tables(found: Certificate) -> Iterator[Part]:
+    """Yield a row per claim, the differences of each, and the verdict."""
+    formats = [claim.weights_format for claim in found.claims]
+    sources = "; ".join(f"{task} from {label}" for task, label in found.sources.items())
+    yield Table.of_rows(
+        f"{found.model} ({found.weights}), {found.prompts} prompts, {found.max_new_tokens} new tokens each: {sources}",
+        (
+            Column(header="claim", kind="text"),
+            Column(header="places", form="count"),
+            "drafts",
+            Column(header="equal", form=".2%"),
+            Column(header="ties", form="count"),
+            Column(header="beyond", form="count"),
+            Column(header="gap", form=".2g", priority=1),
+            Column(header="", kind="text"),
+        ),
+        [
+            (
+                claim.what,
+                claim.places,
+                "" if claim.drafts is None else f"{claim.accepted}/{claim.drafts}",
+                claim.share,
+                claim.near_ties,
+                len(claim.beyond),
+                max((one.gap for one in claim.differences if one.gap is not None), default=None),
+                _outcome(claim),
+            )
+            for claim in found.claims
+        ],
+        groups=tuple((formats.index(name), name) for name in dict.fromkeys(formats)),
+        notes=(
+            "drafts: how many were accepted of how many; equal: of all places where they are counted, else of those "
+            "that are not near-ties; gap: the widest between two logits of the reference whose tokens are exchanged. "
+            "A near-tie's is no wider than rounding may move a logit (bound).",
+        ),
+    )
+    for claim in found.claims:
+        if claim.differences:
+            yield _differences(claim)
+    yield Line("")
+    yield Line(verdict(found), "bad" if found.defects else "good")
+
+
+def verdict(found: Certificate) -> str:
+    """Return the verdict in one line."""
+    judged = [claim for claim in found.claims if claim.judged]
+    places, ties = sum(claim.places for claim in judged), sum(claim.near_ties for claim in judged)
+    if found.defects:
+        return f"not exact: {found.defects} of {places:,} places differ by more than rounding explains"
+    reported = sorted({claim.weights_format for claim in found.claims if not claim.judged})
+    more = f"; counted, not judged: {', '.join(reported)} against float32" if reported else ""
+    if not judged:
+        return f"nothing to certify{more}"
+    but = f"{places:,} places but for {ties} near-tie{'' if ties == 1 else 's'}" if ties else f"all {places:,} places"
+    return f"exact at {but}{more}"
+
+
+def _outcome(claim: Claim) -> Line:
+    if claim.defects:
+        return Line("broken", "bad")
+    if claim.drafts == 0:
+        return Line("no drafts", "doubtful")
+    return Line("holds", "good") if claim.judged else Line("counted", "faint")
+
+
+def _differences(claim: Claim) -> Table:
+    widest = sorted(claim.differences, key=lambda one: -math.inf if one.gap is None else -one.gap)[:LISTED]
+    more = len(claim.differences) - len(widest)
+    return Table.of_rows(
+        f"{claim.weights_format}, {claim.what}",
+        (
+            Column(header="prompt", kind="label"),
+            *("place", "token", "instead", "logits"),
+            Column(header="gap", form=".2g"),
+            Column(header="bound", form=".2g"),
+            Column(header="", kind="text"),
+        ),
+        [
+            (
+                one.sample_id,
+                *("end" if number is None else str(number) for number in (one.place, one.token, one.other)),
+                " ".join(MISSING if logit is None else f"{logit:.3f}" for logit in (one.logit, one.other_logit)),
+                one.gap,
+                one.bound,
+                "tie" if one.near_tie else "beyond",
+            )
+            for one in widest
+        ],
+        notes=(f"and {more} with narrower gaps: --json FILE has them",) if more else (),
+    )

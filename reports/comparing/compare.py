@@ -13,22 +13,17 @@ from dataclasses import dataclass, replace
 from harness.contracts import Metric
 from harness.errors import ConfigError, StoreError, did_you_mean
 from harness.host.foreign_files import real_path
-from reports.comparing.change import Change, change, corrected, level_of_both
-from reports.comparing.differences import cost_obstacle, differences, energy_obstacle, score_obstacle
-from reports.comparing.matching import Matched, agreement_units, match
-from reports.comparing.metrics import AGREEMENT, compared_metrics
-from reports.comparing.notes import notes
-from reports.comparing.pairing import JOINED, pair_units
+from reports.comparing.change import AGREEMENT, Change, change, compared_metrics, corrected, level_of_both
+from reports.comparing.differences import differences
+from reports.comparing.pairing import JOINED, Matched, agreement_units, match, pair_units
 from reports.comparing.results import PointChange, RunChange
-from reports.comparing.words import overall, verdict
+from reports.comparing.words import notes, overall, verdict
 from reports.metrics.point import Point
 from reports.metrics.scores import recorded_scores
 from reports.metrics.units import by_block, units_of, usable
 from reports.recorded import RecordedRun
-from reports.summary.energy import is_measured
+from reports.summary.energy import is_measured, total
 from reports.summary.measured import Measured
-
-__all__ = ["Wanted", "compare_runs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +141,8 @@ def _compare(a: RecordedRun, b: RecordedRun, one: Measured, other: Measured, met
         changes,
         baseline=baseline,
         identical=(identical, len(agreement)),
-        kv_a=one.regime.kv,
-        kv_b=other.regime.kv,
-        formats=_formats(one, other),
+        conditions=(one.conditions, other.conditions),
     )
-
-
-def _formats(one: Measured, other: Measured) -> tuple[str, str]:
-    return one.regime.weights_format, other.regime.weights_format
 
 
 def _change(
@@ -171,7 +160,7 @@ def _change(
         return Change(metric, reason="full depth is what it is compared with", applies=False)
     if references:
         return Change(metric, reason=f"{references[0]} is full depth, whose own is 1 by definition")
-    reason, source = _obstacle(metric, a, b, cells, matched)
+    reason, source = _obstacle(metric, *cells, matched)
     measured = all(is_measured(source, run.manifest.meter) for run in (a, b)) if metric.kind == "energy" else True
     if reason:
         return Change(metric, reason=reason, source=source, measured=measured)
@@ -193,8 +182,10 @@ def _change(
         return replace(found, source=source, measured=measured, reason=reason)
     differing = sum(row != prompts.b[key] for key, row in prompts.a.items()) if prompts is not None else None
     found = change(metric, pairs.a, pairs.b, paired=True, differing=differing)
-    said = [found.reason, JOINED if pairs.joined else "", _left_out(found, matched) if metric.is_cost else "", unusable]
-    return replace(found, source=source, measured=measured, reason="; ".join(filter(None, said)))
+    fewer = metric.is_cost and found.prompts < len(matched.same)
+    rests = f"rests on {found.prompts} of {len(matched.same)} prompts" if fewer else ""
+    reasons = filter(None, (found.reason, JOINED if pairs.joined else "", rests, unusable))
+    return replace(found, source=source, measured=measured, reason="; ".join(reasons))
 
 
 def _is_reference(metric: Metric, point: Point) -> bool:
@@ -202,25 +193,23 @@ def _is_reference(metric: Metric, point: Point) -> bool:
     return bool(metric.paired) and point.cell is point.reference(metric.against)
 
 
-def _left_out(found: Change, matched: Matched) -> str:
-    """How few of the prompts a number rests on; empty where it rests on all."""
-    return f"rests on {found.prompts} of {len(matched.same)} prompts" if found.prompts < len(matched.same) else ""
-
-
-def _obstacle(
-    metric: Metric, a: RecordedRun, b: RecordedRun, cells: tuple[Measured, Measured], matched: Matched
-) -> tuple[str, str]:
+def _obstacle(metric: Metric, a: Measured, b: Measured, matched: Matched) -> tuple[str, str]:
     """Why a metric is not compared, and the source of an energy."""
     if (metric.kind == "score" or metric is AGREEMENT) and not matched.paired:
         return "the prompts differ", ""
     if metric.kind == "score":
         if not matched.same_reference:
             return "the references differ", ""
-        return score_obstacle(a, b), ""
-    reason = cost_obstacle(a.manifest, b.manifest, _formats(*cells)) if metric.is_cost else ""
+        return a.conditions.why_not_comparable(b.conditions, "scores"), ""
+    reason = a.conditions.why_not_comparable(b.conditions, "costs") if metric.is_cost else ""
     if reason or metric.kind != "energy":
         return reason, ""
-    return energy_obstacle(*cells)
+    (source, here), (other, there) = (total(cell.windows.values()) for cell in (a, b))
+    asked = replace(a.conditions, energy_source=source)
+    reason = asked.why_not_comparable(replace(b.conditions, energy_source=other), "energy")
+    if not reason and (here is None or there is None):
+        reason = "some windows have no energy reading"
+    return reason, source if source == other else ""
 
 
 def _corrected(points: list[PointChange]) -> list[PointChange]:

@@ -18,12 +18,9 @@ from typing import Literal
 
 from harness.contracts import Metric
 from harness.errors import ConfigError
-from harness.records.estimate import NoInterval
-from reports.comparing.change import Change
-from reports.comparing.metrics import AGREEMENT, find_metric
+from harness.records.estimate import Estimate, NoInterval
+from reports.comparing.change import AGREEMENT, Change, find_metric
 from reports.comparing.results import PointChange
-
-__all__ = ["Condition", "Judgement", "grouped", "judge", "parse_condition"]
 
 _GRAMMAR = re.compile(
     r"\s*(?P<metric>[A-Za-z_]\w*)\s*(?P<sign>>=|<=|>|<)\s*(?P<number>[+\-−]?(?:\d+\.?\d*|\.\d+))\s*(?P<percent>%?)\s*"
@@ -122,10 +119,10 @@ def judge(condition: Condition, points: Sequence[PointChange]) -> list[Judgement
         ConfigError: it names an operating point that was not compared.
     """
     chosen = _chosen(condition, points)
-    told = [(point, point.of(condition.metric)) for point in chosen]
-    judged = [_judged(condition, point, one) for point, one in told if one.applies]
+    changes = [(point, point.of(condition.metric)) for point in chosen]
+    judged = [_judged(condition, point, one) for point, one in changes if one.applies]
     if not judged:
-        judged = [Judgement(condition, "", "", "unknown", f"cannot be judged: {told[0][1].reason}.")]
+        judged = [Judgement(condition, "", "", "unknown", f"cannot be judged: {changes[0][1].reason}.")]
     if condition.metric.paired:  # full depth is on one side, or on both
         words = _what_can_be(condition, chosen)
         judged = [replace(one, about=f"{one.about}{words}") if one.outcome == "unknown" else one for one in judged]
@@ -184,9 +181,9 @@ def _judged(condition: Condition, point: PointChange, one: Change) -> Judgement:
     if value is None or not one.measured or interval is None or not all(map(math.isfinite, interval)):
         alike = one.measured and one.no_interval is NoInterval.FEW_DIFFERING
         if value is not None and alike and not beyond(value, condition.threshold):
-            return outcome("passed", f"does not hold: {_written(condition, value)}; {one.reason}.")
+            return outcome("passed", f"does not hold: {Estimate(value=value).text(*_form(condition))}; {one.reason}.")
         return outcome("unknown", f"cannot be judged: {one.reason or _why_not(one, value)}.")
-    text = f"{_written(condition, value)} [{_written(condition, interval[0])}, {_written(condition, interval[1])}]"
+    text = Estimate.of(value, interval).text(*_form(condition))
     if all(beyond(bound, condition.threshold) for bound in interval):
         return outcome("holds", f"holds: {text}.")
     if beyond(value, condition.threshold):
@@ -200,9 +197,11 @@ def _why_not(one: Change, value: float | None) -> str:
     return "A has 0, which nothing is relative to" if value is None else "there is no interval"
 
 
-def _written(condition: Condition, value: float) -> str:
+def _form(condition: Condition) -> tuple[str, None, float]:
+    """Return how a change is written: value, bounds as the value, factor."""
     if condition.relative:
-        return f"{100 * value:+.1f} %"
+        return "{:+.1f} %", None, 100
     if condition.metric is AGREEMENT:
-        return f"{value:.3f}"
-    return f"{value:+.4g}{f' {condition.metric.unit}' if condition.metric.unit not in ('', '×') else ''}"
+        return "{:.3f}", None, 1
+    unit = condition.metric.unit
+    return f"{{:+.4g}}{f' {unit}' if unit not in ('', '×') else ''}", None, 1

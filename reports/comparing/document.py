@@ -1,19 +1,206 @@
-"""A comparison of two runs as one JSON document."""
+"""A comparison as one document: for a terminal, in Markdown for a comment on a pull request, and as JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from reports.comparing.change import Change
-from reports.comparing.conditions import Judgement
+from harness.contracts import Metric
+from harness.records.estimate import MISSING
+from reports.comparing.change import AGREEMENT, UNMEASURED, Change
+from reports.comparing.conditions import Judgement, grouped
 from reports.comparing.results import PointChange, RunChange
+from reports.metrics.sections import HEADLINE
 from reports.recorded import RecordedRun
-
-__all__ = ["SCHEMA_VERSION", "comparison_document"]
+from reports.statistics.plausible import is_plausible
+from reports.tables.columns import time_unit
+from reports.tables.table import Column, Heading, Line, Part, Table, Tone
+from reports.tables.writers import to_markdown
 
 SCHEMA_VERSION = 2
+
+LEGEND = (
+    "Changes from A to B: relative for costs (%), absolute for scores and layers (pp: percentage points).",
+    "A = B: share of tokens that are the same in both, which is no change but their agreement.",
+    "Speed-up: over full depth of the same run, so that a machine that is slower or faster in B mostly cancels.",
+    "An asterisk marks a change: Holm-corrected p ≤ 0.05, and an interval without 0. – was not compared.",
+    "p (Holm): of one measure, corrected over the operating points of a task, and not for the other measures.",
+    "[too few]: prompts, blocks, or prompts whose scores differ, for an interval or a test.",
+)
+_MARKS = {"holds": "❌", "perhaps": "⚠️", "passed": "✅", "unknown": "❓"}
+
+
+def tables(found: RunChange, *, details: bool) -> Iterator[Part]:
+    """Yield the whole comparison.
+
+    Args:
+        found: what was compared.
+        details: every metric of every operating point, which a single point shows anyway.
+    """
+    yield from _runs(found)
+    yield from _differences(found, "What differs")
+    for task in dict.fromkeys(point.task for point in found.points):
+        yield from _task(found, task)
+        if details or len(found.points) == 1:
+            yield from _details(point for point in found.points if point.task == task)
+    yield from _skipped(found)
+    yield from (Line(""), Line("In words", "strong"), Line(found.verdict), Line(""))
+    yield from _notes(found)
+
+
+def comparison_markdown(found: RunChange, judgements: Sequence[Judgement]) -> str:
+    """Return the whole comparison in Markdown: words first, then tables, with details folded away."""
+    above = [
+        Heading("Early-exit benchmark: A → B"),
+        *_runs(found),
+        Line(found.verdict),
+        *(Line(f"{_MARKS[one.outcome]} {line}", bullet=True) for line, one in grouped(judgements)),
+        *(part for task in dict.fromkeys(point.task for point in found.points) for part in _task(found, task)),
+        *_skipped(found),
+    ]
+    lines = [
+        *to_markdown(above),
+        *_folded("Every metric", _details(found.points)),
+        *_folded("What differs between the runs", _differences(found)),
+        *to_markdown(_notes(found)),
+    ]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _folded(title: str, parts: Iterable[Part]) -> Iterator[str]:
+    if lines := list(to_markdown(parts)):
+        yield from ("", f"<details><summary>{title}</summary>", *lines, "", "</details>")
+
+
+def _runs(found: RunChange) -> Iterator[Line]:
+    """Yield what A and B are: folder, time and model."""
+    for letter, run in (("A", found.a), ("B", found.b)):
+        model = run.manifest.model
+        sha = f" {model.weights_sha256[:12]}" if model.weights_sha256 else ""
+        yield Line(
+            f"{letter}: {run.name}, {run.manifest.created[:16]} UTC, {model.name}, {model.weights} weights{sha}",
+            bullet=True,
+        )
+
+
+def _differences(found: RunChange, title: str = "") -> Iterator[Table]:
+    if found.differences:
+        columns = [Column(header=header, kind="text") for header in ("", "A", "B")]
+        yield Table.of_rows(title, columns, [(one.what, one.a, one.b) for one in found.differences])
+
+
+def _task(found: RunChange, task: str) -> Iterator[Part]:
+    """Yield the most telling changes at each operating point of a task, and what they are in words."""
+    points = [point for point in found.points if point.task == task]
+    yield Table(
+        title=task,
+        columns=(
+            Column(header="operating point", cells=tuple(point.name for point in points), kind="label"),
+            Column(header="KV", cells=tuple(point.kv for point in points), kind="text"),
+            *(
+                _changes([point.of(metric) for point in points], float(place))
+                for place, metric in enumerate(_headline(points))
+            ),
+        ),
+    )
+    yield Line("")
+    yield from (Line(f"{point.name}: {point.verdict}", bullet=True) for point in points)
+
+
+def _changes(changes: Sequence[Change], priority: float) -> Column:
+    """Return the changes of one metric; narrow screens leave out the later ones."""
+    form, scale, unit = _form(changes[0].metric)
+    return Column(
+        header=_header(next(one for one in changes if one.value is not None)),
+        cells=tuple(one.estimate for one in changes),
+        form=form,
+        scale=scale,
+        unit=unit,
+        name=changes[0].metric.name,
+        priority=priority,
+        tones=tuple("strong" if one.distinguishable else "" for one in changes),
+        marks=tuple("*" if one.distinguishable else "" for one in changes),
+    )
+
+
+def _headline(points: Sequence[PointChange]) -> list[Metric]:
+    """Return the metrics of the first table that some point has, the most telling first."""
+    changes = [one for point in points for one in point.changes if one.value is not None and one.measured]
+    shown = dict.fromkeys(one.metric for one in changes if one.metric is AGREEMENT or HEADLINE in one.metric.sections)
+    worded = dict.fromkeys(one.metric for one in changes if one.metric.change and one.metric not in shown)
+    return [*sorted(shown, key=lambda metric: metric.priority if metric is not AGREEMENT else 3), *worded]
+
+
+def _header(one: Change) -> str:
+    sign = "" if one.metric is AGREEMENT else "Δ "
+    source = f" ({one.source})" if not one.measured and one.source else ""
+    return f"{sign}{one.metric.title or one.metric.term}{source}"
+
+
+def _form(metric: Metric) -> tuple[str, float, str]:
+    """Return how a change is written: format, scale, unit."""
+    if metric is AGREEMENT:
+        return ".3f", 1, ""
+    if metric.is_cost or metric.form == "percent":
+        return "+.1f", 100, "%" if metric.is_cost else "pp"
+    return "+.2f" if metric.form == "number" else "+.3f", 1, ""
+
+
+def _details(points: Iterable[PointChange]) -> Iterator[Table]:
+    """Yield every metric of each operating point that applies to it and that some run has."""
+    for point in points:
+        rows, reasons = [], dict[str, list[str]]()
+        for one in point.changes:
+            if not one.applies or one.reason == UNMEASURED:
+                continue
+            name = _header(one).removeprefix("Δ ")
+            tone: Tone = "strong" if one.distinguishable else ""
+            cells = (name, _level(one, one.a), _level(one, one.b), _change(one), _p(one.p_holm))
+            rows.append([Line(cell, tone) for cell in cells])
+            if reason := one.reason or ("" if one.paired else "unpaired"):
+                reasons.setdefault(reason, []).append(name)
+        yield Table.of_rows(
+            f"{point.task}, {point.name}",
+            (Column(header="", kind="text"), *("A", "B", "change [95 %]", "p (Holm)")),
+            rows,
+            wide=True,
+            notes=tuple(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()),
+        )
+
+
+def _change(one: Change) -> str:
+    if one.estimate is None:
+        return MISSING
+    form, scale, unit = _form(one.metric)
+    text = one.estimate.text(f"{{:{form}}} {unit}".rstrip(), f"{{:{form}}}", scale)
+    return f"{text} *" if one.distinguishable else text
+
+
+def _p(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _level(one: Change, value: float | None) -> str:
+    if value is None or not is_plausible(value):
+        return MISSING
+    form, unit = one.metric.form, one.metric.unit
+    if form == "seconds":
+        symbol, scale = time_unit([one.a, one.b])
+        return f"{value * scale:.1f} {symbol}" if symbol == "ms" else f"{value:.2f} s"
+    if form == "number":
+        return f"{value:.4g}{f' {unit}' if len(unit) == 1 else ''}"
+    return {"ratio": f"{value:.3f}×", "percent": f"{100 * value:.1f} %"}.get(form, f"{value:.3f}")
+
+
+def _skipped(found: RunChange) -> Iterator[Line]:
+    yield from (Line(f"not compared: {task}, {name}: {why}", "faint", bullet=True) for task, name, why in found.skipped)
+
+
+def _notes(found: RunChange) -> Iterator[Line]:
+    yield from (Line(note, bullet=True) for note in found.notes)
+    yield Line("")
+    yield from (Line(line, "faint", bullet=True) for line in LEGEND)
 
 
 def comparison_document(comparison: RunChange, judgements: Sequence[Judgement]) -> dict[str, Any]:
@@ -24,12 +211,12 @@ def comparison_document(comparison: RunChange, judgements: Sequence[Judgement]) 
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "a": _run(comparison.a),
-        "b": _run(comparison.b),
+        "a": _run_facts(comparison.a),
+        "b": _run_facts(comparison.b),
         "differences": [dataclasses.asdict(one) for one in comparison.differences],
         "verdict": comparison.verdict,
         "notes": list(comparison.notes),
-        "points": [_point(point) for point in comparison.points],
+        "points": [_point_facts(point) for point in comparison.points],
         "skipped": [
             {"task": task, "operating_point": name, "reason": reason} for task, name, reason in comparison.skipped
         ],
@@ -46,7 +233,7 @@ def comparison_document(comparison: RunChange, judgements: Sequence[Judgement]) 
     }
 
 
-def _run(run: RecordedRun) -> dict[str, Any]:
+def _run_facts(run: RecordedRun) -> dict[str, Any]:
     return {
         "name": run.name,
         "created": run.manifest.created,
@@ -56,26 +243,26 @@ def _run(run: RecordedRun) -> dict[str, Any]:
     }
 
 
-def _point(point: PointChange) -> dict[str, Any]:
+def _point_facts(point: PointChange) -> dict[str, Any]:
     return {
         "task": point.task,
         "operating_point_a": point.a,
         "operating_point_b": point.b,
-        "kv_a": point.kv_a,
-        "kv_b": point.kv_b,
-        "weights_format_a": point.formats[0],
-        "weights_format_b": point.formats[1],
+        "kv_a": point.conditions[0].kv,
+        "kv_b": point.conditions[1].kv,
+        "weights_format_a": point.conditions[0].weights_format,
+        "weights_format_b": point.conditions[1].weights_format,
         "verdict": point.verdict,
         "prompts_matched": len(point.matched.same),
         "prompts_a": point.matched.in_a,
         "prompts_b": point.matched.in_b,
         "completions_identical": point.identical[0],
         "completions_compared": point.identical[1],
-        "metrics": {one.metric.name: _change(one) for one in point.changes},
+        "metrics": {one.metric.name: _change_facts(one) for one in point.changes},
     }
 
 
-def _change(one: Change) -> dict[str, Any]:
+def _change_facts(one: Change) -> dict[str, Any]:
     return {
         "a": one.a,
         "b": one.b,

@@ -1,16 +1,15 @@
-"""What a comparison of two runs holds, for tables, files and conditions."""
+"""A comparison of two runs: its operating points and what differs beside them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from harness.contracts import Metric
+from harness.records.conditions import Compared, Conditions
 from reports.comparing.change import Change
 from reports.comparing.differences import Difference
-from reports.comparing.matching import Matched
+from reports.comparing.pairing import Matched
 from reports.recorded import RecordedRun
-
-__all__ = ["PointChange", "RunChange"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +19,11 @@ class PointChange:
     Attributes:
         task: its name. a, b: operating points, the same but for ``--point-a`` and ``--point-b``.
         matched: prompts in common.
-        changes: one per metric, in the order of :func:`reports.comparing.metrics.compared_metrics`.
+        changes: one per metric, in the order of :func:`reports.comparing.change.compared_metrics`.
         verdict: in words.
         baseline: full depth in both.
         identical: completions with the same tokens, of so many compared.
-        kv_a, kv_b: KV policies. formats: weights formats in A and in B.
+        conditions: what it was measured under in A and in B.
     """
 
     task: str
@@ -35,9 +34,7 @@ class PointChange:
     verdict: str = ""
     baseline: bool = False
     identical: tuple[int, int] = (0, 0)
-    kv_a: str = ""
-    kv_b: str = ""
-    formats: tuple[str, str] = ("", "")
+    conditions: tuple[Conditions, ...] = ()
 
     @property
     def name(self) -> str:
@@ -47,7 +44,12 @@ class PointChange:
     @property
     def kv(self) -> str:
         """Its KV policy, or both."""
-        return self.kv_a if self.kv_a == self.kv_b else f"{self.kv_a} → {self.kv_b}"
+        return " → ".join(dict.fromkeys(one.kv for one in self.conditions))
+
+    def obstacle(self, of: Compared) -> str:
+        """Return why no such numbers of A and B are compared; empty where they are."""
+        one, other = self.conditions
+        return one.why_not_comparable(other, of)
 
     def of(self, metric: Metric | str) -> Change:
         """Return the change of one metric."""

@@ -1,4 +1,4 @@
-"""What may be said of a change: per operating point, and of two runs as a whole.
+"""What may be said of a comparison: of each operating point, of two runs as a whole, and its limits beside it.
 
 A change is named only where test and interval agree that there is one. "No distinguishable change" does not mean equal;
 "too few" means that so few prompts could not have shown one, "too many" that no number of prompts could have, for all
@@ -7,17 +7,18 @@ the operating points that are tested together. Work (layers skipped) that did no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from harness.records.estimate import NoInterval
+from harness.records.estimate import Estimate, NoInterval
 from reports.comparing.change import Change
+from reports.comparing.pairing import JOINED
 from reports.comparing.results import PointChange
 from reports.metrics.scores import EDIT_SIMILARITY
 from reports.metrics.speedups import SPEEDUP
-from reports.metrics.time import LATENCY_P50
+from reports.metrics.time import LATENCY_P50, TOKENS_PER_S
+from reports.recorded import RecordedRun
 from reports.statistics.plausible import all_plausible
-
-__all__ = ["overall", "verdict"]
+from reports.tables.result import windows_of
 
 NO_CHANGE = "no distinguishable change"
 TOO_FEW = "too few prompts to tell"
@@ -30,22 +31,21 @@ def verdict(point: PointChange) -> str:
 
     Energy is named only where a sensor measured it, and what has no words of its own only where nothing else changed.
     """
-    known = [one for one in point.changes if one.measured and _can_be_told(one)]
-    told = [one for one in known if one.metric.change]
-    told.sort(key=lambda one: not one.metric.is_cost)
-    said = [_words(one) for one in told if one.distinguishable]
+    known = [one for one in point.changes if one.measured and _is_known(one)]
+    worded = sorted((one for one in known if one.metric.change), key=lambda one: not one.metric.is_cost)
+    changes = [_words(one) for one in worded if one.distinguishable]
     others = [one.metric.title or one.metric.term for one in known if one.distinguishable]
-    if not said and others:
-        said = [f"changed: {', '.join(others)}"]
-    elif not told:
+    if not changes and others:
+        changes = [f"changed: {', '.join(others)}"]
+    elif not worded:
         return "nothing could be compared"
-    elif not said:
-        silences = {_silence(one) for one in [one for one in told if one.metric.kind != "work"] or told}
-        said = [next(words for words in (NO_CHANGE, TOO_MANY, TOO_ALIKE, TOO_FEW) if words in silences)]
-    return "; ".join([*said, *_tokens(point)])
+    elif not changes:
+        reasons = {_no_change(one) for one in [one for one in worded if one.metric.kind != "work"] or worded}
+        changes = [next(words for words in (NO_CHANGE, TOO_MANY, TOO_ALIKE, TOO_FEW) if words in reasons)]
+    return "; ".join([*changes, *_tokens(point)])
 
 
-def _can_be_told(one: Change) -> bool:
+def _is_known(one: Change) -> bool:
     return one.value is not None and all_plausible((one.value, *(one.interval or ())))
 
 
@@ -69,17 +69,17 @@ def _counted(
     points: Sequence[PointChange], subject: str, pick: Callable[[PointChange], Change], words: tuple[str, str]
 ) -> str:
     """One sentence of counts; ``words``: for a larger number, for a smaller one."""
-    told = [one for one in map(pick, points) if one.applies]
-    known = [one for one in told if one.value is not None]
+    applicable = [one for one in map(pick, points) if one.applies]
+    known = [one for one in applicable if one.value is not None]
     if not known:
-        reasons = list(dict.fromkeys(one.reason for one in told if one.reason))
+        reasons = list(dict.fromkeys(one.reason for one in applicable if one.reason))
         return f"{subject}: not compared ({'; '.join(reasons)})." if reasons else ""
     counts: dict[str, int] = {}
     for one in known:
         value = one.value or 0.0
         word = words[0] if value > 0 else words[1]
         if not one.distinguishable:
-            word = _silence(one)
+            word = _no_change(one)
         counts[word] = counts.get(word, 0) + 1
     order = sorted(counts, key=lambda word: word in (TOO_FEW, TOO_ALIKE, TOO_MANY, NO_CHANGE))
     first, *rest = [f"{word} at {counts[word]}" for word in order]
@@ -88,7 +88,7 @@ def _counted(
     return f"{subject}: {first} of {len(known)} {noun}{''.join(f', {part}' for part in rest)}."
 
 
-def _silence(one: Change) -> str:
+def _no_change(one: Change) -> str:
     """Why no change is named: none was found, or none could have been."""
     if one.no_interval is NoInterval.FEW_DIFFERING:
         return TOO_ALIKE
@@ -102,11 +102,11 @@ def _words(one: Change) -> str:
     assert wording is not None
     good = not up if one.metric.better == "lower" else up
     low, high = sorted(map(abs, one.interval))
+    size = Estimate(value=abs(one.value), low=low, high=high)
     if one.metric.is_cost or one.metric.form == "percent":
-        unit = "%" if one.metric.is_cost else "percentage points"
-        amount = f"{100 * abs(one.value):.1f} {unit} [{100 * low:.1f}, {100 * high:.1f}]"
+        amount = size.text(f"{{:.1f}} {'%' if one.metric.is_cost else 'percentage points'}", "{:.1f}", 100)
     else:
-        amount = f"{abs(one.value):.3f} [{low:.3f}, {high:.3f}]"
+        amount = size.text("{:.3f}")
     return (wording.better if good else wording.worse).format(amount)
 
 
@@ -117,3 +117,83 @@ def _tokens(point: PointChange) -> list[str]:
     if same == compared:
         return ["every token the same"]
     return [f"{compared - same} of {compared} completions have other tokens"]
+
+
+def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
+    """Yield one sentence per thing that a reader must know.
+
+    Args:
+        a: run of before.
+        b: run of after.
+        points: what was compared.
+        interleaved: both sides are of one run.
+    """
+    for letter, run in (("A", a), ("B", b)) if not interleaved else (("The run", a),):
+        if run.state:
+            yield f"{letter} is {run.state}; what both finished is compared."
+        if any(row.flagged for row in run.summary.rows):
+            yield f"{letter}: of its windows {windows_of(run.summary.rows)}."
+    yield from _pairing(points)
+    yield from _costs(a, b, points, interleaved=interleaved)
+    reasons = dict.fromkeys(point.obstacle("scores") for point in points)
+    yield from (f"Scores are not compared: {reason}." for reason in reasons if reason)
+    if any(one.value is not None and not one.measured for point in points for one in point.changes):
+        yield "Energy is an estimate and no measurement: verdicts leave it out, and no condition is judged by it."
+    yield (
+        "Intervals are over prompts, or blocks of them: t intervals of rates and means, a bootstrap of percentiles. "
+        "They do not include what another process or another day would change; a percentile has an interval only "
+        "where five prompts lie beyond it."
+    )
+
+
+def _pairing(points: Sequence[PointChange]) -> Iterator[str]:
+    matched: dict[tuple[str, str], list[str]] = {}
+    for point in points:
+        matched.setdefault((point.task, point.matched.words), []).append(point.name)
+    for (task, words), names in matched.items():
+        everywhere = len(names) == sum(point.task == task for point in points)
+        yield f"{task}{'' if everywhere else ', ' + ', '.join(names)}: {words}."
+    different = next((point for point in points if point.matched.paired and not point.matched.same_reference), None)
+    if different is not None:
+        yield "Scores are not compared: the prompts are the same and the references are not."
+    blocks = [point for point in points if point.matched.paired and not point.of(TOKENS_PER_S).paired]
+    if any(point.of(TOKENS_PER_S).value is not None for point in blocks):
+        yield "The runs form their blocks of different prompts, so all costs are unpaired."
+    throughput = [(point, point.of(TOKENS_PER_S)) for point in points]
+    if any(JOINED in one.reason for _, one in throughput):
+        yield (
+            "The runs form their blocks differently: the smallest unions of blocks that hold the same prompts in both "
+            "are paired."
+        )
+    for point, one in throughput:
+        of = len(point.matched.same)
+        if one.value is not None and one.paired and one.prompts < of:
+            yield (
+                f"{point.task}, {point.name}: throughput rests on {one.prompts} of the {of} matched prompts; the "
+                "others' blocks failed in a run or do not match."
+            )
+
+
+def _costs(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
+    reasons = dict.fromkeys(point.obstacle("costs") for point in points)
+    yield from (f"Costs are not compared: {reason}." for reason in reasons if reason)
+    if "" not in reasons:
+        return
+    if any(not point.matched.paired for point in points):
+        yield "Prompts differ, and may be why costs do; changes of cost are tested unpaired."
+    if interleaved:
+        yield "Both sides are of one run and were measured interleaved: drift of the machine favours neither."
+        return
+    yield (
+        f"The runs were measured one after the other (A {a.manifest.created[:16]}, B {b.manifest.created[:16]} UTC), "
+        "not interleaved: drift of the machine is part of a change of cost. The speed-ups over each run's own full "
+        "depth were measured interleaved with it; where they did not change, the machine probably did."
+    )
+    for point in points:
+        one = point.of(LATENCY_P50)
+        if point.baseline and one.distinguishable and one.value is not None:
+            slower = "slower" if one.value > 0 else "faster"
+            yield (
+                f"{point.task}: full depth itself is {100 * abs(one.value):.1f} % {slower} in B. Where every operating "
+                "point changed alike, look at machine and engine before you look at strategies."
+            )

@@ -13,12 +13,12 @@ from harness.appearance.depth_colours import depth_shade
 from harness.appearance.pages import escape_html, templates
 from harness.appearance.token_style import TOKEN_CSS
 from harness.records import OperatingPointRecord, SampleRecord
+from harness.records.estimate import MISSING
 from reports.completions.coloured_tokens import OLD_RUN, coloured_tokens, follows
 from reports.metrics.scores import scores_of_sample
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
 from reports.summary.measured import Measured
-from reports.tables.columns import MISSING
 
 __all__ = ["Shown", "choose_samples", "coloured_tokens", "completion_page"]
 
@@ -81,7 +81,7 @@ def completion_page(run: RecordedRun, samples: int = 12) -> str:
             total=total,
             scale=[(layer, *depth_shade(layer, layers)) for layer in _scale(run)],
             lossless=any(point.lossless for point in run.manifest.operating_points),
-            cached=any(cell.regime.cached for cell in run.cells.values()),
+            cached=any(cell.conditions.cached for cell in run.cells.values()),
             token_css=TOKEN_CSS,
         )
     )
@@ -150,8 +150,8 @@ def _rows(run: RecordedRun, cells: Sequence[Measured], key: tuple[str, int]) -> 
         ):  # an old run; said once, above
             tokens = f'<div class="tokens missing">{escape_html(sample.text)}</div>'
         else:
-            tokens = coloured_tokens(sample, layers, beside, cached=cell.regime.cached)
-        stored = cell.regime.weights_format if len(formats) > 1 else ""
+            tokens = coloured_tokens(sample, layers, beside, cached=cell.conditions.cached)
+        stored = cell.conditions.weights_format if len(formats) > 1 else ""
         yield _Row(cell.point.name, _note(cell.point, stored), tokens, tuple(_facts(cell, sample, beside)))
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from harness.records.estimate import Estimate
 from reports.completions.token_kinds import KINDS, kinds_of
 from reports.figures.figure import Figure
 from reports.figures.layout import ROWS, STACKED, Width, panels, say_size
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
 from reports.recorded import RecordedRun
-from reports.summary.resampling import Resampled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ class Histogram:
     """
 
     counts: Counter[tuple[Hashable, int]]
-    means: dict[Hashable, tuple[int, Resampled]]
+    means: dict[Hashable, tuple[int, Estimate]]
 
     def share(self, group: Hashable, layer: int) -> float:
         """Return the share of a group's tokens that left after a layer."""
@@ -79,7 +79,7 @@ def absence(run: RecordedRun) -> str:
 
 def by_position(table: TaskTable, point: PlacedPoint) -> Histogram:
     """Group the decided tokens by their place in the completion, from 1; with a cache the first is prefill's."""
-    first = 2 if point.cell.regime.cached else 1
+    first = 2 if point.cell.conditions.cached else 1
     return _histogram(
         table,
         [
@@ -132,7 +132,7 @@ def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
         table.provenance.replace("Error bars", "Vertical bars on the line of means"),
         "Colour: share of the tokens in a column that left after each layer; a mean without bar: too few blocks.",
     ]
-    if any(point.cell.regime.cached for point in points):
+    if any(point.cell.conditions.cached for point in points):
         parts.append("The first token comes from prefill at full depth and is not shown.")
     if any(_has_texts(point) for point in points):
         parts.append(
@@ -212,7 +212,8 @@ def _heat(
     )
     means = [histogram.means[group][1] for group in groups]
     reach = [
-        (max(0.0, one.value - one.ci[0]), max(0.0, one.ci[1] - one.value)) if one.ci else (0.0, 0.0) for one in means
+        (max(0.0, one.value - ends[0]), max(0.0, ends[1] - one.value)) if (ends := one.interval) else (0.0, 0.0)
+        for one in means
     ]
     axes.errorbar(
         xs,

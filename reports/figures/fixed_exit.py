@@ -12,17 +12,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
+from harness.records.estimate import Estimate
 from harness.records.summary import SummaryRow
 from reports.figures.figure import Figure, slug
 from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import LINE_COLOURS, LINE_MARKERS, QUIET
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
-from reports.green_code.published_runs import LAYERS, PublishedRun, green_code
 from reports.metrics.faithfulness import EXACT_PREFIX, exact_prefixes
 from reports.metrics.sections import FIGURES, in_section
 from reports.metrics.vocabulary import metrics_of
+from reports.published.green_code import LAYERS, PublishedRun, green_code
 from reports.recorded import RecordedRun
-from reports.summary.resampling import Resampled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ class _Line:
     weights: str
     table: TaskTable
     places: tuple[tuple[int, PlacedPoint], ...]
-    curves: dict[Metric, list[tuple[int, Resampled]]] = field(default_factory=dict)
+    curves: dict[Metric, list[tuple[int, Estimate]]] = field(default_factory=dict)
 
     @property
     def row(self) -> SummaryRow:
@@ -144,15 +144,16 @@ def _panels(lines: Sequence[_Line]) -> list[Metric]:
     return in_section(metrics_of(point.row for line in lines for _, point in line.places), FIGURES)
 
 
-def _curves(line: _Line) -> dict[Metric, list[tuple[int, Resampled]]]:
+def _curves(line: _Line) -> dict[Metric, list[tuple[int, Estimate]]]:
     table, full = line.table, line.table.full
-    found: dict[Metric, list[tuple[int, Resampled]]] = {}
+    found: dict[Metric, list[tuple[int, Estimate]]] = {}
     for metric in _panels([line]):
         for layer, point in line.places:
             if metric is not EXACT_PREFIX:
                 estimate = table.resampling.score(point.cell, metric.name, point.row.value(metric))
             elif full is not None:
-                estimate = table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell))
+                mean = table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell))
+                estimate = None if mean is None else mean.estimate
             else:
                 estimate = None
             if estimate is not None:
@@ -264,7 +265,7 @@ def _draw_line(axes: Axes, line: _Line, metric: Metric, place: int) -> None:
     colour, layers = LINE_COLOURS[place], [layer for layer, _ in curve]
     look: Any = {"color": colour, "marker": LINE_MARKERS[place], "markersize": 4.5, "zorder": 4, "clip_on": False}
     axes.plot(layers, [estimate.value for _, estimate in curve], label=shortened(line.label, 72), **look)
-    banded = [(layer, estimate.ci) for layer, estimate in curve if estimate.ci is not None]
+    banded = [(layer, estimate.interval) for layer, estimate in curve if estimate.interval is not None]
     if len(banded) == len(curve):
         axes.fill_between(
             layers,

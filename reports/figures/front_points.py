@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.contracts import Metric
-from harness.records.estimate import Interval
+from harness.records.estimate import Estimate, Interval
 from reports.figures.task_table import PlacedPoint, TaskTable
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.metrics.faithfulness import exact_prefixes
 from reports.metrics.speedups import ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST, SPEEDUP, SPEEDUP_OVER_FASTEST
-from reports.summary.hypervolume import Candidate, Hypervolume, hypervolumes
+from reports.summary.measured import PromptTimes
 from reports.summary.pareto import TEXT_KEPT, choose_gain, coordinates, edge, on_front
-from reports.summary.prompt_times import PromptTimes
-from reports.summary.resampling import RESAMPLES, Resampled
+from reports.summary.resampling import RESAMPLES, Candidate, Hypervolume, Resampled, hypervolumes
 
 __all__ = ["GAINS", "Front", "Gain", "areas", "front_of"]
 
@@ -102,7 +101,8 @@ def areas(table: TaskTable, gain: Gain) -> Hypervolume | None:
         for point in table.points
         if not point.bound and (cost := _cost(table, point, gain, prompts)) and (kept := _kept(table, point))
     ]
-    return hypervolumes(candidates, Resampled(1.0, (1.0, 1.0), np.ones(RESAMPLES)), table.blocks)
+    itself = Resampled(Estimate(value=1.0, low=1.0, high=1.0), np.ones(RESAMPLES))
+    return hypervolumes(candidates, itself, table.blocks)
 
 
 def _by_one_sensor(table: TaskTable) -> bool:

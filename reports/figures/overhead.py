@@ -128,8 +128,8 @@ def _overheads(axes: Axes, run: RecordedRun, one: Attribution) -> None:
         if share is None:
             continue
         look = look_of(strategies.get(row.operating_point, row.operating_point))
-        if share.ci is not None:
-            axes.hlines(place, 100 * share.ci[0], 100 * share.ci[1], color=look.colour, linewidth=1.2)
+        if share.interval is not None:
+            axes.hlines(place, 100 * share.interval[0], 100 * share.interval[1], color=look.colour, linewidth=1.2)
         axes.plot(100 * share.value, place, look.marker, color=look.colour, markersize=6)
         text = f"{100 * share.value:.1f}".replace("-", "−")
         halo = [withStroke(linewidth=2, foreground="white")]

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
-from harness.records.estimate import Estimate
+from harness.records.estimate import MISSING, Estimate
 from reports.figures.figure import Figure, slug
 from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import INK
@@ -24,25 +24,16 @@ from reports.metrics.vocabulary import metrics_of
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.energy import energy_origin
-from reports.tables.columns import MISSING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["Bar", "Series", "absence", "figures", "resources"]
+__all__ = ["Series", "absence", "figures", "resources"]
 
 OPTION = "threshold"
 _MOST = 16  # thresholds that one figure has room for
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#56b4e9", "#7f5af0", "#000000")
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A number and its 95 % interval, where it has one."""
-
-    value: float
-    ci: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +49,7 @@ class Series:
 
     label: str
     colour: str
-    bars: tuple[Bar | None, ...]
+    bars: tuple[Estimate | None, ...]
     estimated: bool = False
 
 
@@ -129,8 +120,7 @@ def _scores(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
         return []
     found = []
     for place, metric in enumerate(_drawn(points)):
-        estimates = [table.resampling.score(point.cell, metric.name, point.row.value(metric)) for point in points]
-        bars = tuple(None if one is None else Bar(one.value, one.ci) for one in estimates)
+        bars = tuple(table.resampling.score(point.cell, metric.name, point.row.value(metric)) for point in points)
         found.append(Series(metric.term, _COLOURS[place % len(_COLOURS)], bars))
     return found
 
@@ -150,10 +140,7 @@ def resources(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
     """Return layers skipped, and time and energy as shares of full depth's, of each point."""
     depth = table.run.manifest.model.num_layers
     executed = [table.resampling.layers(point.cell, depth) for point in points]
-    skipped = tuple(
-        None if one is None else Bar(1 - one.value, (1 - one.ci[1], 1 - one.ci[0]) if one.ci else None)
-        for one in executed
-    )
+    skipped = tuple(None if one is None else _rest(one.estimate) for one in executed)
     time = tuple(_share(point.row.estimate(SPEEDUP)) for point in points)
     energy = tuple(_share(point.row.estimate(ENERGY_RATIO)) for point in points)
     sources = sorted({point.row.energy_source for point in points})
@@ -167,12 +154,17 @@ def resources(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
     return [one for one in series if any(one.bars)]
 
 
-def _share(ratio: Estimate | None) -> Bar | None:
+def _rest(share: Estimate) -> Estimate:
+    ends = share.interval
+    return Estimate.of(1 - share.value, (1 - ends[1], 1 - ends[0]) if ends else None)
+
+
+def _share(ratio: Estimate | None) -> Estimate | None:
     """Turn full depth's cost over this one's into this one's share of full depth's."""
     if ratio is None or not ratio.value:
         return None
     ci = ratio.interval
-    return Bar(1 / ratio.value, (1 / ci[1], 1 / ci[0]) if ci and ci[0] > 0 else None)
+    return Estimate.of(1 / ratio.value, (1 / ci[1], 1 / ci[0]) if ci and ci[0] > 0 else None)
 
 
 def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
@@ -187,7 +179,7 @@ def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
     if any(_threshold(point) is None for point in points):
         parts.append("Its own: the threshold that was chosen when the exit was trained.")
     if not table.random_weights:
-        pooled = [one.label for one in _scores(table, points) if not any(bar and bar.ci for bar in one.bars)]
+        pooled = [one.label for one in _scores(table, points) if not any(bar and bar.interval for bar in one.bars)]
         if pooled and table.blocks >= MINIMUM_PAIRS:
             parts.append(f"A corpus score that is no mean of samples ({', '.join(pooled)}) has no interval.")
         drawn = _drawn(points)
@@ -241,8 +233,8 @@ def _bars(axes: Axes, series: Sequence[Series]) -> None:
         for x, bar in kept:
             if not bar.value:
                 axes.annotate("0", (x + offset, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7)
-            if bar.ci is not None:
-                axes.vlines(x + offset, *bar.ci, color=INK, linewidth=0.9, zorder=3)
+            if bar.interval is not None:
+                axes.vlines(x + offset, *bar.interval, color=INK, linewidth=0.9, zorder=3)
         for x in (x for x, bar in enumerate(one.bars) if bar is None):
             axes.annotate(MISSING, (x + offset, 0), (0, 2), textcoords="offset points", ha="center", fontsize=7)
     axes.grid(visible=False, axis="x")

@@ -1,4 +1,4 @@
-"""What the site keeps of a run: enough to rank it again with others, without its records.
+"""The site's memory of a run: enough to rank it again with others, without its records.
 
 A run's identity is made of what was measured (when, on which weights and data, every window's length, every token and
 layer), not of where it lies or in which order it came; an operating point's of its run's, its task and its name. Links
@@ -10,17 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import Field
 
 from harness.records import Manifest
+from harness.records.conditions import Conditions, Group
 from harness.records.record import Record
 from harness.records.summary import SummaryRow
-from reports.leaderboard.conditions import Check
+from reports.leaderboard.checks import Check
 from reports.recorded import RecordedRun
-from reports.summary.measured import Measured, Regime
-
-__all__ = ["SITE_SCHEMA", "PointEntry", "RunEntry", "entry_of"]
+from reports.summary.measured import Measured
 
 SITE_SCHEMA = 2
 """Of the site's data files. Raised when an older program would misread them."""
@@ -71,6 +71,18 @@ class RunEntry(Record):
         """Whether more windows of it may come."""
         return "finished" in self.unranked
 
+    def conditions(self, point: PointEntry) -> Conditions:
+        """Return what one of its operating points was measured under."""
+        row = point.row
+        (task,) = (task for task in self.manifest.tasks if task.name == row.task)
+        (found,) = (found for found in self.manifest.operating_points if found.name == row.operating_point)
+        conditions = Conditions.of(self.manifest, task, found)
+        return replace(conditions, energy_source=row.energy_source, energy_measured=row.energy_measured)
+
+    def group(self, point: PointEntry) -> Group:
+        """Return the ranking that one of its operating points may stand in."""
+        return self.conditions(point).group(self.id)
+
 
 def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry:
     """Return what the site keeps of a run; operating points without a finished sample are left out.
@@ -81,7 +93,7 @@ def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry
         checks: the conditions of its publication.
     """
     manifest = run.manifest
-    baseline_kv = Regime.of(manifest, manifest.operating_points[0]).kv
+    baseline_kv = Conditions.of(manifest, manifest.tasks[0], manifest.operating_points[0]).kv
     points = [
         PointEntry(
             id=hashlib.sha256(f"{run_id}\0{row.task}\0{row.operating_point}".encode()).hexdigest()[:16],

@@ -1,4 +1,4 @@
-"""What ranks before what inside one group, and why something does not rank.
+"""Ranks inside one group, and why something does not rank.
 
 **Who may rank.** By a cost (speed-up, energy) only what *keeps* full depth's quality: edit similarity, exact match and
 CodeBLEU are not distinguishably lower (Holm-corrected paired test), **and** the 95 % interval of the difference in
@@ -12,7 +12,7 @@ are.
 Rows that the intervals do not tell apart share a rank. Full depth ranks like any other, at 1 exactly.
 
 The oracle is a bound and never ranks; random weights never rank; energy ranks only where a sensor measured it. Runs
-that ``harness submit`` would refuse do not come here at all (:mod:`reports.leaderboard.conditions`).
+that ``harness submit`` would refuse do not come here at all (:mod:`reports.leaderboard.checks`).
 """
 
 from __future__ import annotations
@@ -32,17 +32,6 @@ from reports.metrics.vocabulary import metrics_of
 from reports.statistics.intervals import largest_share
 from reports.tables.result import is_asserted, is_candidate, is_reference
 
-__all__ = [
-    "CRITERIA",
-    "MARGIN",
-    "Criterion",
-    "Quality",
-    "is_baseline",
-    "is_exact",
-    "quality_of",
-    "ranks",
-]
-
 MARGIN = 0.05
 """Largest loss of edit similarity that counts as keeping it."""
 
@@ -51,7 +40,7 @@ Quality = Literal["kept", "unclear", "lost", "undefined"]
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """What a ranking orders by.
+    """An order of a ranking.
 
     Attributes:
         metric: name of a comparison with full depth, more is better. title: the same in words.

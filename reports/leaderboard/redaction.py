@@ -17,8 +17,6 @@ from harness.records.record import Record
 from harness.records.summary import Summary
 from reports.recorded import RecordedRun
 
-__all__ = ["Redacted", "private_paths", "redact", "redact_run"]
-
 R = TypeVar("R", bound=Record)
 
 PUBLIC = ("/usr/", "/sys/", "/proc/", "/dev/", "/etc/", "/lib/", "/opt/", "/bin/", "/snap/")

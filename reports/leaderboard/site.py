@@ -1,5 +1,10 @@
 """Writes the site: pages, assets, and one data file per run and per operating point.
 
+Pages carry no data of a run; they are the same for every site but for the counts and the published numbers, which
+jinja2 escapes. A policy in each page forbids everything that does not lie beside it. Data are scripts, which
+``file://`` pages may load while they may not fetch a file: one call, ``leaderboardData("KIND", {…});``, in ASCII, in
+which ``<``, ``>`` and ``&`` are escaped, so that it would be safe inside a page, too.
+
 ``data/runs/ID.js`` is the site's memory: with ``merge`` these files are read again and everything else is made from
 them and the new runs. They are written before the front page's data, and what no run refers to any more is deleted
 after it, so that a site is usable at any moment of its making. ``site.json`` comes first and says until the end that
@@ -11,31 +16,39 @@ made: the same runs give the same bytes.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
+from harness.appearance.pages import templates
+from harness.appearance.token_style import TOKEN_CSS
+from harness.appearance.visible_text import escape_json
 from harness.errors import StoreError
 from harness.host.atomic_files import unfinished
-from harness.host.foreign_files import DocumentError, read_bytes, read_json
+from harness.host.extras import require
+from harness.host.foreign_files import LARGEST_LOG_BYTES, DocumentError, parse_json, read_bytes, read_json, read_text
 from harness.records import SCHEMA_VERSION
+from harness.records.conditions import HARDWARE_RULE, REPLAY, group_id
 from harness.records.record import Record
 from reports.files import replace_file
-from reports.leaderboard.conditions import Check, Rescore, conditions
-from reports.leaderboard.details import SAMPLES_SHOWN, describe_columns, describe_point
+from reports.leaderboard.checks import CANNOT_BE_CHECKED, COMPUTED_AGAIN, Check, Rescore, publication_checks
+from reports.leaderboard.data import SAMPLES_SHOWN, describe_columns, describe_point, index_of
 from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of
-from reports.leaderboard.index import index_of
-from reports.leaderboard.pages import assets, pages
+from reports.leaderboard.ranking import MARGIN
 from reports.leaderboard.redaction import redact_run
-from reports.leaderboard.scripts import read_script, script
+from reports.published.section import Reference, references
 from reports.recorded import RecordedRun
-from reports.summary.energy import REPLAY
-
-__all__ = ["Site"]
 
 MARK = "site.json"
 FOLDERS = ("assets", "data", "data/runs", "data/points")
+PAGES = ("index.html", "point.html", "compare.html")
+_PLOTLY = "plotly.min.js"
+_HEAD, _TAIL = "leaderboardData(", ");\n"
 
 
 class Mark(Record):
@@ -114,7 +127,7 @@ class Site:
         run_id = run.identity
         if run_id in self.runs:
             return None
-        checks = conditions(run, rescore)
+        checks = publication_checks(run, rescore)
         entry = entry_of(run, run_id, checks)
         if not entry.points:
             raise StoreError(f"{run.directory}: {run.state or 'no finished sample'}; not published. {run.remedy}")
@@ -253,3 +266,102 @@ def _read_entry(path: Path) -> RunEntry:
         raise StoreError(
             f"{path} is damaged: {first['loc']}: {first['msg']}. Make the site again with another --out."
         ) from None
+
+
+def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str]:
+    """Return file name → HTML.
+
+    Args:
+        runs: what the site holds.
+        shown: completions per operating point.
+    """
+    groups = {group_id(run.group(point)) for run in runs for point in run.points}
+    facts = {
+        "points": sum(len(run.points) for run in runs),
+        "runs": len(runs),
+        "groups": len(groups),
+        "newest": max((run.manifest.created[:10] for run in runs), default="–"),
+        "margin": f"{MARGIN:.2f}",
+        "hardware_rule": HARDWARE_RULE,
+        "shown": shown,
+        "computed_again": COMPUTED_AGAIN,
+        "cannot_be_checked": CANNOT_BE_CHECKED,
+        "published": _published(),
+    }
+    environment = templates("reports.leaderboard")
+    return {name: environment.get_template(name).render(**facts) for name in PAGES}
+
+
+def assets() -> Iterator[tuple[str, bytes]]:
+    """Yield (file name, content) of what every page loads.
+
+    Raises:
+        ConfigError: plotly is not installed.
+    """
+    folder = resources.files("reports.leaderboard") / "static"
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith((".css", ".js")):
+            yield file.name, file.read_bytes()
+    yield "tokens.css", TOKEN_CSS.encode()
+    yield _PLOTLY, _plotly().read_bytes()
+
+
+def _plotly() -> Path:
+    """The library's one file, found without importing the package."""
+    require("leaderboard", "plotly")
+    spec = find_spec("plotly")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).with_name("package_data") / _PLOTLY
+
+
+def _published() -> list[dict[str, Any]]:
+    """Published numbers by source: the tables of one source share its caveats."""
+    found = references()
+    by_source = [[one for one in found if one.key == key] for key in dict.fromkeys(one.key for one in found)]
+    return [
+        {
+            "titles": ", ".join(one.title for one in alike),
+            "tables": [_table(one) for one in alike],
+            "caveats": list(dict.fromkeys(caveat for one in alike for caveat in one.caveats)),
+        }
+        for alike in by_source
+    ]
+
+
+def _table(reference: Reference) -> dict[str, Any]:
+    return {
+        "title": reference.title,
+        "source": reference.source,
+        "difference": reference.difference,
+        "header": [column.term for column in reference.columns],
+        "rows": list(zip(*(column.texts for column in reference.columns), strict=True)),
+    }
+
+
+def script(kind: str, value: Any) -> str:
+    """Return a JSON value as a script that hands it to the page."""
+    text = escape_json(json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f'{_HEAD}"{kind}",{text}{_TAIL}'
+
+
+def read_script(path: Path, kind: str) -> Any:
+    """Return the value of a data file.
+
+    Raises:
+        StoreError: it cannot be read, or is none of that kind.
+    """
+    try:
+        text = read_text(path, LARGEST_LOG_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"cannot read {path}: {reason}. Make the site again with another --out.") from None
+    head = f'{_HEAD}"{kind}",'
+    if not text.startswith(head) or not text.endswith(_TAIL):
+        raise StoreError(f"{path} is no data file of a leaderboard. Make the site again with another --out.")
+    try:
+        return parse_json(text[len(head) : -len(_TAIL)])
+    except DocumentError as error:
+        raise StoreError(f"{path} is damaged: {error}. Make the site again with another --out.") from None

@@ -28,17 +28,6 @@ from reports.metrics.sections import BYTE_MODEL, DEPTH
 from reports.statistics.intervals import paired_ratio, ratio
 from reports.summary.measured import Measured, SampleKey
 
-__all__ = [
-    "BANDWIDTH_SHARE",
-    "BYTE_MODEL_ACHIEVED",
-    "BYTE_MODEL_SPEEDUP",
-    "HEADS_SPEEDUP",
-    "LAYERS_SPEEDUP",
-    "SHORTCUTS_SPEEDUP",
-    "bytes_by_cause",
-    "decode_bytes",
-]
-
 
 def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> int:
     """Return the bytes that decoding one sample after its first token moves at batch 1."""
@@ -53,7 +42,7 @@ def _ladder(point: Point) -> tuple[float | None, ...]:
     batch sizes above 1 (rows share weight reads in a way the records do not hold).
     """
     cell, full = point.cell, point.own_full
-    if _moves_bytes(point) and full.regime.cached:
+    if _moves_bytes(point) and full.conditions.cached:
         both = cell.shared(full)
         here, there = _bytes_per_token(cell, both, point.model), _bytes_per_token(full, both, point.model)
         if here is not None and there is not None:
@@ -78,14 +67,14 @@ def _bandwidth_share(point: Point) -> float | None:
     if not _moves_bytes(point):
         return None
     timed = [sample for sample in point.samples if len(sample.token_times_s) >= 2]
-    moved = sum(decode_bytes(sample, point.model, point.cell.regime.facts) for sample in timed)
+    moved = sum(decode_bytes(sample, point.model, point.cell.conditions.kv_facts) for sample in timed)
     rate = ratio(moved, math.fsum(sample.token_times_s[-1] - sample.token_times_s[0] for sample in timed))
     bandwidth = point.manifest.bandwidth_bytes_per_s
     return rate / bandwidth if rate is not None and bandwidth else None
 
 
 def _moves_bytes(point: Point) -> bool:
-    return point.cell.regime.cached and point.cell.regime.batch_size == 1
+    return point.cell.conditions.cached and point.cell.conditions.batch_size == 1
 
 
 def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tuple[int, int, int, int]:
@@ -163,7 +152,7 @@ def _bytes_per_token(cell: Measured, keys: Iterable[SampleKey], model: ModelReco
     """Bytes per decoded token, added up over the causes; the last is all of them."""
     samples = [cell.samples[key] for key in keys]
     tokens = sum(len(cell.decoded_layers(sample)) for sample in samples)
-    causes = [_bytes_by_cause(sample, model, cell.regime.facts) for sample in samples]
+    causes = [_bytes_by_cause(sample, model, cell.conditions.kv_facts) for sample in samples]
     total = list(accumulate(map(sum, zip(*causes, strict=True))))
     return [moved / tokens for moved in total] if tokens and total and total[0] else None
 

@@ -13,8 +13,6 @@ from reports.metrics.units import Units, rates
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured, SampleKey
 
-__all__ = ["CHEAP_HEADS", "EXIT_CHECKS", "EXIT_LAYER", "KV_FILLS", "LAYERS_SKIPPED", "LM_HEADS", "ORACLE_SHARE"]
-
 
 def _mean_layers(cell: Measured, keys: Iterable[SampleKey]) -> float | None:
     layers = [executed for key in keys for executed in cell.decoded_layers(cell.samples[key])]
@@ -42,16 +40,18 @@ def _layer_units(point: Point, *, skipped: bool) -> Units:
 
 
 def oracle_of(cells: Sequence[Measured], cell: Measured) -> Measured | None:
-    """Return the oracle that an operating point is held against, its own regime's before another's.
+    """Return the oracle that an operating point is held against, one under its own conditions before another.
 
     ``None`` where the run has none under exact keys and values: one that ran under others bounds nothing. Neither does
     one that only drafts, since its tokens come from full depth.
     """
     exact = [
-        other for other in cells if other.point.rehearsed and other.regime.facts.exact and not other.point.lossless
+        other
+        for other in cells
+        if other.point.rehearsed and other.conditions.kv_facts.exact and not other.point.lossless
     ]
-    alike = [other for other in exact if other.regime.weights_format == cell.regime.weights_format]
-    return next((other for other in alike if other.regime == cell.regime), alike[0] if alike else None)
+    alike = [other for other in exact if other.conditions.weights_format == cell.conditions.weights_format]
+    return next((other for other in alike if other.conditions == cell.conditions), alike[0] if alike else None)
 
 
 def _oracle_share(point: Point) -> float | None:
@@ -67,7 +67,7 @@ def _oracle_share(point: Point) -> float | None:
     oracle = oracle_of(point.cells, cell)
     if oracle is None:
         return None
-    first = int(cell.regime.cached or oracle.regime.cached)
+    first = int(cell.conditions.cached or oracle.conditions.cached)
     both = possible = 0
     for key in cell.shared(oracle):
         if key not in full.samples:

@@ -1,4 +1,4 @@
-"""What lossless decoding drafts, how much of it full depth agrees with, and what the drafts cost.
+"""Drafts of lossless decoding: how many, how much of them full depth agrees with, and their cost.
 
 Totals over totals, all repeats. Rows that are lossy have none of it. Every token of a lossless row is verified, but the
 first, which prefill says.
@@ -17,15 +17,6 @@ from reports.metrics.point import Point
 from reports.metrics.sections import DRAFTS
 from reports.metrics.units import Units, rates
 from reports.statistics.intervals import Pair, pooled, ratio, ratio_interval, share_interval
-
-__all__ = [
-    "ACCEPTANCE",
-    "DRAFTED",
-    "LAYERS_DISCARDED",
-    "LAYERS_READ",
-    "TOKENS_PER_VERIFICATION",
-    "VERIFIED_TIME",
-]
 
 _Count = Callable[[SampleRecord], float]
 _OfPairs = Callable[[Sequence[Pair]], Interval | NoInterval]

@@ -1,4 +1,4 @@
-"""What completions cost in energy: per request and per token, gross and net of idle, and at what power.
+"""The energy that completions take: per request and per token, gross and net of idle, and at what power.
 
 The rules of what counts as an energy are in :mod:`reports.summary.energy`. **Mean power** tells whether energy is
 evidence of its own: where all rows draw the same, energy saved is time saved (:mod:`reports.summary.notes` says so).
@@ -16,16 +16,6 @@ from reports.metrics.time import total_s
 from reports.metrics.units import Units, blocks, tokens
 from reports.statistics.intervals import ratio
 from reports.summary.energy import idle_power_w, total
-
-__all__ = [
-    "ENERGY_PER_REQUEST",
-    "ENERGY_PER_TOKEN",
-    "IDLE_POWER",
-    "MEAN_POWER",
-    "NET_ENERGY_PER_TOKEN",
-    "TOTAL_ENERGY",
-    "VERIFIED_ENERGY",
-]
 
 _energy = partial(Metric, kind="energy", better="lower", black_box=True)
 

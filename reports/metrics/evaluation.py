@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from harness.contracts import Metric
 from harness.errors import RegistryError
-from harness.records.estimate import Estimate, Interval, NoInterval
+from harness.records.estimate import Estimate
 from harness.registry import METRICS
 from reports.metrics.point import Point
 from reports.statistics.intervals import (
@@ -38,8 +38,6 @@ from reports.statistics.intervals import (
 from reports.statistics.plausible import all_plausible, numbers_of
 from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p, smallest_p
 
-__all__ = ["Comparison", "can_tell", "compare_all", "evaluate", "is_distinguishable"]
-
 _Value = TypeVar("_Value")
 
 
@@ -49,31 +47,13 @@ class Comparison:
 
     Attributes:
         metric: what was compared.
-        value: ratio (above 1 is cheaper than full depth) or difference.
-        interval: 95 %, or why there is none.
-        p: of a paired permutation test.
-        pairs: independent units compared.
-        p_holm: corrected over the family. family: operating points tested on this metric.
-        samples, differing: of a difference: samples, and those whose difference is not 0.
+        estimate: ratio (above 1 is cheaper than full depth) or difference; ``None`` where it was not measured.
+        family: operating points tested on this metric, which the p-value is corrected over.
     """
 
     metric: Metric
-    value: float | None = None
-    interval: Interval | NoInterval | None = None
-    p: float | None = None
-    pairs: int = 0
-    p_holm: float | None = None
+    estimate: Estimate | None = None
     family: int = 0
-    samples: int = 0
-    differing: int = 0
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """What the summary keeps of it."""
-        if self.value is None:
-            return None
-        counts = {"samples": self.samples, "differing": self.differing} if self.samples else {}
-        return Estimate.of(self.value, self.interval, p=self.p, p_holm=self.p_holm, n=self.pairs or None, **counts)
 
     @property
     def distinguishable(self) -> bool:
@@ -83,8 +63,9 @@ class Comparison:
     @property
     def too_few(self) -> bool:
         """Whether not even the clearest outcome of so many pairs could be told from chance in this family."""
-        few = isinstance(self.interval, NoInterval) or smallest_p(self.pairs) * self.family > LEVEL
-        return few and not self.distinguishable
+        if self.estimate is None or self.distinguishable:
+            return False
+        return self.estimate.no_interval is not None or smallest_p(self.estimate.n or 0) * self.family > LEVEL
 
 
 def evaluate(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
@@ -139,9 +120,10 @@ def compare_all(
     found: list[dict[Metric, Comparison]] = [{} for _ in points]
     for metric in metrics:
         column = [_compare(metric, point, left_out) for point in points]
-        tested = sum(one.p is not None for one in column)
-        for at, one, p in zip(found, column, holm([one.p for one in column]), strict=True):
-            at[metric] = replace(one, p_holm=p, family=tested)
+        p_values = [None if one is None else one.p for one in column]
+        tested = sum(p is not None for p in p_values)
+        for at, one, p in zip(found, column, holm(p_values), strict=True):
+            at[metric] = Comparison(metric, one and replace(one, p_holm=p), tested)
     return list(found)
 
 
@@ -171,40 +153,40 @@ def _usable(metric: Metric, values: Iterable[_Value], left_out: Counter[str]) ->
     return kept
 
 
-def _compare(metric: Metric, point: Point, left_out: Counter[str]) -> Comparison:
+def _compare(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
     """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
-    found = Comparison(metric)
+    found: Estimate | None = None
     with _leaving_out(metric):
         found = _compared(metric, point, left_out)
     return found  # noqa: RET504 - as it was where that failed
 
 
-def _compared(metric: Metric, point: Point, left_out: Counter[str]) -> Comparison:
+def _compared(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
     assert metric.compute is not None
     if not point.can_have(metric):
-        return Comparison(metric)
+        return None
     itself = point.cell is point.reference(metric.against)
     if metric.paired == "difference":
-        return Comparison(metric) if itself else _compare_means(metric, point, left_out)
+        return None if itself else _compare_means(metric, point, left_out)
     pairs = metric.compute(point)
     if itself:
-        return Comparison(metric, 1.0 if point.samples and pairs is not None else None)
+        return Estimate(value=1.0) if point.samples and pairs is not None else None
     pairs = _usable(metric, pairs or [], left_out)
-    interval = ratio_interval(pairs)
+    value, interval = paired_ratio(pairs), ratio_interval(pairs)
     p = ratio_p(pairs) if isinstance(interval, tuple) else None
-    return Comparison(metric, paired_ratio(pairs), interval, p, len(pairs))
+    return None if value is None else Estimate.of(value, interval, p=p, n=len(pairs))
 
 
-def _compare_means(metric: Metric, point: Point, left_out: Counter[str]) -> Comparison:
+def _compare_means(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
     assert metric.compute is not None
     found: Mapping[str, float] = metric.compute(point) or {}
     differences = dict(_usable(metric, found.items(), left_out))
-    units = point.cell.by_block(differences)
+    value, units = mean(differences.values()), point.cell.by_block(differences)
+    if value is None:
+        return None
     if metric.kind == "score" and point.is_exact:  # scores of the same tokens
-        return Comparison(metric, mean(differences.values()), pairs=len(units), samples=len(differences))
+        return Estimate(value=value, n=len(units), samples=len(differences), differing=0)
     interval = score_interval(units) if metric.kind == "score" else mean_interval(units)
     p = sign_flip_p([math.fsum(unit) for unit in units]) if isinstance(interval, tuple) else None
     differing = sum(difference != 0 for difference in differences.values())
-    return Comparison(
-        metric, mean(differences.values()), interval, p, len(units), samples=len(differences), differing=differing
-    )
+    return Estimate.of(value, interval, p=p, n=len(units), samples=len(differences), differing=differing)

@@ -38,18 +38,6 @@ from reports.metrics.units import Units
 from reports.statistics.intervals import MINIMUM_DIFFERING, Pair, mean, ratio, score_interval, share_bounds
 from reports.summary.measured import Measured
 
-__all__ = [
-    "AGREEMENT",
-    "EDIT_SIMILARITY_OVER_FIXED",
-    "EXACT_LINE",
-    "EXACT_PREFIX",
-    "EXACT_PREFIX_OVER_FIXED",
-    "EXACT_PREFIX_TOKENS",
-    "EXACT_TEXT",
-    "OWN_TEXT",
-    "exact_prefixes",
-]
-
 _BySample = Callable[[Measured, Measured], Mapping[str, float]]
 
 
@@ -252,7 +240,7 @@ OWN_TEXT = _share(
 )
 AGREEMENT = _share(
     name="agreement",
-    header="place\nby place",
+    header="position-\nwise",
     title="positionwise agreement",
     meaning="share of full depth's tokens that stand at the same place, prefill's included",
     compute=_agreement,

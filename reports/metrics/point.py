@@ -1,4 +1,4 @@
-"""What a metric is computed from: one operating point on one task, and what it may be held against."""
+"""The input of a metric: one operating point on one task, and the full depths that it may be held against."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from functools import cached_property
 from harness.contracts.metrics import Against, Metric
 from harness.records import Manifest, ModelRecord, SampleRecord, WindowRecord
 from reports.statistics.intervals import paired_ratio
-from reports.summary.measured import Measured, full_depths
-from reports.summary.prompt_times import PromptTimes
-
-__all__ = ["Point"]
+from reports.summary.measured import Measured, PromptTimes, full_depths
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +40,7 @@ class Point:
     @cached_property
     def own_full(self) -> Measured:
         """Full depth in the same weights format: what costs are compared with."""
-        return full_depths(self.cells)[self.cell.regime.weights_format]
+        return full_depths(self.cells)[self.cell.conditions.weights_format]
 
     @cached_property
     def fastest_full(self) -> Measured | None:
@@ -57,7 +54,7 @@ class Point:
 
     @cached_property
     def prompt_times(self) -> PromptTimes:
-        """What reading each prompt took, pooled over what did the same work."""
+        """Times of reading each prompt, pooled over the operating points that did the same work."""
         return self.prompts or PromptTimes(self.cells)
 
     def reference(self, against: Against) -> Measured | None:
@@ -90,7 +87,7 @@ class Point:
     @cached_property
     def model(self) -> ModelRecord:
         """The model as it ran, in the operating point's weights format."""
-        return self.manifest.model.stored(self.cell.regime.weights_format)
+        return self.manifest.model.stored(self.cell.conditions.weights_format)
 
     @property
     def samples(self) -> Sequence[SampleRecord]:

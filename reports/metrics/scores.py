@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from reports.metrics.units import Units
     from reports.summary.measured import Measured
 
-__all__ = [
-    "EDIT_SIMILARITY",
-    "EDIT_SIMILARITY_DIFFERENCE",
-    "recorded_scores",
-    "score_metrics",
-    "scores_of",
-    "scores_of_sample",
-]
-
 EDIT_SIMILARITY = "edit_similarity"
 """The one score that both protocols and both languages report and that moves with every token."""
 

@@ -10,26 +10,6 @@ from collections.abc import Iterable
 
 from harness.contracts import Metric
 
-__all__ = [
-    "AGAINST_FULL",
-    "AGREEMENTS",
-    "BYTE_MODEL",
-    "DEPTH",
-    "DRAFTS",
-    "ENERGY",
-    "EQUAL_DEPTH",
-    "FIGURES",
-    "HEADLINE",
-    "LEADERBOARD",
-    "REPEATS",
-    "SCORES",
-    "SCORE_DIFFERENCES",
-    "STOPS",
-    "TIME",
-    "in_section",
-    "sections_of",
-]
-
 HEADLINE = "headline"
 """The first table of a report, and the front page of the leaderboard."""
 LEADERBOARD = "leaderboard"

@@ -3,7 +3,7 @@
 Ratios of totals, full depth's cost over this one's, paired by block of samples. Full depth itself has 1 by definition.
 Each is stated twice: over full depth in the row's own weights format, and over the fastest full depth of the run in a
 format that keeps the model's tokens. A slow format flatters the first. Of whole requests, the prompt's time is pooled
-over all operating points that did the same work for it (:mod:`reports.summary.prompt_times`).
+over all operating points that did the same work for it (:class:`reports.summary.measured.PromptTimes`).
 """
 
 from __future__ import annotations
@@ -22,22 +22,6 @@ from reports.metrics.units import Units, blocks, joined, rates
 from reports.statistics.intervals import Pair, paired_ratio
 from reports.summary.energy import has_energy, idle_power_w
 from reports.summary.measured import Measured
-
-__all__ = [
-    "DECODE_SPEEDUP",
-    "DECODE_SPEEDUP_HIGHEST",
-    "DECODE_SPEEDUP_LOWEST",
-    "DECODE_SPEEDUP_OVER_FASTEST",
-    "ENERGY_RATIO",
-    "ENERGY_RATIO_OVER_FASTEST",
-    "NET_ENERGY_RATIO",
-    "NET_ENERGY_RATIO_OVER_FASTEST",
-    "SPEEDUP",
-    "SPEEDUP_HIGHEST",
-    "SPEEDUP_LOWEST",
-    "SPEEDUP_OVER_FASTEST",
-    "speedup_pairs",
-]
 
 _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher", black_box=True)
 

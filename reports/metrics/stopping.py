@@ -1,4 +1,4 @@
-"""What ending a completion early saves, and what the text that can be kept of completions costs.
+"""The savings of ending a completion early, and the cost of the text that can be kept.
 
 **Tokens saved** are held against full depth without a stop rule, in the same weights format, on the same prompts: the
 tokens that it generates and this row does not, as a share of them; not against the limit, which full depth need not
@@ -27,8 +27,6 @@ from reports.metrics.units import Units
 from reports.statistics.intervals import Pair, pooled, ratio, ratio_interval, share_interval
 from reports.summary.energy import total
 from reports.summary.measured import Measured
-
-__all__ = ["ACCEPTED_ENERGY", "ACCEPTED_TIME", "STOPPED", "TOKENS_SAVED"]
 
 ACCEPTED_SCORE = "accepted_prefix"
 """The score that counts accepted characters."""
@@ -124,7 +122,7 @@ TOKENS_SAVED = Metric(
 )
 STOPPED = Metric(
     name="stopped",
-    header="ended\nby it",
+    header="stopped\nearly",
     meaning="share of completions that the row's stop rule, or its strategy, ended",
     compute=_stopped,
     interval=True,

@@ -1,4 +1,4 @@
-"""What completions cost in time: latencies, prefill and decode apart, waiting, throughput.
+"""The time that completions take: latencies, prefill and decode apart, waiting, throughput.
 
 Times come from every repeat. Where requests arrive at a fixed rate, latency and time to the first token count from
 the arrival, and waiting is a metric of its own; prefill and decode are what remains without it.
@@ -15,21 +15,6 @@ from reports.metrics.point import Point
 from reports.metrics.sections import HEADLINE, TIME
 from reports.metrics.units import Units, blocks, tokens
 from reports.statistics.intervals import ratio
-
-__all__ = [
-    "DECODE",
-    "LATENCY_P50",
-    "LATENCY_P90",
-    "LATENCY_P99",
-    "PREFILL",
-    "PREFILL_SHARE",
-    "QUEUE_P50",
-    "QUEUE_P99",
-    "TOKENS_PER_S",
-    "TPOT_P50",
-    "TTFT_P50",
-    "total_s",
-]
 
 _seconds = partial(Metric, unit="s", form="seconds", better="lower", kind="cost", black_box=True)
 

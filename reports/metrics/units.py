@@ -18,8 +18,6 @@ from reports.metrics.point import Point
 from reports.statistics.plausible import all_plausible
 from reports.summary.measured import Measured
 
-__all__ = ["Units", "added", "blocks", "by_block", "joined", "rates", "tokens", "units_of", "usable"]
-
 Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
 """Prompts of a unit → its row: totals (of what stands above and below the line of a rate), or one value per repeat."""
 

@@ -13,8 +13,6 @@ from harness.registry import METRICS, SCORES
 from reports.metrics.scores import score_metrics, scores_of
 from reports.metrics.sections import in_section, sections_of
 
-__all__ = ["all_metrics", "metrics_of"]
-
 
 def all_metrics(scores: Iterable[str] = ()) -> tuple[Metric, ...]:
     """Return every metric in reading order.

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair, known, replicate_interval, resampled, share_bounds
 
-__all__ = ["auroc", "auroc_interval", "calibration_error", "equal_bins", "share_intervals"]
-
 Counts = NDArray[np.int64]
 RESAMPLES = 1000
 

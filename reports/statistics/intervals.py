@@ -31,32 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri, stdtrit
 
-from harness.records.estimate import Interval, NoInterval
-
-__all__ = [
-    "MINIMUM_DIFFERING",
-    "MINIMUM_PAIRS",
-    "MINIMUM_SAMPLES",
-    "Pair",
-    "draws",
-    "half_width",
-    "known",
-    "largest_share",
-    "mean",
-    "mean_interval",
-    "median",
-    "paired_ratio",
-    "percentile",
-    "pooled",
-    "pooled_by",
-    "ratio",
-    "ratio_interval",
-    "replicate_interval",
-    "resampled",
-    "score_interval",
-    "share_bounds",
-    "share_interval",
-]
+from harness.records.estimate import Estimate, Interval, NoInterval
 
 Floats = NDArray[np.float64]
 Key = TypeVar("Key", bound=Hashable)
@@ -301,6 +276,16 @@ def replicate_interval(replicates: NDArray[np.float64], n: int) -> tuple[float, 
     tail = 100 * _expanded_tail(n)
     low, high = np.percentile(replicates, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def estimate_of(values: NDArray[np.float64], n: int) -> Estimate:
+    """Return a statistic with the interval that its bootstrap replicates span.
+
+    Args:
+        values: of the sample itself, then of each resampling; without resamplings there is no interval.
+        n: independent units that were resampled.
+    """
+    return Estimate.of(float(values[0]), replicate_interval(values[1:], n) if len(values) > 1 else None)
 
 
 def draws(n: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:

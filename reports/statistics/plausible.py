@@ -1,16 +1,13 @@
 """Which numbers can be true. JSON may hold 1e308 seconds; a table, an axis or a sum cannot.
 
-There is one bound, and its reciprocal for what is measured. Records beyond it do not count
-(:mod:`reports.summary.admission`), a stored summary loses such numbers when it is read (:mod:`reports.summary.absurd`),
-and whatever else is written passes :func:`is_plausible`.
+There is one bound, and its reciprocal for what is measured. Records beyond it do not count, a stored summary loses such
+numbers when it is read (:mod:`reports.summary.admission`), and whatever else is written passes :func:`is_plausible`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
-
-__all__ = ["LARGEST", "SMALLEST", "all_plausible", "is_measurable", "is_plausible", "numbers_of", "plausible"]
 
 LARGEST = 1e12
 """Size of a number beyond which it cannot be true, in its SI unit: 30,000 years, or what a town uses up in a year."""

@@ -22,21 +22,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "MOST_DOCUMENTS",
-    "P_VALUES",
-    "Losses",
-    "PValue",
-    "certified_by_tests",
-    "certified_in_expectation",
-    "documents_needed",
-    "empirical_bernstein",
-    "expectation_bounds",
-    "fewest_documents",
-    "fewest_in_expectation",
-    "hoeffding_bentkus",
-]
-
 Losses: TypeAlias = NDArray[np.float64]
 PValue: TypeAlias = Callable[[Losses, float, float], float]
 """``(losses, ε, δ) -> p``: how likely losses like these were, at most, if the risk were above ε."""

@@ -25,19 +25,6 @@ from numpy.typing import NDArray
 
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair
 
-__all__ = [
-    "EXACT_PAIRS",
-    "LEVEL",
-    "SWAPS",
-    "deal_p",
-    "holm",
-    "ratio_p",
-    "sign_flip_p",
-    "smallest_deal_p",
-    "smallest_p",
-    "swap_p",
-]
-
 Floats: TypeAlias = NDArray[np.float64]
 
 LEVEL = 0.05

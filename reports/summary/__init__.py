@@ -1,1 +1,1 @@
-"""What ``summary.json`` holds, computed from raw records: one module per question."""
+"""The numbers and notes of ``summary.json``, computed from raw records."""

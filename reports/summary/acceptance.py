@@ -20,8 +20,6 @@ from reports.completions.token_kinds import KINDS, kinds_of
 from reports.statistics.intervals import Pair, share_interval
 from reports.summary.measured import Measured
 
-__all__ = ["acceptances", "tells_discarded"]
-
 Group = tuple[str | None, int | None, str | None]  # source, layer, kind
 
 
@@ -39,7 +37,7 @@ def acceptances(cell: Measured) -> Iterator[Acceptance]:
 
     Nothing of a lossy one, of one that drafted nothing, and where a sample does not say what was discarded.
     """
-    if not cell.point.lossless or not tells_discarded(cell):
+    if not cell.point.lossless or not cell.tells_discarded:
         return
     counts: dict[Group, Counter[tuple[int, bool]]] = defaultdict(Counter)
     for sample in cell.samples.values():
@@ -63,14 +61,6 @@ def acceptances(cell: Measured) -> Iterator[Acceptance]:
         )
 
 
-def tells_discarded(cell: Measured) -> bool:
-    """Whether the samples of a lossless operating point say of all drafted tokens what became of them."""
-    return all(
-        sample.drafts == sum(sample.accepted) + sum(len(one.token_ids) for one in sample.discarded)
-        for sample in cell.samples.values()
-    )
-
-
 def _drafted(sample: SampleRecord, language: str) -> Iterator[_Drafted]:
     kinds = kinds_of(sample.token_texts, language)
     for layer, stood, kind in zip_longest(sample.drafted_at, sample.accepted, kinds):
@@ -84,7 +74,7 @@ def _drafted(sample: SampleRecord, language: str) -> Iterator[_Drafted]:
 
 
 def _source(cell: Measured) -> str:
-    """What proposes tokens without running a layer: a draft source, or the strategy's own rule."""
+    """Name the proposer that runs no layer: a draft source, or the strategy's own rule."""
     return " or ".join(cell.point.draft_sources) or cell.point.strategy
 
 

@@ -1,11 +1,12 @@
 """Which records count, and why others do not. What is left out is counted, and the count is a note under the table.
 
-Three kinds are left out: what was never meant to be summarised (warm-up, idle, superseded windows), what belongs to
-another run (a task or an operating point that the manifest does not name), and what cannot be true (a clock that ran
-backwards, a number that is not finite or beyond all reason, a score outside its range, an exit layer the model does not
-have). A sensor reading
-that cannot be true takes away the window's energy, not its time. Files that cannot be parsed at all are refused
-earlier, by :mod:`harness.store.run_directory`, with the line they break at.
+The same goes for numbers of a stored summary that cannot be true, which only a damaged or foreign one has.
+
+Three kinds of records are left out: what was never meant to be summarised (warm-up, idle, superseded windows), what
+belongs to another run (a task or an operating point that the manifest does not name), and what cannot be true (a clock
+that ran backwards, a number that is not finite or beyond all reason, a score outside its range, an exit layer the model
+does not have). A sensor reading that cannot be true takes away the window's energy, not its time. Files that cannot be
+parsed at all are refused earlier, by :mod:`harness.store.run_directory`, with the line they break at.
 """
 
 from __future__ import annotations
@@ -17,17 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from harness.contracts.scores import registered_scores
 from harness.records import Manifest, SampleRecord, WindowRecord
-from reports.statistics.plausible import LARGEST, SMALLEST, all_plausible, is_measurable
-
-__all__ = [
-    "describe_left_out",
-    "idle_windows",
-    "is_a_score",
-    "is_idle",
-    "refuse_sample",
-    "refuse_window",
-    "without_false_reading",
-]
+from harness.records.estimate import Estimate
+from harness.records.summary import Summary, SummaryRow
+from reports.statistics.plausible import LARGEST, SMALLEST, all_plausible, is_measurable, numbers_of
 
 SUPERSEDED = "a measurement that was repeated"
 BACKWARDS = "a clock that stood still or ran backwards"
@@ -127,6 +120,32 @@ def is_a_score(name: str, value: float) -> bool:
     """Whether a score can have a value; of what is no score that is registered here nothing is known."""
     score = registered_scores().get(name)
     return score is None or score.allows(value)
+
+
+def drop_implausible(summary: Summary) -> Summary:
+    """Return a summary without the estimates and attributions that no machine can have reached, and a note of them."""
+    rows = tuple(map(_plausible, summary.rows))
+    attributions = tuple(one for one in summary.attributions if all_plausible(numbers_of(one.model_dump())))
+    left_out = [
+        *(name for row, kept in zip(summary.rows, rows, strict=True) for name in row.metrics.keys() - kept.metrics),
+        *(f"where the {one.quantity} goes" for one in summary.attributions if one not in attributions),
+    ]
+    if not left_out:
+        return summary
+    note = (
+        f"{len(left_out)} number(s) are left out, since they cannot be true (beyond {LARGEST:g} in their unit, or "
+        f"no value of their score): {', '.join(sorted(set(left_out)))}. The records are damaged or foreign."
+    )
+    return summary.model_copy(update={"rows": rows, "attributions": attributions, "notes": (*summary.notes, note)})
+
+
+def _plausible(row: SummaryRow) -> SummaryRow:
+    kept = {name: estimate for name, estimate in row.metrics.items() if _can_be_true(name, estimate)}
+    return row if len(kept) == len(row.metrics) else row.model_copy(update={"metrics": kept})
+
+
+def _can_be_true(name: str, one: Estimate) -> bool:
+    return all_plausible((one.value, one.low, one.high, one.p, one.p_holm)) and is_a_score(name, one.value)
 
 
 def _known(task: str, point: str, manifest: Manifest) -> bool:

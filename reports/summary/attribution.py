@@ -2,7 +2,7 @@
 
 **The fit.** The cost of a window is a sum of things done times what one of them costs: requests and prompt tokens
 (prefill), layer steps and the positions they attend to, LM-head evaluations, exits, KV fills, and exit checks of each
-strategy (:mod:`reports.summary.attribution_counts`). Over the windows of all operating points but the probes this is a
+strategy (:func:`counts_of`). Over the windows of all operating points but the probes this is a
 linear system with more rows than unknowns, solved by least squares on relative errors with no cost below zero (Lawson
 and Hanson 1974). Prefill and the rest of a window are two rows, since the time to the first token is measured. Energy
 has no such second reading, and where all completions are equally long, layer steps and KV fills add up to the same
@@ -15,6 +15,10 @@ the same blocks, over its checks, is the price of asking; nothing is fitted and 
 **Lossless decoding** is taken apart a second time, with the same prices: into drafting (layers, checks and heads of
 passes that end in a draft), verifying (passes that go deep, with the LM head over all of their places), and what was
 rolled back: both, of drafts that did not stand.
+
+Lossless decoding is counted by passes, not by tokens. A pass that goes deep and verifies reads each layer and the LM
+head once, for several rows; rows beyond the first are counted apart, since they cost little where weights are all that
+takes time, and a lot where they are not.
 
 The two ways share no window except full depth's, so that they can contradict each other; the intervals of both come
 from resampling blocks of samples, all operating points of a block together. Not promised: batches above 1 and runs
@@ -31,14 +35,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.records import MeterRecord, WindowRecord
-from harness.records.cost import PARTS, PHASES, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
-from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
-from reports.summary.attribution_counts import COMMON, PREFILL, counts_of
+from harness.records import DraftWork, MeterRecord, SampleRecord, WindowRecord
+from harness.records.cost import PARTS, PHASES, Attribution, CheckCost, OperatingPointCost, Quantity
+from harness.records.estimate import Estimate
+from reports.statistics.intervals import MINIMUM_PAIRS, estimate_of
 from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
-
-__all__ = ["attribute", "price_per_check"]
 
 Array = NDArray[np.float64]
 Cost = TypeVar("Cost", float, Array)
@@ -46,6 +48,21 @@ Cost = TypeVar("Cost", float, Array)
 RESAMPLES = 1_000
 TIE_BREAKER = 0.03
 """Weight of the assumed prefill energy beside a window's measured one."""
+
+PREFILL = ("request", "prompt token")
+COMMON = (
+    *(*PREFILL, "layer step", "layer row", "attended position", "LM head", "LM head row", "draft head", "exit"),
+    "KV fill",
+)
+"""Counts that every operating point has; each strategy adds its checks.
+
+A layer step is a layer that a pass runs, a layer row one more token that it takes along; likewise with the LM head,
+whose rows are the places of a verification. A draft head is a cheap head that reads a draft. An exit costs something
+once, however deep it lies (the map to the exit head, starting the fill, waiting). Without a count of its own that price
+falls to the checks, which happen where exits do and never exit under a probe: the fit then exceeds the probe for every
+cheap check. Exits that draft take a draft head each and make a row of the LM head each: what tells the two apart is an
+operating point that drafts without exits, as ``full@lossless+lookup``.
+"""
 
 
 def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, seed: int = 0) -> tuple[Attribution, ...]:
@@ -59,8 +76,8 @@ def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, se
         meter: of the run; without it, energy counts as an estimate.
         seed: decides the resampling.
     """
-    usable = [cell for cell in cells if cell.regime.cached and not cell.point.rehearsed]
-    if not any(cell.point.never_exits for cell in cells) or any(cell.regime.batch_size > 1 for cell in cells):
+    usable = [cell for cell in cells if cell.conditions.cached and not cell.point.rehearsed]
+    if not any(cell.point.never_exits for cell in cells) or any(cell.conditions.batch_size > 1 for cell in cells):
         return ()
     if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
         return ()
@@ -171,7 +188,11 @@ class _System:
         ]
         costs = _least_squares(gram.sum(0).reshape(-1), right.sum(0))
         off = np.abs((self.counts @ costs - self.cost)[learned] / self.cost[learned])
-        ranged = _Ranged(results, self.blocks)
+        found = {
+            name: estimate_of(np.array([result.get(name, math.nan) for result in results]), self.blocks)
+            for name, value in results[0].items()
+            if math.isfinite(value)  # in a resampling without a check it has no price, and then no interval
+        }
         return Attribution(
             task=self.cells[0].task.name,
             quantity=quantity,
@@ -180,8 +201,8 @@ class _System:
             blocks_left_out=self.finished - self.blocks,
             residual=float(np.median(off)),
             unit_costs=dict(zip(self.names, costs.tolist(), strict=True)),
-            rows=tuple(self._rows(ranged)),
-            checks=tuple(self._checks(ranged)),
+            rows=tuple(self._rows(found)),
+            checks=tuple(self._checks(found)),
         )
 
     def _rows_of_fit(self, quantity: Quantity) -> tuple[Array, Array]:
@@ -253,46 +274,28 @@ class _System:
     def _count(self, row: Array, name: str) -> float:
         return float(row[self.names.index(name)])
 
-    def _rows(self, ranged: _Ranged) -> Iterator[OperatingPointCost]:
+    def _rows(self, found: Mapping[str, Estimate]) -> Iterator[OperatingPointCost]:
         for cell in self.cells:
             name = cell.point.name
             if cell.point.never_exits:
                 continue
             yield OperatingPointCost(
                 operating_point=name,
-                total=ranged.value(f"total {name}"),
-                parts={part: ranged.required(f"part {name} {part}") for part in PARTS},
-                phases={phase: ranged.required(f"phase {name} {phase}") for phase in PHASES if _verified(cell)},
-                overhead=ranged(f"overhead {name}"),
-                overhead_of_run=ranged(f"of run {name}"),
-                overhead_of_full=ranged(f"of full {name}"),
+                total=found[f"total {name}"].value,
+                parts={part: found[f"part {name} {part}"] for part in PARTS},
+                phases={phase: found[f"phase {name} {phase}"] for phase in PHASES if _verified(cell)},
+                overhead=found.get(f"overhead {name}"),
+                overhead_of_run=found.get(f"of run {name}"),
+                overhead_of_full=found.get(f"of full {name}"),
             )
 
-    def _checks(self, ranged: _Ranged) -> Iterator[CheckCost]:
+    def _checks(self, found: Mapping[str, Estimate]) -> Iterator[CheckCost]:
         for name in self.names[len(COMMON) :]:
             strategy = name.removeprefix("check ")
-            direct, fitted = ranged(f"direct {strategy}"), ranged(f"fitted {strategy}")
-            apart = ranged(f"apart {strategy}")  # of the same resamplings, so that what both share cancels
-            agree = None if apart is None or apart.ci is None else apart.ci[0] <= 0 <= apart.ci[1]
+            apart = found.get(f"apart {strategy}")  # of the same resamplings, so that what both share cancels
+            agree = None if apart is None or apart.interval is None else apart.interval[0] <= 0 <= apart.interval[1]
+            direct, fitted = (found.get(f"{how} {strategy}") for how in ("direct", "fitted"))
             yield CheckCost(strategy=strategy, direct=direct, fitted=fitted, agree=agree)
-
-
-class _Ranged:
-    """Reads numbers with their intervals out of the results of all resamplings; the first is the sample itself."""
-
-    def __init__(self, results: Sequence[Mapping[str, float]], blocks: int) -> None:
-        self._results, self._blocks = results, blocks
-
-    def value(self, key: str) -> float:
-        return float(self._results[0][key])
-
-    def required(self, key: str) -> Ranged:
-        replicates = np.array([result.get(key, math.nan) for result in self._results[1:]])  # without a check, no price
-        return Ranged(value=self.value(key), ci=replicate_interval(replicates, self._blocks))
-
-    def __call__(self, key: str) -> Ranged | None:
-        known = key in self._results[0] and math.isfinite(self._results[0][key])
-        return self.required(key) if known else None
 
 
 def _verified(cell: Measured) -> bool:
@@ -336,3 +339,102 @@ def _least_squares(gram: Array, right: Array) -> Array:
     costs = np.zeros(len(right))
     costs[used] = solution / length[used]
     return costs
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Things that were done, each by the names of the attribution, ``[names]``.
+
+    Attributes:
+        all: everything.
+        drafting: of lossless decoding, what drafted, or decided not to: passes that ended in a draft, checks, and heads
+            that neither prefill nor a verification read; less what was rolled back.
+        rolled_back: of lossless decoding, the same of drafts that did not stand, and their rows in verifications.
+        free_heads: LM heads that any decoding needs: one per decoded token, or verification.
+    """
+
+    all: Array
+    drafting: Array
+    rolled_back: Array
+    free_heads: float
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.all + other.all,
+            self.drafting + other.drafting,
+            self.rolled_back + other.rolled_back,
+            self.free_heads + other.free_heads,
+        )
+
+
+def counts_of(sample: SampleRecord, check: str, names: Sequence[str]) -> Counts:
+    """Return what one sample did.
+
+    Args:
+        sample: with a KV cache, alone in its batch.
+        check: name of its strategy's checks.
+        names: of the counts.
+    """
+    did = {"request": 1, "prompt token": len(sample.prompt_ids), "KV fill": sample.kv_fill_layers}
+    if sample.exit_checks:
+        did[check] = sample.exit_checks
+    if sample.verifications:
+        return _lossless(sample, check, names, did)
+    layers = sample.exit_layers[1:]
+    first = len(sample.prompt_ids) + 1
+    read = sample.layers_read or sample.layers_executed  # older runs do not say
+    did |= {
+        "layer step": read,
+        "layer row": sample.layers_executed - read,
+        "attended position": sum(layer * (first + step) for step, layer in enumerate(layers)),
+        "LM head": sample.lm_head_evaluations,
+        "exit": sum(layer < sample.exit_layers[0] for layer in layers),  # the first is of full depth
+    }
+    nothing = np.zeros(len(names))
+    return Counts(_in_order(did, names), nothing, nothing, len(layers))
+
+
+def _lossless(sample: SampleRecord, check: str, names: Sequence[str], did: dict[str, int]) -> Counts:
+    depth, tokens = sample.exit_layers[0], len(sample.token_ids) - 1
+    middle = len(sample.prompt_ids) + 1 + tokens // 2  # where the completion is half made
+    discarded = sample.layers_discarded // depth
+    places = tokens + discarded
+    extra = sample.lm_head_evaluations - places  # of checks and drafts
+    drafting, rolled_back = sample.drafting or DraftWork(), sample.rolled_back or DraftWork()
+    rows = {"layer row": sample.layers_executed - sample.layers_read, "LM head row": places - sample.verifications}
+    did |= rows | {
+        "layer step": sample.layers_read,
+        "attended position": sample.layers_read * middle,
+        "LM head": extra + sample.verifications,
+        "draft head": sample.cheap_head_tokens,
+        "exit": drafting.passes,
+    }
+    share = discarded / rows["LM head row"] if discarded else 0.0  # of a verification's rows but one
+    back = _by_name(rolled_back, check, middle) | {name: share * count for name, count in rows.items()}
+    drafts = _by_name(drafting, check, middle) | {
+        "LM head": extra,
+        "draft head": sample.cheap_head_tokens,
+        check: sample.exit_checks,
+    }
+    work = _by_name(rolled_back, check, middle)
+    return Counts(
+        _in_order(did, names),
+        _in_order(drafts, names) - _in_order(work, names),
+        _in_order(back, names),
+        sample.verifications,
+    )
+
+
+def _by_name(work: DraftWork, check: str, middle: int) -> dict[str, float]:
+    return {
+        "layer step": work.layers_read,
+        "attended position": work.layers_read * middle,
+        "LM head": work.lm_head_evaluations,
+        "draft head": work.cheap_head_tokens,
+        "exit": work.passes,
+        check: work.exit_checks,
+    }
+
+
+def _in_order(did: Mapping[str, float], names: Sequence[str]) -> Array:
+    return np.array([did.get(name, 0.0) for name in names])

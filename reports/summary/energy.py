@@ -1,4 +1,4 @@
-"""What counts as energy: the readings of windows, and idle power.
+"""Energy: which readings of windows count, and idle power.
 
 Energy is a total over windows and exists only when every window has a number from one source: a missing reading
 makes it ``None``, never a smaller total, and an estimate and a measurement are never added. **Net of idle** takes off
@@ -12,12 +12,9 @@ import math
 from collections.abc import Iterable, Sequence
 
 from harness.records import MeterRecord, WindowRecord
+from harness.records.conditions import MIXED, REPLAY
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured
-
-__all__ = ["MIXED", "REPLAY", "energy_origin", "has_energy", "idle_power_w", "is_measured", "total"]
-
-MIXED, REPLAY = "mixed", "replay"
 
 
 def is_measured(source: str, meter: MeterRecord) -> bool:

@@ -1,9 +1,20 @@
-"""What counts: the finished measurements of one operating point on one task, and how they pair.
+"""The finished measurements of one operating point on one task, and how they pair.
 
 Every definition of the summary starts here. Warm-up, idle and superseded windows and everything in them are left out,
 and so is what cannot be true (:mod:`reports.summary.admission`). A sample counts only when its window was committed to
 ``windows.jsonl``. A sample that failed is counted, never scored and never timed; where two operating points are
-compared, only what both finished is used.
+compared, only what both finished is used. Later repeats generate the same text again, so that only completions of the
+first one are scored.
+
+**Prompt times.** With a KV cache every operating point of one weights format reads a prompt in one pass at full depth,
+and no strategy, draft source or stop rule is asked before the first token. On a shared machine that pass takes up to
+twice as long by chance, and it is the larger part of a short request. So where requests are compared, the time of each
+is the mean time of its prompt over all these operating points, and what this one took beyond its own. The mean and not
+the median: it estimates what each of them estimates alone, however many there are, so that ratios keep their meaning.
+Noise that says nothing of an operating point leaves them; blocks stay the independent units, and under "both are the
+same" the two sides of a pair may still be swapped. Pooled is only what is the same work: the same prompt tokens and
+repeat, one weights format, one request at a time, back to back, with a cache. Recorded times, and the latencies made of
+them, stay as they were measured.
 """
 
 from __future__ import annotations
@@ -13,64 +24,33 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from harness.contracts import KVFacts
-from harness.errors import StoreError, UnknownNameError
 from harness.metering.contamination import CONTAMINATED
 from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
-from harness.registry import KV_POLICIES
-from reports.statistics.intervals import Pair, pooled, pooled_by
+from harness.records.conditions import Conditions
+from reports.statistics.intervals import Pair, mean, pooled, pooled_by
 from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
-
-__all__ = ["Measured", "Regime", "SampleKey", "full_depths", "select"]
 
 SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True)
-class Regime:
-    """How an operating point decoded.
+CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str, float | None]]
+"""``(language, texts, references) -> scores``: every registered score of a corpus, by name."""
+
+
+class Corpus(NamedTuple):
+    """The completions of one operating point on one task.
 
     Attributes:
-        kv: name of the policy for the keys and values of skipped layers; empty for a black box.
-        batch_size: samples decoded together.
-        facts: what that policy is.
-        weights_format: how the matrices are stored; of a black box, those of the full depth that it is held against.
-        stop: the stop rule beside the protocol's own end; empty for none.
+        language: of the code.
+        texts: completions. references: ground truths, as many.
     """
 
-    kv: str
-    batch_size: int
-    facts: KVFacts
-    weights_format: str = ""
-    stop: str = ""
-
-    @classmethod
-    def of(cls, manifest: Manifest, point: OperatingPointRecord) -> Regime:
-        """Read it from a manifest.
-
-        Raises:
-            StoreError: the configuration does not say, or says something unknown.
-        """
-        try:
-            if point.black_box is not None:
-                return cls("", int(manifest.config["batch_size"]), KVFacts(keeps_cache=False), manifest.model.stored_in)
-            kv = point.kv or str(manifest.config["kv"])
-            facts = point.kv_facts or KV_POLICIES.load(kv).facts  # older runs know the built-in policies alone
-            stored_in = point.weights_format or manifest.model.stored_in
-            return cls(kv, int(manifest.config["batch_size"]), facts, stored_in, point.stop)
-        except (KeyError, ValueError, TypeError, UnknownNameError) as error:
-            raise StoreError(
-                f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
-                "The run directory is damaged or foreign; start a new run with `harness run`."
-            ) from None
-
-    @property
-    def cached(self) -> bool:
-        """Whether a KV cache is kept: prefill then yields the first token, at full depth."""
-        return self.facts.keeps_cache
+    language: str
+    texts: tuple[str, ...]
+    references: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +59,7 @@ class Measured:
 
     Attributes:
         task, point: what ran.
-        regime: how it decoded.
+        conditions: what it was measured under.
         windows: committed, warm-up left out, by id.
         samples: finished samples of every repeat.
         failed: samples that ended in an error, with their repeat.
@@ -87,7 +67,7 @@ class Measured:
 
     task: TaskRecord
     point: OperatingPointRecord
-    regime: Regime
+    conditions: Conditions
     windows: dict[int, WindowRecord]
     samples: dict[SampleKey, SampleRecord]
     failed: dict[SampleKey, SampleRecord]
@@ -113,6 +93,12 @@ class Measured:
         return [sample for (_, repeat), sample in self.samples.items() if repeat == 0]
 
     @property
+    def corpus(self) -> Corpus:
+        """Its completions, which are scored together."""
+        texts, references = zip(*((one.text, one.reference) for one in self.scored), strict=True)
+        return Corpus(self.task.language, texts, references)
+
+    @property
     def errors(self) -> int:
         """Distinct samples that failed in any repeat."""
         return len({sample_id for sample_id, _ in self.failed})
@@ -132,7 +118,7 @@ class Measured:
 
         With a KV cache the first token comes from prefill and is left out; without one all count.
         """
-        return by_token[1:] if self.regime.cached else by_token
+        return by_token[1:] if self.conditions.cached else by_token
 
     def decoded_layers(self, sample: SampleRecord) -> Sequence[int]:
         """Return the layers executed for each such token."""
@@ -145,24 +131,30 @@ class Measured:
         return next(iter(layers)) if len(layers) == 1 else None
 
     def alike(self, cells: Sequence[Measured]) -> list[Measured]:
-        """Return the operating points whose tokens may be held against this one's, those of the same regime last.
+        """Return the operating points whose tokens may be held against this one's, those of the same conditions last.
 
         A constant depth yields the same tokens under every KV policy that keeps a cache: no token reads what a policy
         leaves behind. So one side of constant depth is enough.
         """
-        same = [other for other in cells if other.regime == self.regime]
+        same = [other for other in cells if other.conditions == self.conditions]
         kept = [
             other
             for other in cells
-            if other.regime != self.regime
-            and other.regime.cached
-            and self.regime.cached
-            and other.regime.batch_size == self.regime.batch_size
-            and other.regime.weights_format == self.regime.weights_format
-            and other.regime.stop == self.regime.stop
+            if other.conditions != self.conditions
+            and self.conditions.same_but_for_kv(other.conditions)
+            and self.conditions.cached
+            and other.conditions.cached
             and (self.constant_layer is not None or other.constant_layer is not None)
         ]
         return kept + same
+
+    @property
+    def tells_discarded(self) -> bool:
+        """Whether the samples of a lossless operating point say of all drafted tokens what became of them."""
+        return all(
+            sample.drafts == sum(sample.accepted) + sum(len(one.token_ids) for one in sample.discarded)
+            for sample in self.samples.values()
+        )
 
     def shared(self, other: Measured) -> list[SampleKey]:
         """Return what both finished, in this one's order."""
@@ -284,7 +276,7 @@ def full_depths(cells: Iterable[Measured]) -> dict[str, Measured]:
     for cell in cells:
         point = cell.point
         if point.strategy == "full" and not (point.never_exits or point.lossless or point.stop):
-            found.setdefault(cell.regime.weights_format, cell)
+            found.setdefault(cell.conditions.weights_format, cell)
     return found
 
 
@@ -296,7 +288,7 @@ def select(
     A record that appears twice (a window cut off by a kill and run again) counts once, the last time.
     """
     cells = {
-        (task.name, point.name): Measured(task, point, Regime.of(manifest, point), {}, {}, {})
+        (task.name, point.name): Measured(task, point, Conditions.of(manifest, task, point), {}, {}, {})
         for task in manifest.tasks
         for point in manifest.operating_points
     }
@@ -315,6 +307,46 @@ def select(
         elif refuse_sample(sample, manifest) is None:
             cell.samples[key] = sample
     return cells
+
+
+class PromptTimes:
+    """The prompt times of one task.
+
+    Args:
+        cells: its operating points.
+    """
+
+    def __init__(self, cells: Sequence[Measured]) -> None:
+        self._cells = cells
+
+    def request_s(self, cell: Measured, window: WindowRecord) -> float | None:
+        """Return what the requests of a window took, each prompt as long as on the average of the same work."""
+        spent = cell.request_s(window)
+        if spent is None or not _pools(cell):
+            return spent
+        times = [(sample, _prompt_s(sample)) for sample in cell.whole.get(window.window, ())]
+        return spent + sum(self._means[_work(cell, sample)] - own for sample, own in times if own is not None)
+
+    @cached_property
+    def _means(self) -> Mapping[Hashable, float]:
+        times: dict[Hashable, list[float]] = defaultdict(list)
+        for cell in filter(_pools, self._cells):
+            for sample in cell.samples.values():
+                if (spent := _prompt_s(sample)) is not None:
+                    times[_work(cell, sample)].append(spent)
+        return {work: found for work, each in times.items() if (found := mean(each)) is not None}
+
+
+def _pools(cell: Measured) -> bool:
+    return cell.conditions.cached and cell.conditions.batch_size == 1 and cell.point.black_box is None
+
+
+def _prompt_s(sample: SampleRecord) -> float | None:
+    return None if sample.arrival_s is not None or sample.latency_s is None else sample.ttft_s
+
+
+def _work(cell: Measured, sample: SampleRecord) -> Hashable:
+    return cell.conditions.weights_format, sample.sample_id, sample.repeat, sample.prompt_ids
 
 
 def _decode_s(sample: SampleRecord) -> float:

@@ -9,31 +9,40 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.records import Manifest, MeterRecord, ModelRecord, SampleRecord, TaskRecord, WindowRecord
+from harness.metering.contamination import CLOCK_CHANGE, CONTAMINATED, FOREIGN_SHARE, STOLEN_SHARE
+from harness.metering.counters import INVALID_BELOW_PERIODS, SHORT_BELOW_PERIODS
+from harness.metering.pacing import WARMUP_DRIFT
+from harness.records import Manifest, MeterRecord, SampleRecord, TaskRecord, WindowRecord
+from harness.records.conditions import MIXED, REPLAY, graphs_of, layers_of
 from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
-from reports.metrics.point import Point
 from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
 from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIMUM_SAMPLES
 from reports.summary.admission import describe_left_out
-from reports.summary.degenerate import degenerate
-from reports.summary.devices import graphs_of, layers_of
-from reports.summary.energy import MIXED, REPLAY, is_measured
-from reports.summary.lossless import about_lossless
+from reports.summary.decoding_notes import decoding_notes, exactness_notes, oracle_notes
+from reports.summary.energy import is_measured
 from reports.summary.measured import Measured
-from reports.summary.stopping import about_stops
-from reports.summary.window_notes import about_windows
 
-__all__ = ["notes"]
+_FLAGS = {
+    "foreign-cpu": f"other processes took more than {100 * FOREIGN_SHARE:g} % of the machine's core-seconds",
+    "stolen-cpu": f"the hypervisor gave more than {100 * STOLEN_SHARE:g} % of the machine's core-seconds to others",
+    "throttled": "a processor lowered its clock because of heat or its power supply",
+    "clock-change": f"the clock differed by more than {100 * CLOCK_CHANGE:g} % between the edges",
+    "short-window": f"fewer than {SHORT_BELOW_PERIODS} ticks of the sensor",
+    "invalid-window": f"fewer than {INVALID_BELOW_PERIODS} ticks of the sensor, so there is no energy",
+}
+
+_ENOUGH = 4
+"""Completions of two tokens or more, of one token all of them, that are no chance."""
 
 CONSTANT_POWER = 0.03  # mean powers closer than this are one power
 IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be read
 PROJECTS = (
     "tuning has read none of these documents, and may have read others of their projects: nothing was split by project."
 )
-"""What "not read" leaves open, wherever it is said."""
+"""The limit of "not read", wherever it is said."""
 FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
 
 
@@ -60,8 +69,7 @@ def notes(
         *_about_full_depth(manifest, cells),
         *_about_time(manifest),
         *_about_devices(manifest),
-        *about_lossless(cells),
-        *about_stops(cells),
+        *exactness_notes(cells),
         *_about_model(manifest),
         *_about_data(manifest, rows, cells),
         *missing_scores,
@@ -69,15 +77,39 @@ def notes(
         *_about_baseline(manifest, cells),
         *describe_left_out(manifest, windows, samples),
         *_about_energy(manifest.meter, cells),
-        *about_windows(everything, windows),
+        *_about_windows(everything, windows),
         *_about_power(rows),
-        *_about_regimes([cell for cell in cells if cell.point.black_box is None], manifest),
-        *_about_black_boxes(cells),
-        *_about_heads(cells),
+        *decoding_notes(manifest, cells),
         *_about_sample_size(cells, rows, manifest.operating_points[0].name),
         *_about_chance(rows),
-        *_about_oracle(cells),
+        *oracle_notes(cells),
     )
+
+
+def degenerate(manifest: Manifest, cells: Iterable[Measured]) -> str | None:
+    """Say what is wrong with full depth on the first task where something is; ``None`` where nothing is.
+
+    It may repeat one token, or fail throughout, as with weights that are damaged or overflow. Every exit then agrees
+    with it, at any layer, so that the ordinary numbers are the best there are: the run does not rank.
+
+    Args:
+        manifest: full depth is its first operating point.
+        cells: what counts of the run, in any order.
+    """
+    for cell in cells:
+        if cell.point.name == manifest.operating_points[0].name and (found := _wrong_with(cell)):
+            return f"full depth on {cell.task.name} {found}"
+    return None
+
+
+def _wrong_with(full: Measured) -> str | None:
+    failed = [sample.error for sample in full.failed.values() if sample.prompt_ids]  # the others are bad rows
+    if failed and not full.samples:
+        return f"failed on every sample (the first one: {str(failed[0]).rstrip('.')})"
+    made = {token for sample in full.scored for token in sample.token_ids}
+    if len(made) == 1 and sum(len(sample.token_ids) > 1 for sample in full.scored) >= _ENOUGH:
+        return f"makes token {made.pop()} and no other, in all of its {len(full.scored)} completions"
+    return None
 
 
 def _about_full_depth(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
@@ -187,7 +219,7 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
     if sources == {"none"}:
         yield f"energy was not measured{' (' + missing.rstrip('.') + ')' if missing else ''}."
     elif REPLAY in sources:
-        yield f"energy is none of this run's ({meter.description.rstrip('.')}): it never decides the Pareto front."
+        yield f"energy was replayed from a file ({meter.description.rstrip('.')}): it never decides the Pareto front."
     elif not all(is_measured(source, meter) for source in sources - {"none"}):
         yield (
             f"energy is an estimate, not a measurement ({meter.description.rstrip('.')}): it adds no evidence to the "
@@ -206,7 +238,7 @@ def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str
 
 
 def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
-    """What energy says beside time, and what idling has to do with it; only of sensors."""
+    """Say what energy adds to time, and how much of it is idling; only of sensors."""
     measured = [row for row in rows if row.value(MEAN_POWER) is not None and row.energy_measured]
     watts = [power for row in measured if (power := row.value(MEAN_POWER))]
     if len(watts) > 1 and max(watts) / min(watts) - 1 < CONSTANT_POWER:
@@ -227,96 +259,6 @@ def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
         )
     if measured and not shares:
         yield "idle power was not measured (the run has no idle windows), so energy is gross: idle power is part of it."
-
-
-def _about_regimes(cells: Sequence[Measured], manifest: Manifest) -> Iterator[str]:
-    regimes = list(dict.fromkeys(cell.regime for cell in cells))
-    policies = {regime.kv: regime.facts.note for regime in regimes}
-    if len(policies) > 1:
-        full = cells[0].point.name if len(manifest.model.formats) == 1 else "full depth"
-        yield (
-            f"operating points differ in their KV policy; all are compared with {full} (kv {cells[0].regime.kv}), and "
-            "fixed exits of the same policy are their measure where the run has them."
-        )
-    yield from _about_formats(manifest, cells)
-    yield from (f"kv {name}: {note}" for name, note in policies.items() if note)
-    batch = max((regime.batch_size for regime in regimes), default=1)
-    if batch > 1:
-        yield (
-            f"batch {batch}: rows share each read of the weights, so the byte model does not apply; "
-            "latency counts from the start of the batch."
-        )
-    yield from _of_weights(manifest.model)
-    cached = any(regime.cached for regime in regimes)
-    if cached:
-        yield (
-            "the first token of a completion comes from prefill at full depth: it counts in scores, latency and "
-            "positionwise agreement, not in the exact prefix, own-text agreement, layers, work or decoding speed."
-        )
-    arrived = any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values())
-    if cached and batch == 1 and len(cells) > 1 and manifest.timed and not arrived:
-        yield (
-            "speed-ups of whole requests count for each prompt its mean time over the operating points, which all read "
-            "it in the same pass; latencies are as they were measured."
-        )
-    own_text = any(sample.full_depth_ids for cell in cells for sample in cell.scored)
-    if own_text and manifest.model.dtype != "float32":
-        yield (
-            f"own-text agreement reads a completion in one pass, where {manifest.model.dtype} rounds otherwise than in "
-            "decoding: after the first difference full depth's choice can flip (on CPU, bfloat16 flips 1 % of them)."
-        )
-    if manifest.bandwidth_bytes_per_s is None and cached and batch == 1:
-        yield "memory bandwidth was not measured, so the share of it that decoding reached is unknown."
-    if arrived:
-        yield (
-            "requests arrive at a fixed rate: latency, TTFT and speed-up count from the arrival, waiting included; "
-            "tokens per second and energy include idling between requests."
-        )
-
-
-def _about_black_boxes(cells: Sequence[Measured]) -> Iterator[str]:
-    for point in {cell.point.name: cell.point for cell in cells if cell.point.black_box}.values():
-        answers = [
-            sample.answer
-            for cell in cells
-            if cell.point.name == point.name
-            for sample in cell.scored
-            if sample.answer is not None
-        ]
-        models = sorted({answer.model for answer in answers if answer.model})
-        named = f" It calls its model {', '.join(models)}." if models else ""
-        counts = answers and all(answer.tokens is not None for answer in answers)
-        tokens = "Its tokens are its own count." if counts else "It does not count its tokens, so nothing is per token."
-        yield (
-            f"{point.name} is a black box: it gets the prompt as text and makes tokens of it itself, and times are its "
-            "client's. What only the engine knows (layers, own tokens, exact prefix) is missing; scores of tokens read "
-            f"its text.{named} {tokens}"
-        )
-
-
-def _about_heads(cells: Sequence[Measured]) -> Iterator[str]:
-    for point in {cell.point.name: cell.point for cell in cells if cell.point.heads}.values():
-        samples = [sample for cell in cells if cell.point.name == point.name for sample in cell.samples.values()]
-        read = sum(sample.cheap_head_evaluations for sample in samples)
-        if not read:
-            continue
-        megabytes = sum(sample.cheap_head_bytes for sample in samples) / read / 1e6
-        own = sum(sample.cheap_head_tokens for sample in samples)
-        left = sum(layer < sample.exit_layers[0] for sample in samples for layer in sample.exit_layers[1:])
-        missed = sum(sample.cheap_head_misses for sample in samples)
-        heads = "; ".join(f"{head} ({note})" for head, note in point.heads.items())
-        if point.lossless:
-            yield (
-                f"{point.name}: a cheap head, {heads}, of {megabytes:.1f} MB a reading, reads what exits draft; the LM "
-                "head verifies it, so that nothing is lost."
-            )
-            continue
-        tokens = (
-            f"{own} of its tokens were chosen by it and not by the LM head: a loss like any other"
-            if own
-            else f"the LM head chose its tokens, {missed} of {left} otherwise than the checked head would have"
-        )
-        yield f"{point.name} is decided by a cheap head, {heads}, of {megabytes:.1f} MB a reading; {tokens}."
 
 
 def _about_baseline(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
@@ -385,26 +327,6 @@ def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
         )
 
 
-def _about_oracle(cells: Sequence[Measured]) -> Iterator[str]:
-    found = {
-        cell.point.name: cell.regime
-        for cell in cells
-        if cell.samples and cell.point.rehearsed and not cell.point.lossless
-    }
-    for name, regime in found.items():
-        first = f"{name} leaves at the first exit point that has full depth's token and pays nothing to know it"
-        if regime.facts.exact:
-            yield (
-                f"{first}: an upper bound on the layers that can be skipped with no token changed, never on the Pareto "
-                "front. It runs under exact keys and values, whatever --kv says."
-            )
-        else:
-            yield (
-                f"{first}, but it ran under kv {regime.kv}, where it changes tokens and bounds nothing: no row is held "
-                "against it. Newer runs give it exact keys and values."
-            )
-
-
 def _totals(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     totals: Counter[str] = Counter()
     for name, count in pairs:
@@ -416,51 +338,23 @@ def _without_kind(source: str) -> str:
     return source.removeprefix("embedded:").strip()
 
 
-def _of_weights(model: ModelRecord) -> Iterator[str]:
-    """Say what weights formats other than float32 do to tokens and speed-ups."""
-    several = len(model.formats) > 1
-    for one in map(model.stored, model.formats):
-        stored = f"matrices are stored in {one.weights_format}, which"
-        if one.weights_accuracy == "near-exact" and model.dtype == "float32":
-            over = "" if several else "; speed-ups are over full depth in the same format"
-            yield f"{stored} keeps float32's tokens but for near-ties{over}."
-        elif one.weights_accuracy == "lossy" and several:
-            yield f"{stored} is lossy: the row of its full depth says what that alone changes."
-        elif one.weights_accuracy == "lossy":
-            yield (
-                f"{stored} is lossy: agreement and speed-ups are against full depth in the same format, and say "
-                "nothing of float32; scores do."
-            )
-
-
-def _about_formats(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
-    """Say which full depth is held against what, where a run compares weights formats."""
-    model = manifest.model
-    if len(model.formats) < 2:
-        return
-    yield (
-        f"operating points differ in their weights format: @{' and @'.join(model.formats)}. Tokens and scores of all "
-        f"are compared with {cells[0].point.name}. Speed-up and energy ratio are over full depth in the row's own "
-        "format: what the strategy gives."
-    )
-    chosen: dict[str, list[str]] = {}
-    for task in manifest.tasks:
-        table = [cell for cell in cells if cell.task.name == task.name]
-        fastest = Point(table[0], table, manifest).fastest_full
-        if fastest is not None:
-            chosen.setdefault(fastest.point.name, []).append(task.name)
-    near = [name for name in model.formats if model.stored(name).keeps_tokens]
-    for name, tasks in chosen.items():
-        on = f" on {', '.join(tasks)}" if len(chosen) > 1 else ""
-        which = (
-            f"the fastest of those ({', '.join(near)}) that keep" if len(near) > 1 else "the only one here that keeps"
-        )
+def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]) -> Iterator[str]:
+    """Yield a sentence per flag of the windows that count, and per reason for which others do not."""
+    counted = [window for cell in cells for window in cell.windows.values()]
+    for flag, count in Counter(flag for window in counted for flag in window.flags).most_common():
+        meaning = _FLAGS.get(flag)
+        yield f"{count} of {len(counted)} windows are flagged '{flag}'{f': {meaning}' if meaning else ''}."
+    superseded = [window for window in everything if window.superseded]
+    if superseded:
+        causes = ", ".join(sorted({flag for window in superseded for flag in window.flags if flag in CONTAMINATED}))
         yield (
-            f"what is stated over fastest is over {name}{on}: its format is {which} the tokens of the model as it was "
-            "read, near-ties apart. That is what format and strategy give together."
+            f"{len(superseded)} window(s), idle ones included, were contaminated ({causes}) and measured again "
+            "(--strict); superseded, they are kept in windows.jsonl and left out of every number here."
         )
-    if not chosen:
+    warm_up = [window for window in everything if window.warmup]
+    if any("not-settled" in window.flags for window in warm_up):
         yield (
-            "no format of this run keeps the tokens of the model as it was read, so there is no speed-up over the "
-            "fastest full depth. Add auto to --weights-format for one that does."
+            f"the machine had not settled when the warm-up ended (no three passes in a row came within "
+            f"{100 * WARMUP_DRIFT:g} %): times drift or scatter, which the random order spreads over the operating "
+            "points and the intervals show."
         )

@@ -21,20 +21,6 @@ from reports.metrics.faithfulness import EXACT_PREFIX
 from reports.metrics.speedups import SPEEDUP, SPEEDUP_OVER_FASTEST
 from reports.tables.result import is_candidate, is_reference, split_tables
 
-__all__ = [
-    "NO_FRONT",
-    "TEXT_KEPT",
-    "choose_gain",
-    "common_speedup",
-    "coordinates",
-    "edge",
-    "front",
-    "mark_front",
-    "on_front",
-    "unmarked",
-    "without_front",
-]
-
 TEXT_KEPT = EXACT_PREFIX
 NO_FRONT = "no front: too few blocks of samples to tell an operating point from full depth"
 

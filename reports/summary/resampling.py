@@ -4,6 +4,14 @@ Blocks of samples are drawn with replacement, all operating points and all repea
 that a replicate is one whole table and what is computed of several rows (a front, its hypervolume) has an honest
 interval. A point's value is always its table's; an operating point that finished fewer blocks than another is resampled
 over its own.
+
+**The dominated hypervolume** is a whole front as one number, and what each strategy adds to it (Zitzler and Thiele
+1998; two dimensions, exact). Cost is a share of full depth's; the reference point (the nadir) is quality 0 at full
+depth's cost, so that the number is the best quality to be had within a budget, averaged over budgets from nothing to
+full depth's cost, 0 where nothing fits. It is 1 for perfect completions that cost nothing and 0 where nothing is
+cheaper than full depth: full depth itself spans no area, and neither does what costs more. It rewards a low cost as
+much as a high quality, which is one way of weighing them and not the only one; the front itself is the result, this
+number its summary. Bounds (the oracle) are no candidates and never counted.
 """
 
 from __future__ import annotations
@@ -16,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.records import SampleRecord
-from reports.statistics.intervals import draws, replicate_interval
+from harness.records.estimate import Estimate
+from reports.statistics.intervals import MINIMUM_PAIRS, draws, estimate_of
 from reports.summary.measured import Measured
-
-__all__ = ["RESAMPLES", "Resampled", "Resampling"]
 
 Array = NDArray[np.float64]
 Terms = Iterable[tuple[int, float, float]]  # block, numerator, denominator
@@ -30,16 +37,14 @@ _SAME = 1e-3  # a corpus score closer than this to the mean of its samples is th
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """A number with its bootstrap replicates.
+    """A statistic with its bootstrap replicates, for what is computed of several.
 
     Attributes:
-        value: of the sample itself.
-        ci: 95 % interval; ``None`` below ``MINIMUM_PAIRS`` blocks, or where no replicates can be made.
-        replicates: of :class:`Resampling`'s draws, the same draws for every estimate; empty without an interval.
+        estimate: without an interval below ``MINIMUM_PAIRS`` blocks, and where no replicates can be made.
+        replicates: of :class:`Resampling`'s draws, the same draws for every statistic; empty without an interval.
     """
 
-    value: float
-    ci: tuple[float, float] | None
+    estimate: Estimate
     replicates: Array
 
 
@@ -56,7 +61,7 @@ class Resampling:
         self._place = {block: place for place, block in enumerate(blocks)}
         self._draws = draws(len(blocks), resamples=RESAMPLES, seed=seed) if blocks else np.zeros((RESAMPLES, 0))
 
-    def score(self, cell: Measured, name: str, value: float | None) -> Resampled | None:
+    def score(self, cell: Measured, name: str, value: float | None) -> Estimate | None:
         """Return a score of the table with the interval of its samples' mean.
 
         Args:
@@ -68,9 +73,9 @@ class Resampling:
             return None
         scored = [(sample, score) for sample in cell.scored if (score := sample.scores.get(name)) is not None]
         found = self.share((self._block(cell, sample), score, 1.0) for sample, score in scored)
-        if found is None or len(scored) < len(cell.scored) or abs(found.value - value) > _SAME:
-            return Resampled(value, None, np.zeros(0))
-        return Resampled(value, found.ci, found.replicates)
+        if found is None or len(scored) < len(cell.scored) or abs(found.estimate.value - value) > _SAME:
+            return Estimate(value=value)
+        return Estimate.of(value, found.estimate.interval)
 
     def mean(self, cell: Measured, values: Mapping[str, float]) -> Resampled | None:
         """Return the mean of numbers of samples of the first repeat, by sample id."""
@@ -86,12 +91,13 @@ class Resampling:
 
         return self.share(terms())
 
-    def mean_by(self, terms: Iterable[tuple[Hashable, int, float]]) -> dict[Hashable, tuple[int, Resampled]]:
+    def mean_by(self, terms: Iterable[tuple[Hashable, int, float]]) -> dict[Hashable, tuple[int, Estimate]]:
         """Return the mean of each group's values, with how many there are, from (group, block, value)."""
         groups: dict[Hashable, list[tuple[int, float, float]]] = defaultdict(list)
         for group, block, value in terms:
             groups[group].append((block, value, 1.0))
-        return {group: (len(members), found) for group, members in groups.items() if (found := self.share(members))}
+        made = {group: (len(members), self.share(members)) for group, members in groups.items()}
+        return {group: (count, found.estimate) for group, (count, found) in made.items() if found is not None}
 
     def _block(self, cell: Measured, sample: SampleRecord) -> int:
         return cell.windows[sample.window].block
@@ -103,11 +109,89 @@ class Resampling:
         for block, above, below in terms:
             sums[self._place[block]] += (above, below)
             seen.add(block)
-        above, below = sums.sum(0)
-        if not below:
+        if not sums.sum(0)[1]:
             return None
-        drawn = self._draws @ sums
+        drawn = np.vstack([sums.sum(0), self._draws @ sums])
         with np.errstate(divide="ignore", invalid="ignore"):
-            replicates = drawn[:, 0] / drawn[:, 1]
-        ci = replicate_interval(replicates, len(seen))
-        return Resampled(float(above / below), ci, replicates if ci else np.zeros(0))
+            values = drawn[:, 0] / drawn[:, 1]
+        found = estimate_of(values, len(seen))
+        return Resampled(found, values[1:] if found.interval else np.zeros(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An operating point that one could deploy.
+
+    Attributes:
+        strategy: registered name.
+        cost: in any unit, the same for all.
+        quality: 0…1, more is better.
+    """
+
+    strategy: str
+    cost: Resampled
+    quality: Resampled
+
+
+@dataclass(frozen=True, slots=True)
+class Hypervolume:
+    """A front's area, taken apart by strategy.
+
+    Attributes:
+        total: of all operating points together.
+        alone: strategy → area of its own operating points.
+        contribution: strategy → what is lost without it. What two strategies cover both counts for neither.
+    """
+
+    total: Estimate
+    alone: Mapping[str, Estimate]
+    contribution: Mapping[str, Estimate]
+
+
+def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float] = (1.0, 0.0)) -> float:
+    """Return the area that points dominate, up to a reference point; exact.
+
+    Args:
+        points: (cost, quality), in any order. Those not better than the reference in both span nothing.
+        reference: the worst cost and quality that count.
+    """
+    table = np.array([points], dtype=float).reshape(1, -1, 2)
+    return float(_areas(table[..., 0], table[..., 1], reference)[0])
+
+
+def hypervolumes(candidates: Sequence[Candidate], full: Resampled, blocks: int) -> Hypervolume:
+    """Return the hypervolume of a table's operating points, in total and by strategy, with intervals.
+
+    Args:
+        candidates: full depth may be among them.
+        full: full depth's cost, which costs are divided by.
+        blocks: how many were drawn; few have no interval.
+    """
+    owners = np.array([one.strategy for one in candidates])
+    strategies = list(dict.fromkeys(owners.tolist()))
+    costs = np.array([[one.cost.estimate.value for one in candidates]]) / full.estimate.value
+    qualities = np.array([[one.quality.estimate.value for one in candidates]])
+    drawn = [each.replicates for one in candidates for each in (one.cost, one.quality)]
+    if blocks >= MINIMUM_PAIRS and all(len(replicates) for replicates in (*drawn, full.replicates)):
+        costs = np.vstack([costs, np.stack(drawn[0::2], axis=1) / full.replicates[:, None]])
+        qualities = np.vstack([qualities, np.stack(drawn[1::2], axis=1)])
+
+    total = _areas(costs, qualities)  # the first is the sample itself, the others are replicates
+    alone, contribution = {}, {}
+    for strategy in strategies:
+        own = owners == strategy
+        alone[strategy] = estimate_of(_areas(costs[:, own], qualities[:, own]), blocks)
+        without = _areas(costs[:, ~own], qualities[:, ~own])
+        contribution[strategy] = estimate_of(np.maximum(total - without, 0.0), blocks)
+    return Hypervolume(estimate_of(total, blocks), alone, contribution)
+
+
+def _areas(costs: Array, qualities: Array, reference: tuple[float, float] = (1.0, 0.0)) -> Array:
+    """Return the area under the best quality so far of each table of points, ``[tables, points]`` → ``[tables]``."""
+    worst_cost, worst_quality = reference
+    order = np.argsort(costs, axis=1)
+    sorted_costs = np.minimum(np.take_along_axis(costs, order, 1), worst_cost)
+    best = np.maximum.accumulate(np.take_along_axis(qualities, order, 1), axis=1)
+    widths = np.diff(sorted_costs, axis=1, append=worst_cost)
+    found: Array = (widths * np.maximum(best - worst_quality, 0)).sum(1)
+    return found

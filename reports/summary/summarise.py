@@ -3,39 +3,43 @@
 What counts is in ``admission``, how it pairs in ``measured``, what it becomes in :mod:`reports.metrics`, the front in
 ``pareto``. Accuracy comes from the first repeat, everything else from all of them. Probes that never exit (for the
 attribution of costs) get no row.
+
+A verdict says in words how an operating point compares with full depth. What is not told apart from chance is *not
+distinguishable*, which does not mean equal; and where so few pairs were measured that even the clearest outcome could
+not pass the test, the words are *too few pairs to tell*. A difference of scores without an interval says which of its
+two minima is not reached. A lossless row has full depth's tokens, so that only its costs are compared. Which
+comparisons are told, and how, is part of their metrics.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from harness.contracts import Metric
 from harness.errors import StoreError
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.cost import Attribution
+from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
-from reports.metrics.evaluation import compare_all, evaluate
+from reports.metrics.evaluation import Comparison, compare_all, evaluate
 from reports.metrics.point import Point
 from reports.metrics.scores import recorded_scores
 from reports.metrics.speedups import SPEEDUP, speedup_pairs
-from reports.metrics.vocabulary import all_metrics
+from reports.metrics.vocabulary import all_metrics, metrics_of
 from reports.statistics.intervals import MINIMUM_PAIRS, paired_ratio
-from reports.summary.absurd import without_absurd
 from reports.summary.acceptance import acceptances
-from reports.summary.admission import idle_windows
+from reports.summary.admission import drop_implausible, idle_windows
 from reports.summary.attribution import attribute
-from reports.summary.degenerate import degenerate
 from reports.summary.energy import is_measured, total
-from reports.summary.measured import Measured, full_depths, select
-from reports.summary.notes import notes
+from reports.summary.measured import Corpus, CorpusScorer, Measured, PromptTimes, full_depths, select
+from reports.summary.notes import degenerate, notes
 from reports.summary.pareto import mark_front
-from reports.summary.prompt_times import PromptTimes
-from reports.summary.quality import CorpusScorer, scored_by
-from reports.summary.verdict import verdict
 
-__all__ = ["candidates", "summarise"]
+NOT_DISTINGUISHABLE = "not distinguishable from full depth"
+TOO_FEW = "too few pairs to tell"
+EXACT = "full depth's tokens"
 
 
 def summarise(
@@ -69,12 +73,15 @@ def summarise(
     windows, samples = tuple(windows), tuple(samples)
     measured = tuple(select(manifest, windows, samples).values())
     cells = _candidates(manifest, measured)
-    idle, scorer = idle_windows(windows), scored_by(score_corpus)
-    points = []
+    idle, points = idle_windows(windows), []
+
+    def scores(cell: Measured) -> Mapping[str, float | None]:
+        return score_corpus(*cell.corpus)
+
     for task in manifest.tasks:
         table = [cell for cell in cells if cell.task.name == task.name]
         prompts = PromptTimes(table)
-        points.append([Point(cell, table, manifest, idle, scorer, prompts) for cell in table])
+        points.append([Point(cell, table, manifest, idle, scores, prompts) for cell in table])
     together = {name for table in points for point in table for name in point.corpus_scores}
     metrics = all_metrics(recorded_scores(cells) | together)
     left_out: Counter[str] = Counter()
@@ -94,22 +101,22 @@ def summarise(
             for attribution in _attributed(measured, manifest, task.name, name)
         ),
     )
-    summary = without_absurd(summary)
+    summary = drop_implausible(summary)
     return mark_front(summary) if degenerate(manifest, measured) is None else summary
 
 
-def candidates(
-    manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]
-) -> tuple[Measured, ...]:
-    """Return what becomes a row, in the manifest's order: every operating point but the probes that never exit.
+def corpora(manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]) -> tuple[Corpus, ...]:
+    """Return each different corpus that :func:`summarise` will ask about, so that they can be scored together.
 
     Raises:
         StoreError: the manifest's configuration cannot be understood, or it names no operating point.
     """
-    return _candidates(manifest, tuple(select(manifest, windows, samples).values()))
+    cells = _candidates(manifest, tuple(select(manifest, windows, samples).values()))
+    return tuple(dict.fromkeys(cell.corpus for cell in cells if cell.scored))
 
 
 def _candidates(manifest: Manifest, measured: Sequence[Measured]) -> tuple[Measured, ...]:
+    """Return the operating points that become rows, in the manifest's order: all but the probes that never exit."""
     first = manifest.operating_points[0] if manifest.operating_points else None
     if first is None or first.never_exits or first.strategy != "full":
         raise StoreError(
@@ -132,7 +139,7 @@ def _attributed(
     measured: Sequence[Measured], manifest: Manifest, task: str, weights_format: str
 ) -> Iterable[Attribution]:
     """Attribute the costs of one weights format: a layer costs something else in each."""
-    cells = [one for one in measured if (one.task.name, one.regime.weights_format) == (task, weights_format)]
+    cells = [one for one in measured if (one.task.name, one.conditions.weights_format) == (task, weights_format)]
     shown = weights_format if len(manifest.model.formats) > 1 else ""
     for found in attribute(cells, manifest.meter):
         yield found.model_copy(update={"weights_format": shown})
@@ -160,15 +167,15 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric], left_out: Counter
             model=point.model.name,
             weights=point.model.weights,
             exit_head=point.model.exit_head.partition(":")[0],
-            kv=point.cell.regime.kv,
+            kv=point.cell.conditions.kv,
             black_box=point.cell.point.black_box is not None,
-            batch_size=point.cell.regime.batch_size,
+            batch_size=point.cell.conditions.batch_size,
             dtype=point.model.dtype,
             weights_format=point.model.stored_in,
             decode=point.cell.point.decode,
             draft_max=point.cell.point.draft_max,
             stop=point.cell.point.stop,
-            baseline_format=point.full.regime.weights_format,
+            baseline_format=point.full.conditions.weights_format,
             n=len(point.cell.scored),
             errors=point.cell.errors,
             repeats=point.cell.repeats,
@@ -202,3 +209,104 @@ def _without_flagged(points: Sequence[Point]) -> dict[str, float]:
         if len(pairs) >= MINIMUM_PAIRS and (value := paired_ratio(pairs)) is not None:
             found[cell.point.name] = value
     return found
+
+
+def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_measured: bool) -> str | None:
+    """Say in words how an operating point compares with full depth.
+
+    ``None`` when one has no finished sample, or when nothing is left to tell of a run that was not timed. Energy is
+    named when a sensor measured it, accuracy unless the weights are random.
+
+    Args:
+        point: the operating point.
+        comparisons: its own, corrected.
+        energy_measured: a sensor measured its energy.
+    """
+    if point.is_full or not point.samples or not point.full.samples:
+        return "the baseline" if point.is_full and point.samples else None
+    told = [
+        one
+        for metric, one in comparisons.items()
+        if metric.verdict is not None
+        and _belongs(metric, point)
+        and one.estimate is not None
+        and (metric.always_told or one.distinguishable)
+        and (metric.kind != "energy" or energy_measured)
+        and (metric.kind != "score" or point.model.weights != "random")
+    ]
+    if point.is_exact:
+        costs = [one for one in told if one.metric.kind != "score"]
+        return "; ".join([EXACT, *(_words(one) + _against(one.metric, point) for one in costs)])
+    if not told and not point.manifest.timed:
+        return None
+    if all(one.too_few for one in told):
+        reasons = {_too_few(one.estimate) for one in told if one.estimate is not None}
+        return reasons.pop() if len(reasons) == 1 else TOO_FEW
+    if not any(one.distinguishable or one.too_few for one in told):
+        return NOT_DISTINGUISHABLE
+    return "; ".join(_words(one) + _against(one.metric, point) for one in told)
+
+
+def _belongs(metric: Metric, point: Point) -> bool:
+    """Whether a metric is told: of a ratio stated twice the first, but where it is 1 by definition the second."""
+    if point.cell is point.reference(metric.against):
+        return False
+    return not metric.restates or point.cell is point.own_full
+
+
+def _against(metric: Metric, point: Point) -> str:
+    """Name the full depth that a metric is held against where it is not the run's first."""
+    full = point.reference(metric.against)
+    return "" if full is None or full is point.full else f" (against {full.point.name})"
+
+
+def _words(one: Comparison) -> str:
+    wording, found = one.metric.verdict, one.estimate
+    assert wording is not None
+    assert found is not None
+    if not one.distinguishable:
+        return f"{wording.noun}{': ' + _too_few(found) if one.too_few else ' not distinguishable'}"
+    good = (found.value > 0) is (one.metric.better != "lower")
+    numbers, number, unit = [found.value, *(found.interval or ())], "{:.3f}", ""
+    if one.metric.paired == "ratio":
+        numbers = [100 * (1 - 1 / ratio if wording.saving else ratio - 1) for ratio in numbers]
+        good, number, unit = numbers[0] > 0, "{:.1f}" if abs(numbers[0]) < 10 else "{:.0f}", " %"
+    size, *ends = map(abs, numbers)
+    low, high = sorted(ends)
+    words = (wording.better if good else wording.worse).format(number.format(size) + unit)
+    return f"{words} {Estimate(value=size, low=low, high=high).brackets(number)}"
+
+
+def _too_few(found: Estimate) -> str:
+    reason = found.no_interval
+    if reason is NoInterval.FEW_DIFFERING:
+        return f"{reason} to tell ({found.differing} of {found.samples})"
+    if reason is NoInterval.UNDEFINED:
+        return reason
+    return TOO_FEW if reason is None else f"{reason} to tell"
+
+
+def recorded_only(summary: Summary, recorded: Summary) -> Summary:
+    """Return a summary with the metrics of an earlier one that nothing installed here explains, and a note of them.
+
+    Args:
+        summary: made of the records, here.
+        recorded: as it lies in the run directory. Rows that rest on other samples by now are left out.
+    """
+    known = {metric.name for metric in metrics_of(summary.rows)}
+    earlier = {(row.task, row.operating_point): row for row in recorded.rows}
+    kept: set[str] = set()
+
+    def row_with(row: SummaryRow) -> SummaryRow:
+        there = earlier.get((row.task, row.operating_point))
+        if there is None or (there.n, there.errors, there.repeats) != (row.n, row.errors, row.repeats):
+            return row
+        lost = {name: estimate for name, estimate in there.metrics.items() if name not in known}
+        kept.update(lost)
+        return row.model_copy(update={"metrics": {**row.metrics, **lost}}) if lost else row
+
+    rows = tuple(map(row_with, summary.rows))
+    if not kept:
+        return summary
+    note = f"no package that is installed here has the metric {', '.join(sorted(kept))}: what was recorded is shown."
+    return summary.model_copy(update={"rows": rows, "notes": (*summary.notes, note)})

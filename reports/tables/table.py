@@ -8,13 +8,15 @@ what was not determined is ``–``, and an estimate that lacks its interval says
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
+from harness.appearance.terminal import Text
+from harness.appearance.visible_text import one_line
 from harness.records.estimate import MISSING, Estimate
-
-__all__ = ["MISSING", "Cell", "Column", "Line", "Table", "Tone"]
 
 _MOST_DECIMALS = 9
 """A value below a billionth of its unit is written as zero."""
@@ -22,8 +24,11 @@ _MOST_DECIMALS = 9
 Cell = str | float | Estimate | None
 """A text; a number or an estimate, written in the column's form; ``None`` for what was not determined."""
 
-Tone = Literal["", "strong", "faint", "good", "bad", "doubtful"]
-"""How a cell or line looks where there are colours; never the only carrier of a fact."""
+Tone = Literal["", "strong", "faint", "good", "bad", "doubtful", "front", "bound"]
+"""How a cell or line looks where there are colours; never the only carrier of a fact.
+
+``front`` is for what stands on a Pareto front, ``bound`` for an upper bound that cannot be deployed.
+"""
 
 Form = Literal["digits", "count", "fraction", "percent", "ratio", "difference"] | str
 """``digits``: three significant digits of the column's largest number; or a format specification such as ``.2f``."""
@@ -38,29 +43,31 @@ _FORMS = {
 """How a number and how the bounds of its interval are written."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """One column.
 
     Attributes:
-        header: words; a writer breaks them into lines where it has to.
+        header: words; a writer breaks them into lines where it has to. A line break that stands here is kept where
+            headers have lines; behind ``-`` it is a hyphenation.
         cells: one per row.
         form: how numbers are written. ``percent`` multiplies by 100.
         scale: what numbers are multiplied by, for the unit (1e3 for seconds shown in ms).
-        unit: shown under the header.
+        unit: shown under the header, behind the level of the intervals where there are any.
         meaning: one phrase for the legend; empty for what explains itself.
         name: in CSV files; the header where empty.
         kind: ``label`` is the name of something: typewriter in documents, folded where it is long. ``text`` is aligned
-            left, ``number`` right.
+            left and breaks into lines, ``number`` is aligned right, or left where it has intervals.
         intervals: write the intervals of estimates.
         needs_interval: on narrow screens the column is left out rather than shown without them.
-        priority: on narrow screens, columns of the highest numbers go first; those of 0 always stay.
+        priority: on narrow screens, columns of the highest numbers go first; those of 0 always stay, and those up to 2
+            before any other shows its intervals.
         tones: one per cell, or none.
         marks: written behind a cell's number, such as ``*``; one per cell, or none.
     """
 
     header: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...] = ()
     form: Form = "digits"
     scale: float = 1.0
     unit: str = ""
@@ -78,7 +85,7 @@ class Column:
         """Whether no row has a value."""
         return all(cell is None or cell == MISSING for cell in self.cells)
 
-    @property
+    @cached_property
     def texts(self) -> tuple[str, ...]:
         """The cells as they are read."""
         number, bound = self._formats()
@@ -88,9 +95,51 @@ class Column:
             for text, mark in zip((self._text(cell, number, bound) for cell in self.cells), marks, strict=True)
         )
 
+    @property
+    def term(self) -> str:
+        """The header in one line."""
+        return self.header.replace("-\n", "").replace("\n/", "/").replace("\n", " ")
+
+    @property
+    def bracketed(self) -> bool:
+        """Whether intervals, or why there are none, stand behind its numbers."""
+        return self.intervals and any(
+            isinstance(cell, Estimate) and (cell.interval or cell.no_interval) for cell in self.cells
+        )
+
+    @property
+    def left(self) -> bool:
+        """Whether it is aligned left: what has intervals shares its decimals, and brackets differ in length."""
+        return self.kind != "number" or self.bracketed
+
+    @property
+    def under(self) -> str:
+        """The line under its header: the level of its intervals and its unit."""
+        level = ("[95 %]" if self.unit else "[95 % interval]") if self.bracketed else ""
+        return ", ".join(filter(None, (level, self.unit)))
+
+    def head(self, room: int) -> list[str]:
+        """Return the lines of its header, no longer than ``room`` characters where its words allow that."""
+        room = max(1, room, len(self.under))
+        lines = (
+            piece
+            for line in self.header.split("\n")
+            for piece in ([line] if self.kind == "label" else textwrap.wrap(line, room, break_long_words=False))
+        )
+        return [one_line(line) for line in (*lines, self.under) if line]
+
     def without_intervals(self) -> Column:
         """Return the column with bare values."""
         return replace(self, intervals=False)
+
+    def at(self, places: Sequence[int]) -> Column:
+        """Return some of its cells, written as they are among all of them."""
+
+        def some(of: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(of[place] for place in places) if of else ()
+
+        form = self.form if self.form in _FORMS else self._formats()[0][2:-1]
+        return replace(self, cells=some(self.cells), tones=some(self.tones), marks=some(self.marks), form=form)
 
     def _formats(self) -> tuple[str, str]:
         if self.form in _FORMS:
@@ -139,24 +188,118 @@ class Table:
             raise ValueError(f"columns of {self.title!r} have {sorted(lengths)} cells")
 
     @classmethod
-    def of_rows(cls, title: str, headers: Sequence[str], rows: Sequence[Sequence[Cell]], **more: object) -> Table:
-        """Return a table of rows: the first column names them, all others are numbers."""
-        cells = list(zip(*rows, strict=True)) if rows else [()] * len(headers)
-        columns = tuple(
-            Column(header=header, cells=tuple(of), kind="label" if place == 0 else "number")
-            for place, (header, of) in enumerate(zip(headers, cells, strict=True))
-        )
-        return cls(title=title, columns=columns, **more)  # type: ignore[arg-type]
+    def of_rows(
+        cls, title: str, headers: Sequence[str | Column], rows: Iterable[Sequence[Cell | Line]], **more: Any
+    ) -> Table:
+        """Return a table of rows.
+
+        Args:
+            title: what it answers.
+            headers: columns that still lack their cells; of words alone the first is a label, all others are numbers.
+            rows: cells, those with a tone of their own as lines.
+            more: further attributes.
+        """
+        cells = list(zip(*rows, strict=True)) or [()] * len(headers)
+        columns = []
+        for place, (header, of) in enumerate(zip(headers, cells, strict=True)):
+            if isinstance(header, str):
+                header = Column(header=header, kind="number" if place else "label")  # noqa: PLW2901
+            tones = tuple(cell.tone if isinstance(cell, Line) else "" for cell in of)
+            texts = tuple(cell.text if isinstance(cell, Line) else cell for cell in of)
+            columns.append(replace(header, cells=texts, tones=tones if any(tones) else header.tones))
+        return cls(title=title, columns=tuple(columns), **more)
 
     @property
     def rows(self) -> int:
         """How many rows."""
         return len(self.columns[0].cells) if self.columns else 0
 
+    def at(self, places: Sequence[int]) -> Table:
+        """Return some of its rows."""
+        numbered = {place: number for number, place in enumerate(places)}
+        return replace(
+            self,
+            columns=tuple(column.at(places) for column in self.columns),
+            tones=tuple(self.tones[place] for place in places) if self.tones else (),
+            groups=tuple((numbered[place], heading) for place, heading in self.groups if place in numbered),
+        )
+
+    @property
+    def leading(self) -> tuple[Column, ...]:
+        """The columns that say what a row is: up to its label, or the first where none is a label."""
+        labels = [place for place, column in enumerate(self.columns) if column.kind == "label"]
+        return self.columns[: (labels or [0])[0] + 1]
+
+    def split(self, fits: Callable[[Sequence[Column]], bool], *, named: bool = False) -> tuple[Table, ...]:
+        """Return it as the fewest tables that fit; later ones are titled as continued.
+
+        Each begins with the leading columns of priority 0; those with a priority, as names that letters stand for, are
+        left out where the table does not fit.
+
+        Args:
+            fits: whether columns have room side by side.
+            named: begin with all leading columns.
+        """
+        if fits(self.columns):
+            return (self,)
+        first = [column for column in self.leading if named or column.priority == 0]
+        parts = [[*first]]
+        for column in self.columns[len(self.leading) :]:
+            if len(parts[-1]) > len(first) and not fits([*parts[-1], column]):
+                parts.append([*first])
+            parts[-1].append(column)
+        return tuple(
+            replace(self, columns=tuple(columns), title=f"{self.title}, continued" if place else self.title)
+            for place, columns in enumerate(parts)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of text beside tables: a heading, a verdict, a legend."""
+    """A line of text beside tables: a verdict, a legend; with ``bullet``, one of a list."""
 
     text: str
     tone: Tone = ""
+    bullet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """Begins a part of a document; of two levels, 0 and 1."""
+
+    text: str
+    level: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Names and what is to say of each, a line each: what tables were made of, what marks mean.
+
+    Attributes:
+        facts: name and text.
+        flowing: a screen shows them one after another, as there are many.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    flowing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawing of characters.
+
+    Attributes:
+        title: what it shows.
+        draw: makes the drawing, as many characters wide at most.
+        legend: what stands in it, beside or under it on a screen.
+        note: a sentence that belongs to it.
+    """
+
+    title: str
+    draw: Callable[[int], Text]
+    legend: tuple[Line, ...] = ()
+    note: str = ""
+
+
+Part = Table | Line | Heading | Facts | Picture
+"""What documents are made of."""

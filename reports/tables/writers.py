@@ -1,80 +1,347 @@
-"""Writers of tables, one per output: what a table shows is decided before, how it looks only here."""
+"""Writers of tables, one per output: what a table shows is decided before, how it looks only here.
+
+:func:`to_terminal`, :func:`to_markdown`, :func:`to_csv` and :func:`to_html`; LaTeX has pages as well, and a module of
+its own (:mod:`reports.tables.latex`). Whatever the cells hold stays text: nothing is hidden, no name leaves its cell
+and no cell is a formula.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from rich import box
-from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
-from rich.measure import Measurement
+from rich.cells import cell_len
+from rich.columns import Columns
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table as Grid
 
+from harness.appearance.pages import templates
 from harness.appearance.terminal import Line as RichLine
 from harness.appearance.terminal import Text
-from reports.tables.table import Column, Line, Table, Tone
+from harness.appearance.visible_text import one_line, visible
+from harness.records.estimate import Estimate
+from reports.tables.table import Cell, Column, Facts, Heading, Line, Part, Picture, Table, Tone
 
-__all__ = ["TerminalTable", "to_terminal"]
-
-_STYLES: dict[Tone, str] = {
-    "": "", "strong": "bold", "faint": "dim", "good": "green", "bad": "red", "doubtful": "yellow"
+STYLES: dict[Tone, str] = {
+    "": "", "strong": "bold", "faint": "dim", "good": "green", "bad": "red", "doubtful": "yellow",
+    "front": "bold green", "bound": "cyan",
 }  # fmt: skip
+_ESCAPES = {
+    **{character: f"\\{character}" for character in "\\`*_[~$"},
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "@": "&#64;",
+    "#": "&#35;",
+}
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the wide ones are read alike in East Asia
+"""Excel and others take a cell that begins like this for a formula, the wide ones in East Asia."""
+_WIDEST = 132
+"""Lines of a terminal that are longer are hard to follow."""
+_PICTURE = 78
+_BETWEEN = 2
+"""Characters between two columns."""
+_TEXT = 24
+"""Characters that a column of sentences has at least, where they are that long."""
+_LEADING = 2
+"""Columns up to this priority have their place before any other shows its intervals."""
 
 
-def to_terminal(parts: Iterable[Table | Line]) -> RenderableType:
-    """Return tables and lines as one rich renderable, each table as wide as the screen allows."""
-    return Group(*_renderables(parts))
+def to_terminal(parts: Iterable[Part], *, widest: int = _WIDEST) -> Document:
+    """Return a rich renderable of tables and what stands beside them, for whatever width it is printed at.
+
+    Args:
+        parts: in reading order.
+        widest: columns of a terminal that it uses at most.
+    """
+    return Document(tuple(parts), widest)
 
 
-def _renderables(parts: Iterable[Table | Line]) -> Iterator[RenderableType]:
-    for part in parts:
-        if isinstance(part, Line):
-            yield RichLine(part.text, _STYLES[part.tone])
+def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
+    """Yield the lines of Markdown that GitHub renders.
+
+    Args:
+        parts: in reading order.
+        level: of headings of level 0.
+    """
+    listed = False
+    for part in _said_once(parts):
+        match part:
+            case Heading():
+                yield from ("", f"{'#' * (level + part.level)} {escape_markdown(part.text)}")
+            case Facts():
+                strong = "**" * part.flowing
+                yield from () if listed else ("",)
+                for name, text in part.facts:
+                    yield f"- {strong}{escape_markdown(name)}{strong}: {escape_markdown(text)}"
+            case Line(text=""):
+                pass
+            case Line():
+                yield from () if part.bullet and listed else ("",)
+                yield f"{'- ' * part.bullet}{escape_markdown(part.text)}"
+            case Picture():
+                drawn = part.draw(_PICTURE + 2).plain.splitlines()
+                yield from ("", "```text", *(line.rstrip() for line in drawn), "```")
+                yield from ("", escape_markdown(part.note)) if part.note else ()
+            case Table():
+                yield from _markdown_table(part)
+        listed = isinstance(part, Facts) or (isinstance(part, Line) and part.bullet)
+
+
+def to_csv(table: Table) -> str:
+    """Return one line per row under a header; an estimate has its interval in two further columns.
+
+    Numbers are as they were found, without the scale, decimals and unit that they are shown with.
+    """
+    columns: dict[str, list[Cell]] = {}
+    for column in table.columns:
+        name = column.name or column.term
+        estimates = [cell if isinstance(cell, Estimate) else None for cell in column.cells]
+        columns[name] = [one.value if one else cell for one, cell in zip(estimates, column.cells, strict=True)]
+        if any(one and one.interval for one in estimates):
+            columns[f"{name}_low"] = [one.low if one else None for one in estimates]
+            columns[f"{name}_high"] = [one.high if one else None for one in estimates]
+    return csv_text(
+        list(columns), (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    )
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Return rows under a header; a column that a row lacks is empty, no text is a formula and nothing is hidden."""
+    buffer = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(buffer, columns, lineterminator="\n")
+    for row in ({name: name for name in columns}, *rows):
+        writer.writerow({name: inert(value) for name, value in row.items()})
+    return buffer.getvalue()
+
+
+def inert(value: object) -> object:
+    """Return a value that no spreadsheet runs: text that begins like a formula gets a ``'``, numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
+def to_html(table: Table) -> str:
+    """Return a ``<table>`` with its title and notes, to stand in a page."""
+    return templates("reports").get_template("table.html").render(table=table)
+
+
+def escape_markdown(text: str) -> str:
+    """Return Markdown of one line in which nothing is markup, nobody is mentioned and no issue linked."""
+    return "".join(_ESCAPES.get(character, character) for character in one_line(text))
+
+
+def markdown_code(name: str) -> str:
+    """Return a name as code of one line; one with a backtick as escaped text, since code has no escapes."""
+    flat = one_line(name)
+    return f"`{flat}`" if flat and "`" not in flat else escape_markdown(flat)
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return one row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def fold_label(label: str, width: int) -> str:
+    """Break an operating point's label so that no line is longer than ``width``: before its options where it can be."""
+    lines = [""]
+    for index, piece in enumerate(re.split("(?=[:@+])", one_line(label))):
+        if index and len(lines[-1]) + len(piece) > width:
+            lines.append(f"  {piece}")
         else:
-            yield TerminalTable(part)
+            lines[-1] += piece
+        while len(lines[-1]) > width:  # a name, or a value, that is longer by itself
+            lines[-1:] = [lines[-1][:width], f"  {lines[-1][width:]}"]
+    return "\n".join(lines)
 
 
-class TerminalTable:
-    """A table in a terminal: columns that do not fit lose their intervals, then go, or stand in a further table."""
+def _said_once(parts: Iterable[Part]) -> Iterator[Part]:
+    """Yield parts of which each note stands under the first table that it belongs to."""
+    said: set[str] = set()
+    for part in parts:
+        if isinstance(part, Table):
+            yield replace(part, notes=tuple(note for note in part.notes if note not in said))
+            said.update(part.notes)
+        else:
+            yield part
 
-    def __init__(self, table: Table) -> None:
-        self.table = table
+
+def _markdown_table(table: Table) -> Iterator[str]:
+    if table.title:
+        yield from ("", f"**{escape_markdown(table.title)}**")
+    heads = (filter(None, (column.term, column.under)) for column in table.columns)
+    yield from ("", markdown_row("<br>".join(map(escape_markdown, head)) for head in heads))
+    yield markdown_row(":--" if column.left else "--:" for column in table.columns)
+    headings = dict(table.groups)
+    cells = [
+        [(markdown_code if column.kind == "label" else escape_markdown)(text) for text in column.texts]
+        for column in table.columns
+    ]
+    for number, row in enumerate(zip(*cells, strict=True)):
+        if number in headings:
+            yield markdown_row([f"**{escape_markdown(headings[number])}**", *("" for _ in row[1:])])
+        yield markdown_row(row)
+    for note in table.notes:
+        yield from ("", escape_markdown(note))
+
+
+class Document:
+    """Tables and what stands beside them, laid out for the width they are printed at.
+
+    Attributes:
+        parts: in reading order.
+        widest: columns of a terminal that it uses at most.
+    """
+
+    def __init__(self, parts: tuple[Part, ...], widest: int = _WIDEST) -> None:
+        self.parts = parts
+        self.widest = widest
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield title, grid and notes."""
+        """Yield part by part."""
+        options = options.update(width=min(options.max_width, self.widest))
+        for part in _said_once(self.parts):
+            for one in _rendered(part, options.max_width):
+                yield from console.render(one, options)
+
+
+def _rendered(part: Part, width: int) -> Iterator[RenderableType]:
+    match part:
+        case Heading():
+            title = one_line(part.text)
+            filled = "━" * max(2, width - cell_len(title) - 4)
+            yield Text()
+            yield Text.assemble(("━━ ", "green"), (title, "bold"), (f" {filled}", "green"))
+        case Facts(flowing=True):
+            parts = ((one_line(name), "bold", f": {one_line(text)}", "dim") for name, text in part.facts)
+            yield Text(" · ").join(Text.assemble((name, strong), (text, dim)) for name, strong, text, dim in parts)
+        case Facts():
+            yield _beside(*((RichLine(name, "dim"), RichLine(text, "dim")) for name, text in part.facts), between=2)
+        case Line(bullet=True):
+            yield _beside((Text("•"), RichLine(part.text, STYLES[part.tone])))
+        case Line():
+            yield RichLine(part.text, STYLES[part.tone])
+        case Picture():
+            yield from _picture(part, width)
+        case Table():
+            yield from _tables(part, width)
+
+
+def _beside(*rows: tuple[RenderableType, RenderableType], between: int = 1) -> Grid:
+    grid = Grid.grid(padding=(0, between, 0, 0))
+    grid.add_column(no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def _picture(picture: Picture, width: int) -> Iterator[RenderableType]:
+    yield Text()
+    yield RichLine(picture.title, "bold")
+    if picture.note:
+        yield RichLine(picture.note, "dim")
+    drawn = picture.draw(max(30, min(width, _PICTURE)))
+    legend = [RichLine(line.text, STYLES[line.tone], overflow="fold") for line in picture.legend]
+    if legend and _PICTURE + 3 + max(entry.cell_len for entry in legend) <= width:
+        yield _beside((drawn, Text("\n").join([Text(), *legend])), between=3)
+    else:
+        yield drawn
+        yield from [Columns(legend, padding=(0, 3))] if legend else []
+
+
+def _tables(table: Table, width: int) -> Iterator[RenderableType]:
+    for part in _fitting(table, width):
         yield Text()
-        if self.table.title:
-            yield RichLine(self.table.title, "bold")
-        for place, columns in enumerate(self._pages(console, options)):
-            if place:
-                yield Text()
-            yield self._grid(columns, options)
-        for note in self.table.notes:
-            yield RichLine(note, "dim")
+        if part.title:
+            yield RichLine(part.title, "bold")
+        yield from _grids(part, width)
+    yield from (RichLine(note, "dim") for note in table.notes)
 
-    def _pages(self, console: Console, options: ConsoleOptions) -> list[list[Column]]:
-        return [list(self.table.columns)]
 
-    def _fits(self, columns: list[Column], console: Console, options: ConsoleOptions) -> bool:
-        open_wide = options.update(width=10_000)
-        return Measurement.get(console, open_wide, self._grid(columns, options)).maximum <= options.max_width
+def _fitting(table: Table, width: int) -> tuple[Table, ...]:
+    """Return a table as wide as the screen allows, or the tables that it goes on in."""
+    columns = table.columns
 
-    def _grid(self, columns: list[Column], options: ConsoleOptions) -> Grid:
-        grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
-        for column in columns:
-            header = Text("\n".join(filter(None, (column.header, column.unit))))
-            justify: JustifyMethod = "right" if column.kind == "number" else "left"
-            grid.add_column(header, justify=justify, no_wrap=True, vertical="bottom")
-        texts = [column.texts for column in columns]
-        nothing: Tone = ""
-        tones = self.table.tones or (nothing,) * self.table.rows
-        headings = dict(self.table.groups)
-        for row, tone in enumerate(tones):
-            if row in headings:
-                grid.add_row(Text(headings[row], "dim"))
+    def fits(some: Sequence[Column]) -> bool:
+        return sum(_needed(some, width)) + _BETWEEN * (len(some) - 1) <= width
+
+    def shown(some: dict[int, Column]) -> list[Column]:
+        return [some[place] for place in sorted(some)]
+
+    def narrow(column: Column) -> Column:
+        return column if column.needs_interval else column.without_intervals()
+
+    if not table.wide and not fits(columns):
+        by_priority = sorted(range(len(columns)), key=lambda place: columns[place].priority)
+        chosen: dict[int, Column] = {}
+        for place in by_priority:
+            trial = {**chosen, place: narrow(columns[place])}
+            if columns[place].priority == 0 or (columns[place].priority <= _LEADING and fits(shown(trial))):
+                chosen = trial
+        for place in by_priority:
+            for shape in (columns[place], narrow(columns[place])):
+                trial = {**chosen, place: shape}
+                if fits(shown(trial)):
+                    chosen = trial
+                    break
+        table = replace(table, columns=tuple(shown(chosen)))
+    return table.split(fits)
+
+
+def _needed(columns: Sequence[Column], width: int) -> list[int]:
+    """Return how many characters each column needs; those of sentences can do with fewer than they have."""
+    found = []
+    for column in columns:
+        lines = [line for cell in _cells(column, width) for line in cell.split("\n")]
+        body = max(map(cell_len, lines), default=0)
+        body = min(body, _TEXT) if column.kind == "text" else body
+        found.append(max(body, 0, *map(cell_len, column.head(body))))
+    return found
+
+
+def _cells(column: Column, width: int) -> list[str]:
+    if column.kind == "label":
+        return [fold_label(text, max(20, width // 3)) for text in column.texts]
+    return [RichLine(text).plain for text in column.texts]
+
+
+def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
+    """Yield the grid of each group of rows, all with the same widths, and their headings."""
+    cells = [_cells(column, width) for column in table.columns]
+    widths = _needed(table.columns, width)
+    heads = [column.head(needed) for column, needed in zip(table.columns, widths, strict=True)]
+    lines = max(map(len, heads))  # headers stand at the bottom, cells at the top
+    spare = width - sum(widths) - _BETWEEN * (len(widths) - 1)
+    for place, column in enumerate(table.columns):
+        if column.kind == "text":  # what is left belongs to sentences
+            longest = max((cell_len(cell) for cell in cells[place]), default=0)
+            more = max(0, min(spare, longest - widths[place]))
+            widths[place], spare = widths[place] + more, spare - more
+    headings = dict(table.groups)
+    starts = [0, *sorted(headings)]
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], table.rows], strict=True)):
+        grid = Grid(
+            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim",
+            show_header=number == 0 and any(heads),
+        )  # fmt: skip
+        for column, head, room in zip(table.columns, heads, widths, strict=True):
+            text = Text("\n".join([""] * (lines - len(head)) + head))
+            justify: JustifyMethod = "left" if column.left else "right"
+            grid.add_column(text, justify=justify, width=room, overflow="fold", no_wrap=column.kind != "text")
+        for row in range(start, end):
+            tone = table.tones[row] if table.tones else ""
             grid.add_row(
                 *(
-                    Text(cells[row], _STYLES[column.tones[row] if column.tones else tone])
-                    for column, cells in zip(columns, texts, strict=True)
+                    Text(texts[row], STYLES[column.tones[row] if column.tones else tone])
+                    for column, texts in zip(table.columns, cells, strict=True)
                 )
             )
-        return grid
+        if number:
+            yield RichLine(headings[start], "dim")
+        yield grid

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from harness.running.scoring import CorpusScores
-from reports.summary.quality import corpora
-from reports.summary.summarise import candidates, summarise
+from reports.summary.summarise import corpora, summarise
 from tests.made_up_runs import Run, made_up_run
 
 SAMPLES, POINTS = 1_000, 20
@@ -44,7 +43,7 @@ def test_statistics_alone(benchmark: Any, run: Run) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_scoring_and_statistics(benchmark: Any, run: Run, processes: int) -> None:
     def whole() -> Any:
-        return summarise(*run, CorpusScores(corpora(candidates(*run)), processes))
+        return summarise(*run, CorpusScores(corpora(*run), processes))
 
     summary = benchmark.pedantic(whole, rounds=2)
     assert all(

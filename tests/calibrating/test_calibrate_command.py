@@ -40,7 +40,7 @@ def test_percentiles_are_observed_on_other_documents_and_a_run_takes_the_point(
     assert ran.code == 0, ran.err
     said = " ".join(ran.out.split())
     assert "at most 0.8 of agreement is lost on average over documents like these, with confidence 0.8" in said
-    assert "Of 200 random halves of 3 documents" in said
+    assert "of 200 random halves of 3 documents" in said
     point, seal = read_document(CalibratedPoint, tmp_path / "run" / "operating-point.json")
     assert seal
     assert point.strategy.startswith("confidence:threshold=0.")

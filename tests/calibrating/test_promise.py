@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.calibrating.checks import ROUNDS, elsewhere, halves
+from harness.calibrating.checks import ROUNDS, held_out_check, split_check
 from harness.calibrating.options import CalibrateOptions
 from harness.calibrating.promise import (
     Settings,
@@ -221,10 +221,10 @@ def test_halves_keep_the_promise(decoded: RecordedRun) -> None:
     table = np.zeros((3, 200))
     table[1:] = generator.permutation(np.arange(200) < 60)  # 30 % of the documents
     settings = with_losses(settings_of(decoded, target), table.tolist())
-    found = halves(settings.losses, target.risk, certified(options(), target.risk))
+    found = split_check(settings.losses, target.risk, certified(options(), target.risk))
     assert (found.rounds, found.documents, found.certified) == (ROUNDS, 100, ROUNDS)
     assert found.violated <= 0.1 * ROUNDS
-    reckless = halves(settings.losses, target.risk, lambda losses: 3)
+    reckless = split_check(settings.losses, target.risk, lambda losses: 3)
     assert reckless.violated > 0.9 * ROUNDS
     assert reckless.risk == pytest.approx(0.3, abs=0.01)
 
@@ -233,12 +233,12 @@ def test_a_promise_is_held_against_other_documents(decoded: RecordedRun) -> None
     target = parse_target("agreement=0.6")
     settings = with_losses(settings_of(decoded, target), [[0.0] * 40, [0.1, 0.0] * 20, [1.0] * 40])
     worse = with_losses(settings, [[0.0] * 10, [0.5] * 10, [1.0] * 10])
-    found = elsewhere(settings, worse, 1, target.risk, certified(options(), target.risk))
-    assert (found.documents, found.risk) == (10, 0.5)
+    found = held_out_check(settings, worse, 1, target.risk, certified(options(), target.risk))
+    assert (found.documents, found.risk.value) == (10, 0.5)
     assert (found.halves.certified, found.halves.violated) == (ROUNDS, ROUNDS)
     other = replace(worse, points=worse.points[:1])
     with pytest.raises(ConfigError, match=f"lacks {SETTINGS[1]}, {SETTINGS[2]}. Run the same settings there"):
-        elsewhere(settings, other, 1, target.risk, len)
+        held_out_check(settings, other, 1, target.risk, len)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.running.reading import read_run
-from reports.leaderboard.scripts import read_script
+from reports.leaderboard.site import read_script
 from reports.recorded import RecordedRun
 from tests.run_files import unseal
 

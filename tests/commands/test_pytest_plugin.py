@@ -122,7 +122,7 @@ def test_other_ways_to_decode_have_other_histories(users_pytest: Pytest, tiny_ru
     ran = users_pytest("--collect-only", "-q", *chain(*(("--harness-run", tmp_path / name) for name in ways)))
     ids = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
     how = ("propagate-batch1", "none-batch1", "recompute-batch2", "recompute-batch1-rate500", "none-batch1-int8")
-    assert ids == [f"green-code-{name}[full]" for name in how], ran.stdout + ran.stderr
+    assert ids == [f"green-code-{name}-max4[full]" for name in how], ran.stdout + ran.stderr
     several = {"policies": ["--kv", "propagate,none"], "formats": ["--kv", "none", "--weights-format", "float32,int8"]}
     for (name, given), same in zip(several.items(), (ids[:2], ids[1::3]), strict=True):
         assert tiny_run("--limit", 2, *given, "--out", tmp_path / name).code == 0

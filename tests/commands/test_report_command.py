@@ -72,7 +72,7 @@ def test_a_whole_report(cli: Command, finished: Path, tmp_path: Path) -> None:
     assert drawn | {"report.md", "tables.tex", "tables-details.tex", "completions-one.html"} <= links
     assert all((tmp_path / "out" / link).is_file() for link in links)
     assert set(re.findall(r'href="#(\w+)"', page)) <= set(re.findall(r'id="([\w-]+)"', page))
-    assert page.count('<th scope="row">') == 4
+    assert page.partition("<details>")[0].count('<th scope="row">') == 4
     stems = {Path(path).stem for path in drawn}
     assert {"one-py150-front-speedup", "one-py150-front-layers", "one-py150-thresholds-margin", "one-py150-exit-layers",
             } <= stems  # fmt: skip

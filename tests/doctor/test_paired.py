@@ -10,9 +10,9 @@ import pytest
 
 from harness.config import RunConfig
 from harness.doctor import paired
-from harness.doctor.aa_table import real_verdict, simulated_verdict
 from harness.doctor.paired import Comparison, RealCoverage, compare_with_itself
 from harness.doctor.simulated import CaseCoverage, Coverage
+from harness.doctor.tables import real_verdict, simulated_verdict
 from harness.errors import DataError
 from harness.records.estimate import NoInterval
 

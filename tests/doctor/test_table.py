@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.doctor.table import render_examination
+from harness.doctor.tables import examination
 from harness.doctor.verdicts import judge
 from harness.records.machine import MachineRecord, SensorRecord
+from reports.tables.writers import to_terminal
 
 FACTS: dict[str, Any] = {
     "device": "cpu",
@@ -44,7 +45,7 @@ FACTS: dict[str, Any] = {
 def shown(width: int, **facts: Any) -> list[str]:
     record = MachineRecord(**facts)
     console = Console(file=io.StringIO(), width=width, emoji=False, highlight=False)
-    console.print(render_examination("Some Processor (8 cores), 16 GiB", record, judge(record)))
+    console.print(to_terminal(examination("Some Processor (8 cores), 16 GiB", record, judge(record))))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 

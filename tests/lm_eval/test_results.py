@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from harness.appearance.terminal import Console
-from harness.lm_eval.results import render
+from harness.lm_eval.results import tables
+from reports.tables.writers import to_terminal
 
 TINY = {"model": "tiny", "weights": "random", "num_layers": 12, "weights_format": "float32"}
 
 
 def lines(results: dict[str, Any]) -> list[str]:
     console = Console(file=io.StringIO(), width=100)
-    console.print(render(results))
+    console.print(to_terminal(tables(results)))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
 
@@ -23,7 +24,7 @@ def test_names_in_brackets_are_no_markup() -> None:
     values = {"results": {"mine[red]": {"acc,first[1]": 0.5}}, "config": {"early_exit": {**TINY, "tasks": {}}}}
     printed = lines({"full": values, "[bold]mine:layer=4": values})
     assert "mine[red]: acc,first[1]" in printed
-    assert any(line.startswith("  [bold]mine:layer=4 ") for line in printed)
+    assert any(line.startswith("[bold]mine:layer=4 ") for line in printed)
 
 
 @pytest.mark.parametrize(

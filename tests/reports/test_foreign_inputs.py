@@ -10,8 +10,7 @@ import pytest
 from harness.errors import ConfigError, StoreError
 from reports.calibrations import read_calibration
 from reports.collection import check_folder
-from reports.leaderboard.scripts import read_script
-from reports.leaderboard.site import MARK, Site
+from reports.leaderboard.site import MARK, Site, read_script
 from reports.training.folders import training_folders
 from reports.training.logs import read_training
 

@@ -13,7 +13,7 @@ from harness.contracts import Completion, Score
 from harness.registry import SCORES
 from harness.running import scoring
 from harness.running.scoring import CorpusScores, score_corpora, score_sample
-from reports.summary.quality import Corpus
+from reports.summary.measured import Corpus
 
 PYTHON = Corpus("python", ("x = 1", "return y", "for i in z:"), ("x = 1", "return x", "for i in range(3):"))
 JAVA = Corpus("java", ("int x = 1;", "return y;"), ("int x = 1;", "return x;"))
@@ -100,7 +100,7 @@ def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
     script.write_text(
         "print('started')\n"
         "from harness.running import scoring\n"
-        "from reports.summary.quality import Corpus\n"
+        "from reports.summary.measured import Corpus\n"
         "scoring.SERIAL_SAMPLES = 0\n"
         "print(len(scoring.score_corpora([Corpus('python', (str(n),), ('x',)) for n in range(4)], 2)))\n"
     )

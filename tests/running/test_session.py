@@ -183,7 +183,7 @@ def test_idle_stands_before_and_after_with_a_sensor(config: dict[str, Any], tmp_
         assert window["duration_s"] >= 0.05
         assert window["cpu_time_s"] < 0.04
     assert [row["metrics"]["energy_j"]["value"] for row in summary(out)["rows"]] == [0.5, 0.5]
-    assert any("energy is none of this run's (readings replayed" in note for note in summary(out)["notes"])
+    assert any("energy was replayed from a file (readings replayed" in note for note in summary(out)["notes"])
 
 
 @pytest.mark.parametrize("energy", ["none", "estimate"])

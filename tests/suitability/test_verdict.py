@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from harness.suitability.record import Chance, ExitFacts, HeadFacts, Suitability
+from harness.suitability.record import ExitFacts, HeadFacts, Setting, Suitability
 from harness.suitability.verdict import verdict
 
 
-def chance(family: str, speedup: float, *, lossless: bool = False, bound: bool = False) -> Chance:
-    return Chance(
+def setting(family: str, speedup: float, *, lossless: bool = False, bound: bool = False) -> Setting:
+    return Setting(
         family=family, head="plain", setting="setting", lossless=lossless, bound=bound, agreement=1, layers=9,
         bytes_speedup=speedup,
     )  # fmt: skip
@@ -26,10 +26,10 @@ def judged(check: float, learned: float, drafts: float, short: float, skips: tup
         fingerprint="f", documents=4, tokens=9, streams=("s",), keep=0.95, heads=heads, head_in_layers=8,
         row_share=None, times=None,
         chances=(
-            chance("full depth", 1), chance("oracle", 2, bound=True), chance("check by the LM head", check),
-            chance("learned check", learned, bound=True),
-            chance("drafts of fixed length", drafts, lossless=True),
-            chance("drafts by a short head", short, lossless=True, bound=True),
+            setting("full depth", 1), setting("oracle", 2, bound=True), setting("check by the LM head", check),
+            setting("learned check", learned, bound=True),
+            setting("drafts of fixed length", drafts, lossless=True),
+            setting("drafts by a short head", short, lossless=True, bound=True),
         ),
     )  # fmt: skip
     return " ".join(verdict(found))
@@ -54,7 +54,7 @@ def judged(check: float, learned: float, drafts: float, short: float, skips: tup
 )
 def test_sentences(speedups: tuple[float, float, float, float], said: list[str]) -> None:
     found = judged(*speedups)
-    assert "told for nothing, is 2.00× in bytes read" in found
+    assert "found at no cost, is 2.00× in bytes read" in found
     for words in said:
         assert words in found
     assert "Exits know more" not in found

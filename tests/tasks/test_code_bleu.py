@@ -13,7 +13,7 @@ import pytest
 
 from harness.errors import ConfigError
 from harness.running.scoring import score_corpora
-from reports.summary.quality import Corpus
+from reports.summary.measured import Corpus
 from tasks import grammars
 from tasks.scores import code_bleu
 from tasks.scores.code_bleu import CodeBleu, data_flow

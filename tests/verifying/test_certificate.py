@@ -20,8 +20,8 @@ from harness.decoding.teacher_forcing import FLOAT32_ERROR
 from harness.decoding.weights.fp16 import Fp16
 from harness.records.certificate import Certificate, Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
+from harness.verifying.certify import LISTED, tables, verdict
 from harness.verifying.formats import Completion, Reference, decode, reference_of, verify_batches, verify_format
-from harness.verifying.terminal import LISTED, verdict
 
 Command = Callable[..., Any]
 FORMATS = {name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None}
@@ -376,14 +376,14 @@ def test_what_is_counted_has_the_plain_share(claim: Callable[..., Claim]) -> Non
 
 def test_the_terminal_lists_the_widest_and_says_how_many_more(claim: Callable[..., Claim]) -> None:
     from harness.appearance.terminal import Console
-    from harness.verifying.terminal import render
+    from reports.tables.writers import to_terminal
 
     certificate = Certificate(
         model="m", fingerprint="f", weights="random", sources={"t": "s"}, prompts_sha256={}, prompts=1,
         max_new_tokens=1, seed=0, environment="", claims=(claim(*(0.01 * n for n in range(LISTED + 5)), 7.5),),
     )  # fmt: skip
     console = Console(width=80, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
-    console.print(render(certificate))
+    console.print(to_terminal(tables(certificate)))
     text = console.export_text()
     assert "…" not in text
     assert "7.5" in text

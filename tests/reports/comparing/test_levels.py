@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from harness.contracts import Metric
-from reports.comparing.levels import Levels, levels_of
-from reports.comparing.metrics import find_metric
+from reports.comparing.change import Levels, find_metric, levels_of
 
 Row = tuple[float, ...]
 

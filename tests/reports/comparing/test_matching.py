@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from reports.comparing.matching import agreement_units, match
-from reports.comparing.metrics import find_metric
+from reports.comparing.change import find_metric
+from reports.comparing.pairing import agreement_units, match
 from reports.metrics import units
 from reports.metrics.point import Point
 from reports.metrics.units import Units

@@ -53,7 +53,7 @@ def test_a_metric_that_is_infinite_is_missing_and_counted(
         return math.inf if int(sample.sample_id[1:]) % 3 == 0 else 2.0 + len(sample.sample_id)
 
     metric = Metric(**PERPLEXITY | {"of_sample": perplexity})
-    for module in ("reports.summary.summarise", "reports.comparing.metrics"):
+    for module in ("reports.summary.summarise", "reports.comparing.change"):
         monkeypatch.setattr(f"{module}.all_metrics", lambda scores=(): (*all_metrics(scores), metric))
     times = {"full": [1.0, 1.1] * 9, "fixed:layer=5": [0.5, 0.6] * 9}
     a, b = recorded("a", seconds=times), recorded("b", seconds=times)

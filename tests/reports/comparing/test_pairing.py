@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.contracts import Metric
-from reports.comparing.metrics import find_metric
+from reports.comparing.change import find_metric
 from reports.comparing.pairing import pair_units
 from reports.metrics.units import Units
 

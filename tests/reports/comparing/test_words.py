@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from harness.contracts import Metric
-from reports.comparing.change import Change
-from reports.comparing.matching import Matched
-from reports.comparing.metrics import AGREEMENT, compared_metrics
+from reports.comparing.change import AGREEMENT, Change, compared_metrics
+from reports.comparing.pairing import Matched
 from reports.comparing.results import PointChange
 from reports.comparing.words import overall, verdict
 from reports.metrics.depth import LAYERS_SKIPPED

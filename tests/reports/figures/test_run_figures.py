@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.records.cost import PARTS, Attribution, OperatingPointCost, Ranged
+from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
@@ -19,7 +19,7 @@ from reports.figures.settings import settings
 from reports.figures.style import styled
 from reports.figures.task_table import shortened, task_tables
 from reports.recorded import RecordedRun
-from reports.tables.hypervolume_table import hypervolume_tables
+from reports.tables.run_tables import hypervolumes
 from tests.reports.figures.on_paper import check_on_paper
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
@@ -110,7 +110,7 @@ def test_a_front_by_hand(make: Make) -> None:
     volume = areas(table, GAINS[0])
     assert volume is not None
     assert volume.total.value == pytest.approx(0.2 * 0.75 + 0.3 * 1.0)
-    assert volume.total.ci is not None
+    assert volume.total.interval is not None
     assert "oracle" not in volume.alone
 
 
@@ -174,13 +174,13 @@ def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> No
 
 def test_full_depth_in_another_way_has_a_hypervolume_of_its_own(make: Make) -> None:
     """The baseline alone spans none; layers per token compare nothing where a rule stops completions."""
-    ((_, table),) = hypervolume_tables(make())
-    assert [row[0] for row in table.rows] == ["fixed", "rl", "all together"]
-    assert len(table.header) == 5
-    ((_, table),) = hypervolume_tables(make(points=("full", "fixed:layer=5", "full@stop=line")))
-    assert [row[0] for row in table.rows] == ["full", "fixed", "all together"]
-    assert table.header == ("strategy", "time,\nalone", "time,\nadds")
-    assert table.rows[0][1].startswith("0.225"), "(1 − 0.7) × 0.75"
+    (table,) = hypervolumes(make())
+    assert table.columns[0].cells == ("fixed", "rl", "all together")
+    assert len(table.columns) == 5
+    (table,) = hypervolumes(make(points=("full", "fixed:layer=5", "full@stop=line")))
+    assert table.columns[0].cells == ("full", "fixed", "all together")
+    assert [column.header for column in table.columns] == ["strategy", "time, alone", "time, adds"]
+    assert table.columns[1].texts[0].startswith("0.225"), "(1 − 0.7) × 0.75"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_a_run_without_texts_of_tokens_says_its_size(make: Make) -> None:
 
 def attributed(run: RecordedRun) -> RecordedRun:
     """The run as if time and energy of its requests had been taken apart."""
-    cost: Any = {"total": 0.7, "parts": dict.fromkeys(PARTS, Ranged(value=0.1)),
-                 "overhead_of_full": Ranged(value=0.05, ci=(0.02, 0.08))}  # fmt: skip
+    cost: Any = {"total": 0.7, "parts": dict.fromkeys(PARTS, Estimate(value=0.1)),
+                 "overhead_of_full": Estimate(value=0.05, low=0.02, high=0.08)}  # fmt: skip
     rows = tuple(OperatingPointCost(operating_point=row.operating_point, **cost) for row in run.summary.rows)
     shared: Any = {"task": "py150", "blocks": 12, "residual": 0.02, "unit_costs": {}, "rows": rows, "checks": ()}
     found = (
@@ -323,9 +323,9 @@ def test_an_older_run_still_has_places(make: Make) -> None:
 
 def test_an_attribution_adds_up_to_the_measured_total(make: Make) -> None:
     run = make()
-    parts = dict.fromkeys(PARTS, Ranged(value=0.0)) | {"layers": Ranged(value=0.7), "rest": Ranged(value=-0.1)}
+    parts = dict.fromkeys(PARTS, Estimate(value=0.0)) | {"layers": Estimate(value=0.7), "rest": Estimate(value=-0.1)}
     row = OperatingPointCost(operating_point="rl:threshold=0.5", total=0.6, parts=parts,
-                             overhead_of_full=Ranged(value=0.05, ci=(0.02, 0.08)))  # fmt: skip
+                             overhead_of_full=Estimate(value=0.05, low=0.02, high=0.08))  # fmt: skip
     one = Attribution(task="py150", quantity="energy", source="estimate", measured=False, blocks=6, residual=0.02,
                       unit_costs={}, rows=(row,), checks=())  # fmt: skip
     assert overhead.figures(run) == []

@@ -16,8 +16,7 @@ import pytest
 
 from harness.appearance.visible_text import is_hidden
 from harness.records.estimate import Estimate
-from reports.leaderboard.scripts import read_script
-from reports.leaderboard.site import Site
+from reports.leaderboard.site import Site, read_script
 from reports.recorded import RecordedRun
 
 Recorded = Callable[..., RecordedRun]

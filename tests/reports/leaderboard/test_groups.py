@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
 
+from harness.records.conditions import Conditions, Group, group_id, hardware_class
 from harness.records.machine import MachineRecord
 from reports.leaderboard.entries import entry_of
-from reports.leaderboard.groups import Group, group_of
 from reports.recorded import RecordedRun
-from reports.summary.devices import hardware_class, hardware_difference
 
 Recorded = Callable[..., RecordedRun]
+_RUNS = count()
 
 
 def group(run: RecordedRun) -> Group:
     entry = entry_of(run, run.identity, ())
-    return group_of(entry, entry.points[1])
+    return entry.group(entry.points[1])
+
+
+def conditions(run: RecordedRun) -> Conditions:
+    made = Conditions.of(run.manifest, run.manifest.tasks[0], run.manifest.operating_points[0])
+    return dataclasses.replace(made, run=str(next(_RUNS)))
 
 
 def test_two_runs_of_one_kind_are_one_group(recorded: Recorded) -> None:
     one = recorded("one")
     other = recorded("other", points={"fixed:layer=2": 0.3}, manifest={"created": "2026-01-01T00:00:00Z"})
     assert group(one) == group(other)
-    assert group(one).id == group(other).id
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ def test_two_runs_of_one_kind_are_one_group(recorded: Recorded) -> None:
     ],
 )
 def test_whatever_could_move_a_number_makes_another_group(recorded: Recorded, given: dict[str, Any]) -> None:
-    assert group(recorded()).id != group(recorded(**given)).id
+    assert group_id(group(recorded())) != group_id(group(recorded(**given)))
 
 
 @pytest.mark.parametrize(
@@ -65,18 +71,18 @@ def test_whatever_could_move_a_number_makes_another_group(recorded: Recorded, gi
     ],
 )  # fmt: skip
 def test_a_usual_run_keeps_the_group_s_permanent_id(recorded: Recorded, given: dict[str, Any]) -> None:
-    assert group(recorded(manifest=given)).id == "909e2eaf48"
+    assert group_id(group(recorded(manifest=given))) == "909e2eaf48"
 
 
 def test_other_rows_make_another_group(recorded: Recorded) -> None:
     run = recorded()
     other = run.manifest.tasks[0].model_copy(update={"fingerprint": "cd" * 32})
-    assert group(run).id != group(recorded(manifest={"tasks": (other,)})).id
+    assert group(run) != group(recorded(manifest={"tasks": (other,)}))
 
 
 def test_embedded_data_are_called_so(recorded: Recorded) -> None:
-    assert group(recorded(source_kind="embedded")).task == "py150 (embedded)"
-    assert group(recorded(source_kind="hub")).task == "py150"
+    assert group(recorded(source_kind="embedded"))["Task"] == "py150 (embedded)"
+    assert group(recorded(source_kind="hub"))["Task"] == "py150"
 
 
 def machine(**given: Any) -> dict[str, Any]:
@@ -115,17 +121,19 @@ def machine(**given: Any) -> dict[str, Any]:
     ],
 )
 def test_the_hardware_class_says_what_decoded(recorded: Recorded, given: dict[str, Any], expected: str) -> None:
-    manifest, other = recorded(**given).manifest, recorded().manifest
-    assert hardware_class(manifest, "0" * 16) == expected
-    assert hardware_difference(manifest, manifest.model_copy()) is None
-    same = hardware_class(other, "0" * 16) == expected
-    assert (hardware_difference(other, manifest) is None) is same, "what compares is what ranks together"
+    run, other = recorded(**given), recorded()
+    assert hardware_class(run.manifest, "0" * 16) == expected
+    assert not conditions(run).why_not_comparable(conditions(run), "costs")
+    same = hardware_class(other.manifest, "0" * 16) == expected
+    comparable = not conditions(other).why_not_comparable(conditions(run), "costs")
+    assert comparable is same, "what compares is what ranks together"
 
 
 def test_an_unnamed_processor_is_a_class_of_its_own(recorded: Recorded) -> None:
-    manifest = recorded(cpu="").manifest
-    assert hardware_class(manifest, "a" * 16) != hardware_class(manifest, "b" * 16)
-    assert hardware_difference(manifest, manifest) == ("processor", "not recorded", "not recorded")
+    run = recorded(cpu="")
+    assert hardware_class(run.manifest, "a" * 16) != hardware_class(run.manifest, "b" * 16)
+    obstacle = "another hardware class: processor is not recorded in A, not recorded in B"
+    assert conditions(run).why_not_comparable(conditions(run), "costs") == obstacle
 
 
 def test_identity_is_what_was_measured_not_where_it_lies(recorded: Recorded) -> None:
@@ -147,12 +155,12 @@ def test_rows_of_another_format_have_a_group_of_their_own_that_says_what_scores_
     names = ("full@int4", "fixed:layer=5@fp16", "fixed:layer=5@int4")  # after full depth in fp16
     several = recorded(points=dict.fromkeys(names, 0.5), formats=("fp16", "int4"))
     entry = entry_of(several, several.identity, ())
-    groups = [group_of(entry, point) for point in entry.points]
-    assert [one.dtype.partition(" ")[0] for one in groups] == ["fp16", "int4", "fp16", "int4"]
+    groups = [entry.group(point) for point in entry.points]
+    assert [str(one["Number format"]).partition(" ")[0] for one in groups] == ["fp16", "int4", "fp16", "int4"]
     assert groups[0] == groups[2]
     assert groups[1] == groups[3]
     alone = [group(recorded(points={"fixed:layer=5": 0.5}, formats=(name,))) for name in ("fp16", "int4")]
-    assert groups[0].id == alone[0].id
-    assert groups[1].id != alone[1].id
-    assert groups[1].baseline == "full depth, KV propagate, in int4; scores against full depth in fp16"
-    assert alone[1].baseline == "full depth, KV propagate"
+    assert groups[0] == alone[0]
+    assert groups[1] != alone[1]
+    assert groups[1]["Compared with"] == "full depth, KV propagate, in int4; scores against full depth in fp16"
+    assert alone[1]["Compared with"] == "full depth, KV propagate"

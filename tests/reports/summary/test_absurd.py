@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from harness.appearance.terminal import Console
-from harness.records.cost import PARTS, Attribution, OperatingPointCost, Ranged
+from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
 from harness.records.summary import Summary
 from reports.collection import Collection, write_collection
 from reports.comparing.compare import Wanted, compare_runs
-from reports.comparing.markdown import comparison_markdown
-from reports.comparing.terminal import render_comparison
+from reports.comparing.document import comparison_markdown, tables
 from reports.leaderboard.site import Site
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import LARGEST
-from reports.summary.absurd import without_absurd
-from reports.tables.export import to_csv, to_markdown
-from reports.tables.terminal import render
+from reports.summary.admission import drop_implausible
+from reports.tables.frame import summary_csv
+from reports.tables.report import render, report_markdown
+from reports.tables.writers import to_terminal
 
 FULL, OTHER = "full", "fixed:layer=5"
 LONGEST_DIGITS = 24
@@ -40,7 +40,7 @@ def made(build: Any) -> Any:
 
 
 def texts_of(summary: Summary) -> list[str]:
-    return [printed(render(summary)), to_markdown(summary), to_csv(summary)]
+    return [printed(render(summary)), report_markdown(summary), summary_csv(summary)]
 
 
 def printed(what: Any) -> str:
@@ -112,7 +112,7 @@ def foreign(build: Any) -> Summary:
     first, second = summary.rows
     absurd = {"speedup": Estimate(value=2.0, low=-1e308, high=1e300), "latency_p50_s": Estimate(value=1e308)}
     absurd["edit_similarity"] = Estimate(value=5.0)
-    part = Ranged(value=1e308)
+    part = Estimate(value=1e308)
     parts = dict.fromkeys(PARTS, part)
     cost = OperatingPointCost(operating_point=FULL, total=1e308, parts=parts, overhead=part)
     attribution = Attribution(task="py150", quantity="time", source="clock", blocks=6, residual=1e300, unit_costs={},
@@ -127,20 +127,20 @@ def foreign(build: Any) -> Summary:
 
 def test_a_foreign_summary_loses_them_with_one_note(build: Any) -> None:
     summary = foreign(build)
-    found = without_absurd(summary)
+    found = drop_implausible(summary)
     assert found.rows[0] == summary.rows[0]
     assert summary.rows[1].metrics.keys() - found.rows[1].metrics.keys() == {*ABSURD_METRICS}
     assert found.attributions == ()
     (note,) = set(found.notes) - set(summary.notes)
     assert "4 number(s) are left out" in note
     assert f"{', '.join(ABSURD_METRICS)}, where the time goes" in note
-    assert without_absurd(found) is found
+    assert drop_implausible(found) is found
     check(texts_of(found))
 
 
 def test_a_summary_of_true_numbers_is_left_alone(build: Any) -> None:
     summary = made(build).summary()
-    assert without_absurd(summary) is summary
+    assert drop_implausible(summary) is summary
 
 
 def test_files_figures_and_the_site_of_a_damaged_run(build: Any, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_files_figures_and_the_site_of_a_damaged_run(build: Any, tmp_path: Path)
         Path("runs/two"), run.manifest.model_copy(update={"created": "2026"}), one.windows, one.samples, one.summary
     )
     compared = compare_runs(one, other, Wanted())
-    check([printed(render_comparison(compared, details=True)), comparison_markdown(compared, [])])
+    check([printed(to_terminal(tables(compared, details=True))), comparison_markdown(compared, [])])
 
 
 def test_the_bound_is_far_from_anything_real() -> None:

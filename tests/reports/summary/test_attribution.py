@@ -13,7 +13,7 @@ from harness.records import Manifest, OperatingPointRecord
 from harness.records.cost import PARTS, Attribution
 from reports.summary.attribution import attribute
 from reports.summary.measured import Measured, select
-from reports.tables.attribution_table import attribution_tables
+from reports.tables.run_tables import attribution_tables
 from tests.reports.conftest import LAYERS, RunBuilder
 
 COSTS = {
@@ -110,7 +110,7 @@ def test_resamplings_in_which_nothing_was_asked_have_no_price() -> None:
                 cell.samples[key] = sample.model_copy(update={"exit_checks": 0})
     found = {check.strategy: check.direct for check in only(attribute(cells)).checks}
     assert found["confidence"] is not None
-    assert found["confidence"].ci is None
+    assert found["confidence"].interval is None
 
 
 def test_parts_add_up_to_what_was_measured() -> None:
@@ -128,8 +128,8 @@ def test_both_ways_give_the_price_of_asking_with_its_lm_head() -> None:
         check = found[strategy]
         assert check.agree
         assert check.direct is not None
-        assert check.direct.ci is not None
-        assert check.direct.ci[0] <= cost <= check.direct.ci[1]
+        assert check.direct.interval is not None
+        assert check.direct.interval[0] <= cost <= check.direct.interval[1]
     assert found["fixed"].direct is None  # it has no probe here
     assert found["fixed"].agree is None
 
@@ -145,7 +145,10 @@ def test_a_probe_that_costs_more_than_the_fit_says_contradicts_it() -> None:
 def test_two_ways_are_never_said_to_agree(secret: float, said: str) -> None:
     attribution = only(attribute(built(20, noise=0.001, secret=secret)))
     *_, checks = attribution_tables(attribution)
-    assert {row[0]: row[-1] for row in checks.rows} == {"confidence": said, "classifier": said}
+    assert dict(zip(checks.columns[0].cells, checks.columns[-1].cells, strict=True)) == {
+        "confidence": said,
+        "classifier": said,
+    }
 
 
 def test_what_an_exit_costs_once_is_not_charged_to_its_checks() -> None:
@@ -178,16 +181,16 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
         attribution = only(attribute(built(12, noise=0.02, seed=seed)))
         check = next(check for check in attribution.checks if check.strategy == "confidence")
         assert check.direct is not None
-        assert check.direct.ci is not None
-        hits += check.direct.ci[0] <= truth <= check.direct.ci[1]
+        assert check.direct.interval is not None
+        hits += check.direct.interval[0] <= truth <= check.direct.interval[1]
     assert hits >= 34  # 5 % of binomial(40, 0.95) is below 36; 34 leaves no doubt
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 2}, {"facts": KVFacts(keeps_cache=False)}])
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"kv_facts": KVFacts(keeps_cache=False)}])
 def test_nothing_is_attributed_where_counts_say_nothing(change: dict[str, Any]) -> None:
     cells = built(6)
-    regime = dataclasses.replace(cells[0].regime, **change)
-    assert attribute([_with(cell, regime) for cell in cells]) == ()
+    conditions = dataclasses.replace(cells[0].conditions, **change)
+    assert attribute([dataclasses.replace(cell, conditions=conditions) for cell in cells]) == ()
 
 
 def test_energy_is_attributed_where_a_sensor_read_every_window() -> None:
@@ -236,8 +239,4 @@ def test_blocks_that_only_some_finished_are_counted() -> None:
 
 def test_few_blocks_give_no_interval() -> None:
     attribution = only(attribute(built(4)))
-    assert all(part.ci is None for row in attribution.rows for part in row.parts.values())
-
-
-def _with(cell: Measured, regime: Any) -> Measured:
-    return dataclasses.replace(cell, regime=regime)
+    assert all(part.interval is None for row in attribution.rows for part in row.parts.values())

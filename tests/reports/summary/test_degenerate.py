@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from reports.summary.degenerate import degenerate
 from reports.summary.measured import select
+from reports.summary.notes import degenerate
 
 FULL, OTHER = "full", "fixed:layer=5"
 SAME = [{"token_ids": (7,) * length} for length in (2, 3, 5, 2)]

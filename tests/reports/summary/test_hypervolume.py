@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reports.summary.hypervolume import Candidate, hypervolume, hypervolumes
-from reports.summary.resampling import Resampled
+from harness.records.estimate import Estimate
+from reports.summary.resampling import Candidate, Resampled, hypervolume, hypervolumes
 
 
 def exact(value: float) -> Resampled:
-    return Resampled(value, None, np.zeros(0))
+    return Resampled(Estimate(value=value), np.zeros(0))
 
 
 @pytest.mark.parametrize(
@@ -54,17 +54,18 @@ def test_a_strategy_adds_what_nobody_else_covers() -> None:
     assert found.contribution["fixed"].value == pytest.approx(0.0)
     assert found.alone["full"].value == found.contribution["full"].value == 0.0
     assert found.contribution["rl"].value == pytest.approx(0.26 - 0.2)
-    assert found.total.ci is None  # one block cannot be resampled
+    assert found.total.interval is None  # one block cannot be resampled
 
 
 def test_intervals_come_from_the_replicates_of_all_points_together() -> None:
     chance = np.random.default_rng(1)
     noise = chance.normal(0, 0.02, 1000)
-    quality = Resampled(0.5, (0.46, 0.54), 0.5 + noise)
-    full = Resampled(2.0, (2.0, 2.0), np.full(1000, 2.0))
-    found = hypervolumes([Candidate("rl", Resampled(1.0, (1.0, 1.0), np.ones(1000)), quality)], full, blocks=100)
-    assert found.total.ci is not None
-    low, high = found.total.ci
+    quality = Resampled(Estimate.of(0.5, (0.46, 0.54)), 0.5 + noise)
+    full = Resampled(Estimate.of(2.0, (2.0, 2.0)), np.full(1000, 2.0))
+    cost = Resampled(Estimate.of(1.0, (1.0, 1.0)), np.ones(1000))
+    found = hypervolumes([Candidate("rl", cost, quality)], full, blocks=100)
+    assert found.total.interval is not None
+    low, high = found.total.interval
     assert found.total.value == pytest.approx(0.25)
     assert low < 0.25 < high
     assert high - low == pytest.approx(0.5 * 2 * 1.96 * 0.02, rel=0.15)

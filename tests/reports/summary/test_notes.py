@@ -97,7 +97,7 @@ def test_what_does_not_count_is_counted_and_changes_no_row(build) -> None:
 def test_replayed_readings_are_no_measurement(build) -> None:
     meter = MeterRecord(source="replay", description="readings replayed from a.json", sensor_period_s=0.1)
     run = finished(build(meter=meter), energy_j=1.0, energy_source="replay")
-    assert "energy is none of this run's (readings replayed from a.json)" in notes_of(run)
+    assert "energy was replayed from a file (readings replayed from a.json)" in notes_of(run)
 
 
 @pytest.mark.parametrize(

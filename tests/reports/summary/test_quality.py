@@ -55,4 +55,4 @@ def test_corpus_scorer_sees_each_finished_sample_of_the_first_repeat_once(build)
     run.window(FULL, {"text": "later"}, repeat=1)
     calls = []
     run.summary(lambda *arguments: calls.append(arguments) or {})
-    assert calls == [("python", ["a", "b"], ["A", "B"])]  # and not at all for the operating point without samples
+    assert calls == [("python", ("a", "b"), ("A", "B"))]  # and not at all for the operating point without samples

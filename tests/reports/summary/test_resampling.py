@@ -39,21 +39,20 @@ def test_values_are_the_tables(build: Any) -> None:
     score = resampling.score(rl, "edit_similarity", 5.5 / 20)
     assert score is not None
     assert score.value == 5.5 / 20
-    assert score.ci == pytest.approx(mean_interval([[block / 20] for block in range(12)]), abs=0.02)
+    assert score.interval == pytest.approx(mean_interval([[block / 20] for block in range(12)]), abs=0.02)
     layers = resampling.layers(rl, 10)
     exact = resampling.mean(rl, exact_prefixes(rl, full))
     assert layers is not None
-    assert layers.value == 0.5
-    assert layers.ci == (0.5, 0.5)
+    assert (layers.estimate.value, layers.estimate.interval) == (0.5, (0.5, 0.5))
     assert exact is not None
-    assert exact.value == pytest.approx((6 * 1 + 6 * 1 / 2) / 12)
+    assert exact.estimate.value == pytest.approx((6 * 1 + 6 * 1 / 2) / 12)
 
 
 def test_a_corpus_score_that_is_no_mean_has_no_interval(build: Any) -> None:
     full, rl = cells(build)
     estimate = Resampling([full, rl]).score(rl, "edit_similarity", 0.9)
     assert estimate is not None
-    assert (estimate.value, estimate.ci) == (0.9, None)
+    assert (estimate.value, estimate.interval) == (0.9, None)
     assert Resampling([full, rl]).score(rl, "codebleu", None) is None
 
 
@@ -61,7 +60,7 @@ def test_few_blocks_have_no_interval(build: Any) -> None:
     full, rl = cells(build, blocks=4)
     layers = Resampling([full, rl]).layers(rl, 10)
     assert layers is not None
-    assert layers.ci is None
+    assert layers.estimate.interval is None
 
 
 def test_the_same_draws_for_every_operating_point(build: Any) -> None:

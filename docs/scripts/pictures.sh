@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The pictures of README and documentation, made anew from run directories: front.png of the first, leaderboard.png of all.
+#
+#   docs/scripts/pictures.sh RUN…        `harness` and `chromium` must be on the PATH; a minute
+set -euo pipefail
+pictures=$(cd "$(dirname "$0")/../gallery" && pwd)
+made=$(mktemp -d)
+trap 'rm -rf "$made"' EXIT
+
+harness report "${1:?name run directories}" --out "$made/report"
+cp "$made"/report/figures/*-front-speedup.png "$pictures/front.png"
+harness leaderboard "$@" --out "$made/site"
+chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1330 --virtual-time-budget=4000 \
+	--screenshot="$pictures/leaderboard.png" "file://$made/site/index.html"

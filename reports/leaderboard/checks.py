@@ -1,0 +1,365 @@
+"""Conditions of publication and ranking: ``harness submit`` refuses a run that fails one, the leaderboard marks it.
+
+Judged from the records alone, which must not contradict each other or say what cannot be: what was written by hand
+shows there. Each ``_in_…`` returns the first such place in words, and nothing where there is none; honest runs of every
+kind have none. :data:`COMPUTED_AGAIN` says what is held against what, :data:`CANNOT_BE_CHECKED` what has to be
+believed; `harness submit` and the site show both. Scores are computed by whoever can (:class:`ScoresAgain`). What only
+a run directory or its packed copy can show, ``harness submit`` adds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from harness.appearance.visible_text import shell_word
+from harness.metering.contamination import CONTAMINATED
+from harness.records import SampleRecord
+from harness.records.record import Count, Record
+from reports.recorded import RecordedRun
+from reports.summary.admission import SUPERSEDED, refuse_sample, refuse_window
+from reports.summary.measured import Measured
+from reports.summary.notes import degenerate
+
+COMPUTED_AGAIN = (
+    "tables and intervals from the records; scores from texts, references and tokens; counts of tokens, samples and "
+    "layers; times of requests within those of their windows; the tokens of lossless rows against full depth's"
+)
+CANNOT_BE_CHECKED = (
+    "that times and energy are what clocks and sensors read; that these weights made the tokens, and that the texts "
+    "are what the tokens spell; that prompts and references are the task's rows; what the manifest says of machine, "
+    "packages and settings; scores of other packages, those that run tests, and those of a server's tokens"
+)
+
+_CLOSE = 1e-6
+"""How far two times, in seconds, or two scores may lie apart that are one, and as a share of themselves."""
+_OVERLAP, _OVERLAP_S = 0.01, 1e-3
+"""How far requests may reach beyond their window, as a share of it and in seconds: clocks are read one after the
+other, and those of black boxes are their own."""
+_UNACCOUNTED, _UNACCOUNTED_S = 0.5, 0.25
+"""How much of a window need not be its requests', as a share of it and in seconds besides. It is 0 to 9 % in runs of
+every kind, more where a machine stops for a moment between the last token and the window's end."""
+
+REMEASURE = "The records were changed, or are damaged: run again."
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class ScoresAgain(Record):
+    """The outcome of computing a run's recorded scores again.
+
+    Attributes:
+        again, believed: names of the scores that were, and of those that cannot be.
+        place: of the first sample of the run that has another score than its record; ``None`` where none has.
+        score, recorded, computed: which, and both values.
+    """
+
+    again: tuple[str, ...] = ()
+    believed: tuple[str, ...] = ()
+    place: Count | None = None
+    score: str = ""
+    recorded: float | None = None
+    computed: float | None = None
+
+    @property
+    def told(self) -> str:
+        """Which scores were computed again, and which are as recorded."""
+        parts = [f"computed again: {', '.join(self.again)}"] if self.again else []
+        parts += [f"as recorded: {', '.join(self.believed)}"] if self.believed else []
+        return "; ".join(parts) or "none recorded"
+
+    @staticmethod
+    def differ(recorded: float | None, computed: float | None) -> bool:
+        """Whether two values of a score are two."""
+        if recorded is None or computed is None:
+            return recorded is not computed
+        return not math.isclose(recorded, computed, rel_tol=_CLOSE, abs_tol=_CLOSE)
+
+
+Rescore = Callable[[RecordedRun], ScoresAgain]
+"""Computes a run's scores again, from the texts that it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One condition of publication.
+
+    Attributes:
+        name: what was looked at.
+        found: what it is like, a phrase without its period.
+        remedy: what to do where the condition does not hold, a sentence; empty where it does.
+    """
+
+    name: str
+    found: str
+    remedy: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the condition holds."""
+        return not self.remedy
+
+    @property
+    def detail(self) -> str:
+        """The finding and, where the condition does not hold, the remedy."""
+        return f"{self.found}. {self.remedy}" if self.remedy else self.found
+
+
+def publication_checks(run: RecordedRun, rescore: Rescore | None = None) -> tuple[Check, ...]:
+    """Return every condition that a run's records can show, in order.
+
+    Args:
+        run: as read.
+        rescore: ``None`` believes its scores.
+    """
+    return (
+        _finished(run),
+        _samples(run),
+        _full_depth(run),
+        _weights(run),
+        _artefacts(run),
+        _data(run),
+        _windows(run),
+        _agree("records", _in_records(run), "none that cannot be true", REMEASURE),
+        _agree("work", _in_work(run), "tokens, samples and layers are as many as can be", REMEASURE),
+        _agree("times", _in_times(run), "requests fill their windows" if run.manifest.timed else "none", REMEASURE),
+        _agree("tokens", _in_tokens(run), "one prompt, one first token; the same tokens, the same text", REMEASURE),
+        _scores(run, rescore),
+    )
+
+
+def _agree(name: str, contradiction: str, otherwise: str, remedy: str) -> Check:
+    return Check(name, contradiction, remedy) if contradiction else Check(name, otherwise)
+
+
+def _scores(run: RecordedRun, rescore: Rescore | None) -> Check:
+    if rescore is None:
+        return Check("scores", "as recorded; none was computed again")
+    found = rescore(run)
+    remedy = f"Compute its scores anew with `harness rescore {shell_word(run.directory)}`, or run again."
+    return _agree("scores", _in_scores(run, found), found.told, remedy)
+
+
+def _finished(run: RecordedRun) -> Check:
+    if run.state:
+        return Check("finished", run.state, run.remedy)
+    return Check("finished", f"all {run.windows_expected} windows")
+
+
+def _samples(run: RecordedRun) -> Check:
+    empty = [f"{row.operating_point} on {row.task}" for row in run.summary.rows if not row.n]
+    failed = sum(row.errors for row in run.summary.rows)
+    if empty:
+        return Check("samples", f"no sample of {empty[0]} was finished", "Run again without it.")
+    return Check("samples", f"{failed} failed, which the results say" if failed else "none failed")
+
+
+def _full_depth(run: RecordedRun) -> Check:
+    wrong = degenerate(run.manifest, run.cells.values())
+    if wrong is not None:
+        return Check("full depth", wrong, "Check the weights, and run again with --dtype float32 if they overflow.")
+    return Check("full depth", "neither failed throughout nor repeats one token")
+
+
+def _weights(run: RecordedRun) -> Check:
+    model = run.manifest.model
+    if model.weights == "random" and "seed" in run.manifest.config:
+        return Check("weights", f"random, seed {run.manifest.config['seed']}")
+    if _SHA256.fullmatch(model.weights_sha256 or ""):
+        return Check("weights", f"SHA-256 {str(model.weights_sha256)[:12]}…")
+    return Check("weights", "the manifest has no SHA-256 of the weights", "Run again with this version.")
+
+
+def _artefacts(run: RecordedRun) -> Check:
+    hashes = {name: digest for point in run.manifest.operating_points for name, digest in point.artefacts.items()}
+    wrong = [name for name, digest in hashes.items() if not _SHA256.fullmatch(digest)]
+    if wrong:
+        return Check("artefacts", f"{wrong[0]} has no SHA-256", "Train it again with `harness train`.")
+    return Check("artefacts", f"{len(hashes)} with SHA-256" if hashes else "none used")
+
+
+def _data(run: RecordedRun) -> Check:
+    wrong = [task.name for task in run.manifest.tasks if not _SHA256.fullmatch(task.fingerprint)]
+    if wrong:
+        return Check("data", f"{wrong[0]} has no fingerprint of its rows", "Run again with this version.")
+    return Check("data", ", ".join(f"{task.name} {task.fingerprint[:12]}…" for task in run.manifest.tasks))
+
+
+def _windows(run: RecordedRun) -> Check:
+    if not run.manifest.timed:
+        return Check("windows", "the run was not timed", "Run again without --untimed.")
+    counted = [window for cell in run.cells.values() for window in cell.windows.values()]
+    flagged = [window for window in counted if CONTAMINATED & set(window.flags)]
+    if flagged:
+        causes = ", ".join(sorted({flag for window in flagged for flag in window.flags} & CONTAMINATED))
+        found = f"{len(flagged)} of {len(counted)} windows that count are contaminated ({causes})"
+        return Check("windows", found, "Free the machine and run again with --strict.")
+    observed = any(window.foreign_cpu_s is not None for window in counted)
+    unknown = "" if observed else "; what else ran could not be observed on this machine"
+    return Check("windows", f"none of {len(counted)} is flagged as contaminated{unknown}")
+
+
+def _in_scores(run: RecordedRun, found: ScoresAgain) -> str:
+    """Name the first sample whose recorded score is not that of its text."""
+    if found.place is None:
+        return ""
+    recorded = "not recorded" if found.recorded is None else f"{found.recorded:g}"
+    computed = "not defined" if found.computed is None else f"{found.computed:g}"
+    return f"{found.score} of {_named(run.samples[found.place])} is {recorded} and, computed again, {computed}"
+
+
+def _in_records(run: RecordedRun) -> str:
+    """Name the first window or sample that cannot be true, or is not of the window that commits it."""
+    owners = {window.window: window for window in run.windows}
+    for window in run.windows:
+        why = None if window.warmup or window.idle else refuse_window(window, run.manifest)
+        if why not in (None, SUPERSEDED):
+            return f"window {window.window} of {window.operating_point} on {window.task} does not count: {why}"
+    for sample in run.samples:
+        owner = owners[sample.window]
+        theirs = owner.task, owner.operating_point, owner.repeat
+        if (sample.task, sample.operating_point, sample.repeat) != theirs:
+            return f"{_named(sample)} is of another task, operating point or repeat than its window"
+        if sample.error is None and not owner.superseded and (why := refuse_sample(sample, run.manifest)):
+            return f"{_named(sample)} does not count: {why}"
+    return ""
+
+
+def _in_work(run: RecordedRun) -> str:
+    """Name the first place where tokens, samples or layers are more or fewer than can be."""
+    return next((found for cell in run.cells.values() for found in _work_of(run, cell)), "")
+
+
+def _in_times(run: RecordedRun) -> str:
+    """Name the first place where the times of requests are not those of their tokens, or do not fill their window."""
+    timed = run.cells.values() if run.manifest.timed else ()
+    return next((found for cell in timed for found in _times_of(cell)), "")
+
+
+def _in_tokens(run: RecordedRun) -> str:
+    """Name the first completion that cannot be of this prompt and these tokens.
+
+    With a cache the first token comes from the pass over the prompt, which is the same for every operating point of a
+    weights format. Later tokens of lossless rows may differ by near-ties, where products of several rows round
+    otherwise than those of one; such rows do not rank as lossless (:func:`reports.leaderboard.ranking.is_exact`).
+    """
+    first: dict[tuple[object, ...], SampleRecord] = {}
+    spelled: dict[tuple[object, ...], SampleRecord] = {}
+    given: dict[tuple[str, str], SampleRecord] = {}
+    for cell in run.cells.values():
+        for sample in cell.samples.values():
+            other = given.setdefault((sample.task, sample.sample_id), sample)
+            if _given(sample) != _given(other):
+                return f"{_named(sample)} has another prompt or reference than {_named(other)}"
+            if sample.answer is not None:
+                continue
+            key = sample.task, sample.sample_id
+            if cell.conditions.cached:
+                other = first.setdefault((*key, sample.repeat, cell.conditions.weights_format), sample)
+                if sample.token_ids[0] != other.token_ids[0]:
+                    return (
+                        f"the first token of {_named(sample)} is {sample.token_ids[0]} and that of {_named(other)} "
+                        f"{other.token_ids[0]}, though both are full depth's of one prompt"
+                    )
+            other = spelled.setdefault((*key, sample.token_ids, sample.finish_reason == "eos"), sample)
+            if sample.text != other.text:
+                return f"{_named(sample)} has the tokens of {_named(other)} and another text"
+    return ""
+
+
+def _given(sample: SampleRecord) -> tuple[object, ...]:
+    return sample.prompt_ids, sample.reference, sample.reference_ids
+
+
+def _named(sample: SampleRecord) -> str:
+    return f"sample {sample.sample_id} of {sample.operating_point} on {sample.task} (window {sample.window})"
+
+
+def _work_of(run: RecordedRun, cell: Measured) -> Iterator[str]:
+    """Yield what cannot be of an operating point on a task."""
+    where = f"{cell.point.name} on {cell.task.name}"
+    twice = Counter((window.block, window.repeat) for window in cell.windows.values()).most_common(1)
+    if twice and twice[0][1] > 1:
+        yield f"{where} has {twice[0][1]} windows that count of block {twice[0][0][0]}, repeat {twice[0][0][1]}"
+    if not run.state:
+        per_repeat = Counter(repeat for _, repeat in (*cell.samples, *cell.failed))
+        wanted = cell.task.samples + cell.task.bad_rows
+        for repeat, count in per_repeat.items():
+            if count < wanted:
+                yield f"{where} has {count} of {wanted} samples in repeat {repeat}"
+    failed: dict[int, list[SampleRecord]] = defaultdict(list)
+    for sample in cell.failed.values():
+        failed[sample.window].append(sample)
+    for number, window in cell.windows.items():
+        if window.failed != len(failed[number]):
+            yield f"window {number} of {where} counts {window.failed} failed samples and holds {len(failed[number])}"
+        made = [_tokens(sample) for sample in cell.whole.get(number, ())]
+        known = [count for count in made if count is not None]
+        if made and window.tokens != (sum(known) if len(known) == len(made) else None):
+            yield f"window {number} of {where} counts {window.tokens} tokens and its samples {sum(known)}"
+    for sample in cell.samples.values():
+        if sample.answer is None:
+            yield from _work_of_sample(run, cell, sample)
+
+
+def _tokens(sample: SampleRecord) -> int | None:
+    return len(sample.token_ids) if sample.answer is None else sample.answer.tokens
+
+
+def _work_of_sample(run: RecordedRun, cell: Measured, sample: SampleRecord) -> Iterator[str]:
+    layers, point = run.manifest.model.num_layers, cell.point
+    if strange := set(sample.exit_layers) - {*point.exit_points, layers}:
+        yield f"{_named(sample)} left after layer {min(strange)}, which is no exit point of it"
+    if cell.conditions.cached and sample.exit_layers[0] != layers:
+        yield f"the first token of {_named(sample)} left after layer {sample.exit_layers[0]}: it is the prompt's"
+    decoded = cell.decoded_layers(sample)
+    more = (sample.finish_reason == "strategy") + (0 if point.draft_max is None else point.draft_max + 1)
+    least, most = sum(decoded), layers * (len(decoded) + more) + sample.layers_discarded
+    if not least <= sample.layers_executed <= most:
+        yield (
+            f"{_named(sample)} counts {sample.layers_executed} layers for {len(decoded)} tokens, which take {least} to "
+            f"{most}"
+        )
+    if sample.layers_read > sample.layers_executed:
+        yield f"{_named(sample)} read {sample.layers_read} layers and executed {sample.layers_executed}"
+
+
+def _times_of(cell: Measured) -> Iterator[str]:
+    """Yield what cannot be of an operating point on a task."""
+    where = f"{cell.point.name} on {cell.task.name}"
+    for sample in cell.samples.values():
+        if sample.token_times_s:
+            waited = sample.queue_s or 0.0
+            for name, told, made in (
+                ("first token", sample.ttft_s, sample.token_times_s[0]),
+                ("latency", sample.latency_s, sample.token_times_s[-1]),
+            ):
+                if told is None or not math.isclose(told, waited + made, rel_tol=_CLOSE, abs_tol=_CLOSE):
+                    yield f"{_named(sample)} has a {name} of {told} s where its tokens say {waited + made:g} s"
+    shares: dict[int, float] = {}
+    for number, samples in cell.whole.items():
+        window, busy = cell.windows[number], _busy_s(samples, cell.conditions.batch_size)
+        assert window.duration_s is not None
+        both = f"window {number} of {where} took {window.duration_s:g} s and its requests {busy:g} s"
+        if busy > window.duration_s * (1 + _OVERLAP) + _OVERLAP_S:
+            yield both
+        if window.duration_s * (1 - _UNACCOUNTED) > busy + _UNACCOUNTED_S:
+            yield both
+        shares[number] = busy / window.duration_s
+    if shares and median(shares.values()) < 1 - _UNACCOUNTED:
+        worst = min(shares, key=shares.__getitem__)
+        yield (
+            f"most windows of {where} are more than {1 / (1 - _UNACCOUNTED):g} times as long as their requests, window "
+            f"{worst} {1 / shares[worst] if shares[worst] else math.inf:.3g} times"
+        )
+
+
+def _busy_s(samples: Sequence[SampleRecord], batch_size: int) -> float:
+    """Return until when the requests of a window lasted, those of a batch together, seconds from its start."""
+    if all(sample.arrival_s is not None for sample in samples):
+        return max((sample.arrival_s or 0.0) + (sample.latency_s or 0.0) for sample in samples)
+    batches = (samples[start : start + batch_size] for start in range(0, len(samples), batch_size))
+    return math.fsum(max(sample.latency_s or 0.0 for sample in batch) for batch in batches)

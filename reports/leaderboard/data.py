@@ -1,0 +1,312 @@
+"""The site's data: the front page with every operating point and its ranks, and the page of each operating point."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness.appearance.depth_colours import depth_shade
+from harness.appearance.pages import escape_html
+from harness.contracts import Metric
+from harness.records import SampleRecord
+from harness.records.conditions import Group, group_id
+from harness.records.estimate import Estimate
+from harness.records.summary import SummaryRow
+from reports.completions.coloured_tokens import coloured_tokens
+from reports.figures.style import look_of
+from reports.leaderboard.entries import PointEntry, RunEntry
+from reports.leaderboard.ranking import CRITERIA, is_baseline, is_exact, quality_of, ranks
+from reports.metrics.scores import scores_of_sample
+from reports.metrics.sections import HEADLINE, LEADERBOARD, in_section, sections_of
+from reports.metrics.speedups import SPEEDUP
+from reports.metrics.vocabulary import metrics_of
+from reports.recorded import RecordedRun
+from reports.summary.energy import energy_origin
+from reports.summary.measured import Measured
+from reports.summary.pareto import TEXT_KEPT, on_front
+from reports.tables.columns import columns_of
+from reports.tables.result import ResultTable, is_asserted, is_candidate, windows_of
+from reports.tables.run_tables import ACCEPTANCE_NOTE, acceptance_tables
+
+SAMPLES_SHOWN = 8
+"""Completions per operating point on the site; all of them are in the run directory."""
+
+FIELDS = (
+    *("id", "group", "run", "name", "strategy", "kv", "decode", "asserted", "kind", "quality", "front", "ranks"),
+    *("lossless_ranks", "n", "metrics"),
+)  # fmt: skip
+"""The fields of each operating point's list on the front page, in order."""
+
+_MARKERS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "v": "triangle-down",
+    "<": "triangle-left",
+    ">": "triangle-right",
+    "D": "diamond",
+    "d": "diamond-tall",
+    "P": "cross",
+    "X": "x",
+    "x": "x-thin",
+    "*": "star",
+    "p": "pentagon",
+}
+
+
+def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
+    """Return the front page's data. The same runs give the same data, in whatever order they come."""
+    runs = sorted(runs, key=lambda run: (run.manifest.created, run.id))
+    members: dict[str, list[tuple[int, PointEntry]]] = {}
+    facts: dict[str, Group] = {}
+    for number, run in enumerate(runs):
+        for point in run.points:
+            group = run.group(point)
+            facts[group_id(group)] = group
+            members.setdefault(group_id(group), []).append((number, point))
+    groups = sorted(members, key=lambda name: (*_first(members[name], runs), name))
+    shown = _front_page_metrics(point.row for run in runs for point in run.points)
+    points = [line for number, name in enumerate(groups) for line in _lines(number, members[name], runs, shown)]
+    strategies = sorted({point.row.strategy for run in runs for point in run.points})
+    looks = {name: look_of(name) for name in strategies}
+    return {
+        "fields": FIELDS,
+        "metrics": [_describe_metric(metric, shown) for metric in shown],
+        "axes": [SPEEDUP.name, TEXT_KEPT.name],
+        "criteria": [[criterion.metric, criterion.title] for criterion in CRITERIA],
+        "groups": [{"id": name, "facts": _facts(facts[name]), **_facets(facts[name])} for name in groups],
+        "runs": [
+            [run.id, run.name, run.manifest.created[:10], run.machine, list(run.unranked.values())] for run in runs
+        ],
+        "looks": {name: [look.colour, _MARKERS[look.marker]] for name, look in looks.items()},
+        "points": points,
+    }
+
+
+def _first(members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry]) -> tuple[bool, int, int]:
+    """Order rankings: those that compare something first, of them the one with most samples, then the longest."""
+    ranked = [point.row.n for number, point in members if not runs[number].unranked]
+    return len(ranked) < 2, -max(ranked, default=0), -len(members)
+
+
+def _facets(group: Group) -> dict[str, Any]:
+    """Return the filters of the front page besides strategy, KV policy and decoding."""
+    source, measured = str(group["Energy source"]), group["Energy measured by a sensor"]
+    head, weights = str(group["Exit head"]).partition(":")[0], str(group["Weights’ hash, model’s fingerprint"])
+    return {
+        "task": group["Task"],
+        "model": f"{group['Model']} ({group['Weights']})",
+        "hardware": group["Hardware class"],
+        "energy": source,
+        "measured": measured,
+        "origin": source if measured else energy_origin(source),
+        "title": f"{group['Task']} · {group['Model']}, {group['Weights']} · {group['Hardware class']}",
+        "detail": (
+            f"{group['Protocol']} · {group['Data']} · data {str(group['Data fingerprint'])[:6]} · "
+            f"{group['Number format']} · batch {group['Batch size']} · exit head {head} · weights {weights[:6]} · "
+            f"energy {source} · against {group['Compared with']}"
+        ),
+    }
+
+
+def _kv(run: RunEntry, point: PointEntry) -> str:
+    """The KV policy, with what it fills skipped layers from where that is not the exit's own state."""
+    source, kv = str(run.manifest.config.get("kv_input") or "hidden"), point.row.kv
+    return f"{kv} ({source})" if source != "hidden" and run.conditions(point).kv_facts.fills else kv
+
+
+def _lines(
+    group: int, members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry], shown: Sequence[Metric]
+) -> Iterable[list[Any]]:
+    ranked = [place for place, (run, _) in enumerate(members) if not runs[run].unranked]
+    rows = [members[place][1].row for place in ranked]
+    fronts = dict(zip(ranked, on_front(rows, SPEEDUP), strict=True))
+    by_criterion = _ranked(members, ranked)
+    among_lossless = _ranked(members, [place for place in ranked if is_exact(members[place][1].row)])
+    for place, (run, point) in enumerate(members):
+        row = point.row
+        kind = "baseline" if is_baseline(row) else "candidate" if is_candidate(row) else "bound"
+        yield [
+            point.id,
+            group,
+            run,
+            row.operating_point,
+            row.strategy,
+            _kv(runs[run], point),
+            row.decode,
+            int(is_asserted(row)),
+            kind,
+            quality_of(row),
+            int(fronts.get(place, False)),
+            [found.get(place) for found in by_criterion],
+            [found.get(place) for found in among_lossless] if is_exact(row) else None,
+            row.n,
+            [_numbers(row.estimate(metric)) for metric in shown],
+        ]
+
+
+def _ranked(members: Sequence[tuple[int, PointEntry]], places: Sequence[int]) -> list[dict[int, int | None]]:
+    """Return by each criterion the ranks of some members of a group among each other, by their places."""
+    rows = [members[place][1].row for place in places]
+    return [dict(zip(places, ranks(rows, criterion), strict=True)) for criterion in CRITERIA]
+
+
+def _front_page_metrics(rows: Iterable[SummaryRow]) -> list[Metric]:
+    """Return the metrics of the front page that some row has, in reading order."""
+    listed = list(rows)
+    found = in_section(metrics_of(listed), HEADLINE, LEADERBOARD)
+    return [metric for metric in found if any(row.estimate(metric) is not None for row in listed)]
+
+
+def _describe_metric(metric: Metric, shown: Sequence[Metric]) -> dict[str, Any]:
+    """Return what the pages' scripts must know of a metric."""
+    difference = f"{metric.name}_difference"
+    return {
+        "key": metric.name,
+        "header": metric.term,
+        "title": metric.title or metric.term,
+        "about": metric.meaning,
+        "unit": metric.unit,
+        "form": metric.form,
+        "better": metric.better,
+        "energy": metric.kind == "energy",
+        "paired": metric.paired,
+        "column": HEADLINE in metric.sections or metric.paired is not None,
+        "below": difference if any(other.name == difference for other in shown) else None,
+    }
+
+
+def _numbers(estimate: Estimate | None) -> float | list[float] | None:
+    """Return a value, with its interval where it has one."""
+    if estimate is None:
+        return None
+    if estimate.interval is None:
+        return _rounded(estimate.value)
+    return [_rounded(number) for number in (estimate.value, *estimate.interval)]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _facts(group: Group) -> list[list[str]]:
+    """Return a group's facts as (label, text), in reading order."""
+    return [[name, "yes" if value is True else "no" if value is False else str(value)] for name, value in group.items()]
+
+
+def describe_columns(entries: Iterable[RunEntry]) -> dict[str, Any]:
+    """Return what the numbers of runs are called and mean, by section."""
+    metrics = metrics_of(point.row for entry in entries for point in entry.points)
+    return {
+        "cards": [metric.name for metric in in_section(metrics, HEADLINE)],
+        "sections": [[title, [metric.name for metric in in_section(metrics, title)]] for title in sections_of(metrics)],
+        "columns": {metric.name: [metric.title or metric.term, metric.meaning] for metric in metrics},
+    }
+
+
+def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: int) -> dict[str, Any]:
+    """Return the data of an operating point's page.
+
+    Args:
+        run: without private paths.
+        entry: what the site keeps of it.
+        point: one of the entry's.
+        shown: completions to show at most: those whose sample ids have the smallest hash, so that they are the same
+            for every operating point and nobody picks them.
+    """
+    row, group = point.row, entry.group(point)
+    cell = run.cells[row.task, row.operating_point]
+    full = run.cells[row.task, run.manifest.operating_points[0].name]
+    num_layers = run.manifest.model.num_layers
+    return {
+        "id": point.id,
+        "run": entry.id,
+        "name": row.operating_point,
+        "strategy": row.strategy,
+        "task": group["Task"],
+        "model": f"{group['Model']} ({group['Weights']})",
+        "group": group_id(group),
+        "facts": _facts(group),
+        "baseline": is_baseline(row),
+        "lossless": row.lossless,
+        "bound": not is_candidate(row),
+        "quality": quality_of(row),
+        "verdict": row.verdict,
+        "unranked": list(entry.unranked.values()),
+        "settings": [*_settings(run, cell), ["measured windows", windows_of([row])]],
+        "cells": {
+            metric.name: [column.texts[0], column.under, _source(metric, row)]
+            for metric, column in columns_of([row]).items()
+            if not column.empty
+        },
+        "drafts": [
+            [table.title, [[column.header, column.texts[0]] for column in table.columns[len(table.leading) :]]]
+            for table in acceptance_tables(ResultTable((row,), entry.machine))
+        ],
+        "drafts_note": ACCEPTANCE_NOTE,
+        "layers": point.layers,
+        "num_layers": num_layers,
+        "scale": [
+            (layer, *depth_shade(layer, num_layers)) for layer in sorted({*run.manifest.model.exit_points, num_layers})
+        ],
+        "finished": len(cell.scored),
+        "failed": row.errors,
+        "samples": _samples(cell, full, num_layers, shown),
+    }
+
+
+def _source(metric: Metric, row: SummaryRow) -> str:
+    """Where an energy comes from, in words; empty for everything else."""
+    if metric.kind != "energy":
+        return ""
+    return row.energy_source if row.energy_measured else energy_origin(row.energy_source)
+
+
+def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
+    point = cell.point
+    options = [[f"option {name}", "default" if value is None else str(value)] for name, value in point.options.items()]
+    kv, fills = cell.conditions.kv, cell.conditions.kv_facts.fills
+    most = "" if point.draft_max is None else f", drafts of {point.draft_max} tokens at most"
+    source = str(run.manifest.config.get("kv_input") or "hidden")
+    exits = ", ".join(map(str, point.exit_points)) or "none"
+    return [
+        ["strategy", point.strategy],
+        *options,
+        [
+            "KV policy",
+            kv if source == "hidden" or not fills else f"{kv}, filled from {source}",
+        ],
+        ["decoding", f"{point.decode}{most}"],
+        *([["stop rule", point.stop]] if point.stop else []),
+        ["asked at layers", exits],
+        *([f"SHA-256 of {name}", digest] for name, digest in point.artefacts.items()),
+    ]
+
+
+def _samples(cell: Measured, full: Measured, num_layers: int, shown: int) -> list[dict[str, Any]]:
+    theirs = {sample.sample_id: sample for sample in full.scored}
+    picked = sorted(cell.scored, key=lambda sample: hashlib.sha256(sample.sample_id.encode()).digest())[:shown]
+    return [_sample(cell, sample, theirs.get(sample.sample_id), num_layers) for sample in picked]
+
+
+def _sample(cell: Measured, sample: SampleRecord, full: SampleRecord | None, num_layers: int) -> dict[str, Any]:
+    decided = cell.decoded_layers(sample)
+    return {
+        "id": sample.sample_id,
+        "html": _completion(sample, num_layers, full, cached=cell.conditions.cached),
+        "reference": sample.reference,
+        "scores": [[metric.title or metric.term, round(score, 3)] for metric, score in scores_of_sample(sample)],
+        "latency_s": sample.latency_s,
+        "tokens": len(sample.exit_layers),
+        "mean_layer": round(sum(decided) / len(decided), 1) if decided else None,
+    }
+
+
+def _completion(sample: SampleRecord, num_layers: int, full: SampleRecord | None, *, cached: bool) -> str:
+    """Return a completion as escaped HTML: coloured tokens, or the text above a strip of layers for an older run."""
+    if len(sample.token_texts) == len(sample.token_ids):
+        return coloured_tokens(sample, num_layers, full, cached=cached)
+    numbered = sample.model_copy(update={"token_texts": tuple(f" {layer} " for layer in sample.exit_layers)})
+    strip = coloured_tokens(numbered, num_layers, None, cached=cached)
+    return f'{escape_html(sample.text)}<div class="strip">{strip}</div>'

@@ -1,0 +1,391 @@
+"""The runs behind the documentation's tables are made by one script, and the tables are what these runs hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import stdtrit
+
+import measured
+import ranked
+import write_tables as tables
+from harness.errors import HarnessError
+from harness.records.estimate import MISSING
+from harness.records.summary import SummaryRow
+from harness.running.reading import read_run
+from harness.store.record_files import write_document
+from harness.store.run_directory import RunDirectory
+from harness.study.grid import expand, read_study
+from measured import stood, text_of
+from reports.recorded import RecordedRun
+from reports.tables.table import Line, Table
+from tests.reports.conftest import RunBuilder
+from tests.reports.published.test_against import measured as measured_run
+from write_tables import STUDIES, TABLES
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "docs" / "scripts"
+FAKE = """#!/bin/sh
+printf 'harness %s\\n' "$*"
+case "$*" in study*/kv.toml*) exit ${KV_CODE:-0};; esac
+"""
+
+
+@pytest.fixture
+def build() -> type[RunBuilder]:
+    return RunBuilder
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The script in a tree of its own."""
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
+    shutil.copytree(SCRIPTS / "results", tmp_path / "docs" / "scripts" / "results")
+    shutil.copy(SCRIPTS / "results.sh", tmp_path / "docs" / "scripts")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "some" / "where" / "DATA_FOLDER").mkdir(parents=True)
+    (tmp_path / "bin" / "harness").write_text(FAKE)
+    (tmp_path / "bin" / "harness").chmod(0o755)
+    return tmp_path
+
+
+def script(checkout: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script with a command that only prints what it was asked for."""
+    path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "../../docs/scripts/results.sh", "DATA_FOLDER", *options], cwd=checkout / "some" / "where",
+        env={**os.environ, "PATH": path, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_script_makes_what_every_table_is_made_of(checkout: Path) -> None:
+    done = script(checkout)
+    made = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert {study for table in TABLES.values() for study in table.studies} == STUDIES.keys()
+    for command in STUDIES.values():  # what stands under a table may leave out where things lie
+        assert any(set(command.split()) <= set(line.split()) for line in made), command
+    assert (checkout / "data").resolve() == checkout / "some" / "where" / "DATA_FOLDER"
+
+
+@pytest.mark.parametrize(("code", "goes_on"), [("1", True), ("130", False)])
+def test_failed_points_do_not_end_it_but_an_interruption_does(checkout: Path, code: str, goes_on: bool) -> None:
+    done = script(checkout, KV_CODE=code)
+    assert done.returncode == int(code)
+    assert ("harness study docs/scripts/results/untuned.toml" in done.stdout) is goes_on
+
+
+def test_a_dry_run_measures_nothing(checkout: Path) -> None:
+    made = script(checkout, "--dry-run").stdout.splitlines()
+    assert all(line.startswith("harness study") and line.endswith("--dry-run") for line in made)
+    assert len(made) == len(list((SCRIPTS / "results").glob("*.toml"))) + 1  # GREEN-CODE's
+
+
+def test_other_rows_than_those_asked_for_are_refused(checkout: Path) -> None:
+    (checkout / "data").mkdir()
+    done = script(checkout)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "DATA_FOLDER: rename it" in done.stderr
+
+
+@pytest.mark.parametrize("file", sorted((SCRIPTS / "results").glob("*.toml")), ids=lambda file: file.stem)
+def test_every_study_is_accepted(file: Path) -> None:
+    for point in expand(read_study(str(file))):
+        point.config()
+
+
+# ------------------------------------------------------------------------------ tables
+
+
+def test_every_marked_table_of_the_documentation_is_known_and_stands_once() -> None:
+    found = [name for page in sorted((ROOT / "docs").rglob("*.md")) for name in tables.blocks(page)]
+    assert sorted(found) == sorted(TABLES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- table: kv -->\n\nnever closed\n",
+        "no beginning\n<!-- /table -->\n",
+        "<!-- table: kv -->\n<!-- table: duplicates -->\n<!-- /table -->\n",
+        "<!-- table: kw -->\n<!-- /table -->\n",
+    ],
+)
+def test_a_mark_that_means_nothing_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "page.md").write_text(text)
+    with pytest.raises(HarnessError, match=r"page\.md"):
+        tables.blocks(tmp_path / "page.md")
+
+
+def stored(builder: Any, run: Path) -> RecordedRun:
+    """Write a run to a folder, and read it back."""
+    manifest = builder.manifest
+    samples = len({sample.sample_id for sample in builder.samples})
+    task = manifest.tasks[0].model_copy(update={"samples": samples})
+    config = {**manifest.config, "max_new_tokens": 3}
+    with RunDirectory.create(run, manifest.model_copy(update={"tasks": (task,), "config": config})) as store:
+        for window in builder.windows:
+            store.commit(window, [sample for sample in builder.samples if sample.window == window.window])
+    write_document(run / "summary.json", read_run(run).summary)
+    return read_run(run, stored=True)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, build: Any) -> Path:
+    """A study of keys and values: one kind of text, six samples, full depth and a fixed exit.
+
+    Full depth decodes two tokens in 0.2 s, the exit in 0.1 s. Half of its completions leave full depth's text at the
+    last of two decoded tokens; it runs 5 of 10 layers.
+    """
+    builder = build(points=("full", "fixed:layer=5"), source_kind="embedded", source="embedded: some library")
+    for block in range(6):
+        builder.window("full", {}, block=block, duration=0.3)
+        changed = {"token_ids": (1, 2, 9 if block % 2 else 3), "exit_layers": (10, 5, 5)}
+        builder.window("fixed:layer=5", {**changed, "token_times_s": (0.1, 0.15, 0.2)}, block=block, duration=0.2)
+    folder = tmp_path / "studies" / "kv"
+    stored(builder, folder / "runs" / "py150-abcdef")
+    (folder / "study.json").write_text(json.dumps({"points": {"any-name-abcdef": "abcdef0123"}}))
+    return tmp_path / "studies"
+
+
+@pytest.fixture
+def docs(tmp_path: Path) -> Path:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    marked = "<!-- table: {} -->\n\nmeasured before\n\n<!-- /table -->\n"
+    (folder / "page.md").write_text(
+        f"# Page\n\n{marked.format('kv')}\nAnd:\n\n{marked.format('duplicates')}\nThe end.\n"
+    )
+    return folder
+
+
+def test_a_table_is_what_its_runs_hold(runs: Path, docs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [str(runs), "--docs", str(docs)]
+    before = (docs / "page.md").read_text()
+    assert tables.main([*given, "--check"]) == 1
+    assert "page.md: kv: would change" in capsys.readouterr().out
+    assert (docs / "page.md").read_text() == before
+    assert tables.main(given) == 0
+    after = (docs / "page.md").read_text()
+    block, rest = after.split("<!-- /table -->", 1)
+    lines = [line for line in block.splitlines() if line]
+    assert lines[2:4] == [
+        "| text | strategy | KV | exact prefix | own text | exact line | layers skipped | decoding |",
+        "| :-- | :-- | :-- | --: | --: | --: | --: | --: |",
+    ]
+    (row,) = lines[4:-1]
+    text, strategy, kv, prefix, own, _, skipped, decoding = [cell.strip() for cell in row.strip("|").split("|")]
+    assert (text, strategy, kv) == ("Python's library", "fixed", "`propagate`")
+    assert prefix.startswith("0.75")  # three samples keep both decoded tokens, three one of them
+    assert own == MISSING  # nobody asked full depth what it would have said
+    assert skipped.startswith("50.0 %")  # 5 of 10 layers
+    assert decoding.startswith("2.00×")  # 0.2 s and 0.1 s
+    assert lines[-1] == (
+        "*`harness study docs/scripts/results/kv.toml`; 1 January 2025; Test, Linux; float32; 6 documents of each "
+        "kind; prompts of `green-code`, 3 new tokens; in brackets 95 % intervals over documents.*"
+    )
+    assert rest == before.split("<!-- /table -->", 1)[1]  # the runs of the other table are not there
+    assert "duplicates: left alone, there is no" in capsys.readouterr().out
+    assert tables.main([*given, "--check"]) == 0
+
+
+def test_a_study_that_is_not_finished_makes_no_table(runs: Path, docs: Path) -> None:
+    (runs / "kv" / "study.json").write_text(json.dumps({"points": {"one-abcdef": "", "other-123456": ""}}))
+    (what, _) = [what for _, what in tables.update(docs, runs, write=True)]
+    assert what == f"left alone, 1 of 2 points of {runs / 'kv'} are measured"
+    assert "measured before" in (docs / "page.md").read_text().split("<!-- /table -->")[0]
+
+
+def test_cells_round_and_say_what_is_missing() -> None:
+    row = {"tokens_saved": -0.0321, "tokens_saved_low": -0.05, "tokens_saved_high": 0.01}
+    assert text_of(measured.SAVED, pd.Series(row)) == "-3 [-5, 1]"
+    assert text_of(measured.SAVED, pd.Series({"tokens_saved": 0.5})) == "50"
+    assert text_of(measured.SAVED, pd.Series({"tokens_saved": float("nan")})) == MISSING
+    assert text_of(measured.SAVED, pd.Series({"other": 1.0})) == MISSING
+
+
+def lines(parts: Any) -> list[list[str]]:
+    """The cells of one table, row by row."""
+    (table,) = (part for part in parts if isinstance(part, Table))
+    return [list(cells) for cells in zip(*(column.texts for column in table.columns), strict=True)]
+
+
+def test_the_front_of_the_results_shows_every_speed_up_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimates = {"decode_speedup": 1.05, "speedup": 1.03, "exact_prefix": 0.64}
+    ends = {
+        f"{name}_{end}": value + by for name, value in estimates.items() for end, by in (("low", -0.1), ("high", 0.1))
+    }
+    rows = [
+        {"text": text, "operating_point": point, **estimates, **ends}
+        for text in measured.STREAMS
+        for point in measured.LOSSLESS
+    ]
+    monkeypatch.setattr(measured, "rows_of", lambda _: pd.DataFrame(rows))
+    cells = lines(measured.worth({"exits": []}, Path()))[0]
+    speeds = "1.05× [0.95, 1.15] (1.03× [0.93, 1.13])"
+    assert cells == ["Python's library", speeds, "0.64 [0.54, 0.74]", speeds, speeds, speeds]
+
+
+def test_drafts_are_pooled_by_tokens(acceptance: Callable[..., Any]) -> None:
+    few, many = acceptance(drafted=10, accepted=9), acceptance(drafted=990, accepted=491, low=0.4, high=0.6)
+    assert stood([few, many, None]) == "0.50 (1,000)"  # 500 of 1,000
+    assert stood([many]) == "0.50 [0.40, 0.60] (990)"
+    assert stood([None]) == MISSING
+
+
+@pytest.fixture
+def acceptance() -> Callable[..., Any]:
+    from harness.records.acceptance import Acceptance
+
+    return lambda drafted, accepted, **interval: Acceptance.model_validate(
+        {"drafted": drafted, "accepted": accepted, "share": {"value": accepted / drafted, **interval}}
+    )
+
+
+def test_green_code_is_shown_beside_the_paper_s() -> None:
+    found = {"green-code": [measured_run()]}
+    shown = lines(TABLES["green-code-grid"].parts(found, Path()))
+    assert [row[0] for row in shown[:4]] == [
+        "paper, Llama-3.2-3B, KV none", "paper, OPT-2.7B, KV none", "here, KV propagate", "here, KV none"
+    ]  # fmt: skip
+    assert shown[0][1:] == ["79.1 %", "63.0 %"]
+    assert lines(TABLES["green-code-kv"].parts(found, Path()))[4][:3] == [
+        "here, KV propagate",
+        "0.0 %",
+        "20.0 % [20.0, 20.0]",
+    ]
+
+
+def test_scores_are_shown_the_best_first(tmp_path: Path) -> None:
+    (tmp_path / "scores").mkdir()
+    worse = {"score": "margin", "pooled": {"auroc": 0.8, "auroc_ci": None, "ece": None}}
+    better = {"score": "lte", "pooled": {"auroc": 0.9, "auroc_ci": [0.85, 0.95], "ece": 0.0123}}
+    (tmp_path / "scores" / "calibration.json").write_text(json.dumps({"scores": [worse, better]}))
+    (tmp_path / "scores" / "sweep.json").write_text(json.dumps({"tokens": 28598, "documents": 150}))
+    table, note = measured.scores({}, tmp_path)
+    assert lines([table]) == [["lte", "0.900 [0.850, 0.950]", "0.012"], ["margin", "0.800", MISSING]]
+    assert note == Line("28,598 tokens of 150 documents, replayed: no time is in it.")
+    with pytest.raises(measured.MissingRunsError):
+        list(measured.scores({}, tmp_path / "elsewhere"))
+
+
+def test_kinds_of_text_are_told_by_source_and_language() -> None:
+    rows = [("embedded: Python 3.11 standard library", "python"), ("embedded: JDK 25 java.base sources", "java")]
+    rows += [("official CodeXGLUE dev rows (path: python.jsonl)", "python"), ("… (path: java.jsonl)", "java")]
+    assert tuple(measured.stream(*row) for row in rows) == measured.STREAMS
+    assert {"source", "language"} <= SummaryRow.model_fields.keys()
+
+
+def test_days_and_machines_are_said_once() -> None:
+    november, december = date(2026, 11, 27), date(2026, 12, 1)
+    assert tables.days([november]) == "27 November 2026"
+    assert tables.days([date(2026, 11, 28), november]) == "27 to 28 November 2026"
+    assert tables.days([november, december]) == "27 November 2026 to 1 December 2026"
+    lines = ["I (2 cores), torch 2.13 (2 threads)", "I (2 cores), torch 2.13 (1 thread)", "Y (2 cores)", "Y (2 cores)"]
+    assert tables.machines(lines) == ["I (2 cores), torch 2.13 (2 threads, 1 thread)", "Y (2 cores)"]
+
+
+# ------------------------------------------------------------------------------ the ranking
+
+
+def test_kinds_of_text_stand_together_by_their_geometric_mean() -> None:
+    faster = pd.Series({"decode_speedup": 1.21, "decode_speedup_low": 1.1, "decode_speedup_high": 1.331})
+    value, low, high = ranked.together([faster, None])  # nothing certified there: full depth
+    assert value == pytest.approx(1.1)  # √1.21
+    assert [low, high] == pytest.approx([1.1**0.5, 1.1**1.5])  # half of ln 1.1 either way
+    _, low, high = ranked.together([faster] * 4)
+    assert high / low == pytest.approx(1.1)  # independent: twice as narrow as each, whose ends are 1.1² apart
+
+
+def test_the_fastest_of_three_is_called_faster_no_more_often_than_one_alone() -> None:
+    """Settings that are as fast as full depth, on four texts of 16 documents that they share."""
+    generator = np.random.default_rng(0)
+    alarms = {1: 0, 3: 0}
+    for _ in range(1_000):
+        logs = generator.normal(0, 0.1, (4, 16, 1)) + generator.normal(0, 0.1, (4, 16, 3))
+        means, halves = logs.mean(1), stdtrit(15, 0.975) * logs.std(1, ddof=1) / 4
+        chosen = means.sum(0).argmax()
+        rows = [
+            pd.Series({f"decode_speedup{part}": number for part, number in zip(("", "_low", "_high", "_n"), (
+                *np.exp([mean, mean - half, mean + half]), 16), strict=True)})
+            for mean, half in zip(means[:, chosen], halves[:, chosen], strict=True)
+        ]  # fmt: skip
+        for choices in alarms:
+            alarms[choices] += ranked.together(rows, choices=choices)[1] > 1
+    assert alarms[1] > 40, "chosen, and not corrected"
+    assert alarms[3] <= 30, "one-sided, 2.5 % are nominal"
+
+
+@pytest.mark.parametrize(
+    ("step_s", "told"),
+    [
+        (0.06, "slows look-up down: 0.83× [0.83, 0.83] of it"),
+        (0.05, "no gain over look-up that can be told: 1.00× [1.00, 1.00] of it"),
+        (0.04, "worth using: 1.25× [1.25, 1.25] of look-up alone"),
+    ],
+)
+def test_exits_behind_look_up_are_held_against_look_up(tmp_path: Path, build: Any, step_s: float, told: str) -> None:
+    points = {"full": 0.1, "full@lossless+lookup": 0.05, "rl@lossless+lookup": step_s}
+    run = build(points=tuple(points), kv="recompute", source_kind="embedded", source="embedded: some library")
+    for block in range(16):
+        for point, step in points.items():
+            run.window(point, {"token_times_s": (0.1, 0.1 + step, 0.1 + 2 * step)}, block=block)
+    found = lines(ranked.ranking({"ranking": [stored(run, tmp_path / "run")]}, tmp_path))
+    (line,) = (line for line in found if line[0].startswith("rl"))
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"layers_speedup": 1.02}, "the layers it skips would bring 1.02× were deciding free"),
+        (
+            {"byte_model_speedup": 0.8, "lm_head_per_token": 5.3},
+            "it reads 5.3 LM heads a token to skip layers worth 1.50×",
+        ),
+        ({"byte_model_speedup": 1.3}, "bytes read say 1.30×, and deciding takes time beside them"),
+        ({"byte_model_speedup": 1.04}, "bytes read say 1.04× as well"),
+        (
+            {"lossless": True, "byte_model_speedup": 0.9, "acceptance": 0.25},
+            "25% of its drafts stand, and bytes read say 0.90×",
+        ),
+    ],
+)
+def test_why_nothing_is_gained_is_read_off_the_counts(counts: dict[str, Any], said: str) -> None:
+    row = {"layers_speedup": 1.5, "lm_head_per_token": 1.0, "byte_model_speedup": 1.2, "decode_speedup": 1.0}
+    assert ranked.why([pd.Series({**row, "lossless": False, **counts})]) == said
+
+
+def test_a_strategy_stands_at_what_other_documents_certify(tmp_path: Path, build: Any) -> None:
+    """The exit decodes twice as fast. Where it keeps every token it is certified, where it keeps few it is not."""
+    kept, lost = (1, 2, 3), (1, 9, 9)
+    found = {}
+    for study, token_ids in (("kept", kept), ("lost", lost)):
+        builder = build(points=("full", "fixed:layer=5"), source_kind="embedded", source="embedded: some library")
+        for block in range(16):
+            builder.window("full", {}, block=block, duration=0.3)
+            changed = {"token_ids": token_ids, "exit_layers": (10, 5, 5)}
+            builder.window("fixed:layer=5", {**changed, "token_times_s": (0.1, 0.15, 0.2)}, block=block, duration=0.2)
+        found[study] = stored(builder, tmp_path / study)
+    sure = {study: ranked.certified([run]) for study, run in found.items()}
+    assert sure["lost"] == set()
+    assert sure["kept"] == {("Python's library", "fixed", '{"layer": "5"}')}
+    (line,) = lines(ranked.promised({"ranking": [found["lost"]], "ranking-calibration": [found["kept"]]}, tmp_path))
+    assert "2.00× (layer=5)" in line  # a promise is of a setting, wherever its speed was measured
+    *_, line = lines(ranked.ranking({"ranking": [found["lost"]]}, tmp_path))
+    assert line[:2] == ["fixed", "layer=5"]
+    assert line[2].startswith("2.00×")
+    assert line[3:] == ["0.00", "faster, with 100% of the text lost", "2.00×", *[MISSING] * 4]
+    *_, line = lines(ranked.settings({"ranking": [found["lost"]]}, tmp_path))
+    assert line[:3] == ["fixed:layer=5", "50.0 %", "1.0"]
