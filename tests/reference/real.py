@@ -11,8 +11,8 @@ from tests.reference.points import UNTIMED, each, measured
 SHARED = ROOT.parent / "shared" / "data" / "codexglue_line"
 REAL = (*UNTIMED, "--model", "smollm2-135m", "--source", "rows.jsonl", "--limit", 1, "--max-new-tokens", 8)
 SHIPPED = (
-    *("classifier:threshold=0.7", "lte:threshold=0.6", "rl:threshold=0.2", "hash:threshold=0.2"),
-    *("predictor:threshold=0.3", "sec:threshold=0.2", "consistent:threshold=0.2", "classifier"),
+    *("classifier:threshold=0.7", "lte:threshold=0.6", "rl:threshold=0.001", "hash:threshold=0.2"),
+    *("predictor:threshold=0.3", "sec:threshold=0.2", "consistent:threshold=0.001", "classifier"),
 )
 SCORED = (
     *("confidence:threshold=0.5,0.9", "confidence:threshold=0.7,head=shortlist,token=head", "margin:threshold=0.4"),
