@@ -12,39 +12,31 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
 from harness.host.foreign_files import LARGEST_LOG_BYTES, NotRegularError, open_regular, read_bytes
 from harness.records.calibration import Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import FORMATS, Figure, save_figures
-from reports.figures.layout import Width
+from reports.figures.layout import INCHES, Width
 from reports.files import write_files
-from reports.front_page import HEAD, front_page
-from reports.published.section import reference_markdown
+from reports.published.section import published
 from reports.recorded import RecordedRun
-from reports.tables.export import (
-    ACCEPTANCE_FILE,
-    acceptance_csv,
-    markdown_legend,
-    markdown_results,
-    markdown_table,
-    runs_to_csv,
-)
-from reports.tables.hypervolume_table import NOTE, hypervolume_tables
-from reports.tables.latex import FIRST_LINE, to_latex, to_latex_details
-from reports.tables.markdown import escape_markdown, markdown_row
-from reports.tables.task_results import task_results
+from reports.tables.frame import ACCEPTANCE_FILE, acceptance_csv, runs_to_csv
+from reports.tables.latex import FIRST_LINE, to_latex
+from reports.tables.report import HEADING, detailed, how_to_read, notes_of, task_tables
+from reports.tables.run_tables import parts_of
+from reports.tables.table import Column, Line, Table
+from reports.tables.writers import escape_markdown, to_markdown
 from reports.training.logs import TrainingLogs
-
-__all__ = ["FIGURES", "MOST_RUNS_DRAWN", "Collection", "check_folder", "write_collection"]
 
 FIGURES = "figures"
 DETAILS = "tables-details.tex"
@@ -58,8 +50,9 @@ _FILES = {
 }
 MOST_RUNS_DRAWN = 20
 """With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
-_HEADING = "# Early-exit benchmark report"
-_HEADS = {"report.md": _HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
+HEAD = "<!doctype html>\n<!-- A report of `harness report`. -->"
+"""How the front page begins, which tells it from other people's."""
+_HEADS = {"report.md": HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 """How the files begin that tell a report, finished or not, from other files."""
 _LINKED = re.compile(
     rf'(?:href|src)="({FIGURES}/[a-z0-9-]+\.(?:{"|".join(FORMATS)})|completions-[a-z0-9-]+\.html'
@@ -208,9 +201,15 @@ def write_collection(
         raise StoreError(f"cannot make the folder {out}: {error.strerror}. Use another --out.") from None
     earlier = _linked(out)
     report = "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n"
+    tasks = task_tables(collection.named)
+    unfinished = [
+        Line(f"{name} is not complete: {run.state}")
+        for name, run in collection.named
+        if run.state and not any(row.n for row in run.summary.rows)
+    ]
     texts: dict[str, str | Iterable[str]] = {
-        "tables.tex": to_latex(collection.named),
-        DETAILS: to_latex_details(collection.named),
+        "tables.tex": to_latex([*unfinished, *tasks]),
+        DETAILS: to_latex(detailed(collection.named)),
         "summary.csv": runs_to_csv((name, run.summary) for name, run in collection.named),
         **acceptance_csv((name, run.summary) for name, run in collection.named),
         "summary.json": chain(collection.as_json(), "\n"),
@@ -222,8 +221,9 @@ def write_collection(
         if progress is not None:
             progress(number, len(everything))
     page = front_page(
-        list(_overview_rows(collection)),
-        task_results(collection.named),
+        _overview(collection),
+        tasks,
+        [part for part in detailed(collection.named) if isinstance(part, Table)] if each else [],
         everything,
         further,
         files={name: what for name, what in _FILES.items() if name in texts or name == "report.md"},
@@ -236,6 +236,63 @@ def write_collection(
     last = write_files(out, {"report.md": report, "index.html": page})
     _remove(out, earlier.difference(written))
     return [*reversed(last), *written]
+
+
+def front_page(
+    overview: Table,
+    tables: Sequence[Table],
+    details: Sequence[Table],
+    figures: Sequence[Figure],
+    pages: Sequence[Page],
+    *,
+    files: Mapping[str, str],
+    folder: str,
+    notes: Sequence[tuple[str, Sequence[str]]] = (),
+    refused: Sequence[tuple[str, str]] = (),
+    undrawn: str = "",
+    width: Width = "text",
+) -> str:
+    """Return the front page as HTML; it stands alone, without network or script, light and dark as the system is.
+
+    Args:
+        overview: the table of runs.
+        tables: one per task.
+        details: every table of single runs, folded up.
+        figures: in reading order, in ``folder``.
+        pages: completions of runs.
+        files: name → what it is, of the report's other files.
+        folder: where the figures are, relative to the page.
+        notes: what must be known of each run, by its name.
+        refused: path and reason of what could not be read.
+        undrawn: why figures are missing; empty where none is.
+        width: of the figures.
+    """
+    shown = [name for name in notes if name[1]]
+    parts = [
+        ("Runs", True),
+        ("Tables", bool(tables)),
+        ("Figures", bool(figures or undrawn)),
+        ("Completions", bool(pages)),
+        ("Notes", bool(shown)),
+    ]
+    return (
+        templates("reports")
+        .get_template("report.html")
+        .render(
+            parts=parts,
+            files=list(files.items()),
+            overview=overview,
+            refused=refused,
+            tables=tables,
+            details=details,
+            figures=figures,
+            folder=folder,
+            undrawn=undrawn,
+            pages=pages,
+            notes=shown,
+            inches=INCHES[width],
+        )
+    )
 
 
 def _linked(out: Path) -> set[Path]:
@@ -261,8 +318,11 @@ def _remove(out: Path, files: Iterable[Path]) -> None:
 
 
 def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page], undrawn: str) -> Iterator[str]:
-    yield _HEADING
-    yield from _overview(collection)
+    yield HEADING
+    yield from to_markdown([_overview(collection)])
+    if collection.refused:
+        yield from ("", f"**Left out, because they could not be read ({len(collection.refused)}):**", "")
+        yield from (f"- {escape_markdown(path)}: {escape_markdown(why)}" for path, why in collection.refused)
     if undrawn:
         yield from ("", undrawn)
     if further:
@@ -276,14 +336,10 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from ("", f"## Run {escape_markdown(name)}")
         if run.state:
             yield from ("", f"**Not complete:** {escape_markdown(run.state)}.")
-        yield from markdown_results(run.summary, 3)
-        for task, table in run.once(hypervolume_tables):
-            title = escape_markdown(f"{task}: {table.title}")
-            yield from ("", f"**{title}**", "", *markdown_table(table), "", NOTE)
+        yield from to_markdown(parts_of(run), 3)
         if drawn.of_one:
             yield from _figures(drawn.of_one[place], drawn.absent_of_one[place])
-        if run.summary.notes:
-            yield from ("", "**Notes**", "", *(f"- {escape_markdown(note)}" for note in run.summary.notes))
+        yield from to_markdown(notes_of(run.summary), 3)
     if drawn.of_sweeps:
         yield from ("", "## Scores, replayed")
         yield from _figures(drawn.of_sweeps, ())
@@ -293,8 +349,7 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from _figures(drawn.of_trainings, problems)
     if collection.runs:
         languages = {task.language for run in collection.runs for task in run.manifest.tasks}
-        yield from ("", reference_markdown(languages).rstrip())
-        yield from markdown_legend(*(run.summary for run in collection.runs))
+        yield from to_markdown([*published(languages), *how_to_read(run.summary for run in collection.runs)])
 
 
 def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:
@@ -303,24 +358,16 @@ def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:
     return bool(told) and not any(told)
 
 
-def _overview(collection: Collection) -> Iterator[str]:
-    header, *rows = _overview_rows(collection)
-    yield from ("", markdown_row(header), markdown_row([":--", ":--", ":--", ":--", "--:", ":--"]))
-    yield from (markdown_row(map(escape_markdown, row)) for row in rows)
-    if collection.refused:
-        yield from ("", f"**Left out, because they could not be read ({len(collection.refused)}):**", "")
-        yield from (f"- {escape_markdown(path)}: {escape_markdown(why)}" for path, why in collection.refused)
-
-
-def _overview_rows(collection: Collection) -> Iterator[tuple[str, ...]]:
-    """Yield the header of the table of runs, and its rows."""
-    yield ("run", "model", "weights", "tasks", "operating points", "what to know")
+def _overview(collection: Collection) -> Table:
+    """Return the table of runs."""
+    rows = []
     for name, run in collection.named:
-        model = run.manifest.model
+        model, points = run.manifest.model, run.manifest.operating_points
         tasks = ", ".join(f"{task.name} ({task.protocol})" for task in run.manifest.tasks)
-        points = sum(not point.never_exits for point in run.manifest.operating_points)
         known = "; ".join(filter(None, (collection.copies.get(name), run.state)))
-        yield (name, model.name, model.weights, tasks, str(points), known)
+        rows.append((name, model.name, model.weights, tasks, sum(not point.never_exits for point in points), known))
+    words = [Column(header=one, kind="text") for one in ("run", "model", "weights", "tasks", "what to know")]
+    return Table.of_rows("", [*words[:-1], Column(header="operating points", form=".0f"), words[-1]], rows)
 
 
 def _figures(figures: Sequence[Figure], absent: Sequence[str]) -> Iterator[str]:

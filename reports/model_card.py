@@ -11,7 +11,8 @@ from harness.records.summary import Summary, SummaryRow
 from harness.registry import SCORES
 from reports.metrics.depth import EXIT_LAYER
 from reports.metrics.vocabulary import metrics_of
-from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
+from reports.tables.table import Column, Table
+from reports.tables.writers import escape_markdown, markdown_code, to_markdown
 
 __all__ = ["model_card"]
 
@@ -102,13 +103,13 @@ def _read(facts: Mapping[str, Any]) -> str:
 
 def _results(rows: Sequence[SummaryRow], shown: Sequence[Metric]) -> str:
     used = [metric for metric in shown if any(row.value(metric) is not None for row in rows)]
-    head = ["task", "operating point", "tokens", "numbers", "samples", *(metric.title for metric in used)]
-    lines = ["## Results\n", markdown_row(head), markdown_row(["---"] * 5 + ["--:"] * len(used))]
-    for row in rows:
-        values = (row.value(metric) for metric in used)
-        written = ["–" if value is None else f"{value:.4g}" for value in values]
-        point = markdown_code(row.operating_point)
-        cells = [markdown_code(row.task), point, row.decode, row.numbers, str(row.n), *written]
-        lines.append(markdown_row(cells))
-    lines.append("\nLossless rows have the tokens of full depth; in lossy rows exits change them.\n")
-    return "\n".join(lines)
+    headers: tuple[str | Column, ...] = (
+        "task",
+        Column(header="operating point", kind="label"),
+        *(Column(header=header, kind="text") for header in ("tokens", "numbers")),
+        Column(header="samples", form=".0f"),
+        *(Column(header=metric.title, form=".4g") for metric in used),
+    )
+    cells = [(row.task, row.operating_point, row.decode, row.numbers, row.n, *map(row.value, used)) for row in rows]
+    note = "Lossless rows have the tokens of full depth; in lossy rows exits change them."
+    return "\n".join(["## Results", *to_markdown([Table.of_rows("", headers, cells, notes=(note,))]), ""])

@@ -27,7 +27,6 @@ HOUSE = (
         "harness.verifying",
         "harness.calibrating",
         "harness.suitability",
-        "harness.green_code",
         "harness.serving",
         "harness.study",
         "harness.api",
@@ -43,7 +42,6 @@ LEAVES = {
     "harness.verifying",
     "harness.calibrating",
     "harness.suitability",
-    "harness.green_code",
     "harness.serving",
     "harness.study",
     "harness.api",
@@ -62,8 +60,6 @@ def modules() -> dict[str, Path]:
     found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            if path.parent.name == "gallery":  # scripts, no part of a package
-                continue
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found

@@ -17,7 +17,7 @@ MEDIA = {
     "rich.markup": {"harness/appearance/terminal.py"},
     "html": {"harness/appearance/pages.py"},
     "jinja2": {"harness/appearance/pages.py"},
-    "csv": {"reports/tables/csv_text.py", "reports/green_code/published_runs.py"},  # the latter reads
+    "csv": {"reports/tables/writers.py", "reports/published/green_code.py"},  # the latter reads
     "traceback": {"harness/commands/console.py"},
 }
 """What makes text for a medium, and the modules that may use it."""
@@ -26,7 +26,6 @@ SPEAKERS = {
     "harness/commands/console.py",
     "harness/serving/server.py",  # one line, before there is a log
     "harness/running/reporter.py",  # JSON, to its parent process
-    *(f"reports/gallery/{script}.py" for script in ("study_cost", "suitability", "tables")),
 }
 """Modules that may print."""
 

@@ -29,8 +29,6 @@ from harness.host.extras import NEEDED_BY, require
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("harness", "strategies", "tasks", "reports")
-PICTURES = "reports/gallery/"
-"""Of README.md, and the script that makes its tables: no part of a package."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
@@ -74,7 +72,7 @@ def held(file: Path) -> set[str]:
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_every_tracked_file_of_the_packages_is_in_it(built: dict[str, Path], kind: str) -> None:
     listing = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=False)
-    wanted = {name for name in listing.stdout.splitlines() if not name.startswith(PICTURES) and (ROOT / name).is_file()}
+    wanted = {name for name in listing.stdout.splitlines() if (ROOT / name).is_file()}
     if not wanted:
         pytest.skip("this is no git checkout")
     assert wanted - held(built[kind]) == set()

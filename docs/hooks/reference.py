@@ -26,13 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pages, the schemas that they link to, and the gallery's pictures."""
+    """Add the pages, and the schemas that they link to."""
     from mkdocs.structure.files import File
 
     for path, content in generated():
         files.append(File.generated(config, path, content=content))
-    for picture in sorted((ROOT / "reports" / "gallery").glob("*.png")):
-        files.append(File.generated(config, f"gallery/{picture.name}", abs_src_path=str(picture)))
     return files
 
 

@@ -19,8 +19,6 @@ from reports.statistics.intervals import mean_interval
 from reports.statistics.risk_control import Losses
 from reports.tables.table import Column, Line, Part, Table
 
-__all__ = ["ROUNDS", "HeldOutCheck", "SplitCheck", "held_out_check", "split_check", "tables"]
-
 ROUNDS = 200
 
 

@@ -12,8 +12,6 @@ from harness.config.model import Configuration, File, Folder, Placeholder
 from harness.errors import ConfigError
 from harness.records.guarantee import Method, PValueName, Unit
 
-__all__ = ["CalibrateOptions"]
-
 
 class Certainty(Configuration):
     """How sure a promise is that comes with a probability."""

@@ -41,8 +41,6 @@ from reports.statistics.risk_control import (
     fewest_in_expectation,
 )
 
-__all__ = ["Settings", "by_project", "calibrated", "certified", "least_documents", "settings_of"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -15,8 +15,6 @@ from harness.running.thresholds import family, percentiles
 from harness.store.run_directory import refuse_occupied
 from reports.statistics.risk_control import MOST_DOCUMENTS
 
-__all__ = ["record"]
-
 
 def record(options: CalibrateOptions, target: Target, observer: Observer) -> Path:
     """Decode the documents at every setting, and return the run directory.

@@ -21,8 +21,6 @@ from reports.metrics.faithfulness import AGREEMENT
 from reports.metrics.point import Point
 from reports.metrics.sections import AGREEMENTS
 
-__all__ = ["Target", "document_losses", "parse_target"]
-
 LOSS = "_loss"
 NEAREST = 1e-6
 """Distance that a target keeps from 0 and 1: nearer to them nothing, or everything, would do."""

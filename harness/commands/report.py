@@ -12,7 +12,7 @@ from harness.appearance.visible_text import one_line
 from harness.commands.console import escape, stderr, stdout, tell, write, write_json
 from harness.commands.options import FigureWidth
 from harness.commands.refusals import tell_refused
-from harness.errors import ConfigError, HarnessError, StoreError
+from harness.errors import ConfigError, HarnessError, StoreError, UnknownNameError
 from harness.host.extras import require
 
 if TYPE_CHECKING:
@@ -68,12 +68,24 @@ def report(
             "--stored", help="With --out: trust each summary.json instead of computing it again: faster the first time."
         ),
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="green-code: show runs of `harness study green-code` beside the published numbers; with --out also as "
+            "files and figures. RUN_DIR may be the study's folder.",
+            metavar="PAPER",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Print the tables and Pareto fronts of run directories, and write report.md, summary.csv and summary.json."""
-    if out is not None and without_duplicates:
+    if against is not None:
+        if without_duplicates or stored or figures is not None or as_json:
+            raise ConfigError("--against goes with --out and --width alone. Omit the other options.")
+        _against(against, directories, out, width)
+    elif out is not None and without_duplicates:
         raise ConfigError("--without-duplicates prints tables and writes no files. Omit --out.")
-    if out is not None:
+    elif out is not None:
         _together(directories, out, figures, width or "text", stored=stored, as_json=as_json)
     elif stored:
         raise ConfigError("--stored is for a report of many runs. Add --out DIR.")
@@ -86,8 +98,7 @@ def report(
 def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
     """Show every run that can be read and write its report; refuse in the end when some cannot."""
     from harness.running.reading import read_run
-    from reports.tables.export import write_report
-    from reports.tables.terminal import render
+    from reports.tables.report import render, write_report
 
     summaries: list[tuple[Summary, Path]] = []
     refused: list[tuple[Path, str]] = []
@@ -109,6 +120,35 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
         write_report(summary, directory)
     if refused:
         raise StoreError(f"{len(refused)} of {len(directories)} run directories cannot be read (above).")
+
+
+def _against(paper: str, directories: list[Path], out: Path | None, width: Width | None) -> None:
+    """Show runs beside a paper's published numbers, and write both as files where a folder is named."""
+    from harness.running.reading import read_runs
+    from reports.figures.figure import save_figures
+    from reports.files import write_files
+    from reports.published.against import against_green_code, comparison_csv, comparison_tables
+    from reports.published.figures import comparison_figures
+    from reports.tables.writers import to_markdown, to_terminal
+
+    if paper != "green-code":
+        raise UnknownNameError("paper", paper, ["green-code"])
+    if out is None and width is not None:
+        raise ConfigError("figures need a folder. Add --out DIR.")
+    if out is not None:
+        require("figures", "matplotlib")
+    runs, unread = read_runs(directories, keep=True)
+    tell_refused([(one.directory, one.reason) for one in unread], stderr())
+    compared = against_green_code(runs)
+    tables = [table for one in compared for table in comparison_tables(one)]
+    stdout().print(to_terminal(tables))
+    if out is not None:
+        text = "\n".join(("# GREEN-CODE, published and measured", *to_markdown(tables), ""))
+        drawn = [comparison_figures(one) for one in compared]
+        save_figures(chain.from_iterable(drawn), out, width or "text")
+        csvs = {f"{grid.name}.csv": comparison_csv(one) for (grid, _), one in zip(drawn, compared, strict=True)}
+        (file, *_) = write_files(out, {"green-code.md": text, **csvs})
+        stdout().print(f"[dim]As Markdown and CSV, with figures: {escape(one_line(str(file)))}[/]", soft_wrap=True)
 
 
 def _together(
@@ -158,7 +198,7 @@ def _collected(directories: list[Path], progress: TrainingProgress, *, stored: b
     from harness.running.reading import read_runs
     from reports.calibrations import find_calibrations, read_calibration
     from reports.collection import MOST_RUNS_DRAWN, Collection
-    from reports.tables.hypervolume_table import hypervolume_tables
+    from reports.tables.run_tables import of_records
     from reports.training.folders import training_folders
     from reports.training.logs import holds_training, read_training
 
@@ -170,7 +210,7 @@ def _collected(directories: list[Path], progress: TrainingProgress, *, stored: b
         stored=stored,
         keep=True,
         held=MOST_RUNS_DRAWN,
-        before=hypervolume_tables,
+        before=of_records,
         progress=_steps(progress, "runs read"),
     )
     refused = [(str(one.directory), one.reason) for one in unread]

@@ -48,8 +48,7 @@ def run(
     log_to(console)
     from harness.commands.progress import RunProgress
     from harness.running.runner import execute
-    from reports.tables.brief import Brief
-    from reports.tables.terminal import render
+    from reports.tables.report import brief, render
 
     with RunProgress(console) as progress:
         try:
@@ -60,7 +59,7 @@ def run(
     if as_json:
         write_json(result.summary.model_dump_json(indent=2))
     else:
-        stdout().print(render(result.summary) if verbose else Brief(result.summary))
+        stdout().print(render(result.summary) if verbose else brief(result.summary))
     where = escape(one_line(str(result.directory)))
     console.print(f"[dim]Records, report.md, summary.csv and summary.json are in {where}[/]", soft_wrap=True)
     if not (verbose or as_json):

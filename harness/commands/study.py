@@ -51,6 +51,16 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the points, then what they will take; measure no point.")
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of the grid only the points with this value, or one of several: model=opt-125m,opt-350m. Repeatable.",
+            metavar="NAME=VALUE",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Samples of each point and task, instead of the study's own.", min=1)
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Go on with more than 1000 points.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those again that failed before.")] = False,
     merge: Annotated[
@@ -71,7 +81,7 @@ def study(
     grid = read_study(declared)
     if (count := size(grid)) > MANY and not yes:
         raise ConfigError(f"the study has {count} points, more than {MANY}. Say --yes if it is meant to.")
-    points = expand(grid)
+    points = expand(grid, {name: text.split(",") for name, text in _pairs(only or [], "--only").items()}, limit)
     for point in points:
         point.config()  # refuses what no run would accept, before anything is written
     if steps := steps_of(grid.step):
@@ -82,8 +92,12 @@ def study(
     with StudyDirectory(folder, grid, points, dry=dry_run) as directory:
         for other in merge or []:
             _merge(directory, other, console)
+        if dry_run and grid.needs:
+            stdout().print(escape(grid.needs), highlight=False, soft_wrap=True)
         left = _list_parts(directory) if dry_run else []
-        with EXECUTORS.load(executor).open(_options(options or [], address)) as runs:
+        given = {"address": address} if address is not None else {}
+        given |= _pairs(options or [], "--executor-option")
+        with EXECUTORS.load(executor).open(given) as runs:
             if dry_run:
                 _foresee(directory, left, runs, console)
                 return
@@ -100,12 +114,12 @@ def study(
         raise typer.Exit(FAILED)
 
 
-def _options(given: list[str], address: str | None) -> dict[str, str]:
-    found = {} if address is None else {"address": address}
+def _pairs(given: list[str], flag: str) -> dict[str, str]:
+    found = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--executor-option '{text}' is no NAME=VALUE.")
+            raise ConfigError(f"{flag} '{text}' is no NAME=VALUE.")
         found[name.strip()] = value.strip()
     return found
 

@@ -24,8 +24,6 @@ from harness.records.estimate import Interval, NoInterval
 from harness.running.plan import Plan, make_plan
 from reports.statistics.intervals import MINIMUM_PAIRS, Pair, median, paired_ratio, ratio_interval
 
-__all__ = ["Comparison", "RealCoverage", "compare_with_itself"]
-
 WARMUP_WINDOWS = 6
 PROMPT_TOKENS = 64
 """Prompts are cut to their last tokens: any work serves that is the same under both names, and a window of a

@@ -46,8 +46,6 @@ from numpy.typing import NDArray
 from harness.records.estimate import Interval, NoInterval
 from reports.statistics.intervals import Pair, ratio_interval
 
-__all__ = ["CASES", "COVERAGE_BOUNDS", "Case", "CaseCoverage", "Coverage", "coverage", "simulate_coverage"]
-
 NUMBERS_OF_PAIRS = (5, 8, 16, 50)
 COMPARISONS = 2_000
 NOMINAL = 0.95

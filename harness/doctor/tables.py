@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from harness.doctor.paired import RealCoverage
 from harness.doctor.simulated import COVERAGE_BOUNDS, CaseCoverage
 from harness.doctor.verdicts import Level, Verdict
-from harness.records.estimate import Estimate
+from harness.records.estimate import MISSING, Estimate
 from harness.records.machine import MachineRecord, SensorRecord
-from reports.tables.table import MISSING, Cell, Column, Line, Part, Table, Tone
-
-__all__ = ["examination", "real", "real_verdict", "simulated", "simulated_verdict"]
+from reports.tables.table import Cell, Column, Line, Part, Table, Tone
 
 MARKS: dict[Level, tuple[str, Tone]] = {
     Level.TRUSTWORTHY: ("●", "good"),
@@ -148,7 +146,7 @@ def real(found: RealCoverage) -> Iterator[Part]:
     notes = []
     if both.ratio is not None and isinstance(both.interval, tuple):
         together = Estimate.of(both.ratio, both.interval).text("{:.4f}")
-        chance = "" if both.interval[0] <= 1 <= both.interval[1] else " This one does not cover 1, as 1 correct in 20."
+        chance = "" if both.interval[0] <= 1 <= both.interval[1] else " It does not cover 1, as 1 in 20 does by chance."
         notes.append(f"All windows together: ratio {together}.{chance}")
     if found.foreign_share is not None and found.stolen_share is not None:
         notes.append(

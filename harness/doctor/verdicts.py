@@ -16,8 +16,6 @@ from harness.metering.contamination import FOREIGN_SHARE, STOLEN_SHARE
 from harness.metering.cpu_load import threads_left
 from harness.records.machine import MachineRecord
 
-__all__ = ["Level", "Remark", "Verdict", "judge"]
-
 COARSE_TIMER_S = 1e-5
 """A token takes milliseconds: a coarser clock errs by a percent and more."""
 

@@ -11,8 +11,6 @@ from jinja2.exceptions import TemplateError
 from harness.errors import ModelError
 from harness.host.libraries import library_border
 
-__all__ = ["ChatTemplate"]
-
 logger = logging.getLogger(__name__)
 
 

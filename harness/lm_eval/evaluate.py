@@ -37,8 +37,6 @@ from harness.running.session import Observer
 from harness.store.run_directory import fresh_directory, refuse_occupied
 from reports.recorded import RecordedRun
 
-__all__ = ["Evaluation", "evaluate"]
-
 logger = logging.getLogger(__name__)
 
 

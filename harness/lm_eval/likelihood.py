@@ -12,8 +12,6 @@ from harness.decoding.choice import not_finite
 from harness.decoding.engine import Engine
 from harness.decoding.passes import PrefixPass
 
-__all__ = ["log_likelihoods"]
-
 CHUNK = 256
 """Positions whose logits are in memory together."""
 

@@ -38,8 +38,6 @@ from harness.models.model import resolve
 from harness.records import OperatingPointRecord
 from harness.running.operating_points import OperatingPoint, build_all, operating_points
 
-__all__ = ["MAX_GEN_TOKS", "EarlyExitLM"]
-
 MAX_GEN_TOKS = 256
 """New tokens where a task names no limit, as of lm-eval's ``hf``."""
 

@@ -8,8 +8,6 @@ from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax
 from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, OperatingPoint, Seed
 from harness.config.registered import FormatName
 
-__all__ = ["LmEvalOptions"]
-
 
 class LmEvalOptions(ModelConfiguration):
     """What ``harness lm-eval`` can be told."""

@@ -22,8 +22,6 @@ from harness.models.model import ResolvedModel
 from harness.records import TaskRecord
 from harness.running.plan import PlannedTask, prompts_digest
 
-__all__ = ["DEFINED_BY", "PROTOCOL", "planned_tasks"]
-
 DEFINED_BY = "lm_eval"
 """Package that defines tasks, protocol and scores; names of its scores begin with it."""
 PROTOCOL = "lm-eval"

@@ -9,8 +9,6 @@ from typing import Any
 from harness.contracts import StopRule, Tokenizer
 from harness.errors import ConfigError
 
-__all__ = ["Ask", "cut", "read_generation", "stop_rule"]
-
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the limit of new tokens, the first that is given counts."""
 OF_SAMPLING = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})

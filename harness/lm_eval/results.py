@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.appearance.visible_text import json_text
+from harness.records.estimate import MISSING
 from reports.files import write_files
-from reports.tables.table import MISSING, Cell, Column, Table
-
-__all__ = ["FOLDER", "tables", "write_results"]
+from reports.tables.table import Cell, Column, Table
 
 FOLDER = "lm-eval"
 """Folder in the run directory that has a folder for each operating point."""
@@ -67,7 +66,7 @@ def tables(results: Results) -> Iterator[Table]:
     yield Table.of_rows(
         "",
         (
-            "operating point",
+            Column(header="operating point", kind="text"),
             "value",
             Column(header="layers", form=".1f"),
             Column(header="ms/token", form=".2f", scale=1000),

@@ -9,8 +9,6 @@ from typing import Any
 from harness.contracts import EnergyReading
 from harness.records.summary import SummaryRow
 
-__all__ = ["Spent", "facts_of_row"]
-
 
 @dataclass(slots=True)
 class Spent:

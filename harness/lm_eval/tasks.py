@@ -14,8 +14,6 @@ from typing import Any
 
 from harness.errors import ConfigError, DataError, HarnessError, UnknownNameError, reason
 
-__all__ = ["FoundTasks", "find_tasks", "own_metrics"]
-
 
 class FoundTasks:
     """Tasks as lm-eval finds them.

@@ -30,7 +30,7 @@ from harness.running.scoring import Scores, score_sample
 from harness.store.run_directory import RunDirectory, lock_folder
 from reports.leaderboard.checks import ScoresAgain
 from reports.recorded import RecordedRun
-from reports.tables.export import write_report
+from reports.tables.report import write_report
 
 __all__ = ["Rescored", "rescore", "rescored"]
 

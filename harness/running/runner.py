@@ -40,7 +40,7 @@ from harness.running.windows import durations
 from harness.store.run_directory import RunDirectory, fresh_directory, refuse_occupied
 from harness.store.same_run import refuse_other_configuration, refuse_other_placement
 from reports.statistics.intervals import MINIMUM_PAIRS
-from reports.tables.export import write_report
+from reports.tables.report import write_report
 
 __all__ = ["RunResult", "execute", "measure_repeat"]
 

@@ -21,7 +21,7 @@ from harness.store.run_directory import RunDirectory
 from reports.leaderboard.checks import Check, publication_checks
 from reports.leaderboard.redaction import Redacted, private_paths, redact_run
 from reports.recorded import RecordedRun
-from reports.tables.export import to_json
+from reports.tables.report import to_json
 
 __all__ = ["Submission", "examine_submission", "pack"]
 

@@ -53,6 +53,7 @@ class StudyConfig(Configuration):
     """
 
     preset: str | None = Field(default=None, description="A grid to begin with, see `harness study --help`.")
+    needs: str = Field(default="", description="What a machine must have for it; `--dry-run` prints it.")
     run: dict[str, Any] = Field(default={}, description="Settings of every run.")
     grid: dict[str, list[Any]] = Field(default={}, description="Setting → its values; every combination is a point.")
     exclude: tuple[dict[str, Any], ...] = Field(default=(), description="Points with all these values are left out.")
@@ -65,6 +66,7 @@ class StudyConfig(Configuration):
     def over(self, preset: StudyConfig) -> StudyConfig:
         """Return a preset with what this study says laid over it: tables by setting, lists behind one another."""
         return StudyConfig(
+            needs=self.needs or preset.needs,
             run={**preset.run, **self.run},
             grid={**preset.grid, **self.grid},
             **{
@@ -170,8 +172,15 @@ def _is_one_run(study: StudyConfig) -> bool:
     return not study.include and bool(study.run or not study.step)
 
 
-def expand(study: StudyConfig) -> tuple[Point, ...]:
+def expand(
+    study: StudyConfig, only: Mapping[str, Sequence[str]] = MappingProxyType({}), limit: int | None = None
+) -> tuple[Point, ...]:
     """Return the points of a study, each once, in the order of the grid.
+
+    Args:
+        study: what is declared.
+        only: setting → its values, as written; all other points are left out.
+        limit: samples of each point and task, whatever the study says.
 
     Raises:
         ConfigError: an unknown setting; a setting without values; more points than :data:`MOST`; what excludes or
@@ -191,6 +200,14 @@ def expand(study: StudyConfig) -> tuple[Point, ...]:
         kept = left
     kept += [{**study.run, **values} for values in study.include]
     overridden = _overridden([_plain(settings) for settings in kept], study.override)
+    for name, texts in only.items():
+        if name not in RunConfig.model_fields:
+            raise ConfigError(f"--only has an unknown setting '{name}'.{did_you_mean(name, RunConfig.model_fields)}")
+        overridden = [settings for settings in overridden if _texts(settings, name) & set(texts)]
+        if not overridden:
+            raise ConfigError(f"--only {name}={','.join(texts)} leaves no point.")
+    if limit is not None:
+        overridden = [{**settings, "limit": limit} for settings in overridden]
     known = {step.name: step for step in steps_of(study.step)}
     made = (Point("", settings, steps_in(settings, known)) for settings in overridden)
     unique = list({point.identity: point for point in made}.values())
@@ -252,6 +269,12 @@ def _matches(settings: Settings, values: Settings) -> bool:
         in [_plain({name: item})[name] for item in _alternatives(name, value)]
         for name, value in values.items()
     )
+
+
+def _texts(settings: Settings, name: str) -> set[str]:
+    """Return a setting's value as written, or those of a list."""
+    value = _plain(settings).get(name, _default(name))
+    return set(map(str, value if isinstance(value, list) else [value]))
 
 
 def _alternatives(name: str, value: Any) -> list[Any]:

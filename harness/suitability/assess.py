@@ -31,8 +31,6 @@ from harness.training.traces.reading import open_traces
 from harness.training.traces.record_trace import trace
 from harness.training.traces.store import Traces
 
-__all__ = ["SUITABILITY", "assess"]
-
 SUITABILITY = "suitability.json"
 ROUNDS = 9
 

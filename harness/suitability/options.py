@@ -13,8 +13,6 @@ from harness.contracts import Split
 from harness.errors import ConfigError
 from harness.training.traces.options import TraceRequest
 
-__all__ = ["SuitabilityOptions"]
-
 
 class SuitabilityOptions(ModelChoice, DocumentChoice):
     """What ``harness suitability`` can be told."""

@@ -6,8 +6,6 @@ from harness.contracts import Weights
 from harness.records import UnitTimes
 from harness.records.record import Record
 
-__all__ = ["ExitFacts", "HeadFacts", "Setting", "Suitability"]
-
 
 class ExitFacts(Record):
     """One exit point read by one head.

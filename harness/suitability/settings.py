@@ -27,8 +27,6 @@ from harness.sweep.replay_lossless import Decisions, Texts, decide, replay_lossl
 from harness.sweep.replay_strategy import Outcome, replay
 from harness.sweep.rows import share_interval
 
-__all__ = ["SHORT", "Prices", "best_settings"]
-
 SHORT = 4096
 """Rows of the short head whose costs are counted."""
 LENGTHS = (1, 2, 4, 8)

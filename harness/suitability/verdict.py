@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness.records.estimate import MISSING
 from harness.suitability.record import HeadFacts, Setting, Suitability
-from reports.tables.table import MISSING, Column, Line, Part, Table
-
-__all__ = ["tables", "verdict"]
+from reports.tables.table import Column, Line, Part, Table
 
 PAYS = 1.1
 """Speed-up from which on a family is said to pay: a replay is not a run, and less would be lost on the way."""

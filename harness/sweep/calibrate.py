@@ -15,8 +15,6 @@ from harness.sweep.records import Sweep
 from harness.sweep.scores import ScoreTally
 from reports.statistics.calibration import auroc, auroc_interval, calibration_error, equal_bins, share_intervals
 
-__all__ = ["BINS", "describe_scores"]
-
 BINS = 10
 
 _NOTES = (

@@ -12,9 +12,7 @@ from harness.errors import StoreError
 from harness.records.calibration import CALIBRATION, Calibration
 from harness.sweep.records import Sweep, SweepRow
 from reports.files import write_files
-from reports.tables.csv_text import csv_text
-
-__all__ = ["FILES", "check_writable", "to_csv", "write_sweep"]
+from reports.tables.writers import csv_text
 
 FILES = ("sweep.json", "sweep.csv", CALIBRATION)
 _INTERVAL = "agreement_ci"

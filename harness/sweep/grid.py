@@ -21,8 +21,6 @@ from harness.sweep.replay_strategy import answers
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import Charges
 
-__all__ = ["SWEPT", "asks_for_thresholds", "at_percentile", "with_thresholds", "without_percentile"]
-
 SWEPT = "threshold"
 """The option that is swept where no value is given for it."""
 

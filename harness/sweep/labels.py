@@ -17,8 +17,6 @@ from harness.sweep.records import DocumentSplit, SweepRow
 from harness.training.traces.reading import matches
 from harness.training.traces.store import Traces
 
-__all__ = ["notes_of", "notes_of_drafts", "notes_of_heads", "notes_of_times", "title_of"]
-
 
 def title_of(traces: Traces, split: DocumentSplit, tasks: Sequence[str], tokens: int, documents: int) -> str:
     """Return what was replayed, in one line."""

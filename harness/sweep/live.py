@@ -34,8 +34,6 @@ from reports.statistics.intervals import Pair, known, ratio_interval, share_boun
 from reports.summary.measured import Measured, select
 from reports.summary.pareto import front
 
-__all__ = ["LiveRequest", "pick", "with_drift"]
-
 
 @dataclass(frozen=True, slots=True)
 class LiveRequest:

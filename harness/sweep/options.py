@@ -11,8 +11,6 @@ from harness.config.model import Artefacts, Configuration, Folder, OperatingPoin
 from harness.config.registered import KVName
 from harness.config.stops import NO_STOP, parse_stops
 
-__all__ = ["SweepOptions"]
-
 
 class SweepOptions(Configuration):
     """What ``harness sweep`` can be told."""

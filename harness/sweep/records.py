@@ -13,8 +13,6 @@ from pydantic import Field
 from harness.contracts import Weights
 from harness.records.record import Record
 
-__all__ = ["DocumentSplit", "DriftRow", "Sweep", "SweepRow"]
-
 DocumentSplit: TypeAlias = Literal["held-out", "all"]
 Interval: TypeAlias = tuple[float, float]
 

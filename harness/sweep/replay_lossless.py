@@ -28,8 +28,6 @@ from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import HEAD, Charges
 from harness.training.traces.store import Traces
 
-__all__ = ["Decisions", "Texts", "check_replayable", "decide", "replay_lossless"]
-
 _COSTS = ("checks", "heads", "maps", "cheap", "cheap_bytes", "deep")
 
 

@@ -18,8 +18,6 @@ from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import HEAD, Charges, ReplayView
 from reports.metrics.byte_model import bytes_by_cause
 
-__all__ = ["Drafted", "Outcome", "answers", "replay"]
-
 
 @dataclass(frozen=True, slots=True)
 class Drafted:

@@ -39,8 +39,6 @@ from harness.sweep.tokens import TracedTokens, read_tokens
 from harness.training.traces.reading import exit_maps, held_out_rows, matches, open_traces
 from harness.training.traces.store import Traces
 
-__all__ = ["SweepRequest", "SweepResult", "sweep"]
-
 OBSERVED = 2048  # tokens on which thresholds are chosen
 
 

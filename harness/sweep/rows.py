@@ -14,8 +14,6 @@ from harness.sweep.replay_strategy import Drafted, Outcome
 from reports.statistics.intervals import Pair, known, ratio, share_bounds
 from reports.summary.pareto import front
 
-__all__ = ["make_rows", "share_interval"]
-
 
 def make_rows(
     points: Sequence[OperatingPoint],

@@ -23,8 +23,6 @@ from harness.sweep.replay_strategy import answers
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import Charges
 
-__all__ = ["ScoreTally", "families", "find_levels"]
-
 FINEST = 1 / 64
 WIDEST = 0.01
 HALVINGS = 30

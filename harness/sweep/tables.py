@@ -13,8 +13,6 @@ from harness.sweep.records import Sweep, SweepRow
 from reports.tables.plot import Marker, draw
 from reports.tables.table import Cell, Column, Line, Part, Picture, Table
 
-__all__ = ["tables"]
-
 LEGEND = (
     "● no other row has at least this agreement and this expected speed-up (chance is not considered)",
     "◇ an upper bound that looks at the answer, not a candidate",
@@ -143,8 +141,6 @@ def _drafts(rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
                 Column(header=header, form=".2f")
                 for header in ("tokens", "accepted", "drafted /token", "layers read", "layers discarded")
             ),
-            Column(header="expected speed-up", form="ratio"),
-            Column(header="in time", form="ratio"),
         ),
         [
             (
@@ -154,8 +150,6 @@ def _drafts(rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
                 row.drafted_per_token,
                 row.layers_read_per_token,
                 row.layers_discarded_per_token,
-                row.expected_speedup,
-                row.expected_time_speedup,
             )
             for row in rows
         ],

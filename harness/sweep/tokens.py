@@ -20,8 +20,6 @@ from harness.decoding.blocks import Linear
 from harness.decoding.readings import HeadReading, Heads
 from harness.training.traces.store import Traces
 
-__all__ = ["COLUMNS", "Looks", "TracedTokens", "read_tokens"]
-
 COLUMNS = ("hidden", "top", "top1", "top2", "entropy", "final", "position", "document", "input")
 PART = 4096
 READ = 256

@@ -18,9 +18,6 @@ from harness.contracts import HeadChoice, ModelInfo, Reading
 from harness.errors import ConfigError
 from harness.sweep.tokens import TracedTokens
 
-__all__ = ["HEAD", "Charges", "ReplayView"]
-
-
 HEAD = "head "
 """What readings of cheap heads are charged under begins with this, and the head follows."""
 

@@ -14,15 +14,14 @@ from harness.host import environment
 from harness.models.facts import in_format
 from harness.models.model import LoadedModel
 from harness.records.certificate import Certificate, Claim
+from harness.records.estimate import MISSING
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.operating_points import OperatingPoint
 from harness.running.plan import make_plan
 from harness.verifying.formats import Step, decode, verify_batches, verify_format
 from harness.verifying.lossless import verify_lossless
 from harness.verifying.options import VerifyOptions
-from reports.tables.table import MISSING, Column, Line, Part, Table
-
-__all__ = ["LISTED", "certify", "tables", "verdict"]
+from reports.tables.table import Column, Line, Part, Table
 
 LISTED = 20
 """Differences of a claim that are printed, those with the widest gaps; ``--json`` has all."""
@@ -156,23 +155,22 @@ def _packed(loaded: LoadedModel, name: str, device: str) -> Engine:
 
 def tables(found: Certificate) -> Iterator[Part]:
     """Yield a row per claim, the differences of each, and the verdict."""
+    formats = [claim.weights_format for claim in found.claims]
     sources = "; ".join(f"{task} from {label}" for task, label in found.sources.items())
     yield Table.of_rows(
         f"{found.model} ({found.weights}), {found.prompts} prompts, {found.max_new_tokens} new tokens each: {sources}",
         (
-            Column(header="format", kind="text"),
             Column(header="claim", kind="text"),
             Column(header="places", form="count"),
             "drafts",
             Column(header="equal", form=".2%"),
             Column(header="ties", form="count"),
             Column(header="beyond", form="count"),
-            Column(header="gap", form=".2g"),
+            Column(header="gap", form=".2g", priority=1),
             Column(header="", kind="text"),
         ),
         [
             (
-                claim.weights_format,
                 claim.what,
                 claim.places,
                 "" if claim.drafts is None else f"{claim.accepted}/{claim.drafts}",
@@ -184,6 +182,7 @@ def tables(found: Certificate) -> Iterator[Part]:
             )
             for claim in found.claims
         ],
+        groups=tuple((formats.index(name), name) for name in dict.fromkeys(formats)),
         notes=(
             "drafts: how many were accepted of how many; equal: of all places where they are counted, else of those "
             "that are not near-ties; gap: the widest between two logits of the reference whose tokens are exchanged. "

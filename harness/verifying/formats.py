@@ -22,17 +22,6 @@ from harness.decoding.teacher_forcing import TeacherForcing
 from harness.records.certificate import Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = [
-    "Completion",
-    "Reference",
-    "Step",
-    "decode",
-    "in_batches",
-    "reference_of",
-    "verify_batches",
-    "verify_format",
-]
-
 Step = Callable[[int], None]
 
 

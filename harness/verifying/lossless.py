@@ -10,8 +10,6 @@ from harness.records.certificate import Claim
 from harness.running.operating_points import OperatingPoint
 from harness.verifying.formats import Completion, Step, in_batches, reference_of
 
-__all__ = ["verify_lossless"]
-
 
 def verify_lossless(
     point: OperatingPoint,

@@ -22,8 +22,6 @@ from harness.config.registered import registered
 from harness.contracts import ExitHead, WeightsChoice
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = ["VerifyOptions"]
-
 LARGEST_BATCH = 64
 
 

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,20 +52,6 @@ from reports.statistics.significance import (
     smallest_p,
     swap_p,
 )
-
-__all__ = [
-    "AGREEMENT",
-    "UNMEASURED",
-    "Change",
-    "Levels",
-    "change",
-    "compared_metrics",
-    "corrected",
-    "find_metric",
-    "level_of_both",
-    "levels_of",
-    "needed_units",
-]
 
 Floats: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = Sequence[tuple[float, ...]]
@@ -306,32 +292,6 @@ def _mean_log(row: tuple[float, ...]) -> float:
     return math.fsum(map(math.log, row)) / len(row)
 
 
-class Levels(Protocol):
-    """The level of one number in A and in B."""
-
-    def drawn(self, side: int, counts: Floats) -> Floats:
-        """Return the levels of A (0) or B (1), ``[choices]``, when its units were drawn ``[choices, units]`` times."""
-
-    def intervals(self, *, paired: bool, seed: int) -> Intervals:
-        """Return the 95 % intervals of B − A and of B / A − 1, ``None`` where there is none."""
-
-    def rearranged(self, chosen: Floats, *, paired: bool) -> tuple[Floats, Floats]:
-        """Return the levels in A and in B after a rearrangement.
-
-        Args:
-            chosen: paired, 1 where a pair is swapped, ``[choices, pairs]``; else 1 where a unit goes to A,
-                ``[choices, units of A, then of B]``.
-            paired: which of the two.
-        """
-
-
-def levels_of(metric: Metric, a: Rows, b: Rows) -> Levels:
-    """Return a metric's levels from its units' rows in A and in B (:data:`reports.metrics.units.Units`)."""
-    if metric.percentile is not None:
-        return Percentiles(a, b, metric.percentile)
-    return Rates(a, b, sized_by_costs=metric.is_cost)
-
-
 class Rates:
     """Totals over totals, or a ratio of two such.
 
@@ -345,11 +305,11 @@ class Rates:
         self._size = 0 if sized_by_costs else 1
 
     def drawn(self, side: int, counts: Floats) -> Floats:
-        """See :class:`Levels`."""
+        """Return the levels of A (0) or B (1), ``[choices]``, when its units were drawn ``[choices, units]`` times."""
         return _rates(counts @ self._tables[side])
 
     def intervals(self, *, paired: bool, seed: int) -> Intervals:
-        """See :class:`Levels`; nothing is drawn."""
+        """Return the 95 % intervals of B − A and of B / A − 1, ``None`` where there is none; nothing is drawn."""
         if any(np.any(table.sum(0)[1:] <= 0) for table in self._tables):
             return None, None
         (a, moved_a, share_a), (b, moved_b, share_b) = map(self._influences, self._tables)
@@ -378,7 +338,13 @@ class Rates:
         return level, moved, share
 
     def rearranged(self, chosen: Floats, *, paired: bool) -> tuple[Floats, Floats]:
-        """See :class:`Levels`."""
+        """Return the levels in A and in B after a rearrangement.
+
+        Args:
+            chosen: paired, 1 where a pair is swapped, ``[choices, pairs]``; else 1 where a unit goes to A,
+                ``[choices, units of A, then of B]``.
+            paired: which of the two.
+        """
         a, b = self._tables
         first = a.sum(0) + chosen @ (b - a) if paired else chosen @ np.concatenate([a, b])
         return _rates(first), _rates(a.sum(0) + b.sum(0) - first)
@@ -404,12 +370,12 @@ class Percentiles:
         self._offset, self._units_of_b = len(a), len(b)
 
     def drawn(self, side: int, counts: Floats) -> Floats:
-        """See :class:`Levels`."""
+        """As :meth:`Rates.drawn`."""
         values, units = self._sorted[side]
         return _at(values, np.cumsum(counts.astype(np.int32)[:, units], axis=1, dtype=np.int32), self._percent)
 
     def intervals(self, *, paired: bool, seed: int) -> Intervals:
-        """See :class:`Levels`; by resampling."""
+        """As :meth:`Rates.intervals`; by resampling."""
         sizes = self._offset, self._units_of_b
         seeds = seed, seed if paired else seed + 1  # not the same draws for other prompts
         first, second = (
@@ -421,7 +387,7 @@ class Percentiles:
         return replicate_interval(second - first, n), relative
 
     def rearranged(self, chosen: Floats, *, paired: bool) -> tuple[Floats, Floats]:
-        """See :class:`Levels`."""
+        """As :meth:`Rates.rearranged`."""
         rows = chosen.astype(np.int8)
         if paired:  # A keeps its own values of a pair that stays, and has B's of one that is swapped
             first = rows[:, self._units] ^ (~self._in_b).astype(np.int8)
@@ -455,3 +421,14 @@ def _at(values: Floats, reached: NDArray[np.int32], percent: float) -> Floats:
     )
     found: Floats = values[low] + (place - np.floor(place)) * (values[high] - values[low])
     return found
+
+
+Levels: TypeAlias = Rates | Percentiles
+"""The level of one number in A and in B."""
+
+
+def levels_of(metric: Metric, a: Rows, b: Rows) -> Levels:
+    """Return a metric's levels from its units' rows in A and in B (:data:`reports.metrics.units.Units`)."""
+    if metric.percentile is not None:
+        return Percentiles(a, b, metric.percentile)
+    return Rates(a, b, sized_by_costs=metric.is_cost)

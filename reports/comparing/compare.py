@@ -25,8 +25,6 @@ from reports.recorded import RecordedRun
 from reports.summary.energy import is_measured, total
 from reports.summary.measured import Measured
 
-__all__ = ["Wanted", "compare_runs"]
-
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -184,18 +182,15 @@ def _change(
         return replace(found, source=source, measured=measured, reason=reason)
     differing = sum(row != prompts.b[key] for key, row in prompts.a.items()) if prompts is not None else None
     found = change(metric, pairs.a, pairs.b, paired=True, differing=differing)
-    said = [found.reason, JOINED if pairs.joined else "", _left_out(found, matched) if metric.is_cost else "", unusable]
-    return replace(found, source=source, measured=measured, reason="; ".join(filter(None, said)))
+    fewer = metric.is_cost and found.prompts < len(matched.same)
+    rests = f"rests on {found.prompts} of {len(matched.same)} prompts" if fewer else ""
+    reasons = filter(None, (found.reason, JOINED if pairs.joined else "", rests, unusable))
+    return replace(found, source=source, measured=measured, reason="; ".join(reasons))
 
 
 def _is_reference(metric: Metric, point: Point) -> bool:
     """Whether an operating point is the full depth that a metric holds it against."""
     return bool(metric.paired) and point.cell is point.reference(metric.against)
-
-
-def _left_out(found: Change, matched: Matched) -> str:
-    """How few of the prompts a number rests on; empty where it rests on all."""
-    return f"rests on {found.prompts} of {len(matched.same)} prompts" if found.prompts < len(matched.same) else ""
 
 
 def _obstacle(metric: Metric, a: Measured, b: Measured, matched: Matched) -> tuple[str, str]:

@@ -22,8 +22,6 @@ from harness.records.estimate import Estimate, NoInterval
 from reports.comparing.change import AGREEMENT, Change, find_metric
 from reports.comparing.results import PointChange
 
-__all__ = ["Condition", "Judgement", "grouped", "judge", "parse_condition"]
-
 _GRAMMAR = re.compile(
     r"\s*(?P<metric>[A-Za-z_]\w*)\s*(?P<sign>>=|<=|>|<)\s*(?P<number>[+\-−]?(?:\d+\.?\d*|\.\d+))\s*(?P<percent>%?)\s*"
     r"(?:@\s*(?P<where>\S.*?)\s*)?",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from harness.contracts import Metric
+from harness.records.estimate import MISSING
 from reports.comparing.change import AGREEMENT, UNMEASURED, Change
 from reports.comparing.conditions import Judgement, grouped
 from reports.comparing.results import PointChange, RunChange
@@ -14,10 +15,8 @@ from reports.metrics.sections import HEADLINE
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
 from reports.tables.columns import time_unit
-from reports.tables.table import MISSING, Column, Heading, Line, Part, Table
+from reports.tables.table import Column, Heading, Line, Part, Table, Tone
 from reports.tables.writers import to_markdown
-
-__all__ = ["SCHEMA_VERSION", "comparison_document", "comparison_markdown", "tables"]
 
 SCHEMA_VERSION = 2
 
@@ -155,7 +154,8 @@ def _details(points: Iterable[PointChange]) -> Iterator[Table]:
         for one in point.changes:
             if not one.applies or one.reason == UNMEASURED:
                 continue
-            name, tone = _header(one).removeprefix("Δ "), "strong" if one.distinguishable else ""
+            name = _header(one).removeprefix("Δ ")
+            tone: Tone = "strong" if one.distinguishable else ""
             cells = (name, _level(one, one.a), _level(one, one.b), _change(one), _p(one.p_holm))
             rows.append([Line(cell, tone) for cell in cells])
             if reason := one.reason or ("" if one.paired else "unpaired"):

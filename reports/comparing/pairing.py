@@ -15,8 +15,6 @@ from harness.records import SampleRecord
 from reports.metrics.units import Units, added
 from reports.summary.measured import Measured
 
-__all__ = ["JOINED", "Matched", "Pairs", "agreement_units", "match", "pair_units"]
-
 JOINED = "blocks joined until both runs have the same prompts in them"
 """Said beside a number that rests on joined blocks."""
 

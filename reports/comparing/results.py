@@ -19,7 +19,7 @@ class PointChange:
     Attributes:
         task: its name. a, b: operating points, the same but for ``--point-a`` and ``--point-b``.
         matched: prompts in common.
-        changes: one per metric, in the order of :func:`reports.comparing.metrics.compared_metrics`.
+        changes: one per metric, in the order of :func:`reports.comparing.change.compared_metrics`.
         verdict: in words.
         baseline: full depth in both.
         identical: completions with the same tokens, of so many compared.

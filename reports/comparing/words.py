@@ -20,8 +20,6 @@ from reports.recorded import RecordedRun
 from reports.statistics.plausible import all_plausible
 from reports.tables.result import windows_of
 
-__all__ = ["notes", "overall", "verdict"]
-
 NO_CHANGE = "no distinguishable change"
 TOO_FEW = "too few prompts to tell"
 TOO_ALIKE = "too few prompts that differ to tell"

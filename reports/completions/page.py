@@ -13,12 +13,12 @@ from harness.appearance.depth_colours import depth_shade
 from harness.appearance.pages import escape_html, templates
 from harness.appearance.token_style import TOKEN_CSS
 from harness.records import OperatingPointRecord, SampleRecord
+from harness.records.estimate import MISSING
 from reports.completions.coloured_tokens import OLD_RUN, coloured_tokens, follows
 from reports.metrics.scores import scores_of_sample
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
 from reports.summary.measured import Measured
-from reports.tables.columns import MISSING
 
 __all__ = ["Shown", "choose_samples", "coloured_tokens", "completion_page"]
 

@@ -13,7 +13,7 @@ from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_t
 from reports.metrics.drafts import ACCEPTANCE, TOKENS_PER_VERIFICATION
 from reports.metrics.speedups import DECODE_SPEEDUP
 from reports.recorded import RecordedRun
-from reports.tables.draft_lengths import draft_families
+from reports.tables.result import draft_families
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,10 +18,10 @@ from reports.figures.figure import Figure, slug
 from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import LINE_COLOURS, LINE_MARKERS, QUIET
 from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
-from reports.green_code.published_runs import LAYERS, PublishedRun, green_code
 from reports.metrics.faithfulness import EXACT_PREFIX, exact_prefixes
 from reports.metrics.sections import FIGURES, in_section
 from reports.metrics.vocabulary import metrics_of
+from reports.published.green_code import LAYERS, PublishedRun, green_code
 from reports.recorded import RecordedRun
 
 if TYPE_CHECKING:

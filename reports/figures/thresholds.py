@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
-from harness.records.estimate import Estimate
+from harness.records.estimate import MISSING, Estimate
 from reports.figures.figure import Figure, slug
 from reports.figures.layout import Width, legend_below, panels, say_size
 from reports.figures.style import INK
@@ -24,7 +24,6 @@ from reports.metrics.vocabulary import metrics_of
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.energy import energy_origin
-from reports.tables.columns import MISSING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

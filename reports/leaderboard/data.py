@@ -25,9 +25,9 @@ from reports.recorded import RecordedRun
 from reports.summary.energy import energy_origin
 from reports.summary.measured import Measured
 from reports.summary.pareto import TEXT_KEPT, on_front
-from reports.tables.acceptance_columns import ACCEPTANCE_NOTE, acceptance_sections
-from reports.tables.columns import Column, columns_of
+from reports.tables.columns import columns_of
 from reports.tables.result import ResultTable, is_asserted, is_candidate, windows_of
+from reports.tables.run_tables import ACCEPTANCE_NOTE, acceptance_tables
 
 SAMPLES_SHOWN = 8
 """Completions per operating point on the site; all of them are in the run directory."""
@@ -218,7 +218,7 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
     row, group = point.row, entry.group(point)
     cell = run.cells[row.task, row.operating_point]
     full = run.cells[row.task, run.manifest.operating_points[0].name]
-    columns, num_layers = columns_of(ResultTable((row,), entry.machine)), run.manifest.model.num_layers
+    num_layers = run.manifest.model.num_layers
     return {
         "id": point.id,
         "run": entry.id,
@@ -236,13 +236,13 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         "unranked": list(entry.unranked.values()),
         "settings": [*_settings(run, cell), ["measured windows", windows_of([row])]],
         "cells": {
-            key: [column.cells[0], column.unit, _source(column, row)]
-            for key, column in columns.items()
+            metric.name: [column.texts[0], column.under, _source(metric, row)]
+            for metric, column in columns_of([row]).items()
             if not column.empty
         },
         "drafts": [
-            [title, [[column.header, column.cells[0]] for column in shares]]
-            for title, shares in acceptance_sections(ResultTable((row,), entry.machine))
+            [table.title, [[column.header, column.texts[0]] for column in table.columns[len(table.leading) :]]]
+            for table in acceptance_tables(ResultTable((row,), entry.machine))
         ],
         "drafts_note": ACCEPTANCE_NOTE,
         "layers": point.layers,
@@ -256,9 +256,9 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
     }
 
 
-def _source(column: Column, row: SummaryRow) -> str:
+def _source(metric: Metric, row: SummaryRow) -> str:
     """Where an energy comes from, in words; empty for everything else."""
-    if column.metric is None or column.metric.kind != "energy":
+    if metric.kind != "energy":
         return ""
     return row.energy_source if row.energy_measured else energy_origin(row.energy_source)
 

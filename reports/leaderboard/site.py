@@ -41,7 +41,7 @@ from reports.leaderboard.data import SAMPLES_SHOWN, describe_columns, describe_p
 from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of
 from reports.leaderboard.ranking import MARGIN
 from reports.leaderboard.redaction import redact_run
-from reports.published.section import Reference, ReferenceColumn, references
+from reports.published.section import Reference, references
 from reports.recorded import RecordedRun
 
 MARK = "site.json"
@@ -334,14 +334,9 @@ def _table(reference: Reference) -> dict[str, Any]:
         "title": reference.title,
         "source": reference.source,
         "difference": reference.difference,
-        "header": [_header(column) for column in reference.columns],
-        "rows": [[column.text(row) for column in reference.columns] for row in reference.rows],
+        "header": [column.term for column in reference.columns],
+        "rows": list(zip(*(column.texts for column in reference.columns), strict=True)),
     }
-
-
-def _header(column: ReferenceColumn) -> str:
-    """A header on one line; a word that was divided is whole again."""
-    return column.header.replace("-\n", "").replace("/\n", "/").replace("\n", " ")
 
 
 def script(kind: str, value: Any) -> str:

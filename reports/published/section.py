@@ -1,30 +1,21 @@
 """Published numbers as a section of their own: reference, never a row of ours, never in a ranking or on a front.
 
 Other people's models, machines and data. Each table says what it is of, why it cannot be compared row by row, and what
-to know before believing it. Plain data, and the same as Markdown.
+to know before believing it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from reports.green_code.published_runs import THRESHOLDS, PublishedRun, full_depth, green_code, saving
-from reports.published.codexglue import DATASETS, codexglue
-from reports.tables.columns import MISSING
-
-__all__ = [
-    "CODEXGLUE_CAVEATS",
-    "GREEN_CODE_CAVEATS",
-    "Reference",
-    "ReferenceColumn",
-    "ReferenceRow",
-    "reference_markdown",
-    "references",
-]
+from reports.published.green_code import THRESHOLDS, PublishedRun, full_depth, green_code, read_rows, saving
+from reports.tables.table import Column, Heading, Line, Part, Table
 
 TITLE = "For reference: published numbers"
-LANGUAGES = tuple(DATASETS.values())
+DATASETS = {"py150": ("PY150", "python"), "javacorpus": ("JavaCorpus", "java")}
+"""Datasets of both sources, by task: name and language."""
+LANGUAGES = tuple(language for _, language in DATASETS.values())
 
 GREEN_CODE_CAVEATS = (
     "no KV cache: the whole prefix is computed again for every token. Switching the cache on saves more than any "
@@ -54,57 +45,6 @@ CODEXGLUE_CAVEATS = (
 
 
 @dataclass(frozen=True, slots=True)
-class ReferenceColumn:
-    """A column: a field of :class:`ReferenceRow`, its header, and whether it is shown as a percentage."""
-
-    key: str
-    header: str
-    percent: bool = False
-    decimals: int = 3
-
-    def text(self, row: ReferenceRow) -> str:
-        """Return a row's cell."""
-        value = getattr(row, self.key)
-        if value is None:
-            return MISSING
-        if isinstance(value, str):
-            return value
-        text = f"{100 * value:.1f} %" if self.percent else f"{value:.{self.decimals}f}"
-        return text.replace("-", "−")
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceRow:
-    """One published result; ``None`` where nothing is published, fractions where nothing else is said.
-
-    Attributes:
-        system: what ran, in words.
-        language, dataset: ``python`` and ``PY150``, or ``java`` and ``JavaCorpus``.
-        kv: KV policy, or ``None`` where it is not known.
-        samples: number of samples.
-        layers_skipped, time_saving, energy_saving: shares of the same authors' full depth under the same KV policy.
-        time_s, energy_j: per sample.
-        rouge_l, codebleu, exact_match, edit_similarity, token_accuracy: 0…1.
-    """
-
-    system: str
-    language: str
-    dataset: str
-    kv: str | None = None
-    samples: int | None = None
-    layers_skipped: float | None = None
-    time_saving: float | None = None
-    energy_saving: float | None = None
-    time_s: float | None = None
-    energy_j: float | None = None
-    rouge_l: float | None = None
-    codebleu: float | None = None
-    exact_match: float | None = None
-    edit_similarity: float | None = None
-    token_accuracy: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Reference:
     """One source's results on one language.
 
@@ -114,8 +54,7 @@ class Reference:
         source: whose numbers.
         difference: one line: why it is not comparable row by row with ours.
         caveats: what to know, in sentences.
-        columns: those that some row has.
-        rows: in the source's order.
+        columns: each with a cell per row, in the source's order.
     """
 
     key: str
@@ -123,8 +62,7 @@ class Reference:
     source: str
     difference: str
     caveats: tuple[str, ...]
-    columns: tuple[ReferenceColumn, ...]
-    rows: tuple[ReferenceRow, ...]
+    columns: tuple[Column, ...]
 
 
 def references(languages: Collection[str] = LANGUAGES) -> tuple[Reference, ...]:
@@ -133,58 +71,48 @@ def references(languages: Collection[str] = LANGUAGES) -> tuple[Reference, ...]:
     Args:
         languages: which ones a report is about: ``python``, ``java``.
     """
-    wanted = [(dataset, language) for dataset, language in DATASETS.items() if language in languages]
-    return (
-        *(_green_code(dataset, language) for dataset, language in wanted),
-        *(_codexglue(dataset, language) for dataset, language in wanted),
-    )
+    wanted = [dataset for dataset, (_, language) in DATASETS.items() if language in languages]
+    return (*map(_green_code, wanted), *map(_codexglue, wanted))
 
 
-def reference_markdown(languages: Collection[str] = LANGUAGES) -> str:
-    """Return the whole section as Markdown; empty where nothing is published."""
-    parts = list(_markdown(references(languages)))
-    return "\n".join(parts) + "\n" if parts else ""
-
-
-def _markdown(found: tuple[Reference, ...]) -> Iterator[str]:
-    if not found:
-        return
-    yield f"## {TITLE}"
-    yield "\nOther people's models, machines and data: never ranked with the rows above, never on their front."
+def published(languages: Collection[str] = LANGUAGES) -> Iterator[Part]:
+    """Yield the whole section; nothing where nothing is published."""
+    found = references(languages)
+    if found:
+        yield Heading(TITLE)
+        yield Line("Other people's models, machines and data: never ranked with the rows above, never on their front.")
     for key in dict.fromkeys(reference.key for reference in found):
         alike = [reference for reference in found if reference.key == key]
-        for reference in alike:
-            yield f"\n### {reference.title}\n"
-            yield f"{reference.source}. {reference.difference}\n"
-            yield "| " + " | ".join(column.header.replace("\n", " ") for column in reference.columns) + " |"
-            yield "|---" + "|--:" * (len(reference.columns) - 1) + "|"
-            for row in reference.rows:
-                yield "| " + " | ".join(column.text(row) for column in reference.columns) + " |"
-        yield ""
-        yield from (f"- {caveat}" for caveat in alike[0].caveats)
+        for one in alike:
+            yield Table(title=one.title, columns=one.columns, notes=(f"{one.source}. {one.difference}",), wide=True)
+        yield from (Line(caveat, bullet=True) for caveat in alike[0].caveats)
 
 
-def _green_code(dataset: str, language: str) -> Reference:
-    rows = tuple(_green_code_row(run) for run in green_code() if run.language == language and _is_shown(run))
+def _green_code(dataset: str) -> Reference:
+    name, language = DATASETS[dataset]
+    runs = [run for run in green_code() if run.language == language and _is_shown(run)]
+
+    def numbers(header: str, cells: Iterable[float | None], form: str = ".3f") -> Column:
+        return Column(header=header, cells=tuple(cells), form=form)
+
     return Reference(
         key="green-code",
-        title=f"GREEN-CODE on {_name(dataset)}",
+        title=f"GREEN-CODE on {name}",
         source="Ilager et al. 2025, means over about 1,000 samples, from the authors' result files",
         difference="Savings are relative to their own tuned full depth under the same KV policy, on their GPU.",
         caveats=GREEN_CODE_CAVEATS,
         columns=(
-            ReferenceColumn("system", "system"),
-            ReferenceColumn("kv", "KV cache"),
-            ReferenceColumn("layers_skipped", "layers\nskipped", percent=True),
-            ReferenceColumn("time_saving", "time\nsaved", percent=True),
-            ReferenceColumn("energy_saving", "energy\nsaved", percent=True),
-            ReferenceColumn("time_s", "s/\nsample", decimals=2),
-            ReferenceColumn("energy_j", "J/\nsample", decimals=0),
-            ReferenceColumn("rouge_l", "ROUGE-L"),
-            ReferenceColumn("codebleu", "Code-\nBLEU"),
-            ReferenceColumn("exact_match", "exact\nmatch"),
+            Column(header="system", cells=tuple(map(_system, runs)), kind="text"),
+            Column(header="KV cache", cells=tuple(run.kv for run in runs), kind="text"),
+            numbers("layers skipped", (run.layers_skipped for run in runs), "percent"),
+            numbers("time saved", (_saving(run, "time_s") for run in runs), "percent"),
+            numbers("energy saved", (_saving(run, "energy_j") for run in runs), "percent"),
+            numbers("s/sample", (run.time_s for run in runs), ".2f"),
+            numbers("J/sample", (run.energy_j for run in runs), ".0f"),
+            numbers("ROUGE-L", (run.rouge_l for run in runs)),
+            numbers("CodeBLEU", (run.codebleu for run in runs)),
+            numbers("exact match", (run.exact_match for run in runs)),
         ),
-        rows=rows,
     )
 
 
@@ -195,58 +123,32 @@ def _is_shown(run: PublishedRun) -> bool:
     return run.strategy == "rl" and run.threshold in THRESHOLDS
 
 
-def _green_code_row(run: PublishedRun) -> ReferenceRow:
+def _system(run: PublishedRun) -> str:
     weights = "untuned" if run.weights == "base" else "tuned"
     how = f"agent, threshold {run.threshold:g}" if run.threshold is not None else f"full depth, {weights}"
-    baseline = full_depth(run)
-    return ReferenceRow(
-        system=f"{run.model}: {how}",
-        language=run.language,
-        dataset=_name(_dataset(run.language)),
-        kv=run.kv,
-        samples=run.samples,
-        layers_skipped=run.layers_skipped,
-        time_saving=None if run is baseline else saving(run, "time_s"),
-        energy_saving=None if run is baseline else saving(run, "energy_j"),
-        time_s=run.time_s,
-        energy_j=run.energy_j,
-        rouge_l=run.rouge_l,
-        codebleu=run.codebleu,
-        exact_match=run.exact_match,
-    )
+    return f"{run.model}: {how}"
 
 
-def _codexglue(dataset: str, language: str) -> Reference:
-    entries = [entry for entry in codexglue() if entry.dataset == dataset]
+def _saving(run: PublishedRun, quantity: str) -> float | None:
+    """A share of the same authors' full depth under the same KV policy, which saves nothing over itself."""
+    return None if run is full_depth(run) else saving(run, quantity)
+
+
+def _codexglue(dataset: str) -> Reference:
+    """Return the leaderboard of code completion: Lu et al., "CodeXGLUE", 2021, arXiv 2102.04664."""
+    scores = {"exact_match": "exact match", "edit_similarity": "edit sim.", "token_accuracy": "token acc."}
+    rows = [row for row in read_rows("codexglue.csv") if any(row[f"{dataset}_{score}"] for score in scores)]
+    systems = Column(header="system", cells=tuple(row["system"] for row in rows), kind="text")
+    columns = (
+        Column(header=header, cells=tuple(float(text) if (text := row[f"{dataset}_{score}"]) else None for row in rows),
+               form=".4f")
+        for score, header in scores.items()
+    )  # fmt: skip
     return Reference(
         key="codexglue",
-        title=f"CodeXGLUE leaderboard, {_name(dataset)}",
+        title=f"CodeXGLUE leaderboard, {DATASETS[dataset][0]}",
         source="Public leaderboard of CodeXGLUE (Lu et al. 2021)",
         difference="Official test; our rows are official dev or other data: not the same set.",
         caveats=CODEXGLUE_CAVEATS,
-        columns=(
-            ReferenceColumn("system", "system"),
-            ReferenceColumn("exact_match", "exact\nmatch", decimals=4),
-            ReferenceColumn("edit_similarity", "edit\nsim.", decimals=4),
-            ReferenceColumn("token_accuracy", "token\nacc.", decimals=4),
-        ),
-        rows=tuple(
-            ReferenceRow(
-                system=entry.system,
-                language=language,
-                dataset=_name(dataset),
-                exact_match=entry.exact_match,
-                edit_similarity=entry.edit_similarity,
-                token_accuracy=entry.token_accuracy,
-            )
-            for entry in entries
-        ),
+        columns=(systems, *columns),
     )
-
-
-def _name(dataset: str) -> str:
-    return {"py150": "PY150", "javacorpus": "JavaCorpus"}[dataset]
-
-
-def _dataset(language: str) -> str:
-    return next(dataset for dataset, other in DATASETS.items() if other == language)

@@ -1,4 +1,4 @@
-"""The flat view of a summary: a row per operating point, a documented column per number.
+"""The flat view of a summary, as CSV and for pandas: a row per operating point, a documented column per number.
 
 Options are JSON text and the machine stands in every row. A metric is the column of its name; what its estimates hold
 besides follows it (``…_low`` and ``…_high``, the 95 % interval, or the reason ``…_no_interval``; ``…_p`` and
@@ -13,14 +13,18 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
+from harness.records.acceptance import Acceptance
 from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.vocabulary import all_metrics, metrics_of
+from reports.tables.writers import csv_text
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["PARTS", "ColumnFact", "column_facts", "column_names", "flat", "to_frame"]
+
+ACCEPTANCE_FILE = "acceptance.csv"
+_ACCEPTANCE_COLUMNS = ("task", "operating_point", *Acceptance.model_fields, "low", "high")
 
 _FIELDS = {
     "machine": "what it was measured on, in one line",
@@ -118,6 +122,28 @@ def flat(summary: Summary) -> Iterator[dict[str, Any]]:
         yield values
 
 
+def summary_csv(summary: Summary) -> str:
+    """Return one line per row under a header; the columns are those of :func:`to_frame`."""
+    return csv_text(column_names(summary.rows), flat(summary))
+
+
+def runs_to_csv(summaries: Iterable[tuple[str, Summary]]) -> str:
+    """Return the lines of several runs under one header, with the name given to each run in the first column."""
+    named = list(summaries)
+    names = column_names(row for _, summary in named for row in summary.rows)
+    return csv_text(["run", *names], ({"run": name, **values} for name, summary in named for values in flat(summary)))
+
+
+def acceptance_csv(summaries: Iterable[tuple[str, Summary]]) -> dict[str, str]:
+    """Return name → text of the file of drafted tokens that stood; none where nothing was drafted.
+
+    A run's name, where it has one, is in the first column. What a line is all of (sources, layers, kinds) is empty.
+    """
+    lines = [({"run": name} if name else {}) | line for name, summary in summaries for line in _acceptances(summary)]
+    named = ["run"] if any("run" in line for line in lines) else []
+    return {ACCEPTANCE_FILE: csv_text([*named, *_ACCEPTANCE_COLUMNS], lines)} if lines else {}
+
+
 def to_frame(summary: Summary) -> DataFrame:
     """Return the rows as a pandas frame; numbers that were not measured are NaN."""
     import pandas  # late: half a second that no other report needs
@@ -138,3 +164,13 @@ def _facts(metric: Metric) -> Iterator[ColumnFact]:
             PARTS[part].format(metric.term if part else metric.meaning),
             "" if part else metric.better or "",
         )
+
+
+def _acceptances(summary: Summary) -> Iterator[dict[str, object]]:
+    for row in summary.rows:
+        for one in row.acceptances:
+            share = dict(zip(("low", "high"), one.share.interval or (), strict=False))
+            counts = one.model_dump(exclude={"share"}, exclude_none=True)
+            yield {
+                "task": row.task, "operating_point": row.operating_point, **counts, "share": one.share.value, **share,
+            }  # fmt: skip

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from harness.appearance.terminal import Text
 from reports.summary.pareto import TEXT_KEPT, choose_gain, coordinates, edge
 from reports.tables.result import ResultTable, is_candidate
-
-__all__ = ["BOUND", "FRONT", "Marker", "Scale", "draw", "draw_front"]
 
 FRONT = "bold green"
 BOUND = "cyan"
@@ -79,8 +77,8 @@ class Scale:
         return [(self.cell(index * step), f"{index * step:.{decimals}f}") for index in range(first, last + 1)]
 
 
-def draw_front(table: ResultTable, *, width: int = 80) -> Text | None:
-    """Draw a table's operating points on the axes of its Pareto front.
+def draw_front(table: ResultTable) -> Callable[[int], Text] | None:
+    """Return what draws a table's operating points on the axes of its Pareto front, so many characters wide.
 
     ``None`` when the table can have none (:func:`reports.summary.pareto.choose_gain`) or no row with both coordinates.
     """
@@ -94,7 +92,8 @@ def draw_front(table: ResultTable, *, width: int = 80) -> Text | None:
     ]
     if not markers:
         return None
-    return draw(markers, f"{gain.term} of whole requests, × (more is better)", f"{TEXT_KEPT.term}", width=width)
+    gain_label = f"{gain.term} of whole requests, × (more is better)"
+    return lambda width: draw(markers, gain_label, TEXT_KEPT.term, width=width)
 
 
 def draw(markers: Sequence[Marker], gain_label: str, quality_label: str, *, width: int = 80, height: int = 16) -> Text:

@@ -6,6 +6,7 @@ only one of. Everything else that differs is an operating point, a KV policy and
 
 from __future__ import annotations
 
+import json
 import math
 import string
 from collections.abc import Iterable, Sequence
@@ -13,33 +14,25 @@ from dataclasses import dataclass
 
 from harness.contracts import Metric, numbers
 from harness.records.conditions import in_one_table
-from harness.records.estimate import Estimate
+from harness.records.estimate import MISSING, Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.faithfulness import EXACT_PREFIX
 from reports.metrics.speedups import SPEEDUP
+from reports.tables.table import Tone
 
-__all__ = [
-    "HEADLINE_TITLE",
-    "ResultTable",
-    "is_asserted",
-    "is_candidate",
-    "legend",
-    "mark",
-    "split_tables",
-    "windows_of",
-]
-
-HEADLINE_TITLE = "What each operating point gives and saves"
 _LEGEND = (
-    "● on the front: faster than full depth beyond chance (*), or full depth, and no row keeps as much text (exact "
-    "prefix) and is as fast",
-    "◇ an upper bound, not a candidate",
-    "* differs from full depth: Holm-corrected p ≤ 0.05, and the interval excludes no difference",
-    "[too few] too few blocks, samples, or samples that differ for an interval, so neither interval nor test",
-    "– not measured, or not defined",
+    (
+        "●",
+        "on the front: faster than full depth beyond chance (*), or full depth, and no row keeps as much text (exact "
+        "prefix) and is as fast",
+    ),
+    ("◇", "an upper bound, not a candidate"),
+    ("*", "differs from full depth: Holm-corrected p ≤ 0.05, and the interval excludes no difference"),
+    ("[too few]", "too few blocks, samples, or samples that differ for an interval, so neither interval nor test"),
+    (MISSING, "not measured, or not defined"),
 )
-_LOSSLESS = "@lossless: what exits or a draft source say is verified, and full depth's tokens come out"
-_STOP = "@stop=: a rule ends completions early; what is left is scored against the whole reference"
+_LOSSLESS = ("@lossless", "what exits or a draft source say is verified, and full depth's tokens come out")
+_STOP = ("@stop=", "a rule ends completions early; what is left is scored against the whole reference")
 _MOVED = 3
 """Rows named whose speed-up flagged windows moved, those that they moved most."""
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
@@ -68,8 +61,8 @@ class ResultTable:
         return f"{self.rows[0].task} · {self.rows[0].protocol}"
 
     @property
-    def subheadings(self) -> tuple[str, ...]:
-        """Data, model, decoding and machine, a line each, and windows where some were flagged."""
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """Data, model, decoding and machine, and windows where some were flagged: name and text of each."""
         row = self.rows[0]
         weights = (
             "random weights (accuracy columns mean nothing)" if row.weights == "random" else f"{row.weights} weights"
@@ -78,11 +71,11 @@ class ResultTable:
         flagged = any(row.flagged for row in self.rows)
         beside = f"; windows {windows}" if windows and not flagged else ""
         return (
-            f"data      {row.source} ({row.language}), {self.size}",
-            f"model     {row.model}, {weights}, exit head {row.exit_head}",
-            f"decoding  {self.numbers}, kv {self.policies}, batch {row.batch_size}{beside}",
-            f"machine   {self.machine}",
-            *([f"windows   {windows}"] if flagged else []),
+            ("data", f"{row.source} ({row.language}), {self.size}"),
+            ("model", f"{row.model}, {weights}, exit head {row.exit_head}"),
+            ("decoding", f"{self.numbers}, kv {self.policies}, batch {row.batch_size}{beside}"),
+            ("machine", self.machine),
+            *([("windows", windows)] if flagged else []),
         )
 
     @property
@@ -159,8 +152,30 @@ def mark(row: SummaryRow) -> str:
     return "●" if row.pareto else " " if is_candidate(row) else "◇"
 
 
-def legend(rows: Iterable[SummaryRow]) -> tuple[str, ...]:
-    """Return what the marks of these rows mean, a line each."""
+def tone(row: SummaryRow) -> Tone:
+    """Return how a row looks where there are colours."""
+    return "front" if row.pareto else "" if is_candidate(row) else "bound"
+
+
+def draft_families(rows: Sequence[SummaryRow]) -> dict[str, list[int]]:
+    """Return the rows that differ in the longest draft alone: their places, shortest first, by a name for them."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        if row.draft_max is not None:
+            options = json.dumps(row.options, sort_keys=True, default=str)
+            key = (row.strategy, options, row.decode, row.kv, row.weights_format, row.stop)
+            groups.setdefault(key, []).append(place)
+    found = {}
+    for places in groups.values():
+        if len({rows[place].draft_max for place in places}) > 1:
+            first = rows[places[0]]
+            name = first.operating_point.replace(f"@draft={first.draft_max}", "")
+            found[name] = sorted(places, key=lambda place: rows[place].draft_max or 0)
+    return found
+
+
+def legend(rows: Iterable[SummaryRow]) -> tuple[tuple[str, str], ...]:
+    """Return the marks of these rows and what each means."""
     rows = list(rows)
     return (*_LEGEND, *[_LOSSLESS] * any(row.lossless for row in rows), *[_STOP] * any(row.stop for row in rows))
 

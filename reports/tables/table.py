@@ -8,14 +8,15 @@ what was not determined is ``–``, and an estimate that lacks its interval says
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from harness.appearance.terminal import Text
+from harness.appearance.visible_text import one_line
 from harness.records.estimate import MISSING, Estimate
-
-__all__ = ["MISSING", "Cell", "Column", "Facts", "Heading", "Line", "Part", "Picture", "Table", "Tone"]
 
 _MOST_DECIMALS = 9
 """A value below a billionth of its unit is written as zero."""
@@ -42,7 +43,7 @@ _FORMS = {
 """How a number and how the bounds of its interval are written."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """One column.
 
@@ -84,7 +85,7 @@ class Column:
         """Whether no row has a value."""
         return all(cell is None or cell == MISSING for cell in self.cells)
 
-    @property
+    @cached_property
     def texts(self) -> tuple[str, ...]:
         """The cells as they are read."""
         number, bound = self._formats()
@@ -117,9 +118,28 @@ class Column:
         level = ("[95 %]" if self.unit else "[95 % interval]") if self.bracketed else ""
         return ", ".join(filter(None, (level, self.unit)))
 
+    def head(self, room: int) -> list[str]:
+        """Return the lines of its header, no longer than ``room`` characters where its words allow that."""
+        room = max(1, room, len(self.under))
+        lines = (
+            piece
+            for line in self.header.split("\n")
+            for piece in ([line] if self.kind == "label" else textwrap.wrap(line, room, break_long_words=False))
+        )
+        return [one_line(line) for line in (*lines, self.under) if line]
+
     def without_intervals(self) -> Column:
         """Return the column with bare values."""
         return replace(self, intervals=False)
+
+    def at(self, places: Sequence[int]) -> Column:
+        """Return some of its cells, written as they are among all of them."""
+
+        def some(of: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(of[place] for place in places) if of else ()
+
+        form = self.form if self.form in _FORMS else self._formats()[0][2:-1]
+        return replace(self, cells=some(self.cells), tones=some(self.tones), marks=some(self.marks), form=form)
 
     def _formats(self) -> tuple[str, str]:
         if self.form in _FORMS:
@@ -194,28 +214,39 @@ class Table:
         """How many rows."""
         return len(self.columns[0].cells) if self.columns else 0
 
+    def at(self, places: Sequence[int]) -> Table:
+        """Return some of its rows."""
+        numbered = {place: number for number, place in enumerate(places)}
+        return replace(
+            self,
+            columns=tuple(column.at(places) for column in self.columns),
+            tones=tuple(self.tones[place] for place in places) if self.tones else (),
+            groups=tuple((numbered[place], heading) for place, heading in self.groups if place in numbered),
+        )
+
     @property
     def leading(self) -> tuple[Column, ...]:
         """The columns that say what a row is: up to its label, or the first where none is a label."""
         labels = [place for place, column in enumerate(self.columns) if column.kind == "label"]
         return self.columns[: (labels or [0])[0] + 1]
 
-    def split(self, fits: Callable[[Sequence[Column]], bool]) -> tuple[Table, ...]:
+    def split(self, fits: Callable[[Sequence[Column]], bool], *, named: bool = False) -> tuple[Table, ...]:
         """Return it as the fewest tables that fit; later ones are titled as continued.
 
-        The first begins with the leading columns, and so do the others, unless some without a header are enough to say
-        which row is which.
+        Each begins with the leading columns of priority 0; those with a priority, as names that letters stand for, are
+        left out where the table does not fit.
 
         Args:
             fits: whether columns have room side by side.
+            named: begin with all leading columns.
         """
-        leading = self.leading
-        keys = [column for column in leading if not column.header] or leading
-        parts, begun = [[*leading]], len(leading)
-        for column in self.columns[len(leading) :]:
-            if len(parts[-1]) > begun and not fits([*parts[-1], column]):
-                parts.append([*keys])
-                begun = len(keys)
+        if fits(self.columns):
+            return (self,)
+        first = [column for column in self.leading if named or column.priority == 0]
+        parts = [[*first]]
+        for column in self.columns[len(self.leading) :]:
+            if len(parts[-1]) > len(first) and not fits([*parts[-1], column]):
+                parts.append([*first])
             parts[-1].append(column)
         return tuple(
             replace(self, columns=tuple(columns), title=f"{self.title}, continued" if place else self.title)
@@ -242,9 +273,15 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the tables below were made of: name and text of each fact."""
+    """Names and what is to say of each, a line each: what tables were made of, what marks mean.
+
+    Attributes:
+        facts: name and text.
+        flowing: a screen shows them one after another, as there are many.
+    """
 
     facts: tuple[tuple[str, str], ...]
+    flowing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,32 +7,39 @@ and no cell is a formula.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rich import box
 from rich.cells import cell_len
 from rich.columns import Columns
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table as Grid
 
 from harness.appearance.pages import templates
 from harness.appearance.terminal import Line as RichLine
 from harness.appearance.terminal import Text
-from harness.appearance.visible_text import one_line
+from harness.appearance.visible_text import one_line, visible
 from harness.records.estimate import Estimate
-from reports.tables.csv_text import csv_text
-from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
 from reports.tables.table import Cell, Column, Facts, Heading, Line, Part, Picture, Table, Tone
-
-__all__ = ["Document", "fold_label", "to_csv", "to_html", "to_markdown", "to_terminal"]
 
 STYLES: dict[Tone, str] = {
     "": "", "strong": "bold", "faint": "dim", "good": "green", "bad": "red", "doubtful": "yellow",
     "front": "bold green", "bound": "cyan",
 }  # fmt: skip
+_ESCAPES = {
+    **{character: f"\\{character}" for character in "\\`*_[~$"},
+    "&": "&amp;",
+    "<": "&lt;",
+    ">": "&gt;",
+    "@": "&#64;",
+    "#": "&#35;",
+}
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the wide ones are read alike in East Asia
+"""Excel and others take a cell that begins like this for a formula, the wide ones in East Asia."""
 _WIDEST = 132
 """Lines of a terminal that are longer are hard to follow."""
 _PICTURE = 78
@@ -62,12 +69,15 @@ def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
         level: of headings of level 0.
     """
     listed = False
-    for part in parts:
+    for part in _said_once(parts):
         match part:
             case Heading():
                 yield from ("", f"{'#' * (level + part.level)} {escape_markdown(part.text)}")
             case Facts():
-                yield from ("", *(f"- {escape_markdown(name)}: {escape_markdown(text)}" for name, text in part.facts))
+                strong = "**" * part.flowing
+                yield from () if listed else ("",)
+                for name, text in part.facts:
+                    yield f"- {strong}{escape_markdown(name)}{strong}: {escape_markdown(text)}"
             case Line(text=""):
                 pass
             case Line():
@@ -79,7 +89,7 @@ def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
                 yield from ("", escape_markdown(part.note)) if part.note else ()
             case Table():
                 yield from _markdown_table(part)
-        listed = isinstance(part, Line) and part.bullet
+        listed = isinstance(part, Facts) or (isinstance(part, Line) and part.bullet)
 
 
 def to_csv(table: Table) -> str:
@@ -100,9 +110,42 @@ def to_csv(table: Table) -> str:
     )
 
 
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Return rows under a header; a column that a row lacks is empty, no text is a formula and nothing is hidden."""
+    buffer = io.StringIO()
+    writer: csv.DictWriter[str] = csv.DictWriter(buffer, columns, lineterminator="\n")
+    for row in ({name: name for name in columns}, *rows):
+        writer.writerow({name: inert(value) for name, value in row.items()})
+    return buffer.getvalue()
+
+
+def inert(value: object) -> object:
+    """Return a value that no spreadsheet runs: text that begins like a formula gets a ``'``, numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
 def to_html(table: Table) -> str:
     """Return a ``<table>`` with its title and notes, to stand in a page."""
     return templates("reports").get_template("table.html").render(table=table)
+
+
+def escape_markdown(text: str) -> str:
+    """Return Markdown of one line in which nothing is markup, nobody is mentioned and no issue linked."""
+    return "".join(_ESCAPES.get(character, character) for character in one_line(text))
+
+
+def markdown_code(name: str) -> str:
+    """Return a name as code of one line; one with a backtick as escaped text, since code has no escapes."""
+    flat = one_line(name)
+    return f"`{flat}`" if flat and "`" not in flat else escape_markdown(flat)
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return one row of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def fold_label(label: str, width: int) -> str:
@@ -116,6 +159,17 @@ def fold_label(label: str, width: int) -> str:
         while len(lines[-1]) > width:  # a name, or a value, that is longer by itself
             lines[-1:] = [lines[-1][:width], f"  {lines[-1][width:]}"]
     return "\n".join(lines)
+
+
+def _said_once(parts: Iterable[Part]) -> Iterator[Part]:
+    """Yield parts of which each note stands under the first table that it belongs to."""
+    said: set[str] = set()
+    for part in parts:
+        if isinstance(part, Table):
+            yield replace(part, notes=tuple(note for note in part.notes if note not in said))
+            said.update(part.notes)
+        else:
+            yield part
 
 
 def _markdown_table(table: Table) -> Iterator[str]:
@@ -152,7 +206,7 @@ class Document:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield part by part."""
         options = options.update(width=min(options.max_width, self.widest))
-        for part in self.parts:
+        for part in _said_once(self.parts):
             for one in _rendered(part, options.max_width):
                 yield from console.render(one, options)
 
@@ -164,11 +218,13 @@ def _rendered(part: Part, width: int) -> Iterator[RenderableType]:
             filled = "━" * max(2, width - cell_len(title) - 4)
             yield Text()
             yield Text.assemble(("━━ ", "green"), (title, "bold"), (f" {filled}", "green"))
+        case Facts(flowing=True):
+            parts = ((one_line(name), "bold", f": {one_line(text)}", "dim") for name, text in part.facts)
+            yield Text(" · ").join(Text.assemble((name, strong), (text, dim)) for name, strong, text, dim in parts)
         case Facts():
-            longest = max((len(name) for name, _ in part.facts), default=0)
-            yield from (RichLine(f"{name:<{longest}}  {text}", "dim") for name, text in part.facts)
+            yield _beside(*((RichLine(name, "dim"), RichLine(text, "dim")) for name, text in part.facts), between=2)
         case Line(bullet=True):
-            yield _beside(Text("•"), RichLine(part.text, STYLES[part.tone]))
+            yield _beside((Text("•"), RichLine(part.text, STYLES[part.tone])))
         case Line():
             yield RichLine(part.text, STYLES[part.tone])
         case Picture():
@@ -177,9 +233,11 @@ def _rendered(part: Part, width: int) -> Iterator[RenderableType]:
             yield from _tables(part, width)
 
 
-def _beside(*cells: RenderableType, between: int = 1) -> Grid:
+def _beside(*rows: tuple[RenderableType, RenderableType], between: int = 1) -> Grid:
     grid = Grid.grid(padding=(0, between, 0, 0))
-    grid.add_row(*cells)
+    grid.add_column(no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
     return grid
 
 
@@ -191,7 +249,7 @@ def _picture(picture: Picture, width: int) -> Iterator[RenderableType]:
     drawn = picture.draw(max(30, min(width, _PICTURE)))
     legend = [RichLine(line.text, STYLES[line.tone], overflow="fold") for line in picture.legend]
     if legend and _PICTURE + 3 + max(entry.cell_len for entry in legend) <= width:
-        yield _beside(drawn, Text("\n").join([Text(), *legend]), between=3)
+        yield _beside((drawn, Text("\n").join([Text(), *legend])), between=3)
     else:
         yield drawn
         yield from [Columns(legend, padding=(0, 3))] if legend else []
@@ -243,7 +301,7 @@ def _needed(columns: Sequence[Column], width: int) -> list[int]:
         lines = [line for cell in _cells(column, width) for line in cell.split("\n")]
         body = max(map(cell_len, lines), default=0)
         body = min(body, _TEXT) if column.kind == "text" else body
-        found.append(max(body, *map(cell_len, _head(column, body).split("\n"))))
+        found.append(max(body, 0, *map(cell_len, column.head(body))))
     return found
 
 
@@ -253,25 +311,12 @@ def _cells(column: Column, width: int) -> list[str]:
     return [RichLine(text).plain for text in column.texts]
 
 
-def _head(column: Column, body: int) -> str:
-    """Return a header in lines that are no wider than what stands below, where its words allow that."""
-    room = max(body, cell_len(column.under))
-    whole = column.kind == "label"
-    lines = [
-        piece
-        for line in column.header.split("\n")
-        for piece in ([line] if whole else textwrap.wrap(line, max(1, room), break_long_words=False))
-    ]
-    return "\n".join(map(one_line, filter(None, (*lines, column.under))))
-
-
 def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
     """Yield the grid of each group of rows, all with the same widths, and their headings."""
     cells = [_cells(column, width) for column in table.columns]
     widths = _needed(table.columns, width)
-    heads = [_head(column, needed) for column, needed in zip(table.columns, widths, strict=True)]
-    lines = max(head.count("\n") for head in heads)
-    heads = ["\n" * (lines - head.count("\n")) + head for head in heads]  # at the bottom, while cells are at the top
+    heads = [column.head(needed) for column, needed in zip(table.columns, widths, strict=True)]
+    lines = max(map(len, heads))  # headers stand at the bottom, cells at the top
     spare = width - sum(widths) - _BETWEEN * (len(widths) - 1)
     for place, column in enumerate(table.columns):
         if column.kind == "text":  # what is left belongs to sentences
@@ -283,13 +328,12 @@ def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], table.rows], strict=True)):
         grid = Grid(
             box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim",
-            show_header=number == 0 and any(map(str.strip, heads)),
+            show_header=number == 0 and any(heads),
         )  # fmt: skip
         for column, head, room in zip(table.columns, heads, widths, strict=True):
-            grid.add_column(
-                Text(head), justify="left" if column.left else "right", width=room, overflow="fold",
-                no_wrap=column.kind != "text",
-            )  # fmt: skip
+            text = Text("\n".join([""] * (lines - len(head)) + head))
+            justify: JustifyMethod = "left" if column.left else "right"
+            grid.add_column(text, justify=justify, width=room, overflow="fold", no_wrap=column.kind != "text")
         for row in range(start, end):
             tone = table.tones[row] if table.tones else ""
             grid.add_row(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reports.gallery.study_cost import MOST_PER_POINT_S, MOST_TO_RESUME_S, one_round
+from study_cost import MOST_PER_POINT_S, MOST_TO_RESUME_S, one_round
 
 
 @pytest.mark.parametrize("points", [100, 1000, 10_000])

@@ -1,53 +1,74 @@
-"""``harness reproduce``: measured here, beside the published numbers, from one command."""
+"""A paper's numbers beside runs: ``harness report --against``, and ``harness reproduce``, which is short for it."""
 
 from __future__ import annotations
 
-import json
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+
+from harness.commands import reproduce
 
 Command = Callable[..., Any]
 
 
-@pytest.fixture
-def arguments(tiny_llama: Path, rows_file: Path) -> list[str]:
-    return [
-        "reproduce", "green-code", "--figure", "kv", "--model", str(tiny_llama), "--source", str(rows_file),
-        "--limit", "6", "--energy", "none", "--out", "out",
-    ]  # fmt: skip
-
-
-def test_the_kv_figure_is_measured_and_shown_beside_the_paper_s(
-    cli: Command, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_are_shown_beside_the_paper_and_written(
+    cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ran = cli(*arguments)
+    made = cli(
+        "run", "--model", str(tiny_llama), "--source", str(rows_file), "--limit", "5", "--energy", "none", "--kv",
+        "propagate,none", "--strategy", "fixed:layer=6", "--protocol", "green-code", "--out", "runs/one",
+    )  # fmt: skip
+    assert made.code == 0, made.err
+    ran = cli("report", "runs", "--against", "green-code", "--out", "beside", "--width", "column")
     assert ran.code == 0, ran.err
-    for label in (
-        "full@none",
-        "full@propagate",
-        "fixed:layer=6@none",
-        "fixed:layer=6@propagate",
-        "fixed:layer=6@recompute",
-    ):
-        assert label in ran.out
-    assert "0.27" in ran.out  # the authors' cached full depth, Llama on Java
-    text = (tmp_path / "out" / "kv.md").read_text(encoding="utf-8")
-    assert "| `full@none` | 1.00 | 1.00 | 1.00 | – | 0.0 % |" in text
-    again = cli("reproduce", "--resume", "out", "--json")  # the run knows its settings
-    assert again.code == 0, again.err
-    rows = json.loads(again.out)["py150"]
-    assert [row["operating_point"] for row in rows][:2] == ["full@none", "full@propagate"]
-    assert rows[0]["time"]["value"] == 1
-    assert all(row["energy"] is None for row in rows)
+    for words in ("paper, OPT-2.7B, KV none", "here, KV propagate", "fixed:layer=6"):
+        assert words in ran.out
+    files = {path.name for path in (tmp_path / "beside").iterdir()}
+    stems = [name.removesuffix(".csv") for name in files if name.endswith(".csv")]
+    assert files == {"green-code.md", *(f"{stem}.csv" for stem in stems), *(
+        f"{stem.replace('grid', kind)}.{suffix}" for stem in stems for kind in ("grid", "cache")
+        for suffix in ("svg", "pdf", "png"))}  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "beside" / f"{stems[0]}.csv").read_text(encoding="utf-8").splitlines()))
+    (full,) = [row for row in rows if (row["setting"], row["paper_model"], row["kv"]) == ("full depth", "", "none")]
+    assert (full["time_saving"], full["time_of_uncached"]) == ("0.0", "1.0")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["brown-code"], "unknown paper 'brown-code'"), (["green-code", "--figure", "99"], "unknown figure '99'")],
+    [
+        (["report", "runs", "--against", "brown-code"], "unknown paper 'brown-code'"),
+        (["report", "runs", "--against", "green-code", "--stored"], "--against goes with --out and --width alone"),
+        (["report", "runs", "--against", "green-code", "--width", "text"], "figures need a folder"),
+        (["report", "runs", "--against", "green-code"], "no run has early exits under the protocol green-code"),
+        (["reproduce", "brown-code"], "unknown paper 'brown-code'"),
+    ],
 )
-def test_what_cannot_be_reproduced_is_one_line(cli: Command, words: list[str], said: str) -> None:
-    assert said in cli("reproduce", *words).error
+def test_what_cannot_be_shown_is_one_line(cli: Command, words: list[str], said: str) -> None:
+    assert said in cli(*words).error
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_to_reproduce_is_a_study_and_its_report(cli: Command, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    """Points that failed cost the others nothing, and the exit code says so."""
+    did: list[tuple[Any, ...]] = []
+
+    def study(name: str, **options: Any) -> None:
+        did.append(("study", name, options))
+        if fails:
+            raise typer.Exit(1)
+
+    monkeypatch.setattr(reproduce, "study", study)
+    monkeypatch.setattr(reproduce, "report", lambda folders, **options: did.append(("report", folders, options)))
+    ran = cli("reproduce", "green-code", "--limit", "2")
+    assert ran.code == int(fails)
+    folder = Path("studies/green-code")
+    assert did == [
+        ("study", "green-code", {"out": folder, "only": ["model=smollm2-135m"], "limit": 2}),
+        ("report", [folder], {"out": folder / "report", "against": "green-code"}),
+    ]
+    assert "harness study green-code --only model=smollm2-135m --limit 2 --out studies/green-code" in ran.err

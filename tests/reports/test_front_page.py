@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from reports.collection import HEAD, front_page
 from reports.figures.catalogue import Page
 from reports.figures.figure import Figure
-from reports.front_page import HEAD, front_page
 from reports.recorded import RecordedRun
-from reports.tables.task_results import task_results
+from reports.tables.report import task_tables
+from reports.tables.table import Table
 
 NASTY = "<script>alert(1)</script> \"x' \u202e{{ 7 * 7 }}"
 FILES = {"tables.tex": "LaTeX tables"}
@@ -43,8 +44,9 @@ def run(build: Any) -> RecordedRun:
 
 def test_it_links_tables_figures_completions_and_notes(run: RecordedRun) -> None:
     page = front_page(
-        [("run", "model"), ("one", "tiny")],
-        task_results([("one", run)]),
+        Table.of_rows("", ("run", "model"), [("one", "tiny")]),
+        task_tables([("one", run)]),
+        [Table.of_rows("Every number", ("name", "n"), [("one", 1.0)])],
         [Figure("a-front", "A front", "Made up.", lambda _: None)],  # type: ignore[arg-type, return-value]
         [Page("completions-one.html", "Completions of one", lambda: "")],
         files=FILES,
@@ -57,14 +59,16 @@ def test_it_links_tables_figures_completions_and_notes(run: RecordedRun) -> None
     assert {"#tables", "#figures", "#completions", "#notes", "tables.tex", "completions-one.html"} <= links
     assert {f"figures/a-front.{suffix}" for suffix in ("svg", "pdf", "png")} <= links
     assert "Mind this." in page
+    assert "Every number" in page.partition("<details>")[2]
     assert "max-width: 3.5in" in page
     assert "0.500" in re.findall(r"<td[^>]*>(.*?)</td>", page.partition('<th scope="row">full</th>')[2])
 
 
 def test_texts_of_others_stay_texts(run: RecordedRun) -> None:
     page = front_page(
-        [("run",), (NASTY,)],
-        task_results([(NASTY, run), ("two", run)]),
+        Table.of_rows("", ("run",), [(NASTY,)]),
+        task_tables([(NASTY, run), ("two", run)]),
+        [Table.of_rows(NASTY, ("name", "n"), [(NASTY, 1.0)])],
         [],
         [],
         files=FILES,
@@ -81,5 +85,7 @@ def test_texts_of_others_stay_texts(run: RecordedRun) -> None:
 
 
 def test_a_part_that_is_empty_is_left_out() -> None:
-    page = front_page([("run",)], [], [], [], files=FILES, folder="figures", notes=[("one", ())])
+    page = front_page(
+        Table.of_rows("", ("run",), []), [], [], [], [], files=FILES, folder="figures", notes=[("one", ())]
+    )
     assert not {"#tables", "#figures", "#completions", "#notes"} & set(re.findall(r'href="([^"]+)"', page))

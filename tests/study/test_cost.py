@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import DataError
-from reports.gallery.study_cost import main, one_round
+from study_cost import main, one_round
 
 
 def test_every_round_is_kept_and_drawn_again_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 
 from harness.config import RunConfig
+from harness.contracts import ModelRequest
 from harness.errors import HarnessError
+from harness.models.model import resolve
+from harness.running.operating_points import build_all
 from harness.study import grid
 from harness.study.grid import MOST, StudyConfig, expand, presets, read_study, size
+from reports.published.green_code import LAYERS, THRESHOLDS, green_code
+from strategies.fixed import Fixed
+from strategies.rl import ReinforcementLearning
 
 
 def settings(**tables: Any) -> list[dict[str, Any]]:
@@ -107,6 +113,47 @@ def test_presets_expand_to_runs_that_are_allowed() -> None:
     assert set(presets()) == {"all-strategies", "green-code", "quick"}
     for preset in presets().values():
         assert all(isinstance(point.config(), RunConfig) for point in expand(preset))
+
+
+def test_the_papers_grid_can_be_run_on_every_model_it_names() -> None:
+    """Layers are exit points, thresholds the paper's and one never reached, and no cache is compared with one."""
+    points = expand(presets()["green-code"])
+    assert len(points) == 12
+    for point in points:
+        config = point.config()
+        assert (config.limit, config.max_new_tokens, config.protocol) == (1000, 15, "green-code")
+        info = resolve(ModelRequest(config.model, weights="random")).info
+        strategies = build_all(config.specs())
+        fixed = [strategy.layer for _, strategy in strategies if isinstance(strategy, Fixed)]
+        assert set(fixed) <= set(info.exit_points)
+        if config.weights == "pretrained":
+            assert (list(map(str, config.specs())), config.kv_policies) == (["full"], ("propagate",))
+            continue
+        agents = [strategy for _, strategy in strategies if isinstance(strategy, ReinforcementLearning)]
+        assert [agent.threshold for agent in agents] == [None, *THRESHOLDS, 1.0]
+        assert {agent.agent for agent in agents} == {{"py150": "rl-python", "javacorpus": "rl-java"}[config.tasks[0]]}
+        assert config.kv_policies == ("propagate", "none", "recompute")
+        for threshold, layer in zip((0.6, 0.9, 0.92), fixed, strict=True):  # as deep as the paper's agent
+            deep = [run.exit_layer_mean / LAYERS[run.model] for run in green_code() if run.threshold == threshold]
+            share = sum(deep) / len(deep) * info.num_layers
+            assert min(abs(one - share) for one in info.exit_points) >= abs(layer - share) - 2
+
+
+def test_some_points_of_a_study_on_fewer_samples() -> None:
+    study = StudyConfig.build(
+        {"run": {"limit": 9}, "grid": {"model": ["a", "b", "c"], "tasks": ["py150", "javacorpus"], "seed": [0, 1]},
+         "override": [{"where": {"model": "c"}, "limit": 8}]}
+    )  # fmt: skip
+    chosen = expand(study, {"model": ["a", "c"], "tasks": ["py150"], "seed": ["1"]}, limit=2)
+    assert [(point.settings["model"], point.settings["seed"], point.settings["limit"]) for point in chosen] == [
+        ("a", 1, 2), ("c", 1, 2)
+    ]  # fmt: skip
+    whole = {point.identity for point in expand(study)}
+    assert {point.identity for point in expand(study, {"model": ["a"]})} < whole  # points stay what they are
+    with pytest.raises(HarnessError, match="--only model=d leaves no point"):
+        expand(study, {"model": ["d"]})
+    with pytest.raises(HarnessError, match=r"--only has an unknown setting 'modell'\. Did you mean 'model'"):
+        expand(study, {"modell": ["a"]})
 
 
 def test_a_file_lies_over_its_preset(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from reports.figures.settings import settings
 from reports.figures.style import styled
 from reports.figures.task_table import shortened, task_tables
 from reports.recorded import RecordedRun
-from reports.tables.hypervolume_table import hypervolume_tables
+from reports.tables.run_tables import hypervolumes
 from tests.reports.figures.on_paper import check_on_paper
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
@@ -174,13 +174,13 @@ def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> No
 
 def test_full_depth_in_another_way_has_a_hypervolume_of_its_own(make: Make) -> None:
     """The baseline alone spans none; layers per token compare nothing where a rule stops completions."""
-    ((_, table),) = hypervolume_tables(make())
-    assert [row[0] for row in table.rows] == ["fixed", "rl", "all together"]
-    assert len(table.header) == 5
-    ((_, table),) = hypervolume_tables(make(points=("full", "fixed:layer=5", "full@stop=line")))
-    assert [row[0] for row in table.rows] == ["full", "fixed", "all together"]
-    assert table.header == ("strategy", "time,\nalone", "time,\nadds")
-    assert table.rows[0][1].startswith("0.225"), "(1 − 0.7) × 0.75"
+    (table,) = hypervolumes(make())
+    assert table.columns[0].cells == ("fixed", "rl", "all together")
+    assert len(table.columns) == 5
+    (table,) = hypervolumes(make(points=("full", "fixed:layer=5", "full@stop=line")))
+    assert table.columns[0].cells == ("full", "fixed", "all together")
+    assert [column.header for column in table.columns] == ["strategy", "time, alone", "time, adds"]
+    assert table.columns[1].texts[0].startswith("0.225"), "(1 − 0.7) × 0.75"
 
 
 @pytest.mark.parametrize(

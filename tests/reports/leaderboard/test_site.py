@@ -153,8 +153,8 @@ def test_lossless_rows_are_ranked_among_themselves_too(tmp_path: Path, recorded:
     assert details["lossless"]
     assert ["decoding", "lossless, drafts of 16 tokens at most"] in details["settings"]
     assert details["drafts"] == [
-        ["Drafts that stood, by what drafted them", [["exit at 5", "1.00 of 80"]]],
-        ["Drafts of exits that stood, by kind of token", [["white space", "1.00 of 80"]]],
+        ["Drafts that stood, by what drafted them", [["exit at 5", "1.00 [too few] of 80"]]],
+        ["Drafts of exits that stood, by kind of token", [["white space", "1.00 [too few] of 80"]]],
     ]
     lossy = tmp_path / "a" / "data" / "points" / f"{found['fixed:layer=5']['id']}.js"
     assert read_script(lossy, "point")["drafts"] == []
@@ -413,20 +413,19 @@ def test_published_numbers_stand_apart_with_their_own_caveats(tmp_path: Path, re
             assert f"<h3>{one.title}</h3>" in text
             assert f"<p>{one.source}. {one.difference}</p>" in text
             assert [f"<li>{caveat}</li>" for caveat in one.caveats if f"<li>{caveat}</li>" not in text] == []
-            for row in one.rows:
-                cells = [column.text(row) for column in one.columns]
+            for cells in zip(*(column.texts for column in one.columns), strict=True):
                 line = f'<tr><th scope="row">{cells[0]}</th>'
                 line += "".join(f'<td class="number">{cell}</td>' for cell in cells[1:])
                 assert line in text
         assert text.count("<li>") == len(tables[0].caveats)
-        assert text.count("<tr>") == sum(len(one.rows) + 1 for one in tables)
+        assert text.count("<tr>") == sum(len(one.columns[0].cells) + 1 for one in tables)
 
 
 def test_published_numbers_are_escaped(tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     nasty = "<script>alert(1)</script>"
     one = references()[0]
-    rows = (replace(one.rows[0], system=nasty),)
-    made = replace(one, title=nasty, source=nasty, difference=nasty, caveats=(nasty,), rows=rows)
+    columns = (replace(one.columns[0], cells=(nasty,)), *(column.at([0]) for column in one.columns[1:]))
+    made = replace(one, title=nasty, source=nasty, difference=nasty, caveats=(nasty,), columns=columns)
     monkeypatch.setattr(pages, "references", lambda: (made,))
     page = publish(tmp_path / "a", recorded())["index.html"].decode()
     assert nasty not in page

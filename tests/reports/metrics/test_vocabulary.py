@@ -20,7 +20,7 @@ from reports.metrics.vocabulary import all_metrics, metrics_of
 from reports.summary.measured import select
 
 REPORTS = Path(__file__).resolve().parents[3] / "reports"
-OTHER_VOCABULARIES = ("published", "green_code", "gallery")  # columns of published results, and of the documentation
+OTHER_VOCABULARIES = ("published",)  # columns of published results
 
 
 def test_a_metric_is_named_in_one_module() -> None:

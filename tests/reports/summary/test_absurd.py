@@ -20,8 +20,8 @@ from reports.leaderboard.site import Site
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import LARGEST
 from reports.summary.admission import drop_implausible
-from reports.tables.export import to_csv, to_markdown
-from reports.tables.terminal import render
+from reports.tables.frame import summary_csv
+from reports.tables.report import render, report_markdown
 from reports.tables.writers import to_terminal
 
 FULL, OTHER = "full", "fixed:layer=5"
@@ -40,7 +40,7 @@ def made(build: Any) -> Any:
 
 
 def texts_of(summary: Summary) -> list[str]:
-    return [printed(render(summary)), to_markdown(summary), to_csv(summary)]
+    return [printed(render(summary)), report_markdown(summary), summary_csv(summary)]
 
 
 def printed(what: Any) -> str:

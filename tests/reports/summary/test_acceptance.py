@@ -10,9 +10,10 @@ import pytest
 
 from harness.records.acceptance import Acceptance
 from harness.records.estimate import NoInterval
-from reports.tables.acceptance_columns import acceptance_sections
-from reports.tables.export import acceptance_csv, to_markdown
+from reports.tables.frame import acceptance_csv
+from reports.tables.report import report_markdown
 from reports.tables.result import split_tables
+from reports.tables.run_tables import acceptance_tables
 
 FULL, BOTH, ALONE = "full", "fixed:layer=5@lossless+lookup", "fixed:layer=5@lossless"
 
@@ -110,7 +111,7 @@ def test_a_run_that_drafts_nothing_has_no_table(build: Any) -> None:
     run.window(FULL, {})
     assert acceptances(run) == {}
     assert acceptance_csv([("", run.summary())]) == {}
-    assert "that stood" not in to_markdown(run.summary())
+    assert "that stood" not in report_markdown(run.summary())
 
 
 def test_repeats_count_in_their_block(run: Any) -> None:
@@ -118,24 +119,24 @@ def test_repeats_count_in_their_block(run: Any) -> None:
     assert (acceptances(run)[None, None, None].drafted, acceptances(run)["exit", 5, None].accepted) == (10, 2)
 
 
-def test_the_tables_stand_beside_the_operating_points(run: Any) -> None:
+def test_the_tables_have_the_operating_points_that_drafted(run: Any) -> None:
     (table,) = split_tables(run.summary())
-    found = {title: {one.header: one.cells for one in columns} for title, columns in acceptance_sections(table)}
+    found = {one.title: {column.header: column.texts for column in one.columns[2:]} for one in acceptance_tables(table)}
     assert found == {
         "Drafts that stood, by what drafted them": {
-            "lookup": ("–", "0.33 of 3"), "exit at 2": ("–", "1.00 of 1"),
-            "exit at 5": ("–", "1.00 of 1"), "exits": ("–", "1.00 of 2"),
+            "lookup": ("0.33 [too few] of 3",), "exit at 2": ("1.00 [too few] of 1",),
+            "exit at 5": ("1.00 [too few] of 1",), "exits": ("1.00 [too few] of 2",),
         },
         "Drafts of lookup that stood, by kind of token": {
-            "identifier": ("–", "0.00 of 1"), "operator": ("–", "0.50 of 2"),
+            "identifier": ("0.00 [too few] of 1",), "operator": ("0.50 [too few] of 2",),
         },
         "Drafts of exits that stood, by kind of token": {
-            "identifier": ("–", "1.00 of 1"), "operator": ("–", "1.00 of 1"),
+            "identifier": ("1.00 [too few] of 1",), "operator": ("1.00 [too few] of 1",),
         },
     }  # fmt: skip
-    text = to_markdown(run.summary())
+    text = report_markdown(run.summary())
     assert "**Drafts of lookup that stood, by kind of token**" in text
-    assert f"| `{BOTH}` | 0.33 of 3 | 1.00" in text
+    assert f"| `{BOTH}` | 0.33 \\[too few] of 3 | 1.00" in text
 
 
 def test_one_source_at_one_layer_is_said_once(build: Any) -> None:
@@ -143,8 +144,8 @@ def test_one_source_at_one_layer_is_said_once(build: Any) -> None:
     run.window(FULL, {"token_ids": (1, 2)})
     run.window(ALONE, {"token_ids": (1, 2), "drafted_at": (None, 5), "accepted": (False, True), "drafts": 1})
     (table,) = split_tables(run.summary())
-    ((_, columns),) = acceptance_sections(table)
-    assert [one.header for one in columns] == ["exit at 5"]
+    (drafts,) = acceptance_tables(table)
+    assert [one.header for one in drafts.columns] == ["", "operating point", "exit at 5"]
 
 
 def test_csv_leaves_empty_what_a_line_is_all_of(run: Any) -> None:

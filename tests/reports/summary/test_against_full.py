@@ -11,7 +11,6 @@ from harness.records.summary import Summary
 from reports.statistics.significance import smallest_p
 from reports.summary.summarise import NOT_DISTINGUISHABLE, TOO_FEW
 from reports.tables.columns import columns_of
-from reports.tables.result import ResultTable
 
 FULL, OTHER = "full", "fixed:layer=5"
 WIGGLE = (0.00, 0.02, -0.01, 0.01, -0.02, 0.015, -0.015, 0.005)
@@ -116,8 +115,8 @@ def test_a_score_that_few_samples_differ_in_has_no_interval_and_says_so(build, d
     assert difference.value == pytest.approx(-0.4 * differing / 100)
     assert (difference.interval, difference.p, difference.p_holm) == (None, None, None)
     assert difference.no_interval is NoInterval.FEW_DIFFERING
-    cell = columns_of(ResultTable((row,), "machine"))["edit_similarity_difference"].cells[0]
-    assert cell.endswith("[too few]")
+    (column,) = [one for one in columns_of([row]).values() if one.name == "edit_similarity_difference"]
+    assert column.texts[0].endswith("[too few]")
     assert Summary.model_validate_json(run.summary().model_dump_json()).rows[1].metrics == row.metrics
 
 

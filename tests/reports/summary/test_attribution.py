@@ -13,7 +13,7 @@ from harness.records import Manifest, OperatingPointRecord
 from harness.records.cost import PARTS, Attribution
 from reports.summary.attribution import attribute
 from reports.summary.measured import Measured, select
-from reports.tables.attribution_table import attribution_tables
+from reports.tables.run_tables import attribution_tables
 from tests.reports.conftest import LAYERS, RunBuilder
 
 COSTS = {
@@ -145,7 +145,10 @@ def test_a_probe_that_costs_more_than_the_fit_says_contradicts_it() -> None:
 def test_two_ways_are_never_said_to_agree(secret: float, said: str) -> None:
     attribution = only(attribute(built(20, noise=0.001, secret=secret)))
     *_, checks = attribution_tables(attribution)
-    assert {row[0]: row[-1] for row in checks.rows} == {"confidence": said, "classifier": said}
+    assert dict(zip(checks.columns[0].cells, checks.columns[-1].cells, strict=True)) == {
+        "confidence": said,
+        "classifier": said,
+    }
 
 
 def test_what_an_exit_costs_once_is_not_charged_to_its_checks() -> None:

@@ -12,7 +12,7 @@ from harness.records import DraftWork, Manifest, OperatingPointRecord, SampleRec
 from harness.records.cost import PHASES, Attribution
 from reports.summary.attribution import COMMON, attribute, counts_of
 from reports.summary.measured import Measured, select
-from reports.tables.attribution_table import attribution_tables
+from reports.tables.run_tables import attribution_tables
 from tests.reports.conftest import LAYERS, RunBuilder
 
 COSTS = {
@@ -213,10 +213,11 @@ def test_the_price_of_asking_is_the_probe_s_beside_drafts_too() -> None:
 def test_the_table_has_lossless_rows_alone() -> None:
     attribution = only(built(12, noise=0.01))
     (table,) = [one for one in attribution_tables(attribution) if "lossless" in one.title]
-    assert [row[0] for row in table.rows] == [DRAFTS, LOOKED_UP]
-    assert table.header == ("operating point", "drafting", "verifying", "rolled\nback")
-    assert all("±" in cell for cell in table.rows[0][1:])
-    assert table.rows[1][1].startswith("0.0 ")  # nothing is run to look something up
+    names, *numbers = table.columns
+    assert names.cells == (DRAFTS, LOOKED_UP)
+    assert [column.header for column in numbers] == ["drafting", "verifying", "rolled back"]
+    assert all("[" in column.texts[0] for column in numbers)
+    assert numbers[0].texts[1].startswith("0.0 ")  # nothing is run to look something up
 
 
 def test_a_run_of_before_drafts_were_counted_has_no_phases() -> None:

@@ -14,9 +14,8 @@ from reports.comparing.words import notes
 from reports.leaderboard.data import describe_point
 from reports.leaderboard.entries import entry_of
 from reports.recorded import RecordedRun
-from reports.tables.brief import Brief
+from reports.tables.report import brief, render
 from reports.tables.result import windows_of
-from reports.tables.terminal import render
 
 FULL, OTHER = "full", "fixed:layer=22"
 SAID = "2 of 24 flagged; speed-up without them: fixed:layer=22 1.00× (0.75× with them)"
@@ -50,7 +49,7 @@ def test_a_row_knows_its_flagged_windows_and_its_speed_up_without(build: Any, di
 
 
 def test_every_table_says_so(disturbed: RecordedRun, tmp_path: Path) -> None:
-    for shown in (Brief(disturbed.summary), render(disturbed.summary)):
+    for shown in (brief(disturbed.summary), render(disturbed.summary)):
         console = Console(width=130, record=True, file=io.StringIO())
         console.print(shown)
         assert SAID in console.export_text()

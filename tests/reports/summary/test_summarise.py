@@ -231,7 +231,7 @@ def test_a_manifest_without_regime_is_refused(build) -> None:
 
 def test_reports_load_neither_torch_nor_pandas_nor_higher_floors() -> None:
     code = (
-        "import sys, reports.summary.summarise, reports.tables.terminal, reports.tables.export;"
+        "import sys, reports.summary.summarise, reports.tables.report;"
         "print([name for name in sys.modules if name.split('.')[0] in "
         "('torch', 'transformers', 'pandas', 'strategies', 'tasks') or name == 'harness.running.runner'])"
     )

@@ -12,7 +12,8 @@ from harness.records.summary import Summary, SummaryRow
 from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
 from reports.summary.measured import full_depths, select
 from reports.tables.columns import columns_of, headline_columns
-from reports.tables.export import to_csv, to_markdown
+from reports.tables.frame import summary_csv
+from reports.tables.report import report_markdown
 from reports.tables.result import split_tables
 
 LATER = (0.1, 0.1 + 0.5, 0.1 + 1.0)  # of tokens, in a request of 1.1 seconds
@@ -79,7 +80,7 @@ def test_where_no_format_keeps_tokens_there_is_nothing_to_be_over(build: Any) ->
     summary = run_of(build, {"full@int8": 1.0, "full@int4": 0.5}, ("int8", "int4")).summary()
     assert values(summary, "speedup_over_fastest") == [None, None]
     assert any("no format of this run keeps the tokens" in note for note in summary.notes)
-    assert "speed-up over fastest" in to_markdown(summary).partition("so no column: ")[2].partition("\n")[0]
+    assert "speed-up over fastest" in report_markdown(summary).partition("so no column: ")[2].partition("\n")[0]
 
 
 def test_one_task_s_fastest_may_be_another_s_slower(build: Any) -> None:
@@ -124,7 +125,7 @@ def test_bytes_are_those_of_the_row_s_format(build: Any) -> None:
 def test_formats_are_rivals_in_one_table_with_one_front(build: Any) -> None:
     summary = run_of(build, FOUR, ("fp16", "int4")).summary()
     (table,) = split_tables(summary)
-    assert "fp16, int4 weights, float32 activations" in " ".join(table.subheadings)
+    assert "fp16, int4 weights, float32 activations" in dict(table.facts)["decoding"]
     assert [row.operating_point for row in table.rows if row.pareto] == ["fixed:layer=5@fp16", "fixed:layer=5@int4"]
 
 
@@ -145,15 +146,15 @@ def test_with_one_format_the_second_statement_is_the_first_and_no_column(build: 
         for name in (SPEEDUP.name, DECODE_SPEEDUP.name, ENERGY_RATIO.name):
             assert row.estimate(f"{name}_over_fastest") == row.estimate(name)
     (table,) = split_tables(summary)
-    columns = columns_of(table)
-    assert not [name for name in columns if name.endswith("_over_fastest")]
-    assert "over fastest" not in to_markdown(summary)
-    header, *lines = to_csv(summary).splitlines()
+    columns = columns_of(table.rows)
+    assert not [column for column in columns.values() if column.name.endswith("_over_fastest")]
+    assert "over fastest" not in report_markdown(summary)
+    header, *lines = summary_csv(summary).splitlines()
     assert "speedup_over_fastest" in header
     assert len(lines) == 2
-    several = columns_of(split_tables(run_of(build, FOUR, ("fp16", "int4")).summary())[0])
-    assert "speedup_over_fastest" in several
-    assert "speedup_over_fastest" in [column.key for column in headline_columns(table, several)]
+    several = run_of(build, FOUR, ("fp16", "int4")).summary().rows
+    assert "speedup_over_fastest" in [column.name for column in columns_of(several).values()]
+    assert "speedup_over_fastest" in [column.name for column in headline_columns(several, counts=False)]
 
 
 def test_a_second_policy_makes_no_other_fastest(build: Any) -> None:
@@ -207,7 +208,7 @@ def test_costs_are_attributed_within_a_format(build: Any) -> None:
     ]  # fmt: skip
     direct = [check.direct.value for one in times for check in one.checks if check.strategy == "fixed"]
     assert direct == pytest.approx([0.1, 0.05], rel=0.01)  # a probe less full depth of its own format, for two checks
-    assert "py150, int4 · where the time goes" in to_markdown(run.summary())
+    assert "py150, int4 · where the time goes" in report_markdown(run.summary())
 
 
 def test_a_format_without_a_full_depth_is_refused(build: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SummaryRow
-from reports.tables.brief import in_two_sentences
+from reports.tables.report import in_two_sentences
 from reports.tables.result import ResultTable
 
 SURE, UNSURE = 0.01, 0.6

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from reports.tables.csv_text import csv_text, inert
-from reports.tables.export import runs_to_csv, to_csv
+from reports.tables.frame import runs_to_csv, summary_csv
+from reports.tables.writers import csv_text, inert
 
 FORMULA = "=cmd|'/C calc'!A1"
 
@@ -44,7 +44,7 @@ def test_names_of_runs_and_operating_points(build: Any) -> None:
     for point in run.points:
         run.window(point, {"scores": {"edit_similarity": 0.5}})
     summary = run.summary()
-    (line,) = [row for row in csv.DictReader(io.StringIO(to_csv(summary))) if "cmd" in row["operating_point"]]
+    (line,) = [row for row in csv.DictReader(io.StringIO(summary_csv(summary))) if "cmd" in row["operating_point"]]
     assert line["operating_point"] == f"'{FORMULA}"
     lines = list(csv.DictReader(io.StringIO(runs_to_csv([("+one", summary)]))))
     assert {row["run"] for row in lines} == {"'+one"}

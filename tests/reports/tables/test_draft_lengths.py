@@ -9,9 +9,9 @@ import pytest
 
 from reports.figures import draft_lengths
 from reports.recorded import RecordedRun
-from reports.tables.draft_lengths import draft_families, draft_length_table
-from reports.tables.export import to_markdown
-from reports.tables.result import split_tables
+from reports.tables.report import report_markdown
+from reports.tables.result import draft_families, split_tables
+from reports.tables.run_tables import draft_lengths as draft_length_tables
 
 FULL, EXITS = "full", "fixed:layer=5@lossless"
 LENGTHS = {8: (1, 2, 3, 4), 2: (1, 2)}
@@ -39,10 +39,11 @@ def recorded(run: Any) -> RecordedRun:
 def test_lengths_of_one_operating_point_stand_together_shortest_first(run: Any) -> None:
     assert draft_families(run.summary().rows) == {EXITS: [2, 1]}
     (table,) = split_tables(run.summary())
-    found = draft_length_table(table)
-    assert found.header[:3] == ("operating point", "longest\ndraft", "tokens /\nverification")
-    assert [row[:3] for row in found.rows] == [(EXITS, "2", "1.00 [too few]"), (EXITS, "8", "3.00 [too few]")]
-    assert "**What longer drafts bring**" in to_markdown(run.summary())
+    (found,) = draft_length_tables(table)
+    names, lengths, tokens, *_ = found.columns
+    assert (names.cells, lengths.texts) == ((EXITS, EXITS), ("2", "8"))
+    assert (tokens.term, tokens.texts) == ("tokens / verification", ("1.00 [too few]", "3.00 [too few]"))
+    assert "**What longer drafts bring**" in report_markdown(run.summary())
 
 
 def test_one_length_has_no_table(build: Any) -> None:
@@ -50,7 +51,7 @@ def test_one_length_has_no_table(build: Any) -> None:
     run.window(FULL, {})
     run.window(EXITS, {"drafted_at": (None,) * 3, "accepted": (False,) * 3, "verifications": 2})
     (table,) = split_tables(run.summary())
-    assert draft_length_table(table) is None
+    assert list(draft_length_tables(table)) == []
     assert draft_lengths.figures(recorded(run)) == []
     assert "--draft-max 2,4,8,16" in draft_lengths.absence(recorded(run))
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from reports.green_code.kv_figure import kv_markdown
-from reports.tables.export import to_markdown
-from reports.tables.markdown import escape_markdown, markdown_code, markdown_row
+from reports.tables.report import report_markdown
+from reports.tables.writers import escape_markdown, markdown_code, markdown_row
 
 EVIL = "evil `t` <script>alert(1)</script>"
 
@@ -41,16 +40,7 @@ def test_no_report_lets_a_name_out_of_its_code_span(build: Any) -> None:
     run = build(points=("full", EVIL))
     for point in run.points:
         run.window(point, {"scores": {"edit_similarity": 0.5}})
-    rows = [line for line in to_markdown(run.summary()).splitlines() if line.startswith("|") and "evil" in line]
+    rows = [line for line in report_markdown(run.summary()).splitlines() if line.startswith("|") and "evil" in line]
     assert rows
     assert all("evil \\`t\\` &lt;script&gt;" in row for row in rows)
     assert not [row for row in rows if "<script>" in row]
-
-
-def test_nor_does_the_figure_of_the_kv_cache(build: Any) -> None:
-    run = build(points=("full@none", EVIL), kv="none")
-    for block in range(6):
-        for point in run.points:
-            run.window(point, {}, block=block)
-    (row,) = [line for line in kv_markdown(run.summary()).splitlines() if line.startswith("| evil")]
-    assert row.startswith("| evil \\`t\\` &lt;script&gt;alert(1)&lt;/script&gt; | ")

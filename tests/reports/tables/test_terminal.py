@@ -9,9 +9,11 @@ import pytest
 from rich.console import Console
 
 from harness.records.summary import Summary
-from reports.tables.columns import columns_of, headline_columns, section_columns, section_titles
-from reports.tables.result import HEADLINE_TITLE, split_tables
-from reports.tables.terminal import fold_label, render
+from reports.tables.columns import columns_of, headline_columns, sections_with_columns
+from reports.tables.report import brief, render
+from reports.tables.result import split_tables
+from reports.tables.run_tables import HEADLINE
+from reports.tables.table import Column
 
 POINTS = ("full", "fixed:layer=5", "confidence:threshold=0.95", "oracle")
 
@@ -28,10 +30,14 @@ def summary(build) -> Summary:
     return run.summary()
 
 
-def printed(summary: Summary, width: int, **options) -> str:
+def printed(summary: Summary, width: int, shown=render) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(render(summary, **options))
+    console.print(shown(summary))
     return console.file.getvalue()
+
+
+def columns_by_name(summary: Summary) -> dict[str, Column]:
+    return {column.name: column for column in columns_of(summary.rows).values()}
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
@@ -39,19 +45,17 @@ def test_no_line_is_longer_than_the_terminal_and_every_cell_is_whole(summary, wi
     text = printed(summary, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    (table,) = split_tables(summary)
-    columns = columns_of(table)
-    for column in columns.values():
-        for cell in column.cells if not column.empty else ():
-            assert re.search(rf"(^|\s){re.escape(cell)}(\s|$)", text, re.MULTILINE), f"{column.key}: {cell} at {width}"
+    for name, column in columns_by_name(summary).items():
+        for cell in column.texts if not column.empty else ():
+            assert re.search(rf"(^|\s){re.escape(cell)}(\s|$)", text, re.MULTILINE), f"{name}: {cell} at {width}"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_verdicts_wrap_and_stand_whole_beside_their_letter(summary, width) -> None:
-    text = " ".join(printed(summary, width).split())
-    for letter, row in zip("ABCD", summary.rows, strict=True):
-        assert row.verdict
-        assert f"{letter} {row.verdict}" in text
+def test_verdicts_wrap_and_stand_whole(summary, width) -> None:
+    lines = printed(summary, width).partition("Against full depth, in words\n")[2].partition("\n\n")[0].splitlines()
+    start = lines[0].index("in words")
+    words = " ".join(" ".join(line[start:] for line in lines[2:]).split())
+    assert all(row.verdict and row.verdict in words for row in summary.rows)
 
 
 @pytest.mark.parametrize("width", [60, 120])
@@ -67,13 +71,13 @@ def test_every_row_names_its_kv_policy(summary) -> None:
     rows = (*summary.rows[:3], summary.rows[3].model_copy(update={"kv": "recompute"}))
     mixed = summary.model_copy(update={"rows": rows})
     (table,) = split_tables(mixed)
-    assert any("float32, kv propagate, recompute, batch 1" in line for line in table.subheadings)
-    (policies,) = [column for column in headline_columns(table, columns_of(table)) if column.term == "KV"]
+    assert "float32, kv propagate, recompute, batch 1" in dict(table.facts)["decoding"]
+    (policies,) = [column for column in headline_columns(table.rows, counts=False) if column.term == "KV"]
     assert policies.cells == ("propagate", "propagate", "propagate", "recompute")
     for width in (60, 120):
-        (line,) = [line for line in printed(mixed, width, details=False).splitlines() if line.startswith("◇ D")][:1]
+        (line,) = [line for line in printed(mixed, width).splitlines() if line.startswith("◇ D")][:1]
         assert " recompute " in line
-    assert headline_columns(split_tables(summary)[0], columns_of(table))[0].cells == ("propagate",) * 4
+    assert headline_columns(summary.rows, counts=False)[0].cells == ("propagate",) * 4
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -106,23 +110,29 @@ def test_energy_carries_its_source_in_the_header(summary) -> None:
 
 
 def test_intervals_are_compact_and_the_baseline_has_none(summary) -> None:
-    columns = columns_of(split_tables(summary)[0])
-    assert columns["speedup"].cells == ("1.00×", "1.25× [1.25, 1.25] *", "1.67× [1.67, 1.67] *", "2.50× [2.50, 2.50] *")
+    assert columns_by_name(summary)["speedup"].texts == (
+        "1.00×",
+        "1.25× [1.25, 1.25] *",
+        "1.67× [1.67, 1.67] *",
+        "2.50× [2.50, 2.50] *",
+    )
 
 
 def test_missing_is_a_dash_and_zero_is_a_zero(summary) -> None:
-    columns = columns_of(split_tables(summary)[0])
-    assert set(columns["bleu"].cells) == {"–"}
-    assert set(columns["exact_match"].cells) == {"0.000"}
-    assert columns["layers_skipped"].cells[0] == "0.0 %"
+    columns = columns_by_name(summary)
+    assert set(columns["bleu"].texts) == {"–"}
+    assert set(columns["exact_match"].texts) == {"0.000"}
+    assert columns["layers_skipped"].texts[0] == "0.0 %"
 
 
 def test_decimals_are_the_same_for_a_whole_column(build) -> None:
     run = build()
     run.window("full", {"latency_s": 0.12345, "token_times_s": (0.1, 0.2, 0.3)})
     run.window("fixed:layer=5", {"latency_s": 0.0123456, "ttft_s": 0.01})
-    cells = columns_of(split_tables(run.summary())[0])["latency_p50_s"].cells
-    assert cells == ("123", "12")  # three significant digits of the largest, in milliseconds
+    assert columns_by_name(run.summary())["latency_p50_s"].texts == (
+        "123",
+        "12",
+    )  # three significant digits of the largest, in milliseconds
 
 
 def test_a_summary_of_random_weights_says_so_where_the_scores_are(build) -> None:
@@ -140,11 +150,11 @@ def test_errors_get_columns_only_when_there_are_any(build, summary) -> None:
     assert "errors" in printed(run.summary(), 120)
 
 
-def test_without_details_the_headline_and_the_plot_remain(summary) -> None:
-    text = printed(summary, 120, details=False)
-    assert HEADLINE_TITLE in text
-    assert "Pareto front" in text
-    assert not any(title in text for title in section_titles(columns_of(split_tables(summary)[0])))
+def test_a_run_ends_with_the_headline_and_what_it_says(summary) -> None:
+    text = printed(summary, 120, brief)
+    assert HEADLINE in text
+    assert f"First of {len(summary.notes)} notes" in text
+    assert not any(title in text for title, _ in sections_with_columns(columns_of(summary.rows)))
 
 
 def test_brackets_in_names_are_not_markup(build) -> None:
@@ -165,14 +175,6 @@ def test_every_table_of_several_tasks_is_shown(build) -> None:
     assert "javacorpus · green-code" in text
 
 
-def test_labels_fold_before_options_and_lose_nothing() -> None:
-    label = "margin:threshold=0.9:temperature=4"
-    assert fold_label(label, 40) == label
-    assert fold_label(label, 22) == "margin:threshold=0.9\n  :temperature=4"
-    assert fold_label("one-long-name", 10) == "one-long-n\n  ame"
-    assert fold_label("classifier@lossless+lookup", 20) == "classifier@lossless\n  +lookup"
-
-
 @pytest.mark.parametrize("width", [80, 100])
 def test_quality_and_speed_are_shown_whatever_a_name_is_as_long_as(build, width) -> None:
     long = f"my_package.strategies.{'Long' * 12}:threshold=0.123456789@lossless+{'source' * 9}"
@@ -183,17 +185,17 @@ def test_quality_and_speed_are_shown_whatever_a_name_is_as_long_as(build, width)
             run.window(point, sample, block=block, duration=1.0 + block / 9)
     run.window(long, {"error": "broken"}, block=6)
     summary = run.summary()
-    for text in (printed(summary, width, details=False), printed(summary, width)):
+    for text in (printed(summary, width, brief), printed(summary, width)):
         assert max(map(len, text.splitlines())) <= width
         assert "…" not in text
-        header = text[text.index(HEADLINE_TITLE) : text.index("─")]
+        header = text[text.index(HEADLINE) : text.index("─")]
         assert {"sim.", "speed-up"} <= set(header.split()), text
 
 
 def test_every_column_is_in_some_section_and_explained(summary) -> None:
-    columns = columns_of(split_tables(summary)[0])
-    shown = {column.key for title in section_titles(columns) for column in section_columns(title, columns)}
-    assert shown == {key for key, column in columns.items() if not column.empty}
+    columns = columns_of(summary.rows)
+    shown = {column.name for _, found in sections_with_columns(columns) for column in found}
+    assert shown == {column.name for column in columns.values() if not column.empty}
     text = " ".join(printed(summary, 120).split())
     for column in columns.values():
         assert (f"{column.term}: {column.meaning}" in text) is not column.empty

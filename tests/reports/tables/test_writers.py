@@ -12,8 +12,8 @@ from html.parser import HTMLParser
 import pytest
 
 from harness.appearance.terminal import Console, Text
-from harness.records.estimate import Estimate, NoInterval
-from reports.tables.table import MISSING, Column, Facts, Heading, Line, Part, Picture, Table
+from harness.records.estimate import MISSING, Estimate, NoInterval
+from reports.tables.table import Column, Facts, Heading, Line, Part, Picture, Table
 from reports.tables.writers import fold_label, to_csv, to_html, to_markdown, to_terminal
 
 HOSTILE = ("a|b", "=1+1", "<b>x</b>", "`t` @me #1", "[bold]x[/]", "\x1b[31mred\u202e", "one\ntwo", "$x_y^z% \\end{x}")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that the documentation would claim of a GPU, measured on this one; exit code 1 where a claim does not hold.
 #
-#   reports/gallery/gpu.sh [DEVICE]               runs/gpu-*; about half an hour, and nothing else may use the GPU
+#   docs/scripts/gpu.sh [DEVICE]               runs/gpu-*; about half an hour, and nothing else may use the GPU
 #
 # Never run by its authors, who have no GPU: docs/gpu.md says what was tested instead. `harness` and `python` must be
 # those of the environment (. .venv/bin/activate), torch a build for CUDA.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The runs and the questions behind docs/calibration.md: four kinds of documents, each calibrated on and tested on the others.
 #
-#   reports/gallery/calibration.sh DATA_FOLDER        less than an hour on two cores; tokens do not depend on what else runs
+#   docs/scripts/calibration.sh DATA_FOLDER        less than an hour on two cores; tokens do not depend on what else runs
 #
 # DATA_FOLDER holds CodeXGLUE's rows; `harness` must be on the PATH. What is finished is left alone, what was stopped goes on.
 set -euo pipefail

@@ -15,7 +15,8 @@ from scipy.special import stdtrit
 from harness.calibrating.targets import document_losses, parse_target
 from harness.config import BASELINE
 from harness.records import OperatingPointRecord
-from reports.gallery.measured import (
+from harness.records.estimate import MISSING, Estimate
+from measured import (
     BYTES,
     DECODING,
     LOOKUP,
@@ -24,30 +25,30 @@ from reports.gallery.measured import (
     REQUEST,
     SKIPPED,
     STREAMS,
-    Column,
     Found,
-    Table,
+    Shown,
+    of_rows,
     rows_of,
     stream,
+    text_of,
 )
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import paired_ratio, ratio_interval
 from reports.statistics.risk_control import P_VALUES, certified_by_tests
-from reports.tables.columns import MISSING
-from reports.tables.markdown import markdown_code, markdown_row
+from reports.tables.table import Column, Table
 
 TARGET = "agreement=0.75"
 CONFIDENCE = 0.95
 STUDIES = {
-    "ranking": "harness study reports/gallery/results/ranking.toml",
-    "ranking-calibration": "harness study reports/gallery/results/ranking-calibration.toml",
+    "ranking": "harness study docs/scripts/results/ranking.toml",
+    "ranking-calibration": "harness study docs/scripts/results/ranking-calibration.toml",
 }
 LITTLE = 1.05
 """Layers skipped that would bring less, were deciding free, are too few to pay."""
 NOT_BYTES = 1.05
 """What a byte model may promise beyond what was measured before something else must take the time."""
 
-HEADS = Column("LM heads / token", "lm_head_per_token", "{:.1f}")
+HEADS = Column(header="LM heads / token", name="lm_head_per_token", form=".1f", cells=())
 
 OVER_LOOKUP = "over_lookup"
 _PARTS = ("", "_low", "_high", "_n")
@@ -143,7 +144,7 @@ def together(
 
 def _said(ratio: tuple[float, float, float]) -> str:
     value, low, high = ratio
-    return f"{value:.2f}×" if math.isnan(low) else f"{value:.2f}× [{low:.2f}, {high:.2f}]"
+    return Estimate.of(value, None if math.isnan(low) else (low, high)).text("{:.2f}×", "{:.2f}")
 
 
 def why(rows: Sequence[pd.Series[Any]]) -> str:
@@ -168,7 +169,7 @@ def why(rows: Sequence[pd.Series[Any]]) -> str:
     return f"bytes read say {read:.2f}× as well"
 
 
-def ranking(found: Found, _: Path) -> Iterator[str]:
+def ranking(found: Found, _: Path) -> Iterator[Table]:
     """Yield a line per strategy at its fastest setting: lossless ones first, the faster before the slower."""
     rows = ranked_rows(found)
     rows = rows[rows["strategy"] != "oracle"]
@@ -185,16 +186,15 @@ def ranking(found: Found, _: Path) -> Iterator[str]:
         elif fastest != LOOKUP and "+lookup" in each[0]["decode"]:
             told = _beside_lookup(each)
         else:
-            told = "**worth using**" if lossless else f"faster, with {1 - prefix:.0%} of the text lost"
-        cells = [f"{row['decode_speedup']:.2f}×" for row in each]
+            told = "worth using" if lossless else f"faster, with {1 - prefix:.0%} of the text lost"
+        of_text = {row["text"]: f"{row['decode_speedup']:.2f}×" for row in each}
+        cells = [of_text.get(text, MISSING) for text in STREAMS]
         setting = MISSING if lossless else _options(fastest)
-        words = [markdown_code(str(name)), setting, _said(best), f"{prefix:.2f}", told]
-        lines.append(((bool(lossless), best[0]), [*words, *cells, LOST.cell(pd.Series({LOST.name: lost}))]))
-    yield markdown_row(
-        ["strategy", "its setting", "together", "exact prefix", "verdict", *STREAMS, "edit sim. to full depth's"]
-    )
-    yield markdown_row([":--", ":--", "--:", "--:", ":--", *["--:"] * 5])
-    yield from (markdown_row(cells) for _, cells in sorted(lines, key=lambda line: line[0], reverse=True))
+        words = [str(name), setting, _said(best), f"{prefix:.2f}", told]
+        lines.append(((bool(lossless), best[0]), [*words, *cells, text_of(LOST, pd.Series({LOST.name: lost}))]))
+    heads = ["strategy", "its setting", "together", "exact prefix", "verdict", *STREAMS, "edit sim. to full depth's"]
+    ordered = sorted(lines, key=lambda line: line[0], reverse=True)
+    yield of_rows(heads, [cells for _, cells in ordered], label=True)
 
 
 def _beside_lookup(rows: Sequence[pd.Series[Any]]) -> str:
@@ -203,11 +203,11 @@ def _beside_lookup(rows: Sequence[pd.Series[Any]]) -> str:
         return "not held against look-up alone"
     held = together(rows, OVER_LOOKUP)
     if held[1] > 1:
-        return f"**worth using**: {_said(held)} of look-up alone"
+        return f"worth using: {_said(held)} of look-up alone"
     return f"{'slows look-up down' if held[2] < 1 else 'no gain over look-up that can be told'}: {_said(held)} of it"
 
 
-def promised(found: Found, _: Path) -> Iterator[str]:
+def promised(found: Found, _: Path) -> Iterator[Table]:
     """Yield a line per lossy strategy that something is certified of: its laxest certified setting on each text."""
     rows, sure = ranked_rows(found), certified(found["ranking-calibration"])
     rows = rows[~rows["lossless"] & rows["setting"].isin(sure)]
@@ -219,11 +219,9 @@ def promised(found: Found, _: Path) -> Iterator[str]:
             MISSING if row is None else f"{row['decode_speedup']:.2f}× ({_options(row['operating_point'])})"
             for row in each
         ]
-        lines.append((together(each), [markdown_code(str(name)), *cells]))
-    yield markdown_row(["strategy", *STREAMS, "together"])
-    yield markdown_row([":--", *["--:"] * 5])
-    for ratio, cells in sorted(lines, key=lambda line: line[0], reverse=True):
-        yield markdown_row([*cells, _said(ratio)])
+        lines.append((together(each), [str(name), *cells]))
+    ordered = sorted(lines, key=lambda line: line[0], reverse=True)
+    yield of_rows(["strategy", *STREAMS, "together"], [[*cells, _said(ratio)] for ratio, cells in ordered], label=True)
 
 
 def _points(rows: pd.DataFrame) -> Iterator[tuple[str, list[pd.Series[Any]]]]:
@@ -238,21 +236,21 @@ def _options(point: str) -> str:
     return ", ".join(options) or "as it ships"
 
 
-def settings(found: Found, _: Path) -> Iterator[str]:
+def settings(found: Found, _: Path) -> Iterator[Table]:
     """Yield a line per operating point, all kinds of text together."""
-    columns = (SKIPPED, HEADS, BYTES)
-    titles = [one.title for one in columns]
-    yield markdown_row(["operating point", *titles, "decoding", "whole request", "exact prefix", LOST.title])
-    yield markdown_row([":--", *["--:"] * 7])
+    lines = []
     for name, each in _points(ranked_rows(found)):
-        means = pd.DataFrame(each)[[one.name for one in (*columns, PREFIX, LOST)]].astype("float64").mean()
+        shown = (SKIPPED, HEADS, BYTES, PREFIX, LOST)
+        means = pd.DataFrame(each)[[one.name for one in shown]].astype("float64").mean()
+        cells = [text_of(one, means) for one in shown]
         speeds = [_said(together(each, one.name)) for one in (DECODING, REQUEST)]
-        cells = [one.cell(means) for one in (*columns, PREFIX, LOST)]
-        yield markdown_row([markdown_code(name), *cells[:3], *speeds, *cells[3:]])
+        lines.append([name, *cells[:3], *speeds, *cells[3:]])
+    heads = [*(one.header for one in (SKIPPED, HEADS, BYTES)), "decoding", "whole request", "exact prefix", LOST.header]
+    yield of_rows(["operating point", *heads], lines, label=True)
 
 
 TABLES = {
-    "ranking": Table(("ranking",), ranking),
-    "ranking-promised": Table(tuple(STUDIES), promised),
-    "ranking-settings": Table(("ranking",), settings),
+    "ranking": Shown(("ranking",), ranking),
+    "ranking-promised": Shown(tuple(STUDIES), promised),
+    "ranking-settings": Shown(("ranking",), settings),
 }

@@ -1,6 +1,6 @@
 """Does ``harness suitability`` predict what runs gain? Rank correlation over models and exit sets.
 
-    .venv/bin/python reports/gallery/suitability.py [FOLDER]         on two idle cores about an hour
+    .venv/bin/python docs/scripts/suitability.py [FOLDER]         on two idle cores about an hour
 
 Every pair of a model and its exit points is predicted on documents of the validation split, and decoded live on the
 test split under a fixed list of strategies. Realised is the largest speed-up of a setting that keeps nine tokens in ten

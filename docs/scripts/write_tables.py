@@ -1,8 +1,8 @@
 """Write the tables of the documentation from run directories, so that they cannot drift from what was measured.
 
-    python reports/gallery/tables.py [RUNS] [--check] [--docs DIR]
+    python docs/scripts/write_tables.py [RUNS] [--check] [--docs DIR]
 
-``reports/gallery/results.sh`` makes RUNS (default: studies). Between ``<!-- table: NAME -->`` and ``<!-- /table -->``
+``docs/scripts/results.sh`` makes RUNS (default: studies). Between ``<!-- table: NAME -->`` and ``<!-- /table -->``
 of a page stands the table of that name, with its command, date and machine in one line under it. A block whose runs are
 missing, or not finished, is left as it is and said so. ``--check`` writes nothing, names the blocks that would change
 and then ends with code 1.
@@ -18,11 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 
+import measured
+import ranked
 from harness.errors import DataError, HarnessError, UnknownNameError
 from harness.running.reading import find_runs, read_run
-from reports.gallery import measured, ranked
-from reports.gallery.measured import MissingRunsError, Table
+from measured import MissingRunsError, Shown
 from reports.recorded import RecordedRun
+from reports.tables.writers import to_markdown
 
 STUDIES = {**measured.STUDIES, **ranked.STUDIES}
 TABLES = {**measured.TABLES, **ranked.TABLES}
@@ -88,18 +90,17 @@ def blocks(page: Path) -> list[str]:
     return names
 
 
-def rendered(table: Table, runs: Runs, folder: Path) -> str:
+def rendered(table: Shown, runs: Runs, folder: Path) -> str:
     """Return a table in Markdown, and where it comes from.
 
     Raises:
         MissingRunsError: its runs are not there.
     """
     found = {study: runs.of(study) for study in table.studies}
-    lines = list(table.lines(found, folder))
-    return "\n".join(["", *lines, "", provenance(table, found), "", ""])
+    return "\n".join([*to_markdown(table.parts(found, folder)), "", provenance(table, found), "", ""])
 
 
-def provenance(table: Table, found: Mapping[str, Sequence[RecordedRun]]) -> str:
+def provenance(table: Shown, found: Mapping[str, Sequence[RecordedRun]]) -> str:
     """Return the line under a table: commands, and of runs days, machines, number formats and documents."""
     runs = [run for study in found.values() for run in study]
     said = list(dict.fromkeys(f"`{STUDIES[study]}`" for study in table.studies))

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Every run behind the tables of the documentation, each once: what is finished is left alone, what was stopped goes on.
 #
-#   reports/gallery/results.sh DATA_FOLDER              four and a half hours on two cores; nothing else may run beside it
-#   reports/gallery/results.sh DATA_FOLDER --dry-run    what the studies will take, from a few requests of each kind
-#   python reports/gallery/tables.py studies            then writes the tables
+#   docs/scripts/results.sh DATA_FOLDER              four and a half hours on two cores; nothing else may run beside it
+#   docs/scripts/results.sh DATA_FOLDER --dry-run    what the studies will take, from a few requests of each kind
+#   python docs/scripts/write_tables.py studies            then writes the tables
 #
 # DATA_FOLDER holds CodeXGLUE's rows, which studies name ./data; `harness` must be on the PATH (. .venv/bin/activate).
 set -euo pipefail
@@ -17,24 +17,11 @@ points() { # COMMAND…: code 1 says that something in it failed, others that al
 	"$@" || { code=$? && [ $code = 1 ] || exit $code; failed=1; }
 }
 
-for study in reports/gallery/results/*.toml; do
+for study in docs/scripts/results/*.toml; do
 	points harness study "$study" "${@:2}"
 done
+points harness study green-code --only model=smollm2-135m --limit 8 "${@:2}"
 [ $# = 1 ] || exit $failed
-
-reproduced() { # FILE FIGURE OPTION…: FILE lies there when it is finished
-	local out=studies/green-code-$2
-	if [ -f "$out/$1" ]; then
-		echo "$out is there"
-	elif [ -d "$out" ]; then
-		points harness reproduce --resume "$out"
-	else
-		points harness reproduce green-code --figure "${@:2}" --out "$out"
-	fi
-}
-
-reproduced summary.json kv --limit 16
-reproduced grid.json grid
 
 trace=traces/smollm2-135m
 resume=$([ -d "$trace" ] && echo --resume || true)

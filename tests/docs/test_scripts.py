@@ -16,22 +16,25 @@ import pandas as pd
 import pytest
 from scipy.special import stdtrit
 
+import measured
+import ranked
+import write_tables as tables
 from harness.errors import HarnessError
+from harness.records.estimate import MISSING
 from harness.records.summary import SummaryRow
 from harness.running.reading import read_run
 from harness.store.record_files import write_document
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import expand, read_study
-from reports.gallery import measured, ranked, tables
-from reports.gallery.measured import Column, stood
-from reports.gallery.tables import STUDIES, TABLES
-from reports.green_code.files import grid_json
+from measured import stood, text_of
 from reports.recorded import RecordedRun
-from reports.tables.columns import MISSING
-from tests.reports.green_code.test_compare_grid import compared
+from reports.tables.table import Line, Table
+from tests.reports.conftest import RunBuilder
+from tests.reports.published.test_against import measured as measured_run
+from write_tables import STUDIES, TABLES
 
 ROOT = Path(__file__).parents[2]
-GALLERY = ROOT / "reports" / "gallery"
+SCRIPTS = ROOT / "docs" / "scripts"
 FAKE = """#!/bin/sh
 printf 'harness %s\\n' "$*"
 case "$*" in study*/kv.toml*) exit ${KV_CODE:-0};; esac
@@ -39,12 +42,17 @@ case "$*" in study*/kv.toml*) exit ${KV_CODE:-0};; esac
 
 
 @pytest.fixture
+def build() -> type[RunBuilder]:
+    return RunBuilder
+
+
+@pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The script in a tree of its own."""
     if shutil.which("bash") is None:
         pytest.skip("there is no bash")
-    shutil.copytree(GALLERY / "results", tmp_path / "reports" / "gallery" / "results")
-    shutil.copy(GALLERY / "results.sh", tmp_path / "reports" / "gallery")
+    shutil.copytree(SCRIPTS / "results", tmp_path / "docs" / "scripts" / "results")
+    shutil.copy(SCRIPTS / "results.sh", tmp_path / "docs" / "scripts")
     (tmp_path / "bin").mkdir()
     (tmp_path / "some" / "where" / "DATA_FOLDER").mkdir(parents=True)
     (tmp_path / "bin" / "harness").write_text(FAKE)
@@ -56,7 +64,7 @@ def script(checkout: Path, *options: str, **environment: str) -> subprocess.Comp
     """Run the script with a command that only prints what it was asked for."""
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "../../reports/gallery/results.sh", "DATA_FOLDER", *options], cwd=checkout / "some" / "where",
+        ["bash", "../../docs/scripts/results.sh", "DATA_FOLDER", *options], cwd=checkout / "some" / "where",
         env={**os.environ, "PATH": path, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -71,26 +79,17 @@ def test_the_script_makes_what_every_table_is_made_of(checkout: Path) -> None:
     assert (checkout / "data").resolve() == checkout / "some" / "where" / "DATA_FOLDER"
 
 
-def test_what_is_finished_is_left_alone_and_what_is_not_goes_on(checkout: Path) -> None:
-    for file in ("green-code-grid/grid.json", "green-code-kv/manifest.json"):
-        (checkout / "studies" / file).parent.mkdir(parents=True)
-        (checkout / "studies" / file).touch()
-    made = script(checkout).stdout.splitlines()
-    assert "studies/green-code-grid is there" in made
-    assert "harness reproduce --resume studies/green-code-kv" in made
-
-
 @pytest.mark.parametrize(("code", "goes_on"), [("1", True), ("130", False)])
 def test_failed_points_do_not_end_it_but_an_interruption_does(checkout: Path, code: str, goes_on: bool) -> None:
     done = script(checkout, KV_CODE=code)
     assert done.returncode == int(code)
-    assert ("harness study reports/gallery/results/untuned.toml" in done.stdout) is goes_on
+    assert ("harness study docs/scripts/results/untuned.toml" in done.stdout) is goes_on
 
 
 def test_a_dry_run_measures_nothing(checkout: Path) -> None:
     made = script(checkout, "--dry-run").stdout.splitlines()
     assert all(line.startswith("harness study") and line.endswith("--dry-run") for line in made)
-    assert len(made) == len(list((GALLERY / "results").glob("*.toml")))
+    assert len(made) == len(list((SCRIPTS / "results").glob("*.toml"))) + 1  # GREEN-CODE's
 
 
 def test_other_rows_than_those_asked_for_are_refused(checkout: Path) -> None:
@@ -100,7 +99,7 @@ def test_other_rows_than_those_asked_for_are_refused(checkout: Path) -> None:
     assert "DATA_FOLDER: rename it" in done.stderr
 
 
-@pytest.mark.parametrize("file", sorted((GALLERY / "results").glob("*.toml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((SCRIPTS / "results").glob("*.toml")), ids=lambda file: file.stem)
 def test_every_study_is_accepted(file: Path) -> None:
     for point in expand(read_study(str(file))):
         point.config()
@@ -193,7 +192,7 @@ def test_a_table_is_what_its_runs_hold(runs: Path, docs: Path, capsys: pytest.Ca
     assert skipped.startswith("50.0 %")  # 5 of 10 layers
     assert decoding.startswith("2.00×")  # 0.2 s and 0.1 s
     assert lines[-1] == (
-        "*`harness study reports/gallery/results/kv.toml`; 1 January 2025; Test, Linux; float32; 6 documents of each "
+        "*`harness study docs/scripts/results/kv.toml`; 1 January 2025; Test, Linux; float32; 6 documents of each "
         "kind; prompts of `green-code`, 3 new tokens; in brackets 95 % intervals over documents.*"
     )
     assert rest == before.split("<!-- /table -->", 1)[1]  # the runs of the other table are not there
@@ -209,10 +208,17 @@ def test_a_study_that_is_not_finished_makes_no_table(runs: Path, docs: Path) -> 
 
 
 def test_cells_round_and_say_what_is_missing() -> None:
-    column = Column("", "speed", "{:+.1f}", " %", 100)
-    assert column.cell(pd.Series({"speed": -0.0321, "speed_low": -0.05, "speed_high": 0.01})) == "−3.2 % [−5.0, +1.0]"
-    assert column.cell(pd.Series({"speed": 0.5})) == "+50.0 %"
-    assert column.cell(pd.Series({"speed": float("nan")})) == column.cell(pd.Series({"other": 1.0})) == MISSING
+    row = {"tokens_saved": -0.0321, "tokens_saved_low": -0.05, "tokens_saved_high": 0.01}
+    assert text_of(measured.SAVED, pd.Series(row)) == "-3 [-5, 1]"
+    assert text_of(measured.SAVED, pd.Series({"tokens_saved": 0.5})) == "50"
+    assert text_of(measured.SAVED, pd.Series({"tokens_saved": float("nan")})) == MISSING
+    assert text_of(measured.SAVED, pd.Series({"other": 1.0})) == MISSING
+
+
+def lines(parts: Any) -> list[list[str]]:
+    """The cells of one table, row by row."""
+    (table,) = (part for part in parts if isinstance(part, Table))
+    return [list(cells) for cells in zip(*(column.texts for column in table.columns), strict=True)]
 
 
 def test_the_front_of_the_results_shows_every_speed_up_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +232,7 @@ def test_the_front_of_the_results_shows_every_speed_up_with_its_interval(monkeyp
         for point in measured.LOSSLESS
     ]
     monkeypatch.setattr(measured, "rows_of", lambda _: pd.DataFrame(rows))
-    cells = list(measured.worth({"exits": []}, Path()))[2].strip("| ").split(" | ")
+    cells = lines(measured.worth({"exits": []}, Path()))[0]
     speeds = "1.05× [0.95, 1.15] (1.03× [0.93, 1.13])"
     assert cells == ["Python's library", speeds, "0.64 [0.54, 0.74]", speeds, speeds, speeds]
 
@@ -247,12 +253,18 @@ def acceptance() -> Callable[..., Any]:
     )
 
 
-def test_the_grid_is_shown_beside_the_papers(tmp_path: Path) -> None:
-    (tmp_path / "green-code-grid").mkdir()
-    (tmp_path / "green-code-grid" / "grid.json").write_text(grid_json(compared()))
-    lines = list(measured.published_grid({}, tmp_path))
-    assert "| Python, threshold 0.6 | 70 to 79 % | 60 % | 60 % | 25 % |" in lines  # 4 s for 10 s, 1.5 s for 2 s
-    assert lines[-1] == "| Python, switching the cache on |  |  |  | 80 % |"  # 2 s for 10 s
+def test_green_code_is_shown_beside_the_paper_s() -> None:
+    found = {"green-code": [measured_run()]}
+    shown = lines(TABLES["green-code-grid"].parts(found, Path()))
+    assert [row[0] for row in shown[:4]] == [
+        "paper, Llama-3.2-3B, KV none", "paper, OPT-2.7B, KV none", "here, KV propagate", "here, KV none"
+    ]  # fmt: skip
+    assert shown[0][1:] == ["79.1 %", "63.0 %"]
+    assert lines(TABLES["green-code-kv"].parts(found, Path()))[4][:3] == [
+        "here, KV propagate",
+        "0.0 %",
+        "20.0 % [20.0, 20.0]",
+    ]
 
 
 def test_scores_are_shown_the_best_first(tmp_path: Path) -> None:
@@ -261,12 +273,9 @@ def test_scores_are_shown_the_best_first(tmp_path: Path) -> None:
     better = {"score": "lte", "pooled": {"auroc": 0.9, "auroc_ci": [0.85, 0.95], "ece": 0.0123}}
     (tmp_path / "scores" / "calibration.json").write_text(json.dumps({"scores": [worse, better]}))
     (tmp_path / "scores" / "sweep.json").write_text(json.dumps({"tokens": 28598, "documents": 150}))
-    assert list(measured.scores({}, tmp_path))[2:] == [
-        "| `lte` | 0.900 [0.850, 0.950] | 0.012 |",
-        f"| `margin` | 0.800 | {MISSING} |",
-        "",
-        "28,598 tokens of 150 documents, replayed: no time is in it.",
-    ]
+    table, note = measured.scores({}, tmp_path)
+    assert lines([table]) == [["lte", "0.900 [0.850, 0.950]", "0.012"], ["margin", "0.800", MISSING]]
+    assert note == Line("28,598 tokens of 150 documents, replayed: no time is in it.")
     with pytest.raises(measured.MissingRunsError):
         list(measured.scores({}, tmp_path / "elsewhere"))
 
@@ -323,7 +332,7 @@ def test_the_fastest_of_three_is_called_faster_no_more_often_than_one_alone() ->
     [
         (0.06, "slows look-up down: 0.83× [0.83, 0.83] of it"),
         (0.05, "no gain over look-up that can be told: 1.00× [1.00, 1.00] of it"),
-        (0.04, "**worth using**: 1.25× [1.25, 1.25] of look-up alone"),
+        (0.04, "worth using: 1.25× [1.25, 1.25] of look-up alone"),
     ],
 )
 def test_exits_behind_look_up_are_held_against_look_up(tmp_path: Path, build: Any, step_s: float, told: str) -> None:
@@ -332,7 +341,8 @@ def test_exits_behind_look_up_are_held_against_look_up(tmp_path: Path, build: An
     for block in range(16):
         for point, step in points.items():
             run.window(point, {"token_times_s": (0.1, 0.1 + step, 0.1 + 2 * step)}, block=block)
-    (line,) = (line for line in ranked.ranking({"ranking": [stored(run, tmp_path / "run")]}, tmp_path) if "`rl" in line)
+    found = lines(ranked.ranking({"ranking": [stored(run, tmp_path / "run")]}, tmp_path))
+    (line,) = (line for line in found if line[0].startswith("rl"))
     assert told in line
 
 
@@ -371,10 +381,11 @@ def test_a_strategy_stands_at_what_other_documents_certify(tmp_path: Path, build
     sure = {study: ranked.certified([run]) for study, run in found.items()}
     assert sure["lost"] == set()
     assert sure["kept"] == {("Python's library", "fixed", '{"layer": "5"}')}
-    (line,) = list(ranked.promised({"ranking": [found["lost"]], "ranking-calibration": [found["kept"]]}, tmp_path))[2:]
+    (line,) = lines(ranked.promised({"ranking": [found["lost"]], "ranking-calibration": [found["kept"]]}, tmp_path))
     assert "2.00× (layer=5)" in line  # a promise is of a setting, wherever its speed was measured
-    *_, line = ranked.ranking({"ranking": [found["lost"]]}, tmp_path)
-    assert line.startswith("| `fixed` | layer=5 | 2.00×")
-    assert line.endswith(f"| 0.00 | faster, with 100% of the text lost | 2.00× | {MISSING} |")
-    *_, line = ranked.settings({"ranking": [found["lost"]]}, tmp_path)
-    assert line.startswith("| `fixed:layer=5` | 50.0 % | 1.0 |")
+    *_, line = lines(ranked.ranking({"ranking": [found["lost"]]}, tmp_path))
+    assert line[:2] == ["fixed", "layer=5"]
+    assert line[2].startswith("2.00×")
+    assert line[3:] == ["0.00", "faster, with 100% of the text lost", "2.00×", *[MISSING] * 4]
+    *_, line = lines(ranked.settings({"ranking": [found["lost"]]}, tmp_path))
+    assert line[:3] == ["fixed:layer=5", "50.0 %", "1.0"]

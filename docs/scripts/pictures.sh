@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The pictures of README and documentation, made anew from run directories: front.png of the first, leaderboard.png of all.
 #
-#   reports/gallery/pictures.sh RUN…        `harness` and `chromium` must be on the PATH; a minute
+#   docs/scripts/pictures.sh RUN…        `harness` and `chromium` must be on the PATH; a minute
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
+pictures=$(cd "$(dirname "$0")/../gallery" && pwd)
 made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 
 harness report "${1:?name run directories}" --out "$made/report"
-cp "$made"/report/figures/*-front-speedup.png "$here/front.png"
+cp "$made"/report/figures/*-front-speedup.png "$pictures/front.png"
 harness leaderboard "$@" --out "$made/site"
 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1330 --virtual-time-budget=4000 \
-	--screenshot="$here/leaderboard.png" "file://$made/site/index.html"
+	--screenshot="$pictures/leaderboard.png" "file://$made/site/index.html"

@@ -1,11 +1,11 @@
 """What a study adds to its points, and how soon it goes on when all are measured, by the number of points.
 
-    .venv/bin/python reports/gallery/study_cost.py [--points 100 1000 10000] [--rounds 5] [--draw]
+    .venv/bin/python docs/scripts/study_cost.py [--points 100 1000 10000] [--rounds 5] [--draw]
 
 No point is measured: an executor finishes each at once, so that what is left is the study's own work, the grid, the
 scheduling and two flushed lines of the log. Every round is a new study in FOLDER, on the disk that is meant: a ``/tmp``
 in memory flushes nothing. Writes ``study-cost.json``, every round with the machine, and draws ``study-cost.png`` from
-it into --out (default: this folder); ``--draw`` only draws.
+it into --out (default: ``docs/gallery``); ``--draw`` only draws.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--points", type=int, nargs="+", default=[100, 1000, 10_000], help="numbers of points")
     parser.add_argument("--rounds", type=int, default=5, help="new studies of each number")
     parser.add_argument("--folder", type=Path, default=Path("studies"), help="where they are made, and removed")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the JSON file and picture")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[1] / "gallery", help="folder of the JSON file and picture"
+    )
     parser.add_argument("--draw", action="store_true", help="measure nothing; draw what the JSON file holds")
     asked = parser.parse_args(given)
     if min(*asked.points, asked.rounds) < 1:

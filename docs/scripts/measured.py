@@ -1,0 +1,345 @@
+"""What each table of the documentation shows, and of which runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.errors import HarnessError
+from harness.records.acceptance import EXIT, Acceptance
+from harness.records.calibration import CALIBRATION
+from harness.records.estimate import MISSING, Estimate
+from harness.running.reading import read_run
+from reports.completions.token_kinds import KINDS
+from reports.published.against import FULL, against_green_code, comparison_tables
+from reports.recorded import RecordedRun
+from reports.tables.frame import to_frame
+from reports.tables.run_tables import attribution_tables
+from reports.tables.table import Cell, Column, Line, Part, Table
+
+STREAMS = ("Python's library", "JDK", "CodeXGLUE starts, Python", "CodeXGLUE starts, Java")
+DRAFTED = ("full@lossless+lookup", "classifier:threshold=0.95@lossless", "classifier:threshold=0.95@lossless+lookup")
+LOOKUP, EXITS, BOTH = DRAFTED
+LOSSLESS = ("classifier:threshold=0.95", *DRAFTED, "layerskip:layer=8:length=4@lossless")
+
+Found = Mapping[str, Sequence[RecordedRun]]
+"""Study → its runs."""
+
+
+class MissingRunsError(HarnessError):
+    """Runs of a table are not there, or not finished."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What stands in the documentation under one name.
+
+    Attributes:
+        studies: whose runs it is made of.
+        parts: makes its tables of those runs and the folder of all studies.
+    """
+
+    studies: tuple[str, ...]
+    parts: Callable[[Found, Path], Iterable[Part]]
+
+
+def _metric(header: str, name: str, form: str = ".2f", **more: Any) -> Column:
+    """Return a metric as a column without rows; ``name`` is of :func:`reports.tables.frame.to_frame`."""
+    return Column(header=header, name=name, form=form, cells=(), **more)
+
+
+PREFIX = _metric("exact prefix", "exact_prefix")
+OWN_TEXT = _metric("own text", "own_text_agreement", "fraction")
+LINE = _metric("exact line", "exact_line")
+SIMILARITY = _metric("edit sim.", "edit_similarity", "fraction")
+MATCH = _metric("exact match", "exact_match")
+SKIPPED = _metric("layers skipped", "layers_skipped", "percent")
+VERIFIED = _metric("tokens / verification", "tokens_per_verification")
+ACCEPTED = _metric("accepted", "acceptance")
+READ = _metric("layers read / token", "layers_read_per_token", ".1f")
+BYTES = _metric("byte model", "byte_model_speedup", "ratio")
+DECODING = _metric("decoding", "decode_speedup", "ratio")
+REQUEST = _metric("whole request", "speedup", "ratio")
+LOST = _metric("to full depth's", "edit_similarity_difference", "difference")
+SAVED = _metric("tokens saved", "tokens_saved", ".0f", scale=100, unit="%")
+ENDED = _metric("stopped early", "stopped", ".0f", scale=100, unit="%")
+KEPT = _metric("accepted characters", "accepted_prefix", ".1f")
+PER_CHARACTER = _metric("time per accepted character", "accepted_character_s", ".1f", scale=1000, unit="ms")
+PREFIX_OVER = _metric("exact prefix over a fixed exit", "exact_prefix_over_fixed", "+.2f")
+SIMILARITY_OVER = _metric("edit sim. over it", "edit_similarity_over_fixed", "difference")
+
+
+def estimate(row: pd.Series[Any], name: str) -> Estimate | None:
+    """Return a metric of a row with its interval; ``None`` where it was not measured."""
+    value, low, high = (float(row.get(f"{name}{part}", math.nan)) for part in ("", "_low", "_high"))
+    if math.isnan(value):
+        return None
+    return Estimate.of(value, None if math.isnan(low) or low == high else (low, high))
+
+
+def text_of(column: Column, row: pd.Series[Any]) -> str:
+    """Return what a metric's column would show of one row."""
+    return replace(column, cells=(estimate(row, column.name),)).texts[0]
+
+
+def stream(source: str, language: str) -> str:
+    """Return the kind of text that a row is of, one of :data:`STREAMS`."""
+    if source.startswith("embedded"):
+        return STREAMS[language == "java"]
+    return f"CodeXGLUE starts, {language.capitalize()}"
+
+
+def rows_of(runs: Iterable[RecordedRun], **more: str) -> pd.DataFrame:
+    """Return the rows of runs, a stream after the other; ``more`` are columns with one value."""
+    frames = [to_frame(run.summary) for run in runs]
+    found = pd.concat(frames, ignore_index=True).copy().assign(**more)  # in one piece
+    found["text"] = [stream(*pair) for pair in zip(found["source"], found["language"], strict=True)]
+    return ordered(found, "text")
+
+
+def ordered(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Sort rows by columns: kinds of text as in :data:`STREAMS`, what else there is as it comes first."""
+    return rows.sort_values(
+        list(names), kind="stable",
+        key=lambda values: values.map(list(STREAMS if values.name == "text" else values.unique()).index),
+    )  # fmt: skip
+
+
+def listing(rows: pd.DataFrame, names: Mapping[str, str], columns: Sequence[Column]) -> Table:
+    """Return a table with a line per row: columns of words (name → title), then metrics."""
+    each = [row for _, row in rows.iterrows()]
+    labels = ("operating_point", "kv")
+    return Table(
+        title="",
+        columns=(
+            *(
+                Column(header=title, kind="label" if name in labels else "text", cells=tuple(map(str, rows[name])))
+                for name, title in names.items()
+            ),
+            *(replace(one, cells=tuple(estimate(row, one.name) for row in each)) for one in columns),
+        ),
+    )  # fmt: skip
+
+
+def of_rows(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, label: bool = False) -> Table:
+    """Return a table of rows whose first cell says which; ``label`` where it is an operating point."""
+    table = Table.of_rows("", headers, list(rows))
+    first = table.columns[0] if label else replace(table.columns[0], kind="text")
+    return replace(table, columns=(first, *table.columns[1:]))
+
+
+TEXT_AND_POINT = {"text": "text", "operating_point": "operating point"}
+
+
+def points(study: str, columns: Sequence[Column], *only: str, texts: Sequence[str] = STREAMS) -> Shown:
+    """Return a table with a line per stream and operating point, in the run's order; all of them unless named."""
+
+    def parts(found: Found, _: Path) -> Iterator[Table]:
+        rows = rows_of(found[study])
+        rows = rows[rows["text"].isin(texts) & (rows["operating_point"].isin(only) | (not only))]
+        yield listing(rows, TEXT_AND_POINT, columns)
+
+    return Shown((study,), parts)
+
+
+def worth(found: Found, _: Path) -> Iterator[Table]:
+    """Yield what early exit is worth: a line per stream."""
+    by = {(row["text"], row["operating_point"]): row for _, row in rows_of(found["exits"]).iterrows()}
+    lines = []
+    for text in STREAMS:
+        lossy, *others = (by[text, point] for point in (LOSSLESS[0], EXITS, LOOKUP, BOTH))
+        speeds = [f"{text_of(DECODING, row)} ({text_of(REQUEST, row)})" for row in (lossy, *others)]
+        lines.append((text, speeds[0], text_of(PREFIX, lossy), *speeds[1:]))
+    heads = ("lossy exits¹", "exact prefix kept", "exits, lossless", "look-up, lossless", "both, lossless")
+    yield of_rows(("kind of text", *heads), lines)
+
+
+Drafts = Mapping[tuple[str, str], Mapping[tuple[str | None, int | None, str | None], Acceptance]]
+"""Stream and operating point → source, layer and kind → what stood."""
+
+
+def drafts(runs: Iterable[RecordedRun]) -> Drafts:
+    """Return what stood of the drafts of each stream and operating point."""
+    return {
+        (stream(row.source, row.language), row.operating_point): {
+            (one.source, one.layer, one.kind): one for one in row.acceptances
+        }
+        for run in runs
+        for row in run.summary.rows
+    }
+
+
+def stood(found: Sequence[Acceptance | None]) -> str:
+    """Return the share of drafts that stood, and how many there were; with its interval where it is of one stream."""
+    known = [one for one in found if one is not None]
+    drafted = sum(one.drafted for one in known)
+    if not drafted:
+        return MISSING
+    share = f"{sum(one.accepted for one in known) / drafted:.2f}"
+    interval = known[0].share.interval if len(found) == 1 else None
+    return f"{share}{f' [{interval[0]:.2f}, {interval[1]:.2f}]' if interval else ''} ({drafted:,})"
+
+
+def draft_sources(found: Found, _: Path) -> Iterator[Table]:
+    """Yield which drafts stood, by what drafted them and where."""
+    of = drafts(found["exits"])
+    layers = sorted({key[1] for (_, point), keys in of.items() if point == EXITS for key in keys if key[1] is not None})
+    wanted = [
+        ("look-up alone", LOOKUP, ("lookup", None, None)),
+        ("look-up, exits behind it", BOTH, ("lookup", None, None)),
+        ("exits behind look-up", BOTH, (EXIT, None, None)),
+        ("exits alone", EXITS, (EXIT, None, None)),
+        *((f"… after layer {layer}", EXITS, (EXIT, layer, None)) for layer in layers),
+    ]
+    lines = []
+    for title, point, key in wanted:
+        each = [of[text, point].get(key) for text in STREAMS]
+        lines.append((title, *(stood([one]) for one in each), stood(each)))
+    yield of_rows(("", *STREAMS, "all"), lines)
+
+
+def draft_kinds(found: Found, _: Path) -> Iterator[Table]:
+    """Yield which drafts stood, by kind of token, all streams together."""
+    of = drafts(found["exits"])
+    lines = [
+        (kind, *(
+            stood([of[text, point].get((source, None, kind)) for text in STREAMS])
+            for point, source in ((EXITS, EXIT), (LOOKUP, "lookup"))
+        ))
+        for kind in KINDS
+    ]  # fmt: skip
+    shown = [line for line in lines if line[1:] != (MISSING, MISSING)]
+    yield of_rows(("kind of token", "exits alone", "look-up alone"), shown)
+
+
+def draft_lengths(found: Found, _: Path) -> Iterator[Table]:
+    """Yield a line per stream, draft source and longest draft."""
+    rows = rows_of(found["draft-lengths"])
+    rows = rows[rows["strategy"] != "full"].assign(
+        drafts=lambda f: f["decode"].map({"lossless": "exits", "lossless+lookup": "look-up, then exits"}),
+        most=lambda f: f["draft_max"].map("{:.0f}".format),
+    )
+    rows = ordered(rows, "text", "drafts", "draft_max")
+    names = {"text": "text", "drafts": "drafts", "most": "at most"}
+    yield listing(rows, names, (VERIFIED, ACCEPTED, BYTES, DECODING))
+
+
+def kv(found: Found, _: Path) -> Iterator[Table]:
+    """Yield a line per stream, strategy and KV policy."""
+    rows = rows_of(found["kv"])
+    names = {"text": "text", "strategy": "strategy", "kv": "KV"}
+    yield listing(rows[rows["strategy"] != "full"], names, (PREFIX, OWN_TEXT, LINE, SKIPPED, DECODING))
+
+
+def duplicates(found: Found, _: Path) -> Iterator[Table]:
+    """Yield each row twice: of all samples, and of those that tuning has not read."""
+    runs = found["duplicates"]
+    without = [
+        read_run(run.directory, duplicates=False) if any(sample.duplicate for sample in run.samples) else run
+        for run in runs
+    ]
+    rows = pd.concat([rows_of(runs, rows="all"), rows_of(without, rows="without")], ignore_index=True)
+    rows["n"] = rows["n"].map("{:.0f}".format)
+    rows = ordered(rows, "text", "operating_point", "rows")
+    names = {"text": "text", "rows": "rows", "operating_point": "operating point", "n": "files"}
+    yield listing(rows, names, (PREFIX, MATCH, SIMILARITY, SKIPPED, DECODING))
+
+
+def weights(found: Found, _: Path) -> Iterator[Table]:
+    """Yield full depth and exits of the base model, of one shared head and of a map per exit."""
+    kinds = {"untuned": "base", "shared-head": "tuned, one head", "exits": "tuned, a map per exit"}
+    rows = pd.concat([rows_of(found[study], kind=kind) for study, kind in kinds.items()], ignore_index=True)
+    rows = rows[rows["operating_point"].isin(["full", "fixed:layer=26", "rl"])]
+    rows = ordered(rows, "text")
+    names = {"text": "text", "kind": "weights", "operating_point": "operating point"}
+    yield listing(rows, names, (SIMILARITY, PREFIX, OWN_TEXT, SKIPPED))
+
+
+def attribution(found: Found, _: Path) -> Iterator[Table]:
+    """Yield where the time goes, and what deciding costs."""
+    for one in (one for run in found["attribution"] for one in run.summary.attributions if one.quantity == "time"):
+        yield from attribution_tables(one)
+
+
+def green_code(settings: Sequence[str], *columns: str) -> Shown:
+    """Return GREEN-CODE's numbers and ours at some settings, in some columns of their comparison."""
+
+    def parts(found: Found, _: Path) -> Iterator[Table]:
+        for one in against_green_code(found["green-code"]):
+            rows = tuple(row for row in one.rows if row.setting in settings)
+            table, _matched = comparison_tables(replace(one, rows=rows, notes=()))
+            yield replace(table, columns=tuple(each for each in table.columns if each.name in ("", *columns)))
+
+    return Shown(("green-code",), parts)
+
+
+def scores(_: Found, folder: Path) -> Iterator[Part]:
+    """Yield how well each score tells right exits from wrong ones, the best first."""
+    found = _document(folder / "scores" / CALIBRATION)["scores"]
+    lines = []
+    for one in sorted(found, key=lambda one: -(one["pooled"]["auroc"] or 0)):
+        pooled = one["pooled"]
+        auroc, ece = (None if pooled[name] is None else Estimate.of(pooled[name], None) for name in ("auroc", "ece"))
+        if auroc is not None and pooled["auroc_ci"]:
+            auroc = Estimate.of(auroc.value, tuple(pooled["auroc_ci"]))
+        lines.append((one["score"], auroc, ece))
+    table = of_rows(("score", "AUROC", "calibration error"), lines, label=True)
+    yield replace(table, columns=tuple(replace(column, form="fraction") for column in table.columns))
+    sweep = _document(folder / "scores" / "sweep.json")
+    yield Line(f"{sweep['tokens']:,} tokens of {sweep['documents']:,} documents, replayed: no time is in it.")
+
+
+def _document(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise MissingRunsError(f"there is no {file}")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+_FOLDER = "docs/scripts/results"
+_STUDIES = (
+    "attribution", "draft-lengths", "duplicates", "exits", "float32", "heads", "kv", "shared-head",
+    "stopping", "untuned",
+)  # fmt: skip
+STUDIES = {
+    **{name: f"harness study {_FOLDER}/{name}.toml" for name in _STUDIES},
+    "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
+    "scores": "harness sweep --replay traces/smollm2-135m --strategy confidence --strategy margin --strategy entropy "
+    "--strategy saturation --strategy classifier --strategy lte --points 94",
+}
+"""Folder → the command that makes it."""
+
+_EXITS = (PREFIX, SIMILARITY, LOST, SKIPPED, DECODING, REQUEST, PREFIX_OVER, SIMILARITY_OVER)
+_ALONE = (
+    *("full", "fixed:layer=14", "fixed:layer=22", "fixed:layer=26", "confidence:threshold=0.9", "entropy"),
+    *("classifier", "lte", "rl", "rl:agent=rl-python", "oracle"),
+)
+TABLES = {
+    "worth": Shown(("exits",), worth),
+    "lossless": points("exits", (PREFIX, DECODING, REQUEST, VERIFIED, ACCEPTED, READ, BYTES), *LOSSLESS),
+    "lossless-float32": points("float32", (PREFIX, DECODING, REQUEST, VERIFIED, ACCEPTED, BYTES), *LOSSLESS),
+    "draft-sources": Shown(("exits",), draft_sources),
+    "draft-kinds": Shown(("exits",), draft_kinds),
+    "draft-lengths": Shown(("draft-lengths",), draft_lengths),
+    "exits-files": points("exits", _EXITS, *_ALONE, texts=STREAMS[:2]),
+    "exits-rows": points("exits", _EXITS, *_ALONE, texts=STREAMS[2:]),
+    "weights": Shown(("exits", "shared-head", "untuned"), weights),
+    "scores": Shown(("scores",), scores),
+    "kv": Shown(("kv",), kv),
+    "duplicates": Shown(("duplicates",), duplicates),
+    "attribution": Shown(("attribution",), attribution),
+    "heads": points("heads", (PREFIX, BYTES, DECODING, REQUEST)),
+    "stopping": points("stopping", (SAVED, ENDED, KEPT, SIMILARITY, REQUEST, PER_CHARACTER), texts=STREAMS[:2]),
+    "green-code-kv": green_code(
+        (FULL, "threshold 0.9", "rl:agent=rl-java", "rl:agent=rl-python", "fixed:layer=14"),
+        *("layers_skipped", "time_of_uncached", "energy_of_uncached"),
+    ),
+    "green-code-grid": green_code(("threshold 0.6", "threshold 0.9"), "layers_skipped", "time_saving"),
+}
+"""Name in the documentation → table."""

@@ -1,0 +1,275 @@
+"""A report of a summary, on a screen and as files, and what stands around its tables: how to read them, and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from harness.appearance.visible_text import escape_json
+from harness.contracts import Metric
+from harness.records.summary import Summary, SummaryRow
+from harness.store.seals import sealed_document
+from reports.files import write_files
+from reports.metrics.energy import ENERGY_PER_TOKEN
+from reports.metrics.evaluation import can_tell, is_distinguishable
+from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE, score_metrics
+from reports.recorded import RecordedRun
+from reports.statistics.intervals import MINIMUM_PAIRS
+from reports.summary.pareto import common_speedup
+from reports.tables.columns import explanations, headline_columns
+from reports.tables.frame import acceptance_csv, summary_csv
+from reports.tables.result import (
+    ResultTable,
+    is_asserted,
+    is_candidate,
+    is_reference,
+    legend,
+    mark,
+    split_tables,
+)
+from reports.tables.run_tables import headline, of_summary, parts_of
+from reports.tables.table import Column, Facts, Heading, Line, Part, Table
+from reports.tables.writers import Document, to_markdown, to_terminal
+
+FILES = ("summary.json", "summary.csv", "report.md")
+HEADING = "# Early-exit benchmark report"
+_BRIEF = 100
+"""Columns of a terminal that a run's end needs at most."""
+
+
+def render(summary: Summary) -> Document:
+    """Return a rich renderable of a whole summary; print it with any ``rich.console.Console``."""
+    return to_terminal(report(summary))
+
+
+def report(summary: Summary) -> Iterator[Part]:
+    """Yield every table of a summary, how to read them, and its notes."""
+    yield from of_summary(summary)
+    yield from how_to_read([summary])
+    yield from notes_of(summary)
+
+
+def to_json(summary: Summary) -> str:
+    """Return the summary as indented JSON with its seal; ``Summary.model_validate_json`` reads it back equal."""
+    document, _ = sealed_document(escape_json(summary.model_dump_json(indent=2)).encode() + b"\n")
+    return document.decode()
+
+
+def report_markdown(summary: Summary) -> str:
+    """Return a report that GitHub renders: the terminal's tables in full, with the same notes."""
+    return "\n".join([HEADING, *to_markdown(report(summary))]) + "\n"
+
+
+def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
+    """Write ``summary.json``, ``summary.csv``, ``report.md`` and, where something was drafted, ``acceptance.csv``.
+
+    Each is replaced whole; their paths are returned.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    texts = (to_json(summary), summary_csv(summary), report_markdown(summary))
+    further = acceptance_csv([("", summary)])
+    return write_files(directory, dict(zip(FILES, texts, strict=True)) | further)
+
+
+def how_to_read(summaries: Iterable[Summary]) -> Iterator[Part]:
+    """Yield what the marks and columns of these summaries' tables mean."""
+    rows = [row for summary in summaries for row in summary.rows]
+    if rows:
+        yield Heading("How to read this")
+        yield Facts(legend(rows))
+        yield from (
+            Facts(tuple((column.term, column.meaning) for column in section), flowing=True)
+            for section in explanations(rows)
+            if section
+        )
+
+
+def notes_of(summary: Summary) -> Iterator[Part]:
+    """Yield the notes under a heading, the most misleading first."""
+    if summary.notes:
+        yield Heading("Notes")
+        yield from (Line(note, bullet=True) for note in summary.notes)
+
+
+def brief(summary: Summary) -> Document:
+    """Return what a run ends with: the headline of each table, what it says in two sentences, and the first note."""
+    parts: list[Part] = []
+    for table in split_tables(summary):
+        parts += [Heading(table.heading), *headline(table), Line("")]
+        if any(row.pareto or not is_candidate(row) for row in table.rows):
+            words = "● on the front of exact prefix and speed-up · ◇ a bound, which one cannot deploy"
+            parts.append(Line(words, "faint"))
+        parts.append(Line(in_two_sentences(table)))
+    if summary.notes:
+        parts += [Line(""), Line(f"First of {len(summary.notes)} notes: {summary.notes[0]}", "faint")]
+    return to_terminal(parts, widest=_BRIEF)
+
+
+def detailed(runs: Iterable[tuple[str, RecordedRun]]) -> Iterator[Part]:
+    """Yield every table of each run, titled so that it can stand alone, for documents without headings.
+
+    Args:
+        runs: each with its name in the report.
+    """
+    for name, run in runs:
+        yield Heading(name)
+        warning = (f"{name} is not complete: {run.state}",) if run.state else ()
+        heading = ""
+        for part in parts_of(run):
+            match part:
+                case Heading():
+                    heading = part.text
+                case Table():
+                    title = f"{name}: {part.title}{f', {heading}' if heading else ''}"
+                    yield replace(part, title=title, name=f"{name} {part.title}", notes=(*warning, *part.notes))
+
+
+def task_tables(runs: Sequence[tuple[str, RecordedRun]]) -> list[Table]:
+    """Return one table per task and protocol that some run finished a sample of, in order of first appearance.
+
+    Rows of different runs stand in groups: they share columns and units, and every comparison in a row is with full
+    depth of its own run.
+
+    Args:
+        runs: each with its name in the report.
+    """
+    found: dict[tuple[str, str], list[tuple[str, RecordedRun, ResultTable]]] = {}
+    for name, run in runs:
+        for table in split_tables(run.summary):
+            if any(row.n for row in table.rows):
+                found.setdefault((table.rows[0].task, table.rows[0].protocol), []).append((name, run, table))
+    tasks = [task for task, _ in found]
+    return [
+        replace(_together(groups), name=f"{task} {protocol}" if tasks.count(task) > 1 else task)
+        for (task, protocol), groups in found.items()
+    ]
+
+
+def _together(groups: Sequence[tuple[str, RecordedRun, ResultTable]]) -> Table:
+    rows = [row for _, _, table in groups for row in table.rows]
+    task, protocol, several = rows[0].task, rows[0].protocol, len(groups) > 1
+    shown = headline_columns(rows, counts=any(table.uneven for _, _, table in groups))
+    columns = (
+        Column(header="", cells=tuple(mark(row).strip() for row in rows), kind="text", name="mark"),
+        Column(header="operating point", cells=tuple(row.operating_point for row in rows), kind="label"),
+        *(column for column in shown if column.name != "kv" or len(set(column.cells)) > 1),
+    )
+    headings, start = [], 0
+    for name, _, table in groups:
+        row = table.rows[0]
+        headings.append((start, f"{name}: {row.model}, {row.weights} weights, {table.numbers}, {table.size}"))
+        start += len(table.rows)
+    runs = len({name for name, _, _ in groups})
+    size = f"{runs} runs" if runs > 1 else groups[0][2].size
+    return Table(
+        title=f"Quality and cost on {task} ({protocol}), {size}. Speed-ups are over full depth of the same run.",
+        columns=columns,
+        notes=(*_marks(rows, columns), *(_facts(*group, rows=rows, several=several) for group in groups)),
+        groups=tuple(headings) if several else (),
+    )
+
+
+def _marks(rows: Sequence[SummaryRow], columns: Iterable[Column]) -> Iterator[str]:
+    """Yield what the marks and numbers of a task mean."""
+    if any(row.pareto for row in rows):
+        yield "● on the Pareto front of its run: exact prefix against speed-up."
+    if not all(map(is_candidate, rows)):
+        yield "◇ an upper bound, not a candidate."
+    yield "* differs from full depth (Holm-corrected p ≤ 0.05). Brackets: 95 % intervals."
+    if any("[too few]" in text for column in columns for text in column.texts):
+        yield "[too few]: too few blocks or samples for an interval."
+    if any(row.value(ENERGY_PER_TOKEN) is not None and not row.energy_measured for row in rows):
+        yield "Energy that no sensor read is an estimate and decides no ranking."
+
+
+def _facts(name: str, run: RecordedRun, table: ResultTable, *, rows: Sequence[SummaryRow], several: bool) -> str:
+    """Return what the rows of a run were measured on, in sentences."""
+    sources = {row.energy_source for row in rows if row.value(ENERGY_PER_TOKEN) is not None}
+    named = [f"{name} is not complete: {run.state}."] if run.state else [f"{name}."] * several
+    facts = [f"{label.capitalize()}: {text}." for label, text in table.facts]
+    energy = [f"Energy: {table.rows[0].energy_source}."] if len(sources) > 1 else []
+    return " ".join([*named, *facts, *energy])
+
+
+def in_two_sentences(table: ResultTable) -> str:
+    """Return what a table says of its operating points against full depth: the best without a loss, and with one.
+
+    Only differences that passed their test are told; the words are those of the rows' verdicts. Rows of several weights
+    formats are held against the fastest full depth of them, as one of them is itself.
+    """
+    full, metric = table.rows[0], common_speedup(table.rows)
+    others = [
+        row for row in table.rows[1:] if is_candidate(row) and row.n and row.verdict and not is_reference(row, metric)
+    ]
+    told = [found for row in others if (found := row.estimate(metric)) is not None]
+    if not full.n:
+        return "Full depth finished no sample, so that nothing can be compared with it; samples.jsonl says why."
+    if not others:
+        return "Nothing was compared with full depth. Name strategies with --strategy."
+    if not told:
+        return "There are no times to compare with full depth's; the report has what was scored."
+    if not can_tell(metric, [row.estimate(metric) for row in table.rows]):
+        return _too_few(full.n, max(one.n or 0 for one in told))
+    return _best(others, metric)
+
+
+def _too_few(samples: int, blocks: int) -> str:
+    in_blocks = f", measured in {blocks} blocks," if 0 < blocks < samples else ""
+    enough = max(50, MINIMUM_PAIRS * -(-samples // blocks) if blocks else 0)
+    return (
+        f"{samples} samples{in_blocks} are too few to tell any operating point from full depth. "
+        f"Use --limit {enough} or more."
+    )
+
+
+def _best(others: Sequence[SummaryRow], metric: Metric) -> str:
+    """Say which rows are faster, by a comparison with full depth."""
+
+    def speedup(row: SummaryRow) -> float:
+        return row.value(metric) or 0.0
+
+    distinct = [row for row in others if is_distinguishable(metric, row.estimate(metric))]
+    faster = sorted((row for row in distinct if speedup(row) > 1), key=speedup, reverse=True)
+    if not faster and len(distinct) == len(others):
+        return (
+            f"None of {len(others)} operating points is faster than full depth: each is slower beyond chance. "
+            f"Fastest of all: {_said(max(others, key=speedup))}."
+        )
+    if not faster:
+        return (
+            f"None of {len(others)} operating points is faster than full depth beyond chance. That does not make them "
+            "equal: more samples (--limit) tell smaller differences."
+        )
+    free = next((row for row in faster if _keeps(row)), None)
+    if free is None:
+        first = "No operating point that is faster beyond chance is known to keep full depth's edit similarity."
+    elif _has_its_text(free):
+        first = f"Fastest with full depth's own text: {_said(free)}."
+    else:
+        first = f"Fastest without a loss of edit similarity that can be told from chance: {_said(free)}."
+    fastest = faster[0]
+    second = f"It is the fastest of all {len(others)}." if fastest is free else f"Fastest of all: {_said(fastest)}."
+    return f"{first} {second}"
+
+
+def _said(row: SummaryRow) -> str:
+    return f"{row.operating_point} ({row.verdict})"
+
+
+def _has_its_text(row: SummaryRow) -> bool:
+    """Whether a row's texts are those of the full depth that scores are compared with, in every completion."""
+    return is_asserted(row) and not row.stop and row.baseline_format == row.weights_format
+
+
+def _keeps(row: SummaryRow) -> bool:
+    """Whether its text is full depth's, or a loss of edit similarity was looked for and could not be told."""
+    if _has_its_text(row):
+        return True
+    _, difference = score_metrics(EDIT_SIMILARITY_DIFFERENCE.removesuffix("_difference"))
+    estimate = row.estimate(difference)
+    if estimate is None or estimate.interval is None:
+        return False
+    return not (is_distinguishable(difference, estimate) and estimate.value < 0)
