@@ -73,12 +73,12 @@ def compare(
         write_json(comparison_document(found, judged), ensure_ascii=False)
     else:
         stdout().print(to_terminal(tables(found, details=details)))
-    code = _say(judged)
+    code = _print_judgements(judged)
     if code:
         raise typer.Exit(code)
 
 
-def _say(judged: Sequence[Judgement]) -> int:
+def _print_judgements(judged: Sequence[Judgement]) -> int:
     """Print what became of the conditions; return the exit code."""
     from reports.comparing.conditions import grouped
 

@@ -41,7 +41,9 @@ def lm_eval(
     else:
         stdout().print(to_terminal(tables(found.results)))
     where = escape(one_line(str(found.directory)))
-    said = f"Records, report.md, summary.csv and summary.json are in {where}, lm-eval's results in {where}/{FOLDER}."
+    written = f"Records, report.md, summary.csv and summary.json are in {where}, lm-eval's results in {where}/{FOLDER}."
     if found.run is None:
-        said = f"lm-eval's results are in {where}/{FOLDER}. No task generates, so there is no run for `harness report`."
-    console.print(f"[dim]{said}[/]", soft_wrap=True)
+        written = (
+            f"lm-eval's results are in {where}/{FOLDER}. No task generates, so there is no run for `harness report`."
+        )
+    console.print(f"[dim]{written}[/]", soft_wrap=True)

@@ -195,7 +195,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         """Return what results say of the model: how it decoded, and what that took, per task."""
         info, record = self._resolved.info, self.operating_point
         full = self._scoring_layer == info.num_layers
-        said = {
+        facts = {
             "operating_point": record.name,
             "kv": record.kv,
             "decode": record.decode,
@@ -211,7 +211,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             "loglikelihood_layer": self._scoring_layer,
             "tasks": self.facts(),
         }
-        return {"early_exit": said}
+        return {"early_exit": facts}
 
     # ------------------------------------------------------------------------------- what it takes
 

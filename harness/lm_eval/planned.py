@@ -144,10 +144,10 @@ def _source(name: str, task: Any, asks: Sequence[Ask], options: LmEvalOptions) -
     path = str(task.config.dataset_path or "")
     local = path in FILES or not path or Path(path).exists()
     rows = json.dumps([[ask.sample_id, ask.instance.doc] for ask in asks], sort_keys=True, default=str)
-    told = f"{path}/{task.config.dataset_name}" if task.config.dataset_name else path
+    hub = f"{path}/{task.config.dataset_name}" if task.config.dataset_name else path
     return SourceInfo(
         "path" if local else "hub",
-        f"lm-eval's {name}, version {task.VERSION}" + ("" if local else f", {told}"),
+        f"lm-eval's {name}, version {task.VERSION}" + ("" if local else f", {hub}"),
         hashlib.sha256(rows.encode()).hexdigest(),
         {
             DEFINED_BY: version("lm_eval"),

@@ -28,7 +28,7 @@ from typing import Literal
 
 from harness.contracts import KVFacts, numbers
 from harness.errors import StoreError, UnknownNameError
-from harness.records.manifest import Manifest, OperatingPointRecord, TaskRecord
+from harness.records.manifest import Manifest, ModelRecord, OperatingPointRecord, TaskRecord
 from harness.registry import KV_POLICIES
 
 MIXED, REPLAY = "mixed", "replay"
@@ -67,9 +67,7 @@ class Conditions:
 
     Attributes:
         run: which run it is of; points of one run were measured to be compared, whatever they differ in.
-        task, source_kind, protocol, source, fingerprint: the data, the last over the drawn rows.
-        model, weights, weights_id, exit_head, dtype: the model. ``weights_id``: hash of the weights and fingerprint of
-            the model, or the seed of random ones; empty in runs that say neither.
+        task, model: the data, and the model in all formats of the run. seed: of random weights.
         weights_format: how the matrices are stored; of a black box, those of the full depth that it is held against.
         kv, kv_facts: the policy for keys and values of skipped layers; empty for a black box.
         batch_size, arrival_rate, max_new_tokens: samples decoded together, requests per second if they arrive at a
@@ -81,16 +79,9 @@ class Conditions:
     """
 
     run: str
-    task: str
-    source_kind: str
-    protocol: str
-    source: str
-    fingerprint: str
-    model: str
-    weights: str
-    weights_id: str
-    exit_head: str
-    dtype: str
+    task: TaskRecord
+    model: ModelRecord
+    seed: object
     weights_format: str
     kv: str
     kv_facts: KVFacts
@@ -110,7 +101,7 @@ class Conditions:
         Raises:
             StoreError: the configuration does not say how it decoded, or says something unknown.
         """
-        model, config = manifest.model, manifest.config
+        config = manifest.config
         try:
             batch_size = int(config["batch_size"])
             kv, facts, stored = _decoding(manifest, point)
@@ -120,24 +111,14 @@ class Conditions:
                 f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
                 "The run directory is damaged or foreign; start a new run with `harness run`."
             ) from None
-        weights_id = f"{model.weights_sha256} {model.fingerprint}".rstrip() if model.weights_sha256 else ""
-        if not weights_id and model.weights == "random":
-            weights_id = f"seed {config.get('seed')}"
         baseline = f"full depth, KV {first_kv}"
         if first_stored != stored:
             baseline += f", in {stored}; scores against full depth in {first_stored}"
         return cls(
             run=manifest.run or manifest.created,
-            task=task.name,
-            source_kind=task.source_kind,
-            protocol=task.protocol,
-            source=task.source,
-            fingerprint=task.fingerprint,
-            model=model.name,
-            weights=model.weights,
-            weights_id=weights_id,
-            exit_head=model.exit_head,
-            dtype=model.dtype,
+            task=task,
+            model=manifest.model,
+            seed=config.get("seed"),
             weights_format=stored,
             kv=kv,
             kv_facts=facts,
@@ -157,22 +138,22 @@ class Conditions:
     @property
     def numbers(self) -> str:
         """The numbers that weights and activations are, in words."""
-        return numbers(self.weights_format, self.dtype)
+        return numbers(self.weights_format, self.model.dtype)
 
     @property
     def model_label(self) -> str:
         """Model, weights and dtype, the same wherever it is measured: of a local folder its name alone."""
-        name = Path(self.model).name if Path(self.model).is_absolute() else self.model
-        return f"{name}-{self.weights}-{self.dtype}"
+        path = Path(self.model.name)
+        return f"{path.name if path.is_absolute() else self.model.name}-{self.model.weights}-{self.model.dtype}"
 
     @property
     def label(self) -> str:
         """Task, protocol and how it decoded; neither machine nor folder, so that like is found beside like."""
         rate = f"-rate{self.arrival_rate:g}" if self.arrival_rate else ""
-        packed = f"-{self.weights_format}" if self.kv and self.numbers != self.dtype else ""
-        head = "" if self.exit_head == "shared" else f"-{self.exit_head.partition(':')[0]}"
+        packed = f"-{self.weights_format}" if self.kv and self.numbers != self.model.dtype else ""
+        head = "" if self.model.exit_head == "shared" else f"-{self.model.exit_head.partition(':')[0]}"
         longest = f"-max{self.max_new_tokens}" if self.max_new_tokens else ""
-        return f"{self.task}-{self.protocol}-{self.kv}-batch{self.batch_size}{rate}{packed}{head}{longest}"
+        return f"{self.task.name}-{self.task.protocol}-{self.kv}-batch{self.batch_size}{rate}{packed}{head}{longest}"
 
     def same_but_for_kv(self, other: Conditions) -> bool:
         """Whether two differ in nothing but their KV policy, if in that."""
@@ -184,7 +165,7 @@ class Conditions:
 
     def _obstacles(self, other: Conditions, of: Compared) -> Iterator[str]:
         if of == "scores":
-            random = [name for name, one in (("A", self), ("B", other)) if one.weights == "random"]
+            random = [name for name, one in (("A", self), ("B", other)) if one.model.weights == "random"]
             if random:
                 yield f"random weights in {' and '.join(random)}: scores mean nothing"
             return
@@ -218,16 +199,20 @@ class Conditions:
         Args:
             run: identity of the run.
         """
+        task, model = self.task, self.model
+        weights = f"seed {self.seed}" if model.weights == "random" else f"no hash, run {run}"
+        if model.weights_sha256:
+            weights = f"{model.weights_sha256} {model.fingerprint}".rstrip()  # of a run of before fingerprints
         return {
             "Hardware class": _class(dict(self.hardware), run),
-            "Task": self.task if self.source_kind == "hub" else f"{self.task} ({self.source_kind})",
-            "Protocol": self.protocol,
-            "Data": self.source,
-            "Data fingerprint": self.fingerprint,
-            "Model": self.model,
-            "Weights": self.weights,
-            "Weights’ hash, model’s fingerprint": self.weights_id or f"no hash, run {run}",
-            "Exit head": self.exit_head,
+            "Task": task.name if task.source_kind == "hub" else f"{task.name} ({task.source_kind})",
+            "Protocol": task.protocol,
+            "Data": task.source,
+            "Data fingerprint": task.fingerprint,
+            "Model": model.name,
+            "Weights": model.weights,
+            "Weights’ hash, model’s fingerprint": weights,
+            "Exit head": model.exit_head,
             "Number format": self.numbers,
             "Batch size": self.batch_size,
             "Requests come": f"{self.arrival_rate:g} requests per second"

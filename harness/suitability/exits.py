@@ -65,9 +65,9 @@ def sampled(traces: Traces, *names: str, seed: int = 0) -> dict[str, Tensor]:
     Raises:
         DataError: fewer documents than folds.
     """
-    chance = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     chosen, count = [], 0
-    for number in torch.randperm(len(traces.documents), generator=chance).tolist():
+    for number in torch.randperm(len(traces.documents), generator=generator).tolist():
         size = int(traces.documents[number]["tokens"])
         if count + size <= MOST:
             chosen.append(number)

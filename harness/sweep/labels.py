@@ -83,8 +83,8 @@ def _same_split(traces: Traces, facts: Mapping[str, Any], seed: int) -> bool:
     keys = {str(document["key"]) for document in traces.documents}
     streams = {str(document["stream"]) for document in traces.documents}
     trained_on = facts.get("trained_on") or {}
-    told = set(trained_on.get("streams", streams))  # an agent of one task drew its tenth from that task's alone
-    return set(facts.get("documents", ())) == keys and told == streams and facts.get("seed") == seed
+    trained = set(trained_on.get("streams", streams))  # an agent of one task drew its tenth from that task's alone
+    return set(facts.get("documents", ())) == keys and trained == streams and facts.get("seed") == seed
 
 
 def notes_of_heads(rows: Sequence[SweepRow]) -> tuple[str, ...]:

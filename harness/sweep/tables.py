@@ -8,8 +8,9 @@ from functools import partial
 
 from harness.appearance.terminal import Text
 from harness.records.calibration import Calibration
-from harness.records.estimate import Estimate
+from harness.records.estimate import Estimate, NoInterval
 from harness.sweep.records import Sweep, SweepRow
+from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.tables.plot import Marker, draw
 from reports.tables.table import Cell, Column, Line, Part, Picture, Table
 
@@ -108,7 +109,7 @@ def _points(title: str, rows: Sequence[SweepRow], letters: dict[str, str]) -> Ta
                 *_named(row, letters),
                 row.exit_layer_mean,
                 row.layers_skipped,
-                _estimate(row.agreement, row.agreement_ci),
+                Estimate.of(row.agreement, row.agreement_ci or _too_few(row)),
                 row.oracle_share,
                 row.expected_speedup,
                 *([row.expected_time_speedup] if timed else []),
@@ -121,15 +122,12 @@ def _points(title: str, rows: Sequence[SweepRow], letters: dict[str, str]) -> Ta
     )
 
 
+def _too_few(row: SweepRow) -> NoInterval | None:
+    return NoInterval.FEW_PAIRS if row.agreement < 1 and row.documents < MINIMUM_PAIRS else None
+
+
 def _named(row: SweepRow, letters: dict[str, str]) -> tuple[str, str]:
     return f"{'●' if row.pareto else '◇' if row.rehearsed else ' '} {letters[row.strategy]}", row.operating_point
-
-
-def _estimate(value: float | None, interval: tuple[float, float] | None) -> Estimate | None:
-    if value is None:
-        return None
-    low, high = (None, None) if interval is None else interval
-    return Estimate(value=value, low=low, high=high)
 
 
 def _drafts(rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
@@ -162,7 +160,7 @@ def _scores(calibration: Calibration) -> Table:
     return Table.of_rows(
         f"How well scores tell right exits from wrong ones, {calibration.measurement}",
         ("score", Column(header="AUROC", form=".3f"), Column(header="error", form=".3f")),
-        [(name, _estimate(one.auroc, one.auroc_ci), one.ece) for name, one in found],
+        [(name, None if one.auroc is None else Estimate.of(one.auroc, one.auroc_ci), one.ece) for name, one in found],
         notes=(SCORES,),
     )
 
@@ -175,9 +173,9 @@ def _drift(sweep: Sweep) -> Table:
             ("replayed, live samples", row.twin_exit_layer, row.twin_agreement, None),
             (
                 f"live, {row.samples} samples",
-                _estimate(row.live_exit_layer, row.live_exit_layer_ci),
-                _estimate(row.live_same_prefix, row.live_same_prefix_ci),
-                _estimate(row.live_agreement, row.live_agreement_ci),
+                Estimate.of(row.live_exit_layer, row.live_exit_layer_ci),
+                Estimate.of(row.live_same_prefix, row.live_same_prefix_ci),
+                Estimate.of(row.live_agreement, row.live_agreement_ci),
             ),
         ]
     each = len(rows) // len(sweep.drift)

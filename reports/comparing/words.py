@@ -1,4 +1,4 @@
-"""What may be said of a comparison: of each operating point, of two runs as a whole, and its limits beside it.
+"""Verdicts on each operating point of a comparison and on two runs as a whole, and notes on its limits.
 
 A change is named only where test and interval agree that there is one. "No distinguishable change" does not mean equal;
 "too few" means that so few prompts could not have shown one, "too many" that no number of prompts could have, for all

@@ -15,7 +15,8 @@ from reports.comparing.conditions import judge, parse_condition
 from reports.comparing.document import comparison_document, comparison_markdown, tables
 from reports.comparing.results import RunChange
 from reports.recorded import RecordedRun
-from reports.tables.writers import to_terminal
+from reports.tables.table import Table
+from reports.tables.writers import escape_markdown, to_terminal
 
 Make = Callable[..., RecordedRun]
 TIMES = [1.0, 1.1, 0.9, 1.2, 1.0, 1.3, 0.8, 1.0, 1.1, 0.95, 1.05, 1.15]
@@ -48,6 +49,19 @@ def test_no_number_is_cut(found: RunChange, width: int) -> None:
     assert re.search(r"\+25\.0 % \[\S+ \S+\] \*", text)
     assert " propagate " in text
     assert EVIL in text.replace("\n", "")
+
+
+def test_terminal_and_markdown_show_the_same_changes(found: RunChange) -> None:
+    shown = [part for part in tables(found, details=True) if isinstance(part, Table) and part.wide]
+    changes = {text for table in shown for column in table.columns for text in column.texts if "[" in text}
+    assert len(changes) > 5
+    terminal, markdown = printed(found, 100), comparison_markdown(found, [])
+    for change in changes:
+        assert change in terminal
+        assert escape_markdown(change) in markdown
+    for point in found.points:
+        assert point.verdict in " ".join(terminal.split())
+        assert escape_markdown(point.verdict) in markdown
 
 
 def test_markdown_escapes_names(found: RunChange) -> None:
