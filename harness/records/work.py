@@ -1,0 +1,192 @@
+"""What a generation did: every counter, declared once.
+
+The engine counts in these fields (:class:`harness.decoding.generation.Generation` inherits them), the record of a
+sample is written with them, served answers and the Python API report them, and a replay predicts them. **To add a
+counter**: declare it in :class:`Work`, count it where the engine does what it counts, and show it by a metric; records,
+answers (``counts``) and frames have it then.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from harness.records.record import Count
+
+__all__ = ["COUNTERS", "Discarded", "DraftWork", "PassWork", "Work"]
+
+
+@dataclass
+class PassWork:
+    """What passes did that may be counted for some of them apart, see :class:`DraftWork`."""
+
+    exit_checks: Annotated[Count, Field(description="times the strategy was asked")] = 0
+    lm_head_evaluations: Annotated[
+        Count, Field(description="LM-head evaluations after prefill, the outputs' own included")
+    ] = 0
+    cheap_head_tokens: Annotated[
+        Count, Field(description="tokens that a cheap head chose; they need not be the exit's own")
+    ] = 0
+    layers_read: Annotated[
+        Count, Field(description="of the layers executed, one that several tokens ran in one pass counts once")
+    ] = 0
+
+
+@dataclass
+class DraftWork(PassWork):
+    """What passes did that ended in a draft: the part of lossless decoding that is not full depth and its verifying."""
+
+    passes: Annotated[Count, Field(description="passes that drafted a token at an exit, one each")] = 0
+
+    @classmethod
+    def so_far(cls, made: PassWork) -> DraftWork:
+        """Return what passes have done so far, to take the difference of two such."""
+        return cls(*_OF_PASSES(made))
+
+    def __add__(self, other: DraftWork) -> DraftWork:
+        return DraftWork(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __sub__(self, other: DraftWork) -> DraftWork:
+        return DraftWork(**{name: value - getattr(other, name) for name, value in vars(self).items()})
+
+
+_OF_PASSES = attrgetter(*(one.name for one in fields(PassWork)))
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """Drafted tokens that were rejected: the one that full depth replaced, and those behind it.
+
+    Attributes:
+        place: of the first of them in the completion, 0-based. The token there is what full depth said in its place;
+            where the completion ends before, nothing was compared.
+        token_ids: the tokens.
+        drafted_at: for each the decoder layers that ran before it was drafted, 0 where a source proposed it.
+        token_texts: what each would have added to the text; empty until they are spelled.
+    """
+
+    place: Count
+    token_ids: tuple[Count, ...]
+    drafted_at: tuple[Count, ...]
+    token_texts: tuple[str, ...] = ()
+
+
+@dataclass
+class Work(PassWork):
+    """What decoding one completion did. Counts are of what follows prefill; without a cache, of everything.
+
+    Those who hold one that is finished do not change it: the engine counts in it, and a record freezes it.
+    """
+
+    layers_executed: Annotated[
+        Count,
+        Field(
+            description="decoder layers run after prefill, recomputation included; without a cache, one layer over the "
+            "whole prefix counts as one"
+        ),
+    ] = 0
+    kv_fill_layers: Annotated[
+        Count, Field(description="layers whose keys and values were filled from an exit hidden state")
+    ] = 0
+    shortcut_evaluations: Annotated[Count, Field(description="times an exit's shortcut was applied")] = 0
+    cheap_head_evaluations: Annotated[
+        Count, Field(description="times a cheap head read an exit in place of the LM head")
+    ] = 0
+    cheap_head_bytes: Annotated[Count, Field(description="weights that those read, at batch 1")] = 0
+    cheap_head_misses: Annotated[
+        Count, Field(description="exits whose token was not the best one of the cheap head that was asked")
+    ] = 0
+    drafts: Annotated[Count, Field(description="tokens drafted, discarded ones included")] = 0
+    verifications: Annotated[Count, Field(description="passes through all layers that verified a draft")] = 0
+    layers_discarded: Annotated[
+        Count, Field(description="decoder layers run for drafted tokens that were discarded")
+    ] = 0
+    exit_layers: Annotated[
+        Sequence[Count],
+        AfterValidator(tuple),
+        Field(
+            description="layers executed for each generated token. With a KV cache the first token comes from prefill, "
+            "at full depth, and no strategy is asked for it"
+        ),
+    ] = ()
+    drafted_at: Annotated[
+        Sequence[Count | None],
+        AfterValidator(tuple),
+        Field(
+            description="of lossless decoding, for each token the decoder layers that ran before a draft of its place "
+            "was made, 0 where a source proposed it; null where there was no draft"
+        ),
+    ] = ()
+    accepted: Annotated[
+        Sequence[bool],
+        AfterValidator(tuple),
+        Field(description="of lossless decoding, for each token whether it is the draft's; else full depth said it"),
+    ] = ()
+    discarded: Annotated[
+        Sequence[Discarded],
+        AfterValidator(tuple),
+        Field(
+            description="of lossless decoding, the drafted tokens that were rejected, in order. Empty in older runs, "
+            "whose drafts are then more than those accepted"
+        ),
+    ] = ()
+    drafting: Annotated[
+        DraftWork | None,
+        Field(description="what the passes did that drafted tokens at exits; null in lossy rows and in older runs"),
+    ] = None
+    rolled_back: Annotated[
+        DraftWork | None, Field(description="the same of those whose token full depth replaced; null likewise")
+    ] = None
+
+    @classmethod
+    def of(cls, made: Work) -> Work:
+        """Return the work alone of what holds it, a completion or a record."""
+        values: dict[str, Any] = {name: getattr(made, name) for name in _FIELDS}
+        if not made.lossless:
+            values["drafting"] = values["rolled_back"] = None
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Every counter by its name."""
+        return {name: getattr(self, name) for name in COUNTERS}
+
+    @property
+    def exits(self) -> Counter[int]:
+        """Exit layer → tokens that left there."""
+        return Counter(self.exit_layers)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether its tokens were drafted and verified."""
+        return bool(self.accepted)
+
+    @property
+    def drafted_tokens(self) -> int:
+        """Tokens drafted, discarded ones included."""
+        return self.drafts
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Drafted tokens that full depth agreed with."""
+        return sum(self.accepted)
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the drafted tokens that was accepted; ``None`` where nothing was drafted."""
+        return self.accepted_tokens / self.drafts if self.drafts else None
+
+    @property
+    def tokens_per_verification(self) -> float | None:
+        """Tokens that a verification yielded on average, 1 without drafts; ``None`` where only prefill made one."""
+        return (len(self.exit_layers) - 1) / self.verifications if self.verifications else None
+
+
+_FIELDS = tuple(one.name for one in fields(Work))
+COUNTERS = tuple(one.name for one in fields(Work) if isinstance(one.default, int))
+"""Names of the counters of :class:`Work`, in the order they are declared."""
