@@ -84,6 +84,22 @@ class SampleRecord(Record, Work):
     answer: AnswerRecord | None = None
     error: str | None = None
 
+    def decode_amounts(self) -> dict[str, float]:
+        """Return the work after its first token for :func:`harness.contracts.price`: cached, alone in its batch."""
+        depth, layers, first = self.exit_layers[0], self.exit_layers[1:], len(self.prompt_ids) + 1
+        if self.verifications:
+            exits = 0 if self.drafting is None else self.drafting.passes
+            attended = self.layers_read * self.middle
+        else:
+            exits = sum(layer < depth for layer in layers)
+            attended = sum(layer * (first + step) for step, layer in enumerate(layers))
+        return self.amounts(tokens=len(layers), exits=exits, attended=attended, num_layers=depth)
+
+    @property
+    def middle(self) -> int:
+        """Positions that there are when its completion is half made: what its passes attend to on average."""
+        return len(self.prompt_ids) + 1 + (len(self.exit_layers) - 1) // 2
+
     @model_validator(mode="after")
     def _as_many(self) -> Self:
         for one in self.discarded:

@@ -16,9 +16,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from harness.contracts import ModelInfo
+from harness.records.manifest import ModelRecord
 from harness.records.record import Count
 
-__all__ = ["COUNTERS", "Discarded", "DraftWork", "PassWork", "Work"]
+__all__ = ["COUNTERS", "Discarded", "DraftWork", "PassWork", "Work", "bytes_read"]
 
 
 @dataclass
@@ -47,6 +49,17 @@ class DraftWork(PassWork):
     def so_far(cls, made: PassWork) -> DraftWork:
         """Return what passes have done so far, to take the difference of two such."""
         return cls(*_OF_PASSES(made))
+
+    def amounts(self, position: float) -> dict[str, float]:
+        """Return it for :func:`harness.contracts.price`, each pass attending to as many positions."""
+        return {
+            "check": self.exit_checks,
+            "layer step": self.layers_read,
+            "attended position": self.layers_read * position,
+            "LM head": self.lm_head_evaluations,
+            "draft head": self.cheap_head_tokens,
+            "exit": self.passes,
+        }
 
     def __add__(self, other: DraftWork) -> DraftWork:
         return DraftWork(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -146,10 +159,45 @@ class Work(PassWork):
     @classmethod
     def of(cls, made: Work) -> Work:
         """Return the work alone of what holds it, a completion or a record."""
-        values: dict[str, Any] = {name: getattr(made, name) for name in _FIELDS}
+        values: dict[str, Any] = {}
+        for name in _FIELDS:
+            value = getattr(made, name)
+            values[name] = tuple(value) if isinstance(value, list) else value
         if not made.lossless:
             values["drafting"] = values["rolled_back"] = None
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return cls(**values)
+
+    def __add__(self, other: Work) -> Work:
+        """Return the counters of both, and nothing of single tokens."""
+        return Work(**{name: count + getattr(other, name) for name, count in self.counts.items()})
+
+    def amounts(self, *, tokens: int, exits: int, attended: int, num_layers: int) -> dict[str, float]:
+        """Return it for :func:`harness.contracts.price`.
+
+        A verification reads the LM head once for all of its places.
+
+        Args:
+            tokens: decoded after prefill.
+            exits: tokens that left early, discarded ones included.
+            attended: positions × layers attended to.
+            num_layers: of the model.
+        """
+        passes, places = self.verifications or tokens, tokens + self.layers_discarded // num_layers
+        read = self.layers_read or self.layers_executed  # older runs do not say
+        return {
+            "check": self.exit_checks,
+            "layer step": read,
+            "layer row": self.layers_executed - read,
+            "attended position": attended,
+            "LM head": self.lm_head_evaluations - places + passes,
+            "deep head": passes if self.verifications else tokens - exits,
+            "LM head row": places - passes,
+            "draft head": self.cheap_head_tokens if self.verifications else 0,
+            "exit": exits,
+            "shortcut": self.shortcut_evaluations,
+            "cheap head byte": self.cheap_head_bytes,
+            "KV fill": self.kv_fill_layers,
+        }
 
     @property
     def counts(self) -> dict[str, int]:
@@ -190,3 +238,15 @@ class Work(PassWork):
 _FIELDS = tuple(one.name for one in fields(Work))
 COUNTERS = tuple(one.name for one in fields(Work) if isinstance(one.default, int))
 """Names of the counters of :class:`Work`, in the order they are declared."""
+
+
+def bytes_read(model: ModelInfo | ModelRecord) -> dict[str, int]:
+    """Return the bytes that one unit of work reads at batch 1, for :func:`harness.contracts.price`."""
+    return {
+        "layer step": model.layer_bytes,
+        "attended position": model.kv_entry_bytes,
+        "LM head": model.lm_head_bytes,
+        "cheap head byte": 1,
+        "shortcut": model.shortcut_bytes,
+        "KV fill": model.kv_projection_bytes,
+    }

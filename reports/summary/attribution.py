@@ -31,6 +31,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.contracts import Amounts, price
 from harness.records import MeterRecord, WindowRecord
 from harness.records.cost import PARTS, PHASES, Attribution, CheckCost, OperatingPointCost, Quantity, Ranged
 from reports.statistics.intervals import MINIMUM_PAIRS, replicate_interval
@@ -225,13 +226,14 @@ class _System:
             check = f"check {cell.point.strategy}"
             checks = did.get(check, 0.0)
             extra = max(0.0, did["LM head"] - free[place])
+            needed = did | {"LM head": did["LM head"] - extra}
             parts = {
-                "prefill": cost["request"] * requests + cost["prompt token"] * did["prompt token"],
-                "layers": sum(cost[name] * did[name] for name in ("layer step", "layer row", "attended position")),
-                "exit_checks": cost.get(check, 0.0) * checks,
-                "check_heads": cost["LM head"] * extra + cost["draft head"] * did["draft head"],
-                "output_head": cost["LM head"] * (did["LM head"] - extra) + cost["LM head row"] * did["LM head row"],
-                "kv_fill": cost["exit"] * did["exit"] + cost["KV fill"] * did["KV fill"],
+                "prefill": _priced(did, cost, *PREFILL),
+                "layers": _priced(did, cost, "layer step", "layer row", "attended position"),
+                "exit_checks": price({check: checks}, cost),
+                "check_heads": price({"LM head": extra, "draft head": did["draft head"]}, cost),
+                "output_head": _priced(needed, cost, "LM head", "LM head row"),
+                "kv_fill": _priced(did, cost, "exit", "KV fill"),
             }
             parts["rest"] = totals[place] - sum(parts.values())
             found |= {f"part {name} {part}": value / requests for part, value in parts.items()}
@@ -316,6 +318,10 @@ def _by_block(
         row = [*whole.all, *whole.drafting, *whole.rolled_back, *spent, prefill_s, whole.free_heads]
         found[window.block, window.repeat] = row
     return found
+
+
+def _priced(did: Amounts, cost: Mapping[str, float], *units: str) -> float:
+    return price({unit: did[unit] for unit in units}, cost)
 
 
 def _least_squares(gram: Array, right: Array) -> Array:
