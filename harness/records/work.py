@@ -1,4 +1,4 @@
-"""What a generation did: every counter, declared once.
+"""The counters of what a generation did, declared once.
 
 The engine counts in these fields (:class:`harness.decoding.generation.Generation` inherits them), the record of a
 sample is written with them, served answers and the Python API report them, and a replay predicts them. **To add a
@@ -25,23 +25,17 @@ __all__ = ["COUNTERS", "Discarded", "DraftWork", "PassWork", "Work", "bytes_read
 
 @dataclass
 class PassWork:
-    """What passes did that may be counted for some of them apart, see :class:`DraftWork`."""
+    """The counters that are also kept of some passes alone, see :class:`DraftWork`."""
 
     exit_checks: Annotated[Count, Field(description="times the strategy was asked")] = 0
-    lm_head_evaluations: Annotated[
-        Count, Field(description="LM-head evaluations after prefill, the outputs' own included")
-    ] = 0
-    cheap_head_tokens: Annotated[
-        Count, Field(description="tokens that a cheap head chose; they need not be the exit's own")
-    ] = 0
-    layers_read: Annotated[
-        Count, Field(description="of the layers executed, one that several tokens ran in one pass counts once")
-    ] = 0
+    lm_head_evaluations: Annotated[Count, Field(description="LM-head evaluations, the outputs' own included")] = 0
+    cheap_head_tokens: Annotated[Count, Field(description="tokens that a cheap head chose")] = 0
+    layers_read: Annotated[Count, Field(description="layers executed, those that tokens shared counted once")] = 0
 
 
 @dataclass
 class DraftWork(PassWork):
-    """What passes did that ended in a draft: the part of lossless decoding that is not full depth and its verifying."""
+    """The work of passes that ended in a draft: lossless decoding without full depth's own and its verifying."""
 
     passes: Annotated[Count, Field(description="passes that drafted a token at an exit, one each")] = 0
 
@@ -91,69 +85,45 @@ class Discarded:
 
 @dataclass
 class Work(PassWork):
-    """What decoding one completion did. Counts are of what follows prefill; without a cache, of everything.
+    """The work of one completion after prefill; without a cache, all of it, a layer over a prefix counted as one.
 
-    Those who hold one that is finished do not change it: the engine counts in it, and a record freezes it.
+    With a cache, the first token comes from prefill: at full depth, and no strategy is asked for it. What is said of
+    drafts is of lossless decoding, and empty else; older runs have no ``discarded``, and more ``drafts`` than accepted
+    tokens all the same. The engine counts in these fields; who holds finished work leaves it as it is.
     """
 
-    layers_executed: Annotated[
-        Count,
-        Field(
-            description="decoder layers run after prefill, recomputation included; without a cache, one layer over the "
-            "whole prefix counts as one"
-        ),
-    ] = 0
-    kv_fill_layers: Annotated[
-        Count, Field(description="layers whose keys and values were filled from an exit hidden state")
-    ] = 0
+    layers_executed: Annotated[Count, Field(description="decoder layers run, recomputation included")] = 0
+    kv_fill_layers: Annotated[Count, Field(description="layers whose keys and values an exit's state filled")] = 0
     shortcut_evaluations: Annotated[Count, Field(description="times an exit's shortcut was applied")] = 0
-    cheap_head_evaluations: Annotated[
-        Count, Field(description="times a cheap head read an exit in place of the LM head")
-    ] = 0
+    cheap_head_evaluations: Annotated[Count, Field(description="times a cheap head was read, not the LM head")] = 0
     cheap_head_bytes: Annotated[Count, Field(description="weights that those read, at batch 1")] = 0
     cheap_head_misses: Annotated[
-        Count, Field(description="exits whose token was not the best one of the cheap head that was asked")
+        Count, Field(description="exits whose token no cheap head that was read put first")
     ] = 0
     drafts: Annotated[Count, Field(description="tokens drafted, discarded ones included")] = 0
     verifications: Annotated[Count, Field(description="passes through all layers that verified a draft")] = 0
-    layers_discarded: Annotated[
-        Count, Field(description="decoder layers run for drafted tokens that were discarded")
-    ] = 0
+    layers_discarded: Annotated[Count, Field(description="layers run for drafted tokens that were discarded")] = 0
     exit_layers: Annotated[
-        Sequence[Count],
-        AfterValidator(tuple),
-        Field(
-            description="layers executed for each generated token. With a KV cache the first token comes from prefill, "
-            "at full depth, and no strategy is asked for it"
-        ),
+        Sequence[Count], AfterValidator(tuple), Field(description="layers executed for each generated token")
     ] = ()
     drafted_at: Annotated[
         Sequence[Count | None],
         AfterValidator(tuple),
-        Field(
-            description="of lossless decoding, for each token the decoder layers that ran before a draft of its place "
-            "was made, 0 where a source proposed it; null where there was no draft"
-        ),
+        Field(description="for each token the layers before a draft of its place was made; 0: by a source; null: none"),
     ] = ()
     accepted: Annotated[
         Sequence[bool],
         AfterValidator(tuple),
-        Field(description="of lossless decoding, for each token whether it is the draft's; else full depth said it"),
+        Field(description="for each token whether it is the draft's; else full depth said it"),
     ] = ()
     discarded: Annotated[
-        Sequence[Discarded],
-        AfterValidator(tuple),
-        Field(
-            description="of lossless decoding, the drafted tokens that were rejected, in order. Empty in older runs, "
-            "whose drafts are then more than those accepted"
-        ),
+        Sequence[Discarded], AfterValidator(tuple), Field(description="drafted tokens that were rejected, in order")
     ] = ()
     drafting: Annotated[
-        DraftWork | None,
-        Field(description="what the passes did that drafted tokens at exits; null in lossy rows and in older runs"),
+        DraftWork | None, Field(description="what passes did that drafted tokens at exits; null in older runs")
     ] = None
     rolled_back: Annotated[
-        DraftWork | None, Field(description="the same of those whose token full depth replaced; null likewise")
+        DraftWork | None, Field(description="the same of those whose tokens were rejected; null in older runs")
     ] = None
 
     @classmethod
