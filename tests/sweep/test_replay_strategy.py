@@ -252,7 +252,7 @@ def test_operating_points_share_a_score_and_each_is_charged_for_it(made: Callabl
     tokens, computed = made(**CONFIDENT), list[int]()
     found = [replay(operating(Scored(threshold, computed)), tokens, info) for threshold in (2.0, 0.5, 2.0)]
     assert computed == [4, 6, 10]
-    assert [one.lm_head_evaluations for one in found] == [16, 10, 16]
+    assert [one.work.lm_head_evaluations for one in found] == [16, 10, 16]
     # who comes by other exit points has other scores before it
     replay(operating(Scored(0.5, computed), (6,)), tokens, info)
     assert computed == [4, 6, 10, 6]
