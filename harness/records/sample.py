@@ -86,7 +86,7 @@ class SampleRecord(Record, Work):
 
     def decode_amounts(self) -> dict[str, float]:
         """Return the work after its first token for :func:`harness.contracts.price`: cached, alone in its batch."""
-        depth, layers, first = self.exit_layers[0], self.exit_layers[1:], len(self.prompt_ids) + 1
+        depth, layers, first = max((1, *self.exit_layers)), self.exit_layers[1:], len(self.prompt_ids) + 1
         if self.verifications:
             exits = 0 if self.drafting is None else self.drafting.passes
             attended = self.layers_read * self.middle

@@ -89,18 +89,17 @@ def _moves_bytes(point: Point) -> bool:
 
 
 def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tuple[float, float, float, float]:
-    """Bytes of one sample after its first token: layers with the LM heads that every token needs, further heads, maps,
-    KV fills.
+    """Bytes of one sample after its first token: layers with one LM head a token, further heads, maps, KV fills.
 
     Where a KV policy defers the layers an exited token missed, they run in the same pass as the next deeper token's
     own, so that their weights are read once: the layers of each pass count, not layers × tokens. Lossless decoding
     counts them itself, since all of its tokens end at full depth.
     """
-    amounts, costs = sample.decode_amounts(), bytes_read(model)
+    amounts, costs, layers = sample.decode_amounts(), bytes_read(model), sample.exit_layers[1:]
     if kv.defers and not sample.verifications:
-        amounts["layer step"] = sum(sample.exit_layers[1:])
+        amounts["layer step"] = sum(layers)
     heads = amounts["LM head"]
-    needed = min(sample.verifications or len(sample.exit_layers) - 1, heads)
+    needed = min(sample.verifications or len(layers), heads)
     return (
         price({"LM head": needed} | {unit: amounts[unit] for unit in ("layer step", "attended position")}, costs),
         price({"LM head": heads - needed, "cheap head byte": amounts["cheap head byte"]}, costs),

@@ -62,6 +62,12 @@ def test_a_counter_that_is_declared_and_counted_is_in_records_frames_and_answers
     assert json.loads(ran.stdout) == [3, 3, 3, 6, ["bytes", "counted by a test"]]
 
 
+def test_a_record_without_tokens_has_cost_nothing() -> None:
+    """A black box's, which does not say what it did."""
+    sample = SampleRecord(window=0, operating_point="it", task="t", sample_id="a", prompt_ids=(1, 2))
+    assert set(sample.decode_amounts().values()) == {0}
+
+
 def test_a_record_has_the_counters_side_by_side_with_its_other_fields() -> None:
     sample = SampleRecord(
         window=0, operating_point="full", task="t", sample_id="a", exit_checks=5, exit_layers=(4, 2), accepted=()
