@@ -339,7 +339,7 @@ def _fields(schema: Mapping[str, Any]) -> Iterator[str]:
     yield from table(
         ("field", "type", "meaning"),
         (
-            (code(name), _linked(found), text(said.get(name, "")))
+            (code(name), _linked(found), text(said.get(name) or found.get("description", "")))
             for name, found in schema.get("properties", {}).items()
         ),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from harness.decoding.transcript import Token
 from harness.records import SampleRecord
+from harness.records.work import COUNTERS
 from reports.tables.frame import ColumnFact, column_facts
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ def _of_run(sample: Callable[[T], SampleRecord]) -> tuple[Column[T], ...]:
     )
 
 
+def _counter(name: str) -> Column[SampleRecord]:
+    unit = next((unit for unit in ("layers", "bytes") if unit in name), "")
+    return Column(name, unit, SampleRecord.model_fields[name].description or "", lambda sample: getattr(sample, name))
+
+
 GENERATED: Sequence[Column[Token]] = (
     Column("token_id", "", "the token", lambda token: token.token_id),
     Column("text", "", "what it adds to the text; joined, the texts are the completion", lambda token: token.text),
@@ -122,15 +128,7 @@ SAMPLES: Sequence[Column[SampleRecord]] = (
     Column("ttft_s", "s", "from the batch's start, or the arrival, to the first token", lambda sample: sample.ttft_s),
     Column("latency_s", "s", "from the same to the last token", lambda sample: sample.latency_s),
     Column("queue_s", "s", "waiting time; only with an arrival rate", lambda sample: sample.queue_s),
-    Column("exit_checks", "", "times its strategy was asked", lambda sample: sample.exit_checks),
-    Column("lm_head_evaluations", "", "after prefill, outputs included", lambda sample: sample.lm_head_evaluations),
-    Column("layers_executed", "layers", "after prefill, recomputation included", lambda sample: sample.layers_executed),
-    Column("kv_fill_layers", "layers", "whose keys and values were filled", lambda sample: sample.kv_fill_layers),
-    Column("shortcut_evaluations", "", "times an exit's shortcut ran", lambda sample: sample.shortcut_evaluations),
-    Column("cheap_head_evaluations", "", "times a cheap head was read", lambda sample: sample.cheap_head_evaluations),
-    Column("cheap_head_bytes", "bytes", "weights those read", lambda sample: sample.cheap_head_bytes),
-    Column("cheap_head_misses", "", "exits whose token it had not", lambda sample: sample.cheap_head_misses),
-    Column("cheap_head_tokens", "", "tokens it chose", lambda sample: sample.cheap_head_tokens),
+    *(_counter(name) for name in COUNTERS),
     Column("error", "", "why it failed; None for a good sample", lambda sample: sample.error),
 )
 

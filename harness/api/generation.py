@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from harness.api.columns import GENERATED, frame
 from harness.appearance.visible_text import visible
 from harness.contracts import Batch, Cursor
-from harness.decoding.draft_facts import DraftFacts
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.transcript import Token, Transcript
 from harness.models.tokenizer import TransformersTokenizer
+from harness.records import Work
 from harness.running.operating_points import OperatingPoint
 
 if TYPE_CHECKING:
@@ -37,10 +37,9 @@ class Completion:
         strategy: the operating point.
         kv: what happened to keys and values of skipped layers.
         decode: ``lossy``, or ``lossless`` with its draft source.
-        drafts: what became of its drafts; ``None`` of lossy decoding.
         num_layers: decoder layers of the model.
         prompt_tokens: tokens that were read.
-        counts: layers executed, LM heads evaluated and so on; see :class:`harness.decoding.generation.Generation`.
+        work: layers executed, LM heads evaluated, drafts and so on.
     """
 
     text: str
@@ -52,23 +51,39 @@ class Completion:
     decode: str
     num_layers: int
     prompt_tokens: int
-    counts: dict[str, int]
-    drafts: DraftFacts | None = None
+    work: Work
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
         """One row per token; :func:`harness.columns` says what its columns mean."""
         return frame(GENERATED, self.steps)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Every counter of its work by name."""
+        return self.work.counts
+
+    @property
+    def drafts(self) -> Work | None:
+        """The work of lossless decoding, which says what became of its drafts; ``None`` of lossy decoding."""
+        return self.work if self.work.lossless else None
+
     def __repr__(self) -> str:
         depth = sum(token.exit_layer for token in self.steps) / len(self.steps)
         what = f"{depth:.1f} of {self.num_layers} layers on average, {self.strategy}"
         if self.drafts is not None:
-            what = f"{self.drafts}, {self.strategy}, {self.decode}"
+            what = f"{_drafted(self.drafts)}, {self.strategy}, {self.decode}"
         return (
             f"{visible(self.text)}\n[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {what}, kv {self.kv}, "
             f"ended by {self.stop_rule or self.finish_reason}]"
         )
+
+
+def _drafted(work: Work) -> str:
+    if work.tokens_per_verification is None:
+        return "nothing drafted"
+    drafts = f"{work.accepted_tokens} of {work.drafts} drafted tokens accepted"
+    return f"{work.tokens_per_verification:.1f} tokens per verification, {drafts}"
 
 
 class Stream(Iterator[Token]):
@@ -144,7 +159,6 @@ class Stream(Iterator[Token]):
             self._transcript.finish()
             last = self._steps[-1]
             self._steps[-1] = replace(last, text=last.text + self._transcript.rest(), last=True)
-        counts = {field.name: getattr(made, field.name) for field in fields(made)}
         return Completion(
             text=self._transcript.text,
             steps=tuple(self._steps),
@@ -155,8 +169,7 @@ class Stream(Iterator[Token]):
             decode=self._point.record.decode,
             num_layers=self._engine.info.num_layers,
             prompt_tokens=len(self._prompt),
-            counts={name: value for name, value in counts.items() if type(value) is int},
-            drafts=DraftFacts.of(made),
+            work=Work.of(made),
         )
 
     @property

@@ -12,6 +12,7 @@ norm; quantities carry SI suffixes (``_s``, ``_j``, ``_w``, ``_bytes``); ``None`
 from __future__ import annotations
 
 from harness.contracts.black_boxes import Answer, BlackBox, Connection
+from harness.contracts.costs import Amounts, UnitCosts, price
 from harness.contracts.drafts import Draft, DraftRule, DraftSource, DraftView, Lossless
 from harness.contracts.heads import (
     FULL_HEAD,
@@ -33,7 +34,6 @@ from harness.contracts.models import (
     ModelInfo,
     ModelRequest,
     Tokenizer,
-    UnitCosts,
     Weights,
     WeightsChoice,
 )
@@ -67,6 +67,7 @@ __all__ = [
     "LONGEST_ID",
     "OWN_FORMAT",
     "Accuracy",
+    "Amounts",
     "Answer",
     "BadRow",
     "Batch",
@@ -135,4 +136,5 @@ __all__ = [
     "document_key",
     "first_line",
     "numbers",
+    "price",
 ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from harness.contracts.costs import UnitCosts
 from harness.errors import OptionError
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "ModelInfo",
     "ModelRequest",
     "Tokenizer",
-    "UnitCosts",
     "Weights",
     "WeightsChoice",
     "begun",
@@ -55,48 +54,6 @@ class ModelRequest:
     seed: int = 0
     weights_format: str | None = None
     device_map: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class UnitCosts:
-    """What the parts of a token's way cost, all in one unit.
-
-    Attributes:
-        layer: one decoder layer, for one token.
-        head: one evaluation of the LM head.
-        shortcut: an exit's shortcut; 0 with the shared head, and where reading a draft includes it.
-        source: the unit and where the numbers come from, in words.
-        draft_head: reading the token that an exit drafts, shortcut apart; ``None`` where that is an LM head.
-        check: asking the strategy at an exit point; 0 where nobody knows.
-        asked_at: the exit points at which it is asked.
-        layer_row: a layer for one more token of the same pass; 0 where weights are all that costs.
-        head_row: the LM head for one more.
-    """
-
-    layer: float
-    head: float
-    shortcut: float
-    source: str
-    draft_head: float | None = None
-    check: float = 0.0
-    asked_at: tuple[int, ...] = ()
-    layer_row: float = 0.0
-    head_row: float = 0.0
-
-    def deep(self, num_layers: int) -> float:
-        """Return the cost of a pass of one token through all layers."""
-        return num_layers * self.layer + self.head
-
-    def draft(self, layer: int, num_layers: int) -> float:
-        """Return what a token that is drafted adds to the cost of a draft, until it is verified with the others.
-
-        Args:
-            layer: after which it is drafted.
-            num_layers: of the model; the pass that verifies takes the token through those that are left.
-        """
-        read = self.shortcut + (self.head if self.draft_head is None else self.draft_head)
-        verified = (num_layers - layer) * self.layer_row + self.head_row
-        return layer * self.layer + bisect_right(self.asked_at, layer) * self.check + read + verified
 
 
 @dataclass(frozen=True, slots=True)

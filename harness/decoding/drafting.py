@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
-from harness.decoding.generation import Discarded, Generation
+from harness.decoding.generation import Generation
 from harness.errors import OptionError
-from harness.records.draft_work import DraftWork
+from harness.records.work import Discarded, DraftWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Drafting:
         self._max_draft_tokens, self._rules, self.head = settings.max_draft_tokens, settings.rules, settings.head
         self._draft = Draft(row, prompt, made.token_ids, made.draft)
         self._work: list[DraftWork] = []  # of the pass that drafted each token; what a source proposes is behind those
-        self._done = _counted(made)
+        self._done = DraftWork.so_far(made)
         self.needs_probabilities = any(rule.needs_probabilities for rule in settings.rules)
         self.due = self.ended = False
 
@@ -96,7 +96,7 @@ class Drafting:
         if probability is not None:
             self._draft.probabilities.append(probability)
         made.drafts += 1
-        now = _counted(made)
+        now = DraftWork.so_far(made)
         self._work.append(now - self._done + DraftWork(passes=1))
         self._done = now
         self.ended = ends
@@ -128,7 +128,7 @@ class Drafting:
         made.drafting = sum(self._work, made.drafting)
         made.rolled_back = sum(self._work[accepted:], made.rolled_back)
         self._work.clear()
-        self._done = _counted(made)
+        self._done = DraftWork.so_far(made)
         if accepted < len(made.draft):
             place = len(made.token_ids) - (not made.accepted[-1])
             made.discarded.append(Discarded(place, tuple(made.draft[accepted:]), tuple(self._draft.layers[accepted:])))
@@ -136,10 +136,6 @@ class Drafting:
         self._draft.layers.clear()
         self._draft.probabilities.clear()
         self.due = self.ended = False
-
-
-def _counted(made: Generation) -> DraftWork:
-    return DraftWork(0, made.layers_read, made.exit_checks, made.lm_head_evaluations, made.cheap_head_tokens)
 
 
 def proposal(rule: DraftRule, draft: Draft, limit: int, vocab_size: int) -> list[int]:

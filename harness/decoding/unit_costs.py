@@ -81,17 +81,7 @@ class Timing:
         if known is None:
             return byte_costs(bench.info, bench.heads, head)
         times, draft = known
-        return UnitCosts(
-            layer=times.layer_s,
-            head=times.head_s,
-            shortcut=0.0,
-            source=f"seconds on this machine, {times.positions} positions read",
-            draft_head=draft.read_s,
-            check=draft.check_s,
-            asked_at=() if strategy is None else tuple(strategy.exit_points(bench.info)),
-            layer_row=times.layer_row_s,
-            head_row=times.head_row_s,
-        )
+        return times.costs(draft, () if strategy is None else strategy.exit_points(bench.info))
 
 
 def drafter(strategy: Strategy | None, head: HeadChoice) -> str:

@@ -7,8 +7,6 @@ that would mislead an older reader raises ``SCHEMA_VERSION``.
 ``None`` always means "not measured" or "not defined", never zero.
 """
 
-from harness.records.discarded import DiscardedRecord
-from harness.records.draft_work import DraftWork
 from harness.records.manifest import (
     SCHEMA_VERSION,
     BlackBoxRecord,
@@ -26,12 +24,13 @@ from harness.records.sample import AnswerRecord, SampleRecord
 from harness.records.scores import SampleScores, ScoresRecord
 from harness.records.unit_times import DraftTimes, UnitTimes
 from harness.records.window import WindowRecord
+from harness.records.work import Discarded, DraftWork, Work
 
 __all__ = [
     "SCHEMA_VERSION",
     "AnswerRecord",
     "BlackBoxRecord",
-    "DiscardedRecord",
+    "Discarded",
     "DraftTimes",
     "DraftWork",
     "FormatChoiceRecord",
@@ -48,4 +47,5 @@ __all__ = [
     "TaskRecord",
     "UnitTimes",
     "WindowRecord",
+    "Work",
 ]

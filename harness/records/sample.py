@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from harness.records.discarded import DiscardedRecord
-from harness.records.draft_work import DraftWork
 from harness.records.record import Count, Record
+from harness.records.work import Work
 
 __all__ = ["AnswerRecord", "SampleRecord"]
 
@@ -25,8 +24,8 @@ class AnswerRecord(Record):
     model: str = ""
 
 
-class SampleRecord(Record):
-    """One sample under one operating point.
+class SampleRecord(Record, Work):
+    """One sample under one operating point, with the work that it was.
 
     Attributes:
         window: id of the window it ran in; its line in ``windows.jsonl`` commits it.
@@ -36,8 +35,6 @@ class SampleRecord(Record):
         document: hash of the whole text that it is cut from; empty in older runs, and where the task does not say.
         project: that the text belongs to; ``None`` where nothing says it, and in older runs.
         prompt_ids, token_ids, reference_ids: model tokens.
-        exit_layers: layers executed for each generated token. With a KV cache the first token comes
-            from prefill, at full depth, and no strategy is asked for it.
         token_times_s: seconds from the start of the batch to each token; none in a run that was not timed, whose
             ``latency_s`` and ``ttft_s`` are ``None`` as well.
         text, reference: what is scored against what.
@@ -53,27 +50,8 @@ class SampleRecord(Record):
         stop_rule: of ``stop``, whose rule it was: a name of `harness list stops`, which may be the protocol's own
             (``line``), or the protocol's name where its rule has none. Empty for any other reason, and in older runs,
             where it was the protocol's.
-        exit_checks: times the strategy was asked about this sample.
-        lm_head_evaluations: LM-head evaluations after prefill charged to this sample, outputs included.
-        layers_executed: decoder layers run for generated tokens after prefill, by recomputation included.
-        layers_read: of those, a layer that several tokens of this sample ran in one pass counts once.
-        kv_fill_layers: layers whose K,V were filled from an exit hidden state.
-        shortcut_evaluations: times an exit's linear map was applied for this sample.
-        cheap_head_evaluations: times a cheap head read an exit in place of the LM head. cheap_head_bytes: weights that
-            those read, at batch 1.
-        cheap_head_misses: exits whose token was not the best one of the cheap head that was asked.
-        cheap_head_tokens: tokens that a cheap head chose; they need not be the exit's own.
         arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how
             long it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
-        drafted_at: of lossless decoding, for each token the decoder layers that ran before a draft of its place was
-            made, 0 where a source proposed it; ``None`` where there was no draft.
-        accepted: of lossless decoding, for each token whether it is the draft's; else full depth said it.
-        discarded: of lossless decoding, the drafted tokens that do not stand. Empty in older runs, whose ``drafts`` are
-            then more than those that stand.
-        drafts: tokens drafted, discarded ones included. verifications: passes that went deep.
-        layers_discarded: decoder layers run for drafts that were discarded.
-        drafting: what the passes did that drafted tokens at exits. rolled_back: the same of those whose token did not
-            stand. ``None`` in lossy rows and in older runs.
         answer: of a black box, what it says of the completion. Tokens, layers and counts are then empty and 0, and mean
             nothing; ``ttft_s`` is ``None`` where no text came.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
@@ -90,7 +68,6 @@ class SampleRecord(Record):
     prompt_ids: tuple[Count, ...] = ()
     token_ids: tuple[Count, ...] = ()
     reference_ids: tuple[Count, ...] = ()
-    exit_layers: tuple[Count, ...] = ()
     token_times_s: tuple[float, ...] = ()
     text: str = ""
     token_texts: tuple[str, ...] = ()
@@ -102,25 +79,30 @@ class SampleRecord(Record):
     ttft_s: float | None = None
     finish_reason: Literal["stop", "eos", "length", "strategy"] | None = None
     stop_rule: str = ""
-    exit_checks: Count = 0
-    lm_head_evaluations: Count = 0
-    layers_executed: Count = 0
-    layers_read: Count = 0
-    kv_fill_layers: Count = 0
-    shortcut_evaluations: Count = 0
-    cheap_head_evaluations: Count = 0
-    cheap_head_bytes: Count = 0
-    cheap_head_misses: Count = 0
-    cheap_head_tokens: Count = 0
-    drafted_at: tuple[Count | None, ...] = ()
-    accepted: tuple[bool, ...] = ()
-    discarded: tuple[DiscardedRecord, ...] = ()
-    drafts: Count = 0
-    verifications: Count = 0
-    layers_discarded: Count = 0
-    drafting: DraftWork | None = None
-    rolled_back: DraftWork | None = None
     arrival_s: float | None = None
     queue_s: float | None = None
     answer: AnswerRecord | None = None
     error: str | None = None
+
+    def decode_amounts(self) -> dict[str, float]:
+        """Return the work after its first token for :func:`harness.contracts.price`: cached, alone in its batch."""
+        depth, layers, first = max((1, *self.exit_layers)), self.exit_layers[1:], len(self.prompt_ids) + 1
+        if self.verifications:
+            exits = 0 if self.drafting is None else self.drafting.passes
+            attended = self.layers_read * self.middle
+        else:
+            exits = sum(layer < depth for layer in layers)
+            attended = sum(layer * (first + step) for step, layer in enumerate(layers))
+        return self.amounts(tokens=len(layers), exits=exits, attended=attended, num_layers=depth)
+
+    @property
+    def middle(self) -> int:
+        """Positions that there are when its completion is half made: what its passes attend to on average."""
+        return len(self.prompt_ids) + 1 + (len(self.exit_layers) - 1) // 2
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        for one in self.discarded:
+            if not len(one.token_ids) == len(one.drafted_at) == len(one.token_texts):
+                raise ValueError("discarded tokens, layers and texts that are not equally many")
+        return self

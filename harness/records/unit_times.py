@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
+from harness.contracts import UnitCosts
 from harness.records.record import Positive, Record
 
 __all__ = ["DraftTimes", "UnitTimes"]
@@ -41,3 +44,17 @@ class UnitTimes(Record):
     layer_row_s: float
     head_row_s: float
     drafts: dict[str, DraftTimes] = Field(default_factory=dict)
+
+    def costs(self, draft: DraftTimes, asked_at: Sequence[int] = ()) -> UnitCosts:
+        """Return the costs of decoding, in seconds, with what drafting adds by a strategy asked at some layers."""
+        return UnitCosts(
+            layer=self.layer_s,
+            head=self.head_s,
+            shortcut=0.0,
+            source=f"seconds on this machine, {self.positions} positions read",
+            draft_head=draft.read_s,
+            check=draft.check_s,
+            asked_at=tuple(asked_at),
+            layer_row=self.layer_row_s,
+            head_row=self.head_row_s,
+        )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.contracts import CONTEXT, Answer, BadRow, Completion, Sample, Tokenizer, common_prefix
 from harness.contracts.stops import spelled_behind
-from harness.decoding.generation import Discarded, Generation
+from harness.decoding.generation import Generation
 from harness.errors import HarnessError, is_out_of_memory, reason
-from harness.records import AnswerRecord, DiscardedRecord, SampleRecord, WindowRecord
+from harness.records import AnswerRecord, Discarded, SampleRecord, WindowRecord, Work
 from harness.running.plan import Plan, PlannedTask
 from harness.running.scoring import score_sample
 
@@ -101,31 +101,14 @@ def _of_answer(plan: Plan, planned: PlannedTask, sample: Sample, made: Answer) -
 
 def _of_generation(plan: Plan, planned: PlannedTask, sample: Sample, made: Generation) -> dict[str, Any]:
     return {
+        **vars(Work.of(made)),
         **_text_and_scores(plan, planned, sample, made),
         "token_ids": tuple(made.token_ids),
-        "exit_layers": tuple(made.exit_layers),
         "token_times_s": tuple(round(t, 7) for t in made.token_times_s),
         "latency_s": made.token_times_s[-1],
         "ttft_s": made.token_times_s[0],
         "finish_reason": made.finish_reason,
         "stop_rule": _stop_rule(planned, made),
-        "exit_checks": made.exit_checks,
-        "lm_head_evaluations": made.lm_head_evaluations,
-        "layers_executed": made.layers_executed,
-        "layers_read": made.layers_read,
-        "kv_fill_layers": made.kv_fill_layers,
-        "shortcut_evaluations": made.shortcut_evaluations,
-        "cheap_head_evaluations": made.cheap_head_evaluations,
-        "cheap_head_bytes": made.cheap_head_bytes,
-        "cheap_head_misses": made.cheap_head_misses,
-        "cheap_head_tokens": made.cheap_head_tokens,
-        "drafted_at": tuple(made.drafted_at),
-        "accepted": tuple(made.accepted),
-        "drafts": made.drafts,
-        "verifications": made.verifications,
-        "layers_discarded": made.layers_discarded,
-        "drafting": made.drafting if made.lossless else None,
-        "rolled_back": made.rolled_back if made.lossless else None,
     }
 
 
@@ -142,7 +125,7 @@ def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Gen
     pieces = token_texts(tokenizer, spoken, sample.prompt_ids)
     text = planned.task.completion(planned.record.protocol, "".join(pieces), sample.around)
     "".join((text, *pieces)).encode()  # a text that no file can hold breaks here
-    discarded = tuple(_discarded(tokenizer, sample.prompt_ids, spoken, one) for one in made.discarded)
+    discarded = tuple(_spelled(tokenizer, sample.prompt_ids, spoken, one) for one in made.discarded)
     return {
         "text": text,
         "discarded": discarded,
@@ -171,15 +154,13 @@ def scores_and_failures(found: Mapping[str, float | str | None]) -> dict[str, An
     return {"scores": {**found, **dict.fromkeys(failures)}, "score_failures": failures}
 
 
-def _discarded(
-    tokenizer: Tokenizer, prompt_ids: Sequence[int], spoken: Sequence[int], one: Discarded
-) -> DiscardedRecord:
+def _spelled(tokenizer: Tokenizer, prompt_ids: Sequence[int], spoken: Sequence[int], one: Discarded) -> Discarded:
     """Return what a verification threw away with its texts, spelled behind the tokens before it."""
     start = max(0, one.place - CONTEXT)
     before, earlier = spoken[start : one.place], [*prompt_ids[-CONTEXT:], *spoken[:start]]
     texts = token_texts(tokenizer, [*before, *one.token_ids], earlier)[len(before) :]
     "".join(texts).encode()  # as above
-    return DiscardedRecord(place=one.place, token_ids=one.token_ids, drafted_at=one.drafted_at, token_texts=texts)
+    return replace(one, token_texts=texts)
 
 
 def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int], before: Sequence[int] = ()) -> tuple[str, ...]:

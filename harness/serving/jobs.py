@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 from harness.config.decode import LOSSY, DecodeSpec
 from harness.config.stops import BuiltStop
 from harness.contracts import Lossless, Strategy
-from harness.decoding.draft_facts import DraftFacts
 from harness.decoding.transcript import Token
+from harness.records import Work
 
 __all__ = [
     "Ending",
@@ -107,10 +107,7 @@ class Finished:
         prompt: what was read. prompt_reused: its first tokens that were not, since their keys and values were there.
         setting: how it exited. kv: what happened to K,V of skipped layers.
         num_layers: decoder layers of the model.
-        exit_checks: times the strategy was asked.
-        lm_head_evaluations: after prefill, the outputs' own included.
-        decode_layers: decoder layers run after prefill, catch-up work of the KV policy included.
-        drafts: what became of its drafts; ``None`` of lossy decoding.
+        work: what decoding did.
         queue_s: from submission to the start of prefill.
         ttft_s: from submission to the first token.
         total_s: from submission to the last token.
@@ -127,15 +124,12 @@ class Finished:
     setting: Setting
     kv: str
     num_layers: int
-    exit_checks: int
-    lm_head_evaluations: int
-    decode_layers: int
+    work: Work
     queue_s: float
     ttft_s: float
     total_s: float
     energy_j: float | None
     energy_source: str
-    drafts: DraftFacts | None = None
     stopped_by: str = ""
 
 

@@ -9,7 +9,6 @@ Labels are bounded: routes, statuses, loaded strategies and layers, never a text
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Iterator
 from functools import partial
 from threading import Lock
@@ -44,6 +43,36 @@ METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 REQUEST_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 WAIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+_WORK = (
+    (
+        "layers_executed",
+        "early_exit_decode_layers",
+        "Decoder layers run after prefill, catch-up work of the KV policy included.",
+    ),
+    ("exit_checks", "early_exit_exit_checks", "Times the strategy was asked whether to exit."),
+    (
+        "lm_head_evaluations",
+        "early_exit_lm_head_evaluations",
+        "LM-head evaluations after prefill, the outputs' own included.",
+    ),
+)
+"""What of a completion's :class:`harness.records.Work` is counted: its name there, the series, and what that says."""
+_DRAFTS = (
+    ("drafts", "early_exit_drafted_tokens", "Tokens that lossless decoding drafted, discarded ones included."),
+    ("accepted_tokens", "early_exit_accepted_tokens", "Of these, those that full depth agreed with."),
+    (
+        "verifications",
+        "early_exit_verifications",
+        "Passes of lossless decoding through all layers after prefill, one per completion and pass.",
+    ),
+    (
+        "layers_discarded",
+        "early_exit_layers_discarded",
+        "Decoder layers run for drafted tokens that were discarded.",
+    ),
+)
+"""The same of lossless decoding alone."""
 
 
 class Exposition(NamedTuple):
@@ -127,31 +156,7 @@ class Metrics:
             "Decoder layers that generated tokens skipped; with executed: tokens x layers of the model.",
             by_strategy,
         )
-        self._decode_layers = counter(
-            "early_exit_decode_layers",
-            "Decoder layers run after prefill, catch-up work of the KV policy included.",
-            by_strategy,
-        )
-        self._checks = counter("early_exit_exit_checks", "Times the strategy was asked whether to exit.", by_strategy)
-        self._heads = counter(
-            "early_exit_lm_head_evaluations",
-            "LM-head evaluations after prefill, the outputs' own included.",
-            by_strategy,
-        )
-        self._drafted = counter(
-            "early_exit_drafted_tokens", "Tokens that lossless decoding drafted, discarded ones included.", by_strategy
-        )
-        self._accepted = counter(
-            "early_exit_accepted_tokens", "Of these, those that full depth agreed with.", by_strategy
-        )
-        self._verifications = counter(
-            "early_exit_verifications",
-            "Passes of lossless decoding through all layers after prefill, one per completion and pass.",
-            by_strategy,
-        )
-        self._discarded = counter(
-            "early_exit_layers_discarded", "Decoder layers run for drafted tokens that were discarded.", by_strategy
-        )
+        self._work = {name: counter(series, said, by_strategy) for name, series, said in (*_WORK, *_DRAFTS)}
         self._energy: Counter | None = None
         self._lock = Lock()
 
@@ -172,20 +177,14 @@ class Metrics:
         self._reused.inc(done.prompt_reused)
         self._computed.inc(len(done.prompt.token_ids) - done.prompt_reused)
         self._generated.labels(strategy).inc(len(done.tokens))
-        layers = Tally(token.exit_layer for token in done.tokens)
+        layers = done.work.exits
         for layer, tokens in layers.items():
             self._exits.labels(strategy, str(layer)).inc(tokens)
         executed = sum(layer * tokens for layer, tokens in layers.items())
         self._executed.labels(strategy).inc(executed)
         self._skipped.labels(strategy).inc(len(done.tokens) * done.num_layers - executed)
-        self._decode_layers.labels(strategy).inc(done.decode_layers)
-        self._checks.labels(strategy).inc(done.exit_checks)
-        self._heads.labels(strategy).inc(done.lm_head_evaluations)
-        if done.drafts is not None:
-            self._drafted.labels(strategy).inc(done.drafts.drafted_tokens)
-            self._accepted.labels(strategy).inc(done.drafts.accepted_tokens)
-            self._verifications.labels(strategy).inc(done.drafts.verifications)
-            self._discarded.labels(strategy).inc(done.drafts.layers_discarded)
+        for name, *_ in (*_WORK, *(_DRAFTS if done.work.lossless else ())):
+            self._work[name].labels(strategy).inc(getattr(done.work, name))
         if done.energy_j is not None and self._energy_measured:
             self._joules().labels(one_line(done.energy_source)).inc(done.energy_j)
 

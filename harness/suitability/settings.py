@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from harness.config import StrategySpec
 from harness.config.decode import build_decode, parse_decode
 from harness.config.options import build_strategy
-from harness.contracts import KVFacts, ModelInfo, Strategy
+from harness.contracts import KVFacts, ModelInfo, Strategy, price
 from harness.records import DraftTimes, UnitTimes
+from harness.records.work import bytes_read
 from harness.registry import KV_POLICIES
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.suitability.exits import ReadExits
@@ -118,15 +120,16 @@ class _Exits:
             name = f"{point.name}{where}"
             yield _Replayed(f"{'one ' if alone else ''}check by the LM head", name, found, self._whole)
             if self._short_bytes:
-                cheap = replace(
+                checks = found.work.exit_checks
+                cheap = _with(
                     found,
                     lm_head_evaluations=found.count,
-                    cheap_head_evaluations=found.checks,
-                    cheap_head_bytes=found.checks * self._short_bytes,
+                    cheap_head_evaluations=checks,
+                    cheap_head_bytes=checks * self._short_bytes,
                 )
                 yield _Replayed("check by a short head", name, cheap, self._short, bound=True)
             left = found.count - found.exits[info.num_layers]
-            free = replace(
+            free = _with(
                 found, lm_head_evaluations=found.count, shortcut_evaluations=left if self._tokens.shortcuts else 0
             )
             yield _Replayed("learned check", name, free, self._unasked, bound=True)
@@ -139,10 +142,10 @@ class _Exits:
                 found = self._replayed(point)
                 yield _Replayed("drafts of fixed length", point.name, found, self._unasked, lossless=True)
                 if self._short_bytes:
-                    drafts = found.drafted.by_exits if found.drafted is not None else 0
-                    cheap = replace(
+                    drafts = 0 if found.work.drafting is None else found.work.drafting.passes
+                    cheap = _with(
                         found,
-                        lm_head_evaluations=found.lm_head_evaluations - drafts,
+                        lm_head_evaluations=found.work.lm_head_evaluations - drafts,
                         cheap_head_bytes=drafts * self._short_bytes,
                     )
                     yield _Replayed(
@@ -212,13 +215,12 @@ def best_settings(
 
 
 def _setting(one: _Replayed, full: Outcome, head: str, info: ModelInfo, kv: KVFacts, prices: Prices | None) -> Setting:
-    outcome, count = one.outcome, one.outcome.count
-    drafted = outcome.drafted
+    outcome, count, reads = one.outcome, one.outcome.count, bytes_read(info)
+    whole, own = full.amounts(info, kv), outcome.amounts(info, kv)
     seconds = None
-    if prices is not None:
-        whole = full.seconds(prices.times, DraftTimes(check_s=0.0, read_s=0.0), info, kv)
-        own = outcome.seconds(prices.times, one.draft, info, kv)
-        seconds = None if whole is None or own is None else whole / own
+    if prices is not None and not kv.fills:
+        unasked = prices.times.costs(DraftTimes(check_s=0.0, read_s=0.0))
+        seconds = price(whole, unasked.per_unit) / price(own, prices.times.costs(one.draft).per_unit)
     return Setting(
         family=one.family,
         head=head,
@@ -227,15 +229,14 @@ def _setting(one: _Replayed, full: Outcome, head: str, info: ModelInfo, kv: KVFa
         bound=one.bound,
         agreement=int(outcome.right.sum()) / count,
         agreement_ci=None if one.lossless else share_interval(outcome.right, outcome.tokens),
-        layers=(outcome.layers if drafted is None else _layers(outcome, info)) / count,
-        bytes_speedup=full.moved(info, kv) / outcome.moved(info, kv),
+        layers=(outcome.layers + outcome.work.layers_discarded) / count,
+        bytes_speedup=price(whole, reads) / price(own, reads),
         time_speedup=seconds,
     )
 
 
-def _layers(outcome: Outcome, info: ModelInfo) -> int:
-    assert outcome.drafted is not None
-    return outcome.count * info.num_layers + outcome.drafted.layers_discarded
+def _with(found: Outcome, **counters: Any) -> Outcome:
+    return replace(found, work=replace(found.work, **counters))
 
 
 def _spec(name: str, **options: int) -> StrategySpec:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,14 +21,22 @@ from harness.contracts import Batch, DraftRule, HeadChoice, ModelInfo
 from harness.decoding.drafting import Drafting, DraftSettings
 from harness.decoding.generation import Generation
 from harness.errors import ArtefactError, ConfigError
+from harness.records import DraftWork, Work
 from harness.running.operating_points import OperatingPoint
 from harness.running.thresholds import learns
-from harness.sweep.replay_strategy import Drafted, Outcome, answers
+from harness.sweep.replay_strategy import Outcome, answers
 from harness.sweep.tokens import TracedTokens
 from harness.sweep.view import HEAD, Charges
 from harness.training.traces.store import Traces
 
-_COSTS = ("checks", "heads", "maps", "cheap", "cheap_bytes", "deep")
+_COUNTED = (
+    "exit_checks",
+    "lm_head_evaluations",
+    "shortcut_evaluations",
+    "cheap_head_evaluations",
+    "cheap_head_bytes",
+)
+"""Counters that a token charges where its strategy decides about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +146,7 @@ def decide(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> dic
     charges = Charges(1)  # one token's: all that get as far are charged alike
     running = torch.ones(count, dtype=torch.bool)
     layers, said = torch.full((count,), model.num_layers), tokens.final.clone()
-    found = {name: torch.zeros(count, dtype=torch.int64) for name in _COSTS}
+    found = {name: torch.zeros(count, dtype=torch.int64) for name in (*_COUNTED, "deep_layers")}
     rehearsed = point.strategy.rehearsed
     checks = 0
 
@@ -146,12 +154,12 @@ def decide(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> dic
         spent = Counter() if rehearsed else charges.spent  # it decided outside the measured window
         cheap = {HeadChoice.of(key.removeprefix(HEAD)): n for key, n in spent.items() if key.startswith(HEAD)}
         values = {
-            "checks": 0 if rehearsed else checks,
-            "heads": spent["logits"] + spent["deep"] + more["logits"],
-            "maps": spent["shortcut"] + more["shortcut"],
-            "cheap": sum(cheap.values()),
-            "cheap_bytes": sum(tokens.heads[head].nbytes * n for head, n in cheap.items() if tokens.heads),
-            "deep": spent["deep_layers"],
+            "exit_checks": 0 if rehearsed else checks,
+            "lm_head_evaluations": spent["logits"] + spent["deep"] + more["logits"],
+            "shortcut_evaluations": spent["shortcut"] + more["shortcut"],
+            "cheap_head_evaluations": sum(cheap.values()),
+            "cheap_head_bytes": sum(tokens.heads[head].nbytes * n for head, n in cheap.items() if tokens.heads),
+            "deep_layers": spent["deep_layers"],
         }
         for name, value in values.items():
             found[name][rows] = value
@@ -189,38 +197,24 @@ def replay_lossless(
         documents: how many the trace has.
     """
     assert point.lossless is not None
-    spent: Counter[str] = Counter()
-    by_document = {name: torch.zeros(documents, dtype=torch.int64) for name in ("tokens", "passes", "drafts", "kept")}
+    tokens = torch.zeros(documents, dtype=torch.int64)
+    work, accepted, drafting = Work(), list[bool](), DraftWork()
+    deep_layers = attended = 0
     for number, columns in decisions.by_document().items():
         settings = DraftSettings(point.lossless.most, _rules(point, model))
         one = _Document(columns, texts.prompts.get(number, ()), texts, model, settings)
         one.run()
-        spent += one.spent
-        for name, value in (
-            ("tokens", len(columns["final"])), ("passes", one.spent["passes"]), ("drafts", one.made.drafts),
-            ("kept", one.spent["kept"]),
-        ):  # fmt: skip
-            by_document[name][number] = value
-    tokens = by_document["tokens"]
+        tokens[number] = len(columns["final"])
+        work, drafting = work + one.made, drafting + one.made.drafting
+        accepted += one.made.accepted
+        deep_layers, attended = deep_layers + one.deep_layers, attended + one.attended
     return Outcome(
         right=tokens,
         tokens=tokens,
         exits=Counter({model.num_layers: int(tokens.sum())}),
-        checks=spent["checks"],
-        lm_head_evaluations=spent["heads"],
-        shortcut_evaluations=spent["maps"],
-        cheap_head_evaluations=spent["cheap"],
-        cheap_head_bytes=spent["cheap_bytes"],
-        deep_layers=spent["deep"],
-        cache_reads=spent["cache_reads"],
-        drafted=Drafted(
-            by_document["passes"],
-            by_document["drafts"],
-            by_document["kept"],
-            spent["read"],
-            spent["discarded"],
-            spent["exits"],
-        ),
+        work=replace(work, accepted=tuple(accepted), drafting=drafting),
+        deep_layers=deep_layers,
+        attended=attended,
     )
 
 
@@ -233,6 +227,10 @@ class _Document:
         texts: limit and ends.
         model: facts.
         settings: how it drafts.
+
+    Attributes:
+        made: its tokens, and the work that they were.
+        deep_layers, attended: as of an :class:`Outcome`.
     """
 
     def __init__(
@@ -244,7 +242,7 @@ class _Document:
         self.made = Generation(token_ids=self.text[:1], lossless=True)
         self._drafting = Drafting(0, prompt, self.made, texts.limit, settings, model.vocab_size)
         self._waiting: list[int] = []  # layers that drafts have run
-        self.spent: Counter[str] = Counter()
+        self.deep_layers = self.attended = 0
 
     def run(self) -> None:
         """Decode it to its end."""
@@ -255,8 +253,9 @@ class _Document:
                 self._verify(len(fresh))
                 continue
             layer = self._columns["layer"][place]
-            for name in _COSTS:
-                self.spent[name] += self._columns[name][place]
+            for name in _COUNTED:
+                setattr(self.made, name, getattr(self.made, name) + self._columns[name][place])
+            self.deep_layers += self._columns["deep_layers"][place]
             if layer == self._layers:
                 self._verify(len(fresh))
             else:
@@ -264,7 +263,6 @@ class _Document:
 
     def _draft(self, token: int, layer: int) -> None:
         self._read(layer)
-        self.spent["exits"] += 1
         self._waiting = [max(layer, before) for before in self._waiting] + [layer]
         length = len(self.made.token_ids) + len(self.made.draft) + 1
         self._drafting.add(token, layer, None, ends=token in self._texts.eos or length >= self._texts.limit)
@@ -278,16 +276,15 @@ class _Document:
         stands = next((n for n, (a, b) in enumerate(zip(drafted, left, strict=False)) if a != b), None)
         stands = min(len(drafted), len(left)) if stands is None else stands
         count = min(stands + 1, places, len(left))
-        self.spent["passes"] += 1
-        self.spent["heads"] += places
-        self.spent["kept"] += stands
-        self.spent["discarded"] += (places - count) * self._layers
+        made.verifications += 1
+        made.lm_head_evaluations += places
+        made.layers_discarded += (places - count) * self._layers
         made.token_ids += left[:count]
         made.accepted += [place < stands for place in range(count)]
         self._waiting.clear()
         self._drafting.close(stands)
 
     def _read(self, layers: int) -> None:
-        self.spent["read"] += layers
+        self.made.layers_read += layers
         here = self._columns["position"][0] + len(self.made.token_ids) + len(self.made.draft)
-        self.spent["cache_reads"] += layers * here
+        self.attended += layers * here

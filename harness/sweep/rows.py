@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
-from harness.contracts import KVFacts, ModelInfo
-from harness.records import DraftTimes, UnitTimes
+from harness.contracts import KVFacts, ModelInfo, price
+from harness.records import DraftTimes, UnitTimes, Work
+from harness.records.work import bytes_read
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.records import SweepRow
-from harness.sweep.replay_strategy import Drafted, Outcome
+from harness.sweep.replay_strategy import Outcome
 from reports.statistics.intervals import Pair, known, ratio, share_bounds
 from reports.summary.pareto import front
 
@@ -73,12 +74,11 @@ def _row(
     kv: KVFacts,
     reference: bool,
 ) -> SweepRow:
-    count, layers = outcome.count, outcome.layers
+    count, layers, work = outcome.count, outcome.layers, outcome.work
     if point.strategy.rehearsed:  # a bound runs under exact keys and values, whatever the others do
         kv = point.record.kv_facts or kv
-    deepest = count * model.num_layers
+    deepest, reads = count * model.num_layers, bytes_read(model)
     filled = deepest - layers if kv.fills else 0
-    drafted = outcome.drafted
     row = SweepRow(
         operating_point=point.name,
         strategy=point.record.strategy,
@@ -92,20 +92,20 @@ def _row(
         exit_layer_mean=layers / count,
         layers_skipped=1 - layers / deepest,
         agreement=int(outcome.right.sum()) / count,
-        agreement_ci=None if drafted is not None else share_interval(outcome.right, outcome.tokens),  # asserted
-        exit_checks_per_token=outcome.checks / count,
-        lm_head_per_token=outcome.lm_head_evaluations / count,
-        shortcut_per_token=outcome.shortcut_evaluations / count,
+        agreement_ci=None if work.lossless else share_interval(outcome.right, outcome.tokens),  # asserted
+        exit_checks_per_token=work.exit_checks / count,
+        lm_head_per_token=work.lm_head_evaluations / count,
+        shortcut_per_token=work.shortcut_evaluations / count,
         kv_fill_layers_per_token=filled / count,
-        cheap_heads_per_token=outcome.cheap_head_evaluations / count,
+        cheap_heads_per_token=work.cheap_head_evaluations / count,
         head_agreement=ratio(outcome.head_alike, outcome.head_checks),
-        expected_speedup=full.moved(model, kv) / outcome.moved(model, kv),
-        oracle_share=None if best is None or drafted else ratio(outcome.skipped_rightly, deepest - best.layers),
+        expected_speedup=price(full.amounts(model, kv), reads) / price(outcome.amounts(model, kv), reads),
+        oracle_share=None if best is None or work.lossless else ratio(outcome.skipped_rightly, deepest - best.layers),
         exits={layer: tokens / count for layer, tokens in sorted(outcome.exits.items())},
         decode=point.record.decode,
         draft_max=point.record.draft_max,
     )
-    return row if drafted is None else row.model_copy(update=_drafts(drafted, count))
+    return row.model_copy(update=_drafts(work, count)) if work.lossless else row
 
 
 def _seconds(
@@ -117,17 +117,18 @@ def _seconds(
 ) -> float | None:
     if point.strategy.rehearsed:
         kv = point.record.kv_facts or kv
-    whole = outcome.seconds(*timing(point), model, kv)
-    return None if whole is None else whole / outcome.count
+    if kv.fills and not outcome.work.lossless:
+        return None  # what a fill takes was not measured
+    times, draft = timing(point)
+    return price(outcome.amounts(model, kv), times.costs(draft).per_unit) / outcome.count
 
 
-def _drafts(drafted: Drafted, count: int) -> dict[str, float | None]:
+def _drafts(work: Work, count: int) -> dict[str, float | None]:
     """Return the fields of a lossless row, of so many tokens."""
-    drafts = int(drafted.drafts.sum())
     return {
-        "tokens_per_verification": ratio(count, int(drafted.verifications.sum())),
-        "acceptance": ratio(int(drafted.accepted.sum()), drafts),
-        "drafted_per_token": drafts / count,
-        "layers_read_per_token": drafted.layers_read / count,
-        "layers_discarded_per_token": drafted.layers_discarded / count,
+        "tokens_per_verification": ratio(count, work.verifications),
+        "acceptance": work.acceptance,
+        "drafted_per_token": work.drafts / count,
+        "layers_read_per_token": work.layers_read / count,
+        "layers_discarded_per_token": work.layers_discarded / count,
     }

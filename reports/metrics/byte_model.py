@@ -21,15 +21,16 @@ from collections.abc import Iterable
 from functools import lru_cache, partial
 from itertools import accumulate
 
-from harness.contracts import KVFacts, Metric, ModelInfo
+from harness.contracts import KVFacts, Metric, price
 from harness.records import ModelRecord, SampleRecord
+from harness.records.work import bytes_read
 from reports.metrics.point import Point
 from reports.metrics.sections import BYTE_MODEL, DEPTH
 from reports.statistics.intervals import paired_ratio, ratio
 from reports.summary.measured import Measured, SampleKey
 
 
-def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> int:
+def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> float:
     """Return the bytes that decoding one sample after its first token moves at batch 1."""
     return sum(_bytes_by_cause(sample, model, kv))
 
@@ -77,74 +78,23 @@ def _moves_bytes(point: Point) -> bool:
     return point.cell.conditions.cached and point.cell.conditions.batch_size == 1
 
 
-def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tuple[int, int, int, int]:
-    """Bytes of one sample after its first token, by :func:`bytes_by_cause`.
+def _bytes_by_cause(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> tuple[float, float, float, float]:
+    """Bytes of one sample after its first token: layers with one LM head a token, further heads, maps, KV fills.
 
     Where a KV policy defers the layers an exited token missed, they run in the same pass as the next deeper token's
     own, so that their weights are read once: the layers of each pass count, not layers × tokens. Lossless decoding
-    counts them itself, since all of its tokens end at full depth; a verification reads the LM head once for all places.
+    counts them itself, since all of its tokens end at full depth.
     """
-    if sample.verifications:
-        return _bytes_of_drafts(sample, model)
-    layers = sample.exit_layers[1:]
-    first = len(sample.prompt_ids) + 1  # positions the second token's pass attends to
-    return bytes_by_cause(
-        model,
-        tokens=len(layers),
-        layers=sum(layers) if kv.defers else sample.layers_executed,
-        lm_head_evaluations=sample.lm_head_evaluations,
-        shortcut_evaluations=sample.shortcut_evaluations,
-        cheap_head_bytes=sample.cheap_head_bytes,
-        kv_fill_layers=sample.kv_fill_layers,
-        cache_reads=sum(executed * (first + step) for step, executed in enumerate(layers)),
-    )
-
-
-def _bytes_of_drafts(sample: SampleRecord, model: ModelRecord) -> tuple[int, int, int, int]:
-    """Bytes of a sample that was decoded losslessly."""
-    tokens = len(sample.token_ids) - 1
-    verified = tokens + sample.layers_discarded // model.num_layers
-    return bytes_by_cause(
-        model,
-        tokens=sample.verifications,
-        layers=sample.layers_read,
-        lm_head_evaluations=sample.lm_head_evaluations - verified + sample.verifications,
-        shortcut_evaluations=sample.shortcut_evaluations,
-        cheap_head_bytes=sample.cheap_head_bytes,
-        kv_fill_layers=0,
-        cache_reads=sample.layers_read * (len(sample.prompt_ids) + 1 + tokens // 2),  # at the middle of the completion
-    )
-
-
-def bytes_by_cause(
-    model: ModelRecord | ModelInfo,
-    *,
-    tokens: int,
-    layers: int,
-    lm_head_evaluations: int,
-    shortcut_evaluations: int,
-    cheap_head_bytes: int,
-    kv_fill_layers: int,
-    cache_reads: int,
-) -> tuple[int, int, int, int]:
-    """Return what so much work reads at batch 1: layers with one LM head a token, further heads, maps, KV fills.
-
-    Args:
-        model: whose bytes.
-        tokens: how many were decoded.
-        layers: layers run for them.
-        lm_head_evaluations: of outputs and of checks.
-        shortcut_evaluations: maps of exits.
-        cheap_head_bytes: bytes that cheap heads read.
-        kv_fill_layers: layers whose K,V were filled.
-        cache_reads: positions × layers attended to.
-    """
-    outputs = min(tokens, lm_head_evaluations)
+    amounts, costs, layers = sample.decode_amounts(), bytes_read(model), sample.exit_layers[1:]
+    if kv.defers and not sample.verifications:
+        amounts["layer step"] = sum(layers)
+    heads = amounts["LM head"]
+    needed = min(sample.verifications or len(layers), heads)
     return (
-        layers * model.layer_bytes + cache_reads * model.kv_entry_bytes + outputs * model.lm_head_bytes,
-        (lm_head_evaluations - outputs) * model.lm_head_bytes + cheap_head_bytes,
-        shortcut_evaluations * model.shortcut_bytes,
-        kv_fill_layers * model.kv_projection_bytes,
+        price({"LM head": needed} | {unit: amounts[unit] for unit in ("layer step", "attended position")}, costs),
+        price({"LM head": heads - needed, "cheap head byte": amounts["cheap head byte"]}, costs),
+        price({"shortcut": amounts["shortcut"]}, costs),
+        price({"KV fill": amounts["KV fill"]}, costs),
     )
 
 

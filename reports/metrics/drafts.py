@@ -27,10 +27,6 @@ def _decoded(sample: SampleRecord) -> int:
     return max(len(sample.token_ids) - 1, 0)
 
 
-def _accepted(sample: SampleRecord) -> int:
-    return sum(sample.accepted)
-
-
 def _seconds(sample: SampleRecord) -> float:
     """Seconds behind the first token."""
     return sample.token_times_s[-1] - sample.token_times_s[0] if sample.token_times_s else 0.0
@@ -84,7 +80,7 @@ ACCEPTANCE = _share(
     name="acceptance",
     header="accepted",
     meaning="share of drafted tokens that full depth agreed with",
-    over=_accepted,
+    over=lambda sample: sample.accepted_tokens,
     under=lambda sample: sample.drafts,
     place=2,
     interval=share_interval,

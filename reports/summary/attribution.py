@@ -35,6 +35,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.contracts import Amounts, price
 from harness.records import DraftWork, MeterRecord, SampleRecord, WindowRecord
 from harness.records.cost import PARTS, PHASES, Attribution, CheckCost, OperatingPointCost, Quantity
 from harness.records.estimate import Estimate
@@ -246,13 +247,14 @@ class _System:
             check = f"check {cell.point.strategy}"
             checks = did.get(check, 0.0)
             extra = max(0.0, did["LM head"] - free[place])
+            needed = did | {"LM head": did["LM head"] - extra}
             parts = {
-                "prefill": cost["request"] * requests + cost["prompt token"] * did["prompt token"],
-                "layers": sum(cost[name] * did[name] for name in ("layer step", "layer row", "attended position")),
-                "exit_checks": cost.get(check, 0.0) * checks,
-                "check_heads": cost["LM head"] * extra + cost["draft head"] * did["draft head"],
-                "output_head": cost["LM head"] * (did["LM head"] - extra) + cost["LM head row"] * did["LM head row"],
-                "kv_fill": cost["exit"] * did["exit"] + cost["KV fill"] * did["KV fill"],
+                "prefill": _priced(did, cost, *PREFILL),
+                "layers": _priced(did, cost, "layer step", "layer row", "attended position"),
+                "exit_checks": price({check: checks}, cost),
+                "check_heads": price({"LM head": extra, "draft head": did["draft head"]}, cost),
+                "output_head": _priced(needed, cost, "LM head", "LM head row"),
+                "kv_fill": _priced(did, cost, "exit", "KV fill"),
             }
             parts["rest"] = totals[place] - sum(parts.values())
             found |= {f"part {name} {part}": value / requests for part, value in parts.items()}
@@ -321,6 +323,10 @@ def _by_block(
     return found
 
 
+def _priced(did: Amounts, cost: Mapping[str, float], *units: str) -> float:
+    return price({unit: did[unit] for unit in units}, cost)
+
+
 def _least_squares(gram: Array, right: Array) -> Array:
     """Return the costs ≥ 0 that fit best, from the normal equations (flattened Gram matrix and right side).
 
@@ -375,66 +381,27 @@ def counts_of(sample: SampleRecord, check: str, names: Sequence[str]) -> Counts:
         check: name of its strategy's checks.
         names: of the counts.
     """
-    did = {"request": 1, "prompt token": len(sample.prompt_ids), "KV fill": sample.kv_fill_layers}
-    if sample.exit_checks:
-        did[check] = sample.exit_checks
-    if sample.verifications:
-        return _lossless(sample, check, names, did)
-    layers = sample.exit_layers[1:]
-    first = len(sample.prompt_ids) + 1
-    read = sample.layers_read or sample.layers_executed  # older runs do not say
-    did |= {
-        "layer step": read,
-        "layer row": sample.layers_executed - read,
-        "attended position": sum(layer * (first + step) for step, layer in enumerate(layers)),
-        "LM head": sample.lm_head_evaluations,
-        "exit": sum(layer < sample.exit_layers[0] for layer in layers),  # the first is of full depth
-    }
-    nothing = np.zeros(len(names))
-    return Counts(_in_order(did, names), nothing, nothing, len(layers))
-
-
-def _lossless(sample: SampleRecord, check: str, names: Sequence[str], did: dict[str, int]) -> Counts:
-    depth, tokens = sample.exit_layers[0], len(sample.token_ids) - 1
-    middle = len(sample.prompt_ids) + 1 + tokens // 2  # where the completion is half made
-    discarded = sample.layers_discarded // depth
-    places = tokens + discarded
-    extra = sample.lm_head_evaluations - places  # of checks and drafts
-    drafting, rolled_back = sample.drafting or DraftWork(), sample.rolled_back or DraftWork()
-    rows = {"layer row": sample.layers_executed - sample.layers_read, "LM head row": places - sample.verifications}
-    did |= rows | {
-        "layer step": sample.layers_read,
-        "attended position": sample.layers_read * middle,
-        "LM head": extra + sample.verifications,
-        "draft head": sample.cheap_head_tokens,
-        "exit": drafting.passes,
-    }
+    amounts = {"request": 1, "prompt token": len(sample.prompt_ids)} | sample.decode_amounts()
+    did = _in_order(amounts, check, names)
+    if not sample.verifications:
+        nothing = np.zeros(len(names))
+        return Counts(did, nothing, nothing, len(sample.exit_layers) - 1)
+    drafting, rolled_back = (
+        work.amounts(sample.middle) for work in (sample.drafting or DraftWork(), sample.rolled_back or DraftWork())
+    )
+    rows = {name: amounts[name] for name in ("layer row", "LM head row")}
+    extra = amounts["LM head"] - sample.verifications  # evaluations of checks and drafts
+    drafts = drafting | {name: amounts[name] for name in ("draft head", "check")} | {"LM head": extra}
+    discarded = sample.layers_discarded // sample.exit_layers[0]
     share = discarded / rows["LM head row"] if discarded else 0.0  # of a verification's rows but one
-    back = _by_name(rolled_back, check, middle) | {name: share * count for name, count in rows.items()}
-    drafts = _by_name(drafting, check, middle) | {
-        "LM head": extra,
-        "draft head": sample.cheap_head_tokens,
-        check: sample.exit_checks,
-    }
-    work = _by_name(rolled_back, check, middle)
+    back = rolled_back | {name: share * count for name, count in rows.items()}
     return Counts(
-        _in_order(did, names),
-        _in_order(drafts, names) - _in_order(work, names),
-        _in_order(back, names),
+        did,
+        _in_order(drafts, check, names) - _in_order(rolled_back, check, names),
+        _in_order(back, check, names),
         sample.verifications,
     )
 
 
-def _by_name(work: DraftWork, check: str, middle: int) -> dict[str, float]:
-    return {
-        "layer step": work.layers_read,
-        "attended position": work.layers_read * middle,
-        "LM head": work.lm_head_evaluations,
-        "draft head": work.cheap_head_tokens,
-        "exit": work.passes,
-        check: work.exit_checks,
-    }
-
-
-def _in_order(did: Mapping[str, float], names: Sequence[str]) -> Array:
-    return np.array([did.get(name, 0.0) for name in names])
+def _in_order(did: Amounts, check: str, names: Sequence[str]) -> Array:
+    return np.array([float(did.get("check" if name == check else name, 0)) for name in names])

@@ -20,6 +20,10 @@ NEW, LAYERS = 24, 6
 REPEATING = [[5, 9, 40, 17, 5, 9, 40], [88, 3, 60, 88, 3, 60], [12] * 5]
 
 
+def draft_work(passes: int, layers_read: int, exit_checks: int, lm_heads: int, cheap_head_tokens: int) -> DraftWork:
+    return DraftWork(exit_checks, lm_heads, cheap_head_tokens, layers_read, passes)
+
+
 def decoded(case: Any, prompts: Sequence[Sequence[int]], strategy: Strategy, lossless: Lossless) -> Any:
     limits = [NEW] * len(prompts)
     return case.engine.decode(
@@ -32,15 +36,15 @@ def test_a_fixed_exit_drafts_at_its_layer_with_one_check_and_head(llama: Any, pr
     for one in decoded(llama, prompts, Fixed(2), Lossless(most)):
         wrong = one.drafts - sum(one.accepted)
         assert wrong > 0
-        assert one.drafting == DraftWork(one.drafts, 2 * one.drafts, one.drafts, one.drafts, 0)
-        assert one.rolled_back == DraftWork(wrong, 2 * wrong, wrong, wrong, 0)
+        assert one.drafting == draft_work(one.drafts, 2 * one.drafts, one.drafts, one.drafts, 0)
+        assert one.rolled_back == draft_work(wrong, 2 * wrong, wrong, wrong, 0)
 
 
 def test_a_cheap_head_that_reads_drafts_is_told_from_the_lm_head(llama: Any, prompts: Any) -> None:
     for one in decoded(llama, prompts, Fixed(2), Lossless(4, head=HeadChoice("int8"))):
         wrong = one.drafts - sum(one.accepted)
-        assert one.drafting == DraftWork(one.drafts, 2 * one.drafts, one.drafts, 0, one.drafts)
-        assert one.rolled_back == DraftWork(wrong, 2 * wrong, wrong, 0, wrong)
+        assert one.drafting == draft_work(one.drafts, 2 * one.drafts, one.drafts, 0, one.drafts)
+        assert one.rolled_back == draft_work(wrong, 2 * wrong, wrong, 0, wrong)
 
 
 @pytest.mark.parametrize("strategy", [Random(0.5), Confidence(threshold=0.2), DynamicExit()], ids=str)

@@ -179,7 +179,7 @@ def test_drafts_leave_no_trace(seed: int) -> None:
 
 
 def test_an_end_token_that_replaces_a_draft_adds_no_text() -> None:
-    transcript, made = Transcript(Bytes(), ()), Generation(list(b"a"))
+    transcript, made = Transcript(Bytes(), ()), Generation(token_ids=list(b"a"))
     transcript.follow(list(b"abc"))
     made.token_ids.append(ord("!"))
     made.finish_reason = "eos"

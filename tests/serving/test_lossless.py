@@ -93,18 +93,18 @@ def test_lossless_and_lossy_requests_decode_together(service: Service) -> None:
         assert ids(done) == expected.token_ids
         assert done.text == service._tokenizer.decode([t for t in expected.token_ids if t != 0])
         assert done.ending == expected.finish_reason
-        assert (done.drafts is None) == (wanted.setting.lossless is None)
+        assert (not done.work.lossless) == (wanted.setting.lossless is None)
         assert all(token.logprob <= 1e-6 for token in done.tokens)
         assert 0 <= done.queue_s <= done.ttft_s <= done.total_s
-        if done.drafts is None:
+        if not done.work.lossless:
             assert [token.exit_layer for token in done.tokens] == expected.exit_layers
             continue
         assert {token.exit_layer for token in done.tokens} == {LAYERS}
-        assert done.drafts.drafted_at == tuple(token.drafted_at for token in done.tokens)
-        assert done.drafts.accepted == tuple(token.accepted for token in done.tokens)
+        assert done.work.drafted_at == tuple(token.drafted_at for token in done.tokens)
+        assert done.work.accepted == tuple(token.accepted for token in done.tokens)
         kept = (len(done.tokens) - 1) * LAYERS
-        assert done.decode_layers == kept + done.drafts.layers_discarded
-    told = [done.drafts for done in endings if done.drafts is not None]
+        assert done.work.layers_executed == kept + done.work.layers_discarded
+    told = [done.work for done in endings if done.work.lossless]
     assert any(drafts.accepted_tokens for drafts in told)
     replaced = [
         at is not None and not kept
@@ -128,15 +128,15 @@ def test_verified_tokens_come_in_bursts_and_nothing_else_is_shown(service: Servi
     """All tokens of a verification have its time; between two of them nothing is delivered."""
     wanted = job(service, tokens=40, strategy="fixed:layer=10", draft="lookup:least=1")
     done = asyncio.run(collect(service, wanted))
-    assert done.drafts is not None
+    assert done.work.lossless
     times = [token.time_s for token in done.tokens]
     assert times == sorted(times)
-    assert len(set(times)) == 1 + done.drafts.verifications < len(times)
+    assert len(set(times)) == 1 + done.work.verifications < len(times)
     for before, token in pairwise(done.tokens):
         if before.accepted is False:  # it ended its burst
             assert token.time_s > before.time_s
-    assert done.drafts.tokens_per_verification == pytest.approx((len(times) - 1) / done.drafts.verifications)
-    assert done.drafts.acceptance == pytest.approx(sum(done.drafts.accepted) / done.drafts.drafted_tokens)
+    assert done.work.tokens_per_verification == pytest.approx((len(times) - 1) / done.work.verifications)
+    assert done.work.acceptance == pytest.approx(sum(done.work.accepted) / done.work.drafted_tokens)
 
 
 @pytest.mark.parametrize("how", MIXED[:2] + MIXED[3:5], ids=str)
@@ -270,8 +270,8 @@ def test_a_cheap_head_may_read_drafts(own: Callable[..., Service]) -> None:
     done, beside = asyncio.run(at_once())
     assert ids(done) == alone(service, wanted).token_ids
     assert ids(beside) == alone(service, lossy).token_ids
-    assert done.drafts is not None
-    assert done.drafts.drafted_tokens > 0
+    assert done.work.lossless
+    assert done.work.drafted_tokens > 0
     with pytest.raises(UnknownNameError, match=r"^unknown head 'int9'\. Did you mean 'int8'"):
         Settings(STRATEGIES, service.info, parse_decode("lossless"), draft_head="int9")
 
@@ -351,8 +351,8 @@ def test_a_strategy_may_end_its_drafts(own: Callable[..., Service], plug_in: Cal
     wanted = job(service)
     done = asyncio.run(collect(service, wanted))
     assert ids(done) == alone(service, wanted).token_ids
-    assert done.drafts is not None
-    assert done.drafts.drafted_tokens <= 2 * done.drafts.verifications
+    assert done.work.lossless
+    assert done.work.drafted_tokens <= 2 * done.work.verifications
 
 
 # --------------------------------------------------------------------------------------------------------- over HTTP
@@ -464,6 +464,6 @@ def test_draft_rules_have_all_that_a_run_gives_them(own: Callable[..., Service],
         seeds=[wanted.seed], eos_token_ids=service._tokenizer.eos_token_ids, lossless=wanted.setting.lossless,
     )  # fmt: skip
     assert ids(done) == made.token_ids == alone(service, wanted).token_ids
-    assert done.drafts is not None
-    assert (done.drafts.drafted_tokens, done.drafts.verifications) == (made.drafts, made.verifications)
+    assert done.work.lossless
+    assert (done.work.drafted_tokens, done.work.verifications) == (made.drafts, made.verifications)
     assert strategy == "del" or made.drafts

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from harness.appearance.visible_text import is_hidden
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
+from harness.records import Work
 from harness.serving.jobs import Finished, Prompt, Setting, Token
 from harness.serving.metrics import KINDS, Metrics
 
@@ -32,9 +33,7 @@ DONE = Finished(
     setting=Setting("fixed", {"layer": 4}, FIXED),
     kv="recompute",
     num_layers=12,
-    exit_checks=2,
-    lm_head_evaluations=2,
-    decode_layers=11,
+    work=Work(exit_checks=2, lm_head_evaluations=2, layers_executed=11, exit_layers=(12, 4, 4)),
     queue_s=0.25,
     ttft_s=0.5,
     total_s=0.9,
@@ -70,7 +69,7 @@ def test_a_label_hides_nothing() -> None:
 def test_a_completion_is_counted_once_in_each_series() -> None:
     metrics = Metrics()
     metrics.finished(DONE)
-    metrics.finished(replace(DONE, tokens=DONE.tokens[:1], exit_checks=0, lm_head_evaluations=0, decode_layers=0))
+    metrics.finished(replace(DONE, tokens=DONE.tokens[:1], work=Work(exit_layers=(12,))))
     assert value(metrics, "completions_total", outcome="success") == 2
     assert value(metrics, "prompt_tokens_total") == 10
     assert value(metrics, "prompt_tokens_reused_total") == 4
@@ -95,7 +94,7 @@ def test_a_completion_is_counted_once_in_each_series() -> None:
 def test_layers_of_all_tokens_are_executed_or_skipped() -> None:
     metrics = Metrics()
     for count in (1, 2, 3):
-        metrics.finished(replace(DONE, tokens=DONE.tokens[:count]))
+        metrics.finished(replace(DONE, tokens=DONE.tokens[:count], work=Work(exit_layers=(12, 4, 4)[:count])))
     tokens = value(metrics, "generated_tokens_total", strategy="fixed")
     layers = value(metrics, "layers_executed_total", strategy="fixed") + value(
         metrics, "layers_skipped_total", strategy="fixed"

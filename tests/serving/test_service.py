@@ -92,7 +92,7 @@ def test_requests_at_the_same_time_get_what_each_gets_alone(own: Callable[..., S
         assert [token.index for token in tokens] == list(range(len(tokens)))
         assert "".join(token.text for token in tokens) + done.rest == done.text
         assert done.text == service._tokenizer.decode([t for t in expected.token_ids if t != 0])
-        assert (done.exit_checks, done.decode_layers) == (expected.exit_checks, expected.layers_executed)
+        assert done.work.counts == expected.counts
         assert done.ending == ("eos" if expected.finish_reason == "eos" else "length")
         assert done.setting is wanted.setting
         assert 0 <= done.queue_s <= done.ttft_s <= done.total_s

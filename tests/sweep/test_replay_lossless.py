@@ -14,7 +14,7 @@ import pytest
 from harness.config import parse_strategies
 from harness.config.decode import build_decode, parse_decode
 from harness.config.options import build_strategy
-from harness.contracts import KVFacts
+from harness.contracts import KVFacts, price
 from harness.contracts.recipes import Silent
 from harness.decoding.generation import Generation
 from harness.errors import ConfigError, OptionError
@@ -66,10 +66,9 @@ def live_and_replayed(
 @pytest.mark.parametrize("text", [*EXITS, LAYERSKIP])
 def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, decode: str, most: int) -> None:
     live, found = live_and_replayed(tiny, text, decode, most)
-    assert found.drafted is not None
     assert found.count == sum(len(one.token_ids) - 1 for one in live)
-    assert found.drafted.verifications.tolist() == [one.verifications for one in live]
-    assert found.drafted.accepted.tolist() == [sum(one.accepted) for one in live]
+    assert found.work.verifications == sum(one.verifications for one in live)
+    assert found.work.accepted_tokens == sum(sum(one.accepted) for one in live)
     assert sum(one.verifications for one in live) < found.count  # some pass yielded several
 
 
@@ -85,14 +84,13 @@ def test_drafts_of_a_fixed_exit_and_length_are_replayed_exactly(tiny: Any, layer
         "maps": sum(one.shortcut_evaluations for one in live),
         "checks": sum(one.exit_checks for one in live),
     }
-    assert found.drafted is not None
-    assert found.drafted.layers_discarded > 0
-    assert found.drafted.verifications.tolist() == [one.verifications for one in live]
+    assert found.work.layers_discarded > 0
+    assert found.work.verifications == sum(one.verifications for one in live)
     assert max(one.drafts / one.verifications for one in live) <= min(length, most)
 
 
 TIMES = UnitTimes(positions=9, rows=5, layer_s=1.0, head_s=5.0, layer_row_s=0.25, head_row_s=0.5)
-DRAFT = DraftTimes(check_s=0.125, read_s=2.0)
+SECONDS = TIMES.costs(DraftTimes(check_s=0.125, read_s=2.0)).per_unit
 
 
 @pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:least=1"])
@@ -104,7 +102,7 @@ def test_what_replayed_decoding_would_take_is_what_live_counts_say(tiny: Any, de
         read + (executed - read) / 4 + 5 * passes + (executed / LAYERS - passes) / 2
         + sum(one.exit_checks for one in live) / 8 + 2 * sum(one.drafting.passes for one in live)
     )  # fmt: skip
-    assert found.seconds(TIMES, DRAFT, tiny.info, KVFacts(defers=True)) == pytest.approx(
+    assert price(found.amounts(tiny.info, KVFacts(defers=True)), SECONDS) == pytest.approx(
         taken, rel=0 if decode == "lossless" else 0.05
     )
 
@@ -113,9 +111,8 @@ def test_lossy_seconds_by_hand(info: Any, made: Any) -> None:
     (spec,) = parse_strategies("fixed:layer=4")
     found = replay(operating_point(spec, build_strategy(spec), info), made(top=[[1, 2, 3]] * 5, final=[1] * 5), info)
     exits = 5 * (4 + 0.125 + 2)
-    assert found.seconds(TIMES, DRAFT, info, KVFacts()) == exits
-    assert found.seconds(TIMES, DRAFT, info, KVFacts(defers=True)) == exits + 5 * 8 / 4
-    assert found.seconds(TIMES, DRAFT, info, KVFacts(fills=True)) is None
+    assert price(found.amounts(info, KVFacts()), SECONDS) == exits
+    assert price(found.amounts(info, KVFacts(defers=True)), SECONDS) == exits + 5 * 8 / 4
 
 
 def test_a_sweep_measures_when_told_to(tiny_llama: Path, generated: Path) -> None:
@@ -126,6 +123,8 @@ def test_a_sweep_measures_when_told_to(tiny_llama: Path, generated: Path) -> Non
     for row in rows.values():
         assert 0 < row.seconds_per_token < 1
         assert row.expected_time_speedup == rows["full"].seconds_per_token / row.seconds_per_token
+    filled = swept(tiny_llama, generated, "fixed:layer=4", measure_costs=True, kv="propagate")
+    assert filled["fixed:layer=4"].seconds_per_token is None  # nobody has measured what a fill takes
     assert {name: row.expected_speedup for name, row in plain.items()} == {
         name: row.expected_speedup for name, row in rows.items() if name in plain
     }
@@ -146,25 +145,23 @@ def test_drafts_of_one_token_hold_nothing_that_a_trace_does_not(tiny: Any, text:
 
 
 def counts(found: Outcome) -> dict[str, int]:
-    assert found.drafted is not None
     return {
-        "drafts": int(found.drafted.drafts.sum()),
-        "read": found.drafted.layers_read,
-        "discarded": found.drafted.layers_discarded,
-        "heads": found.lm_head_evaluations,
-        "maps": found.shortcut_evaluations,
-        "checks": found.checks,
+        "drafts": found.work.drafts,
+        "read": found.work.layers_read,
+        "discarded": found.work.layers_discarded,
+        "heads": found.work.lm_head_evaluations,
+        "maps": found.work.shortcut_evaluations,
+        "checks": found.work.exit_checks,
     }
 
 
 def test_the_bound_is_exact_with_drafts_of_any_length(tiny: Any) -> None:
     """It drafts nothing wrong."""
     live, found = live_and_replayed(tiny, "oracle", "lossless", 16)
-    assert found.drafted is not None
-    assert (found.drafted.layers_discarded, found.checks) == (0, 0)
-    assert found.drafted.layers_read == sum(one.layers_read for one in live)
-    assert found.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)
-    assert found.shortcut_evaluations == sum(one.shortcut_evaluations for one in live)
+    assert (found.work.layers_discarded, found.work.exit_checks) == (0, 0)
+    assert found.work.layers_read == sum(one.layers_read for one in live)
+    assert found.work.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)
+    assert found.work.shortcut_evaluations == sum(one.shortcut_evaluations for one in live)
 
 
 def test_a_source_alone_is_replayed_exactly(tiny: Any) -> None:
@@ -178,9 +175,8 @@ def test_a_source_alone_is_replayed_exactly(tiny: Any) -> None:
         "maps": 0,
         "checks": 0,
     }
-    assert found.drafted is not None
-    assert found.drafted.verifications.tolist() == [one.verifications for one in live]
-    assert 0 < int(found.drafted.accepted.sum()) == sum(sum(one.accepted) for one in live)
+    assert found.work.verifications == sum(one.verifications for one in live)
+    assert 0 < found.work.accepted_tokens == sum(sum(one.accepted) for one in live)
 
 
 def test_the_end_of_a_text_is_replayed_as_it_is_decoded(tiny: Any) -> None:
@@ -190,9 +186,8 @@ def test_the_end_of_a_text_is_replayed_as_it_is_decoded(tiny: Any) -> None:
     eos = frozenset({full[0].token_ids[5], full[2].token_ids[9]})
     live, found = live_and_replayed(tiny, "oracle", "lossless", 16, eos)
     assert any(one.finish_reason == "eos" for one in live)
-    assert found.drafted is not None
-    assert found.drafted.verifications.tolist() == [one.verifications for one in live]
-    assert found.drafted.layers_read == sum(one.layers_read for one in live)
+    assert found.work.verifications == sum(one.verifications for one in live)
+    assert found.work.layers_read == sum(one.layers_read for one in live)
 
 
 @pytest.mark.parametrize("text", ["fixed:layer=10", "confidence:threshold=0.4", "margin:threshold=0.3"])
@@ -204,12 +199,11 @@ def test_what_is_modelled_lies_within_the_interval_of_live_decoding(
     prompts = [chance.integers(1, 300, 6).tolist() for _ in range(40)]
     monkeypatch.setattr(f"{__name__}.PROMPTS", prompts)
     live, found = live_and_replayed(tiny, text, "lossless", 16)
-    assert found.drafted is not None
     tokens = np.array([len(one.token_ids) - 1 for one in live])
     for replayed, counted in (
-        (int(found.drafted.drafts.sum()), [one.drafts for one in live]),
-        (found.drafted.layers_read, [one.layers_read for one in live]),
-        (found.lm_head_evaluations, [one.lm_head_evaluations for one in live]),
+        (found.work.drafts, [one.drafts for one in live]),
+        (found.work.layers_read, [one.layers_read for one in live]),
+        (found.work.lm_head_evaluations, [one.lm_head_evaluations for one in live]),
     ):
         picked = chance.integers(0, len(live), (2000, len(live)))
         drawn = np.array(counted)[picked].sum(1) / tokens[picked].sum(1)

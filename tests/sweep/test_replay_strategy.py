@@ -14,12 +14,13 @@ from torch import Tensor
 
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
-from harness.contracts import ExitView, HeadChoice, KVFacts, ModelInfo, Strategy
+from harness.contracts import ExitView, HeadChoice, KVFacts, ModelInfo, Strategy, price
 from harness.decoding.engine import Engine
 from harness.decoding.readings import Heads
 from harness.errors import ConfigError, OptionError
 from harness.models.artefacts import write_artefact
-from harness.records import OperatingPointRecord
+from harness.records import OperatingPointRecord, SampleRecord, Work
+from harness.records.work import bytes_read
 from harness.running.operating_points import OperatingPoint
 from harness.sweep.replay_strategy import Outcome, replay
 
@@ -75,15 +76,22 @@ def check_alike(tiny: Any, point: OperatingPoint) -> list[int]:
     layers = [layer for one in live for layer in one.exit_layers[1:]]
     assert found.count == len(layers) == 39
     assert {layer: n for layer, n in found.exits.items() if n} == {n: layers.count(n) for n in set(layers)}
-    assert found.checks == sum(one.exit_checks for one in live)
-    assert found.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)
-    assert found.shortcut_evaluations == sum(one.shortcut_evaluations for one in live)
+    assert found.work.exit_checks == sum(one.exit_checks for one in live)
+    assert found.work.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)
+    assert found.work.shortcut_evaluations == sum(one.shortcut_evaluations for one in live)
     reads = [
         layer * (len(prompt) + step + 1)
         for prompt, one in zip(PROMPTS, live, strict=True)
         for step, layer in enumerate(one.exit_layers[1:])
     ]
-    assert found.cache_reads == sum(reads)
+    assert found.attended == sum(reads)
+    replayed = found.amounts(tiny.info, KVFacts(defers=True))
+    records = [
+        SampleRecord(window=0, operating_point="mine", task="t", sample_id="a", prompt_ids=prompt, **vars(Work.of(one)))
+        for prompt, one in zip(PROMPTS, live, strict=True)
+    ]
+    for unit in replayed.keys() - {"layer row"}:  # live, those of the last tokens never run
+        assert replayed[unit] == sum(record.decode_amounts()[unit] for record in records), unit
     return layers
 
 
@@ -113,10 +121,12 @@ def test_checks_by_cheap_heads_replay_and_tell_how_often_they_agree(tiny: Any, t
     found = replay(operating(strategy), tokens, info)
     layers = [layer for one in live for layer in one.exit_layers[1:]]
     assert {layer: n for layer, n in found.exits.items() if n} == {n: layers.count(n) for n in set(layers)}
-    assert found.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)
-    assert found.cheap_head_evaluations == sum(one.cheap_head_evaluations for one in live) == found.checks
-    assert found.cheap_head_bytes == sum(one.cheap_head_bytes for one in live)
-    assert found.head_checks == found.checks
+    assert found.work.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)
+    assert (
+        found.work.cheap_head_evaluations == sum(one.cheap_head_evaluations for one in live) == found.work.exit_checks
+    )
+    assert found.work.cheap_head_bytes == sum(one.cheap_head_bytes for one in live)
+    assert found.head_checks == found.work.exit_checks
     assert found.head_alike <= found.head_checks
     if "lowrank" in text:  # nothing is left out
         assert found.head_alike == found.head_checks
@@ -147,9 +157,9 @@ def test_the_oracle_leaves_where_it_leaves_live_and_its_decisions_are_free(
     found = replay(point, tiny.tokens(PROMPTS, [one.token_ids for one in live]), tiny.info)
     assert found.layers == sum(layer for each in layers for layer in each[1:]) < found.count * LAYERS
     assert found.right.tolist() == found.tokens.tolist()
-    assert found.checks == 0
-    assert found.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)
-    assert found.shortcut_evaluations == sum(one.shortcut_evaluations for one in live)
+    assert found.work.exit_checks == 0
+    assert found.work.lm_head_evaluations == sum(one.lm_head_evaluations for one in live)
+    assert found.work.shortcut_evaluations == sum(one.shortcut_evaluations for one in live)
 
 
 def test_parts_add_up(tiny: Any, point_of: Callable[..., OperatingPoint]) -> None:
@@ -186,11 +196,14 @@ def test_one_operating_point_by_hand(
     assert dict(found.exits) == {4: 1, 6: 1, 10: 1, 12: 1}
     assert found.right.tolist() == [2, 1]
     assert found.tokens.tolist() == [2, 2]
-    assert found.checks == 4 + 3 + 2
-    assert found.lm_head_evaluations == 4 + 3 + 2 + 1
-    assert found.cache_reads == 4 * 11 + 6 * 12 + 10 * 21 + 12 * 22
-    assert found.moved(info, KVFacts(fills=True)) == 32 * 1000 + 10 * 500 + (8 + 6 + 2) * 100 + found.cache_reads
-    assert found.moved(info, KVFacts()) == 32 * 1000 + 10 * 500 + found.cache_reads
+    assert found.work.exit_checks == 4 + 3 + 2
+    assert found.work.lm_head_evaluations == 4 + 3 + 2 + 1
+    assert found.attended == 4 * 11 + 6 * 12 + 10 * 21 + 12 * 22
+    assert (
+        price(found.amounts(info, KVFacts(fills=True)), bytes_read(info))
+        == 32 * 1000 + 10 * 500 + (8 + 6 + 2) * 100 + found.attended
+    )
+    assert price(found.amounts(info, KVFacts()), bytes_read(info)) == 32 * 1000 + 10 * 500 + found.attended
 
 
 def test_patience_by_hand(made: Callable[..., Any], info: ModelInfo, point_of: Callable[..., OperatingPoint]) -> None:
@@ -239,7 +252,7 @@ def test_operating_points_share_a_score_and_each_is_charged_for_it(made: Callabl
     tokens, computed = made(**CONFIDENT), list[int]()
     found = [replay(operating(Scored(threshold, computed)), tokens, info) for threshold in (2.0, 0.5, 2.0)]
     assert computed == [4, 6, 10]
-    assert [one.lm_head_evaluations for one in found] == [16, 10, 16]
+    assert [one.work.lm_head_evaluations for one in found] == [16, 10, 16]
     # who comes by other exit points has other scores before it
     replay(operating(Scored(0.5, computed), (6,)), tokens, info)
     assert computed == [4, 6, 10, 6]

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 
 from harness.contracts import Tokenizer
-from harness.decoding.draft_facts import DraftFacts
 from harness.decoding.generation import Generation
 from harness.decoding.transcript import Token, Transcript
+from harness.records import Work
 from harness.serving.engine.tickets import EngineTicket
 from harness.serving.jobs import Ending, Finished
 
@@ -72,15 +72,12 @@ class Served:
             setting=self.ticket.job.setting,
             kv=kv,
             num_layers=num_layers,
-            exit_checks=made.exit_checks,
-            lm_head_evaluations=made.lm_head_evaluations,
-            decode_layers=made.layers_executed,
+            work=Work.of(made),
             queue_s=self._began - self.ticket.submitted,
             ttft_s=self._transcript.tokens[0].time_s,
             total_s=self._transcript.tokens[-1].time_s,
             energy_j=energy_j,
             energy_source=energy_source,
-            drafts=DraftFacts.of(made),
             stopped_by=made.stopped_by,
         )
 

@@ -142,7 +142,8 @@ class _Stream(StreamingResponse):
 
 def early_exit_report(done: Finished) -> dict[str, Any]:
     """Return ``x_early_exit``: the effective setting and what it did, per token and in all."""
-    layers, lossless = [token.exit_layer for token in done.tokens], done.setting.lossless
+    work, lossless = done.work, done.setting.lossless
+    executed = sum(work.exit_layers)
     return {
         "strategy": done.setting.name,
         "options": {name: _plain(value) for name, value in done.setting.options.items()},
@@ -152,14 +153,15 @@ def early_exit_report(done: Finished) -> dict[str, Any]:
         "draft_head": None if lossless is None else str(lossless.head),
         "stop_rule": None if done.setting.stop is None else done.setting.stop.written,
         "stopped_by": done.stopped_by or None,
-        "drafts": None if done.drafts is None else DraftReport.model_validate(done.drafts),
+        "drafts": DraftReport.model_validate(work) if work.lossless else None,
         "num_layers": done.num_layers,
-        "exit_layers": layers,
-        "layers_executed": sum(layers),
-        "layers_skipped": sum(done.num_layers - layer for layer in layers),
-        "decode_layers": done.decode_layers,
-        "exit_checks": done.exit_checks,
-        "lm_head_evaluations": done.lm_head_evaluations,
+        "exit_layers": list(work.exit_layers),
+        "layers_executed": executed,
+        "layers_skipped": len(work.exit_layers) * done.num_layers - executed,
+        "decode_layers": work.layers_executed,
+        "exit_checks": work.exit_checks,
+        "lm_head_evaluations": work.lm_head_evaluations,
+        "counts": work.counts,
         "ending": done.ending,
         "prompt_tokens": len(done.prompt.token_ids),
         "prompt_tokens_reused": done.prompt_reused,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.records import Discarded, SampleRecord
 from harness.records.acceptance import Acceptance
 from harness.records.estimate import NoInterval
 from reports.tables.frame import acceptance_csv
@@ -159,7 +160,6 @@ def test_csv_leaves_empty_what_a_line_is_all_of(run: Any) -> None:
 
 
 def test_an_inconsistent_record_is_refused() -> None:
-    from harness.records import DiscardedRecord
-
+    discarded = Discarded(place=1, token_ids=(1,), drafted_at=(), token_texts=("x",))
     with pytest.raises(ValueError, match="not equally many"):
-        DiscardedRecord(place=1, token_ids=(1,), drafted_at=(), token_texts=("x",))
+        SampleRecord(window=0, operating_point="full", task="py150", sample_id="a", discarded=(discarded,))

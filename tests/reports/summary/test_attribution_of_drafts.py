@@ -23,6 +23,11 @@ DRAFTS, LOOKED_UP = "classifier@lossless", "full@lossless+lookup"
 POINTS = ("full", "fixed:layer=4", "classifier", DRAFTS, LOOKED_UP, "classifier (never exits)")
 NAMES = (*COMMON, "check classifier")
 
+
+def draft_work(passes: int, layers_read: int, exit_checks: int, lm_heads: int, cheap_head_tokens: int) -> DraftWork:
+    return DraftWork(exit_checks, lm_heads, cheap_head_tokens, layers_read, passes)
+
+
 ONE: dict[str, Any] = {
     # Five tokens after a prompt of eight. Prefill says one; a draft of three (after 4, 4 and 6 of ten layers, asked
     # once, once and twice) of which one stands, verified by a pass that the fourth token's two checks let go deep: two
@@ -32,7 +37,7 @@ ONE: dict[str, Any] = {
     "drafts": 3, "verifications": 3, "exit_checks": 4 + 2 + 4,
     "layers_read": 4 + 4 + 6 + 10 + 20, "layers_executed": 4 * 10 + 20, "layers_discarded": 20,
     "lm_head_evaluations": 6, "cheap_head_evaluations": 3, "cheap_head_tokens": 3,
-    "drafting": DraftWork(3, 14, 4, 0, 3), "rolled_back": DraftWork(2, 10, 3, 0, 2),
+    "drafting": draft_work(3, 14, 4, 0, 3), "rolled_back": draft_work(2, 10, 3, 0, 2),
 }  # fmt: skip
 
 
@@ -64,8 +69,8 @@ def test_heads_that_checks_read_are_drafting() -> None:
         sample(
             lm_head_evaluations=6 + 10,
             cheap_head_tokens=0,
-            drafting=DraftWork(3, 14, 4, 4, 0),
-            rolled_back=DraftWork(2, 10, 3, 3, 0),
+            drafting=draft_work(3, 14, 4, 4, 0),
+            rolled_back=draft_work(2, 10, 3, 3, 0),
         ),
         "check classifier",
         NAMES,
@@ -94,7 +99,7 @@ def drafted(chance: random.Random, *, by_exits: bool) -> dict[str, Any]:
         draft = []
         for _ in range(chance.randint(0, 3)):
             layer = chance.choice([4, 7])
-            draft.append(DraftWork(1, layer, 1 if layer == 4 else 2, 0, 1) if by_exits else DraftWork())
+            draft.append(draft_work(1, layer, 1 if layer == 4 else 2, 0, 1) if by_exits else DraftWork())
         asked = 0 if len(draft) == 3 or not by_exits else 2  # at most three: then it is due
         stands = chance.randint(0, len(draft))
         works, back = sum(draft, works), sum(draft[stands:], back)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from harness.records import Work
 from harness.serving.failures import GenerationError, ServingError
 from harness.serving.http.answers import early_exit_report, stream, stream_all, whole_all
 from harness.serving.http.schemas.early_exit import EarlyExitReport
@@ -82,8 +83,8 @@ def finished(server: Any) -> Callable[..., Finished]:
         done = Finished(
             text=text, rest="", ending="length", tokens=tuple(tokens), prompt=make_prompt(server),
             prompt_reused=3, setting=server.service.settings.default, kv=server.service.config.kv, num_layers=30,
-            exit_checks=5, lm_head_evaluations=6, decode_layers=40, queue_s=0.01, ttft_s=0.1, total_s=0.5,
-            energy_j=None, energy_source="none",
+            work=Work(5, 6, layers_executed=40, exit_layers=tuple(one.exit_layer for one in tokens)), queue_s=0.01,
+            ttft_s=0.1, total_s=0.5, energy_j=None, energy_source="none",
         )  # fmt: skip
         return replace(done, **changes)
 
@@ -115,7 +116,8 @@ def test_the_report_adds_up(finished: Callable[..., Finished]) -> None:
     assert report.exit_layers == [30, 4, 14]
     assert (report.layers_executed, report.layers_skipped) == (48, 42)
     assert report.layers_executed + report.layers_skipped == 3 * report.num_layers
-    assert report.decode_layers == 40
+    assert report.decode_layers == report.counts["layers_executed"] == 40
+    assert (report.exit_checks, report.lm_head_evaluations) == (5, 6)
     assert report.energy_j is None  # not measured is not zero
 
 

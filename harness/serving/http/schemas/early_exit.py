@@ -74,6 +74,9 @@ class EarlyExitReport(Answer):
     ]
     exit_checks: Annotated[int, Field(description="Times the strategy was asked.")]
     lm_head_evaluations: Annotated[int, Field(description="After prefill, the outputs' own included.")]
+    counts: Annotated[
+        dict[str, int], Field(description="Every counter of this completion by the name it has in samples.jsonl.")
+    ]
     ending: Ending
     prompt_tokens: int
     prompt_tokens_reused: Annotated[

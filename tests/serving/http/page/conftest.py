@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from harness.config.decode import build_decode, parse_decode
-from harness.decoding.draft_facts import DraftFacts
+from harness.records import Work
 from harness.serving.exit_settings import Loaded
 from harness.serving.failures import GenerationError, ServingError
 from harness.serving.http.app import make_app
@@ -58,14 +58,18 @@ class Script:
             )
             yield made[-1]
         joules, source = self.service.energy
+        work = Work(
+            exit_checks=3, lm_head_evaluations=len(made) + 2, layers_executed=sum(t.exit_layer for t in made[1:]),
+            exit_layers=tuple(t.exit_layer for t in made),
+        )  # fmt: skip
+        if lossless:
+            facts = tuple(t.drafted_at for t in made), tuple(bool(t.accepted) for t in made)
+            work = replace(work, drafted_at=facts[0], accepted=facts[1], drafts=5, verifications=4, layers_discarded=78)
         yield Finished(
             text="".join(token.text for token in made), rest="", ending="length", tokens=tuple(made),
             prompt=self.job.prompt, prompt_reused=0, setting=self.job.setting, kv=self.service.config.kv,
-            num_layers=30, exit_checks=3, lm_head_evaluations=len(made) + 2,
-            decode_layers=sum(t.exit_layer for t in made[1:]), queue_s=0.0,
-            ttft_s=made[0].time_s, total_s=made[-1].time_s, energy_j=joules, energy_source=source,
-            drafts=DraftFacts(tuple(t.drafted_at for t in made), tuple(bool(t.accepted) for t in made), 5, 4, 78)
-            if lossless else None,
+            num_layers=30, work=work, queue_s=0.0, ttft_s=made[0].time_s, total_s=made[-1].time_s, energy_j=joules,
+            energy_source=source,
         )  # fmt: skip
 
     def cancel(self) -> None:
