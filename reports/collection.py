@@ -58,7 +58,7 @@ _LINKED = re.compile(
     rf'(?:href|src)="({FIGURES}/[a-z0-9-]+\.(?:{"|".join(FORMATS)})|completions-[a-z0-9-]+\.html'
     rf'|{re.escape(ACCEPTANCE_FILE)})"'
 )
-"""What a front page links and not every report has; in texts of others a quotation mark is escaped there."""
+"""Links of a front page that not every report has; in texts of others a quotation mark is escaped there."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Records:
-    """What a run directory holds, and what of it counts.
+    """The content of a run directory, and the part of it that counts.
 
     Attributes:
         manifest: what was run, on what.
@@ -39,7 +39,7 @@ class Records:
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Measured]:
-        """What counts, by (task, operating point), in the manifest's order; probes that never exit included."""
+        """Samples that count, by (task, operating point), in the manifest's order; probes that never exit included."""
         return select(self.manifest, self.windows, self.samples)
 
 
@@ -69,7 +69,7 @@ class RecordedRun:
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Measured]:
-        """What counts, by (task, operating point), in the manifest's order; probes that never exit included."""
+        """Samples that count, by (task, operating point), in the manifest's order; probes that never exit included."""
         return Records(self.manifest, self.windows, self.samples).cells
 
     def point(self, task: str, operating_point: str) -> Point:
@@ -111,7 +111,7 @@ class RecordedRun:
 
     @cached_property
     def measurements(self) -> frozenset[bytes]:
-        """What tells its measured windows from all others; a copy of the run has the same, however it went on."""
+        """Identity of its measured windows; a copy of the run has the same, however it went on."""
         found = set()
         for one in self.windows:
             if not (one.warmup or one.idle or one.superseded):

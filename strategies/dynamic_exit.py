@@ -100,7 +100,7 @@ class _Share:
 
 @dataclass(slots=True)
 class _Row:
-    """What is known of a row, and what it does until its next verification."""
+    """State of a row until its next verification."""
 
     rates: dict[int, _Share]
     layer: int | None = None

@@ -106,7 +106,7 @@ def threshold_of(seen: Sequence[Seen], posterior: float) -> float | None:
 
 @dataclass(slots=True)
 class _Row:
-    """What a row knows; ``waiting`` has place of a token → its shallow token, not compared yet."""
+    """State of a row; ``waiting`` has place of a token → its shallow token, not compared yet."""
 
     threshold: float
     drafts: bool = False

@@ -1,4 +1,4 @@
-"""What the tasks of published benchmarks share: rows with a gap, read from a folder, for evaluation alone."""
+"""The base of tasks of published benchmarks: rows with a gap, read from a folder, for evaluation alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BenchmarkTask(CodeCompletion):
 
     @property
     def row_format(self) -> str:
-        """What ``--source PATH`` may hold, in words."""
+        """Files that ``--source PATH`` may hold, in words."""
         return self.benchmark.row_format
 
     def load(self, request: TaskRequest, tokenizer: Tokenizer) -> TaskData:

@@ -1,4 +1,4 @@
-"""What every code-completion task shares; a task adds its language, its datasets and its embedded source."""
+"""The base of every code-completion task; a task adds its language, its datasets and its embedded source."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class CodeCompletion:
 
     @property
     def row_format(self) -> str:
-        """What ``--source PATH`` may hold, in words."""
+        """Files that ``--source PATH`` may hold, in words."""
         return FORMS
 
     def protocols(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from tasks.sources.benchmark import Benchmark, Part, texts
 __all__ = ["CrossCodeEvalCSharp", "CrossCodeEvalJava", "CrossCodeEvalPython", "CrossCodeEvalTypeScript"]
 
 _FILE = "line_completion_rg1_unixcoder_cosine_sim"
-"""What the authors' own example reads: fragments retrieved by the code before the gap."""
+"""Input of the authors' own example: fragments retrieved by the code before the gap."""
 
 
 def _row(language: str, part: str, number: int, record: Mapping[str, object]) -> GapRow:

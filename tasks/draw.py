@@ -34,7 +34,7 @@ from harness.contracts import (
     common_prefix,
     document_key,
 )  # fmt: skip
-from harness.contracts.models import begun
+from harness.contracts.models import with_bos
 from harness.errors import DataError, HarnessError, is_out_of_memory, reason
 from tasks.protocols import AnyProtocol, Skipped
 from tasks.rows import GapRow, LineRow, Row, Rows, whole
@@ -133,7 +133,7 @@ def _sample(
         text = whole(row)
         return replace(
             made,
-            prompt_ids=tuple(begun(tokenizer, made.prompt_ids)),
+            prompt_ids=tuple(with_bos(tokenizer, made.prompt_ids)),
             duplicate=request.was_read is not None and request.was_read(_compared(row, made, tokenizer)),
             document=hashlib.sha256(text.encode()).hexdigest()[:16],
             project=row.project or protocol.language.project(text),

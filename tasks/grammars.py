@@ -12,7 +12,7 @@ from harness.errors import ConfigError
 __all__ = ["grammar", "parser"]
 
 _CAPSULE_NAME = b"tree_sitter.Language"
-"""What tree-sitter asks for; a capsule keeps the pointer to its name, so this must live as long as the process."""
+"""The name that tree-sitter asks for; a capsule keeps a pointer to it, so it must live as long as the process."""
 
 
 @lru_cache(maxsize=8)

@@ -35,7 +35,7 @@ _OPEN_COMMENT = r"//[^\n]*|/\*(?:(?!\*/)[^\n])*(?:\*/)?"
 _LONGEST_HEAD = 1 << 14
 """Characters in which a package is declared, licences and all."""
 _OPENERS = {"comment": "/*", "text": '"'}
-"""What begins again, on each of its lines, a token that spans lines."""
+"""Prefix repeated on each line of a token that spans lines."""
 
 
 @dataclass(frozen=True, slots=True)

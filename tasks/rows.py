@@ -1,4 +1,4 @@
-"""What a source hands to a protocol: numbered rows, read one at a time.
+"""Input of a protocol: numbered rows, read one at a time.
 
 A source knows how many rows it has and reads any one of them, so that drawing twenty samples costs
 twenty rows and not the whole dataset. A row that cannot be read is a :class:`~harness.contracts.BadRow`, never

@@ -38,7 +38,7 @@ class Column(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class TracedExit:
-    """What one exit says at one position.
+    """One exit's reading at one position.
 
     Attributes:
         position: of the token that was read. token_id, text: that token.
@@ -67,13 +67,13 @@ class RecordedToken:
 
     @property
     def text(self) -> str:
-        """What it added to the text; empty for an end token and in runs that did not keep it."""
+        """Its contribution to the text; empty for an end token and in runs that did not keep it."""
         texts = self.sample.token_texts
         return texts[self.place] if self.place < len(texts) else ""
 
     @property
     def full_depth_id(self) -> int | None:
-        """What full depth would have chosen; ``None`` in later repeats and in runs that did not ask."""
+        """Full depth's choice; ``None`` in later repeats and in runs that did not ask."""
         chosen = self.sample.full_depth_ids
         return chosen[self.place] if self.place < len(chosen) else None
 

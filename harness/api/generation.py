@@ -27,7 +27,7 @@ __all__ = ["Completion", "Stream"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Completion:
-    """What a model generated.
+    """Text that a model generated.
 
     Attributes:
         text: all of it, without the text that stopped it.

@@ -20,7 +20,7 @@ from harness.config.model import Configuration, ModelConfiguration, Seed
 from harness.config.stops import NO_STOP, build_stop
 from harness.config.strategies import as_strategy
 from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
-from harness.contracts.models import begun
+from harness.contracts.models import with_bos
 from harness.decoding.engine import Engine
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, ModelError
@@ -237,7 +237,7 @@ class Model:
         if not token_ids:
             raise ModelError("the prompt is empty. Give the text to continue.")
         if isinstance(text, str):
-            token_ids = begun(self.loaded.tokenizer, token_ids)
+            token_ids = with_bos(self.loaded.tokenizer, token_ids)
         self._engine.check([token_ids], [0])
         return token_ids
 

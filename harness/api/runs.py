@@ -74,7 +74,7 @@ class Run:
 
     @property
     def manifest(self) -> Manifest:
-        """What was run, on what."""
+        """The record of what was run, and on what."""
         return self._recorded.manifest
 
     @cached_property

@@ -10,7 +10,7 @@ __all__ = ["paragraphs"]
 _ROLE = re.compile(r":\w+:`~?(?:[^`<]*\.)?([^`<.]+)`")
 _LITERAL = re.compile(r"``([^`]*)``")
 _APART = re.compile(r"\s|[-*•] |\d+\. ")
-"""What begins a line that does not go on with the one before: indentation, or a list's mark."""
+"""Marks of a line that does not continue the one before: indentation, or a list's mark."""
 
 
 def paragraphs(docstring: str) -> Iterator[str]:

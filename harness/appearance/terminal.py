@@ -1,4 +1,4 @@
-"""What a terminal shows: consoles on which nothing can hide or speak to the terminal, whoever wrote the text.
+"""Text in a terminal: consoles on which nothing can hide or speak to the terminal, whoever wrote the text.
 
 ``escape`` is for text inside markup, :class:`Text` and :class:`Line` for cells and lines, so that columns are as wide
 as what is shown. The console looks at everything once more when it prints it: no way to the screen avoids that.

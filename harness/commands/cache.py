@@ -73,11 +73,11 @@ class Cache(LazyGroup):
     _commands: dict[str, Callable[..., Any]] = {"list": _list, "clear": _clear}  # noqa: RUF012  # typer's class
 
     def names(self) -> Sequence[str]:
-        """What can be done."""
+        """Actions."""
         return tuple(self._commands)
 
     def summary(self, name: str) -> str:
-        """What it does."""
+        """The action."""
         return (self._commands[name].__doc__ or "").splitlines()[0]
 
     def load(self, name: str) -> Callable[..., Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["list_", "show"]
 
 _EXAMPLES = {"strategies": "--strategy ", "drafts": "--decode lossless+", "stops": "--stop "}
-"""What has options, and how a run names it."""
+"""Plug-ins with options, and how a run names them."""
 
 
 def list_(

@@ -22,7 +22,7 @@ __all__ = ["export"]
 
 
 class ExportOptions(ModelChoice):
-    """What is exported, and what its card says."""
+    """The exported model and its card."""
 
     device: Literal["cpu"] = "cpu"
     weights: Literal["auto", "tuned", "pretrained"] = Field(

@@ -1,4 +1,4 @@
-"""What ``--help`` prints: panels of two columns in which every word that a command declares can be read.
+"""The layout of ``--help``: panels of two columns in which every word that a command declares can be read.
 
 What is said of an option comes from typer's records. Typer's own drawing of them is not used: it takes ``[run]`` for
 markup and leaves it out, and cuts words that are wider than what six columns leave of a terminal.

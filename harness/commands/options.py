@@ -114,7 +114,7 @@ def named_by_flag(model: type[Configuration], given: Collection[str]) -> Iterato
     except RefusedValueError as error:
         if error.name not in given:
             raise
-        shown = f"'{error.value}'" if isinstance(error.value, str) else _said(error.value)
+        shown = f"'{error.value}'" if isinstance(error.value, str) else _value_text(error.value)
         raise ConfigError(f"{flag(error.name, model.model_fields[error.name])} {shown}: {error.reason}.") from None
 
 
@@ -166,18 +166,18 @@ def _defaults(model: type[Configuration], name: str, field: FieldInfo) -> dict[s
     defaults: dict[str, list[str]] = {}
     presets = model.presets if issubclass(model, WithPresets) else {}
     for preset, values in presets.items() or [("", {})]:
-        defaults.setdefault(_said(values.get(name, field.default)), []).append(preset)
+        defaults.setdefault(_value_text(values.get(name, field.default)), []).append(preset)
     return defaults
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     """Return a value as one would type it; nothing for none."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple | list):
-        return ", ".join(map(_said, value))
+        return ", ".join(map(_value_text, value))
     if isinstance(value, float):
         return f"{value:g}"
     return str(value.value if isinstance(value, Enum) else value)

@@ -173,7 +173,7 @@ def _machine(run: RecordedRun, numbers: str) -> str:
 
 
 def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:
-    """What the history keeps beside the latencies; ``None`` is not measured."""
+    """Values of the history beside the latencies; ``None`` is not measured."""
     import hashlib
 
     from reports.metrics.vocabulary import metrics_of

@@ -1,4 +1,4 @@
-"""What commands over many directories say about those they leave out: never more lines than a reader wants."""
+"""Messages of commands over many directories about those they leave out: never more lines than a reader wants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line of a step would be refused for, found before a study begins."""
+"""Refusals of a step's command line, found before a study begins."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Recipes(LazyGroup):
         return RECIPES.names()
 
     def summary(self, name: str) -> str:
-        """What it trains."""
+        """The trained artefact."""
         return RECIPES.entry(name).summary
 
     def load(self, name: str) -> Callable[..., Any]:
@@ -34,7 +34,7 @@ class Recipes(LazyGroup):
         return _command(name)
 
     def example(self, name: str) -> str:
-        """What it needs, and no more."""
+        """Exactly the inputs it needs."""
         from harness.commands.options import flag
 
         fields = RECIPES.load(name).model_fields

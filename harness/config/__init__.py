@@ -1,4 +1,4 @@
-"""What a person writes: run configurations, operating points, options; from flags, files or Python."""
+"""Configuration that people write: run configurations, operating points, options; from flags, files or Python."""
 
 from harness.config.run import RunConfig
 from harness.config.strategies import BASELINE, StrategySpec, demo_strategies, parse_all, parse_strategies

@@ -1,4 +1,4 @@
-"""What every configuration is: frozen, strict about its names, built from flags over a TOML file.
+"""The base of every configuration: frozen, strict about its names, built from flags over a TOML file.
 
 A field declares an option once: its name, type, range, default and description are the flag's as well
 (:mod:`harness.commands.options`).
@@ -204,7 +204,7 @@ class ModelChoice(Configuration):
 
 
 class ModelConfiguration(ModelChoice):
-    """What decides a model that decodes: which, where it runs, and what measures its energy."""
+    """Configuration of a model that decodes: which, where it runs, and what measures its energy."""
 
     def request(self, seed: int = 0) -> ModelRequest:
         """Return which model is asked for; ``seed`` draws random weights."""

@@ -40,7 +40,7 @@ _PROMISES = {
     DRAFTS.group: ("DraftSource", ("proposes", "start")),
     STOPS.group: ("Stop", ("check", "artefacts", "start")),
 }
-"""What has options: group → base class, and what a class must have."""
+"""Classes with options: group → base class, and what a class must have."""
 
 _OF_SEVERAL = (dict, frozenset, list, set, tuple)
 

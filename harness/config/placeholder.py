@@ -1,4 +1,4 @@
-"""What stands for a value in a command's help."""
+"""Placeholders of values in a command's help."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ __all__ = ["Placeholder"]
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """What stands for a value in a command's help: ``Annotated[Path, Placeholder("DIR")]``."""
+    """The placeholder of a value in a command's help: ``Annotated[Path, Placeholder("DIR")]``."""
 
     text: str

@@ -17,7 +17,7 @@ __all__ = ["NO_STOP", "BuiltStop", "StopText", "build_stop", "parse_stops"]
 FORM = "Write none or NAME[:option=value]… (harness list stops)."
 
 NO_STOP = "none"
-"""What is written where no rule is wanted."""
+"""The word for no rule."""
 
 
 @dataclass(frozen=True, slots=True)

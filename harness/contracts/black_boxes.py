@@ -1,4 +1,4 @@
-"""What a rival that the engine does not run promises: prompts go in as text, completions come out as text.
+"""The contract of an external endpoint: prompts go in as text, completions come out as text.
 
 It is an operating point like any other (:mod:`harness.running.runners`), and a strategy in name alone: it registers
 under ``harness.strategies`` and is named by ``--strategy``, but has no exit points, and nothing of the engine asks it
@@ -23,7 +23,7 @@ __all__ = ["Answer", "BlackBox", "Connection"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a black box made of one prompt, as its client saw it.
+    """The answer of an external endpoint to one prompt, as its client saw it.
 
     Attributes:
         text: all of it.

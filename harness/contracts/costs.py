@@ -40,7 +40,7 @@ def price(work: Amounts, costs: Mapping[str, float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class UnitCosts:
-    """What the parts of a token's way cost, all in one unit.
+    """Costs of the parts of a token's pass, all in one unit.
 
     Attributes:
         layer: one decoder layer, for one token.

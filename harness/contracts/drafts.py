@@ -1,4 +1,4 @@
-"""What lossless decoding asks of whoever drafts: tokens without layers, when to verify, and what came of it.
+"""The contract of a draft source: tokens without layers, when to verify, and what came of it.
 
 A draft is made of the tokens at which a strategy exited, and of those that a source proposed without running a layer.
 The next pass that goes deep verifies all of it: it computes what full depth would have said at each place.

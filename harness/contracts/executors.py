@@ -1,4 +1,4 @@
-"""What an executor promises: it runs the parts of a study in processes somewhere, and says how each one ended."""
+"""The contract of an executor: it runs the parts of a study in processes somewhere, and says how each one ended."""
 
 from __future__ import annotations
 

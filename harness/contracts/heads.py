@@ -1,4 +1,4 @@
-"""What a cheap head promises: an approximation of the LM head that says how sure an exit is, at a part of its cost."""
+"""The contract of a cheap head: an approximation of the LM head that says how sure an exit is, at part of its cost."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ LM_HEAD = HeadChoice()
 
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
-    """What planning and reports know of a head.
+    """Facts about a head for planning and reports.
 
     Attributes:
         note: what its readings approximate, for a table; a clause without a period.
@@ -95,7 +95,7 @@ class LMHead:
 
 @dataclass(frozen=True, slots=True)
 class HeadLogits:
-    """What a cheap head makes of states.
+    """Output of a cheap head for some states.
 
     Attributes:
         logits: ``[n, k]`` float32, approximately those of the LM head.
@@ -139,7 +139,7 @@ class CheapHead(ABC):
 
 
 class Reading(Protocol):
-    """What a head says of the rows of a view, computed at most once; ``n`` is their number."""
+    """A head's reading of the rows of a view, computed at most once; ``n`` is their number."""
 
     @property
     def top_token(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a KV policy promises: what a token that exits early leaves in the layers it skipped."""
+"""The contract of a KV policy: what a token that exits early leaves in the layers it skipped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["KVBatch", "KVFacts", "KVFill", "KVPolicy", "Leaving", "Waiting"]
 
 @dataclass(frozen=True, slots=True)
 class KVFacts:
-    """What planning and reports know of a policy. Recorded with each operating point.
+    """Facts about a policy for planning and reports. Recorded with each operating point.
 
     Attributes:
         keeps_cache: keys and values are kept between tokens, so that prefill yields the first token at full depth;
@@ -92,7 +92,7 @@ class KVFill(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KVBatch:
-    """What a policy acts on: the cache of the rows that decode together.
+    """The object a policy acts on: the cache of the rows that decode together.
 
     Attributes:
         num_layers: decoder layers.

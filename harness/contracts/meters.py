@@ -1,4 +1,4 @@
-"""What an energy meter promises of a window."""
+"""The contract of an energy meter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["EnergyReading", "Meter", "is_measured"]
 
 @dataclass(frozen=True, slots=True)
 class EnergyReading:
-    """What a meter says of one window.
+    """A meter's reading of one window.
 
     Attributes:
         energy_j: joules, ``None`` when there is no number.
@@ -45,7 +45,7 @@ class Meter(Protocol):
 
     @property
     def source(self) -> str:
-        """What its numbers are called in tables: a sensor's name, ``estimate``, or ``none`` for no numbers."""
+        """Name of its numbers in tables: a sensor's name, ``estimate``, or ``none`` for no numbers."""
 
     @property
     def description(self) -> str:

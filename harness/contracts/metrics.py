@@ -1,4 +1,4 @@
-"""What a metric promises: one number of an operating point, and everything that is said of it anywhere.
+"""The contract of a metric: one number of an operating point, and everything that is said of it anywhere.
 
 Tables, files, comparisons, figures and the leaderboard read these facts; none has a list of metrics of its own. A
 registered metric is a :class:`Metric`, for example::
@@ -27,7 +27,7 @@ Better: TypeAlias = Literal["higher", "lower"]
 Form: TypeAlias = Literal["count", "number", "seconds", "fraction", "percent", "ratio", "difference"]
 """How it is written: a whole number, three significant digits, ms or s, 0.123, 12.3 %, 1.23×, +0.123."""
 Kind: TypeAlias = Literal["score", "work", "cost", "energy"]
-"""What two runs must share to compare it: references, nothing, the machine, the machine and the energy source."""
+"""Facts that two runs must share to compare it: references, nothing, the machine, the machine and the energy source."""
 Pairing: TypeAlias = Literal["ratio", "difference"]
 Against: TypeAlias = Literal["full", "own_full", "fastest_full"]
 """Which full depth of a run: its first one; that of the operating point's own weights format; or, of those formats that
@@ -119,7 +119,7 @@ class Metric:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What its estimates hold beside the value, by field name."""
+        """Fields of its estimates beside the value, by name."""
         if self.paired:
             counts = ("samples", "differing") if self.paired == "difference" else ()
             return ("low", "high", "no_interval", "p", "p_holm", "n", *counts)

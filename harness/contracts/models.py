@@ -1,4 +1,4 @@
-"""What a model is to everything that runs on it, and the words its configuration uses."""
+"""A model as seen by everything that runs on it, and the words its configuration uses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "Tokenizer",
     "Weights",
     "WeightsChoice",
-    "begun",
+    "with_bos",
 ]
 
 Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
@@ -109,7 +109,7 @@ class ModelInfo:
 
     @property
     def costs(self) -> UnitCosts:
-        """What its parts cost: as whoever decodes says, or else the weight bytes that they read."""
+        """Costs of its parts: as whoever decodes says, or else the weight bytes that they read."""
         if self.unit_costs is not None:
             return self.unit_costs()
         return UnitCosts(self.layer_bytes, self.lm_head_bytes, self.shortcut_bytes, "bytes of weights read")
@@ -138,7 +138,7 @@ class ModelInfo:
 
 
 class Tokenizer(Protocol):
-    """What tasks and the runner need of a tokenizer."""
+    """The part of a tokenizer that tasks and the runner use."""
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -155,7 +155,7 @@ class Tokenizer(Protocol):
         """Return the text of token ids; special tokens are kept, nothing is cleaned up."""
 
 
-def begun(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[int]:
+def with_bos(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[int]:
     """Return the tokens of a text as a model reads it from its beginning: behind ``start_ids``, which come once."""
     start = tokenizer.start_ids
     return list(token_ids) if tuple(token_ids[: len(start)]) == start else [*start, *token_ids]

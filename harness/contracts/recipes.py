@@ -1,4 +1,4 @@
-"""What ``harness train NAME`` can train: its options, what it is handed, and what it returns."""
+"""The contract of a recipe of ``harness train NAME``: its options, what it is handed, and what it returns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Silent:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """What a recipe is handed besides its options.
+    """Arguments of a recipe besides its options.
 
     Attributes:
         recipe: the name it is registered by: the kind of its artefact, which a strategy of that name looks for.
@@ -51,7 +51,7 @@ class TrainingRun:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a command says of a training.
+    """Description of a training by its command.
 
     Attributes:
         report: printed on stdout, Markdown; empty for nothing.
@@ -72,9 +72,10 @@ class Recipe(Protocol):
     ``epochs: Annotated[int, Field(ge=1, description="Passes over the trace.")] = 20`` is ``--epochs``. Import what is
     heavy inside :meth:`train`, so that ``--help`` stays instant.
 
-    A trace is opened, split and answered with an artefact by :class:`harness.training.traces.lesson.Lesson`; what
-    ``--resume`` goes on from is kept by :class:`harness.training.checkpoints.Checkpoints`, and Ctrl-C becomes a request
-    to stop by :func:`harness.training.interrupt.stop_on_interrupt`.
+    A trace is opened, split and answered with an artefact by
+    :class:`harness.training.traces.training_set.TrainingSet`; :class:`harness.training.checkpoints.Checkpoints` keeps
+    the state that ``--resume`` goes on from, and :func:`harness.training.interrupt.stop_on_interrupt` makes Ctrl-C a
+    request to stop.
     """
 
     def train(self, run: TrainingRun) -> Trained:

@@ -1,4 +1,4 @@
-"""What a score promises: how good a completion is, held against its reference."""
+"""The contract of a score: how good a completion is, held against its reference."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Score:
 
     @property
     def meaning(self) -> str:
-        """What it is, in one phrase: the first line of its docstring."""
+        """Description in one phrase: the first line of its docstring."""
         return (inspect.getdoc(type(self)) or "").partition("\n")[0].rstrip(".")
 
     def judges(self, completion: Completion) -> bool:

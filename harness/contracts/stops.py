@@ -1,4 +1,4 @@
-"""What a stop rule promises: that a completion is over before the model, the protocol or the limit ends it.
+"""The contract of a stop rule: that a completion is over before the model, the protocol or the limit ends it.
 
 A rule is asked about each completion after each of its tokens. Where full depth verifies drafts it says of verified
 tokens only, so that a rule ends a lossless completion where it would end full depth's.

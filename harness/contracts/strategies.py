@@ -1,4 +1,4 @@
-"""What a strategy sees of a batch, and what it promises."""
+"""The contract of a strategy, and its view of a batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Batch", "ExitRule", "ExitView", "Strategy"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a strategy may know of a batch before its first token.
+    """Facts about a batch before its first token.
 
     Attributes:
         seeds: one seed per row, derived from the run's seed and the sample, so that a random
@@ -36,7 +36,7 @@ class Batch:
 
 
 class ExitView(Reading, Protocol):
-    """What a strategy sees at one exit point: the rows of the batch that are still running.
+    """A strategy's view of one exit point: the rows of the batch that are still running.
 
     ``n`` is the number of those rows. Everything lazy is computed at most once, and logits that were
     asked for are reused as the output if the row exits here; every LM-head evaluation is counted and
@@ -65,7 +65,7 @@ class ExitView(Reading, Protocol):
 
     @property
     def exit_state(self) -> Tensor:
-        """What the final norm reads at this exit, ``[n, hidden_size]``: the hidden state through the exit's shortcut,
+        """Input of the final norm at this exit, ``[n, hidden_size]``: the hidden state through the exit's shortcut,
         or the hidden state itself with the shared head. Computed when first asked for; the LM head is not run.
         """
 

@@ -1,4 +1,4 @@
-"""What a task promises: samples, when a completion is over, and what of it is scored."""
+"""The contract of a task: samples, when a completion is over, and what of it is scored."""
 
 from __future__ import annotations
 

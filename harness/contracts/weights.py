@@ -1,4 +1,4 @@
-"""What a weights format promises: how a model's matrices are stored and multiplied."""
+"""The contract of a weights format: how a model's matrices are stored and multiplied."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LinearMap(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WeightsFacts:
-    """What planning and reports know of a format. The name and the accuracy stand in every run.
+    """Facts about a format for planning and reports. The name and the accuracy stand in every run.
 
     Attributes:
         bits: of one weight, scales and zero points included.

@@ -1,4 +1,4 @@
-"""What the harness keeps in the user's cache: everything there can be made again, by whoever needs it next.
+"""The harness's files in the user's cache: everything there can be made again, by whoever needs it next.
 
 A file is named by a hash of what decides what it holds, and is written under a name of its writer's own and renamed,
 so that any number of processes may share it; documents and packed weights are verified when they are read. Nothing
@@ -47,7 +47,7 @@ KINDS = {
     "digests": Kind("hashes of weight files that are told by size and time", 256),
     "summaries": Kind("summaries of runs, for the next report or leaderboard of many", 10_000),  # 20 kB each
 }
-"""What is kept, by kind; those with a bound are folders of their own."""
+"""Kinds of cached files; those with a bound are folders of their own."""
 
 _ABANDONED_S = 3600  # age from which what another machine has not finished has no writer any more
 _FOLDERS = ("building-", "layers-")  # how the names of folders begin that are not whole yet; of files: .part

@@ -1,4 +1,4 @@
-"""What a number was measured on: machine, operating system, threads, code and package versions.
+"""The environment of a measurement: machine, operating system, threads, code and package versions.
 
 Written into every manifest and compared on resume. No host name, user name or path is recorded:
 run directories are published. torch is asked only if it is imported already (importing it here would
@@ -41,7 +41,7 @@ PACKAGES = (
 """Distributions whose version can change a number."""
 
 CODE = ("harness", "strategies", "tasks", "reports", "pyproject.toml")
-"""What makes a checkout dirty: an uncommitted change here, an untracked file included."""
+"""A reason why a checkout is dirty: an uncommitted change here, an untracked file included."""
 
 CPUINFO = Path("/proc/cpuinfo")
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")

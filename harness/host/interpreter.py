@@ -15,7 +15,7 @@ from typing import IO
 __all__ = ["fresh_interpreter"]
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-"""What numerical libraries take the number of their threads from."""
+"""Variables that set the number of threads of numerical libraries."""
 
 
 def fresh_interpreter(

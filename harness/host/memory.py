@@ -1,4 +1,4 @@
-"""What the operating system reports on the memory of this process, and on what it could still take."""
+"""Memory of this process, and memory that is still free, as the operating system reports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operating system reports on the processor: cores, quota, clock, governor, hypervisor.
+"""The processor as the operating system reports it: cores, quota, clock, governor, hypervisor.
 
 Read from Linux' ``/proc`` and ``/sys``; elsewhere, and wherever a virtual machine or a container hides a
 file, the answer is ``None``. Nothing is measured here: a virtual machine repeats what its host told it.

@@ -16,7 +16,7 @@ SPINS = 3_000
 """Turns of the waiting loop: as fast as the default on a quiet machine, and up to ten times as fast beside others."""
 
 CHOSEN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-"""What a user may have set, which stands."""
+"""A user's own setting, which is kept."""
 
 
 def spin_briefly(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -13,7 +13,7 @@ from harness.registry import METERS
 __all__ = ["AUTO_ORDER", "open_meter"]
 
 AUTO_ORDER = ("nvml", "rapl", "estimate")
-"""What ``auto`` tries, best first: a sensor of the device that works, then the labelled guess."""
+"""Meters that ``auto`` tries, best first: a sensor of the device that works, then the labelled guess."""
 
 
 def open_meter(choice: str, device: str, tdp_w: float | None = None) -> tuple[Meter, dict[str, str]]:

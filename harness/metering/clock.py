@@ -13,7 +13,7 @@ __all__ = ["SYSTEM_CLOCK", "Clock", "Elapsed", "Instant", "SystemClock"]
 
 
 class Clock(Protocol):
-    """What a meter needs to know of time."""
+    """The clock of a meter."""
 
     def monotonic_s(self) -> float:
         """Return seconds from an arbitrary start; they never run backwards on a sound machine."""

@@ -1,4 +1,4 @@
-"""What else the machine did while a window was open: other processes, the hypervisor, heat, clocks.
+"""Other activity of the machine while a window was open: other processes, the hypervisor, heat, clocks.
 
 Counters of the kernel (and of a GPU's driver) are read just outside the meter's edges and compared. What
 cannot be read is ``None`` and flags nothing: macOS has no ``/proc``, a container may hide the host's
@@ -83,7 +83,7 @@ class Glance:
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
-    """What else happened between two edges.
+    """Other activity between two edges.
 
     Attributes:
         foreign_cpu_s: CPU seconds of everything else on the cores this process may use; ``None`` where it cannot be
@@ -99,7 +99,7 @@ class Contamination:
 
 @dataclass(slots=True)
 class ObservedWindow:
-    """What :func:`observed` yields; both are ``None`` while the window is open, and for good if its work raised."""
+    """The value that :func:`observed` yields; both ``None`` while the window is open, and after work that raised."""
 
     reading: EnergyReading | None = None
     contamination: Contamination | None = None

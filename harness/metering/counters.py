@@ -1,4 +1,4 @@
-"""What an energy counter may do wrong, turned into words: shared by everything that reads one.
+"""Faults of energy counters in words: shared by everything that reads one.
 
 A counter only ever grows, so a window's joules are the difference of two readings. Missing, negative,
 non-finite and unmoved counters are ``None`` with a reason here, never zero and never a smaller total.
@@ -42,7 +42,7 @@ LARGEST_W = 2000.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What counters are worth over one window.
+    """Reliability of counters over one window.
 
     Attributes:
         energy_j: their sum; ``None`` when any of them cannot be trusted.

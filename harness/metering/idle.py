@@ -1,4 +1,4 @@
-"""What the machine draws while it waits, with the model loaded: the floor under every window's energy."""
+"""The machine's draw while it waits, with the model loaded: the floor under every window's energy."""
 
 from __future__ import annotations
 

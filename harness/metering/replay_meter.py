@@ -26,7 +26,7 @@ PSYS = "psys"
 
 
 class Recording(BaseModel):
-    """What a counter showed, in the order in which it was read.
+    """Readings of a counter, in order.
 
     Attributes:
         recorded_from: what kind of sensor it was, in words.

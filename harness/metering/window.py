@@ -27,7 +27,7 @@ __all__ = ["MeteredWindow", "WindowedMeter", "metered", "sound", "synchronise"]
 
 @dataclass(slots=True)
 class MeteredWindow:
-    """What :func:`metered` yields.
+    """The value that :func:`metered` yields.
 
     Attributes:
         reading: ``None`` while the window is open, and for good if its work raised.

@@ -34,7 +34,7 @@ __all__ = [
     "SHIPPED",
     "Artefact",
     "ArtefactFacts",
-    "Seen",
+    "SeenDocuments",
     "fault_in",
     "fault_of",
     "find_seen",
@@ -293,7 +293,7 @@ def look_into(path: Path) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenDocuments:
     """Documents that artefacts have read.
 
     Attributes:
@@ -321,7 +321,7 @@ class Seen:
         return NgramIndex.union(read_index(folder, facts) for folder, facts in self.indices.values())
 
 
-def find_seen(base: str, folders: Sequence[Path]) -> Seen:
+def find_seen(base: str, folders: Sequence[Path]) -> SeenDocuments:
     """Return what all artefacts of these base weights have read.
 
     Tuned or not, no run draws it: base and tuned rows are of the same samples, and none of those was seen.
@@ -340,4 +340,4 @@ def find_seen(base: str, folders: Sequence[Path]) -> Seen:
                 indices[folder / str(index.get("file"))] = (folder, index)
             if documents and facts.get("order", True) and not (isinstance(index, dict) and index.get("complete")):
                 unindexed.append(file)
-    return Seen(frozenset(keys), indices, tuple(unindexed))
+    return SeenDocuments(frozenset(keys), indices, tuple(unindexed))

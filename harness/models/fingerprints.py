@@ -68,9 +68,9 @@ def fingerprint_of_folder(folder: Path) -> str:
     Raises:
         ModelError: one of its JSON files cannot be read.
     """
-    ends = _said_by(folder / "generation_config.json").get("eos_token_id")
-    shards = _said_by(folder / "model.safetensors.index.json").get("weight_map")
-    config = {key: value for key, value in _said_by(folder / "config.json").items() if key not in _UNREAD}
+    ends = _facts_of(folder / "generation_config.json").get("eos_token_id")
+    shards = _facts_of(folder / "model.safetensors.index.json").get("weight_map")
+    config = {key: value for key, value in _facts_of(folder / "config.json").items() if key not in _UNREAD}
     told = {"config": config, "ends": ends, "shards": shards, "tokenizer": _tokenizer_in(folder)}
     return _hash_of(told, fingerprint_of_files(sorted(folder.glob("*.safetensors"))))
 
@@ -78,11 +78,11 @@ def fingerprint_of_folder(folder: Path) -> str:
 def _tokenizer_in(folder: Path) -> dict[str, Any]:
     """Return what decides what a folder's tokenizer does: its files by their hash, its configuration in full."""
     found: dict[str, Any] = {name: _sha256_of(folder / name) for name in _TOKENIZER if (folder / name).is_file()}
-    config = _said_by(folder / "tokenizer_config.json")
+    config = _facts_of(folder / "tokenizer_config.json")
     return found | {"config": {key: value for key, value in config.items() if key not in _UNREAD}}
 
 
-def _said_by(file: Path) -> Mapping[str, Any]:
+def _facts_of(file: Path) -> Mapping[str, Any]:
     """Return what a JSON file says; nothing where there is none."""
     return read_object(file) if file.exists() else {}
 

@@ -25,7 +25,7 @@ from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all
 from harness.errors import ModelError, OutOfMemoryError, is_out_of_memory
 from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border
-from harness.models.artefacts import Artefact, Seen, find_seen, look_into
+from harness.models.artefacts import Artefact, SeenDocuments, find_seen, look_into
 from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported, shortcut_bytes
 from harness.models.heads import head_tensors
 from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
@@ -73,7 +73,7 @@ class ResolvedModel:
     info: ModelInfo
     adapter: Artefact | None = None
     shortcut: Artefact | None = None
-    seen: Seen = field(default_factory=Seen)
+    seen: SeenDocuments = field(default_factory=SeenDocuments)
     exported: Exported | None = None
 
     @cached_property

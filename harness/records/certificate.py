@@ -95,7 +95,7 @@ class Claim(Record):
 
 
 class Certificate(Record):
-    """What ``harness verify`` found.
+    """The findings of ``harness verify``.
 
     Attributes:
         schema_version: of this document.

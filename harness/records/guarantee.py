@@ -54,7 +54,7 @@ class TestedSetting(Record):
 
 
 class Guarantee(Record):
-    """What is promised: the mean loss over documents, or projects, drawn like these, decoded like these.
+    """The promise: the mean loss over documents, or projects, drawn like these, decoded like these.
 
     Attributes:
         target: as asked for, for example ``agreement=0.95``.

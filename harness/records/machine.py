@@ -1,4 +1,4 @@
-"""What is known of the machine that a run was measured on, as far as it decides what the numbers are worth.
+"""The machine that a run was measured on, as far as it decides how far its numbers can be trusted.
 
 Written into every manifest and shown by ``harness doctor``. Unlike the manifest's ``environment`` (what the
 machine is) these facts are of the moment: load, clock, and what a few short measurements found. ``None``

@@ -30,7 +30,7 @@ SCHEMA_VERSION = 1
 
 
 class BlackBoxRecord(Record):
-    """What is known of an operating point that the engine does not run.
+    """Facts about an operating point that the engine does not run.
 
     Attributes:
         local: it runs on this machine, whose energy sensor sees it.
@@ -172,7 +172,7 @@ class ModelRecord(Record):
 
     @property
     def numbers(self) -> str:
-        """What numbers weights and activations are, in words; of a run of several formats, all of them."""
+        """The number formats of weights and activations, in words; of a run of several formats, all of them."""
         return numbers(", ".join(self.formats), self.dtype)
 
     @property
@@ -296,7 +296,7 @@ class ObservedThreshold(Record):
 
 
 class Manifest(Record):
-    """What was run, on what, from what. Written once, before the first sample.
+    """The record of what was run, on what, from which sources. Written once, before the first sample.
 
     Attributes:
         schema_version: of every file in the directory but ``summary.json``.

@@ -1,4 +1,4 @@
-"""What every record in a file has in common: frozen, tolerant of fields it does not know, free of NaN, and bounded."""
+"""The base of every record in a file: frozen, tolerant of fields it does not know, free of NaN, and bounded."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ __all__ = ["AnswerRecord", "SampleRecord"]
 
 
 class AnswerRecord(Record):
-    """What a black box says of its completion.
+    """An external endpoint's facts about its completion.
 
     Attributes:
         tokens: how many, by its own tokenizer; ``None`` where it does not say.

@@ -1,4 +1,4 @@
-"""What a run directory's ``summary.json`` holds: one row per task × operating point, and what to know beside them.
+"""The content of a run directory's ``summary.json``: one row per task × operating point, and what to know beside them.
 
 Versioned by itself: it is made of the other files and can be made again of those of any version. Its numbers are
 estimates by the name of their metric, so that a reader need not know a metric to keep it; what a metric means is
@@ -82,7 +82,7 @@ class SummaryRow(Record):
 
     @property
     def numbers(self) -> str:
-        """What numbers weights and activations are, in words."""
+        """The number formats of weights and activations, in words."""
         return numbers(self.weights_format, self.dtype)
 
     @property

@@ -1,4 +1,4 @@
-"""What parts of decoding take on the machine of a run, in seconds: what strategies and draft rules were told."""
+"""Durations of the parts of decoding on the machine of a run, in seconds: what strategies and draft rules were told."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["DraftTimes", "UnitTimes"]
 
 
 class DraftTimes(Record):
-    """What drafting takes beside layers, in seconds.
+    """Duration of drafting beside layers, in seconds.
 
     Attributes:
         check_s: one check of the strategy, whatever it reads there: asked for, or made inside compiled layers where one
@@ -26,7 +26,7 @@ class DraftTimes(Record):
 
 
 class UnitTimes(Record):
-    """What was measured of a model in one weights format, in seconds.
+    """Measured durations of a model in one weights format, in seconds.
 
     Attributes:
         positions: that the timed tokens attended to.

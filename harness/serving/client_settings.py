@@ -1,4 +1,4 @@
-"""What to paste into an editor or a program, so that it completes with this server.
+"""Settings to paste into an editor or a program, so that it completes with this server.
 
 Written for today's releases of the clients. Names, models and addresses are quoted for the language they stand in.
 """

@@ -1,4 +1,4 @@
-"""What decides a server: flags of ``harness serve``, or a TOML file with the same names."""
+"""Configuration of a server: flags of ``harness serve``, or a TOML file with the same names."""
 
 from __future__ import annotations
 

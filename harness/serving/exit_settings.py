@@ -1,4 +1,4 @@
-"""What a request may choose: a loaded strategy with its options, numbers and switches, never a path; and whether full
+"""Choices of a request: a loaded strategy with its options, numbers and switches, never a path; and whether full
 depth verifies what exits and a draft source draft.
 """
 

@@ -1,4 +1,4 @@
-"""What an answer can fail with: one class per HTTP status."""
+"""Failures of an answer: one class per HTTP status."""
 
 from __future__ import annotations
 

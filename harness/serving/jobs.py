@@ -1,4 +1,4 @@
-"""What passes between the routes and the engine's thread: a job goes in, tokens and one ending come back."""
+"""Messages between the routes and the engine's thread: a job goes in, tokens and one ending come back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Ending = Literal["eos", "stop", "length", "strategy", "deadline"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads.
+    """The prompt as the model reads it.
 
     Attributes:
         token_ids: at least one.

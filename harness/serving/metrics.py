@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Load(Protocol):
-        """What the gauges report."""
+        """State that the gauges report."""
 
         @property
-        def waiting(self) -> int: ...
+        def waiting(self) -> int:
+            """Requests in the queue."""
+
         @property
-        def running(self) -> int: ...
+        def running(self) -> int:
+            """Requests in the batch."""
 
 
 __all__ = ["Exposition", "Metrics"]

@@ -14,7 +14,7 @@ from harness.appearance.visible_text import one_line
 from harness.config.decode import check_defers, parse_decode
 from harness.contracts import ModelInfo
 from harness.contracts.meters import is_measured
-from harness.contracts.models import begun
+from harness.contracts.models import with_bos
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
 from harness.host.device import resolve_device
 from harness.metering import open_meter
@@ -91,7 +91,7 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        """What clients see as the model's id: a folder's own name, never its path."""
+        """The model's id as clients see it: a folder's own name, never its path."""
         return Path(self.info.name).name if Path(self.info.name).is_dir() else self.info.name
 
     @property
@@ -147,11 +147,11 @@ class Service:
 
     def _between(self, middle: FillInTheMiddle, before: list[int], after: list[int], *, truncate: bool) -> Prompt:
         """Return the prompt of the gap between two texts."""
-        more = len(begun(self._tokenizer, middle.token_ids([], []))) - middle.markers
+        more = len(with_bos(self._tokenizer, middle.token_ids([], []))) - middle.markers
         over = self._over(more + len(before) + len(after) + middle.markers, truncate=truncate)
         if over:
             before, after = middle.fit(before, after, self.max_prompt_tokens - more)
-        read = begun(self._tokenizer, middle.token_ids(before, after))
+        read = with_bos(self._tokenizer, middle.token_ids(before, after))
         return Prompt(tuple(read), truncated=over, suffix="used", before=tuple(before))
 
     def _over(self, tokens: int, *, truncate: bool) -> int:

@@ -40,7 +40,7 @@ _TOGETHER = "Put the files of one run together again, or omit the folder."
 
 @dataclass
 class Committed:
-    """What the files of a run hold up to its last commit.
+    """The contents of a run's files up to its last commit.
 
     Attributes:
         windows: in the order written.

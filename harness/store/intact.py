@@ -1,8 +1,8 @@
-"""What is whole of a run whose files do not fit each other: one that was copied while it was written, or is damaged.
+"""The intact part of a run whose files do not fit each other: one that was copied while it was written, or is damaged.
 
 A copy takes each file at another moment: windows without their samples, or samples of windows that are not there. The
-chain of seals (:mod:`harness.store.seals`) tells how far both files hold, byte for byte, what was committed: that much
-is kept, and the run goes on from there. What is cut off stays in a copy beside the run.
+chain of seals (:mod:`harness.store.seals`) tells how far both files hold, byte for byte, what was committed: so
+much is kept, and the run goes on from there. What is cut off stays in a copy beside the run.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 WindowKey = tuple[str, int, int, str]
-"""What identifies a measured window in a run: task, block, repeat, operating point."""
+"""Identity of a measured window in a run: task, block, repeat, operating point."""
 
 SCORES = "scores.json"
 SUMMARY = "summary.json"

@@ -1,4 +1,4 @@
-"""What binds the files of a run to each other: every record says which run wrote it, and a hash covers all before it.
+"""Seals bind the files of a run to each other: every record says which run wrote it, and a hash covers all before it.
 
 The store adds it behind the fields of a record, so that records know nothing of it and readers that do not look for it
 ignore it:

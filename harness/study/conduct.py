@@ -42,7 +42,7 @@ class Watcher(Protocol):
 
 @dataclass
 class Outcome:
-    """What became of a study.
+    """The outcome of a study.
 
     Attributes:
         finished: points that are measured.
@@ -63,7 +63,7 @@ class Outcome:
 
 
 class _Queue:
-    """What is left: what may begin, in its order, and what waits for steps.
+    """Remaining work: what may begin, in its order, and what waits for steps.
 
     Args:
         unmade: steps without a folder, those that are not tried again included.
@@ -83,7 +83,7 @@ class _Queue:
 
     @property
     def first(self) -> Part:
-        """What begins next."""
+        """The next point or step to begin."""
         return self._ready[0]
 
     def take(self) -> Part:
@@ -165,7 +165,7 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
             tried.append(step)
     watcher.begin(len(study.steps) + len(study.points), outcome.made + outcome.finished)
     queue = _Queue(unmade, [*tried, *_by_model(points)])
-    going = _Going(study, executor, watcher, outcome, queue)
+    going = _Scheduler(study, executor, watcher, outcome, queue)
     for step in gone:
         going.fail_without(step)
     while going.begin():
@@ -176,7 +176,7 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
     return outcome
 
 
-class _Going:
+class _Scheduler:
     """A study that goes on: what is begun, and what becomes of it."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the points of a study that are left will take: from a few requests at full depth, measured where it will run.
+"""Estimated time of a study's remaining points: from a few requests at full depth, measured where it will run.
 
 For each kind of run (model, task, source, budget, batch) a small ordinary run of full depth is made once, below the
 study's folder, and kept. A point takes its requests times the mean of those; exits make it less, checks more.
@@ -35,13 +35,13 @@ _OF_A_KIND = (
     *("device_map", "tasks", "source", "protocol", "max_new_tokens", "batch_size", "energy", "tdp_w", "duplicates"),
 )
 _OF_A_DRAW = tuple({*RunConfig.panels["The model"], *RunConfig.panels["On which samples"]} - {"seed"})
-"""What decides how many samples a point has; its seed decides which."""
+"""Settings that decide how many samples a point has; its seed decides which."""
 Z_95 = 1.96
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a point will take; numbers are ``None`` where nothing could be measured.
+    """Estimated cost of a point; numbers are ``None`` where nothing could be measured.
 
     Attributes:
         point: which.

@@ -46,7 +46,7 @@ Settings = Mapping[str, Any]
 
 
 class StudyConfig(Configuration):
-    """What the file of a study declares; settings have the names of a run's TOML file.
+    """A study as its file declares it; settings have the names of a run's TOML file.
 
     Raises:
         ConfigError: unknown table or setting, or one without values.
@@ -101,12 +101,12 @@ class Point:
 
     @property
     def title(self) -> str:
-        """What people read of it."""
+        """Its label."""
         return self.name
 
     @property
     def model(self) -> tuple[str, ...]:
-        """What a process loads for it; points that share it can follow one another in one process."""
+        """Everything a process loads for it; points that share it can follow one another in one process."""
         names = ("model", "weights", "dtype", "device", "exit_points", "exit_head", "artefacts", "weights_format")
         return tuple(json.dumps(self.settings.get(name)) for name in (*names, "device_map", "threads"))
 
@@ -196,7 +196,7 @@ def expand(
     for place, values in enumerate(study.exclude, 1):
         left = [settings for settings in kept if not _matches(settings, values)]
         if len(left) == len(kept):
-            raise ConfigError(f"[[exclude]] {place} takes no point away: none has {_said(values)}.")
+            raise ConfigError(f"[[exclude]] {place} takes no point away: none has {_settings_text(values)}.")
         kept = left
     kept += [{**study.run, **values} for values in study.include]
     overridden = _overridden([_plain(settings) for settings in kept], study.override)
@@ -252,13 +252,15 @@ def _overridden(points: Sequence[Settings], overrides: Sequence[Mapping[str, Any
                 if name in by and result[name] != value:
                     raise ConfigError(
                         f"[[override]] {by[name]} and {place} contradict each other: {name} = {result[name]!r} and "
-                        f"{value!r} for the same point ({_said(settings)}). Narrow one `where`."
+                        f"{value!r} for the same point ({_settings_text(settings)}). Narrow one `where`."
                     )
                 by[name], result[name] = place, value
         changed.append(result)
     for place, override in enumerate(overrides, 1):
         if place not in used:
-            raise ConfigError(f"[[override]] {place} changes nothing: no point has {_said(override['where'])}.")
+            raise ConfigError(
+                f"[[override]] {place} changes nothing: no point has {_settings_text(override['where'])}."
+            )
     return changed
 
 
@@ -325,5 +327,5 @@ def _word(name: str, value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9=+_.]+", "-", text).strip("-.")
 
 
-def _said(values: Settings) -> str:
+def _settings_text(values: Settings) -> str:
     return ", ".join(f"{name} = {value!r}" for name, value in values.items())

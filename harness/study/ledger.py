@@ -5,8 +5,8 @@ a torn last line is cut off, a damaged one is passed over. One process at a time
 with it. The log only speeds things up and says why something failed: whether a point is measured, or a step made,
 its folder decides. Nothing that decides is an absolute path, so that the folder can be moved, and copied while it
 grows: of a run whose files were copied at different moments, all windows that are whole are kept
-(:mod:`harness.store.intact`). Loads no torch, so that who only looks at a study (:mod:`harness.study.status`) takes
-little from the machine that measures it.
+(:mod:`harness.store.intact`). Loads no torch: a look at a study (:mod:`harness.study.status`)
+takes little from the machine that measures it.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ PROBES = "probes"
 """Folder of the small runs that an estimate is made from."""
 
 DONE = ("finished", "merged")
-"""What says that a point is measured, or a step made."""
+"""The file that marks a point as measured, or a step as made."""
 
 What = Literal["started", "finished", "failed", "retried", "merged"]
 
 
 class StudyRecord(Record):
-    """What a study was made from.
+    """The inputs of a study.
 
     Attributes:
         schema_version: of the files of a study.

@@ -41,7 +41,7 @@ __all__ = [
 
 STEP = "step.json"
 LOG = "step.log"
-"""What the command printed: nothing is made of it, and it may be deleted."""
+"""Output of the command: nothing is made of it, and it may be deleted."""
 _PIECE = 1 << 20
 
 
@@ -64,7 +64,7 @@ class StepFile(Record):
 
 
 class StepRecord(Record):
-    """What a step was made with, and what it left.
+    """The inputs of a step and the files it left.
 
     Attributes:
         schema_version: of the files of a study.

@@ -37,7 +37,7 @@ _REFUSED, _DEFECT, _INTERRUPTED = 2, 70, 130
 _ERROR = "error: "
 _ANEW = "Omit --resume to begin"
 _ELSEWHERE = "another --out"
-"""What refusals of ``--resume`` advise where a folder cannot be gone on with, and of other folders as well."""
+"""Advice in refusals of ``--resume`` where a folder cannot be gone on with, and of other folders as well."""
 
 
 def make_step(

@@ -26,7 +26,7 @@ from harness.registry import RECIPES
 __all__ = ["COMMANDS", "FOLDERS", "Step", "StepConfig", "filled", "filled_settings", "option", "steps_in", "steps_of"]
 
 COMMANDS = ("trace", "train", "calibrate")
-"""What a step can be: commands that leave a folder, and time nothing."""
+"""Commands that a step may run: those that leave a folder, and time nothing."""
 
 _OF_THE_STUDY = ("--out", "--resume", "--file", "--help", "-h", "--")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,79}", re.ASCII)
@@ -37,7 +37,7 @@ FOLDERS = ("model", "artefacts")
 
 
 class StepConfig(Configuration):
-    """What the file of a study declares of a step.
+    """A step as the file of a study declares it.
 
     Raises:
         ConfigError: unknown key, or a name that is none of a file.
@@ -84,17 +84,17 @@ class Step:
 
     @property
     def title(self) -> str:
-        """What people read of it, where points stand beside it."""
+        """Its label, where points are listed beside it."""
         return f"step {self.name}"
 
     @property
     def folder(self) -> str:
-        """What a new folder of it is called."""
+        """The name of a new folder of it."""
         return f"{self.name}-{self.short}"
 
     @property
     def model(self) -> tuple[str, ...]:
-        """What a machine must have for it."""
+        """Resources that a machine must have for it."""
         return ("step", option(self.command.words, "--model") or DEFAULT_MODEL)
 
 

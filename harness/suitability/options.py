@@ -52,5 +52,5 @@ class SuitabilityOptions(ModelChoice, DocumentChoice):
 
     @property
     def traced(self) -> TraceRequest:
-        """What to trace."""
+        """The model, documents and exits to trace."""
         return TraceRequest(documents=self.documents, length=self.length, split=self.split, seed=self.seed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Corpus, Document, SourceInfo, Split, Task, Tokenizer, document_key
-from harness.contracts.models import begun
+from harness.contracts.models import with_bos
 from harness.errors import DataError
 from harness.registry import keeping_folder
 
@@ -89,7 +89,7 @@ def read_streams(
     for name, corpus, kept in corpora:
         # a copy of what is held out, here or in another source, is not learned from either
         learned = [document for document in corpus.documents if document_key(document.text) not in unseen]
-        texts = (begun(tokenizer, tokenizer.encode(document.text)) for document in kept)
+        texts = (with_bos(tokenizer, tokenizer.encode(document.text)) for document in kept)
         encoded = (torch.tensor(token_ids, dtype=torch.int32) for token_ids in texts)
         held_out = tuple(tokens for tokens in encoded if len(tokens) > 1)
         sequences = pack(learned, tokenizer, length)
@@ -116,7 +116,7 @@ def pack(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Te
     end = sorted(tokenizer.eos_token_ids - {*tokenizer.start_ids[:1]})[:1]
     tokens: list[int] = []
     for document in documents:
-        tokens += [*begun(tokenizer, tokenizer.encode(document.text)), *end]
+        tokens += [*with_bos(tokenizer, tokenizer.encode(document.text)), *end]
     rows = len(tokens) // length
     return torch.tensor(tokens[: rows * length], dtype=torch.int32).view(rows, length)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.contracts.recipes import TrainingRun
 from harness.models.artefacts import write_artefact
 from harness.training.options import ControllerOptions
-from harness.training.traces.lesson import Lesson, SavedController
+from harness.training.traces.training_set import SavedController, TrainingSet
 
 __all__ = ["count_agreement", "shares_of"]
 
@@ -27,15 +27,15 @@ def count_agreement(options: ControllerOptions, run: TrainingRun, least: int) ->
     Raises:
         HarnessError: in one line, with the remedy.
     """
-    lesson = Lesson.open(options, run)
-    read = lesson.traces.columns("input")["input"].long()
-    token_ids, shares = shares_of(read[lesson.learned], lesson.right(lesson.learned), least)
+    data = TrainingSet.open(options, run)
+    read = data.traces.columns("input")["input"].long()
+    token_ids, shares = shares_of(read[data.learned], data.right(data.learned), least)
     place = torch.full((int(read.max()) + 1,), len(token_ids))
     place[token_ids] = torch.arange(len(token_ids))
     shares = shares.half()
-    scores = torch.cat((shares.float(), torch.zeros(1, shares.shape[1])))[place[read[lesson.held_out]]]
+    scores = torch.cat((shares.float(), torch.zeros(1, shares.shape[1])))[place[read[data.held_out]]]
     tensors = {"token_ids": token_ids.int(), "shares": shares}
-    return lesson.saved(
+    return data.saved(
         scores, {"least": least}, lambda path, facts: write_artefact(path, run.recipe, tensors, facts), never=NEVER
     )
 

@@ -1,4 +1,4 @@
-"""What everything trained says of itself: the model it belongs to, and how it was made."""
+"""Identity of a trained artefact: the model it belongs to, and how it was made."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ ObservationName = Annotated[
 
 
 class TrainingOptions(Configuration):
-    """What every recipe can be told."""
+    """Options of every recipe."""
 
     model: ModelName = DEFAULT_MODEL
     out: Folder | None = Field(default=None, description="Folder for what is made. Default: artefacts/MODEL.")
@@ -40,7 +40,7 @@ class TrainingOptions(Configuration):
 
 
 class TraceOptions(TrainingOptions):
-    """What a recipe that learns from a trace can be told."""
+    """Options of a recipe that learns from a trace."""
 
     traces: Folder = Field(description="Folder that `harness trace` made.")
     name: str | None = Field(default=None, description="File name without its ending. Default: the recipe's name.")
@@ -61,7 +61,7 @@ class TraceOptions(TrainingOptions):
 
 
 class ControllerOptions(TraceOptions):
-    """What a recipe that trains a controller can be told."""
+    """Options of a recipe that trains a controller."""
 
     tasks: tuple[TaskName, ...] = Field(
         default=(), description="Learn from this task's documents only. Repeatable. Default: all."

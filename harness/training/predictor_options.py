@@ -10,7 +10,7 @@ __all__ = ["PredictorOptions"]
 
 
 class PredictorOptions(ControllerOptions):
-    """What the recipe of SpecEE's predictors can be told."""
+    """Options of the recipe of SpecEE's predictors."""
 
     head: str = Field(
         default="shortlist", description="What proposes candidates at the first exit point: full, or a cheap head."

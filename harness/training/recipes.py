@@ -1,4 +1,4 @@
-"""What ``harness train`` can train out of the box: options, and what they are handed to.
+"""Recipes that ``harness train`` has built in: their options and functions.
 
 No torch at import: a command's flags are read from these classes.
 """

@@ -16,7 +16,7 @@ from harness.models.controllers.candidates import candidate_features
 from harness.training.heads.learning import HeadTargets, train_heads
 from harness.training.heads.options import HeadRecipe
 from harness.training.predictor_options import PredictorOptions
-from harness.training.traces.lesson import Lesson, SavedController, score_all
+from harness.training.traces.training_set import SavedController, TrainingSet, score_all
 
 __all__ = ["read_candidates", "train_predictor"]
 
@@ -31,28 +31,28 @@ def train_predictor(options: PredictorOptions, run: TrainingRun) -> SavedControl
     Raises:
         HarnessError: in one line, with the remedy.
     """
-    lesson = Lesson.open(options, run)
-    run.progress.stage(f"loading {lesson.resolved.info.name}")
-    backbone = lesson.resolved.load("cpu").backbone
-    features, candidates = read_candidates(lesson, backbone, HeadChoice.of(options.head), options.candidates)
-    among = (lesson.columns["top"].long().unsqueeze(2) == candidates.unsqueeze(1)).any(2)
-    right = lesson.right(lesson.learned) & among[lesson.learned]
+    data = TrainingSet.open(options, run)
+    run.progress.stage(f"loading {data.resolved.info.name}")
+    backbone = data.resolved.load("cpu").backbone
+    features, candidates = read_candidates(data, backbone, HeadChoice.of(options.head), options.candidates)
+    among = (data.columns["top"].long().unsqueeze(2) == candidates.unsqueeze(1)).any(2)
+    right = data.right(data.learned) & among[data.learned]
     nothing = torch.zeros(right.shape)
     recipe = HeadRecipe(
         hidden=options.hidden, epochs=options.epochs, learning_rate=options.learning_rate, auxiliary=0.0
     )
     networks = train_heads(
-        features[lesson.learned], Observation(), HeadTargets(right.float(), nothing, nothing), lesson.exit_points,
+        features[data.learned], Observation(), HeadTargets(right.float(), nothing, nothing), data.exit_points,
         recipe, seed=options.seed, progress=run.progress,
     )  # fmt: skip
     assert networks is not None
     if not all(network.finite for network in networks.values()):
         raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
-    scores = torch.sigmoid(score_all(networks, Observation(), features[lesson.held_out], lesson.exit_points))
-    scores = scores.masked_fill(~among[lesson.held_out], -torch.inf)  # where the head would not confirm, nothing exits
+    scores = torch.sigmoid(score_all(networks, Observation(), features[data.held_out], data.exit_points))
+    scores = scores.masked_fill(~among[data.held_out], -torch.inf)  # where the head would not confirm, nothing exits
     tensors = {name: tensor for key, network in networks.items() for name, tensor in network.tensors(key).items()}
     kept = {"candidates": options.candidates, "head": options.head, "activation": "relu"}
-    return lesson.saved(
+    return data.saved(
         scores,
         {"candidates": options.candidates, "head": options.head, **recipe.model_dump()},
         lambda path, facts: write_artefact(path, run.recipe, tensors, {**facts, **kept}),
@@ -61,13 +61,13 @@ def train_predictor(options: PredictorOptions, run: TrainingRun) -> SavedControl
 
 
 @torch.inference_mode()
-def read_candidates(lesson: Lesson, backbone: Backbone, head: HeadChoice, count: int) -> tuple[Tensor, Tensor]:
+def read_candidates(data: TrainingSet, backbone: Backbone, head: HeadChoice, count: int) -> tuple[Tensor, Tensor]:
     """Return what predictors look at, ``[n, exits, 3 · count]`` float32, and the candidates, ``[n, count]`` int64."""
-    heads, points = Heads(backbone), lesson.exit_points
+    heads, points = Heads(backbone), data.exit_points
     features, tokens = [], []
-    lesson.run.progress.begin("reading candidates", lesson.traces.tokens)
+    data.run.progress.begin("reading candidates", data.traces.tokens)
     done = 0
-    for shard in lesson.traces.shards("hidden"):
+    for shard in data.traces.shards("hidden"):
         for some in torch.split(shard["hidden"], PART):
             states = [backbone.exit_state(some[:, e].to(backbone.dtype), point) for e, point in enumerate(points)]
             candidates = _best(heads, backbone, head, states[0], count)
@@ -76,7 +76,7 @@ def read_candidates(lesson: Lesson, backbone: Backbone, head: HeadChoice, count:
             features.append(torch.stack([candidate_features(now, before) for now, before in pairs], dim=1))
             tokens.append(candidates)
         done += len(shard["hidden"])
-        lesson.run.progress.step(done)
+        data.run.progress.step(done)
     return torch.cat(features).clone(), torch.cat(tokens).clone()
 
 

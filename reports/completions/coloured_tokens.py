@@ -87,7 +87,7 @@ def _token(place: int, sample: SampleRecord, num_layers: int, full: SampleRecord
 
 
 def _spoken(full: SampleRecord, place: int) -> str:
-    """What full depth says at a place, in a few characters."""
+    """Full depth's choice at a place, in a few characters."""
     if place >= len(full.token_texts):
         return f"token {full.token_ids[place]}"
     return _quoted(full.token_texts[place]) or "a token without text"

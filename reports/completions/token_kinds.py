@@ -1,4 +1,4 @@
-"""What kind of code a generated token is: an identifier, a keyword, an operator, a number, a string, white space.
+"""The kind of a generated token: an identifier, a keyword, an operator, a number, a string, white space.
 
 A completion is cut into lexemes by a small lexer, and a token belongs to the lexeme in which its first character
 that is not white space stands. The lexer knows nothing of the prompt: a completion that begins inside a string or a

@@ -98,7 +98,7 @@ def catalogue(
         tuple(_renamed((figure for make, _ in OF_ONE_RUN for figure in make(run)), taken)) if each else ()
         for run in runs
     )
-    absent = tuple(_said(why(run) for _, why in OF_ONE_RUN) if each else () for run in runs)
+    absent = tuple(_as_sentences(why(run) for _, why in OF_ONE_RUN) if each else () for run in runs)
     of_all = tuple(_renamed((figure for make, _ in OF_ALL_RUNS for figure in make(runs)), taken))
     return Catalogue(
         of_one,
@@ -106,7 +106,7 @@ def catalogue(
         tuple(_renamed(calibration_figures(calibrations), taken)),
         tuple(_renamed(training_figures(trainings), taken)),
         absent,
-        _said(why(runs) for _, why in OF_ALL_RUNS) if runs else (),
+        _as_sentences(why(runs) for _, why in OF_ALL_RUNS) if runs else (),
     )
 
 
@@ -136,5 +136,5 @@ def _renamed(figures: Iterable[Figure], taken: set[str]) -> Iterable[Figure]:
         yield figure if name == figure.name else replace(figure, name=name)
 
 
-def _said(sentences: Iterable[str]) -> tuple[str, ...]:
+def _as_sentences(sentences: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, sentences)))

@@ -1,4 +1,4 @@
-"""What figures of trainings and of scores share: smoothed lines, colours and names of exits."""
+"""Parts that figures of trainings and of scores share: smoothed lines, colours and names of exits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What longer drafts bring and cost: tokens per verification, acceptance and decoding speed-up as drafts may grow."""
+"""Gain and cost of longer drafts: tokens per verification, acceptance and decoding speed-up as drafts may grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a figure is, and how it becomes files.
+"""A figure, and how it becomes files.
 
 Files of one input are the same bytes every time: no date, no random identifiers.
 """

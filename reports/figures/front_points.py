@@ -23,7 +23,7 @@ __all__ = ["GAINS", "Front", "Gain", "areas", "front_of"]
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What an operating point brings, as an axis.
+    """The gain of an operating point, as an axis.
 
     Attributes:
         key: part of a file's name.
@@ -120,7 +120,7 @@ def _intervals(point: PlacedPoint, metric: Metric) -> tuple[Interval | None, Int
 
 
 def _cost(table: TaskTable, point: PlacedPoint, gain: Gain, prompts: PromptTimes) -> Resampled | None:
-    """What an operating point spends, as a share of full depth's."""
+    """The cost of an operating point, as a share of full depth's."""
     if gain.metric is LAYERS_SKIPPED:
         return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
     seen = table.run.point(point.row.task, point.row.operating_point)

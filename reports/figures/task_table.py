@@ -1,4 +1,4 @@
-"""What the figures of one run and task share: its points, their intervals, its name and the first half of a caption."""
+"""Data that the figures of one run and task share: points, intervals, name and the first half of a caption."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TaskTable:
 
     @property
     def provenance(self) -> str:
-        """What was run on what, and how its intervals were made; two or three sentences."""
+        """The run and how its intervals were made; two or three sentences."""
         row = self.table.rows[0]
         state = f" This run is not complete: {self.run.state}." if self.run.state else ""
         return (
@@ -113,7 +113,7 @@ class TaskTable:
 
     @property
     def intervals(self) -> str:
-        """What the error bars are."""
+        """Meaning of the error bars."""
         if self.blocks < MINIMUM_PAIRS:
             return f"No intervals: {self.blocks} blocks of samples are too few."
         return f"Error bars: 95 % intervals over {self.blocks} blocks of samples."

@@ -1,4 +1,4 @@
-"""What a strategy's threshold trades (the form of GREEN-CODE's Figs. 8 to 11): accuracy above, resources below.
+"""The trade-off of a strategy's threshold (the form of GREEN-CODE's Figs. 8 to 11): accuracy above, resources below.
 
 One figure per strategy that a run has at two thresholds or more, everything else about it equal. Bars begin at zero;
 time and energy are shares of full depth's on the same prompts, paired.

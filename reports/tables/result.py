@@ -85,7 +85,7 @@ class ResultTable:
 
     @property
     def numbers(self) -> str:
-        """What numbers weights and activations are, in words."""
+        """The number formats of weights and activations, in words."""
         return numbers(", ".join(self.formats), self.rows[0].dtype)
 
     @property

@@ -21,7 +21,7 @@ __all__ = ["AgentLog", "AgentStep", "LiteLog", "LiteStep", "TrainingLogs", "hold
 
 LITE_LOG, AGENT_LOG = "training.jsonl", "-training.jsonl"
 TUNED = ("adapter.json", "tuning.json")
-"""What says how weights were tuned: the adapter's facts, or those of weights that were tuned whole."""
+"""The file that says how weights were tuned: the adapter's facts, or those of weights that were tuned whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def without_end(text: str) -> str:
 
 
 class _Gap(Protocol[GapRow]):
-    """What both ways share: the tests, and nothing stops but an end or the limit."""
+    """The base of both ways: the tests, and nothing stops but an end or the limit."""
 
     new_tokens: ClassVar[int] = NEW_TOKENS
     wants: ClassVar[str] = "infilling"

@@ -47,7 +47,7 @@ _NAMESPACES = (
     ("--user", "--net", "--pid", "--ipc", "--fork", "--kill-child"),
     ("--user", "--net"),
 )
-"""What ``unshare`` is asked for: the first of these that works. Many containers let no ``/proc`` be mounted."""
+"""Options of ``unshare``: the first of these that works. Many containers let no ``/proc`` be mounted."""
 
 
 def passes(program: str, *, seconds: float = SECONDS, memory_bytes: int = MEMORY_BYTES) -> bool:

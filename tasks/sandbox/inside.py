@@ -14,7 +14,7 @@ from typing import Any
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 MODES = frozenset("wax+")
-"""What an open that writes has in its flags, or in its mode: C code opens files without flags."""
+"""Signs of an open that writes, in its flags or its mode: C code opens files without flags."""
 
 REFUSED = frozenset(
     (

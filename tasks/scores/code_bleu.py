@@ -49,7 +49,7 @@ _PLAIN_WEIGHT = 0.2
 """Weight of a token that is no keyword, as in the library."""
 
 _MALFORMED = (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError)
-"""What the library's extraction raises on trees with holes; it then says "no data flow", and so do we."""
+"""Raised by the library's extraction on trees with holes; it then says "no data flow", and so do we."""
 
 Edge: TypeAlias = tuple[int, str, tuple[int, ...]]
 
@@ -223,7 +223,7 @@ def _flow_of(root: Any, language: str) -> list[Edge]:
 
 @dataclass(frozen=True, slots=True)
 class _Parsed:
-    """What is compared of a text.
+    """The parts of a text that are compared.
 
     Attributes:
         flow: its data-flow edges.

@@ -1,4 +1,4 @@
-"""What scores compare: text with literals restored, and the tokens of code."""
+"""Texts that scores compare: text with literals restored, and the tokens of code."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Benchmark:
 
     @property
     def row_format(self) -> str:
-        """What ``--source PATH`` may hold, in words; of a part's patterns the first with each ending."""
+        """Files that ``--source PATH`` may hold, in words; of a part's patterns the first with each ending."""
         files = ", ".join(" or ".join(_by_ending(part.patterns)) for part in self.parts)
         return f"a folder with {files}, or one of these files, of {{{', '.join(self.columns)}}} rows"
 

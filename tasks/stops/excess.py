@@ -18,7 +18,7 @@ from harness.models.controllers.search import find_trained
 __all__ = ["SEES", "Excess"]
 
 SEES = OBSERVATIONS["normal"]
-"""What the heads look at: a state divided by its root mean square."""
+"""Input of the heads: a state divided by its root mean square."""
 
 
 @dataclass(frozen=True)

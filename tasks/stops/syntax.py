@@ -1,4 +1,4 @@
-"""What rules that parse share: the code so far as tokens of its grammar, with their brackets.
+"""The base of rules that parse: the code so far as tokens of its grammar, with their brackets.
 
 Code is parsed from the beginning of the prompt, or of the file that a gap is in. A prompt that was cut at its left may
 begin anywhere: tree-sitter recovers, and the rules look only at what stands around the cursor. ``<EOL>`` of CodeXGLUE's

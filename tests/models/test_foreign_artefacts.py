@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
-from harness.models.artefacts import Artefact, Seen, find_seen, look_into, read_artefact, write_artefact
+from harness.models.artefacts import Artefact, SeenDocuments, find_seen, look_into, read_artefact, write_artefact
 from harness.models.controllers import Controller, Network, Observation, find_controller, write_controller
 from harness.models.ngrams import NgramIndex, read_index, write_index
 from harness.models.trained import find_adapter, find_shortcut, merge, read_shortcuts
@@ -154,7 +154,7 @@ def test_what_is_no_file_is_not_opened(adapter: Path, put: Callable[[Path], str]
     assert f"{name}: {said}" in refusal(lambda: read_artefact(adapter, "adapter").tensors())
     if name == "adapter.json":  # not passed over for the base weights
         assert f"{name}: {said}" in refusal(lambda: find_adapter(BASE, [adapter.parent]))
-    assert find_seen(BASE, [adapter.parent]) == Seen()
+    assert find_seen(BASE, [adapter.parent]) == SeenDocuments()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.errors import ArtefactError
-from harness.models.artefacts import Seen, find_seen, write_artefact
+from harness.models.artefacts import SeenDocuments, find_seen, write_artefact
 from harness.models.ngrams import NgramIndex, write_index
 
 BASE, OTHER = "ba5e" * 4, "07e4" * 4
@@ -30,8 +30,8 @@ def test_documents_of_every_artefact_of_the_base_weights_were_seen(tmp_path: Pat
     (second / "list.json").write_text('["z"]')
     assert find_seen(BASE, [first, second]).documents == {"a", "b", "c", "d"}
     assert find_seen(OTHER, [first, second]).documents == {"x"}
-    assert find_seen("none", [first, second]) == Seen()
-    assert find_seen(BASE, []) == Seen()
+    assert find_seen("none", [first, second]) == SeenDocuments()
+    assert find_seen(BASE, []) == SeenDocuments()
     (first / "another.json").write_text("[" * 200_000)
     assert find_seen(BASE, [first, second]).documents == {"a", "b", "c", "d"}
 

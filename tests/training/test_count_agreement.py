@@ -14,7 +14,7 @@ from harness.decoding.engine import Engine
 from harness.models.model import resolve
 from harness.training.count_agreement import shares_of
 from harness.training.recipes import TokenTable
-from harness.training.traces.lesson import Lesson
+from harness.training.traces.training_set import TrainingSet
 from strategies.hash import Hash
 
 
@@ -41,8 +41,8 @@ def test_a_table_is_trained_on_a_trace_and_run(tiny_llama: Path, small_trace: Pa
         ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path / "a"), exit_head="shared")
     )
     engine = Engine(resolved.load("cpu").backbone, resolved.info)
-    lesson = Lesson.open(options, TrainingRun("hash", ""))
-    learned = set(lesson.traces.columns("input")["input"][lesson.learned].tolist())
+    data = TrainingSet.open(options, TrainingRun("hash", ""))
+    learned = set(data.traces.columns("input")["input"][data.learned].tolist())
     made = [engine.decode([[5, 6, 7]], Hash(threshold=t), kv="recompute", max_new_tokens=[12])[0] for t in (0.0, 1.0)]
     assert set(made[1].exit_layers) == {12}
     for token, layer in zip(made[0].token_ids, made[0].exit_layers[1:], strict=False):

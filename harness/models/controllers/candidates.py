@@ -1,4 +1,4 @@
-"""What SpecEE's predictors look at: a few candidate tokens of the LM head, and how they fare from exit to exit."""
+"""Inputs of SpecEE's predictors: a few candidate tokens of the LM head, and how they fare from exit to exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strategies that run on something trained share: its search, its record, its defaults; a controller's rule."""
+"""The base of strategies that use trained artefacts: its search, its record, its defaults; a controller's rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a learned controller looks at when it decides whether a token may stop."""
+"""Observations from which a learned controller decides whether a token may stop."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ OBSERVATIONS = {
     "rich": Observation(normalise=True, change=True),
     "exit": Observation(state="exit", normalise=True, change=True),
 }
-"""What ``--observation`` may name; ``paper`` is GREEN-CODE's (section IV-B): the hidden state as it is."""
+"""Values of ``--observation``; ``paper`` is GREEN-CODE's (section IV-B): the hidden state as it is."""
 
 
 def _change(state: Tensor, scale: Tensor, previous: Tensor | None) -> list[Tensor]:

@@ -19,7 +19,7 @@ SWALLOW_S, SWALLOWED_BODIES = 3.0, 16
 """How long a refused body is still read, in seconds, and how far, in multiples of the cap."""
 
 GONE: Message = {"type": "http.disconnect"}
-"""What the reader of a refused body receives; its answer is not sent."""
+"""Message for the reader of a refused body; its answer is not sent."""
 
 
 class SlowBodyError(ServingError):

@@ -71,7 +71,7 @@ class Local(Executor):
             kept = _Worker(job.model, self._heard)
             self._workers.append(kept)
         kept.job, kept.windows = job, None
-        kept.say(json.dumps(_said(job)))
+        kept.say(json.dumps(_job_message(job)))
 
     def wait(self) -> Happened:
         """Wait for the next message of a process, or its death.
@@ -165,7 +165,7 @@ class _Worker:
             pass
 
 
-def _said(job: Job) -> dict[str, Any]:
+def _job_message(job: Job) -> dict[str, Any]:
     """Return what a process is told of a job."""
     return {
         "directory": str(job.directory.absolute()),

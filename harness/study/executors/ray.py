@@ -102,7 +102,7 @@ class Ray(Executor):
             ray.get(opened._collector.told.remote())
         except ray.exceptions.RayError as error:
             raise ConfigError(
-                f"Ray's node on this machine cannot collect what others measure: {_said(error)}. Start Ray "
+                f"Ray's node on this machine cannot collect what others measure: {_error_text(error)}. Start Ray "
                 "there with the Python of this command."
             ) from None
         return opened
@@ -228,11 +228,11 @@ class Ray(Executor):
         except errors.OutOfMemoryError as error:
             return Ended("out-of-memory", reason(error), None)
         except errors.RayTaskError as error:
-            return Ended("lost", f"its process failed: {_said(error)}", None)
+            return Ended("lost", f"its process failed: {_error_text(error)}", None)
         except errors.RayError as error:
             if getattr(error, "actor_init_failed", False):  # it had nothing to do yet but to import this package
-                return Ended("unfit", _said(error), None)
-            return Ended("lost", f"its process or node died: {_said(error)}", None)
+                return Ended("unfit", _error_text(error), None)
+            return Ended("lost", f"its process or node died: {_error_text(error)}", None)
         return ended
 
     def _leave_out(self, worker: _Worker, ended: Ended) -> tuple[How, str]:
@@ -261,8 +261,8 @@ class Ray(Executor):
             yield
         except self._ray.exceptions.RayError as error:
             raise StoreError(
-                f"the Ray cluster does not answer any more: {_said(error)}. Every window that arrived is kept; give "
-                "the same command again to go on."
+                f"the Ray cluster does not answer any more: {_error_text(error)}. Every window that arrived is kept; "
+                "give the same command again to go on."
             ) from None
 
     def _kill(self, worker: _Worker) -> None:
@@ -334,7 +334,7 @@ def _number(options: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """Return the line of Ray's long messages that says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "Error" in line or "died" in line or "killed" in line]

@@ -1,4 +1,4 @@
-"""What collects records of points, and folders of steps, beside a study's driver: the other end of :mod:`.ray_worker`.
+"""Collects records of points, and folders of steps, beside a study's driver: the other end of :mod:`.ray_worker`.
 
 It holds the lock of each run directory that it writes, until the attempt is over. So nobody else writes one meanwhile,
 and what a process sends whose attempt the driver has given up comes to nothing. It never makes a file shorter than
@@ -35,7 +35,7 @@ Told = tuple[int, str, str, Windows | None]
 
 @dataclass
 class _Held:
-    """What an attempt writes; there is no lock before there is a folder, and a target for a step alone."""
+    """Files that an attempt writes; there is no lock before there is a folder, and a target for a step alone."""
 
     folder: Path
     lock: IO[bytes] | None

@@ -47,7 +47,7 @@ class Node:
 
 
 class Nodes:
-    """What a study knows of the nodes of its cluster, which come and go.
+    """The nodes of a study's cluster, which come and go.
 
     Args:
         ray: the module, connected.

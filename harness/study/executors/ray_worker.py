@@ -1,4 +1,4 @@
-"""What measures points and makes steps on a node of a cluster, and sends what they leave to the study.
+"""Measures points and makes steps on a node of a cluster, and sends their output to the study.
 
 Records cross as bytes of an append-only file from an offset on, samples before the window that commits them, and each
 window is acknowledged before the next one begins (:mod:`.ray_collector`). So the study's folder always holds a run that

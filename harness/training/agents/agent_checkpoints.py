@@ -17,7 +17,7 @@ __all__ = ["AgentCheckpoint", "AgentCheckpoints"]
 
 @dataclass(frozen=True)
 class AgentCheckpoint:
-    """What a checkpoint holds besides the policy and its optimiser.
+    """State of a checkpoint besides the policy and its optimiser.
 
     Attributes:
         steps: decisions the agent has learned from.

@@ -1,4 +1,4 @@
-"""What an agent earns and keeps on traced tokens, beside the optimum of its own reward and plain thresholds."""
+"""Reward and agreement of an agent on traced tokens, beside the optimum of its own reward and plain thresholds."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class TokenSource(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """What happened since the last call.
+    """Events since the last call.
 
     Attributes:
         exits: tokens that stopped at each exit, and at the last layer, ``[exits + 1]``.

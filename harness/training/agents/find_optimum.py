@@ -19,9 +19,9 @@ from harness.training.agents.choose_reward import choose_reward
 from harness.training.agents.options import AgentOptions
 from harness.training.agents.reward import describe, reward_table
 from harness.training.identity import identity, provenance
-from harness.training.traces.lesson import score_all
 from harness.training.traces.reading import exit_maps, exit_states, open_traces, rows_of_tasks, unseen_rows
 from harness.training.traces.store import Traces
+from harness.training.traces.training_set import score_all
 
 __all__ = ["find_optimum"]
 

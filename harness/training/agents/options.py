@@ -43,7 +43,7 @@ class AgentSettings(Configuration):
 
 
 class AgentOptions(AgentSettings, ControllerOptions, WithPresets):
-    """What ``harness train rl`` can be told.
+    """Options of ``harness train rl``.
 
     Preset paper is GREEN-CODE's Table III; tuned stopped earliest at 98 % agreement, with the savings reward.
     """
@@ -91,7 +91,7 @@ class AgentOptions(AgentSettings, ControllerOptions, WithPresets):
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """What was given of a reward, by name."""
+        """The reward's options that were given, by name."""
         names = ("alpha", "beta", "gamma", "epsilon", "penalty")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 

@@ -37,7 +37,7 @@ __all__ = ["Learned", "learn", "policy_network"]
 
 @dataclass(frozen=True)
 class Learned:
-    """What learning leaves.
+    """The result of learning.
 
     Attributes:
         policy: logits of continue and exit.

@@ -1,4 +1,4 @@
-"""What a trained agent would have done on held-out documents, over thresholds; and the threshold it is shipped with."""
+"""Replay of a trained agent on held-out documents, over thresholds; and the threshold it is shipped with."""
 
 from __future__ import annotations
 

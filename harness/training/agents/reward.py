@@ -1,4 +1,4 @@
-"""What an agent earns for stopping a token, or for letting it run on: GREEN-CODE's Eq. 2 and 3, and a plainer rule.
+"""The reward for stopping a token, or for letting it run on: GREEN-CODE's Eq. 2 and 3, and a plainer rule.
 
 The equations pay 1 for stopping at the first right exit, and 1 for every exit point before it that is passed; behind
 it, stopping and running on are both punished by the layers since. :class:`SavingsReward` pays for what early exit is

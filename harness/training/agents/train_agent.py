@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor
 
 from harness.contracts import Split, document_key
-from harness.contracts.models import begun
+from harness.contracts.models import with_bos
 from harness.contracts.recipes import Progress, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import DataError
@@ -50,13 +50,13 @@ AGENT_OBSERVATIONS = {
     name: observation if name == "paper" else replace(observation, place=True)
     for name, observation in OBSERVATIONS.items()
 }
-"""What an agent may look at: ``paper`` is the raw hidden state (GREEN-CODE section IV-B); the others are told which
+"""Observations of an agent: ``paper`` is the raw hidden state (GREEN-CODE section IV-B); the others are told which
 exit point this is as well, since one network decides at all of them."""
 
 
 @dataclass(frozen=True)
 class AgentResult:
-    """What training leaves.
+    """The result of training.
 
     Attributes:
         finished: false when it was interrupted; the checkpoint continues it.
@@ -195,7 +195,7 @@ def _live(
     loaded = resolved.load(resolve_device(options.device), progress.stage)
     tokens = LiveTokens(
         Engine(loaded.backbone, resolved.info),
-        [begun(tokenizer, tokenizer.encode(texts[key]))[:cut] for key in sorted(texts)],
+        [with_bos(tokenizer, tokenizer.encode(texts[key]))[:cut] for key in sorted(texts)],
         options.tokens, observation, reward, tokenizer.eos_token_ids,
     )  # fmt: skip
     return DummyVecEnv([lambda: ExitEnv(tokens)])

@@ -1,1 +1,1 @@
-"""What cheap heads are made from: counts of tokens, and the directions of states that move logits."""
+"""Statistics that cheap heads are made from: counts of tokens, and the directions of states that move logits."""

@@ -14,14 +14,14 @@ ARTEFACTS = "Where the model's adapter and shortcuts are: a folder of `harness t
 
 
 class ShortlistOptions(DocumentChoice, TrainingOptions):
-    """What ``harness train shortlist`` can be told."""
+    """Options of ``harness train shortlist``."""
 
     documents: int | None = Field(default=None, ge=2, description="Documents of each source at most. Default: all.")
     size: int = Field(default=16384, ge=2, description="Tokens that are ranked: the largest shortlist there can be.")
 
 
 class LowRankOptions(TrainingOptions):
-    """What ``harness train lowrank`` can be told."""
+    """Options of ``harness train lowrank``."""
 
     traces: Folder = Field(description="Folder that `harness trace` made.")
     artefacts: str | None = Field(default=None, description=ARTEFACTS)

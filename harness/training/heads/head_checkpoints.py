@@ -16,7 +16,7 @@ __all__ = ["HeadCheckpoint", "HeadCheckpoints"]
 
 @dataclass(frozen=True)
 class HeadCheckpoint:
-    """What a checkpoint holds besides the heads, their optimiser and its schedule.
+    """State of a checkpoint besides the heads, their optimiser and its schedule.
 
     Attributes:
         steps: done so far.

@@ -34,7 +34,7 @@ SAVE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class HeadTargets:
-    """What heads learn, each ``[n, exits]`` float32.
+    """Training targets and inputs of heads, each ``[n, exits]`` float32.
 
     Attributes:
         right: 1 where the exit's token is the last layer's, else 0; of actions, their number: exit, stop, continue.

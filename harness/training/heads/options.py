@@ -45,18 +45,18 @@ class ReturnRecipe(HeadRecipe):
 
 
 class HeadOptions(HeadRecipe, ControllerOptions):
-    """What a recipe that trains heads can be told."""
+    """Options of a recipe that trains heads."""
 
     observation: ObservationName = "rich"
     resume: Resume = False
 
 
 class ReturnOptions(ReturnRecipe, HeadOptions):
-    """What the recipe of ConsistentEE's policies can be told."""
+    """Options of the recipe of ConsistentEE's policies."""
 
 
 class ActionOptions(ControllerOptions):
-    """What the recipe of SEC's heads can be told."""
+    """Options of the recipe of SEC's heads."""
 
     observation: ObservationName = "rich"
     hidden: int = Field(default=16, ge=0, description="Width of the hidden layer; 0: linear.")
@@ -71,7 +71,7 @@ class ActionOptions(ControllerOptions):
 
 
 class ExcessOptions(TraceOptions):
-    """What the recipe of CodeFast's heads can be told."""
+    """Options of the recipe of CodeFast's heads."""
 
     tasks: tuple[TaskName, ...] = Field(
         default=(), description="Learn from this task's documents only. Repeatable. Default: all."

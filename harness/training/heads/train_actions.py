@@ -12,7 +12,7 @@ from harness.errors import TrainingError
 from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller
 from harness.training.heads.learning import HeadTargets, train_heads
 from harness.training.heads.options import ActionOptions, HeadRecipe
-from harness.training.traces.lesson import Lesson
+from harness.training.traces.training_set import TrainingSet
 
 __all__ = ["actions_of", "stop_threshold", "train_actions"]
 
@@ -27,22 +27,22 @@ def train_actions(options: ActionOptions, run: TrainingRun) -> Trained:
     Raises:
         HarnessError: in one line, with the remedy.
     """
-    lesson = Lesson.open(options, run)
-    if lesson.traces.index.get("new_tokens"):
-        raise TrainingError(f"{lesson.traces.folder} has what the model generates, and no truth. Trace documents.")
-    columns = lesson.traces.columns("input", "document")
+    data = TrainingSet.open(options, run)
+    if data.traces.index.get("new_tokens"):
+        raise TrainingError(f"{data.traces.folder} has what the model generates, and no truth. Trace documents.")
+    columns = data.traces.columns("input", "document")
     known = columns["document"][:-1] == columns["document"][1:]  # the last token of a document has no truth
     known = torch.cat((known, torch.zeros(1, dtype=torch.bool)))
     truth = torch.cat((columns["input"][1:], columns["input"][:1])).long()
-    actions = actions_of(lesson.columns["top"].long(), lesson.columns["final"].long(), truth)
-    observation, rows = OBSERVATIONS[options.observation], lesson.learned & known
+    actions = actions_of(data.columns["top"].long(), data.columns["final"].long(), truth)
+    observation, rows = OBSERVATIONS[options.observation], data.learned & known
     recipe = HeadRecipe(
         objective="actions", hidden=options.hidden, epochs=options.epochs, learning_rate=options.learning_rate,
         auxiliary=0.0,
     )  # fmt: skip
     targets = HeadTargets(actions[rows], torch.zeros(0), torch.zeros(0))
     networks = train_heads(
-        lesson.states(observation, rows), observation, targets, lesson.exit_points, recipe,
+        data.states(observation, rows), observation, targets, data.exit_points, recipe,
         seed=options.seed, progress=run.progress,
     )  # fmt: skip
     assert networks is not None
@@ -50,11 +50,11 @@ def train_actions(options: ActionOptions, run: TrainingRun) -> Trained:
     networks = {key: network.to(torch.float32) for key, network in halved.items()}
     if not all(network.finite for network in networks.values()):
         raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
-    chances = _chances(networks, observation, lesson.states(observation, lesson.held_out))
-    wrong, told = (actions == STOP)[lesson.held_out].all(1), known[lesson.held_out]
+    chances = _chances(networks, observation, data.states(observation, data.held_out))
+    wrong, told = (actions == STOP)[data.held_out].all(1), known[data.held_out]
     least, stopped = stop_threshold(chances[told][..., 1], wrong[told], options.precision)
     exits = torch.where(chances[..., 0] >= chances.amax(-1), chances[..., 0], -torch.inf)
-    saved = lesson.saved(
+    saved = data.saved(
         exits,
         {**recipe.model_dump(), "precision": options.precision},
         lambda path, facts: write_controller(path, run.recipe, observation, halved, {**facts, "stop": least}),

@@ -32,7 +32,7 @@ __all__ = ["calibrated", "labels_of", "precise_threshold", "train_excess"]
 FEWEST = 8
 """Ends of functions, learned from and held out, without which nothing can be told."""
 NEVER = 30.0
-"""What is taken off a head's logit where no threshold is precise enough."""
+"""Subtracted from a head's logit where no threshold is precise enough."""
 
 
 def train_excess(options: ExcessOptions, run: TrainingRun) -> Trained:

@@ -14,7 +14,7 @@ from harness.training.heads.head_checkpoints import HeadCheckpoints
 from harness.training.heads.learning import HeadTargets, train_heads
 from harness.training.heads.options import HeadOptions, HeadRecipe, ReturnRecipe
 from harness.training.interrupt import stop_on_interrupt
-from harness.training.traces.lesson import Lesson, SavedController
+from harness.training.traces.training_set import SavedController, TrainingSet
 
 __all__ = ["train_on_trace"]
 
@@ -31,7 +31,7 @@ def train_on_trace(options: HeadOptions, run: TrainingRun) -> SavedController | 
     Raises:
         HarnessError: in one line, with the remedy.
     """
-    lesson = Lesson.open(options, run)
+    data = TrainingSet.open(options, run)
     observation = OBSERVATIONS[options.observation]
     recipe = ReturnRecipe.part_of(options) if isinstance(options, ReturnRecipe) else HeadRecipe.part_of(options)
     how = {
@@ -39,27 +39,27 @@ def train_on_trace(options: HeadOptions, run: TrainingRun) -> SavedController | 
         **recipe.model_dump(),
         "observation": observation.as_dict(),
         "seed": options.seed,
-        "trace": _fingerprint(lesson),
-        "streams": lesson.streams,
+        "trace": _fingerprint(data),
+        "streams": data.streams,
     }
     folder = options.folder / "checkpoints" / f"heads-{options.name or run.recipe}"
-    checkpoints = HeadCheckpoints(folder, "heads", lesson.identity() | how)
+    checkpoints = HeadCheckpoints(folder, "heads", data.identity() | how)
     if options.resume:
         checkpoints.read()  # to refuse before the states are read, which takes long
-    columns = [lesson.columns[key][lesson.learned] for key in ("top", "final", "top1", "entropy")]
-    targets = replace(HeadTargets.of(*columns), num_layers=lesson.resolved.info.num_layers)
-    states = lesson.states(observation, lesson.learned)
+    columns = [data.columns[key][data.learned] for key in ("top", "final", "top1", "entropy")]
+    targets = replace(HeadTargets.of(*columns), num_layers=data.resolved.info.num_layers)
+    states = data.states(observation, data.learned)
     with stop_on_interrupt() as stop:
         networks = train_heads(
-            states, observation, targets, lesson.exit_points, recipe,
+            states, observation, targets, data.exit_points, recipe,
             seed=options.seed, progress=run.progress, checkpoints=checkpoints, resume=options.resume, stop=stop,
         )  # fmt: skip
     if networks is None:
         return None
     link = None if recipe.objective == "certainty" else torch.sigmoid  # thresholds are probabilities
-    return lesson.save(networks, observation, recipe.model_dump(), never=NEVER[recipe.objective], link=link)
+    return data.save(networks, observation, recipe.model_dump(), never=NEVER[recipe.objective], link=link)
 
 
-def _fingerprint(lesson: Lesson) -> str:
+def _fingerprint(data: TrainingSet) -> str:
     """Return what tells a trace from another: a hash of its index, which has those of its shards."""
-    return hashlib.sha256(json.dumps(lesson.traces.index, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(data.traces.index, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What each exit can do on held-out text: token accuracy and agreement with the last layer, teacher-forced."""
+"""Quality of each exit on held-out text: token accuracy and agreement with the last layer, teacher-forced."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ INITIAL_TOKENS = 32_768
 
 @dataclass(frozen=True)
 class FitResult:
-    """What tuning leaves.
+    """The result of tuning.
 
     Attributes:
         finished: false when it was interrupted; the checkpoint continues it.

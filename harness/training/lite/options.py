@@ -61,7 +61,7 @@ class LiteRecipe(Configuration):
 
 
 class LiteOptions(LiteRecipe, DocumentChoice, TrainingOptions, WithPresets):
-    """What ``harness train lite`` can be told.
+    """Options of ``harness train lite``.
 
     Preset paper is GREEN-CODE's setting: 4 × 32 sequences a step, 2–3k steps, all exits, all tokens.
     """

@@ -1,4 +1,4 @@
-"""What a training that is stopped and goes on finds in its folder: checkpoints, what it began with, its log."""
+"""Files from which a stopped training resumes: checkpoints, what it began with, its log."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def factor_name(parameter: str) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """What an earlier tuning left.
+    """State of an earlier tuning.
 
     Attributes:
         adapter: its LoRA factors.

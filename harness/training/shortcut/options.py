@@ -10,7 +10,7 @@ __all__ = ["ShortcutOptions"]
 
 
 class ShortcutOptions(TraceOptions):
-    """What ``harness train shortcut`` can be told."""
+    """Options of ``harness train shortcut``."""
 
     ridge: float = Field(default=1e-4, ge=0, allow_inf_nan=False, description="Damping, relative to the mean variance.")
 

@@ -33,7 +33,7 @@ CHECKED = 4096
 
 @dataclass(frozen=True)
 class ShortcutResult:
-    """What fitting shortcuts leaves.
+    """The result of fitting shortcuts.
 
     Attributes:
         artefact: the shortcuts.

@@ -1,1 +1,1 @@
-"""What a model's exits said, kept on disk: making traces, reading them, replaying rules on them."""
+"""Traces of a model's exits on disk: making traces, reading them, replaying rules on them."""

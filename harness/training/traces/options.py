@@ -13,7 +13,7 @@ __all__ = ["TraceCommand", "TraceRequest"]
 
 
 class TraceRequest(Configuration):
-    """What to trace."""
+    """The model, documents and exits to trace."""
 
     documents: int | None = Field(default=100, ge=0, description="Documents of each task and source; 0 for all.")
     length: int = Field(default=640, ge=16, description="Tokens a document is cut at.")
@@ -33,7 +33,7 @@ class TraceRequest(Configuration):
 
 
 class TraceCommand(ModelChoice, DocumentChoice, TraceRequest):
-    """What ``harness trace`` can be told."""
+    """Options of ``harness trace``."""
 
     threads: Threads = None
     device_map: DeviceMap = None

@@ -66,7 +66,8 @@ def merge_parts(out: Path, writer: TraceWriter, order: Sequence[str]) -> None:
     parts = (Traces.open(file.parent) for file in sorted((out / PARTS).glob("*-of-*/index.json")))
     merged = set(writer.documents)
     place = {identifier: number for number, identifier in enumerate(order)}
-    for facts, columns in heapq.merge(*map(_documents, parts), key=lambda document: place.get(document[0]["id"], -1)):
+    read = map(_documents, parts)
+    for facts, columns in heapq.merge(*read, key=lambda document: place.get(document[0]["id"], -1)):
         if facts["id"] not in merged:
             writer.add({name: value for name, value in facts.items() if name != "tokens"}, columns)
     writer.flush()

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Document, ExitHead, ModelRequest, Task, Tokenizer, WeightsChoice, document_key
-from harness.contracts.models import begun
+from harness.contracts.models import with_bos
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.decoding.readings import not_finite
@@ -153,7 +153,7 @@ def _prepare(
     document: Document, tokenizer: Tokenizer, engine: Engine, request: TraceRequest, length: int
 ) -> tuple[list[int], int, int] | None:
     """Return the tokens to run, the first position to keep, and the document's own length; ``None`` if too short."""
-    token_ids = begun(tokenizer, tokenizer.encode(document.text))[:length]
+    token_ids = with_bos(tokenizer, tokenizer.encode(document.text))[:length]
     if len(token_ids) <= FIRST + 1:
         return None
     if not request.new_tokens:

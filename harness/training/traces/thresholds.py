@@ -1,4 +1,4 @@
-"""What an exit rule would have done on a trace: mean exit layer against agreement, over thresholds.
+"""Replay of an exit rule on a trace: mean exit layer against agreement, over thresholds.
 
 Teacher-forced: the tokens are the trace's, so the drift that real exits cause is not in these numbers. They choose
 thresholds and compare training recipes; results come from live decoding.

@@ -29,11 +29,11 @@ from harness.training.heads import learning
 from harness.training.heads.options import HeadOptions
 from harness.training.heads.train_heads import NEVER, train_on_trace
 from harness.training.recipes import CertaintyHead, LikelihoodHeads, Shortcut
-from harness.training.traces.lesson import SavedController
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.record_trace import TraceRequest, trace
 from harness.training.traces.store import Traces
 from harness.training.traces.thresholds import ReplayRow
+from harness.training.traces.training_set import SavedController
 from tests.run_files import write_index
 
 Train = Callable[..., SavedController]
@@ -227,7 +227,7 @@ def test_replayed_rows_are_of_the_written_network_on_held_out_documents(
 def test_where_no_threshold_keeps_enough_it_never_exits(
     train: Train, resolved: Callable[[], ResolvedModel], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.training.traces.lesson.threshold_keeping", lambda *_: None)
+    monkeypatch.setattr("harness.training.traces.training_set.threshold_keeping", lambda *_: None)
     made = train(kind)
     assert made.kept is None
     assert made.artefact.facts["threshold"] == NEVER[made.artefact.facts["recipe"]["objective"]]
@@ -397,7 +397,7 @@ def test_a_checkpoint_of_another_training_is_refused(
 ) -> None:
     interrupt(monkeypatch, lambda: command("classifier"))
     monkeypatch.setattr(
-        "harness.training.traces.lesson.exit_states", lambda *_: pytest.fail("the states were read first")
+        "harness.training.traces.training_set.exit_states", lambda *_: pytest.fail("the states were read first")
     )
     line = command("classifier", "--resume", *arguments).error
     assert f"a/checkpoints/heads-classifier/step-000000006.json was trained with {said}" in line

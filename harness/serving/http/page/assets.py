@@ -1,4 +1,4 @@
-"""What the page loads beside itself: style, scripts and an icon, all from this server.
+"""Files the page loads: style, scripts and an icon, all from this server.
 
 They are files of this package but for ``depth.css``, which is made from the colours and the token style of the reports,
 so that a token looks the same here and there.

@@ -1,4 +1,4 @@
-"""What the page shows for editors: the settings of :mod:`harness.serving.client_settings`, filled in."""
+"""Editor settings on the page: the settings of :mod:`harness.serving.client_settings`, filled in."""
 
 from __future__ import annotations
 

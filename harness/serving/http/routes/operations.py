@@ -58,7 +58,7 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/info", responses=NOT_READY)
 async def info(request: Request) -> dict[str, Any]:
-    """What is served and within which limits, in TGI's words, and everything that decides its early exits."""
+    """The model and its limits, in TGI's words, and everything that decides its early exits."""
     service = _loaded(request)
     config, facts = service.config, service.info
     default = service.settings.default

@@ -1,4 +1,4 @@
-"""What every answer reports on early exit."""
+"""Early-exit facts in every answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Accepted = Annotated[
 
 
 class DraftReport(Answer):
-    """What became of the drafts of lossless decoding."""
+    """Drafts of lossless decoding and how many were accepted."""
 
     model_config = ConfigDict(from_attributes=True)
 

@@ -28,7 +28,7 @@ class OpenAIErrorDetail(Answer):
 
 
 class LlmLsErrorDetail(Answer):
-    """What llm-ls shows of OpenAI's."""
+    """OpenAI's errors in the shape that llm-ls shows."""
 
     loc: str
     msg: str

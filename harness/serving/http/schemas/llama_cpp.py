@@ -32,7 +32,7 @@ OnePrompt = Annotated[
 
 
 class Asked(BaseModel):
-    """What both routes read. Unknown fields are accepted and ignored."""
+    """Fields that both routes read. Unknown fields are accepted and ignored."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -86,7 +86,7 @@ class Logprobs(Answer):
 
 
 class PromptTokensDetails(Answer):
-    """What became of the prompt's tokens."""
+    """How many of the prompt's tokens were cached."""
 
     cached_tokens: Annotated[int, Field(description="Not read again: an earlier prompt of the same key began so.")]
 

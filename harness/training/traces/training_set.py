@@ -2,10 +2,10 @@
 
 What a recipe that trains a controller needs beside its own method::
 
-    lesson = Lesson.open(self, run)
-    states, right = lesson.states(observation, lesson.learned), lesson.right(lesson.learned)
+    data = TrainingSet.open(self, run)
+    states, right = data.states(observation, data.learned), data.right(data.learned)
     networks = {"4": Network(...), "6": Network(...)}  # exit layer → score; or "shared", one for all
-    return lesson.save(networks, observation, {"shrink": self.shrink}, never=1e30).said()
+    return data.save(networks, observation, {"shrink": self.shrink}, never=1e30).said()
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from harness.training.traces.reading import (
 from harness.training.traces.store import Traces
 from harness.training.traces.thresholds import ReplayRow, render_replay, replay_rows, threshold_keeping
 
-__all__ = ["Lesson", "SavedController", "score_all"]
+__all__ = ["SavedController", "TrainingSet", "score_all"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SavedController:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSet:
     """One trace, opened for one recipe; ``n`` is the number of its tokens, ``E`` of its exit points.
 
     Attributes:
@@ -93,7 +93,7 @@ class Lesson:
     held_out: Tensor
 
     @classmethod
-    def open(cls, options: ControllerOptions, run: TrainingRun) -> Lesson:
+    def open(cls, options: ControllerOptions, run: TrainingRun) -> TrainingSet:
         """Open the trace, and hold out a tenth of the documents of each stream.
 
         Raises:
