@@ -5,27 +5,24 @@ asked for cannot be done (one line says what and the remedy, commands to paste f
 judged included; 70 a defect, of the harness or of a plug-in (with its traceback), or a run that lacks only a plug-in's
 scores; 130 interrupted; 141 the reader of stdout went away. A command is imported when it is called, and what is
 heavy inside it, so that ``--help`` and ``list`` are instant.
+
+How long threads that wait for each other spin before they sleep.
+
+GNU's OpenMP, which torch's CPU wheels bring, spins some ten milliseconds: longer than the kernel lets a thread run
+beside others. A thread that has to share its core is then waited for by one that takes the time it needs. It reads the
+number once, when it is loaded; so whoever starts the process decides, before torch is imported.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-
-if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[0], "harness", "cli.py") != __file__:
-    del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
-
-if os.path.basename(sys.argv[0]) in ("harness", "cli.py") and signal.getsignal(signal.SIGINT) is (
-    signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` begins: who interrupts an import wants no traceback
-
 import errno
 import logging
+import os
 import re
+import signal
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from importlib.metadata import EntryPoint
 from typing import Annotated, Any, NoReturn
 
@@ -35,11 +32,30 @@ from harness.appearance.visible_text import visible
 from harness.commands.console import OneLine, print_defect, refuse, stderr
 from harness.commands.lazy import SETTINGS, LazyGroup
 from harness.errors import DEFECT, ConfigError, HarnessError
-from harness.host.foreign_files import DEEPEST_PATH
-from harness.host.wait_policy import spin_briefly
+from harness.host.files import DEEPEST_PATH
 from harness.registry import plugin_at_fault, summary
 
-__all__ = ["app", "main"]
+SPINS = 3_000
+"""Turns of the waiting loop: as fast as the default on a quiet machine, and up to ten times as fast beside others."""
+
+CHOSEN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+"""A user's own setting, which is kept."""
+
+
+def spin_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Let the threads of this process and of those that it starts sleep sooner, unless the user has chosen a policy."""
+    if not any(name in environment for name in CHOSEN):
+        environment["GOMP_SPINCOUNT"] = str(SPINS)
+
+
+if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[0], "harness", "cli.py") != __file__:
+    del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
+
+if os.path.basename(sys.argv[0]) in ("harness", "cli.py") and signal.getsignal(signal.SIGINT) is (
+    signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` begins: who interrupts an import wants no traceback
+
 
 READER_GONE = 141
 

@@ -14,29 +14,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = [
-    "DEFECT",
-    "ArtefactError",
-    "ConfigError",
-    "DataError",
-    "EndpointError",
-    "HarnessError",
-    "MeterError",
-    "ModelError",
-    "OptionError",
-    "OtherMachineError",
-    "OutOfMemoryError",
-    "OutOfReachError",
-    "RegistryError",
-    "StoreError",
-    "TrainingError",
-    "UnknownNameError",
-    "complaint",
-    "did_you_mean",
-    "is_out_of_memory",
-    "reason",
-]
-
 DEFECT = 70
 """Exit code of a defect, of the harness or of a plug-in, also of one that a run went on without."""
 _LONGEST_REASON = 300

@@ -24,33 +24,6 @@ from typing import Any, Generic, TypeVar, cast
 
 from harness.errors import RegistryError, UnknownNameError, is_out_of_memory, reason
 
-__all__ = [
-    "DRAFTS",
-    "EXECUTORS",
-    "FAMILIES",
-    "HEADS",
-    "KV_POLICIES",
-    "METERS",
-    "METRICS",
-    "MODELS",
-    "PROTOCOLS",
-    "RECIPES",
-    "REGISTRIES",
-    "SCORES",
-    "STOPS",
-    "STRATEGIES",
-    "TASKS",
-    "WEIGHTS_FORMATS",
-    "Entry",
-    "Registry",
-    "is_plugin",
-    "keeping_folder",
-    "package_of",
-    "plugin_at_fault",
-    "summary",
-    "without_exit",
-]
-
 logger = logging.getLogger(__name__)
 
 OWN_DISTRIBUTION = "early-exit-harness"

@@ -9,11 +9,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.errors import StoreError
-from harness.host.foreign_files import DocumentError, read_json, real_path
+from harness.host.files import DocumentError, read_json, real_path
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.statistics.plausible import LARGEST, all_plausible, numbers_of
-
-__all__ = ["find_calibrations", "read_calibration"]
 
 _KNOWN = 1
 

@@ -22,7 +22,7 @@ from typing import Any
 from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
-from harness.host.foreign_files import LARGEST_LOG_BYTES, NotRegularError, open_regular, read_bytes
+from harness.host.files import LARGEST_LOG_BYTES, NotRegularError, open_regular, read_bytes
 from harness.records.calibration import Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.figure import FORMATS, Figure, save_figures

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness.errors import StoreError
-from harness.host.atomic_files import replace_files
-
-__all__ = ["replace_file", "write_files"]
+from harness.host.files import replace_files
 
 
 def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:

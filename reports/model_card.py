@@ -14,8 +14,6 @@ from reports.metrics.vocabulary import metrics_of
 from reports.tables.table import Column, Table
 from reports.tables.writers import escape_markdown, markdown_code, to_markdown
 
-__all__ = ["model_card"]
-
 TAGS = ["early-exit", "code", "early-exit-harness"]
 
 

@@ -12,14 +12,12 @@ from typing import TypeVar
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
-from harness.host.foreign_files import real_path
+from harness.host.files import real_path
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary
 from reports.metrics.point import Point
 from reports.summary.admission import idle_windows
 from reports.summary.measured import Measured, select
-
-__all__ = ["RecordedRun", "Records", "ReleasedRun"]
 
 T = TypeVar("T")
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from harness.contracts import ExitView
 from harness.models.heads import ReadsHead
 
-__all__ = ["Confidence"]
-
 
 @dataclass(frozen=True)
 class Confidence(ReadsHead):

@@ -11,8 +11,6 @@ from pydantic import Field
 
 from harness.models.controllers import LearnedStrategy
 
-__all__ = ["Consistent"]
-
 
 @dataclass(frozen=True)
 class Consistent(LearnedStrategy):

@@ -13,8 +13,6 @@ from torch import Tensor
 from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ExitView, ModelInfo, UnitCosts
 from harness.models.heads import ReadsHead
 
-__all__ = ["DynamicExit", "best_exit"]
-
 PRIOR = (1.0, 2.0)
 """Tokens of an exit that were full depth's and tokens that were compared, before there were any."""
 

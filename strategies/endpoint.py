@@ -17,8 +17,6 @@ from harness.appearance.visible_text import one_line
 from harness.contracts import Answer, BlackBox
 from harness.errors import EndpointError, OptionError, reason
 
-__all__ = ["Endpoint"]
-
 MOST_BYTES = 16 << 20
 """Of one answer; a completion has some thousands."""
 

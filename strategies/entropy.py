@@ -12,8 +12,6 @@ from torch import Tensor
 from harness.contracts import ExitView
 from harness.models.heads import ReadsHead
 
-__all__ = ["Entropy"]
-
 
 @dataclass(frozen=True)
 class Entropy(ReadsHead):

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from harness.contracts import ExitView, ModelInfo, Strategy
 
-__all__ = ["Fixed"]
-
 
 @dataclass(frozen=True)
 class Fixed(Strategy):

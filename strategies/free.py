@@ -15,8 +15,6 @@ from harness.contracts import Batch, Draft, DraftRule, ExitRule, ExitView, Model
 from harness.decoding.transfer import read
 from harness.models.heads import ReadsHead
 
-__all__ = ["Free", "Seen", "beta_of", "threshold_of"]
-
 GRID = 100
 """Steps of the confidences among which a threshold is looked for."""
 EDGE = 1e-3

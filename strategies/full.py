@@ -9,8 +9,6 @@ from torch import Tensor
 
 from harness.contracts import ExitView, ModelInfo, Strategy
 
-__all__ = ["Full"]
-
 
 @dataclass(frozen=True)
 class Full(Strategy):

@@ -15,8 +15,6 @@ from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import TrainedStrategy
 
-__all__ = ["Hash"]
-
 
 @dataclass(frozen=True)
 class Hash(TrainedStrategy):

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from harness.contracts import Batch, Draft, DraftRule, ExitRule, ExitView, ModelInfo, Strategy
 
-__all__ = ["LayerSkip"]
-
 
 @dataclass(frozen=True)
 class LayerSkip(Strategy):

@@ -11,8 +11,6 @@ from pydantic import Field
 
 from harness.models.controllers import LearnedStrategy
 
-__all__ = ["LearnToExit"]
-
 
 @dataclass(frozen=True)
 class LearnToExit(LearnedStrategy):

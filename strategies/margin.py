@@ -13,8 +13,6 @@ from harness.contracts import Batch, ExitRule, ExitView, ModelInfo
 from harness.decoding.transfer import upload
 from harness.models.heads import ReadsHead
 
-__all__ = ["Margin"]
-
 
 @dataclass(frozen=True)
 class Margin(ReadsHead):

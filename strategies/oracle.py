@@ -9,8 +9,6 @@ from torch import Tensor
 
 from harness.contracts import ExitView, Strategy
 
-__all__ = ["Oracle"]
-
 
 @dataclass(frozen=True)
 class Oracle(Strategy):

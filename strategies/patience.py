@@ -11,8 +11,6 @@ from torch import Tensor
 
 from harness.contracts import ExitView, Strategy
 
-__all__ = ["Patience"]
-
 
 @dataclass(frozen=True)
 class Patience(Strategy):

@@ -15,10 +15,8 @@ from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, TrainedStrategy
-from harness.models.controllers.candidates import candidate_features
+from harness.models.controllers.learned import candidate_features
 from harness.models.heads import HeadName, head_artefacts
-
-__all__ = ["Predictor"]
 
 
 @dataclass(frozen=True)

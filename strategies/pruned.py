@@ -12,8 +12,6 @@ from torch import Tensor
 from harness.contracts import ExitView, ModelInfo, Strategy
 from harness.errors import OptionError
 
-__all__ = ["Pruned"]
-
 
 @dataclass(frozen=True)
 class Pruned(Strategy):

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 
-__all__ = ["Random"]
-
 
 @dataclass(frozen=True)
 class Random(Strategy):

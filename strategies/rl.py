@@ -12,8 +12,6 @@ from pydantic import Field
 from harness.contracts import ModelInfo
 from harness.models.controllers import LearnedStrategy
 
-__all__ = ["ReinforcementLearning"]
-
 
 @dataclass(frozen=True)
 class ReinforcementLearning(LearnedStrategy):

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from harness.contracts import ExitView, StateScore, StateTest, Strategy
 
-__all__ = ["Saturation"]
-
 
 @dataclass(frozen=True)
 class Saturation(Strategy):

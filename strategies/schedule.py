@@ -12,8 +12,6 @@ from pydantic import Field
 from harness.contracts import ModelInfo, PlannedRule, Strategy
 from harness.errors import OptionError
 
-__all__ = ["Schedule"]
-
 
 @dataclass(frozen=True)
 class Schedule(PlannedRule, Strategy):

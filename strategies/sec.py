@@ -15,8 +15,6 @@ from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, TrainedStrategy
 
-__all__ = ["StopExit"]
-
 
 @dataclass(frozen=True)
 class StopExit(TrainedStrategy):

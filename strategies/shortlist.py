@@ -16,8 +16,6 @@ from harness.contracts.asking import ask_rule
 from harness.decoding.readings import entropy, top_probability, two_best
 from harness.errors import OptionError
 
-__all__ = ["Shortlist"]
-
 
 @dataclass(frozen=True)
 class Shortlist(Strategy):

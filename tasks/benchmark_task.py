@@ -13,8 +13,6 @@ from tasks.draw import draw
 from tasks.sandbox import isolation
 from tasks.sources.benchmark import Benchmark, open_benchmark
 
-__all__ = ["BenchmarkTask"]
-
 _NOT_RUN = "not run: no pass@1 without --allow-code-execution"
 
 

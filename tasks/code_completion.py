@@ -14,10 +14,8 @@ from tasks.protocols import AnyProtocol
 from tasks.rows import Rows
 from tasks.sources import HubDataset
 from tasks.sources.embedded import SourceFiles
+from tasks.sources.files import FORMS, open_path
 from tasks.sources.hub import open_hub
-from tasks.sources.path import FORMS, open_path
-
-__all__ = ["CodeCompletion"]
 
 
 class CodeCompletion:

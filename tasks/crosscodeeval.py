@@ -12,8 +12,6 @@ from tasks.languages import CSHARP, JAVA, PYTHON, TYPESCRIPT
 from tasks.rows import FieldError, Fragment, GapRow, field_text
 from tasks.sources.benchmark import Benchmark, Part, texts
 
-__all__ = ["CrossCodeEvalCSharp", "CrossCodeEvalJava", "CrossCodeEvalPython", "CrossCodeEvalTypeScript"]
-
 _FILE = "line_completion_rg1_unixcoder_cosine_sim"
 """Input of the authors' own example: fragments retrieved by the code before the gap."""
 

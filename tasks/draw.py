@@ -39,8 +39,6 @@ from harness.errors import DataError, HarnessError, is_out_of_memory, reason
 from tasks.protocols import AnyProtocol, Skipped
 from tasks.rows import GapRow, LineRow, Row, Rows, whole
 
-__all__ = ["DUPLICATE", "collect", "draw", "fingerprint"]
-
 Made = TypeVar("Made")
 
 SEEN = "document the model was tuned on"

@@ -14,8 +14,6 @@ from tasks.languages import PYTHON
 from tasks.rows import FieldError, GapRow, field_text
 from tasks.sources.benchmark import Benchmark, Part, texts
 
-__all__ = ["MultiLineInfilling", "RandomSpanInfilling", "SingleLineInfilling"]
-
 _TEXTS = ("entry_point", "prompt", "suffix", "canonical_solution", "test")
 _TASKS = {
     "SingleLine": "humaneval-infilling-single",

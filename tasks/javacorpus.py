@@ -8,8 +8,6 @@ from tasks.rows import Rows
 from tasks.sources import HubDataset
 from tasks.sources.embedded import jdk_sources
 
-__all__ = ["JavaCorpus"]
-
 
 class JavaCorpus(CodeCompletion):
     """Java files from GitHub: the Java Corpus as CodeXGLUE prepared it; embedded, the JDK's java.base.

@@ -8,8 +8,6 @@ from tasks.rows import Rows
 from tasks.sources import HubDataset
 from tasks.sources.embedded import standard_library
 
-__all__ = ["Py150"]
-
 
 class Py150(CodeCompletion):
     """Python files from GitHub: PY150 as CodeXGLUE prepared it; embedded, Python's standard library.

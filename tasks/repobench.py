@@ -13,8 +13,6 @@ from tasks.languages import JAVA, PYTHON
 from tasks.rows import FieldError, Fragment, GapRow, field_text
 from tasks.sources.benchmark import Benchmark, Part, texts
 
-__all__ = ["RepoBenchJava", "RepoBenchPython"]
-
 _SETTINGS = ("cross_file_first", "cross_file_random", "in_file")
 _TEXTS = ("repo_name", "file_path", "import_statement", "cropped_code", "next_line", "level")
 _SUFFIXES = {"python": ".py", "java": ".java"}

@@ -14,21 +14,6 @@ from typing import Literal, TypeAlias
 
 from harness.contracts import LONGEST_ID, BadRow, Document
 
-__all__ = [
-    "LARGEST_ROW",
-    "Document",
-    "FieldError",
-    "Fragment",
-    "GapRow",
-    "LineRow",
-    "RecordRows",
-    "Row",
-    "Rows",
-    "field_text",
-    "parse_record",
-    "whole",
-]
-
 LARGEST_ROW = 16 << 20
 """Bytes of a line, and characters of a text in it, at most: no file of code is as large."""
 

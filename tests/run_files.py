@@ -11,9 +11,8 @@ from typing import Any
 from harness.records import SampleRecord, WindowRecord
 from harness.running.reading import read_run
 from harness.store.committed import sealed_records
-from harness.store.record_files import write_document
+from harness.store.record_files import sealed_document, write_document
 from harness.store.run_directory import SUMMARY, RunDirectory
-from harness.store.seals import sealed_document
 
 __all__ = ["Records", "cut", "reseal", "samples", "unseal", "write_index"]
 

@@ -520,7 +520,7 @@ def test_out_of_memory_keeps_the_records_and_can_be_resumed(tiny_run: Command, c
     arguments = ["--strategy", "fixed:layer=4,6"]
     assert tiny_run(*arguments, "--out", "whole").code == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("harness.metering.pacing.WARMUP_DRIFT", -1.0)  # never settled, so 10 of them are warm-up
+        patch.setattr("harness.metering.counters.WARMUP_DRIFT", -1.0)  # never settled, so 10 of them are warm-up
         run_out_of_memory(patch, after=14)
         line = tiny_run(*arguments, "--out", "out").error
     assert "out of memory" in line

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from harness.cli import DEFECT, READER_GONE
+from harness.cli import READER_GONE
 from harness.config import RunConfig, parse_strategies
 from harness.config.options import build_strategy
+from harness.errors import DEFECT
 from harness.records import WindowRecord
 from harness.registry import REGISTRIES, STRATEGIES, TASKS
 

@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from harness.errors import ConfigError
-from harness.host.extras import NEEDED_BY, require
+from harness.host.libraries import NEEDED_BY, require
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("harness", "strategies", "tasks", "reports")

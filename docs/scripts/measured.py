@@ -12,9 +12,9 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import HarnessError
-from harness.records.acceptance import EXIT, Acceptance
 from harness.records.calibration import CALIBRATION
 from harness.records.estimate import MISSING, Estimate
+from harness.records.summary import EXIT, Acceptance
 from harness.running.reading import read_run
 from reports.completions.token_kinds import KINDS
 from reports.published.against import FULL, against_green_code, comparison_tables

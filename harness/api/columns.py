@@ -14,8 +14,6 @@ from reports.tables.frame import ColumnFact, column_facts
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["GENERATED", "SAMPLES", "TOKENS", "TRACE", "Column", "columns", "frame"]
-
 T = TypeVar("T")
 
 

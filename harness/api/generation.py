@@ -22,8 +22,6 @@ from harness.running.operating_points import OperatingPoint
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Completion", "Stream"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Completion:

@@ -24,15 +24,13 @@ from harness.contracts.models import with_bos
 from harness.decoding.engine import Engine
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, ModelError
-from harness.host.device import resolve_device
+from harness.host.libraries import resolve_device
 from harness.models.model import LoadedModel, resolve
 from harness.running.operating_points import OperatingPoint, build_all, drafting, operating_point
 from harness.training.traces.record_trace import read_exits
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["Model", "load"]
 
 
 class LoadOptions(ModelConfiguration):

@@ -21,8 +21,6 @@ from reports.tables.frame import to_frame
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "read", "run"]
-
 
 def run(config: RunConfig, *, resume: str | Path | None = None) -> pd.DataFrame:
     """Run a configuration and return one row per task × operating point.

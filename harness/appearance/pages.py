@@ -1,16 +1,24 @@
-"""HTML: the one way in which text of others enters a page, by hand or through a template."""
+"""HTML: the one way in which text of others enters a page, by hand or through a template.
+
+The style of tokens, apart from their own colours: white space made visible, marks, and tips.
+
+Colours of depth: viridis (van der Walt and Smith 2015), shallow bright and deep dark.
+
+Perceptually uniform, so that equal steps of depth look like equal steps, and monotonic in lightness, so that it reads
+without colour vision and in print.
+"""
 
 from __future__ import annotations
 
 import html
+from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from harness.appearance.visible_text import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-__all__ = ["escape_html", "templates"]
 
 
 def escape_html(text: str) -> str:
@@ -35,3 +43,73 @@ def templates(package: str) -> Environment:
 def _shown(value: Any) -> Any:
     """Return an expression's value before jinja2 escapes it; what is HTML already stays."""
     return visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+TOKEN_CSS = """
+.tokens { font-family: ui-monospace, "SFMono-Regular", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.75; tab-size: 4; }
+.tok { position: relative; unicode-bidi: isolate; border-radius: 2px; padding: .1em 0 .2em; box-decoration-break: clone;
+  -webkit-box-decoration-break: clone; box-shadow: 0 0 0 .5px rgb(128 128 128 / .35); }
+.tok.differs { text-decoration: underline 2px; text-underline-offset: .16em; text-decoration-skip-ink: none; }
+.tok.prefill { outline: 1.5px dashed currentColor; outline-offset: -1.5px; }
+.tok.accepted { box-shadow: 0 0 0 .5px rgb(128 128 128 / .35), inset 0 -3px #009e73; }
+.tok.replaced { box-shadow: 0 0 0 .5px rgb(128 128 128 / .35), inset 0 3px #d55e00; }
+.tok.empty { padding: .1em .25em; }
+.tok .s::before, .tok .n::before, .tok .t::before { position: absolute; opacity: .45; text-decoration: none; }
+.tok .s::before { content: "\\b7"; } .tok .t::before { content: "\\2192"; } .tok .n::before { content: "\\21b5"; }
+.tok .n { padding-right: .6em; }
+.tok .x { opacity: .7; font-size: .8em; }
+.tok:hover, .tok:focus { z-index: 2; outline: 2px solid #e69f00; outline-offset: 1px; }
+.tok:hover::after, .tok:focus::after { content: attr(data-tip); position: absolute; left: 0; top: 1.7em; z-index: 3;
+  font: 12px/1.35 system-ui, sans-serif; white-space: nowrap; background: #111; color: #fff; padding: .25em .5em;
+  border-radius: 3px; pointer-events: none; text-decoration: none; }
+"""
+"""Of an element of class ``tokens`` that holds one of class ``tok`` per token.
+
+What became of drafts: a bar below what full depth accepted, one above what it put in place of a draft."""
+
+
+_VIRIDIS = (
+    "#fde725", "#d8e219", "#addc30", "#84d44b", "#5ec962", "#3fbc73", "#28ae80", "#1fa088", "#21918c", "#26828e",
+    "#2c728e", "#33638d", "#3b528b", "#424086", "#472d7b", "#48186a", "#440154",
+)  # fmt: skip
+"""From its bright end to its dark end, in 16 equal steps."""
+
+Shade = tuple[str, str]
+"""A ground and the ink that reads on it, hexadecimal."""
+
+_DARK, _LIGHT = "#000000", "#ffffff"
+
+
+def depth_colour(share: float) -> str:
+    """Return the colour of a share of a model's layers, hexadecimal; shares outside 0…1 count as the nearest end."""
+    place = min(max(share, 0.0), 1.0) * (len(_VIRIDIS) - 1)
+    low, high = list(pairwise(_VIRIDIS))[min(int(place), len(_VIRIDIS) - 2)]
+    part = place - min(int(place), len(_VIRIDIS) - 2)
+    mixed = (round(a + (b - a) * part) for a, b in zip(_channels(low), _channels(high), strict=True))
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+@lru_cache(maxsize=1024)
+def depth_shade(layer: int, num_layers: int) -> Shade:
+    """Return ground and ink of a token that ran so many of a model's layers; their contrast is at least 4.5 to 1."""
+    ground = depth_colour((layer - 1) / max(1, num_layers - 1))
+    return ground, max((_DARK, _LIGHT), key=lambda ink: contrast(ink, ground))
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two colours, 1…21 (WCAG 2.1)."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    linear = [
+        channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
+        for channel in (value / 255 for value in _channels(colour))
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _channels(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

@@ -2,11 +2,14 @@
 
 ``escape`` is for text inside markup, :class:`Text` and :class:`Line` for cells and lines, so that columns are as wide
 as what is shown. The console looks at everything once more when it prints it: no way to the screen avoids that.
+
+Docstrings as text for a terminal: paragraphs that fit its width, without the marks of their source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import rich.console
@@ -15,8 +18,6 @@ from rich.markup import escape as _escaped
 from rich.segment import Segment
 
 from harness.appearance.visible_text import visible
-
-__all__ = ["Console", "Line", "Text", "escape"]
 
 
 def escape(text: object) -> str:
@@ -61,3 +62,25 @@ class Console(rich.console.Console):
                 yield segment
             else:
                 yield Segment(visible(text), segment.style)
+
+
+_ROLE = re.compile(r":\w+:`~?(?:[^`<]*\.)?([^`<.]+)`")
+_LITERAL = re.compile(r"``([^`]*)``")
+_APART = re.compile(r"\s|[-*•] |\d+\. ")
+"""Marks of a line that does not continue the one before: indentation, or a list's mark."""
+
+
+def paragraphs(docstring: str) -> Iterator[str]:
+    """Yield the paragraphs of a cleaned docstring, each one line; indented lines and items of lists stay apart.
+
+    Literals lose their backticks, and references their role and module.
+    """
+    for block in re.split(r"\n\s*\n", docstring.strip()):
+        lines: list[str] = []
+        for line in block.splitlines():
+            if lines and not _APART.match(line):
+                lines[-1] = f"{lines[-1]} {line}"
+            else:
+                lines.append(line)
+        shown = "\n".join(_LITERAL.sub(r"\1", _ROLE.sub(r"\1", line)) for line in lines)
+        yield shown[:-1] if shown.endswith("::") else shown  # what an example follows

@@ -20,8 +20,6 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["escape_json", "is_hidden", "json_text", "one_line", "shell_command", "shell_word", "visible"]
-
 _WITHOUT_INK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 """Letters and marks that Python takes for printable and that show nothing."""
 

@@ -14,8 +14,6 @@ from harness.commands.lazy import LazyGroup
 from harness.errors import UnknownNameError
 from harness.host.cache import KINDS, cache_folder, clear, kept
 
-__all__ = ["Cache"]
-
 
 def _list(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,

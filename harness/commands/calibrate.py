@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from harness.calibrating.targets import Target
     from reports.recorded import RecordedRun
 
-__all__ = ["calibrate"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.appearance.docstrings import paragraphs
+from harness.appearance.terminal import paragraphs
 from harness.commands.console import escape, stdout
 from harness.errors import UnknownNameError
 from harness.registry import PROTOCOLS, REGISTRIES
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from harness.appearance.terminal import Console
     from harness.config.options import OptionFacts
     from harness.contracts import Metric, Score
-
-__all__ = ["list_", "show"]
 
 _EXAMPLES = {"strategies": "--strategy ", "drafts": "--decode lossless+", "stops": "--stop "}
 """Plug-ins with options, and how a run names them."""

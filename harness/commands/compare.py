@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from reports.comparing.conditions import Judgement
 
-__all__ = ["compare"]
-
 HOLDS, UNKNOWN = 1, 2
 
 

@@ -1,6 +1,8 @@
 """Where commands speak: results on stdout, progress, warnings and refusals on stderr.
 
 Whatever is said here is visible text (:mod:`harness.appearance.visible_text`), whoever wrote it.
+
+Messages of commands over many directories about those they leave out: never more lines than a reader wants.
 """
 
 from __future__ import annotations
@@ -8,7 +10,9 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.appearance.visible_text import escape_json, json_text, one_line, visible
@@ -16,21 +20,6 @@ from harness.appearance.visible_text import escape_json, json_text, one_line, vi
 if TYPE_CHECKING:
     from harness.appearance.terminal import Console
     from harness.commands.progress import TrainingProgress
-
-__all__ = [
-    "OneLine",
-    "escape",
-    "log_to",
-    "print_defect",
-    "refuse",
-    "say",
-    "show_progress",
-    "stderr",
-    "stdout",
-    "tell",
-    "write",
-    "write_json",
-]
 
 
 def stdout() -> Console:
@@ -133,3 +122,26 @@ def log_to(console: Console) -> None:
 def print_defect() -> None:
     """Print the traceback of the exception that is being handled."""
     print(visible(traceback.format_exc()), file=sys.stderr, end="")
+
+
+LISTED = 20
+"""Refusals that are printed one by one."""
+
+
+def tell_refused(refused: Sequence[tuple[Path, str]], console: Console, mark: str = "left out") -> None:
+    """Say what was left out and why: one line each, or one per kind of reason when there are many.
+
+    Args:
+        refused: paths and reasons.
+        console: where to say it.
+        mark: what became of them, before each line.
+    """
+    shown = [(one_line(str(path)), one_line(reason)) for path, reason in refused]
+    for path, reason in shown[:LISTED]:
+        tell(console, mark, reason if path in reason else f"{path}: {reason}")
+    kinds = Counter(reason.replace(path, "…") for path, reason in shown[LISTED:])
+    for reason, count in kinds.most_common(LISTED):
+        tell(console, mark, f"{count} more: {reason}")
+    if len(kinds) > LISTED:
+        others = sum(count for _, count in kinds.most_common()[LISTED:])
+        tell(console, mark, f"{others} more for other reasons")

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from harness.config import RunConfig
     from reports.tables.table import Part
 
-__all__ = ["doctor"]
-
 WIDTH = 80
 
 
@@ -80,7 +78,7 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
     from harness.doctor.tables import examination
     from harness.doctor.verdicts import judge
     from harness.host import environment
-    from harness.host.device import resolve_device
+    from harness.host.libraries import resolve_device
     from harness.metering.examine import examine
     from harness.metering.sensors import look_for_sensors
     from harness.running.scoring import missing_scores

@@ -18,8 +18,6 @@ from harness.errors import ConfigError
 if TYPE_CHECKING:
     from harness.models.facts import Exported
 
-__all__ = ["export"]
-
 
 class ExportOptions(ModelChoice):
     """The exported model and its card."""

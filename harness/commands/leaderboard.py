@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.appearance.visible_text import one_line
-from harness.commands.console import escape, stderr, stdout
-from harness.commands.refusals import tell_refused
+from harness.commands.console import escape, stderr, stdout, tell_refused
 from harness.errors import HarnessError, StoreError
 
 if TYPE_CHECKING:
     from reports.leaderboard.site import Site
-
-__all__ = ["leaderboard"]
 
 Refused = list[tuple[Path, str]]
 
@@ -71,8 +68,8 @@ def leaderboard(
 def _sources(paths: Iterable[Path]) -> list[Path]:
     """Run directories and archives that paths name: themselves, or all below a folder."""
     from harness.running.reading import find_runs
+    from harness.store.committed import MANIFEST
     from harness.store.packed_run import ARCHIVE
-    from harness.store.run_directory import MANIFEST
 
     found: list[Path] = []
     for path in paths:

@@ -10,10 +10,8 @@ import typer
 from harness.appearance.visible_text import one_line
 from harness.commands.console import escape, log_to, stderr, stdout, write_json
 from harness.commands.options import configure, configured_by
-from harness.host.extras import require
+from harness.host.libraries import require
 from harness.lm_eval.options import LmEvalOptions
-
-__all__ = ["lm_eval"]
 
 
 @configured_by(LmEvalOptions)

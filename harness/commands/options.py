@@ -19,12 +19,9 @@ import typer
 from pydantic.fields import FieldInfo
 
 from harness.config import RunConfig
-from harness.config.model import Configuration, Placeholder, RefusedValueError, limits
-from harness.config.presets import WithPresets
+from harness.config.model import Configuration, Placeholder, RefusedValueError, WithPresets, limits
 from harness.errors import ConfigError
 from reports.figures.layout import Width
-
-__all__ = ["FigureWidth", "configure", "configured_by", "flag", "named_by_flag", "run_settings"]
 
 C = TypeVar("C", bound=Configuration)
 

@@ -22,8 +22,6 @@ from harness.appearance.terminal import Console, escape
 from harness.appearance.visible_text import one_line, shell_word
 from harness.records import WindowRecord
 
-__all__ = ["RunProgress", "TrainingProgress"]
-
 
 class RunProgress:
     """Implements :class:`harness.running.session.Observer` with rich; a context manager.

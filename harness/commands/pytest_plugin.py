@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from reports.recorded import RecordedRun
     from reports.summary.measured import Measured
 
-__all__ = ["RecordedClock", "RunCollector"]
-
 _RUNS = pytest.StashKey[list["RecordedRun"]]()
 
 

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.appearance.visible_text import one_line
-from harness.commands.console import escape, stderr, stdout, tell, write, write_json
+from harness.commands.console import escape, stderr, stdout, tell, tell_refused, write, write_json
 from harness.commands.options import FigureWidth
-from harness.commands.refusals import tell_refused
 from harness.errors import ConfigError, HarnessError, StoreError, UnknownNameError
-from harness.host.extras import require
+from harness.host.libraries import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from harness.records.summary import Summary
     from reports.collection import Collection
     from reports.figures.layout import Width
-
-__all__ = ["report"]
 
 
 def _folder(name: str) -> Path:
@@ -199,8 +196,7 @@ def _collected(directories: list[Path], progress: TrainingProgress, *, stored: b
     from reports.calibrations import find_calibrations, read_calibration
     from reports.collection import MOST_RUNS_DRAWN, Collection
     from reports.tables.run_tables import of_records
-    from reports.training.folders import training_folders
-    from reports.training.logs import holds_training, read_training
+    from reports.training.logs import holds_training, read_training, training_folders
 
     given = [path for path in directories if holds_training(path)]
     sweeps = find_calibrations(path for path in directories if path not in given)

@@ -13,8 +13,6 @@ from harness.commands.report import report
 from harness.commands.study import study
 from harness.errors import UnknownNameError
 
-__all__ = ["reproduce"]
-
 
 def reproduce(
     paper: Annotated[str, typer.Argument(help="green-code.", metavar="PAPER")] = "green-code",

@@ -10,8 +10,6 @@ import typer
 from harness.commands.console import log_to, show_progress, stderr, stdout, tell
 from harness.errors import DEFECT
 
-__all__ = ["rescore"]
-
 
 def rescore(
     directory: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_DIR", readable=False)],

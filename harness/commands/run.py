@@ -14,8 +14,6 @@ from harness.config import RunConfig
 from harness.config.run import OUTPUT
 from harness.errors import DEFECT
 
-__all__ = ["run"]
-
 
 @configured_by(RunConfig)
 def run(

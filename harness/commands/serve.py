@@ -12,10 +12,8 @@ import typer
 from harness.commands.console import log_to, stderr, write
 from harness.commands.options import configured_by, named_by_flag
 from harness.errors import ConfigError
-from harness.host.extras import require
+from harness.host.libraries import require
 from harness.serving.config import ServeConfig, prompt_cap
-
-__all__ = ["serve"]
 
 INTERRUPTED = 130
 

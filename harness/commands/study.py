@@ -1,18 +1,29 @@
-"""``harness study``: a declared grid of runs, measured one after the other or on a cluster, resumable at any moment."""
+"""``harness study``: a declared grid of runs, measured one after the other or on a cluster, resumable at any moment.
+
+Refusals of a step's command line, found before a study begins.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.appearance.visible_text import one_line, shell_word
-from harness.commands.console import escape, log_to, stderr, stdout
-from harness.commands.refusals import tell_refused
+from harness.calibrating.options import CalibrateOptions
+from harness.commands.calibrate import calibrate
+from harness.commands.console import escape, log_to, stderr, stdout, tell_refused
+from harness.commands.lazy import as_command
+from harness.commands.options import configure
+from harness.commands.trace import trace
+from harness.commands.training import Recipes
+from harness.config.model import Configuration
 from harness.errors import ConfigError
-from harness.registry import EXECUTORS
+from harness.registry import EXECUTORS, RECIPES
+from harness.study.steps import Step
+from harness.training.options import TraceCommand
 
 if TYPE_CHECKING:
     from harness.appearance.terminal import Console
@@ -21,7 +32,36 @@ if TYPE_CHECKING:
     from harness.study.grid import Point
     from harness.study.ledger import StudyDirectory
 
-__all__ = ["study"]
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+def check_steps(steps: Iterable[Step]) -> None:
+    """Read every command line as the command would, and run none.
+
+    Raises:
+        ConfigError: an option that does not exist, lacks, or has a value that is not allowed; names the step.
+    """
+    for step in steps:
+        first, *rest = step.command.words
+        name, options = first, CalibrateOptions if first == "calibrate" else TraceCommand
+        thing: Any = calibrate if first == "calibrate" else trace
+        if first == "train":
+            recipe, *rest = rest
+            name, options, thing = f"train {recipe}", RECIPES.load(recipe), Recipes().load(recipe)
+        try:
+            _check(as_command(name, thing), rest, options)
+        except _UsageError as error:
+            said = error.format_message().partition(" (Possible")[0].rstrip(".")
+            raise ConfigError(f"{step.title}: {said}. See `harness {name} --help`.") from None
+        except ConfigError as error:
+            raise ConfigError(f"{step.title}: {error.message}", error.commands) from None
+
+
+def _check(command: Any, arguments: list[str], options: type[Configuration]) -> None:
+    given = command.make_context(command.name, list(arguments)).params
+    said = {name: value for name, value in given.items() if name in options.model_fields}
+    configure(options, {name: value for name, value in said.items() if value not in (None, (), [])})
+
 
 FAILED = 1
 
@@ -85,7 +125,7 @@ def study(
     for point in points:
         point.config()  # refuses what no run would accept, before anything is written
     if steps := steps_of(grid.step):
-        from harness.commands.study_steps import check_steps
+        from harness.commands.study import check_steps
 
         check_steps(steps)
     folder = out or Path("studies") / Path(declared).stem

@@ -17,8 +17,6 @@ from harness.contracts.executors import Happened
 if TYPE_CHECKING:
     from harness.study.estimate import Estimate  # which loads torch
 
-__all__ = ["StudyProgress", "duration", "estimate_table"]
-
 _HOUR, _MINUTE = 3600, 60
 
 

@@ -10,9 +10,7 @@ import typer
 from harness.appearance.visible_text import one_line, shell_word
 from harness.commands.console import escape, stdout
 from harness.errors import StoreError
-from harness.host.foreign_files import real_path
-
-__all__ = ["submit"]
+from harness.host.files import real_path
 
 
 def submit(

@@ -11,8 +11,6 @@ from harness.commands.options import configure, configured_by
 from harness.errors import ConfigError
 from harness.suitability.options import SuitabilityOptions
 
-__all__ = ["suitability"]
-
 
 @configured_by(SuitabilityOptions)
 def suitability(

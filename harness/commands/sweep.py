@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from harness.sweep.records import Sweep
     from harness.sweep.replay_sweep import SweepResult
 
-__all__ = ["sweep"]
-
 
 @configured_by(SweepOptions)
 def sweep(

@@ -7,9 +7,7 @@ from typing import Any
 
 from harness.commands.console import say, show_progress
 from harness.commands.options import configure, configured_by
-from harness.training.traces.options import TraceCommand, TraceRequest
-
-__all__ = ["trace"]
+from harness.training.options import TraceCommand, TraceRequest
 
 
 @configured_by(TraceCommand)
@@ -19,7 +17,7 @@ def trace(given: dict[str, Any]) -> None:
     import torch
 
     from harness.contracts.recipes import Silent
-    from harness.host.device import resolve_device
+    from harness.host.libraries import resolve_device
     from harness.training.processes import is_main, own_device
     from harness.training.traces.record_trace import trace as record
 

@@ -15,8 +15,6 @@ from harness.commands.lazy import LazyGroup
 from harness.errors import RegistryError
 from harness.registry import RECIPES
 
-__all__ = ["Recipes"]
-
 
 class Recipes(LazyGroup):
     """Train what early exits need: exit-capable weights, exit heads, classifiers, RL agents."""

@@ -12,8 +12,6 @@ from harness.commands.options import configure, configured_by
 from harness.errors import ConfigError
 from harness.verifying.options import VerifyOptions
 
-__all__ = ["verify"]
-
 DEFECTS = 1
 
 
@@ -37,7 +35,7 @@ def verify(
 
     import torch
 
-    from harness.host.atomic_files import replace_files
+    from harness.host.files import replace_files
     from harness.verifying.certify import certify, tables
     from reports.tables.writers import to_terminal
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from harness.study.status import Best, Status, StudyView
 
-__all__ = ["watch"]
-
 
 def watch(
     directory: Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY", readable=False)],

@@ -13,28 +13,11 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, Field
 
+from harness.config.model import parse_named
 from harness.config.options import build, option_value
-from harness.config.texts import parse_named
 from harness.contracts import FULL_HEAD, HeadChoice, KVPolicy, Lossless
 from harness.errors import ConfigError, OptionError, UnknownNameError, did_you_mean
 from harness.registry import DRAFTS, HEADS, KV_POLICIES
-
-__all__ = [
-    "DRAFT_MAX",
-    "LONGEST_DRAFT",
-    "LOSSY",
-    "DecodeSpec",
-    "DecodeText",
-    "DraftHead",
-    "DraftMax",
-    "DraftSpec",
-    "build_decode",
-    "check_defers",
-    "draft_limit",
-    "draft_limits",
-    "parse_decode",
-    "parse_decodes",
-]
 
 FORM = "Write lossy, lossless, or lossless+NAME[:option=value]…[+NAME…]…, as lossless+lookup:n=3 (harness list drafts)."
 

@@ -2,43 +2,165 @@
 
 A field declares an option once: its name, type, range, default and description are the flag's as well
 (:mod:`harness.commands.options`).
+
+Placeholders of values in a command's help.
+
+Which layers lie on which device: ``auto``, or ``1-16=cuda:0,17-32=cpu``. No torch at import.
+
+Which documents are read to trace, to tune and to judge a model.
+
+Options that come in sets: a preset decides those that are not given.
+
+Registered names in configurations.
+
+Texts of a configuration: what none may hold, since it is written to a manifest and given to the file system, and how
+something registered is named with its options.
 """
 
 from __future__ import annotations
 
+import os.path
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from harness.config.device_map import DeviceMap
-from harness.config.placeholder import Placeholder
-from harness.config.registered import FormatName
-from harness.config.texts import writable
 from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
 from harness.errors import ConfigError, complaint, did_you_mean
-from harness.host.foreign_files import DocumentError, read_toml
+from harness.host.files import DEEPEST_PATH, DocumentError, read_toml
+from harness.registry import KV_POLICIES, WEIGHTS_FORMATS, Registry
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "Artefacts",
-    "Configuration",
-    "File",
-    "Folder",
-    "ModelChoice",
-    "ModelConfiguration",
-    "ModelName",
-    "OperatingPoint",
-    "Placeholder",
-    "RefusedValueError",
-    "Seed",
-    "Source",
-    "TaskName",
-    "Threads",
-    "limits",
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """The placeholder of a value in a command's help: ``Annotated[Path, Placeholder("DIR")]``."""
+
+    text: str
+
+
+DISK = "disk"
+"""Layers in a file that is mapped into memory: the CPU multiplies, and lets go of what it needs room for."""
+
+Span: TypeAlias = tuple[int, int, str]
+"""First and last layer, from 1, and their device."""
+
+_SPAN = re.compile(rf"(\d{{1,4}})(?:-(\d{{1,4}}))?=(cpu|cuda:\d{{1,3}}|{DISK})", re.ASCII)
+
+
+def parse_device_map(text: str) -> tuple[Span, ...]:
+    """Return what an explicit map says, in the order of the layers; nothing for ``auto``.
+
+    Raises:
+        ValueError: it is no map, or names a layer twice.
+    """
+    if text == "auto":
+        return ()
+    spans = []
+    for part in text.split(","):
+        found = _SPAN.fullmatch(part.strip())
+        if found is None:
+            raise ValueError(f"'{part}' should be LAYERS=DEVICE, such as 17-32=cuda:1, with cpu, cuda:N or {DISK}")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not 1 <= first <= last:
+            raise ValueError(f"'{part}' names no layers: they count from 1, the first one before the last")
+        spans.append((first, last, found[3]))
+    spans.sort()
+    for (_, last, _), (first, *_) in pairwise(spans):
+        if first <= last:
+            raise ValueError(f"layer {first} is named twice")
+    return tuple(spans)
+
+
+def _checked(text: str | None) -> str | None:
+    if text is not None:
+        parse_device_map(text)
+    return text
+
+
+DeviceMap = Annotated[
+    str | None,
+    AfterValidator(_checked),
+    Placeholder("MAP"),
+    Field(
+        description="Layers beyond --device, for a model that does not fit one: auto (accelerate's plan by free "
+        "memory), or LAYERS=DEVICE[,…] with cpu, cuda:N or disk, such as 17-32=cuda:1; the rest stays on --device. "
+        "Default: all of it."
+    ),
 ]
+
+
+def registered(registry: Registry[Any], name: str, also: tuple[str, ...] = ()) -> str:
+    """Return a name that stands in a registry, or is one of a few words beside it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if name not in registry and name not in also:
+        known = (*also, *registry.names())
+        raise ValueError(f"unknown {registry.noun} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
+    return name
+
+
+KVName: TypeAlias = Annotated[str, AfterValidator(partial(registered, KV_POLICIES))]
+FormatName: TypeAlias = Annotated[str, AfterValidator(partial(registered, WEIGHTS_FORMATS, also=("auto",)))]
+
+
+def writable(value: Any) -> Any:
+    """Return a value whose texts and paths, those of its items included, can be written and opened.
+
+    Raises:
+        ValueError: one holds a NUL character, bytes that are not UTF-8, or more folders than any path needs.
+    """
+    for item in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(item, str | Path):
+            _check(str(item))
+    return value
+
+
+def _check(text: str) -> None:
+    if "\0" in text:
+        raise ValueError("it holds a NUL character, which no name and no path can have")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not valid UTF-8. Use a name that is") from None
+    if text.count("/") > DEEPEST_PATH:
+        raise ValueError(f"it has more than {DEEPEST_PATH} folders inside one another. Give a shorter path")
+
+
+def parse_named(text: str, given: str, noun: str, form: str) -> tuple[str, dict[str, str]]:
+    """Read ``NAME[:option=value]…``.
+
+    Args:
+        text: to be read.
+        given: what a message quotes, for example ``stop = 'excess:0.5'``.
+        noun: of what is named.
+        form: what to write instead, a sentence.
+
+    Returns:
+        The name, and its options as text.
+
+    Raises:
+        ConfigError: the text does not have that form.
+    """
+    name, *pieces = (piece.strip() for piece in text.split(":"))
+    if not name:
+        raise ConfigError(f"{given} names no {noun}. {form}")
+    options: dict[str, str] = {}
+    for piece in pieces:
+        option, _, value = (part.strip() for part in piece.partition("="))
+        if not option or not value:
+            raise ConfigError(f"{given} cannot be read at '{piece}'. {form}")
+        if option in options:
+            raise ConfigError(f"{given} gives option '{option}' twice.")
+        options[option] = value
+    return name, options
+
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -233,3 +355,44 @@ class ModelConfiguration(ModelChoice):
         le=10_000,
         description="Watts the energy estimate assumes for all cores. Default: 4 W per core.",
     )
+
+
+class DocumentChoice(Configuration):
+    """Tasks, and where their documents come from.
+
+    Raises:
+        ConfigError: a single file, which has rows of one language, for all tasks because none was named.
+    """
+
+    tasks: tuple[TaskName, ...] = Field(
+        default=("py150", "javacorpus"), description="Task whose documents are read. Repeatable."
+    )
+    sources: tuple[Source, ...] = Field(
+        default=("embedded",), description="embedded, hub, or PATH. Repeatable; each in equal shares."
+    )
+
+    @model_validator(mode="after")
+    def _a_file_is_of_one_task(self) -> Self:
+        if "tasks" not in self.model_fields_set:
+            for source in self.sources:
+                if os.path.isfile(os.path.expanduser(source)):
+                    raise ConfigError(
+                        f"--source {source} is one file and would be read as {' and as '.join(self.tasks)}. "
+                        "Name its --task."
+                    )
+        return self
+
+
+class WithPresets(Configuration):
+    """A configuration some of whose values depend on a preset.
+
+    Attributes:
+        presets: preset → option → its value there; an option that a preset leaves out keeps its default.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def under(self, preset: str) -> Self:
+        """Return the same with a preset's values for what was not given."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return self.build({**self.presets[preset], **given})

@@ -21,17 +21,6 @@ from harness.contracts import Strategy
 from harness.errors import OptionError, RegistryError, complaint, did_you_mean, reason
 from harness.registry import DRAFTS, STOPS, STRATEGIES, Registry
 
-__all__ = [
-    "OptionFacts",
-    "build",
-    "build_strategy",
-    "effective_options",
-    "option_facts",
-    "option_range",
-    "option_value",
-]
-
-
 _PROMISES = {
     STRATEGIES.group: (
         "Strategy",

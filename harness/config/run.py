@@ -9,15 +9,21 @@ from typing import Annotated, Any, ClassVar, Self, TypeAlias
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, draft_limits, parse_decodes
-from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, Placeholder, Seed, TaskName
-from harness.config.registered import registered
+from harness.config.model import (
+    DEFAULT_MODEL,
+    Folder,
+    ModelConfiguration,
+    ModelName,
+    Placeholder,
+    Seed,
+    TaskName,
+    registered,
+)
 from harness.config.stops import NO_STOP, parse_stops
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
 from harness.contracts import Duplicates, Graphs, ModelRequest, Strategy
 from harness.errors import ConfigError
 from harness.registry import KV_POLICIES, WEIGHTS_FORMATS
-
-__all__ = ["OUTPUT", "RunConfig"]
 
 OUTPUT = "The run and what is printed"
 """Panel of the help for what no result depends on."""

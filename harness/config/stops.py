@@ -7,12 +7,10 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator
 
+from harness.config.model import parse_named
 from harness.config.options import build
-from harness.config.texts import parse_named
 from harness.contracts import Cursor, ModelInfo, NamedStop, Stop
 from harness.registry import STOPS
-
-__all__ = ["NO_STOP", "BuiltStop", "StopText", "build_stop", "parse_stops"]
 
 FORM = "Write none or NAME[:option=value]… (harness list stops)."
 

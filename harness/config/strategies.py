@@ -20,8 +20,6 @@ from typing import Any
 from harness.contracts import Strategy
 from harness.errors import ConfigError
 
-__all__ = ["BASELINE", "StrategySpec", "as_strategy", "demo_strategies", "parse_all", "parse_strategies", "spec_of"]
-
 _DECODE = re.compile("@los[a-z]*([+].*)?$")
 _NUMBER = re.compile(r"[-+.\d]*")
 

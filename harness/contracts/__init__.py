@@ -37,12 +37,10 @@ from harness.contracts.models import (
     Weights,
     WeightsChoice,
 )
-from harness.contracts.plans import PlannedRule
 from harness.contracts.recipes import Progress, Recipe, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score, common_prefix, first_line
-from harness.contracts.state_tests import StateScore, StateTest
 from harness.contracts.stops import CONTEXT, Cursor, NamedStop, RowStop, Stop
-from harness.contracts.strategies import Batch, ExitRule, ExitView, Strategy
+from harness.contracts.strategies import Batch, ExitRule, ExitView, PlannedRule, StateScore, StateTest, Strategy
 from harness.contracts.tasks import (
     LONGEST_ID,
     BadRow,

@@ -21,8 +21,6 @@ from harness.contracts.strategies import ExitRule, ExitView
 from harness.errors import OptionError
 from harness.registry import is_plugin, package_of, without_exit
 
-__all__ = ["PATIENCE_S", "ask_rule", "lent"]
-
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 60.0

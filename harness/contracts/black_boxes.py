@@ -18,8 +18,6 @@ from harness.errors import OptionError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Answer", "BlackBox", "Connection"]
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -16,8 +16,6 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Amounts", "UnitCosts", "price"]
-
 Amounts = Mapping[str, float]
 """Unit → how many.
 

@@ -14,8 +14,6 @@ from harness.contracts.heads import LM_HEAD, HeadChoice
 from harness.contracts.models import ModelInfo
 from harness.contracts.strategies import Batch, ExitView
 
-__all__ = ["Draft", "DraftRule", "DraftSource", "DraftView", "Lossless"]
-
 
 @dataclass(slots=True)
 class Draft:

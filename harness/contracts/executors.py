@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-__all__ = ["Command", "Executor", "Happened", "How", "Job"]
-
 How = Literal["progress", "done", "refused", "out-of-memory", "elsewhere", "unfit", "stopped", "lost"]
 """``refused``: it cannot be measured, here or elsewhere; ``out-of-memory``: it may fit where nothing else was before;
 ``elsewhere``: it was begun on another machine or with other packages, and numbers of two are not mixed in one run;

@@ -12,8 +12,6 @@ from harness.contracts.weights import LinearMap
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FULL_HEAD", "LM_HEAD", "CheapHead", "HeadChoice", "HeadFacts", "HeadLogits", "LMHead", "Reading"]
-
 FULL_HEAD = "full"
 """Name of the LM head itself among heads; none is registered by it."""
 

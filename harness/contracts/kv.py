@@ -11,8 +11,6 @@ from harness.contracts.models import KVInput
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["KVBatch", "KVFacts", "KVFill", "KVPolicy", "Leaving", "Waiting"]
-
 
 @dataclass(frozen=True, slots=True)
 class KVFacts:

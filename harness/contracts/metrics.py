@@ -21,8 +21,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Against", "Better", "Form", "Kind", "Metric", "Pairing", "Wording"]
-
 Better: TypeAlias = Literal["higher", "lower"]
 Form: TypeAlias = Literal["count", "number", "seconds", "fraction", "percent", "ratio", "difference"]
 """How it is written: a whole number, three significant digits, ms or s, 0.123, 12.3 %, 1.23×, +0.123."""

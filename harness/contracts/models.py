@@ -9,18 +9,6 @@ from typing import Literal, Protocol, TypeAlias
 from harness.contracts.costs import UnitCosts
 from harness.errors import OptionError
 
-__all__ = [
-    "ExitHead",
-    "Graphs",
-    "KVInput",
-    "ModelInfo",
-    "ModelRequest",
-    "Tokenizer",
-    "Weights",
-    "WeightsChoice",
-    "with_bos",
-]
-
 Weights: TypeAlias = Literal["pretrained", "tuned", "random"]
 WeightsChoice: TypeAlias = Literal["auto", "pretrained", "tuned", "random"]
 ExitHead: TypeAlias = Literal["auto", "shared", "shortcut"]

@@ -11,8 +11,6 @@ from typing import ClassVar, Literal
 
 from harness.registry import SCORES
 
-__all__ = ["Completion", "Pair", "Score", "common_prefix", "first_line", "registered_scores"]
-
 Pair = tuple[str, str]
 """A completion's text and its reference."""
 

@@ -16,8 +16,6 @@ from harness.contracts.models import ModelInfo, Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CONTEXT", "Cursor", "NamedStop", "RowStop", "Stop", "spelled_behind", "spelled_prompt"]
-
 CONTEXT = 5
 """Tokens of the prompt that a completion's first ones are spelled with."""
 

@@ -1,19 +1,94 @@
-"""The contract of a strategy, and its view of a batch."""
+"""The contract of a strategy, and its view of a batch.
+
+A rule as numbers: what layers that are compiled into one call can ask on a strategy's behalf.
+
+A rule that knows, before a token's first layer, where it leaves.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from harness.contracts.heads import HeadChoice, Reading
 from harness.contracts.models import ModelInfo
-from harness.contracts.state_tests import StateTest
+from harness.errors import OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batch", "ExitRule", "ExitView", "Strategy"]
+TINY = 1e-12
+"""Added to mean squares, which may be zero."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateScore:
+    """A small network's score of the state at one exit point.
+
+    Of a state ``x`` its first layer makes ``r · (weight x) + c change + bias``, where ``r`` is the inverse root mean
+    square of ``x``, or 1, and ``c`` are three numbers: the logarithm of the root mean square, the cosine with the state
+    at the exit point before, and the change of that logarithm since then; the latter two are 0 at the first.
+
+    Attributes:
+        bias: ``[k]`` float32, as all its tensors.
+        weight: ``[k, hidden_size]``; ``None`` for zeros.
+        change: ``[3, k]``; ``None`` for zeros.
+        normalise: whether ``r`` is not 1.
+        later: weight ``[out, in]`` and bias ``[out]`` of the layers behind, the last with one output; an activation
+            stands before each. None may be wider than the first, nor that wider than the model's own layers.
+        activation: which.
+    """
+
+    bias: Tensor
+    weight: Tensor | None = None
+    change: Tensor | None = None
+    normalise: bool = False
+    later: tuple[tuple[Tensor, Tensor], ...] = ()
+    activation: Literal["tanh", "relu"] = "tanh"
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class StateTest:
+    """Exit where the score of a row's state reaches a least value; a score of NaN decides nothing, and the row fails.
+
+    Attributes:
+        scores: of the exit points at which the rule is asked, in their order.
+        least: score from which a token exits, as float32 rounds it; NaN lets none go.
+        state: ``hidden``, the residual stream; or ``exit``, that through the exit's shortcut.
+
+    Raises:
+        OptionError: a score holds something else than tensors, or there is no such state.
+    """
+
+    scores: tuple[StateScore, ...]
+    least: float
+    state: Literal["hidden", "exit"] = "hidden"
+
+    def __post_init__(self) -> None:
+        for one in self.scores:
+            pairs = all(isinstance(layer, tuple) and len(layer) == 2 for layer in one.later)
+            held = [each for each in (one.bias, one.weight, one.change) if each is not None]
+            held += [each for layer in one.later for each in layer] if pairs else []
+            if not pairs or one.bias is None or not all(hasattr(each, "data_ptr") for each in held):
+                raise OptionError("a StateScore holds tensors, and in later pairs of them: weight and bias.")
+        if self.state not in ("hidden", "exit"):
+            raise OptionError(f"a StateTest reads the state 'hidden' or 'exit', not {self.state!r}.")
+
+
+def state_test_of(rule: object, points: Sequence[int]) -> StateTest | None:
+    """Return the test of a rule that is asked at some exit points; ``None`` where it has to be asked.
+
+    A class that overrides ``should_exit`` alone has none: the test that it inherits is of something else.
+    """
+    for kind in type(rule).__mro__:
+        if "state_test" in vars(kind):
+            found: StateTest | None = rule.state_test(points)  # type: ignore[attr-defined]
+            return found
+        if "should_exit" in vars(kind):
+            return None
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +283,35 @@ class Strategy(Protocol):
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Return which rows stop here, ``[n]`` bool."""
+
+
+class PlannedRule(ABC):
+    """A rule that goes by the tokens before, and by no state: rows run straight to their exits, and nobody is asked.
+
+    Subclass it in place of writing ``should_exit``; a strategy that is its own rule is ``(PlannedRule, Strategy)``.
+    A check is counted at each exit point on the way all the same, as of a rule that is asked.
+    """
+
+    @abstractmethod
+    def planned_layer(self, token_ids: Sequence[int]) -> int | None:
+        """Return how many layers the next token takes at least: it leaves at the first exit point from there on.
+
+        Args:
+            token_ids: what the row has generated so far, drafts included; may be empty.
+
+        Returns:
+            A number of layers; ``None`` for all of them.
+        """
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Answer by the plan, for whoever asks."""
+        import torch
+
+        planned = [self.planned_layer(tokens) for tokens in view.token_ids]
+        return torch.tensor([layer is not None and view.exit_layer >= layer for layer in planned])
+
+
+def plan_of(rule: object) -> PlannedRule | None:
+    """Return a rule that need not be asked; ``None`` for every other, and for one whose class answers anew."""
+    planned = isinstance(rule, PlannedRule) and type(rule).should_exit is PlannedRule.should_exit
+    return rule if planned else None  # type: ignore[return-value]

@@ -9,22 +9,6 @@ from typing import Literal, Protocol, TypeAlias
 
 from harness.contracts.models import Tokenizer
 
-__all__ = [
-    "LONGEST_ID",
-    "BadRow",
-    "Corpus",
-    "Document",
-    "Duplicates",
-    "Sample",
-    "SourceInfo",
-    "Split",
-    "StopRule",
-    "Task",
-    "TaskData",
-    "TaskRequest",
-    "document_key",
-]
-
 Split: TypeAlias = Literal["train", "validation", "test"]
 Duplicates: TypeAlias = Literal["skip", "keep"]
 StopRule: TypeAlias = Callable[[Sequence[int]], bool]

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["OWN_FORMAT", "Accuracy", "LinearMap", "WeightsFacts", "WeightsFormat", "numbers"]
-
 Accuracy: TypeAlias = Literal["exact", "near-exact", "lossy"]
 
 OWN_FORMAT = {"float32": "float32", "bfloat16": "bfloat16", "float16": "fp16"}

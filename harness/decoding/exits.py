@@ -17,8 +17,7 @@ from torch import Tensor
 
 from harness.contracts import Batch, Draft, DraftRule, DraftView, ExitRule, ModelInfo, PlannedRule, StateTest, Strategy
 from harness.contracts.asking import ask_rule, lent
-from harness.contracts.plans import plan_of
-from harness.contracts.state_tests import state_test_of
+from harness.contracts.strategies import plan_of, state_test_of
 from harness.decoding.drafting import proposal
 from harness.decoding.generation import Generation
 from harness.decoding.view import LayerView

@@ -8,8 +8,6 @@ from typing import Literal
 from harness.errors import ModelError
 from harness.records.work import Discarded, DraftWork, Work
 
-__all__ = ["FinishReason", "Generation"]
-
 FinishReason = Literal["stop", "eos", "length", "strategy"]
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config.device_map import DISK
+from harness.config.model import DISK
 from harness.contracts import OWN_FORMAT, LinearMap, WeightsFormat
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Block, LayerNorm, Linear, Norm, RMSNorm, choose
@@ -414,7 +414,7 @@ def placed(backbone: Backbone, elsewhere: Sequence[str | None], folder: Path | N
     Args:
         backbone: its layers' matrices each on the device where they shall stay, all else on the model's own.
         elsewhere: of each layer, its device where that is not the model's own.
-        folder: receives the matrices of layers on :data:`~harness.config.device_map.DISK`; nothing else may be in it.
+        folder: receives the matrices of layers on :data:`~harness.config.model.DISK`; nothing else may be in it.
     """
     blocks = [
         block if where is None else _placed(block, backbone.device, f"{number}", folder if where == DISK else None)

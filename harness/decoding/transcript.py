@@ -10,8 +10,6 @@ from typing import NamedTuple
 from harness.contracts import CONTEXT, Tokenizer
 from harness.decoding.generation import Generation
 
-__all__ = ["Token", "Transcript"]
-
 INCOMPLETE = "\ufffd"
 """What a tokenizer puts in place of an incomplete character."""
 

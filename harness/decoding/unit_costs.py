@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo, Strategy, UnitCosts
-from harness.contracts.plans import plan_of
-from harness.contracts.state_tests import state_test_of
+from harness.contracts.strategies import plan_of, state_test_of
 from harness.decoding.backbone import Backbone
 from harness.decoding.exits import ask
 from harness.decoding.generation import Generation
@@ -28,8 +27,6 @@ from harness.decoding.readings import Heads, best, choices
 from harness.decoding.step import TokenPass
 from harness.decoding.view import LayerView
 from harness.records import DraftTimes, UnitTimes
-
-__all__ = ["Bench", "Timing", "byte_costs", "drafter"]
 
 POSITIONS = 128
 """Positions that timed tokens attend to, where the model has so many."""

@@ -21,10 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.host.foreign_files import DocumentError, read_json
-
-__all__ = ["KINDS", "Kept", "Kind", "being_written", "cache_folder", "clear", "drop_old", "keep_document", "kept",
-           "kept_document", "own_folder"]  # fmt: skip
+from harness.host.files import DocumentError, read_json
 
 
 @dataclass(frozen=True, slots=True)

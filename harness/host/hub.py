@@ -12,8 +12,6 @@ import ssl
 import urllib.error
 import urllib.request
 
-__all__ = ["PATIENCE_S", "hub_endpoint", "hub_in_reach", "hub_offline", "hub_trouble"]
-
 PATIENCE_S = 5.0
 """How long the hub may take to answer before it counts as unreachable, seconds."""
 

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import IO
 
-__all__ = ["fresh_interpreter"]
-
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that set the number of threads of numerical libraries."""
 

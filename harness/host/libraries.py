@@ -2,16 +2,19 @@
 
 transformers, tokenizers and safetensors document few of their errors and raise more: a wrong type in a JSON is an
 ``AttributeError`` here, a ``KeyError`` there, a plain ``Exception`` or a Rust panic elsewhere.
+
+Packages of an extra of pyproject.toml, asked for before any work.
+
+Which torch device a name means on this machine.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
-
-__all__ = ["library_border"]
+from harness.errors import ConfigError, HarnessError, ModelError, is_out_of_memory, reason
 
 
 @contextmanager
@@ -44,3 +47,57 @@ def library_border(
         if isinstance(error, (MemoryError, RuntimeError)) and is_out_of_memory(error):
             raise
         raise refusal(f"{what}: {reason(error)}. {remedy}".rstrip()) from error
+
+
+NEEDED_BY = {
+    "cluster": "the ray executor needs",
+    "figures": "figures need",
+    "hub": "rows of the hub need",
+    "leaderboard": "the leaderboard's plot needs",
+    "lm-eval": "lm-eval's tasks need",
+    "serve": "serving needs",
+    "train": "training needs",
+}
+"""Extra → what it is for, as a sentence begins that goes on with what is missing."""
+
+
+def require(extra: str, *modules: str, otherwise: str = "") -> None:
+    """Refuse to go on without some packages.
+
+    Args:
+        extra: that brings them.
+        modules: by the names that they are imported under.
+        otherwise: a sentence on how to do without.
+
+    Raises:
+        ConfigError: one is not installed; names the command that installs it.
+    """
+    missing = [module.replace("_", "-") for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        are = "which is not" if len(missing) == 1 else "which are not"
+        raise ConfigError(
+            f"{NEEDED_BY[extra]} {' and '.join(missing)}, {are} installed{f' ({otherwise})' if otherwise else ''}:",
+            [f"pip install 'early-exit-harness[{extra}]'"],
+        )
+
+
+def resolve_device(name: str) -> str:
+    """Return a torch device name: ``auto`` takes CUDA when there is one.
+
+    Raises:
+        ConfigError: torch does not know the device, or it is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device '{name}' is unknown to torch. Use cpu, cuda or cuda:N.") from None
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"device '{name}' is not supported. Use cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise ConfigError(f"device '{name}' is not here: torch sees {seen} CUDA device(s). Use --device cpu.")
+    return name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from harness.host.extras import require
+from harness.host.libraries import require
 
 if TYPE_CHECKING:
     from harness.lm_eval.model import EarlyExitLM

@@ -21,7 +21,7 @@ from harness.config import BASELINE, RunConfig
 from harness.config.model import ModelConfiguration
 from harness.contracts import OWN_FORMAT
 from harness.errors import DataError, HarnessError, ModelError, reason
-from harness.host.foreign_files import real_path
+from harness.host.files import real_path
 from harness.lm_eval.model import EarlyExitLM, Encoded
 from harness.lm_eval.options import LmEvalOptions
 from harness.lm_eval.planned import PROTOCOL, planned_tasks

@@ -2,22 +2,30 @@
 
 Everything that reaches the model's tokens is as lm-eval's own ``hf`` model does it, so that full depth has its results:
 how contexts and continuations are encoded, truncated and windowed, where answers are cut. Greedy; one process.
+
+Conversations as a tokenizer's chat template writes them, and where it refuses one, as lm-eval's ``hf`` does.
+
+Log-likelihoods of continuations that are known, at full depth or read out at one exit.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import torch
+from jinja2.exceptions import TemplateError
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
 from tqdm import tqdm
 
 from harness.config import BASELINE, RunConfig
@@ -25,17 +33,129 @@ from harness.config.model import DEFAULT_MODEL
 from harness.contracts import OWN_FORMAT, Meter, StopRule, Strategy
 from harness.contracts.meters import is_measured
 from harness.decoding.engine import Engine, decode_in_turn
+from harness.decoding.readings import not_finite
+from harness.decoding.step import PrefixPass
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, ModelError
-from harness.host.device import resolve_device
-from harness.lm_eval.chat_template import ChatTemplate
-from harness.lm_eval.likelihood import log_likelihoods
+from harness.host.libraries import library_border, resolve_device
 from harness.lm_eval.requests import Ask, cut, read_generation, stop_rule
 from harness.lm_eval.spent import Spent
 from harness.metering import metered, open_meter
 from harness.models.model import resolve
 from harness.records import OperatingPointRecord
 from harness.running.operating_points import OperatingPoint, build_all, operating_points
+
+logger = logging.getLogger(__name__)
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    Args:
+        tokenizer: one of transformers.
+        model: whose it is, for refusals.
+    """
+
+    def __init__(self, tokenizer: Any, model: str) -> None:
+        self._tokenizer, self._model = tokenizer, model
+        self._warned = False
+
+    def check(self) -> None:
+        """Refuse a tokenizer without a template, or with several and none by default.
+
+        Raises:
+            ModelError: with the remedy.
+        """
+        try:
+            with suppress(NotImplementedError):  # mistral-common's tokenizers write conversations without a template
+                self._tokenizer.get_chat_template()
+        except ValueError as error:
+            raise ModelError(
+                f"the tokenizer of {self._model} has no default chat template. Omit --apply-chat-template, or name a "
+                "model whose tokenizer has one."
+            ) from error
+
+    def write(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        """Return a conversation as a text, without its system messages where the template fails on all of it.
+
+        Args:
+            messages: each with ``role`` and ``content``.
+            add_generation_prompt: begin the model's turn; otherwise the last message is left open.
+
+        Raises:
+            ModelError: there is no template, or it fails without system messages as well.
+        """
+        self.check()
+        with library_border(f"the chat template of {self._model} fails", "Omit --apply-chat-template."):
+            try:
+                return self._text(messages, add_generation_prompt)
+            except TemplateError:
+                rest = [message for message in messages if message["role"] != "system"]
+                text = self._text(rest, add_generation_prompt)
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "the chat template of %s takes no system message: descriptions of tasks are left out, as by hf",
+                self._model,
+            )
+        return text
+
+    def _text(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+
+CHUNK = 256
+"""Positions whose logits are in memory together."""
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    engine: Engine, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[Sequence[int]]], layer: int
+) -> list[list[tuple[float, bool]]]:
+    """Return the log-likelihood of each continuation, and whether it is what would be generated greedily.
+
+    Args:
+        engine: of the model.
+        inputs: sequences that are read together, in one pass.
+        targets: for each input the continuations to score on it; a continuation of n tokens is read from the input's
+            last n places, so that the input ends one token before the continuation does.
+        layer: decoder layers to run; before the last, the exit head there reads them.
+
+    Returns:
+        For each input, of each continuation the sum of natural logs, and whether every token is the most probable one.
+
+    Raises:
+        ModelError: an input that is empty, too long or not of the model's tokens; or logits that are not finite.
+    """
+    engine.check(inputs, [0] * len(inputs))
+    current = PrefixPass(engine.backbone, engine.rotary(max(map(len, inputs))), inputs, list(range(len(inputs))))
+    current.advance(layer)
+    found = []
+    for state, read, each in zip(current.states(), inputs, targets, strict=True):
+        longest = max(map(len, each))
+        states = state[len(read) - longest : len(read)]
+        found.append([_score(engine, states[longest - len(target) :], target, layer) for target in each])
+    return found
+
+
+def _score(engine: Engine, states: Tensor, target: Sequence[int], layer: int) -> tuple[float, bool]:
+    total, greedy = 0.0, True
+    backbone, wanted = engine.backbone, torch.tensor(target, device=states.device)
+    for rows, tokens in zip(torch.split(states, CHUNK), torch.split(wanted, CHUNK), strict=True):
+        read = rows if layer == backbone.num_layers else backbone.exit_state(rows, layer)
+        logits = backbone.logits(read).float()
+        total += float(logits.log_softmax(-1).gather(1, tokens[:, None]).sum())
+        greedy = greedy and bool((logits.argmax(-1) == tokens).all())
+    if not math.isfinite(total):
+        raise not_finite("logits", layer, 1, backbone.dtype)
+    return total, greedy
+
 
 MAX_GEN_TOKS = 256
 """New tokens where a task names no limit, as of lm-eval's ``hf``."""

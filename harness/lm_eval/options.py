@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax
-from harness.config.model import DEFAULT_MODEL, Folder, ModelConfiguration, ModelName, OperatingPoint, Seed
-from harness.config.registered import FormatName
+from harness.config.model import DEFAULT_MODEL, Folder, FormatName, ModelConfiguration, ModelName, OperatingPoint, Seed
 
 
 class LmEvalOptions(ModelConfiguration):

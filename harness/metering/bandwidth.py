@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from harness.host.memory import available_memory_bytes
+from harness.host.processor import available_memory_bytes
 from harness.metering.window import synchronise
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor
-
-__all__ = ["BandwidthReading", "last_level_cache_bytes", "measure_bandwidth"]
 
 CACHE_MULTIPLE = 4
 """Buffer ÷ last-level cache: at most a quarter of a pass can still be cached from the one before."""

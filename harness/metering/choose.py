@@ -10,8 +10,6 @@ from harness.contracts import Meter
 from harness.errors import MeterError
 from harness.registry import METERS
 
-__all__ = ["AUTO_ORDER", "open_meter"]
-
 AUTO_ORDER = ("nvml", "rapl", "estimate")
 """Meters that ``auto`` tries, best first: a sensor of the device that works, then the labelled guess."""
 

@@ -9,8 +9,6 @@ from typing import Protocol
 
 from harness.errors import MeterError
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "Elapsed", "Instant", "SystemClock"]
-
 
 class Clock(Protocol):
     """The clock of a meter."""

@@ -6,35 +6,73 @@ counters or show a sandbox's own, a virtual machine has no thermal sensors. Chil
 count as foreign.
 
 Thresholds leave room for the kernel's 10 ms ticks, so a short window must be dirtier to be flagged.
+
+Whether an NVIDIA GPU lowered its clock because of heat or its power supply, from NVML.
+
+The machine's draw while it waits, with the model loaded: the floor under every window's energy.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from harness.contracts import EnergyReading, Meter
 from harness.host.processor import core_count, usable_cores
 from harness.metering.clock import SYSTEM_CLOCK, Clock
+from harness.metering.counters import SHORT_BELOW_PERIODS
 from harness.metering.cpu_load import STAT, read_core_times
-from harness.metering.throttling import THERMAL_REASONS, GpuClocks
 from harness.metering.window import metered
 
-__all__ = [
-    "CLOCK_CHANGE",
-    "CONTAMINATED",
-    "FOREIGN_SHARE",
-    "STOLEN_SHARE",
-    "Contamination",
-    "Glance",
-    "ObservedWindow",
-    "Surroundings",
-    "observed",
-]
+THERMAL_REASONS = 0x08 | 0x20 | 0x40 | 0x80
+"""HwSlowdown, SwThermalSlowdown, HwThermalSlowdown and HwPowerBrakeSlowdown of ``nvmlClocksEventReasons``.
+
+SwPowerCap (0x04) is not among them: a busy board runs at its power limit all the time.
+"""
+
+
+class GpuClocks:
+    """Asks NVML why one GPU runs at the clock it has; made by :meth:`of`.
+
+    Args:
+        nvml: the ``pynvml`` module, initialised.
+        handle: NVML's handle of the GPU.
+    """
+
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        self._nvml, self._handle = nvml, handle
+
+    @classmethod
+    def of(cls, device: str) -> Self | None:
+        """Return the clocks of a torch device; ``None`` on a CPU, and where NVML or the GPU does not answer."""
+        if not device.startswith("cuda"):
+            return None
+        try:
+            import pynvml
+        except ImportError:
+            return None
+        import torch
+
+        try:
+            pynvml.nvmlInit()
+            # torch's number and NVML's differ under CUDA_VISIBLE_DEVICES; the UUID is the same
+            uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
+            return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
+        except (pynvml.NVMLError, AttributeError):  # a torch that does not say the UUID
+            return None
+
+    def reasons(self) -> int | None:
+        """Return the present clock event reasons as a bit mask; ``None`` where this GPU does not say."""
+        try:
+            return int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle))
+        except self._nvml.NVMLError:
+            return None
+
 
 CONTAMINATED = frozenset({"foreign-cpu", "stolen-cpu", "throttled", "clock-change"})
 """Flags of windows that ``--strict`` measures again."""
@@ -234,3 +272,32 @@ def _read(path: str) -> bytes | None:
         return None
     finally:
         os.close(descriptor)
+
+
+IDLE_S = 2.0
+"""Shortest idle window with a sensor unless given, seconds."""
+
+QUIET_S = 0.5
+"""Wait before the left edge: worker threads of the work before may spin on for a while (0.2 s is usual)."""
+
+
+def default_idle_s(period_s: float | None) -> float:
+    """Return how long an idle window lasts unless given: 0, which is none, without a sensor.
+
+    The idle power of an estimate, or of no meter at all, would mean nothing.
+    """
+    return 0.0 if period_s is None else max(IDLE_S, SHORT_BELOW_PERIODS * period_s)
+
+
+def rest(
+    meter: Meter, surroundings: Surroundings, seconds: float, sleep: Callable[[float], None] = time.sleep
+) -> ObservedWindow:
+    """Return a window of so many seconds in which this process does nothing.
+
+    Raises:
+        MeterError: as :func:`harness.metering.metered`.
+    """
+    sleep(QUIET_S)
+    with observed(meter, surroundings) as window:
+        sleep(seconds)
+    return window

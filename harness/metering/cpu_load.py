@@ -16,16 +16,6 @@ from pathlib import Path
 
 from harness.host.processor import usable_cores
 
-__all__ = [
-    "SHORTEST_LOOK_S",
-    "STAT",
-    "CoreTimes",
-    "LoadReading",
-    "LoadWatch",
-    "read_core_times",
-    "threads_left",
-]
-
 STAT = Path("/proc/stat")
 
 SHORTEST_LOOK_S = 1.0

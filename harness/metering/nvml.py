@@ -8,8 +8,6 @@ from typing import Any
 from harness.metering.clock import SYSTEM_CLOCK, Clock
 from harness.metering.zeus_window import ZeusMeter, quiet_zeus
 
-__all__ = ["NVML_PERIOD_S", "Nvml"]
-
 NVML_PERIOD_S = 0.1
 """``nvmlDeviceGetTotalEnergyConsumption`` ticks about every 100 ms on Volta and later."""
 

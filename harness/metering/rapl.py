@@ -13,8 +13,6 @@ from harness.errors import MeterError
 from harness.metering.clock import SYSTEM_CLOCK, Clock
 from harness.metering.zeus_window import ZeusMeter
 
-__all__ = ["RAPL_PERIOD_S", "Rapl", "package_zones"]
-
 RAPL_PERIOD_S = 0.001
 """RAPL counters are updated about every millisecond (Intel SDM vol. 3B, "RAPL Interfaces")."""
 

@@ -15,11 +15,9 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import MeterError
-from harness.host.foreign_files import DocumentError, read_json
+from harness.host.files import DocumentError, read_json
 from harness.metering.clock import SYSTEM_CLOCK, Clock
 from harness.metering.counters import CounterMeter, difference
-
-__all__ = ["Recording", "Replay"]
 
 PSYS = "psys"
 """Name of the RAPL zone of the whole platform: the packages are in it, so it never counts."""

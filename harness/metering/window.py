@@ -22,8 +22,6 @@ from harness.contracts import EnergyReading, Meter
 from harness.errors import MeterError
 from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed, Instant
 
-__all__ = ["MeteredWindow", "WindowedMeter", "metered", "sound", "synchronise"]
-
 
 @dataclass(slots=True)
 class MeteredWindow:

@@ -21,8 +21,6 @@ from harness.errors import MeterError
 from harness.metering.clock import SYSTEM_CLOCK, Clock
 from harness.metering.counters import CounterMeter
 
-__all__ = ["ZeusMeter", "open_monitor", "quiet_zeus"]
-
 _KEY = "early-exit-harness"
 
 

@@ -18,31 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.errors import ArtefactError, complaint
-from harness.host.atomic_files import replace_files
-from harness.host.foreign_files import DocumentError, read_bytes, read_json
+from harness.host.files import DocumentError, read_bytes, read_json, replace_files
 from harness.host.libraries import library_border
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.models.ngrams import NgramIndex
-
-__all__ = [
-    "LARGEST_TENSORS_BYTES",
-    "NEEDED",
-    "PICKLES",
-    "SHIPPED",
-    "Artefact",
-    "ArtefactFacts",
-    "SeenDocuments",
-    "fault_in",
-    "fault_of",
-    "find_seen",
-    "json_path",
-    "look_into",
-    "read_artefact",
-    "write_artefact",
-]
 
 
 def fault_of(tensor: Tensor, *, zeros: bool = True) -> str:

@@ -10,19 +10,6 @@ from typing import Any
 
 from harness.models.source import GgufWheel, ModelSpec
 
-__all__ = [
-    "LLAMA_3_2_1B",
-    "LLAMA_3_2_3B",
-    "OPT_1_3B",
-    "OPT_2_7B",
-    "OPT_6_7B",
-    "OPT_125M",
-    "OPT_350M",
-    "SMOLLM2_1_7B",
-    "SMOLLM2_135M",
-    "SMOLLM2_360M",
-]
-
 
 def _opt(hidden_size: int, num_layers: int, heads: int, **other: Any) -> dict[str, Any]:
     return {

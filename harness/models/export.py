@@ -18,8 +18,6 @@ from harness.models.folder import quiet
 from harness.models.model import ResolvedModel
 from harness.models.trained import belongs_to
 
-__all__ = ["export"]
-
 
 def export(
     resolved: ResolvedModel,

@@ -24,22 +24,6 @@ from harness.models.source import ModelSpec
 from harness.models.trained import artefact_folders
 from harness.registry import WEIGHTS_FORMATS
 
-__all__ = [
-    "FILE",
-    "FORMAT",
-    "MERGED",
-    "PARTS",
-    "Exported",
-    "base_facts",
-    "element_size",
-    "exit_points",
-    "exported_weights",
-    "in_format",
-    "parse_exit_points",
-    "read_exported",
-    "shortcut_bytes",
-]
-
 FILE = "early_exit.json"
 FORMAT: Literal[2] = 2
 PARTS = "early_exit"

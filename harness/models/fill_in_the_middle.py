@@ -14,16 +14,6 @@ from typing import Any
 
 from harness.contracts import Tokenizer
 
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "FillInTheMiddle",
-    "detect",
-    "encode_inside",
-    "fill_in_the_middle",
-    "fill_in_the_middle_of",
-]
-
 _JOINS_NOTHING = "☺"
 """A character that becomes no token together with others, as the authors of CodeLlama and Codestral use it."""
 

@@ -15,11 +15,9 @@ from typing import Any
 
 from harness.contracts import ModelRequest
 from harness.host.cache import keep_document, kept_document
-from harness.host.foreign_files import LARGEST_DOCUMENT_BYTES, DocumentError, open_regular, parse_json, real_path
+from harness.host.files import LARGEST_DOCUMENT_BYTES, DocumentError, open_regular, parse_json, real_path
 from harness.models.folder import commit_of, read_object
 from harness.models.source import GgufWheel, ModelSpec, wheel_file
-
-__all__ = ["fingerprint", "fingerprint_of_files", "fingerprint_of_folder"]
 
 _EDGE = 1 << 20
 _LENGTH = 16

@@ -20,20 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ModelError
-from harness.host.foreign_files import DocumentError, parse_json, read_bytes, require_regular
-
-__all__ = [
-    "REMEDY",
-    "check_configuration",
-    "check_facts",
-    "check_files",
-    "check_index",
-    "check_tokenizer_files",
-    "commit_of",
-    "model_file",
-    "quiet",
-    "read_object",
-]
+from harness.host.files import DocumentError, parse_json, read_bytes, require_regular
 
 
 @contextlib.contextmanager

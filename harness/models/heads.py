@@ -19,16 +19,6 @@ from harness.registry import HEADS
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "AUTO_DRAFT_HEADS",
-    "HeadName",
-    "ReadsHead",
-    "draft_head",
-    "find_head_artefact",
-    "head_artefacts",
-    "head_tensors",
-]
-
 AUTO_DRAFT_HEADS = ("shortlist", "lowrank")
 """Heads that ``auto`` looks for to read drafts with, cheapest first."""
 

@@ -23,12 +23,11 @@ from harness.decoding.blocks import Linear, choose
 from harness.decoding.families import read
 from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all, prepare
 from harness.errors import ModelError, OutOfMemoryError, is_out_of_memory
-from harness.host.allocator import large_blocks_apart
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, SeenDocuments, find_seen, look_into
 from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported, shortcut_bytes
 from harness.models.heads import head_tensors
-from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
+from harness.models.placement import check_map, devices_of, in_words, large_blocks_apart, layer_devices, read_placed
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
 from harness.models.trained import (
@@ -50,8 +49,6 @@ from harness.models.weights import (
     without_weights,
 )
 from harness.registry import WEIGHTS_FORMATS
-
-__all__ = ["KeptModel", "LoadedModel", "ResolvedModel", "foresee", "resolve"]
 
 
 @dataclass(frozen=True)

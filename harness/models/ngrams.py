@@ -21,11 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ArtefactError
-from harness.host.atomic_files import replace_files
-from harness.host.foreign_files import read_bytes
+from harness.host.files import read_bytes, replace_files
 from harness.host.libraries import library_border
-
-__all__ = ["GRAM", "RUN", "WINDOW", "NgramIndex", "read_index", "write_index"]
 
 GRAM = 18
 """Tokens of a run that is hashed."""

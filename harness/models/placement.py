@@ -1,25 +1,32 @@
-"""Which layer of a model lies where, before its weights are read; and how they are read to there."""
+"""Which layer of a model lies where, before its weights are read; and how they are read to there.
+
+Memory that is given back: large blocks outside the heap while a model is loaded.
+
+glibc keeps what is freed below 32 MiB in its heap, once it has seen such sizes, so that matrices that are packed and
+dropped one after the other stay resident. While a model is loaded they are mapped one by one instead, which the system
+takes back at once; afterwards the heap serves again, since mapping costs page faults that decoding would feel.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from harness.config.device_map import DISK, parse_device_map
+from harness.config.model import DISK, parse_device_map
 from harness.contracts import OWN_FORMAT, ModelInfo
 from harness.decoding.backbone import Backbone
 from harness.decoding.families import read
 from harness.decoding.packing import placed
 from harness.errors import ConfigError, ModelError, OutOfMemoryError, reason
 from harness.host.cache import cache_folder, own_folder
-from harness.host.device import resolve_device
-from harness.host.memory import available_memory_bytes
-
-__all__ = ["check_format", "check_map", "devices_of", "in_words", "layer_devices", "read_placed"]
+from harness.host.libraries import resolve_device
+from harness.host.processor import available_memory_bytes
 
 KV_POSITIONS = 8192
 """Positions of keys and values that the model's own device has room left for under ``auto``, where it covers more."""
@@ -193,3 +200,24 @@ def read_placed(module: Any, device: str, elsewhere: Sequence[str | None]) -> Ba
         raise ModelError(
             f"layers cannot be kept in {cache_folder()}: {reason(error)}. Make room, or keep fewer there."
         ) from None
+
+
+_THRESHOLD = -3  # M_MMAP_THRESHOLD in malloc.h
+_LOADING, _DECODING = 1 << 18, 32 << 20  # bytes; the second is the most that glibc takes
+
+
+@contextlib.contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Map blocks of 256 KiB and more one by one; does nothing where the C library is not glibc."""
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        mallopt, malloc_trim = library.mallopt, library.malloc_trim
+    except (OSError, AttributeError):
+        yield
+        return
+    mallopt(_THRESHOLD, _LOADING)
+    try:
+        yield
+    finally:
+        malloc_trim(0)
+        mallopt(_THRESHOLD, _DECODING)

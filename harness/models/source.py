@@ -25,25 +25,11 @@ from harness.contracts import WeightsChoice
 from harness.decoding.families import check_family
 from harness.errors import ModelError, OutOfReachError, UnknownNameError, reason
 from harness.host.cache import cache_folder, own_folder
-from harness.host.foreign_files import real_path
+from harness.host.files import real_path
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
 from harness.models.folder import REMEDY, check_configuration, check_facts, check_files, quiet, read_object
 from harness.registry import MODELS
-
-__all__ = [
-    "ALTERNATIVES",
-    "GgufWheel",
-    "ModelSpec",
-    "absent_folder",
-    "find_spec",
-    "read_config",
-    "remake",
-    "snapshot",
-    "snapshot_tokenizer",
-    "text_back",
-    "wheel_file",
-]
 
 ALTERNATIVES = f"Use --weights random, --model {DEFAULT_MODEL}, or --model FOLDER with the files in it."
 

@@ -17,8 +17,6 @@ from harness.host.libraries import library_border
 from harness.models.folder import check_tokenizer_files, model_file, quiet, read_object
 from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_tokenizer, text_back
 
-__all__ = ["TransformersTokenizer", "read_tokenizer"]
-
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("tekken.json",))
 """Files that make a tokenizer, each group enough by itself."""
 PROBE = "def f(x): return x"

@@ -19,28 +19,13 @@ from typing import TYPE_CHECKING, Any
 from harness.appearance.visible_text import shell_command, shell_word
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
-from harness.host.foreign_files import NotRegularError, read_json, real_path
+from harness.host.files import NotRegularError, read_json, real_path
 from harness.models.artefacts import NEEDED, SHIPPED, Artefact, fault_of, look_into, read_artefact
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.decoding.blocks import Linear
-
-__all__ = [
-    "Remedy",
-    "artefact_folders",
-    "belongs_to",
-    "find_adapter",
-    "find_shortcut",
-    "merge",
-    "read_shortcuts",
-    "remedy",
-    "require_adapter",
-    "require_shortcut",
-    "shortcut_path",
-    "tuned_fingerprint",
-]
 
 
 @dataclass(frozen=True, slots=True)

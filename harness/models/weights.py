@@ -27,7 +27,7 @@ from harness.contracts import ModelInfo, WeightsFormat
 from harness.decoding.packing import Packed, filled, tensors_of, usable
 from harness.errors import ModelError, reason
 from harness.host.cache import being_written, cache_folder, drop_old
-from harness.host.foreign_files import real_path, require_regular
+from harness.host.files import real_path, require_regular
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
 from harness.models.artefacts import fault_of
@@ -39,17 +39,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness.decoding.backbone import Backbone
-
-__all__ = [
-    "KeptWeights",
-    "check_weights",
-    "digest",
-    "key_of",
-    "local_folder",
-    "random_weights",
-    "read_weights",
-    "without_weights",
-]
 
 
 def random_weights(config: Any, dtype: str, seed: int) -> tuple[Any, str]:

@@ -7,6 +7,7 @@ that would mislead an older reader raises ``SCHEMA_VERSION``.
 ``None`` always means "not measured" or "not defined", never zero.
 """
 
+from harness.records.machine import DraftTimes, UnitTimes
 from harness.records.manifest import (
     SCHEMA_VERSION,
     BlackBoxRecord,
@@ -20,10 +21,7 @@ from harness.records.manifest import (
     PluginRecord,
     TaskRecord,
 )
-from harness.records.sample import AnswerRecord, SampleRecord
-from harness.records.scores import SampleScores, ScoresRecord
-from harness.records.unit_times import DraftTimes, UnitTimes
-from harness.records.window import WindowRecord
+from harness.records.sample import AnswerRecord, SampleRecord, SampleScores, ScoresRecord, WindowRecord
 from harness.records.work import Discarded, DraftWork, Work
 
 __all__ = [

@@ -14,8 +14,6 @@ from pydantic import Field
 from harness.contracts import Weights
 from harness.records.record import Record
 
-__all__ = ["CALIBRATION", "Calibration", "ExitCalibration", "ReliabilityBin", "ScoreCalibration"]
-
 CALIBRATION = "calibration.json"
 """Name of the file in a sweep's folder."""
 

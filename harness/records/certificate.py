@@ -11,8 +11,6 @@ from pydantic import Field
 from harness.contracts import Accuracy
 from harness.records.record import Count, Positive, Record
 
-__all__ = ["Certificate", "Claim", "TokenDifference"]
-
 
 class TokenDifference(Record):
     """A place where two tokens differ that should be the same.

@@ -14,18 +14,6 @@ from harness.contracts import Weights
 from harness.records.manifest import TaskRecord
 from harness.records.record import Count, Positive, Record
 
-__all__ = [
-    "CalibratedPoint",
-    "Guarantee",
-    "Method",
-    "PValueName",
-    "TestedSetting",
-    "Unit",
-    "is_same_source",
-    "known_documents",
-    "shared_projects",
-]
-
 Method: TypeAlias = Literal["learn-then-test", "conformal"]
 PValueName: TypeAlias = Literal["empirical-bernstein", "hoeffding-bentkus"]
 Unit: TypeAlias = Literal["document", "project"]

@@ -8,23 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from harness.contracts import OWN_FORMAT, Accuracy, KVFacts, Weights, numbers
-from harness.records.machine import MachineRecord, was_measured
+from harness.records.machine import MachineRecord, UnitTimes, was_measured
 from harness.records.record import Count, Positive, Record
-from harness.records.unit_times import UnitTimes
-
-__all__ = [
-    "SCHEMA_VERSION",
-    "BlackBoxRecord",
-    "FormatChoiceRecord",
-    "FormatRecord",
-    "Manifest",
-    "MeterRecord",
-    "ModelRecord",
-    "ObservedThreshold",
-    "OperatingPointRecord",
-    "PluginRecord",
-    "TaskRecord",
-]
 
 SCHEMA_VERSION = 1
 

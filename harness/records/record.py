@@ -6,8 +6,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Count", "Positive", "Record"]
-
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """A number of things, a place or an id: no more than a double counts exactly."""
 Positive = Annotated[int, Field(ge=1, le=2**53)]

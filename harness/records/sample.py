@@ -1,4 +1,9 @@
-"""``samples.jsonl``: what came out of every sample under every operating point, one :class:`SampleRecord` a line."""
+"""``samples.jsonl``: what came out of every sample under every operating point, one :class:`SampleRecord` a line.
+
+``scores.json``: the scores of a run's samples, computed again from the texts it recorded (``harness rescore``).
+
+``windows.jsonl``: what was measured, one :class:`WindowRecord` a line, which commits the samples of its window.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,6 @@ from pydantic import Field, model_validator
 
 from harness.records.record import Count, Record
 from harness.records.work import Work
-
-__all__ = ["AnswerRecord", "SampleRecord"]
 
 
 class AnswerRecord(Record):
@@ -106,3 +109,80 @@ class SampleRecord(Record, Work):
             if not len(one.token_ids) == len(one.drafted_at) == len(one.token_texts):
                 raise ValueError("discarded tokens, layers and texts that are not equally many")
         return self
+
+
+class SampleScores(Record):
+    """Stands in place of the same fields of a :class:`harness.records.SampleRecord`.
+
+    Attributes:
+        scores: per-sample scores.
+        score_failures: score → why it has no value, for those of plug-ins that failed on this completion.
+    """
+
+    scores: dict[str, float | None] = Field(default_factory=dict)
+    score_failures: dict[str, str] = Field(default_factory=dict)
+
+
+class ScoresRecord(Record):
+    """Scores that are newer than the samples beside them; nothing that was measured is touched.
+
+    Attributes:
+        schema_version, run: as in ``manifest.json``.
+        records: seal of the last window when they were computed; what was measured later keeps its own.
+        computed: when, UTC.
+        names: which scores were computed then.
+        versions: package → version, of what computed them.
+        samples: of each line of ``samples.jsonl`` up to there.
+    """
+
+    schema_version: int
+    run: str
+    records: str
+    computed: str
+    names: tuple[str, ...]
+    versions: dict[str, str]
+    samples: tuple[SampleScores, ...]
+
+
+class WindowRecord(Record):
+    """One measured window: one block of samples under one operating point. Commits its samples.
+
+    Attributes:
+        window: id, counting up in the order written.
+        task, block, repeat, operating_point: what ran.
+        warmup: left out of every summary.
+        idle: nothing ran; the model was loaded. Its task and operating point are empty, its power is the machine's own.
+        superseded: contaminated and measured again (``--strict``); left out of every summary and counted there.
+        samples: number of sample lines this window commits.
+        failed: how many of those are error records.
+        tokens: generated tokens; ``None`` where a black box does not count its own.
+        started: UTC time, ISO 8601.
+        duration_s: window length, monotonic clock; ``None`` in a run that was not timed (``untimed``).
+        cpu_time_s: CPU seconds of this process; likewise.
+        foreign_cpu_s: CPU seconds of everything else on the usable cores; ``None`` where it cannot be read.
+        stolen_cpu_s: CPU seconds the hypervisor gave to others; ``None`` where it cannot be read.
+        energy_j, energy_source, energy_scope, sensor_period_s, flags, energy_reason: see ``EnergyReading``.
+    """
+
+    window: Count
+    task: str
+    block: Count
+    repeat: Count
+    operating_point: str
+    warmup: bool = False
+    idle: bool = False
+    superseded: bool = False
+    samples: Count
+    failed: Count = 0
+    tokens: Count | None
+    started: str
+    duration_s: float | None
+    cpu_time_s: float | None
+    foreign_cpu_s: float | None = None
+    stolen_cpu_s: float | None = None
+    energy_j: float | None = None
+    energy_source: str = "none"
+    energy_scope: str = ""
+    sensor_period_s: float | None = None
+    flags: tuple[str, ...] = ()
+    energy_reason: str | None = None

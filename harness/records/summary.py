@@ -3,6 +3,8 @@
 Versioned by itself: it is made of the other files and can be made again of those of any version. Its numbers are
 estimates by the name of their metric, so that a reader need not know a metric to keep it; what a metric means is
 declared where it is computed (``harness list metrics``).
+
+Which drafted tokens stood, by what drafted them and by kind: as it stands in ``summary.json``.
 """
 
 from __future__ import annotations
@@ -12,12 +14,33 @@ from typing import Any
 from pydantic import Field
 
 from harness.contracts import OWN_FORMAT, Metric, Weights, numbers
-from harness.records.acceptance import Acceptance
 from harness.records.cost import Attribution
 from harness.records.estimate import Estimate
-from harness.records.record import Record
+from harness.records.record import Count, Record
 
-__all__ = ["SUMMARY_VERSION", "Summary", "SummaryRow"]
+EXIT = "exit"
+"""The source of tokens that exits drafted."""
+
+
+class Acceptance(Record):
+    """Of some drafted tokens of one operating point, how many stood.
+
+    Attributes:
+        source: ``exit``, or the name of the draft source; ``None`` for all.
+        layer: decoder layers that ran before they were drafted; ``None`` for all, and where a source proposed them.
+        kind: of code (:mod:`reports.completions.token_kinds`); ``None`` for all, those of no kind included.
+        drafted, accepted: tokens.
+        share: the second over the first, with its interval over blocks of samples; none where too few blocks
+            drafted such a token, and where nearly all or none stood.
+    """
+
+    source: str | None = None
+    layer: Count | None = None
+    kind: str | None = None
+    drafted: Count
+    accepted: Count
+    share: Estimate
+
 
 SUMMARY_VERSION = 4
 
@@ -108,7 +131,7 @@ class Summary(Record):
         machine: one line that describes where it was measured.
         notes: sentences a table must carry (random weights, tokenizer stand-in, estimated energy …).
         rows: the results.
-        records: seal of the records it was made of (:mod:`harness.store.seals`); empty where they have none.
+        records: seal of the records it was made of (:mod:`harness.store.record_files`); empty where they have none.
         attributions: where time and energy went, per task and quantity; empty without probes (``--attribute``).
         score_failures: score → why it lacks values, for those of plug-ins that failed.
     """

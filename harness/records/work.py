@@ -20,8 +20,6 @@ from harness.contracts import ModelInfo
 from harness.records.manifest import ModelRecord
 from harness.records.record import Count
 
-__all__ = ["COUNTERS", "Discarded", "DraftWork", "PassWork", "Work", "bytes_read"]
-
 
 @dataclass
 class PassWork:

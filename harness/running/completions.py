@@ -15,8 +15,6 @@ from harness.records import AnswerRecord, Discarded, SampleRecord, WindowRecord,
 from harness.running.plan import Plan, PlannedTask
 from harness.running.scoring import score_sample
 
-__all__ = ["Outcome", "bad_record", "sample_record", "scores_and_failures", "token_texts", "tokens_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -35,17 +35,16 @@ from pydantic import ValidationError
 
 from harness.errors import HarnessError, StoreError
 from harness.host.cache import being_written, cache_folder, drop_old
-from harness.host.code import hash_of_code
-from harness.host.foreign_files import read_bytes
+from harness.host.environment import hash_of_code
+from harness.host.files import read_bytes
 from harness.host.interpreter import fresh_interpreter
 from harness.host.processor import core_count, quota_cores
 from harness.records.record import Record
 from harness.records.summary import Summary
 from harness.registry import METRICS, SCORES
 from harness.running.scoring import missing_scores
-from harness.store.run_directory import SAMPLES, last_seal
-
-__all__ = ["DONE", "FEWEST_RUNS", "FOLDER", "MOST_PROCESSES", "can_keep", "is_kept", "kept", "read_ahead"]
+from harness.store.committed import SAMPLES
+from harness.store.run_directory import last_seal
 
 R = TypeVar("R", bound=Record)
 

@@ -40,26 +40,11 @@ from harness.contracts import (
     Strategy,
 )
 from harness.contracts.asking import ask_rule
-from harness.contracts.plans import plan_of
-from harness.contracts.state_tests import state_test_of
+from harness.contracts.strategies import plan_of, state_test_of
 from harness.errors import ArtefactError, OptionError
 from harness.models.heads import draft_head, head_artefacts
 from harness.records import BlackBoxRecord, OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
-
-__all__ = [
-    "Built",
-    "NeverExits",
-    "OperatingPoint",
-    "black_box",
-    "build_all",
-    "drafting",
-    "operating_point",
-    "operating_points",
-    "read_only",
-    "usable",
-    "with_baseline",
-]
 
 logger = logging.getLogger(__name__)
 

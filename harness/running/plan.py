@@ -24,8 +24,6 @@ from harness.running.scoring import score_names
 if TYPE_CHECKING:
     from harness.models.ngrams import NgramIndex
 
-__all__ = ["Draw", "Judge", "Plan", "PlannedTask", "drawn_again", "prompts_digest", "registered_draw"]
-
 logger = logging.getLogger(__name__)
 
 SHOWN_BAD_ROWS = 5  # the samples file has them all

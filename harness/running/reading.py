@@ -18,20 +18,19 @@ from pathlib import Path
 from harness.appearance.visible_text import one_line, shell_word
 from harness.errors import HarnessError, StoreError
 from harness.host import environment
-from harness.host.foreign_files import real_path
+from harness.host.files import real_path
 from harness.records import Manifest, SampleRecord, ScoresRecord, WindowRecord
 from harness.records.summary import Summary
 from harness.registry import METRICS, plugin_at_fault
 from harness.running.kept_summaries import DONE, kept, read_ahead
 from harness.running.scoring import CorpusScores
+from harness.store.committed import MANIFEST, SAMPLES, WINDOWS
 from harness.store.record_files import REMEDY
-from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS, RunDirectory, is_held
+from harness.store.run_directory import RunDirectory, is_held
 from harness.store.same_run import absent_plugins
 from reports.recorded import RecordedRun, Records
 from reports.summary.admission import drop_implausible
 from reports.summary.summarise import corpora, recorded_only, summarise
-
-__all__ = ["DAMAGE", "Refusal", "find_runs", "keep_summary", "main", "read_run", "read_runs"]
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """Errors raised by values that no schema can forbid, such as a time of 1e308 seconds."""

@@ -27,8 +27,6 @@ from harness.store.run_directory import RunDirectory
 if TYPE_CHECKING:
     from harness.running.session import Observer
 
-__all__ = ["Reporter", "message_of", "run_repeat"]
-
 
 def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
     """Measure one repeat of a run in a fresh process, which resumes it under this process's lock.

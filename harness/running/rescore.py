@@ -42,8 +42,6 @@ from reports.leaderboard.redaction import Redacted, private_paths, redact_run
 from reports.recorded import RecordedRun
 from reports.tables.report import to_json, write_report
 
-__all__ = ["Rescored", "Submission", "examine_submission", "pack", "rescore", "rescored"]
-
 Places = Mapping[tuple[str, str], Sample]
 """Task and sample id → the sample, of tasks whose scores may look beyond the text."""
 

@@ -18,7 +18,7 @@ from harness.config import RunConfig, demo_strategies, parse_all
 from harness.contracts import OWN_FORMAT, BlackBox, ModelRequest
 from harness.decoding import packing
 from harness.errors import ArtefactError, ConfigError, EndpointError, OutOfReachError, StoreError
-from harness.host.device import resolve_device
+from harness.host.libraries import resolve_device
 from harness.models.model import KeptModel, ResolvedModel, foresee
 from harness.models.model import resolve as find_model
 from harness.models.placement import check_format
@@ -30,8 +30,6 @@ from harness.running.plan import Draw, Plan, PlannedTask, registered_draw
 from harness.running.thresholds import at_any_threshold, observed_thresholds
 from harness.store.record_files import ACCESS, REMEDY, read_document
 from harness.store.same_run import refuse_other_configuration, refuse_other_placement
-
-__all__ = ["guarantee_violations", "resolve"]
 
 
 def resolve(

@@ -28,12 +28,12 @@ from harness.decoding.graphs import recorder_for
 from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, HarnessError, OutOfMemoryError, is_out_of_memory
 from harness.host import environment
-from harness.host.foreign_files import real_path
+from harness.host.files import real_path
 from harness.metering import open_meter
 from harness.metering.contamination import FOREIGN_SHARE
+from harness.metering.counters import samples_per_block
 from harness.metering.cpu_load import SHORTEST_LOOK_S, LoadReading, LoadWatch, threads_left
 from harness.metering.examine import examine
-from harness.metering.pacing import samples_per_block
 from harness.metering.sensors import sensors_of_meter
 from harness.models.model import KeptModel, LoadedModel
 from harness.records import (
@@ -59,8 +59,6 @@ from harness.store.run_directory import RunDirectory, fresh_directory, refuse_oc
 from harness.store.same_run import code_of_objects, used_plugins
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.tables.report import write_report
-
-__all__ = ["RunResult", "execute"]
 
 logger = logging.getLogger(__name__)
 

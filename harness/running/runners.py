@@ -25,8 +25,6 @@ from harness.running.completions import Outcome
 from harness.running.operating_points import OperatingPoint
 from harness.running.plan import Plan, PlannedTask
 
-__all__ = ["BlackBoxRunner", "EngineRunner", "Made", "OwnText", "Runner", "runners"]
-
 Made: TypeAlias = Generation | Answer | str
 """The completion of a sample, or why there is none."""
 

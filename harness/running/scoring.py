@@ -25,8 +25,6 @@ from harness.host.processor import core_count
 from harness.registry import SCORES
 from reports.summary.measured import Corpus
 
-__all__ = ["SERIAL_SAMPLES", "CorpusScores", "missing_scores", "score_corpora", "score_names", "score_sample"]
-
 logger = logging.getLogger(__name__)
 
 SERIAL_SAMPLES = 4_000

@@ -26,8 +26,8 @@ from harness.contracts import Meter, Sample
 from harness.decoding.engine import Engine
 from harness.errors import MeterError, OutOfMemoryError, is_out_of_memory
 from harness.metering import CONTAMINATED, ObservedWindow, Surroundings, observed
-from harness.metering.idle import default_idle_s, rest
-from harness.metering.pacing import WARMUP_PASSES, settled
+from harness.metering.contamination import default_idle_s, rest
+from harness.metering.counters import WARMUP_PASSES, settled
 from harness.records import WindowRecord
 from harness.registry import keeping_folder
 from harness.running.completions import Outcome, bad_record, sample_record, tokens_of
@@ -35,17 +35,6 @@ from harness.running.operating_points import OperatingPoint
 from harness.running.plan import Plan, PlannedTask
 from harness.running.runners import Made, OwnText, runners
 from harness.store.run_directory import RunDirectory, WindowKey
-
-__all__ = [
-    "ATTEMPTS",
-    "Observer",
-    "Schedule",
-    "Session",
-    "durations",
-    "judged",
-    "poisson",
-    "window_record",
-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,27 +29,11 @@ from harness.contracts.asking import ask_rule
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.host.cache import keep_document, kept_document
-from harness.host.code import hash_of_code
+from harness.host.environment import hash_of_code
 from harness.models.model import KeptModel
 from harness.records import ObservedThreshold
 from harness.running.operating_points import read_only
 from harness.running.plan import Plan, PlannedTask, registered_draw
-
-__all__ = [
-    "OBSERVED",
-    "THRESHOLD",
-    "Family",
-    "Shares",
-    "SharesOfExits",
-    "at_any_threshold",
-    "family",
-    "finer",
-    "is_percentile",
-    "learns",
-    "observe",
-    "observed_thresholds",
-    "percentiles",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 from harness.errors import ConfigError
 from harness.serving.config import ServeConfig
 
-__all__ = ["SHORTEST_KEY", "allowed_key", "everywhere", "is_loopback", "listen", "read_key", "url_of"]
-
 SHORTEST_KEY = 16
 """Characters a key must have, so that it cannot be guessed."""
 

@@ -13,8 +13,6 @@ from types import MappingProxyType
 from harness.appearance.visible_text import is_hidden
 from harness.errors import ConfigError, did_you_mean
 
-__all__ = ["CLIENTS", "snippet"]
-
 CLIENTS: Mapping[str, str] = MappingProxyType(
     {
         "llm-vscode": "llm-vscode (settings.json)",

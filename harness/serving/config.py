@@ -7,13 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.config.decode import DRAFT_MAX, DecodeText, DraftHead, DraftMax
-from harness.config.model import File, ModelConfiguration, OperatingPoint, Placeholder
-from harness.config.registered import KVName
+from harness.config.model import File, KVName, ModelConfiguration, OperatingPoint, Placeholder
 from harness.config.stops import NO_STOP, StopText
 from harness.contracts import ModelInfo, Strategy
 from harness.errors import ConfigError
-
-__all__ = ["ServeConfig", "prompt_cap"]
 
 DEFAULT_PROMPT_TOKENS = 2048
 

@@ -29,8 +29,6 @@ from harness.running.operating_points import build_all, drafting, operating_poin
 from harness.serving.failures import InvalidRequestError
 from harness.serving.jobs import Setting
 
-__all__ = ["Loaded", "Settings"]
-
 KEPT_SETTINGS = 256
 """Settings that are kept built. Requests with the same one are asked together where their strategy has no state."""
 

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 from harness.errors import HarnessError
 
-__all__ = [
-    "DrainingError",
-    "GenerationError",
-    "InvalidRequestError",
-    "LoadingError",
-    "OverloadedError",
-    "ServingError",
-]
-
 
 class ServingError(HarnessError):
     """Root of what an answer can fail with.

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
             """Requests in the batch."""
 
 
-__all__ = ["Exposition", "Metrics"]
-
 KINDS = ("cancelled", "draining", "generation", "internal", "loading", "overloaded", "validation")
 """How a completion fails; any other word is counted as ``internal``."""
 

@@ -18,14 +18,11 @@ from harness.errors import ModelError
 from harness.serving.binding import allowed_key, everywhere, listen, url_of
 from harness.serving.config import ServeConfig
 from harness.serving.http.app import make_app
-from harness.serving.http.connections import PatientProtocol
-from harness.serving.http.guards import counted, guarded
+from harness.serving.http.guards import PatientProtocol, counted, guarded
 from harness.serving.service import Service
 
 if TYPE_CHECKING:
     import socket
-
-__all__ = ["serve"]
 
 IDLE_CONNECTIONS = 512
 """Connections on top of those of running and waiting requests. One more is answered with 503."""

@@ -16,20 +16,16 @@ from harness.contracts import ModelInfo
 from harness.contracts.meters import is_measured
 from harness.contracts.models import with_bos
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
-from harness.host.device import resolve_device
+from harness.host.libraries import resolve_device
 from harness.metering import open_meter
 from harness.models.fill_in_the_middle import FillInTheMiddle, encode_inside, fill_in_the_middle
 from harness.models.model import resolve
 from harness.serving.config import ServeConfig, prompt_cap
-from harness.serving.engine.energy_shares import EnergyShares
-from harness.serving.engine.tickets import EngineTicket
-from harness.serving.engine.worker import Worker
 from harness.serving.exit_settings import Settings
 from harness.serving.failures import DrainingError, InvalidRequestError, LoadingError
-from harness.serving.jobs import Job, Prompt, Ticket
+from harness.serving.jobs import EngineTicket, Job, Prompt, Ticket
 from harness.serving.metrics import Metrics
-
-__all__ = ["Service", "State"]
+from harness.serving.worker import EnergyShares, Worker
 
 logger = logging.getLogger(__name__)
 

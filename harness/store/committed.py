@@ -13,23 +13,23 @@ from pathlib import Path
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
-from harness.host.foreign_files import DocumentError, parse_json
+from harness.host.files import DocumentError, parse_json
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.store.packed_run import ARCHIVE
-from harness.store.record_files import ACCESS, REMEDY, line_of, lines, parse, read_document
-from harness.store.seals import run_of, seal_of, sealed_document, sealed_window, split_seal, with_run
-
-__all__ = [
-    "MANIFEST",
-    "SAMPLES",
-    "WINDOWS",
-    "Committed",
-    "SealedRecords",
-    "read_committed",
-    "read_manifest",
-    "sealed_records",
-    "sealed_window_lines",
-]
+from harness.store.record_files import (
+    ACCESS,
+    REMEDY,
+    line_of,
+    lines,
+    parse,
+    read_document,
+    run_of,
+    seal_of,
+    sealed_document,
+    sealed_window,
+    split_seal,
+    with_run,
+)
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"

@@ -21,11 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from harness.errors import StoreError
-from harness.host.atomic_files import replace_files
-from harness.host.foreign_files import open_regular, read_json
+from harness.host.files import open_regular, read_json, replace_files
 from harness.records import SCHEMA_VERSION
-
-__all__ = ["ARCHIVE", "LARGEST_BYTES", "unpacked", "write_archive"]
 
 ARCHIVE = ".tar.gz"
 RECORDS = ("manifest.json", "windows.jsonl", "samples.jsonl", "summary.json")

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.config import RunConfig
 from harness.errors import OtherMachineError, StoreError
-from harness.host.code import hash_of_package
+from harness.host.environment import hash_of_package
 from harness.records import Manifest, OperatingPointRecord, PluginRecord
 from harness.registry import (
     HEADS,
@@ -23,17 +23,6 @@ from harness.registry import (
     WEIGHTS_FORMATS,
     Registry,
 )
-
-__all__ = [
-    "absent_plugins",
-    "absent_scores",
-    "code_of_objects",
-    "refuse_absent_plugins",
-    "refuse_other_configuration",
-    "refuse_other_placement",
-    "refuse_other_run",
-    "used_plugins",
-]
 
 DECIDING = ("operating_points", "model", "tasks", "block_size", "meter", "plugins", "environment")
 """Parts of a manifest that decide results beside configuration and code, in the order of looking for a difference."""

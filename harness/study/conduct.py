@@ -18,8 +18,6 @@ from harness.study.grid import Part
 from harness.study.ledger import DONE, StudyDirectory
 from harness.study.steps import Step
 
-__all__ = ["ATTEMPTS", "Outcome", "Watcher", "conduct"]
-
 ATTEMPTS = 3
 """Times that a point or a step is tried whose process died or ran out of memory."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.config import RunConfig
 from harness.contracts.executors import Executor, Happened, Job
 from harness.errors import HarnessError
-from harness.host.atomic_files import replace_files
+from harness.host.files import replace_files
 from harness.records import WindowRecord
 from harness.running.plan import PlannedTask
 from harness.running.resolve import resolve
@@ -26,8 +26,6 @@ from harness.study.grid import Point
 from harness.study.kept_run import is_measured
 from harness.study.ledger import PROBES, StudyDirectory
 from harness.study.steps import filled_settings
-
-__all__ = ["PROBE_REQUESTS", "Estimate", "estimates"]
 
 PROBE_REQUESTS = 8
 _OF_A_KIND = (

@@ -30,8 +30,6 @@ from harness.config.model import Configuration
 from harness.errors import ConfigError, UnknownNameError, did_you_mean
 from harness.study.steps import Step, StepConfig, filled_settings, steps_in, steps_of
 
-__all__ = ["MANY", "MOST", "Part", "Point", "StudyConfig", "expand", "presets", "read_study", "size"]
-
 MANY = 1000
 """Points beyond which a study asks whether it was meant."""
 MOST = 1_000_000

@@ -12,23 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.errors import ConfigError, StoreError, reason
-from harness.host.atomic_files import sync_folder, unfinished
-from harness.host.foreign_files import open_regular
-from harness.store.intact import is_damaged
-from harness.store.run_directory import LOCK, SAMPLES, SUMMARY, WINDOWS, RunDirectory
+from harness.host.files import open_regular, sync_folder, unfinished
+from harness.store.committed import SAMPLES, WINDOWS
+from harness.store.run_directory import LOCK, SUMMARY, RunDirectory, is_damaged
 from harness.study.step_folder import copy_files
-
-__all__ = [
-    "ASIDE",
-    "FULL",
-    "free_aside",
-    "holds_a_run",
-    "is_finished",
-    "is_measured",
-    "records_bytes",
-    "says_full",
-    "take_over",
-]
 
 ASIDE = "aside"
 """Folder in a study's of what was set aside."""

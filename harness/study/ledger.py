@@ -5,7 +5,7 @@ a torn last line is cut off, a damaged one is passed over. One process at a time
 with it. The log only speeds things up and says why something failed: whether a point is measured, or a step made,
 its folder decides. Nothing that decides is an absolute path, so that the folder can be moved, and copied while it
 grows: of a run whose files were copied at different moments, all windows that are whole are kept
-(:mod:`harness.store.intact`). Loads no torch: a look at a study (:mod:`harness.study.status`)
+(:mod:`harness.store.run_directory`). Loads no torch: a look at a study (:mod:`harness.study.status`)
 takes little from the machine that measures it.
 """
 
@@ -22,30 +22,15 @@ from pydantic import Field, ValidationError
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
-from harness.host.atomic_files import sync_folder, unfinished
+from harness.host.files import sync_folder, unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
-from harness.store.intact import is_damaged, keep_intact
 from harness.store.record_files import append, line_of, lines, read_document, write_document
-from harness.store.run_directory import LOCK, SUMMARY, lock_folder
+from harness.store.run_directory import LOCK, SUMMARY, is_damaged, keep_intact, lock_folder
 from harness.study.grid import Part, Point, StudyConfig
 from harness.study.kept_run import ASIDE, free_aside, holds_a_run, is_finished, is_measured, records_bytes, take_over
 from harness.study.step_folder import LOG, STEP, read_step
 from harness.study.steps import Step, steps_of
-
-__all__ = [
-    "DONE",
-    "EVENTS",
-    "PROBES",
-    "RUNS",
-    "STEPS",
-    "STUDY",
-    "Event",
-    "EventLog",
-    "StudyDirectory",
-    "StudyRecord",
-    "read_events",
-]
 
 logger = logging.getLogger(__name__)
 

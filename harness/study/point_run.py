@@ -13,11 +13,10 @@ from harness.errors import HarnessError, OtherMachineError, OutOfMemoryError, re
 from harness.models.model import KeptModel
 from harness.running.runner import execute
 from harness.running.session import Observer
-from harness.store.run_directory import MANIFEST, RunDirectory
+from harness.store.committed import MANIFEST
+from harness.store.run_directory import RunDirectory
 from harness.study.kept_run import FULL, is_measured
 from harness.study.steps import FOLDERS
-
-__all__ = ["is_full", "measure_point"]
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,10 @@ from statistics import fmean
 
 from harness.errors import StoreError
 from harness.records.summary import SUMMARY_VERSION, Summary
+from harness.store.committed import WINDOWS
 from harness.store.record_files import read_document
-from harness.store.run_directory import SUMMARY, WINDOWS, is_held, last_seal
+from harness.store.run_directory import SUMMARY, is_held, last_seal
 from harness.study.ledger import DONE, RUNS, STUDY, Event, EventLog, StudyRecord
-
-__all__ = ["FAILED", "MEASURED", "RUNNING", "STOPPED", "Best", "Running", "Status", "StudyView", "seconds_since"]
 
 MEASURED, FAILED, RUNNING, STOPPED = 0, 1, 3, 4
 """Exit codes of ``harness watch``: :attr:`Status.exit_code` says what they mean."""

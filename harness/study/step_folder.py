@@ -2,17 +2,21 @@
 
 A folder without that file, or without one of the files that it lists, is never used. Sizes are compared whenever it is
 looked at, hashes where it comes from elsewhere, or nothing but the folder says that it was made. Loads no torch.
+
+Locks of files that several processes come to, one after the other; they end with whoever holds them.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -21,23 +25,10 @@ from pydantic import field_validator
 
 from harness.contracts.executors import Command
 from harness.errors import StoreError
-from harness.host.atomic_files import sync_folder
-from harness.host.foreign_files import DocumentError, open_regular, read_json, real_path
+from harness.host.files import DocumentError, open_regular, read_json, real_path, sync_folder
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Count, Record
 from harness.store.record_files import read_document, write_document
-
-__all__ = [
-    "LOG",
-    "STEP",
-    "StepFile",
-    "StepRecord",
-    "copy_files",
-    "finish_step",
-    "is_below",
-    "put_in_place",
-    "read_step",
-]
 
 STEP = "step.json"
 LOG = "step.log"
@@ -234,3 +225,43 @@ def _size(file: Path) -> int | None:
         return file.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+if sys.platform != "win32":
+    import fcntl
+
+
+LOOK_S = 0.2
+
+
+def lock_of(folder: Path) -> Path:
+    """Return the file whose lock says who may make a folder; it lies beside the folder, and stays there."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def wait_for_lock(file: Path, seconds: float = math.inf) -> IO[bytes]:
+    """Return a lock file, made where it is missing, once nobody else holds it; held until it is closed.
+
+    A process that inherits its descriptor holds it as well. Where there are no such locks, nobody is waited for.
+
+    Args:
+        file: of the lock.
+        seconds: to wait at most.
+
+    Raises:
+        StoreError: another process holds it for longer.
+        OSError: it cannot be made, or its file system has no locks.
+    """
+    deadline = time.monotonic() + seconds
+    with ExitStack() as on_error:
+        lock = on_error.enter_context(file.open("ab"))
+        while sys.platform != "win32":
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreError(f"{file} is held by another process. Stop it or wait for it.") from None
+            time.sleep(LOOK_S)
+        on_error.pop_all()
+    return lock

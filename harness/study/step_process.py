@@ -11,8 +11,6 @@ import os
 import runpy
 import threading
 
-__all__ = ["main"]
-
 
 def main() -> None:
     """Entry point of the process."""

@@ -23,11 +23,8 @@ from harness.errors import HarnessError, StoreError, is_out_of_memory, reason
 from harness.host.interpreter import fresh_interpreter
 from harness.registry import RECIPES
 from harness.study.kept_run import free_aside, says_full
-from harness.study.step_folder import LOG, copy_files, finish_step, read_step
+from harness.study.step_folder import LOG, copy_files, finish_step, lock_of, read_step, wait_for_lock
 from harness.study.steps import filled
-from harness.study.waiting_lock import lock_of, wait_for_lock
-
-__all__ = ["make_step"]
 
 BUSY_S = 30.0
 """Seconds in which the command of an attempt that was given up ends."""

@@ -23,8 +23,6 @@ from harness.contracts.executors import Command
 from harness.errors import ConfigError, UnknownNameError, did_you_mean
 from harness.registry import RECIPES
 
-__all__ = ["COMMANDS", "FOLDERS", "Step", "StepConfig", "filled", "filled_settings", "option", "steps_in", "steps_of"]
-
 COMMANDS = ("trace", "train", "calibrate")
 """Commands that a step may run: those that leave a folder, and time nothing."""
 

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from harness.contracts.executors import Command, How
-from harness.host.memory import peak_memory_bytes
+from harness.host.processor import peak_memory_bytes
 from harness.running.repeats import Reporter
 from harness.study.step_run import make_step
 from harness.study.steps import filled_settings
-
-__all__ = ["main"]
 
 Measure: TypeAlias = Callable[[Path, Mapping[str, Any]], tuple[How, str]]
 

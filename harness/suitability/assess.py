@@ -17,8 +17,8 @@ from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.readings import best, choices, lm_head_of
 from harness.decoding.unit_costs import Timing
-from harness.host.atomic_files import replace_files
-from harness.host.device import resolve_device
+from harness.host.files import replace_files
+from harness.host.libraries import resolve_device
 from harness.metering.window import synchronise
 from harness.suitability.exits import describe, read_all, readings, sampled
 from harness.suitability.options import SuitabilityOptions

@@ -23,11 +23,9 @@ from harness.running.operating_points import operating_point
 from harness.suitability.record import ExitFacts, HeadFacts
 from harness.sweep.replay_strategy import replay
 from harness.sweep.tokens import TracedTokens
-from harness.training.shortcut.least_squares import ShortcutMoments
+from harness.training.shortcut import ShortcutMoments
 from harness.training.traces.reading import exit_maps
 from harness.training.traces.store import Traces
-
-__all__ = ["PLAIN", "ReadExits", "describe", "read_all", "sampled"]
 
 PLAIN, TRAINED, CLOSED_FORM = "plain", "trained maps", "closed-form maps"
 MOST = 16_384

@@ -6,12 +6,10 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.config.documents import DocumentChoice
-from harness.config.model import Folder, ModelChoice, Seed, Threads
-from harness.config.registered import FormatName
+from harness.config.model import DocumentChoice, Folder, FormatName, ModelChoice, Seed, Threads
 from harness.contracts import Split
 from harness.errors import ConfigError
-from harness.training.traces.options import TraceRequest
+from harness.training.options import TraceRequest
 
 
 class SuitabilityOptions(ModelChoice, DocumentChoice):

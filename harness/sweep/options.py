@@ -7,8 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from harness.config.decode import DRAFT_MAX, parse_decodes
-from harness.config.model import Artefacts, Configuration, Folder, OperatingPoint, Seed, TaskName
-from harness.config.registered import KVName
+from harness.config.model import Artefacts, Configuration, Folder, KVName, OperatingPoint, Seed, TaskName
 from harness.config.stops import NO_STOP, parse_stops
 
 

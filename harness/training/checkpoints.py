@@ -1,11 +1,16 @@
-"""Checkpoints of a training: safetensors and JSON, nothing pickled, and never those of another training."""
+"""Checkpoints of a training: safetensors and JSON, nothing pickled, and never those of another training.
+
+Ctrl-C as a request to stop at the next safe place.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +20,6 @@ from torch.optim import Optimizer
 from harness.errors import ArtefactError, TrainingError
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, look_into, read_artefact, write_artefact
-
-__all__ = ["Checkpoints", "damaged", "network_tensors", "restore_network", "tensors_under"]
 
 _STEPS = re.compile(r"step-\d{1,18}", re.ASCII)
 
@@ -126,3 +129,23 @@ def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
 
 def _steps(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C sets; the second one stops at once. Only in the main thread."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -14,8 +14,6 @@ from harness.contracts.models import with_bos
 from harness.errors import DataError
 from harness.registry import keeping_folder
 
-__all__ = ["PackedStreams", "Stream", "pack", "read_streams"]
-
 HELD_OUT = 0.04
 """Share of each stream's documents that training never sees: the tables before and after come from them."""
 

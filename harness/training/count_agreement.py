@@ -10,8 +10,6 @@ from harness.models.artefacts import write_artefact
 from harness.training.options import ControllerOptions
 from harness.training.traces.training_set import SavedController, TrainingSet
 
-__all__ = ["count_agreement", "shares_of"]
-
 NEVER = 1.0
 """A threshold that no share reaches: a token that was read n times has n / (n + 1) at most (kept as 1 from 4096 on)."""
 

@@ -16,8 +16,6 @@ from harness.host import environment
 from harness.models.artefacts import look_into
 from harness.training.options import TraceOptions
 
-__all__ = ["exit_head_note", "identity", "own_file", "provenance"]
-
 
 def identity(info: ModelInfo, tokenizer: str) -> dict[str, Any]:
     """Return the facts by which an artefact knows its model; ``tokenizer`` is its fingerprint."""

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["PATIENCE", "is_main", "own_device", "rank", "sum_over_all", "together", "wait_for_all", "world_size"]
-
 PATIENCE = timedelta(days=7)
 """A process waits so long for the slowest; a launcher ends them all at once where one fails."""
 

@@ -10,29 +10,20 @@ from typing import Literal
 from pydantic import Field
 
 from harness.contracts.recipes import Trained, TrainingRun
-from harness.host.extras import require
-from harness.training.agents.options import AgentOptions
-from harness.training.cheap_heads.options import LowRankOptions, ShortlistOptions
-from harness.training.heads.options import ActionOptions, ExcessOptions, HeadOptions, ReturnOptions
-from harness.training.lite.options import LiteOptions
-from harness.training.options import ControllerOptions
-from harness.training.predictor_options import PredictorOptions
-from harness.training.shortcut.options import ShortcutOptions
-
-__all__ = [
-    "ActionHeads",
-    "Agent",
-    "CandidatePredictors",
-    "CertaintyHead",
-    "ConsistentHeads",
-    "ExcessHeads",
-    "LikelihoodHeads",
-    "Lite",
-    "LowRankHead",
-    "Shortcut",
-    "TokenShortlist",
-    "TokenTable",
-]
+from harness.host.libraries import require
+from harness.training.options import (
+    ActionOptions,
+    AgentOptions,
+    ControllerOptions,
+    ExcessOptions,
+    HeadOptions,
+    LiteOptions,
+    LowRankOptions,
+    PredictorOptions,
+    ReturnOptions,
+    ShortcutOptions,
+    ShortlistOptions,
+)
 
 
 class Lite(LiteOptions):
@@ -63,8 +54,8 @@ class Shortcut(ShortcutOptions):
     """Fit linear maps from every exit to the last layer, in closed form: an exit head for untuned weights."""
 
     def train(self, run: TrainingRun) -> Trained:
-        """Fit; see :func:`harness.training.shortcut.train_shortcut.train_shortcut`."""
-        from harness.training.shortcut.train_shortcut import train_shortcut
+        """Fit; see :func:`harness.training.shortcut.train_shortcut`."""
+        from harness.training.shortcut import train_shortcut
 
         result = train_shortcut(self, run)
         rows = [f"| {layer} | {before:.3f} | {after:.3f} |" for layer, (before, after) in result.agreement.items()]
@@ -76,8 +67,8 @@ class TokenShortlist(ShortlistOptions):
     """Count the tokens of train splits, for the head that reads the most frequent ones alone; a minute."""
 
     def train(self, run: TrainingRun) -> Trained:
-        """Count; see :func:`harness.training.cheap_heads.shortlist.count_tokens`."""
-        from harness.training.cheap_heads.shortlist import count_tokens
+        """Count; see :func:`harness.training.cheap_heads.count_tokens`."""
+        from harness.training.cheap_heads import count_tokens
 
         return count_tokens(self, run)
 
@@ -86,16 +77,16 @@ class LowRankHead(LowRankOptions):
     """Find the directions of traced states that move logits most, for the low-rank head, in closed form."""
 
     def train(self, run: TrainingRun) -> Trained:
-        """Fit; see :func:`harness.training.cheap_heads.lowrank.fit_lowrank`."""
-        from harness.training.cheap_heads.lowrank import fit_lowrank
+        """Fit; see :func:`harness.training.cheap_heads.fit_lowrank`."""
+        from harness.training.cheap_heads import fit_lowrank
 
         return fit_lowrank(self, run)
 
 
 class _Heads(HeadOptions):
     def train(self, run: TrainingRun) -> Trained:
-        """Train; see :func:`harness.training.heads.train_heads.train_on_trace`."""
-        from harness.training.heads.train_heads import train_on_trace
+        """Train; see :func:`harness.training.heads.learning.train_on_trace`."""
+        from harness.training.heads.learning import train_on_trace
 
         result = train_on_trace(self, run)
         return Trained(finished=False) if result is None else result.said()
@@ -171,7 +162,7 @@ class Agent(AgentOptions):
     def train(self, run: TrainingRun) -> Trained:
         """Train; see :func:`harness.training.agents.train_agent.train_agent`."""
         if self.optimum:
-            from harness.training.agents.find_optimum import find_optimum
+            from harness.training.agents.optimum import find_optimum
 
             return find_optimum(self.filled(), run)
         require("train", "stable_baselines3", "gymnasium")

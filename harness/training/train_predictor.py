@@ -12,13 +12,10 @@ from harness.decoding.readings import HeadReading, Heads
 from harness.errors import TrainingError
 from harness.models.artefacts import write_artefact
 from harness.models.controllers import Observation
-from harness.models.controllers.candidates import candidate_features
+from harness.models.controllers.learned import candidate_features
 from harness.training.heads.learning import HeadTargets, train_heads
-from harness.training.heads.options import HeadRecipe
-from harness.training.predictor_options import PredictorOptions
+from harness.training.options import HeadRecipe, PredictorOptions
 from harness.training.traces.training_set import SavedController, TrainingSet, score_all
-
-__all__ = ["read_candidates", "train_predictor"]
 
 PART = 256
 """Tokens that are read at a time: heads make logits of the whole vocabulary."""

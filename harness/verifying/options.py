@@ -17,8 +17,8 @@ from harness.config.model import (
     Seed,
     TaskName,
     Threads,
+    registered,
 )
-from harness.config.registered import registered
 from harness.contracts import ExitHead, WeightsChoice
 from harness.registry import WEIGHTS_FORMATS
 

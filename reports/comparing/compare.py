@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from harness.contracts import Metric
 from harness.errors import ConfigError, StoreError, did_you_mean
-from harness.host.foreign_files import real_path
+from harness.host.files import real_path
 from reports.comparing.change import AGREEMENT, Change, change, compared_metrics, corrected, level_of_both
 from reports.comparing.differences import differences
 from reports.comparing.pairing import JOINED, Matched, agreement_units, match, pair_units

@@ -14,7 +14,7 @@ from reports.comparing.results import PointChange, RunChange
 from reports.metrics.sections import HEADLINE
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
-from reports.tables.columns import time_unit
+from reports.tables.result import time_unit
 from reports.tables.table import Column, Heading, Line, Part, Table, Tone
 from reports.tables.writers import to_markdown
 

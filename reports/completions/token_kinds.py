@@ -13,8 +13,6 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-__all__ = ["KINDS", "kinds_of"]
-
 KINDS = ("identifier", "keyword", "operator", "number", "string", "comment", "white space")
 """In the order they are shown; ``operator`` includes punctuation."""
 

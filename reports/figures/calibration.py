@@ -10,16 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.records.calibration import Calibration, ExitCalibration, ScoreCalibration
-from reports.figures.curves import exit_colours
 from reports.figures.figure import Figure, slug
 from reports.figures.layout import Width, blank, legend_below, panels, say_size
 from reports.figures.style import INK, QUIET, Look, look_of
+from reports.figures.training import exit_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
-
-__all__ = ["agreement_by_score", "auroc_by_exit", "calibration_figures", "reliability"]
 
 _LINES = ("-", "--", ":", "-.")
 

@@ -19,8 +19,6 @@ from reports.figures.training import training_figures
 from reports.recorded import RecordedRun
 from reports.training.logs import TrainingLogs
 
-__all__ = ["OF_ALL_RUNS", "OF_ONE_RUN", "Catalogue", "Page", "catalogue", "pages"]
-
 
 @dataclass(frozen=True, slots=True)
 class Page:

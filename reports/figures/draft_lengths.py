@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["absence", "figures"]
-
 _PANELS = (TOKENS_PER_VERIFICATION, ACCEPTANCE, DECODE_SPEEDUP)
 _MOST = 8  # lines that can be told apart
 

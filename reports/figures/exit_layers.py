@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["Histogram", "absence", "by_kind", "by_position", "figures"]
-
 _MOST_POSITIONS = 64
 _MEAN = "#d55e00"
 _FEWEST = 10  # tokens; of fewer a column says nothing

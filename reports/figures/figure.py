@@ -22,8 +22,6 @@ from reports.files import replace_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["FORMATS", "Figure", "make_visible", "save_figures", "slug"]
-
 FORMATS = ("svg", "pdf", "png")
 _DPI = 300
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["absence", "figures"]
-
 _MOST_LINES = 8
 _PUBLISHED_STYLES = {"Llama-3.2-3B": (0, (1, 1.2)), "OPT-2.7B": (0, (5, 2))}
 _PUBLISHED_WEIGHTS = {"pretrained": "base", "tuned": "tuned"}

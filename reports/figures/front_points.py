@@ -18,8 +18,6 @@ from reports.summary.measured import PromptTimes
 from reports.summary.pareto import TEXT_KEPT, choose_gain, coordinates, edge, on_front
 from reports.summary.resampling import RESAMPLES, Candidate, Hypervolume, Resampled, hypervolumes
 
-__all__ = ["GAINS", "Front", "Gain", "areas", "front_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Gain:

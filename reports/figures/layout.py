@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["INCHES", "ROWS", "STACKED", "Width", "blank", "legend_below", "panels", "say_size"]
-
 Width: TypeAlias = Literal["column", "text"]
 INCHES: Mapping[Width, float] = {"column": 3.5, "text": 7.0}
 """Include a figure at its own size, and the smallest letters on paper have 7 points."""

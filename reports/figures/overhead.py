@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["absence", "figures"]
-
 _PARTS = {
     "prefill": ("prefill", "#c9c9c9"),
     "layers": ("layers", "#0072b2"),

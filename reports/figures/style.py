@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
-__all__ = ["BOUND", "FULL", "INK", "LINE_COLOURS", "LINE_MARKERS", "QUIET", "Look", "look_of", "styled"]
-
 INK = "#1b1b1b"
 QUIET = "#8a8a8a"
 FULL = "#000000"

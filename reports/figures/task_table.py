@@ -16,8 +16,6 @@ from reports.summary.measured import Measured
 from reports.summary.resampling import Resampling
 from reports.tables.result import ResultTable, is_candidate, split_tables
 
-__all__ = ["PlacedPoint", "TaskTable", "shortened", "task_tables"]
-
 _LONGEST_NAME = 44
 
 

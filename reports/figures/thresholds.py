@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["Series", "absence", "figures", "resources"]
-
 OPTION = "threshold"
 _MOST = 16  # thresholds that one figure has room for
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#56b4e9", "#7f5af0", "#000000")

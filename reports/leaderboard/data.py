@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.appearance.depth_colours import depth_shade
-from harness.appearance.pages import escape_html
+from harness.appearance.pages import depth_shade, escape_html
 from harness.contracts import Metric
 from harness.records import SampleRecord
 from harness.records.conditions import Group, group_id
 from harness.records.estimate import Estimate
 from harness.records.summary import SummaryRow
-from reports.completions.coloured_tokens import coloured_tokens
+from reports.completions.page import coloured_tokens
 from reports.figures.style import look_of
 from reports.leaderboard.entries import PointEntry, RunEntry
 from reports.leaderboard.ranking import CRITERIA, is_baseline, is_exact, quality_of, ranks
@@ -25,8 +24,7 @@ from reports.recorded import RecordedRun
 from reports.summary.energy import energy_origin
 from reports.summary.measured import Measured
 from reports.summary.pareto import TEXT_KEPT, on_front
-from reports.tables.columns import columns_of
-from reports.tables.result import ResultTable, is_asserted, is_candidate, windows_of
+from reports.tables.result import ResultTable, columns_of, is_asserted, is_candidate, windows_of
 from reports.tables.run_tables import ACCEPTANCE_NOTE, acceptance_tables
 
 SAMPLES_SHOWN = 8

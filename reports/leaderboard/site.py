@@ -25,13 +25,19 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from harness.appearance.pages import templates
-from harness.appearance.token_style import TOKEN_CSS
+from harness.appearance.pages import TOKEN_CSS, templates
 from harness.appearance.visible_text import escape_json
 from harness.errors import StoreError
-from harness.host.atomic_files import unfinished
-from harness.host.extras import require
-from harness.host.foreign_files import LARGEST_LOG_BYTES, DocumentError, parse_json, read_bytes, read_json, read_text
+from harness.host.files import (
+    LARGEST_LOG_BYTES,
+    DocumentError,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+    unfinished,
+)
+from harness.host.libraries import require
 from harness.records import SCHEMA_VERSION
 from harness.records.conditions import HARDWARE_RULE, REPLAY, group_id
 from harness.records.record import Record

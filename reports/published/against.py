@@ -48,8 +48,6 @@ from reports.summary.measured import Measured
 from reports.tables.table import Column, Table
 from reports.tables.writers import to_csv
 
-__all__ = ["COLUMNS", "Comparison", "Row", "against_green_code", "comparison_csv", "comparison_tables"]
-
 PAPER_MODELS = {"llama-3.2-3b": "Llama-3.2-3B", "opt-2.7b": "OPT-2.7B"}
 """Catalogue name → the paper's. Any other model stands in for both."""
 FULL, UNTUNED, NEVER = "full depth", "full depth, untuned", "asked, never exits"

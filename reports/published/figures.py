@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-__all__ = ["comparison_figures"]
-
 GRID = ("layers_skipped", "time_saving", "energy_saving", "rouge_l_kept", "codebleu_kept", "agent_time")
 CACHE = ("time_of_uncached", "energy_of_uncached")
 LOOKS = {

@@ -24,8 +24,6 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-__all__ = ["LAYERS", "THRESHOLDS", "PublishedRun", "agent_costs", "full_depth", "green_code", "read_rows", "saving"]
-
 LAYERS = {"Llama-3.2-3B": 28, "OPT-2.7B": 32}
 """The paper's models and how many decoder layers they have."""
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import product, zip_longest
 
 from harness.records import SampleRecord
-from harness.records.acceptance import EXIT, Acceptance
 from harness.records.estimate import Estimate
+from harness.records.summary import EXIT, Acceptance
 from reports.completions.token_kinds import KINDS, kinds_of
 from reports.statistics.intervals import Pair, share_interval
 from reports.summary.measured import Measured

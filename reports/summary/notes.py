@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.metering.contamination import CLOCK_CHANGE, CONTAMINATED, FOREIGN_SHARE, STOLEN_SHARE
-from harness.metering.counters import INVALID_BELOW_PERIODS, SHORT_BELOW_PERIODS
-from harness.metering.pacing import WARMUP_DRIFT
+from harness.metering.counters import INVALID_BELOW_PERIODS, SHORT_BELOW_PERIODS, WARMUP_DRIFT
 from harness.records import Manifest, MeterRecord, SampleRecord, TaskRecord, WindowRecord
 from harness.records.conditions import MIXED, REPLAY, graphs_of, layers_of
 from harness.records.estimate import NoInterval

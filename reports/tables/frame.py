@@ -13,9 +13,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
-from harness.records.acceptance import Acceptance
 from harness.records.estimate import Estimate
-from harness.records.summary import Summary, SummaryRow
+from harness.records.summary import Acceptance, Summary, SummaryRow
 from reports.metrics.vocabulary import all_metrics, metrics_of
 from reports.tables.writers import csv_text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.appearance.visible_text import escape_json
 from harness.contracts import Metric
 from harness.records.summary import Summary, SummaryRow
-from harness.store.seals import sealed_document
+from harness.store.record_files import sealed_document
 from reports.files import write_files
 from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.metrics.evaluation import can_tell, is_distinguishable
@@ -17,10 +17,11 @@ from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE, score_metrics
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.pareto import common_speedup
-from reports.tables.columns import explanations, headline_columns
 from reports.tables.frame import acceptance_csv, summary_csv
 from reports.tables.result import (
     ResultTable,
+    explanations,
+    headline_columns,
     is_asserted,
     is_candidate,
     is_reference,

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from harness.records.acceptance import EXIT, Acceptance
 from harness.records.cost import PARTS, PHASES, Attribution, Quantity
 from harness.records.estimate import Estimate
-from harness.records.summary import Summary
+from harness.records.summary import EXIT, Acceptance, Summary
 from reports.completions.token_kinds import KINDS
 from reports.figures.front_points import GAINS, areas
 from reports.figures.task_table import task_tables
@@ -21,9 +20,17 @@ from reports.metrics.speedups import DECODE_SPEEDUP
 from reports.recorded import RecordedRun
 from reports.summary.energy import energy_origin
 from reports.summary.pareto import unmarked, without_front
-from reports.tables.columns import columns_of, headline_columns, sections_with_columns
 from reports.tables.plot import draw_front
-from reports.tables.result import ResultTable, draft_families, mark, split_tables, tone
+from reports.tables.result import (
+    ResultTable,
+    columns_of,
+    draft_families,
+    headline_columns,
+    mark,
+    sections_with_columns,
+    split_tables,
+    tone,
+)
 from reports.tables.table import Column, Facts, Heading, Line, Part, Picture, Table
 
 HEADLINE = "What each operating point gives and saves"

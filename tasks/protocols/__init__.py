@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
+from harness.contracts import BadRow, Document, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.languages import Language
-from tasks.rows import Document, GapRow, LineRow
+from tasks.rows import GapRow, LineRow
 
 __all__ = ["AnyProtocol", "Protocol", "Skipped", "never", "too_long"]
 

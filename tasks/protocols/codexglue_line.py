@@ -11,22 +11,65 @@ model's tokenizer need not have CodeXGLUE's special tokens (see :mod:`tasks.lang
 any of the letters ``<EOL>`` from both ends of a prediction, the text is cut at the mark.
 
 A raw document (``{id, code}`` or an embedded source file) has no official prompt. It is cut here, as CodeXGLUE cut its
-own test set: at a random token of a random line (see :mod:`tasks.protocols.line_cut`).
+own test set: at a random token of a random line (see :mod:`tasks.protocols.codexglue_line`).
+
+Cut a document inside a line, as CodeXGLUE cut its test set: a random token of a random line.
+
+Lines that are, or touch, a comment or a string that spans lines are left out, as are lines of fewer than
+three tokens and answers without a single name, number or string: completing those measures prose or luck.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
+from harness.contracts import BadRow, Document, Sample, StopRule, TaskRequest, Tokenizer
+from tasks.languages import Language, Token
 from tasks.protocols import Protocol, Skipped, too_long
-from tasks.protocols.line_cut import cut_line
-from tasks.rows import Document, LineRow
+from tasks.rows import LineRow
 from tasks.stops.line import LineEnd
 
-__all__ = ["MAX_CONTEXT", "NEW_TOKENS", "CodexglueLine"]
+MIN_TOKENS = 3
+"""Shortest line that may be cut, tokens of the language."""
+
+_WORD = re.compile(r"\w")
+
+
+def cut_line(text: str, language: Language, chance: random.Random) -> tuple[str, str] | None:
+    """Return the text before a random cut and the rest of the line, or ``None`` when no line can be cut.
+
+    The cut lies behind a token, so the rest begins with the white space that a tokenizer would put into its first
+    token. The rest ends where :meth:`Language.line_end` says.
+    """
+    lines = list(_code_lines(text, language))
+    chance.shuffle(lines)
+    for line in lines:
+        cuts = [token.end for token in line[:-1]]
+        chance.shuffle(cuts)
+        for cut in cuts:
+            end = language.line_end(text, cut)
+            rest = text[cut:end]
+            if _WORD.search(rest):
+                return text[:cut], rest
+    return None
+
+
+def _code_lines(text: str, language: Language) -> Iterator[list[Token]]:
+    line: list[Token] = []
+    clean = True
+    for token in [*language.tokens(text), Token(len(text), len(text), "newline")]:
+        if token.kind == "newline":
+            if clean and len(line) >= MIN_TOKENS:
+                yield line
+            line, clean = [], True
+        elif token.kind in ("comment", "text"):
+            clean = False
+        else:
+            line.append(token)
+
 
 NEW_TOKENS = 100
 """Limit of a completion, tokens, unless the request overrides it."""

@@ -27,8 +27,6 @@ from tasks.protocols import Protocol, Skipped, never, too_long
 from tasks.protocols.infilling import markers, stop_at_the_end, without_end
 from tasks.rows import GapRow
 
-__all__ = ["FILE_TOKENS", "NEW_TOKENS", "OTHER_TOKENS", "CrossCodeEval", "CrossCodeEvalFim", "statement"]
-
 NEW_TOKENS = 50
 """Limit of a completion, tokens, unless the request overrides it."""
 
@@ -76,7 +74,7 @@ def _parses(code: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _parser() -> Any:
-    from tasks.scores.code_bleu import parser  # late: tree-sitter
+    from tasks.languages import parser
 
     return parser("python")
 

@@ -16,12 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
+from harness.contracts import BadRow, Document, Sample, StopRule, TaskRequest, Tokenizer
 from harness.contracts.stops import spelled_behind
 from tasks.protocols import Protocol, Skipped, never, too_long
-from tasks.rows import Document, LineRow, whole
-
-__all__ = ["CONTEXT_PART", "MAX_CONTEXT", "NEW_TOKENS", "GreenCode"]
+from tasks.rows import LineRow, whole
 
 CONTEXT_PART = 5
 """The context is the first fifth (20 %) of a document's tokens, rounded down."""

@@ -20,8 +20,6 @@ from harness.models.fill_in_the_middle import FAMILIES, FillInTheMiddle, encode_
 from tasks.protocols import Protocol, Skipped, never, too_long
 from tasks.rows import GapRow
 
-__all__ = ["NEW_TOKENS", "Infilling", "InfillingLeft", "markers", "stop_at_the_end", "without_end"]
-
 NEW_TOKENS = 256
 """Limit of a completion, tokens, unless the request overrides it; the benchmark sets none."""
 

@@ -19,8 +19,6 @@ from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from tasks.protocols import Protocol, Skipped, too_long
 from tasks.rows import GapRow
 
-__all__ = ["NEW_TOKENS", "PROMPT_TOKENS", "RepoBench", "repository_prompt"]
-
 NEW_TOKENS = 128
 """Limit of a completion, tokens, unless the request overrides it."""
 

@@ -10,7 +10,7 @@ Deviations from the library:
 
 - dataflow is taken over the samples whose reference has any (``dataflow_defined`` is their share) and is ``None``
   when none has; CodeBLEU is then the mean of the other three components, else of all four;
-- n-grams are those of :func:`tasks.scores.text.code_tokens`, so that keywords get their weight in ``return;`` too;
+- n-grams are those of :func:`tasks.scores.match.code_tokens`, so that keywords get their weight in ``return;`` too;
 - the grammars are the project's own dependencies: Python's 0.21.0, as with a later one syntax and dataflow move (arm64,
   which has no wheel of it, gets 0.25.0), and Java's 0.23.5, which scores as 0.21.0 does;
 - the variables an edge comes from are ordered by position. The library orders them by Python's string hash,
@@ -40,10 +40,8 @@ from typing import Any, ClassVar, TypeAlias
 
 from harness.contracts import Score
 from harness.contracts.scores import Pair
-from tasks.grammars import parser
-from tasks.scores.text import as_source, code_tokens, restored
-
-__all__ = ["CodeBleu", "Components", "Dataflow", "DataflowDefined", "Syntax", "components", "data_flow", "parser"]
+from tasks.languages import parser
+from tasks.scores.match import as_source, code_tokens, restored
 
 _PLAIN_WEIGHT = 0.2
 """Weight of a token that is no keyword, as in the library."""

@@ -6,28 +6,52 @@ mean is taken. Its published results come from python-Levenshtein's ratio, 1 −
 which fuzzywuzzy uses when it is installed; ``difflib``'s, its fallback, misses them (70.32 instead of 71.05 on the
 golden pairs of 2020-09-09). So does rounding halves up (71.06), and no rounding at all (43.51 instead of 43.8 on the
 golden pairs of HEAD).
+
+Texts that scores compare: text with literals restored, and the tokens of code.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
 from rapidfuzz.distance import Indel
 
 from harness.contracts import Completion, Score, common_prefix, first_line
-from tasks.scores.text import restore_literals
+from harness.contracts.scores import Pair
+from tasks.languages import END_OF_LINE
 
-__all__ = [
-    "AcceptedPrefix",
-    "EditSimilarity",
-    "ExactMatch",
-    "FirstLineMatch",
-    "TokenAccuracy",
-    "edit_similarity",
-    "exact_match",
-    "token_accuracy",
-]
+_NAMED_LITERAL = re.compile(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", re.DOTALL)
+_TOKEN = re.compile(rf"{END_OF_LINE}|\w+|[^\w\s]")
+
+
+def restore_literals(text: str) -> str:
+    """Return text with CodeXGLUE's placeholders resolved, as ``post_process`` of the official evaluator does.
+
+    ``<STR_LIT:x>`` → ``x``, the same for ``NUM`` and ``CHAR``; ``<NUM_LIT>`` → ``0``; ``<STR_LIT>``, ``<CHAR_LIT>`` →
+    nothing.
+    """
+    text = text.replace("<NUM_LIT>", "0").replace("<STR_LIT>", "").replace("<CHAR_LIT>", "")
+    return _NAMED_LITERAL.sub(lambda match: match[1], text)
+
+
+def restored(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return texts and references with their literals restored."""
+    return [(restore_literals(text), restore_literals(reference)) for text, reference in pairs]
+
+
+def code_tokens(text: str) -> list[str]:
+    """Return names, numbers and ``<EOL>`` whole, every other visible character by itself; case is kept.
+
+    Unlike white-space tokens they do not depend on formatting, and unlike ROUGE's own they keep operators.
+    """
+    return _TOKEN.findall(text)
+
+
+def as_source(text: str) -> str:
+    """Return text that a parser can read: ``<EOL>`` becomes a newline."""
+    return text.replace(END_OF_LINE, "\n")
 
 
 class ExactMatch(Score):

@@ -1,6 +1,6 @@
 """Scores of overlap: BLEU and chrF by sacrebleu, ROUGE-L by rouge-score.
 
-BLEU and ROUGE-L compare the tokens of :func:`tasks.scores.text.code_tokens` and not the libraries' own, which are made
+BLEU and ROUGE-L compare the tokens of :func:`tasks.scores.match.code_tokens` and not the libraries' own, which are made
 for prose (ROUGE's drops every operator and the case of names). Numbers are therefore comparable within this project,
 not with papers that used the defaults. chrF compares characters, white space left out, n-grams up to 6.
 """
@@ -13,9 +13,7 @@ from typing import Any, ClassVar
 
 from harness.contracts import Completion, Score
 from harness.contracts.scores import Pair
-from tasks.scores.text import code_tokens, restore_literals, restored
-
-__all__ = ["Bleu", "Chrf", "RougeL", "chrf", "corpus_bleu", "corpus_chrf", "rouge_l", "sentence_bleu"]
+from tasks.scores.match import code_tokens, restore_literals, restored
 
 
 class Bleu(Score):

@@ -15,8 +15,6 @@ from typing import ClassVar
 from harness.contracts import Completion, Score
 from tasks.sandbox import passes
 
-__all__ = ["PassAt1"]
-
 
 class PassAt1(Score):
     """Share of completions whose program passes its tests (pass@1)."""

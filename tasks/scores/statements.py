@@ -20,8 +20,6 @@ from typing import ClassVar
 from harness.contracts import Completion, Score
 from tasks.scores.match import edit_similarity
 
-__all__ = ["KEYWORDS", "IdentifierF1", "IdentifierMatch", "IndentedSimilarity", "StatementMatch", "identifiers"]
-
 _JAVA = (
     "abstract assert boolean break byte case catch char class const continue default do double else enum extends final "
     "finally float for goto if implements import instanceof int interface long native new package private protected "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from harness.errors import DataError
-from harness.host.foreign_files import open_regular
+from harness.host.files import open_regular
 
 __all__ = ["HubDataset", "content_of"]
 

@@ -17,13 +17,10 @@ from typing import Literal, TypeAlias
 
 from harness.contracts import BadRow
 from harness.errors import DataError
-from harness.host.foreign_files import open_regular
+from harness.host.files import open_regular
 from tasks.rows import FieldError, GapRow, RecordRows, Row, Rows, field_text
 from tasks.sources import content_of
-from tasks.sources.jsonl import JsonLines
-from tasks.sources.parquet import parquet_rows
-
-__all__ = ["Benchmark", "Part", "open_benchmark", "texts"]
+from tasks.sources.files import JsonLines, parquet_rows
 
 _LARGEST = 256 << 20
 """Bytes of a compressed file's content, at most."""

@@ -23,13 +23,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from harness.contracts import LONGEST_ID, BadRow, Split
+from harness.contracts import LONGEST_ID, BadRow, Document, Split
 from harness.errors import DataError
-from harness.host.foreign_files import real_path
+from harness.host.files import real_path
 from tasks.languages import JAVA, PYTHON, Language
-from tasks.rows import Document, FieldError, Row, Rows, field_text
-
-__all__ = ["SourceFiles", "jdk_homes", "jdk_sources", "standard_library"]
+from tasks.rows import FieldError, Row, Rows, field_text
 
 _TESTS = {"test", "tests", "idle_test", "lib2to3", "__phello__"}
 _PACKAGES = {"site-packages", "dist-packages", "ensurepip", "__pycache__", "lib-dynload"}

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.errors import DataError
-from harness.host.extras import require
 from harness.host.hub import hub_offline, hub_trouble
+from harness.host.libraries import require
 from tasks.rows import RecordRows
 from tasks.sources import HubDataset
-
-__all__ = ["open_hub"]
 
 _REMEDY = "Use --source PATH (a local copy or your own rows) or --source embedded (code that is on this machine)."
 

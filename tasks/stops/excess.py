@@ -15,8 +15,6 @@ from harness.models.artefacts import Artefact
 from harness.models.controllers import OBSERVATIONS, Network
 from harness.models.controllers.search import find_trained
 
-__all__ = ["SEES", "Excess"]
-
 SEES = OBSERVATIONS["normal"]
 """Input of the heads: a state divided by its root mean square."""
 

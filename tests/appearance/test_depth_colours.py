@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from harness.appearance.depth_colours import contrast, depth_colour, depth_shade
+from harness.appearance.pages import contrast, depth_colour, depth_shade
 
 
 def test_contrast_is_that_of_the_standard() -> None:

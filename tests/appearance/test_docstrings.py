@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.appearance.docstrings import paragraphs
+from harness.appearance.terminal import paragraphs
 
 
 def test_lines_of_a_paragraph_are_joined_and_marks_go() -> None:

@@ -16,7 +16,8 @@ import torch
 
 from harness.contracts.recipes import Silent
 from harness.sweep.replay_sweep import SweepRequest, sweep
-from harness.training.traces.record_trace import TraceRequest, trace
+from harness.training.options import TraceRequest
+from harness.training.traces.record_trace import trace
 from strategies.full import Full
 
 POINTS, NEW, PROMPT = 200, 30, 60

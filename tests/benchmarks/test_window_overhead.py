@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from harness.metering import Surroundings, observed
-from harness.metering.estimate import Estimate
-from harness.metering.none import NoMeter
+from harness.metering.estimate import Estimate, NoMeter
 from harness.metering.replay_meter import Recording, Replay
 from strategies.full import Full
 

@@ -14,8 +14,7 @@ from pydantic import Field
 from harness.commands.lazy import as_command
 from harness.commands.options import configure, configured_by
 from harness.config import RunConfig
-from harness.config.model import Configuration, Folder
-from harness.config.presets import WithPresets
+from harness.config.model import Configuration, Folder, WithPresets
 from harness.errors import ConfigError
 from harness.serving.config import ServeConfig
 

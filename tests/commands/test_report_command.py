@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from harness.cli import DEFECT
+from harness.errors import DEFECT
 from harness.models.artefacts import SHIPPED
 from harness.store.run_directory import LOCK
 from reports.figures.figure import FORMATS

@@ -45,7 +45,8 @@ def refusal(cli: Command, tmp_path: Path) -> Refusal:
 def ready_trace(tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of the tiny model's eight documents."""
     from harness.contracts.recipes import Silent
-    from harness.training.traces.record_trace import TraceRequest, trace
+    from harness.training.options import TraceRequest
+    from harness.training.traces.record_trace import trace
 
     folder = tmp_path_factory.mktemp("ready") / "t"
     trace(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import LM_HEAD, ExitView, Lossless, ModelInfo, PlannedRule, Strategy
-from harness.contracts import plans as contract
+from harness.contracts import strategies as contract
 from harness.decoding import exits as engine_exits
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation

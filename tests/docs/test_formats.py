@@ -31,7 +31,7 @@ name = "traces"
 command = "trace --model {model} --source {rows} --task py150 --documents 3 --length 48 --split test --threads 1"
 """
 OF_THE_STORE = {"run", "sha256"}
-"""What seals add to a record, see :mod:`harness.store.seals`."""
+"""What seals add to a record, see :mod:`harness.store.record_files`."""
 
 
 @pytest.fixture(scope="module")

@@ -246,7 +246,7 @@ def test_drafts_are_pooled_by_tokens(acceptance: Callable[..., Any]) -> None:
 
 @pytest.fixture
 def acceptance() -> Callable[..., Any]:
-    from harness.records.acceptance import Acceptance
+    from harness.records.summary import Acceptance
 
     return lambda drafted, accepted, **interval: Acceptance.model_validate(
         {"drafted": drafted, "accepted": accepted, "share": {"value": accepted / drafted, **interval}}

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from harness.host.atomic_files import replace_files
+from harness.host.files import replace_files
 
 from .cases import Warm
 from .conftest import FOUND, MINUTES, RUN, few_and_many

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.host.atomic_files import replace_files, unfinished
+from harness.host.files import replace_files, unfinished
 
 
 def contents(folder: Path) -> dict[str, str]:

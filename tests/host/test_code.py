@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.host import code
-from harness.host.code import hash_of_code, hash_of_package
+from harness.host import environment as code
+from harness.host.environment import hash_of_code, hash_of_package
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.host.foreign_files import (
+from harness.host.files import (
     DEEPEST,
     DocumentError,
     NotRegularError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.host.memory import available_memory_bytes
+from harness.host.processor import available_memory_bytes
 
 
 def test_available_memory_respects_the_control_group(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from harness.host.wait_policy import SPINS, spin_briefly
+from harness.cli import SPINS, spin_briefly
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from harness.metering import contamination, observed, throttling
-from harness.metering.contamination import Contamination, Surroundings
-from harness.metering.none import NoMeter
-from harness.metering.throttling import GpuClocks
+from harness.metering import contamination, observed
+from harness.metering import contamination as throttling
+from harness.metering.contamination import Contamination, GpuClocks, Surroundings
+from harness.metering.estimate import NoMeter
 
 CORES = 2
 TICK_S = 0.01

@@ -16,8 +16,7 @@ from harness.metering import examine as examine_module
 from harness.metering import measure_bandwidth, open_meter
 from harness.metering import sensors as sensors_module
 from harness.metering.examine import examine
-from harness.metering.sensors import look_for_sensors, sensors_of_meter
-from harness.metering.ticks import TickReading
+from harness.metering.sensors import TickReading, look_for_sensors, sensors_of_meter
 from harness.records import Manifest
 from harness.records.machine import MachineRecord, SensorRecord
 

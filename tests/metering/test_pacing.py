@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from harness.metering.contamination import Surroundings
-from harness.metering.idle import QUIET_S, default_idle_s, rest
-from harness.metering.none import NoMeter
+from harness.metering.contamination import QUIET_S, Surroundings, default_idle_s, rest
+from harness.metering.counters import drift, full_depth_window_s, samples_per_block, settled
+from harness.metering.estimate import NoMeter
 from harness.metering.nvml import NVML_PERIOD_S
-from harness.metering.pacing import drift, full_depth_window_s, samples_per_block, settled
 from harness.metering.rapl import RAPL_PERIOD_S
 
 

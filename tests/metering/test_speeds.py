@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from harness.metering import compute, dispatch
-from harness.metering.compute import measure_compute
-from harness.metering.dispatch import measure_dispatch
-from harness.metering.timer import measure_timer
+from harness.metering import examine as compute
+from harness.metering import examine as dispatch
+from harness.metering.examine import measure_compute, measure_dispatch, measure_timer
 
 
 class Clock:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.metering import rapl, ticks
-from harness.metering.ticks import measure_period, measure_ticks, open_counter
+from harness.metering import rapl
+from harness.metering import sensors as ticks
+from harness.metering.sensors import measure_period, measure_ticks, open_counter
 
 
 class Polled:

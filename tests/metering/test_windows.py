@@ -13,8 +13,7 @@ import pytest
 from harness.contracts import Meter
 from harness.errors import MeterError
 from harness.metering import metered, window
-from harness.metering.estimate import DEFAULT_W_PER_LOGICAL_CORE, Estimate
-from harness.metering.none import NoMeter
+from harness.metering.estimate import DEFAULT_W_PER_LOGICAL_CORE, Estimate, NoMeter
 from harness.metering.nvml import Nvml
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from harness.config.device_map import parse_device_map
+from harness.config.model import parse_device_map
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
 from harness.decoding.packing import PlacedLinear, _on_disk

@@ -38,7 +38,7 @@ from harness.api.columns import SAMPLES, columns, frame
 from harness.decoding.generation import Generation
 from harness.records import SampleRecord, Work
 from harness.serving.http.answers import early_exit_report
-from harness.serving.http.schemas.early_exit import EarlyExitReport
+from harness.serving.http.schemas import EarlyExitReport
 from harness.serving.jobs import Finished, Prompt, Setting
 from strategies.full import Full
 

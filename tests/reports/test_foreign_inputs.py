@@ -11,8 +11,7 @@ from harness.errors import ConfigError, StoreError
 from reports.calibrations import read_calibration
 from reports.collection import check_folder
 from reports.leaderboard.site import MARK, Site, read_script
-from reports.training.folders import training_folders
-from reports.training.logs import read_training
+from reports.training.logs import read_training, training_folders
 
 Put = Callable[[Path], str]
 

@@ -15,7 +15,7 @@ from harness.decoding.heads.int8 import Int8
 from harness.errors import MeterError
 from harness.metering import Surroundings
 from harness.metering.contamination import Contamination, Glance
-from harness.metering.pacing import WARMUP_PASSES
+from harness.metering.counters import WARMUP_PASSES
 from harness.running import session
 from harness.running.session import ATTEMPTS
 from tests.run_files import cut
@@ -43,7 +43,7 @@ def neighbours(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sequence[tuple[str,
         monkeypatch.setattr(Neighbours, "script", iter(script))
 
     monkeypatch.setattr("harness.running.session.Surroundings", Neighbours)
-    monkeypatch.setattr("harness.metering.idle.QUIET_S", 0.0)
+    monkeypatch.setattr("harness.metering.contamination.QUIET_S", 0.0)
     # three passes are enough: the tests count windows
     monkeypatch.setattr("harness.running.session.settled", lambda passes: len(passes) == 3)
     return move_in

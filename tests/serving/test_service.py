@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.decoding.transcript import Transcript
+from harness.decoding.transcript import Token, Transcript
 from harness.errors import ConfigError, HarnessError
 from harness.registry import KV_POLICIES
 from harness.serving.config import ServeConfig
@@ -26,7 +26,7 @@ from harness.serving.failures import (
     OverloadedError,
     ServingError,
 )
-from harness.serving.jobs import Finished, Job, Token
+from harness.serving.jobs import Finished, Job
 from harness.serving.service import Service
 from tests.serving.conftest import ready
 

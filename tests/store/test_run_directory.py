@@ -31,8 +31,8 @@ from harness.records import (
 )
 from harness.records.estimate import Estimate
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
+from harness.store.record_files import sealed_document
 from harness.store.run_directory import RunDirectory, fresh_directory
-from harness.store.seals import sealed_document
 
 
 def make_manifest(**changes: Any) -> Manifest:

@@ -13,7 +13,7 @@ from harness.contracts import Batch, ModelInfo
 from harness.errors import ArtefactError
 from harness.models.artefacts import write_artefact
 from harness.models.controllers import Network
-from harness.models.controllers.candidates import candidate_features
+from harness.models.controllers.learned import candidate_features
 from harness.training.identity import identity
 from strategies.predictor import Predictor
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
-from harness.host import foreign_files
-from harness.host.foreign_files import open_regular
+from harness.host import files as foreign_files
+from harness.host.files import open_regular
 from harness.store import record_files
-from harness.store.intact import keep_intact
-from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, SUMMARY, WINDOWS
+from harness.store.committed import MANIFEST, SAMPLES, WINDOWS
+from harness.store.run_directory import LOCK, SUMMARY, keep_intact
 from harness.study.grid import expand, read_study
 from harness.study.ledger import EVENTS, RUNS, STUDY, Event, StudyDirectory
 from harness.study.status import StudyView

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError
-from harness.study.executors import own_cores
-from harness.study.executors.own_cores import hold_cores, points_on
+from harness.study.executors import sharing as own_cores
+from harness.study.executors.sharing import hold_cores, points_on
 
 SETS = ((0, 4), (1, 5), (2, 6), (3, 7))
 

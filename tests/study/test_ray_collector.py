@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
-from harness.store.run_directory import MANIFEST, SAMPLES, WINDOWS, lock_folder
+from harness.store.committed import MANIFEST, SAMPLES, WINDOWS
+from harness.store.run_directory import lock_folder
 from harness.study.executors import ray_collector
 from harness.study.executors.ray_collector import Collector
 

@@ -19,16 +19,16 @@ from harness.contracts.executors import Command, Happened
 from harness.errors import StoreError
 from harness.running.reading import read_run
 from harness.store.run_directory import lock_folder
-from harness.study import step_run, waiting_lock
+from harness.study import step_folder as waiting_lock
+from harness.study import step_run
 from harness.study.conduct import conduct
-from harness.study.executors import ray_collector, ray_steps, ray_worker
-from harness.study.executors.ray_collector import Collector
-from harness.study.executors.ray_steps import UNUSED_S, fetch
+from harness.study.executors import ray_collector, ray_worker
+from harness.study.executors import ray_collector as ray_steps
+from harness.study.executors.ray_collector import UNUSED_S, Collector, fetch
 from harness.study.executors.ray_worker import Ended, PointWorker
 from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory, read_events
-from harness.study.step_folder import STEP, read_step
-from harness.study.waiting_lock import lock_of, wait_for_lock
+from harness.study.step_folder import STEP, lock_of, read_step, wait_for_lock
 from tests.run_files import cut
 
 from .step_commands import Commands

@@ -18,7 +18,7 @@ from harness.study.executors import ray_collector, ray_worker
 from harness.study.executors.ray_collector import Collector
 from harness.study.executors.ray_worker import Ended, PointWorker
 from harness.study.grid import expand, read_study
-from harness.study.point_run import is_measured
+from harness.study.kept_run import is_measured
 from tests.run_files import cut
 
 Declare = Callable[..., Path]

@@ -17,8 +17,9 @@ from harness.appearance.terminal import Console
 from harness.errors import StoreError
 from harness.records.estimate import Estimate
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
+from harness.store.committed import SAMPLES
 from harness.store.record_files import write_document
-from harness.store.run_directory import SAMPLES, SUMMARY, is_held, last_seal
+from harness.store.run_directory import SUMMARY, is_held, last_seal
 from harness.study.grid import Point
 from harness.study.ledger import EVENTS, StudyDirectory
 from harness.study.status import StudyView

@@ -21,7 +21,8 @@ from harness.decoding.engine import Engine
 from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.sweep.tokens import TracedTokens
-from harness.training.traces.record_trace import TraceRequest, exit_columns, trace
+from harness.training.options import TraceRequest
+from harness.training.traces.record_trace import exit_columns, trace
 
 POINTS, LAYERS, WIDTH = (4, 6, 10), 12, 32
 

@@ -25,7 +25,8 @@ from harness.sweep.replay_lossless import Decisions, Texts, decide, replay_lossl
 from harness.sweep.replay_strategy import Outcome, replay
 from harness.sweep.replay_sweep import SweepRequest, sweep
 from harness.sweep.tokens import read_tokens
-from harness.training.traces.record_trace import TraceRequest, trace
+from harness.training.options import TraceRequest
+from harness.training.traces.record_trace import trace
 from tests.run_files import write_index
 
 LAYERS, NEW = 12, 30

@@ -18,7 +18,7 @@ from harness.sweep.replay_sweep import SweepRequest, SweepResult, _not_replayed,
 from harness.training.recipes import LikelihoodHeads
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
-from harness.training.traces.thresholds import replay_rows
+from harness.training.traces.training_set import replay_rows
 
 POINTS, LAYERS = (4, 6, 10), 12
 Swept = Callable[..., SweepResult]
@@ -224,7 +224,8 @@ def test_refusals_name_the_remedy(swept: Swept, tmp_path: Path) -> None:
 
 
 def test_a_single_document_has_none_held_out(tiny_llama: Path, source: Path, tmp_path: Path) -> None:
-    from harness.training.traces.record_trace import TraceRequest, trace
+    from harness.training.options import TraceRequest
+    from harness.training.traces.record_trace import trace
 
     trace(
         str(tiny_llama), ["py150"], [str(source)], tmp_path / "one", TraceRequest(documents=1, length=64),
@@ -236,7 +237,8 @@ def test_a_single_document_has_none_held_out(tiny_llama: Path, source: Path, tmp
 
 
 def test_generated_tokens_leave_out_what_prefill_yields(tiny_llama: Path, source: Path, tmp_path: Path) -> None:
-    from harness.training.traces.record_trace import TraceRequest, trace
+    from harness.training.options import TraceRequest
+    from harness.training.traces.record_trace import trace
 
     traces = trace(
         str(tiny_llama), ["py150"], [str(source)], tmp_path / "made",

@@ -20,7 +20,7 @@ from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.py150 import Py150
 from tasks.rows import RecordRows
 from tasks.sources.embedded import SourceFiles
-from tasks.sources.jsonl import JsonLines
+from tasks.sources.files import JsonLines
 
 GOOD = b'{"id": "good", "input": "<s> x =", "gt": "y + 1"}'
 
@@ -144,7 +144,7 @@ def test_what_concerns_every_row_stops_the_run(words: Any, error: Exception) -> 
 def test_a_line_that_is_too_long_is_a_bad_row(
     tmp_path: Path, words: Any, line: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.sources.jsonl.LARGEST_ROW", 100)
+    monkeypatch.setattr("tasks.sources.files.LARGEST_ROW", 100)
     file = tmp_path / "rows.jsonl"
     long = b'{"id": "long", "input": "' + b"x" * 350 + b'", "gt": "y"}'
     file.write_bytes(b"\n".join([long, GOOD, b" " * 101, GOOD.replace(b"good", b"well"), long]))
@@ -157,8 +157,8 @@ def test_a_line_that_is_too_long_is_a_bad_row(
 
 
 def test_an_endless_line_is_refused(tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.sources.jsonl.LARGEST_ROW", 100)
-    monkeypatch.setattr("tasks.sources.jsonl._ENDLESS", 1000)
+    monkeypatch.setattr("tasks.sources.files.LARGEST_ROW", 100)
+    monkeypatch.setattr("tasks.sources.files._ENDLESS", 1000)
     (tmp_path / "rows.jsonl").write_bytes(GOOD + b"\n" + b"x" * 2000)
     assert "line 2 has more than 1000 bytes" in refused(tmp_path / "rows.jsonl", words)
 

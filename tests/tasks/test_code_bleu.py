@@ -14,10 +14,10 @@ import pytest
 from harness.errors import ConfigError
 from harness.running.scoring import score_corpora
 from reports.summary.measured import Corpus
-from tasks import grammars
+from tasks import languages as grammars
 from tasks.scores import code_bleu
 from tasks.scores.code_bleu import CodeBleu, data_flow
-from tasks.scores.text import as_source, restore_literals
+from tasks.scores.match import as_source, restore_literals
 
 GRAMMAR = grammars.grammar.__wrapped__  # what is not kept from an earlier test
 FLOW = "total = first + second"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import BadRow, Sample, TaskRequest
+from harness.contracts import BadRow, Document, Sample, TaskRequest
 from tasks.languages import JAVA, PYTHON, Language
 from tasks.protocols import Skipped
 from tasks.protocols.codexglue_line import CodexglueLine
-from tasks.rows import Document, LineRow
+from tasks.rows import LineRow
 
 REQUEST = TaskRequest("codexglue-line", "x")
 STREAMS = {

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import BadRow, Sample, TaskRequest
+from harness.contracts import BadRow, Document, Sample, TaskRequest
 from tasks.languages import PYTHON
 from tasks.protocols import Skipped
 from tasks.protocols.green_code import GreenCode
-from tasks.rows import Document, LineRow
+from tasks.rows import LineRow
 
 PROTOCOL = GreenCode(PYTHON)
 REQUEST = TaskRequest("green-code", "embedded")

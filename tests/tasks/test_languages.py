@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.languages import JAVA, PYTHON
-from tasks.protocols.line_cut import cut_line
+from tasks.protocols.codexglue_line import cut_line
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ from harness.contracts import Completion
 from harness.registry import SCORES
 from harness.running.scoring import score_corpora, score_sample
 from reports.summary.measured import Corpus
-from tasks.scores.match import edit_similarity, exact_match, token_accuracy
+from tasks.scores.match import code_tokens, edit_similarity, exact_match, restore_literals, token_accuracy
 from tasks.scores.overlap import chrf, corpus_bleu, corpus_chrf, rouge_l, sentence_bleu
-from tasks.scores.text import code_tokens, restore_literals
 
 LINES = ["return x + 1 ;", "foo ( bar )", "x", "if a != b :", 'String s = "text" ;']
 

@@ -19,7 +19,7 @@ from tasks.javacorpus import JavaCorpus
 from tasks.languages import PYTHON
 from tasks.py150 import Py150
 from tasks.sources import HubDataset, embedded
-from tasks.sources.path import open_path
+from tasks.sources.files import open_path
 
 CLASS = "\n".join(["/* licence */", "class A {", *(f"    int field{index} = {index} ;" for index in range(40)), "}"])
 ROWS = [{"id": index, "input": f"<s> a{index} =", "gt": f"b{index} ( )"} for index in range(6)]

@@ -123,7 +123,8 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_trace(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of fourteen documents by the tiny model of twelve layers, at exits 4, 6 and 10, with the shared head."""
     from harness.contracts.recipes import Silent
-    from harness.training.traces.record_trace import TraceRequest, trace
+    from harness.training.options import TraceRequest
+    from harness.training.traces.record_trace import trace
 
     made = tmp_path_factory.mktemp("small-trace")
     lines = corpus_file.read_text(encoding="utf-8").splitlines(keepends=True)[:14]

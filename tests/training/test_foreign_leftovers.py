@@ -17,8 +17,8 @@ from harness.models.artefacts import write_artefact
 from harness.registry import RECIPES
 from harness.training.agents.ppo import _truncate
 from harness.training.checkpoints import Checkpoints
-from harness.training.heads.head_checkpoints import HeadCheckpoint, HeadCheckpoints
-from harness.training.lite.resuming import begin_log, check_beginning, forget_steps_after, last_checkpoint
+from harness.training.heads.learning import HeadCheckpoint, HeadCheckpoints
+from harness.training.lite.trainer import begin_log, check_beginning, forget_steps_after, last_checkpoint
 from harness.training.traces.store import Traces, TraceWriter
 from tests.run_files import write_index
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
-from harness.contracts.state_tests import TINY
+from harness.contracts.strategies import TINY
 from harness.decoding.kernels import once
 from harness.decoding.kernels.lanes import (
     Bits,

@@ -5,14 +5,15 @@ trained on one signal and run on another (as GREEN-CODE's published Llama agent 
 """
 
 from harness.models.controllers.controller import (
+    OBSERVATIONS,
     Controller,
+    Network,
+    Observation,
     controllers_of,
     find_controller,
     write_controller,
 )
 from harness.models.controllers.learned import LearnedStrategy, TrainedStrategy
-from harness.models.controllers.network import Network
-from harness.models.controllers.observation import OBSERVATIONS, Observation
 from harness.models.controllers.search import controller_path, find_trained
 
 __all__ = [

@@ -1,24 +1,279 @@
-"""A trained controller: found for a model, checked against it before weights are read, asked at every exit point."""
+"""A trained controller: found for a model, checked against it before weights are read, asked at every exit point.
+
+A small multilayer perceptron as plain tensors: what is left of a controller once it is trained.
+
+Observations from which a learned controller decides whether a token may stop.
+
+One row's score in few operations: what a controller costs a token is mostly the number of small kernels it starts.
+
+Observation and first layer become one formula, :class:`harness.contracts.StateScore`: the columns of the first weight
+that read the state, the three numbers of the change and the exit point are ``W = [S | C | P]``, and
+``W · [r·x, c, one-hot(e)] + b = r·(S x) + C c + (b + P_e)``. Nothing is scaled or joined.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts import ExitView, ModelInfo, StateScore
+from harness.contracts.strategies import TINY
+from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, look_into, write_artefact
-from harness.models.controllers.network import Network
-from harness.models.controllers.observation import Observation
 from harness.models.controllers.search import find_trained
-from harness.models.controllers.single_row import SingleRow, Sizes, score_at
 
-__all__ = ["Controller", "Scorer", "controllers_of", "find_controller", "write_controller"]
+Activation = Literal["tanh", "relu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Linear maps with an activation between them.
+
+    Attributes:
+        layers: (weight ``[out, in]``, bias ``[out]``) in order.
+        activation: between the layers; none after the last.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    activation: Activation = "tanh"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map inputs ``[n, in]`` to outputs ``[n, out]``."""
+        *inner, (weight, bias) = self.layers
+        act = torch.tanh if self.activation == "tanh" else torch.relu
+        for inner_weight, inner_bias in inner:
+            x = act(F.linear(x, inner_weight, inner_bias))
+        return F.linear(x, weight, bias)
+
+    def difference(self, first: int, second: int) -> Network:
+        """Return the network whose single output is output ``first`` minus output ``second``."""
+        weight, bias = self.layers[-1]
+        last = (
+            weight[first : first + 1] - weight[second : second + 1],
+            bias[first : first + 1] - bias[second : second + 1],
+        )
+        return Network((*self.layers[:-1], last), self.activation)
+
+    def to(self, dtype: torch.dtype) -> Network:
+        """Return the same network in another dtype."""
+        return Network(tuple((weight.to(dtype), bias.to(dtype)) for weight, bias in self.layers), self.activation)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(bool(torch.isfinite(tensor).all()) for layer in self.layers for tensor in layer)
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors by name, for an artefact."""
+        return {
+            f"{prefix}.{place}.{part}": tensor
+            for place, layer in enumerate(self.layers)
+            for part, tensor in zip(("weight", "bias"), layer, strict=True)
+        }
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], prefix: str, activation: Activation) -> Network:
+        """Read what :meth:`tensors` wrote."""
+        layers: list[tuple[Tensor, Tensor]] = []
+        while f"{prefix}.{len(layers)}.weight" in tensors:
+            name = f"{prefix}.{len(layers)}"
+            layers.append((tensors[f"{name}.weight"].float(), tensors[f"{name}.bias"].float()))
+        return cls(tuple(layers), activation)
+
+    @classmethod
+    def of_module(cls, modules: Sequence[torch.nn.Module]) -> Network:
+        """Read the linear layers and the activation of a torch sequence."""
+        linear = [module for module in modules if isinstance(module, torch.nn.Linear)]
+        activation: Activation = "relu" if any(isinstance(module, torch.nn.ReLU) for module in modules) else "tanh"
+        return cls(tuple((m.weight.detach().clone(), m.bias.detach().clone()) for m in linear), activation)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Builds a controller's input from the states at an exit point.
+
+    Attributes:
+        state: ``hidden``, the residual stream (GREEN-CODE); or ``exit``, what the final norm reads there: the hidden
+            state through the exit's shortcut, the same as ``hidden`` with the shared head.
+        normalise: divide the state by its root mean square, which grows a hundredfold over the layers.
+        change: add three numbers: the logarithm of the state's root mean square, the cosine with the state of the
+            previous exit point asked for this token (0 at the first), and the change of that logarithm since then.
+        place: add the exit point as a one-hot vector.
+    """
+
+    state: Literal["hidden", "exit"] = "hidden"
+    normalise: bool = False
+    change: bool = False
+    place: bool = False
+
+    def width(self, hidden_size: int, exits: int) -> int:
+        """Return the length of the input vector."""
+        return hidden_size + (3 if self.change else 0) + (exits if self.place else 0)
+
+    def build(self, state: Tensor, previous: Tensor | None, place: int, exits: int) -> Tensor:
+        """Return the inputs ``[n, width]``.
+
+        Args:
+            state: states at this exit point, ``[n, hidden_size]``.
+            previous: states at the exit point before, the same rows; ``None`` at the first.
+            place: which exit point this is, from 0.
+            exits: how many there are.
+        """
+        state = state.float()
+        if not (self.normalise or self.change or self.place):
+            return state
+        parts = [state]
+        if self.normalise or self.change:
+            scale = state.pow(2).mean(-1, keepdim=True).add_(TINY).rsqrt_()
+            if self.normalise:
+                parts[0] = state * scale
+            if self.change:
+                parts += _change(state, scale, None if previous is None else previous.float())
+        if self.place:
+            one_hot = state.new_zeros(len(state), exits)
+            one_hot[:, place] = 1
+            parts.append(one_hot)
+        return torch.cat(parts, dim=-1)
+
+    def build_all(self, states: Tensor) -> Tensor:
+        """Return the inputs of every exit point, ``[n, exits, hidden_size]`` → ``[n, exits, width]`` float32."""
+        exits = states.shape[1]
+        return torch.stack(
+            [self.build(states[:, e], states[:, e - 1] if e else None, e, exits) for e in range(exits)], dim=1
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the definition as JSON-able facts."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> Observation:
+        """Read what :meth:`as_dict` wrote.
+
+        Raises:
+            ArtefactError: a definition this version does not know.
+        """
+        try:
+            found = cls(**facts)
+        except TypeError:
+            found = cls(state="unknown")  # type: ignore[arg-type]
+        whole = all(type(flag) is bool for flag in (found.normalise, found.change, found.place))
+        if not whole or found.state not in ("hidden", "exit"):
+            raise ArtefactError(f"the observation {facts} is not known to this version. Train the controller again.")
+        return found
+
+
+OBSERVATIONS = {
+    "paper": Observation(),
+    "normal": Observation(normalise=True),
+    "rich": Observation(normalise=True, change=True),
+    "exit": Observation(state="exit", normalise=True, change=True),
+}
+"""Values of ``--observation``; ``paper`` is GREEN-CODE's (section IV-B): the hidden state as it is."""
+
+
+def _change(state: Tensor, scale: Tensor, previous: Tensor | None) -> list[Tensor]:
+    size = scale.log().neg_()
+    if previous is None:
+        return [size, torch.zeros_like(size), torch.zeros_like(size)]
+    before = previous.pow(2).mean(-1, keepdim=True).add_(TINY).rsqrt_()
+    cosine = (state * previous).mean(-1, keepdim=True) * scale * before
+    return [size, cosine, size + before.log()]
+
+
+def score_at(observation: Observation, network: Network, place: int, exits: int) -> StateScore:
+    """Return ``network(observation.build(…))`` of one row at one exit point as one formula.
+
+    Args:
+        observation: what the network looks at.
+        network: maps inputs ``[n, width]`` to ``[n, 1]``.
+        place: which exit point, from 0.
+        exits: how many there are.
+    """
+    (weight, bias), *later = network.layers
+    width = weight.shape[1] - observation.width(0, exits)
+    return StateScore(
+        bias=bias + weight[:, place - exits] if observation.place else bias,
+        weight=weight[:, :width].contiguous(),
+        change=weight[:, width : width + 3].t().contiguous() if observation.change else None,
+        normalise=observation.normalise,
+        later=tuple(later),
+        activation=network.activation,
+    )
+
+
+class Sizes:
+    """A state as a vector and its inverse root mean square; what was asked for last is remembered.
+
+    The state at an exit point is the one before at the next.
+    """
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor, float] | None = None
+
+    def of(self, state: Tensor) -> tuple[Tensor, float]:
+        """Return ``[hidden_size]`` float32 of a state ``[1, hidden_size]``, and its size; NaN where it has none."""
+        last = self._last  # read once: several threads may ask
+        if last is not None and last[0] is state:
+            return last[1:]
+        x = state.squeeze(0).float()
+        square = torch.dot(x, x).item() / x.shape[0] + TINY
+        scale = 1 / math.sqrt(square) if square < math.inf else math.nan
+        self._last = state, x, scale
+        return x, scale
+
+
+class SingleRow:
+    """A score, for one row on the CPU.
+
+    Args:
+        score: of :func:`score_at`.
+        sizes: of states, shared by those that are asked about the same ones.
+    """
+
+    def __init__(self, score: StateScore, sizes: Sizes | None = None) -> None:
+        assert score.weight is not None
+        self._score, self._weight = score, score.weight
+        self._change = None if score.change is None else tuple(score.change.unbind(0))
+        self._sizes = sizes or Sizes()
+        self._act = torch.tanh_ if score.activation == "tanh" else torch.relu_
+
+    def __call__(self, state: Tensor, previous: Tensor | None) -> Tensor | None:
+        """Return the score ``[1]``; ``None`` where the state's size is no finite number.
+
+        Args:
+            state: at this exit point, ``[1, hidden_size]``.
+            previous: at the exit point before, ``[1, hidden_size]``; ``None`` at the first.
+        """
+        score = self._score
+        if score.normalise or self._change is not None:
+            y, before = (state, 0.0) if previous is None else self._sizes.of(previous)
+            x, scale = self._sizes.of(state)
+            if not math.isfinite(scale):
+                return None
+        else:
+            x, scale = state.squeeze(0).float(), 1.0
+        out = torch.addmv(score.bias, self._weight, x, alpha=scale if score.normalise else 1.0)
+        if self._change is not None:
+            size, cosine, growth = self._change
+            out.add_(size, alpha=-math.log(scale))
+            if previous is not None:
+                out.add_(cosine, alpha=torch.dot(x, y).item() / x.shape[0] * scale * before)
+                out.add_(growth, alpha=math.log(before) - math.log(scale))
+        for weight, bias in score.later:
+            out = torch.addmv(bias, weight, self._act(out))
+        return out
 
 
 @dataclass(frozen=True, eq=False)

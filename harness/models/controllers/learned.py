@@ -1,4 +1,7 @@
-"""The base of strategies that use trained artefacts: its search, its record, its defaults; a controller's rule."""
+"""The base of strategies that use trained artefacts: its search, its record, its defaults; a controller's rule.
+
+Inputs of SpecEE's predictors: a few candidate tokens of the LM head, and how they fare from exit to exit.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,6 @@ from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
 from harness.models.controllers.controller import Controller, Scorer, find_controller
 from harness.models.controllers.search import find_trained
-
-__all__ = ["AtLeast", "LearnedStrategy", "TrainedStrategy"]
 
 
 @dataclass(frozen=True)
@@ -143,3 +144,15 @@ class AtLeast:
         if type(self._score) is not Scorer:
             return None
         return StateTest(self._score.scores(points), self._least, self._score.observation.state)
+
+
+def candidate_features(logits: Tensor, before: Tensor | None) -> Tensor:
+    """Return logits, their softmax among themselves and its change since the exit before, ``[n, k]`` → ``[n, 3k]``.
+
+    Args:
+        logits: of the candidates at this exit, ``[n, k]`` float32, the same token in the same column at every exit.
+        before: at the exit point before; ``None`` at the first, where nothing has changed.
+    """
+    shares = logits.softmax(-1)
+    change = torch.zeros_like(shares) if before is None else shares - before.softmax(-1)
+    return torch.cat((logits, shares, change), dim=-1)

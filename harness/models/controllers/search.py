@@ -12,8 +12,6 @@ from harness.errors import ArtefactError
 from harness.models.artefacts import PICKLES, Artefact, json_path, look_into, read_artefact
 from harness.models.trained import remedy
 
-__all__ = ["controller_path", "find_trained"]
-
 FILES = {".json", ".safetensors", *PICKLES}
 """Endings by which a path is known from a name such as ``rl-0.5``."""
 

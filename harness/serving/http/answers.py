@@ -12,11 +12,10 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from harness.decoding.transcript import Token
 from harness.serving.failures import ServingError
-from harness.serving.http.schemas.early_exit import DraftReport
-from harness.serving.jobs import Finished, Ticket, Token
-
-__all__ = ["early_exit_report", "stream", "stream_all", "token_report", "whole", "whole_all"]
+from harness.serving.http.schemas import DraftReport
+from harness.serving.jobs import Finished, Ticket
 
 Piece = Token | Finished
 

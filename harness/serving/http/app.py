@@ -11,13 +11,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from harness.serving.failures import ServingError
-from harness.serving.http.bodies import ReadAsJson, readable
-from harness.serving.http.refusals import refused_by_http, refused_by_service, undefined, unreadable
+from harness.serving.http.refusals import (
+    ReadAsJson,
+    readable,
+    refused_by_http,
+    refused_by_service,
+    undefined,
+    unreadable,
+)
 from harness.serving.http.routes import llama_cpp, ollama, openai, operations, page, tgi
-from harness.serving.http.schemas.errors import LlamaCppError, OpenAIError, TgiError, documented
+from harness.serving.http.schemas import LlamaCppError, OpenAIError, TgiError, documented
 from harness.serving.service import Service
-
-__all__ = ["make_app"]
 
 DIALECTS = ((tgi, TgiError), (openai, OpenAIError), (ollama, TgiError), (llama_cpp, LlamaCppError))
 

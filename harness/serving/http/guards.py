@@ -5,31 +5,147 @@ refused by their ``Origin``, and foreign names that DNS points at this machine b
 stream through, and a client that goes away is still noticed by the route.
 
 Not promised: TLS (put a proxy in front) or a limit of requests per client.
+
+Limits on the size of a request's body and on the time it takes to arrive.
+
+Silent connections must not exhaust the server's limit.
+
+uvicorn closes a connection some time after its last answer, but waits forever for one that never completes a
+request's head. Bodies that never end are :mod:`harness.serving.http.guards`' business.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
+import json
 import logging
 import socket
 import time
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from harness.serving.config import ServeConfig
 from harness.serving.failures import ServingError
-from harness.serving.http.keys import keys_of
-from harness.serving.http.limits import CappedBody, header_values, refuse
+from harness.serving.http.refusals import refusal
+from harness.serving.http.requests import keys_of
 from harness.serving.metrics import Metrics
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["ForbiddenError", "UnauthorizedError", "counted", "guarded"]
+SWALLOW_S, SWALLOWED_BODIES = 3.0, 16
+"""How long a refused body is still read, in seconds, and how far, in multiples of the cap."""
+
+GONE: Message = {"type": "http.disconnect"}
+"""Message for the reader of a refused body; its answer is not sent."""
+
+
+class SlowBodyError(ServingError):
+    """The body took longer to arrive than a whole request may take."""
+
+    status = 408
+    kind = "timeout"
+
+
+class BodyTooLargeError(ServingError):
+    """The body has more bytes than one request may have."""
+
+    status = 413
+    kind = "too_large"
+
+
+class CappedBody:
+    """Caps the body's size, whether announced or not, and the time it takes to arrive."""
+
+    def __init__(self, app: ASGIApp, cap: int, patience_s: float) -> None:
+        self._app, self._cap, self._patience_s = app, cap, patience_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        announced = header_values(scope, b"content-length")
+        if any(not length.isdecimal() or int(length[:19]) > self._cap for length in announced):
+            await self._swallow(receive)
+            return await refuse(scope, send, self._too_large())
+        return await self._capped(scope, receive, send)
+
+    async def _capped(self, scope: Scope, receive: Receive, send: Send) -> None:
+        deadline = asyncio.get_running_loop().time() + self._patience_s
+        read, complete, started = 0, False, False
+        refused: ServingError | None = None
+
+        async def received() -> Message:
+            nonlocal read, complete, refused
+            if refused is not None:
+                return GONE
+            if complete:  # only the client's disconnection can follow, which has no deadline
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                refused = self._too_slow()
+                return GONE
+            complete = not message.get("more_body", False)
+            read += len(message.get("body", b""))
+            if read > self._cap:
+                refused = self._too_large()
+            return message if refused is None else GONE
+
+        async def sent(message: Message) -> None:
+            nonlocal started
+            if refused is None or started:
+                started = True
+                await send(message)
+
+        try:
+            await self._app(scope, received, sent)
+        except Exception:
+            if refused is None or started:
+                raise
+        if refused is not None and not started:
+            await refuse(scope, send, refused)
+
+    async def _swallow(self, receive: Receive) -> None:
+        """Keep reading for a moment: closing a connection with an unread body resets it, and the answer is lost."""
+        read, more = 0, True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SWALLOW_S):
+                while more and read <= SWALLOWED_BODIES * self._cap:
+                    message = await receive()
+                    read += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+
+    def _too_large(self) -> ServingError:
+        return BodyTooLargeError(
+            f"the request has more than {self._cap} bytes. Send less, or start the server with --max-body-bytes."
+        )
+
+    def _too_slow(self) -> ServingError:
+        return SlowBodyError(f"the request was not complete within {self._patience_s:g} s. Send it faster.")
+
+
+def header_values(scope: Scope, name: bytes) -> list[str]:
+    """Return every value of a header; its name in lower case."""
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+async def refuse(scope: Scope, send: Send, error: ServingError, headers: dict[str, str] | None = None) -> None:
+    """Answer a request with an error, in the dialect of its route."""
+    body = json.dumps(refusal(scope["path"], error)).encode()
+    given = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(headers or {})}
+    raw = [(name.lower().encode(), value.encode()) for name, value in given.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
 
 CLIENT_GONE = 499
 """Status counted for a request whose client disconnected before its answer was complete, as in nginx."""
@@ -208,3 +324,37 @@ def _same_place(origin: str, host: str) -> bool:
         return page.hostname == here.hostname and port == (here.port or PORTS[page.scheme])
     except ValueError:
         return False
+
+
+HEAD_S = 30.0
+"""Seconds in which a connection must get a request's head across, at least; twice that at most."""
+
+
+class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's protocol, whichever is installed, with a time limit."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Accept a connection and start checking it."""
+        super().connection_made(transport)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self.loop.call_later(HEAD_S, self._look, self.cycle, self._unread())
+
+    def _look(self, before: Any, unread: int) -> None:
+        """Close when nothing arrived since the last check and no request is being answered, or nothing was read."""
+        if self.transport.is_closing() and not self._unread():
+            return
+        idle = self.cycle is None or self.cycle.response_complete
+        if unread and unread == self._unread():
+            self.transport.abort()  # closing would wait for a client that does not read
+        elif idle and self.cycle is before and not self.transport.is_closing():
+            self.transport.close()
+            self._look_again()
+        else:
+            self._look_again()
+
+    def _unread(self) -> int:
+        """Bytes of answers that the client has not taken yet."""
+        unread: int = self.transport.get_write_buffer_size()
+        return unread

@@ -20,9 +20,6 @@ from harness.host.processor import core_count
 from harness.running.repeats import message_of
 from harness.study.executors.sharing import SHARE, fits, part_of, share_of
 
-__all__ = ["Local"]
-
-
 ANSWER_S = 5.0
 
 

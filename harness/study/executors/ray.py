@@ -14,15 +14,12 @@ from typing import Any, Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
 from harness.errors import ConfigError, StoreError, reason
-from harness.study.executors.ray_cluster import connect
 from harness.study.executors.ray_collector import Collector, Windows
-from harness.study.executors.ray_nodes import INSTALL, Node, Nodes, with_processors
+from harness.study.executors.ray_nodes import INSTALL, Node, Nodes, connect, with_processors
 from harness.study.executors.ray_worker import Ended, PointWorker
 from harness.study.executors.sharing import SHARE, alike, fits, part_of, share_of
 from harness.study.kept_run import is_measured
 from harness.study.step_folder import read_step
-
-__all__ = ["Ray"]
 
 LOOK_S = 0.5
 ANSWER_S = 5.0

@@ -24,18 +24,23 @@ from harness.config import RunConfig
 from harness.config.model import DEFAULT_MODEL
 from harness.contracts.executors import Command, How
 from harness.errors import ArtefactError, ConfigError, HarnessError, ModelError, StoreError, reason
-from harness.host.memory import peak_memory_bytes
+from harness.host.processor import peak_memory_bytes
 from harness.models.model import KeptModel, LoadedModel, resolve
 from harness.records import WindowRecord
-from harness.store.run_directory import LOCK, MANIFEST, SAMPLES, SUMMARY, WINDOWS
-from harness.study.executors.own_cores import hold_cores
-from harness.study.executors.ray_collector import GROWING, NotArrivedError, Windows
-from harness.study.executors.ray_steps import ForeignFolderError, fetch, send_step
+from harness.store.committed import MANIFEST, SAMPLES, WINDOWS
+from harness.store.run_directory import LOCK, SUMMARY
+from harness.study.executors.ray_collector import (
+    GROWING,
+    ForeignFolderError,
+    NotArrivedError,
+    Windows,
+    fetch,
+    send_step,
+)
+from harness.study.executors.sharing import hold_cores
 from harness.study.point_run import is_full, measure_point
 from harness.study.step_run import make_step
 from harness.study.steps import filled, filled_settings, option
-
-__all__ = ["Ended", "Lacks", "PointWorker", "Send"]
 
 Send = Callable[..., Any]
 """``send(method, attempt, *arguments)`` calls the collector and waits; raises what it raised."""

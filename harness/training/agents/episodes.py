@@ -16,8 +16,6 @@ from harness.models.controllers import Observation
 from harness.training.agents.reward import Reward, reward_table
 from harness.training.traces.store import Traces
 
-__all__ = ["CONTEXT", "Episodes", "TracedDocument", "read_episodes", "split"]
-
 CONTEXT = (0.2, 0.6)
 """Share of a document that is context, drawn uniformly (GREEN-CODE section IV-F)."""
 

@@ -3,20 +3,24 @@
 The equations pay 1 for stopping at the first right exit, and 1 for every exit point before it that is passed; behind
 it, stopping and running on are both punished by the layers since. :class:`SavingsReward` pays for what early exit is
 for. What a policy fitted to either keeps and earns on a trace: :mod:`harness.training.agents.optimum`.
+
+Which reward ``harness train rl`` is told to use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from harness.training.traces.thresholds import exit_places
-
-__all__ = ["CONTINUE", "EXIT", "REWARDS", "Reward", "RewardCoefficients", "SavingsReward", "describe", "reward_table"]
+from harness.errors import ConfigError
+from harness.registry import TASKS
+from harness.training.options import AgentOptions
+from harness.training.traces.store import Traces
+from harness.training.traces.training_set import exit_places
 
 CONTINUE, EXIT = 0, 1
 """The two actions."""
@@ -27,7 +31,7 @@ class RewardCoefficients:
     """Weights of the penalties, each in [0, 1]; rewards are always 1.
 
     GREEN-CODE (Ilager 2025, Eq. 2 and 3) names them α, β, γ, ε. PPO's discount, which it calls γ too, is
-    :attr:`harness.training.agents.options.AgentSettings.discount`.
+    :attr:`harness.training.options.AgentSettings.discount`.
 
     Attributes:
         alpha: of stopping right but later than the first exit that is right.
@@ -109,3 +113,27 @@ def reward_table(right: Tensor, exit_points: Sequence[int], num_layers: int, rew
     )
     go_on = torch.where(current < optimal, one, (optimal - following) * reward.gamma / span)
     return torch.stack((go_on, leave), dim=-1), best
+
+
+def choose_reward(options: AgentOptions, traces: Traces) -> Reward:
+    """Return the reward of the options; ``auto`` goes by the language of the trace's documents.
+
+    Raises:
+        ConfigError: a coefficient that the reward has not.
+    """
+    name = options.reward
+    if name == "auto":
+        names = traced_tasks(traces, options.tasks)
+        languages = {TASKS.load(name)().language for name in names if name in TASKS}
+        name = languages.pop() if len(languages) == 1 else "python"
+    reward = REWARDS.get(name, REWARDS["python"])
+    given = options.coefficients
+    for key in given.keys() - asdict(reward).keys():
+        raise ConfigError(f"--{key} is no part of the {name} reward, which has {', '.join(asdict(reward))}.")
+    return replace(reward, **given)  # type: ignore[arg-type]  # the keys were checked
+
+
+def traced_tasks(traces: Traces, wanted: Sequence[str]) -> list[str]:
+    """Return the tasks a trace's documents come from."""
+    names = {str(document["stream"]).partition(",")[0] for document in traces.documents}
+    return sorted(name for name in names if not wanted or name in wanted)

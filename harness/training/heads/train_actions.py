@@ -11,10 +11,8 @@ from harness.contracts.recipes import Trained, TrainingRun
 from harness.errors import TrainingError
 from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller
 from harness.training.heads.learning import HeadTargets, train_heads
-from harness.training.heads.options import ActionOptions, HeadRecipe
+from harness.training.options import ActionOptions, HeadRecipe
 from harness.training.traces.training_set import TrainingSet
-
-__all__ = ["actions_of", "stop_threshold", "train_actions"]
 
 EXIT, STOP, CONTINUE = 0.0, 1.0, 2.0
 NEVER = 1.0

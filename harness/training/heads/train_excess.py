@@ -20,14 +20,12 @@ from harness.errors import TrainingError
 from harness.models.artefacts import write_artefact
 from harness.models.controllers import Network
 from harness.registry import TASKS
-from harness.training.heads.options import ExcessOptions
 from harness.training.identity import exit_head_note, identity, own_file, provenance
+from harness.training.options import ExcessOptions
 from harness.training.traces.reading import held_out_rows, index_of, keys_of, matches, open_traces, rows_of_tasks
 from harness.training.traces.store import Traces
 from tasks.stops.excess import SEES
-from tasks.stops.functions import function_ends
-
-__all__ = ["calibrated", "labels_of", "precise_threshold", "train_excess"]
+from tasks.stops.syntax import function_ends
 
 FEWEST = 8
 """Ends of functions, learned from and held out, without which nothing can be told."""

@@ -1,24 +1,142 @@
 """LITE: tuning a model so that its head can read intermediate layers (GREEN-CODE section III-D, Eq. 1).
 
 The loss is the weighted sum of the cross-entropies of all exits, each read by the model's own final norm and LM head,
-or by a linear shortcut before them. :mod:`harness.training.lite.exit_loss` keeps its memory constant in the number of
+or by a linear shortcut before them. :mod:`harness.training.lite.lite_model` keeps its memory constant in the number of
 exits.
+
+The aggregated loss of LITE (Varshney 2023, arXiv 2310.18581; GREEN-CODE Eq. 1) in constant memory.
+
+One LM head reads several exits, and logits are the largest tensor of the whole step: ``tokens × vocabulary`` for
+each exit. Here tokens are taken in chunks and, inside a chunk, one exit after the other; its gradient is formed
+at once and only that (``tokens × hidden_size``) is kept. Peak memory of logits is one chunk of one exit (two with
+distillation, which needs the last layer's), whatever the number of exits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from harness.contracts.loss_weights import loss_weights
+from harness.contracts.recipes import loss_weights
 from harness.decoding.families import head_modules
-from harness.training.lite.exit_loss import exit_losses
-from harness.training.lite.options import LiteRecipe
+from harness.training.options import LiteRecipe
 
-__all__ = ["LiteModel"]
+CHUNK = 128
+"""Tokens whose logits exist at the same time."""
+
+
+def exit_losses(
+    states: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    loss_weights: Sequence[float],
+    *,
+    distill: float = 0.0,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted loss of several exits, and each exit's own.
+
+    Args:
+        states: what the LM head reads, one ``[tokens, hidden_size]`` per exit in the order of the layers; the last
+            one is the last layer's.
+        weight: LM head, ``[vocab_size, hidden_size]``.
+        bias: its bias, or ``None``.
+        labels: next tokens, ``[tokens]`` int64.
+        loss_weights: one per state, used as they are.
+        distill: share of the loss that pulls an early exit towards the last layer's distribution (cross-entropy
+            with soft targets) instead of towards the label. The last layer itself always learns the label.
+        chunk: tokens whose logits exist at the same time.
+
+    Returns:
+        The sum of ``loss_weights[i]`` × mean loss of exit i, differentiable, scalar float32; and the mean
+        cross-entropy with the label of every exit, nats, ``[exits]`` float32, detached.
+    """
+    total, hard = _ExitLosses.apply(weight, bias, labels, tuple(loss_weights), distill, chunk, *states)  # type: ignore[no-untyped-call]
+    return total, hard
+
+
+@dataclass(frozen=True, slots=True)
+class _Teacher:
+    """The last layer's distribution ``[tokens, vocab_size]`` and the LM-head row it expects ``[tokens, width]``."""
+
+    likelihood: Tensor
+    expected: Tensor
+
+
+class _ExitLosses(torch.autograd.Function):
+    """Forms the gradients during the forward pass; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        loss_weights: tuple[float, ...],
+        distill: float,
+        chunk: int,
+        *states: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        tokens, last = len(labels), len(states) - 1
+        grad_states = [torch.empty_like(state) for state in states]
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[0] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[1] else None
+        hard = weight.new_zeros(len(states), dtype=torch.float32)
+        total = weight.new_zeros((), dtype=torch.float32)
+        for start in range(0, tokens, chunk):
+            part = slice(start, start + chunk)
+            label = labels[part]
+            right_rows = weight[label]
+            teacher: _Teacher | None = None
+            for index in range(last, -1, -1):  # the last layer first: it is the teacher
+                state = states[index][part]
+                logits = F.linear(state, weight, bias)
+                right = logits.gather(1, label.unsqueeze(1)).float().sum()
+                likelihood = logits.softmax(-1)
+                del logits
+                surprise = -likelihood.gather(1, label.unsqueeze(1)).float().clamp_min(1e-30).log().sum()
+                expected = likelihood @ weight
+                soft = distill if index != last else 0.0
+                gradient = expected - (1 - soft) * right_rows
+                loss = surprise
+                if soft:
+                    assert teacher is not None
+                    gradient = gradient - soft * teacher.expected
+                    # soft cross-entropy = log-sum-exp − Σ q·z, and Σ q·z needs no pass over the vocabulary
+                    agreed = torch.sum(teacher.expected.float() * state.float())
+                    if bias is not None:
+                        agreed = agreed + torch.sum(teacher.likelihood.float() @ bias.float())
+                    loss = surprise + soft * (right - agreed)
+                hard[index] += surprise
+                total += loss_weights[index] * loss
+                scale = loss_weights[index] / tokens
+                grad_states[index][part] = gradient.mul_(scale)
+                if grad_weight is not None:
+                    error = likelihood if teacher is None or not soft else likelihood - soft * teacher.likelihood
+                    grad_weight.addmm_(error.t().to(state.dtype), state, alpha=scale)  # autocast narrows the likelihood
+                    grad_weight.index_add_(0, label, state, alpha=(soft - 1) * scale)
+                    if grad_bias is not None:
+                        grad_bias.add_(error.sum(0), alpha=scale)
+                        grad_bias.index_add_(
+                            0, label, torch.ones_like(label, dtype=grad_bias.dtype), alpha=(soft - 1) * scale
+                        )
+                if index == last and distill:
+                    teacher = _Teacher(likelihood, expected)
+        ctx.save_for_backward(grad_weight, grad_bias, *grad_states)
+        hard /= tokens
+        ctx.mark_non_differentiable(hard)
+        return total / tokens, hard
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Any, ...]:
+        grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*grads[:2], None, None, None, None, *grads[2:])
 
 
 class LiteModel(nn.Module):

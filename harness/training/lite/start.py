@@ -21,9 +21,7 @@ from harness.models.trained import (
     require_adapter,
     tuned_fingerprint,
 )
-from harness.training.lite.options import LiteRecipe
-
-__all__ = ["Start", "factor_name", "find_start"]
+from harness.training.options import LiteRecipe
 
 
 def factor_name(parameter: str) -> str:

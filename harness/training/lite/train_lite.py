@@ -7,17 +7,15 @@ from typing import Any
 from harness.contracts import ModelRequest, Split
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ConfigError
-from harness.host.extras import require
+from harness.host.libraries import require
 from harness.models.model import resolve
 from harness.registry import TASKS
 from harness.training.corpus import Stream, read_streams
 from harness.training.identity import identity, provenance
 from harness.training.lite.fit import FitResult, fit
-from harness.training.lite.options import LiteOptions, LiteRecipe
 from harness.training.lite.start import find_start
+from harness.training.options import LiteOptions, LiteRecipe
 from harness.training.processes import is_main
-
-__all__ = ["lite_recipe", "train_lite"]
 
 
 def lite_recipe(options: LiteOptions) -> LiteRecipe:

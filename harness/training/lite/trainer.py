@@ -1,37 +1,218 @@
-"""transformers' Trainer for LITE: its arguments, what it saves, when it stops."""
+"""transformers' Trainer for LITE: its arguments, what it saves, when it stops.
+
+A training whose weights FSDP spreads over processes: what it takes to write them down whole, and to go on from that.
+
+Checkpoints have the same files as those of one process. All functions are collective: every process calls them.
+
+Files from which a stopped training resumes: checkpoints, what it began with, its log.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from harness.contracts.recipes import Progress
-from harness.errors import TrainingError
+from harness.errors import ConfigError, TrainingError
+from harness.host.files import (
+    LARGEST_LOG_BYTES,
+    DocumentError,
+    parse_json,
+    read_bytes,
+    read_json,
+    real_path,
+    replace_files,
+    require_regular,
+)
 from harness.host.libraries import library_border
 from harness.training.corpus import PackedStreams
 from harness.training.lite.lite_model import LiteModel
-from harness.training.lite.options import LiteRecipe
-from harness.training.lite.resuming import last_checkpoint
-from harness.training.lite.sharded import (
-    check_plugin,
-    load_optimizer,
-    load_weights,
-    save_optimizer,
-    whole_weights,
-)
+from harness.training.options import LiteRecipe
 from harness.training.processes import PATIENCE, sum_over_all
 
-__all__ = ["LiteTrainer", "StepWatcher", "build_trainer"]
+
+def check_plugin(plugin: Any) -> None:
+    """Refuse a configuration of accelerate that this training cannot keep apart from whole weights.
+
+    Args:
+        plugin: accelerate's ``FullyShardedDataParallelPlugin``.
+
+    Raises:
+        ConfigError: FSDP 1, which wants parameters of one dtype and leaves no whole ones; or weights that the first
+            process alone reads; or checkpoints in pieces.
+    """
+    for wrong, setting in (
+        (plugin.fsdp_version != 2, "fsdp_version: 2"),
+        (plugin.cpu_ram_efficient_loading, "fsdp_cpu_ram_efficient_loading: false"),
+        ("FULL" not in str(plugin.state_dict_type), "fsdp_state_dict_type: FULL_STATE_DICT"),
+    ):
+        if wrong:
+            raise ConfigError(f"accelerate's configuration needs `{setting}` here: see docs/large-models.md.")
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return all weights on the CPU, in the first process; in others nothing."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set some weights from whole ones, which every process has read."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(model, dict(weights), options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def save_optimizer(model: nn.Module, optimizer: Any, file: Path, *, write: bool) -> None:
+    """Write an optimiser's moments whole.
+
+    Args:
+        model: whose weights it moves.
+        optimizer: accelerate's wrapping of it.
+        file: where to.
+        write: whether this process is the one that does.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    state = get_optimizer_state_dict(
+        model, optimizer.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    if write:
+        torch.save(state, file)
+
+
+def load_optimizer(model: nn.Module, optimizer: Any, file: Path) -> None:
+    """Set an optimiser's moments from whole ones."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    set_optimizer_state_dict(model, optimizer.optimizer, state, options=StateDictOptions(full_state_dict=True))
+
+
+BEGINNING = "begun.json"
+PROCESSES = "a number of processes of"
+
+
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """Return the whole checkpoint with the most steps; one that a kill or a full disk cut short does not count."""
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in checkpoints.glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name) and _is_whole(path)
+    ]
+    return max(found)[1] if found else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether the Trainer got to the file that it writes last, and the weights can be read."""
+    from safetensors import SafetensorError, safe_open
+    from transformers import TrainerState
+
+    try:
+        state = TrainerState(**read_json(checkpoint / "trainer_state.json", finite=False))  # a loss may be NaN
+        if type(state.global_step) is not int or not isinstance(state.log_history, list):
+            return False
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+            require_regular(checkpoint / name)
+        with safe_open(checkpoint / "model.safetensors", "pt"):
+            return True
+    except (OSError, ValueError, TypeError, SafetensorError):
+        return False
+
+
+def check_beginning(checkpoints: Path, began: Mapping[str, Any], resume: bool) -> None:
+    """Note what a training begins with beside its checkpoints; one that is resumed must be given the same.
+
+    Args:
+        checkpoints: folder of the checkpoints.
+        began: flag → what it stands for.
+        resume: whether the training goes on.
+
+    Raises:
+        TrainingError: it began with something else, or the note cannot be read.
+    """
+    file, ours = checkpoints / BEGINNING, json.loads(json.dumps(began))
+    if not resume:
+        checkpoints.mkdir(exist_ok=True)
+        replace_files({file: f"{json.dumps(ours, indent=1)}\n".encode()})
+        return
+    theirs = _read_note(file)
+    if theirs is None:  # of a version that kept none
+        return
+    for flag, now in ours.items():
+        unsaid = 1 if flag == PROCESSES else None  # older versions did not say it
+        then = theirs.get(flag, unsaid) if isinstance(theirs, dict) else None
+        if then != now:
+            raise TrainingError(
+                f"the checkpoints in {checkpoints} began with {flag} {_short(then)}, and now it is {_short(now)}. "
+                "Resume with the flags it began with, or give another --out."
+            )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}…"
+
+
+def _read_note(file: Path) -> Any:
+    """Return what a JSON file of the training holds; ``None`` where there is none.
+
+    Raises:
+        TrainingError: it is damaged.
+    """
+    try:
+        return read_json(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, DocumentError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise TrainingError(
+            f"{file} cannot be read ({why}). Begin again with another --out, or remove {file.parent}."
+        ) from None
+
+
+def begin_log(log: Path, before: Path | None) -> None:
+    """Begin a log of steps with the one of an earlier tuning, where there is one, or empty."""
+    with suppress(FileNotFoundError):
+        if before is None:
+            log.unlink()
+        elif real_path(before) != real_path(log):
+            log.unlink(missing_ok=True)
+            try:
+                replace_files({log: read_bytes(before, LARGEST_LOG_BYTES)})
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise TrainingError(f"cannot copy the log {before}: {error.strerror}. Remove it.") from None
+
+
+def forget_steps_after(step: int, log: Path) -> None:
+    """Drop lines of steps that are done again: after a kill, the log is ahead of the checkpoint."""
+    if not log.exists():
+        return
+    kept = []
+    try:
+        lines = read_bytes(log, LARGEST_LOG_BYTES).splitlines(keepends=True)
+    except OSError as error:
+        raise TrainingError(f"cannot read {log}: {error.strerror}. Remove it, or give another --out.") from None
+    for line in lines:
+        with suppress(ValueError, TypeError, KeyError):  # a kill breaks a line off
+            kept += [line] if parse_json(line)["step"] <= step else []
+    replace_files({log: b"".join(kept)})
 
 
 def build_trainer(

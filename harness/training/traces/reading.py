@@ -19,19 +19,6 @@ from harness.models.ngrams import NgramIndex, write_index
 from harness.models.trained import read_shortcuts
 from harness.training.traces.store import Traces, beside, trace_command
 
-__all__ = [
-    "HELD_OUT",
-    "exit_maps",
-    "exit_states",
-    "held_out_rows",
-    "index_of",
-    "keys_of",
-    "matches",
-    "open_traces",
-    "rows_of_tasks",
-    "unseen_rows",
-]
-
 HELD_OUT = 0.1
 """Share of a trace's documents that heads never learn from: the replayed comparison is of them."""
 

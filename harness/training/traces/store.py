@@ -3,7 +3,7 @@
 A trace is a folder: shards of safetensors, and ``index.json`` that lists them together with the documents and with what
 the trace belongs to (weights, tokenizer, exit points, exit head). A shard is listed once it is whole, so that a full
 disk or a kill leaves a trace of everything before. Reading maps shards into memory. The index bears a seal over its own
-bytes (:mod:`harness.store.seals`) and the hash of every shard, so that nothing is learned from a damaged one.
+bytes (:mod:`harness.store.record_files`) and the hash of every shard, so that nothing is learned from a damaged one.
 
 Columns, one row per token, the rows of a document consecutive (E exit points, D hidden size):
 
@@ -60,16 +60,13 @@ from harness.appearance.visible_text import shell_command
 from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelInfo, WeightsChoice
 from harness.errors import ArtefactError
-from harness.host.atomic_files import replace_files
-from harness.host.foreign_files import DocumentError, open_regular, parse_json, read_bytes, real_path
+from harness.host.files import DocumentError, open_regular, parse_json, read_bytes, real_path, replace_files
 from harness.host.libraries import library_border
 from harness.models.artefacts import fault_in, fault_of
-from harness.store.seals import seal_of, sealed_document, split_seal
+from harness.store.record_files import seal_of, sealed_document, split_seal
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["COLUMNS", "TraceWriter", "Traces", "beside", "trace_command"]
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.controllers import Network
-from harness.models.controllers.network import Activation
+from harness.models.controllers.controller import Activation
 
 SHAPES = [(6, 1), (6, 4, 2), (6, 5, 4, 3)]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}

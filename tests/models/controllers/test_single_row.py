@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from harness.models.controllers import Network, Observation
+from harness.models.controllers.controller import SingleRow, Sizes, score_at
 from harness.models.controllers.learned import AtLeast
-from harness.models.controllers.single_row import SingleRow, Sizes, score_at
 
 EXITS, WIDTH = 4, 24
 EVERY = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]

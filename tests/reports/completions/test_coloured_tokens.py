@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness.appearance.depth_colours import depth_shade
+from harness.appearance.pages import depth_shade
 from harness.records import SampleRecord
-from reports.completions.coloured_tokens import coloured_tokens, follows
+from reports.completions.page import coloured_tokens, follows
 
 EVIL = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 

@@ -15,7 +15,7 @@ from reports.figures import exit_layers, fixed_exit, fronts, overhead, threshold
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
 from reports.figures.figure import Figure, save_figures, slug
 from reports.figures.front_points import GAINS, areas, front_of
-from reports.figures.settings import settings
+from reports.figures.fronts import settings
 from reports.figures.style import styled
 from reports.figures.task_table import shortened, task_tables
 from reports.recorded import RecordedRun

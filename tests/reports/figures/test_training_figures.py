@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.contracts.loss_weights import loss_weights
+from harness.contracts.recipes import loss_weights
 from harness.models.artefacts import SHIPPED
-from reports.figures.curves import exit_colours, smoothed
 from reports.figures.figure import save_figures
 from reports.figures.style import styled
-from reports.figures.training import training_figures
+from reports.figures.training import exit_colours, smoothed, training_figures
 from reports.training.logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
 from tests.reports.figures.on_paper import check_on_paper
 

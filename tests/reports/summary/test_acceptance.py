@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from harness.records import Discarded, SampleRecord
-from harness.records.acceptance import Acceptance
 from harness.records.estimate import NoInterval
+from harness.records.summary import Acceptance
 from reports.tables.frame import acceptance_csv
 from reports.tables.report import report_markdown
 from reports.tables.result import split_tables

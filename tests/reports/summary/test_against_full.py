@@ -10,7 +10,7 @@ from harness.records.estimate import NoInterval
 from harness.records.summary import Summary
 from reports.statistics.significance import smallest_p
 from reports.summary.summarise import NOT_DISTINGUISHABLE, TOO_FEW
-from reports.tables.columns import columns_of
+from reports.tables.result import columns_of
 
 FULL, OTHER = "full", "fixed:layer=5"
 WIGGLE = (0.00, 0.02, -0.01, 0.01, -0.02, 0.015, -0.015, 0.005)

@@ -11,10 +11,9 @@ from harness.records import Manifest
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
 from reports.summary.measured import full_depths, select
-from reports.tables.columns import columns_of, headline_columns
 from reports.tables.frame import summary_csv
 from reports.tables.report import report_markdown
-from reports.tables.result import split_tables
+from reports.tables.result import columns_of, headline_columns, split_tables
 
 LATER = (0.1, 0.1 + 0.5, 0.1 + 1.0)  # of tokens, in a request of 1.1 seconds
 

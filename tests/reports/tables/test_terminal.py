@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from harness.records.summary import Summary
-from reports.tables.columns import columns_of, headline_columns, sections_with_columns
 from reports.tables.report import brief, render
-from reports.tables.result import split_tables
+from reports.tables.result import columns_of, headline_columns, sections_with_columns, split_tables
 from reports.tables.run_tables import HEADLINE
 from reports.tables.table import Column
 

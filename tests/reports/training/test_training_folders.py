@@ -12,8 +12,7 @@ import pytest
 from harness.models.artefacts import SHIPPED, read_artefact
 from harness.models.trained import tuned_fingerprint
 from reports.recorded import RecordedRun
-from reports.training.folders import training_folders
-from reports.training.logs import read_training
+from reports.training.logs import read_training, training_folders
 
 MAPS, SHARED = SHIPPED / "smollm2-135m", SHIPPED / "smollm2-135m-shared"
 

@@ -6,7 +6,7 @@ import pytest
 
 from harness.contracts import EnergyReading
 from harness.errors import MeterError
-from harness.serving.engine.energy_shares import EnergyShares
+from harness.serving.worker import EnergyShares
 
 
 class Scripted:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from harness.decoding.transcript import Token
 from harness.serving.failures import GenerationError
-from harness.serving.jobs import Finished, Job, Ticket, Token
+from harness.serving.jobs import Finished, Job, Ticket
 
 
 @pytest.fixture

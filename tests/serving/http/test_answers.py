@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from harness.decoding.transcript import Token
 from harness.records import Work
 from harness.serving.failures import GenerationError, ServingError
 from harness.serving.http.answers import early_exit_report, stream, stream_all, whole_all
-from harness.serving.http.schemas.early_exit import EarlyExitReport
-from harness.serving.jobs import Finished, Job, Ticket, Token
+from harness.serving.http.schemas import EarlyExitReport
+from harness.serving.jobs import Finished, Job, Ticket
 
 Piece = Token | Finished
 

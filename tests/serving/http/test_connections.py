@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from harness.serving.http import connections
+from harness.serving.http import guards as connections
 
 LOOK_S = 0.4
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -11,9 +11,10 @@ import httpx
 import openai
 import pytest
 
+from harness.decoding.transcript import Token
 from harness.serving.failures import GenerationError, OverloadedError
-from harness.serving.http.schemas.openai import Chunk, Completion
-from harness.serving.jobs import Finished, Job, Ticket, Token
+from harness.serving.http.routes.openai import Chunk, Completion
+from harness.serving.jobs import Finished, Job, Ticket
 
 PROMPT = "def add(a, b):\n    "
 OTHER = "import os\n\nfor name in"

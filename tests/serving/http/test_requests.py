@@ -11,10 +11,9 @@ import pytest
 from harness.appearance.visible_text import is_hidden
 from harness.serving.failures import DrainingError, LoadingError, OverloadedError, ServingError
 from harness.serving.http.app import make_app
-from harness.serving.http.bodies import MAX_DEPTH
-from harness.serving.http.refusals import refusal
+from harness.serving.http.refusals import MAX_DEPTH, refusal
 from harness.serving.http.requests import MAX_STOPS
-from harness.serving.http.schemas.values import limit_of, seed_of, texts, whole_number
+from harness.serving.http.schemas import limit_of, seed_of, texts, whole_number
 from harness.serving.jobs import Job, Ticket
 
 PROMPT = "def add(a, b):\n"

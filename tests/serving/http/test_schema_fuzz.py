@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi import checks
 
-from harness.serving.http.schemas.openai import Chunk
-from harness.serving.http.schemas.tgi import StreamEvent
+from harness.serving.http.routes.openai import Chunk
+from harness.serving.http.routes.tgi import StreamEvent
 
 EXAMPLES = 160
 """In all, shared by the operations."""

@@ -10,9 +10,8 @@ import pytest
 from harness.contracts import Cursor, Stop
 from harness.errors import OptionError
 from tasks.languages import JAVA
-from tasks.stops.block import Block
 from tasks.stops.line import Line, LineEnd
-from tasks.stops.statement import Statement
+from tasks.stops.syntax import Block, Statement
 
 
 class Characters:

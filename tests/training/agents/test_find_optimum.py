@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.training.agents.beside_optimum import TracedTokens, beside_optimum, render_optimum
+from harness.training.agents.optimum import TracedTokens, beside_optimum, render_optimum
 from harness.training.agents.reward import REWARDS, describe, reward_table
 from harness.training.traces.reading import held_out_rows, unseen_rows
 from harness.training.traces.store import Traces

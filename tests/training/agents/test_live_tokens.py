@@ -18,8 +18,8 @@ from harness.errors import TrainingError
 from harness.models.controllers import Observation
 from harness.models.model import resolve
 from harness.training.agents.exit_env import ExitEnv
-from harness.training.agents.live_tokens import LiveTokens
 from harness.training.agents.reward import CONTINUE, EXIT, REWARDS
+from harness.training.agents.train_agent import LiveTokens
 
 PROMPT, NEW = [5, 9, 31, 7, 80, 12, 44, 3, 61, 2, 19, 23], 8
 

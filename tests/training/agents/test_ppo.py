@@ -15,13 +15,12 @@ import torch
 
 from harness.contracts.recipes import Silent
 from harness.errors import ConfigError, TrainingError
-from harness.training.agents.agent_checkpoints import AgentCheckpoints
 from harness.training.agents.episodes import Episodes, TracedDocument
-from harness.training.agents.exit_vec_env import ExitVecEnv
-from harness.training.agents.options import AgentSettings
-from harness.training.agents.ppo import Learned, learn, policy_network
+from harness.training.agents.exit_env import ExitVecEnv
+from harness.training.agents.ppo import AgentCheckpoints, Learned, learn, policy_network
 from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, reward_table
-from harness.training.interrupt import stop_on_interrupt
+from harness.training.checkpoints import stop_on_interrupt
+from harness.training.options import AgentSettings
 
 POINTS, LAYERS = (4, 6, 10), 12
 QUICK = AgentSettings(steps=6144, rollout=512, batch=128, learning_rate=1e-2, discount=0.9, hidden=(16, 16), envs=16)

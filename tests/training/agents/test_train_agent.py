@@ -20,7 +20,7 @@ from harness.decoding.engine import Engine
 from harness.models.artefacts import read_artefact
 from harness.models.controllers import Network, find_controller
 from harness.models.model import resolve
-from harness.training.agents.exit_vec_env import ExitVecEnv
+from harness.training.agents.exit_env import ExitVecEnv
 from harness.training.agents.reward import REWARDS, describe
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS, train_agent
 from harness.training.recipes import Agent
@@ -284,7 +284,7 @@ def test_no_exit_keeps_everything(
     tiny_llama: Path, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no threshold keeps enough, the default never exits."""
-    monkeypatch.setattr("harness.training.agents.replay_agent.threshold_keeping", lambda *_: None)
+    monkeypatch.setattr("harness.training.agents.train_agent.threshold_keeping", lambda *_: None)
     options = Agent(model=str(tiny_llama), traces=trace, out=tmp_path / "b", name="agent", steps=1)
     made = train_agent(options.filled(), TrainingRun("rl", "x"))
     assert "it never exits by default" in made.report

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.training.cheap_heads.lowrank import root_of
-from harness.training.cheap_heads.shortlist import rank
+from harness.training.cheap_heads import rank, root_of
 
 
 def test_streams_count_in_equal_shares_and_ties_go_to_the_smaller_id() -> None:

@@ -15,11 +15,9 @@ from harness.contracts.recipes import Silent
 from harness.errors import TrainingError
 from harness.models.controllers import Network, Observation
 from harness.training.heads import learning
-from harness.training.heads.head_checkpoints import HeadCheckpoints
-from harness.training.heads.learning import HeadTargets, train_heads
-from harness.training.heads.options import HeadRecipe
-from harness.training.traces.thresholds import replay_rows
-from harness.training.traces.training_set import score_all
+from harness.training.heads.learning import HeadCheckpoints, HeadTargets, train_heads
+from harness.training.options import HeadRecipe
+from harness.training.traces.training_set import replay_rows, score_all
 
 POINTS, WIDTH, TOKENS = (2, 4, 6), 12, 3000
 STEPS, EPOCH = 12, 4

@@ -116,7 +116,8 @@ def test_untrained_heads_name_the_recipe(tiny_llama: Path, tmp_path: Path) -> No
 def functions(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of documents full of short functions."""
     from harness.contracts.recipes import Silent
-    from harness.training.traces.record_trace import TraceRequest, trace
+    from harness.training.options import TraceRequest
+    from harness.training.traces.record_trace import trace
 
     made = tmp_path_factory.mktemp("functions")
     names = ["add", "take", "open", "read", "load", "keep", "drop", "find", "walk", "wait", "call", "send"]

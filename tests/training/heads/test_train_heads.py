@@ -26,14 +26,13 @@ from harness.models.artefacts import read_artefact
 from harness.models.controllers import OBSERVATIONS, Network, find_controller
 from harness.models.model import ResolvedModel, resolve
 from harness.training.heads import learning
-from harness.training.heads.options import HeadOptions
-from harness.training.heads.train_heads import NEVER, train_on_trace
+from harness.training.heads.learning import NEVER, train_on_trace
+from harness.training.options import HeadOptions, TraceRequest
 from harness.training.recipes import CertaintyHead, LikelihoodHeads, Shortcut
 from harness.training.traces.reading import held_out_rows
-from harness.training.traces.record_trace import TraceRequest, trace
+from harness.training.traces.record_trace import trace
 from harness.training.traces.store import Traces
-from harness.training.traces.thresholds import ReplayRow
-from harness.training.traces.training_set import SavedController
+from harness.training.traces.training_set import ReplayRow, SavedController
 from tests.run_files import write_index
 
 Train = Callable[..., SavedController]

@@ -10,8 +10,8 @@ import pytest
 
 from harness.contracts.recipes import TrainingRun
 from harness.training.lite.fit import FitResult
-from harness.training.lite.options import LiteRecipe
 from harness.training.lite.train_lite import train_lite
+from harness.training.options import LiteRecipe
 from harness.training.recipes import Lite
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.training.lite.exit_loss import exit_losses
+from harness.training.lite.lite_model import exit_losses
 
 EXITS, TOKENS, WIDTH, VOCABULARY = 4, 23, 12, 31
 WEIGHTS = (0.4, 0.05, 0.25, 0.1)  # they need not sum to one

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.training.lite.exit_table import POSITIONS, ExitRow, exit_table, render
+from harness.training.lite.fit import POSITIONS, ExitRow, exit_table, render
 
 VOCABULARY = 50
 

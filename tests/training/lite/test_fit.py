@@ -28,7 +28,7 @@ from harness.models.model import resolve
 from harness.models.trained import merge, tuned_fingerprint
 from harness.training.corpus import PackedStreams, read_streams
 from harness.training.lite.fit import FitResult
-from harness.training.lite.options import LiteRecipe
+from harness.training.options import LiteRecipe
 from tasks.py150 import Py150
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)

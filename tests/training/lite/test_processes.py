@@ -21,7 +21,7 @@ from torch import Tensor
 from harness.errors import ConfigError, TrainingError
 from harness.models.artefacts import read_artefact
 from harness.training.lite.fit import FitResult
-from harness.training.lite.sharded import check_plugin
+from harness.training.lite.trainer import check_plugin
 from tests.docs.pages import ROOT
 from tests.training.lite.test_fit import log_of
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts.loss_weights import loss_weights
+from harness.contracts.recipes import loss_weights
 from harness.models.facts import exit_points
 from harness.training.lite.lite_model import LiteModel
-from harness.training.lite.options import LiteRecipe
 from harness.training.lite.train_lite import lite_recipe
+from harness.training.options import LiteRecipe
 from harness.training.recipes import Lite
 
 EXITS, LAYERS, WIDTH, VOCABULARY = (2, 3, 5), 6, 32, 97

@@ -17,7 +17,7 @@ from harness.errors import ArtefactError, ConfigError, DataError, HarnessError, 
 from harness.models.artefacts import read_artefact
 from harness.models.ngrams import read_index
 from harness.training.lite.fit import FitResult
-from harness.training.lite.options import LiteRecipe
+from harness.training.options import LiteRecipe
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 STILL = QUICK.replace(steps=2, learning_rate=1e-30, shortcut_learning_rate=1e-30)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness.training.corpus import Stream
 from harness.training.lite.fit import initial_shortcuts
-from harness.training.shortcut.least_squares import ShortcutMoments
+from harness.training.shortcut import ShortcutMoments
 
 WIDTH = 6
 

@@ -21,10 +21,11 @@ from harness.errors import ArtefactError, DataError
 from harness.models.artefacts import read_artefact, write_artefact
 from harness.models.model import resolve
 from harness.models.trained import read_shortcuts
+from harness.training.options import TraceRequest
 from harness.training.recipes import Shortcut
-from harness.training.shortcut.train_shortcut import ShortcutResult, train_shortcut
+from harness.training.shortcut import ShortcutResult, train_shortcut
 from harness.training.traces.reading import held_out_rows
-from harness.training.traces.record_trace import TraceRequest, trace
+from harness.training.traces.record_trace import trace
 from harness.training.traces.store import Traces, TraceWriter
 
 Train = Callable[..., ShortcutResult]
@@ -259,7 +260,7 @@ def test_agreement_is_of_held_out_tokens_by_the_model_s_own_head(
 def test_of_many_held_out_tokens_some_are_looked_at(
     tiny_llama: Path, traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.training.shortcut.train_shortcut.CHECKED", 10)
+    monkeypatch.setattr("harness.training.shortcut.CHECKED", 10)
     made = fit(tiny_llama, traced, tmp_path / "a")
     assert made.tokens == 10
     assert all(round(10 * share, 6).is_integer() for both in made.agreement.values() for share in both)

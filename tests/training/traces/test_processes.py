@@ -14,7 +14,7 @@ import pytest
 
 from harness.errors import ArtefactError, ConfigError
 from harness.training.processes import own_device
-from harness.training.traces.parts import merge_parts, own_part
+from harness.training.traces.record_trace import merge_parts, own_part
 from harness.training.traces.store import Traces, TraceWriter
 from tests.training.traces.test_record_trace import assert_same, rows_of, tracer
 

@@ -23,6 +23,7 @@ from harness.models.controllers import OBSERVATIONS
 from harness.models.model import resolve
 from harness.models.ngrams import read_index
 from harness.training.identity import identity
+from harness.training.options import TraceRequest
 from harness.training.traces.reading import (
     HELD_OUT,
     exit_maps,
@@ -32,7 +33,7 @@ from harness.training.traces.reading import (
     matches,
     open_traces,
 )
-from harness.training.traces.record_trace import TraceRequest, trace
+from harness.training.traces.record_trace import trace
 from harness.training.traces.store import Traces, TraceWriter
 from tests.run_files import write_index
 

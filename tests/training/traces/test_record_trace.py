@@ -20,10 +20,11 @@ from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.model import resolve
 from harness.models.trained import read_shortcuts
+from harness.training.options import TraceRequest
 from harness.training.recipes import Shortcut
-from harness.training.shortcut.train_shortcut import train_shortcut
+from harness.training.shortcut import train_shortcut
 from harness.training.traces import record_trace
-from harness.training.traces.record_trace import FIRST, TraceRequest, trace
+from harness.training.traces.record_trace import FIRST, trace
 from harness.training.traces.store import Traces, TraceWriter
 
 Tracer = Callable[..., Traces]

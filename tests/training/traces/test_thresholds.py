@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.training.traces.thresholds import exit_places, render_replay, replay_rows, threshold_keeping
+from harness.training.traces.training_set import exit_places, render_replay, replay_rows, threshold_keeping
 
 POINTS, LAYERS = (2, 5), 10
 SCORES = torch.tensor([[0.9, 0.9], [0.2, 0.8], [0.1, 0.3], [0.6, 0.1]])

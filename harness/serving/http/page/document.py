@@ -1,22 +1,169 @@
-"""The page, rendered for each visit: it offers what is loaded."""
+"""The page, rendered for each visit: it offers what is loaded.
+
+Files the page loads: style, scripts and an icon, all from this server.
+
+They are files of this package but for ``depth.css``, which is made from the colours and the token style of the reports,
+so that a token looks the same here and there.
+
+The options of loaded strategies as controls of a form.
+
+Editor settings on the page: the settings of :mod:`harness.serving.client_settings`, filled in.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal
 
-from harness.appearance.pages import templates
+from harness.appearance.pages import TOKEN_CSS, depth_shade, templates
 from harness.appearance.visible_text import one_line
 from harness.config.decode import LONGEST_DRAFT
 from harness.registry import KV_POLICIES
-from harness.serving.http.page.controls import controls
-from harness.serving.http.page.editors import editors
+from harness.serving.client_settings import CLIENTS, snippet
+from harness.serving.exit_settings import Loaded
 from harness.serving.service import Service
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["POLICY", "document"]
+_SCRIPT, _STYLE = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
+
+ASSETS = {
+    "page.css": _STYLE,
+    "depth.css": _STYLE,
+    "page.js": _SCRIPT,
+    "form.js": _SCRIPT,
+    "stream.js": _SCRIPT,
+    "tokens.js": _SCRIPT,
+    "figures.js": _SCRIPT,
+    "icon.svg": "image/svg+xml",
+}
+"""Name → media type; nothing else is served."""
+
+
+@cache
+def asset(name: str, num_layers: int) -> bytes:
+    """Return the content of one of :data:`ASSETS`.
+
+    Args:
+        name: which.
+        num_layers: of the model; the depths that ``depth.css`` colours.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    if name not in ASSETS:
+        raise KeyError(name)
+    if name == "depth.css":
+        return (TOKEN_CSS + "".join(map(_rule, range(1, num_layers + 1), [num_layers] * num_layers))).encode()
+    return files("harness.serving.http.page").joinpath("static", name).read_bytes()
+
+
+def _rule(layer: int, num_layers: int) -> str:
+    ground, ink = depth_shade(layer, num_layers)
+    return f'[data-layer="{layer}"] {{ background: {ground}; color: {ink}; }}\n'
+
+
+STEPS = 100
+"""A slider has at least so many positions; the field beside it takes any number between its ends."""
+
+LAYER = "layer"
+"""An option of this name is a layer at which the model can be left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One option.
+
+    Attributes:
+        name: of the option.
+        kind: ``range`` (slider and field), ``layer`` (slider and list of exit points), ``number`` (field alone, where
+            there are no limits), or ``switch``.
+        value: its default.
+        low, high: least and greatest value of a ``range``.
+        step: of the slider of a ``range``.
+        whole: whether only integers are allowed.
+        description: what it means.
+    """
+
+    name: str
+    kind: Literal["range", "layer", "number", "switch"]
+    value: int | float | bool
+    low: float
+    high: float
+    step: float
+    whole: bool
+    description: str
+
+    @property
+    def shown(self) -> str:
+        """The default, rounded for display. Unchanged, the exact value is sent."""
+        return str(self.value) if isinstance(self.value, int) else f"{self.value:.4g}"
+
+
+def controls(loaded: Loaded, exit_points: Sequence[int]) -> tuple[Control, ...]:
+    """Return the controls of a strategy; options that are neither numbers nor switches have none."""
+    return tuple(
+        _control(loaded, name, value, exit_points)
+        for name, value in loaded.options.items()
+        if isinstance(value, (int, float))
+    )
+
+
+def _control(loaded: Loaded, name: str, value: int | float, exit_points: Sequence[int]) -> Control:
+    description, whole = loaded.descriptions.get(name, ""), isinstance(value, int)
+    if isinstance(value, bool):
+        return Control(name, "switch", value, 0, 1, 1, True, description)
+    if name == LAYER and value in exit_points:
+        return Control(name, "layer", value, 0, len(exit_points) - 1, 1, True, description)
+    if name not in loaded.limits:
+        return Control(name, "number", value, 0, 0, 1, whole, description)
+    low, high = (int(end) if float(end).is_integer() else end for end in loaded.limits[name])
+    return Control(name, "range", value, low, high, 1 if whole else _step(high - low), whole, description)
+
+
+def _step(width: float) -> float:
+    """Return the power of ten that cuts a width into at least :data:`STEPS` pieces, and at most ten times as many."""
+    power = math.floor(math.log10(width / STEPS) + 1e-9) if width > 0 else 0
+    return 10**power if power >= 0 else round(10.0**power, -power)
+
+
+@dataclass(frozen=True, slots=True)
+class Editor:
+    """A client and what to paste into it.
+
+    Attributes:
+        title: the client's usual name.
+        settings: the text, without any key in it.
+    """
+
+    title: str
+    settings: str
+
+
+def editors(service: Service, url: str) -> tuple[Editor, ...]:
+    """Return settings for every known client, for a server that is reached at ``url``."""
+    config = service.config
+
+    def settings(client: str) -> str:
+        return snippet(
+            client,
+            url=url,
+            model=service.model_name,
+            key=config.api_key_file is not None,
+            max_new_tokens=config.max_new_tokens,
+            fim=service.fim is not None,
+            markers=None if service.fim is None else service.fim.family.texts,
+            max_prompt_tokens=service.max_prompt_tokens,
+            ignored=config.suffix == "ignore",
+        )
+
+    return tuple(Editor(title, settings(client)) for client, title in CLIENTS.items())
+
 
 POLICY = "; ".join(
     (

@@ -3,29 +3,100 @@
 Not promised: templates, ``system``, ``context``, images and chat. The prompt is always read as it stands, as with
 ``raw``, and decoding is greedy whatever the options say. ``num_predict`` is a limit, or −1 (no end, Ollama's default)
 or −2 (to the end of the context), which both stand for the server's cap; anything else is refused.
+
+Bodies of Ollama's ``/api/generate``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
 
+from harness.decoding.transcript import Token
 from harness.serving.failures import ServingError
 from harness.serving.http.answers import early_exit_report, stream, token_report, whole
 from harness.serving.http.refusals import refusal
 from harness.serving.http.requests import Wanted, early_exit_of, submit
-from harness.serving.http.schemas.early_exit import EarlyExitReport
-from harness.serving.http.schemas.events import whole_schema
-from harness.serving.http.schemas.ollama import DoneReason, Generate, Generated
-from harness.serving.http.schemas.values import flag, limit_of, seed_of, text_of, texts
-from harness.serving.jobs import Ending, Finished, Token
+from harness.serving.http.schemas import (
+    Accepted,
+    Answer,
+    Controls,
+    DraftedAt,
+    EarlyExitReport,
+    Flag,
+    Object,
+    Text,
+    flag,
+    limit_of,
+    object_of,
+    seed_of,
+    text_of,
+    texts,
+    whole_schema,
+)
+from harness.serving.jobs import Ending, Finished
 from harness.serving.service import Service
 
-__all__ = ["router"]
+DoneReason = Literal["stop", "length"]
+
+
+class Generate(BaseModel):
+    """A request. Unknown fields are accepted and ignored, also inside ``options``."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={"examples": [{"prompt": "def add(a, b):\n", "options": {"num_predict": 20}}]},
+    )
+
+    prompt: Annotated[str, Field(min_length=1, description="Text before the cursor.")]
+    suffix: Annotated[Text, Field(description="Text after the cursor.")] = None
+    stream: Annotated[Flag, Field(description="false: one object. Else one line of JSON per token, and the last.")] = (
+        None
+    )
+    truncate: Annotated[
+        Flag, Field(description="false: refuse a prompt that is too long. Else it loses its beginning.")
+    ] = None
+    options: Annotated[
+        Object,
+        Field(
+            description="An object. Used: num_predict (from 1; -1, -2: the server's cap), stop (a text or a list), "
+            "seed, early_exit. Decoding is greedy: temperature, top_p … change nothing."
+        ),
+    ] = None
+    early_exit: Controls = None
+
+    def asked(self) -> Mapping[str, Any]:
+        """Return the options."""
+        return object_of("options", self.options)
+
+
+class Generated(Answer):
+    """The whole answer, one token of it, or its ending."""
+
+    model: str
+    created_at: str
+    response: Annotated[str, Field(description="The completion, or what this line adds to it.")]
+    done: bool
+    exit_layer: Annotated[int | None, Field(description="Of a token: decoder layers executed for it.")] = None
+    drafted_at: DraftedAt = None
+    accepted: Accepted = None
+    done_reason: Annotated[DoneReason | None, Field(description="A deadline is a length too.")] = None
+    total_duration: Annotated[int | None, Field(description="Nanoseconds from arrival to the last token.")] = None
+    load_duration: Annotated[int | None, Field(description="Always 0: the model is there.")] = None
+    prompt_eval_count: Annotated[int | None, Field(description="Tokens read.")] = None
+    prompt_eval_duration: Annotated[
+        int | None, Field(description="Nanoseconds until the first token, without the queue.")
+    ] = None
+    eval_count: Annotated[int | None, Field(description="Tokens made.")] = None
+    eval_duration: Annotated[int | None, Field(description="Nanoseconds from the first token to the last.")] = None
+    x_early_exit: EarlyExitReport | None = None
+
 
 router = APIRouter(tags=["Ollama"])
 

@@ -13,8 +13,6 @@ from harness.registry import STOPS
 from harness.serving.failures import DrainingError, LoadingError, ServingError
 from harness.serving.service import Service
 
-__all__ = ["UnknownModelError", "router"]
-
 DISTRIBUTION = "early-exit-harness"
 
 NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "The model is not loaded, or the server stops."}}

@@ -5,11 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 
-from harness.serving.http.page.assets import ASSETS, asset
-from harness.serving.http.page.document import POLICY, document
+from harness.serving.http.page.document import ASSETS, POLICY, asset, document
 from harness.serving.service import Service
-
-__all__ = ["router"]
 
 router = APIRouter(include_in_schema=False)
 

@@ -16,11 +16,12 @@ import pytest
 from fastapi import FastAPI
 
 from harness.config.decode import build_decode, parse_decode
+from harness.decoding.transcript import Token
 from harness.records import Work
 from harness.serving.exit_settings import Loaded
 from harness.serving.failures import GenerationError, ServingError
 from harness.serving.http.app import make_app
-from harness.serving.jobs import Finished, Job, Prompt, Setting, Ticket, Token
+from harness.serving.jobs import Finished, Job, Prompt, Setting, Ticket
 from harness.serving.service import Service
 
 EVIL = "<script>window.pwned=1</script>\"'><img src=x onerror='window.pwned=2'>{{ 7*7 }}"

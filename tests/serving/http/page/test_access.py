@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.appearance.depth_colours import contrast
+from harness.appearance.pages import contrast
 from harness.serving.client_settings import CLIENTS
 from harness.serving.failures import OverloadedError
 

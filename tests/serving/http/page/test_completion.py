@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from harness.appearance.depth_colours import depth_shade
+from harness.appearance.pages import depth_shade
 from harness.records import SampleRecord
-from reports.completions.coloured_tokens import coloured_tokens
+from reports.completions.page import coloured_tokens
 
 Visit = Callable[..., Any]
 

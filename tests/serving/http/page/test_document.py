@@ -10,10 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from harness.appearance.depth_colours import depth_shade
+from harness.appearance.pages import depth_shade
 from harness.serving.exit_settings import Loaded
-from harness.serving.http.page.assets import ASSETS, asset
-from harness.serving.http.page.controls import controls
+from harness.serving.http.page.document import ASSETS, asset, controls
 
 
 class Markup(HTMLParser):

@@ -1,4 +1,12 @@
-"""``harness train shortcut``: linear maps from every exit to the last layer, in closed form from a trace.
+"""Linear maps from each exit to the last layer, fitted in closed form.
+
+Closed-form linear maps from an exit's hidden state to the last layer's (Yom Din 2024, arXiv 2303.09435).
+
+Only moments are kept (``hidden_size`` squared per exit), so tokens can stream by in any number. Each token counts
+with the inverse square of its last hidden state's root mean square: the final norm divides by it anyway, and without
+the weight a few tokens with enormous activations (the first of a sequence) would decide the fit.
+
+``harness train shortcut``: linear maps from every exit to the last layer, in closed form from a trace.
 
 Makes any model exit-capable in about a minute, without tuning (Yom Din 2024, arXiv 2303.09435).
 """
@@ -6,11 +14,13 @@ Makes any model exit-capable in about a minute, without tuning (Yom Din 2024, ar
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.contracts import ModelInfo
 from harness.contracts.recipes import TrainingRun
@@ -19,11 +29,53 @@ from harness.models.artefacts import Artefact, write_artefact
 from harness.models.controllers import controllers_of
 from harness.models.trained import find_shortcut, shortcut_path
 from harness.training.identity import identity, provenance
-from harness.training.shortcut.least_squares import ShortcutMoments
-from harness.training.shortcut.options import ShortcutOptions
+from harness.training.options import ShortcutOptions
 from harness.training.traces.reading import exit_states, held_out_rows, index_of, open_traces
 
-__all__ = ["ShortcutResult", "train_shortcut"]
+
+class ShortcutMoments:
+    """Weighted second moments of (hidden state at an exit, hidden state after the last layer).
+
+    Args:
+        exit_points: exits to map from.
+        hidden_size: width of the residual stream.
+    """
+
+    def __init__(self, exit_points: Sequence[int], hidden_size: int) -> None:
+        self._inputs = {e: torch.zeros(hidden_size + 1, hidden_size + 1, dtype=torch.float64) for e in exit_points}
+        self._outputs = {e: torch.zeros(hidden_size + 1, hidden_size, dtype=torch.float64) for e in exit_points}
+        self.tokens = 0
+
+    def add(self, states: Mapping[int, Tensor], last: Tensor) -> None:
+        """Take tokens in.
+
+        Args:
+            states: exit layer → hidden states ``[n, hidden_size]``, one entry per exit point.
+            last: hidden states after the last layer, before the final norm, same shape.
+        """
+        target = last.float()
+        weight = target.pow(2).mean(-1, keepdim=True).rsqrt()
+        target = target * weight
+        self.tokens += len(target)
+        for layer, state in states.items():
+            rows = torch.cat((state.float() * weight, weight), dim=-1)
+            self._inputs[layer] += (rows.t() @ rows).double()
+            self._outputs[layer] += (rows.t() @ target).double()
+
+    def solve(self, *, ridge: float = 1e-4) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return exit layer → (weight ``[out, in]``, bias ``[out]``), float32.
+
+        Args:
+            ridge: added to the diagonal, relative to its mean.
+        """
+        maps = {}
+        for layer, moments in self._inputs.items():
+            damped = moments + ridge * moments.diagonal()[:-1].mean() * torch.eye(len(moments), dtype=torch.float64)
+            damped[-1, -1] = moments[-1, -1] * (1 + ridge)
+            solution = torch.linalg.solve(damped, self._outputs[layer])
+            maps[layer] = (solution[:-1].t().contiguous().float(), solution[-1].contiguous().float())
+        return maps
+
 
 logger = logging.getLogger(__name__)
 

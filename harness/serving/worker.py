@@ -1,8 +1,14 @@
-"""The one thread that decodes: takes requests from a bounded queue, lets them join and leave between tokens.
+"""The one thread that decodes for all requests, and what it needs to be fair.
+
+The one thread that decodes: takes requests from a bounded queue, lets them join and leave between tokens.
 
 Prompts are read in the order in which they came, one at a time, and in pieces: between two of these every running
 request makes or drafts a token. So a long prompt delays a token by no more than a piece; the first tokens of requests
 that came later it does delay. A request that is cancelled, late or fails leaves without affecting the others.
+
+A request while it occupies a row: its text, its tokens, its time, and its ending.
+
+Energy per request: requests that run at the same time share what is measured equally.
 """
 
 from __future__ import annotations
@@ -12,24 +18,164 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from harness.contracts import Cursor, Tokenizer
+from harness.contracts import Cursor, Meter, Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.decoding.loop import OpenBatch
+from harness.decoding.transcript import Token, Transcript
 from harness.errors import is_out_of_memory, reason
-from harness.serving.engine.energy_shares import EnergyShares
-from harness.serving.engine.served import Served
-from harness.serving.engine.tickets import EngineTicket
+from harness.records import Work
 from harness.serving.failures import DrainingError, GenerationError, OverloadedError, ServingError
-from harness.serving.jobs import Finished, Prompt
+from harness.serving.jobs import Ending, EngineTicket, Finished, Prompt
 from harness.serving.metrics import Metrics
 
-__all__ = ["PROMPTS", "Worker"]
+
+class Served:
+    """One request from its first prefill to its ending.
+
+    Args:
+        ticket: the job and its reader.
+        tokenizer: the model's.
+        special: ids that add no text.
+
+    Attributes:
+        ticket: the same.
+        prompt_reused: tokens at the prompt's beginning that were not read again.
+    """
+
+    def __init__(self, ticket: EngineTicket, tokenizer: Tokenizer, special: frozenset[int]) -> None:
+        self.ticket = ticket
+        self._began = time.perf_counter()
+        self.prompt_reused = 0
+        job = ticket.job
+        self._transcript = Transcript(
+            tokenizer, job.stop, keep_stop=job.keep_stop, silent=special, after=job.prompt.token_ids
+        )
+
+    def stop(self, token_ids: Sequence[int]) -> bool:
+        """Return whether a stop text is complete in these tokens, drafted ones included: the stop rule of its row."""
+        return self._transcript.follow(token_ids)
+
+    def tokens(self, made: Generation) -> tuple[list[Token], Ending | None]:
+        """Return the tokens that were made since the last call, and why the last of them ends it."""
+        new = len(made.token_ids) - len(self._transcript.tokens)
+        if not new:
+            return [], made.finish_reason
+        ending: Ending | None = made.finish_reason or ("deadline" if self._is_late(made) else None)
+        return [
+            self._transcript.read(made, last=ending is not None and left == 0) for left in reversed(range(new))
+        ], ending
+
+    def finished(
+        self,
+        made: Generation,
+        ending: Ending,
+        kv: str,
+        num_layers: int,
+        energy_j: float | None,
+        energy_source: str,
+    ) -> Finished:
+        """Return the ending, after its last token."""
+        text = self._transcript.finish()
+        return Finished(
+            text=text,
+            rest=self._transcript.rest(),
+            ending="stop" if self._transcript.stopped else ending,
+            tokens=tuple(self._transcript.tokens),
+            prompt=self.ticket.job.prompt,
+            prompt_reused=self.prompt_reused,
+            setting=self.ticket.job.setting,
+            kv=kv,
+            num_layers=num_layers,
+            work=Work.of(made),
+            queue_s=self._began - self.ticket.submitted,
+            ttft_s=self._transcript.tokens[0].time_s,
+            total_s=self._transcript.tokens[-1].time_s,
+            energy_j=energy_j,
+            energy_source=energy_source,
+            stopped_by=made.stopped_by,
+        )
+
+    def _is_late(self, made: Generation) -> bool:
+        """Whether the deadline is over, or its own time is and it has a whole line: half a line is useless."""
+        now, limit_s = time.perf_counter(), self.ticket.job.generate_s
+        over = limit_s is not None and now > self.ticket.submitted + made.token_times_s[0] + limit_s
+        return now > self.ticket.deadline or (over and "\n" in self._transcript.text)
+
+
+_energy_logger = logging.getLogger(__name__)
+
+
+class EnergyShares:
+    """Cuts time where a request begins or ends, and splits each cut's energy among those that ran in it.
+
+    Shares add up to what was measured while any request ran. A cut shorter than the sensor's tick is imprecise;
+    over several requests the errors cancel.
+
+    Args:
+        meter: opens the windows; closed by its owner.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self.source = meter.source
+        self._meter: Meter | None = meter
+        self._running: set[int] = set()
+        self._energy_j: dict[int, float | None] = {}
+        self._open = False
+
+    def begin(self, row: int) -> None:
+        """A request begins in a row."""
+        self._cut()
+        self._running.add(row)
+        self._energy_j[row] = None if self._meter is None else 0.0
+        self._start()
+
+    def end(self, row: int) -> float | None:
+        """A row's request ended: returns its joules, ``None`` when there is no number."""
+        self._cut()
+        self._running.discard(row)
+        self._start()
+        return self._energy_j.pop(row, None)
+
+    def forget(self, rows: Iterable[int]) -> None:
+        """End these rows without a reading, if they run."""
+        for row in rows:
+            if row in self._running:
+                self.end(row)
+
+    def _start(self) -> None:
+        if self._meter is None or not self._running:
+            return
+        try:
+            self._meter.begin()
+            self._open = True
+        except Exception as error:  # a meter may be a plug-in
+            self._give_up(error)
+
+    def _cut(self) -> None:
+        if not self._open or self._meter is None:
+            return
+        self._open = False
+        try:
+            used_j = self._meter.end().energy_j
+        except Exception as error:  # a meter may be a plug-in
+            self._give_up(error)
+            return
+        for row in self._running:
+            before = self._energy_j[row]
+            self._energy_j[row] = None if before is None or used_j is None else before + used_j / len(self._running)
+
+    def _give_up(self, error: Exception) -> None:
+        """Continue without energy: the completion matters more."""
+        _energy_logger.warning("energy is not measured from now on: %s", error)
+        self._meter, self.source, self._open = None, "none", False
+        self._energy_j = dict.fromkeys(self._energy_j)
+
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,8 @@
 Whoever reads JSON or TOML that the harness did not write in the same moment reads it here. What passes is a value of
 bounded size and depth, whose numbers are finite doubles or integers that every reader can hold, and whose text can be
 encoded. What it means is for the caller to check.
+
+Files replaced whole: a reader, and a crash, find the old content or the new one, never part of either.
 """
 
 from __future__ import annotations
@@ -12,29 +14,13 @@ import json
 import os
 import re
 import stat
+import sys
 import tomllib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
-
-__all__ = [
-    "DEEPEST",
-    "DEEPEST_PATH",
-    "LARGEST_DOCUMENT_BYTES",
-    "LARGEST_LOG_BYTES",
-    "LARGEST_TOML_BYTES",
-    "LONGEST_INTEGER",
-    "DocumentError",
-    "NotRegularError",
-    "open_regular",
-    "parse_json",
-    "read_bytes",
-    "read_json",
-    "read_text",
-    "read_toml",
-    "real_path",
-    "require_regular",
-]
 
 LARGEST_DOCUMENT_BYTES = 64 << 20
 LARGEST_LOG_BYTES = 1 << 30
@@ -249,3 +235,52 @@ def _check_text(value: object) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise DocumentError("it holds half a surrogate pair, which no text can hold") from None
+
+
+def unfinished(file: Path) -> Path:
+    """Return the path that holds a file's content until it is complete; a killed process may leave it behind."""
+    return file.with_name(f".{file.name}.part")
+
+
+def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]], *, durable: bool = False) -> None:
+    """Write files, each whole, in the order given; all are complete before the first one is replaced.
+
+    Args:
+        contents: of each file, whole or in parts. Folders must exist.
+        durable: flush contents and names to the disk, so that they survive a power failure.
+
+    Raises:
+        OSError: a file cannot be written. No unfinished file is left behind, not even by an interrupt.
+    """
+    try:
+        for file, content in contents.items():
+            if isinstance(content, bytes):
+                unfinished(file).write_bytes(content)
+            else:
+                with unfinished(file).open("wb") as stream:
+                    stream.writelines(content)
+            if durable:
+                _sync(unfinished(file))
+        for file in contents:
+            os.replace(unfinished(file), file)
+        if durable:
+            for folder in {file.parent for file in contents}:
+                sync_folder(folder)
+    finally:
+        for file in contents:
+            with suppress(OSError):
+                unfinished(file).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, so that a new file survives a power failure."""
+    if sys.platform != "win32":  # folders cannot be opened there
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,1 +1,0 @@
-"""The one thread that decodes for all requests, and what it needs to be fair."""

@@ -1,1 +1,0 @@
-"""The bodies of each dialect: parsed leniently, documented exactly."""

@@ -1,1 +1,0 @@
-"""Linear maps from each exit to the last layer, fitted in closed form."""
