@@ -296,6 +296,9 @@ def test_a_policy_is_asked_per_token_and_exit_and_never_per_layer(
                 asked[name] += 1
             return super().__getattribute__(name)
 
+        def visible(self, rows: Tensor, positions: Tensor, layers: int) -> Tensor | None:
+            return None  # one that hides nothing, ever, is not asked: it does not override this
+
     options: dict[str, Any] = {"max_new_tokens": [NEW]}
     run_policy(Counted, monkeypatch, llama.engine, prompts[:1], Full(), **options)
     assert asked == {"join": 1, "begin": NEW - 1, "visible": NEW - 1}  # one stretch of all layers a token
