@@ -189,14 +189,14 @@ def test_what_was_trained_drafts_losslessly(
 def test_a_verification_that_believes_every_draft_is_a_defect(
     verify: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep = OpenBatch._keep
+    accept = OpenBatch._accept
 
     def believing(self: OpenBatch, row: int, said: Any, *seen: Any) -> int:
         draft = self._generations[row].draft
         believed = [*((token, logit) for token, (_, logit) in zip(draft, said, strict=False)), *said[len(draft) :]]
-        return keep(self, row, believed, *seen)
+        return accept(self, row, believed, *seen)
 
-    monkeypatch.setattr(OpenBatch, "_keep", believing)
+    monkeypatch.setattr(OpenBatch, "_accept", believing)
     ran = verify("--weights-format", "fp16", "--batch-size", 1, *DRAFTING, "--json", tmp_path / "c.json")
     assert ran.code == 1, ran.err
     claims = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
