@@ -5,22 +5,25 @@ asked for cannot be done (one line says what and the remedy, commands to paste f
 judged included; 70 a defect, of the harness or of a plug-in (with its traceback), or a run that lacks only a plug-in's
 scores; 130 interrupted; 141 the reader of stdout went away. A command is imported when it is called, and what is
 heavy inside it, so that ``--help`` and ``list`` are instant.
-
-How long threads that wait for each other spin before they sleep.
-
-GNU's OpenMP, which torch's CPU wheels bring, spins some ten milliseconds: longer than the kernel lets a thread run
-beside others. A thread that has to share its core is then waited for by one that takes the time it needs. It reads the
-number once, when it is loaded; so whoever starts the process decides, before torch is imported.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-import re
 import signal
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[0], "harness", "cli.py") != __file__:
+    del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
+
+if os.path.basename(sys.argv[0]) in ("harness", "cli.py") and signal.getsignal(signal.SIGINT) is (
+    signal.default_int_handler
+):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` begins: who interrupts an import wants no traceback
+
+import errno
+import logging
+import re
 import warnings
 from collections.abc import MutableMapping, Sequence
 from importlib.metadata import EntryPoint
@@ -43,18 +46,14 @@ CHOSEN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def spin_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let the threads of this process and of those that it starts sleep sooner, unless the user has chosen a policy."""
+    """Let the threads of this process and of those that it starts sleep sooner, unless the user has chosen a policy.
+
+    GNU's OpenMP, which torch's CPU wheels bring, spins some ten milliseconds: longer than the kernel lets a thread run
+    beside others, so that a thread that shares its core is waited for at full speed. The library reads the number when
+    it is loaded: call this before torch is imported.
+    """
     if not any(name in environment for name in CHOSEN):
         environment["GOMP_SPINCOUNT"] = str(SPINS)
-
-
-if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[0], "harness", "cli.py") != __file__:
-    del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
-
-if os.path.basename(sys.argv[0]) in ("harness", "cli.py") and signal.getsignal(signal.SIGINT) is (
-    signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` begins: who interrupts an import wants no traceback
 
 
 READER_GONE = 141

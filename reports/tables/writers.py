@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -311,6 +312,10 @@ def _cells(column: Column, width: int) -> list[str]:
     return [RichLine(text).plain for text in column.texts]
 
 
+_INDENT = 2
+"""Columns by which rows stand in from the headings of their groups."""
+
+
 def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
     """Yield the grid of each group of rows, all with the same widths, and their headings."""
     cells = [_cells(column, width) for column in table.columns]
@@ -318,6 +323,9 @@ def _grids(table: Table, width: int) -> Iterator[Grid | Text]:
     heads = [column.head(needed) for column, needed in zip(table.columns, widths, strict=True)]
     lines = max(map(len, heads))  # headers stand at the bottom, cells at the top
     spare = width - sum(widths) - _BETWEEN * (len(widths) - 1)
+    if table.groups and spare >= _INDENT:
+        cells[0] = [textwrap.indent(cell, " " * _INDENT) for cell in cells[0]]
+        widths[0], spare = widths[0] + _INDENT, spare - _INDENT
     for place, column in enumerate(table.columns):
         if column.kind == "text":  # what is left belongs to sentences
             longest = max((cell_len(cell) for cell in cells[place]), default=0)

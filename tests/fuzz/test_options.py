@@ -31,11 +31,6 @@ RUN = {
 }  # fmt: skip
 BASES: dict[str, dict[str, str]] = {
     "run": RUN,
-    "reproduce": {
-        **{key: RUN[key] for key in ("model", "source", "limit", "energy", "threads")},
-        "figure": "kv",
-        "strategies": "confidence",
-    },
     "serve": {"model": "model", "port": "0", "max_new_tokens": "8", "threads": "1", "energy": "none"},
     "trace": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "documents": "2", "threads": "1"},
     "sweep": {"replay": "trace", "strategies": "confidence", "model": "model"},
@@ -59,7 +54,11 @@ BASES: dict[str, dict[str, str]] = {
 """What a command is given beside what is tried; values lie in a case's folder. A new command goes without."""
 
 ELSEWHERE = {
-    *("study", "watch"),  # points are processes of their own, which do not end before weights are read: tests/study
+    *(
+        "study",
+        "reproduce",
+        "watch",
+    ),  # points are processes of their own, which do not end before weights are read: tests/study
     "cache clear",  # other tests live on what is kept
     "lm-eval",  # indexes thousands of files for a name that it does not know
 }

@@ -126,7 +126,7 @@ def test_groups_and_tasks_whose_texts_another_one_had_are_scored_ones_too(
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
     for task in ("choice", "twin", "part", "group"):
-        below = lines[lines.index(next(line for line in lines if line.startswith(f"ours_{task}: acc "))) + 1 :]
+        below = lines[lines.index(next(line for line in lines if line == f"ours_{task}: acc")) + 1 :]
         assert below[0].startswith("  exit after layer 10 ")
         assert not below[1].startswith("  ")  # one row for all operating points
     assert "Texts that another task had scored were not read again" in ran.out

@@ -17,7 +17,7 @@ from harness.decoding import packing
 from harness.decoding.engine import Engine
 from harness.decoding.packing import tensors_of
 from harness.host.cache import KINDS, Kind
-from harness.models import kept_weights, model
+from harness.models import model, weights
 from harness.models.model import LoadedModel, ResolvedModel
 from strategies.full import Full
 
@@ -154,7 +154,7 @@ def test_a_slot_that_is_not_the_model_s_is_refused(
     """Rows that are one short would be read beyond their end."""
     found = pretrained(resolved, tiny_llama)
     first = found.load("cpu")
-    real = kept_weights.tensors_of
+    real = weights.tensors_of
 
     def one_short(backbone: Any) -> Any:
         tensors = real(backbone)
@@ -163,7 +163,7 @@ def test_a_slot_that_is_not_the_model_s_is_refused(
 
     files(folder)[0].unlink()
     with monkeypatch.context() as patched:
-        patched.setattr(kept_weights, "tensors_of", one_short)
+        patched.setattr(weights, "tensors_of", one_short)
         found.load("cpu")
     notes: list[str] = []
     assert same(first, found.load("cpu", notes.append))
@@ -172,7 +172,7 @@ def test_a_slot_that_is_not_the_model_s_is_refused(
 
 def _write(given: tuple[LoadedModel, Path, int]) -> None:
     loaded, source, times = given
-    kept = kept_weights.KeptWeights(loaded.info, source, "there", "", print)
+    kept = weights.KeptWeights(loaded.info, source, "there", "", print)
     for _ in range(times):
         kept.write(loaded.backbone, "fp16", "0" * 64)
 

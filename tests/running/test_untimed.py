@@ -87,7 +87,7 @@ def test_reports_show_no_cost(cli: Callable[..., Ran], pair: dict[str, Path], tm
     assert report.code == 0, report.err
     said = (tmp_path / "report" / "report.md").read_text()
     assert "this run was not timed" in said
-    headers = [line for line in said.splitlines() if line.startswith("|  |  | operating point")]
+    headers = [line for line in said.splitlines() if line.startswith("|  | operating point")]
     assert "exact prefix" in headers[0]
     assert not [line for line in headers if "p50" in line or "speed-up<br>" in line or "J/" in line]
     site = cli("leaderboard", pair["untimed"], "--out", tmp_path / "site")

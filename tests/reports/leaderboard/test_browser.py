@@ -182,7 +182,7 @@ def test_rankings_can_be_restricted_to_lossless_rows(chromium: Any, tmp_path: Pa
     page.wait_for_selector("article[data-shown]")
     drafts = page.locator("details", has_text="Drafts that stood, by what drafted them")
     drafts.locator("summary").click()
-    assert drafts.locator("tr").all_inner_texts() == ["exit at 5\t1.00 of 80"]
+    assert drafts.locator("tr").all_inner_texts() == ["exit at 5\t1.00 [too few] of 80"]
     assert page.locator(".tok.accepted").count() > 0
     reader.context.close()
     assert reader.faults == []
