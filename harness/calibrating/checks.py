@@ -24,7 +24,7 @@ ROUNDS = 200
 
 @dataclass(frozen=True, slots=True)
 class SplitCheck:
-    """What became of the promise over random halves.
+    """The promise held against random halves.
 
     Attributes:
         rounds: how many. documents: documents, or projects where they are the unit, calibrated on in each.

@@ -28,7 +28,7 @@ class Certainty(Configuration):
 
 
 class CalibrateOptions(Certainty, RunConfig):
-    """What ``harness calibrate`` can be told; a run's lists are one value here."""
+    """Options of ``harness calibrate``; a run's lists are one value here."""
 
     target: Annotated[str, Placeholder("TARGET")] = Field(
         description="Least mean agreement over documents (agreement=0.95; exact_prefix, exact_line, "

@@ -1,4 +1,4 @@
-"""What a target says of a document: a loss between 0 and 1.
+"""Targets of a calibration: each document's loss, a number between 0 and 1.
 
 ``NAME=SHARE`` asks for a share of full depth's that is kept, ``NAME`` being a metric of agreement that has a value per
 document; the loss is what is missing from 1. ``NAME_loss=AMOUNT`` allows a score to fall against full depth's on the

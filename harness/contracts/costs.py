@@ -1,4 +1,4 @@
-"""What decoding costs: amounts of work, what one unit of each costs, and the sum of their products.
+"""The cost of decoding: amounts of work, what one unit of each costs, and the sum of their products.
 
 This is the one cost model. Its users differ in where costs come from, and with that in which units have one:
 
@@ -64,7 +64,7 @@ class UnitCosts:
 
     @property
     def per_unit(self) -> Mapping[str, float]:
-        """What one of each costs, for :func:`price`."""
+        """Cost of one of each, for :func:`price`."""
         return {
             "check": self.check,
             "layer step": self.layer,

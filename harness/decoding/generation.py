@@ -1,4 +1,4 @@
-"""What decoding one row yields."""
+"""The result of decoding one row."""
 
 from __future__ import annotations
 

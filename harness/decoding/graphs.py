@@ -152,7 +152,7 @@ class StaticCaches:
 
 @dataclass(slots=True, eq=False)
 class Buffers:
-    """What the recorded work of one width reads and writes; ``S`` = rows × width slots, a row's next to each other."""
+    """Buffers that recorded work of one width reads and writes; ``S`` = rows × width slots, a row's together."""
 
     state: Tensor  # [S, hidden_size], of the segment's first layer
     after: Tensor  # [S, hidden_size], of its last

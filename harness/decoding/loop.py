@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What a row came with."""
+    """The request of a row."""
 
     prompt: Sequence[int]
     limit: int

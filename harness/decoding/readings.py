@@ -83,7 +83,7 @@ class Heads:
 
 
 class HeadReading:
-    """What a cheap head says of some rows. Implements :class:`harness.contracts.Reading`.
+    """A cheap head's reading of some rows. Implements :class:`harness.contracts.Reading`.
 
     Args:
         read: makes the logits when they are first needed, and is let go of then: it holds the view, and its cache.

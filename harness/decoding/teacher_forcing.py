@@ -1,4 +1,4 @@
-"""What full depth would choose along a completion that is already written, whoever wrote it.
+"""Full depth's choices along a completion that is already written, whoever wrote it.
 
 The prompt is read once and its keys and values are kept; each completion then runs behind it in one pass, whose rows
 see exactly the keys and values of full depth. Products of several rows and of one differ in their last bits, so that a

@@ -11,7 +11,7 @@ from harness.contracts import CONTEXT, Tokenizer
 from harness.decoding.generation import Generation
 
 INCOMPLETE = "\ufffd"
-"""What a tokenizer puts in place of an incomplete character."""
+"""The replacement of an incomplete character."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the parts of decoding cost on this machine, in seconds: measured when a strategy or a draft rule first asks.
+"""Costs of the parts of decoding on this machine, in seconds: measured when a strategy or a draft rule first asks.
 
 Layers, LM head and what drafting adds (asking the strategy, reading the token that its exit drafts) are timed as the
 engine runs them, one row at a time and several rows of one pass, over an empty cache: what keys and values hold takes
@@ -41,7 +41,7 @@ PAIRS, PAIRS_ENOUGH_S = (3, 12), 1.0
 
 
 class Timing:
-    """What is known of a model's times, and whether more may be measured.
+    """Known times of a model, and whether more may be measured.
 
     Args:
         known: what a run that goes on began with; nothing more is measured then. ``None`` to measure.
@@ -98,7 +98,7 @@ def byte_costs(info: ModelInfo, heads: Heads, head: HeadChoice) -> UnitCosts:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What is measured on.
+    """The model that is measured.
 
     Attributes:
         backbone: the model.

@@ -1,4 +1,4 @@
-"""What a strategy sees at an exit point; logits and everything derived from them are lazy."""
+"""A strategy's view of an exit point; logits and everything derived from them are lazy."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Choice(NamedTuple):
-    """What a row that leaves says.
+    """The token of a row that leaves.
 
     Attributes:
         token: its token, or its draft.

@@ -1,1 +1,1 @@
-"""What this machine can measure, how far its numbers can be trusted, and whether its error bars are right."""
+"""Examines what this machine can measure, how far to trust its numbers, and whether error bars are right."""

@@ -59,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class RealCoverage:
-    """What real A/A comparisons showed.
+    """The outcome of real A/A comparisons.
 
     Attributes:
         model: as asked for.

@@ -1,4 +1,4 @@
-"""What ``harness lm-eval`` does: lm-eval's evaluation of full depth and of each operating point, measured as a run.
+"""``harness lm-eval``: lm-eval's evaluation of full depth and of each operating point, measured as a run.
 
 What is to be generated comes from lm-eval all at once. It becomes the samples of a run, whose session decodes them at
 every operating point in interleaved windows; lm-eval then scores each point by the answers that stand in the records.
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation leaves.
+    """The result of an evaluation.
 
     Attributes:
         directory: the run directory, with lm-eval's results of each operating point in ``lm-eval``.
@@ -195,13 +195,13 @@ class _MeasuredLM(EarlyExitLM):
 
     @property
     def operating_point(self) -> OperatingPointRecord:
-        """What results are of."""
+        """The model that results belong to."""
         if self.answering is None:
             return self.point.record if self.run is None else self.run.manifest.operating_points[0]
         return self.answering
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """What scoring took, and what the records say of generation."""
+        """Cost of scoring, and of generation as the records have it."""
         found = super().facts()
         if self.run is not None:
             name = self.operating_point.name

@@ -161,7 +161,7 @@ MAX_GEN_TOKS = 256
 """New tokens where a task names no limit, as of lm-eval's ``hf``."""
 
 Encoded = tuple[Any, list[int], list[int]]
-"""What lm-eval calls a request, and the tokens of its context and continuation."""
+"""A request of lm-eval, and the tokens of its context and continuation."""
 
 
 @register_model("early-exit")
@@ -263,7 +263,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """What tells this model's chat template from another's."""
+        """The name of this model's chat template in caches."""
         return self.config.model.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -349,7 +349,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
 
     @cached_property
     def meter(self) -> Meter:
-        """What measures energy."""
+        """The energy meter."""
         return open_meter(self.config.energy, self._resolved.devices(self._device), self.config.tdp_w)[0]
 
     @cached_property
@@ -362,12 +362,12 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def operating_point(self) -> OperatingPointRecord:
-        """What results are of."""
+        """The model that results belong to."""
         return self.point.record
 
     @cached_property
     def point(self) -> OperatingPoint:
-        """What exits where.
+        """The exit settings.
 
         Raises:
             HarnessError: the strategy does not fit the model, or is several operating points.

@@ -9,7 +9,7 @@ from harness.config.model import DEFAULT_MODEL, Folder, FormatName, ModelConfigu
 
 
 class LmEvalOptions(ModelConfiguration):
-    """What ``harness lm-eval`` can be told."""
+    """Options of ``harness lm-eval``."""
 
     tasks: str = Field(
         description="Tasks, groups or tags of lm-eval (`lm_eval ls tasks`), or YAML files, as a comma list."

@@ -1,4 +1,4 @@
-"""What lm-eval asks to be generated: token ids, stop texts and a limit. What greedy decoding cannot do is refused."""
+"""Generation requests of lm-eval: token ids, stop texts and a limit. What greedy decoding cannot do is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEUTRAL: Mapping[str, int] = {
     "min_new_tokens": 0,
     "min_tokens": 0,
 }
-"""What a setting that greedy decoding has not may be nevertheless: the number at which it changes nothing."""
+"""Values at which settings of sampling change nothing in greedy decoding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

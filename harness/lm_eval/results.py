@@ -79,7 +79,7 @@ def tables(results: Results) -> Iterator[Table]:
 
 
 def _kinds(results: Mapping[str, Any], name: str) -> set[str]:
-    """What a task, or the members of a group, asked for: ``generated``, ``scored``."""
+    """Kinds of requests of a task, or of a group's members: ``generated``, ``scored``."""
     members = results.get("group_subtasks", {}).get(name, ())
     return set(results["config"]["early_exit"]["tasks"].get(name, ())).union(*(_kinds(results, one) for one in members))
 

@@ -1,4 +1,4 @@
-"""What the requests of a task took: depth, time and energy, with the source of the energy."""
+"""Cost of a task's requests: depth, time and energy, with the source of the energy."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from harness.running.scoring import score_sample
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one sample in one window.
+    """The outcome of one sample in one window.
 
     Attributes:
         sample: which.
@@ -83,7 +83,7 @@ def tokens_of(outcomes: Sequence[Outcome]) -> int | None:
 
 
 def _of_answer(plan: Plan, planned: PlannedTask, sample: Sample, made: Answer) -> dict[str, Any]:
-    """What is known of a black box's completion; scores of tokens read its text as the run's tokenizer spells it."""
+    """Facts of an external endpoint's completion; scores of tokens read its text as the run's tokenizer spells it."""
     text = planned.task.completion(planned.record.protocol, made.text, sample.around)
     made.text.encode()  # a text that no file can hold breaks here
     token_ids = plan.model.tokenizer.encode(made.text)

@@ -58,7 +58,7 @@ _WORK = (
         "LM-head evaluations after prefill, the outputs' own included.",
     ),
 )
-"""What of a completion's :class:`harness.records.Work` is counted: its name there, the series, and what that says."""
+"""Counters of a completion's :class:`harness.records.Work`: its name there, the series, and what that says."""
 _DRAFTS = (
     ("drafts", "early_exit_drafted_tokens", "Tokens that lossless decoding drafted, discarded ones included."),
     ("accepted_tokens", "early_exit_accepted_tokens", "Of these, those that full depth agreed with."),

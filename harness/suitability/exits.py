@@ -1,4 +1,4 @@
-"""What exits know of the last layer's token: read by the model's own head, and by it behind closed-form maps.
+"""How much exits know of the last layer's token: read by the model's own head, and by it behind closed-form maps.
 
 Maps are fitted on some documents and judged on the others (cross-fitting, by document), so that no token is judged by a
 map that learned from it. All that is read lies in a trace.

@@ -13,7 +13,7 @@ from harness.training.options import TraceRequest
 
 
 class SuitabilityOptions(ModelChoice, DocumentChoice):
-    """What ``harness suitability`` can be told."""
+    """Options of ``harness suitability``."""
 
     documents: int = Field(default=12, ge=4, le=10_000, description="Documents of each task and source.")
     length: int = Field(default=384, ge=32, description="Tokens a document is cut at.")

@@ -42,7 +42,7 @@ LOSSLESS = parse_decode("lossless")
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What parts cost here, in seconds.
+    """Costs of the parts of decoding on this machine, in seconds.
 
     Attributes:
         times: of layers and LM head. check: asking about the whole head at one exit, its reading included.

@@ -1,4 +1,4 @@
-"""What must stand beside replayed numbers: which documents they are of, who learned from those, what is left out."""
+"""Labels of replayed numbers: which documents they are of, who learned from those, what is left out."""
 
 from __future__ import annotations
 

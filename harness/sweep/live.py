@@ -37,7 +37,7 @@ from reports.summary.pareto import front
 
 @dataclass(frozen=True, slots=True)
 class LiveRequest:
-    """What to decode live.
+    """The request to decode live.
 
     Attributes:
         samples: number per task of the trace.

@@ -12,7 +12,7 @@ from harness.config.stops import NO_STOP, parse_stops
 
 
 class SweepOptions(Configuration):
-    """What ``harness sweep`` can be told."""
+    """Options of ``harness sweep``."""
 
     replay: Folder = Field(description="Folder that `harness trace` made.")
     strategies: tuple[OperatingPoint, ...] = Field(

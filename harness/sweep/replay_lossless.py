@@ -41,7 +41,7 @@ _COUNTED = (
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What was generated, beside the traced tokens.
+    """Generated texts beside the traced tokens.
 
     Attributes:
         prompts: tokens of each document's prompt; empty where a trace has none.
@@ -73,7 +73,7 @@ class Texts:
 
 @dataclass
 class Decisions:
-    """What an operating point does at every traced token, and what a token that it is asked about is charged for that.
+    """Decisions of an operating point at every traced token, and their charges.
 
     Attributes:
         columns: ``layer`` after which it leaves (the last one where it goes deep), ``said`` by the exit there,

@@ -20,7 +20,7 @@ from harness.sweep.view import HEAD, Charges, ReplayView
 
 @dataclass
 class Outcome:
-    """What an operating point did on the tokens so far; outcomes of parts of a trace can be added.
+    """Work of an operating point on the tokens so far; outcomes of parts of a trace can be added.
 
     Attributes:
         right: tokens equal to the last layer's, by document, ``[documents]`` int64.

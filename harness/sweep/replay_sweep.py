@@ -44,7 +44,7 @@ OBSERVED = 2048  # tokens on which thresholds are chosen
 
 @dataclass(frozen=True, slots=True)
 class SweepRequest:
-    """What to sweep.
+    """The request of a sweep.
 
     Attributes:
         strategies: operating points in the mini-language of :mod:`harness.config`; one with a threshold for which no

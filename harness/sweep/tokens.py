@@ -26,7 +26,7 @@ READ = 256
 """Tokens that a cheap head reads at a time: some heads make logits of the whole vocabulary."""
 
 Looks = frozenset[tuple[str, int]]
-"""What a computation read: (quantity, exit layer)."""
+"""Key of something a computation reads: (quantity, exit layer)."""
 
 
 @dataclass(eq=False)

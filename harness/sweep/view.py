@@ -1,4 +1,4 @@
-"""What a strategy sees of traced tokens at an exit point, and what its reads would have cost live.
+"""A strategy's view of traced tokens at an exit point, and the cost that its reads would have had live.
 
 Every traced token is a row, and all rows are shown at every exit point, also past the one where they exited: answers
 there are dropped. Since a rule answers each row by itself, the exits are those of asking the remaining rows alone.
@@ -19,7 +19,7 @@ from harness.errors import ConfigError
 from harness.sweep.tokens import TracedTokens
 
 HEAD = "head "
-"""What readings of cheap heads are charged under begins with this, and the head follows."""
+"""Prefix of the charge for readings of a cheap head, whose name follows."""
 
 
 @dataclass
@@ -249,7 +249,7 @@ class ReplayView:
 
 @dataclass(frozen=True, slots=True)
 class _ReplayReading:
-    """What a cheap head says of traced tokens. Implements :class:`harness.contracts.Reading`."""
+    """A cheap head's reading of traced tokens. Implements :class:`harness.contracts.Reading`."""
 
     view: ReplayView
     head: HeadChoice

@@ -26,7 +26,7 @@ Step = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was made of a prompt.
+    """The generation from a prompt.
 
     Attributes:
         sample: the prompt.

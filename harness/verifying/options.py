@@ -26,7 +26,7 @@ LARGEST_BATCH = 64
 
 
 class VerifyOptions(Configuration):
-    """What ``harness verify`` can be told."""
+    """Options of ``harness verify``."""
 
     model: ModelName = DEFAULT_MODEL
     strategies: tuple[Annotated[str, Placeholder("SPEC")], ...] = Field(

@@ -28,7 +28,7 @@ from reports.summary.measured import Measured
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to compare.
+    """The request of a comparison.
 
     Attributes:
         points: names; empty means all that both have.

@@ -55,7 +55,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What became of a condition at one operating point.
+    """The outcome of a condition at one operating point.
 
     Attributes:
         condition: which. task, point: where; empty when it was judged nowhere.

@@ -69,14 +69,14 @@ PARTS = {
     "samples": "samples that {} compares",
     "differing": "those of them whose {} is not 0",
 }
-"""What an estimate holds besides its value: ending of the column → what it is, of a metric in words."""
+"""Fields of an estimate besides its value: ending of the column → what it is, of a metric in words."""
 
 _PARTS = tuple(field.name for field in fields(Estimate))
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnFact:
-    """What is to know of one column.
+    """Facts about one column.
 
     Attributes:
         name: of the column.

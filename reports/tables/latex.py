@@ -27,7 +27,7 @@ _SIZES = (("footnotesize", 8.0, 9.5, 3), ("scriptsize", 7.0, 8.0, 3), ("scriptsi
 _HEIGHT = 520.0
 """Room for a table with its caption and notes, points: a page of this file, which is landscape; papers have more."""
 _CAPTION = 62.0
-"""What a caption of four lines takes of it."""
+"""The share of it that a caption of four lines takes."""
 _RULES = 18.0
 """The same of the rules of a tabular, and what is between two."""
 _NOTE_LINE, _NOTE_LETTERS = 8.0, 120

@@ -1,4 +1,4 @@
-"""What one table is: the rows that may be compared with each other, and what its title must say.
+"""Rows of one table: the rows that may be compared with each other, and what its title must say.
 
 Rows of a table share what :data:`harness.records.conditions.in_one_table` says, and the machine, which a summary has
 only one of. Everything else that differs is an operating point, a KV policy and a weights format of its own included.

@@ -302,4 +302,4 @@ class Picture:
 
 
 Part = Table | Line | Heading | Facts | Picture
-"""What documents are made of."""
+"""The parts of a document."""

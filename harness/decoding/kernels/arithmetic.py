@@ -1,4 +1,4 @@
-"""What a layer does to a few tokens, compiled: norms, rotation, attention and activations between the products.
+"""A layer over a few tokens, compiled: norms, rotation, attention and activations between the products.
 
 Every token's arithmetic is its own, in an order that nothing beside it changes. What a call computes with stands in one
 array of whole numbers, sizes and addresses; so does what a layer has.
