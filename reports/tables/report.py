@@ -101,7 +101,7 @@ def brief(summary: Summary) -> Document:
     for table in split_tables(summary):
         parts += [Heading(table.heading), *headline(table), Line("")]
         if any(row.pareto or not is_candidate(row) for row in table.rows):
-            words = "● on the front of exact prefix and speed-up · ◇ a bound, which one cannot deploy"
+            words = "● on the front of exact prefix and speed-up · ◇ upper bound (not deployable)"
             parts.append(Line(words, "faint"))
         parts.append(Line(in_two_sentences(table)))
     if summary.notes:
