@@ -108,7 +108,7 @@ class Served:
         return now > self.ticket.deadline or (over and "\n" in self._transcript.text)
 
 
-_energy_logger = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class EnergyShares:
@@ -172,12 +172,10 @@ class EnergyShares:
 
     def _give_up(self, error: Exception) -> None:
         """Continue without energy: the completion matters more."""
-        _energy_logger.warning("energy is not measured from now on: %s", error)
+        logger.warning("energy is not measured from now on: %s", error)
         self._meter, self.source, self._open = None, "none", False
         self._energy_j = dict.fromkeys(self._energy_j)
 
-
-logger = logging.getLogger(__name__)
 
 PROMPTS = logging.getLogger("harness.serving.prompts")
 """Logs prompts and completions, one JSON text each, with ``--log-prompts``."""

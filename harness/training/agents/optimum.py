@@ -148,7 +148,6 @@ def _divide(total: Floats, count: Floats, otherwise: Floats | float) -> Floats:
     return np.where(empty, otherwise, total / np.where(empty, 1, count))
 
 
-Floats32 = NDArray[np.float64]
 Ranged = tuple[float, tuple[float, float] | None]
 """A value and its 95 % interval over documents, ``None`` where they are too few."""
 
@@ -262,7 +261,7 @@ def beside_optimum(
     }
 
 
-def _advantages(tokens: TracedTokens, rewards: Floats32, price: float, seed: int) -> Tensor:
+def _advantages(tokens: TracedTokens, rewards: Floats, price: float, seed: int) -> Tensor:
     """Return cross-fitted advantages of exiting where a wrong exit costs something more, ``[n, exits]``."""
     priced = rewards.copy()
     priced[:, :, EXIT] -= price * (~tokens.right).numpy()
@@ -270,7 +269,7 @@ def _advantages(tokens: TracedTokens, rewards: Floats32, price: float, seed: int
     return torch.from_numpy(cross_fitted_advantages(probability, priced, document, seed=seed))
 
 
-def _constrained(tokens: TracedTokens, looked_at: Tensor, rewards: Floats32, rule: _Rule, seed: int) -> Tensor:
+def _constrained(tokens: TracedTokens, looked_at: Tensor, rewards: Floats, rule: _Rule, seed: int) -> Tensor:
     """Return the advantages of the optimum at the least price of wrong exits that makes it keep the agreement."""
     low, high = 0.0, HIGHEST_PRICE
     while high - low > 0.25:
@@ -285,7 +284,7 @@ def _constrained(tokens: TracedTokens, looked_at: Tensor, rewards: Floats32, rul
 class _Rule:
     """Exits where a score is high enough, and adds up per document what that brings."""
 
-    def __init__(self, tokens: TracedTokens, looked_at: Tensor, rewards: Floats32, keep: float) -> None:
+    def __init__(self, tokens: TracedTokens, looked_at: Tensor, rewards: Floats, keep: float) -> None:
         self._right, self._rewards, self.keep = tokens.right[looked_at], rewards, keep
         self._points, self._layers = tokens.exit_points, tokens.num_layers
         _, self._document = np.unique(tokens.document[looked_at].numpy(), return_inverse=True)
@@ -296,7 +295,7 @@ class _Rule:
     def documents(self) -> int:
         return len(self._count)
 
-    def __call__(self, scores: Tensor, threshold: float) -> dict[str, Floats32]:
+    def __call__(self, scores: Tensor, threshold: float) -> dict[str, Floats]:
         """Return the sums of :data:`FIGURES` over each document's tokens, ``[documents]`` each."""
         places = exit_places(scores >= threshold)
         always = torch.cat((self._right, torch.ones(len(places), 1, dtype=torch.bool)), dim=1)
@@ -311,18 +310,18 @@ class _Rule:
         """Return the share of tokens equal to the last layer's where exits happen from 0 on."""
         return float(self(scores, 0.0)["agreement"].sum() / self._count.sum())
 
-    def keeping(self, scores: Tensor) -> dict[str, Floats32] | None:
+    def keeping(self, scores: Tensor) -> dict[str, Floats] | None:
         """Return the same at the loosest threshold that keeps the agreement; ``None`` if none does."""
         found = threshold_keeping(scores, self._right, self._points, self._layers, self.keep)
         return None if found is None else self(scores, found["threshold"])
 
-    def ranged(self, sums: Floats32) -> Ranged:
+    def ranged(self, sums: Floats) -> Ranged:
         """Return a mean per token with its interval."""
         replicates = (self._drawn @ sums) / (self._drawn @ self._count)
         return float(sums.sum() / self._count.sum()), replicate_interval(replicates, self.documents)
 
 
-def _row(policy: str, kept: bool, sums: Mapping[str, Floats32], rule: _Rule) -> PolicyRow:
+def _row(policy: str, kept: bool, sums: Mapping[str, Floats], rule: _Rule) -> PolicyRow:
     agreement, exit_layer, reward = (rule.ranged(sums[name]) for name in FIGURES)
     return {"policy": policy, "kept": kept, "agreement": agreement, "exit_layer": exit_layer, "reward": reward}
 
