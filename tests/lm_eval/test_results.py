@@ -24,7 +24,7 @@ def test_names_in_brackets_are_no_markup() -> None:
     values = {"results": {"mine[red]": {"acc,first[1]": 0.5}}, "config": {"early_exit": {**TINY, "tasks": {}}}}
     printed = lines({"full": values, "[bold]mine:layer=4": values})
     assert "mine[red]: acc,first[1]" in printed
-    assert any(line.startswith("[bold]mine:layer=4 ") for line in printed)
+    assert any(line.strip().startswith("[bold]mine:layer=4 ") for line in printed)
 
 
 @pytest.mark.parametrize(
