@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Plants sixty defects, one at a time, in a copy of the tree, and says which of them its tests find.
 
 ``python -m tests.reference.defects TREE [--only NAME …] [--jobs N]``: TREE is a checkout; its copy is changed, never it.
