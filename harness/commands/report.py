@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.commands.progress import TrainingProgress
     from harness.records.summary import Summary
     from reports.collection import Collection
-    from reports.figures.layout import Width
+    from reports.figures.drawing import Width
 
 
 def _folder(name: str) -> Path:
@@ -122,10 +122,9 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
 def _against(paper: str, directories: list[Path], out: Path | None, width: Width | None) -> None:
     """Show runs beside a paper's published numbers, and write both as files where a folder is named."""
     from harness.running.reading import read_runs
-    from reports.figures.figure import save_figures
+    from reports.figures.drawing import save_figures
     from reports.files import write_files
-    from reports.published.against import against_green_code, comparison_csv, comparison_tables
-    from reports.published.figures import comparison_figures
+    from reports.published.against import against_green_code, comparison_csv, comparison_figures, comparison_tables
     from reports.tables.writers import to_markdown, to_terminal
 
     if paper != "green-code":

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from harness.contracts import Metric
 from harness.errors import UnknownNameError
 from harness.records.estimate import Estimate, Interval, NoInterval
-from reports.metrics.units import Units
+from reports.metrics.point import Units
 from reports.metrics.vocabulary import all_metrics
 from reports.statistics.intervals import (
     MINIMUM_DIFFERING,
@@ -428,7 +428,7 @@ Levels: TypeAlias = Rates | Percentiles
 
 
 def levels_of(metric: Metric, a: Rows, b: Rows) -> Levels:
-    """Return a metric's levels from its units' rows in A and in B (:data:`reports.metrics.units.Units`)."""
+    """Return a metric's levels from its units' rows in A and in B (:data:`reports.metrics.point.Units`)."""
     if metric.percentile is not None:
         return Percentiles(a, b, metric.percentile)
     return Rates(a, b, sized_by_costs=metric.is_cost)

@@ -19,7 +19,7 @@ from harness.appearance.pages import TOKEN_CSS, depth_shade, escape_html, templa
 from harness.appearance.visible_text import is_hidden
 from harness.records import OperatingPointRecord, SampleRecord
 from harness.records.estimate import MISSING
-from reports.metrics.scores import scores_of_sample
+from reports.metrics.vocabulary import scores_of_sample
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
 from reports.summary.measured import Measured

@@ -25,7 +25,7 @@ from harness.contracts import KVFacts, Metric, price
 from harness.records import ModelRecord, SampleRecord
 from harness.records.work import bytes_read
 from reports.metrics.point import Point
-from reports.metrics.sections import BYTE_MODEL, DEPTH
+from reports.metrics.vocabulary import BYTE_MODEL, DEPTH
 from reports.statistics.intervals import paired_ratio, ratio
 from reports.summary.measured import Measured, SampleKey
 

@@ -7,9 +7,8 @@ from functools import partial
 
 from harness.contracts import Metric, Wording
 from harness.records import SampleRecord
-from reports.metrics.point import Point
-from reports.metrics.sections import AGREEMENTS, DEPTH, HEADLINE
-from reports.metrics.units import Units, rates
+from reports.metrics.point import Point, Units, rates
+from reports.metrics.vocabulary import AGREEMENTS, DEPTH, HEADLINE
 from reports.statistics.intervals import ratio
 from reports.summary.measured import Measured, SampleKey
 

@@ -13,9 +13,8 @@ from typing import Any
 from harness.contracts import Metric
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate, Interval, NoInterval
-from reports.metrics.point import Point
-from reports.metrics.sections import DRAFTS
-from reports.metrics.units import Units, rates
+from reports.metrics.point import Point, Units, rates
+from reports.metrics.vocabulary import DRAFTS
 from reports.statistics.intervals import Pair, pooled, ratio, ratio_interval, share_interval
 
 _Count = Callable[[SampleRecord], float]

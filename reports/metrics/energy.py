@@ -10,10 +10,9 @@ from functools import partial
 
 from harness.contracts import Metric, Wording
 from harness.records import WindowRecord
-from reports.metrics.point import Point
-from reports.metrics.sections import DRAFTS, ENERGY, HEADLINE
+from reports.metrics.point import Point, Units, blocks, tokens
 from reports.metrics.time import total_s
-from reports.metrics.units import Units, blocks, tokens
+from reports.metrics.vocabulary import DRAFTS, ENERGY, HEADLINE
 from reports.statistics.intervals import ratio
 from reports.summary.energy import idle_power_w, total
 

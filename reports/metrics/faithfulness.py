@@ -31,10 +31,8 @@ from itertools import chain
 from harness.contracts import Metric, common_prefix, first_line
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate, Interval, NoInterval
-from reports.metrics.point import Point
-from reports.metrics.scores import EDIT_SIMILARITY
-from reports.metrics.sections import AGREEMENTS, EQUAL_DEPTH, FIGURES, HEADLINE
-from reports.metrics.units import Units
+from reports.metrics.point import Point, Units
+from reports.metrics.vocabulary import AGREEMENTS, EDIT_SIMILARITY, EQUAL_DEPTH, FIGURES, HEADLINE
 from reports.statistics.intervals import MINIMUM_DIFFERING, Pair, mean, ratio, score_interval, share_bounds
 from reports.summary.measured import Measured
 

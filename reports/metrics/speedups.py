@@ -16,9 +16,8 @@ from typing import Any, TypeAlias
 from harness.contracts import Metric, Wording
 from harness.contracts.metrics import Against
 from harness.records import SampleRecord
-from reports.metrics.point import Point
-from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS
-from reports.metrics.units import Units, blocks, joined, rates
+from reports.metrics.point import Point, Units, blocks, joined, rates
+from reports.metrics.vocabulary import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS
 from reports.statistics.intervals import Pair, paired_ratio
 from reports.summary.energy import has_energy, idle_power_w
 from reports.summary.measured import Measured

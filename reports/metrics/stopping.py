@@ -21,9 +21,8 @@ from functools import partial
 from harness.contracts import Metric
 from harness.records import SampleRecord, WindowRecord
 from harness.records.estimate import Estimate
-from reports.metrics.point import Point
-from reports.metrics.sections import STOPS
-from reports.metrics.units import Units
+from reports.metrics.point import Point, Units
+from reports.metrics.vocabulary import STOPS
 from reports.statistics.intervals import Pair, pooled, ratio, ratio_interval, share_interval
 from reports.summary.energy import total
 from reports.summary.measured import Measured

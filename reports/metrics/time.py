@@ -11,9 +11,8 @@ from functools import partial
 
 from harness.contracts import Metric, Wording
 from harness.records import SampleRecord, WindowRecord
-from reports.metrics.point import Point
-from reports.metrics.sections import HEADLINE, TIME
-from reports.metrics.units import Units, blocks, tokens
+from reports.metrics.point import Point, Units, blocks, tokens
+from reports.metrics.vocabulary import HEADLINE, TIME
 from reports.statistics.intervals import ratio
 
 _seconds = partial(Metric, unit="s", form="seconds", better="lower", kind="cost", black_box=True)

@@ -16,8 +16,8 @@ from harness.records.conditions import MIXED, REPLAY, graphs_of, layers_of
 from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
-from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
+from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE
 from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIMUM_SAMPLES
 from reports.summary.admission import describe_left_out
 from reports.summary.decoding_notes import decoding_notes, exactness_notes, oracle_notes

@@ -25,9 +25,8 @@ from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
 from reports.metrics.evaluation import Comparison, compare_all, evaluate
 from reports.metrics.point import Point
-from reports.metrics.scores import recorded_scores
 from reports.metrics.speedups import SPEEDUP, speedup_pairs
-from reports.metrics.vocabulary import all_metrics, metrics_of
+from reports.metrics.vocabulary import all_metrics, metrics_of, recorded_scores
 from reports.statistics.intervals import MINIMUM_PAIRS, paired_ratio
 from reports.summary.acceptance import acceptances
 from reports.summary.admission import drop_implausible, idle_windows

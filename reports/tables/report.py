@@ -13,7 +13,7 @@ from harness.store.record_files import sealed_document
 from reports.files import write_files
 from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.metrics.evaluation import can_tell, is_distinguishable
-from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE, score_metrics
+from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE, score_metrics
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.pareto import common_speedup

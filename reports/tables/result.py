@@ -23,10 +23,9 @@ from harness.records.estimate import MISSING, Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.evaluation import is_distinguishable
 from reports.metrics.faithfulness import EXACT_PREFIX
-from reports.metrics.sections import HEADLINE, in_section, sections_of
 from reports.metrics.speedups import SPEEDUP
 from reports.metrics.time import LATENCY_P99
-from reports.metrics.vocabulary import metrics_of
+from reports.metrics.vocabulary import HEADLINE, in_section, metrics_of, sections_of
 from reports.tables.table import Column, Tone
 
 _LEGEND = (

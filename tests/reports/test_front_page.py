@@ -11,7 +11,7 @@ import pytest
 
 from reports.collection import HEAD, front_page
 from reports.figures.catalogue import Page
-from reports.figures.figure import Figure
+from reports.figures.drawing import Figure
 from reports.recorded import RecordedRun
 from reports.tables.report import task_tables
 from reports.tables.table import Table

@@ -17,7 +17,7 @@ from reports.comparing.change import (
     level_of_both,
     needed_units,
 )
-from reports.metrics.units import Units
+from reports.metrics.point import Units
 from reports.statistics.intervals import MINIMUM_SAMPLES, Pair, half_width, ratio_interval
 from reports.statistics.significance import smallest_p
 

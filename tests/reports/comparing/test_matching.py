@@ -9,8 +9,7 @@ import pytest
 from reports.comparing.change import find_metric
 from reports.comparing.pairing import agreement_units, match
 from reports.metrics import units
-from reports.metrics.point import Point
-from reports.metrics.units import Units
+from reports.metrics.point import Point, Units
 from reports.summary.measured import select
 
 

@@ -7,7 +7,7 @@ import pytest
 from harness.contracts import Metric
 from reports.comparing.change import find_metric
 from reports.comparing.pairing import pair_units
-from reports.metrics.units import Units
+from reports.metrics.point import Units
 
 RATE, MEDIAN = map(find_metric, ("tokens_per_s", "latency_p50"))
 LETTERS = frozenset("abcdefghij")

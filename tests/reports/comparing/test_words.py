@@ -9,8 +9,7 @@ import pytest
 from harness.contracts import Metric
 from reports.comparing.change import AGREEMENT, Change, compared_metrics
 from reports.comparing.pairing import Matched
-from reports.comparing.results import PointChange
-from reports.comparing.words import overall, verdict
+from reports.comparing.results import PointChange, overall, verdict
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.statistics.significance import SWAPS, smallest_p
 

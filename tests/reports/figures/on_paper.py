@@ -7,9 +7,7 @@ from unittest.mock import patch
 
 from matplotlib.text import Text
 
-from reports.figures.figure import Figure, make_visible
-from reports.figures.layout import Width
-from reports.figures.style import styled
+from reports.figures.drawing import Figure, Width, make_visible, styled
 
 __all__ = ["check_on_paper"]
 

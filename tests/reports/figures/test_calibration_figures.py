@@ -11,8 +11,7 @@ from harness.errors import StoreError
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.calibrations import find_calibrations, read_calibration
 from reports.figures.calibration import calibration_figures
-from reports.figures.figure import save_figures
-from reports.figures.style import styled
+from reports.figures.drawing import save_figures, styled
 from tests.reports.figures.on_paper import check_on_paper
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from harness.errors import StoreError
 from harness.registry import STRATEGIES
-from reports.figures.figure import Figure, save_figures
-from reports.figures.style import look_of
+from reports.figures.drawing import Figure, look_of, save_figures
 
 
 def line(label: str) -> Any:

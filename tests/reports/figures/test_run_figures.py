@@ -11,13 +11,11 @@ import pytest
 
 from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
-from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
+from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
-from reports.figures.figure import Figure, save_figures, slug
-from reports.figures.front_points import GAINS, areas, front_of
-from reports.figures.fronts import settings
-from reports.figures.style import styled
-from reports.figures.task_table import shortened, task_tables
+from reports.figures.drawing import Figure, save_figures, shortened, slug, styled
+from reports.figures.fronts import GAINS, areas, front_of, names_of
+from reports.figures.task_table import task_tables
 from reports.recorded import RecordedRun
 from reports.tables.run_tables import hypervolumes
 from tests.reports.figures.on_paper import check_on_paper
@@ -135,7 +133,7 @@ def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
     run = make(energy=False)
     assert not any("energy" in figure.name for figure in fronts.figures(run))
     assert "no front of energy" in fronts.absence(run)
-    figure = thresholds.figures(run)[0]
+    figure = settings.thresholds(run)[0]
     assert "Energy was not measured" in figure.caption
     assert "CodeBLEU" in figure.caption.partition("Not measured, so not drawn:")[2]
 
@@ -145,7 +143,7 @@ def test_random_weights_have_no_quality(make: Make) -> None:
     assert fronts.figures(run) == []
     assert fixed_exit.figures([run]) == []
     assert "random weights" in fronts.absence(run)
-    (figure,) = thresholds.figures(run)  # resources only
+    (figure,) = settings.thresholds(run)  # resources only
     assert "Random weights" in figure.caption
     assert [axes.get_title("left") for axes in drawn(figure).axes] == ["resources"]
 
@@ -167,7 +165,7 @@ def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> No
     run = build(points=names)
     for name in names:
         run.window(name, {})
-    legend, labels = settings(run.summary().rows)
+    legend, labels = names_of(run.summary().rows)
     assert legend == {"full": "full", "rl": "rl: threshold (seed=1)", "mine": "mine: path"}
     assert labels == ["", "lossless+lookup", "0.9", "0.5 lossless", "a", "a lossless"]
 
@@ -221,11 +219,11 @@ def attributed(run: RecordedRun) -> RecordedRun:
 
 
 def test_bars_of_thresholds_by_hand(make: Make) -> None:
-    (figure,) = thresholds.figures(make())
+    (figure,) = settings.thresholds(make())
     assert figure.name == "one-py150-thresholds-rl"
     (table,) = task_tables(make())
     points = [point for point in table.points if point.row.strategy == "rl"]
-    skipped, time, energy = thresholds.resources(table, points)
+    skipped, time, energy = settings.resources(table, points)
     assert [bar.value for bar in skipped.bars if bar] == pytest.approx([0.35, 0.1])
     assert [bar.value for bar in time.bars if bar] == pytest.approx([0.75, 0.8])
     assert energy.estimated
@@ -237,7 +235,7 @@ def test_bars_of_thresholds_by_hand(make: Make) -> None:
 
 def test_no_threshold_is_left_out_of_many(make: Make) -> None:
     names = [f"rl:threshold={number / 20}" for number in range(1, 21)]
-    first, second = thresholds.figures(make(points=("full", *names)))
+    first, second = settings.thresholds(make(points=("full", *names)))
     assert [first.name, second.name] == ["one-py150-thresholds-rl", "one-py150-thresholds-rl-2"]
     assert "part 2 of 2" in second.title
     shown = [label.get_text() for one in (first, second) for label in drawn(one).axes[-1].get_xticklabels()]

@@ -11,7 +11,7 @@ import pytest
 
 from harness.records.conditions import Conditions, Group, group_id, hardware_class
 from harness.records.machine import MachineRecord
-from reports.leaderboard.entries import entry_of
+from reports.leaderboard.data import entry_of
 from reports.recorded import RecordedRun
 
 Recorded = Callable[..., RecordedRun]

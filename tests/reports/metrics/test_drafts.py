@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from reports.metrics.drafts import ACCEPTANCE, DRAFTED, LAYERS_DISCARDED, LAYERS_READ, TOKENS_PER_VERIFICATION
-from reports.metrics.point import Point
-from reports.metrics.units import units_of
+from reports.metrics.point import Point, units_of
 from reports.summary.measured import select
 
 FULL, DRAFTING = "full", "fixed:layer=5@lossless"

@@ -10,9 +10,8 @@ import pytest
 from rich.console import Console
 
 from reports.collection import Collection, write_collection
-from reports.comparing.words import notes
-from reports.leaderboard.data import describe_point
-from reports.leaderboard.entries import entry_of
+from reports.comparing.results import notes
+from reports.leaderboard.data import describe_point, entry_of
 from reports.recorded import RecordedRun
 from reports.tables.report import brief, render
 from reports.tables.result import windows_of

@@ -12,8 +12,7 @@ import pytest
 from harness.errors import StoreError
 from harness.records.estimate import NoInterval
 from harness.registry import KV_POLICIES, SCORES
-from reports.metrics.sections import DRAFTS, in_section
-from reports.metrics.vocabulary import all_metrics
+from reports.metrics.vocabulary import DRAFTS, all_metrics, in_section
 from reports.summary.measured import select
 from reports.summary.summarise import summarise
 
