@@ -8,7 +8,7 @@ import pytest
 
 from reports.comparing.change import find_metric
 from reports.comparing.pairing import agreement_units, match
-from reports.metrics import units
+from reports.metrics import point as units
 from reports.metrics.point import Point, Units
 from reports.summary.measured import select
 
