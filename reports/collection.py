@@ -16,26 +16,38 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
-from harness.host.files import LARGEST_LOG_BYTES, NotRegularError, open_regular, read_bytes
-from harness.records.calibration import Calibration
+from harness.host.files import (
+    LARGEST_LOG_BYTES,
+    DocumentError,
+    NotRegularError,
+    open_regular,
+    read_bytes,
+    read_json,
+    real_path,
+)
+from harness.records.calibration import CALIBRATION, Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.drawing import FORMATS, INCHES, Figure, Width, save_figures
 from reports.files import write_files
 from reports.published.section import published
 from reports.recorded import RecordedRun
+from reports.statistics.plausible import LARGEST, all_plausible, numbers_of
 from reports.tables.frame import ACCEPTANCE_FILE, acceptance_csv, runs_to_csv
 from reports.tables.latex import FIRST_LINE, to_latex
 from reports.tables.report import HEADING, detailed, how_to_read, notes_of, task_tables
 from reports.tables.run_tables import parts_of
 from reports.tables.table import Column, Line, Table
 from reports.tables.writers import escape_markdown, to_markdown
-from reports.training.logs import TrainingLogs
+from reports.training_logs import TrainingLogs
 
 FIGURES = "figures"
 DETAILS = "tables-details.tex"
@@ -49,6 +61,8 @@ _FILES = {
 }
 MOST_RUNS_DRAWN = 20
 """With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
+_KNOWN_CALIBRATIONS = 1
+"""Schema version of ``calibration.json`` up to which it is read."""
 HEAD = "<!doctype html>\n<!-- A report of `harness report`. -->"
 """How the front page begins, which tells it from other people's."""
 _HEADS = {"report.md": HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
@@ -115,6 +129,43 @@ class Collection:
             yield {"run": name, "directory": str(run.directory), "state": run.state, "summary": summary}
         for path, why in self.refused:
             yield {"run": path, "directory": path, "refused": why, "summary": None}
+
+
+def find_calibrations(paths: Iterable[Path]) -> list[Path]:
+    """Return the sweep folders with a calibration among paths, or right below one without, each once."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        here = path / CALIBRATION
+        for file in [here] if isfile(here) else sorted(path.glob(f"*/{CALIBRATION}")) if isdir(path) else []:
+            found.setdefault(real_path(file.parent), file.parent)
+    return list(found.values())
+
+
+def read_calibration(folder: Path) -> Calibration:
+    """Read what `harness sweep --out FOLDER` wrote.
+
+    Raises:
+        StoreError: nothing there, or it is damaged or of a later version.
+    """
+    path = folder / CALIBRATION
+    again = "Make it again: `harness sweep --replay TRACE --strategy NAME --out DIR`."
+    try:
+        found = Calibration.model_validate(read_json(path))
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}. {again}") from None
+    except DocumentError as error:
+        raise StoreError(f"{path} is no calibration: {error}. {again}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise StoreError(f"{path} is no calibration: {where}: {first['msg']}. {again}") from None
+    if found.schema_version > _KNOWN_CALIBRATIONS:
+        raise StoreError(
+            f"{path} has version {found.schema_version}, this harness reads up to {_KNOWN_CALIBRATIONS}. Update it."
+        )
+    if not all_plausible(numbers_of(found.model_dump(include={"tokens", "documents", "scores", "seconds"}))):
+        raise StoreError(f"{path} holds a number that cannot be true (beyond {LARGEST:g}): it is damaged. {again}")
+    return found
 
 
 def check_folder(out: Path) -> None:

@@ -192,10 +192,9 @@ def _together(
 def _collected(directories: list[Path], progress: TrainingProgress, *, stored: bool) -> Collection:
     """Read runs, calibrations and trainings, each by itself: what cannot be read costs the others nothing."""
     from harness.running.reading import read_runs
-    from reports.calibrations import find_calibrations, read_calibration
-    from reports.collection import MOST_RUNS_DRAWN, Collection
+    from reports.collection import MOST_RUNS_DRAWN, Collection, find_calibrations, read_calibration
     from reports.tables.run_tables import of_records
-    from reports.training.logs import holds_training, read_training, training_folders
+    from reports.training_logs import holds_training, read_training, training_folders
 
     given = [path for path in directories if holds_training(path)]
     sweeps = find_calibrations(path for path in directories if path not in given)

@@ -22,8 +22,7 @@ from reports.comparing.results import Difference, PointChange, RunChange, notes,
 from reports.metrics.point import Point, by_block, units_of, usable
 from reports.metrics.vocabulary import recorded_scores
 from reports.recorded import RecordedRun
-from reports.summary.energy import is_measured, total
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, is_measured, total
 
 _ENVIRONMENT = (
     *("cpu", "architecture", "logical_cores", "usable_cores", "gpus", "torch_threads", "memory_bytes", "os", "python"),

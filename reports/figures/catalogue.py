@@ -17,7 +17,7 @@ from reports.figures.calibration import calibration_figures
 from reports.figures.drawing import Figure, slug
 from reports.figures.training import training_figures
 from reports.recorded import RecordedRun
-from reports.training.logs import TrainingLogs
+from reports.training_logs import TrainingLogs
 
 OfOne = tuple[Callable[[RecordedRun], list[Figure]], Callable[[RecordedRun], str]]
 OfAll = tuple[Callable[[Sequence[RecordedRun]], list[Figure]], Callable[[Sequence[RecordedRun]], str]]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness.records.cost import PARTS, Attribution
 from reports.figures.drawing import INK, Figure, Width, legend_below, look_of, panels, say_size, shortened, slug
 from reports.recorded import RecordedRun
-from reports.summary.energy import energy_origin
+from reports.summary.measured import energy_origin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

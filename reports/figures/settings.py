@@ -35,7 +35,7 @@ from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
 from reports.metrics.vocabulary import FIGURES, in_section, metrics_of
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS
-from reports.summary.energy import energy_origin
+from reports.summary.measured import energy_origin
 from reports.tables.result import draft_families
 
 if TYPE_CHECKING:

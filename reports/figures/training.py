@@ -26,7 +26,7 @@ from reports.figures.drawing import (
     shortened,
     slug,
 )
-from reports.training.logs import AgentLog, LiteLog, TrainingLogs
+from reports.training_logs import AgentLog, LiteLog, TrainingLogs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

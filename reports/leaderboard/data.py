@@ -30,8 +30,7 @@ from reports.leaderboard.ranking import CRITERIA, is_baseline, is_exact, quality
 from reports.metrics.speedups import SPEEDUP
 from reports.metrics.vocabulary import HEADLINE, LEADERBOARD, in_section, metrics_of, scores_of_sample, sections_of
 from reports.recorded import RecordedRun
-from reports.summary.energy import energy_origin
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, energy_origin
 from reports.summary.pareto import TEXT_KEPT, on_front
 from reports.tables.result import ResultTable, columns_of, is_asserted, is_candidate, windows_of
 from reports.tables.run_tables import ACCEPTANCE_NOTE, acceptance_tables

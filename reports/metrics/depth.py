@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from harness.contracts import Metric, Wording
@@ -10,16 +10,12 @@ from harness.records import SampleRecord
 from reports.metrics.point import Point, Units, rates
 from reports.metrics.vocabulary import AGREEMENTS, DEPTH, HEADLINE
 from reports.statistics.intervals import ratio
-from reports.summary.measured import Measured, SampleKey
-
-
-def _mean_layers(cell: Measured, keys: Iterable[SampleKey]) -> float | None:
-    layers = [executed for key in keys for executed in cell.decoded_layers(cell.samples[key])]
-    return ratio(sum(layers), len(layers))
+from reports.summary.measured import Measured
 
 
 def _exit_layer(point: Point) -> float | None:
-    return _mean_layers(point.cell, point.cell.samples)
+    layers = [executed for sample in point.samples for executed in point.cell.decoded_layers(sample)]
+    return ratio(sum(layers), len(layers))
 
 
 def _skipped(point: Point) -> float | None:

@@ -19,8 +19,7 @@ from harness.records import SampleRecord
 from reports.metrics.point import Point, Units, blocks, joined, rates
 from reports.metrics.vocabulary import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS
 from reports.statistics.intervals import Pair, paired_ratio
-from reports.summary.energy import has_energy, idle_power_w
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, has_energy, idle_power_w
 
 _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher", black_box=True)
 

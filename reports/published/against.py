@@ -50,8 +50,7 @@ from reports.statistics.intervals import (
     score_interval,
 )
 from reports.summary.attribution import price_per_check
-from reports.summary.energy import energy_origin, has_energy
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, energy_origin, has_energy
 from reports.tables.table import Column, Table
 from reports.tables.writers import to_csv
 

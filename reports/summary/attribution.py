@@ -40,8 +40,7 @@ from harness.records import DraftWork, MeterRecord, SampleRecord, WindowRecord
 from harness.records.cost import PARTS, PHASES, Attribution, CheckCost, OperatingPointCost, Quantity
 from harness.records.estimate import Estimate
 from reports.statistics.intervals import MINIMUM_PAIRS, estimate_of
-from reports.summary.energy import is_measured
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, is_measured
 
 Array = NDArray[np.float64]
 Cost = TypeVar("Cost", float, Array)

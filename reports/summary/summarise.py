@@ -31,8 +31,16 @@ from reports.statistics.intervals import MINIMUM_PAIRS, paired_ratio
 from reports.summary.acceptance import acceptances
 from reports.summary.admission import drop_implausible, idle_windows
 from reports.summary.attribution import attribute
-from reports.summary.energy import is_measured, total
-from reports.summary.measured import Corpus, CorpusScorer, Measured, PromptTimes, full_depths, select
+from reports.summary.measured import (
+    Corpus,
+    CorpusScorer,
+    Measured,
+    PromptTimes,
+    full_depths,
+    is_measured,
+    select,
+    total,
+)
 from reports.summary.notes import degenerate, notes
 from reports.summary.pareto import mark_front
 

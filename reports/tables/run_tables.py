@@ -18,7 +18,7 @@ from reports.figures.task_table import task_tables
 from reports.metrics.drafts import ACCEPTANCE, DRAFTED, LAYERS_READ, TOKENS_PER_VERIFICATION
 from reports.metrics.speedups import DECODE_SPEEDUP
 from reports.recorded import RecordedRun
-from reports.summary.energy import energy_origin
+from reports.summary.measured import energy_origin
 from reports.summary.pareto import unmarked, without_front
 from reports.tables.plot import draw_front
 from reports.tables.result import (

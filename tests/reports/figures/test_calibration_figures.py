@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import StoreError
 from harness.records.calibration import CALIBRATION, Calibration
-from reports.calibrations import find_calibrations, read_calibration
+from reports.collection import find_calibrations, read_calibration
 from reports.figures.calibration import calibration_figures
 from reports.figures.drawing import save_figures, styled
 from tests.reports.figures.on_paper import check_on_paper

@@ -12,7 +12,7 @@ from harness.contracts.recipes import loss_weights
 from harness.models.artefacts import SHIPPED
 from reports.figures.drawing import save_figures, styled
 from reports.figures.training import exit_colours, smoothed, training_figures
-from reports.training.logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
+from reports.training_logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
 from tests.reports.figures.on_paper import check_on_paper
 
 
