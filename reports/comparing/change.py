@@ -360,8 +360,12 @@ class Percentiles:
 
     def __init__(self, a: Rows, b: Rows, percent: float) -> None:
         self._percent = percent
-        sides = [_flat(rows) for rows in (a, b)]
-        self._sorted = [(values[order], units[order]) for values, units, order in sides]
+        self._sorted = []
+        for rows in (a, b):
+            flat = np.array([value for row in rows for value in row], dtype=np.float64)
+            units = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+            order = np.argsort(flat, kind="stable")
+            self._sorted.append((flat[order], units[order]))
         values = np.concatenate([side[0] for side in self._sorted])
         order = np.argsort(values, kind="stable")
         self._together = values[order]
@@ -403,13 +407,6 @@ def _rates(totals: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         first: Floats = totals[:, 0] / totals[:, 1]
         return first if totals.shape[1] == 2 else first / (totals[:, 2] / totals[:, 3])
-
-
-def _flat(rows: Rows) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
-    """All values, the unit of each, and their order."""
-    values = np.array([value for row in rows for value in row], dtype=np.float64)
-    units = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    return values, units, np.argsort(values, kind="stable")
 
 
 def _at(values: Floats, reached: NDArray[np.int32], percent: float) -> Floats:

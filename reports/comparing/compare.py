@@ -72,7 +72,9 @@ def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
                 skipped.append((task, one, reason))
             else:
                 compared.append(_compare(a, b, *cells, metrics))
-        points.extend(_corrected(compared))
+        columns = [corrected(list(column)) for column in zip(*(point.changes for point in compared), strict=True)]
+        rows = zip(*columns, strict=True)  # Holm's correction over the operating points of a task, metric by metric
+        points += [replace(point, changes=tuple(row)) for point, row in zip(compared, rows, strict=True)]
     if not points:
         task, name, reason = skipped[0]
         remedy = next((run.remedy for run in (a, b) if run.state), "Give two runs that share an operating point.")
@@ -167,7 +169,11 @@ def _change(
     baseline: bool,
 ) -> Change:
     cells = points[0].cell, points[1].cell
-    references = [letter for point, letter in zip(points, "AB", strict=True) if _is_reference(metric, point)]
+    references = [  # where it is the full depth that the metric holds it against
+        letter
+        for point, letter in zip(points, "AB", strict=True)
+        if metric.paired and point.cell is point.reference(metric.against)
+    ]
     if metric.paired and (baseline or len(references) == len(points)):
         return Change(metric, reason="full depth is what it is compared with", applies=False)
     if references:
@@ -200,11 +206,6 @@ def _change(
     return replace(found, source=source, measured=measured, reason="; ".join(reasons))
 
 
-def _is_reference(metric: Metric, point: Point) -> bool:
-    """Whether an operating point is the full depth that a metric holds it against."""
-    return bool(metric.paired) and point.cell is point.reference(metric.against)
-
-
 def _obstacle(metric: Metric, a: Measured, b: Measured, matched: Matched) -> tuple[str, str]:
     """Why a metric is not compared, and the source of an energy."""
     if (metric.kind == "score" or metric is AGREEMENT) and not matched.paired:
@@ -222,13 +223,6 @@ def _obstacle(metric: Metric, a: Measured, b: Measured, matched: Matched) -> tup
     if not reason and (here is None or there is None):
         reason = "some windows have no energy reading"
     return reason, source if source == other else ""
-
-
-def _corrected(points: list[PointChange]) -> list[PointChange]:
-    """Holm's correction over the operating points of a task, metric by metric."""
-    columns = [corrected(list(column)) for column in zip(*(point.changes for point in points), strict=True)]
-    rows = zip(*columns, strict=True)
-    return [replace(point, changes=tuple(row)) for point, row in zip(points, rows, strict=True)]
 
 
 def differences(a: Manifest, b: Manifest) -> tuple[Difference, ...]:

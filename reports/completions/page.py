@@ -81,7 +81,9 @@ def _token(place: int, sample: SampleRecord, num_layers: int, full: SampleRecord
     if full is not None and full.error is None:
         there = full.token_ids[place : place + 1]
         if there != sample.token_ids[place : place + 1]:
-            said = _spoken(full, place) if there else "nothing more"
+            said = f"token {there[0]}" if there else "nothing more"
+            if place < len(full.token_texts):
+                said = _quoted(full.token_texts[place]) or "a token without text"
             tip += f"; full depth: {said}"
             classes.append("differs")
     if not text:
@@ -92,13 +94,6 @@ def _token(place: int, sample: SampleRecord, num_layers: int, full: SampleRecord
         f'<span class="{" ".join(classes)}" tabindex="-1" data-layer="{layer}" data-tip="{escape_html(tip)}" '
         f'style="background:{ground};color:{ink}">{shown}</span>'
     )
-
-
-def _spoken(full: SampleRecord, place: int) -> str:
-    """Full depth's choice at a place, in a few characters."""
-    if place >= len(full.token_texts):
-        return f"token {full.token_ids[place]}"
-    return _quoted(full.token_texts[place]) or "a token without text"
 
 
 def _quoted(text: str) -> str:

@@ -131,12 +131,16 @@ def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry
     """
     manifest = run.manifest
     baseline_kv = Conditions.of(manifest, manifest.tasks[0], manifest.operating_points[0]).kv
+    left = {
+        place: [layer for sample in cell.scored for layer in cell.decoded_layers(sample)]
+        for place, cell in run.cells.items()
+    }
     points = [
         PointEntry(
             id=hashlib.sha256(f"{run_id}\0{row.task}\0{row.operating_point}".encode()).hexdigest()[:16],
             row=row,
             baseline_kv=baseline_kv,
-            layers=_layers_left(run.cells[row.task, row.operating_point]),
+            layers=dict(sorted(Counter(left[row.task, row.operating_point]).items())),
         )
         for row in run.summary.rows
         if row.n
@@ -152,10 +156,6 @@ def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry
         unranked={check.name: check.found for check in checks if not check.passed},
         points=tuple(points),
     )
-
-
-def _layers_left(cell: Measured) -> dict[int, int]:
-    return dict(sorted(Counter(layer for sample in cell.scored for layer in cell.decoded_layers(sample)).items()))
 
 
 def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:

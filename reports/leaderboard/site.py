@@ -164,7 +164,11 @@ class Site:
         Raises:
             StoreError: there is no run, a run that the site held was not given again, or the site cannot be written.
         """
-        lost = sorted(run_id for run_id in self._held - self.runs.keys() if not self._has_later_state(run_id))
+        lost = []
+        for run_id in sorted(self._held - self.runs.keys()):
+            held = _read_entry(self.folder / "data" / "runs" / f"{run_id}.js")
+            if not any(_is_state(held, run) for run in self.runs.values()):
+                lost.append(run_id)
         if lost or not self.runs:
             self._undo()
         if not self.runs:
@@ -184,10 +188,6 @@ class Site:
         self._write_mark(unfinished=False)
         self._sweep("data/runs", {run.id for run in runs})
         self._sweep("data/points", {point.id for run in runs for point in run.points})
-
-    def _has_later_state(self, run_id: str) -> bool:
-        held = _read_entry(self.folder / "data" / "runs" / f"{run_id}.js")
-        return any(_is_state(held, run) for run in self.runs.values())
 
     def _write_mark(self, *, unfinished: bool) -> None:
         mark = Mark(

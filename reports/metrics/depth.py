@@ -18,11 +18,6 @@ def _exit_layer(point: Point) -> float | None:
     return ratio(sum(layers), len(layers))
 
 
-def _skipped(point: Point) -> float | None:
-    executed = _exit_layer(point)
-    return None if executed is None else 1 - executed / point.model.num_layers
-
-
 def _layer_units(point: Point, *, skipped: bool) -> Units:
     def read(sample: SampleRecord) -> tuple[float, float] | None:
         layers = point.cell.decoded_layers(sample)
@@ -95,7 +90,7 @@ LAYERS_SKIPPED = Metric(
     name="layers_skipped",
     header="layers\nskipped",
     meaning="share of the model's layers a decoded token did not run",
-    compute=_skipped,
+    compute=lambda point: None if (executed := _exit_layer(point)) is None else 1 - executed / point.model.num_layers,
     units=partial(_layer_units, skipped=True),
     kind="work",
     form="percent",

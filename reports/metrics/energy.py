@@ -10,7 +10,7 @@ from functools import partial
 from operator import attrgetter
 
 from harness.contracts import Metric, Wording
-from reports.metrics.point import Point, Units, blocks, tokens
+from reports.metrics.point import Point, blocks, tokens
 from reports.metrics.time import total_s
 from reports.metrics.vocabulary import DRAFTS, ENERGY, HEADLINE
 from reports.statistics.intervals import ratio
@@ -48,16 +48,12 @@ def _net_per_token(point: Point) -> float | None:
     return ratio(joules - idle_w * total_s(point), made)
 
 
-def _units(point: Point) -> Units:
-    return blocks(point.cell, attrgetter("energy_j"), per_token=True)
-
-
 ENERGY_PER_TOKEN = _energy(
     name="energy_j_per_token",
     header="J/token",
     meaning="energy over generated tokens, prefill included",
     compute=_per_token,
-    units=_units,
+    units=lambda point: blocks(point.cell, attrgetter("energy_j"), per_token=True),
     unit="J",
     sections={HEADLINE: 8, ENERGY: 1},
     priority=4,

@@ -44,10 +44,6 @@ def exact_prefixes(cell: Measured, full: Measured) -> Mapping[str, float]:
     return {key: kept / total for key, (kept, total) in _kept_of(cell, full).items()}
 
 
-def _exact_tokens(cell: Measured, full: Measured) -> Mapping[str, float]:
-    return {key: float(kept) for key, (kept, _) in _kept_of(cell, full).items()}
-
-
 def _kept_of(cell: Measured, full: Measured) -> dict[str, tuple[int, int]]:
     """Decided tokens before the first difference, and full depth's, by sample; one where nothing was decided has none.
 
@@ -200,7 +196,7 @@ EXACT_PREFIX_TOKENS = Metric(
     header="in\ntokens",
     title="exact prefix in tokens",
     meaning="tokens before that difference, the analogue of a draft's accepted length; full depth's row: of how many",
-    compute=lambda point: mean(_exact_tokens(point.cell, point.full).values()),
+    compute=lambda point: mean(kept for kept, _ in _kept_of(point.cell, point.full).values()),
     kind="work",
     better="higher",
     unit="tokens",

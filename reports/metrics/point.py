@@ -62,7 +62,11 @@ class Point:
         """
         depths = full_depths(self.cells)
         near = [cell for name, cell in depths.items() if self.manifest.model.stored(name).keeps_tokens]
-        return max(near, key=lambda cell: paired_ratio(cell.window_pairs(near[0])) or 0.0, default=None)
+
+        def speed(cell: Measured) -> float:
+            return paired_ratio(list(cell.block_pairs(near[0], Measured.request_s).values())) or 0.0
+
+        return max(near, key=speed, default=None)
 
     @cached_property
     def prompt_times(self) -> PromptTimes:

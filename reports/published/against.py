@@ -356,8 +356,12 @@ def _agent_cost(cell: Measured, full: Measured, never: Measured | None, quantity
     """Return what asking cost over full depth's cost: the price of a check times the checks, on blocks all finished."""
     if never is None:
         return None
+
+    def asked_in(cell: Measured, window: WindowRecord) -> float:
+        return float(sum(sample.exit_checks for sample in cell.whole[window.window]))
+
     asked, own = (_pairs(each, full, quantity) for each in (never, cell))
-    checks = [each.block_pairs(full, _checks) for each in (never, cell)]
+    checks = [each.block_pairs(full, asked_in) for each in (never, cell)]
     blocks = sorted(asked.keys() & own.keys())
     rows = np.array([(asked[one].other, asked[one].baseline, *(each[one].other for each in checks)) for one in blocks])
     if not blocks or not rows[:, 2].sum():
@@ -366,10 +370,6 @@ def _agent_cost(cell: Measured, full: Measured, never: Measured | None, quantity
     spent, whole, of_never, of_cell = (np.vstack(draws) @ rows).T  # of all blocks, then of each resampling of them
     shares = price_per_check(spent, whole, of_never) * of_cell / whole
     return Estimate.of(float(shares[0]), replicate_interval(shares[1:], len(rows)) or NoInterval.FEW_PAIRS)
-
-
-def _checks(cell: Measured, window: WindowRecord) -> float:
-    return float(sum(sample.exit_checks for sample in cell.whole[window.window]))
 
 
 def _apart(one: Row, other: Row) -> float:

@@ -70,7 +70,13 @@ class PublishedRun:
 @cache
 def green_code() -> tuple[PublishedRun, ...]:
     """Return all runs that are what they claim to be, in the authors' order."""
-    return tuple(run for run in map(_run, read_rows("green-code.csv")) if not _mislabelled(run))
+    read: dict[str, Any] = {"str": str, "int": int, "float": float, "float | None": _number}
+    runs = (
+        PublishedRun(**{one.name: read[str(one.type)](row[one.name]) for one in fields(PublishedRun)})
+        for row in read_rows("green-code.csv")
+    )
+    mislabelled = ("OPT-2.7B", "java", "propagate", "base")  # as Java, and most likely of the Python set
+    return tuple(run for run in runs if (run.model, run.language, run.kv, run.weights) != mislabelled)
 
 
 def full_depth(run: PublishedRun, kv: str | None = None) -> PublishedRun:
@@ -117,17 +123,6 @@ def read_rows(name: str) -> list[dict[str, str]]:
     """Return the rows of one of this package's CSV files."""
     text = (resources.files("reports.published") / name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
-
-
-def _mislabelled(run: PublishedRun) -> bool:
-    """Whether a run is labelled Java and most likely of the Python set."""
-    return (run.model, run.language, run.kv, run.weights) == ("OPT-2.7B", "java", "propagate", "base")
-
-
-def _run(row: dict[str, str]) -> PublishedRun:
-    read: dict[str, Any] = {"str": str, "int": int, "float": float, "float | None": _number}
-    values = {field.name: read[str(field.type)](row[field.name]) for field in fields(PublishedRun)}
-    return PublishedRun(**values)
 
 
 def _number(text: str) -> float | None:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeVar
 
 import numpy as np
@@ -104,17 +105,9 @@ def price_per_check(never: Cost, full: Cost, checks: Cost) -> Cost:
     return (never - full) / checks
 
 
-def _seconds(window: WindowRecord) -> float | None:
-    return window.duration_s
-
-
-def _joules(window: WindowRecord) -> float | None:
-    return window.energy_j
-
-
 _QUANTITIES: tuple[tuple[Quantity, Callable[[WindowRecord], float | None]], ...] = (
-    ("time", _seconds),
-    ("energy", _joules),
+    ("time", attrgetter("duration_s")),
+    ("energy", attrgetter("energy_j")),
 )
 
 

@@ -176,14 +176,6 @@ class Measured:
             found[self._blocks[sample_id]].append(value)
         return list(found.values())
 
-    def window_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
-        """Return seconds per block under the baseline and here, whole requests; of one repeat, or of all.
-
-        Back to back that is the windows' time. With a fixed arrival rate a window is as long as its arrivals, so
-        there it is the requests' latencies, each from its arrival.
-        """
-        return list(self.block_pairs(baseline, Measured.request_s, repeat).values())
-
     def energy_pairs(self, baseline: Measured, idle_w: float = 0.0) -> list[Pair]:
         """Return joules per block under the baseline and here, less ``idle_w`` times the windows' seconds.
 
@@ -238,7 +230,10 @@ class Measured:
         return pooled_by(pairs)
 
     def request_s(self, window: WindowRecord) -> float | None:
-        """Return what the requests of a window took: the window's time, or their latencies where they arrive."""
+        """Return what the requests of a window took, seconds: back to back, the window's time.
+
+        With a fixed arrival rate a window is as long as its arrivals, so there it is the requests' latencies.
+        """
         arrived = [sample for sample in self._by_window.get(window.window, ()) if sample.arrival_s is not None]
         if not arrived:
             return window.duration_s
