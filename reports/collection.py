@@ -38,7 +38,7 @@ from harness.records.calibration import CALIBRATION, Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.drawing import FORMATS, INCHES, Figure, Width, save_figures
 from reports.files import write_files
-from reports.published.section import published
+from reports.published.numbers import published
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import LARGEST, all_plausible, numbers_of
 from reports.tables.frame import ACCEPTANCE_FILE, acceptance_csv, runs_to_csv

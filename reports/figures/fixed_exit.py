@@ -30,7 +30,7 @@ from reports.figures.drawing import (
 from reports.figures.task_table import PlacedPoint, TaskTable, task_tables
 from reports.metrics.faithfulness import EXACT_PREFIX, exact_prefixes
 from reports.metrics.vocabulary import FIGURES, in_section, metrics_of
-from reports.published.green_code import LAYERS, PublishedRun, green_code
+from reports.published.numbers import LAYERS, PublishedRun, green_code
 from reports.recorded import RecordedRun
 
 if TYPE_CHECKING:

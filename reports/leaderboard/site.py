@@ -54,7 +54,7 @@ from reports.leaderboard.data import (
 )
 from reports.leaderboard.ranking import MARGIN
 from reports.leaderboard.redaction import redact_run
-from reports.published.section import Reference, references
+from reports.published.numbers import Reference, references
 from reports.recorded import RecordedRun
 
 R = TypeVar("R", bound=Record)

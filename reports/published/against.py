@@ -29,15 +29,7 @@ from harness.records.estimate import Estimate, NoInterval
 from reports.figures.drawing import INK, QUIET, Figure, Width, legend_below, offsets, panels, say_size, slug
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.energy import ENERGY_PER_REQUEST
-from reports.published.green_code import (
-    LAYERS,
-    THRESHOLDS,
-    PublishedRun,
-    agent_costs,
-    full_depth,
-    green_code,
-    saving,
-)
+from reports.published.numbers import LAYERS, THRESHOLDS, PublishedRun, agent_costs, full_depth, green_code, saving
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import (
     MINIMUM_PAIRS,

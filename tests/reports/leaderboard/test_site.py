@@ -16,7 +16,7 @@ import pytest
 from harness.errors import ConfigError, StoreError
 from reports.leaderboard import site as pages
 from reports.leaderboard.site import Site, read_script, script
-from reports.published.section import references
+from reports.published.numbers import references
 from reports.recorded import RecordedRun
 from reports.summary.summarise import summarise
 

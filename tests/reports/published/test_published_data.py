@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
-from reports.published.green_code import LAYERS, PublishedRun, agent_costs, green_code, read_rows, saving
-from reports.published.section import (
+from reports.published.numbers import (
     CODEXGLUE_CAVEATS,
     GREEN_CODE_CAVEATS,
+    LAYERS,
+    PublishedRun,
     Reference,
+    agent_costs,
+    green_code,
     published,
+    read_rows,
     references,
+    saving,
 )
 from reports.tables.table import Cell
 from reports.tables.writers import escape_markdown, to_markdown

@@ -51,15 +51,6 @@ def test_speedup_pairs_windows_by_block_and_repeat(build) -> None:
     assert run.row(OTHER).value("speedup") == pytest.approx(2.0)
 
 
-def test_full_depth_is_one_by_definition_and_has_no_interval(build) -> None:
-    run = build()
-    for block in range(MINIMUM_PAIRS):
-        run.window(FULL, {}, block=block)
-    row = run.row(FULL)
-    for name in ("speedup", "decode_speedup"):
-        assert (row.value(name), row.estimate(name).interval) == (1.0, None)
-
-
 def test_a_second_full_depth_is_compared_like_any_other(build) -> None:
     run = build(points=("full", "full again"))
     for block in range(8):
@@ -92,13 +83,6 @@ def test_a_block_where_only_one_side_failed_is_not_compared(build) -> None:
     run.window(FULL, {}, BAD_ROW, duration=3.0, block=2)
     run.window(OTHER, {}, BAD_ROW, duration=2.0, block=2)  # took nothing
     assert run.row(OTHER).value("speedup") == pytest.approx(1.5)
-
-
-def test_a_block_where_everything_failed_compares_nothing(build) -> None:
-    run = build()
-    run.window(FULL, {"error": "bad row"}, duration=3.0)
-    run.window(OTHER, {"error": "bad row"}, duration=2.0)
-    assert run.row(OTHER).value("speedup") is None
 
 
 def test_decode_speedup_compares_time_per_token_after_the_first(build) -> None:

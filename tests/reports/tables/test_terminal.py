@@ -119,23 +119,6 @@ def test_intervals_are_compact_and_the_baseline_has_none(summary) -> None:
     )
 
 
-def test_missing_is_a_dash_and_zero_is_a_zero(summary) -> None:
-    columns = columns_by_name(summary)
-    assert set(columns["bleu"].texts) == {"–"}
-    assert set(columns["exact_match"].texts) == {"0.000"}
-    assert columns["layers_skipped"].texts[0] == "0.0 %"
-
-
-def test_decimals_are_the_same_for_a_whole_column(build) -> None:
-    run = build()
-    run.window("full", {"latency_s": 0.12345, "token_times_s": (0.1, 0.2, 0.3)})
-    run.window("fixed:layer=5", {"latency_s": 0.0123456, "ttft_s": 0.01})
-    assert columns_by_name(run.summary())["latency_p50_s"].texts == (
-        "123",
-        "12",
-    )  # three significant digits of the largest, in milliseconds
-
-
 def test_a_summary_of_random_weights_says_so_where_the_scores_are(build) -> None:
     run = build(weights="random")
     run.window("full", {})
@@ -156,12 +139,6 @@ def test_a_run_ends_with_the_headline_and_what_it_says(summary) -> None:
     assert HEADLINE in text
     assert f"First of {len(summary.notes)} notes" in text
     assert not any(title in text for title, _ in sections_with_columns(columns_of(summary.rows)))
-
-
-def test_brackets_in_names_are_not_markup(build) -> None:
-    run = build(points=("full", "mine:layers=[bold]"))
-    run.window("mine:layers=[bold]", {})
-    assert "mine:layers=[bold]" in printed(run.summary(), 120)
 
 
 def test_an_empty_run_can_be_shown(build) -> None:
