@@ -230,7 +230,7 @@ def differences(a: Manifest, b: Manifest) -> tuple[Difference, ...]:
     found = _unlike(_facts(a), _facts(b))
     packages = [dict(manifest.environment.get("packages") or {}) for manifest in (a, b)]
     found += _among("option", a.config, b.config, (a.config.keys() & b.config.keys()) - _WRITTEN_ELSEWHERE)
-    found += _among("package", *packages, packages[0].keys() | packages[1].keys())
+    found += _among("package", packages[0], packages[1], packages[0].keys() | packages[1].keys())
     found += _among("code of", a.code, b.code, a.code.keys() & b.code.keys())
     for task in a.tasks:
         twin = next((one for one in b.tasks if one.name == task.name), None)

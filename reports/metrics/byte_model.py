@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 from harness.contracts import KVFacts, Metric, price
 from harness.records import ModelRecord, SampleRecord
@@ -49,10 +50,6 @@ def _ladder(point: Point) -> tuple[float | None, ...]:
         if here is not None and there is not None:
             return tuple(there[-1] / bytes_sofar for bytes_sofar in here)
     return (None,) * 4
-
-
-def _step(step: int, point: Point) -> float | None:
-    return _ladder(point)[step]
 
 
 def _achieved(point: Point) -> float | None:
@@ -107,35 +104,42 @@ def _bytes_per_token(cell: Measured, keys: Iterable[SampleKey], model: ModelReco
     return [moved / tokens for moved in total] if tokens and total and total[0] else None
 
 
-_rung = partial(Metric, kind="work", form="ratio", unit="×", better="higher")
+def _rung(step: int, **facts: Any) -> Metric:
+    """Declare a speed-up that bytes read predict, with so many further causes counted."""
+    return Metric(
+        compute=lambda point: _ladder(point)[step],
+        sections={BYTE_MODEL: step + 1},
+        kind="work",
+        form="ratio",
+        unit="×",
+        better="higher",
+        **facts,
+    )
+
 
 LAYERS_SPEEDUP = _rung(
+    0,
     name="layers_speedup",
     header="layers\nonly",
     meaning="decoding speed-up predicted from the executed layers' bytes alone",
-    compute=partial(_step, 0),
-    sections={BYTE_MODEL: 1},
 )
 HEADS_SPEEDUP = _rung(
+    1,
     name="heads_speedup",
     header="after\nheads",
     meaning="the same with the LM heads evaluated to decide",
-    compute=partial(_step, 1),
-    sections={BYTE_MODEL: 2},
 )
 SHORTCUTS_SPEEDUP = _rung(
+    2,
     name="shortcuts_speedup",
     header="after\nmaps",
     meaning="and with the exits' shortcut maps",
-    compute=partial(_step, 2),
-    sections={BYTE_MODEL: 3},
 )
 BYTE_MODEL_SPEEDUP = _rung(
+    3,
     name="byte_model_speedup",
     header="byte\nmodel",
     meaning="and with KV fills: decoding speed-up predicted from all bytes read; no bound",
-    compute=partial(_step, 3),
-    sections={BYTE_MODEL: 4},
 )
 BYTE_MODEL_ACHIEVED = Metric(
     name="byte_model_achieved",

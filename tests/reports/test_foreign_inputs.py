@@ -50,12 +50,6 @@ def test_a_site_s_mark_is_read_with_care(tmp_path: Path, put: Put) -> None:
         assert said in refusal(lambda: Site(tmp_path, merge=True))
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda value: repr(value)[:30])
-def test_a_site_s_mark_that_is_none_is_refused(tmp_path: Path, broken: bytes) -> None:
-    (tmp_path / MARK).write_bytes(broken)
-    assert str(tmp_path) in refusal(lambda: Site(tmp_path, merge=True))
-
-
 @pytest.mark.parametrize("name", ["report.md", "index.html", "tables.tex"])
 def test_a_report_s_folder_with_what_is_no_file_is_refused(tmp_path: Path, put: Put, name: str) -> None:
     said = put(tmp_path / name)
