@@ -36,7 +36,7 @@ def run(build: Any) -> RecordedRun:
             scores, layers = {"edit_similarity": 0.5 - place / 10}, (10, 10 - place, 10 - place * block % 3)
             sample = {"scores": scores, "exit_layers": layers, "token_texts": ("a", " b", " c")}
             made.window(point, sample, block=block)
-    return RecordedRun(Path("runs/one"), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+    return made.recorded("runs/one")
 
 
 def front_page(collection: Collection, out: Path, **how: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,7 +123,7 @@ def test_full_depth_of_each_format_has_no_speed_up_to_fail(build: Any) -> None:
         for block in range(12):
             for point in made.points:
                 made.window(point, {}, block=block, duration=slower + 0.01 * block)
-        return RecordedRun(Path(name), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+        return made.recorded(name)
 
     found = compare_runs(run("a", 1.0), run("b", 1.1), Wanted()).points
     assert {point.name for point in found} == {"full", "full@int8", FIXED}

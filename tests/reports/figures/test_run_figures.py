@@ -15,12 +15,12 @@ from harness.records.estimate import Estimate
 from harness.registry import STRATEGIES
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
-from reports.figures.drawing import Figure, look_of, save_figures, shortened, slug, styled
+from reports.figures.drawing import Figure, look_of, save_figures, shortened, slug
 from reports.figures.fronts import GAINS, areas, front_of, names_of
 from reports.figures.task_table import task_tables
 from reports.recorded import RecordedRun
 from reports.tables.run_tables import hypervolumes
-from tests.reports.figures.on_paper import check_on_paper
+from tests.reports.figures.on_paper import check_on_paper, drawn
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
 LONG = "rl:temperature=0.123456789:seed=1234:threshold="
@@ -86,11 +86,6 @@ def make(build: Any) -> Make:
         return RecordedRun(Path("runs") / name, manifest, tuple(run.windows), tuple(run.samples), summary)
 
     return made
-
-
-def drawn(figure: Figure) -> Any:
-    with styled(figure.name):
-        return figure.draw("text")
 
 
 def test_a_front_by_hand(make: Make) -> None:

@@ -263,7 +263,7 @@ def test_files_figures_and_the_site_of_a_damaged_run(build: Any, tmp_path: Path)
         run.windows[place] = run.windows[place].model_copy(update=change)
     run.samples[8] = run.samples[8].model_copy(update={"latency_s": 1e308, "token_times_s": (1e308,) * 3})
     run.samples[9] = run.samples[9].model_copy(update={"error": "broke", "latency_s": 1e308, "token_texts": ("a",)})
-    one = RecordedRun(Path("runs/one"), run.manifest, tuple(run.windows), tuple(run.samples), run.summary())
+    one = run.recorded("runs/one")
     write_collection(Collection((one,)), tmp_path / "out", figures=True)
     site = Site(tmp_path / "site")
     site.add(one)
@@ -372,7 +372,7 @@ def disturbed_run(build: Any, **flags: tuple[int, ...]) -> RecordedRun:
         run.window(FULL, {}, block=block, flags=("short-window",))
         slow = block in flags.get("foreign", ())
         run.window(DEEP, {}, block=block, duration=3.0 if slow else 1.0, flags=("foreign-cpu",) if slow else ())
-    return RecordedRun(Path("runs/one"), run.manifest, tuple(run.windows), tuple(run.samples), run.summary())
+    return run.recorded("runs/one")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +32,7 @@ def run(build: Any) -> Any:
 
 
 def recorded(run: Any) -> RecordedRun:
-    return RecordedRun(Path("runs/one"), run.manifest, tuple(run.windows), tuple(run.samples), run.summary())
+    return run.recorded("runs/one")
 
 
 def test_lengths_of_one_operating_point_stand_together_shortest_first(run: Any) -> None:
