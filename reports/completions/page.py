@@ -21,7 +21,7 @@ from harness.records.estimate import MISSING
 from reports.metrics.vocabulary import scores_of_sample
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, after_first
 
 OLD_RUN = "This run does not say which token added which text. Colours need a run of this version: harness run."
 
@@ -253,9 +253,8 @@ def _facts(cell: Measured, sample: SampleRecord, full: SampleRecord | None) -> I
             yield metric.title or metric.term, f"{score:.2f}"
     if sample.latency_s is not None:
         yield "latency", _time(sample.latency_s)
-    if len(sample.token_times_s) > 1:
-        later = (sample.token_times_s[-1] - sample.token_times_s[0]) / (len(sample.token_times_s) - 1)
-        yield "per later token", _time(later)
+    if (later := after_first(sample)) is not None:
+        yield "per later token", _time(later[0] / later[1])
 
 
 def _time(seconds: float) -> str:

@@ -28,7 +28,7 @@ from harness.records.work import bytes_read
 from reports.metrics.point import Point
 from reports.metrics.vocabulary import BYTE_MODEL, DEPTH
 from reports.statistics.intervals import paired_ratio, ratio
-from reports.summary.measured import Measured, SampleKey
+from reports.summary.measured import Measured, SampleKey, after_first
 
 
 def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> float:
@@ -64,9 +64,9 @@ def _bandwidth_share(point: Point) -> float | None:
     """Bytes moved per second over the measured bandwidth."""
     if not _moves_bytes(point):
         return None
-    timed = [sample for sample in point.samples if len(sample.token_times_s) >= 2]
-    moved = sum(decode_bytes(sample, point.model, point.cell.conditions.kv_facts) for sample in timed)
-    rate = ratio(moved, math.fsum(sample.token_times_s[-1] - sample.token_times_s[0] for sample in timed))
+    timed = [(sample, later[0]) for sample in point.samples if (later := after_first(sample)) is not None]
+    moved = sum(decode_bytes(sample, point.model, point.cell.conditions.kv_facts) for sample, _ in timed)
+    rate = ratio(moved, math.fsum(seconds for _, seconds in timed))
     bandwidth = point.manifest.bandwidth_bytes_per_s
     return rate / bandwidth if rate is not None and bandwidth else None
 

@@ -15,11 +15,10 @@ from typing import Any, TypeAlias
 
 from harness.contracts import Metric, Wording
 from harness.contracts.metrics import Against
-from harness.records import SampleRecord
 from reports.metrics.point import Point, Units, blocks, joined, rates
 from reports.metrics.vocabulary import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS
 from reports.statistics.intervals import Pair, paired_ratio
-from reports.summary.measured import Measured, has_energy, idle_power_w
+from reports.summary.measured import Measured, after_first, has_energy, idle_power_w
 
 _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher", black_box=True)
 
@@ -84,11 +83,7 @@ def _request_units(point: Point) -> Units:
 
 
 def _decoding_units(point: Point) -> Units:
-    def seconds_and_tokens(sample: SampleRecord) -> tuple[float, float] | None:
-        times = sample.token_times_s
-        return (times[-1] - times[0], len(times) - 1.0) if len(times) >= 2 else None
-
-    return joined(*(rates(cell, seconds_and_tokens) for cell in (point.own_full, point.cell)))
+    return joined(*(rates(cell, after_first) for cell in (point.own_full, point.cell)))
 
 
 def _over_repeats(

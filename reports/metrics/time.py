@@ -15,6 +15,7 @@ from harness.records import SampleRecord
 from reports.metrics.point import Point, Units, blocks, tokens
 from reports.metrics.vocabulary import HEADLINE, TIME
 from reports.statistics.intervals import ratio
+from reports.summary.measured import after_first
 
 _seconds = partial(Metric, unit="s", form="seconds", better="lower", kind="cost", black_box=True)
 
@@ -28,8 +29,8 @@ _latency, _ttft, _queue, _duration = map(attrgetter, ("latency_s", "ttft_s", "qu
 
 
 def _tpot(sample: SampleRecord) -> float | None:
-    times = sample.token_times_s
-    return (times[-1] - times[0]) / (len(times) - 1) if len(times) >= 2 else None
+    later = after_first(sample)
+    return None if later is None else later[0] / later[1]
 
 
 def _prefill(sample: SampleRecord) -> float | None:

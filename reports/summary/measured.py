@@ -198,11 +198,11 @@ class Measured:
         for key in self.shared(baseline):
             if repeat not in (None, key[1]):
                 continue
-            here, there = self.samples[key], baseline.samples[key]
-            if len(here.token_times_s) < 2 or len(there.token_times_s) < 2:
-                continue
-            block = self.windows[here.window].block
-            pairs.append((block, Pair(_decode_s(there), _decode_s(here), _later(there), _later(here))))
+            sample = self.samples[key]
+            here, there = after_first(sample), after_first(baseline.samples[key])
+            if here is not None and there is not None:
+                pair = Pair(there[0], here[0], there[1], here[1])
+                pairs.append((self.windows[sample.window].block, pair))
         return pooled(pairs)
 
     def block_pairs(
@@ -265,6 +265,12 @@ class Measured:
         for sample in self.samples.values():
             found[sample.window].append(sample)
         return dict(found)
+
+
+def after_first(sample: SampleRecord) -> tuple[float, int] | None:
+    """Return seconds and tokens after the first token; ``None`` where no second one was timed."""
+    times = sample.token_times_s
+    return (times[-1] - times[0], len(times) - 1) if len(times) >= 2 else None
 
 
 def full_depths(cells: Iterable[Measured]) -> dict[str, Measured]:
@@ -388,11 +394,3 @@ def _prompt_s(sample: SampleRecord) -> float | None:
 
 def _work(cell: Measured, sample: SampleRecord) -> Hashable:
     return cell.conditions.weights_format, sample.sample_id, sample.repeat, sample.prompt_ids
-
-
-def _decode_s(sample: SampleRecord) -> float:
-    return sample.token_times_s[-1] - sample.token_times_s[0]
-
-
-def _later(sample: SampleRecord) -> int:
-    return len(sample.token_times_s) - 1
