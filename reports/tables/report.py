@@ -178,7 +178,9 @@ def _together(groups: Sequence[tuple[str, RecordedRun, ResultTable]]) -> Table:
 def _marks(rows: Sequence[SummaryRow], columns: Iterable[Column]) -> Iterator[str]:
     """Yield what the marks that stand in a task's table mean."""
     shown = " ".join(text for column in columns for text in column.texts)
-    yield from (f"{sign} {meaning}." for sign, meaning in LEGEND if sign == "*" or (sign in shown and sign != MISSING))
+    for sign, meaning in LEGEND:
+        if sign == "*" or (sign in shown and sign != MISSING):
+            yield f"{sign}{':' * sign.isascii()} {meaning}."
     yield "Brackets: 95 % intervals."
     if any(row.value(ENERGY_PER_TOKEN) is not None and not row.energy_measured for row in rows):
         yield "Energy that no sensor read is an estimate and decides no ranking."
