@@ -12,31 +12,42 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
-from harness.host.files import LARGEST_LOG_BYTES, NotRegularError, open_regular, read_bytes
-from harness.records.calibration import Calibration
+from harness.host.files import (
+    LARGEST_LOG_BYTES,
+    DocumentError,
+    NotRegularError,
+    open_regular,
+    read_bytes,
+    read_json,
+    real_path,
+)
+from harness.records.calibration import CALIBRATION, Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
-from reports.figures.figure import FORMATS, Figure, save_figures
-from reports.figures.layout import INCHES, Width
+from reports.figures.drawing import FORMATS, INCHES, Figure, Width, save_figures
 from reports.files import write_files
-from reports.published.section import published
+from reports.published.numbers import published
 from reports.recorded import RecordedRun
+from reports.statistics.plausible import LARGEST, all_plausible, numbers_of
 from reports.tables.frame import ACCEPTANCE_FILE, acceptance_csv, runs_to_csv
 from reports.tables.latex import FIRST_LINE, to_latex
 from reports.tables.report import HEADING, detailed, how_to_read, notes_of, task_tables
 from reports.tables.run_tables import parts_of
 from reports.tables.table import Column, Line, Table
 from reports.tables.writers import escape_markdown, to_markdown
-from reports.training.logs import TrainingLogs
+from reports.training_logs import TrainingLogs
 
 FIGURES = "figures"
 DETAILS = "tables-details.tex"
@@ -50,6 +61,8 @@ _FILES = {
 }
 MOST_RUNS_DRAWN = 20
 """With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
+_KNOWN_CALIBRATIONS = 1
+"""Schema version of ``calibration.json`` up to which it is read."""
 HEAD = "<!doctype html>\n<!-- A report of `harness report`. -->"
 """How the front page begins, which tells it from other people's."""
 _HEADS = {"report.md": HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
@@ -77,12 +90,6 @@ class Collection:
     calibrations: tuple[Calibration, ...] = ()
     trainings: tuple[TrainingLogs, ...] = ()
 
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """A name for each run, no two alike: of its folder, or the whole path where folders are called the same."""
-        taken = Counter(run.name for run in self.runs)
-        return tuple(run.name if taken[run.name] == 1 else str(run.directory) for run in self.runs)
-
     @property
     def empty(self) -> bool:
         """Whether there is nothing to report but what could not be read."""
@@ -90,8 +97,9 @@ class Collection:
 
     @property
     def named(self) -> list[tuple[str, RecordedRun]]:
-        """Each run with its name."""
-        return list(zip(self.names, self.runs, strict=True))
+        """Each run with a name, no two alike: of its folder, or the whole path where folders are called the same."""
+        taken = Counter(run.name for run in self.runs)
+        return [(run.name if taken[run.name] == 1 else str(run.directory), run) for run in self.runs]
 
     @cached_property
     def copies(self) -> dict[str, str]:
@@ -101,13 +109,9 @@ class Collection:
         for name, run in self.named:
             shared = Counter(first[one] for one in run.measurements if one in first)
             for original, count in shared.most_common(1):
-                whole = count == len(run.measurements)
-                of = (
-                    f"a copy of {original}"
-                    if whole
-                    else f"{count} of its {len(run.measurements)} windows are {original}'s"
-                )
-                found[name] = f"{of}, not a run of its own"
+                windows = len(run.measurements)
+                some = f"{count} of its {windows} windows are {original}'s"
+                found[name] = f"{f'a copy of {original}' if count == windows else some}, not a run of its own"
             first.update((one, first.get(one, name)) for one in run.measurements)
         return found
 
@@ -125,6 +129,43 @@ class Collection:
             yield {"run": name, "directory": str(run.directory), "state": run.state, "summary": summary}
         for path, why in self.refused:
             yield {"run": path, "directory": path, "refused": why, "summary": None}
+
+
+def find_calibrations(paths: Iterable[Path]) -> list[Path]:
+    """Return the sweep folders with a calibration among paths, or right below one without, each once."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        here = path / CALIBRATION
+        for file in [here] if isfile(here) else sorted(path.glob(f"*/{CALIBRATION}")) if isdir(path) else []:
+            found.setdefault(real_path(file.parent), file.parent)
+    return list(found.values())
+
+
+def read_calibration(folder: Path) -> Calibration:
+    """Read what `harness sweep --out FOLDER` wrote.
+
+    Raises:
+        StoreError: nothing there, or it is damaged or of a later version.
+    """
+    path = folder / CALIBRATION
+    again = "Make it again: `harness sweep --replay TRACE --strategy NAME --out DIR`."
+    try:
+        found = Calibration.model_validate(read_json(path))
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}. {again}") from None
+    except DocumentError as error:
+        raise StoreError(f"{path} is no calibration: {error}. {again}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise StoreError(f"{path} is no calibration: {where}: {first['msg']}. {again}") from None
+    if found.schema_version > _KNOWN_CALIBRATIONS:
+        raise StoreError(
+            f"{path} has version {found.schema_version}, this harness reads up to {_KNOWN_CALIBRATIONS}. Update it."
+        )
+    if not all_plausible(numbers_of(found.model_dump(include={"tokens", "documents", "scores", "seconds"}))):
+        raise StoreError(f"{path} holds a number that cannot be true (beyond {LARGEST:g}): it is damaged. {again}")
+    return found
 
 
 def check_folder(out: Path) -> None:
@@ -175,6 +216,8 @@ def write_collection(
 ) -> list[Path]:
     """Write a report, ``index.html`` last; return the paths of its files, ``index.html`` first.
 
+    The front page stands alone, without network or script, light and dark as the system is.
+
     Args:
         collection: what to report.
         out: folder, made where it is missing. Files of an earlier report are replaced, or removed where this one has
@@ -216,84 +259,30 @@ def write_collection(
         "summary.json": chain(collection.as_json(), "\n"),
     }
     written = list(write_files(out, texts | {page.name: page.content() for page in further}))
-    everything = drawn.figures
-    for number, figure in enumerate(everything, 1):
+    for number, figure in enumerate(drawn.figures, 1):
         written += save_figures([figure], out / FIGURES, width)
         if progress is not None:
-            progress(number, len(everything))
-    page = front_page(
-        _overview(collection),
-        tasks,
-        [part for part in detailed(collection.named if few else ()) if isinstance(part, Table)],
-        everything,
-        further,
-        files={name: what for name, what in _FILES.items() if name in texts or name == "report.md"},
-        folder=FIGURES,
-        notes=[(name, run.summary.notes) for name, run in collection.named],
-        refused=collection.refused,
-        undrawn=undrawn,
-        width=width,
+            progress(number, len(drawn.figures))
+    page = (
+        templates("reports")
+        .get_template("report.html")
+        .render(
+            files=[(name, what) for name, what in _FILES.items() if name in texts or name == "report.md"],
+            overview=_overview(collection),
+            refused=collection.refused,
+            tables=tasks,
+            details=[part for part in detailed(collection.named if few else ()) if isinstance(part, Table)],
+            figures=drawn.figures,
+            folder=FIGURES,
+            undrawn=undrawn,
+            pages=further,
+            notes=[(name, run.summary.notes) for name, run in collection.named if run.summary.notes],
+            inches=INCHES[width],
+        )
     )
     last = write_files(out, {"report.md": report, "index.html": page})
     _remove(out, earlier.difference(written))
     return [*reversed(last), *written]
-
-
-def front_page(
-    overview: Table,
-    tables: Sequence[Table],
-    details: Sequence[Table],
-    figures: Sequence[Figure],
-    pages: Sequence[Page],
-    *,
-    files: Mapping[str, str],
-    folder: str,
-    notes: Sequence[tuple[str, Sequence[str]]] = (),
-    refused: Sequence[tuple[str, str]] = (),
-    undrawn: str = "",
-    width: Width = "text",
-) -> str:
-    """Return the front page as HTML; it stands alone, without network or script, light and dark as the system is.
-
-    Args:
-        overview: the table of runs.
-        tables: one per task.
-        details: every table of single runs, folded away.
-        figures: in reading order, in ``folder``.
-        pages: completions of runs.
-        files: name → what it is, of the report's other files.
-        folder: where the figures are, relative to the page.
-        notes: what must be known of each run, by its name.
-        refused: path and reason of what could not be read.
-        undrawn: why figures are missing; empty where none is.
-        width: of the figures.
-    """
-    shown = [name for name in notes if name[1]]
-    parts = [
-        ("Runs", True),
-        ("Tables", bool(tables)),
-        ("Figures", bool(figures or undrawn)),
-        ("Completions", bool(pages)),
-        ("Notes", bool(shown)),
-    ]
-    return (
-        templates("reports")
-        .get_template("report.html")
-        .render(
-            parts=parts,
-            files=list(files.items()),
-            overview=overview,
-            refused=refused,
-            tables=tables,
-            details=details,
-            figures=figures,
-            folder=folder,
-            undrawn=undrawn,
-            pages=pages,
-            notes=shown,
-            inches=INCHES[width],
-        )
-    )
 
 
 def _linked(out: Path) -> set[Path]:
@@ -328,7 +317,7 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from ("", undrawn)
     if further:
         yield from ("", "## Pages", "", *(f"- [{escape_markdown(page.title)}]({page.name})" for page in further))
-    if _without_token_texts(collection.runs):
+    if (told := {run.token_texts for run in collection.runs} - {None}) and not any(told):
         yield from ("", "No page of completions: these runs do not say which token added which text. Run again.")
     if drawn.of_all or drawn.absent_of_all:
         yield from ("", "## Runs side by side")
@@ -351,12 +340,6 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
     if collection.runs:
         languages = {task.language for run in collection.runs for task in run.manifest.tasks}
         yield from to_markdown([*published(languages), *how_to_read(run.summary for run in collection.runs)])
-
-
-def _without_token_texts(runs: Sequence[RecordedRun]) -> bool:
-    """Whether there are completions and none says which token added which text."""
-    told = {run.token_texts for run in runs} - {None}
-    return bool(told) and not any(told)
 
 
 def _overview(collection: Collection) -> Table:

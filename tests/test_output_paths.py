@@ -17,7 +17,7 @@ MEDIA = {
     "rich.markup": {"harness/appearance/terminal.py"},
     "html": {"harness/appearance/pages.py"},
     "jinja2": {"harness/appearance/pages.py"},
-    "csv": {"reports/tables/writers.py", "reports/published/green_code.py"},  # the latter reads
+    "csv": {"reports/tables/writers.py", "reports/published/numbers.py"},  # the latter reads
     "traceback": {"harness/commands/console.py"},
 }
 """What makes text for a medium, and the modules that may use it."""

@@ -27,8 +27,7 @@ from harness.host.environment import describe, machine_line
 from harness.study.conduct import conduct
 from harness.study.grid import StudyConfig, expand
 from harness.study.ledger import EVENTS, STUDY, StudyDirectory
-from reports.figures.layout import panels
-from reports.figures.style import INK, QUIET, look_of, styled
+from reports.figures.drawing import INK, QUIET, look_of, panels, styled
 from reports.files import replace_file
 
 if TYPE_CHECKING:

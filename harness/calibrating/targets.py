@@ -19,7 +19,7 @@ from harness.errors import ConfigError, DataError, did_you_mean
 from harness.registry import METRICS, SCORES
 from reports.metrics.faithfulness import AGREEMENT
 from reports.metrics.point import Point
-from reports.metrics.sections import AGREEMENTS
+from reports.metrics.vocabulary import AGREEMENTS
 
 LOSS = "_loss"
 NEAREST = 1e-6

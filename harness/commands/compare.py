@@ -49,7 +49,7 @@ def compare(
     from reports.comparing.conditions import judge, parse_condition
     from reports.comparing.document import comparison_document, comparison_markdown, tables
     from reports.files import write_files
-    from reports.metrics.scores import recorded_scores
+    from reports.metrics.vocabulary import recorded_scores
     from reports.tables.writers import to_terminal
 
     if (point_a is None) != (point_b is None):

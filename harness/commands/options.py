@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from harness.config import RunConfig
 from harness.config.model import Configuration, Placeholder, RefusedValueError, WithPresets, limits
 from harness.errors import ConfigError
-from reports.figures.layout import Width
+from reports.figures.drawing import Width
 
 C = TypeVar("C", bound=Configuration)
 

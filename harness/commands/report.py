@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.commands.progress import TrainingProgress
     from harness.records.summary import Summary
     from reports.collection import Collection
-    from reports.figures.layout import Width
+    from reports.figures.drawing import Width
 
 
 def _folder(name: str) -> Path:
@@ -122,10 +122,9 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
 def _against(paper: str, directories: list[Path], out: Path | None, width: Width | None) -> None:
     """Show runs beside a paper's published numbers, and write both as files where a folder is named."""
     from harness.running.reading import read_runs
-    from reports.figures.figure import save_figures
+    from reports.figures.drawing import save_figures
     from reports.files import write_files
-    from reports.published.against import against_green_code, comparison_csv, comparison_tables
-    from reports.published.figures import comparison_figures
+    from reports.published.against import against_green_code, comparison_csv, comparison_figures, comparison_tables
     from reports.tables.writers import to_markdown, to_terminal
 
     if paper != "green-code":
@@ -193,10 +192,9 @@ def _together(
 def _collected(directories: list[Path], progress: TrainingProgress, *, stored: bool) -> Collection:
     """Read runs, calibrations and trainings, each by itself: what cannot be read costs the others nothing."""
     from harness.running.reading import read_runs
-    from reports.calibrations import find_calibrations, read_calibration
-    from reports.collection import MOST_RUNS_DRAWN, Collection
+    from reports.collection import MOST_RUNS_DRAWN, Collection, find_calibrations, read_calibration
     from reports.tables.run_tables import of_records
-    from reports.training.logs import holds_training, read_training, training_folders
+    from reports.training_logs import holds_training, read_training, training_folders
 
     given = [path for path in directories if holds_training(path)]
     sweeps = find_calibrations(path for path in directories if path not in given)

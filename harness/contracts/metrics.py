@@ -11,7 +11,7 @@ registered metric is a :class:`Metric`, for example::
         kind="work",
     )
 
-Every score of a task is a metric without being declared (:mod:`reports.metrics.scores`).
+Every score of a task is a metric without being declared (:mod:`reports.metrics.vocabulary`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Metric:
         restates: name of a metric; tables leave this one out where it says the same in every row.
         interval: ``compute`` returns estimates that have a 95 % interval.
         units: independent units of a point for comparisons of runs: prompts → numbers
-            (:data:`reports.metrics.units.Units`).
+            (:data:`reports.metrics.point.Units`).
         kind: what two runs must share to compare it.
         black_box: texts, times of whole requests and windows are all it needs, so that what the engine does not run has
             it, too; without this it is missing there, never zero.
@@ -80,7 +80,7 @@ class Metric:
         unit: SI symbol or word; empty for a pure number.
         form: how it is written.
         title: name in one line; by default the header's.
-        sections: where it stands: section → place (:mod:`reports.metrics.sections`).
+        sections: where it stands: section → place (:mod:`reports.metrics.vocabulary`).
         priority: where a narrow headline has no room for all, the lowest numbers are kept.
         verdict: how a comparison with full depth is put in words; ``None``: not.
         always_told: it belongs to every verdict, also when nothing can be told.

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from harness.contracts import Metric
 from harness.errors import UnknownNameError
 from harness.records.estimate import Estimate, Interval, NoInterval
-from reports.metrics.units import Units
+from reports.metrics.point import Units
 from reports.metrics.vocabulary import all_metrics
 from reports.statistics.intervals import (
     MINIMUM_DIFFERING,
@@ -360,8 +360,12 @@ class Percentiles:
 
     def __init__(self, a: Rows, b: Rows, percent: float) -> None:
         self._percent = percent
-        sides = [_flat(rows) for rows in (a, b)]
-        self._sorted = [(values[order], units[order]) for values, units, order in sides]
+        self._sorted = []
+        for rows in (a, b):
+            flat = np.array([value for row in rows for value in row], dtype=np.float64)
+            units = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+            order = np.argsort(flat, kind="stable")
+            self._sorted.append((flat[order], units[order]))
         values = np.concatenate([side[0] for side in self._sorted])
         order = np.argsort(values, kind="stable")
         self._together = values[order]
@@ -405,13 +409,6 @@ def _rates(totals: Floats) -> Floats:
         return first if totals.shape[1] == 2 else first / (totals[:, 2] / totals[:, 3])
 
 
-def _flat(rows: Rows) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
-    """All values, the unit of each, and their order."""
-    values = np.array([value for row in rows for value in row], dtype=np.float64)
-    units = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    return values, units, np.argsort(values, kind="stable")
-
-
 def _at(values: Floats, reached: NDArray[np.int32], percent: float) -> Floats:
     """The percentile of sorted values of which so many were ``reached`` up to each, ``[choices, values]``."""
     place = (reached[:, -1] - 1) * (percent / 100)
@@ -428,7 +425,7 @@ Levels: TypeAlias = Rates | Percentiles
 
 
 def levels_of(metric: Metric, a: Rows, b: Rows) -> Levels:
-    """Return a metric's levels from its units' rows in A and in B (:data:`reports.metrics.units.Units`)."""
+    """Return a metric's levels from its units' rows in A and in B (:data:`reports.metrics.point.Units`)."""
     if metric.percentile is not None:
         return Percentiles(a, b, metric.percentile)
     return Rates(a, b, sized_by_costs=metric.is_cost)

@@ -1,29 +1,41 @@
-"""Two runs, operating point by operating point: pairs, changes, Holm's correction per task, and words.
+"""Two runs, operating point by operating point: pairs, changes, Holm's correction per task, and what else differs.
 
 A is the run before, B the run after. Cost is shown twice: as measured, where drift of the machine between the two runs
 is part of the change, and as the speed-up over each run's own full depth, which was measured interleaved with it, so
-that a machine that is slower today mostly cancels.
+that a machine that is slower today mostly cancels. What must not be compared :mod:`harness.records.conditions` says;
+versions of packages and of this harness may differ, which is what one wants to compare: they are named, not refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.contracts import Metric
 from harness.errors import ConfigError, StoreError, did_you_mean
 from harness.host.files import real_path
+from harness.records import Manifest, TaskRecord
+from harness.records.conditions import layers_of
 from reports.comparing.change import AGREEMENT, Change, change, compared_metrics, corrected, level_of_both
-from reports.comparing.differences import differences
 from reports.comparing.pairing import JOINED, Matched, agreement_units, match, pair_units
-from reports.comparing.results import PointChange, RunChange
-from reports.comparing.words import notes, overall, verdict
-from reports.metrics.point import Point
-from reports.metrics.scores import recorded_scores
-from reports.metrics.units import by_block, units_of, usable
+from reports.comparing.results import Difference, PointChange, RunChange, notes, overall, verdict
+from reports.metrics.point import Point, by_block, units_of, usable
+from reports.metrics.vocabulary import recorded_scores
 from reports.recorded import RecordedRun
-from reports.summary.energy import is_measured, total
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, is_measured, total
+
+_ENVIRONMENT = (
+    *("cpu", "architecture", "logical_cores", "usable_cores", "gpus", "torch_threads", "memory_bytes", "os", "python"),
+    *("governor", "gpu_driver", "cuda"),
+)
+
+_WRITTEN_ELSEWHERE = frozenset(
+    {
+        *("out", "strategies", "model", "tasks", "source", "artefacts", "weights", "dtype", "weights_format", "kv"),
+        *("protocol", "exit_head"),
+    }
+)
+"""Configuration that another line of the list says better, or that is a folder's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +72,9 @@ def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
                 skipped.append((task, one, reason))
             else:
                 compared.append(_compare(a, b, *cells, metrics))
-        points.extend(_corrected(compared))
+        columns = [corrected(list(column)) for column in zip(*(point.changes for point in compared), strict=True)]
+        rows = zip(*columns, strict=True)  # Holm's correction over the operating points of a task, metric by metric
+        points += [replace(point, changes=tuple(row)) for point, row in zip(compared, rows, strict=True)]
     if not points:
         task, name, reason = skipped[0]
         remedy = next((run.remedy for run in (a, b) if run.state), "Give two runs that share an operating point.")
@@ -155,7 +169,11 @@ def _change(
     baseline: bool,
 ) -> Change:
     cells = points[0].cell, points[1].cell
-    references = [letter for point, letter in zip(points, "AB", strict=True) if _is_reference(metric, point)]
+    references = [  # where it is the full depth that the metric holds it against
+        letter
+        for point, letter in zip(points, "AB", strict=True)
+        if metric.paired and point.cell is point.reference(metric.against)
+    ]
     if metric.paired and (baseline or len(references) == len(points)):
         return Change(metric, reason="full depth is what it is compared with", applies=False)
     if references:
@@ -188,11 +206,6 @@ def _change(
     return replace(found, source=source, measured=measured, reason="; ".join(reasons))
 
 
-def _is_reference(metric: Metric, point: Point) -> bool:
-    """Whether an operating point is the full depth that a metric holds it against."""
-    return bool(metric.paired) and point.cell is point.reference(metric.against)
-
-
 def _obstacle(metric: Metric, a: Measured, b: Measured, matched: Matched) -> tuple[str, str]:
     """Why a metric is not compared, and the source of an energy."""
     if (metric.kind == "score" or metric is AGREEMENT) and not matched.paired:
@@ -212,8 +225,69 @@ def _obstacle(metric: Metric, a: Measured, b: Measured, matched: Matched) -> tup
     return reason, source if source == other else ""
 
 
-def _corrected(points: list[PointChange]) -> list[PointChange]:
-    """Holm's correction over the operating points of a task, metric by metric."""
-    columns = [corrected(list(column)) for column in zip(*(point.changes for point in points), strict=True)]
-    rows = zip(*columns, strict=True)
-    return [replace(point, changes=tuple(row)) for point, row in zip(points, rows, strict=True)]
+def differences(a: Manifest, b: Manifest) -> tuple[Difference, ...]:
+    """Return everything that differs between two manifests and can matter; time of day and folders left out."""
+    found = _unlike(_facts(a), _facts(b))
+    packages = [dict(manifest.environment.get("packages") or {}) for manifest in (a, b)]
+    found += _among("option", a.config, b.config, (a.config.keys() & b.config.keys()) - _WRITTEN_ELSEWHERE)
+    found += _among("package", packages[0], packages[1], packages[0].keys() | packages[1].keys())
+    found += _among("code of", a.code, b.code, a.code.keys() & b.code.keys())
+    for task in a.tasks:
+        twin = next((one for one in b.tasks if one.name == task.name), None)
+        found += _unlike(_of_task(task), _of_task(twin)) if twin is not None else ()
+    for point in a.operating_points:
+        same = next((one for one in b.operating_points if one.name == point.name), None)
+        if same is None or point.never_exits:
+            continue
+        for what in ("artefacts", "options"):
+            of_a, of_b = getattr(point, what), getattr(same, what)
+            found += _among(f"{point.name}: {what[:-1]}", of_a, of_b, of_a.keys() | of_b.keys())
+    return tuple(found)
+
+
+def _among(what: str, a: Mapping[str, object], b: Mapping[str, object], keys: Iterable[str]) -> list[Difference]:
+    """Return which of some options differ; one of before it existed had its default, which is not known here."""
+    named = {f"{what} {key}": key for key in sorted(keys)}
+    return _unlike(*({name: side.get(key) for name, key in named.items()} for side in (a, b)))
+
+
+def _unlike(a: Mapping[str, object], b: Mapping[str, object]) -> list[Difference]:
+    return [Difference(what, _short(before), _short(b[what])) for what, before in a.items() if before != b[what]]
+
+
+def _facts(manifest: Manifest) -> dict[str, object]:
+    model, environment = manifest.model, manifest.environment
+    commit = environment.get("git") or {}
+    return {
+        "model": model.name,
+        "weights": model.weights,
+        "weights hash": model.weights_sha256,
+        "model fingerprint": model.fingerprint,
+        "exit head": model.exit_head,
+        "tokenizer": model.tokenizer_source,
+        "exit points": ",".join(map(str, model.exit_points)),
+        "number format": model.numbers,
+        "kv": manifest.config.get("kv"),
+        "block size": manifest.block_size,
+        "placement": layers_of(manifest),
+        "energy from": manifest.meter.source,
+        **{key.replace("_", " "): environment.get(key) for key in _ENVIRONMENT},
+        "harness commit": commit.get("commit")
+        and f"{commit['commit'][:12]}{'+changes' if commit.get('dirty') else ''}",
+    }
+
+
+def _of_task(task: TaskRecord) -> dict[str, object]:
+    facts = {"protocol": task.protocol, "data": task.source, "samples": task.samples, "data hash": task.fingerprint}
+    return {f"{task.name}: {what}": value for what, value in facts.items()}
+
+
+def _short(value: object) -> str:
+    """A value in a few characters: hashes by their beginning, nothing as a dash."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    text = str(value)
+    is_hash = len(text) >= 40 and all(character in "0123456789abcdef" for character in text)
+    return text[:12] if is_hash else text if len(text) <= 60 else f"{text[:57]}…"

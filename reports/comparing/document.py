@@ -11,7 +11,7 @@ from harness.records.estimate import MISSING
 from reports.comparing.change import AGREEMENT, UNMEASURED, Change
 from reports.comparing.conditions import Judgement, grouped
 from reports.comparing.results import PointChange, RunChange
-from reports.metrics.sections import HEADLINE
+from reports.metrics.vocabulary import HEADLINE
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
 from reports.tables.result import time_unit
@@ -28,6 +28,11 @@ LEGEND = (
     "p (Holm): of one measure, corrected over the operating points of a task, and not for the other measures.",
     "[too few]: prompts, blocks, or prompts whose scores differ, for an interval or a test.",
 )
+_FACTS = (
+    *("a", "b", "unit", "absolute", "absolute_interval", "relative", "relative_interval", "p", "p_holm"),
+    *("distinguishable", "units", "prompts", "paired", "source", "measured", "reason", "no_interval"),
+)
+"""What the document says of a change, in order."""
 _MARKS = {"holds": "❌", "perhaps": "⚠️", "passed": "✅", "unknown": "❓"}
 
 
@@ -263,22 +268,6 @@ def _point_facts(point: PointChange) -> dict[str, Any]:
 
 
 def _change_facts(one: Change) -> dict[str, Any]:
-    return {
-        "a": one.a,
-        "b": one.b,
-        "unit": one.metric.unit or None,
-        "absolute": one.absolute,
-        "absolute_interval": one.absolute_interval,
-        "relative": one.relative,
-        "relative_interval": one.relative_interval,
-        "p": one.p,
-        "p_holm": one.p_holm,
-        "distinguishable": one.distinguishable,
-        "units": one.units,
-        "prompts": one.prompts,
-        "paired": one.paired,
-        "source": one.source or None,
-        "measured": one.measured,
-        "reason": one.reason or None,
-        "no_interval": one.no_interval,
-    }
+    facts = {name: getattr(one, name, None) for name in _FACTS}
+    words = {"unit": one.metric.unit or None, "source": one.source or None, "reason": one.reason or None}
+    return facts | words

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from harness.contracts import Metric
 from harness.records import SampleRecord
-from reports.metrics.units import Units, added
+from reports.metrics.point import Units, added
 from reports.summary.measured import Measured
 
 JOINED = "blocks joined until both runs have the same prompts in them"

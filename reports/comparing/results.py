@@ -1,15 +1,47 @@
-"""A comparison of two runs: its operating points and what differs beside them."""
+"""A comparison of two runs: its operating points, what differs beside them, and what is said of both in words.
+
+A change is named only where test and interval agree that there is one. "No distinguishable change" does not mean equal;
+"too few" means that so few prompts could not have shown one, "too many" that no number of prompts could have, for all
+the operating points that are tested together. Work (layers skipped) that did not change says nothing of time or score.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.contracts import Metric
 from harness.records.conditions import Compared, Conditions
+from harness.records.estimate import Estimate, NoInterval
 from reports.comparing.change import Change
-from reports.comparing.differences import Difference
-from reports.comparing.pairing import Matched
+from reports.comparing.pairing import JOINED, Matched
+from reports.metrics.speedups import SPEEDUP
+from reports.metrics.time import LATENCY_P50, TOKENS_PER_S
+from reports.metrics.vocabulary import EDIT_SIMILARITY
 from reports.recorded import RecordedRun
+from reports.statistics.plausible import all_plausible
+from reports.tables.result import windows_of
+
+NO_CHANGE = "no distinguishable change"
+TOO_FEW = "too few prompts to tell"
+TOO_ALIKE = "too few prompts that differ to tell"
+TOO_MANY = "too many operating points to tell"
+_UNTOLD = (TOO_FEW, TOO_ALIKE, TOO_MANY, NO_CHANGE)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that was not the same.
+
+    Attributes:
+        what: in words.
+        a, b: values, short.
+    """
+
+    what: str
+    a: str
+    b: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +109,161 @@ class RunChange:
     skipped: tuple[tuple[str, str, str], ...]
     verdict: str
     notes: tuple[str, ...]
+
+
+def verdict(point: PointChange) -> str:
+    """Say in words what changed at one operating point.
+
+    Energy is named only where a sensor measured it, and what has no words of its own only where nothing else changed.
+    """
+    told = (one for one in point.changes if one.measured and one.value is not None)
+    known = [one for one in told if all_plausible((one.value, *(one.interval or ())))]
+    worded = sorted((one for one in known if one.metric.change), key=lambda one: not one.metric.is_cost)
+    changes = [_words(one) for one in worded if one.distinguishable]
+    others = [one.metric.title or one.metric.term for one in known if one.distinguishable]
+    if not changes and others:
+        changes = [f"changed: {', '.join(others)}"]
+    elif not worded:
+        return "nothing could be compared"
+    elif not changes:
+        reasons = {_no_change(one) for one in [one for one in worded if one.metric.kind != "work"] or worded}
+        changes = [next(words for words in (NO_CHANGE, TOO_MANY, TOO_ALIKE, TOO_FEW) if words in reasons)]
+    same, compared = point.identical
+    if compared:
+        other = f"{compared - same} of {compared} completions have other tokens"
+        changes.append("every token the same" if same == compared else other)
+    return "; ".join(changes)
+
+
+def overall(points: Sequence[PointChange]) -> str:
+    """Say in words what changed from run A to run B."""
+    sentences = [
+        _counted(points, "Time of requests", lambda point: point.of(LATENCY_P50), ("slower", "faster")),
+        _counted(points, "Against full depth of its own run", lambda point: point.of(SPEEDUP), ("faster", "slower")),
+        _counted(points, "Edit similarity", lambda point: point.of(EDIT_SIMILARITY), ("higher", "lower")),
+    ]
+    compared = [point for point in points if point.identical[1]]
+    if compared:
+        same = sum(point.identical[0] == point.identical[1] for point in compared)
+        sentences.append(
+            "Tokens: all the same." if same == len(compared) else f"Tokens: the same at {same} of {len(compared)}."
+        )
+    return " ".join(filter(None, sentences)) or "Nothing could be compared."
+
+
+def _counted(
+    points: Sequence[PointChange], subject: str, pick: Callable[[PointChange], Change], words: tuple[str, str]
+) -> str:
+    """One sentence of counts; ``words``: for a larger number, for a smaller one."""
+    applicable = [one for one in map(pick, points) if one.applies]
+    known = [one for one in applicable if one.value is not None]
+    if not known:
+        reasons = list(dict.fromkeys(one.reason for one in applicable if one.reason))
+        return f"{subject}: not compared ({'; '.join(reasons)})." if reasons else ""
+    counts = Counter(words[(one.value or 0.0) <= 0] if one.distinguishable else _no_change(one) for one in known)
+    first, *rest = [f"{word} at {counts[word]}" for word in sorted(counts, key=lambda word: word in _UNTOLD)]
+    tasks = " of all tasks" if len({point.task for point in points}) > 1 else ""
+    noun = f"operating point{'s' if len(known) > 1 else ''}{tasks}"
+    return f"{subject}: {first} of {len(known)} {noun}{''.join(f', {part}' for part in rest)}."
+
+
+def _no_change(one: Change) -> str:
+    """Why no change is named: none was found, or none could have been."""
+    if one.no_interval is NoInterval.FEW_DIFFERING:
+        return TOO_ALIKE
+    return TOO_FEW if one.too_few else TOO_MANY if one.too_many else NO_CHANGE
+
+
+def _words(one: Change) -> str:
+    assert one.value is not None
+    assert one.interval is not None
+    wording, up = one.metric.change, one.value > 0
+    assert wording is not None
+    good = not up if one.metric.better == "lower" else up
+    low, high = sorted(map(abs, one.interval))
+    size = Estimate(value=abs(one.value), low=low, high=high)
+    if one.metric.is_cost or one.metric.form == "percent":
+        amount = size.text(f"{{:.1f}} {'%' if one.metric.is_cost else 'percentage points'}", "{:.1f}", 100)
+    else:
+        amount = size.text("{:.3f}")
+    return (wording.better if good else wording.worse).format(amount)
+
+
+def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
+    """Yield one sentence per thing that a reader must know.
+
+    Args:
+        a: run of before.
+        b: run of after.
+        points: what was compared.
+        interleaved: both sides are of one run.
+    """
+    for letter, run in (("A", a), ("B", b)) if not interleaved else (("The run", a),):
+        if run.state:
+            yield f"{letter} is {run.state}; what both finished is compared."
+        if any(row.flagged for row in run.summary.rows):
+            yield f"{letter}: of its windows {windows_of(run.summary.rows)}."
+    yield from _pairing(points)
+    yield from _costs(a, b, points, interleaved=interleaved)
+    reasons = dict.fromkeys(point.obstacle("scores") for point in points)
+    yield from (f"Scores are not compared: {reason}." for reason in reasons if reason)
+    if any(one.value is not None and not one.measured for point in points for one in point.changes):
+        yield "Energy is an estimate and no measurement: verdicts leave it out, and no condition is judged by it."
+    yield (
+        "Intervals are over prompts, or blocks of them: t intervals of rates and means, a bootstrap of percentiles. "
+        "They do not include what another process or another day would change; a percentile has an interval only "
+        "where five prompts lie beyond it."
+    )
+
+
+def _pairing(points: Sequence[PointChange]) -> Iterator[str]:
+    matched: dict[tuple[str, str], list[str]] = {}
+    for point in points:
+        matched.setdefault((point.task, point.matched.words), []).append(point.name)
+    for (task, words), names in matched.items():
+        everywhere = len(names) == sum(point.task == task for point in points)
+        yield f"{task}{'' if everywhere else ', ' + ', '.join(names)}: {words}."
+    different = next((point for point in points if point.matched.paired and not point.matched.same_reference), None)
+    if different is not None:
+        yield "Scores are not compared: the prompts are the same and the references are not."
+    blocks = [point for point in points if point.matched.paired and not point.of(TOKENS_PER_S).paired]
+    if any(point.of(TOKENS_PER_S).value is not None for point in blocks):
+        yield "The runs form their blocks of different prompts, so all costs are unpaired."
+    throughput = [(point, point.of(TOKENS_PER_S)) for point in points]
+    if any(JOINED in one.reason for _, one in throughput):
+        yield (
+            "The runs form their blocks differently: the smallest unions of blocks that hold the same prompts in both "
+            "are paired."
+        )
+    for point, one in throughput:
+        of = len(point.matched.same)
+        if one.value is not None and one.paired and one.prompts < of:
+            yield (
+                f"{point.task}, {point.name}: throughput rests on {one.prompts} of the {of} matched prompts; the "
+                "others' blocks failed in a run or do not match."
+            )
+
+
+def _costs(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
+    reasons = dict.fromkeys(point.obstacle("costs") for point in points)
+    yield from (f"Costs are not compared: {reason}." for reason in reasons if reason)
+    if "" not in reasons:
+        return
+    if any(not point.matched.paired for point in points):
+        yield "Prompts differ, and may be why costs do; changes of cost are tested unpaired."
+    if interleaved:
+        yield "Both sides are of one run and were measured interleaved: drift of the machine favours neither."
+        return
+    yield (
+        f"The runs were measured one after the other (A {a.manifest.created[:16]}, B {b.manifest.created[:16]} UTC), "
+        "not interleaved: drift of the machine is part of a change of cost. The speed-ups over each run's own full "
+        "depth were measured interleaved with it; where they did not change, the machine probably did."
+    )
+    for point in points:
+        one = point.of(LATENCY_P50)
+        if point.baseline and one.distinguishable and one.value is not None:
+            slower = "slower" if one.value > 0 else "faster"
+            yield (
+                f"{point.task}: full depth itself is {100 * abs(one.value):.1f} % {slower} in B. Where every operating "
+                "point changed alike, look at machine and engine before you look at strategies."
+            )

@@ -1,11 +1,9 @@
 """One page that shows what operating points wrote: every token on the colour of its depth, beside full depth's.
 
-The page stands alone: no network, no script but that for arrow keys, light and dark as the reader's system is.
-
-A completion as HTML: each token on the colour of the depth it took, safe to put into any page.
-
-Texts come from a model and are escaped; what cannot be seen is shown. The text itself is unchanged: marks of white
-space are drawn by the style sheet, so that what is copied is what was generated.
+The page stands alone: no network, no script but that for arrow keys, light and dark as the reader's system is. A
+completion by itself is HTML that is safe to put into any page: texts come from a model and are escaped, and what cannot
+be seen is shown. The text itself is unchanged: marks of white space are drawn by the style sheet, so that what is
+copied is what was generated.
 """
 
 from __future__ import annotations
@@ -14,15 +12,16 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from harness.appearance.pages import TOKEN_CSS, depth_shade, escape_html, templates
 from harness.appearance.visible_text import is_hidden
 from harness.records import OperatingPointRecord, SampleRecord
 from harness.records.estimate import MISSING
-from reports.metrics.scores import scores_of_sample
+from reports.metrics.vocabulary import scores_of_sample
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, after_first
 
 OLD_RUN = "This run does not say which token added which text. Colours need a run of this version: harness run."
 
@@ -82,7 +81,9 @@ def _token(place: int, sample: SampleRecord, num_layers: int, full: SampleRecord
     if full is not None and full.error is None:
         there = full.token_ids[place : place + 1]
         if there != sample.token_ids[place : place + 1]:
-            said = _spoken(full, place) if there else "nothing more"
+            said = f"token {there[0]}" if there else "nothing more"
+            if place < len(full.token_texts):
+                said = _quoted(full.token_texts[place]) or "a token without text"
             tip += f"; full depth: {said}"
             classes.append("differs")
     if not text:
@@ -93,13 +94,6 @@ def _token(place: int, sample: SampleRecord, num_layers: int, full: SampleRecord
         f'<span class="{" ".join(classes)}" tabindex="-1" data-layer="{layer}" data-tip="{escape_html(tip)}" '
         f'style="background:{ground};color:{ink}">{shown}</span>'
     )
-
-
-def _spoken(full: SampleRecord, place: int) -> str:
-    """Full depth's choice at a place, in a few characters."""
-    if place >= len(full.token_texts):
-        return f"token {full.token_ids[place]}"
-    return _quoted(full.token_texts[place]) or "a token without text"
 
 
 def _quoted(text: str) -> str:
@@ -149,14 +143,6 @@ class _Row:
     facts: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Card:
-    shown: Shown
-    number: int
-    reference: str
-    rows: tuple[_Row, ...]
-
-
 def completion_page(run: RecordedRun, samples: int = 12) -> str:
     """Return an HTML page of a run's completions.
 
@@ -177,9 +163,9 @@ def completion_page(run: RecordedRun, samples: int = 12) -> str:
             layers=layers,
             state=run.state,
             old=OLD_RUN if old else "",
-            cards=[_card(run, number, shown) for number, shown in enumerate(chosen, 1)],
+            cards=[{"shown": shown, "number": number, **_card(run, shown)} for number, shown in enumerate(chosen, 1)],
             total=total,
-            scale=[(layer, *depth_shade(layer, layers)) for layer in _scale(run)],
+            scale=[(layer, *depth_shade(layer, layers)) for layer in sorted({*run.manifest.model.exit_points, layers})],
             lossless=any(point.lossless for point in run.manifest.operating_points),
             cached=any(cell.conditions.cached for cell in run.cells.values()),
             token_css=TOKEN_CSS,
@@ -195,9 +181,8 @@ def choose_samples(run: RecordedRun, samples: int) -> list[Shown]:
     found: dict[tuple[str, str], float | None] = {}
     for task in run.manifest.tasks:
         cells = _cells(run, task.name)
-        full = cells[0] if cells else None
         for sample_id in dict.fromkeys(sample.sample_id for cell in cells for sample in cell.scored):
-            found[task.name, sample_id] = _followed(cells, full, sample_id)
+            found[task.name, sample_id] = _followed(cells, sample_id)
     each = max(1, samples // 3) if samples < len(found) else 0
     ranked = sorted((key for key, followed in found.items() if followed is not None), key=lambda key: found[key] or 0)
     why: dict[tuple[str, str], str] = {}
@@ -216,25 +201,18 @@ def _cells(run: RecordedRun, task: str) -> list[Measured]:
     return [cell for (name, _), cell in run.cells.items() if name == task and not cell.point.never_exits]
 
 
-def _followed(cells: Sequence[Measured], full: Measured | None, sample_id: str) -> float | None:
-    base = None if full is None else full.samples.get((sample_id, 0))
-    if base is None:
-        return None
-    shares = [
-        share
-        for cell in cells
-        if cell.point.strategy != "full" and not cell.point.rehearsed
-        for sample in [cell.samples.get((sample_id, 0))]
-        if sample is not None and (share := follows(sample, base)) is not None
-    ]
+def _followed(cells: Sequence[Measured], sample_id: str) -> float | None:
+    base = cells[0].samples.get((sample_id, 0))
+    deciding = [cell for cell in cells if cell.point.strategy != "full" and not cell.point.rehearsed]
+    made = filter(None, (cell.samples.get((sample_id, 0)) for cell in deciding))
+    shares = [share for sample in made if base and (share := follows(sample, base)) is not None]
     return fmean(shares) if shares else None
 
 
-def _card(run: RecordedRun, number: int, shown: Shown) -> _Card:
-    cells = _cells(run, shown.task)
-    key = (shown.sample_id, 0)
+def _card(run: RecordedRun, shown: Shown) -> dict[str, Any]:
+    cells, key = _cells(run, shown.task), (shown.sample_id, 0)
     reference = next((cell.samples[key].reference for cell in cells if key in cell.samples), "")
-    return _Card(shown, number, reference, tuple(_rows(run, cells, key)))
+    return {"reference": reference, "rows": tuple(_rows(run, cells, key))}
 
 
 def _rows(run: RecordedRun, cells: Sequence[Measured], key: tuple[str, int]) -> Iterator[_Row]:
@@ -275,9 +253,8 @@ def _facts(cell: Measured, sample: SampleRecord, full: SampleRecord | None) -> I
             yield metric.title or metric.term, f"{score:.2f}"
     if sample.latency_s is not None:
         yield "latency", _time(sample.latency_s)
-    if len(sample.token_times_s) > 1:
-        later = (sample.token_times_s[-1] - sample.token_times_s[0]) / (len(sample.token_times_s) - 1)
-        yield "per later token", _time(later)
+    if (later := after_first(sample)) is not None:
+        yield "per later token", _time(later[0] / later[1])
 
 
 def _time(seconds: float) -> str:
@@ -286,9 +263,3 @@ def _time(seconds: float) -> str:
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{1000 * seconds:.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
-
-
-def _scale(run: RecordedRun) -> list[int]:
-    """Layers of the legend: those at which the model can be left, and the last."""
-    model = run.manifest.model
-    return sorted({*model.exit_points, model.num_layers})

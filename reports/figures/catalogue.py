@@ -1,7 +1,7 @@
 """Every figure and page that a report can have. A new one is one line here.
 
-A module of figures offers ``figures(run)`` (or ``figures(runs)`` where runs stand together), which returns nothing
-where there is nothing to show, and ``absence``, which says why in a few words.
+A figure is a function ``RecordedRun → list[Figure]`` (or of runs, where they stand together), which returns nothing
+where there is nothing to show, and another that says why in a few words.
 """
 
 from __future__ import annotations
@@ -12,37 +12,21 @@ from functools import partial
 
 from harness.records.calibration import Calibration
 from reports.completions.page import completion_page
-from reports.figures import draft_lengths, exit_layers, fixed_exit, fronts, overhead, thresholds
+from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
 from reports.figures.calibration import calibration_figures
-from reports.figures.figure import Figure, slug
+from reports.figures.drawing import Figure, slug
 from reports.figures.training import training_figures
 from reports.recorded import RecordedRun
-from reports.training.logs import TrainingLogs
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A further file of a report, linked from it.
-
-    Attributes:
-        name: of the file, unique in a report, with its suffix.
-        title: what it shows, a few words.
-        content: makes the text.
-    """
-
-    name: str
-    title: str
-    content: Callable[[], str]
-
+from reports.training_logs import TrainingLogs
 
 OfOne = tuple[Callable[[RecordedRun], list[Figure]], Callable[[RecordedRun], str]]
 OfAll = tuple[Callable[[Sequence[RecordedRun]], list[Figure]], Callable[[Sequence[RecordedRun]], str]]
 
 OF_ONE_RUN: tuple[OfOne, ...] = (
     (fronts.figures, fronts.absence),
-    (thresholds.figures, thresholds.absence),
+    (settings.thresholds, settings.without_thresholds),
     (exit_layers.figures, exit_layers.absence),
-    (draft_lengths.figures, draft_lengths.absence),
+    (settings.draft_lengths, settings.without_draft_lengths),
     (overhead.figures, overhead.absence),
 )
 OF_ALL_RUNS: tuple[OfAll, ...] = ((fixed_exit.figures, fixed_exit.absence),)
@@ -92,20 +76,45 @@ def catalogue(
         each: also those of every single run; without, only what runs share.
     """
     taken: set[str] = set()
-    of_one = tuple(
-        tuple(_renamed((figure for make, _ in OF_ONE_RUN for figure in make(run)), taken)) if each else ()
-        for run in runs
-    )
-    absent = tuple(_as_sentences(why(run) for _, why in OF_ONE_RUN) if each else () for run in runs)
-    of_all = tuple(_renamed((figure for make, _ in OF_ALL_RUNS for figure in make(runs)), taken))
+
+    def renamed(figures: Iterable[Figure]) -> tuple[Figure, ...]:
+        """Number the names that are taken: runs in different folders may be called the same."""
+        found = []
+        for figure in figures:
+            name, number = figure.name, 2
+            while name in taken:
+                name, number = f"{figure.name}-{number}", number + 1
+            taken.add(name)
+            found.append(replace(figure, name=name))
+        return tuple(found)
+
+    def sentences(of: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(filter(None, of)))
+
+    singly = OF_ONE_RUN if each else ()
     return Catalogue(
-        of_one,
-        of_all,
-        tuple(_renamed(calibration_figures(calibrations), taken)),
-        tuple(_renamed(training_figures(trainings), taken)),
-        absent,
-        _as_sentences(why(runs) for _, why in OF_ALL_RUNS) if runs else (),
+        tuple(renamed(figure for make, _ in singly for figure in make(run)) for run in runs),
+        renamed(figure for make, _ in OF_ALL_RUNS for figure in make(runs)),
+        renamed(calibration_figures(calibrations)),
+        renamed(training_figures(trainings)),
+        tuple(sentences(why(run) for _, why in singly) for run in runs),
+        sentences(why(runs) for _, why in OF_ALL_RUNS) if runs else (),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A further file of a report, linked from it.
+
+    Attributes:
+        name: of the file, unique in a report, with its suffix.
+        title: what it shows, a few words.
+        content: makes the text.
+    """
+
+    name: str
+    title: str
+    content: Callable[[], str]
 
 
 def pages(named: Iterable[tuple[str, RecordedRun]]) -> list[Page]:
@@ -122,17 +131,3 @@ def pages(named: Iterable[tuple[str, RecordedRun]]) -> list[Page]:
             file = next(f for n in range(1, len(found) + 2) if (f := f"{stem}{f'-{n}' * (n > 1)}.html") not in taken)
             found.append(Page(file, f"Completions of {name}, token by token", partial(completion_page, run)))
     return found
-
-
-def _renamed(figures: Iterable[Figure], taken: set[str]) -> Iterable[Figure]:
-    """Give a number to a name that is taken: runs in different folders may be called the same."""
-    for figure in figures:
-        name, number = figure.name, 2
-        while name in taken:
-            name, number = f"{figure.name}-{number}", number + 1
-        taken.add(name)
-        yield figure if name == figure.name else replace(figure, name=name)
-
-
-def _as_sentences(sentences: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(filter(None, sentences)))

@@ -7,16 +7,16 @@ place, or of one kind, that left after each layer; a column adds up to 1. The li
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from harness.records.estimate import Estimate
 from reports.completions.token_kinds import KINDS, kinds_of
-from reports.figures.figure import Figure
-from reports.figures.layout import ROWS, STACKED, Width, panels, say_size
-from reports.figures.task_table import PlacedPoint, TaskTable, shortened, task_tables
+from reports.figures.drawing import ROWS, STACKED, Figure, Width, panels, reach, say_size, shortened
+from reports.figures.task_table import PlacedPoint, TaskTable, task_tables
 from reports.recorded import RecordedRun
 
 if TYPE_CHECKING:
@@ -50,27 +50,22 @@ def figures(run: RecordedRun) -> list[Figure]:
     """Return the figures of every table; of many operating points several, each with some of them."""
     found = []
     for table in task_tables(run):
-        deciding = [point for point in table.points if _varies(point)]
+        deciding = [point for point in table.points if len(_layers(point)) > 1]
         parts = [deciding[start : start + ROWS] for start in range(0, len(deciding), ROWS)]
         for number, points in enumerate(parts, 1):
-            suffix = f"-{number}" if len(parts) > 1 else ""
-            found.append(
-                Figure(
-                    table.stem(f"exit-layers{suffix}"),
-                    f"Where tokens leave: {table.task}" + (f" ({number} of {len(parts)})" if suffix else ""),
-                    _caption(table, points),
-                    _drawer(table, points),
-                )
-            )
+            name, which = (f"-{number}", f" ({number} of {len(parts)})") if len(parts) > 1 else ("", "")
+            title = f"Where tokens leave: {table.first.task}{which}"
+            stem = table.stem(f"exit-layers{name}")
+            found.append(Figure(stem, title, _caption(table, points), partial(_draw, table, points)))
     return found
 
 
 def absence(run: RecordedRun) -> str:
     """Return what a run lacks of these figures; empty where it has both halves."""
-    tables = list(task_tables(run))
-    if not any(_varies(point) for table in tables for point in table.points):
+    points = [point for table in task_tables(run) for point in table.points]
+    if not any(len(_layers(point)) > 1 for point in points):
         return "no figure of exit layers: every operating point leaves after one and the same layer"
-    if not any(_has_texts(point) for table in tables for point in table.points):
+    if not any(map(_has_texts, points)):
         return "no exit layers by kind of token: the run was recorded before token texts were; run it again for them"
     return ""
 
@@ -83,8 +78,7 @@ def by_position(table: TaskTable, point: PlacedPoint) -> Histogram:
         [
             (place, block, layer)
             for block, layers, _ in _decided(point)
-            for place, layer in enumerate(layers, first)
-            if place < first + _MOST_POSITIONS
+            for place, layer in enumerate(layers[:_MOST_POSITIONS], first)
         ],
     )
 
@@ -117,8 +111,8 @@ def _histogram(table: TaskTable, tokens: list[tuple[Hashable, int, int]]) -> His
     return Histogram(Counter((group, layer) for group, _, layer in tokens), means)
 
 
-def _varies(point: PlacedPoint) -> bool:
-    return len({layer for sample in point.cell.scored for layer in point.cell.decoded_layers(sample)}) > 1
+def _layers(point: PlacedPoint) -> set[int]:
+    return {layer for sample in point.cell.scored for layer in point.cell.decoded_layers(sample)}
 
 
 def _has_texts(point: PlacedPoint) -> bool:
@@ -132,7 +126,7 @@ def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
     ]
     if any(point.cell.conditions.cached for point in points):
         parts.append("The first token comes from prefill at full depth and is not shown.")
-    if any(_has_texts(point) for point in points):
+    if any(map(_has_texts, points)):
         parts.append(
             f"Kinds come from a small lexer that does not see the prompt; below {_FEWEST} tokens a kind is left out; "
             "n is the number of tokens. Kinds stand at different places, so that the two halves are not independent."
@@ -142,87 +136,54 @@ def _caption(table: TaskTable, points: Sequence[PlacedPoint]) -> str:
     return " ".join(parts)
 
 
-def _drawer(table: TaskTable, points: Sequence[PlacedPoint]) -> Callable[[Width], Canvas]:
-    def draw(width: Width) -> Canvas:
-        kinds = any(_has_texts(point) for point in points)
-        halves = 2 if kinds else 1
-        height = 1.8 if width == "text" else STACKED
-        canvas, grid = panels(width, halves * len(points), height, across=halves, sharey=True)
-        depth = table.run.manifest.model.num_layers
-        layers = sorted(
-            {layer for p in points for sample in p.cell.scored for layer in p.cell.decoded_layers(sample)} | {depth}
-        )
-        mesh: QuadMesh | None = None
-        for row, point in enumerate(points):
-            histogram = by_position(table, point)
-            places: list[Hashable] = sorted(histogram.means, key=lambda place: int(str(place)))
-            left = grid[halves * row]
-            mesh = _heat(left, histogram, places, layers) or mesh
-            left.set_title(shortened(point.row.operating_point, 36 if kinds or width == "text" else 20))
-            left.set_ylabel("exit layer")
-            left.set_xlabel("place of the token in the completion")
-            if kinds:
-                _kinds(grid[halves * row + 1], by_kind(table, point), layers)
-                if width == "column":
-                    grid[halves * row + 1].set_ylabel("exit layer")
-            say_size(grid[halves * (row + 1) - 1], f"n = {point.row.n} samples")
-        if mesh is not None:
-            shrink = min(1.0, 1.6 / len(points) + 0.2)
-            aspect = 20 if width == "text" else 10 * len(grid)
-            canvas.colorbar(mesh, ax=grid, label="share of tokens", shrink=shrink, aspect=aspect, pad=0.01)
-        return canvas
-
-    return draw
-
-
-def _kinds(axes: Axes, histogram: Histogram, layers: Sequence[int]) -> None:
-    shown: list[Hashable] = [kind for kind in KINDS if histogram.means.get(kind, (0,))[0] >= _FEWEST]
-    if not shown:
-        axes.set_axis_off()
-        return
-    _heat(axes, histogram, shown, layers, joined=False)
-    axes.set_xticks(
-        range(len(shown)),
-        [f"{kind} (n {histogram.means[kind][0]})" for kind in shown],
-        rotation=25,
-        ha="right",
-        rotation_mode="anchor",
-    )
+def _draw(table: TaskTable, points: Sequence[PlacedPoint], width: Width) -> Canvas:
+    kinds = any(map(_has_texts, points))
+    halves = 2 if kinds else 1
+    canvas, grid = panels(width, halves * len(points), 1.8 if width == "text" else STACKED, across=halves, sharey=True)
+    layers = sorted({table.run.manifest.model.num_layers}.union(*map(_layers, points)))
+    mesh: QuadMesh | None = None
+    for row, point in enumerate(points):
+        left, right = grid[halves * row], grid[halves * (row + 1) - 1]
+        histogram = by_position(table, point)
+        places: list[Hashable] = sorted(histogram.means, key=lambda place: int(str(place)))
+        if places:
+            mesh = _heat(left, histogram, places, layers)
+        left.set_title(shortened(point.row.operating_point, 36 if kinds or width == "text" else 20))
+        left.set_ylabel("exit layer")
+        left.set_xlabel("place of the token in the completion")
+        if kinds:
+            histogram = by_kind(table, point)
+            shown: list[Hashable] = [kind for kind in KINDS if histogram.means.get(kind, (0,))[0] >= _FEWEST]
+            if shown:
+                _heat(right, histogram, shown, layers, joined=False)
+                labels = [f"{kind} (n {histogram.means[kind][0]})" for kind in shown]
+                right.set_xticks(range(len(shown)), labels, rotation=25, ha="right", rotation_mode="anchor")
+            else:
+                right.set_axis_off()
+            if width == "column":
+                right.set_ylabel("exit layer")
+        say_size(right, f"n = {point.row.n} samples")
+    if mesh is not None:
+        shrink = min(1.0, 1.6 / len(points) + 0.2)
+        aspect = 20 if width == "text" else 10 * len(grid)
+        canvas.colorbar(mesh, ax=grid, label="share of tokens", shrink=shrink, aspect=aspect, pad=0.01)
+    return canvas
 
 
 def _heat(
     axes: Axes, histogram: Histogram, groups: Sequence[Hashable], layers: Sequence[int], *, joined: bool = True
-) -> QuadMesh | None:
+) -> QuadMesh:
     """Draw shares as colour, a band around each layer at which anything left, and the means over them."""
-    if not groups:
-        return None
     first = int(str(groups[0])) if joined else 0
-    xs = [first + place for place in range(len(groups))]
+    across = [first - 0.5 + place for place in range(len(groups) + 1)]
     shares = [[histogram.share(group, layer) for group in groups] for layer in layers]
-    mesh = axes.pcolormesh(
-        [first - 0.5 + place for place in range(len(groups) + 1)],
-        _edges(layers),
-        shares,
-        cmap="Blues",
-        vmin=0,
-        vmax=1,
-        rasterized=True,
-    )
+    mesh = axes.pcolormesh(across, _edges(layers), shares, cmap="Blues", vmin=0, vmax=1, rasterized=True)
     means = [histogram.means[group][1] for group in groups]
-    reach = [
-        (max(0.0, one.value - ends[0]), max(0.0, ends[1] - one.value)) if (ends := one.interval) else (0.0, 0.0)
-        for one in means
-    ]
+    values = [one.value for one in means]
     axes.errorbar(
-        xs,
-        [one.value for one in means],
-        yerr=list(zip(*reach, strict=True)),
-        color=_MEAN,
-        fmt="o-" if joined else "o",
-        markersize=3,
-        linewidth=1.0,
-        elinewidth=0.9,
-    )
+        [first + place for place in range(len(groups))], values, yerr=reach(values, [one.interval for one in means]),
+        color=_MEAN, fmt="o-" if joined else "o", markersize=3, linewidth=1.0, elinewidth=0.9,
+    )  # fmt: skip
     axes.set_yticks(layers[:: -(-len(layers) // 6)])
     axes.grid(visible=False)
     return mesh

@@ -7,16 +7,13 @@ nothing with the fit but full depth's windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.records.cost import PARTS, Attribution
-from reports.figures.figure import Figure, slug
-from reports.figures.layout import Width, legend_below, panels, say_size
-from reports.figures.style import INK, look_of
-from reports.figures.task_table import shortened
+from reports.figures.drawing import INK, Figure, Width, legend_below, look_of, panels, say_size, shortened, slug
 from reports.recorded import RecordedRun
-from reports.summary.energy import energy_origin
+from reports.summary.measured import energy_origin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +36,7 @@ def figures(run: RecordedRun) -> list[Figure]:
     for one in run.summary.attributions:
         name = f"{slug(run.name)}-{slug(one.where)}-overhead-{one.quantity}"
         title = f"Where the {one.quantity} of a request goes: {one.where}"
-        found.append(Figure(name, title, _caption(run, one), _drawer(run, one)))
+        found.append(Figure(name, title, _caption(run, one), partial(_draw, run, one)))
     return found
 
 
@@ -68,29 +65,25 @@ def _caption(run: RecordedRun, one: Attribution) -> str:
     return " ".join(parts)
 
 
-def _drawer(run: RecordedRun, one: Attribution) -> Callable[[Width], Canvas]:
-    def draw(width: Width) -> Canvas:
-        largest, unit = max(row.total for row in one.rows), "s" if one.quantity == "time" else "J"
-        scale, unit = (1.0, unit) if largest >= (10 if unit == "s" else 1) else (1e3, f"m{unit}")
-        label = one.quantity if one.measured else f"estimated {one.quantity}"
-        ratios: dict[str, Any] = {"width_ratios": (3, 1.6)} if width == "text" else {}
-        height = (0.34 if width == "text" else 0.24) * len(one.rows) + 1.0
-        canvas, (bars, points) = panels(width, 2, height, across=2, sharey=True, **ratios)
-        _stack(bars, one, scale)
-        bars.set_yticks(
-            range(len(one.rows)), [shortened(row.operating_point, 34 if width == "text" else 24) for row in one.rows]
-        )
-        bars.invert_yaxis()
-        bars.set_xlabel(f"{label} of a request ({unit})")
-        bars.set_title("by the fit")
-        say_size(bars, f"n = {one.blocks} blocks")
-        _overheads(points, run, one)
-        points.set_xlabel(f"overhead, % of\nfull depth's {label}")
-        points.set_title("deciding, by probes")
-        legend_below(canvas, *bars.get_legend_handles_labels())
-        return canvas
-
-    return draw
+def _draw(run: RecordedRun, one: Attribution, width: Width) -> Canvas:
+    largest, unit = max(row.total for row in one.rows), "s" if one.quantity == "time" else "J"
+    scale, unit = (1.0, unit) if largest >= (10 if unit == "s" else 1) else (1e3, f"m{unit}")
+    label = one.quantity if one.measured else f"estimated {one.quantity}"
+    ratios: dict[str, Any] = {"width_ratios": (3, 1.6)} if width == "text" else {}
+    height = (0.34 if width == "text" else 0.24) * len(one.rows) + 1.0
+    canvas, (bars, points) = panels(width, 2, height, across=2, sharey=True, **ratios)
+    _stack(bars, one, scale)
+    names = [shortened(row.operating_point, 34 if width == "text" else 24) for row in one.rows]
+    bars.set_yticks(range(len(one.rows)), names)
+    bars.invert_yaxis()
+    bars.set_xlabel(f"{label} of a request ({unit})")
+    bars.set_title("by the fit")
+    say_size(bars, f"n = {one.blocks} blocks")
+    _overheads(points, run, one)
+    points.set_xlabel(f"overhead, % of\nfull depth's {label}")
+    points.set_title("deciding, by probes")
+    legend_below(canvas, *bars.get_legend_handles_labels())
+    return canvas
 
 
 def _stack(axes: Axes, one: Attribution, scale: float) -> None:
@@ -107,9 +100,8 @@ def _stack(axes: Axes, one: Attribution, scale: float) -> None:
     for place, row in enumerate(one.rows):
         total = row.total * scale
         axes.vlines(total, place - 0.36, place + 0.36, color=INK, linewidth=1.4, zorder=3)
-        text = f"{total:.{decimals}f}"
         end = (max(total, ends[place][1]), place)
-        axes.annotate(text, end, (4, 0), textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(f"{total:.{decimals}f}", end, (4, 0), textcoords="offset points", va="center", fontsize=7)
     axes.plot([], [], color=INK, linewidth=1.4, label="measured total" if one.measured else "estimated total")
     axes.grid(visible=False, axis="y")
     lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
@@ -130,10 +122,9 @@ def _overheads(axes: Axes, run: RecordedRun, one: Attribution) -> None:
             axes.hlines(place, 100 * share.interval[0], 100 * share.interval[1], color=look.colour, linewidth=1.2)
         axes.plot(100 * share.value, place, look.marker, color=look.colour, markersize=6)
         text = f"{100 * share.value:.1f}".replace("-", "−")
-        halo = [withStroke(linewidth=2, foreground="white")]
         axes.annotate(
             text, (100 * share.value, place), (0, 6), textcoords="offset points", ha="center", fontsize=7.5,
-            path_effects=halo, zorder=5,
+            path_effects=[withStroke(linewidth=2, foreground="white")], zorder=5,
         )  # fmt: skip
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)

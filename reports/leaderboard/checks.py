@@ -115,17 +115,14 @@ def publication_checks(run: RecordedRun, rescore: Rescore | None = None) -> tupl
         run: as read.
         rescore: ``None`` believes its scores.
     """
+    timed = run.manifest.timed
+    work = (found for cell in run.cells.values() for found in _work_of(run, cell))
+    times = (found for cell in run.cells.values() if timed for found in _times_of(cell))
     return (
-        _finished(run),
-        _samples(run),
-        _full_depth(run),
-        _weights(run),
-        _artefacts(run),
-        _data(run),
-        _windows(run),
+        *_facts(run),
         _agree("records", _in_records(run), "none that cannot be true", REMEASURE),
-        _agree("work", _in_work(run), "tokens, samples and layers are as many as can be", REMEASURE),
-        _agree("times", _in_times(run), "requests fill their windows" if run.manifest.timed else "none", REMEASURE),
+        _agree("work", next(work, ""), "tokens, samples and layers are as many as can be", REMEASURE),
+        _agree("times", next(times, ""), "requests fill their windows" if timed else "none", REMEASURE),
         _agree("tokens", _in_tokens(run), "one prompt, one first token; the same tokens, the same text", REMEASURE),
         _scores(run, rescore),
     )
@@ -143,49 +140,33 @@ def _scores(run: RecordedRun, rescore: Rescore | None) -> Check:
     return _agree("scores", _in_scores(run, found), found.told, remedy)
 
 
-def _finished(run: RecordedRun) -> Check:
-    if run.state:
-        return Check("finished", run.state, run.remedy)
-    return Check("finished", f"all {run.windows_expected} windows")
-
-
-def _samples(run: RecordedRun) -> Check:
+def _facts(run: RecordedRun) -> Iterator[Check]:
+    manifest = run.manifest
+    yield _agree("finished", run.state, f"all {run.windows_expected} windows", run.remedy)
     empty = [f"{row.operating_point} on {row.task}" for row in run.summary.rows if not row.n]
     failed = sum(row.errors for row in run.summary.rows)
-    if empty:
-        return Check("samples", f"no sample of {empty[0]} was finished", "Run again without it.")
-    return Check("samples", f"{failed} failed, which the results say" if failed else "none failed")
-
-
-def _full_depth(run: RecordedRun) -> Check:
-    wrong = degenerate(run.manifest, run.cells.values())
-    if wrong is not None:
-        return Check("full depth", wrong, "Check the weights, and run again with --dtype float32 if they overflow.")
-    return Check("full depth", "neither failed throughout nor repeats one token")
-
-
-def _weights(run: RecordedRun) -> Check:
-    model = run.manifest.model
-    if model.weights == "random" and "seed" in run.manifest.config:
-        return Check("weights", f"random, seed {run.manifest.config['seed']}")
-    if _SHA256.fullmatch(model.weights_sha256 or ""):
-        return Check("weights", f"SHA-256 {str(model.weights_sha256)[:12]}…")
-    return Check("weights", "the manifest has no SHA-256 of the weights", "Run again with this version.")
-
-
-def _artefacts(run: RecordedRun) -> Check:
-    hashes = {name: digest for point in run.manifest.operating_points for name, digest in point.artefacts.items()}
-    wrong = [name for name, digest in hashes.items() if not _SHA256.fullmatch(digest)]
-    if wrong:
-        return Check("artefacts", f"{wrong[0]} has no SHA-256", "Train it again with `harness train`.")
-    return Check("artefacts", f"{len(hashes)} with SHA-256" if hashes else "none used")
-
-
-def _data(run: RecordedRun) -> Check:
-    wrong = [task.name for task in run.manifest.tasks if not _SHA256.fullmatch(task.fingerprint)]
-    if wrong:
-        return Check("data", f"{wrong[0]} has no fingerprint of its rows", "Run again with this version.")
-    return Check("data", ", ".join(f"{task.name} {task.fingerprint[:12]}…" for task in run.manifest.tasks))
+    lost = f"no sample of {empty[0]} was finished" if empty else ""
+    found = f"{failed} failed, which the results say" if failed else "none failed"
+    yield _agree("samples", lost, found, "Run again without it.")
+    wrong = degenerate(manifest, run.cells.values()) or ""
+    remedy = "Check the weights, and run again with --dtype float32 if they overflow."
+    yield _agree("full depth", wrong, "neither failed throughout nor repeats one token", remedy)
+    again, digest = "Run again with this version.", manifest.model.weights_sha256 or ""
+    if manifest.model.weights == "random" and "seed" in manifest.config:
+        yield Check("weights", f"random, seed {manifest.config['seed']}")
+    else:
+        lost = "" if _SHA256.fullmatch(digest) else "the manifest has no SHA-256 of the weights"
+        yield _agree("weights", lost, f"SHA-256 {digest[:12]}…", again)
+    hashes = {name: digest for point in manifest.operating_points for name, digest in point.artefacts.items()}
+    bare = [f"{name} has no SHA-256" for name, digest in hashes.items() if not _SHA256.fullmatch(digest)]
+    found = f"{len(hashes)} with SHA-256" if hashes else "none used"
+    yield _agree("artefacts", bare[0] if bare else "", found, "Train it again with `harness train`.")
+    bare = [
+        f"{one.name} has no fingerprint of its rows" for one in manifest.tasks if not _SHA256.fullmatch(one.fingerprint)
+    ]
+    found = ", ".join(f"{task.name} {task.fingerprint[:12]}…" for task in manifest.tasks)
+    yield _agree("data", bare[0] if bare else "", found, again)
+    yield _windows(run)
 
 
 def _windows(run: RecordedRun) -> Check:
@@ -226,17 +207,6 @@ def _in_records(run: RecordedRun) -> str:
         if sample.error is None and not owner.superseded and (why := refuse_sample(sample, run.manifest)):
             return f"{_named(sample)} does not count: {why}"
     return ""
-
-
-def _in_work(run: RecordedRun) -> str:
-    """Name the first place where tokens, samples or layers are more or fewer than can be."""
-    return next((found for cell in run.cells.values() for found in _work_of(run, cell)), "")
-
-
-def _in_times(run: RecordedRun) -> str:
-    """Name the first place where the times of requests are not those of their tokens, or do not fill their window."""
-    timed = run.cells.values() if run.manifest.timed else ()
-    return next((found for cell in timed for found in _times_of(cell)), "")
 
 
 def _in_tokens(run: RecordedRun) -> str:
@@ -296,17 +266,16 @@ def _work_of(run: RecordedRun, cell: Measured) -> Iterator[str]:
     for number, window in cell.windows.items():
         if window.failed != len(failed[number]):
             yield f"window {number} of {where} counts {window.failed} failed samples and holds {len(failed[number])}"
-        made = [_tokens(sample) for sample in cell.whole.get(number, ())]
+        made = [
+            len(sample.token_ids) if sample.answer is None else sample.answer.tokens
+            for sample in cell.whole.get(number, ())
+        ]
         known = [count for count in made if count is not None]
         if made and window.tokens != (sum(known) if len(known) == len(made) else None):
             yield f"window {number} of {where} counts {window.tokens} tokens and its samples {sum(known)}"
     for sample in cell.samples.values():
         if sample.answer is None:
             yield from _work_of_sample(run, cell, sample)
-
-
-def _tokens(sample: SampleRecord) -> int | None:
-    return len(sample.token_ids) if sample.answer is None else sample.answer.tokens
 
 
 def _work_of_sample(run: RecordedRun, cell: Measured, sample: SampleRecord) -> Iterator[str]:

@@ -1,32 +1,42 @@
-"""The site's data: the front page with every operating point and its ranks, and the page of each operating point."""
+"""The site's data: what it keeps of a run, the front page with every operating point's ranks, and a page for each.
+
+What is kept is enough to rank a run again with others, without its records. A run's identity is made of what was
+measured (when, on which weights and data, every window's length, every token and layer), not of where it lies or in
+which order it came; an operating point's of its run's, its task and its name. Links to either therefore survive any
+number of re-generations, and a run that is published twice is one.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
+
+from pydantic import Field
 
 from harness.appearance.pages import depth_shade, escape_html
 from harness.contracts import Metric
-from harness.records import SampleRecord
-from harness.records.conditions import Group, group_id
+from harness.records import Manifest, SampleRecord
+from harness.records.conditions import Conditions, Group, group_id
 from harness.records.estimate import Estimate
+from harness.records.record import Record
 from harness.records.summary import SummaryRow
 from reports.completions.page import coloured_tokens
-from reports.figures.style import look_of
-from reports.leaderboard.entries import PointEntry, RunEntry
+from reports.figures.drawing import look_of
+from reports.leaderboard.checks import Check
 from reports.leaderboard.ranking import CRITERIA, is_baseline, is_exact, quality_of, ranks
-from reports.metrics.scores import scores_of_sample
-from reports.metrics.sections import HEADLINE, LEADERBOARD, in_section, sections_of
 from reports.metrics.speedups import SPEEDUP
-from reports.metrics.vocabulary import metrics_of
+from reports.metrics.vocabulary import HEADLINE, LEADERBOARD, in_section, metrics_of, scores_of_sample, sections_of
 from reports.recorded import RecordedRun
-from reports.summary.energy import energy_origin
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, energy_origin
 from reports.summary.pareto import TEXT_KEPT, on_front
 from reports.tables.result import ResultTable, columns_of, is_asserted, is_candidate, windows_of
 from reports.tables.run_tables import ACCEPTANCE_NOTE, acceptance_tables
 
+SITE_SCHEMA = 2
+"""Of the site's data files. Raised when an older program would misread them."""
 SAMPLES_SHOWN = 8
 """Completions per operating point on the site; all of them are in the run directory."""
 
@@ -53,6 +63,101 @@ _MARKERS = {
 }
 
 
+class PointEntry(Record):
+    """One operating point on one task.
+
+    Attributes:
+        id: 16 hexadecimal digits, permanent.
+        row: its results.
+        baseline_kv: KV policy of the full depth it is compared with.
+        layers: decoded tokens by the layer they left at; the token that prefill yields is left out.
+    """
+
+    id: str
+    row: SummaryRow
+    baseline_kv: str
+    layers: dict[int, int] = Field(default_factory=dict)
+
+
+class RunEntry(Record):
+    """One run directory.
+
+    Attributes:
+        site_schema: of this entry. schema_version: of the run directory it was made from.
+        id: 16 hexadecimal digits, permanent.
+        name: of its folder when it was first published.
+        manifest: without private paths.
+        machine: one line. notes: sentences that belong under its numbers.
+        unranked: what ``harness submit`` would refuse it for: name of the condition → what was found; empty where it
+            ranks.
+        points: at least one.
+    """
+
+    site_schema: int
+    schema_version: int
+    id: str
+    name: str
+    manifest: Manifest
+    machine: str
+    notes: tuple[str, ...]
+    unranked: dict[str, str] = Field(default_factory=dict)
+    points: tuple[PointEntry, ...]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether more windows of it may come."""
+        return "finished" in self.unranked
+
+    def conditions(self, point: PointEntry) -> Conditions:
+        """Return what one of its operating points was measured under."""
+        row = point.row
+        (task,) = (task for task in self.manifest.tasks if task.name == row.task)
+        (found,) = (found for found in self.manifest.operating_points if found.name == row.operating_point)
+        conditions = Conditions.of(self.manifest, task, found)
+        return replace(conditions, energy_source=row.energy_source, energy_measured=row.energy_measured)
+
+    def group(self, point: PointEntry) -> Group:
+        """Return the ranking that one of its operating points may stand in."""
+        return self.conditions(point).group(self.id)
+
+
+def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry:
+    """Return what the site keeps of a run; operating points without a finished sample are left out.
+
+    Args:
+        run: without private paths.
+        run_id: its identity.
+        checks: the conditions of its publication.
+    """
+    manifest = run.manifest
+    baseline_kv = Conditions.of(manifest, manifest.tasks[0], manifest.operating_points[0]).kv
+    left = {
+        place: [layer for sample in cell.scored for layer in cell.decoded_layers(sample)]
+        for place, cell in run.cells.items()
+    }
+    points = [
+        PointEntry(
+            id=hashlib.sha256(f"{run_id}\0{row.task}\0{row.operating_point}".encode()).hexdigest()[:16],
+            row=row,
+            baseline_kv=baseline_kv,
+            layers=dict(sorted(Counter(left[row.task, row.operating_point]).items())),
+        )
+        for row in run.summary.rows
+        if row.n
+    ]
+    return RunEntry(
+        site_schema=SITE_SCHEMA,
+        schema_version=manifest.schema_version,
+        id=run_id,
+        name=run.name,
+        manifest=manifest,
+        machine=run.summary.machine,
+        notes=(*run.summary.notes, *(f"scores: {check.found}." for check in checks if check.name == "scores")),
+        unranked={check.name: check.found for check in checks if not check.passed},
+        points=tuple(points),
+    )
+
+
 def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
     """Return the front page's data. The same runs give the same data, in whatever order they come."""
     runs = sorted(runs, key=lambda run: (run.manifest.created, run.id))
@@ -63,7 +168,13 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
             group = run.group(point)
             facts[group_id(group)] = group
             members.setdefault(group_id(group), []).append((number, point))
-    groups = sorted(members, key=lambda name: (*_first(members[name], runs), name))
+
+    def place(name: str) -> tuple[bool, int, int, str]:
+        """Those that compare something first, of them the one with most samples, then the longest."""
+        ranked = [point.row.n for number, point in members[name] if not runs[number].unranked]
+        return len(ranked) < 2, -max(ranked, default=0), -len(members[name]), name
+
+    groups = sorted(members, key=place)
     shown = _front_page_metrics(point.row for run in runs for point in run.points)
     points = [line for number, name in enumerate(groups) for line in _lines(number, members[name], runs, shown)]
     strategies = sorted({point.row.strategy for run in runs for point in run.points})
@@ -80,12 +191,6 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
         "looks": {name: [look.colour, _MARKERS[look.marker]] for name, look in looks.items()},
         "points": points,
     }
-
-
-def _first(members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry]) -> tuple[bool, int, int]:
-    """Order rankings: those that compare something first, of them the one with most samples, then the longest."""
-    ranked = [point.row.n for number, point in members if not runs[number].unranked]
-    return len(ranked) < 2, -max(ranked, default=0), -len(members)
 
 
 def _facets(group: Group) -> dict[str, Any]:
@@ -108,10 +213,10 @@ def _facets(group: Group) -> dict[str, Any]:
     }
 
 
-def _kv(run: RunEntry, point: PointEntry) -> str:
-    """The KV policy, with what it fills skipped layers from where that is not the exit's own state."""
-    source, kv = str(run.manifest.config.get("kv_input") or "hidden"), point.row.kv
-    return f"{kv} ({source})" if source != "hidden" and run.conditions(point).kv_facts.fills else kv
+def _filled_from(manifest: Manifest, conditions: Conditions) -> str:
+    """What a KV policy fills skipped layers from where that is not the exit's own state; empty where it is."""
+    source = str(manifest.config.get("kv_input") or "hidden")
+    return source if source != "hidden" and conditions.kv_facts.fills else ""
 
 
 def _lines(
@@ -125,13 +230,14 @@ def _lines(
     for place, (run, point) in enumerate(members):
         row = point.row
         kind = "baseline" if is_baseline(row) else "candidate" if is_candidate(row) else "bound"
+        source = _filled_from(runs[run].manifest, runs[run].conditions(point))
         yield [
             point.id,
             group,
             run,
             row.operating_point,
             row.strategy,
-            _kv(runs[run], point),
+            f"{row.kv} ({source})" if source else row.kv,
             row.decode,
             int(is_asserted(row)),
             kind,
@@ -151,7 +257,6 @@ def _ranked(members: Sequence[tuple[int, PointEntry]], places: Sequence[int]) ->
 
 
 def _front_page_metrics(rows: Iterable[SummaryRow]) -> list[Metric]:
-    """Return the metrics of the front page that some row has, in reading order."""
     listed = list(rows)
     found = in_section(metrics_of(listed), HEADLINE, LEADERBOARD)
     return [metric for metric in found if any(row.estimate(metric) is not None for row in listed)]
@@ -179,13 +284,8 @@ def _numbers(estimate: Estimate | None) -> float | list[float] | None:
     """Return a value, with its interval where it has one."""
     if estimate is None:
         return None
-    if estimate.interval is None:
-        return _rounded(estimate.value)
-    return [_rounded(number) for number in (estimate.value, *estimate.interval)]
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.5g}")
+    rounded = [float(f"{number:.5g}") for number in (estimate.value, *(estimate.interval or ()))]
+    return rounded if estimate.interval else rounded[0]
 
 
 def _facts(group: Group) -> list[list[str]]:
@@ -216,7 +316,9 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
     row, group = point.row, entry.group(point)
     cell = run.cells[row.task, row.operating_point]
     full = run.cells[row.task, run.manifest.operating_points[0].name]
+    theirs = {sample.sample_id: sample for sample in full.scored}
     num_layers = run.manifest.model.num_layers
+    origin = row.energy_source if row.energy_measured else energy_origin(row.energy_source)
     return {
         "id": point.id,
         "run": entry.id,
@@ -234,7 +336,7 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         "unranked": list(entry.unranked.values()),
         "settings": [*_settings(run, cell), ["measured windows", windows_of([row])]],
         "cells": {
-            metric.name: [column.texts[0], column.under, _source(metric, row)]
+            metric.name: [column.texts[0], column.under, origin if metric.kind == "energy" else ""]
             for metric, column in columns_of([row]).items()
             if not column.empty
         },
@@ -250,31 +352,23 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         ],
         "finished": len(cell.scored),
         "failed": row.errors,
-        "samples": _samples(cell, full, num_layers, shown),
+        "samples": [
+            _sample(cell, sample, theirs.get(sample.sample_id), num_layers)
+            for sample in sorted(cell.scored, key=lambda one: hashlib.sha256(one.sample_id.encode()).digest())[:shown]
+        ],
     }
-
-
-def _source(metric: Metric, row: SummaryRow) -> str:
-    """Where an energy comes from, in words; empty for everything else."""
-    if metric.kind != "energy":
-        return ""
-    return row.energy_source if row.energy_measured else energy_origin(row.energy_source)
 
 
 def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
     point = cell.point
     options = [[f"option {name}", "default" if value is None else str(value)] for name, value in point.options.items()]
-    kv, fills = cell.conditions.kv, cell.conditions.kv_facts.fills
+    kv, source = cell.conditions.kv, _filled_from(run.manifest, cell.conditions)
     most = "" if point.draft_max is None else f", drafts of {point.draft_max} tokens at most"
-    source = str(run.manifest.config.get("kv_input") or "hidden")
     exits = ", ".join(map(str, point.exit_points)) or "none"
     return [
         ["strategy", point.strategy],
         *options,
-        [
-            "KV policy",
-            kv if source == "hidden" or not fills else f"{kv}, filled from {source}",
-        ],
+        ["KV policy", f"{kv}, filled from {source}" if source else kv],
         ["decoding", f"{point.decode}{most}"],
         *([["stop rule", point.stop]] if point.stop else []),
         ["asked at layers", exits],
@@ -282,29 +376,20 @@ def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
     ]
 
 
-def _samples(cell: Measured, full: Measured, num_layers: int, shown: int) -> list[dict[str, Any]]:
-    theirs = {sample.sample_id: sample for sample in full.scored}
-    picked = sorted(cell.scored, key=lambda sample: hashlib.sha256(sample.sample_id.encode()).digest())[:shown]
-    return [_sample(cell, sample, theirs.get(sample.sample_id), num_layers) for sample in picked]
-
-
 def _sample(cell: Measured, sample: SampleRecord, full: SampleRecord | None, num_layers: int) -> dict[str, Any]:
-    decided = cell.decoded_layers(sample)
+    decided, cached = cell.decoded_layers(sample), cell.conditions.cached
+    if len(sample.token_texts) == len(sample.token_ids):
+        html = coloured_tokens(sample, num_layers, full, cached=cached)
+    else:  # an older run: the text above a strip of layers
+        numbered = sample.model_copy(update={"token_texts": tuple(f" {layer} " for layer in sample.exit_layers)})
+        strip = coloured_tokens(numbered, num_layers, None, cached=cached)
+        html = f'{escape_html(sample.text)}<div class="strip">{strip}</div>'
     return {
         "id": sample.sample_id,
-        "html": _completion(sample, num_layers, full, cached=cell.conditions.cached),
+        "html": html,
         "reference": sample.reference,
         "scores": [[metric.title or metric.term, round(score, 3)] for metric, score in scores_of_sample(sample)],
         "latency_s": sample.latency_s,
         "tokens": len(sample.exit_layers),
         "mean_layer": round(sum(decided) / len(decided), 1) if decided else None,
     }
-
-
-def _completion(sample: SampleRecord, num_layers: int, full: SampleRecord | None, *, cached: bool) -> str:
-    """Return a completion as escaped HTML: coloured tokens, or the text above a strip of layers for an older run."""
-    if len(sample.token_texts) == len(sample.token_ids):
-        return coloured_tokens(sample, num_layers, full, cached=cached)
-    numbered = sample.model_copy(update={"token_texts": tuple(f" {layer} " for layer in sample.exit_layers)})
-    strip = coloured_tokens(numbered, num_layers, None, cached=cached)
-    return f'{escape_html(sample.text)}<div class="strip">{strip}</div>'

@@ -26,9 +26,8 @@ from harness.contracts import Metric
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.evaluation import is_distinguishable
-from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
-from reports.metrics.vocabulary import metrics_of
+from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE, metrics_of
 from reports.statistics.intervals import largest_share
 from reports.tables.result import is_asserted, is_candidate, is_reference
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -43,12 +43,21 @@ from harness.records.conditions import HARDWARE_RULE, REPLAY, group_id
 from harness.records.record import Record
 from reports.files import replace_file
 from reports.leaderboard.checks import CANNOT_BE_CHECKED, COMPUTED_AGAIN, Check, Rescore, publication_checks
-from reports.leaderboard.data import SAMPLES_SHOWN, describe_columns, describe_point, index_of
-from reports.leaderboard.entries import SITE_SCHEMA, RunEntry, entry_of
+from reports.leaderboard.data import (
+    SAMPLES_SHOWN,
+    SITE_SCHEMA,
+    RunEntry,
+    describe_columns,
+    describe_point,
+    entry_of,
+    index_of,
+)
 from reports.leaderboard.ranking import MARGIN
 from reports.leaderboard.redaction import redact_run
-from reports.published.section import Reference, references
+from reports.published.numbers import Reference, references
 from reports.recorded import RecordedRun
+
+R = TypeVar("R", bound=Record)
 
 MARK = "site.json"
 FOLDERS = ("assets", "data", "data/runs", "data/points")
@@ -155,7 +164,11 @@ class Site:
         Raises:
             StoreError: there is no run, a run that the site held was not given again, or the site cannot be written.
         """
-        lost = sorted(run_id for run_id in self._held - self.runs.keys() if not self._has_later_state(run_id))
+        lost = []
+        for run_id in sorted(self._held - self.runs.keys()):
+            held = _read_entry(self.folder / "data" / "runs" / f"{run_id}.js")
+            if not any(_is_state(held, run) for run in self.runs.values()):
+                lost.append(run_id)
         if lost or not self.runs:
             self._undo()
         if not self.runs:
@@ -175,10 +188,6 @@ class Site:
         self._write_mark(unfinished=False)
         self._sweep("data/runs", {run.id for run in runs})
         self._sweep("data/points", {point.id for run in runs for point in run.points})
-
-    def _has_later_state(self, run_id: str) -> bool:
-        held = _read_entry(self.folder / "data" / "runs" / f"{run_id}.js")
-        return any(_is_state(held, run) for run in self.runs.values())
 
     def _write_mark(self, *, unfinished: bool) -> None:
         mark = Mark(
@@ -244,15 +253,15 @@ def _read_mark(folder: Path) -> Mark | None:
         raise StoreError(f"cannot read {path}: {error.strerror}. Use another --out.") from None
     except DocumentError as error:
         raise StoreError(f"{path} is damaged: {error}. Use another --out.") from None
-    _refuse_other_versions(found, f"the site {folder}")
-    try:
-        return Mark.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise StoreError(f"{path} is damaged: {first['loc'][0]}: {first['msg']}. Use another --out.") from None
+    return _checked(Mark, found, path, f"the site {folder}", "Use another --out.")
 
 
-def _refuse_other_versions(found: object, what: str) -> None:
+def _read_entry(path: Path) -> RunEntry:
+    remedy = "Make the site again with another --out."
+    return _checked(RunEntry, read_script(path, "run"), path, str(path), remedy)
+
+
+def _checked(kind: type[R], found: object, path: Path, what: str, remedy: str) -> R:
     for name, ours in (("site_schema", SITE_SCHEMA), ("schema_version", SCHEMA_VERSION)):
         theirs = found.get(name) if isinstance(found, dict) else None
         if theirs != ours:
@@ -260,18 +269,12 @@ def _refuse_other_versions(found: object, what: str) -> None:
                 f"{what} has {name} {theirs!r} and this harness writes {ours}. Use the version of "
                 "early-exit-harness that made it, or another --out."
             )
-
-
-def _read_entry(path: Path) -> RunEntry:
-    value = read_script(path, "run")
-    _refuse_other_versions(value, str(path))
     try:
-        return RunEntry.model_validate(value)
+        return kind.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        raise StoreError(
-            f"{path} is damaged: {first['loc']}: {first['msg']}. Make the site again with another --out."
-        ) from None
+        where = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{path} is damaged: {where}: {first['msg']}. {remedy}") from None
 
 
 def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str]:
@@ -281,20 +284,38 @@ def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str
         runs: what the site holds.
         shown: completions per operating point.
     """
-    groups = {group_id(run.group(point)) for run in runs for point in run.points}
+    by_source: dict[str, list[Reference]] = {}  # the tables of one source share its caveats
+    for one in references():
+        by_source.setdefault(one.key, []).append(one)
+    environment = templates("reports.leaderboard")
     facts = {
         "points": sum(len(run.points) for run in runs),
         "runs": len(runs),
-        "groups": len(groups),
+        "groups": len({group_id(run.group(point)) for run in runs for point in run.points}),
         "newest": max((run.manifest.created[:10] for run in runs), default="–"),
         "margin": f"{MARGIN:.2f}",
         "hardware_rule": HARDWARE_RULE,
         "shown": shown,
         "computed_again": COMPUTED_AGAIN,
         "cannot_be_checked": CANNOT_BE_CHECKED,
-        "published": _published(),
+        "published": [
+            {
+                "titles": ", ".join(one.title for one in alike),
+                "tables": [
+                    {
+                        "title": one.title,
+                        "source": one.source,
+                        "difference": one.difference,
+                        "header": [column.term for column in one.columns],
+                        "rows": list(zip(*(column.texts for column in one.columns), strict=True)),
+                    }
+                    for one in alike
+                ],
+                "caveats": list(dict.fromkeys(caveat for one in alike for caveat in one.caveats)),
+            }
+            for alike in by_source.values()
+        ],
     }
-    environment = templates("reports.leaderboard")
     return {name: environment.get_template(name).render(**facts) for name in PAGES}
 
 
@@ -309,40 +330,11 @@ def assets() -> Iterator[tuple[str, bytes]]:
         if file.name.endswith((".css", ".js")):
             yield file.name, file.read_bytes()
     yield "tokens.css", TOKEN_CSS.encode()
-    yield _PLOTLY, _plotly().read_bytes()
-
-
-def _plotly() -> Path:
-    """The library's one file, found without importing the package."""
     require("leaderboard", "plotly")
-    spec = find_spec("plotly")
+    spec = find_spec("plotly")  # the library's one file, found without importing the package
     assert spec is not None
     assert spec.origin is not None
-    return Path(spec.origin).with_name("package_data") / _PLOTLY
-
-
-def _published() -> list[dict[str, Any]]:
-    """Published numbers by source: the tables of one source share its caveats."""
-    found = references()
-    by_source = [[one for one in found if one.key == key] for key in dict.fromkeys(one.key for one in found)]
-    return [
-        {
-            "titles": ", ".join(one.title for one in alike),
-            "tables": [_table(one) for one in alike],
-            "caveats": list(dict.fromkeys(caveat for one in alike for caveat in one.caveats)),
-        }
-        for alike in by_source
-    ]
-
-
-def _table(reference: Reference) -> dict[str, Any]:
-    return {
-        "title": reference.title,
-        "source": reference.source,
-        "difference": reference.difference,
-        "header": [column.term for column in reference.columns],
-        "rows": list(zip(*(column.texts for column in reference.columns), strict=True)),
-    }
+    yield _PLOTLY, (Path(spec.origin).with_name("package_data") / _PLOTLY).read_bytes()
 
 
 def script(kind: str, value: Any) -> str:

@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 from harness.contracts import KVFacts, Metric, price
 from harness.records import ModelRecord, SampleRecord
 from harness.records.work import bytes_read
 from reports.metrics.point import Point
-from reports.metrics.sections import BYTE_MODEL, DEPTH
+from reports.metrics.vocabulary import BYTE_MODEL, DEPTH
 from reports.statistics.intervals import paired_ratio, ratio
-from reports.summary.measured import Measured, SampleKey
+from reports.summary.measured import Measured, SampleKey, after_first
 
 
 def decode_bytes(sample: SampleRecord, model: ModelRecord, kv: KVFacts) -> float:
@@ -51,10 +52,6 @@ def _ladder(point: Point) -> tuple[float | None, ...]:
     return (None,) * 4
 
 
-def _step(step: int, point: Point) -> float | None:
-    return _ladder(point)[step]
-
-
 def _achieved(point: Point) -> float | None:
     """Decoding speed-up over what the byte model predicts."""
     predicted = _ladder(point)[-1]
@@ -67,9 +64,9 @@ def _bandwidth_share(point: Point) -> float | None:
     """Bytes moved per second over the measured bandwidth."""
     if not _moves_bytes(point):
         return None
-    timed = [sample for sample in point.samples if len(sample.token_times_s) >= 2]
-    moved = sum(decode_bytes(sample, point.model, point.cell.conditions.kv_facts) for sample in timed)
-    rate = ratio(moved, math.fsum(sample.token_times_s[-1] - sample.token_times_s[0] for sample in timed))
+    timed = [(sample, later[0]) for sample in point.samples if (later := after_first(sample)) is not None]
+    moved = sum(decode_bytes(sample, point.model, point.cell.conditions.kv_facts) for sample, _ in timed)
+    rate = ratio(moved, math.fsum(seconds for _, seconds in timed))
     bandwidth = point.manifest.bandwidth_bytes_per_s
     return rate / bandwidth if rate is not None and bandwidth else None
 
@@ -107,35 +104,42 @@ def _bytes_per_token(cell: Measured, keys: Iterable[SampleKey], model: ModelReco
     return [moved / tokens for moved in total] if tokens and total and total[0] else None
 
 
-_rung = partial(Metric, kind="work", form="ratio", unit="×", better="higher")
+def _rung(step: int, **facts: Any) -> Metric:
+    """Declare a speed-up that bytes read predict, with so many further causes counted."""
+    return Metric(
+        compute=lambda point: _ladder(point)[step],
+        sections={BYTE_MODEL: step + 1},
+        kind="work",
+        form="ratio",
+        unit="×",
+        better="higher",
+        **facts,
+    )
+
 
 LAYERS_SPEEDUP = _rung(
+    0,
     name="layers_speedup",
     header="layers\nonly",
     meaning="decoding speed-up predicted from the executed layers' bytes alone",
-    compute=partial(_step, 0),
-    sections={BYTE_MODEL: 1},
 )
 HEADS_SPEEDUP = _rung(
+    1,
     name="heads_speedup",
     header="after\nheads",
     meaning="the same with the LM heads evaluated to decide",
-    compute=partial(_step, 1),
-    sections={BYTE_MODEL: 2},
 )
 SHORTCUTS_SPEEDUP = _rung(
+    2,
     name="shortcuts_speedup",
     header="after\nmaps",
     meaning="and with the exits' shortcut maps",
-    compute=partial(_step, 2),
-    sections={BYTE_MODEL: 3},
 )
 BYTE_MODEL_SPEEDUP = _rung(
+    3,
     name="byte_model_speedup",
     header="byte\nmodel",
     meaning="and with KV fills: decoding speed-up predicted from all bytes read; no bound",
-    compute=partial(_step, 3),
-    sections={BYTE_MODEL: 4},
 )
 BYTE_MODEL_ACHIEVED = Metric(
     name="byte_model_achieved",

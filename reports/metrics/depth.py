@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from harness.contracts import Metric, Wording
 from harness.records import SampleRecord
-from reports.metrics.point import Point
-from reports.metrics.sections import AGREEMENTS, DEPTH, HEADLINE
-from reports.metrics.units import Units, rates
+from reports.metrics.point import Point, Units, rates
+from reports.metrics.vocabulary import AGREEMENTS, DEPTH, HEADLINE
 from reports.statistics.intervals import ratio
-from reports.summary.measured import Measured, SampleKey
-
-
-def _mean_layers(cell: Measured, keys: Iterable[SampleKey]) -> float | None:
-    layers = [executed for key in keys for executed in cell.decoded_layers(cell.samples[key])]
-    return ratio(sum(layers), len(layers))
+from reports.summary.measured import Measured
 
 
 def _exit_layer(point: Point) -> float | None:
-    return _mean_layers(point.cell, point.cell.samples)
-
-
-def _skipped(point: Point) -> float | None:
-    executed = _exit_layer(point)
-    return None if executed is None else 1 - executed / point.model.num_layers
+    layers = [executed for sample in point.samples for executed in point.cell.decoded_layers(sample)]
+    return ratio(sum(layers), len(layers))
 
 
 def _layer_units(point: Point, *, skipped: bool) -> Units:
@@ -100,7 +90,7 @@ LAYERS_SKIPPED = Metric(
     name="layers_skipped",
     header="layers\nskipped",
     meaning="share of the model's layers a decoded token did not run",
-    compute=_skipped,
+    compute=lambda point: None if (executed := _exit_layer(point)) is None else 1 - executed / point.model.num_layers,
     units=partial(_layer_units, skipped=True),
     kind="work",
     form="percent",

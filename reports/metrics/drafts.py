@@ -13,10 +13,10 @@ from typing import Any
 from harness.contracts import Metric
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate, Interval, NoInterval
-from reports.metrics.point import Point
-from reports.metrics.sections import DRAFTS
-from reports.metrics.units import Units, rates
+from reports.metrics.point import Point, Units, rates
+from reports.metrics.vocabulary import DRAFTS
 from reports.statistics.intervals import Pair, pooled, ratio, ratio_interval, share_interval
+from reports.summary.measured import after_first
 
 _Count = Callable[[SampleRecord], float]
 _OfPairs = Callable[[Sequence[Pair]], Interval | NoInterval]
@@ -25,11 +25,6 @@ _OfPairs = Callable[[Sequence[Pair]], Interval | NoInterval]
 def _decoded(sample: SampleRecord) -> int:
     """Tokens behind the first one, which prefill yields."""
     return max(len(sample.token_ids) - 1, 0)
-
-
-def _seconds(sample: SampleRecord) -> float:
-    """Seconds behind the first token."""
-    return sample.token_times_s[-1] - sample.token_times_s[0] if sample.token_times_s else 0.0
 
 
 def _total(over: _Count, under: _Count, point: Point) -> float | None:
@@ -119,7 +114,7 @@ VERIFIED_TIME = _share(
     name="verified_token_s",
     header="time/verified\ntoken",
     meaning="time after the first token over the tokens after it, all of which full depth verified",
-    over=_seconds,
+    over=lambda sample: (after_first(sample) or (0.0, 0))[0],
     under=_decoded,
     place=6,
     kind="cost",

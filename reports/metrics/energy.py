@@ -1,21 +1,20 @@
 """The energy that completions take: per request and per token, gross and net of idle, and at what power.
 
-The rules of what counts as an energy are in :mod:`reports.summary.energy`. **Mean power** tells whether energy is
+The rules of what counts as an energy are in :mod:`reports.summary.measured`. **Mean power** tells whether energy is
 evidence of its own: where all rows draw the same, energy saved is time saved (:mod:`reports.summary.notes` says so).
 """
 
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter
 
 from harness.contracts import Metric, Wording
-from harness.records import WindowRecord
-from reports.metrics.point import Point
-from reports.metrics.sections import DRAFTS, ENERGY, HEADLINE
+from reports.metrics.point import Point, blocks, tokens
 from reports.metrics.time import total_s
-from reports.metrics.units import Units, blocks, tokens
+from reports.metrics.vocabulary import DRAFTS, ENERGY, HEADLINE
 from reports.statistics.intervals import ratio
-from reports.summary.energy import idle_power_w, total
+from reports.summary.measured import idle_power_w, total
 
 _energy = partial(Metric, kind="energy", better="lower", black_box=True)
 
@@ -38,14 +37,6 @@ def _per_token(point: Point) -> float | None:
     return _per(point, tokens(point.cell))
 
 
-def _per_request(point: Point) -> float | None:
-    return _per(point, sum(map(len, point.cell.whole.values())))
-
-
-def _mean_power(point: Point) -> float | None:
-    return _per(point, total_s(point))
-
-
 def _idle_power(point: Point) -> float | None:
     return idle_power_w(point.cell, point.idle, point.manifest.meter)
 
@@ -57,24 +48,12 @@ def _net_per_token(point: Point) -> float | None:
     return ratio(joules - idle_w * total_s(point), made)
 
 
-def _per_verified(point: Point) -> float | None:
-    return _per_token(point) if point.cell.point.lossless else None
-
-
-def _units(point: Point) -> Units:
-    return blocks(point.cell, _joules, per_token=True)
-
-
-def _joules(window: WindowRecord) -> float | None:
-    return window.energy_j
-
-
 ENERGY_PER_TOKEN = _energy(
     name="energy_j_per_token",
     header="J/token",
     meaning="energy over generated tokens, prefill included",
     compute=_per_token,
-    units=_units,
+    units=lambda point: blocks(point.cell, attrgetter("energy_j"), per_token=True),
     unit="J",
     sections={HEADLINE: 8, ENERGY: 1},
     priority=4,
@@ -84,7 +63,7 @@ VERIFIED_ENERGY = _energy(  # no units: two runs are compared by J/token, which 
     name="energy_j_per_verified_token",
     header="J/verified\ntoken",
     meaning="the same as J/token of lossless rows, whose tokens are all verified but the first; prefill included",
-    compute=_per_verified,
+    compute=lambda point: _per_token(point) if point.cell.point.lossless else None,
     unit="J",
     sections={DRAFTS: 7},
 )
@@ -92,7 +71,7 @@ ENERGY_PER_REQUEST = _energy(
     name="energy_j_per_request",
     header="J/re-\nquest",
     meaning="energy over finished samples",
-    compute=_per_request,
+    compute=lambda point: _per(point, sum(map(len, point.cell.whole.values()))),
     unit="J",
     sections={ENERGY: 2},
 )
@@ -108,7 +87,7 @@ MEAN_POWER = _energy(
     name="mean_power_w",
     header="mean\nW",
     meaning="energy over time",
-    compute=_mean_power,
+    compute=lambda point: _per(point, total_s(point)),
     unit="W",
     better=None,
     sections={ENERGY: 4},

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from harness.contracts import Metric
@@ -79,14 +80,14 @@ def evaluate(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate |
     Raises:
         RegistryError: the metric yields something that is no number.
     """
+    return _unless_it_fails(metric, partial(_evaluate, metric, point, left_out))
+
+
+def _unless_it_fails(metric: Metric, make: Callable[[], Estimate | None]) -> Estimate | None:
     found: Estimate | None = None
-    with _leaving_out(metric):
-        found = _evaluate(metric, point, left_out)
+    with METRICS.leaving_out(metric.name) if metric.name in METRICS else nullcontext():
+        found = make()
     return found  # noqa: RET504 - as it was where that failed
-
-
-def _leaving_out(metric: Metric) -> AbstractContextManager[None]:
-    return METRICS.leaving_out(metric.name) if metric.name in METRICS else nullcontext()
 
 
 def _evaluate(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
@@ -119,7 +120,7 @@ def compare_all(
     """
     found: list[dict[Metric, Comparison]] = [{} for _ in points]
     for metric in metrics:
-        column = [_compare(metric, point, left_out) for point in points]
+        column = [_unless_it_fails(metric, partial(_compare, metric, point, left_out)) for point in points]
         p_values = [None if one is None else one.p for one in column]
         tested = sum(p is not None for p in p_values)
         for at, one, p in zip(found, column, holm(p_values), strict=True):
@@ -155,13 +156,6 @@ def _usable(metric: Metric, values: Iterable[_Value], left_out: Counter[str]) ->
 
 def _compare(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
     """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
-    found: Estimate | None = None
-    with _leaving_out(metric):
-        found = _compared(metric, point, left_out)
-    return found  # noqa: RET504 - as it was where that failed
-
-
-def _compared(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
     assert metric.compute is not None
     if not point.can_have(metric):
         return None

@@ -31,10 +31,8 @@ from itertools import chain
 from harness.contracts import Metric, common_prefix, first_line
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate, Interval, NoInterval
-from reports.metrics.point import Point
-from reports.metrics.scores import EDIT_SIMILARITY
-from reports.metrics.sections import AGREEMENTS, EQUAL_DEPTH, FIGURES, HEADLINE
-from reports.metrics.units import Units
+from reports.metrics.point import Point, Units
+from reports.metrics.vocabulary import AGREEMENTS, EDIT_SIMILARITY, EQUAL_DEPTH, FIGURES, HEADLINE
 from reports.statistics.intervals import MINIMUM_DIFFERING, Pair, mean, ratio, score_interval, share_bounds
 from reports.summary.measured import Measured
 
@@ -44,10 +42,6 @@ _BySample = Callable[[Measured, Measured], Mapping[str, float]]
 def exact_prefixes(cell: Measured, full: Measured) -> Mapping[str, float]:
     """Return the share of full depth's tokens before the first that differs, by sample."""
     return {key: kept / total for key, (kept, total) in _kept_of(cell, full).items()}
-
-
-def _exact_tokens(cell: Measured, full: Measured) -> Mapping[str, float]:
-    return {key: float(kept) for key, (kept, _) in _kept_of(cell, full).items()}
 
 
 def _kept_of(cell: Measured, full: Measured) -> dict[str, tuple[int, int]]:
@@ -202,7 +196,7 @@ EXACT_PREFIX_TOKENS = Metric(
     header="in\ntokens",
     title="exact prefix in tokens",
     meaning="tokens before that difference, the analogue of a draft's accepted length; full depth's row: of how many",
-    compute=lambda point: mean(_exact_tokens(point.cell, point.full).values()),
+    compute=lambda point: mean(kept for kept, _ in _kept_of(point.cell, point.full).values()),
     kind="work",
     better="higher",
     unit="tokens",

@@ -15,13 +15,10 @@ from typing import Any, TypeAlias
 
 from harness.contracts import Metric, Wording
 from harness.contracts.metrics import Against
-from harness.records import SampleRecord
-from reports.metrics.point import Point
-from reports.metrics.sections import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS
-from reports.metrics.units import Units, blocks, joined, rates
+from reports.metrics.point import Point, Units, blocks, joined, rates
+from reports.metrics.vocabulary import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS
 from reports.statistics.intervals import Pair, paired_ratio
-from reports.summary.energy import has_energy, idle_power_w
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, after_first, has_energy, idle_power_w
 
 _ratio = partial(Metric, paired="ratio", form="ratio", unit="×", better="higher", black_box=True)
 
@@ -64,13 +61,13 @@ def _over_own(costs: _Costs, **facts: Any) -> Metric:
     return _ratio(compute=partial(_held, costs, "own_full"), against="own_full", **facts)
 
 
-def _over_fastest(own: Metric, costs: _Costs, *, name: str, meaning: str) -> Metric:
+def _over_fastest(own: Metric, costs: _Costs) -> Metric:
     """Declare the same over the fastest full depth: what format and strategy give together."""
     return replace(
         own,
-        name=name,
+        name=f"{own.name}_over_fastest",
         header=f"{own.header} over fastest",
-        meaning=meaning,
+        meaning=f"{own.header} over the fastest full depth of the run in a format that keeps the model's tokens",
         compute=partial(_held, costs, "fastest_full"),
         against="fastest_full",
         restates=own.name,
@@ -86,11 +83,7 @@ def _request_units(point: Point) -> Units:
 
 
 def _decoding_units(point: Point) -> Units:
-    def seconds_and_tokens(sample: SampleRecord) -> tuple[float, float] | None:
-        times = sample.token_times_s
-        return (times[-1] - times[0], len(times) - 1.0) if len(times) >= 2 else None
-
-    return joined(*(rates(cell, seconds_and_tokens) for cell in (point.own_full, point.cell)))
+    return joined(*(rates(cell, after_first) for cell in (point.own_full, point.cell)))
 
 
 def _over_repeats(
@@ -122,12 +115,7 @@ DECODE_SPEEDUP = _over_own(
     always_told=True,
     change=Wording("decoding speed-up {} higher", "decoding speed-up {} lower"),
 )
-DECODE_SPEEDUP_OVER_FASTEST = _over_fastest(
-    DECODE_SPEEDUP,
-    _decoding,
-    name="decode_speedup_over_fastest",
-    meaning="decoding speed-up over the fastest full depth of the run in a format that keeps the model's tokens",
-)
+DECODE_SPEEDUP_OVER_FASTEST = _over_fastest(DECODE_SPEEDUP, _decoding)
 SPEEDUP = _over_own(
     _requests,
     name="speedup",
@@ -140,12 +128,7 @@ SPEEDUP = _over_own(
     always_told=True,
     change=Wording("speed-up over its own full depth {} higher", "speed-up over its own full depth {} lower"),
 )
-SPEEDUP_OVER_FASTEST = _over_fastest(
-    SPEEDUP,
-    _requests,
-    name="speedup_over_fastest",
-    meaning="speed-up over the fastest full depth of the run in a format that keeps the model's tokens",
-)
+SPEEDUP_OVER_FASTEST = _over_fastest(SPEEDUP, _requests)
 ENERGY_RATIO = _over_own(
     _energy,
     name="energy_ratio",
@@ -156,12 +139,7 @@ ENERGY_RATIO = _over_own(
     verdict=Wording("{} less energy", "{} more energy", "energy", saving=True),
     always_told=True,
 )
-ENERGY_RATIO_OVER_FASTEST = _over_fastest(
-    ENERGY_RATIO,
-    _energy,
-    name="energy_ratio_over_fastest",
-    meaning="energy ratio over the fastest full depth of the run in a format that keeps the model's tokens",
-)
+ENERGY_RATIO_OVER_FASTEST = _over_fastest(ENERGY_RATIO, _energy)
 NET_ENERGY_RATIO = _over_own(
     _net_energy,
     name="energy_net_ratio",
@@ -170,12 +148,7 @@ NET_ENERGY_RATIO = _over_own(
     kind="energy",
     sections={ENERGY: 7},
 )
-NET_ENERGY_RATIO_OVER_FASTEST = _over_fastest(
-    NET_ENERGY_RATIO,
-    _net_energy,
-    name="energy_net_ratio_over_fastest",
-    meaning="net energy ratio over the fastest full depth of the run in a format that keeps the model's tokens",
-)
+NET_ENERGY_RATIO_OVER_FASTEST = _over_fastest(NET_ENERGY_RATIO, _net_energy)
 
 _extreme = partial(Metric, form="ratio", unit="×", black_box=True)
 

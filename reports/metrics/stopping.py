@@ -21,12 +21,10 @@ from functools import partial
 from harness.contracts import Metric
 from harness.records import SampleRecord, WindowRecord
 from harness.records.estimate import Estimate
-from reports.metrics.point import Point
-from reports.metrics.sections import STOPS
-from reports.metrics.units import Units
+from reports.metrics.point import Point, Units
+from reports.metrics.vocabulary import STOPS
 from reports.statistics.intervals import Pair, pooled, ratio, ratio_interval, share_interval
-from reports.summary.energy import total
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, total
 
 ACCEPTED_SCORE = "accepted_prefix"
 """The score that counts accepted characters."""
@@ -67,16 +65,12 @@ def _stopped(point: Point) -> Estimate | None:
     )
 
 
-def _accepted(sample: SampleRecord) -> float | None:
-    return sample.scores.get(ACCEPTED_SCORE)
-
-
 def _spent(cost: _Cost, point: Point) -> list[tuple[WindowRecord, Sequence[SampleRecord], float, float]] | None:
     """Each window with its samples, cost and accepted characters; ``None`` where one of these is not known."""
     found = []
     for number, samples in point.cell.whole.items():
         window = point.cell.windows[number]
-        spent, characters = cost(point, window), [_accepted(sample) for sample in samples]
+        spent, characters = cost(point, window), [sample.scores.get(ACCEPTED_SCORE) for sample in samples]
         if spent is None or None in characters:
             return None
         found.append((window, samples, spent, sum(one for one in characters if one is not None)))

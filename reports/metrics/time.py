@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from operator import attrgetter
 
 from harness.contracts import Metric, Wording
-from harness.records import SampleRecord, WindowRecord
-from reports.metrics.point import Point
-from reports.metrics.sections import HEADLINE, TIME
-from reports.metrics.units import Units, blocks, tokens
+from harness.records import SampleRecord
+from reports.metrics.point import Point, Units, blocks, tokens
+from reports.metrics.vocabulary import HEADLINE, TIME
 from reports.statistics.intervals import ratio
+from reports.summary.measured import after_first
 
 _seconds = partial(Metric, unit="s", form="seconds", better="lower", kind="cost", black_box=True)
 
@@ -24,27 +25,17 @@ def total_s(point: Point) -> float:
     return math.fsum(window.duration_s for window in point.cell.whole_windows if window.duration_s is not None)
 
 
-def _latency(sample: SampleRecord) -> float | None:
-    return sample.latency_s
-
-
-def _ttft(sample: SampleRecord) -> float | None:
-    return sample.ttft_s
+_latency, _ttft, _queue, _duration = map(attrgetter, ("latency_s", "ttft_s", "queue_s", "duration_s"))
 
 
 def _tpot(sample: SampleRecord) -> float | None:
-    times = sample.token_times_s
-    return (times[-1] - times[0]) / (len(times) - 1) if len(times) >= 2 else None
-
-
-def _queue(sample: SampleRecord) -> float | None:
-    return sample.queue_s
+    later = after_first(sample)
+    return None if later is None else later[0] / later[1]
 
 
 def _prefill(sample: SampleRecord) -> float | None:
-    if sample.ttft_s is None or sample.latency_s is None:
-        return None
-    return sample.ttft_s - (sample.queue_s or 0.0)
+    timed = sample.ttft_s is not None and sample.latency_s is not None
+    return (sample.ttft_s or 0.0) - (sample.queue_s or 0.0) if timed else None
 
 
 def _decode(sample: SampleRecord) -> float | None:
@@ -65,10 +56,6 @@ def _throughput(point: Point) -> float | None:
 def _throughput_units(point: Point) -> Units:
     spent = blocks(point.cell, _duration, per_token=True)
     return {key: (made, seconds) for key, (seconds, made) in spent.items()}
-
-
-def _duration(window: WindowRecord) -> float | None:
-    return window.duration_s
 
 
 LATENCY_P50 = _seconds(

@@ -8,29 +8,28 @@ without an interval; ours are paired by block of samples. CodeBLEU is a score of
 **Cost of the agent**, without nesting windows: asked at every exit point and never obeyed, less full depth, gives the
 price of a check; times the checks of an operating point. **Matched depth**: thresholds are probabilities of two
 different agents, so that for each published point there is also ours that skips the most similar share of layers.
+
+**Figures**: published bars are hatched and have no interval, since there is none; colours are of systems, which are not
+strategies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.errors import StoreError
 from harness.records import TaskRecord, WindowRecord
 from harness.records.estimate import Estimate, NoInterval
+from reports.figures.drawing import INK, QUIET, Figure, Width, legend_below, offsets, panels, say_size, slug
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.energy import ENERGY_PER_REQUEST
-from reports.published.green_code import (
-    LAYERS,
-    THRESHOLDS,
-    PublishedRun,
-    agent_costs,
-    full_depth,
-    green_code,
-    saving,
-)
+from reports.published.numbers import LAYERS, THRESHOLDS, PublishedRun, agent_costs, full_depth, green_code, saving
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import (
     MINIMUM_PAIRS,
@@ -43,10 +42,13 @@ from reports.statistics.intervals import (
     score_interval,
 )
 from reports.summary.attribution import price_per_check
-from reports.summary.energy import energy_origin, has_energy
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, energy_origin, has_energy
 from reports.tables.table import Column, Table
 from reports.tables.writers import to_csv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 PAPER_MODELS = {"llama-3.2-3b": "Llama-3.2-3B", "opt-2.7b": "OPT-2.7B"}
 """Catalogue name → the paper's. Any other model stands in for both."""
@@ -84,6 +86,14 @@ CAVEATS = (
     "without a cache; our untuned full depth is a run of its own, so that its costs are not paired",
     "~ energy that no sensor measured; – not measured, not published, or not defined",
 )
+
+GRID = ("layers_skipped", "time_saving", "energy_saving", "rouge_l_kept", "codebleu_kept", "agent_time")
+CACHE = ("time_of_uncached", "energy_of_uncached")
+LOOKS = {
+    "paper": (("#9ecae1", "///"), ("#fdd0a2", "\\\\\\"), ("#c7e9c0", "..."), ("#dadaeb", "xxx")),
+    "here": (("#0072b2", ""), ("#d55e00", ""), ("#009e73", ""), ("#cc79a7", ""), ("#e69f00", "")),
+}
+"""Whose → colours and hatches of its systems, in the order of the rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +348,12 @@ def _agent_cost(cell: Measured, full: Measured, never: Measured | None, quantity
     """Return what asking cost over full depth's cost: the price of a check times the checks, on blocks all finished."""
     if never is None:
         return None
+
+    def asked_in(cell: Measured, window: WindowRecord) -> float:
+        return float(sum(sample.exit_checks for sample in cell.whole[window.window]))
+
     asked, own = (_pairs(each, full, quantity) for each in (never, cell))
-    checks = [each.block_pairs(full, _checks) for each in (never, cell)]
+    checks = [each.block_pairs(full, asked_in) for each in (never, cell)]
     blocks = sorted(asked.keys() & own.keys())
     rows = np.array([(asked[one].other, asked[one].baseline, *(each[one].other for each in checks)) for one in blocks])
     if not blocks or not rows[:, 2].sum():
@@ -348,10 +362,6 @@ def _agent_cost(cell: Measured, full: Measured, never: Measured | None, quantity
     spent, whole, of_never, of_cell = (np.vstack(draws) @ rows).T  # of all blocks, then of each resampling of them
     shares = price_per_check(spent, whole, of_never) * of_cell / whole
     return Estimate.of(float(shares[0]), replicate_interval(shares[1:], len(rows)) or NoInterval.FEW_PAIRS)
-
-
-def _checks(cell: Measured, window: WindowRecord) -> float:
-    return float(sum(sample.exit_checks for sample in cell.whole[window.window]))
 
 
 def _apart(one: Row, other: Row) -> float:
@@ -388,3 +398,67 @@ def _notes(
         yield f"energy here is {energy_origin(ours[0].energy_source)} and adds no evidence of its own"
     yield from CAVEATS
     yield from dict.fromkeys((*run.summary.notes, *(untuned.summary.notes if untuned else ())))
+
+
+def comparison_figures(comparison: Comparison) -> list[Figure]:
+    """Return the paper's grid, and what exits and the cache leave of full depth's cost without a cache."""
+    where = f"{comparison.task.name}, {comparison.run.manifest.model.name}"
+    caption = ". ".join(line[0].upper() + line[1:] for line in comparison.notes)
+    return [
+        Figure(f"green-code-{kind}-{slug(where)}", title := f"GREEN-CODE, published and measured: {what} ({where})",
+               caption, partial(_draw, comparison, title, quantities, cache=kind == "cache"))
+        for kind, what, quantities in (
+            ("grid", "the agent's grid", GRID),
+            ("cache", "cost over full depth without a KV cache", CACHE),
+        )
+    ]  # fmt: skip
+
+
+def _draw(comparison: Comparison, title: str, quantities: Sequence[str], width: Width, *, cache: bool) -> Canvas:
+    settings = [*([FULL] if cache else ()), *(f"threshold {threshold:g}" for threshold in THRESHOLDS)]
+    beside, height, letters = (3, 2.3, 24) if width == "text" else (1, 1.2, 40)
+    canvas, axes = panels(width, len(quantities), height, across=beside, sharex=True)
+    for ax, name in zip(axes, quantities, strict=True):
+        _panel(ax, comparison, settings, name, cache=cache)
+        column = COLUMNS[name]
+        ax.set_title(fill(f"{column.header} {column.unit}".strip(), letters))
+    for ax in axes[::beside]:
+        ax.set_ylabel("%")
+    for ax in axes[-beside:]:
+        ax.set_xlabel("agent's threshold")
+    samples = max(row.n for row in comparison.run.summary.rows if row.task == comparison.task.name)
+    say_size(axes[min(beside // 2, len(axes) - 1)], f"n = {samples} samples")
+    said = "n: measured here. Black lines: 95 % intervals; published numbers have none."
+    legend_below(canvas, *axes[0].get_legend_handles_labels(), title=said)
+    canvas.suptitle(fill(title, 44 if width == "column" else 90), x=0.01, ha="left", fontweight="bold", fontsize=8)
+    return canvas
+
+
+def _panel(ax: Axes, comparison: Comparison, settings: Sequence[str], name: str, *, cache: bool) -> None:
+    rows = [
+        row for row in comparison.rows if row.setting in settings and (cache or not row.paper_model or row.kv == "none")
+    ]
+    looks = {whose: iter(some) for whose, some in LOOKS.items()}
+    systems = list(dict.fromkeys(row.system for row in rows))
+    wide = 0.8 / len(systems)
+    for offset, system in zip(offsets(len(systems)), systems, strict=True):
+        colour, hatch = next(looks[system.partition(",")[0]])
+        look: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "#555555", "linewidth": 0.4 * bool(hatch)}
+        ax.bar(0, 0, 0, label=system, **look)  # the legend has every system, whatever is missing
+        for row in rows:
+            value = row.values.get(name) if row.system == system else None
+            if value is None:
+                continue
+            x = settings.index(row.setting) + offset
+            ax.bar(x, 100 * value.value, wide * 0.92, **look)
+            if value.interval is not None:
+                ax.vlines(x, 100 * value.interval[0], 100 * value.interval[1], color=INK, linewidth=0.9)
+    labels = [setting.removeprefix("threshold ").removesuffix(" depth") for setting in settings]
+    ax.set_xticks(range(len(settings)), labels)
+    ax.axhline(0, color=QUIET, linewidth=0.8)
+    ax.grid(axis="x", visible=False)
+    if name.endswith("_kept"):
+        ax.axhline(100, color=QUIET, linewidth=0.8, linestyle=":")
+        ax.set_ylim(bottom=0)
+    if not any(name in row.values for row in rows):
+        ax.text(0.5, 0.5, "no number", transform=ax.transAxes, ha="center", color=QUIET)

@@ -40,10 +40,11 @@ def acceptances(cell: Measured) -> Iterator[Acceptance]:
     if not cell.point.lossless or not cell.tells_discarded:
         return
     counts: dict[Group, Counter[tuple[int, bool]]] = defaultdict(Counter)
+    source_of_none = " or ".join(cell.point.draft_sources) or cell.point.strategy  # what proposes and runs no layer
     for sample in cell.samples.values():
         block = cell.windows[sample.window].block
         for token in _drafted(sample, cell.task.language):
-            for group in _groups(token, _source(cell)):
+            for group in _groups(token, source_of_none):
                 counts[group][block, token.stood] += 1
     blocks = sorted({cell.windows[sample.window].block for sample in cell.samples.values()})
     for group in sorted(counts, key=_place):
@@ -71,11 +72,6 @@ def _drafted(sample: SampleRecord, language: str) -> Iterator[_Drafted]:
         there = kinds_of([*before, *one.token_texts], language)[len(before) :]
         for layer, kind in zip(one.drafted_at, there, strict=True):
             yield _Drafted(layer, kind, False)
-
-
-def _source(cell: Measured) -> str:
-    """Name the proposer that runs no layer: a draft source, or the strategy's own rule."""
-    return " or ".join(cell.point.draft_sources) or cell.point.strategy
 
 
 def _groups(token: _Drafted, source: str) -> Iterator[Group]:

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from harness.contracts.scores import registered_scores
 from harness.records import Manifest, SampleRecord, WindowRecord
-from harness.records.estimate import Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.statistics.plausible import LARGEST, SMALLEST, all_plausible, is_measurable, numbers_of
 
@@ -34,7 +33,8 @@ def refuse_window(window: WindowRecord, manifest: Manifest) -> str | None:
     """Return why a measured window is left out; ``None`` when it counts. Warm-up and idle windows need no reason."""
     if window.superseded:
         return SUPERSEDED
-    if not _known(window.task, window.operating_point, manifest):
+    named = any(window.task == task.name for task in manifest.tasks)
+    if not named or not any(window.operating_point == point.name for point in manifest.operating_points):
         return FOREIGN
     if window.duration_s is None:
         return UNTIMED if manifest.timed else None
@@ -124,7 +124,16 @@ def is_a_score(name: str, value: float) -> bool:
 
 def drop_implausible(summary: Summary) -> Summary:
     """Return a summary without the estimates and attributions that no machine can have reached, and a note of them."""
-    rows = tuple(map(_plausible, summary.rows))
+
+    def plausible(row: SummaryRow) -> SummaryRow:
+        kept = {
+            name: one
+            for name, one in row.metrics.items()
+            if all_plausible((one.value, one.low, one.high, one.p, one.p_holm)) and is_a_score(name, one.value)
+        }
+        return row if len(kept) == len(row.metrics) else row.model_copy(update={"metrics": kept})
+
+    rows = tuple(map(plausible, summary.rows))
     attributions = tuple(one for one in summary.attributions if all_plausible(numbers_of(one.model_dump())))
     left_out = [
         *(name for row, kept in zip(summary.rows, rows, strict=True) for name in row.metrics.keys() - kept.metrics),
@@ -137,17 +146,3 @@ def drop_implausible(summary: Summary) -> Summary:
         f"no value of their score): {', '.join(sorted(set(left_out)))}. The records are damaged or foreign."
     )
     return summary.model_copy(update={"rows": rows, "attributions": attributions, "notes": (*summary.notes, note)})
-
-
-def _plausible(row: SummaryRow) -> SummaryRow:
-    kept = {name: estimate for name, estimate in row.metrics.items() if _can_be_true(name, estimate)}
-    return row if len(kept) == len(row.metrics) else row.model_copy(update={"metrics": kept})
-
-
-def _can_be_true(name: str, one: Estimate) -> bool:
-    return all_plausible((one.value, one.low, one.high, one.p, one.p_holm)) and is_a_score(name, one.value)
-
-
-def _known(task: str, point: str, manifest: Manifest) -> bool:
-    tasks = any(task == record.name for record in manifest.tasks)
-    return tasks and any(point == record.name for record in manifest.operating_points)

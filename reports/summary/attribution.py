@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TypeVar
 
 import numpy as np
@@ -40,8 +41,7 @@ from harness.records import DraftWork, MeterRecord, SampleRecord, WindowRecord
 from harness.records.cost import PARTS, PHASES, Attribution, CheckCost, OperatingPointCost, Quantity
 from harness.records.estimate import Estimate
 from reports.statistics.intervals import MINIMUM_PAIRS, estimate_of
-from reports.summary.energy import is_measured
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, is_measured
 
 Array = NDArray[np.float64]
 Cost = TypeVar("Cost", float, Array)
@@ -105,17 +105,9 @@ def price_per_check(never: Cost, full: Cost, checks: Cost) -> Cost:
     return (never - full) / checks
 
 
-def _seconds(window: WindowRecord) -> float | None:
-    return window.duration_s
-
-
-def _joules(window: WindowRecord) -> float | None:
-    return window.energy_j
-
-
 _QUANTITIES: tuple[tuple[Quantity, Callable[[WindowRecord], float | None]], ...] = (
-    ("time", _seconds),
-    ("energy", _joules),
+    ("time", attrgetter("duration_s")),
+    ("energy", attrgetter("energy_j")),
 )
 
 

@@ -10,12 +10,6 @@ from reports.metrics.point import Point
 from reports.summary.measured import Measured, full_depths
 
 
-def exactness_notes(cells: Sequence[Measured]) -> Iterator[str]:
-    """Yield whether lossless rows are lossless, and what stop rules do to the completions of theirs."""
-    yield from _about_lossless(cells)
-    yield from _about_stops(cells)
-
-
 def decoding_notes(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
     """Yield what KV policies, weights formats, batches, arrivals, black boxes and cheap heads mean for the numbers."""
     yield from _about_decoding([cell for cell in cells if cell.point.black_box is None], manifest)
@@ -44,8 +38,8 @@ def oracle_notes(cells: Sequence[Measured]) -> Iterator[str]:
             )
 
 
-def _about_lossless(cells: Sequence[Measured]) -> Iterator[str]:
-    """Say of all lossless operating points of all tasks whether their tokens are full depth's in the same format."""
+def exactness_notes(cells: Sequence[Measured]) -> Iterator[str]:
+    """Yield whether lossless rows have full depth's tokens in their format, and what stop rules do to completions."""
     compared, wrong = 0, []
     for cell in cells:
         if not cell.point.lossless:
@@ -79,10 +73,6 @@ def _about_lossless(cells: Sequence[Measured]) -> Iterator[str]:
             "which drafts stood, by source, layer and kind, is not known: the run was recorded before discarded drafts "
             "were. Run it again for that."
         )
-
-
-def _about_stops(cells: Sequence[Measured]) -> Iterator[str]:
-    """Warn of rules that always stop, and say what the shorter completions of the others are held against."""
     for cell in cells:
         yield from _always(cell)
     if any(cell.point.stop for cell in cells):

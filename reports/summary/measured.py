@@ -15,6 +15,11 @@ Noise that says nothing of an operating point leaves them; blocks stay the indep
 same" the two sides of a pair may still be swapped. Pooled is only what is the same work: the same prompt tokens and
 repeat, one weights format, one request at a time, back to back, with a cache. Recorded times, and the latencies made of
 them, stay as they were measured.
+
+**Energy** is a total over windows and exists only when every window has a number from one source: a missing reading
+makes it ``None``, never a smaller total, and an estimate and a measurement are never added. Net of idle takes off what
+the machine draws with the model loaded and nothing running, measured in idle windows of the same run and sensor; an
+estimate made of CPU time has no idle power, so there is none.
 """
 
 from __future__ import annotations
@@ -27,9 +32,9 @@ from functools import cached_property
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from harness.metering.contamination import CONTAMINATED
-from harness.records import Manifest, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
-from harness.records.conditions import Conditions
-from reports.statistics.intervals import Pair, mean, pooled, pooled_by
+from harness.records import Manifest, MeterRecord, OperatingPointRecord, SampleRecord, TaskRecord, WindowRecord
+from harness.records.conditions import MIXED, REPLAY, Conditions
+from reports.statistics.intervals import Pair, mean, pooled, pooled_by, ratio
 from reports.summary.admission import refuse_sample, refuse_window, without_false_reading
 
 SampleKey: TypeAlias = tuple[str, int]  # sample id, repeat
@@ -171,14 +176,6 @@ class Measured:
             found[self._blocks[sample_id]].append(value)
         return list(found.values())
 
-    def window_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
-        """Return seconds per block under the baseline and here, whole requests; of one repeat, or of all.
-
-        Back to back that is the windows' time. With a fixed arrival rate a window is as long as its arrivals, so
-        there it is the requests' latencies, each from its arrival.
-        """
-        return list(self.block_pairs(baseline, Measured.request_s, repeat).values())
-
     def energy_pairs(self, baseline: Measured, idle_w: float = 0.0) -> list[Pair]:
         """Return joules per block under the baseline and here, less ``idle_w`` times the windows' seconds.
 
@@ -201,11 +198,11 @@ class Measured:
         for key in self.shared(baseline):
             if repeat not in (None, key[1]):
                 continue
-            here, there = self.samples[key], baseline.samples[key]
-            if len(here.token_times_s) < 2 or len(there.token_times_s) < 2:
-                continue
-            block = self.windows[here.window].block
-            pairs.append((block, Pair(_decode_s(there), _decode_s(here), _later(there), _later(here))))
+            sample = self.samples[key]
+            here, there = after_first(sample), after_first(baseline.samples[key])
+            if here is not None and there is not None:
+                pair = Pair(there[0], here[0], there[1], here[1])
+                pairs.append((self.windows[sample.window].block, pair))
         return pooled(pairs)
 
     def block_pairs(
@@ -233,7 +230,10 @@ class Measured:
         return pooled_by(pairs)
 
     def request_s(self, window: WindowRecord) -> float | None:
-        """Return what the requests of a window took: the window's time, or their latencies where they arrive."""
+        """Return what the requests of a window took, seconds: back to back, the window's time.
+
+        With a fixed arrival rate a window is as long as its arrivals, so there it is the requests' latencies.
+        """
         arrived = [sample for sample in self._by_window.get(window.window, ()) if sample.arrival_s is not None]
         if not arrived:
             return window.duration_s
@@ -265,6 +265,12 @@ class Measured:
         for sample in self.samples.values():
             found[sample.window].append(sample)
         return dict(found)
+
+
+def after_first(sample: SampleRecord) -> tuple[float, int] | None:
+    """Return seconds and tokens after the first token; ``None`` where no second one was timed."""
+    times = sample.token_times_s
+    return (times[-1] - times[0], len(times) - 1) if len(times) >= 2 else None
 
 
 def full_depths(cells: Iterable[Measured]) -> dict[str, Measured]:
@@ -309,6 +315,47 @@ def select(
     return cells
 
 
+def is_measured(source: str, meter: MeterRecord) -> bool:
+    """Whether an energy was measured by a sensor, in this run."""
+    return meter.measured and source == meter.source
+
+
+def energy_origin(source: str) -> str:
+    """Say in a few words where an energy comes from that no sensor of this run measured."""
+    known = {"none": "not measured", REPLAY: "not of this run", MIXED: "of several sources"}
+    known["estimate"] = "estimated from CPU time"
+    return known.get(source, f"estimated by {source}")
+
+
+def has_energy(cell: Measured, baseline: Measured) -> bool:
+    """Whether two operating points have an energy each, from one and the same source."""
+    (source, here), (other, there) = total(cell.windows.values()), total(baseline.windows.values())
+    return here is not None and there is not None and source == other
+
+
+def idle_power_w(cell: Measured, idle: Sequence[WindowRecord], meter: MeterRecord) -> float | None:
+    """Return watts with nothing running, by the sensor that measured this operating point; ``None`` without one."""
+    source, _ = total(cell.windows.values())
+    if not is_measured(source, meter):
+        return None
+    read = [
+        (window.energy_j, window.duration_s)
+        for window in idle
+        if window.energy_source == source and window.energy_j is not None and window.duration_s is not None
+    ]
+    return ratio(math.fsum(joules for joules, _ in read), math.fsum(seconds for _, seconds in read))
+
+
+def total(windows: Iterable[WindowRecord]) -> tuple[str, float | None]:
+    """Return source and joules; no joules when a reading is missing or the sources differ."""
+    windows = list(windows)
+    sources = {window.energy_source for window in windows}
+    source = MIXED if len(sources) > 1 else next(iter(sources), "none")
+    readings = [window.energy_j for window in windows if window.energy_j is not None]
+    complete = readings and len(readings) == len(windows) and source != MIXED
+    return source, math.fsum(readings) if complete else None
+
+
 class PromptTimes:
     """The prompt times of one task.
 
@@ -347,11 +394,3 @@ def _prompt_s(sample: SampleRecord) -> float | None:
 
 def _work(cell: Measured, sample: SampleRecord) -> Hashable:
     return cell.conditions.weights_format, sample.sample_id, sample.repeat, sample.prompt_ids
-
-
-def _decode_s(sample: SampleRecord) -> float:
-    return sample.token_times_s[-1] - sample.token_times_s[0]
-
-
-def _later(sample: SampleRecord) -> int:
-    return len(sample.token_times_s) - 1

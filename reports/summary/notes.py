@@ -16,13 +16,12 @@ from harness.records.conditions import MIXED, REPLAY, graphs_of, layers_of
 from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
-from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE
 from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
+from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE
 from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIMUM_SAMPLES
 from reports.summary.admission import describe_left_out
 from reports.summary.decoding_notes import decoding_notes, exactness_notes, oracle_notes
-from reports.summary.energy import is_measured
-from reports.summary.measured import Measured
+from reports.summary.measured import Measured, is_measured
 
 _FLAGS = {
     "foreign-cpu": f"other processes took more than {100 * FOREIGN_SHARE:g} % of the machine's core-seconds",
@@ -65,15 +64,12 @@ def notes(
     """
     everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
-        *_about_full_depth(manifest, cells),
-        *_about_time(manifest),
-        *_about_devices(manifest),
+        *_about_the_whole(manifest, cells),
         *exactness_notes(cells),
         *_about_model(manifest),
         *_about_data(manifest, rows, cells),
         *missing_scores,
-        *_about_probes(everything),
-        *_about_baseline(manifest, cells),
+        *_about_probes_and_baseline(manifest, everything),
         *describe_left_out(manifest, windows, samples),
         *_about_energy(manifest.meter, cells),
         *_about_windows(everything, windows),
@@ -111,24 +107,17 @@ def _wrong_with(full: Measured) -> str | None:
     return None
 
 
-def _about_full_depth(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
-    wrong = degenerate(manifest, cells)
-    if wrong is not None:
+def _about_the_whole(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
+    if (wrong := degenerate(manifest, cells)) is not None:
         yield (
             f"{wrong}: nothing can be compared with that, so agreement, speed-up and quality here mean nothing, no row "
             "is on the front and the run is never ranked. Check the weights, and --dtype float32 if they overflow."
         )
-
-
-def _about_time(manifest: Manifest) -> Iterator[str]:
     if not manifest.timed:
         yield (
             "this run was not timed (untimed): other work may have shared its machine, so there are tokens, scores and "
             "counts of work here, and no time, speed-up or energy."
         )
-
-
-def _about_devices(manifest: Manifest) -> Iterator[str]:
     layers, graphs = layers_of(manifest), graphs_of(manifest)
     if layers:
         yield f"{layers} (--device-map): times and energy are of these places, and not of one device."
@@ -163,17 +152,20 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow], cells: Sequence[
     for task in manifest.tasks:
         if task.source_kind == "embedded":
             yield (
-                f"{task.name}: the samples come from {_without_kind(task.source)}, not from the published "
-                f"{task.name} test set; scores compare with nothing outside this run."
+                f"{task.name}: the samples come from {task.source.removeprefix('embedded:').strip()}, not from the "
+                f"published {task.name} test set; scores compare with nothing outside this run."
             )
         if task.bad_rows:
             yield f"{task.name}: {task.bad_rows} row(s) of the data could not become samples."
         yield from _about_duplicates(task, manifest)
     if manifest.model.weights == "tuned" or any(point.artefacts for point in manifest.operating_points):
         yield PROJECTS
-    for task_name, failed in _totals((cell.task.name, len(cell.broken)) for cell in cells):
+    broken: Counter[str] = Counter()
+    for cell in cells:
+        broken[cell.task.name] += len(cell.broken)
+    for name, failed in (+broken).items():
         yield (
-            f"{task_name}: {failed} failure(s) over the operating points, counted as errors; they are neither scored "
+            f"{name}: {failed} failure(s) over the operating points, counted as errors; they are neither scored "
             "nor timed; paired columns leave those samples out, and throughput, energy and ratios of requests their "
             "blocks."
         )
@@ -204,11 +196,20 @@ def _about_duplicates(task: TaskRecord, manifest: Manifest) -> Iterator[str]:
         yield f"{task.name}: {task.duplicates} sample(s) were skipped as {read}."
 
 
-def _about_probes(cells: Sequence[Measured]) -> Iterator[str]:
-    probes = [cell for cell in cells if cell.point.never_exits]
-    failed = sum(len(cell.broken) for cell in probes)
+def _about_probes_and_baseline(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
+    failed = sum(len(cell.broken) for cell in cells if cell.point.never_exits)
     if failed:
         yield f"{failed} failure(s) of probes that never exit: their blocks are missing in the attribution."
+    for task in manifest.tasks:
+        alike = [cell for cell in cells if cell.task.name == task.name and not cell.point.never_exits]
+        if not task.samples:
+            yield f"{task.name}: no sample was drawn, so it has no results. Check --limit and --source."
+        elif alike and not alike[0].samples and any(cell.samples for cell in alike):
+            why = "has no finished window" if not alike[0].windows else "finished no sample"
+            yield (
+                f"{task.name}: full depth {why}, so nothing is compared with it (speed-up, agreement, differences). "
+                "Finish the run with `harness run --resume`."
+            )
 
 
 def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str]:
@@ -258,19 +259,6 @@ def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
         )
     if measured and not shares:
         yield "idle power was not measured (the run has no idle windows), so energy is gross: idle power is part of it."
-
-
-def _about_baseline(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
-    for task in manifest.tasks:
-        alike = [cell for cell in cells if cell.task.name == task.name]
-        if not task.samples:
-            yield f"{task.name}: no sample was drawn, so it has no results. Check --limit and --source."
-        elif alike and not alike[0].samples and any(cell.samples for cell in alike):
-            why = "has no finished window" if not alike[0].windows else "finished no sample"
-            yield (
-                f"{task.name}: full depth {why}, so nothing is compared with it (speed-up, agreement, differences). "
-                "Finish the run with `harness run --resume`."
-            )
 
 
 def _about_chance(rows: Sequence[SummaryRow]) -> Iterator[str]:
@@ -324,17 +312,6 @@ def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
             f"{100 * (most - 1):.1f} % ({name}: {low:.3f}× to {high:.3f}×). The intervals are over blocks "
             "of samples and do not contain this."
         )
-
-
-def _totals(pairs: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    totals: Counter[str] = Counter()
-    for name, count in pairs:
-        totals[name] += count
-    return [(name, count) for name, count in totals.items() if count]
-
-
-def _without_kind(source: str) -> str:
-    return source.removeprefix("embedded:").strip()
 
 
 def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]) -> Iterator[str]:

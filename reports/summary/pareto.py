@@ -96,13 +96,13 @@ def on_front(rows: Sequence[SummaryRow], gain: Metric) -> list[bool]:
 
     Arguments as :func:`edge`. A gain that is not compared with full depth is taken as it was measured.
     """
-    return [flag and _is_told(row, gain) for row, flag in zip(rows, edge(rows, gain), strict=True)]
 
+    def is_told(row: SummaryRow) -> bool:
+        if gain.paired is None or is_reference(row, gain):
+            return True
+        return is_distinguishable(gain, row.estimate(gain)) and (row.value(gain) or 0.0) > 1
 
-def _is_told(row: SummaryRow, gain: Metric) -> bool:
-    if gain.paired is None or is_reference(row, gain):
-        return True
-    return is_distinguishable(gain, row.estimate(gain)) and (row.value(gain) or 0.0) > 1
+    return [flag and is_told(row) for row, flag in zip(rows, edge(rows, gain), strict=True)]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:

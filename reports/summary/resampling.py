@@ -148,17 +148,6 @@ class Hypervolume:
     contribution: Mapping[str, Estimate]
 
 
-def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float] = (1.0, 0.0)) -> float:
-    """Return the area that points dominate, up to a reference point; exact.
-
-    Args:
-        points: (cost, quality), in any order. Those not better than the reference in both span nothing.
-        reference: the worst cost and quality that count.
-    """
-    table = np.array([points], dtype=float).reshape(1, -1, 2)
-    return float(_areas(table[..., 0], table[..., 1], reference)[0])
-
-
 def hypervolumes(candidates: Sequence[Candidate], full: Resampled, blocks: int) -> Hypervolume:
     """Return the hypervolume of a table's operating points, in total and by strategy, with intervals.
 
@@ -186,12 +175,11 @@ def hypervolumes(candidates: Sequence[Candidate], full: Resampled, blocks: int) 
     return Hypervolume(estimate_of(total, blocks), alone, contribution)
 
 
-def _areas(costs: Array, qualities: Array, reference: tuple[float, float] = (1.0, 0.0)) -> Array:
-    """Return the area under the best quality so far of each table of points, ``[tables, points]`` → ``[tables]``."""
-    worst_cost, worst_quality = reference
+def _areas(costs: Array, qualities: Array) -> Array:
+    """Return the area that each table of points dominates up to (1, 0), ``[tables, points]`` → ``[tables]``."""
     order = np.argsort(costs, axis=1)
-    sorted_costs = np.minimum(np.take_along_axis(costs, order, 1), worst_cost)
+    sorted_costs = np.minimum(np.take_along_axis(costs, order, 1), 1.0)
     best = np.maximum.accumulate(np.take_along_axis(qualities, order, 1), axis=1)
-    widths = np.diff(sorted_costs, axis=1, append=worst_cost)
-    found: Array = (widths * np.maximum(best - worst_quality, 0)).sum(1)
+    widths = np.diff(sorted_costs, axis=1, append=1.0)
+    found: Array = (widths * np.maximum(best, 0)).sum(1)
     return found

@@ -25,15 +25,22 @@ from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
 from reports.metrics.evaluation import Comparison, compare_all, evaluate
 from reports.metrics.point import Point
-from reports.metrics.scores import recorded_scores
 from reports.metrics.speedups import SPEEDUP, speedup_pairs
-from reports.metrics.vocabulary import all_metrics, metrics_of
+from reports.metrics.vocabulary import all_metrics, metrics_of, recorded_scores
 from reports.statistics.intervals import MINIMUM_PAIRS, paired_ratio
 from reports.summary.acceptance import acceptances
 from reports.summary.admission import drop_implausible, idle_windows
 from reports.summary.attribution import attribute
-from reports.summary.energy import is_measured, total
-from reports.summary.measured import Corpus, CorpusScorer, Measured, PromptTimes, full_depths, select
+from reports.summary.measured import (
+    Corpus,
+    CorpusScorer,
+    Measured,
+    PromptTimes,
+    full_depths,
+    is_measured,
+    select,
+    total,
+)
 from reports.summary.notes import degenerate, notes
 from reports.summary.pareto import mark_front
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 
 from harness.appearance.visible_text import one_line
-from reports.figures.figure import slug
+from reports.figures.drawing import slug
 from reports.tables.table import Column, Heading, Line, Part, Table
 
 _POINTS = 504.0

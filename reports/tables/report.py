@@ -8,17 +8,19 @@ from pathlib import Path
 
 from harness.appearance.visible_text import escape_json
 from harness.contracts import Metric
+from harness.records.estimate import MISSING
 from harness.records.summary import Summary, SummaryRow
 from harness.store.record_files import sealed_document
 from reports.files import write_files
 from reports.metrics.energy import ENERGY_PER_TOKEN
 from reports.metrics.evaluation import can_tell, is_distinguishable
-from reports.metrics.scores import EDIT_SIMILARITY_DIFFERENCE, score_metrics
+from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE, score_metrics
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.pareto import common_speedup
 from reports.tables.frame import acceptance_csv, summary_csv
 from reports.tables.result import (
+    LEGEND,
     ResultTable,
     explanations,
     headline_columns,
@@ -174,14 +176,12 @@ def _together(groups: Sequence[tuple[str, RecordedRun, ResultTable]]) -> Table:
 
 
 def _marks(rows: Sequence[SummaryRow], columns: Iterable[Column]) -> Iterator[str]:
-    """Yield what the marks and numbers of a task mean."""
-    if any(row.pareto for row in rows):
-        yield "● on the Pareto front of its run: exact prefix against speed-up."
-    if not all(map(is_candidate, rows)):
-        yield "◇ an upper bound, not a candidate."
-    yield "* differs from full depth (Holm-corrected p ≤ 0.05). Brackets: 95 % intervals."
-    if any("[too few]" in text for column in columns for text in column.texts):
-        yield "[too few]: too few blocks or samples for an interval."
+    """Yield what the marks that stand in a task's table mean."""
+    shown = " ".join(text for column in columns for text in column.texts)
+    for sign, meaning in LEGEND:
+        if sign == "*" or (sign in shown and sign != MISSING):
+            yield f"{sign}{':' * sign.isascii()} {meaning}."
+    yield "Brackets: 95 % intervals."
     if any(row.value(ENERGY_PER_TOKEN) is not None and not row.energy_measured for row in rows):
         yield "Energy that no sensor read is an estimate and decides no ranking."
 

@@ -1,11 +1,8 @@
-"""Rows of one table: the rows that may be compared with each other, and what its title must say.
+"""Rows that may be compared with each other, what must be said of them, and a metric's estimates as their column.
 
 Rows of a table share what :data:`harness.records.conditions.in_one_table` says, and the machine, which a summary has
-only one of. Everything else that differs is an operating point, a KV policy and a weights format of its own included.
-
-The columns of a report: a metric's estimates as they are written everywhere.
-
-A comparison with full depth that passes its test carries a ``*``, one without an interval ``[too few]``. What is a
+only one of. Everything else that differs is an operating point, a KV policy and a weights format of its own included. A
+comparison with full depth that passes its test carries a ``*``, one without an interval ``[too few]``. What is a
 column, where it stands and how it is written are facts of the metric.
 """
 
@@ -23,13 +20,12 @@ from harness.records.estimate import MISSING, Estimate
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.evaluation import is_distinguishable
 from reports.metrics.faithfulness import EXACT_PREFIX
-from reports.metrics.sections import HEADLINE, in_section, sections_of
 from reports.metrics.speedups import SPEEDUP
 from reports.metrics.time import LATENCY_P99
-from reports.metrics.vocabulary import metrics_of
+from reports.metrics.vocabulary import HEADLINE, in_section, metrics_of, sections_of
 from reports.tables.table import Column, Tone
 
-_LEGEND = (
+LEGEND = (
     (
         "●",
         "on the front: faster than full depth beyond chance (*), or full depth, and no row keeps as much text (exact "
@@ -40,6 +36,7 @@ _LEGEND = (
     ("[too few]", "too few blocks, samples, or samples that differ for an interval, so neither interval nor test"),
     (MISSING, "not measured, or not defined"),
 )
+"""Marks in tables and what each means, wherever that is told."""
 _LOSSLESS = ("@lossless", "what exits or a draft source say is verified, and full depth's tokens come out")
 _STOP = ("@stop=", "a rule ends completions early; what is left is scored against the whole reference")
 _MOVED = 3
@@ -186,7 +183,7 @@ def draft_families(rows: Sequence[SummaryRow]) -> dict[str, list[int]]:
 def legend(rows: Iterable[SummaryRow]) -> tuple[tuple[str, str], ...]:
     """Return the marks of these rows and what each means."""
     rows = list(rows)
-    return (*_LEGEND, *[_LOSSLESS] * any(row.lossless for row in rows), *[_STOP] * any(row.stop for row in rows))
+    return (*LEGEND, *[_LOSSLESS] * any(row.lossless for row in rows), *[_STOP] * any(row.stop for row in rows))
 
 
 def _span(values: Sequence[int]) -> str:
@@ -263,7 +260,10 @@ def explanations(rows: Sequence[SummaryRow]) -> list[list[Column]]:
 
 def _column(rows: Sequence[SummaryRow], metric: Metric) -> Column:
     estimates = tuple(row.estimate(metric) for row in rows)
-    scale, unit = 1.0, _energy_label(rows) if metric.kind == "energy" else ""
+    scale, unit = 1.0, ""
+    if metric.kind == "energy":  # an estimate, a sensor's name, or none
+        named = {row.energy_source for row in rows if row.n} - {"none"}
+        unit = "mixed" if len(named) > 1 else next(iter(named), "none")
     if metric.form == "seconds":
         unit, scale = time_unit(row.value(LATENCY_P99) for row in rows)
     return Column(
@@ -279,9 +279,3 @@ def _column(rows: Sequence[SummaryRow], metric: Metric) -> Column:
         priority=math.inf if metric.restates else metric.priority,
         marks=tuple("*" if one is not None and is_distinguishable(metric, one) else "" for one in estimates),
     )
-
-
-def _energy_label(rows: Iterable[SummaryRow]) -> str:
-    """``estimate``, a sensor's name, or ``none``: what the column's header must say."""
-    named = {row.energy_source for row in rows if row.n} - {"none"}
-    return "mixed" if len(named) > 1 else next(iter(named), "none")

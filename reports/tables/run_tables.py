@@ -13,12 +13,12 @@ from harness.records.cost import PARTS, PHASES, Attribution, Quantity
 from harness.records.estimate import Estimate
 from harness.records.summary import EXIT, Acceptance, Summary
 from reports.completions.token_kinds import KINDS
-from reports.figures.front_points import GAINS, areas
+from reports.figures.fronts import GAINS, areas
 from reports.figures.task_table import task_tables
 from reports.metrics.drafts import ACCEPTANCE, DRAFTED, LAYERS_READ, TOKENS_PER_VERIFICATION
 from reports.metrics.speedups import DECODE_SPEEDUP
 from reports.recorded import RecordedRun
-from reports.summary.energy import energy_origin
+from reports.summary.measured import energy_origin
 from reports.summary.pareto import unmarked, without_front
 from reports.tables.plot import draw_front
 from reports.tables.result import (
@@ -227,7 +227,7 @@ def hypervolumes(run: RecordedRun) -> Iterator[Part]:
             for what, of, whole in (("alone", volume.alone, volume.total), ("adds", volume.contribution, None))
         ]
         yield Table(
-            title=f"Dominated hypervolume of text kept against cost, {table.task}",
+            title=f"Dominated hypervolume of text kept against cost, {table.first.task}",
             columns=(_label((*names, "all together"), "strategy"), *columns),
             notes=(HYPERVOLUME_NOTE,),
         )

@@ -21,7 +21,7 @@ import pytest
 from harness.errors import DEFECT
 from harness.models.artefacts import SHIPPED
 from harness.store.run_directory import LOCK
-from reports.figures.figure import FORMATS
+from reports.figures.drawing import FORMATS
 from tests.run_files import cut, unseal
 
 Command = Callable[..., Any]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.contracts import Accuracy
 from harness.records import (
     SCHEMA_VERSION,
     FormatRecord,
@@ -21,6 +21,7 @@ from harness.records import (
 )
 from harness.records.summary import Summary, SummaryRow
 from harness.registry import WEIGHTS_FORMATS
+from reports.recorded import RecordedRun
 from reports.summary.summarise import summarise
 
 LAYERS = 10
@@ -139,11 +140,11 @@ class RunBuilder:
                     kv_entry_bytes=1,
                     shortcut_bytes=30,
                     weights_format=self.formats[0] if self.formats else None,
-                    weights_accuracy=_accuracy(self.formats[0]) if self.formats else None,
+                    weights_accuracy=WEIGHTS_FORMATS.load(self.formats[0]).facts.accuracy if self.formats else None,
                     other_formats=tuple(
                         FormatRecord(
                             weights_format=name,
-                            weights_accuracy=_accuracy(name),
+                            weights_accuracy=WEIGHTS_FORMATS.load(name).facts.accuracy,
                             layer_bytes=25,
                             lm_head_bytes=50,
                             kv_projection_bytes=2,
@@ -188,14 +189,12 @@ class RunBuilder:
     def summary(self, score_corpus: Any = no_corpus_scores, **options: Any) -> Summary:
         return summarise(self.manifest, self.windows, self.samples, score_corpus, **options)
 
+    def recorded(self, directory: str = "runs/one") -> RecordedRun:
+        return RecordedRun(Path(directory), self.manifest, tuple(self.windows), tuple(self.samples), self.summary())
+
     def row(self, point: str, task: str = "py150", score_corpus: Any = no_corpus_scores) -> SummaryRow:
         rows = self.summary(score_corpus).rows
         return next(row for row in rows if row.operating_point == point and row.task == task)
-
-
-def _accuracy(weights_format: str) -> Accuracy:
-    accuracy: Accuracy = WEIGHTS_FORMATS.load(weights_format).facts.accuracy
-    return accuracy
 
 
 def _point(name: str) -> OperatingPointRecord:

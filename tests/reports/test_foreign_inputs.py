@@ -1,4 +1,4 @@
-"""What reports read beside runs is regular, bounded and checked: one line for each that is not."""
+"""Files of others are read with care, and report files are replaced whole."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ConfigError, StoreError
-from reports.calibrations import read_calibration
-from reports.collection import check_folder
+from reports.collection import check_folder, read_calibration
+from reports.files import replace_file, write_files
 from reports.leaderboard.site import MARK, Site, read_script
-from reports.training.logs import read_training, training_folders
+from reports.training_logs import read_training, training_folders
 
 Put = Callable[[Path], str]
 
@@ -50,12 +50,6 @@ def test_a_site_s_mark_is_read_with_care(tmp_path: Path, put: Put) -> None:
         assert said in refusal(lambda: Site(tmp_path, merge=True))
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda value: repr(value)[:30])
-def test_a_site_s_mark_that_is_none_is_refused(tmp_path: Path, broken: bytes) -> None:
-    (tmp_path / MARK).write_bytes(broken)
-    assert str(tmp_path) in refusal(lambda: Site(tmp_path, merge=True))
-
-
 @pytest.mark.parametrize("name", ["report.md", "index.html", "tables.tex"])
 def test_a_report_s_folder_with_what_is_no_file_is_refused(tmp_path: Path, put: Put, name: str) -> None:
     said = put(tmp_path / name)
@@ -81,3 +75,26 @@ def test_a_line_of_a_log_that_is_none_is_counted(tmp_path: Path, broken: bytes) 
     assert logs.lite is not None
     assert [step.step for step in logs.lite.steps] == [1, 2]
     assert logs.problems == (f"1 of 3 lines of {tmp_path / 'training.jsonl'} are damaged and left out.",)
+
+
+def test_files_hold_exactly_their_text(tmp_path: Path) -> None:
+    paths = write_files(tmp_path, {"a.csv": "é\r\n", "b.md": ""})
+    assert [path.read_bytes() for path in paths] == ["é\r\n".encode(), b""]
+    assert sorted(tmp_path.iterdir()) == list(paths)
+
+
+@pytest.mark.parametrize(("failure", "raised"), [(KeyboardInterrupt, KeyboardInterrupt), (OSError, StoreError)])
+def test_a_stop_in_the_middle_keeps_the_old_file_and_leaves_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException], raised: type[BaseException]
+) -> None:
+    (tmp_path / "report.md").write_text("old")
+
+    def half(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:1])
+        raise failure
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(raised):
+        replace_file(tmp_path / "report.md", b"new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.md": "old"}

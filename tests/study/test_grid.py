@@ -16,7 +16,7 @@ from harness.models.model import resolve
 from harness.running.operating_points import build_all
 from harness.study import grid
 from harness.study.grid import MOST, StudyConfig, expand, presets, read_study, size
-from reports.published.green_code import LAYERS, THRESHOLDS, green_code
+from reports.published.numbers import LAYERS, THRESHOLDS, green_code
 from strategies.fixed import Fixed
 from strategies.rl import ReinforcementLearning
 

@@ -19,7 +19,7 @@ from harness.sweep.scores import families, find_levels
 from harness.sweep.tokens import TracedTokens
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
-from reports.calibrations import find_calibrations, read_calibration
+from reports.collection import find_calibrations, read_calibration
 
 POINTS = (4, 6, 10)
 

@@ -1,23 +1,38 @@
-"""The change of one number: hand-computed values, symmetry, and as many false alarms as promised."""
+"""The change of one number: values by hand, symmetry, levels under counts, as many false alarms as promised."""
 
 from __future__ import annotations
 
+import json
+import math
+import warnings
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from harness.appearance.visible_text import json_text
 from harness.contracts import Metric
 from harness.errors import UnknownNameError
 from harness.records.estimate import NoInterval
 from reports.comparing.change import (
     Change,
+    Levels,
     change,
     compared_metrics,
     corrected,
     find_metric,
     level_of_both,
+    levels_of,
     needed_units,
 )
-from reports.metrics.units import Units
+from reports.comparing.compare import Wanted, compare_runs
+from reports.comparing.document import comparison_document
+from reports.metrics.point import Units
+from reports.metrics.vocabulary import all_metrics
 from reports.statistics.intervals import MINIMUM_SAMPLES, Pair, half_width, ratio_interval
 from reports.statistics.significance import smallest_p
 
@@ -253,3 +268,110 @@ def test_names_are_told_apart() -> None:
     assert find_metric("energy_per_token").name == "energy_j_per_token"
     with pytest.raises(UnknownNameError, match="Did you mean 'latency_p50_s'"):
         find_metric("latncy_p50")
+
+
+Row = tuple[float, ...]
+
+P90 = find_metric("latency_p90")
+
+
+def rows(metric: Metric, seed: int, n: int) -> list[Row]:
+    """Rates have two numbers, ratios of rates four, percentiles one to three repeats."""
+    chance = np.random.default_rng(seed)
+    widths = chance.integers(1, 4, n) if metric.percentile else [4 if metric is SPEEDUP else 2] * n
+    return [tuple(float(x) for x in chance.gamma(3, 1, width)) for width in widths]
+
+
+def by_hand(metric: Metric, chosen: list[Row]) -> float:
+    if metric.percentile is not None:
+        return float(np.percentile(list(chain(*chosen)), metric.percentile))
+    totals = [sum(column) for column in zip(*chosen, strict=True)]
+    return totals[0] / totals[1] if len(totals) == 2 else totals[0] / totals[1] / (totals[2] / totals[3])
+
+
+def made(metric: Metric) -> tuple[Levels, list[Row], list[Row]]:
+    a, b = rows(metric, 1, 9), rows(metric, 2, 9)
+    return levels_of(metric, a, b), a, b
+
+
+@pytest.mark.parametrize("metric", [RATE, SPEEDUP, LATENCY, P90])
+def test_units_that_were_drawn(metric: Metric) -> None:
+    levels, *sides = made(metric)
+    counts = np.random.default_rng(3).integers(0, 4, (20, 9))
+    counts[:, 0] += 1
+    for side, units in enumerate(sides):
+        expected = [by_hand(metric, [row for row, n in zip(units, drawn, strict=True) for _ in range(n)])
+                    for drawn in counts]  # fmt: skip
+        assert levels.drawn(side, counts.astype(float)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", [RATE, SPEEDUP, LATENCY, P90])
+def test_pairs_that_were_swapped(metric: Metric) -> None:
+    levels, a, b = made(metric)
+    swaps = np.random.default_rng(4).integers(0, 2, (20, 9))
+    one, other = levels.rearranged(swaps.astype(float), paired=True)
+    for index, swapped in enumerate(swaps):
+        there = [(y, x) if swap else (x, y) for x, y, swap in zip(a, b, swapped, strict=True)]
+        assert one[index] == pytest.approx(by_hand(metric, [pair[0] for pair in there]))
+        assert other[index] == pytest.approx(by_hand(metric, [pair[1] for pair in there]))
+
+
+@pytest.mark.parametrize("metric", [RATE, SPEEDUP, LATENCY, P90])
+def test_units_that_were_dealt_anew(metric: Metric) -> None:
+    chance = np.random.default_rng(5)
+    a, b = rows(metric, 1, 9), rows(metric, 2, 5)
+    deals = np.array([chance.permutation([1] * 9 + [0] * 5) for _ in range(20)])
+    one, other = levels_of(metric, a, b).rearranged(deals.astype(float), paired=False)
+    for index, dealt in enumerate(deals):
+        for level, side in ((one, 1), (other, 0)):
+            chosen = [row for row, given in zip(a + b, dealt, strict=True) if given == side]
+            assert level[index] == pytest.approx(by_hand(metric, chosen))
+
+
+PERPLEXITY = {"name": "perplexity", "header": "ppl", "meaning": "made up", "of_sample": lambda _: 1.0, "kind": "work"}
+numbers = st.one_of(st.sampled_from((math.inf, -math.inf, math.nan, 0.0, 1.0, 1e12, 1e-300)), st.floats(-1e6, 1e6))
+
+
+@pytest.mark.parametrize("percentile", [None, 50])
+@pytest.mark.parametrize("paired", [True, False])
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(numbers, numbers), min_size=5, max_size=12))
+def test_changes_of_anything_are_finite_or_missing(paired: bool, percentile: int | None, rows: list[Any]) -> None:
+    metric = Metric(**PERPLEXITY, percentile=percentile)
+    row: Callable[[float], tuple[float, ...]] = lambda value: (value,) if percentile else (value, 1.0)  # noqa: E731
+    a, b = ({frozenset([str(at)]): row(one[side]) for at, one in enumerate(rows)} for side in (0, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = corrected([change(metric, a, b, paired=paired)])
+    told = [getattr(found, name) for name in Change.__dataclass_fields__ if name != "metric"]
+    flat = [one for value in told for one in (value if isinstance(value, tuple) else (value,))]
+    assert all(math.isfinite(one) for one in flat if isinstance(one, float))
+    if found.absolute is None:
+        assert found.p_holm is None
+        assert found.reason
+
+
+def test_a_metric_that_is_infinite_is_missing_and_counted(
+    build: Any, recorded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plug-in's perplexity is infinite at a third of full depth's prompts, and at all of the fixed exit's."""
+
+    def perplexity(sample: Any) -> float:
+        if sample.operating_point != "full":
+            return math.inf
+        return math.inf if int(sample.sample_id[1:]) % 3 == 0 else 2.0 + len(sample.sample_id)
+
+    metric = Metric(**PERPLEXITY | {"of_sample": perplexity})
+    for module in ("reports.summary.summarise", "reports.comparing.change"):
+        monkeypatch.setattr(f"{module}.all_metrics", lambda scores=(): (*all_metrics(scores), metric))
+    times = {"full": [1.0, 1.1] * 9, "fixed:layer=5": [0.5, 0.6] * 9}
+    a, b = recorded("a", seconds=times), recorded("b", seconds=times)
+    found = compare_runs(a, b, Wanted())
+    full, fixed = (point.of("perplexity") for point in found.points)
+    assert (full.absolute, full.units) == (0.0, 12)
+    assert full.reason == "left out, as not a finite number: 6 of A, 6 of B"
+    assert fixed.p_holm is None
+    assert fixed.reason.endswith("left out, as not a finite number: 18 of A, 18 of B")
+    assert "perplexity: 24 number(s) left out as not finite or beyond all reason." in a.summary.notes
+    assert [row.metrics.get("perplexity") is None for row in a.summary.rows] == [False, True]
+    json.loads(json_text(comparison_document(found, [])), parse_constant=pytest.fail)

@@ -7,14 +7,16 @@ from unittest.mock import patch
 
 from matplotlib.text import Text
 
-from reports.figures.figure import Figure, make_visible
-from reports.figures.layout import Width
-from reports.figures.style import styled
-
-__all__ = ["check_on_paper"]
+from reports.figures.drawing import Figure, Width, make_visible, styled
 
 INCHES: dict[Width, float] = {"column": 3.5, "text": 7.0}
 PAGE = 9.0  # inches, the height of a page's text
+
+
+def drawn(figure: Figure) -> Any:
+    """Draw a figure at the width of the text."""
+    with styled(figure.name):
+        return figure.draw("text")
 
 
 def check_on_paper(figure: Figure, size: str = "n = ") -> list[str]:

@@ -9,11 +9,10 @@ import pytest
 
 from harness.errors import StoreError
 from harness.records.calibration import CALIBRATION, Calibration
-from reports.calibrations import find_calibrations, read_calibration
+from reports.collection import find_calibrations, read_calibration
 from reports.figures.calibration import calibration_figures
-from reports.figures.figure import save_figures
-from reports.figures.style import styled
-from tests.reports.figures.on_paper import check_on_paper
+from reports.figures.drawing import save_figures
+from tests.reports.figures.on_paper import check_on_paper, drawn
 
 
 def exit_part(layer: int | None, auroc: float | None, *, interval: bool = True) -> dict[str, Any]:
@@ -47,11 +46,6 @@ def made(*scores: tuple[str, bool], auroc: float | None = 0.8, interval: bool = 
             ],
         }
     )  # fmt: skip
-
-
-def drawn(figure: Any) -> Any:
-    with styled(figure.name):
-        return figure.draw("text")
 
 
 def test_three_figures_all_labelled_replayed() -> None:

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
+from harness.errors import StoreError
 from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
-from reports.figures import exit_layers, fixed_exit, fronts, overhead, thresholds
+from harness.registry import STRATEGIES
+from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
-from reports.figures.figure import Figure, save_figures, slug
-from reports.figures.front_points import GAINS, areas, front_of
-from reports.figures.fronts import settings
-from reports.figures.style import styled
-from reports.figures.task_table import shortened, task_tables
+from reports.figures.drawing import Figure, look_of, save_figures, shortened, slug
+from reports.figures.fronts import GAINS, areas, front_of, names_of
+from reports.figures.task_table import task_tables
 from reports.recorded import RecordedRun
 from reports.tables.run_tables import hypervolumes
-from tests.reports.figures.on_paper import check_on_paper
+from tests.reports.figures.on_paper import check_on_paper, drawn
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
 LONG = "rl:temperature=0.123456789:seed=1234:threshold="
@@ -88,11 +88,6 @@ def make(build: Any) -> Make:
     return made
 
 
-def drawn(figure: Figure) -> Any:
-    with styled(figure.name):
-        return figure.draw("text")
-
-
 def test_a_front_by_hand(make: Make) -> None:
     """Other rows than full depth's keep half the text in every other completion: 3 of 4 on the average."""
     run = make(points=(*POINTS, "classifier@lossless"), blocks=8)
@@ -135,7 +130,7 @@ def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
     run = make(energy=False)
     assert not any("energy" in figure.name for figure in fronts.figures(run))
     assert "no front of energy" in fronts.absence(run)
-    figure = thresholds.figures(run)[0]
+    figure = settings.thresholds(run)[0]
     assert "Energy was not measured" in figure.caption
     assert "CodeBLEU" in figure.caption.partition("Not measured, so not drawn:")[2]
 
@@ -145,7 +140,7 @@ def test_random_weights_have_no_quality(make: Make) -> None:
     assert fronts.figures(run) == []
     assert fixed_exit.figures([run]) == []
     assert "random weights" in fronts.absence(run)
-    (figure,) = thresholds.figures(run)  # resources only
+    (figure,) = settings.thresholds(run)  # resources only
     assert "Random weights" in figure.caption
     assert [axes.get_title("left") for axes in drawn(figure).axes] == ["resources"]
 
@@ -167,7 +162,7 @@ def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> No
     run = build(points=names)
     for name in names:
         run.window(name, {})
-    legend, labels = settings(run.summary().rows)
+    legend, labels = names_of(run.summary().rows)
     assert legend == {"full": "full", "rl": "rl: threshold (seed=1)", "mine": "mine: path"}
     assert labels == ["", "lossless+lookup", "0.9", "0.5 lossless", "a", "a lossless"]
 
@@ -221,11 +216,11 @@ def attributed(run: RecordedRun) -> RecordedRun:
 
 
 def test_bars_of_thresholds_by_hand(make: Make) -> None:
-    (figure,) = thresholds.figures(make())
+    (figure,) = settings.thresholds(make())
     assert figure.name == "one-py150-thresholds-rl"
     (table,) = task_tables(make())
     points = [point for point in table.points if point.row.strategy == "rl"]
-    skipped, time, energy = thresholds.resources(table, points)
+    skipped, time, energy = settings.resources(table, points)
     assert [bar.value for bar in skipped.bars if bar] == pytest.approx([0.35, 0.1])
     assert [bar.value for bar in time.bars if bar] == pytest.approx([0.75, 0.8])
     assert energy.estimated
@@ -237,7 +232,7 @@ def test_bars_of_thresholds_by_hand(make: Make) -> None:
 
 def test_no_threshold_is_left_out_of_many(make: Make) -> None:
     names = [f"rl:threshold={number / 20}" for number in range(1, 21)]
-    first, second = thresholds.figures(make(points=("full", *names)))
+    first, second = settings.thresholds(make(points=("full", *names)))
     assert [first.name, second.name] == ["one-py150-thresholds-rl", "one-py150-thresholds-rl-2"]
     assert "part 2 of 2" in second.title
     shown = [label.get_text() for one in (first, second) for label in drawn(one).axes[-1].get_xticklabels()]
@@ -366,3 +361,54 @@ def test_names_in_a_legend_stay_short() -> None:
     assert "\n" not in shortened("a\nb")
     assert slug("../Ünïcode $x$") == "n-code-x"
     assert slug("–") == "x"
+
+
+def line(label: str) -> Any:
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(4, 3))
+    axes = canvas.subplots()
+    axes.plot([0, 1], [0, 1], label=label)
+    axes.legend()
+    return canvas
+
+
+def test_three_formats_of_the_same_bytes_every_time(tmp_path: Path) -> None:
+    figure = Figure("a-line", "A line", "Made up.", lambda _: line("rl"))
+    first = {path.name: path.read_bytes() for path in save_figures([figure], tmp_path / "a")}
+    again = {path.name: path.read_bytes() for path in save_figures([figure], tmp_path / "b")}
+    assert sorted(first) == ["a-line.pdf", "a-line.png", "a-line.svg"]
+    assert first == again
+    assert {path.name for path in (tmp_path / "a").iterdir()} == set(first)
+    assert first["a-line.svg"].startswith(b"<?xml")
+    assert first["a-line.pdf"].startswith(b"%PDF")
+
+
+def test_a_name_is_never_a_formula(tmp_path: Path) -> None:
+    assert len(save_figures([Figure("odd", "Odd", "Made up.", lambda _: line("$\\frac$ <b>"))], tmp_path)) == 3
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Use another --out"):
+        save_figures([], tmp_path / "file" / "x")
+
+
+def test_strategies_that_ship_look_different_and_unknown_ones_always_the_same() -> None:
+    shipped = [look_of(entry.name) for entry in STRATEGIES.entries() if not entry.is_plugin]
+    assert len(set(shipped)) == len(shipped)
+    assert look_of("norm-growth") == look_of("norm-growth")
+
+
+def test_a_plug_in_never_looks_like_a_strategy_that_ships() -> None:
+    shipped = {look_of(entry.name) for entry in STRATEGIES.entries() if not entry.is_plugin}
+    looks = {look_of(f"plug-in-{number}") for number in range(2000)}
+    assert not looks & shipped
+    assert len(looks) > 40
+
+
+def test_a_figure_that_cannot_be_put_in_place_leaves_no_part(tmp_path: Path) -> None:
+    (tmp_path / "a-line.svg").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write .*a-line\.svg"):
+        save_figures([Figure("a-line", "A line", "Made up.", lambda _: line("rl"))], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a-line.svg"]

@@ -10,11 +10,10 @@ import pytest
 
 from harness.contracts.recipes import loss_weights
 from harness.models.artefacts import SHIPPED
-from reports.figures.figure import save_figures
-from reports.figures.style import styled
+from reports.figures.drawing import save_figures
 from reports.figures.training import exit_colours, smoothed, training_figures
-from reports.training.logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
-from tests.reports.figures.on_paper import check_on_paper
+from reports.training_logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
+from tests.reports.figures.on_paper import check_on_paper, drawn
 
 
 def lite(**changes: Any) -> LiteLog:
@@ -29,11 +28,6 @@ def agent(name: str, **changes: Any) -> AgentLog:
 
 def logs(name: str = "tiny", *, tuned: LiteLog | None = None, agents: tuple[AgentLog, ...] = ()) -> TrainingLogs:
     return TrainingLogs(Path("elsewhere") / name, tuned, agents, ())
-
-
-def drawn(figure: Any) -> Any:
-    with styled(figure.name):
-        return figure.draw("text")
 
 
 def test_one_figure_each_of_what_there_is() -> None:

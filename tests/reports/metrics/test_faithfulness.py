@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from reports.metrics.faithfulness import EXACT_LINE, EXACT_PREFIX, OWN_TEXT
-from reports.metrics.point import Point
-from reports.metrics.sections import HEADLINE, in_section
-from reports.metrics.units import units_of
-from reports.metrics.vocabulary import all_metrics
+from reports.metrics.point import Point, units_of
+from reports.metrics.vocabulary import HEADLINE, all_metrics, in_section
 from reports.summary.measured import select
 from reports.summary.summarise import summarise
 

@@ -15,8 +15,7 @@ from harness.records.estimate import Estimate
 from harness.registry import METRICS, SCORES
 from reports.metrics.evaluation import evaluate
 from reports.metrics.point import Point
-from reports.metrics.scores import score_metrics
-from reports.metrics.vocabulary import all_metrics, metrics_of
+from reports.metrics.vocabulary import all_metrics, metrics_of, score_metrics
 from reports.summary.measured import select
 
 REPORTS = Path(__file__).resolve().parents[3] / "reports"

@@ -14,8 +14,14 @@ from rich.console import Console
 from harness.errors import StoreError
 from harness.records.estimate import NoInterval
 from harness.records.summary import Summary
-from reports.published.against import Comparison, Row, against_green_code, comparison_csv, comparison_tables
-from reports.published.figures import comparison_figures
+from reports.published.against import (
+    Comparison,
+    Row,
+    against_green_code,
+    comparison_csv,
+    comparison_figures,
+    comparison_tables,
+)
 from reports.recorded import RecordedRun
 from reports.tables.writers import to_markdown, to_terminal
 from tests.reports.conftest import RunBuilder

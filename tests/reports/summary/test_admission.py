@@ -1,8 +1,33 @@
-"""Records that cannot count are left out, never silently."""
+"""Records that cannot count, and numbers that cannot be true, are left out and told; so are flagged windows."""
 
 from __future__ import annotations
 
+import io
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
+
+from harness.appearance.terminal import Console
+from harness.records.cost import PARTS, Attribution, OperatingPointCost
+from harness.records.estimate import Estimate
+from harness.records.summary import Summary
+from reports.collection import Collection, write_collection
+from reports.comparing.compare import Wanted, compare_runs
+from reports.comparing.document import comparison_markdown, tables
+from reports.comparing.results import notes
+from reports.leaderboard.data import describe_point, entry_of
+from reports.leaderboard.site import Site
+from reports.recorded import RecordedRun
+from reports.statistics.plausible import LARGEST
+from reports.summary.admission import drop_implausible
+from reports.summary.measured import select
+from reports.summary.notes import degenerate
+from reports.tables.frame import summary_csv
+from reports.tables.report import brief, render, report_markdown
+from reports.tables.result import windows_of
+from reports.tables.writers import to_terminal
 
 FULL, OTHER = "full", "fixed:layer=5"
 
@@ -112,3 +137,272 @@ def test_a_sample_whose_lists_do_not_match_is_left_out_and_counted(build, broken
     run.samples[1] = run.samples[1].model_copy(update=broken)
     assert run.row(OTHER).n == 5
     assert "1 of 12 sample records left out for tokens, exit layers and times that are missing" in notes_of(run)
+
+
+LONGEST_DIGITS = 24
+ABSURD_METRICS = ("edit_similarity", "latency_p50_s", "speedup")
+ABSURD = (1e308, 1e300, 1e13, 5e-324)
+
+
+def made(build: Any) -> Any:
+    run = build()
+    for block in range(6):
+        for point, seconds in ((FULL, 2.0), (OTHER, 1.0)):
+            run.window(point, {"scores": {"edit_similarity": 0.5}}, block=block, duration=seconds, energy_j=seconds,
+                       energy_source="rapl")  # fmt: skip
+    return run
+
+
+def texts_of(summary: Summary) -> list[str]:
+    return [printed(render(summary)), report_markdown(summary), summary_csv(summary)]
+
+
+def printed(what: Any) -> str:
+    file = io.StringIO()
+    Console(width=200, file=file).print(what)
+    return file.getvalue()
+
+
+def check(texts: list[str]) -> None:
+    for text in texts:
+        assert not re.findall(rf"\d{{{LONGEST_DIGITS},}}", re.sub(r"[0-9a-f]{32,}", "", text))
+        assert not re.findall(r"\b(?:inf|nan)\b", text)
+
+
+@pytest.mark.parametrize("absurd", ABSURD)
+def test_a_windows_time_is_left_out_with_one_note(build: Any, absurd: float) -> None:
+    run = made(build)
+    run.windows[1] = run.windows[1].model_copy(update={"duration_s": absurd})
+    summary = run.summary()
+    assert (summary.rows[1].n, summary.rows[1].value("speedup")) == (5, 2.0)
+    assert len([note for note in summary.notes if "a number that no machine reaches" in note]) == 1
+    check(texts_of(summary))
+
+
+@pytest.mark.parametrize("absurd", [1e308, 1e300, 1e13, 1e-300])
+def test_an_energy_is_no_reading(build: Any, absurd: float) -> None:
+    run = made(build)
+    run.windows[1] = run.windows[1].model_copy(update={"energy_j": absurd})
+    summary = run.summary()
+    assert summary.rows[1].value("energy_j") is None
+    assert len([note for note in summary.notes if "no energy reading" in note]) == 1
+    check(texts_of(summary))
+
+
+@pytest.mark.parametrize("field", ["latency_s", "ttft_s", "queue_s", "token_times_s", "scores"])
+def test_a_sample_is_left_out(build: Any, field: str) -> None:
+    run = made(build)
+    times = {"latency_s": 1e308, "ttft_s": 1e307, "token_times_s": (1e307, 1e308, 1e308), "queue_s": 1e308}
+    changes: dict[str, Any] = {"scores": {"edit_similarity": 1e308}} if field == "scores" else {
+        key: value for key, value in times.items() if key == field or (field != "queue_s" and key != "queue_s")
+    }  # fmt: skip
+    run.samples[1] = run.samples[1].model_copy(update=changes)
+    summary = run.summary()
+    assert summary.rows[1].n == 5
+    assert len([note for note in summary.notes if "a number that no machine reaches" in note]) == 1
+    check(texts_of(summary))
+
+
+def test_a_score_that_none_can_be_is_left_out_with_its_sample(build: Any) -> None:
+    run = made(build)
+    run.samples[1] = run.samples[1].model_copy(update={"scores": {"edit_similarity": 5.0, "accepted_prefix": 5.0}})
+    summary = run.summary()
+    assert (summary.rows[1].n, summary.rows[1].value("edit_similarity")) == (5, 0.5)
+    (note,) = (note for note in summary.notes if "left out" in note)
+    assert note.startswith("1 of 12 sample records left out for edit_similarity outside 0…1")
+
+
+def test_numbers_that_are_nearly_nothing_have_few_digits(build: Any) -> None:
+    run = made(build)
+    summary = run.summary()
+    tiny = Estimate(value=1e-300)
+    rows = tuple(row.model_copy(update={"metrics": {**row.metrics, "energy_j": tiny}}) for row in summary.rows)
+    check(texts_of(summary.model_copy(update={"rows": rows}))[:2])
+
+
+def foreign(build: Any) -> Summary:
+    """A stored summary with numbers that only a text editor makes."""
+    summary = made(build).summary()
+    first, second = summary.rows
+    absurd = {"speedup": Estimate(value=2.0, low=-1e308, high=1e300), "latency_p50_s": Estimate(value=1e308)}
+    absurd["edit_similarity"] = Estimate(value=5.0)
+    part = Estimate(value=1e308)
+    parts = dict.fromkeys(PARTS, part)
+    cost = OperatingPointCost(operating_point=FULL, total=1e308, parts=parts, overhead=part)
+    attribution = Attribution(task="py150", quantity="time", source="clock", blocks=6, residual=1e300, unit_costs={},
+                              rows=(cost,), checks=())  # fmt: skip
+    return summary.model_copy(
+        update={
+            "rows": (first, second.model_copy(update={"metrics": {**second.metrics, **absurd}})),
+            "attributions": (attribution,),
+        }
+    )
+
+
+def test_a_foreign_summary_loses_them_with_one_note(build: Any) -> None:
+    summary = foreign(build)
+    found = drop_implausible(summary)
+    assert found.rows[0] == summary.rows[0]
+    assert summary.rows[1].metrics.keys() - found.rows[1].metrics.keys() == {*ABSURD_METRICS}
+    assert found.attributions == ()
+    (note,) = set(found.notes) - set(summary.notes)
+    assert "4 number(s) are left out" in note
+    assert f"{', '.join(ABSURD_METRICS)}, where the time goes" in note
+    assert drop_implausible(found) is found
+    check(texts_of(found))
+
+
+def test_a_summary_of_true_numbers_is_left_alone(build: Any) -> None:
+    summary = made(build).summary()
+    assert drop_implausible(summary) is summary
+
+
+def test_files_figures_and_the_site_of_a_damaged_run(build: Any, tmp_path: Path) -> None:
+    run = made(build)
+    for place, change in ((1, {"duration_s": 1e308}), (2, {"energy_j": 1e300}), (3, {"duration_s": 5e-324})):
+        run.windows[place] = run.windows[place].model_copy(update=change)
+    run.samples[8] = run.samples[8].model_copy(update={"latency_s": 1e308, "token_times_s": (1e308,) * 3})
+    run.samples[9] = run.samples[9].model_copy(update={"error": "broke", "latency_s": 1e308, "token_texts": ("a",)})
+    one = run.recorded("runs/one")
+    write_collection(Collection((one,)), tmp_path / "out", figures=True)
+    site = Site(tmp_path / "site")
+    site.add(one)
+    site.finish()
+    written = [path for path in tmp_path.rglob("*") if path.suffix in {".md", ".csv", ".tex", ".html"}]
+    assert len(written) >= 6
+    check([path.read_text() for path in written])
+    other = RecordedRun(
+        Path("runs/two"), run.manifest.model_copy(update={"created": "2026"}), one.windows, one.samples, one.summary
+    )
+    compared = compare_runs(one, other, Wanted())
+    check([printed(to_terminal(tables(compared, details=True))), comparison_markdown(compared, [])])
+
+
+def test_the_bound_is_far_from_anything_real() -> None:
+    assert LARGEST > 1e6 * 3600 * 24  # a megawatt for a day, in joules
+
+
+SAME = [{"token_ids": (7,) * length} for length in (2, 3, 5, 2)]
+LOST = "logits of layer 10 are not finite at token 1: weights or activations overflow in bfloat16."
+
+
+def of(run: Any) -> str | None:
+    return degenerate(run.manifest, select(run.manifest, run.windows, run.samples).values())
+
+
+def measured(build: Any, *full: dict[str, Any], tasks: tuple[str, ...] = ("py150",), **more: Any) -> Any:
+    """A run whose full depth made this on its last task; everything else is sound."""
+    run = build(tasks=tasks, **more)
+    sound = {"scores": {"edit_similarity": 0.5}}
+    for task in tasks:
+        here = full if task == tasks[-1] else [{}] * len(full)
+        run.window(FULL, *({**sound, **one} for one in here), task=task)
+        run.window(OTHER, *[sound] * len(full), task=task, duration=0.5)
+    return run
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        SAME[:3],  # three may be chance
+        [*SAME[:3], {"token_ids": (7,)}],  # a single token is no text
+        [*SAME, {"token_ids": (7, 7, 8)}],
+        [*SAME, {"token_ids": (8,)}],
+        [{"token_ids": (one,) * 4} for one in (1, 2, 3, 4)],  # each repeats itself, and no two are alike
+        [{}, {"error": LOST}],
+        [],
+    ],
+)
+def test_full_depth_that_says_something(build: Any, full: list[dict[str, Any]]) -> None:
+    run = measured(build, *full)
+    assert of(run) is None
+    assert not run.summary().notes[0].startswith("full depth")
+
+
+def test_one_token_over_and_over(build: Any) -> None:
+    run = measured(build, *SAME)
+    assert of(run) == "full depth on py150 makes token 7 and no other, in all of its 4 completions"
+    summary = run.summary()
+    assert summary.notes[0].startswith("full depth on py150 makes token 7 and no other, in all of its 4 completions: ")
+    assert "never ranked" in summary.notes[0]
+    varied = measured(build, *SAME[:3], {"token_ids": (7, 8)})
+    for each, marked in ((run, False), (varied, True)):
+        for block in range(1, 8):  # enough to tell
+            each.window(FULL, {"token_ids": (7, 7)}, block=block)
+            each.window(OTHER, {"token_ids": (7, 7)}, block=block, duration=0.5)
+        assert any(row.pareto for row in each.summary().rows) is marked
+
+
+def test_random_weights_that_repeat_one_token_say_so_too(build: Any) -> None:
+    notes = measured(build, *SAME, weights="random").summary().notes
+    assert [note[:14] for note in notes[:2]] == ["full depth on ", "random weights"]
+
+
+def test_every_sample_failed(build: Any) -> None:
+    run = measured(build, {"error": LOST, "prompt_ids": (1,)}, {"error": "another", "prompt_ids": (1,)})
+    assert of(run) == f"full depth on py150 failed on every sample (the first one: {LOST[:-1]})"
+    assert run.summary().notes[0].startswith("full depth on py150 failed on every sample")
+    assert not any(row.pareto for row in run.summary().rows)
+
+
+def test_rows_of_the_data_that_could_not_become_samples_say_nothing_of_the_model(build: Any) -> None:
+    assert of(measured(build, {"error": "row 1: is not JSON", "prompt_ids": ()})) is None
+
+
+def test_one_task_of_two_is_enough(build: Any) -> None:
+    assert "full depth on javacorpus makes token 7" in str(of(measured(build, *SAME, tasks=("py150", "javacorpus"))))
+
+
+def test_a_later_repeat_and_other_operating_points_do_not_count(build: Any) -> None:
+    run = build()
+    for repeat in (0, 1):
+        run.window(FULL, *SAME[:2], repeat=repeat)
+    run.window(OTHER, *SAME)
+    assert of(run) is None
+
+
+DEEP = "fixed:layer=22"
+SAID = "2 of 24 flagged; speed-up without them: fixed:layer=22 1.00× (0.75× with them)"
+
+
+def disturbed_run(build: Any, **flags: tuple[int, ...]) -> RecordedRun:
+    """A run of 12 blocks; in two of them something else ran, and the exit's requests took three times as long."""
+    run = build(points=(FULL, DEEP))
+    for block in range(12):
+        run.window(FULL, {}, block=block, flags=("short-window",))
+        slow = block in flags.get("foreign", ())
+        run.window(DEEP, {}, block=block, duration=3.0 if slow else 1.0, flags=("foreign-cpu",) if slow else ())
+    return run.recorded("runs/one")
+
+
+@pytest.fixture
+def disturbed(build: Any) -> RecordedRun:
+    return disturbed_run(build, foreign=(3, 7))
+
+
+def test_a_row_knows_its_flagged_windows_and_its_speed_up_without(build: Any, disturbed: RecordedRun) -> None:
+    full, other = disturbed.summary.rows
+    assert (full.windows, full.flagged, full.speedup_unflagged) == (12, 0, None)
+    assert (other.windows, other.flagged) == (12, 2)
+    assert other.value("speedup") == pytest.approx(12 / 16)
+    assert other.speedup_unflagged == pytest.approx(1.0)
+    quiet, hopeless = disturbed_run(build).summary.rows, disturbed_run(build, foreign=tuple(range(8))).summary.rows
+    assert windows_of(quiet) == "none of 24 flagged"
+    assert hopeless[1].speedup_unflagged is None, "four blocks are left"
+    assert windows_of([row.model_copy(update={"windows": 0}) for row in quiet]) == "", "an older summary"
+
+
+def test_every_table_says_so(disturbed: RecordedRun, tmp_path: Path) -> None:
+    for shown in (brief(disturbed.summary), render(disturbed.summary)):
+        console = Console(width=130, record=True, file=io.StringIO())
+        console.print(shown)
+        assert SAID in console.export_text()
+    write_collection(Collection((disturbed,)), tmp_path / "report", figures=False)
+    for name in ("index.html", "report.md", "tables.tex"):
+        assert "2 of 24 flagged; speed-up without them" in (tmp_path / "report" / name).read_text(), name
+    for name in ("summary.csv", "summary.json"):
+        assert "speedup_unflagged" in (tmp_path / "report" / name).read_text()
+    entry = entry_of(disturbed, "0" * 16, ())
+    settings = dict(describe_point(disturbed, entry, entry.points[1], 1)["settings"])
+    assert settings["measured windows"].startswith("2 of 12 flagged")
+    assert any(SAID in note for note in notes(disturbed, disturbed, (), interleaved=True)), "compare"

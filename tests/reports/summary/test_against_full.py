@@ -1,4 +1,4 @@
-"""Comparisons with full depth: paired, corrected, and said in words that claim no more than was seen."""
+"""Comparisons with full depth, also of several weights formats: paired, corrected, and told as seen."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from typing import Any
 
 import pytest
 
+from harness.errors import StoreError
+from harness.records import Manifest
 from harness.records.estimate import NoInterval
-from harness.records.summary import Summary
+from harness.records.summary import Summary, SummaryRow
+from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
 from reports.statistics.significance import smallest_p
+from reports.summary.measured import full_depths, select
 from reports.summary.summarise import NOT_DISTINGUISHABLE, TOO_FEW
-from reports.tables.result import columns_of
+from reports.tables.frame import summary_csv
+from reports.tables.report import report_markdown
+from reports.tables.result import columns_of, headline_columns, split_tables
 
 FULL, OTHER = "full", "fixed:layer=5"
 WIGGLE = (0.00, 0.02, -0.01, 0.01, -0.02, 0.015, -0.015, 0.005)
@@ -196,3 +202,211 @@ def test_without_full_depth_there_is_no_verdict_and_a_note(build) -> None:
     run.window(OTHER, {})
     assert run.row(OTHER).verdict is None
     assert "py150: full depth has no finished window, so nothing is compared with it" in " ".join(run.summary().notes)
+
+
+LATER = (0.1, 0.1 + 0.5, 0.1 + 1.0)  # of tokens, in a request of 1.1 seconds
+
+
+def run_of(build: Any, seconds: dict[str, float], formats: tuple[str, ...], blocks: int = 8, **options: Any) -> Any:
+    """Each operating point takes so many seconds a block, its tokens too; the last token of a format is its place."""
+    run = build(points=tuple(seconds), formats=formats, **options)
+    for block in range(blocks):
+        for point, duration in seconds.items():
+            stored = point.removesuffix(" (never exits)").rpartition("@")[2]
+            place = formats.index(stored) if stored in formats else 0
+            layers = (10, 10, 10) if point.startswith("full") or "never" in point else (10, 5, 5)
+            sample = {
+                "token_ids": (1, 2, 3 + place),
+                "exit_layers": layers,
+                "token_times_s": tuple(duration * time for time in LATER),
+                "scores": {"edit_similarity": 0.5 - 0.1 * place + 0.01 * (block % 3 if place else 0)},
+            }
+            noisy = duration * (1 + 0.001 * (block % 3))
+            run.window(point, sample, block=block, duration=noisy, energy_j=3 * noisy, energy_source="rapl")
+    return run
+
+
+FOUR = {"full@fp16": 2.0, "full@int4": 1.0, "fixed:layer=5@fp16": 1.0, "fixed:layer=5@int4": 0.4}
+
+
+def by_name(summary: Summary) -> dict[str, SummaryRow]:
+    return {row.operating_point: row for row in summary.rows}
+
+
+def values(summary: Summary, metric: str) -> list[float | None]:
+    found = [row.value(metric) for row in summary.rows]
+    return [None if value is None else round(value, 6) for value in found]
+
+
+@pytest.mark.parametrize("metric", [SPEEDUP.name, DECODE_SPEEDUP.name, ENERGY_RATIO.name])
+def test_a_ratio_is_over_the_row_s_own_format_and_over_the_fastest(build: Any, metric: str) -> None:
+    summary = run_of(build, FOUR, ("fp16", "int4")).summary()
+    assert values(summary, metric) == [1, 1, 2, 2.5]
+    assert values(summary, f"{metric}_over_fastest") == [1, 2, 2, 5]
+    rows = by_name(summary)
+    assert rows["full@int4"].estimate(metric).interval is None  # 1 by definition
+    low, high = rows["full@int4"].estimate(f"{metric}_over_fastest").interval
+    assert low == pytest.approx(2)
+    assert high == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    "formats", [("float32", "fp16", "int8"), ("fp16", "int8", "float32"), ("int8", "float32", "fp16")]
+)
+def test_the_fastest_is_found_by_windows_among_formats_that_keep_tokens(build: Any, formats: tuple[str, ...]) -> None:
+    times = {"float32": 3.0, "fp16": 1.5, "int8": 0.5}
+    summary = run_of(build, {f"full@{name}": times[name] for name in formats}, formats).summary()
+    expected = [round(1.5 / times[name], 6) for name in formats]
+    assert values(summary, "speedup_over_fastest") == expected
+    assert values(summary, "speedup") == [1, 1, 1]
+    notes = " ".join(summary.notes)
+    near = ", ".join(name for name in formats if name != "int8")
+    assert f"over full@fp16: its format is the fastest of those ({near}) that keep the tokens" in notes
+
+
+def test_where_no_format_keeps_tokens_there_is_nothing_to_be_over(build: Any) -> None:
+    summary = run_of(build, {"full@int8": 1.0, "full@int4": 0.5}, ("int8", "int4")).summary()
+    assert values(summary, "speedup_over_fastest") == [None, None]
+    assert any("no format of this run keeps the tokens" in note for note in summary.notes)
+    assert "speed-up over fastest" in report_markdown(summary).partition("so no column: ")[2].partition("\n")[0]
+
+
+def test_one_task_s_fastest_may_be_another_s_slower(build: Any) -> None:
+    run = build(points=("full@float32", "full@fp16"), formats=("float32", "fp16"), tasks=("py150", "javacorpus"))
+    for task, seconds in (("py150", (2.0, 1.0)), ("javacorpus", (1.0, 2.0))):
+        for point, duration in zip(run.points, seconds, strict=True):
+            run.window(point, {}, duration=duration, task=task)
+    summary = run.summary()
+    assert values(summary, "speedup_over_fastest") == [0.5, 1, 1, 0.5]
+    notes = " ".join(summary.notes)
+    assert "over full@fp16 on py150" in notes
+    assert "over full@float32 on javacorpus" in notes
+
+
+def test_tokens_and_scores_are_held_against_the_run_s_first_full_depth(build: Any) -> None:
+    rows = by_name(run_of(build, FOUR, ("fp16", "int4")).summary())
+    assert rows["fixed:layer=5@fp16"].value("agreement") == 1
+    assert rows["full@int4"].value("agreement") == pytest.approx(2 / 3)
+    assert rows["full@int4"].value("exact_prefix") == 0.5
+    assert rows["full@fp16"].estimate("edit_similarity_difference") is None
+    assert rows["full@int4"].value("edit_similarity_difference") == pytest.approx(-0.0913, abs=1e-3)
+    assert {row.baseline_format for row in rows.values()} == {"fp16"}
+    assert [row.weights_format for row in rows.values()] == ["fp16", "int4", "fp16", "int4"]
+
+
+def test_bytes_are_those_of_the_row_s_format(build: Any) -> None:
+    summary = run_of(build, FOUR, ("fp16", "int4")).summary()
+
+    def predicted(layer: int, head: int) -> float:
+        """Two tokens behind a prompt of four, at positions 5 and 6."""
+        deep, shallow = (2 * (depth * layer + head) + depth * (5 + 6) for depth in (10, 5))
+        return deep / shallow
+
+    assert values(summary, "layers_speedup") == [
+        1, 1, round(predicted(100, 200), 6), round(predicted(25, 50), 6),
+    ]  # fmt: skip
+    achieved = values(summary, "byte_model_achieved")
+    assert achieved[:2] == [1, 1]
+    assert achieved[3] == pytest.approx(2.5 / predicted(25, 50))
+
+
+def test_formats_are_rivals_in_one_table_with_one_front(build: Any) -> None:
+    summary = run_of(build, FOUR, ("fp16", "int4")).summary()
+    (table,) = split_tables(summary)
+    assert "fp16, int4 weights, float32 activations" in dict(table.facts)["decoding"]
+    assert [row.operating_point for row in table.rows if row.pareto] == ["fixed:layer=5@fp16", "fixed:layer=5@int4"]
+
+
+def test_words_name_the_full_depth_that_is_not_the_first(build: Any) -> None:
+    rows = by_name(run_of(build, FOUR, ("fp16", "int4")).summary())
+    assert rows["full@fp16"].verdict == "the baseline"
+    assert "(against" not in rows["fixed:layer=5@fp16"].verdict
+    assert "whole requests 150 % faster [150, 150] (against full@int4)" in rows["fixed:layer=5@int4"].verdict
+    of_int4 = rows["full@int4"].verdict
+    assert "whole requests 100 % faster [100, 100]" in of_int4  # over the fastest: over its own it is 1 by definition
+    assert "int4" not in of_int4
+
+
+def test_with_one_format_the_second_statement_is_the_first_and_no_column(build: Any) -> None:
+    plain = run_of(build, {"full": 2.0, "fixed:layer=5": 1.0}, ())
+    summary = plain.summary()
+    for row in summary.rows:
+        for name in (SPEEDUP.name, DECODE_SPEEDUP.name, ENERGY_RATIO.name):
+            assert row.estimate(f"{name}_over_fastest") == row.estimate(name)
+    (table,) = split_tables(summary)
+    columns = columns_of(table.rows)
+    assert not [column for column in columns.values() if column.name.endswith("_over_fastest")]
+    assert "over fastest" not in report_markdown(summary)
+    header, *lines = summary_csv(summary).splitlines()
+    assert "speedup_over_fastest" in header
+    assert len(lines) == 2
+    several = run_of(build, FOUR, ("fp16", "int4")).summary().rows
+    assert "speedup_over_fastest" in [column.name for column in columns_of(several).values()]
+    assert "speedup_over_fastest" in [column.name for column in headline_columns(several, counts=False)]
+
+
+def test_a_second_policy_makes_no_other_fastest(build: Any) -> None:
+    """Full depth without a cache is the baseline where it is named first, however slow."""
+    run = build(points=("full@none", "full@propagate"))
+    run.window("full@none", {}, duration=4.0)
+    run.window("full@propagate", {}, duration=1.0)
+    summary = run.summary()
+    assert values(summary, "speedup") == values(summary, "speedup_over_fastest") == [1, 4]
+
+
+def test_of_two_policies_and_two_formats_the_first_policy_is_each_format_s_baseline(build: Any) -> None:
+    names = [f"full@{kv}@{stored}" for kv in ("none", "propagate") for stored in ("fp16", "int4")]
+    run = build(points=tuple(names), formats=("fp16", "int4"))
+    for name, duration in zip(names, (8.0, 4.0, 2.0, 1.0), strict=True):
+        run.window(name, {}, duration=duration)
+    cells = list(select(run.manifest, run.windows, run.samples).values())
+    assert {name: cell.point.name for name, cell in full_depths(cells).items()} == {
+        "fp16": "full@none@fp16", "int4": "full@none@int4",
+    }  # fmt: skip
+    assert [cell.conditions.kv for cell in cells] == ["none", "none", "propagate", "propagate"]
+    assert values(run.summary(), "speedup") == [1, 1, 4, 4]
+    assert values(run.summary(), "speedup_over_fastest") == [1, 2, 4, 8]
+
+
+def test_an_oracle_and_fixed_exits_are_measures_within_their_format(build: Any) -> None:
+    seconds = {f"{name}@{stored}": 1.0 for stored in ("fp16", "int4") for name in ("full", "fixed:layer=5", "oracle")}
+    run = run_of(build, seconds, ("fp16", "int4"), policies=dict.fromkeys(seconds, "recompute"))
+    cells = {cell.point.name: cell for cell in select(run.manifest, run.windows, run.samples).values()}
+    alike = [other.point.name for other in cells["fixed:layer=5@int4"].alike(list(cells.values()))]
+    assert set(alike) == {"full@int4", "fixed:layer=5@int4", "oracle@int4"}
+    rows = by_name(run.summary())
+    assert rows["fixed:layer=5@int4"].value("oracle_share") == 1  # its tokens are those of full depth in int4
+
+
+def test_costs_are_attributed_within_a_format(build: Any) -> None:
+    seconds = {
+        **{f"full@{stored}": time for stored, time in (("fp16", 2.0), ("int4", 1.0))},
+        **{f"fixed:layer=5@{stored}": time for stored, time in (("fp16", 1.1), ("int4", 0.6))},
+        **{f"fixed:layer=5@{stored} (never exits)": time for stored, time in (("fp16", 2.2), ("int4", 1.1))},
+    }
+    probes = tuple(name for name in seconds if "never" in name)
+    run = run_of(build, seconds, ("fp16", "int4"), probes=probes, batch_size=1)
+    for sample in list(run.samples):  # checks are what a probe adds
+        asked = 2 if "fixed" in sample.operating_point else 0
+        run.samples[run.samples.index(sample)] = sample.model_copy(update={"exit_checks": asked})
+    times = [one for one in run.summary().attributions if one.quantity == "time"]
+    assert [one.weights_format for one in times] == ["fp16", "int4"]
+    assert [[row.operating_point for row in one.rows] for one in times] == [
+        ["full@fp16", "fixed:layer=5@fp16"], ["full@int4", "fixed:layer=5@int4"],
+    ]  # fmt: skip
+    direct = [check.direct.value for one in times for check in one.checks if check.strategy == "fixed"]
+    assert direct == pytest.approx([0.1, 0.05], rel=0.01)  # a probe less full depth of its own format, for two checks
+    assert "py150, int4 · where the time goes" in report_markdown(run.summary())
+
+
+def test_a_format_without_a_full_depth_is_refused(build: Any) -> None:
+    run = run_of(build, {"full@fp16": 1.0, "fixed:layer=5@int4": 0.5}, ("fp16", "int4"))
+    with pytest.raises(StoreError, match="no full depth in int4"):
+        run.summary()
+
+
+def test_an_operating_point_in_no_format_of_the_model_is_refused(build: Any) -> None:
+    document = run_of(build, FOUR, ("fp16", "int4")).manifest.model_dump(mode="json")
+    document["operating_points"][1]["weights_format"] = "int8"
+    with pytest.raises(ValueError, match="operating points in int8, which the model was not stored in"):
+        Manifest.model_validate(document)

@@ -1,4 +1,4 @@
-"""Costs that were put into a run come out of it: by the fit, by the probes, and by both alike."""
+"""Costs that were put into a run come out of it: by the fit, by probes, and by both; lossless decoding too."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from harness.contracts import KVFacts
-from harness.records import Manifest, OperatingPointRecord
-from harness.records.cost import PARTS, Attribution
-from reports.summary.attribution import attribute
+from harness.records import DraftWork, Manifest, OperatingPointRecord, SampleRecord
+from harness.records.cost import PARTS, PHASES, Attribution
+from reports.summary.attribution import COMMON, attribute, counts_of
 from reports.summary.measured import Measured, select
 from reports.tables.run_tables import attribution_tables
 from tests.reports.conftest import LAYERS, RunBuilder
@@ -240,3 +240,227 @@ def test_blocks_that_only_some_finished_are_counted() -> None:
 def test_few_blocks_give_no_interval() -> None:
     attribution = only(attribute(built(4)))
     assert all(part.interval is None for row in attribution.rows for part in row.parts.values())
+
+
+DRAFT_COSTS = {
+    "request": 0.02, "prompt token": 0.001, "layer step": 0.0004, "layer row": 0.00003, "attended position": 1e-7,
+    "LM head": 0.003, "LM head row": 0.0002, "draft head": 0.0005, "exit": 0.0001, "check classifier": 0.0002,
+}  # fmt: skip
+DRAFTS, LOOKED_UP = "classifier@lossless", "full@lossless+lookup"
+DRAFT_POINTS = ("full", "fixed:layer=4", "classifier", DRAFTS, LOOKED_UP, "classifier (never exits)")
+NAMES = (*COMMON, "check classifier")
+
+
+def draft_work(passes: int, layers_read: int, exit_checks: int, lm_heads: int, cheap_head_tokens: int) -> DraftWork:
+    return DraftWork(exit_checks, lm_heads, cheap_head_tokens, layers_read, passes)
+
+
+ONE: dict[str, Any] = {
+    # Five tokens after a prompt of eight. Prefill says one; a draft of three (after 4, 4 and 6 of ten layers, asked
+    # once, once and twice) of which one stands, verified by a pass that the fourth token's two checks let go deep: two
+    # tokens; then two passes that are asked twice and go deep. A shortlist read the drafts.
+    "prompt_ids": (7,) * 8, "token_ids": (1,) * 5, "exit_layers": (LAYERS,) * 5,
+    "drafted_at": (None, 4, 4, None, None), "accepted": (False, True, False, False, False),
+    "drafts": 3, "verifications": 3, "exit_checks": 4 + 2 + 4,
+    "layers_read": 4 + 4 + 6 + 10 + 20, "layers_executed": 4 * 10 + 20, "layers_discarded": 20,
+    "lm_head_evaluations": 6, "cheap_head_evaluations": 3, "cheap_head_tokens": 3,
+    "drafting": draft_work(3, 14, 4, 0, 3), "rolled_back": draft_work(2, 10, 3, 0, 2),
+}  # fmt: skip
+
+
+def sample(**changes: Any) -> SampleRecord:
+    return SampleRecord(window=0, operating_point=DRAFTS, task="py150", sample_id="0", **(ONE | changes))
+
+
+def test_one_draft_is_counted_as_it_was_made() -> None:
+    found = counts_of(sample(), "check classifier", NAMES)
+    middle = 8 + 1 + 2
+    assert found.free_heads == 3
+    assert dict(zip(NAMES, found.all, strict=True)) == {
+        "request": 1, "prompt token": 8, "layer step": 44, "layer row": 16, "attended position": 44 * middle,
+        "LM head": 3, "LM head row": 3, "draft head": 3, "exit": 3, "KV fill": 0, "check classifier": 10,
+    }  # fmt: skip
+    # Two of the three places beyond each verification's first were discarded.
+    assert dict(zip(NAMES, found.rolled_back, strict=True)) == {
+        **dict.fromkeys(NAMES, 0), "layer step": 10, "attended position": 10 * middle, "layer row": 16 * 2 / 3,
+        "LM head row": 2, "draft head": 2, "exit": 2, "check classifier": 3,
+    }  # fmt: skip
+    assert dict(zip(NAMES, found.drafting, strict=True)) == {
+        **dict.fromkeys(NAMES, 0), "layer step": 4, "attended position": 4 * middle, "draft head": 1, "exit": 1,
+        "check classifier": 7,
+    }  # fmt: skip
+
+
+def test_heads_that_checks_read_are_drafting() -> None:
+    found = counts_of(
+        sample(
+            lm_head_evaluations=6 + 10,
+            cheap_head_tokens=0,
+            drafting=draft_work(3, 14, 4, 4, 0),
+            rolled_back=draft_work(2, 10, 3, 3, 0),
+        ),
+        "check classifier",
+        NAMES,
+    )
+    at = NAMES.index("LM head")
+    assert (found.all[at], found.drafting[at], found.rolled_back[at]) == (3 + 10, 7, 3)
+
+
+def test_a_deferred_token_s_layers_are_rows_of_the_pass_that_takes_it_along() -> None:
+    lossy = sample(
+        drafted_at=(), accepted=(), drafts=0, verifications=0, layers_discarded=0, cheap_head_tokens=0, drafting=None,
+        rolled_back=None, exit_layers=(10, 4, 10, 10, 10), layers_read=34, layers_executed=40, lm_head_evaluations=4,
+    )  # fmt: skip
+    did = dict(zip(NAMES, counts_of(lossy, "check classifier", NAMES).all, strict=True))
+    assert (did["layer step"], did["layer row"], did["LM head"], did["LM head row"], did["exit"]) == (34, 6, 4, 0, 1)
+
+
+# ----------------------------------------------------------------------------------- a run of known prices
+
+
+def drafted(chance: random.Random, *, by_exits: bool) -> dict[str, Any]:
+    """Decode losslessly by chance: up to three tokens are drafted after 4 or 7 of ten layers, or looked up."""
+    made = dict.fromkeys(("drafts", "verifications", "exit_checks", "layers_read", "layers_discarded"), 0)
+    works, back, tokens = DraftWork(), DraftWork(), 1
+    while tokens < 13:
+        draft = []
+        for _ in range(chance.randint(0, 3)):
+            layer = chance.choice([4, 7])
+            draft.append(draft_work(1, layer, 1 if layer == 4 else 2, 0, 1) if by_exits else DraftWork())
+        asked = 0 if len(draft) == 3 or not by_exits else 2  # at most three: then it is due
+        stands = chance.randint(0, len(draft))
+        works, back = sum(draft, works), sum(draft[stands:], back)
+        made["exit_checks"] += asked + sum(one.exit_checks for one in draft)
+        made["layers_read"] += LAYERS + sum(one.layers_read for one in draft)
+        made["layers_discarded"] += LAYERS * (len(draft) - stands)
+        made["verifications"] += 1
+        made["drafts"] += len(draft)
+        tokens += stands + 1
+    executed = LAYERS * (tokens - 1) + made["layers_discarded"]
+    return {
+        "token_ids": (1,) * tokens, "exit_layers": (LAYERS,) * tokens, "drafted_at": (None,) * tokens,
+        "accepted": (False,) * tokens, "lm_head_evaluations": executed // LAYERS, "cheap_head_tokens": works.passes,
+        "layers_executed": executed, "drafting": works, "rolled_back": back, **made,
+    }  # fmt: skip
+
+
+def decoded(name: str, chance: random.Random) -> dict[str, Any]:
+    if name in (DRAFTS, LOOKED_UP):
+        return drafted(chance, by_exits=name == DRAFTS)
+    layers, checks, taken = [], 0, 0
+    for _ in range(12):
+        layer = 4 if name.startswith("fixed") else chance.choice([4, 7, LAYERS]) if name == "classifier" else LAYERS
+        layers.append(layer)
+        checks += 0 if name == "full" else 1 if layer == 4 else 2
+        taken += chance.randint(0, 5) if name == "classifier" else 0  # rows that waited
+    return {
+        "token_ids": (1,) * 13, "exit_layers": (LAYERS, *layers), "layers_read": sum(layers), "exit_checks": checks,
+        "layers_executed": sum(layers) + taken, "lm_head_evaluations": 12,
+    }  # fmt: skip
+
+
+def draft_point(name: str) -> OperatingPointRecord:
+    strategy = name.partition(":")[0].partition(" ")[0].partition("@")[0]
+    asked = {"full": (), "fixed": (4,)}.get(strategy, (4, 7))
+    decode = name.partition("@")[2] or "lossy"
+    return OperatingPointRecord(
+        name=name, strategy=strategy, options={}, exit_points=asked, never_exits="never" in name, decode=decode
+    )
+
+
+def built_drafts(blocks: int, noise: float = 0.0) -> list[Measured]:
+    chance = random.Random(0)
+    run = RunBuilder(points=DRAFT_POINTS)
+    prices = [DRAFT_COSTS.get(name, 0.0) for name in (*COMMON, "check classifier", "check fixed")]
+    for block in range(blocks):
+        prompt = chance.randint(20, 400)
+        for name in DRAFT_POINTS:
+            prefill = DRAFT_COSTS["request"] + DRAFT_COSTS["prompt token"] * prompt
+            made = decoded(name, chance) | {"prompt_ids": (7,) * prompt}
+            made["token_times_s"] = tuple(prefill + 1e-3 * step for step in range(len(made["token_ids"])))
+            record = SampleRecord(window=0, operating_point=name, task="py150", sample_id="0", **made)
+            check = f"check {point(name).strategy}"
+            did = counts_of(record, check, (*COMMON, "check classifier", "check fixed")).all
+            seconds = float(did @ prices) * (1 + noise * chance.gauss(0, 1))
+            run.window(name, made, block=block, duration=seconds)
+    manifest: Manifest = run.manifest.model_copy(
+        update={"operating_points": tuple(draft_point(name) for name in DRAFT_POINTS)}
+    )
+    return list(select(manifest, run.windows, run.samples).values())
+
+
+def attributed(cells: list[Measured]) -> Attribution:
+    (attribution,) = attribute(cells)
+    return attribution
+
+
+def test_prices_of_drafting_and_verifying_come_out() -> None:
+    attribution = attributed(built_drafts(12))
+    assert attribution.residual < 1e-9
+    for name, cost in DRAFT_COSTS.items():
+        assert attribution.unit_costs[name] == pytest.approx(cost, rel=1e-5), name
+
+
+def test_phases_are_what_was_put_in_and_add_up() -> None:
+    cells = built_drafts(12)
+    cell = next(cell for cell in cells if cell.point.lossless)
+    row = next(row for row in attributed(cells).rows if row.operating_point == DRAFTS)
+    samples = list(cell.samples.values())
+    prices = {**dict.fromkeys(COMMON, 0.0), **DRAFT_COSTS}
+
+    def priced(work: DraftWork, one: SampleRecord) -> float:
+        middle = len(one.prompt_ids) + 1 + (len(one.token_ids) - 1) // 2
+        return (
+            (prices["layer step"] + middle * prices["attended position"]) * work.layers_read
+            + prices["check classifier"] * work.exit_checks + prices["draft head"] * work.cheap_head_tokens
+            + prices["exit"] * work.passes
+        )  # fmt: skip
+
+    drafting = rolled_back = 0.0
+    for one in samples:
+        assert one.drafting is not None
+        assert one.rolled_back is not None
+        deep_checks = one.exit_checks - one.drafting.exit_checks
+        drafting += priced(one.drafting - one.rolled_back, one) + prices["check classifier"] * deep_checks
+        lost = one.layers_discarded // LAYERS
+        further = len(one.token_ids) - 1 + lost - one.verifications
+        rows = prices["layer row"] * (one.layers_executed - one.layers_read) + prices["LM head row"] * further
+        rolled_back += priced(one.rolled_back, one) + (rows * lost / further if lost else 0)
+    found = {phase: row.phases[phase].value for phase in PHASES}
+    assert found["drafting"] == pytest.approx(drafting / len(samples))
+    assert found["rolled_back"] == pytest.approx(rolled_back / len(samples))
+    assert min(found.values()) > 0
+    assert sum(found.values()) == pytest.approx(row.total - row.parts["prefill"].value - row.parts["rest"].value)
+
+
+def test_the_price_of_asking_is_the_probe_s_beside_drafts_too() -> None:
+    attribution = attributed(built_drafts(12))
+    (check,) = [check for check in attribution.checks if check.direct]
+    assert check.fitted is not None
+    assert check.direct is not None
+    assert check.fitted.value == pytest.approx(check.direct.value) == pytest.approx(DRAFT_COSTS["check classifier"])
+    row = next(row for row in attribution.rows if row.operating_point == DRAFTS)
+    assert row.overhead is not None
+    assert row.overhead.value == pytest.approx(row.parts["exit_checks"].value)
+
+
+def test_the_table_has_lossless_rows_alone() -> None:
+    attribution = attributed(built_drafts(12, noise=0.01))
+    (table,) = [one for one in attribution_tables(attribution) if "lossless" in one.title]
+    names, *numbers = table.columns
+    assert names.cells == (DRAFTS, LOOKED_UP)
+    assert [column.header for column in numbers] == ["drafting", "verifying", "rolled back"]
+    assert all("[" in column.texts[0] for column in numbers)
+    assert numbers[0].texts[1].startswith("0.0 ")  # nothing is run to look something up
+
+
+def test_a_run_of_before_drafts_were_counted_has_no_phases() -> None:
+    cells = []
+    for cell in built_drafts(8):
+        samples = {
+            key: one.model_copy(update={"drafting": None, "rolled_back": None}) for key, one in cell.samples.items()
+        }
+        cells.append(dataclasses.replace(cell, samples=samples))
+    attribution = attributed(cells)
+    assert all(not row.phases for row in attribution.rows)
+    assert not [one for one in attribution_tables(attribution) if "lossless" in one.title]

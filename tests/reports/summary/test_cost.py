@@ -1,10 +1,16 @@
-"""Times, worked out by hand; what is missing is None and never zero."""
+"""Times and energies, worked out by hand; what is missing is None and never zero."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from harness.records.summary import SummaryRow
+from reports.metrics.speedups import DECODE_SPEEDUP, SPEEDUP, SPEEDUP_HIGHEST
+from reports.metrics.time import TTFT_P50
 from reports.statistics.intervals import MINIMUM_PAIRS
+from tests.reports.conftest import RunBuilder
 
 FULL, OTHER = "full", "fixed:layer=5"
 BAD_ROW = {"error": "row 3: is too short", "prompt_ids": ()}
@@ -45,15 +51,6 @@ def test_speedup_pairs_windows_by_block_and_repeat(build) -> None:
     assert run.row(OTHER).value("speedup") == pytest.approx(2.0)
 
 
-def test_full_depth_is_one_by_definition_and_has_no_interval(build) -> None:
-    run = build()
-    for block in range(MINIMUM_PAIRS):
-        run.window(FULL, {}, block=block)
-    row = run.row(FULL)
-    for name in ("speedup", "decode_speedup"):
-        assert (row.value(name), row.estimate(name).interval) == (1.0, None)
-
-
 def test_a_second_full_depth_is_compared_like_any_other(build) -> None:
     run = build(points=("full", "full again"))
     for block in range(8):
@@ -86,13 +83,6 @@ def test_a_block_where_only_one_side_failed_is_not_compared(build) -> None:
     run.window(FULL, {}, BAD_ROW, duration=3.0, block=2)
     run.window(OTHER, {}, BAD_ROW, duration=2.0, block=2)  # took nothing
     assert run.row(OTHER).value("speedup") == pytest.approx(1.5)
-
-
-def test_a_block_where_everything_failed_compares_nothing(build) -> None:
-    run = build()
-    run.window(FULL, {"error": "bad row"}, duration=3.0)
-    run.window(OTHER, {"error": "bad row"}, duration=2.0)
-    assert run.row(OTHER).value("speedup") is None
 
 
 def test_decode_speedup_compares_time_per_token_after_the_first(build) -> None:
@@ -171,3 +161,229 @@ def test_with_arrivals_the_speedup_is_that_of_latencies_not_of_windows(build) ->
         run.window(FULL, {"arrival_s": 1.0, "queue_s": 0.0, "latency_s": 0.9}, duration=5.0, block=block)
         run.window(OTHER, {"arrival_s": 1.0, "queue_s": 0.0, "latency_s": 0.6}, duration=5.0, block=block)
     assert run.row(OTHER).value("speedup") == pytest.approx(1.5)
+
+
+def test_energy_is_total_over_total(build) -> None:
+    run = build()
+    run.window(FULL, {"token_ids": (1, 2)}, energy_j=6.0, energy_source="rapl")
+    run.window(FULL, {"token_ids": (1, 2, 3, 4)}, block=1, energy_j=6.0, energy_source="rapl")
+    row = run.row(FULL)
+    assert (row.value("energy_j"), row.value("energy_j_per_token"), row.energy_source) == (12.0, 2.0, "rapl")
+
+
+def test_one_window_without_a_reading_leaves_no_energy(build) -> None:
+    run = build()
+    run.window(FULL, {}, energy_j=6.0, energy_source="nvml")
+    run.window(FULL, {}, block=1, energy_j=None, energy_source="nvml", energy_reason="window too short")
+    row = run.row(FULL)
+    assert (row.value("energy_j"), row.value("energy_j_per_token"), row.energy_source) == (None, None, "nvml")
+
+
+def test_measured_zero_energy_is_zero(build) -> None:
+    run = build()
+    run.window(FULL, {}, energy_j=0.0, energy_source="rapl")
+    assert run.row(FULL).value("energy_j") == 0.0
+
+
+def test_an_estimate_and_a_measurement_are_never_added(build) -> None:
+    run = build()
+    run.window(FULL, {}, energy_j=6.0, energy_source="rapl")
+    run.window(FULL, {}, block=1, energy_j=6.0, energy_source="estimate")
+    row = run.row(FULL)
+    assert (row.value("energy_j"), row.energy_source) == (None, "mixed")
+
+
+def measured(run, source="rapl", idle=True, blocks=8, power=(20.0, 20.0)):
+    """Full depth takes 2 s and the other 1 s a block; idle the machine draws 8 W."""
+    if idle:
+        run.idle(energy_j=16.0, duration=2.0, energy_source=source)
+    for block in range(blocks):
+        for point, seconds, watts in zip((FULL, OTHER), (2.0, 1.0), power, strict=True):
+            run.window(point, {}, duration=seconds, block=block, energy_j=watts * seconds, energy_source=source)
+    return run
+
+
+def test_energy_per_request_and_power(build) -> None:
+    row = measured(build()).row(FULL)
+    assert row.value("energy_j_per_request") == pytest.approx(40.0)
+    assert row.value("energy_j_per_token") == pytest.approx(40 / 3)
+    assert row.value("mean_power_w") == pytest.approx(20.0)
+
+
+def test_a_window_with_a_failed_sample_counts_in_no_cost(build) -> None:
+    """What the failure took is not known; the energy of all windows has it nevertheless."""
+    run = build()
+    run.window(FULL, {}, {}, energy_j=6.0, energy_source="rapl", duration=2.0, block=0)
+    run.window(FULL, {}, {"error": "timed out"}, energy_j=600.0, energy_source="rapl", duration=120.0, block=1)
+    row = run.row(FULL)
+    assert row.value("energy_j_per_request") == 3.0
+    assert row.value("energy_j_per_token") == 1.0
+    assert row.value("tokens_per_s") == 3.0
+    assert row.value("energy_j") == 606.0
+
+
+def test_a_row_of_the_data_that_is_no_prompt_takes_nothing(build) -> None:
+    run = build(bad_rows=1)
+    bad = {"error": "row 3: is too short", "prompt_ids": ()}
+    run.window(FULL, {}, {}, bad, energy_j=6.0, energy_source="rapl", duration=2.0, failed=1)
+    row = run.row(FULL)
+    assert row.value("energy_j_per_request") == 3.0
+    assert row.value("tokens_per_s") == 3.0
+    assert "failure(s)" not in " ".join(run.summary().notes)
+
+
+def test_net_of_idle_takes_off_idle_power_times_time(build) -> None:
+    row = measured(build()).row(FULL)
+    assert row.value("idle_power_w") == pytest.approx(8.0)
+    assert row.value("energy_net_j_per_token") == pytest.approx((40 - 8 * 2) / 3)
+
+
+def test_idle_power_is_energy_over_time_of_all_idle_windows_of_that_sensor(build) -> None:
+    run = measured(build())
+    run.idle(energy_j=3.0, duration=1.0, energy_source="rapl")
+    run.idle(energy_j=300.0, duration=1.0, energy_source="nvml")  # another sensor
+    run.idle(energy_j=None, duration=1.0, energy_source="rapl")
+    run.idle(energy_j=300.0, duration=1.0, energy_source="rapl", superseded=True)
+    assert run.row(FULL).value("idle_power_w") == pytest.approx(19 / 3)
+
+
+@pytest.mark.parametrize(("source", "idle"), [("estimate", True), ("rapl", False)])
+def test_no_net_energy_for_estimates_or_without_idle_windows(build, source, idle) -> None:
+    row = measured(build(), source, idle).row(OTHER)
+    assert (row.value("idle_power_w"), row.value("energy_net_j_per_token"), row.value("energy_net_ratio")) == (
+        None,
+        None,
+        None,
+    )
+    assert row.value("energy_ratio") == pytest.approx(2.0)
+
+
+def test_energy_ratio_is_paired_and_has_an_interval(build) -> None:
+    row = measured(build(), power=(20.0, 30.0)).row(OTHER)
+    assert row.value("energy_ratio") == pytest.approx(40 / 30)
+    assert row.estimate("energy_ratio").interval == pytest.approx((40 / 30, 40 / 30))
+    assert row.value("energy_net_ratio") == pytest.approx((40 - 16) / (30 - 8))
+    assert row.estimate("energy_ratio").p == pytest.approx(2 / 2**8)
+
+
+def test_no_ratio_between_two_sensors_or_where_a_reading_is_missing(build) -> None:
+    run = build()
+    for block in range(6):
+        run.window(FULL, {}, block=block, energy_j=2.0, energy_source="rapl")
+        run.window(OTHER, {}, block=block, energy_j=1.0, energy_source="nvml")
+    assert run.row(OTHER).value("energy_ratio") is None
+    run = measured(build())
+    run.window(OTHER, {}, block=9, energy_j=None, energy_source="rapl")
+    assert run.row(OTHER).value("energy_ratio") is None
+
+
+def test_constant_power_makes_energy_no_evidence_of_its_own(build) -> None:
+    def said(run):
+        return "energy saved ≈ time saved" in " ".join(run.summary().notes)
+
+    assert said(measured(build(), power=(20.0, 20.5)))
+    assert not said(measured(build(), power=(20.0, 20.7)))
+    assert not said(measured(build(), "estimate"))
+
+
+def test_a_note_when_gross_and_net_differ(build) -> None:
+    text = " ".join(measured(build()).summary().notes)
+    assert "gross and net-of-idle energy differ by up to 40 %" in text
+    assert "draws 8 W" in text
+    assert "differ by" not in " ".join(measured(build(), power=(200.0, 200.0)).summary().notes)
+    assert "idle power was not measured" in " ".join(measured(build(), idle=False).summary().notes)
+
+
+@pytest.mark.parametrize("reading", [-3.0, float("nan"), float("inf")])
+def test_a_reading_that_cannot_be_true_is_no_reading(build, reading) -> None:
+    run = measured(build())
+    run.windows[-1] = run.windows[-1].model_copy(update={"energy_j": reading})
+    summary = run.summary()
+    assert [row.value("energy_j") is None for row in summary.rows] == [False, True]
+    assert summary.rows[1].value("speedup") == pytest.approx(2.0)  # its time still counts
+    assert f"1 of 16 windows have no energy reading (the sensor read {reading:g} J)" in " ".join(summary.notes)
+
+
+THIRD = "fixed:layer=8"
+
+
+def request(run: Any, point: str, prompt_s: float, decode_s: float, *, block: int = 0, **more: Any) -> None:
+    """Add a window of one request whose prompt took so long, and two tokens after it."""
+    times = (prompt_s, prompt_s + decode_s / 2, prompt_s + decode_s)
+    window = {key: more.pop(key) for key in ("repeat",) if key in more}
+    sample = {"token_times_s": times, "ttft_s": prompt_s, "latency_s": times[-1], **more}
+    run.window(point, sample, duration=times[-1], block=block, **window)
+
+
+def test_a_prompt_takes_its_mean_time_in_every_request_that_is_compared(build: Any) -> None:
+    run = build(points=(FULL, OTHER, THIRD))
+    request(run, FULL, 1.0, 2.0)
+    request(run, OTHER, 3.0, 1.0)  # read three times as slowly, by chance
+    request(run, THIRD, 2.0, 2.0)
+    rows = {row.operating_point: row for row in run.summary().rows}
+    assert rows[OTHER].value(SPEEDUP) == pytest.approx((2 + 2) / (2 + 1))
+    assert rows[THIRD].value(SPEEDUP) == pytest.approx(1.0)
+    assert rows[OTHER].value(DECODE_SPEEDUP) == pytest.approx(2.0)
+    assert rows[OTHER].value(TTFT_P50) == 3.0, "what was measured stays"
+
+
+def test_each_repeat_and_weights_format_is_pooled_by_itself(build: Any) -> None:
+    run = build(points=(FULL, OTHER))
+    for repeat, slow in ((0, 1.0), (1, 5.0)):
+        request(run, FULL, slow, 2.0, repeat=repeat)
+        request(run, OTHER, slow + 2, 1.0, repeat=repeat)
+    assert run.row(OTHER).value(SPEEDUP_HIGHEST) == pytest.approx((2 + 2) / (2 + 1))
+    run = build(points=("full@float32", "full@int4"), formats=("float32", "int4"))
+    request(run, "full@float32", 4.0, 2.0)
+    request(run, "full@int4", 2.0, 1.0)
+    over = run.row("full@int4").value("speedup_over_fastest")
+    assert over == pytest.approx(6 / 3)
+
+
+@pytest.mark.parametrize(
+    ("built", "sample"),
+    [
+        ({"kv": "none"}, {}),  # the first token is decoded as any other
+        ({"batch_size": 2}, {}),  # one pass for several prompts
+        ({}, {"arrival_s": 0.0, "queue_s": 0.0}),  # a slow prompt delays whoever waits
+        ({}, {"prompt_ids": (1, 2)}),  # another text
+    ],
+)
+def test_what_is_not_the_same_work_is_not_pooled(build: Any, built: dict[str, Any], sample: dict[str, Any]) -> None:
+    run = build(**built)
+    request(run, FULL, 1.0, 2.0)
+    request(run, OTHER, 3.0, 1.0, **sample)
+    assert run.row(OTHER).value(SPEEDUP) == pytest.approx(3 / 4)
+
+
+def run_of(factors: list[float]) -> RunBuilder:
+    """One repeat per factor: the other operating point takes 1 s × factor, full depth 2 s."""
+    run = RunBuilder()
+    for repeat, factor in enumerate(factors):
+        for block in range(6):
+            run.window("full", {}, duration=2.0, block=block, repeat=repeat)
+            run.window(OTHER, {}, duration=factor, block=block, repeat=repeat)
+    return run
+
+
+def spread(row: SummaryRow) -> tuple[float | None, float | None]:
+    return row.value("speedup_range_low"), row.value("speedup_range_high")
+
+
+def test_the_ratio_of_each_repeat_spans_the_range() -> None:
+    row = run_of([1.0, 1.25, 0.8]).row(OTHER)
+    assert spread(row) == (pytest.approx(1.6), pytest.approx(2.5))
+    assert row.value("speedup") == pytest.approx(6 * 2 / (1.0 + 1.25 + 0.8) / 2)
+    assert row.estimate("speedup").n == 6  # repeats of a block are one pair
+
+
+def test_a_single_repeat_has_no_range_and_says_so() -> None:
+    run = run_of([1.0])
+    assert spread(run.row(OTHER)) == (None, None)
+    assert any(note.startswith("single repeat") for note in run.summary().notes)
+
+
+def test_the_largest_difference_between_processes_is_said() -> None:
+    summary = run_of([1.0, 1.25]).summary()
+    assert [spread(row) for row in summary.rows if row.operating_point == "full"] == [(None, None)]
+    assert any("25.0 % (fixed:layer=5: 1.600× to 2.000×)" in note for note in summary.notes)

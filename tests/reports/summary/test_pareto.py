@@ -1,13 +1,18 @@
-"""The front is exact, of the columns that tables show, and marks what the run can tell."""
+"""The front is exact, of the columns shown, and marks what the run can tell; its area, and the draws behind it."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
+from harness.records.estimate import Estimate
+from reports.metrics.faithfulness import exact_prefixes
+from reports.statistics.intervals import mean_interval
 from reports.summary.pareto import choose_gain, front, mark_front
+from reports.summary.resampling import Candidate, Resampled, Resampling, hypervolumes
 
 FULL, OTHER, THIRD, LOSSLESS = "full", "fixed:layer=5", "fixed:layer=8", "rl@lossless"
 
@@ -135,3 +140,126 @@ def test_marking_twice_changes_nothing(build: Any) -> None:
     summary = run.summary()
     assert any(row.pareto for row in summary.rows)
     assert mark_front(summary) == summary
+
+
+def exact(value: float) -> Resampled:
+    return Resampled(Estimate(value=value), np.zeros(0))
+
+
+def hypervolume(points: list[tuple[float, float]]) -> float:
+    candidates = [Candidate("rl", exact(cost), exact(quality)) for cost, quality in points]
+    return hypervolumes(candidates, exact(1.0), blocks=1).total.value
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [
+        ([(0.5, 0.4)], 0.2),  # one rectangle
+        ([(0.25, 0.2), (0.5, 0.4)], 0.25 * 0.2 + 0.5 * 0.4),  # a staircase
+        ([(0.5, 0.4), (0.25, 0.2), (0.8, 0.3), (0.5, 0.1)], 0.25),  # what is dominated adds nothing
+        ([(1.0, 0.9), (1.7, 1.0)], 0.0),  # full depth and dearer
+        ([(0.0, 1.0)], 1.0),  # all there is
+        ([(0.5, 0.4), (0.5, 0.4)], 0.2),
+    ],
+)
+def test_areas_by_hand(points: list[tuple[float, float]], area: float) -> None:
+    assert hypervolume(points) == pytest.approx(area)
+
+
+def test_it_is_the_share_of_random_points_that_are_dominated() -> None:
+    chance = np.random.default_rng(0)
+    points = [(float(cost), float(quality)) for cost, quality in chance.random((12, 2))]
+    thrown = chance.random((40_000, 2))
+    hit = np.any([(thrown[:, 0] >= cost) & (thrown[:, 1] <= quality) for cost, quality in points], axis=0)
+    assert hypervolume(points) == pytest.approx(hit.mean(), abs=0.01)
+
+
+def test_a_strategy_adds_what_nobody_else_covers() -> None:
+    candidates = [
+        Candidate("full", exact(10.0), exact(0.6)),
+        Candidate("fixed", exact(5.0), exact(0.4)),
+        Candidate("rl", exact(5.0), exact(0.5)),
+        Candidate("rl", exact(8.0), exact(0.55)),
+    ]
+    found = hypervolumes(candidates, exact(10.0), blocks=1)
+    assert found.total.value == pytest.approx(0.5 * 0.5 + 0.2 * 0.05)
+    assert found.alone["fixed"].value == pytest.approx(0.2)
+    assert found.contribution["fixed"].value == pytest.approx(0.0)
+    assert found.alone["full"].value == found.contribution["full"].value == 0.0
+    assert found.contribution["rl"].value == pytest.approx(0.26 - 0.2)
+    assert found.total.interval is None  # one block cannot be resampled
+
+
+def test_intervals_come_from_the_replicates_of_all_points_together() -> None:
+    chance = np.random.default_rng(1)
+    noise = chance.normal(0, 0.02, 1000)
+    quality = Resampled(Estimate.of(0.5, (0.46, 0.54)), 0.5 + noise)
+    full = Resampled(Estimate.of(2.0, (2.0, 2.0)), np.full(1000, 2.0))
+    cost = Resampled(Estimate.of(1.0, (1.0, 1.0)), np.ones(1000))
+    found = hypervolumes([Candidate("rl", cost, quality)], full, blocks=100)
+    assert found.total.interval is not None
+    low, high = found.total.interval
+    assert found.total.value == pytest.approx(0.25)
+    assert low < 0.25 < high
+    assert high - low == pytest.approx(0.5 * 2 * 1.96 * 0.02, rel=0.15)
+
+
+def cells(build: Any, blocks: int = 12, **scores: Any) -> Any:
+    made = build(points=("full", "rl"))
+    for block in range(blocks):
+        made.window("full", {"token_ids": (1, 2, 3), "latency_s": 1.0 + block}, block=block, energy_j=3.0)
+        made.window(
+            "rl",
+            {
+                "token_ids": (1, 2, 9) if block % 2 else (1, 2, 3),
+                "exit_layers": (10, 5, 5),
+                "scores": {"edit_similarity": block / 20},
+                "latency_s": 0.5 + block / 10,
+            },
+            block=block,
+            energy_j=1.5,
+            energy_source="rapl",
+        )
+    from reports.summary.measured import select
+
+    return list(select(made.manifest, made.windows, made.samples).values())
+
+
+def test_values_are_the_tables(build: Any) -> None:
+    full, rl = cells(build)
+    resampling = Resampling([full, rl])
+    score = resampling.score(rl, "edit_similarity", 5.5 / 20)
+    assert score is not None
+    assert score.value == 5.5 / 20
+    assert score.interval == pytest.approx(mean_interval([[block / 20] for block in range(12)]), abs=0.02)
+    layers = resampling.layers(rl, 10)
+    exact = resampling.mean(rl, exact_prefixes(rl, full))
+    assert layers is not None
+    assert (layers.estimate.value, layers.estimate.interval) == (0.5, (0.5, 0.5))
+    assert exact is not None
+    assert exact.estimate.value == pytest.approx((6 * 1 + 6 * 1 / 2) / 12)
+
+
+def test_a_corpus_score_that_is_no_mean_has_no_interval(build: Any) -> None:
+    full, rl = cells(build)
+    estimate = Resampling([full, rl]).score(rl, "edit_similarity", 0.9)
+    assert estimate is not None
+    assert (estimate.value, estimate.interval) == (0.9, None)
+    assert Resampling([full, rl]).score(rl, "codebleu", None) is None
+
+
+def test_few_blocks_have_no_interval(build: Any) -> None:
+    full, rl = cells(build, blocks=4)
+    layers = Resampling([full, rl]).layers(rl, 10)
+    assert layers is not None
+    assert layers.estimate.interval is None
+
+
+def test_the_same_draws_for_every_operating_point(build: Any) -> None:
+    full, _ = cells(build)
+    resampling = Resampling([full])
+    blocks = [window.block for window in full.windows.values()]
+    first, second = (resampling.share((block, times * (1.0 + block), 1.0) for block in blocks) for times in (1, 2))
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(2 * first.replicates, second.replicates)

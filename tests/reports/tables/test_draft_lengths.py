@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reports.figures import draft_lengths
+from reports.figures import settings
 from reports.recorded import RecordedRun
 from reports.tables.report import report_markdown
 from reports.tables.result import draft_families, split_tables
@@ -33,7 +32,7 @@ def run(build: Any) -> Any:
 
 
 def recorded(run: Any) -> RecordedRun:
-    return RecordedRun(Path("runs/one"), run.manifest, tuple(run.windows), tuple(run.samples), run.summary())
+    return run.recorded("runs/one")
 
 
 def test_lengths_of_one_operating_point_stand_together_shortest_first(run: Any) -> None:
@@ -52,20 +51,20 @@ def test_one_length_has_no_table(build: Any) -> None:
     run.window(EXITS, {"drafted_at": (None,) * 3, "accepted": (False,) * 3, "verifications": 2})
     (table,) = split_tables(run.summary())
     assert list(draft_length_tables(table)) == []
-    assert draft_lengths.figures(recorded(run)) == []
-    assert "--draft-max 2,4,8,16" in draft_lengths.absence(recorded(run))
+    assert settings.draft_lengths(recorded(run)) == []
+    assert "--draft-max 2,4,8,16" in settings.without_draft_lengths(recorded(run))
 
 
 def test_a_lossy_run_lacks_nothing(build: Any) -> None:
     run = build()
     run.window(FULL, {})
-    assert draft_lengths.absence(recorded(run)) == ""
+    assert settings.without_draft_lengths(recorded(run)) == ""
 
 
 def test_the_figure_has_a_line_of_all_lengths_in_each_panel(run: Any) -> None:
-    (figure,) = draft_lengths.figures(recorded(run))
+    (figure,) = settings.draft_lengths(recorded(run))
     axes = figure.draw("text").axes
     assert [one.get_ylabel() for one in axes] == ["tokens / verification", "accepted", "decoding speed-up"]
     (line,) = axes[0].lines
     assert (line.get_label(), list(line.get_xdata()), list(line.get_ydata())) == (EXITS, [2, 8], [1.0, 3.0])
-    assert draft_lengths.absence(recorded(run)) == ""
+    assert settings.without_draft_lengths(recorded(run)) == ""

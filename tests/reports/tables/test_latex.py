@@ -70,7 +70,7 @@ def nasty(build: Any) -> RecordedRun:
     for block in range(6):
         for point in made.points:
             made.window(point, {"scores": {"edit_similarity": 0.5 + block / 20}}, block=block)
-    return RecordedRun(Path("runs/nasty"), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+    return made.recorded("runs/nasty")
 
 
 def test_tables_balance(nasty: RecordedRun) -> None:
@@ -98,7 +98,7 @@ def test_a_table_wider_than_the_text_goes_on_below_itself(build: Any, monkeypatc
     for block in range(6):
         for point in made.points:
             made.window(point, {"scores": {"edit_similarity": 0.5 + block / 20}}, block=block)
-    run = RecordedRun(Path("runs/one"), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+    run = made.recorded("runs/one")
     whole = to_latex([("one", run)])
     monkeypatch.setattr(latex_module, "_POINTS", 250.0)
     split = to_latex([("one", run)])
@@ -119,7 +119,7 @@ def long(build: Any) -> list[tuple[str, RecordedRun]]:
     for task in tasks:
         for point in made.points:
             made.window(point, {}, task=task)
-    run = RecordedRun(Path("runs/long"), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+    run = made.recorded("runs/long")
     return [(f"run {number}", run) for number in range(4)]
 
 
@@ -194,7 +194,7 @@ def test_the_head_of_a_column_says_that_its_energy_is_estimated(build: Any) -> N
         for point in made.points:
             scored = {"scores": {"edit_similarity": 0.5 + block / 20}}
             made.window(point, scored, block=block, energy_j=10.0, energy_source="estimate")
-    run = RecordedRun(Path("runs/one"), made.manifest, tuple(made.windows), tuple(made.samples), made.summary())
+    run = made.recorded("runs/one")
     first, second = re.findall(r"\\toprule\n(.*)\n(.*)\n", to_latex([("one", run)]))[0]
     cells = [[cell.strip(" \\") for cell in line.split("&")] for line in (first, second)]
     assert ("J/token", "estimate") in list(zip(*cells, strict=True))

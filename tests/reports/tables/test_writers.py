@@ -1,4 +1,4 @@
-"""Every writer shows every cell, whatever it holds, and a terminal's width is never exceeded."""
+"""Writers show every cell of any table, and whatever others wrote stays one cell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ import pytest
 from harness.appearance.terminal import Console, Text
 from harness.records.estimate import MISSING, Estimate, NoInterval
 from reports.tables.table import Column, Facts, Heading, Line, Part, Picture, Table
-from reports.tables.writers import fold_label, to_csv, to_html, to_markdown, to_terminal
+from reports.tables.writers import (
+    csv_text,
+    escape_markdown,
+    fold_label,
+    inert,
+    markdown_code,
+    to_csv,
+    to_html,
+    to_markdown,
+    to_terminal,
+)
 
 HOSTILE = ("a|b", "=1+1", "<b>x</b>", "`t` @me #1", "[bold]x[/]", "\x1b[31mred\u202e", "one\ntwo", "$x_y^z% \\end{x}")
 
@@ -227,3 +237,45 @@ def test_labels_fold_before_options_and_lose_nothing() -> None:
     assert fold_label(label, 22) == "margin:threshold=0.9\n  :temperature=4"
     assert fold_label("one-long-name", 10) == "one-long-n\n  ame"
     assert fold_label("classifier@lossless+lookup", 20) == "classifier@lossless\n  +lookup"
+
+
+def test_text_that_begins_like_a_formula_is_shown_and_everything_else_stays() -> None:
+    for first in ("=", "+", "-", "@", "\t=", " +", "\n@", "\uff1d"):
+        assert inert(f"{first}1") == f"'{first}1"
+    for value in (-1.5, 0, None, "", "a=b", "'=1", '{"a": "=1"}'):
+        assert inert(value) == value
+        assert type(inert(value)) is type(value)
+
+
+def test_nothing_is_hidden_in_a_cell_or_a_header() -> None:
+    text = csv_text(["=a\x1b"], [{"=a\x1b": "\u202e\r\n\x00"}])
+    assert list(csv.reader(io.StringIO(text))) == [[r"'=a\x1b"], ["\\u202e\n\\x00"]]
+
+
+def test_a_value_without_a_column_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="b"):
+        csv_text(["a"], [{"a": 1, "b": 2}])
+
+
+def test_numbers_are_written_as_numbers_and_missing_as_nothing() -> None:
+    assert csv_text(["a", "b", "c"], [{"a": "-x", "b": -1.5}]) == "a,b,c\n'-x,-1.5,\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("fixed:layer=5", "`fixed:layer=5`"),
+        ("a_b*c <d> @e", "`a_b*c <d> @e`"),  # code has no markup
+        ("two\nlines", "`two lines`"),
+        ("`t` <b>@me #1", "\\`t\\` &lt;b&gt;&#64;me &#35;1"),
+        ("a\x1b\u202eb", r"`a\x1b\u202eb`"),
+        ("", ""),
+    ],
+)
+def test_a_name_is_code_unless_it_holds_a_backtick(name: str, written: str) -> None:
+    assert markdown_code(name) == written
+
+
+def test_nothing_is_markup_and_nobody_is_mentioned() -> None:
+    assert escape_markdown("\\`*_[x](y)\n<a> @b #1") == "\\\\\\`\\*\\_\\[x](y) &lt;a&gt; &#64;b &#35;1"
+    assert escape_markdown("$x$ ~~y~~ &lt; \x1b\u202e") == r"\$x\$ \~\~y\~\~ &amp;lt; \\x1b\\u202e"

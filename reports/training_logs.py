@@ -1,9 +1,8 @@
-"""Reads what trainings left in an artefact folder: what every step of LITE and of PPO logged.
+"""Trainings behind runs: which folders hold them, and what every step of LITE and of PPO logged there.
 
-Read-only, and as tolerant as a report must be: a training may be writing the log, or was killed in the middle of a
-line. What cannot be read is left out and said in one line; nothing is made up for it.
-
-Which folders hold the trainings behind runs: found by what the manifests name, never by a folder's name.
+Folders are found by what the runs' manifests name, never by a folder's name. Logs are read as tolerantly as a report
+must be: a training may be writing one, or was killed in the middle of a line. What cannot be read is left out and said
+in one line; nothing is made up for it.
 """
 
 from __future__ import annotations

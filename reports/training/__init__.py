@@ -1,1 +1,0 @@
-"""The trainings behind runs: which folders hold them, and what their logs say."""
