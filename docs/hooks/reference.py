@@ -359,7 +359,7 @@ def _attributes(docstring: str) -> Iterator[tuple[list[str], str]]:
 
 def openapi() -> dict[str, Any]:
     """Return the schema that a server answers with; no model is loaded for it."""
-    from harness.serving.http.app import make_app
+    from harness.serving.app import make_app
 
     return make_app(cast("Any", None)).openapi()
 

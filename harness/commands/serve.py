@@ -67,39 +67,25 @@ def serve(
         os._exit(code)  # the engine's thread is still at work, see `harness.serving.server.serve`
 
 
-def _snippet(client: str, settings: Any) -> str:
+def _snippet(client: str, settings: ServeConfig) -> str:
     """Return the settings of a client, as the running server would hand them out; no weights are read.
 
     Raises:
         ConfigError: no such client, or any free port.
         ModelError: the model is unknown or out of reach.
     """
-    from harness.serving.binding import everywhere, url_of
-    from harness.serving.client_settings import CLIENTS, snippet
+    from harness.models.fill_in_the_middle import fill_in_the_middle
+    from harness.models.model import resolve
+    from harness.serving.page import clients, snippet
 
     if settings.port == 0:
         raise ConfigError("--print-config needs to know the port, and --port 0 takes any. Give a fixed one.")
-    fim, cap = _reads(settings) if client in CLIENTS else (None, 0)
-    text: str = snippet(
-        client,
-        url=url_of(settings.host, settings.port),
-        model=Path(settings.model).name if Path(settings.model).is_dir() else settings.model,
-        key=settings.api_key_file is not None,
-        max_new_tokens=settings.max_new_tokens,
-        fim=fim is not None,
-        markers=None if fim is None else fim.family.texts,
-        max_prompt_tokens=cap,
-        ignored=settings.suffix == "ignore",
-    )
-    if everywhere(settings.host):
+    fim, cap = None, 0
+    if client in clients():
+        model = resolve(settings.request())
+        fim, cap = fill_in_the_middle(model.tokenizer.wrapped), prompt_cap(settings, model.info)
+    name = Path(settings.model).name if Path(settings.model).is_dir() else settings.model
+    text = snippet(client, settings, settings.url(settings.port), name, fim, cap)
+    if settings.everywhere:
         stderr().print("[dim]On another machine, write this machine's address for 127.0.0.1.[/]", soft_wrap=True)
-    return text if text.endswith("\n") else f"{text}\n"
-
-
-def _reads(settings: Any) -> tuple[Any, int]:
-    """Return how the model's tokenizer fills in the middle, ``None`` when it cannot, and the cap on a prompt."""
-    from harness.models.fill_in_the_middle import fill_in_the_middle
-    from harness.models.model import resolve
-
-    model = resolve(settings.request())
-    return fill_in_the_middle(model.tokenizer.wrapped), prompt_cap(settings, model.info)
+    return f"{text}\n"

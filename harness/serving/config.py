@@ -14,6 +14,8 @@ from harness.errors import ConfigError
 
 DEFAULT_PROMPT_TOKENS = 2048
 
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # nosec B104  # compared with, never bound to unasked
+
 
 class ServeConfig(ModelConfiguration):
     """Everything that decides a server, beside the model's configuration."""
@@ -98,6 +100,17 @@ class ServeConfig(ModelConfiguration):
         default="refuse", description="What to do with the text after the cursor where the model cannot read it"
     )
     log_prompts: bool = Field(default=False, description="Write prompts and completions to the log.")
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether the host stands for every address of this machine."""
+        return self.host.strip("[]") in WILDCARDS
+
+    def url(self, port: int) -> str:
+        """Return the address that a client on this machine uses."""
+        host = self.host.strip("[]")
+        name = WILDCARDS.get(host) or (f"[{host}]" if ":" in host else host)
+        return f"http://{name}:{port}"
 
 
 def prompt_cap(config: ServeConfig, info: ModelInfo) -> int:

@@ -5,6 +5,7 @@ depth verifies what exits and a draft source draft.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,8 +27,7 @@ from harness.errors import ConfigError, HarnessError, did_you_mean
 from harness.models.heads import draft_head as found_draft_head
 from harness.registry import DRAFTS, KV_POLICIES, STOPS
 from harness.running.operating_points import build_all, drafting, operating_point, usable
-from harness.serving.failures import InvalidRequestError
-from harness.serving.jobs import Setting
+from harness.serving.completions import InvalidRequestError, Setting
 
 KEPT_SETTINGS = 256
 """Settings that are kept built. Requests with the same one are asked together where their strategy has no state."""
@@ -35,6 +35,9 @@ KEPT_SETTINGS = 256
 
 WORDS = ("strategy", "decode", "draft", "draft_max", "stop_rule")
 """Of a request's ``early_exit``: everything else is an option of the strategy."""
+
+MAX_TEXT, MAX_NUMBER = 200, 2**63
+"""Characters and size of what an option can be, so that a refusal can name it in a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,3 +270,49 @@ def _harmless(hint: Any) -> bool:
     if get_origin(hint) is Literal or hint in (int, float, bool, type(None)):
         return True
     return bool(get_args(hint)) and all(_harmless(part) for part in get_args(hint))
+
+
+def read_controls(given: Any) -> Mapping[str, Any] | None:
+    """Return a request's ``early_exit`` as a mapping of plain values.
+
+    Args:
+        given: an object, its JSON, or the strategy mini-language; ``None`` where nothing was given. ``null`` within
+            means not given.
+
+    Raises:
+        InvalidRequestError: it is none of these, or has a list, an object or a long text for a value.
+    """
+    if given is None:
+        return None
+    read = given
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            read = json.loads(given)
+        except (ValueError, RecursionError):
+            read = None
+    elif isinstance(given, str) and given.strip():
+        name, *options = given.split(":")
+        pairs = [[part.strip() for part in option.partition("=")] for option in options]
+        read = {"strategy": name.strip(), **{key: value for key, _, value in pairs}} if all(map(all, pairs)) else None
+    if not isinstance(read, Mapping):
+        raise InvalidRequestError(
+            f'early_exit = {str(given)[:80]!r} cannot be read. Write {{"strategy": "NAME", "threshold": 0.9}} or '
+            '"NAME:threshold=0.9".'
+        )
+    said = {name: value for name, value in read.items() if value is not None}
+    name = said.get("strategy", "")
+    if not isinstance(name, str) or len(name) > MAX_TEXT:
+        raise InvalidRequestError(f"early_exit.strategy = {str(name)[:60]!r} is no name of a strategy.")
+    for option, value in said.items():
+        if len(option) > MAX_TEXT or not _is_plain(value):
+            raise InvalidRequestError(
+                f"early_exit.{option[:60]} = {str(value)[:60]!r} cannot be the value of an option: "
+                "give a number, a short text, true or false."
+            )
+    return said
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT
+    return isinstance(value, int | float) and -MAX_NUMBER <= value <= MAX_NUMBER  # NaN is not

@@ -15,10 +15,9 @@ import uvicorn
 
 from harness.appearance.visible_text import one_line
 from harness.errors import ModelError
-from harness.serving.binding import allowed_key, everywhere, listen, url_of
+from harness.serving.app import make_app
 from harness.serving.config import ServeConfig
-from harness.serving.http.app import make_app
-from harness.serving.http.guards import PatientProtocol, counted, guarded
+from harness.serving.guards import BACKLOG, allowed_key, guarded, listen
 from harness.serving.service import Service
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:
         service = Service(config)
         server = _Server(service, config, key)
         service.metrics.bind(service)
-        url = url_of(config.host, listeners[0].getsockname()[1])
+        url = config.url(listeners[0].getsockname()[1])
         service.start()
         try:
             asyncio.run(_run(server, service, listeners, url, say))
@@ -86,18 +85,17 @@ class _Server(uvicorn.Server):
     """uvicorn, but a signal first lets the engine finish, and stopping is not a failure."""
 
     def __init__(self, service: Service, config: ServeConfig, key: str | None) -> None:
-        app = counted(guarded(make_app(service), config, key), service.metrics)
+        app = guarded(make_app(service), config, key, service.metrics)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=PatientProtocol,
                 log_config=None,
                 access_log=False,  # its lines hold query strings; ours hold the route, at debug level
                 server_header=False,
                 proxy_headers=False,
                 ws="none",
                 limit_concurrency=config.batch_size + config.max_queue + IDLE_CONNECTIONS,
-                backlog=512,
+                backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=math.ceil(config.drain_s) + LAST_WORDS_S,
             )
@@ -135,7 +133,7 @@ async def _watch(server: _Server, service: Service, url: str, say: Callable[[str
     start = time.perf_counter()
     while not server.started:
         await asyncio.sleep(TICK_S / 10)
-    others = " and at every address of this machine" if everywhere(service.config.host) else ""
+    others = " and at every address of this machine" if service.config.everywhere else ""
     say(f"listening at {url}{others}, loading {service.model_name}")
     while service.state == "loading":
         await asyncio.sleep(TICK_S)

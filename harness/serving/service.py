@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.appearance.visible_text import one_line
 from harness.config.decode import check_defers, parse_decode
@@ -20,14 +20,25 @@ from harness.host.libraries import resolve_device
 from harness.metering import open_meter
 from harness.models.fill_in_the_middle import FillInTheMiddle, encode_inside, fill_in_the_middle
 from harness.models.model import resolve
+from harness.serving.completions import (
+    DrainingError,
+    EngineTicket,
+    InvalidRequestError,
+    Job,
+    LoadingError,
+    Prompt,
+    Ticket,
+    Wanted,
+)
 from harness.serving.config import ServeConfig, prompt_cap
-from harness.serving.exit_settings import Settings
-from harness.serving.failures import DrainingError, InvalidRequestError, LoadingError
-from harness.serving.jobs import EngineTicket, Job, Prompt, Ticket
+from harness.serving.exit_settings import Settings, read_controls
 from harness.serving.metrics import Metrics
 from harness.serving.worker import EnergyShares, Worker
 
 logger = logging.getLogger(__name__)
+
+MAX_STOPS, MAX_STOP_CHARACTERS = 256, 4096
+"""Stop texts of a request: all are looked for at every token."""
 
 State = Literal["loading", "ready", "draining", "failed"]
 
@@ -72,7 +83,6 @@ class Service:
         self.max_prompt_tokens = prompt_cap(config, self.info)
         self._tokenizer = self._model.tokenizer
         self._longest = max(map(len, self._tokenizer.wrapped.get_vocab()), default=1)
-        self._special = self._tokenizer.special_ids
         self._meter, _ = open_meter(config.energy, self._model.devices(self.device), config.tdp_w)
         self.energy_source, self.energy_description = self._meter.source, self._meter.description
         self.energy_measured = is_measured(self._meter)
@@ -164,6 +174,37 @@ class Service:
             )
         return over
 
+    def job(self, wanted: Wanted, controls: Any, owner: str) -> Job:
+        """Return the job that a request is.
+
+        Args:
+            wanted: the request.
+            controls: early exit where the request itself says nothing of it.
+            owner: whose it is.
+
+        Raises:
+            InvalidRequestError: it cannot be served as it is written.
+        """
+        given = controls if wanted.early_exit is None else wanted.early_exit
+        setting = self.settings.resolve(read_controls(given))
+        stop = tuple(dict.fromkeys(text for text in wanted.stop if text))
+        if len(stop) > MAX_STOPS or sum(map(len, stop)) > MAX_STOP_CHARACTERS:
+            raise InvalidRequestError(
+                f"{len(stop)} stop texts of {sum(map(len, stop))} characters were given; {MAX_STOPS} of "
+                f"{MAX_STOP_CHARACTERS} in all are allowed."
+            )
+        cap = self.config.max_new_tokens
+        return Job(
+            prompt=self.encode(wanted.prompt, wanted.suffix or None, truncate=wanted.truncate),
+            setting=setting,
+            max_new_tokens=min(wanted.max_new_tokens or cap, cap),
+            stop=stop,
+            keep_stop=wanted.keep_stop,
+            generate_s=wanted.generate_s,
+            seed=wanted.seed,
+            owner=owner if wanted.reuse else None,
+        )
+
     def submit(self, job: Job) -> Ticket:
         """Queue a job; call from the event loop that will iterate over the ticket.
 
@@ -241,12 +282,10 @@ class Service:
         loaded = self._model.load(self.device)
         self.info = loaded.info
         engine = Engine(loaded.backbone, self.info, self.config.kv_input, Timing())
-        worker = Worker(
-            engine, self._tokenizer, self._special, self.config.kv, self.config.batch_size,
-            self.max_prompt_tokens + self.config.max_new_tokens, self.config.max_queue, EnergyShares(self._meter),
-            self.metrics, prefill_tokens=self.config.prefill_tokens, kept_prompts=self.config.kept_prompts,
-            log_prompts=self.config.log_prompts,
-        )  # fmt: skip
+        positions = self.max_prompt_tokens + self.config.max_new_tokens
+        energy = EnergyShares(self._meter)
+        special = self._tokenizer.special_ids
+        worker = Worker(engine, self._tokenizer, special, self.config, positions, energy, self.metrics)
         lossless = self.settings.default.lossless
         # Their parts are read, and everything is paid once, before anyone asks.
         engine.prepare([] if lossless is None else [lossless.head])

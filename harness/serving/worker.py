@@ -1,14 +1,9 @@
-"""The one thread that decodes for all requests, and what it needs to be fair.
-
-The one thread that decodes: takes requests from a bounded queue, lets them join and leave between tokens.
+"""The one thread that decodes for all requests: they wait in a bounded queue, and join and leave between tokens.
 
 Prompts are read in the order in which they came, one at a time, and in pieces: between two of these every running
 request makes or drafts a token. So a long prompt delays a token by no more than a piece; the first tokens of requests
-that came later it does delay. A request that is cancelled, late or fails leaves without affecting the others.
-
-A request while it occupies a row: its text, its tokens, its time, and its ending.
-
-Energy per request: requests that run at the same time share what is measured equally.
+that came later it does delay. A request that is cancelled, late or fails leaves without affecting the others. Requests
+that run at the same time share the energy that is measured equally.
 """
 
 from __future__ import annotations
@@ -18,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -30,13 +25,21 @@ from harness.decoding.loop import OpenBatch
 from harness.decoding.transcript import Token, Transcript
 from harness.errors import is_out_of_memory, reason
 from harness.records import Work
-from harness.serving.failures import DrainingError, GenerationError, OverloadedError, ServingError
-from harness.serving.jobs import Ending, EngineTicket, Finished, Prompt
+from harness.serving.completions import (
+    DrainingError,
+    Ending,
+    EngineTicket,
+    Finished,
+    GenerationError,
+    OverloadedError,
+    ServingError,
+)
+from harness.serving.config import ServeConfig
 from harness.serving.metrics import Metrics
 
 
 class Served:
-    """One request from its first prefill to its ending.
+    """One request while it occupies a row, from its first prefill to its ending: its text, tokens and time.
 
     Args:
         ticket: the job and its reader.
@@ -50,8 +53,8 @@ class Served:
 
     def __init__(self, ticket: EngineTicket, tokenizer: Tokenizer, special: frozenset[int]) -> None:
         self.ticket = ticket
-        self._began = time.perf_counter()
         self.prompt_reused = 0
+        self._began = time.perf_counter()
         job = ticket.job
         self._transcript = Transcript(
             tokenizer, job.stop, keep_stop=job.keep_stop, silent=special, after=job.prompt.token_ids
@@ -124,38 +127,31 @@ class EnergyShares:
     def __init__(self, meter: Meter) -> None:
         self.source = meter.source
         self._meter: Meter | None = meter
-        self._running: set[int] = set()
-        self._energy_j: dict[int, float | None] = {}
+        self._energy_j: dict[int, float | None] = {}  # of each row that runs
         self._open = False
 
     def begin(self, row: int) -> None:
         """A request begins in a row."""
         self._cut()
-        self._running.add(row)
         self._energy_j[row] = None if self._meter is None else 0.0
         self._start()
 
     def end(self, row: int) -> float | None:
-        """A row's request ended: returns its joules, ``None`` when there is no number."""
+        """A row's request ended, if one ran there: returns its joules, ``None`` when there is no number."""
+        if row not in self._energy_j:
+            return None
         self._cut()
-        self._running.discard(row)
+        energy_j = self._energy_j.pop(row)
         self._start()
-        return self._energy_j.pop(row, None)
-
-    def forget(self, rows: Iterable[int]) -> None:
-        """End these rows without a reading, if they run."""
-        for row in rows:
-            if row in self._running:
-                self.end(row)
+        return energy_j
 
     def _start(self) -> None:
-        if self._meter is None or not self._running:
-            return
-        try:
-            self._meter.begin()
-            self._open = True
-        except Exception as error:  # a meter may be a plug-in
-            self._give_up(error)
+        if self._meter is not None and self._energy_j:
+            try:
+                self._meter.begin()
+                self._open = True
+            except Exception as error:  # a meter may be a plug-in
+                self._give_up(error)
 
     def _cut(self) -> None:
         if not self._open or self._meter is None:
@@ -166,9 +162,9 @@ class EnergyShares:
         except Exception as error:  # a meter may be a plug-in
             self._give_up(error)
             return
-        for row in self._running:
-            before = self._energy_j[row]
-            self._energy_j[row] = None if before is None or used_j is None else before + used_j / len(self._running)
+        for row, before in self._energy_j.items():
+            share = None if before is None or used_j is None else before + used_j / len(self._energy_j)
+            self._energy_j[row] = share
 
     def _give_up(self, error: Exception) -> None:
         """Continue without energy: the completion matters more."""
@@ -187,15 +183,10 @@ class Worker:
     Args:
         engine: decodes.
         tokenizer: the model's. special: ids that add no text.
-        kv: what happens to K,V of skipped layers.
-        rows: requests decoded together.
+        config: rows, queue, KV policy, pieces of prompts and how many are kept.
         positions: longest prompt and completion together.
-        max_queue: requests that may wait.
         energy: attributes energy to requests.
         metrics: count completions.
-        prefill_tokens: of a prompt that are read between two tokens of running requests.
-        kept_prompts: free rows that keep their last prompt, to be reused by the same owner.
-        log_prompts: whether prompts and completions are logged, by :data:`PROMPTS`.
     """
 
     def __init__(
@@ -203,21 +194,13 @@ class Worker:
         engine: Engine,
         tokenizer: Tokenizer,
         special: frozenset[int],
-        kv: str,
-        rows: int,
+        config: ServeConfig,
         positions: int,
-        max_queue: int,
         energy: EnergyShares,
         metrics: Metrics,
-        *,
-        prefill_tokens: int,
-        kept_prompts: int,
-        log_prompts: bool = False,
     ) -> None:
-        self._engine, self._tokenizer, self._special, self._kv = engine, tokenizer, special, kv
-        self._size, self._positions, self._max_queue = rows, positions, max_queue
-        self._energy, self._metrics, self._log_prompts = energy, metrics, log_prompts
-        self._prefill_tokens, self._kept_prompts = prefill_tokens, kept_prompts
+        self._engine, self._tokenizer, self._config, self._positions = engine, tokenizer, config, positions
+        self._special, self._energy, self._metrics = special, energy, metrics
         self._queue: deque[EngineTicket] = deque()
         self._served: dict[int, Served] = {}
         self._changed = threading.Condition()
@@ -247,7 +230,7 @@ class Worker:
                 raise DrainingError("the server is shutting down. Use another one.")
             waiting = sum(not ticket.cancelled for ticket in list(self._queue))
             running = sum(not served.ticket.cancelled for served in list(self._served.values()))
-            if waiting >= self._max_queue + self._size - running:
+            if waiting >= self._config.max_queue + self._config.batch_size - running:
                 raise OverloadedError(
                     f"{running} requests run and {waiting} wait, which is the limit. Try again later."
                 )
@@ -280,7 +263,7 @@ class Worker:
                 if self._drain_until is not None and not self._queue and not self._served:
                     return
             if self._drain_until is not None and time.perf_counter() > self._drain_until:
-                self._refuse_all()
+                self._fail_all(DrainingError("the server is shutting down; this completion was not finished."))
                 continue
             self._sweep_queue()
             self._free_cancelled()
@@ -293,10 +276,11 @@ class Worker:
     def _open(self) -> OpenBatch:
         """Open an empty batch. The last one's memory is freed first: there may not be room for both."""
         self._batch = None
-        self._tally = [Generation() for _ in range(self._size)]
+        config = self._config
+        self._tally = [Generation() for _ in range(config.batch_size)]
         self._exits = RowExits(self._engine.info, str(self._engine.backbone.device), self._tally)
         self._batch = self._engine.open(
-            self._size, self._positions, self._kv, self._exits, self._tally, self._kept_prompts
+            config.batch_size, self._positions, config.kv, self._exits, self._tally, config.kept_prompts
         )
         self._batch.with_log_probabilities = True
         return self._batch
@@ -314,7 +298,7 @@ class Worker:
     def _drop_waiting(self, ticket: EngineTicket) -> None:
         """Count a cancelled request; fail an expired one."""
         if ticket.cancelled:
-            self._count("cancelled")
+            self._metrics.failed("cancelled")
         else:
             waited_s = time.perf_counter() - ticket.submitted
             self._fail(ticket, OverloadedError(f"waited {waited_s:.0f} s in the queue without being started."))
@@ -323,13 +307,13 @@ class Worker:
         """Let requests join until one has a prompt to be read: the others wait, so that they can reuse it."""
         while self._batch is None or not self._batch.reading:
             with self._changed:
-                if not self._queue or len(self._served) == self._size:
+                if not self._queue or len(self._served) == self._config.batch_size:
                     return
                 ticket = self._queue.popleft()
             if ticket.cancelled or time.perf_counter() > ticket.deadline:
                 self._drop_waiting(ticket)
             else:
-                self._begin(ticket, set(range(self._size)) - set(self._served))
+                self._begin(ticket, set(range(self._config.batch_size)) - set(self._served))
 
     def _begin(self, ticket: EngineTicket, free: set[int]) -> None:
         job, prompt = ticket.job, ticket.job.prompt.token_ids
@@ -340,23 +324,22 @@ class Worker:
             self._energy.begin(row)
             strategy, lossless = job.setting.strategy, job.setting.lossless
             rows, rule = self._exits.join(row, strategy, job.seed, self._engine.facts(strategy, lossless))
-            drafts = self._engine.drafts(lossless, rows, self._kv, strategy, rule)
+            drafts = self._engine.drafts(lossless, rows, self._config.kv, strategy, rule)
+            before = job.prompt.before
+            code = None if before is None else self._tokenizer.decode(before)
+            cursor = Cursor(prompt, self._tokenizer, "", self._engine.info, rows.device, code)
             stop = job.setting.stop
             served.prompt_reused = batch.join(
                 row, prompt, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted, job.owner,
                 None if drafts is None else replace(drafts, rules=self._exits.guarded(drafts.rules)),
-                None if stop is None else stop.start(self._cursor(job.prompt, rows.device)),
+                None if stop is None else stop.start(cursor),
             )  # fmt: skip
-
-    def _cursor(self, prompt: Prompt, device: str) -> Cursor:
-        code = None if prompt.before is None else self._tokenizer.decode(prompt.before)
-        return Cursor(prompt.token_ids, self._tokenizer, "", self._engine.info, device, code)
 
     def _read(self, batch: OpenBatch) -> None:
         """Read the next piece of a prompt, if there is one."""
         for row in list(batch.reading):
             with self._failing([row]):
-                batch.prefill([row], self._prefill_tokens)
+                batch.prefill([row], self._config.prefill_tokens)
                 self._publish([row])
 
     def _step(self, batch: OpenBatch) -> None:
@@ -372,7 +355,7 @@ class Worker:
             failure = self._exits.failures.pop(row, None) or made.failure
             if failure is not None:
                 logger.error("a request failed", exc_info=failure)
-                self._fail_row(row, GenerationError(f"generation failed: {reason(failure)}."))
+                self._fail(self._free(row).ticket, GenerationError(f"generation failed: {reason(failure)}."))
                 continue
             tokens, ending = served.tokens(made)
             for token in tokens:
@@ -380,7 +363,7 @@ class Worker:
             if ending is not None:
                 energy_j, source = self._energy.end(row), self._energy.source
                 layers = self._engine.info.num_layers
-                done = served.finished(made, ending, self._kv, layers, energy_j, source)
+                done = served.finished(made, ending, self._config.kv, layers, energy_j, source)
                 self._free(row)
                 served.ticket.put(done)
                 self._tell(done)
@@ -389,41 +372,28 @@ class Worker:
         """Count and log a delivered completion."""
         try:
             self._metrics.finished(done)
-            if self._log_prompts:  # in ASCII: no terminal control characters
+            if self._config.log_prompts:  # in ASCII: no terminal control characters
                 texts = self._tokenizer.decode(done.prompt.token_ids), done.text
                 PROMPTS.info("%s -> %s", *(json.dumps(text) for text in texts))
         except Exception:
             logger.exception("a completion could not be counted")
-
-    def _count(self, kind: str) -> None:
-        try:
-            self._metrics.failed(kind)
-        except Exception:
-            logger.exception("a failure could not be counted")
 
     def _free_cancelled(self) -> None:
         """Free the rows of cancelled requests."""
         for row, served in list(self._served.items()):
             if served.ticket.cancelled:
                 self._free(row)
-                self._count("cancelled")
+                self._metrics.failed("cancelled")
 
     def _free(self, row: int) -> Served:
         if self._batch is not None:
             self._batch.drop(row)
-        self._energy.forget([row])
+        self._energy.end(row)
         return self._served.pop(row)
-
-    def _fail_row(self, row: int, error: ServingError) -> None:
-        self._fail(self._free(row).ticket, error)
 
     def _fail(self, ticket: EngineTicket, error: ServingError) -> None:
         ticket.put(error)
-        self._count(error.kind)
-
-    def _refuse_all(self) -> None:
-        """Fail everything that is left at the end of draining."""
-        self._fail_all(DrainingError("the server is shutting down; this completion was not finished."))
+        self._metrics.failed(error.kind)
 
     def _fail_all(self, error: ServingError) -> None:
         with self._changed:
@@ -432,7 +402,7 @@ class Worker:
         for ticket in waiting:
             self._fail(ticket, error)
         for row in list(self._served):
-            self._fail_row(row, error)
+            self._fail(self._free(row).ticket, error)
 
     @contextmanager
     def _failing(self, rows: list[int]) -> Iterator[None]:
@@ -449,6 +419,6 @@ class Worker:
                 if self._batch is not None:
                     self._batch.forget(row)
                 if row in self._served:
-                    self._fail_row(row, GenerationError(f"generation failed: {said}."))
+                    self._fail(self._free(row).ticket, GenerationError(f"generation failed: {said}."))
             if not self._served:
                 self._batch = None  # its state is unknown; the next request opens a new one

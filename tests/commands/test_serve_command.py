@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from harness.commands.serve import EXTRA
-from harness.serving.client_settings import snippet
 from harness.serving.config import ServeConfig
+from harness.serving.page import snippet
 
 
 @pytest.fixture
@@ -86,10 +86,8 @@ def test_settings_of_a_client_are_printed_and_nothing_is_started(
     done = cli("serve", "--print-config", client, *arguments, *limits)
     assert done.code == 0
     assert done.err == "On another machine, write this machine's address for 127.0.0.1.\n"
-    assert done.out == snippet(
-        client, url="http://127.0.0.1:9000", model=tiny_llama.name, key=True, max_new_tokens=77, fim=False,
-        max_prompt_tokens=55,
-    ) + "\n"  # fmt: skip
+    config = ServeConfig(max_new_tokens=77, api_key_file=tmp_path / "not-read")
+    assert done.out == snippet(client, config, "http://127.0.0.1:9000", tiny_llama.name, None, 55) + "\n"
     assert not served
 
 

@@ -37,9 +37,7 @@ import json
 from harness.api.columns import SAMPLES, columns, frame
 from harness.decoding.generation import Generation
 from harness.records import SampleRecord, Work
-from harness.serving.http.answers import early_exit_report
-from harness.serving.http.schemas import EarlyExitReport
-from harness.serving.jobs import Finished, Prompt, Setting
+from harness.serving.completions import EarlyExitReport, Finished, Prompt, Setting
 from strategies.full import Full
 
 made = Generation(token_ids=[5, 7], exit_layers=[4, 2])
@@ -49,7 +47,7 @@ line = SampleRecord(window=0, operating_point="full", task="t", sample_id="a", *
 samples = frame(SAMPLES, [SampleRecord.model_validate_json(line)])
 full = Setting("full", {}, Full())
 done = Finished("", "", "length", (), Prompt((1,)), 0, full, "none", 4, work, 0, 0, 0, None, "none")
-answer = EarlyExitReport.model_validate(early_exit_report(done))
+answer = EarlyExitReport.model_validate(done)
 (said,) = columns().query("column == 'made_up_bytes'").itertuples()
 print(json.dumps([json.loads(line)["made_up_bytes"], int(samples.made_up_bytes[0]), answer.counts["made_up_bytes"],
                   (work + work).made_up_bytes, [said.unit, said.meaning]]))

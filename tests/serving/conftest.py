@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
+from harness.contracts import ModelRequest
+from harness.decoding.engine import Engine
+from harness.decoding.loop import OpenBatch
+from harness.decoding.transcript import Token
+from harness.decoding.unit_costs import Timing
+from harness.models.model import resolve
+from harness.serving.app import make_app
+from harness.serving.completions import Finished, GenerationError, Job, Ticket
 from harness.serving.config import ServeConfig
-from harness.serving.http.app import make_app
 from harness.serving.service import Service
+
+Piece = Token | Finished
+PROMPTS = ("def load_path(items):\n", "for item in", "x = 1\ny = ", "return merge(total, 'size')\n    ")
 
 
 @dataclass(frozen=True)
@@ -43,26 +58,28 @@ def ready(config: ServeConfig) -> Iterator[Service]:
 
 
 @contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """An application at an address of this machine, until the block ends."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(30)
+        listener.close()
+
+
+@contextmanager
 def serving(config: ServeConfig) -> Iterator[Running]:
     """A server until the block ends."""
-    import uvicorn
-
-    with ready(config) as service:
-        listener = socket.create_server(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
+    with ready(config) as service, listening(make_app(service)) as url:
         assert httpx.get(f"{url}/openapi.json").status_code == 200
-        try:
-            yield Running(url, service)
-        finally:
-            service.drain()
-            server.should_exit = True
-            thread.join(30)
-            listener.close()
+        yield Running(url, service)
 
 
 @pytest.fixture(scope="session")
@@ -107,3 +124,127 @@ def own(serve_config: Callable[..., ServeConfig]) -> Iterator[Callable[..., Serv
     """``own(**settings)``: a service for one test."""
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(ready(serve_config(**settings)))
+
+
+# -------------------------------------------------------------------------------------------------- jobs of a service
+
+
+def job(service: Service, text: str = PROMPTS[0], tokens: int = 8, **given: Any) -> Job:
+    """A job of a text; what is no field of a job is its early exit."""
+    facts = {key: given.pop(key) for key in ("stop", "keep_stop", "generate_s", "seed") if key in given}
+    prompt = service.encode(text, None, truncate=False)
+    return Job(prompt, service.settings.resolve(given), tokens, **facts)
+
+
+async def collect(service: Service, wanted: Job) -> Finished:
+    """The ending of a job, whose pieces add up."""
+    *tokens, done = [piece async for piece in service.submit(wanted)]
+    assert isinstance(done, Finished)
+    assert tuple(tokens) == done.tokens
+    assert "".join(token.text for token in done.tokens) + done.rest == done.text
+    assert [token.index for token in done.tokens] == list(range(len(tokens)))
+    return done
+
+
+def run(service: Service, *jobs: Job) -> list[Any]:
+    """Endings, or failures, of jobs that are submitted in this order, at once."""
+
+    async def at_once() -> list[Any]:
+        return await asyncio.gather(*(collect(service, one) for one in jobs), return_exceptions=True)
+
+    return asyncio.run(asyncio.wait_for(at_once(), 60))
+
+
+@cache
+def engine(request: ModelRequest, kv_input: Any) -> Engine:
+    """Another engine over the same weights."""
+    loaded = resolve(request).load("cpu")
+    return Engine(loaded.backbone, loaded.info, kv_input, Timing())
+
+
+def alone(service: Service, wanted: Job, **how: Any) -> Any:
+    """The same request in a closed batch of its own, of another engine; a lossless one at full depth."""
+    setting, config = wanted.setting, service.config
+    full = service.settings.resolve({"strategy": "full", "decode": "lossy"}).strategy
+    (made,) = engine(config.request(), config.kv_input).decode(
+        [wanted.prompt.token_ids], how.pop("strategy", setting.strategy if setting.lossless is None else full),
+        kv=config.kv, max_new_tokens=[wanted.max_new_tokens], seeds=[wanted.seed],
+        eos_token_ids=resolve(config.request()).tokenizer.eos_token_ids, **how,
+    )  # fmt: skip
+    return made
+
+
+def ids(done: Finished) -> list[int]:
+    return [token.token_id for token in done.tokens]
+
+
+@pytest.fixture
+def step(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[OpenBatch], None]], None]:
+    """``step(before)``: every batch does something before each of its steps, until the test is done."""
+    real = OpenBatch.step
+
+    def first(before: Callable[[OpenBatch], None]) -> None:
+        monkeypatch.setattr(OpenBatch, "step", lambda batch: (before(batch), real(batch))[1])
+
+    return first
+
+
+# ------------------------------------------------------------------------------------------- the pieces of an answer
+
+
+@pytest.fixture
+def jobs(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """What was submitted during the test; the service still does it."""
+    submitted: list[Job] = []
+    submit = server.service.submit
+    monkeypatch.setattr(server.service, "submit", lambda wanted: (submitted.append(wanted), submit(wanted))[1])
+    return submitted
+
+
+class Changed:
+    """A ticket whose pieces are changed on their way."""
+
+    def __init__(self, ticket: Ticket, change: Callable[[Piece], Piece]) -> None:
+        self.ticket, self.change = ticket, change
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        async for piece in self.ticket:
+            yield self.change(piece)
+
+    def cancel(self) -> None:
+        self.ticket.cancel()
+
+
+@pytest.fixture
+def changed(server: Running, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], Any]], None]:
+    """``changed(how)`` changes what the engine says, until the test is done."""
+    submit = server.service.submit
+
+    def change(how: Callable[[Any], Any]) -> None:
+        monkeypatch.setattr(server.service, "submit", lambda wanted: Changed(submit(wanted), how))
+
+    return change
+
+
+@pytest.fixture
+def refusing(server: Running, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """``refusing(error)``: the service takes no job, until the test is done."""
+
+    def refuse(error: Exception) -> None:
+        def submit(wanted: Job) -> Ticket:
+            raise error
+
+        monkeypatch.setattr(server.service, "submit", submit)
+
+    return refuse
+
+
+def fails_at(index: int) -> Callable[[Any], Any]:
+    """A change that makes the engine fail at a token."""
+
+    def change(piece: Any) -> Any:
+        if isinstance(piece, Finished) or piece.index >= index:
+            raise GenerationError("the engine failed.")
+        return piece
+
+    return change

@@ -12,8 +12,8 @@ from harness.config import demo_strategies, parse_all
 from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError, ConfigError, OptionError, UnknownNameError
 from harness.models.model import resolve
+from harness.serving.completions import InvalidRequestError
 from harness.serving.exit_settings import Settings
-from harness.serving.failures import InvalidRequestError
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -14,15 +15,15 @@ import pytest
 
 from harness.config.decode import parse_decode
 from harness.errors import ConfigError, OptionError, UnknownNameError
+from harness.models.model import resolve
 from harness.registry import DRAFTS
+from harness.serving.completions import Finished, GenerationError, InvalidRequestError, Job
 from harness.serving.config import ServeConfig
 from harness.serving.exit_settings import Settings
-from harness.serving.failures import GenerationError, InvalidRequestError
-from harness.serving.jobs import Finished, Job
 from harness.serving.service import Service
-from tests.serving.conftest import ready
+from tests.serving.conftest import PROMPTS, alone, collect, ids, ready, run, serving
+from tests.serving.conftest import job as any_job
 
-PROMPTS = ("def load_path(items):\n", "for item in", "x = 1\ny = ", "return merge(total, 'size')\n    ")
 STRATEGIES = ("random:probability=0.7", "fixed:layer=4", "fixed:layer=10", "confidence:threshold=0.2", "patience")
 LAYERS = 12
 
@@ -34,34 +35,7 @@ def service(serve_config: Callable[..., ServeConfig]) -> Iterator[Service]:
 
 
 def job(service: Service, text: str = PROMPTS[0], tokens: int = 24, **given: Any) -> Job:
-    facts = {key: given.pop(key) for key in ("stop", "keep_stop", "generate_s", "seed") if key in given}
-    prompt = service.encode(text, None, truncate=False)
-    return Job(prompt, service.settings.resolve(given), tokens, **facts)
-
-
-async def collect(service: Service, wanted: Job) -> Finished:
-    *tokens, done = [piece async for piece in service.submit(wanted)]
-    assert isinstance(done, Finished)
-    assert tuple(tokens) == done.tokens
-    assert "".join(token.text for token in done.tokens) + done.rest == done.text
-    assert [token.last for token in done.tokens] == [False] * (len(tokens) - 1) + [True]
-    assert [token.index for token in done.tokens] == list(range(len(tokens)))
-    return done
-
-
-def alone(service: Service, wanted: Job) -> Any:
-    """The same request through the engine's closed batch, as its own strategy says, or at full depth."""
-    strategy = wanted.setting.strategy
-    if wanted.setting.lossless is not None:
-        strategy = service.settings.resolve({"strategy": "full"}).strategy
-    return service._worker._engine.decode(  # type: ignore[union-attr]
-        [wanted.prompt.token_ids], strategy, kv="recompute", max_new_tokens=[wanted.max_new_tokens],
-        seeds=[wanted.seed], eos_token_ids=service._tokenizer.eos_token_ids,
-    )[0]  # fmt: skip
-
-
-def ids(done: Finished) -> list[int]:
-    return [token.token_id for token in done.tokens]
+    return any_job(service, text, tokens, **given)
 
 
 MIXED: list[dict[str, Any]] = [
@@ -83,15 +57,12 @@ def test_lossless_and_lossy_requests_decode_together(service: Service) -> None:
         job(service, drawn.choice(PROMPTS) * drawn.randrange(1, 4), drawn.randrange(1, 40), seed=number, **how)
         for number, how in enumerate(MIXED * 2)
     ]
-
-    async def at_once() -> list[Finished]:
-        return await asyncio.gather(*(collect(service, wanted) for wanted in jobs))
-
-    endings = asyncio.run(at_once())
+    tokenizer = resolve(service.config.request()).tokenizer
+    endings = run(service, *jobs)
     for wanted, done in zip(jobs, endings, strict=True):
         expected = alone(service, wanted)
         assert ids(done) == expected.token_ids
-        assert done.text == service._tokenizer.decode([t for t in expected.token_ids if t != 0])
+        assert done.text == tokenizer.decode([t for t in expected.token_ids if t != 0])
         assert done.ending == expected.finish_reason
         assert (not done.work.lossless) == (wanted.setting.lossless is None)
         assert all(token.logprob <= 1e-6 for token in done.tokens)
@@ -118,7 +89,7 @@ def test_lossless_and_lossy_requests_decode_together(service: Service) -> None:
 
 def test_log_probabilities_are_full_depth_s(service: Service) -> None:
     wanted, plain = job(service, strategy="random"), job(service, strategy="full", decode="lossy")
-    drafted, full = (asyncio.run(collect(service, one)) for one in (wanted, plain))
+    drafted, full = run(service, wanted, plain)
     assert [token.logprob for token in drafted.tokens] == pytest.approx(
         [token.logprob for token in full.tokens], rel=1e-4
     )
@@ -127,7 +98,7 @@ def test_log_probabilities_are_full_depth_s(service: Service) -> None:
 def test_verified_tokens_come_in_bursts_and_nothing_else_is_shown(service: Service) -> None:
     """All tokens of a verification have its time; between two of them nothing is delivered."""
     wanted = job(service, tokens=40, strategy="fixed:layer=10", draft="lookup:least=1")
-    done = asyncio.run(collect(service, wanted))
+    done = run(service, wanted)[0]
     assert done.work.lossless
     times = [token.time_s for token in done.tokens]
     assert times == sorted(times)
@@ -141,71 +112,54 @@ def test_verified_tokens_come_in_bursts_and_nothing_else_is_shown(service: Servi
 
 @pytest.mark.parametrize("how", MIXED[:2] + MIXED[3:5], ids=str)
 def test_a_stop_text_ends_it_where_full_depth_s_ends(service: Service, how: dict[str, Any]) -> None:
-    free = asyncio.run(collect(service, job(service, tokens=30, strategy="full", decode="lossy")))
+    free = run(service, job(service, tokens=30, strategy="full", decode="lossy"))[0]
     for place in range(1, 24, 4):
         stop = free.text[place : place + 3]
         for keep in (False, True):
             ends = {"stop": (stop, "never"), "keep_stop": keep, "tokens": 30}
-            expected = asyncio.run(collect(service, job(service, strategy="full", decode="lossy", **ends)))
-            done = asyncio.run(collect(service, job(service, **how, **ends)))
+            expected = run(service, job(service, strategy="full", decode="lossy", **ends))[0]
+            done = run(service, job(service, **how, **ends))[0]
             assert (done.text, done.ending, ids(done)) == (expected.text, "stop", ids(expected))
             assert [token.text for token in done.tokens] == [token.text for token in expected.tokens]
 
 
-def test_one_who_goes_away_in_mid_draft_leaves_nothing_behind(own: Callable[..., Service]) -> None:
-    service = own(batch_size=1, decode="lossless", strategies=("fixed:layer=4",))
+def test_one_who_goes_away_in_mid_draft_leaves_nothing_behind(own: Callable[..., Service], step: Any) -> None:
+    service, steps = own(batch_size=1, decode="lossless", strategies=("fixed:layer=4",)), list[int]()
     expected = alone(service, job(service, PROMPTS[1], strategy="fixed"))
-    batch: Any = service._worker._batch  # type: ignore[union-attr]
-    waiting = list[int]()
-    free = service._worker._free  # type: ignore[union-attr]
 
-    def noted(row: int) -> Any:
-        waiting.append(len(service._worker._tally[row].draft))  # type: ignore[union-attr]
-        return free(row)
-
-    service._worker._free = noted  # type: ignore[union-attr,method-assign]
-    step = batch.step
+    def until_it_drafts(batch: Any) -> None:
+        steps.append(1)
+        if len(steps) == 4:  # three tokens are drafted, none of them verified
+            tickets[0].cancel()
 
     async def scene() -> Finished:
-        ticket = service.submit(job(service, tokens=40, draft_max=16))
-
-        def until_it_drafts() -> None:
-            step()
-            if len(service._worker._tally[0].draft) == 3:  # type: ignore[union-attr]
-                ticket.cancel()
-
-        batch.step = until_it_drafts
-        await anext(aiter(ticket))
+        tickets.append(service.submit(job(service, tokens=40, draft_max=16)))
         return await collect(service, job(service, PROMPTS[1]))
 
-    done = asyncio.run(scene())
-    assert waiting == [3, 0]
-    assert ids(done) == expected.token_ids
+    tickets: list[Any] = []
+    step(until_it_drafts)
+
+    assert ids(asyncio.run(scene())) == expected.token_ids
 
 
-def test_a_deadline_ends_it_behind_a_verified_token(own: Callable[..., Service]) -> None:
+def test_a_deadline_ends_it_behind_a_verified_token(own: Callable[..., Service], step: Any) -> None:
     service = own(batch_size=1, decode="lossless", strategies=("fixed:layer=4",))
     expected = alone(service, job(service, "x(\n" * 9, tokens=40)).token_ids
-    done = asyncio.run(collect(service, job(service, "x(\n" * 9, tokens=40, generate_s=0.0)))
+    done = run(service, job(service, "x(\n" * 9, tokens=40, generate_s=0.0))[0]
     assert ids(done) == expected[: len(done.tokens)]
     service.config = service.config.model_copy(update={"deadline_s": 0.1})
-    step = service._worker._batch.step  # type: ignore[union-attr]
-    service._worker._batch.step = lambda: (time.sleep(0.02), step())  # type: ignore[union-attr,method-assign]
-    late = asyncio.run(collect(service, job(service, "x(\n" * 9, tokens=40)))
+    step(lambda batch: time.sleep(0.02))
+    late = run(service, job(service, "x(\n" * 9, tokens=40))[0]
     assert late.ending == "deadline"
     assert ids(late) == expected[: len(late.tokens)]
     assert 1 <= len(late.tokens) < 40
-
-
-def test_it_is_lossless_unless_told_otherwise(serve_config: Callable[..., ServeConfig]) -> None:
-    config = ServeConfig()
-    assert (config.decode, config.draft_max, config.kv) == ("lossless", 16, "recompute")
 
 
 @pytest.mark.parametrize("kv", ["propagate", "skip", "none"])
 def test_a_policy_under_which_nothing_waits_is_refused(
     serve_config: Callable[..., ServeConfig], own: Callable[..., Service], kv: str
 ) -> None:
+    assert ServeConfig().decode == "lossless"
     with pytest.raises(OptionError, match=f"under --kv {kv} none do. Use --kv recompute, or --decode lossy"):
         Service(serve_config(kv=kv, decode="lossless"))
     settings = own(kv=kv).settings
@@ -215,9 +169,8 @@ def test_a_policy_under_which_nothing_waits_is_refused(
     assert error.value.status == 422
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
+def test_what_cannot_be_is_refused_in_one_line(service: Service) -> None:
+    refusals: list[tuple[dict[str, Any], str]] = [
         ({"decode": "loseless"}, "cannot be read. Did you mean 'lossless'"),
         ({"decode": 3}, "decode = '3' cannot be read"),
         ({"draft": "lokup"}, "unknown draft source 'lokup'. Did you mean 'lookup'"),
@@ -229,18 +182,17 @@ def test_a_policy_under_which_nothing_waits_is_refused(
         ({"draft_max": 1e6}, "draft_max = 1000000.0 is not allowed: .*less than or equal to 256"),
         ({"draft_max": "many"}, "draft_max = many is not allowed"),
         ({"draft_max": 3, "decode": "lossy"}, "this is lossy. Add decode = lossless"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_one_line(service: Service, given: dict[str, Any], words: str) -> None:
-    with pytest.raises(InvalidRequestError, match=words) as error:
-        service.settings.resolve(given)
-    assert str(error.value).startswith("early_exit: ")
-    assert "\n" not in str(error.value)
+    ]
+    for given, words in refusals:
+        with pytest.raises(InvalidRequestError, match=words) as error:
+            service.settings.resolve(given)
+        assert str(error.value).startswith("early_exit: ")
+        assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("given", "decode", "most"),
-    [
+def test_what_a_request_leaves_out_is_the_server_s(service: Service) -> None:
+    settings = Settings(STRATEGIES, service.info, parse_decode("lossless+lookup:n=4"), 7)
+    cases: list[tuple[dict[str, Any], str, int | None]] = [
         ({}, "lossless+lookup:n=4", 7),
         ({"strategy": "full"}, "lossless+lookup:n=4", 7),
         ({"draft_max": "3"}, "lossless+lookup:n=4", 3),
@@ -248,26 +200,18 @@ def test_what_cannot_be_is_refused_in_one_line(service: Service, given: dict[str
         ({"decode": "lossless", "draft": "lookup"}, "lossless+lookup", 7),
         ({"draft": "lookup:k=2", "draft_max": 2}, "lossless+lookup:k=2", 2),
         ({"decode": "lossy"}, "lossy", None),
-    ],
-)
-def test_what_a_request_leaves_out_is_the_server_s(
-    service: Service, given: dict[str, Any], decode: str, most: int | None
-) -> None:
-    settings = Settings(STRATEGIES, service.info, parse_decode("lossless+lookup:n=4"), 7)
-    setting = settings.resolve(given)
-    assert str(setting.decode) == decode
-    assert (setting.lossless and setting.lossless.most) == most
+    ]
+    for given, decode, most in cases:
+        setting = settings.resolve(given)
+        assert str(setting.decode) == decode
+        assert (setting.lossless and setting.lossless.most) == most
 
 
 def test_a_cheap_head_may_read_drafts(own: Callable[..., Service]) -> None:
     service = own(decode="lossless", draft_head="int8", strategies=("random:probability=0.7",))
     wanted, lossy = job(service), job(service, decode="lossy")
     assert str(wanted.setting.lossless.head) == "int8"  # type: ignore[union-attr]
-
-    async def at_once() -> list[Finished]:
-        return await asyncio.gather(*(collect(service, one) for one in (wanted, lossy)))
-
-    done, beside = asyncio.run(at_once())
+    done, beside = run(service, wanted, lossy)
     assert ids(done) == alone(service, wanted).token_ids
     assert ids(beside) == alone(service, lossy).token_ids
     assert done.work.lossless
@@ -276,13 +220,11 @@ def test_a_cheap_head_may_read_drafts(own: Callable[..., Service]) -> None:
         Settings(STRATEGIES, service.info, parse_decode("lossless"), draft_head="int9")
 
 
-@pytest.mark.parametrize(
-    ("decode", "error"),
-    [("loseless", ConfigError), ("lossless+lokup", UnknownNameError), ("lossless+lookup:n=0", OptionError)],
-)
-def test_a_server_that_cannot_decode_so_is_refused_by_its_configuration(decode: str, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        ServeConfig.build({"decode": decode})
+def test_a_server_that_cannot_decode_so_is_refused_by_its_configuration() -> None:
+    refusals = {"loseless": ConfigError, "lossless+lokup": UnknownNameError, "lossless+lookup:n=0": OptionError}
+    for decode, error in refusals.items():
+        with pytest.raises(error):
+            ServeConfig.build({"decode": decode})
 
 
 def test_a_draft_source_that_fails_takes_nobody_with_it(
@@ -312,11 +254,7 @@ def test_a_draft_source_that_fails_takes_nobody_with_it(
     )
     service = own(decode="lossless", strategies=("random:probability=0.7",))
     jobs = [job(service), job(service, draft="moody"), job(service, draft="moody:says=999999"), job(service)]
-
-    async def scene() -> list[Any]:
-        return await asyncio.gather(*(collect(service, wanted) for wanted in jobs), return_exceptions=True)
-
-    first, error, foreign, last = asyncio.run(scene())
+    first, error, foreign, last = run(service, *jobs)
     assert ids(first) == ids(last) == alone(service, jobs[0]).token_ids
     assert isinstance(error, GenerationError)
     assert "not today" in str(error)
@@ -349,7 +287,7 @@ def test_a_strategy_may_end_its_drafts(own: Callable[..., Service], plug_in: Cal
     )
     service = own(decode="lossless", strategies=("short",))
     wanted = job(service)
-    done = asyncio.run(collect(service, wanted))
+    done = run(service, wanted)[0]
     assert ids(done) == alone(service, wanted).token_ids
     assert done.work.lossless
     assert done.work.drafted_tokens <= 2 * done.work.verifications
@@ -360,8 +298,6 @@ def test_a_strategy_may_end_its_drafts(own: Callable[..., Service], plug_in: Cal
 
 @pytest.fixture(scope="module")
 def url(serve_config: Callable[..., ServeConfig]) -> Iterator[str]:
-    from tests.serving.conftest import serving
-
     with serving(serve_config(strategies=STRATEGIES, decode="lossless+lookup", draft_max=6)) as running:
         yield running.url
 
@@ -399,8 +335,6 @@ def test_every_dialect_reports_the_same_facts(url: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/generate_stream", "/v1/completions", "/api/generate", "/completion"])
 def test_every_dialect_streams_what_became_of_each_token(url: str, path: str) -> None:
-    import json
-
     body = DIALECTS["/generate" if path == "/generate_stream" else path]({"strategy": "random"}) | {"stream": True}
     lines = [line.removeprefix("data:") for line in httpx.post(url + path, json=body).text.splitlines() if line]
     events = [json.loads(line) for line in lines if line.strip() != "[DONE]"]
@@ -458,11 +392,8 @@ def test_draft_rules_have_all_that_a_run_gives_them(own: Callable[..., Service],
     """Probabilities, and a sight of verifications: what is drafted is what a closed batch drafts."""
     service = own(decode=decode, strategies=(strategy,))
     wanted = job(service)
-    done = asyncio.run(collect(service, wanted))
-    (made,) = service._worker._engine.decode(  # type: ignore[union-attr]
-        [wanted.prompt.token_ids], wanted.setting.strategy, kv="recompute", max_new_tokens=[wanted.max_new_tokens],
-        seeds=[wanted.seed], eos_token_ids=service._tokenizer.eos_token_ids, lossless=wanted.setting.lossless,
-    )  # fmt: skip
+    done = run(service, wanted)[0]
+    made = alone(service, wanted, strategy=wanted.setting.strategy, lossless=wanted.setting.lossless)
     assert ids(done) == made.token_ids == alone(service, wanted).token_ids
     assert done.work.lossless
     assert (done.work.drafted_tokens, done.work.verifications) == (made.drafts, made.verifications)

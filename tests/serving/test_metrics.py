@@ -12,10 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from harness.appearance.visible_text import is_hidden
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
+from harness.contracts import EnergyReading
 from harness.decoding.transcript import Token
+from harness.errors import MeterError
 from harness.records import Work
-from harness.serving.jobs import Finished, Prompt, Setting
+from harness.serving.completions import Finished, Prompt, Setting
 from harness.serving.metrics import KINDS, Metrics
+from harness.serving.worker import EnergyShares
 
 FIXED = build_strategy(StrategySpec("fixed", (("layer", "4"),)))
 
@@ -45,7 +48,7 @@ DONE = Finished(
 
 
 def series(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    families = text_string_to_metric_families(metrics.page().content.decode())
+    families = text_string_to_metric_families(metrics.page()[0].decode())
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in families
@@ -63,7 +66,7 @@ def test_a_label_hides_nothing() -> None:
     metrics.finished(replace(DONE, setting=setting, energy_source="ra\x9bpl"))
     assert value(metrics, "generated_tokens_total", strategy=r"fi\x1b[2J\u202e xed") == 3
     assert value(metrics, "energy_joules_total", source=r"ra\x9bpl") == 1.5
-    text = metrics.page().content.decode()
+    text = metrics.page()[0].decode()
     assert not [character for character in text if is_hidden(character) and character != "\n"]
 
 
@@ -92,30 +95,16 @@ def test_a_completion_is_counted_once_in_each_series() -> None:
     assert value(metrics, "time_per_output_token_seconds_sum") == pytest.approx(0.2)
 
 
-def test_layers_of_all_tokens_are_executed_or_skipped() -> None:
-    metrics = Metrics()
-    for count in (1, 2, 3):
-        metrics.finished(replace(DONE, tokens=DONE.tokens[:count], work=Work(exit_layers=(12, 4, 4)[:count])))
-    tokens = value(metrics, "generated_tokens_total", strategy="fixed")
-    layers = value(metrics, "layers_executed_total", strategy="fixed") + value(
-        metrics, "layers_skipped_total", strategy="fixed"
-    )
-    assert (tokens, layers) == (6, 72)
-
-
-@pytest.mark.parametrize("source", ["nvml", "a-wall-plug"])
-def test_measured_joules_are_exported_with_their_sensor(source: str) -> None:
-    metrics = Metrics(energy_measured=True)
-    metrics.finished(replace(DONE, energy_source=source))
-    metrics.finished(replace(DONE, energy_source=source, energy_j=0.5))
-    assert value(metrics, "energy_joules_total", source=source) == 2.0
-
-
-@pytest.mark.parametrize(("measured", "joules"), [(False, 1.5), (True, None)])
-def test_without_a_sensor_there_is_no_energy_series(measured: bool, joules: float | None) -> None:
-    metrics = Metrics(energy_measured=measured)
-    metrics.finished(replace(DONE, energy_j=joules))
-    assert b"joules" not in metrics.page().content
+def test_joules_are_exported_with_their_sensor_and_without_one_not_at_all() -> None:
+    for source in ("nvml", "a-wall-plug"):
+        metrics = Metrics(energy_measured=True)
+        metrics.finished(replace(DONE, energy_source=source))
+        metrics.finished(replace(DONE, energy_source=source, energy_j=0.5))
+        assert value(metrics, "energy_joules_total", source=source) == 2.0
+    for measured, joules in ((False, 1.5), (True, None)):
+        metrics = Metrics(energy_measured=measured)
+        metrics.finished(replace(DONE, energy_j=joules))
+        assert b"joules" not in metrics.page()[0]
 
 
 def test_failures_are_counted_by_kind_and_unknown_kinds_bounded() -> None:
@@ -145,7 +134,7 @@ def test_a_strategy_has_as_many_series_as_it_uses_layers() -> None:
     metrics.finished(DONE)
     names = [name for name, labels in series(metrics) if ("strategy", "fixed") in labels]
     assert len(names) == 6 + 2
-    assert b"_created" not in metrics.page().content
+    assert b"_created" not in metrics.page()[0]
 
 
 def test_gauges_read_the_service_when_asked() -> None:
@@ -179,26 +168,81 @@ def test_counting_from_many_threads_loses_nothing() -> None:
     assert value(metrics, "energy_joules_total", source="rapl") == 1.5 * each * threads
 
 
-def test_two_servers_in_one_process_count_apart() -> None:
-    one, other = Metrics(), Metrics()
-    one.failed("overloaded")
-    assert value(other, "completions_total", outcome="overloaded") == 0
-
-
 def test_names_keep_to_the_conventions_in_both_formats() -> None:
     metrics = Metrics()
     metrics.finished(DONE)
     metrics.answered("POST", "/generate", 200, 0.2)
-    page = metrics.page("application/openmetrics-text; version=1.0.0")
-    assert page.media_type.startswith("application/openmetrics-text")
-    families = {family.name: family for family in parse_openmetrics(page.content.decode())}
+    page, media_type = metrics.page("application/openmetrics-text; version=1.0.0")
+    assert media_type.startswith("application/openmetrics-text")
+    families = {family.name: family for family in parse_openmetrics(page.decode())}
     ours = {name: family for name, family in families.items() if name.startswith("early_exit_")}
     assert len(ours) == len([name for name in families if not name.startswith("process_")])
     assert all(family.documentation.endswith(".") for family in ours.values())
     assert all(name.endswith("_seconds") for name, family in ours.items() if family.type == "histogram")
-    assert metrics.page("text/plain").media_type.startswith("text/plain; version=0.0.4")
+    assert metrics.page("text/plain")[1].startswith("text/plain; version=0.0.4")
+    for strange in ("application/openmetrics-text;version=abc", "text/plain;version=", ";;", "*/*"):
+        assert b"early_exit_completions_total" in metrics.page(strange)[0]
 
 
-@pytest.mark.parametrize("accept", ["application/openmetrics-text;version=abc", "text/plain;version=", ";;", "*/*"])
-def test_a_strange_wish_for_a_format_gets_the_usual_one(accept: str) -> None:
-    assert b"early_exit_completions_total" in Metrics().page(accept).content
+# ---------------------------------------------------------------------------------------------------- shares of energy
+
+
+class Scripted:
+    """A meter that reads given joules, window by window."""
+
+    source, description, sensor_period_s = "rapl", "scripted", None
+
+    def __init__(self, *energies_j: float | Exception | None) -> None:
+        self.energies_j, self.open = list(energies_j), False
+
+    def begin(self) -> None:
+        assert not self.open
+        self.open = True
+
+    def end(self) -> EnergyReading:
+        assert self.open
+        self.open = False
+        value = self.energies_j.pop(0)
+        if isinstance(value, Exception):
+            raise value
+        return EnergyReading(value, "rapl", "package", 1.0, 1.0)
+
+    def close(self) -> None: ...
+
+
+def test_those_who_run_together_share_in_equal_parts() -> None:
+    meter = Scripted(4.0, 6.0, 1.0)
+    shares = EnergyShares(meter)
+    shares.begin(0)  # 4 J alone
+    shares.begin(1)  # 6 J together
+    assert shares.end(0) == 7.0
+    assert shares.end(1) == 4.0  # 3 J, and 1 J alone
+    assert not meter.open, "nothing is measured while nobody runs"
+    assert shares.end(1) is None, "it has ended"
+
+
+def test_a_missing_number_is_missing_and_never_zero() -> None:
+    shares = EnergyShares(Scripted(None, 2.0, 5.0))
+    shares.begin(0)
+    shares.begin(1)
+    assert shares.end(0) is None
+    assert shares.end(1) == 6.0
+
+
+def test_a_sensor_that_fails_ends_the_numbers_and_not_the_server() -> None:
+    shares = EnergyShares(Scripted(1.0, MeterError("gone")))
+    shares.begin(0)
+    shares.begin(1)
+    assert shares.end(0) is None
+    assert shares.end(1) is None
+    assert shares.source == "none"
+    shares.begin(2)
+    assert shares.end(2) is None
+
+
+def test_shares_add_up() -> None:
+    energies = [float(n + 1) for n in range(9)]
+    shares = EnergyShares(Scripted(*energies))
+    for row in range(5):
+        shares.begin(row)
+    assert sum(shares.end(row) or 0 for row in range(5)) == pytest.approx(sum(energies))

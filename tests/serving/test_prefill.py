@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +12,13 @@ import httpx
 import pytest
 
 from harness.decoding import loop
+from harness.decoding.loop import OpenBatch
 from harness.decoding.step import PrefixPass
 from harness.registry import KV_POLICIES
-from harness.serving.failures import GenerationError
-from harness.serving.jobs import Finished, Job
+from harness.serving.completions import GenerationError, Job
 from harness.serving.service import Service
-from tests.serving.conftest import Running
-from tests.serving.test_service import alone, collect, job
+from tests.serving.conftest import Running, alone, job, run
+from tests.serving.conftest import ids as tokens
 
 PIECE, LONG = 32, 200
 
@@ -32,24 +31,23 @@ def read(service: Service, seed: int = 0, length: int = LONG, *, owner: str | No
     return replace(made, prompt=replace(made.prompt, token_ids=ids), owner=owner)
 
 
-@contextmanager
-def watched(service: Service) -> Iterator[list[str | int]]:
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str | int]:
     """What the engine does, in order: ``read N`` for a piece of row N's prompt, and how many rows make a token."""
-    batch: Any = service._worker._batch  # type: ignore[union-attr]
-    done: list[Any] = []
-    prefill, step = batch.prefill, batch.step
+    did: list[str | int] = []
+    prefill, step = OpenBatch.prefill, OpenBatch.step
 
-    def reads(rows: list[int], most: int) -> None:
-        done.append(f"read {rows[0]}")
-        prefill(rows, most)
+    def reads(batch: OpenBatch, rows: list[int], most: int | None = None) -> None:
+        did.append(f"read {rows[0]}")
+        prefill(batch, rows, most)
 
-    def steps() -> None:
-        done.append(len(batch.running))
-        step()
+    def steps(batch: OpenBatch) -> None:
+        did.append(len(batch.running))
+        step(batch)
 
-    batch.prefill, batch.step = reads, steps
-    yield done
-    batch.prefill, batch.step = prefill, step
+    monkeypatch.setattr(OpenBatch, "prefill", reads)
+    monkeypatch.setattr(OpenBatch, "step", steps)
+    return did
 
 
 @pytest.fixture
@@ -67,24 +65,13 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return pieces
 
 
-def run(service: Service, *jobs: Job) -> list[Any]:
-    """Submit them in this order, at once."""
-
-    async def scene() -> list[Any]:
-        return await asyncio.gather(*(collect(service, one) for one in jobs), return_exceptions=True)
-
-    return asyncio.run(scene())
-
-
-def tokens(done: Finished) -> list[int]:
-    return [token.token_id for token in done.tokens]
-
-
-def test_a_running_request_makes_a_token_between_two_pieces_of_a_long_prompt(own: Callable[..., Service]) -> None:
+def test_a_running_request_makes_a_token_between_two_pieces_of_a_long_prompt(
+    own: Callable[..., Service], done: list[str | int]
+) -> None:
     service = own(prefill_tokens=PIECE)
+    done.clear()
     short, long = read(service, 1, 10, new=20), read(service, 2, LONG)
-    with watched(service) as done:
-        (_, first), (_, second) = run(service, short, long)
+    first, second = run(service, short, long)
     begun = done.index("read 1")
     assert done[:begun] == ["read 0", 1]
     assert done[begun : begun + 14] == ["read 1", 1] * 6 + ["read 1", 2]  # seven pieces of 28 or 29
@@ -92,21 +79,21 @@ def test_a_running_request_makes_a_token_between_two_pieces_of_a_long_prompt(own
     assert tokens(second) == alone(service, long).token_ids
 
 
-def test_pieces_follow_each_other_where_nothing_else_runs(own: Callable[..., Service]) -> None:
+def test_pieces_follow_each_other_where_nothing_else_runs(own: Callable[..., Service], done: list[str | int]) -> None:
     service = own(prefill_tokens=PIECE)
-    with watched(service) as done:
-        run(service, read(service))
+    done.clear()
+    run(service, read(service))
     assert done[:7] == ["read 0"] * 7
     assert done[7:] == [1] * (len(done) - 7)
 
 
-def test_prompts_are_read_in_the_order_in_which_they_came(own: Callable[..., Service]) -> None:
+def test_prompts_are_read_in_the_order_in_which_they_came(own: Callable[..., Service], done: list[str | int]) -> None:
     service = own(prefill_tokens=PIECE, batch_size=3)
-    with watched(service) as done:
-        endings = run(service, *(read(service, seed, LONG - 60 * seed) for seed in range(3)))
+    done.clear()
+    endings = run(service, *(read(service, seed, LONG - 60 * seed) for seed in range(3)))
     order = [int(str(one).removeprefix("read ")) for one in done if isinstance(one, str)]
     assert order == [0] * 7 + [1] * 5 + [2] * 3
-    for seed, (_, ending) in enumerate(endings):
+    for seed, ending in enumerate(endings):
         assert tokens(ending) == alone(service, read(service, seed, LONG - 60 * seed)).token_ids
 
 
@@ -118,13 +105,13 @@ def test_a_second_request_in_a_file_reads_what_is_new(
     first = read(service)
     ids = first.prompt.token_ids
     second = replace(first, prompt=replace(first.prompt, token_ids=(*ids[:150], *reversed(ids[150:180]))))
-    (_, before), = run(service, first)  # fmt: skip
+    (before,) = run(service, first)
     starts.clear()
-    (_, done), = run(service, second)  # fmt: skip
+    (done,) = run(service, second)
     cached = KV_POLICIES.load(kv).facts.keeps_cache
     assert starts == ([(150, 30)] if cached else [])
     assert (before.prompt_reused, done.prompt_reused) == (0, 150 if cached else 0)
-    assert tokens(done) == alone(service, second, kv).token_ids
+    assert tokens(done) == alone(service, second).token_ids
 
 
 def test_the_same_prompt_several_times_at_once_is_read_once(
@@ -134,8 +121,8 @@ def test_the_same_prompt_several_times_at_once_is_read_once(
     starts.clear()
     endings = run(service, *(read(service, new=30) for _ in range(3)))
     assert starts == [(0, 50), (50, 50), (100, 50), (150, 50), (LONG - 1, 1), (LONG - 1, 1)]
-    assert [done.prompt_reused for _, done in endings] == [0, LONG - 1, LONG - 1]
-    for _, done in endings:
+    assert [done.prompt_reused for done in endings] == [0, LONG - 1, LONG - 1]
+    for done in endings:
         assert tokens(done) == alone(service, read(service, new=30)).token_ids
 
 
@@ -146,7 +133,7 @@ def test_what_another_owner_sent_is_read_anew(
     service = own(batch_size=1)
     run(service, read(service, owner=first))
     starts.clear()
-    (_, done), = run(service, read(service, owner=second))  # fmt: skip
+    (done,) = run(service, read(service, owner=second))
     assert (starts, done.prompt_reused) == ([(0, LONG)], 0)
 
 
@@ -155,45 +142,45 @@ def test_where_no_prompt_is_kept_every_one_is_read_whole(
 ) -> None:
     service = own(kept_prompts=0)
     starts.clear()
-    for _, done in (*run(service, read(service)), *run(service, read(service), read(service))):
+    for done in (*run(service, read(service)), *run(service, read(service), read(service))):
         assert done.prompt_reused == 0
     assert starts == [(0, LONG)] * 3
 
 
 def test_no_more_prompts_are_kept_than_allowed(own: Callable[..., Service]) -> None:
     service = own(kept_prompts=2, batch_size=4)
-    reused = [run(service, read(service, seed))[0][1].prompt_reused for seed in (0, 1, 2, 1, 2, 0)]
+    reused = [run(service, read(service, seed))[0].prompt_reused for seed in (0, 1, 2, 1, 2, 0)]
     assert reused == [0, 0, 0, LONG - 1, LONG - 1, 0]
 
 
-def test_one_who_goes_away_while_its_prompt_is_read_frees_the_row_at_once(own: Callable[..., Service]) -> None:
+def test_one_who_goes_away_while_its_prompt_is_read_frees_the_row_at_once(
+    own: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
     service = own(prefill_tokens=PIECE)
     short, long = read(service, 1, 10, new=30), read(service, 2, LONG)
-    batch: Any = service._worker._batch  # type: ignore[union-attr]
-    prefill, pieces = batch.prefill, list[int]()
+    prefill, pieces = OpenBatch.prefill, list[int]()
 
     async def scene() -> Any:
-        other = service.submit(short)
-        ticket = service.submit(long)
+        other, ticket = service.submit(short), service.submit(long)
 
-        def cancel_after_two(rows: list[int], most: int) -> None:
-            prefill(rows, most)
+        def cancel_after_two(batch: OpenBatch, rows: list[int], most: int) -> None:
+            prefill(batch, rows, most)
             pieces.append(rows[0])
             if pieces.count(1) == 2:
                 ticket.cancel()
 
-        batch.prefill = cancel_after_two
-        return [piece async for piece in other][-1]
+        with monkeypatch.context() as patch:
+            patch.setattr(OpenBatch, "prefill", cancel_after_two)
+            return [piece async for piece in other][-1]
 
     done = asyncio.run(scene())
     assert pieces == [0, 1, 1]
     assert tokens(done) == alone(service, short).token_ids
     assert service.running == service.waiting == 0
-    batch.prefill = prefill
-    (_, again), = run(service, long)  # fmt: skip
+    (again,) = run(service, long)
     assert again.prompt_reused == 58  # two pieces of 29
     assert tokens(again) == alone(service, long).token_ids
-    assert b'early_exit_completions_total{outcome="cancelled"} 1.0\n' in service.metrics.page().content
+    assert b'early_exit_completions_total{outcome="cancelled"} 1.0\n' in service.metrics.page()[0]
 
 
 def test_what_fails_while_a_prompt_is_read_takes_nobody_with_it_and_leaves_nothing(
@@ -210,10 +197,10 @@ def test_what_fails_while_a_prompt_is_read_takes_nobody_with_it_and_leaves_nothi
 
     with monkeypatch.context() as patch:
         patch.setattr(PrefixPass, "fill", broken)
-        (_, done), error = run(service, short, long)
+        done, error = run(service, short, long)
     assert isinstance(error, GenerationError)
     assert tokens(done) == alone(service, short).token_ids
-    (_, again), = run(service, long)  # fmt: skip
+    (again,) = run(service, long)
     assert again.prompt_reused == 0
     assert tokens(again) == alone(service, long).token_ids
 
@@ -270,7 +257,7 @@ def test_reused_and_computed_tokens_are_counted(own: Callable[..., Service]) -> 
         run(service, read(service))
     service.drain()
     assert service.close()  # the client has its answer before the counters have
-    page = service.metrics.page().content.decode()
+    page = service.metrics.page()[0].decode()
     assert f"early_exit_prompt_tokens_total {2.0 * LONG}\n" in page
     assert f"early_exit_prompt_tokens_reused_total {LONG - 1.0}\n" in page
     assert f"early_exit_prompt_tokens_computed_total {LONG + 1.0}\n" in page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +10,9 @@ import pytest
 
 from harness.errors import ArtefactError, OptionError
 from harness.registry import STOPS
-from harness.serving.failures import InvalidRequestError
-from harness.serving.http.answers import early_exit_report
-from harness.serving.jobs import Finished
+from harness.serving.completions import InvalidRequestError, early_exit_report
 from harness.serving.service import Service
-from tests.serving.test_lossless import alone, collect, ids, job
+from tests.serving.conftest import alone, ids, job, run
 
 SOURCE = """
     from harness.contracts import RowStop, Stop
@@ -47,8 +45,6 @@ SOURCE = """
 @pytest.fixture
 def after(plug_in: Callable[..., None], tiny_llama: Any) -> None:
     """A rule that ends completions after some tokens, or some states."""
-    import json
-
     width = json.loads((tiny_llama / "config.json").read_text())["hidden_size"]
     plug_in("after", SOURCE.replace("self_width", str(width)), STOPS)
 
@@ -64,11 +60,7 @@ def test_rules_end_requests_lossy_and_lossless(own: Callable[..., Service], afte
         ({"stop_rule": "after:tokens=7", "draft": "lookup:least=1"}, 7),
     ]
     jobs = [job(service, tokens=24, **given) for given, _ in ways]
-
-    async def at_once() -> list[Finished]:
-        return await asyncio.gather(*(collect(service, wanted) for wanted in jobs))
-
-    for (_, tokens), wanted, done in zip(ways, jobs, asyncio.run(at_once()), strict=True):
+    for (_, tokens), wanted, done in zip(ways, jobs, run(service, *jobs), strict=True):
         assert ids(done) == alone(service, wanted).token_ids[:tokens]
         assert (done.ending, done.stopped_by) == (("length", "") if tokens == 24 else ("stop", "after"))
         report = early_exit_report(done)
@@ -78,12 +70,7 @@ def test_rules_end_requests_lossy_and_lossless(own: Callable[..., Service], afte
 
 def test_a_rule_that_raises_fails_its_request_only(own: Callable[..., Service], after: None) -> None:
     service = own(strategies=("fixed:layer=4",))
-
-    async def both() -> list[Any]:
-        wanted = [job(service, stop_rule="after:tokens=99"), job(service)]
-        return await asyncio.gather(*(collect(service, one) for one in wanted), return_exceptions=True)
-
-    failed, fine = asyncio.run(both())
+    failed, fine = run(service, job(service, tokens=24, stop_rule="after:tokens=99"), job(service, tokens=24))
     assert "not today" in str(failed)
     assert len(ids(fine)) == 24
 

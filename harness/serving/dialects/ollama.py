@@ -1,0 +1,98 @@
+"""Ollama's dialect: ``POST /api/generate``, streamed unless the client sets ``stream`` to false.
+
+Not promised: templates, ``system``, ``context``, images and chat. The prompt is always read as it stands, as with
+``raw``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from harness.decoding.transcript import Token
+from harness.serving.completions import Finished, Wanted, early_exit_report
+from harness.serving.dialects.dialect import (
+    Dialect,
+    Seed,
+    SetFlag,
+    Text,
+    Texts,
+    limit_reader,
+    read_object,
+    token_report,
+)
+
+
+class OllamaOptions(BaseModel):
+    """``options`` of a request; what is not named here changes nothing."""
+
+    num_predict: Annotated[
+        int | None, BeforeValidator(limit_reader(-1, -2)), Field(description="From 1; -1, -2: the server's cap.")
+    ] = None
+    stop: Annotated[Texts, Field(description="A text or a list; omitted from the completion.")] = ()
+    seed: Seed = 0
+
+
+class Ollama(Dialect):
+    """A request to Ollama's ``/api/generate``."""
+
+    client = "Ollama"
+    paths: ClassVar = {"/api/generate": "Complete a text, as Ollama does."}
+    answers = "Ollama's object; as a stream one line of JSON for each token, and the last with done = true"
+    media_type = "application/x-ndjson"
+    frame = (b"", b"\n")
+    reasons = ("stop", "stop", "length")
+
+    prompt: Annotated[str, Field(min_length=1, description="Text before the cursor.")]
+    suffix: Annotated[Text, Field(description="Text after the cursor.")] = None
+    stream: Annotated[SetFlag, Field(description="false: one object.")] = True
+    truncate: Annotated[SetFlag, Field(description="false: refuse a prompt that is too long, not cut its start.")] = (
+        True
+    )
+    options: Annotated[OllamaOptions, read_object] = OllamaOptions()
+
+    def wanted(self) -> list[Wanted]:
+        asked = self.options
+        return [
+            Wanted(
+                self.prompt,
+                self.suffix,
+                asked.num_predict,
+                asked.stop,
+                early_exit=self.early_exit,
+                truncate=self.truncate,
+                seed=asked.seed,
+            )
+        ]
+
+    def chunk(self, place: int, token: Token) -> Sequence[dict[str, Any]]:
+        return [self._piece(token.text, done=False) | token_report(token)]
+
+    def last(self, place: int, done: Finished) -> Sequence[dict[str, Any]]:
+        return [self._ending(done.rest, done)]
+
+    def whole(self, endings: Sequence[Finished]) -> dict[str, Any]:
+        return self._ending(endings[0].text, endings[0])
+
+    def _ending(self, text: str, done: Finished) -> dict[str, Any]:
+        return self._piece(text, done=True) | {
+            "done_reason": self.reason(done.ending),
+            "total_duration": _nanoseconds(done.total_s),
+            "load_duration": 0,
+            "prompt_eval_count": done.prompt_tokens,
+            "prompt_eval_duration": _nanoseconds(done.prefill_s),
+            "eval_count": done.new_tokens,
+            "eval_duration": _nanoseconds(done.decode_s),
+            "x_early_exit": early_exit_report(done),
+        }
+
+    def _piece(self, text: str, *, done: bool) -> dict[str, Any]:
+        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        return {"model": self._service.model_name, "created_at": now, "response": text, "done": done}
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(round(seconds * 1e9), 0)

@@ -1,1 +1,0 @@
-"""From bytes to jobs and back: guards, dialects, answers, and the page."""

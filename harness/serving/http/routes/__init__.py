@@ -1,1 +1,0 @@
-"""One module per dialect: translates requests to jobs, and their results to answers."""

@@ -1,0 +1,457 @@
+"""Real clients, and the settings that are printed for them: read by JSON, YAML, Vim and Python, and answered.
+
+llm-ls builds the body as :func:`llm_ls_body` does, ignores the status, and takes the answer only in one of the shapes
+that :func:`llm_ls_reads` knows: its first match counts, and anything else is an error message about its parser.
+llama.vim is curl. Continue and llama.vscode are spoken as their sources do.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import yaml
+from huggingface_hub import InferenceClient, constants
+from huggingface_hub import errors as hub
+
+from harness.errors import ConfigError
+from harness.serving.completions import DrainingError, GenerationError, InvalidRequestError, OverloadedError
+from harness.serving.config import ServeConfig
+from harness.serving.dialects import refusal
+from harness.serving.page import clients, snippet
+from tests.serving.conftest import fails_at
+
+PROMPT = "import numpy as np\n\ndef norm(v):\n    "
+
+
+# --------------------------------------------------------------------------------------------------------- huggingface
+
+
+@pytest.fixture
+def client(server: Any, monkeypatch: pytest.MonkeyPatch) -> InferenceClient:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # loopback is no hub
+    return InferenceClient(model=server.url)
+
+
+def test_the_hubs_client_gets_one_text_in_all_four_forms(server: Any, client: InferenceClient) -> None:
+    plain = client.text_generation(PROMPT, max_new_tokens=5)
+    whole = client.text_generation(PROMPT, max_new_tokens=5, details=True)
+    texts = list(client.text_generation(PROMPT, max_new_tokens=5, stream=True))
+    events = list(client.text_generation(PROMPT, max_new_tokens=5, stream=True, details=True))
+    assert plain
+    assert whole.generated_text == plain == "".join(texts) == "".join(event.token.text for event in events)
+    assert whole.details is not None
+    tokens = whole.details.tokens
+    assert whole.details.generated_tokens == len(tokens) == len(texts) == len(events) <= 5
+    assert "".join(token.text for token in tokens) == plain
+    assert [token.id for token in tokens] == [event.token.id for event in events]
+    *before, last = events
+    assert [event.index for event in events] == list(range(1, len(events) + 1))
+    assert all(event.generated_text is None and event.details is None for event in before)
+    assert last.generated_text == plain
+    assert last.details is not None
+    assert last.details.generated_tokens == len(events)
+    assert last.details.finish_reason == whole.details.finish_reason
+    assert last.details.input_length > 0
+    for path in ("/generate", "/models/bigcode/starcoder", "/"):
+        assert client.text_generation(PROMPT, model=server.url + path, max_new_tokens=5) == plain
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OverloadedError("64 requests are waiting."), hub.OverloadedError),
+        (GenerationError("the engine failed."), hub.GenerationError),
+        (DrainingError("the server is shutting down."), hub.UnknownError),
+    ],
+)
+def test_the_hubs_client_raises_its_own_errors(
+    client: InferenceClient, refusing: Callable[[Exception], None], error: Any, raised: type[Exception]
+) -> None:
+    with pytest.raises(hub.ValidationError, match="inputs"):
+        client.text_generation("")
+    refusing(error)
+    for stream in (False, True):
+        with pytest.raises(raised, match=str(error)):
+            client.text_generation(PROMPT, stream=stream)
+
+
+def test_the_hubs_client_hears_of_a_failure_half_way(client: InferenceClient, changed: Any) -> None:
+    changed(fails_at(3))
+    heard: list[str] = []
+    with pytest.raises(hub.GenerationError, match="the engine failed"):
+        heard.extend(client.text_generation(PROMPT, max_new_tokens=8, stream=True))
+    assert len(heard) == 3
+
+
+# ---------------------------------------------------------------------------------------------------- openai and ollama
+
+
+def create(server: Any, prompt: Any = PROMPT, **asked: Any) -> Any:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        made = client.completions.create(model="any", prompt=prompt, **{"max_tokens": 5} | asked)
+        return list(made) if asked.get("stream") else made
+
+
+def test_openais_client_gets_one_text_whole_and_streamed(server: Any) -> None:
+    whole, chunks = create(server), create(server, stream=True)
+    (choice,) = whole.choices
+    assert choice.text == "".join(chunk.choices[0].text for chunk in chunks) != ""
+    assert whole.object == "text_completion"
+    assert whole.model == server.service.model_name
+    assert {chunk.id for chunk in chunks} == {chunks[0].id} != {whole.id}
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + [choice.finish_reason]
+    *_, last = create(server, stream=True, stream_options={"include_usage": True})
+    assert last.usage.completion_tokens == whole.usage.completion_tokens == len(choice.exit_layers)
+    full = create(server, extra_body={"early_exit": {"strategy": "full"}})
+    header = create(server, extra_headers={"X-Early-Exit": "full"})
+    assert full.x_early_exit["strategy"] == header.x_early_exit["strategy"] == "full"
+    assert create(server).x_early_exit["strategy"] == server.service.settings.default.name
+    assert create(server, [1, 2, 3], max_tokens=2).usage.prompt_tokens == 3
+
+
+def test_openais_client_raises_its_own_errors(server: Any, refusing: Any, changed: Any) -> None:
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        create(server, extra_body={"early_exit": {"strategy": "no such thing"}})
+    said = refused.value.body["message"]
+    assert refused.value.body == {"message": said, "type": "validation", "param": None, "code": 422}
+    assert "no such thing" in said
+    changed(fails_at(2))
+    with pytest.raises(openai.APIError, match="the engine failed"):
+        create(server, stream=True)
+    refusing(OverloadedError("64 requests are waiting. Try again later."))
+    for stream in (False, True):
+        with pytest.raises(openai.RateLimitError, match="64 requests are waiting") as overloaded:
+            create(server, stream=stream)
+        assert overloaded.value.response.headers["retry-after"] == "1"
+
+
+def test_openais_client_reads_the_models(server: Any) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        (model,) = client.models.list().data
+        assert client.models.retrieve(model.id).id == model.id == server.service.model_name
+        with pytest.raises(openai.NotFoundError, match="not served here"):
+            client.models.retrieve("another/model")
+
+
+def test_the_ollama_package_reads_it(server: Any) -> None:
+    ollama = pytest.importorskip("ollama")
+    client = ollama.Client(host=server.url)
+    options = {"num_predict": 4, "temperature": 0.2, "early_exit": {"strategy": "full"}}
+    answer = client.generate(model="m", prompt=PROMPT, options=options)
+    assert answer.done
+    assert answer.eval_count >= 1
+    pieces = list(client.generate(model="m", prompt=PROMPT, options=options, stream=True))
+    assert "".join(piece.response for piece in pieces) == answer.response
+    assert [piece.done for piece in pieces] == [False] * answer.eval_count + [True]
+    with pytest.raises(ollama.ResponseError) as refused:
+        client.generate(model="m", prompt=PROMPT, options={"early_exit": {"strategy": "nonsense"}})
+    assert refused.value.status_code == 422
+    assert "nonsense" in refused.value.error
+
+
+# -------------------------------------------------------------------------------------------------------------- llm-ls
+
+PATHS = {
+    "huggingface": "/models/smollm2-135m",
+    "tgi": "/generate",
+    "ollama": "/api/generate",
+    "openai": "/v1/completions",
+    "llamacpp": "/completion",
+}
+
+BODIES: dict[str, list[dict[str, Any]]] = {
+    "tgi": [
+        {"parameters": {"max_new_tokens": 4, "temperature": 0.2, "top_p": 0.95}},
+        {"parameters": {"max_new_tokens": 4, "temperature": None, "stop": None, "seed": None, "details": None}},
+        {"parameters": {"max_new_tokens": 4, "early_exit": {"strategy": "full"}}, "options": {"use_cache": False}},
+        {"parameters": {"max_new_tokens": 4}, "early_exit": {"strategy": "full"}, "stream": None},
+    ],
+    "ollama": [
+        {"options": {"num_predict": 4, "stop": None, "temperature": None}, "suffix": None, "early_exit": None},
+        {"options": {"num_predict": 4, "top_p": 0.95, "early_exit": {"strategy": "full"}}},
+    ],
+    "openai": [
+        {"max_tokens": 4, "stop": None, "suffix": None, "logprobs": None, "early_exit": None},
+        {"max_tokens": 4, "top_p": 0.95, "early_exit": {"strategy": "full"}},
+    ],
+    "llamacpp": [{"n_predict": 4, "temperature": 0.2}, {"n_predict": 4, "early_exit": {"strategy": "full"}}],
+}
+BODIES["huggingface"] = BODIES["tgi"]
+BODIES["tgi"] = [*BODIES["tgi"], {}]  # without parameters they are nested; once, since nothing limits its tokens
+
+
+def llm_ls_body(backend: str, request_body: dict[str, Any], prompt: str = PROMPT) -> dict[str, Any]:
+    """What llm-ls sends for the setting ``requestBody``."""
+    body = copy.deepcopy(request_body)
+    if backend in {"huggingface", "tgi"}:
+        body["inputs"] = prompt
+        if isinstance(body.get("parameters"), dict):
+            body["parameters"]["return_full_text"] = False
+        else:
+            body["parameters"] = {"parameters": {"return_full_text": False}}
+        return body
+    body["prompt"] = prompt
+    return body if backend == "llamacpp" else body | {"model": "smollm2-135m", "stream": False}
+
+
+def llm_ls_reads(backend: str, text: str) -> tuple[list[str], str | None]:
+    """Return the completions that llm-ls finds in an answer, and the error it shows."""
+    answer = json.loads(text)
+    if backend == "huggingface" and isinstance(answer, list):
+        return [one["generated_text"] for one in answer], None
+    assert isinstance(answer, dict), "a list is an error for this backend"
+    key = {"huggingface": "generated_text", "tgi": "generated_text", "ollama": "response", "llamacpp": "content"}
+    if backend == "openai":
+        if "choices" in answer:
+            return [choice["text"] for choice in answer["choices"]], None
+        return [], "; ".join(f"{item['loc']}: {item['msg']} ({item['type']})" for item in answer["detail"])
+    if isinstance(answer.get(key[backend]), str):
+        return [answer[key[backend]]], None
+    assert isinstance(answer["error"], str), "llm-ls takes a text here"
+    return [], answer["error"]
+
+
+def curl(url: str, body: dict[str, Any] | str, *arguments: str) -> str:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = ["curl", "--silent", "--no-buffer", "--request", "POST", "--url", url]
+    command += ["--header", "Content-Type: application/json", *arguments, "--data", "@-"]
+    sent = body if isinstance(body, str) else json.dumps(body)
+    return subprocess.run(command, input=sent, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.mark.parametrize("backend", PATHS)
+def test_llm_ls_finds_its_completion(server: Any, backend: str) -> None:
+    for request_body in BODIES[backend]:
+        completions, error = llm_ls_reads(
+            backend, curl(server.url + PATHS[backend], llm_ls_body(backend, request_body))
+        )
+        assert error is None
+        assert len(completions) == 1
+        assert not completions[0].startswith(PROMPT), "the prompt is not part of the completion"
+
+
+@pytest.mark.parametrize("backend", ["huggingface", "tgi", "ollama"])  # llama.cpp's own errors it cannot read either
+def test_llm_ls_shows_what_is_wrong(server: Any, backend: str) -> None:
+    body = llm_ls_body(backend, {})
+    for wrong in (body | {"early_exit": {"strategy": "nonsense"}}, body | {"inputs": "", "prompt": ""}, "{"):
+        completions, error = llm_ls_reads(backend, curl(server.url + PATHS[backend], wrong))
+        assert not completions
+        assert error
+        assert "\n" not in error
+    said = json.dumps(refusal("/v1/completions", InvalidRequestError("strategy 'x' is not loaded.")))
+    assert "strategy 'x' is not loaded." in str(llm_ls_reads("openai", said)[1])
+
+
+# ------------------------------------------------------------------------------- llama.vim, llama.vscode, and Continue
+
+LLAMA_VIM = {
+    "input_prefix": "import math\n\n",
+    "input_suffix": "\n\nprint(area(2))\n",
+    "input_extra": [{"text": "RADIUS = 2\n", "time": [0, 1], "filename": "settings.py"}],
+    "prompt": "def area(r):\n    ",
+    "n_predict": 6,
+    "stop": [],
+    "n_indent": 4,
+    "top_k": 40,
+    "top_p": 0.90,
+    "stream": False,
+    "samplers": ["top_k", "top_p", "infill"],
+    "cache_prompt": True,
+    "t_max_prompt_ms": 500,
+    "t_max_predict_ms": 1000,
+    "response_fields": ["content", "timings/prompt_n", "timings/predicted_n", "truncated", "tokens_cached"],
+}
+
+
+def test_llama_vim_completes_where_the_suffix_can_be_read_or_ignored(start: Callable[..., Any]) -> None:
+    server = start(suffix="ignore")
+    said = curl(f"{server.url}/infill", LLAMA_VIM)
+    assert said.startswith('{"content":"'), "llama.vim looks for this text"
+    assert "\n" not in said, "Vim's channel hands the answer over by lines"
+    answer = json.loads(said)
+    assert answer["timings/predicted_n"] == len(answer["x_early_exit"]["exit_layers"])
+    assert answer["x_early_exit"]["suffix"] == "ignored"
+    vscode = {name: value for name, value in LLAMA_VIM.items() if name != "response_fields"}
+    read = httpx.post(f"{server.url}/infill", json={**vscode, "id_slot": 0, "lora": None, "nprobs": 0}).json()
+    assert isinstance(read["content"], str)
+    assert read["timings"]["predicted_n"] == read["tokens_predicted"] <= 6
+
+
+def test_llama_vim_is_told_warms_a_cache_and_sets_early_exit_in_its_address(server: Any) -> None:
+    assert "suffix" in json.loads(curl(f"{server.url}/infill", LLAMA_VIM))["error"]["message"]
+    warm = {**LLAMA_VIM, "input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0, "temperature": 0.0}
+    warm |= {"samplers": [], "t_max_prompt_ms": 1, "t_max_predict_ms": 1, "response_fields": [""]}
+    assert json.loads(curl(f"{server.url}/infill", warm, "--header", "Authorization: Bearer ")) == {}
+    body = {**LLAMA_VIM, "input_suffix": ""}
+    answer = json.loads(curl(f"{server.url}/infill?early_exit=full", body))
+    assert answer["x_early_exit"]["strategy"] == "full"
+    refused = json.loads(curl(f"{server.url}/infill?early_exit=nonsense", body))
+    assert "nonsense" in refused["error"]["message"]
+    assert "content" not in refused
+
+
+CONTINUE_STOPS = ["\n\n", "\r\n\r\n", "/src/", "#- coding: utf-8", "```"]
+"""Continue adds them to what the template says."""
+
+
+def test_continue_completes(server: Any) -> None:
+    body = {
+        "prompt": PROMPT, "model": "smollm2-135m", "max_tokens": 6, "temperature": 0.01, "top_p": None,
+        "frequency_penalty": None, "presence_penalty": None, "stop": CONTINUE_STOPS, "stream": True,
+        "early_exit": "full",  # as requestOptions.extraBodyProperties add
+    }  # fmt: skip
+    headers = {"Authorization": "Bearer none", "api-key": "none", "x-api-key": "none"}
+    address = httpx.URL(f"{server.url}/v1/").join("completions")
+    answer = httpx.post(address, json=body, headers=headers, timeout=60)
+    data = [line.removeprefix("data:").strip() for line in answer.text.splitlines() if line.startswith("data:")]
+    assert data.pop() == "[DONE]"
+    text = "".join(json.loads(event)["choices"][0]["text"] for event in data)
+    whole = httpx.post(address, json={**body, "stream": False}, timeout=60).json()
+    assert text == whole["choices"][0]["text"]
+    assert whole["x_early_exit"]["strategy"] == "full"
+    as_with_ollama = {
+        "model": "smollm2-135m", "prompt": PROMPT, "raw": True, "keep_alive": 1800, "template": None,
+        "options": {"num_predict": 6, "num_ctx": 2048, "stop": CONTINUE_STOPS, "mirostat": None, "early_exit": "full"},
+    }  # fmt: skip
+    lines = httpx.post(f"{server.url}/api/generate", json=as_with_ollama, timeout=60).text.splitlines()
+    assert "".join(json.loads(line)["response"] for line in lines) == text
+    assert json.loads(lines[-1])["done"]
+
+
+# ---------------------------------------------------------------------------------------- settings that users paste
+
+NASTY = [
+    "org/model-1.5b",
+    'it\'s "quoted" \\ back',
+    "a: b # c {{{x}}} - [d]",
+    "line\nbreak\ttab\x00\x1b",
+    "caché \x85 \u2028 \ufeff 模型 🦙",
+    "*/ ''' \"\"\" ' . system('x') . '",
+]
+
+MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
+MARKED: Any = SimpleNamespace(family=SimpleNamespace(texts=MARKERS))
+UNMARKED: Any = SimpleNamespace(family=SimpleNamespace(texts=None))
+"""How a server reads what is after the cursor: by tokens that can, and cannot, be written as text."""
+
+COMMENT = {"llm-vscode": "// ", "continue": "# ", "llama.vim": '" ', "openai": "# "}
+
+
+def written(client: str, *, url: str = "http://127.0.0.1:8080", model: str = "m", fim: Any = None, **given: Any) -> str:
+    return snippet(client, ServeConfig.build({"max_new_tokens": 64, **given}), url, model, fim, 700)
+
+
+def vscode(text: str) -> dict[str, Any]:
+    """What VS Code reads: JSON with comments."""
+    read: dict[str, Any] = json.loads("\n".join(line for line in text.splitlines() if not line.startswith("//")))
+    return read
+
+
+def the_model(text: str) -> dict[str, Any]:
+    """The only model that Continue reads."""
+    config = yaml.safe_load(text)
+    assert {"name", "version", "schema"} < config.keys()
+    (model,) = config["models"]
+    assert isinstance(model, dict)
+    return model
+
+
+def vim_config(text: str, folder: Path) -> dict[str, Any]:
+    """``g:llama_config`` after Vim has read the snippet."""
+    if shutil.which("vim") is None:
+        pytest.skip("vim is not installed")
+    if "+eval" not in subprocess.run(["vim", "--version"], capture_output=True, text=True, check=False).stdout:
+        pytest.skip("this vim has no expressions")
+    (folder / "vimrc").write_text(text, encoding="utf-8")
+    dump = "call writefile([json_encode(g:llama_config)], 'config.json')"
+    command = ["vim", "-es", "-N", "-u", "NONE", "-i", "NONE", "--cmd", "set encoding=utf-8"]
+    command += ["-c", "source vimrc", "-c", dump, "-c", "qa!"]
+    subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, timeout=30, check=False)
+    read: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return read
+
+
+@pytest.mark.parametrize("client", clients())
+def test_the_last_line_says_how_to_set_early_exit(client: str) -> None:
+    for key in (False, True):
+        for fim in (None, MARKED, UNMARKED):
+            text = written(client, fim=fim, **({"api_key_file": "key"} if key else {}))
+            last = text.splitlines()[-1]
+            assert last.startswith(f"{COMMENT[client]}Early exit per request: ")
+            assert "early_exit" in last
+            assert max(map(len, text.splitlines())) <= 120
+            assert ("YOUR-KEY" in text or "Llm: Login" in text) is key
+    with pytest.raises(ConfigError, match=r"unknown client 'llama-vim'\. Did you mean 'llama\.vim'\?"):
+        written("llama-vim")
+
+
+@pytest.mark.parametrize("model", NASTY)
+def test_names_stay_names(model: str, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:8080/{model.replace('/', '')}"
+    given: dict[str, Any] = {"model": model, "url": url, "fim": MARKED, "api_key_file": "key"}
+    assert vscode(written("llm-vscode", **given))["llm.modelId"] == model
+    assert vscode(written("llm-vscode", **given))["llm.url"] == f"{url}/generate"
+    read = the_model(written("continue", **given))
+    assert (read["name"], read["model"], read["apiBase"]) == (model, model, f"{url}/v1/")
+    calls = [node for node in ast.walk(ast.parse(written("openai", **given))) if isinstance(node, ast.Call)]
+    words = [word for call in calls for word in call.keywords if isinstance(word.value, ast.Constant)]
+    arguments = {word.arg: ast.literal_eval(word.value) for word in words}
+    assert (arguments["model"], arguments["base_url"]) == (model, f"{url}/v1")
+    if "\0" not in url:  # Vim's texts end at a NUL
+        assert vim_config(written("llama.vim", **given), tmp_path)["endpoint_fim"] == f"{url}/infill"
+
+
+def test_markers_are_written_where_a_client_writes_them_itself() -> None:
+    for fim in (None, UNMARKED, MARKED):
+        read = vscode(written("llm-vscode", fim=fim))
+        assert read["llm.fillInTheMiddle.enabled"] is (fim is MARKED)
+        texts = tuple(read[f"llm.fillInTheMiddle.{name}"] for name in ("prefix", "suffix", "middle"))
+        assert texts == (MARKERS if fim is MARKED else ("", "", ""))
+        prefix, suffix, middle = MARKERS
+        template = f"{prefix}{{{{{{prefix}}}}}}{suffix}{{{{{{suffix}}}}}}{middle}" if fim is MARKED else "{{{prefix}}}"
+        assert the_model(written("continue", fim=fim))["promptTemplates"] == {"autocomplete": template}
+    assert (read["llm.contextWindow"], read["llm.requestBody"]) == (700, {"parameters": {"max_new_tokens": 64}})
+    model = the_model(written("continue"))
+    assert (model["roles"], model["defaultCompletionOptions"]["maxTokens"]) == (["autocomplete"], 64)
+    assert model["useLegacyCompletionsEndpoint"] is True
+    # what the last line tells to add is an entry of this model
+    hint = written("continue").splitlines()[-1].partition("in the model, ")[2]
+    assert yaml.safe_load(hint) == {"requestOptions": {"extraBodyProperties": {"early_exit": "full"}}}
+
+
+def test_vim_reads_old_and_new_names(tmp_path: Path) -> None:
+    text = written("llama.vim", api_key_file="key")
+    new = vim_config(text, tmp_path)
+    assert new["endpoint_fim"] == "http://127.0.0.1:8080/infill"
+    assert (new["api_key"], new["n_predict"]) == ("YOUR-KEY", 64)
+    assert "endpoint" not in new, "a new llama.vim would warn of it at every start"
+    old = vim_config(text.replace('" let', "let"), tmp_path)
+    assert old["endpoint"] == old["endpoint_fim"]
+    assert "--suffix ignore" in text
+    assert "--suffix" not in written("llama.vim", fim=MARKED) + written("llama.vim", suffix="ignore")
+
+
+def test_what_is_pasted_gets_answers(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    read = vscode(written("llm-vscode", url=server.url, max_new_tokens=3))
+    body = {"inputs": "def f(x):\n    ", **read["llm.requestBody"]}
+    assert isinstance(httpx.post(read["llm.url"], json=body, timeout=60).json()["generated_text"], str)
+    exec(compile(written("openai", url=server.url, max_new_tokens=3), "snippet", "exec"), {})
+    assert capsys.readouterr().out
+    vim = vim_config(written("llama.vim", url=server.url, max_new_tokens=3), tmp_path)
+    body = {"input_prefix": "", "prompt": "def f(x):\n    ", "input_suffix": "", "n_predict": vim["n_predict"]}
+    answer = httpx.post(f"{vim['endpoint_fim']}?early_exit=full", json=body, timeout=60).json()
+    assert answer["tokens_predicted"] <= 3
+    assert answer["x_early_exit"]["strategy"] == "full"

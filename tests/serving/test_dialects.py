@@ -1,0 +1,511 @@
+"""The four dialects over HTTP: one completion in the words of each, whole and streamed, refused and failed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from harness.serving.completions import EarlyExitReport, Finished, Job
+from tests.serving.conftest import Piece, fails_at
+
+PROMPT = "def add(a, b):\n    "
+OTHER = "import os\n\nfor name in"
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """How one dialect asks and answers.
+
+    Attributes:
+        path: of a whole answer. streams: of a stream.
+        prompt: name of that field. holder: of the field in which options stand, if any.
+        limit: name of the limit of tokens.
+        text: where the text of a whole answer is. piece: where that of an event is.
+        reason: where it says how it ended, and its words for eos, stop, length, strategy and deadline.
+    """
+
+    path: str
+    streams: str
+    prompt: str
+    holder: str
+    limit: str
+    text: Callable[[Any], str]
+    piece: Callable[[Any], str]
+    reason: Callable[[Any], str]
+    words: tuple[str, str, str, str, str]
+
+    def body(self, prompt: Any = PROMPT, tokens: Any = 6, **options: Any) -> dict[str, Any]:
+        options = {self.limit: tokens, **options}
+        if self.holder and "stream" in options:
+            return {self.prompt: prompt, "stream": options.pop("stream"), self.holder: options}
+        return {self.prompt: prompt} | ({self.holder: options} if self.holder else options)
+
+
+def choice(answer: Any) -> Any:
+    return answer["choices"][0]
+
+
+DIALECTS = {
+    "tgi": Spoken(
+        "/generate", "/generate_stream", "inputs", "parameters", "max_new_tokens", lambda a: a["generated_text"],
+        lambda e: e["token"]["text"], lambda a: a["details"]["finish_reason"],
+        ("eos_token", "stop_sequence", "length", "stop_sequence", "length"),
+    ),
+    "openai": Spoken(
+        "/v1/completions", "/v1/completions", "prompt", "", "max_tokens", lambda a: choice(a)["text"],
+        lambda e: choice(e)["text"], lambda a: choice(a)["finish_reason"],
+        ("stop", "stop", "length", "stop", "length"),
+    ),
+    "ollama": Spoken(
+        "/api/generate", "/api/generate", "prompt", "options", "num_predict", lambda a: a["response"],
+        lambda e: e["response"], lambda a: a["done_reason"], ("stop", "stop", "length", "stop", "length"),
+    ),
+    "llama.cpp": Spoken(
+        "/completion", "/completion", "prompt", "", "n_predict", lambda a: a["content"], lambda e: e["content"],
+        lambda a: a["stop_type"], ("eos", "word", "limit", "word", "limit"),
+    ),
+}  # fmt: skip
+every = pytest.mark.parametrize("name", DIALECTS)
+
+
+def post(server: Any, path: str, body: Any, **more: Any) -> httpx.Response:
+    return httpx.post(server.url + path, json=body, timeout=60, **more)
+
+
+def whole(server: Any, name: str, **asked: Any) -> Any:
+    details = {"details": True} if name == "tgi" else {}
+    answer = post(server, DIALECTS[name].path, DIALECTS[name].body(**{"stream": False, **details, **asked}))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def stream(server: Any, name: str, **asked: Any) -> list[Any]:
+    """The events of a stream; ``[DONE]`` as a text."""
+    answer = post(server, DIALECTS[name].streams, DIALECTS[name].body(**{"stream": True, **asked}))
+    assert answer.status_code == 200, answer.text
+    if name == "ollama":
+        assert answer.headers["content-type"].startswith("application/x-ndjson")
+        return [json.loads(line) for line in answer.text.splitlines()]
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *blocks, last = answer.text.split("\n\n")
+    assert last == ""
+    assert all(block.startswith("data:") and "\n" not in block for block in blocks)
+    data = [block.removeprefix("data:").strip() for block in blocks]
+    return [one if one == "[DONE]" else json.loads(one) for one in data]
+
+
+def events_of(server: Any, name: str, **asked: Any) -> list[Any]:
+    events = stream(server, name, **asked)
+    return events[:-1] if events[-1] == "[DONE]" else events
+
+
+@every
+def test_a_stream_spells_the_whole_answer_and_says_the_same_of_it(server: Any, name: str) -> None:
+    answer = whole(server, name)
+    report = EarlyExitReport.model_validate(answer["x_early_exit"])
+    *tokens, last = events_of(server, name)
+    assert "".join(map(DIALECTS[name].piece, [*tokens, last])) == DIALECTS[name].text(answer) != ""
+    said = [event.get("token") or (event.get("choices") or [event])[0] for event in [*tokens, last]]
+    assert [one["exit_layer"] for one in said if one.get("exit_layer")] == report.exit_layers
+    assert all("x_early_exit" not in event for event in tokens)
+    again = EarlyExitReport.model_validate(last["x_early_exit"])
+    assert (again.exit_layers, again.layers_skipped, again.counts) == (
+        report.exit_layers,
+        report.layers_skipped,
+        report.counts,
+    )
+    assert DIALECTS[name].reason(last) == DIALECTS[name].reason(answer)
+
+
+@every
+def test_every_ending_has_its_word(server: Any, changed: Any, name: str) -> None:
+    for ending, word in zip(("eos", "stop", "length", "strategy", "deadline"), DIALECTS[name].words, strict=True):
+        changed(lambda piece, to=ending: replace(piece, ending=to) if isinstance(piece, Finished) else piece)
+        for answer in (whole(server, name, tokens=1), events_of(server, name, tokens=1)[-1]):
+            assert (DIALECTS[name].reason(answer), answer["x_early_exit"]["ending"]) == (word, ending)
+
+
+@every
+def test_what_was_held_back_is_not_lost(server: Any, changed: Any, name: str) -> None:
+    def hold_back(piece: Piece) -> Piece:
+        if isinstance(piece, Finished):
+            return replace(piece, rest=piece.text, tokens=tuple(replace(token, text="") for token in piece.tokens))
+        return replace(piece, text="")
+
+    more = {"logprobs": 1} if name == "openai" else {}
+    text = DIALECTS[name].text(whole(server, name))
+    changed(hold_back)
+    held = whole(server, name, **more)
+    assert DIALECTS[name].text(held) == "".join(map(DIALECTS[name].piece, events_of(server, name))) == text
+    if name == "tgi":
+        assert "".join(token["text"] for token in held["details"]["tokens"]) == text
+    if name == "openai":
+        assert "".join(choice(held)["logprobs"]["tokens"]) == text
+
+
+@every
+def test_a_stop_text_ends_it_and_belongs_to_it_with_tgi_alone(server: Any, jobs: list[Job], name: str) -> None:
+    free = DIALECTS[name].text(whole(server, name))
+    stop = free.strip()[1:3]
+    for given in (stop, ["\0never", "", stop, None]):
+        answer = whole(server, name, stop=given)
+        assert DIALECTS[name].reason(answer) == DIALECTS[name].words[1]
+        end = free.index(stop) + (len(stop) if name == "tgi" else 0)
+        assert DIALECTS[name].text(answer) == free[:end]
+    assert [one.stop for one in jobs[1:]] == [(stop,), ("\0never", stop)]
+
+
+@every
+def test_a_failure_has_a_status_before_the_first_token_and_is_the_last_event_after_it(
+    server: Any, changed: Any, name: str
+) -> None:
+    changed(fails_at(0))
+    for path, streams in ((DIALECTS[name].path, False), (DIALECTS[name].streams, True)):
+        assert post(server, path, DIALECTS[name].body(stream=streams)).status_code == 424
+    changed(fails_at(2))
+    *tokens, last = stream(server, name)
+    assert len(tokens) == 2
+    error = {"type": "generation", "code": 424, "message": "the engine failed."}
+    assert (
+        last
+        == {
+            "tgi": {"error": "the engine failed.", "error_type": "generation"},
+            "ollama": {"error": "the engine failed.", "error_type": "generation"},
+            "llama.cpp": {"error": error},
+            "openai": {
+                "error": error | {"param": None},
+                "detail": [{"loc": "body", "msg": "the engine failed.", "type": "generation"}],
+            },
+        }[name]
+    )
+
+
+@every
+def test_what_is_not_read_may_be_anything(server: Any, name: str) -> None:
+    names = ("temperature", "top_p", "logit_bias", "system", "context", "format", "keep_alive", "input_extra", "model",
+             "samplers", "mirostat", "user", "best_of", "x")  # fmt: skip
+    for value in (None, "", "hot", [], {}, [None, 3], True, -1, 2.5, 10**400):
+        body = dict.fromkeys(names, value) | DIALECTS[name].body(tokens=2, stream=False, **dict.fromkeys(names, value))
+        answer = httpx.post(server.url + DIALECTS[name].path, content=json.dumps(body), timeout=60)
+        assert answer.status_code == 200, (value, answer.text)
+
+
+@every
+def test_values_as_clients_write_them(server: Any, jobs: list[Job], name: str) -> None:
+    cap = server.service.config.max_new_tokens
+    for said, limit in ((None, cap), (1, 1), (cap + 1, cap), (10**30, cap), ("3", 3)):
+        whole(server, name, tokens=said, stop=["\n", " "])
+        assert jobs[-1].max_new_tokens == limit, said
+    for seed in (None, 7.0, "7", 2**80, -5):
+        whole(server, name, tokens=1, seed=seed)
+        assert 0 <= jobs[-1].seed < 2**63
+    whole(server, name, tokens=1, seed="7", stop=None, stream=None if name in ("openai", "llama.cpp") else False)
+    assert (jobs[-1].seed, jobs[-1].stop, jobs[-1].keep_stop) == (7, (), name == "tgi")
+
+
+@every
+def test_a_prompt_that_is_too_long_loses_its_beginning_where_the_dialect_says_so(server: Any, name: str) -> None:
+    long = "def load_path(items):\n" * 4546
+    truncates = {"tgi": {"truncate": 1000.0}}.get(name, {})
+    path, spoken = DIALECTS[name].path, DIALECTS[name]
+    if name != "openai":
+        report = whole(server, name, prompt=long, tokens=1, **truncates)["x_early_exit"]
+        assert report["prompt_tokens"] == server.service.max_prompt_tokens
+        assert report["prompt_tokens_truncated"] > 0
+    if name != "llama.cpp":
+        refusing = {"truncate": False} if name == "ollama" else {}
+        assert post(server, path, spoken.body(long, stream=False) | refusing).status_code == 422
+
+
+# ------------------------------------------------------------------------------------------------ what is read and not
+
+NO_WHOLE, NO_TEXT, NO_FLAG = (1.5, "x", True, [1], {}), (5, True, ["a"], {}), (1, "yes", [], {})
+NO_TEXTS, NO_OBJECT = (5, True, [1], ["a", {}], {}), (5, "x", [1])
+NO_LIMIT = (-3, -(10**30), True, False, 3.0, 2.5, 1e300, "many", "", "1.5", " 7", [], [5], {}, {"a": 1})
+NO_CAPPED = (0, "0", -1, -2, *NO_LIMIT)
+NO_PROMPT = ("", [], [[]], [""], ["a", ""], [True], [-1], [1.5], 5, None, {"a": 1}, ["a", None])
+READ: dict[str, dict[str, tuple[Any, ...]]] = {
+    "/v1/completions": {
+        "prompt": NO_PROMPT, "suffix": NO_TEXT, "stop": NO_TEXTS, "stream": NO_FLAG, "stream_options": NO_OBJECT,
+        "stream_options.include_usage": NO_FLAG, "echo": NO_FLAG, "logprobs": (1.5, "x", [1], {}), "seed": NO_WHOLE,
+        "n": (*NO_WHOLE, 0, -1), "max_tokens": NO_CAPPED,
+    },
+    "/generate": {
+        "inputs": ("", None, 5, ["a"], {}), "parameters": NO_OBJECT, "parameters.stop": NO_TEXTS,
+        "parameters.seed": NO_WHOLE, "parameters.truncate": NO_WHOLE, "parameters.details": NO_FLAG,
+        "parameters.return_full_text": NO_FLAG, "parameters.max_new_tokens": NO_CAPPED,
+    },
+    "/": {"stream": NO_FLAG},
+    "/infill": {
+        "input_prefix": NO_TEXT, "prompt": NO_TEXT, "input_suffix": NO_TEXT, "stop": NO_TEXTS, "stream": NO_FLAG,
+        "t_max_predict_ms": ("soon", True, [1]), "response_fields": NO_TEXTS, "seed": NO_WHOLE,
+        "cache_prompt": NO_FLAG, "parameters": NO_OBJECT, "options": NO_OBJECT, "n_predict": NO_LIMIT,
+    },
+    "/completion": {"prompt": (*NO_PROMPT, ["a", "b"])},
+    "/api/generate": {
+        "prompt": ("", None, ["a"], {}), "suffix": NO_TEXT, "stream": NO_FLAG, "truncate": NO_FLAG,
+        "options": NO_OBJECT, "options.stop": NO_TEXTS, "options.seed": NO_WHOLE,
+        "options.num_predict": (0, "0", *NO_LIMIT),
+    },
+}  # fmt: skip
+"""Path → field that is read → values that it cannot have; behind a dot, within an object."""
+
+
+@pytest.mark.parametrize("path", READ)
+def test_a_field_that_is_read_and_cannot_be_is_refused_in_one_line(server: Any, path: str) -> None:
+    good = {"inputs": PROMPT, "prompt": PROMPT, "input_prefix": PROMPT, "early_exit": {"strategy": "no such"}}
+    wrong = []
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for name, values in READ[path].items():
+            holder, _, field = name.rpartition(".")
+            for value in values:
+                changes = {holder: {field: value}} if holder else {field: value}
+                answer = client.post(path, content=json.dumps({**good, **changes}))
+                error = answer.json()["error"]
+                line = error if isinstance(error, str) else error["message"]
+                if answer.status_code != 422 or field not in line or "\n" in line or len(line) > 300:
+                    wrong.append((name, value, answer.text))
+                if field.endswith(("max_tokens", "max_new_tokens")):
+                    assert "Send an integer from 1." in line
+                if field.endswith("_predict"):
+                    assert "Send an integer from 1, or -1 or -2 for the server's limit." in line
+    assert not wrong
+
+
+@pytest.mark.parametrize("bad", ["-1", "[]", '""', "1.5", "true"])
+def test_a_megabyte_of_bad_token_ids_is_refused_in_one_line(server: Any, bad: str) -> None:
+    body = '{"prompt":[' + ",".join([bad] * (900_000 // (len(bad) + 1))) + "]}"
+    answer = httpx.post(f"{server.url}/completion", content=body, timeout=30)
+    assert answer.status_code == 422
+    assert len(answer.content) < 500
+
+
+# ----------------------------------------------------------------------------------------------------------------- TGI
+
+
+def test_tgi_has_its_keys(server: Any, changed: Any) -> None:
+    plain = post(server, "/generate", DIALECTS["tgi"].body(tokens=2)).json()
+    assert plain.keys() == {"generated_text", "x_early_exit"}
+    answer = whole(server, "tgi", tokens=3, seed=7, decoder_input_details=True)
+    details = answer["details"]
+    assert details.keys() == {"finish_reason", "generated_tokens", "seed", "prefill", "tokens"}
+    assert (details["seed"], details["prefill"], details["generated_tokens"]) == (7, [], 3)
+    keys = {"id", "text", "logprob", "special", "exit_layer", "drafted_at", "accepted"}
+    assert all(token.keys() == keys for token in details["tokens"])
+    *before, last = events_of(server, "tgi", return_full_text=True)
+    assert all(event.keys() == {"index", "token", "generated_text", "details"} for event in before)
+    assert last["generated_text"].startswith(PROMPT)
+    assert last["details"].keys() == {"finish_reason", "generated_tokens", "input_length", "seed"}
+    changed(
+        lambda piece: (
+            replace(piece, tokens=tuple(replace(token, logprob=float("-inf")) for token in piece.tokens))
+            if isinstance(piece, Finished)
+            else replace(piece, logprob=float("nan"))
+        )
+    )
+    assert {token["logprob"] for token in whole(server, "tgi")["details"]["tokens"]} == {None}
+    assert {event["token"]["logprob"] for event in events_of(server, "tgi")} == {None}
+
+
+def test_tgi_s_other_addresses_answer_a_list_or_stream_where_asked(server: Any) -> None:
+    asked = DIALECTS["tgi"].body(tokens=2)
+    text = post(server, "/generate", asked).json()["generated_text"]
+    for path in ("/", "/models/a", "/models/a/b:c@d", "/models/%20", "/models/", "/models/%F0%9F%98%80"):
+        (answer,) = post(server, path, asked).json()
+        assert answer["generated_text"] == text
+        events = post(server, path, {**asked, "stream": True}).text.strip().split("\n\n")
+        assert json.loads(events[-1].removeprefix("data:"))["generated_text"] == text
+    assert post(server, "/models/a%0Ab", asked).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"parameters": {"max_new_tokens": 2, "temperature": 0.2}},
+        {"parameters": {"max_new_tokens": 7}, "max_new_tokens": 2},
+        {"parameters": {"max_new_tokens": 2}, "max_new_tokens": None},
+        {"max_new_tokens": 2, "stop": [None, ""], "details": False, "return_full_text": None, "seed": "7"},
+    ],
+)
+def test_tgi_s_parameters_may_be_nested_as_llm_ls_does(server: Any, parameters: dict[str, Any]) -> None:
+    answer = post(server, "/generate", {"inputs": PROMPT, "parameters": parameters}).json()
+    assert answer.keys() == {"generated_text", "x_early_exit"}
+    assert len(answer["x_early_exit"]["exit_layers"]) == 2
+
+
+# -------------------------------------------------------------------------------------------------------------- OpenAI
+
+
+def test_openai_has_its_keys_and_usage_comes_last_where_asked(server: Any) -> None:
+    answer = whole(server, "openai", tokens=3)
+    assert answer.keys() == {"id", "object", "created", "model", "choices", "usage", "x_early_exit"}
+    assert choice(answer).keys() == {"text", "index", "finish_reason", "logprobs", "exit_layers", "x_early_exit"}
+    assert choice(answer)["x_early_exit"] == answer["x_early_exit"]
+    usage = answer["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    *chunks, done = stream(server, "openai", tokens=3)
+    assert done == "[DONE]"
+    head = {"id", "object", "created", "model", "choices"}
+    assert all(chunk.keys() - {"x_early_exit"} == head for chunk in chunks)
+    assert choice(chunks[-1]) == {
+        "text": "", "index": 0, "finish_reason": "length", "logprobs": None, "exit_layer": None, "drafted_at": None,
+        "accepted": None,
+    }  # fmt: skip
+    *before, last, done = stream(server, "openai", tokens=3, stream_options={"include_usage": True})
+    assert done == "[DONE]"
+    assert all(chunk["usage"] is None for chunk in before)
+    assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 3)
+    root = post(server, "/completions", DIALECTS["openai"].body(tokens=3)).json()
+    assert choice(root)["text"] == choice(answer)["text"]
+
+
+def test_openai_s_prompts_have_a_choice_each_and_copies_are_the_same(server: Any) -> None:
+    alone = [choice(whole(server, "openai", prompt=prompt))["text"] for prompt in (PROMPT, OTHER)]
+    for copies in (1, 3, "3"):
+        both = whole(server, "openai", prompt=[PROMPT, OTHER], n=copies)
+        count = int(copies)
+        assert [one["index"] for one in both["choices"]] == list(range(2 * count))
+        assert [one["text"] for one in both["choices"]] == [text for text in alone for _ in range(count)]
+        assert both["x_early_exit"] is None
+        layers = [len(one["exit_layers"]) for one in both["choices"]]
+        assert both["usage"]["completion_tokens"] == sum(layers)
+        texts, ended = [""] * 2 * count, []
+        for event in events_of(server, "openai", prompt=[PROMPT, OTHER], n=copies):
+            texts[choice(event)["index"]] += choice(event)["text"]
+            ended += [choice(event)["index"]] if choice(event)["finish_reason"] else []
+        assert texts == [one["text"] for one in both["choices"]]
+        assert sorted(ended) == list(range(2 * count))
+    for prompt in ([1, 2, 3], [[1, 2, 3]], [PROMPT]):
+        assert len(whole(server, "openai", prompt=prompt, tokens=2)["choices"]) == 1
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_openai_s_logprobs_say_where_each_token_is(server: Any, echo: bool) -> None:
+    plain = choice(whole(server, "openai", tokens=5))
+    said = choice(whole(server, "openai", tokens=5, logprobs=1, echo=echo))
+    assert said["text"] == (PROMPT if echo else "") + plain["text"]
+    probable, text = said["logprobs"], said["text"]
+    assert len(probable["tokens"]) == len(said["exit_layers"])
+    assert all(
+        text[at:].startswith(token) for at, token in zip(probable["text_offset"], probable["tokens"], strict=True)
+    )
+    assert all(value <= 0 for value in probable["token_logprobs"])
+    pairs = zip(probable["tokens"], probable["token_logprobs"], strict=True)
+    assert probable["top_logprobs"] == [{token: value} for token, value in pairs]
+    events = events_of(server, "openai", tokens=5, logprobs=0, echo=echo)
+    assert "".join(choice(event)["text"] for event in events) == text
+    streamed = [choice(event)["logprobs"] for event in events if choice(event)["logprobs"] is not None]
+    assert all(one["top_logprobs"] is None for one in streamed)
+    for key in ("tokens", "text_offset"):
+        assert [value for one in streamed for value in one[key]] == probable[key]
+    assert plain["logprobs"] is None
+    refused = post(server, "/v1/completions", {"prompt": [1, 2], "echo": True})
+    assert refused.status_code == 422
+    assert "echo" in refused.json()["error"]["message"]
+
+
+# ----------------------------------------------------------------------------------------------- Ollama and llama.cpp
+
+
+def test_ollama_s_numbers_add_up_and_it_streams_unless_told_not_to(server: Any, jobs: list[Job]) -> None:
+    answer = whole(server, "ollama", tokens=5)
+    report = answer["x_early_exit"]
+    assert (answer["model"], answer["done"], answer["load_duration"]) == (server.service.model_name, True, 0)
+    assert answer["eval_count"] == len(report["exit_layers"])
+    assert answer["prompt_eval_count"] == report["prompt_tokens"]
+    spent = answer["prompt_eval_duration"] + answer["eval_duration"]
+    assert spent == pytest.approx(answer["total_duration"] - report["queue_s"] * 1e9, abs=5e3)
+    assert datetime.fromisoformat(answer["created_at"]).utcoffset() is not None
+    for asked in ({}, {"stream": None}, {"stream": True}):
+        answer = post(server, "/api/generate", {"prompt": PROMPT, "options": {"num_predict": 2}, **asked})
+        assert [json.loads(line)["done"] for line in answer.text.splitlines()] == [False, False, True]
+    for endless in (-1, -2):
+        whole(server, "ollama", tokens=endless, stop=["\n", " "])
+        assert jobs[-1].max_new_tokens == server.service.config.max_new_tokens
+
+
+def test_llama_cpp_s_numbers_add_up(server: Any) -> None:
+    for tokens in (1, 5):
+        answer = whole(server, "llama.cpp", tokens=tokens)
+        report, timings = answer["x_early_exit"], answer["timings"]
+        assert answer["tokens_predicted"] == timings["predicted_n"] == len(report["exit_layers"]) == tokens
+        assert answer["tokens_evaluated"] == timings["prompt_n"] + timings["cache_n"] == report["prompt_tokens"]
+        assert answer["tokens_cached"] == timings["cache_n"] == report["prompt_tokens_reused"]
+        assert timings["prompt_ms"] + timings["predicted_ms"] == pytest.approx(
+            (report["total_s"] - report["queue_s"]) * 1e3, abs=5e-3
+        )
+        assert ("predicted_per_second" in timings) == ("predicted_per_token_ms" in timings) == (tokens > 1)
+    assert timings["predicted_per_token_ms"] * 4 == pytest.approx(timings["predicted_ms"], abs=2e-3)
+    assert timings["predicted_per_second"] * timings["predicted_per_token_ms"] == pytest.approx(1000)
+    tokens = events_of(server, "llama.cpp", tokens=3)[:-1]
+    assert [event["tokens_predicted"] for event in tokens] == [1, 2, 3]
+    assert all(len(event["tokens"]) == 1 and event["stop"] is False for event in tokens)
+
+
+INFILL = {"input_prefix": "import math\n\n", "prompt": "def area(r):\n    ", "n_predict": 3}
+
+
+def test_infill_is_compact_and_flat_where_fields_were_asked_for(server: Any) -> None:
+    answer = post(server, "/infill", INFILL)
+    assert answer.text.startswith('{"content":"'), "llama.vim looks for this"
+    assert re.sub(r'"(?:[^"\\]|\\.)*"', "", answer.text).count(" ") == 0
+    rates = ("prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second", "predicted_n", "predicted_ms")
+    fields = ["content", *(f"timings/{name}" for name in rates), "truncated", "tokens_cached"]
+    asked = {**INFILL, "response_fields": [*fields, "", "timings/nonsense", "content/x"]}
+    assert list(post(server, "/infill", asked).json()) == [*fields, "x_early_exit"]
+
+
+def test_nothing_to_predict_is_answered_without_the_engine(server: Any, jobs: list[Job]) -> None:
+    warm = {"input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0, "t_max_predict_ms": 1}
+    answer = post(server, "/infill", warm).json()
+    assert (answer["content"], answer["stop"], answer["tokens_predicted"], answer["tokens_evaluated"]) == (
+        "", True, 0, 0,
+    )  # fmt: skip
+    assert post(server, "/infill", warm | {"response_fields": [""]}).json() == {}
+    assert not jobs
+
+
+def test_infill_reads_prefix_and_line_as_one_text_and_a_blank_suffix_as_none(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    encode = server.service.encode
+
+    def note(prompt: Any, suffix: str | None, *, truncate: bool) -> Any:
+        seen.append((prompt, suffix, truncate))
+        return encode(prompt, None, truncate=truncate)
+
+    monkeypatch.setattr(server.service, "encode", note)
+    for fim in (None, True):
+        monkeypatch.setattr(server.service, "fim", fim)
+        for prefix, line, suffix in (("a = 1\n", "b = ", "\n\n"), ("a = 1\n", None, None), (None, "b = ", None)):
+            body = {"input_prefix": prefix, "prompt": line, "input_suffix": suffix, "n_predict": 1}
+            post(server, "/infill", body)
+    assert seen == [
+        ("a = 1\nb = ", None, True), ("a = 1\n", None, True), ("b = ", None, True),
+        ("a = 1\nb = ", "\n\n", True), ("a = 1\n", None, True), ("b = ", None, True),
+    ]  # fmt: skip
+    first = {"input_prefix": "", "prompt": "", "input_suffix": "x = 1"}
+    post(server, "/infill", first)
+    assert seen[-1] == ("", "x = 1", True), "a file's first position has text after it alone"
+    monkeypatch.setattr(server.service, "fim", None)
+    assert post(server, "/infill", first).status_code == 422
+
+
+def test_limits_of_time_are_llama_cpp_s(server: Any, jobs: list[Job]) -> None:
+    for limit_ms in (250, 1500.0, 0, -5, None):
+        post(server, "/infill", {**INFILL, "n_predict": 1, "t_max_predict_ms": limit_ms, "t_max_prompt_ms": 1})
+    assert [one.generate_s for one in jobs] == [0.25, 1.5, None, None, None]
+
+
+def test_a_suffix_is_refused_where_the_model_cannot_read_it(server: Any) -> None:
+    for path in ("/v1/completions", "/api/generate"):
+        assert post(server, path, {"prompt": PROMPT, "suffix": "\nprint(1)\n"}).status_code == 422
+        assert post(server, path, {"prompt": PROMPT, "suffix": "", "stream": False}).status_code == 200
