@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -21,15 +23,16 @@ from typing import IO, Any, Literal, Self
 from pydantic import Field, ValidationError
 
 from harness.appearance.visible_text import shell_word
-from harness.errors import StoreError
+from harness.errors import ConfigError, StoreError, reason
 from harness.host.files import sync_folder, unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
+from harness.store.committed import SAMPLES, WINDOWS
+from harness.store.packed_run import unpack_folder
 from harness.store.record_files import append, line_of, lines, read_document, write_document
-from harness.store.run_directory import LOCK, SUMMARY, is_damaged, keep_intact, lock_folder
+from harness.store.run_directory import LOCK, SUMMARY, RunDirectory, is_damaged, keep_intact, lock_folder
 from harness.study.grid import Part, Point, StudyConfig
-from harness.study.kept_run import ASIDE, free_aside, holds_a_run, is_finished, is_measured, records_bytes, take_over
-from harness.study.step_folder import LOG, STEP, read_step
+from harness.study.step_run import ASIDE, LOG, STEP, copy_files, free_aside, read_step
 from harness.study.steps import Step, steps_of
 
 logger = logging.getLogger(__name__)
@@ -159,7 +162,7 @@ class StudyDirectory:
         event = Event(
             at=_now(), point=part.title if is_step else directory.name, identity=part.identity, what=what, place=place,
             reason=reason, took_s=took_s,
-            records_bytes=records_bytes(directory) if what in DONE and not is_step else None,
+            records_bytes=_records_bytes(directory) if what in DONE and not is_step else None,
         )  # fmt: skip
         try:
             append(self.path / EVENTS, line_of(event))
@@ -226,14 +229,15 @@ class StudyDirectory:
     def _is_said(self, point: Point) -> bool:
         """Whether the log says that a point is measured, and its files have not changed in size since."""
         directory, event = self.directory(point), self.last(point)
-        said = event is not None and event.what in DONE and event.records_bytes == records_bytes(directory)
+        said = event is not None and event.what in DONE and event.records_bytes == _records_bytes(directory)
         return said and (directory / SUMMARY).exists()
 
     def _look_into(self, point: Point) -> tuple[bool, StoreError | None]:
         """Return whether a run directory holds a finished run, and what is damaged in it."""
         directory = self.directory(point)
         try:
-            return holds_a_run(directory) and is_finished(directory), None
+            begun = directory.is_dir() and any(not entry.name.startswith(".") for entry in directory.iterdir())
+            return begun and is_finished(directory), None
         except StoreError as error:
             if not is_damaged(directory, error):
                 raise
@@ -293,7 +297,7 @@ class StudyDirectory:
             except (StoreError, OSError) as error:
                 yield point, str(error)
                 continue
-            take_over(source, target)
+            take_over(source, target, [file.name for file in source.iterdir() if file.is_file() and file.name != LOCK])
             self.log(point, "merged", reason=f"from {other.name}")
             yield point, ""
 
@@ -325,6 +329,80 @@ class EventLog:
                     self._file,
                     self._line,
                 )
+
+
+def is_measured(directory: Path) -> bool:
+    """Whether a run is finished; reads it only where it may be.
+
+    Raises:
+        StoreError: as :func:`is_finished`.
+    """
+    return (directory / SUMMARY).exists() and is_finished(directory)
+
+
+def is_finished(directory: Path) -> bool:
+    """Read a run, and return whether its summary is of all that it holds. A damaged one is made again of the records.
+
+    Raises:
+        StoreError: the run is damaged, or cannot be read.
+    """
+    with RunDirectory.read(directory) as store:
+        try:
+            return store.read_summary() is not None
+        except ConfigError:
+            return False
+        except StoreError as error:
+            if not is_damaged(directory, error):
+                raise
+            return False
+
+
+def take_over(source: Path, target: Path, files: Iterable[str]) -> None:
+    """Copy files of what is finished; on return they are on the disk, and what stood in their place lies aside.
+
+    Args:
+        source: the folder of a run or a step.
+        target: where it comes to lie.
+        files: paths below it.
+
+    Raises:
+        StoreError: it cannot be copied.
+    """
+    with _put_in_place(target, f"cannot copy {source}") as part:
+        copy_files(source, part, files)
+
+
+def take_in(archive: bytes, target: Path) -> None:
+    """Unpack what a machine of a cluster has finished (:func:`~harness.store.packed_run.pack_folder`), likewise.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with _put_in_place(target, f"cannot write {target}") as part:
+        unpack_folder(archive, part)
+
+
+@contextmanager
+def _put_in_place(target: Path, cannot: str) -> Iterator[Path]:
+    """Yield a folder to fill, which takes the place of what lies at the target."""
+    part = unfinished(target)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        yield part
+        if target.exists():
+            os.replace(target, free_aside(target))
+        os.replace(part, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        said = f"{cannot}: {reason(error)}. What was there before is kept; the same command goes on."
+        raise StoreError(said) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _records_bytes(directory: Path) -> int:
+    """Return how large the records of a run are; they only grow."""
+    return sum(file.stat().st_size for name in (WINDOWS, SAMPLES) if (file := directory / name).exists())
 
 
 def read_events(path: Path) -> Iterator[Event]:

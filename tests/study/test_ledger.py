@@ -234,7 +234,7 @@ def test_a_copy_that_fails_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pyt
         raise OSError(number, os.strerror(number))
 
     with open_study(tmp_path / "s", 1) as study:
-        monkeypatch.setattr("harness.study.kept_run.shutil.copyfileobj", full)
+        monkeypatch.setattr("harness.study.step_run.shutil.copyfileobj", full)
         with pytest.raises(StoreError, match=f"cannot copy .*{os.strerror(number)}"):
             list(study.merge(tmp_path / "other"))
         assert list((tmp_path / "s" / RUNS).iterdir()) == []

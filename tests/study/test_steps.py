@@ -9,8 +9,6 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,14 @@ import pytest
 from pydantic import ValidationError
 
 from harness.config.model import DEFAULT_MODEL
-from harness.contracts.executors import Command, Job
+from harness.contracts.executors import Command, Happened, Job
 from harness.errors import HarnessError, StoreError
 from harness.study import step_run
 from harness.study.conduct import ATTEMPTS, Outcome, conduct
-from harness.study.executors.sharing import fits, part_of
 from harness.study.grid import Point, StudyConfig, expand, size
 from harness.study.ledger import EVENTS, STEPS, StudyDirectory, read_events
 from harness.study.status import StudyView
-from harness.study.step_folder import LOG, STEP, StepRecord, finish_step, read_step
-from harness.study.step_run import make_step
+from harness.study.step_run import LOG, STEP, StepRecord, finish_step, make_step, read_step
 from harness.study.steps import Step, StepConfig, steps_of
 from tests.run_files import cut
 
@@ -185,20 +181,39 @@ def test_a_command_that_would_be_refused_is_before_anything_is_written(
     assert not (tmp_path / "s").exists()
 
 
-def test_steps_share_as_far_as_their_threads_leave_cores(tmp_path: Path) -> None:
-    steps, _ = declared(TRACES, {**HEADS, "threads": 2}, {"name": "wide", "command": "trace --length 99"})
-    one, two, wide = (Job(name, tmp_path, {}, ("m",), True, step.command) for name, step in steps.items())
-    assert [part_of(job, 4, None) for job in (one, two, wide)] == [Fraction(1, 4), Fraction(1, 2), 1]
-    assert fits(one, Fraction(1, 4), [(two, Fraction(1, 2)), (one, Fraction(1, 4))], 1)
-    assert not fits(two, Fraction(1, 2), [(two, Fraction(1, 2)), (one, Fraction(1, 4))], 1)
-    measured = Job("m", tmp_path, {"threads": 1}, ("m",))
-    assert not fits(one, Fraction(1, 4), [(measured, Fraction(1))], 4)
-    assert not fits(measured, Fraction(1), [(one, Fraction(1, 4))], 4)
-    again = replace(one, shares=False)  # one that was lost, or ran out of memory
-    assert not fits(measured, Fraction(1), [(again, Fraction(1))], 4)
-    assert not fits(again, Fraction(1), [(measured, Fraction(1))], 4)
-    assert not fits(two, Fraction(1, 2), [(again, Fraction(1))], 4)
-    assert fits(again, Fraction(1), [(again, Fraction(1))], 2)
+class Roomy(Instant):
+    """Has room for everything, and ends it in the order in which it began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together: list[set[str]] = []
+        self._running: list[Job] = []
+
+    def has_room(self, job: Job) -> bool:
+        return True
+
+    def start(self, job: Job) -> None:
+        self._running.append(job)
+        self.together.append({one.name for one in self._running})
+
+    def wait(self) -> Happened:
+        self._job = self._running.pop(0)
+        return super().wait()
+
+
+def test_what_is_measured_runs_beside_neither_what_shares_nor_a_step(tmp_path: Path, commands: Commands) -> None:
+    wide = {"name": "wide", "command": "trace --length 99"}
+    commands.ends["traces"] = [(-9, "")]  # tried again with nothing beside it
+    untimed = {"untimed": True, "energy": "none", "weights_format": "float32"}
+    study = open_steps(tmp_path / "s", TRACES, wide, grid={"seed": [0, 1]}, include=[untimed, {**untimed, "seed": 2}])
+    executor = Roomy()
+    with study:
+        assert conduct(study, executor, Watching(lambda event: None)).failed == {}
+    zero, one, first, second = (point.name for point in study.points)
+    assert executor.together == [
+        *({"step traces"}, {"step traces", "step wide"}, {"step traces"}),
+        *({zero}, {zero, one}, {first}, {first, second}),
+    ]
 
 
 # ----------------------------------------------------------------------------- order, failures, going on
@@ -380,7 +395,7 @@ def test_what_can_go_on_does_and_else_begins_anew(tmp_path: Path, commands: Comm
         return found
 
     commands.ends["t"] = [(-9, "")]
-    assert make_step(folder, command, {}, silent)[0] == "lost"
+    assert make_step(folder, command, {}, silent)[0] == "died"
     assert flags() == [False]
     (folder / "rest").touch()
     assert make_step(folder, command, {}, silent) == ("done", "")
@@ -500,7 +515,7 @@ def test_a_process_that_cannot_be_started_now_may_be_later(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(step_run, "fresh_interpreter", start)
-    assert make_step(tmp_path / "t-0", Command(("trace",), "id"), {}, silent)[0] == "lost"
+    assert make_step(tmp_path / "t-0", Command(("trace",), "id"), {}, silent)[0] == "died"
 
 
 def test_a_command_that_leaves_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,8 +532,8 @@ def test_a_command_that_leaves_nothing_is_refused(tmp_path: Path, monkeypatch: p
         (70, "error: this is a defect of the harness", "refused", "a defect: warning: mind"),
         (2, "error: no maps. Make them with:\nharness trace\nharness train shortcut", "refused", MAPS),
         (1, "last words", "refused", "last words"),
-        (-15, "tracing", "lost", "its command ended with signal 15"),
-        (130, "Stopped.", "lost", "its command ended with an interrupt"),
+        (-15, "tracing", "died", "its command ended with signal 15"),
+        (130, "Stopped.", "died", "its command ended with an interrupt"),
         (2, "error: CUDA out of memory.", "out-of-memory", "CUDA out of memory."),
         (2, "error: cannot write /s: No space left on device.", "stopped", "cannot write /s: No space left on device."),
     ],
