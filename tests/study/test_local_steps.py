@@ -157,7 +157,7 @@ def test_nothing_writes_before_what_a_killed_process_began_has_ended(
             with monkeypatch.context() as patch:
                 patch.setattr(step_run, "BUSY_S", 0.0)
                 how, text = made()
-            assert (how, text[:46]) == ("died", "the command of another attempt still writes: /")
+            assert (how, text[:46]) == ("died", "the command of another attempt still writes /t")
             assert commands.called == []
         finally:
             os.kill(command, signal.SIGKILL)
