@@ -1,7 +1,4 @@
-"""An executor without processes: measures a point in this one, which spares a test the seconds of importing torch.
-
-A step is a process all the same.
-"""
+"""An executor without processes."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from harness.study.point_run import run_job
 
 
 class Inline(Executor):
-    """Measure points here."""
+    """Measures points in this process, which spares a test the seconds of importing torch; a step is a process."""
 
     def __init__(self) -> None:
         self._job: Job | None = None

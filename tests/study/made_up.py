@@ -1,16 +1,68 @@
-"""Studies whose runs are made up: no model is loaded."""
+"""Studies without commands and without models: what a test does not ask about is made up."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from harness.contracts.executors import How, Job
 from harness.study.grid import Point, StudyConfig, expand
 from harness.study.ledger import StudyDirectory
 from tests.made_up_runs import write_runs
 
-__all__ = ["damage", "open_study", "put_runs"]
+from .inline import Inline
+
+TRACES = {"name": "traces", "command": "trace --model m --threads 1"}
+HEADS = {"name": "heads", "command": "train classifier --model m --traces {traces}"}
+
+
+class Commands:
+    """Stands for :func:`harness.study.step_run._run`.
+
+    Attributes:
+        called: words of every command.
+        ends: name of a step → exit code and last lines of its next attempts; the others succeed.
+    """
+
+    def __init__(self) -> None:
+        self.called: list[list[str]] = []
+        self.ends: dict[str, list[tuple[int, str]]] = {}
+
+    def __call__(
+        self, words: list[str], threads: int | None, tell: Callable[[str], None], lock: object
+    ) -> tuple[int, deque[str]]:
+        self.called.append(words)
+        tell(f"{words[0]} …")
+        out = Path(words[words.index("--out") + 1])
+        code, line = (self.ends.get(out.name.rpartition("-")[0]) or [(0, "made")]).pop(0)
+        out.mkdir(exist_ok=True)
+        (out / ("half.json" if code else "made.json")).write_text(" ".join(words))
+        return code, deque(["warning: mind", *line.splitlines()])
+
+
+class Instant(Inline):
+    """Makes steps at once, and says of points that they are measured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: list[Job] = []
+
+    def start(self, job: Job) -> None:
+        self.jobs.append(job)
+        super().start(job)
+
+    def run(self, job: Job) -> tuple[How, str]:
+        return ("done", "") if job.command is None else super().run(job)
+
+
+def open_steps(folder: Path, *steps: dict[str, Any], dry: bool = False, **tables: Any) -> StudyDirectory:
+    """Open a study with these steps, and what else its file declares."""
+    declared = StudyConfig.build({"step": list(steps), **tables})
+    return StudyDirectory(folder, declared, expand(declared), dry=dry)
 
 
 def open_study(folder: Path, seeds: int, *, dry: bool = False) -> StudyDirectory:

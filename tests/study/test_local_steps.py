@@ -22,7 +22,7 @@ from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory, read_events
 from harness.study.step_run import LOG, read_step
 
-from .step_commands import Commands
+from .made_up import Commands
 from .test_local import Watching, at_once
 
 Declare = Callable[..., Path]

@@ -27,7 +27,7 @@ from harness.study.step_run import LOG, STEP, StepRecord, finish_step, make_step
 from harness.study.steps import Step, StepConfig, steps_of
 from tests.run_files import cut
 
-from .step_commands import HEADS, TRACES, Commands, Instant, open_steps
+from .made_up import HEADS, TRACES, Commands, Instant, open_steps
 from .test_local import Watching
 
 Cli = Callable[..., Any]
@@ -462,28 +462,25 @@ def test_what_may_be_otherwise_next_time_costs_no_progress(
     assert [words[-1] for words in commands.called] == ["--resume"] * 2
 
 
-def test_what_a_command_printed_stays_where_it_failed(tmp_path: Path, commands: Commands) -> None:
-    folder = tmp_path / "t-0"
+def test_what_a_command_prints_can_be_read_meanwhile_and_stays_where_it_failed(
+    tmp_path: Path, commands: Commands
+) -> None:
+    folder, seen = tmp_path / "t-0", list[str]()
+
+    def look(line: str) -> None:
+        assert not folder.exists()  # a calibration refuses a folder that holds something
+        seen.append((tmp_path / ".t-0.log").read_text())
+
     commands.ends["t"] = [(2, "error: model 'm' does not exist.")]
-    make_step(folder, Command(("trace", "--model", "a m"), "id"), {}, silent)
-    assert (folder / LOG).read_text().splitlines() == [
-        f"$ harness trace --model 'a m' --out {folder}", "warning: mind", "error: model 'm' does not exist."
-    ]  # fmt: skip
+    make_step(folder, Command(("trace", "--model", "a m"), "id"), {}, look)
+    first = f"$ harness trace --model 'a m' --out {folder}"
+    assert seen == [f"{first}\ntrace …\n"]
+    assert not (tmp_path / ".t-0.log").exists()
+    said = [first, "warning: mind", "error: model 'm' does not exist."]
+    assert (folder / LOG).read_text().splitlines() == said
     (folder / "half.json").unlink()
     assert make_step(folder, Command(("trace",), "id"), {}, silent)[0] == "done"
     assert "--resume" not in commands.called[-1]  # there was nothing but the log to go on with
-
-
-def test_what_a_command_prints_can_be_read_meanwhile(tmp_path: Path, commands: Commands) -> None:
-    seen: list[str] = []
-
-    def look(line: str) -> None:
-        assert not (tmp_path / "t-0").exists()  # a calibration refuses a folder that holds something
-        seen.append((tmp_path / ".t-0.log").read_text())
-
-    make_step(tmp_path / "t-0", Command(("trace",), "id"), {}, look)
-    assert seen == [f"$ harness trace --out {tmp_path}/t-0\ntrace …\n"]
-    assert not (tmp_path / ".t-0.log").exists()
 
 
 def test_a_disk_that_is_full_stops_the_study_however_that_is_said(
