@@ -94,7 +94,8 @@ def unpack_folder(archive: bytes, folder: Path) -> None:
         tarfile.TarError: it is no such archive, or a name leads out of the folder.
     """
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # absent before Python 3.11.4
+        tar.extractall(folder)
     for found in (folder, *folder.rglob("*")):
         if found.is_dir():
             sync_folder(found)
