@@ -88,7 +88,8 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
     going = _Scheduler(study, executor, watcher, outcome, [*tried, *_in_order(points)])
     for step, why in zip(unmade, failed, strict=True):
         if why is not None:
-            going.give_up(step, why)
+            outcome.failed[step.title] = why
+            going.fail_behind(step, why)
     while going.begin():
         event = executor.wait()
         watcher.happened(event)
@@ -163,20 +164,24 @@ class _Scheduler:
             self._left.insert(0 if isinstance(part, Step) else len(self._left), part)  # others wait for a step
         else:
             self._fail(part, event.text, event.place, took_s)
-            self.give_up(part, event.text)
+            if isinstance(part, Step):
+                self.fail_behind(part, event.text)
 
-    def give_up(self, part: Part, why: str, behind: str = "") -> None:
-        """Leave a part out that failed, and let all fail that names it, or something that does."""
-        self._outcome.failed[part.title] = why
-        self._left = [other for other in self._left if other is not part]
-        behind = behind or f"{part.title} failed: {why}"
-        for other in [each for each in self._left if part.identity in _needed(each)]:
-            if other in self._left:  # not behind another one that is given up by now
-                self._fail(other, behind)
-                self.give_up(other, behind, behind)
+    def fail_behind(self, step: Step, why: str) -> None:
+        """Let all fail that names a step that failed, or something that does."""
+        lost = {step.identity}
+        kept: list[Part] = []
+        for part in self._left:
+            if lost.isdisjoint(_needed(part)):
+                kept.append(part)
+            else:
+                lost.add(part.identity)
+                self._fail(part, f"{step.title} failed: {why}")
+        self._left = kept
 
     def _fail(self, part: Part, why: str, place: str = "", took_s: float | None = None) -> None:
         self._study.log(part, "failed", place=place, reason=why, took_s=took_s)
+        self._outcome.failed[part.title] = why
         self._watcher.ended(part.title, why)
 
 

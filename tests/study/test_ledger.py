@@ -125,22 +125,6 @@ def test_a_damaged_run_is_not_cut_where_the_rest_cannot_be_read(
     assert keep_intact(run, tmp_path / "aside") == 3
 
 
-def test_an_access_error_is_one_line_of_the_command(
-    cli: Command, declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = declare(seed=[0])
-    grid = read_study(str(file))
-    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study:
-        put_runs(study, *study.points)
-    before = snapshot(tmp_path)
-    with monkeypatch.context() as patch:
-        refuse(patch, SAMPLES, errno.EIO)
-        said = cli("study", file, "--out", "s").error
-    assert "samples.jsonl: Input/output error. Make it readable" in said
-    assert snapshot(tmp_path) == before
-    assert cli("study", file, "--out", "s").code == 0
-
-
 def test_a_damaged_line_of_the_log_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with open_study(tmp_path / "s", 2) as study:
         put_runs(study, *study.points)
