@@ -256,7 +256,8 @@ class StudyDirectory:
         """
         _read(other)
         folders = {place: _folders(other / place) for place in (RUNS, STEPS)}
-        for part in (*self.steps, *self.points):
+        parts: tuple[Part, ...] = (*self.steps, *self.points)
+        for part in parts:
             if self.settle(part):
                 continue
             place, name = (STEPS, part.folder) if isinstance(part, Step) else (RUNS, part.name)

@@ -215,9 +215,10 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _flushed(file: Path) -> StepFile:
-    with file.open("rb" if sys.platform != "win32" else "r+b") as stream:  # there only a writer may flush
+    with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        os.fsync(stream.fileno())
+        if sys.platform != "win32":  # there only a writer may flush
+            os.fsync(stream.fileno())
         return StepFile(bytes=stream.tell(), sha256=digest)
 
 

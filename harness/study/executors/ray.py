@@ -106,13 +106,17 @@ class Ray(Executor):
         if self._archives is not None:
             for folder in set(job.inputs.values()) - self._archives.keys():
                 self._archives[folder] = self._ray.put(_packed(folder))
-        archives = self._archives and {name: self._archives[folder] for name, folder in job.inputs.items()}
+        carried = self._archives
+        archives = None if carried is None else {name: carried[folder] for name, folder in job.inputs.items()}
         inputs = {name: folder.absolute() for name, folder in job.inputs.items()}
         here = replace(job, directory=job.directory.absolute(), inputs=inputs)
         cores = min(self._nodes(), default=1)
         part = part_of(job, cores, self._share)
-        asked = {"num_cpus": cores * part, "num_gpus": self._gpus * part}  # above 1 Ray takes whole numbers alone
-        asked = {name: int(much) if much >= 1 else int(much * 1000) / 1000 for name, much in asked.items()}
+        of_measured = {"num_cpus": cores, "num_gpus": self._gpus}
+        asked = {  # above 1 Ray takes whole numbers alone
+            name: int(much * part) if much * part >= 1 else int(much * part * 1000) / 1000
+            for name, much in of_measured.items()
+        }
         self._running[self._run.options(**asked, name=job.name).remote(here, marker, archives)] = job, marker
 
     def wait(self) -> Happened:
@@ -137,11 +141,11 @@ class Ray(Executor):
                 self._submit(job, marker)
                 continue
             marker.unlink(missing_ok=True)
-            event, archive = returned
+            event: Happened = replace(returned[0], job=job)
             if event.how == "done":
-                how, text = _arrived(job, archive)
+                how, text = _arrived(job, returned[1])
                 event = replace(event, how=how, text=text)
-            return replace(event, job=job)
+            return event
 
     def close(self) -> None:
         """Stop what runs, and leave the cluster."""
