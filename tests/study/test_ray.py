@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from harness.study.step_run import read_step
 
 from .test_local import Watching, at_once
 
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="the extra `cluster` is not installed")
+
 Declare = Callable[..., Path]
 MEMORY = 80_000_000
 
@@ -33,7 +36,6 @@ MEMORY = 80_000_000
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without processors and two nodes of one each."""
-    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
     with pytest.MonkeyPatch.context() as patch, ExitStack() as until:
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")
         ray_executor.hide_amdsmi(until)
@@ -139,6 +141,5 @@ def test_a_task_leaves_nothing_where_the_driver_is_out_of_sight(declare: Declare
     ],
 )
 def test_refusals(options: dict[str, str], said: str) -> None:
-    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
     with pytest.raises(ConfigError, match=said):
         Ray.open(options)

@@ -184,10 +184,9 @@ def run_task(job: Job, marker: Path, archives: Mapping[str, Any] | None) -> tupl
                 time.sleep(LOOK_S)
             how, text = run_job(job, _Silent(), placement)
         else:
-            ray: Any = import_module("ray")
             inputs = {name: Path(scratch, "steps", folder.name) for name, folder in job.inputs.items()}
             for name, folder in inputs.items():
-                unpack_folder(ray.get((archives or {})[name]), folder)
+                unpack_folder(import_module("ray").get((archives or {})[name]), folder)
             here = replace(job, directory=Path(scratch, "runs", job.directory.name), inputs=inputs)
             here.directory.parent.mkdir()
             how, text = run_job(here, _Silent(), placement)
