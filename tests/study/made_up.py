@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.contracts.executors import How, Job
+from harness.contracts.executors import Happened, How, Job
+from harness.study.conduct import Outcome, conduct
 from harness.study.grid import Point, StudyConfig, expand
 from harness.study.ledger import StudyDirectory
 from tests.made_up_runs import write_runs
@@ -84,3 +85,29 @@ def damage(file: Path, line: int) -> None:
     lines = file.read_bytes().splitlines(keepends=True)
     lines[line - 1] = b'{"damaged' + lines[line - 1][9:]
     file.write_bytes(b"".join(lines))
+
+
+class Watching:
+    """Notes what happens, and does something at the first window of each attempt."""
+
+    def __init__(self, at_window: Callable[[Happened], None]) -> None:
+        self.ends: list[str] = []
+        self._at_window = at_window
+
+    def begin(self, total: int, done: int) -> None: ...
+
+    def happened(self, event: Happened) -> None:
+        if event.ended:
+            self.ends.append(event.how)
+        elif event.windows is not None and event.windows[0] > 0:
+            self._at_window(event)
+
+    def ended(self, name: str, reason: str) -> None: ...
+
+
+def conducted(study: StudyDirectory, **options: Any) -> tuple[Outcome, list[str]]:
+    """What became of a study, and the names of what was begun, in this order."""
+    executor = Instant()
+    with study:
+        outcome = conduct(study, executor, Watching(lambda event: None), **options)
+    return outcome, [job.name for job in executor.jobs]

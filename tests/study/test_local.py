@@ -23,25 +23,9 @@ from harness.study.executors.local import Local, part_of
 from harness.study.grid import expand, read_study
 from harness.study.ledger import EVENTS, StudyDirectory, read_events
 
+from .made_up import Watching
+
 Declare = Callable[..., Path]
-
-
-class Watching:
-    """Notes what happens, and does something at the first window of each attempt."""
-
-    def __init__(self, at_window: Callable[[Happened], None]) -> None:
-        self.ends: list[str] = []
-        self._at_window = at_window
-
-    def begin(self, total: int, done: int) -> None: ...
-
-    def happened(self, event: Happened) -> None:
-        if event.ended:
-            self.ends.append(event.how)
-        elif event.windows is not None and event.windows[0] > 0:
-            self._at_window(event)
-
-    def ended(self, name: str, reason: str) -> None: ...
 
 
 def kill(event: Happened) -> None:

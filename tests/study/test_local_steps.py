@@ -22,8 +22,8 @@ from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory, read_events
 from harness.study.step_run import LOG, read_step
 
-from .made_up import Commands
-from .test_local import Watching, at_once
+from .made_up import Commands, Watching
+from .test_local import at_once
 
 Declare = Callable[..., Path]
 ROOT = Path(__file__).parents[2]

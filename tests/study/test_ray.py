@@ -25,7 +25,8 @@ from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory, read_events
 from harness.study.step_run import read_step
 
-from .test_local import Watching, at_once
+from .made_up import Watching
+from .test_local import at_once
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="the extra `cluster` is not installed")
 
