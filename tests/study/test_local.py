@@ -170,7 +170,7 @@ def test_points_that_are_not_timed_run_side_by_side_after_those_that_are(declare
     assert at_once(tmp_path / "s") == [{measured}, {shared[0]}, set(shared)]
 
 
-def test_what_shared_and_was_lost_has_the_machine_to_itself_then(declare: Declare, tmp_path: Path) -> None:
+def test_what_shared_and_died_has_the_machine_to_itself_then(declare: Declare, tmp_path: Path) -> None:
     grid = read_study(str(declare(seed=[0, 1], run={"limit": 4, "untimed": True})))
     killed: list[str] = []
     tries: list[tuple[str, bool]] = []
@@ -189,4 +189,4 @@ def test_what_shared_and_was_lost_has_the_machine_to_itself_then(declare: Declar
     with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({"share": "2"}) as executor:
         assert conduct(study, executor, Noting(once)).finished == 2
     assert tries[-1] == ("done", False)
-    assert sorted(tries[:-1]) == [("done", True), ("died", True)]
+    assert sorted(tries[:-1]) == [("died", True), ("done", True)]
