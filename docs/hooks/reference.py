@@ -248,7 +248,7 @@ def documents() -> Mapping[str, Any]:
     from harness.records.guarantee import CalibratedPoint
     from harness.records.summary import Summary
     from harness.study.ledger import Event, StudyRecord
-    from harness.study.step_folder import StepRecord
+    from harness.study.step_run import StepRecord
     from harness.suitability.record import Suitability
     from harness.sweep.records import Sweep
 

@@ -1,7 +1,4 @@
-"""``harness study``: a declared grid of runs, measured one after the other or on a cluster, resumable at any moment.
-
-Refusals of a step's command line, found before a study begins.
-"""
+"""``harness study``: a declared grid of runs, measured one after the other or on a cluster, resumable at any moment."""
 
 from __future__ import annotations
 
@@ -33,6 +30,7 @@ if TYPE_CHECKING:
     from harness.study.ledger import StudyDirectory
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
+FAILED = 1
 
 
 def check_steps(steps: Iterable[Step]) -> None:
@@ -61,9 +59,6 @@ def _check(command: Any, arguments: list[str], options: type[Configuration]) -> 
     given = command.make_context(command.name, list(arguments)).params
     said = {name: value for name, value in given.items() if name in options.model_fields}
     configure(options, {name: value for name, value in said.items() if value not in (None, (), [])})
-
-
-FAILED = 1
 
 
 def study(
@@ -124,10 +119,8 @@ def study(
     points = expand(grid, {name: text.split(",") for name, text in _pairs(only or [], "--only").items()}, limit)
     for point in points:
         point.config()  # refuses what no run would accept, before anything is written
-    if steps := steps_of(grid.step):
-        from harness.commands.study import check_steps
-
-        check_steps(steps)
+    steps = steps_of(grid.step)
+    check_steps(steps)
     folder = out or Path("studies") / Path(declared).stem
     with StudyDirectory(folder, grid, points, dry=dry_run) as directory:
         for other in merge or []:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-How = Literal["progress", "done", "refused", "out-of-memory", "elsewhere", "unfit", "stopped", "lost"]
+How = Literal["progress", "done", "refused", "out-of-memory", "wrong-machine", "died", "stopped"]
 """``refused``: it cannot be measured, here or elsewhere; ``out-of-memory``: it may fit where nothing else was before;
-``elsewhere``: it was begun on another machine or with other packages, and numbers of two are not mixed in one run;
-``unfit``: its machine lacks something and takes no more of its kind, and another one is left;
-``stopped``: nothing can be written any more, so that the study ends; ``lost``: the process or its machine died."""
+``wrong-machine``: it was begun on another machine or with other packages, and numbers of two are not mixed in one run;
+``died``: the process or its machine; ``stopped``: nothing can be written any more, so that the study ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +88,10 @@ class Happened:
 class Executor(ABC):
     """Runs jobs in processes somewhere; a context manager, whose end stops what runs.
 
-    A job owns the device that it measures on, or a set of processor cores, while it runs; jobs that share may run
-    beside each other; neither they nor steps do beside one that is measured. A job resumes what its
-    directory holds and leaves an ordinary run directory there; every window that was finished is in the directory,
-    whatever dies. A step leaves its folder whole, or without the file that says so.
+    A job owns the device that it measures on, or a set of processor cores, while it runs. What may run beside what is
+    decided before :meth:`has_room` is asked, and so is whether a job is tried again: an executor tries each once.
+    Points are measured by :func:`harness.study.point_run.run_job`, which goes on with what a run directory holds, and
+    leaves every window that was finished in it whatever dies.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
@@ -112,7 +111,7 @@ class Executor(ABC):
 
     @abstractmethod
     def has_room(self, job: Job) -> bool:
-        """Whether this job could begin now; one always can where nothing runs."""
+        """Whether this job could begin beside those that run; one always can where nothing runs."""
 
     @abstractmethod
     def start(self, job: Job) -> None:

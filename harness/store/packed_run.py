@@ -3,6 +3,8 @@
 A ``.tar.gz`` with one folder that holds the files of a run directory and ``submission.json``, which lists the SHA-256
 of the others. Reading one writes known names into a temporary folder and nothing else, up to a limit. Only plain
 members are read, so that no header is longer than its block: an extended one would be read whole into memory.
+
+:func:`pack_folder` and :func:`unpack_folder` carry a folder of a study between machines that trust each other.
 """
 
 from __future__ import annotations
@@ -11,17 +13,18 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from harness.errors import StoreError
-from harness.host.files import open_regular, read_json, replace_files
+from harness.host.files import open_regular, read_json, replace_files, sync_folder
 from harness.records import SCHEMA_VERSION
 
 ARCHIVE = ".tar.gz"
@@ -68,6 +71,37 @@ def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Ma
         replace_files({file: content.getvalue()})
     except OSError as error:
         raise StoreError(f"cannot write {file}: {error.strerror}. Use another --out.") from None
+
+
+def pack_folder(folder: Path, names: Iterable[str]) -> bytes:
+    """Return an archive of files of a folder: paths below it, ``/`` between their parts.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name in names:
+            tar.add(folder / name, name, recursive=False)
+    return content.getvalue()
+
+
+def unpack_folder(archive: bytes, folder: Path) -> None:
+    """Make a folder of an archive of :func:`pack_folder`; on return its files are on the disk.
+
+    Raises:
+        OSError: it cannot be written.
+        tarfile.TarError: it is no such archive, or a name leads out of the folder.
+    """
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # absent before Python 3.11.4
+        tar.extractall(folder)
+    for found in (folder, *folder.rglob("*")):
+        if found.is_dir():
+            sync_folder(found)
+        else:
+            with found.open("r+b") as stream:
+                os.fsync(stream.fileno())
 
 
 @contextmanager

@@ -1,13 +1,13 @@
-"""Makes the steps and measures the points of a study that are left: hands them to an executor, retries what was lost.
+"""Makes the steps and measures the points of a study that are left: hands them to an executor, retries what died.
 
-A step runs before what names it. Where one cannot be made, what names it fails with it, and all else goes on.
+A step runs before what names it. Where one cannot be made, what names it fails with it, and all else goes on. What is
+measured never runs beside what shares, nor beside a step.
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,7 +21,7 @@ from harness.study.steps import Step
 ATTEMPTS = 3
 """Times that a point or a step is tried whose process died or ran out of memory."""
 
-AGAIN = ("lost", "out-of-memory", "elsewhere", "unfit")
+AGAIN = ("died", "out-of-memory", "wrong-machine")
 """Ends of an attempt after which another one may do."""
 
 
@@ -60,77 +60,6 @@ class Outcome:
             self.finished += 1
 
 
-class _Queue:
-    """Remaining work: what may begin, in its order, and what waits for steps.
-
-    Args:
-        unmade: steps without a folder, those that are not tried again included.
-        parts: all that is to be done; steps behind those that they name.
-    """
-
-    def __init__(self, unmade: Iterable[Step], parts: Sequence[Part]) -> None:
-        self._unmade = {step.identity for step in unmade}
-        self._places = {part.identity: place for place, part in enumerate(parts)}
-        self._behind = itertools.count(len(parts))
-        self._ready: deque[Part] = deque()
-        self._waiting: list[Part] = []
-        self._sort_in(parts)
-
-    def __bool__(self) -> bool:
-        return bool(self._ready)
-
-    @property
-    def first(self) -> Part:
-        """The next point or step to begin."""
-        return self._ready[0]
-
-    def take(self) -> Part:
-        """Return what begins next, which is no longer left."""
-        return self._ready.popleft()
-
-    def again(self, part: Part) -> None:
-        """Put back what is to be tried again: a step, for which others wait, at once; a point behind the others."""
-        if isinstance(part, Step):
-            self._ready.appendleft(part)
-        else:
-            self._places[part.identity] = next(self._behind)
-            self._ready.append(part)
-
-    def made(self, step: Step) -> None:
-        """Let those begin that waited for a step alone."""
-        self._unmade.discard(step.identity)
-        self._sort_in(self._waiting)
-
-    def without(self, step: Step) -> list[Part]:
-        """Take away, and return, what cannot be had without a step."""
-        lost = {step.identity}
-        gone: list[Part] = []
-        kept: list[Part] = []
-        for part in self._waiting:
-            if lost.isdisjoint(_needed(part)):
-                kept.append(part)
-            else:
-                gone.append(part)
-                lost.add(part.identity)
-        self._waiting = kept
-        return gone
-
-    def _sort_in(self, parts: Iterable[Part]) -> None:
-        """Divide parts into those that may begin, steps first and what shares last, and those that wait."""
-        ready: list[Part] = list(self._ready)
-        waiting: list[Part] = []
-        for part in parts:
-            (ready if self._unmade.isdisjoint(_needed(part)) else waiting).append(part)
-        self._ready, self._waiting = deque(sorted(ready, key=self._rank)), waiting
-
-    def _rank(self, part: Part) -> tuple[int, int]:
-        return (0 if isinstance(part, Step) else 1 + part.is_untimed, self._places[part.identity])
-
-
-def _needed(part: Part) -> list[str]:
-    return [step.identity for step in part.steps.values()]
-
-
 def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retry_failed: bool = False) -> Outcome:
     """Make every step that is not made, and measure every point that is not measured.
 
@@ -153,19 +82,14 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
         else:
             points.append(point)
     unmade = _steps_left(study, points, outcome, retry_failed)
-    tried: list[Part] = []
-    gone: list[Step] = []
-    for step in unmade:
-        if (why := _failed_before(study, step, retry_failed)) is not None:
-            outcome.failed[step.title] = why
-            gone.append(step)
-        else:
-            tried.append(step)
     watcher.begin(len(study.steps) + len(study.points), outcome.made + outcome.finished)
-    queue = _Queue(unmade, [*tried, *_by_model(points)])
-    going = _Scheduler(study, executor, watcher, outcome, queue)
-    for step in gone:
-        going.fail_without(step)
+    failed = [_failed_before(study, step, retry_failed) for step in unmade]
+    tried = [step for step, why in zip(unmade, failed, strict=True) if why is None]
+    going = _Scheduler(study, executor, watcher, outcome, [*tried, *_in_order(points)])
+    for step, why in zip(unmade, failed, strict=True):
+        if why is not None:
+            outcome.failed[step.title] = why
+            going.fail_behind(step, why)
     while going.begin():
         event = executor.wait()
         watcher.happened(event)
@@ -175,28 +99,47 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
 
 
 class _Scheduler:
-    """A study that goes on: what is begun, and what becomes of it."""
+    """A study that goes on: what is left, what is begun, and what becomes of it.
+
+    Args:
+        study: with its steps and points.
+        executor: where they are made and measured.
+        watcher: is told.
+        outcome: is added to.
+        left: what is to be done, in its order; steps behind those that they name.
+    """
 
     def __init__(
-        self, study: StudyDirectory, executor: Executor, watcher: Watcher, outcome: Outcome, queue: _Queue
+        self, study: StudyDirectory, executor: Executor, watcher: Watcher, outcome: Outcome, left: list[Part]
     ) -> None:
-        self._study, self._executor, self._watcher = study, executor, watcher
-        self._outcome, self._queue = outcome, queue
+        self._study, self._executor, self._watcher, self._outcome = study, executor, watcher, outcome
+        self._left = left
+        self._unmade = {part.identity for part in left if isinstance(part, Step)}
         self._attempts: Counter[str] = Counter()
-        self._began: dict[str, tuple[Part, float]] = {}
+        self._running: dict[str, tuple[Part, Job, float]] = {}
 
     def begin(self) -> bool:
         """Begin as much as there is room for, and return whether anything runs."""
-        while self._queue:
-            job = _job(self._study, self._queue.first, self._attempts[self._queue.first.title])
-            if not self._executor.has_room(job):
+        while (part := self._next()) is not None:
+            job = _job(self._study, part, self._attempts[part.title])
+            if not (self._runs_beside_others(job) and self._executor.has_room(job)):
                 break
-            part = self._queue.take()
+            self._left.remove(part)
             self._attempts[part.title] += 1
             self._study.log(part, "started")
-            self._began[part.title] = part, time.monotonic()
+            self._running[part.title] = part, job, time.monotonic()
             self._executor.start(job)
-        return bool(self._queue or self._began)
+        return bool(self._running)
+
+    def _next(self) -> Part | None:
+        return next((part for part in self._left if self._unmade.isdisjoint(_needed(part))), None)
+
+    def _runs_beside_others(self, job: Job) -> bool:
+        """Whether a job may run beside those that do: a step times nothing even where it has the machine to itself."""
+        return all(
+            other.shares == job.shares and (job.shares or (other.command is None) == (job.command is None))
+            for _, other, _ in self._running.values()
+        )
 
     def end(self, event: Happened) -> None:
         """Note how an attempt ended, and let what follows from it follow.
@@ -204,31 +147,37 @@ class _Scheduler:
         Raises:
             StoreError: nothing can be written any more.
         """
-        part, began = self._began.pop(event.job.name)
+        part, _, began = self._running.pop(event.job.name)
         took_s = round(time.monotonic() - began, 3)
-        if event.how == "unfit":  # no attempt: that machine takes no more of them
-            self._attempts[part.title] -= 1
         if event.how == "done":
             self._study.log(part, "finished", place=event.place, took_s=took_s)
             self._outcome.add(part)
             self._watcher.ended(part.title, "")
-            if isinstance(part, Step):
-                self._queue.made(part)
+            self._unmade.discard(part.identity)
         elif event.how == "stopped":
             raise StoreError(f"{event.text} The study stops; give the same command again to go on.")
         elif event.how in AGAIN and self._attempts[part.title] < ATTEMPTS:
-            text = _made_ready(self._study, part, event)
+            text = event.text
+            if event.how == "wrong-machine":
+                text = f"It is measured anew, and what it held lies in {self._study.set_aside(part)} now: {text}"
             self._study.log(part, "retried", place=event.place, reason=text, took_s=took_s)
-            self._queue.again(part)
+            self._left.insert(0 if isinstance(part, Step) else len(self._left), part)  # others wait for a step
         else:
             self._fail(part, event.text, event.place, took_s)
             if isinstance(part, Step):
-                self.fail_without(part)
+                self.fail_behind(part, event.text)
 
-    def fail_without(self, step: Step) -> None:
-        """Let all fail that cannot be had without a step that failed."""
-        for part in self._queue.without(step):
-            self._fail(part, f"{step.title} failed: {self._outcome.failed[step.title]}")
+    def fail_behind(self, step: Step, why: str) -> None:
+        """Let all fail that names a step that failed, or something that does."""
+        lost = {step.identity}
+        kept: list[Part] = []
+        for part in self._left:
+            if lost.isdisjoint(_needed(part)):
+                kept.append(part)
+            else:
+                lost.add(part.identity)
+                self._fail(part, f"{step.title} failed: {why}")
+        self._left = kept
 
     def _fail(self, part: Part, why: str, place: str = "", took_s: float | None = None) -> None:
         self._study.log(part, "failed", place=place, reason=why, took_s=took_s)
@@ -261,22 +210,19 @@ def _steps_left(study: StudyDirectory, points: Iterable[Part], outcome: Outcome,
     return left[::-1]
 
 
-def _made_ready(study: StudyDirectory, part: Part, event: Happened) -> str:
-    """Make room for another attempt where the last one cannot be gone on with; return why it is tried again."""
-    if event.how != "elsewhere":
-        return event.text
-    return f"It is measured anew, and what it held lies in {study.set_aside(part)} now: {event.text}"
-
-
 def _job(study: StudyDirectory, part: Part, attempts: int) -> Job:
-    """Return the job of a part; what was lost, or ran out of memory beside others, has the machine to itself then."""
+    """Return the job of a part; what died, or ran out of memory beside others, has the machine to itself then."""
     directory, inputs = study.directory(part), study.inputs(part)
     if isinstance(part, Step):
         return Job(part.title, directory, {}, part.model, not attempts, part.command, inputs)
     return Job(part.title, directory, part.settings, part.model, part.is_untimed and not attempts, inputs=inputs)
 
 
-def _by_model(points: Sequence[Part]) -> list[Part]:
-    """Order points so that those of a model follow one another, models as they come."""
+def _in_order(points: Sequence[Part]) -> list[Part]:
+    """Order points: measured ones first, then those of a model behind one another, models as they come."""
     order = {model: place for place, model in enumerate(dict.fromkeys(point.model for point in points))}
-    return sorted(points, key=lambda point: order[point.model])
+    return sorted(points, key=lambda point: (not isinstance(point, Step) and point.is_untimed, order[point.model]))
+
+
+def _needed(part: Part) -> list[str]:
+    return [step.identity for step in part.steps.values()]

@@ -23,8 +23,7 @@ from harness.running.plan import PlannedTask
 from harness.running.resolve import resolve
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import Point
-from harness.study.kept_run import is_measured
-from harness.study.ledger import PROBES, StudyDirectory
+from harness.study.ledger import PROBES, StudyDirectory, is_measured
 from harness.study.steps import filled_settings
 
 PROBE_REQUESTS = 8
@@ -142,7 +141,9 @@ def _measure(
     settings = {**kept, "strategies": ["full"], "limit": PROBE_REQUESTS * batch, "block_size": batch, "idle_s": 0}
     peak = directory.with_name(f"{directory.name}.memory")  # of the process that measured it, which is not this one
     if not is_measured(directory):
-        event = _ended(Job(directory.name, directory, settings, point.model, inputs=inputs), executor, told)
+        executor.start(Job(directory.name, directory, settings, point.model, inputs=inputs))
+        while not (event := executor.wait()).ended:
+            told(event)
         if event.how != "done":
             return event.text
         if event.memory_bytes is not None:
@@ -150,14 +151,6 @@ def _measure(
     with RunDirectory.read(directory) as store:
         windows = [window for window in store.windows() if not (window.warmup or window.idle or window.superseded)]
     return _of_windows(windows, int(peak.read_text()) if peak.exists() else None)
-
-
-def _ended(job: Job, executor: Executor, told: Callable[[Happened], None]) -> Happened:
-    """Run a job, on another machine where the first one lacks something."""
-    executor.start(job)
-    while not (event := executor.wait()).ended:
-        told(event)
-    return _ended(job, executor, told) if event.how == "unfit" else event
 
 
 def _of_windows(windows: Sequence[WindowRecord], memory_bytes: int | None) -> _Measured:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -21,15 +23,16 @@ from typing import IO, Any, Literal, Self
 from pydantic import Field, ValidationError
 
 from harness.appearance.visible_text import shell_word
-from harness.errors import StoreError
+from harness.errors import ConfigError, StoreError, reason
 from harness.host.files import sync_folder, unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
+from harness.store.committed import SAMPLES, WINDOWS
+from harness.store.packed_run import unpack_folder
 from harness.store.record_files import append, line_of, lines, read_document, write_document
-from harness.store.run_directory import LOCK, SUMMARY, is_damaged, keep_intact, lock_folder
+from harness.store.run_directory import LOCK, SUMMARY, RunDirectory, is_damaged, keep_intact, lock_folder
 from harness.study.grid import Part, Point, StudyConfig
-from harness.study.kept_run import ASIDE, free_aside, holds_a_run, is_finished, is_measured, records_bytes, take_over
-from harness.study.step_folder import LOG, STEP, read_step
+from harness.study.step_run import ASIDE, LOG, STEP, copy_files, free_aside, read_step
 from harness.study.steps import Step, steps_of
 
 logger = logging.getLogger(__name__)
@@ -159,7 +162,7 @@ class StudyDirectory:
         event = Event(
             at=_now(), point=part.title if is_step else directory.name, identity=part.identity, what=what, place=place,
             reason=reason, took_s=took_s,
-            records_bytes=records_bytes(directory) if what in DONE and not is_step else None,
+            records_bytes=_records_bytes(directory) if what in DONE and not is_step else None,
         )  # fmt: skip
         try:
             append(self.path / EVENTS, line_of(event))
@@ -178,13 +181,9 @@ class StudyDirectory:
         """Return whether a point is measured, or a step made, and write nothing; one that is damaged is not.
 
         Raises:
-            StoreError: its run cannot be read now, or by this version.
+            StoreError: its folder cannot be read now, or by this version.
         """
-        if isinstance(part, Step):
-            last = self.last(part)
-            said = last is not None and last.what in DONE
-            return read_step(self.directory(part), part.identity, verify=not said) is not None
-        return self._is_said(part) or self._look_into(part)[0]
+        return self._look_into(part)[0]
 
     def settle(self, part: Part) -> bool:
         """Return whether a point is measured, or a step made; what was finished and not logged gets its line.
@@ -193,51 +192,44 @@ class StudyDirectory:
         whole with all their samples are kept; of a step none. What it held lies beside it then.
 
         Raises:
-            StoreError: its run cannot be read now, or by this version; it is left as it is.
+            StoreError: its folder cannot be read now, or by this version; it is left as it is.
         """
-        if isinstance(part, Step):
-            return self._settle_step(part)
-        return self._settle_point(part)
-
-    def _settle_step(self, step: Step) -> bool:
-        if self.is_done(step):
-            if (last := self.last(step)) is None or last.what not in DONE:
-                self.log(step, "finished", reason="finished before")
-            return True
-        if os.path.lexists(self.directory(step) / STEP):
-            lies = self.set_aside(step)
-            self.log(step, "retried", reason=f"Files of it are missing or damaged. What it held lies in {lies} now.")
-        return False
-
-    def _settle_point(self, point: Point) -> bool:
-        if self._is_said(point):
-            return True
-        measured, damage = self._look_into(point)
-        if damage is not None:
-            aside = free_aside(self.directory(point))
-            kept = keep_intact(self.directory(point), aside)
+        done, damage = self._look_into(part)
+        if damage and isinstance(part, Step):
+            self.log(part, "retried", reason=f"{damage} What it held lies in {self.set_aside(part)} now.")
+        elif damage:
+            aside = free_aside(self.directory(part))
+            kept = keep_intact(self.directory(part), aside)
             self.log(
-                point, "retried", reason=f"{damage} What it held lies in {aside.name} now; {kept} windows are kept."
+                part, "retried", reason=f"{damage} What it held lies in {aside.name} now; {kept} windows are kept."
             )
-        elif measured:
-            self.log(point, "finished", reason="finished before")
-        return measured
+        elif done and not self._is_said(part):
+            self.log(part, "finished", reason="finished before")
+        return done
 
-    def _is_said(self, point: Point) -> bool:
-        """Whether the log says that a point is measured, and its files have not changed in size since."""
-        directory, event = self.directory(point), self.last(point)
-        said = event is not None and event.what in DONE and event.records_bytes == records_bytes(directory)
-        return said and (directory / SUMMARY).exists()
+    def _is_said(self, part: Part) -> bool:
+        """Whether the log says that a part is done; of a point, in files of today's size."""
+        directory, event = self.directory(part), self.last(part)
+        if event is None or event.what not in DONE or isinstance(part, Step):
+            return event is not None and event.what in DONE
+        return event.records_bytes == _records_bytes(directory) and (directory / SUMMARY).exists()
 
-    def _look_into(self, point: Point) -> tuple[bool, StoreError | None]:
-        """Return whether a run directory holds a finished run, and what is damaged in it."""
-        directory = self.directory(point)
+    def _look_into(self, part: Part) -> tuple[bool, str]:
+        """Return whether a part is done, and what is damaged in its folder."""
+        directory = self.directory(part)
+        if isinstance(part, Step):
+            done = read_step(directory, part.identity, verify=not self._is_said(part)) is not None
+            is_damaged_step = not done and os.path.lexists(directory / STEP)
+            return done, "Files of it are missing or damaged." if is_damaged_step else ""
+        if self._is_said(part):
+            return True, ""
         try:
-            return holds_a_run(directory) and is_finished(directory), None
+            begun = directory.is_dir() and any(not entry.name.startswith(".") for entry in directory.iterdir())
+            return begun and is_finished(directory), ""
         except StoreError as error:
             if not is_damaged(directory, error):
                 raise
-            return False, error
+            return False, str(error)
 
     def set_aside(self, part: Part) -> str:
         """Move what a point or a step has to where no report looks, so that it begins anew; return where it lies.
@@ -263,39 +255,42 @@ class StudyDirectory:
             StoreError: the other folder is no study, or this one cannot be read or written.
         """
         _read(other)
-        made = _folders(other / STEPS)
-        for step in self.steps:
-            source = other / STEPS / made.get(step.short, step.folder)
-            if self.settle(step):
+        folders = {place: _folders(other / place) for place in (RUNS, STEPS)}
+        parts: tuple[Part, ...] = (*self.steps, *self.points)
+        for part in parts:
+            if self.settle(part):
                 continue
+            place, name = (STEPS, part.folder) if isinstance(part, Step) else (RUNS, part.name)
+            source = other / place / folders[place].get(part.short, name)
             try:
-                if read_step(source, step.identity) is None:
-                    continue
-                record = read_step(source, step.identity, verify=True)
-            except StoreError as error:
-                yield step, str(error)
-                continue
-            if record is None:
-                yield step, f"files of {source} were changed since they were made; it is made again here."
-                continue
-            others = (name for name in (LOG, STEP) if (source / name).exists())
-            take_over(source, self.directory(step), [*record.made, *others])
-            self.log(step, "merged", reason=f"from {other.name}")
-            yield step, ""
-        folders = _folders(other / RUNS)
-        for point in self.points:
-            source, target = other / RUNS / folders.get(point.short, point.name), self.directory(point)
-            if self.settle(point):
-                continue
-            try:
-                if not is_measured(source):
-                    continue
+                files = _step_files(source, part) if isinstance(part, Step) else _run_files(source)
             except (StoreError, OSError) as error:
-                yield point, str(error)
+                yield part, str(error)
                 continue
-            take_over(source, target)
-            self.log(point, "merged", reason=f"from {other.name}")
-            yield point, ""
+            if files:
+                take_over(source, self.directory(part), files)
+                self.log(part, "merged", reason=f"from {other.name}")
+                yield part, ""
+
+
+def _run_files(source: Path) -> list[str]:
+    """Return the names of what a finished run holds; none of one that is not finished."""
+    found = [file.name for file in source.iterdir() if file.is_file()] if is_measured(source) else []
+    return [name for name in found if name != LOCK]
+
+
+def _step_files(source: Path, step: Step) -> list[str]:
+    """Return the paths of what a step holds that is made; none of one that is not.
+
+    Raises:
+        StoreError: its files were changed.
+    """
+    record = read_step(source, step.identity)
+    if record is None:
+        return []
+    if read_step(source, step.identity, verify=True) is None:
+        raise StoreError(f"files of {source} were changed since they were made; it is made again here.")
+    return [*record.made, *(name for name in (LOG, STEP) if (source / name).exists())]
 
 
 class EventLog:
@@ -325,6 +320,80 @@ class EventLog:
                     self._file,
                     self._line,
                 )
+
+
+def is_measured(directory: Path) -> bool:
+    """Whether a run is finished; reads it only where it may be.
+
+    Raises:
+        StoreError: as :func:`is_finished`.
+    """
+    return (directory / SUMMARY).exists() and is_finished(directory)
+
+
+def is_finished(directory: Path) -> bool:
+    """Read a run, and return whether its summary is of all that it holds. A damaged one is made again of the records.
+
+    Raises:
+        StoreError: the run is damaged, or cannot be read.
+    """
+    with RunDirectory.read(directory) as store:
+        try:
+            return store.read_summary() is not None
+        except ConfigError:
+            return False
+        except StoreError as error:
+            if not is_damaged(directory, error):
+                raise
+            return False
+
+
+def take_over(source: Path, target: Path, files: Iterable[str]) -> None:
+    """Copy files of what is finished; on return they are on the disk, and what stood in their place lies aside.
+
+    Args:
+        source: the folder of a run or a step.
+        target: where it comes to lie.
+        files: paths below it.
+
+    Raises:
+        StoreError: it cannot be copied.
+    """
+    with _put_in_place(target, f"cannot copy {source}") as part:
+        copy_files(source, part, files)
+
+
+def take_in(archive: bytes, target: Path) -> None:
+    """Unpack what a machine of a cluster has finished (:func:`~harness.store.packed_run.pack_folder`), likewise.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with _put_in_place(target, f"cannot write {target}") as part:
+        unpack_folder(archive, part)
+
+
+@contextmanager
+def _put_in_place(target: Path, cannot: str) -> Iterator[Path]:
+    """Yield a folder to fill, which takes the place of what lies at the target."""
+    part = unfinished(target)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        yield part
+        if target.exists():
+            os.replace(target, free_aside(target))
+        os.replace(part, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        said = f"{cannot}: {reason(error)}. What was there before is kept; the same command goes on."
+        raise StoreError(said) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _records_bytes(directory: Path) -> int:
+    """Return how large the records of a run are; they only grow."""
+    return sum(file.stat().st_size for name in (WINDOWS, SAMPLES) if (file := directory / name).exists())
 
 
 def read_events(path: Path) -> Iterator[Event]:

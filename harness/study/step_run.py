@@ -1,33 +1,58 @@
-"""Makes the folder of one step, here: what every executor's processes call.
+"""The folder of a step: made here by its command, and ``step.json``, written last, which says that it is whole.
 
-The command is a process of its own, so that what it loads, and what it leaves in libraries and devices, ends with it.
-One command at a time writes a folder: it holds the folder's lock as long as it lives, whatever became of the process
-that started it. Loads no torch.
+A folder without that file, or without one of the files that it lists, is never used. Sizes are compared whenever it is
+looked at, hashes where it comes from elsewhere, or nothing but the folder says that it was made.
+
+The command is a process of its own, so that what it loads, and what it leaves in libraries and devices, ends with it:
+``python -m harness.study.step_run WORDS…`` is ``harness WORDS…`` as long as its standard input stays open. What starts
+it holds the other end, and the kernel closes that however it dies. One command at a time writes a folder: it holds the
+folder's lock as long as it lives, whatever became of the process that started it. Loads no torch.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 from typing import IO
+
+from pydantic import field_validator
 
 from harness.contracts.executors import Command, How
 from harness.errors import HarnessError, StoreError, is_out_of_memory, reason
+from harness.host.files import DocumentError, open_regular, read_json, real_path, sync_folder
 from harness.host.interpreter import fresh_interpreter
+from harness.records import SCHEMA_VERSION
+from harness.records.record import Count, Record
 from harness.registry import RECIPES
-from harness.study.kept_run import free_aside, says_full
-from harness.study.step_folder import LOG, copy_files, finish_step, lock_of, read_step, wait_for_lock
+from harness.store.record_files import read_document, write_document
 from harness.study.steps import filled
 
+if sys.platform != "win32":
+    import fcntl
+
+STEP = "step.json"
+LOG = "step.log"
+"""Output of the command: nothing is made of it, and it may be deleted."""
+ASIDE = "aside"
+"""Folder in a study's of what was set aside."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of errors after which nothing can be written any more."""
 BUSY_S = 30.0
 """Seconds in which the command of an attempt that was given up ends."""
+LOOK_S = 0.2
 
 _LINES = 10_000
 _REFUSED, _DEFECT, _INTERRUPTED = 2, 70, 130
@@ -35,6 +60,179 @@ _ERROR = "error: "
 _ANEW = "Omit --resume to begin"
 _ELSEWHERE = "another --out"
 """Advice in refusals of ``--resume`` where a folder cannot be gone on with, and of other folders as well."""
+
+
+class StepFile(Record):
+    """One file of a step.
+
+    Attributes:
+        bytes: its size.
+        sha256: of its content, 64 hexadecimal digits.
+    """
+
+    bytes: Count
+    sha256: str
+
+
+class StepRecord(Record):
+    """The inputs of a step and the files it left.
+
+    Attributes:
+        schema_version: of the files of a study.
+        created: UTC time, ISO 8601.
+        command: as declared, in words; ``{NAME}`` is the folder of another step.
+        identity: hash over the command, and over those of the steps that it names.
+        files: path below the folder → what it holds. Checkpoints, which going on needs and nothing else, are left out.
+    """
+
+    schema_version: int
+    created: str
+    command: tuple[str, ...]
+    identity: str
+    files: dict[str, StepFile]
+
+    @field_validator("files")
+    @classmethod
+    def _below(cls, value: dict[str, StepFile]) -> dict[str, StepFile]:
+        for name in value:
+            path = PurePosixPath(name)
+            if not name or "\\" in name or path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{name!r} is no path below a folder")
+        return value
+
+    @property
+    def made(self) -> dict[str, StepFile]:
+        """The files that others read: all but the log."""
+        return {name: file for name, file in self.files.items() if name != LOG}
+
+
+def read_step(folder: Path, identity: str | None = None, *, verify: bool = False) -> StepRecord | None:
+    """Return what says that a folder is whole; ``None`` where nothing does, or a file is missing or has another size.
+
+    Args:
+        folder: of the step.
+        identity: that it must have; ``None`` for any.
+        verify: whether files must also have the content that was made.
+
+    Raises:
+        StoreError: it cannot be read now, or by this version of the harness; it may be whole.
+    """
+    try:
+        record = _read(folder / STEP)
+        if record is None or identity not in (None, record.identity):
+            return None
+        is_whole = all(_size(folder / name) == file.bytes for name, file in record.made.items()) and (
+            not verify or all(_hash(folder / name) == file.sha256 for name, file in record.made.items())
+        )
+    except OSError as error:
+        raise StoreError(
+            f"cannot read {error.filename or folder}: {error.strerror}. Make it readable, or delete {folder}: what "
+            "needs it has it made again."
+        ) from None
+    return record if is_whole else None
+
+
+def _read(file: Path) -> StepRecord | None:
+    """Return a record; ``None`` where there is none, or it is damaged.
+
+    Raises:
+        StoreError: another version of the harness wrote it.
+        OSError: it cannot be read.
+    """
+    if _size(file) is None:
+        return None
+    try:
+        return read_document(StepRecord, file)[0]
+    except StoreError as error:
+        cause = error.__context__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise cause from None
+        with suppress(DocumentError, FileNotFoundError):
+            content = read_json(file)
+            version = content.get("schema_version") if isinstance(content, dict) else None
+            if isinstance(version, int) and version != SCHEMA_VERSION:
+                raise
+        return None
+
+
+def finish_step(folder: Path, command: Command) -> None:
+    """Flush what a command made to the disk, and say that it is whole.
+
+    Raises:
+        StoreError: it made nothing, or that it is whole cannot be said.
+        OSError: a file cannot be read.
+    """
+    files = {name: _flushed(folder / name) for name in _files(folder)}
+    if not files.keys() - {LOG}:
+        raise StoreError(
+            "its command ended well and left no file. Give it by itself, with --out DIR, to see what it does."
+        )
+    for inside in {folder.parent, folder, *((folder / name).parent for name in files)}:
+        sync_folder(inside)
+    record = StepRecord(
+        schema_version=SCHEMA_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command.words,
+        identity=command.identity,
+        files=files,
+    )
+    write_document(folder / STEP, record)
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy files of a folder into another one, and flush them to the disk.
+
+    Args:
+        source: where they lie.
+        target: a folder, made where it is missing.
+        names: paths below both.
+
+    Raises:
+        OSError: one cannot be copied, or lies behind a link, which may lead anywhere.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    folders = {target}
+    for name in names:
+        if real_path(source / name) != real_path(source) / name:
+            raise OSError(errno.ELOOP, "it lies behind a link", str(source / name))
+        folders.add((target / name).parent)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with open_regular(source / name) as read, (target / name).open("xb") as written:
+            shutil.copyfileobj(read, written)
+            written.flush()
+            os.fsync(written.fileno())
+    for folder in folders:
+        sync_folder(folder)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the files of a result; what is hidden, and checkpoints, are none."""
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        unfinished = any(part.startswith(".") or part.endswith(("checkpoint", "checkpoints")) for part in below.parts)
+        if path.is_file() and not unfinished and below.as_posix() != STEP:
+            yield below.as_posix()
+
+
+def _flushed(file: Path) -> StepFile:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if sys.platform != "win32":  # there only a writer may flush
+            os.fsync(stream.fileno())
+        return StepFile(bytes=stream.tell(), sha256=digest)
+
+
+def _hash(file: Path) -> str:
+    with open_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _size(file: Path) -> int | None:
+    """Return a file's size; ``None`` where there is none."""
+    try:
+        return file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def make_step(
@@ -56,28 +254,51 @@ def make_step(
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder) as lock:
+        lock = _lock(folder)
+        if lock is None:
+            return "died", f"the command of another attempt still writes {folder}. Stop it or wait for it."
+        with lock:
             return _made(folder, command, inputs, tell, lock)
-    except _BusyError as error:
-        return "lost", str(error)
     except HarnessError as error:
         return ("stopped" if says_full(str(error)) else "refused"), str(error)
     except OSError as error:
         if error.errno in (errno.ENOMEM, errno.EAGAIN):  # no process can be started now
-            return "lost", reason(error)
+            return "died", reason(error)
         return ("stopped" if says_full(str(error)) else "refused"), f"{reason(error)}."
 
 
-class _BusyError(StoreError):
-    """The command of another attempt still writes."""
+def says_full(text: str) -> bool:
+    """Whether what an error says is that nothing can be written any more."""
+    return any(os.strerror(number) in text for number in FULL)
 
 
-def _alone(folder: Path) -> IO[bytes]:
-    """Return the lock of a folder, once nobody else has it."""
-    try:
-        return wait_for_lock(lock_of(folder), BUSY_S)
-    except StoreError as error:
-        raise _BusyError(f"the command of another attempt still writes: {error}") from None
+def free_aside(directory: Path) -> Path:
+    """Return a free path in the study's folder of what was set aside, where no report looks."""
+    (directory.parents[1] / ASIDE).mkdir(exist_ok=True)
+    number = 1
+    while (aside := directory.parents[1] / ASIDE / f"{directory.name}.{number}").exists():
+        number += 1
+    return aside
+
+
+def _lock(folder: Path) -> IO[bytes] | None:
+    """Return the lock of a folder, a file beside it that stays; ``None`` where another process holds it for long.
+
+    A process that inherits its descriptor holds it as well. Where there are no such locks, nobody is waited for.
+    """
+    deadline = time.monotonic() + BUSY_S
+    with ExitStack() as on_error:
+        lock = on_error.enter_context(folder.with_name(f".{folder.name}.lock").open("ab"))
+        while sys.platform != "win32":
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    return None
+            time.sleep(LOOK_S)
+        on_error.pop_all()
+    return lock
 
 
 def _made(
@@ -174,7 +395,7 @@ def _run(
     """Run a command of the harness, which holds a lock meanwhile; return its exit code, and what it printed last."""
     said: deque[str] = deque(maxlen=_LINES)
     process = fresh_interpreter(
-        "harness.study.step_process", *words,
+        "harness.study.step_run", *words,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, threads=threads,
         inherited=() if sys.platform == "win32" else (lock.fileno(),),
     )  # fmt: skip
@@ -190,7 +411,7 @@ def _run(
 def _ended(code: int, said: Sequence[str]) -> tuple[How, str]:
     """Return how a command ended, by its exit code and the last line that says why."""
     if code < 0 or code == _INTERRUPTED:
-        return "lost", f"its command ended with {f'signal {-code}' if code < 0 else 'an interrupt'}"
+        return "died", f"its command ended with {f'signal {-code}' if code < 0 else 'an interrupt'}"
     lines = [f"exit code {code}", *said]
     errors = [number for number, line in enumerate(lines) if line.startswith(_ERROR)]
     text = lines[-1]
@@ -203,3 +424,18 @@ def _ended(code: int, said: Sequence[str]) -> tuple[How, str]:
     if is_out_of_memory(HarnessError(text)):
         return "out-of-memory", text
     return ("stopped" if says_full(text) else "refused"), text
+
+
+def main() -> None:
+    """Be the command that is given, and end with the process that started this one."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    runpy.run_module("harness.cli", run_name="__main__", alter_sys=True)
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # nothing is ever written there
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+from harness.study import step_run
+
+from .made_up import Commands
+
 Declare = Callable[..., Path]
 
 
@@ -62,3 +66,11 @@ def steps(tiny_llama: Path, rows_file: Path) -> Callable[..., str]:
         return "\n".join([*lines, ""])
 
     return declared
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Run no command of a step."""
+    made = Commands()
+    monkeypatch.setattr(step_run, "_run", made)
+    return made

@@ -1,28 +1,22 @@
-"""An executor without processes: measures a point in this one, which spares a test the seconds of importing torch.
-
-A step is a process all the same.
-"""
+"""An executor without processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
-from harness.models.model import KeptModel
 from harness.records import WindowRecord
-from harness.study.point_run import measure_point
-from harness.study.step_run import make_step
-from harness.study.steps import filled_settings
+from harness.study.point_run import run_job
 
 
 class Inline(Executor):
-    """Measure points here."""
+    """Measures points in this process, which spares a test the seconds of importing torch; a step is a process."""
 
     def __init__(self) -> None:
         self._job: Job | None = None
-        self._model = KeptModel()
 
     @classmethod
     def open(cls, options: Mapping[str, str]) -> Self:
@@ -37,15 +31,12 @@ class Inline(Executor):
     def wait(self) -> Happened:
         job, self._job = self._job, None
         assert job is not None
-        if job.command is not None:
-            how, text = make_step(job.directory.absolute(), job.command, job.inputs, lambda line: None)
-            return Happened(job, how, text, "here")
-        return Happened(job, *self.measured(job), "here")
+        return Happened(job, *self.run(job), "here")
 
-    def measured(self, job: Job) -> tuple[How, str]:
-        """Measure a point; return how it ended, and why."""
-        settings = filled_settings(job.settings, job.inputs)
-        return measure_point(job.directory, settings, _Silent(), self._model, {"executor": "inline"})
+    def run(self, job: Job) -> tuple[How, str]:
+        """Run a job; return how it ended, and why."""
+        here = replace(job, directory=job.directory.absolute()) if job.command is not None else job
+        return run_job(here, _Silent(), {"executor": "inline"})
 
     def close(self) -> None:
         pass

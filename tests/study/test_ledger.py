@@ -125,22 +125,6 @@ def test_a_damaged_run_is_not_cut_where_the_rest_cannot_be_read(
     assert keep_intact(run, tmp_path / "aside") == 3
 
 
-def test_an_access_error_is_one_line_of_the_command(
-    cli: Command, declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = declare(seed=[0])
-    grid = read_study(str(file))
-    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study:
-        put_runs(study, *study.points)
-    before = snapshot(tmp_path)
-    with monkeypatch.context() as patch:
-        refuse(patch, SAMPLES, errno.EIO)
-        said = cli("study", file, "--out", "s").error
-    assert "samples.jsonl: Input/output error. Make it readable" in said
-    assert snapshot(tmp_path) == before
-    assert cli("study", file, "--out", "s").code == 0
-
-
 def test_a_damaged_line_of_the_log_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with open_study(tmp_path / "s", 2) as study:
         put_runs(study, *study.points)
@@ -234,7 +218,7 @@ def test_a_copy_that_fails_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pyt
         raise OSError(number, os.strerror(number))
 
     with open_study(tmp_path / "s", 1) as study:
-        monkeypatch.setattr("harness.study.kept_run.shutil.copyfileobj", full)
+        monkeypatch.setattr("harness.study.step_run.shutil.copyfileobj", full)
         with pytest.raises(StoreError, match=f"cannot copy .*{os.strerror(number)}"):
             list(study.merge(tmp_path / "other"))
         assert list((tmp_path / "s" / RUNS).iterdir()) == []

@@ -15,34 +15,17 @@ from typing import Any
 
 import pytest
 
-from harness.contracts.executors import Happened, Job
+from harness.contracts.executors import Command, Happened, Job
 from harness.errors import ConfigError
 from harness.running.reading import read_run
 from harness.study.conduct import ATTEMPTS, conduct
-from harness.study.executors.local import Local
-from harness.study.executors.sharing import fits, part_of
+from harness.study.executors.local import Local, part_of
 from harness.study.grid import expand, read_study
 from harness.study.ledger import EVENTS, StudyDirectory, read_events
 
+from .made_up import Watching
+
 Declare = Callable[..., Path]
-
-
-class Watching:
-    """Notes what happens, and does something at the first window of each attempt."""
-
-    def __init__(self, at_window: Callable[[Happened], None]) -> None:
-        self.ends: list[str] = []
-        self._at_window = at_window
-
-    def begin(self, total: int, done: int) -> None: ...
-
-    def happened(self, event: Happened) -> None:
-        if event.ended:
-            self.ends.append(event.how)
-        elif event.windows is not None and event.windows[0] > 0:
-            self._at_window(event)
-
-    def ended(self, name: str, reason: str) -> None: ...
 
 
 def kill(event: Happened) -> None:
@@ -63,7 +46,7 @@ def test_a_worker_that_dies_is_replaced_and_goes_on_where_it_was(declare: Declar
         outcome = conduct(study, executor, watching)
         folder = study.directory(study.points[0])
     assert (outcome.finished, outcome.failed) == (2, {})
-    assert watching.ends == ["lost", "done", "done"]  # the lost point is tried again when the others are through
+    assert watching.ends == ["died", "done", "done"]  # the lost point is tried again when the others are through
     windows = [json.loads(line) for line in (folder / "windows.jsonl").read_text().splitlines()]
     counted = [each["block"] for each in windows if not (each["warmup"] or each["idle"])]
     assert len(counted) == 4 * 2
@@ -77,7 +60,7 @@ def test_what_dies_every_time_fails_after_three_attempts(declare: Declare, tmp_p
     watching = Watching(kill)
     with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({}) as executor:
         outcome = conduct(study, executor, watching)
-    assert watching.ends == ["lost"] * ATTEMPTS
+    assert watching.ends == ["died"] * ATTEMPTS
     assert list(outcome.failed.values()) == ["its process ended with signal 9"]
 
 
@@ -151,18 +134,13 @@ def test_an_executor_takes_one_job_at_a_time(tmp_path: Path) -> None:
         assert executor.has_room(job)
 
 
-def test_what_is_measured_and_what_shares_keep_apart(tmp_path: Path) -> None:
+def test_what_shares_takes_a_part_of_what_a_measured_point_has(tmp_path: Path) -> None:
     measured = Job("m", tmp_path / "m", {"threads": 1}, ("m",))
     shared, wide = (Job("s", tmp_path / "s", {"threads": threads}, ("m",), shares=True) for threads in (1, None))
     assert (part_of(measured, 4, None), part_of(shared, 4, None), part_of(wide, 4, None)) == (1, Fraction(1, 4), 1)
     assert (part_of(measured, 4, 3), part_of(shared, 4, 3), part_of(wide, 4, 3)) == (1, Fraction(1, 3), Fraction(1, 3))
-    quarter = Fraction(1, 4)
-    assert fits(shared, quarter, [(shared, quarter)] * 3, 1)
-    assert not fits(shared, quarter, [(shared, quarter)] * 4, 1)
-    assert fits(shared, quarter, [(shared, quarter)] * 4, 2)
-    assert not fits(shared, quarter, [(measured, Fraction(1))], 2)
-    assert not fits(measured, Fraction(1), [(shared, quarter)], 2)
-    assert fits(measured, Fraction(1), [(measured, Fraction(1))], 2)
+    step = Job("s", tmp_path / "s", {}, ("m",), True, Command(("trace",), "", threads=2))
+    assert part_of(step, 4, None) == Fraction(1, 2)
     with pytest.raises(ConfigError, match=r"share=0 is no number of points\."):
         Local.open({"share": "0"})
 
@@ -192,7 +170,7 @@ def test_points_that_are_not_timed_run_side_by_side_after_those_that_are(declare
     assert at_once(tmp_path / "s") == [{measured}, {shared[0]}, set(shared)]
 
 
-def test_what_shared_and_was_lost_has_the_machine_to_itself_then(declare: Declare, tmp_path: Path) -> None:
+def test_what_shared_and_died_has_the_machine_to_itself_then(declare: Declare, tmp_path: Path) -> None:
     grid = read_study(str(declare(seed=[0, 1], run={"limit": 4, "untimed": True})))
     killed: list[str] = []
     tries: list[tuple[str, bool]] = []
@@ -211,4 +189,4 @@ def test_what_shared_and_was_lost_has_the_machine_to_itself_then(declare: Declar
     with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({"share": "2"}) as executor:
         assert conduct(study, executor, Noting(once)).finished == 2
     assert tries[-1] == ("done", False)
-    assert sorted(tries[:-1]) == [("done", True), ("lost", True)]
+    assert sorted(tries[:-1]) == [("died", True), ("done", True)]

@@ -20,10 +20,10 @@ from harness.study.conduct import conduct
 from harness.study.executors.local import Local
 from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory, read_events
-from harness.study.step_folder import LOG, read_step
+from harness.study.step_run import LOG, read_step
 
-from .step_commands import Commands
-from .test_local import Watching, at_once
+from .made_up import Commands, Watching
+from .test_local import at_once
 
 Declare = Callable[..., Path]
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed_in_mid_step_is_replaced_and_the_step_goes_on(
         outcome = conduct(study, executor, Killing(lambda event: None))
         folder = study.directory(study.steps[0])
     assert (outcome.made, outcome.failed) == (1, {})
-    assert ends == ["lost", "done"]
+    assert ends == ["died", "done"]
     assert [event.reason for event in read_events(tmp_path / "s")][1] == "its process ended with signal 9"
     record = read_step(folder)
     assert record is not None
@@ -112,9 +112,9 @@ def test_a_worker_that_is_killed_in_mid_step_is_replaced_and_the_step_goes_on(
 def test_a_command_ends_with_what_started_it() -> None:
     """Else it would write on into a folder that the next worker goes on with."""
     program = (
-        "import runpy, time\n"
-        "runpy.run_module = lambda *_, **__: print('works', flush=True) or time.sleep(600)\n"
-        "from harness.study.step_process import main\n"
+        "import time\n"
+        "import runpy; runpy.run_module = lambda *_, **__: print('works', flush=True) or time.sleep(600)\n"
+        "from harness.study.step_run import main\n"
         "main()"
     )
     with subprocess.Popen(
@@ -157,7 +157,7 @@ def test_nothing_writes_before_what_a_killed_process_began_has_ended(
             with monkeypatch.context() as patch:
                 patch.setattr(step_run, "BUSY_S", 0.0)
                 how, text = made()
-            assert (how, text[:46]) == ("lost", "the command of another attempt still writes: /")
+            assert (how, text[:46]) == ("died", "the command of another attempt still writes /t")
             assert commands.called == []
         finally:
             os.kill(command, signal.SIGKILL)

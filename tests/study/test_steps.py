@@ -2,63 +2,37 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from harness.config.model import DEFAULT_MODEL
-from harness.contracts.executors import Command, Job
-from harness.errors import HarnessError, StoreError
-from harness.study import step_run
-from harness.study.conduct import ATTEMPTS, Outcome, conduct
-from harness.study.executors.sharing import fits, part_of
+from harness.contracts.executors import Happened, Job
+from harness.errors import HarnessError
+from harness.study.conduct import ATTEMPTS, conduct
 from harness.study.grid import Point, StudyConfig, expand, size
-from harness.study.ledger import EVENTS, STEPS, StudyDirectory, read_events
+from harness.study.ledger import EVENTS, STEPS, read_events
 from harness.study.status import StudyView
-from harness.study.step_folder import LOG, STEP, StepRecord, finish_step, read_step
-from harness.study.step_run import make_step
+from harness.study.step_run import LOG, STEP, read_step
 from harness.study.steps import Step, StepConfig, steps_of
 from tests.run_files import cut
 
-from .step_commands import HEADS, TRACES, Commands, Instant, open_steps
-from .test_local import Watching
+from .made_up import HEADS, TRACES, Commands, Instant, Watching, conducted, open_steps
 
 Cli = Callable[..., Any]
 Declare = Callable[..., Path]
 
 WITH_HEADS = {"run": {"artefacts": "{heads}"}}
-MAPS = "no maps. Make them with: `harness trace` ; `harness train shortcut`"
 
 
 def declared(*steps: dict[str, Any], **tables: Any) -> tuple[dict[str, Step], tuple[Point, ...]]:
     study = StudyConfig.build({"step": list(steps), **tables})
     return {step.name: step for step in steps_of(study.step)}, expand(study)
-
-
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
-    made = Commands()
-    monkeypatch.setattr(step_run, "_run", made)
-    return made
-
-
-def conducted(study: StudyDirectory, **options: Any) -> tuple[Outcome, list[str]]:
-    """What became of a study, and the names of what was begun, in this order."""
-    executor = Instant()
-    with study:
-        outcome = conduct(study, executor, Watching(lambda event: None), **options)
-    return outcome, [job.name for job in executor.jobs]
 
 
 # ------------------------------------------------------------------------------------- what is declared
@@ -185,20 +159,39 @@ def test_a_command_that_would_be_refused_is_before_anything_is_written(
     assert not (tmp_path / "s").exists()
 
 
-def test_steps_share_as_far_as_their_threads_leave_cores(tmp_path: Path) -> None:
-    steps, _ = declared(TRACES, {**HEADS, "threads": 2}, {"name": "wide", "command": "trace --length 99"})
-    one, two, wide = (Job(name, tmp_path, {}, ("m",), True, step.command) for name, step in steps.items())
-    assert [part_of(job, 4, None) for job in (one, two, wide)] == [Fraction(1, 4), Fraction(1, 2), 1]
-    assert fits(one, Fraction(1, 4), [(two, Fraction(1, 2)), (one, Fraction(1, 4))], 1)
-    assert not fits(two, Fraction(1, 2), [(two, Fraction(1, 2)), (one, Fraction(1, 4))], 1)
-    measured = Job("m", tmp_path, {"threads": 1}, ("m",))
-    assert not fits(one, Fraction(1, 4), [(measured, Fraction(1))], 4)
-    assert not fits(measured, Fraction(1), [(one, Fraction(1, 4))], 4)
-    again = replace(one, shares=False)  # one that was lost, or ran out of memory
-    assert not fits(measured, Fraction(1), [(again, Fraction(1))], 4)
-    assert not fits(again, Fraction(1), [(measured, Fraction(1))], 4)
-    assert not fits(two, Fraction(1, 2), [(again, Fraction(1))], 4)
-    assert fits(again, Fraction(1), [(again, Fraction(1))], 2)
+class Roomy(Instant):
+    """Has room for everything, and ends it in the order in which it began."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together: list[set[str]] = []
+        self._running: list[Job] = []
+
+    def has_room(self, job: Job) -> bool:
+        return True
+
+    def start(self, job: Job) -> None:
+        self._running.append(job)
+        self.together.append({one.name for one in self._running})
+
+    def wait(self) -> Happened:
+        self._job = self._running.pop(0)
+        return super().wait()
+
+
+def test_what_is_measured_runs_beside_neither_what_shares_nor_a_step(tmp_path: Path, commands: Commands) -> None:
+    wide = {"name": "wide", "command": "trace --length 99"}
+    commands.ends["traces"] = [(-9, "")]  # tried again with nothing beside it
+    untimed = {"untimed": True, "energy": "none", "weights_format": "float32"}
+    study = open_steps(tmp_path / "s", TRACES, wide, grid={"seed": [0, 1]}, include=[untimed, {**untimed, "seed": 2}])
+    executor = Roomy()
+    with study:
+        assert conduct(study, executor, Watching(lambda event: None)).failed == {}
+    zero, one, first, second = (point.name for point in study.points)
+    assert executor.together == [
+        *({"step traces"}, {"step traces", "step wide"}, {"step traces"}),
+        *({zero}, {zero, one}, {first}, {first, second}),
+    ]
 
 
 # ----------------------------------------------------------------------------- order, failures, going on
@@ -361,320 +354,3 @@ def test_a_point_that_was_begun_with_a_step_that_lay_elsewhere_is_measured_anew(
     assert (aside / "windows.jsonl").read_bytes() == kept
     config = json.loads((tmp_path / "moved" / "runs" / run.name / "manifest.json").read_text())["config"]
     assert config["artefacts"].startswith("moved/steps/traces-")
-
-
-# --------------------------------------------------------------------------------------- one step's folder
-
-
-def silent(line: str) -> None:
-    """Takes what a command prints."""
-
-
-def test_what_can_go_on_does_and_else_begins_anew(tmp_path: Path, commands: Commands) -> None:
-    folder = tmp_path / "s" / STEPS / "t-0"
-    command = Command(("trace",), "id")
-
-    def flags() -> list[bool]:
-        found = ["--resume" in words for words in commands.called]
-        commands.called.clear()
-        return found
-
-    commands.ends["t"] = [(-9, "")]
-    assert make_step(folder, command, {}, silent)[0] == "lost"
-    assert flags() == [False]
-    (folder / "rest").touch()
-    assert make_step(folder, command, {}, silent) == ("done", "")
-    assert flags() == [True]
-    assert (folder / "rest").exists()
-    assert make_step(folder, command, {}, silent) == ("done", "")
-    assert flags() == []
-    (folder / STEP).unlink()
-    assert make_step(folder, command, {}, silent) == ("done", "")
-    assert flags() == [True]
-    said = [f"$ harness trace --out {folder} --resume", "warning: mind", "made"]
-    assert (folder / LOG).read_text().splitlines() == said
-
-    for words in (("calibrate", "--untimed"), ("train", "shortcut")):  # which know no --resume, or another one
-        shutil.rmtree(folder)
-        folder.mkdir()
-        (folder / "half").touch()
-        assert make_step(folder, Command(words, "id"), {}, silent)[0] == "done"
-        assert flags() == [False]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "{folder}/checkpoints/x holds no checkpoint to resume from. Omit --resume to begin.",
-        "the checkpoint of 8 steps is damaged: it counts the exits of 3 layers. Omit --resume to begin anew.",
-        "{folder} is a trace with seed 0, now it is 1. Give another --out.",
-        "{folder}/shard-0 has None bytes and should have 8. Trace again with another --out.",
-    ],
-)
-def test_a_folder_that_a_command_cannot_go_on_with_lies_aside(tmp_path: Path, commands: Commands, line: str) -> None:
-    folder = tmp_path / "s" / STEPS / "t-0"
-    folder.mkdir(parents=True)
-    (folder / "shard-0").write_text("of days")
-    commands.ends["t"] = [(2, f"error: {line.format(folder=folder)}")]
-    assert make_step(folder, Command(("trace",), "id"), {}, silent) == ("done", "")
-    assert ["--resume" in words for words in commands.called] == [True, False]
-    assert not (folder / "shard-0").exists()
-    assert (folder / LOG).read_text().splitlines()[0] == f"$ harness trace --out {folder}"
-    assert (tmp_path / "s" / "aside" / "t-0.1" / "shard-0").read_text() == "of days"
-
-
-@pytest.mark.parametrize(
-    ("line", "how"),
-    [
-        ("model m does not exist.", "refused"),
-        ("/traces is a trace with seed 0, now it is 1. Give another --out.", "refused"),  # of what it reads
-        ("cannot read the trace {folder}/index.json: Permission denied. Trace again with another --out.", "refused"),
-        ("cannot make {folder}: No space left on device. Give another --out.", "stopped"),
-        ("cannot make {folder}: CUDA out of memory. Give another --out.", "out-of-memory"),
-    ],
-)
-def test_what_may_be_otherwise_next_time_costs_no_progress(
-    tmp_path: Path, commands: Commands, line: str, how: str
-) -> None:
-    folder = tmp_path / "s" / STEPS / "t-0"
-    folder.mkdir(parents=True)
-    (folder / "shard-0").write_text("of days")
-    commands.ends["t"] = [(2, f"error: {line.format(folder=folder)}")]
-    assert make_step(folder, Command(("trace",), "id"), {}, silent)[0] == how
-    assert (folder / "shard-0").read_text() == "of days"
-    assert not (tmp_path / "s" / "aside").exists()
-    assert make_step(folder, Command(("trace",), "id"), {}, silent)[0] == "done"
-    assert [words[-1] for words in commands.called] == ["--resume"] * 2
-
-
-def test_what_a_command_printed_stays_where_it_failed(tmp_path: Path, commands: Commands) -> None:
-    folder = tmp_path / "t-0"
-    commands.ends["t"] = [(2, "error: model 'm' does not exist.")]
-    make_step(folder, Command(("trace", "--model", "a m"), "id"), {}, silent)
-    assert (folder / LOG).read_text().splitlines() == [
-        f"$ harness trace --model 'a m' --out {folder}", "warning: mind", "error: model 'm' does not exist."
-    ]  # fmt: skip
-    (folder / "half.json").unlink()
-    assert make_step(folder, Command(("trace",), "id"), {}, silent)[0] == "done"
-    assert "--resume" not in commands.called[-1]  # there was nothing but the log to go on with
-
-
-def test_what_a_command_prints_can_be_read_meanwhile(tmp_path: Path, commands: Commands) -> None:
-    seen: list[str] = []
-
-    def look(line: str) -> None:
-        assert not (tmp_path / "t-0").exists()  # a calibration refuses a folder that holds something
-        seen.append((tmp_path / ".t-0.log").read_text())
-
-    make_step(tmp_path / "t-0", Command(("trace",), "id"), {}, look)
-    assert seen == [f"$ harness trace --out {tmp_path}/t-0\ntrace …\n"]
-    assert not (tmp_path / ".t-0.log").exists()
-
-
-def test_a_disk_that_is_full_stops_the_study_however_that_is_said(
-    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = os.strerror(errno.ENOSPC)
-    ends: list[tuple[Exception, str]] = [
-        (StoreError(f"cannot write {tmp_path}/step.json: {full}."), "stopped"),
-        (shutil.Error([*[("c", "d", "x" * 99)] * 9, ("a", "b", f"[Errno 28] {full}: 'b'")]), "stopped"),
-        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "f"), "stopped"),
-        (StoreError("it is otherwise."), "refused"),
-        (OSError(errno.EIO, os.strerror(errno.EIO), "f"), "refused"),
-    ]
-
-    def finish(folder: Path, command: Command) -> None:
-        raise ends[0][0]
-
-    monkeypatch.setattr(step_run, "finish_step", finish)
-    while ends:
-        assert make_step(tmp_path / "t-0", Command(("trace",), "id"), {}, silent)[0] == ends[0][1]
-        ends.pop(0)
-
-
-@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EAGAIN])
-def test_a_process_that_cannot_be_started_now_may_be_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def start(*_: Any, **__: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(step_run, "fresh_interpreter", start)
-    assert make_step(tmp_path / "t-0", Command(("trace",), "id"), {}, silent)[0] == "lost"
-
-
-def test_a_command_that_leaves_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_run, "_run", lambda *_: (0, deque(["done"])))
-    how, text = make_step(tmp_path / "t-0", Command(("trace",), "id"), {}, silent)
-    assert (how, text[:47]) == ("refused", "its command ended well and left no file. Give i")
-
-
-@pytest.mark.parametrize(
-    ("code", "line", "how", "said"),
-    [
-        (2, "error: no such thing.", "refused", "no such thing."),
-        (2, "", "refused", "warning: mind"),
-        (70, "error: this is a defect of the harness", "refused", "a defect: warning: mind"),
-        (2, "error: no maps. Make them with:\nharness trace\nharness train shortcut", "refused", MAPS),
-        (1, "last words", "refused", "last words"),
-        (-15, "tracing", "lost", "its command ended with signal 15"),
-        (130, "Stopped.", "lost", "its command ended with an interrupt"),
-        (2, "error: CUDA out of memory.", "out-of-memory", "CUDA out of memory."),
-        (2, "error: cannot write /s: No space left on device.", "stopped", "cannot write /s: No space left on device."),
-    ],
-)
-def test_how_a_command_ended(tmp_path: Path, commands: Commands, code: int, line: str, how: str, said: str) -> None:
-    commands.ends["t"] = [(code, line)]
-    assert make_step(tmp_path / "t-0", Command(("trace",), "id"), {}, silent) == (how, said)
-    assert read_step(tmp_path / "t-0") is None
-
-
-def test_a_folder_may_begin_with_anothers_files(tmp_path: Path, commands: Commands) -> None:
-    maps = {"name": "maps", "command": "train shortcut --traces t"}
-    heads = {"name": "heads", "command": "train lte --traces t --artefacts {maps}", "begin_with": "{maps}"}
-    study = open_steps(tmp_path / "s", maps, heads)
-    conducted(study)
-    first, second = (study.directory(step) for step in study.steps)
-    (first / "made.json").rename(first / "map.json")
-    for name in ("checkpoints", ".lock"):  # which a cluster does not bring, either
-        (first / name).mkdir()
-    finish_step(first, study.steps[0].command)
-    shutil.rmtree(second)
-    step = study.steps[1]
-    make_step(second, step.command, {"maps": first}, silent)
-    record = read_step(second, step.identity)
-    assert record is not None
-    assert record.files.keys() == {"made.json", "map.json", LOG}
-    assert {entry.name for entry in second.iterdir()} == {*record.files, STEP}
-    without, _ = declared(maps, {key: value for key, value in heads.items() if key != "begin_with"})
-    assert without["heads"].identity != step.identity
-    (first / STEP).unlink()
-    shutil.rmtree(second)
-    how, text = make_step(second, step.command, {"maps": first}, silent)
-    assert (how, text) == (
-        "refused", f"{first} is not whole any more. Delete it, and give the same command with --retry-failed."
-    )  # fmt: skip
-
-
-def test_a_folder_is_used_as_long_as_it_is_what_was_made(tmp_path: Path, commands: Commands) -> None:
-    folder = tmp_path / "t-0"
-
-    def leave(words: list[str], threads: int | None, tell: Callable[[str], None], lock: object) -> Any:
-        for name in ("a.json", "below/b.bin", "checkpoints/x/step-1.json", "rl-checkpoint/step-1.json", ".lock"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(name)
-        return commands([*words], threads, tell, lock)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_run, "_run", leave)
-        make_step(folder, Command(("trace",), "id"), {}, silent)
-    record = read_step(folder, "id")
-    assert record is not None
-    assert record.files.keys() == {"a.json", "below/b.bin", "made.json", LOG}
-    assert record.files["a.json"].sha256 == hashlib.sha256(b"a.json").hexdigest()
-    assert read_step(folder, "another") is None
-    (folder / "a.json").write_text("a")
-    assert read_step(folder) is None
-    (folder / "a.json").write_text("a.json")
-    assert read_step(folder) is not None
-    (folder / LOG).unlink()  # of which nothing is made
-    assert read_step(folder) is not None
-    (folder / "a.json").write_text("A.JSON")
-    assert read_step(folder) is not None
-    assert read_step(folder, verify=True) is None
-    (folder / "a.json").write_text("a.json")
-    assert read_step(folder, verify=True) is not None
-    (folder / "below" / "b.bin").unlink()
-    assert read_step(folder) is None
-
-
-def test_what_cannot_be_read_now_is_not_damaged(
-    tmp_path: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    conducted(open_steps(tmp_path / "s", TRACES))
-    (folder,) = (tmp_path / "s" / STEPS).glob("traces-*")
-
-    def again() -> str:
-        try:
-            return str(conducted(open_steps(tmp_path / "s", TRACES))[1])
-        except StoreError as error:
-            return str(error)
-
-    def fails(working: Callable[..., Any], name: str, number: int) -> Callable[..., Any]:
-        left = [number]
-
-        def look(path: Any, *given: Any, **options: Any) -> Any:
-            if Path(path).name == name and left:
-                left.clear()  # for a moment
-                raise OSError(number, os.strerror(number), str(path))
-            return working(path, *given, **options)
-
-        return look
-
-    looks: tuple[tuple[Any, str, str, int], ...] = (
-        (Path, "stat", STEP, errno.EACCES),
-        (os, "open", STEP, errno.EMFILE),
-        (Path, "stat", "made.json", errno.EIO),
-    )
-    for where, method, name, number in looks:
-        with monkeypatch.context() as patch:
-            patch.setattr(where, method, fails(getattr(where, method), name, number))
-            said = again()
-        assert said.startswith(f"cannot read {folder / name}: {os.strerror(number)}. Make it readable, or delete ")
-    whole = (folder / STEP).read_bytes()
-    (folder / STEP).write_bytes(whole.replace(b'"schema_version": 1', b'"schema_version": 99'))
-    assert "has schema version 99" in again()
-    assert not (tmp_path / "s" / "aside").exists()
-    (folder / STEP).write_bytes(whole[:-9])
-    assert again() == "['step traces']"
-    assert (tmp_path / "s" / "aside" / f"{folder.name}.1").is_dir()
-
-
-def test_hashes_are_compared_where_the_log_does_not_say_that_a_step_is_made(tmp_path: Path, commands: Commands) -> None:
-    def again() -> list[str]:
-        return conducted(open_steps(tmp_path / "s", TRACES))[1]
-
-    again()
-    (folder,) = (tmp_path / "s" / STEPS).glob("traces-*")
-    text = (folder / "made.json").read_text()
-    (folder / "made.json").write_text(text.swapcase())
-    assert again() == []  # of what was finished, each time, only sizes
-    (tmp_path / "s" / EVENTS).unlink()
-    assert again() == ["step traces"]
-    (tmp_path / "s" / EVENTS).unlink()
-    assert again() == []
-    assert [(event.what, event.reason) for event in read_events(tmp_path / "s")] == [("finished", "finished before")]
-
-
-def test_a_step_that_was_changed_is_not_taken_over(tmp_path: Path, commands: Commands) -> None:
-    conducted(open_steps(tmp_path / "other", TRACES, HEADS))
-    traces, heads = (next((tmp_path / "other" / STEPS).glob(f"{name}-*")) for name in ("traces", "heads"))
-    (traces / "made.json").write_text((traces / "made.json").read_text().swapcase())
-    (heads / "of somebody").touch()
-    (heads / LOG).unlink()
-    with open_steps(tmp_path / "s", TRACES, HEADS) as study:
-        found = [(part.title, reason) for part, reason in study.merge(tmp_path / "other")]
-        changed = f"files of {traces} were changed since they were made; it is made again here."
-        assert found == [("step traces", changed), ("step heads", "")]
-        assert not study.directory(study.steps[0]).exists()
-        assert {entry.name for entry in study.directory(study.steps[1]).iterdir()} == {"made.json", STEP}
-    (heads / "made.json").rename(tmp_path / "elsewhere.json")
-    (heads / "made.json").symlink_to(tmp_path / "elsewhere.json")
-    with (
-        open_steps(tmp_path / "t", TRACES, HEADS) as study,
-        pytest.raises(StoreError, match=r"made\.json: it lies behind a link\."),
-    ):
-        list(study.merge(tmp_path / "other"))
-
-
-@pytest.mark.parametrize("name", ["../a", "/a", "below/../../a", "", "a\\b"])
-def test_a_record_lists_no_file_outside_of_its_folder(name: str) -> None:
-    facts = {
-        "schema_version": 1,
-        "created": "",
-        "command": [],
-        "identity": "",
-        "files": {name: {"bytes": 1, "sha256": ""}},
-    }
-    with pytest.raises(ValidationError, match="is no path below a folder"):
-        StepRecord.model_validate(facts)

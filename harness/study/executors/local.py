@@ -1,26 +1,62 @@
-"""Processes of this machine: a point that is measured runs alone, so that it shares neither a device nor a core."""
+"""Processes of this machine: a point that is measured runs alone, so that it shares neither a device nor a core.
+
+``python -m harness.study.executors.local`` is such a process: it gets a JSON line per job and does one after the other,
+so that a model that follows itself is loaded once. How the two speak is said in :mod:`harness.running.repeats`.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import queue
 import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
-from typing import Any, Self, get_args
+from pathlib import Path
+from typing import Any, Self
 
-from harness.contracts.executors import Executor, Happened, How, Job
+from harness.contracts.executors import Command, Executor, Happened, Job
 from harness.errors import ConfigError
 from harness.host.interpreter import fresh_interpreter
-from harness.host.processor import core_count
-from harness.running.repeats import message_of
-from harness.study.executors.sharing import SHARE, fits, part_of, share_of
+from harness.host.processor import core_count, peak_memory_bytes
+from harness.running.repeats import Reporter, message_of
+from harness.study.point_run import run_job
 
 ANSWER_S = 5.0
+SHARE = "share"
+"""Option of an executor: how many steps, or points that are not timed, run where a measured one would be alone."""
+
+
+def share_of(options: Mapping[str, str]) -> int | None:
+    """Return the option; ``None`` where the threads of each job decide.
+
+    Raises:
+        ConfigError: it is no number of points.
+    """
+    text = options.get(SHARE)
+    if text is None:
+        return None
+    if not text.isdigit() or not int(text):
+        raise ConfigError(f"{SHARE}={text} is no number of points. Use {SHARE}=2, for example.")
+    return int(text)
+
+
+def part_of(job: Job, cores: int, share: int | None) -> Fraction:
+    """Return which part of what a measured job owns a job takes: 1, if it does not share or names no threads.
+
+    Args:
+        job: which.
+        cores: that a measured job owns.
+        share: of :func:`share_of`.
+    """
+    if not job.shares:
+        return Fraction(1)
+    return Fraction(1, share or (max(1, cores // job.threads) if job.threads else 1))
 
 
 class Local(Executor):
@@ -50,9 +86,9 @@ class Local(Executor):
         return cls(share_of(options))
 
     def has_room(self, job: Job) -> bool:
-        """Whether nothing is being measured, and no more runs beside it than may share."""
-        running = [(each.job, self._part(each.job)) for each in self._workers if each.job is not None]
-        return fits(job, self._part(job), running, 1)
+        """Whether nothing is being measured, and no more jobs beside it than may share."""
+        running = (self._part(each.job) for each in self._workers if each.job is not None)
+        return sum(running, self._part(job)) <= 1
 
     def _part(self, job: Job) -> Fraction:
         return part_of(job, core_count() or 1, self._share)
@@ -68,7 +104,9 @@ class Local(Executor):
             kept = _Worker(job.model, self._heard)
             self._workers.append(kept)
         kept.job, kept.windows = job, None
-        kept.say(json.dumps(_job_message(job)))
+        inputs = {name: folder.absolute() for name, folder in job.inputs.items()}
+        here = replace(job, directory=job.directory.absolute(), inputs=inputs)
+        kept.say(json.dumps(asdict(here), default=str))
 
     def wait(self) -> Happened:
         """Wait for the next message of a process, or its death.
@@ -88,7 +126,10 @@ class Local(Executor):
                     self._end(worker)
                 continue
             if not line:
-                return self._lost(worker, job)
+                code = worker.process.wait()
+                self._end(worker)
+                said = f"its process ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
+                return Happened(job, "died", said, worker.place, worker.windows)
             message = message_of(line)
             if message is None:
                 continue
@@ -96,17 +137,11 @@ class Local(Executor):
                 worker.job = None
                 if message["ended"] != "done":
                     self._end(worker)  # what failed may have left memory, or a sensor, in a state the next would meet
-                how, text, memory = _how(message["ended"]), message["text"], message["memory_bytes"]
+                how, text, memory = message["ended"], message["text"], message["memory_bytes"]
                 return Happened(job, how, text, worker.place, worker.windows, memory)
             text = worker.progress(message)
             self._unanswered = worker
             return Happened(job, "progress", text, worker.place, worker.windows)
-
-    def _lost(self, worker: _Worker, job: Job) -> Happened:
-        code = worker.process.wait()
-        self._end(worker)
-        said = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return Happened(job, "lost", f"its process ended with {said}", worker.place, worker.windows)
 
     def close(self) -> None:
         """End the processes, in the middle of a window perhaps: on disk none is half there."""
@@ -119,13 +154,13 @@ class Local(Executor):
 
 
 class _Worker:
-    """A process with the model that it holds and the job that it measures; what it says goes into a queue."""
+    """A process with the model that it holds and the job that it does; its messages go into a queue."""
 
     def __init__(self, model: tuple[str, ...], heard: queue.SimpleQueue[tuple[_Worker, bytes]]) -> None:
         self.model = model
         self.job: Job | None = None
         self.windows: tuple[int, int] | None = None
-        self.process = fresh_interpreter("harness.study.worker", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = fresh_interpreter("harness.study.executors.local", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.place = f"{platform.node()}:{self.process.pid}"
         self._listener = threading.Thread(target=self._listen, args=(heard,), daemon=True)
         self._listener.start()
@@ -162,16 +197,23 @@ class _Worker:
             pass
 
 
-def _job_message(job: Job) -> dict[str, Any]:
-    """Return what a process is told of a job."""
-    return {
-        "directory": str(job.directory.absolute()),
-        "settings": dict(job.settings),
-        "command": None if job.command is None else asdict(job.command),
-        "inputs": {name: str(folder.absolute()) for name, folder in job.inputs.items()},
-    }
+def main() -> None:
+    """Do what the parent process sends, until it is gone."""
+    reporter = Reporter()
+    place = {"executor": "local", "process": f"{platform.node()}:{os.getpid()}"}
+    try:
+        while True:
+            how, text = run_job(_job(json.loads(reporter.heard())), reporter, place)
+            reporter.tell({"ended": how, "text": text, "memory_bytes": peak_memory_bytes()})
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
-def _how(text: str) -> How:
-    found: How = text if text in get_args(How) else "refused"  # type: ignore[assignment]
-    return found
+def _job(sent: dict[str, Any]) -> Job:
+    command = sent["command"] and Command(**{**sent["command"], "words": tuple(sent["command"]["words"])})
+    inputs = {name: Path(folder) for name, folder in sent["inputs"].items()}
+    return Job(**{**sent, "directory": Path(sent["directory"]), "command": command, "inputs": inputs})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,67 +1,65 @@
-"""A Ray cluster: several points at once, none of which shares an accelerator or a processor core with another."""
+"""A Ray cluster: each point or step is one task of it, which returns how it ended and the archive of its folder.
+
+Where the node sees the study's folder nothing is carried: the task works there. Where it does not, a point that dies
+begins anew, for nothing of it has arrived. Which node runs what, Ray decides.
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
+import logging
+import os
+import platform
+import socket
+import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from fractions import Fraction
+import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack, redirect_stdout, suppress
+from dataclasses import replace
 from importlib import import_module
-from typing import Any, Self
+from pathlib import Path
+from typing import IO, Any, Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
-from harness.errors import ConfigError, StoreError, reason
-from harness.study.executors.ray_collector import Collector, Windows
-from harness.study.executors.ray_nodes import INSTALL, Node, Nodes, connect, with_processors
-from harness.study.executors.ray_worker import Ended, PointWorker
-from harness.study.executors.sharing import SHARE, alike, fits, part_of, share_of
-from harness.study.kept_run import is_measured
-from harness.study.step_folder import read_step
+from harness.errors import ConfigError, StoreError
+from harness.host.libraries import library_border, require
+from harness.host.processor import peak_memory_bytes
+from harness.records import WindowRecord
+from harness.store.packed_run import pack_folder, unpack_folder
+from harness.store.run_directory import is_held
+from harness.study.executors.local import SHARE, part_of, share_of
+from harness.study.ledger import is_measured, take_in
+from harness.study.point_run import run_job
+from harness.study.step_run import STEP, read_step
 
-LOOK_S = 0.5
+if sys.platform != "win32":
+    import fcntl
+
 ANSWER_S = 5.0
-COMING_S = 60.0
-"""Seconds to wait for a node where the last one was lost."""
-
-
-@dataclass
-class _Worker:
-    """A process on a node, with the model that it holds and the job that it measures."""
-
-    actor: Any
-    node: Node
-    job: Job
-    attempt: int
-    result: Any
-    part: Fraction
-    place: str
-    windows: Windows | None = None
+BUSY_S = 30.0
+"""Seconds in which what an earlier driver left behind lets go of a run directory."""
+LOOK_S = 0.2
 
 
 class Ray(Executor):
-    """Measure points and make steps on a Ray cluster, on processor cores or an accelerator of their own.
+    """Measure points and make steps on a Ray cluster; a point that is measured has its machine to itself.
 
     Options: ``address`` of the cluster (``auto``, ``HOST:6379``; without it RAY_ADDRESS, or a cluster on this machine);
-    ``cpus`` per point (default: all of the smallest node, so that a point has a node to itself) and ``gpus`` per point
-    (default: 1 where nodes have some). Steps, and points that are not timed, run several at once on what one that is
-    measured would own, ``share`` of them (default: as many as their ``threads`` leave cores for), and only while none
-    is measured.
-    Nodes need this package and the weights, and no file system in common with the driver.
+    ``gpus`` of a measured point (default: 1 where nodes have some). Steps, and points that are not timed, run several
+    at once where a measured one would be alone, ``share`` of them (default: as many as their ``threads`` leave cores of
+    the smallest node for), and only while none is measured. Nodes need this package and the weights, and no file system
+    in common with the driver.
     """
 
-    options = ("address", "cpus", "gpus", SHARE)
+    options = ("address", "gpus", SHARE)
 
-    def __init__(self, ray: Any, nodes: Nodes, cpus: int, gpus: int, share: int | None = None) -> None:
-        self._ray, self._nodes, self._cpus, self._gpus, self._share = ray, nodes, cpus, gpus, share
-        here = nodes.on(ray.get_runtime_context().get_node_id())
-        self._collector = ray.remote(Collector).options(num_cpus=0, scheduling_strategy=here).remote()
-        self._attempts = itertools.count(1)
-        self._running: list[_Worker] = []
-        self._idle: list[_Worker] = []
-        self._events: list[Happened] = []
+    def __init__(self, ray: Any, gpus: int, share: int | None, opened: ExitStack) -> None:
+        self._ray, self._gpus, self._share, self._opened = ray, gpus, share, opened
+        # tried once: whoever counts attempts decides what the next one has to itself; and in a process of its own
+        self._run = ray.remote(max_retries=0, max_calls=1, scheduling_strategy="SPREAD")(run_task)
+        self._running: dict[Any, tuple[Job, Path]] = {}
+        self._archives: dict[Path, Any] | None = None
 
     @classmethod
     def open(cls, options: Mapping[str, str]) -> Self:
@@ -69,270 +67,228 @@ class Ray(Executor):
         for name in options:
             if name not in cls.options:
                 raise ConfigError(f"the ray executor has no option '{name}'. Known: {', '.join(cls.options)}.")
-        share = share_of(options)
-        ray = connect(options.get("address"))
-        with ExitStack() as on_error:
-            on_error.callback(ray.shutdown)
-            opened = cls._on(ray, options, share)
-            on_error.pop_all()
-        return opened
+        share, gpus = share_of(options), options.get("gpus")
+        if gpus is not None and not gpus.isdigit():
+            raise ConfigError(f"gpus={gpus} is no number of gpus.")
+        with ExitStack() as opened:
+            ray = connect(options.get("address"), opened)
+            nodes = [row["Resources"] for row in ray.nodes() if row["Alive"]]
+            executor = cls(ray, int(gpus or any("GPU" in node for node in nodes)), share, opened)
+            if not executor._nodes():
+                lacks = f"and {executor._gpus} GPUs " if executor._gpus else ""
+                raise ConfigError(
+                    f"the Ray cluster has no node with processors {lacks}for a point. Add one: "
+                    "`ray start --address=HOST:6379`."
+                )
+            executor._opened = opened.pop_all()
+        return executor
 
-    @classmethod
-    def _on(cls, ray: Any, options: Mapping[str, str], share: int | None) -> Self:
-        """Look at the nodes of a cluster that answers.
-
-        Raises:
-            ConfigError: none can take a point, or this machine cannot collect what they send.
-        """
-        rows = [row["Resources"] for row in with_processors(ray)]
-        if not rows:
-            raise ConfigError("the Ray cluster has no node with processors. Add one: `ray start --address=HOST:6379`.")
-        cpus = _number(options, "cpus", max(1, min(int(row["CPU"]) for row in rows)))
-        gpus = _number(options, "gpus", 1 if any(row.get("GPU") for row in rows) else 0)
-        nodes = Nodes(ray, cpus, gpus)
-        if not any(node.slots for node in nodes.there()):
-            raise ConfigError(f"no node has cpus={cpus} and gpus={gpus} for a point. Use fewer.")
-        if not nodes.usable():
-            raise ConfigError(nodes.nowhere(())[1])
-        opened = cls(ray, nodes, cpus, gpus, share)
-        try:
-            ray.get(opened._collector.told.remote())
-        except ray.exceptions.RayError as error:
-            raise ConfigError(
-                f"Ray's node on this machine cannot collect what others measure: {_error_text(error)}. Start Ray "
-                "there with the Python of this command."
-            ) from None
-        return opened
+    def _nodes(self) -> list[int]:
+        """Return the logical CPUs of each node that is there and can take a measured point."""
+        there = (row["Resources"] for row in self._ray.nodes() if row["Alive"])
+        return [int(node["CPU"]) for node in there if node.get("CPU") and node.get("GPU", 0) >= self._gpus]
 
     def has_room(self, job: Job) -> bool:
-        """Whether a node has room, or none ever will, and nothing is left to be told."""
-        if self._events:
-            return False
-        with self._answering():
-            return not self._running or self._nodes.lacks(*_models(job)) or bool(self._with_room(job))
-
-    def _part(self, job: Job) -> Fraction:
-        return part_of(job, self._cpus, self._share)
-
-    def _with_room(self, job: Job) -> list[Node]:
-        """Return the nodes that a job could begin on now."""
-        if not alike(job, (worker.job for worker in self._running)):
-            return []
-        part = self._part(job)
-        return [
-            node
-            for node in self._nodes.usable(*_models(job))
-            if fits(job, part, [(each.job, each.part) for each in _at(node, self._running)], node.slots)
-        ]
-
-    def _node_for(self, job: Job) -> Node | None:
-        """Return the node with most processors free among those with room; waits for one to come where all are lost."""
-        deadline = time.monotonic() + COMING_S
-        while not self._nodes.there() and time.monotonic() < deadline:
-            time.sleep(LOOK_S)
-        found = self._with_room(job)
-        if len(found) < 2:
-            return next(iter(found), None)
-        free = self._nodes.free_cpus()  # of other users of the cluster, too, and late
-        return max(
-            found,
-            key=lambda node: min(
-                node.cpus - self._cpus * _taken(_at(node, self._running)),
-                free.get(node.id, 0.0) + self._cpus * _taken(_at(node, self._idle)),
-            ),
-        )
+        """Whether fewer jobs run than the nodes have room for; other users of the cluster do not count."""
+        nodes = self._nodes()
+        cores = min(nodes, default=1)
+        running = (part_of(other, cores, self._share) for other, _ in self._running.values())
+        return not self._running or sum(running, part_of(job, cores, self._share)) <= len(nodes)
 
     def start(self, job: Job) -> None:
-        """Hand a job to an idle process that holds its model, or to a new one."""
-        with self._answering():
-            self._start(job, self._part(job))
+        """Give the cluster a task; a file beside the job's folder tells it whether that is on its file system."""
+        marker = job.directory.absolute().with_name(f".{uuid.uuid4().hex}.part")
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        self._submit(job, marker)
 
-    def _start(self, job: Job, part: Fraction) -> None:
-        usable = self._nodes.usable()
-        for worker in [each for each in self._idle if each.job.shares != job.shares or each.node not in usable]:
-            self._idle.remove(worker)
-            self._kill(worker)
-        fitting = self._nodes.usable(*_models(job))
-        same = (each for each in self._idle if (each.job.model, each.part) == (job.model, part))
-        kept = next((each for each in same if each.node in fitting), None)
-        node = self._node_for(job) if kept is None else kept.node
-        if node is None:
-            self._events.append(Happened(job, *self._nodes.nowhere(*_models(job))))
-            return
-        if kept is not None:
-            self._idle.remove(kept)
-        actor = self._new(node, part, owns=not job.shares) if kept is None else kept.actor
-        attempt = next(self._attempts)
-        folder, send = str(job.directory.absolute()), _Sender(self._collector)
-        inputs = {name: str(path.absolute()) for name, path in job.inputs.items()}
-        if job.command is None:
-            result = actor.measure.remote(attempt, job.name, folder, dict(job.settings), send, inputs)
-        else:
-            result = actor.make.remote(attempt, folder, job.command, inputs, send)
-        place = node.host if kept is None else kept.place
-        self._running.append(_Worker(actor, node, job, attempt, result, part, place))
-
-    def _new(self, node: Node, part: Fraction, *, owns: bool) -> Any:
-        """Return a new process on a node, where idle ones make room for it."""
-        for worker in _at(node, self._idle):
-            if part + _taken(_at(node, (*self._running, *self._idle))) > node.slots:
-                self._idle.remove(worker)
-                self._kill(worker)
-        options = {"num_cpus": _resource(self._cpus, part), "num_gpus": _resource(self._gpus, part)}
-        started = self._ray.remote(PointWorker).options(
-            **options, max_restarts=0, max_task_retries=0, scheduling_strategy=self._nodes.on(node.id)
-        )
-        return started.remote(self._cpus if owns else 0)
+    def _submit(self, job: Job, marker: Path) -> None:
+        if self._archives is not None:
+            for folder in set(job.inputs.values()) - self._archives.keys():
+                self._archives[folder] = self._ray.put(_packed(folder))
+        carried = self._archives
+        archives = None if carried is None else {name: carried[folder] for name, folder in job.inputs.items()}
+        inputs = {name: folder.absolute() for name, folder in job.inputs.items()}
+        here = replace(job, directory=job.directory.absolute(), inputs=inputs)
+        cores = min(self._nodes(), default=1)
+        part = part_of(job, cores, self._share)
+        of_measured = {"num_cpus": cores, "num_gpus": self._gpus}
+        asked = {  # above 1 Ray takes whole numbers alone
+            name: int(much * part) if much * part >= 1 else int(much * part * 1000) / 1000
+            for name, much in of_measured.items()
+        }
+        self._running[self._run.options(**asked, name=job.name).remote(here, marker, archives)] = job, marker
 
     def wait(self) -> Happened:
-        """Wait until a job says something, ends or is lost."""
-        while not self._events:
-            with self._answering():
-                ended, _ = self._ray.wait([worker.result for worker in self._running], timeout=LOOK_S)
-                self._listen()
-                for worker in [each for each in self._running if each.result in ended]:
-                    self._running.remove(worker)
-                    self._events.append(self._end(worker))
-        return self._events.pop(0)
-
-    def _listen(self) -> None:
-        """Turn what the collector was told into events."""
-        running = {worker.attempt: worker for worker in self._running}
-        for attempt, place, text, windows in self._ray.get(self._collector.told.remote()):
-            if (worker := running.get(attempt)) is not None:
-                worker.place, worker.windows = place, windows
-                self._events.append(Happened(worker.job, "progress", text, place, windows))
-
-    def _end(self, worker: _Worker) -> Happened:
-        """Return how a job ended; from now on nothing of it is taken, whatever its process still sends."""
-        ended = self._ended(worker)
-        self._ray.get(self._collector.end.remote(worker.attempt))
-        how, text = ended.how, ended.text
-        if how == "done" and not _has_arrived(worker.job):
-            how, text = "lost", f"what it measured did not arrive in {worker.job.directory}. Look at that disk."
-        if how == "unfit":
-            how, text = self._leave_out(worker, ended)
-        if how == "done":
-            self._idle.append(worker)
-        else:
-            self._kill(worker)
-        return Happened(worker.job, how, text, worker.place, worker.windows, ended.memory_bytes)
-
-    def _ended(self, worker: _Worker) -> Ended:
+        """Wait until a task ends."""
         errors = self._ray.exceptions
-        try:
-            ended: Ended = self._ray.get(worker.result)
-        except errors.OutOfMemoryError as error:
-            return Ended("out-of-memory", reason(error), None)
-        except errors.RayTaskError as error:
-            return Ended("lost", f"its process failed: {_error_text(error)}", None)
-        except errors.RayError as error:
-            if getattr(error, "actor_init_failed", False):  # it had nothing to do yet but to import this package
-                return Ended("unfit", _error_text(error), None)
-            return Ended("lost", f"its process or node died: {_error_text(error)}", None)
-        return ended
-
-    def _leave_out(self, worker: _Worker, ended: Ended) -> tuple[How, str]:
-        """Give a node no more points, or none of a kind, and return what becomes of the one that it had."""
-        job, does = worker.job, ""
-        why, model = f"it cannot import the harness ({ended.text}). {INSTALL}", None
-        if ended.lacks == "room":
-            why = f"{ended.text}. Make room there; the next command uses it again."
-            if job.command is not None:  # others may need less
-                model, does = _alone(job), f"does not make {job.name}"
-        elif ended.lacks == "model":
-            why, model = ended.text, job.model
-        elif ended.lacks == "folder":
-            why = ended.text
-        said = self._nodes.leave_out(worker.node, why, model, does)
-        return ("unfit", said) if self._nodes.usable(*_models(job)) else self._nodes.nowhere(*_models(job))
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Say in one line that the cluster, or what collects the records, is gone.
-
-        Raises:
-            StoreError: so that no point is said to have failed for it.
-        """
-        try:
-            yield
-        except self._ray.exceptions.RayError as error:
-            raise StoreError(
-                f"the Ray cluster does not answer any more: {_error_text(error)}. Every window that arrived is kept; "
-                "give the same command again to go on."
-            ) from None
-
-    def _kill(self, worker: _Worker) -> None:
-        with suppress(Exception):  # it is gone already
-            self._ray.kill(worker.actor, no_restart=True)
+        while True:
+            try:
+                (result, *_), _ = self._ray.wait(list(self._running))
+            except errors.RayError as error:
+                raise StoreError(
+                    f"the Ray cluster does not answer any more: {_line_of(error)}. What has arrived is kept; give the "
+                    "same command again to go on."
+                ) from None
+            job, marker = self._running.pop(result)
+            try:
+                returned = self._ray.get(result)
+            except errors.RayError as error:
+                how: How = "out-of-memory" if isinstance(error, errors.OutOfMemoryError) else "died"
+                returned = Happened(job, how, _line_of(error)), None
+            if returned is None:  # it needs the folders of steps, and does not see them
+                self._archives = self._archives or {}
+                self._submit(job, marker)
+                continue
+            marker.unlink(missing_ok=True)
+            event: Happened = replace(returned[0], job=job)
+            if event.how == "done":
+                how, text = _arrived(job, returned[1])
+                event = replace(event, how=how, text=text)
+            return event
 
     def close(self) -> None:
         """Stop what runs, and leave the cluster."""
-        for worker in (*self._running, *self._idle):
-            self._kill(worker)
-        for worker in self._running:  # now: a process that is being ended may hold the folder's lock for a while
-            with suppress(self._ray.exceptions.RayError):
-                self._ray.get(self._collector.end.remote(worker.attempt), timeout=ANSWER_S)
-        self._running, self._idle = [], []
-        self._ray.shutdown()
+        for result, (_, marker) in self._running.items():
+            with suppress(Exception):  # it may be gone already
+                self._ray.cancel(result, force=True)
+            marker.unlink(missing_ok=True)
+        self._running = {}
+        self._opened.close()
 
 
-@dataclass(frozen=True)
-class _Sender:
-    """Calls the collector from a node, and waits until it has written."""
+def run_task(job: Job, marker: Path, archives: Mapping[str, Any] | None) -> tuple[Happened, bytes | None] | None:
+    """Run a job on a node: the body of a task.
 
-    collector: Any
+    Args:
+        job: with its folders as the driver has them.
+        marker: a file that the driver has made beside the job's folder.
+        archives: name → reference to the archive of each step that the job reads; ``None`` where none was carried.
 
-    def __call__(self, method: str, *arguments: Any) -> Any:
-        ray: Any = import_module("ray")
-        try:
-            return ray.get(getattr(self.collector, method).remote(*arguments))
-        except ray.exceptions.RayTaskError as error:  # what the collector raised, of which this has the words alone
-            raise error.cause from None
+    Returns:
+        How it ended, and the archive of its folder where that is done and not on the driver's file system; ``None``
+        where it needs archives that were not carried.
+    """
+    is_shared = marker.exists()
+    if not is_shared and job.inputs and archives is None:
+        return None
+    place, archive = f"{platform.node()}:{os.getpid()}", None
+    placement = {"executor": "ray", "process": place}
+    with (
+        _machine(alone=not job.shares),
+        tempfile.TemporaryDirectory(prefix="harness-point-", ignore_cleanup_errors=True) as scratch,
+    ):
+        if is_shared:
+            deadline = time.monotonic() + BUSY_S
+            while is_held(job.directory) and time.monotonic() < deadline:
+                time.sleep(LOOK_S)
+            how, text = run_job(job, _Silent(), placement)
+        else:
+            inputs = {name: Path(scratch, "steps", folder.name) for name, folder in job.inputs.items()}
+            for name, folder in inputs.items():
+                unpack_folder(import_module("ray").get((archives or {})[name]), folder)
+            here = replace(job, directory=Path(scratch, "runs", job.directory.name), inputs=inputs)
+            here.directory.parent.mkdir()
+            how, text = run_job(here, _Silent(), placement)
+            text = text.replace(str(here.directory), str(job.directory))
+            if how == "done":
+                archive = _packed(here.directory)
+            elif how == "stopped":  # for want of room on this node alone
+                how, text = "died", f"{platform.node()} cannot write what it measures: {text}"
+    return Happened(job, how, text, place, memory_bytes=peak_memory_bytes()), archive
 
 
-def _has_arrived(job: Job) -> bool:
-    """Whether the directory here is that of a finished run, or of a step that is whole."""
+class _Silent:
+    """Implements :class:`harness.running.session.Observer`: the task's result says it all."""
+
+    def stage(self, text: str) -> None: ...
+
+    def begin(self, total: int, done: int, directory: Path) -> None: ...
+
+    def window(self, record: WindowRecord) -> None: ...
+
+
+def _machine(*, alone: bool) -> IO[bytes]:
+    """Return a lock of this machine, held until it is closed, once nobody has it alone; or nobody at all.
+
+    So no two points are measured on one machine, whatever studies they are of, nor does anything share with one that
+    is. Users of a machine do not see each other's.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    lock = Path(tempfile.gettempdir(), f"harness-measures-{user}").open("ab")  # noqa: SIM115  # the caller closes it
+    if sys.platform != "win32":
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    return lock
+
+
+def _packed(folder: Path) -> bytes:
+    """Return the archive of a finished run directory, or of the folder of a step."""
+    record = read_step(folder)
+    if record is not None:
+        return pack_folder(folder, [*record.files, STEP])
+    return pack_folder(folder, sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")))
+
+
+def _arrived(job: Job, archive: bytes | None) -> tuple[How, str]:
+    """Put what a task has finished in the study's folder; return whether it is whole there, and why not."""
     try:
-        if job.command is not None:
-            return read_step(job.directory, job.command.identity) is not None
-        return is_measured(job.directory)
-    except StoreError:
-        return False
+        if archive is not None:
+            take_in(archive, job.directory)
+        if job.command is None:
+            whole = is_measured(job.directory)
+        else:
+            whole = read_step(job.directory, job.command.identity, verify=archive is not None) is not None
+    except StoreError as error:
+        return "stopped", str(error)
+    return ("done", "") if whole else ("died", f"what it left did not arrive in {job.directory}. Look at that disk.")
 
 
-def _models(job: Job) -> tuple[tuple[str, ...], ...]:
-    """Return for what a node may lack something that a job needs."""
-    return (job.model,) if job.command is None else (job.model, _alone(job))
-
-
-def _alone(job: Job) -> tuple[str, ...]:
-    return ("job", job.name)
-
-
-def _at(node: Node, workers: Iterable[_Worker]) -> list[_Worker]:
-    return [worker for worker in workers if worker.node == node]
-
-
-def _taken(workers: Iterable[_Worker]) -> Fraction:
-    return sum((worker.part for worker in workers), Fraction(0))
-
-
-def _resource(of_measured: int, part: Fraction) -> float:
-    """Return what to ask Ray for: above 1 it takes whole numbers alone."""
-    asked = of_measured * part
-    return int(asked) if asked >= 1 else math.floor(asked * 1000) / 1000
-
-
-def _number(options: Mapping[str, str], name: str, default: int) -> int:
-    text = options.get(name, str(default))
-    if not text.isdigit() or (name == "cpus" and not int(text)):
-        raise ConfigError(f"{name}={text} is no number of {name}.")
-    return int(text)
-
-
-def _error_text(error: BaseException) -> str:
+def _line_of(error: BaseException) -> str:
     """Return the line of Ray's long messages that says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line or "died" in line or "killed" in line]
-    return (telling or lines or [type(error).__name__])[-1 if telling else 0][:300]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return [lines[0], *(line for line in lines if "Error" in line or "died" in line or "killed" in line)][-1][:300]
+
+
+def connect(address: str | None, opened: ExitStack) -> Any:
+    """Connect to a cluster, or start one on this machine, and return the module ``ray``.
+
+    Args:
+        address: ``auto`` or ``HOST:PORT``; ``None`` for that of RAY_ADDRESS or ``ray start``, if there is one.
+        opened: ends the connection when it is closed.
+
+    Raises:
+        ConfigError: Ray is not installed or does not start, or nobody answers there.
+    """
+    require("cluster", "ray")
+    hide_amdsmi(opened)
+    what, remedy = "Ray does not start on this machine", "Start it (`ray start --head`), which says why it cannot."
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    if address is not None:
+        what = f"no Ray cluster answers at {address}"
+        remedy = "Start one (`ray start --head`), or leave --address and RAY_ADDRESS out for one on this machine."
+    with library_border(what, remedy, ConfigError):
+        ray: Any = import_module("ray")
+        host, _, port = (address or "").rpartition(":")
+        if port.isdigit():  # Ray itself waits for minutes before it says that nobody is there
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, ignore_reinit_error=True)
+    opened.callback(ray.shutdown)
+    return ray
+
+
+def hide_amdsmi(opened: ExitStack) -> None:
+    """Let Ray, here and in the processes that it starts, find no ``amdsmi`` where that cannot be imported.
+
+    Zeus brings the package to every machine; without AMD's library its import raises KeyError, and Ray from 2.56 on is
+    prepared for ImportError alone.
+    """
+    try:
+        with redirect_stdout(None):  # where it prints what it misses
+            import_module("amdsmi")
+    except Exception:
+        sys.modules["amdsmi"] = None  # type: ignore[assignment]
+        absent = opened.enter_context(tempfile.TemporaryDirectory(prefix="harness-", ignore_cleanup_errors=True))
+        Path(absent, "amdsmi.py").write_text("raise ImportError\n", encoding="ascii")
+        before = os.environ.get("PYTHONPATH", "")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [absent, before]))
+        opened.callback(os.environ.__setitem__, "PYTHONPATH", before)
