@@ -9,8 +9,8 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from harness.errors import ArtefactError, TrainingError
+from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_bytes, replace_files
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, look_into, read_artefact, write_artefact
 
@@ -129,6 +130,28 @@ def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
 
 def _steps(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
+
+
+def cut_log(log: Path, keeps: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines of steps that are done again, and what a kill broke off: a log is ahead of its checkpoint then.
+
+    Args:
+        log: JSON lines; made, with its folder, where it is missing.
+        keeps: tells whether a line stays.
+
+    Raises:
+        TrainingError: the log cannot be read.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    kept = []
+    try:
+        lines = read_bytes(log, LARGEST_LOG_BYTES).splitlines() if log.exists() else []
+    except OSError as error:
+        raise TrainingError(f"cannot read {log}: {error.strerror}. Remove it, or give another --out.") from None
+    for line in lines:
+        with suppress(ValueError, TypeError, KeyError):
+            kept += [line + b"\n"] if keeps(parse_json(line)) else []
+    replace_files({log: b"".join(kept)})
 
 
 @contextmanager

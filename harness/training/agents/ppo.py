@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from harness.contracts.recipes import Progress
 from harness.errors import TrainingError
-from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_bytes, replace_files
 from harness.host.libraries import library_border
 from harness.models.controllers import Network
 from harness.training.agents.exit_env import ExitVecEnv, Tally
-from harness.training.checkpoints import Checkpoints, damaged, network_tensors, restore_network, tensors_under
-from harness.training.options import AgentSettings
+from harness.training.checkpoints import Checkpoints, cut_log, damaged, network_tensors, restore_network, tensors_under
+from harness.training.recipes import AgentSettings
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def learn(
         raise TrainingError(
             f"{left} is of this very training, which was interrupted. Add --resume to go on, or remove {left.parent}."
         )
-    _truncate(log, steps)
+    cut_log(log, lambda line: line["steps"] <= steps and "optimal_exits" not in line)
     model.policy.optimizer.register_step_pre_hook(lambda *_: _refuse_nan(model, steps, checkpoints))
     progress.begin("learning", settings.steps, min(steps, settings.steps))
     callback, kept = _StopOrGoOn(stop, progress, settings.steps), steps
@@ -261,18 +259,3 @@ def _by_layer(counts: Any, layers: Sequence[int]) -> dict[str, int]:
 def _append(log: Path, line: dict[str, Any]) -> None:
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def _truncate(log: Path, steps: int) -> None:
-    """Keep the lines up to a step; those behind it will be written again."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
-    if steps and log.exists():
-        try:
-            lines = read_bytes(log, LARGEST_LOG_BYTES).splitlines()
-        except OSError as error:
-            raise TrainingError(f"cannot read {log}: {error.strerror}. Remove it, or give another --out.") from None
-        for line in lines:
-            with suppress(ValueError, TypeError, KeyError):  # a kill breaks a line off
-                kept += [line] if parse_json(line)["steps"] <= steps and b"optimal_exits" not in line else []
-    replace_files({log: b"".join(line + b"\n" for line in kept)})

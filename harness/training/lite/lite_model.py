@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from harness.contracts.recipes import loss_weights
 from harness.decoding.families import head_modules
-from harness.training.options import LiteRecipe
+from harness.training.recipes import LiteRecipe
 
 CHUNK = 128
 """Tokens whose logits exist at the same time."""

@@ -20,7 +20,7 @@ from harness.training.agents.exit_env import ExitVecEnv
 from harness.training.agents.ppo import AgentCheckpoints, Learned, learn, policy_network
 from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, reward_table
 from harness.training.checkpoints import stop_on_interrupt
-from harness.training.options import AgentSettings
+from harness.training.recipes import AgentSettings
 
 POINTS, LAYERS = (4, 6, 10), 12
 QUICK = AgentSettings(steps=6144, rollout=512, batch=128, learning_rate=1e-2, discount=0.9, hidden=(16, 16), envs=16)

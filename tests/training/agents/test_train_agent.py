@@ -22,7 +22,7 @@ from harness.models.controllers import Network, find_controller
 from harness.models.model import resolve
 from harness.training.agents.exit_env import ExitVecEnv
 from harness.training.agents.reward import REWARDS, describe
-from harness.training.agents.train_agent import AGENT_OBSERVATIONS, train_agent
+from harness.training.agents.train_agent import AGENT_OBSERVATIONS
 from harness.training.recipes import Agent
 from harness.training.traces.reading import open_traces
 from harness.training.traces.store import Traces
@@ -182,9 +182,9 @@ def test_live(tiny_llama: Path, trace: Path, rows_file: Path, tmp_path: Path) ->
         tokens=4, steps=128, rollout=64, batch=32, envs=8, preset="paper", observation="rich",
     )  # fmt: skip
     seen = Steps()
-    made = train_agent(options.filled(), TrainingRun("rl", "x", seen))
+    made = options.train(TrainingRun("rl", "x", seen))
     assert made.finished
-    facts = read_artefact(made.path, "rl").facts
+    facts = read_artefact(tmp_path / "a" / "live.json", "rl").facts
     assert facts["trained_on"]["live"] is True
     assert facts["ppo"]["envs"] == 1
     *lines, optimal = map(json.loads, (tmp_path / "a" / "live-training.jsonl").read_text().splitlines())
@@ -286,6 +286,6 @@ def test_no_exit_keeps_everything(
     """Where no threshold keeps enough, the default never exits."""
     monkeypatch.setattr("harness.training.agents.train_agent.threshold_keeping", lambda *_: None)
     options = Agent(model=str(tiny_llama), traces=trace, out=tmp_path / "b", name="agent", steps=1)
-    made = train_agent(options.filled(), TrainingRun("rl", "x"))
+    made = options.train(TrainingRun("rl", "x"))
     assert "it never exits by default" in made.report
-    assert read_artefact(made.path, "rl").facts["threshold"] == 1.0
+    assert read_artefact(tmp_path / "b" / "agent.json", "rl").facts["threshold"] == 1.0

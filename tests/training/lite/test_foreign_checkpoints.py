@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from harness.contracts.recipes import Trained
 from harness.errors import TrainingError
-from harness.training.lite.fit import FitResult
 
 
 class Bomb:
@@ -26,7 +26,7 @@ class Bomb:
 
 
 @pytest.fixture(scope="module")
-def halfway(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def halfway(tune: Callable[..., Trained], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tuning whose last checkpoint is of the second of four steps."""
     out = tmp_path_factory.mktemp("tuned") / "artefacts"
     assert tune(tiny_llama, out).finished
@@ -36,7 +36,7 @@ def halfway(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path_factory: 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_no_code_in_a_checkpoint_runs(
-    tune: Callable[..., FitResult], tiny_llama: Path, halfway: Path, tmp_path: Path, name: str
+    tune: Callable[..., Trained], tiny_llama: Path, halfway: Path, tmp_path: Path, name: str
 ) -> None:
     copy, went_off = Path(shutil.copytree(halfway, tmp_path / "copy")), tmp_path / "went-off"
     file = copy / "checkpoints" / "checkpoint-2" / name

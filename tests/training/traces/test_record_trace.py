@@ -18,11 +18,11 @@ from harness.contracts import ModelRequest, document_key
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
+from harness.models.artefacts import read_artefact
 from harness.models.model import resolve
 from harness.models.trained import read_shortcuts
 from harness.training.options import TraceRequest
 from harness.training.recipes import Shortcut
-from harness.training.shortcut import train_shortcut
 from harness.training.traces import record_trace
 from harness.training.traces.record_trace import FIRST, trace
 from harness.training.traces.store import Traces, TraceWriter
@@ -161,7 +161,8 @@ def test_exits_are_read_through_their_maps(
     """With ``--exit-head shortcut``, ``hidden`` stays the residual stream, and the head reads what the maps make."""
     shared = tracer(tiny_llama, corpus_file, tmp_path / "shared")
     options = Shortcut(model=str(tiny_llama), traces=tmp_path / "shared", out=tmp_path / "a")
-    made = train_shortcut(options, TrainingRun("shortcut", "x")).artefact
+    options.train(TrainingRun("shortcut", "x"))  # type: ignore[attr-defined]
+    made = read_artefact(tmp_path / "a" / "shortcut.json", "shortcut")
     mapped = tracer(tiny_llama, corpus_file, tmp_path / "mapped", exit_head="shortcut", artefacts=str(tmp_path / "a"))
     assert mapped.index["exit_head"] == f"shortcut:{made.sha256[:16]}"
     model = naive(tiny_llama)
