@@ -41,11 +41,7 @@ PART = 256
 
 @torch.inference_mode()
 def fit_lowrank(options: LowRankHead, run: TrainingRun) -> Trained:
-    """Fit the root on a trace and write ``lowrank.json`` in the folder.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
+    """Fit the root on a trace and write ``lowrank.json`` in the folder."""
     data = TrainingSet.open(options, run, own=False)
     run.progress.stage(f"loading {data.resolved.info.name}")
     backbone = data.resolved.load("cpu").backbone
@@ -137,18 +133,15 @@ class _Stream:
 
 
 def count_tokens(options: TokenShortlist, run: TrainingRun) -> Trained:
-    """Rank the tokens of train splits by frequency and write ``shortlist.json`` in the folder.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
+    """Rank the tokens of train splits by frequency and write ``shortlist.json`` in the folder."""
     resolved = resolve(ModelRequest(options.model, weights="auto", seed=options.seed))
     info, tokenizer = resolved.info, resolved.tokenizer
     streams = list(_read(options, tokenizer, run))
     held = {document_key(one.text) for stream in streams for one in stream.corpus.documents[: stream.held_out]}
-    counts = [_count(_counted(stream, held), info.vocab_size) for stream in streams]
+    counts = [torch.bincount(torch.cat(_counted(stream, held)).long(), minlength=info.vocab_size) for stream in streams]
     ranked = rank(counts)[: options.size]
-    covered = {stream.name: _coverage(stream, ranked) for stream in streams}
+    steps = [step for step in STEPS if step <= len(ranked)] or [len(ranked)]
+    covered = {stream.name: _coverage(stream, ranked, steps) for stream in streams}
     documents = {document_key(one.text) for stream in streams for one in stream.corpus.documents}
     facts = {
         "model": info.name,
@@ -171,7 +164,6 @@ def count_tokens(options: TokenShortlist, run: TrainingRun) -> Trained:
     }
     artefact = write_artefact(options.folder / f"{run.recipe}.json", run.recipe, {"token_ids": ranked.int()}, facts)
     rows = [f"| {name} | {' | '.join(f'{share:.4f}' for share in shares)} |" for name, shares in covered.items()]
-    steps = [step for step in STEPS if step <= len(ranked)] or [len(ranked)]
     header = [f"| held-out tokens of | {' | '.join(f'in the first {step:,}' for step in steps)} |"]
     lines = [*header, f"|---|{'--:|' * len(steps)}", *rows]
     total = sum(int(count.sum()) for count in counts)
@@ -219,14 +211,7 @@ def _counted(stream: _Stream, held: Collection[str]) -> list[Tensor]:
     return found
 
 
-def _count(texts: Sequence[Tensor], vocab_size: int) -> Tensor:
-    return torch.bincount(torch.cat([text.long() for text in texts]), minlength=vocab_size)
-
-
-def _coverage(stream: _Stream, ranked: Tensor) -> list[float]:
+def _coverage(stream: _Stream, ranked: Tensor, steps: Sequence[int]) -> list[float]:
     """Return the share of held-out tokens in the first so many, for each of the steps."""
-    tokens = torch.cat([text.long() for text in stream.texts[: stream.held_out]])
-    place = torch.full((int(max(ranked.max(), tokens.max())) + 1,), len(ranked))
-    place[ranked] = torch.arange(len(ranked))
-    steps = [step for step in STEPS if step <= len(ranked)] or [len(ranked)]
-    return [round((place[tokens] < step).float().mean().item(), 4) for step in steps]
+    tokens = torch.cat([*stream.texts[: stream.held_out]]).long()
+    return [round(torch.isin(tokens, ranked[:step]).float().mean().item(), 4) for step in steps]

@@ -256,11 +256,7 @@ def precise_threshold(scores: Tensor, hits: Tensor, precision: float) -> float |
 
 
 def train_heads(options: HeadOptions, run: TrainingRun) -> Trained:
-    """Train heads that tell where an exit is right, and write them.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
+    """Train heads that tell where an exit is right, and write them."""
     data = TrainingSet.open(options, run)
     recipe = (ReturnRecipe if isinstance(options, ReturnRecipe) else HeadRecipe).part_of(options)
     observation, objective = OBSERVATIONS[options.observation], OBJECTIVES[recipe.objective]
@@ -285,11 +281,7 @@ EXIT, STOP, CONTINUE = 0.0, 1.0, 2.0
 
 
 def train_actions(options: ActionHeads, run: TrainingRun) -> Trained:
-    """Train heads that tell where an exit is right, and where no layer will be (Sun 2024), and write them.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
+    """Train heads that tell where an exit is right, and where no layer will be (Sun 2024), and write them."""
     data = TrainingSet.open(options, run)
     if data.traces.index.get("new_tokens"):
         raise TrainingError(f"{data.traces.folder} has what the model generates, and no truth. Trace documents.")
@@ -341,11 +333,7 @@ PART = 256
 
 
 def train_predictors(options: CandidatePredictors, run: TrainingRun) -> Trained:
-    """Train SpecEE's predictors on what a trace's states make of a few candidate tokens, and write them.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
+    """Train SpecEE's predictors on what a trace's states make of a few candidate tokens, and write them."""
     data = TrainingSet.open(options, run)
     run.progress.stage(f"loading {data.resolved.info.name}")
     backbone = data.resolved.load("cpu").backbone
@@ -396,11 +384,7 @@ def read_candidates(data: TrainingSet, backbone: Backbone, head: HeadChoice, cou
 
 
 def count_agreement(options: TokenTable, run: TrainingRun) -> Trained:
-    """Count how often each exit says what the last layer says, by the token that was read, and write the table.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
+    """Count how often each exit says what the last layer says, by the token that was read, and write the table."""
     data = TrainingSet.open(options, run)
     read = data.traces.columns("input")["input"].long()
     token_ids, shares = shares_of(read[data.learned], data.right(data.learned), options.least)
@@ -440,11 +424,7 @@ NEVER = 30.0
 
 
 def train_excess(options: ExcessHeads, run: TrainingRun) -> Trained:
-    """Train heads that tell where a function ends, so that what follows is excess (CodeFast), and write them.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
+    """Train heads that tell where a function ends, so that what follows is excess (CodeFast), and write them."""
     data = TrainingSet.open(options, run)
     traces = data.traces
     if traces.index.get("new_tokens"):

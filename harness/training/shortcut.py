@@ -78,11 +78,7 @@ class ShortcutMoments:
 
 
 def train_shortcut(options: Shortcut, run: TrainingRun) -> Trained:
-    """Fit shortcuts on a trace and write them to ``NAME.json`` in the folder; see :func:`shortcut_path`.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
+    """Fit shortcuts on a trace and write them to ``NAME.json`` in the folder; see :func:`shortcut_path`."""
     data = TrainingSet.open(options, run, own=False)
     info, points, progress = data.resolved.info, data.exit_points, run.progress
     path = options.folder / f"{options.name or run.recipe}.json"

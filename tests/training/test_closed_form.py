@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.contracts import ModelInfo, ModelRequest
 from harness.contracts.recipes import TrainingRun
-from harness.errors import ArtefactError, DataError
+from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, read_artefact, write_artefact
 from harness.models.model import resolve
 from harness.models.trained import read_shortcuts
@@ -303,19 +303,6 @@ def test_the_seed_decides(tiny_llama: Path, traced: Path, tmp_path: Path) -> Non
     first, again, other = (fit(tiny_llama, traced, tmp_path / str(n), seed=n // 2) for n in range(3))
     assert first.sha256 == again.sha256
     assert first.sha256 != other.sha256
-
-
-def test_the_trace_of_another_model_is_refused(tiny_opt: Path, traced: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="is a trace with model fingerprint"):
-        fit(tiny_opt, traced, tmp_path / "a")
-    assert not (tmp_path / "a").exists()
-
-
-def test_one_document_is_too_few(make_trace: TraceMaker, tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
-    make_trace(tiny_llama, corpus_file, tmp_path / "t", documents=1)
-    with pytest.raises(DataError, match=r"one document of py150.*Trace more --documents"):
-        fit(tiny_llama, tmp_path / "t", tmp_path / "a")
-    assert not (tmp_path / "a").exists()
 
 
 def test_maps_for_some_exit_points_serve_fewer_and_not_others(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:

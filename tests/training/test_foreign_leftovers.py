@@ -158,7 +158,7 @@ def test_a_changed_checkpoint_of_an_agent_is_refused(tmp_path: Path) -> None:
     policy.optimizer.step()
     checkpoints = AgentCheckpoints(tmp_path, "rl", {"seed": 3})
     checkpoints.save(policy, 5, {"rows": np.zeros(2, dtype=np.int64)}, Tally.empty(2), 9)
-    assert checkpoints.load(policy).steps == 5
+    assert checkpoints.load(policy)[0] == 5
     (path,) = tmp_path.glob("*.json")
     facts, tensors = json.loads(path.read_text()), checkpoints.read().tensors()
     for change in (

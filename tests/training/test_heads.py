@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from math import isnan
 from pathlib import Path
@@ -20,7 +19,7 @@ from harness.config.stops import build_stop
 from harness.contracts import Cursor, ModelRequest, Strategy
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
-from harness.errors import ArtefactError, DataError, TrainingError
+from harness.errors import ArtefactError, TrainingError
 from harness.models.artefacts import Artefact, read_artefact
 from harness.models.controllers import OBSERVATIONS, Network, Observation, find_controller
 from harness.models.model import ResolvedModel, resolve
@@ -59,7 +58,6 @@ from strategies.full import Full
 from strategies.hash import Hash
 from strategies.predictor import Predictor
 from strategies.sec import StopExit
-from tests.run_files import write_index
 
 TraceMaker = Callable[..., Traces]
 Train = Callable[..., Artefact]
@@ -360,36 +358,6 @@ def test_a_task_the_trace_has_not_is_refused_naming_what_there_is(train: Train, 
         "py150, path: python.jsonl."
     )
     assert not (tmp_path / "a").exists()
-
-
-def test_a_stream_of_one_document_is_no_obstacle_to_another_task(train: Train, both: Path, tmp_path: Path) -> None:
-    lonely = Path(shutil.copytree(both, tmp_path / "lonely"))
-    index = json.loads((lonely / "index.json").read_text())
-    assert index["documents"][-1]["stream"] == "javacorpus, path: java.jsonl"
-    index["documents"][-1]["stream"] = "rust, path: rust.jsonl"
-    write_index(lonely, index)
-    assert train(tasks=["py150"], traces=lonely).sha256 == train(tasks=["py150"]).sha256
-    for tasks in ([], ["rust"], ["py150", "rust"]):
-        with pytest.raises(DataError, match="one document of rust"):
-            train(tasks=tasks, traces=lonely)
-
-
-def test_a_copy_of_what_is_held_out_is_not_learned_from(train: Train, both: Path, tmp_path: Path) -> None:
-    """Every Java document passes for a copy of a Python one: with that one it is held out."""
-    copies = Path(shutil.copytree(both, tmp_path / "copies"))
-    index = json.loads((copies / "index.json").read_text())
-    documents = index["documents"]
-    for document, original in zip(documents[14:], documents[:14], strict=True):
-        document["key"] = original["key"]
-    write_index(copies, index)
-    traces = Traces.open(copies)
-    number = traces.columns("document")["document"]
-    held = set(number[held_out_rows(traces, number, seed=0)].tolist())
-    assert held == {place + other for place in {each % 14 for each in held} for other in (0, 14)}
-    facts = train(traces=copies, epochs=2).facts
-    tokens = facts["replayed"]["held_out_tokens"]
-    assert tokens == sum(documents[each]["tokens"] for each in held)
-    assert facts["trained_on"]["tokens"] == traces.tokens - tokens
 
 
 @pytest.mark.parametrize("kind", RECIPES)

@@ -305,9 +305,6 @@ def find_optimum(options: Agent, run: TrainingRun) -> Trained:
 
     They are compared on documents the agent has not learned from, all those of the tasks without an agent. The folder
     receives ``optimum-NAME.json``.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
     """
     traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
     reward = choose_reward(options, traces)

@@ -1,9 +1,8 @@
-"""PPO on the early-exit environment: its settings, and the loop around stable-baselines3's algorithm.
+"""PPO on the early-exit environment: the loop around stable-baselines3's algorithm, and its checkpoints.
 
 The loop calls ``learn`` for one rollout at a time and seeds all chance from the run's seed and the step before each, so
-that a run that was stopped and resumed is the run that was not.
-
-Checkpoints of an agent in training: safetensors and JSON, never stable-baselines3's pickles.
+that a run that was stopped and resumed is the run that was not. Checkpoints are safetensors and JSON, never
+stable-baselines3's pickles.
 """
 
 from __future__ import annotations
@@ -32,21 +31,6 @@ from harness.training.checkpoints import Checkpoints, cut_log, damaged, network_
 from harness.training.recipes import AgentSettings
 
 
-@dataclass(frozen=True)
-class AgentCheckpoint:
-    """State of a checkpoint besides the policy and its optimiser.
-
-    Attributes:
-        steps: decisions the agent has learned from.
-        env: where the episodes stood; empty where that cannot be kept (a live model begins new ones).
-        tally: of all episodes so far.
-    """
-
-    steps: int
-    env: Mapping[str, NDArray[Any]]
-    tally: Tally
-
-
 class AgentCheckpoints(Checkpoints):
     """The checkpoints of one agent in training; the last two stay."""
 
@@ -55,10 +39,10 @@ class AgentCheckpoints(Checkpoints):
 
         Args:
             policy: of stable-baselines3, with its optimiser.
-            steps: as in :class:`AgentCheckpoint`, like the rest.
+            steps: decisions the agent has learned from.
+            env: where the episodes stand; empty where that cannot be kept (a live model begins new ones).
+            tally: of all episodes so far.
             goal: steps that there shall be.
-            env: where the episodes stand.
-            tally: of all episodes.
         """
         tensors = network_tensors("policy", policy, policy.optimizer)
         tensors |= {f"env.{name}": torch.from_numpy(array) for name, array in env.items()}
@@ -66,8 +50,8 @@ class AgentCheckpoints(Checkpoints):
         facts = {"episodes": tally.episodes, "episode_rewards": tally.reward, "goal": goal}
         self.write(steps, tensors, facts)
 
-    def load(self, policy: Any) -> AgentCheckpoint:
-        """Read the latest into a policy and its optimiser.
+    def load(self, policy: Any) -> tuple[int, dict[str, NDArray[Any]], Tally]:
+        """Read the latest into a policy and its optimiser; return steps, environment and tally as they were saved.
 
         Raises:
             TrainingError: there is none, or it is of another training; gives both values.
@@ -81,7 +65,7 @@ class AgentCheckpoints(Checkpoints):
                 int(found.facts["episodes"]), float(found.facts["episode_rewards"]),
             )  # fmt: skip
             env = {name: tensor.numpy() for name, tensor in tensors_under(tensors, "env.").items()}
-            return AgentCheckpoint(int(found.facts["steps"]), env, tally)
+            return int(found.facts["steps"]), env, tally
 
 
 @dataclass(frozen=True)
@@ -141,13 +125,12 @@ def learn(
     model = _algorithm(env, settings, seed, share_left)
     steps, total = 0, Tally.empty(len(layers) - 1)
     if resume:
-        saved = checkpoints.load(model.policy)
-        steps, total = saved.steps, saved.tally
+        steps, begun, total = checkpoints.load(model.policy)
         with library_border(f"the checkpoint of {steps} steps is damaged", "Omit --resume to begin anew."):
             if total.exits.shape != total.optimal.shape or total.exits.shape != (len(layers),):
                 raise ValueError(f"it counts the exits of {total.exits.shape} layers")
-            if isinstance(env, ExitVecEnv) and saved.env:
-                env.restore(saved.env)
+            if isinstance(env, ExitVecEnv) and begun:
+                env.restore(begun)
     elif (left := checkpoints.unfinished()) is not None:
         raise TrainingError(
             f"{left} is of this very training, which was interrupted. Add --resume to go on, or remove {left.parent}."
@@ -164,7 +147,9 @@ def learn(
         env.seed(chance)
         callback.before = steps
         model.learn(settings.rollout, callback, log_interval=None, reset_num_timesteps=False)
-        tally = _take(env)
+        tally, *others = env.env_method("take_tally")
+        for other in others:
+            tally.add(other)
         if callback.stopped:
             checkpoints.save(model.policy, steps, before, total, settings.steps)
             break
@@ -180,7 +165,9 @@ def learn(
             kept = steps
     finished = steps >= settings.steps
     if finished:
-        _append(log, {"steps": steps, "optimal_exits": _by_layer(total.optimal, layers)})
+        _append(
+            log, {"steps": steps, "optimal_exits": dict(zip(map(str, layers), total.optimal.tolist(), strict=True))}
+        )
     return Learned(policy_network(model.policy), steps, finished, total)
 
 
@@ -229,14 +216,6 @@ def _refuse_nan(model: Any, steps: int, checkpoints: AgentCheckpoints) -> None:
     raise TrainingError(f"the loss is no number after step {steps}; {left}. Lower --learning-rate, or trace again.")
 
 
-def _take(env: VecEnv) -> Tally:
-    first, *others = env.env_method("take_tally")
-    for other in others:
-        first.add(other)
-    tally: Tally = first
-    return tally
-
-
 def _line(model: Any, steps: int, tally: Tally, layers: Sequence[int]) -> dict[str, Any]:
     said = model.logger.name_to_value
     exits = tally.exits / max(1, tally.exits.sum())
@@ -250,10 +229,6 @@ def _line(model: Any, steps: int, tally: Tally, layers: Sequence[int]) -> dict[s
         "value_loss": round(float(said["train/value_loss"]), 4),
         "learning_rate": float(said["train/learning_rate"]),
     }
-
-
-def _by_layer(counts: Any, layers: Sequence[int]) -> dict[str, int]:
-    return {str(layer): int(count) for layer, count in zip(layers, counts, strict=True)}
 
 
 def _append(log: Path, line: dict[str, Any]) -> None:

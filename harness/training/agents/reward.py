@@ -3,8 +3,6 @@
 The equations pay 1 for stopping at the first right exit, and 1 for every exit point before it that is passed; behind
 it, stopping and running on are both punished by the layers since. :class:`SavingsReward` pays for what early exit is
 for. What a policy fitted to either keeps and earns on a trace: :mod:`harness.training.agents.optimum`.
-
-Which reward ``harness train rl`` is told to use.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """``harness train rl``: from a trace to an agent that decides, with what it would have done on held-out documents.
 
-Replay of a trained agent on held-out documents, over thresholds; and the threshold it is shipped with.
-
-Tokens of a model that runs while the agent learns: ``--live``.
-
-Each token takes one pass through all layers, so that every exit's token and the last layer's are known; an exit then
-fills the deeper layers' keys and values from its hidden state (``propagate``), and its token is read next. Later tokens
-therefore see what real exits leave behind, which a trace cannot show. One episode at a time, and slow: a token costs a
-full pass and an LM-head evaluation per exit. Nothing of it is measured.
+With ``--live`` a model runs while the agent learns. Each token takes one pass through all layers, so that every exit's
+token and the last layer's are known; an exit then fills the deeper layers' keys and values from its hidden state
+(``propagate``), and its token is read next. Later tokens therefore see what real exits leave behind, which a trace
+cannot show. One episode at a time, and slow: a token costs a full pass and an LM-head evaluation per exit. Nothing of
+it is measured.
 """
 
 from __future__ import annotations
@@ -228,9 +225,6 @@ def train_agent(options: Agent, run: TrainingRun) -> Trained:
 
     The folder receives the agent (``NAME.json``, ``NAME.safetensors``), ``NAME-training.jsonl``, ``NAME.md`` and
     ``NAME-checkpoint/``.
-
-    Raises:
-        HarnessError: anything that cannot be done, in one line with the remedy.
     """
     for task in options.tasks:
         TASKS.load(task)

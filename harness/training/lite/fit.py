@@ -187,9 +187,6 @@ def train_lite(options: Lite, run: TrainingRun) -> Trained:
 
     With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and shortcuts: it reads
     on where that one stopped if the documents are the same, and holds out none that it has learned from.
-
-    Raises:
-        HarnessError: anything that cannot be done, in one line with the remedy.
     """
     recipe = LiteRecipe.part_of(options.under(options.preset))
     require("train", "accelerate", *(["peft"] if recipe.method == "lora" else []))
