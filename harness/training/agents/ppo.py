@@ -23,11 +23,11 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from harness.contracts.recipes import Progress
-from harness.errors import TrainingError
+from harness.errors import ArtefactError, TrainingError
 from harness.host.libraries import library_border
 from harness.models.controllers import Network
 from harness.training.agents.exit_env import ExitVecEnv, Tally
-from harness.training.checkpoints import Checkpoints, cut_log, damaged, network_tensors, restore_network, tensors_under
+from harness.training.checkpoints import Checkpoints, cut_log
 from harness.training.recipes import AgentSettings
 
 
@@ -44,7 +44,9 @@ class AgentCheckpoints(Checkpoints):
             tally: of all episodes so far.
             goal: steps that there shall be.
         """
-        tensors = network_tensors("policy", policy, policy.optimizer)
+        tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
+        for number, moments in policy.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
         tensors |= {f"env.{name}": torch.from_numpy(array) for name, array in env.items()}
         tensors |= {"tally.exits": torch.from_numpy(tally.exits), "tally.optimal": torch.from_numpy(tally.optimal)}
         facts = {"episodes": tally.episodes, "episode_rewards": tally.reward, "goal": goal}
@@ -57,15 +59,29 @@ class AgentCheckpoints(Checkpoints):
             TrainingError: there is none, or it is of another training; gives both values.
         """
         found = self.read()
-        tensors = found.tensors()
-        restore_network(found.path, tensors, "policy", policy, policy.optimizer)
-        with damaged(found.path):
+        tensors, anew = found.tensors(), "Omit --resume to begin anew."
+
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        with library_border(f"{found.path} is of another network", anew, ArtefactError):
+            policy.load_state_dict(under("policy."))
+            state = policy.optimizer.state_dict()
+            for name, value in under("optimizer.").items():
+                number, _, moment = name.partition(".")
+                state["state"].setdefault(int(number), {})[moment] = value
+            parameters = [parameter for group in policy.optimizer.param_groups for parameter in group["params"]]
+            for number, moments in state["state"].items():
+                for moment, value in moments.items():
+                    if value.shape not in (parameters[number].shape, ()):  # steps are single numbers
+                        raise ValueError(f"the optimiser's {moment} has shape {tuple(value.shape)}")
+            policy.optimizer.load_state_dict(state)
+        with library_border(f"{found.path} is damaged", anew, ArtefactError):
             tally = Tally(
                 tensors["tally.exits"].numpy(), tensors["tally.optimal"].numpy(),
                 int(found.facts["episodes"]), float(found.facts["episode_rewards"]),
             )  # fmt: skip
-            env = {name: tensor.numpy() for name, tensor in tensors_under(tensors, "env.").items()}
-            return int(found.facts["steps"]), env, tally
+            return int(found.facts["steps"]), {name: value.numpy() for name, value in under("env.").items()}, tally
 
 
 @dataclass(frozen=True)
