@@ -258,12 +258,12 @@ def precise_threshold(scores: Tensor, hits: Tensor, precision: float) -> float |
 def train_heads(options: HeadOptions, run: TrainingRun) -> Trained:
     """Train heads that tell where an exit is right, and write them."""
     data = TrainingSet.open(options, run)
-    recipe = (ReturnRecipe if isinstance(options, ReturnRecipe) else HeadRecipe).part_of(options)
+    recipe = ReturnRecipe.part_of(options) if isinstance(options, ReturnRecipe) else HeadRecipe.part_of(options)
     observation, objective = OBSERVATIONS[options.observation], OBJECTIVES[recipe.objective]
     depths = torch.tensor(data.exit_points) / data.resolved.info.num_layers
     columns = (data.columns[key][data.learned] for key in ("top", "final", "top1", "entropy"))
     networks = fit(
-        data.states(observation, data.learned), observation, Targets.of(*columns, depths), data.exit_points, recipe,
+        data.states(observation, data.learned), observation, Targets.of(*columns, depths=depths), data.exit_points, recipe,
         seed=options.seed, progress=run.progress,
     )  # fmt: skip
     made = data.save(networks, observation, recipe.model_dump(), never=objective.never, link=objective.link)

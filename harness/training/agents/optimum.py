@@ -260,7 +260,9 @@ class _Rule:
         right = always.gather(1, places.unsqueeze(1)).squeeze(1)
         earned = returns(self._rewards, places.numpy())
         values = (right.double().numpy(), self._layers[places].double().numpy(), earned)
-        return {name: np.bincount(self._document, value) for name, value in zip(FIGURES, values, strict=True)}
+        return {
+            name: np.bincount(self._document, value).astype(float) for name, value in zip(FIGURES, values, strict=True)
+        }
 
     def ranged(self, sums: Floats) -> Ranged:
         """Return a mean per token with its interval."""

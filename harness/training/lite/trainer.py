@@ -243,7 +243,7 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
         """Return the weights that were trained, in the first process; where FSDP has spread them, all must ask."""
         if not self.is_fsdp_enabled:
             return self._trained(None)
-        whole = get_model_state_dict(self.model, options=WHOLE)
+        whole: dict[str, Any] = get_model_state_dict(self.model, options=WHOLE)
         return self._trained(whole) if self.args.should_save else {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -266,7 +266,8 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        moments = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=WHOLE)
+        wrapped: Any = self.optimizer  # by accelerate
+        moments = get_optimizer_state_dict(self.model, wrapped.optimizer, options=WHOLE)
         if self.args.should_save:
             torch.save(moments, Path(output_dir) / "optimizer.pt")
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
@@ -280,8 +281,9 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
                     torch.load(Path(checkpoint) / f"{name}.pt", map_location="cpu", weights_only=True)
                     for name in ("optimizer", "scheduler")
                 )
+                wrapped: Any = self.optimizer  # by accelerate
                 options = StateDictOptions(full_state_dict=True)
-                set_optimizer_state_dict(self.model, self.optimizer.optimizer, moments, options=options)
+                set_optimizer_state_dict(self.model, wrapped.optimizer, moments, options=options)
                 self.lr_scheduler.load_state_dict(rates)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
