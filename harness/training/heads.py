@@ -263,8 +263,8 @@ def train_heads(options: HeadOptions, run: TrainingRun) -> Trained:
     depths = torch.tensor(data.exit_points) / data.resolved.info.num_layers
     columns = (data.columns[key][data.learned] for key in ("top", "final", "top1", "entropy"))
     networks = fit(
-        data.states(observation, data.learned), observation, Targets.of(*columns, depths=depths), data.exit_points, recipe,
-        seed=options.seed, progress=run.progress,
+        data.states(observation, data.learned), observation, Targets.of(*columns, depths=depths), data.exit_points,
+        recipe, seed=options.seed, progress=run.progress,
     )  # fmt: skip
     made = data.save(networks, observation, recipe.model_dump(), never=objective.never, link=objective.link)
     return made.said()
