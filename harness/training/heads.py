@@ -261,9 +261,9 @@ def train_heads(options: HeadOptions, run: TrainingRun) -> Trained:
     recipe = ReturnRecipe.part_of(options) if isinstance(options, ReturnRecipe) else HeadRecipe.part_of(options)
     observation, objective = OBSERVATIONS[options.observation], OBJECTIVES[recipe.objective]
     depths = torch.tensor(data.exit_points) / data.resolved.info.num_layers
-    columns = (data.columns[key][data.learned] for key in ("top", "final", "top1", "entropy"))
+    top, final, top1, entropy = (data.columns[key][data.learned] for key in ("top", "final", "top1", "entropy"))
     networks = fit(
-        data.states(observation, data.learned), observation, Targets.of(*columns, depths=depths), data.exit_points,
+        data.states(observation, data.learned), observation, Targets.of(top, final, top1, entropy, depths), data.exit_points,
         recipe, seed=options.seed, progress=run.progress,
     )  # fmt: skip
     made = data.save(networks, observation, recipe.model_dump(), never=objective.never, link=objective.link)
