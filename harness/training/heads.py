@@ -262,9 +262,10 @@ def train_heads(options: HeadOptions, run: TrainingRun) -> Trained:
     observation, objective = OBSERVATIONS[options.observation], OBJECTIVES[recipe.objective]
     depths = torch.tensor(data.exit_points) / data.resolved.info.num_layers
     top, final, top1, entropy = (data.columns[key][data.learned] for key in ("top", "final", "top1", "entropy"))
+    targets = Targets.of(top, final, top1, entropy, depths)
     networks = fit(
-        data.states(observation, data.learned), observation, Targets.of(top, final, top1, entropy, depths), data.exit_points,
-        recipe, seed=options.seed, progress=run.progress,
+        data.states(observation, data.learned), observation, targets, data.exit_points, recipe,
+        seed=options.seed, progress=run.progress,
     )  # fmt: skip
     made = data.save(networks, observation, recipe.model_dump(), never=objective.never, link=objective.link)
     return made.said()
