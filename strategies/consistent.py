@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from harness.models.controllers import LearnedStrategy
+from harness.models.controllers import LearnedStrategy, logit
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,4 @@ class Consistent(LearnedStrategy):
 
     def least(self, options: Mapping[str, float]) -> float:
         """Compare logits, which spares the sigmoid."""
-        probability = options["threshold"]
-        if probability in (0, 1):
-            return math.inf if probability else -math.inf
-        return math.log(probability / (1 - probability))
+        return logit(options["threshold"])

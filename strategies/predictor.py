@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,7 @@ from torch import Tensor
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
-from harness.models.controllers import Network, TrainedStrategy
+from harness.models.controllers import Network, TrainedStrategy, logit
 from harness.models.controllers.learned import candidate_features
 from harness.models.heads import HeadName, head_artefacts
 
@@ -77,10 +76,7 @@ class Predictor(TrainedStrategy):
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Read the predictor; read once, however many batches there are."""
-        probability = self.settings(model)["threshold"]
-        least = math.copysign(math.inf, probability - 0.5)
-        if 0 < probability < 1:
-            least = math.log(probability / (1 - probability))
+        least = logit(self.settings(model)["threshold"])
         return _rule(self.artefact(model), HeadChoice.of(self.head), batch.device, least)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -10,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from harness.contracts import ModelInfo
-from harness.models.controllers import LearnedStrategy
+from harness.models.controllers import LearnedStrategy, logit
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,4 @@ class ReinforcementLearning(LearnedStrategy):
 
     def least(self, options: Mapping[str, float]) -> float:
         """Return what logit(exit) − logit(continue) must reach: p ≥ threshold, and exit the more probable one."""
-        threshold, temperature = options["threshold"], options["temperature"]
-        if threshold >= 1:
-            return math.inf
-        return max(0.0, temperature * math.log(threshold / (1 - threshold))) if threshold > 0 else 0.0
+        return max(0.0, options["temperature"] * logit(options["threshold"]))

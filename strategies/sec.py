@@ -90,9 +90,5 @@ class _Acting:
 
     def _chances(self, view: ExitView) -> Tensor:
         place, network = self.networks[view.exit_layer]
-        before = view.previous if self.observation.change and place else None
-        if self.observation.state == "exit":
-            state, earlier = view.exit_state, None if before is None else before.exit_state
-        else:
-            state, earlier = view.hidden_state, None if before is None else before.hidden_state
+        state, earlier = self.observation.states(view, place)
         return network(self.observation.build(state, earlier, place, len(self.networks))).softmax(-1)

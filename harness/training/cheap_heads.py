@@ -1,12 +1,11 @@
-"""Statistics that cheap heads are made from: counts of tokens, and the directions of states that move logits.
-
-``harness train lowrank``: the directions of states that move logits most, in closed form from a trace.
-
-The product A B of rank r with the least E|W h − A B h|² over states h is that of the truncated singular value
-decomposition of W R₀, R₀R₀ᵀ = E hhᵀ (the reduced-rank regression of Izenman 1975). With R = R₀ V, V the right singular
-vectors from the largest value on, A is the first r columns of W R, and B the first r rows of R⁻¹: so R serves every r.
+"""What cheap heads are made from: the tokens that are read most often, and the directions of states that move logits.
 
 ``harness train shortlist``: which tokens a train split has most often (FR-Spec, arXiv 2502.14856).
+
+``harness train lowrank``: in closed form from a trace. The product A B of rank r with the least E|W h − A B h|² over
+states h is that of the truncated singular value decomposition of W R₀, R₀R₀ᵀ = E hhᵀ (the reduced-rank regression of
+Izenman 1975). With R = R₀ V, V the right singular vectors from the largest value on, A is the first r columns of W R,
+and B the first r rows of R⁻¹: so R serves every r.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ from harness.errors import DataError
 from harness.models.artefacts import write_artefact
 from harness.models.model import resolve
 from harness.registry import TASKS, keeping_folder
-from harness.training.identity import identity, provenance
-from harness.training.options import LowRankOptions, ShortlistOptions
-from harness.training.traces.reading import held_out_rows, index_of, open_traces
-from harness.training.traces.store import Traces
+from harness.training.identity import provenance
+from harness.training.recipes import LowRankHead, TokenShortlist
+from harness.training.traces.training_set import TrainingSet
 
 RIDGE = 1e-6
 """Added to the moments' diagonal, relative to its mean: the root is inverted."""
@@ -42,39 +40,27 @@ PART = 256
 
 
 @torch.inference_mode()
-def fit_lowrank(options: LowRankOptions, run: TrainingRun) -> Trained:
-    """Fit the root on a trace and write ``lowrank.json`` in the folder.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
-    traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
-    columns = traces.columns("document", "top1")
-    held = held_out_rows(traces, columns["document"], seed=options.seed)
-    run.progress.stage(f"loading {resolved.info.name}")
-    backbone = resolved.load("cpu").backbone
+def fit_lowrank(options: LowRankHead, run: TrainingRun) -> Trained:
+    """Fit the root on a trace and write ``lowrank.json`` in the folder."""
+    data = TrainingSet.open(options, run, own=False)
+    run.progress.stage(f"loading {data.resolved.info.name}")
+    backbone = data.resolved.load("cpu").backbone
     lm_head = lm_head_of(backbone)
-    rows = lm_head.rows(None)
     moments = torch.zeros(lm_head.width, lm_head.width, dtype=torch.float64)
-    run.progress.begin("reading states", traces.tokens)
-    start = 0
-    for shard in traces.shards("hidden"):
-        learned = ~held[start : start + len(shard["hidden"])]
-        start += len(learned)
-        for states in _head_states(backbone, traces, shard["hidden"][learned]):
+    tokens, done = int(data.learned.sum()), 0
+    run.progress.begin("reading states", tokens)
+    for shard in data.traces.shards("hidden", rows=data.learned):
+        for states in _head_states(backbone, data.exit_points, shard["hidden"]):
             moments += (states.t() @ states).double()
-        run.progress.step(start)
-    root = root_of(rows, moments / int((~held).sum()) / len(traces.exit_points))
+        done += len(shard["hidden"])
+        run.progress.step(done)
+    root = root_of(lm_head.rows(None), moments / tokens / len(data.exit_points))
     run.progress.stage("checking on held-out documents")
-    table = _agreement(backbone, traces, held, columns["top1"], root)
+    table = _agreement(backbone, data, root)
     facts = {
-        **identity(resolved.info, traces.index["tokenizer_fingerprint"]),
+        **data.origin(),
         "seed": options.seed,
-        "trained_on": {"streams": sorted({d["stream"] for d in traces.documents}), "tokens": int((~held).sum())},
-        "documents": sorted({d["key"] for d in traces.documents}),
-        "ngrams": index_of(traces, options.folder),
         "held_out": {str(rank): share for rank, share in table.items()},
-        "made": provenance(run.command),
     }
     artefact = write_artefact(options.folder / f"{run.recipe}.json", run.recipe, {"root": root}, facts)
     lines = [f"| directions | {SURE} reached as by the LM head |", "|--:|--:|"]
@@ -98,34 +84,28 @@ def root_of(rows: Tensor, moments: Tensor) -> Tensor:
     return root
 
 
-def _head_states(backbone: Backbone, traces: Traces, hidden: Tensor) -> list[Tensor]:
+def _head_states(backbone: Backbone, exit_points: Sequence[int], hidden: Tensor) -> list[Tensor]:
     """Return what the LM head multiplies at each exit point, ``[n, exits, hidden_size]`` → ``[n, width]`` each."""
     return [
         backbone.head_states(backbone.exit_state(hidden[:, place].to(backbone.dtype), layer)).float()
-        for place, layer in enumerate(traces.exit_points)
+        for place, layer in enumerate(exit_points)
     ]
 
 
-def _agreement(backbone: Backbone, traces: Traces, held: Tensor, top1: Tensor, root: Tensor) -> dict[int, float]:
+def _agreement(backbone: Backbone, data: TrainingSet, root: Tensor) -> dict[int, float]:
     """Return how often each rank says as the LM head whether the best token is :data:`SURE`."""
-    kept = held.nonzero().squeeze(1)
-    kept = kept[:: max(1, len(kept) // CHECKED)]
-    wanted = torch.zeros_like(held).index_fill(0, kept, True)
-    parts, start = [], 0
-    for shard in traces.shards("hidden"):
-        parts.append(shard["hidden"][wanted[start : start + len(shard["hidden"])]])
-        start += len(shard["hidden"])
-    states = _head_states(backbone, traces, torch.cat(parts))
-    found = {}
-    lm_head = lm_head_of(backbone)
+    kept = data.held_out.nonzero().squeeze(1)
+    wanted = torch.zeros_like(data.held_out).index_fill(0, kept[:: max(1, len(kept) // CHECKED)], True)
+    hidden = torch.cat([shard["hidden"] for shard in data.traces.shards("hidden", rows=wanted)])
+    states = _head_states(backbone, data.exit_points, hidden)
+    sure = data.columns["top1"][wanted] >= SURE
+    lm_head, found = lm_head_of(backbone), {}
     for rank in (rank for rank in RANKS if rank <= lm_head.width):
         head = LowRank(lm_head, rank, {"root": root})
         alike = []
         for place, exit_states in enumerate(states):
-            probability = torch.cat(
-                [HeadReading.of(head(some)).top_probability for some in torch.split(exit_states, PART)]
-            )
-            alike.append((probability >= SURE) == (top1[wanted, place] >= SURE))
+            parts = [HeadReading.of(head(some)).top_probability for some in torch.split(exit_states, PART)]
+            alike.append((torch.cat(parts) >= SURE) == sure[:, place])
         found[rank] = round(torch.stack(alike).float().mean().item(), 4)
     return found
 
@@ -152,19 +132,16 @@ class _Stream:
     held_out: int
 
 
-def count_tokens(options: ShortlistOptions, run: TrainingRun) -> Trained:
-    """Rank the tokens of train splits by frequency and write ``shortlist.json`` in the folder.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
+def count_tokens(options: TokenShortlist, run: TrainingRun) -> Trained:
+    """Rank the tokens of train splits by frequency and write ``shortlist.json`` in the folder."""
     resolved = resolve(ModelRequest(options.model, weights="auto", seed=options.seed))
     info, tokenizer = resolved.info, resolved.tokenizer
     streams = list(_read(options, tokenizer, run))
     held = {document_key(one.text) for stream in streams for one in stream.corpus.documents[: stream.held_out]}
-    counts = [_count(_counted(stream, held), info.vocab_size) for stream in streams]
+    counts = [torch.bincount(torch.cat(_counted(stream, held)).long(), minlength=info.vocab_size) for stream in streams]
     ranked = rank(counts)[: options.size]
-    covered = {stream.name: _coverage(stream, ranked) for stream in streams}
+    steps = [step for step in STEPS if step <= len(ranked)] or [len(ranked)]
+    covered = {stream.name: _coverage(stream, ranked, steps) for stream in streams}
     documents = {document_key(one.text) for stream in streams for one in stream.corpus.documents}
     facts = {
         "model": info.name,
@@ -187,7 +164,6 @@ def count_tokens(options: ShortlistOptions, run: TrainingRun) -> Trained:
     }
     artefact = write_artefact(options.folder / f"{run.recipe}.json", run.recipe, {"token_ids": ranked.int()}, facts)
     rows = [f"| {name} | {' | '.join(f'{share:.4f}' for share in shares)} |" for name, shares in covered.items()]
-    steps = [step for step in STEPS if step <= len(ranked)] or [len(ranked)]
     header = [f"| held-out tokens of | {' | '.join(f'in the first {step:,}' for step in steps)} |"]
     lines = [*header, f"|---|{'--:|' * len(steps)}", *rows]
     total = sum(int(count.sum()) for count in counts)
@@ -206,7 +182,7 @@ def rank(counts: Sequence[Tensor]) -> Tensor:
     return shares.sort(descending=True, stable=True).indices
 
 
-def _read(options: ShortlistOptions, tokenizer: Tokenizer, run: TrainingRun) -> Iterator[_Stream]:
+def _read(options: TokenShortlist, tokenizer: Tokenizer, run: TrainingRun) -> Iterator[_Stream]:
     for task in (TASKS.load(name)() for name in options.tasks):
         for source in options.sources:
             run.progress.stage(f"counting tokens of {task.name} from {source}")
@@ -235,14 +211,7 @@ def _counted(stream: _Stream, held: Collection[str]) -> list[Tensor]:
     return found
 
 
-def _count(texts: Sequence[Tensor], vocab_size: int) -> Tensor:
-    return torch.bincount(torch.cat([text.long() for text in texts]), minlength=vocab_size)
-
-
-def _coverage(stream: _Stream, ranked: Tensor) -> list[float]:
+def _coverage(stream: _Stream, ranked: Tensor, steps: Sequence[int]) -> list[float]:
     """Return the share of held-out tokens in the first so many, for each of the steps."""
-    tokens = torch.cat([text.long() for text in stream.texts[: stream.held_out]])
-    place = torch.full((int(max(ranked.max(), tokens.max())) + 1,), len(ranked))
-    place[ranked] = torch.arange(len(ranked))
-    steps = [step for step in STEPS if step <= len(ranked)] or [len(ranked)]
-    return [round((place[tokens] < step).float().mean().item(), 4) for step in steps]
+    tokens = torch.cat([*stream.texts[: stream.held_out]]).long()
+    return [round(torch.isin(tokens, ranked[:step]).float().mean().item(), 4) for step in steps]

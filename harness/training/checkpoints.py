@@ -1,6 +1,6 @@
-"""Checkpoints of a training: safetensors and JSON, nothing pickled, and never those of another training.
+"""Files and signals of a training that goes on where it stopped: its checkpoints, its log, and Ctrl-C as a request.
 
-Ctrl-C as a request to stop at the next safe place.
+Checkpoints are safetensors and JSON, nothing pickled, and never those of another training.
 """
 
 from __future__ import annotations
@@ -9,16 +9,15 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from harness.errors import ArtefactError, TrainingError
-from harness.host.libraries import library_border
+from harness.errors import TrainingError
+from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_bytes, replace_files
 from harness.models.artefacts import Artefact, look_into, read_artefact, write_artefact
 
 _STEPS = re.compile(r"step-\d{1,18}", re.ASCII)
@@ -87,48 +86,30 @@ class Checkpoints:
         return found
 
 
-def network_tensors(name: str, network: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return a network's weights, under its name, and its optimiser's moments, for :func:`restore_network`."""
-    tensors = {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
-    for number, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in moments.items()}
-    return tensors
-
-
-def restore_network(
-    path: Path, tensors: Mapping[str, Tensor], name: str, network: nn.Module, optimizer: Optimizer
-) -> None:
-    """Set a network and its optimiser to what a checkpoint holds.
-
-    Raises:
-        ArtefactError: it is of another network.
-    """
-    with library_border(f"{path} is of another network", "Omit --resume to begin anew.", ArtefactError):
-        network.load_state_dict(tensors_under(tensors, f"{name}."))
-        state = optimizer.state_dict()
-        for key, tensor in tensors_under(tensors, "optimizer.").items():
-            number, _, moment = key.partition(".")
-            state["state"].setdefault(int(number), {})[moment] = tensor
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for number, moments in state["state"].items():
-            for moment, tensor in moments.items():
-                if tensor.shape not in (parameters[number].shape, ()):  # steps are single numbers
-                    raise ValueError(f"the optimiser's {moment} has shape {tuple(tensor.shape)}")
-        optimizer.load_state_dict(state)
-
-
-def damaged(path: Path) -> AbstractContextManager[None]:
-    """Turn what goes wrong with the content of a checkpoint into one refusal."""
-    return library_border(f"{path} is damaged", "Omit --resume to begin anew.", ArtefactError)
-
-
-def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with this, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
 def _steps(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
+
+
+def cut_log(log: Path, keeps: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines of steps that are done again, and what a kill broke off: a log is ahead of its checkpoint then.
+
+    Args:
+        log: JSON lines; made, with its folder, where it is missing.
+        keeps: tells whether a line stays.
+
+    Raises:
+        TrainingError: the log cannot be read.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    kept = []
+    try:
+        lines = read_bytes(log, LARGEST_LOG_BYTES).splitlines() if log.exists() else []
+    except OSError as error:
+        raise TrainingError(f"cannot read {log}: {error.strerror}. Remove it, or give another --out.") from None
+    for line in lines:
+        with suppress(ValueError, TypeError, KeyError):
+            kept += [line + b"\n"] if keeps(parse_json(line)) else []
+    replace_files({log: b"".join(kept)})
 
 
 @contextmanager

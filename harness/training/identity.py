@@ -14,7 +14,7 @@ from harness.contracts.recipes import TrainingRun
 from harness.errors import ArtefactError
 from harness.host import environment
 from harness.models.artefacts import look_into
-from harness.training.options import TraceOptions
+from harness.training.options import TraceChoice, TraceOptions
 
 
 def identity(info: ModelInfo, tokenizer: str) -> dict[str, Any]:
@@ -31,12 +31,13 @@ def identity(info: ModelInfo, tokenizer: str) -> dict[str, Any]:
     }
 
 
-def own_file(options: TraceOptions, run: TrainingRun, info: ModelInfo) -> Path:
+def own_file(options: TraceChoice, run: TrainingRun, info: ModelInfo) -> Path:
     """Return where a recipe writes what it learns from a trace: ``NAME.json`` in its folder.
 
     Raises:
         ArtefactError: it would replace what was trained for something else, and was not told to.
     """
+    assert isinstance(options, TraceOptions)
     path = options.folder / f"{options.name or run.recipe}.json"
     facts = {} if options.overwrite else look_into(path)
     for what, fact, ours in (

@@ -1,36 +1,36 @@
-"""Linear maps from each exit to the last layer, fitted in closed form.
+"""``harness train shortcut``: linear maps from every exit to the last layer, in closed form from a trace.
 
-Closed-form linear maps from an exit's hidden state to the last layer's (Yom Din 2024, arXiv 2303.09435).
+They make any model exit-capable in about a minute, without tuning (Yom Din 2024, arXiv 2303.09435).
 
 Only moments are kept (``hidden_size`` squared per exit), so tokens can stream by in any number. Each token counts
 with the inverse square of its last hidden state's root mean square: the final norm divides by it anyway, and without
 the weight a few tokens with enormous activations (the first of a sequence) would decide the fit.
-
-``harness train shortcut``: linear maps from every exit to the last layer, in closed form from a trace.
-
-Makes any model exit-capable in about a minute, without tuning (Yom Din 2024, arXiv 2303.09435).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness.contracts import ModelInfo
-from harness.contracts.recipes import TrainingRun
+from harness.contracts.recipes import Trained, TrainingRun
 from harness.decoding.backbone import Backbone
-from harness.models.artefacts import Artefact, write_artefact
+from harness.models.artefacts import write_artefact
 from harness.models.controllers import controllers_of
 from harness.models.trained import find_shortcut, shortcut_path
-from harness.training.identity import identity, provenance
-from harness.training.options import ShortcutOptions
-from harness.training.traces.reading import exit_states, held_out_rows, index_of, open_traces
+from harness.training.recipes import Shortcut
+from harness.training.traces.reading import exit_states
+from harness.training.traces.training_set import TrainingSet
+
+logger = logging.getLogger(__name__)
+
+CHECKED = 4096
+"""Held-out tokens the agreement is measured on at most: each costs an LM-head evaluation per exit."""
 
 
 class ShortcutMoments:
@@ -77,80 +77,47 @@ class ShortcutMoments:
         return maps
 
 
-logger = logging.getLogger(__name__)
-
-CHECKED = 4096
-"""Held-out tokens the agreement is measured on at most: each costs an LM-head evaluation per exit."""
-
-
-@dataclass(frozen=True)
-class ShortcutResult:
-    """The result of fitting shortcuts.
-
-    Attributes:
-        artefact: the shortcuts.
-        agreement: exit layer → (share of held-out tokens equal to the last layer's with the trace's exit head, the
-            same with the new ones).
-        tokens: held-out tokens.
-    """
-
-    artefact: Artefact
-    agreement: dict[int, tuple[float, float]]
-    tokens: int
-
-
-def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult:
-    """Fit shortcuts on a trace and write them to ``NAME.json`` in the folder; see :func:`shortcut_path`.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
-    """
-    seed, progress = options.seed, run.progress
-    traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
+def train_shortcut(options: Shortcut, run: TrainingRun) -> Trained:
+    """Fit shortcuts on a trace and write them to ``NAME.json`` in the folder; see :func:`shortcut_path`."""
+    data = TrainingSet.open(options, run, own=False)
+    info, points, progress = data.resolved.info, data.exit_points, run.progress
     path = options.folder / f"{options.name or run.recipe}.json"
     if not options.overwrite:
-        path = shortcut_path(path, resolved.info.fingerprint, traces.exit_points)
-    _warn_of_heads(resolved.info, path)
-    columns = traces.columns("top", "final", "document")
-    held = held_out_rows(traces, columns["document"], seed=seed)
-    moments = ShortcutMoments(traces.exit_points, resolved.info.hidden_size)
-    progress.begin("fitting shortcuts", traces.tokens)
-    start = 0
-    for shard in traces.shards("hidden", "last"):
-        rows = ~held[start : start + len(shard["last"])]
-        start += len(shard["last"])
-        states = {point: shard["hidden"][rows, e] for e, point in enumerate(traces.exit_points)}
-        moments.add(states, shard["last"][rows])
-        progress.step(start)
+        path = shortcut_path(path, info.fingerprint, points)
+    _warn_of_heads(info, path)
+    moments = ShortcutMoments(points, info.hidden_size)
+    progress.begin("fitting shortcuts", int(data.learned.sum()))
+    for shard in data.traces.shards("hidden", "last", rows=data.learned):
+        moments.add({point: shard["hidden"][:, e] for e, point in enumerate(points)}, shard["last"])
+        progress.step(moments.tokens)
     maps = moments.solve(ridge=options.ridge)
     progress.stage("measuring the shortcuts on held-out documents")
-    backbone = resolved.load("cpu").backbone
-    check = held.nonzero().squeeze(1)
-    check = check[torch.randperm(len(check), generator=torch.Generator().manual_seed(seed))[:CHECKED]].sort().values
-    hidden = exit_states(traces, {}, torch.zeros_like(held).index_fill(0, check, True))
-    before = (columns["top"][check] == columns["final"][check].unsqueeze(1)).float().mean(0)
+    backbone = data.resolved.load("cpu").backbone
+    check = data.held_out.nonzero().squeeze(1)
+    chance = torch.Generator().manual_seed(options.seed)
+    check = check[torch.randperm(len(check), generator=chance)[:CHECKED]].sort().values
+    hidden = exit_states(data.traces, {}, torch.zeros_like(data.held_out).index_fill(0, check, True))
+    before = data.right(check).float().mean(0)
     agreement: dict[int, tuple[float, float]] = {}
-    for e, point in enumerate(traces.exit_points):
+    for e, point in enumerate(points):
         weight, bias = maps[point]
-        same = _top(backbone, hidden[:, e].float() @ weight.t() + bias) == columns["final"][check]
+        same = _top(backbone, hidden[:, e].float() @ weight.t() + bias) == data.columns["final"][check]
         agreement[point] = (round(before[e].item(), 4), round(same.float().mean().item(), 4))
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for point, (weight, bias) in maps.items():
         tensors |= {f"{point}.weight": weight.bfloat16(), f"{point}.bias": bias.bfloat16()}
-    facts: dict[str, Any] = {
-        **identity(resolved.info, traces.index["tokenizer_fingerprint"]),
+    facts = {
+        **data.origin(),
         "ridge": options.ridge,
-        "trained_on": {"streams": sorted({d["stream"] for d in traces.documents}), "tokens": moments.tokens},
-        "documents": sorted({d["key"] for d in traces.documents}),
-        "ngrams": index_of(traces, options.folder),
         "held_out": {"tokens": len(check), "agreement": {str(k): v for k, v in agreement.items()}},
-        "made": provenance(run.command),
     }
     made = write_artefact(path, "shortcut", tensors, facts)
-    first = find_shortcut(resolved.info.fingerprint, [options.folder], traces.exit_points)
+    first = find_shortcut(info.fingerprint, [options.folder], points)
     if first is not None and first.path != path:
         logger.warning("runs take %s before %s: it leads from these exit points, too", first.path, path)
-    return ShortcutResult(made, agreement, len(check))
+    rows = [f"| {layer} | {before:.3f} | {after:.3f} |" for layer, (before, after) in agreement.items()]
+    report = "\n".join(["| exit layer | agreement before | with the maps |", "|--:|--:|--:|", *rows])
+    return Trained(report, f"{len(check)} held-out tokens. The maps are in {made.path}")
 
 
 def _warn_of_heads(model: ModelInfo, path: Path) -> None:
@@ -170,6 +137,6 @@ def _warn_of_heads(model: ModelInfo, path: Path) -> None:
 
 
 @torch.inference_mode()
-def _top(backbone: Backbone, states: torch.Tensor) -> torch.Tensor:
+def _top(backbone: Backbone, states: Tensor) -> Tensor:
     dtype = backbone.dtype
     return torch.cat([backbone.logits(rows.to(dtype)).argmax(-1) for rows in torch.split(states, 256)])

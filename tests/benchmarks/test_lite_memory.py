@@ -32,7 +32,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from harness.decoding.families import head_modules
 from harness.training.lite.lite_model import LiteModel
-from harness.training.options import LiteRecipe
+from harness.training.recipes import LiteRecipe
 
 def read(field):
     lines = Path("/proc/self/status").read_text().splitlines()

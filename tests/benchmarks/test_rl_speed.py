@@ -24,12 +24,13 @@ from harness.contracts import Batch, ModelInfo
 from harness.contracts.recipes import Silent
 from harness.models.controllers import Network, write_controller
 from harness.training.agents.episodes import Episodes, TracedDocument
-from harness.training.agents.exit_env import ExitEnv, ExitVecEnv, ReplayedTokens
+from harness.training.agents.exit_env import ExitEnv, ExitVecEnv
 from harness.training.agents.ppo import AgentCheckpoints, learn
 from harness.training.agents.reward import REWARDS, reward_table
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS
-from harness.training.options import AgentSettings
+from harness.training.recipes import AgentSettings
 from strategies.rl import ReinforcementLearning
+from tests.training.agents.replayed import ReplayedTokens
 
 POINTS, LAYERS, HIDDEN = (4, 6, 8, 10, 12, 14, 18, 22, 26), 30, 576
 DOCUMENTS, TOKENS = 50, 600

@@ -327,13 +327,6 @@ def test_no_trace_names_the_command_that_makes_one(refusal: Refusal, tiny_llama:
 
 
 @pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize("kind", ["classifier", "lte"])
-def test_heads_without_a_checkpoint_to_resume_from(refusal: Refusal, traces: Path, tiny_llama: Path, kind: str) -> None:
-    line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o", "--resume")
-    assert f"o/checkpoints/heads-{kind} holds no checkpoint to resume from. Omit --resume to begin." in line
-
-
-@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_trace_of_another_model(
     refusal: Refusal, traces: Path, tiny_llama: Path, tiny_opt: Path, kind: str
@@ -424,9 +417,8 @@ def test_an_output_that_cannot_be_written(
 ) -> None:
     (tmp_path / "mine").write_text("thesis")
     epochs = () if kind == "shortcut" else ("--epochs", 1)
-    first = "ngrams-" if kind == "shortcut" else f"checkpoints/heads-{kind}/step-000000001.json"
     line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "mine", *epochs)
-    assert f"cannot write mine/{first}" in line
+    assert "cannot write mine/ngrams-" in line
 
 
 @pytest.fixture

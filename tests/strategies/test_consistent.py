@@ -12,7 +12,7 @@ import torch
 from harness.contracts import Batch, ModelInfo
 from harness.errors import ArtefactError
 from harness.models.controllers import Network, Observation, write_controller
-from harness.training.heads.learning import expected_return
+from harness.training.heads import expected_return
 from harness.training.identity import identity
 from strategies.consistent import Consistent
 

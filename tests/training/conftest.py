@@ -120,18 +120,32 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_trace(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trace of fourteen documents by the tiny model of twelve layers, at exits 4, 6 and 10, with the shared head."""
+def make_trace() -> Callable[..., Any]:
+    """``make_trace(model, source, out, *tasks, documents=14, length=72, …)`` traces as ``harness trace`` does."""
     from harness.contracts.recipes import Silent
     from harness.training.options import TraceRequest
     from harness.training.traces.record_trace import trace
 
+    def make(
+        model: Path, source: Path, out: Path, *tasks: str, documents: int = 14, length: int = 72, **changes: Any
+    ) -> Any:
+        settings: dict[str, Any] = {
+            "weights": "pretrained", "exit_head": "shared", "artefacts": None, "exit_points": "paper",
+            "dtype": "float32", "device": "cpu", "resume": False, "progress": Silent(), **changes,
+        }  # fmt: skip
+        request = TraceRequest(documents=documents, length=length)
+        return trace(str(model), tasks or ["py150"], [str(source)], out, request, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_trace(
+    make_trace: Callable[..., Any], tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A trace of fourteen documents by the tiny model of twelve layers, at exits 4, 6 and 10, with the shared head."""
     made = tmp_path_factory.mktemp("small-trace")
     lines = corpus_file.read_text(encoding="utf-8").splitlines(keepends=True)[:14]
     (made / "code.jsonl").write_text("".join(lines), encoding="utf-8")
-    trace(
-        str(tiny_llama), ["py150"], [str(made / "code.jsonl")], made / "t", TraceRequest(documents=14, length=72),
-        weights="pretrained", exit_points="paper", dtype="float32", device="cpu", resume=False, progress=Silent(),
-        exit_head="shared", artefacts=None,
-    )  # fmt: skip
+    make_trace(tiny_llama, made / "code.jsonl", made / "t")
     return made / "t"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,10 +16,10 @@ from harness.contracts.recipes import TrainingRun
 from harness.errors import ArtefactError, HarnessError, TrainingError
 from harness.models.artefacts import write_artefact
 from harness.registry import RECIPES
-from harness.training.agents.ppo import _truncate
-from harness.training.checkpoints import Checkpoints
-from harness.training.heads.learning import HeadCheckpoint, HeadCheckpoints
-from harness.training.lite.trainer import begin_log, check_beginning, forget_steps_after, last_checkpoint
+from harness.training.agents.exit_env import Tally
+from harness.training.agents.ppo import AgentCheckpoints
+from harness.training.checkpoints import Checkpoints, cut_log
+from harness.training.lite.trainer import begin_log, check_beginning, last_checkpoint
 from harness.training.traces.store import Traces, TraceWriter
 from tests.run_files import write_index
 
@@ -70,25 +71,23 @@ def test_what_was_trained_for_something_else_is_not_replaced(
 # -------------------------------------------------------------------------------------------- logs
 
 
+def cut(log: Path) -> None:
+    cut_log(log, lambda line: line["step"] <= 5)
+
+
 @pytest.mark.parametrize("broken", BROKEN, ids=short)
-@pytest.mark.parametrize("cut", [forget_steps_after, lambda step, log: _truncate(log, step)])
-def test_a_line_that_is_none_is_dropped_from_a_log(
-    tmp_path: Path, cut: Callable[[int, Path], None], broken: bytes
-) -> None:
+def test_a_line_that_is_none_is_dropped_from_a_log(tmp_path: Path, broken: bytes) -> None:
     log = tmp_path / "training.jsonl"
     log.write_bytes(broken + b"\n" + LINES)
-    cut(5, log)
+    cut(log)
     assert log.read_bytes() == LINES.splitlines(keepends=True)[0]
 
 
-@pytest.mark.parametrize("cut", [forget_steps_after, lambda step, log: _truncate(log, step)])
-def test_a_log_that_is_no_file_is_not_opened(
-    tmp_path: Path, cut: Callable[[int, Path], None], put: Callable[[Path], str]
-) -> None:
+def test_a_log_that_is_no_file_is_not_opened(tmp_path: Path, put: Callable[[Path], str]) -> None:
     said = put(tmp_path / "training.jsonl")
     if said.startswith("Too many"):  # as good as none
         return
-    assert said in refusal(lambda: cut(5, tmp_path / "training.jsonl"), TrainingError)
+    assert said in refusal(lambda: cut(tmp_path / "training.jsonl"), TrainingError)
     assert said in refusal(lambda: begin_log(tmp_path / "new.jsonl", tmp_path / "training.jsonl"), TrainingError)
 
 
@@ -152,70 +151,37 @@ def test_a_file_of_another_name_is_no_checkpoint(tmp_path: Path, name: str) -> N
     assert "holds no checkpoint" in refusal(Checkpoints(tmp_path, "rl", {}).read, TrainingError)
 
 
-class Heads:
-    """A head in training."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.heads = folder, nn.Linear(3, 1)
-        self.optimiser = torch.optim.AdamW(self.heads.parameters(), betas=(0.9, 0.99))
-        self.schedule = torch.optim.lr_scheduler.ConstantLR(self.optimiser)
-        self.heads(torch.ones(2, 3)).sum().backward()
-        self.optimiser.step()
-
-    @property
-    def _arguments(self) -> tuple[Any, Any, Any]:
-        return self.heads, self.optimiser, self.schedule
-
-    def save(self) -> Path:
-        at = HeadCheckpoint(5, torch.Generator().manual_seed(0).get_state())
-        HeadCheckpoints(self.folder, "heads", {"seed": 3}).save(*self._arguments, at)
-        return self.folder / "step-000000005.json"
-
-    def load(self) -> HeadCheckpoint:
-        return HeadCheckpoints(self.folder, "heads", {"seed": 3}).load(*self._arguments)
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        *({"rates": value} for value in (None, 5, [], [5], [{}], [{"lr": "x", "betas": [0, 0]}], [{"lr": 1}])),
-        *({"rates": [{"lr": 0.1, "betas": value}]} for value in (None, 5, [1], ["a", "b"], [1, 2, 3])),
-        *({"schedule": value} for value in (None, 5, [], "x", {}, {"last_epoch": "x"})),
+def test_a_changed_checkpoint_of_an_agent_is_refused(tmp_path: Path) -> None:
+    policy: Any = nn.Linear(3, 1)
+    policy.optimizer = torch.optim.Adam(policy.parameters())
+    policy(torch.ones(2, 3)).sum().backward()
+    policy.optimizer.step()
+    checkpoints = AgentCheckpoints(tmp_path, "rl", {"seed": 3})
+    checkpoints.save(policy, 5, {"rows": np.zeros(2, dtype=np.int64)}, Tally.empty(2), 9)
+    assert checkpoints.load(policy)[0] == 5
+    (path,) = tmp_path.glob("*.json")
+    facts, tensors = json.loads(path.read_text()), checkpoints.read().tensors()
+    for change in (
+        *({"episodes": value} for value in (None, [], "x")),
+        *({"episode_rewards": value} for value in (None, [], "x")),
         *({"steps": value} for value in (None, -1, "5", 1.5, [])),
         *({"training": value} for value in (None, 5, [])),
-    ],
-    ids=repr,
-)
-def test_a_checkpoint_of_heads_with_other_facts_is_refused(tmp_path: Path, facts: dict[str, Any]) -> None:
-    heads = Heads(tmp_path)
-    path = heads.save()
-    assert heads.load().steps == 5
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
-    assert str(path) in refusal(heads.load)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"heads.weight": torch.ones(2, 3)},
-        {"heads.weight": None},
-        {"heads.bias": torch.tensor([torch.nan])},
+    ):
+        path.write_text(json.dumps(facts | change))
+        assert str(path) in refusal(lambda: checkpoints.load(policy)), change
+    kept = {name: value for name, value in facts.items() if name not in ("format", "kind", "sha256")}
+    for spoilt in (
+        {"policy.weight": torch.ones(2, 3)},
+        {"policy.weight": None},
+        {"policy.bias": torch.tensor([torch.nan])},
         {"optimizer.0.exp_avg": torch.ones(7)},
         {"optimizer.x.exp_avg": torch.ones(1)},
         {"optimizer.9.exp_avg": torch.ones(1)},
-        {"order": None},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_checkpoint_of_heads_with_other_tensors_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    heads = Heads(tmp_path)
-    path = heads.save()
-    facts = json.loads(path.read_text())
-    found = HeadCheckpoints(tmp_path, "heads", {"seed": 3}).read()
-    tensors = {name: tensor for name, tensor in (found.tensors() | change).items() if tensor is not None}
-    kept = {name: value for name, value in facts.items() if name not in ("format", "kind", "sha256")}
-    write_artefact(path, facts["kind"], tensors, kept)
-    assert str(tmp_path) in refusal(heads.load)
+        {"tally.exits": None},
+    ):
+        left = {name: tensor for name, tensor in (tensors | spoilt).items() if tensor is not None}
+        write_artefact(path, facts["kind"], left, kept)
+        assert str(tmp_path) in refusal(lambda: checkpoints.load(policy)), spoilt
 
 
 # ------------------------------------------------------------------------------------------ traces

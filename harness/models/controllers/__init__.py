@@ -13,7 +13,7 @@ from harness.models.controllers.controller import (
     find_controller,
     write_controller,
 )
-from harness.models.controllers.learned import LearnedStrategy, TrainedStrategy
+from harness.models.controllers.learned import LearnedStrategy, TrainedStrategy, logit
 from harness.models.controllers.search import controller_path, find_trained
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "controllers_of",
     "find_controller",
     "find_trained",
+    "logit",
     "write_controller",
 ]

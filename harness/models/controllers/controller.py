@@ -119,6 +119,18 @@ class Observation:
         """Return the length of the input vector."""
         return hidden_size + (3 if self.change else 0) + (exits if self.place else 0)
 
+    def states(self, view: ExitView, place: int) -> tuple[Tensor, Tensor | None]:
+        """Return the states of a view, and those at the exit point before where they are looked at, for :meth:`build`.
+
+        Args:
+            view: of an exit point.
+            place: which one, from 0.
+        """
+        before = view.previous if self.change and place else None
+        if self.state == "exit":
+            return view.exit_state, None if before is None else before.exit_state
+        return view.hidden_state, None if before is None else before.hidden_state
+
     def build(self, state: Tensor, previous: Tensor | None, place: int, exits: int) -> Tensor:
         """Return the inputs ``[n, width]``.
 
@@ -349,17 +361,12 @@ class Scorer:
 
     def _score(self, view: ExitView) -> Tensor:
         place, network = self._networks[view.exit_layer]
-        observation = self.observation
-        before = view.previous if observation.change and place else None
-        if observation.state == "exit":
-            state, earlier = view.exit_state, None if before is None else before.exit_state
-        else:
-            state, earlier = view.hidden_state, None if before is None else before.hidden_state
+        state, earlier = self.observation.states(view, place)
         if self._single and state.shape[0] == 1:
             score = self._single[view.exit_layer](state, earlier)
             if score is not None:
                 return score
-        return network(observation.build(state, earlier, place, self._exits)).squeeze(-1)
+        return network(self.observation.build(state, earlier, place, self._exits)).squeeze(-1)
 
 
 def _shapes(tensors: Mapping[str, Tensor], name: str, width: int) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ Inputs of SpecEE's predictors: a few candidate tokens of the LM head, and how th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -101,6 +102,13 @@ class LearnedStrategy(TrainedStrategy):
 
     def _find(self, model: ModelInfo) -> Artefact:
         return find_controller(self.kind, getattr(self, self.option), model).artefact
+
+
+def logit(probability: float) -> float:
+    """Return the logit that a probability is reached from, which spares the sigmoid: of 0 any, of 1 none."""
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability / (1 - probability))
 
 
 @lru_cache(maxsize=64)

@@ -1,9 +1,7 @@
-"""The early-exit decision as a Gymnasium environment: one token after another, one exit point after another.
+"""The early-exit decision as Gymnasium environments: one token after another, one exit point after another.
 
-Clear and slow. Training on traces uses :class:`harness.training.agents.exit_env.ExitVecEnv`, which does the same
-for many episodes at once; this class is its reference, and steps a live model.
-
-Many episodes of traced tokens at once: what makes 500,000 steps a matter of a minute.
+:class:`ExitEnv` takes one episode at a time, clear and slow: it steps a live model, and is the reference of
+:class:`ExitVecEnv`, which takes many episodes of traced tokens at once: 500,000 steps are a matter of a minute.
 """
 
 from __future__ import annotations
@@ -83,14 +81,12 @@ class Tally:
         self.reward += other.reward
 
 
-def observation_space(width: int) -> Any:
-    """Return the space of observations: any numbers."""
+ACTIONS = spaces.Discrete(2)
+"""0 continues, 1 exits."""
+
+
+def _observations(width: int) -> Any:
     return spaces.Box(-np.inf, np.inf, (width,), np.float32)
-
-
-def action_space() -> Any:
-    """Return the space of actions: 0 continues, 1 exits."""
-    return spaces.Discrete(2)
 
 
 class ExitEnv(gymnasium.Env[NDArray[np.float32], int]):  # type: ignore[misc]
@@ -104,8 +100,8 @@ class ExitEnv(gymnasium.Env[NDArray[np.float32], int]):  # type: ignore[misc]
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
 
     def __init__(self, tokens: TokenSource) -> None:
-        self.observation_space = observation_space(tokens.width)
-        self.action_space = action_space()
+        self.observation_space = _observations(tokens.width)
+        self.action_space = ACTIONS
         self._tokens, self._place = tokens, 0
         self._token: Token | None = None
         self._reward = 0.0
@@ -147,40 +143,8 @@ class ExitEnv(gymnasium.Env[NDArray[np.float32], int]):  # type: ignore[misc]
         return tally
 
 
-class ReplayedTokens:
-    """Tokens of traced documents, teacher-forced: whatever the agent does, the trace's tokens follow.
-
-    Args:
-        episodes: the tokens, and the rule by which episodes are drawn.
-    """
-
-    def __init__(self, episodes: Episodes) -> None:
-        self.exits, self.width = episodes.exits, episodes.width
-        self._episodes = episodes
-        self._row = self._end = 0
-
-    def begin(self, generator: np.random.Generator) -> Token:
-        """Draw an episode."""
-        rows, ends = self._episodes.draw(generator, 1)
-        return self.at(int(rows[0]), int(ends[0]))
-
-    def at(self, row: int, end: int) -> Token:
-        """Begin a chosen episode: its first row, and the row behind its last one."""
-        self._row, self._end = row, end
-        return self._read()
-
-    def follow(self, place: int) -> Token | None:
-        """Return the next row."""
-        self._row += 1
-        return self._read() if self._row < self._end else None
-
-    def _read(self) -> Token:
-        found, row = self._episodes, self._row
-        return Token(found.observations[row].astype(np.float32), found.rewards[row], int(found.optimal[row]))
-
-
 class ExitVecEnv(VecEnv):  # type: ignore[misc]
-    """:class:`harness.training.agents.exit_env.ExitEnv` on :class:`ReplayedTokens`, ``count`` times, by indexing.
+    """:class:`ExitEnv` on traced tokens, teacher-forced, ``count`` times, by indexing.
 
     Args:
         episodes: tokens and the rule by which episodes are drawn.
@@ -189,7 +153,7 @@ class ExitVecEnv(VecEnv):  # type: ignore[misc]
     """
 
     def __init__(self, episodes: Episodes, count: int, seed: int = 0) -> None:
-        super().__init__(count, observation_space(episodes.width), action_space())
+        super().__init__(count, _observations(episodes.width), ACTIONS)
         self._episodes, self._exits = episodes, episodes.exits
         self._observations = episodes.observations.reshape(-1, episodes.width)  # [n · exits, width]
         self._rewards = episodes.rewards.reshape(-1, 2)

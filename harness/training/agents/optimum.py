@@ -1,4 +1,4 @@
-"""An exit policy fitted to a reward, by backward induction on a trace.
+"""``harness train rl --optimum``: a policy fitted to a reward by backward induction, and how far an agent is from it.
 
 A trace says what every exit point would have answered, whatever is decided, so that the value of each decision can be
 averaged instead of explored. The policy knows the exit point, the bin of a score there, and the highest bin that the
@@ -6,19 +6,16 @@ score was in before at this token (Eq. 2 and 3 punish leaving behind the first r
 the optimum among policies of this state, a lower bound of what a policy that sees the hidden state could earn, and it
 maximises GREEN-CODE's Eq. 4: the sum of a token's rewards without discount. Held to an agreement by a threshold on its
 preference it is no optimum: plain thresholds may earn more. Cross-fitted over documents, its returns are out of sample.
-
-Reward and agreement of an agent on traced tokens, beside the optimum of its own reward and plain thresholds.
-
-``harness train rl --optimum``: a policy fitted to a reward on a trace, and how far an agent is from it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +27,10 @@ from harness.errors import ArtefactError, ConfigError, DataError
 from harness.host.files import replace_files
 from harness.models.controllers import Controller, find_controller
 from harness.models.model import ResolvedModel
+from harness.records.estimate import Estimate, Interval
 from harness.training.agents.reward import CONTINUE, EXIT, choose_reward, describe, reward_table
 from harness.training.identity import identity, provenance
-from harness.training.options import AgentOptions
+from harness.training.recipes import Agent
 from harness.training.traces.reading import exit_maps, exit_states, open_traces, rows_of_tasks, unseen_rows
 from harness.training.traces.store import Traces
 from harness.training.traces.training_set import exit_places, score_all, threshold_keeping
@@ -148,9 +146,8 @@ def _divide(total: Floats, count: Floats, otherwise: Floats | float) -> Floats:
     return np.where(empty, otherwise, total / np.where(empty, 1, count))
 
 
-Ranged = tuple[float, tuple[float, float] | None]
+Ranged = tuple[float, Interval | None]
 """A value and its 95 % interval over documents, ``None`` where they are too few."""
-
 FIGURES = ("agreement", "exit_layer", "reward")
 POLICIES = ("optimum", "constrained optimum", "agent")
 HIGHEST_PRICE = 32.0
@@ -177,43 +174,12 @@ class TracedTokens:
     exit_points: tuple[int, ...]
     num_layers: int
 
-
-class PolicyRow(TypedDict):
-    """One policy on the tokens that are looked at.
-
-    ``policy``: ``optimum`` of the reward; ``constrained optimum``, the one that keeps the wanted
-    agreement by itself (Lagrangian: a wrong exit costs more); ``agent``; or the name of a score, for a threshold on it.
-    ``kept``: whether its threshold is the loosest that keeps the wanted agreement; else it is the policy as it is.
-    ``agreement``: share of tokens equal to the last layer's. ``exit_layer``: mean layers. ``reward``: mean sum of a
-    token's rewards.
-    """
-
-    policy: str
-    kept: bool
-    agreement: Ranged
-    exit_layer: Ranged
-    reward: Ranged
-
-
-class Distance(TypedDict):
-    """An agent less the optimum, paired by document.
-
-    ``reward``: of a token, both as they are. ``exit_layer``: where both keep the wanted agreement; ``None`` where one
-    of them cannot.
-    """
-
-    reward: Ranged
-    exit_layer: Ranged | None
-
-
-class BesideOptimum(TypedDict):
-    """The comparison, JSON-able; ``distance`` is ``None`` without an agent."""
-
-    keep: float
-    tokens: int
-    documents: int
-    rows: list[PolicyRow]
-    distance: Distance | None
+    def advantages(self, price: float, seed: int) -> Tensor:
+        """Return cross-fitted advantages of exiting where a wrong exit costs something more, ``[n, exits]``."""
+        priced = self.rewards.double().numpy().copy()
+        priced[:, :, EXIT] -= price * (~self.right).numpy()
+        probability, document = self.probability.double().numpy(), self.document.long().numpy()
+        return torch.from_numpy(cross_fitted_advantages(probability, priced, document, seed=seed))
 
 
 def beside_optimum(
@@ -224,7 +190,7 @@ def beside_optimum(
     agent: Tensor | None,
     keep: float,
     seed: int,
-) -> BesideOptimum:
+) -> dict[str, Any]:
     """Compare policies on some tokens, the optimum fitted on all tokens of other documents.
 
     Args:
@@ -234,140 +200,113 @@ def beside_optimum(
         agent: logit(exit) − logit(continue) there, ``[looked_at, exits]``.
         keep: agreement at which mean layers are compared.
         seed: decides the folds.
+
+    Returns:
+        JSON-able: ``keep``, ``tokens`` and ``documents`` looked at; ``rows``, each of a ``policy`` (``optimum`` of the
+        reward; ``constrained optimum``, the one that keeps the wanted agreement by itself, since a wrong exit costs
+        more; ``agent``; or the name of a score), whether its threshold is the loosest that keeps the agreement
+        (``kept``; else it is the policy as it is), and the share of tokens equal to the last layer's (``agreement``),
+        mean layers (``exit_layer``) and mean sum of a token's rewards (``reward``), each a :data:`Ranged`; and
+        ``distance``, an agent less the optimum, paired by document: of the ``reward`` as they are, and of the
+        ``exit_layer`` where both keep the agreement, ``None`` where one cannot.
     """
-    rewards = tokens.rewards.double().numpy()
-    rule = _Rule(tokens, looked_at, rewards[looked_at.numpy()], keep)
-    optimum = _advantages(tokens, rewards, 0.0, seed)[looked_at]
+    rule = _Rule(tokens, looked_at)
+    optimum = tokens.advantages(0.0, seed)[looked_at]
+    low, high = 0.0, HIGHEST_PRICE
+    while high - low > 0.25:
+        middle = (low + high) / 2
+        if rule(tokens.advantages(middle, seed)[looked_at], 0.0)["agreement"].sum() / rule.count.sum() >= keep:
+            high = middle
+        else:
+            low = middle
+    constrained = {"constrained optimum": tokens.advantages(high, seed)[looked_at]}
     decided = {"optimum": optimum} if agent is None else {"optimum": optimum, "agent": agent}
     asis = {name: rule(score, 0.0) for name, score in decided.items()}
-    constrained = {"constrained optimum": _constrained(tokens, looked_at, rewards, rule, seed)}
-    held = {name: rule.keeping(score) for name, score in {**decided, **constrained, **scores}.items()}
-    kept = {name: sums for name, sums in held.items() if sums is not None}
-    rows = [_row(name, False, sums, rule) for name, sums in asis.items()]
-    rows += [_row(name, True, sums, rule) for name, sums in kept.items()]
-    distance: Distance | None = None
+    kept = {}
+    for name, score in {**decided, **constrained, **scores}.items():
+        found = threshold_keeping(score, rule.right, tokens.exit_points, tokens.num_layers, keep)
+        if found is not None:
+            kept[name] = rule(score, found["threshold"])
+    distance = None
     if agent is not None:
         both = {"optimum", "agent"} <= kept.keys()
         distance = {
             "reward": rule.ranged(asis["agent"]["reward"] - asis["optimum"]["reward"]),
             "exit_layer": rule.ranged(kept["agent"]["exit_layer"] - kept["optimum"]["exit_layer"]) if both else None,
         }
-    return {
-        "keep": keep,
-        "tokens": int(looked_at.sum()),
-        "documents": rule.documents,
-        "rows": rows,
-        "distance": distance,
-    }
-
-
-def _advantages(tokens: TracedTokens, rewards: Floats, price: float, seed: int) -> Tensor:
-    """Return cross-fitted advantages of exiting where a wrong exit costs something more, ``[n, exits]``."""
-    priced = rewards.copy()
-    priced[:, :, EXIT] -= price * (~tokens.right).numpy()
-    probability, document = tokens.probability.double().numpy(), tokens.document.long().numpy()
-    return torch.from_numpy(cross_fitted_advantages(probability, priced, document, seed=seed))
-
-
-def _constrained(tokens: TracedTokens, looked_at: Tensor, rewards: Floats, rule: _Rule, seed: int) -> Tensor:
-    """Return the advantages of the optimum at the least price of wrong exits that makes it keep the agreement."""
-    low, high = 0.0, HIGHEST_PRICE
-    while high - low > 0.25:
-        middle = (low + high) / 2
-        if rule.agreement(_advantages(tokens, rewards, middle, seed)[looked_at]) >= rule.keep:
-            high = middle
-        else:
-            low = middle
-    return _advantages(tokens, rewards, high, seed)[looked_at]
+    rows = [
+        {"policy": name, "kept": held, **{figure: rule.ranged(sums[figure]) for figure in FIGURES}}
+        for held, policies in ((False, asis), (True, kept))
+        for name, sums in policies.items()
+    ]
+    told = {"keep": keep, "tokens": int(looked_at.sum()), "documents": len(rule.count)}
+    return {**told, "rows": rows, "distance": distance}
 
 
 class _Rule:
     """Exits where a score is high enough, and adds up per document what that brings."""
 
-    def __init__(self, tokens: TracedTokens, looked_at: Tensor, rewards: Floats, keep: float) -> None:
-        self._right, self._rewards, self.keep = tokens.right[looked_at], rewards, keep
-        self._points, self._layers = tokens.exit_points, tokens.num_layers
-        _, self._document = np.unique(tokens.document[looked_at].numpy(), return_inverse=True)
-        self._count = np.bincount(self._document).astype(float)
-        self._drawn = draws(self.documents)
-
-    @property
-    def documents(self) -> int:
-        return len(self._count)
+    def __init__(self, tokens: TracedTokens, looked_at: Tensor) -> None:
+        self.right, self._rewards = tokens.right[looked_at], tokens.rewards.double().numpy()[looked_at.numpy()]
+        self._layers = torch.tensor([*tokens.exit_points, tokens.num_layers])
+        self._document = np.unique(tokens.document[looked_at].numpy(), return_inverse=True)[1]
+        self.count = np.bincount(self._document).astype(float)
+        self._drawn = draws(len(self.count))
 
     def __call__(self, scores: Tensor, threshold: float) -> dict[str, Floats]:
         """Return the sums of :data:`FIGURES` over each document's tokens, ``[documents]`` each."""
         places = exit_places(scores >= threshold)
-        always = torch.cat((self._right, torch.ones(len(places), 1, dtype=torch.bool)), dim=1)
-        layers = torch.tensor([*self._points, self._layers])[places]
+        always = torch.cat((self.right, torch.ones(len(places), 1, dtype=torch.bool)), dim=1)
         right = always.gather(1, places.unsqueeze(1)).squeeze(1)
-        values = (right.double().numpy(), layers.double().numpy(), returns(self._rewards, places.numpy()))
+        earned = returns(self._rewards, places.numpy())
+        values = (right.double().numpy(), self._layers[places].double().numpy(), earned)
         return {
             name: np.bincount(self._document, value).astype(float) for name, value in zip(FIGURES, values, strict=True)
         }
 
-    def agreement(self, scores: Tensor) -> float:
-        """Return the share of tokens equal to the last layer's where exits happen from 0 on."""
-        return float(self(scores, 0.0)["agreement"].sum() / self._count.sum())
-
-    def keeping(self, scores: Tensor) -> dict[str, Floats] | None:
-        """Return the same at the loosest threshold that keeps the agreement; ``None`` if none does."""
-        found = threshold_keeping(scores, self._right, self._points, self._layers, self.keep)
-        return None if found is None else self(scores, found["threshold"])
-
     def ranged(self, sums: Floats) -> Ranged:
         """Return a mean per token with its interval."""
-        replicates = (self._drawn @ sums) / (self._drawn @ self._count)
-        return float(sums.sum() / self._count.sum()), replicate_interval(replicates, self.documents)
+        replicates = (self._drawn @ sums) / (self._drawn @ self.count)
+        return float(sums.sum() / self.count.sum()), replicate_interval(replicates, len(self.count))
 
 
-def _row(policy: str, kept: bool, sums: Mapping[str, Floats], rule: _Rule) -> PolicyRow:
-    agreement, exit_layer, reward = (rule.ranged(sums[name]) for name in FIGURES)
-    return {"policy": policy, "kept": kept, "agreement": agreement, "exit_layer": exit_layer, "reward": reward}
-
-
-def render_optimum(found: BesideOptimum, reward: Mapping[str, Any]) -> str:
+def render_optimum(found: Mapping[str, Any], reward: Mapping[str, Any]) -> str:
     """Return a comparison as Markdown; ``reward`` as :func:`harness.training.agents.reward.describe` returns it."""
-    coefficients = ", ".join(f"{name} {value:g}" for name, value in reward.items() if name != "rule")
-    return "\n".join(_lines(found, f"{reward['rule']} ({coefficients})"))
-
-
-def _lines(found: BesideOptimum, rule: str) -> Iterator[str]:
     keep = f"{found['keep']:.0%}"
-    yield "| policy (replayed) | agreement | mean exit layer | mean reward of a token |"
-    yield "|:--|--:|--:|--:|"
+    lines = ["| policy (replayed) | agreement | mean exit layer | mean reward of a token |", "|:--|--:|--:|--:|"]
     for row in found["rows"]:
         name = row["policy"] if row["policy"] in POLICIES else f"threshold on the {row['policy']}"
         name += f", held to {keep}" if row["kept"] else " as it is"
-        yield f"| {name} | {_text(row['agreement'], 3)} | {_text(row['exit_layer'], 2)} | {_text(row['reward'], 3)} |"
-    yield ""
-    yield (
-        f"Reward: {rule}. Optimum: backward induction on binned probabilities, cross-fitted over documents; "
-        f"{found['tokens']} tokens of {found['documents']} documents, 95 % intervals over documents. "
+        cells = (_text(row[figure], decimals) for figure, decimals in zip(FIGURES, (3, 2, 3), strict=True))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    coefficients = ", ".join(f"{name} {value:g}" for name, value in reward.items() if name != "rule")
+    lines += [
+        "",
+        f"Reward: {reward['rule']} ({coefficients}). Optimum: backward induction on binned probabilities, cross-fitted "
+        f"over documents; {found['tokens']} tokens of {found['documents']} documents, 95 % intervals over documents. "
         "Held: from the loosest preference on that keeps the agreement, chosen on the same tokens. Constrained: wrong "
-        "exits are priced so that the optimum keeps it by itself."
-    )
+        "exits are priced so that the optimum keeps it by itself.",
+    ]
     if found["distance"] is not None:
-        reward, layers = found["distance"]["reward"], found["distance"]["exit_layer"]
-        yield f"Distance of the agent to the optimum of its reward: {_text(reward, 3, '+')} reward a token" + (
+        earned, layers = found["distance"]["reward"], found["distance"]["exit_layer"]
+        held = (
             f", {_text(layers, 2, '+')} layers at {keep} agreement." if layers else f"; one of them cannot hold {keep}."
         )
+        lines.append(
+            f"Distance of the agent to the optimum of its reward: {_text(earned, 3, '+')} reward a token{held}"
+        )
+    return "\n".join(lines)
 
 
 def _text(ranged: Ranged, decimals: int, sign: str = "") -> str:
-    value, interval = ranged
-    text = f"{value:{sign}.{decimals}f}"
-    return text if interval is None else f"{text} [{interval[0]:.{decimals}f}, {interval[1]:.{decimals}f}]"
+    return Estimate.of(*ranged).text(f"{{:{sign}.{decimals}f}}", f"{{:.{decimals}f}}")
 
 
-def find_optimum(options: AgentOptions, run: TrainingRun) -> Trained:
+def find_optimum(options: Agent, run: TrainingRun) -> Trained:
     """Compare the optimum of a reward with the model's agent for that reward, where it has one.
 
     They are compared on documents the agent has not learned from, all those of the tasks without an agent. The folder
     receives ``optimum-NAME.json``.
-
-    Raises:
-        HarnessError: in one line, with the remedy.
     """
     traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
     reward = choose_reward(options, traces)
@@ -377,13 +316,16 @@ def find_optimum(options: AgentOptions, run: TrainingRun) -> Trained:
     wanted = rows_of_tasks(traces, columns["document"], options.tasks)
     document = columns["document"][wanted]
     if bool((document == document[0]).all()):
-        raise DataError(f"{options.traces} has one document of these tasks, and the optimum is fitted on others. "
-                        "Trace more --documents.")  # fmt: skip
+        raise DataError(
+            f"{options.traces} has one document of these tasks, and the optimum is fitted on others. Trace more "
+            "--documents."
+        )
     right = columns["top"] == columns["final"].unsqueeze(1)
     points, num_layers = traces.exit_points, resolved.info.num_layers
     rewards, _ = reward_table(right[wanted], points, num_layers, reward)
     tokens = TracedTokens(columns["top1"][wanted], right[wanted], rewards, document, points, num_layers)
-    agent = next(_agents(run.recipe, resolved, facts), None)
+    agents = _controllers(resolved, f"{run.recipe}*.json", run.recipe)
+    agent = next((found for found in agents if found.artefact.facts.get("reward") == facts), None)
     looked_at = wanted
     if agent is not None:
         looked_at = wanted & unseen_rows(traces, columns["document"], agent.artefact.facts)
@@ -393,10 +335,14 @@ def find_optimum(options: AgentOptions, run: TrainingRun) -> Trained:
                 "--seed, or more --documents."
             )
     scores = {"probability": columns["top1"][looked_at]}
-    for name, controller in _others(run.recipe, resolved):
+    for controller in _controllers(resolved, "*.json"):
+        kind = controller.artefact.kind
+        if kind == run.recipe:
+            continue
         unseen = unseen_rows(traces, columns["document"], controller.artefact.facts)
         if not (looked_at & ~unseen).any():
-            scores[name] = _scores(controller, traces, resolved, looked_at)
+            with suppress(ArtefactError):  # of three actions, which no threshold orders
+                scores[kind] = _scores(controller, traces, resolved, looked_at)
     decided = None if agent is None else _scores(agent, traces, resolved, looked_at)
     found = beside_optimum(tokens, looked_at[wanted], scores, agent=decided, keep=options.keep, seed=options.seed)
     described = {
@@ -413,30 +359,12 @@ def find_optimum(options: AgentOptions, run: TrainingRun) -> Trained:
     return Trained(render_optimum(found, facts), f"{path} has the figures; {whose}.")
 
 
-def _agents(kind: str, resolved: ResolvedModel, reward: object) -> Iterator[Controller]:
-    """Yield the model's agents that were trained for a reward."""
+def _controllers(resolved: ResolvedModel, pattern: str, kind: str = "") -> Iterator[Controller]:
+    """Yield the model's controllers in files of a name, of a kind, or of the kind that the file is named after."""
     for folder in resolved.info.artefacts:
-        for path in sorted(Path(folder).glob(f"{kind}*.json")):
-            try:
-                found = find_controller(kind, str(path), resolved.info)
-            except ArtefactError:
-                continue  # of other weights or exit points: not this model's
-            if found.artefact.facts.get("reward") == reward:
-                yield found
-
-
-def _others(kind: str, resolved: ResolvedModel) -> Iterator[tuple[str, Controller]]:
-    """Yield the controllers of other kinds that give one score, each with its kind; those under the kind's own name."""
-    for folder in resolved.info.artefacts:
-        for path in sorted(Path(folder).glob("*.json")):
-            if path.stem == kind:
-                continue
-            try:
-                found = find_controller(path.stem, str(path), resolved.info)
-                found.networks()
-            except ArtefactError:
-                continue  # no controller, none of this model, or one of three actions, which no threshold orders
-            yield path.stem, found
+        for path in sorted(Path(folder).glob(pattern)):
+            with suppress(ArtefactError):  # no controller, or of other weights or exit points
+                yield find_controller(kind or path.stem, str(path), resolved.info)
 
 
 def _scores(controller: Controller, traces: Traces, resolved: ResolvedModel, rows: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""PPO on the early-exit environment: its settings, and the loop around stable-baselines3's algorithm.
+"""PPO on the early-exit environment: the loop around stable-baselines3's algorithm, and its checkpoints.
 
 The loop calls ``learn`` for one rollout at a time and seeds all chance from the run's seed and the step before each, so
-that a run that was stopped and resumed is the run that was not.
-
-Checkpoints of an agent in training: safetensors and JSON, never stable-baselines3's pickles.
+that a run that was stopped and resumed is the run that was not. Checkpoints are safetensors and JSON, never
+stable-baselines3's pickles.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,28 +23,12 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 
 from harness.contracts.recipes import Progress
-from harness.errors import TrainingError
-from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_bytes, replace_files
+from harness.errors import ArtefactError, TrainingError
 from harness.host.libraries import library_border
 from harness.models.controllers import Network
 from harness.training.agents.exit_env import ExitVecEnv, Tally
-from harness.training.checkpoints import Checkpoints, damaged, network_tensors, restore_network, tensors_under
-from harness.training.options import AgentSettings
-
-
-@dataclass(frozen=True)
-class AgentCheckpoint:
-    """State of a checkpoint besides the policy and its optimiser.
-
-    Attributes:
-        steps: decisions the agent has learned from.
-        env: where the episodes stood; empty where that cannot be kept (a live model begins new ones).
-        tally: of all episodes so far.
-    """
-
-    steps: int
-    env: Mapping[str, NDArray[Any]]
-    tally: Tally
+from harness.training.checkpoints import Checkpoints, cut_log
+from harness.training.recipes import AgentSettings
 
 
 class AgentCheckpoints(Checkpoints):
@@ -57,33 +39,49 @@ class AgentCheckpoints(Checkpoints):
 
         Args:
             policy: of stable-baselines3, with its optimiser.
-            steps: as in :class:`AgentCheckpoint`, like the rest.
+            steps: decisions the agent has learned from.
+            env: where the episodes stand; empty where that cannot be kept (a live model begins new ones).
+            tally: of all episodes so far.
             goal: steps that there shall be.
-            env: where the episodes stand.
-            tally: of all episodes.
         """
-        tensors = network_tensors("policy", policy, policy.optimizer)
+        tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
+        for number, moments in policy.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
         tensors |= {f"env.{name}": torch.from_numpy(array) for name, array in env.items()}
         tensors |= {"tally.exits": torch.from_numpy(tally.exits), "tally.optimal": torch.from_numpy(tally.optimal)}
         facts = {"episodes": tally.episodes, "episode_rewards": tally.reward, "goal": goal}
         self.write(steps, tensors, facts)
 
-    def load(self, policy: Any) -> AgentCheckpoint:
-        """Read the latest into a policy and its optimiser.
+    def load(self, policy: Any) -> tuple[int, dict[str, NDArray[Any]], Tally]:
+        """Read the latest into a policy and its optimiser; return steps, environment and tally as they were saved.
 
         Raises:
             TrainingError: there is none, or it is of another training; gives both values.
         """
         found = self.read()
-        tensors = found.tensors()
-        restore_network(found.path, tensors, "policy", policy, policy.optimizer)
-        with damaged(found.path):
+        tensors, anew = found.tensors(), "Omit --resume to begin anew."
+
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        with library_border(f"{found.path} is of another network", anew, ArtefactError):
+            policy.load_state_dict(under("policy."))
+            state = policy.optimizer.state_dict()
+            for name, value in under("optimizer.").items():
+                number, _, moment = name.partition(".")
+                state["state"].setdefault(int(number), {})[moment] = value
+            parameters = [parameter for group in policy.optimizer.param_groups for parameter in group["params"]]
+            for number, moments in state["state"].items():
+                for moment, value in moments.items():
+                    if value.shape not in (parameters[number].shape, ()):  # steps are single numbers
+                        raise ValueError(f"the optimiser's {moment} has shape {tuple(value.shape)}")
+            policy.optimizer.load_state_dict(state)
+        with library_border(f"{found.path} is damaged", anew, ArtefactError):
             tally = Tally(
                 tensors["tally.exits"].numpy(), tensors["tally.optimal"].numpy(),
                 int(found.facts["episodes"]), float(found.facts["episode_rewards"]),
             )  # fmt: skip
-            env = {name: tensor.numpy() for name, tensor in tensors_under(tensors, "env.").items()}
-            return AgentCheckpoint(int(found.facts["steps"]), env, tally)
+            return int(found.facts["steps"]), {name: value.numpy() for name, value in under("env.").items()}, tally
 
 
 @dataclass(frozen=True)
@@ -143,18 +141,17 @@ def learn(
     model = _algorithm(env, settings, seed, share_left)
     steps, total = 0, Tally.empty(len(layers) - 1)
     if resume:
-        saved = checkpoints.load(model.policy)
-        steps, total = saved.steps, saved.tally
+        steps, begun, total = checkpoints.load(model.policy)
         with library_border(f"the checkpoint of {steps} steps is damaged", "Omit --resume to begin anew."):
             if total.exits.shape != total.optimal.shape or total.exits.shape != (len(layers),):
                 raise ValueError(f"it counts the exits of {total.exits.shape} layers")
-            if isinstance(env, ExitVecEnv) and saved.env:
-                env.restore(saved.env)
+            if isinstance(env, ExitVecEnv) and begun:
+                env.restore(begun)
     elif (left := checkpoints.unfinished()) is not None:
         raise TrainingError(
             f"{left} is of this very training, which was interrupted. Add --resume to go on, or remove {left.parent}."
         )
-    _truncate(log, steps)
+    cut_log(log, lambda line: line["steps"] <= steps and "optimal_exits" not in line)
     model.policy.optimizer.register_step_pre_hook(lambda *_: _refuse_nan(model, steps, checkpoints))
     progress.begin("learning", settings.steps, min(steps, settings.steps))
     callback, kept = _StopOrGoOn(stop, progress, settings.steps), steps
@@ -166,7 +163,9 @@ def learn(
         env.seed(chance)
         callback.before = steps
         model.learn(settings.rollout, callback, log_interval=None, reset_num_timesteps=False)
-        tally = _take(env)
+        tally, *others = env.env_method("take_tally")
+        for other in others:
+            tally.add(other)
         if callback.stopped:
             checkpoints.save(model.policy, steps, before, total, settings.steps)
             break
@@ -182,7 +181,9 @@ def learn(
             kept = steps
     finished = steps >= settings.steps
     if finished:
-        _append(log, {"steps": steps, "optimal_exits": _by_layer(total.optimal, layers)})
+        _append(
+            log, {"steps": steps, "optimal_exits": dict(zip(map(str, layers), total.optimal.tolist(), strict=True))}
+        )
     return Learned(policy_network(model.policy), steps, finished, total)
 
 
@@ -231,14 +232,6 @@ def _refuse_nan(model: Any, steps: int, checkpoints: AgentCheckpoints) -> None:
     raise TrainingError(f"the loss is no number after step {steps}; {left}. Lower --learning-rate, or trace again.")
 
 
-def _take(env: VecEnv) -> Tally:
-    first, *others = env.env_method("take_tally")
-    for other in others:
-        first.add(other)
-    tally: Tally = first
-    return tally
-
-
 def _line(model: Any, steps: int, tally: Tally, layers: Sequence[int]) -> dict[str, Any]:
     said = model.logger.name_to_value
     exits = tally.exits / max(1, tally.exits.sum())
@@ -254,25 +247,6 @@ def _line(model: Any, steps: int, tally: Tally, layers: Sequence[int]) -> dict[s
     }
 
 
-def _by_layer(counts: Any, layers: Sequence[int]) -> dict[str, int]:
-    return {str(layer): int(count) for layer, count in zip(layers, counts, strict=True)}
-
-
 def _append(log: Path, line: dict[str, Any]) -> None:
     with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def _truncate(log: Path, steps: int) -> None:
-    """Keep the lines up to a step; those behind it will be written again."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    kept = []
-    if steps and log.exists():
-        try:
-            lines = read_bytes(log, LARGEST_LOG_BYTES).splitlines()
-        except OSError as error:
-            raise TrainingError(f"cannot read {log}: {error.strerror}. Remove it, or give another --out.") from None
-        for line in lines:
-            with suppress(ValueError, TypeError, KeyError):  # a kill breaks a line off
-                kept += [line] if parse_json(line)["steps"] <= steps and b"optimal_exits" not in line else []
-    replace_files({log: b"".join(line + b"\n" for line in kept)})

@@ -3,8 +3,6 @@
 The equations pay 1 for stopping at the first right exit, and 1 for every exit point before it that is passed; behind
 it, stopping and running on are both punished by the layers since. :class:`SavingsReward` pays for what early exit is
 for. What a policy fitted to either keeps and earns on a trace: :mod:`harness.training.agents.optimum`.
-
-Which reward ``harness train rl`` is told to use.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from harness.errors import ConfigError
 from harness.registry import TASKS
-from harness.training.options import AgentOptions
+from harness.training.recipes import Agent
 from harness.training.traces.store import Traces
 from harness.training.traces.training_set import exit_places
 
@@ -31,7 +29,7 @@ class RewardCoefficients:
     """Weights of the penalties, each in [0, 1]; rewards are always 1.
 
     GREEN-CODE (Ilager 2025, Eq. 2 and 3) names them α, β, γ, ε. PPO's discount, which it calls γ too, is
-    :attr:`harness.training.options.AgentSettings.discount`.
+    :attr:`harness.training.recipes.AgentSettings.discount`.
 
     Attributes:
         alpha: of stopping right but later than the first exit that is right.
@@ -115,7 +113,7 @@ def reward_table(right: Tensor, exit_points: Sequence[int], num_layers: int, rew
     return torch.stack((go_on, leave), dim=-1), best
 
 
-def choose_reward(options: AgentOptions, traces: Traces) -> Reward:
+def choose_reward(options: Agent, traces: Traces) -> Reward:
     """Return the reward of the options; ``auto`` goes by the language of the trace's documents.
 
     Raises:

@@ -1,21 +1,17 @@
 """``harness train rl``: from a trace to an agent that decides, with what it would have done on held-out documents.
 
-Replay of a trained agent on held-out documents, over thresholds; and the threshold it is shipped with.
-
-Tokens of a model that runs while the agent learns: ``--live``.
-
-Each token takes one pass through all layers, so that every exit's token and the last layer's are known; an exit then
-fills the deeper layers' keys and values from its hidden state (``propagate``), and its token is read next. Later tokens
-therefore see what real exits leave behind, which a trace cannot show. One episode at a time, and slow: a token costs a
-full pass and an LM-head evaluation per exit. Nothing of it is measured.
+With ``--live`` a model runs while the agent learns. Each token takes one pass through all layers, so that every exit's
+token and the last layer's are known; an exit then fills the deeper layers' keys and values from its hidden state
+(``propagate``), and its token is read next. Later tokens therefore see what real exits leave behind, which a trace
+cannot show. One episode at a time, and slow: a token costs a full pass and an LM-head evaluation per exit. Nothing of
+it is measured.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +21,7 @@ from torch import Tensor
 
 from harness.contracts import KVBatch, KVPolicy, Split, document_key
 from harness.contracts.models import with_bos
-from harness.contracts.recipes import Progress, TrainingRun
+from harness.contracts.recipes import Progress, Trained, TrainingRun
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
@@ -38,23 +34,21 @@ from harness.models.model import ResolvedModel
 from harness.registry import TASKS, keeping_folder
 from harness.training.agents.episodes import CONTEXT, Episodes, read_episodes, split
 from harness.training.agents.exit_env import ExitEnv, ExitVecEnv, Token
-from harness.training.agents.optimum import BesideOptimum, TracedTokens, beside_optimum, render_optimum
+from harness.training.agents.optimum import TracedTokens, beside_optimum, render_optimum
 from harness.training.agents.ppo import AgentCheckpoints, learn
 from harness.training.agents.reward import CONTINUE, EXIT, Reward, choose_reward, describe, reward_table, traced_tasks
 from harness.training.checkpoints import stop_on_interrupt
-from harness.training.identity import identity, own_file, provenance
-from harness.training.options import AgentOptions, AgentSettings
-from harness.training.traces.reading import (
-    exit_maps,
-    held_out_rows,
-    index_of,
-    keys_of,
-    matches,
-    open_traces,
-    rows_of_tasks,
-)
+from harness.training.identity import exit_head_note
+from harness.training.recipes import Agent, AgentSettings
+from harness.training.traces.reading import exit_maps
 from harness.training.traces.store import Traces
-from harness.training.traces.training_set import ReplayRow, render_replay, replay_rows, threshold_keeping
+from harness.training.traces.training_set import (
+    ReplayRow,
+    TrainingSet,
+    render_replay,
+    replay_rows,
+    threshold_keeping,
+)
 
 
 @torch.inference_mode()
@@ -226,29 +220,11 @@ AGENT_OBSERVATIONS = {
 exit point this is as well, since one network decides at all of them."""
 
 
-@dataclass(frozen=True)
-class AgentResult:
-    """The result of training.
-
-    Attributes:
-        finished: false when it was interrupted; the checkpoint continues it.
-        report: what the agent would have done on held-out documents, Markdown.
-        path: of the agent's JSON.
-    """
-
-    finished: bool
-    report: str
-    path: Path
-
-
-def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
+def train_agent(options: Agent, run: TrainingRun) -> Trained:
     """Train an agent on a trace.
 
     The folder receives the agent (``NAME.json``, ``NAME.safetensors``), ``NAME-training.jsonl``, ``NAME.md`` and
     ``NAME-checkpoint/``.
-
-    Raises:
-        HarnessError: anything that cannot be done, in one line with the remedy.
     """
     for task in options.tasks:
         TASKS.load(task)
@@ -258,80 +234,69 @@ def train_agent(options: AgentOptions, run: TrainingRun) -> AgentResult:
     if options.live:
         settings = settings.replace(envs=1)
     observation = AGENT_OBSERVATIONS[options.observation]
-    traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
-    path = own_file(options, run, resolved.info)
+    data = TrainingSet.open(options, run)
+    traces, number = data.traces, data.columns["document"]
     reward = choose_reward(options, traces)
-    progress.stage(f"reading {traces.tokens} tokens of {options.traces}")
-    maps = exit_maps(traces, resolved, observation)
+    maps = exit_maps(traces, data.resolved, observation)
     everything = read_episodes(traces, options.tasks, options.tokens, observation, maps, reward)
-    number = traces.columns("document")["document"]
-    held_rows = held_out_rows(traces, number, seed=seed, tasks=options.tasks)
-    held = set(number[held_rows].tolist())
-    learning, held_out = split(everything, held)
+    learning, held_out = split(everything, set(number[data.held_out].tolist()))
     if options.live:
-        env = _live(resolved, traces, learning, observation, reward, options, progress)
+        env = _live(data.resolved, traces, learning, observation, reward, options, progress)
     else:
         env = ExitVecEnv(learning, settings.envs, seed)
-    how = {
+    facts = {
+        **data.identity(),
         "observation": observation.as_dict(),
         "reward": describe(reward),
         "ppo": {name: value for name, value in settings if name != "steps"},
         "seed": seed,
-        "trained_on": _trained_on(learning, options),
+        "trained_on": {
+            "streams": sorted({document.stream for document in learning.documents}),
+            "documents": len(learning.documents),
+            "tokens": learning.tokens,
+            "episode_tokens": learning.length,
+            "live": options.live,
+        },
     }
-    facts = {**identity(resolved.info, traces.index["tokenizer_fingerprint"]), **how}
     checkpoints = AgentCheckpoints(options.folder / f"{name}-checkpoint", kind, facts)
-    layers = [*traces.exit_points, resolved.info.num_layers]
+    layers, log = [*traces.exit_points, data.resolved.info.num_layers], f"{name}-training.jsonl"
     with stop_on_interrupt() as stop:
         learned = learn(
-            env, settings, layers, seed=seed, checkpoints=checkpoints,
-            log=options.folder / f"{name}-training.jsonl",
+            env, settings, layers, seed=seed, checkpoints=checkpoints, log=options.folder / log,
             save_steps=options.save_steps, resume=options.resume, progress=progress, stop=stop,
         )  # fmt: skip
     if not learned.finished:
-        return AgentResult(False, "", path)
+        return Trained(finished=False)
     policy = learned.policy.difference(EXIT, CONTINUE)
     scores = agent_scores(policy, held_out)
     replayed, threshold, report = replay_agent(scores, held_out, options.keep)
-    optimum = _beside_optimum(traces, everything, held_out, scores, options)
+    optimum = _beside_optimum(data, everything, held_out, scores, options)
     report += f"\n\n{render_optimum(optimum, describe(reward))}"
     described = {
+        **data.origin(),
         **facts,
         "threshold": threshold,
         "temperature": 1.0,
         "steps": learned.steps,
-        "documents": sorted({str(found["key"]) for found in traces.documents if matches(found, options.tasks)}),
-        "held_out_documents": keys_of(traces, number, held_rows),
-        "ngrams": index_of(traces, options.folder),
+        "held_out_documents": data.held_out_documents,
         "optimal_exits": dict(zip(map(str, layers), learned.tally.optimal.tolist(), strict=True)),
         "replayed": replayed,
         "optimum": optimum,
-        "made": provenance(run.command),
     }
-    write_controller(path, kind, observation, {"shared": policy}, described)
-    replace_files({path.with_suffix(".md"): f"{report}\n".encode()})
-    return AgentResult(True, report, path)
-
-
-def _trained_on(episodes: Episodes, options: AgentOptions) -> dict[str, Any]:
-    return {
-        "streams": sorted({document.stream for document in episodes.documents}),
-        "documents": len(episodes.documents),
-        "tokens": episodes.tokens,
-        "episode_tokens": episodes.length,
-        "live": options.live,
-    }
+    write_controller(data.path, kind, observation, {"shared": policy}, described)
+    replace_files({data.path.with_suffix(".md"): f"{report}\n".encode()})
+    head = exit_head_note(facts["exit_head"])
+    return Trained(report, f"The agent is {data.path}; {log} beside it has its rewards. {head}")
 
 
 def _beside_optimum(
-    traces: Traces, everything: Episodes, held_out: Episodes, scores: Tensor, options: AgentOptions
-) -> BesideOptimum:
+    data: TrainingSet, everything: Episodes, held_out: Episodes, scores: Tensor, options: Agent
+) -> dict[str, Any]:
     """Compare the agent with the optimum of its reward, on the held-out documents."""
-    columns = traces.columns("top1", "document")
-    wanted = rows_of_tasks(traces, columns["document"], options.tasks)
+    wanted = data.learned | data.held_out
     tokens = TracedTokens(
-        columns["top1"][wanted], torch.from_numpy(everything.right), torch.from_numpy(everything.rewards),
-        columns["document"][wanted], everything.exit_points, everything.num_layers,
+        data.columns["top1"][wanted], torch.from_numpy(everything.right), torch.from_numpy(everything.rewards),
+        data.columns["document"][wanted], everything.exit_points, everything.num_layers,
     )  # fmt: skip
     looked_at = torch.zeros(len(tokens.right), dtype=torch.bool)
     looked_at[torch.from_numpy(held_out.rows())] = True
@@ -341,7 +306,7 @@ def _beside_optimum(
 
 def _live(
     resolved: ResolvedModel, traces: Traces, learning: Episodes, observation: Observation,
-    reward: Reward, options: AgentOptions, progress: Progress,
+    reward: Reward, options: Agent, progress: Progress,
 ) -> VecEnv:  # fmt: skip
     """Return an environment that steps the model, on those of the trace's documents that are learned from."""
     keys = {document.key for document in learning.documents}

@@ -1,4 +1,4 @@
-"""The LITE training job: data, weights, Trainer, checkpoints, tables before and after, artefacts.
+"""``harness train lite``: data, weights, Trainer, checkpoints, tables before and after, artefacts.
 
 Quality of each exit on held-out text: token accuracy and agreement with the last layer, teacher-forced.
 """
@@ -10,45 +10,49 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from scipy.stats import t as student
 from torch import Tensor
 
-from harness.contracts.recipes import Progress
+from harness.contracts import ModelRequest, Split
+from harness.contracts.recipes import Progress, Silent, Trained, TrainingRun
 from harness.decoding.families import head_modules
-from harness.errors import TrainingError
+from harness.errors import ConfigError, TrainingError
 from harness.host.files import read_json, replace_files
+from harness.host.libraries import require
 from harness.models.artefacts import write_artefact
 from harness.models.facts import PARTS
 from harness.models.fingerprints import fingerprint_of_folder
 from harness.models.folder import quiet
+from harness.models.model import ResolvedModel, resolve
 from harness.models.ngrams import NgramIndex, write_index
 from harness.models.trained import belongs_to, shortcut_path
-from harness.training.checkpoints import stop_on_interrupt
-from harness.training.corpus import PackedStreams, Stream
+from harness.records.estimate import MISSING, Estimate
+from harness.registry import TASKS
+from harness.training.checkpoints import cut_log, stop_on_interrupt
+from harness.training.corpus import PackedStreams, Stream, read_streams
+from harness.training.identity import identity, provenance
 from harness.training.lite.lite_model import LiteModel
-from harness.training.lite.start import Start, factor_name
+from harness.training.lite.start import Start, factor_name, find_start
 from harness.training.lite.trainer import (
     PROCESSES,
     StepWatcher,
     begin_log,
     build_trainer,
     check_beginning,
-    forget_steps_after,
     last_checkpoint,
 )
-from harness.training.options import LiteRecipe
 from harness.training.processes import is_main, world_size
+from harness.training.recipes import Lite, LiteRecipe
 from harness.training.shortcut import ShortcutMoments
+from reports.statistics.intervals import half_width
 
 POSITIONS = 3072
 """Positions of a stream that are looked at, in equal shares over its documents; fewer where those are short."""
-CONFIDENCE = 0.95
+INITIAL_TOKENS = 32_768
 
 Interval: TypeAlias = tuple[float, float]
 
@@ -141,19 +145,13 @@ def _top(states: Tensor, head: Any) -> Tensor:
 
 
 def _share(hits: Tensor, sizes: Tensor) -> tuple[float, Interval | None]:
-    """Return hits over positions, both ``[documents]``, and the interval of that ratio of totals.
-
-    Documents are the independent units: a linearised ratio over clusters of unequal size (Cochran 1977, "Sampling
-    Techniques", chapter 9A). Student's t has Kish's effective number of them less one as its degrees of freedom.
-    """
-    number, total = len(sizes), float(sizes.sum())
+    """Return hits over positions, both ``[documents]``, and the interval of that ratio of totals over documents."""
+    total = float(sizes.sum())
     share = float(hits.sum()) / total
-    spread = float(((hits - share * sizes) ** 2).sum())
-    if number < 2 or not spread:
+    influence = ((hits - share * sizes) / total).numpy()
+    if len(sizes) < 2 or not influence.any():
         return round(share, 4), None
-    degrees = max(1.0, total**2 / float((sizes**2).sum()) - 1)
-    error = math.sqrt(number / (number - 1) * spread) / total
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, degrees)) * error
+    reach = half_width((influence, (sizes / total).numpy()))
     return round(share, 4), (round(max(0.0, share - reach), 4), round(min(1.0, share + reach), 4))
 
 
@@ -166,141 +164,151 @@ def render(before: Sequence[ExitRow], after: Sequence[ExitRow]) -> str:
     ]
     later = {(row["stream"], row["layer"]): row for row in after}
     for row in before:
-        now = later.get((row["stream"], row["layer"]))
-        cells = [
-            _cell(row["accuracy"], row["accuracy_interval"]),
-            _cell(now["accuracy"], now["accuracy_interval"]) if now else "–",
-            _cell(row["agreement"], row["agreement_interval"]),
-            _cell(now["agreement"], now["agreement_interval"]) if now else "–",
-        ]
+        both = (row, later.get((row["stream"], row["layer"])))
+        cells = [_cell(each, share) for share in ("accuracy", "agreement") for each in both]
         facts = [row["stream"], row["layer"], row["documents"], row["tokens"], *cells]
         lines.append(f"| {' | '.join(map(str, facts))} |")
     return "\n".join(lines)
 
 
-def _cell(share: float, interval: Interval | None) -> str:
-    return f"{share:.3f}" if interval is None else f"{share:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+def _cell(row: Mapping[str, Any] | None, share: str) -> str:
+    if row is None:
+        return MISSING
+    interval = row[f"{share}_interval"]
+    return Estimate.of(row[share], interval and tuple(interval)).text("{:.3f}")
 
 
-INITIAL_TOKENS = 32_768
+def train_lite(options: Lite, run: TrainingRun) -> Trained:
+    """Tune a model on tasks' documents and write what came of it to a folder.
 
+    The folder receives ``checkpoints/``, ``training.jsonl``, ``exits.md`` and the artefacts; or, tuned whole, the
+    weights in ``model/`` and ``tuning.json``, which tells what they were made from. Several processes may do it
+    together; the first of them measures, writes and reports.
 
-@dataclass(frozen=True)
-class FitResult:
-    """The result of tuning.
-
-    Attributes:
-        finished: false when it was interrupted; the checkpoint continues it.
-        before, after: what each exit could do; see :mod:`harness.training.lite.fit`.
-        report: both as Markdown; empty in all processes but the first.
-        recipe: how it was tuned.
+    With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and shortcuts: it reads
+    on where that one stopped if the documents are the same, and holds out none that it has learned from.
     """
+    recipe = LiteRecipe.part_of(options.under(options.preset))
+    require("train", "accelerate", *(["peft"] if recipe.method == "lora" else []))
+    progress = run.progress if is_main() else Silent()
+    tasks = [TASKS.load(name)() for name in options.tasks]
+    # bfloat16 would round away whole-weight steps of 1e-5; LoRA's factors are float32 anyway
+    dtype = "float32" if recipe.method == "full" else "bfloat16"
+    resolved = resolve(
+        ModelRequest(
+            options.model, weights=options.weights, dtype=dtype, exit_points=options.exit_points, seed=options.seed,
+            exit_head="shared",
+        )
+    )  # fmt: skip
+    info, tokenizer = resolved.info, resolved.tokenizer
+    if not info.exit_points:
+        raise ConfigError(f"{info.name} has no exit points to train. Give --exit-points.")
+    if recipe.length > info.max_positions:
+        raise ConfigError(f"--length {recipe.length}: {info.name} has {info.max_positions} positions.")
+    start = None if options.start_from is None else find_start(options.start_from, info, recipe)
 
-    finished: bool
-    before: tuple[ExitRow, ...]
-    after: tuple[ExitRow, ...]
-    report: str
-    recipe: LiteRecipe
+    def read(known: frozenset[str] = frozenset()) -> tuple[list[Stream], list[dict[str, Any]]]:
+        streams = read_streams(
+            tasks, options.sources, tokenizer, split=options.split, length=recipe.length, documents=options.documents,
+            seed=options.seed, note=progress.stage, known=known,
+        )  # fmt: skip
+        return streams, [_data_facts(stream, options.split) for stream in streams]
+
+    streams, data = read((start.learned if start else None) or frozenset())
+    skip = 0
+    if start is not None:
+        skip = start.sequences_read(data, options.seed, recipe.length)
+        if start.learned is None and not start.same_cut(data, options.seed):
+            streams, data = read(start.documents)
+    progress.stage(f"loading {info.name}")
+    module, weights_source = resolved.module(progress.stage)
+    facts = {
+        **identity(info, tokenizer.fingerprint),
+        "exit_head": recipe.exit_head,
+        "weights_source": weights_source,
+        "data": data,
+        "documents": sorted({key for stream in streams for key in stream.keys} | (start.documents if start else set())),
+        "held_out": sorted({key for stream in streams for key in stream.held_out_keys}),
+        "made": provenance(run.command),
+    }
+    return _tune(options, recipe, resolved, module, streams, start, skip, facts, progress)
 
 
-def fit(
-    module: Any,
-    exit_points: Sequence[int],
-    recipe: LiteRecipe,
-    streams: Sequence[Stream],
-    out: Path,
-    *,
-    facts: Mapping[str, Any],
-    seed: int,
-    save_steps: int,
-    resume: bool,
-    progress: Progress,
-    start: Start | None = None,
-    skip: int = 0,
-    reread: Callable[[], Any] | None = None,
-    tokenizer: Any,
-) -> FitResult:
-    """Tune a model and write what came of it to a folder.
-
-    Several processes may do it together; the first of them measures and writes.
-
-    Args:
-        module: transformers causal LM, on the CPU; moved by accelerate where it wants it.
-        exit_points: exits to train.
-        recipe: how.
-        streams: what to learn from.
-        out: receives ``checkpoints/``, ``training.jsonl``, ``exits.md`` and the artefacts; or, tuned whole, the
-            weights in ``model/`` and ``tuning.json``, which tells what they were made from.
-        facts: what the artefacts say of the model and the data.
-        seed: decides order, sampling and initial factors.
-        save_steps: steps between checkpoints.
-        resume: go on from the last checkpoint in ``out``.
-        progress: is told how it goes on.
-        start: begin with these factors and shortcuts; the log goes on from theirs.
-        skip: sequences that it has read already.
-        reread: reads the module again, where FSDP has spread its weights over processes.
-        tokenizer: of transformers; lies beside the weights in ``model/``.
-
-    Raises:
-        ArtefactError: the start's factors are those of another model.
-        TrainingError: the loss is not finite; or there is no checkpoint to resume from, one of another recipe,
-            or one that would be overwritten.
-    """
-    torch.manual_seed(seed)
-    kept = _checkpoint(out, resume)
+def _tune(
+    options: Lite, recipe: LiteRecipe, resolved: ResolvedModel, module: Any, streams: Sequence[Stream],
+    start: Start | None, skip: int, facts: Mapping[str, Any], progress: Progress,
+) -> Trained:  # fmt: skip
+    """Tune a module on streams, of whose order ``skip`` sequences were read before."""
+    torch.manual_seed(options.seed)
+    out, points, data = options.folder, resolved.info.exit_points, facts["data"]
+    kept = _checkpoint(out, options.resume)
     if is_main():
-        check_beginning(out / "checkpoints", _beginning(start, recipe, seed, facts["data"]), resume)
+        check_beginning(out / "checkpoints", _beginning(start, recipe, options.seed, data), options.resume)
     held_out = [(stream.name, stream.held_out) for stream in streams]
     shortcuts = None
     if start is not None:
-        shortcuts = start.shortcuts(exit_points, module.config.hidden_size)
+        shortcuts = start.shortcuts(points, module.config.hidden_size)
     elif recipe.exit_head == "shortcut":
         progress.stage("fitting linear shortcuts in closed form")
-        shortcuts = initial_shortcuts(module, exit_points, streams)
-    model = LiteModel(_prepare(module, recipe), exit_points, recipe, shortcuts)
+        shortcuts = initial_shortcuts(module, points, streams)
+    model = LiteModel(_prepare(module, recipe), points, recipe, shortcuts)
     if start is not None:
         start.load_factors(model)
     before: tuple[ExitRow, ...] = ()
     if is_main():
-        what = "measuring the exits before tuning"
-        before = _before(out, resume, lambda: measure(model, held_out, recipe.length, progress, what))
-    sequences = PackedStreams(streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), seed, skip)
-    trainer = build_trainer(model, recipe, sequences, out, seed, save_steps)
+        before = _before(out, options.resume, lambda: measure(model, held_out, recipe.length, progress, "before"))
+    sequences = PackedStreams(
+        streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), options.seed, skip
+    )
+    trainer = build_trainer(model, recipe, sequences, out, options.seed, options.save_steps)
     done = int(kept.name.rpartition("-")[2]) if kept else 0
     behind = (start.steps, start.tokens) if start else (0, 0)
     if is_main():
-        if not resume:
+        if not options.resume:
             begin_log(out / "training.jsonl", start.log if start else None)
-        forget_steps_after(behind[0] + done, out / "training.jsonl")
+        cut_log(out / "training.jsonl", lambda line: line["step"] <= behind[0] + done)
     progress.begin("tuning", recipe.steps, done)
     with stop_on_interrupt() as stop:
         trainer.add_callback(StepWatcher(model, recipe, out / "training.jsonl", progress, stop, behind))
         trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     if trainer.state.global_step < recipe.steps:
-        return FitResult(False, before, (), "", recipe)
+        return Trained(finished=False)
     weights = trainer.finished_weights() if trainer.is_fsdp_enabled else None
     if not is_main():
-        return FitResult(True, (), (), "", recipe)
-    if weights is not None:
-        assert reread is not None
-        model = LiteModel(_prepare(reread(), recipe), exit_points, recipe, shortcuts)
+        return Trained()
+    if weights is not None:  # FSDP has spread the module's own over the processes
+        model = LiteModel(_prepare(resolved.module(progress.stage)[0], recipe), points, recipe, shortcuts)
         model.load_state_dict(weights, strict=False)
-    after = measure(model, held_out, recipe.length, progress, "measuring the exits after tuning")
+    after = measure(model, held_out, recipe.length, progress, "after")
     report = render(before, after)
     replace_files({out / "exits.md": f"{report}\n".encode()})
     described = {
         **facts,
         "recipe": recipe.model_dump(),
-        "seed": seed,
+        "seed": options.seed,
         "steps": behind[0] + recipe.steps,
         "tokens": behind[1] + recipe.steps * recipe.tokens_per_step * world_size(),
         "packs_read": skip + len(sequences),
         "exits": {"before": list(before), "after": list(after)},
         **({"start": start.facts()} if start else {}),
-        "ngrams": _index(sequences, streams, recipe, out, start, facts["data"], seed),
+        "ngrams": _index(sequences, streams, recipe, out, start, data, options.seed),
     }
-    _write(model, recipe, out, described, tokenizer)
-    return FitResult(True, before, after, report, recipe)
+    _write(model, recipe, out, described, resolved.tokenizer.wrapped)
+    if recipe.method == "lora":
+        return Trained(report, f"Adapter, shortcuts, exits.md and training.jsonl are in {out}")
+    where = f"use it with --model {out / 'model'} --artefacts {out}, and give what learns from it --out {out}, too"
+    return Trained(report, f"The tuned model is {out / 'model'}: {where}")
+
+
+def _data_facts(stream: Stream, split: Split) -> dict[str, Any]:
+    return {
+        "stream": stream.name,
+        "split": split,
+        "fingerprint": stream.source.fingerprint,
+        "documents": len(stream.keys),
+        "tokens": stream.sequences.numel(),
+        "held_out_tokens": sum(map(len, stream.held_out)),
+    }
 
 
 def _checkpoint(out: Path, resume: bool) -> Path | None:
@@ -373,10 +381,10 @@ def _index(
 
 
 def measure(
-    model: LiteModel, held_out: Sequence[tuple[str, Sequence[Tensor]]], length: int, progress: Progress, what: str
+    model: LiteModel, held_out: Sequence[tuple[str, Sequence[Tensor]]], length: int, progress: Progress, when: str
 ) -> tuple[ExitRow, ...]:
     """Return what the exits of a model can do on held-out documents."""
-    progress.stage(what)
+    progress.stage(f"measuring the exits {when} tuning")
     model.eval()
     device = next(model.parameters()).device
 
@@ -417,29 +425,14 @@ def _prepare(module: Any, recipe: LiteRecipe) -> Any:
         return get_peft_model(module, config)
 
 
-def _is_row(row: Any) -> bool:
-    """Tell whether a line of the table before tuning is one of this version."""
-    if not isinstance(row, dict) or row.keys() != ExitRow.__annotations__.keys():
-        return False
-    shares = (row["accuracy"], row["agreement"])
-    intervals = (row["accuracy_interval"], row["agreement_interval"])
-    return (
-        isinstance(row["stream"], str)
-        and all(type(row[name]) is int for name in ("layer", "documents", "tokens"))
-        and all(type(share) in (int, float) for share in shares)
-        and all(ends is None or (isinstance(ends, list) and [type(end) for end in ends] == [float] * 2)
-                for ends in intervals)
-    )  # fmt: skip
-
-
 def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]]) -> tuple[ExitRow, ...]:
     """Return the table before tuning; measured once and kept."""
     file = out / "before.json"
     if resume:
-        with suppress(OSError, ValueError):
-            rows = read_json(file)
-            if isinstance(rows, list) and all(_is_row(row) for row in rows):  # else of an older version
-                return tuple(rows)
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # damaged, or of an older version
+            rows = tuple(read_json(file))
+            if all(row.keys() == ExitRow.__annotations__.keys() for row in rows) and render(rows, rows):
+                return rows
     rows = compute()
     replace_files({file: json.dumps(rows, indent=1).encode()})
     return rows

@@ -1,10 +1,7 @@
-"""LITE: tuning a model so that its head can read intermediate layers (GREEN-CODE section III-D, Eq. 1).
+"""LITE: a model whose loss is the weighted sum of the cross-entropies of all its exits, in constant memory.
 
-The loss is the weighted sum of the cross-entropies of all exits, each read by the model's own final norm and LM head,
-or by a linear shortcut before them. :mod:`harness.training.lite.lite_model` keeps its memory constant in the number of
-exits.
-
-The aggregated loss of LITE (Varshney 2023, arXiv 2310.18581; GREEN-CODE Eq. 1) in constant memory.
+The loss is GREEN-CODE's Eq. 1 (section III-D; Varshney 2023, arXiv 2310.18581); each exit is read by the model's own
+final norm and LM head, or by a linear shortcut before them.
 
 One LM head reads several exits, and logits are the largest tensor of the whole step: ``tokens × vocabulary`` for
 each exit. Here tokens are taken in chunks and, inside a chunk, one exit after the other; its gradient is formed
@@ -24,7 +21,7 @@ from torch import Tensor, nn
 
 from harness.contracts.recipes import loss_weights
 from harness.decoding.families import head_modules
-from harness.training.options import LiteRecipe
+from harness.training.recipes import LiteRecipe
 
 CHUNK = 128
 """Tokens whose logits exist at the same time."""
@@ -171,23 +168,14 @@ class LiteModel(nn.Module):
             linear = nn.Linear(weight.shape[1], weight.shape[0])
             linear.weight.data, linear.bias.data = weight.clone(), bias.clone()
             self.shortcuts[str(layer)] = linear
-        self._weights = dict(
-            zip(
-                (*exit_points, self.num_layers),
-                loss_weights(exit_points, self.num_layers, recipe.weights_rule),
-                strict=True,
-            )
-        )
+        weights = loss_weights(exit_points, self.num_layers, recipe.weights_rule)
+        self._weights = dict(zip((*exit_points, self.num_layers), weights, strict=True))
         self.last_losses: dict[int, float] = {}
 
     @property
     def core(self) -> Any:
         """The causal LM, without peft's wrapping."""
-        return (
-            getattr(getattr(self.module, "base_model", None), "model", self.module)
-            if _is_peft(self.module)
-            else self.module
-        )
+        return self.module.base_model.model if hasattr(self.module, "peft_config") else self.module
 
     def exit_states(self, input_ids: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """Return what the LM head reads at some exits and at the last layer, each ``[batch, length, width]``."""
@@ -222,7 +210,3 @@ class LiteModel(nn.Module):
         loss, each = exit_losses(rows, weight, bias, labels[picked], weights, distill=recipe.distill)
         self.last_losses = dict(zip((*layers, self.num_layers), each.tolist(), strict=True))
         return {"loss": loss}
-
-
-def _is_peft(module: Any) -> bool:
-    return hasattr(module, "peft_config")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from harness.models.trained import (
     require_adapter,
     tuned_fingerprint,
 )
-from harness.training.options import LiteRecipe
+from harness.training.recipes import LiteRecipe
 
 
 def factor_name(parameter: str) -> str:
@@ -44,12 +45,17 @@ class Start:
     @property
     def steps(self) -> int:
         """Optimiser steps behind it, those of its own start included."""
-        return _steps(self.adapter.facts)
+        return int(self.adapter.facts["recipe"]["steps"]) + self._before("steps")
 
     @property
     def tokens(self) -> int:
-        """Tokens read behind it, those of its own start included."""
-        return _tokens(self.adapter.facts)
+        """Tokens read behind it, those of its own start included; of one process, where an older version is silent."""
+        recipe = self.adapter.facts["recipe"]
+        own = math.prod(int(recipe[name]) for name in ("steps", "length", "batch", "accumulate"))
+        return int(self.adapter.facts.get("tokens", own + self._before("tokens")))
+
+    def _before(self, what: str) -> int:
+        return int((self.adapter.facts.get("start") or {}).get(what, 0))
 
     @property
     def log(self) -> Path:
@@ -82,13 +88,13 @@ class Start:
         return None if held_out is None else self.documents - frozenset(held_out)
 
     def same_cut(self, data: Sequence[Mapping[str, Any]], seed: int) -> bool:
-        """Tell whether it, and its own start, read just these streams, cut with this seed.
+        """Tell whether it, and every tuning it went on from, read just these streams, cut with this seed.
 
         Args:
             data: ``fingerprint`` and number of ``documents`` of every stream, in order.
             seed: of the cut.
         """
-        return _same_cut(self.adapter.facts, data, seed)
+        return all(_read_these(facts, data, seed) for facts in _line(self.adapter.facts))
 
     def sequences_read(self, data: Sequence[Mapping[str, Any]], seed: int, length: int) -> int:
         """Return how many sequences of ``length`` tokens it has read of these streams; arguments as above."""
@@ -145,25 +151,15 @@ class Start:
                 ours[name].copy_(tensor)
 
 
-def _steps(facts: Mapping[str, Any]) -> int:
-    return int(facts["recipe"]["steps"]) + int((facts.get("start") or {}).get("steps", 0))
-
-
-def _tokens(facts: Mapping[str, Any]) -> int:
-    """Return tokens read; of one process, where an older version did not say."""
-    recipe = facts["recipe"]
-    own = int(recipe["steps"]) * int(recipe["length"]) * int(recipe["batch"]) * int(recipe["accumulate"])
-    return int(facts.get("tokens", own + int((facts.get("start") or {}).get("tokens", 0))))
-
-
-def _same_cut(facts: Mapping[str, Any], data: Sequence[Mapping[str, Any]], seed: int) -> bool:
-    before = facts.get("start")
-    return _read_these(facts, data, seed) and (not before or _same_cut(before, data, seed))
+def _line(facts: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """Yield the facts of a tuning, of the one that it went on from, and so on."""
+    while facts:
+        yield facts
+        facts = facts.get("start")
 
 
 def _read_these(facts: Mapping[str, Any], data: Sequence[Mapping[str, Any]], seed: int) -> bool:
-    theirs = [(stream["fingerprint"], stream["documents"]) for stream in facts["data"]]
-    ours = [(stream["fingerprint"], stream["documents"]) for stream in data]
+    theirs, ours = ([(stream["fingerprint"], stream["documents"]) for stream in each] for each in (facts["data"], data))
     return bool(theirs == ours and facts["seed"] == seed)
 
 
@@ -196,10 +192,8 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
         known = Start(adapter, None)
         known.facts(), known.documents, known.learned, facts["recipe"]["rank"], facts["exit_points"], facts["exit_head"]
         int(facts["recipe"]["length"]), int(facts.get("packs_read", 0))
-        before: Mapping[str, Any] | None = facts
-        while before:
-            _read_these(before, (), 0)
-            before = before.get("start")
+        for each in _line(facts):
+            _read_these(each, (), 0)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtefactError(f"{adapter.path} does not say what it was made from ({error}). Tune it again.") from None
     if facts["exit_head"] != recipe.exit_head:

@@ -1,10 +1,7 @@
-"""transformers' Trainer for LITE: its arguments, what it saves, when it stops.
+"""transformers' Trainer for LITE: its arguments, what it saves, when it stops, and the files it goes on from.
 
-A training whose weights FSDP spreads over processes: what it takes to write them down whole, and to go on from that.
-
-Checkpoints have the same files as those of one process. All functions are collective: every process calls them.
-
-Files from which a stopped training resumes: checkpoints, what it began with, its log.
+Where FSDP spreads the weights over processes, checkpoints have the same files as those of one process, and what writes
+or reads them is collective: every process calls it.
 """
 
 from __future__ import annotations
@@ -17,11 +14,18 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from harness.contracts.recipes import Progress
@@ -29,7 +33,6 @@ from harness.errors import ConfigError, TrainingError
 from harness.host.files import (
     LARGEST_LOG_BYTES,
     DocumentError,
-    parse_json,
     read_bytes,
     read_json,
     real_path,
@@ -39,8 +42,11 @@ from harness.host.files import (
 from harness.host.libraries import library_border
 from harness.training.corpus import PackedStreams
 from harness.training.lite.lite_model import LiteModel
-from harness.training.options import LiteRecipe
 from harness.training.processes import PATIENCE, sum_over_all
+from harness.training.recipes import LiteRecipe
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""All weights or moments, on the CPU in the first process; in others nothing."""
 
 
 def check_plugin(plugin: Any) -> None:
@@ -60,47 +66,6 @@ def check_plugin(plugin: Any) -> None:
     ):
         if wrong:
             raise ConfigError(f"accelerate's configuration needs `{setting}` here: see docs/large-models.md.")
-
-
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return all weights on the CPU, in the first process; in others nothing."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Set some weights from whole ones, which every process has read."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    set_model_state_dict(model, dict(weights), options=StateDictOptions(full_state_dict=True, strict=False))
-
-
-def save_optimizer(model: nn.Module, optimizer: Any, file: Path, *, write: bool) -> None:
-    """Write an optimiser's moments whole.
-
-    Args:
-        model: whose weights it moves.
-        optimizer: accelerate's wrapping of it.
-        file: where to.
-        write: whether this process is the one that does.
-    """
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-    state = get_optimizer_state_dict(
-        model, optimizer.optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
-    if write:
-        torch.save(state, file)
-
-
-def load_optimizer(model: nn.Module, optimizer: Any, file: Path) -> None:
-    """Set an optimiser's moments from whole ones."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    set_optimizer_state_dict(model, optimizer.optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 
 BEGINNING = "begun.json"
@@ -150,8 +115,16 @@ def check_beginning(checkpoints: Path, began: Mapping[str, Any], resume: bool) -
         checkpoints.mkdir(exist_ok=True)
         replace_files({file: f"{json.dumps(ours, indent=1)}\n".encode()})
         return
-    theirs = _read_note(file)
-    if theirs is None:  # of a version that kept none
+    try:
+        theirs = read_json(file)
+    except FileNotFoundError:  # of a version that kept none
+        return
+    except (OSError, DocumentError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise TrainingError(
+            f"{file} cannot be read ({why}). Begin again with another --out, or remove {file.parent}."
+        ) from None
+    if theirs is None:
         return
     for flag, now in ours.items():
         unsaid = 1 if flag == PROCESSES else None  # older versions did not say it
@@ -168,23 +141,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}…"
 
 
-def _read_note(file: Path) -> Any:
-    """Return what a JSON file of the training holds; ``None`` where there is none.
-
-    Raises:
-        TrainingError: it is damaged.
-    """
-    try:
-        return read_json(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, DocumentError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise TrainingError(
-            f"{file} cannot be read ({why}). Begin again with another --out, or remove {file.parent}."
-        ) from None
-
-
 def begin_log(log: Path, before: Path | None) -> None:
     """Begin a log of steps with the one of an earlier tuning, where there is one, or empty."""
     with suppress(FileNotFoundError):
@@ -198,21 +154,6 @@ def begin_log(log: Path, before: Path | None) -> None:
                 pass
             except OSError as error:
                 raise TrainingError(f"cannot copy the log {before}: {error.strerror}. Remove it.") from None
-
-
-def forget_steps_after(step: int, log: Path) -> None:
-    """Drop lines of steps that are done again: after a kill, the log is ahead of the checkpoint."""
-    if not log.exists():
-        return
-    kept = []
-    try:
-        lines = read_bytes(log, LARGEST_LOG_BYTES).splitlines(keepends=True)
-    except OSError as error:
-        raise TrainingError(f"cannot read {log}: {error.strerror}. Remove it, or give another --out.") from None
-    for line in lines:
-        with suppress(ValueError, TypeError, KeyError):  # a kill breaks a line off
-            kept += [line] if parse_json(line)["step"] <= step else []
-    replace_files({log: b"".join(kept)})
 
 
 def build_trainer(
@@ -302,7 +243,7 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
         """Return the weights that were trained, in the first process; where FSDP has spread them, all must ask."""
         if not self.is_fsdp_enabled:
             return self._trained(None)
-        whole = whole_weights(self.model)
+        whole: dict[str, Any] = get_model_state_dict(self.model, options=WHOLE)
         return self._trained(whole) if self.args.should_save else {}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -317,7 +258,7 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
                 f"{ours.get(name, 'not trained')}. Resume with the flags it began with, or give another --out."
             )
         if self.is_fsdp_enabled:
-            load_weights(self.model, state)
+            set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True, strict=False))
         else:
             self.model.load_state_dict(state, strict=False)
 
@@ -325,18 +266,25 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        folder, write = Path(output_dir), self.args.should_save
-        save_optimizer(self.model, self.optimizer, folder / "optimizer.pt", write=write)
-        if write:
-            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
+        wrapped: Any = self.optimizer  # by accelerate
+        moments = get_optimizer_state_dict(self.model, wrapped.optimizer, options=WHOLE)
+        if self.args.should_save:
+            torch.save(moments, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _damaged(checkpoint):
             if not self.is_fsdp_enabled:
                 super()._load_optimizer_and_scheduler(checkpoint)
             elif checkpoint is not None:
-                load_optimizer(self.model, self.optimizer, Path(checkpoint) / "optimizer.pt")
-                self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+                moments, rates = (
+                    torch.load(Path(checkpoint) / f"{name}.pt", map_location="cpu", weights_only=True)
+                    for name in ("optimizer", "scheduler")
+                )
+                wrapped: Any = self.optimizer  # by accelerate
+                options = StateDictOptions(full_state_dict=True)
+                set_optimizer_state_dict(self.model, wrapped.optimizer, moments, options=options)
+                self.lr_scheduler.load_state_dict(rates)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _damaged(checkpoint):

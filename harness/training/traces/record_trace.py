@@ -1,9 +1,7 @@
 """``harness trace``: run a model once at full depth over documents and keep what its exits said.
 
-A trace by several processes: each writes a part of its own, and the first makes one trace of all.
-
-Process r of N traces every N-th document from the r-th on, into ``parts/r-of-N`` inside the trace's folder. Merged in
-the order of the documents, they are the trace that one process would have made.
+Of several processes, process r of N traces every N-th document from the r-th on, into ``parts/r-of-N`` inside the
+trace's folder. Merged in the order of the documents, they are the trace that one process would have made.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +31,6 @@ from harness.training.identity import identity
 from harness.training.options import TraceRequest
 from harness.training.processes import is_main, rank, together, wait_for_all, world_size
 from harness.training.traces.store import COLUMNS, Traces, TraceWriter
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PARTS = "parts"
 
@@ -93,8 +88,6 @@ def merge_parts(out: Path, writer: TraceWriter, order: Sequence[str]) -> None:
 
 def _read_part(traces: Traces) -> Iterator[tuple[Mapping[str, Any], dict[str, Tensor]]]:
     """Yield the facts of every document and its columns, ``document`` left out; one lies in one shard."""
-    import torch
-
     numbers = iter(traces.documents)
     for shard in traces.shards(*COLUMNS):
         lengths = torch.unique_consecutive(shard.pop("document"), return_counts=True)[1].tolist()
@@ -131,7 +124,7 @@ def trace(
 ) -> Traces:
     """Trace documents into a folder; see :mod:`harness.training.traces.store` for what it holds.
 
-    Several processes share the documents; see :mod:`harness.training.traces.record_trace`. All need the same folder.
+    Several processes share the documents; all need the same folder.
 
     Raises:
         HarnessError: anything that cannot be done, in one line with the remedy.

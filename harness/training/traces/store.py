@@ -279,10 +279,16 @@ class Traces:
             return "Trace again:"
         return f"{lost}, give --artefacts FOLDER, or trace again:"
 
-    def shards(self, *names: str) -> Iterator[dict[str, Tensor]]:
-        """Yield some columns shard by shard, mapped into memory."""
+    def shards(self, *names: str, rows: Tensor | None = None) -> Iterator[dict[str, Tensor]]:
+        """Yield some columns shard by shard, mapped into memory.
+
+        Args:
+            names: of the columns.
+            rows: which are wanted, bool, one for each of the trace; ``None`` for all.
+        """
         from safetensors import safe_open
 
+        start = 0
         for shard in self.index["shards"]:
             file = self.folder / shard["file"]
             with library_border(f"cannot read {file}", _AGAIN, ArtefactError):
@@ -290,7 +296,9 @@ class Traces:
                     found = {name: content.get_tensor(name) for name in names}
                 for name, column in found.items():
                     self._check(name, column, int(shard["tokens"]))
-            yield found
+            end = start + int(shard["tokens"])
+            yield found if rows is None else {name: column[rows[start:end]] for name, column in found.items()}
+            start = end
 
     def _check(self, name: str, column: Tensor, tokens: int) -> None:
         """Refuse a column that is not what a writer makes."""

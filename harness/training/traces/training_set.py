@@ -15,7 +15,7 @@ thresholds and compare training recipes; results come from live decoding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -29,7 +29,7 @@ from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
 from harness.models.model import ResolvedModel
 from harness.training.identity import exit_head_note, identity, own_file, provenance
-from harness.training.options import ControllerOptions
+from harness.training.options import ControllerOptions, TraceChoice
 from harness.training.traces.reading import (
     exit_maps,
     exit_states,
@@ -175,7 +175,7 @@ class TrainingSet:
         held_out: which tokens to check on, ``[n]`` bool; of documents without a copy among those learned from.
     """
 
-    options: ControllerOptions
+    options: TraceChoice
     run: TrainingRun
     traces: Traces
     resolved: ResolvedModel
@@ -184,8 +184,13 @@ class TrainingSet:
     held_out: Tensor
 
     @classmethod
-    def open(cls, options: ControllerOptions, run: TrainingRun) -> TrainingSet:
+    def open(cls, options: TraceChoice, run: TrainingRun, *, own: bool = True) -> TrainingSet:
         """Open the trace, and hold out a tenth of the documents of each stream.
+
+        Args:
+            options: of the recipe.
+            run: of the recipe.
+            own: whether the result goes to :attr:`path`.
 
         Raises:
             ArtefactError: no trace there, one of another model, or without a document of the tasks; or the result
@@ -193,11 +198,13 @@ class TrainingSet:
             DataError: a stream has a single document.
         """
         traces, resolved = open_traces(options.model, options.traces, artefacts=options.artefacts)
-        own_file(options, run, resolved.info)  # to refuse before anything is learned
+        if own:
+            own_file(options, run, resolved.info)  # to refuse before anything is learned
         run.progress.stage(f"reading {traces.tokens} tokens")
         columns = traces.columns("top", "final", "top1", "entropy", "document")
-        wanted = rows_of_tasks(traces, columns["document"], options.tasks)
-        held = held_out_rows(traces, columns["document"], seed=options.seed, tasks=options.tasks)
+        tasks = _tasks(options)
+        wanted = rows_of_tasks(traces, columns["document"], tasks)
+        held = held_out_rows(traces, columns["document"], seed=options.seed, tasks=tasks)
         return cls(options, run, traces, resolved, columns, wanted & ~held, wanted & held)
 
     @property
@@ -206,13 +213,33 @@ class TrainingSet:
         return self.traces.exit_points
 
     @property
+    def path(self) -> Path:
+        """Where the result goes: ``NAME.json`` in the recipe's folder; raises as :meth:`open`."""
+        return own_file(self.options, self.run, self.resolved.info)
+
+    @property
     def streams(self) -> list[str]:
         """Task and source of the documents."""
-        return sorted({d["stream"] for d in self.traces.documents if matches(d, self.options.tasks)})
+        return sorted({d["stream"] for d in self.traces.documents if matches(d, _tasks(self.options))})
+
+    @property
+    def held_out_documents(self) -> list[str]:
+        """Keys of the documents that are held out, sorted."""
+        return keys_of(self.traces, self.columns["document"], self.held_out)
 
     def identity(self) -> dict[str, Any]:
         """Return the facts by which an artefact knows its model."""
         return identity(self.resolved.info, self.traces.index["tokenizer_fingerprint"])
+
+    def origin(self) -> dict[str, Any]:
+        """Return the facts of any artefact that was learned from this; writes the index of all tokens beside it."""
+        return {
+            **self.identity(),
+            "trained_on": {"streams": self.streams, "tokens": int(self.learned.sum())},
+            "documents": sorted({d["key"] for d in self.traces.documents if matches(d, _tasks(self.options))}),
+            "ngrams": index_of(self.traces, self.options.folder),
+            "made": provenance(self.run.command),
+        }
 
     def states(self, observation: Observation, rows: Tensor) -> Tensor:
         """Return what an observation is built from at some tokens, ``[rows, E, hidden_size]`` float16."""
@@ -221,6 +248,17 @@ class TrainingSet:
     def right(self, rows: Tensor) -> Tensor:
         """Return whether each exit's token is the last layer's, ``[rows, E]`` bool."""
         return self.columns["top"][rows] == self.columns["final"][rows].unsqueeze(1)
+
+    def scored(self, networks: Mapping[str, Network], observation: Observation) -> tuple[dict[str, Network], Tensor]:
+        """Return networks as float16, whose noise is less than that of training, and their scores when held out.
+
+        Raises:
+            TrainingError: a weight is no finite number.
+        """
+        halved = {key: network.to(torch.float16) for key, network in networks.items()}
+        rounded = {key: network.to(torch.float32) for key, network in halved.items()}
+        require_finite(rounded.values(), "Lower --learning-rate.")
+        return halved, score_all(rounded, observation, self.states(observation, self.held_out), self.exit_points)
 
     def save(
         self,
@@ -243,11 +281,7 @@ class TrainingSet:
         Raises:
             TrainingError: a weight is no finite number.
         """
-        halved = {key: network.to(torch.float16) for key, network in networks.items()}  # noise of training is larger
-        networks = {key: network.to(torch.float32) for key, network in halved.items()}
-        if not all(network.finite for network in networks.values()):
-            raise TrainingError("training left weights that are no numbers. Lower --learning-rate.")
-        scores = score_all(networks, observation, self.states(observation, self.held_out), self.exit_points)
+        halved, scores = self.scored(networks, observation)
         return self.saved(
             scores if link is None else link(scores),
             recipe,
@@ -272,32 +306,39 @@ class TrainingSet:
             never: finite threshold that no score reaches, for where no exit keeps the wanted agreement.
         """
         options, points, layers = self.options, self.exit_points, self.resolved.info.num_layers
+        assert isinstance(options, ControllerOptions)
         right = self.right(self.held_out)
         rows = tuple(replay_rows(scores, right, points, layers))
         kept = threshold_keeping(scores, right, points, layers, options.keep)
         facts = {
-            **self.identity(),
+            **self.origin(),
             "threshold": kept["threshold"] if kept else never,
             "recipe": dict(recipe),
             "seed": options.seed,
-            "trained_on": {"streams": self.streams, "tokens": int(self.learned.sum())},
-            "documents": sorted({d["key"] for d in self.traces.documents if matches(d, options.tasks)}),
-            "held_out_documents": keys_of(self.traces, self.columns["document"], self.held_out),
-            "ngrams": index_of(self.traces, options.folder),
+            "held_out_documents": self.held_out_documents,
             "replayed": {"held_out_tokens": len(right), "rows": list(rows), "keep": options.keep, "kept": kept},
-            "made": provenance(self.run.command),
         }
-        artefact = write(own_file(options, self.run, self.resolved.info), facts)
-        return SavedController(artefact, rows, kept, len(right), options.keep)
+        return SavedController(write(self.path, facts), rows, kept, len(right), options.keep)
+
+
+def _tasks(options: TraceChoice) -> Sequence[str]:
+    tasks: Sequence[str] = getattr(options, "tasks", ())
+    return tasks
+
+
+def require_finite(networks: Iterable[Network], cure: str) -> None:
+    """Raise :class:`TrainingError` where a weight is no finite number."""
+    if not all(network.finite for network in networks):
+        raise TrainingError(f"training left weights that are no numbers. {cure}")
 
 
 def score_all(
     networks: Mapping[str, Network], observation: Observation, states: Tensor, exit_points: Sequence[int]
 ) -> Tensor:
-    """Return the scores of every token at every exit point, ``[n, exits]``."""
+    """Return the scores of every token at every exit point, ``[n, exits]``; of three actions ``[n, exits, 3]``."""
+    each = [networks[str(point) if str(point) in networks else "shared"] for point in exit_points]
     parts = []
     for some in torch.split(states, 4096):
         x = observation.build_all(some)
-        each = [networks.get(str(point), networks.get("shared")) for point in exit_points]
-        parts.append(torch.stack([network(x[:, e]).squeeze(-1) for e, network in enumerate(each) if network], dim=1))
-    return torch.cat(parts)
+        parts.append(torch.stack([network(x[:, e]) for e, network in enumerate(each)], dim=1))
+    return torch.cat(parts).squeeze(-1)

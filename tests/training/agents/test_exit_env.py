@@ -11,8 +11,9 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from harness.training.agents.episodes import Episodes, TracedDocument
-from harness.training.agents.exit_env import ExitEnv, ExitVecEnv, ReplayedTokens, Tally, Token
+from harness.training.agents.exit_env import ExitEnv, ExitVecEnv, Tally, Token
 from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, reward_table
+from tests.training.agents.replayed import ReplayedTokens
 
 POINTS, LAYERS, WIDTH, LENGTH = (4, 6, 10), 12, 8, 5
 

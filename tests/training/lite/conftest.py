@@ -8,22 +8,18 @@ from typing import Any
 
 import pytest
 
-from harness.contracts.recipes import TrainingRun
-from harness.training.lite.fit import FitResult
-from harness.training.lite.train_lite import train_lite
-from harness.training.options import LiteRecipe
-from harness.training.recipes import Lite
+from harness.contracts.recipes import Trained, TrainingRun
+from harness.training.lite.fit import train_lite
+from harness.training.recipes import Lite, LiteRecipe
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 
 
 @pytest.fixture(scope="session")
-def tune(corpus_file: Path) -> Callable[..., FitResult]:
+def tune(corpus_file: Path) -> Callable[..., Trained]:
     """``tune(model folder, out, recipe=…, source=…)``: `harness train lite` as a function."""
 
-    def run(
-        model: Path, out: Path, recipe: LiteRecipe = QUICK, source: Path = corpus_file, **changes: Any
-    ) -> FitResult:
+    def run(model: Path, out: Path, recipe: LiteRecipe = QUICK, source: Path = corpus_file, **changes: Any) -> Trained:
         settings: dict[str, Any] = {
             "preset": "lora", "model": str(model), "out": out, "tasks": ["py150"], "sources": [str(source)],
             "documents": 30, "save_steps": 2,

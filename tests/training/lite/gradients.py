@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from harness.contracts.recipes import TrainingRun
 from harness.training.lite import trainer
-from harness.training.lite.train_lite import train_lite
+from harness.training.lite.fit import train_lite
 from harness.training.recipes import Lite
 
 

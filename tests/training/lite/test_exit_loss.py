@@ -61,53 +61,6 @@ def test_loss_and_gradients_are_the_naive_ones(chunk: int, distill: float, bias:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_scale_with_what_is_done_to_the_loss() -> None:
-    given = inputs()
-    once = gradients(exit_losses(**given, loss_weights=WEIGHTS, distill=0.3)[0], given)
-    thrice = gradients(3 * exit_losses(**given, loss_weights=WEIGHTS, distill=0.3)[0], given)
-    for one, three in zip(once, thrice, strict=True):
-        torch.testing.assert_close(three, 3 * one)
-
-
-@pytest.mark.parametrize("distill", [0.0, 0.5])
-def test_the_last_layer_alone_is_plain_cross_entropy(distill: float) -> None:
-    given = inputs()
-    given["states"] = given["states"][-1:]
-    loss, hard = exit_losses(**given, loss_weights=[1.0], distill=distill)
-    expected = F.cross_entropy(F.linear(given["states"][0], given["weight"], given["bias"]), given["labels"])
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(hard, expected.detach().unsqueeze(0))
-    for got, want in zip(gradients(loss, given), gradients(expected, given), strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
-
-
-def test_loss_weights_are_used_as_they_are() -> None:
-    given = inputs()
-    parts = [exit_losses(**given, loss_weights=[float(i == e) for i in range(EXITS)])[0] for e in range(EXITS)]
-    whole, hard = exit_losses(**given, loss_weights=[2.0, 0.0, 5.0, 1.0])
-    torch.testing.assert_close(whole, 2 * parts[0] + 5 * parts[2] + parts[3])
-    torch.testing.assert_close(torch.stack(parts).detach(), hard)
-    states = gradients(whole, given)[:EXITS]
-    assert [bool(grad.any()) for grad in states] == [True, False, True, True]
-
-
-def test_the_last_layer_does_not_follow_its_pupils() -> None:
-    """Distillation moves the exits only: the teacher's own gradient is that of its label."""
-    given = inputs()
-    loss, _ = exit_losses(**given, loss_weights=[1.0, 1.0, 1.0, 0.0], distill=1.0)
-    assert not gradients(loss, given)[EXITS - 1].any()
-
-
-def test_an_exit_that_is_the_last_layer_has_learned_all_there_is_to_distil() -> None:
-    given = inputs()
-    given["states"] = [given["states"][-1].detach().clone().requires_grad_() for _ in range(2)]
-    loss, _ = exit_losses(**given, loss_weights=[1.0, 0.0], distill=1.0)
-    assert gradients(loss, given)[0].abs().max() < 1e-6
-    probabilities = F.linear(given["states"][0], given["weight"], given["bias"]).softmax(-1)
-    entropy = -(probabilities * probabilities.log()).sum(-1).mean()
-    torch.testing.assert_close(loss, entropy)
-
-
 def test_a_frozen_head_gets_no_gradient() -> None:
     given = inputs()
     given["weight"].requires_grad_(requires_grad=False)

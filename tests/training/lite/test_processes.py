@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harness.contracts.recipes import Trained
 from harness.errors import ConfigError, TrainingError
 from harness.models.artefacts import read_artefact
-from harness.training.lite.fit import FitResult
 from harness.training.lite.trainer import check_plugin
 from tests.docs.pages import ROOT
 from tests.training.lite.test_fit import log_of
@@ -132,7 +132,7 @@ def test_lora_spread_by_fsdp_learns_the_same(tuned: Tuned) -> None:
 
 
 def test_another_number_of_processes_does_not_resume(
-    tune: Callable[..., FitResult], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Refused before processes meet: each would read other sequences than were left."""
     tune(tiny_llama, tmp_path / "out", steps=1)

@@ -14,9 +14,7 @@ from torch import Tensor
 from harness.contracts.recipes import loss_weights
 from harness.models.facts import exit_points
 from harness.training.lite.lite_model import LiteModel
-from harness.training.lite.train_lite import lite_recipe
-from harness.training.options import LiteRecipe
-from harness.training.recipes import Lite
+from harness.training.recipes import Lite, LiteRecipe
 
 EXITS, LAYERS, WIDTH, VOCABULARY = (2, 3, 5), 6, 32, 97
 PLAIN = LiteRecipe(
@@ -60,7 +58,7 @@ def test_without_exits_the_last_layer_has_it_all() -> None:
 
 
 def test_the_paper_preset_is_the_paper_s() -> None:
-    paper = lite_recipe(Lite(preset="paper"))
+    paper = LiteRecipe.part_of(Lite(preset="paper").under("paper"))
     assert (paper.method, paper.exit_head, paper.weights_rule) == ("full", "shared", "green-code")
     assert (paper.learning_rate, paper.schedule) == (1e-5, "linear")
     assert (paper.batch, paper.accumulate) == (4, 32)

@@ -13,26 +13,23 @@ import torch
 from safetensors.torch import load_file
 
 from harness.contracts import document_key
-from harness.errors import ArtefactError, ConfigError, DataError, HarnessError, TrainingError
+from harness.contracts.recipes import Trained
+from harness.errors import ArtefactError, ConfigError, DataError, TrainingError
 from harness.models.artefacts import read_artefact
 from harness.models.ngrams import read_index
-from harness.training.lite.fit import FitResult
-from harness.training.options import LiteRecipe
+from harness.training.recipes import LiteRecipe
+from tests.training.lite.test_fit import exits_of, log_of
 
 QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 STILL = QUICK.replace(steps=2, learning_rate=1e-30, shortcut_learning_rate=1e-30)
 
 
 @pytest.fixture(scope="module")
-def first(tune: Callable[..., FitResult], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(tune: Callable[..., Trained], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny llama's artefacts, after four steps."""
     out = tmp_path_factory.mktemp("first") / "artefacts"
     assert tune(tiny_llama, out).finished
     return out
-
-
-def log_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
 
 
 def facts_of(out: Path) -> dict[str, Any]:
@@ -43,27 +40,28 @@ def facts_of(out: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("exit_head", ["shortcut", "shared"])
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
 def test_it_begins_with_the_weights_that_are_there(
-    family: str, exit_head: Any, tune: Callable[..., FitResult], make_model: Callable[..., Path], tmp_path: Path
+    family: str, exit_head: Any, tune: Callable[..., Trained], make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     """At a learning rate of nothing, what comes out is what went in, and so are its exits."""
     folder = make_model(family)
-    made = tune(folder, tmp_path / "a", QUICK.replace(exit_head=exit_head))
-    again = tune(folder, tmp_path / "b", STILL.replace(exit_head=exit_head), start_from=str(tmp_path / "a"))
+    tune(folder, tmp_path / "a", QUICK.replace(exit_head=exit_head))
+    tune(folder, tmp_path / "b", STILL.replace(exit_head=exit_head), start_from=str(tmp_path / "a"))
     names = ["adapter", "shortcut"] if exit_head == "shortcut" else ["adapter"]
     for name in names:
         theirs, ours = (load_file(tmp_path / side / f"{name}.safetensors") for side in "ab")
         assert theirs.keys() == ours.keys()
         # a step of nothing is 1e-30 where a weight was zero, with torch 2.6
         assert all(torch.allclose(theirs[key], ours[key], rtol=0, atol=1e-20) for key in theirs), name
-    fresh = tune(folder, tmp_path / "c", STILL.replace(exit_head=exit_head))
-    for was, now, base in zip(made.after, again.before, fresh.before, strict=True):
+    tune(folder, tmp_path / "c", STILL.replace(exit_head=exit_head))
+    (_, made), (again, _), (fresh, _) = (exits_of(tmp_path / side) for side in "abc")
+    for was, now, base in zip(made, again, fresh, strict=True):
         assert now["agreement"] == pytest.approx(was["agreement"], abs=0.04)  # bfloat16 in between
         assert was["layer"] == now["layer"] == base["layer"]
-    assert again.before != fresh.before
+    assert again != fresh
 
 
 def test_it_says_what_it_went_on_from(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
     tune(tiny_llama, tmp_path / "second", QUICK.replace(steps=3), start_from=str(first))
     tune(tiny_llama, tmp_path / "third", QUICK.replace(steps=1), start_from=str(tmp_path / "second"))
@@ -81,7 +79,7 @@ def test_it_says_what_it_went_on_from(
 
 
 def test_the_index_goes_on(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     """What the start read is in the index too, whatever is read now."""
     rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
@@ -95,7 +93,7 @@ def test_the_index_goes_on(
 
 
 def test_a_damaged_index_is_refused_before_anything_is_tuned(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(first, tmp_path / "damaged")
     (tmp_path / "damaged" / facts_of(first)["ngrams"]["file"]).unlink()
@@ -106,7 +104,7 @@ def test_a_damaged_index_is_refused_before_anything_is_tuned(
 
 @pytest.mark.parametrize(("same", "complete"), [(True, True), (False, False)])
 def test_of_a_start_without_an_index_it_is_known_what_it_read_or_not(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path, same: bool,
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path, same: bool,
     complete: bool,
 ) -> None:  # fmt: skip
     """The same documents in the same order are known; the index says whether it is of everything."""
@@ -126,7 +124,7 @@ def test_of_a_start_without_an_index_it_is_known_what_it_read_or_not(
         )
 
 
-def test_the_log_goes_on(tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path) -> None:
+def test_the_log_goes_on(tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path) -> None:
     tune(tiny_llama, tmp_path / "second", QUICK.replace(steps=3), start_from=str(first))
     lines = log_of(tmp_path / "second")
     assert lines[:4] == log_of(first)
@@ -135,7 +133,7 @@ def test_the_log_goes_on(tune: Callable[..., FitResult], tiny_llama: Path, first
 
 
 def test_it_reads_on_where_the_first_stopped(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same documents and seed: other sequences; the loss of a step that teaches nothing tells which."""
     whole = STILL.replace(steps=6)
@@ -149,7 +147,7 @@ def test_it_reads_on_where_the_first_stopped(
 
 
 def test_other_documents_hold_out_none_that_were_learned_from(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     told = facts_of(first)
     known = set(told["documents"])
@@ -170,7 +168,7 @@ def test_other_documents_hold_out_none_that_were_learned_from(
 
 
 def test_resuming_is_as_if_nothing_had_happened(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = tune(tiny_llama, whole, start_from=str(first))
@@ -178,7 +176,7 @@ def test_resuming_is_as_if_nothing_had_happened(
     shutil.rmtree(parts / "checkpoints" / "checkpoint-4")  # killed after its step 3
     for file in parts.glob("*.safetensors"):
         file.unlink()
-    assert tune(tiny_llama, parts, start_from=str(first), resume=True) == expected
+    assert tune(tiny_llama, parts, start_from=str(first), resume=True).report == expected.report
     for name in ("adapter", "shortcut"):
         left, right = (load_file(out / f"{name}.safetensors") for out in (whole, parts))
         assert all(torch.equal(left[key], right[key]) for key in left)
@@ -186,7 +184,7 @@ def test_resuming_is_as_if_nothing_had_happened(
 
 
 def test_resuming_without_the_start_it_had_is_refused(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
     """Else the log would be cut and the artefact would not say what it was made from."""
     tune(tiny_llama, tmp_path / "out", start_from=str(first))
@@ -201,7 +199,7 @@ def test_resuming_without_the_start_it_had_is_refused(
 
 
 def test_a_log_that_lay_there_is_not_the_start_s(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(first, tmp_path / "bare")
     (tmp_path / "bare" / "training.jsonl").unlink()
@@ -217,7 +215,7 @@ def texts_of(rows: list[dict[str, str]], file: Path) -> Path:
 
 
 def test_what_an_earlier_start_learned_from_is_never_held_out(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     """The second adds documents; the third reads those of the second, of which the first has learned some."""
     rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
@@ -236,7 +234,7 @@ def test_what_an_earlier_start_learned_from_is_never_held_out(
 
 
 def test_an_older_adapter_that_does_not_say_what_it_held_out(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     """The same documents and seed make the same cut; of others none of its documents is held out."""
     old = Path(shutil.copytree(first, tmp_path / "old"))
@@ -257,38 +255,24 @@ def test_an_older_adapter_that_does_not_say_what_it_held_out(
 # ----------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize(
-    ("recipe", "kind", "words"),
-    [
-        (
-            {"method": "full"},
-            ConfigError,
-            r"goes on with a LoRA adapter: use --method lora\. To go on with whole weights give them as --m",
-        ),
+def test_another_recipe_model_and_other_exits_are_refused(
+    tune: Callable[..., Trained], tiny_llama: Path, tiny_opt: Path, first: Path, tmp_path: Path
+) -> None:
+    for changes, kind, words in (
+        ({"method": "full"}, ConfigError, r"goes on with a LoRA adapter: use --method lora\. To go on with whole wei"),
         ({"exit_head": "shared"}, ConfigError, r"was tuned with --exit-head shortcut, not shared\. Give that one"),
         ({"rank": 8}, ConfigError, r"has rank 4, not 8\. Give that as --rank"),
-    ],
-)
-def test_another_recipe_is_refused(
-    recipe: dict[str, Any], kind: type[HarnessError], words: str, tune: Callable[..., FitResult], tiny_llama: Path,
-    first: Path, tmp_path: Path,
-) -> None:  # fmt: skip
-    with pytest.raises(kind, match=words):
-        tune(tiny_llama, tmp_path / "out", QUICK.replace(**recipe), start_from=str(first))
+        ({"exit_points": "4,8"}, ArtefactError, r"was tuned for exit points 4, 6, 10, not 4, 8"),
+    ):
+        with pytest.raises(kind, match=words):
+            tune(tiny_llama, tmp_path / "out", start_from=str(first), **changes)
+    with pytest.raises(ArtefactError, match=r"adapter\.json was trained on weights .*, these are "):
+        tune(tiny_opt, tmp_path / "out", start_from=str(first))
     assert not (tmp_path / "out").exists()
 
 
-def test_another_model_and_other_exits_are_refused(
-    tune: Callable[..., FitResult], tiny_llama: Path, tiny_opt: Path, first: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ArtefactError, match=r"adapter\.json was trained on weights .*, these are "):
-        tune(tiny_opt, tmp_path / "out", start_from=str(first))
-    with pytest.raises(ArtefactError, match=r"was tuned for exit points 4, 6, 10, not 4, 8"):
-        tune(tiny_llama, tmp_path / "out", exit_points="4,8", start_from=str(first))
-
-
 def test_factors_that_do_not_fit_are_refused(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
     from harness.models.artefacts import write_artefact
 
@@ -329,45 +313,25 @@ def test_the_command_goes_on(cli: Any, tiny_llama: Path, first: Path, corpus_fil
     assert f"--start-from {first}" in facts["made"]["command"]
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(("recipe", value) for value in ({}, {"steps": "x"}, {"steps": 1, "length": [], "batch": 1}, 5)),
-        *(("held_out", value) for value in (5, [[]], [{}])),
-        *(("data", value) for value in ([{}], [5], 5, [{"fingerprint": "x"}])),
-        *(("start", value) for value in ({"data": 5}, {"data": [], "start": 5}, [1])),
-        *(("packs_read", value) for value in ("x", [], None)),
-    ],
-    ids=repr,
-)
-def test_a_start_that_says_something_else_is_refused(
-    field: str, value: object, tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
+def test_a_start_that_does_not_say_what_it_was_made_from_is_refused(
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
     changed = Path(shutil.copytree(first, tmp_path / "changed"))
     facts = json.loads((changed / "adapter.json").read_text())
-    (changed / "adapter.json").write_text(json.dumps(facts | {field: value}))
-    with pytest.raises(ArtefactError, match=r"adapter\.json (does not say what it was made from|lacks what a)"):
+    others = (
+        *({"recipe": value} for value in ({}, {"steps": "x"}, {"steps": 1, "length": [], "batch": 1}, 5)),
+        *({"held_out": value} for value in (5, [[]], [{}])),
+        *({"data": value} for value in ([{}], [5], 5, [{"fingerprint": "x"}])),
+        *({"start": value} for value in ({"data": 5}, {"data": [], "start": 5}, [1])),
+        *({"packs_read": value} for value in ("x", [], None)),
+    )
+    less = ({name: value for name, value in facts.items() if name != gone} for gone in
+            ("recipe", "documents", "data", "seed", "exits", "made"))  # fmt: skip
+    for wrong in (*(facts | other for other in others), *less):
+        (changed / "adapter.json").write_text(json.dumps(wrong))
+        with pytest.raises(ArtefactError, match=r"adapter\.json (does not say what it was made from|lacks what a)"):
+            tune(tiny_llama, tmp_path / "out", start_from=str(changed))
+    (changed / "adapter.json").write_text(json.dumps(facts))
+    (changed / "shortcut.json").unlink()
+    with pytest.raises(ArtefactError, match=r"changed holds no shortcuts of its adapter .*Restore them, or begin at t"):
         tune(tiny_llama, tmp_path / "out", start_from=str(changed))
-
-
-@pytest.mark.parametrize("field", ["recipe", "documents", "data", "seed", "exits", "made"])
-def test_a_start_that_says_too_little_is_refused(
-    field: str, tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
-) -> None:
-    bare = Path(shutil.copytree(first, tmp_path / "bare"))
-    facts = json.loads((bare / "adapter.json").read_text())
-    del facts[field]
-    (bare / "adapter.json").write_text(json.dumps(facts))
-    with pytest.raises(ArtefactError, match=rf"does not say what it was made from \('{field}'\)\. Tune it again"):
-        tune(tiny_llama, tmp_path / "out", start_from=str(bare))
-
-
-def test_a_start_without_its_maps_is_refused(
-    tune: Callable[..., FitResult], tiny_llama: Path, first: Path, tmp_path: Path
-) -> None:
-    bare = Path(shutil.copytree(first, tmp_path / "bare"))
-    (bare / "shortcut.json").unlink()
-    with pytest.raises(
-        ArtefactError, match=r"bare holds no shortcuts of its adapter .*Restore them, or begin at the b"
-    ):
-        tune(tiny_llama, tmp_path / "out", start_from=str(bare))

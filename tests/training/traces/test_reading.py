@@ -99,19 +99,6 @@ def test_the_seed_decides_which(tmp_path: Path) -> None:
     assert len({frozenset(held_of(traces, seed)) for seed in range(6)}) > 1
 
 
-def test_any_document_may_be_held_out(tmp_path: Path) -> None:
-    traces = toy(tmp_path / "t", ["s"] * 4)
-    assert set.union(*(held_of(traces, seed) for seed in range(40))) == {0, 1, 2, 3}
-
-
-def test_a_stream_of_one_document_is_refused(tmp_path: Path) -> None:
-    traces = toy(tmp_path / "t", ["py150, a", "py150, a", "javacorpus, b"])
-    with pytest.raises(DataError) as refusal:
-        held_of(traces, 0)
-    assert "one document of javacorpus, b" in str(refusal.value)
-    assert "Trace more --documents" in str(refusal.value)
-
-
 def test_of_tasks_that_are_named_the_others_hold_nothing_out(tmp_path: Path) -> None:
     """As if the trace held no other documents; a lonely one among them is no obstacle."""
     traces = toy(tmp_path / "t", ["py150, a"] * 12 + ["py150, b"] * 5 + ["javacorpus, a"] * 12 + ["rust, a"])
@@ -247,12 +234,6 @@ def test_a_model_that_was_changed_is_refused(
     named = {"model": "model fingerprint"}.get(what, what)
     assert f"is a trace with {named} {made.index[key]} (mine); mine has {now.index[key]} now." in str(refusal.value)
     assert "Trace again" in str(refusal.value)
-
-
-def test_another_model_is_refused(tiny_llama: Path, tiny_opt: Path, corpus_file: Path, tmp_path: Path) -> None:
-    make_trace(tiny_llama, corpus_file, tmp_path / "t")
-    with pytest.raises(ArtefactError, match=rf"\({tiny_llama.name}\); {tiny_opt.name} has"):
-        open_traces(str(tiny_opt), tmp_path / "t", artefacts=None)
 
 
 def test_a_model_with_fewer_layers_is_refused(

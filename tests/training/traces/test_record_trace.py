@@ -18,11 +18,11 @@ from harness.contracts import ModelRequest, document_key
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
+from harness.models.artefacts import read_artefact
 from harness.models.model import resolve
 from harness.models.trained import read_shortcuts
 from harness.training.options import TraceRequest
 from harness.training.recipes import Shortcut
-from harness.training.shortcut import train_shortcut
 from harness.training.traces import record_trace
 from harness.training.traces.record_trace import FIRST, trace
 from harness.training.traces.store import Traces, TraceWriter
@@ -161,7 +161,8 @@ def test_exits_are_read_through_their_maps(
     """With ``--exit-head shortcut``, ``hidden`` stays the residual stream, and the head reads what the maps make."""
     shared = tracer(tiny_llama, corpus_file, tmp_path / "shared")
     options = Shortcut(model=str(tiny_llama), traces=tmp_path / "shared", out=tmp_path / "a")
-    made = train_shortcut(options, TrainingRun("shortcut", "x")).artefact
+    options.train(TrainingRun("shortcut", "x"))  # type: ignore[attr-defined]
+    made = read_artefact(tmp_path / "a" / "shortcut.json", "shortcut")
     mapped = tracer(tiny_llama, corpus_file, tmp_path / "mapped", exit_head="shortcut", artefacts=str(tmp_path / "a"))
     assert mapped.index["exit_head"] == f"shortcut:{made.sha256[:16]}"
     model = naive(tiny_llama)
@@ -320,6 +321,10 @@ def test_resume_traces_the_rest_alone_and_gives_the_same(
     assert len(reads) == 8
     assert notes.begun == [("tracing", 8, 3)]
     assert_same(resumed, whole)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()}
+    assert_same(tracer(tiny_llama, corpus_file, tmp_path / "t", 8, new_tokens=new_tokens, resume=True), whole)
+    assert len(reads) == 8
+    assert {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()} == before
 
 
 def test_resume_with_a_second_source_of_equal_ids_traces_it(
@@ -338,17 +343,6 @@ def test_resume_with_a_second_source_of_equal_ids_traces_it(
     assert {facts["key"] for facts in resumed.documents} == set(map(document_key, documents[:6]))
     assert len({facts["id"] for facts in resumed.documents}) == 6
     assert_same(resumed, whole)
-
-
-def test_resuming_what_is_whole_traces_nothing(
-    tiny_llama: Path, corpus_file: Path, tmp_path: Path, reads: list[int]
-) -> None:
-    first = tracer(tiny_llama, corpus_file, tmp_path / "t")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()}
-    reads.clear()
-    assert_same(tracer(tiny_llama, corpus_file, tmp_path / "t", resume=True), first)
-    assert reads == []
-    assert {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()} == before
 
 
 def test_an_interrupt_keeps_finished_shards_and_resume_finishes(
@@ -384,31 +378,20 @@ def test_an_interrupt_keeps_finished_shards_and_resume_finishes(
 
 
 def test_documents_too_short_to_say_anything_are_passed_over(
-    tiny_llama: Path, documents: list[str], tmp_path: Path
+    tiny_llama: Path, documents: list[str], tmp_path: Path, naive: Callable[[Path], Naive]
 ) -> None:
-    source = write_source(tmp_path / "rows.jsonl", documents[0], "x = 1", documents[1], "pass")
+    encode, text = naive(tiny_llama).tokenizer.encode, documents[0]
+    shortest = next(text[:end] for end in range(len(text)) if len(encode(text[:end])) == FIRST + 2)
+    source = write_source(tmp_path / "rows.jsonl", shortest, "x = 1", documents[1], "pass")
     traces = tracer(tiny_llama, source, tmp_path / "t", None)
+    assert sorted((name, len(columns["final"])) for name, columns in rows_of(traces))[0] == ("d0", 2)
     assert sorted(name for name, _ in rows_of(traces)) == ["d0", "d2"]
     again = tracer(tiny_llama, source, tmp_path / "t", None, resume=True)
     assert again.documents == traces.documents
-
-
-def test_a_document_of_ten_tokens_is_the_shortest(
-    tiny_llama: Path, documents: list[str], tmp_path: Path, naive: Callable[[Path], Naive]
-) -> None:
-    tokenizer = naive(tiny_llama).tokenizer
-    text = next(
-        documents[0][:end] for end in range(len(documents[0])) if len(tokenizer.encode(documents[0][:end])) == FIRST + 2
-    )
-    traces = tracer(tiny_llama, write_source(tmp_path / "rows.jsonl", text), tmp_path / "t", None)
-    assert traces.tokens == 2
-
-
-def test_short_documents_alone_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    source = write_source(tmp_path / "rows.jsonl", "x = 1", "pass")
+    short = write_source(tmp_path / "short.jsonl", "x = 1", "pass")
     with pytest.raises(DataError, match=r"not one document is longer than 9 tokens\. Give other data with --source"):
-        tracer(tiny_llama, source, tmp_path / "t", None)
-    assert not (tmp_path / "t").exists()
+        tracer(tiny_llama, short, tmp_path / "none", None)
+    assert not (tmp_path / "none").exists()
 
 
 def too_late(*_: object, **__: object) -> None:
@@ -432,13 +415,12 @@ def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
     assert not (tmp_path / "t").exists()
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", "{broken\n[1]\n"])
+@pytest.mark.parametrize("content", ["", "{broken\n[1]\n"])
 def test_an_empty_corpus_is_refused_before_the_model_is_loaded(
     tiny_llama: Path, tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
     (tmp_path / "rows.jsonl").write_text(content)
-    with pytest.raises(DataError, match=r"rows\.jsonl") as refusal:
+    with pytest.raises(DataError, match=r"^[^\n]*rows\.jsonl[^\n]*$"):
         tracer(tiny_llama, tmp_path / "rows.jsonl", tmp_path / "t")
-    assert "\n" not in str(refusal.value)
     assert not (tmp_path / "t").exists()

@@ -115,24 +115,9 @@ def test_a_shard_is_written_as_soon_as_it_is_full(tmp_path: Path) -> None:
     assert [shard["tokens"] for shard in Traces.open(tmp_path / "t").index["shards"]] == [21, 30, 3]
 
 
-def test_flushing_nothing_writes_nothing(tmp_path: Path) -> None:
-    made = write(tmp_path / "t", (12,))
-    made.flush()
-    before = files(tmp_path / "t")
-    made.flush()
-    assert files(tmp_path / "t") == before
-
-
 def test_a_trace_is_opened_by_its_folder_or_its_index(tmp_path: Path) -> None:
     write(tmp_path / "t", (12,)).flush()
     assert Traces.open(tmp_path / "t" / "index.json") == Traces.open(tmp_path / "t")
-
-
-def test_shards_come_one_after_the_other_with_the_columns_asked_for(tmp_path: Path) -> None:
-    write(tmp_path / "t", (12, 9, 30, 3)).flush()
-    shards = list(Traces.open(tmp_path / "t").shards("final", "document"))
-    assert [sorted(shard) for shard in shards] == [["document", "final"]] * 3
-    assert [sorted(set(shard["document"].tolist())) for shard in shards] == [[0, 1], [2], [3]]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the kernel does not list what is mapped")
@@ -163,18 +148,6 @@ def test_resume_goes_on_where_the_shards_end(tmp_path: Path, stop: int) -> None:
     again = write(tmp_path / "t", lengths[done:], first=done, resume=True)
     again.flush()
     assert_holds(tmp_path / "t", lengths)
-
-
-def test_resume_knows_what_is_there(tmp_path: Path) -> None:
-    write(tmp_path / "t", (12, 9)).flush()
-    again = writer(tmp_path / "t", resume=True)
-    assert again.documents == ["doc-0", "doc-1"]
-    assert again.tokens == 21
-
-
-def test_resume_of_nothing_begins(tmp_path: Path) -> None:
-    write(tmp_path / "deep" / "t", (12, 9), resume=True).flush()
-    assert_holds(tmp_path / "deep" / "t", (12, 9))
 
 
 def test_a_trace_is_not_overwritten(tmp_path: Path) -> None:
@@ -366,14 +339,6 @@ def test_a_trace_of_before_there_were_hashes_is_read_with_a_warning(
         Traces.open(tmp_path)
 
 
-@READERS
-def test_a_missing_shard_is_refused(tmp_path: Path, read: Callable[[Path], object]) -> None:
-    write(tmp_path / "t", (12, 9, 30)).flush()
-    (tmp_path / "t" / "shard-00000.safetensors").unlink()
-    with pytest.raises(ArtefactError, match=r"shard-00000\.safetensors has None bytes"):
-        read(tmp_path / "t")
-
-
 def test_a_folder_without_a_trace_names_the_command(tmp_path: Path) -> None:
     for model, given in {"": "", "my model": " --model 'my model'"}.items():
         with pytest.raises(ArtefactError, match="there is no trace") as refusal:
@@ -445,13 +410,6 @@ def test_a_trace_without_a_token_can_only_be_gone_on_with(tmp_path: Path) -> Non
     assert_holds(tmp_path, (12, 9))
 
 
-def test_an_index_that_is_not_text(tmp_path: Path) -> None:
-    (tmp_path / "t").mkdir()
-    (tmp_path / "t" / "index.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ArtefactError, match="is not UTF-8"):
-        Traces.open(tmp_path / "t")
-
-
 # ----------------------------------------------------------------------------------------- check
 
 INFO = ModelInfo(
@@ -459,13 +417,6 @@ INFO = ModelInfo(
     dtype="float32", weights="pretrained", layer_bytes=1, lm_head_bytes=1, kv_projection_bytes=1, kv_entry_bytes=1,
     fingerprint="a" * 16, base_fingerprint="a" * 16,
 )  # fmt: skip
-
-
-def test_the_trace_of_a_model_is_accepted(tmp_path: Path) -> None:
-    write(tmp_path / "t", (12,)).flush()
-    traces = Traces.open(tmp_path / "t")
-    traces.check(INFO, "b" * 16)
-    assert traces.tokens == 12
 
 
 @pytest.mark.parametrize(

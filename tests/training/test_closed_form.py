@@ -1,4 +1,4 @@
-"""``harness train shortcut``: from a small real trace to maps that a run finds, reads and decodes with."""
+"""What is made in closed form: shortcuts, shortlists and low-rank heads, by numpy, by hand, and as runs find them."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from harness.contracts import ModelInfo, ModelRequest
-from harness.contracts.recipes import Silent, TrainingRun
-from harness.errors import ArtefactError, DataError
-from harness.models.artefacts import read_artefact, write_artefact
+from harness.contracts.recipes import TrainingRun
+from harness.errors import ArtefactError
+from harness.models.artefacts import Artefact, read_artefact, write_artefact
 from harness.models.model import resolve
 from harness.models.trained import read_shortcuts
-from harness.training.options import TraceRequest
+from harness.training.cheap_heads import rank, root_of
+from harness.training.corpus import Stream
+from harness.training.lite.fit import initial_shortcuts
 from harness.training.recipes import Shortcut
-from harness.training.shortcut import ShortcutResult, train_shortcut
+from harness.training.shortcut import ShortcutMoments
 from harness.training.traces.reading import held_out_rows
-from harness.training.traces.record_trace import trace
 from harness.training.traces.store import Traces, TraceWriter
 
-Train = Callable[..., ShortcutResult]
+TraceMaker = Callable[..., Traces]
 Array = NDArray[np.float64]
 
 POINTS, WIDTH = (4, 6, 10), 32
 
 
-def make_trace(model: Path, source: Path, out: Path, documents: int = 20, **changes: Any) -> Traces:
-    settings: dict[str, Any] = {"exit_head": "shared", "artefacts": None, "exit_points": "paper"} | changes
-    return trace(
-        str(model), ["py150"], [str(source)], out, TraceRequest(documents=documents, length=72), weights="pretrained",
-        dtype="float32", device="cpu", resume=False, progress=Silent(), **settings,
-    )  # fmt: skip
-
-
-def fit(model: Path, traces: Path, out: Path, **changes: Any) -> ShortcutResult:
+def fit(model: Path, traces: Path, out: Path, **changes: Any) -> Artefact:
     options = Shortcut(model=str(model), traces=traces, out=out, **changes)
-    return train_shortcut(options, TrainingRun("shortcut", "harness train shortcut"))
+    said = options.train(TrainingRun("shortcut", "harness train shortcut"))  # type: ignore[attr-defined]
+    return read_artefact(Path(said.note.rpartition("The maps are in ")[2]), "shortcut")
+
+
+def told(made: Artefact) -> tuple[int, dict[int, list[float]]]:
+    """Held-out tokens, and agreement before and with the maps by exit layer."""
+    found = made.facts["held_out"]
+    return found["tokens"], {int(layer): both for layer, both in found["agreement"].items()}
 
 
 def info_of(model: Path, folder: Path | None = None, **changes: Any) -> ModelInfo:
@@ -53,30 +54,31 @@ def info_of(model: Path, folder: Path | None = None, **changes: Any) -> ModelInf
 
 
 @pytest.fixture(scope="module")
-def traced(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traced(
+    make_trace: TraceMaker, tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A trace of twenty documents."""
     out = tmp_path_factory.mktemp("traces") / "t"
-    make_trace(tiny_llama, corpus_file, out)
+    make_trace(tiny_llama, corpus_file, out, documents=20)
     return out
 
 
-# ----------------------------------------------------------------------------------- what is written
+# ---------------------------------------------------------------------------------------------- shortcuts
 
 
 def test_what_is_written_is_found_and_read(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
     made = fit(tiny_llama, traced, tmp_path / "a")
     info, traces = info_of(tiny_llama, tmp_path / "a", exit_head="auto"), Traces.open(traced)
-    assert info.exit_head == f"shortcut:{made.artefact.sha256[:16]}"
+    assert info.exit_head == f"shortcut:{made.sha256[:16]}"
     facts = read_artefact(tmp_path / "a" / "shortcut.json", "shortcut").facts
     assert facts["model_fingerprint"] == info.fingerprint == info_of(tiny_llama).fingerprint
     assert facts["tokenizer_fingerprint"] == traces.index["tokenizer_fingerprint"]
     assert facts["exit_points"] == list(POINTS)
-    assert facts["trained_on"] == {"streams": ["py150, path: corpus.jsonl"], "tokens": traces.tokens - made.tokens}
+    assert facts["trained_on"] == {"streams": ["py150, path: corpus.jsonl"], "tokens": traces.tokens - told(made)[0]}
     assert set(facts["documents"]) == {document["key"] for document in traces.documents}
     assert facts["ngrams"]["complete"]
-    assert (made.artefact.path.parent / facts["ngrams"]["file"]).is_file()
-    assert facts["held_out"]["agreement"] == {str(layer): list(both) for layer, both in made.agreement.items()}
-    maps = read_shortcuts(made.artefact, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
+    assert (made.path.parent / facts["ngrams"]["file"]).is_file()
+    maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
     assert list(maps) == list(POINTS)
     assert all(each.weight.shape == (WIDTH, WIDTH) and each.bias is not None for each in maps.values())
 
@@ -105,22 +107,27 @@ def test_a_run_decodes_behind_the_maps(
 
 
 def test_shortcuts_of_tuned_weights_and_of_more_exit_points_are_kept(
-    tiny_llama: Path, traced: Path, corpus_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_trace: TraceMaker,
+    tiny_llama: Path,
+    traced: Path,
+    corpus_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder, plain = tmp_path / "a", tmp_path / "a" / "shortcut.json"
     theirs = {"model_fingerprint": "07e4" * 4, "adapter_sha256": "f" * 64, "exit_points": list(POINTS)}
     write_artefact(plain, "shortcut", {"4.bias": torch.ones(1)}, theirs)
     before = plain.read_bytes(), plain.with_suffix(".safetensors").read_bytes()
     made = fit(tiny_llama, traced, folder)
-    own = made.artefact.facts["model_fingerprint"][:8]
-    assert made.artefact.path == folder / f"shortcut-{own}.json"
+    own = made.facts["model_fingerprint"][:8]
+    assert made.path == folder / f"shortcut-{own}.json"
     assert (plain.read_bytes(), plain.with_suffix(".safetensors").read_bytes()) == before
-    assert info_of(tiny_llama, folder, exit_head="auto").exit_head == f"shortcut:{made.artefact.sha256[:16]}"
+    assert info_of(tiny_llama, folder, exit_head="auto").exit_head == f"shortcut:{made.sha256[:16]}"
     caplog.clear()
-    assert fit(tiny_llama, traced, folder, overwrite=True).artefact.path == plain
+    assert fit(tiny_llama, traced, folder, overwrite=True).path == plain
     assert not caplog.messages
     make_trace(tiny_llama, corpus_file, tmp_path / "few", documents=4, exit_points="4,10")
-    fewer = fit(tiny_llama, tmp_path / "few", folder).artefact.path
+    fewer = fit(tiny_llama, tmp_path / "few", folder).path
     assert fewer == folder / f"shortcut-{own}-2.json"
     assert caplog.messages[-1] == f"runs take {plain} before {fewer}: it leads from these exit points, too"
 
@@ -144,9 +151,6 @@ def test_a_name_that_would_not_be_found_is_refused(
     assert not (tmp_path / "a").exists()
 
 
-# --------------------------------------------------------------------------------------------- the fit
-
-
 def learned(traced: Path, seed: int = 0) -> tuple[Array, Array]:
     """Hidden states ``[n, exits, hidden_size]`` and last ones of what is not held out."""
     traces = Traces.open(traced)
@@ -166,7 +170,7 @@ def least_squares(states: Array, last: Array, *, weighted: bool = True) -> Array
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_maps_are_numpy_s_least_squares(tiny_llama: Path, traced: Path, tmp_path: Path, seed: int) -> None:
     made = fit(tiny_llama, traced, tmp_path / "a", ridge=1e-9, seed=seed)
-    maps = read_shortcuts(made.artefact, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
+    maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
     states, last = learned(traced, seed)
     for e, point in enumerate(POINTS):
         linear, expected = maps[point], least_squares(states[:, e], last)
@@ -184,14 +188,11 @@ def test_damping_shrinks_the_maps(tiny_llama: Path, traced: Path, tmp_path: Path
     sizes = []
     for number, ridge in enumerate((1e-9, 1e-2, 1.0)):
         made = fit(tiny_llama, traced, tmp_path / str(number), ridge=ridge)
-        assert made.artefact.facts["ridge"] == ridge
-        maps = read_shortcuts(made.artefact, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
+        assert made.facts["ridge"] == ridge
+        maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
         sizes.append([maps[point].weight.norm().item() for point in POINTS])
     for slight, some, much in zip(*sizes, strict=True):
         assert slight > some > much
-
-
-# -------------------------------------------------------------------------------------------- agreement
 
 
 def linear_model(make_model: Callable[..., Path]) -> Path:
@@ -223,13 +224,13 @@ def linear_model(make_model: Callable[..., Path]) -> Path:
 
 
 def test_agreement_rises_to_one_where_the_last_layer_is_a_linear_function(
-    make_model: Callable[..., Path], corpus_file: Path, tmp_path: Path
+    make_trace: TraceMaker, make_model: Callable[..., Path], corpus_file: Path, tmp_path: Path
 ) -> None:
     model = linear_model(make_model)
-    make_trace(model, corpus_file, tmp_path / "t")
+    make_trace(model, corpus_file, tmp_path / "t", documents=20)
     made = fit(model, tmp_path / "t", tmp_path / "a", ridge=1e-9)
-    assert list(made.agreement) == list(POINTS)
-    for before, after in made.agreement.values():
+    assert list(told(made)[1]) == list(POINTS)
+    for before, after in told(made)[1].values():
         assert before < 0.5
         assert after == 1.0
     mapped = make_trace(model, corpus_file, tmp_path / "mapped", exit_head="shortcut", artefacts=str(tmp_path / "a"))
@@ -241,82 +242,192 @@ def test_agreement_is_of_held_out_tokens_by_the_model_s_own_head(
     tiny_llama: Path, traced: Path, tmp_path: Path
 ) -> None:
     made = fit(tiny_llama, traced, tmp_path / "a", seed=3)
+    tokens, agreement = told(made)
     traces = Traces.open(traced)
     columns = traces.columns("hidden", "top", "final", "document")
     held = held_out_rows(traces, columns["document"], seed=3)
-    maps = read_shortcuts(made.artefact, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
+    maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
     resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
     backbone = resolved.load("cpu").backbone
-    assert made.tokens == int(held.sum())
+    assert tokens == int(held.sum())
     for e, point in enumerate(POINTS):
-        before, after = made.agreement[point]
+        before, after = agreement[point]
         same = (columns["top"][held, e] == columns["final"][held]).float().mean().item()
         assert before == pytest.approx(same, abs=1e-4)
         top = backbone.logits(maps[point](columns["hidden"][held, e].float())).argmax(-1)
         share = (top == columns["final"][held]).float().mean().item()
-        assert after == pytest.approx(share, abs=2.5 / made.tokens)  # maps on disk are bfloat16
+        assert after == pytest.approx(share, abs=2.5 / tokens)  # maps on disk are bfloat16
 
 
 def test_of_many_held_out_tokens_some_are_looked_at(
     tiny_llama: Path, traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.training.shortcut.CHECKED", 10)
-    made = fit(tiny_llama, traced, tmp_path / "a")
-    assert made.tokens == 10
-    assert all(round(10 * share, 6).is_integer() for both in made.agreement.values() for share in both)
+    tokens, agreement = told(fit(tiny_llama, traced, tmp_path / "a"))
+    assert tokens == 10
+    assert all(round(10 * share, 6).is_integer() for both in agreement.values() for share in both)
 
 
 def test_states_are_read_shard_by_shard(
-    tiny_llama: Path, corpus_file: Path, traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_trace: TraceMaker,
+    tiny_llama: Path,
+    corpus_file: Path,
+    traced: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those of three are in memory at most, and the same tokens are looked at as in a trace of one shard."""
     monkeypatch.setattr("harness.training.traces.record_trace.TraceWriter", partial(TraceWriter, shard_tokens=150))
-    traces = make_trace(tiny_llama, corpus_file, tmp_path / "t")
+    traces = make_trace(tiny_llama, corpus_file, tmp_path / "t", documents=20)
     assert len(traces.index["shards"]) > 5
-    read, states, most = Traces.shards, weakref.WeakSet[torch.Tensor](), 0
+    read, states, most = Traces.shards, weakref.WeakSet[Tensor](), 0
 
-    def count(self: Traces, *names: str) -> Iterator[dict[str, torch.Tensor]]:
+    def count(self: Traces, *names: str, rows: Tensor | None = None) -> Iterator[dict[str, Tensor]]:
         nonlocal most
-        for shard in read(self, *names):
+        for shard in read(self, *names, rows=rows):
             if "hidden" in shard:
                 states.add(shard["hidden"])
                 most = max(most, len(states))
             yield shard
 
     monkeypatch.setattr(Traces, "shards", count)
-    made, whole = fit(tiny_llama, tmp_path / "t", tmp_path / "a"), fit(tiny_llama, traced, tmp_path / "b")
+    tokens, parts = told(fit(tiny_llama, tmp_path / "t", tmp_path / "a"))
+    _, whole = told(fit(tiny_llama, traced, tmp_path / "b"))
     assert 1 <= most <= 3  # the fit's last one, and two of the check
-    for ours, theirs in zip(made.agreement.values(), whole.agreement.values(), strict=True):
+    for ours, theirs in zip(parts.values(), whole.values(), strict=True):
         assert ours[0] == theirs[0]
-        assert ours[1] == pytest.approx(theirs[1], abs=2.5 / made.tokens)  # sums in another order
+        assert ours[1] == pytest.approx(theirs[1], abs=2.5 / tokens)  # sums in another order
 
 
 def test_the_seed_decides(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
     first, again, other = (fit(tiny_llama, traced, tmp_path / str(n), seed=n // 2) for n in range(3))
-    assert first.artefact.sha256 == again.artefact.sha256
-    assert first.agreement == again.agreement
-    assert first.artefact.sha256 != other.artefact.sha256
-
-
-# ----------------------------------------------------------------------------------------- what is refused
-
-
-def test_the_trace_of_another_model_is_refused(tiny_opt: Path, traced: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="is a trace with model fingerprint"):
-        fit(tiny_opt, traced, tmp_path / "a")
-    assert not (tmp_path / "a").exists()
-
-
-def test_one_document_is_too_few(tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
-    make_trace(tiny_llama, corpus_file, tmp_path / "t", documents=1)
-    with pytest.raises(DataError, match=r"one document of py150.*Trace more --documents"):
-        fit(tiny_llama, tmp_path / "t", tmp_path / "a")
-    assert not (tmp_path / "a").exists()
+    assert first.sha256 == again.sha256
+    assert first.sha256 != other.sha256
 
 
 def test_maps_for_some_exit_points_serve_fewer_and_not_others(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
     made = fit(tiny_llama, traced, tmp_path / "a")
     some = info_of(tiny_llama, tmp_path / "a", exit_head="shortcut", exit_points="4,10")
-    assert some.exit_head == f"shortcut:{made.artefact.sha256[:16]}"
+    assert some.exit_head == f"shortcut:{made.sha256[:16]}"
     with pytest.raises(ArtefactError, match=r"there are no shortcuts for .*exit points 4, 5"):
         info_of(tiny_llama, tmp_path / "a", exit_head="shortcut", exit_points="4,5")
+
+
+def exact(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States, the map that was applied to them, and where it leads."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(tokens, 6, generator=generator)
+    weight, bias = torch.randn(6, 6, generator=generator), torch.randn(6, generator=generator)
+    return states, weight, bias, states @ weight.t() + bias
+
+
+def solved(*batches: tuple[Tensor, Tensor], ridge: float = 1e-9) -> tuple[Tensor, Tensor]:
+    moments = ShortcutMoments([4], 6)
+    for states, last in batches:
+        moments.add({4: states}, last)
+    return moments.solve(ridge=ridge)[4]
+
+
+def test_an_exact_linear_map_is_found_and_one_huge_row_does_not_decide_it() -> None:
+    states, weight, bias, last = exact(300, seed=2)
+    got_weight, got_bias = solved((states, last))
+    torch.testing.assert_close(got_weight, weight, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(got_bias, bias, rtol=1e-3, atol=1e-3)
+    assert got_weight.dtype == got_bias.dtype == torch.float32
+    huge = (torch.ones(1, 6), torch.full((1, 6), 1e4))  # as the first token of a sequence has it
+    got_weight, got_bias = solved((states, last), huge)
+    torch.testing.assert_close(got_weight, weight, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(got_bias, bias, rtol=0.05, atol=0.05)
+
+
+def test_more_directions_than_tokens_still_has_a_solution() -> None:
+    states, _, _, last = exact(3)
+    weight, bias = solved((states, last), ridge=1e-4)
+    assert torch.isfinite(weight).all()
+    torch.testing.assert_close(states @ weight.t() + bias, last, rtol=0.05, atol=0.05)
+
+
+def test_a_model_s_maps_lead_to_its_last_layer(
+    family: str, make_module: Callable[..., Any], naive_states: Callable[..., list[Tensor]]
+) -> None:
+    """From the exit's state to the state that the final norm reads, not to the norm's output."""
+    module = make_module(family).eval()
+    sequences = torch.randint(0, 97, (120, 16), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    stream = Stream("made up", None, sequences, sequences[:1], (), ())  # type: ignore[arg-type]
+    maps = initial_shortcuts(module, (2, 5), [stream])
+    with torch.no_grad():
+        states = [state.flatten(0, 1) for state in naive_states(module, sequences.long())]
+    last = states[-1]
+    size = last.pow(2).mean(-1, keepdim=True).sqrt()
+    for layer, (weight, bias) in maps.items():
+        state = states[layer - 1]
+        rows = torch.cat((state, torch.ones(len(state), 1)), 1)
+        best = rows @ torch.linalg.lstsq(rows / size, last / size).solution
+        error = ((state @ weight.t() + bias - last) / size).pow(2).mean()
+        assert error < 1.02 * ((best - last) / size).pow(2).mean()
+        assert error < 0.9 * ((state - last) / size).pow(2).mean()
+
+
+# ------------------------------------------------------------------------------------------- cheap heads
+
+
+def test_streams_count_in_equal_shares_and_ties_go_to_the_smaller_id() -> None:
+    many, few = torch.tensor([0, 90, 10, 0, 0]), torch.tensor([0, 0, 1, 1, 0])
+    # shares: 0, .45, .05 + .25, .25, 0
+    assert rank([many, few]).tolist() == [1, 2, 3, 0, 4]
+
+
+def test_the_directions_are_those_of_the_least_squares_optimum() -> None:
+    chance = torch.Generator().manual_seed(3)
+    rows = torch.randn(50, 8, generator=chance)
+    states = torch.randn(4000, 8, generator=chance) @ torch.randn(8, 8, generator=chance)
+    root = root_of(rows, (states.t() @ states).double() / len(states))
+    inverse = torch.linalg.inv(root)
+    logits = states @ rows.t()
+    values = torch.linalg.svdvals(logits)
+    for size in (1, 3, 8):
+        product = (states @ inverse[:size].t()) @ (rows @ root[:, :size]).t()
+        best = float(values[size:].pow(2).sum())
+        assert float((logits - product).pow(2).sum()) <= 1.001 * best + 1e-3 * float(values.pow(2).sum())
+    torch.testing.assert_close(root @ root.t(), states.t() @ states / len(states), rtol=1e-3, atol=1e-3)
+
+
+def test_what_they_make_is_found_by_a_run(
+    cli: Callable[..., Any], tiny_llama: Path, rows_file: Path, unseen: Path, tmp_path: Path
+) -> None:
+    out = ("--model", tiny_llama, "--out", tmp_path / "made")
+    ran = cli("train", "shortlist", *out, "--task", "py150", "--source", rows_file, "--size", 200)
+    assert ran.code == 0, ran.err
+    assert "in the first 200" in ran.out
+    traced = cli(
+        *("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64),
+        *("--weights", "pretrained", "--out", tmp_path / "trace"),
+    )
+    assert traced.code == 0, traced.err
+    ran = cli("train", "lowrank", *out, "--traces", tmp_path / "trace")
+    assert ran.code == 0, ran.err
+    for kind in ("shortlist", "lowrank"):
+        facts = json.loads((tmp_path / "made" / f"{kind}.json").read_text())
+        assert facts["documents"]
+        assert facts["order"] is False if kind == "shortlist" else facts["ngrams"]["complete"]
+    ran = cli(
+        *("run", "--model", tiny_llama, "--source", unseen, "--task", "py150", "--limit", 1, "--max-new-tokens", 6),
+        *("--strategy", "confidence:threshold=0.01:head=shortlist/50,lowrank/8,int8", "--energy", "none"),
+        *("--threads", 1, "--artefacts", tmp_path / "made", "--out", tmp_path / "run"),
+    )
+    assert ran.code == 0, ran.err
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    cheap = [sample for sample in samples if sample["operating_point"] != "full"]
+    assert len({sample["operating_point"] for sample in cheap}) == 3
+    assert all(sample["cheap_head_evaluations"] == sample["exit_checks"] > 0 for sample in cheap)
+    assert "is decided by a cheap head, shortlist/50 (probabilities over the most frequent tokens" in " ".join(
+        (tmp_path / "run" / "report.md").read_text().split()
+    )
+    ran = cli(
+        *("sweep", "--model", tiny_llama, "--replay", tmp_path / "trace", "--artefacts", tmp_path / "made"),
+        *("--strategy", "confidence:threshold=0.01,0.02:head=lowrank/32", "--out", tmp_path / "sweep"),
+    )
+    assert ran.code == 0, ran.err
+    rows = [row for row in json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"] if row["head_agreement"]]
+    assert len(rows) == 2
+    assert all(row["head_agreement"] > 0.98 and row["cheap_heads_per_token"] > 0 for row in rows)

@@ -1,1 +1,0 @@
-"""Supervised controllers, one small network per exit: classifier and learning-to-exit heads."""
