@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.contracts import Batch, Draft, DraftRule, ExitRule, ExitView, ModelInfo
-from harness.decoding.transfer import read
+from harness.decoding.backbone import read
 from harness.models.heads import ReadsHead
 
 GRID = 100

@@ -25,10 +25,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts import Graphs
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, upload
 from harness.decoding.blocks import Block, Linear, Rotary
 from harness.decoding.cache import KVCache
-from harness.decoding.transfer import upload
 from harness.errors import OptionError, reason
 
 WIDTHS = (1, 2, 4, 8)

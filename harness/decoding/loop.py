@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harness.contracts import DraftRule, KVPolicy, Leaving, NamedStop, StopRule
 from harness.contracts.asking import lent
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, pick
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KeptPrompts, KVCache
 from harness.decoding.drafting import Drafting, DraftSettings
@@ -36,7 +36,6 @@ from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
 from harness.decoding.step import Pass, PrefixPass, TokenPass
-from harness.decoding.transfer import pick
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 

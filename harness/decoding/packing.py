@@ -279,7 +279,7 @@ class Packed:
 
 def tensors_of(backbone: Backbone) -> dict[str, Packed] | None:
     """Return every tensor of a packed model by name; ``None`` where a matrix is not in rows that are compiled here."""
-    from harness.decoding.kernels.matrix import CompiledLinear
+    from harness.decoding.kernels.layers import CompiledLinear
 
     found: dict[str, Packed] = {}
     strange: list[str] = []
@@ -313,7 +313,7 @@ def filled(skeleton: Backbone, made: WeightsFormat, tensors: Mapping[str, Packed
         ValueError: a tensor is missing, or of another shape, type or kind than the model's; a phrase that says which.
     """
     from harness.decoding.kernels import lanes
-    from harness.decoding.kernels.matrix import CompiledLinear
+    from harness.decoding.kernels.layers import CompiledLinear
 
     def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, kinds: tuple[str, ...] = ("",)) -> Packed:
         one = tensors.get(name)

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from harness.contracts import CheapHead, HeadChoice, HeadLogits, LMHead
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, read
 from harness.decoding.packing import pack_near_exact
-from harness.decoding.transfer import read
 from harness.errors import ModelError
 from harness.registry import HEADS
 

@@ -22,12 +22,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts import KVPolicy, StateTest, Waiting
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, pick, upload
 from harness.decoding.blocks import FEW, Rotary
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.generation import Generation
 from harness.decoding.graphs import RecordedCache
-from harness.decoding.transfer import pick, upload
 from harness.errors import OptionError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import ExitView, HeadChoice, HeadLogits, Reading
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, near, pick, read, upload
 from harness.decoding.generation import Generation
 from harness.decoding.readings import (
     Best,
@@ -25,7 +25,6 @@ from harness.decoding.readings import (
     two_best,
 )
 from harness.decoding.step import PassState, RowSelection
-from harness.decoding.transfer import near, pick, read, upload
 from harness.errors import OptionError
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from harness.config.decode import LOSSY, DecodeSpec
 from harness.config.stops import BuiltStop
 from harness.contracts import Lossless, Strategy
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.records import Work
 from harness.serving.failures import ServingError
 

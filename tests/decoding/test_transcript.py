@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.decoding.generation import Generation
-from harness.decoding.transcript import Transcript
+from harness.decoding.generation import Generation, Transcript
 from harness.models.tokenizer import TransformersTokenizer
 
 

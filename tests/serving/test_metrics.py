@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from harness.appearance.visible_text import is_hidden
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.records import Work
 from harness.serving.jobs import Finished, Prompt, Setting
 from harness.serving.metrics import KINDS, Metrics

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.decoding.transcript import Token, Transcript
+from harness.decoding.generation import Token, Transcript
 from harness.errors import ConfigError, HarnessError
 from harness.registry import KV_POLICIES
 from harness.serving.config import ServeConfig
@@ -293,8 +293,8 @@ def test_whatever_fails_around_the_engine_costs_one_request_at_most(
     where = {
         "metrics": (service.metrics, "finished"),
         "meter": (service._meter, "begin"),
-        "text": ("harness.decoding.transcript.Transcript.follow",),
-        "ending": ("harness.decoding.transcript.Transcript.finish",),
+        "text": ("harness.decoding.generation.Transcript.follow",),
+        "ending": ("harness.decoding.generation.Transcript.finish",),
     }[broken]
 
     async def scene() -> list[Any]:

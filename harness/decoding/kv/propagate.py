@@ -60,7 +60,7 @@ class _Unfilled:
         places = [place for place, row in enumerate(self.rows) if row in rows]
         if len(places) == len(self.rows):
             return self
-        from harness.decoding.transfer import pick
+        from harness.decoding.backbone import pick
 
         return _Unfilled(
             self.layer,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.contracts import Tokenizer
 from harness.contracts.recipes import Trained, TrainingRun
-from harness.decoding.transcript import Transcript
+from harness.decoding.generation import Transcript
 from harness.errors import TrainingError
 from harness.models.artefacts import write_artefact
 from harness.models.controllers import Network

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.failures import GenerationError
 from harness.serving.jobs import Finished, Job, Ticket
 

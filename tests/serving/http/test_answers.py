@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.records import Work
 from harness.serving.failures import GenerationError, ServingError
 from harness.serving.http.answers import early_exit_report, stream, stream_all, whole_all

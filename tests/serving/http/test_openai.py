@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.failures import GenerationError, OverloadedError
 from harness.serving.http.routes.openai import Chunk, Completion
 from harness.serving.jobs import Finished, Job, Ticket

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import InferenceClient, constants
 from huggingface_hub import errors as hub
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.failures import DrainingError, GenerationError, OverloadedError
 from harness.serving.http.routes.tgi import Generation, StreamEvent
 from harness.serving.jobs import Finished, Job, Ticket

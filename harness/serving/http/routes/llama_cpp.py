@@ -21,7 +21,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.failures import InvalidRequestError, ServingError
 from harness.serving.http.answers import early_exit_report, stream, token_report, whole
 from harness.serving.http.refusals import refusal

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.failures import ServingError
 from harness.serving.http.answers import early_exit_report, stream, token_report, whole
 from harness.serving.http.refusals import refusal

@@ -20,7 +20,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.failures import InvalidRequestError, ServingError
 from harness.serving.http.answers import early_exit_report, stream_all, token_report, whole_all
 from harness.serving.http.refusals import refusal

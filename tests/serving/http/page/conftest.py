@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from harness.config.decode import build_decode, parse_decode
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.records import Work
 from harness.serving.exit_settings import Loaded
 from harness.serving.failures import GenerationError, ServingError
