@@ -87,7 +87,6 @@ class _Share:
     whole: float = 0.0
 
     def add(self, part: float, whole: float, decay: float) -> None:
-        """Note something new."""
         self.part, self.whole = decay * self.part + part, decay * self.whole + whole
 
     @property
@@ -168,7 +167,6 @@ class _Chooser(DraftRule):
         return self._model.exit_points if self._reads(self._row(draft.row)) else ()
 
     def watch(self, view: DraftView) -> None:
-        """Keep it."""
         places: dict[int, list[int]] = {}
         for place, row in enumerate(view.rows.tolist()):
             places.setdefault(row, []).append(place)

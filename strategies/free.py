@@ -122,7 +122,6 @@ class _Fitting(DraftRule):
         return self._rows.setdefault(row, _Row(self._options.threshold))
 
     def threshold(self, row: int) -> float:
-        """Return a row's threshold."""
         return self._row(row).threshold
 
     def should_exit(self, view: ExitView) -> Tensor:

@@ -73,7 +73,6 @@ class Drafting:
         return tokens, len(draft.prompt) + len(made.token_ids) + len(made.draft) - 1
 
     def _proposed(self) -> Sequence[int]:
-        """Let the rules propose, and take the first proposal into the draft."""
         draft, made = self._draft, self._made
         # A pass yields one token more than the draft has.
         limit = min(self._max_draft_tokens - len(made.draft), self._limit - len(made.token_ids) - len(made.draft) - 1)

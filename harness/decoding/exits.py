@@ -308,23 +308,18 @@ class _Guarded(DraftRule):
         self.needs_probabilities = rule.needs_probabilities  # type: ignore[misc]  # a rule's own, not this class's
 
     def propose(self, draft: Draft, most: int) -> Sequence[int]:
-        """Ask the rule."""
         return self._unless_failed(draft.row, lambda: proposal(self._rule, draft, most, self._vocab_size), [])
 
     def verify_now(self, draft: Draft) -> bool:
-        """Ask the rule."""
         return self._unless_failed(draft.row, lambda: self._rule.verify_now(draft), True)
 
     def watched(self, draft: Draft) -> Sequence[int]:
-        """Ask the rule."""
         return self._unless_failed(draft.row, lambda: self._rule.watched(draft), ())
 
     def watch(self, view: DraftView) -> None:
-        """Show it to the rule, which is of one row."""
         self._unless_failed(int(view.rows[0]), lambda: self._rule.watch(lent(self._rule, view)), None)
 
     def verified(self, draft: Draft, accepted: int) -> None:
-        """Tell the rule."""
         self._unless_failed(draft.row, lambda: self._rule.verified(draft, accepted), None)
 
     def _unless_failed(self, row: int, ask: Callable[[], T], otherwise: T) -> T:

@@ -233,7 +233,6 @@ class Transcript:
         return _Mark(len(self._ids), start, len(self._ids), len(self._text), stopped)
 
     def _forget(self, kept: int) -> None:
-        """Forget all tokens but the first ones."""
         del self._taken[kept:], self._marks[kept + 1 :]
         del self._ids[self._marks[-1].ids :]
         self._text = self._text[: self._marks[-1].text]

@@ -253,7 +253,6 @@ class Segments:
         )
 
     def _begin(self, width: int, buffers: Buffers) -> None:
-        """Compute what is the same in all layers."""
         at = buffers.positions[0]
         hidden = (self._places > at.unsqueeze(1)).view(self._row_count, width, 1, self._length)
         hidden = hidden.expand(-1, -1, buffers.mask.shape[2] // width, -1).reshape(buffers.mask.shape)

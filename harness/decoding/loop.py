@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The request of a row."""
-
     prompt: Sequence[int]
     limit: int
     stop: StopRule | None
@@ -191,7 +189,6 @@ class OpenBatch:
         self._end_rows()
 
     def _read(self, rows: list[int], max_tokens: int | None) -> None:
-        """Read the next piece of a prompt, or several whole prompts."""
         assert self._cache is not None
         start = self.reading[rows[0]]
         pieces = [_piece(self._rows[row].prompt, start, max_tokens) for row in rows]
@@ -425,7 +422,6 @@ class OpenBatch:
         return made
 
     def _read_out(self, rows: Sequence[int], state: Tensor) -> None:
-        """Take the tokens of rows from the last layer's hidden states."""
         logits = self._backbone.logits(state)
         self._record(rows, choices(best(logits)), self._backbone.num_layers, state)
         if self.with_log_probabilities:
@@ -495,7 +491,6 @@ class OpenBatch:
                 self._generations[row].log_probabilities.append(value)
 
     def _begin(self, rows: list[int]) -> Pass:
-        """Return the pass of the next token."""
         if self._cache is None or self._policy is None:
             prefixes = [[*self._rows[row].prompt, *self._generations[row].token_ids] for row in rows]
             return PrefixPass(self._backbone, self._rotary, prefixes, rows, generations=self._generations)
@@ -506,7 +501,6 @@ class OpenBatch:
         )  # fmt: skip
 
     def _fresh(self, row: int) -> tuple[list[int], int]:
-        """Return a row's newest tokens, which no layer has seen, and the position of the last."""
         if row in self._drafting:
             return self._drafting[row].fresh()
         one = self._generations[row]
@@ -528,7 +522,6 @@ def _ending(token_ids: Sequence[int], facts: _Row, *, drafted: bool = False) -> 
 
 
 def _leaving(current: TokenPass, view: LayerView, indices: list[int]) -> Leaving:
-    """Tell the KV policy which rows of a pass stop here."""
     all_rows = len(indices) == len(current.rows)
     return Leaving(
         layer=current.layer,

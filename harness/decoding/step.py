@@ -181,7 +181,6 @@ class PrefixPass:
         return block.finish(state, attend(queries.unsqueeze(1), keys, values, mask, self._backbone.heads, block.scale))
 
     def _find_ends(self) -> Tensor:
-        """Return where the last token of each row is among all slots."""
         ends = [row * self._longest + length - 1 for row, length in enumerate(self._lengths)]
         return upload(ends, self._backbone.device)
 
@@ -191,7 +190,6 @@ class PrefixPass:
                 self._generations[row].layers_executed += layers
 
     def _run(self, stop: int) -> Tensor:
-        """Return the states after ``stop`` layers."""
         heads, state = self._backbone.heads, self._state
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
@@ -275,7 +273,6 @@ class PlainSlots:
             self._groups = [self._group([run], slice(*place)) for run, place in zip(runs, places, strict=True)]
 
     def _group(self, runs: Sequence[tuple[int, int, int]], span: slice | None) -> _Group:
-        """Gather what is the same in every segment."""
         (first, start, _), (last, _, end) = runs[0], runs[-1]
         length = max(end for _, _, end in runs) + 1
         cache, mask = self._cache, None
@@ -445,7 +442,6 @@ class TokenPass:
         return [slice(begin, end) for begin, end in pairwise(ends)]
 
     def _slots(self) -> tuple[list[int], list[int]]:
-        """Return row and position of every slot."""
         runs = list(zip(self.rows, self._starts, self._positions, strict=True))
         rows = [row for row, start, end in runs for _ in range(start, end + 1)]
         return rows, [position for _, start, end in runs for position in range(start, end + 1)]
@@ -471,7 +467,6 @@ class TokenPass:
         self._runner = None
 
     def _run(self, stop: int) -> int:
-        """Run the slots up to ``stop``, or to where a check lets the token go; return the layers executed then."""
         visible: Tensor | None = None
         if self._hides:
             rows, positions = (upload(each, self._backbone.device) for each in self._slots())
@@ -492,7 +487,6 @@ class TokenPass:
         return stop
 
     def _choose(self) -> SlotRunner:
-        """Decide how the slots go through the layers."""
         if isinstance(self._cache, RecordedCache) and not self._hides:
             recorded = self._cache.segments.slots(self.rows, self._starts, self._positions)
             if recorded is not None:

@@ -91,7 +91,6 @@ class TeacherForcing:
         return self._backbone.logits(behind.states()[0])
 
     def _choices(self, logits: Tensor, place: int) -> list[int]:
-        """Return full depth's tokens from the one at a place on."""
         chosen = choices(best(logits))
         for token, (_, logit) in enumerate(chosen, place):
             if not math.isfinite(logit):

@@ -216,7 +216,6 @@ class _Silent:
     """Nobody, who never exits."""
 
     def should_exit(self, view: ExitView) -> Tensor:
-        """Say no."""
         return torch.zeros_like(view.rows, dtype=torch.bool)
 
 

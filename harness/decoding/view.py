@@ -367,7 +367,6 @@ class LayerView:
         return [chosen[index] for index in indices]
 
     def _choose_cheap(self, indices: list[int], head: HeadChoice, wanted: bool) -> Iterator[Choice]:
-        """Draft by a cheap head."""
         found = self._heads.read(head, self.leaving_states(indices))
         for index in indices:
             self._charge_cheap(self._rows[index], head)

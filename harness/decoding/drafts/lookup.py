@@ -64,7 +64,6 @@ class _Lookup(DraftRule):
         self._texts: dict[int, _Text] = {}
 
     def propose(self, draft: Draft, most: int) -> Sequence[int]:
-        """Copy what followed."""
         text = self._texts.get(draft.row)
         if text is None or text.prompt is not draft.prompt:
             text = self._texts[draft.row] = _Text(draft.prompt, self._sizes)

@@ -262,7 +262,6 @@ class Slots:
 
 
 def _facts(block: Block) -> list[int]:
-    """Return a layer's row of the table."""
     facts: list[int] = []
     for matrix in (block.qkv, block.output, block.mlp_in, block.mlp_out):
         assert isinstance(matrix, CompiledLinear)

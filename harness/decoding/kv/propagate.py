@@ -56,7 +56,6 @@ class _Unfilled:
     final: Tensor | None
 
     def only(self, rows: Container[int]) -> _Unfilled:
-        """Return those of some rows."""
         places = [place for place, row in enumerate(self.rows) if row in rows]
         if len(places) == len(self.rows):
             return self
