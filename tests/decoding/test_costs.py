@@ -18,9 +18,12 @@ from strategies.fixed import Fixed
 from strategies.full import Full
 from strategies.oracle import Oracle
 from strategies.patience import Patience
+from strategies.predictor import Predictor
 from strategies.random import Random
 from strategies.saturation import Saturation
+from strategies.shortlist import Shortlist
 
+NEW, SEEDS = 16, [1, 2, 3]
 # The first token at full depth (prefill), then 2, 6 and 4 layers of 6; asked at layers 2 and 4.
 LAYERS, POINTS = [6, 2, 6, 4], (2, 4)
 
@@ -65,12 +68,6 @@ def test_a_run_of_waiting_tokens_is_charged_for_each_of_them(
     assert done.layers_executed == 1 + 1 + (3 + 2 * 2) + (6 + 3 * 3)
 
 
-def test_full_depth_is_never_asked_and_charged_one_evaluation_a_token(llama: Any, prompts: list[list[int]]) -> None:
-    done = llama.engine.decode(prompts[:1], Full(), kv="propagate", max_new_tokens=[5])[0]
-    assert (done.exit_checks, done.lm_head_evaluations) == (0, 4)
-    assert (done.layers_executed, done.kv_fill_layers) == (24, 0)
-
-
 @pytest.mark.parametrize("kv", ["recompute", "skip", "propagate"])
 def test_the_oracle_is_charged_what_it_looks_at(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     done = llama.engine.decode(prompts[:1], Oracle(), kv=kv, max_new_tokens=[10])[0]
@@ -100,6 +97,7 @@ def counted(llama: Any) -> tuple[Engine, CountingHead]:
     return Engine(dataclasses.replace(backbone, lm_head=head), llama.info), head
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize(
     "strategy",
@@ -121,19 +119,6 @@ def test_every_evaluation_is_counted_and_no_other(
     done = engine.decode(prompts, strategy, kv=kv, max_new_tokens=[8, 8, 5], seeds=[1, 2, 3])
     prefill = 0 if kv == "none" else 3
     assert sum(head.calls) == prefill + sum(one.lm_head_evaluations for one in done)
-
-
-@pytest.mark.parametrize(
-    "strategy", [Fixed(layer=2), Random(probability=0.4), Saturation(threshold=0.8)], ids=lambda s: type(s).__name__
-)
-def test_who_never_looks_pays_for_the_output_alone(
-    counted: tuple[Engine, CountingHead], strategy: Strategy, prompts: list[list[int]]
-) -> None:
-    engine, head = counted
-    done = engine.decode(prompts, strategy, kv="propagate", max_new_tokens=[8] * 3, seeds=[1, 2, 3])
-    assert any(layer < 6 for one in done for layer in one.exit_layers)
-    assert [one.lm_head_evaluations for one in done] == [7, 7, 7]
-    assert sum(head.calls) == 3 + 21
 
 
 def test_logits_that_were_asked_for_serve_as_the_output(
@@ -161,3 +146,41 @@ def test_asking_again_costs_nothing(counted: tuple[Engine, CountingHead], prompt
     done = engine.decode(prompts[:1], Nosy(), kv="propagate", max_new_tokens=[3])[0]
     assert done.lm_head_evaluations == 2 * (5 + 1)
     assert len(head.calls) == 1 + 2 * 6
+
+
+# ------------------------------------------------------------------------- of heads and shortlists
+
+
+@pytest.mark.parametrize("token", ["kept", "full"])
+def test_a_shortlist_runs_the_whole_head_once_a_token(llama: Any, prompts: list[list[int]], token: str) -> None:
+    strategy, layers = Shortlist(threshold=0.8, size=8, token=token), llama.engine.info.num_layers
+    for one in llama.engine.decode(prompts, strategy, kv="recompute", max_new_tokens=[NEW] * 3, seeds=SEEDS):
+        exits = one.exit_layers[1:]
+        again = [layer for layer in exits if layer == layers or (token == "full" and layer > 1)]
+        assert one.lm_head_evaluations == len(exits) + len(again)
+        later = sum(min(layer, layers - 1) - 1 for layer in exits)  # exits are asked after layers 1 to 5
+        assert one.cheap_head_evaluations == later
+        assert one.cheap_head_bytes == later * 8 * llama.engine.info.hidden_size * 4
+        assert one.cheap_head_tokens == sum(1 < layer < layers for layer in exits) * (token == "kept")
+
+
+def test_a_shortlist_of_everything_is_the_rule_itself(llama: Any, prompts: list[list[int]]) -> None:
+    whole = llama.engine.info.vocab_size
+    settings: dict[str, Any] = {"kv": "recompute", "max_new_tokens": [NEW] * 3, "seeds": SEEDS}
+    expected = llama.engine.decode(prompts, Confidence(threshold=0.3), **settings)
+    found = llama.engine.decode(prompts, Shortlist(threshold=0.3, size=whole), **settings)
+    assert [(one.token_ids, one.exit_layers) for one in found] == [(one.token_ids, one.exit_layers) for one in expected]
+
+
+def test_an_lm_head_is_run_for_the_hits_alone(llama: Any, prompts: list[list[int]], learned: Any) -> None:
+    """Once for the candidates, once where the last layer ends a token; the rest are hits, at exits behind the first."""
+    strategy = learned("predictor", llama.info)
+    never = Predictor(1.0, "full", strategy.predictor)
+    settings: dict[str, Any] = {"kv": "recompute", "max_new_tokens": [NEW] * 3, "seeds": SEEDS}
+    for one in llama.engine.decode(prompts, never, **settings):
+        assert one.lm_head_evaluations == 2 * (NEW - 1)
+        assert one.cheap_head_evaluations == 5 * (NEW - 1)
+    for one in llama.engine.decode(prompts, strategy, **settings):
+        exits = one.exit_layers[1:]
+        assert one.lm_head_evaluations >= len(exits) + sum(layer > 1 for layer in exits)
+        assert one.cheap_head_evaluations == sum(min(layer, 5) for layer in exits)

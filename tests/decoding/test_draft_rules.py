@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, Draft, DraftRule, DraftView, Lossless, ModelInfo, Strategy, UnitCosts
-from harness.decoding.drafting import DraftSettings
 from harness.decoding.drafts.expected import Expected
 from harness.decoding.drafts.product import Product
-from harness.decoding.exits import AskedExits
 from harness.decoding.generation import Generation
 from harness.errors import OptionError
 from strategies.confidence import Confidence
@@ -189,22 +187,6 @@ def test_what_a_source_proposes_has_no_probability(llama: Any, prompts: list[lis
         assert len(draft.probabilities) == 2
 
 
-def test_a_lossy_row_beside_a_rule_that_needs_probabilities(llama: Any, prompts: list[list[int]]) -> None:
-    tally = [Generation() for _ in prompts]
-    rule, needing = Fixed(3).start(llama.info, Batch((0, 0, 0), "cpu")), Needing()
-    batch = llama.engine.open(len(prompts), 64, "recompute", AskedExits(rule, (3,), tally), tally)
-    batch.with_log_probabilities = True
-    for row, prompt in enumerate(prompts):
-        batch.join(row, prompt, NEW, lossless=DraftSettings(4, (needing,)) if row == 1 else None)
-    batch.prefill(range(len(prompts)))
-    while batch.running:
-        batch.step()
-    alone = llama.engine.decode(prompts[:1], Fixed(3), kv="recompute", max_new_tokens=[NEW])
-    assert tally[0].token_ids == alone[0].token_ids
-    assert [len(one.log_probabilities) for one in tally] == [NEW] * 3
-    assert all(len(draft.probabilities) == len(draft.tokens) for draft in needing.drafts)
-
-
 @pytest.mark.parametrize("length", [1, 3, 7])
 def test_layerskip_drafts_as_many_tokens_as_it_says(llama: Any, prompts: list[list[int]], length: int) -> None:
     for prompt in prompts:
@@ -224,6 +206,7 @@ def test_the_longest_draft_of_a_run_bounds_layerskip_s(llama: Any, prompts: list
     assert max(drafted for drafted, _ in rule.lengths) == 3
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("rule", [Product(0.5), Product(0.9), Expected()], ids=str)
 @pytest.mark.parametrize("strategy", [Fixed(3), Random(0.7), Confidence(0.2)], ids=str)
 def test_drafts_end_where_the_rule_alone_says(
@@ -242,13 +225,6 @@ def test_drafts_end_where_the_rule_alone_says(
                 draft.probabilities[:count],
             )
             assert not alone.verify_now(part)
-
-
-def test_a_rule_makes_drafts_shorter(llama: Any, prompts: list[list[int]]) -> None:
-    free, bound = Needing(), Needing()
-    decoded(llama, prompts, Fixed(3), free, most=8)
-    decoded(llama, prompts, Fixed(3), bound, Product(0.9), most=8)
-    assert max(len(draft.tokens) for draft in bound.drafts) < max(len(draft.tokens) for draft in free.drafts)
 
 
 # ------------------------------------------------------------------ watching a verification
@@ -284,6 +260,7 @@ class Watching(Noted):
             self.views.clear()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("strategy", [Fixed(2), LayerSkip(3, 4), Random(0.8), Oracle()], ids=str)
 def test_what_is_watched_are_the_states_of_the_text(case: Any, prompts: list[list[int]], strategy: Strategy) -> None:
     """Every layer, against whole sequences read once."""

@@ -47,6 +47,7 @@ def test_a_cheap_head_that_reads_drafts_is_told_from_the_lm_head(llama: Any, pro
         assert one.rolled_back == draft_work(wrong, 2 * wrong, wrong, 0, wrong)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("strategy", [Random(0.5), Confidence(threshold=0.2), DynamicExit()], ids=str)
 def test_what_verifying_read_is_what_is_left(case: Any, prompts: Any, strategy: Strategy) -> None:
     """A pass that goes deep runs every layer once, whatever waited; one without a new token, from where others wait."""

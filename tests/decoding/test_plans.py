@@ -14,12 +14,11 @@ from torch import Tensor
 from harness.contracts import LM_HEAD, ExitView, Lossless, ModelInfo, PlannedRule, Strategy
 from harness.contracts import strategies as contract
 from harness.decoding import exits as engine_exits
-from harness.decoding.exits import RowExits
-from harness.decoding.generation import Generation
 from harness.registry import KV_POLICIES
 from harness.running.operating_points import NeverExits
 from strategies.confidence import Confidence
 from strategies.schedule import Schedule
+from tests.decoding.conftest import decode_open
 from tests.decoding.test_state_tests import facts
 
 NEW, LAYERS = 10, 6
@@ -64,6 +63,7 @@ def by_asking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine_exits, "plan_of", lambda _: None)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
     ("kv", "lossless"),
     [*((kv, None) for kv in KV_POLICIES.names()), ("recompute", Lossless(4))],
@@ -95,22 +95,11 @@ def test_rows_of_an_open_batch_follow_their_plans_beside_rows_that_are_asked(
     llama: Any, prompts: list[list[int]], asked: list[int]
 ) -> None:
     strategies: tuple[Strategy, ...] = (OfToken(), Confidence(threshold=0.6), AtSome(factor=2))
-    tally = [Generation() for _ in strategies]
-    exits = RowExits(llama.engine.info, "cpu", tally)
-    batch = llama.engine.open(3, 60, "recompute", exits, tally)
-    for row, strategy in enumerate(strategies):
-        exits.join(row, strategy, 0)
-        batch.join(row, prompts[row], NEW)
-        batch.prefill([row])
-    while batch.running:
-        batch.step()
+    made, _ = decode_open(llama.engine, [(prompts[row], one, NEW) for row, one in enumerate(strategies)])
     assert not asked
-    for row, strategy in enumerate(strategies):
-        (alone,) = llama.engine.decode([prompts[row]], strategy, kv="recompute", max_new_tokens=[NEW])
-        made = tally[row]
-        assert (made.token_ids, made.exit_layers, made.exit_checks) == (
-            alone.token_ids, alone.exit_layers, alone.exit_checks,
-        )  # fmt: skip
+    for prompt, strategy, one in zip(prompts, strategies, made, strict=True):
+        (alone,) = llama.engine.decode([prompt], strategy, kv="recompute", max_new_tokens=[NEW])
+        assert (one.token_ids, one.exit_layers, one.counts) == (alone.token_ids, alone.exit_layers, alone.counts)
 
 
 @dataclass(frozen=True)
@@ -120,25 +109,6 @@ class Forgetful(PlannedRule, Strategy):
     def planned_layer(self, token_ids: Sequence[int]) -> None:
         if len(token_ids) >= 2:
             raise RuntimeError("no more")
-
-
-def test_a_plan_that_fails_stops_its_own_row_only(llama: Any, prompts: list[list[int]]) -> None:
-    tally = [Generation(), Generation()]
-    exits = RowExits(llama.engine.info, "cpu", tally)
-    batch = llama.engine.open(2, 60, "propagate", exits, tally)
-    for row, strategy in enumerate((Forgetful(), OfToken())):
-        exits.join(row, strategy, 0)
-        batch.join(row, prompts[row], NEW)
-        batch.prefill([row])
-    while batch.running:
-        batch.step()
-        for row in exits.failures:
-            batch.drop(row)
-    assert str(exits.failures[0]) == "no more"
-    (alone,) = llama.engine.decode([prompts[1]], OfToken(), kv="propagate", max_new_tokens=[NEW])
-    assert tally[1].token_ids == alone.token_ids
-    with pytest.raises(RuntimeError, match="no more"):
-        llama.engine.decode([prompts[0]], Forgetful(), kv="propagate", max_new_tokens=[NEW])
 
 
 @dataclass(frozen=True)

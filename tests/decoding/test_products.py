@@ -19,6 +19,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_chosen", {})
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("count", range(1, 11))
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(

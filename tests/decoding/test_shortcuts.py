@@ -119,6 +119,7 @@ def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
             assert one.token_ids[step] == expected, (step, layer)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize("looking", [True, False])
 def test_every_policy_reads_its_tokens_through_the_map(
@@ -145,20 +146,6 @@ def test_every_policy_reads_its_tokens_through_the_map(
     assert checked > 5
 
 
-def test_each_exit_has_its_own_map_and_the_others_the_shared_head(
-    llama: Any, prompts: list[list[int]], schedule: Any
-) -> None:
-    some = maps(64, (2, 4))
-    engine = engine_with(llama, some)
-    for layer in range(1, LAYERS):
-        planned = [[layer]] * 3
-        got, plain = (
-            each.decode(prompts, schedule(planned), kv="none", max_new_tokens=[1] * 3)
-            for each in (engine, llama.engine)
-        )
-        assert (tokens_of(got) == tokens_of(plain)) is (layer not in some)
-
-
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     engine = engine_with(llama, {**maps(64), LAYERS: Linear(torch.zeros(64, 64))})
@@ -183,16 +170,6 @@ def test_maps_that_change_nothing_are_the_shared_head(
         ]
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_replayed_exits_go_through_the_maps_too(
-    llama: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any
-) -> None:
-    engine, planned = engine_with(llama, maps(64)), exits(3, NEW)
-    asked = engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
-    replayed = engine.replay(prompts, planned, kv=kv, max_new_tokens=[NEW] * 3)
-    assert tokens_of(replayed) == tokens_of(asked)
-
-
 # ------------------------------------------------------------------------------------------- costs
 
 
@@ -215,6 +192,7 @@ def counted(llama: Any) -> tuple[Engine, list[int]]:
     return engine_with(llama, some), calls
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize(
     "strategy",
@@ -308,6 +286,7 @@ def test_an_earlier_exit_state_is_charged_to_who_is_left(
     assert calls == [1] * 3
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("looking", [True, False])
 @pytest.mark.parametrize(
     ("kv", "kv_input"), [*((kv, "hidden") for kv in KV_POLICIES.names()), ("propagate", "shortcut")]
@@ -354,12 +333,6 @@ def test_an_exit_state_that_was_read_is_kept_for_who_is_left(
     done = engine.decode(prompts[:2], ReadingBack(), kv="skip", max_new_tokens=[2, 2])
     assert [one.shortcut_evaluations for one in done] == [1, 3]
     assert calls == [2, 1, 1]
-
-
-def test_without_maps_nothing_is_counted(llama: Any, prompts: list[list[int]]) -> None:
-    done = llama.engine.decode(prompts, Confidence(threshold=0.3), kv="propagate", max_new_tokens=[NEW] * 3)
-    assert any(layer < LAYERS for one in done for layer in one.exit_layers)
-    assert [one.shortcut_evaluations for one in done] == [0] * 3
 
 
 def test_the_byte_model_pays_for_every_map(

@@ -73,6 +73,7 @@ def asking(engine: Engine, scores: Sequence[StateScore], least: float = math.inf
     return found
 
 
+@pytest.mark.crossed
 @torch.inference_mode()
 @pytest.mark.parametrize("hidden", [(), (5,), (70, 5)], ids=["linear", "one hidden layer", "two"])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
@@ -223,6 +224,7 @@ FAMILIES: dict[str, Callable[[ModelInfo, Make], list[Strategy]]] = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("kv", "lossless"),

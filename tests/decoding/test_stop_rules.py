@@ -81,18 +81,6 @@ def test_a_rule_ends_a_lossless_row_where_it_ends_full_depth(
     assert all(one.drafts > 0 for one in made)
 
 
-def test_a_drafted_end_goes_deep_at_once(llama: Any, prompts: list[list[int]]) -> None:
-    """Nothing is drafted behind it."""
-    prompt, strategy = prompts[:1], Fixed(layer=5)
-    (free,) = decoded(llama, prompt, strategy, None, lossless=Lossless(most=4))
-    drafted = [token for one in free.discarded for token in one.token_ids]
-    stood = next(place for place, kept in enumerate(free.accepted) if kept)
-    (made,) = decoded(llama, prompt, strategy, [Ends(free.token_ids[stood])], lossless=Lossless(most=4))
-    assert made.token_ids == free.token_ids[: stood + 1]
-    assert sum(len(one.token_ids) for one in made.discarded) <= len(drafted)
-    assert made.drafts == sum(made.accepted) + sum(len(one.token_ids) for one in made.discarded)
-
-
 def test_eos_the_batch_s_own_rule_and_the_row_s_are_asked_in_this_order(llama: Any, prompts: list[list[int]]) -> None:
     (free,) = decoded(llama, prompts[:1], Full(), None)
     last = free.token_ids[2]
@@ -141,13 +129,3 @@ def test_a_rule_of_states_ends_a_lossless_row_where_it_ends_full_depth(llama: An
         (made,) = decoded(llama, [prompt], Fixed(layer=2), [Sees(least)], lossless=Lossless(most=4))
         assert made.token_ids == one.token_ids[: place + 1]
         assert made.finish_reason == "stop"
-
-
-def test_a_rule_that_raises_fails_its_row_only(llama: Any, prompts: list[list[int]]) -> None:
-    class Broken(RowStop):
-        def over(self, token_ids: Sequence[int]) -> bool:
-            raise ValueError("no such text")
-
-    made = decoded(llama, prompts, SOME, [Ends(), Broken(), Ends()])
-    assert [one.failure is None for one in made] == [True, False, True]
-    assert "no such text" in str(made[1].failure)

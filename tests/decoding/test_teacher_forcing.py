@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from harness.decoding.engine import Engine
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ModelError
 from harness.models.model import resolve
-from strategies.fixed import Fixed
 from strategies.full import Full
 
 
@@ -35,40 +34,12 @@ def test_choices_are_those_of_transformers_for_every_family(case: Any, prompts: 
             assert reader.choices(completion) == forced(case.reference, prompt, completion)
 
 
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "none", "skip"])
-def test_lossy_text_is_read_with_exact_keys_and_values(
-    llama: Any, prompts: list[list[int]], schedule: Any, exits: Callable[..., list[list[int]]], kv: str
-) -> None:
-    layers = exits(len(prompts), 12)
-    done = llama.engine.decode(prompts, schedule(layers), kv=kv, max_new_tokens=[12] * len(prompts))
-    for prompt, one in zip(prompts, done, strict=True):
-        choices = TeacherForcing(llama.engine, prompt, 12).choices(one.token_ids)
-        assert choices == forced(llama.reference, prompt, one.token_ids)
-        assert choices != one.token_ids  # it does not repeat what it reads
-
-
-def test_full_depth_chooses_its_own_text(case: Any, prompts: list[list[int]]) -> None:
-    for prompt in prompts:
-        (done,) = case.engine.decode([prompt], Full(), kv="recompute", max_new_tokens=[16])
-        assert TeacherForcing(case.engine, prompt, 16).choices(done.token_ids) == done.token_ids
-
-
 def test_what_does_not_fit_the_positions_is_refused(llama: Any) -> None:
     with pytest.raises(ModelError, match="need 161 positions"):
         TeacherForcing(llama.engine, [1] * 150, 11)
 
 
 # ------------------------------------------------------------------------------ the real model
-
-
-@pytest.mark.model
-def test_the_default_model_s_choices_are_transformers_s(smollm2: Any) -> None:
-    prompt = smollm2.tokenizer.encode("import os\nimport numpy as np\n\n\ndef mean(values):\n    ")
-    for layer, kv in ((22, "propagate"), (14, "recompute")):
-        (done,) = smollm2.engine.decode([prompt], Fixed(layer=layer), kv=kv, max_new_tokens=[24])
-        choices = TeacherForcing(smollm2.engine, prompt, 24).choices(done.token_ids)
-        assert choices == forced(smollm2.module, prompt, done.token_ids)
-        assert choices != done.token_ids
 
 
 @pytest.mark.model

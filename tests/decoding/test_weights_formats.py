@@ -41,6 +41,7 @@ def exact(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(rows.double(), weight.double(), None if bias is None else bias.double())
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 33])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
@@ -71,6 +72,7 @@ def test_activations_keep_their_dtype(name: str, dtype: torch.dtype) -> None:
     assert (product.double() - expected).norm() / expected.norm() <= made(name).facts.relative_error + 1e-2
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (97, 64)])
 @pytest.mark.parametrize("name", INVARIANT)
 def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(name: str, shape: tuple[int, int]) -> None:
@@ -96,6 +98,7 @@ def test_the_bytes_are_those_that_are_held(name: str) -> None:
     assert packed.nbytes == pytest.approx(1024 * 512 * made(name).facts.bits / 8, rel=0.01)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("count", [1, 3, 9])
 @pytest.mark.parametrize("shape", [*SHAPES, (576, 1536)])
 def test_an_outlier_costs_the_other_numbers_of_its_row_nothing(shape: tuple[int, int], count: int) -> None:
@@ -157,6 +160,7 @@ def widened(matrix: Any) -> Linear:
     return Linear((matrix(torch.eye(matrix.shape[1])) - bias).t().contiguous(), bias[0])
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", USABLE)
 def test_every_family_decodes_as_the_same_weights_widened(
     case: Any, name: str, packed_case: Callable[[str, str], Engine], prompts: list[list[int]]
