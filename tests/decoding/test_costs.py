@@ -151,6 +151,21 @@ def test_asking_again_costs_nothing(counted: tuple[Engine, CountingHead], prompt
 # ------------------------------------------------------------------------- of heads and shortlists
 
 
+@pytest.mark.crossed
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+@pytest.mark.parametrize("name", ["classifier", "lte", "rl", "hash", "consistent"])
+def test_a_check_of_the_state_reads_no_lm_head(
+    llama: Any, prompts: list[list[int]], learned: Any, name: str, kv: str
+) -> None:
+    strategy = learned(name, llama.info)
+    made = llama.engine.decode(prompts, strategy, kv=kv, max_new_tokens=[NEW] * 3)
+    for one in made:
+        asked = one.exit_layers if kv == "none" else one.exit_layers[1:]
+        assert one.lm_head_evaluations == len(asked)  # the output's own
+        assert one.exit_checks == sum(min(layer, 5) for layer in asked)  # at 1 to 5
+    assert any(layer < 6 for one in made for layer in one.exit_layers)
+
+
 @pytest.mark.parametrize("token", ["kept", "full"])
 def test_a_shortlist_runs_the_whole_head_once_a_token(llama: Any, prompts: list[list[int]], token: str) -> None:
     strategy, layers = Shortlist(threshold=0.8, size=8, token=token), llama.engine.info.num_layers

@@ -73,13 +73,6 @@ def test_a_draft_ends_where_one_more_token_would_not_pay(
     assert ends(Expected().start(INFO, BATCH), probabilities, layer) == after
 
 
-def test_costs_are_told_or_else_bytes() -> None:
-    assert (INFO.costs.draft(2, 10), INFO.costs.deep(10)) == (6, 13)
-    plain = ModelInfo("model", "llama", 10, 8, 97, (2,), 100, "float32", "random", 40, 300, 1, 1, shortcut_bytes=7)
-    assert plain.costs == UnitCosts(40, 300, 7, "bytes of weights read")
-    assert plain.costs.draft(2, 10) == 387
-
-
 @pytest.mark.parametrize(
     ("changed", "after"),
     [

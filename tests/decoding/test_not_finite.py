@@ -14,8 +14,6 @@ from torch import Tensor
 from harness.contracts import ExitView, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
-from harness.decoding.exits import RowExits
-from harness.decoding.generation import Generation
 from harness.decoding.readings import best, choices, not_finite
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ModelError
@@ -138,32 +136,6 @@ def test_a_row_fails_at_the_token_where_it_overflows(llama: Any, prompts: list[l
     assert [str(one.failure) for one in replayed] == [str(one.failure) for one in done]
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_a_failed_row_leaves_nothing_to_the_next_one(llama: Any, prompts: list[list[int]], kv: str) -> None:
-    bad = next(token for token in prompts[1] if token not in prompts[0] + prompts[2])
-    strategy = Random(probability=0.3)
-    tally = [Generation(), Generation()]
-    engine = poisoned(llama, bad)
-    exits = RowExits(engine.info, "cpu", tally)
-    batch = engine.open(2, 40, kv, exits, tally)
-    batch.with_log_probabilities = True
-    made = []
-    for prompt in (prompts[1], prompts[2]):
-        for row, tokens in ((0, prompt), (1, prompts[0])):
-            exits.join(row, strategy, 7)
-            batch.join(row, tokens, NEW)
-            batch.prefill([row])
-        while batch.running:
-            batch.step()
-        made.append(list(tally))
-    assert made[0][0].failure is not None
-    for one, prompt in ((made[0][1], prompts[0]), (made[1][0], prompts[2]), (made[1][1], prompts[0])):
-        (alone,) = decode(llama.engine, [prompt], strategy, kv, seeds=[7])
-        if bad not in alone.token_ids:
-            assert (one.failure, one.token_ids) == (None, alone.token_ids)
-            assert len(one.log_probabilities) == NEW
-
-
 def test_exits_before_the_layer_that_overflows_are_sound(broken_last_layer: Any, prompts: list[list[int]]) -> None:
     engine = broken_last_layer.engine
     assert all(one.failure is None for one in decode(engine, prompts, Fixed(layer=3), "none"))
@@ -174,15 +146,6 @@ def test_exits_before_the_layer_that_overflows_are_sound(broken_last_layer: Any,
 def test_full_depth_that_makes_no_choice_is_refused(broken_last_layer: Any, prompts: list[list[int]]) -> None:
     with pytest.raises(ModelError, match=f"logits of layer {LAYERS} are not finite at token 1: "):
         TeacherForcing(broken_last_layer.engine, prompts[0], NEW)
-
-
-def test_full_depth_makes_no_choice_along_a_text_that_overflows(llama: Any, prompts: list[list[int]]) -> None:
-    bad = next(token for token in range(97) if token not in prompts[0])
-    good = next(token for token in range(97) if token != bad)
-    forced = TeacherForcing(poisoned(llama, bad), prompts[0], NEW)
-    assert len(forced.choices([good, good, bad])) == 3  # nothing reads the last one
-    with pytest.raises(ModelError, match=r"not finite at token [234]: "):  # its pass reads all: 0 × NaN is NaN
-        forced.choices([good, good, bad, good])
 
 
 # ---------------------------------------------------------------------------------------- scores
@@ -214,12 +177,6 @@ def test_a_score_that_is_no_number_decides_nothing(
     assert all(one.failure is None for one in decode(engine, prompts, Fixed(layer=3), kv))
     for one in decode(engine, prompts, Fixed(layer=2), kv):
         assert str(one.failure).startswith(f"logits of layer 2 are not finite at token {token}: ")
-
-
-def test_the_oracle_compares_with_no_token_that_is_none(broken_last_layer: Any, prompts: list[list[int]]) -> None:
-    for one in decode(broken_last_layer.engine, prompts, Oracle(), "none"):
-        assert "not finite at token 1: " in str(one.failure)
-        assert len(one.token_ids) <= 1
 
 
 @dataclass(frozen=True)

@@ -119,33 +119,6 @@ def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
             assert one.token_ids[step] == expected, (step, layer)
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize("looking", [True, False])
-def test_every_policy_reads_its_tokens_through_the_map(
-    llama: Any,
-    kv: str,
-    looking: bool,
-    prompts: list[list[int]],
-    schedule: Any,
-    exits: Any,
-    read_out: Callable[[Any, Tensor], int],
-) -> None:
-    shortcuts = maps(64)
-    plan = schedule(exits(3, NEW), looking=looking)
-    done = engine_with(llama, shortcuts).decode(prompts, plan, kv=kv, max_new_tokens=[NEW] * 3)
-    checked = 0
-    for sight in plan.seen:
-        step = sight.position - len(prompts[sight.row]) + 1
-        if done[sight.row].exit_layers[step] == sight.layer:
-            linear = shortcuts[sight.layer]
-            expected = read_out(llama, linear.weight @ sight.hidden_state + linear.bias)
-            assert done[sight.row].token_ids[step] == expected
-            checked += 1
-    assert checked == sum(layer < LAYERS for one in done for layer in one.exit_layers)
-    assert checked > 5
-
-
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     engine = engine_with(llama, {**maps(64), LAYERS: Linear(torch.zeros(64, 64))})
@@ -312,27 +285,6 @@ def test_a_row_s_counts_do_not_depend_on_its_neighbours(
         assert one.lm_head_evaluations == alone.lm_head_evaluations
         if not looking:
             assert one.shortcut_evaluations == sum(layer in (2, 3, 4, 5) for layer in plan)
-
-
-def test_an_exit_state_that_was_read_is_kept_for_who_is_left(
-    counted: tuple[Engine, list[int]], prompts: list[list[int]]
-) -> None:
-    engine, calls = counted
-    some = maps(64, (2, 3, 4, 5))
-
-    class ReadingBack(Strategy):
-        def should_exit(self, view: ExitView) -> Tensor:
-            assert len(view.exit_state) == len(view.rows)
-            before = view.previous
-            if before is not None and before.exit_layer > 1:
-                again = some[before.exit_layer](before.hidden_state)  # of one row now, read with two
-                torch.testing.assert_close(before.exit_state, again, rtol=1e-5, atol=1e-5)
-            return torch.tensor([2, 4])[view.rows] == view.exit_layer
-
-    # The first row leaves at 2, the second goes through the maps of 2, 3 and 4, and looks back to two of them.
-    done = engine.decode(prompts[:2], ReadingBack(), kv="skip", max_new_tokens=[2, 2])
-    assert [one.shortcut_evaluations for one in done] == [1, 3]
-    assert calls == [2, 1, 1]
 
 
 def test_the_byte_model_pays_for_every_map(

@@ -94,12 +94,6 @@ def test_a_stop_is_kept_where_the_dialect_keeps_it_and_nothing_after_it() -> Non
         assert transcript.finish() == text
 
 
-def test_the_earliest_stop_ends_it() -> None:
-    transcript = Transcript(Bytes(), ["def", "b"])
-    spoken(transcript, Bytes().encode("abcdef"))
-    assert transcript.finish() == "a"
-
-
 def test_special_tokens_add_no_text() -> None:
     transcript = Transcript(Bytes(), (), silent=frozenset({0}))
     spoken(transcript, [97, 0, 98])

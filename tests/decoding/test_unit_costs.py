@@ -103,16 +103,6 @@ def test_what_is_measured_is_what_is_told(make: Any) -> None:
     )  # fmt: skip
 
 
-def test_measuring_leaves_no_trace_in_what_is_decoded(make: Any, prompts: Any) -> None:
-    plain = decoded(make(), prompts, Confidence(threshold=0.3), Lossless())
-    engine = make(Timing())
-    costs(engine, Confidence(threshold=0.3))
-    again = decoded(engine, prompts, Confidence(threshold=0.3), Lossless())
-    assert [(one.token_ids, one.exit_checks, one.lm_head_evaluations, one.layers_read) for one in again] == [
-        (one.token_ids, one.exit_checks, one.lm_head_evaluations, one.layers_read) for one in plain
-    ]
-
-
 def test_a_strategy_that_decided_before_is_not_asked(make: Any) -> None:
     engine = make(Timing())
     assert costs(engine, Oracle()).asked_at == ()

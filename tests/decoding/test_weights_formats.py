@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.packing import FormatChoice, fastest, pack, pack_all
 from harness.errors import ModelError, UnknownNameError
-from harness.registry import KV_POLICIES, WEIGHTS_FORMATS
+from harness.registry import WEIGHTS_FORMATS
 from strategies.full import Full
 
 USABLE = [name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]
@@ -60,16 +59,6 @@ def test_a_product_is_as_near_as_the_format_says(name: str, biased: bool, shape:
             tail = packed.rows(start)
             assert tail.shape == (shape[0] - start, shape[1])
             torch.testing.assert_close(tail(rows), product[:, start:], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", USABLE)
-def test_activations_keep_their_dtype(name: str, dtype: torch.dtype) -> None:
-    weight, bias, rows = draw(96, 64), draw(96, seed=1), draw(3, 64, seed=2).to(dtype)
-    product = made(name).pack(weight, bias)(rows)
-    assert product.dtype is dtype
-    expected = exact(rows, weight, bias)
-    assert (product.double() - expected).norm() / expected.norm() <= made(name).facts.relative_error + 1e-2
 
 
 @pytest.mark.crossed
@@ -183,25 +172,6 @@ def test_every_family_decodes_as_the_same_weights_widened(
     assert error < (0.25 if made(name).facts.accuracy == "lossy" else 1e-5)
 
 
-def test_a_batch_is_its_rows(case: Any, packed_case: Callable[[str, str], Engine], prompts: list[list[int]]) -> None:
-    engine = packed_case(case.form, "fp16")
-    assert tokens(engine, prompts) == [tokens(engine, [prompt])[0] for prompt in prompts]
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize("name", [name for name in USABLE if made(name).facts.accuracy != "lossy"])
-def test_policies_agree_at_full_depth_and_part_where_depths_mix(
-    name: str, kv: str, packed_case: Callable[[str, str], Engine], prompts: list[list[int]], schedule: Any, exits: Any
-) -> None:
-    engine = packed_case("llama", name)
-    assert tokens(engine, prompts, kv) == tokens(engine, prompts)
-    mixed = engine.decode(prompts, schedule(exits(3, NEW)), kv=kv, max_new_tokens=[NEW] * 3)
-    assert [len(row.token_ids) for row in mixed] == [NEW] * 3
-    if kv == "recompute":
-        (alone,) = engine.decode(prompts[:1], schedule(exits(3, NEW)), kv=kv, max_new_tokens=[NEW])
-        assert alone.token_ids == mixed[0].token_ids
-
-
 def test_nothing_of_the_float32_matrices_is_kept(make_case: Callable[..., Any]) -> None:
     import weakref
 
@@ -305,14 +275,6 @@ def test_what_is_too_small_to_tell_keeps_float32(llama: Any) -> None:
 def test_activations_of_another_dtype_have_a_format_of_their_own(llama: Any) -> None:
     backbone = replace(llama.engine.backbone, like=torch.empty(0, dtype=torch.bfloat16))
     assert fastest(backbone, "cpu") == FormatChoice("bfloat16")
-
-
-def test_timing_tells_every_format_at_every_count_of_rows(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "ENOUGH", 0)
-    choice = fastest(llama.engine.backbone, "cpu")
-    assert set(choice.seconds) >= {"float32"}
-    assert all(len(seconds) == len(packing.ROWS) and min(seconds) > 0 for seconds in choice.seconds.values())
-    assert not any(one == other for one, other in pairwise(sorted(choice.seconds)))
 
 
 @pytest.mark.parametrize("name", ["fp16", "bfloat16"])

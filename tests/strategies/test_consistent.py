@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from harness.contracts import Batch, ModelInfo
-from harness.errors import ArtefactError
 from harness.models.controllers import Network, Observation, write_controller
 from harness.training.heads.learning import expected_return
 from harness.training.identity import identity
@@ -69,9 +68,3 @@ def test_a_row_leaves_where_its_policy_would(view: Any, model: ModelInfo) -> Non
     ):  # fmt: skip
         rule = Consistent(threshold=threshold).start(model, Batch((0,) * 3, "cpu"))
         assert rule.should_exit(seen).tolist() == expected
-
-
-def test_what_is_not_trained_names_its_recipe(model: ModelInfo) -> None:
-    with pytest.raises(ArtefactError, match=r"there is no consistent.json") as refused:
-        Consistent().exit_points(model)
-    assert "harness train consistent" in str(refused.value)

@@ -52,11 +52,6 @@ def test_oracle_compares_with_the_last_layer(view: Any) -> None:
     assert Oracle().should_exit(seen).tolist() == [True, False, True]
 
 
-def test_only_the_oracle_is_rehearsed() -> None:
-    assert Oracle.rehearsed
-    assert not any(strategy.rehearsed for strategy in (Full, Fixed, Random))
-
-
 # -------------------------------------------------------------------------------------- random
 
 
@@ -75,11 +70,6 @@ def test_random_leaves_with_its_probability(view: Any, model: ModelInfo) -> None
         assert abs(share - probability) < 0.03  # four standard deviations
 
 
-def test_random_never_and_always(view: Any, model: ModelInfo) -> None:
-    assert draws(Random(probability=0), model, view, (1, 2), [[0, 1]] * 50) == [[False, False]] * 50
-    assert draws(Random(probability=1), model, view, (1, 2), [[0, 1]] * 50) == [[True, True]] * 50
-
-
 def test_a_row_draws_alike_whatever_the_batch(view: Any, model: ModelInfo) -> None:
     rule = Random(probability=0.5)
     asked = [[0, 1, 2], [0, 2], [2], [0, 1, 2], [1, 2]] * 10
@@ -88,12 +78,6 @@ def test_a_row_draws_alike_whatever_the_batch(view: Any, model: ModelInfo) -> No
         mine = [answers[rows.index(row)] for rows, answers in zip(asked, together, strict=True) if row in rows]
         alone = draws(rule, model, view, (seed,), [[0]] * len(mine))
         assert mine == [answer for (answer,) in alone]
-
-
-def test_starting_again_draws_again_the_same(view: Any, model: ModelInfo) -> None:
-    rule = Random(probability=0.5)
-    runs = [draws(rule, model, view, (3, 4), [[0, 1]] * 30) for _ in range(2)]
-    assert runs[0] == runs[1]
 
 
 def test_seeds_of_run_and_option_both_count(view: Any, model: ModelInfo) -> None:

@@ -28,13 +28,6 @@ def test_entropy_is_its_definition(view: Any, probabilities: Any, distribution: 
     assert Entropy(threshold=value - 1e-4).should_exit(seen).tolist() == [False]
 
 
-def test_hand_computed_halves(view: Any, probabilities: Any) -> None:
-    # ½, ¼, ⅛, ⅛: 1.75 bit of 2.
-    assert relative([0.5, 0.25, 0.125, 0.125]) == 0.875
-    seen = view(logits=probabilities([0.5, 0.25, 0.125, 0.125]))
-    assert [Entropy(threshold=tau).should_exit(seen).item() for tau in (0.874, 0.876)] == [False, True]
-
-
 def test_edges(view: Any) -> None:
     certain, even = [[300.0, 0.0, 0.0, 0.0]], [[2.0, 2.0, 2.0, 2.0]]
     assert Entropy(threshold=0).should_exit(view(logits=certain)).tolist() == [False]  # strictly below

@@ -37,21 +37,10 @@ def test_the_threshold_decays_with_the_tokens_generated(view: Any, probabilities
         assert rule.should_exit(view(logits=logits, generated=[generated])).tolist() == [expected]
 
 
-def test_the_decayed_threshold_stays_within_one(view: Any) -> None:
-    certain = view(logits=[[400.0, 0.0, 0.0]], generated=[0])
-    assert Margin(threshold=1, decay=1.0).should_exit(certain).tolist() == [True]
-
-
 def test_rows_decay_by_their_own_tokens(view: Any, probabilities: Any) -> None:
     rule = Margin(threshold=0.5, decay=4.0, horizon=10)  # 0.55 at the start, 0.45 in the end
     logits = probabilities(*[[0.7, 0.2, 0.1]] * 2)
     assert rule.should_exit(view(logits=logits, generated=[0, 20])).tolist() == [False, True]
-
-
-def test_without_decay_positions_do_not_matter(view: Any, probabilities: Any) -> None:
-    logits = probabilities(*[[0.7, 0.2, 0.1]] * 2)
-    assert Margin(threshold=0.49).should_exit(view(logits=logits, generated=[0, 500])).tolist() == [True, True]
-    assert Margin(threshold=0.51).should_exit(view(logits=logits, generated=[0, 500])).tolist() == [False, False]
 
 
 def test_low_precision_logits_are_widened(view: Any) -> None:

@@ -79,14 +79,6 @@ def test_long_prompts_keep_their_last_924_tokens(words: Any) -> None:
     assert list(sample.prompt_ids) == words.encode(text)[-924:]
 
 
-def test_prompt_longer_than_the_positions_is_bad_with_both_numbers(words: Any) -> None:
-    row = LineRow(6, "a", " w" * 50, "end")
-    request = TaskRequest("codexglue-line", "x", max_new_tokens=20, max_positions=69)
-    bad = CodexglueLine(PYTHON).sample(row, words, request)
-    assert isinstance(bad, BadRow)
-    assert all(part in bad.reason for part in ("row 6", "50 tokens", "leave 49"))
-
-
 def test_an_empty_answer_is_bad_and_known_as_withheld(words: Any) -> None:
     protocol = CodexglueLine(PYTHON)
     bad = protocol.sample(LineRow(3, "a", "x", " "), words, REQUEST)

@@ -51,14 +51,6 @@ def test_documents_too_short_are_skipped(words: Any, size: int) -> None:
     assert isinstance(PROTOCOL.sample(numbered(size), words, REQUEST), Skipped)
 
 
-def test_the_shortest_document_that_works(words: Any) -> None:
-    sample = PROTOCOL.sample(numbered(18), words, REQUEST)
-    assert isinstance(sample, Sample)
-    assert (len(sample.prompt_ids), len(sample.reference_ids)) == (3, 15)
-    one_more = TaskRequest("green-code", "x", max_new_tokens=16)
-    assert isinstance(PROTOCOL.sample(numbered(18), words, one_more), Skipped)
-
-
 def test_max_new_tokens_sets_reference_and_limit(words: Any) -> None:
     sample = PROTOCOL.sample(numbered(100), words, TaskRequest("green-code", "x", max_new_tokens=3))
     assert isinstance(sample, Sample)
