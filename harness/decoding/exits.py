@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol, TypeVar
 
 import torch
@@ -38,6 +37,7 @@ class Exits(Protocol):
 
     def state_test(self, row: int) -> StateTest | None:
         """Return the test that alone decides about a row at its points; ``None`` where somebody has to ask."""
+        return None
 
 
 def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int | None:
@@ -51,7 +51,7 @@ def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int 
     return points[index] if index < len(points) else None
 
 
-class AskedExits:
+class AskedExits(Exits):
     """Asks a strategy's rule, unless that has a plan.
 
     Args:
@@ -63,6 +63,7 @@ class AskedExits:
     def __init__(self, rule: ExitRule, points: Sequence[int], generations: Sequence[Generation]) -> None:
         self._rule, self._points, self._generations = rule, tuple(points), generations
         self._plan, self._due = plan_of(rule), dict[int, int | None]()
+        self._tests: list[StateTest | None] = []
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
         """The strategy's points; of a plan, those where a token leaves."""
@@ -81,11 +82,9 @@ class AskedExits:
 
     def state_test(self, row: int) -> StateTest | None:
         """That of the rule, made once."""
-        return self._test
-
-    @cached_property
-    def _test(self) -> StateTest | None:
-        return state_test_of(self._rule, self._points)
+        if not self._tests:
+            self._tests.append(state_test_of(self._rule, self._points))
+        return self._tests[0]
 
 
 def ask(rule: ExitRule, view: LayerView) -> list[bool]:
@@ -123,7 +122,7 @@ def checked(rule: ExitRule, decided: object, exit_layer: int, rows: int, device:
     )
 
 
-class ScheduledExits:
+class ScheduledExits(Exits):
     """Replays known exit layers, one list per row; nothing is asked and nothing is charged.
 
     Args:
@@ -145,16 +144,12 @@ class ScheduledExits:
         """Rows scheduled for this layer."""
         return [self._due(row) == view.exit_layer for row in view.row_list]
 
-    def state_test(self, row: int) -> StateTest | None:
-        """None."""
-        return None
-
     def _due(self, row: int) -> int:
         return self._layers[row][len(self._generations[row].token_ids) + len(self._generations[row].draft)]
 
 
-class UnlessDue:
-    """Exits of a pass in which some rows go deep whatever their strategies say. Implements :class:`Exits`.
+class UnlessDue(Exits):
+    """Exits of a pass in which some rows go deep whatever their strategies say. None is tested inside its layers.
 
     Args:
         exits: ask the strategies of the others.
@@ -180,10 +175,6 @@ class UnlessDue:
                 answer[index] = leaves
         return answer
 
-    def state_test(self, row: int) -> StateTest | None:
-        """None: rows that are asked share the pass with those that are not."""
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -198,8 +189,8 @@ class _Asked:
         return id(self.rule), self.points
 
 
-class RowExits:
-    """Exits of an open batch. Implements :class:`harness.decoding.exits.Exits`.
+class RowExits(Exits):
+    """Exits of an open batch.
 
     Args:
         info: the model.

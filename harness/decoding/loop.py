@@ -341,7 +341,7 @@ class OpenBatch:
             wanted.update(taken)
         chosen = dict(zip(going, view.choose(going, heads, wanted), strict=True))
         rows, layer = [current.rows[index] for index in taken], view.exit_layer
-        states = pick(view.hidden_state, taken) if self._any_reads(rows) else None
+        states = pick(view.hidden_state, taken) if any(self._rows[row].reads_states for row in rows) else None
         self._record(rows, [chosen[index][:2] for index in taken], layer, states)
         if self.with_log_probabilities:
             self._note(rows, [chosen[index][2] for index in taken])
@@ -437,9 +437,6 @@ class OpenBatch:
         now = time.perf_counter()
         for place, (row, (token, logit)) in enumerate(zip(rows, chosen, strict=True)):
             self._take(row, token, logit, layer, now, state=None if states is None else states[place])
-
-    def _any_reads(self, rows: Iterable[int]) -> bool:
-        return any(self._rows[row].reads_states for row in rows)
 
     def _take(
         self,

@@ -139,7 +139,9 @@ def _packed(
     table = getattr(torch, made.facts.table) if made.facts.table else backbone.dtype
     if table is not backbone.dtype:
         if table not in words:
-            shared = made.head.words(lm_head) if _is_tied(backbone) else None
+            head, own = backbone.lm_head, embed.words
+            tied = isinstance(head, Linear) and head.weight.data_ptr() == own.data_ptr() and head.shape == own.shape
+            shared = made.head.words(lm_head) if tied else None
             words[table] = embed.words.to(table) if shared is None or shared.dtype is not table else shared
         embed = replace(embed, words=words[table], dtype=backbone.dtype)
     return with_compiled_layers(
@@ -161,11 +163,6 @@ def with_compiled_layers(backbone: Backbone, **changes: Any) -> Backbone:
     from harness.decoding.kernels.layers import CompiledLayers  # loads Numba, as whatever packed the layers did
 
     return replace(changed, compiled=CompiledLayers.of(changed.blocks))
-
-
-def _is_tied(backbone: Backbone) -> bool:
-    head, words = backbone.lm_head, backbone.embed.words
-    return isinstance(head, Linear) and (head.weight.data_ptr(), head.weight.shape) == (words.data_ptr(), words.shape)
 
 
 def pack_near_exact(weight: Tensor) -> LinearMap:

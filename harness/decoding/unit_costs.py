@@ -76,7 +76,8 @@ class Timing:
         """Return the costs of a batch: seconds, or bytes of weights where :meth:`known` knows nothing."""
         known = self.known(bench, strategy, head)
         if known is None:
-            return byte_costs(bench.info, bench.heads, head)
+            costs = replace(bench.info, unit_costs=None).costs
+            return costs if head.is_full else replace(costs, draft_head=float(bench.heads[head].nbytes))
         times, draft = known
         return times.costs(draft, () if strategy is None else strategy.exit_points(bench.info))
 
@@ -88,12 +89,6 @@ def drafter(strategy: Strategy | None, head: HeadChoice) -> str:
     """
     asked = "nobody" if strategy is None else "+".join([type(strategy).__name__, *map(str, strategy.cheap_heads())])
     return f"{asked}, drafts by {head}"
-
-
-def byte_costs(info: ModelInfo, heads: Heads, head: HeadChoice) -> UnitCosts:
-    """Return what weights cost by their bytes, drafts being read by a head."""
-    costs = replace(info, unit_costs=None).costs
-    return costs if head.is_full else replace(costs, draft_head=float(heads[head].nbytes))
 
 
 @dataclass(frozen=True, slots=True)
