@@ -11,7 +11,7 @@ attention turns a small error into a large one, a flat one averages it out, thir
 model is run once more with every product off by as much, in a random direction (:func:`disturbed`). How far its logits
 then move bounds what the format may do; a defect, of a kernel or of keys and values, moves them further, however it
 looks on its own. Not promised: a proof. Noise is drawn once, and a format's error can be larger than it says on rows
-unlike Gaussian ones; ``tests/decoding/test_rounding.py`` holds the bound against every format and family.
+unlike Gaussian ones; ``tests/decoding/test_teacher_forcing.py`` holds the bound against every format and family.
 """
 
 from __future__ import annotations
