@@ -59,20 +59,6 @@ def read_out(reference: Any) -> Callable[[Any, Tensor], int]:
 # ------------------------------------------------------------------------------------- exit states
 
 
-def test_an_exit_state_is_the_map_of_its_layer_or_the_hidden_state_itself(llama: Any) -> None:
-    some = maps(64, (2, 4))
-    backbone = engine_with(llama, some).backbone
-    states = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    for layer, linear in some.items():
-        assert linear.bias is not None
-        expected = torch.stack([linear.weight @ state + linear.bias for state in states])
-        torch.testing.assert_close(backbone.exit_state(states, layer), expected, atol=1e-4, rtol=1e-4)
-    for layer in (1, 3, 5, LAYERS):
-        assert backbone.exit_state(states, layer) is states
-    assert not llama.engine.backbone.shortcuts
-    assert llama.engine.backbone.exit_state(states, 2) is states
-
-
 def test_a_view_shows_both_states(llama: Any, prompts: list[list[int]]) -> None:
     some, layers = maps(64, (2, 4)), []
 
@@ -257,34 +243,6 @@ def test_an_earlier_exit_state_is_charged_to_who_is_left(
     assert [one.exit_layers for one in done] == [[6, 2], [6, 4]]
     assert [one.shortcut_evaluations for one in done] == [1, 2]
     assert calls == [1] * 3
-
-
-@pytest.mark.crossed
-@pytest.mark.parametrize("looking", [True, False])
-@pytest.mark.parametrize(
-    ("kv", "kv_input"), [*((kv, "hidden") for kv in KV_POLICIES.names()), ("propagate", "shortcut")]
-)
-def test_a_row_s_counts_do_not_depend_on_its_neighbours(
-    counted: tuple[Engine, list[int]],
-    llama: Any,
-    kv: str,
-    kv_input: Any,
-    looking: bool,
-    prompts: list[list[int]],
-    schedule: Any,
-    exits: Any,
-) -> None:
-    engine, calls = Engine(counted[0].backbone, llama.info, kv_input=kv_input), counted[1]
-    planned = exits(3, NEW)
-    assert any(len({plan[step] for plan in planned}) > 1 for step in range(1, NEW))
-    together = engine.decode(prompts, schedule(planned, looking=looking), kv=kv, max_new_tokens=[NEW] * 3)
-    assert sum(calls) == sum(one.shortcut_evaluations for one in together)
-    for prompt, plan, one in zip(prompts, planned, together, strict=True):
-        (alone,) = engine.decode([prompt], schedule([plan], looking=looking), kv=kv, max_new_tokens=[NEW])
-        assert one.shortcut_evaluations == alone.shortcut_evaluations
-        assert one.lm_head_evaluations == alone.lm_head_evaluations
-        if not looking:
-            assert one.shortcut_evaluations == sum(layer in (2, 3, 4, 5) for layer in plan)
 
 
 def test_the_byte_model_pays_for_every_map(

@@ -144,15 +144,6 @@ def test_del_drafts_where_its_costs_let_it(make: Any, prompts: Any, drafting: di
     assert [one.token_ids for one in made] == [one.token_ids for one in plain]
 
 
-def test_drafts_are_longer_where_reading_them_costs_less(make: Any, prompts: Any) -> None:
-    def lengths(read_s: float) -> float:
-        engine = make(Timing(times("Fixed, drafts by full", read_s=read_s), measures=False))
-        made = decoded(engine, prompts, Fixed(1), Lossless(sources=(Expected(),)))
-        return sum(one.drafts for one in made) / sum(one.verifications for one in made)
-
-    assert lengths(0.0) > lengths(1000.0) == 1
-
-
 def test_a_model_of_few_positions_is_measured_at_those(make_case: Any) -> None:
     case = make_case("gpt2", max_position_embeddings=3)
     engine = Engine(case.engine.backbone, case.info, timing=Timing())
