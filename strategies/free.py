@@ -141,7 +141,7 @@ class _Fitting(DraftRule):
                 row.waiting[len(made)] = token, confidence, float(self._options.every if sent else 1)
         return torch.tensor(answer)
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         """Nothing; but the row decodes losslessly, so that drafts are compared."""
         self._row(draft.row).drafts = True
         return ()

@@ -78,14 +78,14 @@ class Predictor(TrainedStrategy):
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Read the predictor; read once, however many batches there are."""
         probability = self.settings(model)["threshold"]
-        least = math.copysign(math.inf, probability - 0.5)
+        threshold = math.copysign(math.inf, probability - 0.5)
         if 0 < probability < 1:
-            least = math.log(probability / (1 - probability))
-        return _rule(self.artefact(model), HeadChoice.of(self.head), batch.device, least)
+            threshold = math.log(probability / (1 - probability))
+        return _rule(self.artefact(model), HeadChoice.of(self.head), batch.device, threshold)
 
 
 @lru_cache(maxsize=32)
-def _rule(artefact: Artefact, head: HeadChoice, device: str, least: float) -> ExitRule:
+def _rule(artefact: Artefact, head: HeadChoice, device: str, threshold: float) -> ExitRule:
     facts, tensors = artefact.facts, artefact.tensors(device)
     networks = {}
     for point in facts["exit_points"]:
@@ -94,7 +94,7 @@ def _rule(artefact: Artefact, head: HeadChoice, device: str, least: float) -> Ex
         if not widths or widths[0][1] != 3 * facts["candidates"] or widths[-1][0] != 1:
             raise ArtefactError(f"{artefact.path} holds no predictor for layer {point}. Make the predictor again.")
         networks[point] = network
-    return _Predicting(head, facts["candidates"], networks, least)
+    return _Predicting(head, facts["candidates"], networks, threshold)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,12 +102,12 @@ class _Predicting:
     head: HeadChoice
     count: int
     networks: Mapping[int, Network]
-    least: float
+    threshold: float
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Predict; where that hits, let the LM head confirm."""
         candidates = self._candidates(view)
-        hits = view.once((self, "score"), lambda: self._score(view, candidates)) >= self.least
+        hits = view.once((self, "score"), lambda: self._score(view, candidates)) >= self.threshold
         places = hits.nonzero().squeeze(1)
         if len(places):
             said = view.part(places.tolist()).top_token

@@ -47,7 +47,7 @@ class Shortlist(Strategy):
             OptionError: it does not decide by logits at exit points alone.
         """
         inner = self._inner()
-        if inner.rehearsed or inner.default_decode != "lossy" or isinstance(inner, Shortlist):
+        if inner.upper_bound or inner.default_decode != "lossy" or isinstance(inner, Shortlist):
             raise OptionError(f"shortlist:rule={self.rule} cannot be asked of fewer tokens. Use rule=confidence.")
         return inner.exit_points(model)
 

@@ -134,7 +134,7 @@ class Engine:
     def _drafter(
         self, strategy: Strategy | None, lossless: Lossless | None
     ) -> tuple[Bench, Strategy | None, HeadChoice]:
-        asked = None if strategy is None or strategy.rehearsed else strategy
+        asked = None if strategy is None or strategy.upper_bound else strategy
         bench = Bench(self.backbone, self.info, self._heads, self._timed_pass)
         return bench, asked, LM_HEAD if lossless is None else lossless.head
 
@@ -174,7 +174,9 @@ class Engine:
         check_defers(kv)
         info = self.facts(strategy, lossless)
         rules = [source.start(info, batch) for source in lossless.sources]
-        return DraftSettings(lossless.most, (*rules, *([rule] if isinstance(rule, DraftRule) else [])), lossless.head)
+        return DraftSettings(
+            lossless.draft_max, (*rules, *([rule] if isinstance(rule, DraftRule) else [])), lossless.head
+        )
 
     def replay(
         self,

@@ -298,8 +298,8 @@ class _Guarded(DraftRule):
         self._rule, self._failures, self._vocab_size = rule, failures, vocab_size
         self.needs_probabilities = rule.needs_probabilities  # type: ignore[misc]  # a rule's own, not this class's
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
-        return self._unless_failed(draft.row, lambda: proposal(self._rule, draft, most, self._vocab_size), [])
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
+        return self._unless_failed(draft.row, lambda: proposal(self._rule, draft, max_tokens, self._vocab_size), [])
 
     def verify_now(self, draft: Draft) -> bool:
         return self._unless_failed(draft.row, lambda: self._rule.verify_now(draft), True)

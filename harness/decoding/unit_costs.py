@@ -179,7 +179,7 @@ class Bench:
         test = state_test_of(rule, points)
         if test is None or self.backbone.compiled is None:
             return None
-        never, turn = replace(test, least=math.nan), itertools.count()
+        never, turn = replace(test, threshold=math.nan), itertools.count()
         if self.token_pass(1, self.positions)[0].ask(never, points) is None:
             return None
 

@@ -252,10 +252,10 @@ def test_what_verifying_read_is_what_is_left(case: Any, prompts: Any, strategy: 
 
 
 def test_what_a_source_proposes_runs_nothing(llama: Any) -> None:
-    for one in decoded(llama, REPEATING, Full(), Lossless(8, (Lookup(least=1),))):
+    for one in decoded(llama, REPEATING, Full(), Lossless(8, (Lookup(min_n=1),))):
         assert one.drafts > 0
         assert (one.drafting, one.rolled_back) == (DraftWork(), DraftWork())
-    some = decoded(llama, REPEATING, Fixed(2), Lossless(8, (Lookup(least=1),)))
+    some = decoded(llama, REPEATING, Fixed(2), Lossless(8, (Lookup(min_n=1),)))
     assert any(0 < one.drafting.passes < one.drafts for one in some)
     assert all(one.drafting.layers_read == 2 * one.drafting.passes for one in some)
 

@@ -102,7 +102,7 @@ class Noted(DraftRule):
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
         return self
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         return self.proposed if len(draft.tokens) == 2 else ()
 
     def verified(self, draft: Draft, accepted: int) -> None:
@@ -334,14 +334,14 @@ def test_what_followed_the_time_before(text: list[int], draft: list[int], found:
 def test_no_more_than_asked_for() -> None:
     assert proposed([1, 2, 3, 4, 5, 1, 2], most=2) == [3, 4]
     assert proposed([1, 2, 3, 4, 5, 1, 2], k=1) == [3]
-    assert proposed([1, 2, 3, 4, 1], least=1, k=2) == [2, 3]
+    assert proposed([1, 2, 3, 4, 1], min_n=1, k=2) == [2, 3]
     assert proposed([1, 2, 3, 4, 1], k=2) == []
 
 
 def test_a_text_that_grows_is_searched_as_if_it_were_new() -> None:
     """Against a search from scratch, with rows that end and others that take their place."""
     draw = random.Random(0)
-    rule = Lookup(n=3, least=2, k=5).start(None, Batch((0, 0), "cpu"))  # type: ignore[arg-type]
+    rule = Lookup(n=3, min_n=2, k=5).start(None, Batch((0, 0), "cpu"))  # type: ignore[arg-type]
     for _ in range(60):
         prompt, said = [draw.randrange(4) for _ in range(draw.randrange(1, 12))], [draw.randrange(4)]
         draft = Draft(row := draw.randrange(2), prompt, said)

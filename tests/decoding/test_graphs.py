@@ -82,7 +82,7 @@ def test_reading_a_prompt_borrows_no_graphs(llama: Any, prompts: list[list[int]]
 def test_drafts_are_verified_in_recorded_segments(llama: Any, prompts: list[list[int]]) -> None:
     tape = Tape()
     engine = moved(llama.engine, recorder=tape)
-    how = Lossless(most=WIDTHS[-1] - 1)
+    how = Lossless(draft_max=WIDTHS[-1] - 1)
     full = llama.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[12] * 3)
     made = generate(engine, prompts, Fixed(layer=3), "recompute", 12, lossless=how)
 

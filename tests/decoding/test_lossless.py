@@ -133,9 +133,9 @@ class Told(DraftRule):
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
         return self
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         there = len(draft.token_ids) + len(draft.tokens)
-        rest = list(enumerate(self.known[tuple(draft.prompt)]))[there : there + most]
+        rest = list(enumerate(self.known[tuple(draft.prompt)]))[there : there + max_tokens]
         wrong = {place for place, _ in rest if self.wrong_every and place % self.wrong_every == 0}
         return [(token + 1) % 97 if place in wrong else token for place, token in rest]
 
@@ -314,7 +314,7 @@ def test_the_last_position_can_be_reached(case: Any) -> None:
     reach = case.info.max_positions
     prompt = [5 + i % 50 for i in range(reach - 6)]
     expected = full(case.engine, [prompt], max_new_tokens=[6])
-    for strategy, sources in ((Always((1,)), []), (Random(0.7), []), (Full(), [Lookup(least=1)])):
+    for strategy, sources in ((Always((1,)), []), (Random(0.7), []), (Full(), [Lookup(min_n=1)])):
         (one,) = decoded(case.engine, [prompt], strategy, 16, max_new_tokens=[6], sources=sources)
         assert [one.token_ids] == expected
         assert one.drafts
@@ -381,7 +381,7 @@ def test_a_proposal_beyond_the_vocabulary_is_refused(llama: Any, prompts: list[l
         def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
             return self
 
-        def propose(self, draft: Draft, most: int) -> Sequence[int]:
+        def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
             return [97]
 
     lossless = Lossless(sources=(Wild(),))

@@ -68,9 +68,9 @@ def slots_of(engine: Engine, positions: Sequence[int] = (LENGTH,), asked: Asking
     return engine.backbone.compiled.slots(cache, engine.rotary(LENGTH + 8), [0] * len(positions), positions, asked)
 
 
-def asking(engine: Engine, scores: Sequence[StateScore], least: float = math.inf) -> Asking:
+def asking(engine: Engine, scores: Sequence[StateScore], threshold: float = math.inf) -> Asking:
     assert engine.backbone.compiled is not None
-    found = engine.backbone.compiled.asking(StateTest(tuple(scores), least), POINTS)
+    found = engine.backbone.compiled.asking(StateTest(tuple(scores), threshold), POINTS)
     assert found is not None
     return found
 
@@ -101,7 +101,7 @@ def test_scores_are_those_of_the_network(
 @pytest.mark.parametrize(
     "positions", [(LENGTH,), (LENGTH - 2, LENGTH - 1, LENGTH)], ids=["alone", "with two that wait"]
 )
-def test_a_token_leaves_where_its_score_reaches_the_least(engine: Engine, positions: tuple[int, ...]) -> None:
+def test_a_token_leaves_where_its_score_reaches_the_threshold(engine: Engine, positions: tuple[int, ...]) -> None:
     """The newest one's, bit for bit as if it had been run there."""
     net = network(WIDTH, (9,))
     scores = [score_at(Observation(), net, place, len(POINTS)) for place in range(len(POINTS))]
@@ -109,9 +109,9 @@ def test_a_token_leaves_where_its_score_reaches_the_least(engine: Engine, positi
     every = asking(engine, scores)
     slots_of(engine, positions, every).run(given, 0, engine.info.num_layers)
     ordered = sorted(every.scores)
-    for least in (*ordered, ordered[-1] + 1e-3):
-        wanted = next((place for place, one in enumerate(every.scores) if one >= least), None)
-        asked = asking(engine, scores, least)
+    for threshold in (*ordered, ordered[-1] + 1e-3):
+        wanted = next((place for place, one in enumerate(every.scores) if one >= threshold), None)
+        asked = asking(engine, scores, threshold)
         state = slots_of(engine, positions, asked).run(given, 0, engine.info.num_layers)
         assert asked.left == (None if wanted is None else POINTS[wanted])
         assert asked.made == (len(POINTS) if wanted is None else wanted + 1)
@@ -334,5 +334,5 @@ def test_a_row_of_an_open_batch_has_the_test_of_its_rule(engine: Engine) -> None
     exits.join(1, Fixed(layer=2), 0)
     test = exits.state_test(0)
     assert test is not None
-    assert (test.least, len(test.scores)) == (0.9, len(engine.info.exit_points))
+    assert (test.threshold, len(test.scores)) == (0.9, len(engine.info.exit_points))
     assert exits.state_test(1) is None

@@ -76,7 +76,7 @@ def test_a_rule_ends_a_lossless_row_where_it_ends_full_depth(
     last = [one.token_ids[place] for one, place in zip(full, (3, 7, 5), strict=True)]
     cut = [one.token_ids[: one.token_ids.index(token) + 1] for one, token in zip(full, last, strict=True)]
 
-    made = decoded(llama, prompts, strategy, [Ends(token) for token in last], lossless=Lossless(most=4))
+    made = decoded(llama, prompts, strategy, [Ends(token) for token in last], lossless=Lossless(draft_max=4))
 
     assert [one.token_ids for one in made] == cut
     assert {(one.finish_reason, one.stopped_by) for one in made} == {("stop", "mine")}
@@ -107,7 +107,7 @@ def test_a_rule_sees_what_each_token_comes_from(llama: Any, prompts: list[list[i
     assert {layer for rule in rules for layer, _ in rule.seen} > {llama.info.num_layers}
 
 
-@pytest.mark.parametrize("lossless", [None, Lossless(most=4)])
+@pytest.mark.parametrize("lossless", [None, Lossless(draft_max=4)])
 def test_the_states_are_the_model_s(llama: Any, prompts: list[list[int]], lossless: Lossless | None) -> None:
     rules = [Sees() for _ in prompts]
     strategy = Full() if lossless is None else Fixed(layer=2)
@@ -128,7 +128,7 @@ def test_a_rule_of_states_ends_a_lossless_row_where_it_ends_full_depth(llama: An
         values = [float(state[0]) for _, state in rule.seen]
         least = sum(sorted(values)[-2:]) / 2  # all but the largest are below
         place = values.index(max(values))
-        (made,) = decoded(llama, [prompt], Fixed(layer=2), [Sees(least)], lossless=Lossless(most=4))
+        (made,) = decoded(llama, [prompt], Fixed(layer=2), [Sees(least)], lossless=Lossless(draft_max=4))
         assert made.token_ids == one.token_ids[: place + 1]
         assert made.finish_reason == "stop"
 

@@ -219,7 +219,7 @@ class CompiledLayers:
         if key not in by_points:
             by_points[key] = PackedTest.of(test, key, self._hidden, self._longest)
         packed = by_points[key]
-        return None if packed is None else Asking(packed, test.least, self._hidden)
+        return None if packed is None else Asking(packed, test.threshold, self._hidden)
 
     def _work(self, size: int) -> Tensor:
         """Return numbers to compute with, the same for every call of a thread."""
@@ -368,7 +368,7 @@ class Asking:
 
     Args:
         packed: the test.
-        least: score from which the token exits.
+        threshold: score from which the token exits.
         hidden: width of a state.
 
     Attributes:
@@ -376,9 +376,9 @@ class Asking:
         left: layer after which the last of them let the token go; ``None`` while none has.
     """
 
-    def __init__(self, packed: PackedTest, least: float, hidden: int) -> None:
+    def __init__(self, packed: PackedTest, threshold: float, hidden: int) -> None:
         self._packed, self._hidden = packed, hidden
-        self._least = int(np.float32(least).view(np.int32))
+        self._threshold = int(np.float32(threshold).view(np.int32))
         self._room = torch.empty(hidden + packed.most + len(packed.table))
         self.made = 0
         self.left: int | None = None
@@ -388,7 +388,7 @@ class Asking:
         packed, at = self._packed, self._room.data_ptr()
         given.tests, given.asked, given.tests_end = packed.table.data_ptr(), self.made, len(packed.table)
         given.kept, given.sums, given.scores = at, at + 4 * self._hidden, at + 4 * (self._hidden + packed.most)
-        given.least, given.left = self._least, 0
+        given.threshold, given.left = self._threshold, 0
 
     def take(self, given: Any) -> None:
         """Read from the parameters what came of it."""

@@ -148,7 +148,7 @@ def early_exit_report(done: Finished) -> dict[str, Any]:
         "options": {name: _plain(value) for name, value in done.setting.options.items()},
         "kv": done.kv,
         "decode": str(done.setting.decode),
-        "draft_max": None if lossless is None else lossless.most,
+        "draft_max": None if lossless is None else lossless.draft_max,
         "draft_head": None if lossless is None else str(lossless.head),
         "stop_rule": None if done.setting.stop is None else done.setting.stop.written,
         "stopped_by": done.stopped_by or None,
