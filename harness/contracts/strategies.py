@@ -1,8 +1,7 @@
-"""The contract of a strategy, and its view of a batch.
+"""The contract of a strategy: its rule, the view that this is shown, and two kinds of rule that need not be asked.
 
-A rule as numbers: what layers that are compiled into one call can ask on a strategy's behalf.
-
-A rule that knows, before a token's first layer, where it leaves.
+Checks that are numbers (:class:`StateTest`) can be made inside layers that are compiled into one call; a rule that
+knows before a token's first layer where it leaves (:class:`PlannedRule`) is asked nowhere.
 """
 
 from __future__ import annotations

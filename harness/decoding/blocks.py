@@ -43,6 +43,13 @@ class HeadShape:
     kv_heads: int
     head_dim: int
 
+    @classmethod
+    def of(cls, config: Any) -> HeadShape:
+        """Read it from a transformers configuration, which need not name all three."""
+        heads: int = config.num_attention_heads
+        grouped, dim = (getattr(config, name, None) for name in ("num_key_value_heads", "head_dim"))
+        return cls(heads, grouped or heads, dim or config.hidden_size // heads)
+
     @property
     def query_width(self) -> int:
         """Columns of the query projection."""

@@ -322,13 +322,14 @@ def test_the_last_position_can_be_reached(case: Any) -> None:
 
 @pytest.mark.crossed
 @pytest.mark.parametrize(
-    ("strategy", "wrong_every"),
+    "drafted_by",
     [(Always((1,)), None), (Random(0.6), None), (Fixed(5), None), (Confidence(0.3), None), (Full(), 3), (SOME, 5)],
     ids=str,
 )
 def test_keys_and_values_are_those_of_a_run_that_never_drafted(
-    case: Any, prompts: list[list[int]], strategy: Strategy, wrong_every: int | None, monkeypatch: pytest.MonkeyPatch
+    case: Any, prompts: list[list[int]], drafted_by: tuple[Strategy, int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    strategy, wrong_every = drafted_by
     known = {tuple(prompt): made for prompt, made in zip(prompts, full(case.engine, prompts), strict=True)}
     sources = [] if wrong_every is None else [Told(known, wrong_every)]
     caches: list[Any] = []

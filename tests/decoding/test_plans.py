@@ -65,16 +65,17 @@ def by_asking(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.crossed
 @pytest.mark.parametrize(
-    ("kv", "lossless"),
+    "way",
     [*((kv, None) for kv in KV_POLICIES.names()), ("recompute", Lossless(4))],
     ids=[*KV_POLICIES.names(), "lossless"],
 )
 @pytest.mark.parametrize("strategy", PLANNED, ids=lambda one: type(one).__name__)
 def test_tokens_and_counts_are_those_of_asking(
-    llama: Any, prompts: list[list[int]], strategy: Strategy, kv: str, lossless: Lossless | None,
-    asked: list[int], monkeypatch: pytest.MonkeyPatch,
+    llama: Any, prompts: list[list[int]], strategy: Strategy, way: tuple[str, Lossless | None], asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Of one row, and of rows that leave at different layers and end at different places."""
+    kv, lossless = way
     layers, drafts = set(), 0
     for rows, limits in ((prompts[:1], [NEW]), (prompts, [NEW, 4, 7])):
         settings: dict[str, Any] = {"kv": kv, "max_new_tokens": limits, "lossless": lossless}

@@ -229,15 +229,16 @@ FAMILIES: dict[str, Callable[[ModelInfo, Make], list[Strategy]]] = {
 @pytest.mark.crossed
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("kv", "lossless"),
+    "way",
     [("recompute", None), ("propagate", None), ("recompute", Lossless(4))],
     ids=["recompute", "propagate", "lossless"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_counts_are_those_of_asking(
-    engine: Engine, prompts: list[list[int]], learned: Make, family: str, kv: str, lossless: Lossless | None,
+    engine: Engine, prompts: list[list[int]], learned: Make, family: str, way: tuple[str, Lossless | None],
     threads: int, inside: list[bool], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    kv, lossless = way
     torch.set_num_threads(threads)
     layers, drafts = set(), 0
     for strategy in FAMILIES[family](engine.info, learned):

@@ -298,12 +298,11 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.crossed
 @pytest.mark.parametrize("count", range(1, 11))
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize(
-    ("dtype", "kernel"), [(dtype, kernel) for dtype, kernels in blocks.KERNELS.items() for kernel in kernels]
-)
+@pytest.mark.parametrize("typed", [(dtype, kernel) for dtype, kernels in blocks.KERNELS.items() for kernel in kernels])
 def test_a_product_is_that_of_its_rows(
-    count: int, with_bias: bool, dtype: torch.dtype, kernel: blocks.Kernel, monkeypatch: pytest.MonkeyPatch
+    count: int, with_bias: bool, typed: tuple[torch.dtype, blocks.Kernel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dtype, kernel = typed
     threads, shape = torch.get_num_threads(), torch.Size((80, 48))
     monkeypatch.setattr(blocks, "_chosen", {(dtype, shape, rows, threads): kernel for rows in blocks.COUNTS})
     draw = torch.Generator().manual_seed(count)
