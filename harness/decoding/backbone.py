@@ -97,13 +97,10 @@ class Backbone:
     """Weights and arithmetic of one model.
 
     Attributes:
-        blocks: decoder layers in order.
         heads: attention geometry, the same in every layer.
-        embed: token ids and positions → hidden states.
         rotary: makes the rotary tables for so many positions; ``None`` for learned positions.
         final_norm: norm before the LM head, or ``None`` (post-norm models).
         project_out: map between final norm and LM head (OPT-350m), or ``None``.
-        lm_head: vocabulary projection.
         shortcuts: exit layer → linear map to the last layer's hidden state; empty with the shared exit head.
         like: an empty tensor of the activations' dtype and device; the LM head's as it was read when left out.
         trained: finds the tensors of an artefact of some kind, for heads that are made from one; it raises
@@ -274,9 +271,6 @@ class KVFiller:
     projections run. Norms of one vector differ between layers in gain and bias alone, and rotation is the same in all
     of them, so both are done once for all layers; what remains is one matrix per layer, read at memory bandwidth;
     compiled layers do it in one call.
-
-    Args:
-        backbone: the model whose layers are filled.
     """
 
     def __init__(self, backbone: Backbone) -> None:

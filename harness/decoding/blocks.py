@@ -178,8 +178,6 @@ class Rotary:
 
     Args:
         cos: ``[positions, rotary_dim]``, halves repeated as transformers lays them out.
-        sin: the same shape.
-        heads: attention geometry.
     """
 
     def __init__(self, cos: Tensor, sin: Tensor, heads: HeadShape) -> None:
@@ -216,15 +214,10 @@ class Block:
     """One decoder layer.
 
     Attributes:
-        heads: attention geometry.
-        scale: factor on query·key.
         attention_norm, mlp_norm: norms before attention and MLP (after them when ``post_norm``).
         qkv: fused projection, rows ordered query, key, value.
         query_norm, key_norm: per-head norms (Qwen3), or ``None``.
-        output: attention output projection.
         mlp_in: fused gate and up when ``gated``, else the first MLP matrix.
-        mlp_out: second MLP matrix.
-        activation: MLP non-linearity.
         gated: ``activation(gate) * up`` instead of ``activation(up)``.
         parallel: MLP reads the layer's input beside attention (GPT-NeoX).
         post_norm: norms come after the residual sum (OPT-350m).

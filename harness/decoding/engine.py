@@ -50,7 +50,6 @@ class Engine:
     """Decodes batches with one model.
 
     Args:
-        backbone: the model's weights and arithmetic.
         info: its facts, handed to strategies.
         kv_input: what KV policies that fill skipped layers fill them from: the exit's ``hidden`` state, or the line
             from there to what its ``shortcut`` makes of it.

@@ -19,7 +19,7 @@ from harness.contracts.asking import ask_rule, lent
 from harness.contracts.strategies import plan_of, state_test_of
 from harness.decoding.drafting import proposal
 from harness.decoding.generation import Generation
-from harness.decoding.view import LayerView
+from harness.decoding.view import LayerView, described
 from harness.errors import OptionError
 from harness.registry import package_of, without_exit
 
@@ -52,13 +52,7 @@ def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int 
 
 
 class AskedExits(Exits):
-    """Asks a strategy's rule, unless that has a plan.
-
-    Args:
-        rule: per-batch decision maker.
-        points: layers at which it wants to be asked.
-        generations: exit checks are charged to these.
-    """
+    """Asks a strategy's rule, unless that has a plan."""
 
     def __init__(self, rule: ExitRule, points: Sequence[int], generations: Sequence[Generation]) -> None:
         self._rule, self._points, self._generations = rule, tuple(points), generations
@@ -110,26 +104,16 @@ def checked(rule: ExitRule, decided: object, exit_layer: int, rows: int, device:
         and decided.layout is torch.strided
     ):
         return decided
-    what = type(decided).__name__
-    if isinstance(decided, Tensor):
-        what = f"a {decided.layout} tensor of shape {tuple(decided.shape)} and {decided.dtype} on {decided.device}"
-        what = what.replace("torch.strided ", "")
     package = package_of(type(rule))
     whose = f" of {package}" if package else ""
     raise OptionError(
-        f"{type(rule).__name__}.should_exit{whose} returned {what} at layer {exit_layer}; "
+        f"{type(rule).__name__}.should_exit{whose} returned {described(decided)} at layer {exit_layer}; "
         f"return a bool tensor of shape ({rows},) on {device}, one answer per running row."
     )
 
 
 class ScheduledExits(Exits):
-    """Replays known exit layers, one list per row; nothing is asked and nothing is charged.
-
-    Args:
-        exit_layers: for each row of the batch, the exit layer of each token.
-        num_layers: decoder layers of the model.
-        generations: says how many tokens a row has.
-    """
+    """Replays known exit layers, one list per row; nothing is asked and nothing is charged."""
 
     def __init__(
         self, exit_layers: Sequence[Sequence[int]], num_layers: int, generations: Sequence[Generation]
@@ -149,12 +133,7 @@ class ScheduledExits(Exits):
 
 
 class UnlessDue(Exits):
-    """Exits of a pass in which some rows go deep whatever their strategies say. None is tested inside its layers.
-
-    Args:
-        exits: ask the strategies of the others.
-        due: rows that are not asked.
-    """
+    """Exits of a pass in which some rows go deep whatever their strategies say. None is tested inside its layers."""
 
     def __init__(self, exits: Exits, due: frozenset[int]) -> None:
         self._exits, self._due = exits, due
@@ -191,11 +170,6 @@ class _Asked:
 
 class RowExits(Exits):
     """Exits of an open batch.
-
-    Args:
-        info: the model.
-        device: of its tensors.
-        generations: one per row; exit checks are charged to these.
 
     Attributes:
         failures: row → what its strategy or its draft source raised; its tokens from there on mean nothing.

@@ -63,7 +63,6 @@ class Token:
 
     Attributes:
         index: 0-based place in the completion.
-        token_id: its id.
         text: what it adds to the text that may be sent; empty while a character or a possible stop text is incomplete.
         logprob: natural log of its probability under the exit head that chose it.
         exit_layer: decoder layers executed for it.
@@ -106,7 +105,6 @@ class Transcript:
     """Grows by one token at a time, and forgets tokens that are taken back.
 
     Args:
-        tokenizer: spells tokens.
         stop: texts that end the completion; the one that is complete first does.
         keep_stop: whether that text belongs to the completion.
         silent: tokens that add no text (special ones).

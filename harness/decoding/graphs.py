@@ -49,11 +49,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records CUDA graphs that share a memory pool: nothing of one's own memory is read after another has run.
-
-    Args:
-        device: a CUDA device.
-    """
+    """Records CUDA graphs that share a memory pool: nothing of one's own memory is read after another has run."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -112,12 +108,7 @@ def recorder_for(backbone: Backbone, graphs: Graphs = "segments") -> Recorder | 
 
 
 class StaticCaches:
-    """Caches that stay where they are: one that is no longer used serves the next batch of its size, graphs and all.
-
-    Args:
-        backbone: the model.
-        recorder: records its segments.
-    """
+    """Caches that stay where they are: one that is no longer used serves the next batch of its size, graphs and all."""
 
     def __init__(self, backbone: Backbone, recorder: Recorder) -> None:
         self._backbone, self._recorder = backbone, recorder
@@ -166,9 +157,6 @@ class Segments:
     """The recorded segments of one cache.
 
     Args:
-        backbone: the model.
-        rotary: position tables for all its positions, or ``None``.
-        cache: stays where it is; its last position is spare.
         recorder: records them, each when it is first run.
     """
 
@@ -281,11 +269,7 @@ class RecordedCache(KVCache):
     """Keys and values that stay where they are, and the recorded segments over them; the last position is spare.
 
     Args:
-        backbone: the model.
-        rows: batch size.
         positions: longest sequence that it must hold, and the spare one.
-        rotary: position tables for all of them, or ``None``.
-        recorder: records segments.
     """
 
     def __init__(
@@ -305,7 +289,6 @@ class RowSlots:
     """Tokens on their way through recorded segments. Made by :meth:`Segments.slots`.
 
     Attributes:
-        segments: of their cache.
         width: places of a row.
         positions: ``[2, S]``, as the buffers have them.
         index: which of the places are theirs, ``[n]``; ``None`` for all.

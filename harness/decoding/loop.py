@@ -63,13 +63,8 @@ class OpenBatch:
     """Rows that decode together. Made by :meth:`harness.decoding.engine.Engine.open`.
 
     Args:
-        backbone: the model.
-        rotary: position tables long enough, or ``None``.
         cache: keys and values of as many rows as there may be at a time; ``None`` to run whole prefixes.
-        policy: what exits leave in the cache; ``None`` without one.
-        exits: decides where tokens stop.
         generations: one per row; replaced when a row joins.
-        heads: cheap heads that strategies may read.
         kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
 
     Attributes:
@@ -93,10 +88,8 @@ class OpenBatch:
         self._exits, self._generations, self._heads = exits, generations, heads
         self._rows: dict[int, _Row] = {}
         self._drafting: dict[int, Drafting] = {}  # rows that decode losslessly
-        self._kept, self._written = (
-            KeptPrompts(kept_prompts),
-            [0] * len(generations),
-        )  # positions of each row, since wiped
+        self._kept = KeptPrompts(kept_prompts)
+        self._written = [0] * len(generations)  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
         self.running: list[int] = []
         self.with_log_probabilities = False

@@ -42,7 +42,6 @@ class FormatChoice:
     """Why a format was taken.
 
     Attributes:
-        name: the format.
         seconds: format → what it took at 1, 4 and 16 rows, per float32 byte of the matrices; empty where nothing was
             timed.
         left_out: format → why it was not tried.

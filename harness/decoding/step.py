@@ -87,8 +87,6 @@ class PrefixPass:
     values of a prompt that was read in one piece and in several; in bfloat16 that can tip a near-tie.
 
     Args:
-        backbone: the model.
-        rotary: position tables long enough, or ``None``.
         sequences: tokens of each row, at least one.
         rows: which rows of the batch these are; in ascending order where there is a cache.
         cache: where keys and values are stored, and those of the positions before are; ``None`` keeps none.
@@ -240,10 +238,7 @@ class PlainSlots:
     """Runs of consecutive tokens, one per row, layer by layer: linear maps over all, attention apart for longer runs.
 
     Args:
-        backbone: the model.
-        rotary: position tables, or ``None``.
         cache: keys and values of everything before, which those of these tokens join.
-        rows: of the cache.
         starts: position of each run's first token.
         ends: of its last; one before the first where a row has none.
 
@@ -322,14 +317,8 @@ class TokenPass:
     """New tokens of each row against the cache: one, or several that follow each other where they were proposed.
 
     Args:
-        backbone: the model.
-        rotary: position tables, or ``None``.
-        cache: keys and values of everything before.
-        policy: what exits leave behind in this cache.
-        rows: rows of the batch that are running.
         tokens: of each row the newest, which no layer has seen; none where all that is left is to take deep what waits.
         positions: where the last of those stands, or the last that waits.
-        generations: counts are charged to these, one per row of the batch.
     """
 
     def __init__(

@@ -35,7 +35,6 @@ class TeacherForcing:
     """A prompt that full depth has read.
 
     Args:
-        engine: of the model.
         prompt: its tokens, at least one.
         new_tokens: longest completion that will be asked about.
 

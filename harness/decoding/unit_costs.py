@@ -46,9 +46,6 @@ class Timing:
     Args:
         known: what a run that goes on began with; nothing more is measured then. ``None`` to measure.
         measures: whether to; without it and without known times costs are bytes.
-
-    Attributes:
-        times: what is known so far.
     """
 
     def __init__(self, known: UnitTimes | None = None, *, measures: bool = True) -> None:
@@ -96,9 +93,7 @@ class Bench:
     """The model that is measured.
 
     Attributes:
-        backbone: the model.
         info: its facts, as a strategy gets them that must not ask what is being measured.
-        heads: its cheap heads.
         token_pass: returns a pass of so many new tokens at the end of so many positions, with the tally it charges.
     """
 

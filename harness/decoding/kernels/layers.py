@@ -129,11 +129,7 @@ _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 class CompiledLayers:
-    """The layers of a model whose matrices are compiled; see :meth:`of`.
-
-    Attributes:
-        blocks: the layers.
-    """
+    """The layers of a model whose matrices are compiled; see :meth:`of`."""
 
     def __init__(self, blocks: Sequence[Block], bits: type[Bits], activation: int) -> None:
         self.blocks, self._bits = blocks, bits
@@ -366,13 +362,7 @@ class PackedTest:
 class Asking:
     """The checks of one token, made on its way through compiled layers.
 
-    Args:
-        packed: the test.
-        threshold: score from which the token exits.
-        hidden: width of a state.
-
     Attributes:
-        made: checks so far.
         left: layer after which the last of them let the token go; ``None`` while none has.
     """
 
