@@ -36,6 +36,6 @@ class Classifier(LearnedStrategy):
     ] = None
     heads: Annotated[str, Field(description="trained heads: a path, a name, or empty for the model's own")] = ""
 
-    def least(self, options: Mapping[str, float]) -> float:
+    def exit_threshold(self, options: Mapping[str, float]) -> float:
         """Compare logits, which spares the sigmoid."""
         return logit(options["threshold"])

@@ -37,6 +37,6 @@ class Consistent(LearnedStrategy):
     ] = None
     policies: Annotated[str, Field(description="trained policies: a path, a name, or empty for the model's own")] = ""
 
-    def least(self, options: Mapping[str, float]) -> float:
+    def exit_threshold(self, options: Mapping[str, float]) -> float:
         """Compare logits, which spares the sigmoid."""
         return logit(options["threshold"])

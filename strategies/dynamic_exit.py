@@ -51,14 +51,14 @@ class DynamicExit(ReadsHead):
         return _Chooser(self, model)
 
 
-def best_exit(rates: Mapping[int, float], costs: UnitCosts, num_layers: int, most: int) -> tuple[int | None, int]:
+def best_exit(rates: Mapping[int, float], costs: UnitCosts, num_layers: int, max_length: int) -> tuple[int | None, int]:
     """Return the exit layer and the draft length that promise most tokens per cost; ``None`` and 0 for no draft.
 
     Args:
         rates: exit layer → share of its tokens that are accepted.
         costs: of layers, heads and checks.
         num_layers: of the model.
-        most: longest draft.
+        max_length: longest draft.
     """
     deep = costs.deep(num_layers)
     best = 1 / deep
@@ -67,7 +67,7 @@ def best_exit(rates: Mapping[int, float], costs: UnitCosts, num_layers: int, mos
         step = costs.draft(layer, num_layers)
         tokens = stands = 1.0
         last = 1 / deep
-        for length in range(1, most + 1):
+        for length in range(1, max_length + 1):
             stands *= rate
             tokens += stands
             per_cost = tokens / (deep + length * step)
@@ -87,7 +87,6 @@ class _Share:
     whole: float = 0.0
 
     def add(self, part: float, whole: float, decay: float) -> None:
-        """Note something new."""
         self.part, self.whole = decay * self.part + part, decay * self.whole + whole
 
     @property
@@ -109,7 +108,7 @@ class _Row:
     seen: list[tuple[DraftView, list[int]]] = field(default_factory=list)  # views, and its places in them
 
     @property
-    def least(self) -> float:
+    def threshold(self) -> float:
         """Probability below which a token ends a draft."""
         stood, replaced = self.stood.value, self.replaced.value
         return 0.0 if stood is None or replaced is None else (stood + replaced) / 2
@@ -161,14 +160,13 @@ class _Chooser(DraftRule):
     def verify_now(self, draft: Draft) -> bool:
         """End a draft that is long enough, or whose last token is doubtful."""
         row = self._row(draft.row)
-        return len(draft.tokens) >= row.length or draft.probabilities[-1] < row.least
+        return len(draft.tokens) >= row.length or draft.probabilities[-1] < row.threshold
 
     def watched(self, draft: Draft) -> Sequence[int]:
         """Every exit point, where this verification is to be learned from."""
         return self._model.exit_points if self._reads(self._row(draft.row)) else ()
 
     def watch(self, view: DraftView) -> None:
-        """Keep it."""
         places: dict[int, list[int]] = {}
         for place, row in enumerate(view.rows.tolist()):
             places.setdefault(row, []).append(place)

@@ -147,7 +147,6 @@ class _Client:
         return answer
 
     def close(self) -> None:
-        """Close its connections."""
         self._http.close()
 
     def _body(self, prompt: str, max_new_tokens: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.contracts import Batch, Draft, DraftRule, ExitRule, ExitView, ModelInfo
-from harness.decoding.transfer import read
+from harness.decoding.backbone import read
 from harness.models.heads import ReadsHead
 
 GRID = 100
@@ -122,7 +122,6 @@ class _Fitting(DraftRule):
         return self._rows.setdefault(row, _Row(self._options.threshold))
 
     def threshold(self, row: int) -> float:
-        """Return a row's threshold."""
         return self._row(row).threshold
 
     def should_exit(self, view: ExitView) -> Tensor:
@@ -142,7 +141,7 @@ class _Fitting(DraftRule):
                 row.waiting[len(made)] = token, confidence, float(self._options.every if sent else 1)
         return torch.tensor(answer)
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         """Nothing; but the row decodes losslessly, so that drafts are compared."""
         self._row(draft.row).drafts = True
         return ()

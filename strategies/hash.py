@@ -63,5 +63,4 @@ class _Layers(PlannedRule):
     of_token: Mapping[int, int]
 
     def planned_layer(self, token_ids: Sequence[int]) -> int | None:
-        """Look the last token up."""
         return self.of_token.get(token_ids[-1]) if token_ids else None

@@ -55,9 +55,7 @@ class _Drafts(DraftRule):
         self._length = length
 
     def should_exit(self, view: ExitView) -> Tensor:
-        """Leave."""
         return torch.ones_like(view.rows, dtype=torch.bool)
 
     def verify_now(self, draft: Draft) -> bool:
-        """End a draft of K tokens."""
         return len(draft.tokens) >= self._length

@@ -31,6 +31,6 @@ class LearnToExit(LearnedStrategy):
     ] = None
     heads: Annotated[str, Field(description="trained head: a path, a name, or empty for the model's own")] = ""
 
-    def least(self, options: Mapping[str, float]) -> float:
+    def exit_threshold(self, options: Mapping[str, float]) -> float:
         """Compare the certainty; a regression may score anything, so 2 stands for never."""
         return math.inf if options["threshold"] >= 2 else options["threshold"]

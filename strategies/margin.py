@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo
-from harness.decoding.transfer import upload
+from harness.decoding.backbone import upload
 from harness.models.heads import ReadsHead
 
 

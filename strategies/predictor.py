@@ -76,12 +76,12 @@ class Predictor(TrainedStrategy):
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Read the predictor; read once, however many batches there are."""
-        least = logit(self.settings(model)["threshold"])
-        return _rule(self.artefact(model), HeadChoice.of(self.head), batch.device, least)
+        threshold = logit(self.settings(model)["threshold"])
+        return _rule(self.artefact(model), HeadChoice.of(self.head), batch.device, threshold)
 
 
 @lru_cache(maxsize=32)
-def _rule(artefact: Artefact, head: HeadChoice, device: str, least: float) -> ExitRule:
+def _rule(artefact: Artefact, head: HeadChoice, device: str, threshold: float) -> ExitRule:
     facts, tensors = artefact.facts, artefact.tensors(device)
     networks = {}
     for point in facts["exit_points"]:
@@ -90,7 +90,7 @@ def _rule(artefact: Artefact, head: HeadChoice, device: str, least: float) -> Ex
         if not widths or widths[0][1] != 3 * facts["candidates"] or widths[-1][0] != 1:
             raise ArtefactError(f"{artefact.path} holds no predictor for layer {point}. Make the predictor again.")
         networks[point] = network
-    return _Predicting(head, facts["candidates"], networks, least)
+    return _Predicting(head, facts["candidates"], networks, threshold)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,12 +98,12 @@ class _Predicting:
     head: HeadChoice
     count: int
     networks: Mapping[int, Network]
-    least: float
+    threshold: float
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Predict; where that hits, let the LM head confirm."""
         candidates = self._candidates(view)
-        hits = view.once((self, "score"), lambda: self._score(view, candidates)) >= self.least
+        hits = view.once((self, "score"), lambda: self._score(view, candidates)) >= self.threshold
         places = hits.nonzero().squeeze(1)
         if len(places):
             said = view.part(places.tolist()).top_token

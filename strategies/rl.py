@@ -40,6 +40,6 @@ class ReinforcementLearning(LearnedStrategy):
         facts = self.controller(model).artefact.facts
         return {"threshold": facts["threshold"], "temperature": facts.get("temperature", 1.0)}
 
-    def least(self, options: Mapping[str, float]) -> float:
+    def exit_threshold(self, options: Mapping[str, float]) -> float:
         """Return what logit(exit) − logit(continue) must reach: p ≥ threshold, and exit the more probable one."""
         return max(0.0, options["temperature"] * logit(options["threshold"]))

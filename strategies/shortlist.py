@@ -47,7 +47,7 @@ class Shortlist(Strategy):
             OptionError: it does not decide by logits at exit points alone.
         """
         inner = self._inner()
-        if inner.rehearsed or inner.default_decode != "lossy" or isinstance(inner, Shortlist):
+        if inner.upper_bound or inner.default_decode != "lossy" or isinstance(inner, Shortlist):
             raise OptionError(f"shortlist:rule={self.rule} cannot be asked of fewer tokens. Use rule=confidence.")
         return inner.exit_points(model)
 
@@ -102,36 +102,29 @@ class _Kept:
 
     @property
     def logits(self) -> Tensor:
-        """Of the kept tokens, ``[n, k]`` float32."""
         return self._view.once(("shortlist: logits", self._size), lambda: self._view.logits_of(self._tokens))
 
     @property
     def vocab_size(self) -> int:
-        """How many are kept."""
         return int(self._tokens.shape[1])
 
     @property
     def top_token(self) -> Tensor:
-        """The best kept token, ``[n]`` int64."""
         return self._tokens.gather(1, self.logits.argmax(-1, keepdim=True)).squeeze(1)
 
     @property
     def top_probability(self) -> Tensor:
-        """Its probability among the kept ones, ``[n]``."""
         return top_probability(self.logits)
 
     @property
     def second_probability(self) -> Tensor:
-        """Of the second, ``[n]``."""
         return two_best(self.logits)[:, 1]
 
     @property
     def entropy(self) -> Tensor:
-        """Of the distribution over the kept ones, ``[n]``, nats."""
         return entropy(self.logits)
 
     def best_tokens(self, count: int) -> Tensor:
-        """The best kept tokens, ``[n, count]``."""
         places = self.logits.topk(min(count, self.vocab_size), dim=-1).indices
         return self._tokens.gather(1, places)
 

@@ -38,7 +38,6 @@ def _row(language: str, part: str, number: int, record: Mapping[str, object]) ->
 
 
 def _fragments(context: object) -> tuple[Fragment, ...]:
-    """Return what was retrieved, as it is ranked; the file of prompts without other files has none."""
     if context is None:
         return ()
     chunks = context.get("list") if isinstance(context, Mapping) else None
@@ -68,8 +67,6 @@ def _benchmark(language: str) -> Benchmark:
 
 
 class _CrossCodeEval(BenchmarkTask):
-    """One of its languages."""
-
     offers: ClassVar[frozenset[str]] = frozenset({"crosscodeeval"})
     default_protocol: ClassVar[str] = "crosscodeeval"
 

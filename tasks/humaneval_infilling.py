@@ -60,8 +60,6 @@ def _benchmark(kind: str) -> Benchmark:
 
 
 class _Infilling(BenchmarkTask):
-    """One of its ways to cut a gap."""
-
     code = PYTHON
     tests = True
     offers: ClassVar[frozenset[str]] = frozenset({"infilling"})

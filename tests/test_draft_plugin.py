@@ -32,7 +32,13 @@ def run(
 ) -> Samples:
     """Samples of a run by operating point: the policy, alone and with what else drafts, beside full depth."""
     folder = tmp_path_factory.mktemp("drafts")
-    strategies = ("believer:layer=4", "believer:layer=10:least=0", "fixed:layer=6", "full", "believer@lossless+lookup")
+    strategies = (
+        "believer:layer=4",
+        "believer:layer=10:threshold=0",
+        "fixed:layer=6",
+        "full",
+        "believer@lossless+lookup",
+    )
     ran = forked(
         *("run", *(word for one in strategies for word in ("--strategy", one))),
         *("--decode", "lossy,lossless+echo+short:tokens=3"),
@@ -56,7 +62,7 @@ def test_what_only_drafts_is_decoded_losslessly_whatever_the_others_are(run: Sam
         "fixed:layer=6",
         "fixed:layer=6@lossless+echo+short:tokens=3",
         "believer:layer=4@lossless+echo+short:tokens=3",
-        "believer:layer=10:least=0@lossless+echo+short:tokens=3",
+        "believer:layer=10:threshold=0@lossless+echo+short:tokens=3",
         "believer@lossless+lookup",
     }
 
@@ -76,7 +82,7 @@ def test_it_drafts(run: Samples) -> None:
 
 
 def test_a_rule_of_another_package_ends_drafts(run: Samples) -> None:
-    for row in run["believer:layer=10:least=0@lossless+echo+short:tokens=3"]:
+    for row in run["believer:layer=10:threshold=0@lossless+echo+short:tokens=3"]:
         assert row["drafts"] <= (3 + 1) * row["verifications"]  # the source's one token may follow a draft of three
 
 

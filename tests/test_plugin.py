@@ -45,14 +45,6 @@ def test_it_is_listed_with_its_distribution(site: Path, shell: Shell, tmp_path: 
     assert "every-nth" not in shell("list", "strategies", cwd=tmp_path).stdout
 
 
-def test_it_shows_its_options_and_ranges(site: Path, see: Callable[[Path], None], cli: Command) -> None:
-    see(site)
-    ran = cli("show", "every-nth")
-    assert ran.code == 0, ran.err
-    assert "every so many tokens one leaves early" in ran.out
-    assert "≥ 1" in ran.out
-
-
 def test_it_runs(site: Path, forked: Shell, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
     ran = forked(
         *("run", "--strategy", "every-nth:n=2:layer=4,6", "--model", tiny_llama, "--source", rows_file, "--limit", 2),
@@ -71,11 +63,6 @@ def test_it_runs(site: Path, forked: Shell, tiny_llama: Path, rows_file: Path, t
         positions = range(start, start + len(sample["token_ids"]))
         expected = [6 if position % 2 == 0 and position > start else 12 for position in positions]
         assert sample["exit_layers"] == expected
-
-
-def test_its_options_are_checked(site: Path, see: Callable[[Path], None], cli: Command) -> None:
-    see(site)
-    assert cli("run", "--strategy", "every-nth:n=0").error.startswith("error: every-nth:n=0 is not allowed")
 
 
 @pytest.mark.parametrize("claimed", ["every-nth", "confidence"])
@@ -116,6 +103,7 @@ def test_everything_it_brings_is_listed(site: Path, forked: Shell, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("every-nth", "every so many tokens one leaves early"),
         ("first-half", "a semicolon ends a completion"),
         ("balanced_brackets", "close every bracket they open"),
         ("completion_tokens", "mean number of tokens in a completion"),
@@ -389,13 +377,6 @@ def test_its_numbers_outlive_it(made: Path, site: Path, forked: Shell, tmp_path:
     assert any("has the metric completion_tokens" in note for note in after["notes"])
     printed = forked("report", run, cwd=tmp_path)
     assert "completion_tokens: as recorded" in " ".join(printed.stdout.split())
-
-
-def test_reports_of_many_runs_and_the_site_show_it_too(run: Path, forked: Shell) -> None:
-    for command in (["report", run, run, "--out", "report", "--no-figures"], ["leaderboard", run, "--out", "site"]):
-        ran = forked(*command, cwd=run.parent)
-        assert ran.returncode == 0, ran.stderr
-    assert "pip install every-nth-exit==1.0" in (run.parent / "report" / "report.md").read_text()
 
 
 def test_a_score_that_fails_is_left_out_and_named(run: Path, plug_in: Callable[..., Path], forked: Shell) -> None:

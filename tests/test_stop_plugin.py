@@ -98,19 +98,3 @@ def test_it_is_listed_and_shown(site: Path, see: Callable[[Path], None], cli: Co
     see(site)
     assert "End a completion after some tokens" in " ".join(cli("list", "stops").out.split())
     assert "harness run --stop after:tokens=4" in " ".join(cli("show", "after").out.split())
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (("--stop", "excess"), "harness train excess"),
-        (("--stop", "statment"), "Did you mean 'statement'"),
-        (("--stop", "line", "--attribute"), "Omit --stop"),
-    ],
-)
-def test_what_cannot_run_is_refused_in_a_line(
-    cli: Command, tiny_llama: Path, rows_file: Path, given: tuple[str, ...], said: str
-) -> None:
-    ran = cli("run", "--model", tiny_llama, "--source", rows_file, "--energy", "none", *given)
-    assert ran.code == 2
-    assert said in ran.error

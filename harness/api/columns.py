@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.records import SampleRecord
 from harness.records.work import COUNTERS
 from reports.tables.frame import ColumnFact, column_facts

@@ -13,8 +13,7 @@ from harness.appearance.visible_text import visible
 from harness.contracts import Batch, Cursor
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
-from harness.decoding.generation import FinishReason, Generation
-from harness.decoding.transcript import Token, Transcript
+from harness.decoding.generation import FinishReason, Generation, Token, Transcript
 from harness.models.tokenizer import TransformersTokenizer
 from harness.records import Work
 from harness.running.operating_points import OperatingPoint

@@ -73,7 +73,7 @@ LOSSY = DecodeSpec()
 LONGEST_DRAFT = 256
 """Tokens of a draft, whatever is asked for."""
 
-DRAFT_MAX = Lossless().most
+DRAFT_MAX = Lossless().draft_max
 """Tokens of a draft at most, unless something else is asked for."""
 
 

@@ -24,7 +24,7 @@ from harness.registry import DRAFTS, STOPS, STRATEGIES, Registry
 _PROMISES = {
     STRATEGIES.group: (
         "Strategy",
-        ("rehearsed", "exit_points", "artefacts", "trained_defaults", "start", "should_exit"),
+        ("upper_bound", "exit_points", "artefacts", "trained_defaults", "start", "should_exit"),
     ),
     DRAFTS.group: ("DraftSource", ("proposes", "start")),
     STOPS.group: ("Stop", ("check", "artefacts", "start")),

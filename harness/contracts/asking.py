@@ -108,7 +108,6 @@ class _Clock:
         self._thread: threading.Thread | None = None
 
     def begin(self, kind: type) -> int:
-        """Note that a rule is asked in this thread."""
         if self._thread is None or not self._thread.is_alive():  # a fork has none
             self._thread = threading.Thread(target=self._look, name="asked plug-ins", daemon=True)
             self._thread.start()
@@ -117,7 +116,6 @@ class _Clock:
         return caller
 
     def end(self, caller: int) -> None:
-        """Note that it has answered, or failed."""
         self._asked.pop(caller, None)
 
     def _look(self) -> None:

@@ -62,8 +62,8 @@ class DraftRule:
     needs_probabilities: ClassVar[bool] = False
     knows_drafts_alone: ClassVar[bool] = False
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
-        """Return tokens to go on with, ``most`` (at least 1) at most, none to let the strategy draft.
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
+        """Return tokens to go on with, ``max_tokens`` (at least 1) at most, none to let the strategy draft.
 
         Asked before each token of a row that is not about to be verified. What is proposed is verified at once.
         """
@@ -109,12 +109,12 @@ class Lossless:
     """How to decode losslessly.
 
     Attributes:
-        most: tokens of a draft at most, at least 1; then it is verified.
+        draft_max: tokens of a draft at most, at least 1; then it is verified.
         sources: propose tokens and end drafts, asked in this order; none where only the strategy's exits draft.
         head: reads the tokens that exits draft, unless the strategy has evaluated the LM head already. Verification
             reads the LM head.
     """
 
-    most: int = 16
+    draft_max: int = 16
     sources: tuple[DraftSource, ...] = ()
     head: HeadChoice = LM_HEAD

@@ -1,7 +1,4 @@
-"""The contract of a recipe of ``harness train NAME``: its options, what it is handed, and what it returns.
-
-How much each exit counts in LITE's loss (GREEN-CODE section III-D): the rule alone, no tensors.
-"""
+"""The contract of a recipe of ``harness train NAME``, and the weight of each exit in LITE's loss, without tensors."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The contract of a strategy, and its view of a batch.
+"""The contract of a strategy: its rule, the view that this is shown, and two kinds of rule that need not be asked.
 
-A rule as numbers: what layers that are compiled into one call can ask on a strategy's behalf.
-
-A rule that knows, before a token's first layer, where it leaves.
+Checks that are numbers (:class:`StateTest`) can be made inside layers that are compiled into one call; a rule that
+knows before a token's first layer where it leaves (:class:`PlannedRule`) is asked nowhere.
 """
 
 from __future__ import annotations
@@ -51,11 +50,11 @@ class StateScore:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class StateTest:
-    """Exit where the score of a row's state reaches a least value; a score of NaN decides nothing, and the row fails.
+    """Exit where the score of a row's state reaches a threshold; a score of NaN decides nothing, and the row fails.
 
     Attributes:
         scores: of the exit points at which the rule is asked, in their order.
-        least: score from which a token exits, as float32 rounds it; NaN lets none go.
+        threshold: score from which a token exits, as float32 rounds it; NaN lets none go.
         state: ``hidden``, the residual stream; or ``exit``, that through the exit's shortcut.
 
     Raises:
@@ -63,7 +62,7 @@ class StateTest:
     """
 
     scores: tuple[StateScore, ...]
-    least: float
+    threshold: float
     state: Literal["hidden", "exit"] = "hidden"
 
     def __post_init__(self) -> None:
@@ -208,7 +207,7 @@ class ExitView(Reading, Protocol):
     @property
     def full_depth_token(self) -> Tensor:
         """Token the last layer would give from here, ``[n]`` int64. Runs the remaining layers: only
-        for rehearsed strategies (the oracle), whose cost lies outside the measured window.
+        for an upper bound (the oracle), whose cost lies outside the measured window.
         """
 
     @property
@@ -231,9 +230,9 @@ class Strategy(Protocol):
     """A frozen dataclass whose fields are its options; subclass it and add ``should_exit``.
 
     Field annotations carry the range: ``threshold: Annotated[float, Field(ge=0, le=1, description=…)]``.
-    A stateless strategy is its own rule. ``rehearsed`` strategies are decoded once outside the measured
-    window; inside it their exits are replayed at no decision cost (the oracle). They are bounds, and bounds of nothing
-    where keys and values drift: whatever a run names, they decode under exact ones. ``probabilistic`` ones have a
+    A stateless strategy is its own rule. One that is an ``upper_bound`` (the oracle) is not deployable: it decides
+    outside the measured window, inside which its exits are replayed at no cost. It bounds nothing where keys and values
+    drift, so that it decodes under exact ones, whatever a run names. ``probabilistic`` ones have a
     ``threshold`` that is the least probability, by their own estimate, that the exit's token is right: whether that
     estimate holds can be checked (``harness sweep --out`` writes calibration). ``default_kv`` names the KV policy it
     runs under unless a run names one: exact keys and values for everything whose depths mix. One whose
@@ -242,7 +241,7 @@ class Strategy(Protocol):
 
     default_kv: ClassVar[str] = "recompute"
     default_decode: ClassVar[str] = "lossy"
-    rehearsed: ClassVar[bool] = False
+    upper_bound: ClassVar[bool] = False
     probabilistic: ClassVar[bool] = False
 
     def state_test(self, points: Sequence[int]) -> StateTest | None:

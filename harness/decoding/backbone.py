@@ -1,11 +1,15 @@
-"""A decoder-only transformer as the engine sees it, whatever family it came from."""
+"""A decoder-only transformer as the engine sees it, whatever family it came from, and how values reach its device.
+
+On an accelerator each read stops the host until the device has done all that was asked of it, and so does an upload
+from ordinary memory. ``tests/decoding/test_host_reads.py`` counts both, per token and strategy.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -14,11 +18,43 @@ from torch import Tensor, nn
 from harness.contracts import LinearMap
 from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
 from harness.decoding.cache import KVCache
-from harness.decoding.transfer import upload
 from harness.errors import ArtefactError
 
 if TYPE_CHECKING:
     from harness.decoding.kernels.layers import CompiledLayers
+
+
+def upload(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Return integers of the host as a tensor of a device, int64; work that uses it is queued behind it."""
+    if device.type == "cpu":
+        return torch.tensor(values, dtype=torch.int64)
+    # The pinned memory is not used again before it has been copied: torch's allocator sees to that.
+    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def pick(states: Tensor, places: Sequence[int]) -> Tensor:
+    """Return some rows of a tensor, copied."""
+    return states[upload(places, states.device)]
+
+
+def near(*tensors: Tensor) -> list[Tensor]:
+    """Return several tensors ``[n]`` on the host, and wait once at most.
+
+    Token ids and activations of any precision are exact in float64, as which they cross.
+    """
+    far = [one for one in tensors if one.device.type != "cpu"]
+    if not far:
+        return list(tensors)
+    if len(far) < 2:
+        return [one.cpu() for one in tensors]
+    together = torch.cat([one.double() for one in far]).cpu()
+    parts = iter(torch.split(together, [len(one) for one in far]))
+    return [one if one.device.type == "cpu" else next(parts).to(one.dtype) for one in tensors]
+
+
+def read(*tensors: Tensor) -> list[list[Any]]:
+    """Return several tensors ``[n]`` as lists of numbers, and wait once at most."""
+    return [one.tolist() for one in near(*tensors)]
 
 
 _UNKNOWN = torch.empty(0)
@@ -61,13 +97,10 @@ class Backbone:
     """Weights and arithmetic of one model.
 
     Attributes:
-        blocks: decoder layers in order.
         heads: attention geometry, the same in every layer.
-        embed: token ids and positions → hidden states.
         rotary: makes the rotary tables for so many positions; ``None`` for learned positions.
         final_norm: norm before the LM head, or ``None`` (post-norm models).
         project_out: map between final norm and LM head (OPT-350m), or ``None``.
-        lm_head: vocabulary projection.
         shortcuts: exit layer → linear map to the last layer's hidden state; empty with the shared exit head.
         like: an empty tensor of the activations' dtype and device; the LM head's as it was read when left out.
         trained: finds the tensors of an artefact of some kind, for heads that are made from one; it raises
@@ -238,9 +271,6 @@ class KVFiller:
     projections run. Norms of one vector differ between layers in gain and bias alone, and rotation is the same in all
     of them, so both are done once for all layers; what remains is one matrix per layer, read at memory bandwidth;
     compiled layers do it in one call.
-
-    Args:
-        backbone: the model whose layers are filled.
     """
 
     def __init__(self, backbone: Backbone) -> None:

@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -42,6 +42,13 @@ class HeadShape:
     query_heads: int
     kv_heads: int
     head_dim: int
+
+    @classmethod
+    def of(cls, config: Any) -> HeadShape:
+        """Read it from a transformers configuration, which need not name all three."""
+        heads: int = config.num_attention_heads
+        grouped, dim = (getattr(config, name, None) for name in ("num_key_value_heads", "head_dim"))
+        return cls(heads, grouped or heads, dim or config.hidden_size // heads)
 
     @property
     def query_width(self) -> int:
@@ -127,9 +134,9 @@ class RMSNorm:
             return (x * self._gain).div_(torch.hypot(length, self._floor))
         return self.weight * self.standardise(x)
 
-    def copied(self) -> RMSNorm:
-        """Return the same norm, whose weight lies in no file."""
-        return RMSNorm(self.weight.clone(), self.eps)
+    def mapped(self, change: Callable[[str, Tensor], Tensor]) -> RMSNorm:
+        """Return the same norm with its tensors changed, each by its name and itself."""
+        return RMSNorm(change("weight", self.weight), self.eps)
 
     def standardise(self, x: Tensor) -> Tensor:
         """Normalise without the gain, which is all that differs between layers."""
@@ -150,13 +157,17 @@ class LayerNorm:
         """Normalise the last axis of ``x``."""
         return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
 
-    def copied(self) -> LayerNorm:
-        """Return the same norm, whose weight and bias lie in no file."""
-        weight, bias = (None if part is None else part.clone() for part in (self.weight, self.bias))
+    def mapped(self, change: Callable[[str, Tensor], Tensor]) -> LayerNorm:
+        """Return the same norm with its tensors changed, each by its name and itself."""
+        parts = {"weight": self.weight, "bias": self.bias}
+        weight, bias = (None if part is None else change(name, part) for name, part in parts.items())
         return LayerNorm(weight, bias, self.eps, self.width)
 
 
 Norm: TypeAlias = RMSNorm | LayerNorm
+MATRICES = ("qkv", "output", "mlp_in", "mlp_out")
+NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")
+"""Fields of a :class:`Block`."""
 
 
 class Rotary:
@@ -167,8 +178,6 @@ class Rotary:
 
     Args:
         cos: ``[positions, rotary_dim]``, halves repeated as transformers lays them out.
-        sin: the same shape.
-        heads: attention geometry.
     """
 
     def __init__(self, cos: Tensor, sin: Tensor, heads: HeadShape) -> None:
@@ -205,15 +214,10 @@ class Block:
     """One decoder layer.
 
     Attributes:
-        heads: attention geometry.
-        scale: factor on query·key.
         attention_norm, mlp_norm: norms before attention and MLP (after them when ``post_norm``).
         qkv: fused projection, rows ordered query, key, value.
         query_norm, key_norm: per-head norms (Qwen3), or ``None``.
-        output: attention output projection.
         mlp_in: fused gate and up when ``gated``, else the first MLP matrix.
-        mlp_out: second MLP matrix.
-        activation: MLP non-linearity.
         gated: ``activation(gate) * up`` instead of ``activation(up)``.
         parallel: MLP reads the layer's input beside attention (GPT-NeoX).
         post_norm: norms come after the residual sum (OPT-350m).
@@ -236,17 +240,16 @@ class Block:
 
     def packed(self, pack: Callable[[LinearMap], LinearMap]) -> Block:
         """Return the layer with its matrices in another format, and norms that share nothing with it."""
-        return replace(
-            self,
-            attention_norm=self.attention_norm.copied(),
-            mlp_norm=self.mlp_norm.copied(),
-            query_norm=None if self.query_norm is None else self.query_norm.copied(),
-            key_norm=None if self.key_norm is None else self.key_norm.copied(),
-            qkv=pack(self.qkv),
-            output=pack(self.output),
-            mlp_in=pack(self.mlp_in),
-            mlp_out=pack(self.mlp_out),
-        )
+        return self.mapped(lambda _, matrix: pack(matrix), lambda _, tensor: tensor.clone())
+
+    def mapped(self, matrix: Callable[[str, LinearMap], LinearMap], numbers: Callable[[str, Tensor], Tensor]) -> Block:
+        """Return the layer with its matrices, and its norms' tensors, changed, each by its name and itself."""
+        changed: dict[str, Any] = {name: matrix(name, getattr(self, name)) for name in MATRICES}
+        for name in NORMS:
+            norm: Norm | None = getattr(self, name)
+            if norm is not None:
+                changed[name] = norm.mapped(lambda part, tensor, name=name: numbers(f"{name}.{part}", tensor))  # type: ignore[misc]
+        return replace(self, **changed)
 
     def project(self, hidden: Tensor, rotary: Rotary | None, tables: Tables | None) -> tuple[Tensor, Tensor]:
         """Return queries ``[n, H, D]`` and keys with values ``[n, 2 KV, D]`` of hidden states ``[n, hidden]``."""
@@ -367,7 +370,6 @@ def choose(weights: Iterable[Tensor]) -> None:
 
 
 def _time(kernel: Kernel, rows: Tensor, matrices: list[Tensor]) -> float:
-    """Return the seconds of a product with matrices of ``ENOUGH`` bytes together, per byte."""
     read = 0
     started = time.perf_counter()
     for matrix in matrices:

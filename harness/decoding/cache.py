@@ -24,14 +24,8 @@ class KVCache:
     """A dense cache ``[layers, rows, 2 × KV heads, positions, head_dim]``: keys first, then values.
 
     Args:
-        num_layers: decoder layers.
-        rows: batch size.
         positions: longest sequence it must hold.
-        heads: attention geometry.
         like: a tensor whose dtype and device it takes.
-
-    Attributes:
-        entries: the cache.
     """
 
     def __init__(self, num_layers: int, rows: int, positions: int, heads: HeadShape, like: Tensor) -> None:

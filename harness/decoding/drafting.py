@@ -20,15 +20,9 @@ from harness.records.work import Discarded, DraftWork
 
 @dataclass(frozen=True, slots=True)
 class DraftSettings:
-    """How a row drafts.
+    """How a row drafts."""
 
-    Attributes:
-        max_draft_tokens: tokens of a draft at most.
-        rules: propose tokens and end drafts, in this order.
-        head: reads the tokens that exits draft.
-    """
-
-    max_draft_tokens: int
+    draft_max: int
     rules: Sequence[DraftRule] = ()
     head: HeadChoice = LM_HEAD
 
@@ -36,16 +30,7 @@ class DraftSettings:
 class Drafting:
     """The draft of one row.
 
-    Args:
-        row: row of the batch.
-        prompt: its tokens.
-        made: what the row yields.
-        limit: new tokens at most.
-        settings: how it drafts.
-        vocab_size: tokens of the model.
-
     Attributes:
-        head: reads the tokens that exits draft.
         needs_probabilities: whether some rule wants those of the tokens that exits draft.
         due: whether the row's next pass goes deep, whatever its strategy would say.
         ended: whether the last token of the draft ends the completion if it stands, so that none follows it.
@@ -55,7 +40,7 @@ class Drafting:
         self, row: int, prompt: Sequence[int], made: Generation, limit: int, settings: DraftSettings, vocab_size: int
     ) -> None:
         self._made, self._limit, self._vocab_size = made, limit, vocab_size
-        self._max_draft_tokens, self._rules, self.head = settings.max_draft_tokens, settings.rules, settings.head
+        self._draft_max, self._rules, self.head = settings.draft_max, settings.rules, settings.head
         self._draft = Draft(row, prompt, made.token_ids, made.draft)
         self._work: list[DraftWork] = []  # of the pass that drafted each token; what a source proposes is behind those
         self._done = DraftWork.so_far(made)
@@ -73,10 +58,9 @@ class Drafting:
         return tokens, len(draft.prompt) + len(made.token_ids) + len(made.draft) - 1
 
     def _proposed(self) -> Sequence[int]:
-        """Let the rules propose, and take the first proposal into the draft."""
         draft, made = self._draft, self._made
         # A pass yields one token more than the draft has.
-        limit = min(self._max_draft_tokens - len(made.draft), self._limit - len(made.token_ids) - len(made.draft) - 1)
+        limit = min(self._draft_max - len(made.draft), self._limit - len(made.token_ids) - len(made.draft) - 1)
         for rule in self._rules if limit > 0 else ():
             proposed = proposal(rule, draft, limit, self._vocab_size)
             if not proposed:
@@ -101,9 +85,7 @@ class Drafting:
         self._done = now
         self.ended = ends
         self.due = (
-            ends
-            or len(made.draft) >= self._max_draft_tokens
-            or any(rule.verify_now(self._draft) for rule in self._rules)
+            ends or len(made.draft) >= self._draft_max or any(rule.verify_now(self._draft) for rule in self._rules)
         )
 
     def watched(self) -> Iterator[tuple[DraftRule, Sequence[int]]]:

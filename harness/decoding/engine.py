@@ -50,7 +50,6 @@ class Engine:
     """Decodes batches with one model.
 
     Args:
-        backbone: the model's weights and arithmetic.
         info: its facts, handed to strategies.
         kv_input: what KV policies that fill skipped layers fill them from: the exit's ``hidden`` state, or the line
             from there to what its ``shortcut`` makes of it.
@@ -134,11 +133,9 @@ class Engine:
     def _drafter(
         self, strategy: Strategy | None, lossless: Lossless | None
     ) -> tuple[Bench, Strategy | None, HeadChoice]:
-        asked = None if strategy is None or strategy.rehearsed else strategy
-        return self._bench(), asked, LM_HEAD if lossless is None else lossless.head
-
-    def _bench(self) -> Bench:
-        return Bench(self.backbone, self.info, self._heads, self._timed_pass)
+        asked = None if strategy is None or strategy.upper_bound else strategy
+        bench = Bench(self.backbone, self.info, self._heads, self._timed_pass)
+        return bench, asked, LM_HEAD if lossless is None else lossless.head
 
     def _timed_pass(self, count: int, positions: int) -> tuple[TokenPass, list[Generation]]:
         """Return a pass of one row's last tokens over an empty cache."""
@@ -176,7 +173,9 @@ class Engine:
         check_defers(kv)
         info = self.facts(strategy, lossless)
         rules = [source.start(info, batch) for source in lossless.sources]
-        return DraftSettings(lossless.most, (*rules, *([rule] if isinstance(rule, DraftRule) else [])), lossless.head)
+        return DraftSettings(
+            lossless.draft_max, (*rules, *([rule] if isinstance(rule, DraftRule) else [])), lossless.head
+        )
 
     def replay(
         self,
@@ -235,7 +234,8 @@ class Engine:
     def cache(self, rows: int, positions: int) -> KVCache:
         """Return an empty cache."""
         if self._static is not None:
-            return self._static.take(rows, positions, self._rotary_within)
+            reach = self.info.max_positions
+            return self._static.take(rows, positions, lambda positions: self.rotary(min(positions, reach)))
         return KVCache(self.backbone.num_layers, rows, positions, self.backbone.heads, self.backbone.like)
 
     def kv_batch(self, cache: KVCache, positions: int, generations: Sequence[Generation]) -> KVBatch:
@@ -294,9 +294,6 @@ class Engine:
             self._rotary_reach = min(max(2 * positions, 512), self.info.max_positions)
             self._rotary = self.backbone.rotary(self._rotary_reach)
         return self._rotary
-
-    def _rotary_within(self, positions: int) -> Rotary | None:
-        return self.rotary(min(positions, self.info.max_positions))
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> int:
         """Return how many positions the longest prompt and completion take together.

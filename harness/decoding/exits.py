@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol, TypeVar
 
 import torch
@@ -20,7 +19,7 @@ from harness.contracts.asking import ask_rule, lent
 from harness.contracts.strategies import plan_of, state_test_of
 from harness.decoding.drafting import proposal
 from harness.decoding.generation import Generation
-from harness.decoding.view import LayerView
+from harness.decoding.view import LayerView, described
 from harness.errors import OptionError
 from harness.registry import package_of, without_exit
 
@@ -38,6 +37,7 @@ class Exits(Protocol):
 
     def state_test(self, row: int) -> StateTest | None:
         """Return the test that alone decides about a row at its points; ``None`` where somebody has to ask."""
+        return None
 
 
 def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int | None:
@@ -51,18 +51,13 @@ def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int 
     return points[index] if index < len(points) else None
 
 
-class AskedExits:
-    """Asks a strategy's rule, unless that has a plan.
-
-    Args:
-        rule: per-batch decision maker.
-        points: layers at which it wants to be asked.
-        generations: exit checks are charged to these.
-    """
+class AskedExits(Exits):
+    """Asks a strategy's rule, unless that has a plan."""
 
     def __init__(self, rule: ExitRule, points: Sequence[int], generations: Sequence[Generation]) -> None:
         self._rule, self._points, self._generations = rule, tuple(points), generations
         self._plan, self._due = plan_of(rule), dict[int, int | None]()
+        self._tests: list[StateTest | None] = []
 
     def points(self, rows: Sequence[int]) -> Sequence[int]:
         """The strategy's points; of a plan, those where a token leaves."""
@@ -81,11 +76,9 @@ class AskedExits:
 
     def state_test(self, row: int) -> StateTest | None:
         """That of the rule, made once."""
-        return self._test
-
-    @cached_property
-    def _test(self) -> StateTest | None:
-        return state_test_of(self._rule, self._points)
+        if not self._tests:
+            self._tests.append(state_test_of(self._rule, self._points))
+        return self._tests[0]
 
 
 def ask(rule: ExitRule, view: LayerView) -> list[bool]:
@@ -111,26 +104,16 @@ def checked(rule: ExitRule, decided: object, exit_layer: int, rows: int, device:
         and decided.layout is torch.strided
     ):
         return decided
-    what = type(decided).__name__
-    if isinstance(decided, Tensor):
-        what = f"a {decided.layout} tensor of shape {tuple(decided.shape)} and {decided.dtype} on {decided.device}"
-        what = what.replace("torch.strided ", "")
     package = package_of(type(rule))
     whose = f" of {package}" if package else ""
     raise OptionError(
-        f"{type(rule).__name__}.should_exit{whose} returned {what} at layer {exit_layer}; "
+        f"{type(rule).__name__}.should_exit{whose} returned {described(decided)} at layer {exit_layer}; "
         f"return a bool tensor of shape ({rows},) on {device}, one answer per running row."
     )
 
 
-class ScheduledExits:
-    """Replays known exit layers, one list per row; nothing is asked and nothing is charged.
-
-    Args:
-        exit_layers: for each row of the batch, the exit layer of each token.
-        num_layers: decoder layers of the model.
-        generations: says how many tokens a row has.
-    """
+class ScheduledExits(Exits):
+    """Replays known exit layers, one list per row; nothing is asked and nothing is charged."""
 
     def __init__(
         self, exit_layers: Sequence[Sequence[int]], num_layers: int, generations: Sequence[Generation]
@@ -145,21 +128,12 @@ class ScheduledExits:
         """Rows scheduled for this layer."""
         return [self._due(row) == view.exit_layer for row in view.row_list]
 
-    def state_test(self, row: int) -> StateTest | None:
-        """None."""
-        return None
-
     def _due(self, row: int) -> int:
         return self._layers[row][len(self._generations[row].token_ids) + len(self._generations[row].draft)]
 
 
-class UnlessDue:
-    """Exits of a pass in which some rows go deep whatever their strategies say. Implements :class:`Exits`.
-
-    Args:
-        exits: ask the strategies of the others.
-        due: rows that are not asked.
-    """
+class UnlessDue(Exits):
+    """Exits of a pass in which some rows go deep whatever their strategies say. None is tested inside its layers."""
 
     def __init__(self, exits: Exits, due: frozenset[int]) -> None:
         self._exits, self._due = exits, due
@@ -180,10 +154,6 @@ class UnlessDue:
                 answer[index] = leaves
         return answer
 
-    def state_test(self, row: int) -> StateTest | None:
-        """None: rows that are asked share the pass with those that are not."""
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -198,13 +168,8 @@ class _Asked:
         return id(self.rule), self.points
 
 
-class RowExits:
-    """Exits of an open batch. Implements :class:`harness.decoding.exits.Exits`.
-
-    Args:
-        info: the model.
-        device: of its tensors.
-        generations: one per row; exit checks are charged to these.
+class RowExits(Exits):
+    """Exits of an open batch.
 
     Attributes:
         failures: row → what its strategy or its draft source raised; its tokens from there on mean nothing.
@@ -307,24 +272,19 @@ class _Guarded(DraftRule):
         self._rule, self._failures, self._vocab_size = rule, failures, vocab_size
         self.needs_probabilities = rule.needs_probabilities  # type: ignore[misc]  # a rule's own, not this class's
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
-        """Ask the rule."""
-        return self._unless_failed(draft.row, lambda: proposal(self._rule, draft, most, self._vocab_size), [])
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
+        return self._unless_failed(draft.row, lambda: proposal(self._rule, draft, max_tokens, self._vocab_size), [])
 
     def verify_now(self, draft: Draft) -> bool:
-        """Ask the rule."""
         return self._unless_failed(draft.row, lambda: self._rule.verify_now(draft), True)
 
     def watched(self, draft: Draft) -> Sequence[int]:
-        """Ask the rule."""
         return self._unless_failed(draft.row, lambda: self._rule.watched(draft), ())
 
     def watch(self, view: DraftView) -> None:
-        """Show it to the rule, which is of one row."""
         self._unless_failed(int(view.rows[0]), lambda: self._rule.watch(lent(self._rule, view)), None)
 
     def verified(self, draft: Draft, accepted: int) -> None:
-        """Tell the rule."""
         self._unless_failed(draft.row, lambda: self._rule.verified(draft, accepted), None)
 
     def _unless_failed(self, row: int, ask: Callable[[], T], otherwise: T) -> T:

@@ -25,10 +25,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts import Graphs
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, upload
 from harness.decoding.blocks import Block, Linear, Rotary
 from harness.decoding.cache import KVCache
-from harness.decoding.transfer import upload
 from harness.errors import OptionError, reason
 
 WIDTHS = (1, 2, 4, 8)
@@ -50,11 +49,7 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records CUDA graphs that share a memory pool: nothing of one's own memory is read after another has run.
-
-    Args:
-        device: a CUDA device.
-    """
+    """Records CUDA graphs that share a memory pool: nothing of one's own memory is read after another has run."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -113,12 +108,7 @@ def recorder_for(backbone: Backbone, graphs: Graphs = "segments") -> Recorder | 
 
 
 class StaticCaches:
-    """Caches that stay where they are: one that is no longer used serves the next batch of its size, graphs and all.
-
-    Args:
-        backbone: the model.
-        recorder: records its segments.
-    """
+    """Caches that stay where they are: one that is no longer used serves the next batch of its size, graphs and all."""
 
     def __init__(self, backbone: Backbone, recorder: Recorder) -> None:
         self._backbone, self._recorder = backbone, recorder
@@ -167,9 +157,6 @@ class Segments:
     """The recorded segments of one cache.
 
     Args:
-        backbone: the model.
-        rotary: position tables for all its positions, or ``None``.
-        cache: stays where it is; its last position is spare.
         recorder: records them, each when it is first run.
     """
 
@@ -254,7 +241,6 @@ class Segments:
         )
 
     def _begin(self, width: int, buffers: Buffers) -> None:
-        """Compute what is the same in all layers."""
         at = buffers.positions[0]
         hidden = (self._places > at.unsqueeze(1)).view(self._row_count, width, 1, self._length)
         hidden = hidden.expand(-1, -1, buffers.mask.shape[2] // width, -1).reshape(buffers.mask.shape)
@@ -283,11 +269,7 @@ class RecordedCache(KVCache):
     """Keys and values that stay where they are, and the recorded segments over them; the last position is spare.
 
     Args:
-        backbone: the model.
-        rows: batch size.
         positions: longest sequence that it must hold, and the spare one.
-        rotary: position tables for all of them, or ``None``.
-        recorder: records segments.
     """
 
     def __init__(
@@ -307,7 +289,6 @@ class RowSlots:
     """Tokens on their way through recorded segments. Made by :meth:`Segments.slots`.
 
     Attributes:
-        segments: of their cache.
         width: places of a row.
         positions: ``[2, S]``, as the buffers have them.
         index: which of the places are theirs, ``[n]``; ``None`` for all.

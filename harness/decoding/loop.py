@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harness.contracts import DraftRule, KVPolicy, Leaving, NamedStop, StopRule
 from harness.contracts.asking import lent
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, pick
 from harness.decoding.blocks import Rotary
 from harness.decoding.cache import KeptPrompts, KVCache
 from harness.decoding.drafting import Drafting, DraftSettings
@@ -36,7 +36,6 @@ from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
 from harness.decoding.step import Pass, PrefixPass, TokenPass
-from harness.decoding.transfer import pick
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The request of a row."""
-
     prompt: Sequence[int]
     limit: int
     stop: StopRule | None
@@ -66,13 +63,8 @@ class OpenBatch:
     """Rows that decode together. Made by :meth:`harness.decoding.engine.Engine.open`.
 
     Args:
-        backbone: the model.
-        rotary: position tables long enough, or ``None``.
         cache: keys and values of as many rows as there may be at a time; ``None`` to run whole prefixes.
-        policy: what exits leave in the cache; ``None`` without one.
-        exits: decides where tokens stop.
         generations: one per row; replaced when a row joins.
-        heads: cheap heads that strategies may read.
         kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
 
     Attributes:
@@ -96,10 +88,8 @@ class OpenBatch:
         self._exits, self._generations, self._heads = exits, generations, heads
         self._rows: dict[int, _Row] = {}
         self._drafting: dict[int, Drafting] = {}  # rows that decode losslessly
-        self._kept, self._written = (
-            KeptPrompts(kept_prompts),
-            [0] * len(generations),
-        )  # positions of each row, since wiped
+        self._kept = KeptPrompts(kept_prompts)
+        self._written = [0] * len(generations)  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
         self.running: list[int] = []
         self.with_log_probabilities = False
@@ -192,7 +182,6 @@ class OpenBatch:
         self._end_rows()
 
     def _read(self, rows: list[int], max_tokens: int | None) -> None:
-        """Read the next piece of a prompt, or several whole prompts."""
         assert self._cache is not None
         start = self.reading[rows[0]]
         pieces = [_piece(self._rows[row].prompt, start, max_tokens) for row in rows]
@@ -345,7 +334,7 @@ class OpenBatch:
             wanted.update(taken)
         chosen = dict(zip(going, view.choose(going, heads, wanted), strict=True))
         rows, layer = [current.rows[index] for index in taken], view.exit_layer
-        states = pick(view.hidden_state, taken) if self._any_reads(rows) else None
+        states = pick(view.hidden_state, taken) if any(self._rows[row].reads_states for row in rows) else None
         self._record(rows, [chosen[index][:2] for index in taken], layer, states)
         if self.with_log_probabilities:
             self._note(rows, [chosen[index][2] for index in taken])
@@ -426,7 +415,6 @@ class OpenBatch:
         return made
 
     def _read_out(self, rows: Sequence[int], state: Tensor) -> None:
-        """Take the tokens of rows from the last layer's hidden states."""
         logits = self._backbone.logits(state)
         self._record(rows, choices(best(logits)), self._backbone.num_layers, state)
         if self.with_log_probabilities:
@@ -442,9 +430,6 @@ class OpenBatch:
         now = time.perf_counter()
         for place, (row, (token, logit)) in enumerate(zip(rows, chosen, strict=True)):
             self._take(row, token, logit, layer, now, state=None if states is None else states[place])
-
-    def _any_reads(self, rows: Iterable[int]) -> bool:
-        return any(self._rows[row].reads_states for row in rows)
 
     def _take(
         self,
@@ -496,7 +481,6 @@ class OpenBatch:
                 self._generations[row].log_probabilities.append(value)
 
     def _begin(self, rows: list[int]) -> Pass:
-        """Return the pass of the next token."""
         if self._cache is None or self._policy is None:
             prefixes = [[*self._rows[row].prompt, *self._generations[row].token_ids] for row in rows]
             return PrefixPass(self._backbone, self._rotary, prefixes, rows, generations=self._generations)
@@ -507,7 +491,6 @@ class OpenBatch:
         )  # fmt: skip
 
     def _fresh(self, row: int) -> tuple[list[int], int]:
-        """Return a row's newest tokens, which no layer has seen, and the position of the last."""
         if row in self._drafting:
             return self._drafting[row].fresh()
         one = self._generations[row]
@@ -529,7 +512,6 @@ def _ending(token_ids: Sequence[int], facts: _Row, *, drafted: bool = False) -> 
 
 
 def _leaving(current: TokenPass, view: LayerView, indices: list[int]) -> Leaving:
-    """Tell the KV policy which rows of a pass stop here."""
     all_rows = len(indices) == len(current.rows)
     return Leaving(
         layer=current.layer,

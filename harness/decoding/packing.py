@@ -27,7 +27,7 @@ from torch import Tensor
 from harness.config.model import DISK
 from harness.contracts import OWN_FORMAT, LinearMap, WeightsFormat
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Block, LayerNorm, Linear, Norm, RMSNorm, choose
+from harness.decoding.blocks import Block, Linear, choose
 from harness.errors import ModelError
 from harness.registry import WEIGHTS_FORMATS
 
@@ -42,7 +42,6 @@ class FormatChoice:
     """Why a format was taken.
 
     Attributes:
-        name: the format.
         seconds: format → what it took at 1, 4 and 16 rows, per float32 byte of the matrices; empty where nothing was
             timed.
         left_out: format → why it was not tried.
@@ -139,14 +138,16 @@ def _packed(
     table = getattr(torch, made.facts.table) if made.facts.table else backbone.dtype
     if table is not backbone.dtype:
         if table not in words:
-            shared = made.head.words(lm_head) if _is_tied(backbone) else None
+            head, own = backbone.lm_head, embed.words
+            tied = isinstance(head, Linear) and head.weight.data_ptr() == own.data_ptr() and head.shape == own.shape
+            shared = made.head.words(lm_head) if tied else None
             words[table] = embed.words.to(table) if shared is None or shared.dtype is not table else shared
         embed = replace(embed, words=words[table], dtype=backbone.dtype)
     return with_compiled_layers(
         backbone,
         blocks=[block.packed(packed) for block in backbone.blocks],
         embed=embed,
-        final_norm=None if backbone.final_norm is None else backbone.final_norm.copied(),
+        final_norm=None if backbone.final_norm is None else backbone.final_norm.mapped(lambda _, part: part.clone()),
         project_out=None if backbone.project_out is None else packed_head(backbone.project_out),
         lm_head=lm_head,
         shortcuts={layer: packed_head(shortcut) for layer, shortcut in backbone.shortcuts.items()},
@@ -161,12 +162,6 @@ def with_compiled_layers(backbone: Backbone, **changes: Any) -> Backbone:
     from harness.decoding.kernels.layers import CompiledLayers  # loads Numba, as whatever packed the layers did
 
     return replace(changed, compiled=CompiledLayers.of(changed.blocks))
-
-
-def _is_tied(backbone: Backbone) -> bool:
-    """Whether the LM head is the word embeddings."""
-    head, words = backbone.lm_head, backbone.embed.words
-    return isinstance(head, Linear) and (head.weight.data_ptr(), head.weight.shape) == (words.data_ptr(), words.shape)
 
 
 def pack_near_exact(weight: Tensor) -> LinearMap:
@@ -279,7 +274,7 @@ class Packed:
 
 def tensors_of(backbone: Backbone) -> dict[str, Packed] | None:
     """Return every tensor of a packed model by name; ``None`` where a matrix is not in rows that are compiled here."""
-    from harness.decoding.kernels.matrix import CompiledLinear
+    from harness.decoding.kernels.layers import CompiledLinear
 
     found: dict[str, Packed] = {}
     strange: list[str] = []
@@ -313,7 +308,7 @@ def filled(skeleton: Backbone, made: WeightsFormat, tensors: Mapping[str, Packed
         ValueError: a tensor is missing, or of another shape, type or kind than the model's; a phrase that says which.
     """
     from harness.decoding.kernels import lanes
-    from harness.decoding.kernels.matrix import CompiledLinear
+    from harness.decoding.kernels.layers import CompiledLinear
 
     def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, kinds: tuple[str, ...] = ("",)) -> Packed:
         one = tensors.get(name)
@@ -344,22 +339,14 @@ def _replaced(
     backbone: Backbone, matrix: Callable[[str, LinearMap], LinearMap], numbers: Callable[[str, Tensor], Tensor]
 ) -> Backbone:
     """Return a model with what two functions of a name return in place of its matrices and its other tensors."""
-
-    def normed(name: str, norm: Norm | None) -> Norm | None:
-        if isinstance(norm, RMSNorm):
-            return RMSNorm(numbers(f"{name}.weight", norm.weight), norm.eps)
-        if norm is None:
-            return None
-        parts = (("weight", norm.weight), ("bias", norm.bias))
-        weight, bias = (None if part is None else numbers(f"{name}.{what}", part) for what, part in parts)
-        return LayerNorm(weight, bias, norm.eps, norm.width)
-
-    blocks = []
-    for layer, block in enumerate(backbone.blocks):
-        maps = {what: matrix(f"{layer}.{what}", getattr(block, what)) for what in _MATRICES}
-        norms = {what: normed(f"{layer}.{what}", getattr(block, what)) for what in _NORMS}
-        blocks.append(replace(block, **maps, **norms))  # type: ignore[arg-type]
-    embed, project_out = backbone.embed, backbone.project_out
+    blocks = [
+        block.mapped(
+            lambda what, linear, at=at: matrix(f"{at}.{what}", linear),  # type: ignore[misc]
+            lambda what, tensor, at=at: numbers(f"{at}.{what}", tensor),  # type: ignore[misc]
+        )
+        for at, block in enumerate(backbone.blocks)
+    ]
+    embed, project_out, norm = backbone.embed, backbone.project_out, backbone.final_norm
     lm_head = matrix("lm_head", backbone.lm_head)
     words = numbers("words", embed.words)
     return replace(
@@ -372,15 +359,11 @@ def _replaced(
             project_in=None if embed.project_in is None else matrix("project_in", embed.project_in),
             dtype=backbone.dtype if words.dtype is not backbone.dtype else embed.dtype,
         ),
-        final_norm=normed("final_norm", backbone.final_norm),
+        final_norm=None if norm is None else norm.mapped(lambda what, part: numbers(f"final_norm.{what}", part)),
         project_out=None if project_out is None else matrix("project_out", project_out),
         lm_head=lm_head,
         shortcuts={layer: matrix(f"shortcut.{layer}", shortcut) for layer, shortcut in backbone.shortcuts.items()},
     )
-
-
-_MATRICES = ("qkv", "output", "mlp_in", "mlp_out")
-_NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,23 +407,12 @@ def placed(backbone: Backbone, elsewhere: Sequence[str | None], folder: Path | N
 
 
 def _placed(block: Block, device: torch.device, name: str, folder: Path | None) -> Block:
-    def there(part: str) -> PlacedLinear:
-        matrix = getattr(block, part)
+    def there(part: str, matrix: LinearMap) -> PlacedLinear:
         assert isinstance(matrix, Linear)
         weight = matrix.weight if folder is None else _on_disk(matrix.weight, folder / f"{name}.{part}")
         return PlacedLinear(Linear(weight, matrix.bias))
 
-    def here(norm: Norm | None) -> Norm | None:
-        if isinstance(norm, RMSNorm):
-            return RMSNorm(norm.weight.to(device), norm.eps)
-        if isinstance(norm, LayerNorm):
-            weight, bias = (None if part is None else part.to(device) for part in (norm.weight, norm.bias))
-            return LayerNorm(weight, bias, norm.eps, norm.width)
-        return None
-
-    parts: dict[str, Any] = {part: there(part) for part in ("qkv", "output", "mlp_in", "mlp_out")}
-    parts |= {part: here(getattr(block, part)) for part in ("attention_norm", "mlp_norm", "query_norm", "key_norm")}
-    return replace(block, **parts)
+    return block.mapped(there, lambda _, tensor: tensor.to(device))
 
 
 def _on_disk(weight: Tensor, file: Path) -> Tensor:

@@ -11,17 +11,16 @@ numbers, so that a rule that asks for these instead of logits can be replayed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from harness.contracts import CheapHead, HeadChoice, HeadLogits, LMHead
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, read
 from harness.decoding.packing import pack_near_exact
-from harness.decoding.transfer import read
 from harness.errors import ModelError
 from harness.registry import HEADS
 
@@ -82,6 +81,14 @@ class Heads:
         return self._rows.shape[1] * self._rows.element_size()
 
 
+def once(kept: dict[Any, Tensor], key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+    """Return what is kept under a key; computed, and kept, when it is first asked for."""
+    found = kept.get(key)
+    if found is None:
+        found = kept[key] = compute()
+    return found
+
+
 class HeadReading:
     """A cheap head's reading of some rows. Implements :class:`harness.contracts.Reading`.
 
@@ -100,14 +107,7 @@ class HeadReading:
     @classmethod
     def of(cls, logits: HeadLogits) -> HeadReading:
         """Return a reading of logits that are there."""
-        kept: dict[str, Tensor] = {}
-
-        def once(key: str, compute: Callable[[], Tensor]) -> Tensor:
-            if key not in kept:
-                kept[key] = compute()
-            return kept[key]
-
-        return cls(lambda: logits, once)
+        return cls(lambda: logits, partial(once, {}))
 
     @property
     def is_made(self) -> bool:
@@ -129,7 +129,7 @@ class HeadReading:
     @property
     def top_token(self) -> Tensor:
         """The best token, ``[n]``."""
-        return self._once("token", self._token)
+        return self._once("token", lambda: self._ids(self._found.logits.argmax(-1)))
 
     @property
     def top_probability(self) -> Tensor:
@@ -148,13 +148,11 @@ class HeadReading:
 
     def best_tokens(self, count: int) -> Tensor:
         """Return the best tokens of each row, ``[n, count]``."""
-        found = self._found.logits
-        places = found.topk(min(count, found.shape[-1]), dim=-1).indices
-        return places if self._found.token_ids is None else self._found.token_ids[places]
+        logits = self._found.logits
+        return self._ids(logits.topk(min(count, logits.shape[-1]), dim=-1).indices)
 
-    def _token(self) -> Tensor:
-        best = self._found.logits.argmax(-1)
-        return best if self._found.token_ids is None else self._found.token_ids[best]
+    def _ids(self, columns: Tensor) -> Tensor:
+        return columns if self._found.token_ids is None else self._found.token_ids[columns]
 
     def _top(self) -> Tensor:
         return (self._found.logits.amax(-1) - _log_total(self._found)).exp()

@@ -22,12 +22,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts import KVPolicy, StateTest, Waiting
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, pick, upload
 from harness.decoding.blocks import FEW, Rotary
 from harness.decoding.cache import KVCache, attend
 from harness.decoding.generation import Generation
 from harness.decoding.graphs import RecordedCache
-from harness.decoding.transfer import pick, upload
 from harness.errors import OptionError
 
 if TYPE_CHECKING:
@@ -88,8 +87,6 @@ class PrefixPass:
     values of a prompt that was read in one piece and in several; in bfloat16 that can tip a near-tie.
 
     Args:
-        backbone: the model.
-        rotary: position tables long enough, or ``None``.
         sequences: tokens of each row, at least one.
         rows: which rows of the batch these are; in ascending order where there is a cache.
         cache: where keys and values are stored, and those of the positions before are; ``None`` keeps none.
@@ -182,7 +179,6 @@ class PrefixPass:
         return block.finish(state, attend(queries.unsqueeze(1), keys, values, mask, self._backbone.heads, block.scale))
 
     def _find_ends(self) -> Tensor:
-        """Return where the last token of each row is among all slots."""
         ends = [row * self._longest + length - 1 for row, length in enumerate(self._lengths)]
         return upload(ends, self._backbone.device)
 
@@ -192,7 +188,6 @@ class PrefixPass:
                 self._generations[row].layers_executed += layers
 
     def _run(self, stop: int) -> Tensor:
-        """Return the states after ``stop`` layers."""
         heads, state = self._backbone.heads, self._state
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
@@ -243,10 +238,7 @@ class PlainSlots:
     """Runs of consecutive tokens, one per row, layer by layer: linear maps over all, attention apart for longer runs.
 
     Args:
-        backbone: the model.
-        rotary: position tables, or ``None``.
         cache: keys and values of everything before, which those of these tokens join.
-        rows: of the cache.
         starts: position of each run's first token.
         ends: of its last; one before the first where a row has none.
 
@@ -276,7 +268,6 @@ class PlainSlots:
             self._groups = [self._group([run], slice(*place)) for run, place in zip(runs, places, strict=True)]
 
     def _group(self, runs: Sequence[tuple[int, int, int]], span: slice | None) -> _Group:
-        """Gather what is the same in every segment."""
         (first, start, _), (last, _, end) = runs[0], runs[-1]
         length = max(end for _, _, end in runs) + 1
         cache, mask = self._cache, None
@@ -326,14 +317,8 @@ class TokenPass:
     """New tokens of each row against the cache: one, or several that follow each other where they were proposed.
 
     Args:
-        backbone: the model.
-        rotary: position tables, or ``None``.
-        cache: keys and values of everything before.
-        policy: what exits leave behind in this cache.
-        rows: rows of the batch that are running.
         tokens: of each row the newest, which no layer has seen; none where all that is left is to take deep what waits.
         positions: where the last of those stands, or the last that waits.
-        generations: counts are charged to these, one per row of the batch.
     """
 
     def __init__(
@@ -446,7 +431,6 @@ class TokenPass:
         return [slice(begin, end) for begin, end in pairwise(ends)]
 
     def _slots(self) -> tuple[list[int], list[int]]:
-        """Return row and position of every slot."""
         runs = list(zip(self.rows, self._starts, self._positions, strict=True))
         rows = [row for row, start, end in runs for _ in range(start, end + 1)]
         return rows, [position for _, start, end in runs for position in range(start, end + 1)]
@@ -472,7 +456,6 @@ class TokenPass:
         self._runner = None
 
     def _run(self, stop: int) -> int:
-        """Run the slots up to ``stop``, or to where a check lets the token go; return the layers executed then."""
         visible: Tensor | None = None
         if self._hides:
             rows, positions = (upload(each, self._backbone.device) for each in self._slots())
@@ -493,7 +476,6 @@ class TokenPass:
         return stop
 
     def _choose(self) -> SlotRunner:
-        """Decide how the slots go through the layers."""
         if isinstance(self._cache, RecordedCache) and not self._hides:
             recorded = self._cache.segments.slots(self.rows, self._starts, self._positions)
             if recorded is not None:

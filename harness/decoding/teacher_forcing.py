@@ -11,7 +11,7 @@ attention turns a small error into a large one, a flat one averages it out, thir
 model is run once more with every product off by as much, in a random direction (:func:`disturbed`). How far its logits
 then move bounds what the format may do; a defect, of a kernel or of keys and values, moves them further, however it
 looks on its own. Not promised: a proof. Noise is drawn once, and a format's error can be larger than it says on rows
-unlike Gaussian ones; ``tests/decoding/test_rounding.py`` holds the bound against every format and family.
+unlike Gaussian ones; ``tests/decoding/test_teacher_forcing.py`` holds the bound against every format and family.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class TeacherForcing:
     """A prompt that full depth has read.
 
     Args:
-        engine: of the model.
         prompt: its tokens, at least one.
         new_tokens: longest completion that will be asked about.
 
@@ -91,7 +90,6 @@ class TeacherForcing:
         return self._backbone.logits(behind.states()[0])
 
     def _choices(self, logits: Tensor, place: int) -> list[int]:
-        """Return full depth's tokens from the one at a place on."""
         chosen = choices(best(logits))
         for token, (_, logit) in enumerate(chosen, place):
             if not math.isfinite(logit):

@@ -46,9 +46,6 @@ class Timing:
     Args:
         known: what a run that goes on began with; nothing more is measured then. ``None`` to measure.
         measures: whether to; without it and without known times costs are bytes.
-
-    Attributes:
-        times: what is known so far.
     """
 
     def __init__(self, known: UnitTimes | None = None, *, measures: bool = True) -> None:
@@ -76,7 +73,8 @@ class Timing:
         """Return the costs of a batch: seconds, or bytes of weights where :meth:`known` knows nothing."""
         known = self.known(bench, strategy, head)
         if known is None:
-            return byte_costs(bench.info, bench.heads, head)
+            costs = replace(bench.info, unit_costs=None).costs
+            return costs if head.is_full else replace(costs, draft_head=float(bench.heads[head].nbytes))
         times, draft = known
         return times.costs(draft, () if strategy is None else strategy.exit_points(bench.info))
 
@@ -90,20 +88,12 @@ def drafter(strategy: Strategy | None, head: HeadChoice) -> str:
     return f"{asked}, drafts by {head}"
 
 
-def byte_costs(info: ModelInfo, heads: Heads, head: HeadChoice) -> UnitCosts:
-    """Return what weights cost by their bytes, drafts being read by a head."""
-    costs = replace(info, unit_costs=None).costs
-    return costs if head.is_full else replace(costs, draft_head=float(heads[head].nbytes))
-
-
 @dataclass(frozen=True, slots=True)
 class Bench:
     """The model that is measured.
 
     Attributes:
-        backbone: the model.
         info: its facts, as a strategy gets them that must not ask what is being measured.
-        heads: its cheap heads.
         token_pass: returns a pass of so many new tokens at the end of so many positions, with the tally it charges.
     """
 
@@ -184,7 +174,7 @@ class Bench:
         test = state_test_of(rule, points)
         if test is None or self.backbone.compiled is None:
             return None
-        never, turn = replace(test, least=math.nan), itertools.count()
+        never, turn = replace(test, threshold=math.nan), itertools.count()
         if self.token_pass(1, self.positions)[0].ask(never, points) is None:
             return None
 
@@ -216,7 +206,6 @@ class _Silent:
     """Nobody, who never exits."""
 
     def should_exit(self, view: ExitView) -> Tensor:
-        """Say no."""
         return torch.zeros_like(view.rows, dtype=torch.bool)
 
 

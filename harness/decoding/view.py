@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import ExitView, HeadChoice, HeadLogits, Reading
-from harness.decoding.backbone import Backbone
+from harness.decoding.backbone import Backbone, near, pick, read, upload
 from harness.decoding.generation import Generation
 from harness.decoding.readings import (
     Best,
@@ -21,11 +21,11 @@ from harness.decoding.readings import (
     best,
     choices,
     entropy,
+    once,
     top_probability,
     two_best,
 )
 from harness.decoding.step import PassState, RowSelection
-from harness.decoding.transfer import near, pick, read, upload
 from harness.errors import OptionError
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -49,10 +49,7 @@ class LayerView:
     """The rows of a pass at one exit point. Implements :class:`harness.contracts.DraftView`.
 
     Args:
-        backbone: the model, for its exit head.
         current: the pass, standing at the exit point.
-        generations: counts are charged to these, one per row of the batch.
-        heads: cheap heads that a rule may read.
         previous: view of the exit point before, over the rows of that time.
         indices: where these rows stood in ``previous``; ``None`` when none has left since.
     """
@@ -218,7 +215,7 @@ class LayerView:
 
     def _reading(self, head: HeadChoice, read: Callable[[], HeadLogits]) -> HeadReading:
         derived = self._derived  # not the view, which holds the reading, and the pass with its cache
-        return HeadReading(read, lambda key, compute: _once(derived, (head, key), compute))
+        return HeadReading(read, lambda key, compute: once(derived, (head, key), compute))
 
     def _read_by(self, head: HeadChoice) -> HeadLogits:
         for row in self._rows:
@@ -250,13 +247,10 @@ class LayerView:
             and (given.is_cpu or given.device == self._hidden.device)
         )
         if not fits:
-            what = type(given).__name__
-            if isinstance(given, Tensor):
-                what = f"a tensor of shape {tuple(given.shape)} and {given.dtype} on {given.device}"
             wanted = " or ".join(map(str, dtypes)) if dtypes else "any type"
             raise OptionError(
-                f"view.{method} was given {what} at layer {self._layer}; give a tensor of {len(self._rows)} rows, of "
-                f"{wanted}, on {self._hidden.device}."
+                f"view.{method} was given {described(given)} at layer {self._layer}; "
+                f"give a tensor of {len(self._rows)} rows, of {wanted}, on {self._hidden.device}."
             )
 
     @property
@@ -368,7 +362,6 @@ class LayerView:
         return [chosen[index] for index in indices]
 
     def _choose_cheap(self, indices: list[int], head: HeadChoice, wanted: bool) -> Iterator[Choice]:
-        """Draft by a cheap head."""
         found = self._heads.read(head, self.leaving_states(indices))
         for index in indices:
             self._charge_cheap(self._rows[index], head)
@@ -506,11 +499,12 @@ class LayerView:
         return twin
 
 
-def _once(derived: dict[Hashable, Tensor], key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-    found = derived.get(key)
-    if found is None:
-        found = derived[key] = compute()
-    return found
+def described(given: object) -> str:
+    """Return words for what a rule gave in place of what it should have."""
+    if not isinstance(given, Tensor):
+        return type(given).__name__
+    layout = "" if given.layout is torch.strided else f"{given.layout} "
+    return f"a {layout}tensor of shape {tuple(given.shape)} and {given.dtype} on {given.device}"
 
 
 def _at(values: Tensor, indices: Sequence[int]) -> list[int]:

@@ -252,7 +252,6 @@ def graphs_of(manifest: Manifest) -> str:
 
 
 def _decoding(manifest: Manifest, point: OperatingPointRecord) -> tuple[str, KVFacts, str]:
-    """KV policy and weights format of an operating point."""
     if point.black_box is not None:
         return "", KVFacts(keeps_cache=False), manifest.model.stored_in
     kv = point.kv or str(manifest.config["kv"])

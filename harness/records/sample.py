@@ -1,8 +1,7 @@
-"""``samples.jsonl``: what came out of every sample under every operating point, one :class:`SampleRecord` a line.
+"""``samples.jsonl``, ``windows.jsonl`` and ``scores.json``: samples, what was measured, and scores computed again.
 
-``scores.json``: the scores of a run's samples, computed again from the texts it recorded (``harness rescore``).
-
-``windows.jsonl``: what was measured, one :class:`WindowRecord` a line, which commits the samples of its window.
+A :class:`SampleRecord` is what came out of one sample under one operating point, a :class:`WindowRecord` commits the
+samples of its window, and :class:`ScoresRecord` has what ``harness rescore`` made of the recorded texts.
 """
 
 from __future__ import annotations

@@ -247,7 +247,7 @@ def _policies(strategy: Strategy, policies: Sequence[str], info: ModelInfo) -> I
 
 def _policy(strategy: Strategy, kv: str | None) -> str:
     """The policy that a strategy runs under where a run names one, or none."""
-    if kv is None or (strategy.rehearsed and not _facts(kv).exact):
+    if kv is None or (strategy.upper_bound and not _facts(kv).exact):
         return strategy.default_kv
     return kv
 
@@ -262,7 +262,7 @@ def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
     seen = set()
     for point in points:
         kind = (point.record.strategy, point.weights_format)
-        if kind in seen or not point.record.exit_points or point.strategy.rehearsed or point.lossless:
+        if kind in seen or not point.record.exit_points or point.strategy.upper_bound or point.lossless:
             continue
         if not _facts(point.kv).keeps_cache:
             continue
@@ -352,7 +352,7 @@ def operating_point(
         strategy=spec.name,
         options=effective_options(strategy),
         exit_points=points,
-        rehearsed=strategy.rehearsed,
+        rehearsed=strategy.upper_bound,
         artefacts={
             **strategy.artefacts(info),
             **({} if lossless is None else head_artefacts(lossless.head, info)),
@@ -361,7 +361,7 @@ def operating_point(
         kv=policy,
         kv_facts=_facts(policy),
         decode=str(decode),
-        draft_max=None if lossless is None else lossless.most,
+        draft_max=None if lossless is None else lossless.draft_max,
         draft_sources=() if lossless is None else decode.proposing,
         stop="" if stop is None else stop.written,
         weights_format=info.weights_format,
@@ -418,7 +418,7 @@ class _NeverExit:
     def state_test(self, points: Sequence[int]) -> StateTest | None:
         """Make the same test, which nothing passes."""
         test = state_test_of(self.rule, points)
-        return None if test is None else replace(test, least=math.nan)
+        return None if test is None else replace(test, threshold=math.nan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class EngineRunner(Runner):
     def rehearse(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> None:
         """Let a strategy that looks at the answer do so; its exits are replayed in the window."""
         keys = [(planned.record.name, point.name, sample.sample_id) for sample in batch]
-        if not point.strategy.rehearsed or all(key in self._rehearsed for key in keys):
+        if not point.strategy.upper_bound or all(key in self._rehearsed for key in keys):
             return
         for key, sample, made in zip(keys, batch, self._decode(planned, point, batch), strict=True):
             layers = self._plan.model.info.num_layers

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.registry import STOPS
 from harness.serving.completions import (
     DrainingError,

@@ -1,6 +1,6 @@
 """One completion: what a client wants in one vocabulary, what the engine gets, what comes back, and how it fails.
 
-A dialect turns a body into :class:`Wanted` and says :class:`harness.decoding.transcript.Token` and :class:`Finished` in
+A dialect turns a body into :class:`Wanted` and says :class:`harness.decoding.generation.Token` and :class:`Finished` in
 its own words. A :class:`Ticket` lies between: the engine's thread fills it and the event loop reads it.
 """
 
@@ -19,7 +19,7 @@ from pydantic import AfterValidator, AliasPath, BaseModel, BeforeValidator, Conf
 from harness.config.decode import LOSSY, DecodeSpec
 from harness.config.stops import BuiltStop
 from harness.contracts import Lossless, Strategy
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.errors import HarnessError
 from harness.records import Work
 
@@ -309,7 +309,7 @@ class EarlyExitReport(Report):
     options: dict[str, Option] = _said("Every option with its value.", "setting.options")
     kv: str = _said("What became of K,V of skipped layers.")
     decode: Written = _said("lossy, or lossless with its draft source: full depth's tokens.", "setting.decode")
-    draft_max: int | None = _said("Longest draft; null of lossy decoding.", "setting.lossless.most", None)
+    draft_max: int | None = _said("Longest draft; null of lossy decoding.", "setting.lossless.draft_max", None)
     draft_head: Written = _said("What reads the tokens that exits draft; null if lossy.", "setting.lossless.head", None)
     stop_rule: str | None = _said(
         "Rule that might end it beside its stop texts, or null.", "setting.stop.written", None

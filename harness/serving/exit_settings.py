@@ -242,14 +242,14 @@ def _chosen(written: Sequence[str], info: ModelInfo) -> list[tuple[StrategySpec,
     if written:
         chosen = build_all(parse_all(written))
         for spec, strategy in chosen:
-            if strategy.rehearsed:
+            if strategy.upper_bound:
                 raise ConfigError(f"--strategy {spec} looks at the answer before it decides. It cannot serve.")
             operating_point(spec, strategy, info, decode=parse_decode(strategy.default_decode))
     else:
         demo = parse_all(demo_strategies(info.exit_points), in_run=True)
         # How to decode is the server's and each request's, not a strategy's.
         every = usable(build_all([spec for spec in demo if spec.decode is None]), info)
-        chosen = [pair for pair in every if not pair[1].rehearsed and pair[0] not in {spec for spec, _ in baseline}]
+        chosen = [pair for pair in every if not pair[1].upper_bound and pair[0] not in {spec for spec, _ in baseline}]
         chosen.sort(key=lambda pair: (not pair[1].artefacts(info), not pair[1].probabilistic))
         chosen = list({spec.name: (spec, strategy) for spec, strategy in reversed(chosen)}.values())[::-1]
     return [*chosen, *(pair for pair in baseline if pair[1] not in [strategy for _, strategy in chosen])]

@@ -20,9 +20,8 @@ from dataclasses import replace
 from harness.contracts import Cursor, Meter, Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.exits import RowExits
-from harness.decoding.generation import Generation
+from harness.decoding.generation import Generation, Token, Transcript
 from harness.decoding.loop import OpenBatch
-from harness.decoding.transcript import Token, Transcript
 from harness.errors import is_out_of_memory, reason
 from harness.records import Work
 from harness.serving.completions import (

@@ -47,7 +47,7 @@ def notes_of(
     """
     replayed = {str(traces.documents[number]["key"]) for number in tokens.nonzero().squeeze(1).tolist()}
     whose = "what the model generated at full depth" if traces.index.get("new_tokens") else "the documents' own"
-    bound = next((f" (the bound's: {point.kv})" for point in points if point.strategy.rehearsed), "")
+    bound = next((f" (the bound's: {point.kv})" for point in points if point.strategy.upper_bound), "")
     notes = [
         f"Every row is replayed: tokens are {whose}, so the drift that real exits cause is not included. "
         "Final numbers come from live decoding (`harness run`, or --live N here).",

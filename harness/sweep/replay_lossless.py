@@ -147,7 +147,7 @@ def decide(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> dic
     running = torch.ones(count, dtype=torch.bool)
     layers, said = torch.full((count,), model.num_layers), tokens.final.clone()
     found = {name: torch.zeros(count, dtype=torch.int64) for name in (*_COUNTED, "deep_layers")}
-    rehearsed = point.strategy.rehearsed
+    rehearsed = point.strategy.upper_bound
     checks = 0
 
     def charge(rows: Tensor, more: Counter[str]) -> None:
@@ -201,7 +201,7 @@ def replay_lossless(
     work, accepted, drafting = Work(), list[bool](), DraftWork()
     deep_layers = attended = 0
     for number, columns in decisions.by_document().items():
-        settings = DraftSettings(point.lossless.most, _rules(point, model))
+        settings = DraftSettings(point.lossless.draft_max, _rules(point, model))
         one = _Document(columns, texts.prompts.get(number, ()), texts, model, settings)
         one.run()
         tokens[number] = len(columns["final"])

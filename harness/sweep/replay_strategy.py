@@ -29,7 +29,7 @@ class Outcome:
         work: as live decoding counts it after prefill, but for what depends on the KV policy (:meth:`amounts`). That of
             lossless decoding is of whole documents, and outcomes with it are not added.
         head_checks, head_alike: checks by a cheap head, and those that decided as the LM head would have.
-        deep_layers: layers run to look at the last layer's token, by a strategy that does so and is not rehearsed.
+        deep_layers: layers run to look at the last layer's token, by a strategy that does so and is no upper bound.
         attended: positions × layers attended to.
         skipped_rightly: layers skipped by tokens equal to the last layer's.
     """
@@ -142,7 +142,7 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
     if charges.running:
         exits[model.num_layers] = charges.running
         spent["logits"] += charges.running
-    if point.strategy.rehearsed:  # decided outside the measured window, replayed inside it
+    if point.strategy.upper_bound:  # decided outside the measured window, replayed inside it
         checks, spent = 0, Counter(logits=count, shortcut=mapped)
     cheap = {HeadChoice.of(what.removeprefix(HEAD)): reads for what, reads in spent.items() if what.startswith(HEAD)}
     return Outcome(

@@ -37,7 +37,7 @@ def make_rows(
     rehearsed = [
         outcome
         for point, outcome in zip(points, outcomes, strict=True)
-        if point.strategy.rehearsed and point.lossless is None
+        if point.strategy.upper_bound and point.lossless is None
     ]
     best = min(rehearsed, key=lambda outcome: outcome.layers, default=None)
     rows = [
@@ -75,7 +75,7 @@ def _row(
     reference: bool,
 ) -> SweepRow:
     count, layers, work = outcome.count, outcome.layers, outcome.work
-    if point.strategy.rehearsed:  # a bound runs under exact keys and values, whatever the others do
+    if point.strategy.upper_bound:  # a bound runs under exact keys and values, whatever the others do
         kv = point.record.kv_facts or kv
     deepest, reads = count * model.num_layers, bytes_read(model)
     filled = deepest - layers if kv.fills else 0
@@ -86,7 +86,7 @@ def _row(
         exit_points=point.record.exit_points,
         artefacts=point.record.artefacts,
         reference=reference,
-        rehearsed=point.strategy.rehearsed,
+        rehearsed=point.strategy.upper_bound,
         tokens=count,
         documents=int((outcome.tokens > 0).sum()),
         exit_layer_mean=layers / count,
@@ -115,7 +115,7 @@ def _seconds(
     kv: KVFacts,
     timing: Callable[[OperatingPoint], tuple[UnitTimes, DraftTimes]],
 ) -> float | None:
-    if point.strategy.rehearsed:
+    if point.strategy.upper_bound:
         kv = point.record.kv_facts or kv
     if kv.fills and not outcome.work.lossless:
         return None  # what a fill takes was not measured

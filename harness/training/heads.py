@@ -39,7 +39,7 @@ from harness.contracts import HeadChoice, Tokenizer
 from harness.contracts.recipes import Progress, Trained, TrainingRun
 from harness.decoding.backbone import Backbone
 from harness.decoding.readings import HeadReading, Heads
-from harness.decoding.transcript import Transcript
+from harness.decoding.generation import Transcript
 from harness.errors import TrainingError
 from harness.models.artefacts import write_artefact
 from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller

@@ -11,12 +11,9 @@ model's tokenizer need not have CodeXGLUE's special tokens (see :mod:`tasks.lang
 any of the letters ``<EOL>`` from both ends of a prediction, the text is cut at the mark.
 
 A raw document (``{id, code}`` or an embedded source file) has no official prompt. It is cut here, as CodeXGLUE cut its
-own test set: at a random token of a random line (see :mod:`tasks.protocols.codexglue_line`).
-
-Cut a document inside a line, as CodeXGLUE cut its test set: a random token of a random line.
-
-Lines that are, or touch, a comment or a string that spans lines are left out, as are lines of fewer than
-three tokens and answers without a single name, number or string: completing those measures prose or luck.
+own test set: at a random token of a random line. Lines that are, or touch, a comment or a string that spans lines are
+left out, as are lines of fewer than three tokens and answers without a single name, number or string: completing those
+measures prose or luck.
 """
 
 from __future__ import annotations

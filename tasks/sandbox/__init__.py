@@ -140,7 +140,6 @@ def _telling(written: bytes, status: int) -> str:
 
 @lru_cache(maxsize=1)
 def _unshare() -> tuple[str, ...]:
-    """Return the command that isolates another one; empty where the system has or allows none."""
     tool = shutil.which("unshare")
     if tool is None or not sys.platform.startswith("linux"):
         return ()

@@ -94,11 +94,6 @@ class _OfCodeBleu(Score):
         return "the package codebleu is not installed (pip install --no-deps codebleu==0.7.0)"
 
     def corpus(self, pairs: Sequence[Pair], language: str) -> float | None:
-        """Return the number; ``None`` for a language the library does not know.
-
-        Raises:
-            ConfigError: the language's grammar is not installed, or the installed tree-sitter does not fit it.
-        """
         found = _components(tuple(pairs), language)
         return None if found is None else self._of(found)
 

@@ -5,9 +5,7 @@ Source: microsoft/CodeXGLUE, Code-Code/CodeCompletion-line/evaluator/evaluator.p
 mean is taken. Its published results come from python-Levenshtein's ratio, 1 − (insertions + deletions) / total length,
 which fuzzywuzzy uses when it is installed; ``difflib``'s, its fallback, misses them (70.32 instead of 71.05 on the
 golden pairs of 2020-09-09). So does rounding halves up (71.06), and no rounding at all (43.51 instead of 43.8 on the
-golden pairs of HEAD).
-
-Texts that scores compare: text with literals restored, and the tokens of code.
+golden pairs of HEAD). All scores compare text with its literals restored.
 """
 
 from __future__ import annotations

@@ -89,7 +89,6 @@ class _Chained(Rows):
         return sum(map(len, self.sources))
 
     def read(self, index: int) -> Row:
-        """Return one row; see :class:`~tasks.rows.Rows`."""
         for source in self.sources:
             if index < len(source):
                 return source.read(index)

@@ -53,8 +53,8 @@ class Excess(Stop):
     def start(self, cursor: Cursor) -> RowStop:
         """Read the heads; read once, however many completions there are."""
         artefact = self._artefact(cursor.model)
-        least = artefact.facts["threshold"] if self.threshold is None else self.threshold
-        return _Guard(_heads(artefact, cursor.device), least)
+        threshold = artefact.facts["threshold"] if self.threshold is None else self.threshold
+        return _Guard(_heads(artefact, cursor.device), threshold)
 
     def _artefact(self, model: ModelInfo) -> Artefact:
         """Find the heads; they must have been trained at the exit points there are, or more.
@@ -68,8 +68,8 @@ class Excess(Stop):
 class _Guard(RowStop):
     reads_states = True
 
-    def __init__(self, heads: Mapping[int, Network], least: float) -> None:
-        self._heads, self._least = heads, least
+    def __init__(self, heads: Mapping[int, Network], threshold: float) -> None:
+        self._heads, self._threshold = heads, threshold
         self._chance = 0.0
 
     def see(self, layer: int, state: Tensor) -> None:
@@ -77,7 +77,7 @@ class _Guard(RowStop):
         self._chance = float(self._heads[layer](x).sigmoid())
 
     def over(self, token_ids: Sequence[int]) -> bool:
-        return len(token_ids) > 1 and self._chance >= self._least  # the prompt's end is not the completion's
+        return len(token_ids) > 1 and self._chance >= self._threshold  # the prompt's end is not the completion's
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,4 @@
-"""A completion ends with its line.
-
-Which language a stop rule reads: its own option, or the task's.
-"""
+"""A completion ends with its line; and the language that a stop rule reads, its own option or the task's."""
 
 from __future__ import annotations
 

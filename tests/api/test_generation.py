@@ -101,7 +101,7 @@ def test_it_says_itself(model: Model) -> None:
     assert repr(model) == f"{model.info.name}: 12 layers, pretrained float32 on cpu, exits after 4, 6, 10"
 
 
-@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:n=2:least=1"])
+@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:n=2:min_n=1"])
 @pytest.mark.parametrize(
     "strategy", ["full", "fixed:layer=4", "random:probability=0.7", "confidence:threshold=0.2", "oracle"]
 )
@@ -132,7 +132,7 @@ def test_verified_tokens_come_in_bursts_and_stop_where_full_depth_does(model: Mo
             "random:probability=0.8",
             max_new_tokens=30,
             stop=stop,
-            decode="lossless+lookup:least=1",
+            decode="lossless+lookup:min_n=1",
             draft_max=3,
         )
         steps = list(stream)

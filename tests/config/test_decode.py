@@ -90,7 +90,7 @@ def test_what_only_ends_drafts_drafts_nothing(text: str, proposes: bool) -> None
     ("text", "most", "error", "reason"),
     [
         ("lossless+lokup", 16, UnknownNameError, r"unknown draft source 'lokup'\. Did you mean 'lookup'\?"),
-        ("lossless+lookup:m=3", 16, OptionError, r"draft source 'lookup' has no option 'm'\..* Options: n, least, k\."),
+        ("lossless+lookup:m=3", 16, OptionError, r"draft source 'lookup' has no option 'm'\..* Options: n, min_n, k\."),
         ("lossless+lookup:n=0", 16, OptionError, r"lookup:n=0 is not allowed: .*greater .* See `harness show lookup`"),
         ("lossless+lookup:n=x", 16, OptionError, r"lookup:n=x is not allowed: .*integer"),
         ("lossless", 0, OptionError, r"draft_max = 0 is not allowed: .*greater than or equal to 1"),

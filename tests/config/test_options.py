@@ -188,7 +188,7 @@ def test_an_option_without_a_default_must_be_given(plug_in: Callable[..., None])
         ("def Outside(): ...", "strategy 'odd' is not a dataclass"),
         (
             "@dataclass(frozen=True)\nclass Outside:\n    def should_exit(self, view): ...",
-            r"strategy 'odd' lacks rehearsed, exit_points, artefacts, trained_defaults, start: "
+            r"strategy 'odd' lacks upper_bound, exit_points, artefacts, trained_defaults, start: "
             r"subclass harness\.contracts\.Strategy",
         ),
     ],

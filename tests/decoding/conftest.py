@@ -16,11 +16,17 @@ from torch import Tensor, nn
 from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, Strategy
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
 from harness.decoding.families import read
+from harness.decoding.generation import Generation
+from harness.models.artefacts import write_artefact
 from harness.models.controllers import OBSERVATIONS, Network, write_controller
 from harness.training.identity import identity
 from strategies.classifier import Classifier
+from strategies.consistent import Consistent
+from strategies.hash import Hash
 from strategies.lte import LearnToExit
+from strategies.predictor import Predictor
 from strategies.rl import ReinforcementLearning
 
 LAYERS, VOCABULARY, POSITIONS = 6, 97, 160
@@ -195,25 +201,59 @@ def learned_network(width: int, chance: torch.Generator, scale: float = 3.0) -> 
     return Network(((weight, torch.randn(1, generator=chance)),), "relu")
 
 
+LEARNED = ("classifier", "lte", "rl", "hash", "predictor", "consistent")
+
+
 @pytest.fixture(scope="session")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, ModelInfo], Strategy]:
-    """``learned("rl", model)``: a strategy that a trained controller decides for, with random weights."""
-    makers: dict[str, Callable[[str], Strategy]] = {
-        "classifier": lambda path: Classifier(heads=path),
-        "lte": lambda path: LearnToExit(heads=path),
-        "rl": lambda path: ReinforcementLearning(agent=path),
-    }
+    """``learned("rl", model)``: one of :data:`LEARNED`, whose trained part has random weights."""
 
     def make(name: str, model: ModelInfo) -> Strategy:
-        chance, width = torch.Generator().manual_seed(3), model.hidden_size + 3
-        names = map(str, model.exit_points) if name == "classifier" else ("shared",)
-        networks = {each: learned_network(width, chance) for each in names}
+        chance, width = torch.Generator().manual_seed(5), model.hidden_size + 3
         path = tmp_path_factory.mktemp(name) / f"{name}.json"
         facts = identity(model, "t") | {"threshold": 0.6}
+        points = list(map(str, model.exit_points))
+        if name == "hash":
+            shares = torch.rand(model.vocab_size, len(points), generator=chance).half()
+            tensors = {"token_ids": torch.arange(model.vocab_size).int(), "shares": shares}
+            write_artefact(path, name, tensors, facts | {"threshold": 0.8})
+            return Hash(table=str(path))
+        if name == "predictor":
+            tensors = {}
+            for point in points:
+                tensors |= learned_network(12, chance).tensors(point)
+            described = {"candidates": 4, "head": "full", "activation": "relu"}
+            write_artefact(path, name, tensors, facts | described)
+            return Predictor(head="full", predictor=str(path))
+        of_each = name in ("classifier", "consistent")
+        networks = {each: learned_network(width, chance) for each in (points if of_each else ("shared",))}
         write_controller(path, name, OBSERVATIONS["rich"], networks, facts)
-        return makers[name](str(path))
+        if name == "rl":
+            return ReinforcementLearning(agent=str(path))
+        if name == "consistent":
+            return Consistent(policies=str(path))
+        return {"classifier": Classifier, "lte": LearnToExit}[name](heads=str(path))
 
     return make
+
+
+def decode_open(
+    engine: Engine, rows: Sequence[tuple[Sequence[int], Strategy, int]], kv: str = "recompute", seed: int = 0
+) -> tuple[list[Generation], dict[int, Exception]]:
+    """Decode (prompt, strategy, limit) rows in one open batch, each by its own rule; return them and what failed."""
+    tally = [Generation() for _ in rows]
+    exits = RowExits(engine.info, "cpu", tally)
+    batch = engine.open(len(rows), 60, kv, exits, tally)
+    batch.with_log_probabilities = True
+    for row, (prompt, strategy, limit) in enumerate(rows):
+        exits.join(row, strategy, seed)
+        batch.join(row, prompt, limit)
+        batch.prefill([row])
+    while batch.running:
+        batch.step()
+        for row in exits.failures:
+            batch.drop(row)
+    return tally, exits.failures
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Rules that end drafts: their arithmetic by hand, and what the engine tells them."""
+"""Draft rules: what they propose, where they end drafts, by hand, and what the engine tells them."""
 
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,10 +13,9 @@ import torch
 from torch import Tensor
 
 from harness.contracts import Batch, Draft, DraftRule, DraftView, Lossless, ModelInfo, Strategy, UnitCosts
-from harness.decoding.drafting import DraftSettings
 from harness.decoding.drafts.expected import Expected
+from harness.decoding.drafts.lookup import Lookup
 from harness.decoding.drafts.product import Product
-from harness.decoding.exits import AskedExits
 from harness.decoding.generation import Generation
 from harness.errors import OptionError
 from strategies.confidence import Confidence
@@ -75,13 +75,6 @@ def test_a_draft_ends_where_one_more_token_would_not_pay(
     assert ends(Expected().start(INFO, BATCH), probabilities, layer) == after
 
 
-def test_costs_are_told_or_else_bytes() -> None:
-    assert (INFO.costs.draft(2, 10), INFO.costs.deep(10)) == (6, 13)
-    plain = ModelInfo("model", "llama", 10, 8, 97, (2,), 100, "float32", "random", 40, 300, 1, 1, shortcut_bytes=7)
-    assert plain.costs == UnitCosts(40, 300, 7, "bytes of weights read")
-    assert plain.costs.draft(2, 10) == 387
-
-
 @pytest.mark.parametrize(
     ("changed", "after"),
     [
@@ -109,7 +102,7 @@ class Noted(DraftRule):
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
         return self
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         return self.proposed if len(draft.tokens) == 2 else ()
 
     def verified(self, draft: Draft, accepted: int) -> None:
@@ -189,22 +182,6 @@ def test_what_a_source_proposes_has_no_probability(llama: Any, prompts: list[lis
         assert len(draft.probabilities) == 2
 
 
-def test_a_lossy_row_beside_a_rule_that_needs_probabilities(llama: Any, prompts: list[list[int]]) -> None:
-    tally = [Generation() for _ in prompts]
-    rule, needing = Fixed(3).start(llama.info, Batch((0, 0, 0), "cpu")), Needing()
-    batch = llama.engine.open(len(prompts), 64, "recompute", AskedExits(rule, (3,), tally), tally)
-    batch.with_log_probabilities = True
-    for row, prompt in enumerate(prompts):
-        batch.join(row, prompt, NEW, lossless=DraftSettings(4, (needing,)) if row == 1 else None)
-    batch.prefill(range(len(prompts)))
-    while batch.running:
-        batch.step()
-    alone = llama.engine.decode(prompts[:1], Fixed(3), kv="recompute", max_new_tokens=[NEW])
-    assert tally[0].token_ids == alone[0].token_ids
-    assert [len(one.log_probabilities) for one in tally] == [NEW] * 3
-    assert all(len(draft.probabilities) == len(draft.tokens) for draft in needing.drafts)
-
-
 @pytest.mark.parametrize("length", [1, 3, 7])
 def test_layerskip_drafts_as_many_tokens_as_it_says(llama: Any, prompts: list[list[int]], length: int) -> None:
     for prompt in prompts:
@@ -224,6 +201,7 @@ def test_the_longest_draft_of_a_run_bounds_layerskip_s(llama: Any, prompts: list
     assert max(drafted for drafted, _ in rule.lengths) == 3
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("rule", [Product(0.5), Product(0.9), Expected()], ids=str)
 @pytest.mark.parametrize("strategy", [Fixed(3), Random(0.7), Confidence(0.2)], ids=str)
 def test_drafts_end_where_the_rule_alone_says(
@@ -242,13 +220,6 @@ def test_drafts_end_where_the_rule_alone_says(
                 draft.probabilities[:count],
             )
             assert not alone.verify_now(part)
-
-
-def test_a_rule_makes_drafts_shorter(llama: Any, prompts: list[list[int]]) -> None:
-    free, bound = Needing(), Needing()
-    decoded(llama, prompts, Fixed(3), free, most=8)
-    decoded(llama, prompts, Fixed(3), bound, Product(0.9), most=8)
-    assert max(len(draft.tokens) for draft in bound.drafts) < max(len(draft.tokens) for draft in free.drafts)
 
 
 # ------------------------------------------------------------------ watching a verification
@@ -284,6 +255,7 @@ class Watching(Noted):
             self.views.clear()
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("strategy", [Fixed(2), LayerSkip(3, 4), Random(0.8), Oracle()], ids=str)
 def test_what_is_watched_are_the_states_of_the_text(case: Any, prompts: list[list[int]], strategy: Strategy) -> None:
     """Every layer, against whole sequences read once."""
@@ -333,3 +305,60 @@ def test_what_full_depth_will_say_cannot_be_asked(llama: Any, prompts: list[list
 
     with pytest.raises(OptionError, match="cannot look ahead"):
         decoded(llama, prompts[:1], Fixed(2), Peeking())
+
+
+def proposed(text: Sequence[int], draft: Sequence[int] = (), most: int = 16, **options: int) -> list[int]:
+    rule = Lookup(**options).start(None, Batch((0,), "cpu"))  # type: ignore[arg-type]
+    return list(rule.propose(Draft(0, text[:-1], text[-1:], list(draft)), most))
+
+
+@pytest.mark.parametrize(
+    ("text", "draft", "found"),
+    [
+        ([1, 2, 3, 4, 5, 6, 1, 2], [], [3, 4, 5, 6, 1, 2]),
+        ([1, 2, 3, 4, 5, 9, 9, 1, 2, 3], [], [4, 5, 9, 9, 1, 2]),
+        ([7, 2, 3, 4, 8, 1, 2, 3, 5, 6, 0, 1, 2, 3], [], [5, 6, 0, 1, 2, 3]),  # three known tokens before two
+        ([1, 2, 3, 8, 8, 1, 2, 4, 8, 9, 1, 2], [], [4, 8, 9, 1, 2, 4]),  # the latest occurrence
+        ([1, 2, 3, 4], [], []),
+        ([4, 1, 2, 3, 9, 4, 1], [2], [3, 9, 4, 1, 2, 3]),  # the draft counts as said
+        ([5, 6], [5, 6], []),  # and is no text to look up in
+        ([3, 3, 3], [], [3, 3, 3, 3, 3, 3]),  # a text that repeats itself goes on so
+        ([1, 2, 1, 2], [], [1, 2, 1, 2, 1, 2]),
+        ([1], [], []),
+    ],
+)
+def test_what_followed_the_time_before(text: list[int], draft: list[int], found: list[int]) -> None:
+    assert proposed(text, draft) == found
+
+
+def test_no_more_than_asked_for() -> None:
+    assert proposed([1, 2, 3, 4, 5, 1, 2], most=2) == [3, 4]
+    assert proposed([1, 2, 3, 4, 5, 1, 2], k=1) == [3]
+    assert proposed([1, 2, 3, 4, 1], min_n=1, k=2) == [2, 3]
+    assert proposed([1, 2, 3, 4, 1], k=2) == []
+
+
+def test_a_text_that_grows_is_searched_as_if_it_were_new() -> None:
+    """Against a search from scratch, with rows that end and others that take their place."""
+    draw = random.Random(0)
+    rule = Lookup(n=3, min_n=2, k=5).start(None, Batch((0, 0), "cpu"))  # type: ignore[arg-type]
+    for _ in range(60):
+        prompt, said = [draw.randrange(4) for _ in range(draw.randrange(1, 12))], [draw.randrange(4)]
+        draft = Draft(row := draw.randrange(2), prompt, said)
+        for _ in range(10):
+            drafted = [draw.randrange(4) for _ in range(draw.randrange(3))]
+            draft.tokens[:] = drafted
+            expected = searched([*prompt, *said], drafted, 5)
+            assert list(rule.propose(draft, 5)) == expected, (row, prompt, said, drafted)
+            said += [draw.randrange(4) for _ in range(draw.randrange(1, 4))]
+
+
+def searched(text: list[int], draft: list[int], count: int) -> list[int]:
+    whole = text + draft
+    for size in (3, 2):
+        for end in range(len(text) - 1, size - 1, -1):
+            if len(whole) >= size and text[end - size : end] == whole[len(whole) - size :]:
+                for place in range(end, end + count):
+                    whole.append(text[place] if place < len(text) else whole[place])
+                return whole[len(text) + len(draft) :]
+    return []

@@ -186,10 +186,3 @@ def test_a_verification_counts_as_one_whatever_its_length() -> None:
     # stood: (0.9/2 + 4 · 0.5) / (1/2 + 4) = .5444; replaced: (0.3/2 + 0.1) / (1/2 + 1) = .1667; midway .3556
     assert not ends(rule, 0.36)
     assert ends(rule, 0.35)
-
-
-def test_rows_have_estimates_of_their_own() -> None:
-    rule = hand_fed()
-    tell(rule, 2, 1, 0.9)
-    assert rule.rates(1) == {2: 0.5, 6: 0.5}
-    assert rule.rates(0) != rule.rates(1)

@@ -52,7 +52,7 @@ def test_graphs_make_the_same_tokens(
 def test_drafts_yield_full_depths_tokens(engine: Callable[..., Engine], prompts: list[list[int]]) -> None:
     one = engine()
     full = one.decode(prompts, Full(), kv="recompute", max_new_tokens=[16] * 3)
-    made = one.decode(prompts, Fixed(layer=3), kv="recompute", max_new_tokens=[16] * 3, lossless=Lossless(most=4))
+    made = one.decode(prompts, Fixed(layer=3), kv="recompute", max_new_tokens=[16] * 3, lossless=Lossless(draft_max=4))
     assert [row.token_ids for row in made] == [row.token_ids for row in full]
 
 

@@ -72,6 +72,7 @@ SLOTS = (
 )
 
 
+@pytest.mark.crossed
 @torch.inference_mode()
 @pytest.mark.parametrize("slots", SLOTS)
 @pytest.mark.parametrize("form", FORMS)
@@ -93,6 +94,7 @@ def test_layers_are_torch_s(packed: Callable[[str, str], Engine], form: str, slo
     assert untouched.sum() == mine.entries.numel() - mine.entries[:, 0, :, 0].numel() * len(slots)
 
 
+@pytest.mark.crossed
 @torch.inference_mode()
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("slots", SLOTS)
@@ -131,6 +133,7 @@ def test_states_that_a_policy_kept_in_another_type_are_filled_in(
     assert mine.entries.equal(theirs.entries)
 
 
+@pytest.mark.crossed
 @torch.inference_mode()
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", PACKED)

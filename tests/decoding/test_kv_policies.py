@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch import Tensor
 
 import harness.decoding
 from harness.contracts import Batch, ExitRule, ExitView, KVPolicy, ModelInfo, Strategy
+from harness.decoding.backbone import KVFiller
+from harness.decoding.blocks import Linear
 from harness.decoding.cache import KVCache
+from harness.decoding.engine import Engine
 from harness.decoding.kv.recompute import Recompute
 from harness.registry import KV_POLICIES
 from strategies.full import Full
@@ -100,19 +104,6 @@ def test_recompute_holds_the_keys_and_values_of_full_depth(
                 close(caches[0].values[layer, row, :, place], expected.layers[layer].values[0, :, place])
 
 
-def test_recompute_owes_nothing_after_a_full_depth_token(
-    llama: Any, prompts: list[list[int]], schedule: Any, caches: list[KVCache]
-) -> None:
-    planned = [[6, 4, 4, 2, 3, 1, 2, 5, 1, 6]]
-    done = llama.engine.decode(prompts[:1], schedule(planned), kv="recompute", max_new_tokens=[10])[0]
-    ids = prompts[0] + done.token_ids[:-1]
-    with torch.no_grad():
-        expected = llama.reference(torch.tensor([ids])).past_key_values
-    for layer in range(LAYERS):
-        close(caches[0].keys[layer, 0, :, : len(ids)], expected.layers[layer].keys[0])
-        close(caches[0].values[layer, 0, :, : len(ids)], expected.layers[layer].values[0])
-
-
 # ---------------------------------------------------------------------------------- propagate
 
 
@@ -127,28 +118,6 @@ def test_propagate_leaves_what_each_deeper_layer_makes_of_the_exit_hidden_state(
             length = len(prompt) + NEW - 2  # the last token's exit is never filled: nobody reads it
             close(caches[0].keys[layer, row, :, :length], expected.layers[layer].keys[0, :, :length])
             close(caches[0].values[layer, row, :, :length], expected.layers[layer].values[0, :, :length])
-
-
-def test_propagate_written_out_for_llama(
-    llama: Any, prompts: list[list[int]], schedule: Any, caches: list[KVCache]
-) -> None:
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    plan = schedule([[6, 2, 6]])
-    llama.engine.decode(prompts[:1], plan, kv="propagate", max_new_tokens=[3])
-    place = len(prompts[0])
-    (left,) = [sight for sight in plan.seen if (sight.layer, sight.position) == (2, place)]
-    core = llama.reference.model
-    with torch.no_grad():
-        state = left.hidden_state.clone()[None, None]
-        turn = core.rotary_emb(state, torch.tensor([[place]]))
-        for index in range(2, LAYERS):
-            layer = core.layers[index]
-            normed = layer.input_layernorm(state)
-            keys = layer.self_attn.k_proj(normed).view(1, 1, 2, 16).transpose(1, 2)
-            keys, _ = apply_rotary_pos_emb(keys, keys, *turn)
-            close(caches[0].keys[index, 0, :, place], keys[0, :, 0])
-            close(caches[0].values[index, 0, :, place], layer.self_attn.v_proj(normed).view(2, 16))
 
 
 # --------------------------------------------------------------------------------------- skip
@@ -192,34 +161,7 @@ def test_a_skipped_position_is_never_looked_at(
     assert unchanged == (kv == "skip")  # where positions are looked at, the damage must show
 
 
-def test_skip_hides_the_layers_that_did_not_run_and_no_others(
-    llama: Any, prompts: list[list[int]], schedule: Any, follow: Any
-) -> None:
-    # A token at layer 4 stands between one that left at 2 and one that left at 5.
-    planned = [[6, 2, 5, 4, 6]]
-    done = llama.engine.decode(prompts[:1], schedule(planned), kv="skip", max_new_tokens=[5])[0]
-    assert done.token_ids == follow(llama, "skip", prompts[0], planned[0]).sequence[len(prompts[0]) :]
-
-
 # --------------------------------------------------------------------------------------- none
-
-
-def test_without_a_cache_the_whole_prefix_runs_through_some_layers_for_every_token(
-    llama: Any, prompts: list[list[int]], schedule: Any, caches: list[KVCache]
-) -> None:
-    planned, prompt = [3, 6, 1, 5], prompts[1]
-    done = llama.engine.decode([prompt], schedule([planned]), kv="none", max_new_tokens=[4])[0]
-
-    core, sequence = llama.reference.model, list(prompt)
-    with torch.no_grad():
-        for layers in planned:
-            state = core.embed_tokens(torch.tensor([sequence]))
-            turn = core.rotary_emb(state, torch.arange(len(sequence))[None])
-            for layer in core.layers[:layers]:
-                state = layer(state, attention_mask=None, position_embeddings=turn)
-            sequence.append(int(llama.reference.lm_head(core.norm(state[0, -1])).argmax()))
-    assert done.token_ids == sequence[len(prompt) :]
-    assert caches == []
 
 
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
@@ -313,3 +255,46 @@ def test_the_loop_knows_no_policy_by_name() -> None:
     for file in folder.glob("*.py"):
         literals = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
         assert not literals & set(KV_POLICIES.names()), file
+
+
+LAYER = 2
+
+
+def test_every_skipped_layer_is_filled_from_where_it_stands_on_the_line(case: Any) -> None:
+    backbone = case.engine.backbone
+    width, layers = case.info.hidden_size, case.info.num_layers
+    hidden, final = torch.randn(2, width), torch.randn(2, width)
+    rotary = case.engine.rotary(8)
+    cache = KVCache(layers, 2, 8, backbone.heads, backbone.lm_head.weight)
+    KVFiller(backbone).fill(cache, rotary, LAYER, [0, 1], [5, 3], hidden, final)
+    tables = None if rotary is None else rotary.tables(torch.tensor([5, 3]))
+    for deeper in range(LAYER, layers):
+        share = (deeper - LAYER) / (layers - LAYER)
+        expected = backbone.blocks[deeper].fill((1 - share) * hidden + share * final, rotary, tables)
+        for slot, position in enumerate((5, 3)):
+            torch.testing.assert_close(cache.entries[deeper, slot, :, position], expected[slot], atol=1e-4, rtol=1e-4)
+
+
+def shifting(case: Any, by: float) -> dict[int, Linear]:
+    width = case.info.hidden_size
+    chance = torch.Generator().manual_seed(0)
+    weight = torch.eye(width) + by * torch.randn(width, width, generator=chance)
+    return {point: Linear(weight, torch.zeros(width)) for point in case.info.exit_points}
+
+
+@pytest.mark.parametrize("by", [0.0, 0.5])
+def test_a_shortcut_that_changes_nothing_fills_what_the_hidden_state_does(
+    llama: Any, prompts: list[list[int]], by: float, schedule: Any, exits: Any
+) -> None:
+    planned = exits(3, 12)  # deep tokens after shallow ones: they read what was filled
+    backbone = replace(llama.engine.backbone, shortcuts=shifting(llama, by))
+    tokens = [
+        [
+            one.token_ids
+            for one in Engine(backbone, llama.info, kv_input).decode(
+                prompts, schedule(planned), kv="propagate", max_new_tokens=[12] * 3
+            )
+        ]
+        for kv_input in ("hidden", "shortcut")
+    ]
+    assert (tokens[0] == tokens[1]) is (by == 0.0)

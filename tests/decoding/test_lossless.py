@@ -49,6 +49,7 @@ from strategies.random import Random
 from strategies.saturation import Saturation
 from strategies.schedule import Schedule
 from strategies.shortlist import Shortlist
+from tests.decoding.conftest import LEARNED
 
 NEW = 24
 LAYERS = 6
@@ -132,9 +133,9 @@ class Told(DraftRule):
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
         return self
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         there = len(draft.token_ids) + len(draft.tokens)
-        rest = list(enumerate(self.known[tuple(draft.prompt)]))[there : there + most]
+        rest = list(enumerate(self.known[tuple(draft.prompt)]))[there : there + max_tokens]
         wrong = {place for place, _ in rest if self.wrong_every and place % self.wrong_every == 0}
         return [(token + 1) % 97 if place in wrong else token for place, token in rest]
 
@@ -142,6 +143,7 @@ class Told(DraftRule):
         self.seen.append((len(draft.tokens), accepted))
 
 
+SOME = Random(0.6)
 STRATEGIES = [
     Full(),
     Fixed(2),
@@ -168,19 +170,24 @@ STRATEGIES = [
 
 @pytest.mark.crossed
 @pytest.mark.parametrize("most", [1, 2, 5, 16])
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
-def test_what_comes_out_is_full_depth_s(case: Any, prompts: list[list[int]], strategy: Strategy, most: int) -> None:
+@pytest.mark.parametrize("strategy", [*STRATEGIES, *LEARNED], ids=str)
+def test_what_comes_out_is_full_depth_s(
+    case: Any, prompts: list[list[int]], strategy: Strategy | str, most: int, learned: Any
+) -> None:
+    """Alone, and in a batch that rows leave in mid-draft; every layer runs once, and again for what is discarded."""
     expected = full(case.engine, prompts)
-    for batch in (prompts[:1], prompts):
-        seeds = list(range(len(batch)))
-        assert tokens(decoded(case.engine, batch, strategy, most, seeds=seeds)) == expected[: len(batch)]
+    drafting = learned(strategy, case.info) if isinstance(strategy, str) else strategy
+    for batch, limits in ((prompts[:1], [NEW]), (prompts, [3, NEW, 9])):
+        made = decoded(case.engine, batch, drafting, most, seeds=[3, 4, 5][: len(batch)], max_new_tokens=limits)
+        assert tokens(made) == [one[:limit] for one, limit in zip(expected, limits, strict=False)]
+        for one in made if drafting != Oracle() else ():  # whose rehearsals run layers of their own
+            assert one.layers_executed == (len(one.token_ids) - 1) * LAYERS + one.layers_discarded
 
 
 def test_every_registered_strategy_is_tried() -> None:
-    """Trained ones are held to it in ``test_trained_strategies.py``, and as they ship in ``tests/verifying``."""
-    registered = {REGISTERED.load(name) for name in REGISTERED.names() if name != "endpoint"}  # nothing the engine runs
-    trained = {REGISTERED.load(name) for name in ("classifier", "lte", "rl", "hash", "predictor", "consistent", "sec")}
-    assert registered - {type(one) for one in STRATEGIES} == trained
+    """But for what the engine does not run, and for what ends completions, which is tried as it ships."""
+    tried = {type(one) for one in STRATEGIES} | {REGISTERED.load(name) for name in (*LEARNED, "sec", "endpoint")}
+    assert {REGISTERED.load(name) for name in REGISTERED.names()} == tried - {Always, Never}
 
 
 def test_drafts_are_neither_always_right_nor_always_wrong(llama: Any, prompts: list[list[int]]) -> None:
@@ -198,6 +205,7 @@ class AllButTheFirst(Always):
         return view.rows > 0
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("strategy", [Always((2,)), AllButTheFirst((2,))], ids=str)
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_lossy_rows_and_lossless_ones_decode_together(
@@ -239,6 +247,7 @@ def test_known_exits_draft_as_they_did(llama: Any, prompts: list[list[int]]) -> 
     assert [one.layers_executed for one in again] == [(NEW - 1) * LAYERS] * len(prompts)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("wrong_every", [0, 2, 3, 7])
 @pytest.mark.parametrize("strategy", [Full(), Random(0.5), Always((2,))], ids=str)
 def test_a_source_proposes_and_full_depth_decides(
@@ -264,15 +273,7 @@ def test_proposals_cost_few_passes(llama: Any, prompts: list[list[int]]) -> None
     assert one.drafted_at[1:7] == [0, 0, 0, 0, 0, None]
 
 
-def test_what_a_completed_draft_costs(llama: Any, prompts: list[list[int]]) -> None:
-    """Every token runs every layer once; what is discarded runs for nothing, and is counted."""
-    for strategy in (Oracle(), Fixed(5), Random(0.7), Always((1,))):
-        for one in decoded(llama.engine, prompts, strategy, seeds=[1, 2, 3]):
-            if strategy != Oracle():  # whose rehearsals run layers of their own
-                kept = (len(one.token_ids) - 1) * LAYERS
-                assert one.layers_executed == kept + one.layers_discarded
-
-
+@pytest.mark.crossed
 @pytest.mark.parametrize("strategy", [Full(), Always((1,)), Always((3,)), Random(0.6), Fixed(5)], ids=str)
 @pytest.mark.parametrize("place", [0, 1, 2, 5, 9])
 @pytest.mark.parametrize("proposed", [False, True])
@@ -309,39 +310,26 @@ def test_a_draft_that_seems_to_end_goes_on_where_it_is_replaced(llama: Any, prom
         assert tokens(made) == [expected[row]]
 
 
-def test_rows_of_different_limits_leave_in_mid_draft(case: Any, prompts: list[list[int]]) -> None:
-    limits = [3, 17, 9]
-    expected = full(case.engine, prompts, max_new_tokens=limits)
-    for strategy in (Always((1,)), Random(0.6), Fixed(4), Oracle()):
-        made = decoded(case.engine, prompts, strategy, 5, max_new_tokens=limits, seeds=[3, 4, 5])
-        assert tokens(made) == expected
-
-
 def test_the_last_position_can_be_reached(case: Any) -> None:
     reach = case.info.max_positions
     prompt = [5 + i % 50 for i in range(reach - 6)]
     expected = full(case.engine, [prompt], max_new_tokens=[6])
-    for strategy, sources in ((Always((1,)), []), (Random(0.7), []), (Full(), [Lookup(least=1)])):
+    for strategy, sources in ((Always((1,)), []), (Random(0.7), []), (Full(), [Lookup(min_n=1)])):
         (one,) = decoded(case.engine, [prompt], strategy, 16, max_new_tokens=[6], sources=sources)
         assert [one.token_ids] == expected
         assert one.drafts
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
-    ("strategy", "wrong_every"),
-    [
-        (Always((1,)), None),
-        (Random(0.6), None),
-        (Fixed(5), None),
-        (Confidence(0.3), None),
-        (Full(), 3),
-        (Random(0.6), 5),
-    ],
+    "drafted_by",
+    [(Always((1,)), None), (Random(0.6), None), (Fixed(5), None), (Confidence(0.3), None), (Full(), 3), (SOME, 5)],
     ids=str,
 )
 def test_keys_and_values_are_those_of_a_run_that_never_drafted(
-    case: Any, prompts: list[list[int]], strategy: Strategy, wrong_every: int | None, monkeypatch: pytest.MonkeyPatch
+    case: Any, prompts: list[list[int]], drafted_by: tuple[Strategy, int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    strategy, wrong_every = drafted_by
     known = {tuple(prompt): made for prompt, made in zip(prompts, full(case.engine, prompts), strict=True)}
     sources = [] if wrong_every is None else [Told(known, wrong_every)]
     caches: list[Any] = []
@@ -389,18 +377,12 @@ def test_a_strategy_may_end_its_drafts(llama: Any, prompts: list[list[int]]) -> 
     assert short[0].drafts >= 2 * (short[0].verifications - 1)
 
 
-@pytest.mark.parametrize("kv", ["propagate", "skip", "none"])
-def test_a_policy_under_which_nothing_waits_is_refused(llama: Any, prompts: list[list[int]], kv: str) -> None:
-    with pytest.raises(OptionError, match=rf"under --kv {kv} none do. Use --kv recompute, or --decode lossy"):
-        llama.engine.decode(prompts, Fixed(2), kv=kv, max_new_tokens=[3] * 3, lossless=Lossless())
-
-
 def test_a_proposal_beyond_the_vocabulary_is_refused(llama: Any, prompts: list[list[int]]) -> None:
     class Wild(DraftRule):
         def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
             return self
 
-        def propose(self, draft: Draft, most: int) -> Sequence[int]:
+        def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
             return [97]
 
     lossless = Lossless(sources=(Wild(),))
@@ -425,6 +407,7 @@ class Halved(CheapHead):
         return HeadLogits(states @ self._rows.t(), self._tokens)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("strategy", [Always((5,)), Random(0.6), Confidence(0.3), Oracle()], ids=str)
 def test_drafts_may_be_read_by_a_cheap_head(
     case: Any, prompts: list[list[int]], strategy: Strategy, monkeypatch: pytest.MonkeyPatch

@@ -14,8 +14,6 @@ from torch import Tensor
 from harness.contracts import ExitView, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
-from harness.decoding.exits import RowExits
-from harness.decoding.generation import Generation
 from harness.decoding.readings import best, choices, not_finite
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ModelError
@@ -28,6 +26,7 @@ from strategies.margin import Margin
 from strategies.oracle import Oracle
 from strategies.patience import Patience
 from strategies.random import Random
+from tests.decoding.conftest import decode_open
 
 LAYERS, NEW = 6, 8
 NAN, INFINITY = math.nan, math.inf
@@ -64,6 +63,7 @@ def broken_last_layer(make_case: Callable[..., Any]) -> Any:
 # ------------------------------------------------------------------------------------ one choice
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("columns", [1, 97, 49152])
 def test_the_choice_is_argmax_with_its_logit(dtype: torch.dtype, columns: int) -> None:
@@ -76,6 +76,7 @@ def test_the_choice_is_argmax_with_its_logit(dtype: torch.dtype, columns: int) -
         assert choices((tokens, values)) == [(row.index(max(row)), max(row)) for row in logits.tolist()]
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("place", [0, 40, 96])
 def test_one_logit_tells_of_all(dtype: torch.dtype, place: int) -> None:
@@ -135,43 +136,6 @@ def test_a_row_fails_at_the_token_where_it_overflows(llama: Any, prompts: list[l
     assert [str(one.failure) for one in replayed] == [str(one.failure) for one in done]
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_a_failed_row_leaves_nothing_to_the_next_one(llama: Any, prompts: list[list[int]], kv: str) -> None:
-    bad = next(token for token in prompts[1] if token not in prompts[0] + prompts[2])
-    strategy = Random(probability=0.3)
-    tally = [Generation(), Generation()]
-    engine = poisoned(llama, bad)
-    exits = RowExits(engine.info, "cpu", tally)
-    batch = engine.open(2, 40, kv, exits, tally)
-    batch.with_log_probabilities = True
-    made = []
-    for prompt in (prompts[1], prompts[2]):
-        for row, tokens in ((0, prompt), (1, prompts[0])):
-            exits.join(row, strategy, 7)
-            batch.join(row, tokens, NEW)
-            batch.prefill([row])
-        while batch.running:
-            batch.step()
-        made.append(list(tally))
-    assert made[0][0].failure is not None
-    for one, prompt in ((made[0][1], prompts[0]), (made[1][0], prompts[2]), (made[1][1], prompts[0])):
-        (alone,) = decode(llama.engine, [prompt], strategy, kv, seeds=[7])
-        if bad not in alone.token_ids:
-            assert (one.failure, one.token_ids) == (None, alone.token_ids)
-            assert len(one.log_probabilities) == NEW
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_an_infinite_bias_of_the_head_fails_every_row(case: Any, kv: str, prompts: list[list[int]]) -> None:
-    head = case.engine.backbone.lm_head
-    bias = torch.zeros(head.weight.shape[0])
-    bias[5] = INFINITY
-    done = decode(engine_with(case, lm_head=Linear(head.weight, bias)), prompts, Full(), kv)
-    assert {str(one.failure).partition(":")[0] for one in done} == {
-        f"logits of layer {LAYERS} are not finite at token 1"
-    }
-
-
 def test_exits_before_the_layer_that_overflows_are_sound(broken_last_layer: Any, prompts: list[list[int]]) -> None:
     engine = broken_last_layer.engine
     assert all(one.failure is None for one in decode(engine, prompts, Fixed(layer=3), "none"))
@@ -182,21 +146,6 @@ def test_exits_before_the_layer_that_overflows_are_sound(broken_last_layer: Any,
 def test_full_depth_that_makes_no_choice_is_refused(broken_last_layer: Any, prompts: list[list[int]]) -> None:
     with pytest.raises(ModelError, match=f"logits of layer {LAYERS} are not finite at token 1: "):
         TeacherForcing(broken_last_layer.engine, prompts[0], NEW)
-
-
-def test_full_depth_makes_no_choice_along_a_text_that_overflows(llama: Any, prompts: list[list[int]]) -> None:
-    bad = next(token for token in range(97) if token not in prompts[0])
-    good = next(token for token in range(97) if token != bad)
-    forced = TeacherForcing(poisoned(llama, bad), prompts[0], NEW)
-    assert len(forced.choices([good, good, bad])) == 3  # nothing reads the last one
-    with pytest.raises(ModelError, match=r"not finite at token [234]: "):  # its pass reads all: 0 × NaN is NaN
-        forced.choices([good, good, bad, good])
-
-
-def test_tokens_that_are_none_of_the_models_are_refused(llama: Any) -> None:
-    for wrong in (-1, 97, 10**30):
-        with pytest.raises(ModelError, match=rf"^token id {wrong} is outside the vocabulary of llama \(size 97\)"):
-            decode(llama.engine, [[1, 2], [3, wrong]], Full(), "propagate")
 
 
 # ---------------------------------------------------------------------------------------- scores
@@ -230,12 +179,6 @@ def test_a_score_that_is_no_number_decides_nothing(
         assert str(one.failure).startswith(f"logits of layer 2 are not finite at token {token}: ")
 
 
-def test_the_oracle_compares_with_no_token_that_is_none(broken_last_layer: Any, prompts: list[list[int]]) -> None:
-    for one in decode(broken_last_layer.engine, prompts, Oracle(), "none"):
-        assert "not finite at token 1: " in str(one.failure)
-        assert len(one.token_ids) <= 1
-
-
 @dataclass(frozen=True)
 class Kept(Strategy):
     """Keeps one score per row: ``value`` for rows of even positions, and 0 for others."""
@@ -265,20 +208,13 @@ def test_an_infinite_score_compares(llama: Any, prompts: list[list[int]]) -> Non
 
 
 def test_rows_with_rules_of_their_own_fail_alone(llama: Any, prompts: list[list[int]]) -> None:
-    tally = [Generation(), Generation(), Generation()]
-    exits = RowExits(llama.engine.info, "cpu", tally)
-    batch = llama.engine.open(3, 40, "propagate", exits, tally)
     strategies = (Confidence(threshold=0.6), Kept(NAN), Random(probability=0.3))
-    for row, strategy in enumerate(strategies):
-        exits.join(row, strategy, 7)
-        batch.join(row, prompts[row], NEW)
-    batch.prefill([0, 1, 2])
-    while batch.running:
-        batch.step()
-    assert [one.failure is None for one in tally] == [True, False, True]
+    rows = [(prompts[row], one, NEW) for row, one in enumerate(strategies)]
+    made, _ = decode_open(llama.engine, rows, "propagate", 7)
+    assert [one.failure is None for one in made] == [True, False, True]
     for row in (0, 2):
         (alone,) = decode(llama.engine, [prompts[row]], strategies[row], "propagate", seeds=[7])
-        assert (tally[row].token_ids, tally[row].exit_layers) == (alone.token_ids, alone.exit_layers)
+        assert (made[row].token_ids, made[row].exit_layers) == (alone.token_ids, alone.exit_layers)
 
 
 # ------------------------------------------------------------------------------------ stop rules

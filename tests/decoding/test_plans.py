@@ -11,15 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import LM_HEAD, ExitView, Lossless, ModelInfo, PlannedRule, Strategy
+from harness.contracts import ExitView, Lossless, ModelInfo, PlannedRule, Strategy
 from harness.contracts import strategies as contract
 from harness.decoding import exits as engine_exits
-from harness.decoding.exits import RowExits
-from harness.decoding.generation import Generation
 from harness.registry import KV_POLICIES
 from harness.running.operating_points import NeverExits
 from strategies.confidence import Confidence
 from strategies.schedule import Schedule
+from tests.decoding.conftest import decode_open
 from tests.decoding.test_state_tests import facts
 
 NEW, LAYERS = 10, 6
@@ -64,17 +63,19 @@ def by_asking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine_exits, "plan_of", lambda _: None)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize(
-    ("kv", "lossless"),
+    "way",
     [*((kv, None) for kv in KV_POLICIES.names()), ("recompute", Lossless(4))],
     ids=[*KV_POLICIES.names(), "lossless"],
 )
 @pytest.mark.parametrize("strategy", PLANNED, ids=lambda one: type(one).__name__)
 def test_tokens_and_counts_are_those_of_asking(
-    llama: Any, prompts: list[list[int]], strategy: Strategy, kv: str, lossless: Lossless | None,
-    asked: list[int], monkeypatch: pytest.MonkeyPatch,
+    llama: Any, prompts: list[list[int]], strategy: Strategy, way: tuple[str, Lossless | None], asked: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Of one row, and of rows that leave at different layers and end at different places."""
+    kv, lossless = way
     layers, drafts = set(), 0
     for rows, limits in ((prompts[:1], [NEW]), (prompts, [NEW, 4, 7])):
         settings: dict[str, Any] = {"kv": kv, "max_new_tokens": limits, "lossless": lossless}
@@ -95,22 +96,11 @@ def test_rows_of_an_open_batch_follow_their_plans_beside_rows_that_are_asked(
     llama: Any, prompts: list[list[int]], asked: list[int]
 ) -> None:
     strategies: tuple[Strategy, ...] = (OfToken(), Confidence(threshold=0.6), AtSome(factor=2))
-    tally = [Generation() for _ in strategies]
-    exits = RowExits(llama.engine.info, "cpu", tally)
-    batch = llama.engine.open(3, 60, "recompute", exits, tally)
-    for row, strategy in enumerate(strategies):
-        exits.join(row, strategy, 0)
-        batch.join(row, prompts[row], NEW)
-        batch.prefill([row])
-    while batch.running:
-        batch.step()
+    made, _ = decode_open(llama.engine, [(prompts[row], one, NEW) for row, one in enumerate(strategies)])
     assert not asked
-    for row, strategy in enumerate(strategies):
-        (alone,) = llama.engine.decode([prompts[row]], strategy, kv="recompute", max_new_tokens=[NEW])
-        made = tally[row]
-        assert (made.token_ids, made.exit_layers, made.exit_checks) == (
-            alone.token_ids, alone.exit_layers, alone.exit_checks,
-        )  # fmt: skip
+    for prompt, strategy, one in zip(prompts, strategies, made, strict=True):
+        (alone,) = llama.engine.decode([prompt], strategy, kv="recompute", max_new_tokens=[NEW])
+        assert (one.token_ids, one.exit_layers, one.counts) == (alone.token_ids, alone.exit_layers, alone.counts)
 
 
 @dataclass(frozen=True)
@@ -120,25 +110,6 @@ class Forgetful(PlannedRule, Strategy):
     def planned_layer(self, token_ids: Sequence[int]) -> None:
         if len(token_ids) >= 2:
             raise RuntimeError("no more")
-
-
-def test_a_plan_that_fails_stops_its_own_row_only(llama: Any, prompts: list[list[int]]) -> None:
-    tally = [Generation(), Generation()]
-    exits = RowExits(llama.engine.info, "cpu", tally)
-    batch = llama.engine.open(2, 60, "propagate", exits, tally)
-    for row, strategy in enumerate((Forgetful(), OfToken())):
-        exits.join(row, strategy, 0)
-        batch.join(row, prompts[row], NEW)
-        batch.prefill([row])
-    while batch.running:
-        batch.step()
-        for row in exits.failures:
-            batch.drop(row)
-    assert str(exits.failures[0]) == "no more"
-    (alone,) = llama.engine.decode([prompts[1]], OfToken(), kv="propagate", max_new_tokens=[NEW])
-    assert tally[1].token_ids == alone.token_ids
-    with pytest.raises(RuntimeError, match="no more"):
-        llama.engine.decode([prompts[0]], Forgetful(), kv="propagate", max_new_tokens=[NEW])
 
 
 @dataclass(frozen=True)
@@ -161,12 +132,6 @@ def test_a_probe_plans_and_never_leaves(llama: Any, prompts: list[list[int]], as
     (made,) = llama.engine.decode([prompts[0]], NeverExits(OfToken()), kv="recompute", max_new_tokens=[NEW])
     assert set(made.exit_layers) == {LAYERS}
     assert made.exit_checks == len(llama.engine.info.exit_points) * (NEW - 1)
-    assert not asked
-
-
-def test_what_a_check_takes_is_its_share_of_a_plan(llama: Any, asked: list[int]) -> None:
-    times = llama.engine._bench().drafting(OfToken(), LM_HEAD)
-    assert 0.0 < times.check_s < 1e-4
     assert not asked
 
 

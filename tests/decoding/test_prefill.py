@@ -161,14 +161,6 @@ def test_other_rows_make_tokens_while_a_prompt_is_read(
     assert facts(opened.tally[1]) == alone(llama.engine, long, kv, strategy)
 
 
-def test_prefill_charges_nothing_to_a_row(llama: Any, draw: Callable[..., list[int]]) -> None:
-    opened = Opened(llama.engine)
-    opened.join(0, draw(LONG), new=1)
-    opened.finish(16)
-    made = opened.tally[0]
-    assert (made.layers_executed, made.lm_head_evaluations, made.exit_checks) == (0, 0, 0)
-
-
 # ----------------------------------------------------------------------------------------- reuse
 
 
@@ -241,25 +233,6 @@ def test_owners_share_nothing(
 
 
 @pytest.mark.parametrize("kv", CACHED)
-def test_what_a_running_row_has_read_is_copied(
-    llama: Any, kv: str, draw: Callable[..., list[int]], read: list[Piece]
-) -> None:
-    first, strategy = draw(LONG), Random(probability=0.3)
-    second = [*first[:50], *draw(9, 5)]
-    opened = Opened(llama.engine, kv)
-    opened.join(1, first, strategy)
-    opened.batch.prefill([1])
-    opened.batch.step()
-    read.clear()
-    row = opened.batch.row_for(second, "me", {0, 2})
-    assert opened.join(row, second, strategy) == 50
-    opened.finish()
-    assert read == [Piece((0,), 50, tuple(second[50:]))]
-    assert facts(opened.tally[0]) == alone(llama.engine, second, kv, strategy)
-    assert facts(opened.tally[1]) == alone(llama.engine, first, kv, strategy)
-
-
-@pytest.mark.parametrize("kv", CACHED)
 def test_what_is_not_reused_is_wiped(llama: Any, kv: str, draw: Callable[..., list[int]]) -> None:
     """A neighbour's longer row has attention look at what lies behind a row, masked: 0 × NaN would be NaN."""
     first, strategy = draw(LONG), Random(probability=0.3)
@@ -288,13 +261,6 @@ def test_a_row_whose_logits_were_not_finite_is_never_reused(
     made = facts(opened.serve(0, prompt))
     assert [piece.start for piece in read] == [0]
     assert made == alone(llama.engine, prompt, kv)
-
-
-def test_a_row_is_forgotten_when_it_is_said_so(llama: Any, draw: Callable[..., list[int]]) -> None:
-    prompt, opened = draw(LONG), Opened(llama.engine)
-    opened.serve(0, prompt)
-    opened.batch.forget(0)
-    assert opened.join(0, prompt) == 0
 
 
 @pytest.mark.parametrize("kv", CACHED)
@@ -328,14 +294,6 @@ def test_without_a_cache_there_is_nothing_to_reuse(llama: Any, draw: Callable[..
         assert not opened.batch.reading
         opened.finish()
         assert facts(opened.tally[0]) == expected
-
-
-def test_a_closed_batch_reads_every_prompt_in_one_piece(
-    llama: Any, draw: Callable[..., list[int]], read: list[Piece]
-) -> None:
-    prompt = draw(LONG)
-    llama.engine.decode([prompt, prompt, prompt[:40]], Full(), kv="propagate", max_new_tokens=[2, 2, 2])
-    assert read == [Piece((0, 1, 2), 0, tuple(prompt))]
 
 
 def test_many_requests_of_some_owners_yield_what_each_yields_alone(case: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import ExitView, Strategy
+from harness.contracts import ExitView, Lossless, Strategy
+from harness.decoding.exits import RowExits
 from harness.decoding.families import check_config, position_limit
 from harness.errors import ModelError, OptionError
 from harness.registry import FAMILIES, KV_POLICIES
@@ -15,23 +16,26 @@ from strategies.full import Full
 
 
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_an_empty_prompt(llama: Any, kv: str) -> None:
-    with pytest.raises(ModelError, match="no tokens"):
-        llama.engine.decode([[1, 2], []], Full(), kv=kv, max_new_tokens=[2, 2])
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_a_prompt_and_completion_beyond_the_positions(llama: Any, kv: str) -> None:
-    with pytest.raises(ModelError, match="need 161 positions, llama has 160"):
-        llama.engine.decode([[1, 2], [3] * 158], Full(), kv=kv, max_new_tokens=[2, 3])
+def test_what_the_engine_cannot_decode_is_refused(llama: Any, kv: str) -> None:
+    engine = llama.engine
+    for prompts, limits, said in (
+        ([[1, 2], []], [2, 2], "no tokens"),
+        ([[1, 2], [3] * 158], [2, 3], "need 161 positions, llama has 160"),
+        ([[1, 2], [3, -1]], [2, 2], r"^token id -1 is outside the vocabulary of llama \(size 97\)"),
+        ([[1, 2], [3, 10**30]], [2, 2], f"^token id {10**30} is outside"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            engine.decode(prompts, Full(), kv=kv, max_new_tokens=limits)
     with pytest.raises(ModelError, match="need 161 positions"):
-        llama.engine.replay([[3] * 158], [[6, 6, 6]], kv=kv, max_new_tokens=[3])
-    assert len(llama.engine.decode([[3] * 158], Full(), kv=kv, max_new_tokens=[2])[0].token_ids) == 2
-
-
-def test_limits_that_are_not_one_per_row(llama: Any) -> None:
+        engine.replay([[3] * 158], [[6, 6, 6]], kv=kv, max_new_tokens=[3])
+    with pytest.raises(ModelError, match="positions"):
+        engine.open(1, 10**6, kv, RowExits(engine.info, "cpu", []), [])
     with pytest.raises(ValueError, match=r"shorter|longer"):
-        llama.engine.decode([[1], [2]], Full(), kv="none", max_new_tokens=[2])
+        engine.decode([[1], [2]], Full(), kv=kv, max_new_tokens=[2])
+    if kv != "recompute":
+        with pytest.raises(OptionError, match=rf"under --kv {kv} none do. Use --kv recompute, or --decode lossy"):
+            engine.decode([[1]], Full(), kv=kv, max_new_tokens=[3], lossless=Lossless())
+    assert len(engine.decode([[3] * 158], Full(), kv=kv, max_new_tokens=[2])[0].token_ids) == 2
 
 
 @pytest.mark.parametrize(
@@ -62,29 +66,22 @@ def config(family: str, **changes: Any) -> Any:
     return AutoConfig.for_model(family, **changes)
 
 
-@pytest.mark.parametrize("family", FAMILIES.names())
-def test_supported_families_pass(family: str) -> None:
-    check_config(config(family))
-
-
-def test_other_families_are_refused_with_a_list() -> None:
+def test_what_a_family_reads_exactly_passes_and_no_more() -> None:
+    for family in FAMILIES.names():
+        check_config(config(family))
     with pytest.raises(ModelError, match=r"'bloom' is not supported\. Supported: gpt2, gpt_neox, llama, mistral, opt"):
         check_config(config("bloom"))
+    llama = config("llama")
+    for kind in ("default", "linear", "llama3", "yarn", "dynamic", "longrope"):
+        llama.rope_parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+        if kind in ("dynamic", "longrope"):
+            with pytest.raises(ModelError, match=f"'{kind}' changes with the sequence length"):
+                check_config(llama)
+        else:
+            check_config(llama)
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_rotary_scaling_that_moves_with_the_length_is_refused(kind: str) -> None:
-    crooked = config("llama")
-    crooked.rope_parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
-    with pytest.raises(ModelError, match=f"'{kind}' changes with the sequence length"):
-        check_config(crooked)
-
-
-@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
-def test_rotary_scaling_that_stands_still_passes(kind: str) -> None:
-    steady = config("llama")
-    steady.rope_parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
-    check_config(steady)
+SLIDES = {"max_position_embeddings": 8192, "sliding_window": 512, "use_sliding_window": True}
 
 
 @pytest.mark.parametrize(
@@ -96,15 +93,12 @@ def test_rotary_scaling_that_stands_still_passes(kind: str) -> None:
         ("mistral", {"max_position_embeddings": 8192, "sliding_window": 512}, 512),
         ("mistral", {"max_position_embeddings": 256, "sliding_window": 512}, 256),
         ("mistral", {"max_position_embeddings": 8192, "sliding_window": None}, 8192),
-        ("qwen2", {"max_position_embeddings": 8192, "sliding_window": 512, "use_sliding_window": False}, 8192),
-        ("qwen2", {"max_position_embeddings": 8192, "sliding_window": 512, "use_sliding_window": True,
-                   "max_window_layers": 2}, 512),
-        ("qwen3", {"max_position_embeddings": 8192, "sliding_window": 512, "use_sliding_window": True,
-                   "max_window_layers": 0}, 512),
-        ("qwen2", {"max_position_embeddings": 8192, "sliding_window": 512, "use_sliding_window": True,
-                   "max_window_layers": 40}, 8192),  # no layer slides
+        ("qwen2", SLIDES | {"use_sliding_window": False}, 8192),
+        ("qwen2", SLIDES | {"max_window_layers": 2}, 512),
+        ("qwen3", SLIDES | {"max_window_layers": 0}, 512),
+        ("qwen2", SLIDES | {"max_window_layers": 40}, 8192),  # no layer slides
     ],
-)  # fmt: skip
+)
 def test_a_sliding_window_limits_the_positions(family: str, changes: dict[str, Any], limit: int) -> None:
     assert position_limit(config(family, **changes)) == limit
 

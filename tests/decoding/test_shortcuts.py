@@ -59,20 +59,6 @@ def read_out(reference: Any) -> Callable[[Any, Tensor], int]:
 # ------------------------------------------------------------------------------------- exit states
 
 
-def test_an_exit_state_is_the_map_of_its_layer_or_the_hidden_state_itself(llama: Any) -> None:
-    some = maps(64, (2, 4))
-    backbone = engine_with(llama, some).backbone
-    states = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
-    for layer, linear in some.items():
-        assert linear.bias is not None
-        expected = torch.stack([linear.weight @ state + linear.bias for state in states])
-        torch.testing.assert_close(backbone.exit_state(states, layer), expected, atol=1e-4, rtol=1e-4)
-    for layer in (1, 3, 5, LAYERS):
-        assert backbone.exit_state(states, layer) is states
-    assert not llama.engine.backbone.shortcuts
-    assert llama.engine.backbone.exit_state(states, 2) is states
-
-
 def test_a_view_shows_both_states(llama: Any, prompts: list[list[int]]) -> None:
     some, layers = maps(64, (2, 4)), []
 
@@ -120,46 +106,6 @@ def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
 
 
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize("looking", [True, False])
-def test_every_policy_reads_its_tokens_through_the_map(
-    llama: Any,
-    kv: str,
-    looking: bool,
-    prompts: list[list[int]],
-    schedule: Any,
-    exits: Any,
-    read_out: Callable[[Any, Tensor], int],
-) -> None:
-    shortcuts = maps(64)
-    plan = schedule(exits(3, NEW), looking=looking)
-    done = engine_with(llama, shortcuts).decode(prompts, plan, kv=kv, max_new_tokens=[NEW] * 3)
-    checked = 0
-    for sight in plan.seen:
-        step = sight.position - len(prompts[sight.row]) + 1
-        if done[sight.row].exit_layers[step] == sight.layer:
-            linear = shortcuts[sight.layer]
-            expected = read_out(llama, linear.weight @ sight.hidden_state + linear.bias)
-            assert done[sight.row].token_ids[step] == expected
-            checked += 1
-    assert checked == sum(layer < LAYERS for one in done for layer in one.exit_layers)
-    assert checked > 5
-
-
-def test_each_exit_has_its_own_map_and_the_others_the_shared_head(
-    llama: Any, prompts: list[list[int]], schedule: Any
-) -> None:
-    some = maps(64, (2, 4))
-    engine = engine_with(llama, some)
-    for layer in range(1, LAYERS):
-        planned = [[layer]] * 3
-        got, plain = (
-            each.decode(prompts, schedule(planned), kv="none", max_new_tokens=[1] * 3)
-            for each in (engine, llama.engine)
-        )
-        assert (tokens_of(got) == tokens_of(plain)) is (layer not in some)
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     engine = engine_with(llama, {**maps(64), LAYERS: Linear(torch.zeros(64, 64))})
     full, plain = (each.decode(prompts, Full(), kv=kv, max_new_tokens=[NEW] * 3) for each in (engine, llama.engine))
@@ -181,16 +127,6 @@ def test_maps_that_change_nothing_are_the_shared_head(
         assert [replace(one, shortcut_evaluations=0, token_times_s=[]) for one in got] == [
             replace(one, token_times_s=[]) for one in plain
         ]
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_replayed_exits_go_through_the_maps_too(
-    llama: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any
-) -> None:
-    engine, planned = engine_with(llama, maps(64)), exits(3, NEW)
-    asked = engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
-    replayed = engine.replay(prompts, planned, kv=kv, max_new_tokens=[NEW] * 3)
-    assert tokens_of(replayed) == tokens_of(asked)
 
 
 # ------------------------------------------------------------------------------------------- costs
@@ -215,6 +151,7 @@ def counted(llama: Any) -> tuple[Engine, list[int]]:
     return engine_with(llama, some), calls
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 @pytest.mark.parametrize(
     "strategy",
@@ -306,60 +243,6 @@ def test_an_earlier_exit_state_is_charged_to_who_is_left(
     assert [one.exit_layers for one in done] == [[6, 2], [6, 4]]
     assert [one.shortcut_evaluations for one in done] == [1, 2]
     assert calls == [1] * 3
-
-
-@pytest.mark.parametrize("looking", [True, False])
-@pytest.mark.parametrize(
-    ("kv", "kv_input"), [*((kv, "hidden") for kv in KV_POLICIES.names()), ("propagate", "shortcut")]
-)
-def test_a_row_s_counts_do_not_depend_on_its_neighbours(
-    counted: tuple[Engine, list[int]],
-    llama: Any,
-    kv: str,
-    kv_input: Any,
-    looking: bool,
-    prompts: list[list[int]],
-    schedule: Any,
-    exits: Any,
-) -> None:
-    engine, calls = Engine(counted[0].backbone, llama.info, kv_input=kv_input), counted[1]
-    planned = exits(3, NEW)
-    assert any(len({plan[step] for plan in planned}) > 1 for step in range(1, NEW))
-    together = engine.decode(prompts, schedule(planned, looking=looking), kv=kv, max_new_tokens=[NEW] * 3)
-    assert sum(calls) == sum(one.shortcut_evaluations for one in together)
-    for prompt, plan, one in zip(prompts, planned, together, strict=True):
-        (alone,) = engine.decode([prompt], schedule([plan], looking=looking), kv=kv, max_new_tokens=[NEW])
-        assert one.shortcut_evaluations == alone.shortcut_evaluations
-        assert one.lm_head_evaluations == alone.lm_head_evaluations
-        if not looking:
-            assert one.shortcut_evaluations == sum(layer in (2, 3, 4, 5) for layer in plan)
-
-
-def test_an_exit_state_that_was_read_is_kept_for_who_is_left(
-    counted: tuple[Engine, list[int]], prompts: list[list[int]]
-) -> None:
-    engine, calls = counted
-    some = maps(64, (2, 3, 4, 5))
-
-    class ReadingBack(Strategy):
-        def should_exit(self, view: ExitView) -> Tensor:
-            assert len(view.exit_state) == len(view.rows)
-            before = view.previous
-            if before is not None and before.exit_layer > 1:
-                again = some[before.exit_layer](before.hidden_state)  # of one row now, read with two
-                torch.testing.assert_close(before.exit_state, again, rtol=1e-5, atol=1e-5)
-            return torch.tensor([2, 4])[view.rows] == view.exit_layer
-
-    # The first row leaves at 2, the second goes through the maps of 2, 3 and 4, and looks back to two of them.
-    done = engine.decode(prompts[:2], ReadingBack(), kv="skip", max_new_tokens=[2, 2])
-    assert [one.shortcut_evaluations for one in done] == [1, 3]
-    assert calls == [2, 1, 1]
-
-
-def test_without_maps_nothing_is_counted(llama: Any, prompts: list[list[int]]) -> None:
-    done = llama.engine.decode(prompts, Confidence(threshold=0.3), kv="propagate", max_new_tokens=[NEW] * 3)
-    assert any(layer < LAYERS for one in done for layer in one.exit_layers)
-    assert [one.shortcut_evaluations for one in done] == [0] * 3
 
 
 def test_the_byte_model_pays_for_every_map(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import LM_HEAD, ExitView, Lossless, ModelInfo, StateScore, StateTest, Strategy
+from harness.contracts import ExitView, Lossless, ModelInfo, StateScore, StateTest, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.exits import RowExits
@@ -21,14 +21,16 @@ from harness.decoding.generation import Generation
 from harness.decoding.kernels.layers import Asking
 from harness.decoding.packing import pack
 from harness.decoding.step import TokenPass
+from harness.decoding.unit_costs import Timing
 from harness.models.controllers import Network, Observation, write_controller
-from harness.models.controllers.controller import SingleRow, score_at
+from harness.models.controllers.controller import score_at
 from harness.running.operating_points import NeverExits
 from harness.training.identity import identity
 from strategies.classifier import Classifier
 from strategies.fixed import Fixed
 from strategies.lte import LearnToExit
 from strategies.saturation import Saturation
+from strategies.schedule import Schedule
 
 WIDTH, LENGTH, NEW = 128, 40, 12
 EVERY = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]
@@ -66,13 +68,14 @@ def slots_of(engine: Engine, positions: Sequence[int] = (LENGTH,), asked: Asking
     return engine.backbone.compiled.slots(cache, engine.rotary(LENGTH + 8), [0] * len(positions), positions, asked)
 
 
-def asking(engine: Engine, scores: Sequence[StateScore], least: float = math.inf) -> Asking:
+def asking(engine: Engine, scores: Sequence[StateScore], threshold: float = math.inf) -> Asking:
     assert engine.backbone.compiled is not None
-    found = engine.backbone.compiled.asking(StateTest(tuple(scores), least), POINTS)
+    found = engine.backbone.compiled.asking(StateTest(tuple(scores), threshold), POINTS)
     assert found is not None
     return found
 
 
+@pytest.mark.crossed
 @torch.inference_mode()
 @pytest.mark.parametrize("hidden", [(), (5,), (70, 5)], ids=["linear", "one hidden layer", "two"])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
@@ -98,7 +101,7 @@ def test_scores_are_those_of_the_network(
 @pytest.mark.parametrize(
     "positions", [(LENGTH,), (LENGTH - 2, LENGTH - 1, LENGTH)], ids=["alone", "with two that wait"]
 )
-def test_a_token_leaves_where_its_score_reaches_the_least(engine: Engine, positions: tuple[int, ...]) -> None:
+def test_a_token_leaves_where_its_score_reaches_the_threshold(engine: Engine, positions: tuple[int, ...]) -> None:
     """The newest one's, bit for bit as if it had been run there."""
     net = network(WIDTH, (9,))
     scores = [score_at(Observation(), net, place, len(POINTS)) for place in range(len(POINTS))]
@@ -106,9 +109,9 @@ def test_a_token_leaves_where_its_score_reaches_the_least(engine: Engine, positi
     every = asking(engine, scores)
     slots_of(engine, positions, every).run(given, 0, engine.info.num_layers)
     ordered = sorted(every.scores)
-    for least in (*ordered, ordered[-1] + 1e-3):
-        wanted = next((place for place, one in enumerate(every.scores) if one >= least), None)
-        asked = asking(engine, scores, least)
+    for threshold in (*ordered, ordered[-1] + 1e-3):
+        wanted = next((place for place, one in enumerate(every.scores) if one >= threshold), None)
+        asked = asking(engine, scores, threshold)
         state = slots_of(engine, positions, asked).run(given, 0, engine.info.num_layers)
         assert asked.left == (None if wanted is None else POINTS[wanted])
         assert asked.made == (len(POINTS) if wanted is None else wanted + 1)
@@ -223,17 +226,19 @@ FAMILIES: dict[str, Callable[[ModelInfo, Make], list[Strategy]]] = {
 }
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("kv", "lossless"),
+    "way",
     [("recompute", None), ("propagate", None), ("recompute", Lossless(4))],
     ids=["recompute", "propagate", "lossless"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_counts_are_those_of_asking(
-    engine: Engine, prompts: list[list[int]], learned: Make, family: str, kv: str, lossless: Lossless | None,
+    engine: Engine, prompts: list[list[int]], learned: Make, family: str, way: tuple[str, Lossless | None],
     threads: int, inside: list[bool], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    kv, lossless = way
     torch.set_num_threads(threads)
     layers, drafts = set(), 0
     for strategy in FAMILIES[family](engine.info, learned):
@@ -248,38 +253,6 @@ def test_tokens_and_counts_are_those_of_asking(
             layers.update(made.exit_layers[1:])
     assert any(inside)
     assert drafts if lossless else len(layers) > 2
-
-
-def test_a_strategy_that_is_asked_at_fewer_points_reads_its_own_networks(
-    engine: Engine, prompts: list[list[int]], learned: Make, inside: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the change, which has to be asked at all of them."""
-    points = engine.info.exit_points
-    scores = {
-        point: score_at(Observation(), network(WIDTH, (6,), seed=place), 0, 1) for place, point in enumerate(points)
-    }
-
-    @dataclass(frozen=True)
-    class Some(Strategy):
-        def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
-            return points[1::2]
-
-        def should_exit(self, view: ExitView) -> Tensor:
-            single = SingleRow(scores[view.exit_layer])(view.hidden_state, None)
-            assert single is not None
-            return single >= 0.0
-
-        def state_test(self, asked: Sequence[int]) -> StateTest:
-            return StateTest(tuple(scores[point] for point in asked), 0.0)
-
-    for prompt in prompts:
-        (made,) = engine.decode([prompt], Some(), kv="recompute", max_new_tokens=[NEW])
-        with monkeypatch.context() as patch:
-            asked_by_hand(patch)
-            (expected,) = engine.decode([prompt], Some(), kv="recompute", max_new_tokens=[NEW])
-        assert facts(made) == facts(expected)
-        assert set(made.exit_layers[1:]) <= {*points[1::2], engine.info.num_layers}
-    assert all(inside)
 
 
 @dataclass(frozen=True)
@@ -337,7 +310,6 @@ def test_the_state_behind_a_shortcut_is_asked_for(
     engine = Engine(packed, case.info)
     through = learned(case.info, "classifier", 0.5, state="exit")
     engine.decode([[1, 2, 3]], through, kv="recompute", max_new_tokens=[4])
-    assert engine._bench()._inside(through, through.exit_points(case.info)) is None
     assert not any(inside)
     engine.decode([[1, 2, 3]], learned(case.info, "classifier", 0.5), kv="recompute", max_new_tokens=[4])
     assert any(inside)
@@ -348,28 +320,13 @@ def test_a_policy_that_hides_positions_is_asked(engine: Engine, prompts: list[li
     assert not any(inside)
 
 
-@pytest.mark.parametrize("strategy", [Saturation(), Fixed(layer=2)])
+@pytest.mark.parametrize("strategy", [Saturation(), Fixed(layer=2), Schedule(5, 2, 8)], ids=str)
 def test_what_a_check_takes_is_measured_where_it_is_made(engine: Engine, strategy: Strategy) -> None:
-    """Inside, as what checks add to a token; else by asking."""
-    bench = engine._bench()
-    times = bench.drafting(strategy, LM_HEAD)
-    assert (bench._inside(strategy, strategy.exit_points(engine.info)) is None) == isinstance(strategy, Fixed)
-    assert 0.0 <= times.check_s < 0.01
-    assert times.read_s > 0.0
-
-
-@dataclass(frozen=True)
-class Never(Saturation):
-    """Inherits a test and answers otherwise."""
-
-    def should_exit(self, view: ExitView) -> Tensor:
-        return torch.zeros(len(view.hidden_state), dtype=torch.bool)
-
-
-def test_a_class_that_answers_anew_is_asked(engine: Engine, prompts: list[list[int]], inside: list[bool]) -> None:
-    (made,) = engine.decode([prompts[0]], Never(threshold=-1), kv="recompute", max_new_tokens=[NEW])
-    assert set(made.exit_layers) == {engine.info.num_layers}
-    assert not any(inside)
+    """Inside, as what checks add to a token; of a plan, its share of making it; else by asking."""
+    known = Engine(engine.backbone, engine.info, timing=Timing()).times(strategy, None)
+    assert known is not None
+    assert 0.0 <= known[1].check_s < 0.01
+    assert known[1].read_s > 0.0
 
 
 def test_a_row_of_an_open_batch_has_the_test_of_its_rule(engine: Engine) -> None:
@@ -378,5 +335,5 @@ def test_a_row_of_an_open_batch_has_the_test_of_its_rule(engine: Engine) -> None
     exits.join(1, Fixed(layer=2), 0)
     test = exits.state_test(0)
     assert test is not None
-    assert (test.least, len(test.scores)) == (0.9, len(engine.info.exit_points))
+    assert (test.threshold, len(test.scores)) == (0.9, len(engine.info.exit_points))
     assert exits.state_test(1) is None

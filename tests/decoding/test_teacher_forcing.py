@@ -1,21 +1,26 @@
-"""Full depth's choices along given completions are those of transformers, read in one pass."""
+"""Full depth chooses along a text as transformers does, and the bound on rounding holds for every format."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from harness.contracts import ModelRequest
+from harness.decoding.backbone import Backbone
+from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
-from harness.decoding.teacher_forcing import TeacherForcing
+from harness.decoding.packing import pack
+from harness.decoding.teacher_forcing import FLOAT32_ERROR, TeacherForcing, disturbed, largest_error, product_error
 from harness.errors import ModelError
 from harness.models.model import resolve
-from strategies.fixed import Fixed
+from harness.registry import WEIGHTS_FORMATS
 from strategies.full import Full
 
 
@@ -35,40 +40,12 @@ def test_choices_are_those_of_transformers_for_every_family(case: Any, prompts: 
             assert reader.choices(completion) == forced(case.reference, prompt, completion)
 
 
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "none", "skip"])
-def test_lossy_text_is_read_with_exact_keys_and_values(
-    llama: Any, prompts: list[list[int]], schedule: Any, exits: Callable[..., list[list[int]]], kv: str
-) -> None:
-    layers = exits(len(prompts), 12)
-    done = llama.engine.decode(prompts, schedule(layers), kv=kv, max_new_tokens=[12] * len(prompts))
-    for prompt, one in zip(prompts, done, strict=True):
-        choices = TeacherForcing(llama.engine, prompt, 12).choices(one.token_ids)
-        assert choices == forced(llama.reference, prompt, one.token_ids)
-        assert choices != one.token_ids  # it does not repeat what it reads
-
-
-def test_full_depth_chooses_its_own_text(case: Any, prompts: list[list[int]]) -> None:
-    for prompt in prompts:
-        (done,) = case.engine.decode([prompt], Full(), kv="recompute", max_new_tokens=[16])
-        assert TeacherForcing(case.engine, prompt, 16).choices(done.token_ids) == done.token_ids
-
-
 def test_what_does_not_fit_the_positions_is_refused(llama: Any) -> None:
     with pytest.raises(ModelError, match="need 161 positions"):
         TeacherForcing(llama.engine, [1] * 150, 11)
 
 
 # ------------------------------------------------------------------------------ the real model
-
-
-@pytest.mark.model
-def test_the_default_model_s_choices_are_transformers_s(smollm2: Any) -> None:
-    prompt = smollm2.tokenizer.encode("import os\nimport numpy as np\n\n\ndef mean(values):\n    ")
-    for layer, kv in ((22, "propagate"), (14, "recompute")):
-        (done,) = smollm2.engine.decode([prompt], Fixed(layer=layer), kv=kv, max_new_tokens=[24])
-        choices = TeacherForcing(smollm2.engine, prompt, 24).choices(done.token_ids)
-        assert choices == forced(smollm2.module, prompt, done.token_ids)
-        assert choices != done.token_ids
 
 
 @pytest.mark.model
@@ -86,3 +63,76 @@ def test_how_much_of_its_own_text_full_depth_chooses_again(dtype: str, least: fl
         choices = TeacherForcing(engine, prompt, 50).choices(done.token_ids)
         same += [a == b for a, b in zip(choices[1:], done.token_ids[1:], strict=True)]
     assert sum(same) / len(same) >= least
+
+
+USABLE = [name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]
+NEW = 24
+
+
+def logits(case: Any, backbone: Backbone, prompt: list[int], tokens: list[int]) -> Tensor:
+    return TeacherForcing(Engine(backbone, case.info), prompt, NEW).logits(tokens)
+
+
+@pytest.fixture
+def own_text(case: Any, prompts: list[list[int]]) -> list[tuple[list[int], list[int]]]:
+    """Prompts and what full depth makes of them."""
+    made = case.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[NEW] * len(prompts))
+    return [(prompt, one.token_ids) for prompt, one in zip(prompts, made, strict=True)]
+
+
+def errors(logits: Tensor, other: Tensor) -> Tensor:
+    """How far each logit of a place moved against the others."""
+    moved = other - logits
+    return (moved - moved.mean(-1, keepdim=True)).abs()
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("name", USABLE)
+def test_no_format_moves_a_logit_further_than_the_bound(case: Any, name: str, own_text: Any) -> None:
+    packed = pack(case.engine.backbone, name, "cpu")
+    noisy = disturbed(case.engine.backbone, product_error(WEIGHTS_FORMATS.load(name).facts))
+    for prompt, tokens in own_text:
+        exact = logits(case, case.engine.backbone, prompt, tokens)
+        bound = largest_error(exact, logits(case, noisy, prompt, tokens))
+        assert errors(exact, logits(case, packed, prompt, tokens)).max() <= bound
+
+
+def test_the_bound_grows_with_the_error_and_says_little_where_there_is_none(case: Any, own_text: Any) -> None:
+    prompt, tokens = own_text[0]
+    exact = logits(case, case.engine.backbone, prompt, tokens)
+    bounds = [
+        largest_error(exact, logits(case, disturbed(case.engine.backbone, error), prompt, tokens))
+        for error in (0.0, FLOAT32_ERROR, 1e-3, 1e-1)
+    ]
+    assert bounds[0] < bounds[1] < bounds[2] < bounds[3]
+    assert bounds[1] < 0.01 * float(exact.std(-1).max())
+
+
+def without_last_inputs(backbone: Backbone) -> Backbone:
+    """What kernels make of a model that leave out what is beyond the last whole block of a row."""
+
+    def cut(matrix: Any) -> Linear:
+        weight = matrix.weight.clone()
+        weight[:, -8:] = 0
+        return Linear(weight, matrix.bias)
+
+    return replace(backbone, blocks=[block.packed(cut) for block in backbone.blocks])
+
+
+def test_wrong_products_move_logits_beyond_the_bound_of_fp16(case: Any, own_text: Any) -> None:
+    noisy = disturbed(case.engine.backbone, product_error(WEIGHTS_FORMATS.load("fp16").facts))
+    beyond = []
+    for prompt, tokens in own_text:
+        exact = logits(case, case.engine.backbone, prompt, tokens)
+        bound = largest_error(exact, logits(case, noisy, prompt, tokens))
+        beyond.append(
+            float(errors(exact, logits(case, without_last_inputs(case.engine.backbone), prompt, tokens)).max()) > bound
+        )
+    assert all(beyond)
+
+
+def test_logits_are_those_of_the_choices(case: Any, own_text: Callable[..., Any]) -> None:
+    for prompt, tokens in own_text:
+        forced = TeacherForcing(case.engine, prompt, NEW)
+        for length in (1, 9, NEW):
+            assert forced.logits(tokens[:length]).argmax(-1).tolist() == forced.choices(tokens[:length])

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.decoding.generation import Generation
-from harness.decoding.transcript import Transcript
+from harness.decoding.generation import Generation, Transcript
 from harness.models.tokenizer import TransformersTokenizer
 
 
@@ -93,12 +92,6 @@ def test_a_stop_is_kept_where_the_dialect_keeps_it_and_nothing_after_it() -> Non
         transcript = Transcript(Words(), ["\n"], keep_stop=keep)
         assert "".join(spoken(transcript, [0, 1])) == text
         assert transcript.finish() == text
-
-
-def test_the_earliest_stop_ends_it() -> None:
-    transcript = Transcript(Bytes(), ["def", "b"])
-    spoken(transcript, Bytes().encode("abcdef"))
-    assert transcript.finish() == "a"
 
 
 def test_special_tokens_add_no_text() -> None:

@@ -103,16 +103,6 @@ def test_what_is_measured_is_what_is_told(make: Any) -> None:
     )  # fmt: skip
 
 
-def test_measuring_leaves_no_trace_in_what_is_decoded(make: Any, prompts: Any) -> None:
-    plain = decoded(make(), prompts, Confidence(threshold=0.3), Lossless())
-    engine = make(Timing())
-    costs(engine, Confidence(threshold=0.3))
-    again = decoded(engine, prompts, Confidence(threshold=0.3), Lossless())
-    assert [(one.token_ids, one.exit_checks, one.lm_head_evaluations, one.layers_read) for one in again] == [
-        (one.token_ids, one.exit_checks, one.lm_head_evaluations, one.layers_read) for one in plain
-    ]
-
-
 def test_a_strategy_that_decided_before_is_not_asked(make: Any) -> None:
     engine = make(Timing())
     assert costs(engine, Oracle()).asked_at == ()
@@ -152,15 +142,6 @@ def test_del_drafts_where_its_costs_let_it(make: Any, prompts: Any, drafting: di
     assert (sum(one.drafts for one in made) > 0) is drafts
     plain = decoded(engine, prompts, Full(), None)
     assert [one.token_ids for one in made] == [one.token_ids for one in plain]
-
-
-def test_drafts_are_longer_where_reading_them_costs_less(make: Any, prompts: Any) -> None:
-    def lengths(read_s: float) -> float:
-        engine = make(Timing(times("Fixed, drafts by full", read_s=read_s), measures=False))
-        made = decoded(engine, prompts, Fixed(1), Lossless(sources=(Expected(),)))
-        return sum(one.drafts for one in made) / sum(one.verifications for one in made)
-
-    assert lengths(0.0) > lengths(1000.0) == 1
 
 
 def test_a_model_of_few_positions_is_measured_at_those(make_case: Any) -> None:

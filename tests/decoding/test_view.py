@@ -110,27 +110,6 @@ def test_logits_of_an_earlier_exit_point_are_charged_to_who_is_left(llama: Any, 
     assert [one.lm_head_evaluations for one in done] == [1, 2]
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_the_full_depth_token_is_the_same_from_every_exit_point(llama: Any, kv: str, prompts: list[list[int]]) -> None:
-    seen: dict[tuple[int, int], set[int]] = {}
-
-    def look(view: Any) -> None:
-        if view.exit_layer == 3:
-            return  # not asked for here: from 4 on it is run anew or taken over
-        for row, position, token in zip(
-            view.rows.tolist(), view.position.tolist(), view.full_depth_token.tolist(), strict=True
-        ):
-            seen.setdefault((row, position), set()).add(token)
-
-    planned = [[6] * 5, [6, 4, 6, 6, 6], [6, 6, 2, 6, 6]]
-    done = llama.engine.decode(prompts, Spy(planned, look), kv=kv, max_new_tokens=[5] * 3)
-    assert all(len(tokens) == 1 for tokens in seen.values())
-    for row, one in enumerate(done):
-        for step in range(1, 5):
-            if planned[row][step] == 6:
-                assert seen[row, len(prompts[row]) + step - 1] == {one.token_ids[step]}
-
-
 def test_a_strategy_starts_with_the_batch_and_its_seeds(llama: Any, prompts: list[list[int]]) -> None:
     spy = Spy(PLANNED, lambda view: None)
     llama.engine.decode(prompts, spy, kv="skip", max_new_tokens=[2] * 3, seeds=[7, 8, 9])

@@ -1,11 +1,11 @@
-"""Every weights format multiplies as its facts say, and every family decodes in it."""
+"""Every weights format, and every kernel, multiplies as its facts say, and every family decodes in it."""
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,12 +14,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts import WeightsFormat
-from harness.decoding import packing
-from harness.decoding.blocks import Linear
+from harness.decoding import blocks, packing
+from harness.decoding.blocks import Linear, RMSNorm, multiply
 from harness.decoding.engine import Engine
 from harness.decoding.packing import FormatChoice, fastest, pack, pack_all
 from harness.errors import ModelError, UnknownNameError
-from harness.registry import KV_POLICIES, WEIGHTS_FORMATS
+from harness.registry import WEIGHTS_FORMATS
 from strategies.full import Full
 
 USABLE = [name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]
@@ -41,6 +41,7 @@ def exact(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(rows.double(), weight.double(), None if bias is None else bias.double())
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 16, 33])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
@@ -61,16 +62,7 @@ def test_a_product_is_as_near_as_the_format_says(name: str, biased: bool, shape:
             torch.testing.assert_close(tail(rows), product[:, start:], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", USABLE)
-def test_activations_keep_their_dtype(name: str, dtype: torch.dtype) -> None:
-    weight, bias, rows = draw(96, 64), draw(96, seed=1), draw(3, 64, seed=2).to(dtype)
-    product = made(name).pack(weight, bias)(rows)
-    assert product.dtype is dtype
-    expected = exact(rows, weight, bias)
-    assert (product.double() - expected).norm() / expected.norm() <= made(name).facts.relative_error + 1e-2
-
-
+@pytest.mark.crossed
 @pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (97, 64)])
 @pytest.mark.parametrize("name", INVARIANT)
 def test_the_bits_of_a_row_do_not_depend_on_the_rows_beside_it(name: str, shape: tuple[int, int]) -> None:
@@ -96,6 +88,7 @@ def test_the_bytes_are_those_that_are_held(name: str) -> None:
     assert packed.nbytes == pytest.approx(1024 * 512 * made(name).facts.bits / 8, rel=0.01)
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("count", [1, 3, 9])
 @pytest.mark.parametrize("shape", [*SHAPES, (576, 1536)])
 def test_an_outlier_costs_the_other_numbers_of_its_row_nothing(shape: tuple[int, int], count: int) -> None:
@@ -157,6 +150,7 @@ def widened(matrix: Any) -> Linear:
     return Linear((matrix(torch.eye(matrix.shape[1])) - bias).t().contiguous(), bias[0])
 
 
+@pytest.mark.crossed
 @pytest.mark.parametrize("name", USABLE)
 def test_every_family_decodes_as_the_same_weights_widened(
     case: Any, name: str, packed_case: Callable[[str, str], Engine], prompts: list[list[int]]
@@ -177,25 +171,6 @@ def test_every_family_decodes_as_the_same_weights_widened(
     states = [one.read(prompts[1], [one.info.num_layers])[0] for one in (engine, reference)]
     error = (states[0] - states[1]).norm() / states[1].norm()
     assert error < (0.25 if made(name).facts.accuracy == "lossy" else 1e-5)
-
-
-def test_a_batch_is_its_rows(case: Any, packed_case: Callable[[str, str], Engine], prompts: list[list[int]]) -> None:
-    engine = packed_case(case.form, "fp16")
-    assert tokens(engine, prompts) == [tokens(engine, [prompt])[0] for prompt in prompts]
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize("name", [name for name in USABLE if made(name).facts.accuracy != "lossy"])
-def test_policies_agree_at_full_depth_and_part_where_depths_mix(
-    name: str, kv: str, packed_case: Callable[[str, str], Engine], prompts: list[list[int]], schedule: Any, exits: Any
-) -> None:
-    engine = packed_case("llama", name)
-    assert tokens(engine, prompts, kv) == tokens(engine, prompts)
-    mixed = engine.decode(prompts, schedule(exits(3, NEW)), kv=kv, max_new_tokens=[NEW] * 3)
-    assert [len(row.token_ids) for row in mixed] == [NEW] * 3
-    if kv == "recompute":
-        (alone,) = engine.decode(prompts[:1], schedule(exits(3, NEW)), kv=kv, max_new_tokens=[NEW])
-        assert alone.token_ids == mixed[0].token_ids
 
 
 def test_nothing_of_the_float32_matrices_is_kept(make_case: Callable[..., Any]) -> None:
@@ -303,14 +278,6 @@ def test_activations_of_another_dtype_have_a_format_of_their_own(llama: Any) -> 
     assert fastest(backbone, "cpu") == FormatChoice("bfloat16")
 
 
-def test_timing_tells_every_format_at_every_count_of_rows(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "ENOUGH", 0)
-    choice = fastest(llama.engine.backbone, "cpu")
-    assert set(choice.seconds) >= {"float32"}
-    assert all(len(seconds) == len(packing.ROWS) and min(seconds) > 0 for seconds in choice.seconds.values())
-    assert not any(one == other for one, other in pairwise(sorted(choice.seconds)))
-
-
 @pytest.mark.parametrize("name", ["fp16", "bfloat16"])
 def test_tied_word_embeddings_are_the_head_s_own_rows(name: str, make_case: Callable[..., Any]) -> None:
     whole = make_case("llama", tie_word_embeddings=True, hidden_size=72).engine.backbone  # padded to 96
@@ -321,3 +288,63 @@ def test_tied_word_embeddings_are_the_head_s_own_rows(name: str, make_case: Call
     assert torch.equal(backbone.embed.words, whole.embed.words.to(backbone.embed.words.dtype))
     case = make_case("llama")
     assert pack(case.engine.backbone, name, "cpu").embed.words.shape == case.engine.backbone.embed.words.shape
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_chosen", {})
+
+
+@pytest.mark.crossed
+@pytest.mark.parametrize("count", range(1, 11))
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("typed", [(dtype, kernel) for dtype, kernels in blocks.KERNELS.items() for kernel in kernels])
+def test_a_product_is_that_of_its_rows(
+    count: int, with_bias: bool, typed: tuple[torch.dtype, blocks.Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtype, kernel = typed
+    threads, shape = torch.get_num_threads(), torch.Size((80, 48))
+    monkeypatch.setattr(blocks, "_chosen", {(dtype, shape, rows, threads): kernel for rows in blocks.COUNTS})
+    draw = torch.Generator().manual_seed(count)
+    rows, weight = (torch.randn(size, generator=draw).to(dtype) for size in ((count, 48), shape))
+    bias = torch.randn(80, generator=draw).to(dtype) if with_bias else None
+    product = multiply(rows, weight, bias)
+    assert (product.shape, product.dtype) == ((count, 80), dtype)
+    assert product.is_contiguous()
+    exact = F.linear(rows.double(), weight.double(), None if bias is None else bias.double())
+    near: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 5e-2}
+    torch.testing.assert_close(product.double(), exact, **near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("faster", [0, 1])
+def test_the_faster_kernel_multiplies(dtype: torch.dtype, faster: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def kernel(number: int) -> blocks.Kernel:
+        def run(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            if number != faster:
+                time.sleep(0.005)
+            used.append(number)
+            return F.linear(rows, weight, bias)
+
+        return run
+
+    monkeypatch.setattr(blocks, "KERNELS", {torch.float32: (kernel(0), kernel(1)), torch.bfloat16: (F.linear,) * 2})
+    weight, small = torch.ones(512, 512, dtype=dtype), torch.ones(8, 8, dtype=dtype)
+    blocks.choose([weight, small])
+    tried = set(used)
+    used.clear()
+    for count in (1, 2, 3, 4, 5, 8, 9):
+        multiply(torch.ones(count, 512, dtype=dtype), weight, None)
+        multiply(torch.ones(count, 8, dtype=dtype), small, None)  # too small to be measured
+    assert (tried, used) == (({0, 1}, [faster] * 6) if dtype is torch.float32 else (set(), []))
+    blocks.choose([weight])  # known
+    assert len(used) == (6 if dtype is torch.float32 else 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
+def test_a_norm_of_few_rows_is_that_of_many(count: int) -> None:
+    rows, gain = torch.randn(count, 64), torch.randn(64)
+    norm = RMSNorm(gain, 1e-5)
+    torch.testing.assert_close(norm(rows), gain * norm.standardise(rows))

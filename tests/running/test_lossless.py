@@ -95,7 +95,7 @@ def test_records_say_how_a_point_decodes(points: Any) -> None:
     _, alone, looking = points("fixed:layer=4@lossless", "fixed:layer=4@lossless+lookup:n=4", draft_max=3)
     assert (alone.record.decode, alone.record.draft_max, alone.record.lossless) == ("lossless", 3, True)
     assert looking.record.decode == "lossless+lookup:n=4"
-    assert (looking.lossless.most, [source.n for source in looking.lossless.sources]) == (3, [4])
+    assert (looking.lossless.draft_max, [source.n for source in looking.lossless.sources]) == (3, [4])
 
 
 def test_records_name_what_proposes(points: Any) -> None:
@@ -114,7 +114,14 @@ def test_several_longest_drafts_make_one_lossless_point_each(points: Any) -> Non
         "fixed:layer=4@float32", "fixed:layer=4@int8", "fixed:layer=4@lossless+lookup@draft=2@float32",
     ]  # fmt: skip
     assert [point.record.draft_max for point in found[6:]] == [None, None, 2, 2, 8, 8]
-    assert [None if point.lossless is None else point.lossless.most for point in found[6:]] == [None, None, 2, 2, 8, 8]
+    assert [None if point.lossless is None else point.lossless.draft_max for point in found[6:]] == [
+        None,
+        None,
+        2,
+        2,
+        8,
+        8,
+    ]
     assert names(points("fixed:layer=4@lossless", draft_max=[4])) == ["full", "fixed:layer=4@lossless"]
 
 

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from harness.contracts import ModelRequest
 from harness.decoding.engine import Engine
 from harness.decoding.loop import OpenBatch
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.decoding.unit_costs import Timing
 from harness.models.model import resolve
 from harness.serving.app import make_app

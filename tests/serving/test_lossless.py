@@ -43,9 +43,9 @@ MIXED: list[dict[str, Any]] = [
     {"strategy": "fixed", "layer": 6, "draft_max": 3},
     {"strategy": "random", "decode": "lossy"},
     {"strategy": "full", "draft": "lookup", "draft_max": 5},
-    {"strategy": "fixed:layer=10", "decode": "lossless+lookup:n=2:least=1", "draft_max": 1},
+    {"strategy": "fixed:layer=10", "decode": "lossless+lookup:n=2:min_n=1", "draft_max": 1},
     {"strategy": "confidence", "decode": "lossy"},
-    {"strategy": "patience", "draft": "lookup:least=1"},
+    {"strategy": "patience", "draft": "lookup:min_n=1"},
     {"strategy": "full"},
     {"strategy": "full", "decode": "lossy"},
 ]
@@ -97,7 +97,7 @@ def test_log_probabilities_are_full_depth_s(service: Service) -> None:
 
 def test_verified_tokens_come_in_bursts_and_nothing_else_is_shown(service: Service) -> None:
     """All tokens of a verification have its time; between two of them nothing is delivered."""
-    wanted = job(service, tokens=40, strategy="fixed:layer=10", draft="lookup:least=1")
+    wanted = job(service, tokens=40, strategy="fixed:layer=10", draft="lookup:min_n=1")
     done = run(service, wanted)[0]
     assert done.work.lossless
     times = [token.time_s for token in done.tokens]
@@ -204,7 +204,7 @@ def test_what_a_request_leaves_out_is_the_server_s(service: Service) -> None:
     for given, decode, most in cases:
         setting = settings.resolve(given)
         assert str(setting.decode) == decode
-        assert (setting.lossless and setting.lossless.most) == most
+        assert (setting.lossless and setting.lossless.draft_max) == most
 
 
 def test_a_cheap_head_may_read_drafts(own: Callable[..., Service]) -> None:
@@ -243,7 +243,7 @@ def test_a_draft_source_that_fails_takes_nobody_with_it(
             def start(self, model, batch):
                 return self
 
-            def propose(self, draft, most):
+            def propose(self, draft, max_tokens):
                 if len(draft.token_ids) < 3:
                     return []
                 if self.says:
@@ -383,7 +383,7 @@ def test_what_is_offered_is_described_and_what_was_drafted_is_counted(url: str) 
     ("strategy", "decode"),
     [
         ("random:probability=0.7", "lossless+product:bound=0.5"),
-        ("random:probability=0.7", "lossless+lookup:least=1+expected"),
+        ("random:probability=0.7", "lossless+lookup:min_n=1+expected"),
         ("layerskip:layer=4:length=3", "lossless"),
         ("del", "lossless"),
     ],

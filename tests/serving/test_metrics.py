@@ -13,7 +13,7 @@ from harness.appearance.visible_text import is_hidden
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import EnergyReading
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.errors import MeterError
 from harness.records import Work
 from harness.serving.completions import Finished, Prompt, Setting

@@ -19,7 +19,7 @@ import torch
 
 from harness.decoding.engine import Engine
 from harness.decoding.loop import OpenBatch
-from harness.decoding.transcript import Transcript
+from harness.decoding.generation import Transcript
 from harness.errors import HarnessError
 from harness.metering.estimate import Estimate
 from harness.models.model import ResolvedModel, resolve

@@ -57,7 +57,7 @@ def test_rules_end_requests_lossy_and_lossless(own: Callable[..., Service], afte
         ({"stop_rule": "after:tokens=3", "decode": "lossy"}, 3),
         ({"stop_rule": "after:tokens=3:states=true"}, 3),
         ({"stop_rule": "after:tokens=7:states=true", "decode": "lossy"}, 7),
-        ({"stop_rule": "after:tokens=7", "draft": "lookup:least=1"}, 7),
+        ({"stop_rule": "after:tokens=7", "draft": "lookup:min_n=1"}, 7),
     ]
     jobs = [job(service, tokens=24, **given) for given, _ in ways]
     for (_, tokens), wanted, done in zip(ways, jobs, run(service, *jobs), strict=True):

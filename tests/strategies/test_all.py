@@ -11,24 +11,10 @@ import torch
 from harness.config import StrategySpec
 from harness.config.options import build_strategy, option_facts
 from harness.contracts import Batch, ModelInfo
+from harness.registry import STRATEGIES
 
-NAMES = (
-    "confidence",
-    "del",
-    "entropy",
-    "fixed",
-    "free",
-    "full",
-    "layerskip",
-    "margin",
-    "oracle",
-    "patience",
-    "pruned",
-    "random",
-    "saturation",
-    "schedule",
-    "shortlist",
-)
+LEARNED = ("classifier", "consistent", "hash", "lte", "predictor", "rl", "sec")  # see ``test_learned.py``
+NAMES = tuple(name for name in STRATEGIES.names() if name not in (*LEARNED, "endpoint"))
 TELLING = {
     "confidence": {"threshold": "0.6"},
     "entropy": {"threshold": "0.7"},
@@ -58,7 +44,7 @@ def test_n_rows_at_once_are_n_rows_one_by_one(name: str, random_view: Any, model
         assert not together.all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STRATEGIES.names())
 def test_a_strategy_is_frozen_and_documented(name: str) -> None:
     strategy = build_strategy(StrategySpec(name))
     assert type(strategy).__doc__
@@ -75,3 +61,7 @@ def test_exit_points_are_the_model_s(name: str, model: ModelInfo) -> None:
     points = build_strategy(StrategySpec(name)).exit_points(model)
     assert set(points) <= set(model.exit_points)
     assert list(points) == sorted(points)
+
+
+def test_only_the_oracle_is_an_upper_bound() -> None:
+    assert [name for name in STRATEGIES.names() if STRATEGIES.load(name).upper_bound] == ["oracle"]

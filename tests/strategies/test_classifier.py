@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import StrategySpec
-from harness.config.options import build_strategy, option_facts
 from harness.contracts import ModelInfo
-from harness.decoding.engine import Engine
-from harness.errors import ArtefactError, OptionError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
-from harness.registry import KV_POLICIES
 from harness.training.identity import identity
 from strategies.classifier import Classifier
-from tests.trained_strategies import NEW, PROMPTS, answer, check_costs
+from tests.trained_strategies import answer
 
 ROWS, OWN = 12, 0.7
 
@@ -133,106 +127,7 @@ def test_the_threshold_itself_is_enough(model: ModelInfo, view: Any, states: Ten
     assert not any(answer(Classifier(threshold=0.5 + 1e-6), model, seen))
 
 
-def test_rows_decide_alike_in_any_company(model: ModelInfo, view: Any, states: Tensor) -> None:
-    write(model, heads_of(model))
-    strategy = Classifier()
-    for layer in model.exit_points:
-        together = answer(strategy, model, view(hidden_state=states, exit_layer=layer))
-        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(layer))
-        mixed = answer(strategy, model, view(hidden_state=states[order], rows=order.tolist(), exit_layer=layer))
-        assert mixed == [together[place] for place in order.tolist()]
-        for place in range(ROWS):
-            alone = view(hidden_state=states[place : place + 1], rows=[place], exit_layer=layer)
-            assert answer(strategy, model, alone) == together[place : place + 1]
-
-
 # ------------------------------------------------------------------------------------ declarations
 
 
-def test_its_options_are_documented_and_frozen() -> None:
-    strategy = build_strategy(StrategySpec("classifier"))
-    assert strategy == Classifier()
-    assert type(strategy).__doc__
-    facts = {option.name: option for option in option_facts("classifier")}
-    assert set(facts) == {"threshold", "heads"}
-    assert all(option.description for option in facts.values())
-    assert facts["threshold"].limits == "≥ 0, ≤ 1"
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(strategy, "threshold", 0.5)  # noqa: B010
-
-
-@pytest.mark.parametrize("value", ["-0.1", "1.1", "high"])
-def test_a_threshold_out_of_range_is_refused(value: str) -> None:
-    with pytest.raises(OptionError, match=f"classifier:threshold={value} is not allowed"):
-        build_strategy(StrategySpec("classifier", (("threshold", value),)))
-
-
-def test_the_record_names_the_heads(model: ModelInfo) -> None:
-    own, other = write(model, heads_of(model)), write(model, heads_of(model, seed=1), name="classifier-java")
-    assert Classifier().artefacts(model) == {"classifier": own.sha256}
-    assert Classifier(heads="classifier-java").artefacts(model) == {"classifier": other.sha256}
-    assert Classifier(heads=str(other.path)).artefacts(model) == {"classifier": other.sha256}
-    assert Classifier().exit_points(model) == model.exit_points
-    assert not Classifier.rehearsed
-
-
-def test_other_heads_decide_otherwise(model: ModelInfo, view: Any, states: Tensor) -> None:
-    other = heads_of(model, seed=1)
-    write(model, heads_of(model))
-    write(model, other, name="classifier-java")
-    seen = view(hidden_state=states)
-    got = answer(Classifier(heads="classifier-java"), model, seen)
-    assert got == [probability(other["4"], state) >= OWN for state in states]
-    assert got != answer(Classifier(), model, seen)
-
-
-def test_without_heads_the_commands_are_named_in_order(model: ModelInfo) -> None:
-    for ask in (Classifier().exit_points, Classifier().artefacts):
-        with pytest.raises(ArtefactError, match=r"there is no classifier\.json for model") as refused:
-            ask(model)
-        assert str(refused.value).endswith(
-            "`harness trace --model model --out traces/model` ; "
-            "`harness train classifier --model model --traces traces/model`"
-        )
-
-
-def test_heads_of_other_weights_are_refused_before_anything_is_loaded(model: ModelInfo) -> None:
-    write(dataclasses.replace(model, fingerprint="0ddba11"), heads_of(model))
-    (Path(model.artefacts[0]) / "classifier.safetensors").unlink()
-    with pytest.raises(ArtefactError, match=r"was trained with weights 0ddba11 .* runs with 5ca1ab1e"):
-        Classifier().exit_points(model)
-
-
 # --------------------------------------------------------------------------------- in the engine
-
-
-def test_the_engine_leaves_where_the_heads_say(engine: Engine) -> None:
-    """Every exit layer worked out again from the hidden states of the sequence that came out."""
-    info = engine.info
-    heads = heads_of(info, scale=0.2)
-    write(info, heads, threshold=0.5)
-    done = engine.decode(PROMPTS, Classifier(), kv="none", max_new_tokens=[NEW] * 3)
-    for prompt, one in zip(PROMPTS, done, strict=True):
-        expected = []
-        for step in range(NEW):
-            states = engine.read([*prompt, *one.token_ids[:step]], info.exit_points)
-            leaving = [
-                layer
-                for layer, state in zip(info.exit_points, states, strict=True)
-                if probability(heads[str(layer)], state[-1]) >= 0.5
-            ]
-            expected.append(min(leaving, default=info.num_layers))
-        assert one.exit_layers == expected
-    assert len({layer for one in done for layer in one.exit_layers}) >= 3
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_checks_cost_no_lm_head_and_batches_change_nothing(engine: Engine, kv: str) -> None:
-    write(engine.info, heads_of(engine.info, scale=0.2), threshold=0.5)
-    check_costs(engine, Classifier(), kv)
-
-
-def test_a_threshold_of_1_is_full_depth(engine: Engine) -> None:
-    write(engine.info, heads_of(engine.info))
-    done = engine.decode(PROMPTS, Classifier(threshold=1), kv="propagate", max_new_tokens=[NEW] * 3)
-    assert {layer for one in done for layer in one.exit_layers} == {engine.info.num_layers}

@@ -1,4 +1,4 @@
-"""full, fixed, random and oracle: the rules that read no certainty."""
+"""full, fixed, pruned, schedule, random and oracle: the rules that read no certainty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from harness.errors import OptionError
 from strategies.fixed import Fixed
 from strategies.full import Full
 from strategies.oracle import Oracle
+from strategies.pruned import Pruned
 from strategies.random import Random
+from strategies.schedule import Schedule
 
 
 def test_full_asks_nowhere_and_stays(view: Any, model: ModelInfo) -> None:
@@ -52,11 +54,6 @@ def test_oracle_compares_with_the_last_layer(view: Any) -> None:
     assert Oracle().should_exit(seen).tolist() == [True, False, True]
 
 
-def test_only_the_oracle_is_rehearsed() -> None:
-    assert Oracle.rehearsed
-    assert not any(strategy.rehearsed for strategy in (Full, Fixed, Random))
-
-
 # -------------------------------------------------------------------------------------- random
 
 
@@ -75,11 +72,6 @@ def test_random_leaves_with_its_probability(view: Any, model: ModelInfo) -> None
         assert abs(share - probability) < 0.03  # four standard deviations
 
 
-def test_random_never_and_always(view: Any, model: ModelInfo) -> None:
-    assert draws(Random(probability=0), model, view, (1, 2), [[0, 1]] * 50) == [[False, False]] * 50
-    assert draws(Random(probability=1), model, view, (1, 2), [[0, 1]] * 50) == [[True, True]] * 50
-
-
 def test_a_row_draws_alike_whatever_the_batch(view: Any, model: ModelInfo) -> None:
     rule = Random(probability=0.5)
     asked = [[0, 1, 2], [0, 2], [2], [0, 1, 2], [1, 2]] * 10
@@ -88,12 +80,6 @@ def test_a_row_draws_alike_whatever_the_batch(view: Any, model: ModelInfo) -> No
         mine = [answers[rows.index(row)] for rows, answers in zip(asked, together, strict=True) if row in rows]
         alone = draws(rule, model, view, (seed,), [[0]] * len(mine))
         assert mine == [answer for (answer,) in alone]
-
-
-def test_starting_again_draws_again_the_same(view: Any, model: ModelInfo) -> None:
-    rule = Random(probability=0.5)
-    runs = [draws(rule, model, view, (3, 4), [[0, 1]] * 30) for _ in range(2)]
-    assert runs[0] == runs[1]
 
 
 def test_seeds_of_run_and_option_both_count(view: Any, model: ModelInfo) -> None:
@@ -109,3 +95,68 @@ def test_torch_s_own_generator_is_left_alone(view: Any, model: ModelInfo) -> Non
     before = torch.get_rng_state()
     draws(Random(), model, view, (1,), [[0]] * 5)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(2, 26), (24, 4), (None, 26)])
+def test_what_is_kept_is_the_rest(view: Any, model: ModelInfo, layers: int | None, kept: int) -> None:
+    rule = Pruned(layers=layers)
+    assert rule.exit_points(model) == (kept,)
+    assert rule.should_exit(view(rows=[0, 3])).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("layers", [1, 28, 40])
+def test_what_leaves_no_exit_point_is_refused(model: ModelInfo, layers: int) -> None:
+    reason = rf"pruned:layers={layers} keeps {28 - layers} of 28 layers.*Drop one of 2, 6, 10, 14.*--exit-points all"
+    with pytest.raises(OptionError, match=reason):
+        Pruned(layers=layers).exit_points(model)
+
+
+def test_a_model_without_exit_points_stays_whole(model: ModelInfo) -> None:
+    assert Pruned().exit_points(dataclasses.replace(model, exit_points=())) == ()
+
+
+def exits(rule: Schedule, model: ModelInfo, view: Any, made: int) -> int:
+    """The layer at which a token leaves after so many."""
+    points = rule.exit_points(model)
+    asked = {point: rule.should_exit(view(generated=[made], exit_layer=point)).item() for point in points}
+    return next((point for point in points if asked[point]), model.num_layers)
+
+
+@pytest.mark.parametrize(
+    ("power", "made", "expected"),
+    [
+        # 26 − 12 · t / 12: 26, 25, 20, 18, 17, 14; and the first exit point from there on.
+        (1.0, 0, 26), (1.0, 1, 26), (1.0, 6, 22), (1.0, 8, 18), (1.0, 9, 18), (1.0, 12, 14), (1.0, 50, 14),
+        # 26 − 12 · (t / 12)²: 23 at 6, 19.25 at 9, 17.67 at 10.
+        (2.0, 6, 26), (2.0, 9, 22), (2.0, 10, 18), (2.0, 12, 14),
+        # 26 − 12 · √(t / 12): 20 at 3, 17.5 at 6
+        (0.5, 3, 22), (0.5, 6, 18),
+    ],
+)  # fmt: skip
+def test_depth_is_its_formula(view: Any, model: ModelInfo, power: float, made: int, expected: int) -> None:
+    assert exits(Schedule(first=26, last=14, horizon=12, power=power), model, view, made) == expected
+
+
+def test_depth_never_rises(view: Any, model: ModelInfo) -> None:
+    for rule in (Schedule(), Schedule(first=28, last=4, power=0.3), Schedule(first=9, last=4, power=7)):
+        depths = [exits(rule, model, view, made) for made in range(40)]
+        assert depths == sorted(depths, reverse=True)
+        assert len(set(depths)) > 1
+
+
+def test_it_asks_only_where_it_comes(model: ModelInfo) -> None:
+    assert Schedule(first=20, last=8).exit_points(model) == (8, 10, 12, 14, 18, 22)
+    assert Schedule(first=28, last=22).exit_points(model) == (22, 26)
+    assert Schedule(first=6, last=6).exit_points(model) == (6,)
+
+
+def test_rows_have_their_own_positions(view: Any) -> None:
+    seen = view(generated=[0, 6, 12], exit_layer=18)
+    assert Schedule(first=22, last=14, horizon=8).should_exit(seen).tolist() == [False, True, True]
+
+
+def test_a_schedule_that_does_not_fit_is_refused(model: ModelInfo) -> None:
+    with pytest.raises(OptionError, match=r"schedule:first=8:last=10 rises.*Give last at most first"):
+        Schedule(first=8, last=10).exit_points(model)
+    with pytest.raises(OptionError, match=r"schedule:last=5 is not an exit point of model"):
+        Schedule(first=8, last=5).exit_points(model)

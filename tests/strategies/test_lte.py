@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import StrategySpec
-from harness.config.options import build_strategy, option_facts
 from harness.contracts import ModelInfo
 from harness.decoding.engine import Engine
-from harness.errors import ArtefactError, OptionError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller
-from harness.registry import KV_POLICIES
 from harness.training.identity import identity
 from strategies.lte import LearnToExit
-from tests.trained_strategies import NEW, PROMPTS, answer, check_costs
+from tests.trained_strategies import NEW, PROMPTS, answer
 
 ROWS, HIDDEN, OWN = 12, 5, 0.6
 
@@ -136,71 +131,7 @@ def test_thresholds_by_hand(
     assert answer(LearnToExit(threshold=threshold), model, seen) == [leaves] * ROWS
 
 
-def test_rows_decide_alike_in_any_company(model: ModelInfo, view: Any, states: dict[int, Tensor]) -> None:
-    write(model, head_of(model))
-    for layer in states:
-        together = answer(LearnToExit(), model, chain(view, states, layer))
-        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(layer))
-        mixed = answer(LearnToExit(), model, chain(view, states, layer, order))
-        assert mixed == [together[place] for place in order.tolist()]
-        for place in range(ROWS):
-            alone = chain(view, states, layer, torch.tensor([place]))
-            assert answer(LearnToExit(), model, alone) == together[place : place + 1]
-
-
 # ------------------------------------------------------------------------------------ declarations
-
-
-def test_its_options_are_documented_and_frozen() -> None:
-    strategy = build_strategy(StrategySpec("lte"))
-    assert strategy == LearnToExit()
-    assert type(strategy).__doc__
-    facts = {option.name: option for option in option_facts("lte")}
-    assert set(facts) == {"threshold", "heads"}
-    assert all(option.description for option in facts.values())
-    assert facts["threshold"].limits == "≥ 0, ≤ 2"
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(strategy, "threshold", 0.5)  # noqa: B010
-
-
-@pytest.mark.parametrize("value", ["-0.1", "2.1", "high"])
-def test_a_threshold_out_of_range_is_refused(value: str) -> None:
-    with pytest.raises(OptionError, match=f"lte:threshold={value} is not allowed"):
-        build_strategy(StrategySpec("lte", (("threshold", value),)))
-
-
-def test_the_record_names_the_head(model: ModelInfo) -> None:
-    own, other = write(model, head_of(model)), write(model, head_of(model, seed=1), name="lte-java")
-    assert LearnToExit().artefacts(model) == {"lte": own.sha256}
-    assert LearnToExit(heads="lte-java").artefacts(model) == {"lte": other.sha256}
-    assert LearnToExit().exit_points(model) == model.exit_points
-    assert not LearnToExit.rehearsed
-
-
-def test_without_a_head_the_commands_are_named_in_order(model: ModelInfo) -> None:
-    for ask in (LearnToExit().exit_points, LearnToExit().artefacts):
-        with pytest.raises(ArtefactError, match=r"there is no lte\.json for model") as refused:
-            ask(model)
-        assert str(refused.value).endswith(
-            "`harness trace --model model --out traces/model` ; `harness train lte --model model --traces traces/model`"
-        )
-
-
-def test_a_classifier_s_heads_are_no_lte_head(model: ModelInfo) -> None:
-    facts = identity(model, "t") | {"threshold": OWN}
-    path = Path(model.artefacts[0]) / "lte.json"
-    write_controller(path, "classifier", Observation(), {"shared": constant(model, 0.5)}, facts)
-    with pytest.raises(ArtefactError, match=r"lte\.json holds no lte"):
-        LearnToExit().exit_points(model)
-
-
-def test_a_head_that_looks_back_wants_the_exit_points_it_was_trained_at(model: ModelInfo) -> None:
-    write(model, head_of(model))
-    fewer = dataclasses.replace(model, exit_points=model.exit_points[::2])
-    with pytest.raises(ArtefactError, match=r"Use --exit-points 4,6,8,10,12,14,18,22,26, or train it again"):
-        LearnToExit().exit_points(fewer)
-    write(model, head_of(model, extra=0), observation=OBSERVATIONS["normal"], name="lte-normal")
-    assert LearnToExit(heads="lte-normal").exit_points(fewer) == fewer.exit_points
 
 
 # --------------------------------------------------------------------------------- in the engine
@@ -224,10 +155,3 @@ def test_the_engine_leaves_where_the_head_says(engine: Engine) -> None:
             expected.append(min(leaving, default=info.num_layers))
         assert one.exit_layers == expected
     assert len({layer for one in done for layer in one.exit_layers}) >= 3
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_checks_cost_no_lm_head_and_batches_change_nothing(engine: Engine, kv: str) -> None:
-    """Neighbours that leave between two exit points change nothing for a head that looks back."""
-    write(engine.info, head_of(engine.info, seed=0))
-    check_costs(engine, LearnToExit(), kv)

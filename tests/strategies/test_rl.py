@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,18 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import StrategySpec
-from harness.config.options import build_strategy, option_facts
 from harness.contracts import ModelInfo
-from harness.decoding.engine import Engine
-from harness.errors import ArtefactError, OptionError
+from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import Network, Observation, write_controller
-from harness.registry import KV_POLICIES
 from harness.training.agents.reward import CONTINUE, EXIT
 from harness.training.identity import identity
 from strategies.rl import ReinforcementLearning
-from tests.trained_strategies import NEW, PROMPTS, answer, check_costs
+from tests.trained_strategies import answer
 
 ROWS, HIDDEN, OWN = 12, 6, 0.8
 
@@ -194,66 +189,7 @@ def test_an_agent_that_prefers_to_go_on_is_never_overruled(
     assert not any(answer(ReinforcementLearning(threshold=threshold), model, view(hidden_state=states)))
 
 
-def test_rows_decide_alike_in_any_company(model: ModelInfo, view: Any, states: Tensor) -> None:
-    write(model, policy_of(model))
-    strategy = ReinforcementLearning()
-    together = answer(strategy, model, view(hidden_state=states))
-    assert len(set(together)) == 2
-    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2))
-    mixed = answer(strategy, model, view(hidden_state=states[order], rows=order.tolist()))
-    assert mixed == [together[place] for place in order.tolist()]
-    for place in range(ROWS):
-        alone = view(hidden_state=states[place : place + 1], rows=[place])
-        assert answer(strategy, model, alone) == together[place : place + 1]
-
-
 # ------------------------------------------------------------------------------------ declarations
-
-
-def test_its_options_are_documented_and_frozen() -> None:
-    strategy = build_strategy(StrategySpec("rl"))
-    assert strategy == ReinforcementLearning()
-    assert type(strategy).__doc__
-    facts = {option.name: option for option in option_facts("rl")}
-    assert set(facts) == {"threshold", "temperature", "agent"}
-    assert all(option.description for option in facts.values())
-    assert (facts["threshold"].limits, facts["temperature"].limits) == ("≥ 0, ≤ 1", "> 0")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(strategy, "threshold", 0.5)  # noqa: B010
-
-
-@pytest.mark.parametrize("option", ["threshold=-0.1", "threshold=1.1", "temperature=0", "temperature=-1"])
-def test_an_option_out_of_range_is_refused(option: str) -> None:
-    name, _, value = option.partition("=")
-    with pytest.raises(OptionError, match=f"rl:{option} is not allowed"):
-        build_strategy(StrategySpec("rl", ((name, value),)))
-
-
-def test_the_record_names_the_agent(model: ModelInfo) -> None:
-    own, other = write(model, policy_of(model)), write(model, policy_of(model, seed=1), name="rl-java")
-    assert ReinforcementLearning().artefacts(model) == {"agent": own.sha256}
-    assert ReinforcementLearning(agent="rl-java").artefacts(model) == {"agent": other.sha256}
-    assert ReinforcementLearning(agent=str(other.path)).artefacts(model) == {"agent": other.sha256}
-    assert ReinforcementLearning().exit_points(model) == model.exit_points
-    assert not ReinforcementLearning.rehearsed
-
-
-def test_without_an_agent_the_three_commands_are_named_in_order(model: ModelInfo) -> None:
-    untuned = dataclasses.replace(model, weights="pretrained")
-    for ask in (ReinforcementLearning().exit_points, ReinforcementLearning().artefacts):
-        with pytest.raises(ArtefactError, match=r"there is no rl\.json for model") as refused:
-            ask(untuned)
-        message = str(refused.value)
-        assert "\n" not in message
-        places = [
-            message.index(command)
-            for command in (
-                "`harness train lite --model model`",
-                "`harness trace --model model --out traces/model`",
-                "`harness train rl --model model --traces traces/model`",
-            )
-        ]
-        assert places == sorted(places)
 
 
 def test_an_agent_of_stable_baselines3_is_refused_unread(model: ModelInfo, tmp_path: Path) -> None:
@@ -262,43 +198,4 @@ def test_an_agent_of_stable_baselines3_is_refused_unread(model: ModelInfo, tmp_p
         ReinforcementLearning(agent=str(tmp_path / "agent.zip")).exit_points(model)
 
 
-def test_an_agent_of_other_weights_is_refused_before_anything_is_loaded(model: ModelInfo, tmp_path: Path) -> None:
-    write(dataclasses.replace(model, fingerprint="0ddba11"), policy_of(model))
-    (tmp_path / "rl.safetensors").unlink()
-    with pytest.raises(ArtefactError, match=r"was trained with weights 0ddba11 .* runs with 5ca1ab1e"):
-        ReinforcementLearning().exit_points(model)
-
-
 # --------------------------------------------------------------------------------- in the engine
-
-
-def test_the_engine_leaves_where_the_agent_says(engine: Engine) -> None:
-    """Every exit layer worked out again from the hidden states of the sequence that came out."""
-    info, policy = engine.info, policy_of(engine.info, scale=0.02)
-    write(info, policy)
-    done = engine.decode(PROMPTS, ReinforcementLearning(), kv="none", max_new_tokens=[NEW] * 3)
-    for prompt, one in zip(PROMPTS, done, strict=True):
-        expected = []
-        for step in range(NEW):
-            states = engine.read([*prompt, *one.token_ids[:step]], info.exit_points)
-            leaving = [
-                layer
-                for layer, state in zip(info.exit_points, states, strict=True)
-                if leaves(logits(policy, state[-1]), OWN)
-            ]
-            expected.append(min(leaving, default=info.num_layers))
-        assert one.exit_layers == expected
-    assert len({layer for one in done for layer in one.exit_layers}) >= 3
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_checks_cost_no_lm_head_and_batches_change_nothing(engine: Engine, kv: str) -> None:
-    write(engine.info, policy_of(engine.info, scale=0.02))
-    check_costs(engine, ReinforcementLearning(), kv)
-
-
-def test_a_threshold_of_1_is_full_depth(engine: Engine) -> None:
-    write(engine.info, policy_of(engine.info))
-    strategy = ReinforcementLearning(threshold=1)
-    done = engine.decode(PROMPTS, strategy, kv="propagate", max_new_tokens=[NEW] * 3)
-    assert {layer for one in done for layer in one.exit_layers} == {engine.info.num_layers}

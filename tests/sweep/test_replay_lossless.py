@@ -51,7 +51,7 @@ def live_and_replayed(
     given: dict[str, Any] = {"max_new_tokens": [NEW] * len(PROMPTS), "eos_token_ids": eos}
     full = tiny.engine.decode(PROMPTS, build_strategy(parse_strategies("full")[0]), kv="recompute", **given)
     live = tiny.engine.decode(PROMPTS, point.strategy, kv="recompute", lossless=point.lossless, **given)
-    if point.strategy.rehearsed:
+    if point.strategy.upper_bound:
         stops = [[*one.first_stops(LAYERS), *[LAYERS] * NEW] for one in live]
         live = tiny.engine.replay(PROMPTS, stops, kv="recompute", lossless=point.lossless, **given)
     assert [one.token_ids for one in live] == [one.token_ids for one in full]
@@ -63,7 +63,7 @@ def live_and_replayed(
 
 
 @pytest.mark.parametrize("most", [1, 3, 16])
-@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:least=1"])
+@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:min_n=1"])
 @pytest.mark.parametrize("text", [*EXITS, LAYERSKIP])
 def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, decode: str, most: int) -> None:
     live, found = live_and_replayed(tiny, text, decode, most)
@@ -94,7 +94,7 @@ TIMES = UnitTimes(positions=9, rows=5, layer_s=1.0, head_s=5.0, layer_row_s=0.25
 SECONDS = TIMES.costs(DraftTimes(check_s=0.125, read_s=2.0)).per_unit
 
 
-@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:least=1"])
+@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:min_n=1"])
 def test_what_replayed_decoding_would_take_is_what_live_counts_say(tiny: Any, decode: str) -> None:
     live, found = live_and_replayed(tiny, LAYERSKIP, decode, 16)
     passes = sum(one.verifications for one in live)
@@ -167,7 +167,7 @@ def test_the_bound_is_exact_with_drafts_of_any_length(tiny: Any) -> None:
 
 def test_a_source_alone_is_replayed_exactly(tiny: Any) -> None:
     """What it proposes is verified at once, so that nothing follows a wrong draft."""
-    live, found = live_and_replayed(tiny, "full", "lossless+lookup:least=1", 16)
+    live, found = live_and_replayed(tiny, "full", "lossless+lookup:min_n=1", 16)
     assert counts(found) == {
         "drafts": sum(one.drafts for one in live),
         "read": sum(one.layers_read for one in live),

@@ -59,7 +59,7 @@ class EveryThird(Strategy):
 
 def operating(strategy: Strategy, points: tuple[int, ...] = POINTS) -> OperatingPoint:
     record = OperatingPointRecord(
-        name="mine", strategy="mine", options={}, exit_points=points, rehearsed=strategy.rehearsed
+        name="mine", strategy="mine", options={}, exit_points=points, rehearsed=strategy.upper_bound
     )
     return OperatingPoint(strategy, record, "recompute")
 

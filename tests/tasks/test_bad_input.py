@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -177,21 +178,6 @@ def test_a_text_that_is_too_long_is_a_bad_row(
     }
 
 
-def test_a_row_that_only_one_protocol_can_use(tmp_path: Path, words: Any, green: Any) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"id": 1, "input": " w" * 100, "gt": ""}) + "\n")
-    assert len(Py150().load(green(file), words).samples) == 1
-
-
-def test_prompts_beyond_the_positions_are_counted(tmp_path: Path, words: Any) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_bytes(GOOD + b"\n" + json.dumps({"id": "long", "input": " w" * 300, "gt": "y"}).encode())
-    data = Py150().load(TaskRequest("codexglue-line", str(file), max_positions=200), words)
-    assert [sample.sample_id for sample in data.samples] == ["good"]
-    assert [row.sample_id for row in data.bad_rows] == ["long"]
-    assert "300 tokens" in data.bad_rows[0].reason
-
-
 def refused(source: object, words: Any, protocol: str = "codexglue-line", task: Any = None) -> str:
     with pytest.raises(DataError) as refusal:
         (task or Py150()).load(TaskRequest(protocol, str(source)), words)
@@ -199,19 +185,6 @@ def refused(source: object, words: Any, protocol: str = "codexglue-line", task: 
     assert "\n" not in message
     assert len(message) < 500
     return message
-
-
-def test_missing_path(tmp_path: Path, words: Any) -> None:
-    assert "does not exist" in refused(tmp_path / "nowhere.jsonl", words)
-    assert "Did you mean 'embedded'?" in refused("embeded", words)
-    assert "is empty" in refused("", words)
-    assert "no such user" in refused("~nobody-of-this-name/rows.jsonl", words)
-    assert "cannot read" in refused("x" * 400, words)
-
-
-@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
-def test_path_that_is_neither_file_nor_folder(words: Any, device: str) -> None:
-    assert "neither a file nor a folder" in refused(device, words)
 
 
 @pytest.fixture
@@ -240,15 +213,92 @@ def test_a_readme_that_is_a_pipe_says_nothing(tmp_path: Path, words: Any, line: 
     assert Py150().load(line(tmp_path / "python.jsonl"), words).source.label == "path: python.jsonl"
 
 
-def test_links_that_lead_nowhere(tmp_path: Path, words: Any) -> None:
-    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
-    (tmp_path / "gone.jsonl").symlink_to("nowhere.jsonl")
-    for name in ("loop.jsonl", "gone.jsonl"):
-        assert "is a link to itself, or to what does not exist" in refused(tmp_path / name, words)
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "python").symlink_to("..")
-    (tmp_path / "folder" / "code_x_glue_cc_code_completion_token").symlink_to(".")
-    assert "holds no 'python' rows" in refused(tmp_path / "folder", words, "green-code")
+def parquet(path: Path, **columns: Any) -> None:
+    import pandas
+
+    path.parent.mkdir(exist_ok=True)
+    pandas.DataFrame(columns).to_parquet(path)
+
+
+def damaged_name(path: Path) -> None:
+    write_table(path, name=["x"])
+    path.write_bytes(path.read_bytes().replace(b"name", b"n\xffme"))
+
+
+def bytes_as_ids(path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet as arrow
+
+    ids = pyarrow.array([b"a", b"b"], pyarrow.binary())
+    gt = pyarrow.array([{"deep": [1]}, None])
+    arrow.write_table(pyarrow.table({"id": ids, "input": ["x", "x"], "gt": gt}), path)
+
+
+def two_splits(path: Path) -> None:
+    for config, split in [("java", "test"), ("python", "train")]:
+        (path / config).mkdir()
+        (path / config / f"{split}-00000-of-00001.parquet").write_bytes(b"")
+
+
+def two_shards(path: Path) -> None:
+    parquet(path / "python" / "test-0.parquet", id=[1], code=["x"])
+    parquet(path / "python" / "test-1.parquet", id=[1], code=[["x"]])
+
+
+def linked(path: Path) -> None:
+    (path / "python").symlink_to("..")
+    (path / "code_x_glue_cc_code_completion_token").symlink_to(".")
+
+
+SOURCES: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "empty": (lambda path: path.write_bytes(b""), ".jsonl", "is empty"),
+    "blank": (lambda path: path.write_bytes(b"\n\n  \n"), ".jsonl", "is empty"),
+    "a mark alone": (lambda path: path.write_bytes(b"\xef\xbb\xbf\n"), ".jsonl", "is empty"),
+    "UTF-16": (lambda path: path.write_text(GOOD.decode(), encoding="utf-16"), ".jsonl", "iconv"),
+    "no rows": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n rubbish\n"), ".jsonl", "none of its 3 rows.*row "),
+    "a loop": (lambda path: path.symlink_to(path.name), ".jsonl", "is a link to itself, or to what does not exist"),
+    "a dead link": (lambda path: path.symlink_to("nowhere"), ".jsonl", "is a link to itself, or to what does not"),
+    "damaged": (lambda path: path.write_bytes(b"PAR1 but not really PAR1"), ".parquet", "as Parquet"),
+    "no name": (damaged_name, ".parquet", "as Parquet"),
+    "nothing in it": (lambda path: parquet(path, id=[], code=[]), ".parquet", "no rows"),
+    "other columns": (lambda path: parquet(path, text=["a", "b"]), ".parquet", "it has text"),
+    "too few columns": (lambda path: parquet(path, id=[1, 2]), ".parquet", "no field 'input'"),
+    "bytes": (bytes_as_ids, ".parquet", "'id' is bytes, not a string"),
+    "a folder of notes": (
+        lambda path: (path / "notes.jsonl").write_text("{}"),
+        "",
+        "codexglue_line/python.*notes.jsonl",
+    ),
+    "folders linked": (linked, "", "holds no 'python' rows"),
+    "no such split": (two_splits, "", r"python/test-\*\.parquet.*python/train-00000-of-00001\.parquet"),
+    "shards apart": (two_shards, "", "different columns"),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, words: Any, name: str) -> None:
+    make, suffix, said = SOURCES[name]
+    path = tmp_path / f"rows{suffix}"
+    if not suffix:
+        path.mkdir()
+    make(path)
+    in_files = suffix or name == "a folder of notes"
+    assert re.search(said, refused(path, words, "codexglue-line" if in_files else "green-code"))
+
+
+def test_what_is_nowhere_is_refused(tmp_path: Path, words: Any) -> None:
+    for source, said in (
+        (tmp_path / "nowhere.jsonl", "does not exist"),
+        ("embeded", "Did you mean 'embedded'?"),
+        ("", "is empty"),
+        ("~nobody-of-this-name/rows.jsonl", "no such user"),
+        ("x" * 400, "cannot read"),
+        ("/dev/null", "neither a file nor a folder"),
+        ("/dev/zero", "neither a file nor a folder"),
+    ):
+        assert said in refused(source, words)
+    with pytest.raises(UnknownNameError, match="Did you mean 'green-code'"):
+        JavaCorpus().load(TaskRequest("greencode", "embedded"), words)
 
 
 def test_a_file_that_became_a_pipe_costs_its_rows(tmp_path: Path, words: Any, pipe: Path) -> None:
@@ -259,77 +309,6 @@ def test_a_file_that_became_a_pipe_costs_its_rows(tmp_path: Path, words: Any, pi
     row = rows.read(0)
     assert isinstance(row, BadRow)
     assert row.reason == "row 1: cannot be read (it is a named pipe, not a file)"
-
-
-@pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf\n"])
-def test_empty_file(tmp_path: Path, words: Any, content: bytes) -> None:
-    (tmp_path / "rows.jsonl").write_bytes(content)
-    assert "is empty" in refused(tmp_path / "rows.jsonl", words)
-
-
-def test_file_in_utf_16(tmp_path: Path, words: Any) -> None:
-    (tmp_path / "rows.jsonl").write_text(GOOD.decode(), encoding="utf-16")
-    assert "iconv" in refused(tmp_path / "rows.jsonl", words)
-
-
-def test_file_of_bad_rows_only(tmp_path: Path, words: Any) -> None:
-    (tmp_path / "rows.jsonl").write_bytes(b"\x89PNG\r\n\x1a\n rubbish\n")
-    message = refused(tmp_path / "rows.jsonl", words)
-    assert "none of its 3 rows" in message
-    assert "row " in message
-
-
-def test_withheld_answers(tmp_path: Path, words: Any) -> None:
-    (tmp_path / "test.json").write_text("".join(json.dumps({"id": n, "input": "x", "gt": ""}) + "\n" for n in range(3)))
-    message = refused(tmp_path / "test.json", words)
-    assert "withheld" in message
-    assert "test.json" in message
-
-
-def test_folder_of_nothing_known(tmp_path: Path, words: Any) -> None:
-    (tmp_path / "notes.jsonl").write_text("{}")
-    message = refused(tmp_path, words)
-    assert "codexglue_line/python.jsonl" in message
-    assert "notes.jsonl" in message
-
-
-def test_folder_without_the_language_or_split(tmp_path: Path, words: Any) -> None:
-    for config, split in [("java", "test"), ("python", "train")]:
-        (tmp_path / config).mkdir()
-        (tmp_path / config / f"{split}-00000-of-00001.parquet").write_bytes(b"")
-    message = refused(tmp_path, words, "green-code")
-    assert "python/test-*.parquet" in message
-    assert "python/train-00000-of-00001.parquet" in message
-
-
-def test_damaged_parquet(tmp_path: Path, words: Any) -> None:
-    file = tmp_path / "python" / "test-00000-of-00001.parquet"
-    file.parent.mkdir()
-    file.write_bytes(b"PAR1 but not really PAR1")
-    assert "as Parquet" in refused(tmp_path, words, "green-code")
-    assert "as Parquet" in refused(file, words, "green-code")
-
-
-@pytest.mark.parametrize("shards", [[{"id": [1], "code": ["x"]}, {"id": [1], "code": [["x"]]}]])
-def test_parquet_shards_that_do_not_fit(tmp_path: Path, words: Any, shards: list[dict[str, Any]]) -> None:
-    import pandas
-
-    (tmp_path / "python").mkdir()
-    for index, shard in enumerate(shards):
-        pandas.DataFrame(shard).to_parquet(tmp_path / "python" / f"test-{index}.parquet")
-    assert "different columns" in refused(tmp_path, words, "green-code")
-
-
-def test_parquet_without_rows_or_usable_columns(tmp_path: Path, words: Any) -> None:
-    import pandas
-
-    file = tmp_path / "rows.parquet"
-    pandas.DataFrame({"id": [], "code": []}).to_parquet(file)
-    assert "no rows" in refused(file, words)
-    pandas.DataFrame({"text": ["a", "b"]}).to_parquet(file)
-    assert "it has text" in refused(file, words)
-    pandas.DataFrame({"id": [1, 2]}).to_parquet(file)
-    assert "no field 'input'" in refused(file, words)
 
 
 def write_table(path: Path, **columns: Any) -> Path:
@@ -367,27 +346,6 @@ def test_a_token_in_a_parquet_list_that_is_no_text_costs_its_row(tmp_path: Path,
     assert [row.reason for row in data.bad_rows] == ["row 1: 'code[100]' is not UTF-8 (byte 1)"]
 
 
-def test_parquet_columns_of_other_kinds_are_bad_rows(tmp_path: Path, words: Any, line: Any) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    table = pyarrow.table(
-        {
-            "id": pyarrow.array([b"a", b"b"], pyarrow.binary()),
-            "input": ["x", "x"],
-            "gt": pyarrow.array([{"deep": [1]}, None]),
-        }
-    )
-    parquet.write_table(table, tmp_path / "rows.parquet")
-    assert "'id' is bytes, not a string" in refused(tmp_path / "rows.parquet", words)
-
-
-def test_names_of_parquet_columns_that_are_no_text(tmp_path: Path, words: Any) -> None:
-    file = write_table(tmp_path / "rows.parquet", name=["x"])
-    file.write_bytes(file.read_bytes().replace(b"name", b"n\xffme"))
-    assert "as Parquet" in refused(file, words)
-
-
 def test_embedded_files_that_cannot_be_read_are_bad_rows() -> None:
     def content(name: str) -> bytes:
         if name == "gone.py":
@@ -408,10 +366,3 @@ def test_an_embedded_file_whose_name_is_no_text_is_a_bad_row() -> None:
     read = [part.read(index) for part in parts for index in range(len(part))]
     assert all(isinstance(row, BadRow) for row in read)
     assert {row.sample_id[:9] for row in read} == {"\\udcff.py", "x" * 9}
-
-
-def test_unknown_protocol(words: Any) -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean 'green-code'"):
-        JavaCorpus().load(TaskRequest("greencode", "embedded"), words)
-    with pytest.raises(UnknownNameError):
-        JavaCorpus().stop_rule("nonsense", words)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +8,9 @@ import pytest
 from harness.contracts import TaskRequest
 from harness.errors import DataError
 from tasks.draw import draw
-from tasks.javacorpus import JavaCorpus
 from tasks.languages import PYTHON
 from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.protocols.green_code import GreenCode
-from tasks.py150 import Py150
 
 LINES = CodexglueLine(PYTHON)
 DOCUMENTS = GreenCode(PYTHON)
@@ -48,17 +45,6 @@ def test_a_smaller_limit_gives_the_first_of_a_larger_one(make_rows: Callable[...
         some = draw(rows, LINES, words, request(limit, seed))
         assert some.samples == everything.samples[:limit]
         assert some.bad_rows == everything.bad_rows[: len(some.bad_rows)]
-
-
-def test_all_rows_are_drawn_once(make_rows: Callable[..., Any], words: Any) -> None:
-    drawn = draw(make_rows(records(40)), LINES, words, request())
-    assert sorted(int(sample.sample_id) for sample in drawn.samples) == list(range(40))
-
-
-def test_samples_are_spread_over_the_source(make_rows: Callable[..., Any], words: Any) -> None:
-    drawn = draw(make_rows(records(1000)), LINES, words, request(100))
-    mean = sum(int(sample.sample_id) for sample in drawn.samples) / 100
-    assert 400 < mean < 600
 
 
 def test_only_the_rows_that_are_needed_are_read_and_tokenised(make_rows: Callable[..., Any], words: Any) -> None:
@@ -117,12 +103,3 @@ def test_nothing_usable_is_refused_and_says_why(make_rows: Callable[..., Any], w
     rows = make_rows([{"id": 0, "code": "too short"}, {"id": 1}])
     with pytest.raises(DataError, match=r"none of its 2 rows .*1 bad.*too short"):
         draw(rows, DOCUMENTS, words, TaskRequest("green-code", "x"))
-
-
-@pytest.mark.parametrize("task", [Py150(), JavaCorpus()])
-@pytest.mark.parametrize("protocol", ["green-code", "codexglue-line"])
-def test_prefix_and_repeatability_hold_on_official_rows(task: Any, protocol: str, words: Any, data: Path) -> None:
-    draws = [task.load(TaskRequest(protocol, str(data), limit=limit, seed=5), words) for limit in (4, 9, 9)]
-    assert draws[1] == draws[2]
-    assert draws[0].samples == draws[1].samples[:4]
-    assert len(draws[1].samples) == 9

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from harness.contracts import ModelRequest, TaskData, TaskRequest, document_key
-from harness.errors import DataError
 from harness.models.model import resolve
 from harness.models.ngrams import NgramIndex, write_index
 from tasks.draw import draw
@@ -124,12 +123,6 @@ def test_kept_they_are_marked_and_nothing_else_changes(make_rows: Callable[..., 
     assert len(skipped.samples) == 8
 
 
-def test_where_everything_was_read_it_says_so(make_rows: Callable[..., Any], words: Any) -> None:
-    rows = make_rows([{"id": n, "code": function(n)} for n in range(3)])
-    with pytest.raises(DataError, match="was tuned on every one of its 3 rows"):
-        drawn(rows, words, [function(n) for n in range(3)], seen=frozenset({document_key(function(0))}))
-
-
 # -------------------------------------------------------------------------------------------- runs
 
 
@@ -182,16 +175,6 @@ def test_a_run_may_keep_them_and_its_report_leave_them_out(
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
     assert [row["n"] for row in json.loads(cli("report", "out", "--json").out)["rows"]] == [8]
     assert "Omit --out" in cli("report", "out", "--without-duplicates", "--out", "r").error
-
-
-def test_a_run_that_marks_none_has_no_table_without_them(
-    tiny_run: Callable[..., Any], cli: Callable[..., Any], learned: Path
-) -> None:
-    assert tiny_run("--limit", 2, "--out", "out").code == 0
-    assert (
-        "marks no sample as a duplicate. Run again with --duplicates keep."
-        in cli("report", "out", "--without-duplicates").error
-    )
 
 
 def test_an_artefact_without_an_index_is_named(tiny_run: Callable[..., Any], learned: Path, tmp_path: Path) -> None:

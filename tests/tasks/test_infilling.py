@@ -286,38 +286,6 @@ def test_gaps_of_several_lines_and_within_lines_are_drawn_and_judged(
     assert passed("infilling-left", f"{answer}{after}print(nothing)\n") == 1  # cut where the suffix begins
 
 
-def test_a_run_of_both_records_what_passed(
-    every_kind: Path, tiny_run: Callable[..., Any], fim_model: Path, tmp_path: Path
-) -> None:
-    names = [task.name for task, _ in GAPS.values()]
-    ran = tiny_run(
-        *(word for name in names for word in ("--task", name)),
-        *("--source", every_kind, "--model", fim_model, "--allow-code-execution", "--out", "out"),
-    )
-    assert ran.code == 0, ran.err
-    assert "pass@1" in ran.out
-    tasks = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
-    assert [(task["name"], task["protocol"], task["samples"]) for task in tasks] == [
-        (name, "infilling", 1) for name in names
-    ]
-    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
-    assert {(sample["task"], sample["scores"]["pass_at_1"]) for sample in samples} == {(name, 0) for name in names}
-
-
-def test_a_run_is_refused_in_one_line(refused: Callable[..., str], folder: Path) -> None:
-    assert "--protocol infilling-left" in refused("--task", "humaneval-infilling-single", "--source", folder)
-    line = refused("--task", "humaneval-infilling-multi", "--source", folder)
-    assert "HumanEval-MultiLineInfilling" in line
-    assert "git clone https://github.com/openai/human-eval-infilling FOLDER" in line
-
-
-def test_a_damaged_file_is_refused(folder: Path, words: Any) -> None:
-    file = folder / "data" / "HumanEval-SingleLineInfilling.jsonl.gz"
-    file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(DataError, match=r"cannot read .*Fetch it again"):
-        drawn(folder, words, "infilling-left")
-
-
 def test_a_flipped_byte_is_refused(folder: Path, words: Any) -> None:
     file = folder / "data" / "HumanEval-SingleLineInfilling.jsonl.gz"
     content = bytearray(gzip.compress(gzip.decompress(file.read_bytes()), mtime=0))

@@ -6,7 +6,6 @@ stand here with what that code said of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -221,20 +220,3 @@ def test_rows_of_the_other_language_are_refused(folder: Callable[..., Path], wor
     pd.DataFrame([ROW]).to_parquet(tmp_path / "in_file-0.parquet")
     with pytest.raises(DataError, match=r"row 1 of in_file is of a \.py file\. Use --task repobench-python, "):
         drawn(RepoBenchJava(), tmp_path / "in_file-0.parquet", words)
-
-
-def test_a_bad_row_is_counted(folder: Callable[..., Path], words: Any) -> None:
-    data = drawn(RepoBenchPython(), folder(in_file=[ROW, ROW | {"next_line": "  "}]), words)
-    assert [row.reason for row in data.bad_rows] == ["row 2: 'next_line' is empty"]
-
-
-def test_a_run_needs_no_protocol_and_records_the_task_s_own(
-    folder: Callable[..., Path], tiny_run: Callable[..., Any], tmp_path: Path
-) -> None:
-    ran = tiny_run("--task", "repobench-python", "--source", folder(), "--out", "out")
-    assert ran.code == 0, ran.err
-    (record,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
-    assert (record["protocol"], record["samples"]) == ("repobench", 3)
-    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
-    assert {sample["sample_id"] for sample in samples} == {"cross_file_first-0", "cross_file_random-0", "in_file-0"}
-    assert all({"exact_match", "edit_similarity_indented"} <= sample["scores"].keys() for sample in samples)

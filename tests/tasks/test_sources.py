@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -18,8 +17,7 @@ from tasks.code_completion import CodeCompletion
 from tasks.javacorpus import JavaCorpus
 from tasks.languages import PYTHON
 from tasks.py150 import Py150
-from tasks.sources import HubDataset, embedded
-from tasks.sources.files import open_path
+from tasks.sources import embedded
 
 CLASS = "\n".join(["/* licence */", "class A {", *(f"    int field{index} = {index} ;" for index in range(40)), "}"])
 ROWS = [{"id": index, "input": f"<s> a{index} =", "gt": f"b{index} ( )"} for index in range(6)]
@@ -50,14 +48,6 @@ def hub_folder(tmp_path: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------ path
-
-
-def test_jsonl_file(tmp_path: Path, words: Any, line: Any) -> None:
-    file = write_jsonl(tmp_path / "mine.jsonl", ROWS)
-    data = Py150().load(line(file), words)
-    assert {sample.sample_id for sample in data.samples} == {"0", "1", "2", "3", "4", "5"}
-    assert (data.source.kind, data.source.label) == ("path", "path: mine.jsonl")
-    assert data.source.detail["path"] == str(file)
 
 
 @pytest.mark.parametrize("code", [" ".join(TOKENS[1:-1]), TOKENS, TOKENS[1:-1]])
@@ -213,13 +203,6 @@ def test_hub_failures_are_one_line(fake_hub: Any, words: Any, green: Any, error:
 # -------------------------------------------------------------------------------------- embedded
 
 
-def test_standard_library(words: Any, green: Any) -> None:
-    data = Py150().load(green(limit=4), words)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert len(data.samples) == 4
-    assert (data.source.kind, data.source.label) == ("embedded", f"embedded: Python {version} standard library")
-
-
 def test_standard_library_is_ordered_and_has_no_tests() -> None:
     rows = embedded.standard_library()
     names = [rows.read(index).sample_id for index in range(len(rows))]
@@ -259,12 +242,6 @@ def test_jdk_8_has_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rows = embedded.jdk_sources()
     assert len(rows) == 1
     assert rows.label == "embedded: JDK 8 java.base sources"
-
-
-def test_homes_without_sources_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = make_jdk(tmp_path / "jdk", {"java.base/A.java": CLASS})
-    monkeypatch.setattr(embedded, "jdk_homes", lambda: iter([tmp_path / "nowhere", home]))
-    assert len(embedded.jdk_sources()) == 1
 
 
 def test_the_java_on_the_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,20 +293,3 @@ def test_a_task_that_no_hub_has_needs_a_name_and_a_language(words: Any, tmp_path
         Own().load(TaskRequest("green-code", "hub"), words)
     with pytest.raises(DataError, match=r"has no embedded source\. Use --source PATH\.$"):
         Own().load(TaskRequest("green-code", "embedded"), words)
-
-
-def test_dataset_folder_is_the_repository_name() -> None:
-    assert HubDataset("owner/name", "java", "test").folder == "name"
-    with pytest.raises(DataError, match="does not exist"):
-        open_path("no/such/path", HubDataset("owner/name", "java", "test"))
-
-
-@pytest.mark.parametrize("protocol", ["green-code", "codexglue-line"])
-def test_the_jdk_of_this_machine(words: Any, protocol: str) -> None:
-    try:
-        embedded.jdk_sources().close()
-    except DataError as error:
-        pytest.skip(str(error))
-    data = JavaCorpus().load(TaskRequest(protocol, "embedded", limit=3), words)
-    assert len(data.samples) == 3
-    assert all("Copyright" not in words.decode(sample.prompt_ids) for sample in data.samples)

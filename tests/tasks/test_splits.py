@@ -22,7 +22,7 @@ from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.protocols.green_code import GreenCode
 from tasks.py150 import Py150
 from tasks.rows import LineRow, Rows, parse_record, whole
-from tasks.sources import HubDataset, embedded
+from tasks.sources import embedded
 from tasks.sources.embedded import SourceFiles
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -53,12 +53,6 @@ def test_the_name_alone_decides() -> None:
     few, many = in_memory(f"{n}.py" for n in range(0, 300, 3)), in_memory(f"{n}.py" for n in range(300))
     for split in SPLITS:
         assert set(names_of(few.part(split))) == set(names_of(many.part(split))) & set(names_of(few))
-
-
-def test_a_part_of_a_part_is_empty_or_itself() -> None:
-    rows = in_memory(f"{n}.py" for n in range(50))
-    assert names_of(rows.part("train").part("train")) == names_of(rows.part("train"))
-    assert len(rows.part("train").part("test")) == 0
 
 
 def test_a_part_says_what_it_is() -> None:
@@ -112,21 +106,6 @@ def test_a_split_without_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # --------------------------------------------------------------------------------------- hub and paths
-
-
-def test_a_dataset_at_another_split() -> None:
-    dataset = HubDataset("owner/name", "python", "test")
-    assert [dataset.at(split).split for split in SPLITS] == list(SPLITS)
-    assert dataset.at("train") == HubDataset("owner/name", "python", "train")
-    single = HubDataset("owner/name", "python", "train", single_split=True)
-    assert all(single.at(split) is single for split in SPLITS)
-
-
-@pytest.mark.parametrize("task", [Py150(), JavaCorpus()])
-def test_documents_have_splits_and_lines_have_one(task: Any) -> None:
-    assert not task.documents.single_split
-    assert task.documents.split == "test"
-    assert task.lines.single_split
 
 
 def test_the_hub_is_asked_for_the_split(monkeypatch: pytest.MonkeyPatch, words: Any, green: Any, line: Any) -> None:
@@ -319,16 +298,6 @@ def drawn_by(folder: Path) -> list[str]:
     return [row["sample_id"] for row in rows if not row["error"]]
 
 
-def test_a_run_draws_test_files(tiny_run: Callable[..., Any], library: dict[Split, set[str]], tmp_path: Path) -> None:
-    ran = tiny_run("--source", "embedded", "--limit", 6, "--out", "out")
-    assert ran.code == 0, ran.err
-    drawn = drawn_by(tmp_path / "out")
-    assert len(drawn) == 6
-    assert set(drawn) <= library["test"]
-    (task,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
-    assert task["detail"]["split"] == "test, by hash of the file name"
-
-
 def learn_from(folder: Path, model: Path, texts: Sequence[str]) -> None:
     """What ``harness train`` leaves beside its tensors, as far as a run asks: whose it is, and what was seen."""
     info = resolve(ModelRequest(str(model), weights="pretrained", exit_head="shared")).info
@@ -347,24 +316,3 @@ def test_a_run_passes_over_what_anything_trained_for_its_model_has_seen(
     assert sorted(drawn_by(tmp_path / "out")) == ["doc-5", "doc-6", "doc-7"]
     (task,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
     assert task["detail"]["skipped"] == "5 × document the model was tuned on"
-
-
-def test_a_run_on_nothing_unseen_is_refused(
-    refused: Callable[..., str], tiny_llama: Path, documents: list[str], tmp_path: Path
-) -> None:
-    learn_from(tmp_path / "seen", tiny_llama, documents)
-    line = refused("--limit", 0, "--artefacts", "seen")
-    assert "the model was tuned on every one of its 8 rows, so none can test it." in line
-    assert "--source" in line
-    assert "an empty --artefacts folder" in line
-
-
-def test_the_remedy_for_nothing_unseen_works(
-    tiny_run: Callable[..., Any], tiny_llama: Path, documents: list[str], tmp_path: Path
-) -> None:
-    learn_from(tmp_path / "artefacts" / tiny_llama.name, tiny_llama, documents)
-    (tmp_path / "empty").mkdir()
-    assert "tuned on every one of its 8 rows" in tiny_run("--limit", 2).error
-    ran = tiny_run("--limit", 2, "--artefacts", "empty", "--out", "out")
-    assert ran.code == 0, ran.err
-    assert len(drawn_by(tmp_path / "out")) == 2

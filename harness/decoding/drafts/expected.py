@@ -42,7 +42,6 @@ class _Expected(DraftRule):
         self._tokens = {layer: costs.draft(layer, num_layers) for layer in range(1, num_layers)}
 
     def verify_now(self, draft: Draft) -> bool:
-        """Compare what one more token adds with what there is."""
         stands: list[float] = list(accumulate(draft.probabilities, mul))
         cost = self._deep + sum(self._tokens[layer] for layer in draft.layers)
         more = stands[-1] * draft.probabilities[-1] / self._tokens[draft.layers[-1]]

@@ -22,7 +22,7 @@ class Lookup(DraftSource):
     """
 
     n: Annotated[int, Field(ge=1, le=16, description="last tokens that are looked up, the longest match first")] = 3
-    least: Annotated[int, Field(ge=1, le=16, description="fewest of them that count as a match")] = 2
+    min_n: Annotated[int, Field(ge=1, le=16, description="fewest of them that count as a match")] = 2
     k: Annotated[int, Field(ge=1, le=64, description="tokens proposed at most")] = 6
 
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
@@ -60,11 +60,10 @@ class _Text:
 
 class _Lookup(DraftRule):
     def __init__(self, options: Lookup) -> None:
-        self._sizes, self._k = range(min(options.least, options.n), options.n + 1), options.k
+        self._sizes, self._k = range(min(options.min_n, options.n), options.n + 1), options.k
         self._texts: dict[int, _Text] = {}
 
-    def propose(self, draft: Draft, most: int) -> Sequence[int]:
-        """Copy what followed."""
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         text = self._texts.get(draft.row)
         if text is None or text.prompt is not draft.prompt:
             text = self._texts[draft.row] = _Text(draft.prompt, self._sizes)
@@ -74,7 +73,7 @@ class _Lookup(DraftRule):
         if at is None:
             return ()
         begin = len(text.tokens) - len(said) + len(draft.tokens)  # where what was said stands in the text
-        for _ in range(min(self._k, most)):
+        for _ in range(min(self._k, max_tokens)):
             said.append(text.tokens[at] if at < len(text.tokens) else said[at - begin])
             at += 1
-        return said[len(said) - min(self._k, most) :]
+        return said[len(said) - min(self._k, max_tokens) :]

@@ -38,5 +38,4 @@ class _Product(DraftRule):
         self._bound = bound
 
     def verify_now(self, draft: Draft) -> bool:
-        """Multiply."""
         return prod(draft.probabilities) < self._bound

@@ -14,11 +14,7 @@ class GPT2(Family):
 
     def read(self, model: Any) -> Backbone:
         """Read a transformers GPT-2 model."""
-        core, config = model.transformer, model.config
-        heads = HeadShape(
-            config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        )
-
+        core, heads = model.transformer, HeadShape.of(model.config)
         return Backbone(
             blocks=[_block(layer, heads) for layer in core.h],
             heads=heads,

@@ -20,12 +20,8 @@ class GPTNeoX(Family):
 
     def read(self, model: Any) -> Backbone:
         """Read a transformers GPT-NeoX model; its query-key-value modules are emptied."""
-        core, config = model.gpt_neox, model.config
-        heads = HeadShape(
-            config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        )
+        core, heads = model.gpt_neox, HeadShape.of(model.config)
         words = table(core.embed_in)
-
         return Backbone(
             blocks=[_block(layer, heads) for layer in core.layers],
             heads=heads,

@@ -8,16 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from harness.decoding.backbone import (
-    Backbone,
-    Embedding,
-    HeadModules,
-    fuse,
-    linear,
-    rms_norm,
-    rotary_tables,
-    table,
-)
+from harness.decoding.backbone import Backbone, Embedding, HeadModules, fuse, linear, rms_norm, rotary_tables, table
 from harness.decoding.blocks import Block, HeadShape
 from harness.decoding.families import Family
 
@@ -27,11 +18,8 @@ class Llama(Family):
 
     def read(self, model: Any) -> Backbone:
         """Read a Llama-like transformers model."""
-        core, config = model.model, model.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = HeadShape(config.num_attention_heads, config.num_key_value_heads, head_dim)
+        core, heads = model.model, HeadShape.of(model.config)
         words = table(core.embed_tokens)
-
         return Backbone(
             blocks=[_block(layer, heads) for layer in core.layers],
             heads=heads,

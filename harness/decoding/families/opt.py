@@ -17,11 +17,7 @@ class OPT(Family):
 
     def read(self, model: Any) -> Backbone:
         """Read a transformers OPT model."""
-        core, config = model.model.decoder, model.config
-        heads = HeadShape(
-            config.num_attention_heads, config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        )
-
+        core, heads = model.model.decoder, HeadShape.of(model.config)
         return Backbone(
             blocks=[_block(layer, heads) for layer in core.layers],
             heads=heads,

@@ -17,12 +17,7 @@ BLOCKS = 1024
 
 
 class ExactRows:
-    """The LM head's rows in float16, of which a few are read for each row of states.
-
-    Args:
-        lm_head: whose.
-        count: how many logits are replaced.
-    """
+    """The LM head's rows in float16, of which a few are read for each row of states."""
 
     def __init__(self, lm_head: LMHead, count: int) -> None:
         self._rows = lm_head.rows(None).half()

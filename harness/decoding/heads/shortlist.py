@@ -76,5 +76,4 @@ def _gaussian(rows: Tensor, directions: int) -> tuple[Tensor, Tensor]:
 
 
 def _log_mass(bias: Tensor | None, count: int) -> Tensor:
-    """Return log Σ exp(bias) over so many tokens."""
     return torch.tensor(float(count)).log() if bias is None else bias.logsumexp(0)

@@ -59,10 +59,10 @@ def prepare(bits: str) -> None:
     """Compile for a kind of weights, by its name in :mod:`.lanes`, in a thread: reading a model waits for the disk."""
 
     def compiling() -> None:
-        from harness.decoding.kernels import arithmetic, lanes, matrix
+        from harness.decoding.kernels import arithmetic, lanes, layers
 
         kind = getattr(lanes, bits)
-        matrix.product_for(kind)
+        layers.product_for(kind)
         arithmetic.layers_for(kind)
 
     threading.Thread(target=compiling, name=f"compiling {bits}").start()

@@ -39,13 +39,13 @@ RELU, SILU, TANH, ERF = range(4)  # the last two are GELU's forms
 _NAMES = (
     "hidden", "heads", "kv_heads", "head_dim", "inner", "turning", "gated", "parallel", "activation", "table", "cos",
     "sin", "entries", "layer_stride", "head_stride", "rows", "positions", "slots", "work", "own", "own_size", "size",
-    "member", "barrier", "state", "first", "last", "tests", "asked", "tests_end", "least", "kept", "sums", "scores",
+    "member", "barrier", "state", "first", "last", "tests", "asked", "tests_end", "threshold", "kept", "sums", "scores",
     "left", "fills",
 )  # fmt: skip
 (
     HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, TURNING, GATED, PARALLEL, ACTIVATION, TABLE, COS, SIN, ENTRIES,
     LAYER_STRIDE, HEAD_STRIDE, ROWS, POSITIONS, SLOTS, WORK, OWN, OWN_SIZE, SIZE, MEMBER, BARRIER, STATE, FIRST, LAST,
-    TESTS, ASKED, TESTS_END, LEAST, KEPT, SUMS, SCORES, LEFT, FILLS,
+    TESTS, ASKED, TESTS_END, THRESHOLD, KEPT, SUMS, SCORES, LEFT, FILLS,
 ) = range(len(_NAMES))  # fmt: skip
 _FIELDS = len(_NAMES)
 
@@ -424,7 +424,7 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
                     if member == 0:
                         scores[asked] = found
                     asked += 1
-                    if found >= float_of_bits(np.int32(given[LEAST])):
+                    if found >= float_of_bits(np.int32(given[THRESHOLD])):
                         left = layer + 1
                         break
         if member == 0 and given[TESTS_END] != 0:

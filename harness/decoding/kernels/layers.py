@@ -1,4 +1,4 @@
-"""Whole layers for a few tokens in one call.
+"""One packed matrix times rows, and whole layers for a few tokens in one call, compiled.
 
 A token passes all layers up to the next exit without coming back to Python, on the threads that multiply. It has the
 same bits alone, in a batch, and among tokens that are verified together.
@@ -16,17 +16,109 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
 from harness.decoding.blocks import LayerNorm, RMSNorm
-from harness.decoding.kernels import arithmetic, team
-from harness.decoding.kernels.lanes import COLUMNS, STEP, Bits
-from harness.decoding.kernels.matrix import CompiledLinear
+from harness.decoding.kernels import arithmetic, moved, once, team
+from harness.decoding.kernels.lanes import COLUMNS, MANY, STEP, Bits, c_function, product_of, share, which
 
 if TYPE_CHECKING:
     from harness.contracts import StateScore, StateTest
     from harness.decoding.blocks import Block, Norm, Rotary
     from harness.decoding.cache import KVCache
+
+
+_ALONE = 1 << 18  # multiplications, below which a second thread costs more than it brings
+
+(
+    _WEIGHTS, _STRIDE, _COUNT, _X, _X_STRIDE, _NUMBER, _WIDTH, _OUT, _OUT_STRIDE, _ROOM, _SIZE, _MEMBER, _FIELDS,
+) = range(13)  # fmt: skip
+_Parameters = ctypes.c_int64 * _FIELDS
+
+
+@once
+def product_for(bits: type[Bits]) -> Any:
+    """Return the compiled product of a kind of weights; takes a second."""
+    product: Any = product_of(bits())
+
+    @c_function
+    def run(data: Any) -> None:
+        given = carray(data, _FIELDS, np.int64)
+        members, member = which(given[_SIZE], given[_MEMBER])
+        start, end = share(given[_COUNT], member, members)
+        product(
+            given[_WEIGHTS], given[_STRIDE], start, end, given[_X], given[_X_STRIDE], given[_NUMBER], given[_WIDTH],
+            given[_OUT], given[_OUT_STRIDE], given[_ROOM] + 4 * COLUMNS * given[_WIDTH] * member,
+        )  # fmt: skip
+
+    return run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompiledLinear:
+    """``x @ weight.T + bias`` from packed rows. Implements :class:`harness.contracts.LinearMap`.
+
+    Attributes:
+        bits: how the rows are stored.
+        data: ``[out, bytes of a row]`` uint8, the width padded to a multiple of 32 with what multiplies as zero.
+        width: numbers in a row, without the padding.
+        bias: ``[out]`` float32, or ``None``.
+    """
+
+    bits: type[Bits]
+    data: Tensor
+    width: int
+    bias: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        product_for(self.bits)
+
+    @classmethod
+    def of(cls, bits: type[Bits], numbers: Tensor, bias: Tensor | None, header: Tensor | None = None) -> CompiledLinear:
+        """Store numbers ``[out, in]`` as they are, each row behind its part of ``header`` ``[out, 1]``."""
+        count, width = numbers.shape
+        data = F.pad(numbers, (0, -width % STEP)).contiguous().view(torch.uint8)
+        if header is not None:
+            data = torch.cat((header.contiguous().view(torch.uint8), data), dim=1)
+        return cls(bits, moved(data.view(count, -1)), width, None if bias is None else bias.float())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map ``[n, in]`` to ``[n, out]``, in the dtype of ``x``; sums are float32."""
+        rows, count, threads = x.float(), self.data.shape[0], torch.get_num_threads()
+        if self.width % STEP:
+            rows = F.pad(rows, (0, -self.width % STEP))
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        number, width = rows.shape
+        out = rows.new_empty((number, count))
+        together = team()
+        if number * count * width < _ALONE:
+            threads = 1
+        room = rows.new_empty(threads * COLUMNS * width) if number >= MANY else None
+        given = _Parameters(
+            self.data.data_ptr(), self.data.stride(0), count, rows.data_ptr(), 4 * rows.stride(0), number, width,
+            out.data_ptr(), count, 0 if room is None else room.data_ptr(), together.size, together.member,
+        )  # fmt: skip
+        together.run(product_for(self.bits).address, ctypes.addressof(given), threads)
+        return (out if self.bias is None else out.add_(self.bias)).to(x.dtype)
+
+    def rows(self, start: int) -> CompiledLinear:
+        """Return the map restricted to output columns from ``start`` on, sharing storage."""
+        return CompiledLinear(
+            self.bits, self.data[start:], self.width, None if self.bias is None else self.bias[start:]
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of the result and of the input: ``(out, in)``."""
+        return self.data.shape[0], self.width
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read to apply it once."""
+        return self.data.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
 
 _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
     arithmetic.RELU: F.relu,
@@ -37,11 +129,7 @@ _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 class CompiledLayers:
-    """The layers of a model whose matrices are compiled; see :meth:`of`.
-
-    Attributes:
-        blocks: the layers.
-    """
+    """The layers of a model whose matrices are compiled; see :meth:`of`."""
 
     def __init__(self, blocks: Sequence[Block], bits: type[Bits], activation: int) -> None:
         self.blocks, self._bits = blocks, bits
@@ -127,7 +215,7 @@ class CompiledLayers:
         if key not in by_points:
             by_points[key] = PackedTest.of(test, key, self._hidden, self._longest)
         packed = by_points[key]
-        return None if packed is None else Asking(packed, test.least, self._hidden)
+        return None if packed is None else Asking(packed, test.threshold, self._hidden)
 
     def _work(self, size: int) -> Tensor:
         """Return numbers to compute with, the same for every call of a thread."""
@@ -170,7 +258,6 @@ class Slots:
 
 
 def _facts(block: Block) -> list[int]:
-    """Return a layer's row of the table."""
     facts: list[int] = []
     for matrix in (block.qkv, block.output, block.mlp_in, block.mlp_out):
         assert isinstance(matrix, CompiledLinear)
@@ -275,19 +362,13 @@ class PackedTest:
 class Asking:
     """The checks of one token, made on its way through compiled layers.
 
-    Args:
-        packed: the test.
-        least: score from which the token exits.
-        hidden: width of a state.
-
     Attributes:
-        made: checks so far.
         left: layer after which the last of them let the token go; ``None`` while none has.
     """
 
-    def __init__(self, packed: PackedTest, least: float, hidden: int) -> None:
+    def __init__(self, packed: PackedTest, threshold: float, hidden: int) -> None:
         self._packed, self._hidden = packed, hidden
-        self._least = int(np.float32(least).view(np.int32))
+        self._threshold = int(np.float32(threshold).view(np.int32))
         self._room = torch.empty(hidden + packed.most + len(packed.table))
         self.made = 0
         self.left: int | None = None
@@ -297,7 +378,7 @@ class Asking:
         packed, at = self._packed, self._room.data_ptr()
         given.tests, given.asked, given.tests_end = packed.table.data_ptr(), self.made, len(packed.table)
         given.kept, given.sums, given.scores = at, at + 4 * self._hidden, at + 4 * (self._hidden + packed.most)
-        given.least, given.left = self._least, 0
+        given.threshold, given.left = self._threshold, 0
 
     def take(self, given: Any) -> None:
         """Read from the parameters what came of it."""

@@ -56,11 +56,10 @@ class _Unfilled:
     final: Tensor | None
 
     def only(self, rows: Container[int]) -> _Unfilled:
-        """Return those of some rows."""
         places = [place for place, row in enumerate(self.rows) if row in rows]
         if len(places) == len(self.rows):
             return self
-        from harness.decoding.transfer import pick
+        from harness.decoding.backbone import pick
 
         return _Unfilled(
             self.layer,

@@ -49,7 +49,7 @@ class Skip(KVPolicy):
         self._exits.add(leaving.layer)
 
     def _note(self, rows: Sequence[int], positions: Sequence[int], depth: int) -> None:
-        from harness.decoding.transfer import upload
+        from harness.decoding.backbone import upload
 
         device = self._depth.device
         self._depth[upload(rows, device), upload(positions, device)] = depth

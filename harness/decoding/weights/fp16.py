@@ -37,14 +37,14 @@ class Fp16(WeightsFormat):
         """Round a matrix."""
         if weight.device.type != "cpu":
             return Linear(weight, bias).to(torch.float16)
-        from harness.decoding.kernels import lanes, matrix
+        from harness.decoding.kernels import lanes, layers
 
-        return matrix.CompiledLinear.of(lanes.Fp16, weight.half(), bias)
+        return layers.CompiledLinear.of(lanes.Fp16, weight.half(), bias)
 
     def words(self, head: LinearMap) -> Tensor | None:
         """Its matrix; of a compiled one the rows without what they are padded with."""
         if isinstance(head, Linear):
             return head.weight
-        from harness.decoding.kernels import matrix
+        from harness.decoding.kernels import layers
 
-        return head.data.view(torch.float16)[:, : head.width] if isinstance(head, matrix.CompiledLinear) else None
+        return head.data.view(torch.float16)[:, : head.width] if isinstance(head, layers.CompiledLinear) else None

@@ -48,7 +48,7 @@ class Int4(WeightsFormat):
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each group of a matrix to sixteen levels from its least to its greatest weight."""
-        from harness.decoding.kernels import lanes, matrix
+        from harness.decoding.kernels import lanes, layers
 
         count, width = weight.shape
         groups = F.pad(weight.float(), (0, -width % GROUP)).view(count, -1, GROUP)
@@ -60,4 +60,4 @@ class Int4(WeightsFormat):
         pairs = levels[..., : GROUP // 2] | (levels[..., GROUP // 2 :] << 4)
         groups_of_bytes = torch.cat((scales.view(torch.uint8), least.view(torch.uint8), pairs), dim=-1)
         data = kernels.moved(groups_of_bytes.view(count, -1))
-        return matrix.CompiledLinear(lanes.Int4, data, width, None if bias is None else bias.float())
+        return layers.CompiledLinear(lanes.Int4, data, width, None if bias is None else bias.float())

@@ -38,9 +38,9 @@ class Int8(WeightsFormat):
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each row of a matrix to multiples of its largest weight over 127."""
-        from harness.decoding.kernels import lanes, matrix
+        from harness.decoding.kernels import lanes, layers
 
         weight = weight.float()
         scales = weight.abs().amax(1, keepdim=True) / LEVELS
         levels = torch.round(weight / scales.clamp(min=_SMALLEST)).to(torch.int8)
-        return matrix.CompiledLinear.of(lanes.Int8, levels, bias, header=scales)
+        return layers.CompiledLinear.of(lanes.Int8, levels, bias, header=scales)

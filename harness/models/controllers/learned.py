@@ -78,12 +78,13 @@ class TrainedStrategy(Strategy):
 
 @dataclass(frozen=True)
 class LearnedStrategy(TrainedStrategy):
-    """Exit where a trained controller's score reaches a least value.
+    """Exit where a trained controller's score reaches a threshold.
 
-    A subclass declares what :class:`TrainedStrategy` asks for; and :meth:`least`, which turns options into a score.
+    A subclass declares what :class:`TrainedStrategy` asks for, and may turn its options into a threshold
+    (:meth:`exit_threshold`).
     """
 
-    def least(self, options: Mapping[str, float]) -> float:
+    def exit_threshold(self, options: Mapping[str, float]) -> float:
         """Return the score from which a token exits.
 
         Args:
@@ -93,7 +94,7 @@ class LearnedStrategy(TrainedStrategy):
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Load the controller; loaded once, however many batches there are."""
-        return _rule(self.controller(model).scorer(batch.device), self.least(self.settings(model)))
+        return _rule(self.controller(model).scorer(batch.device), self.exit_threshold(self.settings(model)))
 
     def controller(self, model: ModelInfo) -> Controller:
         """Return the controller of :meth:`artefact`."""
@@ -127,17 +128,17 @@ def _check_saved(strategy: type[TrainedStrategy], artefact: Artefact) -> None:
 
 
 @lru_cache(maxsize=128)
-def _rule(score: Scorer, least: float) -> ExitRule:
+def _rule(score: Scorer, threshold: float) -> ExitRule:
     """One object per setting: it has no state, so that rows of several requests can be asked together."""
-    return AtLeast(score, least)
+    return AtLeast(score, threshold)
 
 
 class AtLeast:
-    """Exit where a score reaches a least value."""
+    """Exit where a score reaches a threshold."""
 
-    def __init__(self, score: Scorer, least: float) -> None:
-        self._score, self._least = score, least
-        self._rounded = torch.tensor(least, dtype=torch.float32).item()  # as torch compares it with float32
+    def __init__(self, score: Scorer, threshold: float) -> None:
+        self._score, self._threshold = score, threshold
+        self._rounded = torch.tensor(threshold, dtype=torch.float32).item()  # as torch compares it with float32
         self._answers = torch.tensor([False]), torch.tensor([True])
 
     def should_exit(self, view: ExitView) -> Tensor:
@@ -145,13 +146,13 @@ class AtLeast:
         score = self._score(view)
         if score.shape[0] == 1 and score.dtype is torch.float32 and score.device.type == "cpu":
             return self._answers[score.item() >= self._rounded]
-        return score >= self._least
+        return score >= self._threshold
 
     def state_test(self, points: Sequence[int]) -> StateTest | None:
         """Return the same for compiled layers, of what scores as controllers do."""
         if type(self._score) is not Scorer:
             return None
-        return StateTest(self._score.scores(points), self._least, self._score.observation.state)
+        return StateTest(self._score.scores(points), self._threshold, self._score.observation.state)
 
 
 def candidate_features(logits: Tensor, before: Tensor | None) -> Tensor:

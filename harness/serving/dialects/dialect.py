@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, model_validator
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.completions import Ending, Finished, InvalidRequestError, ServingError, Wanted
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, ValidationInfo
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.completions import Finished, InvalidRequestError, ServingError, Wanted, early_exit_report
 from harness.serving.dialects.dialect import (
     Dialect,

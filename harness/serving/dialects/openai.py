@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationInfo, WithJsonSchema
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.completions import Finished, InvalidRequestError, ServingError, Wanted, early_exit_report
 from harness.serving.dialects.dialect import (
     Dialect,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, Field, model_validator
 
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.serving.completions import Finished, Wanted, early_exit_report
 from harness.serving.dialects.dialect import (
     Dialect,

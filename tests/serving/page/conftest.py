@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from harness.config.decode import build_decode, parse_decode
-from harness.decoding.transcript import Token
+from harness.decoding.generation import Token
 from harness.records import Work
 from harness.serving.app import make_app
 from harness.serving.completions import Finished, GenerationError, Job, Prompt, ServingError, Setting, Ticket

@@ -1,3 +1,5 @@
+"""Protocols of lines and documents: how a row becomes a prompt, when a completion is over, and what is scored."""
+
 from __future__ import annotations
 
 import json
@@ -11,6 +13,7 @@ from harness.contracts import BadRow, Document, Sample, TaskRequest
 from tasks.languages import JAVA, PYTHON, Language
 from tasks.protocols import Skipped
 from tasks.protocols.codexglue_line import CodexglueLine
+from tasks.protocols.green_code import GreenCode
 from tasks.rows import LineRow
 
 REQUEST = TaskRequest("codexglue-line", "x")
@@ -79,14 +82,6 @@ def test_long_prompts_keep_their_last_924_tokens(words: Any) -> None:
     assert list(sample.prompt_ids) == words.encode(text)[-924:]
 
 
-def test_prompt_longer_than_the_positions_is_bad_with_both_numbers(words: Any) -> None:
-    row = LineRow(6, "a", " w" * 50, "end")
-    request = TaskRequest("codexglue-line", "x", max_new_tokens=20, max_positions=69)
-    bad = CodexglueLine(PYTHON).sample(row, words, request)
-    assert isinstance(bad, BadRow)
-    assert all(part in bad.reason for part in ("row 6", "50 tokens", "leave 49"))
-
-
 def test_an_empty_answer_is_bad_and_known_as_withheld(words: Any) -> None:
     protocol = CodexglueLine(PYTHON)
     bad = protocol.sample(LineRow(3, "a", "x", " "), words, REQUEST)
@@ -135,3 +130,72 @@ def test_every_official_row_is_completed_by_its_own_answer(data: Path, byte_toke
         assert not is_over(token_ids[:-1])
         assert is_over(token_ids) == (language is PYTHON or answer[-1] in ";}")
         assert protocol.completion(byte_tokenizer.decode(token_ids)) == answer
+
+
+GREEN = GreenCode(PYTHON)
+EMBEDDED = TaskRequest("green-code", "embedded")
+
+
+def numbered(size: int) -> Document:
+    return Document(1, "a", "".join(f" w{index}" for index in range(size)))
+
+
+@pytest.mark.parametrize(
+    ("size", "context"), [(75, 15), (76, 15), (99, 19), (100, 20), (2559, 511), (2565, 512), (9000, 512)]
+)
+def test_context_is_a_fifth_rounded_down_and_at_most_512(words: Any, size: int, context: int) -> None:
+    sample = GREEN.sample(numbered(size), words, EMBEDDED)
+    assert isinstance(sample, Sample)
+    whole = words.encode(numbered(size).text)
+    assert list(sample.prompt_ids) == whole[:context]
+    assert list(sample.reference_ids) == whole[context : context + 15]
+    assert sample.max_new_tokens == 15
+
+
+def test_prompt_and_reference_are_the_document_itself(tokenizer: Any) -> None:
+    document = numbered(200)
+    sample = GREEN.sample(document, tokenizer, EMBEDDED)
+    assert isinstance(sample, Sample)
+    assert document.text.startswith(tokenizer.decode(sample.prompt_ids) + sample.reference)
+    assert tokenizer.decode(sample.reference_ids) == sample.reference
+
+
+def test_a_reference_keeps_the_space_that_a_tokenizer_leaves_out(words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spelled = words.decode
+    monkeypatch.setattr(words, "decode", lambda token_ids: spelled(token_ids).removeprefix(" "))
+    sample = GREEN.sample(numbered(100), words, EMBEDDED)
+    assert isinstance(sample, Sample)
+    assert sample.reference == "".join(f" w{index}" for index in range(20, 35))
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, 15, 17])
+def test_documents_too_short_are_skipped(words: Any, size: int) -> None:
+    assert isinstance(GREEN.sample(numbered(size), words, EMBEDDED), Skipped)
+
+
+def test_max_new_tokens_sets_reference_and_limit(words: Any) -> None:
+    sample = GREEN.sample(numbered(100), words, TaskRequest("green-code", "x", max_new_tokens=3))
+    assert isinstance(sample, Sample)
+    assert (len(sample.reference_ids), sample.max_new_tokens) == (3, 3)
+
+
+def test_prompt_longer_than_the_positions_is_bad_with_both_numbers(words: Any) -> None:
+    fits = TaskRequest("green-code", "x", max_positions=35)
+    assert isinstance(GREEN.sample(numbered(100), words, fits), Sample)
+    bad = GREEN.sample(numbered(100), words, TaskRequest("green-code", "x", max_positions=34))
+    assert isinstance(bad, BadRow)
+    assert "row 1" in bad.reason
+    assert "20 tokens" in bad.reason
+    assert "leave 19" in bad.reason
+
+
+def test_a_line_row_is_put_together_again(words: Any) -> None:
+    row = LineRow(1, "a", "<s> " + " ".join(f"w{index}" for index in range(99)), "w99 end")
+    whole = Document(1, "a", " ".join([*(f"w{index}" for index in range(100)), "end"]))
+    assert GREEN.sample(row, words, EMBEDDED) == GREEN.sample(whole, words, EMBEDDED)
+
+
+def test_nothing_stops_it_and_all_text_is_scored(words: Any) -> None:
+    text = " a ;\n } { <EOL> "
+    assert not GREEN.stop_rule(words)(words.encode(text))
+    assert GREEN.completion(text) == text
