@@ -8,7 +8,6 @@ Twin against live is drift alone; sweep against twin is the choice of documents.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,14 +19,14 @@ from harness.decoding.readings import Heads
 from harness.errors import ConfigError, DataError
 from harness.models.controllers import Observation
 from harness.registry import TASKS
+from harness.replay.records import DriftRow, Sweep, SweepRow
+from harness.replay.replay import replay
+from harness.replay.sweep import SweepResult
+from harness.replay.tokens import TracedTokens, decided
 from harness.running.operating_points import OperatingPoint
 from harness.running.runner import execute
 from harness.running.session import Observer
 from harness.store.run_directory import RunDirectory
-from harness.sweep.records import DriftRow, Sweep, SweepRow
-from harness.sweep.replay_strategy import replay
-from harness.sweep.replay_sweep import SweepResult
-from harness.sweep.tokens import TracedTokens
 from harness.training.traces.reading import exit_maps
 from harness.training.traces.record_trace import exit_columns
 from reports.statistics.intervals import Pair, known, ratio_interval, share_bounds
@@ -35,43 +34,25 @@ from reports.summary.measured import Measured, select
 from reports.summary.pareto import front
 
 
-@dataclass(frozen=True, slots=True)
-class LiveRequest:
-    """The request to decode live.
+def with_drift(result: SweepResult, *, observer: Observer | None = None) -> Sweep:
+    """Return the sweep with some of its operating points decoded live, as its options say.
 
-    Attributes:
-        samples: number per task of the trace.
-        most: operating points at most.
-        source: where the samples come from; see :class:`harness.config.RunConfig`.
-        max_new_tokens: overrides the protocol's limit.
-        artefacts: where trained artefacts are looked for.
-        out: run directory, resumed when it holds the same run; ``None`` for a new one under ``runs/``.
-    """
-
-    samples: int
-    most: int = 4
-    source: str = "embedded"
-    max_new_tokens: int | None = None
-    artefacts: str | None = None
-    out: Path | None = None
-
-
-def with_drift(result: SweepResult, request: LiveRequest, *, observer: Observer | None = None) -> Sweep:
-    """Return the sweep with some of its operating points decoded live.
+    With a folder the run is in ``live`` there, and resumed; else in a new one under ``runs/``.
 
     Args:
         result: the sweep.
-        request: what to decode.
         observer: receives the progress of the run.
 
     Raises:
         HarnessError: the run fails.
     """
-    chosen = pick(result.sweep.rows, request.most)
+    options = result.options
+    chosen = pick(result.sweep.rows, options.live_points)
     if not chosen:
         raise ConfigError("there is no operating point to decode live: give --strategy one that is not a bound, lossy.")
-    begun = request.out is not None and (request.out / "manifest.json").is_file()
-    run = execute(_configuration(result, request, chosen), resume=request.out if begun else None, observer=observer)
+    out = None if options.out is None else options.out / "live"
+    begun = out is not None and (out / "manifest.json").is_file()
+    run = execute(_configuration(result, out, chosen), resume=out if begun else None, observer=observer)
     with RunDirectory.read(run.directory) as store:
         cells = select(store.manifest, store.windows(), store.samples())
     if observer is not None:
@@ -104,10 +85,10 @@ def pick(rows: Sequence[SweepRow], most: int) -> list[SweepRow]:
     return asked
 
 
-def _configuration(result: SweepResult, request: LiveRequest, chosen: Sequence[SweepRow]) -> RunConfig:
-    traces, info, sweep = result.traces, result.resolved.info, result.sweep
+def _configuration(result: SweepResult, out: Path | None, chosen: Sequence[SweepRow]) -> RunConfig:
+    traces, info, options = result.traces, result.resolved.info, result.options
     tasks = sorted({str(document["stream"]).partition(",")[0] for document in traces.documents})
-    tasks = [name for name in tasks if name in (result.request.tasks or tasks)]
+    tasks = [name for name in tasks if name in (options.tasks or tasks)]
     unknown = [name for name in tasks if name not in TASKS]
     if unknown:
         raise ConfigError(f"the trace is of {unknown[0]}, which is not registered here. Use --task {TASKS.names()[0]}.")
@@ -116,19 +97,19 @@ def _configuration(result: SweepResult, request: LiveRequest, chosen: Sequence[S
             "strategies": tuple(row.operating_point for row in chosen),
             "model": result.model,
             "tasks": tuple(tasks),
-            "source": request.source,
-            "limit": request.samples,
-            "max_new_tokens": request.max_new_tokens,
-            "kv": sweep.kv,
+            "source": options.source,
+            "limit": options.live,
+            "max_new_tokens": options.max_new_tokens,
+            "kv": options.kv,
             "exit_points": ",".join(map(str, info.exit_points)),
             "dtype": info.dtype,
             "weights_format": info.weights_format,
             "weights": info.weights,
             "exit_head": info.exit_head.partition(":")[0],
-            "artefacts": request.artefacts,
+            "artefacts": options.artefacts,
             "energy": "none",
             "seed": traces.index["seed"],
-            "out": request.out,
+            "out": out,
         }
     )
 
@@ -148,11 +129,8 @@ def _read_again(result: SweepResult, fulls: Sequence[Measured]) -> TracedTokens:
         parts.append({**columns, "document": torch.full((count,), number, dtype=torch.int32)})
         documents.append(f"{sample.task} {sample.sample_id}")
     shard = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    asked = torch.ones(len(shard["document"]), dtype=torch.bool)
-    asked[1:] = shard["document"][1:] == shard["document"][:-1]
-    asked[0] = False
     shortcuts = exit_maps(result.traces, resolved, Observation(state="exit"))
-    rows = asked.nonzero().squeeze(1)
+    rows = decided(shard["document"]).nonzero().squeeze(1)
     return TracedTokens(
         resolved.info.exit_points, [(shard, rows)], shortcuts, documents, generated=True, heads=Heads(engine.backbone)
     )
@@ -191,7 +169,7 @@ def _drift(
         replayed_exit_layer=row.exit_layer_mean,
         replayed_agreement=row.agreement,
         twin_exit_layer=outcome.layers / outcome.count,
-        twin_agreement=int(outcome.right.sum()) / outcome.count,
+        twin_agreement=outcome.agreement,
         live_exit_layer=_share(layers),
         live_same_prefix=_share(prefix),
         live_agreement=_share(same),

@@ -12,16 +12,18 @@ from harness.contracts import ModelInfo
 from harness.models.artefacts import look_into
 from harness.models.model import ResolvedModel
 from harness.records import UnitTimes
+from harness.replay.options import SweepOptions
+from harness.replay.records import SweepRow
 from harness.running.operating_points import OperatingPoint
-from harness.sweep.records import DocumentSplit, SweepRow
 from harness.training.traces.reading import matches
 from harness.training.traces.store import Traces
 
 
-def title_of(traces: Traces, split: DocumentSplit, tasks: Sequence[str], tokens: int, documents: int) -> str:
+def title_of(traces: Traces, options: SweepOptions, tokens: int, documents: int) -> str:
     """Return what was replayed, in one line."""
-    streams = sorted({str(d["stream"]).partition(",")[0] for d in traces.documents if matches(d, tasks)})
-    which = "held-out documents" if split == "held-out" else "documents, those the heads learned from included"
+    streams = sorted({str(d["stream"]).partition(",")[0] for d in traces.documents if matches(d, options.tasks)})
+    held_out = options.document_split == "held-out"
+    which = "held-out documents" if held_out else "documents, those the heads learned from included"
     return f"replayed: {' + '.join(streams)}, {tokens:,} tokens of {documents} {which}"
 
 
@@ -29,10 +31,10 @@ def notes_of(
     traces: Traces,
     resolved: ResolvedModel,
     points: Sequence[OperatingPoint],
+    rows: Sequence[SweepRow],
     tokens: Tensor,
-    split: DocumentSplit,
-    seed: int,
-    kv: str,
+    options: SweepOptions,
+    times: UnitTimes | None,
 ) -> tuple[str, ...]:
     """Return the sentences that the numbers need.
 
@@ -40,22 +42,24 @@ def notes_of(
         traces: what was replayed.
         resolved: the model.
         points: operating points.
+        rows: their rows.
         tokens: replayed tokens by document, ``[documents]``.
-        split: which documents.
-        seed: of the held-out split.
-        kv: name of the KV policy of the expected speed-up.
+        options: of the sweep.
+        times: what parts take; ``None`` where that was not measured.
     """
+    held_out, seed = options.document_split == "held-out", options.seed
     replayed = {str(traces.documents[number]["key"]) for number in tokens.nonzero().squeeze(1).tolist()}
     whose = "what the model generated at full depth" if traces.index.get("new_tokens") else "the documents' own"
     bound = next((f" (the bound's: {point.kv})" for point in points if point.strategy.rehearsed), "")
     notes = [
         f"Every row is replayed: tokens are {whose}, so the drift that real exits cause is not included. "
         "Final numbers come from live decoding (`harness run`, or --live N here).",
-        f"Expected speed-up: bytes that full depth reads per token over bytes read here, batch 1, kv {kv}{bound}; "
-        "what memory traffic alone would allow, not a measurement. Learned exit heads' own weights are not counted.",
+        "Expected speed-up: bytes that full depth reads per token over bytes read here, batch 1, kv "
+        f"{options.kv}{bound}; what memory traffic alone would allow, not a measurement. Learned exit heads' own "
+        "weights are not counted.",
         "The trace holds probabilities as float16: thresholds closer than 0.0005 to each other near 1 decide alike.",
     ]
-    if split == "held-out":
+    if held_out:
         notes.append(
             f"Documents: the tenth that heads trained on this trace with seed {seed} never learned from; they are of "
             f"the {traces.index.get('split', 'traced')} split."
@@ -67,14 +71,35 @@ def notes_of(
         notes.append(f"{known} of these {len(replayed)} documents were among those the weights were tuned on.")
     for name, facts in _trained(resolved.info, points):
         given = set(facts.get("documents", ()))
-        if held_out := set(facts.get("held_out_documents", ())):
-            if learned := (given - held_out) & replayed:
+        if apart := set(facts.get("held_out_documents", ())):
+            if learned := (given - apart) & replayed:
                 notes.append(f"{name} learned from {len(learned)} of the {len(replayed)} documents that are replayed.")
-        elif given & replayed and not (split == "held-out" and _same_split(traces, facts, seed)):
+        elif given & replayed and not (held_out and _same_split(traces, facts, seed)):
             notes.append(
                 f"{name} was trained with seed {facts.get('seed')} on {len(given)} documents, "
                 f"{len(given & replayed)} of these among them; it may have learned from some of what is replayed."
             )
+    notes += (
+        f"{row.operating_point}: {row.head_agreement:.2%} of its checks decide as they would by the LM head; "
+        f"{row.cheap_heads_per_token:.1f} a token read a cheap one."
+        for row in rows
+        if row.head_agreement is not None
+    )
+    if any(row.lossless for row in rows):
+        notes.append(
+            "Lossless rows: tokens are full depth's, and tokens per verification are those of live decoding, but for "
+            "stop rules. A trace does not hold what exits say behind a wrong draft; until that is verified and "
+            "discarded, strategies are taken to do what they do at the same places of full depth's text. Drafts, "
+            "acceptance, layers and the expected speed-up rest on that."
+        )
+    if times is not None:
+        notes.append(
+            "Expected speed-up in time: counts of layers, heads, checks and readings times what each takes here (a "
+            f"layer {times.layer_s * 1e6:,.0f} µs and {times.layer_row_s * 1e6:,.0f} for a further row, LM head "
+            f"{times.head_s * 1e6:,.0f} µs and {times.head_row_s * 1e6:,.0f}; {resolved.info.weights_format} weights, "
+            f"{times.positions} positions read), full depth's over each; prefill apart, and no row whose K,V are "
+            "filled."
+        )
     return tuple(notes)
 
 
@@ -85,40 +110,6 @@ def _same_split(traces: Traces, facts: Mapping[str, Any], seed: int) -> bool:
     trained_on = facts.get("trained_on") or {}
     trained = set(trained_on.get("streams", streams))  # an agent of one task drew its tenth from that task's alone
     return set(facts.get("documents", ())) == keys and trained == streams and facts.get("seed") == seed
-
-
-def notes_of_heads(rows: Sequence[SweepRow]) -> tuple[str, ...]:
-    """Return how often checks by cheap heads decide as the LM head would."""
-    return tuple(
-        f"{row.operating_point}: {row.head_agreement:.2%} of its checks decide as they would by the LM head; "
-        f"{row.cheap_heads_per_token:.1f} a token read a cheap one."
-        for row in rows
-        if row.head_agreement is not None
-    )
-
-
-def notes_of_drafts(rows: Sequence[SweepRow]) -> tuple[str, ...]:
-    """Return what of lossless rows is modelled."""
-    if not any(row.lossless for row in rows):
-        return ()
-    return (
-        "Lossless rows: tokens are full depth's, and tokens per verification are those of live decoding, but for stop "
-        "rules. A trace does not hold what exits say behind a wrong draft; until that is verified and discarded, "
-        "strategies are taken to do what they do at the same places of full depth's text. Drafts, acceptance, layers "
-        "and the expected speed-up rest on that.",
-    )
-
-
-def notes_of_times(times: UnitTimes | None, model: ModelInfo) -> tuple[str, ...]:
-    """Return what an expected speed-up in time rests on."""
-    if times is None:
-        return ()
-    return (
-        "Expected speed-up in time: counts of layers, heads, checks and readings times what each takes here (a layer "
-        f"{times.layer_s * 1e6:,.0f} µs and {times.layer_row_s * 1e6:,.0f} for a further row, LM head "
-        f"{times.head_s * 1e6:,.0f} µs and {times.head_row_s * 1e6:,.0f}; {model.weights_format} weights, "
-        f"{times.positions} positions read), full depth's over each; prefill apart, and no row whose K,V are filled.",
-    )
 
 
 def _trained(model: ModelInfo, points: Sequence[OperatingPoint]) -> Iterator[tuple[str, Mapping[str, Any]]]:

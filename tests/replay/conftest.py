@@ -1,4 +1,4 @@
-"""A tiny model, what its exits say of given tokens, and a small trace of it."""
+"""A tiny model, what its exits say of given tokens, small traces of it, their sweeps, and a run of six documents."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness import RunConfig
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
 from harness.contracts import ModelInfo, ModelRequest
@@ -19,12 +20,19 @@ from harness.contracts.recipes import Silent
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.models.model import resolve
+from harness.replay.options import SweepOptions
+from harness.replay.sweep import SweepResult, sweep
+from harness.replay.tokens import TracedTokens
 from harness.running.operating_points import OperatingPoint, operating_point
-from harness.sweep.tokens import TracedTokens
+from harness.running.reading import read_run
+from harness.running.runner import execute
 from harness.training.options import TraceRequest
 from harness.training.traces.record_trace import exit_columns, trace
+from reports.recorded import RecordedRun
 
 POINTS, LAYERS, WIDTH = (4, 6, 10), 12, 32
+SETTINGS = ("confidence:threshold=0.99", "confidence:threshold=0.15", "confidence:threshold=0.05")
+"""Never exits, exits sometimes, exits almost always."""
 
 
 @pytest.fixture(autouse=True)
@@ -132,12 +140,55 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def traced(tiny_llama: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trace of the tiny model, of forty documents' own tokens."""
-    out = tmp_path_factory.mktemp("traces") / "tiny"
-    trace(
-        str(tiny_llama), ["py150"], [str(source)], out, TraceRequest(documents=40, length=64), weights="pretrained",
-        exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
-        progress=Silent(),
-    )  # fmt: skip
-    return out
+def make_trace(tiny_llama: Path, source: Path) -> Callable[..., Path]:
+    """``make_trace(folder, documents=…, new_tokens=…)``: a trace of the tiny model."""
+
+    def make(folder: Path, **request: Any) -> Path:
+        trace(
+            str(tiny_llama), ["py150"], [str(source)], folder, TraceRequest(length=64, **request),
+            weights="pretrained", exit_head="shared", artefacts=None, exit_points="paper", dtype="float32",
+            device="cpu", resume=False, progress=Silent(),
+        )  # fmt: skip
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def traced(make_trace: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace of forty documents' own tokens."""
+    return make_trace(tmp_path_factory.mktemp("traces") / "tiny", documents=40)
+
+
+@pytest.fixture(scope="session")
+def generated(make_trace: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trace of what the tiny model generates after twelve documents' beginnings."""
+    return make_trace(tmp_path_factory.mktemp("traces") / "made", documents=12, new_tokens=12)
+
+
+@pytest.fixture
+def swept(tiny_llama: Path, traced: Path) -> Callable[..., SweepResult]:
+    """``swept(*strategies, folder=…, references=…, **options)``."""
+
+    def run(*strategies: str, folder: Path = traced, references: Sequence[str] = (), **given: Any) -> SweepResult:
+        options = SweepOptions.build({"replay": folder, "strategies": strategies, "model": str(tiny_llama), **given})
+        return sweep(options, references, progress=Silent())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def decoded(tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RecordedRun:
+    """A strategy at three thresholds on six small documents, decoded once."""
+    config = RunConfig(
+        model=str(tiny_llama),
+        source=str(rows_file),
+        limit=6,
+        max_new_tokens=5,
+        energy="none",
+        idle_s=0,
+        threads=1,
+        strategies=(SETTINGS[1], SETTINGS[2], SETTINGS[0]),
+        out=tmp_path_factory.mktemp("decoded") / "run",
+    )
+    return read_run(execute(config).directory)

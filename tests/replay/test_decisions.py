@@ -1,4 +1,4 @@
-"""Replaying asks what live decoding asks, answers what it answers, and counts what it counts."""
+"""Replaying asks what live decoding asks, answers what it answers, and counts what it counts; lossless, too."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from harness.config import parse_strategies
+from harness.config.decode import build_decode, parse_decode
 from harness.config.options import build_strategy
 from harness.contracts import ExitView, HeadChoice, KVFacts, ModelInfo, Strategy, price
 from harness.decoding.engine import Engine
+from harness.decoding.generation import Generation
 from harness.decoding.readings import Heads
 from harness.errors import ConfigError, OptionError
 from harness.models.artefacts import write_artefact
-from harness.records import OperatingPointRecord, SampleRecord, Work
+from harness.records import DraftTimes, OperatingPointRecord, SampleRecord, UnitTimes, Work
 from harness.records.work import bytes_read
-from harness.running.operating_points import OperatingPoint
-from harness.sweep.replay_strategy import Outcome, replay
+from harness.replay.replay import Outcome, Texts, draft_columns, replay, replay_lossless
+from harness.running.operating_points import OperatingPoint, operating_point
 
 POINTS, LAYERS = (4, 6, 10), 12
 PROMPTS = [[5, 9, 40, 17], [88, 3, 60, 61, 62, 7], [120, 14, 15]]
@@ -132,16 +135,6 @@ def test_checks_by_cheap_heads_replay_and_tell_how_often_they_agree(tiny: Any, t
         assert found.head_alike == found.head_checks
 
 
-def test_a_head_that_was_not_declared_is_refused(tiny: Any) -> None:
-    @dataclass(frozen=True)
-    class Secret(Strategy):
-        def should_exit(self, view: ExitView) -> Tensor:
-            return view.read(HeadChoice("int8")).top_probability > 0.5
-
-    with pytest.raises(ConfigError, match="asks for the head int8, which the trace does not hold"):
-        replay(operating(Secret()), tiny.tokens(PROMPTS, [[5, 6, 7]] * 3), tiny.info)
-
-
 def test_a_strategy_from_outside_replays_as_it_decodes(tiny: Any) -> None:
     assert len(set(check_alike(tiny, operating(EveryThird())))) > 1
 
@@ -169,7 +162,7 @@ def test_parts_add_up(tiny: Any, point_of: Callable[..., OperatingPoint]) -> Non
     ((shard, rows),) = whole.shards
     added = Outcome.nothing(3)
     for some in (rows[:5], rows[5:6], rows[6:]):
-        added += replay(point, dataclasses.replace(whole, shards=[(shard, some)], memo={}, _made={}), tiny.info)
+        added += replay(point, dataclasses.replace(whole, shards=[(shard, some)]), tiny.info)
     together = replay(point, whole, tiny.info)
     assert added.right.tolist() == together.right.tolist()
     assert added.tokens.tolist() == together.tokens.tolist()
@@ -220,10 +213,7 @@ def test_random_decisions_do_not_depend_on_how_a_trace_is_cut(
     whole = made(top=torch.zeros(count, 3), final=torch.zeros(count))
     point = point_of("random:probability=0.5", info)
     ((shard, rows),) = whole.shards
-    parts = [
-        replay(point, dataclasses.replace(whole, shards=[(shard, some)], memo={}, _made={}), info)
-        for some in rows.split(70)
-    ]
+    parts = [replay(point, dataclasses.replace(whole, shards=[(shard, some)]), info) for some in rows.split(70)]
     together = replay(point, whole, info)
     assert together.exits == parts[0].exits + parts[1].exits + parts[2].exits
     for layer, share in ((4, 0.5), (6, 0.25), (10, 0.125)):  # 5 standard deviations
@@ -272,19 +262,159 @@ class Asks(Strategy):
         return decided
 
 
-def test_logits_are_refused_with_what_a_trace_has(made: Callable[..., Any], info: ModelInfo) -> None:
-    with pytest.raises(ConfigError, match=r"mine cannot be replayed .* logits, .*top_probability.*harness run"):
-        replay(operating(Asks(lambda view: view.logits)), made(**CONFIDENT), info)
-
-
-def test_generated_tokens_are_refused_where_the_tokens_are_the_document_s(
-    made: Callable[..., Any], info: ModelInfo, point_of: Callable[..., OperatingPoint]
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (lambda view: view.logits, r"mine cannot be replayed .* logits, .*top_probability.*harness run"),
+        (lambda view: view.token_ids, r"mine cannot be replayed .* --new-tokens 15"),
+        (lambda view: view.stop(view.rows > 0), "asks for the end of completions, which the trace does not hold"),
+        (lambda view: view.read(HeadChoice("int8")), "the head int8, which .* name it in cheap_heads"),
+        (lambda view: view.best_tokens(3), "the best tokens of a head"),
+        (lambda view: True, r"Asks.should_exit returned .* at layer 4; .*shape \(4,\)"),
+        (lambda view: torch.ones(4), r"Asks.should_exit returned"),
+        (lambda view: torch.ones(3, dtype=torch.bool), r"Asks.should_exit returned"),
+    ],
+)
+def test_what_a_trace_does_not_hold_and_wrong_answers_are_refused(
+    made: Callable[..., Any], info: ModelInfo, asked: Callable[[Any], Any], said: str
 ) -> None:
-    with pytest.raises(ConfigError, match=r"margin:decay=3 cannot be replayed .* --new-tokens 15"):
-        replay(point_of("margin:decay=3", info), made(**CONFIDENT), info)
+    with pytest.raises((ConfigError, OptionError), match=said):
+        replay(operating(Asks(asked)), made(**CONFIDENT), info)
 
 
-@pytest.mark.parametrize("answer", [True, torch.ones(4), torch.ones(3, dtype=torch.bool)])
-def test_an_answer_of_the_wrong_shape_is_refused(made: Callable[..., Any], info: ModelInfo, answer: Any) -> None:
-    with pytest.raises(OptionError, match=r"Asks.should_exit returned .* at layer 4; .*shape \(4,\)"):
-        replay(operating(Asks(lambda view: answer)), made(**CONFIDENT), info)
+# --------------------------------------------------------------------------------------- lossless
+
+
+NEW = 30
+LONGER = [[5, 9, 40, 17, 5, 9, 40], [88, 3, 60, 61, 62, 7], [120, 14, 15], [33] * 9, list(range(40, 60))]
+LAYERSKIP = "layerskip:layer=10:length=3"
+EXITS = ("fixed:layer=10", "confidence:threshold=0.4", "margin:threshold=0.3", "entropy:threshold=0.75", "oracle")
+
+
+def drafting(text: str, info: Any, decode: str, most: int) -> OperatingPoint:
+    (spec,) = parse_strategies(text)
+    lossless = build_decode(parse_decode(decode), most)
+    return operating_point(
+        spec, build_strategy(spec), info, "recompute", suffix=f"@{decode}", decode=parse_decode(decode),
+        lossless=lossless,
+    )  # fmt: skip
+
+
+def live_and_replayed(
+    tiny: Any, text: str, decode: str, most: int, eos: frozenset[int] = frozenset()
+) -> tuple[list[Generation], Outcome]:
+    point = drafting(text, tiny.info, decode, most)
+    given: dict[str, Any] = {"max_new_tokens": [NEW] * len(LONGER), "eos_token_ids": eos}
+    full = tiny.engine.decode(LONGER, build_strategy(parse_strategies("full")[0]), kv="recompute", **given)
+    live = tiny.engine.decode(LONGER, point.strategy, kv="recompute", lossless=point.lossless, **given)
+    if point.strategy.rehearsed:
+        stops = [[*one.first_stops(LAYERS), *[LAYERS] * NEW] for one in live]
+        live = tiny.engine.replay(LONGER, stops, kv="recompute", lossless=point.lossless, **given)
+    assert [one.token_ids for one in live] == [one.token_ids for one in full]
+    tokens = tiny.tokens(LONGER, [one.token_ids for one in full])
+    columns = draft_columns(point, tokens, tiny.info)
+    texts = Texts(dict(enumerate(LONGER)), NEW, eos)
+    return live, replay_lossless(point, [columns], texts, tiny.info, len(LONGER))
+
+
+@pytest.mark.parametrize("most", [1, 3, 16])
+@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:least=1"])
+@pytest.mark.parametrize("text", [*EXITS, LAYERSKIP])
+def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, decode: str, most: int) -> None:
+    live, found = live_and_replayed(tiny, text, decode, most)
+    assert found.count == sum(len(one.token_ids) - 1 for one in live)
+    assert found.work.verifications == sum(one.verifications for one in live)
+    assert found.work.accepted_tokens == sum(sum(one.accepted) for one in live)
+    assert sum(one.verifications for one in live) < found.count  # some pass yielded several
+
+
+@pytest.mark.parametrize(("layer", "length", "most"), [(10, 3, 16), (6, 4, 16), (4, 8, 2), (10, 1, 16)])
+def test_drafts_of_a_fixed_exit_and_length_are_replayed_exactly(tiny: Any, layer: int, length: int, most: int) -> None:
+    """What follows a wrong draft is as long wherever it stands."""
+    live, found = live_and_replayed(tiny, f"layerskip:layer={layer}:length={length}", "lossless", most)
+    assert counts(found.work) == counts(*live)
+    assert found.work.layers_discarded > 0
+    assert max(one.drafts / one.verifications for one in live) <= min(length, most)
+
+
+TIMES = UnitTimes(positions=9, rows=5, layer_s=1.0, head_s=5.0, layer_row_s=0.25, head_row_s=0.5)
+SECONDS = TIMES.costs(DraftTimes(check_s=0.125, read_s=2.0)).per_unit
+
+
+@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:least=1"])
+def test_what_replayed_decoding_would_take_is_what_live_counts_say(tiny: Any, decode: str) -> None:
+    live, found = live_and_replayed(tiny, LAYERSKIP, decode, 16)
+    passes = sum(one.verifications for one in live)
+    read, executed = sum(one.layers_read for one in live), sum(one.layers_executed for one in live)
+    taken = (
+        read + (executed - read) / 4 + 5 * passes + (executed / LAYERS - passes) / 2
+        + sum(one.exit_checks for one in live) / 8 + 2 * sum(one.drafting.passes for one in live)
+    )  # fmt: skip
+    assert price(found.amounts(tiny.info, KVFacts(defers=True)), SECONDS) == pytest.approx(
+        taken, rel=0 if decode == "lossless" else 0.05
+    )
+
+
+def test_lossy_seconds_by_hand(info: Any, made: Any) -> None:
+    (spec,) = parse_strategies("fixed:layer=4")
+    found = replay(operating_point(spec, build_strategy(spec), info), made(top=[[1, 2, 3]] * 5, final=[1] * 5), info)
+    exits = 5 * (4 + 0.125 + 2)
+    assert price(found.amounts(info, KVFacts()), SECONDS) == exits
+    assert price(found.amounts(info, KVFacts(defers=True)), SECONDS) == exits + 5 * 8 / 4
+
+
+@pytest.mark.parametrize("text", EXITS)
+def test_drafts_of_one_token_hold_nothing_that_a_trace_does_not(tiny: Any, text: str) -> None:
+    """Then a wrong draft is followed by none, and every count is exact."""
+    live, found = live_and_replayed(tiny, text, "lossless", 1)
+    assert counts(found.work) == counts(*live)
+
+
+def counts(*made: Work) -> dict[str, int]:
+    names = "drafts", "layers_read", "layers_discarded", "lm_head_evaluations", "shortcut_evaluations", "exit_checks"
+    return {name: sum(getattr(one, name) for one in made) for name in (*names, "verifications")}
+
+
+def test_the_bound_is_exact_with_drafts_of_any_length(tiny: Any) -> None:
+    """It drafts nothing wrong."""
+    live, found = live_and_replayed(tiny, "oracle", "lossless", 16)
+    assert counts(found.work) == counts(*live) | {"layers_discarded": 0, "exit_checks": 0}
+
+
+def test_a_source_alone_is_replayed_exactly(tiny: Any) -> None:
+    """What it proposes is verified at once, so that nothing follows a wrong draft."""
+    live, found = live_and_replayed(tiny, "full", "lossless+lookup:least=1", 16)
+    assert counts(found.work) == counts(*live)
+    assert 0 < found.work.accepted_tokens == sum(sum(one.accepted) for one in live)
+
+
+def test_the_end_of_a_text_is_replayed_as_it_is_decoded(tiny: Any) -> None:
+    full = tiny.engine.decode(
+        LONGER, build_strategy(parse_strategies("full")[0]), kv="recompute", max_new_tokens=[NEW] * len(LONGER)
+    )
+    eos = frozenset({full[0].token_ids[5], full[2].token_ids[9]})
+    live, found = live_and_replayed(tiny, "oracle", "lossless", 16, eos)
+    assert any(one.finish_reason == "eos" for one in live)
+    assert found.work.verifications == sum(one.verifications for one in live)
+    assert found.work.layers_read == sum(one.layers_read for one in live)
+
+
+@pytest.mark.parametrize("text", ["fixed:layer=10", "confidence:threshold=0.4", "margin:threshold=0.3"])
+def test_what_is_modelled_lies_within_the_interval_of_live_decoding(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """What follows a wrong draft: how much is drafted, and how many layers are read for it."""
+    chance = np.random.default_rng(0)
+    prompts = [chance.integers(1, 300, 6).tolist() for _ in range(40)]
+    monkeypatch.setattr(f"{__name__}.LONGER", prompts)
+    live, found = live_and_replayed(tiny, text, "lossless", 16)
+    tokens = np.array([len(one.token_ids) - 1 for one in live])
+    for replayed, counted in (
+        (found.work.drafts, [one.drafts for one in live]),
+        (found.work.layers_read, [one.layers_read for one in live]),
+        (found.work.lm_head_evaluations, [one.lm_head_evaluations for one in live]),
+    ):
+        picked = chance.integers(0, len(live), (2000, len(live)))
+        drawn = np.array(counted)[picked].sum(1) / tokens[picked].sum(1)
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        assert low <= replayed / found.count <= high

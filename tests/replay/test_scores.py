@@ -1,8 +1,9 @@
-"""Scores behind thresholds: what calibration.json says is what the scores themselves would have said."""
+"""Scores behind thresholds: where thresholds lie, and that calibration.json says what the scores would have said."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,26 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import parse_strategies
+from harness.config import StrategySpec, parse_strategies
+from harness.config.options import option_range
 from harness.contracts import ModelInfo
-from harness.contracts.recipes import Silent
+from harness.errors import ConfigError
 from harness.records.calibration import Calibration, ScoreCalibration
-from harness.sweep.replay_sweep import SweepRequest, sweep
-from harness.sweep.scores import families, find_levels
-from harness.sweep.tokens import TracedTokens
+from harness.replay.scores import find_levels, scored, with_thresholds
+from harness.replay.sweep import SweepResult
+from harness.replay.tokens import TracedTokens
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
 from reports.calibrations import find_calibrations, read_calibration
+from reports.statistics.calibration import auroc
 
 POINTS = (4, 6, 10)
 
 
 @pytest.fixture
-def calibrated(tiny_llama: Path, traced: Path) -> Callable[..., Calibration]:
+def calibrated(swept: Callable[..., SweepResult], tmp_path: Path) -> Callable[..., Calibration]:
     def run(*strategies: str) -> Calibration:
-        request = SweepRequest(strategies, documents="all", calibrate=True)
-        found = sweep(str(tiny_llama), traced, request, artefacts=None, progress=Silent()).calibration
+        found = swept(*strategies, document_split="all", out=tmp_path / "s").calibration
         assert found is not None
         return found
 
@@ -96,13 +98,11 @@ def test_a_perfect_and_a_perverse_score(made: Callable[..., TracedTokens], info:
         tally.add(tokens, info)
         assert tally.tokens.sum((1, 2)).tolist() == [count] * 3
         wrong = (tally.tokens - tally.right).sum(1)[0].numpy()
-        from reports.statistics.calibration import auroc
-
         assert auroc(tally.right.sum(1)[0].numpy(), wrong) == expected
 
 
 def test_a_strategy_that_never_asks_twice_has_no_score(made: Callable[..., TracedTokens], info: ModelInfo) -> None:
-    kept, left_out = families(parse_strategies("patience") + parse_strategies("confidence:threshold=0.1,0.2"))
+    kept, left_out = scored(parse_strategies("patience") + parse_strategies("confidence:threshold=0.1,0.2"))
     assert [str(spec) for spec in kept] == ["confidence"]
     assert left_out == {"patience": "it has no option threshold with a range"}
     alike = made(top=[[1, 1, 1]] * 9, final=[1] * 9, hidden=torch.ones(9, 3, 32))
@@ -196,3 +196,66 @@ def test_the_command_writes_it_beside_the_sweep(
     assert {path.stem.rpartition("-")[2] for path in (tmp_path / "r" / "figures").glob("calibration-*.png")} >= {
         "auroc"
     }
+
+
+# ------------------------------------------------------------------------------------- thresholds
+
+COUNT = 400
+
+
+@pytest.fixture
+def tokens(made: Callable[..., Any]) -> Any:
+    """Best probabilities 1/1200, 2/1200, … 1; entropies fall as they rise."""
+    order = torch.randperm(3 * COUNT, generator=torch.Generator().manual_seed(0)).view(COUNT, 3)
+    best = (order + 1) / (3 * COUNT)
+    zeros = torch.zeros(COUNT, 3)
+    return made(top=zeros, final=zeros[:, 0], top1=best, top2=best / 4, entropy=(1 - best) * math.log(50))
+
+
+def thresholds(specs: list[StrategySpec]) -> list[float]:
+    return [float(dict(spec.options)["threshold"]) for spec in specs]
+
+
+def test_thresholds_are_quantiles_from_few_exits_to_many(tokens: Any, info: ModelInfo) -> None:
+    found = thresholds(with_thresholds(StrategySpec("confidence"), 9, tokens, info))
+    assert found == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1], abs=0.012)
+
+
+def test_a_score_that_counts_downwards_is_swept_upwards(tokens: Any, info: ModelInfo) -> None:
+    found = thresholds(with_thresholds(StrategySpec("entropy"), 4, tokens, info))
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8], abs=0.025)
+
+
+def test_skewed_scores_are_resolved(made: Callable[..., Any], info: ModelInfo) -> None:
+    """Nine tenths of the scores lie within a hundredth of the range."""
+    best = torch.cat((torch.linspace(0.49, 0.5, 270), torch.linspace(0, 0.49, 30)))
+    best = best[torch.randperm(300, generator=torch.Generator().manual_seed(1))].view(100, 3)
+    zeros = torch.zeros(100, 3)
+    tokens = made(top=zeros, final=zeros[:, 0], top1=best)
+    found = with_thresholds(StrategySpec("confidence"), 9, tokens, info)
+    shares = [(best.half().float() >= threshold).float().mean().item() for threshold in thresholds(found)]
+    assert shares == pytest.approx([place / 10 for place in range(1, 10)], abs=0.03)
+
+
+def test_further_options_are_kept_and_values_are_short(tokens: Any, info: ModelInfo) -> None:
+    found = with_thresholds(StrategySpec("margin", (("horizon", "20"),)), 5, tokens, info)
+    assert all(spec.options[0] == ("horizon", "20") for spec in found)
+    assert len(found) == 5
+    assert all(len(dict(spec.options)["threshold"]) <= 5 for spec in found)
+
+
+def test_scores_that_are_all_alike_leave_one_threshold_or_none(made: Callable[..., Any], info: ModelInfo) -> None:
+    zeros = torch.zeros(50, 3)
+    tokens = made(top=zeros, final=zeros[:, 0], top1=torch.full((50, 3), 0.5))
+    assert len(with_thresholds(StrategySpec("confidence"), 20, tokens, info)) <= 2
+    tokens = made(top=zeros, final=zeros[:, 0], top1=torch.ones(50, 3))
+    with pytest.raises(ConfigError, match=r"confidence decides alike .*--strategy 'confidence:threshold=VALUE,VALUE'"):
+        with_thresholds(StrategySpec("confidence"), 20, tokens, info)
+    assert with_thresholds(StrategySpec("confidence"), 20, tokens, info, refuse=False) == []
+
+
+def test_the_range_of_an_option() -> None:
+    assert option_range("confidence", "threshold") == (0, 1)
+    assert option_range("lte", "threshold") == (0, 2)  # of a type that may be None
+    assert option_range("fixed", "layer") is None  # no upper end
+    assert option_range("fixed", "threshold") is None
