@@ -131,39 +131,36 @@ def document_losses(point: Point, target: Target) -> dict[str, float]:
     Raises:
         DataError: one is not between 0 and 1.
     """
-    cell, full = point.cell, point.full
-    failed = {sample_id for sample_id, _ in cell.failed}
-    if target.of_score:
-        losses = dict(_score_losses(point, target.name))
-    else:
-        losses = {sample_id: 1 - share for sample_id, share in _kept(point, target.name).items()}
-    order = [sample.sample_id for sample in full.scored]
-    found = {sample_id: 1.0 if sample_id in failed else losses.get(sample_id) for sample_id in order}
-    for sample_id, loss in found.items():
-        if loss is not None and not -1e-9 <= loss <= 1 + 1e-9:
-            raise DataError(f"{target.name} of {sample_id} is no share ({loss:g} lost): it cannot be calibrated.")
-    return {sample_id: min(max(loss, 0.0), 1.0) for sample_id, loss in found.items() if loss is not None}
-
-
-def _kept(point: Point, name: str) -> dict[str, float]:
-    """Return the share of full depth's that each document keeps; positionwise, of the tokens that are decided."""
-    if name != AGREEMENT.name:
-        units = METRICS.load(name).units
-        return {sample_id: part / whole for (sample_id,), (part, whole) in units(point).items()}
+    losses = dict(_losses(point, target)) | {sample_id: 1.0 for sample_id, _ in point.cell.failed}
     found = {}
-    for key in point.cell.shared(point.full):
-        mine, theirs = (point.cell.decoded(cell.samples[key].token_ids) for cell in (point.cell, point.full))
-        if key[1] == 0 and theirs:
-            found[key[0]] = sum(a == b for a, b in zip(mine, theirs, strict=False)) / len(theirs)
+    for sample in point.full.scored:
+        loss = losses.get(sample.sample_id)
+        if loss is None:
+            continue
+        if not -1e-9 <= loss <= 1 + 1e-9:
+            raise DataError(
+                f"{target.name} of {sample.sample_id} is no share ({loss:g} lost): it cannot be calibrated."
+            )
+        found[sample.sample_id] = min(max(loss, 0.0), 1.0)
     return found
 
 
-def _score_losses(point: Point, name: str) -> Iterator[tuple[str, float]]:
-    own = {sample.sample_id: sample.scores.get(name) for sample in point.cell.scored}
-    for sample in point.full.scored:
-        theirs, mine = sample.scores.get(name), own.get(sample.sample_id)
-        if theirs is not None:
-            yield sample.sample_id, 1.0 if mine is None else max(0.0, theirs - mine)
+def _losses(point: Point, target: Target) -> Iterator[tuple[str, float]]:
+    cell, full, name = point.cell, point.full, target.name
+    if target.of_score:
+        own = {sample.sample_id: sample.scores.get(name) for sample in cell.scored}
+        for sample in full.scored:
+            theirs, mine = sample.scores.get(name), own.get(sample.sample_id)
+            if theirs is not None:
+                yield sample.sample_id, 1.0 if mine is None else max(0.0, theirs - mine)
+    elif name != AGREEMENT.name:
+        for (sample_id,), (part, whole) in METRICS.load(name).units(point).items():
+            yield sample_id, 1 - part / whole
+    else:  # positionwise, of the tokens that are decided: prefill's is full depth's for nothing
+        for key in cell.shared(full):
+            kept, whole = (cell.decoded(one.samples[key].token_ids) for one in (cell, full))
+            if key[1] == 0 and whole:
+                yield key[0], 1 - sum(a == b for a, b in zip(kept, whole, strict=False)) / len(whole)
 
 
 def record(options: CalibrateOptions, target: Target, observer: Observer) -> Path:
@@ -423,11 +420,10 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
 
 
 def _tested(settings: Settings, target: Target, options: CalibrateOptions, passed: int) -> tuple[TestedSetting, ...]:
-    conformal = options.method == "conformal"
-    bounds = expectation_bounds(settings.losses) if conformal else []
-    p_values = (
-        [] if conformal else certified_by_tests(settings.losses, target.risk, options.delta, P_VALUES[options.p_value])
-    )
+    losses, conformal = settings.losses, options.method == "conformal"
+    bounds = expectation_bounds(losses) if conformal else []
+    tests = target.risk, options.delta, P_VALUES[options.p_value]
+    p_values = [] if conformal else certified_by_tests(losses, *tests)
     return tuple(
         TestedSetting(
             value=float(point.options[settings.option]),

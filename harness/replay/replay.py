@@ -2,10 +2,10 @@
 
 **Lossless decoding.** A trace of what the model generated holds, at every place of full depth's text, what each exit
 says after the tokens before. Drafts that are right follow that text, so that their exits, their verifications and the
-tokens of each are those of live decoding, and the engine's own bookkeeping (:class:`harness.decoding.drafting.Drafting`)
-decides when a draft ends. What a trace does not hold is what exits say behind a wrong draft. All of it is discarded,
-and how much is drafted until the pass that goes deep only costs; it is modelled: the strategy does there what it does
-at the same places of full depth's text, which keeps the observed lengths of its drafts.
+tokens of each are those of live decoding, and the engine's own :class:`harness.decoding.drafting.Drafting` decides when
+a draft ends. What a trace does not hold is what exits say behind a wrong draft. All of it is discarded, and how much is
+drafted until the pass that goes deep only costs; it is modelled: the strategy does there what it does at the same
+places of full depth's text, which keeps the observed lengths of its drafts.
 """
 
 from __future__ import annotations

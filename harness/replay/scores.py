@@ -2,10 +2,10 @@
 
 A strategy only answers *exit* or *go on*. Asked about a few thousand traced tokens at a threshold, the share of its
 answers that say *exit* is a quantile of its score, whatever the score is and in which direction it counts; bisection
-finds the threshold of every wanted share. Asked about the same token at many thresholds, it reveals more: those at which
-it exits place the token's score between two of them. They are laid so that no two neighbours have more than a 64th of
-an exit point's tokens between them, and of a probability no more than a hundredth; ``calibration.json`` says how well
-the scores tell right exits from wrong ones.
+finds the threshold of every wanted share. Asked about the same token at many thresholds, it reveals more: those at
+which it exits place the token's score between two of them. They are laid so that no two neighbours have more than a
+64th of an exit point's tokens between them, and of a probability no more than a hundredth; ``calibration.json`` says
+how well the scores tell right exits from wrong ones.
 """
 
 from __future__ import annotations

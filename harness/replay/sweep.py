@@ -51,7 +51,7 @@ class SweepResult:
     Attributes:
         sweep: its rows and notes.
         points: the operating points, in the order of the rows.
-        model: as it was asked for.
+        model: as it was asked for, or the trace names it.
         traces, resolved, options: what it was of.
         calibration: of the scores; ``None`` where there is no folder for it.
     """
@@ -99,16 +99,8 @@ def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Pr
     read = partial(read_tokens, traces, shortcuts=maps, seed=options.seed, heads=heads)
     observed = cache(lambda: _spread(read, wanted))
     others = cache(lambda: _spread(read, asked & ~_whole(traces, wanted)))
-    percentiles = dict[StrategySpec, float | None]()
-    for spec in specs:
-        for one, percentile in numbered([spec], partial(_at_percentiles, others, info)).items():
-            percentiles.setdefault(one, percentile)
-        if all(name != THRESHOLD for name, _ in spec.options) and option_range(spec.name, THRESHOLD) is not None:
-            for one in with_thresholds(spec, options.points, observed(), info):
-                percentiles.setdefault(one, None)
+    percentiles = _expanded(specs, options.points, observed, others, info)
     points, extra = _points([StrategySpec(BASELINE), *parse_all(references)], list(percentiles), options, info)
-    for point in points:
-        check_replayable(point, traces, info)
     timed: Timed | None = None
     if engine is not None:
         measuring = time.perf_counter()
@@ -218,8 +210,24 @@ def _spread(read: Callable[..., Iterator[TracedTokens]], wanted: Tensor) -> Trac
     return observed
 
 
-def _at_percentiles(others: Callable[[], TracedTokens], info: ModelInfo, one: Family) -> dict[str, float]:
-    return {at_percentile(one.spec, wanted, others(), info): wanted for wanted in one.wanted}
+def _expanded(
+    specs: Sequence[StrategySpec],
+    count: int,
+    observed: Callable[[], TracedTokens],
+    others: Callable[[], TracedTokens],
+    info: ModelInfo,
+) -> dict[StrategySpec, float | None]:
+    """Add thresholds where none is given, after the strategy's own; beside each the percentile that it was asked as."""
+
+    def numbers(one: Family) -> dict[str, float]:
+        return {at_percentile(one.spec, wanted, others(), info): wanted for wanted in one.wanted}
+
+    found: dict[StrategySpec, float | None] = {}
+    for spec in specs:
+        found |= numbered([spec], numbers)
+        if all(name != THRESHOLD for name, _ in spec.options) and option_range(spec.name, THRESHOLD) is not None:
+            found |= dict.fromkeys(with_thresholds(spec, count, observed(), info))
+    return found
 
 
 def _tallies(

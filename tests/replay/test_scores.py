@@ -113,8 +113,8 @@ def test_a_strategy_that_never_asks_twice_has_no_score(made: Callable[..., Trace
     assert (tally.tokens > 0).sum((1, 2)).tolist() == [1, 1, 1]
 
 
-def test_a_score_from_outside_is_judged_like_one_from_here(
-    calibrated: Callable[..., Calibration], traced: Path, plug_in: Callable[..., None]
+def test_a_score_from_outside_is_swept_and_judged_like_one_from_here(
+    swept: Callable[..., SweepResult], traced: Path, plug_in: Callable[..., None], tmp_path: Path
 ) -> None:
     plug_in(
         "norm",
@@ -136,7 +136,12 @@ def test_a_score_from_outside_is_judged_like_one_from_here(
     traces = Traces.open(traced)
     columns = traces.columns("top", "final", "hidden")
     right = columns["top"] == columns["final"].unsqueeze(1)
-    (score,) = calibrated("norm").scores
+    found = swept("norm", points=5, document_split="all", out=tmp_path / "s")
+    assert [row.strategy for row in found.sweep.rows] == ["full", *["norm"] * 6]
+    depths = [row.exit_layer_mean for row in found.sweep.rows[2:]]
+    assert depths == sorted(set(depths), reverse=True)
+    assert found.calibration is not None
+    (score,) = found.calibration.scores
     norms = columns["hidden"].float().norm(dim=-1)
     for place, each in enumerate(score.exits):
         assert each.auroc == pytest.approx(exact(norms[:, place], right[:, place]), abs=0.01)

@@ -439,34 +439,6 @@ def test_other_people_s_files_are_left_alone(sweep: Command, tmp_path: Path) -> 
     assert "Use another --out." in sweep("--strategy", "confidence", "--out", tmp_path / "file" / "s").error
 
 
-# ------------------------------------------------------------------------------------ from outside
-
-
-def test_a_strategy_from_outside_is_swept_over_its_threshold(sweep: Command, plug_in: Command) -> None:
-    plug_in(
-        "norm",
-        """
-        from typing import Annotated
-        from pydantic import Field
-
-        @dataclass(frozen=True)
-        class Outside(Strategy):
-            '''Exit when the hidden state is long.'''
-
-            threshold: Annotated[float, Field(ge=0, le=1000, description="length")] = 10.0
-
-            def should_exit(self, view):
-                return view.hidden_state.norm(dim=-1) >= self.threshold
-        """,
-    )
-    done = sweep("--strategy", "norm", "--points", 5, "--no-references", "--json")
-    rows = json.loads(done.out)["rows"]
-    assert [row["strategy"] for row in rows] == ["full", *["norm"] * 6]
-    depths = [row["exit_layer_mean"] for row in rows[2:]]
-    assert depths == sorted(depths, reverse=True)
-    assert len(set(depths)) == 5
-
-
 # ------------------------------------------------------------------------------------------- live
 
 
