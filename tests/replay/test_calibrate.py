@@ -410,13 +410,8 @@ def test_refusals(calibrate: Command, tmp_path: Path) -> None:
     ):
         assert said in calibrate(*arguments).error.replace("\n", " ")
         assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_that_is_taken_is_refused_before_scores_are_observed(calibrate: Command, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes").touch()
-    said = calibrate("--target", "agreement=0.2", "--strategy", "confidence", "--confidence", 0.8).error
-    assert "run is not empty" in said
+    (tmp_path / "run" / "notes").mkdir(parents=True)  # a folder that is taken, before scores are observed
+    assert "run is not empty" in calibrate("--target", "agreement=0.2", *one, "--confidence", 0.8).error
 
 
 def test_what_a_resumed_calibration_cannot_change(calibrate: Command, decoded: RecordedRun) -> None:
@@ -447,20 +442,19 @@ def test_rows_of_a_run_that_a_certificate_does_not_speak_of_are_passed_over(
     assert "rule decodes nothing lossily and without a stop rule" in " ".join(said.split())
 
 
-def test_files_that_are_no_operating_point_are_refused(refused: Command, tmp_path: Path) -> None:
+def test_what_is_no_operating_point_or_was_changed_is_refused(
+    calibrate: Command, decoded: RecordedRun, refused: Command, tmp_path: Path
+) -> None:
     assert "there is no such file. Make it with `harness calibrate`" in refused("--strategy", "@nothing.json")
     (tmp_path / "other.json").write_text("{}")
     assert "it has no schema_version. Make it again with" in refused("--strategy", "@other.json")
-
-
-def test_what_is_no_file_is_no_operating_point(put: Callable[[Path], str], refused: Command, tmp_path: Path) -> None:
-    said = put(tmp_path / "point.json")
-    assert said in refused("--strategy", "@point.json")
-
-
-def test_a_certificate_that_was_changed_is_refused(calibrate: Command, decoded: RecordedRun, refused: Command) -> None:
     file = Path("point.json")
     asked = ("--resume", decoded.directory, "--target", "agreement=0.3", "--confidence", 0.8, "--file", file)
     assert calibrate(*asked).code == 0
     file.write_text(file.read_text().replace('"agreement=0.3"', '"agreement=0.9"'))
     assert "it was changed, or is damaged" in refused("--strategy", f"@{file}")
+
+
+def test_what_is_no_file_is_no_operating_point(put: Callable[[Path], str], refused: Command, tmp_path: Path) -> None:
+    said = put(tmp_path / "point.json")
+    assert said in refused("--strategy", "@point.json")
