@@ -26,7 +26,7 @@ def suitability(
     import torch
 
     from harness.replay.suitability import assess
-    from harness.replay.tables import suitability_tables
+    from harness.replay.verdict import suitability_tables
     from reports.tables.writers import to_terminal
 
     if options.threads is not None:

@@ -45,8 +45,8 @@ from harness.replay.records import ExitFacts, HeadFacts, Setting, Suitability
 from harness.replay.replay import Outcome, Texts, draft_columns, replay, replay_lossless
 from harness.replay.scores import with_thresholds
 from harness.replay.sweep import share_interval
-from harness.replay.tables import verdict
 from harness.replay.tokens import COLUMNS, TracedTokens
+from harness.replay.verdict import verdict
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.training.shortcut import ShortcutMoments
 from harness.training.traces.reading import exit_maps, open_traces

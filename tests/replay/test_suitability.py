@@ -15,8 +15,8 @@ from harness.decoding.blocks import Linear
 from harness.records import UnitTimes
 from harness.replay.records import ExitFacts, HeadFacts, Setting, Suitability
 from harness.replay.suitability import Prices, ReadExits, best_settings, describe
-from harness.replay.tables import verdict
 from harness.replay.tokens import TracedTokens
+from harness.replay.verdict import verdict
 from harness.training.traces.store import Traces
 
 Command = Callable[..., Any]
