@@ -1,4 +1,4 @@
-"""A sweep as people read it: what keeps the requested agreement, the plot, every row, the drift, the notes; its files."""
+"""A sweep as people read it: what keeps the requested agreement, the plot, every row, the drift, notes; and files."""
 
 from __future__ import annotations
 
