@@ -357,17 +357,6 @@ def _least(once: Callable[[], object], device: str) -> float:
 # ------------------------------------------------------------------------------ the best of each family
 
 
-@dataclass(frozen=True)
-class _Replayed:
-    """One setting: what it did, and what asking and reading an exit take, in seconds; ``bound`` as of a family."""
-
-    family: str
-    setting: str
-    outcome: Outcome
-    draft: DraftTimes
-    bound: bool = False
-
-
 def best_settings(
     reads: Sequence[ReadExits],
     info: ModelInfo,
@@ -387,7 +376,6 @@ def best_settings(
         step: is told how many heads are done.
         short: rows of the short head, which is left out where the vocabulary is no longer than two of it.
     """
-    kv: KVFacts = KV_POLICIES.load(Strategy.default_kv).facts
     short_bytes = short * info.lm_head_bytes // info.vocab_size if info.vocab_size > 2 * short else 0
     found = [
         Setting(
@@ -396,70 +384,71 @@ def best_settings(
         )
     ]  # fmt: skip
     for place, read in enumerate(reads):
-        map_bytes = info.hidden_size * (info.hidden_size + 1) * 4 if read.tokens.shortcuts else 0
-        mapped = replace(info, shortcut_bytes=map_bytes)
-        exits = _Exits(read.tokens, mapped, prices, short_bytes)
-        full = replay(_point("full", mapped), read.tokens, mapped)
+        exits = _Exits(read, info, prices, short_bytes)
         best_of: dict[str, Setting] = {}
-        for one in (*exits.lossy(), *exits.lossless()):
-            setting = _setting(one, full, read.name, mapped, kv, prices)
-            slower = one.family in best_of and best_of[one.family].speedup >= setting.speedup
+        for setting in (*exits.lossy(), *exits.lossless()):
+            slower = setting.family in best_of and best_of[setting.family].speedup >= setting.speedup
             if not slower and setting.agreement >= keep:
-                best_of[one.family] = setting
+                best_of[setting.family] = setting
         found += best_of.values()
         step(place + 1)
     return sorted(found, key=lambda one: (one.lossless, -one.speedup))
 
 
-def _setting(one: _Replayed, full: Outcome, head: str, info: ModelInfo, kv: KVFacts, prices: Prices | None) -> Setting:
-    outcome, reads, seconds = one.outcome, bytes_read(info), None
-    whole, own = full.amounts(info, kv), outcome.amounts(info, kv)
-    if prices is not None and not kv.fills:
-        unasked = prices.times.costs(DraftTimes(check_s=0.0, read_s=0.0))
-        seconds = price(whole, unasked.per_unit) / price(own, prices.times.costs(one.draft).per_unit)
-    return Setting(
-        family=one.family,
-        head=head,
-        setting=one.setting,
-        lossless=outcome.work.lossless,
-        bound=one.bound,
-        agreement=outcome.agreement,
-        agreement_ci=share_interval(outcome),
-        layers=(outcome.layers + outcome.work.layers_discarded) / outcome.count,
-        bytes_speedup=price(whole, reads) / price(own, reads),
-        time_speedup=seconds,
-    )
-
-
 class _Exits:
-    """One head's tokens, and how its families are replayed and priced.
+    """One head's tokens, and how the settings of its families are replayed and priced.
 
     Args:
-        tokens: read by it.
-        info: the model; its ``shortcut_bytes`` those of the head's maps.
+        read: the tokens.
+        info: the model.
         prices: what parts cost; ``None`` where only bytes are counted.
         short_bytes: bytes that reading the short head moves; 0 where there is none.
     """
 
-    def __init__(self, tokens: TracedTokens, info: ModelInfo, prices: Prices | None, short_bytes: int) -> None:
-        self._tokens, self._info, self._short_bytes = tokens, info, short_bytes
-        mapped = prices.map if prices is not None and tokens.shortcuts else 0.0
+    def __init__(self, read: ReadExits, info: ModelInfo, prices: Prices | None, short_bytes: int) -> None:
+        self._head, self._tokens, self._prices, self._short_bytes = read.name, read.tokens, prices, short_bytes
+        maps = bool(read.tokens.shortcuts)
+        self._info = replace(info, shortcut_bytes=info.hidden_size * (info.hidden_size + 1) * 4 if maps else 0)
+        self._full = replay(_point("full", self._info), self._tokens, self._info)
+        mapped = prices.map if prices is not None and maps else 0.0
         head, check, short = (0.0, 0.0, 0.0) if prices is None else (prices.times.head_s, prices.check, prices.short)
         self._unasked = DraftTimes(check_s=0.0, read_s=head + mapped)
         self._whole = DraftTimes(check_s=check + mapped, read_s=0.0)
         self._short = DraftTimes(check_s=max(check - head, 0.0) + short + mapped, read_s=head)
         self._short_draft = DraftTimes(check_s=0.0, read_s=short + mapped)
 
-    def lossy(self) -> Iterator[_Replayed]:
+    def _setting(self, family: str, name: str, outcome: Outcome, asking: DraftTimes, bound: bool = False) -> Setting:
+        """Price what was replayed; ``asking`` is what asking and reading an exit take, ``bound`` as of a setting."""
+        kv: KVFacts = KV_POLICIES.load(Strategy.default_kv).facts
+        reads, seconds = bytes_read(self._info), None
+        whole, own = self._full.amounts(self._info, kv), outcome.amounts(self._info, kv)
+        if self._prices is not None and not kv.fills:
+            times = self._prices.times
+            unasked = times.costs(DraftTimes(check_s=0.0, read_s=0.0))
+            seconds = price(whole, unasked.per_unit) / price(own, times.costs(asking).per_unit)
+        return Setting(
+            family=family,
+            head=self._head,
+            setting=name,
+            lossless=outcome.work.lossless,
+            bound=bound,
+            agreement=outcome.agreement,
+            agreement_ci=share_interval(outcome),
+            layers=(outcome.layers + outcome.work.layers_discarded) / outcome.count,
+            bytes_speedup=price(whole, reads) / price(own, reads),
+            time_speedup=seconds,
+        )
+
+    def lossy(self) -> Iterator[Setting]:
         """Yield every lossy setting."""
         everywhere = self._info.exit_points
         for family, text in [("oracle", "oracle"), *(("fixed depth", f"fixed:layer={layer}") for layer in everywhere)]:
             found = replay(_point(text, self._info), self._tokens, self._info)
-            yield _Replayed(family, text, found, self._unasked, bound=family == text)
+            yield self._setting(family, text, found, self._unasked, bound=family == text)
         for exits in [everywhere, *([(layer,) for layer in everywhere] if len(everywhere) > 1 else [])]:
             yield from self._checked(exits)
 
-    def _checked(self, exits: tuple[int, ...]) -> Iterator[_Replayed]:
+    def _checked(self, exits: tuple[int, ...]) -> Iterator[Setting]:
         """Yield confidence at some exit points, and the same decisions at other prices."""
         info = replace(self._info, exit_points=exits)
         alone = len(exits) == 1
@@ -468,33 +457,33 @@ class _Exits:
         for spec in [never, *with_thresholds(StrategySpec("confidence"), count, self._tokens, info, refuse=False)]:
             found = replay(operating_point(spec, build_strategy(spec), info), self._tokens, info)
             name = f"{spec} at layer {exits[0]}" if alone else str(spec)
-            yield _Replayed(f"{'one ' if alone else ''}check by the LM head", name, found, self._whole)
+            yield self._setting(f"{'one ' if alone else ''}check by the LM head", name, found, self._whole)
             checks, left = found.work.exit_checks, found.count - found.exits[info.num_layers]
             if self._short_bytes:
                 size = checks * self._short_bytes
                 cheap = _with(
                     found, lm_head_evaluations=found.count, cheap_head_evaluations=checks, cheap_head_bytes=size
                 )
-                yield _Replayed("check by a short head", name, cheap, self._short, bound=True)
+                yield self._setting("check by a short head", name, cheap, self._short, bound=True)
             maps = left if self._tokens.shortcuts else 0
             free = _with(found, lm_head_evaluations=found.count, shortcut_evaluations=maps)
-            yield _Replayed("learned check", name, free, self._unasked, bound=True)
+            yield self._setting("learned check", name, free, self._unasked, bound=True)
 
-    def lossless(self) -> Iterator[_Replayed]:
+    def lossless(self) -> Iterator[Setting]:
         """Yield every lossless setting: drafts of fixed length, and drafts that end where the exit is not sure."""
         for layer in self._info.exit_points:
             for length in LENGTHS:
                 name, found = self._drafting(f"layerskip:layer={layer}:length={length}", length)
-                yield _Replayed("drafts of fixed length", name, found, self._unasked)
+                yield self._setting("drafts of fixed length", name, found, self._unasked)
                 if self._short_bytes:
                     drafts = 0 if found.work.drafting is None else found.work.drafting.passes
                     heads = found.work.lm_head_evaluations - drafts
                     cheap = _with(found, lm_head_evaluations=heads, cheap_head_bytes=drafts * self._short_bytes)
-                    yield _Replayed("drafts by a short head", name, cheap, self._short_draft, bound=True)
+                    yield self._setting("drafts by a short head", name, cheap, self._short_draft, bound=True)
         confident = with_thresholds(StrategySpec("confidence"), THRESHOLDS, self._tokens, self._info, refuse=False)
         for spec in confident[:STRICT]:
             name, found = self._drafting(str(spec), max(LENGTHS))
-            yield _Replayed("drafts while sure", name, found, self._whole)
+            yield self._setting("drafts while sure", name, found, self._whole)
 
     def _drafting(self, text: str, length: int) -> tuple[str, Outcome]:
         point = _point(text, self._info, length)

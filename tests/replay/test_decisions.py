@@ -317,7 +317,7 @@ def live_and_replayed(
     return live, replay_lossless(point, [columns], texts, tiny.info, len(LONGER))
 
 
-@pytest.mark.parametrize("most", [1, 3, 16])
+@pytest.mark.parametrize("most", [3, 16])
 @pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:least=1"])
 @pytest.mark.parametrize("text", [*EXITS, LAYERSKIP])
 def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, decode: str, most: int) -> None:
