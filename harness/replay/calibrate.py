@@ -154,13 +154,15 @@ def _losses(point: Point, target: Target) -> Iterator[tuple[str, float]]:
             if theirs is not None:
                 yield sample.sample_id, 1.0 if mine is None else max(0.0, theirs - mine)
     elif name != AGREEMENT.name:
-        for (sample_id,), (part, whole) in METRICS.load(name).units(point).items():
+        units = METRICS.load(name).units
+        assert units is not None  # a target names no other
+        for (sample_id,), (part, whole) in units(point).items():
             yield sample_id, 1 - part / whole
     else:  # positionwise, of the tokens that are decided: prefill's is full depth's for nothing
         for key in cell.shared(full):
-            kept, whole = (cell.decoded(one.samples[key].token_ids) for one in (cell, full))
-            if key[1] == 0 and whole:
-                yield key[0], 1 - sum(a == b for a, b in zip(kept, whole, strict=False)) / len(whole)
+            kept, everything = (cell.decoded(one.samples[key].token_ids) for one in (cell, full))
+            if key[1] == 0 and everything:
+                yield key[0], 1 - sum(a == b for a, b in zip(kept, everything, strict=False)) / len(everything)
 
 
 def record(options: CalibrateOptions, target: Target, observer: Observer) -> Path:

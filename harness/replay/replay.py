@@ -141,7 +141,7 @@ def decide(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Dec
         by_full = answers(point, tokens, model, Charges(by_full_head=True))
 
     def charge(logits: bool = False, shortcut: bool = False) -> Mapping[str, int]:
-        spent = Counter() if rehearsed else charges.spent
+        spent: Counter[str | HeadChoice] = Counter() if rehearsed else charges.spent
         cheap = {head: reads for head, reads in spent.items() if isinstance(head, HeadChoice)}
         sizes = [tokens.heads[head].nbytes * reads for head, reads in cheap.items() if tokens.heads]
         lm_heads = spent["logits"] + spent["deep"] + logits

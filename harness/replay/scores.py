@@ -256,8 +256,9 @@ def find_levels(spec: StrategySpec, observed: TracedTokens, model: ModelInfo, do
         or not (torch.equal(exits(before), exits(here)) and torch.equal(exits(before), exits(after)))
     ]
     points = tuple(asked.point(repr(threshold)) for threshold in thresholds)
-    counts = torch.zeros(2, len(points[0].record.exit_points), len(documents), len(thresholds) + 1, dtype=torch.int32)
-    tally = ScoreTally(spec, tuple(thresholds), points, few > many, documents, *counts)
+    shape = (len(points[0].record.exit_points), len(documents), len(thresholds) + 1)
+    right, tokens = torch.zeros(2, *shape, dtype=torch.int32)
+    tally = ScoreTally(spec, tuple(thresholds), points, few > many, documents, right, tokens)
     tally.seconds = time.perf_counter() - began
     return tally
 

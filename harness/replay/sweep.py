@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,13 +88,13 @@ def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Pr
         for decode in _ways(strategy, options):
             check_replayable(_point(spec, strategy, decode, options, info), traces, info)
     asked, wanted = _rows_of(traces, options)
-    heads = engine = timing = None
+    heads = engine = None
+    timing = Timing() if options.measure_costs else None
     if options.measure_costs or any(strategy.cheap_heads() for _, strategy in built):
         progress.stage(f"loading {info.name}, for its {'times' if options.measure_costs else 'heads'}")
         loaded = resolved.load("cpu")
         heads = Heads(loaded.backbone)
-        if options.measure_costs:
-            engine = Engine(loaded.backbone, loaded.info, timing=(timing := Timing()))
+        engine = None if timing is None else Engine(loaded.backbone, loaded.info, timing=timing)
     began = time.perf_counter()
     maps = exit_maps(traces, resolved, Observation(state="exit"))
     read = partial(read_tokens, traces, shortcuts=maps, seed=options.seed, heads=heads)
@@ -140,7 +141,7 @@ def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Pr
         exit_points=info.exit_points,
         fingerprint=info.fingerprint,
         kv=options.kv,
-        notes=notes_of(traces, resolved, points, rows, outcomes[0].tokens, options, timing and timing.times),
+        notes=notes_of(traces, resolved, points, rows, outcomes[0].tokens, options, timing.times if timing else None),
         rows=rows,
         replay_s=round(seconds, 3),
     )
@@ -384,7 +385,7 @@ def _row(
     if timed is not None and (work.lossless or not kv.fills):  # what a fill takes was not measured
         times, draft = timed(point)
         seconds = price(outcome.amounts(model, kv), times.costs(draft).per_unit) / count
-    drafts = {
+    drafts: dict[str, Any] = {
         "tokens_per_verification": ratio(count, work.verifications),
         "acceptance": work.acceptance,
         "drafted_per_token": work.drafts / count,

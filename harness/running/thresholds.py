@@ -333,7 +333,8 @@ def _with_numbers(
         found = numbered(specs, numbers)
         if list(found) == specs:
             strategies.setdefault(given, None)
-        for spec, known in found.items() if list(found) != specs else ():
+            continue
+        for spec, known in found.items():
             strategies.setdefault(f"{spec}{'' if spec.decode is None else f'@{spec.decode}'}", known)
     if tuple(strategies) == config.strategies:
         return config, ()
