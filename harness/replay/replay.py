@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,15 +176,16 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
     found, documents = decide(point, tokens, model), len(tokens.documents)
     right = found.said == tokens.final
     exits = Counter({layer: n for layer, n in enumerate(torch.bincount(found.layer).tolist()) if n})
-    total = Counter({"lm_head_evaluations": exits[model.num_layers]})
+    total: Counter[str] = Counter(lm_head_evaluations=exits[model.num_layers])
     for layer, count in exits.items():
         for name, each in found.charges[layer].items():
             total[name] += count * each
+    counted: dict[str, Any] = {name: total[name] for name in _COUNTED}
     return Outcome(
         right=torch.bincount(tokens.document[right], minlength=documents),
         tokens=torch.bincount(tokens.document, minlength=documents),
         exits=exits,
-        work=Work(**{name: total[name] for name in _COUNTED}),
+        work=Work(**counted),
         head_checks=found.head_checks,
         head_alike=found.head_alike,
         deep_layers=total["deep_layers"],

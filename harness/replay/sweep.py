@@ -111,7 +111,7 @@ def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Pr
         began += time.perf_counter() - measuring
     tallies, left_out = list[ScoreTally](), dict[str, str]()
     if options.out is not None:
-        tallies, left_out = _tallies(specs, _documents(traces)[wanted].unique(), observed, info)
+        tallies, left_out = _tallies(specs, torch.unique(_documents(traces)[wanted]), observed, info)
     progress.begin(f"replaying {len(points)} operating points", int(wanted.sum()))
     texts = Texts.of(traces, resolved.tokenizer.eos_token_ids)
     outcomes = replay_all(points, read(wanted), texts, info, len(traces.documents), tallies, progress)
@@ -171,7 +171,7 @@ def _documents(traces: Traces) -> Tensor:
 def _whole(traces: Traces, rows: Tensor) -> Tensor:
     """Return all rows of the documents that some rows are of, ``[n]`` bool."""
     document = _documents(traces)
-    return torch.isin(document, document[rows].unique())
+    return torch.isin(document, torch.unique(document[rows]))
 
 
 def _rows_of(traces: Traces, options: SweepOptions) -> tuple[Tensor, Tensor]:
