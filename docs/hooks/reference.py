@@ -247,10 +247,9 @@ def documents() -> Mapping[str, Any]:
     from harness.records.certificate import Certificate
     from harness.records.guarantee import CalibratedPoint
     from harness.records.summary import Summary
+    from harness.replay.records import Suitability, Sweep
     from harness.study.ledger import Event, StudyRecord
     from harness.study.step_run import StepRecord
-    from harness.suitability.record import Suitability
-    from harness.sweep.records import Sweep
 
     return {
         "manifest.json": Manifest,

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-from harness.calibrating.targets import document_losses, parse_target
 from harness.config import BASELINE
 from harness.records import OperatingPointRecord
 from harness.records.estimate import MISSING, Estimate
+from harness.replay.calibrate import document_losses, parse_target
 from measured import (
     BYTES,
     DECODING,

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.appearance.visible_text import one_line, shell_word
-from harness.calibrating.options import CalibrateOptions
 from harness.commands.console import escape, log_to, stderr, stdout, write_json
 from harness.commands.options import configure, configured_by, run_settings
 from harness.errors import ConfigError
+from harness.replay.options import CalibrateOptions
 
 if TYPE_CHECKING:
     from harness.appearance.terminal import Console
-    from harness.calibrating.targets import Target
+    from harness.replay.calibrate import Target
     from reports.recorded import RecordedRun
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,17 @@ def calibrate(
     options = configure(CalibrateOptions, given)
     console = stderr()
     log_to(console)
-    from harness.calibrating.checks import held_out_check, split_check, tables
-    from harness.calibrating.promise import calibrated, certified, settings_of
-    from harness.calibrating.record import refuse_too_few
-    from harness.calibrating.targets import parse_target
     from harness.records.guarantee import shared_projects
+    from harness.replay.calibrate import (
+        calibrated,
+        calibration_tables,
+        certified,
+        held_out_check,
+        parse_target,
+        refuse_too_few,
+        settings_of,
+        split_check,
+    )
     from harness.store.record_files import write_document
     from reports.tables.writers import to_terminal
 
@@ -80,7 +86,7 @@ def calibrate(
         write_json(point.model_dump_json(indent=2))
     else:
         here = split_check(settings.losses, target.risk, count)
-        stdout().print(to_terminal(tables(point, here, checks)))
+        stdout().print(to_terminal(calibration_tables(point, here, checks)))
     where = escape(shell_word(file))
     console.print(f"[dim]Use it with `harness run --strategy @{where}`.[/]", soft_wrap=True, highlight=False)
 
@@ -89,8 +95,8 @@ def _decoded(
     options: CalibrateOptions, given: dict[str, Any], target: Target, resume: Path | None, console: Console
 ) -> RecordedRun:
     """Return the run of the documents, made or finished first where it is not."""
-    from harness.calibrating.record import record
     from harness.commands.progress import RunProgress
+    from harness.replay.calibrate import record
     from harness.running.reading import read_run
     from harness.running.runner import execute
 

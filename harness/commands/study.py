@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.appearance.visible_text import one_line, shell_word
-from harness.calibrating.options import CalibrateOptions
 from harness.commands.calibrate import calibrate
 from harness.commands.console import escape, log_to, stderr, stdout, tell_refused
 from harness.commands.lazy import as_command
@@ -19,6 +18,7 @@ from harness.commands.training import Recipes
 from harness.config.model import Configuration
 from harness.errors import ConfigError
 from harness.registry import EXECUTORS, RECIPES
+from harness.replay.options import CalibrateOptions
 from harness.study.steps import Step
 from harness.training.options import TraceCommand
 

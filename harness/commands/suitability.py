@@ -9,7 +9,7 @@ import typer
 from harness.commands.console import show_progress, stdout, write_json
 from harness.commands.options import configure, configured_by
 from harness.errors import ConfigError
-from harness.suitability.options import SuitabilityOptions
+from harness.replay.options import SuitabilityOptions
 
 
 @configured_by(SuitabilityOptions)
@@ -25,8 +25,8 @@ def suitability(
 
     import torch
 
-    from harness.suitability.assess import assess
-    from harness.suitability.verdict import tables
+    from harness.replay.suitability import assess
+    from harness.replay.verdict import suitability_tables
     from reports.tables.writers import to_terminal
 
     if options.threads is not None:
@@ -36,4 +36,4 @@ def suitability(
     if as_json:
         write_json(found.model_dump_json(indent=2))
     else:
-        stdout().print(to_terminal(tables(found)))
+        stdout().print(to_terminal(suitability_tables(found)))

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from harness.commands.console import stderr, stdout, write_json
 from harness.commands.options import configure, configured_by
-from harness.errors import ConfigError, UnknownNameError
+from harness.errors import ConfigError, StoreError
 from harness.registry import KV_POLICIES
-from harness.sweep.options import SweepOptions
-
-if TYPE_CHECKING:
-    from harness.appearance.terminal import Console
-    from harness.sweep.records import Sweep
-    from harness.sweep.replay_sweep import SweepResult
+from harness.replay.options import SweepOptions
 
 
 @configured_by(SweepOptions)
@@ -29,55 +25,37 @@ def sweep(
     if not KV_POLICIES.load(options.kv).facts.keeps_cache:
         raise ConfigError(f"--kv '{options.kv}' cannot be replayed: it keeps no KV cache. Use another --kv.")
 
-    from harness.commands.progress import TrainingProgress
-    from harness.sweep.files import check_writable, write_sweep
-    from harness.sweep.replay_sweep import SweepRequest
-    from harness.sweep.replay_sweep import sweep as replay_all
-    from harness.sweep.tables import tables
+    from harness.commands.progress import RunProgress, TrainingProgress
+    from harness.replay.sweep import sweep as replay_all
+    from harness.replay.tables import FILES, sweep_tables, write_sweep
     from harness.training.traces.store import Traces
     from reports.tables.writers import to_terminal
 
-    traces = Traces.open(options.replay, options.model or "")
-    out = options.out
-    if out is not None:
-        check_writable(out)
-    fixed = ",".join(map(str, traces.exit_points))
-    request = SweepRequest(
-        strategies=options.strategies,
-        references=(f"fixed:layer={fixed}", "oracle") if options.references and fixed else (),
-        points=options.points,
-        documents=options.document_split,
-        tasks=options.tasks,
-        kv=options.kv,
-        decodes=options.decodes,
-        draft_max=options.draft_max,
-        seed=options.seed,
-        measure_costs=options.measure_costs,
-        calibrate=out is not None,
-    )
+    fixed = ",".join(map(str, Traces.open(options.replay, options.model or "").exit_points))
+    if options.out is not None:
+        _check_writable(options.out, {*FILES, "live"})
     errors = stderr()
     with TrainingProgress(errors) as progress:
-        name = options.model or str(traces.index["model"])
-        try:
-            result = replay_all(name, traces.folder, request, artefacts=options.artefacts, progress=progress)
-        except UnknownNameError as error:
-            if options.model is not None or f"'{name}'" not in str(error):
-                raise
-            raise ConfigError(
-                f"the trace {options.replay} is of '{name}', which is no known model. Say where it is: --model DIR."
-            ) from None
-    found = result.sweep
-    if out is not None:
-        write_sweep(found, out, result.calibration)  # before anything that takes minutes and can be interrupted
+        references = (f"fixed:layer={fixed}", "oracle") if options.references and fixed else ()
+        result = replay_all(options, references, progress=progress)
+    found, scores = result.sweep, result.calibration
+    if options.out is not None:
+        write_sweep(found, options.out, scores)  # before anything that takes minutes and can be interrupted
     if options.live:
-        found = _decode_live(result, options, errors)
+        from harness.replay.live import with_drift
+
+        with RunProgress(errors) as running:
+            found = with_drift(result, observer=running)
+        if options.out is not None:
+            write_sweep(found, options.out)
     if as_json:
         write_json(found.model_dump_json(indent=2))
     else:
-        stdout().print(to_terminal(tables(found, keep=options.keep, calibration=result.calibration)))
+        stdout().print(to_terminal(sweep_tables(found, keep=options.keep, calibration=scores)))
     sys.stdout.flush()
     each = found.replay_s / (found.tokens * len(found.rows))
-    written = "" if out is None else f" {_written(result)}"
+    judged = "" if scores is None else f", scores judged in {scores.seconds:.1f} s"
+    written = "" if options.out is None else f" sweep.json, sweep.csv and calibration.json are in --out{judged}."
     errors.print(
         f"[dim]{len(found.rows):d} operating points × {found.tokens:d} tokens replayed in {found.replay_s:.1f} s "
         f"({each * 1e6:.2f} µs each).{written}[/]",
@@ -85,24 +63,12 @@ def sweep(
     )  # fmt: skip
 
 
-def _written(result: SweepResult) -> str:
-    judged = result.calibration
-    scores = f", scores judged in {judged.seconds:.1f} s" if judged is not None else ""
-    return f"sweep.json, sweep.csv and calibration.json are in --out{scores}."
-
-
-def _decode_live(result: SweepResult, options: SweepOptions, errors: Console) -> Sweep:
-    """Decode some operating points live; with a folder, the files are written again."""
-    from harness.commands.progress import RunProgress
-    from harness.sweep.files import write_sweep
-    from harness.sweep.live import LiveRequest, with_drift
-
-    folder = None if options.out is None else options.out / "live"
-    request = LiveRequest(
-        options.live, options.live_points, options.source, options.max_new_tokens, options.artefacts, folder
-    )
-    with RunProgress(errors) as progress:
-        found = with_drift(result, request, observer=progress)
-    if request.out is not None:
-        write_sweep(found, request.out.parent)
-    return found
+def _check_writable(folder: Path, own: set[str]) -> None:
+    """Make the folder before any slow work; refuse one that cannot be made, or holds other files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted({path.name for path in folder.iterdir()} - own)
+    except OSError as error:
+        raise StoreError(f"cannot make {folder}: {error.strerror}. Use another --out.") from None
+    if others:
+        raise StoreError(f"{folder} holds other files ({others[0]}). Use another --out.")

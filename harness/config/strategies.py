@@ -13,15 +13,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.contracts import Strategy
 from harness.errors import ConfigError
 
 _DECODE = re.compile("@los[a-z]*([+].*)?$")
 _NUMBER = re.compile(r"[-+.\d]*")
+
+V = TypeVar("V")
 
 BASELINE = "full"  # the operating point every other one is paired with
 
@@ -69,6 +71,19 @@ class StrategySpec:
     def __str__(self) -> str:
         return ":".join([self.name, *(f"{key}={value}" for key, value in self.options)])
 
+    def at(self, option: str, value: str) -> StrategySpec:
+        """Return the same with one more option, decoded as the run does."""
+        return StrategySpec(self.name, (*self.options, (option, value)))
+
+    def without(self, option: str) -> StrategySpec:
+        """Return the same without an option, decoded as the run does."""
+        return StrategySpec(self.name, tuple(each for each in self.options if each[0] != option))
+
+
+def combinations(grid: Mapping[str, Sequence[V]]) -> Iterator[dict[str, V]]:
+    """Yield every combination of the values of some settings, the last setting varying fastest."""
+    return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+
 
 def parse_strategies(text: str, *, in_run: bool = False) -> list[StrategySpec]:
     """Expand ``NAME[:option=value[,value…]]…`` to one spec per combination of values.
@@ -112,10 +127,7 @@ def parse_strategies(text: str, *, in_run: bool = False) -> list[StrategySpec]:
             if current is None or not current or not value.strip():
                 raise ConfigError(f"--strategy '{text}' cannot be read at '{item}'. Write NAME:option=value[,value…].")
             choices[current].append(value.strip())
-    combinations = itertools.product(*choices.values())
-    return [
-        StrategySpec(name.strip(), tuple(zip(choices, values, strict=True)), decode=decode) for values in combinations
-    ]
+    return [StrategySpec(name.strip(), tuple(values.items()), decode=decode) for values in combinations(choices)]
 
 
 def _groups(rest: str) -> list[str]:

@@ -1,9 +1,10 @@
-"""Which settings are tried, from text: values of one option, or percentiles of the scores that a strategy shows.
+"""Families of settings, from text: values of one option, or percentiles of the scores that a strategy shows.
 
-``threshold=q90`` is a threshold that 90 % of the observed scores lie below. Scores are never named, so that third-party
-strategies are calibrated like built-in ones: the strategy is asked at many thresholds at every exit point of a few
-documents that full depth decodes, and the share of answers that say *exit* is a percentile of its score. These
-documents are others than those it is calibrated on, since what is tested must not be chosen by what it is tested on.
+``threshold=q90`` is a threshold that 90 % of the observed scores lie below; runs, calibrations and sweeps take it. For
+the first two it is observed live (a sweep has a trace, :mod:`harness.replay.scores`): a strategy is asked at many
+thresholds at every exit point of a few documents that full depth decodes, and the share of answers that say *exit* is a
+percentile of its score. Scores are never named, so that third-party strategies are calibrated like built-in ones. The
+documents are others than those that are run, since what is tested must not be chosen by what it is tested on.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import inspect
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +39,8 @@ from harness.running.operating_points import read_only
 from harness.running.plan import Plan, PlannedTask, registered_draw
 
 logger = logging.getLogger(__name__)
+
+V = TypeVar("V")
 
 THRESHOLD = "threshold"
 """The option that is calibrated where no other has several values."""
@@ -69,34 +74,20 @@ class Family:
     wanted: tuple[float, ...] = ()
 
     @property
-    def observed(self) -> bool:
-        """Whether scores have to be observed first."""
-        return not self.values
-
-    @property
     def limits(self) -> tuple[float, float]:
         """The range of its option, which has one wherever percentiles are wanted."""
         limits = option_range(self.spec.name, self.option)
         assert limits is not None
         return limits
 
+    def at(self, value: str) -> StrategySpec:
+        """Return the operating point of one value."""
+        return self.spec.at(self.option, value)
+
     @property
     def anywhere(self) -> StrategySpec:
         """The operating point of some value, where percentiles are wanted."""
         return self.at(repr(self.limits[1]))
-
-    def at(self, value: str) -> StrategySpec:
-        """Return the operating point of one value."""
-        return StrategySpec(self.spec.name, (*self.spec.options, (self.option, value)))
-
-    def with_values(self, values: Iterable[str]) -> Family:
-        """Return the family at these values."""
-        return replace(self, values=tuple(values), wanted=())
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Its operating points as ``--strategy`` takes them."""
-        return tuple(str(self.at(value)) for value in self.values)
 
 
 def family(text: str, points: int) -> Family:
@@ -121,8 +112,7 @@ def family(text: str, points: int) -> Family:
     if len(varied) > 1:
         raise ConfigError(f"--strategy '{text}' lists values of {' and of '.join(varied)}. Calibrate one at a time.")
     option = varied[0]
-    rest = tuple((name, value) for name, value in specs[0].options if name != option)
-    found = Family(StrategySpec(specs[0].name, rest), option, tuple(listed.get(option, ())))
+    found = Family(specs[0].without(option), option, tuple(listed.get(option, ())))
     if not found.values and option_range(found.spec.name, option) is None:
         raise ConfigError(
             f"--strategy '{text}': {found.spec.name} has no threshold to calibrate. List values of one of its options, "
@@ -141,6 +131,37 @@ def family(text: str, points: int) -> Family:
     if option_range(found.spec.name, option) is None:
         raise ConfigError(f"--strategy '{text}': {found.spec.name} has no {THRESHOLD} with a range. Give values.")
     return replace(found, values=(), wanted=tuple(wanted))
+
+
+def numbered(
+    specs: Sequence[StrategySpec], numbers: Callable[[Family], Mapping[str, V]]
+) -> dict[StrategySpec, V | None]:
+    """Return operating points with numbers in the place of percentiles, in order, and what is known of each number.
+
+    Args:
+        specs: as one text says; those that differ in their threshold alone are one family.
+        numbers: a family's thresholds as written, each with what is known of it.
+
+    Raises:
+        ConfigError: an option that is given as a percentile is no threshold with a range.
+    """
+    if not any(is_percentile(value) for spec in specs for _, value in spec.options):
+        return dict.fromkeys(specs)
+    found: dict[StrategySpec, V | None] = {}
+    families: dict[StrategySpec, list[str]] = {}
+    for spec in specs:
+        values = families.setdefault(spec.without(THRESHOLD), [])
+        values += [value for name, value in spec.options if name == THRESHOLD]
+    for plain, values in families.items():
+        one = family(str(plain.at(THRESHOLD, ",".join(values)) if values else plain), points=1)
+        for value, known in numbers(one).items():
+            found.setdefault(replace(one.at(value), decode=specs[0].decode), known)
+    return found
+
+
+def any_number(one: Family) -> dict[str, None]:
+    """Return some threshold, of which nothing is known, for :func:`numbered`."""
+    return {repr(one.limits[1]): None}
 
 
 def is_percentile(value: str) -> bool:
@@ -211,19 +232,21 @@ class SharesOfExits(Strategy):
 
     Attributes:
         one: the family.
-        at: the thresholds; none for a first grid.
+        at: the thresholds.
         exits: threshold → answers that said exit. asked: answers of each.
+        rules: of the batch that is decoded.
     """
 
     one: Family
-    at: tuple[float, ...] = ()
-    exits: dict[float, int] = field(default_factory=dict)
+    at: tuple[float, ...]
+    exits: Counter[float] = field(default_factory=Counter)
     asked: list[int] = field(default_factory=list)
+    rules: dict[float, ExitRule] = field(default_factory=dict)
 
     @property
     def shares(self) -> Shares:
         """Of the answers so far."""
-        return {threshold: count / sum(self.asked) for threshold, count in self.exits.items()}
+        return {threshold: self.exits[threshold] / sum(self.asked) for threshold in self.at}
 
     def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
         """Those of the strategy."""
@@ -231,35 +254,23 @@ class SharesOfExits(Strategy):
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
         """Start the strategy at every threshold."""
-        thresholds = self.at or self._thresholds()
-        rules = {each: build_strategy(self.one.at(repr(each))).start(model, batch) for each in thresholds}
-        return _Counting(rules, self.exits, self.asked)
-
-    def should_exit(self, view: ExitView) -> Tensor:
-        """Not without a start."""
-        raise NotImplementedError
-
-    def _thresholds(self) -> list[float]:
-        """A hundredth of the range apart, and ever closer towards its ends, where scores crowd."""
-        low, high = self.one.limits
-        close = [0.01 * 10 ** (-place / 5) for place in range(1, 21)]
-        places = [place / 100 for place in range(1, 100)] + [end for each in close for end in (each, 1 - each)]
-        return sorted(float(f"{low + (high - low) * place:.6g}") for place in places if place >= SHORTEST)
-
-
-@dataclass(frozen=True)
-class _Counting:
-    rules: Mapping[float, ExitRule]
-    exits: dict[float, int]
-    asked: list[int]
+        self.rules.update({each: build_strategy(self.one.at(repr(each))).start(model, batch) for each in self.at})
+        return self
 
     def should_exit(self, view: ExitView) -> Tensor:
         """Ask all, count, and answer no."""
-        asked = read_only(view)
-        for threshold, rule in self.rules.items():
-            self.exits[threshold] = self.exits.get(threshold, 0) + int(ask_rule(rule, asked).sum())
+        seen = read_only(view)
+        self.exits.update({threshold: int(ask_rule(rule, seen).sum()) for threshold, rule in self.rules.items()})
         self.asked.append(len(view.rows))
         return torch.zeros(len(view.rows), dtype=torch.bool, device=view.rows.device)
+
+
+def coarse(one: Family) -> tuple[float, ...]:
+    """Return thresholds a hundredth of the range apart, and ever closer towards its ends, where scores crowd."""
+    low, high = one.limits
+    close = [0.01 * 10 ** (-place / 5) for place in range(1, 21)]
+    places = [place / 100 for place in range(1, 100)] + [end for each in close for end in (each, 1 - each)]
+    return tuple(sorted(float(f"{low + (high - low) * place:.6g}") for place in places if place >= SHORTEST))
 
 
 OBSERVED = 8
@@ -278,7 +289,7 @@ def at_any_threshold(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: an option that is given as a percentile is no threshold with a range.
     """
-    return _with_numbers(config, lambda one: dict.fromkeys([repr(one.limits[1])]))[0]
+    return _with_numbers(config, any_number)[0]
 
 
 def observed_thresholds(
@@ -319,29 +330,16 @@ def _with_numbers(
     strategies: dict[str | Strategy, ObservedThreshold | None] = {}
     for given in config.strategies:
         specs = parse_all([given], in_run=True)
-        if not any(is_percentile(value) for spec in specs for _, value in spec.options):
+        found = numbered(specs, numbers)
+        if list(found) == specs:
             strategies.setdefault(given, None)
             continue
-        for one, decode in dict.fromkeys((_family(spec, specs), spec.decode) for spec in specs):
-            for value, known in numbers(one).items():
-                strategies.setdefault(f"{one.at(value)}{'' if decode is None else f'@{decode}'}", known)
+        for spec, known in found.items():
+            strategies.setdefault(f"{spec}{'' if spec.decode is None else f'@{spec.decode}'}", known)
     if tuple(strategies) == config.strategies:
         return config, ()
     known_of = tuple(known for known in strategies.values() if known is not None)
     return config.model_copy(update={"strategies": tuple(strategies)}), known_of
-
-
-def _family(spec: StrategySpec, specs: Sequence[StrategySpec]) -> Family:
-    """Return the family of an operating point: those that differ from it in their threshold alone."""
-    rest = [option for option in spec.options if option[0] != THRESHOLD]
-    values = [
-        value
-        for each in specs
-        for name, value in each.options
-        if name == THRESHOLD and [option for option in each.options if option[0] != THRESHOLD] == rest
-    ]
-    given = [f"{name}={value}" for name, value in rest] + [f"{THRESHOLD}={','.join(values)}"] * bool(values)
-    return family(":".join([spec.name, *given]), points=1)
 
 
 def observe(
@@ -386,7 +384,7 @@ def observe(
     stage(f"observing the scores of {one.spec} on {documents} further documents")
     loaded = model.load(plan.model, plan.device, plan.formats, plan.config.threads, stage)[0]
     engine = Engine(loaded.backbone, loaded.info, plan.config.kv_input)
-    asked = SharesOfExits(one)
+    asked = SharesOfExits(one, coarse(one))
     shares: dict[float, float] = {}
     for _ in range(PASSES):
         for task, drawn in zip(tasks, samples, strict=True):

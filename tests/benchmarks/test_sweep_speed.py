@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from harness.contracts.recipes import Silent
-from harness.sweep.replay_sweep import SweepRequest, sweep
+from harness.replay.options import SweepOptions
+from harness.replay.sweep import sweep
 from harness.training.options import TraceRequest
 from harness.training.traces.record_trace import trace
 from strategies.full import Full
@@ -40,10 +41,10 @@ def traced(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("strategy", ["confidence", "saturation"])
 def test_200_operating_points_against_one_live_pass(benchmark: Any, smollm2: Any, traced: Path, strategy: str) -> None:
     values = ",".join(f"{0.5 + place / (2 * POINTS):.4f}" for place in range(POINTS))
-    request = SweepRequest((f"{strategy}:threshold={values}",), documents="all")
+    options = SweepOptions(replay=traced, strategies=(f"{strategy}:threshold={values}",), document_split="all")
 
     def replay() -> Any:
-        return sweep("smollm2-135m", traced, request, artefacts=None, progress=Silent()).sweep
+        return sweep(options, progress=Silent()).sweep
 
     found = benchmark.pedantic(replay, rounds=2, warmup_rounds=1)
     assert len(found.rows) == POINTS + 1

@@ -9,8 +9,8 @@ import pytest
 
 from harness.config import RunConfig
 from harness.errors import ConfigError
+from harness.replay.options import SweepOptions
 from harness.serving.config import ServeConfig
-from harness.sweep.options import SweepOptions
 
 NUL, BYTES, DEEP = "a\0b", "caf\udce9", "d/" * 1200 + "x"
 

@@ -1,0 +1,421 @@
+"""``harness sweep --replay``: all operating points over one trace, in parts, and the rows of ``sweep.json``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.config import BASELINE, StrategySpec, parse_all
+from harness.config.decode import LOSSY, DecodeSpec, build_decode, parse_decode
+from harness.config.options import build_strategy, option_range
+from harness.contracts import KVFacts, ModelInfo, Strategy, price
+from harness.contracts.recipes import Progress
+from harness.decoding.engine import Engine
+from harness.decoding.readings import Heads
+from harness.decoding.unit_costs import Timing
+from harness.errors import ArtefactError, ConfigError, OptionError, UnknownNameError
+from harness.models.controllers import Observation
+from harness.models.model import ResolvedModel
+from harness.records import DraftTimes, UnitTimes
+from harness.records.calibration import Calibration
+from harness.records.work import bytes_read
+from harness.registry import KV_POLICIES
+from harness.replay.notes import notes_of, title_of
+from harness.replay.options import SweepOptions
+from harness.replay.records import Sweep, SweepRow
+from harness.replay.replay import Outcome, Texts, check_replayable, draft_columns, replay, replay_lossless
+from harness.replay.scores import ScoreTally, at_percentile, describe_scores, find_levels, scored, with_thresholds
+from harness.replay.tokens import TracedTokens, decided, read_tokens
+from harness.running.operating_points import OperatingPoint, operating_point
+from harness.running.thresholds import THRESHOLD, Family, any_number, numbered
+from harness.training.traces.reading import exit_maps, held_out_rows, matches, open_traces
+from harness.training.traces.store import Traces
+from reports.statistics.intervals import Pair, known, ratio, share_bounds
+from reports.summary.pareto import front
+
+OBSERVED = 2048  # tokens on which thresholds are chosen
+
+Timed = Callable[[OperatingPoint], tuple[UnitTimes, DraftTimes]]
+"""Returns what parts of decoding take, and what drafting or exiting adds at an operating point."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The result of a sweep.
+
+    Attributes:
+        sweep: its rows and notes.
+        points: the operating points, in the order of the rows.
+        model: as it was asked for, or the trace names it.
+        traces, resolved, options: what it was of.
+        calibration: of the scores; ``None`` where there is no folder for it.
+    """
+
+    sweep: Sweep
+    points: tuple[OperatingPoint, ...]
+    model: str
+    traces: Traces
+    resolved: ResolvedModel
+    options: SweepOptions
+    calibration: Calibration | None = None
+
+
+def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Progress) -> SweepResult:
+    """Replay operating points on a trace.
+
+    Args:
+        options: what to sweep; a strategy with a threshold for which no value is given is swept over it.
+        references: operating points that stand in the table for comparison.
+        progress: is told how it goes on.
+
+    Raises:
+        HarnessError: anything that cannot be replayed, in one line with the remedy.
+    """
+    specs = parse_all(options.strategies)
+    if not specs:
+        raise ConfigError("there is nothing to sweep. Give --strategy NAME, or NAME:threshold=VALUE,VALUE.")
+    built = [(one, build_strategy(one)) for spec in specs for one in numbered([spec], any_number)]
+    progress.stage(f"reading the trace {options.replay}")
+    model, traces, resolved = _opened(options)
+    info = resolved.info
+    for spec, strategy in built:
+        for decode in _ways(strategy, options):
+            check_replayable(_point(spec, strategy, decode, options, info), traces, info)
+    asked, wanted = _rows_of(traces, options)
+    heads = engine = None
+    timing = Timing() if options.measure_costs else None
+    if options.measure_costs or any(strategy.cheap_heads() for _, strategy in built):
+        progress.stage(f"loading {info.name}, for its {'times' if options.measure_costs else 'heads'}")
+        loaded = resolved.load("cpu")
+        heads = Heads(loaded.backbone)
+        engine = None if timing is None else Engine(loaded.backbone, loaded.info, timing=timing)
+    began = time.perf_counter()
+    maps = exit_maps(traces, resolved, Observation(state="exit"))
+    read = partial(read_tokens, traces, shortcuts=maps, seed=options.seed, heads=heads)
+    observed = cache(lambda: _spread(read, wanted))
+    others = cache(lambda: _spread(read, asked & ~_whole(traces, wanted)))
+    percentiles = _expanded(specs, options.points, observed, others, info)
+    points, extra = _points([StrategySpec(BASELINE), *parse_all(references)], list(percentiles), options, info)
+    timed: Timed | None = None
+    if engine is not None:
+        measuring = time.perf_counter()
+        timed = partial(_times, engine)
+        for point in points:
+            timed(point)
+        began += time.perf_counter() - measuring
+    tallies, left_out = list[ScoreTally](), dict[str, str]()
+    if options.out is not None:
+        tallies, left_out = _tallies(specs, torch.unique(_documents(traces)[wanted]), observed, info)
+    progress.begin(f"replaying {len(points)} operating points", int(wanted.sum()))
+    texts = Texts.of(traces, resolved.tokenizer.eos_token_ids)
+    outcomes = replay_all(points, read(wanted), texts, info, len(traces.documents), tallies, progress)
+    written = {str(spec): percentile for spec, percentile in percentiles.items()}
+    rows = tuple(
+        row.model_copy(
+            update={
+                "reference": row.operating_point in extra,
+                "percentile": written.get(row.operating_point.partition("@")[0]),
+            }
+        )
+        for row in make_rows(points, outcomes, info, KV_POLICIES.load(options.kv).facts, timed)
+    )
+    seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
+    count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
+    found = Sweep(
+        title=title_of(traces, options, count, documents),
+        traces=str(traces.folder),
+        traced_documents=options.document_split,
+        tokens=count,
+        documents=documents,
+        model=info.name,
+        weights=info.weights,
+        dtype=info.dtype,
+        exit_head=info.exit_head,
+        num_layers=info.num_layers,
+        exit_points=info.exit_points,
+        fingerprint=info.fingerprint,
+        kv=options.kv,
+        notes=notes_of(traces, resolved, points, rows, outcomes[0].tokens, options, timing.times if timing else None),
+        rows=rows,
+        replay_s=round(seconds, 3),
+    )
+    calibration = None
+    if options.out is not None:
+        progress.stage("judging the scores")
+        calibration = describe_scores(found, tallies, left_out, generated=bool(traces.index.get("new_tokens")))
+    return SweepResult(found, points, model, traces, resolved, options, calibration)
+
+
+def _opened(options: SweepOptions) -> tuple[str, Traces, ResolvedModel]:
+    model = options.model or str(Traces.open(options.replay, "").index["model"])
+    try:
+        return model, *open_traces(model, options.replay, artefacts=options.artefacts)
+    except UnknownNameError as error:
+        if options.model is not None or f"'{model}'" not in str(error):
+            raise
+        raise ConfigError(
+            f"the trace {options.replay} is of '{model}', which is no known model. Say where it is: --model DIR."
+        ) from None
+
+
+def _documents(traces: Traces) -> Tensor:
+    return traces.columns("document")["document"].long()
+
+
+def _whole(traces: Traces, rows: Tensor) -> Tensor:
+    """Return all rows of the documents that some rows are of, ``[n]`` bool."""
+    document = _documents(traces)
+    return torch.isin(document, torch.unique(document[rows]))
+
+
+def _rows_of(traces: Traces, options: SweepOptions) -> tuple[Tensor, Tensor]:
+    """Return at which rows of the tasks strategies are asked, and which of them to replay, ``[n]`` bool each."""
+    document, tasks = _documents(traces), options.tasks
+    chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, tasks)]
+    if not chosen:
+        known_tasks = sorted({str(facts["stream"]).partition(",")[0] for facts in traces.documents})
+        raise ArtefactError(
+            f"the trace {traces.folder} has no document of {', '.join(tasks)}; it has {', '.join(known_tasks)}."
+        )
+    asked = torch.isin(document, torch.tensor(chosen))
+    if traces.index.get("new_tokens"):
+        asked &= decided(document)
+    wanted = asked
+    if options.document_split == "held-out":
+        wanted = asked & held_out_rows(traces, document, seed=options.seed)
+    if not wanted.any():
+        raise ArtefactError(
+            f"no document of {', '.join(tasks)} is held out in {traces.folder}. Use --document-split all, or "
+            "trace more --documents."
+        )
+    return asked, wanted
+
+
+def _spread(read: Callable[..., Iterator[TracedTokens]], wanted: Tensor) -> TracedTokens:
+    """Return a sample of the wanted tokens, spread over all of them."""
+    rows = wanted.nonzero().squeeze(1)
+    if not len(rows):
+        raise ConfigError(
+            "percentiles are of documents that are not replayed, and all are. Use --document-split held-out, or "
+            "list values."
+        )
+    some = torch.zeros_like(wanted)
+    some[rows[:: max(1, len(rows) // OBSERVED)]] = True
+    (observed,) = read(some, part=2 * OBSERVED)
+    return observed
+
+
+def _expanded(
+    specs: Sequence[StrategySpec],
+    count: int,
+    observed: Callable[[], TracedTokens],
+    others: Callable[[], TracedTokens],
+    info: ModelInfo,
+) -> dict[StrategySpec, float | None]:
+    """Add thresholds where none is given, after the strategy's own; beside each the percentile that it was asked as."""
+
+    def numbers(one: Family) -> dict[str, float]:
+        return {at_percentile(one.spec, wanted, others(), info): wanted for wanted in one.wanted}
+
+    found: dict[StrategySpec, float | None] = {}
+    for spec in specs:
+        found |= numbered([spec], numbers)
+        if all(name != THRESHOLD for name, _ in spec.options) and option_range(spec.name, THRESHOLD) is not None:
+            found |= dict.fromkeys(with_thresholds(spec, count, observed(), info))
+    return found
+
+
+def _tallies(
+    specs: Sequence[StrategySpec], documents: Tensor, observed: Callable[[], TracedTokens], info: ModelInfo
+) -> tuple[list[ScoreTally], dict[str, str]]:
+    """Return counters for the scores of the strategies, and why some have none."""
+    kept, left_out = scored(specs)
+    tallies = []
+    for spec in kept:
+        try:
+            with torch.inference_mode():
+                tally = find_levels(spec, observed(), info, documents)
+        except OptionError as error:
+            left_out[str(spec)] = f"a {THRESHOLD} between its ends is refused: {error}"
+            continue
+        if tally is None:
+            left_out[str(spec)] = "it decides alike at both ends of its threshold"
+        else:
+            tallies.append(tally)
+    return tallies, left_out
+
+
+def _ways(strategy: Strategy, options: SweepOptions | None) -> Sequence[DecodeSpec]:
+    """Return how a strategy decodes; one that only drafts does so losslessly whatever the others do."""
+    decodes = [LOSSY] if options is None else [parse_decode(text) for text in options.decodes]
+    own = parse_decode(strategy.default_decode)
+    return [one for one in decodes if one.lossless] or [own] if own.lossless else decodes
+
+
+def _point(
+    spec: StrategySpec, strategy: Strategy, decode: DecodeSpec, options: SweepOptions, info: ModelInfo
+) -> OperatingPoint:
+    if not decode.lossless or not (decode.proposes or strategy.exit_points(info)):
+        return operating_point(spec, strategy, info)
+    lossless = build_decode(decode, options.draft_max)
+    return operating_point(spec, strategy, info, options.kv, suffix=f"@{decode}", decode=decode, lossless=lossless)
+
+
+def _points(
+    references: Sequence[StrategySpec], asked: Sequence[StrategySpec], options: SweepOptions, info: ModelInfo
+) -> tuple[tuple[OperatingPoint, ...], frozenset[str]]:
+    """Return every operating point once, references first, and the names of those not requested.
+
+    References are lossy, but for those that only draft. What never exits drafts where a source does.
+    """
+    kept: list[OperatingPoint] = []
+    extra: set[str] = set()
+    for place, spec in enumerate([*references, *asked]):
+        strategy, requested = build_strategy(spec), place >= len(references)
+        for decode in _ways(strategy, options if requested else None):
+            point = _point(spec, strategy, decode, options, info)
+            twin = next((one for one in kept if (one.strategy, one.lossless) == (strategy, point.lossless)), None)
+            if twin is not None:
+                extra.discard(twin.name)
+                continue
+            kept.append(point)
+            if not requested:
+                extra.add(point.name)
+    return tuple(kept), frozenset(extra)
+
+
+def replay_all(
+    points: Sequence[OperatingPoint],
+    parts: Iterable[TracedTokens],
+    texts: Texts,
+    info: ModelInfo,
+    documents: int,
+    tallies: Sequence[ScoreTally],
+    progress: Progress,
+) -> list[Outcome]:
+    """Return what operating points would have done on all parts of a trace, which are counted in the tallies, too."""
+    done = 0
+    drafted = {place: list[dict[str, Tensor]]() for place, point in enumerate(points) if point.lossless is not None}
+    outcomes = [Outcome.nothing(documents) for _ in points]
+    with torch.inference_mode():
+        for tokens in parts:
+            for place, point in enumerate(points):
+                if place in drafted:  # parts divide documents, and drafts do not end with them
+                    drafted[place].append(draft_columns(point, tokens, info))
+                else:
+                    outcomes[place] += replay(point, tokens, info)
+            for tally in tallies:
+                tally.add(tokens, info)
+            done += len(tokens)
+            progress.step(done, "tokens")
+    for place, columns in drafted.items():
+        outcomes[place] = replay_lossless(points[place], columns, texts, info, documents)
+    return outcomes
+
+
+def _times(engine: Engine, point: OperatingPoint) -> tuple[UnitTimes, DraftTimes]:
+    found = engine.times(point.strategy, point.lossless)
+    assert found is not None  # it measures
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def make_rows(
+    points: Sequence[OperatingPoint],
+    outcomes: Sequence[Outcome],
+    model: ModelInfo,
+    kv: KVFacts,
+    timed: Timed | None = None,
+) -> list[SweepRow]:
+    """Return one row per operating point.
+
+    Args:
+        points: full depth first.
+        outcomes: of the same tokens.
+        model: facts.
+        kv: the KV policy of the expected speed-up.
+        timed: what parts of decoding take, and of drafting by an operating point; ``None``: not measured.
+    """
+    both = list(zip(points, outcomes, strict=True))
+    bounds = [outcome.layers for point, outcome in both if point.strategy.upper_bound and point.lossless is None]
+    rows = [_row(*one, outcomes[0], min(bounds, default=None), model, kv, timed) for one in both]
+    full = rows[0].seconds_per_token
+    if timed is not None:
+        rows = [
+            row.model_copy(update={"expected_time_speedup": ratio(full or 0, row.seconds_per_token or 0)})
+            for row in rows
+        ]
+    placed = [place for place, row in enumerate(rows) if not row.rehearsed]
+    flags = front([(1 / rows[place].expected_speedup, rows[place].agreement) for place in placed])
+    for place, on_front in zip(placed, flags, strict=True):
+        rows[place] = rows[place].model_copy(update={"pareto": on_front})
+    return rows
+
+
+def share_interval(outcome: Outcome) -> tuple[float, float] | None:
+    """Return the 95 % interval of the agreement over documents; ``None`` where all of it is asserted, lossless."""
+    if outcome.work.lossless:
+        return None
+    pairs = [Pair(r, t) for r, t in zip(outcome.right.tolist(), outcome.tokens.tolist(), strict=True) if t]
+    return known(share_bounds(pairs))
+
+
+def _row(
+    point: OperatingPoint,
+    outcome: Outcome,
+    full: Outcome,
+    fewest: int | None,
+    model: ModelInfo,
+    kv: KVFacts,
+    timed: Timed | None,
+) -> SweepRow:
+    """Return a row; ``fewest`` are the layers of the bound."""
+    count, layers, work = outcome.count, outcome.layers, outcome.work
+    if point.strategy.upper_bound:  # a bound runs under exact keys and values, whatever the others do
+        kv = point.record.kv_facts or kv
+    deepest, reads, seconds = count * model.num_layers, bytes_read(model), None
+    if timed is not None and (work.lossless or not kv.fills):  # what a fill takes was not measured
+        times, draft = timed(point)
+        seconds = price(outcome.amounts(model, kv), times.costs(draft).per_unit) / count
+    drafts: dict[str, Any] = {
+        "tokens_per_verification": ratio(count, work.verifications),
+        "acceptance": work.acceptance,
+        "drafted_per_token": work.drafts / count,
+        "layers_read_per_token": work.layers_read / count,
+        "layers_discarded_per_token": work.layers_discarded / count,
+    }
+    return SweepRow(
+        operating_point=point.name,
+        strategy=point.record.strategy,
+        options=point.record.options,
+        exit_points=point.record.exit_points,
+        artefacts=point.record.artefacts,
+        rehearsed=point.strategy.upper_bound,
+        tokens=count,
+        documents=int((outcome.tokens > 0).sum()),
+        exit_layer_mean=layers / count,
+        layers_skipped=1 - layers / deepest,
+        agreement=outcome.agreement,
+        agreement_ci=share_interval(outcome),
+        exit_checks_per_token=work.exit_checks / count,
+        lm_head_per_token=work.lm_head_evaluations / count,
+        shortcut_per_token=work.shortcut_evaluations / count,
+        kv_fill_layers_per_token=(deepest - layers if kv.fills else 0) / count,
+        cheap_heads_per_token=work.cheap_head_evaluations / count,
+        head_agreement=ratio(outcome.head_alike, outcome.head_checks),
+        expected_speedup=price(full.amounts(model, kv), reads) / price(outcome.amounts(model, kv), reads),
+        seconds_per_token=seconds,
+        oracle_share=None if fewest is None or work.lossless else ratio(outcome.skipped_rightly, deepest - fewest),
+        exits={layer: tokens / count for layer, tokens in sorted(outcome.exits.items())},
+        decode=point.record.decode,
+        draft_max=point.record.draft_max,
+        **(drafts if work.lossless else {}),
+    )

@@ -1,0 +1,233 @@
+"""A sweep as people read it: what keeps the requested agreement, the plot, every row, the drift, notes; and files."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness.appearance.terminal import Text
+from harness.appearance.visible_text import escape_json
+from harness.records.calibration import CALIBRATION, Calibration
+from harness.records.estimate import Estimate, NoInterval
+from harness.replay.records import Sweep, SweepRow
+from reports.files import write_files
+from reports.statistics.intervals import MINIMUM_PAIRS
+from reports.tables.plot import Marker, draw
+from reports.tables.table import Cell, Column, Line, Part, Picture, Table
+from reports.tables.writers import csv_text
+
+FILES = ("sweep.json", "sweep.csv", CALIBRATION)
+_INTERVAL = "agreement_ci"
+_JSON = frozenset({"options", "artefacts", "exits", "exit_points"})
+
+LEGEND = (
+    "● no other row has at least this agreement and this expected speed-up (chance is not considered)",
+    "◇ an upper bound that looks at the answer, not a candidate",
+    "agree: tokens equal to the last layer's, with the 95 % interval over documents",
+    "expected: full depth's bytes per token over this row's, not a measurement",
+    "of bound: share of the layers the bound skips that are skipped here too, by tokens that agree",
+    "checks, heads: times the strategy is asked, LM-head evaluations, per token",
+)
+DRIFT = (
+    "agree: up to the first token of a sample that is not full depth's, the only place where live and replayed can be "
+    "compared token by token; to the end: at the same place, all that follows from it included; 95 % over samples"
+)
+SCORES = (
+    "AUROC: how often a right token scores higher than a wrong one, over all exit points; 0.5 is chance; error: of a "
+    "score that is a probability, its mean distance from the agreement observed"
+)
+DRAFTS = (
+    "tokens: that came out of a verification; accepted: share of drafts that full depth agreed with; layers: read a "
+    "token, one that several tokens ran in one pass once, and run for drafts that were discarded"
+)
+_POINT = (Column(header="", kind="text"), Column(header="operating point", kind="label"))
+
+
+def sweep_tables(sweep: Sweep, *, keep: float, calibration: Calibration | None = None) -> Iterator[Part]:
+    """Yield what was found.
+
+    Args:
+        sweep: replayed, and perhaps decoded live.
+        keep: agreement that the first table asks for.
+        calibration: of the same scores, where they were judged.
+    """
+    names = dict.fromkeys(row.strategy for row in sweep.rows)
+    letters = {name: string.ascii_uppercase[place] if place < 26 else "+" for place, name in enumerate(names)}
+    yield Line("")
+    yield Line(sweep.title, "strong")
+    head = sweep.exit_head.partition(":")[0]
+    yield Line(f"{sweep.model}, {sweep.weights} weights, {sweep.dtype}, exit head {head}", "faint")
+    title = f"Shallowest that agrees on at least {100 * keep:g} % of tokens, replayed"
+    yield _points(title, _keeping(sweep.rows, keep), letters)
+    yield Picture(
+        "Agreement against expected speed-up, replayed",
+        partial(_drawn, sweep.rows, letters),
+        (Line("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "faint"),),
+    )
+    yield _points(f"All {len(sweep.rows)} operating points, replayed", sweep.rows, letters)
+    if lossless := [row for row in sweep.rows if row.lossless]:
+        yield _drafts(lossless, letters)
+    if calibration is not None and calibration.scores:
+        yield _scores(calibration)
+    if sweep.drift:
+        yield _drift(sweep)
+    yield Line("")
+    yield from (Line(line, "faint") for line in LEGEND)
+    yield Line("")
+    yield from (Line(note, bullet=True) for note in sweep.notes)
+
+
+def _drawn(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Text:
+    markers = [
+        Marker(letters[row.strategy], row.expected_speedup, row.agreement, row.pareto, row.rehearsed) for row in rows
+    ]
+    axes = "expected speed-up, × (more is better)", "agreement with the last layer (more is better)"
+    return draw(markers, *axes, width=width)
+
+
+def _keeping(rows: Sequence[SweepRow], keep: float) -> list[SweepRow]:
+    """Return each strategy's row of the fewest layers that agrees often enough."""
+    best: dict[str, SweepRow] = {}
+    for row in rows:
+        if row.agreement >= keep and row.exit_layer_mean < best.get(row.strategy, row).exit_layer_mean + 1e-12:
+            best[row.strategy] = row
+    return sorted(best.values(), key=lambda row: row.exit_layer_mean)
+
+
+def _points(title: str, rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
+    """Return operating points; what does not fit a narrow terminal is in the files."""
+    timed = any(row.expected_time_speedup is not None for row in rows)
+    return Table.of_rows(
+        title,
+        (
+            *_POINT,
+            Column(header="mean layer", form=".2f"),
+            Column(header="skipped", form=".1%", priority=4),
+            Column(header="agree", form=".4f"),
+            Column(header="of bound", form=".2f", priority=2),
+            Column(header="expected speed-up", form="ratio"),
+            *([Column(header="in time", form="ratio")] if timed else []),
+            Column(header="checks", form=".1f", priority=5),
+            Column(header="heads", form=".1f", priority=3),
+        ),
+        [
+            (
+                *_named(row, letters),
+                row.exit_layer_mean,
+                row.layers_skipped,
+                Estimate.of(row.agreement, row.agreement_ci or _too_few(row)),
+                row.oracle_share,
+                row.expected_speedup,
+                *([row.expected_time_speedup] if timed else []),
+                row.exit_checks_per_token,
+                row.lm_head_per_token,
+            )
+            for row in rows
+        ],
+        tones=tuple("front" if row.pareto else "bound" if row.rehearsed else "" for row in rows),
+    )
+
+
+def _too_few(row: SweepRow) -> NoInterval | None:
+    return NoInterval.FEW_PAIRS if row.agreement < 1 and row.documents < MINIMUM_PAIRS else None
+
+
+def _named(row: SweepRow, letters: dict[str, str]) -> tuple[str, str]:
+    return f"{'●' if row.pareto else '◇' if row.rehearsed else ' '} {letters[row.strategy]}", row.operating_point
+
+
+def _drafts(rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
+    return Table.of_rows(
+        "Lossless decoding: what is drafted and verified, replayed",
+        (
+            *_POINT,
+            *(
+                Column(header=header, form=".2f")
+                for header in ("tokens", "accepted", "drafted /token", "layers read", "layers discarded")
+            ),
+        ),
+        [
+            (
+                *_named(row, letters),
+                row.tokens_per_verification,
+                row.acceptance,
+                row.drafted_per_token,
+                row.layers_read_per_token,
+                row.layers_discarded_per_token,
+            )
+            for row in rows
+        ],
+        notes=(DRAFTS,),
+    )
+
+
+def _scores(calibration: Calibration) -> Table:
+    found = [(score.score, score.pooled) for score in calibration.scores]
+    return Table.of_rows(
+        f"How well scores tell right exits from wrong ones, {calibration.measurement}",
+        ("score", Column(header="AUROC", form=".3f"), Column(header="error", form=".3f")),
+        [(name, None if one.auroc is None else Estimate.of(one.auroc, one.auroc_ci), one.ece) for name, one in found],
+        notes=(SCORES,),
+    )
+
+
+def _drift(sweep: Sweep) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for row in sweep.drift:
+        rows += [
+            ("replayed, trace", row.replayed_exit_layer, row.replayed_agreement, None),
+            ("replayed, live samples", row.twin_exit_layer, row.twin_agreement, None),
+            (
+                f"live, {row.samples} samples",
+                Estimate.of(row.live_exit_layer, row.live_exit_layer_ci),
+                Estimate.of(row.live_same_prefix, row.live_same_prefix_ci),
+                Estimate.of(row.live_agreement, row.live_agreement_ci),
+            ),
+        ]
+    each = len(rows) // len(sweep.drift)
+    return Table.of_rows(
+        "Drift: the same operating points decoded live",
+        (
+            "operating point",
+            Column(header="mean layer", form=".2f"),
+            Column(header="agree", form=".3f"),
+            Column(header="to the end", form=".3f"),
+        ),
+        rows,
+        notes=(DRIFT,),
+        groups=tuple((each * place, row.operating_point) for place, row in enumerate(sweep.drift)),
+    )
+
+
+def write_sweep(sweep: Sweep, folder: Path, calibration: Calibration | None = None) -> tuple[Path, ...]:
+    """Write the sweep's two files, and that of its scores if there is one, each replaced whole; return their paths.
+
+    In ``sweep.csv`` an interval is two columns, options and exits are JSON text.
+
+    Raises:
+        StoreError: a file cannot be written.
+    """
+    names = [column for name in SweepRow.model_fields for column in _columns(name)]
+    csv = csv_text(
+        ["model", "traces", *names], ({"model": sweep.model, "traces": sweep.traces} | _flat(row) for row in sweep.rows)
+    )
+    found = [sweep] if calibration is None else [sweep, calibration]
+    first, *rest = (escape_json(one.model_dump_json(indent=2)) + "\n" for one in found)
+    return write_files(folder, dict(zip(FILES, (first, csv, *rest), strict=False)))
+
+
+def _columns(name: str) -> tuple[str, ...]:
+    return (f"{name}_low", f"{name}_high") if name == _INTERVAL else (name,)
+
+
+def _flat(row: SweepRow) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in row.model_dump(mode="json").items():
+        plain = json.dumps(value, sort_keys=True) if name in _JSON else value
+        each = (value or (None, None)) if name == _INTERVAL else (plain,)
+        values |= dict(zip(_columns(name), each, strict=True))
+    return values
