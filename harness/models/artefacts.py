@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -274,6 +274,13 @@ def look_into(path: Path) -> Mapping[str, Any]:
     return facts if isinstance(facts, dict) and not fault_in(facts) else {}
 
 
+def look_through(folders: Iterable[Path]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Iterate the artefacts in some folders, each with what its JSON says; those that cannot be used are left out."""
+    for file in (file for folder in folders for file in sorted(folder.glob("*.json"))):
+        if facts := look_into(file):
+            yield file, facts
+
+
 @dataclass(frozen=True)
 class SeenDocuments:
     """Documents that artefacts have read.
@@ -303,7 +310,7 @@ class SeenDocuments:
         return NgramIndex.union(read_index(folder, facts) for folder, facts in self.indices.values())
 
 
-def find_seen(base: str, folders: Sequence[Path]) -> SeenDocuments:
+def find_seen(base: str, folders: Iterable[Path]) -> SeenDocuments:
     """Return what all artefacts of these base weights have read.
 
     Tuned or not, no run draws it: base and tuned rows are of the same samples, and none of those was seen.
@@ -311,15 +318,13 @@ def find_seen(base: str, folders: Sequence[Path]) -> SeenDocuments:
     keys: set[str] = set()
     indices: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
     unindexed: list[Path] = []
-    for folder in folders:
-        for file in sorted(folder.glob("*.json")):
-            facts = look_into(file)
-            if base not in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
-                continue
-            documents, index = facts.get("documents", ()), facts.get("ngrams")
-            keys.update(documents)
-            if isinstance(index, dict):
-                indices[folder / str(index.get("file"))] = (folder, index)
-            if documents and facts.get("order", True) and not (isinstance(index, dict) and index.get("complete")):
-                unindexed.append(file)
+    for file, facts in look_through(folders):
+        if base not in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
+            continue
+        documents, index = facts.get("documents", ()), facts.get("ngrams")
+        keys.update(documents)
+        if isinstance(index, dict):
+            indices[file.parent / str(index.get("file"))] = (file.parent, index)
+        if documents and facts.get("order", True) and not (isinstance(index, dict) and index.get("complete")):
+            unindexed.append(file)
     return SeenDocuments(frozenset(keys), indices, tuple(unindexed))

@@ -30,21 +30,15 @@ from harness.models.heads import head_tensors
 from harness.models.placement import check_map, devices_of, in_words, large_blocks_apart, layer_devices, read_placed
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
-from harness.models.trained import (
-    find_adapter,
-    find_shortcut,
-    merge,
-    read_shortcuts,
-    require_adapter,
-    require_shortcut,
-    tuned_fingerprint,
-)
+from harness.models.trained import Missing, find, require, tuned_fingerprint
 from harness.models.weights import (
     KeptWeights,
     check_weights,
     digest,
     local_folder,
+    merge,
     random_weights,
+    read_shortcuts,
     read_weights,
     without_weights,
 )
@@ -350,26 +344,24 @@ def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedMo
     exported = read_exported(spec, request)
     info = base_facts(spec, config, request, exported)
     check_map(info)
-    folders = [Path(folder) for folder in info.artefacts]
-    seen = find_seen(info.base_fingerprint, folders)
+    seen = find_seen(info.base_fingerprint, map(Path, info.artefacts))
     adapter = shortcut = None
-    if info.weights == "tuned":
-        pass  # merged already
-    elif request.weights == "auto":
-        adapter = find_adapter(info.base_fingerprint, folders)
-    elif request.weights == "tuned":
-        adapter = require_adapter(info, folders)
+    if info.weights != "tuned" and request.weights in ("auto", "tuned"):  # else merged already, or not asked for
+        adapter = _part("adapter", info, needed=request.weights == "tuned")
     if adapter is not None:
         tuned = tuned_fingerprint(info.base_fingerprint, adapter.sha256)
         info = replace(info, weights="tuned", fingerprint=tuned)
-    if request.exit_head == "auto" and info.exit_points:
-        shortcut = find_shortcut(info.fingerprint, folders, info.exit_points)
-    elif request.exit_head == "shortcut" and info.exit_points:
-        shortcut = require_shortcut(info, folders)
+    if info.exit_points and request.exit_head != "shared":
+        shortcut = _part("shortcut", info, needed=request.exit_head == "shortcut")
     if shortcut is not None:
         size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
         info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
     return ResolvedModel(spec, config, info, adapter, shortcut, seen, exported)
+
+
+def _part(kind: str, info: ModelInfo, *, needed: bool) -> Artefact | None:
+    found = find(kind, info)
+    return require(found) if needed else None if isinstance(found, Missing) else found
 
 
 class KeptModel:

@@ -15,35 +15,34 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from harness.contracts import ModelInfo, WeightsFormat
+from harness.decoding.backbone import Backbone
+from harness.decoding.blocks import Linear
+from harness.decoding.kernels import moved
 from harness.decoding.packing import Packed, filled, tensors_of, usable
-from harness.errors import ModelError, reason
+from harness.errors import ArtefactError, ModelError, reason
 from harness.host.cache import being_written, cache_folder, drop_old
 from harness.host.files import real_path, require_regular
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
-from harness.models.artefacts import fault_of
+from harness.models.artefacts import Artefact, fault_of
 from harness.models.folder import check_files, check_index, commit_of, model_file, quiet, read_object
 from harness.models.source import ALTERNATIVES, ModelSpec, remake, snapshot
 from harness.registry import WEIGHTS_FORMATS
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from harness.decoding.backbone import Backbone
-
 
 def random_weights(config: Any, dtype: str, seed: int) -> tuple[Any, str]:
     """Return a model with random weights, and what it says of their source."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -65,7 +64,6 @@ def without_weights(folder: Path, dtype: str) -> Any:
     Word embeddings are numbers that stand for all of theirs, and position tables are computed, so that a family reads
     it as any other.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet():
@@ -90,8 +88,6 @@ def read_weights(spec: ModelSpec, dtype: str) -> tuple[Any, str]:
     Raises:
         ModelError: they cannot be read, or do not belong to their configuration.
     """
-    import torch
-
     found = local_folder(spec)
     folder, source = (spec.location, spec.location) if found is None else (str(found[0]), found[1])
     remedy = ALTERNATIVES if spec.wheel is None else remake(Path(folder))
@@ -205,8 +201,6 @@ def _file_of(spec: ModelSpec, name: str) -> str:
 
 def digest(module: Any) -> str:
     """Return a hash over names, dtypes and bytes of all weights, hex; shared ones count once."""
-    import torch
-
     total = hashlib.sha256()
     seen: set[int] = set()
     for name, parameter in module.named_parameters():
@@ -216,6 +210,66 @@ def digest(module: Any) -> str:
         total.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         total.update(memoryview(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy()))
     return total.hexdigest()
+
+
+def merge(module: Any, adapter: Artefact) -> None:
+    """Add an adapter's low-rank updates to the weights of a transformers model, in place.
+
+    ``W += scale · B A`` in float32 (Hu 2021, arXiv 2106.09685), so that decoding pays nothing for it.
+
+    Raises:
+        ArtefactError: the adapter names a module the model has not, or one of another shape, or leaves a weight that is
+            not finite.
+    """
+    factors: dict[str, dict[str, Any]] = {}
+    for name, tensor in adapter.tensors().items():
+        target, _, side = name.rpartition(".")
+        factors.setdefault(target, {})[side] = tensor
+    modules = dict(module.named_modules())
+    if "scale" not in adapter.facts:
+        raise ArtefactError(f"{adapter.path} does not say by which scale it was trained (scale). Train it again.")
+    scale = float(adapter.facts["scale"])
+    for target, sides in factors.items():
+        weight = getattr(modules.get(target), "weight", None)
+        if weight is None or set(sides) != {"lora_A", "lora_B"}:
+            raise ArtefactError(f"{adapter.path} tunes {target}, which this model has not.")
+        update = scale * _product(adapter, target, **sides)
+        if type(modules[target]).__name__ == "Conv1D":
+            update = update.t()
+        if update.shape != weight.shape:
+            raise ArtefactError(f"{adapter.path}: {target} has shape {tuple(weight.shape)}, not {tuple(update.shape)}.")
+        weight.data = (weight.data.float() + update).to(weight.dtype)
+        if fault := fault_of(weight.data):
+            raise ArtefactError(f"{adapter.path}: {target} {fault} once it is merged. Train the adapter again.")
+
+
+def _product(adapter: Artefact, target: str, lora_A: Tensor, lora_B: Tensor) -> Tensor:  # noqa: N803, peft's names
+    """Return B A in float32."""
+    if lora_A.ndim != 2 or lora_B.ndim != 2:
+        raise ArtefactError(f"{adapter.path}: {target} is not tuned by two matrices. Train the adapter again.")
+    rank = lora_A.shape[0]
+    first, second = f"{target}.lora_A", f"{target}.lora_B"
+    shapes = {first: (rank, lora_A.shape[1]), second: (lora_B.shape[0], rank)}
+    adapter.check({first: lora_A, second: lora_B}, shapes)
+    return lora_B.float() @ lora_A.float()
+
+
+def read_shortcuts(
+    shortcut: Artefact, exit_points: Sequence[int], dtype: Any, device: str, *, hidden_size: int
+) -> Mapping[int, Linear]:
+    """Return exit layer → shortcut, in the model's dtype.
+
+    Raises:
+        ArtefactError: one is missing, of another width, or not finite in that dtype.
+    """
+    shapes: dict[str, tuple[int, ...]] = {f"{layer}.weight": (hidden_size, hidden_size) for layer in exit_points}
+    shapes |= {f"{layer}.bias": (hidden_size,) for layer in exit_points}
+    read = shortcut.tensors(device, shapes)
+    tensors = {name: read[name].to(dtype) for name in shapes}
+    for name, tensor in tensors.items():
+        if fault := fault_of(tensor):
+            raise ArtefactError(f"{shortcut.path}: {name} {fault} in {tensor.dtype}. Use another --dtype.")
+    return {layer: Linear(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in exit_points}
 
 
 _LAYOUT = 1
@@ -348,7 +402,6 @@ class KeptWeights:
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
-    import torch
 
     return tensor.contiguous().flatten().view(torch.uint8)
 
@@ -369,10 +422,6 @@ def _described(packed: Packed, contents: dict[str, Tensor]) -> _Slot:
 
 def _read(opened: Any, said: _Slot, contents: dict[str, Tensor]) -> Packed:
     """Return a tensor of a file, whose bytes are read unless they are there."""
-    import torch
-
-    from harness.decoding.kernels import moved
-
     dtype = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}.get(said.dtype)
     if dtype is None or min(said.shape, default=1) < 0:
         raise ValueError(f"it says {said.dtype} {said.shape}")

@@ -27,7 +27,7 @@ from harness.contracts.recipes import TrainingRun
 from harness.decoding.backbone import Backbone
 from harness.models.artefacts import Artefact, write_artefact
 from harness.models.controllers import controllers_of
-from harness.models.trained import find_shortcut, shortcut_path
+from harness.models.trained import find, shortcut_path
 from harness.training.identity import identity, provenance
 from harness.training.options import ShortcutOptions
 from harness.training.traces.reading import exit_states, held_out_rows, index_of, open_traces
@@ -147,8 +147,8 @@ def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult
         "made": provenance(run.command),
     }
     made = write_artefact(path, "shortcut", tensors, facts)
-    first = find_shortcut(resolved.info.fingerprint, [options.folder], traces.exit_points)
-    if first is not None and first.path != path:
+    first = find("shortcut", replace(resolved.info, exit_points=traces.exit_points), [options.folder])
+    if isinstance(first, Artefact) and first.path != path:
         logger.warning("runs take %s before %s: it leads from these exit points, too", first.path, path)
     return ShortcutResult(made, agreement, len(check))
 
@@ -156,7 +156,8 @@ def train_shortcut(options: ShortcutOptions, run: TrainingRun) -> ShortcutResult
 def _warn_of_heads(model: ModelInfo, path: Path) -> None:
     """Say which controllers runs use today and will refuse once there are shortcuts at ``path``."""
     folders = tuple(dict.fromkeys((path.parent, *map(Path, model.artefacts))))
-    today = find_shortcut(model.fingerprint, folders, model.exit_points)
+    found = find("shortcut", model, folders)
+    today = found if isinstance(found, Artefact) else None
     if today is not None and today.path != path:
         return  # those stay the ones that runs find
     head = "shared" if today is None else f"shortcut:{today.sha256[:16]}"

@@ -22,9 +22,9 @@ from harness.models import fingerprints
 from harness.models.artefacts import write_artefact
 from harness.models.fingerprints import fingerprint_of_files
 from harness.models.folder import commit_of
-from harness.models.heads import find_head_artefact
 from harness.models.model import resolve
 from harness.models.source import GgufWheel
+from harness.models.trained import find, require
 from harness.models.weights import read_weights
 
 Command = Callable[..., Any]
@@ -117,10 +117,10 @@ def test_runs_of_another_model_are_neither_mixed_nor_taken_for_one(
     assert tiny_run("--model", folder, "--out", "a").code == 0
     info = replace(resolve(ModelRequest(str(folder))).info, artefacts=(str(tmp_path),))
     made = write_artefact(tmp_path / "shortlist.json", "shortlist", {}, {"model_fingerprint": info.fingerprint})
-    assert find_head_artefact("shortlist", info).sha256 == made.sha256
+    assert require(find("shortlist", info)).sha256 == made.sha256
     DECIDING[what](folder)
     with pytest.raises(ArtefactError, match="is of weights"):
-        find_head_artefact("shortlist", replace(resolve(ModelRequest(str(folder))).info, artefacts=(str(tmp_path),)))
+        require(find("shortlist", replace(resolve(ModelRequest(str(folder))).info, artefacts=(str(tmp_path),))))
     refused = cli("run", "--resume", "a").error
     assert "the model's fingerprint (weights, config.json, tokenizer, end tokens) was" in refused
     assert tiny_run("--model", folder, "--out", "b").code == 0

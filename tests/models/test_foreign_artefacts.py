@@ -18,7 +18,8 @@ from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, SeenDocuments, find_seen, look_into, read_artefact, write_artefact
 from harness.models.controllers import Controller, Network, Observation, find_controller, write_controller
 from harness.models.ngrams import NgramIndex, read_index, write_index
-from harness.models.trained import find_adapter, find_shortcut, merge, read_shortcuts
+from harness.models.trained import find
+from harness.models.weights import merge, read_shortcuts
 from strategies.classifier import Classifier
 from strategies.lte import LearnToExit
 from strategies.rl import ReinforcementLearning
@@ -109,13 +110,13 @@ NO_NUMBER = (None, "x", [], {}, [1.0], True)
     ids=repr,
 )
 def test_a_fact_of_another_type_or_range_is_named(adapter: Path, shortcut: Path, fact: str, value: object) -> None:
-    for path, find in (
-        (adapter, lambda: find_adapter(BASE, [adapter.parent])),
-        (shortcut, lambda: find_shortcut(BASE, [shortcut.parent], POINTS)),
+    for path, look in (
+        (adapter, lambda: find("adapter", info(adapter.parent))),
+        (shortcut, lambda: find("shortcut", info(shortcut.parent))),
     ):
-        find()
+        look()
         change(path, **{fact: value})
-        message = refusal(find)
+        message = refusal(look)
         assert message.startswith(f"{path} lacks what a {path.stem} needs ({fact}")
         assert message.endswith("). Train it again.")
         assert look_into(path) == {}
@@ -126,7 +127,7 @@ def test_shortcuts_without_a_fact_are_refused(shortcut: Path, fact: str) -> None
     facts = json.loads(shortcut.read_text())
     del facts[fact]
     shortcut.write_text(json.dumps(facts))
-    assert f"({fact!r})" in refusal(lambda: find_shortcut(BASE, [shortcut.parent], POINTS))
+    assert f"({fact!r})" in refusal(lambda: find("shortcut", info(shortcut.parent)))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_shortcuts_without_a_fact_are_refused(shortcut: Path, fact: str) -> None
 )
 def test_a_value_that_no_reader_holds_is_refused(adapter: Path, text: str, said: str) -> None:
     change(adapter, text, scale="@")
-    assert said in refusal(lambda: find_adapter(BASE, [adapter.parent]))
+    assert said in refusal(lambda: find("adapter", info(adapter.parent)))
     assert look_into(adapter) == {}
 
 
@@ -153,7 +154,7 @@ def test_what_is_no_file_is_not_opened(adapter: Path, put: Callable[[Path], str]
     said = put(adapter.with_name(name))
     assert f"{name}: {said}" in refusal(lambda: read_artefact(adapter, "adapter").tensors())
     if name == "adapter.json":  # not passed over for the base weights
-        assert f"{name}: {said}" in refusal(lambda: find_adapter(BASE, [adapter.parent]))
+        assert f"{name}: {said}" in refusal(lambda: find("adapter", info(adapter.parent)))
     assert find_seen(BASE, [adapter.parent]) == SeenDocuments()
 
 

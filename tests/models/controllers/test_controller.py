@@ -22,7 +22,6 @@ from harness.models.controllers import (
     Controller,
     Network,
     Observation,
-    controller_path,
     find_controller,
     write_controller,
 )
@@ -147,7 +146,7 @@ def test_a_name_with_a_suffix_is_a_path(
     monkeypatch.chdir(tmp_path)
     write(folder / "rl.json", model)
     here = write(Path("rl.json"), model, CHAINED)
-    assert controller_path("rl", "rl.json", model) == Path("rl.json")
+    assert find(model, "rl.json").artefact.path == Path("rl.json")
     assert find(model, "rl.json").artefact.sha256 == here.sha256
 
 
@@ -156,7 +155,6 @@ def test_a_name_may_have_dots(folder: Path, model: ModelInfo, name: str) -> None
     """What is behind the last one is no ending of a file."""
     write(folder / "rl.json", model)
     written = write(folder / f"{name}.json", model, CHAINED)
-    assert controller_path("rl", name, model) == folder / f"{name}.json"
     found = find(model, name)
     assert found.artefact.sha256 == written.sha256
     assert found.scorer("cpu")
@@ -169,8 +167,8 @@ def test_the_first_folder_with_the_name_is_taken(folder: Path, model: ModelInfo,
     write(folders[2] / "rl.json", model)
     write(folders[2] / "rl-b.json", model)
     write(folders[1] / "rl.json", model)
-    assert controller_path("rl", "", several) == folders[1] / "rl.json"
-    assert controller_path("rl", "rl-b", several) == folders[2] / "rl-b.json"
+    assert find(several).artefact.path == folders[1] / "rl.json"
+    assert find(several, "rl-b").artefact.path == folders[2] / "rl-b.json"
 
 
 def test_one_of_other_weights_does_not_hide_the_one_that_fits(model: ModelInfo, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from harness.models.artefacts import find_seen, read_artefact, write_artefact
 from harness.models.export import export
 from harness.models.fingerprints import fingerprint_of_folder
 from harness.models.model import resolve
-from harness.models.trained import merge, tuned_fingerprint
+from harness.models.trained import tuned_fingerprint
+from harness.models.weights import merge
 from harness.training.corpus import PackedStreams, read_streams
 from harness.training.lite.fit import FitResult
 from harness.training.options import LiteRecipe

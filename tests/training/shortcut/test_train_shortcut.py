@@ -20,7 +20,7 @@ from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import ArtefactError, DataError
 from harness.models.artefacts import read_artefact, write_artefact
 from harness.models.model import resolve
-from harness.models.trained import read_shortcuts
+from harness.models.weights import read_shortcuts
 from harness.training.options import TraceRequest
 from harness.training.recipes import Shortcut
 from harness.training.shortcut import ShortcutResult, train_shortcut

@@ -19,7 +19,7 @@ from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.model import resolve
-from harness.models.trained import read_shortcuts
+from harness.models.weights import read_shortcuts
 from harness.training.options import TraceRequest
 from harness.training.recipes import Shortcut
 from harness.training.shortcut import train_shortcut
