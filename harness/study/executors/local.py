@@ -15,9 +15,8 @@ from typing import Any, Self, get_args
 
 from harness.contracts.executors import Executor, Happened, How, Job
 from harness.errors import ConfigError
-from harness.host.interpreter import fresh_interpreter
+from harness.host.interpreter import fresh_interpreter, message_of
 from harness.host.processor import core_count
-from harness.running.repeats import message_of
 from harness.study.executors.sharing import SHARE, fits, part_of, share_of
 
 ANSWER_S = 5.0
