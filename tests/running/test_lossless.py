@@ -13,7 +13,7 @@ import pytest
 from harness import RunConfig, run
 from harness.config.strategies import parse_all
 from harness.contracts import ModelInfo, ModelRequest
-from harness.errors import HarnessError, OptionError
+from harness.errors import OptionError
 from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, with_baseline
 from tests.run_files import cut, samples, unseal
@@ -47,9 +47,6 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"weights_format": "float32", "exit_points": "all", "max_new_tokens": 8}
 
 
-# ---------------------------------------------------------------------------------- names and order
-
-
 def test_a_name_says_lossless_always_and_lossy_never(points: Any) -> None:
     assert names(points("fixed:layer=4")) == ["full", "fixed:layer=4"]
     assert names(points("fixed:layer=4", decode="lossless")) == ["full", "fixed:layer=4@lossless"]
@@ -70,39 +67,6 @@ def test_the_dimensions_cross_in_one_order(points: Any) -> None:
     assert [point.weights_format for point in found] == ["float32", "int8"] * 4
 
 
-@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup", "lossless,lossy", "lossless+lookup,lossless"])
-def test_full_depth_is_lossy_and_first(points: Any, decode: str) -> None:
-    first, *others = points("fixed:layer=4", decode=decode)
-    assert (first.name, first.lossless, first.record.decode, first.record.draft_max) == ("full", None, "lossy", None)
-    drafting = [point.name for point in others if point.record.strategy == "full"]
-    assert drafting == (["full@lossless+lookup"] if "lookup" in decode else [])
-
-
-def test_a_strategy_may_say_how_it_decodes(points: Any) -> None:
-    found = points("fixed:layer=4,6@lossless", "full@lossless+lookup:k=2", "fixed:layer=6@lossy", decode="lossless")
-    assert names(found) == [
-        "full", "fixed:layer=4@lossless", "fixed:layer=6@lossless", "full@lossless+lookup:k=2", "fixed:layer=6",
-    ]  # fmt: skip
-
-
-def test_each_name_stands_once(points: Any) -> None:
-    twice = points("fixed:layer=4", "fixed:layer=4@lossless", "fixed:layer=4@lossy", decode="lossy,lossless")
-    assert names(twice) == ["full", "fixed:layer=4", "fixed:layer=4@lossless"]
-    assert names(points("fixed:layer=4", "full@lossless", "full@lossy")) == ["full", "fixed:layer=4"]
-
-
-def test_records_say_how_a_point_decodes(points: Any) -> None:
-    _, alone, looking = points("fixed:layer=4@lossless", "fixed:layer=4@lossless+lookup:n=4", draft_max=3)
-    assert (alone.record.decode, alone.record.draft_max, alone.record.lossless) == ("lossless", 3, True)
-    assert looking.record.decode == "lossless+lookup:n=4"
-    assert (looking.lossless.most, [source.n for source in looking.lossless.sources]) == (3, [4])
-
-
-def test_records_name_what_proposes(points: Any) -> None:
-    found = points("fixed:layer=4@lossless", "fixed:layer=4@lossless+product+lookup:n=4")
-    assert [point.record.draft_sources for point in found] == [(), (), ("lookup",)]
-
-
 def test_several_longest_drafts_make_one_lossless_point_each(points: Any) -> None:
     found = points("fixed:layer=4", decode="lossy,lossless+lookup", draft_max="2,8", formats=("float32", "int8"))
     assert names(found)[:6] == [
@@ -116,9 +80,6 @@ def test_several_longest_drafts_make_one_lossless_point_each(points: Any) -> Non
     assert [point.record.draft_max for point in found[6:]] == [None, None, 2, 2, 8, 8]
     assert [None if point.lossless is None else point.lossless.most for point in found[6:]] == [None, None, 2, 2, 8, 8]
     assert names(points("fixed:layer=4@lossless", draft_max=[4])) == ["full", "fixed:layer=4@lossless"]
-
-
-# ---------------------------------------------------------------------------------- KV policies
 
 
 @pytest.mark.parametrize("kv", ["propagate", "none", "skip"])
@@ -135,32 +96,6 @@ def test_a_strategy_s_own_policy_gives_way_unless_it_was_named(points: Any) -> N
     ]  # fmt: skip
     with pytest.raises(OptionError, match="under --kv propagate none do"):
         points("fixed:layer=4@lossless", kv="propagate")
-
-
-def test_of_several_policies_those_that_defer_are_used(points: Any) -> None:
-    found = points("fixed:layer=4", kv="recompute,propagate,none", decode="lossless")
-    assert names(found) == ["full@recompute", "full@none", "fixed:layer=4@recompute@lossless"]
-    with pytest.raises(OptionError, match="under --kv propagate none do"):
-        points("fixed:layer=4", kv="propagate,skip", decode="lossless")
-
-
-def test_a_source_alone_drafts_under_the_policy_that_defers(points: Any) -> None:
-    """Full depth is the same under each policy that keeps a cache, and stands under the first of them."""
-    found = points(kv="propagate,recompute", decode="lossless+lookup")
-    assert names(found) == ["full@propagate", "full@recompute@lossless+lookup"]
-    assert names(points(decode="lossless+lookup")) == ["full", "full@lossless+lookup"]
-
-
-def test_probes_are_of_lossy_points(points: Any) -> None:
-    found = points("confidence:threshold=0.5", attribute=True, decode="lossless,lossy")
-    assert names(found)[-1] == "confidence:threshold=0.5 (never exits)"
-    assert [point.name for point in found if point.record.never_exits] == names(found)[-1:]
-    assert not found[-1].record.lossless
-    alone = points("confidence:threshold=0.5@lossless", attribute=True)
-    assert names(alone) == ["full", "confidence:threshold=0.5@lossless"]
-
-
-# ---------------------------------------------------------------------------------- what is recorded
 
 
 def test_tokens_are_full_depth_s_and_records_say_how_they_came(config: dict[str, Any], tmp_path: Path) -> None:
@@ -225,9 +160,6 @@ def test_the_bound_drafts_what_is_right_and_nothing_else(config: dict[str, Any],
     assert shallow
 
 
-# ---------------------------------------------------------------------------------- going on
-
-
 def test_a_run_goes_on_as_it_decoded_before(config: dict[str, Any], tmp_path: Path) -> None:
     settings = RunConfig.build(config | {"strategies": (EXITS,), "decode": "lossy,lossless", "draft_max": 4})
     run(settings)
@@ -242,15 +174,6 @@ def test_a_run_goes_on_as_it_decoded_before(config: dict[str, Any], tmp_path: Pa
             assert [again[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")] == [
                 record[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")
             ]
-
-
-@pytest.mark.parametrize("given", [{"decode": "lossy"}, {"decode": "lossless+lookup"}, {"draft_max": 5}])
-def test_another_way_to_decode_is_another_run(config: dict[str, Any], tmp_path: Path, given: dict[str, Any]) -> None:
-    config |= {"strategies": ("fixed:layer=4",), "decode": "lossless", "limit": 1, "max_new_tokens": 2}
-    run(RunConfig.build(config))
-    (name,) = given
-    with pytest.raises(HarnessError, match=f"{name}|{name.replace('_', '-')}"):
-        run(RunConfig.build(config | given), resume=tmp_path / "out")
 
 
 def test_a_run_of_before_lossless_decoding_is_lossy_and_goes_on(config: dict[str, Any], tmp_path: Path) -> None:

@@ -50,13 +50,6 @@ def test_percentiles_become_numbers_and_are_observed_once(
     assert json.loads((tmp_path / "first" / "manifest.json").read_text())["observed_thresholds"] == observed
 
 
-def test_what_learns_while_it_decodes_has_no_percentiles(refused: Command, cache: Path) -> None:
-    said = refused("--strategy", "free:layer=4:threshold=q50", "--limit", 3)
-    assert "free:layer=4 learns from its own tokens while it decodes" in said
-    assert "--strategy 'free:layer=4:threshold=VALUE,VALUE'" in said
-    assert not cache.exists()
-
-
 def test_the_observed_documents_are_not_the_run_s(tiny_run: Command, cache: Path) -> None:
     """Eight documents: with all of them in use none is left."""
     said = tiny_run("--strategy", "confidence:threshold=q50", "--limit", 8).error
@@ -77,17 +70,3 @@ def test_the_observed_documents_are_not_the_run_s(tiny_run: Command, cache: Path
 )
 def test_what_is_no_score_takes_one_line(refused: Command, strategy: str, said: str) -> None:
     assert said in refused("--strategy", strategy)
-
-
-def test_a_damaged_or_changed_observation_is_made_again(tiny_run: Command, cache: Path) -> None:
-    asked = ("--strategy", "confidence:threshold=q50@lossless", "--limit", 2)
-    assert tiny_run(*asked, "--out", "first").code == 0
-    (file,) = cache.iterdir()
-    good = file.read_bytes()
-    changed = json.loads(good)
-    changed["value"] = dict.fromkeys(changed["value"], 0.5)
-    for number, bad in enumerate((b"[1]", json.dumps(changed).encode())):
-        file.write_bytes(bad)
-        ran = tiny_run(*asked, "--out", f"again-{number}")
-        assert ran.code == 0, ran.err
-        assert file.read_bytes() == good
