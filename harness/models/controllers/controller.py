@@ -413,12 +413,11 @@ def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
 
     Args and errors are those of :func:`find_trained`.
     """
-    return _controller(find_trained(kind, name, model, ("observation", "activation", "threshold"), _looks_back))
 
+    def looks_back(found: Artefact) -> bool:  # at the exit point before: it must be asked at the same ones
+        return Observation.of(found.facts["observation"]).change
 
-def _looks_back(artefact: Artefact) -> bool:
-    """One that looks at the exit point before must be asked at the same ones."""
-    return Observation.of(artefact.facts["observation"]).change
+    return _controller(find_trained(kind, name, model, ("observation", "activation", "threshold"), looks_back))
 
 
 @lru_cache(maxsize=32)
