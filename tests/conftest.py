@@ -227,7 +227,7 @@ def cli(
 
     machine = MachineRecord(device="cpu", dtype="float32", bandwidth_bytes_per_s=1e10, bandwidth_kernel="pretended")
     monkeypatch.setattr("harness.running.runner.examine", lambda device, dtype, **given: machine)
-    monkeypatch.setattr("harness.running.kept_summaries.cache_folder", lambda: tmp_path.parent / "cache")
+    monkeypatch.setattr("harness.running.reading.keep_document", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 

@@ -90,8 +90,7 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
     """
     from harness.commands.progress import TrainingProgress
     from harness.registry import plugin_at_fault
-    from harness.running.kept_summaries import read_ahead
-    from harness.running.reading import DAMAGE
+    from harness.running.reading import DAMAGE, read_ahead
 
     refused: Refused = []
     marked: Refused = []

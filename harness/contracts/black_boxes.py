@@ -1,6 +1,6 @@
 """The contract of an external endpoint: prompts go in as text, completions come out as text.
 
-It is an operating point like any other (:mod:`harness.running.runners`), and a strategy in name alone: it registers
+It is an operating point like any other (:mod:`harness.running.completions`), and a strategy in name alone: it registers
 under ``harness.strategies`` and is named by ``--strategy``, but has no exit points, and nothing of the engine asks it
 anything. What only the engine knows of a completion, such as its tokens and their layers, is missing in its rows.
 """

@@ -7,6 +7,7 @@ that was measured is kept: times and energy are measured anew in every run.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -15,13 +16,15 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from harness.host.files import DocumentError, read_json
+from harness.host.files import DocumentError, parse_json, read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +34,12 @@ class Kind:
     Attributes:
         what: in words.
         most: files of it; those that were not used for longest go first. ``None``: one for each that is installed.
+        packed: its documents are compressed.
     """
 
     what: str
     most: int | None
+    packed: bool = False
 
 
 KINDS = {
@@ -42,11 +47,14 @@ KINDS = {
     "packed": Kind("weights packed for decoding, adapter merged", 6),  # three formats of two models
     "observed": Kind("scores that thresholds given as percentiles come from", 256),  # a kilobyte each
     "digests": Kind("hashes of weight files that are told by size and time", 256),
-    "summaries": Kind("summaries of runs, for the next report or leaderboard of many", 10_000),  # 20 kB each
+    "summaries": Kind(
+        "summaries of runs, for the next report or leaderboard of many", 10_000, packed=True
+    ),  # 20 kB each
 }
 """Kinds of cached files; those with a bound are folders of their own."""
 
 _ABANDONED_S = 3600  # age from which what another machine has not finished has no writer any more
+_written = count()
 _FOLDERS = ("building-", "layers-")  # how the names of folders begin that are not whole yet; of files: .part
 
 
@@ -184,30 +192,38 @@ def kept_document(kind: str, key: str) -> Any:
     """Return the JSON value that is kept under a key; ``None`` without one, or where it is not what was written."""
     file = _document(kind, key)
     try:
-        found = read_json(file)
+        data = read_bytes(file)
+        found = parse_json(gzip.decompress(data) if KINDS[kind].packed else data)
         if found["key"] != key or found["sha256"] != _sealed(key, found["value"])["sha256"]:
             raise DocumentError("it is not what was written")
         with suppress(OSError):  # another user's
             os.utime(file)
     except FileNotFoundError:
         return None
-    except (OSError, DocumentError, KeyError, TypeError):
+    except (OSError, EOFError, zlib.error, DocumentError, KeyError, TypeError):
         with suppress(OSError):
             file.unlink()
         return None
     return found["value"]
 
 
+def is_kept(kind: str, key: str) -> bool:
+    """Whether a document is kept; what is damaged counts until it is read."""
+    return _document(kind, key).exists()
+
+
 def keep_document(kind: str, key: str, value: Any) -> None:
     """Keep a JSON value under a key, a hash of all that decides it; without room, or permission, it is not kept."""
+    content = json.dumps(_sealed(key, value)).encode()
     with suppress(OSError):
         with being_written(_document(kind, key)) as file:
-            file.write_text(json.dumps(_sealed(key, value)), encoding="utf-8")
-        drop_old(kind)
+            file.write_bytes(gzip.compress(content, 1, mtime=0) if KINDS[kind].packed else content)
+        if next(_written) % (1 + (KINDS[kind].most or 0) // 1000) == 0:  # a look goes through all that are kept
+            drop_old(kind)
 
 
 def _document(kind: str, key: str) -> Path:
-    return cache_folder() / kind / f"{key}.json"
+    return cache_folder() / kind / f"{key}.json{'.gz' if KINDS[kind].packed else ''}"
 
 
 def _sealed(key: str, value: Any) -> dict[str, Any]:

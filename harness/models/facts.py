@@ -18,9 +18,8 @@ from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Weights, Weig
 from harness.decoding.families import check_config, position_limit
 from harness.errors import ConfigError, ModelError, complaint
 from harness.host.libraries import library_border
-from harness.models.fingerprints import fingerprint
 from harness.models.folder import quiet, read_object
-from harness.models.source import ModelSpec
+from harness.models.source import ModelSpec, fingerprint
 from harness.models.trained import artefact_folders
 from harness.registry import WEIGHTS_FORMATS
 
@@ -94,31 +93,6 @@ def read_exported(spec: ModelSpec, request: ModelRequest) -> Exported | None:
     return found
 
 
-def exported_weights(spec: ModelSpec, exported: Exported, files: str) -> Weights:
-    """Return which weights lie in an exported folder.
-
-    Args:
-        spec: where the folder is.
-        exported: what it says.
-        files: fingerprint of what lies there.
-
-    Raises:
-        ModelError: they are not those that it speaks of, or nothing says what they have read.
-    """
-    if exported.weights == "tuned" and not (provenance := Path(spec.location) / PARTS / f"{MERGED}.json").is_file():
-        raise ModelError(
-            f"{provenance} is missing, which says what the tuned weights beside it have read: no sample could be "
-            "trusted to be new to them. Copy the exported folder whole."
-        )
-    if files != exported.files:
-        raise ModelError(
-            f"{Path(spec.location) / FILE} was written with other files ({exported.files}) than lie beside it "
-            f"({files}): weights, config.json, tokenizer or end tokens. Export the model again, or remove that file: "
-            "they are base weights of their own then."
-        )
-    return exported.weights
-
-
 def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Exported | None = None) -> ModelInfo:
     """Return the facts of the base weights with the shared exit head; of those in the folder, where they are tuned.
 
@@ -134,26 +108,35 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Ex
         ModelError: the family is not supported, the weights package is not installed, or the folder speaks of others.
     """
     with library_border(f"the configuration of {spec.name} makes no model"):
-        check_config(config)
-        limit = position_limit(config)
         num_layers = int(config.num_hidden_layers)
         given = request.exit_points
         if exported is not None and given == "paper":
             given = ",".join(map(str, exported.exit_points)) or given
         points = parse_exit_points(given, num_layers)
         asked = replace(request, exit_points="paper" if points == exit_points(num_layers) else given)
+        check_config(config)
         asked_format = request.weights_format
         name = OWN_FORMAT[request.dtype] if asked_format in (None, "auto") else asked_format
         sizes = _sizes(config, request.dtype, WEIGHTS_FORMATS.load(name))
     with library_border(f"the weights of {spec.name} cannot be read"):
         base = fingerprint(spec, config, request)
     folders = artefact_folders(spec.name, request.artefacts)
+    own = Path(spec.location) / PARTS  # of an export, or of weights that were tuned as a whole
     weights: Weights = "random" if request.weights == "random" else "pretrained"
     whole = base
     if exported is not None:
-        weights = exported_weights(spec, exported, base)
-        base, whole = exported.base_fingerprint, exported.fingerprint
-    own = Path(spec.location) / PARTS  # of an export, or of weights that were tuned as a whole
+        if exported.weights == "tuned" and not (provenance := own / f"{MERGED}.json").is_file():
+            raise ModelError(
+                f"{provenance} is missing, which says what the tuned weights beside it have read: no sample could be "
+                "trusted to be new to them. Copy the exported folder whole."
+            )
+        if base != exported.files:
+            raise ModelError(
+                f"{Path(spec.location) / FILE} was written with other files ({exported.files}) than lie beside it "
+                f"({base}): weights, config.json, tokenizer or end tokens. Export the model again, or remove that "
+                "file: they are base weights of their own then."
+            )
+        weights, base, whole = exported.weights, exported.base_fingerprint, exported.fingerprint
     if spec.location and own.is_dir():
         folders = (*folders, own)
     return ModelInfo(
@@ -163,7 +146,7 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Ex
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),
         exit_points=points,
-        max_positions=limit,
+        max_positions=position_limit(config),
         dtype=request.dtype,
         weights=weights,
         fingerprint=whole,

@@ -51,60 +51,31 @@ class Family:
 
 FAMILIES: tuple[Family, ...] = (
     Family(
-        name="starcoder",
-        prefix="<fim_prefix>",
-        suffix="<fim_suffix>",
-        middle="<fim_middle>",
+        "starcoder", "<fim_prefix>", "<fim_suffix>", "<fim_middle>",
         ends=("<fim_pad>", "<|endoftext|>", "<file_sep>", "<repo_name>"),
     ),
     Family(
-        name="santacoder",
-        prefix="<fim-prefix>",
-        suffix="<fim-suffix>",
-        middle="<fim-middle>",
+        "santacoder", "<fim-prefix>", "<fim-suffix>", "<fim-middle>",
         ends=("<fim-pad>", "<|endoftext|>"),
     ),
-    Family(
-        name="codegemma",  # before qwen, whose markers it shares
-        prefix="<|fim_prefix|>",
-        suffix="<|fim_suffix|>",
-        middle="<|fim_middle|>",
-        start=("<bos>",),
-        ends=("<|file_separator|>", "<eos>"),
+    Family(  # before qwen, whose markers it shares
+        "codegemma", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>",
+        start=("<bos>",), ends=("<|file_separator|>", "<eos>"),
     ),
     Family(
-        name="qwen",
-        prefix="<|fim_prefix|>",
-        suffix="<|fim_suffix|>",
-        middle="<|fim_middle|>",
+        "qwen", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>",
         ends=("<|fim_pad|>", "<|endoftext|>", "<|im_end|>", "<|file_sep|>", "<|repo_name|>"),
     ),
     Family(
-        name="deepseek",
-        prefix="<｜fim▁begin｜>",
-        suffix="<｜fim▁hole｜>",
-        middle="<｜fim▁end｜>",
-        start=("<｜begin▁of▁sentence｜>",),
-        ends=("<｜end▁of▁sentence｜>", "<|EOT|>"),
+        "deepseek", "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>",
+        start=("<｜begin▁of▁sentence｜>",), ends=("<｜end▁of▁sentence｜>", "<|EOT|>"),
     ),
     Family(
-        name="codellama",
-        prefix="▁<PRE>",
-        suffix="▁<SUF>",
-        middle="▁<MID>",
-        start=("<s>",),
-        ends=("▁<EOT>", "</s>"),
-        spelled=False,
+        "codellama", "▁<PRE>", "▁<SUF>", "▁<MID>",
+        start=("<s>",), ends=("▁<EOT>", "</s>"), spelled=False,
     ),
-    Family(
-        name="codestral",
-        prefix="[PREFIX]",
-        suffix="[SUFFIX]",
-        middle=None,
-        start=("<s>",),
-        ends=("</s>",),
-    ),
-)
+    Family("codestral", "[PREFIX]", "[SUFFIX]", None, start=("<s>",), ends=("</s>",)),
+)  # fmt: skip
 """Known families; the first whose markers and start a vocabulary has is the one."""
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
 from harness.contracts import FULL_HEAD, LM_HEAD, CheapHead, ExitView, HeadChoice, ModelInfo, Reading, Strategy
 from harness.errors import ArtefactError, OptionError, UnknownNameError
-from harness.models.artefacts import Artefact, read_artefact
-from harness.models.trained import remedy
+from harness.models.trained import find, require
 from harness.registry import HEADS
 
 if TYPE_CHECKING:
@@ -85,14 +83,9 @@ class ReadsHead(Strategy):
             view.answer_by(choice)
         return view.read(choice)
 
-    @property
+    @cached_property
     def _choice(self) -> HeadChoice:
-        return _choice(self.head)
-
-
-@lru_cache(maxsize=64)
-def _choice(text: str) -> HeadChoice:
-    return HeadChoice.of(text)
+        return HeadChoice.of(self.head)
 
 
 def draft_head(text: str, model: ModelInfo) -> HeadChoice:
@@ -127,48 +120,13 @@ def draft_head(text: str, model: ModelInfo) -> HeadChoice:
 def head_artefacts(choice: HeadChoice, model: ModelInfo) -> dict[str, str]:
     """Return the artefact that a head is made from: kind → SHA-256."""
     kind = "" if choice.is_full else _head(choice).facts.artefact
-    return {kind: find_head_artefact(kind, model).sha256} if kind else {}
-
-
-def find_head_artefact(kind: str, model: ModelInfo) -> Artefact:
-    """Return the artefact of a kind that was made for a model, or for its base weights where it says no others.
-
-    Raises:
-        ArtefactError: missing, or made for another model; names the commands.
-    """
-    found = [path for folder in model.artefacts if (path := Path(folder) / f"{kind}.json").is_file()]
-    misfits = []
-    for path in found:
-        artefact = _read(path, kind, path.stat().st_mtime_ns)
-        misfit = _misfit(artefact, model)
-        if not misfit:
-            return artefact
-        misfits.append(f" {path} {misfit}.")
-    steps = remedy(kind, model, kind)
-    raise ArtefactError(
-        f"there is no {kind}.json for {model.name}.{''.join(misfits)} Use head=full, or make it with ({steps.effort}):",
-        steps.commands,
-    )
+    return {kind: require(find(kind, model)).sha256} if kind else {}
 
 
 def head_tensors(model: ModelInfo, device: str, kind: str) -> Mapping[str, Tensor]:
-    """Return the tensors of :func:`find_head_artefact`; raises as that, and where they are damaged."""
-    return find_head_artefact(kind, model).tensors(device)
+    """Return the tensors of what a head of a model is made from.
 
-
-def _misfit(artefact: Artefact, model: ModelInfo) -> str:
-    """Say why an artefact is not of a model, in a clause; empty where it is."""
-    facts = artefact.facts
-    for what, name, ours in (
-        ("base weights", "base_fingerprint", model.base_fingerprint),
-        ("weights", "model_fingerprint", model.fingerprint),
-        ("exit head", "exit_head", model.exit_head),
-    ):
-        if name in facts and facts[name] != ours:
-            return f"is of {what} {facts[name]}, and these are {ours}"
-    return ""
-
-
-@lru_cache(maxsize=32)
-def _read(path: Path, kind: str, changed: int) -> Artefact:
-    return read_artefact(path, kind)
+    Raises:
+        ArtefactError: missing, made for another model, or damaged; names the commands.
+    """
+    return require(find(kind, model)).tensors(device)

@@ -24,27 +24,22 @@ from harness.decoding.families import read
 from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all, prepare
 from harness.errors import ModelError, OutOfMemoryError, is_out_of_memory
 from harness.host.libraries import library_border
-from harness.models.artefacts import Artefact, SeenDocuments, find_seen, look_into
+from harness.models.artefacts import Artefact, look_into
 from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported, shortcut_bytes
 from harness.models.heads import head_tensors
+from harness.models.ngrams import SeenDocuments, find_seen
 from harness.models.placement import check_map, devices_of, in_words, large_blocks_apart, layer_devices, read_placed
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
-from harness.models.trained import (
-    find_adapter,
-    find_shortcut,
-    merge,
-    read_shortcuts,
-    require_adapter,
-    require_shortcut,
-    tuned_fingerprint,
-)
+from harness.models.trained import Missing, find, require, tuned_fingerprint
 from harness.models.weights import (
     KeptWeights,
     check_weights,
     digest,
     local_folder,
+    merge,
     random_weights,
+    read_shortcuts,
     read_weights,
     without_weights,
 )
@@ -156,7 +151,14 @@ class ResolvedModel:
             ArtefactError: an adapter or shortcuts that are not of this model.
             OutOfMemoryError: they do not fit.
         """
-        _check_room(self.info)
+        info = self.info
+        needed = info.num_layers * info.layer_bytes + info.lm_head_bytes
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+        if needed > there:
+            raise OutOfMemoryError(
+                f"the weights of {info.name} take {needed / 2**30:,.0f} GiB in {info.dtype}, and this machine "
+                f"has {there / 2**30:,.0f} GiB. Use --dtype bfloat16 or a smaller --model."
+            )
         try:
             with large_blocks_apart():
                 return self._load(device, note, formats)
@@ -173,7 +175,7 @@ class ResolvedModel:
     def _load(self, device: str, note: Callable[[str], None], formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
         elsewhere = layer_devices(self.info, device)
         spread = any(elsewhere)
-        prepare(() if spread else formats, self._matrix_bytes, device)
+        prepare(() if spread else formats, self.info.num_layers * self.info.layer_bytes, device)
         kept = None if spread else self._kept(device, note)
         if kept is not None and (found := self._load_kept(kept, formats)):
             return found
@@ -206,14 +208,13 @@ class ResolvedModel:
             loaded.append(LoadedModel(resolved, stored, still if name == own else None, source, sha256, choice))
         return tuple(loaded)
 
-    @property
-    def _matrix_bytes(self) -> int:
-        """Of its layers, in the activations' dtype."""
-        return self.info.num_layers * self.info.layer_bytes
-
     def _kept(self, device: str, note: Callable[[str], None]) -> KeptWeights | None:
         """Return where packed weights are kept: those of local files that a CPU takes a while to read and to pack."""
-        if self.info.weights == "random" or device != "cpu" or self._matrix_bytes < packing.ENOUGH:
+        if (
+            self.info.weights == "random"
+            or device != "cpu"
+            or self.info.num_layers * self.info.layer_bytes < packing.ENOUGH
+        ):
             return None
         there = local_folder(self.spec)
         shortcut = "" if self.shortcut is None else self.shortcut.sha256
@@ -228,10 +229,18 @@ class ResolvedModel:
             return ()
         try:
             with library_border(f"{self.info.name} cannot be read without its weights"):
-                skeleton = self._with_facts(read(without_weights(kept.source, self.info.dtype)))
+                skeleton = read(without_weights(kept.source, self.info.dtype))
         except ModelError as error:
             kept.note(f"packing {self.info.name} again: {error}")
             return ()
+        width, points = self.info.hidden_size, () if self.shortcut is None else self.info.exit_points
+        empty = Linear(torch.empty((width, width), device="meta"), torch.empty(width, device="meta"))
+        skeleton = replace(  # what a family does not read: shortcuts, and what finds artefacts
+            skeleton,
+            like=torch.empty(0, dtype=getattr(torch, self.info.dtype)),
+            shortcuts=dict.fromkeys(points, empty),
+            trained=partial(head_tensors, self.info, "cpu"),
+        )
         choices = self._choices(skeleton, "cpu", formats)
         contents: dict[str, Any] = {}
         loaded = []
@@ -243,33 +252,17 @@ class ResolvedModel:
             loaded.append(LoadedModel(resolved, found[0], None, self._tuned(kept.source_name), found[1], choice))
         return tuple(loaded)
 
-    def _with_facts(self, skeleton: Backbone) -> Backbone:
-        """Return a model without weights with what a family does not read: shortcuts, and what finds artefacts."""
-        dtype, width = getattr(torch, self.info.dtype), self.info.hidden_size
-        empty = Linear(torch.empty((width, width), device="meta"), torch.empty(width, device="meta"))
-        points = () if self.shortcut is None else self.info.exit_points
-        return replace(
-            skeleton,
-            like=torch.empty(0, dtype=dtype),
-            shortcuts=dict.fromkeys(points, empty),
-            trained=partial(head_tensors, self.info, "cpu"),
-        )
-
     def _choices(self, backbone: Backbone, device: str, formats: Sequence[str | None]) -> dict[str, FormatChoice]:
         """Return the formats that are meant, and why those."""
         choices: dict[str, FormatChoice] = {}
         for given in formats:
-            choice = self._format(backbone, device, given)
+            asked = given or self.info.asked.weights_format
+            if asked == "auto" and not self.info.asked.device_map:
+                choice = fastest(backbone, device)
+            else:
+                choice = FormatChoice(OWN_FORMAT[self.info.dtype] if asked in (None, "auto") else asked)
             choices.setdefault(choice.name, choice)
         return choices
-
-    def _format(self, backbone: Backbone, device: str, given: str | None) -> FormatChoice:
-        asked = given or self.info.asked.weights_format
-        if asked == "auto" and not self.info.asked.device_map:
-            return fastest(backbone, device)
-        if asked == "auto":
-            asked = None
-        return FormatChoice(asked or OWN_FORMAT[self.info.dtype])
 
 
 @dataclass(frozen=True)
@@ -335,41 +328,28 @@ def foresee(request: ModelRequest) -> ModelInfo | None:
     return _resolved(spec, read_config(spec, "random"), request).info if spec.shape else None
 
 
-def _check_room(info: ModelInfo) -> None:
-    """Refuse weights that this machine cannot hold, before it tries to."""
-    needed = info.num_layers * info.layer_bytes + info.lm_head_bytes
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
-    if needed > there:
-        raise OutOfMemoryError(
-            f"the weights of {info.name} take {needed / 2**30:,.0f} GiB in {info.dtype}, and this machine has "
-            f"{there / 2**30:,.0f} GiB. Use --dtype bfloat16 or a smaller --model."
-        )
-
-
 def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedModel:
     exported = read_exported(spec, request)
     info = base_facts(spec, config, request, exported)
-    check_map(info)
-    folders = [Path(folder) for folder in info.artefacts]
-    seen = find_seen(info.base_fingerprint, folders)
+    seen = find_seen(info.base_fingerprint, map(Path, info.artefacts))
     adapter = shortcut = None
-    if info.weights == "tuned":
-        pass  # merged already
-    elif request.weights == "auto":
-        adapter = find_adapter(info.base_fingerprint, folders)
-    elif request.weights == "tuned":
-        adapter = require_adapter(info, folders)
+    if info.weights != "tuned" and request.weights in ("auto", "tuned"):  # else merged already, or not asked for
+        adapter = _part("adapter", info, needed=request.weights == "tuned")
     if adapter is not None:
         tuned = tuned_fingerprint(info.base_fingerprint, adapter.sha256)
         info = replace(info, weights="tuned", fingerprint=tuned)
-    if request.exit_head == "auto" and info.exit_points:
-        shortcut = find_shortcut(info.fingerprint, folders, info.exit_points)
-    elif request.exit_head == "shortcut" and info.exit_points:
-        shortcut = require_shortcut(info, folders)
+    if info.exit_points and request.exit_head != "shared":
+        shortcut = _part("shortcut", info, needed=request.exit_head == "shortcut")
     if shortcut is not None:
         size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
         info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
+    check_map(info)
     return ResolvedModel(spec, config, info, adapter, shortcut, seen, exported)
+
+
+def _part(kind: str, info: ModelInfo, *, needed: bool) -> Artefact | None:
+    found = find(kind, info)
+    return require(found) if needed else None if isinstance(found, Missing) else found
 
 
 class KeptModel:

@@ -1,4 +1,4 @@
-"""An index of the n-grams that training read, to tell whether a text holds a piece of it word for word.
+"""Documents that training read, and an index of their n-grams: whether a text holds a piece of them word for word.
 
 Winnowing (Schleimer, Wilkerson and Aiken, "Winnowing: Local Algorithms for Document Fingerprinting", SIGMOD 2003):
 every run of :data:`GRAM` tokens is hashed, and of each :data:`WINDOW` successive hashes the least is kept. A shared run
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from harness.errors import ArtefactError
 from harness.host.files import read_bytes, replace_files
 from harness.host.libraries import library_border
+from harness.models.artefacts import look_through
 
 GRAM = 18
 """Tokens of a run that is hashed."""
@@ -159,3 +160,50 @@ def read_index(folder: Path, facts: Mapping[str, Any]) -> NgramIndex:
             raise ValueError(f"it counts {counts.sum(dtype=np.uint64)} hashes and holds {low.shape}")
         high = np.repeat(np.arange(_BUCKETS, dtype=np.uint32), counts)
         return NgramIndex(high << np.uint32(16) | low)
+
+
+@dataclass(frozen=True)
+class SeenDocuments:
+    """Documents that artefacts have read.
+
+    Attributes:
+        documents: keys (:func:`harness.contracts.document_key`) of whole documents.
+        indices: file → folder of its artefact, and what its JSON says of the index.
+        unindexed: artefacts that were trained on documents and have no index of all of it: near-duplicates of what
+            they read cannot be told. Those that say that they kept no ``order`` (counts of tokens) need none: nothing
+            that was read can be told from them, word for word.
+    """
+
+    documents: frozenset[str] = frozenset()
+    indices: Mapping[Path, tuple[Path, Mapping[str, Any]]] = field(default_factory=dict)
+    unindexed: tuple[Path, ...] = ()
+
+    def ngrams(self) -> NgramIndex | None:
+        """Read all indices as one; ``None`` without any.
+
+        Raises:
+            ArtefactError: one is missing, damaged or not the one that was written.
+        """
+        if not self.indices:
+            return None
+        return NgramIndex.union(read_index(folder, facts) for folder, facts in self.indices.values())
+
+
+def find_seen(base: str, folders: Iterable[Path]) -> SeenDocuments:
+    """Return what all artefacts of these base weights have read.
+
+    Tuned or not, no run draws it: base and tuned rows are of the same samples, and none of those was seen.
+    """
+    keys: set[str] = set()
+    indices: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
+    unindexed: list[Path] = []
+    for file, facts in look_through(folders):
+        if base not in (facts.get("base_fingerprint"), facts.get("model_fingerprint")):
+            continue
+        documents, index = facts.get("documents", ()), facts.get("ngrams")
+        keys.update(documents)
+        if isinstance(index, dict):
+            indices[file.parent / str(index.get("file"))] = (file.parent, index)
+        if documents and facts.get("order", True) and not (isinstance(index, dict) and index.get("complete")):
+            unindexed.append(file)
+    return SeenDocuments(frozenset(keys), indices, tuple(unindexed))

@@ -88,11 +88,12 @@ def layer_devices(info: ModelInfo, device: str) -> tuple[str | None, ...]:
         for first, last, there in parse_device_map(given):
             where[first - 1 : last] = [there] * (last - first + 1)
     own = torch.device(device)
-    return tuple(None if one is not None and one != DISK and _same(torch.device(one), own) else one for one in where)
 
+    def is_own(one: str) -> bool:
+        there = torch.device(one)
+        return there.type == own.type and (there.index or 0) == (own.index or 0)
 
-def _same(one: torch.device, other: torch.device) -> bool:
-    return one.type == other.type and (one.index or 0) == (other.index or 0)
+    return tuple(None if one is not None and one != DISK and is_own(one) else one for one in where)
 
 
 def _automatic(info: ModelInfo, device: str) -> list[str | None]:
@@ -119,11 +120,7 @@ def _automatic(info: ModelInfo, device: str) -> list[str | None]:
 
 
 def _rooms(device: str) -> tuple[list[str], list[int]]:
-    """Return the devices that layers may lie on, the model's own first, and the bytes that weights may take of each.
-
-    Raises:
-        ConfigError: how much memory its own has free is not known.
-    """
+    """Return the devices that layers may lie on, the model's own first, and the bytes that weights may take of each."""
     from accelerate.utils import get_max_memory
 
     own = torch.device(device)

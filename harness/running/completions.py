@@ -1,19 +1,213 @@
-"""From what was decoded to its record: text, scores, times and counts of one sample. Nothing here is timed."""
+"""Who completes the samples of an operating point, the engine or a black box beside it, and what is recorded of it.
+
+A session opens the same windows for both and asks a runner to fill them; what of a window's readings speaks of its
+operating point is the runner's to say. Outside the windows, where nothing is timed, the engine says what full depth
+would have chosen along what was generated, and a completion becomes text, scores, times and counts of one sample.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
+from zlib import crc32
 
-from harness.contracts import CONTEXT, Answer, BadRow, Completion, Sample, Tokenizer, common_prefix
-from harness.contracts.stops import spelled_behind
+from harness.contracts import (
+    CONTEXT,
+    Answer,
+    BadRow,
+    BlackBox,
+    Completion,
+    Cursor,
+    Meter,
+    Sample,
+    Tokenizer,
+    common_prefix,
+)
+from harness.contracts.meters import is_measured
+from harness.contracts.stops import spelled_behind, spelled_prompt
+from harness.decoding.engine import Engine
 from harness.decoding.generation import Generation
-from harness.errors import HarnessError, is_out_of_memory, reason
-from harness.records import AnswerRecord, Discarded, SampleRecord, WindowRecord, Work
+from harness.decoding.teacher_forcing import TeacherForcing
+from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
+from harness.records import AnswerRecord, SampleRecord, WindowRecord, Work
+from harness.running.operating_points import OperatingPoint
 from harness.running.plan import Plan, PlannedTask
 from harness.running.scoring import score_sample
+
+Made: TypeAlias = Generation | Answer | str
+"""The completion of a sample, or why there is none."""
+
+
+class Runner:
+    """Completes batches of samples at the operating points that are its own."""
+
+    def prepare(self, point: OperatingPoint) -> None:
+        """Load or make what an operating point runs on, before anything is measured."""
+
+    def rehearse(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> None:
+        """Do what belongs to an operating point and not into its window."""
+
+    def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
+        """Complete a batch, inside a window; one that fails says why, and the others stand."""
+        raise NotImplementedError
+
+    def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
+        """Return a window's record with those readings alone that speak of the operating point."""
+        return window
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+def runners(plan: Plan, engines: Mapping[str, Engine], meter: Meter) -> Mapping[str, Runner]:
+    """Return the runner of each operating point, by its name.
+
+    Args:
+        plan: what runs.
+        engines: by weights format.
+        meter: opens the windows.
+    """
+    engine = EngineRunner(plan, engines)
+    return {
+        point.name: BlackBoxRunner(plan, point.strategy, meter) if isinstance(point.strategy, BlackBox) else engine
+        for point in plan.points
+    }
+
+
+class EngineRunner(Runner):
+    """The engine, in the weights format of each operating point.
+
+    Args:
+        plan: what runs.
+        engines: by weights format.
+    """
+
+    def __init__(self, plan: Plan, engines: Mapping[str, Engine]) -> None:
+        self._plan, self._engines = plan, engines
+        self._rehearsed: dict[tuple[str, str, str], tuple[list[int], ModelError | None]] = {}
+
+    def prepare(self, point: OperatingPoint) -> None:
+        """Make the cheap heads that it reads."""
+        heads = point.strategy.cheap_heads()
+        self._engines[point.weights_format].prepare(heads if point.lossless is None else (*heads, point.lossless.head))
+
+    def rehearse(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> None:
+        """Let a strategy that looks at the answer do so; its exits are replayed in the window."""
+        if not point.strategy.upper_bound or self._known(planned, point, batch) is not None:
+            return
+        layers = self._plan.model.info.num_layers
+        for sample, made in zip(batch, self._decode(planned, point, batch), strict=True):
+            stops = made.first_stops(layers)
+            rest = sample.max_new_tokens - len(stops)  # where it failed the replay may go on
+            known = [*stops, *[layers] * rest], made.failure
+            self._rehearsed[planned.record.name, point.name, sample.sample_id] = known
+
+    def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
+        """Decode a batch together."""
+        try:
+            decoded = self._decode(planned, point, batch, self._known(planned, point, batch))
+        except ModelError as error:
+            return [str(error)] * len(batch)
+        return [made if made.failure is None else str(made.failure) for made in decoded]
+
+    def _known(
+        self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]
+    ) -> list[tuple[list[int], ModelError | None]] | None:
+        """Return layers and failure of each sample's rehearsal; ``None`` where one was not rehearsed."""
+        found = [self._rehearsed.get((planned.record.name, point.name, sample.sample_id)) for sample in batch]
+        known = [one for one in found if one is not None]
+        return known if len(known) == len(found) else None
+
+    def _decode(
+        self,
+        planned: PlannedTask,
+        point: OperatingPoint,
+        batch: Sequence[Sample],
+        known: list[tuple[list[int], ModelError | None]] | None = None,
+    ) -> list[Generation]:
+        """Decode a batch, or replay its rehearsal."""
+        engine, model, seed = self._engines[point.weights_format], self._plan.model, self._plan.config.seed
+        prompts, device = [sample.prompt_ids for sample in batch], str(engine.backbone.device)
+        same: dict[str, Any] = {
+            "kv": point.kv,
+            "max_new_tokens": [sample.max_new_tokens for sample in batch],
+            "stop": planned.stop,
+            "eos_token_ids": model.tokenizer.eos_token_ids,
+            "lossless": point.lossless,
+            "rules": None,
+        }
+        if point.stop is not None:
+            same["rules"] = [
+                point.stop.start(
+                    Cursor(
+                        sample.prompt_ids, model.tokenizer, planned.task.language, model.info, device,
+                        sample.around[0] if any(sample.around) else None,  # the code before a gap
+                    )
+                )
+                for sample in batch
+            ]  # fmt: skip
+        if known is None:
+            seeds = [seed + crc32(sample.sample_id.encode()) for sample in batch]
+            return engine.decode(prompts, point.strategy, seeds=seeds, **same)
+        replayed = engine.replay(prompts, [layers for layers, _ in known], **same)
+        return [replace(made, failure=why or made.failure) for made, (_, why) in zip(replayed, known, strict=True)]
+
+
+class BlackBoxRunner(Runner):
+    """A black box: prompts as text, one request for each, those of a batch at the same time.
+
+    Args:
+        plan: what runs.
+        asked: the black box.
+        meter: opens the windows.
+    """
+
+    def __init__(self, plan: Plan, asked: BlackBox, meter: Meter) -> None:
+        self._tokenizer, self._asked, self._meter = plan.model.tokenizer, asked, meter
+        self._connection = asked.connect()
+
+    def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
+        """Ask for every sample of a batch."""
+        if len(batch) == 1:
+            return [self._ask(planned, batch[0])]
+        with ThreadPoolExecutor(len(batch)) as threads:
+            return list(threads.map(lambda sample: self._ask(planned, sample), batch))
+
+    def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
+        """Return it without what is of this process, or of this machine where the black box is elsewhere.
+
+        The black box is what else ran, so that its load contaminates nothing; nor can it be told apart from that of
+        other processes.
+        """
+        flags = tuple(flag for flag in window.flags if flag != "foreign-cpu" or not self._asked.local)
+        why = None
+        if not self._asked.local:
+            why = f"{point.name} is not on this machine, whose energy says nothing of it"
+        elif not is_measured(self._meter):
+            why = f"{point.name} is another process, of which '{window.energy_source}' knows nothing"
+        silent = {"energy_j": None, "energy_reason": why} if why and window.energy_j is not None else {}
+        return window.model_copy(update={"flags": flags, **silent})
+
+    def close(self) -> None:
+        """Close its connection."""
+        self._connection.close()
+
+    def _ask(self, planned: PlannedTask, sample: Sample) -> Made:
+        try:
+            return self._connection.complete(
+                spelled_prompt(self._tokenizer, sample.prompt_ids),
+                sample.max_new_tokens,
+                lambda text: planned.stop(self._tokenizer.encode(text)),
+            )
+        except HarnessError as error:
+            return str(error)
+        except Exception as error:  # a stop rule's, or a plug-in's
+            if is_out_of_memory(error):
+                raise
+            return f"the answer cannot be read: {reason(error)}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +222,66 @@ class Outcome:
     """
 
     sample: Sample
-    made: Generation | Answer | str
+    made: Made
     came: tuple[float, float] | None = None
     full_depth_ids: tuple[int, ...] = ()
+
+
+KEPT_BYTES = 1 << 30
+"""Memory that the keys and values of a block's prompts may take; prompts beyond it are read for each completion."""
+
+
+class OwnText:
+    """Full depth's choices in one block.
+
+    Args:
+        engine: of the model, in the run's first weights format.
+        full: the run's first operating point, full depth in it.
+    """
+
+    def __init__(self, engine: Engine, full: OperatingPoint) -> None:
+        self._engine, self._format = engine, full.weights_format
+        self._prompts: dict[str, TeacherForcing] = {}
+        self._known: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
+
+    def of(self, point: OperatingPoint, outcome: Outcome) -> Outcome:
+        """Return what an operating point made of a sample with full depth's choices along it; a failure as it is.
+
+        Where full depth makes no choice, since its logits are not finite, the sample fails.
+        """
+        sample, made = outcome.sample, outcome.made
+        if not isinstance(made, Generation):
+            return outcome
+        generated = tuple(made.token_ids)
+        known = (sample.sample_id, generated)
+        never_exits = not point.record.exit_points or point.record.never_exits
+        if never_exits and point.weights_format == self._format:
+            self._known[known] = generated
+        elif known not in self._known:
+            try:
+                self._known[known] = tuple(self._prompt(sample).choices(generated))
+            except ModelError as error:
+                return replace(outcome, made=f"full depth along its text: {error}")
+        return replace(outcome, full_depth_ids=self._known[known])
+
+    def _prompt(self, sample: Sample) -> TeacherForcing:
+        found = self._prompts.get(sample.sample_id)
+        if found is None:
+            found = TeacherForcing(self._engine, sample.prompt_ids, sample.max_new_tokens)
+            if found.nbytes + sum(kept.nbytes for kept in self._prompts.values()) <= KEPT_BYTES:
+                self._prompts[sample.sample_id] = found
+        return found
+
+
+def tokens_of(outcomes: Sequence[Outcome]) -> int | None:
+    """Return how many tokens were generated; ``None`` where a black box does not count its own."""
+    counts = [
+        one.made.tokens if isinstance(one.made, Answer) else len(one.made.token_ids)
+        for one in outcomes
+        if not isinstance(one.made, str)
+    ]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
 
 
 def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcome: Outcome) -> SampleRecord:
@@ -65,31 +316,16 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     arrival_s, queue_s = outcome.came or (None, None)
     if plan.config.untimed:
         read |= {"latency_s": None, "ttft_s": None, "token_times_s": ()}
-    waited = queue_s or 0.0
     for time in ("latency_s", "ttft_s"):
-        read[time] = None if read[time] is None else waited + read[time]
+        read[time] = None if read[time] is None else (queue_s or 0.0) + read[time]
     return SampleRecord(**base, **read, full_depth_ids=outcome.full_depth_ids, arrival_s=arrival_s, queue_s=queue_s)
 
 
-def tokens_of(outcomes: Sequence[Outcome]) -> int | None:
-    """Return how many tokens were generated; ``None`` where a black box does not count its own."""
-    counts = [
-        one.made.tokens if isinstance(one.made, Answer) else len(one.made.token_ids)
-        for one in outcomes
-        if not isinstance(one.made, str)
-    ]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
-
-
 def _of_answer(plan: Plan, planned: PlannedTask, sample: Sample, made: Answer) -> dict[str, Any]:
-    """Facts of an external endpoint's completion; scores of tokens read its text as the run's tokenizer spells it."""
-    text = planned.task.completion(planned.record.protocol, made.text, sample.around)
     made.text.encode()  # a text that no file can hold breaks here
-    token_ids = plan.model.tokenizer.encode(made.text)
+    token_ids = plan.model.tokenizer.encode(made.text)  # scores of tokens read the text as the run spells it
     return {
-        "text": text,
-        **_scores(planned, sample, text, token_ids),
+        **_scored(planned, sample, made.text, token_ids),
         "latency_s": made.total_s,
         "ttft_s": made.ttft_s,
         "finish_reason": made.finish_reason,
@@ -98,67 +334,47 @@ def _of_answer(plan: Plan, planned: PlannedTask, sample: Sample, made: Answer) -
 
 
 def _of_generation(plan: Plan, planned: PlannedTask, sample: Sample, made: Generation) -> dict[str, Any]:
+    tokenizer, token_ids, discarded = plan.model.tokenizer, tuple(made.token_ids), []
+    spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
+    pieces = token_texts(tokenizer, spoken, sample.prompt_ids)
+    for one in made.discarded:  # by a verification; spelled behind the tokens before it
+        start = max(0, one.place - CONTEXT)
+        before, earlier = spoken[start : one.place], [*sample.prompt_ids[-CONTEXT:], *spoken[:start]]
+        texts = token_texts(tokenizer, [*before, *one.token_ids], earlier)[len(before) :]
+        discarded.append(replace(one, token_texts=texts))
+    "".join((*pieces, *(text for one in discarded for text in one.token_texts))).encode()  # as above
+    stopped_by = made.stopped_by
+    if made.finish_reason == "stop" and not stopped_by:  # the protocol's rule has its name, or a better one
+        stopped_by = str(getattr(planned.stop, "name", planned.record.protocol))
     return {
         **vars(Work.of(made)),
-        **_text_and_scores(plan, planned, sample, made),
-        "token_ids": tuple(made.token_ids),
+        **_scored(planned, sample, "".join(pieces), token_ids),
+        "discarded": tuple(discarded),
+        "token_texts": (*pieces, *[""] * (len(token_ids) - len(pieces))),
+        "token_ids": token_ids,
         "token_times_s": tuple(round(t, 7) for t in made.token_times_s),
         "latency_s": made.token_times_s[-1],
         "ttft_s": made.token_times_s[0],
         "finish_reason": made.finish_reason,
-        "stop_rule": _stop_rule(planned, made),
+        "stop_rule": stopped_by,
     }
 
 
-def _stop_rule(planned: PlannedTask, made: Generation) -> str:
-    """Return whose rule ended a completion: its own, or the protocol's, which has the protocol's name or a better."""
-    if made.finish_reason != "stop" or made.stopped_by:
-        return made.stopped_by
-    return str(getattr(planned.stop, "name", planned.record.protocol))
-
-
-def _text_and_scores(plan: Plan, planned: PlannedTask, sample: Sample, made: Generation) -> dict[str, Any]:
-    tokenizer = plan.model.tokenizer
-    spoken = made.token_ids[:-1] if made.finish_reason == "eos" else made.token_ids
-    pieces = token_texts(tokenizer, spoken, sample.prompt_ids)
-    text = planned.task.completion(planned.record.protocol, "".join(pieces), sample.around)
-    "".join((text, *pieces)).encode()  # a text that no file can hold breaks here
-    discarded = tuple(_spelled(tokenizer, sample.prompt_ids, spoken, one) for one in made.discarded)
-    return {
-        "text": text,
-        "discarded": discarded,
-        "token_texts": (*pieces, *[""] * (len(made.token_ids) - len(pieces))),
-        **_scores(planned, sample, text, tuple(made.token_ids)),
-    }
-
-
-def _scores(planned: PlannedTask, sample: Sample, text: str, token_ids: Sequence[int]) -> dict[str, Any]:
+def _scored(planned: PlannedTask, sample: Sample, generated: str, token_ids: Sequence[int]) -> dict[str, Any]:
+    """Return the part of a text that is scored, with its scores."""
+    task, protocol = planned.task, planned.record.protocol
+    text = task.completion(protocol, generated, sample.around)
+    text.encode()
     completion = Completion(
-        text,
-        sample.reference,
-        token_ids,
-        sample.reference_ids,
-        planned.task.language,
-        planned.record.protocol,
-        sample.around,
-        sample.tests,
+        text, sample.reference, token_ids, sample.reference_ids, task.language, protocol, sample.around, sample.tests
     )
-    return scores_and_failures({**score_sample(completion), **planned.score(sample, token_ids)})
+    return {"text": text, **scores_and_failures({**score_sample(completion), **planned.score(sample, token_ids)})}
 
 
 def scores_and_failures(found: Mapping[str, float | str | None]) -> dict[str, Any]:
     """Return what a sample's record says of its scores: values, and why those of a plug-in that failed have none."""
     failures = {name: value for name, value in found.items() if isinstance(value, str)}
     return {"scores": {**found, **dict.fromkeys(failures)}, "score_failures": failures}
-
-
-def _spelled(tokenizer: Tokenizer, prompt_ids: Sequence[int], spoken: Sequence[int], one: Discarded) -> Discarded:
-    """Return what a verification threw away with its texts, spelled behind the tokens before it."""
-    start = max(0, one.place - CONTEXT)
-    before, earlier = spoken[start : one.place], [*prompt_ids[-CONTEXT:], *spoken[:start]]
-    texts = token_texts(tokenizer, [*before, *one.token_ids], earlier)[len(before) :]
-    "".join(texts).encode()  # as above
-    return replace(one, token_texts=texts)
 
 
 def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int], before: Sequence[int] = ()) -> tuple[str, ...]:

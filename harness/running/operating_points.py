@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import cast
 
 import torch
@@ -126,38 +127,39 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
     in_format = {info.weights_format: info for info in reversed(models)}
     formats = tuple(dict.fromkeys(info.weights_format for info in models))
     policies, longest, own = config.kv_policies, config.longest_drafts, models[0]
-    dimensions = (
-        Dimension("kv", lambda _, one, __: _policies(one, policies or (one.default_kv,), own), len(policies) > 1),
-        Dimension("decode", lambda spec, one, _: _decodes(spec, one, config.decodes, own), compared=False),
-        Dimension("draft", lambda _, __, so_far: _drafts(so_far["decode"], longest), len(longest) > 1),
-        Dimension("stop", lambda spec, *_: _stops(spec, config.stops), compared=False),
-        Dimension("weights_format", lambda *_: formats, len(formats) > 1),
-    )
     points: dict[str, OperatingPoint] = {}
     for spec, strategy in built:
         if isinstance(strategy, BlackBox):
             points.setdefault(str(spec), black_box(spec, strategy))
             continue
-        for setting in _crossed(spec, strategy, dimensions):
-            decode, info = parse_decode(setting["decode"]), in_format[setting["weights_format"]]
-            if decode.lossless and not _facts(setting["kv"]).defers:
-                deferring = [kv for kv in policies if _facts(kv).defers]
+        kvs = _policies(strategy, policies or (strategy.default_kv,), own)
+        for given, decode in product(kvs, _decodes(spec, strategy, config.decodes, own)):
+            kv, drafts = given, longest if decode.lossless else longest[:1]
+            if decode.lossless and not _facts(kv).defers:
+                deferring = [other for other in policies if _facts(other).defers]
                 if deferring and strategy.exit_points(own):  # it stands beside this one
                     continue
-                setting["kv"] = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
-            most = int(setting["draft"].partition("=")[2] or longest[0])
-            lossless = drafting(decode, most, config.draft_head, strategy, info)
-            point = operating_point(
-                spec,
-                strategy,
-                info,
-                setting["kv"],
-                suffix=_suffix(setting, dimensions),
-                decode=decode,
-                lossless=lossless,
-                stop=build_stop(setting["stop"].partition("=")[2] or NO_STOP),
-            )
-            points.setdefault(point.name, point)
+                kv = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
+            for most, stop, weights_format in product(drafts, _stops(spec, config.stops), formats):
+                info = in_format[weights_format]
+                named = (
+                    kv if len(policies) > 1 else "",
+                    str(decode) if decode.lossless else "",
+                    f"draft={most}" if decode.lossless and len(longest) > 1 else "",
+                    "" if stop == NO_STOP else f"stop={stop}",
+                    weights_format if len(formats) > 1 else "",
+                )
+                point = operating_point(
+                    spec,
+                    strategy,
+                    info,
+                    kv,
+                    suffix="".join(f"@{one}" for one in named if one),
+                    decode=decode,
+                    lossless=drafting(decode, most, config.draft_head, strategy, info),
+                    stop=build_stop(stop),
+                )
+                points.setdefault(point.name, point)
     found = list(points.values())
     return (*found, *_probes(found)) if config.attribute else tuple(found)
 
@@ -180,51 +182,13 @@ def black_box(spec: StrategySpec, strategy: BlackBox) -> OperatingPoint:
     return OperatingPoint(strategy, record, kv="")
 
 
-@dataclass(frozen=True)
-class Dimension:
-    """One thing that operating points of a strategy at one setting may differ in.
-
-    Attributes:
-        name: of the dimension.
-        values: of a strategy and its values in the dimensions before, in order; one that is empty does not apply.
-        compared: the run names several, so that names of operating points say which.
-    """
-
-    name: str
-    values: Callable[[StrategySpec, Strategy, Mapping[str, str]], Iterable[str]]
-    compared: bool
-
-
-def _crossed(spec: StrategySpec, strategy: Strategy, dimensions: Sequence[Dimension]) -> list[dict[str, str]]:
-    """Return a strategy's values in all dimensions, by name."""
-    found: list[dict[str, str]] = [{}]
-    for one in dimensions:
-        found = [{**so_far, one.name: value} for so_far in found for value in one.values(spec, strategy, so_far)]
-    return found
-
-
-def _suffix(setting: Mapping[str, str], dimensions: Sequence[Dimension]) -> str:
-    """Return what a setting adds to the operating point's name."""
-    named = (one for one in dimensions if one.compared or setting[one.name].startswith(("lossless", "stop=")))
-    return "".join(f"@{setting[one.name]}" for one in named if setting[one.name])
-
-
 def _stops(spec: StrategySpec, stops: Sequence[str]) -> Iterable[str]:
     """The stop rules of a strategy; full depth also runs without, since that is what tokens saved are saved from."""
-    wanted = [NO_STOP, *stops] if spec == StrategySpec(BASELINE) else stops
-    return dict.fromkeys("" if one == NO_STOP else f"stop={one}" for one in wanted)
+    return dict.fromkeys([NO_STOP, *stops] if spec == StrategySpec(BASELINE) else stops)
 
 
-def _drafts(decode: str, longest: Sequence[int]) -> Iterable[str]:
-    """The longest drafts of a way to decode; lossy decoding has none."""
-    return [f"draft={most}" for most in longest] if parse_decode(decode).lossless else [""]
-
-
-def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], info: ModelInfo) -> Iterator[str]:
-    """How a strategy decodes; what never exits drafts nothing of itself, so that it is lossy and lossless at once.
-
-    One that only drafts is decoded losslessly whatever the others are.
-    """
+def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], info: ModelInfo) -> Iterator[DecodeSpec]:
+    """How a strategy decodes; what never exits drafts nothing of itself, so that it is lossy and lossless at once."""
     drafts = bool(strategy.exit_points(info))
     wanted = [parse_decode(text) for text in ([spec.decode] if spec.decode is not None else decodes)]
     own = parse_decode(strategy.default_decode)
@@ -232,7 +196,7 @@ def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], inf
         wanted = [one for one in wanted if one.lossless] or [own]
     if spec == StrategySpec(BASELINE):  # what every other one is held against
         wanted.insert(0, LOSSY)
-    yield from dict.fromkeys(str(one if drafts or one.proposing else LOSSY) for one in wanted)
+    yield from dict.fromkeys(one if drafts or one.proposing else LOSSY for one in wanted)
 
 
 def _policies(strategy: Strategy, policies: Sequence[str], info: ModelInfo) -> Iterator[str]:

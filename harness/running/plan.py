@@ -112,7 +112,7 @@ class Plan:
 def registered_draw(config: RunConfig) -> Draw:
     """Load the tasks that a configuration names, and their protocols; return what draws their samples."""
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
-    for protocol in {_protocol(task, config) for task in tasks}:
+    for protocol in {config.protocol or task.default_protocol for task in tasks}:
         PROTOCOLS.load(protocol)
     score_names(task.language for task in tasks)  # imports them: what cannot be scored is not measured for hours
 
@@ -142,7 +142,7 @@ def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
 
 
 def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramIndex | None) -> PlannedTask:
-    protocol = _protocol(task, config)
+    protocol = config.protocol or task.default_protocol
     request = TaskRequest(
         protocol=protocol,
         source=config.source,
@@ -200,11 +200,6 @@ def _after(skip: int, data: TaskData, task: str) -> TaskData:
         source=source,
         duplicates=sum(sample.duplicate for sample in samples) if kept else data.duplicates,
     )
-
-
-def _protocol(task: Task, config: RunConfig) -> str:
-    """Return the protocol that a task is drawn under: what was asked for, or its own."""
-    return task.default_protocol if config.protocol is None else config.protocol
 
 
 def prompts_digest(samples: Sequence[Sample]) -> str:

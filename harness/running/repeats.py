@@ -2,14 +2,12 @@
 
 Memory layout, thread placement and the code paths that libraries choose once are drawn anew by each process and kept
 until its end; repeats inside one process would all inherit the same draw and agree too well. The parent run starts
-:mod:`harness.running.runner` as a module and owns the progress bar. The child tells one JSON line per event and waits
-for the parent's answer, an empty line, which comes when the event has been drawn; when the parent is gone it ends.
-Whatever else prints goes to standard error.
+:mod:`harness.running.runner` as a module and owns the progress bar. The child tells every event and waits for the
+parent's answer, an empty line, which comes when the event has been drawn; when the parent is gone it ends.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import subprocess
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import HarnessError
-from harness.host.interpreter import fresh_interpreter
+from harness.host.interpreter import Parent, fresh_interpreter, message_of
 from harness.records import WindowRecord
 from harness.store.run_directory import RunDirectory
 
@@ -80,13 +78,11 @@ def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
         )
 
 
-class Reporter:
+class Reporter(Parent):
     """Implements :class:`harness.running.session.Observer`: passes everything on to the parent process."""
 
     def __init__(self) -> None:
-        self._parent = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)  # a strategy that prints must not speak to the parent
-        self._parent.write("\n")  # ends what was cut off there: the parent would not answer a message behind it
+        super().__init__()
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -106,34 +102,13 @@ class Reporter:
 
     def window(self, record: WindowRecord) -> None:
         """A window is on disk."""
-        self._send(record.model_dump_json())
-        self.heard()
+        self.ask(record.model_dump(mode="json"))
 
     def ask(self, message: dict[str, Any]) -> str:
         """Send a message and return the answer."""
         self.tell(message)
         return self.heard()
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Send a message that is not answered."""
-        self._send(json.dumps(message))
-
     def heard(self) -> str:
         """Wait for the next line of the parent."""
         return self._answers.get()
-
-    def _send(self, line: str) -> None:
-        try:
-            self._parent.write(f"{line}\n")
-            self._parent.flush()
-        except BrokenPipeError:
-            os._exit(1)
-
-
-def message_of(line: bytes) -> dict[str, Any] | None:
-    """Return what a child says; ``None`` for a line that something printed while it was still being imported."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

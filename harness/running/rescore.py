@@ -30,9 +30,8 @@ from harness.errors import StoreError
 from harness.records import Manifest, SampleRecord, SampleScores, TaskRecord
 from harness.registry import OWN_DISTRIBUTION, PROTOCOLS, SCORES, without_exit
 from harness.running.completions import scores_and_failures
-from harness.running.kept_summaries import kept
 from harness.running.plan import drawn_again
-from harness.running.reading import read_run
+from harness.running.reading import kept, read_run
 from harness.running.scoring import Scores, score_sample
 from harness.store.committed import sealed_records
 from harness.store.packed_run import write_archive
@@ -92,7 +91,10 @@ def rescore(path: Path, only: Collection[str] = (), progress: Progress | None = 
             made: list[SampleScores] = []
             values = changed = missing = 0
             failures: dict[str, str] = {}
-            unavailable = _unavailable(names)
+            unavailable = set()
+            for name in names:
+                with SCORES.leaving_out(name):
+                    unavailable |= {name} if registered_scores()[name].unavailable() else set()
             progress.begin("scoring", len(samples))
             for done, sample in enumerate(samples, 1):
                 progress.step(done)
@@ -110,19 +112,11 @@ def rescore(path: Path, only: Collection[str] = (), progress: Progress | None = 
                     changed += name not in sample.scores or stands != sample.scores[name]
                     missing += stands is None and (isinstance(value, str) or name in unavailable)
                     failures |= {name: value} if isinstance(value, str) else {}
-            store.write_scores(names, _versions(names), made)
+            packages = sorted({SCORES.plugin(name) or OWN_DISTRIBUTION for name in names})
+            store.write_scores(names, {package: version(package) for package in packages}, made)
         summary = read_run(path).summary
         write_report(summary, path)
     return Rescored(names, values, changed, missing, failures | summary.score_failures)
-
-
-def _unavailable(names: Collection[str]) -> set[str]:
-    """Return which scores cannot be computed in this installation."""
-    found = set()
-    for name in names:
-        with SCORES.leaving_out(name):
-            found |= {name} if registered_scores()[name].unavailable() else set()
-    return found
 
 
 def _with_found(
@@ -149,20 +143,12 @@ def _completion(
 
 def _drawn(manifest: Manifest) -> Places:
     """Return the samples of tasks whose protocols may put code around them, which records do not hold."""
-    if all(task.defined_by or _is_text_alone(task.protocol) for task in manifest.tasks):
+    protocols = [task.protocol for task in manifest.tasks if not task.defined_by]
+    if all(not PROTOCOLS.plugin(one) and PROTOCOLS.load(one).wants in ("documents", "lines") for one in protocols):
         return {}
     return {
         (task.record.name, sample.sample_id): sample for task in drawn_again(manifest) for sample in task.data.samples
     }
-
-
-def _is_text_alone(protocol: str) -> bool:
-    return not PROTOCOLS.plugin(protocol) and PROTOCOLS.load(protocol).wants in ("documents", "lines")
-
-
-def _versions(names: Collection[str]) -> dict[str, str]:
-    packages = {SCORES.plugin(name) or OWN_DISTRIBUTION for name in names}
-    return {package: version(package) for package in sorted(packages)}
 
 
 def rescored(run: RecordedRun) -> ScoresAgain:
@@ -199,10 +185,7 @@ def _rescored(run: RecordedRun) -> ScoresAgain:
 
 
 def _scores_of_record(sample: SampleRecord, task: TaskRecord) -> Scores:
-    """Return the scores of this project that a finished sample's record decides, by name.
-
-    A black box's tokens are not recorded: what scores otherwise with other tokens is left out.
-    """
+    """Return the scores of this project that a finished sample's record decides, by name."""
     own = [name for name in registered_scores() if not SCORES.plugin(name)]
     of_text = score_sample(_completion(sample, task, sample.token_ids), own)
     other = of_text

@@ -75,16 +75,15 @@ def resolve(
             if begins:
                 _reach(strategy)
     found = _find_model(config.request(config.seed), specs)
+    info = found.info
     _check_weights(config, found, device)
     if not config.strategies:
-        specs = usable(build_all(parse_all(demo_strategies(found.info.exit_points), in_run=True)), found.info)
-    built = with_baseline(specs)
-    infos = [replace(found.info, weights_format=name) for name in config.weights_formats]
-    points = operating_points(built, config, infos)
-    tasks = draws(found)
+        specs = usable(build_all(parse_all(demo_strategies(info.exit_points), in_run=True)), info)
+    built, infos = with_baseline(specs), [replace(info, weights_format=name) for name in config.weights_formats]
+    points, tasks = operating_points(built, config, infos), draws(found)
     for stop in {point.stop.written: point.stop for point in points if point.stop is not None}.values():
         for task in tasks:
-            stop.check(found.info, task.task.language)
+            stop.check(info, task.task.language)
     plan = Plan(
         config, device, built, points, found, tasks,
         calibrated=calibrated, before=None if resumed is None else resumed[1],
@@ -99,12 +98,19 @@ def resolve(
     return replace(plan, config=config, built=built, points=operating_points(built, config, infos), observed=observed)
 
 
-def _reach(strategy: BlackBox) -> None:
-    """Ask a black box for one token: what is down now would fail on every sample.
+def _with_calibrated_points(config: RunConfig) -> tuple[RunConfig, tuple[tuple[Path, CalibratedPoint], ...]]:
+    """Replace every ``@FILE`` by the operating point in it, which the manifest then names; return what was read."""
+    calibrated: list[tuple[Path, CalibratedPoint]] = []
+    strategies = list(config.strategies)
+    for place, given in enumerate(strategies):
+        if isinstance(given, str) and given.startswith("@"):  # the manifest names the operating point in the file
+            calibrated.append((Path(given[1:]), _calibrated_point(Path(given[1:]))))
+            strategies[place] = calibrated[-1][1].strategy
+    return config.model_copy(update={"strategies": tuple(strategies)}) if calibrated else config, tuple(calibrated)
 
-    Raises:
-        EndpointError: it does not complete; with the remedy.
-    """
+
+def _reach(strategy: BlackBox) -> None:
+    """Ask a black box for one token: what is down now would fail on every sample."""
     connection = strategy.connect()
     try:
         connection.complete("def f(x):", 1, lambda _: False)
@@ -114,38 +120,16 @@ def _reach(strategy: BlackBox) -> None:
         connection.close()
 
 
-def _find_model(request: ModelRequest, built: Built) -> ResolvedModel:
-    """Find the model; where it is out of reach, say at once what the strategies would lack when it is not.
-
-    Raises:
-        HarnessError: it is not available.
-    """
+def _find_model(request: ModelRequest, specs: Built) -> ResolvedModel:
+    """Find the model; where it is out of reach, say at once what the strategies would lack when it is not."""
     try:
         return find_model(request)
     except OutOfReachError as error:
-        lacking = _lacking(request, built)
-        if not lacking:
+        if not (lacking := _lacking(request, specs)):
             raise
         reasons = "; ".join(each.message.rstrip(":") for each in lacking)
         commands = dict.fromkeys(command for each in lacking for command in each.commands)
         raise OutOfReachError(f"{error} With the model at hand: {reasons}:", commands) from None
-
-
-def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
-    """Return why a run with a catalogue model would be refused once the model is in reach."""
-    lacking = []
-    try:
-        info = foresee(request)
-        if info is None:
-            return []
-        for strategy in (strategy for _, strategy in built if not isinstance(strategy, BlackBox)):
-            try:
-                strategy.exit_points(info)
-            except ArtefactError as error:
-                lacking.append(error)
-    except ArtefactError as error:
-        lacking.append(error)
-    return lacking
 
 
 def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None:
@@ -161,20 +145,20 @@ def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None
             packing.usable(name, device)
 
 
-def _with_calibrated_points(config: RunConfig) -> tuple[RunConfig, tuple[tuple[Path, CalibratedPoint], ...]]:
-    """Replace every ``@FILE`` by the operating point in it, which the manifest then names; return what was read, too.
-
-    Raises:
-        ConfigError: a file that cannot be used.
-        StoreError: one that is no calibrated operating point, or was changed.
-    """
-    read: list[tuple[Path, CalibratedPoint]] = []
-    strategies = list(config.strategies)
-    for place, given in enumerate(strategies):
-        if isinstance(given, str) and given.startswith("@"):
-            read.append((Path(given[1:]), _calibrated_point(Path(given[1:]))))
-            strategies[place] = read[-1][1].strategy
-    return config.model_copy(update={"strategies": tuple(strategies)}) if read else config, tuple(read)
+def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
+    """Return why a run with a catalogue model would be refused once the model is in reach."""
+    lacking = []
+    try:
+        if (info := foresee(request)) is None:
+            return []
+        for strategy in (one for _, one in built if not isinstance(one, BlackBox)):
+            try:
+                strategy.exit_points(info)
+            except ArtefactError as error:
+                lacking.append(error)
+    except ArtefactError as error:
+        lacking.append(error)
+    return lacking
 
 
 def _calibrated_point(file: Path) -> CalibratedPoint:

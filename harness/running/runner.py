@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from harness.config import RunConfig
-from harness.contracts import Meter
+from harness.contracts import Meter, ModelInfo
 from harness.contracts.meters import is_measured
 from harness.decoding.engine import Engine
 from harness.decoding.graphs import recorder_for
 from harness.decoding.unit_costs import Timing
-from harness.errors import ConfigError, HarnessError, OutOfMemoryError, is_out_of_memory
+from harness.errors import ConfigError, HarnessError
 from harness.host import environment
 from harness.host.files import real_path
 from harness.metering import open_meter
@@ -46,7 +46,6 @@ from harness.records import (
     UnitTimes,
     WindowRecord,
 )
-from harness.records.machine import MachineRecord
 from harness.records.summary import Summary
 from harness.registry import WEIGHTS_FORMATS, keeping_folder, without_exit
 from harness.running.plan import Draw, Plan
@@ -114,29 +113,20 @@ def execute(
         observer = observer or _Silent()
         with _measure(config, resume, 0, observer, model or KeptModel(), draw=draw, placement=placement) as store:
             path = store.path
-            _free_memory()
+            if torch.cuda.is_available():  # a repeat's process needs the room
+                gc.collect()
+                torch.cuda.empty_cache()
             for repeat in range(1, config.repeats):
-                if not _is_finished(path, repeat):
+                with RunDirectory.read(path) as found:  # the first repeat is complete by now
+                    done = found.finished()
+                first, own = ({key[:2] + key[3:] for key in done if key[2] == one} for one in (0, repeat))
+                if first != own:
                     run_repeat(store, repeat, observer)
             observer.stage("scoring")
             with keeping_folder("the run was scored"):
-                summary = read_run(path).summary
+                summary = read_run(path, keep=True).summary
             write_report(summary, path)
     return RunResult(path, summary)
-
-
-def _free_memory() -> None:
-    """Give back what the model of this process took of a GPU, since a repeat's process needs the room."""
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-def _is_finished(path: Path, repeat: int) -> bool:
-    """Whether a repeat has every window that the first one has, which is complete by now."""
-    with RunDirectory.read(path) as store:
-        done = store.finished()
-    return {key[:2] + key[3:] for key in done if key[2] == 0} == {key[:2] + key[3:] for key in done if key[2] == repeat}
 
 
 def _measure(
@@ -167,11 +157,13 @@ def _measure(
         plan = plan.stored_in([one.info for one in loaded])
         for line in guarantee_violations(plan):
             logger.warning("%s", line)
-        engines = {
-            name: Engine(one.backbone, one.info, config.kv_input, _timing(name, plan), recorder)
-            for one in loaded
-            for name, recorder in [(one.info.weights_format, recorder_for(one.backbone, config.graphs))]
-        }
+        engines = {}
+        for one in loaded:
+            name, timing = one.info.weights_format, Timing(measures=not config.untimed)
+            if plan.before is not None:  # it goes on with the costs that it began with, and with bytes untimed
+                timing = Timing(plan.before.model.stored(name).unit_times, measures=False)
+            recorder = recorder_for(one.backbone, config.graphs)
+            engines[name] = Engine(one.backbone, one.info, config.kv_input, timing, recorder)
         session = Session(plan, engines, meter)
         closing.callback(session.close)
         if session.idle_s:
@@ -180,11 +172,15 @@ def _measure(
             idle = session.rest()
             observer.stage("warming up")
             load = LoadWatch()
-            warmup = _warm_up(session, config)
+            warmup = session.warm_up()
         if repeat == 0 and plan.device.startswith("cpu") and not config.untimed:
             _warn_of_others(load.read(), torch.get_num_threads())
+        block_size = config.block_size if plan.before is None else plan.before.block_size
+        if block_size is None:  # one batch, or as many as the energy sensor needs for a valid window
+            block_size = samples_per_block(meter.sensor_period_s, durations(warmup), config.batch_size)
+            block_size = max(block_size, 0 if config.arrival_rate is None else QUEUED_REQUESTS)
         times = {name: engine.timing.times for name, engine in engines.items()}
-        manifest = describe_run(plan, loaded, meter, unavailable, _block_size(plan, meter, warmup), times, placement)
+        manifest = describe_run(plan, loaded, meter, unavailable, block_size, times, placement)
         path = resume or config.out or fresh_directory("-".join((real_path(config.model).name, *config.tasks)))
         with contextlib.ExitStack() as on_error:
             opened = (
@@ -195,13 +191,6 @@ def _measure(
             session.measure(store, [*idle, *warmup], observer, repeat)
             on_error.pop_all()
     return store
-
-
-def _timing(weights_format: str, plan: Plan) -> Timing:
-    """Let strategies ask what decoding costs; a run goes on with the costs that it began with, and bytes untimed."""
-    if plan.before is None:
-        return Timing(measures=not plan.config.untimed)
-    return Timing(plan.before.model.stored(weights_format).unit_times, measures=False)
 
 
 def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
@@ -234,47 +223,19 @@ def _warn_of_others(load: LoadReading | str, threads: int) -> None:
     )
 
 
-def _warm_up(session: Session, config: RunConfig) -> list[WindowRecord]:
-    try:
-        return session.warm_up()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"out of memory while warming up with a batch of {config.batch_size}; nothing was measured yet. "
-            "Use a smaller --batch-size, --dtype bfloat16 or a smaller --model."
-        ) from error
-
-
 def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
     """Look at the target directory before anything slow: it must be new, or be the run to resume."""
     if resume is not None:
         with RunDirectory.read(resume) as store:
             return store.manifest
-    _check_writable(config.out or Path("runs"))
+    path = config.out or Path("runs")
+    folder = next(parent for parent in [path, *path.absolute().parents] if os.path.lexists(parent))
+    fault = "no folder" if not folder.is_dir() else "" if os.access(folder, os.W_OK | os.X_OK) else "not writable"
+    if fault:
+        raise ConfigError(f"the run directory {path} cannot be made: {folder} is {fault}. Use another --out.")
     if config.out is not None and config.out.exists():
         refuse_occupied(config.out)
     return None
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse a folder that could not be made, before a model is loaded for it."""
-    folder = next(parent for parent in [path, *path.absolute().parents] if os.path.lexists(parent))
-    if not folder.is_dir():
-        raise ConfigError(f"the run directory {path} cannot be made: {folder} is no folder. Use another --out.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError(f"the run directory {path} cannot be made: {folder} is not writable. Use another --out.")
-
-
-def _block_size(plan: Plan, meter: Meter, warmup: Sequence[WindowRecord]) -> int:
-    """Samples per block: one batch, or as many as the energy sensor needs for a valid window."""
-    if plan.before is not None:
-        return plan.before.block_size
-    config = plan.config
-    if config.block_size is not None:
-        return config.block_size
-    needed = samples_per_block(meter.sensor_period_s, durations(warmup), config.batch_size)
-    return needed if config.arrival_rate is None else max(needed, QUEUED_REQUESTS)
 
 
 def describe_run(
@@ -308,34 +269,35 @@ def describe_run(
     else:
         machine = examine(
             plan.device, plan.config.dtype, meter=meter.source, meter_description=meter.description,
-            meter_measured=is_measured(meter), sensors=sensors_of_meter(meter, unavailable, plan.device),
-            scores_missing=missing_scores({task.record.language for task in plan.tasks}), environment=surroundings,
+            meter_measured=is_measured(meter), environment=surroundings,
+            scores_missing=missing_scores({task.record.language for task in plan.tasks}),
+            sensors=sensors_of_meter(meter, unavailable, plan.device),
         )  # fmt: skip
-        bandwidth, detail = machine.bandwidth_bytes_per_s, _bandwidth_detail(machine)
+        bandwidth, detail = (
+            machine.bandwidth_bytes_per_s,
+            {
+                "kernel": machine.bandwidth_kernel,
+                "buffer_bytes": machine.bandwidth_buffer_bytes,
+                "cache_bytes": machine.bandwidth_cache_bytes,
+                "limited_by": machine.bandwidth_limited_by,
+                "threads": machine.threads,
+            },
+        )
+        if bandwidth is None:
+            detail = {"reason": machine.missing["bandwidth"]}
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=plan.config.model_dump(mode="json"),
         operating_points=tuple(point.record for point in plan.points),
         model=ModelRecord(
-            name=info.name,
-            family=info.family,
-            weights=info.weights,
             weights_source=loaded[0].weights_source,
             weights_sha256=loaded[0].weights_sha256,
             tokenizer_source=plan.model.tokenizer.source,
             tokenizer_stand_in=plan.model.tokenizer.stand_in,
             end_ids=tuple(sorted(plan.model.tokenizer.eos_token_ids)),
-            num_layers=info.num_layers,
-            hidden_size=info.hidden_size,
-            vocab_size=info.vocab_size,
-            exit_points=info.exit_points,
-            fingerprint=info.fingerprint,
-            exit_head=info.exit_head,
-            dtype=info.dtype,
-            kv_entry_bytes=info.kv_entry_bytes,
-            **dict(own),
             other_formats=tuple(others),
+            **_shared(info, ModelRecord) | dict(own),
         ),
         tasks=tuple(task.record for task in plan.tasks),
         meter=MeterRecord(
@@ -366,37 +328,20 @@ def _in_format(loaded: LoadedModel, plan: Plan, unit_times: UnitTimes | None) ->
     elif "auto" in plan.config.weights_formats and info.weights_format not in plan.config.weights_formats:
         why = FormatChoiceRecord(seconds_per_byte=dict(choice.seconds), left_out=dict(choice.left_out))
     return FormatRecord(
-        weights_format=info.weights_format,
         weights_accuracy=WEIGHTS_FORMATS.load(info.weights_format).facts.accuracy,
         format_choice=why,
-        layer_bytes=info.layer_bytes,
-        lm_head_bytes=info.lm_head_bytes,
-        kv_projection_bytes=info.kv_projection_bytes,
-        shortcut_bytes=info.shortcut_bytes,
         unit_times=unit_times,
+        **_shared(info, FormatRecord),
     )
 
 
-def _bandwidth_detail(machine: MachineRecord) -> dict[str, Any]:
-    if machine.bandwidth_bytes_per_s is None:
-        return {"reason": machine.missing["bandwidth"]}
-    return {
-        "kernel": machine.bandwidth_kernel,
-        "buffer_bytes": machine.bandwidth_buffer_bytes,
-        "cache_bytes": machine.bandwidth_cache_bytes,
-        "limited_by": machine.bandwidth_limited_by,
-        "threads": machine.threads,
-    }
+def _shared(info: ModelInfo, record: type[FormatRecord | ModelRecord]) -> dict[str, Any]:
+    """Return the facts of a model that a record of it has under the same names."""
+    return {name: getattr(info, name) for name in record.model_fields if hasattr(info, name)}
 
 
 def _main(directory: str, repeat: str, lock: str | None = None) -> None:
-    """Measure one repeat of a run that is on disk, for :func:`harness.running.repeats.run_repeat`.
-
-    Args:
-        directory: of the run.
-        repeat: 0-based.
-        lock: descriptor of the directory's lock, which the parent process holds.
-    """
+    """Measure one repeat of a run that is on disk, for :func:`harness.running.repeats.run_repeat`."""
     reporter = Reporter()
     try:
         with RunDirectory.read(Path(directory)) as store:

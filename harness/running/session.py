@@ -1,6 +1,6 @@
 """Measures the windows of one run: what is timed, what is not, and what becomes a record.
 
-Inside a window there is what completes the samples (:mod:`harness.running.runners`) and nothing else. Rehearsals of
+Inside a window there is what completes the samples (:mod:`harness.running.completions`) and nothing else. Rehearsals of
 strategies that look at the answer come before it; full depth's choices along what was generated, texts and scores after
 it. What else the machine did is read at its edges, outside the clock. A window line commits its samples, so whatever is
 killed loses at most the window it was in.
@@ -30,38 +30,21 @@ from harness.metering.contamination import default_idle_s, rest
 from harness.metering.counters import WARMUP_PASSES, settled
 from harness.records import WindowRecord
 from harness.registry import keeping_folder
-from harness.running.completions import Outcome, bad_record, sample_record, tokens_of
+from harness.running.completions import Made, Outcome, OwnText, bad_record, runners, sample_record, tokens_of
 from harness.running.operating_points import OperatingPoint
 from harness.running.plan import Plan, PlannedTask
-from harness.running.runners import Made, OwnText, runners
 from harness.store.run_directory import RunDirectory, WindowKey
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Arrivals of one window's requests.
-
-    Attributes:
-        arrivals_s: from the start of the window, ascending, one per request.
-    """
-
-    arrivals_s: tuple[float, ...]
-
-    def wait(self, request: int, started: float) -> float:
-        """Sleep until a request is there and return how long it has waited already, seconds.
-
-        Args:
-            request: its place in the window.
-            started: ``time.perf_counter()`` at the start of the window.
-        """
-        due = started + self.arrivals_s[request]
-        while (early := due - time.perf_counter()) > 0:
-            time.sleep(early)
-        return time.perf_counter() - due
+def wait_until(due: float) -> float:
+    """Sleep until a request is there, a ``time.perf_counter()``, and return how long it has waited already, seconds."""
+    while (early := due - time.perf_counter()) > 0:
+        time.sleep(early)
+    return time.perf_counter() - due
 
 
-def poisson(rate_per_s: float, requests: int, seed: Sequence[object]) -> Schedule:
-    """Draw the arrivals of some requests: exponential gaps with mean ``1 / rate_per_s``.
+def poisson(rate_per_s: float, requests: int, seed: Sequence[object]) -> tuple[float, ...]:
+    """Draw the arrivals of some requests, seconds from the start: exponential gaps with mean ``1 / rate_per_s``.
 
     Args:
         rate_per_s: requests per second on average.
@@ -73,7 +56,7 @@ def poisson(rate_per_s: float, requests: int, seed: Sequence[object]) -> Schedul
     for _ in range(requests):
         now += chance.expovariate(rate_per_s)
         arrivals.append(now)
-    return Schedule(tuple(arrivals))
+    return tuple(arrivals)
 
 
 ATTEMPTS = 3
@@ -91,10 +74,9 @@ def window_record(observed: ObservedWindow, *, timed: bool = True, **facts: Any)
     reading, contamination = observed.reading, observed.contamination
     assert reading is not None, "the window is open, or its work raised"
     assert contamination is not None
+    facts |= {"energy_source": reading.source, "energy_reason": reading.reason}
     if not timed:
-        return WindowRecord(
-            **facts, duration_s=None, cpu_time_s=None, energy_source=reading.source, energy_reason=reading.reason
-        )
+        return WindowRecord(**facts, duration_s=None, cpu_time_s=None)
     return WindowRecord(
         **facts,
         duration_s=reading.duration_s,
@@ -102,11 +84,9 @@ def window_record(observed: ObservedWindow, *, timed: bool = True, **facts: Any)
         foreign_cpu_s=contamination.foreign_cpu_s,
         stolen_cpu_s=contamination.stolen_cpu_s,
         energy_j=reading.energy_j,
-        energy_source=reading.source,
         energy_scope=reading.scope,
         sensor_period_s=reading.sensor_period_s,
         flags=(*reading.flags, *contamination.flags),
-        energy_reason=reading.reason,
     )
 
 
@@ -209,6 +189,17 @@ class Session:
         planned = self._plan.tasks[0]
         batch = planned.data.samples[: self._plan.config.batch_size]
         few = replace(batch[0], prompt_ids=batch[0].prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
+        try:
+            return self._warm_up(planned, batch, few)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory while warming up with a batch of {self._plan.config.batch_size}; nothing was measured "
+                "yet. Use a smaller --batch-size, --dtype bfloat16 or a smaller --model."
+            ) from error
+
+    def _warm_up(self, planned: PlannedTask, batch: Sequence[Sample], few: Sample) -> list[WindowRecord]:
         for point in self._plan.points:  # none loads or makes in a window what it runs on
             self._runners[point.name].prepare(point)
             self._runners[point.name].complete(planned, point, [few])  # a failure is reported of the sample that has it
@@ -253,6 +244,12 @@ class Session:
 
     def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int) -> None:
         plan, size, together = self._plan, store.manifest.block_size, self._plan.config.batch_size
+
+        def commit_bare(records: Sequence[WindowRecord]) -> None:
+            """Write windows that have no samples, with the numbers that are next."""
+            for record in records:
+                store.commit(record.model_copy(update={"window": store.next_window}), [])
+
         blocks = [
             (task, number, task.data.samples[start : start + size])
             for task in plan.tasks
@@ -261,9 +258,10 @@ class Session:
         count, finished = len(blocks) * len(plan.points), store.finished()
         observer.begin(count * plan.config.repeats, len(finished), store.path)
         mine = sum(key[2] == repeat for key in finished)
-        if mine == count and (not self.idle_s or _ends_at_rest(store) or len(finished) > mine):
+        at_rest = any(window.idle for window in list(store.windows())[-1:])
+        if mine == count and (not self.idle_s or at_rest or len(finished) > mine):
             return
-        _commit_bare(store, before)
+        commit_bare(before)
         for task, number, samples in blocks:
             own_text = OwnText(next(iter(self._engines.values())), plan.points[0]) if repeat == 0 else None
             batches = [samples[start : start + together] for start in range(0, len(samples), together)]
@@ -273,7 +271,7 @@ class Session:
             for cell in cells:
                 if cell.key not in finished:
                     observer.window(self._measure_one(store, cell, own_text))
-        _commit_bare(store, self.rest())
+        commit_bare(self.rest())
 
     def _measure_one(self, store: RunDirectory, cell: _Cell, own_text: OwnText | None) -> WindowRecord:
         """Measure one window until it counts; under ``strict`` contaminated ones are kept as superseded."""
@@ -312,34 +310,24 @@ class Session:
     def _window(self, number: int, cell: _Cell, *, warmup: bool = False) -> tuple[WindowRecord, list[Outcome]]:
         """Complete the batches of one block inside one measured window."""
         config, task, block, repeat = self._plan.config, cell.task.record.name, cell.block, cell.repeat
-        schedule = None
+        arrivals: tuple[float, ...] = ()
         if config.arrival_rate is not None and not warmup:  # alike for every operating point
-            schedule = poisson(config.arrival_rate, len(cell.batches), (config.seed, task, block, repeat))
+            arrivals = poisson(config.arrival_rate, len(cell.batches), (config.seed, task, block, repeat))
         started, runner = datetime.now(UTC).isoformat(timespec="seconds"), self._runners[cell.point.name]
         results: list[Sequence[Made]] = []
         queued: list[float] = []
         with observed(self._meter, self._surroundings) as closed:
             opened = time.perf_counter()
             for place, batch in enumerate(cell.batches):
-                if schedule is not None:
-                    queued.append(schedule.wait(place, opened))
+                if arrivals:
+                    queued.append(wait_until(opened + arrivals[place]))
                 results.append(runner.complete(cell.task, cell.point, batch))
         outcomes: list[Outcome] = []
         for place, (batch, each) in enumerate(zip(cell.batches, results, strict=True)):
-            came = None if schedule is None else (schedule.arrivals_s[place], queued[place])
+            came = (arrivals[place], queued[place]) if arrivals else None
             outcomes.extend(Outcome(sample, made, came) for sample, made in zip(batch, each, strict=True))
         record = window_record(
             closed, timed=not config.untimed, window=number, task=task, block=block, repeat=repeat,
             operating_point=cell.point.name, warmup=warmup, samples=0, tokens=tokens_of(outcomes), started=started,
         )  # fmt: skip
         return runner.counted(record, cell.point), outcomes
-
-
-def _commit_bare(store: RunDirectory, records: Sequence[WindowRecord]) -> None:
-    """Write windows that have no samples, with the numbers that are next."""
-    for record in records:
-        store.commit(record.model_copy(update={"window": store.next_window}), [])
-
-
-def _ends_at_rest(store: RunDirectory) -> bool:
-    return any(window.idle for window in list(store.windows())[-1:])

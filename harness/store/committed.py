@@ -6,7 +6,8 @@ that means that files were changed, exchanged or cut afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -127,6 +128,83 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
     return read_document(Manifest, file)
 
 
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """A window with its samples, as its run committed them.
+
+    Attributes:
+        window, samples: the records.
+        count: samples up to here.
+        windows_end, samples_end: offsets behind them in each file, bytes.
+        seal: over everything up to here; empty in a run of before there were seals.
+    """
+
+    window: WindowRecord
+    samples: list[SampleRecord]
+    count: int
+    windows_end: int
+    samples_end: int
+    seal: str
+
+
+def confirmed(path: Path, manifest: Manifest, seal: str) -> Iterator[Confirmed]:
+    """Iterate the windows of a run in the order written, as far as both files hold what was committed.
+
+    Args:
+        path: of the run directory.
+        manifest: of the run.
+        seal: of its manifest.
+
+    Raises:
+        StoreError: damaged, or not what the run wrote.
+    """
+    tasks = {task.name for task in manifest.tasks}
+    points = {point.name for point in manifest.operating_points}
+    layers, vocabulary = manifest.model.num_layers, manifest.model.vocab_size
+    windows, samples, rest = path / WINDOWS, path / SAMPLES, lines(path / SAMPLES)
+    count = windows_end = samples_end = 0
+    for number, line in enumerate(lines(windows), 1):
+        window = parse(WindowRecord, line, windows, number)
+        if window.window != number - 1:
+            raise StoreError(
+                f"{windows}, line {number} is window {window.window} where {number - 1} should follow. {REMEDY}"
+            )
+        _refuse_other_run(windows, number, line, manifest.run)
+        if not window.idle and (window.task not in tasks or window.operating_point not in points):
+            raise StoreError(
+                f"{windows}, line {number} is of {window.operating_point} on {window.task}, which the run in "
+                f"{MANIFEST} does not have: two runs are mixed. {_TOGETHER}"
+            )
+        own = list(islice(rest, window.samples))
+        records = [parse(SampleRecord, each, samples, count + place) for place, each in enumerate(own, 1)]
+        for place, (each, record) in enumerate(zip(own, records, strict=True), count + 1):
+            if record.window != window.window:
+                raise StoreError(
+                    f"{samples}, line {place} belongs to window {record.window} where {window.window} was committed. "
+                    f"{REMEDY}"
+                )
+            _refuse_other_run(samples, place, each, manifest.run)
+            if max(record.exit_layers, default=0) > layers or max(record.token_ids, default=0) >= vocabulary:
+                raise StoreError(
+                    f"{samples}, line {place} is not of the model in {MANIFEST}, which has {layers} layers and "
+                    f"{vocabulary} tokens. {_TOGETHER}"
+                )
+        if len(own) < window.samples:
+            raise StoreError(
+                f"{samples} is damaged: {count + len(own)} whole lines where line {number} of {WINDOWS} commits "
+                f"{count + window.samples}. {REMEDY}"
+            )
+        body, said = split_seal(line)
+        seal = seal_of(seal, [*own, body]) if manifest.run else ""
+        if seal != said:
+            raise StoreError(
+                f"{windows}, line {number} is not what run {manifest.run} committed: this line, one before it or its "
+                f"samples in {SAMPLES} were changed. {REMEDY}"
+            )
+        count, windows_end, samples_end = count + len(own), windows_end + len(line), samples_end + sum(map(len, own))
+        yield Confirmed(window, records, count, windows_end, samples_end, seal)
+
+
 def read_committed(path: Path, manifest: Manifest, seal: str, *, keep: bool = False) -> Committed:
     """Read windows and samples up to the last commit.
 
@@ -139,129 +217,42 @@ def read_committed(path: Path, manifest: Manifest, seal: str, *, keep: bool = Fa
     Raises:
         StoreError: damaged; not what the run wrote; more that is not committed than a crash leaves.
     """
-    run = manifest.run
-    written = _size(path / SAMPLES)  # before the windows: what is committed meanwhile is no excess
-    windows = _read_windows(path / WINDOWS, manifest)
-    committed = Committed([window for window, _ in windows], sum(len(line) for _, line in windows), 0, seal)
-    committed.samples = [] if keep else None
-    samples = enumerate(lines(path / SAMPLES), 1)
-    found = 0
-    for number, (window, line) in enumerate(windows, 1):
-        own: list[bytes] = []
-        while len(own) < window.samples:
-            found, sample = next(samples, (0, b""))
-            if not found:
-                _refuse_lost(path, committed, len(own) + _count(committed.windows[: number - 1]))
-            record = _checked_sample(path / SAMPLES, found, sample, window, manifest)
-            own.append(sample)
-            if committed.samples is not None:
-                committed.samples.append(record)
-        body, sealed = split_seal(line)
-        committed.seal = seal_of(committed.seal, [*own, body]) if run else ""
-        if committed.seal != sealed:
-            raise StoreError(
-                f"{path / WINDOWS}, line {number} is not what run {run} committed: this line, one before it or its "
-                f"samples in {SAMPLES} were changed. {REMEDY}"
-            )
-        committed.samples_end += sum(map(len, own))
-        committed.counts[sealed] = found
-    _refuse_excess(path, committed, written)
-    return committed
-
-
-def _read_windows(file: Path, manifest: Manifest) -> list[tuple[WindowRecord, bytes]]:
-    """Return the windows with their lines."""
-    tasks = {task.name for task in manifest.tasks}
-    points = {point.name for point in manifest.operating_points}
-    windows: list[tuple[WindowRecord, bytes]] = []
-    for number, line in enumerate(lines(file), 1):
-        window = parse(WindowRecord, line, file, number)
-        if window.window != len(windows):
-            raise StoreError(
-                f"{file}, line {number} is window {window.window} where {len(windows)} should follow. {REMEDY}"
-            )
-        _refuse_other_run(file, number, line, manifest.run)
-        if not window.idle and (window.task not in tasks or window.operating_point not in points):
-            raise StoreError(
-                f"{file}, line {number} is of {window.operating_point} on {window.task}, which the run in {MANIFEST} "
-                f"does not have: two runs are mixed. {_TOGETHER}"
-            )
-        windows.append((window, line))
-    return windows
-
-
-def _checked_sample(file: Path, number: int, line: bytes, window: WindowRecord, manifest: Manifest) -> SampleRecord:
-    sample = parse(SampleRecord, line, file, number)
-    if sample.window != window.window:
-        raise StoreError(
-            f"{file}, line {number} belongs to window {sample.window} where {window.window} was committed. {REMEDY}"
-        )
-    _refuse_other_run(file, number, line, manifest.run)
-    layers, vocabulary = manifest.model.num_layers, manifest.model.vocab_size
-    if max(sample.exit_layers, default=0) > layers or max(sample.token_ids, default=0) >= vocabulary:
-        raise StoreError(
-            f"{file}, line {number} is not of the model in {MANIFEST}, which has {layers} layers and {vocabulary} "
-            f"tokens. {_TOGETHER}"
-        )
-    return sample
-
-
-def _refuse_other_run(file: Path, number: int, line: bytes, run: str) -> None:
-    theirs = run_of(line)
-    if theirs != run:
-        raise StoreError(
-            f"{file}, line {number} is of {_named(theirs)} and {MANIFEST} beside it of {_named(run)}: two runs are "
-            f"mixed. {_TOGETHER}"
-        )
-
-
-def _named(run: str) -> str:
-    return f"run {run}" if run else "a run of before runs had ids"
-
-
-def _refuse_lost(path: Path, committed: Committed, found: int) -> None:
-    expected = _count(committed.windows)
-    raise StoreError(f"{path / SAMPLES} is damaged: {found} whole lines where {WINDOWS} commits {expected}. {REMEDY}")
-
-
-def _count(windows: Sequence[WindowRecord]) -> int:
-    return sum(window.samples for window in windows)
-
-
-def _refuse_excess(path: Path, committed: Committed, written: int) -> None:
-    """Raise when samples of more than the window that was being written stand behind the committed ones.
-
-    Args:
-        path: of the run directory.
-        committed: what is.
-        written: size of the file of samples when reading began, bytes; later ones may be of a run that goes on.
-    """
-    file, next_window, end = path / SAMPLES, len(committed.windows), committed.samples_end
-    if written <= end:
-        return
-    for line in lines(file, start=end):
+    file, written = path / SAMPLES, 0
+    with suppress(OSError):  # reading it says why
+        written = file.stat().st_size  # before the windows: what is committed meanwhile is no excess
+    found = Committed([], 0, 0, seal, [] if keep else None)
+    for each in confirmed(path, manifest, seal):
+        found.windows.append(each.window)
+        found.windows_end, found.samples_end, found.seal = each.windows_end, each.samples_end, each.seal
+        found.counts[each.seal] = each.count
+        if found.samples is not None:
+            found.samples += each.samples
+    end, next_window = found.samples_end, len(found.windows)
+    for line in lines(file, start=end) if written > end else ():
         end += len(line)
-        window = _window_of(line) if end <= written else next_window
+        window = _window_of(line) if end <= written else next_window  # later lines may be of a run that goes on
         if window not in (None, next_window):
             raise StoreError(
                 f"{file} holds samples of window {window}, and {WINDOWS} commits only those before {next_window}; a "
                 f"crash leaves one window at most, so {WINDOWS} was cut or lost. Restore it from a copy, or start "
                 "again with another --out."
             )
+    return found
+
+
+def _refuse_other_run(file: Path, number: int, line: bytes, run: str) -> None:
+    theirs = run_of(line)
+    if theirs != run:
+        here, there = (f"run {one}" if one else "a run of before runs had ids" for one in (theirs, run))
+        raise StoreError(
+            f"{file}, line {number} is of {here} and {MANIFEST} beside it of {there}: two runs are mixed. {_TOGETHER}"
+        )
 
 
 def _window_of(line: bytes) -> int | None:
     """Return the window that a line names; ``None`` where it is no record, as after a power cut."""
-    try:
+    with suppress(DocumentError):
         record = parse_json(line)
-    except DocumentError:
-        return None
-    window = record.get("window") if isinstance(record, dict) else None
-    return window if isinstance(window, int) else None
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:  # reading it says why
-        return 0
+        window = record.get("window") if isinstance(record, dict) else None
+        return window if isinstance(window, int) else None
+    return None

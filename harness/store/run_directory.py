@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from itertools import chain, count, islice, zip_longest
+from itertools import chain, count, zip_longest
 from pathlib import Path
 from typing import IO, Self
 
@@ -38,6 +38,7 @@ from harness.store.committed import (
     MANIFEST,
     SAMPLES,
     WINDOWS,
+    confirmed,
     read_committed,
     read_manifest,
     sealed_window_lines,
@@ -74,7 +75,10 @@ class RunDirectory:
     ) -> None:
         self.path, self.manifest = path, manifest
         self._lock = lock
-        self.rescored, self._scores_seal = _read_scores(path)  # before the records, which may grow meanwhile
+        self.rescored: ScoresRecord | None = None
+        self._scores_seal = ""
+        if (path / SCORES).exists():
+            self.rescored, self._scores_seal = read_document(ScoresRecord, path / SCORES)  # records may grow meanwhile
         self._committed = read_committed(path, manifest, seal, keep=keep)
         self._finished = {_key(window) for window in self._committed.windows if _counts(window)}
         again = self.rescored
@@ -83,8 +87,6 @@ class RunDirectory:
                 f"{path / SCORES} is not of the records beside it. Remove it, and compute scores again with "
                 f"`harness rescore {shell_word(path)}`."
             )
-
-    # ------------------------------------------------------------------------------- opening
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> Self:
@@ -157,8 +159,6 @@ class RunDirectory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ------------------------------------------------------------------------------- reading
-
     @property
     def seal(self) -> str:
         """Hash over everything committed and the scores computed since, 64 hexadecimal digits; empty in older runs."""
@@ -219,8 +219,6 @@ class RunDirectory:
             )
         return summary
 
-    # ------------------------------------------------------------------------------- writing
-
     def commit(self, window: WindowRecord, samples: Sequence[SampleRecord]) -> None:
         """Append one finished window with its samples; on return both are on the disk.
 
@@ -278,12 +276,9 @@ class RunDirectory:
         """Descriptor of the lock, for a process that writes on behalf of this one; ``None`` where there are none."""
         return None if self._lock is None or sys.platform == "win32" else self._lock.fileno()
 
-    def _check_writable(self) -> None:
+    def _check(self, window: WindowRecord, samples: Sequence[SampleRecord]) -> None:
         if self._lock is None:
             raise StoreError(f"the run directory {self.path} is open for reading only.")
-
-    def _check(self, window: WindowRecord, samples: Sequence[SampleRecord]) -> None:
-        self._check_writable()
         failed = sum(sample.error is not None for sample in samples)
         origin = (window.window, window.task, window.repeat, window.operating_point)
         problem = ""
@@ -306,9 +301,6 @@ class RunDirectory:
                 with file.open("r+b") as stream:
                     stream.truncate(end)
                     os.fsync(stream.fileno())
-
-
-# --------------------------------------------------------------------------------- records on disk
 
 
 def _key(window: WindowRecord) -> WindowKey:
@@ -341,10 +333,6 @@ def last_seal(path: Path) -> str:
 
 def _with_scores(seal: str, scores: str) -> str:
     return seal_of(seal, [scores.encode()]) if scores else seal
-
-
-def _read_scores(path: Path) -> tuple[ScoresRecord | None, str]:
-    return read_document(ScoresRecord, path / SCORES) if (path / SCORES).exists() else (None, "")
 
 
 def refuse_occupied(path: Path) -> None:
@@ -442,23 +430,12 @@ def is_damaged(directory: Path, error: StoreError) -> bool:
 
 
 def _intact(directory: Path) -> tuple[int, dict[str, int]]:
-    """Return how many windows are whole, and where they end in each file, windows first: bytes.
-
-    Raises:
-        StoreError: they cannot be read now, or by this version.
-    """
+    """Return how many windows are whole, and where they end in each file, windows first: bytes."""
     count, ends = 0, {WINDOWS: 0, SAMPLES: 0}
     try:
         manifest, seal = read_manifest(directory)
-        samples = lines(directory / SAMPLES)
-        for line in lines(directory / WINDOWS) if manifest.run else ():  # older runs have no seals
-            own = list(islice(samples, parse(WindowRecord, line, directory / WINDOWS, count + 1).samples))
-            body, said = split_seal(line)
-            seal = seal_of(seal, [*own, body])
-            if seal != said:
-                break
-            count += 1
-            ends = {WINDOWS: ends[WINDOWS] + len(line), SAMPLES: ends[SAMPLES] + sum(map(len, own))}
+        for count, each in enumerate(confirmed(directory, manifest, seal) if manifest.run else (), 1):  # noqa: B007
+            ends = {WINDOWS: each.windows_end, SAMPLES: each.samples_end}
     except StoreError as error:
         if not is_damaged(directory, error):
             raise

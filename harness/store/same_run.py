@@ -231,10 +231,7 @@ def _sentence(distribution: str, version: str, names: str) -> str:
 
 
 def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[Used]:
-    """Every registered name that a run stands on, once.
-
-    A strategy given as an object, ``module:class``, has none, nor what another package defines.
-    """
+    """Every registered name that a run stands on, once."""
     meter = str(manifest.config.get("energy", "auto")).partition(":")[0]
     tasks = [task for task in manifest.tasks if not task.defined_by]
     elsewhere = tuple(f"{task.defined_by}_" for task in manifest.tasks if task.defined_by)

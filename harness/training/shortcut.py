@@ -20,9 +20,9 @@ from torch import Tensor
 from harness.contracts import ModelInfo
 from harness.contracts.recipes import Trained, TrainingRun
 from harness.decoding.backbone import Backbone
-from harness.models.artefacts import write_artefact
+from harness.models.artefacts import Artefact, write_artefact
 from harness.models.controllers import controllers_of
-from harness.models.trained import find_shortcut, shortcut_path
+from harness.models.trained import find, shortcut_path
 from harness.training.recipes import Shortcut
 from harness.training.traces.reading import exit_states
 from harness.training.traces.training_set import TrainingSet
@@ -112,8 +112,8 @@ def train_shortcut(options: Shortcut, run: TrainingRun) -> Trained:
         "held_out": {"tokens": len(check), "agreement": {str(k): v for k, v in agreement.items()}},
     }
     made = write_artefact(path, "shortcut", tensors, facts)
-    first = find_shortcut(info.fingerprint, [options.folder], points)
-    if first is not None and first.path != path:
+    first = find("shortcut", replace(info, exit_points=points), [options.folder])
+    if isinstance(first, Artefact) and first.path != path:
         logger.warning("runs take %s before %s: it leads from these exit points, too", first.path, path)
     rows = [f"| {layer} | {before:.3f} | {after:.3f} |" for layer, (before, after) in agreement.items()]
     report = "\n".join(["| exit layer | agreement before | with the maps |", "|--:|--:|--:|", *rows])
@@ -123,7 +123,8 @@ def train_shortcut(options: Shortcut, run: TrainingRun) -> Trained:
 def _warn_of_heads(model: ModelInfo, path: Path) -> None:
     """Say which controllers runs use today and will refuse once there are shortcuts at ``path``."""
     folders = tuple(dict.fromkeys((path.parent, *map(Path, model.artefacts))))
-    today = find_shortcut(model.fingerprint, folders, model.exit_points)
+    found = find("shortcut", model, folders)
+    today = found if isinstance(found, Artefact) else None
     if today is not None and today.path != path:
         return  # those stay the ones that runs find
     head = "shared" if today is None else f"shortcut:{today.sha256[:16]}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.contracts import Cursor, ModelInfo, RowStop, Stop
 from harness.models.artefacts import Artefact
 from harness.models.controllers import OBSERVATIONS, Network
-from harness.models.controllers.search import find_trained
+from harness.models.trained import find_trained
 
 SEES = OBSERVATIONS["normal"]
 """Input of the heads: a state divided by its root mean square."""
@@ -60,7 +60,7 @@ class Excess(Stop):
         """Find the heads; they must have been trained at the exit points there are, or more.
 
         Raises:
-            ArtefactError: as :func:`harness.models.controllers.search.find_trained`.
+            ArtefactError: as :func:`harness.models.trained.find_trained`.
         """
         return find_trained(self.kind, self.heads, model, ("threshold",), lambda _: False)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import subprocess
@@ -13,8 +12,8 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
-from harness.records.summary import Summary
-from harness.running import kept_summaries, reading
+from harness.host.interpreter import Helper
+from harness.running import reading
 from harness.running.reading import read_run, read_runs
 from reports.collection import Collection, write_collection
 from reports.recorded import ReleasedRun
@@ -112,9 +111,9 @@ def test_a_summary_is_kept_for_these_records_this_code_and_these_scores(
     read_run(runs / "0001", keep=True)  # other records
     assert len(made) == 4
     with monkeypatch.context() as other:
-        other.setattr(kept_summaries, "missing_scores", lambda: ("not shown: CodeBLEU",))
+        other.setattr(reading, "missing_scores", lambda: ("not shown: CodeBLEU",))
         read_run(runs / "0000", keep=True)
-        other.setattr(kept_summaries, "_code", lambda: "another version")
+        other.setattr(reading, "_code", lambda: "another version")
         read_run(runs / "0000", keep=True)
     assert len(made) == 6
     read_run(runs / "0000", keep=True)
@@ -133,16 +132,16 @@ def test_what_cannot_be_kept_is_made_every_time(runs: Path, tmp_path: Path) -> N
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     """Have even a few runs read ahead, in two processes; returns those that were started."""
-    monkeypatch.setattr(kept_summaries, "FEWEST_RUNS", 2)
-    monkeypatch.setattr(kept_summaries, "core_count", lambda: 2)
-    start = kept_summaries.fresh_interpreter
+    monkeypatch.setattr(reading, "FEWEST_RUNS", 2)
+    monkeypatch.setattr(reading, "core_count", lambda: 2)
     found: list[subprocess.Popen[bytes]] = []
 
-    def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
-        found.append(start(*arguments, **options))
-        return found[-1]
+    class Noted(Helper):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            found.append(self.process)
 
-    monkeypatch.setattr(kept_summaries, "fresh_interpreter", noted)
+    monkeypatch.setattr(reading, "Helper", Noted)
     return found
 
 
@@ -189,16 +188,6 @@ def test_runs_that_are_read_ahead_are_those_read_one_after_the_other(
     assert len(started) == 2  # nothing is left to make
 
 
-def test_nothing_is_read_ahead_where_nothing_can_be_kept(
-    runs: Path, started: list[subprocess.Popen[bytes]], tmp_path: Path
-) -> None:
-    (tmp_path / "cache").write_text("a file")
-    found, refused = read_runs([runs], keep=True)
-    assert [run.directory.name for run in found] == ["0000", "0001"]
-    assert not refused
-    assert not started
-
-
 def test_what_a_process_leaves_its_reader_reads(
     runs: Path,
     started: list[subprocess.Popen[bytes]],
@@ -235,15 +224,3 @@ def test_a_leaderboard_is_read_ahead(
     assert (ran.code, started) == (0, [])
     assert cli("leaderboard", runs, "--out", tmp_path / "made").code == 0
     assert len(started) == 2
-
-
-def test_old_summaries_are_looked_for_with_the_first_that_is_written_and_then_rarely(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looked: list[str] = []
-    monkeypatch.setattr(kept_summaries, "_written", itertools.count())
-    monkeypatch.setattr(kept_summaries, "_SWEPT", 2)
-    monkeypatch.setattr(kept_summaries, "drop_old", looked.append)
-    for number, seen in enumerate((1, 1, 2)):
-        kept_summaries.kept(f"{number:064x}", Summary, lambda: read_run(runs / "0000", stored=True).summary)
-        assert looked == ["summaries"] * seen

@@ -14,11 +14,7 @@ from harness.host.interpreter import fresh_interpreter
 
 TRAPS = ("tasks", "reports", "strategies", "json", "harness")
 
-# `harness`, told to score even a small run in helper processes
-COMMAND = (
-    "from harness.cli import main; from harness.running import scoring; "
-    "scoring.SERIAL_SAMPLES, scoring.core_count = 0, lambda: 2; main()"
-)
+COMMAND = "from harness.cli import main; main()"
 
 
 @pytest.fixture
@@ -48,7 +44,6 @@ def test_a_run_in_a_folder_of_like_named_files(
     assert {row["repeats"] for row in json.loads(done.stdout)["rows"]} == {2}
     helpers = started.read_text()
     assert helpers.count("'harness.running.runner'") == 1
-    assert helpers.count("'harness.running.scoring'") == 1
 
 
 def test_the_module_run_as_a_script_leaves_the_working_directory_out(trapped: Path) -> None:

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,6 @@ def change(artefact: Artefact, **facts: Any) -> None:
     artefact.path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
 
 
-# ------------------------------------------------------------------------------------- round trip
-
-
 @pytest.mark.parametrize("name", ["rl.json", "rl.safetensors", "rl"])
 def test_what_was_written_is_read_by_any_of_its_names(artefact: Artefact, name: str) -> None:
     found = read_artefact(artefact.path.with_name(name), "rl")
@@ -81,23 +77,6 @@ def test_two_files_are_left_and_the_json_has_the_hash_of_the_other(artefact: Art
     assert said == {"format": 1, "kind": "rl", "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), **FACTS}
 
 
-def test_writing_again_replaces_both(artefact: Artefact) -> None:
-    again = write_artefact(artefact.path, "rl", {"other": torch.ones(3)}, {"model": "n"})
-    assert again.sha256 != artefact.sha256
-    found = read_artefact(artefact.path, "rl")
-    assert found.facts == {"model": "n"}
-    assert list(found.tensors()) == ["other"]
-
-
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ArtefactError, match=r"^cannot write .*rl\.json: (Not a directory|File exists)\.$"):
-        write_artefact(tmp_path / "file" / "rl.json", "rl", tensors(), FACTS)
-
-
-# ------------------------------------------------------------------------------ damaged or swapped
-
-
 @pytest.mark.parametrize("place", [0, 8, -1])
 def test_one_flipped_bit_in_the_tensors_is_noticed(artefact: Artefact, file: Path, place: int) -> None:
     content = bytearray(file.read_bytes())
@@ -108,13 +87,7 @@ def test_one_flipped_bit_in_the_tensors_is_noticed(artefact: Artefact, file: Pat
     )
 
 
-def test_the_tensors_of_another_artefact_are_noticed(artefact: Artefact, file: Path, tmp_path: Path) -> None:
-    write_artefact(tmp_path / "other.json", "rl", {"a": torch.zeros(2)}, FACTS)
-    file.write_bytes((tmp_path / "other.safetensors").read_bytes())
-    assert "not the file rl.json describes" in refusal(artefact.path, tensors=True)
-
-
-@pytest.mark.parametrize("length", [0, 4, 40, -1])
+@pytest.mark.parametrize("length", [0, 40, -1])
 def test_tensors_broken_off_are_refused_even_with_their_own_hash(artefact: Artefact, file: Path, length: int) -> None:
     content = file.read_bytes()[:length]
     file.write_bytes(content)
@@ -123,14 +96,9 @@ def test_tensors_broken_off_are_refused_even_with_their_own_hash(artefact: Artef
     message = refusal(artefact.path, tensors=True)
     assert message.startswith(f"{file} is damaged: ")
     assert message.endswith("Make the rl again.")
-
-
-def test_tensors_that_are_gone_are_named(artefact: Artefact, file: Path) -> None:
     file.unlink()
     assert read_artefact(artefact.path, "rl").facts == FACTS  # the JSON alone is enough for checks
-    assert refusal(artefact.path, tensors=True) == (
-        f"cannot read {file}: No such file or directory. Make the rl again."
-    )
+    assert refusal(artefact.path, tensors=True).startswith(f"cannot read {file}: No such file or directory. Make the")
 
 
 def test_a_json_broken_off_anywhere_is_no_json(artefact: Artefact) -> None:
@@ -142,53 +110,28 @@ def test_a_json_broken_off_anywhere_is_no_json(artefact: Artefact) -> None:
         assert said.endswith("Give the .json that `harness train` wrote."), length
 
 
-@pytest.mark.parametrize("content", [b"\x80\x04\x95", b"\xff\xfe{\x00}\x00", b"format: 1"])
-def test_what_is_no_json_is_refused(artefact: Artefact, content: bytes) -> None:
-    artefact.path.write_bytes(content)
-    assert re.search("it is not (JSON|UTF-8)", refusal(artefact.path))
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"format": None}, "is not an artefact of format 1 (it says None). Make it again."),
+        ({"format": 2}, "is not an artefact of format 1 (it says 2)"),
+        ({"sha256": None}, "does not say which tensors belong to it"),
+        ({"kind": "lte"}, "holds no rl. Give the .json that `harness train` wrote for it."),
+        ({"kind": None}, "holds no rl"),
+    ],
+)
+def test_a_json_that_is_no_artefact_s_is_refused(artefact: Artefact, facts: dict[str, Any], said: str) -> None:
+    change(artefact, **facts)
+    assert refusal(artefact.path).startswith(f"{artefact.path} {said}")
 
 
-@pytest.mark.parametrize("content", ["null", "[]", "3", '"rl"', "{}", '{"kind": "rl", "sha256": "0"}'])
-def test_json_that_says_no_format_is_no_artefact(artefact: Artefact, content: str) -> None:
-    artefact.path.write_text(content)
-    assert refusal(artefact.path) == f"{artefact.path} is not an artefact of format 1 (it says None). Make it again."
-
-
-@pytest.mark.parametrize("number", [0, 2, 99, "1"])
-def test_another_format_is_refused_with_both_numbers(artefact: Artefact, number: Any) -> None:
-    change(artefact, format=number)
-    assert f"not an artefact of format 1 (it says {number!r})" in refusal(artefact.path)
-
-
-def test_a_json_without_a_hash_is_refused(artefact: Artefact) -> None:
-    change(artefact, sha256=None)
-    assert "does not say which tensors belong to it" in refusal(artefact.path)
-
-
-@pytest.mark.parametrize("kind", ["adapter", "lte", "rl-checkpoint", "r"])
-def test_another_kind_is_refused(artefact: Artefact, kind: str) -> None:
-    assert refusal(artefact.path, kind) == (
-        f"{artefact.path} holds no {kind}. Give the .json that `harness train` wrote for it."
+def test_a_missing_artefact_is_named(tmp_path: Path) -> None:
+    assert (
+        refusal(tmp_path / "no", "adapter") == f"cannot read the adapter {tmp_path}/no.json: No such file or directory."
     )
-
-
-def test_no_kind_at_all_is_refused(artefact: Artefact) -> None:
-    change(artefact, kind=None)
-    assert "holds no rl" in refusal(artefact.path)
-
-
-@pytest.mark.parametrize("name", ["nothing.json", "nothing", "none/nothing.json"])
-def test_a_missing_artefact_is_named(tmp_path: Path, name: str) -> None:
-    path = (tmp_path / name).with_suffix(".json")
-    assert refusal(tmp_path / name, "adapter") == f"cannot read the adapter {path}: No such file or directory."
-
-
-def test_a_folder_is_no_artefact(tmp_path: Path) -> None:
-    (tmp_path / "rl.json").mkdir()
-    assert refusal(tmp_path / "rl.json").endswith("rl.json: it is a folder, not a file.")
-
-
-# ------------------------------------------------------------------------------------------ pickles
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtefactError, match=r"^cannot write .*rl\.json: (Not a directory|File exists)\.$"):
+        write_artefact(tmp_path / "file" / "rl.json", "rl", tensors(), FACTS)
 
 
 class Bomb:
@@ -229,12 +172,6 @@ def test_a_pickle_by_name_is_refused_whatever_lies_beside_it(
     message = refusal(path, tensors=True)
     assert message.startswith(f"{path} may be a pickle, which can run code when it is read")
     assert message.endswith("Give the .json that `harness train` wrote.")
-    assert not went_off.exists()
-
-
-def test_a_pickle_named_json_is_refused(artefact: Artefact, pickled: bytes, went_off: Path) -> None:
-    artefact.path.write_bytes(pickled)
-    assert re.search("it is not (JSON|UTF-8)", refusal(artefact.path))
     assert not went_off.exists()
 
 

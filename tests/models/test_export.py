@@ -19,7 +19,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from harness.contracts import ModelRequest, document_key
-from harness.errors import ConfigError, ModelError, StoreError
+from harness.errors import ModelError, StoreError
 from harness.models.artefacts import write_artefact
 from harness.models.facts import FILE, MERGED, PARTS
 from harness.models.model import ResolvedModel, resolve
@@ -116,16 +116,6 @@ def test_the_folder_is_known_again(tuned: ResolvedModel, exported: Path) -> None
     assert f"exported from {tuned.info.name} with the LITE adapter" in found.module()[1]
 
 
-def test_an_exported_folder_can_be_exported_again(exported: Path, tmp_path: Path) -> None:
-    from harness.models.export import export
-
-    again = export(resolve(ModelRequest(str(exported))), tmp_path / "again", lambda facts, read: "")
-    assert json.loads((exported / FILE).read_text()) == json.loads(again.model_dump_json())
-    assert {path.name for path in (tmp_path / "again" / PARTS).iterdir()} == {
-        path.name for path in (exported / PARTS).iterdir()
-    }
-
-
 def test_exit_points_are_the_folder_s(tiny_llama: Path, tmp_path: Path) -> None:
     from harness.models.export import export
 
@@ -134,20 +124,6 @@ def test_exit_points_are_the_folder_s(tiny_llama: Path, tmp_path: Path) -> None:
     assert found.info.exit_points == (2, 7)
     assert found.info.asked.exit_points == "2,7"
     assert resolve(ModelRequest(str(tmp_path / "own"), exit_points="4")).info.exit_points == (4,)
-
-
-def test_exits_that_the_model_s_own_head_reads_stay_so(tuned: ResolvedModel, tmp_path: Path) -> None:
-    """With shortcuts beside them a run of the folder would take those."""
-    from harness.models.export import export
-
-    own = resolve(ModelRequest(tuned.spec.location, artefacts=str(tuned.info.artefacts[0]), exit_head="shared"))
-    export(own, tmp_path / "out", lambda facts, read: "")
-    assert resolve(ModelRequest(str(tmp_path / "out"))).info.exit_head == "shared"
-
-
-def test_no_file_names_a_path_of_this_machine(tiny_llama: Path, exported: Path) -> None:
-    for file in [*exported.glob("*.json"), exported / "README.md"]:
-        assert str(tiny_llama) not in file.read_text(), file.name
 
 
 def test_weights_that_were_changed_are_not_what_was_exported(copy: Path) -> None:
@@ -186,11 +162,6 @@ def test_a_full_disk_is_a_refusal_that_leaves_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
-
-
-def test_base_weights_are_not_in_a_tuned_folder(exported: Path, tiny_llama: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"holds tuned weights.*--model {tiny_llama.name}\.$"):
-        resolve(ModelRequest(str(exported), weights="pretrained"))
 
 
 @pytest.mark.parametrize(("name", "value"), [("format", 1), ("fingerprint", "../.."), ("exit_points", "all")])

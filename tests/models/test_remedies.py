@@ -139,19 +139,6 @@ def test_a_run_without_its_tuned_weights_names_what_cures_it(
     assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
 
 
-def test_a_model_that_goes_by_another_name_than_it_is_given(
-    run: Command, follow: Command, tiny_llama: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
-    asked = ("--model", ".", "--strategy", "classifier")
-    follow(run(*asked), without=["lite"])
-    assert run(*asked).code == 0
-    assert (tmp_path / "artefacts" / tmp_path.name / "classifier.json").is_file()
-
-
-# ----------------------------------------------------------------------------- heads, then shortcuts
-
-
 def test_heads_from_before_the_shortcuts_are_warned_of_and_cured_by_one_flag(
     cli: Command, run: Command, mine: tuple[str, ...], tiny_llama: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,19 +158,6 @@ def test_heads_from_before_the_shortcuts_are_warned_of_and_cured_by_one_flag(
     assert run(*asked, "--exit-head", "shared").code == 0
     assert cli("train", "shortcut", *given).code == 0
     assert len(caplog.messages) == 1, "the heads of before are refused already"
-
-
-def test_the_other_cure_trains_them_for_the_shortcuts(
-    cli: Command, run: Command, follow: Command, mine: tuple[str, ...], tiny_llama: Path
-) -> None:
-    given = ("--model", tiny_llama, "--traces", f"traces/{tiny_llama.name}", "--out", "a")
-    assert cli("train", "shortcut", *given).code == 0
-    asked = ("--strategy", "lte", "--artefacts", "a")
-    follow(run(*asked))
-    assert run(*asked).code == 0
-
-
-# ------------------------------------------------------------------------------------- shipped sets
 
 
 @pytest.fixture
@@ -216,19 +190,6 @@ def test_a_shipped_set_is_copied_and_the_copy_completed(
     assert not Path("artefacts").exists()
 
 
-def test_a_shipped_set_that_is_given_as_a_path_is_copied_beside_and_says_so(
-    run: Command, follow: Command, shipped: Path
-) -> None:
-    refused = run("--strategy", "lte", "--artefacts", shipped / "set")
-    assert "give --artefacts set-copy" in refused.error
-    follow(refused)
-    assert run("--strategy", "lte", "--artefacts", "set-copy").code == 0
-    assert not (shipped / "set" / "lte.json").exists()
-
-
-# ------------------------------------------------------------------------------ made for another model
-
-
 @pytest.fixture
 def mine(cli: Command, tiny_llama: Path, rows_file: Path) -> tuple[str, ...]:
     """A trace in the usual place and heads in ``a``, both of the tiny model and its usual exit points."""
@@ -252,12 +213,6 @@ def test_a_controller_of_something_else_is_made_again_where_it_was_looked_for(
     assert run(*mine, *flags).code == 0
 
 
-def test_a_trace_that_fits_is_used(run: Command, follow: Command, mine: tuple[str, ...]) -> None:
-    commands = follow(run("--strategy", "classifier"))
-    assert kinds(commands) == ["classifier"]
-    assert run("--strategy", "classifier").code == 0
-
-
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_fingerprint": 1}'])
 def test_what_is_no_trace_is_passed_by(tiny_llama: Path, tmp_path: Path, content: str, cli: Command) -> None:
     folder = tmp_path / "traces" / tiny_llama.name
@@ -266,9 +221,6 @@ def test_what_is_no_trace_is_passed_by(tiny_llama: Path, tmp_path: Path, content
     info = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared")).info
     with pytest.raises(ArtefactError, match=rf"--out traces/{tiny_llama.name}-2`"):
         find_controller("classifier", "", info)
-
-
-# -------------------------------------------------------------------------------- no model, no tokenizer
 
 
 def test_a_misspelt_folder_is_called_one_and_its_neighbours_are_named(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness.contracts import ModelInfo, ModelRequest
-from harness.errors import ArtefactError, ConfigError
-from harness.models.artefacts import Artefact, read_artefact, write_artefact
-from harness.models.fingerprints import fingerprint_of_folder
+from harness.errors import ArtefactError
+from harness.models.artefacts import Artefact, write_artefact
+from harness.models.folder import fingerprint_of_folder
 from harness.models.model import ResolvedModel, resolve
-from harness.models.trained import (
-    artefact_folders,
-    find_adapter,
-    find_shortcut,
-    merge,
-    read_shortcuts,
-    require_adapter,
-    require_shortcut,
-    shortcut_path,
-    tuned_fingerprint,
-)
+from harness.models.trained import Missing, artefact_folders, find, require, shortcut_path, tuned_fingerprint
+from harness.models.weights import merge, read_shortcuts
 
 BASE, OTHER = "ba5e" * 4, "07e4" * 4
 POINTS, WIDTH = (4, 6, 10), 32
@@ -40,6 +30,11 @@ def model_of(known: str, name: str = "m", points: tuple[int, ...] = POINTS, **as
         max_positions=64, dtype="float32", weights="pretrained", layer_bytes=1, lm_head_bytes=1, kv_projection_bytes=1,
         kv_entry_bytes=1, fingerprint=known, asked=ModelRequest(model=name, **asked),
     )  # fmt: skip
+
+
+def part(kind: str, known: str, folders: Sequence[Path], points: tuple[int, ...] = POINTS) -> Artefact | None:
+    found = find(kind, model_of(known, points=points), folders)
+    return None if isinstance(found, Missing) else found
 
 
 def write_adapter(
@@ -67,9 +62,6 @@ def write_shortcut(
         tensors[f"{point}.bias"] = torch.randn(WIDTH, generator=chance).bfloat16()
     belongs = {"model_fingerprint": base, "exit_points": list(points), "adapter_sha256": adapter and adapter.sha256}
     return write_artefact(folder / f"{name}.json", "shortcut", tensors, belongs | facts)
-
-
-# ------------------------------------------------------------------------------------- where to look
 
 
 @pytest.fixture
@@ -104,43 +96,26 @@ def test_a_folder_that_is_given_is_the_only_one(places: tuple[Path, Path], tmp_p
     assert artefact_folders("m", "m-paper") == (Path("m-paper"),)  # one's own before a shipped one of that name
 
 
-def test_a_folder_that_is_not_there_names_the_shipped_sets(places: tuple[Path, Path]) -> None:
-    _, shipped = places
-    with pytest.raises(ConfigError, match=r"^--artefacts nowhere is no folder\. Shipped sets: none\.$"):
-        artefact_folders("m", "nowhere")
-    for name in ("m-paper", "m"):
-        (shipped / name).mkdir()
-    (shipped / "README.md").write_text("no set")
-    with pytest.raises(ConfigError, match=r"^--artefacts nowhere is no folder\. Shipped sets: m, m-paper\.$"):
-        artefact_folders("m", "nowhere")
-    shipped.rename(shipped.with_name("gone"))
-    with pytest.raises(ConfigError, match=r"Shipped sets: none\.$"):
-        artefact_folders("m", "nowhere")
-
-
-# ------------------------------------------------------------------------------- which one belongs
-
-
 def test_the_first_adapter_of_the_weights_is_taken(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("empty", "foreign", "mine", "shipped")]
     bases = (OTHER, BASE, BASE)
     foreign, mine, shipped = (write_adapter(folder, base) for folder, base in zip(folders[1:], bases, strict=True))
-    found = [find_adapter(BASE, some) for some in (folders, folders[::-1], folders[:2], [])]
+    found = [part("adapter", BASE, some) for some in (folders, folders[::-1], folders[:2], [])]
     assert [adapter and adapter.path for adapter in found] == [mine.path, shipped.path, None, None]
-    adapter = find_adapter(OTHER, folders)
+    adapter = part("adapter", OTHER, folders)
     assert adapter is not None
     assert adapter.path == foreign.path
 
 
 def test_no_adapter_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError) as refused:
-        require_adapter(model_of(BASE, "owner/m", weights="tuned"), [tmp_path])
+        require(find("adapter", model_of(BASE, "owner/m", weights="tuned"), [tmp_path]))
     assert str(refused.value) == (
         "there is no adapter for owner/m. "
         "Use --weights pretrained, or make it with (hours): `harness train lite --model owner/m`"
     )
     with pytest.raises(ArtefactError, match=r"with \(hours\): `harness train lite --model owner/m --out here`$"):
-        require_adapter(model_of(BASE, "owner/m", artefacts="here"), [tmp_path])
+        require(find("adapter", model_of(BASE, "owner/m", artefacts="here"), [tmp_path]))
 
 
 def test_an_adapter_of_other_weights_is_refused_with_both_values(tmp_path: Path) -> None:
@@ -148,9 +123,9 @@ def test_an_adapter_of_other_weights_is_refused_with_both_values(tmp_path: Path)
     with pytest.raises(
         ArtefactError, match=r"Use --weights pretrained, or .* \(hours\): `harness train lite --model m`$"
     ) as refused:
-        require_adapter(model_of(BASE, weights="tuned"), [tmp_path])
+        require(find("adapter", model_of(BASE, weights="tuned"), [tmp_path]))
     assert f" {adapter.path} was trained on weights {OTHER}, these are {BASE}. " in str(refused.value)
-    assert require_adapter(model_of(OTHER), [tmp_path]).sha256 == adapter.sha256
+    assert require(find("adapter", model_of(OTHER), [tmp_path])).sha256 == adapter.sha256
 
 
 def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path: Path) -> None:
@@ -167,13 +142,13 @@ def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path:
     }
     for known, expected in weights.items():
         for order in (folders, folders[::-1]):
-            found = find_shortcut(known, order, POINTS)
+            found = part("shortcut", known, order, POINTS)
             assert (found and found.path) == (expected and expected.path)
             if expected is None:
                 with pytest.raises(ArtefactError, match=f"weights {known}, exit points 4, 6, 10"):
-                    require_shortcut(model_of(known), order)
+                    require(find("shortcut", model_of(known), order))
             else:
-                assert require_shortcut(model_of(known), order).sha256 == expected.sha256
+                assert require(find("shortcut", model_of(known), order)).sha256 == expected.sha256
 
 
 @pytest.mark.parametrize(
@@ -182,41 +157,7 @@ def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path:
 )
 def test_every_exit_point_needs_a_shortcut(tmp_path: Path, asked: tuple[int, ...], found: bool) -> None:
     write_shortcut(tmp_path)
-    assert (find_shortcut(BASE, [tmp_path], asked) is not None) is found
-
-
-def test_the_first_shortcuts_that_fit_are_taken(tmp_path: Path) -> None:
-    few, foreign, many = (
-        write_shortcut(tmp_path, base, points=points, name=name)
-        for name, base, points in (
-            ("shortcut-a", BASE, (4,)),
-            ("shortcut-b", OTHER, (4, 6, 8, 10)),
-            ("shortcut-c", BASE, POINTS),
-        )
-    )
-    for weights, points, expected in ((BASE, (4,), few), (BASE, (4, 6), many), (OTHER, (4, 6), foreign)):
-        found = find_shortcut(weights, [tmp_path], points)
-        assert found is not None
-        assert found.path == expected.path
-
-
-def test_the_plain_name_comes_before_the_others_of_its_folder(tmp_path: Path) -> None:
-    """Also before ``shortcut-a``, whose file name sorts first; a folder before the next one all the same."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    for folder, names in ((first, ("shortcut-a", "shortcutz")), (second, ("shortcut-a", "shortcut", "shortcut2"))):
-        for name in names:
-            write_shortcut(folder, name=name)
-    for folders, expected in (
-        ([second], second / "shortcut.json"),
-        ([second, first], second / "shortcut.json"),
-        ([first, second], first / "shortcut-a.json"),
-    ):
-        found = find_shortcut(BASE, folders, POINTS)
-        assert found is not None
-        assert found.path == expected
-    some = find_shortcut(BASE, [second], (4,))
-    assert some is not None
-    assert some.path == second / "shortcut.json"
+    assert (part("shortcut", BASE, [tmp_path], asked) is not None) is found
 
 
 def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
@@ -225,7 +166,7 @@ def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
     few = write_shortcut(tmp_path, points=(4, 6), name="shortcut-b")
     tuned = write_shortcut(tmp_path / "tuned", adapter=adapter)
     with pytest.raises(ArtefactError) as refused:
-        require_shortcut(model_of(BASE), [tmp_path, tmp_path / "tuned"])
+        require(find("shortcut", model_of(BASE), [tmp_path, tmp_path / "tuned"]))
     message = str(refused.value)
     assert message.startswith(
         f"there are no shortcuts for m (weights {BASE}, exit points 4, 6, 10). "
@@ -235,17 +176,6 @@ def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
         "Use --exit-head shared, or make them with (minutes to hours to trace; minutes to train): `harness trace "
     )
     assert "\n" not in message
-
-
-def test_no_shortcuts_say_how_to_make_them() -> None:
-    with pytest.raises(ArtefactError) as refused:
-        require_shortcut(model_of(BASE, "owner/m", (4, 6)), [])
-    message = str(refused.value)
-    assert message.startswith(
-        f"there are no shortcuts for owner/m (weights {BASE}, exit points 4, 6). Use --exit-head shared, or "
-    )
-    trace = message.index("`harness trace --model owner/m --exit-head shared --out traces/m`")
-    assert trace < message.index("`harness train shortcut --model owner/m --traces traces/m`")
 
 
 @pytest.mark.parametrize(
@@ -278,8 +208,8 @@ def test_an_adapter_without_the_shortcuts_that_were_tuned_with_it_is_told_of_onc
     adapter = write_adapter(tmp_path, exit_head=tuned)
     write_shortcut(tmp_path)
     for _ in range(2):
-        assert find_shortcut(tuned_fingerprint(BASE, adapter.sha256), [tmp_path], POINTS) is None
-    assert find_shortcut(OTHER, [tmp_path], POINTS) is None
+        assert part("shortcut", tuned_fingerprint(BASE, adapter.sha256), [tmp_path], POINTS) is None
+    assert part("shortcut", OTHER, [tmp_path], POINTS) is None
     line = (
         f"{adapter.path} was tuned along with shortcuts, and none here lead from exit points 4, 6, 10: exits are "
         "read by the shared head"
@@ -294,12 +224,9 @@ def test_a_damaged_artefact_is_not_passed_over(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text("{")
     folders = [tmp_path, tmp_path / "later"]
     with pytest.raises(ArtefactError, match=r"shortcut\.json: it is not JSON"):
-        find_shortcut(BASE, folders, POINTS)
+        part("shortcut", BASE, folders, POINTS)
     with pytest.raises(ArtefactError, match=r"adapter\.json: it is not JSON"):
-        find_adapter(BASE, folders)
-
-
-# ------------------------------------------------------------------------------------------- merge
+        part("adapter", BASE, folders)
 
 
 def small() -> Any:
@@ -349,46 +276,12 @@ def test_a_merge_adds_scale_b_a(tmp_path: Path, scale: float, stored: torch.dtyp
             assert torch.equal(module.state_dict()[name], tensor), name
 
 
-def test_a_merge_into_bfloat16_rounds_once(tmp_path: Path) -> None:
-    module = small().bfloat16()
-    low = factors(up=(5, 7))
-    before = module["up"].weight.float()
-    merge(module, write_adapter(tmp_path, factors=low, scale=2.0))
-    expected = before + 2.0 * (low["up.lora_B"] @ low["up.lora_A"])
-    assert module["up"].weight.dtype is torch.bfloat16
-    assert torch.equal(module["up"].weight, expected.bfloat16())
-
-
 @pytest.mark.parametrize("target", ["left", "deep", "act", "deep.up"])
 def test_a_module_the_model_has_not_is_refused(tmp_path: Path, target: str) -> None:
     adapter = write_adapter(tmp_path, factors=factors(**{target.replace(".", "__"): (5, 7)}))
     with pytest.raises(ArtefactError) as refused:
         merge(small(), adapter)
     assert str(refused.value) == f"{adapter.path} tunes {target}, which this model has not."
-
-
-@pytest.mark.parametrize(
-    ("target", "shape", "has", "given"),
-    [("up", (5, 6), (7, 5), (6, 5)), ("up", (7, 5), (7, 5), (5, 7)), ("deep__down", (7, 5), (5, 7), (7, 5))],
-)
-def test_another_shape_is_refused_with_both(
-    tmp_path: Path, target: str, shape: tuple[int, int], has: tuple[int, int], given: tuple[int, int]
-) -> None:
-    adapter = write_adapter(tmp_path, factors=factors(**{target: shape}))
-    with pytest.raises(ArtefactError) as refused:
-        merge(small(), adapter)
-    assert str(refused.value) == f"{adapter.path}: {target.replace('__', '.')} has shape {has}, not {given}."
-
-
-@pytest.mark.parametrize("missing", ["lora_A", "lora_B"])
-def test_half_an_update_is_refused(tmp_path: Path, missing: str) -> None:
-    low = factors(up=(5, 7))
-    del low[f"up.{missing}"]
-    with pytest.raises(ArtefactError, match=r"adapter\.json tunes up, which this model has not"):
-        merge(small(), write_adapter(tmp_path, factors=low))
-
-
-# --------------------------------------------------------------------------------------- shortcuts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -403,12 +296,9 @@ def test_shortcuts_come_in_the_model_s_dtype_and_only_those_asked_for(tmp_path: 
         assert torch.equal(linear.bias, stored[f"{layer}.bias"].to(dtype))
 
 
-# --------------------------------------------------------------------------------- a model as a whole
-
-
 @pytest.fixture
-def find(tiny_llama: Path) -> Callable[..., ResolvedModel]:
-    """``find(weights=…, exit_head=…, artefacts=…, …)``: the tiny llama and what was trained for it."""
+def resolved(tiny_llama: Path) -> Callable[..., ResolvedModel]:
+    """``resolved(weights=…, exit_head=…, artefacts=…, …)``: the tiny llama and what was trained for it."""
 
     def run(**changes: Any) -> ResolvedModel:
         asked: dict[str, Any] = {
@@ -434,11 +324,11 @@ def tune(folder: Path, base: str) -> tuple[Artefact, Artefact]:
 
 
 def test_a_folder_of_the_user_s_serves_without_being_asked_for(
-    find: Callable[..., ResolvedModel], base: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resolved: Callable[..., ResolvedModel], base: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     adapter, shortcut = tune(Path("artefacts") / tiny_llama.name, base)
-    found = find()
+    found = resolved()
     assert (found.info.weights, found.info.base_fingerprint) == ("tuned", base)
     assert found.info.fingerprint == tuned_fingerprint(base, adapter.sha256)
     assert found.info.exit_head == f"shortcut:{shortcut.sha256[:16]}"
@@ -455,63 +345,11 @@ def test_a_folder_of_the_user_s_serves_without_being_asked_for(
     assert {linear.nbytes for linear in loaded.backbone.shortcuts.values()} == {found.info.shortcut_bytes}
 
 
-def test_what_is_not_asked_for_is_not_used(find: Callable[..., ResolvedModel], base: str, tmp_path: Path) -> None:
+def test_what_is_not_asked_for_is_not_used(resolved: Callable[..., ResolvedModel], base: str, tmp_path: Path) -> None:
     tune(tmp_path, base)
-    plain = find(weights="pretrained", exit_head="shared", artefacts=str(tmp_path))
+    plain = resolved(weights="pretrained", exit_head="shared", artefacts=str(tmp_path))
     assert (plain.info.weights, plain.info.fingerprint, plain.info.exit_head) == ("pretrained", base, "shared")
     assert (plain.adapter, plain.shortcut, plain.info.shortcut_bytes) == (None, None, 0)
-    random = find(weights="random", artefacts=str(tmp_path))
+    random = resolved(weights="random", artefacts=str(tmp_path))
     assert (random.adapter, random.shortcut, random.info.weights) == (None, None, "random")
-    assert find(artefacts=str(tmp_path), exit_points="4,6,8").shortcut is None  # no map leads from 8
-
-
-def test_an_adapter_of_other_weights_is_passed_over_or_refused(
-    find: Callable[..., ResolvedModel], base: str, tmp_path: Path
-) -> None:
-    adapter, _ = tune(tmp_path, OTHER)
-    found = find(artefacts=str(tmp_path))
-    assert (found.info.weights, found.info.fingerprint, found.info.exit_head) == ("pretrained", base, "shared")
-    with pytest.raises(ArtefactError) as refused:
-        find(weights="tuned", artefacts=str(tmp_path))
-    assert f"{adapter.path} was trained on weights {OTHER}, these are {base}." in str(refused.value)
-
-
-def test_shortcuts_of_another_adapter_are_passed_over_or_refused(
-    find: Callable[..., ResolvedModel], base: str, tmp_path: Path
-) -> None:
-    tune(tmp_path, base)
-    again = write_adapter(tmp_path, base, factors(model__layers__0__mlp__up_proj=(32, 64)))  # tuned once more
-    known = tuned_fingerprint(base, again.sha256)
-    found = find(artefacts=str(tmp_path))
-    assert (found.info.fingerprint, found.info.exit_head) == (known, "shared")
-    for weights, ours in (("tuned", known), ("pretrained", base)):
-        with pytest.raises(ArtefactError, match=rf"no shortcuts for .* \(weights {ours}, exit points 4, 6, 10\)"):
-            find(weights=weights, exit_head="shortcut", artefacts=str(tmp_path))
-
-
-def test_shortcuts_are_asked_for_only_where_there_are_exits(
-    find: Callable[..., ResolvedModel], base: str, tmp_path: Path
-) -> None:
-    write_shortcut(tmp_path, base, points=(4, 6))
-    asked = {"weights": "pretrained", "exit_head": "shortcut", "artefacts": str(tmp_path)}
-    assert find(**asked, exit_points="4,6").info.exit_head.startswith("shortcut:")
-    with pytest.raises(ArtefactError, match="exit points 4, 6, 10"):
-        find(**asked, exit_points="paper")
-
-
-def test_an_adapter_changed_after_training_is_refused_at_load(
-    find: Callable[..., ResolvedModel], base: str, tmp_path: Path
-) -> None:
-    adapter, _ = tune(tmp_path, base)
-    file = adapter.path.with_suffix(".safetensors")
-    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
-    with pytest.raises(ArtefactError, match=r"is not the file adapter\.json describes"):
-        find(artefacts=str(tmp_path)).load("cpu")
-
-
-def test_a_name_says_nothing(find: Callable[..., ResolvedModel], base: str, tmp_path: Path) -> None:
-    adapter, _ = tune(tmp_path, base)
-    said = json.loads(adapter.path.read_text()) | {"model": "quite-another-model"}
-    adapter.path.write_text(json.dumps(said))
-    assert find(artefacts=str(tmp_path)).info.weights == "tuned"
-    assert read_artefact(adapter.path, "adapter").facts["model"] == "quite-another-model"
+    assert resolved(artefacts=str(tmp_path), exit_points="4,6,8").shortcut is None  # no map leads from 8

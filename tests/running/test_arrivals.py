@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from harness import RunConfig, run
-from harness.errors import ConfigError
-from harness.running.session import Schedule, poisson
+from harness.running.session import poisson, wait_until
 
 
 def test_gaps_are_exponential_with_the_mean_of_the_rate() -> None:
-    arrivals = poisson(4.0, 20_000, ("a",)).arrivals_s
+    arrivals = poisson(4.0, 20_000, ("a",))
     gaps = [after - before for before, after in zip((0.0, *arrivals), arrivals, strict=False)]
     assert min(gaps) > 0
     assert statistics.mean(gaps) == pytest.approx(0.25, rel=0.03)
@@ -29,13 +28,12 @@ def test_the_same_block_has_the_same_arrivals_and_another_block_others() -> None
 
 
 def test_a_request_is_waited_for_and_a_late_server_finds_it_waiting() -> None:
-    schedule = Schedule((0.03, 0.031))
     started = time.perf_counter()
-    first = schedule.wait(0, started)
+    first = wait_until(started + 0.03)
     assert time.perf_counter() - started >= 0.03
     assert 0 <= first < 0.02
     time.sleep(0.05)
-    assert schedule.wait(1, started) >= 0.04
+    assert wait_until(started + 0.031) >= 0.04
 
 
 @pytest.fixture
@@ -62,15 +60,3 @@ def test_a_run_at_a_fixed_rate_counts_latency_from_the_arrival(config: dict[str,
     for window in windows:
         last = max(sample["arrival_s"] for sample in samples if sample["window"] == window["window"])
         assert window["duration_s"] > last  # idle time is inside
-
-
-def test_back_to_back_there_is_no_arrival(config: dict[str, Any], tmp_path: Path) -> None:
-    run(RunConfig(**config))
-    assert {(sample["arrival_s"], sample["queue_s"]) for sample in records(tmp_path / "out", "samples")} == {
-        (None, None)
-    }
-
-
-def test_a_batch_cannot_arrive_one_by_one(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="--arrival-rate serves one request at a time and --batch-size is 2"):
-        run(RunConfig(**config, arrival_rate=1.0, batch_size=2))

@@ -1,12 +1,15 @@
-"""What each token added to a completion."""
+"""What each token added to a completion, and what its stop rule reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from harness.running.completions import token_texts
+from harness.contracts import Cursor, Sample
+from harness.running.completions import EngineRunner, token_texts
 
 
 class Bytes:
@@ -56,3 +59,27 @@ def test_a_character_that_the_prompt_begins_is_none_of_the_completion() -> None:
     accent = "é".encode()
     pieces = token_texts(Bytes(), [*accent[1:], 0x62], [0x61, *accent[:1]])
     assert "".join(pieces) == "\ufffdb" == Bytes().decode([*accent[1:], 0x62])
+
+
+def test_a_rule_reads_the_code_before_a_gap_and_not_the_marks_of_the_prompt() -> None:
+    asked: list[Cursor] = []
+    tokenizer = SimpleNamespace(
+        start_ids=(), eos_token_ids=frozenset(), decode=lambda token_ids: "".join(map(chr, token_ids))
+    )
+    model = SimpleNamespace(tokenizer=tokenizer, info=None)
+    plan: Any = SimpleNamespace(model=model, config=SimpleNamespace(seed=0))
+    engine: Any = SimpleNamespace(backbone=SimpleNamespace(device="cpu"), decode=lambda *_, **__: [])
+    planned: Any = SimpleNamespace(task=SimpleNamespace(language="python"), record=SimpleNamespace(name="t"), stop=None)
+    point: Any = SimpleNamespace(
+        name="p", kv="", lossless=None, strategy=None, stop=SimpleNamespace(start=asked.append), weights_format="own"
+    )
+    batch = [
+        Sample("a", tuple(map(ord, prompt)), "1", (49,), 4, around=around)
+        for prompt, around in [
+            ("<pre>x = <suf>\n<mid>", ("x = ", "\n")),
+            ("<pre><suf> = 1<mid>", ("", " = 1")),
+            ("x = ", ("", "")),
+        ]
+    ]
+    EngineRunner(plan, {"own": engine}).complete(planned, point, batch)
+    assert [cursor.before for cursor in asked] == ["x = ", "", "x = "]

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from harness.config import StrategySpec, parse_strategies
+from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Answer
 from harness.errors import EndpointError, OptionError
 from harness.models.source import wheel_file
 from harness.records import WindowRecord
-from harness.running.runners import BlackBoxRunner
+from harness.running.completions import BlackBoxRunner
 from strategies.endpoint import Endpoint
 from tests.peers import llama_cpp, llama_cpp_server
 from tests.serving.conftest import serve_config, serving  # noqa: F401  # a fixture
@@ -112,9 +112,6 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["operating_point"]: row for row in json.loads((folder / "summary.json").read_text())["rows"]}
 
 
-# ------------------------------------------------------------------------------------------ what is asked and read
-
-
 def test_a_stream_is_read_as_it_comes() -> None:
     pieces = [word("se", model="m"), b": comment\n\nevent: x\n", word("lf"), END[:20], END[20:]]
     with scripted((200, pieces)) as (url, handler):
@@ -137,18 +134,6 @@ def test_llama_cpp_is_asked_in_its_own_words_and_counts_its_tokens() -> None:
     assert (answer.text, answer.finish_reason, answer.tokens) == ("x", "eos", 2)
     assert handler.heard[0]["n_predict"] == 5
     assert handler.heard[0]["cache_prompt"] is False
-
-
-def test_what_the_client_s_rule_ends_is_not_waited_for() -> None:
-    with scripted((200, [word("a"), word("b\n"), b"wait", END])) as (url, _):
-        answer = ask(url, lambda text: "\n" in text)
-    assert (answer.text, answer.finish_reason) == ("ab\n", "stop")
-
-
-def test_no_text_has_no_time_of_its_first_token() -> None:
-    with scripted((200, [END])) as (url, _):
-        answer = ask(url)
-    assert (answer.text, answer.ttft_s) == ("", None)
 
 
 @pytest.mark.parametrize(
@@ -205,50 +190,12 @@ def test_a_completion_is_never_altered(monkeypatch: pytest.MonkeyPatch, key: str
     assert key not in str(refusal.value)
 
 
-@pytest.mark.parametrize("before", [0, 180, 195])
-def test_no_part_of_a_key_is_said_where_an_answer_is_cut(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
-    """What is shown ends after 200 characters, and what is read somewhere behind them."""
-    monkeypatch.setenv("OWN_KEY", "sk-secret-of-mine\n")  # as a file of it ends
-    pieces = [b"x" * before + b"sk-secret-", b"of-mine" + b"y" * 300]
-    for body in (pieces, [b"".join(pieces)]):
-        with scripted((401, body)) as (url, handler), pytest.raises(EndpointError) as refusal:
-            ask(url, key_env="OWN_KEY")
-        assert handler.headers_heard[0]["Authorization"] == "Bearer sk-secret-of-mine"
-        assert "sk-s" not in str(refusal.value)
-        assert "answers 401: " in str(refusal.value)
-
-
-@pytest.mark.parametrize("key", ["sk\nsecret", "ключ", "\x7f"])
-def test_what_no_header_can_carry_is_no_key_and_is_not_said(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
-    monkeypatch.setenv("OWN_KEY", key)
-    with pytest.raises(OptionError, match="holds characters that no HTTP header can") as refusal:
-        Endpoint(key_env="OWN_KEY").connect()
-    assert key not in str(refusal.value)
-
-
-def test_a_host_that_is_no_name_cannot_be_reached() -> None:
-    with pytest.raises(EndpointError, match="cannot be reached: "):
-        ask("http://a..b")
-
-
 @pytest.mark.parametrize(
     "url", ["localhost:8080", "ftp://x", "http://", "http://u:p@h", "http://h/?key=1", "http://h:x"]
 )
 def test_an_address_that_cannot_be_used_or_would_be_recorded_is_refused(url: str) -> None:
     with pytest.raises(OptionError, match="is not allowed"):
         build_strategy(StrategySpec("endpoint", (("url", url),)))
-
-
-def test_an_address_is_written_as_it_is() -> None:
-    (spec,) = parse_strategies("endpoint:url=http://127.0.0.1:8080/v1:model=qwen:1.5b,timeout_s=3")
-    assert build_strategy(spec) == Endpoint("http://127.0.0.1:8080/v1", "qwen:1.5b", timeout_s=3)
-    assert parse_strategies(str(spec)) == [spec]
-    assert [Endpoint(url).local for url in ("http://localhost", "http://[::1]:9", "https://api.example.org")] == [
-        True, True, False,
-    ]  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------------------- runs
 
 
 @pytest.fixture(scope="module")
@@ -346,33 +293,12 @@ def test_failures_are_error_records_and_the_run_goes_on(tiny_run: Command, tmp_p
     assert rows(out)["full"]["n"] == 4
 
 
-def test_one_that_dies_before_the_next_repeat_fails_its_samples(tiny_run: Command, tmp_path: Path) -> None:
-    good = (200, [word("x = 1"), END])
-    with scripted(good) as (url, handler):
-        assert tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--out", tmp_path / "one").code == 0
-        once = len(handler.heard)
-    out = tmp_path / "two"
-    with scripted(*[good] * once, (503, [b"gone"])) as (url, _):
-        ran = tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--repeats", 2, "--out", out)
-    assert ran.code == 0, ran.err
-    made = [one for one in samples(out) if one["operating_point"].startswith("endpoint")]
-    assert [(one["repeat"], bool(one["error"])) for one in made] == [(0, False), (0, False), (1, True), (1, True)]
-    assert {one["repeat"] for one in samples(out) if one["operating_point"] == "full" and not one["error"]} == {0, 1}
-
-
 def test_one_that_is_down_at_the_start_is_refused_with_the_remedy(refused: Callable[..., str]) -> None:
     with scripted((200, [END])) as (url, _):
         pass
     line = refused("--strategy", f"endpoint:url={url}")
     assert f"the endpoint {url}/v1/completions cannot be reached" in line
     assert "Start the server" in line
-
-
-def test_only_a_run_takes_it(refused: Callable[..., str]) -> None:
-    assert "how endpoint decodes is its own affair" in refused("--strategy", "endpoint@lossless")
-    info: Any = None
-    with pytest.raises(OptionError, match="only `harness run` measures it"):  # what asks this is the engine
-        Endpoint().exit_points(info)
 
 
 @pytest.mark.model

@@ -13,7 +13,7 @@ import pytest
 from harness import RunConfig, run
 from harness.config.strategies import parse_all
 from harness.contracts import ModelInfo, ModelRequest
-from harness.errors import HarnessError, OptionError
+from harness.errors import OptionError
 from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, with_baseline
 from tests.run_files import cut, samples, unseal
@@ -45,9 +45,6 @@ def names(found: tuple[OperatingPoint, ...]) -> list[str]:
 @pytest.fixture
 def config(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"weights_format": "float32", "exit_points": "all", "max_new_tokens": 8}
-
-
-# ---------------------------------------------------------------------------------- names and order
 
 
 def test_a_name_says_lossless_always_and_lossy_never(points: Any) -> None:
@@ -125,9 +122,6 @@ def test_several_longest_drafts_make_one_lossless_point_each(points: Any) -> Non
     assert names(points("fixed:layer=4@lossless", draft_max=[4])) == ["full", "fixed:layer=4@lossless"]
 
 
-# ---------------------------------------------------------------------------------- KV policies
-
-
 @pytest.mark.parametrize("kv", ["propagate", "none", "skip"])
 def test_a_policy_under_which_nothing_waits_is_refused(refused: Any, kv: str) -> None:
     line = refused("--strategy", "fixed:layer=4", "--decode", "lossless", "--kv", kv)
@@ -142,32 +136,6 @@ def test_a_strategy_s_own_policy_gives_way_unless_it_was_named(points: Any) -> N
     ]  # fmt: skip
     with pytest.raises(OptionError, match="under --kv propagate none do"):
         points("fixed:layer=4@lossless", kv="propagate")
-
-
-def test_of_several_policies_those_that_defer_are_used(points: Any) -> None:
-    found = points("fixed:layer=4", kv="recompute,propagate,none", decode="lossless")
-    assert names(found) == ["full@recompute", "full@none", "fixed:layer=4@recompute@lossless"]
-    with pytest.raises(OptionError, match="under --kv propagate none do"):
-        points("fixed:layer=4", kv="propagate,skip", decode="lossless")
-
-
-def test_a_source_alone_drafts_under_the_policy_that_defers(points: Any) -> None:
-    """Full depth is the same under each policy that keeps a cache, and stands under the first of them."""
-    found = points(kv="propagate,recompute", decode="lossless+lookup")
-    assert names(found) == ["full@propagate", "full@recompute@lossless+lookup"]
-    assert names(points(decode="lossless+lookup")) == ["full", "full@lossless+lookup"]
-
-
-def test_probes_are_of_lossy_points(points: Any) -> None:
-    found = points("confidence:threshold=0.5", attribute=True, decode="lossless,lossy")
-    assert names(found)[-1] == "confidence:threshold=0.5 (never exits)"
-    assert [point.name for point in found if point.record.never_exits] == names(found)[-1:]
-    assert not found[-1].record.lossless
-    alone = points("confidence:threshold=0.5@lossless", attribute=True)
-    assert names(alone) == ["full", "confidence:threshold=0.5@lossless"]
-
-
-# ---------------------------------------------------------------------------------- what is recorded
 
 
 def test_tokens_are_full_depth_s_and_records_say_how_they_came(config: dict[str, Any], tmp_path: Path) -> None:
@@ -232,9 +200,6 @@ def test_the_bound_drafts_what_is_right_and_nothing_else(config: dict[str, Any],
     assert shallow
 
 
-# ---------------------------------------------------------------------------------- going on
-
-
 def test_a_run_goes_on_as_it_decoded_before(config: dict[str, Any], tmp_path: Path) -> None:
     settings = RunConfig.build(config | {"strategies": (EXITS,), "decode": "lossy,lossless", "draft_max": 4})
     run(settings)
@@ -249,15 +214,6 @@ def test_a_run_goes_on_as_it_decoded_before(config: dict[str, Any], tmp_path: Pa
             assert [again[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")] == [
                 record[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")
             ]
-
-
-@pytest.mark.parametrize("given", [{"decode": "lossy"}, {"decode": "lossless+lookup"}, {"draft_max": 5}])
-def test_another_way_to_decode_is_another_run(config: dict[str, Any], tmp_path: Path, given: dict[str, Any]) -> None:
-    config |= {"strategies": ("fixed:layer=4",), "decode": "lossless", "limit": 1, "max_new_tokens": 2}
-    run(RunConfig.build(config))
-    (name,) = given
-    with pytest.raises(HarnessError, match=f"{name}|{name.replace('_', '-')}"):
-        run(RunConfig.build(config | given), resume=tmp_path / "out")
 
 
 def test_a_run_of_before_lossless_decoding_is_lossy_and_goes_on(config: dict[str, Any], tmp_path: Path) -> None:

@@ -13,9 +13,6 @@ import pytest
 import torch
 
 from harness.contracts import CONTEXT
-from harness.decoding.blocks import Linear
-from harness.decoding.teacher_forcing import TeacherForcing
-from harness.errors import DataError, ModelError
 from harness.models.model import LoadedModel, ResolvedModel
 from harness.models.tokenizer import TransformersTokenizer
 
@@ -70,27 +67,12 @@ def poison(bad: int) -> Callable[[LoadedModel], LoadedModel]:
     return change
 
 
-def infinite_bias(loaded: LoadedModel) -> LoadedModel:
-    weight = loaded.backbone.lm_head.weight
-    bias = torch.zeros(weight.shape[0])
-    bias[7] = math.inf
-    return replace(loaded, backbone=replace(loaded.backbone, lm_head=Linear(weight, bias)))
-
-
-def nan_in_a_layer(loaded: LoadedModel) -> LoadedModel:
-    loaded.backbone.blocks[8].output.weight[0, 0] = math.nan
-    return loaded
-
-
 def made(samples: Samples, *, but: str = "") -> dict[tuple[str, str], Any]:
     return {
         (one["operating_point"], one["sample_id"]): (one["token_ids"], one["exit_layers"], one["full_depth_ids"])
         for one in samples
         if one["sample_id"] != but
     }
-
-
-# ---------------------------------------------------------------------------------------- logits
 
 
 @pytest.mark.parametrize("kv", ["auto", "none"])
@@ -117,42 +99,6 @@ def test_of_a_batch_of_three_the_one_that_overflows_is_an_error(
     assert [(row["n"], row["errors"]) for row in summary["rows"]] == [(2, 1)] * len(POINTS)
 
 
-@pytest.mark.parametrize("change", [nan_in_a_layer, infinite_bias])
-def test_full_depth_that_always_fails_is_the_first_note_and_on_no_front(
-    measured: Callable[..., Any], after_loading: Callable[..., None], change: Any
-) -> None:
-    after_loading(change)
-    samples, summary = measured("--kv", "none", "--limit", 5)
-    full = [one for one in samples if one["operating_point"] == "full"]
-    assert len(full) == 5
-    assert all(one["error"].startswith("logits of layer 12 are not finite at token 1: ") for one in full)
-    assert summary["notes"][0].startswith(
-        "full depth on py150 failed on every sample (the first one: logits of layer 12"
-    )
-    assert not any(row["pareto"] for row in summary["rows"])
-    assert {(row["n"], row["errors"]) for row in summary["rows"]} == {(0, 5)}  # full depth says nothing of any exit
-
-
-def test_full_depth_that_makes_no_choice_along_a_text_fails_that_sample(
-    measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    choices, asked = TeacherForcing.choices, iter(range(100))
-
-    def lost(self: TeacherForcing, completion: Sequence[int]) -> list[int]:
-        if next(asked) == 0:
-            raise ModelError("logits of layer 12 are not finite at token 2: made up.")
-        return choices(self, completion)
-
-    monkeypatch.setattr(TeacherForcing, "choices", lost)
-    samples, _ = measured("--strategy", "full", "--strategy", "fixed:layer=4")
-    (failed,) = [one for one in samples if one["error"]]
-    assert failed["operating_point"] == "fixed:layer=4"
-    assert failed["error"] == "full depth along its text: logits of layer 12 are not finite at token 2: made up."
-
-
-# ------------------------------------------------------------------------------------- tokenizer
-
-
 def test_a_tokenizer_that_raises_on_one_text(
     measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, documents: list[str]
 ) -> None:
@@ -167,23 +113,6 @@ def test_a_tokenizer_that_raises_on_one_text(
     samples, summary = measured("--limit", 0, "--strategy", "full")
     (failed,) = [one for one in samples if one["error"]]
     assert failed["error"].endswith("cannot be used (RuntimeError: a piece of it is \\ud800)")
-    assert [(row["n"], row["errors"]) for row in summary["rows"]] == [(len(documents) - 1, 1)]
-
-
-@pytest.mark.parametrize("wrong", [-1, 10**6, 1.5])
-def test_a_tokenizer_that_makes_tokens_the_model_has_not(
-    measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, documents: list[str], wrong: Any
-) -> None:
-    encode = TransformersTokenizer.encode
-
-    def beyond(self: TransformersTokenizer, text: str) -> list[int]:
-        ids = encode(self, text)
-        return [wrong, *ids[1:]] if "save_token(" in text else ids
-
-    monkeypatch.setattr(TransformersTokenizer, "encode", beyond)
-    samples, summary = measured("--limit", 0, "--strategy", "full")
-    (failed,) = [one for one in samples if one["error"]]
-    assert failed["error"].endswith(f"the tokenizer makes {wrong!r} of it, no token of the model")
     assert [(row["n"], row["errors"]) for row in summary["rows"]] == [(len(documents) - 1, 1)]
 
 
@@ -229,11 +158,3 @@ def test_a_score_that_breaks_over_one_completion(measured: Callable[..., Any], m
     samples, _ = measured("--strategy", "full")
     said = "the completion cannot be read and scored: ZeroDivisionError: division by zero."
     assert [one["error"] for one in samples] == [said, None, None]
-
-
-def test_a_refusal_of_a_score_stops_the_run(tiny_run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(completion: Any) -> Any:
-        raise DataError("a grammar is missing.")
-
-    monkeypatch.setattr("harness.running.completions.score_sample", refuses)
-    assert "a grammar is missing" in tiny_run("--strategy", "full").error

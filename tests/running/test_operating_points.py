@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness import RunConfig, run
-from harness.errors import ConfigError, OptionError
+from harness.errors import ConfigError
 from tests.run_files import samples, unseal
 
 
@@ -85,25 +85,6 @@ def test_the_oracle_s_share_is_that_of_the_samples(config: dict[str, Any], tmp_p
     assert row["oracle_share"] < 0.5 * row["layers_skipped"] / frame.loc["oracle"]["layers_skipped"]
 
 
-def test_an_older_run_s_points_have_the_policy_of_its_configuration(config: dict[str, Any], tmp_path: Path) -> None:
-    settings = RunConfig.build(config | {"kv": "propagate", "strategies": ("confidence",)})
-    run(settings)
-    unseal(tmp_path / "out")
-    manifest = tmp_path / "out" / "manifest.json"
-    facts = json.loads(manifest.read_text())
-    for point in facts["operating_points"]:
-        point["kv"] = None
-        del point["kv_facts"]
-    manifest.write_text(json.dumps(facts))
-    assert list(run(settings, resume=tmp_path / "out")["kv"]) == ["propagate", "propagate"]
-
-
-@pytest.mark.parametrize("written", ["none,nothing", "", ",", [], "none,", "auto,none", ["auto"]])
-def test_an_unknown_policy_is_refused(written: Any) -> None:
-    with pytest.raises(ConfigError, match="kv = "):
-        RunConfig.build({"kv": written})
-
-
 def test_several_policies_run_side_by_side_on_the_same_samples(config: dict[str, Any], tmp_path: Path) -> None:
     frame = run(RunConfig.build(config | {"kv": "none,propagate,recompute,skip", "strategies": ("fixed:layer=4",)}))
     assert list(frame["operating_point"]) == [
@@ -124,12 +105,6 @@ def test_several_policies_run_side_by_side_on_the_same_samples(config: dict[str,
     assert depth["fixed:layer=4@none"] == pytest.approx(1 - 4 / 12)
 
 
-def test_a_single_policy_leaves_the_names_alone(config: dict[str, Any]) -> None:
-    frame = run(RunConfig.build(config | {"kv": "recompute", "strategies": ("fixed:layer=4",)}))
-    assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
-    assert list(frame["kv"]) == ["recompute", "recompute"]
-
-
 def test_a_probe_is_asked_everywhere_and_never_exits(config: dict[str, Any], tmp_path: Path) -> None:
     strategies = ("confidence:threshold=0,0.5", "fixed:layer=4", "oracle")
     frame = run(RunConfig.build(config | {"strategies": strategies, "attribute": True}))
@@ -148,14 +123,6 @@ def test_a_probe_is_asked_everywhere_and_never_exits(config: dict[str, Any], tmp
         assert found["confidence:threshold=0"][sample_id]["exit_layers"][1:] == [4] * later
 
 
-def test_a_run_with_probes_continues(config: dict[str, Any], tmp_path: Path) -> None:
-    settings = RunConfig.build(config | {"strategies": ("confidence",), "attribute": True})
-    run(settings)
-    before = (tmp_path / "out" / "samples.jsonl").read_text()
-    run(settings, resume=tmp_path / "out")
-    assert (tmp_path / "out" / "samples.jsonl").read_text() == before
-
-
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -169,14 +136,6 @@ def test_an_attribution_that_would_mean_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         run(RunConfig.build(config | given | {"strategies": ("confidence",), "attribute": True}))
-
-
-def test_probes_keep_a_cache_where_policies_are_compared(config: dict[str, Any], tmp_path: Path) -> None:
-    run(RunConfig.build(config | {"kv": "none,recompute", "strategies": ("confidence",), "attribute": True}))
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    (probe,) = [point for point in manifest["operating_points"] if point["never_exits"]]
-    assert probe["name"] == "confidence@recompute (never exits)"
-    assert probe["kv"] == "recompute"
 
 
 def test_a_run_of_before_an_option_existed_continues(config: dict[str, Any], tmp_path: Path) -> None:
@@ -211,13 +170,3 @@ def test_what_only_drafts_is_decoded_losslessly(config: dict[str, Any], tmp_path
         *("full", "full@lossless+lookup"),
         *("del@lossless+product", "del@lossless+lookup"),
     ]
-
-
-@pytest.mark.parametrize("name", ["layerskip:layer=4", "del"])
-def test_what_only_drafts_is_no_answer(config: dict[str, Any], name: str) -> None:
-    with pytest.raises(
-        OptionError, match=rf"^{name}@lossy: \w+ only drafts, .* losslessly: {name}@lossless in a run, "
-    ):
-        run(RunConfig.build(config | {"strategies": (f"{name}@lossy",)}))
-    with pytest.raises(OptionError, match=r"under --kv propagate none do"):
-        run(RunConfig.build(config | {"strategies": (name,), "kv": "propagate"}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness import RunConfig, read, run
+from harness import RunConfig, run
 from harness.decoding.teacher_forcing import TeacherForcing
-from tests.run_files import cut, unseal
 
 
 @pytest.fixture
@@ -80,57 +78,12 @@ def test_records_hold_what_transformers_would_choose(
         assert expected < 1
 
 
-def test_a_batch_and_prompts_that_are_not_kept_change_nothing(
-    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(RunConfig(**config))
-    run(RunConfig(**config | {"batch_size": 3, "out": tmp_path / "batch"}))
-    monkeypatch.setattr("harness.running.runners.KEPT_BYTES", 0)
-    run(RunConfig(**config | {"block_size": 4, "out": tmp_path / "tight"}))
-
-    def chosen(name: str) -> dict[tuple[str, str], list[int]]:
-        return {(s["operating_point"], s["sample_id"]): s["full_depth_ids"] for s in samples(tmp_path / name)}
-
-    assert chosen("batch") == chosen("tight") == chosen("out")
-
-
-def test_completions_that_end_by_themselves_are_read_to_their_end(
-    config: dict[str, Any], tmp_path: Path, tiny_llama: Path
-) -> None:
-    run(RunConfig(**config | {"protocol": "codexglue-line", "max_new_tokens": 24, "limit": 8}))
-    found = samples(tmp_path / "out")
-    assert {sample["finish_reason"] for sample in found} > {"stop"}
-    assert [sample["full_depth_ids"] for sample in found] == forced(tiny_llama, found)
-
-
 def test_full_depth_and_a_text_that_came_before_cost_nothing(config: dict[str, Any], prompts_read: list[int]) -> None:
     run(RunConfig(**config | {"strategies": ("full",)}))
     assert prompts_read == []
     several = ("random:probability=1", "random:probability=1.0:seed=1")  # both leave at the first exit point
     run(RunConfig(**config | {"strategies": several, "out": config["out"].with_name("same")}))
     assert prompts_read == [8] * 4
-
-
-def test_no_window_contains_the_asking(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    choices = TeacherForcing.choices
-
-    def slow(self: TeacherForcing, completion: Any) -> list[int]:
-        time.sleep(2)
-        return choices(self, completion)
-
-    monkeypatch.setattr(TeacherForcing, "choices", slow)
-    run(RunConfig(**config | {"limit": 1, "strategies": ("fixed:layer=6",)}))
-    windows = [json.loads(line) for line in (tmp_path / "out" / "windows.jsonl").read_text().splitlines()]
-    assert max(window["duration_s"] for window in windows) < 2
-
-
-def test_only_the_first_repeat_is_asked_about(config: dict[str, Any], tmp_path: Path) -> None:
-    run(RunConfig(**config | {"repeats": 2, "limit": 2}))
-    for sample in samples(tmp_path / "out"):
-        assert len(sample["full_depth_ids"]) == (len(sample["token_ids"]) if sample["repeat"] == 0 else 0)
-    tokens = read(tmp_path / "out").tokens
-    assert tokens.loc[tokens["repeat"] == 0, "full_depth_id"].notna().all()
-    assert tokens.loc[tokens["repeat"] == 1, "full_depth_id"].isna().all()
 
 
 def test_failed_samples_have_no_choices(config: dict[str, Any], tmp_path: Path, plug_in: Callable[..., None]) -> None:
@@ -156,21 +109,6 @@ def test_failed_samples_have_no_choices(config: dict[str, Any], tmp_path: Path, 
     assert 0 < len(failed) < len(found)
     for sample in found:
         assert len(sample["full_depth_ids"]) == (0 if sample["error"] else 2)
-
-
-def test_a_run_of_before_goes_on_with_choices_in_what_is_new(config: dict[str, Any], tmp_path: Path) -> None:
-    settings, out = RunConfig(**config | {"limit": 3}), tmp_path / "out"
-    run(settings)
-    unseal(out)
-    cut(out, -3)  # the last block is measured again
-    old = samples(out)
-    for sample in old:
-        del sample["full_depth_ids"]
-    (out / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in old))
-    frame = run(settings, resume=out).set_index("operating_point")
-    assert [bool(sample.get("full_depth_ids")) for sample in samples(out)] == [False] * 6 + [True] * 3
-    assert frame.loc["fixed:layer=6", "own_text_agreement_n"] == 1
-    assert frame.loc["fixed:layer=6", "exact_prefix_n"] == 3
 
 
 def test_memory_that_runs_out_keeps_what_was_finished(

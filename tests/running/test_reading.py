@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
-from harness.records.summary import SUMMARY_VERSION
-from harness.running.reading import find_runs, read_run, read_runs
+from harness.running.reading import read_run, read_runs
 from harness.store.run_directory import LOCK
 from tests.run_files import cut, unseal
 
@@ -55,12 +54,6 @@ def test_a_run_without_codebleu_is_reported_with_the_reason(tiny_run: Command, t
     assert all("codebleu" in row.metrics for row in summary.rows)
 
 
-def test_token_texts_join_to_what_was_spoken(finished: Path) -> None:
-    for sample in read_run(finished).samples:
-        assert len(sample.token_texts) == len(sample.token_ids)
-        assert "".join(sample.token_texts).startswith(sample.text)
-
-
 def test_a_run_that_lacks_windows_says_so(finished: Path) -> None:
     file = finished / "windows.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
@@ -78,10 +71,6 @@ def test_the_rest_is_read_when_one_cannot_be(finished: Path, tmp_path: Path) -> 
     assert [refusal.directory.name for refusal in refused] == ["damaged", "nothing"]
     assert "not JSON" in refused[0].reason
     assert "does not exist" in refused[1].reason
-
-
-def test_each_run_is_found_once(finished: Path, tmp_path: Path) -> None:
-    assert find_runs([finished, tmp_path / "runs", tmp_path]) == [finished]
 
 
 def test_a_run_without_a_window_is_refused(finished: Path) -> None:
@@ -117,12 +106,6 @@ def test_values_that_mean_nothing_are_one_refusal(finished: Path, values: dict[s
     assert str(finished) in refusal.reason
 
 
-def test_depth_that_ends_no_parser(finished: Path) -> None:
-    (finished / "manifest.json").write_text("[" * 200_000)
-    with pytest.raises(StoreError, match="nested deeper"):
-        read_run(finished)
-
-
 def test_a_window_may_claim_as_many_samples_as_it_likes(finished: Path) -> None:
     unseal(finished)
     file = finished / "windows.jsonl"
@@ -134,32 +117,8 @@ def test_a_window_may_claim_as_many_samples_as_it_likes(finished: Path) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_run_that_does_not_begin_with_full_depth_is_no_baseline(finished: Path) -> None:
-    unseal(finished)
-    content = json.loads((finished / "manifest.json").read_text())
-    content["operating_points"][0]["strategy"] = "fixed"
-    (finished / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(StoreError, match="does not begin with full depth"):
-        read_run(finished)
-
-
 def test_what_lost_its_manifest_or_is_a_file_is_spoken_of(finished: Path, tmp_path: Path) -> None:
     (finished / "manifest.json").rename(tmp_path / "manifest")
     runs, refused = read_runs([tmp_path / "runs", tmp_path / "manifest"])
     assert not runs
     assert ["holds no manifest.json" in refused[0].reason, "is a file" in refused[1].reason] == [True, True]
-
-
-def test_a_stored_summary_that_cannot_be_read_is_made_again(finished: Path) -> None:
-    whole = read_run(finished).summary
-    (finished / "summary.json").write_text("{")
-    assert read_run(finished, stored=True).summary == whole
-
-
-def test_a_summary_whose_metrics_had_other_names_is_made_again(finished: Path) -> None:
-    whole = read_run(finished).summary
-    earlier = json.loads(whole.model_dump_json()) | {"schema_version": SUMMARY_VERSION - 1}
-    earlier["rows"][0]["metrics"]["roofline_speedup"] = {"value": 9.0}
-    (finished / "summary.json").write_text(json.dumps(earlier))
-    for stored in (True, False):
-        assert read_run(finished, stored=stored).summary == whole

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness import RunConfig, run
-from harness.errors import DataError, StoreError
+from harness.errors import DataError
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary, SummaryRow
 from harness.running.resolve import resolve
@@ -71,9 +71,6 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"strategies": ("fixed:layer=4,6", "oracle")}
 
 
-# -------------------------------------------------------------------------------- what comes out
-
-
 def test_the_python_api_returns_the_rows_as_a_frame(config: dict[str, Any]) -> None:
     import pandas
 
@@ -84,14 +81,6 @@ def test_the_python_api_returns_the_rows_as_a_frame(config: dict[str, Any]) -> N
     assert list(frame["n"]) == [3, 3, 3, 3]
     assert frame["energy_j"].isna().all()  # not measured is not zero
     assert frame["latency_p50_s"].gt(0).all()
-
-
-def test_a_run_that_names_no_strategy_is_the_demo_on_any_model(config: dict[str, Any]) -> None:
-    frame = run(RunConfig(**config | {"strategies": ()}))
-    assert list(frame["operating_point"]) == [
-        *("full", "fixed:layer=6", "fixed:layer=10"),
-        *("confidence:threshold=0.9", "saturation:threshold=0.95", "oracle", "full@lossless+lookup"),
-    ]
 
 
 def test_the_run_directory_holds_what_was_promised(config: dict[str, Any], tmp_path: Path) -> None:
@@ -156,22 +145,6 @@ def test_rehearsed_exits_keep_the_tokens_of_full_depth(config: dict[str, Any], t
     assert rows(tmp_path / "out")["py150", "oracle"]["agreement"] == 1
 
 
-def test_tokens_per_second_and_counts_leave_the_warm_up_out(config: dict[str, Any], tmp_path: Path) -> None:
-    run(RunConfig(**config))
-    out = tmp_path / "out"
-    warm = [window for window in lines(out, "windows") if window["warmup"]]
-    assert len(warm) >= 3
-    assert all(window["samples"] == 0 for window in warm)
-    assert {sample["window"] for sample in lines(out, "samples")} == {window["window"] for window in measured(out)}
-    for point in ("full", "fixed:layer=4"):
-        own = [window for window in measured(out) if window["operating_point"] == point]
-        total = sum(window["tokens"] for window in own) / sum(window["duration_s"] for window in own)
-        assert rows(out)["py150", point]["tokens_per_s"] == pytest.approx(total)
-
-
-# ------------------------------------------------------------------------------- what runs when
-
-
 def test_operating_points_are_interleaved_and_their_order_differs(config: dict[str, Any], tmp_path: Path) -> None:
     run(RunConfig(**config | {"limit": 4, "repeats": 2, "block_size": 2}))
     windows = measured(tmp_path / "out")
@@ -189,16 +162,6 @@ def test_operating_points_are_interleaved_and_their_order_differs(config: dict[s
     )
 
 
-def test_another_seed_draws_another_order_and_the_same_seed_the_same(config: dict[str, Any], tmp_path: Path) -> None:
-    def order(seed: int, name: str) -> list[str]:
-        run(RunConfig(**config | {"seed": seed, "out": tmp_path / name}))
-        return [window["operating_point"] for window in measured(tmp_path / name)]
-
-    first = order(1, "a")
-    assert order(1, "b") == first
-    assert order(2, "c") != first
-
-
 def test_what_is_skipped_is_what_a_run_with_that_limit_draws(config: dict[str, Any], tmp_path: Path) -> None:
     def drawn(skip: int, limit: int) -> tuple[list[str], str]:
         plan = resolve(RunConfig(**config | {"limit": limit, "skip": skip}))
@@ -214,45 +177,6 @@ def test_what_is_skipped_is_what_a_run_with_that_limit_draws(config: dict[str, A
         drawn(1000, 2)
 
 
-@pytest.mark.parametrize("given", [["oracle"], ["full", "oracle"], ["oracle", "full"]])
-def test_full_depth_is_always_the_first_operating_point(
-    config: dict[str, Any], tmp_path: Path, given: list[str]
-) -> None:
-    run(RunConfig(**config | {"strategies": given, "limit": 1}))
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert [point["name"] for point in manifest["operating_points"]] == ["full", "oracle"]
-
-
-def test_one_setting_in_two_spellings_runs_once(config: dict[str, Any]) -> None:
-    strategies = ("fixed:layer=4,04", "confidence", "confidence:threshold=0.9", "confidence:threshold=0.5")
-    frame = run(RunConfig(**config | {"strategies": strategies}))
-    assert list(frame["operating_point"]) == ["full", "fixed:layer=4", "confidence", "confidence:threshold=0.5"]
-
-
-def test_two_tasks_in_one_run(config: dict[str, Any], tmp_path: Path) -> None:
-    frame = run(RunConfig(**config | {"tasks": ("py150", "javacorpus"), "strategies": ("fixed:layer=4",)}))
-    assert list(zip(frame["task"], frame["operating_point"], strict=True)) == [
-        ("py150", "full"),
-        ("py150", "fixed:layer=4"),
-        ("javacorpus", "full"),
-        ("javacorpus", "fixed:layer=4"),
-    ]
-    assert set(frame["language"]) == {"python", "java"}
-    assert len(lines(tmp_path / "out", "samples")) == 2 * 2 * 3
-
-
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "none", "skip"])
-@pytest.mark.parametrize("family", ["llama", "opt"])
-def test_every_kv_policy_runs(config: dict[str, Any], tiny_llama: Path, tiny_opt: Path, family: str, kv: str) -> None:
-    model = str(tiny_llama if family == "llama" else tiny_opt)
-    strategies = ("fixed:layer=6", "confidence:threshold=0.2", "saturation:threshold=0.5", "oracle")
-    frame = run(RunConfig(**config | {"model": model, "kv": kv, "strategies": strategies, "limit": 2}))
-    exact = kv if kv in ("recompute", "none") else "recompute"
-    assert list(frame["kv"]) == [*[kv] * 4, exact]
-    assert list(frame["n"]) == [2] * 5
-    assert not frame["errors"].any()
-
-
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "none", "skip"])
 def test_a_batch_decodes_what_its_samples_decode_alone(config: dict[str, Any], tmp_path: Path, kv: str) -> None:
     strategies = ("fixed:layer=4", "confidence:threshold=0.15,0.4", "random:probability=0.4", "patience", "oracle")
@@ -266,17 +190,6 @@ def test_a_batch_decodes_what_its_samples_decode_alone(config: dict[str, Any], t
     assert outcomes(tmp_path / "3") == alone
 
 
-def test_random_weights_need_no_weights_and_say_so(config: dict[str, Any], make_model: Callable[..., Path]) -> None:
-    folder = make_model("llama")
-    (folder / "model.safetensors").unlink()
-    frame = run(RunConfig(**config | {"model": str(folder), "weights": "random"}))
-    assert set(frame["weights"]) == {"random"}
-    assert not frame["pareto"].any()  # the accuracy of random weights ranks nobody
-
-
-# -------------------------------------------------------------------------------- command line
-
-
 def test_what_a_kill_left_before_the_first_record_does_not_block_a_run(tiny_run: Command, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".lock").touch()
@@ -285,100 +198,6 @@ def test_what_a_kill_left_before_the_first_record_does_not_block_a_run(tiny_run:
     again = tiny_run("--out", "out")
     assert again.code == 2
     assert "out is not empty. Continue it with `harness run --resume out`" in again.err
-
-
-def test_json_is_all_there_is_on_stdout(tiny_run: Command, tmp_path: Path) -> None:
-    ran = tiny_run("--strategy", "fixed:layer=4,6", "--strategy", "oracle", "--json", "--out", "out")
-    assert ran.code == 0
-    summary = Summary.model_validate_json(ran.out)
-    assert [row.operating_point for row in summary.rows] == ["full", "fixed:layer=4", "fixed:layer=6", "oracle"]
-    assert summary == Summary.model_validate_json((tmp_path / "out" / "summary.json").read_text())
-
-
-def test_comma_lists_make_one_operating_point_each(tiny_run: Command) -> None:
-    ran = tiny_run("--strategy", "margin:threshold=0.1,0.2:decay=0,1", "--strategy", "confidence", "--json")
-    names = [row["operating_point"] for row in json.loads(ran.out)["rows"]]
-    assert names == [
-        "full",
-        "margin:threshold=0.1:decay=0",
-        "margin:threshold=0.1:decay=1",
-        "margin:threshold=0.2:decay=0",
-        "margin:threshold=0.2:decay=1",
-        "confidence",
-    ]
-
-
-def test_flags_win_over_a_file_and_a_file_over_defaults(
-    cli: Command, tmp_path: Path, tiny_llama: Path, rows_file: Path
-) -> None:
-    (tmp_path / "run.toml").write_text(
-        f'model = "{tiny_llama}"\nsource = "{rows_file}"\nstrategies = ["fixed:layer=4", "oracle"]\n'
-        'limit = 3\nmax_new_tokens = 3\nenergy = "none"\nthreads = 1\nout = "from-file"\nseed = 5\n'
-    )
-    ran = cli("run", "--config", "run.toml", "--limit", 2, "--strategy", "fixed:layer=6")
-    assert ran.code == 0, ran.err
-    config = json.loads((tmp_path / "from-file" / "manifest.json").read_text())["config"]
-    assert config["limit"] == 2  # flag
-    assert config["strategies"] == ["fixed:layer=6"]  # flag
-    assert config["seed"] == 5  # file
-    assert config["kv"] == "auto"  # default
-    resumed = cli("run", "--config", "run.toml", "--limit", 2, "--strategy", "fixed:layer=6", "--resume", "from-file")
-    assert resumed.code == 0, resumed.err  # the same command goes on
-
-
-def test_report_reads_run_directories_again(tiny_run: Command, cli: Command, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        assert tiny_run("--out", name).code == 0
-    before = (tmp_path / "one" / "summary.json").read_bytes()
-    (tmp_path / "one" / "summary.json").unlink()
-    ran = cli("report", "one")
-    assert ran.code == 0
-    assert "py150" in ran.out
-    assert (tmp_path / "one" / "summary.json").read_bytes() == before
-    assert json.loads(cli("report", "one", "--json").out).items() <= json.loads(before).items()
-    both = json.loads(cli("report", "one", "two", "--json").out)
-    assert [part["rows"][0]["operating_point"] for part in both] == ["full", "full"]
-    assert cli("report", "one", "two").out.count("How to read this") == 2
-
-
-def test_a_run_without_a_name_gets_one(tiny_run: Command, tmp_path: Path, tiny_llama: Path) -> None:
-    ran = tiny_run()
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.endswith(f"-{tiny_llama.name}-py150")
-    assert f"runs/{folder.name}" in ran.err  # on one line, to be copied
-
-
-@pytest.mark.parametrize("protocol", ["green-code", "codexglue-line"])
-def test_the_official_rows_of_both_languages(
-    cli: Command, make_model: Callable[..., Path], shared: Path, protocol: str
-) -> None:
-    ran = cli(
-        *("run", "--model", make_model("llama", max_position_embeddings=1024), "--source", shared / "data"),
-        *("--task", "py150", "--task", "javacorpus", "--protocol", protocol, "--limit", 1, "--max-new-tokens", 4),
-        *("--strategy", "oracle", "--energy", "none", "--threads", 1, "--json"),
-    )
-    assert ran.code == 0, ran.err
-    found = json.loads(ran.out)["rows"]
-    assert [(row["task"], row["n"], row["errors"]) for row in found[::2]] == [("py150", 1, 0), ("javacorpus", 1, 0)]
-    assert all(row["source"].startswith("official CodeXGLUE dev rows") for row in found)
-
-
-# -------------------------------------------------------------------------------------- resume
-
-
-def test_resuming_a_finished_run_measures_nothing(tiny_run: Command, cli: Command, tmp_path: Path) -> None:
-    assert tiny_run("--out", "out", "--strategy", "oracle").code == 0
-    before = {name: (tmp_path / "out" / f"{name}.jsonl").read_bytes() for name in ("samples", "windows")}
-    ran = cli("run", "--resume", "out", "--json")
-    assert ran.code == 0, ran.err
-    assert {name: (tmp_path / "out" / f"{name}.jsonl").read_bytes() for name in before} == before
-    assert json.loads(ran.out)["rows"][0]["n"] == 3
-
-
-def test_two_runs_do_not_share_a_directory(tiny_run: Command, config: dict[str, Any]) -> None:
-    assert tiny_run("--out", "out").code == 0
-    with pytest.raises(StoreError, match="not empty"):
-        run(RunConfig(**config))
 
 
 def wait_for_windows(process: subprocess.Popen[str], file: Path, count: int) -> None:
@@ -436,9 +255,6 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert outcomes(tmp_path / "out") == outcomes(tmp_path / "whole")
     uninterrupted = [(w["block"], w["repeat"], w["operating_point"]) for w in measured(tmp_path / "whole")]
     assert [(w["block"], w["repeat"], w["operating_point"]) for w in measured(tmp_path / "out")] == uninterrupted
-
-
-# ------------------------------------------------------------------------------ the real model
 
 
 @pytest.mark.model

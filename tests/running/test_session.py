@@ -12,12 +12,10 @@ import pytest
 
 from harness import RunConfig, run
 from harness.decoding.heads.int8 import Int8
-from harness.errors import MeterError
 from harness.metering import Surroundings
 from harness.metering.contamination import Contamination, Glance
 from harness.metering.counters import WARMUP_PASSES
 from harness.running import session
-from harness.running.session import ATTEMPTS
 from tests.run_files import cut
 
 Command = Callable[..., Any]
@@ -83,9 +81,6 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-# -------------------------------------------------------------------------------- contaminated
-
-
 def test_what_the_machine_did_is_in_every_window(config: dict[str, Any], tmp_path: Path) -> None:
     run(RunConfig(**config))
     readable = Surroundings.of("cpu").glance()
@@ -95,19 +90,6 @@ def test_what_the_machine_did_is_in_every_window(config: dict[str, Any], tmp_pat
         if window["foreign_cpu_s"] is not None:
             assert window["foreign_cpu_s"] >= 0
         assert (window["stolen_cpu_s"] is None) == (readable.stolen_s is None)
-
-
-def test_without_strict_a_contaminated_window_counts_with_its_flag(
-    config: dict[str, Any], tmp_path: Path, neighbours: Any
-) -> None:
-    neighbours([*WARM, ("foreign-cpu", "stolen-cpu")])
-    frame = run(RunConfig(**config))
-    assert list(frame["n"]) == [2, 2]
-    assert kinds(tmp_path / "out") == "WWW...."
-    flagged = windows(tmp_path / "out")[3]
-    assert flagged["flags"] == ["foreign-cpu", "stolen-cpu"]
-    assert (flagged["foreign_cpu_s"], flagged["stolen_cpu_s"]) == (1.5, 0.25)
-    assert any("1 of 4 windows are flagged 'foreign-cpu'" in note for note in summary(tmp_path / "out")["notes"])
 
 
 def test_strict_measures_again_until_it_is_clean(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
@@ -127,32 +109,6 @@ def test_strict_measures_again_until_it_is_clean(config: dict[str, Any], tmp_pat
     assert not any("are flagged" in note for note in notes)
 
 
-def test_after_three_times_the_last_one_counts_with_its_flag(
-    config: dict[str, Any], tmp_path: Path, neighbours: Any
-) -> None:
-    neighbours([*WARM, *[("foreign-cpu",)] * 100])
-    run(RunConfig(**config | {"strict": True}))
-    assert kinds(tmp_path / "out") == "WWW" + 4 * ("x" * (ATTEMPTS - 1) + ".")
-    assert all(window["flags"] == ["foreign-cpu"] for window in windows(tmp_path / "out")[3:])
-
-
-def test_superseded_windows_are_in_no_number(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
-    neighbours([*WARM, *[("foreign-cpu",)] * 100])
-    run(RunConfig(**config | {"strict": True}))
-    out = tmp_path / "out"
-    for row in summary(out)["rows"]:
-        own = [w for w in windows(out)[3:] if w["operating_point"] == row["operating_point"] and not w["superseded"]]
-        assert len(own) == 2
-        found = row["metrics"]["tokens_per_s"]["value"]
-        assert found == pytest.approx(sum(w["tokens"] for w in own) / sum(w["duration_s"] for w in own))
-
-
-def test_a_flag_of_the_meter_alone_is_no_contamination(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
-    neighbours([*WARM, ("short-window",)])
-    run(RunConfig(**config | {"strict": True}))
-    assert kinds(tmp_path / "out") == "WWW...."
-
-
 def test_a_run_stopped_between_two_attempts_goes_on_with_the_next(
     config: dict[str, Any], tmp_path: Path, neighbours: Any
 ) -> None:
@@ -165,9 +121,6 @@ def test_a_run_stopped_between_two_attempts_goes_on_with_the_next(
     run(RunConfig(**config | {"strict": True}), resume=out)
     assert kinds(out) == "WWWx" + "WWW" + "x." + 3 * "xx."
     assert [row["n"] for row in summary(out)["rows"]] == [2, 2]
-
-
-# ---------------------------------------------------------------------------------------- idle
 
 
 def test_idle_stands_before_and_after_with_a_sensor(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
@@ -186,17 +139,6 @@ def test_idle_stands_before_and_after_with_a_sensor(config: dict[str, Any], tmp_
     assert any("energy was replayed from a file (readings replayed" in note for note in summary(out)["notes"])
 
 
-@pytest.mark.parametrize("energy", ["none", "estimate"])
-def test_without_a_sensor_there_is_no_idle_unless_asked_for(
-    config: dict[str, Any], tmp_path: Path, neighbours: Any, energy: str
-) -> None:
-    neighbours([])
-    run(RunConfig(**config | {"energy": energy}))
-    assert kinds(tmp_path / "out") == "WWW...."
-    run(RunConfig(**config | {"energy": energy, "idle_s": 0.01, "out": tmp_path / "asked"}))
-    assert kinds(tmp_path / "asked") == "IWWW....I"
-
-
 def test_a_resumed_run_rests_again_before_and_a_finished_one_does_not(
     config: dict[str, Any], tmp_path: Path, neighbours: Any
 ) -> None:
@@ -212,17 +154,6 @@ def test_a_resumed_run_rests_again_before_and_a_finished_one_does_not(
     cut(out, -1)
     run(settings, resume=out)  # everything is measured but the rest behind it
     assert kinds(out) == "IWWW.." + "IWWW.." + "IWWWI"
-
-
-def test_strict_repeats_a_contaminated_rest(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
-    dirty = ("foreign-cpu",)
-    neighbours([dirty, dirty, dirty])
-    run(RunConfig(**config | {"idle_s": 0.01, "strict": True}))
-    assert kinds(tmp_path / "out") == "IIIWWW....I"
-    assert [window["superseded"] for window in windows(tmp_path / "out")[:4]] == [True, True, False, False]
-
-
-# -------------------------------------------------------------------------------------- meters
 
 
 @pytest.mark.usefixtures("neighbours")
@@ -252,39 +183,6 @@ def test_a_sensor_that_vanishes_keeps_what_was_finished_and_resume_goes_on(
     assert [row["n"] for row in summary(tmp_path / "out")["rows"]] == [2, 2]
 
 
-@pytest.mark.usefixtures("neighbours")
-def test_readings_that_are_no_numbers_leave_their_windows_without_energy(
-    config: dict[str, Any], tmp_path: Path
-) -> None:
-    recording(tmp_path / "counter.json", 100)
-    content = json.loads((tmp_path / "counter.json").read_text())
-    content["readings"][2 * 3] = {"package-0": float("nan")}  # the first edge after the warm-up
-    (tmp_path / "counter.json").write_text(json.dumps(content))
-    run(RunConfig(**config | {"energy": f"replay:{tmp_path / 'counter.json'}", "idle_s": 0, "block_size": 1}))
-    measured = windows(tmp_path / "out")[3:]
-    assert [window["energy_j"] for window in measured] == [None, 0.5, 0.5, 0.5]
-    assert measured[0]["energy_reason"] == "the counter of package-0 gave no reading"
-    by_point = {row["operating_point"]: row["metrics"].get("energy_j") for row in summary(tmp_path / "out")["rows"]}
-    hit = measured[0]["operating_point"]
-    assert by_point[hit] is None  # no smaller total
-    assert [found["value"] for name, found in by_point.items() if name != hit] == [1.0]
-    assert any("1 of 4 windows have no energy reading" in note for note in summary(tmp_path / "out")["notes"])
-
-
-def test_a_clock_that_runs_backwards_stops_the_run_in_one_line(
-    config: dict[str, Any], tmp_path: Path, neighbours: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from harness.metering.clock import SystemClock
-
-    neighbours([])
-    seconds = iter([*range(2 * (3 + 2) + 1), -1000])  # two readings a window; the third measured one ends in the past
-    monkeypatch.setattr(SystemClock, "monotonic_s", lambda self: float(next(seconds)))
-    monkeypatch.setattr("harness.metering.contamination.Surroundings.glance", lambda self: Glance(0.0, 0.0))
-    with pytest.raises(MeterError, match=r"ran backwards by 1\.01e\+03 s.*2 finished windows are kept.*--resume"):
-        run(RunConfig(**config))
-    assert kinds(tmp_path / "out") == "WWW.."
-
-
 def test_a_warm_up_that_never_settles_says_so(
     config: dict[str, Any], tmp_path: Path, neighbours: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,16 +195,6 @@ def test_a_warm_up_that_never_settles_says_so(
     assert flags[WARMUP_PASSES - 1] == ["not-settled"]
     assert not any(flags[: WARMUP_PASSES - 1])
     assert any("had not settled" in note for note in summary(out)["notes"])
-
-
-def test_a_sensor_decides_the_block(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
-    neighbours([])
-    energy = recording(tmp_path / "counter.json", 100)  # ticks of 10 µs: two seconds of full depth
-    run(RunConfig(**config | {"energy": energy, "idle_s": 0}))
-    assert kinds(tmp_path / "out") == "WWW.."  # both samples in one block
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    fastest = min(window["duration_s"] for window in windows(tmp_path / "out")[:3])
-    assert manifest["block_size"] * fastest == pytest.approx(2.0, abs=fastest)
 
 
 def test_what_an_operating_point_runs_on_is_made_before_anything_is_measured(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from harness.decoding.packing import FormatChoice
-from harness.errors import ConfigError
 from harness.models import model
 from harness.registry import WEIGHTS_FORMATS
 from tests.run_files import cut, unseal
@@ -70,35 +69,6 @@ def test_a_run_goes_on_in_the_format_it_began_with(
     assert json.loads(Path("again/manifest.json").read_text())["model"]["weights_format"] == "float32"
 
 
-def test_another_format_is_another_run(run: Callable[..., Any], cli: Command) -> None:
-    assert run("--weights-format", "fp16").code == 0
-    ran = run("--weights-format", "int8", "--resume", "out")
-    assert ran.code == 2
-    assert "weights_format" in ran.error or "weights-format" in ran.error
-    assert run("--weights-format", "float32", "--out", "other").code == 0
-    compared = cli("compare", "out", "other")
-    assert compared.code == 0, compared.err
-    assert "fp16 weights, float32 activations" in " ".join(compared.out.split())
-
-
-def test_a_format_that_is_none_is_refused_with_the_closest(run: Callable[..., Any]) -> None:
-    ran = run("--weights-format", "fp61")
-    assert ran.code == 2
-    assert "unknown weights format 'fp61'. Did you mean 'fp16'?" in ran.error
-    assert "Known: auto, bfloat16, float32, fp16, int4, int8" in ran.error
-
-
-def test_a_configuration_knows_the_formats() -> None:
-    from harness import RunConfig
-
-    assert RunConfig().weights_format == "auto"
-    with pytest.raises(ConfigError, match="unknown weights format"):
-        RunConfig(weights_format="fp8")
-
-
-# ---------------------------------------------------------------------------------------- several in one run
-
-
 def names() -> list[str]:
     return [point["name"] for point in json.loads(Path("out/manifest.json").read_text())["operating_points"]]
 
@@ -133,17 +103,6 @@ def test_formats_run_side_by_side_and_each_as_it_does_alone(run: Callable[..., A
         assert [described[size] for size in sizes] == [single[size] for size in sizes]
 
 
-def test_windows_of_formats_are_interleaved(run: Callable[..., Any]) -> None:
-    assert run("--weights-format", "fp16,int4", "--limit", 6).code == 0
-    windows = [json.loads(line) for line in Path("out/windows.jsonl").read_text().splitlines()]
-    warm = [window["operating_point"] for window in windows if window["warmup"]]
-    assert list(dict.fromkeys(warm)) == ["full@fp16", "full@int4"]
-    measured = [window for window in windows if not window["warmup"]]
-    blocks = [[window["operating_point"] for window in measured if window["block"] == block] for block in range(6)]
-    assert all(set(block) == set(names()) for block in blocks)
-    assert len({tuple(block) for block in blocks}) > 1  # drawn anew for each block
-
-
 def test_formats_and_policies_stand_in_the_name_in_that_order(run: Callable[..., Any]) -> None:
     ran = run("--weights-format", "fp16,int8", "--kv", "none,propagate", "--attribute")
     assert ran.code == 0, ran.err
@@ -154,19 +113,6 @@ def test_formats_and_policies_stand_in_the_name_in_that_order(run: Callable[...,
     ]
     points = json.loads(Path("out/manifest.json").read_text())["operating_points"]
     assert [(point["kv"], point["weights_format"]) for point in points[:4]] == both
-
-
-def test_own_text_is_asked_of_the_first_format(run: Callable[..., Any]) -> None:
-    """Along a lossy full depth's completion the first format's chooses, which is not always what was generated."""
-    assert run("--weights-format", "float32,int4", "--max-new-tokens", 12, "--limit", 6).code == 0
-    found = [line for (name, _), line in samples("out").items() if name == "full@int4"]
-    assert all(len(line["full_depth_ids"]) == len(line["token_ids"]) for line in found)
-    assert any(line["full_depth_ids"] != line["token_ids"] for line in found)
-    assert all(
-        line["full_depth_ids"] == line["token_ids"]
-        for (name, _), line in samples("out").items()
-        if name == "full@float32"
-    )
 
 
 def test_auto_may_stand_in_the_list_and_is_named_by_what_it_chose(
@@ -189,25 +135,6 @@ def test_auto_may_stand_in_the_list_and_is_named_by_what_it_chose(
     plain = json.loads(Path("same/manifest.json").read_text())
     assert [point["name"] for point in plain["operating_points"]] == ["full", "fixed:layer=6"]
     assert (plain["model"]["weights_format"], plain["model"]["other_formats"]) == ("float32", [])
-
-
-def test_later_repeats_load_the_same_formats(run: Callable[..., Any]) -> None:
-    ran = run("--weights-format", "fp16,int4", "--repeats", 2)
-    assert ran.code == 0, ran.err
-    lines = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
-    tokens: dict[tuple[str, str], set[tuple[int, ...]]] = {}
-    for line in lines:
-        tokens.setdefault((line["operating_point"], line["sample_id"]), set()).add(tuple(line["token_ids"]))
-    assert {line["repeat"] for line in lines} == {0, 1}
-    assert all(len(each) == 1 for each in tokens.values())
-
-
-@pytest.mark.parametrize("others", ["fp16", "int4,fp16", "fp16,int4,int8", "auto"])
-def test_other_formats_are_another_run(run: Callable[..., Any], others: str) -> None:
-    assert run("--weights-format", "fp16,int4").code == 0
-    ran = run("--weights-format", others, "--resume", "out")
-    assert ran.code == 2
-    assert "is a run of another configuration: config.weights_format" in ran.error
 
 
 def test_a_run_of_before_formats_were_compared_goes_on(run: Callable[..., Any], cli: Command) -> None:
@@ -235,56 +162,3 @@ def test_a_list_with_what_is_no_format_is_refused(run: Callable[..., Any], writt
     ran = run("--weights-format", written)
     assert ran.code == 2
     assert said in ran.error
-
-
-def test_a_list_that_this_machine_cannot_run_is_refused_before_weights_are_read(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(WEIGHTS_FORMATS.load("int4"), "obstacle", lambda self, device: "its product is missing")
-    monkeypatch.setattr(model.ResolvedModel, "load_all", lambda *_: pytest.fail("weights were read"))
-    ran = run("--weights-format", "fp16,int4")
-    assert ran.code == 2
-    assert "--weights-format int4 cannot be used here: its product is missing. Use one of " in ran.error
-    assert len(ran.error.strip().splitlines()) == 1
-
-
-def test_what_does_not_fit_in_memory_says_what_to_leave_out(
-    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(model, "pack_all", full)
-    ran = run("--weights-format", "fp16,int4")
-    assert ran.code != 0
-    assert "out of memory loading" in ran.error
-    assert "in fp16 and int4. Use fewer names in --weights-format or a smaller --model." in ran.error
-
-
-def test_a_server_has_one_format(cli: Command, tiny_llama: Path) -> None:
-    ran = cli("serve", "--model", tiny_llama, "--weights-format", "fp16,int4")
-    assert ran.code == 2
-    assert "unknown weights format 'fp16,int4'" in ran.error
-
-
-def test_two_operating_points_of_one_run_are_compared_across_formats(run: Callable[..., Any], cli: Command) -> None:
-    assert run("--weights-format", "fp16,int8", "--limit", 6).code == 0
-    ran = cli("compare", "out", "out", "--point-a", "full@fp16", "--point-b", "full@int8")
-    assert ran.code == 0, ran.err
-    assert "Costs are not compared" not in ran.out
-    assert run("--weights-format", "fp16", "--limit", 6, "--out", "alone").code == 0
-    ran = cli("compare", "alone", "out", "--point-a", "full", "--point-b", "full@fp16")
-    assert "Costs are not compared" not in ran.out
-    ran = cli("compare", "alone", "out", "--point-a", "full", "--point-b", "full@int8")
-    assert "number format: fp16 weights, float32 activations in A, int8 weights" in " ".join(ran.out.split())
-
-
-def test_a_configuration_takes_a_list_and_writes_it_as_such() -> None:
-    from harness import RunConfig
-
-    config = RunConfig(weights_format="fp16, int4,fp16")
-    assert config.weights_formats == ("fp16", "int4")
-    assert RunConfig.build(config.model_dump(mode="json")) == config
-    assert RunConfig(weights_format=["auto"]).model_dump(mode="json")["weights_format"] == "auto"
-    with pytest.raises(ConfigError, match="names nothing"):
-        RunConfig(weights_format=[])

@@ -29,9 +29,6 @@ from harness.records import (
     TaskRecord,
     WindowRecord,
 )
-from harness.records.estimate import Estimate
-from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
-from harness.store.record_files import sealed_document
 from harness.store.run_directory import RunDirectory, fresh_directory
 
 
@@ -135,9 +132,6 @@ def contents(run: RunDirectory) -> tuple[list[WindowRecord], list[SampleRecord]]
     return list(run.windows()), list(run.samples())
 
 
-# ----------------------------------------------------------------------------------- round trips
-
-
 def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
     written = run_of(tmp_path / "new" / "run", 3)
     run = RunDirectory.read(tmp_path / "new" / "run")
@@ -145,24 +139,6 @@ def test_what_was_committed_is_read_back(tmp_path: Path) -> None:
     assert contents(run) == ([window for window, _ in written], [each for _, samples in written for each in samples])
     assert run.next_window == 3
     assert run.finished() == {("py150", block, 0, "full") for block in range(3)}
-
-
-def test_windows_are_visible_while_the_run_is_open_and_readable_by_others(tmp_path: Path) -> None:
-    with RunDirectory.create(tmp_path, make_manifest()) as run:
-        assert contents(run) == ([], [])
-        window, samples = make_window(0)
-        run.commit(window, samples)
-        assert contents(run) == ([window], samples)
-        assert contents(RunDirectory.read(tmp_path)) == ([window], samples)
-
-
-def test_warm_up_windows_are_stored_but_not_finished(tmp_path: Path) -> None:
-    with RunDirectory.create(tmp_path, make_manifest()) as run:
-        run.commit(*make_window(0, warmup=True, block=0))
-        assert run.finished() == frozenset()
-        run.commit(*make_window(1, block=0))
-        assert run.finished() == {("py150", 0, 0, "full")}
-        assert [window.warmup for window in run.windows()] == [True, False]
 
 
 def test_idle_and_superseded_windows_finish_nothing(tmp_path: Path) -> None:
@@ -183,45 +159,6 @@ def test_idle_and_superseded_windows_finish_nothing(tmp_path: Path) -> None:
         run.commit(*make_window(4, samples=0, idle=True, task="", operating_point="", block=0))
         assert [each.window for each in run.samples()] == [1, 1, 2, 2, 3, 3]
     assert RunDirectory.read(tmp_path).finished() == {key}
-
-
-def test_a_window_may_have_no_samples(tmp_path: Path) -> None:
-    with RunDirectory.create(tmp_path, make_manifest()) as run:
-        run.commit(*make_window(0, samples=0))
-        run.commit(*make_window(1))
-    assert RunDirectory.read(tmp_path).next_window == 2
-
-
-def test_a_summary_is_read_where_there_is_one(tmp_path: Path) -> None:
-    row = SummaryRow(
-        operating_point="full",
-        strategy="full",
-        options={},
-        task="py150",
-        language="python",
-        protocol="green-code",
-        source="a file",
-        model="tiny",
-        weights="pretrained",
-        kv="propagate",
-        batch_size=1,
-        dtype="float32",
-        n=4,
-        errors=0,
-        repeats=1,
-        metrics={"speedup": Estimate(value=1.0, low=0.9, high=1.1)},
-    )
-    summary = Summary(schema_version=SUMMARY_VERSION, machine="a machine", notes=("a note",), rows=(row,))
-    with RunDirectory.create(tmp_path, make_manifest()) as run:
-        assert run.read_summary() is None
-        summary = summary.model_copy(update={"records": run.seal})
-    document, _ = sealed_document(summary.model_dump_json(indent=2).encode() + b"\n")
-    (tmp_path / "summary.json").write_bytes(document)
-    assert RunDirectory.read(tmp_path).read_summary() == summary
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "manifest.json", "summary.json"]
-
-
-# ------------------------------------------------------------------------------ kill at any moment
 
 
 def moments_of_last_commit(path: Path) -> Iterator[tuple[int, int]]:
@@ -355,13 +292,6 @@ def test_samples_reach_the_disk_before_their_window(tmp_path: Path, monkeypatch:
     assert before[1] < after[1]
 
 
-def test_a_kill_while_creating_does_not_block_the_folder(tmp_path: Path) -> None:
-    (tmp_path / ".lock").touch()
-    (tmp_path / ".manifest.json.part").write_bytes(b'{"schema_')
-    RunDirectory.create(tmp_path, make_manifest()).close()
-    assert RunDirectory.read(tmp_path).manifest.created == make_manifest().created
-
-
 def test_an_interrupted_commit_is_undone_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunDirectory.create(tmp_path, make_manifest()) as run:
         run.commit(*make_window(0))
@@ -405,9 +335,6 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path: Path, file: str) -> None:
         assert run.next_window == 5
 
 
-# ------------------------------------------------------------------------------------ refusals
-
-
 def test_an_occupied_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(StoreError, match=rf"not empty.*--resume {tmp_path}.*--out"):
@@ -415,19 +342,6 @@ def test_an_occupied_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(StoreError, match="cannot make the run directory"):
         RunDirectory.create(tmp_path / "notes.txt", make_manifest())
-
-
-def test_creating_over_a_run_is_refused(tmp_path: Path) -> None:
-    run_of(tmp_path, 1)
-    with pytest.raises(StoreError, match="--resume"):
-        RunDirectory.create(tmp_path, make_manifest())
-    assert RunDirectory.read(tmp_path).next_window == 1
-
-
-def test_two_writers_are_refused(tmp_path: Path) -> None:
-    with RunDirectory.create(tmp_path, make_manifest()), pytest.raises(StoreError, match="in use by another process"):
-        RunDirectory.resume(tmp_path, make_manifest())
-    RunDirectory.resume(tmp_path, make_manifest()).close()
 
 
 def test_another_process_holds_the_lock_until_it_dies(tmp_path: Path) -> None:
@@ -443,16 +357,6 @@ def test_another_process_holds_the_lock_until_it_dies(tmp_path: Path) -> None:
         writer.wait()
         writer.stdout.close()
     RunDirectory.resume(path, make_manifest()).close()
-
-
-def test_a_refused_resume_releases_the_lock_and_changes_nothing(tmp_path: Path) -> None:
-    run_of(tmp_path, 1)
-    damaged = (tmp_path / "samples.jsonl").read_bytes().replace(b'"window":0', b'"window":7')
-    (tmp_path / "samples.jsonl").write_bytes(damaged)
-    for _ in range(2):
-        with pytest.raises(StoreError, match="belongs to window 7"):
-            RunDirectory.resume(tmp_path, make_manifest())
-    assert (tmp_path / "samples.jsonl").read_bytes() == damaged
 
 
 @pytest.mark.parametrize("open_run", [RunDirectory.read, lambda path: RunDirectory.resume(path, make_manifest())])
@@ -499,17 +403,6 @@ def test_damage_in_the_middle_names_file_and_line(tmp_path: Path, file: str, lin
         assert "\n" not in str(caught.value)
 
 
-def test_a_lost_line_is_noticed(tmp_path: Path) -> None:
-    run_of(tmp_path, 3)
-    for name, message in (("windows.jsonl", "line 1 is window 1 where 0"), ("samples.jsonl", "5 whole lines where")):
-        whole = (tmp_path / name).read_bytes()
-        lines = whole.splitlines(keepends=True)
-        (tmp_path / name).write_bytes(b"".join(lines[1:] if name == "windows.jsonl" else lines[:-1]))
-        with pytest.raises(StoreError, match=message):
-            RunDirectory.read(tmp_path)
-        (tmp_path / name).write_bytes(whole)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -535,15 +428,6 @@ def test_text_that_is_no_unicode_is_refused_before_anything_is_written(tmp_path:
         with pytest.raises(StoreError, match="cannot be written as JSON"):
             run.commit(window, [samples[0], samples[1].model_copy(update={"text": "\ud800"})])
         assert not (tmp_path / "samples.jsonl").exists()
-
-
-def test_a_reader_cannot_write(tmp_path: Path) -> None:
-    run_of(tmp_path, 1)
-    with pytest.raises(StoreError, match="reading only"):
-        RunDirectory.read(tmp_path).commit(*make_window(1))
-
-
-# ----------------------------------------------------------------------- what must match on resume
 
 
 def changed(path: str, value: Any) -> Manifest:
@@ -616,13 +500,6 @@ def test_what_decides_no_result_may_change(tmp_path: Path, path: str, value: Any
     with RunDirectory.resume(tmp_path, changed(path, value)) as run:
         assert run.next_window == 1
         assert run.manifest.model_copy(update={"run": ""}) == make_manifest()
-
-
-def test_a_configuration_of_python_objects_is_compared_as_written(tmp_path: Path) -> None:
-    config = {"out": tmp_path, "source": Path("a/file"), "tasks": ("py150",)}
-    RunDirectory.create(tmp_path / "run", make_manifest(config=config)).close()
-    with RunDirectory.resume(tmp_path / "run", make_manifest(config=config)) as run:
-        assert run.manifest.config["tasks"] == ["py150"]
 
 
 def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(

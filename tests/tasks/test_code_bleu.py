@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.errors import ConfigError
-from harness.running.scoring import score_corpora
+from harness.running.scoring import score_corpus
 from reports.summary.measured import Corpus
 from tasks import languages as grammars
 from tasks.scores import code_bleu
@@ -31,7 +31,7 @@ def components(pairs: list[tuple[str, str]], language: str = "python"):  # type:
 
 
 def corpus_scores(texts: list[str], references: list[str], language: str) -> dict[str, float | None]:
-    return score_corpora([Corpus(language, tuple(texts), tuple(references))])[0]
+    return score_corpus(Corpus(language, tuple(texts), tuple(references)))
 
 
 def test_identity_of_a_long_line_is_1_in_every_component() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from harness.contracts import Completion
 from harness.registry import SCORES
-from harness.running.scoring import score_corpora, score_sample
+from harness.running.scoring import score_corpus, score_sample
 from reports.summary.measured import Corpus
 from tasks.scores.match import code_tokens, edit_similarity, exact_match, restore_literals, token_accuracy
 from tasks.scores.overlap import chrf, corpus_bleu, corpus_chrf, rouge_l, sentence_bleu
@@ -20,7 +20,7 @@ POOLED = {"bleu", "chrf", "codebleu", "dataflow", "dataflow_defined", "syntax"}
 
 
 def corpus_scores(texts: list[str], references: list[str], language: str) -> dict[str, float | None]:
-    return score_corpora([Corpus(language, tuple(texts), tuple(references))])[0]
+    return score_corpus(Corpus(language, tuple(texts), tuple(references)))
 
 
 def sample_scores(text: str, reference: str) -> dict[str, float | None]:

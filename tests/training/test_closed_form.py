@@ -21,7 +21,7 @@ from harness.contracts.recipes import TrainingRun
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, read_artefact, write_artefact
 from harness.models.model import resolve
-from harness.models.trained import read_shortcuts
+from harness.models.weights import read_shortcuts
 from harness.training.cheap_heads import rank, root_of
 from harness.training.corpus import Stream
 from harness.training.lite.fit import initial_shortcuts

@@ -14,7 +14,7 @@ from harness.models.controllers.controller import (
     write_controller,
 )
 from harness.models.controllers.learned import LearnedStrategy, TrainedStrategy, logit
-from harness.models.controllers.search import controller_path, find_trained
+from harness.models.trained import find_trained
 
 __all__ = [
     "OBSERVATIONS",
@@ -23,7 +23,6 @@ __all__ = [
     "Network",
     "Observation",
     "TrainedStrategy",
-    "controller_path",
     "controllers_of",
     "find_controller",
     "find_trained",

@@ -28,8 +28,8 @@ from torch import Tensor
 from harness.contracts import ExitView, ModelInfo, StateScore
 from harness.contracts.strategies import TINY
 from harness.errors import ArtefactError
-from harness.models.artefacts import Artefact, look_into, write_artefact
-from harness.models.controllers.search import find_trained
+from harness.models.artefacts import Artefact, look_through, write_artefact
+from harness.models.trained import find_trained
 
 Activation = Literal["tanh", "relu"]
 
@@ -410,12 +410,9 @@ def write_controller(
 
 def controllers_of(model: ModelInfo, folders: Iterable[Path]) -> list[Path]:
     """Return the controllers in some folders that were trained for these weights and this exit head."""
-    found, wanted = [], (model.fingerprint, model.exit_head)
-    for file in (file for folder in folders for file in sorted(folder.glob("*.json"))):
-        facts = look_into(file)
-        if "observation" in facts and (facts.get("model_fingerprint"), facts.get("exit_head")) == wanted:
-            found.append(file)  # only controllers have one
-    return found
+    wanted = {"model_fingerprint": model.fingerprint, "exit_head": model.exit_head}
+    seen = look_through(folders)
+    return [file for file, facts in seen if "observation" in facts and wanted.items() <= facts.items()]
 
 
 def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
@@ -423,12 +420,11 @@ def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
 
     Args and errors are those of :func:`find_trained`.
     """
-    return _controller(find_trained(kind, name, model, ("observation", "activation", "threshold"), _looks_back))
 
+    def looks_back(found: Artefact) -> bool:  # at the exit point before: it must be asked at the same ones
+        return Observation.of(found.facts["observation"]).change
 
-def _looks_back(artefact: Artefact) -> bool:
-    """One that looks at the exit point before must be asked at the same ones."""
-    return Observation.of(artefact.facts["observation"]).change
+    return _controller(find_trained(kind, name, model, ("observation", "activation", "threshold"), looks_back))
 
 
 @lru_cache(maxsize=32)

@@ -19,7 +19,7 @@ from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, StateTest, S
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
 from harness.models.controllers.controller import Controller, Scorer, find_controller
-from harness.models.controllers.search import find_trained
+from harness.models.trained import find_trained
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from typing import Any, Self
 
 from harness.contracts.executors import Command, Executor, Happened, Job
 from harness.errors import ConfigError
-from harness.host.interpreter import fresh_interpreter
+from harness.host.interpreter import fresh_interpreter, message_of
 from harness.host.processor import core_count, peak_memory_bytes
-from harness.running.repeats import Reporter, message_of
+from harness.running.repeats import Reporter
 from harness.study.point_run import run_job
 
 ANSWER_S = 5.0

@@ -25,8 +25,7 @@ from harness.host.files import read_json, replace_files
 from harness.host.libraries import require
 from harness.models.artefacts import write_artefact
 from harness.models.facts import PARTS
-from harness.models.fingerprints import fingerprint_of_folder
-from harness.models.folder import quiet
+from harness.models.folder import fingerprint_of_folder, quiet
 from harness.models.model import ResolvedModel, resolve
 from harness.models.ngrams import NgramIndex, write_index
 from harness.models.trained import belongs_to, shortcut_path

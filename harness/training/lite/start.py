@@ -15,13 +15,8 @@ from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.models.artefacts import Artefact
 from harness.models.ngrams import NgramIndex, read_index
-from harness.models.trained import (
-    artefact_folders,
-    find_shortcut,
-    read_shortcuts,
-    require_adapter,
-    tuned_fingerprint,
-)
+from harness.models.trained import Missing, artefact_folders, find, require, tuned_fingerprint
+from harness.models.weights import read_shortcuts
 from harness.training.recipes import LiteRecipe
 
 
@@ -186,7 +181,7 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
     except ConfigError as error:
         raise ConfigError(str(error).replace("--artefacts", "--start-from", 1)) from None
     asked = replace(info.asked, exit_head=recipe.exit_head)
-    adapter = require_adapter(replace(info, asked=asked), folders)
+    adapter = require(find("adapter", replace(info, asked=asked), folders))
     facts = adapter.facts
     try:
         known = Start(adapter, None)
@@ -208,12 +203,13 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
     shortcut = None
     if recipe.exit_head == "shortcut":
         tuned = tuned_fingerprint(info.fingerprint, adapter.sha256)
-        shortcut = find_shortcut(tuned, folders, info.exit_points)
-        if shortcut is None:
+        found_shortcut = find("shortcut", replace(info, fingerprint=tuned), folders)
+        if isinstance(found_shortcut, Missing):
             raise ArtefactError(
                 f"{adapter.path.parent} holds no shortcuts of its adapter (shortcut.json), which were tuned with it. "
                 "Restore them, or begin at the base weights."
             )
+        shortcut = found_shortcut
     found = Start(adapter, shortcut)
     found.ngrams()  # refused now, not after hours
     return found

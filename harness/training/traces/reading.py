@@ -16,7 +16,7 @@ from harness.errors import ArtefactError, ConfigError, DataError
 from harness.models.controllers import Observation
 from harness.models.model import ResolvedModel, resolve
 from harness.models.ngrams import NgramIndex, write_index
-from harness.models.trained import read_shortcuts
+from harness.models.weights import read_shortcuts
 from harness.training.traces.store import Traces, beside, trace_command
 
 HELD_OUT = 0.1

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import ArtefactError
-from harness.models.artefacts import Artefact, write_artefact
+from harness.models.artefacts import Artefact
 from harness.models.controllers import (
     OBSERVATIONS,
     Controller,
     Network,
     Observation,
-    controller_path,
     find_controller,
     write_controller,
 )
@@ -94,9 +93,6 @@ def refusal(model: ModelInfo, name: str = "") -> str:
     return message
 
 
-# ------------------------------------------------------------------------------------ written, found
-
-
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("observation", [*OBSERVATIONS.values(), ALONE], ids=str)
 def test_what_was_written_is_found(folder: Path, model: ModelInfo, observation: Observation, shared: bool) -> None:
@@ -121,16 +117,6 @@ def test_finding_reads_no_tensors(folder: Path, model: ModelInfo) -> None:
         found.scorer("cpu")
 
 
-def test_a_controller_trained_again_is_read_again(folder: Path, model: ModelInfo) -> None:
-    path = folder / "rl.json"
-    first = write(path, model)
-    assert find(model).artefact.sha256 == first.sha256
-    second = write(path, model, CHAINED)
-    os.utime(path, (1, 1))  # whatever the file system's clock can tell apart
-    assert first.sha256 != second.sha256
-    assert find(model).artefact.sha256 == second.sha256
-
-
 def test_a_controller_goes_by_path_by_name_or_by_its_kind(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
     for name in ("rl", "rl-java"):
         write(folder / f"{name}.json", model, shared=name == "rl")
@@ -139,38 +125,6 @@ def test_a_controller_goes_by_path_by_name_or_by_its_kind(folder: Path, model: M
     assert find(model, "rl-java").artefact.path == folder / "rl-java.json"
     for path in (elsewhere.path, elsewhere.path.with_suffix(".safetensors"), elsewhere.path.with_suffix("")):
         assert find(model, str(path)).artefact.sha256 == elsewhere.sha256
-
-
-def test_a_name_with_a_suffix_is_a_path(
-    folder: Path, model: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write(folder / "rl.json", model)
-    here = write(Path("rl.json"), model, CHAINED)
-    assert controller_path("rl", "rl.json", model) == Path("rl.json")
-    assert find(model, "rl.json").artefact.sha256 == here.sha256
-
-
-@pytest.mark.parametrize("name", ["rl-0.5", "rl-v1.2.3", "rl.java"])
-def test_a_name_may_have_dots(folder: Path, model: ModelInfo, name: str) -> None:
-    """What is behind the last one is no ending of a file."""
-    write(folder / "rl.json", model)
-    written = write(folder / f"{name}.json", model, CHAINED)
-    assert controller_path("rl", name, model) == folder / f"{name}.json"
-    found = find(model, name)
-    assert found.artefact.sha256 == written.sha256
-    assert found.scorer("cpu")
-    assert refusal(model, f"{name}9").startswith(f"there is no {name}9.json for owner/m in {folder}. ")
-
-
-def test_the_first_folder_with_the_name_is_taken(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in ("none", "first", "second")]
-    several = replace(model, artefacts=tuple(map(str, folders)))
-    write(folders[2] / "rl.json", model)
-    write(folders[2] / "rl-b.json", model)
-    write(folders[1] / "rl.json", model)
-    assert controller_path("rl", "", several) == folders[1] / "rl.json"
-    assert controller_path("rl", "rl-b", several) == folders[2] / "rl-b.json"
 
 
 def test_one_of_other_weights_does_not_hide_the_one_that_fits(model: ModelInfo, tmp_path: Path) -> None:
@@ -186,41 +140,15 @@ def test_one_of_other_weights_does_not_hide_the_one_that_fits(model: ModelInfo, 
     assert refusal(nobody).startswith(f"{folders[0] / 'rl.json'} was trained with weights 0ther")
 
 
-# ------------------------------------------------------------------------------------------ missing
-
-
 def test_a_missing_controller_names_its_place_and_the_commands_in_order(folder: Path, model: ModelInfo) -> None:
     assert refusal(model) == f"there is no rl.json for owner/m in {folder}. Make it with {TUNE_AND_TRAIN}"
     assert "there is no rl.json for owner/m in artefacts/m. Make" in refusal(replace(model, artefacts=()))
-
-
-def test_a_missing_controller_lists_those_of_its_kind(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
-    several = replace(model, artefacts=(str(folder), str(tmp_path / "shipped")))
-    for path in (folder / "rl-java", folder / "lte", tmp_path / "shipped" / "rl-b", tmp_path / "shipped" / "rl-java"):
-        write(path.with_suffix(".json"), model)
-    message = refusal(several, "rl-python")
-    assert message.startswith(f"there is no rl-python.json for owner/m in {folder}, {tmp_path / 'shipped'}. ")
-    assert " There are: rl-b, rl-java. " in message
-
-
-def test_a_missing_path_is_named(tmp_path: Path, model: ModelInfo) -> None:
-    assert refusal(model, str(tmp_path / "none.json")) == (
-        f"cannot read the rl {tmp_path / 'none.json'}: No such file or directory."
-    )
 
 
 @pytest.mark.parametrize("name", ["agent.zip", "agent.pkl"])
 def test_an_agent_of_stable_baselines3_is_refused_unread(tmp_path: Path, model: ModelInfo, name: str) -> None:
     (tmp_path / name).write_bytes(b"PK\x03\x04")
     assert f"{name} may be a pickle" in refusal(model, str(tmp_path / name))
-
-
-def test_a_controller_of_another_kind_is_refused(folder: Path, model: ModelInfo) -> None:
-    write(folder / "rl.json", model, kind="lte")
-    assert "rl.json holds no rl" in refusal(model)
-
-
-# ---------------------------------------------------------------------------------- another model's
 
 
 @pytest.mark.parametrize(
@@ -256,23 +184,6 @@ def test_another_exit_head_is_cured_by_one_flag_where_it_can_be(
     write(folder / "rl.json", replace(model, exit_head=theirs))
     message = refusal(replace(model, exit_head=ours, asked=ModelRequest(exit_head=asked)))
     assert f"runs with {ours}. {cure} (minutes to hours to trace; minutes to train): `harness trace" in message
-
-
-def test_a_name_says_nothing(folder: Path, model: ModelInfo) -> None:
-    write(folder / "rl.json", replace(model, name="other/model"))
-    assert find(model).artefact.facts["model"] == "other/model"
-
-
-def test_where_tuned_weights_have_one_the_base_weights_are_told_the_cheap_way_first(
-    folder: Path, model: ModelInfo
-) -> None:
-    write(folder / "rl.json", replace(model, fingerprint="0ddba11"))
-    cheap = (
-        "Leave out --weights pretrained, or train it again (minutes to hours to trace; minutes to train): "
-        "`harness trace --model owner/m --weights pretrained --out traces/m`"
-    )
-    assert cheap in refusal(replace(model, asked=ModelRequest(weights="pretrained")))
-    assert "--weights pretrained" not in refusal(replace(model, weights="tuned"))
 
 
 @pytest.mark.parametrize(
@@ -322,31 +233,6 @@ def test_a_controller_that_lacks_a_fact_is_refused(folder: Path, model: ModelInf
     del said[key]
     path.write_text(json.dumps(said))
     assert refusal(model) == f"{path} lacks what a rl needs ('{key}'). Train it again."
-
-
-@pytest.mark.parametrize("threshold", [None, "strict", "", [0.9], {}])
-def test_a_threshold_that_is_no_number_is_refused(folder: Path, model: ModelInfo, threshold: Any) -> None:
-    facts = {**identity(model, "t"), "threshold": threshold}
-    write_controller(folder / "rl.json", "rl", ALONE, networks(ALONE, shared=True), facts)
-    message = refusal(model)
-    assert message.startswith(f"{folder / 'rl.json'} lacks what a rl needs (")
-    assert message.endswith("). Train it again.")
-
-
-@pytest.mark.parametrize("points", [None, ["four"], 4])
-def test_exit_points_that_are_no_layers_are_refused(folder: Path, model: ModelInfo, points: Any) -> None:
-    described = identity(model, "t") | {"observation": ALONE.as_dict(), "activation": "relu", "threshold": 0.9}
-    write_artefact(folder / "rl.json", "rl", {}, described | {"exit_points": points})
-    assert "rl.json lacks what a rl needs" in refusal(model)
-
-
-def test_an_observation_of_another_version_is_refused(folder: Path, model: ModelInfo) -> None:
-    described = identity(model, "t") | {"observation": {"state": "logits"}, "activation": "relu", "threshold": 0.9}
-    write_artefact(folder / "rl.json", "rl", {}, described)
-    assert "the observation {'state': 'logits'} is not known to this version" in refusal(model)
-
-
-# ------------------------------------------------------------------------------------------ scores
 
 
 @dataclass
@@ -402,28 +288,6 @@ def naive(observation: Observation, written: dict[str, Network], views: list[Any
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("observation", [*OBSERVATIONS.values(), ALONE], ids=str)
-def test_a_row_alone_scores_as_among_others(
-    folder: Path, model: ModelInfo, views: Callable[..., list[Any]], observation: Observation, shared: bool
-) -> None:
-    write(folder / "rl.json", model, observation, shared=shared)
-    score, together = find(model).scorer("cpu"), views()
-    alone: list[View] = []
-    for view in together:
-        alone.append(View(view.exit_layer, view.hidden[2:3], view.through[2:3], alone[-1] if alone else None, []))
-    for one, all_ in zip(alone, together, strict=True):
-        torch.testing.assert_close(score(one), score(all_)[2:3], rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
-
-
-def test_a_row_without_a_number_has_none(folder: Path, model: ModelInfo) -> None:
-    write(folder / "rl.json", model, CHAINED)
-    broken = torch.full((1, WIDTH), float("nan"))
-    score = find(model).scorer("cpu")(View(4, broken, broken, None, []))  # type: ignore[arg-type]
-    assert score.shape == (1,)
-    assert score.isnan().all()
-
-
-@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     "observation", [*OBSERVATIONS.values(), ALONE, Observation("exit"), Observation(change=True, place=True)], ids=str
@@ -444,50 +308,3 @@ def test_a_score_is_the_network_of_the_observation(
         got = score(view)
         assert (got.shape, got.dtype) == ((ROWS,), torch.float32)
         torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("observation", [*OBSERVATIONS.values(), ALONE], ids=str)
-def test_only_what_the_observation_needs_is_looked_at(
-    folder: Path, model: ModelInfo, views: Callable[..., list[Any]], observation: Observation
-) -> None:
-    """An exit state costs a map, and an earlier view may have to be narrowed to these rows."""
-    write(folder / "rl.json", model, observation)
-    score, seen = find(model).scorer("cpu"), views()
-    state = observation.state
-    score(seen[0])
-    assert seen[0].looks == [f"{state} 4"]
-    seen[0].looks.clear()
-    score(seen[2])
-    assert set(seen[2].looks) == ({f"{state} 10", "previous 10"} if observation.change else {f"{state} 10"})
-    assert seen[1].looks == ([f"{state} 6"] if observation.change else [])
-    assert seen[0].looks == []
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_fewer_exit_points_keep_the_places_of_training(
-    folder: Path, model: ModelInfo, views: Callable[..., list[Any]], shared: bool
-) -> None:
-    write(folder / "rl.json", model, ALONE, shared=shared)
-    score = find(replace(model, exit_points=(6, 10))).scorer("cpu")
-    for view, wanted in zip(views((6, 10)), naive(ALONE, networks(ALONE, shared=shared), views())[1:], strict=True):
-        torch.testing.assert_close(score(view), wanted, atol=1e-4, rtol=1e-4)
-
-
-def test_networks_kept_in_half_precision_score_in_single(
-    folder: Path, model: ModelInfo, views: Callable[..., list[Any]]
-) -> None:
-    halved = {name: each.to(torch.float16) for name, each in networks(CHAINED, shared=False).items()}
-    write_controller(folder / "rl.json", "rl", CHAINED, halved, {**identity(model, "t"), "threshold": 0.9})
-    widened = {name: each.to(torch.float32) for name, each in halved.items()}
-    score = find(model).scorer("cpu")
-    seen = views()
-    for view, wanted in zip(seen, naive(CHAINED, widened, seen), strict=True):
-        torch.testing.assert_close(score(view), wanted, atol=1e-5, rtol=1e-5)
-
-
-def test_tensors_that_were_swapped_are_refused(folder: Path, model: ModelInfo) -> None:
-    write(folder / "rl.json", model)
-    write(folder / "lte.json", model, CHAINED)
-    (folder / "rl.safetensors").write_bytes((folder / "lte.safetensors").read_bytes())
-    with pytest.raises(ArtefactError, match=r"is not the file rl\.json describes"):
-        find(model).scorer("cpu")

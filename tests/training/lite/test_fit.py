@@ -22,11 +22,13 @@ from torch import Tensor
 from harness.contracts import ModelRequest, document_key
 from harness.contracts.recipes import Trained
 from harness.errors import TrainingError
-from harness.models.artefacts import find_seen, read_artefact, write_artefact
+from harness.models.artefacts import read_artefact, write_artefact
 from harness.models.export import export
-from harness.models.fingerprints import fingerprint_of_folder
+from harness.models.folder import fingerprint_of_folder
 from harness.models.model import resolve
-from harness.models.trained import merge, tuned_fingerprint
+from harness.models.ngrams import find_seen
+from harness.models.trained import tuned_fingerprint
+from harness.models.weights import merge
 from harness.training.corpus import PackedStreams, read_streams
 from harness.training.recipes import LiteRecipe
 from tasks.py150 import Py150

@@ -20,7 +20,7 @@ from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.artefacts import read_artefact
 from harness.models.model import resolve
-from harness.models.trained import read_shortcuts
+from harness.models.weights import read_shortcuts
 from harness.training.options import TraceRequest
 from harness.training.recipes import Shortcut
 from harness.training.traces import record_trace

@@ -1,12 +1,15 @@
-"""Shapes as facts: the catalogue's configurations make models of the published sizes."""
+"""Facts of the models of the catalogue, by hand, and exit points."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
+from harness.errors import ConfigError
+from harness.models.facts import exit_points, parse_exit_points
 from harness.registry import MODELS
 
 # Published parameter counts (tied embeddings once).
@@ -53,29 +56,6 @@ def test_bytes_of_llama_3_2_3b_by_hand(resolved: Any) -> None:
     assert info.max_positions == 131072
 
 
-def test_bytes_of_opt_2_7b_by_hand(resolved: Any) -> None:
-    info = resolved("opt-2.7b", dtype="float32").info
-    width = 2560
-    attention, mlp, norms = 4 * (width * width + width), 2 * 4 * width * width + 5 * width, 4 * width
-    assert info.layer_bytes == 4 * (attention + mlp + norms)
-    assert info.lm_head_bytes == 4 * 50272 * width
-    assert info.kv_entry_bytes == 4 * 2 * width
-    assert info.exit_points == (4, 6, 8, 10, 12, 14, 16, 20, 24, 28)
-    assert (info.family, info.vocab_size, info.hidden_size, info.max_positions) == ("opt", 50272, 2560, 2048)
-
-
-def test_relative_costs_are_those_of_the_literature_notes(resolved: Any) -> None:
-    # ρ, one LM-head evaluation in layers, and κ, the share of a layer that a K,V fill is.
-    for name, rho, kappa in (
-        ("smollm2-135m", 8.0, 0.062),
-        ("llama-3.2-3b", 3.9, 0.062),
-        ("opt-2.7b", 1.6, 0.167),
-    ):
-        info = resolved(name).info
-        assert info.lm_head_bytes / info.layer_bytes == pytest.approx(rho, abs=0.05)
-        assert info.kv_projection_bytes / info.layer_bytes == pytest.approx(kappa, abs=0.001)
-
-
 @pytest.mark.model
 def test_the_default_model_s_shape_is_its_file_s(smollm2: Any) -> None:
     shape, config = smollm2.resolved.spec.shape, smollm2.module.config
@@ -84,3 +64,50 @@ def test_the_default_model_s_shape_is_its_file_s(smollm2: Any) -> None:
     assert config.rope_parameters["rope_theta"] == shape["rope_parameters"]["rope_theta"]
     assert smollm2.tokenizer.eos_token_ids == frozenset({2})
     assert len(smollm2.tokenizer.wrapped) <= smollm2.info.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "expected"),
+    [
+        (28, (4, 6, 8, 10, 12, 14, 18, 22, 26)),
+        (32, (4, 6, 8, 10, 12, 14, 16, 20, 24, 28)),
+        (30, (4, 6, 8, 10, 12, 14, 18, 22, 26)),
+        (24, (4, 6, 8, 10, 12, 16, 20)),
+        (16, (4, 6, 8, 12)),
+        (12, (4, 6, 10)),
+    ],
+)
+def test_the_paper_s_rule(num_layers: int, expected: tuple[int, ...]) -> None:
+    assert exit_points(num_layers) == expected
+    assert parse_exit_points("paper", num_layers) == expected
+
+
+@pytest.mark.parametrize("num_layers", range(1, 81))
+def test_the_last_layer_is_never_an_exit_point(num_layers: int) -> None:
+    points = exit_points(num_layers)
+    assert all(4 <= point < num_layers for point in points)
+    assert list(points) == sorted(set(points))
+    steps = [(a, b - a) for a, b in itertools.pairwise(points)]
+    assert all(step == (2 if a + 2 <= num_layers // 2 else 4) for a, step in steps)
+
+
+def test_all_layers() -> None:
+    assert parse_exit_points("all", 5) == (1, 2, 3, 4)
+    assert parse_exit_points("all", 1) == ()
+
+
+@pytest.mark.parametrize(("text", "expected"), [("7", (7,)), ("8,2,5", (2, 5, 8)), ("3,3", (3,)), (" 1, 27", (1, 27))])
+def test_a_list_of_layers(text: str, expected: tuple[int, ...]) -> None:
+    assert parse_exit_points(text, 28) == expected
+
+
+@pytest.mark.parametrize("text", ["", "4,", "four", "4.5", "4;8", "Paper"])
+def test_what_is_no_list_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read\. Write 'paper', 'all', or layers such as 4,8,12"):
+        parse_exit_points(text, 28)
+
+
+@pytest.mark.parametrize("text", ["0", "28", "4,29", "-1,4"])
+def test_layers_beyond_the_model_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"layers run from 1 to 27 \(the model has 28"):
+        parse_exit_points(text, 28)
