@@ -274,11 +274,11 @@ def test_readings_that_are_no_numbers_leave_their_windows_without_energy(
 def test_a_clock_that_runs_backwards_stops_the_run_in_one_line(
     config: dict[str, Any], tmp_path: Path, neighbours: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.metering.clock import SystemClock
+    from harness.metering.clock import Clock
 
     neighbours([])
     seconds = iter([*range(2 * (3 + 2) + 1), -1000])  # two readings a window; the third measured one ends in the past
-    monkeypatch.setattr(SystemClock, "monotonic_s", lambda self: float(next(seconds)))
+    monkeypatch.setattr(Clock, "monotonic_s", lambda self: float(next(seconds)))
     monkeypatch.setattr("harness.metering.contamination.Surroundings.glance", lambda self: Glance(0.0, 0.0))
     with pytest.raises(MeterError, match=r"ran backwards by 1\.01e\+03 s.*2 finished windows are kept.*--resume"):
         run(RunConfig(**config))
