@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ModelError
-from harness.host.files import DocumentError, parse_json, read_bytes, require_regular
+from harness.host.files import parse_json, read_bytes, refusing, require_regular
 
 
 @contextlib.contextmanager
@@ -127,13 +127,9 @@ def read_object(path: Path) -> Mapping[str, Any]:
     Raises:
         ModelError: it cannot be read, or is no JSON object within bounds.
     """
-    try:
+    with refusing(path, ModelError, _REMEDY):
         data = read_bytes(path, LARGEST_TEXT_BYTES)
         found = parse_json(data, digits=DIGITS)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}. {_REMEDY}") from None
-    except DocumentError as error:
-        raise ModelError(f"cannot read {path}: {error}. {_REMEDY}") from None
     if data.startswith(BOM_UTF8):  # which parse_json takes
         raise ModelError(f"{path} begins with a byte order mark, which transformers refuses. Save it without the mark.")
     if not isinstance(found, dict):
