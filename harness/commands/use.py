@@ -1,4 +1,4 @@
-"""``harness serve``: the model as an HTTP endpoint that editors and API clients can use."""
+"""``harness lm-eval`` and ``serve``: early exits where others decode, in lm-evaluation-harness and behind HTTP."""
 
 from __future__ import annotations
 
@@ -9,15 +9,47 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.console import log_to, stderr, write
-from harness.commands.options import configured_by, named_by_flag
+from harness.commands.console import log_to, say, stderr, stdout, write, write_json
+from harness.commands.options import configure, configured_by, named_by_flag
 from harness.errors import ConfigError
 from harness.host.libraries import require
+from harness.lm_eval.options import LmEvalOptions
 from harness.serving.config import ServeConfig, prompt_cap
 
 INTERRUPTED = 130
 
 EXTRA = ("fastapi", "prometheus_client", "uvicorn")
+
+
+@configured_by(LmEvalOptions)
+def lm_eval(
+    given: dict[str, Any],
+    as_json: Annotated[bool, typer.Option("--json", help="Print lm-eval's results of each operating point.")] = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness at full depth and with early exits; writes a run directory."""
+    options = configure(LmEvalOptions, given)
+    require("lm-eval", "lm_eval")
+    console = stderr()
+    log_to(console)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one progress bar is enough, and none inside a window
+    from harness.commands.progress import RunProgress
+    from harness.lm_eval.evaluate import evaluate
+    from harness.lm_eval.results import FOLDER, tables
+    from reports.tables.writers import to_terminal
+
+    with RunProgress(console) as progress:
+        found = evaluate(options, progress)
+    if as_json:
+        from lm_eval.utils import handle_non_serializable
+
+        write_json(found.results, default=handle_non_serializable)
+    else:
+        stdout().print(to_terminal(tables(found.results)))
+    where = f"lm-eval's results are in {found.directory}/{FOLDER}."
+    if found.run is None:
+        say(f"{where} No task generates, so there is no run for `harness report`.")
+    else:
+        say(f"Records, report.md, summary.csv and summary.json are in {found.directory}; {where}")
 
 
 @configured_by(ServeConfig)
@@ -74,12 +106,17 @@ def _snippet(client: str, settings: Any) -> str:
         ConfigError: no such client, or any free port.
         ModelError: the model is unknown or out of reach.
     """
+    from harness.models.fill_in_the_middle import fill_in_the_middle
+    from harness.models.model import resolve
     from harness.serving.binding import everywhere, url_of
     from harness.serving.client_settings import CLIENTS, snippet
 
     if settings.port == 0:
         raise ConfigError("--print-config needs to know the port, and --port 0 takes any. Give a fixed one.")
-    fim, cap = _reads(settings) if client in CLIENTS else (None, 0)
+    fim, cap = None, 0
+    if client in CLIENTS:
+        model = resolve(settings.request())
+        fim, cap = fill_in_the_middle(model.tokenizer.wrapped), prompt_cap(settings, model.info)
     text: str = snippet(
         client,
         url=url_of(settings.host, settings.port),
@@ -92,14 +129,5 @@ def _snippet(client: str, settings: Any) -> str:
         ignored=settings.suffix == "ignore",
     )
     if everywhere(settings.host):
-        stderr().print("[dim]On another machine, write this machine's address for 127.0.0.1.[/]", soft_wrap=True)
+        say("On another machine, write this machine's address for 127.0.0.1.")
     return text if text.endswith("\n") else f"{text}\n"
-
-
-def _reads(settings: Any) -> tuple[Any, int]:
-    """Return how the model's tokenizer fills in the middle, ``None`` when it cannot, and the cap on a prompt."""
-    from harness.models.fill_in_the_middle import fill_in_the_middle
-    from harness.models.model import resolve
-
-    model = resolve(settings.request())
-    return fill_in_the_middle(model.tokenizer.wrapped), prompt_cap(settings, model.info)
