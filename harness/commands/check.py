@@ -53,11 +53,10 @@ def doctor(
         "threads": threads,
         "energy": energy,
         "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "strategies": (),
+        "model": model,
     }
-    named = {"model": model, "tasks": None if task is None else (task,), "source": source}
-    config = RunConfig.build(given | {key: value for key, value in named.items() if value is not None})
+    given |= {"tasks": task and (task,), "source": source, "max_new_tokens": max_new_tokens}
+    config = RunConfig.build({name: value for name, value in given.items() if value is not None})
     if self_test:
         from reports.statistics.intervals import MINIMUM_PAIRS
 
