@@ -65,15 +65,15 @@ _formatwarning = warnings.formatwarning
 
 PANELS = {
     "Measure and compare": {
-        "run": ("run:run", "harness run --strategy confidence:threshold=0.8,0.9 --limit 50"),
+        "run": ("measure:run", "harness run --strategy confidence:threshold=0.8,0.9 --limit 50"),
         "report": ("report:report", "harness report runs/mine --out report"),
-        "compare": ("compare:compare", "harness compare runs/before runs/after --fail-if 'speedup<-3%'"),
-        "rescore": ("rescore:rescore", "harness rescore runs/mine"),
+        "compare": ("measure:compare", "harness compare runs/before runs/after --fail-if 'speedup<-3%'"),
+        "rescore": ("measure:rescore", "harness rescore runs/mine"),
         "calibrate": ("calibrate:calibrate", "harness calibrate --strategy confidence --target agreement=0.95"),
         "sweep": ("sweep:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.9"),
         "study": ("study:study", "harness study quick --dry-run"),
         "watch": ("watch:watch", "harness watch studies/quick --once"),
-        "reproduce": ("reproduce:reproduce", "harness reproduce green-code"),
+        "reproduce": ("measure:reproduce", "harness reproduce green-code"),
     },
     "Learn exits": {
         "suitability": ("suitability:suitability", "harness suitability smollm2-135m --documents 8"),
@@ -81,18 +81,18 @@ PANELS = {
         "train": ("training:Recipes", "harness train classifier --traces traces"),
     },
     "Use and publish": {
-        "lm-eval": ("lm_eval:lm_eval", "harness lm-eval --strategy classifier --tasks gsm8k"),
-        "export": ("export:export", "harness export tuned --model smollm2-135m"),
-        "serve": ("serve:serve", "harness serve --strategy classifier --port 8000"),
-        "leaderboard": ("leaderboard:leaderboard", "harness leaderboard runs --out site"),
-        "submit": ("submit:submit", "harness submit runs/mine"),
+        "lm-eval": ("use:lm_eval", "harness lm-eval --strategy classifier --tasks gsm8k"),
+        "export": ("publish:export", "harness export tuned --model smollm2-135m"),
+        "serve": ("use:serve", "harness serve --strategy classifier --port 8000"),
+        "leaderboard": ("publish:leaderboard", "harness leaderboard runs --out site"),
+        "submit": ("publish:submit", "harness submit runs/mine"),
     },
     "Look up and check": {
-        "list": ("catalogue:list_", "harness list strategies"),
-        "show": ("catalogue:show", "harness show classifier"),
-        "doctor": ("doctor:doctor", "harness doctor"),
-        "cache": ("cache:Cache", "harness cache list"),
-        "verify": ("verify:verify", "harness verify --weights-format fp16"),
+        "list": ("lookup:list_", "harness list strategies"),
+        "show": ("lookup:show", "harness show classifier"),
+        "doctor": ("check:doctor", "harness doctor"),
+        "cache": ("lookup:Cache", "harness cache list"),
+        "verify": ("check:verify", "harness verify --weights-format fp16"),
     },
 }
 """Panel of ``harness --help`` → its commands → where each is, and an example of it; the first one's is shown there."""
@@ -148,18 +148,6 @@ def _options(
     pass
 
 
-def _can_be_encoded(argument: str) -> bool:
-    try:
-        os.fsencode(argument)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _visible_warning(*parts: Any, **settings: Any) -> str:
-    return visible(_formatwarning(*parts, **settings))
-
-
 def _complaint(error: Any) -> str:
     """Return what the parser complains of, as a sentence: what it says of pydantic's in plain words."""
     if possible := getattr(error, "possibilities", None):
@@ -172,7 +160,6 @@ def _complaint(error: Any) -> str:
 
 
 def _called(error: Any) -> str:
-    """Return the command whose arguments are refused, also where the parser does not say."""
     context = getattr(error, "ctx", None)
     if context is not None:
         return str(context.command_path)
@@ -182,8 +169,11 @@ def _called(error: Any) -> str:
 def _check_arguments() -> None:
     if any("\0" in argument for argument in sys.argv):
         raise ConfigError("an argument holds a NUL character, which no name and no path can have. Omit it.")
-    if not all(map(_can_be_encoded, sys.argv)):
-        raise ConfigError("an argument holds half of a surrogate pair, which no path can have. Omit it.")
+    try:
+        for argument in sys.argv:
+            os.fsencode(argument)
+    except UnicodeEncodeError:
+        raise ConfigError("an argument holds half of a surrogate pair, which no path can have. Omit it.") from None
     for path in (*sys.argv, os.environ.get("XDG_CACHE_HOME", "")):
         if path.count("/") > DEEPEST_PATH:
             raise ConfigError(
@@ -204,7 +194,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     spin_briefly()
     logging.lastResort = OneLine(stderr, logging.WARNING)  # for commands that draw no progress bar
-    warnings.formatwarning = _visible_warning
+    warnings.formatwarning = lambda *parts, **settings: visible(_formatwarning(*parts, **settings))
     try:
         _check_arguments()
         code = app(args=sys.argv[1:] or ["--help"], prog_name="harness", standalone_mode=False)

@@ -214,29 +214,20 @@ def summary(point: EntryPoint) -> str:
         text: str | None = None
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == point.attr:
             text = ast.get_docstring(node)
-        elif _assigns(node, point.attr):
-            text = _meaning(node) or (_literal(body[index + 1]) if index + 1 < len(body) else None)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == point.attr for target in targets):
+                text = _described(node.value, body[index + 1 : index + 2])
         if text:
             return text.strip().splitlines()[0]
     return ""
 
 
-def _assigns(node: ast.stmt, name: str) -> bool:
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
-
-
-def _meaning(node: ast.stmt) -> str | None:
-    call = getattr(node, "value", None)
-    keywords = call.keywords if isinstance(call, ast.Call) else []
-    found = (word.value.value for word in keywords if word.arg == "meaning" and isinstance(word.value, ast.Constant))
-    return next((text for text in found if isinstance(text, str)), None)
-
-
-def _literal(node: ast.stmt) -> str | None:
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-        return node.value.value
-    return None
+def _described(value: ast.expr | None, behind: list[ast.stmt]) -> str | None:
+    words = [word.value for word in value.keywords if word.arg == "meaning"] if isinstance(value, ast.Call) else []
+    words += [node.value for node in behind if isinstance(node, ast.Expr)]
+    texts = (word.value for word in words if isinstance(word, ast.Constant))
+    return next((text for text in texts if isinstance(text, str)), None)
 
 
 STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
@@ -327,7 +318,6 @@ def package_of(kind: type) -> str:
 
 
 def _plugins() -> list[tuple[str, EntryPoint]]:
-    """Every entry of other projects, with what it is called."""
     return [
         (registry.noun, point)
         for registry in REGISTRIES.values()

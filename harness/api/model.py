@@ -268,7 +268,6 @@ def _stop_texts(stop: Any) -> tuple[str, ...]:
 
 
 def _whole(text: str) -> str:
-    """Return a text that can be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -43,6 +43,11 @@ def escape(text: object) -> str:
     return escaped(text)
 
 
+def note(text: str) -> None:
+    """Print a line of results that holds names of others, as wide as it is."""
+    stdout().print(escape(one_line(text)), highlight=False, soft_wrap=True)
+
+
 def write(text: str, end: str = "\n") -> None:
     """Print a document to stdout, its lines as wide as they are."""
     print(visible(text), end=end)
@@ -83,11 +88,15 @@ def say(text: str) -> None:
     stderr().print(f"[dim]{escape(one_line(text))}[/]", soft_wrap=True)
 
 
-def show_progress() -> TrainingProgress:
-    """Return a context manager that shows how far long work is, and the time left."""
+def show_progress(*, timer: bool = True) -> TrainingProgress:
+    """Return a context manager that shows how far long work is, and the time left.
+
+    Args:
+        timer: let a thread redraw the bar; one that redraws inside a window would be measured.
+    """
     from harness.commands.progress import TrainingProgress
 
-    return TrainingProgress(stderr())
+    return TrainingProgress(stderr(), timer=timer)
 
 
 class OneLine(logging.Handler):

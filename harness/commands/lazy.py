@@ -9,9 +9,9 @@ markup and leaves it out, and cuts words that are wider than what six columns le
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -113,19 +113,25 @@ class PlainCommand(TyperCommand):
 
 
 class LazyGroup(TyperGroup):
-    """A group that knows its commands by name, reads their one-line helps, and loads the one that is called."""
+    """A group that knows its commands by name, reads their one-line helps, and loads the one that is called.
+
+    Attributes:
+        of: name → function, and a command line that calls it; of a group whose commands are at hand.
+    """
+
+    of: ClassVar[Mapping[str, tuple[Callable[..., Any], str]]] = {}
 
     def names(self) -> Sequence[str]:
         """Return the names, in the order they are listed in."""
-        raise NotImplementedError
+        return tuple(self.of)
 
     def summary(self, name: str) -> str:
         """Return a command's help in one line."""
-        raise NotImplementedError
+        return (self.of[name][0].__doc__ or "").partition("\n")[0]
 
     def load(self, name: str) -> Any:
         """Return what is behind a name, for :func:`as_command`."""
-        raise NotImplementedError
+        return self.of[name][0]
 
     def panel(self, name: str) -> str | None:
         """Return the title of the panel in which a command is listed; ``None`` for the one of all commands."""
@@ -133,7 +139,7 @@ class LazyGroup(TyperGroup):
 
     def example(self, name: str) -> str:
         """Return a command line that calls it, for its help; empty for none."""
-        return ""
+        return self.of[name][1]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

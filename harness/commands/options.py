@@ -168,7 +168,6 @@ def _defaults(model: type[Configuration], name: str, field: FieldInfo) -> dict[s
 
 
 def _value_text(value: Any) -> str:
-    """Return a value as one would type it; nothing for none."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -213,8 +212,6 @@ def _choices(annotation: Any) -> Iterator[str]:
 
 
 def _pieces(field: FieldInfo) -> list[Any]:
-    """Return the metadata of a field and of the types within it."""
-
     def within(annotation: Any) -> Iterator[Any]:
         yield from getattr(annotation, "__metadata__", ())
         for part in get_args(annotation):

@@ -154,7 +154,6 @@ def _item(cell: Measured) -> str:
 
 
 def _line(text: str) -> str:
-    """Return a text as one line in which nothing is hidden."""
     from harness.appearance.visible_text import one_line
 
     return one_line(text)
@@ -171,7 +170,6 @@ def _machine(run: RecordedRun, numbers: str) -> str:
 
 
 def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:
-    """Values of the history beside the latencies; ``None`` is not measured."""
     import hashlib
 
     from reports.metrics.vocabulary import metrics_of

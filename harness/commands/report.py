@@ -93,7 +93,6 @@ def report(
 
 
 def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
-    """Show every run that can be read and write its report; refuse in the end when some cannot."""
     from harness.running.reading import read_run
     from reports.tables.report import render, write_report
 

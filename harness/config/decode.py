@@ -7,13 +7,12 @@ alike, ``NAME[:option=value]…``: ``lossless+lookup:n=3+product:bound=0.3``.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, Field
 
-from harness.config.model import parse_named
+from harness.config.model import comma_list, parse_named
 from harness.config.options import build, option_value
 from harness.contracts import FULL_HEAD, HeadChoice, KVPolicy, Lossless
 from harness.errors import ConfigError, OptionError, UnknownNameError, did_you_mean
@@ -92,13 +91,8 @@ def parse_decode(text: str) -> DecodeSpec:
         raise ConfigError(
             f"decode = '{text}': what is drafted needs to be verified. Write lossless+{drafts or 'SOURCE'}."
         )
-    return DecodeSpec(True, tuple(_parse_draft(part, text) for part in drafts.split("+")))
-
-
-def _parse_draft(part: str, text: str) -> DraftSpec:
-    """Read ``NAME[:option=value]…``, a part of a whole text."""
-    source, options = parse_named(part, f"decode = '{text}'", "draft source", FORM)
-    return DraftSpec(source, tuple(options.items()))
+    named = (parse_named(part, f"decode = '{text}'", "draft source", FORM) for part in drafts.split("+"))
+    return DecodeSpec(True, tuple(DraftSpec(source, tuple(options.items())) for source, options in named))
 
 
 def parse_decodes(value: object) -> object:
@@ -110,14 +104,7 @@ def parse_decodes(value: object) -> object:
         ConfigError: one cannot be read.
         ValueError: there is none.
     """
-    if isinstance(value, str):
-        value = re.split(r",\s*(?=los)", value)
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        return value
-    if not value:
-        raise ValueError("names nothing")
-    once = tuple(dict.fromkeys(str(parse_decode(each.replace(",", ":"))) for each in value))
-    return once[0] if len(once) == 1 else once
+    return comma_list(value, lambda each: str(parse_decode(str(each).replace(",", ":"))), r",\s*(?=los)")
 
 
 def build_decode(spec: DecodeSpec, draft_max: int = DRAFT_MAX) -> Lossless | None:
@@ -156,14 +143,7 @@ def draft_limits(value: object) -> object:
         OptionError: one is out of range.
         ValueError: there is none.
     """
-    if isinstance(value, str) and "," in value:
-        value = [part.strip() for part in value.split(",")]
-    if not isinstance(value, list | tuple):
-        return value
-    if not value:
-        raise ValueError("names nothing")
-    once = tuple(dict.fromkeys(map(draft_limit, value)))
-    return once[0] if len(once) == 1 else once
+    return value if isinstance(value, str) and "," not in value else comma_list(value, draft_limit)
 
 
 def check_defers(kv: str) -> None:

@@ -1,27 +1,15 @@
 """The base of every configuration: frozen, strict about its names, built from flags over a TOML file.
 
 A field declares an option once: its name, type, range, default and description are the flag's as well
-(:mod:`harness.commands.options`).
-
-Placeholders of values in a command's help.
-
-Which layers lie on which device: ``auto``, or ``1-16=cuda:0,17-32=cpu``. No torch at import.
-
-Which documents are read to trace, to tune and to judge a model.
-
-Options that come in sets: a preset decides those that are not given.
-
-Registered names in configurations.
-
-Texts of a configuration: what none may hold, since it is written to a manifest and given to the file system, and how
-something registered is named with its options.
+(:mod:`harness.commands.options`). Around the base stand the values that several configurations have: models, devices,
+documents, registered names, presets. No torch at import.
 """
 
 from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -32,8 +20,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from harness.contracts import ExitHead, KVInput, ModelRequest, WeightsChoice
 from harness.errors import ConfigError, complaint, did_you_mean
-from harness.host.files import DEEPEST_PATH, DocumentError, read_toml
-from harness.registry import KV_POLICIES, WEIGHTS_FORMATS, Registry
+from harness.host.files import DEEPEST_PATH, read_toml, refusing
+from harness.registry import KV_POLICIES, METERS, WEIGHTS_FORMATS, Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +94,35 @@ def registered(registry: Registry[Any], name: str, also: tuple[str, ...] = ()) -
     return name
 
 
+STORED = (
+    "How matrices are stored and multiplied: auto (the fastest here that keeps float32's tokens, timed when the model "
+    f"is loaded), or a format of `harness list`: {', '.join(WEIGHTS_FORMATS.names())}"
+)
+"""Description of a weights format."""
+
 KVName: TypeAlias = Annotated[str, AfterValidator(partial(registered, KV_POLICIES))]
 FormatName: TypeAlias = Annotated[str, AfterValidator(partial(registered, WEIGHTS_FORMATS, also=("auto",)))]
+
+
+def comma_list(value: object, each: Callable[[Any], Any] = str, separator: str = ",") -> object:
+    """Take ``a,b``, or a list, apart: its values, each once; one alone is that one, and anything else is left alone.
+
+    Args:
+        value: as given.
+        each: returns a value in canonical form, or refuses it.
+        separator: a regular expression.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(value, str):
+        value = [part.strip() for part in re.split(separator, value)]
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str | int) for one in value):
+        return value
+    if not value:
+        raise ValueError("names nothing")
+    once = tuple(dict.fromkeys(map(each, value)))
+    return once[0] if len(once) == 1 else once
 
 
 def writable(value: Any) -> Any:
@@ -116,21 +131,17 @@ def writable(value: Any) -> Any:
     Raises:
         ValueError: one holds a NUL character, bytes that are not UTF-8, or more folders than any path needs.
     """
-    for item in value if isinstance(value, list | tuple) else (value,):
-        if isinstance(item, str | Path):
-            _check(str(item))
+    items = value if isinstance(value, list | tuple) else (value,)
+    for text in (str(item) for item in items if isinstance(item, str | Path)):
+        if "\0" in text:
+            raise ValueError("it holds a NUL character, which no name and no path can have")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("it is not valid UTF-8. Use a name that is") from None
+        if text.count("/") > DEEPEST_PATH:
+            raise ValueError(f"it has more than {DEEPEST_PATH} folders inside one another. Give a shorter path")
     return value
-
-
-def _check(text: str) -> None:
-    if "\0" in text:
-        raise ValueError("it holds a NUL character, which no name and no path can have")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("it is not valid UTF-8. Use a name that is") from None
-    if text.count("/") > DEEPEST_PATH:
-        raise ValueError(f"it has more than {DEEPEST_PATH} folders inside one another. Give a shorter path")
 
 
 def parse_named(text: str, given: str, noun: str, form: str) -> tuple[str, dict[str, str]]:
@@ -260,12 +271,8 @@ class Configuration(BaseModel):
         Raises:
             ConfigError: the file cannot be read or parsed.
         """
-        try:
+        with refusing(path, ConfigError, "Give a TOML file."):
             return read_toml(path)
-        except OSError as error:
-            raise ConfigError(f"cannot read configuration {path}: {error.strerror}. Give a TOML file.") from None
-        except DocumentError as error:
-            raise ConfigError(f"cannot read configuration {path}: {error}. Give a TOML file.") from None
 
 
 def limits(metadata: Iterable[Any]) -> str:
@@ -334,8 +341,7 @@ class ModelConfiguration(ModelChoice):
 
     weights_format: FormatName = Field(
         default="auto",
-        description="How matrices are stored and multiplied: auto (the fastest here that keeps float32's tokens, timed "
-        "when the model is loaded), or a format of `harness list`: float32, fp16, bfloat16, int8, int4.",
+        description=f"{STORED}.",
     )
     device_map: DeviceMap = None
     kv_input: KVInput = Field(
@@ -346,8 +352,8 @@ class ModelConfiguration(ModelChoice):
     threads: Threads = None
     energy: str = Field(
         default="auto",
-        description="Meter: auto (the best sensor found, else the estimate), nvml, rapl, "
-        "estimate, none or replay:FILE.",
+        description="Meter: auto (the best sensor found, else the estimate), or one of `harness list meters`: "
+        f"{', '.join(f'{name}:FILE' if name == 'replay' else name for name in METERS.names())}.",
     )
     tdp_w: float | None = Field(
         default=None,

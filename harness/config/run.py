@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, draft_limits, parse_decodes
 from harness.config.model import (
     DEFAULT_MODEL,
+    STORED,
     Folder,
     ModelConfiguration,
     ModelName,
     Placeholder,
     Seed,
     TaskName,
+    comma_list,
     registered,
 )
 from harness.config.stops import NO_STOP, parse_stops
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
 from harness.contracts import Duplicates, Graphs, ModelRequest, Strategy
 from harness.errors import ConfigError
-from harness.registry import KV_POLICIES, WEIGHTS_FORMATS
+from harness.registry import KV_POLICIES, STOPS, WEIGHTS_FORMATS
+
+T = TypeVar("T")
 
 OUTPUT = "The run and what is printed"
 """Panel of the help for what no result depends on."""
@@ -42,7 +46,6 @@ def _read_strategy(value: Any) -> Any:
 
 
 def _record_strategy(value: str | Strategy) -> str | dict[str, Any]:
-    """Return what the manifest says of a strategy."""
     if isinstance(value, str):
         return value
     spec = spec_of(value)
@@ -51,6 +54,20 @@ def _record_strategy(value: str | Strategy) -> str | dict[str, Any]:
 
 GivenStrategy: TypeAlias = Annotated[str | Strategy, PlainValidator(_read_strategy), PlainSerializer(_record_strategy)]
 """An operating point as text, or a strategy object (from Python only)."""
+
+
+_LISTS: Mapping[str, Callable[[Any], Any]] = {
+    "kv": comma_list,
+    "weights_format": comma_list,
+    "decode": parse_decodes,
+    "draft_max": draft_limits,
+    "stop": parse_stops,
+}
+"""Options that a comma list compares → how one is read."""
+
+
+def _each(value: T | tuple[T, ...]) -> tuple[T, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 class RunConfig(ModelConfiguration):
@@ -106,9 +123,9 @@ class RunConfig(ModelConfiguration):
     )
     kv: str | tuple[str, ...] = Field(
         default="auto",
-        description="K,V of skipped layers: auto (recompute; propagate for fixed exits), recompute, propagate, "
-        "none, skip, or another of `harness list kv`; a comma list compares, the first one's full depth being the "
-        "baseline. The oracle, a bound, runs under exact ones (recompute, none) whatever is named.",
+        description="K,V of skipped layers: auto (recompute; propagate for fixed exits), or one of `harness list kv`: "
+        f"{', '.join(KV_POLICIES.names())}; a comma list compares, the first one's full depth being the baseline. The "
+        "oracle, a bound, runs under exact ones (recompute, none) whatever is named.",
     )
     decode: str | tuple[str, ...] = Field(
         default="lossy",
@@ -123,13 +140,11 @@ class RunConfig(ModelConfiguration):
     stop: str | tuple[str, ...] = Field(
         default=NO_STOP,
         description="What ends a completion before the protocol does: none, or NAME[:option=value]… of `harness list "
-        "stops` (line, statement, block, excess); a comma list compares. Full depth also runs without.",
+        f"stops` ({', '.join(STOPS.names())}); a comma list compares. Full depth also runs without.",
     )
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto",
-        description="How matrices are stored and multiplied: auto (the fastest here that keeps float32's tokens, timed "
-        "when the model is loaded), or a format of `harness list`: float32, fp16, bfloat16, int8, int4; a comma list "
-        "compares, the first one's full depth being the baseline.",
+        description=f"{STORED}; a comma list compares, the first one's full depth being the baseline.",
     )
     batch_size: int = Field(default=1, ge=1, le=1024, description="Samples decoded together.")
     repeats: int = Field(default=1, ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")
@@ -183,49 +198,19 @@ class RunConfig(ModelConfiguration):
     def _all(cls, value: int | None) -> int | None:
         return value or None
 
-    @field_validator("kv", "weights_format", mode="before")
+    @field_validator(*_LISTS, mode="before")
     @classmethod
     def _listed(cls, value: Any, field: ValidationInfo) -> Any:
-        """Take ``none,propagate`` apart; a list of one is that one."""
-        if isinstance(value, str) and "," in value:
-            value = [part.strip() for part in value.split(",")]
-        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            return value
-        once = tuple(dict.fromkeys(value))
-        if not once:
-            raise ValueError("names nothing")
-        return once[0] if len(once) == 1 and (field.field_name, once) != ("kv", ("auto",)) else once
+        return _LISTS[str(field.field_name)](value)
 
-    @field_validator("kv", mode="after")
+    @field_validator("kv", "weights_format", mode="after")
     @classmethod
-    def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if value != "auto":
-            if "auto" in value and not isinstance(value, str):
-                raise ValueError("auto cannot be listed beside others: it chooses one policy per strategy")
-            for name in [value] if isinstance(value, str) else value:
-                registered(KV_POLICIES, name)
-        return value
-
-    @field_validator("decode", mode="before")
-    @classmethod
-    def _decodes_listed(cls, value: Any) -> Any:
-        return parse_decodes(value)
-
-    @field_validator("draft_max", mode="before")
-    @classmethod
-    def _drafts_listed(cls, value: Any) -> Any:
-        return draft_limits(value)
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _stops_listed(cls, value: Any) -> Any:
-        return parse_stops(value)
-
-    @field_validator("weights_format", mode="after")
-    @classmethod
-    def _formats_known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        for name in [value] if isinstance(value, str) else value:
-            registered(WEIGHTS_FORMATS, name, also=("auto",))
+    def _known(cls, value: str | tuple[str, ...], field: ValidationInfo) -> str | tuple[str, ...]:
+        of_kv, names = field.field_name == "kv", _each(value)
+        if of_kv and "auto" in names and len(names) > 1:
+            raise ValueError("auto cannot be listed beside others: it chooses one policy per strategy")
+        for name in names:
+            registered(KV_POLICIES if of_kv else WEIGHTS_FORMATS, name, also=("auto",))
         return value
 
     @model_validator(mode="after")
@@ -275,29 +260,27 @@ class RunConfig(ModelConfiguration):
     @property
     def kv_policies(self) -> tuple[str, ...]:
         """The KV policies to compare; none where each strategy runs under its own."""
-        if self.kv == "auto":
-            return ()
-        return self.kv if isinstance(self.kv, tuple) else (self.kv,)
+        return () if self.kv == "auto" else _each(self.kv)
 
     @property
     def decodes(self) -> tuple[str, ...]:
         """The ways to decode to compare."""
-        return self.decode if isinstance(self.decode, tuple) else (self.decode,)
+        return _each(self.decode)
 
     @property
     def longest_drafts(self) -> tuple[int, ...]:
         """The longest drafts to compare."""
-        return self.draft_max if isinstance(self.draft_max, tuple) else (self.draft_max,)
+        return _each(self.draft_max)
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop rules to compare; ``none`` may be one of them."""
-        return self.stop if isinstance(self.stop, tuple) else (self.stop,)
+        return _each(self.stop)
 
     @property
     def weights_formats(self) -> tuple[str, ...]:
         """The weights formats to compare, the run's own first; ``auto`` may be one of them."""
-        return self.weights_format if isinstance(self.weights_format, tuple) else (self.weights_format,)
+        return _each(self.weights_format)
 
     def request(self, seed: int = 0) -> ModelRequest:
         """Return which model is asked for, in the run's own format; ``seed`` draws random weights."""

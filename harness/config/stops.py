@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator
 
-from harness.config.model import parse_named
+from harness.config.model import comma_list, parse_named
 from harness.config.options import build
 from harness.contracts import Cursor, ModelInfo, NamedStop, Stop
 from harness.registry import STOPS
@@ -63,18 +63,11 @@ def parse_stops(value: object) -> object:
         HarnessError: as :func:`build_stop`.
         ValueError: there is none.
     """
-    if isinstance(value, str):
-        value = value.split(",")
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-        return value
-    if not value:
-        raise ValueError("names nothing")
-    once = tuple(dict.fromkeys(_canonical(each) for each in value))
-    return once[0] if len(once) == 1 else once
+    return comma_list(value, _canonical)
 
 
-def _canonical(text: str) -> str:
-    built = build_stop(text)
+def _canonical(text: object) -> str:
+    built = build_stop(str(text))
     return NO_STOP if built is None else built.written
 
 

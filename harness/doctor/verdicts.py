@@ -2,19 +2,19 @@
 
 A pure function of :class:`MachineRecord`: the same facts give the same verdicts, those of an old manifest
 included. A verdict is as bad as its worst remark; every remark has its reason and, where there is one, the
-remedy.
+remedy. Below stand the findings as tables: facts, sensors, verdicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from harness.metering.bandwidth import CACHE_MULTIPLE
-from harness.metering.contamination import FOREIGN_SHARE, STOLEN_SHARE
-from harness.metering.cpu_load import threads_left
-from harness.records.machine import MachineRecord
+from harness.metering.contamination import FOREIGN_SHARE, STOLEN_SHARE, threads_left
+from harness.metering.examine import CACHE_MULTIPLE
+from harness.records.machine import MachineRecord, SensorRecord
+from reports.tables.table import Cell, Column, Line, Part, Table, Tone
 
 COARSE_TIMER_S = 1e-5
 """A token takes milliseconds: a coarser clock errs by a percent and more."""
@@ -94,7 +94,6 @@ def _clockwork(facts: MachineRecord) -> Iterator[Remark]:
 
 
 def _disturbances(facts: MachineRecord) -> Iterator[Remark]:
-    """Yield what makes times vary."""
     foreign, stolen = facts.foreign_share, facts.stolen_share
     if foreign is None:
         yield Remark(Level.CARE, "the load of other processes cannot be seen here", "make sure that nothing else runs")
@@ -212,3 +211,116 @@ def _cached(facts: MachineRecord) -> Iterator[Remark]:
 def _bandwidth_words(facts: MachineRecord) -> str:
     rate = facts.bandwidth_bytes_per_s
     return "" if rate is None else f"weights stream at {rate / 1e9:.3g} GB/s with the decode kernel"
+
+
+MARKS: dict[Level, tuple[str, Tone]] = {
+    Level.TRUSTWORTHY: ("●", "good"),
+    Level.CARE: ("◐", "doubtful"),
+    Level.NOT_AVAILABLE: ("○", "bad"),
+}
+_TEXTS = Column(header="", kind="text")
+
+
+def examination(machine: str, facts: MachineRecord, verdicts: Sequence[Verdict]) -> Iterator[Part]:
+    """Yield the findings.
+
+    Args:
+        machine: the machine in one line.
+        facts: what was measured.
+        verdicts: what follows from it.
+    """
+    yield Line(machine, "strong")
+    for title, rows in (("This machine now", _facts(facts)), ("Energy sensors", _sensors(facts))):
+        yield Table.of_rows(title, [_TEXTS] * 2, [(Line(name, "faint"), value) for name, value in rows])
+    yield Table.of_rows("What can be trusted", [_TEXTS] * 4, _remarks(verdicts))
+
+
+def _remarks(verdicts: Iterable[Verdict]) -> Iterator[tuple[Cell | Line, ...]]:
+    for verdict in verdicts:
+        mark, tone = MARKS[verdict.level]
+        first = (Line(mark, tone), Line(verdict.metric, "strong"), Line(verdict.level, tone))
+        for place, remark in enumerate(verdict.remarks):
+            words = f"{remark.reason} → {remark.remedy}" if remark.remedy else remark.reason
+            yield (*(first if place == 0 else ("", "", "")), words)
+
+
+def _facts(facts: MachineRecord) -> Iterator[tuple[str, str]]:
+    yield "cores", _cores(facts)
+    known = facts.threads is not None and facts.interop_threads is not None
+    threads = f"{facts.threads} in an operation, {facts.interop_threads} between operations"
+    yield "threads", threads if known else "not read"
+    named = {None: "none seen", "unnamed": "present, unnamed"}
+    yield "hypervisor", named.get(facts.hypervisor) or str(facts.hypervisor)
+    yield "clock", _clock(facts)
+    yield "governor", ", ".join(facts.governors) if facts.governors else "hidden"
+    yield "others' load", _load(facts)
+    yield "bandwidth", _bandwidth_row(facts)
+    yield "GEMM peak", _compute(facts)
+    dispatch = f"{(facts.dispatch_s or 0) * 1e6:.2g} µs for a torch operation without work"
+    yield "dispatch floor", "not measured" if facts.dispatch_s is None else dispatch
+    yield "timer", _timer(facts)
+
+
+def _cores(facts: MachineRecord) -> str:
+    quota = "no quota" if facts.quota_cores is None else f"a quota of {facts.quota_cores:g}"
+    usable = facts.usable_cores if facts.usable_cores is not None else facts.logical_cores
+    return "hidden" if usable is None else f"{usable} usable of {facts.logical_cores or 'an unknown number'}, {quota}"
+
+
+def _clock(facts: MachineRecord) -> str:
+    if facts.clock_mhz is None:
+        return "hidden"
+    low, high = min(facts.clock_mhz), max(facts.clock_mhz)
+    span = f"{low:,.0f} MHz" if high - low < 1 else f"{low:,.0f} to {high:,.0f} MHz"
+    stated = facts.clock_source == "cpuinfo" and facts.hypervisor is not None
+    cores = f"{len(facts.clock_mhz)} core{'s' if len(facts.clock_mhz) > 1 else ''}"
+    return f"{span} on {cores}" + (", as the hypervisor states it" if stated else "")
+
+
+def _load(facts: MachineRecord) -> str:
+    foreign, stolen = facts.foreign_share, facts.stolen_share
+    if foreign is None or stolen is None:
+        return f"hidden: {facts.missing.get('foreign_cpu_s', 'not read')}"
+    return (
+        f"{foreign:.1%} of the cores' time ({facts.foreign_cpu_s:.2f} CPU seconds in {facts.load_span_s:.1f} s), "
+        f"{stolen:.1%} stolen by the hypervisor"
+    )
+
+
+def _bandwidth_row(facts: MachineRecord) -> str:
+    if facts.bandwidth_bytes_per_s is None:
+        return f"not measured: {facts.missing.get('bandwidth', '')}"
+    size = (facts.bandwidth_buffer_bytes or 0) / 2**30
+    short = f", cut short by {facts.bandwidth_limited_by}" if facts.bandwidth_limited_by else ""
+    return (
+        f"{facts.bandwidth_bytes_per_s / 1e9:.3g} GB/s of {facts.dtype} weights in matrix × vector "
+        f"({facts.bandwidth_kernel}, {size:.2g} GiB{short})"
+    )
+
+
+def _compute(facts: MachineRecord) -> str:
+    if facts.gemm_flops_per_s is None:
+        return f"not measured: {facts.missing.get('gemm', '')}"
+    return f"{facts.gemm_flops_per_s / 1e9:,.0f} GFLOP/s in {facts.dtype} ({facts.gemm_size} × {facts.gemm_size})"
+
+
+def _timer(facts: MachineRecord) -> str:
+    if facts.timer_resolution_s is None:
+        return "does not move"
+    backward = f"ran backwards {facts.timer_backward_steps} times" if facts.timer_backward_steps else "never backwards"
+    return f"{facts.timer}, steps of {facts.timer_resolution_s * 1e9:.0f} ns, {backward}"
+
+
+def _sensors(facts: MachineRecord) -> Iterator[tuple[str, str]]:
+    for sensor in facts.sensors:
+        yield sensor.name, _sensor(sensor)
+    yield "in use", facts.meter_description or facts.meter
+
+
+def _sensor(sensor: SensorRecord) -> str:
+    if sensor.unavailable is not None:
+        return f"not here: {sensor.unavailable}"
+    stated = "" if sensor.stated_period_s is None else f" (stated: {sensor.stated_period_s * 1e3:g} ms)"
+    if sensor.period_s is None:
+        return f"works; its period was not measured: {sensor.period_reason}{stated}"
+    return f"works; ticks every {sensor.period_s * 1e3:.3g} ms, measured by polling{stated}"

@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 import zlib
@@ -23,6 +22,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from harness.host.files import DocumentError, parse_json, read_bytes
 
@@ -159,7 +160,6 @@ def _is_unfinished(path: Path) -> bool:
 
 
 def _writer() -> str:
-    """Return what the name of an unfinished file says of the process that writes it."""
     return f"{platform.node()}-{os.getpid()}-"
 
 
@@ -168,24 +168,11 @@ def _drop_abandoned(folder: Path) -> None:
     for path in _entries(folder):
         if not _is_unfinished(path):
             continue
-        with suppress(OSError):  # another process may have removed it
+        with suppress(OSError, OverflowError):  # another process may have removed it; no number of a process
             written, _, process = path.name.rpartition("-")[0].rpartition("-")
             here = written.endswith(platform.node()) and process.isdigit()
-            if path.stat().st_mtime < time.time() - _ABANDONED_S or (here and not _runs(int(process))):
+            if path.stat().st_mtime < time.time() - _ABANDONED_S or (here and not psutil.pid_exists(int(process))):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def _runs(process: int) -> bool:
-    """Whether a process of this machine runs, for all that can be told."""
-    if sys.platform == "win32":  # where the question would end it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # another user's, or no number of a process
-        return True
-    return True
 
 
 def kept_document(kind: str, key: str) -> Any:

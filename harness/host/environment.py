@@ -67,7 +67,6 @@ def _hash_of_folder(folder: str) -> str:
 
 
 def _hash_of(files: Iterable[Path]) -> str:
-    """Return a hash over names and contents, the same wherever they lie."""
     digest = hashlib.sha256()
     for name, content in sorted((file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files):
         digest.update(f"{name} {content}\n".encode())

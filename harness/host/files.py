@@ -2,7 +2,8 @@
 
 Whoever reads JSON or TOML that the harness did not write in the same moment reads it here. What passes is a value of
 bounded size and depth, whose numbers are finite doubles or integers that every reader can hold, and whose text can be
-encoded. What it means is for the caller to check.
+encoded. A format declares what it holds by a pydantic model (:func:`read_model`), or is checked by its caller; either
+way :func:`refusing` words what is wrong in one line, with the file and the remedy.
 
 Files replaced whole: a reader, and a crash, find the old content or the new one, never part of either.
 """
@@ -16,11 +17,18 @@ import re
 import stat
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from harness.errors import HarnessError
+
+    M = TypeVar("M", bound=BaseModel)
 
 LARGEST_DOCUMENT_BYTES = 64 << 20
 LARGEST_LOG_BYTES = 1 << 30
@@ -58,6 +66,37 @@ class DocumentError(ValueError):
     """JSON or TOML that cannot be read or is beyond the bounds; the message is a phrase that says why, in one line."""
 
 
+@contextmanager
+def refusing(path: Path, refusal: type[HarnessError], remedy: str, what: str = "") -> Iterator[None]:
+    """Turn what reading a foreign file raises into one line with the file, what is wrong and the remedy.
+
+    Args:
+        path: of the file.
+        refusal: what is raised instead of an ``OSError`` and a ``ValueError``, those of this module and of pydantic.
+        remedy: a sentence.
+        what: it should be, a noun.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise refusal(f"cannot read {path}: {error.strerror or error}. {remedy}") from None
+    except ValueError as error:
+        why = str(error)
+        if listed := getattr(error, "errors", None):  # pydantic's, which is not imported for a name
+            why = ": ".join([".".join(map(str, listed()[0]["loc"])) or "the file", listed()[0]["msg"]])
+        raise refusal(
+            f"{path} is no {what}: {why}. {remedy}" if what else f"cannot read {path}: {why}. {remedy}"
+        ) from None
+
+
+def read_model(
+    path: Path, model: type[M], refusal: type[HarnessError], remedy: str, what: str, *, finite: bool = True
+) -> M:
+    """Return what a JSON file of a declared format holds; arguments as for :func:`refusing` and :func:`parse_json`."""
+    with refusing(path, refusal, remedy, what):
+        return model.model_validate(read_json(path, finite=finite))
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; nothing else is opened, so that no reader waits for a pipe's other end.
 
@@ -69,7 +108,8 @@ def open_regular(path: Path) -> BufferedReader:
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
-        _require_mode(path, os.fstat(descriptor).st_mode)  # it may have been exchanged
+        if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):  # it may have been exchanged
+            raise NotRegularError(path, mode)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -83,12 +123,9 @@ def require_regular(path: Path) -> None:
         NotRegularError, OSError: as for :func:`open_regular`.
     """
     try:
-        _require_mode(path, os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
     except ValueError:  # NUL, or a character that no file name has
         raise OSError(errno.EINVAL, "no file can have this name", os.fspath(path)) from None
-
-
-def _require_mode(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise NotRegularError(path, mode)
 
@@ -115,12 +152,9 @@ def read_bytes(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> bytes:
         size = max(os.fstat(file.fileno()).st_size, 1 << 16)  # what the system makes up has a size of 0
         content = file.read(min(size, limit) + 1) or b""  # memory for so much is taken at once; nothing: no content yet
     if len(content) > limit:
-        raise OSError(errno.EFBIG, f"it is larger than {_size(limit)}", os.fspath(path))
+        size_shown = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
+        raise OSError(errno.EFBIG, f"it is larger than {size_shown}", os.fspath(path))
     return content
-
-
-def _size(limit: int) -> str:
-    return f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
 
 
 def read_text(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> str:
@@ -230,7 +264,6 @@ def _check_depth(value: object) -> list[object]:
 
 
 def _check_text(value: object) -> None:
-    """Refuse a document with half a surrogate pair in a string or a key."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

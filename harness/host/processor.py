@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 PROC = Path("/proc")
 SYS = Path("/sys")
@@ -30,20 +31,6 @@ MACHINE_WORDS = (
     "ec2",
 )
 """In the firmware's product or vendor name, these mark a virtual machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Present clock of the cores this process may use.
-
-    Attributes:
-        mhz: one value per core, megahertz.
-        source: ``cpufreq`` (what the kernel set or measured last) or ``cpuinfo`` (in a virtual machine often a
-            constant that the host handed over).
-    """
-
-    mhz: tuple[float, ...]
-    source: str
 
 
 def usable_cores() -> tuple[int, ...] | None:
@@ -73,22 +60,24 @@ def quota_cores(proc: Path = PROC, sys: Path = SYS) -> float | None:
     return min(limits, default=None)
 
 
-def clock(proc: Path = PROC, sys: Path = SYS) -> Clock | None:
-    """Return the present clock of every usable core; ``None`` where it is hidden."""
+def clock(proc: Path = PROC, sys: Path = SYS) -> tuple[tuple[float, ...], str] | None:
+    """Return the present clock of every usable core, megahertz, and who says so; ``None`` where it is hidden.
+
+    ``cpufreq`` says what the kernel set or measured last, ``cpuinfo`` in a virtual machine often a constant that the
+    host handed over.
+    """
     cores = usable_cores()
     texts = [read_text(folder / "cpufreq" / "scaling_cur_freq") for folder in _core_folders(sys, cores)]
     if texts and all(texts):
-        return Clock(tuple(round(int(text) / 1000, 1) for text in texts if text), "cpufreq")
+        return tuple(round(int(text) / 1000, 1) for text in texts if text), "cpufreq"
     stated: dict[int, float] = {}
-    number = -1
-    for line in (read_text(proc / "cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "processor":
+    for key, value in _cpuinfo(proc):
+        if key == "processor":
             number = int(value)
-        elif key.strip() == "cpu MHz":
+        elif key == "cpu MHz":
             stated[number] = round(float(value), 1)
     mhz = tuple(value for core, value in stated.items() if cores is None or core in cores)
-    return Clock(mhz, "cpuinfo") if mhz else None
+    return (mhz, "cpuinfo") if mhz else None
 
 
 def governors(sys: Path = SYS) -> tuple[str, ...] | None:
@@ -102,10 +91,7 @@ def hypervisor(proc: Path = PROC, sys: Path = SYS) -> str | None:
 
     ``None`` without any sign of one; a hypervisor may hide.
     """
-    flagged = any(
-        key.strip() == "flags" and "hypervisor" in value.split()
-        for key, _, value in (line.partition(":") for line in (read_text(proc / "cpuinfo") or "").splitlines())
-    )
+    flagged = any(key == "flags" and "hypervisor" in value.split() for key, value in _cpuinfo(proc))
     kind = read_text(sys / "hypervisor" / "type")
     dmi = sys / "class" / "dmi" / "id"
     product = " ".join(filter(None, (read_text(dmi / "sys_vendor"), read_text(dmi / "product_name"))))
@@ -114,6 +100,12 @@ def hypervisor(proc: Path = PROC, sys: Path = SYS) -> str | None:
     if product and (flagged or any(word in product.lower() for word in MACHINE_WORDS)):
         return product
     return "unnamed" if flagged else None
+
+
+def _cpuinfo(proc: Path) -> Iterator[tuple[str, str]]:
+    for line in (read_text(proc / "cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        yield key.strip(), value.strip()
 
 
 def _core_folders(sys: Path, cores: tuple[int, ...] | None) -> list[Path]:
@@ -162,10 +154,6 @@ def read_text(path: Path) -> str | None:
         return None
 
 
-MEMINFO = PROC / "meminfo"
-CGROUP = Path("/sys/fs/cgroup")
-
-
 def peak_memory_bytes() -> int:
     """Return the most that this process held in memory so far."""
     for line in (read_text(PROC / "self" / "status") or "").splitlines():
@@ -176,18 +164,10 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def available_memory_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """Return the memory this process could still take, its cgroup's limit respected; ``None`` if not readable."""
-    found: list[int] = []
-    try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        pass
-    try:
-        limit = (cgroup / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            found.append(int(limit) - int((cgroup / "memory.current").read_text(encoding="ascii")))
-    except OSError:
-        pass
-    return max(0, min(found)) if found else None
+def available_memory_bytes(cgroup: Path = SYS / "fs" / "cgroup") -> int:
+    """Return the memory this process could still take, its control group's limit respected."""
+    available = int(psutil.virtual_memory().available)
+    limit, used = read_text(cgroup / "memory.max"), read_text(cgroup / "memory.current")
+    if limit and used and limit != "max":
+        available = min(available, int(limit) - int(used))
+    return max(0, available)

@@ -7,11 +7,17 @@ Texts that are only scored are read once, for all points: a strategy decides not
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +25,17 @@ import lm_eval
 
 from harness.config import BASELINE, RunConfig
 from harness.config.model import ModelConfiguration
-from harness.contracts import OWN_FORMAT
-from harness.errors import DataError, HarnessError, ModelError, reason
+from harness.contracts import OWN_FORMAT, Sample, SourceInfo, TaskData
+from harness.errors import ConfigError, DataError, HarnessError, ModelError, reason
 from harness.host.files import real_path
 from harness.lm_eval.model import EarlyExitLM, Encoded
 from harness.lm_eval.options import LmEvalOptions
-from harness.lm_eval.planned import PROTOCOL, planned_tasks
-from harness.lm_eval.requests import Ask
-from harness.lm_eval.results import write_results
-from harness.lm_eval.spent import facts_of_row
-from harness.lm_eval.tasks import FoundTasks, find_tasks, own_metrics
-from harness.records import OperatingPointRecord, SampleRecord
+from harness.lm_eval.requests import Ask, FoundTasks, cut, find_tasks, own_metrics, stop_rule
+from harness.lm_eval.results import facts_of_row, write_results
+from harness.models.model import ResolvedModel
+from harness.records import OperatingPointRecord, SampleRecord, TaskRecord
 from harness.running.operating_points import OperatingPoint, operating_points, with_baseline
+from harness.running.plan import PlannedTask, prompts_digest
 from harness.running.reading import read_run
 from harness.running.runner import execute
 from harness.running.session import Observer
@@ -266,3 +271,142 @@ class _MeasuredLM(EarlyExitLM):
 
 _OF_RUNS = ("kv", "decode", "draft_head", "draft_max", "batch_size", "strict", "seed")
 """Options that a run has as well."""
+
+
+DEFINED_BY = "lm_eval"
+"""Package that defines tasks, protocol and scores; names of its scores begin with it."""
+PROTOCOL = "lm-eval"
+LANGUAGE = "text"
+FILES = frozenset({"json", "csv", "parquet", "text", "arrow"})
+"""Readers of local files that pass for the name of a data set."""
+
+
+def planned_tasks(
+    lm: EarlyExitLM, model: ResolvedModel, asks: Sequence[Ask], tasks: Mapping[str, Any], options: LmEvalOptions
+) -> tuple[PlannedTask, ...]:
+    """Return the tasks of some requests, each with its samples in the order asked, repetitions left out.
+
+    Args:
+        lm: spells answers.
+        model: whose tokens they are.
+        asks: all requests to generate.
+        tasks: name → lm-eval's task.
+        options: that lm-eval made the prompts with.
+
+    Raises:
+        ConfigError: requests of one task that end at different texts.
+    """
+    by_task: dict[str, dict[str, Ask]] = {}
+    for ask in asks:
+        by_task.setdefault(ask.task, {}).setdefault(ask.sample_id, ask)
+    return tuple(_planned(lm, model, name, list(each.values()), tasks[name], options) for name, each in by_task.items())
+
+
+def _planned(
+    lm: EarlyExitLM, model: ResolvedModel, name: str, asks: list[Ask], task: Any, options: LmEvalOptions
+) -> PlannedTask:
+    untils = {ask.until for ask in asks}
+    if len(untils) > 1:
+        raise ConfigError(
+            f"requests of the task {name} end at different texts, and a run has one rule per task. Omit it, or use "
+            "harness.lm_eval.EarlyExitLM from Python."
+        )
+    (until,) = untils
+    targets = [_target(task, ask) for ask in asks]
+    samples = tuple(
+        Sample(ask.sample_id, ask.prompt_ids, target, tuple(model.tokenizer.encode(target)), ask.limit)
+        for ask, target in zip(asks, targets, strict=True)
+    )
+    source = _source(name, task, asks, options)
+    record = TaskRecord(
+        name=name,
+        language=LANGUAGE,
+        protocol=PROTOCOL,
+        source_kind=source.kind,
+        source=source.label,
+        fingerprint=source.fingerprint,
+        prompts=prompts_digest(samples),
+        samples=len(samples),
+        bad_rows=0,
+        detail=dict(source.detail),
+        defined_by=DEFINED_BY,
+    )
+    return PlannedTask(
+        _Judge(until),
+        TaskData(samples, (), source),
+        stop_rule(model.tokenizer, until),
+        record,
+        _Scores(lm, task, {ask.sample_id: ask for ask in asks}),
+    )
+
+
+@dataclass(frozen=True)
+class _Judge:
+    until: tuple[str, ...]
+    language: str = LANGUAGE
+
+    def completion(self, protocol: str, text: str, around: tuple[str, str] = ("", "")) -> str:
+        """Return what stands before the first stop text."""
+        return cut(text, self.until)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Scores one completion as lm-eval scores a document: by the task's filters and its own metrics.
+
+    Nothing for documents of several requests, which are scored together, and for metrics that are not a number per
+    document (perplexity's weights, the pairs of a corpus' BLEU); those stand in lm-eval's results alone. A number that
+    is not finite is not defined.
+    """
+
+    lm: EarlyExitLM
+    task: Any
+    asks: Mapping[str, Ask]
+
+    def __call__(self, sample: Sample, token_ids: Sequence[int]) -> Mapping[str, float | None]:
+        ask = self.asks[sample.sample_id]
+        if any(other.instance.doc_id == ask.instance.doc_id for other in self.asks.values() if other is not ask):
+            return {}
+        instance = copy.copy(ask.instance)
+        instance.resps = [self.lm.text(ask, token_ids)] * (instance.repeats or 1)
+        instance.filtered_resps = {}
+        for pipeline in self.task._filters:
+            pipeline.apply([instance])
+        found: dict[str, float | None] = {}
+        for name, answer in instance.filtered_resps.items():
+            for metric, value in self.task.process_results(instance.doc, [answer]).items():
+                if isinstance(value, Real):
+                    label = f"{DEFINED_BY}_{metric}" if name == "none" else f"{DEFINED_BY}_{metric}_{name}"
+                    found[label] = float(value) if math.isfinite(value) else None
+        return found
+
+
+def _target(task: Any, ask: Ask) -> str:
+    target = task.doc_to_target(ask.instance.doc)
+    if isinstance(target, list | tuple):
+        target = target[0] if target else ""
+    return str(target)
+
+
+def _source(name: str, task: Any, asks: Sequence[Ask], options: LmEvalOptions) -> SourceInfo:
+    path = str(task.config.dataset_path or "")
+    local = path in FILES or not path or Path(path).exists()
+    rows = json.dumps([[ask.sample_id, ask.instance.doc] for ask in asks], sort_keys=True, default=str)
+    hub = f"{path}/{task.config.dataset_name}" if task.config.dataset_name else path
+    return SourceInfo(
+        "path" if local else "hub",
+        f"lm-eval's {name}, version {task.VERSION}" + ("" if local else f", {hub}"),
+        hashlib.sha256(rows.encode()).hexdigest(),
+        {
+            DEFINED_BY: version("lm_eval"),
+            "dataset_path": path,
+            "split": str(task.config.test_split or task.config.validation_split or ""),
+            "num_fewshot": str(_examples(task.config.num_fewshot, options.num_fewshot)),
+            "apply_chat_template": str(options.apply_chat_template),
+        },
+    )
+
+
+def _examples(own: int | None, asked: int | None) -> int:
+    """Return how many examples lm-eval puts before each document; a task's own 0 it never overrides."""
+    return (own or 0) if asked is None or own == 0 else asked

@@ -39,7 +39,7 @@ from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, ModelError
 from harness.host.libraries import library_border, resolve_device
 from harness.lm_eval.requests import Ask, cut, read_generation, stop_rule
-from harness.lm_eval.spent import Spent
+from harness.lm_eval.results import Spent
 from harness.metering import metered, open_meter
 from harness.models.model import resolve
 from harness.records import OperatingPointRecord
@@ -412,7 +412,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         return cut(self.tokenizer.decode(list(token_ids), skip_special_tokens=True), ask.until)
 
     def _generate(self, asks: Sequence[Ask], disable_tqdm: bool) -> list[Sequence[int]]:
-        """Return the tokens of each completion, in the order asked."""
         found: dict[int, Sequence[int]] = {}
         alike: dict[tuple[str, tuple[str, ...]], list[int]] = {}
         for place, ask in enumerate(asks):
@@ -428,7 +427,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         return [found[place] for place in range(len(asks))]
 
     def _decode(self, asks: Sequence[Ask], stop: StopRule, spent: Spent) -> Iterator[tuple[int, Sequence[int]]]:
-        """Yield the place and the tokens of each completion as it ends, and count it."""
         point = self.point
         facts = point.record.kv_facts
         first = int(facts is not None and facts.keeps_cache)  # a prompt pass has no depth to choose

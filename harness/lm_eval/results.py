@@ -1,14 +1,17 @@
-"""lm-eval's results beside what they took: files for programs, a table for people."""
+"""lm-eval's results beside what they took: depth, time and energy; files for programs, a table for people."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.appearance.visible_text import json_text
+from harness.contracts import EnergyReading
 from harness.records.estimate import MISSING
+from harness.records.summary import SummaryRow
 from reports.files import write_files
 from reports.tables.table import Cell, Column, Table
 
@@ -79,7 +82,6 @@ def tables(results: Results) -> Iterator[Table]:
 
 
 def _kinds(results: Mapping[str, Any], name: str) -> set[str]:
-    """Kinds of requests of a task, or of a group's members: ``generated``, ``scored``."""
     members = results.get("group_subtasks", {}).get(name, ())
     return set(results["config"]["early_exit"]["tasks"].get(name, ())).union(*(_kinds(results, one) for one in members))
 
@@ -91,12 +93,10 @@ def _where(results: Mapping[str, Any], point: str, kinds: set[str]) -> str:
 
 
 def _metrics(values: Mapping[str, Any]) -> list[str]:
-    """Names of a task's metrics with their filters."""
     return [name for name in values if "," in name and "_stderr," not in name]
 
 
 def _value(value: Any, error: Any) -> str:
-    """Return a metric with its standard error, where lm-eval has one."""
     number = f"{value:.4f}" if isinstance(value, int | float) else MISSING
     return number + (f" ± {error:.4f}" if isinstance(error, int | float) else "")
 
@@ -112,3 +112,84 @@ def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[s
         yield "Texts that another task had scored were not read again: ms/token, J/token are of the others."
     for source, measured in sources.items():
         yield f"Energy: {source}, {'measured by a sensor' if measured else 'not measured by a sensor'}."
+
+
+@dataclass(slots=True)
+class Spent:
+    """Sums over the windows of one task's requests.
+
+    Attributes:
+        requests: answered.
+        tokens: generated, or scored.
+        seconds: that it took, prompts included.
+        joules: the same; ``None`` where one window has no number.
+        layers: decoder layers executed, summed over ``decoded`` tokens.
+        decoded: tokens whose depth counts: with a KV cache not the first of a completion, which the prompt yields.
+        known_requests, known_tokens: those of another task, too, which had been scored for it: no window has them.
+        source: of the energy. measured: a sensor measured it.
+        flags: quality remarks on its windows. reason: why there are no joules.
+    """
+
+    source: str
+    measured: bool
+    requests: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    joules: float | None = 0.0
+    layers: int = 0
+    decoded: int = 0
+    known_requests: int = 0
+    known_tokens: int = 0
+    flags: set[str] = field(default_factory=set)
+    reason: str | None = None
+
+    def count(self, requests: int, tokens: int, layers: Iterable[int], *, known: bool = False) -> None:
+        """Count requests and tokens, the layers that each decoded one ran, and whether another task's window has it."""
+        depths = list(layers)
+        self.requests, self.tokens = self.requests + requests, self.tokens + tokens
+        self.layers, self.decoded = self.layers + sum(depths), self.decoded + len(depths)
+        if known:
+            self.known_requests, self.known_tokens = self.known_requests + requests, self.known_tokens + tokens
+
+    def add(self, reading: EnergyReading) -> None:
+        """Add a window."""
+        self.seconds += reading.duration_s
+        self.joules = None if self.joules is None or reading.energy_j is None else self.joules + reading.energy_j
+        self.flags.update(reading.flags)
+        self.reason = self.reason or reading.reason
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of a result; what was not measured is ``None``."""
+        read = self.tokens - self.known_tokens
+        return {
+            "requests": self.requests,
+            "tokens": self.tokens,
+            "exit_layer_mean": self.layers / self.decoded if self.decoded else None,
+            "s_per_token": self.seconds / read if read else None,
+            "j_per_token": self.joules / read if read and self.joules is not None else None,
+            "energy_source": self.source,
+            "energy_measured": self.measured,
+            "known_requests": self.known_requests,
+            "known_tokens": self.known_tokens,
+            "energy_flags": sorted(self.flags),
+            "energy_reason": self.reason or (None if read or not self.tokens else "scored for another task"),
+        }
+
+
+def facts_of_row(row: SummaryRow, tokens: int) -> dict[str, Any]:
+    """Return the same facts from a row of a run's summary.
+
+    Args:
+        row: one operating point on one task.
+        tokens: that it generated.
+    """
+    speed = row.value("tokens_per_s")
+    return {
+        "requests": row.n,
+        "tokens": tokens,
+        "exit_layer_mean": row.value("exit_layer_mean"),
+        "s_per_token": 1 / speed if speed else None,
+        "j_per_token": row.value("energy_j_per_token"),
+        "energy_source": row.energy_source,
+        "energy_measured": row.energy_measured,
+    }

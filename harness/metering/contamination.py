@@ -1,33 +1,111 @@
-"""Other activity of the machine while a window was open: other processes, the hypervisor, heat, clocks.
+"""Other activity of the machine while something is measured: other processes, the hypervisor, heat, clocks.
 
 Counters of the kernel (and of a GPU's driver) are read just outside the meter's edges and compared. What
-cannot be read is ``None`` and flags nothing: macOS has no ``/proc``, a container may hide the host's
+cannot be read is ``None`` and flags nothing: macOS has no stolen time, a container may hide the host's
 counters or show a sandbox's own, a virtual machine has no thermal sensors. Child processes of this one
-count as foreign.
+count as foreign in a window.
 
-Thresholds leave room for the kernel's 10 ms ticks, so a short window must be dirtier to be flagged.
-
-Whether an NVIDIA GPU lowered its clock because of heat or its power supply, from NVML.
-
-The machine's draw while it waits, with the model loaded: the floor under every window's energy.
+Only cores this process may run on are looked at: what happens on others delays it less. Thresholds leave room for the
+kernel's 10 ms ticks, so a short window must be dirtier to be flagged. Not promised: who the others are, and kernel work
+done on behalf of this process (it counts as foreign).
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from harness.contracts import EnergyReading, Meter
 from harness.host.processor import core_count, usable_cores
 from harness.metering.clock import SYSTEM_CLOCK, Clock
 from harness.metering.counters import SHORT_BELOW_PERIODS
-from harness.metering.cpu_load import STAT, read_core_times
 from harness.metering.window import metered
+
+SHORTEST_LOOK_S = 1.0
+"""The kernel counts in ticks of 10 ms: of a shorter look, one tick would be more than 1 %."""
+
+
+def core_times() -> tuple[float, float, float] | None:
+    """Return CPU seconds since boot of the cores this process may use: busy, stolen, idle.
+
+    Busy is user, nice, system and interrupt time, guests included; stolen, what the hypervisor ran something else in;
+    idle, waiting for a disk included. ``None`` where the system does not show all of these cores, or nothing stolen.
+    """
+    try:
+        shown = psutil.cpu_times(percpu=True)
+        times = [shown[core] for core in usable_cores() or ()]
+        stolen = sum(core.steal for core in times)
+    except (OSError, RuntimeError, ValueError, LookupError, AttributeError):
+        return None
+    busy = sum(core.user + core.nice + core.system + core.irq + core.softirq for core in times)
+    return (busy, stolen, sum(core.idle + core.iowait for core in times)) if times else None
+
+
+def _own_cpu_s() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReading:
+    """CPU time over a span.
+
+    Attributes:
+        span_s: length of the span.
+        cores: cores watched.
+        own_cpu_s: CPU seconds of this process and of its children that have ended.
+        foreign_cpu_s: CPU seconds of everything else on these cores; a rounding below zero is zero.
+        stolen_cpu_s: CPU seconds the hypervisor gave to others.
+    """
+
+    span_s: float
+    cores: int
+    own_cpu_s: float
+    foreign_cpu_s: float
+    stolen_cpu_s: float
+
+    @property
+    def foreign_share(self) -> float:
+        """Share of the cores' time that others used, 0…1."""
+        return self.foreign_cpu_s / (self.span_s * self.cores)
+
+    @property
+    def stolen_share(self) -> float:
+        """Share of the cores' time that the hypervisor gave away, 0…1."""
+        return self.stolen_cpu_s / (self.span_s * self.cores)
+
+
+class LoadWatch:
+    """Watches the usable cores from its creation on."""
+
+    def __init__(self) -> None:
+        self._times, self._own_s, self._started = core_times(), _own_cpu_s(), time.perf_counter()
+
+    def read(self) -> LoadReading | str:
+        """Return the load since the watch began, or why it cannot be had. May be asked again."""
+        times, own_s, span_s = core_times(), _own_cpu_s() - self._own_s, time.perf_counter() - self._started
+        if self._times is None or times is None:
+            return "this system hides what other processes do on the cores"
+        busy_s, stolen_s, idle_s = (now - before for now, before in zip(times, self._times, strict=True))
+        if busy_s + stolen_s + idle_s <= 0:
+            return f"the cores' counters did not move in {span_s:.2g} s: this system hides what other processes do"
+        return LoadReading(span_s, core_count(), own_s, max(0.0, busy_s - own_s), max(0.0, stolen_s))
+
+
+def threads_left(foreign_share: float, cores: int) -> int:
+    """Return how many threads still have a core of their own beside what others take, at least one.
+
+    Threads wait for each other many times in every layer, so one that has to share its core holds up all.
+    """
+    return max(1, round(cores * (1 - foreign_share)))
+
 
 THERMAL_REASONS = 0x08 | 0x20 | 0x40 | 0x80
 """HwSlowdown, SwThermalSlowdown, HwThermalSlowdown and HwPowerBrakeSlowdown of ``nvmlClocksEventReasons``.
@@ -92,7 +170,6 @@ RESOLUTION_TICKS = 2
 WATCHED_CORES = 16
 """Cores whose clock and throttle counters are read, so that an edge stays cheap on a large machine."""
 
-PROC_STAT = STAT
 CPU_ROOT = Path("/sys/devices/system/cpu")
 
 
@@ -153,11 +230,10 @@ class Surroundings:
 
     def __init__(self, gpu: GpuClocks | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock, self._gpu = clock, gpu
-        self._usable = usable_cores()
         self._cores = core_count()
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
-        cores = _watched_cores()
-        self._throttle = [str(path) for path in _throttle_counters(cores)]
+        cores = [CPU_ROOT / f"cpu{number}" for number in (usable_cores() or ())[:WATCHED_CORES]]
+        self._throttle = _throttle_counters(cores)
         self._clocks = [str(path) for core in cores if (path := core / "cpufreq" / "scaling_cur_freq").exists()]
 
     @classmethod
@@ -167,41 +243,37 @@ class Surroundings:
 
     def glance(self) -> Glance:
         """Read every counter once."""
-        times = read_core_times(self._usable, PROC_STAT)
+        busy_s, stolen_s, _ = core_times() or (None, None, None)
         own_s, now_s = self._clock.process_cpu_s(), self._clock.monotonic_s()
         throttle = {path: count for path in self._throttle if (count := _integer(path)) is not None}
         clocks = [khz for path in self._clocks if (khz := _integer(path)) is not None]
-        reasons = self._gpu.reasons() if self._gpu is not None else None
         return Glance(
             monotonic_s=now_s,
             own_s=own_s,
-            busy_s=None if times is None else times.busy_s,
-            stolen_s=None if times is None else times.stolen_s,
+            busy_s=busy_s,
+            stolen_s=stolen_s,
             throttle_counts=throttle,
             clock_hz=max(clocks) * 1e3 if clocks else None,
-            gpu_reasons=reasons,
+            gpu_reasons=self._gpu.reasons() if self._gpu is not None else None,
         )
 
     def compare(self, before: Glance, after: Glance) -> Contamination:
         """Return what happened between two edges."""
         core_s = self._cores * max(0.0, after.monotonic_s - before.monotonic_s)
         slack_s = RESOLUTION_TICKS * self._tick_s
-        foreign = self._foreign_s(before, after)
+        busy, own = _growth(before.busy_s, after.busy_s), after.own_s - before.own_s
+        foreign = None if busy is None else max(0.0, busy - own)  # within the ticks, less than nothing is nothing
+        if busy is not None and busy + self._cores * slack_s < own:
+            foreign = None  # a sandbox whose counters leave this process out, or do not count at all
         stolen = _growth(before.stolen_s, after.stolen_s)
+        old_hz, new_hz = before.clock_hz or 0.0, after.clock_hz or 0.0
         flags = {
             "foreign-cpu": foreign is not None and foreign > max(FOREIGN_SHARE * core_s, self._cores * slack_s),
             "stolen-cpu": stolen is not None and stolen > max(STOLEN_SHARE * core_s, slack_s),
             "throttled": _throttled(before, after),
-            "clock-change": _changed(before.clock_hz, after.clock_hz),
+            "clock-change": min(old_hz, new_hz) > 0 and abs(new_hz - old_hz) > CLOCK_CHANGE * old_hz,
         }
         return Contamination(foreign, stolen, tuple(name for name, applies in flags.items() if applies))
-
-    def _foreign_s(self, before: Glance, after: Glance) -> float | None:
-        busy = _growth(before.busy_s, after.busy_s)
-        own = after.own_s - before.own_s
-        if busy is None or busy + self._cores * RESOLUTION_TICKS * self._tick_s < own:
-            return None  # a sandbox whose counters leave this process out, or do not count at all
-        return max(0.0, busy - own)  # within the ticks, less than nothing is nothing
 
 
 @contextmanager
@@ -230,48 +302,25 @@ def _throttled(before: Glance, after: Glance) -> bool:
     return any(new[path] > old[path] for path in new if path in old)
 
 
-def _changed(before_hz: float | None, after_hz: float | None) -> bool:
-    if before_hz is None or after_hz is None or before_hz <= 0:
-        return False
-    return abs(after_hz - before_hz) > CLOCK_CHANGE * before_hz
-
-
-def _watched_cores() -> list[Path]:
-    return [CPU_ROOT / f"cpu{number}" for number in (usable_cores() or ())[:WATCHED_CORES]]
-
-
-def _throttle_counters(cores: Sequence[Path]) -> list[Path]:
+def _throttle_counters(cores: list[Path]) -> list[str]:
     """Return each watched core's counter and each package's once, whichever core shows it."""
-    counters: dict[str, Path] = {}
+    counters: dict[str, str] = {}
     for core in cores:
         package = _integer(str(core / "topology" / "physical_package_id"))
         place = _integer(str(core / "topology" / "core_id"))
         for name, key in (("core", f"{package}.{place}"), ("package", f"{package}")):
             path = core / "thermal_throttle" / f"{name}_throttle_count"
             if path.exists():
-                counters.setdefault(f"{name} {key}" if package is not None else str(path), path)
+                counters.setdefault(f"{name} {key}" if package is not None else str(path), str(path))
     return list(counters.values())
 
 
 def _integer(path: str) -> int | None:
     try:
-        return int(_read(path) or b"")
-    except ValueError:
+        with open(path, "rb", buffering=0) as file:
+            return int(file.read())
+    except (OSError, ValueError):
         return None
-
-
-def _read(path: str) -> bytes | None:
-    """Return the beginning of a file of the kernel's; ``None`` if it cannot be read. No buffers, no decoding."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        return os.read(descriptor, 1 << 16)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
 
 
 IDLE_S = 2.0

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.contracts import EnergyReading
+from harness.errors import MeterError
 from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed
 from harness.metering.window import WindowedMeter
 
@@ -73,9 +74,9 @@ def judge(
         range_j = (ranges_j or {}).get(name)
         grown = _unwrapped(value, range_j, LARGEST_W * max(duration_s, INVALID_BELOW_PERIODS * period_s))
         if grown is None:
-            return Verdict(
-                None, ("negative-reading" if value < 0 else "counter-jump",), _unexplained(name, value, range_j)
-            )
+            flag, did = ("negative-reading", "ran backwards") if value < 0 else ("counter-jump", "jumped")
+            cause = "it wrapped, and its range is not known" if range_j is None else "no wrap explains it"
+            return Verdict(None, (flag,), f"the counter of {name} {did} ({value:.3g} J): {cause}")
         total += grown
     periods = duration_s / period_s
     if periods < INVALID_BELOW_PERIODS:
@@ -85,12 +86,6 @@ def judge(
     if total == 0:
         return Verdict(None, ("stuck-counter",), f"the {source} counter did not move in {duration_s:.3g} s")
     return Verdict(total, ("short-window",) if periods < SHORT_BELOW_PERIODS else ())
-
-
-def difference(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float | None]:
-    """Return counter name → growth; ``None`` for a counter that is not in both readings."""
-    names = [*before, *(name for name in after if name not in before)]
-    return {name: after[name] - before[name] if name in before and name in after else None for name in names}
 
 
 class CounterMeter(WindowedMeter):
@@ -112,6 +107,12 @@ class CounterMeter(WindowedMeter):
     def sensor_period_s(self) -> float | None:
         """How often the counters tick, seconds."""
         return self.period_s
+
+    def _failure(self, what: str, words: str) -> MeterError:
+        return MeterError(
+            f"the {self.source} sensor {what}: {words.rstrip('.')}. "
+            "Use --energy estimate for a labelled guess, or --energy none."
+        )
 
     @abstractmethod
     def _end_counters(self) -> Mapping[str, float | None]:
@@ -146,11 +147,6 @@ def _unwrapped(value: float, range_j: float | None, largest_j: float) -> float |
     if range_j is None:
         return value if value >= 0 else None
     return next((grown for grown in (value, value + range_j, value - range_j) if 0 <= grown <= largest_j), None)
-
-
-def _unexplained(name: str, value: float, range_j: float | None) -> str:
-    cause = "it wrapped, and its range is not known" if range_j is None else "no wrap explains it"
-    return f"the counter of {name} {'ran backwards' if value < 0 else 'jumped'} ({value:.3g} J): {cause}"
 
 
 WARMUP_PASSES = 10

@@ -1,22 +1,14 @@
-"""Gathers the facts of this machine: what the system tells, and a few short measurements.
+"""The facts of this machine: what the system tells, and a few short measurements.
 
 About three seconds, most of them the bandwidth's. The cores are watched meanwhile, so the load of other
 processes is what they took while this one was busy too, as it will be in a run.
 
-Peak arithmetic of the device: matrix × matrix, as prefill and training use it.
+Bandwidth is measured with the kernel that decodes: decoding one token multiplies each weight matrix with one vector,
+every weight byte is read once and used once, so the speed limit is how fast this kernel streams matrices that are not
+in a cache. A STREAM copy would answer another question (it also writes). Beside it stand the machine's other limits:
+matrix × matrix, as prefill and training use it, and the dispatch floor, what an operation costs that computes nothing.
 
-Beside the bandwidth it is the machine's second limit: prefill multiplies a whole prompt at once and is
-bound by this one. The best of a few passes counts, because a peak is what the device can do when nothing
-disturbs it.
-
-Not promised: the vendor's figure. It is reached with larger matrices and fused kernels only.
-
-The dispatch floor: what one torch operation costs when it has nothing to compute.
-
-A decode step of a small model is hundreds of operations on one token; no speed predicted from bytes or FLOPs
-can be reached where this floor times their number is the larger part of the step.
-
-The clock behind every latency: how fine it is, and whether it ever runs backwards.
+Not promised: the best the machine could do, nor the vendor's figure. Other processes share memory and cores.
 """
 
 from __future__ import annotations
@@ -26,14 +18,161 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from harness.errors import is_out_of_memory
 from harness.host import processor
-from harness.metering import measure_bandwidth
-from harness.metering.cpu_load import SHORTEST_LOOK_S, LoadReading, LoadWatch
+from harness.metering.contamination import SHORTEST_LOOK_S, LoadWatch
 from harness.metering.window import synchronise
 from harness.records.machine import MachineRecord, SensorRecord
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+CACHE_MULTIPLE = 4
+"""Buffer ÷ last-level cache: at most a quarter of a pass can still be cached from the one before."""
+
+ASSUMED_CACHE_BYTES = 64 << 20
+"""Where the cache size cannot be read (macOS, Windows), and the least that is assumed."""
+
+MIN_CUDA_BUFFER_BYTES = 1 << 30
+"""A GPU streams four times its L2 in less than the launches take; so much drowns them."""
+
+MEMORY_SHARE = 0.25
+"""Of the available memory, at most: weights have to fit beside the buffer."""
+
+COLUMNS = 2048
+BLOCK_BYTES = 64 << 20
+"""One matrix: larger than any layer's, so that dispatch is below 1 %."""
+
+FILL_BUDGET_S = 1.0
+TOTAL_BUDGET_S = 1.8
+MAX_ROUNDS = 5
+
+SYSFS_CPU = Path("/sys/devices/system/cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthReading:
+    """How fast weights stream through matrix × vector.
+
+    Attributes:
+        bytes_per_s: weight bytes read per second by ``kernel``, median of the passes.
+        buffer_bytes: size of the matrices of one pass.
+        kernel: the fastest of those tried, for example ``torch.nn.functional.linear``.
+        cache_bytes: last-level cache of the device; ``None`` when it cannot be read.
+        limited_by: what kept the buffer below ``CACHE_MULTIPLE`` × cache: ``memory`` (a quarter of what
+            is available) or ``time`` (fresh pages came too slowly); ``None`` when nothing did.
+    """
+
+    bytes_per_s: float
+    buffer_bytes: int
+    kernel: str
+    cache_bytes: int | None
+    limited_by: Literal["memory", "time"] | None
+
+
+def measure_bandwidth(dtype: str, device: str, *, buffer_bytes: int | None = None) -> BandwidthReading:
+    """Measure how many weight bytes per second matrix × vector reads, in about two seconds at most.
+
+    Three kernels are tried and the fastest counts: ``torch.nn.functional.linear``, which models call, ``torch.mv``, and
+    ``torch.mm`` with the row doubled; on a CPU either of the latter may be twice as fast. A share of a slower one would
+    flatter an engine that uses the others.
+
+    Args:
+        dtype: torch dtype name of the weights, for example ``bfloat16``.
+        device: torch device.
+        buffer_bytes: wanted size of the buffer; ``None`` for ``CACHE_MULTIPLE`` × last-level cache.
+    """
+    import torch
+
+    deadline = time.perf_counter() + TOTAL_BUDGET_S
+    if device.startswith("cuda"):
+        cache = int(torch.cuda.get_device_properties(device).L2_cache_size) or None
+        available = torch.cuda.mem_get_info(device)[0]
+        least = MIN_CUDA_BUFFER_BYTES
+    else:
+        cache, available, least = last_level_cache_bytes(), processor.available_memory_bytes(), 0
+    wanted = buffer_bytes or max(CACHE_MULTIPLE * max(cache or 0, ASSUMED_CACHE_BYTES), least)
+    target = min(wanted, int(available * MEMORY_SHARE))
+    with torch.inference_mode():
+        matrices = _fill(target, getattr(torch, dtype), device)
+        seconds = _pass_seconds(matrices, device, deadline)
+    size, kernel = sum(matrix.nbytes for matrix in matrices), min(seconds, key=seconds.__getitem__)
+    limited: Literal["memory", "time"] | None = "time" if size < target else "memory" if target < wanted else None
+    return BandwidthReading(size / seconds[kernel], size, kernel, cache, limited)
+
+
+def _fill(target: int, dtype: torch.dtype, device: str) -> list[Tensor]:
+    """Return touched matrices ``[rows, COLUMNS]``: ``target`` bytes rounded up to rows, or what time allows."""
+    import torch
+
+    deadline = time.perf_counter() + FILL_BUDGET_S
+    row_bytes = torch.empty(COLUMNS, dtype=dtype, device="cpu").nbytes
+    matrices: list[Tensor] = []
+    missing = max(target, row_bytes)
+    while missing > 0 and (not matrices or time.perf_counter() < deadline):
+        rows = -(-min(missing, BLOCK_BYTES) // row_bytes)
+        matrices.append(torch.full((rows, COLUMNS), 0.01, dtype=dtype, device=device))
+        missing -= rows * row_bytes
+    return matrices
+
+
+def _pass_seconds(matrices: list[Tensor], device: str, deadline: float) -> dict[str, float]:
+    import torch
+    from torch.nn.functional import linear
+
+    row = torch.ones((1, COLUMNS), dtype=matrices[0].dtype, device=device)
+    vector, columns = row[0], torch.ones((2, COLUMNS), dtype=matrices[0].dtype, device=device).t()
+    kernels: dict[str, Callable[[Tensor], Tensor]] = {
+        "torch.nn.functional.linear": lambda matrix: linear(row, matrix),  # [1, rows]
+        "torch.mv": lambda matrix: torch.mv(matrix, vector),  # [rows]
+        "torch.mm": lambda matrix: torch.mm(matrix, columns),  # [rows, 2]
+    }
+
+    def one_pass(kernel: Callable[[Tensor], Tensor]) -> float:
+        return _seconds(lambda: [kernel(matrix) for matrix in matrices], device)
+
+    for kernel in kernels.values():  # warm-up: page tables, thread pool, kernel choice
+        one_pass(kernel)
+    seconds: dict[str, list[float]] = {name: [] for name in kernels}
+    for _ in range(MAX_ROUNDS):
+        for name, kernel in kernels.items():
+            seconds[name].append(one_pass(kernel))
+        if time.perf_counter() > deadline:
+            break
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def last_level_cache_bytes(root: Path = SYSFS_CPU) -> int | None:
+    """Return the size of the last-level cache, all its instances together; ``None`` if it cannot be read.
+
+    A virtual machine shows the host's cache, of which it gets a part: the value errs to the safe side.
+    """
+    instances: dict[tuple[int, str], int] = {}
+    for cache in root.glob("cpu[0-9]*/cache/index[0-9]*"):
+        try:
+            level, kind, shared, size = (
+                (cache / name).read_text(encoding="ascii").strip()
+                for name in ("level", "type", "shared_cpu_list", "size")
+            )
+        except OSError:  # some virtual machines leave files out
+            continue
+        if kind != "Instruction":
+            instances[int(level), shared] = int(size.rstrip("KMG")) << {"K": 10, "M": 20, "G": 30}.get(size[-1], 0)
+    last = max((level for level, _ in instances), default=0)
+    return sum(size for (level, _), size in instances.items() if level == last) or None
+
 
 SMALLEST, LARGEST = 256, 8192
 LONG_ENOUGH_S = 0.01
@@ -43,25 +182,11 @@ BUDGET_S = 0.4
 COMPUTE_ROUNDS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class ComputeReading:
-    """How fast the device multiplies matrices.
+def measure_compute(dtype: str, device: str, *, budget_s: float = BUDGET_S) -> tuple[float, int]:
+    """Return floating-point operations per second of a square matrix product, and its rows, in about half a second.
 
-    Attributes:
-        flops_per_s: multiplications and additions per second, best pass of the largest size tried.
-        size: rows and columns of the square matrices.
-        dtype: torch dtype name. On a GPU torch's present setting for TF32 applies.
-        threads: CPU threads; torch's number on a GPU too, where it does not matter.
-    """
-
-    flops_per_s: float
-    size: int
-    dtype: str
-    threads: int
-
-
-def measure_compute(dtype: str, device: str, *, budget_s: float = BUDGET_S) -> ComputeReading:
-    """Measure how many floating-point operations per second a matrix product does, in about half a second.
+    The best pass of the largest size tried counts, because a peak is what the device can do when nothing disturbs it.
+    On a GPU torch's present setting for TF32 applies.
 
     Args:
         dtype: torch dtype name.
@@ -76,8 +201,12 @@ def measure_compute(dtype: str, device: str, *, budget_s: float = BUDGET_S) -> C
         while True:
             left = torch.full((size, size), 0.01, dtype=getattr(torch, dtype), device=device)
             right, product = left.clone(), torch.empty_like(left)
-            _pass(left, right, product, device)  # warm-up: pages, thread pool, kernel choice
-            best = _pass(left, right, product, device)
+
+            def multiply(left: Tensor = left, right: Tensor = right, product: Tensor = product) -> None:
+                torch.mm(left, right, out=product)
+
+            _seconds(multiply, device)  # warm-up: pages, thread pool, kernel choice
+            best = _seconds(multiply, device)
             # a pass of twice the size takes eight times as long, twice with its warm-up
             room = time.perf_counter() + 16 * best < deadline
             if best >= LONG_ENOUGH_S or size >= LARGEST or not room:
@@ -86,94 +215,56 @@ def measure_compute(dtype: str, device: str, *, budget_s: float = BUDGET_S) -> C
         for _ in range(COMPUTE_ROUNDS):
             if time.perf_counter() > deadline:
                 break
-            best = min(best, _pass(left, right, product, device))
-    return ComputeReading(2 * size**3 / best, size, dtype, torch.get_num_threads())
-
-
-def _pass(left: object, right: object, product: object, device: str) -> float:
-    import torch
-
-    synchronise(device)
-    started = time.perf_counter()
-    torch.mm(left, right, out=product)  # type: ignore[call-overload]
-    synchronise(device)
-    return time.perf_counter() - started
+            best = min(best, _seconds(multiply, device))
+    return 2 * size**3 / best, size
 
 
 OPERATIONS = 500
 DISPATCH_ROUNDS = 30
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchReading:
-    """Cost of an operation without work.
+def measure_dispatch(device: str, *, operations: int = OPERATIONS, rounds: int = DISPATCH_ROUNDS) -> float:
+    """Return the seconds of adding two numbers with torch from Python, the median round's, in about 50 ms.
 
-    Attributes:
-        seconds: per operation, called from Python; the median round. On a GPU operations are queued back to back,
-            so it is the longer of issuing and launching one.
-        operations: operations of one round.
-        rounds: how many rounds.
-    """
-
-    seconds: float
-    operations: int
-    rounds: int
-
-
-def measure_dispatch(device: str, *, operations: int = OPERATIONS, rounds: int = DISPATCH_ROUNDS) -> DispatchReading:
-    """Measure the seconds of adding two numbers with torch, in about 50 ms.
+    A decode step of a small model is hundreds of operations on one token; no speed predicted from bytes or FLOPs can be
+    reached where this floor times their number is the larger part of the step. On a GPU operations are queued back to
+    back, so it is the longer of issuing and launching one.
 
     Args:
         device: torch device.
         operations: operations of one round.
-        rounds: rounds; the median counts.
+        rounds: rounds, beside one that warms up.
     """
     import torch
 
-    seconds = []
     with torch.inference_mode():
         number = torch.ones(1, device=device)
-        for _ in range(rounds + 1):  # the first one is the warm-up
-            synchronise(device)
-            started = time.perf_counter()
+
+        def add() -> None:
             for _ in range(operations):
                 torch.add(number, number)
-            synchronise(device)
-            seconds.append((time.perf_counter() - started) / operations)
-    return DispatchReading(statistics.median(seconds[1:]), operations, rounds)
+
+        seconds = [_seconds(add, device) / operations for _ in range(rounds + 1)]
+    return statistics.median(seconds[1:])
 
 
 READS = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class TimerReading:
-    """How ``time.perf_counter`` behaves here.
-
-    Attributes:
-        name: the system's clock behind it, for example ``clock_gettime(CLOCK_MONOTONIC)``.
-        resolution_s: smallest step seen between two readings, what it takes to read it included; ``None`` if it
-            never moved.
-        backward_steps: readings that were earlier than the one before; must be 0.
-    """
-
-    name: str
-    resolution_s: float | None
-    backward_steps: int
-
-
-def measure_timer(read: Callable[[], float] = time.perf_counter, reads: int = READS) -> TimerReading:
-    """Read the clock in a row, some milliseconds long.
+def measure_timer(read: Callable[[], float] = time.perf_counter, reads: int = READS) -> tuple[float | None, int]:
+    """Read the clock behind every latency in a row, some milliseconds long.
 
     Args:
         read: the clock, seconds.
         reads: how often.
+
+    Returns:
+        The smallest step seen between two readings, what it takes to read it included, seconds (``None`` if it never
+        moved); and the readings that were earlier than the one before, of which there must be none.
     """
     values = [read() for _ in range(reads)]
     steps = [later - earlier for earlier, later in pairwise(values)]
-    forward = [step for step in steps if step > 0]
-    name = time.get_clock_info("perf_counter").implementation
-    return TimerReading(name, min(forward, default=None), sum(step < 0 for step in steps))
+    return min((step for step in steps if step > 0), default=None), sum(step < 0 for step in steps)
 
 
 _Reading = TypeVar("_Reading")
@@ -208,16 +299,25 @@ def examine(
 
     missing: dict[str, str] = {}
     watch, started = LoadWatch(), time.perf_counter()
+    facts: dict[str, Any] = {}
     stage("memory bandwidth")
     bandwidth = _unless_memory_runs_out("bandwidth", missing, lambda: measure_bandwidth(dtype, device))
+    for name in BandwidthReading.__slots__ if bandwidth is not None else ():
+        facts[f"bandwidth_{name}"] = getattr(bandwidth, name)
     stage("matrix products")
     compute = _unless_memory_runs_out("gemm", missing, lambda: measure_compute(dtype, device))
+    facts["gemm_flops_per_s"], facts["gemm_size"] = compute or (None, None)
     stage("dispatch, clocks and load")
-    dispatch, timer, clock = measure_dispatch(device), measure_timer(), processor.clock()
+    facts["dispatch_s"] = measure_dispatch(device)
+    facts["timer_resolution_s"], facts["timer_backward_steps"] = measure_timer()
+    facts["clock_mhz"], facts["clock_source"] = processor.clock() or (None, None)
     time.sleep(max(0.0, SHORTEST_LOOK_S - (time.perf_counter() - started)))
     load = watch.read()
     if isinstance(load, str):
         missing["foreign_cpu_s"] = load
+    else:
+        facts |= {"load_span_s": load.span_s, "load_cores": load.cores, "own_cpu_s": load.own_cpu_s}
+        facts |= {"foreign_cpu_s": load.foreign_cpu_s, "stolen_cpu_s": load.stolen_cpu_s}
     cores = processor.usable_cores()
     return MachineRecord(
         device=device,
@@ -228,40 +328,16 @@ def examine(
         threads=torch.get_num_threads(),
         interop_threads=torch.get_num_interop_threads(),
         hypervisor=processor.hypervisor(),
-        clock_mhz=None if clock is None else clock.mhz,
-        clock_source=None if clock is None else clock.source,
         governors=processor.governors(),
-        **_load_facts(load),
-        timer=timer.name,
-        timer_resolution_s=timer.resolution_s,
-        timer_backward_steps=timer.backward_steps,
-        bandwidth_bytes_per_s=None if bandwidth is None else bandwidth.bytes_per_s,
-        bandwidth_kernel=None if bandwidth is None else bandwidth.kernel,
-        bandwidth_buffer_bytes=None if bandwidth is None else bandwidth.buffer_bytes,
-        bandwidth_cache_bytes=None if bandwidth is None else bandwidth.cache_bytes,
-        bandwidth_limited_by=None if bandwidth is None else bandwidth.limited_by,
-        gemm_flops_per_s=None if compute is None else compute.flops_per_s,
-        gemm_size=None if compute is None else compute.size,
-        dispatch_s=dispatch.seconds,
+        timer=time.get_clock_info("perf_counter").implementation,
         meter=meter,
         meter_description=meter_description,
         meter_measured=meter_measured,
         sensors=tuple(sensors),
         scores_missing=tuple(scores_missing),
         missing=missing,
+        **facts,
     )
-
-
-def _load_facts(load: LoadReading | str) -> dict[str, Any]:
-    if isinstance(load, str):
-        return {}
-    return {
-        "load_span_s": load.span_s,
-        "load_cores": load.cores,
-        "own_cpu_s": load.own_cpu_s,
-        "foreign_cpu_s": load.foreign_cpu_s,
-        "stolen_cpu_s": load.stolen_cpu_s,
-    }
 
 
 def _unless_memory_runs_out(what: str, missing: dict[str, str], measure: Callable[[], _Reading]) -> _Reading | None:

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import MeterError
-from harness.host.files import DocumentError, read_json
+from harness.host.files import read_model
 from harness.metering.clock import SYSTEM_CLOCK, Clock
-from harness.metering.counters import CounterMeter, difference
+from harness.metering.counters import CounterMeter
 
 PSYS = "psys"
 """Name of the RAPL zone of the whole platform: the packages are in it, so it never counts."""
@@ -62,16 +62,7 @@ class Recording(BaseModel):
         Raises:
             MeterError: it is not there, not JSON, or not a recording.
         """
-        try:
-            return cls.model_validate(read_json(path, finite=False))
-        except OSError as error:
-            raise MeterError(f"cannot read the recording {path}: {error.strerror}. {_USAGE}") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = "".join(f"{part}: " for part in first["loc"])
-            raise MeterError(f"{path} is no recording of a meter: {where}{first['msg']}. {_USAGE}") from None
-        except DocumentError as error:
-            raise MeterError(f"cannot read the recording {path}: {error}. {_USAGE}") from None
+        return read_model(path, cls, MeterError, _USAGE, "recording of a meter", finite=False)
 
 
 class Replay(CounterMeter):
@@ -120,10 +111,7 @@ class Replay(CounterMeter):
         self._before: Mapping[str, float] = {}
         self.scope, self.period_s, self._ranges_j = recording.scope, recording.period_s, recording.ranges_j
         if isinstance(recording.readings[0], str):
-            raise MeterError(
-                f"the {self.source} sensor cannot be opened: {recording.readings[0].rstrip('.')}. "
-                "Use --energy estimate for a labelled guess, or --energy none."
-            )
+            raise self._failure("cannot be opened", recording.readings[0])
 
     @property
     def description(self) -> str:
@@ -137,18 +125,18 @@ class Replay(CounterMeter):
         self._before = self._read("began")
 
     def _end_counters(self) -> Mapping[str, float | None]:
-        return difference(self._before, self._read("ended"))
+        before, after = self._before, self._read("ended")
+        both = before.keys() & after.keys()  # one that comes or goes has no difference
+        return {name: after[name] - before[name] if name in both else None for name in {**before, **after}}
 
     def _read(self, edge: str) -> Mapping[str, float]:
         reading = self._at_edge()
-        if reading is None:
-            raise self._failure(edge, f"the recording {self._name} ends here")
-        if isinstance(reading, str):
-            raise self._failure(edge, reading)
+        if not isinstance(reading, dict):
+            words = f"the recording {self._name} ends here" if reading is None else reading
+            raise self._failure(f"failed when a window {edge}", words)
         return {name: value for name, value in reading.items() if not name.startswith(PSYS)}
 
     def _at_edge(self) -> dict[str, float] | str | None:
-        """Return the reading of the edge that is reached now; ``None`` behind the last one."""
         readings: Sequence[dict[str, float] | str] = self._recording.readings
         times_s = self._recording.times_s
         if times_s is None:
@@ -158,12 +146,6 @@ class Replay(CounterMeter):
         if now_s >= times_s[-1] + self.period_s or math.isnan(now_s):
             return None
         return readings[max(0, bisect_right(times_s, now_s) - 1)]
-
-    def _failure(self, edge: str, words: str) -> MeterError:
-        return MeterError(
-            f"the {self.source} sensor failed when a window {edge}: {words.rstrip('.')}. "
-            "Use --energy estimate for a labelled guess, or --energy none."
-        )
 
 
 _USAGE = "Write --energy replay:FILE with a JSON file of counter readings (harness show replay)."

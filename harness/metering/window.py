@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from harness.contracts import EnergyReading, Meter
 from harness.errors import MeterError
-from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed, Instant
+from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class WindowedMeter(ABC):
     def __init__(self, device: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._device = device
         self._clock = clock
-        self._started: Instant | None = None
+        self._started: tuple[float, float] | None = None  # CPU and monotonic seconds
         self._released = False
 
     @property
@@ -128,7 +128,7 @@ class WindowedMeter(ABC):
             raise MeterError(f"a window of the '{self.source}' meter is open already; end it before the next begins.")
         synchronise(self._device)
         self._begin_sensor()
-        self._started = Instant.left_edge(self._clock)
+        self._started = self._clock.process_cpu_s(), self._clock.monotonic_s()  # the clock that times it is innermost
 
     def end(self) -> EnergyReading:
         """Close the window. The device is synchronised first.
@@ -138,9 +138,10 @@ class WindowedMeter(ABC):
         """
         if self._started is None:
             raise MeterError(f"no window of the '{self.source}' meter is open; begin one before ending it.")
-        started, self._started = self._started, None
+        (cpu_s, monotonic_s), self._started = self._started, None
         synchronise(self._device)
-        return self._end_sensor(started.until(Instant.right_edge(self._clock)))
+        duration_s = self._clock.monotonic_s() - monotonic_s
+        return self._end_sensor(Elapsed(duration_s, self._clock.process_cpu_s() - cpu_s))
 
     def close(self) -> None:
         """Release the sensor; an open window is dropped. Closing twice is allowed."""

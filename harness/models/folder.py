@@ -34,6 +34,7 @@ from harness.host.files import (
     parse_json,
     read_bytes,
     real_path,
+    refusing,
     require_regular,
 )
 
@@ -142,13 +143,9 @@ def read_object(path: Path) -> Mapping[str, Any]:
     Raises:
         ModelError: it cannot be read, or is no JSON object within bounds.
     """
-    try:
+    with refusing(path, ModelError, _REMEDY):
         data = read_bytes(path, LARGEST_TEXT_BYTES)
         found = parse_json(data, digits=DIGITS)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}. {_REMEDY}") from None
-    except DocumentError as error:
-        raise ModelError(f"cannot read {path}: {error}. {_REMEDY}") from None
     if data.startswith(BOM_UTF8):  # which parse_json takes
         raise ModelError(f"{path} begins with a byte order mark, which transformers refuses. Save it without the mark.")
     if not isinstance(found, dict):

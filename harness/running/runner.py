@@ -30,9 +30,8 @@ from harness.errors import ConfigError, HarnessError
 from harness.host import environment
 from harness.host.files import real_path
 from harness.metering import open_meter
-from harness.metering.contamination import FOREIGN_SHARE
+from harness.metering.contamination import FOREIGN_SHARE, SHORTEST_LOOK_S, LoadReading, LoadWatch, threads_left
 from harness.metering.counters import samples_per_block
-from harness.metering.cpu_load import SHORTEST_LOOK_S, LoadReading, LoadWatch, threads_left
 from harness.metering.examine import examine
 from harness.metering.sensors import sensors_of_meter
 from harness.models.model import KeptModel, LoadedModel

@@ -38,8 +38,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from harness.contracts import HeadChoice, Tokenizer
 from harness.contracts.recipes import Progress, Trained, TrainingRun
 from harness.decoding.backbone import Backbone
-from harness.decoding.readings import HeadReading, Heads
 from harness.decoding.generation import Transcript
+from harness.decoding.readings import HeadReading, Heads
 from harness.errors import TrainingError
 from harness.models.artefacts import write_artefact
 from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller

@@ -18,8 +18,7 @@ from harness.records.estimate import MISSING
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.operating_points import OperatingPoint
 from harness.running.resolve import resolve
-from harness.verifying.formats import Step, decode, verify_batches, verify_format
-from harness.verifying.lossless import verify_lossless
+from harness.verifying.claims import Step, decode, verify_batches, verify_format, verify_lossless
 from harness.verifying.options import VerifyOptions
 from reports.tables.table import Column, Line, Part, Table
 
@@ -133,7 +132,6 @@ def _batch_sizes(options: VerifyOptions, prompts: int) -> Sequence[int]:
 
 
 def _parts(formats: Sequence[str], sizes: Sequence[int], drafting: int) -> int:
-    """Return how often all prompts are gone through."""
     of_a_format = 1 + sum((size > 1) + drafting for size in sizes)
     return 1 + sum(of_a_format + (name != REFERENCE) for name in formats)
 

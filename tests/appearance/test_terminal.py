@@ -1,16 +1,17 @@
-"""No text takes a way to the terminal on which it could hide something."""
+"""No text hides on its way to the terminal or a page; docstrings are paragraphs; depth has readable colours."""
 
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from rich.panel import Panel
 from rich.table import Table
 
-from harness.appearance.pages import escape_html, templates
-from harness.appearance.terminal import Console, Line, Text, escape
+from harness.appearance.pages import contrast, depth_colour, depth_shade, escape_html, templates
+from harness.appearance.terminal import Console, Line, Text, escape, paragraphs
 from harness.appearance.visible_text import is_hidden
 
 EVIL = "a\x1b[2J\x9b\x07\u202eb\x00"
@@ -76,3 +77,52 @@ def test_every_expression_of_a_template_is_escaped() -> None:
     page = templates("reports.leaderboard").from_string("{{ a }}|{{ '%s!'|format(a) }}|{{ b|safe }}|{{ 5 }}")
     shown = SHOWN.replace("<", "&lt;")
     assert page.render(a=EVIL + "<", b="<b>") == f"{shown}&lt;|{shown}&lt;!|<b>|5"
+
+
+def test_lines_of_a_paragraph_are_joined_and_marks_go() -> None:
+    text = """First ``line``.
+
+    indented = stays
+    as it is
+
+Rule: a score of
+:class:`harness.contracts.Score` or :func:`~tasks.rows.whole`.
+- one
+- two goes
+on"""
+    assert list(paragraphs(text)) == [
+        "First line.",
+        "    indented = stays\n    as it is",
+        "Rule: a score of Score or whole.\n- one\n- two goes on",
+    ]
+
+
+def test_what_an_example_follows_ends_with_one_colon() -> None:
+    assert list(paragraphs("The file is::\n\n    x = 1")) == ["The file is:", "    x = 1"]
+
+
+def test_contrast_is_that_of_the_standard() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("layers", [2, 12, 30, 80])
+def test_every_token_can_be_read(layers: int) -> None:
+    for layer in range(1, layers + 1):
+        ground, ink = depth_shade(layer, layers)
+        assert contrast(ground, ink) >= 4.5
+
+
+def test_deeper_is_darker() -> None:
+    lightness = [contrast(depth_colour(step / 100), "#000000") for step in range(101)]
+    assert all(one > other for one, other in pairwise(lightness))
+    assert depth_colour(0) == depth_colour(-1) == "#fde725"
+    assert depth_colour(1) == depth_colour(2) == "#440154"
+
+
+def test_it_is_viridis() -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    for step in range(0, 101, 5):
+        theirs = matplotlib.colormaps["viridis"](1 - step / 100)[:3]
+        ours = [int(depth_colour(step / 100)[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+        assert ours == pytest.approx(theirs, abs=0.025)

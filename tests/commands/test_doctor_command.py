@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.doctor import paired
-from harness.doctor.simulated import CASES, NUMBERS_OF_PAIRS
+from harness.doctor import self_test as paired
+from harness.doctor.self_test import CASES, NUMBERS_OF_PAIRS
 from harness.doctor.verdicts import judge
 from harness.metering import examine as examine_module
 from harness.metering import measure_bandwidth
@@ -56,12 +56,12 @@ def test_json_holds_the_facts_the_verdicts_follow_from(doctor: Command) -> None:
     assert [verdict["metric"] for verdict in found["verdicts"]] == METRICS
     assert [verdict["level"] for verdict in found["verdicts"]] == [verdict.level for verdict in judge(facts)]
     assert (facts.dtype, facts.meter) == ("bfloat16", "estimate")
-    assert {sensor.name for sensor in facts.sensors} == {"nvml", "rapl", "soc"}
+    assert {sensor.name for sensor in facts.sensors} == {"nvml", "rapl"}
     assert found["environment"]["packages"]["torch"] is not None
 
 
 def test_a_sensor_that_fails_is_a_finding_and_no_refusal(doctor: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.metering.rapl.Rapl.probe", classmethod(lambda cls, device: "root only (run chmod)"))
+    monkeypatch.setattr("harness.metering.sensors.Rapl.probe", classmethod(lambda cls, device: "root only (run chmod)"))
     ran = doctor("--energy", "rapl")
     assert ran.code == 0
     said = " ".join(ran.out.split())
@@ -77,7 +77,7 @@ def test_a_sensor_that_fails_is_a_finding_and_no_refusal(doctor: Command, monkey
         (("--device", "tpu"), "device 'tpu' is"),
         (("--threads", 0), "threads = 0"),
         (("--aa", "--windows", 4), "--windows 4 is too small; at least 5: fewer have no interval"),
-        (("--aa", "--pairs", 0), "--pairs 0 is too small"),
+        (("--aa", "--pairs", 0), "'--pairs'"),
         (("--aa", "--model", "no-such-model"), "no-such-model"),
         (("--aa", "--task", "py15"), "Did you mean 'py150'"),
     ],

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import typer
 
-from harness.commands import reproduce
-
 Command = Callable[..., Any]
 
 
@@ -62,8 +60,10 @@ def test_to_reproduce_is_a_study_and_its_report(cli: Command, monkeypatch: pytes
         if fails:
             raise typer.Exit(1)
 
-    monkeypatch.setattr(reproduce, "study", study)
-    monkeypatch.setattr(reproduce, "report", lambda folders, **options: did.append(("report", folders, options)))
+    monkeypatch.setattr("harness.commands.study.study", study)
+    monkeypatch.setattr(
+        "harness.commands.report.report", lambda folders, **options: did.append(("report", folders, options))
+    )
     ran = cli("reproduce", "green-code", "--limit", "2")
     assert ran.code == int(fails)
     folder = Path("studies/green-code")

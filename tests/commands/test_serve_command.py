@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.commands.serve import EXTRA
+from harness.commands.use import EXTRA
 from harness.serving.config import ServeConfig
 from harness.serving.page import snippet
 
@@ -56,7 +56,7 @@ def test_repeated_flags_become_lists(cli: Callable[..., Any], served: list[Serve
         (["--suffix", "maybe"], "--suffix 'maybe'"),
         (["--kv", "telepathy"], "--kv 'telepathy'"),
         (["--drain-s", "nan"], "--drain-s"),
-        (["--config", "nowhere.toml"], "cannot read configuration nowhere.toml"),
+        (["--config", "nowhere.toml"], "cannot read nowhere.toml"),
         (["--host", "0.0.0.0"], "--api-key-file"),
         (["--host", "no-such-host.invalid"], "cannot be resolved"),
         (["--api-key-file", "nowhere"], "cannot read --api-key-file nowhere"),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.config import RunConfig, StrategySpec, demo_strategies, parse_all, parse_strategies
+from harness.config.model import ModelConfiguration
 from harness.config.options import build_strategy, effective_options, option_facts
 from harness.errors import ConfigError, HarnessError, OptionError
 from harness.registry import STRATEGIES
+from harness.replay.options import SweepOptions
+from harness.serving.config import ServeConfig
 from harness.study.grid import StudyConfig
 
 
@@ -36,30 +41,12 @@ def test_what_is_written_expands(text: str, expanded: list[str]) -> None:
         assert parse_strategies(str(spec)) == [spec]  # a label is valid input
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a,b",
-        "a;b:x=1",
-        "a(x=1)",
-        "a x=1",
-        "a,x=1",
-        "",
-        ":x=1",
-        "a:x",
-        "a:x=",
-        "a:=1",
-        "a:1,x=2",
-        "a:x=1,,2",
-        "a:x=1:x=2",
-        "a:x=1:",
-        "a::",
-    ],
-)
-def test_what_cannot_be_read_is_refused_with_the_text(text: str) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        parse_strategies(text)
-    assert f"'{text}'" in str(refusal.value)
+def test_what_cannot_be_read_is_refused_with_the_text() -> None:
+    odd = "a,b|a;b:x=1|a(x=1)|a x=1|a,x=1||:x=1|a:x|a:x=|a:=1|a:1,x=2|a:x=1,,2|a:x=1:x=2|a:x=1:|a::"
+    for text in odd.split("|"):
+        with pytest.raises(ConfigError) as refusal:
+            parse_strategies(text)
+        assert f"'{text}'" in str(refusal.value)
 
 
 def test_operating_points_are_kept_once_in_order() -> None:
@@ -100,31 +87,18 @@ def test_a_configuration_cannot_be_changed_or_extended() -> None:
         RunConfig.build({"batchsize": 3})
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("limit", -1),
-        ("limit", "few"),
-        ("batch_size", 0),
-        ("batch_size", 2.5),
-        ("kv", "nothing"),
-        ("kv", "auto,none"),
-        ("seed", 2**32),
-        ("tdp_w", 0),
-        ("tdp_w", float("nan")),
-        ("tasks", ["py150", 3]),
-        ("kv", [["none"]]),
-        ("weights_format", [["fp16"]]),
+def test_a_refusal_names_key_and_value_in_one_line() -> None:
+    for key, value in (
+        *(("limit", "few"), ("batch_size", 2.5), ("kv", "nothing"), ("kv", "auto,none"), ("seed", 2**32)),
+        *(("tdp_w", 0), ("tdp_w", float("nan")), ("kv", [["none"]]), ("weights_format", [["fp16"]])),
         ("draft_head", "int8/x"),
-    ],
-)
-def test_a_refusal_names_key_and_value_in_one_line(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError) as refusal:
-        RunConfig.build({key: value})
-    message = str(refusal.value)
-    assert message.startswith(key)
-    assert "\n" not in message
-    assert "pydantic" not in message
+    ):
+        with pytest.raises(ConfigError) as refusal:
+            RunConfig.build({key: value})
+        message = str(refusal.value)
+        assert message.startswith(key)
+        assert "\n" not in message
+        assert "pydantic" not in message
 
 
 @pytest.mark.parametrize(
@@ -150,7 +124,7 @@ def test_a_value_within_a_table_is_named_by_its_place(values: dict[str, Any], sa
         ({"tasks": ["py150,javacorpus"]}, "tasks[0] = 'py150,javacorpus': give each task by itself: --task NAME"),
         ({"draft_max": "4,"}, "draft_max = '' is not allowed: "),
         ({"draft_head": "auto/3"}, "unknown head 'auto/3'. Did you mean 'auto'?"),
-        ({"kv": ["none", 3]}, "kv = ['none', 3]: input should be a valid string."),
+        ({"kv": ["none", 3]}, "kv = ['none', 3]: unknown KV policy '3'."),
         ({"strategies": [["full"]]}, "['full'] is no strategy: give NAME[:option=value], or "),
         ({"draft_head": "int9"}, "unknown head 'int9'. Did you mean 'int8'?"),
     ],
@@ -185,3 +159,71 @@ def test_values_are_of_the_declared_type() -> None:
     assert effective_options(build_strategy(StrategySpec("fixed", (("layer", "7"),)))) == {"layer": 7}
     with pytest.raises(OptionError, match=r"fixed:layer=7\.5 is not allowed"):
         build_strategy(StrategySpec("fixed", (("layer", "7.5"),)))
+
+
+NUL, BYTES, DEEP = "a\0b", "caf\udce9", "d/" * 1200 + "x"
+
+
+@pytest.mark.parametrize(
+    ("model", "values"),
+    [
+        (RunConfig, {"out": Path(NUL)}),
+        (RunConfig, {"out": Path(BYTES)}),
+        (RunConfig, {"out": BYTES}),
+        (RunConfig, {"model": NUL}),
+        (RunConfig, {"artefacts": NUL}),
+        (RunConfig, {"source": BYTES}),
+        (RunConfig, {"tasks": ("py150", NUL)}),
+        (RunConfig, {"strategies": ["full", f"rl:agent={NUL}"]}),
+        (RunConfig, {"energy": f"replay:{NUL}"}),
+        (ServeConfig, {"api_key_file": Path(NUL)}),
+        (ServeConfig, {"host": NUL}),
+        (SweepOptions, {"replay": Path(NUL), "strategies": ("full",)}),
+        (RunConfig, {"out": DEEP}),
+        (SweepOptions, {"out": Path(DEEP), "replay": Path("."), "strategies": ("full",)}),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_one_line(model: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"NUL character|not valid UTF-8|Give a shorter path") as refused:
+        model.build(values)
+    assert str(refused.value).startswith(f"{next(iter(values))} = ")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_anything_else_is_taken() -> None:
+    assert RunConfig(out=Path("café 中"), model="x/y").out == Path("café 中")
+
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST = 4
+"""Modules that name an option, its declaration among them, beside those that measure by it."""
+MEASURES = {"harness/running/runner.py", "harness/running/session.py"}
+
+
+def test_an_option_of_runs_is_named_in_few_modules() -> None:
+    shared = {"batch_size", *ModelConfiguration.model_fields}  # with commands that make no run
+    options = set(RunConfig.panels["How it is measured"]) - shared
+    assert options
+    named = {option: {"harness/config/run.py"} for option in options}
+    for path in sorted(file for part in ("harness", "reports") for file in (ROOT / part).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "manifest" in text or any(name in text for name in ("RunConfig", "running.plan")):
+            for option in options.intersection(_asked(ast.parse(text))):
+                named[option] |= {path.relative_to(ROOT).as_posix()} - MEASURES
+    assert not {option: sorted(modules) for option, modules in named.items() if len(modules) > MOST}
+
+
+def _asked(tree: ast.Module) -> Iterator[str]:
+    """Yield what is asked of a configuration: ``config.NAME``, ``config["NAME"]`` or ``config.get("NAME")``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_configuration(node.value):
+            yield node.attr
+        elif isinstance(node, ast.Subscript) and _is_configuration(node.value) and isinstance(node.slice, ast.Constant):
+            yield str(node.slice.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and _is_configuration(node.func.value):
+            yield from (str(given.value) for given in node.args[:1] if isinstance(given, ast.Constant))
+
+
+def _is_configuration(node: ast.expr) -> bool:
+    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return name in ("config", "settings")

@@ -1,4 +1,4 @@
-"""How to decode, as written, and as built."""
+"""How to decode and where to stop: as written, and as built."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import pytest
 
 from harness.config import RunConfig, StrategySpec, parse_all
 from harness.config.decode import DRAFT_MAX, LOSSY, DecodeSpec, DraftSpec, build_decode, parse_decode
+from harness.config.stops import build_stop
 from harness.contracts import Lossless
 from harness.decoding.drafts.expected import Expected
 from harness.decoding.drafts.lookup import Lookup
 from harness.decoding.drafts.product import Product
 from harness.errors import ConfigError, HarnessError, OptionError, UnknownNameError
+from harness.serving.config import ServeConfig
 
 
 def lossless(*sources: DraftSpec) -> DecodeSpec:
@@ -188,3 +190,44 @@ def test_where_a_strategy_is_not_a_run_s_it_cannot_say_how_to_decode() -> None:
         "--strategy 'fixed:layer=4@lossless': '@lossless' can be said of a run's strategies only (`harness run`). "
         "Leave it out here."
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "stops"),
+    [
+        ("none", ("none",)),
+        ("none, statement,none", ("none", "statement")),
+        (["excess : threshold = 0.5", "block"], ("excess:threshold=0.5", "block")),
+    ],
+)
+def test_a_comma_list_compares(written: Any, stops: tuple[str, ...]) -> None:
+    config = RunConfig.build({"stop": written})
+    assert config.stops == stops
+    assert RunConfig.build(config.model_dump(mode="json")).stops == stops
+
+
+def test_a_rule_is_built_with_its_options() -> None:
+    built = build_stop("excess:threshold=0.25")
+    assert built is not None
+    assert (built.name, built.rule.threshold, built.written) == ("excess", 0.25, "excess:threshold=0.25")  # type: ignore[attr-defined]
+    assert build_stop("none") is None
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("statment", r"unknown stop rule 'statment'.*Did you mean 'statement'"),
+        ("", r"names no stop rule"),
+        ("excess:0.5", r"cannot be read at '0\.5'"),
+        ("excess:threshold=2", r"excess:threshold=2 is not allowed"),
+        ("block:language=java:language=java", r"gives option 'language' twice"),
+        ("block:tongue=java", r"has no option 'tongue'"),
+        ("statement:language=kotlin", r"statement:language=kotlin is not allowed"),
+        ("none:language=java", r"unknown stop rule 'none'"),
+    ],
+)
+@pytest.mark.parametrize("kind", [RunConfig, ServeConfig])
+def test_what_is_no_rule_is_refused(kind: Any, written: str, said: str) -> None:
+    with pytest.raises(HarnessError, match=said) as refused:
+        kind.build({"stop": written})
+    assert "\n" not in str(refused.value)

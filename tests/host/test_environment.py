@@ -1,18 +1,23 @@
-"""The environment is complete, JSON-able, anonymous, and reads as one line."""
+"""The environment is complete, JSON-able and anonymous; code is told by what it says; how threads wait."""
 
 from __future__ import annotations
 
 import getpass
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from harness.cli import SPINS, spin_briefly
 from harness.host import environment
-from harness.host.environment import PACKAGES, describe, machine_line
+from harness.host import environment as code
+from harness.host.environment import PACKAGES, describe, hash_of_code, hash_of_package, machine_line
 
 
 def test_it_survives_json() -> None:
@@ -137,3 +142,94 @@ def test_a_processor_has_a_name_on_arm_too(
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
     assert describe()["cpu"] == name
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    code._hash_of_folder.cache_clear()
+    hash_of_package.cache_clear()
+
+
+def test_an_inverted_comparison_tells_the_project_s_own_code_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = hash_of_code("strategies")
+    shutil.copytree(ROOT / "strategies", tmp_path / "strategies")
+    monkeypatch.setattr(code, "_ROOT", tmp_path)
+    file = tmp_path / "strategies" / "confidence.py"
+    text = file.read_text()
+    found = []
+    for said in (text, text.replace(">= self.threshold", "<= self.threshold")):
+        forget()
+        file.write_text(said)
+        found.append(hash_of_code("strategies"))
+    assert found[0] == here != found[1]
+
+
+def test_a_package_is_told_by_its_sources_wherever_it_lies(
+    plug_in: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that only its distribution knows of among them, and nothing that Python or a run leaves there."""
+    site = plug_in("told", "class Outside: ...")
+    (module,) = site.glob("*.py")
+    (site / "outside_told-1.0.dist-info" / "RECORD").write_text("beside.py,,\nnotes.md,,\n")
+
+    def said(beside: str = "x = 1", notes: str = "") -> str:
+        forget()
+        (site / "beside.py").write_text(beside)
+        (site / "notes.md").write_text(notes)
+        return hash_of_package(module.stem, "outside-told")
+
+    first = said()
+    assert first
+    assert said(notes="new") == first
+    assert said(beside="x = 2") != first
+    package = tmp_path / "theirs"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "inner.py").write_text("y = 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    forget()
+    first = hash_of_package("theirs.inner")
+    (package / "__pycache__" / "inner.pyc").write_bytes(b"new")
+    (package / "weights.bin").write_bytes(b"new")
+    forget()
+    assert hash_of_package("theirs.inner") == first
+    (package / "inner.py").write_text("y = 2")
+    forget()
+    assert hash_of_package("theirs.inner") != first
+    assert hash_of_package("absent_module") == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "after"),
+    [
+        ({}, {"GOMP_SPINCOUNT": str(SPINS)}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ],
+)
+def test_what_a_user_has_chosen_stands(given: dict[str, str], after: dict[str, str]) -> None:
+    spin_briefly(given)
+    assert given == after
+
+
+def test_the_library_reads_it_since_the_command_sets_it_before_torch_is_there() -> None:
+    """OpenMP prints what it goes by when it is loaded."""
+    code = "import sys; from harness.cli import main\ntry: main()\nexcept SystemExit: import torch"
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        env={**unset, "OMP_DISPLAY_ENV": "VERBOSE"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch's OpenMP is not GNU's")
+    assert f"GOMP_SPINCOUNT = '{SPINS}'" in done.stderr

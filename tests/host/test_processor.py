@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -49,11 +50,11 @@ def add_core(sys: Path, number: int, khz: int, governor: str) -> None:
 def test_the_kernel_s_clock_is_preferred_and_of_usable_cores_only(proc: Path, sys: Path) -> None:
     for number, khz in ((0, 3_400_100), (1, 1_200_000), (2, 800_000)):
         add_core(sys, number, khz, "performance")
-    assert processor.clock(proc, sys) == processor.Clock((3400.1, 1200.0), "cpufreq")
+    assert processor.clock(proc, sys) == ((3400.1, 1200.0), "cpufreq")
 
 
 def test_without_cpufreq_the_stated_clock_is_taken(proc: Path, sys: Path) -> None:
-    assert processor.clock(proc, sys) == processor.Clock((2600.0, 2400.0), "cpuinfo")
+    assert processor.clock(proc, sys) == ((2600.0, 2400.0), "cpuinfo")
 
 
 def test_a_clock_that_one_core_hides_is_not_half_told(proc: Path, sys: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_clock_that_one_core_hides_is_not_half_told(proc: Path, sys: Path) -> 
     (sys / "devices" / "system" / "cpu" / "cpu1").mkdir()
     found = processor.clock(proc, sys)
     assert found is not None
-    assert found.source == "cpuinfo"
+    assert found[1] == "cpuinfo"
 
 
 def test_nothing_to_read_is_none(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_this_machine_answers_without_a_fault() -> None:
     cores = processor.usable_cores()
     assert cores is None or len(cores) >= 1
     found = processor.clock()
-    assert found is None or all(mhz > 0 for mhz in found.mhz)
+    assert found is None or all(mhz > 0 for mhz in found[0])
     quota = processor.quota_cores()
     assert quota is None or quota > 0
 
@@ -139,3 +140,12 @@ def test_siblings_share_a_physical_core(proc: Path, sys: Path, monkeypatch: pyte
     assert processor.sibling_sets(sys)[0] == (0, 1)
     monkeypatch.setattr(processor, "usable_cores", lambda: None)
     assert processor.sibling_sets(sys) == ()
+
+
+def test_available_memory_respects_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 20))
+    assert processor.available_memory_bytes(tmp_path) == 1 << 20
+    write(tmp_path / "memory.current", "200000")
+    for limit, available in (("max", 1 << 20), ("700000", 500_000), ("100000", 0)):
+        write(tmp_path / "memory.max", limit)
+        assert processor.available_memory_bytes(tmp_path) == available

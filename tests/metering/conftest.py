@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.metering import zeus_window
+from harness.metering import sensors
 
 
 @dataclass
@@ -77,5 +77,5 @@ class Monitors:
 @pytest.fixture
 def monitors(monkeypatch: pytest.MonkeyPatch) -> Monitors:
     made = Monitors()
-    monkeypatch.setattr(zeus_window, "open_monitor", made.open)
+    monkeypatch.setattr(sensors, "open_monitor", made.open)
     return made

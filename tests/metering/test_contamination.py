@@ -14,9 +14,19 @@ from typing import Any
 import pytest
 
 from harness.metering import contamination, observed
-from harness.metering import contamination as throttling
-from harness.metering.contamination import Contamination, GpuClocks, Surroundings
+from harness.metering.contamination import (
+    QUIET_S,
+    Contamination,
+    GpuClocks,
+    LoadReading,
+    LoadWatch,
+    Surroundings,
+    default_idle_s,
+    rest,
+    threads_left,
+)
 from harness.metering.estimate import NoMeter
+from harness.metering.sensors import NVML_PERIOD_S, RAPL_PERIOD_S
 
 CORES = 2
 TICK_S = 0.01
@@ -24,22 +34,11 @@ TICK_S = 0.01
 
 @dataclass
 class Machine:
-    """A two-core machine whose kernel files say what the test says."""
+    """A two-core machine whose counters say what the test says; ``None``: they are hidden."""
 
-    stat: Path
     cpus: Path
     clock: Any
-    busy_s: float = 100.0
-    stolen_s: float = 1.0
-
-    def write(self, fields: int = 10) -> None:
-        """Spread the busy time over the five kinds that count; idle, waiting and guest time never do."""
-        part, rest = divmod(round(self.busy_s / TICK_S), 5)
-        ticks = [part + rest, part, part, 999_999, 88_888, part, part, round(self.stolen_s / TICK_S), part, 0][:fields]
-        line = " ".join(map(str, ticks))
-        none = " ".join("0" for _ in ticks)
-        rows = f"cpu  {line}\ncpu0 {line}\ncpu1 {none}\ncpu2 {line}\n"  # cpu2 is not for this process
-        self.stat.write_text(f"{rows}intr 12345 0 0\nctxt 1\n")
+    times: tuple[float, float, float] | None = (100.0, 1.0, 999.0)
 
     def core(self, number: int, name: str, value: int | None) -> None:
         file = self.cpus / f"cpu{number}" / name
@@ -57,22 +56,19 @@ class Machine:
         others_s: float = 0.0,
         stolen_s: float = 0.0,
     ) -> Contamination:
-        self.write()
         before = surroundings.glance()
         self.clock.work(wall_s=wall_s, cpu_s=own_s)
-        self.busy_s += own_s + others_s
-        self.stolen_s += stolen_s
-        self.write()
+        busy, stolen, idle = self.times or (0.0, 0.0, 0.0)
+        self.times = busy + own_s + others_s, stolen + stolen_s, idle
         return surroundings.compare(before, surroundings.glance())
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Any) -> Machine:
-    monkeypatch.setattr(contamination, "PROC_STAT", tmp_path / "stat")
+    made = Machine(tmp_path / "cpu", clock)
+    monkeypatch.setattr(contamination, "core_times", lambda: made.times)
     monkeypatch.setattr(contamination, "CPU_ROOT", tmp_path / "cpu")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    made = Machine(tmp_path / "stat", tmp_path / "cpu", clock)
-    made.write()
     return made
 
 
@@ -117,12 +113,6 @@ def test_stolen_time_is_flagged_by_its_share(
     assert found.foreign_cpu_s == 0.0  # what is stolen is nobody's here
 
 
-def test_a_kernel_that_counts_no_stolen_time_is_not_read(machine: Machine, surroundings: Surroundings) -> None:
-    machine.write(fields=7)
-    before = surroundings.glance()
-    assert surroundings.compare(before, surroundings.glance()) == Contamination(None, None)
-
-
 def test_ticks_that_lag_behind_this_process_are_no_negative_time(machine: Machine, surroundings: Surroundings) -> None:
     found = machine.window(surroundings, wall_s=1.0, own_s=1.0, others_s=-0.03)
     assert found.foreign_cpu_s == 0.0
@@ -134,29 +124,67 @@ def test_counters_that_leave_this_process_out_are_not_believed(machine: Machine,
     assert found == Contamination(None, 0.0)
 
 
-@pytest.mark.parametrize(
-    "text", [None, "", "cpu0\ncpu1\n", "cpu0 1 2 three 4 5 6 7 8\ncpu1 1\n", "cpu0 1 2 3 4 5 6 7 8\n", "intr 0\n"]
-)
-def test_what_cannot_be_read_is_none_and_flags_nothing(
-    machine: Machine, surroundings: Surroundings, text: str | None
-) -> None:
-    if text is None:
-        machine.stat.unlink()
-    else:
-        machine.stat.write_text(text)
-    before = surroundings.glance()
-    machine.clock.work(wall_s=1.0)
-    assert surroundings.compare(before, surroundings.glance()) == Contamination(None, None)
-
-
 def test_counters_that_run_backwards_are_not_believed(machine: Machine, surroundings: Surroundings) -> None:
     assert machine.window(surroundings, wall_s=1.0, others_s=-50.0, stolen_s=-0.5) == Contamination(None, None)
 
 
-def test_a_machine_without_proc_still_opens(machine: Machine) -> None:
-    machine.stat.unlink()
-    made = Surroundings(clock=machine.clock)
-    assert made.compare(made.glance(), made.glance()) == Contamination(None, None)
+def test_busy_is_all_but_idle_waiting_and_stolen_and_only_of_cores_that_are_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    core = {"user": 1.0, "nice": 2.0, "system": 3.0, "idle": 10.0, "iowait": 20.0, "irq": 4.0, "softirq": 5.0}
+    shown = [
+        SimpleNamespace(**core, steal=0.5, guest=1.0),
+        SimpleNamespace(**core, steal=0.25),
+        SimpleNamespace(**core),
+    ]
+    monkeypatch.setattr("psutil.cpu_times", lambda percpu: shown)
+    for cores, found in (({0}, (15, 0.5, 30)), ({0, 1}, (30, 0.75, 60)), ({0, 2}, None), ({0, 7}, None), (set(), None)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: cores, raising=False)
+        assert contamination.core_times() == found  # core 2 does not tell what was stolen; there is no core 7
+
+
+def test_what_cannot_be_read_is_none_and_flags_nothing(machine: Machine, surroundings: Surroundings) -> None:
+    machine.times = None
+    before = surroundings.glance()
+    machine.clock.work(wall_s=1.0)
+    assert surroundings.compare(before, surroundings.glance()) == Contamination(None, None)
+    assert "hides" in str(LoadWatch().read())
+
+
+@pytest.mark.parametrize(
+    ("after", "own_s", "foreign_s"),
+    [
+        ((102.3, 1.2, 1000.5), 1.5, 0.8),
+        ((100.5, 1.0, 1002.5), 0.52, 0.0),  # a rounding below zero
+        ((100.0, 1.0, 999.0), 0.0, None),  # counters that stand still are no zero load
+    ],
+)
+def test_a_load_is_what_this_process_did_not_use(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    after: tuple[float, float, float],
+    own_s: float,
+    foreign_s: float | None,
+) -> None:
+    own, moments = iter([5.0, 5.0 + own_s]), iter([100.0, 102.0])
+    monkeypatch.setattr(contamination, "_own_cpu_s", lambda: next(own))
+    monkeypatch.setattr(contamination, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    watch = LoadWatch()
+    machine.times = after
+    load = watch.read()
+    if foreign_s is None:
+        assert "did not move in 2 s" in str(load)
+        return
+    assert isinstance(load, LoadReading)
+    assert (load.span_s, load.cores, load.own_cpu_s) == (2.0, CORES, pytest.approx(own_s))
+    assert load.foreign_cpu_s == pytest.approx(foreign_s)
+    assert load.foreign_share == pytest.approx(foreign_s / 4)
+    assert load.stolen_share == pytest.approx((after[1] - 1.0) / 4)
+
+
+def test_threads_have_what_others_leave() -> None:
+    assert [threads_left(share, 2) for share in (0, 0.2, 0.3, 0.9)] == [2, 2, 1, 1]
+    assert threads_left(0.25, 8) == 6
 
 
 # ------------------------------------------------------------------------------ heat and clocks
@@ -233,8 +261,8 @@ def test_a_gpu_that_does_not_say_flags_nothing() -> None:
 def test_the_reasons_are_nvmls() -> None:
     pynvml = pytest.importorskip("pynvml")
     names = ("HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
-    assert sum(getattr(pynvml, f"nvmlClocksEventReason{name}") for name in names) == throttling.THERMAL_REASONS
-    assert not throttling.THERMAL_REASONS & pynvml.nvmlClocksEventReasonSwPowerCap
+    assert sum(getattr(pynvml, f"nvmlClocksEventReason{name}") for name in names) == contamination.THERMAL_REASONS
+    assert not contamination.THERMAL_REASONS & pynvml.nvmlClocksEventReasonSwPowerCap
 
 
 # --------------------------------------------------------------------------------- this machine
@@ -273,3 +301,25 @@ def test_failing_work_leaves_no_reading_and_its_own_exception() -> None:
     with pytest.raises(ZeroDivisionError), observed(NoMeter(device="cpu"), Surroundings.of("cpu")) as window:
         1 / 0  # noqa: B018
     assert (window.reading, window.contamination) == (None, None)
+
+
+# ---------------------------------------------------------------------------------------- rest
+
+
+def test_idle_lasts_as_long_as_the_sensor_needs() -> None:
+    assert default_idle_s(None) == 0
+    assert default_idle_s(RAPL_PERIOD_S) == 2.0
+    assert default_idle_s(NVML_PERIOD_S) == pytest.approx(5.0)
+
+
+def test_rest_waits_for_quiet_outside_the_window(clock: Any) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.work(wall_s=seconds)
+
+    window = rest(NoMeter(device="cpu", clock=clock), Surroundings(clock=clock), 3.0, sleep)
+    assert slept == [QUIET_S, 3.0]
+    assert window.reading is not None
+    assert (window.reading.duration_s, window.reading.cpu_time_s) == (3.0, 0.0)

@@ -1,4 +1,4 @@
-"""Counters, judged: what is added up, what is corrected, and what is refused, with numbers done by hand."""
+"""Counters, judged: what is added up, corrected and refused, with numbers done by hand; and how long windows are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import pytest
 
 from harness.contracts import EnergyReading
 from harness.errors import MeterError
-from harness.metering.counters import LARGEST_W, Verdict, difference, judge
+from harness.metering.counters import (
+    LARGEST_W,
+    Verdict,
+    drift,
+    full_depth_window_s,
+    judge,
+    samples_per_block,
+    settled,
+)
+from harness.metering.sensors import NVML_PERIOD_S, RAPL_PERIOD_S
 from harness.metering.window import sound
 
 RANGE_J = 262_143.328850
@@ -70,10 +79,6 @@ def test_a_counter_that_does_not_move_is_not_zero_joules() -> None:
     assert verdict({}).energy_j is None
 
 
-def test_a_counter_that_comes_or_goes_has_no_difference() -> None:
-    assert difference({"a": 1.0, "b": 2.0}, {"a": 4.0, "c": 5.0}) == {"a": 3.0, "b": None, "c": None}
-
-
 # ------------------------------------------------------------------------- readings of anybody
 
 
@@ -102,3 +107,46 @@ def test_a_window_without_a_length_stops_the_run(field: str, value: float) -> No
     with pytest.raises(MeterError, match="wattmeter") as caught:
         sound(reading(**{field: value}))
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------- how long, how warm
+
+
+@pytest.mark.parametrize(("period_s", "aim_s"), [(NVML_PERIOD_S, 10.0), (RAPL_PERIOD_S, 1.0), (1.0, 100.0)])
+@pytest.mark.parametrize("pass_s", [0.013, 0.4, 7.0, 100.0])
+def test_a_block_is_long_enough_even_for_an_early_exit(period_s: float, aim_s: float, pass_s: float) -> None:
+    samples = samples_per_block(period_s, [pass_s], 1)
+    assert samples * pass_s / 2 >= aim_s  # twice as fast: the aim of the measurement rules
+    assert samples * pass_s / 4 >= 50 * period_s  # four times as fast: not flagged
+    if samples > 1:
+        assert (samples - 1) * pass_s < full_depth_window_s(period_s)  # and no longer than that needs
+
+
+def test_a_block_is_whole_batches_and_the_fastest_pass_decides() -> None:
+    assert samples_per_block(RAPL_PERIOD_S, [3.0, 0.5, 0.9], 8) == 8 * 4  # 2 s of full depth in passes of 0.5 s
+    assert samples_per_block(RAPL_PERIOD_S, [30.0], 8) == 8
+
+
+@pytest.mark.parametrize(("period_s", "passes_s"), [(None, [0.1]), (0.1, []), (0.1, [0.0])])
+def test_without_a_sensor_or_a_time_a_block_is_one_batch(period_s: float | None, passes_s: list[float]) -> None:
+    assert samples_per_block(period_s, passes_s, 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("passes_s", "expected"),
+    [
+        ([], False),
+        ([1.0, 1.0], False),
+        ([9.0, 1.0, 1.01, 1.019], True),  # what was before the last three does not matter
+        ([1.0, 1.01, 1.021], False),
+        ([1.0, 0.97, 1.0], False),
+        ([0.0, 0.0, 0.0], False),  # a clock that stands still shows nothing
+    ],
+)
+def test_three_passes_within_two_percent_are_settled(passes_s: list[float], expected: bool) -> None:
+    assert settled(passes_s) == expected
+
+
+def test_drift_is_slowest_over_fastest() -> None:
+    assert drift([5.0, 1.0, 1.1, 1.05]) == pytest.approx(0.1)
+    assert drift([1.0, 1.0]) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from harness.host import environment
 from harness.metering import examine as examine_module
 from harness.metering import measure_bandwidth, open_meter
 from harness.metering import sensors as sensors_module
-from harness.metering.examine import examine
-from harness.metering.sensors import TickReading, look_for_sensors, sensors_of_meter
+from harness.metering.examine import examine, last_level_cache_bytes, measure_compute, measure_dispatch, measure_timer
+from harness.metering.sensors import look_for_sensors, sensors_of_meter
 from harness.records import Manifest
 from harness.records.machine import MachineRecord, SensorRecord
 
@@ -86,6 +86,99 @@ def test_another_failure_stays_a_failure(monkeypatch: pytest.MonkeyPatch) -> Non
         look()
 
 
+# ---------------------------------------------------------------------------------- measurements
+
+SMALL = 8 << 20
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_fastest_kernel_counts(dtype: str) -> None:
+    reading = measure_bandwidth(dtype, "cpu", buffer_bytes=SMALL)
+    assert reading.kernel in {"torch.nn.functional.linear", "torch.mv", "torch.mm"}
+    assert 1e8 < reading.bytes_per_s < 1e13
+    assert SMALL <= reading.buffer_bytes < 1.01 * SMALL
+    assert reading.limited_by is None
+
+
+def test_the_buffer_takes_a_quarter_of_the_available_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine_module.processor, "available_memory_bytes", lambda: 2 * SMALL)
+    reading = measure_bandwidth("float32", "cpu", buffer_bytes=SMALL)
+    assert reading.limited_by == "memory"
+    assert SMALL // 2 <= reading.buffer_bytes < 1.01 * SMALL // 2
+
+
+def test_the_buffer_takes_no_more_time_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine_module, "FILL_BUDGET_S", 0.0)
+    monkeypatch.setattr(examine_module, "BLOCK_BYTES", 1 << 20)
+    reading = measure_bandwidth("float32", "cpu", buffer_bytes=SMALL)
+    assert (reading.limited_by, reading.buffer_bytes) == ("time", 1 << 20)
+
+
+def test_by_default_the_buffer_is_four_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine_module, "ASSUMED_CACHE_BYTES", 1 << 20)
+    monkeypatch.setattr(examine_module, "last_level_cache_bytes", lambda: 2 << 20)
+    reading = measure_bandwidth("float32", "cpu")
+    assert (reading.buffer_bytes, reading.cache_bytes) == (8 << 20, 2 << 20)
+    monkeypatch.setattr(examine_module, "last_level_cache_bytes", lambda: None)
+    reading = measure_bandwidth("float32", "cpu")
+    assert (reading.buffer_bytes, reading.cache_bytes) == (4 << 20, None)
+
+
+def add_cache(folder: Path, *, level: int, kind: str, shared: str, size: str) -> None:
+    folder.mkdir(parents=True)
+    for name, value in (("level", str(level)), ("type", kind), ("shared_cpu_list", shared), ("size", size)):
+        (folder / name).write_text(value + "\n")
+
+
+def test_cache_instances_count_once_each(tmp_path: Path) -> None:
+    for cpu in range(4):
+        caches = tmp_path / f"cpu{cpu}" / "cache"
+        add_cache(caches / "index0", level=1, kind="Data", shared=str(cpu), size="48K")
+        add_cache(caches / "index1", level=1, kind="Instruction", shared=str(cpu), size="64K")
+        add_cache(caches / "index3", level=3, kind="Unified", shared="0-1" if cpu < 2 else "2-3", size="32768K")
+    (tmp_path / "cpu0" / "cache" / "index9").mkdir()
+    assert last_level_cache_bytes(tmp_path) == 2 * 32 << 20
+    assert last_level_cache_bytes(tmp_path / "cpu0") is None
+
+
+class Clock:
+    """Every measured span takes the next of some durations."""
+
+    def __init__(self, durations_s: list[float]) -> None:
+        self._edges = self._walk(durations_s)
+
+    def _walk(self, durations_s: list[float]) -> Iterator[float]:
+        moment = 0.0
+        for duration in durations_s:
+            yield moment
+            moment += duration
+            yield moment
+
+    def perf_counter(self) -> float:
+        return next(self._edges)
+
+
+def test_the_dispatch_floor_is_the_median_round_per_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examine_module, "time", Clock([9.0, 0.5, 0.1, 0.3, 0.2, 7.0]))  # the first is the warm-up
+    assert measure_dispatch("cpu", operations=10, rounds=5) == pytest.approx(0.03)
+
+
+def test_matrices_grow_until_a_pass_is_long_and_the_best_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = iter([0.001, 0.001, 0.03, 0.02, 0.05, *[0.04] * 20])
+    monkeypatch.setattr(examine_module, "_seconds", lambda work, device: next(spans))
+    flops_per_s, size = measure_compute("float32", "cpu", budget_s=60)
+    assert size == 2 * examine_module.SMALLEST
+    assert flops_per_s == pytest.approx(2 * size**3 / 0.02)
+
+
+@pytest.mark.parametrize(
+    ("values", "found"), [([1.0, 1.0, 1.25, 1.75, 1.5, 1.5625, 2.5], (0.0625, 1)), ([3.0] * 5, (None, 0))]
+)
+def test_the_timer_s_step_and_every_step_back_are_seen(values: list[float], found: tuple[float | None, int]) -> None:
+    later = iter(values)
+    assert measure_timer(lambda: next(later), reads=len(values)) == found
+
+
 # ----------------------------------------------------------------------------------------- sensors
 
 
@@ -93,11 +186,10 @@ def test_another_failure_stays_a_failure(monkeypatch: pytest.MonkeyPatch) -> Non
 def probes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Say what each sensor's probe answers; a counter that is polled ticks every 50 ms."""
 
-    def answer(nvml: str | None = "no driver", rapl: str | None = "no powercap", soc: str | None = "no chip") -> None:
+    def answer(nvml: str | None = "no driver", rapl: str | None = "no powercap") -> None:
         monkeypatch.setattr(sensors_module.Nvml, "probe", classmethod(lambda cls, device: nvml))
         monkeypatch.setattr(sensors_module.Rapl, "probe", classmethod(lambda cls, device: rapl))
-        monkeypatch.setattr(sensors_module, "probe_soc", lambda: soc)
-        monkeypatch.setattr(sensors_module, "measure_period", lambda name, device: TickReading(0.05, 12, 1e-4))
+        monkeypatch.setattr(sensors_module, "measure_period", lambda name, device: (0.05, None))
 
     return answer
 
@@ -110,7 +202,6 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ("cpu", {"rapl": None, "nvml": None}, ["rapl"]),
         ("cuda:1", {"rapl": None, "nvml": None}, ["nvml"]),
         ("cuda", {"rapl": None}, []),
-        ("cpu", {"soc": None}, []),  # nothing reads it yet
     ],
 )
 def test_a_sensor_is_usable_when_it_is_there_and_counts_the_device(
@@ -118,7 +209,7 @@ def test_a_sensor_is_usable_when_it_is_there_and_counts_the_device(
 ) -> None:
     probes(**answers)
     found = look_for_sensors(device)
-    assert [sensor.name for sensor in found] == ["nvml", "rapl", "soc"]
+    assert [sensor.name for sensor in found] == ["nvml", "rapl"]
     assert [sensor.name for sensor in found if sensor.unavailable is None] == usable
     for sensor in found:
         assert (sensor.period_s == 0.05) == (sensor.name in usable)

@@ -1,8 +1,7 @@
-"""The zeus-backed meters: which counters are read, and what becomes of readings that are wrong."""
+"""The zeus-backed meters: which counters are read, how often they tick, and what becomes of a sensor that fails."""
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from pathlib import Path
@@ -13,10 +12,9 @@ import pytest
 
 from harness.contracts import EnergyReading
 from harness.errors import MeterError
-from harness.metering import rapl, window
+from harness.metering import sensors, window
 from harness.metering.estimate import Estimate
-from harness.metering.nvml import NVML_PERIOD_S, Nvml
-from harness.metering.rapl import RAPL_PERIOD_S, Rapl
+from harness.metering.sensors import NVML_PERIOD_S, RAPL_PERIOD_S, Nvml, Rapl, measure_period, measure_ticks
 
 
 @pytest.fixture
@@ -39,7 +37,7 @@ def add_zone(root: Path, number: int, name: str, dram: bool = False) -> Path:
 def powercap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sysfs tree as on a two-socket machine whose firmware shows a psys zone between the packages."""
     root = tmp_path / "intel-rapl"
-    monkeypatch.setattr(rapl, "POWERCAP", (root,))
+    monkeypatch.setattr(sensors, "POWERCAP", (root,))
     monkeypatch.delenv("ZEUSD_SOCK_PATH", raising=False)
     monkeypatch.delenv("ZEUSD_HOST_PORT", raising=False)
     add_zone(root, 0, "package-0", dram=True)
@@ -62,52 +60,8 @@ def read_gpu(clock: Any, monitors: Any, duration_s: float, energy: dict[int, flo
 def test_only_the_gpu_that_works_is_read(clock: Any, monitors: Any, no_sync: None) -> None:
     reading = read_gpu(clock, monitors, 10.0, {1: 2500.0})
     assert (monitors.opened[0].gpu_indices, monitors.opened[0].cpu_indices) == ([1], [])
+    assert monitors.opened[0].calls == ["begin", "end", "restart", "end"]  # a throwaway window comes first
     assert reading == EnergyReading(2500.0, "nvml", "gpu board", 10.0, 0.25, NVML_PERIOD_S)
-
-
-def test_a_throwaway_window_comes_first(clock: Any, monitors: Any, no_sync: None) -> None:
-    read_gpu(clock, monitors, 10.0, {1: 1.0})
-    assert monitors.opened[0].calls == ["begin", "end", "restart", "end"]
-
-
-@pytest.mark.parametrize(
-    ("periods", "energy_j", "flags"),
-    [
-        (9.9, None, ("invalid-window",)),
-        (10.1, 100.0, ("short-window",)),
-        (49.9, 100.0, ("short-window",)),
-        (50.1, 100.0, ()),
-    ],
-)
-@pytest.mark.usefixtures("no_sync")
-def test_windows_are_judged_by_sensor_periods(
-    clock: Any, monitors: Any, periods: float, energy_j: float | None, flags: tuple[str, ...]
-) -> None:
-    reading = read_gpu(clock, monitors, periods * NVML_PERIOD_S, {1: 100.0})
-    assert (reading.energy_j, reading.flags) == (energy_j, flags)
-    if energy_j is None:
-        assert reading.reason == "a window of 0.99 s is shorter than 10 sensor periods (1 s)"
-
-
-@pytest.mark.parametrize(
-    ("energy", "reason"),
-    [
-        ({}, "gave no reading"),
-        ({0: 5.0}, "gave no reading"),
-        ({1: math.nan}, "gave no reading"),
-        ({1: math.inf}, "gave no reading"),
-        ({1: -3.0}, "ran backwards"),
-        ({1: 0.0}, "did not move in 10 s"),
-    ],
-)
-def test_a_reading_that_is_none_is_none_and_not_zero(
-    clock: Any, monitors: Any, no_sync: None, energy: dict[int, float], reason: str
-) -> None:
-    reading = read_gpu(clock, monitors, 10.0, energy)
-    assert reading.energy_j is None
-    assert reading.reason is not None
-    assert reason in reading.reason
-    assert (reading.duration_s, reading.cpu_time_s) == (10.0, 0.25)
 
 
 def test_a_sensor_that_vanishes_stops_the_run_and_leaves_no_window(clock: Any, monitors: Any, no_sync: None) -> None:
@@ -175,11 +129,8 @@ def test_psys_is_left_out_and_zones_keep_zeus_numbers(clock: Any, monitors: Any,
 
 def test_zones_are_ordered_by_number_as_zeus_does(powercap: Path) -> None:
     add_zone(powercap, 10, "package-2")
-    assert [(zone.index, zone.name) for zone in rapl.package_zones()] == [
-        (0, "package-0"),
-        (2, "package-1"),
-        (3, "package-2"),
-    ]
+    zones = {index: (zone / "name").read_text().strip() for index, zone in sensors.package_zones().items()}
+    assert zones == {0: "package-0", 2: "package-1", 3: "package-2"}
 
 
 def test_packages_and_their_memory_add_up(clock: Any, monitors: Any, powercap: Path) -> None:
@@ -192,27 +143,6 @@ def test_packages_and_their_memory_add_up(clock: Any, monitors: Any, powercap: P
     assert reading.energy_j == pytest.approx(33.0)
     assert (reading.scope, reading.sensor_period_s, reading.flags) == ("cpu package + dram", RAPL_PERIOD_S, ())
     assert "package-0, package-1" in meter.description
-
-
-@pytest.mark.parametrize(
-    "energy",
-    [
-        {"cpu_energy": {0: 10.0, 2: -260_000.0}, "dram_energy": {0: 1.0, 2: 1.0}},
-        {"cpu_energy": {0: 10.0}, "dram_energy": {0: 1.0, 2: 1.0}},
-        {"cpu_energy": {0: 10.0, 2: 10.0}, "dram_energy": None},
-        {"cpu_energy": None, "dram_energy": None},
-    ],
-    ids=["wrapped", "package missing", "dram missing", "nothing"],
-)
-def test_a_partial_reading_is_no_reading(clock: Any, monitors: Any, powercap: Path, energy: dict[str, Any]) -> None:
-    monitors.energy = {"cpu_energy": {0: 0.1, 2: 0.1}, "dram_energy": {0: 0.01, 2: 0.01}}
-    meter = Rapl(device="cpu", clock=clock)
-    monitors.opened[0].energy = energy
-    meter.begin()
-    clock.work(wall_s=1.0)
-    reading = meter.end()
-    assert reading.energy_j is None
-    assert reading.reason is not None
 
 
 def test_a_wrap_that_zeus_missed_is_corrected_by_the_kernels_range(clock: Any, monitors: Any, powercap: Path) -> None:
@@ -245,7 +175,7 @@ def test_rapl_says_why_it_is_not_available(powercap: Path, monkeypatch: pytest.M
         assert "root only (run `sudo chmod -R a+r" in (Rapl.probe("cpu") or "")
         patch.setenv("ZEUSD_SOCK_PATH", "socket")
         assert Rapl.probe("cpu") is None
-    monkeypatch.setattr(rapl, "POWERCAP", (powercap / "gone",))
+    monkeypatch.setattr(sensors, "POWERCAP", (powercap / "gone",))
     assert "absent" in (Rapl.probe("cpu") or "")
     with pytest.raises(MeterError, match="absent"):
         Rapl(device="cpu")
@@ -279,6 +209,64 @@ def test_real_zeus_over_a_made_up_powercap_tree(
     assert capfd.readouterr() == ("", "")
 
 
+# --------------------------------------------------------------------------------------- ticks
+
+
+class Polled:
+    """A counter that steps every ``period_s``; each reading of the clock takes ``read_s``."""
+
+    def __init__(self, period_s: float, read_s: float, first_s: float = 0.0) -> None:
+        self.moment_s, self.period_s, self.read_s, self.first_s = first_s, period_s, read_s, first_s
+
+    def now(self) -> float:
+        self.moment_s += self.read_s
+        return self.moment_s
+
+    def read(self) -> int:
+        return int(self.moment_s / self.period_s)
+
+
+@pytest.mark.parametrize(("period_s", "read_s"), [(0.1, 0.0007), (0.001, 0.00001), (0.02, 0.003)])
+@pytest.mark.parametrize("first_s", [0.0, 0.0137])
+def test_the_period_is_found_to_one_reading(period_s: float, read_s: float, first_s: float) -> None:
+    counter = Polled(period_s, read_s, first_s)
+    found = measure_ticks(counter.read, timeout_s=30, now=counter.now)
+    assert found == (pytest.approx(period_s, abs=2 * read_s), None)
+
+
+def test_the_interval_that_the_beginning_cuts_off_does_not_count() -> None:
+    counter = Polled(1.0, 0.01, first_s=0.98)  # the first change comes after 20 ms
+    found = measure_ticks(counter.read, ticks=3, timeout_s=30, now=counter.now)
+    assert found == (pytest.approx(1.0, abs=0.02), None)
+
+
+@pytest.mark.parametrize(("period_s", "moved"), [(1e9, 0), (0.5, 2)])
+def test_a_counter_that_hardly_moves_has_no_period(period_s: float, moved: int) -> None:
+    counter = Polled(period_s, 0.001)
+    found = measure_ticks(counter.read, timeout_s=1.2, now=counter.now)
+    assert found == (None, f"the counter moved {moved} times in 1.2 s, too few to tell its period")
+
+
+def test_rapl_polls_the_file_of_the_first_package_and_not_psys(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    polled: list[Path] = []
+    monkeypatch.setattr(Path, "read_bytes", lambda self: polled.append(self) or str(len(polled) // 100).encode())
+    (powercap / "intel-rapl:0" / "name").write_text("psys\n")
+    period_s, reason = measure_period("rapl", "cpu")
+    assert (period_s is not None, reason) == (True, None)
+    assert set(polled) == {powercap / "intel-rapl:2" / "energy_uj"}
+
+
+def test_what_cannot_be_polled_is_a_reason(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in ("estimate", "none", "wattmeter"):
+        assert measure_period(source, "cpu") == (None, "its counter cannot be polled from here")
+
+    def gone(self: Path) -> bytes:
+        raise OSError("No such device")
+
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    assert measure_period("rapl", "cpu") == (None, "its counter failed while it was polled: No such device")
+
+
 # --------------------------------------------------------------------------------- this machine
 
 
@@ -291,8 +279,3 @@ def test_a_probe_of_this_machine_is_none_or_one_line(
         reason = kind.probe(device)
     assert reason is None or (reason and "\n" not in reason)
     assert capfd.readouterr() == ("", "")
-
-
-def test_each_sensor_refuses_the_other_device() -> None:
-    assert "GPU" in (Nvml.probe("cpu") or "")
-    assert "CPU" in (Rapl.probe("cuda:0") or "")

@@ -220,7 +220,7 @@ def test_a_defect(cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ValueError(HOSTILE)
 
-    monkeypatch.setattr("harness.commands.catalogue.list_", broken)
+    monkeypatch.setattr("harness.commands.lookup.list_", broken)
     ran = cli("list")
     assert ran.code == 70
     assert not hidden(ran.err)

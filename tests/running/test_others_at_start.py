@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.metering.cpu_load import LoadReading
+from harness.metering.contamination import LoadReading
 from harness.running.runner import _warn_of_others
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from harness import RunConfig, run
 from harness.decoding.heads.int8 import Int8
+from harness.errors import MeterError
 from harness.metering import Surroundings
 from harness.metering.contamination import Contamination, Glance
 from harness.metering.counters import WARMUP_PASSES
@@ -181,6 +182,39 @@ def test_a_sensor_that_vanishes_keeps_what_was_finished_and_resume_goes_on(
     assert kinds(tmp_path / "out") == "IWWW.." + "IWWW..I"
     assert windows(tmp_path / "out")[: len(kept)] == kept
     assert [row["n"] for row in summary(tmp_path / "out")["rows"]] == [2, 2]
+
+
+@pytest.mark.usefixtures("neighbours")
+def test_readings_that_are_no_numbers_leave_their_windows_without_energy(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    recording(tmp_path / "counter.json", 100)
+    content = json.loads((tmp_path / "counter.json").read_text())
+    content["readings"][2 * 3] = {"package-0": float("nan")}  # the first edge after the warm-up
+    (tmp_path / "counter.json").write_text(json.dumps(content))
+    run(RunConfig(**config | {"energy": f"replay:{tmp_path / 'counter.json'}", "idle_s": 0, "block_size": 1}))
+    measured = windows(tmp_path / "out")[3:]
+    assert [window["energy_j"] for window in measured] == [None, 0.5, 0.5, 0.5]
+    assert measured[0]["energy_reason"] == "the counter of package-0 gave no reading"
+    by_point = {row["operating_point"]: row["metrics"].get("energy_j") for row in summary(tmp_path / "out")["rows"]}
+    hit = measured[0]["operating_point"]
+    assert by_point[hit] is None  # no smaller total
+    assert [found["value"] for name, found in by_point.items() if name != hit] == [1.0]
+    assert any("1 of 4 windows have no energy reading" in note for note in summary(tmp_path / "out")["notes"])
+
+
+def test_a_clock_that_runs_backwards_stops_the_run_in_one_line(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.metering.clock import Clock
+
+    neighbours([])
+    seconds = iter([*range(2 * (3 + 2) + 1), -1000])  # two readings a window; the third measured one ends in the past
+    monkeypatch.setattr(Clock, "monotonic_s", lambda self: float(next(seconds)))
+    monkeypatch.setattr("harness.metering.contamination.Surroundings.glance", lambda self: Glance(0.0, 0.0))
+    with pytest.raises(MeterError, match=r"ran backwards by 1\.01e\+03 s.*2 finished windows are kept.*--resume"):
+        run(RunConfig(**config))
+    assert kinds(tmp_path / "out") == "WWW.."
 
 
 def test_a_warm_up_that_never_settles_says_so(

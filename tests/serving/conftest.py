@@ -20,8 +20,8 @@ from fastapi import FastAPI
 
 from harness.contracts import ModelRequest
 from harness.decoding.engine import Engine
-from harness.decoding.loop import OpenBatch
 from harness.decoding.generation import Token
+from harness.decoding.loop import OpenBatch
 from harness.decoding.unit_costs import Timing
 from harness.models.model import resolve
 from harness.serving.app import make_app

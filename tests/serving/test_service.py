@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from harness.decoding.engine import Engine
-from harness.decoding.loop import OpenBatch
 from harness.decoding.generation import Transcript
+from harness.decoding.loop import OpenBatch
 from harness.errors import HarnessError
 from harness.metering.estimate import Estimate
 from harness.models.model import ResolvedModel, resolve

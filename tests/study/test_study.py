@@ -128,7 +128,7 @@ def test_a_dry_run_says_what_is_left_and_measures_no_point(cli: Command, declare
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing.toml"], "cannot read configuration nothing.toml"),
+        (["nothing.toml"], "cannot read nothing.toml"),
         (["qick"], "unknown preset 'qick'. Did you mean 'quick'?"),
         (["STUDY", "--executor", "rai"], "unknown executor 'rai'. Did you mean 'ray'?"),
         (["STUDY", "--executor-option", "cpus"], "--executor-option 'cpus' is no NAME=VALUE."),

@@ -21,7 +21,7 @@ from harness.decoding.weights.fp16 import Fp16
 from harness.records.certificate import Certificate, Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
 from harness.verifying.certify import LISTED, tables, verdict
-from harness.verifying.formats import Completion, Reference, decode, reference_of, verify_batches, verify_format
+from harness.verifying.claims import Completion, Reference, decode, reference_of, verify_batches, verify_format
 
 Command = Callable[..., Any]
 FORMATS = {name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None}
@@ -203,28 +203,21 @@ def test_a_verification_that_believes_every_draft_is_a_defect(
     assert [bool(claim.defects) for claim in claims] == [False, True, True]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
+def test_bad_input_is_one_line(verify: Command) -> None:
+    for arguments, said in (
         (("--weights-format", "fp61"), "unknown weights format 'fp61'. Did you mean 'fp16'?"),
         (("--weights-format", ""), "unknown weights format ''"),
         (("--batch-size", "1,x"), "'x' is no number of rows from 1 to 64"),
         (("--batch-size", "0"), "'0' is no number of rows"),
         (("--prompts", 1, "--batch-size", "1,3"), "--batch-size 3: one prompt has no other beside it."),
         (("--json", "no/such/folder/c.json"), "give a file in a folder that exists"),
-        (("--prompts", 0), "--prompts '0'"),
-        (("--task", "py15"), "Did you mean 'py150'"),
-        (("--strategy", "fixd"), "Did you mean 'fixed'"),
+        (("--prompts", 0), "--prompts 0"),
         (("--strategy", "fixed:layer=4@lossles"), "Did you mean 'lossless'"),
-        (("--draft-max", 0), "--draft-max '0'"),
         (("--strategy", "fixed:layer=4@lossy"), "a lossy strategy's tokens are its own. Write fixed:layer=4@lossless."),
-        (("--strategy", "fixed:layer=5"), "layer=5"),
-    ],
-)
-def test_bad_input_is_one_line(verify: Command, arguments: tuple[Any, ...], said: str) -> None:
-    ran = verify(*arguments)
-    assert ran.code == 2
-    assert said.replace("'0'", "0") in ran.error.replace("'0'", "0")
+    ):
+        ran = verify(*arguments)
+        assert ran.code == 2
+        assert said in ran.error
 
 
 def test_a_format_this_machine_lacks_is_refused_and_left_out(verify: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.doctor.simulated import CASES, COVERAGE_BOUNDS, NUMBERS_OF_PAIRS, Case, simulate_coverage
+from harness.doctor.self_test import CASES, COVERAGE_BOUNDS, NUMBERS_OF_PAIRS, Case, simulate_coverage
 from reports.statistics.intervals import Pair, mean_interval, ratio_interval, score_interval, share_bounds
 from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p
 

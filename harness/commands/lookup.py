@@ -1,19 +1,24 @@
-"""``harness list`` and ``harness show``: what is registered, third-party packages included."""
+"""``harness list``, ``show`` and ``cache``: what is registered, third-party packages included, and what is kept."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.appearance.terminal import paragraphs
-from harness.commands.console import escape, stdout
+from harness.appearance.visible_text import one_line
+from harness.commands.console import escape, note, stdout, write_json
+from harness.commands.lazy import LazyGroup
 from harness.errors import UnknownNameError
+from harness.host.cache import KINDS, cache_folder, clear, kept
 from harness.registry import PROTOCOLS, REGISTRIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from harness.appearance.terminal import Console
     from harness.config.options import OptionFacts
@@ -96,7 +101,6 @@ def _show_facts(console: Console, facts: Mapping[str, Any]) -> None:
 
 
 def _show_table(console: Console, facts: Mapping[str, Any]) -> None:
-    """Print facts a row each; those of a mapping, and of a dataclass, one by one."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2))
@@ -162,7 +166,6 @@ def _shipped(name: str) -> dict[str, list[str]]:
 
 
 def _metric_facts(metric: Metric) -> dict[str, Any]:
-    """Return what tables and comparisons say of a metric."""
     of = "a sample" if metric.of_sample else "an operating point"
     return {
         "header": metric.term,
@@ -176,7 +179,6 @@ def _metric_facts(metric: Metric) -> dict[str, Any]:
 
 
 def _score_facts(score: Score) -> dict[str, Any]:
-    """Return what tables say of a score, and whether it can be computed here."""
     of = [
         what
         for what, is_defined in (("samples", score.scores_samples), ("corpora", score.scores_corpora))
@@ -219,3 +221,56 @@ def _example(facts: Sequence[OptionFacts]) -> str:
     first, default = facts[0].name, facts[0].default
     plain = isinstance(default, int | float) or (isinstance(default, str) and re.fullmatch(r"[\w./-]+", default))
     return f":{first}={default}" if plain else ""
+
+
+def _list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """List what is kept: kind, size, when it was last used."""
+    found = list(kept())
+    if as_json:
+        rows = [{"kind": one.kind, "path": str(one.path), "bytes": one.size_bytes, "used": one.used} for one in found]
+        write_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, title=one_line(str(cache_folder())), title_justify="left")
+    table.add_column("kind")
+    table.add_column("name", overflow="fold")
+    table.add_column("size", justify="right")
+    table.add_column("used")
+    for one in found:
+        used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
+        table.add_row(one.kind, escape(one_line(one.path.name)), _size(one.size_bytes), used)
+    stdout().print(table)
+    for kind, facts in KINDS.items():
+        held = [one.size_bytes for one in found if one.kind == kind]
+        if held:
+            count = f"{len(held):d}" if facts.most is None else f"{len(held):d} of at most {facts.most:d}"
+            note(f"{kind}: {facts.what}; {_size(sum(held))} in {count}.")
+    if not found:
+        note("Nothing is kept.")
+
+
+def _clear(
+    kinds: Annotated[
+        list[str] | None,
+        typer.Argument(help=f"{', '.join(KINDS)}. Default: all.", metavar="KIND"),
+    ] = None,
+) -> None:
+    """Delete what is kept; whoever needs it next makes it again."""
+    for kind in kinds or ():
+        if kind not in KINDS:
+            raise UnknownNameError("kind", kind, KINDS)
+    size = _size(clear(frozenset(kinds or KINDS)))
+    note(f"{size} freed.")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+class Cache(LazyGroup):
+    """List or clear what is kept so that the next run need not make it again."""
+
+    of = {"list": (_list, "harness cache list"), "clear": (_clear, "harness cache clear summaries")}  # noqa: RUF012

@@ -1,8 +1,8 @@
-"""Weights formats: float32's tokens in every format, and rows in a batch as alone.
+"""The claims: formats have float32's tokens, rows in a batch those of rows alone, lossless decoding full depth's.
 
 A format is read along what float32 wrote: a place at which it differs does not change the places after it, and every
-one is compared. A batch has to be decoded; where a row leaves what it wrote alone, what follows is of another text, so
-that its first difference is the last that is compared.
+one is compared. Rows of a batch and drafts have to be decoded; where one leaves what it is held against, what follows
+is of another text, so that its first difference is the last that is compared.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from zlib import crc32
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Sample, WeightsFacts
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
-from harness.decoding.generation import Generation
 from harness.decoding.teacher_forcing import FLOAT32_ERROR, TeacherForcing, disturbed, largest_error, product_error
 from harness.records.certificate import Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
+from harness.running.operating_points import OperatingPoint
 
 Step = Callable[[int], None]
 
@@ -41,37 +42,39 @@ class Completion:
 
 
 def decode(
-    engine: Engine, samples: Sequence[Sample], size: int, eos_token_ids: frozenset[int], step: Step
+    engine: Engine,
+    samples: Sequence[Sample],
+    size: int,
+    eos_token_ids: frozenset[int],
+    step: Step,
+    point: OperatingPoint | None = None,
+    seed: int = 0,
 ) -> list[Completion]:
-    """Decode prompts greedily at full depth, so many at a time.
+    """Decode prompts greedily, so many at a time, and tell how many are done.
+
+    Args:
+        engine: decodes.
+        samples: the prompts.
+        size: rows that are decoded together.
+        eos_token_ids: tokens that end a completion.
+        step: is told how many completions are done.
+        point: decodes them; ``None`` for full depth.
+        seed: of random strategies.
 
     Raises:
         ModelError: a prompt or its completion does not fit the model, or logits are not finite.
     """
-    full = build_strategy(StrategySpec(BASELINE))
-    return in_batches(
-        samples,
-        size,
-        lambda batch: engine.decode(
-            [sample.prompt_ids for sample in batch], full, kv=full.default_kv,
-            max_new_tokens=[sample.max_new_tokens for sample in batch], eos_token_ids=eos_token_ids,
-        ),
-        step,
-    )  # fmt: skip
-
-
-def in_batches(
-    samples: Sequence[Sample], size: int, decoded: Callable[[Sequence[Sample]], Sequence[Generation]], step: Step
-) -> list[Completion]:
-    """Decode prompts, so many at a time, and tell how many are done.
-
-    Raises:
-        ModelError: a row failed.
-    """
+    strategy = build_strategy(StrategySpec(BASELINE)) if point is None else point.strategy
     made: list[Completion] = []
     for start in range(0, len(samples), size):
         batch = samples[start : start + size]
-        for sample, one in zip(batch, decoded(batch), strict=True):
+        decoded = engine.decode(
+            [sample.prompt_ids for sample in batch], strategy, kv=strategy.default_kv if point is None else point.kv,
+            max_new_tokens=[sample.max_new_tokens for sample in batch], eos_token_ids=eos_token_ids,
+            seeds=[seed + crc32(sample.sample_id.encode()) for sample in batch],
+            lossless=None if point is None else point.lossless,
+        )  # fmt: skip
+        for sample, one in zip(batch, decoded, strict=True):
             if one.failure is not None:
                 raise one.failure
             made.append(Completion(sample, tuple(one.token_ids), one.drafts, sum(one.accepted)))
@@ -215,4 +218,45 @@ def verify_batches(
         judged=facts.invariant or facts.accuracy != "lossy",
         places=places,
         differences=differences,
+    )
+
+
+def verify_lossless(
+    point: OperatingPoint,
+    name: str,
+    engine: Engine,
+    alone: Sequence[Completion],
+    size: int,
+    seed: int,
+    eos_token_ids: frozenset[int],
+    step: Step,
+) -> Claim:
+    """Hold what an operating point drafts and verifies against what full depth wrote, prompt by prompt.
+
+    Args:
+        point: decodes losslessly.
+        name: of the weights format.
+        engine: decodes in it.
+        alone: what full depth wrote in it.
+        size: rows that are decoded together.
+        seed: of random strategies, and of the noise that bounds rounding.
+        eos_token_ids: tokens that end a completion.
+        step: is told how many completions are done.
+
+    Raises:
+        ModelError: logits are not finite.
+    """
+    drafted = decode(engine, [one.sample for one in alone], size, eos_token_ids, step, point, seed)
+    facts, reference = reference_of(name, engine, seed)
+    places, differences = reference.follow(alone, drafted)
+    return Claim(
+        weights_format=name,
+        accuracy=facts.accuracy,
+        what=point.name if size == 1 else f"{point.name}, batches of {size}",
+        batch_size=size,
+        judged=facts.invariant or facts.accuracy != "lossy",
+        places=places,
+        differences=differences,
+        drafts=sum(one.drafts for one in drafted),
+        accepted=sum(one.accepted for one in drafted),
     )

@@ -1,23 +1,26 @@
-"""``harness doctor``: what this machine can measure, and whether its error bars hold."""
+"""``harness doctor`` and ``verify``: how far numbers of this machine can be trusted, and whether tokens are exact."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.commands.console import stderr, stdout, write_json
-from harness.errors import ConfigError
+from harness.commands.console import show_progress, stdout, write_json
+from harness.commands.options import configure, configured_by
+from harness.errors import ConfigError, MeterError
+from harness.verifying.options import VerifyOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from harness.commands.progress import TrainingProgress
     from harness.config import RunConfig
     from reports.tables.table import Part
 
 WIDTH = 80
+DEFECTS = 1
 
 
 def doctor(
@@ -30,9 +33,11 @@ def doctor(
         bool,
         typer.Option("--aa", help="Compare full depth with itself instead: do 95 % of the error bars cover 1?"),
     ] = False,
-    pairs: Annotated[int, typer.Option(help="With --aa: real comparisons of the same work under two names.")] = 20,
+    pairs: Annotated[
+        int, typer.Option(help="With --aa: real comparisons of the same work under two names.", min=1)
+    ] = 20,
     windows: Annotated[int, typer.Option(help="With --aa: paired windows of each, one sample a window.")] = 8,
-    simulated: Annotated[int, typer.Option(help="With --aa: simulated comparisons per kind of noise.")] = 2000,
+    simulated: Annotated[int, typer.Option(help="With --aa: simulated comparisons per kind of noise.", min=1)] = 2000,
     model: Annotated[str | None, typer.Option(help="With --aa: as of `harness run`. Default: smollm2-135m.")] = None,
     task: Annotated[str | None, typer.Option(help="With --aa: py150 or javacorpus. Default: py150.")] = None,
     source: Annotated[str | None, typer.Option(help="With --aa: embedded, hub or PATH. Default: embedded.")] = None,
@@ -48,35 +53,24 @@ def doctor(
         "threads": threads,
         "energy": energy,
         "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "strategies": (),
+        "model": model,
     }
-    named = {"model": model, "tasks": None if task is None else (task,), "source": source}
-    config = RunConfig.build(given | {key: value for key, value in named.items() if value is not None})
+    given |= {"tasks": task and (task,), "source": source, "max_new_tokens": max_new_tokens}
+    config = RunConfig.build({name: value for name, value in given.items() if value is not None})
     if self_test:
-        _check_sizes(pairs, windows, simulated)
+        from reports.statistics.intervals import MINIMUM_PAIRS
+
+        if windows < MINIMUM_PAIRS:
+            raise ConfigError(f"--windows {windows} is too small; at least {MINIMUM_PAIRS}: fewer have no interval.")
         _compare(config, pairs, windows, simulated, as_json=as_json)
     else:
         _examine(config, as_json=as_json)
 
 
-def _check_sizes(pairs: int, windows: int, simulated: int) -> None:
-    from reports.statistics.intervals import MINIMUM_PAIRS
-
-    for flag, value, least, why in (
-        ("pairs", pairs, 1, ""),
-        ("windows", windows, MINIMUM_PAIRS, ": fewer have no interval"),
-        ("simulated", simulated, 1, ""),
-    ):
-        if value < least:
-            raise ConfigError(f"--{flag} {value} is too small; at least {least}{why}.")
-
-
 def _examine(config: RunConfig, *, as_json: bool) -> None:
     import torch
 
-    from harness.doctor.tables import examination
-    from harness.doctor.verdicts import judge
+    from harness.doctor.verdicts import examination, judge
     from harness.host import environment
     from harness.host.libraries import resolve_device
     from harness.metering.examine import examine
@@ -87,7 +81,7 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     surroundings = environment.describe()
-    with _progress() as progress:
+    with show_progress(timer=False) as progress:
         progress.stage("looking for energy sensors")
         source, description, measured = _meter(config, device)
         sensors = look_for_sensors(device)
@@ -119,27 +113,25 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
 def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_json: bool) -> None:
     import torch
 
-    from harness.doctor import tables
-    from harness.doctor.paired import compare_with_itself
-    from harness.doctor.simulated import CASES, NUMBERS_OF_PAIRS, simulate_coverage
+    from harness.doctor import self_test
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with _progress() as progress:
+    with show_progress(timer=False) as progress:
         # the real part first: what it refuses, it refuses at once
-        real = compare_with_itself(config, pairs, windows, progress)
+        real = self_test.compare_with_itself(config, pairs, windows, progress)
         if not as_json:
-            _print(tables.real(real))
-        progress.begin("simulated comparisons", len(CASES) * len(NUMBERS_OF_PAIRS) * simulated)
-        synthetic = simulate_coverage(comparisons=simulated, seed=config.seed, step=progress.step)
+            _print(self_test.real(real))
+        progress.begin("simulated comparisons", len(self_test.CASES) * len(self_test.NUMBERS_OF_PAIRS) * simulated)
+        synthetic = self_test.simulate_coverage(comparisons=simulated, seed=config.seed, step=progress.step)
     if as_json:
         found = {
-            "real": dataclasses.asdict(real) | {"verdict": tables.real_verdict(real)},
-            "simulated": [dataclasses.asdict(one) | {"verdict": tables.simulated_verdict(one)} for one in synthetic],
+            "real": dataclasses.asdict(real) | {"verdict": self_test.real_verdict(real)},
+            "simulated": [dataclasses.asdict(one) | {"verdict": self_test.simulated_verdict(one)} for one in synthetic],
         }
         write_json(found)
     else:
-        _print(tables.simulated(synthetic))
+        _print(self_test.simulated(synthetic))
 
 
 def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:
@@ -148,7 +140,6 @@ def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:
     A sensor that was asked for and fails is a finding.
     """
     from harness.contracts.meters import is_measured
-    from harness.errors import MeterError
     from harness.metering import open_meter
 
     try:
@@ -168,7 +159,36 @@ def _print(parts: Iterable[Part]) -> None:
     console.print(to_terminal(parts), width=min(WIDTH, console.width), highlight=False)
 
 
-def _progress() -> TrainingProgress:
-    from harness.commands.progress import TrainingProgress
+@configured_by(VerifyOptions)
+def verify(
+    given: dict[str, Any],
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Also write the certificate, with every difference.", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Certify that tokens are those they must be, whatever weights format, batch or lossless decoding made them.
 
-    return TrainingProgress(stderr(), timer=False)  # a thread that redraws inside a window would be measured
+    Weights formats are held against float32, batches against rows alone, lossless decoding against full depth.
+
+    Every difference is listed with the two logits. Exit code 1: one of them is more than rounding explains.
+    """
+    options = configure(VerifyOptions, given)
+    if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
+        raise ConfigError(f"--json {json_file}: give a file in a folder that exists.")
+
+    import torch
+
+    from harness.host.files import replace_files
+    from harness.verifying.certify import certify, tables
+    from reports.tables.writers import to_terminal
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    with show_progress() as progress:
+        found = certify(options, progress)
+    if json_file is not None:
+        replace_files({json_file: found.model_dump_json(indent=2).encode()})
+    stdout().print(to_terminal(tables(found)))
+    if found.defects:
+        raise typer.Exit(DEFECTS)

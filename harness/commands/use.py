@@ -1,4 +1,4 @@
-"""``harness serve``: the model as an HTTP endpoint that editors and API clients can use."""
+"""``harness lm-eval`` and ``serve``: early exits where others decode, in lm-evaluation-harness and behind HTTP."""
 
 from __future__ import annotations
 
@@ -9,15 +9,47 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.console import log_to, stderr, write
-from harness.commands.options import configured_by, named_by_flag
+from harness.commands.console import log_to, say, stderr, stdout, write, write_json
+from harness.commands.options import configure, configured_by, named_by_flag
 from harness.errors import ConfigError
 from harness.host.libraries import require
+from harness.lm_eval.options import LmEvalOptions
 from harness.serving.config import ServeConfig, prompt_cap
 
 INTERRUPTED = 130
 
 EXTRA = ("fastapi", "prometheus_client", "uvicorn")
+
+
+@configured_by(LmEvalOptions)
+def lm_eval(
+    given: dict[str, Any],
+    as_json: Annotated[bool, typer.Option("--json", help="Print lm-eval's results of each operating point.")] = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness at full depth and with early exits; writes a run directory."""
+    options = configure(LmEvalOptions, given)
+    require("lm-eval", "lm_eval")
+    console = stderr()
+    log_to(console)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one progress bar is enough, and none inside a window
+    from harness.commands.progress import RunProgress
+    from harness.lm_eval.evaluate import evaluate
+    from harness.lm_eval.results import FOLDER, tables
+    from reports.tables.writers import to_terminal
+
+    with RunProgress(console) as progress:
+        found = evaluate(options, progress)
+    if as_json:
+        from lm_eval.utils import handle_non_serializable
+
+        write_json(found.results, default=handle_non_serializable)
+    else:
+        stdout().print(to_terminal(tables(found.results)))
+    where = f"lm-eval's results are in {found.directory}/{FOLDER}."
+    if found.run is None:
+        say(f"{where} No task generates, so there is no run for `harness report`.")
+    else:
+        say(f"Records, report.md, summary.csv and summary.json are in {found.directory}; {where}")
 
 
 @configured_by(ServeConfig)
@@ -87,5 +119,5 @@ def _snippet(client: str, settings: ServeConfig) -> str:
     name = Path(settings.model).name if Path(settings.model).is_dir() else settings.model
     text = snippet(client, settings, settings.url(settings.port), name, fim, cap)
     if settings.everywhere:
-        stderr().print("[dim]On another machine, write this machine's address for 127.0.0.1.[/]", soft_wrap=True)
+        say("On another machine, write this machine's address for 127.0.0.1.")
     return f"{text}\n"
