@@ -10,7 +10,7 @@ Labels are bounded: routes, statuses, loaded strategies and layers, never a text
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -18,9 +18,6 @@ from prometheus_client.registry import Collector
 
 from harness.appearance.visible_text import one_line
 from harness.serving.completions import Finished
-
-if TYPE_CHECKING:
-    from harness.serving.service import Service
 
 KINDS = ("cancelled", "draining", "generation", "internal", "loading", "overloaded", "validation")
 """How a completion fails; any other word is counted as ``internal``."""
@@ -88,6 +85,18 @@ ENERGY = Series(
 """Of servers whose meter reads a sensor."""
 
 
+class Load(Protocol):
+    """State that the gauges report."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+
+    @property
+    def running(self) -> int:
+        """Requests in the batch."""
+
+
 class Metrics:
     """The counters of one server, in a registry of their own. Every method may be called from any thread.
 
@@ -129,7 +138,7 @@ class Metrics:
             for name in [f"early_exit_{one.name}"]
         ]
 
-    def bind(self, load: Service) -> None:
+    def bind(self, load: Load) -> None:
         """Make the gauges read the service at each scrape; binding again changes nothing."""
         self._waiting.set_function(lambda: load.waiting)
         self._running.set_function(lambda: load.running)
