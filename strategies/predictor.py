@@ -30,7 +30,7 @@ class Predictor(TrainedStrategy):
 
     Source: Xu et al., "SpecEE", ISCA 2025, arXiv 2504.08850 (predictor features; one two-layer MLP per
     layer; verification by the full head). What differs: the paper's candidates come from a draft model's tree; here
-    from a head, since no draft model is had. The paper schedules which layers are asked by how often they exit; here
+    from a head, since there is no draft model. The paper schedules which layers are asked by how often they exit; here
     every exit point is. The label that the predictors learn is 1 where the exit's token is the last layer's and a
     candidate. At the first exit point nothing has changed yet, which is 0 here and the softmax itself in the authors'
     code (MathsCode/ISCA25-SpecEE); that has four candidates and 512 hidden units, which are the recipe's options here.

@@ -79,7 +79,7 @@ def run(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="Run directory of before.", metavar="A", readable=False)],
+    a: Annotated[Path, typer.Argument(help="The earlier run directory.", metavar="A", readable=False)],
     b: Annotated[Path, typer.Argument(help="Run directory of after.", metavar="B", readable=False)],
     point: Annotated[
         list[str] | None, typer.Option(help="Only this operating point. Repeatable.", metavar="NAME")

@@ -1,1 +1,1 @@
-"""Which models there are, their facts, and how their weights and tokenizers are had: :mod:`harness.models.model`."""
+"""Which models there are, their facts, and how weights and tokenizers are loaded: :mod:`harness.models.model`."""

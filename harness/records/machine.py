@@ -18,7 +18,7 @@ from harness.contracts import UnitCosts
 from harness.records.record import Positive, Record
 
 _SENSORS_BEFORE = ("nvml", "rapl", "soc")
-"""Sources that were measured, in records of before meters said so."""
+"""Sources that were measured, in older records, whose meters did not say so."""
 
 
 def was_measured(record: Mapping[str, Any], source: str, measured: str) -> dict[str, Any]:

@@ -119,8 +119,8 @@ class ModelRecord(Record):
         tokenizer_stand_in: another model's tokenizer stands in.
         num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
         layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
-        fingerprint, exit_head, shortcut_bytes: see ``ModelInfo``; a record of before they existed has the defaults.
-        weights_format: registered name, of the run's first format; ``None`` in runs of before there were formats, which
+        fingerprint, exit_head, shortcut_bytes: see ``ModelInfo``; an older record has the defaults.
+        weights_format: registered name, of the run's first format; ``None`` in older runs, which
             have the dtype's own.
         weights_accuracy: how near that format keeps a model to float32.
         format_choice: why ``auto`` took it; ``None`` where it was asked for.

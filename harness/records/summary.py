@@ -50,7 +50,7 @@ class SummaryRow(Record):
 
     Attributes:
         operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
-            batch_size, dtype, weights_format: what ran; the format is the dtype's own in summaries of before formats.
+            batch_size, dtype, weights_format: what ran; the format is the dtype's own in older summaries.
         black_box: the engine does not run it; it has no KV policy, and its weights format is that of the full depth it
             is held against.
         decode: ``lossy``, or ``lossless`` with its draft source: full depth verified every token.
@@ -58,7 +58,7 @@ class SummaryRow(Record):
         stop: the stop rule beside the protocol's own end, as written; empty for none.
         baseline_format: weights format of the full depth that its tokens and scores are compared with.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
-        windows: measured windows that count; 0 in summaries of before it was kept. flagged: those in which something
+        windows: measured windows that count; 0 in older summaries. flagged: those in which something
             else moved the machine (:data:`harness.metering.contamination.CONTAMINATED`).
         speedup_unflagged: the speed-up of whole requests without flagged windows, of this row and of full depth;
             ``None`` where there are none, or fewer than five blocks without.

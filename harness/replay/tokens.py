@@ -36,7 +36,7 @@ READ = 256
 """Tokens that a cheap head reads at a time: some heads make logits of the whole vocabulary."""
 
 Looks = frozenset[tuple[str | HeadChoice, int]]
-"""What a computation reads: quantity or cheap head, and exit layer."""
+"""An input of a computation: quantity or cheap head, and exit layer."""
 
 
 @dataclass(eq=False)

@@ -304,7 +304,8 @@ class Service:
             wrong = next((token for token in prompt if not 0 <= token < self.info.vocab_size), None)
             if wrong is not None:
                 raise InvalidRequestError(
-                    f"{wrong} is no token of {self.model_name}. Send ids from 0 to {self.info.vocab_size - 1}."
+                    f"token id {wrong} is outside the vocabulary of {self.model_name}. "
+                    f"Send ids from 0 to {self.info.vocab_size - 1}."
                 )
             return list(prompt)
         enough = (self.max_prompt_tokens + 1) * self._longest  # characters that are certainly more tokens than allowed

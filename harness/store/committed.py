@@ -46,7 +46,7 @@ class Committed:
     Attributes:
         windows: in the order written.
         windows_end, samples_end: offsets behind the last committed line of each file, bytes.
-        seal: over everything committed; empty in a run of before there were seals.
+        seal: over everything committed; empty in a run older than seals.
         samples: in the order written, where they were asked for.
         counts: seal → samples up to the window that bears it.
     """
@@ -65,7 +65,7 @@ class SealedRecords:
 
     Attributes:
         files: name → content of ``manifest.json``, ``windows.jsonl`` and ``samples.jsonl``.
-        seal: over all of them; empty in a run of before there were seals.
+        seal: over all of them; empty in a run older than seals.
     """
 
     files: dict[str, bytes]
@@ -80,7 +80,7 @@ def sealed_window_lines(
     Args:
         window: what is committed.
         samples: its own.
-        run: id of the run; empty for one of before there were seals.
+        run: id of the run; empty for one older than seals.
         before: seal of the record before.
 
     Raises:
@@ -136,7 +136,7 @@ class Confirmed:
         window, samples: the records.
         count: samples up to here.
         windows_end, samples_end: offsets behind them in each file, bytes.
-        seal: over everything up to here; empty in a run of before there were seals.
+        seal: over everything up to here; empty in a run older than seals.
     """
 
     window: WindowRecord
@@ -243,7 +243,7 @@ def read_committed(path: Path, manifest: Manifest, seal: str, *, keep: bool = Fa
 def _refuse_other_run(file: Path, number: int, line: bytes, run: str) -> None:
     theirs = run_of(line)
     if theirs != run:
-        here, there = (f"run {one}" if one else "a run of before runs had ids" for one in (theirs, run))
+        here, there = (f"run {one}" if one else "a run without an id (of an older version)" for one in (theirs, run))
         raise StoreError(
             f"{file}, line {number} is of {here} and {MANIFEST} beside it of {there}: two runs are mixed. {_TOGETHER}"
         )

@@ -13,7 +13,7 @@ ignore it:
 
 So a changed, lost, added or exchanged byte of anything committed breaks the chain, and files of two runs cannot pass
 for one. ``summary.json`` names the last seal of the records it was made of, and has one of its own. Not promised:
-protection against somebody who writes new seals. Runs of before there were seals have none.
+protection against somebody who writes new seals. Older runs have none.
 """
 
 from __future__ import annotations

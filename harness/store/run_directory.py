@@ -256,10 +256,10 @@ class RunDirectory:
             samples: of each, in their order.
 
         Raises:
-            StoreError: the run is of before there were seals, or the file cannot be written.
+            StoreError: the run is older than seals, or the file cannot be written.
         """
         if not self.manifest.run:
-            raise StoreError(f"{self.path} is of before runs had seals: its scores stay. Measure it again.")
+            raise StoreError(f"{self.path} is older than seals: its scores stay. Measure it again.")
         record = ScoresRecord(
             schema_version=SCHEMA_VERSION,
             run=self.manifest.run,

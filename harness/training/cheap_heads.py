@@ -1,4 +1,4 @@
-"""What cheap heads are made from: the tokens that are read most often, and the directions of states that move logits.
+"""The material of cheap heads: the tokens that are read most often, and the directions of states that move logits.
 
 ``harness train shortlist``: which tokens a train split has most often (FR-Spec, arXiv 2502.14856).
 

@@ -66,7 +66,7 @@ from tasks.stops.syntax import function_ends
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What heads learn, each ``[n, exits]`` float32.
+    """The targets of heads, each ``[n, exits]`` float32.
 
     Attributes:
         right: 1 where the exit's token is the last layer's, else 0; of actions, their number: exit, stop, continue.
@@ -92,7 +92,7 @@ def _standard(values: Tensor) -> Tensor:
 
 
 class Objective(NamedTuple):
-    """What heads are fitted for.
+    """An objective of heads.
 
     Attributes:
         loss: of outputs ``[exits, rows, 3]`` and targets ``[exits, rows]``, besides the recipe and the exits' depths.

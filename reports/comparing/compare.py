@@ -246,7 +246,7 @@ def differences(a: Manifest, b: Manifest) -> tuple[Difference, ...]:
 
 
 def _among(what: str, a: Mapping[str, object], b: Mapping[str, object], keys: Iterable[str]) -> list[Difference]:
-    """Return which of some options differ; one of before it existed had its default, which is not known here."""
+    """Return which of some options differ; an older run had its default, which is not known here."""
     named = {f"{what} {key}": key for key in sorted(keys)}
     return _unlike(*({name: side.get(key) for name, key in named.items()} for side in (a, b)))
 

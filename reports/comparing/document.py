@@ -32,7 +32,7 @@ _FACTS = (
     *("a", "b", "unit", "absolute", "absolute_interval", "relative", "relative_interval", "p", "p_holm"),
     *("distinguishable", "units", "prompts", "paired", "source", "measured", "reason", "no_interval"),
 )
-"""What the document says of a change, in order."""
+"""The sentences about a change, in order."""
 _MARKS = {"holds": "❌", "perhaps": "⚠️", "passed": "✅", "unknown": "❓"}
 
 

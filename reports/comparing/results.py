@@ -193,7 +193,7 @@ def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, inte
     """Yield one sentence per thing that a reader must know.
 
     Args:
-        a: run of before.
+        a: the earlier run.
         b: run of after.
         points: what was compared.
         interleaved: both sides are of one run.

@@ -38,7 +38,7 @@ def coloured_tokens(sample: SampleRecord, num_layers: int, full: SampleRecord | 
     Of a black box's completion there is the text that is scored, without colours.
 
     Args:
-        sample: finished; a run of before ``token_texts`` gets one line instead.
+        sample: finished; an older run, without ``token_texts``, gets one line instead.
         num_layers: of the model.
         full: the same sample at full depth; ``None``: nothing is underlined.
         cached: a KV cache was kept: the first token is prefill's, at full depth, and is marked.

@@ -214,7 +214,7 @@ def _facets(group: Group) -> dict[str, Any]:
 
 
 def _filled_from(manifest: Manifest, conditions: Conditions) -> str:
-    """What a KV policy fills skipped layers from where that is not the exit's own state; empty where it is."""
+    """Return the source of the states with which a KV policy fills skipped layers; empty where it is the exit's own."""
     source = str(manifest.config.get("kv_input") or "hidden")
     return source if source != "hidden" and conditions.kv_facts.fills else ""
 

@@ -170,7 +170,7 @@ def test_an_older_file_beside_a_newer_one_is_refused(two: tuple[Path, Path], nam
     one, other = two
     unsealed(other)
     shutil.copy(other / name, one / name)
-    assert "a run of before runs had ids" in refusal(one)
+    assert "a run without an id (of an older version)" in refusal(one)
 
 
 def test_an_older_run_beside_a_foreign_manifest_is_refused_where_names_tell(two: tuple[Path, Path]) -> None:
