@@ -442,8 +442,8 @@ def test_a_prompt_that_cannot_be_read_is_refused(service: Service) -> None:
     for prompt, words in (
         ("", "empty"),
         ([], "empty"),
-        ([5, 320], "320 is no token"),
-        ([-1], "-1 is no token"),
+        ([5, 320], "token id 320 is outside"),
+        ([-1], "token id -1 is outside"),
         ("x = 1\n" * 80, "tokens, and 208 are allowed"),
         ("x = 1\n" * 40_000, "characters, which is more"),
     ):
