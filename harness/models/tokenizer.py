@@ -172,6 +172,6 @@ def _ends_of_generation(spec: ModelSpec, info: ModelInfo) -> frozenset[int]:
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     if wrong := [end for end in listed if type(end) is not int or not 0 <= end < info.vocab_size]:
         raise ModelError(
-            f"{file}: eos_token_id has {str(wrong[0])[:40]!r}, outside the vocabulary of {info.name}. Copy the model's own."
+            f"{file}: eos_token_id has {str(wrong[0])[:40]!r}, outside {info.name}'s vocabulary. Copy the model's own."
         )
     return frozenset(listed)
