@@ -122,7 +122,7 @@ def test_a_generation_ends_where_transformers_ends_it(resolved: Any, tiny_llama:
     assert short == theirs[0, len(prompt) :].tolist()
     assert len(short) <= 4
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [10**6]}))
-    with pytest.raises(ModelError, match="outside .*vocabulary"):
+    with pytest.raises(ModelError, match=r"outside .*vocabulary"):
         _ = resolved(str(folder), weights="pretrained").tokenizer
 
 
