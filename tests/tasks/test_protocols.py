@@ -141,7 +141,7 @@ def numbered(size: int) -> Document:
 
 
 @pytest.mark.parametrize(
-    ("size", "context"), [(75, 15), (76, 15), (99, 19), (100, 20), (2559, 511), (2565, 512), (9000, 512)]
+    ("size", "context"), [(18, 3), (75, 15), (76, 15), (99, 19), (100, 20), (2559, 511), (2565, 512), (9000, 512)]
 )
 def test_context_is_a_fifth_rounded_down_and_at_most_512(words: Any, size: int, context: int) -> None:
     sample = GREEN.sample(numbered(size), words, EMBEDDED)
