@@ -507,7 +507,8 @@ def test_a_stop_rule_reads_the_code_before_the_cursor_alone(filler: Service, suf
         return NamedStop("notes", Notes())
 
     seen: list[str] = []
-    setting = replace(filler.settings.default, stop=SimpleNamespace(written="notes", start=start))
+    notes: Any = SimpleNamespace(written="notes", start=start)
+    setting = replace(filler.settings.default, stop=notes)
     run(filler, Job(filler.encode("def f(x):\n", suffix, truncate=False), setting, 2))
     assert seen == ["def f(x):\n"]
 
