@@ -67,6 +67,7 @@ def test_what_other_commands_refuse(cli: Command) -> None:
         (["report", "nowhere"], "nowhere does not exist"),
         (["report", "a" * 300], "File name too long"),
         (["run", "surplus"], "surplus"),
+        (["run", "--stop", "line", "--attribute"], "Omit --stop"),
     ):
         assert expected in cli(*arguments).error
 
@@ -119,6 +120,20 @@ def test_weights_of_another_shape(refused: Refused, make_model: Callable[..., Pa
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
     assert "have another shape in model.layers.0.mlp" in refused("--model", folder)
+
+
+def test_weights_that_are_pickled_or_not_all_there(refused: Refused, make_model: Callable[..., Path]) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = make_model("llama")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert "safetensors" in refused("--model", folder)
+    del weights["model.layers.3.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert "model.layers.3.mlp.up_proj.weight" in refused("--model", folder)
 
 
 def test_a_tokenizer_larger_than_the_vocabulary(refused: Refused, make_model: Callable[..., Path]) -> None:

@@ -59,13 +59,19 @@ def test_a_list_shows_every_name_whole(cli: Command, monkeypatch: pytest.MonkeyP
         assert REGISTRIES[kind].entry(name).summary  # read from the source text, without importing it
 
 
+def test_a_list_of_everything(cli: Command) -> None:
+    assert set(NAMES) <= set(cli("list").out.split())
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_everything_that_is_listed_can_be_shown(cli: Command, name: str) -> None:
+def test_everything_that_is_listed_can_be_shown(cli: Command, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     ran = cli("show", name)
     assert ran.code == 0, ran.err
     assert ran.out.startswith(name)
     assert len(ran.out.splitlines()) >= 2
     assert not re.search(r"``|:\w+:`|::$", ran.out, re.M)  # no marks of its source
+    assert max(map(len, ran.out.splitlines())) <= 80
     if name in STRATEGIES and "No options" not in ran.out:
         (example,) = [line for line in ran.out.splitlines() if line.startswith("harness run --strategy ")]
         (spec,) = parse_strategies(example.rpartition(" ")[2])  # how it is used

@@ -115,6 +115,12 @@ def test_it_is_shown(site: Path, forked: Shell, tmp_path: Path, name: str, said:
     assert said in shown.stdout
 
 
+def test_its_options_have_ranges(site: Path, see: Callable[[Path], None], cli: Command) -> None:
+    see(site)
+    assert "≥ 1" in cli("show", "every-nth").out
+    assert cli("run", "--strategy", "every-nth:n=0").error.startswith("error: every-nth:n=0 is not allowed")
+
+
 def test_a_metric_is_shown_in_words(cli: Command) -> None:
     shown = cli("show", "layers_skipped").out
     assert "  header layers skipped\n" in shown

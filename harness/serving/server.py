@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from harness.appearance.visible_text import one_line
 from harness.errors import ModelError
@@ -28,6 +29,9 @@ IDLE_CONNECTIONS = 512
 
 KEEP_ALIVE_S = 30
 """Seconds that a connection stays open after an answer."""
+
+HEAD_S = 30.0
+"""Seconds in which a connection must get a request's head across, at least; twice that at most."""
 
 LAST_WORDS_S = 5
 """Seconds that clients get to read the error of what was unfinished at the end of draining."""
@@ -81,6 +85,33 @@ def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:
             listener.close()
 
 
+class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's protocol, whichever is installed, that ends a connection on which nothing moves.
+
+    uvicorn counts the time between two requests alone: who sends no whole head, or takes nothing of an answer, would
+    keep a connection for ever, and :data:`IDLE_CONNECTIONS` of them the server.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Accept a connection and start checking it."""
+        super().connection_made(transport)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self.loop.call_later(HEAD_S, self._look, self.cycle, self.transport.get_write_buffer_size())
+
+    def _look(self, before: Any, unread: int) -> None:
+        left: int = self.transport.get_write_buffer_size()
+        if self.transport.is_closing() and not left:
+            return
+        if unread and unread == left:
+            self.transport.abort()  # closing would wait for a client that does not read
+            return
+        if self.cycle is before and (before is None or before.response_complete):
+            self.transport.close()
+        self._look_again()
+
+
 class _Server(uvicorn.Server):
     """uvicorn, but a signal first lets the engine finish, and stopping is not a failure."""
 
@@ -89,6 +120,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=PatientProtocol,
                 log_config=None,
                 access_log=False,  # its lines hold query strings; ours hold the route, at debug level
                 server_header=False,

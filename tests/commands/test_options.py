@@ -20,6 +20,8 @@ from harness.config import RunConfig
 from harness.config.model import Configuration, Folder, WithPresets
 from harness.errors import ConfigError
 from harness.serving.config import ServeConfig
+from harness.training.options import TraceRequest
+from harness.training.recipes import LikelihoodHeads, Lite, Shortcut
 
 
 class Base(Configuration):
@@ -108,6 +110,27 @@ def test_a_preset_fills_in_what_was_not_given() -> None:
 def test_every_option_of_a_configuration_is_described(model: type[Configuration]) -> None:
     assert len(helps(model)) == len(model.model_fields)
     assert all(len(text) > 10 for text in helps(model).values())
+
+
+JUST_BEYOND: dict[type[Configuration], dict[str, float]] = {
+    RunConfig: {
+        "limit": -1, "batch_size": 0, "repeats": 0, "threads": 0, "seed": -1, "max_new_tokens": 0, "block_size": 0,
+        "idle_s": -0.1, "arrival_rate": 0,
+    },
+    TraceRequest: {"documents": -1, "new_tokens": -1, "seed": -1},
+    Lite: {"steps": 0, "length": 1, "batch": 0, "accumulate": 0, "learning_rate": 0, "seed": -1},
+    LikelihoodHeads: {"hidden": -1, "epochs": 0, "keep": 0, "learning_rate": 0},
+    Shortcut: {"ridge": -0.1},
+}  # fmt: skip
+"""Options → a number outside the range that help gives."""
+
+
+@pytest.mark.parametrize("model", JUST_BEYOND)
+def test_a_number_just_beyond_its_range_is_refused(model: type[Configuration]) -> None:
+    needed = {"traces": "t"} if "traces" in model.model_fields else {}
+    for name, value in JUST_BEYOND[model].items():
+        with pytest.raises(ConfigError, match=rf"^--{name.replace('_', '-')} {value}: input should be greater than"):
+            configure(model, {**needed, name: value})
 
 
 Command = Callable[..., Any]

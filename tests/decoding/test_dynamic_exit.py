@@ -122,7 +122,7 @@ def hand_fed(**options: Any) -> Any:
     info = ModelInfo(
         "model", "llama", 10, 8, 97, (2, 6), 100, "float32", "random", 1, 1, 1, 1, unit_costs=lambda: PLAIN
     )
-    return DynamicExit(**options).start(info, Batch((0,), "cpu"))
+    return DynamicExit(**options).start(info, Batch((0, 1), "cpu"))
 
 
 def exits(rule: Any) -> list[int]:
@@ -148,6 +148,7 @@ def test_it_goes_where_tokens_are_accepted() -> None:
     assert ends(rule, 0.9)  # one token
     tell(rule, 2, 1, 0.9)
     assert rule.rates(0) == {2: 0.75, 6: 0.5}  # (1/2 + 1) / (2/2 + 1)
+    assert rule.rates(1) == {2: 0.5, 6: 0.5}  # rows have estimates of their own
     assert not ends(rule, 0.9)  # 1.75/12 = .1458, 2.3125/14 = .165, 2.734/16 = .171, 3.051/18 = .1695: three tokens
     assert not ends(rule, 0.9, 0.9)
     assert ends(rule, 0.9, 0.9, 0.9)

@@ -106,6 +106,27 @@ def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
 
 
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
+@pytest.mark.parametrize("looking", [True, False])
+def test_every_policy_and_a_replay_read_each_exit_s_tokens_through_its_own_map(
+    llama: Any, kv: str, looking: bool, prompts: list[list[int]], schedule: Any, exits: Any,
+    read_out: Callable[[Any, Tensor], int],
+) -> None:  # fmt: skip
+    some, planned = maps(64, (2, 4, 5)), exits(3, NEW)  # layers 1 and 3 have the shared head
+    engine, plan, checked = engine_with(llama, some), schedule(planned, looking=looking), list[int]()
+    done = engine.decode(prompts, plan, kv=kv, max_new_tokens=[NEW] * 3)
+    for sight in plan.seen:
+        step = sight.position - len(prompts[sight.row]) + 1
+        if done[sight.row].exit_layers[step] == sight.layer:
+            state, linear = sight.hidden_state, some.get(sight.layer)
+            expected = read_out(llama, state if linear is None else linear.weight @ state + linear.bias)
+            assert done[sight.row].token_ids[step] == expected
+            checked.append(sight.layer)
+    assert len(checked) == sum(layer < LAYERS for one in done for layer in one.exit_layers)
+    assert set(checked) == {1, 2, 3, 4, 5}
+    assert tokens_of(engine.replay(prompts, planned, kv=kv, max_new_tokens=[NEW] * 3)) == tokens_of(done)
+
+
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: str, prompts: list[list[int]]) -> None:
     engine = engine_with(llama, {**maps(64), LAYERS: Linear(torch.zeros(64, 64))})
     full, plain = (each.decode(prompts, Full(), kv=kv, max_new_tokens=[NEW] * 3) for each in (engine, llama.engine))

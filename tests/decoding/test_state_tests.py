@@ -278,6 +278,20 @@ def test_a_probe_is_asked_inside_and_never_leaves(
     assert set(gone.exit_layers[1:]) == {1}
 
 
+@dataclass(frozen=True)
+class Never(Saturation):
+    """Inherits a test and answers otherwise."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        return torch.zeros(len(view.hidden_state), dtype=torch.bool)
+
+
+def test_a_class_that_answers_anew_is_asked(engine: Engine, prompts: list[list[int]], inside: list[bool]) -> None:
+    (made,) = engine.decode([prompts[0]], Never(threshold=-1), kv="recompute", max_new_tokens=[NEW])
+    assert set(made.exit_layers) == {engine.info.num_layers}
+    assert not any(inside)
+
+
 def test_a_score_that_is_no_number_fails_the_row(
     engine: Engine, prompts: list[list[int]], learned: Make, inside: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:

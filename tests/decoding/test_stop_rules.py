@@ -83,6 +83,15 @@ def test_a_rule_ends_a_lossless_row_where_it_ends_full_depth(
     assert all(one.drafts > 0 for one in made)
 
 
+def test_a_drafted_end_is_verified_at_once(llama: Any, prompts: list[list[int]]) -> None:
+    prompt, lossless = prompts[:1], Lossless(draft_max=4)
+    (free,) = decoded(llama, prompt, Fixed(layer=5), None, lossless=lossless)
+    place = free.accepted.index(True)
+    (made,) = decoded(llama, prompt, Fixed(layer=5), [Ends(free.token_ids[place])], lossless=lossless)
+    assert made.token_ids == free.token_ids[: place + 1]
+    assert made.drafts == sum(len(one.token_ids) for one in free.discarded if one.place < place) + 1  # none behind it
+
+
 def test_eos_the_batch_s_own_rule_and_the_row_s_are_asked_in_this_order(llama: Any, prompts: list[list[int]]) -> None:
     (free,) = decoded(llama, prompts[:1], Full(), None)
     last = free.token_ids[2]

@@ -62,6 +62,15 @@ def test_a_product_is_as_near_as_the_format_says(name: str, biased: bool, shape:
             torch.testing.assert_close(tail(rows), product[:, start:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", USABLE)
+def test_activations_keep_their_dtype(name: str, dtype: torch.dtype) -> None:
+    weight, bias, rows = draw(96, 64), draw(96, seed=1), draw(3, 64, seed=2).to(dtype)
+    product, expected = made(name).pack(weight, bias)(rows), exact(rows, weight, bias)
+    assert product.dtype is dtype
+    assert (product.double() - expected).norm() / expected.norm() <= made(name).facts.relative_error + 0.01
+
+
 @pytest.mark.crossed
 @pytest.mark.parametrize("shape", [(960, 576), (576, 1536), (97, 64)])
 @pytest.mark.parametrize("name", INVARIANT)

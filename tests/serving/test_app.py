@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import schemathesis
+import uvicorn
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -35,6 +38,7 @@ from harness.serving.completions import (
 )
 from harness.serving.config import ServeConfig
 from harness.serving.metrics import Metrics
+from harness.serving.server import PatientProtocol
 from harness.serving.service import Service
 from strategies.full import Full
 from tests.serving.conftest import Piece
@@ -171,6 +175,71 @@ def test_a_client_that_goes_away_cancels_its_jobs(
     wait_until(lambda: all(ticket.cancelled for ticket in tickets))
     wait_until(lambda: server.service.running == 0)
     assert not any(isinstance(piece, Finished) for ticket in tickets for piece in ticket.pieces)
+
+
+LOOK_S, LONG = 0.3, 40_000_000
+GET = "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """The address of a server that looks often; it answers late, or at ``/long`` at length."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0 if scope["path"] == "/long" else 3 * LOOK_S)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(400 if scope["path"] == "/long" else 0):
+            await send({"type": "http.response.body", "body": b"x" * (LONG // 400), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    monkeypatch.setattr("harness.serving.server.HEAD_S", LOOK_S)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield listener.getsockname()
+    server.should_exit = True
+    thread.join(10)
+
+
+def taken(line: socket.socket) -> int:
+    """Bytes until the end of a connection."""
+    line.settimeout(10)
+    size = 0
+    with contextlib.suppress(ConnectionError):
+        while piece := line.recv(1 << 20):
+            size += len(piece)
+    return size
+
+
+def test_a_connection_without_a_whole_head_is_closed_and_a_late_answer_comes(patient: tuple[str, int]) -> None:
+    for head in ("", GET.format("/")[:20]):
+        with socket.create_connection(patient) as line:
+            line.sendall(head.encode())
+            begun = time.monotonic()
+            assert taken(line) == 0
+            assert time.monotonic() - begun < 6 * LOOK_S
+    with socket.create_connection(patient) as line:
+        line.sendall(f"{GET.format('/')}{GET.format('/')[:20]}".encode())
+        line.settimeout(10)
+        assert line.recv(1024).startswith(b"HTTP/1.1 200")
+        taken(line)  # the half of a second request is not waited for
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_who_takes_nothing_of_an_answer_is_hung_up_on_and_who_reads_slowly_gets_all(
+    patient: tuple[str, int], reads: bool
+) -> None:
+    with socket.socket() as line:
+        if not reads:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect(patient)
+        line.sendall(GET.format("/long").encode())
+        size = 0
+        for _ in range(20):
+            time.sleep(LOOK_S / 5)
+            size += len(line.recv(1 << 20)) if reads else 0
+        assert (size + taken(line) > LONG) is reads
 
 
 # ----------------------------------------------------------------------------------------- what a server says of itself

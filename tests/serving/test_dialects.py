@@ -314,6 +314,17 @@ def test_tgi_has_its_keys(server: Any, changed: Any) -> None:
     assert {event["token"]["logprob"] for event in events_of(server, "tgi")} == {None}
 
 
+def test_tgi_repeats_the_index_without_its_text_where_a_strategy_ends_a_stream(server: Any, changed: Any) -> None:
+    """Its last token was sent before it was known to be that."""
+    changed(
+        lambda piece: replace(piece, ending="strategy") if isinstance(piece, Finished) else replace(piece, last=False)
+    )
+    *tokens, last = events_of(server, "tgi", tokens=3)
+    assert [event["index"] for event in [*tokens, last]] == [1, 2, 3, 3]
+    assert "".join(event["token"]["text"] for event in [*tokens, last]) == last["generated_text"]
+    assert (last["token"]["text"], last["details"]["generated_tokens"]) == ("", 3)
+
+
 def test_tgi_s_other_addresses_answer_a_list_or_stream_where_asked(server: Any) -> None:
     asked = DIALECTS["tgi"].body(tokens=2)
     text = post(server, "/generate", asked).json()["generated_text"]

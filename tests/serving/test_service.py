@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from harness.contracts.stops import Cursor, NamedStop, RowStop
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Transcript
 from harness.decoding.loop import OpenBatch
@@ -480,7 +482,7 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     prompt = filler.encode("def f(x):\n", "\n    return y", truncate=False)
     start, hole, middle = tokenizer.wrapped.convert_tokens_to_ids(["<fim_prefix>", "<fim_suffix>", "<fim_middle>"])
     assert prompt.token_ids == (start, *before, hole, *after, middle)
-    assert (prompt.suffix, prompt.before) == ("used", tuple(before))  # a stop rule reads what is before the cursor
+    assert (prompt.suffix, prompt.before) == ("used", tuple(before))
     assert filler.encode("", "\n    return y", truncate=False).suffix == "used"
     assert filler.encode("x", None, truncate=False).suffix == "none"
     # As llm-vscode and Continue send it, set up by --print-config: markers within the prompt, and no suffix.
@@ -492,6 +494,23 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     ends = tokenizer.eos_token_ids | filler.fim.end_token_ids
     assert all(token.token_id not in ends for token in done.tokens[:-1])
     assert ids(done) == alone(filler, wanted).token_ids[: len(done.tokens)]
+
+
+@pytest.mark.parametrize("suffix", ["\n    return y", None])
+def test_a_stop_rule_reads_the_code_before_the_cursor_alone(filler: Service, suffix: str | None) -> None:
+    class Notes(RowStop):
+        def over(self, token_ids: Sequence[int]) -> bool:
+            return False
+
+    def start(cursor: Cursor) -> NamedStop:
+        seen.append(cursor.before)
+        return NamedStop("notes", Notes())
+
+    seen: list[str] = []
+    notes: Any = SimpleNamespace(written="notes", start=start)
+    setting = replace(filler.settings.default, stop=notes)
+    run(filler, Job(filler.encode("def f(x):\n", suffix, truncate=False), setting, 2))
+    assert seen == ["def f(x):\n"]
 
 
 def test_what_is_far_from_the_cursor_goes_when_prefix_and_suffix_do_not_fit(filler: Service) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.config import StrategySpec
+from harness.config import StrategySpec, parse_strategies
 from harness.config.options import build_strategy
 from harness.contracts import ModelInfo, Strategy
-from harness.errors import ArtefactError
+from harness.errors import ArtefactError, OptionError
 from harness.models.artefacts import Artefact, write_artefact
 from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller
 from harness.registry import STRATEGIES
@@ -99,6 +99,19 @@ def test_a_file_of_other_weights_or_another_kind_is_refused_before_tensors_are_r
     other = write("lte" if kind == "classifier" else "classifier", model)
     with pytest.raises(ArtefactError, match=rf"holds no {kind}"):
         build(kind, str(other.path)).exit_points(model)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("classifier:threshold=-0.1", "classifier:threshold=1.1", "lte:threshold=-0.1", "lte:threshold=2.1"),
+        *("rl:threshold=-0.1", "rl:threshold=1.1", "rl:temperature=0", "rl:temperature=-1"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(written: str) -> None:
+    (spec,) = parse_strategies(written)
+    with pytest.raises(OptionError, match=f"{written} is not allowed"):
+        build_strategy(spec)
 
 
 def test_what_looks_back_wants_the_exit_points_it_was_trained_at(model: ModelInfo) -> None:

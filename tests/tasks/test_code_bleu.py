@@ -72,6 +72,7 @@ def test_flow_edges_by_hand() -> None:
 
 
 def test_flow_ignores_names() -> None:
+    assert data_flow("é = ü + ñ", "python") == data_flow("e = u + n", "python")  # read whole outside ASCII, too
     assert data_flow("a = b\nc = a + b", "python") == data_flow("x = y\nz = x + y", "python")
     assert data_flow("a = b\nc = a + b", "python") != data_flow("x = y\nz = x + x", "python")
 

@@ -151,12 +151,15 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
-def test_a_run_skips_them_and_says_how_many(tiny_run: Callable[..., Any], learned: Path, tmp_path: Path) -> None:
+def test_a_run_skips_them_and_says_how_many(
+    tiny_run: Callable[..., Any], cli: Callable[..., Any], learned: Path, tmp_path: Path
+) -> None:
     ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--verbose", "--out", "out")
     assert ran.code == 0, ran.err
     assert task_of(tmp_path / "out")["duplicates"] == 1
     assert {row["sample_id"] for row in rows_of(tmp_path / "out")} == {f"doc-{n}" for n in range(8) if n != 3}
     assert "py150: 1 sample(s) were skipped as near-duplicates" in " ".join(ran.out.split())
+    assert "marks no sample as a duplicate" in cli("report", "out", "--without-duplicates").error
 
 
 def test_a_run_may_keep_them_and_its_report_leave_them_out(

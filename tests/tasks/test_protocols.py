@@ -141,7 +141,7 @@ def numbered(size: int) -> Document:
 
 
 @pytest.mark.parametrize(
-    ("size", "context"), [(75, 15), (76, 15), (99, 19), (100, 20), (2559, 511), (2565, 512), (9000, 512)]
+    ("size", "context"), [(18, 3), (75, 15), (76, 15), (99, 19), (100, 20), (2559, 511), (2565, 512), (9000, 512)]
 )
 def test_context_is_a_fifth_rounded_down_and_at_most_512(words: Any, size: int, context: int) -> None:
     sample = GREEN.sample(numbered(size), words, EMBEDDED)
@@ -193,6 +193,7 @@ def test_a_line_row_is_put_together_again(words: Any) -> None:
     row = LineRow(1, "a", "<s> " + " ".join(f"w{index}" for index in range(99)), "w99 end")
     whole = Document(1, "a", " ".join([*(f"w{index}" for index in range(100)), "end"]))
     assert GREEN.sample(row, words, EMBEDDED) == GREEN.sample(whole, words, EMBEDDED)
+    assert isinstance(GREEN.sample(LineRow(1, "a", " w" * 100, ""), words, EMBEDDED), Sample)  # a withheld answer
 
 
 def test_nothing_stops_it_and_all_text_is_scored(words: Any) -> None:

@@ -316,3 +316,6 @@ def test_a_run_passes_over_what_anything_trained_for_its_model_has_seen(
     assert sorted(drawn_by(tmp_path / "out")) == ["doc-5", "doc-6", "doc-7"]
     (task,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["tasks"]
     assert task["detail"]["skipped"] == "5 × document the model was tuned on"
+    (tmp_path / "empty").mkdir()  # the remedy that is named where nothing unseen is left
+    ran = tiny_run("--limit", 0, "--artefacts", "empty", "--out", "again")
+    assert (ran.code, len(drawn_by(tmp_path / "again"))) == (0, 8), ran.err

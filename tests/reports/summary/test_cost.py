@@ -56,6 +56,8 @@ def test_a_second_full_depth_is_compared_like_any_other(build) -> None:
     for block in range(8):
         run.window("full", {}, duration=1.0 + 0.01 * (block % 2), block=block)
         run.window("full again", {}, duration=1.01 - 0.01 * (block % 2), block=block)
+    for name in ("speedup", "decode_speedup"):  # the first is what the others are compared with: one by definition
+        assert (run.row("full").value(name), run.row("full").estimate(name).interval) == (1.0, None)
     row = run.row("full again")
     assert row.value("speedup") == pytest.approx(1.0)
     assert row.estimate("speedup").interval is not None
