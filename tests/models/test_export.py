@@ -19,7 +19,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from harness.contracts import ModelRequest, document_key
-from harness.errors import ModelError, StoreError
+from harness.errors import ConfigError, ModelError, StoreError
 from harness.models.artefacts import write_artefact
 from harness.models.facts import FILE, MERGED, PARTS
 from harness.models.model import ResolvedModel, resolve
@@ -114,6 +114,10 @@ def test_the_folder_is_known_again(tuned: ResolvedModel, exported: Path) -> None
     ]
     assert "tuned with" not in found.module()[1]
     assert f"exported from {tuned.info.name} with the LITE adapter" in found.module()[1]
+    with pytest.raises(ConfigError, match=rf"holds tuned weights.*--model {tuned.info.name}\.$"):
+        resolve(ModelRequest(str(exported), weights="pretrained"))
+    for file in [*exported.glob("*.json"), exported / "README.md"]:  # no path of this machine
+        assert tuned.spec.location not in file.read_text(), file.name
 
 
 def test_exit_points_are_the_folder_s(tiny_llama: Path, tmp_path: Path) -> None:

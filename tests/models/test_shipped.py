@@ -79,6 +79,21 @@ def test_they_say_what_they_read(folder: Path) -> None:
     assert seen.ngrams() is not None
 
 
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_nothing_else_ships_and_the_paper_s_agents_learned_by_its_rule(folder: Path) -> None:
+    names = {path.name.partition(".")[0].removesuffix("-training") for path in folder.iterdir()}
+    indices = {json.loads((folder / f"{name}.json").read_text())["ngrams"]["file"] for name in SETS[folder]}
+    assert names == {*SETS[folder], "shortlist", "CARD", "exits", "training", *(Path(file).stem for file in indices)}
+    assert {path for path in SHIPPED.iterdir() if path.is_dir()} == set(SETS)
+    assert (folder / "adapter.safetensors").stat().st_size <= 25_000_000
+    for name, weight in (("rl-java", 1.0), ("rl-python", 0.5)):
+        facts = json.loads((folder / f"{name}.json").read_text())
+        weights = dict.fromkeys(("alpha", "beta", "gamma"), weight)
+        assert facts["reward"] == {"rule": "GREEN-CODE Eq. 2 and 3", "epsilon": 0.1} | weights
+        assert (facts["ppo"]["learning_rate"], facts["ppo"]["discount"]) == (5e-5, 0.99)
+    assert json.loads((folder / "rl.json").read_text())["reward"]["rule"] == "savings"
+
+
 @pytest.mark.model
 def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
     assert tuned.info.weights == "tuned"
