@@ -162,6 +162,23 @@ def test_operating_points_are_interleaved_and_their_order_differs(config: dict[s
     )
 
 
+def test_flags_win_over_a_file_and_a_file_over_defaults(
+    cli: Command, tmp_path: Path, tiny_llama: Path, rows_file: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(
+        f'model = "{tiny_llama}"\nsource = "{rows_file}"\nstrategies = ["fixed:layer=4", "oracle"]\n'
+        'limit = 3\nmax_new_tokens = 3\nenergy = "none"\nthreads = 1\nout = "from-file"\nseed = 5\n'
+    )
+    given = ("run", "--config", "run.toml", "--limit", 2, "--strategy", "fixed:layer=6")
+    ran = cli(*given)
+    assert ran.code == 0, ran.err
+    config = json.loads((tmp_path / "from-file" / "manifest.json").read_text())["config"]
+    assert (config["limit"], config["strategies"]) == (2, ["fixed:layer=6"])  # flags
+    assert (config["seed"], config["kv"]) == (5, "auto")  # the file, a default
+    resumed = cli(*given, "--resume", "from-file")
+    assert resumed.code == 0, resumed.err
+
+
 def test_what_is_skipped_is_what_a_run_with_that_limit_draws(config: dict[str, Any], tmp_path: Path) -> None:
     def drawn(skip: int, limit: int) -> tuple[list[str], str]:
         plan = resolve(RunConfig(**config | {"limit": limit, "skip": skip}))
