@@ -103,6 +103,16 @@ def test_formats_run_side_by_side_and_each_as_it_does_alone(run: Callable[..., A
         assert [described[size] for size in sizes] == [single[size] for size in sizes]
 
 
+def test_own_text_is_asked_of_the_first_format(run: Callable[..., Any]) -> None:
+    """Along a lossy full depth's completion the first format's chooses, which is not always what was generated."""
+    assert run("--weights-format", "float32,int4", "--max-new-tokens", 12, "--limit", 6).code == 0
+    found = {stored: [one for (name, _), one in samples("out").items() if name == f"full@{stored}"]
+             for stored in ("float32", "int4")}  # fmt: skip
+    assert all(one["full_depth_ids"] == one["token_ids"] for one in found["float32"])
+    assert all(len(one["full_depth_ids"]) == len(one["token_ids"]) for one in found["int4"])
+    assert any(one["full_depth_ids"] != one["token_ids"] for one in found["int4"])
+
+
 def test_formats_and_policies_stand_in_the_name_in_that_order(run: Callable[..., Any]) -> None:
     ran = run("--weights-format", "fp16,int8", "--kv", "none,propagate", "--attribute")
     assert ran.code == 0, ran.err
@@ -162,3 +172,9 @@ def test_a_list_with_what_is_no_format_is_refused(run: Callable[..., Any], writt
     ran = run("--weights-format", written)
     assert ran.code == 2
     assert said in ran.error
+
+
+def test_a_server_has_one_format(cli: Command, tiny_llama: Path) -> None:
+    ran = cli("serve", "--model", tiny_llama, "--weights-format", "fp16,int4")
+    assert ran.code == 2
+    assert "unknown weights format 'fp16,int4'" in ran.error

@@ -127,8 +127,8 @@ class Ray(Executor):
                 (result, *_), _ = self._ray.wait(list(self._running))
             except errors.RayError as error:
                 raise StoreError(
-                    f"the Ray cluster does not answer any more: {_line_of(error).rstrip('.')}. What has arrived is kept; give the "
-                    "same command again to go on."
+                    f"the Ray cluster does not answer any more: {_line_of(error).rstrip('.')}. What has arrived is "
+                    "kept; give the same command again to go on."
                 ) from None
             job, marker = self._running.pop(result)
             try:

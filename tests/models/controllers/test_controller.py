@@ -188,6 +188,15 @@ def test_another_exit_head_is_cured_by_one_flag_where_it_can_be(
     assert f"runs with {ours}. {cure} (minutes to hours to trace; minutes to train): `harness trace" in message
 
 
+def test_where_tuned_weights_have_one_the_base_weights_are_told_the_cheap_way_first(
+    folder: Path, model: ModelInfo
+) -> None:
+    write(folder / "rl.json", replace(model, fingerprint="0ddba11"))
+    cheap = "Leave out --weights pretrained, or train it again (minutes to hours to trace; minutes to train): "
+    assert cheap in refusal(replace(model, asked=ModelRequest(weights="pretrained")))
+    assert "--weights pretrained" not in refusal(replace(model, weights="tuned"))
+
+
 @pytest.mark.parametrize(
     ("asked", "alone", "chained"),
     [
