@@ -120,6 +120,25 @@ def test_the_folder_is_known_again(tuned: ResolvedModel, exported: Path) -> None
         assert tuned.spec.location not in file.read_text(), file.name
 
 
+def test_an_exported_folder_can_be_exported_again(exported: Path, tmp_path: Path) -> None:
+    from harness.models.export import export
+
+    again = export(resolve(ModelRequest(str(exported))), tmp_path / "again", lambda facts, read: "")
+    assert json.loads((exported / FILE).read_text()) == json.loads(again.model_dump_json())
+    assert {path.name for path in (tmp_path / "again" / PARTS).iterdir()} == {
+        path.name for path in (exported / PARTS).iterdir()
+    }
+
+
+def test_exits_that_the_model_s_own_head_reads_stay_so(tuned: ResolvedModel, tmp_path: Path) -> None:
+    """With shortcuts beside them a run of the folder would take those."""
+    from harness.models.export import export
+
+    own = resolve(ModelRequest(tuned.spec.location, artefacts=str(tuned.info.artefacts[0]), exit_head="shared"))
+    export(own, tmp_path / "out", lambda facts, read: "")
+    assert resolve(ModelRequest(str(tmp_path / "out"))).info.exit_head == "shared"
+
+
 def test_exit_points_are_the_folder_s(tiny_llama: Path, tmp_path: Path) -> None:
     from harness.models.export import export
 

@@ -86,6 +86,9 @@ def test_nothing_else_ships_and_the_paper_s_agents_learned_by_its_rule(folder: P
     assert names == {*SETS[folder], "shortlist", "CARD", "exits", "training", *(Path(file).stem for file in indices)}
     assert {path for path in SHIPPED.iterdir() if path.is_dir()} == set(SETS)
     assert (folder / "adapter.safetensors").stat().st_size <= 25_000_000
+    shortlist, adapter = (read_artefact(folder / f"{kind}.json", kind).facts for kind in ("shortlist", "adapter"))
+    assert set(shortlist["documents"]) <= set(adapter["documents"])  # what may be drawn is the same without it
+    assert (shortlist["base_fingerprint"], shortlist["order"]) == (adapter["model_fingerprint"], False)
     for name, weight in (("rl-java", 1.0), ("rl-python", 0.5)):
         facts = json.loads((folder / f"{name}.json").read_text())
         weights = dict.fromkeys(("alpha", "beta", "gamma"), weight)
@@ -103,6 +106,16 @@ def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
         known = facts["base_fingerprint"] if name == "shortcut" else facts["model_fingerprint"]
         assert known in (tuned.info.fingerprint, tuned.info.base_fingerprint)
     assert json.loads((FOLDER / "rl.json").read_text())["model_fingerprint"] == tuned.info.fingerprint
+
+
+@pytest.mark.model
+def test_the_reference_is_chosen_by_name(tuned: ResolvedModel) -> None:
+    info = resolve(ModelRequest("smollm2-135m", artefacts=REFERENCE.name)).info
+    assert (info.weights, info.exit_head) == ("tuned", "shared")
+    assert info.fingerprint != tuned.info.fingerprint
+    for name in set(SETS[REFERENCE]) - {"adapter"}:
+        facts = json.loads((REFERENCE / f"{name}.json").read_text())
+        assert (facts["model_fingerprint"], facts["exit_head"]) == (info.fingerprint, info.exit_head)
 
 
 @pytest.mark.slow

@@ -157,6 +157,9 @@ def test_operating_points_are_interleaved_and_their_order_differs(config: dict[s
     assert len(orders) == 2 * 2
     assert len(set(orders)) > 1
     assert {window["samples"] for window in windows} == {2}
+    run(RunConfig(**config | {"limit": 4, "repeats": 2, "block_size": 2, "seed": 7, "out": tmp_path / "other"}))
+    other = [window["operating_point"] for window in measured(tmp_path / "other")]
+    assert [window["operating_point"] for window in windows] != other
     assert [window["window"] for window in lines(tmp_path / "out", "windows")] == list(
         range(len(lines(tmp_path / "out", "windows")))
     )
