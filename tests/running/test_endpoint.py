@@ -311,6 +311,18 @@ def test_failures_are_error_records_and_the_run_goes_on(tiny_run: Command, tmp_p
     assert rows(out)["full"]["n"] == 4
 
 
+def test_one_that_dies_before_the_next_repeat_fails_its_samples(tiny_run: Command, tmp_path: Path) -> None:
+    good, out = (200, [word("x = 1"), END]), tmp_path / "two"
+    with scripted(good) as (url, handler):
+        assert tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--out", tmp_path / "one").code == 0
+    with scripted(*[good] * len(handler.heard), (503, [b"gone"])) as (url, _):
+        ran = tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--repeats", 2, "--out", out)
+    assert ran.code == 0, ran.err
+    made = [one for one in samples(out) if one["operating_point"].startswith("endpoint")]
+    assert [(one["repeat"], bool(one["error"])) for one in made] == [(0, False), (0, False), (1, True), (1, True)]
+    assert {one["repeat"] for one in samples(out) if one["operating_point"] == "full" and not one["error"]} == {0, 1}
+
+
 def test_what_the_client_s_rule_ends_is_not_waited_for_and_no_text_has_no_first_token() -> None:
     with scripted((200, [word("a"), word("b\n"), b"wait", END]), (200, [END])) as (url, _):
         answers = [ask(url, lambda text: "\n" in text) for _ in range(2)]

@@ -113,6 +113,18 @@ def test_own_text_is_asked_of_the_first_format(run: Callable[..., Any]) -> None:
     assert any(one["full_depth_ids"] != one["token_ids"] for one in found["int4"])
 
 
+def test_later_repeats_load_the_same_formats_and_ask_nothing_of_full_depth(run: Callable[..., Any]) -> None:
+    ran = run("--weights-format", "fp16,int4", "--repeats", 2)
+    assert ran.code == 0, ran.err
+    lines = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
+    tokens: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for line in lines:
+        tokens.setdefault((line["operating_point"], line["sample_id"]), set()).add(tuple(line["token_ids"]))
+        assert len(line["full_depth_ids"]) == (len(line["token_ids"]) if line["repeat"] == 0 else 0)
+    assert {line["repeat"] for line in lines} == {0, 1}
+    assert all(len(each) == 1 for each in tokens.values())
+
+
 def test_formats_and_policies_stand_in_the_name_in_that_order(run: Callable[..., Any]) -> None:
     ran = run("--weights-format", "fp16,int8", "--kv", "none,propagate", "--attribute")
     assert ran.code == 0, ran.err
