@@ -98,7 +98,7 @@ def test_without_strict_a_contaminated_window_counts_with_its_flag(
     config: dict[str, Any], tmp_path: Path, neighbours: Any
 ) -> None:
     neighbours([*WARM, ("foreign-cpu", "stolen-cpu")])
-    frame = run(RunConfig(**config))
+    frame = run(RunConfig(**config | {"energy": "estimate"}))  # no sensor: no rest before or behind
     assert list(frame["n"]) == [2, 2]
     assert kinds(tmp_path / "out") == "WWW...."
     flagged = windows(tmp_path / "out")[3]

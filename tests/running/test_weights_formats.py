@@ -190,3 +190,19 @@ def test_a_server_has_one_format(cli: Command, tiny_llama: Path) -> None:
     ran = cli("serve", "--model", tiny_llama, "--weights-format", "fp16,int4")
     assert ran.code == 2
     assert "unknown weights format 'fp16,int4'" in ran.error
+
+
+def test_what_this_machine_cannot_run_is_refused_before_weights_are_read_and_memory_says_what_to_leave_out(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(model, "pack_all", full)
+    ran = run("--weights-format", "fp16,int4")
+    assert "out of memory loading" in ran.error
+    assert "in fp16 and int4. Use fewer names in --weights-format or a smaller --model." in ran.error
+    monkeypatch.setattr(WEIGHTS_FORMATS.load("int4"), "obstacle", lambda self, device: "its product is missing")
+    monkeypatch.setattr(model.ResolvedModel, "load_all", lambda *_: pytest.fail("weights were read"))
+    ran = run("--weights-format", "fp16,int4")
+    assert "--weights-format int4 cannot be used here: its product is missing. Use one of " in ran.error
