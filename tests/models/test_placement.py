@@ -51,6 +51,21 @@ def test_layers_in_a_file_give_the_same_tokens(make_model: Callable[..., Path], 
         assert [made.token_ids for made in got] == [made.token_ids for made in expected]
 
 
+def test_a_layer_s_file_has_no_name_once_it_is_mapped(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing of it is left by a process that is killed."""
+    seen: list[Path] = []
+    real = torch.from_file
+
+    def mapped(name: str, **more: Any) -> torch.Tensor:
+        assert not any(file.exists() for file in seen)
+        seen.append(Path(name))
+        return real(name, **more)
+
+    monkeypatch.setattr(torch, "from_file", mapped)
+    resolve(ModelRequest(str(tiny_llama), device_map="5-9=disk", weights_format="auto")).load("cpu")
+    assert len(seen) > 5
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
