@@ -368,6 +368,7 @@ def take_in(archive: bytes, target: Path) -> None:
 
     Raises:
         StoreError: it cannot be written.
+        tarfile.TarError: it is no such archive, or a name leads out of the folder.
     """
     with _put_in_place(target, f"cannot write {target}") as part:
         unpack_folder(archive, part)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harness.contracts import Document, ModelRequest
+from harness.contracts.stops import Cursor, spelled_prompt
 from harness.models.model import ResolvedModel, resolve
 
 CODE = "def load_path(items):\n"
@@ -35,6 +36,18 @@ def test_it_is_what_the_tokenizer_adds(model: ResolvedModel, bos: int, tiny_llam
     assert resolve(ModelRequest(str(tiny_llama))).tokenizer.start_ids == ()
 
 
+def test_code_before_a_cursor_and_a_rival_s_prompt_are_text_without_it(model: ResolvedModel, bos: int) -> None:
+    plain = model.tokenizer.encode(CODE)
+    assert spelled_prompt(model.tokenizer, (bos, *plain)) == spelled_prompt(model.tokenizer, plain) == CODE
+    assert Cursor((bos, *plain), model.tokenizer, "python", model.info).before == CODE
+
+
+def test_a_trace_of_texts_without_it_is_of_another_tokenizer(begun: Path, model: ResolvedModel) -> None:
+    tokenizer = resolve(ModelRequest(str(begun))).tokenizer
+    tokenizer.__dict__["start_ids"] = ()
+    assert tokenizer.fingerprint != model.tokenizer.fingerprint
+
+
 @pytest.mark.parametrize("protocol", ["green-code", "codexglue-line"])
 def test_a_run_s_full_depth_is_transformers_of_the_same_text(
     cli: Callable[..., Any], begun: Path, bos: int, rows_file: Path, protocol: str
@@ -55,6 +68,20 @@ def test_a_run_s_full_depth_is_transformers_of_the_same_text(
         out = theirs.generate(torch.tensor([sample["prompt_ids"]]), max_new_tokens=6, do_sample=False, pad_token_id=0)
         made = out[0, len(sample["prompt_ids"]) :].tolist()
         assert sample["token_ids"] == made[: len(sample["token_ids"])]
+
+
+def test_a_prompt_fills_the_positions_with_it(cli: Callable[..., Any], begun: Path, tmp_path: Path) -> None:
+    """256 positions: without room for it a sample would be refused in mid run."""
+    rows = [{"id": f"r{number}", "code": "total = items + limit\n" * (198 + number)} for number in range(5)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ran = cli(
+        "run", "--model", begun, "--source", tmp_path / "long.jsonl", "--strategy", "full", "--max-new-tokens", 15,
+        "--energy", "none", "--threads", 1, "--out", "run", "--limit", 0,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    samples = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
+    assert not [sample["error"] for sample in samples if sample.get("error") and sample["prompt_ids"]]
+    assert max(len(sample["prompt_ids"]) + len(sample["token_ids"]) for sample in samples) == 256
 
 
 def test_generate_and_the_server_read_it_before_text_and_not_before_tokens(begun: Path, bos: int) -> None:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from harness.contracts import ModelRequest, document_key
-from harness.errors import ModelError, StoreError
+from harness.errors import ConfigError, ModelError, StoreError
 from harness.models.artefacts import write_artefact
 from harness.models.facts import FILE, MERGED, PARTS
 from harness.models.model import ResolvedModel, resolve
@@ -114,6 +114,29 @@ def test_the_folder_is_known_again(tuned: ResolvedModel, exported: Path) -> None
     ]
     assert "tuned with" not in found.module()[1]
     assert f"exported from {tuned.info.name} with the LITE adapter" in found.module()[1]
+    with pytest.raises(ConfigError, match=rf"holds tuned weights.*--model {tuned.info.name}\.$"):
+        resolve(ModelRequest(str(exported), weights="pretrained"))
+    for file in [*exported.glob("*.json"), exported / "README.md"]:  # no path of this machine
+        assert tuned.spec.location not in file.read_text(), file.name
+
+
+def test_an_exported_folder_can_be_exported_again(exported: Path, tmp_path: Path) -> None:
+    from harness.models.export import export
+
+    again = export(resolve(ModelRequest(str(exported))), tmp_path / "again", lambda facts, read: "")
+    assert json.loads((exported / FILE).read_text()) == json.loads(again.model_dump_json())
+    assert {path.name for path in (tmp_path / "again" / PARTS).iterdir()} == {
+        path.name for path in (exported / PARTS).iterdir()
+    }
+
+
+def test_exits_that_the_model_s_own_head_reads_stay_so(tuned: ResolvedModel, tmp_path: Path) -> None:
+    """With shortcuts beside them a run of the folder would take those."""
+    from harness.models.export import export
+
+    own = resolve(ModelRequest(tuned.spec.location, artefacts=str(tuned.info.artefacts[0]), exit_head="shared"))
+    export(own, tmp_path / "out", lambda facts, read: "")
+    assert resolve(ModelRequest(str(tmp_path / "out"))).info.exit_head == "shared"
 
 
 def test_exit_points_are_the_folder_s(tiny_llama: Path, tmp_path: Path) -> None:

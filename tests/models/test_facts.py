@@ -56,6 +56,17 @@ def test_bytes_of_llama_3_2_3b_by_hand(resolved: Any) -> None:
     assert info.max_positions == 131072
 
 
+def test_bytes_of_opt_2_7b_by_hand(resolved: Any) -> None:
+    info = resolved("opt-2.7b", dtype="float32").info
+    width = 2560
+    attention, mlp, norms = 4 * (width * width + width), 2 * 4 * width * width + 5 * width, 4 * width
+    assert info.layer_bytes == 4 * (attention + mlp + norms)
+    assert info.lm_head_bytes == 4 * 50272 * width
+    assert info.kv_entry_bytes == 4 * 2 * width
+    assert info.exit_points == (4, 6, 8, 10, 12, 14, 16, 20, 24, 28)
+    assert (info.family, info.vocab_size, info.hidden_size, info.max_positions) == ("opt", 50272, 2560, 2048)
+
+
 @pytest.mark.model
 def test_the_default_model_s_shape_is_its_file_s(smollm2: Any) -> None:
     shape, config = smollm2.resolved.spec.shape, smollm2.module.config

@@ -56,7 +56,10 @@ def test_every_family_writes_its_own_prompt(
     assert len(fim.token_ids([], [])) == fim.markers
 
 
-def test_markers_made_of_pieces_are_none() -> None:
+def test_markers_made_of_pieces_or_incomplete_are_none() -> None:
+    for missing in STARCODER[:3]:
+        vocabulary = numbered(*(token for token in STARCODER if token != missing))
+        assert detect(vocabulary, set(vocabulary.values())) is None
     vocabulary = numbered(*STARCODER)
     assert detect(vocabulary, set()) is None
     assert detect(vocabulary, set(vocabulary.values()) - {vocabulary["<fim_suffix>"]}) is None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from harness.contracts import ModelRequest
 from harness.errors import ArtefactError
@@ -72,6 +73,18 @@ NOT_DECIDING: dict[str, Callable[[Path], object]] = {
     "how others sample": lambda folder: change(folder / "generation_config.json", temperature=0.5),
     "a readme": lambda folder: (folder / "README.md").write_text("new"),
 }
+
+
+def test_shards_are_told_by_their_index_too(tiny_llama: Path, tmp_path: Path) -> None:
+    """It says which of two files a tensor is read from."""
+    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path, max_shard_size="100KB")
+    index = tmp_path / "model.safetensors.index.json"
+    before = fingerprint(str(tmp_path))
+    change(index, metadata={"total_size": 1})
+    assert fingerprint(str(tmp_path)) == before
+    shards = json.loads(index.read_text())["weight_map"]
+    change(index, weight_map=shards | {"model.norm.weight": min(set(shards.values()) - {shards["model.norm.weight"]})})
+    assert fingerprint(str(tmp_path)) != before
 
 
 @pytest.mark.parametrize("what", [*DECIDING, *NOT_DECIDING])
@@ -159,6 +172,13 @@ def hub(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     (root / "refs" / "main").write_text(COMMITS[0])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return root
+
+
+def test_a_damaged_file_of_any_size_is_not_read_whole(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    os.truncate(file, 1 << 40)
+    assert len(fingerprint_of_files([file])) == 16
 
 
 def test_the_commit_tells_weights_of_the_hub_apart(hub: Path) -> None:

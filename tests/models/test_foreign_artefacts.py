@@ -298,6 +298,13 @@ def test_an_index_that_counts_wrong_is_refused(
     assert said in refusal(lambda: read_index(tmp_path, facts))
 
 
+def test_an_index_that_is_no_file_is_not_opened(
+    tmp_path: Path, index: dict[str, Any], put: Callable[[Path], str]
+) -> None:
+    said = put(tmp_path / index["file"])
+    assert f"{index['file']}: {said}" in refusal(lambda: read_index(tmp_path, index))
+
+
 def test_whoever_looks_for_artefacts_passes_over_what_is_none(tmp_path: Path, put: Callable[[Path], str]) -> None:
     made: Artefact = write_artefact(tmp_path / "rl.json", "rl", {}, {"model_fingerprint": BASE, "documents": ["a"]})
     put(tmp_path / "other.json")

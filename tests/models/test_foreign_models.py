@@ -17,6 +17,7 @@ import torch
 
 from harness.errors import ModelError, OutOfMemoryError
 from harness.models.model import ResolvedModel
+from harness.models.source import text_back
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -173,8 +174,10 @@ def test_a_document_that_is_none_is_named(use: Act, folder: Path, name: str, con
 
 
 @pytest.mark.crossed
-@pytest.mark.parametrize("name", [*DOCUMENTS, "model.safetensors", "merges.txt", "chat_template.jinja", "notes"])
+@pytest.mark.parametrize("name", [*DOCUMENTS, "model.safetensors", "merges.txt", "chat_template.jinja", "notes",
+                                  "additional_chat_templates/a.jinja"])  # fmt: skip
 def test_what_is_no_file_is_not_opened(use: Act, folder: Path, put: Callable[[Path], str], name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
     said = put(folder / name)
     if said == "it is a folder, not a file":
         stands_or_is_refused(use)
@@ -203,6 +206,25 @@ def test_a_tokenizer_that_does_not_give_code_back_is_refused(
     said = refusal(lambda: resolved(str(folder), weights=weights).tokenizer)
     assert said.startswith(f"the tokenizer of {folder.name} does not give code back as it was, but as ")
     assert "Copy the one that was published with the weights" in said
+
+
+def test_tokenizers_of_every_kind_give_code_back(tiny_tokenizer: Any) -> None:
+    """Llama's puts a space before a text, knows no newline but its byte, and drops that space again; others keep it."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    spaced = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    spaced.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127)), "▁▁"]
+    llama = Tokenizer(
+        models.BPE({word: at for at, word in enumerate(words)}, [("▁", "▁")], unk_token="<unk>", byte_fallback=True)
+    )
+    llama.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    llama.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    for one in (tiny_tokenizer.backend_tokenizer, spaced, llama):
+        assert text_back(PreTrainedTokenizerFast(tokenizer_object=one)) == ""
 
 
 def test_a_token_beyond_the_embedding_is_refused(use: Act, folder: Path) -> None:
@@ -242,6 +264,22 @@ def test_one_weight_that_is_no_number_is_found(
     found = resolved(str(folder), weights="pretrained", dtype=dtype)
     said = f"{folder / 'model.safetensors'}: {name} holds {fault}, with which the model says nothing."
     assert refusal(lambda: found.load("cpu")).startswith(said)
+
+
+def test_weights_beyond_the_dtype_asked_for_are_found(resolved: Callable[..., ResolvedModel], folder: Path) -> None:
+    weights = weights_of(folder)
+    weights[UP][0, 0] = 1e6
+    save(folder, weights)
+    found = resolved(str(folder), weights="pretrained", dtype="float16")
+    assert f"{UP} holds infinity" in refusal(lambda: found.load("cpu"))
+    resolved(str(folder), weights="pretrained").load("cpu")
+
+
+def test_pickled_weights_are_not_read(resolved: Callable[..., ResolvedModel], folder: Path) -> None:
+    torch.save(weights_of(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"cannot be read from folder m as safetensors.*--weights random"):
+        resolved(str(folder), weights="pretrained").load("cpu")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from harness.decoding import packing
 from harness.decoding.engine import Engine
 from harness.decoding.packing import tensors_of
+from harness.host.cache import KINDS, Kind
 from harness.models import model, weights
 from harness.models.model import LoadedModel, ResolvedModel
 from strategies.full import Full
@@ -164,6 +166,30 @@ def test_a_slot_that_is_not_the_model_s_is_refused(
     notes: list[str] = []
     assert same(first, found.load("cpu", notes.append))
     assert any("2.mlp_in is Fp16" in note for note in notes)
+
+
+def test_what_was_not_used_for_longest_goes(
+    resolved: Any, tiny_llama: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "packed", Kind("two formats", 2))
+    fp16, int8, int4 = (pretrained(resolved, tiny_llama, weights_format=name) for name in ("fp16", "int8", "int4"))
+    fp16.load("cpu")
+    (used,) = files(folder)
+    int8.load("cpu")
+    for number, file in enumerate(sorted(files(folder), key=lambda file: file != used)):
+        os.utime(file, (number, number))
+    fp16.load("cpu")  # is used again
+    int4.load("cpu")
+    assert used in files(folder)
+    assert len(files(folder)) == 2
+
+
+def test_a_disk_that_cannot_be_written_is_a_note(resolved: Any, tiny_llama: Path, folder: Path) -> None:
+    folder.parent.mkdir(parents=True)
+    folder.write_text("no folder")
+    notes: list[str] = []
+    assert decoded(pretrained(resolved, tiny_llama).load("cpu", notes.append))
+    assert sum("are not kept" in note for note in notes) == 1
 
 
 def test_small_and_random_models_are_not_kept(

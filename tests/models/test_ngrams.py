@@ -76,6 +76,11 @@ def test_it_comes_back_from_disk(tmp_path: Path, count: int) -> None:
     assert np.array_equal(again.hashes, index.hashes)
 
 
+def test_many_hashes_of_one_high_half_come_back_too(tmp_path: Path) -> None:
+    index = NgramIndex(np.arange(1 << 16, dtype=np.uint32) + np.uint32(7 << 16))
+    assert np.array_equal(read_index(tmp_path, write_index(tmp_path, index)).hashes, index.hashes)
+
+
 def test_a_file_that_is_not_the_one_written_is_refused(tmp_path: Path) -> None:
     facts = write_index(tmp_path, NgramIndex.of([tokens("text", 500)]))
     file = tmp_path / facts["file"]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from harness.config import RunConfig
+from harness.config.model import parse_device_map
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
 from harness.decoding.packing import PlacedLinear
@@ -47,6 +49,21 @@ def test_layers_in_a_file_give_the_same_tokens(make_model: Callable[..., Path], 
             for one in (whole, spread)
         )
         assert [made.token_ids for made in got] == [made.token_ids for made in expected]
+
+
+def test_a_layer_s_file_has_no_name_once_it_is_mapped(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing of it is left by a process that is killed."""
+    seen: list[Path] = []
+    real = torch.from_file
+
+    def mapped(name: str, **more: Any) -> torch.Tensor:
+        assert not any(file.exists() for file in seen)
+        seen.append(Path(name))
+        return real(name, **more)
+
+    monkeypatch.setattr(torch, "from_file", mapped)
+    resolve(ModelRequest(str(tiny_llama), device_map="5-9=disk", weights_format="auto")).load("cpu")
+    assert len(seen) > 5
 
 
 @pytest.mark.parametrize(
@@ -154,6 +171,22 @@ def test_what_fits_stays_on_one_device(tiny_llama: Path) -> None:
     assert resolved.placement("cpu") == {}
     assert resolved.load("cpu").module is not None
     _planned.clear()
+
+
+def test_a_map_names_layers_from_1_and_each_once() -> None:
+    for text, spans in (
+        ("auto", ()),
+        ("7-12=cuda:1", ((7, 12, "cuda:1"),)),
+        ("9=disk, 1-8=cpu", ((1, 8, "cpu"), (9, 9, "disk"))),
+    ):
+        assert parse_device_map(text) == spans
+    for text, said in (
+        *((text, "should be LAYERS=DEVICE") for text in ("balanced", "1-2=mps")),
+        *((text, "count from 1") for text in ("0-2=cpu", "4-2=cpu")),
+        ("1-4=cpu,4-6=disk", "layer 4 is named twice"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            RunConfig(device_map=text)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,24 @@ def test_they_say_what_they_read(folder: Path) -> None:
     assert seen.ngrams() is not None
 
 
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_nothing_else_ships_and_the_paper_s_agents_learned_by_its_rule(folder: Path) -> None:
+    names = {path.name.partition(".")[0].removesuffix("-training") for path in folder.iterdir()}
+    indices = {json.loads((folder / f"{name}.json").read_text())["ngrams"]["file"] for name in SETS[folder]}
+    assert names == {*SETS[folder], "shortlist", "CARD", "exits", "training", *(Path(file).stem for file in indices)}
+    assert {path for path in SHIPPED.iterdir() if path.is_dir()} == set(SETS)
+    assert (folder / "adapter.safetensors").stat().st_size <= 25_000_000
+    shortlist, adapter = (read_artefact(folder / f"{kind}.json", kind).facts for kind in ("shortlist", "adapter"))
+    assert set(shortlist["documents"]) <= set(adapter["documents"])  # what may be drawn is the same without it
+    assert (shortlist["base_fingerprint"], shortlist["order"]) == (adapter["model_fingerprint"], False)
+    for name, weight in (("rl-java", 1.0), ("rl-python", 0.5)):
+        facts = json.loads((folder / f"{name}.json").read_text())
+        weights = dict.fromkeys(("alpha", "beta", "gamma"), weight)
+        assert facts["reward"] == {"rule": "GREEN-CODE Eq. 2 and 3", "epsilon": 0.1} | weights
+        assert (facts["ppo"]["learning_rate"], facts["ppo"]["discount"]) == (5e-5, 0.99)
+    assert json.loads((folder / "rl.json").read_text())["reward"]["rule"] == "savings"
+
+
 @pytest.mark.model
 def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
     assert tuned.info.weights == "tuned"
@@ -88,6 +106,16 @@ def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
         known = facts["base_fingerprint"] if name == "shortcut" else facts["model_fingerprint"]
         assert known in (tuned.info.fingerprint, tuned.info.base_fingerprint)
     assert json.loads((FOLDER / "rl.json").read_text())["model_fingerprint"] == tuned.info.fingerprint
+
+
+@pytest.mark.model
+def test_the_reference_is_chosen_by_name(tuned: ResolvedModel) -> None:
+    info = resolve(ModelRequest("smollm2-135m", artefacts=REFERENCE.name)).info
+    assert (info.weights, info.exit_head) == ("tuned", "shared")
+    assert info.fingerprint != tuned.info.fingerprint
+    for name in set(SETS[REFERENCE]) - {"adapter"}:
+        facts = json.loads((REFERENCE / f"{name}.json").read_text())
+        assert (facts["model_fingerprint"], facts["exit_head"]) == (info.fingerprint, info.exit_head)
 
 
 @pytest.mark.slow

@@ -178,6 +178,17 @@ def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
     assert "\n" not in message
 
 
+def test_the_plain_name_comes_before_the_others_of_its_folder(tmp_path: Path) -> None:
+    """Also before ``shortcut-a``, whose file name sorts first; a folder before the next one all the same."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    plain, other = write_shortcut(second), write_shortcut(first, name="shortcut-a")
+    write_shortcut(second, name="shortcut-a")
+    for folders, expected in (([second, first], plain), ([first, second], other)):
+        found = part("shortcut", BASE, folders)
+        assert found is not None
+        assert found.path == expected.path
+
+
 @pytest.mark.parametrize(
     ("known", "points", "name"),
     [(BASE, POINTS, ""), (OTHER, POINTS, "-07e407e4"), (BASE, (4, 6), "-ba5eba5e"), (BASE, (4, 6, 8, 10), "-ba5eba5e")],
@@ -274,6 +285,13 @@ def test_a_merge_adds_scale_b_a(tmp_path: Path, scale: float, stored: torch.dtyp
     for name, tensor in base.state_dict().items():
         if name not in ("up.weight", "deep.down.weight"):
             assert torch.equal(module.state_dict()[name], tensor), name
+
+
+def test_a_merge_into_bfloat16_rounds_once(tmp_path: Path) -> None:
+    module, low = small().bfloat16(), factors(up=(5, 7))
+    expected = module["up"].weight.float() + 2.0 * (low["up.lora_B"] @ low["up.lora_A"])
+    merge(module, write_adapter(tmp_path, factors=low, scale=2.0))
+    assert torch.equal(module["up"].weight, expected.bfloat16())
 
 
 @pytest.mark.parametrize("target", ["left", "deep", "act", "deep.up"])

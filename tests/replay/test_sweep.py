@@ -266,6 +266,11 @@ def test_generated_tokens_leave_out_what_prefill_yields(swept: Swept, generated:
     assert result.sweep.tokens == len(document) - len(traces.documents)
     row = by_name(swept("confidence:threshold=q50", folder=generated))
     assert [one.percentile for one in row.values()] == [None, 50]
+    held = held_out_rows(traces, document.long(), seed=0)
+    starts = torch.cat((torch.ones(1, dtype=torch.bool), document.diff() != 0))
+    (threshold,) = (one.options["threshold"] for one in row.values() if one.percentile)
+    scores = traces.columns("top1")["top1"][~held & ~starts].float()  # no strategy is asked at the others
+    assert (scores < threshold).float().mean().item() == pytest.approx(0.5, abs=1 / scores.numel())
 
 
 def test_a_sweep_measures_when_told_to(swept: Swept, generated: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from harness import RunConfig, run
+from harness.errors import ConfigError
 from harness.running.session import poisson, wait_until
 
 
@@ -60,3 +61,8 @@ def test_a_run_at_a_fixed_rate_counts_latency_from_the_arrival(config: dict[str,
     for window in windows:
         last = max(sample["arrival_s"] for sample in samples if sample["window"] == window["window"])
         assert window["duration_s"] > last  # idle time is inside
+
+
+def test_a_batch_cannot_arrive_one_by_one() -> None:
+    with pytest.raises(ConfigError, match="--arrival-rate serves one request at a time and --batch-size is 2"):
+        RunConfig(arrival_rate=1.0, batch_size=2)

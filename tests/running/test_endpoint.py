@@ -174,6 +174,24 @@ def test_a_key_is_sent_and_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
         Endpoint(key_env="OWN_KEY").connect()
 
 
+@pytest.mark.parametrize("before", [0, 180, 195])
+def test_no_part_of_a_key_is_said_where_an_answer_is_cut(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    """What is shown ends after 200 characters, and what is read somewhere behind them."""
+    monkeypatch.setenv("OWN_KEY", "sk-secret-of-mine\n")  # as a file of it ends
+    pieces = [b"x" * before + b"sk-secret-", b"of-mine" + b"y" * 300]
+    for body in (pieces, [b"".join(pieces)]):
+        with scripted((401, body)) as (url, handler), pytest.raises(EndpointError) as refusal:
+            ask(url, key_env="OWN_KEY")
+        assert handler.headers_heard[0]["Authorization"] == "Bearer sk-secret-of-mine"
+        assert "sk-s" not in str(refusal.value)
+        assert "answers 401: " in str(refusal.value)
+    for key in ("sk\nsecret", "ключ", "\x7f"):
+        monkeypatch.setenv("OWN_KEY", key)
+        with pytest.raises(OptionError, match="holds characters that no HTTP header can") as unsent:
+            Endpoint(key_env="OWN_KEY").connect()
+        assert key not in str(unsent.value)
+
+
 @pytest.mark.parametrize("key", ["test", "x", "tiny", "sk-0123456789abc"])
 def test_a_completion_is_never_altered(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     """What looks like the key may be a word; a key that is none by its length fails the sample."""
@@ -293,11 +311,33 @@ def test_failures_are_error_records_and_the_run_goes_on(tiny_run: Command, tmp_p
     assert rows(out)["full"]["n"] == 4
 
 
+def test_one_that_dies_before_the_next_repeat_fails_its_samples(tiny_run: Command, tmp_path: Path) -> None:
+    good, out = (200, [word("x = 1"), END]), tmp_path / "two"
+    with scripted(good) as (url, handler):
+        assert tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--out", tmp_path / "one").code == 0
+    with scripted(*[good] * len(handler.heard), (503, [b"gone"])) as (url, _):
+        ran = tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--repeats", 2, "--out", out)
+    assert ran.code == 0, ran.err
+    made = [one for one in samples(out) if one["operating_point"].startswith("endpoint")]
+    assert [(one["repeat"], bool(one["error"])) for one in made] == [(0, False), (0, False), (1, True), (1, True)]
+    assert {one["repeat"] for one in samples(out) if one["operating_point"] == "full" and not one["error"]} == {0, 1}
+
+
+def test_what_the_client_s_rule_ends_is_not_waited_for_and_no_text_has_no_first_token() -> None:
+    with scripted((200, [word("a"), word("b\n"), b"wait", END]), (200, [END])) as (url, _):
+        answers = [ask(url, lambda text: "\n" in text) for _ in range(2)]
+    assert [(one.text, one.finish_reason) for one in answers] == [("ab\n", "stop"), ("", "length")]
+    assert answers[1].ttft_s is None
+
+
 def test_one_that_is_down_at_the_start_is_refused_with_the_remedy(refused: Callable[..., str]) -> None:
     with scripted((200, [END])) as (url, _):
         pass
     line = refused("--strategy", f"endpoint:url={url}")
     assert f"the endpoint {url}/v1/completions cannot be reached" in line
+    with pytest.raises(EndpointError, match="cannot be reached: "):
+        ask("http://a..b")
+    assert "how endpoint decodes is its own affair" in refused("--strategy", "endpoint@lossless")
     assert "Start the server" in line
 
 

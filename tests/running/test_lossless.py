@@ -88,6 +88,18 @@ def test_each_name_stands_once(points: Any) -> None:
     assert names(points("fixed:layer=4", "full@lossless", "full@lossy")) == ["full", "fixed:layer=4"]
 
 
+def test_of_several_policies_those_that_defer_are_used_and_probes_are_of_lossy_points(points: Any) -> None:
+    found = points("fixed:layer=4", kv="recompute,propagate,none", decode="lossless")
+    assert names(found) == ["full@recompute", "full@none", "fixed:layer=4@recompute@lossless"]
+    with pytest.raises(OptionError, match="under --kv propagate none do"):
+        points("fixed:layer=4", kv="propagate,skip", decode="lossless")
+    found = points("confidence:threshold=0.5", attribute=True, decode="lossless,lossy")
+    assert [point.name for point in found if point.record.never_exits] == names(found)[-1:]
+    assert (names(found)[-1], found[-1].record.lossless) == ("confidence:threshold=0.5 (never exits)", False)
+    alone = points("confidence:threshold=0.5@lossless", attribute=True)
+    assert names(alone) == ["full", "confidence:threshold=0.5@lossless"]
+
+
 def test_records_say_how_a_point_decodes(points: Any) -> None:
     _, alone, looking = points("fixed:layer=4@lossless", "fixed:layer=4@lossless+lookup:n=4", draft_max=3)
     assert (alone.record.decode, alone.record.draft_max, alone.record.lossless) == ("lossless", 3, True)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from harness.contracts import CONTEXT
+from harness.decoding.teacher_forcing import TeacherForcing
+from harness.errors import DataError, ModelError
 from harness.models.model import LoadedModel, ResolvedModel
 from harness.models.tokenizer import TransformersTokenizer
 
@@ -158,3 +160,28 @@ def test_a_score_that_breaks_over_one_completion(measured: Callable[..., Any], m
     samples, _ = measured("--strategy", "full")
     said = "the completion cannot be read and scored: ZeroDivisionError: division by zero."
     assert [one["error"] for one in samples] == [said, None, None]
+
+
+def test_a_refusal_of_a_score_stops_the_run(tiny_run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(completion: Any) -> Any:
+        raise DataError("a grammar is missing.")
+
+    monkeypatch.setattr("harness.running.completions.score_sample", refuses)
+    assert "a grammar is missing" in tiny_run("--strategy", "full").error
+
+
+def test_full_depth_that_makes_no_choice_along_a_text_fails_that_sample(
+    measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices, asked = TeacherForcing.choices, iter(range(100))
+
+    def lost(self: TeacherForcing, completion: Sequence[int]) -> list[int]:
+        if next(asked) == 0:
+            raise ModelError("logits of layer 12 are not finite at token 2: made up.")
+        return choices(self, completion)
+
+    monkeypatch.setattr(TeacherForcing, "choices", lost)
+    samples, _ = measured("--strategy", "full", "--strategy", "fixed:layer=4")
+    (failed,) = [one for one in samples if one["error"]]
+    assert failed["operating_point"] == "fixed:layer=4"
+    assert failed["error"] == "full depth along its text: logits of layer 12 are not finite at token 2: made up."

@@ -139,17 +139,21 @@ def test_an_attribution_that_would_mean_nothing_is_refused(
 
 
 def test_a_run_of_before_an_option_existed_continues(config: dict[str, Any], tmp_path: Path) -> None:
-    settings = RunConfig.build(config | {"strategies": ("fixed:layer=4",)})
+    settings = RunConfig.build(config | {"kv": "propagate", "strategies": ("fixed:layer=4",)})
     run(settings)
     unseal(tmp_path / "out")
     manifest = tmp_path / "out" / "manifest.json"
     facts = json.loads(manifest.read_text())
+    for point in facts["operating_points"]:  # it has the policy of the run's configuration
+        point["kv"] = None
+        del point["kv_facts"]
     for name in ("attribute", "strict", "idle_s", "arrival_rate"):
         del facts["config"][name]
     manifest.write_text(json.dumps(facts))
     before = (tmp_path / "out" / "samples.jsonl").read_bytes()
     frame = run(settings, resume=tmp_path / "out")
     assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
+    assert list(frame["kv"]) == ["propagate", "propagate"]
     assert (tmp_path / "out" / "samples.jsonl").read_bytes() == before  # nothing was measured again
 
 

@@ -12,6 +12,7 @@ import torch
 
 from harness import RunConfig, run
 from harness.decoding.teacher_forcing import TeacherForcing
+from tests.run_files import cut, unseal
 
 
 @pytest.fixture
@@ -131,3 +132,18 @@ def test_memory_that_runs_out_keeps_what_was_finished(
     assert sum(sample["operating_point"] != "full" for sample in kept) == 3
     assert list(run(RunConfig(**config), resume=tmp_path / "out")["n"]) == [4, 4, 4]
     assert samples(tmp_path / "out")[: len(kept)] == kept
+
+
+def test_a_run_of_before_goes_on_with_choices_in_what_is_new(config: dict[str, Any], tmp_path: Path) -> None:
+    settings, out = RunConfig(**config | {"limit": 3}), tmp_path / "out"
+    run(settings)
+    unseal(out)
+    cut(out, -3)  # the last block is measured again
+    old = samples(out)
+    for sample in old:
+        del sample["full_depth_ids"]
+    (out / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in old))
+    frame = run(settings, resume=out).set_index("operating_point")
+    assert [bool(sample.get("full_depth_ids")) for sample in samples(out)] == [False] * 6 + [True] * 3
+    assert frame.loc["fixed:layer=6", "own_text_agreement_n"] == 1
+    assert frame.loc["fixed:layer=6", "exact_prefix_n"] == 3

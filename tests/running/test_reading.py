@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
+from harness.records.summary import SUMMARY_VERSION
 from harness.running.reading import read_run, read_runs
 from harness.store.run_directory import LOCK
 from tests.run_files import cut, unseal
@@ -33,6 +34,16 @@ def test_a_finished_run_has_nothing_to_say(finished: Path) -> None:
     assert run.name == "one"
     assert run.windows_finished == run.windows_expected == 3
     assert read_run(finished, stored=True).summary == run.summary
+
+
+def test_a_stored_summary_that_cannot_be_read_or_is_of_before_is_made_again(finished: Path) -> None:
+    whole = read_run(finished).summary
+    earlier = json.loads(whole.model_dump_json()) | {"schema_version": SUMMARY_VERSION - 1}
+    earlier["rows"][0]["metrics"]["roofline_speedup"] = {"value": 9.0}  # an earlier name
+    for text in ("{", json.dumps(earlier)):
+        (finished / "summary.json").write_text(text)
+        for stored in (True, False):
+            assert read_run(finished, stored=stored).summary == whole
 
 
 def test_a_run_without_codebleu_is_reported_with_the_reason(tiny_run: Command, tmp_path: Path) -> None:

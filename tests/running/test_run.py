@@ -157,9 +157,29 @@ def test_operating_points_are_interleaved_and_their_order_differs(config: dict[s
     assert len(orders) == 2 * 2
     assert len(set(orders)) > 1
     assert {window["samples"] for window in windows} == {2}
+    run(RunConfig(**config | {"limit": 4, "repeats": 2, "block_size": 2, "seed": 7, "out": tmp_path / "other"}))
+    other = [window["operating_point"] for window in measured(tmp_path / "other")]
+    assert [window["operating_point"] for window in windows] != other
     assert [window["window"] for window in lines(tmp_path / "out", "windows")] == list(
         range(len(lines(tmp_path / "out", "windows")))
     )
+
+
+def test_flags_win_over_a_file_and_a_file_over_defaults(
+    cli: Command, tmp_path: Path, tiny_llama: Path, rows_file: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(
+        f'model = "{tiny_llama}"\nsource = "{rows_file}"\nstrategies = ["fixed:layer=4", "oracle"]\n'
+        'limit = 3\nmax_new_tokens = 3\nenergy = "none"\nthreads = 1\nout = "from-file"\nseed = 5\n'
+    )
+    given = ("run", "--config", "run.toml", "--limit", 2, "--strategy", "fixed:layer=6")
+    ran = cli(*given)
+    assert ran.code == 0, ran.err
+    config = json.loads((tmp_path / "from-file" / "manifest.json").read_text())["config"]
+    assert (config["limit"], config["strategies"]) == (2, ["fixed:layer=6"])  # flags
+    assert (config["seed"], config["kv"]) == (5, "auto")  # the file, a default
+    resumed = cli(*given, "--resume", "from-file")
+    assert resumed.code == 0, resumed.err
 
 
 def test_what_is_skipped_is_what_a_run_with_that_limit_draws(config: dict[str, Any], tmp_path: Path) -> None:

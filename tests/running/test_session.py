@@ -12,6 +12,7 @@ import pytest
 
 from harness import RunConfig, run
 from harness.decoding.heads.int8 import Int8
+from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import MeterError
 from harness.metering import Surroundings
 from harness.metering.contamination import Contamination, Glance
@@ -93,6 +94,19 @@ def test_what_the_machine_did_is_in_every_window(config: dict[str, Any], tmp_pat
         assert (window["stolen_cpu_s"] is None) == (readable.stolen_s is None)
 
 
+def test_without_strict_a_contaminated_window_counts_with_its_flag(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any
+) -> None:
+    neighbours([*WARM, ("foreign-cpu", "stolen-cpu")])
+    frame = run(RunConfig(**config | {"energy": "estimate"}))  # no sensor: no rest before or behind
+    assert list(frame["n"]) == [2, 2]
+    assert kinds(tmp_path / "out") == "WWW...."
+    flagged = windows(tmp_path / "out")[3]
+    assert flagged["flags"] == ["foreign-cpu", "stolen-cpu"]
+    assert (flagged["foreign_cpu_s"], flagged["stolen_cpu_s"]) == (1.5, 0.25)
+    assert any("1 of 4 windows are flagged 'foreign-cpu'" in note for note in summary(tmp_path / "out")["notes"])
+
+
 def test_strict_measures_again_until_it_is_clean(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
     neighbours([*WARM, ("throttled",), (), (), ("clock-change",)])
     frame = run(RunConfig(**config | {"strict": True}))
@@ -108,6 +122,16 @@ def test_strict_measures_again_until_it_is_clean(config: dict[str, Any], tmp_pat
         for note in notes
     )
     assert not any("are flagged" in note for note in notes)
+
+
+def test_strict_repeats_a_contaminated_rest_and_passes_over_a_flag_of_the_meter_alone(
+    config: dict[str, Any], tmp_path: Path, neighbours: Any
+) -> None:
+    dirty = ("foreign-cpu",)
+    neighbours([dirty, dirty, dirty, *WARM, ("short-window",)])
+    run(RunConfig(**config | {"idle_s": 0.01, "strict": True}))
+    assert kinds(tmp_path / "out") == "IIIWWW....I"
+    assert [window["superseded"] for window in windows(tmp_path / "out")[:4]] == [True, True, False, False]
 
 
 def test_a_run_stopped_between_two_attempts_goes_on_with_the_next(
@@ -138,6 +162,16 @@ def test_idle_stands_before_and_after_with_a_sensor(config: dict[str, Any], tmp_
         assert window["cpu_time_s"] < 0.04
     assert [row["metrics"]["energy_j"]["value"] for row in summary(out)["rows"]] == [0.5, 0.5]
     assert any("energy was replayed from a file (readings replayed" in note for note in summary(out)["notes"])
+
+
+def test_a_sensor_decides_the_block(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
+    neighbours([])
+    energy = recording(tmp_path / "counter.json", 100)  # ticks of 10 µs: two seconds of full depth
+    run(RunConfig(**config | {"energy": energy, "idle_s": 0}))
+    assert kinds(tmp_path / "out") == "WWW.."  # both samples in one block
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    fastest = min(window["duration_s"] for window in windows(tmp_path / "out")[:3])
+    assert manifest["block_size"] * fastest == pytest.approx(2.0, abs=fastest)
 
 
 def test_a_resumed_run_rests_again_before_and_a_finished_one_does_not(
@@ -234,13 +268,20 @@ def test_a_warm_up_that_never_settles_says_so(
 def test_what_an_operating_point_runs_on_is_made_before_anything_is_measured(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cheap head takes as long to make as a completion: its point's first window must not pay for it."""
-    within, made = [False], []
-    make, window = Int8.__init__, session.observed
+    """A cheap head takes as long to make as a completion: its point's first window must not pay for it.
+
+    Nor does a window pay for what full depth would choose along its texts, which is asked behind it.
+    """
+    within, made, asked = [False], [], []
+    make, window, choices = Int8.__init__, session.observed, TeacherForcing.choices
 
     def watched(self: Int8, *arguments: Any) -> None:
         made.append(within[0])
         make(self, *arguments)
+
+    def chosen(self: TeacherForcing, completion: Any) -> list[int]:
+        asked.append(within[0])
+        return choices(self, completion)
 
     @contextmanager
     def open_window(*arguments: Any) -> Iterator[Any]:
@@ -250,7 +291,9 @@ def test_what_an_operating_point_runs_on_is_made_before_anything_is_measured(
         within[0] = False
 
     monkeypatch.setattr(Int8, "__init__", watched)
+    monkeypatch.setattr(TeacherForcing, "choices", chosen)
     monkeypatch.setattr(session, "observed", open_window)
-    points = ("confidence:threshold=1:head=int8", "fixed:layer=4@lossless")
+    points = ("confidence:threshold=1:head=int8", "fixed:layer=4@lossless", "fixed:layer=4")
     run(RunConfig(**config | {"strategies": points, "draft_head": "int8"}))
     assert made == [False]
+    assert set(asked) == {False}

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 import tracemalloc
@@ -76,11 +77,14 @@ def test_a_finished_run_is_packed_and_published(cli: Command, finished: Path, tm
     assert ran.code == 0, ran
     assert "✗" not in ran.out
     assert ran.out.count("✓") == 14
+    assert "Cannot be checked: that times and energy are what clocks and sensors read" in ran.out
     archive = tmp_path / "one.tar.gz"
     assert cli("leaderboard", archive, "--out", tmp_path / "packed").code == 0
     assert cli("leaderboard", finished, "--out", tmp_path / "plain").code == 0
     names = [sorted(file.name for file in (tmp_path / site / "data").rglob("*.js")) for site in ("packed", "plain")]
     assert names[0] == names[1]
+    page = (tmp_path / "plain" / "index.html").read_text()
+    assert "<b>Cannot be checked</b>, and is believed: that times and energy are" in page
     both = cli("leaderboard", archive, finished, "--out", tmp_path / "both")
     assert "1 run(s) with 1 operating points, 1 given twice" in both.out
 
@@ -96,6 +100,7 @@ def test_what_cannot_be_published_is_refused_with_every_remedy(cli: Command, fin
     assert "harness report" in ran.out
     assert "--strict" in ran.out
     assert "2 of 14 checks failed" in ran.err
+    assert "does not end in .tar.gz" in cli("submit", finished, "--out", "one.zip").error
     assert not list(tmp_path.glob("*.tar.gz"))
 
 
@@ -113,6 +118,31 @@ def test_what_must_be_hashed_is(finished: Path, change: Callable[[dict[str, Any]
     assert list(failed(finished)) == [name]
 
 
+def test_what_is_unfinished_or_has_no_summary_is_not_published_and_last_digits_do_no_harm(finished: Path) -> None:
+    edit(
+        finished / "summary.json", lambda summary: summary["rows"][0]["metrics"]["agreement"].update(value=1.0 - 1e-13)
+    )
+    assert failed(finished) == {}
+    (finished / "summary.json").unlink()
+    assert "there is no summary.json" in failed(finished)["summary"]
+    file = finished / "windows.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert "harness run --resume" in failed(finished)["finished"]
+
+
+def test_superseded_windows_do_no_harm(finished: Path) -> None:
+    windows, samples = finished / "windows.jsonl", finished / "samples.jsonl"
+    again = json.loads(windows.read_text().splitlines()[-1])
+    mine = [one for one in map(json.loads, samples.read_text().splitlines()) if one["window"] == again["window"]]
+    edit(windows, lambda window: window.update(flags=["stolen-cpu"], superseded=True), -1)
+    with windows.open("a") as file:
+        file.write(json.dumps(again | {"window": again["window"] + 1}) + "\n")
+    with samples.open("a") as file:
+        file.writelines(json.dumps(line | {"window": again["window"] + 1}) + "\n" for line in mine)
+    renew_summary(finished)
+    assert failed(finished) == {}
+
+
 def archive_of(finished: Path, folder: Path) -> Path:
     return pack(examine_submission(finished), folder / "one.tar.gz")
 
@@ -121,7 +151,11 @@ def test_the_packed_copy_is_clean_complete_and_hashed(finished: Path, tmp_path: 
     """The tiny run's model and data lie in a temporary folder: private paths, in the original."""
     before = (finished / "manifest.json").read_bytes()
     assert str(tmp_path.parent).encode() in before
-    with unpacked(archive_of(finished, tmp_path)) as directory:
+    first = archive_of(finished, tmp_path).read_bytes()
+    for file in finished.iterdir():
+        os.utime(file, (1, 1))
+    assert archive_of(finished, tmp_path / "again").read_bytes() == first
+    with unpacked(tmp_path / "one.tar.gz") as directory:
         contents = {file.name: file.read_bytes() for file in directory.iterdir()}
         run = read_run(directory)
     assert set(contents) == {"manifest.json", "windows.jsonl", "samples.jsonl", "summary.json", "submission.json"}
@@ -190,6 +224,7 @@ def extra(name: str, **facts: Any) -> Callable[[list[tuple[tarfile.TarInfo, byte
         extra("one/manifest.json", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
         extra("one/samples.jsonl", type=tarfile.LNKTYPE, linkname="one/manifest.json"),
         extra("one/windows.jsonl", type=tarfile.FIFOTYPE),
+        extra("one/samples.jsonl", type=tarfile.GNUTYPE_SPARSE),
         lambda members: members.clear(),
         lambda members: members.pop(0),
         lambda members: members.pop(),
@@ -247,8 +282,31 @@ def test_an_archive_does_not_fill_the_disk(tmp_path: Path) -> None:
         pass
 
 
+def test_the_limit_counts_all_files_together_and_holds_for_what_is_packed(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = archive_of(finished, tmp_path)
+    monkeypatch.setattr("harness.store.packed_run.LARGEST_BYTES", 2_000)
+    with pytest.raises(StoreError, match="unpacks to more than"), unpacked(archive):
+        pass
+    with pytest.raises(StoreError, match="Measure fewer samples or operating points"):
+        archive_of(finished, tmp_path / "large")
+    assert not (tmp_path / "large").exists() or not list((tmp_path / "large").iterdir())
+
+
+def test_a_name_needs_no_extended_header(finished: Path, tmp_path: Path) -> None:
+    for name, kept in (("läuft", "läuft"), ("ü" * 120, "ü" * 50), ("a" * 250, "a" * 100)):
+        moved = finished.rename(tmp_path / name)
+        with unpacked(archive_of(moved, tmp_path / "packed")) as directory:
+            assert directory.name == kept
+            assert read_run(directory).samples
+        finished = moved
+
+
 @pytest.mark.parametrize(
-    "content", [b"", b"no archive", gzip.compress(b"no tar" * 1000, mtime=0)], ids=["empty", "text", "no tar"]
+    "content",
+    [b"", b"no archive", gzip.compress(b"no tar" * 1000, mtime=0), gzip.compress(bytes(10_240), mtime=0)[:-9]],
+    ids=["empty", "text", "no tar", "cut"],
 )
 def test_a_damaged_archive_is_one_line(cli: Command, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.tar.gz").write_bytes(content)

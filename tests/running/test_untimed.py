@@ -14,6 +14,7 @@ from harness.records import SampleRecord
 from harness.running.reading import read_run
 from harness.running.runner import execute
 from reports.metrics.vocabulary import all_metrics
+from reports.summary.admission import refuse_window
 
 from ..conftest import Ran
 
@@ -71,6 +72,14 @@ def test_scores_and_work_are_those_of_the_timed_run_and_costs_are_missing(pair: 
         assert untimed.metrics == {name: one for name, one in timed.metrics.items() if name not in costs}
         assert not untimed.pareto
     assert any("was not timed" in note for note in read_run(pair["untimed"]).summary.notes)
+
+
+def test_a_time_that_is_missing_in_a_run_that_was_timed_is_left_out(pair: dict[str, Path]) -> None:
+    run = read_run(pair["untimed"])
+    manifest = run.manifest.model_copy(update={"config": {**run.manifest.config, "untimed": False}})
+    window = next(window for window in run.windows if not window.warmup)
+    assert refuse_window(window, run.manifest) is None
+    assert refuse_window(window, manifest) == "no time in a run that was timed"
 
 
 def test_reports_show_no_cost(cli: Callable[..., Ran], pair: dict[str, Path], tmp_path: Path) -> None:

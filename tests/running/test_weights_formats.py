@@ -103,6 +103,28 @@ def test_formats_run_side_by_side_and_each_as_it_does_alone(run: Callable[..., A
         assert [described[size] for size in sizes] == [single[size] for size in sizes]
 
 
+def test_own_text_is_asked_of_the_first_format(run: Callable[..., Any]) -> None:
+    """Along a lossy full depth's completion the first format's chooses, which is not always what was generated."""
+    assert run("--weights-format", "float32,int4", "--max-new-tokens", 12, "--limit", 6).code == 0
+    found = {stored: [one for (name, _), one in samples("out").items() if name == f"full@{stored}"]
+             for stored in ("float32", "int4")}  # fmt: skip
+    assert all(one["full_depth_ids"] == one["token_ids"] for one in found["float32"])
+    assert all(len(one["full_depth_ids"]) == len(one["token_ids"]) for one in found["int4"])
+    assert any(one["full_depth_ids"] != one["token_ids"] for one in found["int4"])
+
+
+def test_later_repeats_load_the_same_formats_and_ask_nothing_of_full_depth(run: Callable[..., Any]) -> None:
+    ran = run("--weights-format", "fp16,int4", "--repeats", 2)
+    assert ran.code == 0, ran.err
+    lines = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
+    tokens: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+    for line in lines:
+        tokens.setdefault((line["operating_point"], line["sample_id"]), set()).add(tuple(line["token_ids"]))
+        assert len(line["full_depth_ids"]) == (len(line["token_ids"]) if line["repeat"] == 0 else 0)
+    assert {line["repeat"] for line in lines} == {0, 1}
+    assert all(len(each) == 1 for each in tokens.values())
+
+
 def test_formats_and_policies_stand_in_the_name_in_that_order(run: Callable[..., Any]) -> None:
     ran = run("--weights-format", "fp16,int8", "--kv", "none,propagate", "--attribute")
     assert ran.code == 0, ran.err
@@ -162,3 +184,25 @@ def test_a_list_with_what_is_no_format_is_refused(run: Callable[..., Any], writt
     ran = run("--weights-format", written)
     assert ran.code == 2
     assert said in ran.error
+
+
+def test_a_server_has_one_format(cli: Command, tiny_llama: Path) -> None:
+    ran = cli("serve", "--model", tiny_llama, "--weights-format", "fp16,int4")
+    assert ran.code == 2
+    assert "unknown weights format 'fp16,int4'" in ran.error
+
+
+def test_what_this_machine_cannot_run_is_refused_before_weights_are_read_and_memory_says_what_to_leave_out(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(model, "pack_all", full)
+    ran = run("--weights-format", "fp16,int4")
+    assert "out of memory loading" in ran.error
+    assert "in fp16 and int4. Use fewer names in --weights-format or a smaller --model." in ran.error
+    monkeypatch.setattr(WEIGHTS_FORMATS.load("int4"), "obstacle", lambda self, device: "its product is missing")
+    monkeypatch.setattr(model.ResolvedModel, "load_all", lambda *_: pytest.fail("weights were read"))
+    ran = run("--weights-format", "fp16,int4")
+    assert "--weights-format int4 cannot be used here: its product is missing. Use one of " in ran.error

@@ -480,6 +480,7 @@ def test_another_configuration_is_refused_with_both_values(tmp_path: Path, path:
         RunDirectory.resume(tmp_path, changed(path, value))
     assert "\n" not in str(caught.value)
     assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+    RunDirectory.resume(tmp_path, make_manifest()).close()  # which nothing holds any more
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +19,10 @@ from harness.host import files as foreign_files
 from harness.host.files import open_regular
 from harness.store import record_files
 from harness.store.committed import MANIFEST, SAMPLES, WINDOWS
+from harness.store.packed_run import pack_folder
 from harness.store.run_directory import LOCK, SUMMARY, keep_intact
 from harness.study.grid import expand, read_study
-from harness.study.ledger import EVENTS, RUNS, STUDY, Event, StudyDirectory
+from harness.study.ledger import EVENTS, RUNS, STUDY, Event, StudyDirectory, take_in
 from harness.study.status import StudyView
 from tests.conftest import snapshot
 from tests.run_files import cut
@@ -223,3 +226,20 @@ def test_a_copy_that_fails_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pyt
             list(study.merge(tmp_path / "other"))
         assert list((tmp_path / "s" / RUNS).iterdir()) == []
         assert study.last(study.points[0]) is None
+
+
+def test_what_a_machine_of_a_cluster_sends_stays_in_its_folder_and_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    (tmp_path / "node" / "a").write_text("what was made")
+    archive, target = pack_folder(tmp_path / "node", ["a"]), tmp_path / "s" / "runs" / "p"
+    target.parent.mkdir(parents=True)
+    take_in(archive, target)
+    outside = io.BytesIO()
+    with tarfile.open(fileobj=outside, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("../../a"))
+    for spoilt in (outside.getvalue(), archive[:520], b"no archive"):
+        with pytest.raises(tarfile.TarError):
+            take_in(spoilt, target)
+        assert [file.relative_to(tmp_path / "s").as_posix() for file in (tmp_path / "s").rglob("*")] == [
+            "runs", "runs/p", "runs/p/a"
+        ]  # fmt: skip

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness.contracts.executors import Job
-from harness.errors import ConfigError
+from harness.errors import ConfigError, StoreError
 from harness.running.reading import read_run
 from harness.study.conduct import conduct
 from harness.study.executors import ray as ray_executor
@@ -130,6 +133,57 @@ def test_a_task_leaves_nothing_where_the_driver_is_out_of_sight(declare: Declare
     assert not (tmp_path / "far").exists()
     needs = Job("p", tmp_path / "p", {}, ("m",), inputs={"heads": tmp_path / "heads"})
     assert run_task(needs, tmp_path / "absent", None) is None
+
+
+@pytest.mark.parametrize(
+    ("shares", "held", "waits"),
+    [
+        (False, fcntl.LOCK_SH, True),  # measured, and something shares the machine
+        (True, fcntl.LOCK_EX, True),  # shares, and something is measured
+        (True, fcntl.LOCK_SH, False),
+    ],
+)
+def test_nothing_runs_on_a_machine_beside_a_point_that_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool, held: int, waits: bool
+) -> None:
+    """Whichever study of the same user the other is of; a job that is refused takes no time."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    job = Job("a", tmp_path / "a", {"limit": -1}, ("m",), shares=shares)
+    ends = [run_task(job, tmp_path / "absent", None)]
+    (lock,) = tmp_path.glob("harness-measures-*")
+    second = threading.Thread(target=lambda: ends.append(run_task(job, tmp_path / "absent", None)))
+    with lock.open("ab") as other:
+        fcntl.flock(other, held)
+        second.start()
+        second.join(1 if waits else 60)
+        assert second.is_alive() is waits
+    second.join(60)
+    assert [end is not None and end[0].how for end in ends] == ["refused", "refused"]
+
+
+def test_a_cluster_that_does_not_answer_any_more_stops_the_study_and_fails_no_point(
+    declare: Declare, tmp_path: Path
+) -> None:
+    class GoneError(Exception):
+        pass
+
+    def wait(results: object) -> None:
+        raise GoneError("The driver was unexpectedly disconnected.")
+
+    task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: object()))
+    gone: Any = SimpleNamespace(
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 1}}], remote=lambda **_: lambda body: task, wait=wait,
+        exceptions=SimpleNamespace(RayError=GoneError),
+    )  # fmt: skip
+    grid = read_study(str(declare(seed=[0, 1])))
+    with (
+        StudyDirectory(tmp_path / "s", grid, expand(grid)) as study,
+        Ray(gone, 0, None, ExitStack()) as executor,
+        pytest.raises(StoreError, match=r"^the Ray cluster does not answer any more: .* disconnected\. .*same command"),
+    ):
+        conduct(study, executor, Watching(lambda event: None))
+    assert [event.what for event in read_events(tmp_path / "s")] == ["started"]
+    assert list((tmp_path / "s").rglob("*.part")) == []
 
 
 @pytest.mark.parametrize(

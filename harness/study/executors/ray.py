@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import sys
+import tarfile
 import tempfile
 import time
 import uuid
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
-from harness.errors import ConfigError, StoreError
+from harness.errors import ConfigError, StoreError, reason
 from harness.host.libraries import library_border, require
 from harness.host.processor import peak_memory_bytes
 from harness.records import WindowRecord
@@ -127,8 +128,8 @@ class Ray(Executor):
                 (result, *_), _ = self._ray.wait(list(self._running))
             except errors.RayError as error:
                 raise StoreError(
-                    f"the Ray cluster does not answer any more: {_line_of(error)}. What has arrived is kept; give the "
-                    "same command again to go on."
+                    f"the Ray cluster does not answer any more: {_line_of(error).rstrip('.')}. What has arrived is "
+                    "kept; give the same command again to go on."
                 ) from None
             job, marker = self._running.pop(result)
             try:
@@ -240,6 +241,8 @@ def _arrived(job: Job, archive: bytes | None) -> tuple[How, str]:
             whole = read_step(job.directory, job.command.identity, verify=archive is not None) is not None
     except StoreError as error:
         return "stopped", str(error)
+    except tarfile.TarError as error:
+        return "died", f"what it left did not arrive whole ({reason(error)})"
     return ("done", "") if whole else ("died", f"what it left did not arrive in {job.directory}. Look at that disk.")
 
 

@@ -118,11 +118,13 @@ def test_finding_reads_no_tensors(folder: Path, model: ModelInfo) -> None:
 
 
 def test_a_controller_goes_by_path_by_name_or_by_its_kind(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
-    for name in ("rl", "rl-java"):
+    for name in ("rl", "rl-java", "rl-0.5"):
         write(folder / f"{name}.json", model, shared=name == "rl")
     elsewhere = write(tmp_path / "else" / "mine.json", model, CHAINED)
     assert find(model).artefact.path == folder / "rl.json"
-    assert find(model, "rl-java").artefact.path == folder / "rl-java.json"
+    for name in ("rl-java", "rl-0.5"):  # what is behind a dot is no ending of a file
+        assert find(model, name).artefact.path == folder / f"{name}.json"
+    assert " There are: rl, rl-0.5, rl-java. " in refusal(model, "rl-python")
     for path in (elsewhere.path, elsewhere.path.with_suffix(".safetensors"), elsewhere.path.with_suffix("")):
         assert find(model, str(path)).artefact.sha256 == elsewhere.sha256
 
@@ -184,6 +186,15 @@ def test_another_exit_head_is_cured_by_one_flag_where_it_can_be(
     write(folder / "rl.json", replace(model, exit_head=theirs))
     message = refusal(replace(model, exit_head=ours, asked=ModelRequest(exit_head=asked)))
     assert f"runs with {ours}. {cure} (minutes to hours to trace; minutes to train): `harness trace" in message
+
+
+def test_where_tuned_weights_have_one_the_base_weights_are_told_the_cheap_way_first(
+    folder: Path, model: ModelInfo
+) -> None:
+    write(folder / "rl.json", replace(model, fingerprint="0ddba11"))
+    cheap = "Leave out --weights pretrained, or train it again (minutes to hours to trace; minutes to train): "
+    assert cheap in refusal(replace(model, asked=ModelRequest(weights="pretrained")))
+    assert "--weights pretrained" not in refusal(replace(model, weights="tuned"))
 
 
 @pytest.mark.parametrize(
@@ -308,3 +319,13 @@ def test_a_score_is_the_network_of_the_observation(
         got = score(view)
         assert (got.shape, got.dtype) == ((ROWS,), torch.float32)
         torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_fewer_exit_points_keep_the_places_of_training(
+    folder: Path, model: ModelInfo, views: Callable[..., list[Any]], shared: bool
+) -> None:
+    write(folder / "rl.json", model, ALONE, shared=shared)
+    score = find(replace(model, exit_points=(6, 10))).scorer("cpu")
+    for view, wanted in zip(views((6, 10)), naive(ALONE, networks(ALONE, shared=shared), views())[1:], strict=True):
+        torch.testing.assert_close(score(view), wanted, atol=1e-4, rtol=1e-4)

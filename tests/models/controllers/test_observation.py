@@ -152,11 +152,16 @@ def test_a_network_is_its_torch_sequence(widths: Sequence[int], activation: Acti
     got = network(inputs)
     assert not got.requires_grad
     torch.testing.assert_close(got, nn.Sequential(*modules)(inputs).detach())
+    with torch.no_grad():
+        for parameter in nn.Sequential(*modules).parameters():
+            parameter.add_(1.0)
+    assert torch.equal(network(inputs), got)  # training goes on without it
 
 
 @pytest.mark.parametrize("widths", [(6, 2), (6, 4, 2), (6, 5, 4, 3)])
-def test_a_difference_is_one_output_less_another(widths: Sequence[int], inputs: Tensor) -> None:
-    network = Network.of_module(modules_of(widths))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_difference_is_one_output_less_another(widths: Sequence[int], activation: Activation, inputs: Tensor) -> None:
+    network = Network.of_module(modules_of(widths, activation))
     outputs = network(inputs)
     for first in range(widths[-1]):
         for second in range(widths[-1]):
@@ -171,6 +176,21 @@ def test_a_difference_is_one_output_less_another(widths: Sequence[int], inputs: 
 def test_tensors_are_read_back(widths: Sequence[int], activation: Activation) -> None:
     network = Network(Network.of_module(modules_of(widths)).layers, activation)
     assert same(Network.of(network.tensors("shared"), "shared", activation), network)
+    halved = network.to(torch.float16)
+    assert {tensor.dtype for tensor in halved.tensors("x").values()} == {torch.float16}
+    assert same(Network.of(halved.tensors("x"), "x", activation), halved.to(torch.float32))  # float32 in use
+
+
+def test_networks_beside_each_other_are_told_apart() -> None:
+    """Also where one's name begins with another's, or one is deeper."""
+    networks = {
+        name: Network.of_module(modules_of(widths))
+        for name, widths in (("1", (6, 1)), ("10", (6, 5, 4, 1)), ("100", (6, 4, 1)))
+    }
+    tensors = {key: tensor for name, network in networks.items() for key, tensor in network.tensors(name).items()}
+    assert len(tensors) == 2 + 6 + 4
+    for name, network in networks.items():
+        assert same(Network.of(tensors, name, "tanh"), network)
 
 
 BROAD = 24
@@ -238,6 +258,17 @@ def test_a_state_without_a_size_is_left_to_the_long_way(observation: Observation
     state = torch.ones(1, BROAD)
     state[0, 3] = bad
     assert single(observation, network(observation, "relu", 5), 0)(state, None) is None
+
+
+def test_zeros_have_a_score_and_what_follows_a_state_without_a_size_has_no_number() -> None:
+    observation = Observation(normalise=True, change=True)
+    net, zeros = network(observation, "tanh", 5), torch.zeros(1, BROAD)
+    got = single(observation, net, 1)(zeros, zeros)
+    assert got is not None
+    torch.testing.assert_close(got, net(observation.build(zeros, zeros, 1, EXITS)).squeeze(-1))
+    got = single(observation, net, 1)(torch.ones(1, BROAD), torch.full((1, BROAD), math.inf))
+    assert got is not None
+    assert not bool(got >= 0)
 
 
 @pytest.mark.parametrize("least", [0.1, -0.1, 2.9444389791664403, 0.0, math.inf, -math.inf])

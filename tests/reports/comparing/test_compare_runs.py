@@ -198,6 +198,10 @@ def test_other_references_forbid_scores_alone(recorded: Make) -> None:
         ),
         ({"model": {"dtype": "bfloat16"}}, "another number format: float32 in A, bfloat16 in B"),
         (
+            {"model": {"weights_format": "int8"}},
+            "another number format: float32 in A, int8 weights, float32 activations in B",
+        ),
+        (
             {"manifest": {"config": {"kv": "propagate", "batch_size": 1, "arrival_rate": 2.0}}},
             "another arrival rate: – in A, 2.0 in B",
         ),

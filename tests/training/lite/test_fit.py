@@ -347,6 +347,15 @@ def test_checkpoints_of_an_earlier_training_are_not_mixed_with_new_ones(
     assert {path: path.stat().st_mtime_ns for path in tuned.rglob("*")} == before
 
 
+def test_going_on_after_the_end_changes_nothing(
+    tune: Callable[..., Trained], tiny_llama: Path, tuned: Path, tmp_path: Path
+) -> None:
+    again = Path(shutil.copytree(tuned, tmp_path / "again"))
+    assert tune(tiny_llama, again, resume=True).finished
+    assert all(torch.equal(weights_of(again)[name], tensor) for name, tensor in weights_of(tuned).items())
+    assert log_of(again) == log_of(tuned)
+
+
 def test_resuming_with_anything_else_is_refused(
     tune: Callable[..., Trained], tiny_llama: Path, tuned: Path, tmp_path: Path
 ) -> None:
