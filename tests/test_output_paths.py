@@ -16,7 +16,10 @@ MEDIA = {
     "rich.text": {"harness/appearance/terminal.py"},
     "rich.markup": {"harness/appearance/terminal.py"},
     "html": {"harness/appearance/pages.py"},
-    "jinja2": {"harness/appearance/pages.py"},
+    "jinja2": {
+        "harness/appearance/pages.py",
+        "harness/serving/page.py",
+    },  # the latter makes settings of editors, no HTML
     "csv": {"reports/tables/writers.py", "reports/published/numbers.py"},  # the latter reads
     "traceback": {"harness/commands/console.py"},
 }

@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.json_schema import models_json_schema
-from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -40,6 +39,7 @@ from harness.serving.page import ASSETS, POLICY, asset, document
 from harness.serving.service import Service
 
 T = TypeVar("T")
+to_json = TypeAdapter(Any).dump_json
 Pieces = AsyncIterator[tuple[int, Token | Finished]]
 
 DISTRIBUTION = "early-exit-harness"

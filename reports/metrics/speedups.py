@@ -61,13 +61,13 @@ def _over_own(costs: _Costs, **facts: Any) -> Metric:
     return _ratio(compute=partial(_held, costs, "own_full"), against="own_full", **facts)
 
 
-def _over_fastest(own: Metric, costs: _Costs) -> Metric:
+def _over_fastest(own: Metric, costs: _Costs, *, name: str, meaning: str) -> Metric:
     """Declare the same over the fastest full depth: what format and strategy give together."""
     return replace(
         own,
-        name=f"{own.name}_over_fastest",
+        name=name,
         header=f"{own.header} over fastest",
-        meaning=f"{own.header} over the fastest full depth of the run in a format that keeps the model's tokens",
+        meaning=meaning,
         compute=partial(_held, costs, "fastest_full"),
         against="fastest_full",
         restates=own.name,
@@ -115,7 +115,12 @@ DECODE_SPEEDUP = _over_own(
     always_told=True,
     change=Wording("decoding speed-up {} higher", "decoding speed-up {} lower"),
 )
-DECODE_SPEEDUP_OVER_FASTEST = _over_fastest(DECODE_SPEEDUP, _decoding)
+DECODE_SPEEDUP_OVER_FASTEST = _over_fastest(
+    DECODE_SPEEDUP,
+    _decoding,
+    name="decode_speedup_over_fastest",
+    meaning="decoding speed-up over the fastest full depth of the run in a format that keeps the model's tokens",
+)
 SPEEDUP = _over_own(
     _requests,
     name="speedup",
@@ -128,7 +133,12 @@ SPEEDUP = _over_own(
     always_told=True,
     change=Wording("speed-up over its own full depth {} higher", "speed-up over its own full depth {} lower"),
 )
-SPEEDUP_OVER_FASTEST = _over_fastest(SPEEDUP, _requests)
+SPEEDUP_OVER_FASTEST = _over_fastest(
+    SPEEDUP,
+    _requests,
+    name="speedup_over_fastest",
+    meaning="speed-up over the fastest full depth of the run in a format that keeps the model's tokens",
+)
 ENERGY_RATIO = _over_own(
     _energy,
     name="energy_ratio",
@@ -139,7 +149,12 @@ ENERGY_RATIO = _over_own(
     verdict=Wording("{} less energy", "{} more energy", "energy", saving=True),
     always_told=True,
 )
-ENERGY_RATIO_OVER_FASTEST = _over_fastest(ENERGY_RATIO, _energy)
+ENERGY_RATIO_OVER_FASTEST = _over_fastest(
+    ENERGY_RATIO,
+    _energy,
+    name="energy_ratio_over_fastest",
+    meaning="energy ratio over the fastest full depth of the run in a format that keeps the model's tokens",
+)
 NET_ENERGY_RATIO = _over_own(
     _net_energy,
     name="energy_net_ratio",
@@ -148,7 +163,12 @@ NET_ENERGY_RATIO = _over_own(
     kind="energy",
     sections={ENERGY: 7},
 )
-NET_ENERGY_RATIO_OVER_FASTEST = _over_fastest(NET_ENERGY_RATIO, _net_energy)
+NET_ENERGY_RATIO_OVER_FASTEST = _over_fastest(
+    NET_ENERGY_RATIO,
+    _net_energy,
+    name="energy_net_ratio_over_fastest",
+    meaning="net energy ratio over the fastest full depth of the run in a format that keeps the model's tokens",
+)
 
 _extreme = partial(Metric, form="ratio", unit="×", black_box=True)
 

@@ -191,7 +191,7 @@ def test_the_blocks_of_the_api_run_as_written(tmp_path: Path, monkeypatch: pytes
         run(API, block, names)
     assert len(names["answer"].tokens) == 24
     assert set(names["exits"].exit_layer) == {4, 6, 8, 10, 12, 14, 18, 22, 26, 30}
-    assert names["rows"].operating_point.tolist() == ["full", "__main__:Sure:least=0.8", "fixed:layer=22"]
+    assert names["rows"].operating_point.tolist() == ["full", "__main__:Sure:threshold=0.8", "fixed:layer=22"]
     assert Path(names["rows"].attrs["run_dir"], "summary.json").is_file()
 
     run("README.md", blocks("README.md", "python")[0], names)  # here, since the model's kernels are compiled

@@ -354,8 +354,8 @@ def test_a_defect_of_the_thread_is_told_to_everybody_and_takes_nothing_more(
         return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
 
     assert [type(error) for error in asyncio.run(scene())] == [GenerationError] * 2
-    assert failed == ["cancelled", "generation", "generation"]
     assert service.close()
+    assert failed == ["cancelled", "generation", "generation"]
     assert service.state == "failed"
     with pytest.raises(LoadingError, match="the engine stopped"):
         service.submit(job(service))

@@ -379,7 +379,7 @@ def built_drafts(blocks: int, noise: float = 0.0) -> list[Measured]:
             made = decoded(name, chance) | {"prompt_ids": (7,) * prompt}
             made["token_times_s"] = tuple(prefill + 1e-3 * step for step in range(len(made["token_ids"])))
             record = SampleRecord(window=0, operating_point=name, task="py150", sample_id="0", **made)
-            check = f"check {point(name).strategy}"
+            check = f"check {draft_point(name).strategy}"
             did = counts_of(record, check, (*COMMON, "check classifier", "check fixed")).all
             seconds = float(did @ prices) * (1 + noise * chance.gauss(0, 1))
             run.window(name, made, block=block, duration=seconds)
