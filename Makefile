@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-MARKERS ?= not matrix
+MARKERS ?= not matrix and not slow
 MINUTES ?= 7
 KILLS ?= 1000
 PEERS ?= peers
@@ -17,7 +17,7 @@ PEERS ?= peers
 demo: $(VENV)/.installed
 	$(BIN)/harness run
 
-# Two processes, each with one thread. MARKERS= adds the combinations that only CI runs; PYTESTFLAGS="-k cache" and the like.
+# Two processes, each with one thread. MARKERS= adds what only the gate runs; PYTESTFLAGS="-k cache" and the like.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal -m '$(MARKERS)' $(PYTESTFLAGS)
 

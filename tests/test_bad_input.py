@@ -160,6 +160,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_malformed_rows_are_counted_and_the_run_goes_on(
     tiny_run: Command, tmp_path: Path, documents: list[str], write_rows: Callable[..., Path]
 ) -> None:
@@ -218,6 +219,7 @@ def test_a_prompt_longer_than_the_models_positions(
     assert error.startswith("row 1: the prompt has ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("newline", "mark"), [("\r\n", ""), ("\n", "\ufeff"), ("\n\n \n", ""), ("\r\n\r\n", "\ufeff")])
 def test_files_from_other_systems_are_read(
     tiny_run: Command, documents: list[str], write_rows: Callable[..., Path], newline: str, mark: str
@@ -382,6 +384,7 @@ def run_out_of_memory(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(Engine, "decode", failing)
 
 
+@pytest.mark.slow
 def test_out_of_memory_keeps_the_records_and_can_be_resumed(tiny_run: Command, cli: Command, tmp_path: Path) -> None:
     arguments = ["--strategy", "fixed:layer=4,6"]
     assert tiny_run(*arguments, "--out", "whole").code == 0
@@ -439,6 +442,7 @@ def test_a_strategy_that_answers_in_the_wrong_shape(tiny_run: Command, plug_in: 
     assert "at layer 4" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["None", "[True]", "True"])
 def test_a_strategy_that_answers_without_a_tensor(tiny_run: Command, plug_in: Callable[..., None], answer: str) -> None:
     plug_in("no_tensor", outside(ASKED + f"return {answer}"))
@@ -476,6 +480,7 @@ def test_a_required_option_that_is_missing(refused: Refused, plug_in: Callable[.
     assert "needs depth" in refused("--strategy", "needy")
 
 
+@pytest.mark.slow
 def test_a_score_that_cannot_be_imported_is_left_out(
     shell: Callable[..., Any], tiny_llama: Path, rows_file: Path, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_machine_classes_are_folders(history: ModuleType) -> None:
     assert history.machine_class({**facts, "torch_threads": 1}) != history.machine_class(facts)
 
 
+@pytest.mark.slow
 def test_two_runs_make_a_history(tmp_path: Path) -> None:
     (tmp_path / "benchmarks").mkdir()
     shutil.copy(CONFTEST, tmp_path / "benchmarks")

@@ -104,6 +104,7 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_no_colours(shell: Shell, tmp_path: Path) -> None:
     for arguments in (["list"], ["show", "margin"], ["--help"], ["show", "nobody"]):
         ran = shell(*arguments, cwd=tmp_path)
@@ -141,6 +142,7 @@ def test_a_terminal_gets_colours_unless_it_asked_for_none(tmp_path: Path) -> Non
     assert not any(f"\x1b[{colour}" in said for colour in ("3", "9", "38"))
 
 
+@pytest.mark.slow
 def test_a_run_in_a_terminal_draws_a_bar_and_takes_it_away(tmp_path: Path, tiny_llama: Path, rows_file: Path) -> None:
     arguments = ["run", "--model", tiny_llama, "--source", rows_file, "--limit", 2, "--max-new-tokens", 3]
     arguments += ["--energy", "none", "--threads", 1, "--strategy", "fixed:layer=4", "--out", "out"]
@@ -218,6 +220,7 @@ def test_a_defect_keeps_its_traceback(cli: Command, monkeypatch: pytest.MonkeyPa
     assert "please report it" in ran.err
 
 
+@pytest.mark.slow
 def test_a_run_says_nothing_but_its_stages(
     shell: Shell, tmp_path: Path, tiny_llama: Path, rows_file: Path, documents: list[str]
 ) -> None:
@@ -248,6 +251,7 @@ def test_a_run_says_nothing_but_its_stages(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", ["60", "80", "120", "200"])
 def test_a_report_fits_its_terminal(
     tiny_run: Command, cli: Command, monkeypatch: pytest.MonkeyPatch, columns: str

@@ -55,6 +55,7 @@ def run(
     return {name: sorted(rows, key=lambda row: str(row["sample_id"])) for name, rows in found.items()}
 
 
+@pytest.mark.slow
 def test_what_only_drafts_is_decoded_losslessly_whatever_the_others_are(run: Samples) -> None:
     assert set(run) == {
         "full",

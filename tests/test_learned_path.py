@@ -17,6 +17,7 @@ def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_without_an_agent_the_commands_are_named_in_order(tmp_path: Path) -> None:
     """With the run's own flags; tuning is not among them, since random weights take no adapter."""

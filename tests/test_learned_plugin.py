@@ -24,6 +24,7 @@ def site(install: Callable[[Path], Path]) -> Path:
     return install(PROJECT)
 
 
+@pytest.mark.slow
 def test_its_recipe_is_listed_and_its_options_are_flags(site: Path, forked: Shell, tmp_path: Path) -> None:
     for arguments in (("list", "recipes"), ("train", "--help")):
         said = forked(*arguments, cwd=tmp_path, **seeing(site)).stdout

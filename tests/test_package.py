@@ -69,6 +69,7 @@ def held(file: Path) -> set[str]:
         return {name.partition("/")[2] for name in archive.getnames()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_every_tracked_file_of_the_packages_is_in_it(built: dict[str, Path], kind: str) -> None:
     listing = subprocess.run(["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -176,6 +177,7 @@ def elsewhere(built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return run
 
 
+@pytest.mark.slow
 def test_the_wheel_lists_everything(elsewhere: Any) -> None:
     assert elsewhere("--version") == f"early-exit-harness {PROJECT['version']}\n"
     said = elsewhere("list")

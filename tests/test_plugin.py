@@ -127,6 +127,7 @@ def test_a_metric_is_shown_in_words(cli: Command) -> None:
     assert "<function" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "said"),
     [("1 / 0", "ZeroDivisionError: division by zero"), ("class", "SyntaxError: "), ("undefined", "NameError: ")],

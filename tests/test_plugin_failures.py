@@ -37,6 +37,7 @@ def samples_of(run: Path) -> list[dict[str, Any]]:
 NO_DEFECT_OF_OURS = "this is a defect of outside-odd (the strategy 'odd'), not of the harness"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "code", "said"),
     [
@@ -128,6 +129,7 @@ def test_what_a_strategy_writes_into_its_view_changes_nothing(
         assert [one[:2] for one in made[name]] == [one[:2] for one in made["full"]]
 
 
+@pytest.mark.slow
 def test_a_strategy_that_does_not_answer_is_named(
     plug_in: PlugIn, tiny_run: Command, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +168,7 @@ def test_another_working_folder_sends_no_records_elsewhere(
 # --------------------------------------------------------------- what nobody asked for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("registry", "source"),
     [

@@ -46,6 +46,7 @@ def rows(made: Path) -> dict[str, dict[str, Any]]:
     return {row["operating_point"]: row for row in summary["rows"]}
 
 
+@pytest.mark.slow
 def test_a_rule_is_a_dimension_of_operating_points(made: Path) -> None:
     stops, formats = ("", "@stop=after", "@stop=after:tokens=1"), ("@float32", "@int8")
     names = ("full", "fixed:layer=4", "fixed:layer=4@lossless")

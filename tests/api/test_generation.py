@@ -24,6 +24,7 @@ from harness.errors import ConfigError, HarnessError, ModelError, OptionError, U
 PROMPT = "def load_path(items, limit=3):\n    for item in items:\n        "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", ["recompute", "propagate", "none", "skip"])
 @pytest.mark.parametrize("spec", [("full", ()), ("confidence", (("threshold", "0.2"),)), ("oracle", ())])
 def test_it_is_what_the_engine_decodes(model: Model, kv: str, spec: tuple[str, tuple[tuple[str, str], ...]]) -> None:

@@ -30,6 +30,7 @@ def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> d
     }
 
 
+@pytest.mark.slow
 def test_a_strategy_object_runs_like_a_registered_one(config: dict[str, Any], sure: type[Any]) -> None:
     rows = harness.run(RunConfig(**config, strategies=("confidence:threshold=0.2", sure(0.2), sure)))
     named, given = rows.operating_point[1:]

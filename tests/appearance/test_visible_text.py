@@ -71,6 +71,7 @@ def test_bash_reads_the_word_as_the_name(name: str) -> None:
     assert done.stdout == name.encode("utf-8", "surrogateescape")
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)

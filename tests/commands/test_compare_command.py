@@ -25,6 +25,7 @@ def two_runs(tiny_run: Command, tmp_path: Path) -> tuple[Path, Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_has_the_same_tokens(cli: Command, two_runs: tuple[Path, Path], tmp_path: Path) -> None:
     file = tmp_path / "comment.md"
     ran = cli(
@@ -61,6 +62,7 @@ def test_a_condition_that_holds_exits_with_1(cli: Command, two_runs: tuple[Path,
     assert "error: latency_p99>0" in both.err
 
 
+@pytest.mark.slow
 def test_a_condition_that_cannot_be_judged_exits_with_2(cli: Command, two_runs: tuple[Path, Path]) -> None:
     ran = cli("compare", *two_runs, "--fail-if", "energy_per_token>+5%")
     assert ran.code == 2
@@ -68,6 +70,7 @@ def test_a_condition_that_cannot_be_judged_exits_with_2(cli: Command, two_runs: 
     assert "fixed:layer=6" in ran.out  # the tables are printed nonetheless
 
 
+@pytest.mark.slow
 def test_two_completions_of_one_begun_run_are_no_two_runs(cli: Command, two_runs: tuple[Path, Path]) -> None:
     """Half of a run is copied, and both are resumed: B measured 8 of its 16 windows itself."""
     begun = two_runs[0]

@@ -35,6 +35,7 @@ def declared(command: Any) -> str:
     return " ".join([*texts, *(flag for option in options for flag in (*option.opts, *option.secondary_opts))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_a_help_holds_every_word_that_is_declared(cli: Command, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))

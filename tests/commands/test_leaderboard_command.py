@@ -98,6 +98,7 @@ def test_what_submit_refuses_is_marked_and_not_ranked(cli: Command, runs: Path, 
     assert marks["loud"] == ([reason.partition(". ")[0]], [None] * len(index["criteria"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merge", [("--merge",), ()])
 def test_a_run_that_goes_on_replaces_what_it_was(
     cli: Command, tiny_run: Command, runs: Path, tmp_path: Path, merge: tuple[str, ...]
@@ -152,6 +153,7 @@ def test_a_defect_met_by_one_run_is_named_and_the_rest_is_published(
     assert line == f"left out: {runs / 'odd'} {said}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["add", "finish"])
 def test_a_folder_whose_making_was_interrupted_takes_another(
     cli: Command, runs: Path, tmp_path: Path, moment: str
@@ -166,6 +168,7 @@ def test_a_folder_whose_making_was_interrupted_takes_another(
     assert ran.code == 0, ran
 
 
+@pytest.mark.slow
 def test_a_site_loses_no_run_that_was_not_given_again(
     cli: Command, tiny_run: Command, runs: Path, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def runs(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(made, tmp_path / "runs"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("report", "--no-figures"), ("leaderboard",)])
 def test_memory_grows_by_little_a_run(command: tuple[str, ...], tmp_path: Path) -> None:
     few, many = 21, 41

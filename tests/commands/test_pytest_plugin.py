@@ -84,6 +84,7 @@ def test_the_history_holds_the_recorded_latencies(users_pytest: Pytest, finished
     assert saved["machine_info"]["harness_runs"] == [saved["benchmarks"][0]["extra_info"]["machine_class"]]
 
 
+@pytest.mark.slow
 def test_a_moved_run_is_found_in_the_history(users_pytest: Pytest, finished: Path, tmp_path: Path) -> None:
     assert users_pytest("--harness-run", finished, "--benchmark-autosave").returncode == 0
     elsewhere = shutil.copytree(finished, tmp_path / "elsewhere" / "copy")
@@ -105,6 +106,7 @@ def test_a_moved_run_is_found_in_the_history(users_pytest: Pytest, finished: Pat
     assert "Performance has regressed" in ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 def test_other_ways_to_decode_have_other_histories(users_pytest: Pytest, tiny_run: Command, tmp_path: Path) -> None:
     """A cache, no cache, a batch of two, arrivals, packed weights: benchmarks of their own.
 
@@ -131,6 +133,7 @@ def test_other_ways_to_decode_have_other_histories(users_pytest: Pytest, tiny_ru
         assert again == same
 
 
+@pytest.mark.slow
 def test_paths_are_collected_as_well(users_pytest: Pytest, finished: Path) -> None:
     ran = users_pytest("test_own.py", "--harness-run", finished)
     assert "3 passed" in ran.stdout, ran.stdout + ran.stderr
@@ -156,6 +159,7 @@ def usage_error(ran: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_what_cannot_be_used_is_refused_in_one_line(users_pytest: Pytest, finished: Path, tmp_path: Path) -> None:
     assert "does not exist" in usage_error(users_pytest("--harness-run", tmp_path / "nothing"))
     bare = users_pytest("--harness-run", finished, plugins=("-p", "harness.commands.pytest_plugin"))

@@ -56,6 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_whole_report(cli: Command, finished: Path, tmp_path: Path) -> None:
     before = contents(finished)
     ran = cli("report", "runs", "--out", "out")
@@ -89,6 +90,7 @@ def test_a_whole_report(cli: Command, finished: Path, tmp_path: Path) -> None:
     assert r"\texttt{margin:threshold=0.4}" in (tmp_path / "out" / "tables.tex").read_text()
 
 
+@pytest.mark.slow
 def test_a_figure_for_a_column(cli: Command, small: Path, tmp_path: Path) -> None:
     assert cli("report", small, "--out", "out", "--width", "column").code == 0
     figures = list((tmp_path / "out" / "figures").glob("*.svg"))
@@ -175,6 +177,7 @@ def test_a_folder_whose_files_would_be_lost(cli: Command, finished: Path, tmp_pa
     assert "Add --out" in cli("report", finished, "--width", "column").error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
 def test_stopped_it_leaves_no_report_with_dead_links(
     cli: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
@@ -197,6 +200,7 @@ def test_stopped_it_leaves_no_report_with_dead_links(
     assert all((tmp_path / "out" / name).exists() for name in linked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -230,6 +234,7 @@ def test_other_files_beside_a_report_stay(cli: Command, small: Path, tmp_path: P
     assert (tmp_path / "mine" / "notes.md").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_report_made_anew_leaves_no_file_of_other_runs(
     cli: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +257,7 @@ def test_a_report_made_anew_leaves_no_file_of_other_runs(
     assert set(contents(tmp_path / "out")) == alone | mine
 
 
+@pytest.mark.slow
 def test_a_link_in_a_report_s_folder_leads_to_nothing_that_is_removed(
     cli: Command, small: Path, tmp_path: Path
 ) -> None:
@@ -273,6 +279,7 @@ def test_a_folder_without_a_name(cli: Command, small: Path, tmp_path: Path) -> N
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_hundreds_of_runs(cli: Command, small: Path, tmp_path: Path) -> None:
     for number in range(300):
         copy = tmp_path / "many" / f"{number % 150:03d}" / ("a" if number < 150 else "b")
@@ -306,6 +313,7 @@ def test_a_further_page_is_written_and_linked(
     assert "(more.html)" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_no_torch(small: Path, tmp_path: Path) -> None:
     probe = (
         "import sys; sys.argv = ['harness', 'report', 'runs', '--out', 'out']\n"
@@ -322,6 +330,7 @@ def test_no_torch(small: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_trainings_completions_and_published_numbers(cli: Command, small: Path, tmp_path: Path) -> None:
     ran = cli("report", small, SHIPPED / "smollm2-135m", "--out", "out")
     assert ran.code == 0, ran.err
@@ -333,6 +342,7 @@ def test_trainings_completions_and_published_numbers(cli: Command, small: Path, 
     assert "fixed:layer=6" in (tmp_path / "out" / "completions-small.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_training_alone_can_be_reported(cli: Command, tmp_path: Path) -> None:
     ran = cli("report", SHIPPED / "smollm2-135m-shared", "--out", "out")
     assert ran.code == 0, ran.err

@@ -13,6 +13,7 @@ import typer
 Command = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_runs_are_shown_beside_the_paper_and_written(
     cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

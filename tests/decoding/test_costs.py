@@ -268,6 +268,7 @@ def test_lossy_decoding_has_none(llama: Any, prompts: Any) -> None:
 ASKED = 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_the_oracle_leaves_at_the_first_layer_that_knows(
     case: Any, kv: str, prompts: list[list[int]], reference: Any

@@ -201,6 +201,7 @@ def test_the_longest_draft_of_a_run_bounds_layerskip_s(llama: Any, prompts: list
     assert max(drafted for drafted, _ in rule.lengths) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.crossed
 @pytest.mark.parametrize("rule", [Product(0.5), Product(0.9), Expected()], ids=str)
 @pytest.mark.parametrize("strategy", [Fixed(3), Random(0.7), Confidence(0.2)], ids=str)

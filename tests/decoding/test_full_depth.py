@@ -35,6 +35,7 @@ def generated(prompts: list[list[int]], greedy: Callable[..., list[int]]) -> Cal
     return find
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_never_exiting_is_generate(
     case: Any, kv: str, prompts: list[list[int]], generated: Callable[[Any], list[list[int]]]

@@ -86,6 +86,7 @@ def test_recorded_segments_cost_no_read(llama: Any, prompts: list[list[int]], na
     assert tape.replayed > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASKED)
 @pytest.mark.parametrize("kv", ["recompute", "propagate", "skip", "none"])
 @pytest.mark.crossed
@@ -96,6 +97,7 @@ def test_a_check_is_one_read_at_most(llama: Any, prompts: list[list[int]], name:
     assert uploads == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classifier", "lte", "rl"])
 @pytest.mark.parametrize("kv", ["recompute", "propagate"])
 def test_a_check_of_a_learned_exit_is_one_read_at_most(

@@ -177,6 +177,7 @@ def test_the_prompt_runs_at_full_depth_where_there_is_a_cache(
     assert bool(plan.seen) == asked
 
 
+@pytest.mark.slow
 def test_a_batch_meets_as_many_orders_of_exits_as_it_can(
     llama: Any, prompts: list[list[int]], schedule: Any, exits: Callable[..., list[list[int]]], follow: Any
 ) -> None:

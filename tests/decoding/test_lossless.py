@@ -407,6 +407,7 @@ class Halved(CheapHead):
         return HeadLogits(states @ self._rows.t(), self._tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.crossed
 @pytest.mark.parametrize("strategy", [Always((5,)), Random(0.6), Confidence(0.3), Oracle()], ids=str)
 def test_drafts_may_be_read_by_a_cheap_head(

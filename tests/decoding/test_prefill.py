@@ -296,6 +296,7 @@ def test_without_a_cache_there_is_nothing_to_reuse(llama: Any, draw: Callable[..
         assert facts(opened.tally[0]) == expected
 
 
+@pytest.mark.slow
 def test_many_requests_of_some_owners_yield_what_each_yields_alone(case: Any) -> None:
     """Files that grow and change, in rows that others use in between."""
     chance, opened = random.Random(4), Opened(case.engine, "recompute", kept=2)

@@ -56,6 +56,7 @@ def test_never_exiting_is_generate(smollm2: Any, language: str, greedy: Callable
     assert done.token_ids == greedy(smollm2.module, prompt, 24)
 
 
+@pytest.mark.slow
 def test_every_policy_and_a_batch_agree_at_full_depth(smollm2: Any) -> None:
     prompts = [smollm2.tokenizer.encode(text) for text in CODE.values()]
     tokens = [
@@ -88,6 +89,7 @@ class Watch(Strategy):
         return torch.zeros(len(view.rows), dtype=torch.bool)
 
 
+@pytest.mark.slow
 def test_agreement_with_full_depth_grows_with_depth(smollm2: Any) -> None:
     right: Counter[int] = Counter()
     for text in CODE.values():

@@ -192,6 +192,7 @@ def same_alone(engine: Any, todo: list[Wish], kv: str = "propagate") -> list[Gen
     return together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_what_a_row_yields_does_not_depend_on_the_others(case: Any, kv: str) -> None:
     together = same_alone(case.engine, wishes(20, case.engine.info.vocab_size, MIXED), kv)

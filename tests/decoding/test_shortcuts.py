@@ -83,6 +83,7 @@ def test_a_view_shows_both_states(llama: Any, prompts: list[list[int]]) -> None:
 # ------------------------------------------------------------------------------------------ tokens
 
 
+@pytest.mark.slow
 def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
     case: Any, prompts: list[list[int]], schedule: Any, exits: Any, read_out: Callable[[Any, Tensor], int]
 ) -> None:
@@ -134,6 +135,7 @@ def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: str, prompts: l
     assert [one.shortcut_evaluations for one in full] == [0] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_maps_that_change_nothing_are_the_shared_head(
     case: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any

@@ -151,6 +151,7 @@ def test_a_model_of_few_positions_is_measured_at_those(make_case: Any) -> None:
     assert engine.timing.times.rows == 3
 
 
+@pytest.mark.slow
 def test_every_family_can_be_measured(case: Any) -> None:
     engine = Engine(case.engine.backbone, case.info, timing=Timing())
     assert costs(engine, Confidence()).check > 0

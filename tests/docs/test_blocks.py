@@ -183,6 +183,7 @@ def test_the_blocks_of_the_api_are_four_short_ones() -> None:
     assert max(sum(bool(line.strip()) for line in block.splitlines()) for block in shown) <= 10
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_blocks_of_the_api_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
     monkeypatch.chdir(tmp_path)
@@ -199,6 +200,7 @@ def test_the_blocks_of_the_api_run_as_written(tmp_path: Path, monkeypatch: pytes
     assert names["answer"].tokens.token_id.tolist() == full.tokens.token_id.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_block_of_lm_eval_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
     """On the row that its page shows, and the task that the walk's does."""

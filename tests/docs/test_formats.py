@@ -72,6 +72,7 @@ def written(
     return named
 
 
+@pytest.mark.slow
 def test_a_schema_is_that_of_the_file(reference: dict[str, Any], written: Callable[[str], list[Path]]) -> None:
     jsonschema = pytest.importorskip("jsonschema_rs")  # comes with schemathesis
     published = dict(reference["generated"]())

@@ -41,6 +41,7 @@ def test_nothing_but_missing_intervals_has_no_width() -> None:
     assert coverage(3, [NoInterval.FEW_PAIRS] * 2).half_width is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_true_ratio_is_that_of_very_many_blocks(case: Case) -> None:
     found = paired_ratio(case.draw(np.random.default_rng(0), 40_000))

@@ -135,6 +135,7 @@ def test_every_folder_is_decoded_as_it_is(
                 assert heads.judge() != REFUSED, heads
 
 
+@pytest.mark.slow
 def test_no_document_of_a_model_breaks_a_run(
     fuzz: Fuzz, decode: Callable[..., Ran], fresh: Fresh, model: Path, sharded: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_no_document_of_a_model_breaks_a_run(
     fuzz("models: documents", case, few=40)
 
 
+@pytest.mark.slow
 def test_no_byte_of_the_weights_breaks_a_run(fuzz: Fuzz, decode: Callable[..., Ran], fresh: Fresh, model: Path) -> None:
     def case(draw: Draw) -> Ran:
         with fresh() as place:
@@ -185,6 +187,7 @@ def test_no_byte_of_the_weights_breaks_a_run(fuzz: Fuzz, decode: Callable[..., R
     fuzz("models: weights", case, few=20)
 
 
+@pytest.mark.slow
 def test_no_tensor_of_a_model_that_is_no_number_is_run(
     fuzz: Fuzz, decode: Callable[..., Ran], fresh: Fresh, model: Path
 ) -> None:
@@ -236,6 +239,7 @@ USES = {
 """Artefact → what makes a run use it. Warm-up decodes at full depth; strategies are started by what follows it."""
 
 
+@pytest.mark.slow
 def test_no_artefact_breaks_a_run(
     fuzz: Fuzz, warm: Warm, rows_file: Path, fresh: Fresh, model: Path, artefacts: Path
 ) -> None:

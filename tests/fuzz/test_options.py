@@ -211,6 +211,7 @@ def judged(ran: Ran) -> Ran:
     return ran
 
 
+@pytest.mark.slow
 def test_every_command_does_what_cases_start_from(warm: Warm, workshop: Workshop, commands: list[Command]) -> None:
     """Else nothing below would say anything. Trainings find no trace, since they would train on one."""
     for command in commands:
@@ -221,6 +222,7 @@ def test_every_command_does_what_cases_start_from(warm: Warm, workshop: Workshop
         assert (ran.code == REFUSED) == ("traces" in given or alike) or command.name == "submit", ran
 
 
+@pytest.mark.slow
 def test_no_flag_breaks_a_command(
     fuzz: Fuzz, warm: Warm, workshop: Workshop, commands: list[Command], names: list[str], options: dict[str, list[str]]
 ) -> None:
@@ -241,6 +243,7 @@ def test_no_flag_breaks_a_command(
     fuzz("options", case, few=40)
 
 
+@pytest.mark.slow
 def test_no_operating_point_breaks_a_run(
     fuzz: Fuzz, warm: Warm, workshop: Workshop, options: dict[str, list[str]]
 ) -> None:
@@ -300,6 +303,7 @@ TOML_VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 def test_no_configuration_file_breaks_a_command(
     fuzz: Fuzz, warm: Warm, workshop: Workshop, commands: list[Command], names: list[str]
 ) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 
 from .cases import Ran, Warm
@@ -122,6 +123,7 @@ def test_no_line_ends_a_run(fuzz: Fuzz, warm: Warm, fresh: Fresh) -> None:
     fuzz("rows: JSON lines", case, few=60)
 
 
+@pytest.mark.slow
 def test_no_file_of_rows_hangs_or_crashes(fuzz: Fuzz, warm: Warm, fresh: Fresh) -> None:
     """Damaged files as wholes: bytes changed anywhere, and what is no file."""
 
@@ -151,6 +153,7 @@ def test_no_file_of_rows_hangs_or_crashes(fuzz: Fuzz, warm: Warm, fresh: Fresh) 
     fuzz("rows: files", case, few=30)
 
 
+@pytest.mark.slow
 def test_no_cell_ends_a_run(fuzz: Fuzz, warm: Warm, fresh: Fresh) -> None:
     """Parquet's cells, of which some are no UTF-8, null, or of another type."""
     ids = st.one_of(

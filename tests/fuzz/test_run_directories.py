@@ -291,6 +291,7 @@ def explained(error: AssertionError, done: str, expectation: Expected) -> Assert
 # -------------------------------------------------------------------------------------- properties
 
 
+@pytest.mark.slow
 def test_no_damage_is_taken_for_a_record(fuzz: Fuzz, warm: Warm, fresh: Fresh, wholes: tuple[Whole, Whole]) -> None:
     run, other = wholes
 
@@ -311,6 +312,7 @@ def test_no_damage_is_taken_for_a_record(fuzz: Fuzz, warm: Warm, fresh: Fresh, w
     fuzz("run directories", case, few=40)
 
 
+@pytest.mark.slow
 def test_a_damaged_run_among_others_is_left_out_alone(
     fuzz: Fuzz, warm: Warm, fresh: Fresh, wholes: tuple[Whole, Whole]
 ) -> None:
@@ -371,6 +373,7 @@ def test_white_space_is_part_of_a_record(
 # ------------------------------------------------------------------ whole records with hostile content
 
 
+@pytest.mark.slow
 def test_no_content_breaks_a_reader(
     fuzz: Fuzz, warm: Warm, fresh: Fresh, wholes: tuple[Whole, Whole], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[2]
 PROGRESS = ROOT / FOUND.with_name("study-kills.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [KILLS] if KILLS else few_and_many(5, 25))
 def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
     warm: Warm, fresh: Fresh, model: Path, rows_file: Path, kills: int, record_property: Callable[[str, str], None]

@@ -28,6 +28,7 @@ def lm_eval(cli: Command, tiny_llama: Path, task_folder: Path) -> Command:
     return run
 
 
+@pytest.mark.slow
 def test_the_results_of_every_operating_point_and_a_run_that_reports_read(
     lm_eval: Command, cli: Command, hf: dict[str, Any]
 ) -> None:
@@ -81,6 +82,7 @@ def test_the_results_of_every_operating_point_and_a_run_that_reports_read(
     assert "lm_eval_exact_match" in Path("out/summary.csv").read_text()
 
 
+@pytest.mark.slow
 def test_lossless_answers_are_full_depth_s(lm_eval: Command) -> None:
     ran = lm_eval("--tasks", "ours_line", "--strategy", f"{EXIT}@lossless", "--limit", 3, "--out", "out", "--json")
     assert ran.code == 0, ran.err
@@ -112,6 +114,7 @@ def test_scored_texts_alone_make_no_run_and_their_results_say_what_it_took(
     assert "it is not a run directory" in cli("report", "out").error
 
 
+@pytest.mark.slow
 def test_groups_and_tasks_whose_texts_another_one_had_are_scored_ones_too(
     lm_eval: Command, write_task: Callable[[str, str], Path], task_folder: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +145,7 @@ def test_groups_and_tasks_whose_texts_another_one_had_are_scored_ones_too(
         assert facts["part"]["s_per_token"] > 0 < facts["part"]["j_per_token"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("period_s", "reason"), [(1e-6, None), (1e3, "is shorter than 10 sensor periods")])
 def test_what_a_task_has_scored_is_one_window(lm_eval: Command, period_s: float, reason: str | None) -> None:
     """So that a sensor that ticks slowly sees it; the recording ends with that window's second edge."""
@@ -206,6 +210,7 @@ def test_a_library_that_runs_code_of_data_sets_is_refused(lm_eval: Command, monk
     assert ran.commands == ["pip install 'datasets>=4'"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 def test_the_run_records_what_lm_eval_made_the_prompts_with(
     lm_eval: Command, write_task: Callable[[str, str], Path], tiny_llama: Path, tmp_path: Path, chat: bool
@@ -262,6 +267,7 @@ def test_what_a_tasks_own_function_raises_is_one_line(
     assert "Traceback" not in ran.err
 
 
+@pytest.mark.slow
 def test_a_score_that_is_not_finite_is_not_defined(lm_eval: Command, write_task: Callable[[str, str], Path]) -> None:
     file = write_task("undefined", f"{GENERATING}process_results: !function own.judge\n")
     judge = 'def judge(doc, results):\n    return {"exact_match": float("nan") if len(doc["prompt"]) < 50 else 1.0}\n'

@@ -76,6 +76,7 @@ def numbers(answers: Sequence[Any]) -> list[Any]:
     return [pytest.approx(value, rel=1e-5, abs=1e-4) if isinstance(value, float) else value for value in flat(answers)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_task_is_read_and_answered_as_by_hf(
     ours: Any, theirs: Any, read: tuple[Read, Read], evaluate: Callable[..., dict[str, Any]], kind: str
@@ -144,6 +145,7 @@ def described(write_task: Callable[[str, str], Path]) -> list[Path]:
     return [write_task(f"told_{kind}", f'description: "Finish this.\\n"\n{KINDS[kind]}') for kind in ("line", "choice")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_prompt_is_written_read_and_answered_as_by_hf(
     ours: Any, theirs: Any, read: tuple[Read, Read], described: list[Path], monkeypatch: pytest.MonkeyPatch, name: str

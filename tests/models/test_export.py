@@ -230,6 +230,7 @@ def test_the_command_s_card_has_what_a_run_found(
     assert not Path("other").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_default_model_says_in_stock_transformers_what_it_says_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

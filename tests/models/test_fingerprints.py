@@ -111,6 +111,7 @@ def test_a_wheel_is_told_by_all_of_its_file(tmp_path: Path, monkeypatch: pytest.
     assert len(names) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DECIDING)
 def test_runs_of_another_model_are_neither_mixed_nor_taken_for_one(
     tiny_run: Command, cli: Command, tiny_llama: Path, tmp_path: Path, what: str

@@ -30,6 +30,7 @@ def info_of(folder: Path, device_map: str | None, **changes: Any) -> ModelInfo:
     return resolve(ModelRequest(str(folder), device_map=device_map, **changes)).info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_layers_in_a_file_give_the_same_tokens(make_model: Callable[..., Path], family: str, dtype: str) -> None:

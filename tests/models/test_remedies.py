@@ -63,6 +63,7 @@ def kinds(commands: list[str]) -> list[str]:
     return [next(word for word in command.split() if word not in ("harness", "train")) for command in commands]
 
 
+@pytest.mark.slow
 @pytest.mark.crossed
 @pytest.mark.parametrize(
     "flags",
@@ -91,6 +92,7 @@ def test_a_run_without_its_learned_exit_names_what_cures_it(
     assert Path("artefacts").is_dir() == ("--artefacts" not in flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--artefacts", "a", "--exit-points", "4,10")], ids=" ".join)
 def test_with_the_hours_of_tuning_as_well(run: Command, follow: Command, flags: tuple[str, ...]) -> None:
     Path("a").mkdir()
@@ -123,6 +125,7 @@ def test_a_run_without_its_shortcuts_names_what_cures_it(run: Command, follow: C
     assert json.loads(Path("cured/manifest.json").read_text())["model"]["exit_head"].startswith("shortcut:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [(), ("--exit-head", "shared"), ("--exit-head", "shortcut", "--artefacts", "my own", "--exit-points", "5,7")],
@@ -173,6 +176,7 @@ def shipped(cli: Command, tiny_llama: Path, rows_file: Path, monkeypatch: pytest
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["rl", "lte", "classifier:heads=mine"])
 def test_a_shipped_set_is_copied_and_the_copy_completed(
     run: Command, follow: Command, shipped: Path, strategy: str

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from harness.records import SampleRecord, Work
 
 DECLARED = """
@@ -54,6 +56,7 @@ print(json.dumps([json.loads(line)["made_up_bytes"], int(samples.made_up_bytes[0
 """
 
 
+@pytest.mark.slow
 def test_a_counter_that_is_declared_and_counted_is_in_records_frames_and_answers() -> None:
     ran = subprocess.run([sys.executable, "-c", DECLARED + SHOWN], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

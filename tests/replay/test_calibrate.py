@@ -69,6 +69,7 @@ def test_targets_are_read_and_others_refused() -> None:
             parse_target(text)
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_records(decoded: RecordedRun) -> None:
     recorded = samples(decoded.directory)
     for name in SETTINGS:
@@ -280,6 +281,7 @@ def calibrate(cli: Command, tiny_llama: Path, rows_file: Path) -> Command:
     return run
 
 
+@pytest.mark.slow
 def test_percentiles_are_observed_on_other_documents_and_a_run_takes_the_point(
     calibrate: Command, tiny_run: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -341,6 +343,7 @@ def test_documents_are_told_by_what_they_hold_and_not_by_where_they_lie(
     assert "was made on" not in exchanged
 
 
+@pytest.mark.slow
 def test_a_promise_about_projects(calibrate: Command, documents: list[str], tmp_path: Path, caplog: Any) -> None:
     """Six documents of three projects; and of none, which is refused."""
     rows = [{"id": number, "code": text, "project": f"p{number % 3}"} for number, text in enumerate(documents[:6])]
@@ -424,6 +427,7 @@ def test_what_a_resumed_calibration_cannot_change(calibrate: Command, decoded: R
     assert "Name one with --strategy, not margin" in other
 
 
+@pytest.mark.slow
 def test_rows_of_a_run_that_a_certificate_does_not_speak_of_are_passed_over(
     calibrate: Command, tiny_run: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

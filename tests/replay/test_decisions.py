@@ -317,6 +317,7 @@ def live_and_replayed(
     return live, replay_lossless(point, [columns], texts, tiny.info, len(LONGER))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [3, 16])
 @pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:min_n=1"])
 @pytest.mark.parametrize("text", [*EXITS, LAYERSKIP])
@@ -328,6 +329,7 @@ def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, deco
     assert sum(one.verifications for one in live) < found.count  # some pass yielded several
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "length", "most"), [(10, 3, 16), (6, 4, 16), (4, 8, 2), (10, 1, 16)])
 def test_drafts_of_a_fixed_exit_and_length_are_replayed_exactly(tiny: Any, layer: int, length: int, most: int) -> None:
     """What follows a wrong draft is as long wherever it stands."""
@@ -363,6 +365,7 @@ def test_lossy_seconds_by_hand(info: Any, made: Any) -> None:
     assert price(found.amounts(info, KVFacts(defers=True)), SECONDS) == exits + 5 * 8 / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", EXITS)
 def test_drafts_of_one_token_hold_nothing_that_a_trace_does_not(tiny: Any, text: str) -> None:
     """Then a wrong draft is followed by none, and every count is exact."""
@@ -399,6 +402,7 @@ def test_the_end_of_a_text_is_replayed_as_it_is_decoded(tiny: Any) -> None:
     assert found.work.layers_read == sum(one.layers_read for one in live)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["fixed:layer=10", "confidence:threshold=0.4", "margin:threshold=0.3"])
 def test_what_is_modelled_lies_within_the_interval_of_live_decoding(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, text: str

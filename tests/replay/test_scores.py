@@ -86,6 +86,7 @@ def test_a_probability_s_error_is_that_of_its_bins(calibrated: Callable[..., Cal
     assert score.pooled.ece == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_perfect_and_a_perverse_score(made: Callable[..., TracedTokens], info: ModelInfo) -> None:
     count = 60
     top1 = torch.linspace(0.1, 0.9, count)[:, None].expand(count, 3)
@@ -174,6 +175,7 @@ def test_a_threshold_of_whole_numbers_is_left_out_and_the_sweep_goes_on(
     assert "a threshold between its ends is refused: depth:threshold=6.5" in found.left_out["depth"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_it_beside_the_sweep(
     cli: Callable[..., Any], tiny_llama: Path, traced: Path, tmp_path: Path
 ) -> None:

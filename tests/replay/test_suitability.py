@@ -94,6 +94,7 @@ def test_an_oracle_skips_what_is_right_and_nothing_else(read: Callable[..., Read
     assert best([one], info)["oracle"].bytes_speedup == pytest.approx(50_000 / (36_000 + 4 * 500))
 
 
+@pytest.mark.slow
 def test_a_check_costs_a_head_unless_it_is_granted(read: Callable[..., ReadExits], info: ModelInfo) -> None:
     """The second exit is right and sure on half of the tokens, on which the first is sure as well, but wrong."""
     right, sure = [[False, True], [False, False]], [[0.3, 0.9], [0.2, 0.1]]
@@ -191,6 +192,7 @@ def suitability(cli: Command, tiny_llama: Path, rows_file: Path) -> Command:
     return run
 
 
+@pytest.mark.slow
 def test_a_model_is_judged_and_its_trace_judged_again(suitability: Command, tmp_path: Path) -> None:
     asked = ("--no-measure-costs", "--keep", 0.5)
     ran = suitability(*asked, "--out", tmp_path / "s")
@@ -212,6 +214,7 @@ def test_a_model_is_judged_and_its_trace_judged_again(suitability: Command, tmp_
     assert Suitability.model_validate_json(again.out) == found
 
 
+@pytest.mark.slow
 def test_times_are_measured(suitability: Command) -> None:
     ran = suitability("--json")
     assert ran.code == 0, ran.err

@@ -43,6 +43,7 @@ def front_page(collection: Collection, out: Path, **how: Any) -> str:
     return write_collection(collection, out, **how)[0].read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_it_links_tables_figures_completions_and_notes(run: RecordedRun, tmp_path: Path) -> None:
     page = front_page(Collection((run,)), tmp_path, width="column")
     assert page.startswith(HEAD)

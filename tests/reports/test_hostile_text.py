@@ -129,6 +129,7 @@ def test_the_terminal(cli: Command, hostile: tuple[Path, Path]) -> None:
         assert {"report.md", "summary.csv", "summary.json"} <= clean
 
 
+@pytest.mark.slow
 def test_a_whole_report(cli: Command, hostile: tuple[Path, Path], tmp_path: Path) -> None:
     ran = cli("report", tmp_path / "runs", "--out", tmp_path / "out")
     check_clean(ran)

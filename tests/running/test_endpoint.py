@@ -136,6 +136,7 @@ def test_llama_cpp_is_asked_in_its_own_words_and_counts_its_tokens() -> None:
     assert handler.heard[0]["cache_prompt"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "pieces", "said"),
     [
@@ -223,6 +224,7 @@ def served(serve_config: Callable[..., Any]) -> Iterator[str]:  # noqa: F811
         yield running.url
 
 
+@pytest.mark.slow
 def test_our_own_server_at_full_depth_is_a_row_with_full_depth_s_scores(
     tiny_run: Command, cli: Command, served: str, tmp_path: Path
 ) -> None:
@@ -341,6 +343,7 @@ def test_one_that_is_down_at_the_start_is_refused_with_the_remedy(refused: Calla
     assert "Start the server" in line
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_llama_cpp_on_the_default_model_s_own_file_is_the_reference_rival(
     cli: Command, smollm2: Any, tmp_path: Path

@@ -149,6 +149,7 @@ FORGERIES: dict[str, tuple[Change, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORGERIES)
 def test_what_other_records_contradict_is_refused_with_its_place(run: Path, name: str) -> None:
     change, check, said = FORGERIES[name]
@@ -159,6 +160,7 @@ def test_what_other_records_contradict_is_refused_with_its_place(run: Path, name
     assert re.search(said, found[check]), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HONEST, ids=["batches", "arrivals", "formats"])
 def test_honest_runs_contradict_nothing(tiny_run: Command, tmp_path: Path, how: tuple[object, ...]) -> None:
     made = ("--strategy", "full", "--strategy", "confidence:threshold=0.2", "--strategy", "oracle")

@@ -77,6 +77,7 @@ def made(samples: Samples, *, but: str = "") -> dict[tuple[str, str], Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", ["auto", "none"])
 def test_of_a_batch_of_three_the_one_that_overflows_is_an_error(
     measured: Callable[..., Any], after_loading: Callable[..., None], kv: str
@@ -118,6 +119,7 @@ def test_a_tokenizer_that_raises_on_one_text(
     assert [(row["n"], row["errors"]) for row in summary["rows"]] == [(len(documents) - 1, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", ["raises", "half of a pair"])
 @pytest.mark.parametrize("protocol", ["green-code", "codexglue-line"])
 def test_a_completion_that_cannot_be_spelled(

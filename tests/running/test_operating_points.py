@@ -48,6 +48,7 @@ def test_each_strategy_has_a_policy_of_its_own(config: dict[str, Any], tmp_path:
     assert list(given["kv"]) == ["skip", "skip", "skip", "recompute"]  # the oracle is exact or nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kv", "oracles"),
     [

@@ -56,6 +56,7 @@ def forced(folder: Path, found: list[dict[str, Any]]) -> list[list[int]]:
     return chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", ["propagate", "recompute", "none", "skip"])
 @pytest.mark.parametrize("family", ["llama", "opt"])
 @pytest.mark.crossed

@@ -99,6 +99,7 @@ def changed(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "reason"),
     [

@@ -50,6 +50,7 @@ def windows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "windows.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_each_repeat_warms_up_and_measures_in_its_own_process(config: RunConfig, tmp_path: Path) -> None:
     watched = Watched()
     result = execute(config, observer=watched)
@@ -67,6 +68,7 @@ def test_each_repeat_warms_up_and_measures_in_its_own_process(config: RunConfig,
     assert all(len(found) == 1 for found in tokens.values())
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_a_repeat_goes_on_with_it(config: RunConfig, tmp_path: Path) -> None:
     execute(config)
     out = tmp_path / "out"
@@ -89,6 +91,7 @@ def test_a_run_that_lost_a_repeat_goes_on_with_it(config: RunConfig, tmp_path: P
     assert not any(stage.startswith("repeat") for stage in again.stages)  # what is complete starts no process
 
 
+@pytest.mark.slow
 def test_what_a_repeat_s_process_is_refused_is_said_in_its_words(config: RunConfig, tmp_path: Path) -> None:
     execute(config.model_copy(update={"repeats": 1}))
     unseal(tmp_path / "out")
@@ -103,6 +106,7 @@ def test_what_a_repeat_s_process_is_refused_is_said_in_its_words(config: RunConf
         run_repeat(store, 1, Watched())
 
 
+@pytest.mark.slow
 def test_nobody_else_writes_between_two_repeats(config: RunConfig, tmp_path: Path) -> None:
     refused: list[str] = []
 
@@ -131,6 +135,7 @@ threading.Thread(target=talk, daemon=True).start()
 CUT_OFF = "os.write(1, b'a line that is not end')\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("printing", [TALKS, CUT_OFF], ids=["in the background", "a line cut off"])
 def test_what_prints_in_a_repeat_does_not_speak_to_the_parent(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printing: str

@@ -127,6 +127,7 @@ def test_exit_layers_are_those_that_were_asked_for(config: dict[str, Any], tmp_p
     assert found["py150", "oracle"]["oracle_share"] in (1, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", ["recompute", "none"])
 def test_rehearsed_exits_keep_the_tokens_of_full_depth(config: dict[str, Any], tmp_path: Path, kv: str) -> None:
     run(
@@ -145,6 +146,7 @@ def test_rehearsed_exits_keep_the_tokens_of_full_depth(config: dict[str, Any], t
     assert rows(tmp_path / "out")["py150", "oracle"]["agreement"] == 1
 
 
+@pytest.mark.slow
 def test_operating_points_are_interleaved_and_their_order_differs(config: dict[str, Any], tmp_path: Path) -> None:
     run(RunConfig(**config | {"limit": 4, "repeats": 2, "block_size": 2}))
     windows = measured(tmp_path / "out")
@@ -228,6 +230,7 @@ def wait_for_windows(process: subprocess.Popen[str], file: Path, count: int) -> 
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_where_it_was(
     cli: Command, tmp_path: Path, tiny_llama: Path, rows_file: Path, stop: signal.Signals
@@ -277,6 +280,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert [(w["block"], w["repeat"], w["operating_point"]) for w in measured(tmp_path / "out")] == uninterrupted
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.usefixtures("smollm2")
 def test_the_real_model_completes_what_everybody_knows(tmp_path: Path, cli: Command) -> None:

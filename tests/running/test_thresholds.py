@@ -123,6 +123,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "early-exit-harness" / "observed"
 
 
+@pytest.mark.slow
 def test_percentiles_become_numbers_and_are_observed_once(
     tiny_run: Command, cli: Command, cache: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_the_observed_documents_are_not_the_run_s(tiny_run: Command, cache: Path
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_or_changed_observation_is_made_again(tiny_run: Command, cache: Path) -> None:
     asked = ("--strategy", "confidence:threshold=q50@lossless", "--limit", 2)
     assert tiny_run(*asked, "--out", "first").code == 0

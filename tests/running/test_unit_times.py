@@ -33,6 +33,7 @@ def counts(folder: Path) -> dict[tuple[str, str], list[Any]]:
     return {(name, key): [one[count] for count in COUNTS] for name in found for key, one in found[name].items()}
 
 
+@pytest.mark.slow
 def test_a_run_states_them_per_format_and_goes_on_with_them(config: dict[str, Any], tmp_path: Path) -> None:
     settings = RunConfig.build(config | {"weights_format": "float32,int8"})
     run(settings)

@@ -42,6 +42,7 @@ def decoded(sample: SampleRecord) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in ("latency_s", "ttft_s", "token_times_s")}
 
 
+@pytest.mark.slow
 def test_records_have_the_same_tokens_and_no_time(pair: dict[str, Path]) -> None:
     timed, untimed = read_run(pair["timed"]), read_run(pair["untimed"])
 

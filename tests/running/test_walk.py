@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 from harness.config import RunConfig, StrategySpec
 from harness.contracts import ModelRequest
 from harness.models.model import LoadedModel, ResolvedModel
@@ -32,6 +34,7 @@ FLOORS = ({"contracts", "config", "host", "records", "appearance"}, {"decoding",
 ROOMS, CLIMBS = 25, 8
 
 
+@pytest.mark.slow
 def test_an_operating_point_walks_straight_to_its_summary(config: dict[str, Any]) -> None:
     handed: dict[Any, str] = {}
     held = []  # so that no other object gets the identity of one

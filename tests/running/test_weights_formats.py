@@ -81,6 +81,7 @@ def samples(folder: str) -> dict[tuple[str, str], dict[str, Any]]:
 WHAT = ("token_ids", "exit_layers", "text", "scores", "layers_executed", "kv_fill_layers", "lm_head_evaluations")
 
 
+@pytest.mark.slow
 def test_formats_run_side_by_side_and_each_as_it_does_alone(run: Callable[..., Any]) -> None:
     ran = run("--weights-format", "float32,int4,int8", "--strategy", "confidence:threshold=0.5")
     assert ran.code == 0, ran.err
@@ -125,6 +126,7 @@ def test_later_repeats_load_the_same_formats_and_ask_nothing_of_full_depth(run: 
     assert all(len(each) == 1 for each in tokens.values())
 
 
+@pytest.mark.slow
 def test_formats_and_policies_stand_in_the_name_in_that_order(run: Callable[..., Any]) -> None:
     ran = run("--weights-format", "fp16,int8", "--kv", "none,propagate", "--attribute")
     assert ran.code == 0, ran.err
@@ -137,6 +139,7 @@ def test_formats_and_policies_stand_in_the_name_in_that_order(run: Callable[...,
     assert [(point["kv"], point["weights_format"]) for point in points[:4]] == both
 
 
+@pytest.mark.slow
 def test_auto_may_stand_in_the_list_and_is_named_by_what_it_chose(
     run: Callable[..., Any], cli: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -366,6 +366,7 @@ def statuses_of(operation: Any, mode: Any, url: str, examples: int) -> set[int]:
     return statuses
 
 
+@pytest.mark.slow
 def test_every_post_route_answers_as_its_schema_says(server: Any) -> None:
     api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [made.ok() for made in api.get_all_operations() if made.ok().method == "post"]

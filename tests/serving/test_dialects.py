@@ -258,6 +258,7 @@ READ: dict[str, dict[str, tuple[Any, ...]]] = {
 """Path → field that is read → values that it cannot have; behind a dot, within an object."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", READ)
 def test_a_field_that_is_read_and_cannot_be_is_refused_in_one_line(server: Any, path: str) -> None:
     good = {"inputs": PROMPT, "prompt": PROMPT, "input_prefix": PROMPT, "early_exit": {"strategy": "no such"}}

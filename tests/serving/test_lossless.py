@@ -110,6 +110,7 @@ def test_verified_tokens_come_in_bursts_and_nothing_else_is_shown(service: Servi
     assert done.work.acceptance == pytest.approx(sum(done.work.accepted) / done.work.drafted_tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", MIXED[:2] + MIXED[3:5], ids=str)
 def test_a_stop_text_ends_it_where_full_depth_s_ends(service: Service, how: dict[str, Any]) -> None:
     free = run(service, job(service, tokens=30, strategy="full", decode="lossy"))[0]

@@ -92,6 +92,7 @@ def test_early_exit_is_an_object_its_json_or_the_mini_language(server: Any, desk
         assert setting.name == server.service.settings.default.name
 
 
+@pytest.mark.slow
 def test_a_bad_early_exit_is_one_line(server: Any, client: httpx.Client) -> None:
     bad = [
         5, True, [], ["full"], "", " ", ":", "full:", "full:x", "full:x=", "full:=1", "{", "[1]", '{"strategy": [1]}',
@@ -169,6 +170,7 @@ UNREADABLE = {
 }
 
 
+@pytest.mark.slow
 def test_a_body_that_cannot_be_read_is_one_line_in_every_dialect(server: Any, client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     with_body = [path for path, item in paths.items() if "requestBody" in item.get("post", {})]

@@ -231,6 +231,7 @@ def streams(url: str, count: int) -> list[Stream]:
     return made
 
 
+@pytest.mark.slow
 def test_it_listens_while_it_loads_and_ends_when_its_answers_have(start: Start) -> None:
     server = start("--drain-s", 60, LOAD_S=1, TOKEN_S=0.005)
     loading = httpx.get(f"{server.url}/health")
@@ -292,6 +293,7 @@ def test_a_second_signal_stops_at_once(start: Start) -> None:
     assert "Traceback" not in "\n".join(server.said)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_ends_it(start: Start) -> None:
     server = start(LOAD_S=0.3, LOAD_ERROR="model.safetensors holds 3 layers,\n not 30. Fetch it again.")
     assert server.end() == 2
@@ -311,6 +313,7 @@ def test_a_signal_while_it_loads_ends_it(start: Start) -> None:
     assert not [line for line in server.said if line.startswith("ready")]
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_refused_before_anything_is_loaded(steady: Process, start: Start) -> None:
     port = steady.address[1]
     server = start("--port", port)

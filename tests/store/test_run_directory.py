@@ -259,6 +259,7 @@ def test_a_killed_process_leaves_a_directory_that_goes_on(tmp_path: Path) -> Non
     assert [sample.sample_id for sample in samples] == [f"{n}-{i}" for n in range(last + 1) for i in range(20)]
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_flush_leaves_what_was_announced(tmp_path: Path) -> None:
     # in place of: manifest, folder | samples, folder, window, folder | samples, window | samples.
     # Without a power cut a line that was written counts, although its flush was not reached.

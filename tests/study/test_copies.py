@@ -65,6 +65,7 @@ def decoded(folder: Path) -> dict[str, list[tuple[Any, ...]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 def test_a_copy_made_while_it_runs_keeps_every_finished_sample(cli: Command, declare: Declare, tmp_path: Path) -> None:
     file, chance = declare(**GRID, run={"limit": 6}), random.Random(7)

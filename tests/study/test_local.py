@@ -32,6 +32,7 @@ def kill(event: Happened) -> None:
     os.kill(int(event.place.rpartition(":")[2]), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_goes_on_where_it_was(declare: Declare, tmp_path: Path) -> None:
     grid = read_study(str(declare(seed=[0, 1], run={"limit": 4})))
     killed: list[str] = []
@@ -55,6 +56,7 @@ def test_a_worker_that_dies_is_replaced_and_goes_on_where_it_was(declare: Declar
     assert said[1]["reason"] == "its process ended with signal 9"
 
 
+@pytest.mark.slow
 def test_what_dies_every_time_fails_after_three_attempts(declare: Declare, tmp_path: Path) -> None:
     grid = read_study(str(declare(run={"limit": 40})))
     watching = Watching(kill)
@@ -100,6 +102,7 @@ def _is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_once_and_another_one_gets_a_process_of_its_own(
     declare: Declare, tmp_path: Path, tiny_opt: Path
 ) -> None:
@@ -122,6 +125,7 @@ def test_a_model_is_loaded_once_and_another_one_gets_a_process_of_its_own(
     assert sum(text.startswith("loading ") for text in stages) == 2
 
 
+@pytest.mark.slow
 def test_an_executor_takes_one_job_at_a_time(tmp_path: Path) -> None:
     with Local.open({}) as executor:
         job = Job("a", tmp_path / "a", {"limit": -1}, ("m",))
@@ -158,6 +162,7 @@ def at_once(folder: Path) -> list[set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_points_that_are_not_timed_run_side_by_side_after_those_that_are(declare: Declare, tmp_path: Path) -> None:
     untimed = "\n".join(f"[[include]]\nseed = {seed}\nuntimed = true" for seed in (7, 8))
     grid = read_study(str(declare(seed=[0], run={"limit": 4}, more=untimed)))
@@ -170,6 +175,7 @@ def test_points_that_are_not_timed_run_side_by_side_after_those_that_are(declare
     assert at_once(tmp_path / "s") == [{measured}, {shared[0]}, set(shared)]
 
 
+@pytest.mark.slow
 def test_what_shared_and_died_has_the_machine_to_itself_then(declare: Declare, tmp_path: Path) -> None:
     grid = read_study(str(declare(seed=[0, 1], run={"limit": 4, "untimed": True})))
     killed: list[str] = []

@@ -121,6 +121,7 @@ def test_steps_and_points_that_are_not_timed_share_and_nothing_needs_a_file_syst
     ]
 
 
+@pytest.mark.slow
 def test_a_task_leaves_nothing_where_the_driver_is_out_of_sight(declare: Declare, tmp_path: Path) -> None:
     """Its folder comes back in an archive; and it asks for what it cannot see."""
     point = expand(read_study(str(declare(seed=[0]))))[0]

@@ -185,6 +185,7 @@ def test_a_disk_that_is_full_stops_the_study_and_fails_no_point(
     assert cli("study", declare(seed=[0, 1]), "--out", "s").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("inline")
 @pytest.mark.parametrize(
     ("key", "value", "said"),

@@ -171,6 +171,7 @@ def test_syntax_is_the_library_s_also_of_references_that_were_seen_before(golden
         assert components(mixed, language).syntax == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("language", "expected"),
     [

@@ -203,6 +203,7 @@ def test_hub_failures_are_one_line(fake_hub: Any, words: Any, green: Any, error:
 # -------------------------------------------------------------------------------------- embedded
 
 
+@pytest.mark.slow
 def test_standard_library_is_ordered_and_has_no_tests() -> None:
     rows = embedded.standard_library()
     names = [rows.read(index).sample_id for index in range(len(rows))]

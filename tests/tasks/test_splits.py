@@ -69,6 +69,7 @@ def library() -> dict[Split, set[str]]:
     return {split: set(names_of(rows.part(split))) for split in SPLITS}
 
 
+@pytest.mark.slow
 def test_the_standard_library_is_split(library: dict[Split, set[str]], words: Any, green: Any) -> None:
     task, parts = Py150(), library
     assert sum(map(len, parts.values())) == len(embedded.standard_library()) == len(set.union(*parts.values()))

@@ -392,6 +392,7 @@ def test_the_directions_are_those_of_the_least_squares_optimum() -> None:
     torch.testing.assert_close(root @ root.t(), states.t() @ states / len(states), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_they_make_is_found_by_a_run(
     cli: Callable[..., Any], tiny_llama: Path, rows_file: Path, unseen: Path, tmp_path: Path
 ) -> None:

@@ -191,6 +191,7 @@ def resolved(tiny_llama: Path, tmp_path: Path) -> Callable[[], ResolvedModel]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observation", list(OBSERVATIONS))
 @pytest.mark.parametrize("kind", RECIPES)
 def test_what_is_written_is_found_for_the_model(

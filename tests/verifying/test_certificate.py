@@ -126,6 +126,7 @@ def test_one_bar_shows_how_much_is_left(verify: Command) -> None:
     assert "fp16, fixed:layer=4@lossless, batches of 3" in ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "gpt2", "gpt_neox"])
 def test_every_family_is_lossless_in_every_format(
     cli: Command, make_model: Callable[..., Path], rows_file: Path, family: str, tmp_path: Path
@@ -322,6 +323,7 @@ def test_only_compiled_products_are_held_to_the_same_bits_in_a_batch(
     assert found.bound == same.bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(NEAR_EXACT))
 def test_every_family_is_certified(case: Any, name: str, prompts: list[list[int]]) -> None:
     samples = [Sample(f"s{number}", tuple(ids), "", (), 16) for number, ids in enumerate(prompts)]

@@ -82,6 +82,7 @@ def test_every_figure_stays_on_paper() -> None:
         check_on_paper(figure, size)
 
 
+@pytest.mark.slow
 def test_odd_names_and_missing_intervals_can_be_drawn(tmp_path: Path) -> None:
     names = [(f"$\\x{{$ <b> {n}", True) for n in range(5)]
     assert len(save_figures(calibration_figures([made(*names, interval=False)]), tmp_path)) == 9

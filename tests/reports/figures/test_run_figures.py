@@ -178,6 +178,7 @@ def test_full_depth_in_another_way_has_a_hypervolume_of_its_own(make: Make) -> N
     assert table.columns[1].texts[0].startswith("0.225"), "(1 − 0.7) × 0.75"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "figures", [figures for figures, _ in OF_ONE_RUN], ids=lambda figures: figures.__module__.rpartition(".")[2]
 )
@@ -230,6 +231,7 @@ def test_bars_of_thresholds_by_hand(make: Make) -> None:
     assert all(axes.get_ylim()[0] == 0 for axes in canvas.axes)
 
 
+@pytest.mark.slow
 def test_no_threshold_is_left_out_of_many(make: Make) -> None:
     names = [f"rl:threshold={number / 20}" for number in range(1, 21)]
     first, second = settings.thresholds(make(points=("full", *names)))
@@ -345,6 +347,7 @@ def test_a_report_has_no_two_figures_of_one_name(make: Make) -> None:
     assert catalogue(runs, each=False).of_one == ((), (), ())
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(make: Make, tmp_path: Path) -> None:
     for folder in ("first", "second"):
         save_figures(fronts.figures(make())[:1], tmp_path / folder)

@@ -78,6 +78,7 @@ def test_optimal_exits_are_shares_of_all_tokens() -> None:
     assert len(drawn(unfinished).axes[0].containers) == 1
 
 
+@pytest.mark.slow
 def test_every_figure_stays_on_paper_and_says_how_much_it_is_of() -> None:
     exits = tuple(range(4, 31, 2))
     steps = tuple(LiteStep(n, dict.fromkeys(exits, 3.0 - n / 100)) for n in range(1, 41))
@@ -113,6 +114,7 @@ def test_every_exit_has_a_colour_of_its_own() -> None:
     assert len(set(exit_colours((4, 6, 8, 10, 12, 14, 18, 22, 26, 30)).values())) == 10
 
 
+@pytest.mark.slow
 def test_odd_names_and_shipped_trainings_can_be_drawn(tmp_path: Path) -> None:
     odd = logs("$x_1^{$ <b>", tuned=lite(), agents=(agent("rl-$\\frac$"), agent("r" * 80)))
     figures = [*training_figures([odd]), training_figures([read_training(SHIPPED / "smollm2-135m-shared")])[1]]

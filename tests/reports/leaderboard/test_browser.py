@@ -235,6 +235,7 @@ BOXES = """() => Object.fromEntries([['bar', '.modebar'], ['area', '.nsewdrag'],
       return [name, { top, bottom }]; }))"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_without_a_mouse_the_toolbar_stands_above_the_plot(chromium: Any, site: Path, width: int) -> None:
     screen = {"viewport": {"width": width, "height": 844}, "has_touch": True, "is_mobile": width < 500}
@@ -254,6 +255,7 @@ def test_without_a_mouse_the_toolbar_stands_above_the_plot(chromium: Any, site: 
 TRACES = "document.getElementById('plot').data.filter(t => t.meta).map(t => [!!t.error_x, t.hovertemplate])"
 
 
+@pytest.mark.slow
 def test_an_estimated_energy_s_axis_says_so(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
     site = Site(tmp_path / "site")
     site.add(recorded("measured", energy="rapl", points={"fixed:layer=5": 0.5}))
@@ -279,6 +281,7 @@ def test_an_estimated_energy_s_axis_says_so(chromium: Any, tmp_path: Path, recor
     reader.context.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [15, 20], ids=["31-points", "41-points"])
 def test_bars_are_drawn_where_the_note_explains_them(
     chromium: Any, tmp_path: Path, recorded: Recorded, more: int
@@ -324,6 +327,7 @@ def test_a_permanent_link_leads_to_its_point(reader: Reader, recorded: Recorded)
     assert page.inner_text("h1").startswith("entropy:threshold=1")
 
 
+@pytest.mark.slow
 def test_a_web_server_may_put_it_anywhere(chromium: Any, site: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietFiles, directory=site.parent)) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -345,12 +349,14 @@ class QuietFiles(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["point.html#../../x", "point.html", "compare.html#a,b"])
 def test_an_address_that_names_nothing_says_so(reader: Reader, address: str) -> None:
     page = reader.open(address, "article .message a")
     assert "Back to the leaderboard" in page.inner_text("article")
 
 
+@pytest.mark.slow
 def test_two_points_are_compared(reader: Reader) -> None:
     page = reader.open()
     for name in ("fixed:layer=5", "full"):
@@ -369,6 +375,7 @@ def test_two_points_are_compared(reader: Reader) -> None:
         assert fact in warning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["index.html", "point.html#{}", "compare.html#{},{}"])
 def test_a_phone_scrolls_one_way_only(chromium: Any, site: Path, address: str) -> None:
     screen = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -399,6 +406,7 @@ def rgb(colour: str) -> list[int]:
     return [int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
 
 
+@pytest.mark.slow
 def test_the_keyboard_reaches_everything_visibly(reader: Reader) -> None:
     page = reader.open()
     page.keyboard.press("Tab")

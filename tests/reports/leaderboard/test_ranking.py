@@ -266,6 +266,7 @@ def test_two_runs_of_one_kind_are_one_group(recorded: Recorded) -> None:
     assert group(one) == group(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [

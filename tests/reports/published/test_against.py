@@ -231,6 +231,7 @@ def test_the_figures_bars_are_the_tables_numbers() -> None:
     assert any(height == pytest.approx(20) for height in heights)  # our full depth with a cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"energy": 3.0, "source": "estimate"}])
 def test_the_figures_stay_on_paper_and_say_how_much_they_are_of(options: dict[str, float | str]) -> None:
     for figure in comparison_figures(compared(**options)):

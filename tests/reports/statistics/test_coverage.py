@@ -24,6 +24,7 @@ def covered(case: Case, pairs: int, comparisons: int) -> float:
     return found.coverages[0].share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", **NAMED)
 def test_intervals_cover_93_to_97_percent_of_eight_blocks(case: Case) -> None:
     low, high = COVERAGE_BOUNDS
@@ -111,6 +112,7 @@ def mostly_equal(generator: np.random.Generator, samples: int, share: float = 0.
     return (generator.random(samples) < share) * generator.uniform(-1, 1, samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [50, 100, 400])
 def test_intervals_of_scores_cover_where_there_are_any(samples: int) -> None:
     generator = np.random.default_rng(samples)

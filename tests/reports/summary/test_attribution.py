@@ -174,6 +174,7 @@ def test_an_lm_head_that_became_the_output_is_no_overhead() -> None:
     assert row.overhead_of_run.value == pytest.approx(row.overhead.value / row.total)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     truth = COSTS["confidence"] + COSTS["head"]
     hits = 0

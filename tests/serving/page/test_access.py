@@ -14,6 +14,7 @@ from harness.serving.page import clients
 Visit = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough(visit: Visit) -> None:
     visitor = visit()
     page = visitor.page
@@ -92,6 +93,7 @@ CONTRASTS = """() => {
 """Text, ink and ground of every visible text; marks of white space and what is disabled are left out."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_can_be_read(visit: Visit, service: Any, scheme: str) -> None:
     """Contrast of at least 4.5 to 1 (WCAG 2.1 AA), in every state the page has."""
@@ -126,6 +128,7 @@ def test_every_text_can_be_read(visit: Visit, service: Any, scheme: str) -> None
     visitor.faults[:] = [fault for fault in visitor.faults if "503" not in fault]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 800])
 def test_a_phone_scrolls_one_way_only(visit: Visit, service: Any, width: int) -> None:
     service.pieces, service.differs_at = (

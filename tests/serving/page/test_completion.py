@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from harness.appearance.pages import depth_shade
 from harness.records import SampleRecord
 from reports.completions.page import coloured_tokens
@@ -40,6 +42,7 @@ def test_every_token_stands_on_the_colour_of_its_layer(visit: Visit, service: An
     assert {layer: count for layer, count in bars if count} == {4: "2", 8: "1", 14: "2", 18: "1", 30: "1"}
 
 
+@pytest.mark.slow
 def test_tokens_are_drawn_as_they_come(visit: Visit, service: Any) -> None:
     service.token_s = 0.05
     visitor = visit()
@@ -58,6 +61,7 @@ def test_tokens_are_drawn_as_they_come(visit: Visit, service: Any) -> None:
     assert "20 tokens, ended by the limit" in page.inner_text("#progress-early")
 
 
+@pytest.mark.slow
 def test_marks_are_those_of_reports(chromium: Any, visit: Visit, service: Any) -> None:
     texts = ("  a\tb\n\n", "", "é<&>\"'", "\r\n x", "日本")
     service.pieces = [(text, 4) for text in texts]

@@ -15,6 +15,7 @@ from harness.serving.exit_settings import Loaded
 Visit = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_refusals_are_said_in_words(visit: Visit, service: Any, evil: str) -> None:
     visitor = visit()
     service.refuses = OverloadedError("64 requests are waiting. Try again later.")
@@ -39,6 +40,7 @@ def test_a_failure_half_way_keeps_what_came(visit: Visit, service: Any) -> None:
     assert visitor.figure("energy") == "–"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_noticed_and_so_is_its_return(visit: Visit) -> None:
     visitor = visit()
     visitor.page.route("**/generate_stream", lambda route: route.abort())
@@ -52,6 +54,7 @@ def test_a_server_that_is_gone_is_noticed_and_so_is_its_return(visit: Visit) -> 
     visitor.faults[:] = [fault for fault in visitor.faults if "ERR_FAILED" not in fault]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "words"),
     [

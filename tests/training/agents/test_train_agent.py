@@ -67,6 +67,7 @@ def edit(trace: Path, **changes: Any) -> None:
     write_index(trace, index | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observation", ["paper", "rich"])
 def test_from_a_trace_to_decoding(
     train: Command, tiny_llama: Path, trace: Path, tmp_path: Path, observation: str, tiny_run: Command

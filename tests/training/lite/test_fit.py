@@ -69,6 +69,7 @@ def exits_of(out: Path, kind: str = "adapter") -> tuple[list[dict[str, Any]], li
 # ------------------------------------------------------------------------------- through the command
 
 
+@pytest.mark.slow
 def test_the_command_leaves_everything_it_says(cli: Any, tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
     arguments = ("train", "lite", "--model", tiny_llama, "--source", corpus_file, *FLAGS, "--steps", 3)
     ran = cli(*arguments, "--out", "made", "--save-steps", 2)
@@ -106,6 +107,7 @@ def test_every_step_logs_the_loss_of_every_exit(tuned: Path) -> None:
 # --------------------------------------------------------------------------------- what a run makes of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
 def test_merging_the_adapter_gives_peft_s_own_model(
     family: str, tune: Callable[..., Trained], make_model: Callable[..., Path], tmp_path: Path, ids: Tensor
@@ -173,6 +175,7 @@ def test_what_was_read_is_indexed_and_what_was_held_out_is_not(
     assert set(facts["held_out"]) == set(stream.held_out_keys)
 
 
+@pytest.mark.slow
 def test_the_maps_of_the_base_weights_stay_beside_those_of_the_adapter(
     tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -283,6 +286,7 @@ def test_documents_are_known_without_maps_too(tune: Callable[..., Trained], tiny
 # ------------------------------------------------------------------------------------- learning
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"rank": 16}, {"method": "full", "exit_head": "shared"}])
 def test_every_exit_learns(
     tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path, corpus_file: Path, changes: dict[str, Any]
@@ -376,6 +380,7 @@ def test_resuming_with_anything_else_is_refused(
             tune(tiny_llama, copy, QUICK.replace(**change), resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [("trainer_state.json", None), ("trainer_state.json", 20), ("model.safetensors", None), ("model.safetensors", 100),
@@ -407,6 +412,7 @@ def test_a_damaged_table_is_measured_again(
     assert [line["step"] for line in log_of(copy)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_step_logs_the_mean_of_its_micro_batches(
     tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -438,6 +444,7 @@ def test_two_processes_train_one_model(cli: Any, tiny_llama: Path, corpus_file: 
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.tensors().items() if name.endswith("lora_B"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "kept"), [(1, None), (2, None), (4, "checkpoint-2")])
 def test_a_loss_that_is_no_number_stops_the_training(
     tune: Callable[..., Trained],
@@ -527,6 +534,7 @@ def halfway(tune: Callable[..., Trained], tiny_llama: Path, tmp_path_factory: py
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_no_code_in_a_checkpoint_runs(
     tune: Callable[..., Trained], tiny_llama: Path, halfway: Path, tmp_path: Path, name: str

@@ -36,6 +36,7 @@ def facts_of(out: Path) -> dict[str, Any]:
     return dict(read_artefact(out / "adapter.json", "adapter").facts)
 
 
+@pytest.mark.slow
 @pytest.mark.crossed
 @pytest.mark.parametrize("exit_head", ["shortcut", "shared"])
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
@@ -60,6 +61,7 @@ def test_it_begins_with_the_weights_that_are_there(
     assert again != fresh
 
 
+@pytest.mark.slow
 def test_it_says_what_it_went_on_from(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +134,7 @@ def test_the_log_goes_on(tune: Callable[..., Trained], tiny_llama: Path, first: 
     assert [line["tokens"] for line in lines] == [64 * step for step in range(1, 8)]
 
 
+@pytest.mark.slow
 def test_it_reads_on_where_the_first_stopped(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +170,7 @@ def test_other_documents_hold_out_none_that_were_learned_from(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_resuming_is_as_if_nothing_had_happened(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +187,7 @@ def test_resuming_is_as_if_nothing_had_happened(
     assert [line["step"] for line in log_of(parts)] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_resuming_without_the_start_it_had_is_refused(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +219,7 @@ def texts_of(rows: list[dict[str, str]], file: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_what_an_earlier_start_learned_from_is_never_held_out(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
@@ -233,6 +239,7 @@ def test_what_an_earlier_start_learned_from_is_never_held_out(
     assert read == [4, 8, 12]  # two sequences in each of two steps, of an order that began with the second
 
 
+@pytest.mark.slow
 def test_an_older_adapter_that_does_not_say_what_it_held_out(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
 ) -> None:

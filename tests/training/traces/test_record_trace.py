@@ -119,6 +119,7 @@ def assert_reads(columns: dict[str, Tensor], states: Sequence[Tensor], read_out:
 # ------------------------------------------------------------------------------------ what it holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
 def test_columns_are_what_transformers_says(
     family: str, make_model: Callable[..., Path], corpus_file: Path, naive: Callable[[Path], Naive], tmp_path: Path
@@ -220,6 +221,7 @@ def test_a_length_beyond_the_model_s_positions_is_cut_to_them(
 # -------------------------------------------------------------------------------- generated tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_generated_tokens_are_those_of_greedy_generate(
     family: str, make_model: Callable[..., Path], corpus_file: Path, naive: Callable[[Path], Naive], tmp_path: Path
@@ -259,6 +261,7 @@ def test_a_generation_that_ends_is_traced_to_its_end(
     assert columns["final"].tolist() == ending[: place + 1]
 
 
+@pytest.mark.slow
 def test_contexts_follow_the_seed_and_leave_room_for_what_is_generated(
     tiny_llama: Path, documents: list[str], tmp_path: Path
 ) -> None:
