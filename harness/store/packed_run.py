@@ -94,8 +94,9 @@ def unpack_folder(archive: bytes, folder: Path) -> None:
         tarfile.TarError: it is no such archive, or a name leads out of the folder.
     """
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # absent before Python 3.11.4
-        tar.extractall(folder)
+        if not hasattr(tarfile, "data_filter"):
+            raise tarfile.TarError("Python 3.11.4 is the oldest that unpacks without leaving the folder")
+        tar.extractall(folder, filter="data")
     for found in (folder, *folder.rglob("*")):
         if found.is_dir():
             sync_folder(found)
