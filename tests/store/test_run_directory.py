@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from harness.records import (
     TaskRecord,
     WindowRecord,
 )
+from harness.store.packed_run import pack_folder, unpack_folder
 from harness.store.run_directory import RunDirectory, fresh_directory
 
 
@@ -514,3 +517,17 @@ def test_runs_that_begin_in_the_same_second_get_folders_of_their_own(
         made[-1].mkdir(parents=True)
     assert len({str(path) for path in made}) == 5
     assert all(path.parent == Path("runs") and "-model-task" in path.name for path in made)
+
+
+def test_a_task_s_archive_stays_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "there" / "sub").mkdir(parents=True)
+    (tmp_path / "there" / "sub" / "one.txt").write_text("1")
+    archive = pack_folder(tmp_path / "there", ["sub/one.txt"])
+    unpack_folder(archive, tmp_path / "here")
+    assert [path.name for path in (tmp_path / "here").rglob("*")] == ["sub", "one.txt"]
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        tar.add(tmp_path / "there" / "sub" / "one.txt", "../outside.txt")
+    with pytest.raises(tarfile.TarError):
+        unpack_folder(content.getvalue(), tmp_path / "here")
+    assert not (tmp_path / "outside.txt").exists()
