@@ -87,7 +87,7 @@ class EngineRunner(Runner):
 
     def __init__(self, plan: Plan, engines: Mapping[str, Engine]) -> None:
         self._plan, self._engines = plan, engines
-        self._rehearsed: dict[tuple[str, str, str], tuple[list[int], ModelError | None]] = {}
+        self._decided: dict[tuple[str, str, str], tuple[list[int], ModelError | None]] = {}
 
     def prepare(self, point: OperatingPoint) -> None:
         """Make the cheap heads that it reads."""
@@ -103,7 +103,7 @@ class EngineRunner(Runner):
             stops = made.first_stops(layers)
             rest = sample.max_new_tokens - len(stops)  # where it failed the replay may go on
             known = [*stops, *[layers] * rest], made.failure
-            self._rehearsed[planned.record.name, point.name, sample.sample_id] = known
+            self._decided[planned.record.name, point.name, sample.sample_id] = known
 
     def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
         """Decode a batch together."""
@@ -117,7 +117,7 @@ class EngineRunner(Runner):
         self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]
     ) -> list[tuple[list[int], ModelError | None]] | None:
         """Return layers and failure of each sample's rehearsal; ``None`` where one was not rehearsed."""
-        found = [self._rehearsed.get((planned.record.name, point.name, sample.sample_id)) for sample in batch]
+        found = [self._decided.get((planned.record.name, point.name, sample.sample_id)) for sample in batch]
         known = [one for one in found if one is not None]
         return known if len(known) == len(found) else None
 

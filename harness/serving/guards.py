@@ -5,8 +5,8 @@ refused by their ``Origin``, and foreign names that DNS points at this machine b
 are starlette's business (CORS). Pure ASGI: answers stream through, and a client that goes away is still noticed by the
 route.
 
-Not promised: TLS, a limit of requests per client, or of the time that a connection takes to send a request's head or
-to read an answer. A proxy in front does these.
+Silent and slow connections are ended by :mod:`harness.serving.server`. Not promised: TLS, or a limit of requests per
+client. A proxy in front does these.
 """
 
 from __future__ import annotations
