@@ -261,7 +261,7 @@ def _ways(strategy: Strategy, options: SweepOptions | None) -> Sequence[DecodeSp
 def _point(
     spec: StrategySpec, strategy: Strategy, decode: DecodeSpec, options: SweepOptions, info: ModelInfo
 ) -> OperatingPoint:
-    if not decode.lossless or not (decode.proposes or strategy.exit_points(info)):
+    if not decode.lossless or not (decode.proposing or strategy.exit_points(info)):
         return operating_point(spec, strategy, info)
     lossless = build_decode(decode, options.draft_max)
     return operating_point(spec, strategy, info, options.kv, suffix=f"@{decode}", decode=decode, lossless=lossless)
