@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from harness.doctor import self_test as paired
 from harness.doctor.self_test import CASES, NUMBERS_OF_PAIRS
 from harness.doctor.verdicts import judge
 from harness.metering import examine as examine_module
@@ -86,15 +85,6 @@ def test_what_cannot_be_done_is_one_line(doctor: Command, arguments: tuple[objec
     assert word in doctor(*arguments).error
 
 
-def test_the_self_test_runs_on_a_tiny_model(self_test: Command) -> None:
-    ran = self_test()
-    assert ran.code == 0, ran.err
-    assert all(len(line) <= 80 for line in ran.out.splitlines())
-    assert "of 3 intervals cover 1" in ran.out
-    simulated = ran.out[ran.out.index("Simulated") :]
-    assert all(case.name in simulated for case in CASES)
-
-
 def test_the_self_test_as_json(self_test: Command) -> None:
     found = json.loads(self_test("--json").out)
     real = found["real"]
@@ -105,24 +95,3 @@ def test_the_self_test_as_json(self_test: Command) -> None:
     assert [one["case"] for one in found["simulated"]] == [case.name for case in CASES]
     assert {tuple(one["pairs"] for one in case["coverages"]) for case in found["simulated"]} == {NUMBERS_OF_PAIRS}
     assert all(one["verdict"] for one in found["simulated"])
-
-
-def test_ctrl_c_leaves_quietly_and_closes_the_meter(self_test: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = []
-    opened = paired.open_meter
-
-    def open_watched(*arguments: Any) -> Any:
-        meter, missing = opened(*arguments)
-        monkeypatch.setattr(meter, "close", lambda: closed.append(meter))
-        return meter, missing
-
-    def interrupt(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(paired, "open_meter", open_watched)
-    monkeypatch.setattr(paired, "_measure", interrupt)
-    ran = self_test()
-    assert ran.code == 130
-    assert "Traceback" not in ran.err
-    assert ran.out == ""
-    assert len(closed) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,46 +89,6 @@ def test_records_are_read_again_as_they_were(runs: Path) -> None:
         _ = released.samples
 
 
-def test_a_summary_is_kept_for_these_records_this_code_and_these_scores(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[int] = []
-    summarise = reading._summarise
-
-    def counted(*records: object) -> object:
-        made.append(1)
-        return summarise(*records)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(reading, "_summarise", counted)
-    first = read_run(runs / "0000", keep=True)
-    assert read_run(runs / "0000", keep=True).summary == first.summary
-    assert len(made) == 1
-    (file,) = (tmp_path / "cache").rglob("*.json.gz")
-    file.write_bytes(file.read_bytes()[:-20])
-    assert read_run(runs / "0000", keep=True).summary == first.summary  # damaged: made and kept again
-    assert len(made) == 2
-    assert read_run(runs / "0000").summary == first.summary  # not asked to keep
-    read_run(runs / "0001", keep=True)  # other records
-    assert len(made) == 4
-    with monkeypatch.context() as other:
-        other.setattr(reading, "missing_scores", lambda: ("not shown: CodeBLEU",))
-        read_run(runs / "0000", keep=True)
-        other.setattr(reading, "_code", lambda: "another version")
-        read_run(runs / "0000", keep=True)
-    assert len(made) == 6
-    read_run(runs / "0000", keep=True)
-    assert len(made) == 6
-
-
-def test_what_cannot_be_kept_is_made_every_time(runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file")
-    assert read_run(runs / "0000", keep=True).summary == read_run(runs / "0000").summary
-    (tmp_path / "cache").unlink()
-    unseal(runs / "0000")
-    read_run(runs / "0000", keep=True)
-    assert not (tmp_path / "cache").exists()
-
-
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     """Have even a few runs read ahead, in two processes; returns those that were started."""
@@ -187,41 +146,3 @@ def test_runs_that_are_read_ahead_are_those_read_one_after_the_other(
     assert not caplog.records
     assert [run.summary for run in read_runs([runs], keep=True)[0]] == [run.summary for run in found]
     assert len(started) == 2  # nothing is left to make
-
-
-def test_what_a_process_leaves_its_reader_reads(
-    runs: Path,
-    started: list[subprocess.Popen[bytes]],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    found, _ = read_runs([runs], keep=True)
-    assert [run.summary for run in found] == [run.summary for run in read_runs([runs])[0]]
-    assert len(started) == 2
-    assert ["exit code 1; its runs are read here" in record.message for record in caplog.records] == [True, True]
-
-
-def test_an_interrupt_leaves_no_process_that_reads_ahead(
-    runs: Path, started: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(reading, "read_run", interrupted)
-    shutil.copytree(runs / "0000", runs / "0")
-    (runs / "0" / "windows.jsonl").write_text("")  # comes first, and is not waited for
-    with pytest.raises(KeyboardInterrupt):
-        read_runs([runs], keep=True)
-    assert len(started) == 2
-    assert not [process for process in started if process.returncode is None]
-
-
-def test_a_leaderboard_is_read_ahead(
-    runs: Path, started: list[subprocess.Popen[bytes]], cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    ran = cli("leaderboard", runs, "--out", tmp_path / "stored", "--stored")
-    assert (ran.code, started) == (0, [])
-    assert cli("leaderboard", runs, "--out", tmp_path / "made").code == 0
-    assert len(started) == 2

@@ -234,8 +234,8 @@ def live(cli: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[i
 
         console = Console(file=file, force_terminal=True, color_system=None, width=100)
         with monkeypatch.context() as patch:
-            patch.setattr("harness.commands.watch.stdout", lambda: console)
-            patch.setattr("harness.commands.watch.time", SimpleNamespace(sleep=sleep))
+            patch.setattr("harness.commands.study.stdout", lambda: console)
+            patch.setattr("harness.commands.study.time", SimpleNamespace(sleep=sleep))
             code = cli("watch", study.path).code
         assert next(left, None) is None, "it stopped looking"
         return code, file.getvalue()
