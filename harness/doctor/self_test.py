@@ -72,15 +72,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kind of noise.
-
-    Attributes:
-        name: in words.
-        draw: draws the pairs of one comparison, ``(generator, pairs)``.
-        ratio: the true one.
-        regular: intervals must cover it as often as they claim.
-        heavy: they cannot: what matters is in documents that are rarely drawn.
-    """
+    """One kind of noise."""
 
     name: str
     draw: Callable[[np.random.Generator, int], list[Pair]]
@@ -91,16 +83,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How often intervals covered the true ratio.
-
-    Attributes:
-        pairs: paired windows of a comparison.
-        comparisons: comparisons made.
-        covered: how many of their intervals contain it.
-        share: covered ÷ comparisons. share_ci: its 95 % interval (Wilson).
-        half_width: median half-width of the intervals, the smallest difference that such a comparison can see;
-            ``None`` when there is no interval.
-    """
+    """How often intervals covered the true ratio."""
 
     pairs: int
     comparisons: int
@@ -112,12 +95,7 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class CaseCoverage:
-    """The coverage of one case, for each number of pairs.
-
-    Attributes:
-        case: its name. regular: intervals must cover here.
-        coverages: by number of pairs.
-    """
+    """The coverage of one case, for each number of pairs."""
 
     case: str
     regular: bool
@@ -131,15 +109,7 @@ def simulate_coverage(
     seed: int = 0,
     step: Callable[[int], None] = lambda done: None,
 ) -> tuple[CaseCoverage, ...]:
-    """Compare synthetic times, through the statistics that tables use.
-
-    Args:
-        cases: kinds of noise; by default all of ``CASES``.
-        numbers_of_pairs: paired windows per comparison.
-        comparisons: comparisons per case and number of pairs.
-        seed: decides the times.
-        step: called with the number of comparisons done.
-    """
+    """Compare synthetic times, through the statistics that tables use."""
     found, done = [], 0
     for case in CASES if cases is None else cases:
         counted = []
@@ -279,12 +249,7 @@ fifth of a second lets three hundred of them fit into a minute."""
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One A/A comparison.
-
-    Attributes:
-        ratio: time under the first name over time under the second; ``None`` if a clock did not move.
-        interval: its 95 % interval, or why there is none.
-    """
+    """One A/A comparison."""
 
     ratio: float | None
     interval: Interval | NoInterval
@@ -292,17 +257,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class RealCoverage:
-    """The outcome of real A/A comparisons.
-
-    Attributes:
-        model: as asked for.
-        coverage: how many intervals cover 1.
-        expected: counts between which correct intervals stay 95 % of the time.
-        comparisons: every one of them.
-        overall: all windows in one comparison.
-        window_s: median window.
-        foreign_share, stolen_share: of the cores' time during the comparisons; ``None`` where it is hidden.
-    """
+    """The outcome of real A/A comparisons."""
 
     model: str
     coverage: Coverage
@@ -315,17 +270,7 @@ class RealCoverage:
 
 
 def compare_with_itself(config: RunConfig, comparisons: int, windows: int, progress: Progress) -> RealCoverage:
-    """Compare full depth with itself.
-
-    Args:
-        config: model, task and decoding; its ``limit`` is the number of windows.
-        comparisons: A/A comparisons.
-        windows: paired windows of each, at least ``MINIMUM_PAIRS``.
-        progress: receives the progress.
-
-    Raises:
-        HarnessError: the model or the samples are unavailable.
-    """
+    """Compare full depth with itself."""
     progress.stage("checking the configuration and drawing samples")
     plan = resolve(config.model_copy(update={"limit": windows}))
     samples = plan.tasks[0].data.samples

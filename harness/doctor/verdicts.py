@@ -34,13 +34,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """One thing to know about a metric.
-
-    Attributes:
-        level: its effect on the verdict.
-        reason: one line.
-        remedy: what helps; empty when nothing is needed, or nothing can be done.
-    """
+    """One thing to know about a metric."""
 
     level: Level
     reason: str
@@ -49,13 +43,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How far one metric can be trusted here.
-
-    Attributes:
-        metric: ``latency``, ``throughput``, ``energy``, ``depth``, ``accuracy`` or ``bandwidth``.
-        level: the worst of the remarks'.
-        remarks: worst first, never empty.
-    """
+    """How far one metric can be trusted here."""
 
     metric: str
     level: Level
@@ -222,13 +210,7 @@ _TEXTS = Column(header="", kind="text")
 
 
 def examination(machine: str, facts: MachineRecord, verdicts: Sequence[Verdict]) -> Iterator[Part]:
-    """Yield the findings.
-
-    Args:
-        machine: the machine in one line.
-        facts: what was measured.
-        verdicts: what follows from it.
-    """
+    """Yield the findings."""
     yield Line(machine, "strong")
     for title, rows in (("This machine now", _facts(facts)), ("Energy sensors", _sensors(facts))):
         yield Table.of_rows(title, [_TEXTS] * 2, [(Line(name, "faint"), value) for name, value in rows])

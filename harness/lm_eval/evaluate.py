@@ -47,13 +47,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of an evaluation.
-
-    Attributes:
-        directory: the run directory, with lm-eval's results of each operating point in ``lm-eval``.
-        results: operating point → what ``lm_eval.simple_evaluate`` returned, samples left out; full depth first.
-        run: its records; ``None`` where no task generates, so that there is no run.
-    """
+    """The result of an evaluation."""
 
     directory: Path
     results: dict[str, dict[str, Any]]
@@ -61,15 +55,7 @@ class Evaluation:
 
 
 def evaluate(options: LmEvalOptions, observer: Observer) -> Evaluation:
-    """Evaluate a model on lm-eval's tasks, at full depth and with each strategy.
-
-    Args:
-        options: what was asked for.
-        observer: is told how it goes on.
-
-    Raises:
-        HarnessError: it cannot be done, or could not go on, in one line with the remedy.
-    """
+    """Evaluate a model on lm-eval's tasks, at full depth and with each strategy."""
     out = options.out or fresh_directory(f"{real_path(options.model).name}-{PROTOCOL}")
     if out.exists():
         refuse_occupied(out)
@@ -160,13 +146,7 @@ def _asking_git_where_it_is_used() -> Iterator[None]:
 
 
 class _MeasuredLM(EarlyExitLM):
-    """Has everything generated in one run, at every operating point, and answers for one of them.
-
-    Attributes:
-        found: the tasks.
-        run: the records, once there are some.
-        answering: the operating point that it answers for; full depth until another one is named.
-    """
+    """Has everything generated in one run, at every operating point, and answers for one of them."""
 
     found: FoundTasks
 
@@ -284,18 +264,7 @@ FILES = frozenset({"json", "csv", "parquet", "text", "arrow"})
 def planned_tasks(
     lm: EarlyExitLM, model: ResolvedModel, asks: Sequence[Ask], tasks: Mapping[str, Any], options: LmEvalOptions
 ) -> tuple[PlannedTask, ...]:
-    """Return the tasks of some requests, each with its samples in the order asked, repetitions left out.
-
-    Args:
-        lm: spells answers.
-        model: whose tokens they are.
-        asks: all requests to generate.
-        tasks: name → lm-eval's task.
-        options: that lm-eval made the prompts with.
-
-    Raises:
-        ConfigError: requests of one task that end at different texts.
-    """
+    """Return the tasks of some requests, each with its samples in the order asked, repetitions left out."""
     by_task: dict[str, dict[str, Ask]] = {}
     for ask in asks:
         by_task.setdefault(ask.task, {}).setdefault(ask.sample_id, ask)

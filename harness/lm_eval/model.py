@@ -49,23 +49,14 @@ logger = logging.getLogger(__name__)
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer.
-
-    Args:
-        tokenizer: one of transformers.
-        model: whose it is, for refusals.
-    """
+    """The chat template of a tokenizer."""
 
     def __init__(self, tokenizer: Any, model: str) -> None:
         self._tokenizer, self._model = tokenizer, model
         self._warned = False
 
     def check(self) -> None:
-        """Refuse a tokenizer without a template, or with several and none by default.
-
-        Raises:
-            ModelError: with the remedy.
-        """
+        """Refuse a tokenizer without a template, or with several and none by default."""
         try:
             with suppress(NotImplementedError):  # mistral-common's tokenizers write conversations without a template
                 self._tokenizer.get_chat_template()
@@ -76,15 +67,7 @@ class ChatTemplate:
             ) from error
 
     def write(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        """Return a conversation as a text, without its system messages where the template fails on all of it.
-
-        Args:
-            messages: each with ``role`` and ``content``.
-            add_generation_prompt: begin the model's turn; otherwise the last message is left open.
-
-        Raises:
-            ModelError: there is no template, or it fails without system messages as well.
-        """
+        """Return a conversation as a text, without its system messages where the template fails on all of it."""
         self.check()
         with library_border(f"the chat template of {self._model} fails", "Omit --apply-chat-template."):
             try:
@@ -118,21 +101,7 @@ CHUNK = 256
 def log_likelihoods(
     engine: Engine, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[Sequence[int]]], layer: int
 ) -> list[list[tuple[float, bool]]]:
-    """Return the log-likelihood of each continuation, and whether it is what would be generated greedily.
-
-    Args:
-        engine: of the model.
-        inputs: sequences that are read together, in one pass.
-        targets: for each input the continuations to score on it; a continuation of n tokens is read from the input's
-            last n places, so that the input ends one token before the continuation does.
-        layer: decoder layers to run; before the last, the exit head there reads them.
-
-    Returns:
-        For each input, of each continuation the sum of natural logs, and whether every token is the most probable one.
-
-    Raises:
-        ModelError: an input that is empty, too long or not of the model's tokens; or logits that are not finite.
-    """
+    """Return the log-likelihood of each continuation, and whether it is what would be generated greedily."""
     engine.check(inputs, [0] * len(inputs))
     current = PrefixPass(engine.backbone, engine.rotary(max(map(len, inputs))), inputs, list(range(len(inputs))))
     current.advance(layer)
@@ -285,12 +254,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return a completion of each request's context.
-
-        Raises:
-            ConfigError: a request that greedy decoding cannot answer.
-            ModelError: one that could not be decoded to its end.
-        """
+        """Return a completion of each request's context."""
         asks = [self._ask(request) for request in requests]
         answers = [self.text(ask, made) for ask, made in zip(asks, self._generate(asks, disable_tqdm), strict=True)]
         for request, answer in zip(requests, answers, strict=True):
@@ -367,11 +331,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
 
     @cached_property
     def point(self) -> OperatingPoint:
-        """The exit settings.
-
-        Raises:
-            HarnessError: the strategy does not fit the model, or is several operating points.
-        """
+        """The exit settings."""
         found = operating_points(build_all(self.config.specs()), self.config, [self.engine.info])
         if len(found) != 1:
             raise ConfigError(f"{len(found)} operating points were asked for, and one can answer lm-eval. Name one.")

@@ -44,16 +44,7 @@ NEUTRAL: Mapping[str, int] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
-    """One text to generate.
-
-    Attributes:
-        task: lm-eval's name of its task.
-        sample_id: which of the task's: the document's number, and its request's where it has several.
-        prompt_ids: tokens of the context, as many of its last ones as leave room for the new ones.
-        until: texts that end it, none empty.
-        limit: new tokens at most.
-        instance: lm-eval's request.
-    """
+    """One text to generate."""
 
     task: str
     sample_id: str
@@ -64,17 +55,7 @@ class Ask:
 
 
 def read_generation(task: str, settings: Mapping[str, Any], limit: int, end: str | None) -> tuple[tuple[str, ...], int]:
-    """Return the stop texts and the limit of new tokens that a request's generation settings say.
-
-    Args:
-        task: whose request it is.
-        settings: as the task has them.
-        limit: where they name none.
-        end: text of the model's end token, which always ends a completion.
-
-    Raises:
-        ConfigError: they ask for sampling, or for something else that greedy decoding has not.
-    """
+    """Return the stop texts and the limit of new tokens that a request's generation settings say."""
     if settings.get("do_sample") or (settings.get("do_sample") is None and float(settings.get("temperature") or 0) > 0):
         raise ConfigError(
             f"the task {task} samples (do_sample or a temperature above 0), and early-exit decoding is greedy. "
@@ -131,31 +112,14 @@ def cut(text: str, until: Sequence[str]) -> str:
 
 
 class FoundTasks:
-    """Tasks as lm-eval finds them.
-
-    Attributes:
-        names: as asked for, files as paths.
-        manager: lm-eval's, which knows them.
-        tasks: name → lm-eval's task, groups taken apart.
-    """
+    """Tasks as lm-eval finds them."""
 
     def __init__(self, names: list[str], manager: Any, tasks: Mapping[str, Any]) -> None:
         self.names, self.manager, self.tasks = names, manager, tasks
 
 
 def find_tasks(names: list[str], include_path: Path | None) -> FoundTasks:
-    """Load tasks with their documents.
-
-    Args:
-        names: tasks, groups, tags, or YAML files.
-        include_path: folder of further tasks.
-
-    Raises:
-        UnknownNameError: one that lm-eval does not know.
-        ConfigError: a task that reads pictures or sounds, runs code that a model wrote, or has a foreign metric; or a
-            version of ``datasets`` that runs programs of data sets.
-        DataError: its documents cannot be had.
-    """
+    """Load tasks with their documents."""
     import datasets
     from lm_eval.tasks import TaskManager
 
@@ -205,11 +169,7 @@ def _refuse(name: str, task: Any) -> None:
 
 @contextmanager
 def own_metrics() -> Iterator[None]:
-    """Let lm-eval load no metric as a program from the hub, as it does with one that it does not know.
-
-    Raises:
-        ConfigError: a task wants one.
-    """
+    """Let lm-eval load no metric as a program from the hub, as it does with one that it does not know."""
     import evaluate
 
     wanted: list[str] = []

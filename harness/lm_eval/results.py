@@ -22,11 +22,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def write_results(directory: Path, results: Results) -> tuple[Path, ...]:
-    """Write ``lm-eval/POINT/results.json`` for each operating point, in lm-eval's own form; return the paths.
-
-    Raises:
-        StoreError: one cannot be written.
-    """
+    """Write ``lm-eval/POINT/results.json`` for each operating point, in lm-eval's own form; return the paths."""
     from lm_eval.utils import handle_non_serializable
 
     written: list[Path] = []
@@ -39,11 +35,7 @@ def write_results(directory: Path, results: Results) -> tuple[Path, ...]:
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """Yield metrics of every task and operating point with depth, time and energy beside them.
-
-    Args:
-        results: operating point → lm-eval's results.
-    """
+    """Yield metrics of every task and operating point with depth, time and energy beside them."""
     first = next(iter(results.values()))
     rows: list[tuple[Cell, ...]] = []
     groups: list[tuple[int, str]] = []
@@ -116,19 +108,7 @@ def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[s
 
 @dataclass(slots=True)
 class Spent:
-    """Sums over the windows of one task's requests.
-
-    Attributes:
-        requests: answered.
-        tokens: generated, or scored.
-        seconds: that it took, prompts included.
-        joules: the same; ``None`` where one window has no number.
-        layers: decoder layers executed, summed over ``decoded`` tokens.
-        decoded: tokens whose depth counts: with a KV cache not the first of a completion, which the prompt yields.
-        known_requests, known_tokens: those of another task, too, which had been scored for it: no window has them.
-        source: of the energy. measured: a sensor measured it.
-        flags: quality remarks on its windows. reason: why there are no joules.
-    """
+    """Sums over the windows of one task's requests."""
 
     source: str
     measured: bool
@@ -177,12 +157,7 @@ class Spent:
 
 
 def facts_of_row(row: SummaryRow, tokens: int) -> dict[str, Any]:
-    """Return the same facts from a row of a run's summary.
-
-    Args:
-        row: one operating point on one task.
-        tokens: that it generated.
-    """
+    """Return the same facts from a row of a run's summary."""
     speed = row.value("tokens_per_s")
     return {
         "requests": row.n,

@@ -55,15 +55,7 @@ def _own_cpu_s() -> float:
 
 @dataclass(frozen=True, slots=True)
 class LoadReading:
-    """CPU time over a span.
-
-    Attributes:
-        span_s: length of the span.
-        cores: cores watched.
-        own_cpu_s: CPU seconds of this process and of its children that have ended.
-        foreign_cpu_s: CPU seconds of everything else on these cores; a rounding below zero is zero.
-        stolen_cpu_s: CPU seconds the hypervisor gave to others.
-    """
+    """CPU time over a span."""
 
     span_s: float
     cores: int
@@ -115,12 +107,7 @@ SwPowerCap (0x04) is not among them: a busy board runs at its power limit all th
 
 
 class GpuClocks:
-    """Asks NVML why one GPU runs at the clock it has; made by :meth:`of`.
-
-    Args:
-        nvml: the ``pynvml`` module, initialised.
-        handle: NVML's handle of the GPU.
-    """
+    """Asks NVML why one GPU runs at the clock it has; made by :meth:`of`."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
@@ -175,17 +162,7 @@ CPU_ROOT = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """The counters at one edge.
-
-    Attributes:
-        monotonic_s: when.
-        own_s: CPU seconds of this process so far.
-        busy_s: CPU seconds of everything on the cores this process may use, so far; ``None`` where it cannot be read.
-        stolen_s: CPU seconds the hypervisor gave away so far.
-        throttle_counts: thermal throttle events so far, by the path of their counter; empty where there are none.
-        clock_hz: clock of the fastest watched core.
-        gpu_reasons: NVML's clock event reasons, a bit mask; ``None`` without a GPU.
-    """
+    """The counters at one edge."""
 
     monotonic_s: float
     own_s: float
@@ -198,14 +175,7 @@ class Glance:
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
-    """Other activity between two edges.
-
-    Attributes:
-        foreign_cpu_s: CPU seconds of everything else on the cores this process may use; ``None`` where it cannot be
-            read.
-        stolen_cpu_s: CPU seconds of those cores that the hypervisor gave to others; ``None`` where it cannot be read.
-        flags: those of ``CONTAMINATED`` that apply.
-    """
+    """Other activity between two edges."""
 
     foreign_cpu_s: float | None
     stolen_cpu_s: float | None
@@ -221,12 +191,7 @@ class ObservedWindow:
 
 
 class Surroundings:
-    """Reads what the machine does besides; an edge takes some tens of microseconds.
-
-    Args:
-        gpu: the GPU whose clocks are asked about; ``None`` on a CPU.
-        clock: times the edges and this process.
-    """
+    """Reads what the machine does besides; an edge takes some tens of microseconds."""
 
     def __init__(self, gpu: GpuClocks | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock, self._gpu = clock, gpu
@@ -278,11 +243,7 @@ class Surroundings:
 
 @contextmanager
 def observed(meter: Meter, surroundings: Surroundings) -> Iterator[ObservedWindow]:
-    """Run the body in one window of ``meter``, with a look at the machine before and after it.
-
-    Raises:
-        MeterError: as :func:`harness.metering.metered`.
-    """
+    """Run the body in one window of ``meter``, with a look at the machine before and after it."""
     window = ObservedWindow()
     before = surroundings.glance()
     with metered(meter) as inner:
@@ -341,11 +302,7 @@ def default_idle_s(period_s: float | None) -> float:
 def rest(
     meter: Meter, surroundings: Surroundings, seconds: float, sleep: Callable[[float], None] = time.sleep
 ) -> ObservedWindow:
-    """Return a window of so many seconds in which this process does nothing.
-
-    Raises:
-        MeterError: as :func:`harness.metering.metered`.
-    """
+    """Return a window of so many seconds in which this process does nothing."""
     sleep(QUIET_S)
     with observed(meter, surroundings) as window:
         sleep(seconds)

@@ -35,13 +35,7 @@ LARGEST_W = 2000.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Reliability of counters over one window.
-
-    Attributes:
-        energy_j: their sum; ``None`` when any of them cannot be trusted.
-        flags: quality remarks.
-        reason: why there is no energy.
-    """
+    """Reliability of counters over one window."""
 
     energy_j: float | None
     flags: tuple[str, ...] = ()
@@ -56,15 +50,7 @@ def judge(
     duration_s: float,
     ranges_j: Mapping[str, float] | None = None,
 ) -> Verdict:
-    """Return the energy of a window, or why it has none.
-
-    Args:
-        joules: counter name → difference over the window; ``None`` for a counter that gave nothing.
-        source: what the counters are called in messages.
-        period_s: how often they tick, seconds.
-        duration_s: window length, seconds.
-        ranges_j: counter name → joules after which it starts again at zero, where known.
-    """
+    """Return the energy of a window, or why it has none."""
     if not joules:
         return Verdict(None, reason=f"{source} gave no reading")
     total = 0.0
@@ -89,12 +75,7 @@ def judge(
 
 
 class CounterMeter(WindowedMeter):
-    """A meter whose sensor is a set of counters; subclasses read them at both edges.
-
-    Args:
-        device: torch device, synchronised at both edges.
-        clock: what times the windows.
-    """
+    """A meter whose sensor is a set of counters; subclasses read them at both edges."""
 
     scope = ""
     period_s = 1.0
@@ -171,13 +152,7 @@ def full_depth_window_s(period_s: float) -> float:
 
 
 def samples_per_block(period_s: float | None, passes_s: Sequence[float], batch_size: int) -> int:
-    """Return how many samples share a window: one batch, or as many as the sensor needs.
-
-    Args:
-        period_s: how often the sensor ticks; ``None`` when windows may be of any length.
-        passes_s: times of full depth over one batch; the shortest decides.
-        batch_size: samples decoded together.
-    """
+    """Return how many samples share a window: one batch, or as many as the sensor needs."""
     shortest_s = min(passes_s, default=0.0)
     if period_s is None or shortest_s <= 0:
         return batch_size

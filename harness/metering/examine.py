@@ -56,16 +56,7 @@ SYSFS_CPU = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True, slots=True)
 class BandwidthReading:
-    """How fast weights stream through matrix × vector.
-
-    Attributes:
-        bytes_per_s: weight bytes read per second by ``kernel``, median of the passes.
-        buffer_bytes: size of the matrices of one pass.
-        kernel: the fastest of those tried, for example ``torch.nn.functional.linear``.
-        cache_bytes: last-level cache of the device; ``None`` when it cannot be read.
-        limited_by: what kept the buffer below ``CACHE_MULTIPLE`` × cache: ``memory`` (a quarter of what
-            is available) or ``time`` (fresh pages came too slowly); ``None`` when nothing did.
-    """
+    """How fast weights stream through matrix × vector."""
 
     bytes_per_s: float
     buffer_bytes: int
@@ -80,11 +71,6 @@ def measure_bandwidth(dtype: str, device: str, *, buffer_bytes: int | None = Non
     Three kernels are tried and the fastest counts: ``torch.nn.functional.linear``, which models call, ``torch.mv``, and
     ``torch.mm`` with the row doubled; on a CPU either of the latter may be twice as fast. A share of a slower one would
     flatter an engine that uses the others.
-
-    Args:
-        dtype: torch dtype name of the weights, for example ``bfloat16``.
-        device: torch device.
-        buffer_bytes: wanted size of the buffer; ``None`` for ``CACHE_MULTIPLE`` × last-level cache.
     """
     import torch
 
@@ -187,11 +173,6 @@ def measure_compute(dtype: str, device: str, *, budget_s: float = BUDGET_S) -> t
 
     The best pass of the largest size tried counts, because a peak is what the device can do when nothing disturbs it.
     On a GPU torch's present setting for TF32 applies.
-
-    Args:
-        dtype: torch dtype name.
-        device: torch device.
-        budget_s: no larger matrix and no further pass is tried after so long.
     """
     import torch
 
@@ -229,11 +210,6 @@ def measure_dispatch(device: str, *, operations: int = OPERATIONS, rounds: int =
     A decode step of a small model is hundreds of operations on one token; no speed predicted from bytes or FLOPs can be
     reached where this floor times their number is the larger part of the step. On a GPU operations are queued back to
     back, so it is the longer of issuing and launching one.
-
-    Args:
-        device: torch device.
-        operations: operations of one round.
-        rounds: rounds, beside one that warms up.
     """
     import torch
 
@@ -252,16 +228,7 @@ READS = 20_000
 
 
 def measure_timer(read: Callable[[], float] = time.perf_counter, reads: int = READS) -> tuple[float | None, int]:
-    """Read the clock behind every latency in a row, some milliseconds long.
-
-    Args:
-        read: the clock, seconds.
-        reads: how often.
-
-    Returns:
-        The smallest step seen between two readings, what it takes to read it included, seconds (``None`` if it never
-        moved); and the readings that were earlier than the one before, of which there must be none.
-    """
+    """Read the clock behind every latency in a row, some milliseconds long."""
     values = [read() for _ in range(reads)]
     steps = [later - earlier for earlier, later in pairwise(values)]
     return min((step for step in steps if step > 0), default=None), sum(step < 0 for step in steps)
@@ -282,19 +249,7 @@ def examine(
     environment: Mapping[str, Any],
     stage: Callable[[str], None] = lambda text: None,
 ) -> MachineRecord:
-    """Measure what decides how far numbers of this machine can be trusted.
-
-    Args:
-        device: torch device on which the measured work runs.
-        dtype: torch dtype name of the weights.
-        meter: source of the energy meter in use.
-        meter_description: the meter in its own words.
-        meter_measured: it reads a sensor.
-        sensors: energy sensors that were looked for.
-        scores_missing: sentences about scores that cannot be computed here.
-        environment: as :func:`harness.host.environment.describe` returns it.
-        stage: is told what is being measured.
-    """
+    """Measure what decides how far numbers of this machine can be trusted."""
     import torch
 
     missing: dict[str, str] = {}

@@ -57,11 +57,7 @@ class Recording(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a JSON file.
-
-        Raises:
-            MeterError: it is not there, not JSON, or not a recording.
-        """
+        """Read a JSON file."""
         return read_model(path, cls, MeterError, _USAGE, "recording of a meter", finite=False)
 
 

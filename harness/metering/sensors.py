@@ -66,17 +66,7 @@ def _first_line(error: Exception) -> str:
 
 
 class ZeusMeter(CounterMeter):
-    """A meter over zeus' counters; subclasses say which counters and which of their fields.
-
-    Args:
-        device: torch device, synchronised at both edges.
-        gpu_indices: GPUs to read, as torch numbers them.
-        cpu_indices: RAPL zones to read, by zeus' numbering.
-        clock: what times the windows; zeus' own is not monotonic.
-
-    Raises:
-        MeterError: zeus cannot open or read them.
-    """
+    """A meter over zeus' counters; subclasses say which counters and which of their fields."""
 
     measured = True
 
@@ -303,15 +293,6 @@ def measure_ticks(
     """Poll a counter until it moved some times or time is up.
 
     The first interval is cut off by the beginning and does not count.
-
-    Args:
-        read: the counter, as anything that compares.
-        ticks: whole intervals wanted.
-        timeout_s: when to stop.
-        now: the clock, seconds.
-
-    Returns:
-        The median time between two changes, seconds; or ``None`` and why there is none.
     """
     started = moment = now()
     changes: list[float] = []
@@ -329,13 +310,7 @@ def measure_ticks(
 
 
 def measure_period(source: str, device: str) -> tuple[float | None, str | None]:
-    """Poll the counter of an available sensor; as :func:`measure_ticks`, and a counter that fails is a reason as well.
-
-    Args:
-        source: ``nvml`` (millijoules), ``rapl`` (microjoules of the first package), or anything else, which has no
-            counter that is known here.
-        device: torch device, which says what GPU.
-    """
+    """Poll the counter of an available sensor; as :func:`measure_ticks`, and a counter that fails is a reason as well."""
     from zeus.exception import ZeusBaseError
 
     read: Callable[[], object] | None = None
@@ -355,11 +330,7 @@ def measure_period(source: str, device: str) -> tuple[float | None, str | None]:
 
 
 def look_for_sensors(device: str) -> tuple[SensorRecord, ...]:
-    """Probe every kind of sensor and poll those that are there; two seconds at most.
-
-    Args:
-        device: torch device on which the measured work runs.
-    """
+    """Probe every kind of sensor and poll those that are there; two seconds at most."""
     on_gpu = device.startswith("cuda")
     # a probe for a device that its sensor does not serve would not say whether the sensor is there at all
     nvml = Nvml.probe(device if on_gpu else "cuda")
@@ -372,13 +343,7 @@ def look_for_sensors(device: str) -> tuple[SensorRecord, ...]:
 
 
 def sensors_of_meter(meter: Meter, unavailable: Mapping[str, str], device: str) -> tuple[SensorRecord, ...]:
-    """Return what a run knows already: the meter in use, polled, and why better ones are not there.
-
-    Args:
-        meter: open.
-        unavailable: meter → reason, see :func:`harness.metering.open_meter`.
-        device: torch device.
-    """
+    """Return what a run knows already: the meter in use, polled, and why better ones are not there."""
     missing = tuple(SensorRecord(name=name, unavailable=reason) for name, reason in unavailable.items())
     if meter.sensor_period_s is None:  # an estimate, or nothing
         return missing

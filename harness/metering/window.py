@@ -25,11 +25,7 @@ from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed
 
 @dataclass(slots=True)
 class MeteredWindow:
-    """The value that :func:`metered` yields.
-
-    Attributes:
-        reading: ``None`` while the window is open, and for good if its work raised.
-    """
+    """The value that :func:`metered` yields."""
 
     reading: EnergyReading | None = None
 
@@ -40,9 +36,6 @@ def metered(meter: Meter) -> Iterator[MeteredWindow]:
 
     The window is closed when the body raises, too; then the body's exception goes on and there is
     no reading.
-
-    Raises:
-        MeterError: the sensor failed at an edge, a clock ran backwards, or a window is open already.
     """
     window = MeteredWindow()
     finished = False
@@ -58,11 +51,7 @@ def metered(meter: Meter) -> Iterator[MeteredWindow]:
 
 
 def sound(reading: EnergyReading) -> EnergyReading:
-    """Return a reading that records can hold, from any meter: no NaN, no infinity, nothing below zero.
-
-    Raises:
-        MeterError: the window's length or CPU time is no number of seconds: nothing of it can be used.
-    """
+    """Return a reading that records can hold, from any meter: no NaN, no infinity, nothing below zero."""
     for name, value in (("length", reading.duration_s), ("CPU time", reading.cpu_time_s)):
         if not math.isfinite(value) or value < 0:
             raise MeterError(
@@ -117,11 +106,7 @@ class WindowedMeter(ABC):
         return None
 
     def begin(self) -> None:
-        """Open the window. The device is synchronised first.
-
-        Raises:
-            MeterError: a window is open already, the meter was closed, or the sensor failed.
-        """
+        """Open the window. The device is synchronised first."""
         if self._released:
             raise MeterError(f"the '{self.source}' meter was closed; open a new one.")
         if self._started is not None:
@@ -131,11 +116,7 @@ class WindowedMeter(ABC):
         self._started = self._clock.process_cpu_s(), self._clock.monotonic_s()  # the clock that times it is innermost
 
     def end(self) -> EnergyReading:
-        """Close the window. The device is synchronised first.
-
-        Raises:
-            MeterError: no window is open, the sensor failed, or a clock ran backwards.
-        """
+        """Close the window. The device is synchronised first."""
         if self._started is None:
             raise MeterError(f"no window of the '{self.source}' meter is open; begin one before ending it.")
         (cpu_s, monotonic_s), self._started = self._started, None

@@ -40,13 +40,7 @@ class Watcher(Protocol):
 
 @dataclass
 class Outcome:
-    """The outcome of a study.
-
-    Attributes:
-        finished: points that are measured.
-        made: steps whose folders are there.
-        failed: name → reason of those that could not be.
-    """
+    """The outcome of a study."""
 
     finished: int = 0
     made: int = 0
@@ -61,17 +55,7 @@ class Outcome:
 
 
 def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retry_failed: bool = False) -> Outcome:
-    """Make every step that is not made, and measure every point that is not measured.
-
-    Args:
-        study: with its steps and points.
-        executor: where they are made and measured.
-        watcher: is told.
-        retry_failed: try those again that failed before.
-
-    Raises:
-        StoreError: nothing can be written any more; what was finished is kept.
-    """
+    """Make every step that is not made, and measure every point that is not measured."""
     outcome = Outcome()
     points: list[Part] = []
     for point in study.points:
@@ -99,15 +83,7 @@ def conduct(study: StudyDirectory, executor: Executor, watcher: Watcher, *, retr
 
 
 class _Scheduler:
-    """A study that goes on: what is left, what is begun, and what becomes of it.
-
-    Args:
-        study: with its steps and points.
-        executor: where they are made and measured.
-        watcher: is told.
-        outcome: is added to.
-        left: what is to be done, in its order; steps behind those that they name.
-    """
+    """A study that goes on: what is left, what is begun, and what becomes of it."""
 
     def __init__(
         self, study: StudyDirectory, executor: Executor, watcher: Watcher, outcome: Outcome, left: list[Part]
@@ -142,11 +118,7 @@ class _Scheduler:
         )
 
     def end(self, event: Happened) -> None:
-        """Note how an attempt ended, and let what follows from it follow.
-
-        Raises:
-            StoreError: nothing can be written any more.
-        """
+        """Note how an attempt ended, and let what follows from it follow."""
         part, _, began = self._running.pop(event.job.name)
         took_s = round(time.monotonic() - began, 3)
         if event.how == "done":

@@ -70,14 +70,7 @@ class _Measured:
 def estimates(
     study: StudyDirectory, points: Sequence[Point], executor: Executor, told: Callable[[Happened], None]
 ) -> Iterator[Estimate]:
-    """Yield an estimate for each point.
-
-    Args:
-        study: whose folder holds the small runs.
-        points: those that are left.
-        executor: measures the small runs.
-        told: how these go on.
-    """
+    """Yield an estimate for each point."""
     counts: dict[str, tuple[int, int] | str] = {}
     drawn: dict[str, tuple[PlannedTask, ...]] = {}
     kinds: dict[str, _Measured | str] = {}
@@ -117,13 +110,7 @@ def _key(point: Point, names: Sequence[str]) -> str:
 def _count(
     point: Point, inputs: Mapping[str, Path], drawn: dict[str, tuple[PlannedTask, ...]]
 ) -> tuple[int, int] | str:
-    """Return samples, and operating points times repeats; or why the point cannot run.
-
-    Args:
-        point: which.
-        inputs: name → folder of each step that it names.
-        drawn: samples of points that draw the same ones, by what decides that; added to.
-    """
+    """Return samples, and operating points times repeats; or why the point cannot run."""
     key = _key(point, _OF_A_DRAW)
     try:
         plan = resolve(point.config(inputs), (lambda model: drawn[key]) if key in drawn else None)

@@ -75,13 +75,7 @@ class StudyConfig(Configuration):
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a study.
-
-    Attributes:
-        name: what a new folder of it is called: the values in which points differ, and :attr:`short`.
-        settings: as for :class:`~harness.config.RunConfig`, without ``out``; ``{NAME}`` is the folder of a step.
-        steps: name → those that it names.
-    """
+    """One run of a study."""
 
     name: str
     settings: Settings
@@ -114,14 +108,7 @@ class Point:
         return bool(self.settings.get("untimed"))
 
     def config(self, folders: Mapping[str, Path] = MappingProxyType({})) -> RunConfig:
-        """Return the configuration of its run.
-
-        Args:
-            folders: name → folder of each step that it names; those that are not given stay names.
-
-        Raises:
-            ConfigError: a value that is not allowed; names the point.
-        """
+        """Return the configuration of its run."""
         try:
             return RunConfig.build(filled_settings(self.settings, folders))
         except ConfigError as error:
@@ -142,11 +129,7 @@ def presets() -> dict[str, StudyConfig]:
 
 
 def read_study(given: str) -> StudyConfig:
-    """Return a study from a TOML file, or the preset of that name.
-
-    Raises:
-        ConfigError: it cannot be read, or names what does not exist.
-    """
+    """Return a study from a TOML file, or the preset of that name."""
     if given in (known := presets()) and not Path(given).exists():
         return known[given]
     if not given.endswith(".toml") and not Path(given).exists():
@@ -173,18 +156,7 @@ def _is_one_run(study: StudyConfig) -> bool:
 def expand(
     study: StudyConfig, only: Mapping[str, Sequence[str]] = MappingProxyType({}), limit: int | None = None
 ) -> tuple[Point, ...]:
-    """Return the points of a study, each once, in the order of the grid.
-
-    Args:
-        study: what is declared.
-        only: setting → its values, as written; all other points are left out.
-        limit: samples of each point and task, whatever the study says.
-
-    Raises:
-        ConfigError: an unknown setting; a setting without values; more points than :data:`MOST`; what excludes or
-            overrides nothing; overrides that contradict each other; no point at all; a step that cannot
-            be one, or that does not exist.
-    """
+    """Return the points of a study, each once, in the order of the grid."""
     _check_names(study)
     if (count := size(study)) > MOST:
         raise ConfigError(f"the study has {count} points, and one has {MOST} at most. Make several of it.")

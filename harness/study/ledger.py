@@ -91,17 +91,7 @@ class Event(Record):
 
 
 class StudyDirectory:
-    """A study on disk, open for writing; a context manager that holds its lock.
-
-    Args:
-        path: the folder, made where it is missing.
-        declared: the grid.
-        points: what follows from it.
-        dry: leave what the folder holds of the study as it is; only :data:`PROBES` may be written in it.
-
-    Raises:
-        StoreError: it is in use, is no study, or cannot be written.
-    """
+    """A study on disk, open for writing; a context manager that holds its lock."""
 
     def __init__(self, path: Path, declared: StudyConfig, points: Sequence[Point], *, dry: bool = False) -> None:
         self.path, self.points, self.steps = path, tuple(points), steps_of(declared.step)
@@ -152,11 +142,7 @@ class StudyDirectory:
         return {name: self.directory(step) for name, step in part.steps.items()}
 
     def log(self, part: Part, what: What, *, place: str = "", reason: str = "", took_s: float | None = None) -> None:
-        """Append an event; on return it is on the disk.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Append an event; on return it is on the disk."""
         directory = self.directory(part)
         is_step = isinstance(part, Step)
         event = Event(
@@ -178,11 +164,7 @@ class StudyDirectory:
         return self._last.get(part.identity)
 
     def is_done(self, part: Part) -> bool:
-        """Return whether a point is measured, or a step made, and write nothing; one that is damaged is not.
-
-        Raises:
-            StoreError: its folder cannot be read now, or by this version.
-        """
+        """Return whether a point is measured, or a step made, and write nothing; one that is damaged is not."""
         return self._look_into(part)[0]
 
     def settle(self, part: Part) -> bool:
@@ -190,9 +172,6 @@ class StudyDirectory:
 
         Of a run directory that is damaged, such as one that was copied while it was written, the windows that are
         whole with all their samples are kept; of a step none. What it held lies beside it then.
-
-        Raises:
-            StoreError: its folder cannot be read now, or by this version; it is left as it is.
         """
         done, damage = self._look_into(part)
         if damage and isinstance(part, Step):
@@ -232,11 +211,7 @@ class StudyDirectory:
             return False, str(error)
 
     def set_aside(self, part: Part) -> str:
-        """Move what a point or a step has to where no report looks, so that it begins anew; return where it lies.
-
-        Raises:
-            StoreError: it cannot be moved.
-        """
+        """Move what a point or a step has to where no report looks, so that it begins anew; return where it lies."""
         directory = self.directory(part)
         try:
             aside = free_aside(directory)
@@ -246,14 +221,7 @@ class StudyDirectory:
         return f"{ASIDE}/{aside.name}"
 
     def merge(self, other: Path) -> Iterator[tuple[Part, str]]:
-        """Take over what another study has made and measured and this one has not, one after the other.
-
-        Yields:
-            Each with why it is left out: its run there cannot be read. Empty where it was taken over.
-
-        Raises:
-            StoreError: the other folder is no study, or this one cannot be read or written.
-        """
+        """Take over what another study has made and measured and this one has not, one after the other."""
         _read(other)
         folders = {place: _folders(other / place) for place in (RUNS, STEPS)}
         parts: tuple[Part, ...] = (*self.steps, *self.points)
@@ -280,11 +248,7 @@ def _run_files(source: Path) -> list[str]:
 
 
 def _step_files(source: Path, step: Step) -> list[str]:
-    """Return the paths of what a step holds that is made; none of one that is not.
-
-    Raises:
-        StoreError: its files were changed.
-    """
+    """Return the paths of what a step holds that is made; none of one that is not."""
     record = read_step(source, step.identity)
     if record is None:
         return []
@@ -294,22 +258,14 @@ def _step_files(source: Path, step: Step) -> list[str]:
 
 
 class EventLog:
-    """Reads the log of a study, which may be running meanwhile; each time what was added since the last.
-
-    Args:
-        path: folder of the study.
-    """
+    """Reads the log of a study, which may be running meanwhile; each time what was added since the last."""
 
     def __init__(self, path: Path) -> None:
         self._file = path / EVENTS
         self._line = self._end = 0
 
     def read(self) -> Iterator[Event]:
-        """Iterate the new events in the order written. One that is damaged is passed over with a warning.
-
-        Raises:
-            StoreError: the log cannot be read.
-        """
+        """Iterate the new events in the order written. One that is damaged is passed over with a warning."""
         for line in lines(self._file, self._end):
             self._line, self._end = self._line + 1, self._end + len(line)
             try:
@@ -323,20 +279,12 @@ class EventLog:
 
 
 def is_measured(directory: Path) -> bool:
-    """Whether a run is finished; reads it only where it may be.
-
-    Raises:
-        StoreError: as :func:`is_finished`.
-    """
+    """Whether a run is finished; reads it only where it may be."""
     return (directory / SUMMARY).exists() and is_finished(directory)
 
 
 def is_finished(directory: Path) -> bool:
-    """Read a run, and return whether its summary is of all that it holds. A damaged one is made again of the records.
-
-    Raises:
-        StoreError: the run is damaged, or cannot be read.
-    """
+    """Read a run, and return whether its summary is of all that it holds. A damaged one is made again of the records."""
     with RunDirectory.read(directory) as store:
         try:
             return store.read_summary() is not None
@@ -349,27 +297,13 @@ def is_finished(directory: Path) -> bool:
 
 
 def take_over(source: Path, target: Path, files: Iterable[str]) -> None:
-    """Copy files of what is finished; on return they are on the disk, and what stood in their place lies aside.
-
-    Args:
-        source: the folder of a run or a step.
-        target: where it comes to lie.
-        files: paths below it.
-
-    Raises:
-        StoreError: it cannot be copied.
-    """
+    """Copy files of what is finished; on return they are on the disk, and what stood in their place lies aside."""
     with _put_in_place(target, f"cannot copy {source}") as part:
         copy_files(source, part, files)
 
 
 def take_in(archive: bytes, target: Path) -> None:
-    """Unpack what a machine of a cluster has finished (:func:`~harness.store.packed_run.pack_folder`), likewise.
-
-    Raises:
-        StoreError: it cannot be written.
-        tarfile.TarError: it is no such archive, or a name leads out of the folder.
-    """
+    """Unpack what a machine of a cluster has finished (:func:`~harness.store.packed_run.pack_folder`), likewise."""
     with _put_in_place(target, f"cannot write {target}") as part:
         unpack_folder(archive, part)
 

@@ -68,11 +68,7 @@ def _kept_model() -> KeptModel:
 
 
 def _begun(directory: Path, settings: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration that a run began with: what was calibrated or observed for it is decided.
-
-    Raises:
-        OtherMachineError: the folders of steps that it was begun with lay elsewhere.
-    """
+    """Return the configuration that a run began with: what was calibrated or observed for it is decided."""
     with RunDirectory.read(directory) as store:
         before = {key: value for key, value in store.manifest.config.items() if key != "out"}
     for name in FOLDERS:

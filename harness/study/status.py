@@ -25,13 +25,7 @@ MEASURED, FAILED, RUNNING, STOPPED = 0, 1, 3, 4
 
 @dataclass(frozen=True)
 class Running:
-    """A point that is being measured, or a step that is being made.
-
-    Attributes:
-        point: its name; of a step ``step NAME``.
-        windows: finished so far; ``None`` of a step.
-        since: UTC time, ISO 8601.
-    """
+    """A point that is being measured, or a step that is being made."""
 
     point: str
     windows: int | None
@@ -40,15 +34,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Best:
-    """One operating point of a finished run.
-
-    Attributes:
-        point: name of the run.
-        task, operating_point: of the row.
-        lossless: whether its tokens are full depth's.
-        speedup: over full depth of the run, whole requests.
-        edit_similarity: mean over samples; ``None`` where it was not scored.
-    """
+    """One operating point of a finished run."""
 
     point: str
     task: str
@@ -60,19 +46,7 @@ class Best:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a study is.
-
-    Attributes:
-        points: how many there are.
-        finished, merged: names of those that are measured; merged ones elsewhere.
-        failed: name → reason, of points and of steps.
-        running: points and steps that are begun and not ended; none where nobody measures the study.
-        is_held: whether a process measures the study; ``None`` where locks cannot be asked for.
-        left_s: seconds that the points that are left will take at the mean pace so far, with as many at once as run
-            now; ``None`` before the first is finished, and where nobody measures them.
-        steps: how many there are.
-        made: names of those that are made, here or elsewhere.
-    """
+    """How far a study is."""
 
     points: int
     finished: tuple[str, ...]
@@ -113,11 +87,7 @@ class Status:
 
 
 class StudyView:
-    """A study that is looked at once, or again and again.
-
-    Args:
-        path: its folder.
-    """
+    """A study that is looked at once, or again and again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -131,11 +101,7 @@ class StudyView:
         self._steps: frozenset[str] = frozenset()
 
     def look(self) -> Status:
-        """Read how far the study is now.
-
-        Raises:
-            StoreError: the folder is no study, or cannot be read.
-        """
+        """Read how far the study is now."""
         self._read_points()
         held = is_held(self._path)  # before the log: whoever ends in between has written all of it
         for event in self._log.read():
@@ -188,9 +154,6 @@ class StudyView:
         """Return the fastest operating points of what the last look found measured: lossless ones first.
 
         Runs whose summary cannot be read are left out; full depth itself, and bounds, are none.
-
-        Args:
-            count: of lossless ones at most, and of those that lose text.
         """
         for event in self._done:
             if event not in self._best:

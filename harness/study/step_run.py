@@ -107,16 +107,7 @@ class StepRecord(Record):
 
 
 def read_step(folder: Path, identity: str | None = None, *, verify: bool = False) -> StepRecord | None:
-    """Return what says that a folder is whole; ``None`` where nothing does, or a file is missing or has another size.
-
-    Args:
-        folder: of the step.
-        identity: that it must have; ``None`` for any.
-        verify: whether files must also have the content that was made.
-
-    Raises:
-        StoreError: it cannot be read now, or by this version of the harness; it may be whole.
-    """
+    """Return what says that a folder is whole; ``None`` where nothing does, or a file is missing or has another size."""
     try:
         record = _read(folder / STEP)
         if record is None or identity not in (None, record.identity):
@@ -133,12 +124,7 @@ def read_step(folder: Path, identity: str | None = None, *, verify: bool = False
 
 
 def _read(file: Path) -> StepRecord | None:
-    """Return a record; ``None`` where there is none, or it is damaged.
-
-    Raises:
-        StoreError: another version of the harness wrote it.
-        OSError: it cannot be read.
-    """
+    """Return a record; ``None`` where there is none, or it is damaged."""
     if _size(file) is None:
         return None
     try:
@@ -156,12 +142,7 @@ def _read(file: Path) -> StepRecord | None:
 
 
 def finish_step(folder: Path, command: Command) -> None:
-    """Flush what a command made to the disk, and say that it is whole.
-
-    Raises:
-        StoreError: it made nothing, or that it is whole cannot be said.
-        OSError: a file cannot be read.
-    """
+    """Flush what a command made to the disk, and say that it is whole."""
     files = {name: _flushed(folder / name) for name in _files(folder)}
     if not files.keys() - {LOG}:
         raise StoreError(
@@ -180,16 +161,7 @@ def finish_step(folder: Path, command: Command) -> None:
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy files of a folder into another one, and flush them to the disk.
-
-    Args:
-        source: where they lie.
-        target: a folder, made where it is missing.
-        names: paths below both.
-
-    Raises:
-        OSError: one cannot be copied, or lies behind a link, which may lead anywhere.
-    """
+    """Copy files of a folder into another one, and flush them to the disk."""
     target.mkdir(parents=True, exist_ok=True)
     folders = {target}
     for name in names:
@@ -242,15 +214,6 @@ def make_step(
 
     A command that knows ``--resume`` goes on with what the folder holds. Where it says that it cannot, the folder is
     set aside, and begun anew; where it does not know it, the folder is begun anew.
-
-    Args:
-        folder: of the step.
-        command: what makes it.
-        inputs: name → folder of each step that it names.
-        tell: is told what the command prints, a line at a time.
-
-    Returns:
-        How it ended, and why so where it did not end well.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -343,11 +306,7 @@ def _cannot_go_on(folder: Path, code: int, said: Sequence[str]) -> bool:
 
 
 def _begin(folder: Path, begin_with: Path | None) -> None:
-    """Empty a folder, and put there what it begins with.
-
-    Raises:
-        StoreError: what it begins with is not whole.
-    """
+    """Empty a folder, and put there what it begins with."""
     shutil.rmtree(folder, ignore_errors=True)
     if begin_with is not None:
         record = read_step(begin_with)

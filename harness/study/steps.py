@@ -58,13 +58,7 @@ class StepConfig(Configuration):
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a study.
-
-    Attributes:
-        name: as declared.
-        command: what makes its folder.
-        steps: name → those that it names.
-    """
+    """One step of a study."""
 
     name: str
     command: Command
@@ -97,12 +91,7 @@ class Step:
 
 
 def steps_of(declared: Iterable[StepConfig]) -> tuple[Step, ...]:
-    """Return the steps of a study, each behind those that it names.
-
-    Raises:
-        ConfigError: a command that is no step, or says what the study decides; a name that is given twice, or that no
-            step before has.
-    """
+    """Return the steps of a study, each behind those that it names."""
     known: dict[str, Step] = {}
     names: dict[str, str] = {}
     declared = tuple(declared)
@@ -208,15 +197,7 @@ def _is_file(strategy: Any) -> bool:
 
 
 def steps_in(settings: Mapping[str, Any], known: Mapping[str, Step]) -> dict[str, Step]:
-    """Return the steps that the settings of a run name.
-
-    Args:
-        settings: of the run.
-        known: name → every step of the study.
-
-    Raises:
-        ConfigError: a name that no step has, or that stands where a run takes no folder.
-    """
+    """Return the steps that the settings of a run name."""
     if not known:  # braces are braces in a study without steps
         return {}
     named = list(dict.fromkeys(name for text in _naming(settings) for name in _NAMED.findall(text)))

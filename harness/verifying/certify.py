@@ -29,11 +29,7 @@ REFERENCE = next(name for name, made in WEIGHTS_FORMATS.usable().items() if made
 
 
 def certify(options: VerifyOptions, progress: Progress) -> Certificate:
-    """Compare, and return the certificate; writes nothing.
-
-    Raises:
-        HarnessError: anything that cannot be done, in one line with the remedy.
-    """
+    """Compare, and return the certificate; writes nothing."""
     progress.stage("checking the configuration and drawing prompts")
     shared = options.model_fields_set & RunConfig.model_fields.keys() - {"weights_format", "batch_size"}
     plan = resolve(
@@ -85,13 +81,7 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
 
 
 class Steps:
-    """One bar for all parts of a certificate, each of which goes through the same prompts.
-
-    Args:
-        progress: shows it.
-        prompts: of each part.
-        parts: how many there will be.
-    """
+    """One bar for all parts of a certificate, each of which goes through the same prompts."""
 
     def __init__(self, progress: Progress, prompts: int, parts: int) -> None:
         self._progress, self._prompts, self._done = progress, prompts, -prompts
@@ -105,11 +95,7 @@ class Steps:
 
 
 def _check_lossless(points: Sequence[OperatingPoint]) -> None:
-    """Refuse strategies whose tokens are their own; full depth stands in every plan.
-
-    Raises:
-        ConfigError: there is one, with the remedy.
-    """
+    """Refuse strategies whose tokens are their own; full depth stands in every plan."""
     for point in points:
         if point.lossless is None and point.record.strategy != BASELINE:
             raise ConfigError(
@@ -118,11 +104,7 @@ def _check_lossless(points: Sequence[OperatingPoint]) -> None:
 
 
 def _batch_sizes(options: VerifyOptions, prompts: int) -> Sequence[int]:
-    """Return how many rows to decode together, each number once and none above the number of prompts.
-
-    Raises:
-        ConfigError: rows were asked for beside the only prompt.
-    """
+    """Return how many rows to decode together, each number once and none above the number of prompts."""
     largest = max(options.batch_sizes)
     if prompts == 1 < largest and "batch_size" in options.model_fields_set:
         raise ConfigError(

@@ -33,11 +33,7 @@ SHARE = "share"
 
 
 def share_of(options: Mapping[str, str]) -> int | None:
-    """Return the option; ``None`` where the threads of each job decide.
-
-    Raises:
-        ConfigError: it is no number of points.
-    """
+    """Return the option; ``None`` where the threads of each job decide."""
     text = options.get(SHARE)
     if text is None:
         return None
@@ -47,13 +43,7 @@ def share_of(options: Mapping[str, str]) -> int | None:
 
 
 def part_of(job: Job, cores: int, share: int | None) -> Fraction:
-    """Return which part of what a measured job owns a job takes: 1, if it does not share or names no threads.
-
-    Args:
-        job: which.
-        cores: that a measured job owns.
-        share: of :func:`share_of`.
-    """
+    """Return which part of what a measured job owns a job takes: 1, if it does not share or names no threads."""
     if not job.shares:
         return Fraction(1)
     return Fraction(1, share or (max(1, cores // job.threads) if job.threads else 1))

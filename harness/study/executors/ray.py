@@ -159,17 +159,7 @@ class Ray(Executor):
 
 
 def run_task(job: Job, marker: Path, archives: Mapping[str, Any] | None) -> tuple[Happened, bytes | None] | None:
-    """Run a job on a node: the body of a task.
-
-    Args:
-        job: with its folders as the driver has them.
-        marker: a file that the driver has made beside the job's folder.
-        archives: name → reference to the archive of each step that the job reads; ``None`` where none was carried.
-
-    Returns:
-        How it ended, and the archive of its folder where that is done and not on the driver's file system; ``None``
-        where it needs archives that were not carried.
-    """
+    """Run a job on a node: the body of a task."""
     is_shared = marker.exists()
     if not is_shared and job.inputs and archives is None:
         return None
@@ -253,15 +243,7 @@ def _line_of(error: BaseException) -> str:
 
 
 def connect(address: str | None, opened: ExitStack) -> Any:
-    """Connect to a cluster, or start one on this machine, and return the module ``ray``.
-
-    Args:
-        address: ``auto`` or ``HOST:PORT``; ``None`` for that of RAY_ADDRESS or ``ray start``, if there is one.
-        opened: ends the connection when it is closed.
-
-    Raises:
-        ConfigError: Ray is not installed or does not start, or nobody answers there.
-    """
+    """Connect to a cluster, or start one on this machine, and return the module ``ray``."""
     require("cluster", "ray")
     hide_amdsmi(opened)
     what, remedy = "Ray does not start on this machine", "Start it (`ray start --head`), which says why it cannot."
