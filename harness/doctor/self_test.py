@@ -1,7 +1,7 @@
 """A/A self-test: one operating point under two names, compared like any two. Do the error bars cover the truth?
 
-The same samples are decoded twice, sample by sample, in random order, each time in a measured window of its own; engine,
-meter and statistics are those of a run. If the error bars are right, about 95 % of the intervals cover 1.
+The same samples are decoded twice, sample by sample, in random order, each time in a measured window of its own, with
+engine, meter and statistics of a run. If the error bars are right, about 95 % of the intervals cover 1.
 """
 
 from __future__ import annotations

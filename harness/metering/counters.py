@@ -1,14 +1,8 @@
-"""Faults of energy counters in words: shared by everything that reads one.
+"""Faults of energy counters in words, how long windows must be for their sensor, and when a machine is warm.
 
-A counter only ever grows, so a window's joules are the difference of two readings. Missing, negative,
-non-finite and unmoved counters are ``None`` with a reason here, never zero and never a smaller total.
-A counter that wrapped is corrected where the kernel says how far it counts; a fall or a jump that no
-wrap explains (a reset, a suspended machine) is refused.
-
-Not promised: a counter that went round more than once within a window. The smallest RAPL range,
-65.7 kJ, lasts 160 s at 400 W.
-
-How long windows must be for their sensor, and when a machine is warm.
+A counter only ever grows, so a window's joules are the difference of two readings. Missing, negative, non-finite and
+unmoved counters are ``None`` with a reason, never zero and never a smaller total. Not promised: a counter that went
+round more than once within a window (the smallest RAPL range, 65.7 kJ, lasts 160 s at 400 W).
 """
 
 from __future__ import annotations
@@ -35,7 +29,7 @@ LARGEST_W = 2000.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Reliability of counters over one window."""
+    """Reliability of counters over one window: their sum in joules, or why there is none."""
 
     energy_j: float | None
     flags: tuple[str, ...] = ()
@@ -77,7 +71,6 @@ def judge(
 class CounterMeter(WindowedMeter):
     """A meter whose sensor is a set of counters; subclasses read them at both edges."""
 
-    scope = ""
     period_s = 1.0
 
     def __init__(self, device: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -107,16 +100,7 @@ class CounterMeter(WindowedMeter):
             duration_s=elapsed.duration_s,
             ranges_j=self._ranges_j,
         )
-        return EnergyReading(
-            energy_j=verdict.energy_j,
-            source=self.source,
-            scope=self.scope,
-            duration_s=elapsed.duration_s,
-            cpu_time_s=elapsed.cpu_time_s,
-            sensor_period_s=self.period_s,
-            flags=verdict.flags,
-            reason=verdict.reason,
-        )
+        return self._reading(elapsed, verdict.energy_j, verdict.reason, verdict.flags)
 
 
 def _unwrapped(value: float, range_j: float | None, largest_j: float) -> float | None:

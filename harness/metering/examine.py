@@ -1,14 +1,7 @@
-"""The facts of this machine: what the system tells, and a few short measurements.
+"""The facts of this machine: what the system tells, and a few short measurements, in about three seconds.
 
-About three seconds, most of them the bandwidth's. The cores are watched meanwhile, so the load of other
-processes is what they took while this one was busy too, as it will be in a run.
-
-Bandwidth is measured with the kernel that decodes: decoding one token multiplies each weight matrix with one vector,
-every weight byte is read once and used once, so the speed limit is how fast this kernel streams matrices that are not
-in a cache. A STREAM copy would answer another question (it also writes). Beside it stand the machine's other limits:
-matrix × matrix, as prefill and training use it, and the dispatch floor, what an operation costs that computes nothing.
-
-Not promised: the best the machine could do, nor the vendor's figure. Other processes share memory and cores.
+Bandwidth is measured with the kernel that decodes, matrix × vector over weights that are not in a cache, because that
+is what limits a token. The cores are watched meanwhile, so the load of others is what they took while this was busy.
 """
 
 from __future__ import annotations
@@ -96,7 +89,7 @@ def _fill(target: int, dtype: torch.dtype, device: str) -> list[Tensor]:
     import torch
 
     deadline = time.perf_counter() + FILL_BUDGET_S
-    row_bytes = torch.empty(COLUMNS, dtype=dtype, device="cpu").nbytes
+    row_bytes = COLUMNS * dtype.itemsize
     matrices: list[Tensor] = []
     missing = max(target, row_bytes)
     while missing > 0 and (not matrices or time.perf_counter() < deadline):
@@ -107,6 +100,7 @@ def _fill(target: int, dtype: torch.dtype, device: str) -> list[Tensor]:
 
 
 def _pass_seconds(matrices: list[Tensor], device: str, deadline: float) -> dict[str, float]:
+    """Return the median seconds of one pass over all matrices, by kernel."""
     import torch
     from torch.nn.functional import linear
 
@@ -117,19 +111,13 @@ def _pass_seconds(matrices: list[Tensor], device: str, deadline: float) -> dict[
         "torch.mv": lambda matrix: torch.mv(matrix, vector),  # [rows]
         "torch.mm": lambda matrix: torch.mm(matrix, columns),  # [rows, 2]
     }
-
-    def one_pass(kernel: Callable[[Tensor], Tensor]) -> float:
-        return _seconds(lambda: [kernel(matrix) for matrix in matrices], device)
-
-    for kernel in kernels.values():  # warm-up: page tables, thread pool, kernel choice
-        one_pass(kernel)
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
-    for _ in range(MAX_ROUNDS):
+    for round_ in range(1 + MAX_ROUNDS):
         for name, kernel in kernels.items():
-            seconds[name].append(one_pass(kernel))
-        if time.perf_counter() > deadline:
+            seconds[name].append(_seconds(lambda kernel=kernel: [kernel(matrix) for matrix in matrices], device))
+        if round_ and time.perf_counter() > deadline:
             break
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first one warms up
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:

@@ -24,18 +24,7 @@ PSYS = "psys"
 
 
 class Recording(BaseModel):
-    """Readings of a counter, in order.
-
-    Attributes:
-        recorded_from: what kind of sensor it was, in words.
-        scope: what the counters cover, for example ``cpu package``.
-        period_s: how often they tick.
-        readings: one for each window edge, counter name → joules since some start. A string in place of a reading is
-            the sensor's failure, in its words. ``NaN`` and ``Infinity`` are readings.
-        times_s: with these, a reading is not an edge's but a tick's, at so many seconds after the meter was opened; an
-            edge reads the last tick before it, as a slow sensor does.
-        ranges_j: counter name → joules after which it starts again at zero; a wrap of any other is refused.
-    """
+    """Readings of a counter, in order; what each field means, :class:`Replay` says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,19 +58,9 @@ class Replay(CounterMeter):
         {"scope": "cpu package", "period_s": 0.001, "ranges_j": {"package-0": 262143.3},
          "readings": [{"package-0": 262140.1}, {"package-0": 3.2}, "the device was unplugged"]}
 
-    With ``times_s`` (seconds since the meter was opened, one for each reading) the readings are ticks, and an
-    edge reads the last one before it. A ``psys`` counter never counts. A run has two edges for each idle,
-    warm-up and measured window.
-
-    Args:
-        device: torch device, synchronised at both edges.
-        tdp_w: not used.
-        argument: the file of a :class:`Recording`.
-        recording: a recording that is at hand already.
-        clock: what times the windows, and ticks.
-
-    Raises:
-        MeterError: there is no usable recording, or it begins with a failure.
+    ``ranges_j`` are joules after which a counter starts again at zero; ``NaN`` and ``Infinity`` are readings. With
+    ``times_s`` (seconds since the meter was opened, one for each reading) the readings are ticks, and an edge reads the
+    last one before it. A ``psys`` counter never counts. A run has two edges for each idle, warm-up and measured window.
     """
 
     source = "replay"

@@ -1,13 +1,6 @@
-"""The life of a measurement window, the same for every built-in meter.
+"""The life of a measurement window, the same for every built-in meter; readings of any meter leave here sound.
 
-One window at a time. The device is synchronised before both edges, so that exactly the work between
-:meth:`WindowedMeter.begin` and :meth:`WindowedMeter.end` is counted; the sensor is read just outside
-the clock. A window whose work or sensor failed is closed all the same: the next ``begin`` works.
-
-Readings of any meter, a third party's included, leave :func:`metered` sound: a number that is none
-becomes ``None`` with a reason, and a clock that ran backwards ends the run.
-
-Not promised: nesting, threads (one meter belongs to one thread), and CPU time of child processes.
+One window at a time, of one thread; the device is synchronised before both edges, the sensor read outside the clock.
 """
 
 from __future__ import annotations
@@ -86,7 +79,7 @@ class WindowedMeter(ABC):
         clock: what times the windows.
     """
 
-    source = "none"
+    source, scope = "none", ""
     measured = False  # a sensor's meter says True
 
     def __init__(self, device: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -123,6 +116,20 @@ class WindowedMeter(ABC):
         synchronise(self._device)
         duration_s = self._clock.monotonic_s() - monotonic_s
         return self._end_sensor(Elapsed(duration_s, self._clock.process_cpu_s() - cpu_s))
+
+    def _reading(
+        self, elapsed: Elapsed, energy_j: float | None, reason: str | None = None, flags: tuple[str, ...] = ()
+    ) -> EnergyReading:
+        return EnergyReading(
+            energy_j=energy_j,
+            source=self.source,
+            scope=self.scope,
+            duration_s=elapsed.duration_s,
+            cpu_time_s=elapsed.cpu_time_s,
+            sensor_period_s=self.sensor_period_s,
+            flags=flags,
+            reason=reason,
+        )
 
     def close(self) -> None:
         """Release the sensor; an open window is dropped. Closing twice is allowed."""

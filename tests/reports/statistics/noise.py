@@ -1,8 +1,7 @@
 """Kinds of noise under which intervals are tried: a block's time is its size × noise, for two operating points.
 
-**Regular** is noise near normal. The last four cases are heavy: the longer a document the more it gains; what the longest
-would have added is missing in most samples, which no interval can tell: a jackknife, leverage corrections and a
-bootstrap-t cover 1 to 6 points more, BCa fewer.
+**Regular** is noise near normal. The last four are heavy: the longer a document the more it gains, and what the longest
+would have added is missing in most samples, which no interval can tell.
 
 % of 20,000 comparisons covered, for 5, 8, 16 and 50 pairs (``covered(case, pairs, 20_000)``):
 
