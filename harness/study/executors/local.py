@@ -1,7 +1,7 @@
 """Processes of this machine: a point that is measured runs alone, so that it shares neither a device nor a core.
 
 ``python -m harness.study.executors.local`` is such a process: it gets a JSON line per job and does one after the other,
-so that a model that follows itself is loaded once. How the two speak is said in :mod:`harness.running.repeats`.
+so that a model that follows itself is loaded once. It tells what a repeat of a run tells (``running.repeats``).
 """
 
 from __future__ import annotations
