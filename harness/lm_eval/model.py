@@ -2,10 +2,6 @@
 
 Everything that reaches the model's tokens is as lm-eval's own ``hf`` model does it, so that full depth has its results:
 how contexts and continuations are encoded, truncated and windowed, where answers are cut. Greedy; one process.
-
-Conversations as a tokenizer's chat template writes them, and where it refuses one, as lm-eval's ``hf`` does.
-
-Log-likelihoods of continuations that are known, at full depth or read out at one exit.
 """
 
 from __future__ import annotations
@@ -46,51 +42,6 @@ from harness.records import OperatingPointRecord
 from harness.running.operating_points import OperatingPoint, build_all, operating_points
 
 logger = logging.getLogger(__name__)
-
-
-class ChatTemplate:
-    """The chat template of a tokenizer."""
-
-    def __init__(self, tokenizer: Any, model: str) -> None:
-        self._tokenizer, self._model = tokenizer, model
-        self._warned = False
-
-    def check(self) -> None:
-        """Refuse a tokenizer without a template, or with several and none by default."""
-        try:
-            with suppress(NotImplementedError):  # mistral-common's tokenizers write conversations without a template
-                self._tokenizer.get_chat_template()
-        except ValueError as error:
-            raise ModelError(
-                f"the tokenizer of {self._model} has no default chat template. Omit --apply-chat-template, or name a "
-                "model whose tokenizer has one."
-            ) from error
-
-    def write(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        """Return a conversation as a text, without its system messages where the template fails on all of it."""
-        self.check()
-        with library_border(f"the chat template of {self._model} fails", "Omit --apply-chat-template."):
-            try:
-                return self._text(messages, add_generation_prompt)
-            except TemplateError:
-                rest = [message for message in messages if message["role"] != "system"]
-                text = self._text(rest, add_generation_prompt)
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "the chat template of %s takes no system message: descriptions of tasks are left out, as by hf",
-                self._model,
-            )
-        return text
-
-    def _text(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return text
 
 
 CHUNK = 256
@@ -154,7 +105,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
 
     Attributes:
         config: all of these.
-        chat: writes conversations.
         spent: what generation and scoring took, by (``generated`` or ``scored``, task).
 
     Raises:
@@ -193,11 +143,9 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             )
         self._scoring_layer = loglikelihood_exit or info.num_layers
         self.tokenizer = self._resolved.tokenizer.wrapped
-        self.chat = ChatTemplate(self.tokenizer, config.model)
+        self._warned = False
         self.spent: dict[tuple[str, str], Spent] = {}
         self._task = ""
-
-    # ------------------------------------------------------------------------------- what lm-eval asks of a model
 
     @property
     def eot_token_id(self) -> int:
@@ -235,9 +183,40 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         """The name of this model's chat template in caches."""
         return self.config.model.replace("/", "__")
 
+    def check_chat_template(self) -> None:
+        """Refuse a tokenizer without a template, or with several and none by default."""
+        try:
+            with suppress(NotImplementedError):  # mistral-common's tokenizers write conversations without a template
+                self.tokenizer.get_chat_template()
+        except ValueError as error:
+            raise ModelError(
+                f"the tokenizer of {self.config.model} has no default chat template. Omit --apply-chat-template, or "
+                "name a model whose tokenizer has one."
+            ) from error
+
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as the tokenizer's template writes it, or refuse it: :meth:`ChatTemplate.write`."""
-        return self.chat.write(chat_history, add_generation_prompt=add_generation_prompt)
+        """Return a conversation as the tokenizer's template writes it, without system messages where that fails."""
+        self.check_chat_template()
+
+        def written(messages: list[dict[str, str]]) -> str:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+            return text
+
+        with library_border(f"the chat template of {self.config.model} fails", "Omit --apply-chat-template."):
+            try:
+                return written(chat_history)
+            except TemplateError:
+                text = written([message for message in chat_history if message["role"] != "system"])
+        if not self._warned:
+            self._warned = True
+            said = "the chat template of %s takes no system message: descriptions of tasks are left out, as by hf"
+            logger.warning(said, self.config.model)
+        return text
 
     def tok_encode(
         self,
@@ -297,8 +276,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         }
         return {"early_exit": facts}
 
-    # ------------------------------------------------------------------------------- what it takes
-
     def facts(self) -> dict[str, dict[str, Any]]:
         """Return task → ``generated``, ``scored`` → what it took."""
         found: dict[str, dict[str, Any]] = {}
@@ -350,8 +327,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             yield spent
         assert window.reading is not None
         spent.add(window.reading)
-
-    # ------------------------------------------------------------------------------- generation
 
     def _ask(self, request: Any) -> Ask:
         context, settings = request.args
@@ -406,8 +381,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
                 raise ModelError(f"{asks[place].task}, request {asks[place].sample_id}: {made.failure}")
             spent.count(1, len(made.token_ids), made.exit_layers[first:])
             yield place, made.token_ids
-
-    # ------------------------------------------------------------------------------- scoring
 
     def _by_task(self, requests: Sequence[Any], score: Callable[..., list[Any]], disable_tqdm: bool) -> list[Any]:
         """Score the requests of one task after another's, so that each is known by what it took."""

@@ -21,23 +21,11 @@ LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens
 """Names of the limit of new tokens, the first that is given counts."""
 OF_SAMPLING = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
 """Settings of sampling, which say nothing where it is off."""
+_ONES = ("num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty", "encoder_repetition_penalty")
+_ZEROS = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "diversity_penalty", "presence_penalty")
 NEUTRAL: Mapping[str, int] = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "num_return_sequences": 1,
-    "repetition_penalty": 1,
-    "encoder_repetition_penalty": 1,
-    "length_penalty": 1,
-    "guidance_scale": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "diversity_penalty": 0,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "penalty_alpha": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "min_tokens": 0,
+    **dict.fromkeys((*_ONES, "length_penalty", "guidance_scale"), 1),
+    **dict.fromkeys((*_ZEROS, "frequency_penalty", "penalty_alpha", "min_length", "min_new_tokens", "min_tokens"), 0),
 }
 """Values at which settings of sampling change nothing in greedy decoding."""
 
@@ -83,8 +71,7 @@ def _changes(name: str, value: object) -> bool:
 def stop_rule(tokenizer: Tokenizer, until: Sequence[str]) -> StopRule:
     """Return a rule that is true once one of some texts is complete in what the tokens spell.
 
-    The text of all tokens is searched, but only where some token holds a character that can complete one, or part of a
-    character; one look-up per token tells.
+    The text of all tokens is searched, but only where some token holds a character that can complete one.
     """
     lasts = {text[-1] for text in until} | {"\ufffd"}
     suspects: dict[int, bool] = {}
@@ -111,11 +98,13 @@ def cut(text: str, until: Sequence[str]) -> str:
     return text
 
 
+@dataclass(frozen=True)
 class FoundTasks:
-    """Tasks as lm-eval finds them."""
+    """Tasks as lm-eval finds them: the names asked for, lm-eval's manager, and name → task, groups taken apart."""
 
-    def __init__(self, names: list[str], manager: Any, tasks: Mapping[str, Any]) -> None:
-        self.names, self.manager, self.tasks = names, manager, tasks
+    names: list[str]
+    manager: Any
+    tasks: Mapping[str, Any]
 
 
 def find_tasks(names: list[str], include_path: Path | None) -> FoundTasks:
@@ -151,20 +140,16 @@ def find_tasks(names: list[str], include_path: Path | None) -> FoundTasks:
             f"lm-eval cannot load {', '.join(names)}: {reason(error)}. Check the task's YAML file and its data."
         ) from error
     for name, task in tasks.items():
-        _refuse(name, task)
+        if getattr(task, "MULTIMODAL", False):
+            raise ConfigError(f"the task {name} reads pictures or sounds, and the models here read text. Omit it.")
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ConfigError(f"the task {name} runs code that the model wrote, and nothing here does. Omit it.")
     return FoundTasks(names, manager, tasks)
 
 
 def _unknown(names: list[str], manager: Any) -> list[str]:
     known = set(manager.all_tasks)
     return [name for name in names if name not in known and not Path(name).is_file()]
-
-
-def _refuse(name: str, task: Any) -> None:
-    if getattr(task, "MULTIMODAL", False):
-        raise ConfigError(f"the task {name} reads pictures or sounds, and the models here read text. Omit it.")
-    if getattr(task, "UNSAFE_CODE", False):
-        raise ConfigError(f"the task {name} runs code that the model wrote, and nothing here does. Omit it.")
 
 
 @contextmanager

@@ -34,9 +34,9 @@ AUTO_ORDER = ("nvml", "rapl", "estimate")
 def open_meter(choice: str, device: str, tdp_w: float | None = None) -> tuple[Meter, dict[str, str]]:
     """Return an open meter, and why the better ones that ``auto`` passed over are not available.
 
-    A registered class is called with ``device=`` (several joined by commas: all are counted) and ``tdp_w=`` (watts of all
-    logical cores); its classmethod ``probe(device) -> str | None``, if it has one, is asked first. What follows a colon
-    (``replay:FILE``) is given to it as ``argument=``.
+    A registered class is called with ``device=`` (several joined by commas: all are counted) and ``tdp_w=`` (watts of
+    all logical cores); its classmethod ``probe(device) -> str | None``, if it has one, is asked first. What follows a
+    colon (``replay:FILE``) is given to it as ``argument=``.
     """
     unavailable: dict[str, str] = {}
     for name in AUTO_ORDER if choice == "auto" else ():

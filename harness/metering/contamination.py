@@ -1,7 +1,7 @@
 """Other activity of the machine while something is measured: other processes, the hypervisor, heat, clocks.
 
-Counters of the kernel and of a GPU's driver are read just outside the meter's edges. What cannot be read is ``None`` and
-flags nothing. Only cores this process may run on are looked at; child processes count as foreign in a window.
+Counters of the kernel and of a GPU's driver are read just outside the meter's edges. What cannot be read is ``None``
+and flags nothing. Only cores this process may run on are looked at; child processes count as foreign in a window.
 """
 
 from __future__ import annotations

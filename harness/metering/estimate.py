@@ -23,8 +23,8 @@ because a virtual machine sees only a few cores of a package and must not be cha
 class Estimate(WindowedMeter):
     """A labelled guess: CPU seconds of this process × TDP share of a logical core.
 
-    ``energy_j = cpu_time_s × tdp_w / logical cores``, of all threads of this process without child processes; idle power,
-    memory and other processes are left out. On a GPU the energy is ``None``.
+    ``energy_j = cpu_time_s × tdp_w / logical cores``, of all threads of this process without child processes; idle
+    power, memory and other processes are left out. On a GPU the energy is ``None``.
 
     Args:
         device: torch device, synchronised at both edges.

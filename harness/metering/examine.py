@@ -114,7 +114,7 @@ def _pass_seconds(matrices: list[Tensor], device: str, deadline: float) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
     for round_ in range(1 + MAX_ROUNDS):
         for name, kernel in kernels.items():
-            seconds[name].append(_seconds(lambda kernel=kernel: [kernel(matrix) for matrix in matrices], device))
+            seconds[name].append(_seconds(lambda: [kernel(matrix) for matrix in matrices], device))  # noqa: B023
         if round_ and time.perf_counter() > deadline:
             break
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first one warms up

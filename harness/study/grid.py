@@ -156,7 +156,7 @@ def expand(
     if (count := size(study)) > MOST:
         raise ConfigError(f"the study has {count} points, and one has {MOST} at most. Make several of it.")
     combined = combinations(study.grid) if study.grid or _is_one_run(study) else ()
-    kept = [_plain({**study.run, **chosen}) for chosen in combined]
+    kept: list[Settings] = [_plain({**study.run, **chosen}) for chosen in combined]
     for place, values in enumerate(study.exclude, 1):
         left = [settings for settings in kept if not _matches(settings, values)]
         if len(left) == len(kept):

@@ -221,7 +221,8 @@ class StudyDirectory:
         """Take over what another study has and this one has not; yield each part, and why it is left out if it is."""
         _read(other)
         folders = _folders(other)
-        for part in (*self.steps, *self.points):
+        parts: tuple[Part, ...] = (*self.steps, *self.points)
+        for part in parts:
             source = other / folders.get((part.place, part.short), f"{part.place}/{part.folder}")
             if self.settle(part):
                 continue
@@ -312,7 +313,7 @@ def _read(path: Path) -> StudyRecord:
 
 def _folders(path: Path) -> dict[tuple[str, str], str]:
     """Return place and short identity → path below a study's folder of every folder of its points and steps."""
-    found = {}
+    found: dict[tuple[str, str], str] = {}
     for place in (RUNS, STEPS):
         names = (entry.name for entry in (path / place).iterdir()) if (path / place).is_dir() else ()
         found |= {(place, name.rpartition("-")[2]): f"{place}/{name}" for name in names if not name.startswith(".")}

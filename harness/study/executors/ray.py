@@ -134,7 +134,8 @@ class Ray(Executor):
         if event.how == "done":
             how, text = _arrived(job, archive)
             event = replace(event, how=how, text=text)
-        return replace(event, job=job)
+        happened: Happened = replace(event, job=job)
+        return happened
 
     def close(self) -> None:
         """Stop what runs, and leave the cluster."""
