@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from zlib import crc32
 
 from harness.config import BASELINE, StrategySpec
@@ -101,20 +102,16 @@ class Reference:
             pairs = enumerate(itertools.zip_longest(one.tokens, other.tokens), start=1)
             first = next(((place, token, instead) for place, (token, instead) in pairs if token != instead), None)
             places += len(one.tokens) if first is None else first[0]
-            if first is not None:
-                place, token, instead = first
-                if token is None or instead is None:
-                    found.append(_ended(one, place, token, instead))
-                else:
-                    found += self.differences(one, [(place, instead)])
+            if first is None:
+                continue
+            place, token, instead = first
+            if token is None or instead is None:  # one ended where the other goes on: no two logits explain it
+                nothing: dict[str, Any] = {"logit": None, "other_logit": None, "bound": 0}
+                name = one.sample.sample_id
+                found.append(TokenDifference(sample_id=name, place=place, token=token, other=instead, **nothing))
+            else:
+                found += self.differences(one, [(place, instead)])
         return places, tuple(found)
-
-
-def _ended(written: Completion, place: int, token: int | None, other: int | None) -> TokenDifference:
-    """Return the difference of a completion that ended where another goes on: no two logits explain it."""
-    return TokenDifference(
-        sample_id=written.sample.sample_id, place=place, token=token, other=other, logit=None, other_logit=None, bound=0
-    )
 
 
 def reference_of(name: str, engine: Engine, seed: int) -> tuple[WeightsFacts, Reference]:
@@ -151,45 +148,27 @@ def verify_format(
     )
 
 
-def verify_batches(
-    name: str, engine: Engine, alone: Sequence[Completion], batched: Sequence[Completion], size: int, seed: int
-) -> Claim:
-    """Hold rows that were decoded together against the same rows alone."""
-    facts, reference = reference_of(name, engine, seed)
-    places, differences = reference.follow(alone, batched)
-    return Claim(
-        weights_format=name,
-        accuracy=facts.accuracy,
-        what=f"batches of {size} as alone",
-        batch_size=size,
-        judged=facts.invariant or facts.accuracy != "lossy",
-        places=places,
-        differences=differences,
-    )
-
-
-def verify_lossless(
-    point: OperatingPoint,
+def verify_rows(
     name: str,
     engine: Engine,
     alone: Sequence[Completion],
+    others: Sequence[Completion],
     size: int,
     seed: int,
-    eos_token_ids: frozenset[int],
-    step: Step,
+    point: OperatingPoint | None = None,
 ) -> Claim:
-    """Hold what an operating point drafts and verifies against what full depth wrote, prompt by prompt."""
-    drafted = decode(engine, [one.sample for one in alone], size, eos_token_ids, step, point, seed)
+    """Hold rows that were decoded together, or that an operating point drafted, against full depth's rows alone."""
     facts, reference = reference_of(name, engine, seed)
-    places, differences = reference.follow(alone, drafted)
+    places, differences = reference.follow(alone, others)
+    together = f"batches of {size}"
     return Claim(
         weights_format=name,
         accuracy=facts.accuracy,
-        what=point.name if size == 1 else f"{point.name}, batches of {size}",
+        what=f"{together} as alone" if point is None else point.name if size == 1 else f"{point.name}, {together}",
         batch_size=size,
         judged=facts.invariant or facts.accuracy != "lossy",
         places=places,
         differences=differences,
-        drafts=sum(one.drafts for one in drafted),
-        accepted=sum(one.accepted for one in drafted),
+        drafts=None if point is None else sum(one.drafts for one in others),
+        accepted=None if point is None else sum(one.accepted for one in others),
     )

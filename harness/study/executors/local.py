@@ -6,7 +6,6 @@ so that a model that follows itself is loaded once. It tells what a repeat of a 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import queue
@@ -15,12 +14,13 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Self
 
-from harness.contracts.executors import Command, Executor, Happened, Job
+from pydantic import TypeAdapter
+
+from harness.contracts.executors import Executor, Happened, Job
 from harness.errors import ConfigError
 from harness.host.interpreter import fresh_interpreter, message_of
 from harness.host.processor import core_count, peak_memory_bytes
@@ -28,6 +28,7 @@ from harness.running.repeats import Reporter
 from harness.study.point_run import run_job
 
 ANSWER_S = 5.0
+_JOB = TypeAdapter(Job)
 SHARE = "share"
 """Option of an executor: how many steps, or points that are not timed, run where a measured one would be alone."""
 
@@ -95,8 +96,7 @@ class Local(Executor):
             self._workers.append(kept)
         kept.job, kept.windows = job, None
         inputs = {name: folder.absolute() for name, folder in job.inputs.items()}
-        here = replace(job, directory=job.directory.absolute(), inputs=inputs)
-        kept.say(json.dumps(asdict(here), default=str))
+        kept.say(_JOB.dump_json(replace(job, directory=job.directory.absolute(), inputs=inputs)))
 
     def wait(self) -> Happened:
         """Wait for the next message of a process, or its death.
@@ -104,7 +104,7 @@ class Local(Executor):
         What told the message before waited until now, so that nothing is drawn here inside a window.
         """
         if self._unanswered is not None:
-            self._unanswered.say("")
+            self._unanswered.say(b"")
             self._unanswered = None
         while True:
             worker, line = self._heard.get()
@@ -172,11 +172,11 @@ class _Worker:
             self.windows = (self.windows[0] + 1, self.windows[1])
         return str(message.get("operating_point", ""))
 
-    def say(self, line: str) -> None:
+    def say(self, line: bytes) -> None:
         """Write a line to the process."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it died; waiting for it says so
-            self.process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.write(line + b"\n")
             self.process.stdin.flush()
 
     def end(self) -> None:
@@ -193,16 +193,10 @@ def main() -> None:
     place = {"executor": "local", "process": f"{platform.node()}:{os.getpid()}"}
     try:
         while True:
-            how, text = run_job(_job(json.loads(reporter.heard())), reporter, place)
+            how, text = run_job(_JOB.validate_json(reporter.heard()), reporter, place)
             reporter.tell({"ended": how, "text": text, "memory_bytes": peak_memory_bytes()})
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _job(sent: dict[str, Any]) -> Job:
-    command = sent["command"] and Command(**{**sent["command"], "words": tuple(sent["command"]["words"])})
-    inputs = {name: Path(folder) for name, folder in sent["inputs"].items()}
-    return Job(**{**sent, "directory": Path(sent["directory"]), "command": command, "inputs": inputs})
 
 
 if __name__ == "__main__":
