@@ -18,7 +18,7 @@ import pytest
 from harness.contracts.executors import Command, Happened, Job
 from harness.errors import ConfigError
 from harness.running.reading import read_run
-from harness.study.conduct import ATTEMPTS, conduct
+from harness.study.conduct import conduct
 from harness.study.executors.local import Local, part_of
 from harness.study.grid import expand, read_study
 from harness.study.ledger import StudyDirectory
@@ -54,16 +54,6 @@ def test_a_worker_that_dies_is_replaced_and_goes_on_where_it_was(declare: Declar
     said = read_events(tmp_path / "s")
     assert [each.what for each in said] == ["started", "retried", "started", "finished", "started", "finished"]
     assert said[1].reason == "its process ended with signal 9"
-
-
-@pytest.mark.slow
-def test_what_dies_every_time_fails_after_three_attempts(declare: Declare, tmp_path: Path) -> None:
-    grid = read_study(str(declare(run={"limit": 40})))
-    watching = Watching(kill)
-    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({}) as executor:
-        outcome = conduct(study, executor, watching)
-    assert watching.ends == ["died"] * ATTEMPTS
-    assert list(outcome.failed.values()) == ["its process ended with signal 9"]
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from harness.records.estimate import Estimate
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
 from harness.store.committed import SAMPLES
 from harness.store.record_files import write_document
-from harness.store.run_directory import SUMMARY, is_held, last_seal
+from harness.store.run_directory import SUMMARY, last_seal
 from harness.study.grid import Point
 from harness.study.ledger import EVENTS, StudyDirectory
 from harness.study.status import StudyView
@@ -53,34 +53,6 @@ def test_the_exit_code_says_whether_it_is_worth_waiting(
     assert [cli("watch", "s", flag).code for flag in ("--json", "--once")] == [afterwards] * 2
 
 
-def test_nothing_runs_in_a_study_that_nobody_measures(cli: Command, tmp_path: Path) -> None:
-    with open_study(tmp_path / "s", 3) as study:
-        for point in study.points[:2]:
-            study.log(point, "started")
-        study.log(study.points[1], "retried", reason="its process ended with signal 9")  # waits for its turn
-        status = StudyView(tmp_path / "s").look()
-        assert ([each.point for each in status.running], status.waiting) == ([study.points[0].name], 2)
-        assert "Stopped" not in cli("watch", "s", "--once").out
-    stopped = StudyView(tmp_path / "s").look()
-    assert (stopped.running, stopped.waiting, stopped.left_s) == ((), 3, None)
-    shown = cli("watch", "s", "--once").out
-    assert "Stopped: no process measures it. The same `harness study` command goes on." in shown
-    assert json.loads(cli("watch", "s", "--json").out)["is_held"] is False
-
-
-def test_a_driver_that_ends_during_a_look_has_not_been_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_study(tmp_path / "s", 1) as study:
-        study.log(study.points[0], "started")
-
-        def ends(path: Path) -> bool | None:
-            study.log(study.points[0], "finished")
-            study.__exit__()
-            return is_held(path)
-
-        monkeypatch.setattr("harness.study.status.is_held", ends)
-        assert StudyView(tmp_path / "s").look().exit_code == 0
-
-
 def test_time_left_is_shared_by_the_points_that_run_at_once(tmp_path: Path) -> None:
     def left_s() -> float | None:
         return StudyView(tmp_path / "s").look().left_s
@@ -97,9 +69,10 @@ def test_time_left_is_shared_by_the_points_that_run_at_once(tmp_path: Path) -> N
         assert left_s() == 4 * 15 / 2
         study.log(study.points[3], "retried", took_s=1000)
         assert left_s() == 4 * 15
-        for point in study.points[2:]:
-            study.log(point, "failed", reason="no")
-        assert left_s() == 0
+        status = StudyView(tmp_path / "s").look()
+        assert ([each.point for each in status.running], status.waiting) == ([study.points[2].name], 3)
+    stopped = StudyView(tmp_path / "s").look()  # nothing runs in a study that nobody measures
+    assert (stopped.running, stopped.waiting, stopped.left_s, stopped.is_held) == ((), 4, None, False)
 
 
 def test_a_grid_that_grows_is_seen_and_another_log_is_read_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

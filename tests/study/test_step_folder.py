@@ -22,7 +22,7 @@ from harness.study.ledger import EVENTS, STEPS
 from harness.study.step_run import LOG, STEP, StepRecord, finish_step, make_step, read_step
 from harness.study.steps import steps_of
 
-from .made_up import HEADS, TRACES, Commands, conducted, open_steps, read_events
+from .made_up import HEADS, TRACES, Commands, conducted, open_steps
 
 MAPS = "no maps. Make them with: `harness trace` ; `harness train shortcut`"
 
@@ -244,22 +244,10 @@ def test_what_cannot_be_read_now_is_not_damaged(
     (folder / STEP).write_bytes(whole[:-9])
     assert again() == "['step traces']"
     assert (tmp_path / "s" / "aside" / f"{folder.name}.1").is_dir()
-
-
-def test_hashes_are_compared_where_the_log_does_not_say_that_a_step_is_made(tmp_path: Path, commands: Commands) -> None:
-    def again() -> list[str]:
-        return conducted(open_steps(tmp_path / "s", TRACES))[1]
-
-    again()
-    (folder,) = (tmp_path / "s" / STEPS).glob("traces-*")
-    text = (folder / "made.json").read_text()
-    (folder / "made.json").write_text(text.swapcase())
-    assert again() == []  # of what was finished, each time, only sizes
+    (folder / "made.json").write_text((folder / "made.json").read_text().swapcase())
+    assert again() == "[]"  # of what was finished, each time, only sizes
     (tmp_path / "s" / EVENTS).unlink()
-    assert again() == ["step traces"]
-    (tmp_path / "s" / EVENTS).unlink()
-    assert again() == []
-    assert [(event.what, event.reason) for event in read_events(tmp_path / "s")] == [("finished", "finished before")]
+    assert again() == "['step traces']"  # hashes where the log does not say that it is made
 
 
 def test_a_step_that_was_changed_is_not_taken_over(tmp_path: Path, commands: Commands) -> None:

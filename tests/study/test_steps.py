@@ -72,15 +72,6 @@ def test_a_point_that_names_no_step_is_the_point_that_it_was() -> None:
     assert (size(study), expand(study)) == (0, ())
 
 
-def test_a_point_may_name_the_files_of_a_step() -> None:
-    promise = {"name": "promise", "command": "calibrate --target agreement=0.9 --untimed"}
-    run = {"model": "{tuned}/model", "strategies": ["full", "@{promise}/operating-point.json"]}
-    steps, (point,) = declared({"name": "tuned", "command": "train lite"}, promise, run=run)
-    assert point.steps == steps
-    settings = point.config({"tuned": Path("/t"), "promise": Path("/p")})
-    assert (settings.model, settings.strategies) == ("/t/model", ("full", "@/p/operating-point.json"))
-
-
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
@@ -262,18 +253,19 @@ def test_what_is_damaged_is_made_anew_and_what_nothing_needs_is_not(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("inline")
-def test_another_study_s_steps_are_taken_over_and_seen(cli: Cli, tmp_path: Path, commands: Commands) -> None:
-    file = tmp_path / "steps.toml"
-    steps = [f'[[step]]\nname = "{step["name"]}"\ncommand = "{step["command"]}"' for step in (TRACES, HEADS)]
-    file.write_text("\n".join(steps))
+def test_steps_are_foreseen_taken_over_and_seen(cli: Cli, declare: Declare, tmp_path: Path, commands: Commands) -> None:
+    steps = "\n".join(f'[[step]]\nname = "{step["name"]}"\ncommand = "{step["command"]}"' for step in (TRACES, HEADS))
+    file = declare(run=WITH_HEADS["run"], more=steps)
+    foreseen = cli("study", file, "--out", "s", "--dry-run")
+    assert foreseen.code == 0, foreseen.err
+    assert "step traces: to be made\nstep heads: to be made\n" in foreseen.out
+    assert "after step heads" in " ".join(foreseen.out.split())
+    assert not {EVENTS, STEPS} & {entry.name for entry in (tmp_path / "s").iterdir()}
+
+    file.write_text(steps)  # of steps alone
     conducted(open_steps(tmp_path / "other", TRACES, HEADS))
     source = next((tmp_path / "other" / STEPS).glob("traces-*"))
     (source / STEP).unlink()  # copied before it was whole
-    with open_steps(tmp_path / "s", TRACES, HEADS, dry=True) as study:
-        assert [study.is_done(step) for step in study.steps] == [False, False]
-
-    foreseen = cli("study", file, "--out", "s", "--dry-run")
-    assert "step traces: to be made\nstep heads: to be made\n" in foreseen.out
     merged = cli("study", file, "--out", "s", "--merge", "other")
     assert merged.code == 0, merged.err
     assert "1 step and 0 finished points came from other" in merged.err
@@ -283,18 +275,6 @@ def test_another_study_s_steps_are_taken_over_and_seen(cli: Cli, tmp_path: Path,
     assert "step traces: ✓ made\nstep heads: ✓ made\n" in cli("study", file, "--out", "s", "--dry-run").out
     seen = cli("watch", "s", "--once")
     assert (seen.code, "2 of 2 steps made · 0 of 0 points measured" in seen.out) == (0, True)
-
-
-@pytest.mark.usefixtures("inline")
-def test_a_dry_run_says_what_waits_for_a_step(cli: Cli, declare: Declare, tmp_path: Path) -> None:
-    file = declare(run=WITH_HEADS["run"], more="\n".join(
-        f'[[step]]\nname = "{step["name"]}"\ncommand = "{step["command"]}"' for step in (TRACES, HEADS)
-    ))  # fmt: skip
-    foreseen = cli("study", file, "--out", "s", "--dry-run")
-    assert foreseen.code == 0, foreseen.err
-    assert "after step heads" in " ".join(foreseen.out.split())
-    assert not (tmp_path / "s" / EVENTS).exists()
-    assert not (tmp_path / "s" / STEPS).exists()
 
 
 @pytest.mark.usefixtures("inline", "commands")
