@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.contracts import EnergyReading
 from harness.errors import MeterError
@@ -27,13 +27,12 @@ LARGEST_W = 2000.0
 """No single CPU package, memory bank or GPU board draws more: a wrap that would mean more is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Reliability of counters over one window: their sum in joules, or why there is none."""
 
     energy_j: float | None
-    flags: tuple[str, ...] = ()
     reason: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 def judge(
@@ -56,16 +55,16 @@ def judge(
         if grown is None:
             flag, did = ("negative-reading", "ran backwards") if value < 0 else ("counter-jump", "jumped")
             cause = "it wrapped, and its range is not known" if range_j is None else "no wrap explains it"
-            return Verdict(None, (flag,), f"the counter of {name} {did} ({value:.3g} J): {cause}")
+            return Verdict(None, f"the counter of {name} {did} ({value:.3g} J): {cause}", (flag,))
         total += grown
     periods = duration_s / period_s
     if periods < INVALID_BELOW_PERIODS:
         limit_s = INVALID_BELOW_PERIODS * period_s
         reason = f"a window of {duration_s:.3g} s is shorter than 10 sensor periods ({limit_s:.3g} s)"
-        return Verdict(None, ("invalid-window",), reason)
+        return Verdict(None, reason, ("invalid-window",))
     if total == 0:
-        return Verdict(None, ("stuck-counter",), f"the {source} counter did not move in {duration_s:.3g} s")
-    return Verdict(total, ("short-window",) if periods < SHORT_BELOW_PERIODS else ())
+        return Verdict(None, f"the {source} counter did not move in {duration_s:.3g} s", ("stuck-counter",))
+    return Verdict(total, flags=("short-window",) if periods < SHORT_BELOW_PERIODS else ())
 
 
 class CounterMeter(WindowedMeter):
@@ -100,7 +99,7 @@ class CounterMeter(WindowedMeter):
             duration_s=elapsed.duration_s,
             ranges_j=self._ranges_j,
         )
-        return self._reading(elapsed, verdict.energy_j, verdict.reason, verdict.flags)
+        return self._reading(elapsed, *verdict)
 
 
 def _unwrapped(value: float, range_j: float | None, largest_j: float) -> float | None:
@@ -143,13 +142,7 @@ def samples_per_block(period_s: float | None, passes_s: Sequence[float], batch_s
     return batch_size * max(1, math.ceil(full_depth_window_s(period_s) / shortest_s))
 
 
-def drift(passes_s: Sequence[float]) -> float | None:
-    """Return slowest over fastest of the last three passes, less 1; ``None`` with fewer, or where one took no time."""
-    last = passes_s[-3:]
-    return max(last) / min(last) - 1 if len(last) == 3 and min(last) > 0 else None
-
-
 def settled(passes_s: Sequence[float]) -> bool:
-    """Whether the last three passes differ by less than the allowed drift."""
-    found = drift(passes_s)
-    return found is not None and found < WARMUP_DRIFT
+    """Whether the slowest of the last three passes over the fastest is within the allowed drift."""
+    last = passes_s[-3:]
+    return len(last) == 3 and min(last) > 0 and max(last) / min(last) - 1 < WARMUP_DRIFT

@@ -20,13 +20,13 @@ from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
 from harness.errors import ConfigError, StoreError, reason
 from harness.host.libraries import library_border, require
 from harness.host.processor import peak_memory_bytes
-from harness.records import WindowRecord
 from harness.store.packed_run import pack_folder, unpack_folder
 from harness.store.run_directory import is_held
 from harness.study.executors.local import SHARE, part_of, share_of
@@ -41,6 +41,8 @@ ANSWER_S = 5.0
 BUSY_S = 30.0
 """Seconds in which what an earlier driver left behind lets go of a run directory."""
 LOOK_S = 0.2
+SILENT: Any = SimpleNamespace(stage=lambda *_: None, begin=lambda *_: None, window=lambda *_: None)
+"""A :class:`harness.running.session.Observer` that tells nobody: the task's result says it all."""
 
 
 class Ray(Executor):
@@ -164,30 +166,20 @@ def run_task(job: Job, marker: Path, archives: Mapping[str, Any]) -> tuple[Happe
             deadline = time.monotonic() + BUSY_S
             while is_held(job.directory) and time.monotonic() < deadline:
                 time.sleep(LOOK_S)
-            how, text = run_job(job, _Silent(), placement)
+            how, text = run_job(job, SILENT, placement)
         else:
             inputs = {name: Path(scratch, "steps", folder.name) for name, folder in job.inputs.items()}
             for name, folder in inputs.items():
                 unpack_folder(import_module("ray").get(archives[name]), folder)
             here = replace(job, directory=Path(scratch, "runs", job.directory.name), inputs=inputs)
             here.directory.parent.mkdir()
-            how, text = run_job(here, _Silent(), placement)
+            how, text = run_job(here, SILENT, placement)
             text = text.replace(str(here.directory), str(job.directory))
             if how == "done":
                 archive = _packed(here.directory)
             elif how == "stopped":  # for want of room on this node alone
                 how, text = "died", f"{platform.node()} cannot write what it measures: {text}"
     return Happened(job, how, text, place, memory_bytes=peak_memory_bytes()), archive
-
-
-class _Silent:
-    """Implements :class:`harness.running.session.Observer`: the task's result says it all."""
-
-    def stage(self, text: str) -> None: ...
-
-    def begin(self, total: int, done: int, directory: Path) -> None: ...
-
-    def window(self, record: WindowRecord) -> None: ...
 
 
 def _machine(*, alone: bool) -> IO[bytes]:
