@@ -43,8 +43,10 @@ def tables(results: Results) -> Iterator[Table]:
     kinds: set[str] = set()
     known = False
     for task in first["results"]:
-        for metric in _metrics(first["results"][task]):
-            name, _, pipeline = metric.partition(",")
+        for metric in first["results"][task]:
+            name, comma, pipeline = metric.partition(",")
+            if not comma or name.endswith("_stderr"):
+                continue
             groups.append((len(rows), f"{task}: {name if pipeline == 'none' else metric}"))
             for point, found in results.items():
                 values, facts = found["results"][task], found["config"]["early_exit"]["tasks"].get(task, {})
@@ -54,8 +56,12 @@ def tables(results: Results) -> Iterator[Table]:
                 if spent.get("j_per_token") is not None:
                     sources[spent["energy_source"]] = spent["energy_measured"]
                 costs = (spent.get(cost) for cost in ("exit_layer_mean", "s_per_token", "j_per_token"))
-                value = _value(values.get(metric), values.get(f"{name}_stderr,{pipeline}"))
-                rows.append((_where(found, point, asked), value, *costs))
+                value, error = values.get(metric), values.get(f"{name}_stderr,{pipeline}")
+                shown = f"{value:.4f}" if isinstance(value, int | float) else MISSING
+                shown += f" ± {error:.4f}" if isinstance(error, int | float) else ""
+                at = found["config"]["early_exit"].get("loglikelihood_at", "") if "scored" in asked else ""
+                where = point if not at else at if asked == {"scored"} else f"{point}; scored: {at}"
+                rows.append((where, shown, *costs))
                 if asked == {"scored"}:  # the same at every operating point
                     break
     yield Table.of_rows(
@@ -76,21 +82,6 @@ def tables(results: Results) -> Iterator[Table]:
 def _kinds(results: Mapping[str, Any], name: str) -> set[str]:
     members = results.get("group_subtasks", {}).get(name, ())
     return set(results["config"]["early_exit"]["tasks"].get(name, ())).union(*(_kinds(results, one) for one in members))
-
-
-def _where(results: Mapping[str, Any], point: str, kinds: set[str]) -> str:
-    """Where the numbers of a row come from: an operating point, the layer that scores given texts, or both."""
-    at: str = results["config"]["early_exit"]["loglikelihood_at"] if "scored" in kinds else ""
-    return point if not at else at if kinds == {"scored"} else f"{point}; scored: {at}"
-
-
-def _metrics(values: Mapping[str, Any]) -> list[str]:
-    return [name for name in values if "," in name and "_stderr," not in name]
-
-
-def _value(value: Any, error: Any) -> str:
-    number = f"{value:.4f}" if isinstance(value, int | float) else MISSING
-    return number + (f" ± {error:.4f}" if isinstance(error, int | float) else "")
 
 
 def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[str], known: bool) -> Iterator[str]:
