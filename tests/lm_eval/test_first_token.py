@@ -108,8 +108,7 @@ CHAT = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
-WRITTEN: dict[str, tuple[str | None, dict[str, Any], str]] = {
-    "with examples": (None, {"num_fewshot": 2}, "Finish this.\ndef load_"),
+WRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "with examples in a chat": (
         CHAT,
         {"num_fewshot": 2, "apply_chat_template": True},

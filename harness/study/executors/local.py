@@ -12,7 +12,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -33,8 +33,11 @@ SHARE = "share"
 """Option of an executor: how many steps, or points that are not timed, run where a measured one would be alone."""
 
 
-def share_of(options: Mapping[str, str]) -> int | None:
-    """Return the option; ``None`` where the threads of each job decide."""
+def share_of(options: Mapping[str, str], known: Sequence[str], name: str) -> int | None:
+    """Return how many jobs share; ``None`` where the threads of each decide. Options that are not known are refused."""
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"the {name} executor has no option '{option}'. Known: {', '.join(known)}.")
     text = options.get(SHARE)
     if text is None:
         return None
@@ -69,12 +72,7 @@ class Local(Executor):
     @classmethod
     def open(cls, options: Mapping[str, str]) -> Self:
         """Start it."""
-        for name in options:
-            if name not in cls.options:
-                raise ConfigError(
-                    f"the local executor has no option '{name}'. Known: {SHARE}. Use --executor ray, or omit it."
-                )
-        return cls(share_of(options))
+        return cls(share_of(options, cls.options, "local"))
 
     def has_room(self, job: Job) -> bool:
         """Whether nothing is being measured, and no more jobs beside it than may share."""

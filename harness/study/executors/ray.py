@@ -67,10 +67,7 @@ class Ray(Executor):
     @classmethod
     def open(cls, options: Mapping[str, str]) -> Self:
         """Connect to the cluster, or start one on this machine."""
-        for name in options:
-            if name not in cls.options:
-                raise ConfigError(f"the ray executor has no option '{name}'. Known: {', '.join(cls.options)}.")
-        share, gpus = share_of(options), options.get("gpus")
+        share, gpus = share_of(options, cls.options, "ray"), options.get("gpus")
         if gpus is not None and not gpus.isdigit():
             raise ConfigError(f"gpus={gpus} is no number of gpus.")
         with ExitStack() as opened:
