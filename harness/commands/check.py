@@ -33,12 +33,11 @@ def doctor(
         int, typer.Option(help="With --aa: real comparisons of the same work under two names.", min=1)
     ] = 20,
     windows: Annotated[int, typer.Option(help="With --aa: paired windows of each, one sample a window.")] = 8,
-    simulated: Annotated[int, typer.Option(help="With --aa: simulated comparisons per kind of noise.", min=1)] = 2000,
     model: Annotated[str | None, typer.Option(help="With --aa: as of `harness run`. Default: smollm2-135m.")] = None,
     task: Annotated[str | None, typer.Option(help="With --aa: py150 or javacorpus. Default: py150.")] = None,
     source: Annotated[str | None, typer.Option(help="With --aa: embedded, hub or PATH. Default: embedded.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="With --aa: tokens of a window.")] = 4,
-    seed: Annotated[int, typer.Option(help="With --aa: decides samples, order and synthetic times.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --aa: decides samples and order.")] = 0,
 ) -> None:
     """Say what this machine can measure and how far each metric can be trusted."""
     from harness.config import RunConfig
@@ -51,7 +50,7 @@ def doctor(
 
         if windows < MINIMUM_PAIRS:
             raise ConfigError(f"--windows {windows} is too small; at least {MINIMUM_PAIRS}: fewer have no interval.")
-        _compare(config, pairs, windows, simulated, as_json=as_json)
+        _compare(config, pairs, windows, as_json=as_json)
     else:
         _examine(config, as_json=as_json)
 
@@ -96,25 +95,16 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
         print_tables(examination(line, facts, verdicts), WIDTH)
 
 
-def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_json: bool) -> None:
+def _compare(config: RunConfig, pairs: int, windows: int, *, as_json: bool) -> None:
     from harness.doctor import self_test
 
     use_threads(config.threads)
     with show_progress(timer=False) as progress:
-        # the real part first: what it refuses, it refuses at once
         real = self_test.compare_with_itself(config, pairs, windows, progress)
-        if not as_json:
-            print_tables(self_test.real(real), WIDTH)
-        progress.begin("simulated comparisons", len(self_test.CASES) * len(self_test.NUMBERS_OF_PAIRS) * simulated)
-        synthetic = self_test.simulate_coverage(comparisons=simulated, seed=config.seed, step=progress.step)
     if as_json:
-        found = {
-            "real": dataclasses.asdict(real) | {"verdict": self_test.real_verdict(real)},
-            "simulated": [dataclasses.asdict(one) | {"verdict": self_test.simulated_verdict(one)} for one in synthetic],
-        }
-        write_json(found)
+        write_json({"real": dataclasses.asdict(real) | {"verdict": self_test.real_verdict(real)}})
     else:
-        print_tables(self_test.simulated(synthetic), WIDTH)
+        print_tables(self_test.real(real), WIDTH)
 
 
 def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:

@@ -7,7 +7,7 @@ that is fast on short samples. A comparison is a ratio of two such rates, or a m
 **Intervals of comparisons** are t intervals of the linearised statistic: the variance comes from the influence of each
 unit on it, the degrees of freedom from how unequal the units are, by the effective number of Kish (1965). For ratios
 of totals they cover 93.8 to 95.4 % where block noise is near normal, 93.6 to 98.4 % where it has heavy tails or spikes
-(:mod:`harness.doctor.self_test`); the percentile bootstrap, which stood here before, covered 91 to 95 %.
+(``tests/reports/statistics/noise.py``); the percentile bootstrap, which stood here before, covered 91 to 95 %.
 
 **Shares** have Clopper and Pearson's interval for an effective number of trials (:func:`share_bounds`): near 0 and 1,
 where a t interval leaves 0…1 and a bootstrap of few documents covers 71 to 92 %, it covers 93 to 98 %. **Medians** have

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import DataError
 from study_cost import main, one_round
 
 
@@ -29,8 +28,3 @@ def test_what_is_written_for_a_point_is_its_share_of_the_two_files(tmp_path: Pat
     files = [(tmp_path / "s" / name).read_bytes() for name in ("study.json", "events.jsonl")]
     assert files[1].count(b"\n") == 2 * 3  # a finished study writes no line more
     assert found["written_bytes"] == sum(map(len, files)) / 3
-
-
-def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no .*study-cost\.json\. Measure it: omit --draw\."):
-        main(["--draw", "--out", str(tmp_path)])

@@ -8,20 +8,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.doctor.self_test import CASES, COVERAGE_BOUNDS, NUMBERS_OF_PAIRS, Case, simulate_coverage
-from reports.statistics.intervals import Pair, mean_interval, ratio_interval, score_interval, share_bounds
+from reports.statistics.intervals import Pair, mean_interval, paired_ratio, ratio_interval, score_interval, share_bounds
 from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p
+from tests.reports.statistics.noise import CASES, NUMBERS_OF_PAIRS, Case, covered
 
 REGULAR = [case for case in CASES if case.regular]
 OTHERS = [case for case in CASES if not (case.regular or case.heavy)]
 HEAVY = [case for case in CASES if case.heavy]
-IRREGULAR_BOUNDS = 0.93, 0.99
+COVERAGE_BOUNDS, IRREGULAR_BOUNDS = (0.93, 0.97), (0.93, 0.99)
 NAMED = {"argvalues": REGULAR, "ids": lambda case: case.name}
-
-
-def covered(case: Case, pairs: int, comparisons: int) -> float:
-    (found,) = simulate_coverage([case], (pairs,), comparisons)
-    return found.coverages[0].share
 
 
 @pytest.mark.slow
@@ -50,6 +45,22 @@ def test_heavy_tails_and_spikes_make_intervals_wider_rather_than_false(case: Cas
 @pytest.mark.parametrize("case", HEAVY, ids=lambda case: case.name)
 def test_intervals_of_heavy_tailed_documents_cover_less_as_the_page_says(case: Case) -> None:
     assert 0.7 <= covered(case, 16, 2_000) <= 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_true_ratio_is_that_of_very_many_blocks(case: Case) -> None:
+    found = paired_ratio(case.draw(np.random.default_rng(0), 40_000))
+    assert found == pytest.approx(case.ratio, rel=0.015)
+
+
+def test_a_difference_of_five_percent_is_not_covered() -> None:
+    """What a coverage near 95 % would hide: intervals so wide that they cover anything."""
+
+    def draw(generator: np.random.Generator, pairs: int) -> list[Pair]:
+        return [Pair(1.05 * float(time), float(other)) for time, other in generator.normal(1, 0.02, (pairs, 2))]
+
+    assert covered(Case("five percent slower", draw), 20, 200) < 0.2
 
 
 SHARES = {
