@@ -116,7 +116,7 @@ SINCE = {
     "seal without the samples": ("seal = seal_of(seal, [*own, body]) if manifest.run else \"\"", "seal = said if manifest.run else \"\""),
     "foreign pages served": ("listed = \"*\" in origins or origin.lower() in origins", "listed = True"),
     "key of any value": ("any(hmac.compare_digest(one, key) for one in keys_of(scope))", "any(True for one in keys_of(scope))"),
-    "body over the cap": ("if len(body) > cap:", "if len(body) > 2 * cap:"),
+    "body over the cap": ("if size > cap:", "if size > 2 * cap:"),
     "measured point taken for finished": ("return event.records_bytes == _records_bytes(directory) and (directory", "return (directory"),
 }  # fmt: skip
 """The same defects in the words of the second half."""
