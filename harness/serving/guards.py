@@ -125,7 +125,7 @@ def guarded(app: ASGIApp, config: ServeConfig, key: str | None, metrics: Metrics
     origins = {origin.lower() for origin in config.cors_origins}
 
     def foreign(headers: Headers) -> str:
-        """Say why a request may not pass; a page that DNS rebinding lets in has no key, a name of a proxy's has."""
+        """Say why a request may not pass. With a key every name may: a page that DNS rebinding lets in has none."""
         hosts = headers.getlist("host")
         if key is None and not all(_is_here(host, names) for host in hosts):
             return (

@@ -10,9 +10,7 @@ from typing import Any
 
 import httpx
 
-from harness.appearance.pages import depth_shade
 from harness.serving.exit_settings import Loaded
-from harness.serving.page import depth_style
 
 
 class Markup(HTMLParser):
@@ -80,14 +78,6 @@ def test_ids_are_unique_and_everything_has_a_name(service: Any, scripted_server:
     referred = " ".join(page.values("aria-labelledby", "aria-controls", "for", "data-copy")).split()
     assert set(referred) <= set(ids)
     assert page.elements[1] == ("html", {"lang": "en"}) or page.elements[0] == ("html", {"lang": "en"})
-
-
-def test_depths_look_as_in_reports(service: Any) -> None:
-    style = depth_style(30)
-    for layer in range(1, 31):
-        ground, ink = depth_shade(layer, 30)
-        assert f'[data-layer="{layer}"] {{ background: {ground}; color: {ink}; }}' in style
-    assert '[data-layer="31"]' not in style
 
 
 def test_options_become_controls(service: Any, scripted_server: Any) -> None:
