@@ -52,7 +52,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(
         (["--drain-s", "nan"], "--drain-s"),
         (["--config", "nowhere.toml"], "cannot read nowhere.toml"),
         (["--host", "0.0.0.0"], "--api-key-file"),
-        (["--host", "no-such-host.invalid"], "cannot be resolved"),
+        (["--host", "no-such-host.invalid"], "cannot listen at no-such-host.invalid"),
         (["--api-key-file", "nowhere"], "cannot read --api-key-file nowhere"),
         (["--cors-origin", "*"], "every web page"),
         (["--cors-origin", "ide.example"], "no web origin"),

@@ -116,7 +116,7 @@ SINCE = {
     "seal without the samples": ("seal = seal_of(seal, [*own, body]) if manifest.run else \"\"", "seal = said if manifest.run else \"\""),
     "foreign pages served": ("listed = \"*\" in origins or origin.lower() in origins", "listed = True"),
     "key of any value": ("any(hmac.compare_digest(one, key) for one in keys_of(scope))", "any(True for one in keys_of(scope))"),
-    "body over the cap": ("if len(body) > cap:", "if len(body) > 2 * cap:"),
+    "body over the cap": ("if size > cap:", "if size > 2 * cap:"),
     "measured point taken for finished": ("return event.records_bytes == _records_bytes(directory) and (directory", "return (directory"),
     "token accuracy over what was said": ("return same / len(wanted) if wanted else None", "return same / max(1, len(completion.token_ids)) if wanted else None"),
     "what tuning read is drawn": ("if request.seen and document_key(whole(row)) in request.seen:", "if request.seen and row.sample_id in request.seen:"),
