@@ -71,10 +71,7 @@ _APART = re.compile(r"\s|[-*•] |\d+\. ")
 
 
 def paragraphs(docstring: str) -> Iterator[str]:
-    """Yield the paragraphs of a cleaned docstring, each one line; indented lines and items of lists stay apart.
-
-    Literals lose their backticks, and references their role and module.
-    """
+    """Yield the paragraphs of a cleaned docstring, each one line; indented lines and items of lists stay apart."""
     for block in re.split(r"\n\s*\n", docstring.strip()):
         lines: list[str] = []
         for line in block.splitlines():

@@ -42,10 +42,7 @@ def one_line(text: str) -> str:
 
 
 def shell_word(text: object) -> str:
-    r"""Return a text, or a path, as one word of a shell that can be read and pasted.
-
-    What is hidden, and white space that a line would lose, stands as its bytes in bash's ``$'…'``.
-    """
+    """Return a text, or a path, as one word of a shell that can be read and pasted."""
     word = str(text)
     if one_line(word) == word:
         return shlex.quote(word)
@@ -65,12 +62,7 @@ def escape_json(text: str) -> str:
 
 
 def json_text(value: Any, **how: Any) -> str:
-    """Return an indented JSON document as :func:`escape_json` does; what is not finite is ``null``.
-
-    Args:
-        value: dictionaries, lists and what else JSON has.
-        how: further arguments of :func:`json.dumps`.
-    """
+    """Return an indented JSON document as :func:`escape_json` does; what is not finite is ``null``."""
     return escape_json(json.dumps(_finite(value), indent=2, allow_nan=False, **how))
 
 

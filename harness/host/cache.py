@@ -66,14 +66,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Something that is kept.
-
-    Attributes:
-        kind: of :data:`KINDS`.
-        path: a file or a folder.
-        size_bytes: of all its files.
-        used: when it was last written or said to be used, seconds since 1970.
-    """
+    """Something that is kept."""
 
     kind: str
     path: Path
@@ -106,11 +99,7 @@ def clear(kinds: frozenset[str] = frozenset(KINDS)) -> int:
 
 @contextmanager
 def being_written(file: Path) -> Iterator[Path]:
-    """Yield a path that no other writer has; what is there at the end becomes the file, whole.
-
-    Raises:
-        OSError: it cannot be written. Nothing unfinished is left.
-    """
+    """Yield a path that no other writer has; what is there at the end becomes the file, whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{_writer()}", suffix=".part", dir=file.parent)
     os.close(descriptor)
@@ -123,14 +112,7 @@ def being_written(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def own_folder(what: str) -> Iterator[Path]:
-    """Yield a folder in the cache that no other process uses, and remove it unless it was renamed.
-
-    Args:
-        what: ``building`` or ``layers``. What killed processes left of either is removed first.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """Yield a folder in the cache that no other process uses, and remove it unless it was renamed."""
     base = cache_folder()
     base.mkdir(parents=True, exist_ok=True)
     _drop_abandoned(base)

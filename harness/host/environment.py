@@ -39,15 +39,7 @@ def hash_of_code(*folders: str) -> str:
 
 @cache
 def hash_of_package(module: str, distribution: str = "") -> str:
-    """Return a hash over the code that a module belongs to, 16 hex digits; empty where it is in no file.
-
-    That is all of its top-level package, wherever an editable installation has it, and all else that the distribution
-    has installed. Nothing is imported.
-
-    Args:
-        module: dotted name.
-        distribution: that brings it; empty where none is known.
-    """
+    """Return a hash over the code that a module belongs to, 16 hex digits; empty where it is in no file."""
     try:
         found = importlib.util.find_spec(module.partition(".")[0])
     except ValueError:  # what is typed at a prompt
@@ -99,16 +91,7 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe() -> dict[str, Any]:
-    """Return the facts of this process' environment, JSON-able; ``None`` where one is unavailable.
-
-    Keys: ``python``; ``os`` (name and kernel release); ``architecture``; ``cpu`` (model name);
-    ``logical_cores`` (of the machine) and ``usable_cores`` (this process' affinity); ``memory_bytes``
-    (physical); ``gpus`` (names), ``gpu_driver`` and ``cuda``, ``torch_threads`` (all ``None`` while torch
-    is not imported); ``governor`` (of core 0); ``load_average`` (1, 5, 15 minutes); ``git`` (``commit``
-    and ``dirty`` of the project's checkout; ``None`` when it is installed from a wheel); ``code`` (package of the
-    project that decides what is measured → hash of its files); ``packages`` (distribution → version, ``None`` when
-    not installed).
-    """
+    """Return the facts of this process' environment, JSON-able; ``None`` where one is unavailable."""
     return {
         "python": platform.python_version(),
         "os": f"{platform.system()} {platform.release()}",
@@ -127,10 +110,7 @@ def describe() -> dict[str, Any]:
 
 
 def machine_line(environment: Mapping[str, Any]) -> str:
-    """Return the machine in one readable line, from :func:`describe` or a manifest; missing facts are omitted.
-
-    For example ``Intel Xeon (2 cores), 24 GiB, Linux 6.8, Python 3.11, torch 2.13 (2 threads)``.
-    """
+    """Return the machine in one readable line, from :func:`describe` or a manifest; missing facts are omitted."""
     cores = environment.get("logical_cores")
     cpu = _plain(environment.get("cpu") or environment.get("architecture") or "unknown processor")
     memory = environment.get("memory_bytes")

@@ -68,14 +68,7 @@ class DocumentError(ValueError):
 
 @contextmanager
 def refusing(path: Path, refusal: type[HarnessError], remedy: str, what: str = "") -> Iterator[None]:
-    """Turn what reading a foreign file raises into one line with the file, what is wrong and the remedy.
-
-    Args:
-        path: of the file.
-        refusal: what is raised instead of an ``OSError`` and a ``ValueError``, those of this module and of pydantic.
-        remedy: a sentence.
-        what: it should be, a noun.
-    """
+    """Turn what reading a foreign file raises into one line with the file, what is wrong and the remedy."""
     try:
         yield
     except OSError as error:
@@ -98,12 +91,7 @@ def read_model(
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; nothing else is opened, so that no reader waits for a pipe's other end.
-
-    Raises:
-        NotRegularError: a folder, named pipe, socket or device, or a link to one.
-        OSError: it cannot be opened, or no file can have that name.
-    """
+    """Open a regular file for reading; nothing else is opened, so that no reader waits for a pipe's other end."""
     require_regular(path)  # before it is opened, which makes some devices act
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
@@ -117,11 +105,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def require_regular(path: Path) -> None:
-    """Refuse a path at which a library that is to open it would find no regular file.
-
-    Raises:
-        NotRegularError, OSError: as for :func:`open_regular`.
-    """
+    """Refuse a path at which a library that is to open it would find no regular file."""
     try:
         mode = os.stat(path).st_mode
     except ValueError:  # NUL, or a character that no file name has
@@ -131,23 +115,12 @@ def require_regular(path: Path) -> None:
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
-    """Return where a path leads, links followed; one that leads nowhere, or to itself, as far as it can be followed.
-
-    ``Path.resolve`` raises on a link to itself in Python 3.11 and 3.12.
-    """
+    """Return where a path leads, links followed; one that leads nowhere, or to itself, as far as it can be followed."""
     return Path(os.path.realpath(path))
 
 
 def read_bytes(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> bytes:
-    """Return a regular file's content.
-
-    Args:
-        path: of the file.
-        limit: most bytes it may have.
-
-    Raises:
-        OSError: as for :func:`open_regular`, or it is larger.
-    """
+    """Return a regular file's content."""
     with open_regular(path) as file:
         size = max(os.fstat(file.fileno()).st_size, 1 << 16)  # what the system makes up has a size of 0
         content = file.read(min(size, limit) + 1) or b""  # memory for so much is taken at once; nothing: no content yet
@@ -158,39 +131,19 @@ def read_bytes(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> str:
-    """Return a regular file's text, without the byte order mark that some editors begin it with.
-
-    Raises:
-        OSError: as for :func:`read_bytes`.
-        UnicodeDecodeError: it is not UTF-8.
-    """
+    """Return a regular file's text, without the byte order mark that some editors begin it with."""
     return read_bytes(path, limit).decode("utf-8-sig")
 
 
 def read_json(
     path: Path, limit: int = LARGEST_DOCUMENT_BYTES, *, digits: int = LONGEST_INTEGER, finite: bool = True
 ) -> Any:
-    """Return what a JSON file holds; arguments as for :func:`read_bytes` and :func:`parse_json`.
-
-    Raises:
-        OSError: as for :func:`read_bytes`.
-        DocumentError: as for :func:`parse_json`.
-    """
+    """Return what a JSON file holds; arguments as for :func:`read_bytes` and :func:`parse_json`."""
     return parse_json(read_bytes(path, limit), digits=digits, finite=finite)
 
 
 def parse_json(data: bytes | str, *, digits: int = LONGEST_INTEGER, finite: bool = True) -> Any:
-    """Return the value that JSON stands for.
-
-    Args:
-        data: the document; bytes are UTF-8, with or without a byte order mark.
-        digits: most digits of an integer; some programs write larger ones for "no limit".
-        finite: whether every number must be; else ``NaN`` and ``Infinity``, which Python writes, pass as well.
-
-    Raises:
-        DocumentError: it is no JSON, nested deeper than :data:`DEEPEST`, or holds a number that is no finite double, a
-            longer integer or half a surrogate pair.
-    """
+    """Return the value that JSON stands for."""
 
     def integer(text: str) -> int:
         if len(text.lstrip("-")) > digits:
@@ -213,13 +166,7 @@ def parse_json(data: bytes | str, *, digits: int = LONGEST_INTEGER, finite: bool
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file holds.
-
-    Raises:
-        OSError: as for :func:`read_bytes`.
-        DocumentError: it is no TOML, nested deeper than :data:`DEEPEST`, or holds a number that is no finite double or
-            an integer of more than :data:`LONGEST_INTEGER` digits.
-    """
+    """Return what a TOML file holds."""
     try:
         text = read_text(path, LARGEST_TOML_BYTES)
         if _LONG_KEY.search(text):
@@ -276,15 +223,7 @@ def unfinished(file: Path) -> Path:
 
 
 def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]], *, durable: bool = False) -> None:
-    """Write files, each whole, in the order given; all are complete before the first one is replaced.
-
-    Args:
-        contents: of each file, whole or in parts. Folders must exist.
-        durable: flush contents and names to the disk, so that they survive a power failure.
-
-    Raises:
-        OSError: a file cannot be written. No unfinished file is left behind, not even by an interrupt.
-    """
+    """Write files, each whole, in the order given; all are complete before the first one is replaced."""
     try:
         for file, content in contents.items():
             if isinstance(content, bytes):

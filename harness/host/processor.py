@@ -44,10 +44,7 @@ def core_count() -> int:
 
 
 def sibling_sets(sys: Path = SYS) -> tuple[tuple[int, ...], ...]:
-    """Return the usable logical CPUs, those of one physical core together; each alone where the system hides that.
-
-    Empty where it does not report them at all.
-    """
+    """Return the usable logical CPUs, those of one physical core together; each alone where the system hides that."""
     cores = usable_cores() or ()
     root = sys / "devices" / "system" / "cpu"
     stated = {core: read_text(root / f"cpu{core}" / "topology" / "thread_siblings_list") or "" for core in cores}
@@ -61,11 +58,7 @@ def quota_cores(proc: Path = PROC, sys: Path = SYS) -> float | None:
 
 
 def clock(proc: Path = PROC, sys: Path = SYS) -> tuple[tuple[float, ...], str] | None:
-    """Return the present clock of every usable core, megahertz, and who says so; ``None`` where it is hidden.
-
-    ``cpufreq`` says what the kernel set or measured last, ``cpuinfo`` in a virtual machine often a constant that the
-    host handed over.
-    """
+    """Return the present clock of every usable core, megahertz, and who says so; ``None`` where it is hidden."""
     cores = usable_cores()
     texts = [read_text(folder / "cpufreq" / "scaling_cur_freq") for folder in _core_folders(sys, cores)]
     if texts and all(texts):
@@ -87,10 +80,7 @@ def governors(sys: Path = SYS) -> tuple[str, ...] | None:
 
 
 def hypervisor(proc: Path = PROC, sys: Path = SYS) -> str | None:
-    """Return the hypervisor's name, or ``unnamed`` when the processor only reports that there is one.
-
-    ``None`` without any sign of one; a hypervisor may hide.
-    """
+    """Return the hypervisor's name, or ``unnamed`` when the processor only reports that there is one."""
     flagged = any(key == "flags" and "hypervisor" in value.split() for key, value in _cpuinfo(proc))
     kind = read_text(sys / "hypervisor" / "type")
     dmi = sys / "class" / "dmi" / "id"

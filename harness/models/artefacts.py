@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 
 
 def fault_of(tensor: Tensor, *, zeros: bool = True) -> str:
-    """Return what is wrong with a tensor, a phrase behind its name; empty where nothing is.
-
-    Args:
-        tensor: of floating point.
-        zeros: whether it may be all zeros.
-    """
+    """Return what is wrong with a tensor, a phrase behind its name; empty where nothing is."""
     if not tensor.numel():
         return ""
     least, most = (end.item() for end in tensor.detach().aminmax())  # both are NaN where one element is
@@ -110,12 +105,7 @@ class ArtefactFacts(BaseModel):
 
 
 def fault_in(facts: Mapping[str, Any], needed: tuple[str, ...] = ()) -> str:
-    """Return what is wrong with an artefact's facts, a phrase; empty where nothing is.
-
-    Args:
-        facts: everything its JSON says.
-        needed: which must be there.
-    """
+    """Return what is wrong with an artefact's facts, a phrase; empty where nothing is."""
     for name in needed:
         if name not in facts:
             return repr(name)
@@ -138,14 +128,7 @@ PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"})
 
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """One artefact.
-
-    Attributes:
-        kind: what it is: ``adapter``, ``shortcut``, ``classifier``, ``lte``, ``rl`` …
-        path: its JSON file.
-        facts: everything the JSON says besides kind, format and hash.
-        sha256: of the tensor file, hex.
-    """
+    """One artefact."""
 
     kind: str
     path: Path
@@ -153,16 +136,7 @@ class Artefact:
     sha256: str
 
     def tensors(self, device: str = "cpu", shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
-        """Read the tensors.
-
-        Args:
-            device: where they shall be.
-            shapes: name → shape of those that must be there, numbers of floating point; see :meth:`check`.
-
-        Raises:
-            ArtefactError: the file is missing, damaged, or not the one the JSON describes; a tensor holds a number
-                that is not finite, is missing, or is of another shape or type.
-        """
+        """Read the tensors."""
         from safetensors.torch import load
 
         file, again = self.path.with_suffix(".safetensors"), f"Make the {self.kind} again."
@@ -181,15 +155,7 @@ class Artefact:
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def check(self, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse tensors that are not what they must be.
-
-        Args:
-            tensors: those of the file.
-            shapes: name → shape of those that must be there, numbers of floating point.
-
-        Raises:
-            ArtefactError: one is missing, or of another shape or type.
-        """
+        """Refuse tensors that are not what they must be."""
         for name, shape in shapes.items():
             tensor = tensors.get(name)
             if tensor is None:
@@ -204,11 +170,7 @@ class Artefact:
 
 
 def write_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Artefact:
-    """Write ``path`` (a ``.json``) and the ``.safetensors`` beside it; whole or not at all.
-
-    Raises:
-        ArtefactError: the folder cannot be written to.
-    """
+    """Write ``path`` (a ``.json``) and the ``.safetensors`` beside it; whole or not at all."""
     from safetensors.torch import save
 
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -230,11 +192,7 @@ def json_path(path: Path) -> Path:
 
 
 def read_artefact(path: Path, kind: str) -> Artefact:
-    """Read an artefact's JSON; its tensors are read when they are asked for.
-
-    Raises:
-        ArtefactError: missing, not JSON, of another kind or format, with facts that cannot be, or a pickle.
-    """
+    """Read an artefact's JSON; its tensors are read when they are asked for."""
     if path.suffix in PICKLES:
         raise ArtefactError(
             f"{path} may be a pickle, which can run code when it is read; the harness reads safetensors with a JSON "
@@ -261,10 +219,7 @@ def read_artefact(path: Path, kind: str) -> Artefact:
 
 
 def look_into(path: Path) -> Mapping[str, Any]:
-    """Return what a JSON in a folder of artefacts says; nothing where it says nothing that can be used.
-
-    For whoever looks for artefacts: loading one says what is wrong with it.
-    """
+    """Return what a JSON in a folder of artefacts says; nothing where it says nothing that can be used."""
     try:
         facts = read_json(path)
     except (OSError, DocumentError):

@@ -24,22 +24,7 @@ def export(
     card: Callable[[Exported, Mapping[str, Any]], str],
     note: Callable[[str], None] = lambda text: None,
 ) -> Exported:
-    """Write a model's weights, adapter merged, with tokenizer, exits and model card; whole or not at all.
-
-    What was trained for these weights lies in a folder inside, and of the adapter what it has read, so that a run of
-    the folder still skips those documents.
-
-    Args:
-        resolved: the model, of pretrained or tuned weights.
-        folder: to be made; may exist when it is empty.
-        card: makes the text of README.md of what is exported and of the facts of its tuning, empty without one.
-        note: is told what is being done.
-
-    Raises:
-        ConfigError: there is something in the folder, or the tokenizer is another model's.
-        ModelError, ArtefactError: the model cannot be read.
-        OSError, StoreError: the folder cannot be written to.
-    """
+    """Write a model's weights, adapter merged, with tokenizer, exits and model card; whole or not at all."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty. Name a folder that does not exist yet.")
     if resolved.tokenizer.stand_in:

@@ -71,12 +71,7 @@ class Exported(BaseModel):
 
 
 def read_exported(spec: ModelSpec, request: ModelRequest) -> Exported | None:
-    """Return what a model's folder says of where its weights come from; ``None`` where no export wrote it.
-
-    Raises:
-        ModelError: the file cannot be read, or says what cannot be.
-        ConfigError: base weights are asked for where tuned ones lie.
-    """
+    """Return what a model's folder says of where its weights come from; ``None`` where no export wrote it."""
     file = Path(spec.location) / FILE
     if request.weights == "random" or not spec.location or not os.path.lexists(file):
         return None
@@ -94,19 +89,7 @@ def read_exported(spec: ModelSpec, request: ModelRequest) -> Exported | None:
 
 
 def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Exported | None = None) -> ModelInfo:
-    """Return the facts of the base weights with the shared exit head; of those in the folder, where they are tuned.
-
-    Args:
-        spec: where the model is.
-        config: its transformers configuration.
-        request: how it was asked for.
-        exported: what the folder says of its weights. Its exit points stand in for the paper's, its own artefacts are
-            looked into last.
-
-    Raises:
-        ConfigError: exit points that do not fit, or a folder of artefacts that does not exist.
-        ModelError: the family is not supported, the weights package is not installed, or the folder speaks of others.
-    """
+    """Return the facts of the base weights with the shared exit head; of those in the folder, where they are tuned."""
     with library_border(f"the configuration of {spec.name} makes no model"):
         num_layers = int(config.num_hidden_layers)
         given = request.exit_points
@@ -159,13 +142,7 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Ex
 
 
 def in_format(info: ModelInfo, config: Any, name: str) -> ModelInfo:
-    """Return a model's facts with its matrices in a weights format.
-
-    Args:
-        info: its facts in another format.
-        config: its transformers configuration.
-        name: registered format.
-    """
+    """Return a model's facts with its matrices in a weights format."""
     made: type[WeightsFormat] = WEIGHTS_FORMATS.load(name)
     if info.shortcut_bytes:
         size = shortcut_bytes(info.hidden_size, info.dtype, made)
@@ -222,11 +199,7 @@ def exit_points(num_layers: int) -> tuple[int, ...]:
 
 
 def parse_exit_points(text: str, num_layers: int) -> tuple[int, ...]:
-    """Read ``--exit-points``: ``paper``, ``all``, or a comma list of layers.
-
-    Raises:
-        ConfigError: not of that form, or a layer outside 1…num_layers − 1.
-    """
+    """Read ``--exit-points``: ``paper``, ``all``, or a comma list of layers."""
     if text == "paper":
         return exit_points(num_layers)
     if text == "all":

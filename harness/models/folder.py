@@ -41,10 +41,7 @@ from harness.host.files import (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars, advice and complaints off the user's screen while loading.
-
-    What it refuses is raised as well, and said once.
-    """
+    """Keep transformers' progress bars, advice and complaints off the user's screen while loading."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()
@@ -73,11 +70,7 @@ _REMEDY = "Fetch it again as it was published."
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a model's folder with something in it that is no file, or a text too large to be one of a model's.
-
-    Raises:
-        ModelError: names the file.
-    """
+    """Refuse a model's folder with something in it that is no file, or a text too large to be one of a model's."""
     for path in _entries(folder):
         try:
             found = path.stat()
@@ -104,11 +97,7 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def model_file(location: str, name: str, *, local_files_only: bool) -> Path | None:
-    """Return where a model's file lies: in its folder, or in the hub's cache; ``None`` where it has none.
-
-    Raises:
-        OSError: the hub does not give it.
-    """
+    """Return where a model's file lies: in its folder, or in the hub's cache; ``None`` where it has none."""
     if os.path.isdir(location):
         path = Path(location) / name
         return path if path.exists() else None
@@ -123,10 +112,7 @@ def model_file(location: str, name: str, *, local_files_only: bool) -> Path | No
 
 
 def commit_of(location: str) -> str | None:
-    """Return the hub's commit that a model's configuration lies here from; ``None`` for a folder, or if none is told.
-
-    Configurations that are read do not know it any more (transformers 5).
-    """
+    """Return the hub's commit that a model's configuration lies here from; ``None`` for a folder, or if none is told."""
     if os.path.isdir(location):
         return None
     from transformers.utils.hub import extract_commit_hash
@@ -138,11 +124,7 @@ def commit_of(location: str) -> str | None:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """Return what one of a model's JSON files says.
-
-    Raises:
-        ModelError: it cannot be read, or is no JSON object within bounds.
-    """
+    """Return what one of a model's JSON files says."""
     with refusing(path, ModelError, _REMEDY):
         data = read_bytes(path, LARGEST_TEXT_BYTES)
         found = parse_json(data, digits=DIGITS)
@@ -154,11 +136,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse a folder whose tokenizer's JSON a library may not be able to read.
-
-    Raises:
-        ModelError: names the file.
-    """
+    """Refuse a folder whose tokenizer's JSON a library may not be able to read."""
     check_files(folder)
     for name in _TOKENIZER:
         if (folder / name).exists():
@@ -166,12 +144,7 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def check_index(location: str, *, local_files_only: bool) -> None:
-    """Refuse an index that leads away from a model's own safetensors, and a model that is to be patched while loading.
-
-    Raises:
-        ModelError: names the file.
-        OSError: the hub does not give it.
-    """
+    """Refuse an index that leads away from a model's own safetensors, and a model that is to be patched while loading."""
     if model_file(location, "adapter_config.json", local_files_only=local_files_only) is not None:
         raise ModelError(
             f"{location} has an adapter of peft beside its weights (adapter_config.json), which would be read with "
@@ -223,15 +196,7 @@ REMEDY = "Fetch the file again as it was published with the weights."
 
 
 def check_facts(facts: Mapping[str, Any], file: str) -> None:
-    """Refuse a configuration with a number out of bounds, or one that asks for foreign code.
-
-    Args:
-        facts: what the JSON says; a field that is absent or ``null`` is for transformers to fill or to refuse.
-        file: where it stands, for the message.
-
-    Raises:
-        ModelError: names file, field and value.
-    """
+    """Refuse a configuration with a number out of bounds, or one that asks for foreign code."""
     for name, value in facts.items():
         if value is None:
             continue
@@ -249,11 +214,7 @@ def check_facts(facts: Mapping[str, Any], file: str) -> None:
 
 
 def check_configuration(config: Any, file: str) -> None:
-    """Refuse a transformers configuration whose sizes are missing, out of bounds, or do not fit together.
-
-    Raises:
-        ModelError: names file, field and value.
-    """
+    """Refuse a transformers configuration whose sizes are missing, out of bounds, or do not fit together."""
     names = (*_WHOLE, *_REAL, *_NESTED)
     check_facts({name: value for name in names if (value := getattr(config, name, None)) is not None}, file)
     for name in _NEEDED:
@@ -311,11 +272,7 @@ _TOKENIZER_PARTS = (
 
 
 def fingerprint_of_folder(folder: Path) -> str:
-    """Return a hash over weights, configuration, tokenizer and end tokens of a folder, 16 hex digits.
-
-    Raises:
-        ModelError: one of its JSON files cannot be read.
-    """
+    """Return a hash over weights, configuration, tokenizer and end tokens of a folder, 16 hex digits."""
     ends = _facts_of(folder / "generation_config.json").get("eos_token_id")
     shards = _facts_of(folder / "model.safetensors.index.json").get("weight_map")
     config = {key: value for key, value in _facts_of(folder / "config.json").items() if key not in _UNREAD}
@@ -336,11 +293,7 @@ def _facts_of(file: Path) -> Mapping[str, Any]:
 
 
 def fingerprint_of_files(files: Sequence[Path]) -> str:
-    """Return a hash over names and contents of weight files, 16 hex digits.
-
-    Each file is read whole, since tuning may leave any part of it as it was: once, as long as size and times stay. Of
-    one that is damaged, whatever its size, the ends will do: whoever loads it refuses it.
-    """
+    """Return a hash over names and contents of weight files, 16 hex digits."""
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(f"{file.name} {sha256_of(file) if _is_whole(file) else ends_of(file)}".encode())

@@ -48,17 +48,7 @@ from harness.registry import WEIGHTS_FORMATS
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model before its weights are read.
-
-    Attributes:
-        spec: where it is.
-        config: transformers configuration.
-        info: facts for strategies and reports.
-        adapter: to be merged into the weights, or ``None``.
-        shortcut: of its exits, or ``None`` for the shared head.
-        seen: what anything trained for this model has read.
-        exported: what its folder says of its weights; ``None`` where ``harness export`` did not write it.
-    """
+    """A model before its weights are read."""
 
     spec: ModelSpec
     config: Any
@@ -70,19 +60,11 @@ class ResolvedModel:
 
     @cached_property
     def tokenizer(self) -> TransformersTokenizer:
-        """The model's tokenizer, read when first asked for.
-
-        Raises:
-            ModelError: it is not available.
-        """
+        """The model's tokenizer, read when first asked for."""
         return read_tokenizer(self.spec, self.config, self.info)
 
     def devices(self, device: str) -> str:
-        """Return all devices that multiply, the model's own first, joined by commas, as a meter takes them.
-
-        Raises:
-            OutOfMemoryError: ``--device-map auto`` finds no room.
-        """
+        """Return all devices that multiply, the model's own first, joined by commas, as a meter takes them."""
         return devices_of(device, layer_devices(self.info, device))
 
     def placement(self, device: str) -> dict[str, str]:
@@ -100,15 +82,7 @@ class ResolvedModel:
         return frozenset(facts.get("documents", ()))
 
     def module(self, note: Callable[[str], None] = lambda text: None) -> tuple[Any, str]:
-        """Read or draw the weights as a transformers model on the CPU, as training wants it; say where they came from.
-
-        Args:
-            note: is called with the time it took to check the weights that were read.
-
-        Raises:
-            ModelError: they are not available, with the alternatives; or the model would be useless with them.
-            ArtefactError: the adapter is not one of this model.
-        """
+        """Read or draw the weights as a transformers model on the CPU, as training wants it; say where they came from."""
         if self.info.weights == "random":
             module, source = random_weights(self.config, self.info.dtype, self.info.asked.seed)
         else:
@@ -127,30 +101,13 @@ class ResolvedModel:
         return source if self.adapter is None else f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
 
     def load(self, device: str, note: Callable[[str], None] = lambda text: None) -> LoadedModel:
-        """Read or draw the weights and move them to a torch device, packed and ready to decode.
-
-        As :meth:`load_all` in the format that was asked for.
-        """
+        """Read or draw the weights and move them to a torch device, packed and ready to decode."""
         return self.load_all(device, note)[0]
 
     def load_all(
         self, device: str, note: Callable[[str], None] = lambda text: None, formats: Sequence[str | None] = (None,)
     ) -> tuple[LoadedModel, ...]:
-        """Read or draw the weights once and pack them in several formats, each of which is in memory once.
-
-        On a CPU the fastest kernels for its products are found, for the number of threads that torch has then.
-
-        Args:
-            device: torch device.
-            note: is called with the time it took to check the weights that were read.
-            formats: ``auto`` for the fastest that keeps float32's tokens, ``None`` for the one that was asked for. One
-                that ``auto`` chose and that is listed too counts once.
-
-        Raises:
-            ModelError: as for :meth:`module`, or the model cannot be decoded with.
-            ArtefactError: an adapter or shortcuts that are not of this model.
-            OutOfMemoryError: they do not fit.
-        """
+        """Read or draw the weights once and pack them in several formats, each of which is in memory once."""
         info = self.info
         needed = info.num_layers * info.layer_bytes + info.lm_head_bytes
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
@@ -267,17 +224,7 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to decode.
-
-    Attributes:
-        resolved: what it was before: facts and tokenizer.
-        backbone: weights and arithmetic.
-        module: the transformers model they came from, sharing storage; ``None`` where a format packs them, so that
-            they are in memory once, and where they are on several devices.
-        weights_source: where the weights came from, in words.
-        weights_sha256: hash over names, dtypes and bytes of all weights; ``None`` for random ones.
-        format_choice: the weights format, and why that one.
-    """
+    """A model ready to decode."""
 
     resolved: ResolvedModel
     backbone: Backbone
@@ -305,25 +252,13 @@ class LoadedModel:
 
 
 def resolve(request: ModelRequest) -> ResolvedModel:
-    """Find a model and its facts; reads no weights.
-
-    Raises:
-        ModelError: not found, or of a family that is not supported.
-        OutOfReachError: not here, and the hub does not give it.
-        UnknownNameError: neither a catalogue name nor a hub id nor a folder.
-        ConfigError: exit points that do not fit.
-        ArtefactError: an adapter or shortcuts that were asked for and are not there.
-    """
+    """Find a model and its facts; reads no weights."""
     spec = find_spec(request.model)
     return _resolved(spec, read_config(spec, request.weights), request)
 
 
 def foresee(request: ModelRequest) -> ModelInfo | None:
-    """Return what would be known of a model out of reach, from the catalogue; ``None`` where it is not in there.
-
-    Raises:
-        ArtefactError: an adapter or shortcuts that were asked for and are not there either.
-    """
+    """Return what would be known of a model out of reach, from the catalogue; ``None`` where it is not in there."""
     spec = find_spec(request.model)
     return _resolved(spec, read_config(spec, "random"), request).info if spec.shape else None
 
@@ -367,18 +302,7 @@ class KeptModel:
         threads: int | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> tuple[LoadedModel, ...]:
-        """Return a model in several weights formats; read unless it is the one that is kept.
-
-        Args:
-            model: which.
-            device: torch device.
-            formats: as :meth:`ResolvedModel.load_all` takes them.
-            threads: that torch has from now on; ``None`` leaves it as it is.
-            note: is called with each slow step.
-
-        Raises:
-            HarnessError: as :meth:`ResolvedModel.load_all` has it.
-        """
+        """Return a model in several weights formats; read unless it is the one that is kept."""
         if threads is not None:
             torch.set_num_threads(threads)
         trained = tuple(None if part is None else part.sha256 for part in (model.adapter, model.shortcut))

@@ -41,11 +41,7 @@ _REMEDY = "Restore it, or train again."
 
 @dataclass(frozen=True, eq=False)
 class NgramIndex:
-    """Hashes of all that was read.
-
-    Attributes:
-        hashes: kept ones, uint32, ascending, each once.
-    """
+    """Hashes of all that was read."""
 
     hashes: NDArray[np.uint32]
 
@@ -100,19 +96,7 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def write_index(folder: Path, index: NgramIndex, *, complete: bool = True) -> dict[str, Any]:
-    """Write an index into a folder and return what an artefact's JSON says of it, as ``ngrams``.
-
-    The file is named by its content, so that artefacts that read the same share one. It holds the low halves of the
-    hashes and how many share each high half: two bytes a hash.
-
-    Args:
-        folder: of the artefact.
-        index: what was read.
-        complete: whether it is of everything that the artefact was made from.
-
-    Raises:
-        ArtefactError: the folder cannot be written to.
-    """
+    """Write an index into a folder and return what an artefact's JSON says of it, as ``ngrams``."""
     from safetensors.numpy import save
 
     low = (index.hashes & np.uint32(_BUCKETS - 1)).astype(np.uint16)
@@ -131,15 +115,7 @@ def write_index(folder: Path, index: NgramIndex, *, complete: bool = True) -> di
 
 
 def read_index(folder: Path, facts: Mapping[str, Any]) -> NgramIndex:
-    """Read the index that an artefact's JSON describes.
-
-    Args:
-        folder: of the artefact.
-        facts: what :func:`write_index` returned.
-
-    Raises:
-        ArtefactError: it is missing, damaged, not the one described, or of other runs than this version hashes.
-    """
+    """Read the index that an artefact's JSON describes."""
     from safetensors.numpy import load
 
     file = folder / Path(str(facts.get("file"))).name
@@ -164,36 +140,21 @@ def read_index(folder: Path, facts: Mapping[str, Any]) -> NgramIndex:
 
 @dataclass(frozen=True)
 class SeenDocuments:
-    """Documents that artefacts have read.
-
-    Attributes:
-        documents: keys (:func:`harness.contracts.document_key`) of whole documents.
-        indices: file → folder of its artefact, and what its JSON says of the index.
-        unindexed: artefacts that were trained on documents and have no index of all of it: near-duplicates of what
-            they read cannot be told. Those that say that they kept no ``order`` (counts of tokens) need none: nothing
-            that was read can be told from them, word for word.
-    """
+    """Documents that artefacts have read."""
 
     documents: frozenset[str] = frozenset()
     indices: Mapping[Path, tuple[Path, Mapping[str, Any]]] = field(default_factory=dict)
     unindexed: tuple[Path, ...] = ()
 
     def ngrams(self) -> NgramIndex | None:
-        """Read all indices as one; ``None`` without any.
-
-        Raises:
-            ArtefactError: one is missing, damaged or not the one that was written.
-        """
+        """Read all indices as one; ``None`` without any."""
         if not self.indices:
             return None
         return NgramIndex.union(read_index(folder, facts) for folder, facts in self.indices.values())
 
 
 def find_seen(base: str, folders: Iterable[Path]) -> SeenDocuments:
-    """Return what all artefacts of these base weights have read.
-
-    Tuned or not, no run draws it: base and tuned rows are of the same samples, and none of those was seen.
-    """
+    """Return what all artefacts of these base weights have read."""
     keys: set[str] = set()
     indices: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
     unindexed: list[Path] = []

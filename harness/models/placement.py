@@ -37,11 +37,7 @@ _planned: dict[tuple[str, str, str], list[str | None]] = {}
 
 
 def check_map(info: ModelInfo) -> None:
-    """Refuse a map that does not fit a model, or cannot be combined with what else was asked for.
-
-    Raises:
-        ConfigError: says which of the two to leave out.
-    """
+    """Refuse a map that does not fit a model, or cannot be combined with what else was asked for."""
     given = info.asked.device_map
     if given is None:
         return
@@ -54,11 +50,7 @@ def check_map(info: ModelInfo) -> None:
 
 
 def check_format(info: ModelInfo, name: str | None) -> None:
-    """Refuse a weights format that a map cannot be combined with.
-
-    Raises:
-        ConfigError: it packs matrices.
-    """
+    """Refuse a weights format that a map cannot be combined with."""
     own = OWN_FORMAT[info.dtype]
     if info.asked.device_map is not None and name not in (None, "auto", own):
         raise ConfigError(
@@ -68,15 +60,7 @@ def check_format(info: ModelInfo, name: str | None) -> None:
 
 
 def layer_devices(info: ModelInfo, device: str) -> tuple[str | None, ...]:
-    """Return each layer's device, ``None`` where that is the model's own.
-
-    Args:
-        info: of the model, whose ``asked`` holds the map.
-        device: its own, resolved.
-
-    Raises:
-        OutOfMemoryError: ``auto`` finds no room for it.
-    """
+    """Return each layer's device, ``None`` where that is the model's own."""
     given = info.asked.device_map
     where: list[str | None] = [None] * info.num_layers
     if given == "auto":
@@ -164,15 +148,7 @@ def in_words(device: str, elsewhere: Sequence[str | None]) -> str:
 
 
 def read_placed(module: Any, device: str, elsewhere: Sequence[str | None]) -> Backbone:
-    """Move a transformers model on the CPU to its devices, layer by layer, and read it.
-
-    The module is of no use afterwards: its layers are on several devices, and some in files.
-
-    Args:
-        module: a causal LM.
-        device: the model's own.
-        elsewhere: of each layer, its device where that is not the model's own.
-    """
+    """Move a transformers model on the CPU to its devices, layer by layer, and read it."""
     kinds = set(module._no_split_modules)
     found = next(
         part

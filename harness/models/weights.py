@@ -61,11 +61,7 @@ def local_folder(spec: ModelSpec) -> tuple[Path, str] | None:
 
 
 def without_weights(folder: Path, dtype: str) -> Any:
-    """Return the transformers model of a local folder with parameters on the meta device: they hold nothing.
-
-    Word embeddings are numbers that stand for all of theirs, and position tables are computed, so that a family reads
-    it as any other.
-    """
+    """Return the transformers model of a local folder with parameters on the meta device: they hold nothing."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet():
@@ -85,11 +81,7 @@ def without_weights(folder: Path, dtype: str) -> Any:
 
 
 def read_weights(spec: ModelSpec, dtype: str) -> tuple[Any, str]:
-    """Return a model with its base weights, and where they came from in words.
-
-    Raises:
-        ModelError: they cannot be read, or do not belong to their configuration.
-    """
+    """Return a model with its base weights, and where they came from in words."""
     found = local_folder(spec)
     folder, source = (spec.location, spec.location) if found is None else (str(found[0]), found[1])
     remedy = ALTERNATIVES if spec.wheel is None else remake(Path(folder))
@@ -160,13 +152,7 @@ def _is_same(name: str, other: str) -> bool:
 
 
 def check_weights(module: Any, spec: ModelSpec) -> None:
-    """Refuse weights with which a model says nothing: not finite, or a matrix or a norm's scale of zeros.
-
-    One pass, tensor by tensor: nothing is copied.
-
-    Raises:
-        ModelError: names the tensor and its file.
-    """
+    """Refuse weights with which a model says nothing: not finite, or a matrix or a norm's scale of zeros."""
     for name, parameter in module.named_parameters():
         fault = fault_of(parameter, zeros=name.endswith("bias"))
         if fault:
@@ -203,10 +189,6 @@ def merge(module: Any, adapter: Artefact) -> None:
     """Add an adapter's low-rank updates to the weights of a transformers model, in place.
 
     ``W += scale · B A`` in float32 (Hu 2021, arXiv 2106.09685), so that decoding pays nothing for it.
-
-    Raises:
-        ArtefactError: the adapter names a module the model has not, or one of another shape, or leaves a weight that is
-            not finite.
     """
     factors: dict[str, dict[str, Any]] = {}
     for name, tensor in adapter.tensors().items():
@@ -239,11 +221,7 @@ def merge(module: Any, adapter: Artefact) -> None:
 def read_shortcuts(
     shortcut: Artefact, exit_points: Sequence[int], dtype: Any, device: str, *, hidden_size: int
 ) -> Mapping[int, Linear]:
-    """Return exit layer → shortcut, in the model's dtype.
-
-    Raises:
-        ArtefactError: one is missing, of another width, or not finite in that dtype.
-    """
+    """Return exit layer → shortcut, in the model's dtype."""
     shapes: dict[str, tuple[int, ...]] = {f"{layer}.weight": (hidden_size, hidden_size) for layer in exit_points}
     shapes |= {f"{layer}.bias": (hidden_size,) for layer in exit_points}
     read = shortcut.tensors(device, shapes)
@@ -282,14 +260,7 @@ class _Header(BaseModel):
 
 
 def key_of(info: ModelInfo, folder: Path, shortcut: str, weights_format: str) -> str:
-    """Return what tells packed weights apart, hex.
-
-    Args:
-        info: the model's facts; its fingerprint is that of the base weights with the adapter.
-        folder: where its float32 weights lie: names, sizes and times of its files are part of the key.
-        shortcut: SHA-256 of the shortcuts' tensors; empty for the shared head.
-        weights_format: registered name.
-    """
+    """Return what tells packed weights apart, hex."""
     total = hashlib.sha256()
     points = info.exit_points if shortcut else ()
     total.update(f"{_LAYOUT} {info.fingerprint} {info.dtype} {shortcut} {points} {weights_format}".encode())
@@ -304,16 +275,7 @@ def key_of(info: ModelInfo, folder: Path, shortcut: str, weights_format: str) ->
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """The files of one model.
-
-    Attributes:
-        info: its facts.
-        source: the folder with its weights as they were read.
-        source_name: the same in words.
-        shortcut: SHA-256 of its shortcuts' tensors; empty for the shared head.
-        note: is told what is wrong with a file, and why one cannot be written.
-        folder: where the files are.
-    """
+    """The files of one model."""
 
     info: ModelInfo
     source: Path
@@ -331,13 +293,7 @@ class KeptWeights:
         return self.file(name).is_file()
 
     def read(self, skeleton: Backbone, name: str, contents: dict[str, Tensor]) -> tuple[Backbone, str] | None:
-        """Return a packed model and the hash of its float32 weights; ``None`` without a file or with a wrong one.
-
-        Args:
-            skeleton: the model without weights, as its family reads it.
-            name: format.
-            contents: by the hash of their bytes, what was read before and may be shared.
-        """
+        """Return a packed model and the hash of its float32 weights; ``None`` without a file or with a wrong one."""
         file = self.file(name)
         if not file.is_file():
             return None

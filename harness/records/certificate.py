@@ -84,10 +84,7 @@ class Claim(Record):
 
     @property
     def share(self) -> float | None:
-        """Equal places over all; where the claim is judged, over all that are no near-ties. ``None`` without any.
-
-        What is not judged has errors that can explain any difference (int4's do), so that its near-ties count.
-        """
+        """Equal places over all; where the claim is judged, over all that are no near-ties. ``None`` without any."""
         counted = self.places - self.near_ties if self.judged else self.places
         return (self.places - len(self.differences)) / counted if counted else None
 

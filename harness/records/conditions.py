@@ -96,11 +96,7 @@ class Conditions:
 
     @classmethod
     def of(cls, manifest: Manifest, task: TaskRecord, point: OperatingPointRecord) -> Conditions:
-        """Read them from a manifest.
-
-        Raises:
-            StoreError: the configuration does not say how it decoded, or says something unknown.
-        """
+        """Read them from a manifest."""
         config = manifest.config
         try:
             batch_size = int(config["batch_size"])
@@ -192,13 +188,7 @@ class Conditions:
                 yield f"another {what}: {before} in A, {after} in B"
 
     def group(self, run: str) -> Group:
-        """Return what all operating points of one ranking share.
-
-        Package versions are not part of it and are shown with each run.
-
-        Args:
-            run: identity of the run.
-        """
+        """Return what all operating points of one ranking share."""
         task, model = self.task, self.model
         weights = f"seed {self.seed}" if model.weights == "random" else f"no hash, run {run}"
         if model.weights_sha256:
@@ -231,12 +221,7 @@ def group_id(group: Group) -> str:
 
 
 def hardware_class(manifest: Manifest, run: str) -> str:
-    """Return the class of hardware that a run belongs to (:data:`HARDWARE_RULE`), in words equal for equal classes.
-
-    Args:
-        manifest: of the run.
-        run: its identity, which stands for what it does not say.
-    """
+    """Return the class of hardware that a run belongs to (:data:`HARDWARE_RULE`), in words equal for equal classes."""
     return _class(_hardware(manifest), run)
 
 

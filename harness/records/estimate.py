@@ -69,13 +69,7 @@ class Estimate:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     def text(self, number: str = "{:.3g}", bound: str | None = None, factor: float = 1.0) -> str:
-        """Return ``value [low, high]``, or the value and that it has no interval; the only place that writes one.
-
-        Args:
-            number: format of the value.
-            bound: format of the interval's ends, the value's where omitted; empty to leave the interval out.
-            factor: what all of them are multiplied by.
-        """
+        """Return ``value [low, high]``, or the value and that it has no interval; the only place that writes one."""
         brackets = self.brackets(number if bound is None else bound, factor)
         text = number.format(self.value * factor)
         return f"{text} {brackets}" if brackets else text

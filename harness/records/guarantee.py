@@ -112,13 +112,7 @@ def is_same_source(one: TaskRecord, other: TaskRecord) -> bool:
 
 
 def known_documents(mine: Mapping[str, str], theirs: Mapping[str, str], *, same_source: bool) -> Set[str]:
-    """Return the ids of documents that are another's as well: by their texts, and within one source by their ids.
-
-    Args:
-        mine: id → hash of the text, empty where that is not recorded.
-        theirs: likewise.
-        same_source: ids mean the same.
-    """
+    """Return the ids of documents that are another's as well: by their texts, and within one source by their ids."""
     texts = set(theirs.values()) - {""}
     return {name for name, text in mine.items() if text in texts or (same_source and name in theirs)}
 

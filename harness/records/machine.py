@@ -22,13 +22,7 @@ _SENSORS_BEFORE = ("nvml", "rapl", "soc")
 
 
 def was_measured(record: Mapping[str, Any], source: str, measured: str) -> dict[str, Any]:
-    """Return the fields of a record, with what an older one does not say: whether its energy was measured.
-
-    Args:
-        record: as read.
-        source: field that names the meter's source.
-        measured: field that says whether it is a sensor's.
-    """
+    """Return the fields of a record, with what an older one does not say: whether its energy was measured."""
     return {measured: record.get(source) in _SENSORS_BEFORE, **record}
 
 

@@ -176,11 +176,7 @@ class ModelRecord(Record):
         return self.weights_accuracy in ("exact", "near-exact") or self.stored_in == OWN_FORMAT.get(self.dtype)
 
     def stored(self, weights_format: str) -> ModelRecord:
-        """Return the model in one of its formats alone.
-
-        Raises:
-            KeyError: it is none of them.
-        """
+        """Return the model in one of its formats alone."""
         others = {other.weights_format: dict(other) for other in self.other_formats}
         changed = {} if weights_format == self.stored_in else others[weights_format]
         return self.model_copy(update={**changed, "other_formats": ()})

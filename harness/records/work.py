@@ -140,16 +140,7 @@ class Work(PassWork):
         return Work(**{name: count + getattr(other, name) for name, count in self.counts.items()})
 
     def amounts(self, *, tokens: int, exits: int, attended: int, num_layers: int) -> dict[str, float]:
-        """Return it for :func:`harness.contracts.price`.
-
-        A verification reads the LM head once for all of its places.
-
-        Args:
-            tokens: decoded after prefill.
-            exits: tokens that left early, discarded ones included.
-            attended: positions × layers attended to.
-            num_layers: of the model.
-        """
+        """Return it for :func:`harness.contracts.price`."""
         passes, places = self.verifications or tokens, tokens + self.layers_discarded // num_layers
         read = self.layers_read or self.layers_executed  # older runs do not say
         return {

@@ -41,15 +41,7 @@ _TOGETHER = "Put the files of one run together again, or omit the folder."
 
 @dataclass
 class Committed:
-    """The contents of a run's files up to its last commit.
-
-    Attributes:
-        windows: in the order written.
-        windows_end, samples_end: offsets behind the last committed line of each file, bytes.
-        seal: over everything committed; empty in a run older than seals.
-        samples: in the order written, where they were asked for.
-        counts: seal → samples up to the window that bears it.
-    """
+    """The contents of a run's files up to its last commit."""
 
     windows: list[WindowRecord]
     windows_end: int
@@ -61,12 +53,7 @@ class Committed:
 
 @dataclass(frozen=True)
 class SealedRecords:
-    """The records of a run as bytes.
-
-    Attributes:
-        files: name → content of ``manifest.json``, ``windows.jsonl`` and ``samples.jsonl``.
-        seal: over all of them; empty in a run older than seals.
-    """
+    """The records of a run as bytes."""
 
     files: dict[str, bytes]
     seal: str
@@ -75,17 +62,7 @@ class SealedRecords:
 def sealed_window_lines(
     window: WindowRecord, samples: Iterable[SampleRecord], run: str, before: str
 ) -> tuple[bytes, bytes, str]:
-    """Return the lines of a window's samples, its own line and its seal.
-
-    Args:
-        window: what is committed.
-        samples: its own.
-        run: id of the run; empty for one older than seals.
-        before: seal of the record before.
-
-    Raises:
-        StoreError: a record holds a value that JSON cannot represent.
-    """
+    """Return the lines of a window's samples, its own line and its seal."""
     sample_lines = b"".join(with_run(line_of(sample), run) for sample in samples)
     return sample_lines, *sealed_window(line_of(window), sample_lines, run, before)
 
@@ -106,11 +83,7 @@ def sealed_records(
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:
-    """Return a run directory's manifest and its seal, which is empty in older runs.
-
-    Raises:
-        StoreError: missing, damaged, changed since it was written, or of another schema version.
-    """
+    """Return a run directory's manifest and its seal, which is empty in older runs."""
     file = path / MANIFEST
     try:
         file.stat()
@@ -130,14 +103,7 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """A window with its samples, as its run committed them.
-
-    Attributes:
-        window, samples: the records.
-        count: samples up to here.
-        windows_end, samples_end: offsets behind them in each file, bytes.
-        seal: over everything up to here; empty in a run older than seals.
-    """
+    """A window with its samples, as its run committed them."""
 
     window: WindowRecord
     samples: list[SampleRecord]
@@ -148,16 +114,7 @@ class Confirmed:
 
 
 def confirmed(path: Path, manifest: Manifest, seal: str) -> Iterator[Confirmed]:
-    """Iterate the windows of a run in the order written, as far as both files hold what was committed.
-
-    Args:
-        path: of the run directory.
-        manifest: of the run.
-        seal: of its manifest.
-
-    Raises:
-        StoreError: damaged, or not what the run wrote.
-    """
+    """Iterate the windows of a run in the order written, as far as both files hold what was committed."""
     tasks = {task.name for task in manifest.tasks}
     points = {point.name for point in manifest.operating_points}
     layers, vocabulary = manifest.model.num_layers, manifest.model.vocab_size
@@ -206,17 +163,7 @@ def confirmed(path: Path, manifest: Manifest, seal: str) -> Iterator[Confirmed]:
 
 
 def read_committed(path: Path, manifest: Manifest, seal: str, *, keep: bool = False) -> Committed:
-    """Read windows and samples up to the last commit.
-
-    Args:
-        path: of the run directory.
-        manifest: of the run.
-        seal: of its manifest.
-        keep: the samples, too, and not only where they end.
-
-    Raises:
-        StoreError: damaged; not what the run wrote; more that is not committed than a crash leaves.
-    """
+    """Read windows and samples up to the last commit."""
     file, written = path / SAMPLES, 0
     with suppress(OSError):  # reading it says why
         written = file.stat().st_size  # before the windows: what is committed meanwhile is no excess

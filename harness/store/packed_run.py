@@ -37,17 +37,7 @@ _LONGEST_NAME = 100
 
 
 def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
-    """Write an archive, replaced whole.
-
-    Args:
-        file: of the archive; its folder is made.
-        name: of the run.
-        records: content of each file of the run directory, by name.
-        facts: content of ``submission.json`` besides the schema version and the hashes.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write an archive, replaced whole."""
     listed = {each: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for each, data in records.items()}
     about = {"schema_version": SCHEMA_VERSION, "files": listed, **facts}
     files = {**records, LIST: json.dumps(about, indent=2).encode() + b"\n"}
@@ -74,11 +64,7 @@ def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Ma
 
 
 def pack_folder(folder: Path, names: Iterable[str]) -> bytes:
-    """Return an archive of files of a folder: paths below it, ``/`` between their parts.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    """Return an archive of files of a folder: paths below it, ``/`` between their parts."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         for name in names:
@@ -87,12 +73,7 @@ def pack_folder(folder: Path, names: Iterable[str]) -> bytes:
 
 
 def unpack_folder(archive: bytes, folder: Path) -> None:
-    """Make a folder of an archive of :func:`pack_folder`; on return its files are on the disk.
-
-    Raises:
-        OSError: it cannot be written.
-        tarfile.TarError: it is no such archive, or a name leads out of the folder.
-    """
+    """Make a folder of an archive of :func:`pack_folder`; on return its files are on the disk."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         if not hasattr(tarfile, "data_filter"):
             raise tarfile.TarError("Python 3.11.4 is the oldest that unpacks without leaving the folder")
@@ -107,12 +88,7 @@ def unpack_folder(archive: bytes, folder: Path) -> None:
 
 @contextmanager
 def unpacked(archive: Path) -> Iterator[Path]:
-    """Unpack a packed run into a temporary folder, checked file by file, and return the run directory.
-
-    Raises:
-        StoreError: not a packed run: a damaged archive, a member that is not a plain file of a run directory, too
-            large, or a file that is not the one ``submission.json`` lists.
-    """
+    """Unpack a packed run into a temporary folder, checked file by file, and return the run directory."""
     with TemporaryDirectory(prefix="harness-") as scratch:
         try:
             with (

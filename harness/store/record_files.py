@@ -70,14 +70,7 @@ def sealed_document(document: bytes) -> tuple[bytes, str]:
 
 
 def sealed_window(line: bytes, samples: bytes, run: str, before: str) -> tuple[bytes, str]:
-    """Return a window's line with the run's id and its seal, and the seal.
-
-    Args:
-        line: of the window.
-        samples: lines of its samples.
-        run: id of the run; without one the line stays as it is and its seal is empty.
-        before: seal of the record before.
-    """
+    """Return a window's line with the run's id and its seal, and the seal."""
     if not run:
         return line, ""
     body = with_run(line, run).removesuffix(b"}\n")
@@ -100,11 +93,7 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def line_of(record: BaseModel) -> bytes:
-    """Return a record as one line of JSON.
-
-    Raises:
-        StoreError: it holds a value that JSON cannot represent.
-    """
+    """Return a record as one line of JSON."""
     try:
         return record.model_dump_json().encode() + b"\n"
     except ValueError as error:  # half of a surrogate pair in a text
@@ -112,15 +101,7 @@ def line_of(record: BaseModel) -> bytes:
 
 
 def lines(file: Path, start: int = 0) -> Iterator[bytes]:
-    """Iterate the whole lines of a file, each with its newline; an incomplete last line is omitted.
-
-    Args:
-        file: which.
-        start: offset of the first line, bytes.
-
-    Raises:
-        StoreError: it is no regular file, cannot be read, or has a line that is too long for a record.
-    """
+    """Iterate the whole lines of a file, each with its newline; an incomplete last line is omitted."""
     try:
         with open_regular(file) as stream:
             stream.seek(start)
@@ -135,11 +116,7 @@ def lines(file: Path, start: int = 0) -> Iterator[bytes]:
 
 
 def parse(kind: type[R], data: bytes, file: Path, line: int | None = None) -> R:
-    """Return the record that a line or a document holds.
-
-    Raises:
-        StoreError: it is damaged.
-    """
+    """Return the record that a line or a document holds."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -150,14 +127,7 @@ def parse(kind: type[R], data: bytes, file: Path, line: int | None = None) -> R:
 
 
 def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> tuple[R, str]:
-    """Read a JSON document, its schema version first: another version need not fit the model.
-
-    Returns:
-        The document, and its seal; it is empty in what was written before there were seals.
-
-    Raises:
-        StoreError: it cannot be read, is damaged, of another version, or does not fit its seal.
-    """
+    """Read a JSON document, its schema version first: another version need not fit the model."""
     try:
         data = read_bytes(file)
         content = parse_json(data)
@@ -193,11 +163,7 @@ def append(file: Path, data: bytes) -> None:
 
 
 def write_document(file: Path, record: BaseModel) -> str:
-    """Write or replace a document in one step, and return its seal; on return it is on the disk.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write or replace a document in one step, and return its seal; on return it is on the disk."""
     document, seal = sealed_document(record.model_dump_json(indent=2).encode() + b"\n")
     try:
         replace_files({file: document}, durable=True)

@@ -45,12 +45,7 @@ _DESCRIPTIONS = {"model.fingerprint": "the model's fingerprint (weights, config.
 
 
 def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
-    """Compare a run directory's manifest with that of the run to be continued.
-
-    Raises:
-        StoreError: the first difference that affects results, with both values.
-        OtherMachineError: it lies in the machine, its packages or their code.
-    """
+    """Compare a run directory's manifest with that of the run to be continued."""
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     refuse_other_configuration(path, before, new["config"])
     _refuse_other_code(path, before, now)  # what else differs may come of it
@@ -94,16 +89,7 @@ def refuse_other_configuration(path: Path, before: Manifest, config: Mapping[str
 
 
 def refuse_other_placement(path: Path, before: Manifest, placement: Mapping[str, str]) -> None:
-    """Compare where layers lie, before weights are read: ``auto`` plans by the memory that is free at the time.
-
-    Args:
-        path: of the run to be continued.
-        before: its manifest.
-        placement: as a manifest has it; layers alone are compared.
-
-    Raises:
-        OtherMachineError: says where they were, and where they would be.
-    """
+    """Compare where layers lie, before weights are read: ``auto`` plans by the memory that is free at the time."""
     was, is_now = (one.get("layers", "all layers on one device") for one in (before.placement, placement))
     if was != is_now:
         raise OtherMachineError(
@@ -148,12 +134,7 @@ Used = tuple[Registry[object], str]
 
 
 def used_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[PluginRecord, ...]:
-    """Return what a run uses that other projects registered, with the packages they come from.
-
-    Args:
-        manifest: of a run that is made here.
-        scores: names of the scores it records.
-    """
+    """Return what a run uses that other projects registered, with the packages they come from."""
     entries = [(registry.noun, registry.entry(name)) for registry, name in _used(manifest, scores)]
     return tuple(
         PluginRecord(
@@ -175,30 +156,18 @@ def code_of_objects(points: Iterable[OperatingPointRecord]) -> dict[str, str]:
 
 
 def absent_scores(manifest: Manifest, scores: Iterable[str]) -> set[str]:
-    """Return which scores of a run are not registered here.
-
-    Args:
-        manifest: of the run.
-        scores: names that its samples have.
-    """
+    """Return which scores of a run are not registered here."""
     recorded = {plugin.name for plugin in manifest.plugins if plugin.kind == SCORES.noun}
     return {name for name in recorded.union(scores) if name not in SCORES}
 
 
 def absent_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[str, ...]:
-    """Return one sentence per package that a run used and that is not installed here, with the command that helps.
-
-    Arguments as :func:`absent_scores`.
-    """
+    """Return one sentence per package that a run used and that is not installed here, with the command that helps."""
     return tuple(_sentence(*package, names) for package, names in _absent(manifest, scores).items())
 
 
 def refuse_absent_plugins(path: Path, manifest: Manifest) -> None:
-    """Refuse to go on with a run whose packages are not all installed here.
-
-    Raises:
-        StoreError: names them, with the commands that install them.
-    """
+    """Refuse to go on with a run whose packages are not all installed here."""
     absent = _absent(manifest, ())
     if absent:
         commands = [f"pip install {name}=={version}" for name, version in absent if name]

@@ -36,12 +36,7 @@ Activation = Literal["tanh", "relu"]
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Linear maps with an activation between them.
-
-    Attributes:
-        layers: (weight ``[out, in]``, bias ``[out]``) in order.
-        activation: between the layers; none after the last.
-    """
+    """Linear maps with an activation between them."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     activation: Activation = "tanh"
@@ -120,26 +115,14 @@ class Observation:
         return hidden_size + (3 if self.change else 0) + (exits if self.place else 0)
 
     def states(self, view: ExitView, place: int) -> tuple[Tensor, Tensor | None]:
-        """Return the states of a view, and those at the exit point before where they are looked at, for :meth:`build`.
-
-        Args:
-            view: of an exit point.
-            place: which one, from 0.
-        """
+        """Return the states of a view, and those at the exit point before where they are looked at, for :meth:`build`."""
         before = view.previous if self.change and place else None
         if self.state == "exit":
             return view.exit_state, None if before is None else before.exit_state
         return view.hidden_state, None if before is None else before.hidden_state
 
     def build(self, state: Tensor, previous: Tensor | None, place: int, exits: int) -> Tensor:
-        """Return the inputs ``[n, width]``.
-
-        Args:
-            state: states at this exit point, ``[n, hidden_size]``.
-            previous: states at the exit point before, the same rows; ``None`` at the first.
-            place: which exit point this is, from 0.
-            exits: how many there are.
-        """
+        """Return the inputs ``[n, width]``."""
         state = state.float()
         if not (self.normalise or self.change or self.place):
             return state
@@ -169,11 +152,7 @@ class Observation:
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> Observation:
-        """Read what :meth:`as_dict` wrote.
-
-        Raises:
-            ArtefactError: a definition this version does not know.
-        """
+        """Read what :meth:`as_dict` wrote."""
         try:
             found = cls(**facts)
         except TypeError:
@@ -203,14 +182,7 @@ def _change(state: Tensor, scale: Tensor, previous: Tensor | None) -> list[Tenso
 
 
 def score_at(observation: Observation, network: Network, place: int, exits: int) -> StateScore:
-    """Return ``network(observation.build(…))`` of one row at one exit point as one formula.
-
-    Args:
-        observation: what the network looks at.
-        network: maps inputs ``[n, width]`` to ``[n, 1]``.
-        place: which exit point, from 0.
-        exits: how many there are.
-    """
+    """Return ``network(observation.build(…))`` of one row at one exit point as one formula."""
     (weight, bias), *later = network.layers
     width = weight.shape[1] - observation.width(0, exits)
     return StateScore(
@@ -224,10 +196,7 @@ def score_at(observation: Observation, network: Network, place: int, exits: int)
 
 
 class Sizes:
-    """A state as a vector and its inverse root mean square; what was asked for last is remembered.
-
-    The state at an exit point is the one before at the next.
-    """
+    """A state as a vector and its inverse root mean square; what was asked for last is remembered."""
 
     __slots__ = ("_last",)
 
@@ -247,12 +216,7 @@ class Sizes:
 
 
 class SingleRow:
-    """A score, for one row on the CPU.
-
-    Args:
-        score: of :func:`score_at`.
-        sizes: of states, shared by those that are asked about the same ones.
-    """
+    """A score, for one row on the CPU."""
 
     def __init__(self, score: StateScore, sizes: Sizes | None = None) -> None:
         assert score.weight is not None
@@ -262,12 +226,7 @@ class SingleRow:
         self._act = torch.tanh_ if score.activation == "tanh" else torch.relu_
 
     def __call__(self, state: Tensor, previous: Tensor | None) -> Tensor | None:
-        """Return the score ``[1]``; ``None`` where the state's size is no finite number.
-
-        Args:
-            state: at this exit point, ``[1, hidden_size]``.
-            previous: at the exit point before, ``[1, hidden_size]``; ``None`` at the first.
-        """
+        """Return the score ``[1]``; ``None`` where the state's size is no finite number."""
         score = self._score
         if score.normalise or self._change is not None:
             y, before = (state, 0.0) if previous is None else self._sizes.of(previous)
@@ -290,13 +249,7 @@ class SingleRow:
 
 @dataclass(frozen=True, eq=False)
 class Controller:
-    """One trained controller.
-
-    Attributes:
-        artefact: where it lies and what it was trained for.
-        observation: what it looks at.
-        exit_points: layers it was trained at.
-    """
+    """One trained controller."""
 
     artefact: Artefact
     observation: Observation
@@ -307,12 +260,7 @@ class Controller:
         return _scorer(self, device)
 
     def networks(self, device: str = "cpu") -> dict[str, Network]:
-        """Read the networks: one named ``shared``, or one per exit point named by its layer.
-
-        Raises:
-            ArtefactError: the tensors cannot be read, are not finite, or make no network from what is observed to one
-                score.
-        """
+        """Read the networks: one named ``shared``, or one per exit point named by its layer."""
         tensors, facts = self.artefact.tensors(device), self.artefact.facts
         names = ["shared"] if "shared.0.weight" in tensors else [str(point) for point in self.exit_points]
         width = self.observation.width(facts["hidden_size"], len(self.exit_points))
@@ -322,15 +270,7 @@ class Controller:
 
 
 class Scorer:
-    """Asks a controller's networks.
-
-    Args:
-        controller: which one.
-        device: where its tensors shall be.
-
-    Attributes:
-        observation: what it looks at.
-    """
+    """Asks a controller's networks."""
 
     def __init__(self, controller: Controller, device: str) -> None:
         networks, points = controller.networks(device), controller.exit_points
@@ -393,15 +333,7 @@ def write_controller(
     networks: Mapping[str, Network],
     facts: Mapping[str, Any],
 ) -> Artefact:
-    """Write a controller.
-
-    Args:
-        path: of its ``.json``.
-        kind: ``classifier``, ``lte``, ``rl`` …
-        observation: what it looks at.
-        networks: one named ``shared``, or one per exit point named by its layer; one output each.
-        facts: ``model``, ``model_fingerprint``, ``exit_head``, ``exit_points`` and everything else to be kept.
-    """
+    """Write a controller."""
     tensors = {name: tensor for prefix, network in networks.items() for name, tensor in network.tensors(prefix).items()}
     activation = next(iter(networks.values())).activation
     described = {**facts, "observation": observation.as_dict(), "activation": activation}
@@ -416,10 +348,7 @@ def controllers_of(model: ModelInfo, folders: Iterable[Path]) -> list[Path]:
 
 
 def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
-    """Find a controller and check that it was made for this model; reads no tensors.
-
-    Args and errors are those of :func:`find_trained`.
-    """
+    """Find a controller and check that it was made for this model; reads no tensors."""
 
     def looks_back(found: Artefact) -> bool:  # at the exit point before: it must be asked at the same ones
         return Observation.of(found.facts["observation"]).change

@@ -63,11 +63,7 @@ class TrainedStrategy(Strategy):
         return options | {name: value for name in options if (value := getattr(self, name)) is not None}
 
     def artefact(self, model: ModelInfo) -> Artefact:
-        """Find the artefact and check it against the model, and what it was saved with against the options' ranges.
-
-        Raises:
-            ArtefactError: as :func:`find_trained`, or it was saved with an option that the strategy does not allow.
-        """
+        """Find the artefact and check it against the model, and what it was saved with against the options' ranges."""
         found = self._find(model)
         _check_saved(type(self), found)
         return found
@@ -78,18 +74,10 @@ class TrainedStrategy(Strategy):
 
 @dataclass(frozen=True)
 class LearnedStrategy(TrainedStrategy):
-    """Exit where a trained controller's score reaches a threshold.
-
-    A subclass declares what :class:`TrainedStrategy` asks for, and may turn its options into a threshold
-    (:meth:`exit_threshold`).
-    """
+    """Exit where a trained controller's score reaches a threshold."""
 
     def exit_threshold(self, options: Mapping[str, float]) -> float:
-        """Return the score from which a token exits.
-
-        Args:
-            options: those of :meth:`trained_defaults`, as given or else the artefact's own.
-        """
+        """Return the score from which a token exits."""
         return options["threshold"]
 
     def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
@@ -156,12 +144,7 @@ class AtLeast:
 
 
 def candidate_features(logits: Tensor, before: Tensor | None) -> Tensor:
-    """Return logits, their softmax among themselves and its change since the exit before, ``[n, k]`` → ``[n, 3k]``.
-
-    Args:
-        logits: of the candidates at this exit, ``[n, k]`` float32, the same token in the same column at every exit.
-        before: at the exit point before; ``None`` at the first, where nothing has changed.
-    """
+    """Return logits, their softmax among themselves and its change since the exit before, ``[n, k]`` → ``[n, 3k]``."""
     shares = logits.softmax(-1)
     change = torch.zeros_like(shares) if before is None else shares - before.softmax(-1)
     return torch.cat((logits, shares, change), dim=-1)
