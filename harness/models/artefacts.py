@@ -1,8 +1,6 @@
 """Trained artefacts on disk: tensors as safetensors, and beside them a JSON that says what they are and belong to.
 
-Nothing here is ever unpickled. Artefacts are looked for in ``artefacts/MODEL`` below the working directory, where
-``harness train`` puts them, and then among those that ship with the harness. Which model one belongs to is told by a
-fingerprint of its weights, never by name; a reader that finds another one is refused with both values.
+Nothing here is ever unpickled. Which model one belongs to is told by a fingerprint of its weights, never by its name.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.errors import ArtefactError, complaint
-from harness.host.files import DocumentError, read_bytes, read_json, replace_files
+from harness.host.files import DocumentError, read_bytes, read_json, refusing, replace_files
 from harness.host.libraries import library_border
 
 if TYPE_CHECKING:
@@ -126,9 +124,18 @@ PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"})
 """Endings of files that may run code when they are read."""
 
 
+def read_verified(file: Path, sha256: str, limit: int, remedy: str) -> bytes:
+    """Return the content of a file that a JSON describes by its hash."""
+    with refusing(file, ArtefactError, remedy):
+        content = read_bytes(file, limit)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ArtefactError(f"{file} is not the file that its JSON describes (its hash differs). {remedy}")
+    return content
+
+
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """One artefact."""
+    """One artefact: its kind, its JSON file with everything that it says, and the hash of the tensors beside it."""
 
     kind: str
     path: Path
@@ -136,16 +143,11 @@ class Artefact:
     sha256: str
 
     def tensors(self, device: str = "cpu", shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
-        """Read the tensors."""
+        """Read the tensors, and refuse those that are damaged, not finite, or of other shapes (:meth:`check`)."""
         from safetensors.torch import load
 
         file, again = self.path.with_suffix(".safetensors"), f"Make the {self.kind} again."
-        try:
-            content = read_bytes(file, LARGEST_TENSORS_BYTES)
-        except OSError as error:
-            raise ArtefactError(f"cannot read {file}: {error.strerror}. {again}") from None
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise ArtefactError(f"{file} is not the file {self.path.name} describes (its hash differs). Make it again.")
+        content = read_verified(file, self.sha256, LARGEST_TENSORS_BYTES, again)
         with library_border(f"{file} is damaged", again, ArtefactError):
             tensors = load(content)
             for name, tensor in tensors.items():
@@ -155,7 +157,7 @@ class Artefact:
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def check(self, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse tensors that are not what they must be."""
+        """Refuse tensors that are missing, of other shapes, or no floating point."""
         for name, shape in shapes.items():
             tensor = tensors.get(name)
             if tensor is None:
@@ -199,12 +201,8 @@ def read_artefact(path: Path, kind: str) -> Artefact:
             f"beside them only. Give the .json that `harness train` wrote."
         )
     path = json_path(path)
-    try:
+    with refusing(path, ArtefactError, "Give the .json that `harness train` wrote."):
         facts = read_json(path)
-    except OSError as error:
-        raise ArtefactError(f"cannot read the {kind} {path}: {error.strerror}.") from None
-    except DocumentError as error:
-        raise ArtefactError(f"cannot read {path}: {error}. Give the .json that `harness train` wrote.") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
         raise ArtefactError(f"{path} is not an artefact of format {FORMAT} (it says {found!r}). Make it again.")

@@ -2,11 +2,8 @@
 
 Winnowing (Schleimer, Wilkerson and Aiken, "Winnowing: Local Algorithms for Document Fingerprinting", SIGMOD 2003):
 every run of :data:`GRAM` tokens is hashed, and of each :data:`WINDOW` successive hashes the least is kept. A shared run
-of :data:`RUN` tokens or more is found wherever it stands, one of fewer than :data:`GRAM` is not, except by chance: two
-runs have one hash with probability n/2³² per look-up, n being the hashes kept (1 in 5,000 for those that ship).
-
-Tokens are the model's own. A change outside such a run (a renamed beginning, a comment, another place in the file)
-hides nothing; one inside it, white space included, does.
+of :data:`RUN` tokens or more is found wherever it stands, one of fewer than :data:`GRAM` only by chance (n/2³² per
+look-up of n hashes).
 """
 
 from __future__ import annotations
@@ -21,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ArtefactError
-from harness.host.files import read_bytes, replace_files
+from harness.host.files import replace_files
 from harness.host.libraries import library_border
-from harness.models.artefacts import look_through
+from harness.models.artefacts import look_through, read_verified
 
 GRAM = 18
 """Tokens of a run that is hashed."""
@@ -121,12 +118,7 @@ def read_index(folder: Path, facts: Mapping[str, Any]) -> NgramIndex:
     file = folder / Path(str(facts.get("file"))).name
     if (facts.get("gram"), facts.get("window")) != (GRAM, WINDOW):
         raise ArtefactError(f"{file} has other runs than those of {GRAM} tokens that this version compares. {_REMEDY}")
-    try:
-        content = read_bytes(file, LARGEST_INDEX_BYTES)
-    except OSError as error:
-        raise ArtefactError(f"cannot read the index {file}: {error.strerror}. {_REMEDY}") from None
-    if hashlib.sha256(content).hexdigest() != facts.get("sha256"):
-        raise ArtefactError(f"{file} is not the index that was written (its hash differs). {_REMEDY}")
+    content = read_verified(file, str(facts.get("sha256")), LARGEST_INDEX_BYTES, _REMEDY)
     with library_border(f"{file} is damaged", _REMEDY, ArtefactError):
         tensors = load(content)
         low, counts = tensors["low"], tensors["counts"]

@@ -134,12 +134,7 @@ def _own_tokenizer(spec: ModelSpec) -> Any:
 
 
 def _check_vocabulary(tokenizer: Any, info: ModelInfo) -> None:
-    if len(tokenizer) > info.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {len(tokenizer)} ids and {info.name} embeds only {info.vocab_size}: "
-            "they do not belong together. Copy the model's own tokenizer beside its weights."
-        )
-    last = max(tokenizer.get_vocab().values(), default=0)
+    last = max(len(tokenizer) - 1, *tokenizer.get_vocab().values())
     if last >= info.vocab_size:
         raise ModelError(
             f"the tokenizer has a token of id {last} and {info.name} embeds ids below {info.vocab_size}: "

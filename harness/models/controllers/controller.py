@@ -1,12 +1,7 @@
-"""A trained controller: found for a model, checked against it before weights are read, asked at every exit point.
+"""A trained controller: its network, what it looks at, and how it is found, asked and written.
 
-A small multilayer perceptron as plain tensors: what is left of a controller once it is trained.
-
-Observations from which a learned controller decides whether a token may stop.
-
-One row's score in few operations: what a controller costs a token is mostly the number of small kernels it starts.
-
-Observation and first layer become one formula, :class:`harness.contracts.StateScore`: the columns of the first weight
+One row is scored in few operations, since what a controller costs a token is mostly the small kernels it starts:
+observation and first layer become one formula, :class:`harness.contracts.StateScore`. The columns of the first weight
 that read the state, the three numbers of the change and the exit point are ``W = [S | C | P]``, and
 ``W · [r·x, c, one-hot(e)] + b = r·(S x) + C c + (b + P_e)``. Nothing is scaled or joined.
 """
@@ -115,7 +110,7 @@ class Observation:
         return hidden_size + (3 if self.change else 0) + (exits if self.place else 0)
 
     def states(self, view: ExitView, place: int) -> tuple[Tensor, Tensor | None]:
-        """Return the states of a view, and those at the exit point before where they are looked at, for :meth:`build`."""
+        """Return a view's states, and those at the exit point before where they are looked at, for :meth:`build`."""
         before = view.previous if self.change and place else None
         if self.state == "exit":
             return view.exit_state, None if before is None else before.exit_state
