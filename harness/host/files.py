@@ -232,25 +232,22 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]], *, durable: 
                 with unfinished(file).open("wb") as stream:
                     stream.writelines(content)
             if durable:
-                _sync(unfinished(file))
+                sync(unfinished(file))
         for file in contents:
             os.replace(unfinished(file), file)
         if durable:
             for folder in {file.parent for file in contents}:
-                sync_folder(folder)
+                sync(folder)
     finally:
         for file in contents:
             with suppress(OSError):
                 unfinished(file).unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, so that a new file survives a power failure."""
-    if sys.platform != "win32":  # folders cannot be opened there
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk, so that they survive a power failure."""
+    if sys.platform == "win32" and path.is_dir():  # which cannot be opened there
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

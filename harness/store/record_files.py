@@ -1,9 +1,7 @@
 """Files of records: lines and documents, refused in one line when damaged, and written so that a kill tears none.
 
-Seals bind the files of a run to each other: every record says which run wrote it, and a hash covers all before it.
-
-The store adds it behind the fields of a record, so that records know nothing of it and readers that do not look for it
-ignore it:
+Seals bind the files of a run to each other. The store adds them behind the fields of a record, so that readers that do
+not look for them ignore them:
 
 * ``manifest.json`` ends with ``"sha256"`` over its own bytes before that member, its *seal*; its ``"run"`` is 16
   hexadecimal digits, drawn when the run is made;
@@ -11,9 +9,8 @@ ignore it:
 * a line of ``windows.jsonl`` ends with ``"run"`` and ``"sha256"`` over the seal before it, the lines of its samples and
   its own bytes before that member: its seal, which the next line's covers.
 
-So a changed, lost, added or exchanged byte of anything committed breaks the chain, and files of two runs cannot pass
-for one. ``summary.json`` names the last seal of the records it was made of, and has one of its own. Not promised:
-protection against somebody who writes new seals. Older runs have none.
+So a changed, lost, added or exchanged byte of anything committed breaks the chain. ``summary.json`` names the last seal
+of the records it was made of, and has one of its own. Not promised: protection against somebody who writes new seals.
 """
 
 from __future__ import annotations
@@ -29,10 +26,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import StoreError
-from harness.host.files import DocumentError, open_regular, parse_json, read_bytes, replace_files, sync_folder
+from harness.host.files import DocumentError, open_regular, parse_json, read_bytes, replace_files, sync
 from harness.records import SCHEMA_VERSION
 
-_RUN = re.compile(rb',"run":"([0-9a-f]{16})"(?:,"sha256":"[0-9a-f]{64}")?}\n\Z')
 _SEAL = re.compile(rb'(?:,\n  "sha256": "([0-9a-f]{64})"\n|,"sha256":"([0-9a-f]{64})")}\n\Z')
 _LONGEST_END = 256
 """Bytes; what the store adds is shorter."""
@@ -44,14 +40,8 @@ def new_run() -> str:
 
 
 def with_run(line: bytes, run: str) -> bytes:
-    """Return a record's line with the run's id; as it is for a run without one."""
-    return line.removesuffix(b"}\n") + f',"run":"{run}"}}\n'.encode() if run else line
-
-
-def run_of(line: bytes) -> str:
-    """Return the id of the run that wrote a line; empty where it names none."""
-    found = _RUN.search(line, max(0, len(line) - _LONGEST_END))
-    return found[1].decode() if found else ""
+    """Return a record's line with the run's id."""
+    return line.removesuffix(b"}\n") + f',"run":"{run}"}}\n'.encode()
 
 
 def seal_of(before: str, parts: Iterable[bytes]) -> str:
@@ -71,8 +61,6 @@ def sealed_document(document: bytes) -> tuple[bytes, str]:
 
 def sealed_window(line: bytes, samples: bytes, run: str, before: str) -> tuple[bytes, str]:
     """Return a window's line with the run's id and its seal, and the seal."""
-    if not run:
-        return line, ""
     body = with_run(line, run).removesuffix(b"}\n")
     seal = seal_of(before, [samples, body])
     return body + f',"sha256":"{seal}"}}\n'.encode(), seal
@@ -145,7 +133,7 @@ def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> tup
         )
     document = parse(kind, data, file)
     body, seal = split_seal(data)
-    if (seal or "sha256" in content or content.get("run")) and seal != seal_of("", [body]):
+    if seal != seal_of("", [body]):
         raise StoreError(f"{file} is not what the harness wrote: it was changed, or is damaged. {REMEDY}")
     return document, seal
 
@@ -159,7 +147,7 @@ def append(file: Path, data: bytes) -> None:
             view = view[stream.write(view) :]
         os.fsync(stream.fileno())
     if is_new:
-        sync_folder(file.parent)
+        sync(file.parent)
 
 
 def write_document(file: Path, record: BaseModel) -> str:

@@ -1,19 +1,11 @@
 """The run directory: append-only, flushed per window, resumable after a kill at any moment.
 
-``manifest.json`` is written once, before the first sample. A window is written in two steps: first its
-sample lines, then its own line, each step flushed to the disk (``fsync``). **The window line commits.**
-Whenever a run dies, the files hold every committed window in full, followed by at most
-some sample lines of the next window and at most one torn line; resuming cuts off exactly those and refuses more. Every
-record is bound to the run that wrote it and to everything before it (:mod:`harness.store.record_files`).
+A window is written in two steps: first its sample lines, then its own line, each flushed to the disk (``fsync``). **The
+window line commits.** Whenever a run dies, the files hold every committed window in full, followed by at most some
+sample lines of the next window and at most one torn line; resuming cuts off exactly those and refuses more.
 
-Not promised: writers on a file system without ``flock`` (they are refused, not raced), locking on
-Windows (there is none), and protection against editing the files.
-
-The intact part of a run whose files do not fit each other: one that was copied while it was written, or is damaged.
-
-A copy takes each file at another moment: windows without their samples, or samples of windows that are not there. The
-chain of seals (:mod:`harness.store.record_files`) tells how far both files hold, byte for byte, what was committed: so
-much is kept, and the run goes on from there. What is cut off stays in a copy beside the run.
+Not promised: writers on a file system without ``flock`` (they are refused, not raced), locking on Windows (there is
+none), and protection against editing the files.
 """
 
 from __future__ import annotations
@@ -59,7 +51,7 @@ LOCK = ".lock"
 
 
 class RunDirectory:
-    """The records of one run; made by :meth:`create`, :meth:`resume` or :meth:`read`."""
+    """The records of one run; made by :meth:`create`, :meth:`resume` or :meth:`read`; leaving it releases the lock."""
 
     def __init__(
         self, path: Path, manifest: Manifest, seal: str, lock: IO[bytes] | None = None, *, keep: bool = False
@@ -129,7 +121,7 @@ class RunDirectory:
 
     @property
     def seal(self) -> str:
-        """Hash over everything committed and the scores computed since, 64 hexadecimal digits; empty in older runs."""
+        """Hash over everything committed and the scores computed since, 64 hexadecimal digits."""
         return _with_scores(self._committed.seal, self._scores_seal)
 
     @property
@@ -169,8 +161,8 @@ class RunDirectory:
         file = self.path / SUMMARY
         if not file.exists():
             return None
-        summary, seal = read_document(Summary, file, SUMMARY_VERSION)
-        if self.seal and not (seal and summary.records == self.seal):
+        summary, _ = read_document(Summary, file, SUMMARY_VERSION)
+        if summary.records != self.seal:
             raise StoreError(
                 f"{file} is not of the records beside it. Write it again with `harness report {shell_word(self.path)}`."
             )
@@ -201,8 +193,6 @@ class RunDirectory:
 
     def write_scores(self, names: Iterable[str], versions: Mapping[str, str], samples: Iterable[SampleScores]) -> None:
         """Let scores stand in place of those of all samples, replaced in one step."""
-        if not self.manifest.run:
-            raise StoreError(f"{self.path} is older than seals: its scores stay. Measure it again.")
         record = ScoresRecord(
             schema_version=SCHEMA_VERSION,
             run=self.manifest.run,
@@ -316,7 +306,10 @@ def is_held(path: Path) -> bool | None:
 
 
 def keep_intact(directory: Path, aside: Path) -> int:
-    """Cut a run to the longest beginning that its seals confirm, and return how many windows that are."""
+    """Cut a run to the longest beginning that its seals confirm, and return how many windows that are.
+
+    What it held lies in ``aside`` afterwards. A kill at any moment leaves the run as it was, or cut: never less.
+    """
     with lock_folder(directory):
         count, ends = _intact(directory)
         if not count:
@@ -335,7 +328,7 @@ def keep_intact(directory: Path, aside: Path) -> int:
 
 
 def is_damaged(directory: Path, error: StoreError) -> bool:
-    """Return whether a run was refused for what its files hold, so that cutting it helps."""
+    """Return whether a run was refused for what its files hold, and not for what cannot be read now or by us."""
     cause = error.__context__
     if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
         return False
@@ -354,7 +347,7 @@ def _intact(directory: Path) -> tuple[int, dict[str, int]]:
     count, ends = 0, {WINDOWS: 0, SAMPLES: 0}
     try:
         manifest, seal = read_manifest(directory)
-        for count, each in enumerate(confirmed(directory, manifest, seal) if manifest.run else (), 1):  # noqa: B007
+        for count, each in enumerate(confirmed(directory, manifest, seal), 1):  # noqa: B007
             ends = {WINDOWS: each.windows_end, SAMPLES: each.samples_end}
     except StoreError as error:
         if not is_damaged(directory, error):

@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import ConfigError, StoreError, reason
-from harness.host.files import sync_folder, unfinished
+from harness.host.files import sync, unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
 from harness.store.committed import SAMPLES, WINDOWS
@@ -131,7 +131,7 @@ class StudyDirectory:
         (self.path / RUNS).mkdir(exist_ok=True)  # now: a kill, or a copy, before this finds nothing that is not ours
         if self.steps:
             (self.path / STEPS).mkdir(exist_ok=True)
-        sync_folder(self.path)
+        sync(self.path)
         _cut_torn_line(self.path / EVENTS)
 
     def __enter__(self) -> Self:
@@ -384,7 +384,7 @@ def _put_in_place(target: Path, cannot: str) -> Iterator[Path]:
         if target.exists():
             os.replace(target, free_aside(target))
         os.replace(part, target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except OSError as error:
         said = f"{cannot}: {reason(error)}. What was there before is kept; the same command goes on."
         raise StoreError(said) from None
