@@ -1,16 +1,14 @@
-"""The door for files that others wrote: regular files only, read up to a limit, parsed within bounds.
+"""The door for files that others wrote: regular files only, read up to a limit, parsed within bounds; and how ours are
+replaced whole.
 
-Whoever reads JSON or TOML that the harness did not write in the same moment reads it here. What passes is a value of
-bounded size and depth, whose numbers are finite doubles or integers that every reader can hold, and whose text can be
-encoded. A format declares what it holds by a pydantic model (:func:`read_model`), or is checked by its caller; either
-way :func:`refusing` words what is wrong in one line, with the file and the remedy.
-
-Files replaced whole: a reader, and a crash, find the old content or the new one, never part of either.
+What passes is a value of bounded size and depth, whose numbers are finite doubles or integers that every reader can
+hold, and whose text can be encoded. :func:`refusing` words what is wrong in one line, with the file and the remedy.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -42,23 +40,15 @@ DEEPEST_PATH = 200
 LONGEST_INTEGER = 18
 """Digits of an integer; all of that length fit into 64 bits."""
 
-_KINDS = (
-    (stat.S_ISDIR, "folder"),
-    (stat.S_ISFIFO, "named pipe"),
-    (stat.S_ISSOCK, "socket"),
-    (stat.S_ISCHR, "device"),
-    (stat.S_ISBLK, "device"),
-)
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_LONG_KEY = re.compile(rf"(?<![\w-])(?:(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{DEEPEST}}}")
-"""A TOML key of too many parts, for which the parser takes time by the square of their number."""
 
 
 class NotRegularError(OSError):
     """A path that leads to something other than a file: its ``strerror`` says to what."""
 
     def __init__(self, path: Path, mode: int) -> None:
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
+        kind = _KINDS.get(stat.S_IFMT(mode), "device")
         super().__init__(errno.EINVAL, f"it is a {kind}, not a file", os.fspath(path))
 
 
@@ -168,10 +158,7 @@ def parse_json(data: bytes | str, *, digits: int = LONGEST_INTEGER, finite: bool
 def read_toml(path: Path) -> dict[str, Any]:
     """Return what a TOML file holds."""
     try:
-        text = read_text(path, LARGEST_TOML_BYTES)
-        if _LONG_KEY.search(text):
-            _too_deep()
-        value = tomllib.loads(text, parse_float=_finite)
+        value = tomllib.loads(read_text(path, LARGEST_TOML_BYTES), parse_float=_finite)
     except DocumentError:
         raise
     except UnicodeDecodeError as error:
@@ -180,9 +167,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         _too_deep()
     except ValueError as error:  # TOMLDecodeError, or a number or date that Python refuses
         raise DocumentError(f"it is not TOML ({str(error)[:200]})") from None
-    for number in _check_depth(value):
-        if isinstance(number, int) and abs(number) >= 10**LONGEST_INTEGER:
-            raise DocumentError(f"it holds an integer of more than {LONGEST_INTEGER} digits")
+    _check_depth(value)
     return value
 
 
@@ -197,16 +182,13 @@ def _too_deep() -> NoReturn:
     raise DocumentError(f"it is nested deeper than {DEEPEST}")
 
 
-def _check_depth(value: object) -> list[object]:
-    """Return everything in a document that holds nothing else, keys apart; refuse one that is too deep."""
-    leaves: list[object] = []
+def _check_depth(value: object) -> None:
     level = [value]
     for _ in range(DEEPEST + 1):
-        inner = [node for node in level if isinstance(node, (dict, list))]
-        leaves += [node for node in level if not isinstance(node, (dict, list))]
-        if not inner:
-            return leaves
-        level = [child for node in inner for child in (node.values() if isinstance(node, dict) else node)]
+        inner = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, (dict, list)))
+        level = list(itertools.chain.from_iterable(inner))
+        if not level:
+            return
     _too_deep()
 
 

@@ -1,8 +1,5 @@
 """Helper processes: a fresh interpreter that runs one of our modules, and speaks JSON lines with this process.
 
-A line of either side is one message, and a message of the helper an object; whatever else prints there goes to standard
-error, or is passed over here where it was printed while the helper was still being imported.
-
 Not ``multiprocessing``: its spawn imports the caller's main module again, and a script that calls
 :func:`harness.run` without a guard would then measure a second time, in the background.
 """
@@ -31,7 +28,11 @@ def fresh_interpreter(
     inherited: Sequence[int] = (),
     threads: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``python -P -m MODULE ARGUMENTS…`` with the import path of this process."""
+    """Start ``python -P -m MODULE ARGUMENTS…`` with the import path of this process; ``threads`` of numerical libraries.
+
+    ``-P`` keeps the working directory off the path, where a ``tasks.py`` or ``json.py`` of the user's would be imported
+    in place of ours or the standard library's. ``-I`` would also ignore the user's ``PYTHON…`` settings.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if threads is not None:
         environment |= dict.fromkeys(_THREADS, str(threads))

@@ -1,12 +1,4 @@
-"""Where libraries of others read files of others: whatever they raise becomes one line that names the file.
-
-transformers, tokenizers and safetensors document few of their errors and raise more: a wrong type in a JSON is an
-``AttributeError`` here, a ``KeyError`` there, a plain ``Exception`` or a Rust panic elsewhere.
-
-Packages of an extra of pyproject.toml, asked for before any work.
-
-Which torch device a name means on this machine.
-"""
+"""Libraries of others: what they raise on a foreign file in one line, extras that are missing, torch's devices."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from typing import Literal
 
 from harness.contracts import KVFacts, numbers
 from harness.errors import StoreError, UnknownNameError
+from harness.host.environment import plain_processor
 from harness.records.manifest import Manifest, ModelRecord, OperatingPointRecord, TaskRecord
 from harness.registry import KV_POLICIES
 
@@ -262,7 +263,7 @@ def _hardware(manifest: Manifest) -> dict[str, str]:
     def gpu(number: int) -> str:
         return gpus[number] if number < len(gpus) else ""
 
-    found = {"processor": _plain(str(environment.get("cpu") or ""))}
+    found = {"processor": plain_processor(str(environment.get("cpu") or ""))}
     if device.startswith("cuda"):
         number = device.partition(":")[2]
         found["GPU"] = gpu(int(number) if number.isdigit() else 0)
@@ -292,8 +293,3 @@ def _count(number: object, noun: str) -> str:
     if not isinstance(number, int | float):
         return f"unknown {noun}s"
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
-
-
-def _plain(cpu: str) -> str:
-    """Drop trademarks and filler but keep the stated clock: ``Intel(R) Xeon(R) Processor`` → ``Intel Xeon``."""
-    return " ".join(re.sub(r"\((R|TM|tm)\)|\bCPU\b|\b(\d+-Core )?Processor\b", " ", cpu).split())
