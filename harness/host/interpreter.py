@@ -28,7 +28,7 @@ def fresh_interpreter(
     inherited: Sequence[int] = (),
     threads: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``python -P -m MODULE ARGUMENTS…`` with the import path of this process; ``threads`` of numerical libraries.
+    """Start ``python -P -m MODULE ARGUMENTS…`` with the import path of this process; ``threads`` are numerical ones.
 
     ``-P`` keeps the working directory off the path, where a ``tasks.py`` or ``json.py`` of the user's would be imported
     in place of ours or the standard library's. ``-I`` would also ignore the user's ``PYTHON…`` settings.

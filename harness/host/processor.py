@@ -46,7 +46,7 @@ def _quotas(proc: Path, root: Path) -> Iterator[float]:
 def clock() -> tuple[tuple[float, ...], str] | None:
     """Return the present clock of every usable core, megahertz, and who says so; ``None`` where it is hidden.
 
-    ``cpufreq`` says what the kernel set or measured last, ``cpuinfo`` in a virtual machine often a constant of the host.
+    ``cpufreq`` says what the kernel set or measured last, ``cpuinfo`` in a virtual machine often a constant.
     """
     cores, found = usable_cores(), psutil.cpu_freq(percpu=True) if hasattr(psutil, "cpu_freq") else []
     mhz = tuple(round(one.current, 1) for core, one in enumerate(found) if cores is None or core in cores)

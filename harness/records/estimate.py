@@ -33,16 +33,13 @@ class NoInterval(StrEnum):
 class Estimate:
     """The value of a metric at one operating point; what was not determined is ``None``, never zero.
 
-    In files it is what a :class:`~harness.records.record.Record` is. A summary has hundreds, and with slots they take a
-    fifth of the memory.
+    A summary has hundreds, and with slots they take a fifth of the memory of a record.
 
     Attributes:
-        value: in the metric's unit.
         low, high: 95 % interval, both or neither.
-        p: p-value of a paired permutation test of "no difference to full depth".
-        p_holm: the same after Holm's correction over the operating points of the table.
+        p: p-value of a paired permutation test of "no difference to full depth". p_holm: after Holm's correction.
         n: independent units it rests on (for a comparison, blocks of samples).
-        no_interval: why a comparison has no interval; ``None`` where it has one, and in older files.
+        no_interval: why a comparison has no interval.
         samples, differing: of a paired difference: samples compared, and those whose difference is not 0.
     """
 
