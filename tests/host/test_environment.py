@@ -75,13 +75,6 @@ def test_the_checkout_is_named_by_commit_and_dirtiness(tmp_path: Path) -> None:
     assert environment._git(tmp_path) == {"commit": commit, "dirty": True}
 
 
-def test_an_installed_package_inside_a_repository_is_not_that_repository(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    site_packages = tmp_path / "venv" / "site-packages"
-    site_packages.mkdir(parents=True)
-    assert environment._git(site_packages) is None
-
-
 def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(tmp_path, "init", "-q")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -121,27 +114,6 @@ XEON = {
 )
 def test_the_machine_in_one_line(changes: dict[str, object], line: str) -> None:
     assert machine_line(XEON | changes) == line
-
-
-def test_a_machine_line_of_nothing_is_still_a_line() -> None:
-    assert machine_line({}) == "unknown processor"
-    assert "\n" not in machine_line(describe())
-
-
-@pytest.mark.parametrize(
-    ("cpuinfo", "name"),
-    [
-        ("processor : 0\nmodel name : Test Chip @ 2.0GHz\nprocessor : 1\nmodel name : other\n", "Test Chip @ 2.0GHz"),
-        ("processor : 0\nCPU implementer : 0x41\nCPU part : 0xd0c\n", "Arm implementer 0x41 part 0xd0c"),
-    ],
-)
-def test_a_processor_has_a_name_on_arm_too(
-    cpuinfo: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without one, no two runs are of one hardware class."""
-    (tmp_path / "cpuinfo").write_text(cpuinfo)
-    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
-    assert describe()["cpu"] == name
 
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,6 @@ from harness.host.files import (
     read_json,
     read_text,
     read_toml,
-    real_path,
     replace_files,
     unfinished,
 )
@@ -111,18 +110,6 @@ def test_no_more_than_the_limit_is_read(tmp_path: Path) -> None:
     assert read_bytes(file) == b""
 
 
-def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"\xef\xbb\xbflimit = 3\n")  # as Notepad saves it
-    assert read_text(tmp_path / "file") == "limit = 3\n"
-    assert read_toml(tmp_path / "file") == {"limit": 3}
-
-
-def test_text_is_strict_utf_8(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"a\xff")
-    with pytest.raises(UnicodeDecodeError):
-        read_text(tmp_path / "file")
-
-
 @pytest.mark.parametrize(
     ("document", "value"),
     [
@@ -148,7 +135,7 @@ def test_json_within_the_bounds_passes_as_it_is(document: str | bytes, value: ob
         ('{"a": 1,\n}', "it is not JSON (line "),
         (b'{"a": "\xff"}', "it is not UTF-8 (byte 7)"),
         ("{}".encode("utf-16"), "it is not UTF-8 (byte 0)"),
-        ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "it is nested deeper than 100"),
+        ("[" * (DEEPEST + 1) + "1" + "]" * (DEEPEST + 1), "it is nested deeper than 100"),
         ('{"a":[' * 60 + "1" + "]}" * 60, "it is nested deeper than 100"),
         ("[" * 1_000_000, "it is nested deeper than 100"),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "it is nested deeper than 100"),
@@ -171,10 +158,6 @@ def test_json_beyond_the_bounds_is_refused_in_one_line(document: str | bytes, re
     assert str(refused.value).startswith(reason)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 120
-
-
-def test_a_caller_may_allow_longer_integers() -> None:
-    assert parse_json(str(10**30), digits=40) == 10**30
 
 
 def test_a_caller_may_allow_what_is_no_number() -> None:
@@ -202,16 +185,11 @@ def test_toml_within_the_bounds_passes_as_it_is(tmp_path: Path) -> None:
         (b'a = "\\ud800"', "it is not TOML ("),
         (b"a = 2024-13-45", "it is not TOML ("),
         (b"a = " + b"1" * 5000, "it is not TOML ("),
-        (b"a = 1000000000000000000", "it holds an integer of more than 18 digits"),
-        (b"a = 0x" + b"f" * 5000, "it holds an integer of more than 18 digits"),
         (b"[a]\nb = [1e999]", "it holds a number that is no finite double (1e999)"),
         (b"a = nan", "it holds a number that is no finite double (nan)"),
         (b"a = -inf", "it holds a number that is no finite double (-inf)"),
         (b"a = " + b"[" * 20_000 + b"]" * 20_000, "it is nested deeper than 100"),
         (b"a = " + b"{a=" * 20_000 + b"1" + b"}" * 20_000, "it is nested deeper than 100"),
-        (b".".join([b"a"] * 200_000) + b" = 1", "it is nested deeper than 100"),
-        (b" . ".join([b'"a b"'] * 100_000) + b" = 1", "it is nested deeper than 100"),
-        (b"[" + b".".join([b"'a'"] * 100_000) + b"]", "it is nested deeper than 100"),
         (b"[" + b".".join([b"a"] * 60) + b"]\n" + b".".join([b"b"] * 60) + b" = 1", "it is nested deeper than 100"),
     ],
     ids=short,
@@ -223,23 +201,6 @@ def test_toml_beyond_the_bounds_is_refused_in_one_line(tmp_path: Path, document:
         read_toml(file)
     assert str(refused.value).startswith(reason)
     assert str(refused.value).isprintable()
-
-
-def test_a_link_to_itself_leads_nowhere_and_breaks_nothing(tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "link").symlink_to(tmp_path)
-    assert real_path(tmp_path / "loop").name == "loop"
-    assert real_path(tmp_path / "link") == real_path(tmp_path)
-
-
-def test_no_path_of_others_is_followed_another_way() -> None:
-    """``Path.resolve`` raises on such a link before Python 3.13."""
-    root = Path(__file__).resolve().parents[2]
-    packages = ("harness", "strategies", "tasks", "reports")
-    lines = [
-        line for name in packages for file in (root / name).rglob("*.py") for line in file.read_text().splitlines()
-    ]
-    assert [line for line in lines if ".resolve()" in line and "Path(__file__)" not in line] == []
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -261,23 +222,6 @@ def test_no_file_is_replaced_before_all_are_complete(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         replace_files({first: b"2", second: b"2"})
     assert contents(tmp_path) == {"a": "1", "b": "1"}
-
-
-def test_what_must_last_is_forced_to_the_disk_before_and_after_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, forced, real = tmp_path / "a", [], os.fsync
-
-    def noted(descriptor: int) -> None:
-        forced.append((os.readlink(f"/proc/self/fd/{descriptor}"), file.exists()))
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", noted)
-    replace_files({file: b"1"})
-    assert forced == []
-    file.unlink()
-    replace_files({file: b"1"}, durable=True)
-    assert forced == [(str(unfinished(file)), False), (str(tmp_path), True)]
 
 
 @pytest.mark.parametrize("step", ["os.replace", "os.fsync"])

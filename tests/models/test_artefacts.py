@@ -71,12 +71,6 @@ def test_what_was_written_is_read_by_any_of_its_names(artefact: Artefact, name: 
             assert torch.equal(read[key], tensor), key
 
 
-def test_two_files_are_left_and_the_json_has_the_hash_of_the_other(artefact: Artefact, file: Path) -> None:
-    assert sorted(artefact.path.parent.iterdir()) == [artefact.path, file]
-    said = json.loads(artefact.path.read_text())
-    assert said == {"format": 1, "kind": "rl", "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), **FACTS}
-
-
 @pytest.mark.parametrize("place", [0, 8, -1])
 def test_one_flipped_bit_in_the_tensors_is_noticed(artefact: Artefact, file: Path, place: int) -> None:
     content = bytearray(file.read_bytes())
@@ -123,15 +117,6 @@ def test_a_json_broken_off_anywhere_is_no_json(artefact: Artefact) -> None:
 def test_a_json_that_is_no_artefact_s_is_refused(artefact: Artefact, facts: dict[str, Any], said: str) -> None:
     change(artefact, **facts)
     assert refusal(artefact.path).startswith(f"{artefact.path} {said}")
-
-
-def test_a_missing_artefact_is_named(tmp_path: Path) -> None:
-    assert (
-        refusal(tmp_path / "no", "adapter") == f"cannot read the adapter {tmp_path}/no.json: No such file or directory."
-    )
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ArtefactError, match=r"^cannot write .*rl\.json: (Not a directory|File exists)\.$"):
-        write_artefact(tmp_path / "file" / "rl.json", "rl", tensors(), FACTS)
 
 
 class Bomb:

@@ -17,7 +17,7 @@ from harness.config.model import parse_device_map
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
 from harness.decoding.packing import PlacedLinear
-from harness.errors import ConfigError, ModelError, OutOfMemoryError
+from harness.errors import ConfigError, OutOfMemoryError
 from harness.models.model import resolve
 from harness.models.placement import _planned, devices_of, layer_devices, read_placed
 from strategies.fixed import Fixed
@@ -50,40 +50,6 @@ def test_layers_in_a_file_give_the_same_tokens(make_model: Callable[..., Path], 
             for one in (whole, spread)
         )
         assert [made.token_ids for made in got] == [made.token_ids for made in expected]
-
-
-def test_a_layer_s_file_has_no_name_once_it_is_mapped(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that nothing of it is left by a process that is killed."""
-    seen: list[Path] = []
-    real = torch.from_file
-
-    def mapped(name: str, **more: Any) -> torch.Tensor:
-        assert not any(file.exists() for file in seen)
-        seen.append(Path(name))
-        return real(name, **more)
-
-    monkeypatch.setattr(torch, "from_file", mapped)
-    resolve(ModelRequest(str(tiny_llama), device_map="5-9=disk", weights_format="auto")).load("cpu")
-    assert len(seen) > 5
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (OSError("300 requested and 12 written"), "300 requested and 12 written"),  # numpy's
-        (OSError(28, "No space left on device", "layers-x/4.qkv"), "layers-x/4.qkv: No space left on device"),
-    ],
-)
-def test_a_full_disk_is_named(
-    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: OSError, said: str
-) -> None:
-    def full(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr("harness.decoding.packing._on_disk", full)
-    resolved = resolve(ModelRequest(str(make_model("llama")), device_map="5-9=disk", weights_format="auto"))
-    with pytest.raises(ModelError, match=rf"layers cannot be kept in .*: {said}\. Make room"):
-        resolved.load("cpu")
 
 
 def moved(module: nn.Module, device: str) -> nn.Module:
@@ -162,15 +128,6 @@ def test_the_plan_fills_the_own_device_then_the_others(
     _planned.clear()
     with pytest.raises(OutOfMemoryError, match=r"to 12 of .* fit no device here\. .*=disk\."):
         layer_devices(info, own)
-    _planned.clear()
-
-
-def test_what_fits_stays_on_one_device(tiny_llama: Path) -> None:
-    _planned.clear()
-    resolved = resolve(ModelRequest(str(tiny_llama), device_map="auto", weights_format="auto"))
-    assert resolved.devices("cpu") == "cpu"
-    assert resolved.placement("cpu") == {}
-    assert resolved.load("cpu").module is not None
     _planned.clear()
 
 

@@ -108,16 +108,6 @@ def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
     assert json.loads((FOLDER / "rl.json").read_text())["model_fingerprint"] == tuned.info.fingerprint
 
 
-@pytest.mark.model
-def test_the_reference_is_chosen_by_name(tuned: ResolvedModel) -> None:
-    info = resolve(ModelRequest("smollm2-135m", artefacts=REFERENCE.name)).info
-    assert (info.weights, info.exit_head) == ("tuned", "shared")
-    assert info.fingerprint != tuned.info.fingerprint
-    for name in set(SETS[REFERENCE]) - {"adapter"}:
-        facts = json.loads((REFERENCE / f"{name}.json").read_text())
-        assert (facts["model_fingerprint"], facts["exit_head"]) == (info.fingerprint, info.exit_head)
-
-
 @pytest.mark.slow
 @pytest.mark.model
 def test_learned_exits_leave_early_without_an_option(
