@@ -1,9 +1,7 @@
 """Text in a terminal: consoles on which nothing can hide or speak to the terminal, whoever wrote the text.
 
 ``escape`` is for text inside markup, :class:`Text` and :class:`Line` for cells and lines, so that columns are as wide
-as what is shown. The console looks at everything once more when it prints it: no way to the screen avoids that.
-
-Docstrings as text for a terminal: paragraphs that fit its width, without the marks of their source.
+as what is shown. The console looks at everything once more when it prints it.
 """
 
 from __future__ import annotations

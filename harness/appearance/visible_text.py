@@ -1,14 +1,7 @@
 r"""Text of others made harmless to look at, and the words and JSON that are made of it.
 
-A model's name, a sample's id, a file's name or what a library complains of may hold characters that speak to a terminal
-(``ESC``), that reorder what stands beside them (``U+202E``) or that nobody sees. On its way to people each becomes the
-escape that Python writes for it: ``\x1b``, ``\u202e``. Hidden is what Python's ``repr`` escapes too (control and format
-characters, separators other than a space, lone surrogates, private and unassigned code points) and letters without ink.
-So the joiners of an emoji show as well: its parts stand side by side and nothing is lost.
-
-Each medium has one function that includes this one: :mod:`harness.appearance.terminal`, :mod:`harness.appearance.pages`
-for HTML, and in ``reports`` Markdown, CSV, LaTeX and figures. A text that holds a backslash of its own can look like an
-escape: what is promised is that nothing is hidden, not that the text can be read back.
+Characters that speak to a terminal (``ESC``), reorder what stands beside them (``U+202E``) or that nobody sees become
+the escape that Python writes for them: ``\x1b``, ``\u202e``. Each medium has one function that includes this one.
 """
 
 from __future__ import annotations

@@ -45,16 +45,12 @@ class NgramIndex:
     @classmethod
     def of(cls, texts: Iterable[Sequence[int] | NDArray[np.integer[Any]]]) -> NgramIndex:
         """Index token sequences, each by itself: no run crosses from one into the next."""
-        return cls._united([_winnow(np.asarray(text)) for text in texts])
+        return cls.union(cls(_winnow(np.asarray(text))) for text in texts)
 
     @classmethod
     def union(cls, indices: Iterable[NgramIndex]) -> NgramIndex:
         """Return the index of everything that some indices are of."""
-        return cls._united([index.hashes for index in indices])
-
-    @classmethod
-    def _united(cls, parts: Sequence[NDArray[np.uint32]]) -> NgramIndex:
-        return cls(_distinct(np.concatenate([np.empty(0, np.uint32), *parts])))
+        return cls(_distinct(np.concatenate([np.empty(0, np.uint32), *(index.hashes for index in indices)])))
 
     def has_run_of(self, token_ids: Sequence[int]) -> bool:
         """Tell whether one of the runs of :data:`RUN` tokens in a sequence was read; false if it has no such run."""

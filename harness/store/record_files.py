@@ -40,8 +40,8 @@ def new_run() -> str:
 
 
 def with_run(line: bytes, run: str) -> bytes:
-    """Return a record's line with the run's id."""
-    return line.removesuffix(b"}\n") + f',"run":"{run}"}}\n'.encode()
+    """Return a record's line with the run's id; as it is for a run without one, which has no seals."""
+    return line.removesuffix(b"}\n") + f',"run":"{run}"}}\n'.encode() if run else line
 
 
 def seal_of(before: str, parts: Iterable[bytes]) -> str:
@@ -61,6 +61,8 @@ def sealed_document(document: bytes) -> tuple[bytes, str]:
 
 def sealed_window(line: bytes, samples: bytes, run: str, before: str) -> tuple[bytes, str]:
     """Return a window's line with the run's id and its seal, and the seal."""
+    if not run:
+        return line, ""
     body = with_run(line, run).removesuffix(b"}\n")
     seal = seal_of(before, [samples, body])
     return body + f',"sha256":"{seal}"}}\n'.encode(), seal
@@ -133,7 +135,7 @@ def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> tup
         )
     document = parse(kind, data, file)
     body, seal = split_seal(data)
-    if seal != seal_of("", [body]):
+    if (seal or "sha256" in content or content.get("run")) and seal != seal_of("", [body]):
         raise StoreError(f"{file} is not what the harness wrote: it was changed, or is damaged. {REMEDY}")
     return document, seal
 

@@ -162,7 +162,7 @@ class RunDirectory:
         if not file.exists():
             return None
         summary, _ = read_document(Summary, file, SUMMARY_VERSION)
-        if summary.records != self.seal:
+        if self.seal and summary.records != self.seal:
             raise StoreError(
                 f"{file} is not of the records beside it. Write it again with `harness report {shell_word(self.path)}`."
             )

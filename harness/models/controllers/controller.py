@@ -1,15 +1,13 @@
 """A trained controller: its network, what it looks at, and how it is found, asked and written.
 
-One row is scored in few operations, since what a controller costs a token is mostly the small kernels it starts:
-observation and first layer become one formula, :class:`harness.contracts.StateScore`. The columns of the first weight
-that read the state, the three numbers of the change and the exit point are ``W = [S | C | P]``, and
-``W · [r·x, c, one-hot(e)] + b = r·(S x) + C c + (b + P_e)``. Nothing is scaled or joined.
+Compiled layers make observation and first layer one formula, :class:`harness.contracts.StateScore`: the columns of the
+first weight that read the state, the three numbers of the change and the exit point are ``W = [S | C | P]``, and
+``W · [r·x, c, one-hot(e)] + b = r·(S x) + C c + (b + P_e)``.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -190,58 +188,6 @@ def score_at(observation: Observation, network: Network, place: int, exits: int)
     )
 
 
-class Sizes:
-    """A state as a vector and its inverse root mean square; what was asked for last is remembered."""
-
-    __slots__ = ("_last",)
-
-    def __init__(self) -> None:
-        self._last: tuple[Tensor, Tensor, float] | None = None
-
-    def of(self, state: Tensor) -> tuple[Tensor, float]:
-        """Return ``[hidden_size]`` float32 of a state ``[1, hidden_size]``, and its size; NaN where it has none."""
-        last = self._last  # read once: several threads may ask
-        if last is not None and last[0] is state:
-            return last[1:]
-        x = state.squeeze(0).float()
-        square = torch.dot(x, x).item() / x.shape[0] + TINY
-        scale = 1 / math.sqrt(square) if square < math.inf else math.nan
-        self._last = state, x, scale
-        return x, scale
-
-
-class SingleRow:
-    """A score, for one row on the CPU."""
-
-    def __init__(self, score: StateScore, sizes: Sizes | None = None) -> None:
-        assert score.weight is not None
-        self._score, self._weight = score, score.weight
-        self._change = None if score.change is None else tuple(score.change.unbind(0))
-        self._sizes = sizes or Sizes()
-        self._act = torch.tanh_ if score.activation == "tanh" else torch.relu_
-
-    def __call__(self, state: Tensor, previous: Tensor | None) -> Tensor | None:
-        """Return the score ``[1]``; ``None`` where the state's size is no finite number."""
-        score = self._score
-        if score.normalise or self._change is not None:
-            y, before = (state, 0.0) if previous is None else self._sizes.of(previous)
-            x, scale = self._sizes.of(state)
-            if not math.isfinite(scale):
-                return None
-        else:
-            x, scale = state.squeeze(0).float(), 1.0
-        out = torch.addmv(score.bias, self._weight, x, alpha=scale if score.normalise else 1.0)
-        if self._change is not None:
-            size, cosine, growth = self._change
-            out.add_(size, alpha=-math.log(scale))
-            if previous is not None:
-                out.add_(cosine, alpha=torch.dot(x, y).item() / x.shape[0] * scale * before)
-                out.add_(growth, alpha=math.log(before) - math.log(scale))
-        for weight, bias in score.later:
-            out = torch.addmv(bias, weight, self._act(out))
-        return out
-
-
 @dataclass(frozen=True, eq=False)
 class Controller:
     """One trained controller."""
@@ -265,42 +211,32 @@ class Controller:
 
 
 class Scorer:
-    """Asks a controller's networks."""
+    """Asks a controller's networks, on a device."""
 
     def __init__(self, controller: Controller, device: str) -> None:
         networks, points = controller.networks(device), controller.exit_points
-        names = ["shared"] * len(points) if "shared" in networks else [str(point) for point in points]
-        self.observation = controller.observation
-        self._exits = len(points)
-        self._networks = {
-            point: (place, networks[name]) for place, (point, name) in enumerate(zip(points, names, strict=True))
-        }
-        made: dict[tuple[str, int], StateScore] = {}
+        self.observation, self._exits = controller.observation, len(points)
+        self._networks: dict[int, tuple[int, Network]] = {}
         self._scores: dict[int, StateScore] = {}
-        for place, (point, name) in enumerate(zip(points, names, strict=True)):
+        made: dict[tuple[str, int], StateScore] = {}
+        for place, point in enumerate(points):
+            name = "shared" if "shared" in networks else str(point)
             key = name, place if self.observation.place else 0
             if key not in made:
                 made[key] = score_at(self.observation, networks[name], place, self._exits)
-            self._scores[point] = made[key]
-        sizes = Sizes()
-        single = {point: SingleRow(score, sizes) for point, score in self._scores.items()}
-        self._single = single if device == "cpu" else {}
+            self._networks[point], self._scores[point] = (place, networks[name]), made[key]
 
     def __call__(self, view: ExitView) -> Tensor:
         """Return the score of each row of a view, ``[n]`` float32; what it means is the strategy's business."""
         return view.once(self, lambda: self._score(view))
 
     def scores(self, points: Sequence[int]) -> tuple[StateScore, ...]:
-        """Return the score at each of some exit points, for one row."""
+        """Return the score at each of some exit points as formulas, for compiled layers."""
         return tuple(self._scores[point] for point in points)
 
     def _score(self, view: ExitView) -> Tensor:
         place, network = self._networks[view.exit_layer]
         state, earlier = self.observation.states(view, place)
-        if self._single and state.shape[0] == 1:
-            score = self._single[view.exit_layer](state, earlier)
-            if score is not None:
-                return score
         return network(self.observation.build(state, earlier, place, self._exits)).squeeze(-1)
 
 

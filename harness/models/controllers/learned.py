@@ -1,7 +1,4 @@
-"""The base of strategies that use trained artefacts: its search, its record, its defaults; a controller's rule.
-
-Inputs of SpecEE's predictors: a few candidate tokens of the LM head, and how they fare from exit to exit.
-"""
+"""The bases of strategies that use trained artefacts: their search, record and defaults, and a controller's rule."""
 
 from __future__ import annotations
 
@@ -115,32 +112,24 @@ def _check_saved(strategy: type[TrainedStrategy], artefact: Artefact) -> None:
                 ) from None
 
 
-@lru_cache(maxsize=128)
-def _rule(score: Scorer, threshold: float) -> ExitRule:
-    """One object per setting: it has no state, so that rows of several requests can be asked together."""
-    return AtLeast(score, threshold)
-
-
+@dataclass(frozen=True, eq=False)
 class AtLeast:
     """Exit where a score reaches a threshold."""
 
-    def __init__(self, score: Scorer, threshold: float) -> None:
-        self._score, self._threshold = score, threshold
-        self._rounded = torch.tensor(threshold, dtype=torch.float32).item()  # as torch compares it with float32
-        self._answers = torch.tensor([False]), torch.tensor([True])
+    score: Scorer
+    threshold: float
 
     def should_exit(self, view: ExitView) -> Tensor:
-        """Compare the score; of one row on a CPU without a kernel."""
-        score = self._score(view)
-        if score.shape[0] == 1 and score.dtype is torch.float32 and score.device.type == "cpu":
-            return self._answers[score.item() >= self._rounded]
-        return score >= self._threshold
+        """Compare the score."""
+        return self.score(view) >= self.threshold
 
-    def state_test(self, points: Sequence[int]) -> StateTest | None:
-        """Return the same for compiled layers, of what scores as controllers do."""
-        if type(self._score) is not Scorer:
-            return None
-        return StateTest(self._score.scores(points), self._threshold, self._score.observation.state)
+    def state_test(self, points: Sequence[int]) -> StateTest:
+        """Return the same for compiled layers."""
+        return StateTest(self.score.scores(points), self.threshold, self.score.observation.state)
+
+
+_rule = lru_cache(maxsize=128)(AtLeast)
+"""One object per setting: it has no state, so that rows of several requests can be asked together."""
 
 
 def candidate_features(logits: Tensor, before: Tensor | None) -> Tensor:

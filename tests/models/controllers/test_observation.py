@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.models.controllers import OBSERVATIONS, Network, Observation
-from harness.models.controllers.controller import Activation, SingleRow, Sizes, score_at
-from harness.models.controllers.learned import AtLeast
+from harness.models.controllers.controller import Activation
 
 ROWS, EXITS, WIDTH = 5, 4, 6
 
@@ -151,65 +150,3 @@ def test_tensors_are_read_back(widths: Sequence[int], activation: Activation) ->
     halved = network.to(torch.float16)
     assert {tensor.dtype for tensor in halved.tensors("x").values()} == {torch.float16}
     assert same(Network.of(halved.tensors("x"), "x", activation), halved.to(torch.float32))  # float32 in use
-
-
-BROAD = 24
-OF_HIDDEN = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]
-
-
-def network(observation: Observation, activation: Literal["tanh", "relu"], *hidden: int) -> Network:
-    chance = torch.Generator().manual_seed(7)
-    widths = (observation.width(BROAD, EXITS), *hidden, 1)
-    layers = (
-        (torch.randn(rows, columns, generator=chance) / columns**0.5, torch.randn(rows, generator=chance))
-        for columns, rows in itertools.pairwise(widths)
-    )
-    return Network(tuple(layers), activation)
-
-
-def single(observation: Observation, net: Network, place: int, sizes: Sizes | None = None) -> SingleRow:
-    return SingleRow(score_at(observation, net, place, EXITS), sizes)
-
-
-@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
-def row_states(request: pytest.FixtureRequest) -> Tensor:
-    """Residual streams of one row that grow from exit to exit, ``[exits, 1, width]``."""
-    chance = torch.Generator().manual_seed(0)
-    grown = torch.randn(EXITS, 1, BROAD, generator=chance) * torch.tensor([0.3, 1.0, 20.0, 300.0]).view(-1, 1, 1)
-    return grown.to(request.param)
-
-
-@pytest.mark.parametrize("hidden", [(), (5,), (6, 5)], ids=["linear", "one hidden layer", "two"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("observation", OF_HIDDEN, ids=str)
-def test_both_ways_score_alike(
-    observation: Observation, activation: Literal["tanh", "relu"], hidden: tuple[int, ...], row_states: Tensor
-) -> None:
-    net = network(observation, activation, *hidden)
-    before = row_states.clone()
-    for place in range(EXITS):
-        previous = row_states[place - 1] if place else None
-        expected = net(observation.build(row_states[place], previous, place, EXITS)).squeeze(-1)
-        got = single(observation, net, place)(row_states[place], previous)
-        assert got is not None
-        assert (got.shape, got.dtype) == ((1,), torch.float32)
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    assert torch.equal(row_states, before)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-@pytest.mark.parametrize("observation", [Observation(normalise=True), Observation(change=True)], ids=str)
-def test_a_state_without_a_size_is_left_to_the_long_way(observation: Observation, bad: float) -> None:
-    state = torch.ones(1, BROAD)
-    state[0, 3] = bad
-    assert single(observation, network(observation, "relu", 5), 0)(state, None) is None
-
-
-@pytest.mark.parametrize("least", [0.1, -0.1, 2.9444389791664403, 0.0, math.inf, -math.inf])
-def test_one_row_is_compared_as_torch_compares(least: float) -> None:
-    """In float32, to which the threshold is rounded: scores beside it, itself, NaN and infinity."""
-    near = torch.tensor(least, dtype=torch.float32)
-    beside = [torch.nextafter(near, torch.tensor(end)) for end in (-math.inf, math.inf)]
-    for score in (near, *beside, torch.tensor(math.nan), torch.tensor(math.inf), torch.tensor(-math.inf)):
-        rule = AtLeast(lambda view, score=score: score.view(1), least)  # type: ignore[arg-type, misc]
-        assert rule.should_exit(None).tolist() == (score.view(1) >= least).tolist()  # type: ignore[arg-type]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness.appearance.pages import contrast
 from harness.serving.completions import OverloadedError
 from harness.serving.page import clients
+from tests.appearance.contrast import contrast
 
 Visit = Callable[..., Any]
 
