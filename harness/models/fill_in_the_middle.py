@@ -135,17 +135,13 @@ def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMi
     return None
 
 
+@lru_cache(maxsize=4)
 def fill_in_the_middle(tokenizer: Any) -> FillInTheMiddle | None:
-    """Return how a transformers tokenizer marks the middle, or ``None`` when it cannot."""
+    """Return how a transformers tokenizer marks the middle, or ``None`` when it cannot; looked for once."""
     return detect(tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
 
 
 def fill_in_the_middle_of(tokenizer: Tokenizer) -> FillInTheMiddle | None:
-    """Return how a model's tokenizer marks the middle, or ``None`` when it cannot; looked for once per tokenizer."""
+    """Return how a model's tokenizer marks the middle, or ``None`` when it cannot."""
     wrapped = getattr(tokenizer, "wrapped", None)
-    return None if wrapped is None else _found(wrapped)
-
-
-@lru_cache(maxsize=4)
-def _found(wrapped: Any) -> FillInTheMiddle | None:
-    return fill_in_the_middle(wrapped)
+    return None if wrapped is None else fill_in_the_middle(wrapped)

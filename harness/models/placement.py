@@ -72,54 +72,24 @@ def layer_devices(info: ModelInfo, device: str) -> tuple[str | None, ...]:
 
 
 def _automatic(info: ModelInfo, device: str) -> list[str | None]:
-    """Return every layer's device: accelerate fills the model's own, then other GPUs, then the CPU."""
-    from accelerate import infer_auto_device_map
-
-    names, rooms = _rooms(device)
+    """Return every layer's device: the model's own is filled first, then other GPUs, then the CPU."""
+    own = torch.device(device)
+    first = "cpu" if own.type == "cpu" else f"cuda:{own.index or 0}"
+    others = [] if first == "cpu" else [*(f"cuda:{place}" for place in range(torch.cuda.device_count())), "cpu"]
     positions = min(info.max_positions, KV_POSITIONS)
     kept = 2 * info.lm_head_bytes + info.num_layers * info.kv_entry_bytes * positions  # embeddings are as large
-    rooms[0] = max(0, rooms[0] - kept)
-    # GPUs by their places here, since accelerate fills them in the order of their numbers.
-    free = {name if name == "cpu" else place: room for place, (name, room) in enumerate(zip(names, rooms, strict=True))}
-    layers = nn.ModuleList(_Layer(info.layer_bytes) for _ in range(info.num_layers))
-    found = infer_auto_device_map(layers, free, no_split_module_classes=[_Layer.__name__])
-    whole = found.get("")
-    chosen = [whole if whole is not None else found[str(layer)] for layer in range(info.num_layers)]
-    if DISK in chosen:
-        left = chosen.index(DISK) + 1
+    chosen: list[str | None] = []
+    for name in dict.fromkeys((first, *others)):
+        free = available_memory_bytes() if name == "cpu" else torch.cuda.mem_get_info(name)[0]
+        room = SHARE * free - (kept if name == first else 0)
+        chosen += [name] * min(max(0, int(room // info.layer_bytes)), info.num_layers - len(chosen))
+    if len(chosen) < info.num_layers:
+        left = len(chosen) + 1
         raise OutOfMemoryError(
             f"--device-map auto: layers {left} to {info.num_layers} of {info.name} fit no device here. Use --dtype "
             f"bfloat16, a smaller --model, or keep them in a file: --device-map {left}-{info.num_layers}={DISK}."
         )
-    return [names[one] if isinstance(one, int) else one for one in chosen]
-
-
-def _rooms(device: str) -> tuple[list[str], list[int]]:
-    """Return the devices that layers may lie on, the model's own first, and the bytes that weights may take of each."""
-    from accelerate.utils import get_max_memory
-
-    own = torch.device(device)
-    first: int | str = "cpu" if own.type == "cpu" else own.index or 0
-    free: dict[int | str, int] = get_max_memory()
-    room = free.pop(first, None)
-    if room is None and first == "cpu":  # accelerate names no CPU beside a GPU that shares its memory
-        room = available_memory_bytes()
-    if room is None:
-        raise ConfigError(
-            f"--device-map auto: how much memory {device} has free cannot be told. Use another --device, or say which "
-            "layers lie elsewhere, such as --device-map 17-32=cpu."
-        )
-    others = [] if first == "cpu" else [name for name in free if name == "cpu" or isinstance(name, int)]
-    names = [name if isinstance(name, str) else f"cuda:{name}" for name in (first, *others)]
-    return names, [int(SHARE * one) for one in (room, *(free[name] for name in others))]
-
-
-class _Layer(nn.Module):
-    """A layer's size, for accelerate's plan."""
-
-    def __init__(self, nbytes: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(nbytes, dtype=torch.uint8, device="meta"), requires_grad=False)
+    return chosen
 
 
 def devices_of(device: str, elsewhere: Sequence[str | None]) -> str:

@@ -77,7 +77,7 @@ def test_one_flipped_bit_in_the_tensors_is_noticed(artefact: Artefact, file: Pat
     content[place] ^= 1
     file.write_bytes(content)
     assert refusal(artefact.path, tensors=True) == (
-        f"{file} is not the file rl.json describes (its hash differs). Make it again."
+        f"{file} is not the file that its JSON describes (its hash differs). Make the rl again."
     )
 
 

@@ -247,7 +247,7 @@ def controller_of(path: Path) -> Controller:
     return Controller(read_artefact(path, "rl"), Observation(normalise=True, place=True), POINTS)
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("wrong", [wrong for wrong in WRONG if wrong not in ("whole numbers", "complex")])
 @pytest.mark.parametrize("name", ["up.lora_A", "up.lora_B"])
 def test_an_update_that_is_none_is_refused(adapter: Path, name: str, wrong: str) -> None:
     tensors, (spoil, _) = read_artefact(adapter, "adapter").tensors(), WRONG[wrong]

@@ -84,14 +84,10 @@ def test_a_size_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, fie
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ({"rms_norm_eps": -1}, "rms_norm_eps = -1 is not allowed: it must be a number from "),
-        ({"rope_theta": 1e300}, "rope_theta = 1e+300 is not allowed"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "config.json: factor = 0 is not allowed"),
-        ({"rope_scaling": {"full_attention": {"factor": "x"}}}, "config.json: factor = 'x' is not allowed"),
         ({"rms_norm_eps": 1}, "expected float, got int"),  # which transformers' own check refuses
         ({"hidden_size": None}, "config.json"),
-        ({"num_key_value_heads": 3}, "num_attention_heads = 4 is no multiple of num_key_value_heads (3)"),
-        ({"head_dim": 7}, "head_dim"),
+        ({"num_key_value_heads": 3}, "have another shape in model.layers.0.self_attn."),
+        ({"head_dim": 7}, "have another shape in model.layers.0.self_attn."),
         ({"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None}, "hidden"),
         ({"eos_token_id": "0"}, "eos_token_id"),
         ({"eos_token_id": [0, True]}, "eos_token_id"),
@@ -161,7 +157,7 @@ def test_a_document_that_is_none_is_named(use: Act, folder: Path, name: str, con
 def test_what_is_no_file_is_not_opened(use: Act, folder: Path, put: Callable[[Path], str], name: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     said = put(folder / name)
-    if said == "it is a folder, not a file":
+    if said in ("it is a folder, not a file", "Too many levels of symbolic links"):
         stands_or_is_refused(use)
     else:
         assert refusal(use).startswith(f"cannot read {folder / name}: {said}")
