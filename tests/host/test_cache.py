@@ -96,15 +96,6 @@ def test_a_document_under_another_name_is_not_taken(cache: Path) -> None:
     assert kept_document("observed", "two") is None
 
 
-def test_nothing_unfinished_is_left_by_a_disk_that_is_full(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(kept_files.os, "replace", full)
-    keep_document("observed", "one", [1])
-    assert list((cache / "observed").iterdir()) == []
-
-
 WRITER = """
 import sys
 from harness.host.cache import keep_document, kept_document

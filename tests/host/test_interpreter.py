@@ -70,15 +70,3 @@ def test_a_helper_imports_what_its_parent_does_and_nothing_from_the_working_dire
     assert not {"", str(trapped)} & set(path)
     assert {entry for entry in sys.path if Path(entry).is_dir() and entry} <= set(path)
     assert arguments == ["1"]
-
-
-def test_a_helper_may_be_told_how_many_threads_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "only_here.py").write_text("import os\nprint(os.environ['OMP_NUM_THREADS'])\n")
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    monkeypatch.syspath_prepend(tmp_path)
-    for threads, said in ((None, b"4\n"), (1, b"1\n")):
-        with fresh_interpreter(
-            "only_here", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, threads=threads
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.read() == said

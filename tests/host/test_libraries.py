@@ -129,13 +129,13 @@ def test_a_refused_connection_is_out_of_reach(serve: Any, monkeypatch: pytest.Mo
     assert "refused" in str(hub_trouble("http://127.0.0.1:9"))
 
 
-@pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
-def test_offline_mode_asks_nobody(serve: Any, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_offline_mode_asks_nobody(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     address, paths = serve(200)
     monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    assert hub_offline()
-    assert not hub_in_reach()
+    for value in ("1", "true", "YES", "on"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", value)
+        assert hub_offline()
+        assert not hub_in_reach()
     assert paths == []
 
 

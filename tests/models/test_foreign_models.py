@@ -87,7 +87,7 @@ def test_a_size_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, fie
         ({"rms_norm_eps": 1}, "expected float, got int"),  # which transformers' own check refuses
         ({"hidden_size": None}, "config.json"),
         ({"num_key_value_heads": 3}, "have another shape in model.layers.0.self_attn."),
-        ({"head_dim": 7}, "have another shape in model.layers.0.self_attn."),
+        ({"head_dim": 7}, "config.json cannot be used"),
         ({"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None}, "hidden"),
         ({"eos_token_id": "0"}, "eos_token_id"),
         ({"eos_token_id": [0, True]}, "eos_token_id"),

@@ -13,7 +13,6 @@ import torch
 
 from harness.decoding.engine import Engine
 from harness.errors import ModelError
-from harness.models.tokenizer import TransformersTokenizer
 from strategies.full import Full
 
 
@@ -126,24 +125,3 @@ def test_random_weights_take_the_default_model_s_tokenizer(
     assert tokenizer.stand_in
     assert tokenizer.wrapped is tiny_tokenizer
     assert tokenizer.eos_token_ids == frozenset()  # random weights end nowhere
-
-
-def test_special_tokens_are_neither_added_nor_hidden() -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytewise = Tokenizer(models.BPE({"<s>": 0} | {letter: at for at, letter in enumerate(alphabet, 1)}, []))
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    bytewise.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer = TransformersTokenizer(
-        PreTrainedTokenizerFast(tokenizer_object=bytewise, bos_token="<s>"), frozenset({0})
-    )
-
-    assert tokenizer.wrapped.encode("a")[0] == 0  # left to itself it would begin with one, as Llama's does
-    assert tokenizer.encode("") == []
-    ids = tokenizer.encode("a , b .")
-    assert len(ids) == 7
-    assert 0 not in ids
-    assert tokenizer.decode((0, *ids, 0)) == "<s>a , b .<s>"

@@ -50,14 +50,6 @@ def test_no_run_crosses_from_one_text_into_the_next() -> None:
     assert NgramIndex.of([text]).has_run_of(text[RUN // 2 : RUN // 2 + RUN])
 
 
-def test_a_union_is_of_everything() -> None:
-    first, second = tokens("first", 200), tokens("second", 200)
-    both = NgramIndex.union([NgramIndex.of([first]), NgramIndex.of([second]), NgramIndex.of([])])
-    assert np.array_equal(both.hashes, NgramIndex.of([first, second]).hashes)
-    assert both.has_run_of(first[50:80])
-    assert both.has_run_of(second[50:80])
-
-
 @pytest.mark.parametrize("count", [0, RUN, 5000])
 def test_it_comes_back_from_disk(tmp_path: Path, count: int) -> None:
     index = NgramIndex.of([tokens("text", count)])

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from harness.config import RunConfig
-from harness.config.model import parse_device_map
 from harness.contracts import ModelInfo, ModelRequest
 from harness.decoding.engine import Engine
 from harness.decoding.packing import PlacedLinear
@@ -120,22 +118,6 @@ def test_the_plan_fills_the_own_device_then_the_others(
     with pytest.raises(OutOfMemoryError, match=r"to 12 of .* fit no device here\. .*=disk\."):
         layer_devices(info, own)
     _planned.clear()
-
-
-def test_a_map_names_layers_from_1_and_each_once() -> None:
-    for text, spans in (
-        ("auto", ()),
-        ("7-12=cuda:1", ((7, 12, "cuda:1"),)),
-        ("9=disk, 1-8=cpu", ((1, 8, "cpu"), (9, 9, "disk"))),
-    ):
-        assert parse_device_map(text) == spans
-    for text, said in (
-        *((text, "should be LAYERS=DEVICE") for text in ("balanced", "1-2=mps")),
-        *((text, "count from 1") for text in ("0-2=cpu", "4-2=cpu")),
-        ("1-4=cpu,4-6=disk", "layer 4 is named twice"),
-    ):
-        with pytest.raises(ConfigError, match=said):
-            RunConfig(device_map=text)
 
 
 @pytest.mark.parametrize(

@@ -161,14 +161,3 @@ def test_a_pipe_in_place_of_a_file_is_refused_at_once(two: tuple[Path, Path], na
             continue  # readers do not need it
         with pytest.raises(StoreError, match="named pipe"):
             open_run(path)
-
-
-def test_a_line_without_end_is_refused_before_memory_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.store import record_files
-
-    monkeypatch.setattr(record_files, "LONGEST_LINE_BYTES", 1 << 16)
-    run_of(tmp_path, 1)
-    with (tmp_path / "windows.jsonl").open("ab") as file:
-        file.truncate(1 << 40)
-    with pytest.raises(StoreError, match="a line has more than"):
-        RunDirectory.read(tmp_path)

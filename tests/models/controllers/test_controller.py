@@ -108,14 +108,6 @@ def test_what_was_written_is_found(folder: Path, model: ModelInfo, observation: 
     assert found.scorer("cpu") is find(model).scorer("cpu")
 
 
-def test_finding_reads_no_tensors(folder: Path, model: ModelInfo) -> None:
-    write(folder / "rl.json", model)
-    (folder / "rl.safetensors").unlink()
-    found = find(model)
-    with pytest.raises(ArtefactError, match=r"cannot read .*rl\.safetensors"):
-        found.scorer("cpu")
-
-
 def test_a_controller_goes_by_path_by_name_or_by_its_kind(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
     for name in ("rl", "rl-java", "rl-0.5"):
         write(folder / f"{name}.json", model, shared=name == "rl")
