@@ -82,16 +82,8 @@ def read_model(
 
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; nothing else is opened, so that no reader waits for a pipe's other end."""
-    require_regular(path)  # before it is opened, which makes some devices act
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags)
-    try:
-        if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):  # it may have been exchanged
-            raise NotRegularError(path, mode)
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+    require_regular(path)
+    return path.open("rb")
 
 
 def require_regular(path: Path) -> None:

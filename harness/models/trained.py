@@ -145,24 +145,25 @@ def find_trained(
     for key in ("model", "model_fingerprint", "exit_head", "hidden_size", "exit_points", *needed):
         if key not in facts:
             raise ArtefactError(f"{path} lacks what a {kind} needs ('{key}'). Train it again.")
-    known = tuple(facts["exit_points"])
-    if "shared" in (facts["exit_head"], model.asked.exit_head):
-        other_head = "Change --exit-head, or train it again"
-    else:
-        other_head = "Train it for this model"
-    for what, theirs, ours, lead in (
-        ("weights", facts["model_fingerprint"], model.fingerprint, "Train it for this model"),
-        ("exit head", facts["exit_head"], model.exit_head, other_head),
-        ("hidden size", facts["hidden_size"], model.hidden_size, "Train it for this model"),
+    again = partial(_refusal, kind=kind, model=model, name=stamp.stem, overwrite=True)
+    if path == Path(name):  # another folder than where it would be looked for
+        again = partial(again, folder=stamp.parent)
+    for what, theirs, ours in (
+        ("weights", facts["model_fingerprint"], model.fingerprint),
+        ("exit head", facts["exit_head"], model.exit_head),
+        ("hidden size", facts["hidden_size"], model.hidden_size),
     ):
         if theirs != ours:
-            text = f"{path} was trained with {what} {theirs} ({facts['model']}); {model.name} runs with {ours}. {lead}"
-            raise _refusal(text, kind, model, stamp.stem, "--overwrite", tune=what == "weights")
+            raise again(
+                f"{path} was trained with {what} {theirs} ({facts['model']}); {model.name} runs with {ours}. "
+                "Train it for this model",
+                tune=what == "weights",
+            )
+    known = tuple(facts["exit_points"])
     if not (known == model.exit_points if same_exits(artefact) else set(model.exit_points) <= set(known)):
-        raise _refusal(
+        raise again(
             f"{path} was trained at exit points {_listed(known)}; this run has {_listed(model.exit_points)}. Use "
             f"--exit-points {','.join(map(str, known))}, or train it again",
-            *(kind, model, stamp.stem, "--overwrite"),
             tune=False,
         )
     return artefact
@@ -212,7 +213,16 @@ def shortcut_path(wanted: Path, weights: str, exit_points: Sequence[int]) -> Pat
     return path
 
 
-def _refusal(lead: str, kind: str, model: ModelInfo, name: str, *flags: str, tune: bool = True) -> ArtefactError:
+def _refusal(
+    lead: str,
+    kind: str,
+    model: ModelInfo,
+    name: str,
+    folder: Path | None = None,
+    *,
+    tune: bool = True,
+    overwrite: bool = False,
+) -> ArtefactError:
     """Return an error with the commands in order, after which the same run finds what it looked for.
 
     A controller wants tuning first where the run would take an adapter and there is none. A trace of the same model
@@ -240,8 +250,9 @@ def _refusal(lead: str, kind: str, model: ModelInfo, name: str, *flags: str, tun
         weights += [] if asked.dtype == "float32" else ["--dtype", asked.dtype]
         weights += ["--seed", str(asked.seed)] if model.weights == "random" and asked.seed else []
         commands["minutes to hours to trace"] = ["trace", *given, *weights, *exits, *found, "--out", traces]
-    named = [] if name == kind else ["--name", name]
-    train = ["train", kind, *given, "--traces", traces, *found, *out, *named, *flags]
+    out = out if folder is None else ["--out", str(folder)]
+    named = [*(["--name", name] if name != kind else []), *(["--overwrite"] if overwrite else [])]
+    train = ["train", kind, *given, "--traces", traces, *found, *out, *named]
     return _with_commands(lead, commands | {"minutes to train": train})
 
 
