@@ -95,15 +95,6 @@ def test_tensors_broken_off_are_refused_even_with_their_own_hash(artefact: Artef
     assert refusal(artefact.path, tensors=True).startswith(f"cannot read {file}: No such file or directory. Make the")
 
 
-def test_a_json_broken_off_anywhere_is_no_json(artefact: Artefact) -> None:
-    content = artefact.path.read_bytes().rstrip()
-    for length in range(len(content)):
-        artefact.path.write_bytes(content[:length])
-        said = refusal(artefact.path)
-        assert said.startswith(f"cannot read {artefact.path}: it is not JSON (line "), length
-        assert said.endswith("Give the .json that `harness train` wrote."), length
-
-
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
@@ -171,12 +162,3 @@ def test_a_pickle_named_safetensors_is_refused_even_where_the_json_vouches_for_i
         message = refusal(path, tensors=True)
         assert (f"{file} is damaged: " if vouched else "its hash differs") in message
     assert not went_off.exists()
-
-
-def test_an_earlier_artefact_outlives_a_failed_one(tmp_path: Path) -> None:
-    path = tmp_path / "rl.json"
-    write_artefact(path, "rl", {"a": torch.ones(2)}, {})
-    (tmp_path / ".rl.json.part").mkdir()  # stands for a full disk
-    with pytest.raises(ArtefactError, match=r"cannot write .*rl\.json"):
-        write_artefact(path, "rl", {"a": torch.zeros(2)}, {})
-    assert torch.equal(read_artefact(path, "rl").tensors()["a"], torch.ones(2))

@@ -119,25 +119,6 @@ def test_a_fact_of_another_type_or_range_is_named(adapter: Path, shortcut: Path,
         assert look_into(path) == {}
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("NaN", "no finite double (NaN)"),
-        ("-Infinity", "no finite double"),
-        ("1e999", "no finite double (1e999)"),
-        ("1" * 30, "an integer of more than 18 digits"),
-        ("1" * 5000, "an integer of more than 18 digits"),
-        ('"\\ud800"', "half a surrogate pair"),
-        ("[" * 5000 + "]" * 5000, "nested deeper than 100"),
-    ],
-    ids=lambda value: value[:20],
-)
-def test_a_value_that_no_reader_holds_is_refused(adapter: Path, text: str, said: str) -> None:
-    change(adapter, text, scale="@")
-    assert said in refusal(lambda: find("adapter", info(adapter.parent)))
-    assert look_into(adapter) == {}
-
-
 @pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
 def test_what_is_no_file_is_not_opened(adapter: Path, put: Callable[[Path], str], name: str) -> None:
     said = put(adapter.with_name(name))

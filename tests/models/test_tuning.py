@@ -109,24 +109,6 @@ def test_shortcuts_belong_to_base_weights_or_to_those_with_one_adapter(tmp_path:
                 assert require(find("shortcut", model_of(known), order)).sha256 == expected.sha256
 
 
-def test_no_shortcuts_that_fit_say_whose_there_are(tmp_path: Path) -> None:
-    adapter = write_adapter(tmp_path)
-    foreign = write_shortcut(tmp_path, OTHER, points=(4,))
-    few = write_shortcut(tmp_path, points=(4, 6), name="shortcut-b")
-    tuned = write_shortcut(tmp_path / "tuned", adapter=adapter)
-    with pytest.raises(ArtefactError) as refused:
-        require(find("shortcut", model_of(BASE), [tmp_path, tmp_path / "tuned"]))
-    message = str(refused.value)
-    assert message.startswith(
-        f"there are no shortcuts for m (weights {BASE}, exit points 4, 6, 10). "
-        f"{foreign.path} is of weights {OTHER}, exit points 4. "
-        f"{few.path} is of weights {BASE}, exit points 4, 6. "
-        f"{tuned.path} is of weights {tuned_fingerprint(BASE, adapter.sha256)}, exit points 4, 6, 10. "
-        "Use --exit-head shared, or make them with (minutes to hours to trace; minutes to train): `harness trace "
-    )
-    assert "\n" not in message
-
-
 @pytest.mark.parametrize(
     ("known", "points", "name"),
     [(BASE, POINTS, ""), (OTHER, POINTS, "-07e407e4"), (BASE, (4, 6), "-ba5eba5e"), (BASE, (4, 6, 8, 10), "-ba5eba5e")],
