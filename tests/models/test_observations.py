@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.models.controllers import OBSERVATIONS, Network, Observation
-from harness.models.controllers.controller import Activation
+from harness.models.controllers import OBSERVATIONS, Activation, Network, Observation
 
 ROWS, EXITS, WIDTH = 5, 4, 6
 
