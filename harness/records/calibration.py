@@ -1,8 +1,7 @@
 """``calibration.json``: how well the scores of exit strategies tell right exits from wrong ones.
 
-Everything is **replayed and teacher-forced**: scores are those of traced tokens, each behind the trace's own context
-and not behind what earlier exits would have made of it, and of *every* token at an exit point, also of one that a rule
-would have let go before. *Right* means that the exit's token is the last layer's. ``None``: not defined, never zero.
+Everything is **replayed and teacher-forced**: of *every* token at an exit point, each behind the trace's own context.
+*Right* means that the exit's token is the last layer's. ``None``: not defined, never zero.
 """
 
 from __future__ import annotations
@@ -24,10 +23,8 @@ class ReliabilityBin(Record):
     """Tokens of neighbouring scores.
 
     Attributes:
-        scores: thresholds between which they lie, from the least to the most certain.
-        score: their mean score, each taken as the middle between the two thresholds around it.
+        scores: thresholds between which they lie, from the least to the most certain. score: their mean.
         quantiles: shares of the tokens that score below them, and below the next bin.
-        tokens: how many.
         agreement: share of them whose token is the last layer's.
         agreement_ci: 95 % over documents; ``None`` with fewer than five, or where all are alike.
     """
@@ -41,16 +38,15 @@ class ReliabilityBin(Record):
 
 
 class ExitCalibration(Record):
-    """A score at one exit point, or pooled over all of them.
+    """A score at one exit point, or pooled over all of them, where a token counts once per exit point.
 
     Attributes:
         exit_layer: ``None``: pooled.
-        tokens, documents: how many; pooled, a token counts once per exit point.
         agreement: share of all its tokens that are the last layer's.
         auroc: probability that a right token scores higher than a wrong one, ties counting one half; ``None`` where the
             score does not vary or all are right or all wrong.
         auroc_ci: bootstrap 95 % over documents.
-        ece: expected calibration error over the bins: mean distance of score and agreement, weighted by tokens;
+        ece: expected calibration error: mean distance of score and agreement over the bins, weighted by tokens;
             ``None`` where the score is no probability.
         bins: about ten of equal size, from the least to the most certain.
     """
@@ -70,11 +66,9 @@ class ScoreCalibration(Record):
 
     Attributes:
         score: the strategy as written, without its threshold.
-        strategy, options, artefacts: as in a run's manifest, the threshold left out.
         probability: the score is the strategy's own estimate of the probability that an exit is right.
         ascending: a higher threshold lets fewer tokens go.
         levels: how many thresholds the score was told apart by.
-        pooled: over all exit points.
         exits: per exit point that the strategy asks at.
     """
 
@@ -90,18 +84,12 @@ class ScoreCalibration(Record):
 
 
 class Calibration(Record):
-    """``calibration.json``.
+    """How well scores tell right exits from wrong ones.
 
     Attributes:
-        schema_version: of this document.
-        measurement: how all of it was found out.
-        title: what was replayed, in words.
-        traces: folder of the trace.
-        tokens, documents: how many.
+        title: what was replayed, in words. traces: folder of the trace.
         generated: the context was what the model generated at full depth; else the documents' own text.
-        model, weights, dtype, exit_head, num_layers, exit_points, fingerprint: the model.
         notes: sentences that must stand beside the numbers.
-        scores: in the order the strategies were given.
         left_out: strategy → why it has no score here.
         seconds: what it took beside the sweep.
     """

@@ -16,7 +16,6 @@ class TokenDifference(Record):
     """A place where two tokens differ that should be the same.
 
     Attributes:
-        sample_id: of the prompt.
         place: which new token, from 1.
         token, other: the reference's token, and the one found instead; ``None`` where a completion had ended.
         logit, other_logit: the reference's logits of both; ``None`` where one of them has none.
@@ -46,14 +45,11 @@ class Claim(Record):
     """That one way of decoding yields the tokens of another.
 
     Attributes:
-        weights_format: of the matrices.
-        accuracy: what the format promises.
+        accuracy: what the weights format promises.
         what: which tokens are held against which, in words.
         batch_size: rows decoded together; ``None`` where completions are read and not decoded.
-        judged: a difference that rounding does not explain is a defect; else it is counted and no more, since nothing
-            else was promised.
-        places: compared tokens.
-        differences: every one of them.
+        judged: a difference that rounding does not explain is a defect; else it is counted and no more.
+        places: compared tokens. differences: every one of them.
         drafts: tokens drafted. accepted: those of them that stood. ``None`` where nothing is to be drafted.
     """
 
@@ -84,10 +80,7 @@ class Claim(Record):
 
     @property
     def share(self) -> float | None:
-        """Equal places over all; where the claim is judged, over all that are no near-ties. ``None`` without any.
-
-        What is not judged has errors that can explain any difference (int4's do), so that its near-ties count.
-        """
+        """Equal places over all; where the claim is judged, over all that are no near-ties. ``None`` without any."""
         counted = self.places - self.near_ties if self.judged else self.places
         return (self.places - len(self.differences)) / counted if counted else None
 
@@ -96,12 +89,7 @@ class Certificate(Record):
     """The findings of ``harness verify``.
 
     Attributes:
-        schema_version: of this document.
-        model: name. fingerprint: tells the weights from others. weights: ``pretrained``, ``tuned`` or ``random``.
         sources: where the prompts come from, by task. prompts_sha256: over what was decoded, by task.
-        prompts: how many.
-        max_new_tokens: longest completion.
-        seed: that drew prompts and noise.
         environment: the machine and its software in one line.
         claims: what was compared.
     """

@@ -32,12 +32,7 @@ which did not stand, and rows of verifications that were discarded.
 
 
 class Ranged(Record):
-    """An estimate as files of attributions have it.
-
-    Attributes:
-        value: the number.
-        ci: bootstrap 95 % interval; ``None`` where too few blocks were measured.
-    """
+    """An estimate as files of attributions have it, with its bootstrap 95 % interval if enough blocks were measured."""
 
     value: float
     ci: Interval | None = None
@@ -61,14 +56,11 @@ class OperatingPointCost(Record):
     """One operating point's request, taken apart.
 
     Attributes:
-        operating_point: label.
         total: measured, per request (s or J).
-        parts: name of :data:`PARTS` → per request, by the fit.
-        phases: of lossless decoding, name of :data:`PHASES` → per request, by the fit; empty for lossy, in older runs.
+        parts: name of :data:`PARTS` → per request, by the fit. phases: likewise :data:`PHASES` of lossless decoding.
         overhead: deciding, per request: checks by the direct way, less (at the fit's price) the LM heads of checks that
             served as the output; ``None`` without a probe.
-        overhead_of_run: the same over this operating point's total.
-        overhead_of_full: the same over full depth's total.
+        overhead_of_run: the same over this operating point's total. overhead_of_full: over full depth's.
     """
 
     operating_point: str
@@ -84,11 +76,9 @@ class CheckCost(Record):
     """The cost of asking a strategy once, its LM-head evaluations included, found in two independent ways.
 
     Attributes:
-        strategy: registered name.
         direct: (probe − full depth) / checks: the strategy is asked at every exit point and never exits.
         fitted: from the fit over all operating points but the probes.
-        agree: whether the interval of their difference, over the same resamplings, holds 0, so that they cannot be
-            told apart; ``None`` where one is missing.
+        agree: whether the interval of their difference holds 0; ``None`` where one is missing.
     """
 
     strategy: str
@@ -101,16 +91,14 @@ class Attribution(Record):
     """The costs of one task's operating points in one quantity.
 
     Attributes:
-        task: task name.
         weights_format: of the operating points, where the run compares several; empty where it has one.
         quantity: ``time`` (seconds) or ``energy`` (joules).
         source: ``clock``, or the energy source. measured: by a clock, or a sensor.
-        blocks: blocks of samples, the unit that is resampled; those that every operating point finished.
+        blocks: of samples, the unit that is resampled, that every operating point finished.
         blocks_left_out: blocks that only some of them finished.
         residual: median of |measured − fitted| / measured over the windows.
         unit_costs: count → cost of one (seconds or joules).
-        rows: operating points in the run's order, probes left out.
-        checks: strategies that were asked.
+        rows: operating points in the run's order, probes left out. checks: strategies that were asked.
     """
 
     task: str

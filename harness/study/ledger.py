@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import ConfigError, StoreError, reason
-from harness.host.files import sync_folder, unfinished
+from harness.host.files import sync, unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
 from harness.store.committed import SAMPLES, WINDOWS
@@ -121,7 +121,7 @@ class StudyDirectory:
         (self.path / RUNS).mkdir(exist_ok=True)  # now: a kill, or a copy, before this finds nothing that is not ours
         if self.steps:
             (self.path / STEPS).mkdir(exist_ok=True)
-        sync_folder(self.path)
+        sync(self.path)
         log = self.path / EVENTS
         if log.exists() and log.stat().st_size > (whole := sum(map(len, lines(log)))):  # a crash tore a line
             with log.open("r+b") as stream:
@@ -294,7 +294,7 @@ def in_place_of(target: Path, cannot: str) -> Iterator[Path]:
         if target.exists():
             os.replace(target, free_aside(target))
         os.replace(part, target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except OSError as error:
         said = f"{cannot}: {reason(error)}. What was there before is kept; the same command goes on."
         raise StoreError(said) from None

@@ -26,7 +26,7 @@ from pydantic import field_validator
 
 from harness.contracts.executors import Command, How
 from harness.errors import HarnessError, StoreError, is_out_of_memory, reason
-from harness.host.files import DocumentError, open_regular, read_json, real_path, sync_folder
+from harness.host.files import DocumentError, open_regular, read_json, real_path, sync
 from harness.host.interpreter import fresh_interpreter
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Count, Record
@@ -134,7 +134,7 @@ def finish_step(folder: Path, command: Command) -> None:
             "its command ended well and left no file. Give it by itself, with --out DIR, to see what it does."
         )
     for inside in {folder.parent, folder, *((folder / name).parent for name in files)}:
-        sync_folder(inside)
+        sync(inside)
     record = StepRecord(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -159,7 +159,7 @@ def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
             written.flush()
             os.fsync(written.fileno())
     for folder in folders:
-        sync_folder(folder)
+        sync(folder)
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -42,8 +42,7 @@ from harness.decoding.generation import Transcript
 from harness.decoding.readings import HeadReading, Heads
 from harness.errors import TrainingError
 from harness.models.artefacts import write_artefact
-from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller
-from harness.models.controllers.learned import candidate_features
+from harness.models.controllers import OBSERVATIONS, Network, Observation, candidate_features, write_controller
 from harness.registry import TASKS
 from harness.training.identity import exit_head_note
 from harness.training.recipes import (

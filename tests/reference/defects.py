@@ -114,6 +114,8 @@ DEFECTS = (
 SINCE = {
     "draft one token too long": ("ends or len(made.draft) >= self._draft_max or", "ends or len(made.draft) > self._draft_max or"),
     "seal without the samples": ("seal = seal_of(seal, [*own, body]) if manifest.run else \"\"", "seal = said if manifest.run else \"\""),
+    "mixed runs accepted": ("if window.window != number - 1 or not _are_of(manifest, window, records):", "if window.window != number - 1:"),
+    "stale summary accepted": ("if self.seal and summary.records != self.seal:", "if self.seal and not summary.records:"),
     "foreign pages served": ("listed = \"*\" in origins or origin.lower() in origins", "listed = True"),
     "key of any value": ("any(hmac.compare_digest(one, key) for one in keys_of(scope))", "any(True for one in keys_of(scope))"),
     "body over the cap": ("if size > cap:", "if size > 2 * cap:"),

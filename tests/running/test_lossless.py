@@ -16,7 +16,7 @@ from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import OptionError
 from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, with_baseline
-from tests.run_files import cut, samples, unseal
+from tests.run_files import cut, samples
 
 EXITS = "random:probability=0.6"
 
@@ -226,25 +226,3 @@ def test_a_run_goes_on_as_it_decoded_before(config: dict[str, Any], tmp_path: Pa
             assert [again[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")] == [
                 record[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")
             ]
-
-
-def test_a_run_of_before_lossless_decoding_is_lossy_and_goes_on(config: dict[str, Any], tmp_path: Path) -> None:
-    settings = RunConfig.build(config | {"strategies": ("fixed:layer=4",), "limit": 1, "max_new_tokens": 2})
-    run(settings)
-    unseal(tmp_path / "out")
-    manifest = tmp_path / "out" / "manifest.json"
-    facts = json.loads(manifest.read_text())
-    for name in ("decode", "draft_max"):
-        del facts["config"][name]
-        for point in facts["operating_points"]:
-            del point[name]
-    manifest.write_text(json.dumps(facts))
-    lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
-    for line in lines:
-        for name in ("drafted_at", "accepted", "drafts", "verifications", "layers_read", "layers_discarded"):
-            line.pop(name, None)
-    (tmp_path / "out" / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    before = (tmp_path / "out" / "samples.jsonl").read_bytes()
-    frame = run(settings, resume=tmp_path / "out")
-    assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
-    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == before

@@ -10,7 +10,7 @@ import pytest
 
 from harness import RunConfig, run
 from harness.errors import ConfigError
-from tests.run_files import samples, unseal
+from tests.run_files import samples
 
 
 @pytest.fixture
@@ -137,25 +137,6 @@ def test_an_attribution_that_would_mean_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         run(RunConfig.build(config | given | {"strategies": ("confidence",), "attribute": True}))
-
-
-def test_a_run_of_before_an_option_existed_continues(config: dict[str, Any], tmp_path: Path) -> None:
-    settings = RunConfig.build(config | {"kv": "propagate", "strategies": ("fixed:layer=4",)})
-    run(settings)
-    unseal(tmp_path / "out")
-    manifest = tmp_path / "out" / "manifest.json"
-    facts = json.loads(manifest.read_text())
-    for point in facts["operating_points"]:  # it has the policy of the run's configuration
-        point["kv"] = None
-        del point["kv_facts"]
-    for name in ("attribute", "strict", "idle_s", "arrival_rate"):
-        del facts["config"][name]
-    manifest.write_text(json.dumps(facts))
-    before = (tmp_path / "out" / "samples.jsonl").read_bytes()
-    frame = run(settings, resume=tmp_path / "out")
-    assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
-    assert list(frame["kv"]) == ["propagate", "propagate"]
-    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == before  # nothing was measured again
 
 
 def test_what_only_drafts_is_decoded_losslessly(config: dict[str, Any], tmp_path: Path) -> None:

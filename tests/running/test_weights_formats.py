@@ -12,7 +12,7 @@ import pytest
 from harness.decoding.packing import FormatChoice
 from harness.models import model
 from harness.registry import WEIGHTS_FORMATS
-from tests.run_files import cut, unseal
+from tests.run_files import cut
 
 Command = Callable[..., Any]
 
@@ -160,20 +160,6 @@ def test_auto_may_stand_in_the_list_and_is_named_by_what_it_chose(
     plain = json.loads(Path("same/manifest.json").read_text())
     assert [point["name"] for point in plain["operating_points"]] == ["full", "fixed:layer=6"]
     assert (plain["model"]["weights_format"], plain["model"]["other_formats"]) == ("float32", [])
-
-
-def test_a_run_of_before_formats_were_compared_goes_on(run: Callable[..., Any], cli: Command) -> None:
-    assert run("--weights-format", "fp16").code == 0
-    unseal(Path("out"))
-    manifest = json.loads(Path("out/manifest.json").read_text())
-    del manifest["model"]["other_formats"]
-    for point in manifest["operating_points"]:
-        del point["weights_format"]
-    Path("out/manifest.json").write_text(json.dumps(manifest))
-    cut(Path("out"), 4)
-    ran = cli("run", "--resume", "out")
-    assert ran.code == 0, ran.err
-    assert {row["weights_format"] for row in json.loads(Path("out/summary.json").read_text())["rows"]} == {"fp16"}
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,7 @@ import torch
 from harness.contracts import Batch, ModelInfo
 from harness.errors import ArtefactError
 from harness.models.artefacts import write_artefact
-from harness.models.controllers import Network
-from harness.models.controllers.learned import candidate_features
+from harness.models.controllers import Network, candidate_features
 from harness.training.identity import identity
 from strategies.predictor import Predictor
 
