@@ -24,7 +24,6 @@ from harness.config.model import (
     TaskName,
     Threads,
 )
-from harness.config.stops import NO_STOP, parse_stops
 from harness.contracts import Split
 from harness.errors import ConfigError
 from harness.records.guarantee import Method, PValueName, Unit
@@ -43,9 +42,6 @@ class SweepOptions(Configuration):
         default="lossy",
         description="lossy, lossless, or lossless+SOURCE[:option=value]… of `harness list drafts`; a comma list "
         "replays every strategy in each way. Drafts need a trace of --new-tokens.",
-    )
-    stop: str | tuple[str, ...] = Field(
-        default=NO_STOP, description="none alone: a replay has no completions to end (`harness run --stop RULE`)."
     )
     draft_max: int = Field(default=DRAFT_MAX, ge=1, le=1024, description="Tokens of a draft at most, lossless.")
     points: int = Field(
@@ -82,18 +78,6 @@ class SweepOptions(Configuration):
     @classmethod
     def _decodes_listed(cls, value: Any) -> Any:
         return parse_decodes(value)
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _nothing_to_end(cls, value: Any) -> Any:
-        rules: Any = parse_stops(value)
-        if rules != NO_STOP:
-            raise ValueError(
-                "a replay has no completions to end: exits are judged behind the trace's text, and what a strategy "
-                "would have written itself is not there to be read. Run it live: `harness run --stop "
-                f"{rules if isinstance(rules, str) else ','.join(rules)} --strategy NAME`"
-            )
-        return rules
 
     @property
     def decodes(self) -> tuple[str, ...]:
@@ -143,21 +127,7 @@ class SuitabilityOptions(ModelChoice, DocumentChoice):
         return TraceRequest(documents=self.documents, length=self.length, split=self.split, seed=self.seed)
 
 
-class Certainty(Configuration):
-    """How sure a promise is that comes with a probability."""
-
-    confidence: float = Field(
-        default=0.95, ge=0.001, le=0.999999, description="Least probability that the promise holds; of learn-then-test."
-    )
-    p_value: PValueName = Field(default="empirical-bernstein", description="How a threshold is tested")
-
-    @property
-    def delta(self) -> float:
-        """δ, the probability that the promise may fail."""
-        return round(1 - self.confidence, 12)
-
-
-class CalibrateOptions(Certainty, RunConfig):
+class CalibrateOptions(RunConfig):
     """Options of ``harness calibrate``; a run's lists are one value here."""
 
     target: Annotated[str, Placeholder("TARGET")] = Field(
@@ -170,6 +140,10 @@ class CalibrateOptions(Certainty, RunConfig):
         "percentiles of the scores observed; NAME alone tries --points of them. With --resume: which of the run's.",
     )
     method: Method = Field(default="learn-then-test", description="What promises, in a probability or in expectation")
+    confidence: float = Field(
+        default=0.95, ge=0.001, le=0.999999, description="Least probability that the promise holds; of learn-then-test."
+    )
+    p_value: PValueName = Field(default="empirical-bernstein", description="How a threshold is tested")
     unit: Unit = Field(default="document", description="Of what the mean is promised, each counted once")
     points: int = Field(default=8, ge=1, le=100, description="Thresholds to try where none is named.")
     observe: int = Field(
@@ -196,12 +170,17 @@ class CalibrateOptions(Certainty, RunConfig):
 
     @model_validator(mode="after")
     def _confidence_is_of_tests(self) -> Self:
-        if self.method == "conformal" and self.model_fields_set & Certainty.model_fields.keys():
+        if self.method == "conformal" and self.model_fields_set & {"confidence", "p_value"}:
             raise ConfigError(
                 "--method conformal promises an expectation, and --confidence and --p-value belong to learn-then-test. "
                 "Omit them."
             )
         return self
+
+    @property
+    def delta(self) -> float:
+        """δ, the probability that the promise may fail."""
+        return round(1 - self.confidence, 12)
 
     @property
     def run_fields(self) -> frozenset[str]:

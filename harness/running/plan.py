@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from harness.config import RunConfig
 from harness.contracts import ModelInfo, Sample, StopRule, Task, TaskData, TaskRequest
@@ -17,6 +17,7 @@ from harness.models.model import ResolvedModel
 from harness.models.model import resolve as find_model
 from harness.records import Manifest, ObservedThreshold, TaskRecord
 from harness.records.guarantee import CalibratedPoint
+from harness.records.record import Record
 from harness.registry import PROTOCOLS, TASKS, keeping_folder
 from harness.running.operating_points import Built, OperatingPoint, operating_points
 from harness.running.scoring import score_names
@@ -107,6 +108,11 @@ class Plan:
     def stored_in(self, models: Sequence[ModelInfo]) -> Plan:
         """Return the plan with the operating points of a model that was loaded, in each weights format."""
         return replace(self, points=operating_points(self.built, self.config, models))
+
+
+def shared_fields(source: object, record: type[Record]) -> dict[str, Any]:
+    """Return the facts of an object that a record has under the same names."""
+    return {name: getattr(source, name) for name in record.model_fields if hasattr(source, name)}
 
 
 def registered_draw(config: RunConfig) -> Draw:

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from harness.config import RunConfig
-from harness.contracts import Meter, ModelInfo
+from harness.contracts import Meter
 from harness.contracts.meters import is_measured
 from harness.decoding.engine import Engine
 from harness.decoding.graphs import recorder_for
@@ -47,7 +46,7 @@ from harness.records import (
 )
 from harness.records.summary import Summary
 from harness.registry import WEIGHTS_FORMATS, keeping_folder, without_exit
-from harness.running.plan import Draw, Plan
+from harness.running.plan import Draw, Plan, shared_fields
 from harness.running.reading import read_run
 from harness.running.repeats import Reporter, run_repeat
 from harness.running.resolve import guarantee_violations, resolve
@@ -296,7 +295,7 @@ def describe_run(
             tokenizer_stand_in=plan.model.tokenizer.stand_in,
             end_ids=tuple(sorted(plan.model.tokenizer.eos_token_ids)),
             other_formats=tuple(others),
-            **_shared(info, ModelRecord) | dict(own),
+            **shared_fields(info, ModelRecord) | dict(own),
         ),
         tasks=tuple(task.record for task in plan.tasks),
         meter=MeterRecord(
@@ -330,13 +329,8 @@ def _in_format(loaded: LoadedModel, plan: Plan, unit_times: UnitTimes | None) ->
         weights_accuracy=WEIGHTS_FORMATS.load(info.weights_format).facts.accuracy,
         format_choice=why,
         unit_times=unit_times,
-        **_shared(info, FormatRecord),
+        **shared_fields(info, FormatRecord),
     )
-
-
-def _shared(info: ModelInfo, record: type[FormatRecord | ModelRecord]) -> dict[str, Any]:
-    """Return the facts of a model that a record of it has under the same names."""
-    return {name: getattr(info, name) for name in record.model_fields if hasattr(info, name)}
 
 
 def _main(directory: str, repeat: str, lock: str | None = None) -> None:

@@ -16,7 +16,7 @@ from harness.config.options import option_range
 from harness.contracts import ModelInfo
 from harness.errors import ConfigError
 from harness.records.calibration import Calibration, ScoreCalibration
-from harness.replay.scores import find_levels, scored, with_thresholds
+from harness.replay.scores import find_levels, find_tallies, with_thresholds
 from harness.replay.sweep import SweepResult
 from harness.replay.tokens import TracedTokens
 from harness.training.traces.reading import held_out_rows
@@ -103,10 +103,11 @@ def test_a_perfect_and_a_perverse_score(made: Callable[..., TracedTokens], info:
 
 
 def test_a_strategy_that_never_asks_twice_has_no_score(made: Callable[..., TracedTokens], info: ModelInfo) -> None:
-    kept, left_out = scored(parse_strategies("patience") + parse_strategies("confidence:threshold=0.1,0.2"))
-    assert [str(spec) for spec in kept] == ["confidence"]
-    assert left_out == {"patience": "it has no option threshold with a range"}
     alike = made(top=[[1, 1, 1]] * 9, final=[1] * 9, hidden=torch.ones(9, 3, 32))
+    specs = parse_strategies("patience") + parse_strategies("confidence:threshold=0.1,0.2")
+    kept, left_out = find_tallies(specs, lambda: alike, info, torch.arange(1))
+    assert [str(tally.spec) for tally in kept] == ["confidence"]
+    assert left_out == {"patience": "it has no option threshold with a range"}
     (spec,) = parse_strategies("saturation")
     tally = find_levels(spec, alike, info, torch.arange(1))
     assert tally is not None, "never at the first exit, always at the others"

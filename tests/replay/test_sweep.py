@@ -176,24 +176,6 @@ def test_who_learned_from_what_is_said(swept: Swept, heads: Path) -> None:
     assert any(note.startswith("classifier.json learned from ") for note in other.notes)
 
 
-def test_who_may_have_learned_from_what_is_said_of_heads_that_do_not_say_it(
-    swept: Swept, heads: Path, tmp_path: Path
-) -> None:
-    """Those of an earlier version; an agent of one task drew what it held out from that task's documents alone."""
-    older = tmp_path / "older"
-    shutil.copytree(heads, older)
-    facts = json.loads((older / "classifier.json").read_text())
-    del facts["held_out_documents"]
-    (older / "classifier.json").write_text(json.dumps(facts))
-    assert not any(
-        "classifier.json" in note for note in swept("classifier", points=2, artefacts=str(older)).sweep.notes
-    )
-    facts["trained_on"]["streams"] = ["javacorpus, embedded"]
-    (older / "classifier.json").write_text(json.dumps(facts))
-    notes = swept("classifier", points=2, artefacts=str(older)).sweep.notes
-    assert any("classifier.json was trained with seed 0" in note and "may have learned" in note for note in notes)
-
-
 # --------------------------------------------------------------------------------------- refusals
 
 LEARNS = r"free:layer=6\S* cannot be replayed: it learns .* Run it: `harness run"
@@ -206,8 +188,6 @@ REFUSED: tuple[tuple[tuple[str, ...], dict[str, Any], type[HarnessError], str], 
     (("confidence",), {"document_split": "test"}, HarnessError, "'held-out' or 'all'"),
     (("confidence",), {"keep": 1.5}, HarnessError, "less than or equal to 1"),
     (("confidence",), {"live": -1}, HarnessError, "greater than or equal to 0"),
-    (("confidence",), {"stop": "none,line"}, HarnessError, "live: `harness run --stop none,line --strategy NAME`"),
-    (("confidence",), {"stop": "lines"}, HarnessError, "unknown stop rule 'lines'. Did you mean 'line'?"),
     (("confidence",), {"folder": Path("none")}, ArtefactError, r"harness trace --model \S+ --out"),
     (("confidence",), {"tasks": ("javacorpus",)}, ArtefactError, "no document of javacorpus; it has py150"),
     (("classifier",), {"artefacts": "."}, ArtefactError, "harness train classifier"),
@@ -336,18 +316,6 @@ def test_the_command_shows_what_is_drafted(cli: Callable[..., Any], tiny_llama: 
     header, *lines = Path("s/sweep.csv").read_text().splitlines()
     assert {"decode", "draft_max", "acceptance", "tokens_per_verification"} <= set(header.split(","))
     assert sum("lossless+lookup:n=2" in line for line in lines) == 1
-
-
-def test_a_trace_of_before_prompts_were_kept_replays_exits_alone(swept: Swept, generated: Path, tmp_path: Path) -> None:
-    older = shutil.copytree(generated, tmp_path / "older")
-    index = json.loads((older / "index.json").read_text())
-    for document in index["documents"]:
-        del document["prompt"]
-    write_index(older, index)
-    alike = made(swept, generated, "fixed:layer=10", decode="lossless")
-    assert made(swept, older, "fixed:layer=10", decode="lossless") == alike
-    with pytest.raises(ConfigError, match="was taken without prompts"):
-        made(swept, older, "fixed:layer=10", decode="lossless+lookup")
 
 
 def test_a_strategy_that_ends_drafts_itself_is_refused(swept: Swept, generated: Path, plug_in: Any) -> None:
