@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from os.path import exists, isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from textwrap import shorten
@@ -181,17 +181,14 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
         What was left out, and what was added without a rank, both with reasons; and the number of doubles.
     """
     from harness.registry import plugin_at_fault
-    from harness.running.reading import DAMAGE, read_ahead
+    from harness.running.reading import DAMAGE
 
     refused: Refused = []
     marked: Refused = []
     double = 0
-    with ExitStack() as open_ones:
-        progress = open_ones.enter_context(show_progress())
+    with show_progress() as progress:
         progress.begin("reading runs", len(sources))
-        wait = open_ones.enter_context(read_ahead(() if stored else sources))
         for done, source in enumerate(sources, 1):
-            wait(source)
             try:
                 reasons = _add(site, source, stored=stored)
                 double += reasons is None

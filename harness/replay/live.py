@@ -33,7 +33,7 @@ from reports.summary.pareto import front
 
 
 def with_drift(result: SweepResult, *, observer: Observer | None = None) -> Sweep:
-    """Return the sweep with some operating points decoded live: in ``live`` of its folder, resumed; or under ``runs/``."""
+    """Return the sweep with some operating points decoded live, in ``live`` of its folder or under ``runs/``."""
     options = result.options
     chosen = pick(result.sweep.rows, options.live_points)
     if not chosen:

@@ -46,10 +46,7 @@ class PlannedTask:
     """One task with its samples.
 
     Attributes:
-        task: what it was drawn from; cuts completions.
-        data: samples, bad rows, source.
         stop: ends a completion.
-        record: what the manifest says of it.
         score: further scores of a sample and the tokens generated for it, beside the registered ones.
     """
 
@@ -70,11 +67,7 @@ class Plan:
 
     Attributes:
         config: what was asked for, with a number for every percentile and the text of every calibrated point.
-        device: resolved torch device.
-        built: its strategies, full depth first.
-        points: operating points, full depth first.
-        model: facts, tokenizer, and where the weights are.
-        tasks: tasks with samples.
+        built, points: its strategies and operating points, full depth first.
         observed: thresholds that were percentiles.
         calibrated: operating points that came with a guarantee, and the file that each was read from.
         before: the manifest of the run that goes on; ``None`` for a new one.
@@ -130,12 +123,7 @@ def registered_draw(config: RunConfig) -> Draw:
 
 
 def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
-    """Return the tasks of a run with the samples it was made of, drawn from where it drew them.
-
-    Raises:
-        DataError: the rows are others by now; names the task.
-        HarnessError: the model's tokenizer or a source is not available.
-    """
+    """Return the tasks of a run with the samples it was made of, drawn again; other rows by now are refused."""
     config = RunConfig.build({key: value for key, value in manifest.config.items() if key != "out"})
     planned = registered_draw(config)(find_model(config.request(config.seed)))
     for task, before in zip(planned, manifest.tasks, strict=True):

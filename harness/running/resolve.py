@@ -1,8 +1,6 @@
 """Resolves a configuration: everything that a run needs, found once and checked before the weights are read.
 
-In the order of cost: names and options first, then the model's facts, the tokenizer and the samples. Whatever is wrong
-is refused here, and nothing has been written yet. Weights are read for percentiles alone
-(:mod:`harness.running.thresholds`).
+In the order of cost: names and options first, then the model's facts, the tokenizer and the samples.
 """
 
 from __future__ import annotations
@@ -50,9 +48,6 @@ def resolve(
         resumed: the run that goes on, and its manifest, which the configuration must not contradict.
         model: loads the model that thresholds given as percentiles are observed on; those are refused without it.
         stage: is called with each slow step.
-
-    Raises:
-        HarnessError: anything that cannot be run, in one line with the remedy.
     """
     config, calibrated = _with_calibrated_points(config)
     if resumed is not None:
@@ -103,9 +98,18 @@ def _with_calibrated_points(config: RunConfig) -> tuple[RunConfig, tuple[tuple[P
     calibrated: list[tuple[Path, CalibratedPoint]] = []
     strategies = list(config.strategies)
     for place, given in enumerate(strategies):
-        if isinstance(given, str) and given.startswith("@"):  # the manifest names the operating point in the file
-            calibrated.append((Path(given[1:]), _calibrated_point(Path(given[1:]))))
-            strategies[place] = calibrated[-1][1].strategy
+        if not (isinstance(given, str) and given.startswith("@")):
+            continue
+        file = Path(given[1:])
+        if not os.path.lexists(file):
+            raise ConfigError(f"--strategy {given}: there is no such file. Make it with `harness calibrate`.")
+        try:
+            point, _ = read_document(CalibratedPoint, file)
+        except StoreError as error:
+            fault = str(error).removesuffix(REMEDY).removesuffix(ACCESS)
+            raise StoreError(f"{fault}Make it again with `harness calibrate`.") from None
+        calibrated.append((file, point))
+        strategies[place] = point.strategy
     return config.model_copy(update={"strategies": tuple(strategies)}) if calibrated else config, tuple(calibrated)
 
 
@@ -161,22 +165,8 @@ def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
     return lacking
 
 
-def _calibrated_point(file: Path) -> CalibratedPoint:
-    if not os.path.lexists(file):
-        raise ConfigError(f"--strategy @{file}: there is no such file. Make it with `harness calibrate`.")
-    try:
-        return read_document(CalibratedPoint, file)[0]
-    except StoreError as error:
-        fault = str(error).removesuffix(REMEDY).removesuffix(ACCESS)
-        raise StoreError(f"{fault}Make it again with `harness calibrate`.") from None
-
-
 def guarantee_violations(plan: Plan) -> Iterator[str]:
-    """Yield a line for everything in which a run is not what the certificate of a calibrated point speaks of.
-
-    Args:
-        plan: of the run, its model loaded.
-    """
+    """Yield a line for everything in which a run, its model loaded, is not what a point's certificate speaks of."""
     for file, calibrated in plan.calibrated:
         own = [point.record for point in plan.points if point.name.partition("@")[0] == calibrated.strategy]
         for line in (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from harness.training.recipes import LikelihoodHeads
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
 from harness.training.traces.training_set import replay_rows
-from tests.run_files import write_index
 
 POINTS, LAYERS = (4, 6, 10), 12
 LAYERSKIP = "layerskip:layer=10:length=3"
