@@ -79,11 +79,6 @@ class SweepOptions(Configuration):
     def _decodes_listed(cls, value: Any) -> Any:
         return parse_decodes(value)
 
-    @property
-    def decodes(self) -> tuple[str, ...]:
-        """The ways to decode to replay."""
-        return self.decode if isinstance(self.decode, tuple) else (self.decode,)
-
 
 class SuitabilityOptions(ModelChoice, DocumentChoice):
     """Options of ``harness suitability``."""

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config import BASELINE, StrategySpec, parse_all
-from harness.config.decode import LOSSY, DecodeSpec, build_decode, parse_decode
-from harness.config.options import build_strategy, option_range
-from harness.contracts import KVFacts, ModelInfo, Strategy, price
+from harness.config import BASELINE, RunConfig, StrategySpec, parse_all
+from harness.config.options import option_range
+from harness.contracts import KVFacts, ModelInfo, price
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.decoding.readings import Heads
@@ -32,7 +31,7 @@ from harness.replay.replay import Outcome, Texts, check_replayable, draft_column
 from harness.replay.scores import ScoreTally, at_percentile, describe_scores, find_tallies, with_thresholds
 from harness.replay.tables import notes_of, title_of
 from harness.replay.tokens import TracedTokens, decided, read_tokens
-from harness.running.operating_points import OperatingPoint, operating_point
+from harness.running.operating_points import OperatingPoint, build_all, operating_points
 from harness.running.plan import shared_fields
 from harness.running.thresholds import THRESHOLD, Family, any_number, numbered
 from harness.training.traces.reading import exit_maps, held_out_rows, matches, open_traces
@@ -70,18 +69,17 @@ def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Pr
     specs = parse_all(options.strategies)
     if not specs:
         raise ConfigError("there is nothing to sweep. Give --strategy NAME, or NAME:threshold=VALUE,VALUE.")
-    built = [(one, build_strategy(one)) for spec in specs for one in numbered([spec], any_number)]
+    some = [one for spec in specs for one in numbered([spec], any_number)]
     progress.stage(f"reading the trace {options.replay}")
     model, traces, resolved = _opened(options)
     info = resolved.info
-    for spec, strategy in built:
-        for decode in _ways(strategy, options.decodes):
-            check_replayable(_point(spec, strategy, decode, options, info), traces, info)
+    for point in _points((), some, options, info)[0]:
+        check_replayable(point, traces, info)
     document = traces.columns("document")["document"].long()
     asked, wanted = _rows_of(traces, document, options)
     heads = engine = None
     timing = Timing() if options.measure_costs else None
-    if options.measure_costs or any(strategy.cheap_heads() for _, strategy in built):
+    if options.measure_costs or any(strategy.cheap_heads() for _, strategy in build_all(some)):
         progress.stage(f"loading {info.name}, for its {'times' if options.measure_costs else 'heads'}")
         loaded = resolved.load("cpu")
         heads = Heads(loaded.backbone)
@@ -93,7 +91,7 @@ def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Pr
     observed = cache(lambda: _spread(read, wanted))
     others = cache(lambda: _spread(read, asked & ~torch.isin(document, replayed)))
     percentiles = _expanded(specs, options.points, observed, others, info)
-    points, extra = _points([StrategySpec(BASELINE), *parse_all(references)], list(percentiles), options, info)
+    points, extra = _points(references, list(percentiles), options, info)
     timed: Timed | None = None
     if engine is not None:
         measuring = time.perf_counter()
@@ -201,42 +199,21 @@ def _expanded(
     return found
 
 
-def _ways(strategy: Strategy, decodes: Sequence[str]) -> Sequence[DecodeSpec]:
-    """Return how a strategy decodes; one that only drafts does so losslessly whatever the others do."""
-    ways, own = list(map(parse_decode, decodes)), parse_decode(strategy.default_decode)
-    return [one for one in ways if one.lossless] or [own] if own.lossless else ways
-
-
-def _point(
-    spec: StrategySpec, strategy: Strategy, decode: DecodeSpec, options: SweepOptions, info: ModelInfo
-) -> OperatingPoint:
-    if not decode.lossless or not (decode.proposes or strategy.exit_points(info)):
-        return operating_point(spec, strategy, info)
-    lossless = build_decode(decode, options.draft_max)
-    return operating_point(spec, strategy, info, options.kv, suffix=f"@{decode}", decode=decode, lossless=lossless)
-
-
 def _points(
-    references: Sequence[StrategySpec], asked: Sequence[StrategySpec], options: SweepOptions, info: ModelInfo
-) -> tuple[tuple[OperatingPoint, ...], frozenset[str]]:
-    """Return every operating point once, references first, and the names of those not requested.
-
-    References are lossy, but for those that only draft. What never exits drafts where a source does.
-    """
-    kept: list[OperatingPoint] = []
-    extra: set[str] = set()
-    for place, spec in enumerate([*references, *asked]):
-        strategy, requested = build_strategy(spec), place >= len(references)
-        for decode in _ways(strategy, options.decodes if requested else [str(LOSSY)]):
-            point = _point(spec, strategy, decode, options, info)
-            twin = next((one for one in kept if (one.strategy, one.lossless) == (strategy, point.lossless)), None)
-            if twin is not None:
-                extra.discard(twin.name)
-                continue
-            kept.append(point)
-            if not requested:
-                extra.add(point.name)
-    return tuple(kept), frozenset(extra)
+    references: Sequence[str], asked: Sequence[StrategySpec], options: SweepOptions, info: ModelInfo
+) -> tuple[tuple[OperatingPoint, ...], set[str]]:
+    """Return every operating point once, full depth and lossy references first, and names of those not requested."""
+    given = {"kv": options.kv, "draft_max": options.draft_max, "draft_head": "full"}
+    built = build_all([StrategySpec(BASELINE), *parse_all(references)])
+    found = list(operating_points(built, RunConfig.build(given), [info]))
+    extra = {point.name for point in found}
+    for point in operating_points(build_all(asked), RunConfig.build({**given, "decode": options.decode}), [info]):
+        twin = next((one for one in found if (one.strategy, one.lossless) == (point.strategy, point.lossless)), None)
+        if twin is None:
+            found.append(point)
+        else:
+            extra.discard(twin.name)
+    return tuple(found), extra
 
 
 def replay_all(
