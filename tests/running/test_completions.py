@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from harness.contracts import Cursor, Sample
 from harness.running.completions import EngineRunner, token_texts
 
@@ -32,27 +30,21 @@ class Spaced(Bytes):
         return super().decode(token_ids).removeprefix(" ")
 
 
-@pytest.mark.parametrize("text", ["", "x", "return x\n", "naïve", "日本", "🙂 = '🙂'"])
-def test_the_pieces_are_the_text(text: str) -> None:
+def test_the_pieces_are_the_text_and_a_character_belongs_to_the_token_that_completes_it() -> None:
     tokenizer = Bytes()
-    ids = tokenizer.encode(text)
-    pieces = token_texts(tokenizer, ids)
-    assert len(pieces) == len(ids)
-    assert "".join(pieces) == text
+    for text in ("", "return x\n", "naïve", "日本", "🙂 = '🙂'"):
+        pieces = token_texts(tokenizer, tokenizer.encode(text))
+        assert len(pieces) == len(tokenizer.encode(text))
+        assert "".join(pieces) == text
+    assert token_texts(tokenizer, tokenizer.encode("aïb")) == ("a", "", "ï", "b")
+    broken = [0x61, 0xF0, 0x9F]  # a text that never becomes whole is kept
+    assert "".join(token_texts(tokenizer, broken)) == bytes(broken).decode(errors="replace")
 
 
-def test_a_character_belongs_to_the_token_that_completes_it() -> None:
-    assert token_texts(Bytes(), Bytes().encode("aïb")) == ("a", "", "ï", "b")
-
-
-def test_a_text_that_never_becomes_whole_is_kept() -> None:
-    assert "".join(token_texts(Bytes(), [0x61, 0xF0, 0x9F])) == bytes([0x61, 0xF0, 0x9F]).decode(errors="replace")
-
-
-@pytest.mark.parametrize("before", ["x =", "    ", "def f():\n        "])
-def test_a_space_that_a_tokenizer_leaves_out_at_the_beginning_is_kept(before: str) -> None:
+def test_a_space_that_a_tokenizer_leaves_out_at_the_beginning_is_kept() -> None:
     tokenizer = Spaced()
-    assert token_texts(tokenizer, tokenizer.encode("  1"), tokenizer.encode(before)) == (" ", " ", "1")
+    for before in ("x =", "    "):
+        assert token_texts(tokenizer, tokenizer.encode("  1"), tokenizer.encode(before)) == (" ", " ", "1")
 
 
 def test_a_character_that_the_prompt_begins_is_none_of_the_completion() -> None:

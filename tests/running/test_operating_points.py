@@ -10,29 +10,12 @@ import pytest
 
 from harness import RunConfig, run
 from harness.errors import ConfigError
-from tests.run_files import samples, unseal
+from tests.run_files import cut, samples, unseal
 
 
 @pytest.fixture
 def config(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"max_new_tokens": 5}
-
-
-@pytest.mark.parametrize(
-    ("written", "policies"),
-    [
-        ("none", ("none",)),
-        ("none, propagate", ("none", "propagate")),
-        (["recompute", "recompute"], ("recompute",)),
-        (("skip", "none", "skip"), ("skip", "none")),
-    ],
-)
-def test_kv_takes_one_policy_or_several(written: Any, policies: tuple[str, ...]) -> None:
-    config = RunConfig.build({"kv": written})
-    assert config.kv_policies == policies
-    again = RunConfig.build(config.model_dump(mode="json"))
-    assert again == config
-    assert (config.model_dump(mode="json")["kv"] == policies[0]) is (len(policies) == 1)
 
 
 def test_each_strategy_has_a_policy_of_its_own(config: dict[str, Any], tmp_path: Path) -> None:
@@ -49,19 +32,11 @@ def test_each_strategy_has_a_policy_of_its_own(config: dict[str, Any], tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kv", "oracles"),
-    [
-        ("propagate", {"oracle": "recompute"}),
-        ("none", {"oracle": "none"}),
-        ("propagate,recompute", {"oracle@recompute": "recompute"}),
-        ("skip,propagate,none", {"oracle@recompute": "recompute", "oracle@none": "none"}),
-    ],
-)
-def test_the_oracle_runs_under_exact_policies_alone(config: dict[str, Any], kv: str, oracles: dict[str, str]) -> None:
-    frame = run(RunConfig.build(config | {"kv": kv, "strategies": ("oracle",)}))
+def test_the_oracle_runs_under_exact_policies_alone(config: dict[str, Any]) -> None:
+    frame = run(RunConfig.build(config | {"kv": "skip,propagate,none", "strategies": ("oracle",)}))
     found = frame[frame["strategy"] == "oracle"]
-    assert dict(zip(found["operating_point"], found["kv"], strict=True)) == oracles
+    kvs = {"oracle@recompute": "recompute", "oracle@none": "none"}
+    assert dict(zip(found["operating_point"], found["kv"], strict=True)) == kvs
     assert set(found["agreement"]) == {1}
     assert set(found["oracle_share"]) <= {1}
 
@@ -124,38 +99,45 @@ def test_a_probe_is_asked_everywhere_and_never_exits(config: dict[str, Any], tmp
         assert found["confidence:threshold=0"][sample_id]["exit_layers"][1:] == [4] * later
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
+def test_an_attribution_that_would_mean_nothing_is_refused(config: dict[str, Any]) -> None:
+    for given, said in (
         ({"batch_size": 2}, "--attribute counts what single requests did"),
         ({"arrival_rate": 5.0}, "--attribute counts what single requests did"),
         ({"kv": "none"}, "--attribute needs a KV cache"),
-    ],
-)
-def test_an_attribution_that_would_mean_nothing_is_refused(
-    config: dict[str, Any], given: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(ConfigError, match=said):
-        run(RunConfig.build(config | given | {"strategies": ("confidence",), "attribute": True}))
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run(RunConfig.build(config | given | {"strategies": ("confidence",), "attribute": True}))
 
 
-def test_a_run_of_before_an_option_existed_continues(config: dict[str, Any], tmp_path: Path) -> None:
-    settings = RunConfig.build(config | {"kv": "propagate", "strategies": ("fixed:layer=4",)})
+def test_a_run_of_before_fields_existed_goes_on(config: dict[str, Any], tmp_path: Path) -> None:
+    """Its operating points have the policy, and its model the format, that the run's configuration names."""
+    settings = RunConfig.build(config | {"kv": "propagate", "strategies": ("fixed:layer=4",), "weights_format": "fp16"})
     run(settings)
     unseal(tmp_path / "out")
-    manifest = tmp_path / "out" / "manifest.json"
+    cut(tmp_path / "out", -3)  # the last block is measured again
+    manifest, file = tmp_path / "out" / "manifest.json", tmp_path / "out" / "samples.jsonl"
     facts = json.loads(manifest.read_text())
-    for point in facts["operating_points"]:  # it has the policy of the run's configuration
+    for point in facts["operating_points"]:
         point["kv"] = None
-        del point["kv_facts"]
-    for name in ("attribute", "strict", "idle_s", "arrival_rate"):
+        for name in ("kv_facts", "decode", "draft_max", "weights_format"):
+            del point[name]
+    for name in ("attribute", "strict", "idle_s", "arrival_rate", "decode", "draft_max"):
         del facts["config"][name]
+    del facts["model"]["other_formats"]
     manifest.write_text(json.dumps(facts))
-    before = (tmp_path / "out" / "samples.jsonl").read_bytes()
-    frame = run(settings, resume=tmp_path / "out")
-    assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
+    old = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in old:
+        for name in ("drafted_at", "accepted", "drafts", "verifications", "layers_read", "full_depth_ids"):
+            line.pop(name, None)
+    file.write_text("".join(json.dumps(line) + "\n" for line in old))
+    before = file.read_bytes()
+    frame = run(settings, resume=tmp_path / "out").set_index("operating_point")
+    assert list(frame.index) == ["full", "fixed:layer=4"]
     assert list(frame["kv"]) == ["propagate", "propagate"]
-    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == before  # nothing was measured again
+    assert file.read_bytes().startswith(before)
+    assert frame.loc["fixed:layer=4", "own_text_agreement_n"] < frame.loc["fixed:layer=4", "exact_prefix_n"] == 3
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["rows"]
+    assert {row["weights_format"] for row in rows} == {"fp16"}
 
 
 def test_what_only_drafts_is_decoded_losslessly(config: dict[str, Any], tmp_path: Path) -> None:

@@ -83,17 +83,6 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_what_the_machine_did_is_in_every_window(config: dict[str, Any], tmp_path: Path) -> None:
-    run(RunConfig(**config))
-    readable = Surroundings.of("cpu").glance()
-    for window in windows(tmp_path / "out"):
-        if readable.busy_s is None:
-            assert window["foreign_cpu_s"] is None
-        if window["foreign_cpu_s"] is not None:
-            assert window["foreign_cpu_s"] >= 0
-        assert (window["stolen_cpu_s"] is None) == (readable.stolen_s is None)
-
-
 def test_without_strict_a_contaminated_window_counts_with_its_flag(
     config: dict[str, Any], tmp_path: Path, neighbours: Any
 ) -> None:

@@ -64,15 +64,3 @@ def test_they_decide_what_is_drafted_when_a_run_goes_on(config: dict[str, Any], 
     assert all(one["drafts"] == 0 for one in found["del@lossless"].values())
     fixed = found["fixed:layer=10@lossless+expected"].values()
     assert all(one["drafts"] == one["verifications"] > 0 for one in fixed)
-
-
-def test_a_run_of_before_they_were_measured_goes_on_with_bytes(config: dict[str, Any], tmp_path: Path) -> None:
-    settings = RunConfig.build(config)
-    run(settings)
-    unseal(tmp_path / "out")
-    facts = manifest(tmp_path / "out")
-    del facts["model"]["unit_times"]
-    (tmp_path / "out" / "manifest.json").write_text(json.dumps(facts))
-    cut(tmp_path / "out", 3)
-    run(settings, resume=tmp_path / "out")
-    assert manifest(tmp_path / "out")["model"].get("unit_times") is None
