@@ -26,7 +26,6 @@ from harness.running.resolve import resolve
 from harness.running.runner import execute
 from harness.running.session import Observer
 from harness.running.thresholds import family, observe, percentiles
-from harness.store.run_directory import refuse_occupied
 from reports.metrics.faithfulness import AGREEMENT
 from reports.metrics.point import Point
 from reports.metrics.vocabulary import AGREEMENTS
@@ -121,15 +120,8 @@ def record(options: CalibrateOptions, target: Target, observer: Observer) -> Pat
         raise ConfigError(
             "there is nothing to calibrate. Give --strategy NAME, or --resume DIR of a run at several values."
         )
-    if options.strategies[0].startswith("@"):
-        raise ConfigError(
-            f"--strategy {options.strategies[0]} is calibrated: `harness run` takes it. Give NAME or "
-            "NAME:option=value,value, or another question of the same run: --resume DIR --target TARGET."
-        )
     one = family(options.strategies[0], options.points)
     refuse_too_few(options.limit, options, target)
-    if options.out is not None and options.out.exists():
-        refuse_occupied(options.out)  # before scores are observed
     model = KeptModel()
     values = one.values
     if one.wanted:
@@ -198,15 +190,9 @@ class Settings:
 
 
 def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: guarantee.Unit = "document") -> Settings:
-    """Sort the operating points of a finished run by the value of their option, from the deeper mean exit to the other.
+    """Sort a finished run's settings of one strategy by the value of their option, from the deeper mean exit on.
 
-    Those that verify, look at the answer, have a stop rule or are no strategy of the engine are passed over.
-
-    Args:
-        run: of one task.
-        target: whose losses.
-        strategy: which is calibrated; may be left out where the run has no other.
-        unit: what has a loss.
+    Points that verify, look at the answer, have a stop rule or are no strategy of the engine are passed over.
     """
     directory, (task, *others) = run.directory, run.manifest.tasks
     if others:
@@ -317,17 +303,16 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
                 else f" of {target.risk:g} allowed. It would take about {needed} that lose alike, or stricter settings."
             )
         )
-    bounds, p_values = list[float](), list[float]()
     if conformal:
-        bounds = risk_control.expectation_bounds(losses)
+        numbers = [min(1.0, bound) for bound in risk_control.expectation_bounds(losses)]
     else:
-        p_values = risk_control.certified_by_tests(losses, target.risk, options.delta, P_VALUES[options.p_value])
+        numbers = risk_control.certified_by_tests(losses, target.risk, options.delta, P_VALUES[options.p_value])
     tested = tuple(
         guarantee.TestedSetting(
             value=float(point.options[settings.option]),
             risk=float(row.mean()),
-            p_value=p_values[place] if place < len(p_values) else None,
-            bound=min(1.0, bounds[place]) if conformal else None,
+            p_value=None if conformal or place >= len(numbers) else numbers[place],
+            bound=numbers[place] if conformal else None,
             passed=place < passed,
             exit_layer_mean=settings.depth(point),
         )

@@ -24,13 +24,7 @@ from harness.running.operating_points import OperatingPoint
 from harness.running.thresholds import learns
 from harness.training.traces.store import Traces
 
-_COUNTED = (
-    "exit_checks",
-    "lm_head_evaluations",
-    "shortcut_evaluations",
-    "cheap_head_evaluations",
-    "cheap_head_bytes",
-)
+_COUNTED = ("exit_checks", "lm_head_evaluations", "shortcut_evaluations", "cheap_head_evaluations", "cheap_head_bytes")
 """Counters of :class:`Work` that a token charges where its strategy decides about it."""
 
 
@@ -249,15 +243,7 @@ def draft_columns(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo)
 def replay_lossless(
     point: OperatingPoint, parts: Sequence[Mapping[str, Tensor]], texts: Texts, model: ModelInfo, documents: int
 ) -> Outcome:
-    """Return what lossless decoding would have done on whole documents.
-
-    Args:
-        point: a lossless one.
-        parts: :func:`draft_columns` of all their tokens, in the order of the trace.
-        texts: that they are of.
-        model: facts.
-        documents: how many the trace has.
-    """
+    """Return what a lossless point would have done on whole documents, by :func:`draft_columns` in their order."""
     assert point.lossless is not None
     tokens = torch.zeros(documents, dtype=torch.int64)
     work, accepted, drafting = Work(), list[bool](), DraftWork()

@@ -322,15 +322,10 @@ def best_settings(
     step: Callable[[int], None],
     short: int = SHORT,
 ) -> list[Setting]:
-    """Return the best setting of every family with every head, fastest first, lossy before lossless.
+    """Return the best setting of every family with every head that keeps enough, fastest first, lossy before lossless.
 
-    Args:
-        reads: the tokens by every head.
-        info: the model.
-        prices: what parts cost here; ``None`` where only bytes are counted.
-        keep: least agreement of a setting.
-        step: is told how many heads are done.
-        short: rows of the short head, which is left out where the vocabulary is no longer than two of it.
+    Without ``prices`` only bytes are counted. The short head, of so many rows, is left out where the vocabulary is no
+    longer than two of it.
     """
     short_bytes = short * info.lm_head_bytes // info.vocab_size if info.vocab_size > 2 * short else 0
     found = [

@@ -144,26 +144,17 @@ def _named(row: SweepRow, letters: dict[str, str]) -> tuple[str, str]:
 
 
 def _drafts(rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
+    columns = {
+        "tokens": "tokens_per_verification",
+        "accepted": "acceptance",
+        "drafted /token": "drafted_per_token",
+        "layers read": "layers_read_per_token",
+        "layers discarded": "layers_discarded_per_token",
+    }
     return Table.of_rows(
         "Lossless decoding: what is drafted and verified, replayed",
-        (
-            *_POINT,
-            *(
-                Column(header=header, form=".2f")
-                for header in ("tokens", "accepted", "drafted /token", "layers read", "layers discarded")
-            ),
-        ),
-        [
-            (
-                *_named(row, letters),
-                row.tokens_per_verification,
-                row.acceptance,
-                row.drafted_per_token,
-                row.layers_read_per_token,
-                row.layers_discarded_per_token,
-            )
-            for row in rows
-        ],
+        (*_POINT, *(Column(header=header, form=".2f") for header in columns)),
+        [(*_named(row, letters), *(getattr(row, name) for name in columns.values())) for row in rows],
         notes=(DRAFTS,),
     )
 

@@ -105,16 +105,11 @@ def with_baseline(built: Built) -> Built:
 
 
 def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo]) -> tuple[OperatingPoint, ...]:
-    """Return a run's operating points: full depth first, then as written, then the probes.
+    """Return a run's operating points: as built, full depth first, then the probes.
 
-    What a run compares beside strategies stands in the names, each after an ``@``. What never exits does the same under
-    every KV policy that keeps a cache, so it runs once for those; what looks at the answer (the oracle) runs under its
-    own in place of those that are not exact.
-
-    Args:
-        built: strategies, full depth first.
-        config: names what is compared.
-        models: facts of the model in each weights format, the run's own first; a format counts once.
+    What never exits does the same under every KV policy that keeps a cache, so it runs once for those; what looks at
+    the answer (the oracle) runs under its own in place of those that are not exact. ``models`` are facts of the model
+    in each weights format, the run's own first; a format counts once.
     """
     in_format = {info.weights_format: info for info in reversed(models)}
     formats = tuple(dict.fromkeys(info.weights_format for info in models))
@@ -242,18 +237,10 @@ def operating_point(
     lossless: Lossless | None = None,
     stop: BuiltStop | None = None,
 ) -> OperatingPoint:
-    """Check a built strategy against a model in one weights format.
+    """Check a built strategy against a model in one weights format; ``suffix`` follows the specification in the name.
 
-    Args:
-        spec: as written.
-        strategy: as built.
-        info: the model.
-        kv: name of its KV policy; ``None`` for the strategy's own default, which a strategy that looks at the answer
-            also has in place of one that is not exact.
-        suffix: what follows the specification in the name.
-        decode: how it decodes, as written.
-        lossless: the same, built.
-        stop: what ends its completions beside the protocol; whether it can is :meth:`BuiltStop.check`'s to say.
+    Without ``kv`` it runs under its own default, which one that looks at the answer has in place of any that is not
+    exact, too. Whether a stop rule can end its completions is :meth:`BuiltStop.check`'s to say.
     """
     policy = _policy(strategy, kv)
     if lossless is not None:

@@ -43,12 +43,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """One task with its samples.
-
-    Attributes:
-        stop: ends a completion.
-        score: further scores of a sample and the tokens generated for it, beside the registered ones.
-    """
+    """One task with its samples; ``score`` has further scores of a sample and the tokens generated for it."""
 
     task: Judge
     data: TaskData

@@ -54,14 +54,13 @@ class Refusal:
 
 
 def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep: bool = False) -> RecordedRun:
-    """Read a run directory as far as it got, and summarise it.
+    """Read a run directory as far as it got, and summarise it; a run may be writing it meanwhile.
 
     Args:
-        path: of the run; a run may be writing it meanwhile.
+        path: of the run.
         stored: take the ``summary.json`` that lies there rather than score everything again, where there is one.
         duplicates: count windows with samples that tuning has read, which a run with ``--duplicates keep`` has.
         keep: look for the summary in the user's cache, and keep it there (see the module).
-
     """
     in_use = bool(is_held(path))
     with RunDirectory.read(path, keep=True) as store:
@@ -126,11 +125,7 @@ def _without_duplicates(
     return manifest.model_copy(update={"tasks": tasks}), kept, samples
 
 
-def _summarise(
-    manifest: Manifest,
-    windows: tuple[WindowRecord, ...],
-    samples: tuple[SampleRecord, ...],
-) -> Summary:
+def _summarise(manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...]) -> Summary:
     scores = CorpusScores(corpora(manifest, windows, samples))
     machine = environment.machine_line(manifest.environment)
     failures = scores.failures | {name: why for each in samples for name, why in each.score_failures.items()}

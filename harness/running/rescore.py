@@ -38,12 +38,9 @@ _FLOAT_TOLERANCE = 1e-9  # sums of two machines may differ in the last digits
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """The outcome of scoring a run again.
+    """Scores computed again: how many values, how many not what stood there, and how many are still missing.
 
-    Attributes:
-        values: how many values were computed. changed: that are not what stood there, or stood nowhere.
-        missing: values that a completion should have and still has not.
-        failures: score → why it fails, of plug-ins.
+    ``failures``: score → why it fails, of plug-ins.
     """
 
     names: tuple[str, ...]

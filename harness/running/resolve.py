@@ -13,17 +13,17 @@ from pathlib import Path
 
 from harness.appearance.visible_text import one_line
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import OWN_FORMAT, BlackBox, ModelRequest
+from harness.contracts import OWN_FORMAT, BlackBox
 from harness.decoding import packing
-from harness.errors import ArtefactError, ConfigError, EndpointError, OutOfReachError, StoreError
+from harness.errors import ConfigError, EndpointError, StoreError
 from harness.host.libraries import resolve_device
-from harness.models.model import KeptModel, ResolvedModel, foresee
+from harness.models.model import KeptModel, ResolvedModel
 from harness.models.model import resolve as find_model
 from harness.models.placement import check_format
 from harness.records import Manifest, OperatingPointRecord
 from harness.records.guarantee import CalibratedPoint, Guarantee, is_same_source, known_documents
 from harness.registry import KV_POLICIES
-from harness.running.operating_points import Built, black_box, build_all, operating_points, usable, with_baseline
+from harness.running.operating_points import black_box, build_all, operating_points, usable, with_baseline
 from harness.running.plan import Draw, Plan, PlannedTask, registered_draw
 from harness.running.thresholds import at_any_threshold, observed_thresholds
 from harness.store.record_files import ACCESS, REMEDY, read_document
@@ -69,7 +69,7 @@ def resolve(
             black_box(spec, strategy)
             if begins:
                 _reach(strategy)
-    found = _find_model(config.request(config.seed), specs)
+    found = find_model(config.request(config.seed))
     info = found.info
     _check_weights(config, found, device)
     if not config.strategies:
@@ -124,18 +124,6 @@ def _reach(strategy: BlackBox) -> None:
         connection.close()
 
 
-def _find_model(request: ModelRequest, specs: Built) -> ResolvedModel:
-    """Find the model; where it is out of reach, say at once what the strategies would lack when it is not."""
-    try:
-        return find_model(request)
-    except OutOfReachError as error:
-        if not (lacking := _lacking(request, specs)):
-            raise
-        reasons = "; ".join(each.message.rstrip(":") for each in lacking)
-        commands = dict.fromkeys(command for each in lacking for command in each.commands)
-        raise OutOfReachError(f"{error} With the model at hand: {reasons}:", commands) from None
-
-
 def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None:
     """Refuse what the model has not, and formats that it or the device cannot multiply in."""
     if config.kv_input == "shortcut" and model.shortcut is None:
@@ -149,30 +137,11 @@ def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None
             packing.usable(name, device)
 
 
-def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
-    """Return why a run with a catalogue model would be refused once the model is in reach."""
-    lacking = []
-    try:
-        if (info := foresee(request)) is None:
-            return []
-        for strategy in (one for _, one in built if not isinstance(one, BlackBox)):
-            try:
-                strategy.exit_points(info)
-            except ArtefactError as error:
-                lacking.append(error)
-    except ArtefactError as error:
-        lacking.append(error)
-    return lacking
-
-
 def guarantee_violations(plan: Plan) -> Iterator[str]:
     """Yield a line for everything in which a run, its model loaded, is not what a point's certificate speaks of."""
     for file, calibrated in plan.calibrated:
         own = [point.record for point in plan.points if point.name.partition("@")[0] == calibrated.strategy]
-        for line in (
-            *_of_decoding(calibrated.guarantee, plan, own),
-            *_of_documents(calibrated.guarantee, plan.tasks),
-        ):
+        for line in (*_of_decoding(calibrated.guarantee, plan, own), *_of_documents(calibrated.guarantee, plan.tasks)):
             yield one_line(f"the certificate of {file} {line}")
 
 

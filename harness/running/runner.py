@@ -91,8 +91,7 @@ def execute(
         config: what to run.
         resume: a run directory to continue instead of making a new one.
         observer: is notified of the progress.
-        draw: returns the tasks, samples included, where they are none of the registered ones; one repeat only, since
-            a fresh process cannot draw them again.
+        draw: returns tasks that are none of the registered ones; one repeat only, since no fresh process can draw them.
         model: holds the model of the run before, and then of this one.
         placement: who runs it where, for the manifest.
     """

@@ -117,11 +117,9 @@ def family(text: str, points: int) -> Family:
 def numbered(
     specs: Sequence[StrategySpec], numbers: Callable[[Family], Mapping[str, V]]
 ) -> dict[StrategySpec, V | None]:
-    """Return operating points with numbers in the place of percentiles, in order, and what is known of each number.
+    """Return the points of one text with numbers for percentiles, in order, and what is known of each number.
 
-    Args:
-        specs: as one text says; those that differ in their threshold alone are one family.
-        numbers: returns a family's thresholds as written, each with what is known of it.
+    ``numbers`` returns a family's thresholds as written; points that differ in their threshold alone are one family.
     """
     if not any(is_percentile(value) for spec in specs for _, value in spec.options):
         return dict.fromkeys(specs)
@@ -232,24 +230,16 @@ PASSES = 3
 
 
 def at_any_threshold(config: RunConfig) -> RunConfig:
-    """Return a configuration with some number for every percentile, to find all else that is wrong with it.
-
-    The same object where no threshold is a percentile.
-    """
+    """Return a configuration with some number for every percentile; the same object where there is none."""
     return _with_numbers(config, any_number)[0]
 
 
 def observed_thresholds(
     plan: Plan, asked: RunConfig, tasks: Sequence[PlannedTask], model: KeptModel, stage: Callable[[str], None]
 ) -> tuple[RunConfig, tuple[ObservedThreshold, ...]]:
-    """Return a configuration with a number for every percentile, and what was observed of each.
+    """Return a configuration as asked with a number for every percentile, and what was observed of each.
 
-    Args:
-        plan: of :func:`at_any_threshold`.
-        asked: the configuration as it was given.
-        tasks: the registered tasks that it names, with the samples that are not to be observed.
-        model: loads the model.
-        stage: is called with each slow step.
+    ``tasks`` are the registered ones that it names, with the samples that are not to be observed.
     """
 
     def numbers(one: Family) -> dict[str, ObservedThreshold | None]:
@@ -287,12 +277,7 @@ def _with_numbers(
 
 
 def observe(
-    one: Family,
-    plan: Plan,
-    tasks: Sequence[PlannedTask],
-    count: int,
-    model: KeptModel,
-    stage: Callable[[str], None],
+    one: Family, plan: Plan, tasks: Sequence[PlannedTask], count: int, model: KeptModel, stage: Callable[[str], None]
 ) -> tuple[Shares, int]:
     """Let full depth decode further documents, ``count`` a task at most, and ask the strategy at many thresholds.
 

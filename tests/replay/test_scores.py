@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from harness.config import StrategySpec, parse_strategies
-from harness.config.options import option_range
 from harness.contracts import ModelInfo
 from harness.errors import ConfigError
 from harness.records.calibration import Calibration
@@ -135,30 +134,6 @@ def test_a_score_from_outside_is_swept_and_judged_like_one_from_here(
     assert score.pooled.ece > 1
 
 
-def test_a_threshold_of_whole_numbers_is_left_out_and_the_sweep_goes_on(
-    calibrated: Callable[..., Calibration], plug_in: Callable[..., None]
-) -> None:
-    plug_in(
-        "depth",
-        """
-        from typing import Annotated
-        from pydantic import Field
-
-        @dataclass(frozen=True)
-        class Outside(Strategy):
-            '''Exit from a layer on.'''
-
-            threshold: Annotated[int, Field(ge=1, le=12, description="layer")] = 6
-
-            def should_exit(self, view):
-                return torch.full_like(view.rows, view.exit_layer >= self.threshold, dtype=torch.bool)
-        """,
-    )
-    found = calibrated("depth:threshold=6", "confidence:threshold=0.5")
-    assert [score.score for score in found.scores] == ["confidence"]
-    assert "a threshold between its ends is refused: depth:threshold=6.5" in found.left_out["depth"]
-
-
 @pytest.mark.slow
 def test_the_command_writes_it_beside_the_sweep(
     cli: Callable[..., Any], tiny_llama: Path, traced: Path, tmp_path: Path
@@ -237,10 +212,3 @@ def test_scores_that_are_all_alike_leave_one_threshold_or_none(made: Callable[..
     with pytest.raises(ConfigError, match=r"confidence decides alike .*--strategy 'confidence:threshold=VALUE,VALUE'"):
         with_thresholds(StrategySpec("confidence"), 20, tokens, info)
     assert with_thresholds(StrategySpec("confidence"), 20, tokens, info, refuse=False) == []
-
-
-def test_the_range_of_an_option() -> None:
-    assert option_range("confidence", "threshold") == (0, 1)
-    assert option_range("lte", "threshold") == (0, 2)  # of a type that may be None
-    assert option_range("fixed", "layer") is None  # no upper end
-    assert option_range("fixed", "threshold") is None

@@ -1,13 +1,22 @@
-"""What each token added to a completion, and what its stop rule reads."""
+"""What each token added to a completion, what its stop rule reads, and scores of a plug-in that fail."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 from typing import Any
 
-from harness.contracts import Cursor, Sample
+import pytest
+
+from harness.contracts import Completion, Cursor, Sample, Score
+from harness.registry import SCORES
+from harness.running import scoring
 from harness.running.completions import EngineRunner, token_texts
+from harness.running.scoring import CorpusScores, score_sample
+from reports.summary.measured import Corpus
+
+CORPUS = Corpus("python", ("x = 1", "return y"), ("x = 1", "return x"))
 
 
 class Bytes:
@@ -75,3 +84,30 @@ def test_a_rule_reads_the_code_before_a_gap_and_not_the_marks_of_the_prompt() ->
     ]
     EngineRunner(plan, {"own": engine}).complete(planned, point, batch)
     assert [cursor.before for cursor in asked] == ["x = ", "", "x = "]
+
+
+class Fails(Score):
+    """A score that fails."""
+
+    title = "fails"
+
+    def sample(self, completion: Completion) -> float:
+        return 1 / 0
+
+    def corpus(self, pairs: object, language: str) -> float:
+        raise KeyError("x")
+
+
+def test_a_plug_in_s_score_that_fails_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "registered_scores", lambda: {"fails": Fails()})
+    with monkeypatch.context() as plugged:
+        plugged.setitem(SCORES._points, "fails", EntryPoint("fails", "outside:Fails", SCORES.group))
+        scores = CorpusScores([CORPUS])
+        said = "the score 'fails' of unknown distribution fails: "
+        assert scores("python", CORPUS.texts, CORPUS.references) == {"fails": None}
+        assert scores.failures == {"fails": f"{said}KeyError: 'x'"}
+        found = score_sample(Completion("a", "a", (), (), "python"))
+        assert found == {"fails": f"{said}ZeroDivisionError: division by zero"}
+    monkeypatch.setitem(SCORES._points, "fails", next(iter(SCORES._points.values())))  # one of ours is a defect
+    with pytest.raises(KeyError):
+        CorpusScores([CORPUS])

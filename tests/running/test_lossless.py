@@ -16,7 +16,7 @@ from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import OptionError
 from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, with_baseline
-from tests.run_files import cut, samples
+from tests.run_files import cut, samples, unseal
 
 EXITS = "random:probability=0.6"
 
@@ -198,3 +198,24 @@ def test_a_run_goes_on_as_it_decoded_before(config: dict[str, Any], tmp_path: Pa
             assert [again[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")] == [
                 record[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")
             ]
+
+
+def test_stated_costs_decide_what_is_drafted_when_a_run_goes_on(config: dict[str, Any], tmp_path: Path) -> None:
+    """Those that the run states, whatever they were here."""
+    strategies = ("del", "fixed:layer=10@lossless+expected")
+    settings, manifest = RunConfig.build(config | {"strategies": strategies}), tmp_path / "out" / "manifest.json"
+    run(settings)
+    unseal(tmp_path / "out")
+    facts = json.loads(manifest.read_text())
+    times = facts["model"]["unit_times"]
+    assert times["drafts"].keys() == {"DynamicExit, drafts by full", "Fixed, drafts by full"}
+    assert min(times["layer_s"], times["head_s"]) > 0
+    for draft in times["drafts"].values():
+        draft["read_s"] = 1000.0
+    manifest.write_text(json.dumps(facts))
+    cut(tmp_path / "out", 0)
+    run(settings, resume=tmp_path / "out")
+    found = samples(tmp_path / "out")
+    assert all(one["drafts"] == 0 for one in found["del@lossless"].values())
+    fixed = found["fixed:layer=10@lossless+expected"].values()
+    assert all(one["drafts"] == one["verifications"] > 0 for one in fixed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from harness import RunConfig, run
 from harness.decoding.teacher_forcing import TeacherForcing
+from tests.run_files import lines
 
 
 @pytest.fixture
@@ -22,10 +22,6 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
         "exit_points": "all",
         "strategies": ("fixed:layer=6", "random:probability=0.3"),
     }
-
-
-def samples(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def forced(folder: Path, found: list[dict[str, Any]]) -> list[list[int]]:
@@ -50,7 +46,7 @@ def test_records_hold_what_transformers_would_choose(
 ) -> None:
     model = tiny_llama if family == "llama" else tiny_opt
     frame = run(RunConfig(**config | {"model": str(model), "kv": kv})).set_index("operating_point")
-    found = samples(tmp_path / "out")
+    found = lines(tmp_path / "out", "samples")
     assert [sample["full_depth_ids"] for sample in found] == forced(model, found)
     assert frame.loc["full", "own_text_agreement"] == 1
     for point in config["strategies"]:
@@ -99,7 +95,7 @@ def test_failed_samples_have_no_choices(config: dict[str, Any], tmp_path: Path, 
         """,
     )
     run(RunConfig(**config | {"strategies": ("fragile",), "max_new_tokens": 2, "limit": 8}))
-    found = [sample for sample in samples(tmp_path / "out") if sample["operating_point"] == "fragile"]
+    found = [sample for sample in lines(tmp_path / "out", "samples") if sample["operating_point"] == "fragile"]
     failed = [sample for sample in found if sample["error"]]
     assert 0 < len(failed) < len(found)
     for sample in found:
@@ -122,7 +118,7 @@ def test_memory_that_runs_out_keeps_what_was_finished(
         tight.setattr(TeacherForcing, "choices", choices)
         with pytest.raises(OutOfMemoryError, match=r"finished windows are kept.*--resume"):
             run(RunConfig(**config))
-    kept = samples(tmp_path / "out")
+    kept = lines(tmp_path / "out", "samples")
     assert sum(sample["operating_point"] != "full" for sample in kept) == 3
     assert list(run(RunConfig(**config), resume=tmp_path / "out")["n"]) == [4, 4, 4]
-    assert samples(tmp_path / "out")[: len(kept)] == kept
+    assert lines(tmp_path / "out", "samples")[: len(kept)] == kept

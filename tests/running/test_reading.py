@@ -90,15 +90,6 @@ def test_a_run_without_a_window_is_refused(finished: Path) -> None:
         read_run(finished)
 
 
-def changed(file: Path, **values: Any) -> None:
-    unseal(file.parent)
-    content = json.loads(file.read_text())
-    for key, value in values.items():
-        inner, _, last = key.rpartition("__")
-        (content[inner] if inner else content)[last] = value
-    file.write_text(json.dumps(content))
-
-
 def test_values_that_mean_nothing_are_one_refusal(finished: Path) -> None:
     unseal(finished)
     file = finished / "manifest.json"

@@ -19,6 +19,7 @@ from harness.errors import DataError
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary, SummaryRow
 from harness.running.resolve import resolve
+from tests.run_files import lines
 
 Command = Callable[..., Any]
 
@@ -37,10 +38,6 @@ SAMPLE_FIELDS = [
     "latency_s", "ttft_s", "error",
 ]  # fmt: skip
 """What issue 2 promises of ``samples.jsonl``."""
-
-
-def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
@@ -102,22 +99,6 @@ def test_the_run_directory_holds_what_was_promised(config: dict[str, Any], tmp_p
             assert kind.model_validate_json(line).model_dump_json() == record + "}"
 
 
-def test_exit_layers_are_those_that_were_asked_for(config: dict[str, Any], tmp_path: Path) -> None:
-    run(RunConfig(**config))
-    for sample in lines(tmp_path / "out", "samples"):
-        first, *rest = sample["exit_layers"]
-        assert first == 12  # prefill
-        expected = {"full": {12}, "fixed:layer=4": {4}, "fixed:layer=6": {6}, "oracle": {4, 6, 10, 12}}
-        assert set(rest) <= expected[sample["operating_point"]]
-    found = rows(tmp_path / "out")
-    assert found["py150", "full"]["layers_skipped"] == 0
-    assert found["py150", "full"]["agreement"] == 1
-    assert found["py150", "full"]["speedup"] == 1
-    assert found["py150", "fixed:layer=4"]["exit_layer_mean"] == 4
-    assert found["py150", "fixed:layer=4"]["layers_skipped"] == pytest.approx(1 - 4 / 12)
-    assert found["py150", "oracle"]["oracle_share"] in (1, None)
-
-
 @pytest.mark.slow
 def test_operating_points_are_interleaved_and_their_order_differs(config: dict[str, Any], tmp_path: Path) -> None:
     run(RunConfig(**config | {"limit": 4, "repeats": 2, "block_size": 2}))
@@ -134,23 +115,6 @@ def test_operating_points_are_interleaved_and_their_order_differs(config: dict[s
     assert [window["window"] for window in lines(tmp_path / "out", "windows")] == list(
         range(len(lines(tmp_path / "out", "windows")))
     )
-
-
-def test_flags_win_over_a_file_and_a_file_over_defaults(
-    cli: Command, tmp_path: Path, tiny_llama: Path, rows_file: Path
-) -> None:
-    (tmp_path / "run.toml").write_text(
-        f'model = "{tiny_llama}"\nsource = "{rows_file}"\nstrategies = ["fixed:layer=4", "oracle"]\n'
-        'limit = 3\nmax_new_tokens = 3\nenergy = "none"\nthreads = 1\nout = "from-file"\nseed = 5\n'
-    )
-    given = ("run", "--config", "run.toml", "--limit", 2, "--strategy", "fixed:layer=6")
-    ran = cli(*given)
-    assert ran.code == 0, ran.err
-    config = json.loads((tmp_path / "from-file" / "manifest.json").read_text())["config"]
-    assert (config["limit"], config["strategies"]) == (2, ["fixed:layer=6"])  # flags
-    assert (config["seed"], config["kv"]) == (5, "auto")  # the file, a default
-    resumed = cli(*given, "--resume", "from-file")
-    assert resumed.code == 0, resumed.err
 
 
 def test_what_is_skipped_is_what_a_run_with_that_limit_draws(config: dict[str, Any], tmp_path: Path) -> None:

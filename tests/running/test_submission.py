@@ -211,6 +211,14 @@ def extra(name: str, **facts: Any) -> Callable[[list[tuple[tarfile.TarInfo, byte
     return change
 
 
+def altered(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+    """Change a file: its hash is listed."""
+    members[:] = [
+        (member, content.replace(b"0", b"1", 1) if member.name.endswith("samples.jsonl") else content)
+        for member, content in members
+    ]
+
+
 NOT_A_RUN: tuple[Callable[[list[tuple[tarfile.TarInfo, bytes]]], object], ...] = (
     extra("/etc/passwd"),
     extra("../../manifest.json"),
@@ -222,6 +230,7 @@ NOT_A_RUN: tuple[Callable[[list[tuple[tarfile.TarInfo, bytes]]], object], ...] =
     extra("one/samples.jsonl", type=tarfile.LNKTYPE, linkname="one/manifest.json"),
     extra("one/windows.jsonl", type=tarfile.FIFOTYPE),
     extra("one/samples.jsonl", type=tarfile.GNUTYPE_SPARSE),
+    altered,
     lambda members: members.clear(),
     lambda members: members.pop(0),
     lambda members: members.pop(),
@@ -235,17 +244,6 @@ def test_an_archive_of_anything_else_is_refused(finished: Path, tmp_path: Path) 
         with pytest.raises(StoreError, match=r"changed\.tar\.gz"), unpacked(archive):
             pass
         assert not (tmp_path.parent / "manifest.json").exists()
-
-
-def test_a_changed_file_is_noticed(finished: Path, tmp_path: Path) -> None:
-    def change(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
-        for place, (member, content) in enumerate(members):
-            if member.name.endswith("samples.jsonl"):
-                members[place] = (member, content.replace(b"0", b"1", 1))
-
-    archive = rewrite(archive_of(finished, tmp_path), change)
-    with pytest.raises(StoreError, match=r"samples\.jsonl is not the file"), unpacked(archive):
-        pass
 
 
 def test_an_extended_header_is_not_read_into_memory(tmp_path: Path) -> None:
@@ -289,15 +287,6 @@ def test_the_limit_counts_all_files_together_and_holds_for_what_is_packed(
     with pytest.raises(StoreError, match="Measure fewer samples or operating points"):
         archive_of(finished, tmp_path / "large")
     assert not (tmp_path / "large").exists() or not list((tmp_path / "large").iterdir())
-
-
-def test_a_name_needs_no_extended_header(finished: Path, tmp_path: Path) -> None:
-    for name, kept in (("läuft", "läuft"), ("ü" * 120, "ü" * 50), ("a" * 250, "a" * 100)):
-        moved = finished.rename(tmp_path / name)
-        with unpacked(archive_of(moved, tmp_path / "packed")) as directory:
-            assert directory.name == kept
-            assert read_run(directory).samples
-        finished = moved
 
 
 def test_a_damaged_archive_is_one_line(cli: Command, tmp_path: Path) -> None:

@@ -65,10 +65,7 @@ def test_a_percentile_is_the_threshold_that_so_many_scores_lie_below(strategy: s
     """Scores 1/1000, 2/1000 … 1, seen by the view of a model of 50 tokens; NaN nowhere."""
     scores = torch.arange(1, 1001) / 1000
     view = SimpleNamespace(
-        top_probability=scores,
-        entropy=scores * torch.log(torch.tensor(50.0)),
-        vocab_size=50,
-        rows=torch.arange(1000),
+        top_probability=scores, entropy=scores * torch.log(torch.tensor(50.0)), vocab_size=50, rows=torch.arange(1000)
     )
     view.read = lambda head: view
     view.once = lambda key, compute: compute()
@@ -84,14 +81,11 @@ def test_a_percentile_is_the_threshold_that_so_many_scores_lie_below(strategy: s
     assert [float(value) for value in found] == pytest.approx([0.05, 0.5, 0.9, 0.999], abs=0.0006)
 
 
-def test_a_threshold_that_decides_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="decides alike at every threshold"):
-        percentiles(family("confidence", 3), {0.1: 0.0, 0.5: 0.0, 0.9: 0.0})
-
-
-def test_close_percentiles_of_coarse_scores_are_one_threshold() -> None:
+def test_close_percentiles_of_coarse_scores_are_one_threshold_and_a_score_that_never_varies_is_refused() -> None:
     found = percentiles(family("confidence:threshold=q10,q11,q60", 3), {0.1: 1.0, 0.5: 0.5, 0.9: 0.0})
     assert found == {"0.1": (10, 0), "0.5": (60, 50)}
+    with pytest.raises(ConfigError, match="decides alike at every threshold"):
+        percentiles(family("confidence", 3), {0.1: 0.0, 0.5: 0.0, 0.9: 0.0})
 
 
 def test_thresholds_are_laid_where_scores_crowd() -> None:

@@ -111,41 +111,6 @@ def test_own_text_is_asked_of_the_first_format(run: Callable[..., Any]) -> None:
     assert any(one["full_depth_ids"] != one["token_ids"] for one in found["int4"])
 
 
-def test_later_repeats_load_the_same_formats_and_ask_nothing_of_full_depth(run: Callable[..., Any]) -> None:
-    ran = run("--weights-format", "fp16,int4", "--repeats", 2)
-    assert ran.code == 0, ran.err
-    lines = [json.loads(line) for line in Path("out/samples.jsonl").read_text().splitlines()]
-    tokens: dict[tuple[str, str], set[tuple[int, ...]]] = {}
-    for line in lines:
-        tokens.setdefault((line["operating_point"], line["sample_id"]), set()).add(tuple(line["token_ids"]))
-        assert len(line["full_depth_ids"]) == (len(line["token_ids"]) if line["repeat"] == 0 else 0)
-    assert {line["repeat"] for line in lines} == {0, 1}
-    assert all(len(each) == 1 for each in tokens.values())
-
-
-@pytest.mark.slow
-def test_auto_may_stand_in_the_list_and_is_named_by_what_it_chose(
-    run: Callable[..., Any], cli: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = FormatChoice("fp16", {"float32": (1.0, 1.0, 1.0), "fp16": (0.5, 0.5, 0.5)})
-    monkeypatch.setattr(model, "fastest", lambda backbone, device: chosen)
-    assert run("--weights-format", "int8,auto").code == 0
-    assert names() == [f"{name}@{stored}" for name in ("full", "fixed:layer=6") for stored in ("int8", "fp16")]
-    before = recorded()
-    assert before["format_choice"] is None
-    (other,) = before["other_formats"]
-    assert other["format_choice"]["seconds_per_byte"]["fp16"] == [0.5, 0.5, 0.5]
-    cut(Path("out"), 5)
-    monkeypatch.setattr(model, "fastest", lambda backbone, device: FormatChoice("float32"))
-    ran = cli("run", "--resume", "out")
-    assert ran.code == 0, ran.err
-    assert recorded() == before
-    assert run("--weights-format", "auto,float32", "--out", "same").code == 0  # auto chose what is listed, too
-    plain = json.loads(Path("same/manifest.json").read_text())
-    assert [point["name"] for point in plain["operating_points"]] == ["full", "fixed:layer=6"]
-    assert (plain["model"]["weights_format"], plain["model"]["other_formats"]) == ("float32", [])
-
-
 def test_a_list_with_what_is_no_format_is_refused(run: Callable[..., Any], cli: Command, tiny_llama: Path) -> None:
     assert "unknown weights format 'int9'. Did you mean 'int8'?" in run("--weights-format", "fp16,int9").error
     served = cli("serve", "--model", tiny_llama, "--weights-format", "fp16,int4")  # a server has one
