@@ -22,6 +22,7 @@ from harness.records import OperatingPointRecord, guarantee
 from harness.records.estimate import Estimate
 from harness.registry import METRICS, SCORES
 from harness.replay.options import CalibrateOptions
+from harness.running.plan import shared_fields
 from harness.running.resolve import resolve
 from harness.running.runner import execute
 from harness.running.session import Observer
@@ -318,8 +319,9 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
         )
         for place, (point, row) in enumerate(zip(settings.points, losses, strict=True))
     )
-    chosen, model = settings.points[passed - 1], manifest.model
+    chosen = settings.points[passed - 1]
     conditions = settings.run.cells[manifest.tasks[0].name, chosen.name].conditions
+    facts = shared_fields(manifest.model, guarantee.Guarantee) | shared_fields(chosen, guarantee.Guarantee)
     promised = guarantee.Guarantee(
         target=target.text,
         risk=target.risk,
@@ -337,17 +339,10 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
         max_new_tokens=manifest.config.get("max_new_tokens"),
         run=manifest.run,
         records=settings.run.summary.records,
-        model=model.name,
-        weights=model.weights,
-        dtype=model.dtype,
-        exit_head=model.exit_head,
-        fingerprint=model.fingerprint,
-        weights_format=chosen.weights_format,
-        kv=conditions.kv,
+        model=manifest.model.name,
         batch_size=conditions.batch_size,
-        artefacts=chosen.artefacts,
-        exit_points=tuple(chosen.exit_points),
         kv_input=manifest.config.get("kv_input"),
+        **facts | {"kv": conditions.kv},
     )
     return guarantee.CalibratedPoint(strategy=chosen.name.partition("@")[0], guarantee=promised)
 

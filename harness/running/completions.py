@@ -32,7 +32,7 @@ from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
 from harness.records import AnswerRecord, SampleRecord, WindowRecord, Work
 from harness.running.operating_points import OperatingPoint
-from harness.running.plan import Plan, PlannedTask
+from harness.running.plan import Plan, PlannedTask, shared_fields
 from harness.running.scoring import score_sample
 
 Made: TypeAlias = Generation | Answer | str
@@ -252,19 +252,7 @@ def tokens_of(outcomes: Sequence[Outcome]) -> int | None:
 def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcome: Outcome) -> SampleRecord:
     """Return the record of a sample, scored; a failed one becomes an error record."""
     sample, made = outcome.sample, outcome.made
-    base: dict[str, Any] = {
-        "window": window.window,
-        "operating_point": window.operating_point,
-        "task": window.task,
-        "repeat": window.repeat,
-        "sample_id": sample.sample_id,
-        "duplicate": sample.duplicate,
-        "document": sample.document,
-        "project": sample.project,
-        "prompt_ids": sample.prompt_ids,
-        "reference_ids": sample.reference_ids,
-        "reference": sample.reference,
-    }
+    base = shared_fields(window, SampleRecord) | shared_fields(sample, SampleRecord)
     if isinstance(made, str):
         return SampleRecord(**base, error=made)
     try:
@@ -356,13 +344,6 @@ def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int], before: Sequence
     return tuple(whole[start:end] for start, end in itertools.pairwise(ends)) if token_ids else ()
 
 
-def bad_record(window: WindowRecord, planned: PlannedTask, row: BadRow) -> SampleRecord:
+def bad_record(window: WindowRecord, row: BadRow) -> SampleRecord:
     """Return the error record of a row that could not become a sample."""
-    return SampleRecord(
-        window=window.window,
-        operating_point=window.operating_point,
-        task=planned.record.name,
-        sample_id=row.sample_id,
-        repeat=window.repeat,
-        error=row.reason,
-    )
+    return SampleRecord(**shared_fields(window, SampleRecord), sample_id=row.sample_id, error=row.reason)

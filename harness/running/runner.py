@@ -238,11 +238,7 @@ def describe_run(
         ),
         tasks=tuple(task.record for task in plan.tasks),
         meter=MeterRecord(
-            source=meter.source,
-            description=meter.description,
-            sensor_period_s=meter.sensor_period_s,
-            measured=is_measured(meter),
-            unavailable=unavailable,
+            **shared_fields(meter, MeterRecord) | {"measured": is_measured(meter), "unavailable": unavailable}
         ),
         block_size=block_size,
         bandwidth_bytes_per_s=bandwidth,

@@ -25,7 +25,7 @@ from harness.records import WindowRecord
 from harness.registry import keeping_folder
 from harness.running.completions import Made, Outcome, OwnText, bad_record, runners, sample_record, tokens_of
 from harness.running.operating_points import OperatingPoint
-from harness.running.plan import Plan, PlannedTask
+from harness.running.plan import Plan, PlannedTask, shared_fields
 from harness.store.run_directory import RunDirectory, WindowKey
 
 ATTEMPTS = 3
@@ -203,7 +203,7 @@ class Session:
             with keeping_folder("completions were scored"):
                 records = [sample_record(window, self._plan, cell.task, outcome) for outcome in outcomes]
             if cell.block == 0:
-                records += [bad_record(window, cell.task, row) for row in cell.task.data.bad_rows]
+                records += [bad_record(window, row) for row in cell.task.data.bad_rows]
             window = self._judged(window, store.attempts(cell.key)).model_copy(
                 update={"samples": len(records), "failed": sum(record.error is not None for record in records)}
             )
@@ -266,16 +266,8 @@ class Session:
         facts = {"window": 0, "block": 0, "repeat": 0, "samples": 0, "duration_s": None, "cpu_time_s": None, **facts}
         facts |= {"energy_source": reading.source, "energy_reason": reading.reason}
         if not self._config.untimed:
-            facts |= {
-                "duration_s": reading.duration_s,
-                "cpu_time_s": reading.cpu_time_s,
-                "foreign_cpu_s": contamination.foreign_cpu_s,
-                "stolen_cpu_s": contamination.stolen_cpu_s,
-                "energy_j": reading.energy_j,
-                "energy_scope": reading.scope,
-                "sensor_period_s": reading.sensor_period_s,
-                "flags": (*reading.flags, *contamination.flags),
-            }
+            facts |= shared_fields(reading, WindowRecord) | shared_fields(contamination, WindowRecord)
+            facts |= {"energy_scope": reading.scope, "flags": (*reading.flags, *contamination.flags)}
         return WindowRecord(**facts)
 
     def _judged(self, window: WindowRecord, attempts: int) -> WindowRecord:
