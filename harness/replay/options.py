@@ -27,7 +27,6 @@ from harness.config.model import (
 from harness.contracts import Split
 from harness.errors import ConfigError
 from harness.records.guarantee import Method, PValueName, Unit
-from harness.training.options import TraceRequest
 
 
 class SweepOptions(Configuration):
@@ -115,11 +114,6 @@ class SuitabilityOptions(ModelChoice, DocumentChoice):
         if self.traces is not None and given:
             raise ConfigError(f"--traces {self.traces} decides {', '.join(given)}: omit that, or omit --traces.")
         return self
-
-    @property
-    def traced(self) -> TraceRequest:
-        """The model, documents and exits to trace."""
-        return TraceRequest(documents=self.documents, length=self.length, split=self.split, seed=self.seed)
 
 
 class CalibrateOptions(RunConfig):

@@ -44,6 +44,7 @@ from harness.replay.tokens import COLUMNS, TracedTokens
 from harness.replay.verdict import verdict
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.running.plan import shared_fields
+from harness.training.options import TraceRequest
 from harness.training.shortcut import ShortcutMoments
 from harness.training.traces.reading import exit_maps, open_traces
 from harness.training.traces.record_trace import trace
@@ -84,7 +85,9 @@ def assess(options: SuitabilityOptions, progress: Progress) -> Suitability:
                 options.tasks,
                 options.sources,
                 folder,
-                options.traced,
+                TraceRequest(
+                    documents=options.documents, length=options.length, split=options.split, seed=options.seed
+                ),
                 weights=options.weights,
                 exit_head=options.exit_head,
                 artefacts=options.artefacts,

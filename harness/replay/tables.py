@@ -279,18 +279,16 @@ def notes_of(
     )
     if any(row.lossless for row in rows):
         notes.append(
-            "Lossless rows: tokens are full depth's, and tokens per verification are those of live decoding, but for "
-            "stop rules. A trace does not hold what exits say behind a wrong draft; until that is verified and "
-            "discarded, strategies are taken to do what they do at the same places of full depth's text. Drafts, "
-            "acceptance, layers and the expected speed-up rest on that."
+            "Lossless rows: tokens are full depth's, and tokens per verification those of live decoding without stop "
+            "rules. What exits say behind a wrong draft is not in a trace: strategies are taken to do there what they "
+            "do at the same places of full depth's text. Drafts, acceptance, layers and the speed-up rest on that."
         )
     if times is not None:
         notes.append(
             "Expected speed-up in time: counts of layers, heads, checks and readings times what each takes here (a "
             f"layer {times.layer_s * 1e6:,.0f} µs and {times.layer_row_s * 1e6:,.0f} for a further row, LM head "
-            f"{times.head_s * 1e6:,.0f} µs and {times.head_row_s * 1e6:,.0f}; {resolved.info.weights_format} weights, "
-            f"{times.positions} positions read), full depth's over each; prefill apart, and no row whose K,V are "
-            "filled."
+            f"{times.head_s * 1e6:,.0f} µs and {times.head_row_s * 1e6:,.0f}; {times.positions} positions read), full "
+            "depth's over each; prefill apart, and no row whose K,V are filled."
         )
     return tuple(notes)
 

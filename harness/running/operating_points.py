@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import cast
@@ -119,6 +119,8 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
         if isinstance(strategy, BlackBox):
             points.setdefault(str(spec), black_box(spec, strategy))
             continue
+        # full depth also runs without a rule: that is what tokens saved are saved from
+        stops = dict.fromkeys([NO_STOP, *config.stops] if spec == StrategySpec(BASELINE) else config.stops)
         kvs = _policies(strategy, policies or (strategy.default_kv,), own)
         for given, decode in product(kvs, _decodes(spec, strategy, config.decodes, own)):
             kv, drafts = given, longest if decode.lossless else longest[:1]
@@ -127,7 +129,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                 if deferring and strategy.exit_points(own):  # it stands beside this one
                     continue
                 kv = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
-            for most, stop, weights_format in product(drafts, _stops(spec, config.stops), formats):
+            for most, stop, weights_format in product(drafts, stops, formats):
                 info = in_format[weights_format]
                 named = (
                     kv if len(policies) > 1 else "",
@@ -163,11 +165,6 @@ def black_box(spec: StrategySpec, strategy: BlackBox) -> OperatingPoint:
         black_box=BlackBoxRecord(local=strategy.local),
     )
     return OperatingPoint(strategy, record, kv="")
-
-
-def _stops(spec: StrategySpec, stops: Sequence[str]) -> Iterable[str]:
-    """The stop rules of a strategy; full depth also runs without, since that is what tokens saved are saved from."""
-    return dict.fromkeys([NO_STOP, *stops] if spec == StrategySpec(BASELINE) else stops)
 
 
 def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], info: ModelInfo) -> Iterator[DecodeSpec]:
