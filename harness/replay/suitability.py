@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -302,14 +302,13 @@ def _prices(engine: Engine, backbone: Backbone) -> Prices:
 
 
 def _least(once: Callable[[], object], device: str) -> float:
-    once()
-    seconds = []
-    for _ in range(ROUNDS):
-        synchronise(device)
-        started = time.perf_counter()
+    """Return the least seconds of several rounds, besides a first one, until the device has done what it was given."""
+
+    def whole() -> None:
         once()
         synchronise(device)
-        seconds.append(time.perf_counter() - started)
+
+    _, *seconds = timeit.repeat(whole, number=1, repeat=ROUNDS + 1)
     return min(seconds)
 
 
