@@ -26,7 +26,7 @@ from harness.running.plan import shared_fields
 from harness.running.resolve import resolve
 from harness.running.runner import execute
 from harness.running.session import Observer
-from harness.running.thresholds import family, observe, percentiles
+from harness.running.thresholds import family, observed_thresholds
 from reports.metrics.faithfulness import AGREEMENT
 from reports.metrics.point import Point
 from reports.metrics.vocabulary import AGREEMENTS
@@ -127,8 +127,7 @@ def record(options: CalibrateOptions, target: Target, observer: Observer) -> Pat
     values = one.values
     if one.wanted:
         plan = resolve(options.as_run((str(one.anywhere),)))
-        shares, _ = observe(one, plan, plan.tasks, options.observe, model, observer.stage)
-        values = tuple(percentiles(one, shares))
+        values = tuple(observed_thresholds(one, plan, plan.tasks, options.observe, model, observer.stage))
     run = options.as_run(tuple(str(one.at(value)) for value in values))
     return execute(run, observer=observer, model=model).directory
 

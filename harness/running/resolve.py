@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from harness.records.guarantee import CalibratedPoint, Guarantee, is_same_source
 from harness.registry import KV_POLICIES
 from harness.running.operating_points import black_box, build_all, operating_points, usable, with_baseline
 from harness.running.plan import Draw, Plan, PlannedTask, registered_draw
-from harness.running.thresholds import at_any_threshold, observed_thresholds
+from harness.running.thresholds import OBSERVED, any_number, observed_thresholds, with_numbers
 from harness.store.record_files import ACCESS, REMEDY, read_document
 from harness.store.same_run import refuse_other_configuration, refuse_other_placement
 
@@ -54,7 +55,7 @@ def resolve(
         refuse_other_configuration(*resumed, config.model_dump(mode="json"))
     asked = config
     if model is not None:
-        config = at_any_threshold(asked)
+        config, _ = with_numbers(asked, any_number)
     if (
         config.attribute
         and config.kv_policies
@@ -88,7 +89,8 @@ def resolve(
     if model is None or config is asked:
         return plan
     own = tasks if draw is None else registered_draw(config)(found)
-    config, observed = observed_thresholds(plan, asked, own, model, stage)
+    observe = partial(observed_thresholds, plan=plan, tasks=own, count=OBSERVED, model=model, stage=stage)
+    config, observed = with_numbers(asked, observe)
     built = with_baseline(build_all(config.specs()))
     return replace(plan, config=config, built=built, points=operating_points(built, config, infos), observed=observed)
 

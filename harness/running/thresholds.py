@@ -6,7 +6,6 @@ few documents that full depth decodes, others than those that are run. Scores ar
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections import Counter
@@ -29,8 +28,6 @@ from harness.models.model import KeptModel
 from harness.records import ObservedThreshold
 from harness.running.operating_points import read_only
 from harness.running.plan import Plan, PlannedTask, registered_draw
-
-logger = logging.getLogger(__name__)
 
 V = TypeVar("V")
 
@@ -229,38 +226,13 @@ PASSES = 3
 """Over them at most, each with thresholds between those of the one before, where scores crowd at a percentile."""
 
 
-def at_any_threshold(config: RunConfig) -> RunConfig:
-    """Return a configuration with some number for every percentile; the same object where there is none."""
-    return _with_numbers(config, any_number)[0]
-
-
-def observed_thresholds(
-    plan: Plan, asked: RunConfig, tasks: Sequence[PlannedTask], model: KeptModel, stage: Callable[[str], None]
-) -> tuple[RunConfig, tuple[ObservedThreshold, ...]]:
-    """Return a configuration as asked with a number for every percentile, and what was observed of each.
-
-    ``tasks`` are the registered ones that it names, with the samples that are not to be observed.
-    """
-
-    def numbers(one: Family) -> dict[str, ObservedThreshold | None]:
-        found: dict[str, ObservedThreshold | None] = {}
-        shares, documents = observe(one, plan, tasks, OBSERVED, model, stage)
-        for value, (wanted, reached) in percentiles(one, shares).items():
-            point = str(one.at(value))
-            report = "%s, for q%g: %g %% of its scores on %d further documents lie below"
-            logger.info(report, point, wanted, reached, documents)
-            found[value] = ObservedThreshold(
-                strategy=point, threshold=float(value), percentile=wanted, reached=reached, documents=documents
-            )
-        return found
-
-    return _with_numbers(asked, numbers)
-
-
-def _with_numbers(
+def with_numbers(
     config: RunConfig, numbers: Callable[[Family], Mapping[str, ObservedThreshold | None]]
 ) -> tuple[RunConfig, tuple[ObservedThreshold, ...]]:
-    """Replace the percentiles of a configuration, and return what is known of the numbers in their place."""
+    """Replace the percentiles of a configuration, and return what is known of the numbers in their place.
+
+    The same object where there are none.
+    """
     strategies: dict[str | Strategy, ObservedThreshold | None] = {}
     for given in config.strategies:
         specs = parse_all([given], in_run=True)
@@ -276,12 +248,12 @@ def _with_numbers(
     return config.model_copy(update={"strategies": tuple(strategies)}), known_of
 
 
-def observe(
+def observed_thresholds(
     one: Family, plan: Plan, tasks: Sequence[PlannedTask], count: int, model: KeptModel, stage: Callable[[str], None]
-) -> tuple[Shares, int]:
-    """Let full depth decode further documents, ``count`` a task at most, and ask the strategy at many thresholds.
+) -> dict[str, ObservedThreshold]:
+    """Let full depth decode documents beside those of the tasks, and return a family's thresholds at its percentiles.
 
-    Returns the shares, and how many documents they are of.
+    They are as written, each with what was observed of it, on ``count`` documents a task at most.
     """
     info = plan.model.info
     if not info.exit_points:
@@ -315,7 +287,12 @@ def observe(
         asked = SharesOfExits(one, finer(one, shares))
         if not asked.at:
             break
-    return shares, documents
+    return {
+        value: ObservedThreshold(
+            strategy=str(one.at(value)), threshold=float(value), percentile=wanted, reached=reached, documents=documents
+        )
+        for value, (wanted, reached) in percentiles(one, shares).items()
+    }
 
 
 def _further(plan: Plan, tasks: Sequence[PlannedTask], one: Family, count: int) -> list[list[Sample]]:
