@@ -116,7 +116,16 @@ class SuitabilityOptions(ModelChoice, DocumentChoice):
         return self
 
 
-class CalibrateOptions(RunConfig):
+class Certainty(Configuration):
+    """How sure a promise is that comes with a probability."""
+
+    confidence: float = Field(
+        default=0.95, ge=0.001, le=0.999999, description="Least probability that the promise holds; of learn-then-test."
+    )
+    p_value: PValueName = Field(default="empirical-bernstein", description="How a threshold is tested")
+
+
+class CalibrateOptions(Certainty, RunConfig):
     """Options of ``harness calibrate``; a run's lists are one value here."""
 
     target: Annotated[str, Placeholder("TARGET")] = Field(
@@ -129,10 +138,6 @@ class CalibrateOptions(RunConfig):
         "percentiles of the scores observed; NAME alone tries --points of them. With --resume: which of the run's.",
     )
     method: Method = Field(default="learn-then-test", description="What promises, in a probability or in expectation")
-    confidence: float = Field(
-        default=0.95, ge=0.001, le=0.999999, description="Least probability that the promise holds; of learn-then-test."
-    )
-    p_value: PValueName = Field(default="empirical-bernstein", description="How a threshold is tested")
     unit: Unit = Field(default="document", description="Of what the mean is promised, each counted once")
     points: int = Field(default=8, ge=1, le=100, description="Thresholds to try where none is named.")
     observe: int = Field(
@@ -159,7 +164,7 @@ class CalibrateOptions(RunConfig):
 
     @model_validator(mode="after")
     def _confidence_is_of_tests(self) -> Self:
-        if self.method == "conformal" and self.model_fields_set & {"confidence", "p_value"}:
+        if self.method == "conformal" and self.model_fields_set & Certainty.model_fields.keys():
             raise ConfigError(
                 "--method conformal promises an expectation, and --confidence and --p-value belong to learn-then-test. "
                 "Omit them."
