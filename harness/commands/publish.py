@@ -172,15 +172,14 @@ def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused,
     Returns what was left out, and what was added without a rank, both with reasons; and the number of doubles.
     """
     from harness.registry import plugin_at_fault
-    from harness.running.reading import DAMAGE, read_ahead
+    from harness.running.reading import DAMAGE
 
     refused: Refused = []
     marked: Refused = []
     double = 0
-    with show_progress() as progress, read_ahead(() if stored else sources) as wait:
+    with show_progress() as progress:
         progress.begin("reading runs", len(sources))
         for done, source in enumerate(sources, 1):
-            wait(source)
             try:
                 reasons = _add(site, source, stored=stored)
                 double += reasons is None

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.errors import StoreError
-from harness.host.interpreter import Helper
 from harness.running import reading
 from harness.running.reading import read_run, read_runs
 from reports.collection import Collection, write_collection
@@ -89,60 +86,41 @@ def test_records_are_read_again_as_they_were(runs: Path) -> None:
         _ = released.samples
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
-    """Have even a few runs read ahead, in two processes; returns those that were started."""
-    monkeypatch.setattr(reading, "FEWEST_RUNS", 2)
-    monkeypatch.setattr(reading, "core_count", lambda: 2)
-    found: list[subprocess.Popen[bytes]] = []
-
-    class Noted(Helper):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)
-            found.append(self.process)
-
-    monkeypatch.setattr(reading, "Helper", Noted)
-    return found
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_runs_that_are_read_ahead_are_those_read_one_after_the_other(
-    runs: Path,
-    started: list[subprocess.Popen[bytes]],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_a_summary_is_kept_for_these_records_this_code_and_these_scores(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(runs / "0000", runs / "changed")
-    file = runs / "changed" / "samples.jsonl"
-    file.write_bytes(file.read_bytes().replace(b'"repeat":0', b'"repeat":1', 1))
-    shutil.copytree(runs / "0001", runs / "unsealed")
-    unseal(runs / "unsealed")
-    (runs / "empty").mkdir()
-    (runs / "empty" / "manifest.json").write_text("{")
-    before = contents(runs)
-    one_by_one, wrong = read_runs([runs])
-    assert not started
-    assert [refusal.directory.name for refusal in wrong] == ["changed", "empty"]
-    made: list[str] = []
+    made: list[int] = []
     summarise = reading._summarise
 
-    def counted(*records: Any) -> Any:
-        made.append(records[0].run)
-        return summarise(*records)
+    def counted(*records: object) -> object:
+        made.append(1)
+        return summarise(*records)  # type: ignore[arg-type]
 
     monkeypatch.setattr(reading, "_summarise", counted)
-    steps: list[tuple[int, int]] = []
-    found, refused = read_runs([runs], keep=True, progress=lambda done, total: steps.append((done, total)))
-    assert len(started) == 2
-    assert not [process for process in started if process.returncode is None]
-    assert [(run.directory, run.summary) for run in found] == [(run.directory, run.summary) for run in one_by_one]
-    assert refused == wrong
-    assert steps == [(done, 5) for done in range(6)]
-    assert made == [""]  # the one without a seal: the others were found made
-    assert contents(runs) == before
-    assert not caplog.records
-    assert [run.summary for run in read_runs([runs], keep=True)[0]] == [run.summary for run in found]
-    assert len(started) == 2  # nothing is left to make
+    first = read_run(runs / "0000", keep=True)
+    assert read_run(runs / "0000", keep=True).summary == first.summary
+    assert len(made) == 1
+    (file,) = (tmp_path / "cache").rglob("*.json.gz")
+    file.write_bytes(file.read_bytes()[:-20])
+    assert read_run(runs / "0000", keep=True).summary == first.summary  # damaged: made and kept again
+    assert len(made) == 2
+    assert read_run(runs / "0000").summary == first.summary  # not asked to keep
+    read_run(runs / "0001", keep=True)  # other records
+    assert len(made) == 4
+    with monkeypatch.context() as other:
+        other.setattr(reading, "missing_scores", lambda: ("not shown: CodeBLEU",))
+        read_run(runs / "0000", keep=True)
+        other.setattr(reading, "_code", lambda: "another version")
+        read_run(runs / "0000", keep=True)
+    assert len(made) == 6
+    read_run(runs / "0000", keep=True)
+    assert len(made) == 6
+
+
+def test_what_cannot_be_kept_is_made_every_time(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    assert read_run(runs / "0000", keep=True).summary == read_run(runs / "0000").summary
+    (tmp_path / "cache").unlink()
+    unseal(runs / "0000")
+    read_run(runs / "0000", keep=True)
+    assert not (tmp_path / "cache").exists()
