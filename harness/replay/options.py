@@ -28,7 +28,7 @@ from harness.config.stops import NO_STOP, parse_stops
 from harness.contracts import Split
 from harness.errors import ConfigError
 from harness.records.guarantee import Method, PValueName, Unit
-from harness.training.options import TraceRequest
+from harness.training.options import TraceCommand
 
 
 class SweepOptions(Configuration):
@@ -137,10 +137,12 @@ class SuitabilityOptions(ModelChoice, DocumentChoice):
             raise ConfigError(f"--traces {self.traces} decides {', '.join(given)}: omit that, or omit --traces.")
         return self
 
-    @property
-    def traced(self) -> TraceRequest:
-        """The model, documents and exits to trace."""
-        return TraceRequest(documents=self.documents, length=self.length, split=self.split, seed=self.seed)
+    def traced(self, folder: Path) -> TraceCommand:
+        """Return the trace to be made, or gone on with, in a folder."""
+        names = TraceCommand.model_fields.keys() & type(self).model_fields.keys()
+        own = {name: getattr(self, name) for name in names}
+        resume = (folder / "index.json").is_file()
+        return TraceCommand.model_construct(**{**own, "out": folder, "resume": resume})
 
 
 class Certainty(Configuration):

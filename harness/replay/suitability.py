@@ -94,21 +94,7 @@ def assess(options: SuitabilityOptions, progress: Progress) -> Suitability:
         )
     with TemporaryDirectory(prefix="suitability-") as temporary:
         folder = (options.out or Path(temporary)) / "trace"
-        trace(
-            options.model,
-            options.tasks,
-            options.sources,
-            folder,
-            options.traced,
-            weights=options.weights,
-            exit_head=options.exit_head,
-            artefacts=options.artefacts,
-            exit_points=options.exit_points,
-            dtype=options.dtype,
-            device=resolve_device(options.device),
-            resume=(folder / "index.json").is_file(),
-            progress=progress,
-        )
+        trace(options.traced(folder), progress)
         return _judged(options, options.model, folder, progress)
 
 

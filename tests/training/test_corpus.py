@@ -51,10 +51,6 @@ def test_a_document_longer_than_a_pack_goes_on_in_the_next() -> None:
     assert pack([document(*range(10, 20))], NumberTokenizer(), 3).tolist() == [[10, 11, 12], [13, 14, 15], [16, 17, 18]]
 
 
-def test_too_few_tokens_make_no_pack() -> None:
-    assert pack([document(1, 2)], NumberTokenizer(), 4).shape == (0, 4)
-
-
 def test_without_an_end_token_documents_follow_each_other() -> None:
     class Endless(NumberTokenizer):
         eos_token_ids = frozenset()
@@ -131,15 +127,6 @@ def test_keys_are_those_of_every_document(numbers_file: Path) -> None:
     assert set(some.keys) < {document_key(text) for text in texts}
 
 
-def test_the_same_seed_gives_the_same_streams(numbers_file: Path) -> None:
-    first, again, other = (read(numbers_file, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(first.sequences, again.sequences)
-    assert all(map(torch.equal, first.held_out, again.held_out))
-    assert first.source == again.source
-    assert not torch.equal(first.sequences, other.sequences)
-    assert documents_in(*first.held_out) != documents_in(*other.held_out)
-
-
 def test_every_task_is_read_from_every_source(numbers_file: Path, tmp_path: Path) -> None:
     from tasks.javacorpus import JavaCorpus
 
@@ -157,7 +144,7 @@ def test_every_task_is_read_from_every_source(numbers_file: Path, tmp_path: Path
     assert said[0] == f"reading py150 from {numbers_file}"
 
 
-@pytest.mark.parametrize(("length", "documents"), [(2000, None), (8, 1), (2000, 20)])
+@pytest.mark.parametrize(("length", "documents"), [(2000, None), (8, 1)])
 def test_too_small_a_source_is_refused(numbers_file: Path, length: int, documents: int | None) -> None:
     with pytest.raises(DataError, match=r"path: numbers\.jsonl \(py150, train\) is too small") as refusal:
         read(numbers_file, length=length, documents=documents)
@@ -226,7 +213,7 @@ def test_the_order_follows_the_seed_and_a_longer_one_begins_alike() -> None:
     assert order(60, seed=3)[:40] == order(40, seed=3)
 
 
-@pytest.mark.parametrize("skip", [0, 1, 7, 24])
+@pytest.mark.parametrize("skip", [1, 24])
 def test_what_was_read_before_is_skipped(skip: int) -> None:
     assert order(30, seed=3, skip=skip) == order(30 + skip, seed=3)[skip:]
 

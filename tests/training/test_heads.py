@@ -126,20 +126,6 @@ def test_a_loss_that_is_no_number_stops() -> None:
         fitted(states, right)
 
 
-def test_targets_come_from_trace_columns() -> None:
-    made = Targets.of(
-        top=torch.tensor([[3, 4], [5, 5]]),
-        final=torch.tensor([4, 5]),
-        top1=torch.tensor([[0.5, 0.9], [0.1, 1.0]]),
-        entropy=torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
-    )
-    confidence, entropy = made.further
-    assert made.right.tolist() == [[0.0, 1.0], [1.0, 1.0]]
-    assert confidence.mean().abs() < 1e-6
-    assert confidence[0, 1] > confidence[0, 0] > confidence[1, 0]
-    assert entropy.std() == pytest.approx(1.0)
-
-
 def test_the_threshold_is_the_least_that_is_precise() -> None:
     logits, labels = torch.tensor([0.1, 3.0, 2.0, -1.0]), torch.tensor([1.0, 1.0, 0.0, 1.0])
     # From the top: 1 of 1, 1 of 2, 2 of 3, 3 of 4 are ends.
@@ -191,9 +177,7 @@ def resolved(tiny_llama: Path, tmp_path: Path) -> Callable[[], ResolvedModel]:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("observation", list(OBSERVATIONS))
-@pytest.mark.parametrize("kind", RECIPES)
+@pytest.mark.parametrize(("kind", "observation"), [("classifier", "rich"), ("lte", "paper")])
 def test_what_is_written_is_found_for_the_model(
     train: Train, resolved: Callable[[], ResolvedModel], both: Path, kind: str, observation: str
 ) -> None:
@@ -241,29 +225,6 @@ def test_it_decodes(train: Train, resolved: Callable[[], ResolvedModel], kind: s
         assert set(layers(0.0)) == {POINTS[0]}
 
 
-def test_a_run_decodes_with_what_the_command_wrote(
-    cli: Callable[..., Any], tiny_run: Callable[..., Any], tiny_llama: Path, both: Path, tmp_path: Path
-) -> None:
-    ran = cli(
-        *("train", "classifier", "--model", tiny_llama, "--traces", both, "--out", "made", "--hidden", 8),
-        *("--epochs", 2, "--keep", 0.5, "--name", "classifier-small"),
-    )
-    assert ran.code == 0, ran.err
-    assert ran.out.startswith("| threshold (replayed) | mean exit layer | agreement |")
-    facts = read_artefact(tmp_path / "made" / "classifier-small.json", "classifier").facts
-    assert f"from threshold {facts['threshold']:.4f} on" in ran.err
-    assert facts["made"]["command"].startswith("harness train classifier --model")
-    assert facts["recipe"]["hidden"] == 8
-    run = tiny_run(
-        "--strategy", "classifier:heads=classifier-small,threshold=0.2", "--artefacts", "made", "--out", "run"
-    )
-    assert run.code == 0, run.err
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    (point,) = [point for point in manifest["operating_points"] if point["strategy"] == "classifier"]
-    digest = json.loads((tmp_path / "made" / "classifier-small.json").read_text())["sha256"]
-    assert point["artefacts"] == {"classifier": digest}
-
-
 def replay(scores: Tensor, right: Tensor, threshold: float) -> tuple[float, float]:
     """Mean layer and agreement of *exit where score ≥ threshold*, token by token."""
     depth = agreed = 0
@@ -274,7 +235,7 @@ def replay(scores: Tensor, right: Tensor, threshold: float) -> tuple[float, floa
     return depth / len(scores), agreed / len(scores)
 
 
-@pytest.mark.parametrize(("kind", "observation"), [("classifier", "rich"), ("classifier", "paper"), ("lte", "rich")])
+@pytest.mark.parametrize(("kind", "observation"), [("classifier", "paper"), ("lte", "rich")])
 def test_replayed_rows_are_of_the_written_network_on_held_out_documents(
     train: Train, both: Path, kind: str, observation: str
 ) -> None:
@@ -349,23 +310,14 @@ def test_with_a_task_it_learns_from_that_one_alone(
     assert filtered.facts["trained_on"]["streams"] == ["py150, path: python.jsonl"]
     everything = train(tasks=["py150", "javacorpus"])
     assert everything.sha256 == train().sha256 != filtered.sha256
+    with pytest.raises(ArtefactError, match=r"has no document of rust; it has javacorpus, path: java\.jsonl; py150,"):
+        train(tasks=["rust"])
 
 
-def test_a_task_the_trace_has_not_is_refused_naming_what_there_is(train: Train, both: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError) as refusal:
-        train(tasks=["py15", "rust"])
-    assert str(refusal.value) == (
-        f"the trace {both} has no document of py15, rust; it has javacorpus, path: java.jsonl; "
-        "py150, path: python.jsonl."
-    )
-    assert not (tmp_path / "a").exists()
-
-
-@pytest.mark.parametrize("kind", RECIPES)
-def test_weights_that_the_last_step_blew_up_are_refused(train: Train, tmp_path: Path, kind: str) -> None:
+def test_weights_that_the_last_step_blew_up_are_refused(train: Train, tmp_path: Path) -> None:
     """One step: its loss was a number, and no further one is looked at."""
     with pytest.raises(TrainingError) as refusal:
-        train(kind, epochs=1, batch=10**6, learning_rate=math.inf)
+        train(epochs=1, batch=10**6, learning_rate=math.inf)
     assert str(refusal.value) == "training left weights that are no numbers. Lower --learning-rate."
     assert not (tmp_path / "a").exists()
 
@@ -572,11 +524,3 @@ def test_too_few_functions_are_refused(tiny_llama: Path, small_trace: Path, tmp_
     options = ExcessHeads(model=str(tiny_llama), traces=small_trace, out=tmp_path)
     with pytest.raises(TrainingError, match=r"ends of functions .*Trace more --documents"):
         options.train(TrainingRun("excess", "harness train excess"))
-
-
-def test_untrained_heads_name_the_recipe(tiny_llama: Path, tmp_path: Path) -> None:
-    info = resolve(ModelRequest(str(tiny_llama), weights="pretrained", artefacts=str(tmp_path))).info
-    stop = build_stop("excess")
-    assert stop is not None
-    with pytest.raises(ArtefactError, match="harness train excess"):
-        stop.check(info, "python")
