@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import Completion, asking
+from harness.contracts import Completion
 from harness.registry import METERS, METRICS, SCORES, STOPS, STRATEGIES, TASKS, Registry
 from harness.running.scoring import score_sample
 from tests.conftest import Ran, snapshot
@@ -127,18 +127,6 @@ def test_what_a_strategy_writes_into_its_view_changes_nothing(
     assert made[name] == made[name.replace("odd", "fair")]
     if "lossless" in name:
         assert [one[:2] for one in made[name]] == [one[:2] for one in made["full"]]
-
-
-@pytest.mark.slow
-def test_a_strategy_that_does_not_answer_is_named(
-    plug_in: PlugIn, tiny_run: Command, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(asking, "PATIENCE_S", 0.1)
-    monkeypatch.setattr(asking, "_clock", asking._Clock())
-    plug_in("odd", "import time\n" + strategy("time.sleep(0.3)\n        return view.rows < 0"))
-    ran = tiny_run("--strategy", "odd", "--limit", 1, "--max-new-tokens", 2)
-    assert ran.code == 0, ran.err
-    assert "Outside.should_exit of outside-odd has been deciding about one token for 0 s" in caplog.text
 
 
 @pytest.mark.parametrize(
