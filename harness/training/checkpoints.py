@@ -61,7 +61,6 @@ class Checkpoints:
 
         Raises:
             TrainingError: there is none, or it is of another training; gives both values.
-            ArtefactError: it is damaged.
         """
         path = self.latest()
         if path is None:
@@ -79,15 +78,9 @@ class Checkpoints:
 
 
 def cut_log(log: Path, keeps: Callable[[dict[str, Any]], bool], source: Path | None = None) -> None:
-    """Keep some lines of a log, of those that a kill left whole: it is ahead of its checkpoint, whose steps come again.
+    """Keep some lines of a log of JSON lines, or of another ``source``, of those that a kill left whole.
 
-    Args:
-        log: JSON lines; made, with its folder, where it is missing.
-        keeps: tells whether a line stays.
-        source: another log, whose lines are kept instead.
-
-    Raises:
-        TrainingError: the log cannot be read.
+    A log is ahead of its checkpoint, whose steps come again. It is made, with its folder, where it is missing.
     """
     source = source or log
     kept = []

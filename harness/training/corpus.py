@@ -20,22 +20,13 @@ HELD_OUT = 0.04
 
 @dataclass(frozen=True)
 class Stream:
-    """One task's documents from one source, as packed token sequences.
+    """One task's documents from one source, as packed token sequences."""
 
-    Attributes:
-        name: task and source, for tables.
-        source: where the documents came from.
-        sequences: to learn from, ``[n, length]`` int32.
-        held_out: the tokens of each document to be measured on, ``[n]`` int32.
-        keys: of every document in either (:func:`harness.contracts.document_key`).
-        held_out_keys: of those that are held out.
-    """
-
-    name: str
+    name: str  # task and source
     source: SourceInfo
-    sequences: Tensor
-    held_out: tuple[Tensor, ...]
-    keys: tuple[str, ...]
+    sequences: Tensor  # to learn from, [n, length] int32
+    held_out: tuple[Tensor, ...]  # the tokens of each document to be measured on, [n] int32
+    keys: tuple[str, ...]  # of every document in either
     held_out_keys: tuple[str, ...]
 
 

@@ -63,17 +63,11 @@ from tasks.stops.syntax import function_ends
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The targets of heads, each ``[n, exits]`` float32.
+    """The targets of heads, each ``[n, exits]`` float32."""
 
-    Attributes:
-        right: 1 where the exit's token is the last layer's, else 0; of actions, their number.
-        further: standardised logit of the exit's best probability, and entropy.
-        depths: of the exits, as shares of all layers, ``[exits]``; for the expected return.
-    """
-
-    right: Tensor
-    further: tuple[Tensor, ...] = ()
-    depths: Tensor | None = None
+    right: Tensor  # 1 where the exit's token is the last layer's, else 0; of actions, their number
+    further: tuple[Tensor, ...] = ()  # standardised logit of the exit's best probability, and entropy
+    depths: Tensor | None = None  # of the exits, as shares of all layers, [exits]; for the expected return
 
     @classmethod
     def of(cls, top: Tensor, final: Tensor, top1: Tensor, entropy: Tensor, depths: Tensor | None = None) -> Targets:

@@ -25,50 +25,31 @@ CHUNK = 1024
 
 
 class TracedDocument(NamedTuple):
-    """Where a document lies in the rows of :class:`Episodes`.
+    """Where a document lies in the rows of :class:`Episodes`."""
 
-    Attributes:
-        number: in the trace's index.
-        key: see :func:`harness.contracts.document_key`.
-        stream: task and source.
-        row: its first row.
-        tokens: rows it has.
-        position: position of its first row in the document, from 0.
-        length: tokens of the whole document, at the trace's cut.
-    """
-
-    number: int
+    number: int  # in the trace's index
     key: str
-    stream: str
-    row: int
-    tokens: int
-    position: int
-    length: int
+    stream: str  # task and source
+    row: int  # its first one
+    tokens: int  # rows it has
+    position: int  # of its first row in the document, from 0
+    length: int  # tokens of the whole document, at the trace's cut
 
 
 @dataclass(frozen=True, eq=False)
 class Episodes:
     """Tokens (rows) to learn from, and the rule by which episodes are drawn from them.
 
-    Attributes:
-        observations: ``[n, exits, width]`` float32; float16 where that would take more than 4 GiB.
-        rewards: of both actions, ``[n, exits, 2]`` float32.
-        right: whether an exit's token is the last layer's, ``[n, exits]`` bool.
-        optimal: place of the first exit that is right, ``[n]``; ``exits`` for the last layer.
-        documents: those that episodes are drawn from.
-        length: tokens of an episode.
-        generated: the trace generated its tokens after a context of its own, so that an episode is a document's
-            first rows; else it begins behind 20–60 % of the document.
-        exit_points: layers of the exits.
-        num_layers: decoder layers.
+    Where the trace generated its tokens after a context of its own, an episode is a document's first rows; else it
+    begins behind 20–60 % of the document.
     """
 
-    observations: NDArray[np.floating]
-    rewards: NDArray[np.float32]
-    right: NDArray[np.bool_]
-    optimal: NDArray[np.int64]
-    documents: tuple[TracedDocument, ...]
-    length: int
+    observations: NDArray[np.floating]  # [n, exits, width] float32; float16 where that would take more than 4 GiB
+    rewards: NDArray[np.float32]  # of both actions, [n, exits, 2]
+    right: NDArray[np.bool_]  # whether an exit's token is the last layer's, [n, exits]
+    optimal: NDArray[np.int64]  # place of the first exit that is right, [n]; exits for the last layer
+    documents: tuple[TracedDocument, ...]  # those that episodes are drawn from
+    length: int  # tokens of an episode
     generated: bool
     exit_points: tuple[int, ...]
     num_layers: int

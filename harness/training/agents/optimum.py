@@ -126,13 +126,8 @@ def beside_optimum(
 ) -> dict[str, Any]:
     """Compare an agent with policies on held-out documents, the optimum fitted on all tokens of other documents.
 
-    Args:
-        everything: all documents of the trace.
-        held_out: those that the agent has not learned from.
-        probability: of the exit head's token, ``[n, exits]``, at all tokens.
-        agent: logit(exit) − logit(continue) at the held-out ones.
-        keep: agreement at which mean layers are compared.
-        seed: decides the folds.
+    ``probability`` is that of the exit head's token at all tokens, ``[n, exits]``; ``agent`` has logit(exit) −
+    logit(continue) at the held-out ones; mean layers are compared at the agreement ``keep``; the seed decides folds.
 
     Returns:
         JSON-able: ``keep``, ``tokens`` and ``documents`` looked at; ``rows``, each of a ``policy`` (``optimum`` of the

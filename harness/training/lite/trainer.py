@@ -1,7 +1,6 @@
 """transformers' Trainer for LITE: its arguments, what it saves, when it stops, and the files it goes on from.
 
-Where FSDP spreads the weights over processes, checkpoints have the same files as those of one process, and what writes
-or reads them is collective: every process calls it.
+Where FSDP spreads the weights, checkpoints are as those of one process, and every process calls what writes them.
 """
 
 from __future__ import annotations
