@@ -94,9 +94,6 @@ def train_shortcut(options: Shortcut, run: TrainingRun) -> Trained:
         "held_out": {"tokens": len(check), "agreement": {str(k): v for k, v in agreement.items()}},
     }
     made = write_artefact(path, "shortcut", tensors, facts)
-    first = find("shortcut", replace(info, exit_points=points), [options.folder])
-    if isinstance(first, Artefact) and first.path != path:
-        logger.warning("runs take %s before %s: it leads from these exit points, too", first.path, path)
     rows = [f"| {layer} | {before:.3f} | {after:.3f} |" for layer, (before, after) in agreement.items()]
     report = "\n".join(["| exit layer | agreement before | with the maps |", "|--:|--:|--:|", *rows])
     return Trained(report, f"{len(check)} held-out tokens. The maps are in {made.path}")

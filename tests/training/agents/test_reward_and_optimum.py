@@ -103,17 +103,8 @@ def test_the_paper_s_reward_by_hand() -> None:
     assert advantages == pytest.approx(np.tile([0.4, 0.3], (5, 1)))
 
 
-def test_savings_by_hand() -> None:
-    """One exit, half the way: a stop earns 1 where it is right and costs 4 where it is wrong."""
-    right, scores = [[0], [0], [0], [1], [1], [1]], np.array([[0.1], [0.2], [0.3], [0.7], [0.8], [0.9]])
-    rewards = rewards_of(right, (4,), 8, SavingsReward())
-    advantages = fit_optimum(scores, rewards, bins=2, prior=0)(scores)
-    assert advantages.ravel() == pytest.approx([-4, -4, -4, 1, 1, 1])
-    assert returns(rewards, places_of(advantages >= 0)).mean() == pytest.approx(0.5)
-
-
 @ALL_REWARDS
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_no_policy_of_the_same_state_earns_more(reward: Reward, seed: int) -> None:
     """Two exits and two bins: all 64 policies on (exit, bin, bin before)."""
     chance = np.random.default_rng(seed)
@@ -165,16 +156,6 @@ def test_a_document_is_judged_by_others_alone() -> None:
     )
     assert np.array_equal(before[:50], after[:50])
     assert not np.array_equal(before[50:], after[50:])
-
-
-def test_scores_that_tell_are_used() -> None:
-    chance = np.random.default_rng(2)
-    scores = chance.random((2_000, 3))
-    right = (chance.random((2_000, 3)) < scores).astype(int).tolist()
-    rewards = rewards_of(right, (4, 6, 10), 12, REWARDS["savings"])
-    documents = np.repeat(np.arange(20), 100)
-    found = returns(rewards, places_of(cross_fitted_advantages(scores, rewards, documents) >= 0)).mean()
-    assert found == pytest.approx(0.139, abs=0.03)  # by integrals over [0, 1]; a constant policy earns 0 at most
 
 
 def test_returns_add_up_the_way_there() -> None:

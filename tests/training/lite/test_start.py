@@ -75,6 +75,8 @@ def test_it_says_what_it_went_on_from(
     shortcut = read_artefact(tmp_path / "third" / "shortcut.json", "shortcut").facts
     assert shortcut["start"] == three["start"]
     assert two["documents"] == one["documents"]
+    assert [facts["packs_read"] for facts in (one, two, three)] == [8, 14, 16]  # it reads on where the first stopped
+    assert one["held_out"] == two["held_out"] == three["held_out"]
     lines = log_of(tmp_path / "third")
     assert lines[:4] == log_of(first)
     assert [line["step"] for line in lines] == list(range(1, 9))
@@ -103,21 +105,6 @@ def test_a_damaged_index_is_refused_before_anything_is_tuned(
     with pytest.raises(ArtefactError, match=r"cannot read the index .* Restore it, or train again"):
         tune(tiny_llama, tmp_path / "out", STILL, start_from=str(tmp_path / "damaged"))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_it_reads_on_where_the_first_stopped(
-    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same documents and seed: other sequences; the loss of a step that teaches nothing tells which."""
-    whole = STILL.replace(steps=6)
-    tune(tiny_llama, tmp_path / "whole", whole)
-    tune(tiny_llama, tmp_path / "part", STILL.replace(steps=4))
-    tune(tiny_llama, tmp_path / "rest", STILL, start_from=str(tmp_path / "part"))
-    # initial factors change nothing (B is 0), so that a step's loss is that of its sequences
-    for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "rest"), strict=True):
-        for layer, loss in one["cross_entropy"].items():
-            assert other["cross_entropy"][layer] == pytest.approx(loss, abs=0.02)
 
 
 def test_other_documents_hold_out_none_that_were_learned_from(
@@ -160,29 +147,6 @@ def test_resuming_is_as_if_nothing_had_happened_and_wants_the_start_it_had(
     with pytest.raises(TrainingError, match=rf"began with --start-from {sha}, and now it is None\. Resume with the fl"):
         tune(tiny_llama, out, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
-
-
-@pytest.mark.slow
-def test_what_an_earlier_start_learned_from_is_never_held_out(
-    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
-) -> None:
-    """The second adds documents; the third reads those of the second, of which the first has learned some."""
-    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
-    known = set(facts_of(first)["documents"])
-    more = [row for row in rows if document_key(row["code"]) not in known][:10]
-    mixed = tmp_path / "mixed.jsonl"
-    mixed.write_text(
-        "".join(f"{json.dumps(row)}\n" for row in rows if row in more or document_key(row["code"]) in known)
-    )
-    for before, name in (("", "second"), ("second", "third"), ("third", "fourth")):
-        start = str(tmp_path / before) if before else str(first)
-        tune(tiny_llama, tmp_path / name, STILL, mixed, documents=None, start_from=start)
-    held = [set(facts_of(out)["held_out"]) for out in (first, *(tmp_path / n for n in ("second", "third", "fourth")))]
-    assert len(held[0]) == 1
-    assert held[1] <= held[0] | {document_key(row["code"]) for row in more}
-    assert held[1] == held[2] == held[3]
-    read = [facts_of(tmp_path / name)["packs_read"] for name in ("second", "third", "fourth")]
-    assert read == [4, 8, 12]  # two sequences in each of two steps, of an order that began with the second
 
 
 # ----------------------------------------------------------------------------------------- refusals

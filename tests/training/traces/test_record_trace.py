@@ -131,17 +131,6 @@ def test_columns_are_what_transformers_says(
     assert 0 < (whole["top"] == whole["final"].unsqueeze(1)).float().mean() < 1  # exits that say something of their own
 
 
-def test_more_tokens_than_the_head_reads_at_once_change_nothing(
-    tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = tracer(tiny_llama, corpus_file, tmp_path / "whole")
-    monkeypatch.setattr(record_trace, "CHUNK", 7)
-    parts = tracer(tiny_llama, corpus_file, tmp_path / "parts")
-    for (_, one), (_, other) in zip(rows_of(whole), rows_of(parts), strict=True):
-        for name, column in one.items():
-            torch.testing.assert_close(column, other[name], rtol=1e-3, atol=1e-4)
-
-
 def test_exits_are_read_through_their_maps(
     tiny_llama: Path, corpus_file: Path, naive: Callable[[Path], Naive], tmp_path: Path
 ) -> None:
@@ -286,7 +275,7 @@ def assert_same(one: Traces, other: Traces) -> None:
             assert torch.equal(column, right[name]), name
 
 
-@pytest.mark.parametrize("new_tokens", [0, 5])
+@pytest.mark.parametrize("new_tokens", [5])
 def test_resume_traces_the_rest_alone_and_gives_the_same(
     tiny_llama: Path, corpus_file: Path, tmp_path: Path, reads: list[int], new_tokens: int
 ) -> None:
