@@ -157,14 +157,11 @@ def _cell(row: Mapping[str, Any] | None, share: str) -> str:
 
 
 def train_lite(options: Lite, run: TrainingRun) -> Trained:
-    """Tune a model on tasks' documents and write what came of it to a folder.
+    """Tune a model on tasks' documents; of several processes the first measures, writes and reports.
 
     The folder receives ``checkpoints/``, ``training.jsonl``, ``exits.md`` and the artefacts; or, tuned whole, the
-    weights in ``model/`` and ``tuning.json``, which tells what they were made from. Several processes may do it
-    together; the first of them measures, writes and reports.
-
-    With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and shortcuts: it reads
-    on where that one stopped if the documents are the same, and holds out none that it has learned from.
+    weights in ``model/`` and ``tuning.json``. With ``start_from`` it reads on where that tuning stopped if the
+    documents are the same, and holds out none that it has learned from.
     """
     recipe = LiteRecipe.part_of(options.under(options.preset))
     require("train", "accelerate", *(["peft"] if recipe.method == "lora" else []))

@@ -1,7 +1,7 @@
 """``harness trace``: run a model once at full depth over documents and keep what its exits said.
 
-Of several processes, process r of N traces every N-th document from the r-th on, into ``parts/r-of-N`` inside the
-trace's folder. Merged in the order of the documents, they are the trace that one process would have made.
+Of several processes, process r of N traces every N-th document from the r-th on, into ``parts/r-of-N``; merged in the
+order of the documents, they are the trace that one process would have made.
 """
 
 from __future__ import annotations

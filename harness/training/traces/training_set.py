@@ -67,12 +67,8 @@ def replay_rows(
 ) -> list[ReplayRow]:
     """Return one row per threshold of the rule *exit where score ≥ threshold*.
 
-    Args:
-        scores: ``[n, exits]``; minus infinity where nothing may exit.
-        right: whether the exit's token is the last layer's, ``[n, exits]`` bool.
-        exit_points: layers of the exits.
-        num_layers: decoder layers.
-        thresholds: to try; quantiles of the observed scores when left out, so that none of them is empty.
+    Scores are ``[n, exits]``, minus infinity where nothing may exit; ``right`` is whether the exit's token is the last
+    layer's. Thresholds that are left out are quantiles of the scores, so that none of them is empty.
     """
     if thresholds is None:
         thresholds = sorted(set(torch.quantile(sample(_finite(scores)), torch.tensor(QUANTILES)).tolist()))
