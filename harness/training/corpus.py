@@ -51,9 +51,6 @@ def read_streams(
 
     The seed decides the order and which documents are held out; those with keys in ``known``, which the model has
     learned from, cannot be.
-
-    Raises:
-        DataError: a source cannot be read, or is too small for one sequence to learn from and one to measure on.
     """
     corpora: list[tuple[str, Corpus, list[Document]]] = []
     unseen: set[str] = set()

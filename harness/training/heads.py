@@ -161,9 +161,6 @@ def fit(
 
     Returns:
         ``shared``, or one network per exit point, named by its layer; one output each, three of actions.
-
-    Raises:
-        TrainingError: the loss is not finite, or a weight at the end.
     """
     chance = torch.Generator().manual_seed(seed)
     tokens, exits, _ = states.shape

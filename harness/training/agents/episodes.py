@@ -95,9 +95,6 @@ def read_episodes(
     """Read a trace's documents, of some tasks or all, into memory as episodes of ``length`` tokens.
 
     ``maps`` are those of :func:`harness.training.traces.reading.exit_maps`.
-
-    Raises:
-        ArtefactError: no document of these tasks, or states that are no numbers.
     """
     documents = _documents(traces, tasks)
     points, num_layers = traces.exit_points, int(traces.index["num_layers"])
@@ -123,11 +120,7 @@ def read_episodes(
 
 
 def split(everything: Episodes, held_out: Collection[int]) -> tuple[Episodes, Episodes]:
-    """Split off the documents of these numbers; those to learn from must each be long enough for an episode.
-
-    Raises:
-        TrainingError: none is left to learn from.
-    """
+    """Split off the documents of these numbers; those to learn from must each be long enough for an episode."""
     learning = [document for document in everything.documents if document.number not in held_out]
     if not everything.generated:
         learning = [document for document in learning if _fits(document, everything.length)]

@@ -44,11 +44,7 @@ class AgentCheckpoints(Checkpoints):
         self.write(steps, tensors, facts)
 
     def load(self, policy: Any, env: ExitVecEnv) -> tuple[int, Tally]:
-        """Read the latest into a policy, its optimiser and an environment; return steps and tally as they were saved.
-
-        Raises:
-            TrainingError: there is none, or it is of another training; gives both values.
-        """
+        """Read the latest into a policy, its optimiser and an environment; return its steps and tally."""
         found = self.read()
         with library_border(f"{found.path} is damaged", "Omit --resume to begin anew.", ArtefactError):
             parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -104,9 +100,6 @@ def learn(
     The log has a JSON line per rollout: reward per step and per episode (GREEN-CODE Fig. 6), share of exits for each of
     the layers; the last one counts the best exits of all tokens met (Fig. 7). Where ``stop`` is set at a decision, the
     rollout it falls into is not learned from.
-
-    Raises:
-        TrainingError: the loss is not finite, or there is no checkpoint to resume from.
     """
     share_left = [1.0]
     model = _algorithm(env, settings, seed, share_left)

@@ -27,19 +27,12 @@ CONTINUE, EXIT = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class RewardCoefficients:
-    """Weights of the penalties, each in [0, 1]; rewards are always 1 (GREEN-CODE, Ilager 2025, Eq. 2 and 3).
+    """Weights of the penalties, each in [0, 1]; rewards are always 1 (GREEN-CODE, Ilager 2025, Eq. 2 and 3)."""
 
-    Attributes:
-        alpha: of stopping right but later than the first exit that is right.
-        beta: of stopping too early, with a wrong token. The paper wants α ≤ β.
-        gamma: of running on from an exit that was right, or past one.
-        epsilon: penalty of stopping, with a wrong token, behind an exit that was right.
-    """
-
-    alpha: float
-    beta: float
-    gamma: float
-    epsilon: float = 0.1
+    alpha: float  # of stopping right but later than the first exit that is right
+    beta: float  # of stopping too early, with a wrong token; the paper wants α ≤ β
+    gamma: float  # of running on from an exit that was right, or past one
+    epsilon: float = 0.1  # of stopping, with a wrong token, behind an exit that was right
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +95,7 @@ def reward_table(right: Tensor, exit_points: Sequence[int], num_layers: int, rew
 
 
 def choose_reward(options: Agent, traces: Traces) -> Reward:
-    """Return the reward of the options; ``auto`` goes by the language of the trace's documents.
-
-    Raises:
-        ConfigError: a coefficient that the reward has not.
-    """
+    """Return the reward of the options; ``auto`` goes by the language of the trace's documents."""
     name = options.reward
     if name == "auto":
         tasks = {str(found["stream"]).partition(",")[0] for found in traces.documents if matches(found, options.tasks)}

@@ -70,11 +70,7 @@ class Start:
         }
 
     def shortcuts(self, exit_points: Sequence[int], hidden_size: int) -> dict[int, tuple[Tensor, Tensor]] | None:
-        """Return exit layer → (weight, bias), float32; ``None`` for a shared head.
-
-        Raises:
-            ArtefactError: one is missing, of another width, or not finite.
-        """
+        """Return exit layer → (weight, bias), float32; ``None`` for a shared head."""
         if self.shortcut is None:
             return None
         maps = read_shortcuts(self.shortcut, exit_points, torch.float32, "cpu", hidden_size=hidden_size)
@@ -94,13 +90,7 @@ class Start:
 
 
 def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
-    """Find the adapter, and shortcuts where the recipe wants some, in a folder of artefacts or a shipped set.
-
-    Raises:
-        ConfigError: no such folder, or a recipe that cannot go on from it.
-        ArtefactError: what is there belongs to other weights, exit points or another exit head, or its index of what
-            it has read is missing or damaged.
-    """
+    """Find the adapter, and shortcuts where the recipe wants some, in a folder of artefacts or a shipped set."""
     if recipe.method != "lora":
         raise ConfigError(
             "--start-from goes on with a LoRA adapter: use --method lora. To go on with whole weights give them as "

@@ -75,11 +75,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def check_beginning(checkpoints: Path, began: Mapping[str, Any], resume: bool) -> None:
-    """Note what a training begins with, by flag, beside its checkpoints; one that is resumed must be given the same.
-
-    Raises:
-        TrainingError: it began with something else, or the note cannot be read.
-    """
+    """Note what a training begins with, by flag, beside its checkpoints; one that is resumed must be given the same."""
     file, ours = checkpoints / BEGINNING, json.loads(json.dumps(began))
     if not resume:
         checkpoints.mkdir(exist_ok=True)

@@ -24,11 +24,7 @@ HELD_OUT = 0.1
 
 
 def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Traces, ResolvedModel]:
-    """Open a trace and find the model it was taken from, with the trace's own weights, exit points and exit head.
-
-    Raises:
-        ArtefactError: no trace there, one of another model, or the adapter or shortcuts of it are not there any more.
-    """
+    """Open a trace and find the model it was taken from, with the trace's own weights, exit points and exit head."""
     traces = Traces.open(folder, model)
     resolved = resolve(
         ModelRequest(
@@ -100,9 +96,6 @@ def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequenc
 
     ``document`` is the column of that name; the seed decides which, and only streams of ``tasks`` count if there are
     some.
-
-    Raises:
-        DataError: a stream has a single document.
     """
     streams: dict[str, list[int]] = {}
     for number, facts in enumerate(traces.documents):
@@ -125,11 +118,7 @@ def held_out_rows(traces: Traces, document: Tensor, *, seed: int, tasks: Sequenc
 
 
 def rows_of_tasks(traces: Traces, document: Tensor, tasks: Sequence[str]) -> Tensor:
-    """Return which rows belong to documents of some tasks, ``[n]`` bool; all if there are none.
-
-    Raises:
-        ArtefactError: none does.
-    """
+    """Return which rows belong to documents of some tasks, ``[n]`` bool; all if there are none."""
     chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, tasks)]
     if not chosen:
         known = sorted({facts["stream"] for facts in traces.documents})

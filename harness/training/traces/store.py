@@ -89,12 +89,7 @@ _FACTS = {
 
 
 class TraceWriter:
-    """Appends documents to a trace folder; a shard is written when it holds ``shard_tokens``.
-
-    Raises:
-        ArtefactError: there is a trace already and ``resume`` is false, one with other facts, or what is none; or
-            nothing can be written there.
-    """
+    """Appends documents to a trace folder; a shard is written when it holds ``shard_tokens``."""
 
     def __init__(
         self, folder: Path, facts: Mapping[str, Any], *, resume: bool, shard_tokens: int = SHARD_TOKENS
@@ -143,11 +138,7 @@ class TraceWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as a shard.
-
-        Raises:
-            ArtefactError: the disk is full; the shards before stay usable.
-        """
+        """Write what waits as a shard."""
         if not self._buffer:
             return
         name = f"shard-{len(self._index['shards']):05d}.safetensors"
@@ -186,11 +177,7 @@ class Traces:
 
     @classmethod
     def open(cls, folder: Path, model: str = "") -> Traces:
-        """Open a folder, or its ``index.json``; ``model``, as it was typed, is for the command that makes a trace.
-
-        Raises:
-            ArtefactError: missing, damaged, or without a token.
-        """
+        """Open a folder, or its ``index.json``; ``model``, as it was typed, is for the command that makes a trace."""
         if folder.name == "index.json":
             folder = folder.parent
         index = _read_index(folder / "index.json", model)
