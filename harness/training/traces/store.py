@@ -59,7 +59,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from harness.appearance.visible_text import shell_command
-from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
 from harness.host.files import open_regular, parse_json, read_bytes, real_path, refusing, replace_files
@@ -264,11 +263,8 @@ def _read_index(file: Path, model: str = "") -> dict[str, Any]:
             content = read_bytes(file, LARGEST_INDEX_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             out = file.parent
-            if out.is_file() or _is_taken(out):
-                out = Path("traces") / real_path(Path(model or DEFAULT_MODEL)).name
-                out = beside(out) if out.exists() else out
-            command = trace_command(model, out)
-            raise ArtefactError(f"there is no trace {file.parent}. Make one with:", [command]) from None
+            command = trace_command(model, beside(out) if out.is_file() or _is_taken(out) else out)
+            raise ArtefactError(f"there is no trace {out}. Make one with:", [command]) from None
         found = parse_json(content)
     if not isinstance(found, dict) or found.get("format") != FORMAT or not found.keys() >= _FACTS:
         raise ArtefactError(f"{file} is no trace index of format {FORMAT}. {_AGAIN}")
