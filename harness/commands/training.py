@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -17,32 +16,25 @@ from harness.commands.options import configured_by, flag, use_threads
 from harness.config.model import Configuration
 from harness.errors import RegistryError
 from harness.registry import RECIPES
-from harness.training.options import TraceCommand, TraceRequest
+from harness.training.options import TraceCommand
 
 
 @configured_by(TraceCommand)
 def trace(options: TraceCommand) -> None:
     """Run a model once at full depth and keep what its exits said, for everything that learns from it."""
     from harness.contracts.recipes import Silent
-    from harness.host.libraries import resolve_device
-    from harness.training.processes import is_main, own_device
+    from harness.training.processes import is_main
     from harness.training.traces.record_trace import trace as record
 
-    folder = options.out or Path("traces") / Path(options.model).name
     use_threads(options.threads)
     with show_progress() as progress:
         try:
-            traces = record(
-                options.model, options.tasks, options.sources, folder, TraceRequest.part_of(options),
-                weights=options.weights, exit_head=options.exit_head, artefacts=options.artefacts,
-                exit_points=options.exit_points, dtype=options.dtype, device=own_device(resolve_device(options.device)),
-                resume=options.resume, progress=progress if is_main() else Silent(), device_map=options.device_map,
-            )  # fmt: skip
+            traces = record(options, progress if is_main() else Silent())
         except KeyboardInterrupt:
-            say(f"Stopped; finished shards are kept. Go on with the same command and --resume. ({folder})")
+            say(f"Stopped; finished shards are kept. Go on with the same command and --resume. ({options.folder})")
             raise
     if is_main():
-        say(f"{traces.tokens} tokens of {len(traces.documents)} documents are in {folder}")
+        say(f"{traces.tokens} tokens of {len(traces.documents)} documents are in {options.folder}")
 
 
 class Recipes(LazyGroup):

@@ -34,17 +34,12 @@ keep the model's tokens, the one that was fastest. With a single weights format 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How a sentence tells of a metric; ``{}`` stands for the amount.
+    """How a sentence tells of a metric; ``{}`` stands for the amount."""
 
-    Attributes:
-        better, worse: the sentence where it is better or worse.
-        noun: its subject where nothing can be told.
-        saving: a ratio of costs is told as the share of the baseline's that is saved, not as a gain in speed.
-    """
-
-    better: str
+    better: str  # the sentence where it is better or worse
     worse: str
-    noun: str = ""
+    noun: str = ""  # its subject where nothing can be told
+    # a ratio of costs is told as the share of the baseline's that is saved, not as a gain in speed
     saving: bool = False
 
 

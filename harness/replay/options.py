@@ -27,6 +27,7 @@ from harness.config.model import (
 from harness.contracts import Split
 from harness.errors import ConfigError
 from harness.records.guarantee import Method, PValueName, Unit
+from harness.training.options import TraceCommand
 
 
 class SweepOptions(Configuration):
@@ -114,6 +115,13 @@ class SuitabilityOptions(ModelChoice, DocumentChoice):
         if self.traces is not None and given:
             raise ConfigError(f"--traces {self.traces} decides {', '.join(given)}: omit that, or omit --traces.")
         return self
+
+    def traced(self, folder: Path) -> TraceCommand:
+        """Return the trace to be made, or gone on with, in a folder."""
+        names = TraceCommand.model_fields.keys() & type(self).model_fields.keys()
+        own = {name: getattr(self, name) for name in names}
+        resume = (folder / "index.json").is_file()
+        return TraceCommand.model_construct(**{**own, "out": folder, "resume": resume})
 
 
 class Certainty(Configuration):

@@ -44,7 +44,6 @@ from harness.replay.tokens import COLUMNS, TracedTokens
 from harness.replay.verdict import verdict
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.running.plan import shared_fields
-from harness.training.options import TraceRequest
 from harness.training.shortcut import ShortcutMoments
 from harness.training.traces.reading import exit_maps, open_traces
 from harness.training.traces.record_trace import trace
@@ -80,23 +79,7 @@ def assess(options: SuitabilityOptions, progress: Progress) -> Suitability:
         folder, model = options.traces, options.model
         if folder is None:
             folder = (options.out or Path(temporary)) / "trace"
-            trace(
-                model,
-                options.tasks,
-                options.sources,
-                folder,
-                TraceRequest(
-                    documents=options.documents, length=options.length, split=options.split, seed=options.seed
-                ),
-                weights=options.weights,
-                exit_head=options.exit_head,
-                artefacts=options.artefacts,
-                exit_points=options.exit_points,
-                dtype=options.dtype,
-                device=resolve_device(options.device),
-                resume=(folder / "index.json").is_file(),
-                progress=progress,
-            )
+            trace(options.traced(folder), progress)
         elif "model" not in options.model_fields_set:
             model = str(Traces.open(folder, model).index["model"])
         progress.stage("reading the trace")

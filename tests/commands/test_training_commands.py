@@ -40,16 +40,10 @@ def refusal(cli: Command, tmp_path: Path) -> Refusal:
 @pytest.fixture(scope="module")
 def ready_trace(tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of the tiny model's eight documents."""
-    from harness.contracts.recipes import Silent
-    from harness.training.options import TraceRequest
-    from harness.training.traces.record_trace import trace
+    from tests.training.tracing import trace_of
 
     folder = tmp_path_factory.mktemp("ready") / "t"
-    trace(
-        str(tiny_llama), ["py150"], [str(rows_file)], folder, TraceRequest(length=64), weights="pretrained",
-        exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
-        progress=Silent(),
-    )  # fmt: skip
+    trace_of(tiny_llama, rows_file, folder, documents=100, length=64)
     return folder
 
 
