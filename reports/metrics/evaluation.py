@@ -44,13 +44,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One metric of one operating point against full depth.
-
-    Attributes:
-        metric: what was compared.
-        estimate: ratio (above 1 is cheaper than full depth) or difference; ``None`` where it was not measured.
-        family: operating points tested on this metric, which the p-value is corrected over.
-    """
+    """One metric of one operating point against full depth."""
 
     metric: Metric
     estimate: Estimate | None = None
@@ -70,16 +64,7 @@ class Comparison:
 
 
 def evaluate(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
-    """Return a metric that is not compared with full depth; ``None`` where it was not measured, or a plug-in's fails.
-
-    Args:
-        metric: which.
-        point: of what.
-        left_out: counts by metric the numbers that cannot be true, of samples or the metric's own: they are missing.
-
-    Raises:
-        RegistryError: the metric yields something that is no number.
-    """
+    """Return a metric that is not compared with full depth; ``None`` where not measured, or its plug-in fails."""
     return _unless_it_fails(metric, partial(_evaluate, metric, point, left_out))
 
 
@@ -111,13 +96,7 @@ def _evaluate(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate 
 def compare_all(
     metrics: Sequence[Metric], points: Sequence[Point], left_out: Counter[str]
 ) -> list[Mapping[Metric, Comparison]]:
-    """Return for each operating point of one table its comparisons with full depth, corrected.
-
-    Args:
-        metrics: which.
-        points: of the table.
-        left_out: as for :func:`evaluate`, of pairs and differences.
-    """
+    """Return for each operating point of one table its comparisons with full depth, corrected."""
     found: list[dict[Metric, Comparison]] = [{} for _ in points]
     for metric in metrics:
         column = [_unless_it_fails(metric, partial(_compare, metric, point, left_out)) for point in points]

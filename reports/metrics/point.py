@@ -17,7 +17,6 @@ from typing import TypeAlias
 from harness.contracts.metrics import Against, Metric
 from harness.records import Manifest, ModelRecord, SampleRecord, WindowRecord
 from reports.statistics.intervals import paired_ratio
-from reports.statistics.plausible import all_plausible
 from reports.summary.measured import Measured, PromptTimes, full_depths
 
 Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
@@ -140,11 +139,6 @@ def units_of(metric: Metric, point: Point) -> Units | None:
     return {key: tuple(values) for key, values in found.items()}
 
 
-def usable(units: Units) -> Units:
-    """Return the units whose numbers can all be true: neither NaN nor infinite, nor beyond all reason."""
-    return {key: row for key, row in units.items() if all_plausible(row)}
-
-
 def by_block(metric: Metric, units: Units, cell: Measured) -> Units:
     """Return units with those joined whose prompts share a block of an operating point."""
     keys = cell.by_block({next(iter(key)): key for key in units})
@@ -157,12 +151,7 @@ def added(metric: Metric, rows: Sequence[tuple[float, ...]]) -> tuple[float, ...
 
 
 def rates(cell: Measured, read: Callable[[SampleRecord], tuple[float, float] | float | None]) -> Units:
-    """Return units by prompt.
-
-    Args:
-        cell: the operating point.
-        read: numerator and denominator of a sample, a number to take the mean of, or ``None`` where it has none.
-    """
+    """Return units by prompt."""
     rows = []
     for sample in cell.samples.values():
         found = read(sample)

@@ -77,11 +77,7 @@ def sections_of(metrics: Iterable[Metric]) -> list[str]:
 
 
 def all_metrics(scores: Iterable[str] = ()) -> tuple[Metric, ...]:
-    """Return every metric in reading order.
-
-    Args:
-        scores: names of scores that were recorded, known here or not.
-    """
+    """Return every metric in reading order."""
     named = {*_general_scores(), *scores} - SummaryRow.model_fields.keys()
     return _ordered(tuple(sorted(named)))
 

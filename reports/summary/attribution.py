@@ -71,11 +71,6 @@ def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, se
 
     Nothing where the run has no probe, several samples in a batch, no KV cache, or requests that arrive at a fixed rate
     (their windows hold idle time).
-
-    Args:
-        cells: all operating points of the task, full depth first, probes among them.
-        meter: of the run; without it, energy counts as an estimate.
-        seed: decides the resampling.
     """
     usable = [cell for cell in cells if cell.conditions.cached and not cell.point.rehearsed]
     if not any(cell.point.never_exits for cell in cells) or any(cell.conditions.batch_size > 1 for cell in cells):
@@ -95,13 +90,7 @@ def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, se
 
 
 def price_per_check(never: Cost, full: Cost, checks: Cost) -> Cost:
-    """Return what one exit check costs, in the unit of the costs.
-
-    Args:
-        never: cost of the probe, the strategy that is asked at every exit point and never obeyed.
-        full: cost of full depth on the same blocks.
-        checks: of the probe, on these blocks.
-    """
+    """Return what one exit check costs, in the unit of the costs."""
     return (never - full) / checks
 
 
@@ -113,18 +102,7 @@ _QUANTITIES: tuple[tuple[Quantity, Callable[[WindowRecord], float | None]], ...]
 
 @dataclass(frozen=True)
 class _System:
-    """The windows of one task as counts and costs, for every operating point and the blocks that all of them finished.
-
-    Attributes:
-        cells: operating points, full depth first.
-        names: names of the counts, :data:`COMMON` and then ``check STRATEGY``.
-        counts: ``[operating points, blocks, names]``.
-        cost: ``[operating points, blocks]``, seconds or joules.
-        prefill_share: share of the time to the first token in the windows' time, ``[operating points, blocks]``.
-        free_heads: LM heads that any decoding needs, ``[operating points, blocks]``.
-        drafting, rolled_back: parts of the counts, where tokens were verified; ``[operating points, blocks, names]``.
-        finished: blocks that any operating point finished.
-    """
+    """The windows of one task as counts and costs, of every operating point and the blocks that all finished."""
 
     cells: Sequence[Measured]
     names: tuple[str, ...]
@@ -341,15 +319,7 @@ def _least_squares(gram: Array, right: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Things that were done, each by the names of the attribution, ``[names]``.
-
-    Attributes:
-        all: everything.
-        drafting: of lossless decoding, what drafted, or decided not to: passes that ended in a draft, checks, and heads
-            that neither prefill nor a verification read; less what was rolled back.
-        rolled_back: of lossless decoding, the same of drafts that did not stand, and their rows in verifications.
-        free_heads: LM heads that any decoding needs: one per decoded token, or verification.
-    """
+    """Things that were done, each by the names of the attribution, ``[names]``."""
 
     all: Array
     drafting: Array
@@ -366,13 +336,7 @@ class Counts:
 
 
 def counts_of(sample: SampleRecord, check: str, names: Sequence[str]) -> Counts:
-    """Return what one sample did.
-
-    Args:
-        sample: with a KV cache, alone in its batch.
-        check: name of its strategy's checks.
-        names: of the counts.
-    """
+    """Return what one sample did."""
     amounts = {"request": 1, "prompt token": len(sample.prompt_ids)} | sample.decode_amounts()
     did = _in_order(amounts, check, names)
     if not sample.verifications:

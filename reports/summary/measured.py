@@ -46,12 +46,7 @@ CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str
 
 
 class Corpus(NamedTuple):
-    """The completions of one operating point on one task.
-
-    Attributes:
-        language: of the code.
-        texts: completions. references: ground truths, as many.
-    """
+    """The completions of one operating point on one task."""
 
     language: str
     texts: tuple[str, ...]
@@ -60,15 +55,7 @@ class Corpus(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """One operating point on one task.
-
-    Attributes:
-        task, point: what ran.
-        conditions: what it was measured under.
-        windows: committed, warm-up left out, by id.
-        samples: finished samples of every repeat.
-        failed: samples that ended in an error, with their repeat.
-    """
+    """One operating point on one task."""
 
     task: TaskRecord
     point: OperatingPointRecord
@@ -357,11 +344,7 @@ def total(windows: Iterable[WindowRecord]) -> tuple[str, float | None]:
 
 
 class PromptTimes:
-    """The prompt times of one task.
-
-    Args:
-        cells: its operating points.
-    """
+    """The prompt times of one task."""
 
     def __init__(self, cells: Sequence[Measured]) -> None:
         self._cells = cells

@@ -52,16 +52,7 @@ def notes(
     samples: Sequence[SampleRecord] = (),
     missing_scores: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """Return the notes of a run, each one sentence or two of plain text.
-
-    Args:
-        manifest: of the run.
-        cells: all operating points, probes that never exit among them; those count for windows and failures only.
-        rows: what they became.
-        windows: all of the run, to count what was left out.
-        samples: all of the run, likewise.
-        missing_scores: sentences about scores that could not be made where the run was scored.
-    """
+    """Return the notes of a run, each one sentence or two of plain text."""
     everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
         *_about_the_whole(manifest, cells),
@@ -86,10 +77,6 @@ def degenerate(manifest: Manifest, cells: Iterable[Measured]) -> str | None:
 
     It may repeat one token, or fail throughout, as with weights that are damaged or overflow. Every exit then agrees
     with it, at any layer, so that the ordinary numbers are the best there are: the run does not rank.
-
-    Args:
-        manifest: full depth is its first operating point.
-        cells: what counts of the run, in any order.
     """
     for cell in cells:
         if cell.point.name == manifest.operating_points[0].name and (found := _wrong_with(cell)):

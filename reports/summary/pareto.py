@@ -73,10 +73,6 @@ def edge(rows: Sequence[SummaryRow], gain: Metric) -> list[bool]:
     """Say which rows no other beats in text kept and in what is gained, as they were measured.
 
     None where the run has too few blocks to tell any from full depth. Bounds beat nobody.
-
-    Args:
-        rows: of one table, or of several runs that share a baseline.
-        gain: more is better.
     """
     flags = [False] * len(rows)
     if not can_tell(gain, [row.estimate(gain) for row in rows]):

@@ -37,24 +37,14 @@ _SAME = 1e-3  # a corpus score closer than this to the mean of its samples is th
 
 @dataclass(frozen=True, slots=True)
 class Resampled:
-    """A statistic with its bootstrap replicates, for what is computed of several.
-
-    Attributes:
-        estimate: without an interval below ``MINIMUM_PAIRS`` blocks, and where no replicates can be made.
-        replicates: of :class:`Resampling`'s draws, the same draws for every statistic; empty without an interval.
-    """
+    """A statistic with its bootstrap replicates, for what is computed of several."""
 
     estimate: Estimate
     replicates: Array
 
 
 class Resampling:
-    """One task's blocks, drawn again and again.
-
-    Args:
-        cells: operating points of one task, full depth first.
-        seed: decides the draws, so that a report made twice says the same.
-    """
+    """One task's blocks, drawn again and again."""
 
     def __init__(self, cells: Sequence[Measured], *, seed: int = 0) -> None:
         blocks = sorted({window.block for cell in cells for window in cell.windows.values()})
@@ -62,13 +52,7 @@ class Resampling:
         self._draws = draws(len(blocks), resamples=RESAMPLES, seed=seed) if blocks else np.zeros((RESAMPLES, 0))
 
     def score(self, cell: Measured, name: str, value: float | None) -> Estimate | None:
-        """Return a score of the table with the interval of its samples' mean.
-
-        Args:
-            cell: the operating point.
-            name: of the score.
-            value: the table's. A corpus score that is no mean of samples keeps its value and has no interval.
-        """
+        """Return a score of the table with the interval of its samples' mean."""
         if value is None:
             return None
         scored = [(sample, score) for sample in cell.scored if (score := sample.scores.get(name)) is not None]
@@ -120,13 +104,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An operating point that one could deploy.
-
-    Attributes:
-        strategy: registered name.
-        cost: in any unit, the same for all.
-        quality: 0…1, more is better.
-    """
+    """An operating point that one could deploy."""
 
     strategy: str
     cost: Resampled
@@ -135,13 +113,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Hypervolume:
-    """A front's area, taken apart by strategy.
-
-    Attributes:
-        total: of all operating points together.
-        alone: strategy → area of its own operating points.
-        contribution: strategy → what is lost without it. What two strategies cover both counts for neither.
-    """
+    """A front's area, taken apart by strategy."""
 
     total: Estimate
     alone: Mapping[str, Estimate]
@@ -149,13 +121,7 @@ class Hypervolume:
 
 
 def hypervolumes(candidates: Sequence[Candidate], full: Resampled, blocks: int) -> Hypervolume:
-    """Return the hypervolume of a table's operating points, in total and by strategy, with intervals.
-
-    Args:
-        candidates: full depth may be among them.
-        full: full depth's cost, which costs are divided by.
-        blocks: how many were drawn; few have no interval.
-    """
+    """Return the hypervolume of a table's operating points, in total and by strategy, with intervals."""
     owners = np.array([one.strategy for one in candidates])
     strategies = list(dict.fromkeys(owners.tolist()))
     costs = np.array([[one.cost.estimate.value for one in candidates]]) / full.estimate.value

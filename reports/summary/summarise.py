@@ -58,25 +58,7 @@ def summarise(
     machine: str | None = None,
     missing_scores: Sequence[str] = (),
 ) -> Summary:
-    """Summarise a run directory's records; a run that is not finished is summarised as far as it got.
-
-    Args:
-        manifest: full depth is its first operating point, which tokens and scores are compared with; ratios of costs
-            are over full depth in the row's own weights format.
-        windows: measured windows; warm-up is left out.
-        samples: sample records; those of uncommitted windows are left out.
-        score_corpus: ``(language, texts, references) -> scores``, called once per row that has samples.
-        machine: one line that describes where it was measured (``harness.host.environment.machine_line``);
-            by default what the manifest's environment calls the processor.
-        missing_scores: sentences about scores that the scorer cannot make where it runs; they become notes.
-
-    Returns:
-        Rows in the manifest's order (tasks, then operating points), also for operating points that have no
-        measurement yet: those have ``n`` 0 and no metric.
-
-    Raises:
-        StoreError: the manifest's configuration cannot be understood, or it names no operating point.
-    """
+    """Summarise a run directory's records; a run that is not finished is summarised as far as it got."""
     windows, samples = tuple(windows), tuple(samples)
     measured = tuple(select(manifest, windows, samples).values())
     cells = _candidates(manifest, measured)
@@ -113,11 +95,7 @@ def summarise(
 
 
 def corpora(manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]) -> tuple[Corpus, ...]:
-    """Return each different corpus that :func:`summarise` will ask about, so that they can be scored together.
-
-    Raises:
-        StoreError: the manifest's configuration cannot be understood, or it names no operating point.
-    """
+    """Return each different corpus that :func:`summarise` will ask about, so that they can be scored together."""
     cells = _candidates(manifest, tuple(select(manifest, windows, samples).values()))
     return tuple(dict.fromkeys(cell.corpus for cell in cells if cell.scored))
 
@@ -223,11 +201,6 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
 
     ``None`` when one has no finished sample, or when nothing is left to tell of a run that was not timed. Energy is
     named when a sensor measured it, accuracy unless the weights are random.
-
-    Args:
-        point: the operating point.
-        comparisons: its own, corrected.
-        energy_measured: a sensor measured its energy.
     """
     if point.is_full or not point.samples or not point.full.samples:
         return "the baseline" if point.is_full and point.samples else None
@@ -294,12 +267,7 @@ def _too_few(found: Estimate) -> str:
 
 
 def recorded_only(summary: Summary, recorded: Summary) -> Summary:
-    """Return a summary with the metrics of an earlier one that nothing installed here explains, and a note of them.
-
-    Args:
-        summary: made of the records, here.
-        recorded: as it lies in the run directory. Rows that rest on other samples by now are left out.
-    """
+    """Return a summary with the metrics of an earlier one that nothing installed here explains, and a note of them."""
     known = {metric.name for metric in metrics_of(summary.rows)}
     earlier = {(row.task, row.operating_point): row for row in recorded.rows}
     kept: set[str] = set()
