@@ -14,7 +14,7 @@ from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
 from harness.records.summary import Summary
 from reports.collection import Collection, write_collection
-from reports.comparing.compare import Wanted, compare_runs
+from reports.comparing.compare import compare_runs
 from reports.comparing.document import comparison_markdown, tables
 from reports.comparing.results import notes
 from reports.leaderboard.data import describe_point, entry_of
@@ -274,7 +274,7 @@ def test_files_figures_and_the_site_of_a_damaged_run(build: Any, tmp_path: Path)
     other = RecordedRun(
         Path("runs/two"), run.manifest.model_copy(update={"created": "2026"}), one.windows, one.samples, one.summary
     )
-    compared = compare_runs(one, other, Wanted())
+    compared = compare_runs(one, other)
     check([printed(to_terminal(tables(compared, details=True))), comparison_markdown(compared, [])])
 
 
