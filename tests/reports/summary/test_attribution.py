@@ -276,17 +276,16 @@ def sample(**changes: Any) -> SampleRecord:
 def test_one_draft_is_counted_as_it_was_made() -> None:
     found = counts_of(sample(), "check classifier", NAMES)
     middle = 8 + 1 + 2
-    assert found.free_heads == 3
-    assert dict(zip(NAMES, found.all, strict=True)) == {
+    assert dict(zip(NAMES, found[0], strict=True)) == {
         "request": 1, "prompt token": 8, "layer step": 44, "layer row": 16, "attended position": 44 * middle,
         "LM head": 3, "LM head row": 3, "draft head": 3, "exit": 3, "KV fill": 0, "check classifier": 10,
     }  # fmt: skip
     # Two of the three places beyond each verification's first were discarded.
-    assert dict(zip(NAMES, found.rolled_back, strict=True)) == {
+    assert dict(zip(NAMES, found[2], strict=True)) == {
         **dict.fromkeys(NAMES, 0), "layer step": 10, "attended position": 10 * middle, "layer row": 16 * 2 / 3,
         "LM head row": 2, "draft head": 2, "exit": 2, "check classifier": 3,
     }  # fmt: skip
-    assert dict(zip(NAMES, found.drafting, strict=True)) == {
+    assert dict(zip(NAMES, found[1], strict=True)) == {
         **dict.fromkeys(NAMES, 0), "layer step": 4, "attended position": 4 * middle, "draft head": 1, "exit": 1,
         "check classifier": 7,
     }  # fmt: skip
@@ -304,7 +303,7 @@ def test_heads_that_checks_read_are_drafting() -> None:
         NAMES,
     )
     at = NAMES.index("LM head")
-    assert (found.all[at], found.drafting[at], found.rolled_back[at]) == (3 + 10, 7, 3)
+    assert (found[0][at], found[1][at], found[2][at]) == (3 + 10, 7, 3)
 
 
 def test_a_deferred_token_s_layers_are_rows_of_the_pass_that_takes_it_along() -> None:
@@ -312,7 +311,7 @@ def test_a_deferred_token_s_layers_are_rows_of_the_pass_that_takes_it_along() ->
         drafted_at=(), accepted=(), drafts=0, verifications=0, layers_discarded=0, cheap_head_tokens=0, drafting=None,
         rolled_back=None, exit_layers=(10, 4, 10, 10, 10), layers_read=34, layers_executed=40, lm_head_evaluations=4,
     )  # fmt: skip
-    did = dict(zip(NAMES, counts_of(lossy, "check classifier", NAMES).all, strict=True))
+    did = dict(zip(NAMES, counts_of(lossy, "check classifier", NAMES)[0], strict=True))
     assert (did["layer step"], did["layer row"], did["LM head"], did["LM head row"], did["exit"]) == (34, 6, 4, 0, 1)
 
 
@@ -381,7 +380,7 @@ def built_drafts(blocks: int, noise: float = 0.0) -> list[Measured]:
             made["token_times_s"] = tuple(prefill + 1e-3 * step for step in range(len(made["token_ids"])))
             record = SampleRecord(window=0, operating_point=name, task="py150", sample_id="0", **made)
             check = f"check {draft_point(name).strategy}"
-            did = counts_of(record, check, (*COMMON, "check classifier", "check fixed")).all
+            did = counts_of(record, check, (*COMMON, "check classifier", "check fixed"))[0]
             seconds = float(did @ prices) * (1 + noise * chance.gauss(0, 1))
             run.window(name, made, block=block, duration=seconds)
     manifest: Manifest = run.manifest.model_copy(
