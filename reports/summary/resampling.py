@@ -1,17 +1,11 @@
 """Numbers of several operating points with one set of bootstrap draws, for figures that show them together.
 
 Blocks of samples are drawn with replacement, all operating points and all repeats of a block together (Efron 1979), so
-that a replicate is one whole table and what is computed of several rows (a front, its hypervolume) has an honest
-interval. A point's value is always its table's; an operating point that finished fewer blocks than another is resampled
-over its own.
+that what is computed of several rows has an honest interval. A point's value is always its table's.
 
-**The dominated hypervolume** is a whole front as one number, and what each strategy adds to it (Zitzler and Thiele
-1998; two dimensions, exact). Cost is a share of full depth's; the reference point (the nadir) is quality 0 at full
-depth's cost, so that the number is the best quality to be had within a budget, averaged over budgets from nothing to
-full depth's cost, 0 where nothing fits. It is 1 for perfect completions that cost nothing and 0 where nothing is
-cheaper than full depth: full depth itself spans no area, and neither does what costs more. It rewards a low cost as
-much as a high quality, which is one way of weighing them and not the only one; the front itself is the result, this
-number its summary. Bounds (the oracle) are no candidates and never counted.
+**The dominated hypervolume** is a whole front as one number (Zitzler and Thiele 1998; two dimensions, exact). Cost is a
+share of full depth's; the reference point is quality 0 at full depth's cost, so that the number is the best quality to
+be had within a budget, averaged over budgets from nothing to full depth's cost.
 """
 
 from __future__ import annotations

@@ -98,26 +98,12 @@ def test_no_interval_where_a_bootstrap_would_be_certain(build: Any, run: Any) ->
     assert certain.row(ALONE).estimate("acceptance").no_interval is NoInterval.FEW_DIFFERING
 
 
-def test_a_run_of_before_discarded_drafts_says_so(run: Any) -> None:
-    run.samples[1] = run.samples[1].model_copy(update={"discarded": ()})
-    assert acceptances(run) == {}
-    assert [
-        note for note in run.summary().notes if note.startswith("which drafts stood, by source, layer and kind, is not")
-    ]
-    assert run.row(BOTH).value("acceptance") == 3 / 5
-
-
 def test_a_run_that_drafts_nothing_has_no_table(build: Any) -> None:
     run = build()
     run.window(FULL, {})
     assert acceptances(run) == {}
     assert acceptance_csv([("", run.summary())]) == {}
     assert "that stood" not in report_markdown(run.summary())
-
-
-def test_repeats_count_in_their_block(run: Any) -> None:
-    run.window(BOTH, SAMPLE, repeat=1)
-    assert (acceptances(run)[None, None, None].drafted, acceptances(run)["exit", 5, None].accepted) == (10, 2)
 
 
 def test_the_tables_have_the_operating_points_that_drafted(run: Any) -> None:
@@ -138,15 +124,6 @@ def test_the_tables_have_the_operating_points_that_drafted(run: Any) -> None:
     text = report_markdown(run.summary())
     assert "**Drafts of lookup that stood, by kind of token**" in text
     assert f"| `{BOTH}` | 0.33 \\[too few] of 3 | 1.00" in text
-
-
-def test_one_source_at_one_layer_is_said_once(build: Any) -> None:
-    run = build(points=(FULL, ALONE), kv="recompute")
-    run.window(FULL, {"token_ids": (1, 2)})
-    run.window(ALONE, {"token_ids": (1, 2), "drafted_at": (None, 5), "accepted": (False, True), "drafts": 1})
-    (table,) = split_tables(run.summary())
-    (drafts,) = acceptance_tables(table)
-    assert [one.header for one in drafts.columns] == ["", "operating point", "exit at 5"]
 
 
 def test_csv_leaves_empty_what_a_line_is_all_of(run: Any) -> None:

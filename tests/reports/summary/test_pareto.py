@@ -11,7 +11,7 @@ import pytest
 from harness.records.estimate import Estimate
 from reports.metrics.faithfulness import exact_prefixes
 from reports.statistics.intervals import mean_interval
-from reports.summary.pareto import choose_gain, front, mark_front
+from reports.summary.pareto import choose_gain, front
 from reports.summary.resampling import Candidate, Resampled, Resampling, hypervolumes
 
 FULL, OTHER, THIRD, LOSSLESS = "full", "fixed:layer=5", "fixed:layer=8", "rl@lossless"
@@ -27,24 +27,6 @@ def test_front_equals_the_brute_force_front(seed: int) -> None:
     values = 4 if seed % 2 else 1_000  # few values: many ties
     points = [(float(generator.randrange(values)), float(generator.randrange(values))) for _ in range(30)]
     assert front(points) == [not dominated(point, points) for point in points]
-
-
-def test_front_does_not_depend_on_the_order() -> None:
-    points = [(1.0, 1.0), (2.0, 3.0), (2.0, 2.0), (3.0, 3.0), (0.5, 0.0)]
-    by_point = dict(zip(points, front(points), strict=True))
-    assert {point for point, flag in by_point.items() if flag} == {(0.5, 0.0), (1.0, 1.0), (2.0, 3.0)}
-    for _ in range(10):
-        random.Random(0).shuffle(points)
-        assert dict(zip(points, front(points), strict=True)) == by_point
-
-
-def test_equal_points_share_their_fate() -> None:
-    assert front([(1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (2.0, 1.0)]) == [True, True, False, False]
-
-
-def test_front_of_nothing_and_of_one() -> None:
-    assert front([]) == []
-    assert front([(1.0, 0.0)]) == [True]
 
 
 def measured(run: Any, point: str, kept: float | None, seconds: float, *, noise: float = 0.0, blocks: int = 8) -> None:
@@ -106,40 +88,12 @@ def test_a_row_that_lacks_a_coordinate_is_not_on_the_front_and_beats_nobody(buil
     assert flags(run) == {FULL: True, OTHER: False, THIRD: False}
 
 
-def test_energy_decides_no_mark(build: Any) -> None:
-    """The table that leads shows speed-up."""
-    run = build()
-    for point, seconds, joules in ((FULL, 1.0, 1.0), (OTHER, 0.5, 2.0)):
-        for block in range(8):
-            window = {"energy_j": joules, "energy_source": "rapl", "block": block, "duration": seconds}
-            run.window(point, {"token_ids": (1, 2, 3) if point == FULL else (1, 9, 9)}, **window)
-    assert flags(run) == {FULL: True, OTHER: True}
-
-
 def test_random_weights_have_no_front(build: Any) -> None:
     run = build(weights="random")
     measured(run, FULL, 1.0, 1.0)
     measured(run, OTHER, 0.5, 0.5)
     assert choose_gain(run.summary().rows) is None
     assert flags(run) == {FULL: False, OTHER: False}
-
-
-def test_tables_have_their_own_fronts(build: Any) -> None:
-    run = build(tasks=("py150", "javacorpus"))
-    for task, seconds in (("py150", 2.0), ("javacorpus", 0.5)):
-        for block in range(8):
-            run.window(FULL, {"token_ids": (1, 2)}, task=task, block=block)
-            run.window(OTHER, {"token_ids": (1, 9)}, task=task, block=block, duration=seconds)
-    assert [row.pareto for row in run.summary().rows] == [True, False, True, True]
-
-
-def test_marking_twice_changes_nothing(build: Any) -> None:
-    run = build()
-    measured(run, FULL, 1.0, 1.0)
-    measured(run, OTHER, 0.5, 0.5)
-    summary = run.summary()
-    assert any(row.pareto for row in summary.rows)
-    assert mark_front(summary) == summary
 
 
 def exact(value: float) -> Resampled:
@@ -164,14 +118,6 @@ def hypervolume(points: list[tuple[float, float]]) -> float:
 )
 def test_areas_by_hand(points: list[tuple[float, float]], area: float) -> None:
     assert hypervolume(points) == pytest.approx(area)
-
-
-def test_it_is_the_share_of_random_points_that_are_dominated() -> None:
-    chance = np.random.default_rng(0)
-    points = [(float(cost), float(quality)) for cost, quality in chance.random((12, 2))]
-    thrown = chance.random((40_000, 2))
-    hit = np.any([(thrown[:, 0] >= cost) & (thrown[:, 1] <= quality) for cost, quality in points], axis=0)
-    assert hypervolume(points) == pytest.approx(hit.mean(), abs=0.01)
 
 
 def test_a_strategy_adds_what_nobody_else_covers() -> None:
@@ -246,20 +192,3 @@ def test_a_corpus_score_that_is_no_mean_has_no_interval(build: Any) -> None:
     assert estimate is not None
     assert (estimate.value, estimate.interval) == (0.9, None)
     assert Resampling([full, rl]).score(rl, "codebleu", None) is None
-
-
-def test_few_blocks_have_no_interval(build: Any) -> None:
-    full, rl = cells(build, blocks=4)
-    layers = Resampling([full, rl]).layers(rl, 10)
-    assert layers is not None
-    assert layers.estimate.interval is None
-
-
-def test_the_same_draws_for_every_operating_point(build: Any) -> None:
-    full, _ = cells(build)
-    resampling = Resampling([full])
-    blocks = [window.block for window in full.windows.values()]
-    first, second = (resampling.share((block, times * (1.0 + block), 1.0) for block in blocks) for times in (1, 2))
-    assert first is not None
-    assert second is not None
-    assert np.array_equal(2 * first.replicates, second.replicates)
