@@ -5,12 +5,10 @@
 SVG, PDF and PNG. Runs that could not be read stand in it with the reason, and those that are not finished say so
 wherever their numbers do. ``report.md`` and ``index.html`` are written last, so that no link of theirs is dead,
 whenever the making is stopped; ``tables.tex`` is first, and tells an unfinished report from somebody else's files.
-What the front page of an earlier report in the folder links and this report does not have is removed in the end.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,17 +24,15 @@ from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
 from harness.host.files import (
-    LARGEST_LOG_BYTES,
     DocumentError,
     NotRegularError,
     open_regular,
-    read_bytes,
     read_json,
     real_path,
 )
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
-from reports.figures.drawing import FORMATS, INCHES, Figure, Width, save_figures
+from reports.figures.drawing import INCHES, Figure, Width, save_figures
 from reports.files import write_files
 from reports.published.numbers import published
 from reports.recorded import RecordedRun
@@ -67,11 +63,6 @@ HEAD = "<!doctype html>\n<!-- A report of `harness report`. -->"
 """How the front page begins, which tells it from other people's."""
 _HEADS = {"report.md": HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 """How the files begin that tell a report, finished or not, from other files."""
-_LINKED = re.compile(
-    rf'(?:href|src)="({FIGURES}/[a-z0-9-]+\.(?:{"|".join(FORMATS)})|completions-[a-z0-9-]+\.html'
-    rf'|{re.escape(ACCEPTANCE_FILE)})"'
-)
-"""Links of a front page that not every report has; in texts of others a quotation mark is escaped there."""
 
 
 @dataclass(frozen=True)
@@ -220,15 +211,14 @@ def write_collection(
 
     Args:
         collection: what to report.
-        out: folder, made where it is missing. Files of an earlier report are replaced, or removed where this one has
-            none of that name; other files and links stay.
+        out: folder, made where it is missing. Files of an earlier report are replaced; other files stay.
         figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
             ``MOST_RUNS_DRAWN``.
         width: of the figures.
         progress: is told after each figure how many of how many are drawn.
 
     Raises:
-        StoreError: a file cannot be written or removed.
+        StoreError: a file cannot be written.
     """
     each = figures if figures is not None else len(collection.runs) <= MOST_RUNS_DRAWN
     drawn = Catalogue()
@@ -243,7 +233,6 @@ def write_collection(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {out}: {error.strerror}. Use another --out.") from None
-    earlier = _linked(out)
     report = "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n"
     tasks = task_tables(collection.named)
     unfinished = [
@@ -281,30 +270,7 @@ def write_collection(
         )
     )
     last = write_files(out, {"report.md": report, "index.html": page})
-    _remove(out, earlier.difference(written))
     return [*reversed(last), *written]
-
-
-def _linked(out: Path) -> set[Path]:
-    """Return the files of an earlier report that the next one may not have, as its front page links them."""
-    try:
-        page = read_bytes(out / "index.html", LARGEST_LOG_BYTES).decode(errors="replace")
-    except OSError:  # there is none: one that cannot be read was refused
-        return set()
-    return {out / name for name in _LINKED.findall(page)} if page.startswith(HEAD) else set()
-
-
-def _remove(out: Path, files: Iterable[Path]) -> None:
-    """Remove files of an earlier report; a link is somebody else's, and so is what a link leads to."""
-    try:
-        for file in sorted(files):
-            linked = file.is_symlink() or (file.parent != out and file.parent.is_symlink())
-            if not linked and file.is_file():
-                file.unlink()
-    except OSError as error:
-        raise StoreError(
-            f"cannot remove {error.filename}, which is of an earlier report: {error.strerror}. Use another --out."
-        ) from None
 
 
 def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page], undrawn: str) -> Iterator[str]:

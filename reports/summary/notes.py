@@ -13,8 +13,7 @@ from harness.records.conditions import MIXED, REPLAY, graphs_of, layers_of
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
 from reports.metrics.point import Point
-from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
-from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE
+from reports.metrics.speedups import SPEEDUP_HIGHEST, SPEEDUP_LOWEST
 from reports.statistics.intervals import MINIMUM_SAMPLES
 from reports.summary.admission import describe_left_out
 from reports.summary.measured import Measured, full_depths, is_measured
@@ -299,16 +298,6 @@ def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow]) ->
         yield f"few samples ({fewest}): below {MINIMUM_SAMPLES} a difference of scores has neither interval nor test."
     if min(len(cell.samples) for cell in cells if cell.samples) < _FEW_TIMINGS:
         yield f"fewer than {_FEW_TIMINGS} latencies per row: p99 is close to the slowest sample."
-    tested = (SPEEDUP.name, EDIT_SIMILARITY_DIFFERENCE)
-    compared = [row for row in rows if any(one and one.p is not None for one in map(row.estimate, tested))]
-    if compared:
-        most_tested = max(Counter(row.task for row in compared).values())
-        yield (
-            "differences to full depth are told from chance by paired permutation tests with Holm's correction. A "
-            f"family is one column of one table: the hypotheses that each of its {most_tested} tested operating "
-            "point(s) equals full depth, at 5 % for any false alarm among them; columns and tables are not corrected "
-            "for each other, and intervals not at all. Not distinguishable does not mean equal."
-        )
 
 
 def _about_decoding(cells: Sequence[Measured], manifest: Manifest) -> Iterator[str]:
@@ -349,11 +338,6 @@ def _about_decoding(cells: Sequence[Measured], manifest: Manifest) -> Iterator[s
             "speed-ups of whole requests count for each prompt its mean time over the operating points, which all read "
             "it in the same pass; latencies are as they were measured."
         )
-    if model.dtype != "float32" and any(sample.full_depth_ids for cell in cells for sample in cell.scored):
-        yield (
-            f"own-text agreement reads a completion in one pass, where {model.dtype} rounds otherwise than in "
-            "decoding: after the first difference full depth's choice can flip (on CPU, bfloat16 flips 1 % of them)."
-        )
     if arrived:
         yield (
             "requests arrive at a fixed rate: latency, TTFT and speed-up count from the arrival, waiting included; "
@@ -363,68 +347,49 @@ def _about_decoding(cells: Sequence[Measured], manifest: Manifest) -> Iterator[s
 
 def _about_formats(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
     """Say which full depth is held against what, where a run compares weights formats."""
-    model = manifest.model
+    model, chosen = manifest.model, dict[str, list[str]]()
+    for task in manifest.tasks:
+        table = [cell for cell in cells if cell.task.name == task.name]
+        if (fastest := Point(table[0], table, manifest).fastest_full) is not None:
+            chosen.setdefault(fastest.point.name, []).append(task.name)
+    by_task = "; ".join(f"{name} on {', '.join(tasks)}" for name, tasks in chosen.items())
+    over = by_task if len(chosen) > 1 else "".join(chosen)
     yield (
         f"operating points differ in their weights format: @{' and @'.join(model.formats)}. Tokens and scores of all "
         f"are compared with {cells[0].point.name}. Speed-up and energy ratio are over full depth in the row's own "
         "format: what the strategy gives."
     )
-    near = [name for name in model.formats if model.stored(name).keeps_tokens]
-    chosen: dict[str, list[str]] = {}
-    for task in manifest.tasks:
-        table = [cell for cell in cells if cell.task.name == task.name]
-        if (fastest := Point(table[0], table, manifest).fastest_full) is not None:
-            chosen.setdefault(fastest.point.name, []).append(task.name)
-    for name, tasks in chosen.items():
-        on = f" on {', '.join(tasks)}" if len(chosen) > 1 else ""
-        yield (
-            f"what is stated over fastest is over {name}{on}: its format is the fastest of those ({', '.join(near)}) "
-            "that keep the tokens of the model as it was read, near-ties apart. That is what format and strategy give "
-            "together."
-        )
-    if not chosen:
-        yield (
-            "no format of this run keeps the tokens of the model as it was read, so there is no speed-up over the "
-            "fastest full depth. Add auto to --weights-format for one that does."
-        )
+    yield (
+        f"what is stated over fastest is over {over}, the fastest full depth in a format that keeps the model's "
+        "tokens, near-ties apart: what format and strategy give together."
+        if over
+        else "no format of this run keeps the tokens of the model as it was read, so there is no speed-up over the "
+        "fastest full depth. Add auto to --weights-format for one that does."
+    )
 
 
 def _about_black_boxes(cells: Sequence[Measured]) -> Iterator[str]:
     for name in dict.fromkeys(cell.point.name for cell in cells if cell.point.black_box):
         scored = [sample for cell in cells if cell.point.name == name for sample in cell.scored]
-        answers = [sample.answer for sample in scored if sample.answer is not None]
-        models = ", ".join(sorted({answer.model for answer in answers if answer.model}))
-        counts = answers and all(answer.tokens is not None for answer in answers)
-        tokens = "Its tokens are its own count." if counts else "It does not count its tokens, so nothing is per token."
+        models = ", ".join(sorted({one.answer.model for one in scored if one.answer is not None and one.answer.model}))
         yield (
             f"{name} is a black box: it gets the prompt as text and makes tokens of it itself, and times are its "
             "client's. What only the engine knows (layers, own tokens, exact prefix) is missing; scores of tokens read "
-            f"its text.{f' It calls its model {models}.' if models else ''} {tokens}"
+            f"its text.{f' It calls its model {models}.' if models else ''}"
         )
 
 
 def _about_heads(cells: Sequence[Measured]) -> Iterator[str]:
     for point in {cell.point.name: cell.point for cell in cells if cell.point.heads}.values():
         samples = [sample for cell in cells if cell.point.name == point.name for sample in cell.samples.values()]
-        read = sum(sample.cheap_head_evaluations for sample in samples)
-        if not read:
-            continue
         heads = "; ".join(f"{head} ({note})" for head, note in point.heads.items())
-        size = f"{sum(sample.cheap_head_bytes for sample in samples) / read / 1e6:.1f} MB a reading"
         own = sum(sample.cheap_head_tokens for sample in samples)
-        left = sum(layer < sample.exit_layers[0] for sample in samples for layer in sample.exit_layers[1:])
-        missed = sum(sample.cheap_head_misses for sample in samples)
         if point.lossless:
-            yield (
-                f"{point.name}: a cheap head, {heads}, of {size}, reads what exits draft; the LM head verifies it, so "
-                "that nothing is lost."
-            )
-        elif own:
+            yield f"{point.name}: a cheap head, {heads}, reads what exits draft; the LM head verifies it."
+        elif any(sample.cheap_head_evaluations for sample in samples):
             said = f"{own} of its tokens were chosen by it and not by the LM head: a loss like any other"
-            yield f"{point.name} is decided by a cheap head, {heads}, of {size}; {said}."
-        else:
-            said = f"the LM head chose its tokens, {missed} of {left} otherwise than the checked head would have"
-            yield f"{point.name} is decided by a cheap head, {heads}, of {size}; {said}."
+            said = said if own else "the LM head chose its tokens"
+            yield f"{point.name} is decided by a cheap head, {heads}; {said}."
 
 
 def _about_oracles(cells: Sequence[Measured]) -> Iterator[str]:

@@ -234,45 +234,6 @@ def test_other_files_beside_a_report_stay(cli: Command, small: Path, tmp_path: P
     assert (tmp_path / "mine" / "notes.md").read_text() == "mine"
 
 
-@pytest.mark.slow
-def test_a_report_made_anew_leaves_no_file_of_other_runs(
-    cli: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from reports import collection
-
-    shutil.copytree(small, tmp_path / "runs" / "other")
-    with monkeypatch.context() as patched:
-        patched.setattr(collection, "acceptance_csv", lambda named: {"acceptance.csv": "run\n"})
-        ran = cli("report", small, 'none" href="figures/mine.svg"', "--out", "out")  # a name is no link
-    assert ran.code == 0, ran.err
-    first = set(contents(tmp_path / "out"))
-    mine = {"notes.md", "completions-mine.html", "figures/mine.svg", "figures/small-py150-mine.pdf"}
-    for name in mine:
-        (tmp_path / "out" / name).write_text("mine")
-    for out in ("out", "alone"):
-        assert cli("report", "runs/other", "--out", out).code == 0
-    alone = set(contents(tmp_path / "alone"))
-    assert {"acceptance.csv", "completions-small.html"} <= first - alone
-    assert any(name.startswith("figures/") for name in first - alone)
-    assert set(contents(tmp_path / "out")) == alone | mine
-
-
-@pytest.mark.slow
-def test_a_link_in_a_report_s_folder_leads_to_nothing_that_is_removed(
-    cli: Command, small: Path, tmp_path: Path
-) -> None:
-    assert cli("report", small, "--out", "out").code == 0
-    for name, elsewhere in (("figures", "paper"), ("completions-small.html", "page.html")):
-        (tmp_path / "out" / name).rename(tmp_path / elsewhere)
-        (tmp_path / "out" / name).symlink_to(tmp_path / elsewhere)
-    before = set(contents(tmp_path / "paper"))
-    assert before
-    shutil.copytree(small, tmp_path / "runs" / "other")
-    assert cli("report", "runs/other", "--out", "out", "--no-figures").code == 0
-    assert set(contents(tmp_path / "paper")) == before
-    assert (tmp_path / "out" / "completions-small.html").is_symlink()
-
-
 def test_a_folder_without_a_name(cli: Command, small: Path, tmp_path: Path) -> None:
     before = contents(tmp_path)
     assert "--out is empty" in cli("report", small, "--out", "").error

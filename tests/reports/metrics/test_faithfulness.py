@@ -9,7 +9,6 @@ import pytest
 from reports.metrics.faithfulness import EXACT_LINE, EXACT_PREFIX, OWN_TEXT
 from reports.metrics.point import Point, units_of
 from reports.summary.measured import select
-from reports.summary.summarise import summarise
 
 FULL, OTHER = "full", "fixed:layer=5"
 
@@ -123,16 +122,6 @@ def test_without_a_cache_the_first_token_counts_in_own_text(build: Any) -> None:
     run = build(kv="none")
     pair(run, (1, 2), (9, 2), full_depth_ids=(1, 2))
     assert run.row(OTHER).value("own_text_agreement") == pytest.approx(1 / 2)
-
-
-def test_what_it_rounds_otherwise_is_said_where_it_is_not_float32(build: Any) -> None:
-    run = build()
-    pair(run, (1, 2, 3), (1, 2, 9), full_depth_ids=(1, 2, 3))
-    assert "own-text agreement reads" not in " ".join(run.summary().notes)
-    model = run.manifest.model.model_copy(update={"dtype": "bfloat16"})
-    manifest = run.manifest.model_copy(update={"model": model})
-    notes = summarise(manifest, run.windows, run.samples, lambda *_: {}).notes
-    assert any("own-text agreement reads a completion in one pass, where bfloat16" in note for note in notes)
 
 
 # ---------------------------------------------------------------------------------- where it stands
