@@ -1,18 +1,16 @@
-"""The front is exact, of the columns shown, and marks what the run can tell; its area, and the draws behind it."""
+"""The front is exact, of the columns shown, and marks what the run can tell; and the draws behind figures."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 
-from harness.records.estimate import Estimate
 from reports.metrics.faithfulness import exact_prefixes
 from reports.statistics.intervals import mean_interval
 from reports.summary.pareto import choose_gain, front
-from reports.summary.resampling import Candidate, Resampled, Resampling, hypervolumes
+from reports.summary.resampling import Resampling
 
 FULL, OTHER, THIRD, LOSSLESS = "full", "fixed:layer=5", "fixed:layer=8", "rl@lossless"
 
@@ -96,60 +94,6 @@ def test_random_weights_have_no_front(build: Any) -> None:
     assert flags(run) == {FULL: False, OTHER: False}
 
 
-def exact(value: float) -> Resampled:
-    return Resampled(Estimate(value=value), np.zeros(0))
-
-
-def hypervolume(points: list[tuple[float, float]]) -> float:
-    candidates = [Candidate("rl", exact(cost), exact(quality)) for cost, quality in points]
-    return hypervolumes(candidates, exact(1.0), blocks=1).total.value
-
-
-@pytest.mark.parametrize(
-    ("points", "area"),
-    [
-        ([(0.5, 0.4)], 0.2),  # one rectangle
-        ([(0.25, 0.2), (0.5, 0.4)], 0.25 * 0.2 + 0.5 * 0.4),  # a staircase
-        ([(0.5, 0.4), (0.25, 0.2), (0.8, 0.3), (0.5, 0.1)], 0.25),  # what is dominated adds nothing
-        ([(1.0, 0.9), (1.7, 1.0)], 0.0),  # full depth and dearer
-        ([(0.0, 1.0)], 1.0),  # all there is
-        ([(0.5, 0.4), (0.5, 0.4)], 0.2),
-    ],
-)
-def test_areas_by_hand(points: list[tuple[float, float]], area: float) -> None:
-    assert hypervolume(points) == pytest.approx(area)
-
-
-def test_a_strategy_adds_what_nobody_else_covers() -> None:
-    candidates = [
-        Candidate("full", exact(10.0), exact(0.6)),
-        Candidate("fixed", exact(5.0), exact(0.4)),
-        Candidate("rl", exact(5.0), exact(0.5)),
-        Candidate("rl", exact(8.0), exact(0.55)),
-    ]
-    found = hypervolumes(candidates, exact(10.0), blocks=1)
-    assert found.total.value == pytest.approx(0.5 * 0.5 + 0.2 * 0.05)
-    assert found.alone["fixed"].value == pytest.approx(0.2)
-    assert found.contribution["fixed"].value == pytest.approx(0.0)
-    assert found.alone["full"].value == found.contribution["full"].value == 0.0
-    assert found.contribution["rl"].value == pytest.approx(0.26 - 0.2)
-    assert found.total.interval is None  # one block cannot be resampled
-
-
-def test_intervals_come_from_the_replicates_of_all_points_together() -> None:
-    chance = np.random.default_rng(1)
-    noise = chance.normal(0, 0.02, 1000)
-    quality = Resampled(Estimate.of(0.5, (0.46, 0.54)), 0.5 + noise)
-    full = Resampled(Estimate.of(2.0, (2.0, 2.0)), np.full(1000, 2.0))
-    cost = Resampled(Estimate.of(1.0, (1.0, 1.0)), np.ones(1000))
-    found = hypervolumes([Candidate("rl", cost, quality)], full, blocks=100)
-    assert found.total.interval is not None
-    low, high = found.total.interval
-    assert found.total.value == pytest.approx(0.25)
-    assert low < 0.25 < high
-    assert high - low == pytest.approx(0.5 * 2 * 1.96 * 0.02, rel=0.15)
-
-
 def cells(build: Any, blocks: int = 12, **scores: Any) -> Any:
     made = build(points=("full", "rl"))
     for block in range(blocks):
@@ -181,9 +125,9 @@ def test_values_are_the_tables(build: Any) -> None:
     layers = resampling.layers(rl, 10)
     exact = resampling.mean(rl, exact_prefixes(rl, full))
     assert layers is not None
-    assert (layers.estimate.value, layers.estimate.interval) == (0.5, (0.5, 0.5))
+    assert (layers.value, layers.interval) == (0.5, (0.5, 0.5))
     assert exact is not None
-    assert exact.estimate.value == pytest.approx((6 * 1 + 6 * 1 / 2) / 12)
+    assert exact.value == pytest.approx((6 * 1 + 6 * 1 / 2) / 12)
 
 
 def test_a_corpus_score_that_is_no_mean_has_no_interval(build: Any) -> None:
