@@ -18,18 +18,10 @@ from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
-from harness.host.files import (
-    DocumentError,
-    NotRegularError,
-    open_regular,
-    read_json,
-    real_path,
-)
+from harness.host.files import NotRegularError, open_regular, read_model, real_path
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.drawing import INCHES, Figure, Width, save_figures
@@ -67,14 +59,7 @@ _HEADS = {"report.md": HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs that are reported together.
-
-    Attributes:
-        runs: that could be read.
-        refused: directory and reason of runs and sweeps that could not.
-        calibrations: what sweeps found out about scores; replayed, and kept apart from what was measured.
-        trainings: logs of the trainings behind the runs.
-    """
+    """Runs that are reported together."""
 
     runs: tuple[RecordedRun, ...]
     refused: tuple[tuple[str, str], ...] = ()
@@ -133,23 +118,10 @@ def find_calibrations(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_calibration(folder: Path) -> Calibration:
-    """Read what `harness sweep --out FOLDER` wrote.
-
-    Raises:
-        StoreError: nothing there, or it is damaged or of a later version.
-    """
+    """Read what `harness sweep --out FOLDER` wrote."""
     path = folder / CALIBRATION
     again = "Make it again: `harness sweep --replay TRACE --strategy NAME --out DIR`."
-    try:
-        found = Calibration.model_validate(read_json(path))
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}. {again}") from None
-    except DocumentError as error:
-        raise StoreError(f"{path} is no calibration: {error}. {again}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise StoreError(f"{path} is no calibration: {where}: {first['msg']}. {again}") from None
+    found = read_model(path, Calibration, StoreError, again, "calibration")
     if found.schema_version > _KNOWN_CALIBRATIONS:
         raise StoreError(
             f"{path} has version {found.schema_version}, this harness reads up to {_KNOWN_CALIBRATIONS}. Update it."
@@ -160,12 +132,7 @@ def read_calibration(folder: Path) -> Calibration:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder that a report must not be written to.
-
-    Raises:
-        ConfigError: it is a file, cannot be looked into, or a run directory, or has files of somebody else that the
-            report's would replace.
-    """
+    """Refuse a folder that a report must not be written to."""
     try:
         if (out / "manifest.json").exists():
             raise ConfigError(f"{out} is a run directory, and its summary.json would be lost. Use another --out.")
@@ -208,17 +175,6 @@ def write_collection(
     """Write a report, ``index.html`` last; return the paths of its files, ``index.html`` first.
 
     The front page stands alone, without network or script, light and dark as the system is.
-
-    Args:
-        collection: what to report.
-        out: folder, made where it is missing. Files of an earlier report are replaced; other files stay.
-        figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
-            ``MOST_RUNS_DRAWN``.
-        width: of the figures.
-        progress: is told after each figure how many of how many are drawn.
-
-    Raises:
-        StoreError: a file cannot be written.
     """
     each = figures if figures is not None else len(collection.runs) <= MOST_RUNS_DRAWN
     drawn = Catalogue()

@@ -385,7 +385,8 @@ def _about_heads(cells: Sequence[Measured]) -> Iterator[str]:
         heads = "; ".join(f"{head} ({note})" for head, note in point.heads.items())
         own = sum(sample.cheap_head_tokens for sample in samples)
         if point.lossless:
-            yield f"{point.name}: a cheap head, {heads}, reads what exits draft; the LM head verifies it."
+            reads = "reads what exits draft; the LM head verifies it, so that nothing is lost"
+            yield f"{point.name}: a cheap head, {heads}, {reads}."
         elif any(sample.cheap_head_evaluations for sample in samples):
             said = f"{own} of its tokens were chosen by it and not by the LM head: a loss like any other"
             said = said if own else "the LM head chose its tokens"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from harness.contracts import Metric
 from harness.errors import HarnessError, UnknownNameError
-from reports.comparing.change import AGREEMENT, Change, compared_metrics
+from reports.comparing.change import Change, compared_metrics
 from reports.comparing.compare import compare_runs
 from reports.comparing.conditions import grouped, judge, parse_condition
 from reports.comparing.pairing import Matched
@@ -41,24 +41,24 @@ def test_what_can_be_written(text: str, metric: str, sign: str, threshold: float
     assert found.threshold == pytest.approx(threshold)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("latncy_p50>+5%", "Did you mean 'latency_p50_s'?"),
-        ("latency_p50", "is no condition"),
-        ("latency_p50=5", "is no condition"),
-        ("latency_p50>five", "is no condition"),
-        ("latency_p50>+5%%", "is no condition"),
-        ("latency_p50>+5% @", "is no condition"),
-        ("", "is no condition"),
-        ("edit_similarity<0.5", "has a sign: edit_similarity<+0.5, or -0.5"),
-        ("agreement<-1%", "is a share from 0 to 1"),
-        ("agreement<99", "is a share from 0 to 1"),
-    ],
+REFUSED = (
+    ("latncy_p50>+5%", "Did you mean 'latency_p50_s'?"),
+    ("latency_p50", "is no condition"),
+    ("latency_p50=5", "is no condition"),
+    ("latency_p50>five", "is no condition"),
+    ("latency_p50>+5%%", "is no condition"),
+    ("latency_p50>+5% @", "is no condition"),
+    ("", "is no condition"),
+    ("edit_similarity<0.5", "has a sign: edit_similarity<+0.5, or -0.5"),
+    ("agreement<-1%", "is a share from 0 to 1"),
+    ("agreement<99", "is a share from 0 to 1"),
 )
-def test_what_would_surprise_is_refused(text: str, said: str) -> None:
-    with pytest.raises(HarnessError, match=said.replace("?", r"\?").replace("+", r"\+")):
-        parse_condition(text)
+
+
+def test_what_would_surprise_is_refused() -> None:
+    for text, said in REFUSED:
+        with pytest.raises(HarnessError, match=re.escape(said)):
+            parse_condition(text)
 
 
 @pytest.fixture
@@ -84,30 +84,11 @@ def test_it_holds_with_the_whole_interval(points: tuple[PointChange, ...]) -> No
     assert outcome("agreement>=1", points) == {"full": "holds", FIXED: "holds"}
 
 
-def test_absolute_changes_have_the_unit_of_the_metric(points: tuple[PointChange, ...]) -> None:
-    (one,) = judge(parse_condition(f"latency_p50>+0.001 @ py150/{FIXED}"), points)
-    assert one.outcome in ("holds", "perhaps")
-    assert " s [" in one.about
-
-
 def test_full_depth_has_no_speed_up_to_fail(points: tuple[PointChange, ...]) -> None:
     assert outcome("speedup<-50%", points) == {FIXED: "passed"}
     (alone,) = judge(parse_condition("speedup<-50% @ full"), points)
     assert alone.outcome == "unknown"
     assert alone.words == "speedup<-50% @ full: cannot be judged: full depth is what it is compared with."
-
-
-def test_full_depth_of_each_format_has_no_speed_up_to_fail(build: Any) -> None:
-    def run(name: str, slower: float) -> RecordedRun:
-        made = build(points=("full", "full@int8", FIXED), formats=("float32", "int8"))
-        for block in range(12):
-            for point in made.points:
-                made.window(point, {}, block=block, duration=slower + 0.01 * block)
-        return made.recorded(name)
-
-    found = compare_runs(run("a", 1.0), run("b", 1.1)).points
-    assert {point.name for point in found} == {"full", "full@int8", FIXED}
-    assert outcome("speedup<-5%", found) == {FIXED: "passed"}
 
 
 def test_a_condition_may_be_of_a_score_that_only_one_benchmark_has(recorded: Make) -> None:
@@ -199,8 +180,3 @@ def test_unchanged_work_does_not_say_that_nothing_changed(work: int, others: int
         for metric in compared_metrics()
     )
     assert verdict(point_of(changes)) == words
-
-
-def test_work_alone_is_told_where_nothing_else_is_known() -> None:
-    alone = (change_of(LAYERS_SKIPPED, units=200), Change(AGREEMENT, reason="not measured in both"))
-    assert verdict(point_of(alone)) == "no distinguishable change"

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from harness.records import Discarded, SampleRecord
 from harness.records.estimate import NoInterval
 from harness.records.summary import Acceptance
 from reports.tables.frame import acceptance_csv
@@ -134,9 +133,3 @@ def test_csv_leaves_empty_what_a_line_is_all_of(run: Any) -> None:
     assert (line["drafted"], line["accepted"], float(line["share"]), line["low"]) == ("3", "1", 1 / 3, "")
     named = acceptance_csv([("a", run.summary()), ("b", run.summary())])["acceptance.csv"]
     assert {one["run"] for one in csv.DictReader(io.StringIO(named))} == {"a", "b"}
-
-
-def test_an_inconsistent_record_is_refused() -> None:
-    discarded = Discarded(place=1, token_ids=(1,), drafted_at=(), token_texts=("x",))
-    with pytest.raises(ValueError, match="not equally many"):
-        SampleRecord(window=0, operating_point="full", task="py150", sample_id="a", discarded=(discarded,))

@@ -225,13 +225,6 @@ def test_bytes_are_those_of_the_row_s_format(build: Any) -> None:
     assert achieved[3] == pytest.approx(2.5 / predicted(25, 50))
 
 
-def test_formats_are_rivals_in_one_table_with_one_front(build: Any) -> None:
-    summary = run_of(build, FOUR, ("fp16", "int4")).summary()
-    (table,) = split_tables(summary)
-    assert "fp16, int4 weights, float32 activations" in dict(table.facts)["decoding"]
-    assert [row.operating_point for row in table.rows if row.pareto] == ["fixed:layer=5@fp16", "fixed:layer=5@int4"]
-
-
 def test_words_name_the_full_depth_that_is_not_the_first(build: Any) -> None:
     rows = by_name(run_of(build, FOUR, ("fp16", "int4")).summary())
     assert rows["full@fp16"].verdict == "the baseline"
@@ -272,16 +265,6 @@ def test_of_two_policies_and_two_formats_the_first_policy_is_each_format_s_basel
     assert [cell.conditions.kv for cell in cells] == ["none", "none", "propagate", "propagate"]
     assert values(run.summary(), "speedup") == [1, 1, 4, 4]
     assert values(run.summary(), "speedup_over_fastest") == [1, 2, 4, 8]
-
-
-def test_an_oracle_and_fixed_exits_are_measures_within_their_format(build: Any) -> None:
-    seconds = {f"{name}@{stored}": 1.0 for stored in ("fp16", "int4") for name in ("full", "fixed:layer=5", "oracle")}
-    run = run_of(build, seconds, ("fp16", "int4"), policies=dict.fromkeys(seconds, "recompute"))
-    cells = {cell.point.name: cell for cell in select(run.manifest, run.windows, run.samples).values()}
-    alike = [other.point.name for other in cells["fixed:layer=5@int4"].alike(list(cells.values()))]
-    assert set(alike) == {"full@int4", "fixed:layer=5@int4", "oracle@int4"}
-    rows = by_name(run.summary())
-    assert rows["fixed:layer=5@int4"].value("oracle_share") == 1  # its tokens are those of full depth in int4
 
 
 def test_costs_are_attributed_within_a_format(build: Any) -> None:

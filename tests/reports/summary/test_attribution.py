@@ -257,15 +257,6 @@ def test_one_draft_is_counted_as_it_was_made() -> None:
     }  # fmt: skip
 
 
-def test_a_deferred_token_s_layers_are_rows_of_the_pass_that_takes_it_along() -> None:
-    lossy = sample(
-        drafted_at=(), accepted=(), drafts=0, verifications=0, layers_discarded=0, cheap_head_tokens=0, drafting=None,
-        rolled_back=None, exit_layers=(10, 4, 10, 10, 10), layers_read=34, layers_executed=40, lm_head_evaluations=4,
-    )  # fmt: skip
-    did = dict(zip(NAMES, counts_of(lossy, "check classifier", NAMES)[0], strict=True))
-    assert (did["layer step"], did["layer row"], did["LM head"], did["LM head row"], did["exit"]) == (34, 6, 4, 0, 1)
-
-
 # ----------------------------------------------------------------------------------- a run of known prices
 
 
@@ -382,17 +373,6 @@ def test_phases_are_what_was_put_in_and_add_up() -> None:
     assert found["rolled_back"] == pytest.approx(rolled_back / len(samples))
     assert min(found.values()) > 0
     assert sum(found.values()) == pytest.approx(row.total - row.parts["prefill"].value - row.parts["rest"].value)
-
-
-def test_the_price_of_asking_is_the_probe_s_beside_drafts_too() -> None:
-    attribution = attributed(built_drafts(12))
-    (check,) = [check for check in attribution.checks if check.direct]
-    assert check.fitted is not None
-    assert check.direct is not None
-    assert check.fitted.value == pytest.approx(check.direct.value) == pytest.approx(DRAFT_COSTS["check classifier"])
-    row = next(row for row in attribution.rows if row.operating_point == DRAFTS)
-    assert row.overhead is not None
-    assert row.overhead.value == pytest.approx(row.parts["exit_checks"].value)
 
 
 def test_the_table_has_lossless_rows_alone() -> None:

@@ -129,13 +129,6 @@ def measured(run, source="rapl", idle=True, blocks=8, power=(20.0, 20.0)):
     return run
 
 
-def test_energy_per_request_and_power(build) -> None:
-    row = measured(build()).row(FULL)
-    assert row.value("energy_j_per_request") == pytest.approx(40.0)
-    assert row.value("energy_j_per_token") == pytest.approx(40 / 3)
-    assert row.value("mean_power_w") == pytest.approx(20.0)
-
-
 def test_a_window_with_a_failed_sample_counts_in_no_cost(build) -> None:
     """What the failure took is not known; the energy of all windows has it nevertheless."""
     run = build()
@@ -146,16 +139,6 @@ def test_a_window_with_a_failed_sample_counts_in_no_cost(build) -> None:
     assert row.value("energy_j_per_token") == 1.0
     assert row.value("tokens_per_s") == 3.0
     assert row.value("energy_j") == 606.0
-
-
-def test_a_row_of_the_data_that_is_no_prompt_takes_nothing(build) -> None:
-    run = build(bad_rows=1)
-    bad = {"error": "row 3: is too short", "prompt_ids": ()}
-    run.window(FULL, {}, {}, bad, energy_j=6.0, energy_source="rapl", duration=2.0, failed=1)
-    row = run.row(FULL)
-    assert row.value("energy_j_per_request") == 3.0
-    assert row.value("tokens_per_s") == 3.0
-    assert "failure(s)" not in " ".join(run.summary().notes)
 
 
 def test_idle_power_is_energy_over_time_of_all_idle_windows_of_that_sensor(build) -> None:
@@ -184,17 +167,6 @@ def test_energy_ratio_is_paired_and_has_an_interval(build) -> None:
     assert row.estimate("energy_ratio").interval == pytest.approx((40 / 30, 40 / 30))
     assert row.value("energy_net_ratio") == pytest.approx((40 - 16) / (30 - 8))
     assert row.estimate("energy_ratio").p == pytest.approx(2 / 2**8)
-
-
-def test_no_ratio_between_two_sensors_or_where_a_reading_is_missing(build) -> None:
-    run = build()
-    for block in range(6):
-        run.window(FULL, {}, block=block, energy_j=2.0, energy_source="rapl")
-        run.window(OTHER, {}, block=block, energy_j=1.0, energy_source="nvml")
-    assert run.row(OTHER).value("energy_ratio") is None
-    run = measured(build())
-    run.window(OTHER, {}, block=9, energy_j=None, energy_source="rapl")
-    assert run.row(OTHER).value("energy_ratio") is None
 
 
 def test_constant_power_makes_energy_no_evidence_of_its_own(build) -> None:

@@ -79,14 +79,6 @@ def test_the_ladder_adds_one_cost_after_the_other(build) -> None:
     assert ladder == pytest.approx([full / layers, full / heads, full / maps, full / fills])
 
 
-def test_what_was_achieved_is_the_realised_over_the_expected_speedup(build) -> None:
-    run = build()
-    run.window(FULL, {"token_times_s": (0.0, 0.5, 1.0), "prompt_ids": ()})
-    run.window(FIXED, {"exit_layers": (10, 5, 5), "token_times_s": (0.0, 0.4, 0.8), "prompt_ids": ()})
-    expected = (2000 + 400 + 30) / (1000 + 400 + 15)
-    assert run.row(FIXED).value("byte_model_achieved") == pytest.approx(1.25 / expected)
-
-
 def test_recomputed_layers_share_the_weight_reads_of_their_pass(build) -> None:
     run = build(kv="recompute")
     # the second token stops at 5; its layers 6…10 run beside the third token's: 15 reads, 20 layer × tokens

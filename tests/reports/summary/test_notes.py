@@ -23,29 +23,21 @@ def finished(run, blocks: int = 1, repeats: int = 1, **more):
     return run
 
 
-def test_random_weights_void_the_accuracy_columns(build) -> None:
-    assert "random weights: accuracy columns mean nothing" in notes_of(finished(build(weights="random")))
-    assert "base weights" in notes_of(finished(build()))
-
-
-def test_a_stand_in_tokenizer_is_named(build) -> None:
-    run = finished(build(tokenizer_source="stand-in: smollm2-135m"))
-    assert "tokenizer stand-in: smollm2-135m" in notes_of(run)
-    assert "tokenizer" not in notes_of(finished(build()))
-
-
-def test_embedded_data_is_never_taken_for_the_published_set(build) -> None:
-    run = finished(build(source_kind="embedded", source="embedded: Python 3.11 standard library"))
-    assert (
-        "py150: the samples come from Python 3.11 standard library, not from the published py150 test set"
-        in notes_of(run)
-    )
-    assert "published" not in notes_of(finished(build()))
-
-
-def test_what_is_not_split_by_project_is_said_where_something_was_trained(build) -> None:
-    assert PROJECTS in notes_of(finished(build(weights="tuned")))
-    assert PROJECTS not in notes_of(finished(build(weights="pretrained")))
+@pytest.mark.parametrize(
+    ("built", "said"),
+    [
+        ({"weights": "random"}, "random weights: accuracy columns mean nothing"),
+        ({"tokenizer_source": "stand-in: smollm2-135m"}, "tokenizer stand-in: smollm2-135m"),
+        (
+            {"source_kind": "embedded", "source": "embedded: Python 3.11 standard library"},
+            "py150: the samples come from Python 3.11 standard library, not from the published py150 test set",
+        ),
+        ({"weights": "tuned"}, PROJECTS),
+    ],
+)
+def test_what_a_run_is_made_of_is_said(build, built, said) -> None:
+    assert said in notes_of(finished(build(**built)))
+    assert said not in notes_of(finished(build()))
 
 
 def test_an_estimate_says_how_it_is_made_and_why(build) -> None:
