@@ -23,8 +23,7 @@ LEGEND = (
     "Changes from A to B: relative for costs (%), absolute for scores and layers (pp: percentage points).",
     "A = B: share of tokens that are the same in both, which is no change but their agreement.",
     "Speed-up: over full depth of the same run, so that a machine that is slower or faster in B mostly cancels.",
-    "An asterisk marks a change: Holm-corrected p ≤ 0.05, and an interval without 0. – was not compared.",
-    "p (Holm): of one measure, corrected over the operating points of a task, and not for the other measures.",
+    "*: Holm-corrected p ≤ 0.05 (over the operating points of a task), and an interval without 0. –: not compared.",
     "[too few]: prompts, blocks, or prompts whose scores differ, for an interval or a test.",
 )
 _FACTS = (

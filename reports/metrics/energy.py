@@ -16,7 +16,7 @@ from reports.statistics.intervals import ratio
 from reports.summary.measured import idle_power_w, total
 
 _power = partial(Metric, kind="energy", black_box=True, unit="W")
-_energy = partial(Metric, kind="energy", black_box=True, better="lower")
+_energy = partial(Metric, kind="energy", black_box=True, better="lower", unit="J")
 
 
 def _of_finished(point: Point) -> float | None:
@@ -48,7 +48,6 @@ ENERGY_PER_TOKEN = _energy(
     "energy over generated tokens, prefill included",
     compute=_per_token,
     units=lambda point: blocks(point.cell, attrgetter("energy_j"), per_token=True),
-    unit="J",
     sections={HEADLINE: 8, ENERGY: 1},
     priority=4,
     change=Wording("{} less energy", "{} more energy"),
@@ -58,7 +57,6 @@ VERIFIED_ENERGY = _energy(  # no units: two runs are compared by J/token, which 
     "J/verified\ntoken",
     "the same as J/token of lossless rows, whose tokens are all verified but the first; prefill included",
     compute=lambda point: _per_token(point) if point.cell.point.lossless else None,
-    unit="J",
     sections={DRAFTS: 7},
 )
 ENERGY_PER_REQUEST = _energy(
@@ -66,7 +64,6 @@ ENERGY_PER_REQUEST = _energy(
     "J/re-\nquest",
     "energy over finished samples",
     compute=lambda point: _per(point, sum(map(len, point.cell.whole.values()))),
-    unit="J",
     sections={ENERGY: 2},
 )
 NET_ENERGY_PER_TOKEN = _energy(
@@ -74,7 +71,6 @@ NET_ENERGY_PER_TOKEN = _energy(
     "net\nJ/token",
     "the same as J/token less idle power",
     compute=_net_per_token,
-    unit="J",
     sections={ENERGY: 3},
 )
 MEAN_POWER = _power(
@@ -96,6 +92,5 @@ TOTAL_ENERGY = _energy(
     "J total",
     "energy of all windows",
     compute=lambda point: total(point.windows)[1],
-    unit="J",
     sections={ENERGY: 8},
 )

@@ -226,19 +226,20 @@ AGREEMENT = _share(
     sections={AGREEMENTS: 5},
 )
 
-_over = partial(Metric, interval=True, kind="score", better="higher", form="difference")
-
-EXACT_PREFIX_OVER_FIXED = _over(
-    "exact_prefix_over_fixed",
-    "exact prefix over fixed",
-    "exact prefix minus that of fixed exits as deep, per sample",
-    compute=partial(_over_fixed, exact_prefixes),
-    sections={EQUAL_DEPTH: 1},
-)
-EDIT_SIMILARITY_OVER_FIXED = _over(
-    "edit_similarity_over_fixed",
-    "edit sim. over fixed",
-    "edit similarity minus that of fixed exits as deep",
-    compute=partial(_over_fixed, _edit_similarities),
-    sections={EQUAL_DEPTH: 2},
+EXACT_PREFIX_OVER_FIXED, EDIT_SIMILARITY_OVER_FIXED = (
+    Metric(
+        f"{name}_over_fixed",
+        f"{header} over fixed",
+        f"{meaning} minus that of fixed exits as deep, per sample",
+        compute=partial(_over_fixed, values),
+        interval=True,
+        kind="score",
+        better="higher",
+        form="difference",
+        sections={EQUAL_DEPTH: place},
+    )
+    for place, name, header, meaning, values in (
+        (1, "exact_prefix", "exact prefix", "exact prefix", exact_prefixes),
+        (2, EDIT_SIMILARITY, "edit sim.", "edit similarity", _edit_similarities),
+    )
 )

@@ -145,35 +145,21 @@ NET_ENERGY_RATIO, NET_ENERGY_RATIO_OVER_FASTEST = _stated_twice(
     sections={ENERGY: 7},
 )
 
-_extreme = partial(Metric, form="ratio", unit="×", black_box=True)
-
-SPEEDUP_LOWEST = _extreme(
-    "speedup_range_low",
-    "lowest\nspeed-up",
-    "smallest speed-up of a repeat by itself, each of a process of its own",
-    compute=partial(_over_repeats, _requests, min),
-    sections={REPEATS: 1},
-)
-SPEEDUP_HIGHEST = _extreme(
-    "speedup_range_high",
-    "highest\nspeed-up",
-    "largest speed-up of a repeat by itself",
-    compute=partial(_over_repeats, _requests, max),
-    sections={REPEATS: 2},
-)
-DECODE_SPEEDUP_LOWEST = _extreme(
-    "decode_speedup_range_low",
-    "lowest\ndecoding",
-    "smallest decoding speed-up of a repeat by itself",
-    black_box=False,
-    compute=partial(_over_repeats, _decoding, min),
-    sections={REPEATS: 3},
-)
-DECODE_SPEEDUP_HIGHEST = _extreme(
-    "decode_speedup_range_high",
-    "highest\ndecoding",
-    "largest decoding speed-up of a repeat by itself",
-    black_box=False,
-    compute=partial(_over_repeats, _decoding, max),
-    sections={REPEATS: 4},
+SPEEDUP_LOWEST, SPEEDUP_HIGHEST, DECODE_SPEEDUP_LOWEST, DECODE_SPEEDUP_HIGHEST = (
+    Metric(
+        name,
+        header,
+        f"{meaning} of a repeat by itself, each of a process of its own",
+        compute=partial(_over_repeats, costs, choose),
+        black_box=costs is _requests,
+        form="ratio",
+        unit="×",
+        sections={REPEATS: place},
+    )
+    for place, name, header, meaning, costs, choose in (
+        (1, "speedup_range_low", "lowest\nspeed-up", "smallest speed-up", _requests, min),
+        (2, "speedup_range_high", "highest\nspeed-up", "largest speed-up", _requests, max),
+        (3, "decode_speedup_range_low", "lowest\ndecoding", "smallest decoding speed-up", _decoding, min),
+        (4, "decode_speedup_range_high", "highest\ndecoding", "largest decoding speed-up", _decoding, max),
+    )
 )

@@ -81,48 +81,41 @@ def _joules(point: Point, window: WindowRecord) -> float | None:
     return None if total(point.windows)[1] is None else window.energy_j
 
 
-TOKENS_SAVED = Metric(
+_of_text = partial(Metric, interval=True, kind="work", form="percent")
+_per_accepted = partial(Metric, interval=True, better="lower")
+
+TOKENS_SAVED = _of_text(
     "tokens_saved",
     "tokens\nsaved",
     "of the tokens that full depth generates without a stop rule for the same prompts, the share not generated",
     compute=partial(_of_stopped, _saved),
-    interval=True,
-    kind="work",
     better="higher",
-    form="percent",
     sections={STOPS: 1},
 )
-STOPPED = Metric(
+STOPPED = _of_text(
     "stopped",
     "stopped\nearly",
     "share of completions that the row's stop rule, or its strategy, ended",
     compute=partial(_of_stopped, _stopped),
-    interval=True,
-    kind="work",
-    form="percent",
     sections={STOPS: 2},
 )
-ACCEPTED_TIME = Metric(
+ACCEPTED_TIME = _per_accepted(
     "accepted_character_s",
     "time/accepted\ncharacter",
     "time of all requests over the characters until they differ from their references",
     compute=partial(_per_character, _seconds),
     units=partial(_units, _seconds),
-    interval=True,
-    better="lower",
     unit="s",
     form="seconds",
     sections={STOPS: 3},
 )
-ACCEPTED_ENERGY = Metric(
+ACCEPTED_ENERGY = _per_accepted(
     "energy_j_per_accepted_character",
     "J/accepted\ncharacter",
     "energy of all requests over the characters until they differ from their references",
     compute=partial(_per_character, _joules),
     units=partial(_units, _joules),
-    interval=True,
     kind="energy",
-    better="lower",
     unit="J",
     sections={STOPS: 4},
 )
