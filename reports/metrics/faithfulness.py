@@ -1,15 +1,12 @@
 """Agreement with full depth, which is faithfulness and says nothing about being right; and what deciding is worth.
 
-**The exact prefix** is what stands before the first token that differs from full depth's: the analogue of a draft's
-accepted length. **Own-text agreement** asks at every place what full depth would choose given what was generated.
-Behind the first difference the contexts differ, and positionwise agreement is mostly chance. Samples that both
-finished, first repeat, and tokens that were decided count; every completion weighs the same. Of full depth itself, and
-of a lossless row whose tokens are full depth's, agreement is asserted: it is 1 and has no interval.
+**The exact prefix** is what stands before the first token that differs from full depth's; **own-text agreement** asks
+at every place what full depth would choose given what was generated. Samples that both finished, first repeat, and
+tokens that were decided count; every completion weighs the same. Where tokens are full depth's by definition,
+agreement is 1 and has no interval.
 
-**Over fixed exit**: the fair rival of a strategy that runs 25.3 layers a token is fixed exit at 25.3 layers, the
-mixture of the two neighbouring fixed operating points of the run (full depth is the deepest) that anybody could deploy
-by tossing a coin per request. The difference is taken sample by sample; its interval includes that the mixture's weight
-is as uncertain as the mean depth that it comes from.
+**Over fixed exit**: the fair rival of a strategy that runs 25.3 layers a token is the mixture of the two neighbouring
+fixed operating points of the run (full depth is the deepest) with that mean depth, which is an estimate, too.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """Where a request's time and energy went, per operating point, found in two independent ways.
 
-**The fit.** The cost of a window is a sum of things done times what one of them costs (:data:`COMMON`, and exit checks
-of each strategy). Over the windows of all operating points but the probes this is a linear system with more rows than
-unknowns, solved by least squares on relative errors with no cost below zero (Lawson and Hanson 1974). Prefill and the
-rest of a window are two rows, since the time to the first token is measured. Energy has no such second reading: there
-the prefill's share of the window's time is laid beside as a row of little weight, so that layer steps of completions
-that are all equally long are told from a request's fixed cost.
+**The fit.** The cost of a window is a sum of things done times what one of them costs. Over the windows of all
+operating points but the probes this is a linear system, solved by least squares on relative errors with no cost below
+zero (Lawson and Hanson 1974). Prefill and the rest of a window are two rows, since the time to the first token is
+measured; of energy the prefill's share of the time is laid beside as a row of little weight.
 
-**The direct way.** A probe asks a strategy at every exit point and never exits. What it costs more than full depth on
-the same blocks, over its checks, is the price of asking; nothing is fitted. The two ways share no window except full
-depth's, so that they can contradict each other; the intervals of both come from resampling blocks of samples.
+**The direct way.** A probe asks a strategy at every exit point and never exits; what it costs more than full depth on
+the same blocks, over its checks, is the price of asking. Intervals of both resample blocks of samples.
 
-**Lossless decoding** is counted by passes, not by tokens: a pass that verifies reads each layer and the LM head once,
-for several rows. With the same prices it is taken apart a second time, into drafting, verifying, and what was rolled
+Lossless decoding is counted by passes and taken apart a second time into drafting, verifying, and what was rolled
 back. Not promised: batches above 1 and runs without a KV cache, where counts of one sample do not say what was done.
 """
 

@@ -1,17 +1,9 @@
 """The finished measurements of one operating point on one task, and how they pair: every definition starts here.
 
-Left out is what :mod:`reports.summary.admission` refuses. A sample that failed is counted, never scored and never
-timed; where two operating points are compared, only what both finished is used.
-
-**Prompt times** (:class:`PromptTimes`). With a KV cache every operating point of one weights format reads a prompt in
-one pass at full depth. On a shared machine that pass takes up to twice as long by chance, and it is the larger part of
-a short request. So where requests are compared, the time of each is the mean time of its prompt over all these
-operating points, and what this one took beyond its own. Noise that says nothing of an operating point leaves the
-ratios, which keep their meaning; recorded times, and the latencies made of them, stay as they were measured.
-
-**Energy** is a total over windows and exists only when every window has a number from one source: an estimate and a
-measurement are never added. Net of idle takes off what the machine draws with nothing running, measured in idle windows
-of the same run and sensor; an estimate made of CPU time has no idle power.
+A sample that failed is counted, never scored and never timed; where two operating points are compared, only what both
+finished is used. **Energy** is a total over windows and exists only when every window has a number from one source: an
+estimate and a measurement are never added. Net of idle takes off what the machine draws with nothing running, measured
+in idle windows of the same run and sensor; an estimate made of CPU time has no idle power.
 """
 
 from __future__ import annotations
@@ -304,8 +296,10 @@ def total(windows: Iterable[WindowRecord]) -> tuple[str, float | None]:
 class PromptTimes:
     """The times of reading the prompts of one task, pooled over its operating points.
 
-    Pooled is only what is the same work: the same prompt tokens and repeat, one weights format, one request at a time,
-    back to back, with a cache. The mean and not the median: it estimates what each of them estimates alone.
+    With a KV cache all of them read a prompt in one pass at full depth, which on a shared machine takes up to twice as
+    long by chance. So where requests are compared, the time of each is the mean time of its prompt, and what this one
+    took beyond its own. Pooled is only what is the same work: the same prompt tokens and repeat, one weights format,
+    one request at a time, back to back. The mean estimates what each of them estimates alone.
     """
 
     def __init__(self, cells: Sequence[Measured]) -> None:
