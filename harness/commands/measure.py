@@ -111,7 +111,7 @@ def compare(
 ) -> None:
     """Compare two runs: what B changed against A, with 95 % intervals, tests, and conditions for CI."""
     from harness.running.reading import read_run
-    from reports.comparing.compare import Wanted, compare_runs
+    from reports.comparing.compare import compare_runs
     from reports.comparing.conditions import grouped, judge, parse_condition
     from reports.comparing.document import comparison_document, comparison_markdown, tables
     from reports.files import write_files
@@ -128,7 +128,7 @@ def compare(
     runs = read_run(a, stored=True), read_run(b, stored=True)
     scores = recorded_scores(cell for run in runs for cell in run.cells.values())
     conditions = [parse_condition(text, scores) for text in fail_if or ()]
-    found = compare_runs(*runs, Wanted(tuple(point or ()), pair))
+    found = compare_runs(*runs, point or (), pair)
     judged = [one for condition in conditions for one in judge(condition, found.points)]
     if markdown is not None:
         write_files(markdown.parent, {markdown.name: comparison_markdown(found, judged)})

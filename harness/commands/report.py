@@ -185,7 +185,6 @@ def _collected(directories: list[Path], progress: TrainingProgress, *, stored: b
     """Read runs, calibrations and trainings, each by itself: what cannot be read costs the others nothing."""
     from harness.running.reading import read_runs
     from reports.collection import MOST_RUNS_DRAWN, Collection, find_calibrations, read_calibration
-    from reports.tables.run_tables import of_records
     from reports.training_logs import holds_training, read_training, training_folders
 
     given = [path for path in directories if holds_training(path)]
@@ -196,7 +195,6 @@ def _collected(directories: list[Path], progress: TrainingProgress, *, stored: b
         stored=stored,
         keep=True,
         held=MOST_RUNS_DRAWN,
-        before=of_records,
         progress=_steps(progress, "runs read"),
     )
     refused = [(str(one.directory), one.reason) for one in unread]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Better: TypeAlias = Literal["higher", "lower"]
@@ -43,7 +43,7 @@ class Wording:
     saving: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
     """One number of an operating point on a task.
 
@@ -85,6 +85,7 @@ class Metric:
     name: str
     header: str
     meaning: str
+    _: KW_ONLY
     of_sample: Callable[[Any], float | None] | None = None
     percentile: float | None = None
     compute: Callable[[Any], Any] | None = None

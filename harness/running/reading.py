@@ -164,7 +164,6 @@ def read_runs(
     stored: bool = False,
     keep: bool = False,
     held: int | None = None,
-    before: Callable[[RecordedRun], object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[RecordedRun], list[Refusal]]:
     """Read every run that :func:`find_runs` finds; what cannot be read is returned with the reason.
@@ -174,7 +173,6 @@ def read_runs(
         stored: as in :func:`read_run`.
         keep: likewise.
         held: with more runs than this, records are not held but read again where they are asked for.
-        before: is asked for with :meth:`RecordedRun.once` while the records are there.
         progress: is called at first, and after each run, with how many of how many were read.
     """
     directories = find_runs(paths)
@@ -186,8 +184,6 @@ def read_runs(
         try:
             run = read_run(directory, stored=stored, keep=keep)
             if held is not None and len(directories) > held:
-                if before is not None:
-                    run.once(before)
                 run = run.released(partial(_again, run.directory, run.manifest, len(run.windows), len(run.samples)))
             runs.append(run)
         except HarnessError as error:

@@ -67,8 +67,7 @@ class _Line:
         table, full = self.table, self.table.full
         if metric is not EXACT_PREFIX:
             return table.resampling.score(point.cell, metric.name, point.row.value(metric))
-        mean = full and table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell))
-        return mean.estimate if mean else None
+        return table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell)) if full else None
 
 
 def figures(runs: Sequence[RecordedRun]) -> list[Figure]:

@@ -2,7 +2,7 @@
 
 One figure per gain (time, energy, layers). Points, intervals and front are those of the tables; whether two points of a
 front really differ is not tested. The legend has the strategies, and their settings stand beside the points where they
-cover neither points nor each other. The area under a front is :func:`areas`, which tables show.
+cover neither points nor each other.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from harness.appearance.visible_text import one_line
 from harness.contracts import Metric
-from harness.records.estimate import Estimate, Interval
+from harness.records.estimate import Interval
 from harness.records.summary import SummaryRow
 from reports.figures.drawing import (
     BOUND,
@@ -36,12 +34,9 @@ from reports.figures.drawing import (
 from reports.figures.task_table import PlacedPoint, TaskTable, task_tables
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.energy import ENERGY_PER_TOKEN
-from reports.metrics.faithfulness import exact_prefixes
 from reports.metrics.speedups import ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST, SPEEDUP, SPEEDUP_OVER_FASTEST
 from reports.recorded import RecordedRun
-from reports.summary.measured import PromptTimes
 from reports.summary.pareto import NO_FRONT, TEXT_KEPT, choose_gain, coordinates, edge, on_front
-from reports.summary.resampling import RESAMPLES, Candidate, Hypervolume, Resampled, hypervolumes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,36 +125,6 @@ def front_of(table: TaskTable, gain: Gain) -> Front | None:
         return None
     shown = [point.row for point, _, _ in placed]
     return Front(metric, tuple(placed), tuple(on_front(shown, metric)), tuple(edge(shown, metric)))
-
-
-def areas(table: TaskTable, gain: Gain) -> Hypervolume | None:
-    """Return the hypervolume of a table's candidates: of text kept against time or layers as a share of full depth's.
-
-    ``None`` where there is no such front, or full depth was not measured.
-    """
-    full = table.full
-    if front_of(table, gain) is None or full is None:
-        return None
-    prompts = PromptTimes([point.cell for point in table.points])
-    candidates = []
-    for point in table.points:
-        if not point.bound and (cost := _cost(table, point, gain, prompts)):
-            kept = table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell))
-            candidates += [Candidate(point.row.strategy, cost, kept)] if kept else []
-    itself = Resampled(Estimate(value=1.0, low=1.0, high=1.0), np.ones(RESAMPLES))
-    return hypervolumes(candidates, itself, table.blocks)
-
-
-def _cost(table: TaskTable, point: PlacedPoint, gain: Gain, prompts: PromptTimes) -> Resampled | None:
-    """The cost of an operating point, as a share of full depth's."""
-    if gain.metric is LAYERS_SKIPPED:
-        return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
-    seen = table.run.point(point.row.task, point.row.operating_point)
-    full = seen.fastest_full if choose_gain(table.table.rows) is SPEEDUP_OVER_FASTEST else seen.own_full
-    if full is None:
-        return None
-    pairs = seen.cell.block_pairs(full, prompts.request_s)
-    return table.resampling.share((block, pair.other, pair.baseline) for block, pair in pairs.items())
 
 
 def figures(run: RecordedRun) -> list[Figure]:

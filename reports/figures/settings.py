@@ -138,7 +138,7 @@ def scores(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
 def resources(table: TaskTable, points: Sequence[PlacedPoint]) -> list[Series]:
     """Return layers skipped, and time and energy as shares of full depth's, of each point."""
     executed = [table.resampling.layers(point.cell, table.run.manifest.model.num_layers) for point in points]
-    skipped = tuple(None if one is None else _rest(one.estimate) for one in executed)
+    skipped = tuple(None if one is None else _rest(one) for one in executed)
     time, energy = (tuple(_share(point.row.estimate(metric)) for point in points) for metric in (SPEEDUP, ENERGY_RATIO))
     sources = sorted({point.row.energy_source for point in points})
     estimated = not all(point.row.energy_measured for point in points)

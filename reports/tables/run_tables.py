@@ -1,7 +1,7 @@
 """Every table of a run. A new one is one function here: terminal, Markdown, LaTeX and the front page show it at once.
 
-:data:`OF_RESULT`, :data:`OF_SUMMARY` and :data:`OF_RECORDS` list the functions, in reading order; they differ in what
-they need: the rows that may be compared with each other, a whole summary, or a run with its records.
+:data:`OF_RESULT` and :data:`OF_SUMMARY` list the functions, in reading order; they differ in what they need: the rows
+that may be compared with each other, or a whole summary.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from harness.records.cost import PARTS, PHASES, Attribution, Quantity
 from harness.records.estimate import Estimate
 from harness.records.summary import EXIT, Acceptance, Summary
 from reports.completions.token_kinds import KINDS
-from reports.figures.fronts import GAINS, areas
-from reports.figures.task_table import task_tables
 from reports.metrics.drafts import ACCEPTANCE, DRAFTED, LAYERS_READ, TOKENS_PER_VERIFICATION
 from reports.metrics.speedups import DECODE_SPEEDUP
 from reports.recorded import RecordedRun
@@ -39,12 +37,6 @@ ACCEPTANCE_NOTE = (
     "are those that drafted tokens would have been, by a small lexer that does not see the prompt. [too few]: "
     "fewer than five blocks of samples drafted such tokens, or fewer than eight stood or fell."
 )
-HYPERVOLUME_NOTE = (
-    "Hypervolume: the most text kept (exact prefix) within a budget, averaged over budgets from 0 to full depth's "
-    "time, or layers (0 where nothing fits). Alone: by the strategy's own operating points. Adds: what is lost without "
-    "it. The full depth that costs are divided by spans none, and neither does what costs more. Brackets: 95 % "
-    "bootstrap intervals."
-)
 _NAMES = {
     "check_heads": "heads of checks, drafts",
     "output_head": "LM head",
@@ -54,18 +46,13 @@ _NAMES = {
 
 def parts_of(run: RecordedRun) -> list[Part]:
     """Return every table of a run, with headings and what else stands beside them."""
-    return [*of_summary(run.summary), *run.once(of_records)]
+    return list(of_summary(run.summary))
 
 
 def of_summary(summary: Summary) -> Iterator[Part]:
     """Yield what a summary is enough for."""
     for make in OF_SUMMARY:
         yield from make(summary)
-
-
-def of_records(run: RecordedRun) -> list[Part]:
-    """Return what takes records; seconds, so that a run keeps it (:meth:`reports.recorded.RecordedRun.once`)."""
-    return [part for make in OF_RECORDS for part in make(run)]
 
 
 def results(summary: Summary) -> Iterator[Part]:
@@ -209,35 +196,10 @@ def attribution_tables(attribution: Attribution) -> Iterator[Table]:
     )
 
 
-def hypervolumes(run: RecordedRun) -> Iterator[Part]:
-    """Yield the hypervolume of strategies, of tasks whose text means something and that have more than full depth.
-
-    Layers are left out where stop rules cut completions short: what a token costs says nothing of what they cost.
-    """
-    for table in task_tables(run):
-        found = {name: areas(table, gain) for name, gain in (("time", GAINS[0]), ("layers", GAINS[2]))}
-        volumes = {name: volume for name, volume in found.items() if volume is not None}
-        if "time" not in volumes:  # chance decides no area, nor does energy
-            continue
-        beside = [point.row.strategy for point in table.points if point is not table.full]
-        names = [strategy for strategy in volumes["time"].alone if strategy in beside]  # a black box has no layers
-        columns = [
-            Column(header=f"{name}, {what}", cells=(*map(of.get, names), whole), form="fraction")
-            for name, volume in volumes.items()
-            for what, of, whole in (("alone", volume.alone, volume.total), ("adds", volume.contribution, None))
-        ]
-        yield Table(
-            title=f"Dominated hypervolume of text kept against cost, {table.first.task}",
-            columns=(_label((*names, "all together"), "strategy"), *columns),
-            notes=(HYPERVOLUME_NOTE,),
-        )
-
-
 OF_RESULT: tuple[Callable[[ResultTable], Iterator[Part]], ...] = (
     headline, front, verdicts, sections, acceptance_tables, draft_lengths,
 )  # fmt: skip
 OF_SUMMARY: tuple[Callable[[Summary], Iterator[Part]], ...] = (results, attributions)
-OF_RECORDS: tuple[Callable[[RecordedRun], Iterator[Part]], ...] = (hypervolumes,)
 
 _Key = tuple[str | None, int | None, str | None]  # source, layer, kind
 

@@ -119,6 +119,8 @@ SINCE = {
     "foreign pages served": ("listed = \"*\" in origins or origin.lower() in origins", "listed = True"),
     "key of any value": ("any(hmac.compare_digest(one, key) for one in keys_of(scope))", "any(True for one in keys_of(scope))"),
     "body over the cap": ("if size > cap:", "if size > 2 * cap:"),
+    "p-value without the constant e": ("return min(1.0, hoeffding, math.e * float(bdtr(", "return min(1.0, hoeffding, float(bdtr("),
+    "interval a tenth too narrow": ("return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)", "return 0.9 * float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)"),
     "measured point taken for finished": ("return event.records_bytes == _records_bytes(directory) and (directory", "return (directory"),
     "token accuracy over what was said": ("return same / len(wanted) if wanted else None", "return same / max(1, len(completion.token_ids)) if wanted else None"),
     "what tuning read is drawn": ("if request.seen and document_key(whole(row)) in request.seen:", "if request.seen and row.sample_id in request.seen:"),

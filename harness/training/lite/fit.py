@@ -129,7 +129,7 @@ def _share(hits: Tensor, sizes: Tensor) -> tuple[float, Interval | None]:
     influence = ((hits - share * sizes) / total).numpy()
     if len(sizes) < 2 or not influence.any():
         return round(share, 4), None
-    reach = half_width((influence, (sizes / total).numpy()))
+    reach = half_width(influence, (sizes / total).numpy())
     return round(share, 4), (round(max(0.0, share - reach), 4), round(min(1.0, share + reach), 4))
 
 

@@ -16,10 +16,9 @@ from harness.registry import STRATEGIES
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
 from reports.figures.drawing import Figure, look_of, save_figures, shortened, slug
-from reports.figures.fronts import GAINS, areas, front_of, names_of
+from reports.figures.fronts import GAINS, front_of, names_of
 from reports.figures.task_table import task_tables
 from reports.recorded import RecordedRun
-from reports.tables.run_tables import hypervolumes
 from tests.reports.figures.on_paper import check_on_paper, drawn
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
@@ -102,11 +101,6 @@ def test_a_front_by_hand(make: Make) -> None:
     ]
     assert on_front == ["fixed:layer=5", "classifier@lossless"]  # the oracle is better and no candidate
     assert on_front == [row.operating_point for row in table.table.rows if row.pareto], "the tables' own"
-    volume = areas(table, GAINS[0])
-    assert volume is not None
-    assert volume.total.value == pytest.approx(0.2 * 0.75 + 0.3 * 1.0)
-    assert volume.total.interval is not None
-    assert "oracle" not in volume.alone
 
 
 def test_a_front_of_energy_is_of_one_sensor(make: Make) -> None:
@@ -165,17 +159,6 @@ def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> No
     legend, labels = names_of(run.summary().rows)
     assert legend == {"full": "full", "rl": "rl: threshold (seed=1)", "mine": "mine: path"}
     assert labels == ["", "lossless+lookup", "0.9", "0.5 lossless", "a", "a lossless"]
-
-
-def test_full_depth_in_another_way_has_a_hypervolume_of_its_own(make: Make) -> None:
-    """The baseline alone spans none; layers per token compare nothing where a rule stops completions."""
-    (table,) = hypervolumes(make())
-    assert table.columns[0].cells == ("fixed", "rl", "all together")
-    assert len(table.columns) == 5
-    (table,) = hypervolumes(make(points=("full", "fixed:layer=5", "full@stop=line")))
-    assert table.columns[0].cells == ("full", "fixed", "all together")
-    assert [column.header for column in table.columns] == ["strategy", "time, alone", "time, adds"]
-    assert table.columns[1].texts[0].startswith("0.225"), "(1 − 0.7) × 0.75"
 
 
 @pytest.mark.slow

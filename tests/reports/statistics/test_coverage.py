@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reports.statistics.intervals import Pair, mean_interval, paired_ratio, ratio_interval, score_interval, share_bounds
-from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p
+from reports.statistics.intervals import Pair, paired_ratio, ratio_interval, score_interval, share_bounds
+from reports.statistics.significance import LEVEL, holm, ratio_p
 from tests.reports.statistics.noise import CASES, NUMBERS_OF_PAIRS, Case, covered
 
 REGULAR = [case for case in CASES if case.regular]
@@ -124,19 +124,13 @@ def mostly_equal(generator: np.random.Generator, samples: int, share: float = 0.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("samples", [50, 100, 400])
+@pytest.mark.parametrize("samples", [50, 400])
 def test_intervals_of_scores_cover_where_there_are_any(samples: int) -> None:
     generator = np.random.default_rng(samples)
     drawn = [score_interval(mostly_equal(generator, samples)[:, None]) for _ in range(3_000)]
     there = [interval for interval in drawn if isinstance(interval, tuple)]
     assert len(there) > 0.3 * len(drawn)
     assert 0.93 <= np.mean([low <= 0 <= high for low, high in there]) <= 0.97
-
-
-def test_intervals_of_few_scores_would_not_cover() -> None:
-    generator = np.random.default_rng(0)
-    drawn = [mean_interval(mostly_equal(generator, 8)[:, None]) for _ in range(3_000)]
-    assert np.mean([low <= 0 <= high and low < high for low, high in drawn]) < 0.75
 
 
 def test_intervals_of_scores_in_blocks_cover() -> None:
@@ -158,12 +152,6 @@ def test_five_percent_of_the_tests_of_a_ratio_are_false_alarms(pairs: int) -> No
     told = [alarm and excluded for alarm, excluded in zip(alarms, apart, strict=True)]
     assert 0.035 <= np.mean(alarms) <= 0.065
     assert 0.025 <= np.mean(told) <= np.mean(alarms)  # what tables say needs test and interval
-
-
-def test_five_percent_of_the_tests_of_a_score_are_false_alarms() -> None:
-    generator = np.random.default_rng(5)
-    p_values = [sign_flip_p(mostly_equal(generator, 60, 0.5)) for _ in range(600)]
-    assert 0.03 <= np.mean([p <= LEVEL for p in p_values]) <= 0.07
 
 
 def test_five_percent_of_the_families_have_a_false_alarm() -> None:

@@ -75,7 +75,7 @@ def nasty(build: Any) -> RecordedRun:
 
 def test_tables_balance(nasty: RecordedRun) -> None:
     latex = to_latex([(NASTY, nasty)])
-    details = to_latex_details([(NASTY, nasty)])  # hypervolume
+    details = to_latex_details([(NASTY, nasty)])
     for text, tables in ((latex, 1), (details, sum(isinstance(part, Table) for part in detailed([(NASTY, nasty)])))):
         assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == text.count(r"\label{tab:") == tables
         check(text)
