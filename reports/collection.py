@@ -76,14 +76,7 @@ _LINKED = re.compile(
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs that are reported together.
-
-    Attributes:
-        runs: that could be read.
-        refused: directory and reason of runs and sweeps that could not.
-        calibrations: what sweeps found out about scores; replayed, and kept apart from what was measured.
-        trainings: logs of the trainings behind the runs.
-    """
+    """Runs that are reported together."""
 
     runs: tuple[RecordedRun, ...]
     refused: tuple[tuple[str, str], ...] = ()
@@ -142,11 +135,7 @@ def find_calibrations(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_calibration(folder: Path) -> Calibration:
-    """Read what `harness sweep --out FOLDER` wrote.
-
-    Raises:
-        StoreError: nothing there, or it is damaged or of a later version.
-    """
+    """Read what `harness sweep --out FOLDER` wrote."""
     path = folder / CALIBRATION
     again = "Make it again: `harness sweep --replay TRACE --strategy NAME --out DIR`."
     try:
@@ -169,12 +158,7 @@ def read_calibration(folder: Path) -> Calibration:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder that a report must not be written to.
-
-    Raises:
-        ConfigError: it is a file, cannot be looked into, or a run directory, or has files of somebody else that the
-            report's would replace.
-    """
+    """Refuse a folder that a report must not be written to."""
     try:
         if (out / "manifest.json").exists():
             raise ConfigError(f"{out} is a run directory, and its summary.json would be lost. Use another --out.")
@@ -217,18 +201,6 @@ def write_collection(
     """Write a report, ``index.html`` last; return the paths of its files, ``index.html`` first.
 
     The front page stands alone, without network or script, light and dark as the system is.
-
-    Args:
-        collection: what to report.
-        out: folder, made where it is missing. Files of an earlier report are replaced, or removed where this one has
-            none of that name; other files and links stay.
-        figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
-            ``MOST_RUNS_DRAWN``.
-        width: of the figures.
-        progress: is told after each figure how many of how many are drawn.
-
-    Raises:
-        StoreError: a file cannot be written or removed.
     """
     each = figures if figures is not None else len(collection.runs) <= MOST_RUNS_DRAWN
     drawn = Catalogue()

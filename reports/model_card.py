@@ -23,13 +23,6 @@ def model_card(
     """Return README.md of an exported folder: YAML with ``base_model`` and ``model-index``, then the same in words.
 
     Times and energies are left out: they belong to the machine that they were measured on.
-
-    Args:
-        name: of the folder.
-        base_model: hub id, or the name of a folder.
-        exported: what ``early_exit.json`` says.
-        read: facts of the tuning; empty without one.
-        summaries: of runs of these weights. Upper bounds that saw the answer are left out.
     """
     rows = [row for summary in summaries for row in summary.rows if not row.rehearsed and row.n]
     shown = [metric for metric in metrics_of(rows) if metric.name in SCORES or metric is EXIT_LAYER]

@@ -24,12 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Records:
-    """The content of a run directory, and the part of it that counts.
-
-    Attributes:
-        manifest: what was run, on what.
-        windows, samples: committed records in the order written, those that do not count included.
-    """
+    """The content of a run directory, and the part of it that counts."""
 
     manifest: Manifest
     windows: tuple[WindowRecord, ...]
@@ -43,15 +38,7 @@ class Records:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One run as far as it got.
-
-    Attributes:
-        directory: where it was read.
-        manifest: what was run, on what.
-        windows, samples: committed records in the order written, those that do not count included.
-        summary: made of them.
-        in_use: another process was writing it while it was read.
-    """
+    """One run as far as it got."""
 
     directory: Path
     manifest: Manifest
@@ -132,21 +119,13 @@ class RecordedRun:
         return made[make]
 
     def released(self, again: Callable[[], Records]) -> ReleasedRun:
-        """Return the same run without its records, so that many can be held.
-
-        Args:
-            again: reads the same records once more.
-        """
+        """Return the same run without its records, so that many can be held."""
         _ = self.state, self.windows_finished, self.finished_points, self.token_texts, self.identity, self.measurements
         return ReleasedRun(self, again)
 
     @property
     def windows_expected(self) -> int:
-        """Measured windows that the finished run has.
-
-        Raises:
-            StoreError: the manifest does not say.
-        """
+        """Measured windows that the finished run has."""
         blocks = sum(ceil(task.samples / self.manifest.block_size) for task in self.manifest.tasks)
         repeats = self.manifest.config.get("repeats") or 1
         if not isinstance(repeats, int):

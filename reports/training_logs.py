@@ -28,12 +28,7 @@ TUNED = ("adapter.json", "tuning.json")
 
 @dataclass(frozen=True, slots=True)
 class LiteStep:
-    """One optimiser step.
-
-    Attributes:
-        step: 1-based.
-        cross_entropy: layer → nats per token, of the layers that this step trained.
-    """
+    """One optimiser step."""
 
     step: int
     cross_entropy: Mapping[int, float]
@@ -41,16 +36,7 @@ class LiteStep:
 
 @dataclass(frozen=True, slots=True)
 class LiteLog:
-    """How weights were tuned.
-
-    Attributes:
-        steps: in order.
-        exit_points, num_layers: of the model; empty and ``None`` where no adapter says them yet.
-        weights_rule: how the losses were weighted; ``None`` where unknown.
-        exits_per_step: random exits a step besides the last layer; ``None`` for all.
-        exit_head: ``shared`` or ``shortcut``; empty where unknown.
-        text: what was learned from, in words; empty where unknown.
-    """
+    """How weights were tuned."""
 
     steps: tuple[LiteStep, ...]
     exit_points: tuple[int, ...] = ()
@@ -63,15 +49,7 @@ class LiteLog:
 
 @dataclass(frozen=True, slots=True)
 class AgentStep:
-    """One rollout of PPO.
-
-    Attributes:
-        steps: decisions so far, these included.
-        reward_per_step: mean reward of a decision.
-        reward_per_episode: mean over episodes that ended; ``None`` where none did.
-        episodes: how many ended.
-        exits: exit layer → share of tokens that left there, exploration included.
-    """
+    """One rollout of PPO."""
 
     steps: int
     reward_per_step: float
@@ -82,16 +60,7 @@ class AgentStep:
 
 @dataclass(frozen=True, slots=True)
 class AgentLog:
-    """How an agent was trained.
-
-    Attributes:
-        name: of its files.
-        steps: in order.
-        optimal_exits: layer → tokens whose first right exit it was, over the whole training; empty in a training that
-            is not finished.
-        reward: its rule with the coefficients, in words; empty where no agent says it yet.
-        text: what was learned from, in words; empty where unknown.
-    """
+    """How an agent was trained."""
 
     name: str
     steps: tuple[AgentStep, ...]
@@ -102,14 +71,7 @@ class AgentLog:
 
 @dataclass(frozen=True, slots=True)
 class TrainingLogs:
-    """Everything of one folder.
-
-    Attributes:
-        folder: where it was read.
-        lite: ``None`` where no weights were tuned.
-        agents: by name, the plain one first.
-        problems: a line for each thing that could not be read.
-    """
+    """Everything of one folder."""
 
     folder: Path
     lite: LiteLog | None
@@ -131,12 +93,7 @@ def holds_training(folder: Path) -> bool:
 
 
 def read_training(folder: Path, named: Set[str] | None = None) -> TrainingLogs:
-    """Read a folder that `harness train` wrote to, or a shipped one; never fails, see ``problems``.
-
-    Args:
-        folder: of artefacts and their logs.
-        named: SHA-256 of the agents that are wanted; ``None`` for all.
-    """
+    """Read a folder that `harness train` wrote to, or a shipped one; never fails, see ``problems``."""
     problems: list[str] = []
     if not folder.is_dir():
         problems.append(f"{folder} is no folder. Give one that `harness train` wrote to.")
@@ -306,10 +263,6 @@ def training_folders(
     A folder is a run's when it holds a file of that run: an agent or a head by its SHA-256, shortcuts by theirs, or the
     adapter that makes the run's weights of its base. Looked for in the run's own ``--artefacts``, in ``artefacts/*``
     below the working directory, and among those that ship; a copy of what an earlier folder holds is left out.
-
-    Args:
-        runs: as read.
-        given: folders that are wanted whatever they belong to, first in the result.
     """
     found = {real_path(folder): folder for folder in given}
     known = {place: _offers(folder) for place, folder in found.items()}

@@ -38,12 +38,7 @@ class MissingRunsError(HarnessError):
 
 @dataclass(frozen=True)
 class Shown:
-    """What stands in the documentation under one name.
-
-    Attributes:
-        studies: whose runs it is made of.
-        parts: makes its tables of those runs and the folder of all studies.
-    """
+    """What stands in the documentation under one name."""
 
     studies: tuple[str, ...]
     parts: Callable[[Found, Path], Iterable[Part]]

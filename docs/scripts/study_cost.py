@@ -150,11 +150,7 @@ def draw(found: Mapping[str, Any]) -> Canvas:
 
 
 def save(found: Mapping[str, Any], file: Path) -> None:
-    """Write the picture.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write the picture."""
     import io
 
     with styled(NAME):

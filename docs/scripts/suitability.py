@@ -51,14 +51,7 @@ HARNESS = str(Path(sys.executable).with_name("harness"))
 
 @dataclass(frozen=True)
 class Pair:
-    """A model and its exit set.
-
-    Attributes:
-        name: of its files.
-        model: as ``--model`` takes it.
-        options: what else makes it.
-        points: exit points.
-    """
+    """A model and its exit set."""
 
     name: str
     model: str

@@ -34,22 +34,14 @@ BLOCK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- /table -->$", re.M | re.
 
 
 class Runs:
-    """The runs below a folder, each read once.
-
-    Args:
-        folder: with a folder per study.
-    """
+    """The runs below a folder, each read once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[str, list[RecordedRun]] = {}
 
     def of(self, study: str) -> list[RecordedRun]:
-        """Return the runs of a study in its order, or all below a folder that is none.
-
-        Raises:
-            MissingRunsError: not all of them are there.
-        """
+        """Return the runs of a study in its order, or all below a folder that is none."""
         if study not in self._read:
             runs = [read_run(path, stored=True) for path in self._directories(self._folder / study)]
             for run in runs:
@@ -72,12 +64,7 @@ class Runs:
 
 
 def blocks(page: Path) -> list[str]:
-    """Return the names of a page's tables.
-
-    Raises:
-        DataError: a mark without its other end.
-        UnknownNameError: no such table.
-    """
+    """Return the names of a page's tables."""
     text = page.read_text(encoding="utf-8")
     names = [name for name, _ in BLOCK.findall(text)]
     if names != OPENING.findall(text) or len(names) != text.count("<!-- /table -->"):
@@ -91,11 +78,7 @@ def blocks(page: Path) -> list[str]:
 
 
 def rendered(table: Shown, runs: Runs, folder: Path) -> str:
-    """Return a table in Markdown, and where it comes from.
-
-    Raises:
-        MissingRunsError: its runs are not there.
-    """
+    """Return a table in Markdown, and where it comes from."""
     found = {study: runs.of(study) for study in table.studies}
     return "\n".join([*to_markdown(table.parts(found, folder)), "", provenance(table, found), "", ""])
 
@@ -145,13 +128,7 @@ def machines(lines: Iterable[str]) -> list[str]:
 
 
 def update(docs: Path, folder: Path, *, write: bool) -> Iterator[tuple[str, str]]:
-    """Yield each block's page and name, and what becomes of it: ``changed``, ``as it was``, or why it is left alone.
-
-    Args:
-        docs: folder of pages.
-        folder: of the runs.
-        write: the pages, once all their tables are made.
-    """
+    """Yield each block's page and name, and what becomes of it: ``changed``, ``as it was``, or why it is left alone."""
     runs = Runs(folder)
     for page in sorted(docs.rglob("*.md")):
         names = blocks(page)

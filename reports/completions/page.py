@@ -36,12 +36,6 @@ def coloured_tokens(sample: SampleRecord, num_layers: int, full: SampleRecord | 
     source proposed it; accepted and replaced drafts are marked.
 
     Of a black box's completion there is the text that is scored, without colours.
-
-    Args:
-        sample: finished; an older run, without ``token_texts``, gets one line instead.
-        num_layers: of the model.
-        full: the same sample at full depth; ``None``: nothing is underlined.
-        cached: a KV cache was kept: the first token is prefill's, at full depth, and is marked.
     """
     if sample.error is not None:
         return f'<div class="tokens missing">failed: {escape_html(sample.error)}</div>'
@@ -119,13 +113,7 @@ def _code(character: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A sample that is shown.
-
-    Attributes:
-        task, sample_id: which.
-        followed: mean over the operating points of the share of full depth's tokens they kept; ``None`` without any.
-        why: how it was chosen, in words.
-    """
+    """A sample that is shown."""
 
     task: str
     sample_id: str
@@ -144,12 +132,7 @@ class _Row:
 
 
 def completion_page(run: RecordedRun, samples: int = 12) -> str:
-    """Return an HTML page of a run's completions.
-
-    Args:
-        run: as read; of a run of several repeats the first is shown.
-        samples: at most so many, over all tasks: the least and the most faithful ones, and others in the run's order.
-    """
+    """Return an HTML page of a run's completions."""
     layers = run.manifest.model.num_layers
     chosen = choose_samples(run, samples)
     total = len({(task, sample.sample_id) for (task, _), cell in run.cells.items() for sample in cell.scored})

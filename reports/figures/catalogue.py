@@ -34,16 +34,7 @@ OF_ALL_RUNS: tuple[OfAll, ...] = ((fixed_exit.figures, fixed_exit.absence),)
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The figures of a report, none drawn yet, no two of one name.
-
-    Attributes:
-        of_one: per run, in the runs' order.
-        of_all: those that runs share.
-        of_sweeps: of the scores that sweeps judged.
-        of_trainings: of the trainings behind the runs.
-        absent_of_one: per run, what it has no figure of, and why.
-        absent_of_all: the same of all runs together.
-    """
+    """The figures of a report, none drawn yet, no two of one name."""
 
     of_one: tuple[tuple[Figure, ...], ...] = ()
     of_all: tuple[Figure, ...] = ()
@@ -67,14 +58,7 @@ def catalogue(
     *,
     each: bool = True,
 ) -> Catalogue:
-    """Gather the figures of a report.
-
-    Args:
-        runs: of the report.
-        calibrations: what sweeps found out about scores.
-        trainings: logs of trainings.
-        each: also those of every single run; without, only what runs share.
-    """
+    """Gather the figures of a report."""
     taken: set[str] = set()
 
     def renamed(figures: Iterable[Figure]) -> tuple[Figure, ...]:
@@ -104,13 +88,7 @@ def catalogue(
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A further file of a report, linked from it.
-
-    Attributes:
-        name: of the file, unique in a report, with its suffix.
-        title: what it shows, a few words.
-        content: makes the text.
-    """
+    """A further file of a report, linked from it."""
 
     name: str
     title: str
@@ -118,11 +96,7 @@ class Page:
 
 
 def pages(named: Iterable[tuple[str, RecordedRun]]) -> list[Page]:
-    """Return the further pages of runs, no two of one name: completions, where the run says which token is which text.
-
-    Args:
-        named: each run with its name in the report.
-    """
+    """Return the further pages of runs, no two of one name: completions, where the run says which token is which text."""
     found: list[Page] = []
     for name, run in named:
         if any(sample.token_texts for sample in run.samples):

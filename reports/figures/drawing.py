@@ -110,15 +110,7 @@ _SETTINGS: Any = {
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure, not drawn yet.
-
-    Attributes:
-        name: stem of its files, unique in a report: lower case, digits and hyphens.
-        title: what it shows, a few words.
-        caption: what a reader must know to trust it: where the numbers come from, how many samples, what the
-            intervals are, what is estimated or replayed. Plain text.
-        draw: makes it as wide as it is told; called inside the project's style.
-    """
+    """One figure, not drawn yet."""
 
     name: str
     title: str
@@ -167,11 +159,7 @@ def look_of(strategy: str) -> Look:
 
 @contextmanager
 def styled(salt: str) -> Iterator[None]:
-    """Draw and save inside: white ground, embedded fonts, no window system, the same bytes every time.
-
-    Args:
-        salt: decides the identifiers inside an SVG.
-    """
+    """Draw and save inside: white ground, embedded fonts, no window system, the same bytes every time."""
     import matplotlib as mpl
 
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": salt}):
@@ -189,16 +177,7 @@ def blank(width: Width, height: float) -> tuple[Canvas, Axes]:
 def panels(
     width: Width, count: int, height: float, *, across: int, in_column: int = 1, **options: Any
 ) -> tuple[Canvas, list[Axes]]:
-    """Return a canvas and its panels, row by row; what the last row has no panel for stays empty.
-
-    Args:
-        width: of the canvas.
-        count: panels.
-        height: of a row, inches.
-        across: panels beside each other at most, at the width of the text.
-        in_column: the same at the width of a column.
-        options: of ``matplotlib.figure.Figure.subplots``.
-    """
+    """Return a canvas and its panels, row by row; what the last row has no panel for stays empty."""
     from matplotlib.figure import Figure as Canvas
 
     beside = min(count, across if width == "text" else in_column)
@@ -270,11 +249,7 @@ def make_visible(canvas: Canvas) -> None:
 
 
 def save_figures(figures: Iterable[Figure], folder: Path, width: Width = "text") -> list[Path]:
-    """Draw figures and write ``NAME.svg``, ``NAME.pdf`` and ``NAME.png`` of each, every file replaced whole.
-
-    Raises:
-        StoreError: a file cannot be written.
-    """
+    """Draw figures and write ``NAME.svg``, ``NAME.pdf`` and ``NAME.png`` of each, every file replaced whole."""
     paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,12 +31,7 @@ _FEWEST = 10  # tokens; of fewer a column says nothing
 
 @dataclass(frozen=True)
 class Histogram:
-    """Exit layers of the tokens of one operating point, by group.
-
-    Attributes:
-        counts: (group, layer) → tokens.
-        means: group → tokens, and their mean exit layer.
-    """
+    """Exit layers of the tokens of one operating point, by group."""
 
     counts: Counter[tuple[Hashable, int]]
     means: dict[Hashable, tuple[int, Estimate]]

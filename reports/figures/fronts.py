@@ -60,13 +60,7 @@ _LONGEST_VALUE = 12
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """The gain of an operating point, as an axis.
-
-    Attributes:
-        key: part of a file's name.
-        title: what it is, in a caption.
-        metric: as tables have it; where rows differ in their weights format, what restates it over the fastest.
-    """
+    """The gain of an operating point, as an axis."""
 
     key: str
     title: str
@@ -83,13 +77,7 @@ _OVER_FASTEST: Mapping[Metric, Metric] = {ENERGY_RATIO: ENERGY_RATIO_OVER_FASTES
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """The points of one table, placed.
-
-    Attributes:
-        gain: what is on the horizontal axis.
-        points: each with (gain, text kept) and the intervals of both, where it has them.
-        on_front: flags, in their order; bounds are never on it. edge: those that no other beats, told or not.
-    """
+    """The points of one table, placed."""
 
     gain: Metric
     points: tuple[tuple[PlacedPoint, tuple[float, float], tuple[Interval | None, Interval | None]], ...]
@@ -305,13 +293,7 @@ def _short(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A point and its label.
-
-    Attributes:
-        x, y: in the axes' units.
-        text: one line.
-        bars: left and right end of its horizontal error bar, lower and upper end of the vertical one.
-    """
+    """A point and its label."""
 
     x: float
     y: float

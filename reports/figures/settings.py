@@ -51,15 +51,7 @@ _MOST_LINES = 8  # that can be told apart
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One measure over all thresholds.
-
-    Attributes:
-        label: for the legend.
-        colour: hexadecimal.
-        bars: one per threshold; ``None`` was not measured.
-        full: full depth's value, a dotted line; ``None`` where there is none.
-        estimated: hatched, since no sensor read it.
-    """
+    """One measure over all thresholds."""
 
     label: str
     colour: str

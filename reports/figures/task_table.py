@@ -17,12 +17,7 @@ from reports.tables.result import ResultTable, is_candidate, split_tables
 
 @dataclass(frozen=True, slots=True)
 class PlacedPoint:
-    """An operating point with what was measured of it.
-
-    Attributes:
-        row: its summary.
-        run: what it is of.
-    """
+    """An operating point with what was measured of it."""
 
     row: SummaryRow
     run: RecordedRun
@@ -40,13 +35,7 @@ class PlacedPoint:
 
 @dataclass(frozen=True)
 class TaskTable:
-    """One table of a run.
-
-    Attributes:
-        run: where it comes from.
-        table: its rows, full depth first.
-        points: those rows that finished a sample.
-    """
+    """One table of a run."""
 
     run: RecordedRun
     table: ResultTable

@@ -49,13 +49,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ScoresAgain(Record):
-    """The outcome of computing a run's recorded scores again.
-
-    Attributes:
-        again, believed: names of the scores that were, and of those that cannot be.
-        place: of the first sample of the run that has another score than its record; ``None`` where none has.
-        score, recorded, computed: which, and both values.
-    """
+    """The outcome of computing a run's recorded scores again."""
 
     again: tuple[str, ...] = ()
     believed: tuple[str, ...] = ()
@@ -85,13 +79,7 @@ Rescore = Callable[[RecordedRun], ScoresAgain]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One condition of publication.
-
-    Attributes:
-        name: what was looked at.
-        found: what it is like, a phrase without its period.
-        remedy: what to do where the condition does not hold, a sentence; empty where it does.
-    """
+    """One condition of publication."""
 
     name: str
     found: str
@@ -109,12 +97,7 @@ class Check:
 
 
 def publication_checks(run: RecordedRun, rescore: Rescore | None = None) -> tuple[Check, ...]:
-    """Return every condition that a run's records can show, in order.
-
-    Args:
-        run: as read.
-        rescore: ``None`` believes its scores.
-    """
+    """Return every condition that a run's records can show, in order."""
     timed = run.manifest.timed
     work = (found for cell in run.cells.values() for found in _work_of(run, cell))
     times = (found for cell in run.cells.values() if timed for found in _times_of(cell))

@@ -64,14 +64,7 @@ _MARKERS = {
 
 
 class PointEntry(Record):
-    """One operating point on one task.
-
-    Attributes:
-        id: 16 hexadecimal digits, permanent.
-        row: its results.
-        baseline_kv: KV policy of the full depth it is compared with.
-        layers: decoded tokens by the layer they left at; the token that prefill yields is left out.
-    """
+    """One operating point on one task."""
 
     id: str
     row: SummaryRow
@@ -80,18 +73,7 @@ class PointEntry(Record):
 
 
 class RunEntry(Record):
-    """One run directory.
-
-    Attributes:
-        site_schema: of this entry. schema_version: of the run directory it was made from.
-        id: 16 hexadecimal digits, permanent.
-        name: of its folder when it was first published.
-        manifest: without private paths.
-        machine: one line. notes: sentences that belong under its numbers.
-        unranked: what ``harness submit`` would refuse it for: name of the condition → what was found; empty where it
-            ranks.
-        points: at least one.
-    """
+    """One run directory."""
 
     site_schema: int
     schema_version: int
@@ -122,13 +104,7 @@ class RunEntry(Record):
 
 
 def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry:
-    """Return what the site keeps of a run; operating points without a finished sample are left out.
-
-    Args:
-        run: without private paths.
-        run_id: its identity.
-        checks: the conditions of its publication.
-    """
+    """Return what the site keeps of a run; operating points without a finished sample are left out."""
     manifest = run.manifest
     baseline_kv = Conditions.of(manifest, manifest.tasks[0], manifest.operating_points[0]).kv
     left = {
@@ -304,15 +280,7 @@ def describe_columns(entries: Iterable[RunEntry]) -> dict[str, Any]:
 
 
 def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: int) -> dict[str, Any]:
-    """Return the data of an operating point's page.
-
-    Args:
-        run: without private paths.
-        entry: what the site keeps of it.
-        point: one of the entry's.
-        shown: completions to show at most: those whose sample ids have the smallest hash, so that they are the same
-            for every operating point and nobody picks them.
-    """
+    """Return the data of an operating point's page."""
     row, group = point.row, entry.group(point)
     cell = run.cells[row.task, row.operating_point]
     full = run.cells[row.task, run.manifest.operating_points[0].name]

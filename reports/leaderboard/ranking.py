@@ -39,12 +39,7 @@ Quality = Literal["kept", "unclear", "lost", "undefined"]
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """An order of a ranking.
-
-    Attributes:
-        metric: name of a comparison with full depth, more is better. title: the same in words.
-        needs_quality: only what keeps full depth's quality ranks. baseline: the value of full depth.
-    """
+    """An order of a ranking."""
 
     metric: str
     title: str

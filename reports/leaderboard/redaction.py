@@ -35,13 +35,7 @@ _KEPT = frozenset({"text", "reference", "token_texts"})
 
 @dataclass(frozen=True, slots=True)
 class Redacted:
-    """A run as it may be published.
-
-    Attributes:
-        run: the run without private paths.
-        places: what was changed, as dotted names of the files' fields; empty when nothing was.
-        merged: names that became equal although they were different; such a run cannot be published.
-    """
+    """A run as it may be published."""
 
     run: RecordedRun
     places: tuple[str, ...]

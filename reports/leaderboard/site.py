@@ -67,13 +67,7 @@ _HEAD, _TAIL = "leaderboardData(", ");\n"
 
 
 class Mark(Record):
-    """``site.json``, which tells a site from any other folder.
-
-    Attributes:
-        site_schema: of the site's data files. schema_version: of the run directories it was made from.
-        samples: completions per operating point, at most.
-        unfinished: the first making of this site has not come to its end.
-    """
+    """``site.json``, which tells a site from any other folder."""
 
     site_schema: int
     schema_version: int
@@ -82,17 +76,7 @@ class Mark(Record):
 
 
 class Site:
-    """A site being made.
-
-    Args:
-        folder: new, empty, or a site.
-        merge: keep what the site holds.
-        shown: completions per operating point.
-
-    Raises:
-        StoreError: the folder holds something else, is not writable, or holds a damaged site or one of another version.
-        ConfigError: plotly is not installed.
-    """
+    """A site being made."""
 
     def __init__(self, folder: Path, *, merge: bool = False, shown: int = SAMPLES_SHOWN) -> None:
         self.folder, self.shown, self._most = folder, shown, shown
@@ -122,13 +106,6 @@ class Site:
         """Add a run; return the conditions that hold it from ranking.
 
         ``None`` when the site holds it already, or a later state of it, or another completion of the same begun run.
-
-        Args:
-            run: as read.
-            rescore: computes its scores again; ``None`` believes them.
-
-        Raises:
-            StoreError: it cannot be published, or the site cannot be written.
         """
         redacted = redact_run(run)
         if redacted.merged:
@@ -159,11 +136,7 @@ class Site:
         return tuple(check for check in checks if not check.passed)
 
     def finish(self) -> None:
-        """Write everything that all runs make together, and delete what belongs to none.
-
-        Raises:
-            StoreError: there is no run, a run that the site held was not given again, or the site cannot be written.
-        """
+        """Write everything that all runs make together, and delete what belongs to none."""
         lost = []
         for run_id in sorted(self._held - self.runs.keys()):
             held = _read_entry(self.folder / "data" / "runs" / f"{run_id}.js")
@@ -278,12 +251,7 @@ def _checked(kind: type[R], found: object, path: Path, what: str, remedy: str) -
 
 
 def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str]:
-    """Return file name → HTML.
-
-    Args:
-        runs: what the site holds.
-        shown: completions per operating point.
-    """
+    """Return file name → HTML."""
     by_source: dict[str, list[Reference]] = {}  # the tables of one source share its caveats
     for one in references():
         by_source.setdefault(one.key, []).append(one)
@@ -320,11 +288,7 @@ def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str
 
 
 def assets() -> Iterator[tuple[str, bytes]]:
-    """Yield (file name, content) of what every page loads.
-
-    Raises:
-        ConfigError: plotly is not installed.
-    """
+    """Yield (file name, content) of what every page loads."""
     folder = resources.files("reports.leaderboard") / "static"
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         if file.name.endswith((".css", ".js")):
@@ -346,11 +310,7 @@ def script(kind: str, value: Any) -> str:
 
 
 def read_script(path: Path, kind: str) -> Any:
-    """Return the value of a data file.
-
-    Raises:
-        StoreError: it cannot be read, or is none of that kind.
-    """
+    """Return the value of a data file."""
     try:
         text = read_text(path, LARGEST_LOG_BYTES)
     except (OSError, ValueError) as error:

@@ -98,17 +98,7 @@ LOOKS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One system at one setting.
-
-    Attributes:
-        setting: such as ``full depth`` and ``threshold 0.6``.
-        paper_model: whose published numbers these are; empty for ours.
-        kv: KV policy.
-        values: name of :data:`COLUMNS` → estimate; what was not measured or published, or is not defined, is missing.
-        threshold: of the agent.
-        point: label of our operating point, without its KV policy.
-        energy_measured: a sensor measured it.
-    """
+    """One system at one setting."""
 
     setting: str
     paper_model: str
@@ -126,14 +116,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A run's task beside the paper's runs of the same language.
-
-    Attributes:
-        run, task: ours.
-        rows: sorted by setting, the paper's before ours.
-        matched: each of the paper's uncached agents, and ours that is nearest in depth without a cache.
-        notes: what must stand beside it.
-    """
+    """A run's task beside the paper's runs of the same language."""
 
     run: RecordedRun
     task: TaskRecord
@@ -143,11 +126,7 @@ class Comparison:
 
 
 def against_green_code(runs: Sequence[RecordedRun]) -> tuple[Comparison, ...]:
-    """Lay runs with early exits beside the paper's; runs of untuned full depth stand beside those of the same model.
-
-    Raises:
-        StoreError: none of the runs has early exits under the paper's protocol.
-    """
+    """Lay runs with early exits beside the paper's; runs of untuned full depth stand beside those of the same model."""
     exits: list[tuple[RecordedRun, TaskRecord]] = []
     untuned: dict[tuple[str, str], RecordedRun] = {}
     tasks = [(run, task) for run in runs for task in run.manifest.tasks if task.protocol == "green-code"]

@@ -70,19 +70,7 @@ CODEXGLUE_CAVEATS = (
 
 @dataclass(frozen=True, slots=True)
 class PublishedRun:
-    """One of the authors' runs. ``None`` where they give no such number.
-
-    Attributes:
-        model, language: ``Llama-3.2-3B`` or ``OPT-2.7B``; ``java`` or ``python``.
-        kv: ``none`` or ``propagate``.
-        weights: ``base`` or ``tuned``.
-        strategy: ``full``, ``fixed`` (every token at one layer) or ``rl`` (their agent).
-        threshold: the agent's; ``None`` for the others.
-        samples: number of samples.
-        exit_layer_mean: layers executed per token.
-        energy_j, time_s: per sample, prefill included.
-        rouge_l, codebleu, exact_match: 0…1.
-    """
+    """One of the authors' runs. ``None`` where they give no such number."""
 
     model: str
     language: str
@@ -117,12 +105,7 @@ def green_code() -> tuple[PublishedRun, ...]:
 
 
 def full_depth(run: PublishedRun, kv: str | None = None) -> PublishedRun:
-    """Return tuned full depth of the same model and data: what a run's published savings are relative to.
-
-    Args:
-        run: which.
-        kv: policy of the full depth; the run's own where omitted.
-    """
+    """Return tuned full depth of the same model and data: what a run's published savings are relative to."""
     return next(
         other
         for other in green_code()
@@ -133,12 +116,7 @@ def full_depth(run: PublishedRun, kv: str | None = None) -> PublishedRun:
 
 
 def saving(run: PublishedRun, quantity: str) -> float:
-    """Return the share of full depth's mean cost that a run saves; below 0 it costs more.
-
-    Args:
-        run: which.
-        quantity: ``time_s`` or ``energy_j``.
-    """
+    """Return the share of full depth's mean cost that a run saves; below 0 it costs more."""
     return 1 - float(getattr(run, quantity)) / float(getattr(full_depth(run), quantity))
 
 
@@ -168,16 +146,7 @@ def _number(text: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One source's results on one language.
-
-    Attributes:
-        key: ``green-code`` or ``codexglue``.
-        title: what it is of.
-        source: whose numbers.
-        difference: one line: why it is not comparable row by row with ours.
-        caveats: what to know, in sentences.
-        columns: each with a cell per row, in the source's order.
-    """
+    """One source's results on one language."""
 
     key: str
     title: str
@@ -188,11 +157,7 @@ class Reference:
 
 
 def references(languages: Collection[str] = LANGUAGES) -> tuple[Reference, ...]:
-    """Return every table, GREEN-CODE first.
-
-    Args:
-        languages: which ones a report is about: ``python``, ``java``.
-    """
+    """Return every table, GREEN-CODE first."""
     wanted = [dataset for dataset, (_, language) in DATASETS.items() if language in languages]
     return (*map(_green_code, wanted), *map(_codexglue, wanted))
 
