@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from harness.appearance.visible_text import one_line
-from reports.figures.drawing import slug
+from reports.figures.drawing import slug, unused
 from reports.tables.table import Column, Heading, Line, Part, Table
 
 _WIDTH = 504.0  # points, 7 inches
@@ -68,9 +68,7 @@ def to_latex(parts: Iterable[Part]) -> str:
             case Line():
                 written.append(rf"\noindent {escape_latex(_sentence(part.text))}\par")
             case Table(columns=columns) if columns:
-                stem = slug(part.name or part.title)
-                labels = (f"{stem}-{n}" if n > 1 else stem for n in range(1, len(taken) + 2))
-                taken.add(label := next(one for one in labels if one not in taken))
+                label = unused(slug(part.name or part.title), taken)
                 for one in _floats(part, f"tab:{label}"):
                     written += [one] if len(written) % _WAITING else ["\n\\clearpage", one]
     return "\n".join([*written, "\n\\endoftables\n"])

@@ -248,7 +248,7 @@ def hypervolumes(run: RecordedRun) -> Iterator[Part]:
         volumes = {name: volume for name, volume in found.items() if volume is not None}
         if "time" not in volumes:  # chance decides no area, nor does energy
             continue
-        beside = [point.row.strategy for point in table.points if point is not table.full]
+        beside = [row.strategy for row in table.rows if row is not table.full]
         names = [strategy for strategy in volumes["time"].alone if strategy in beside]  # a black box has no layers
         columns = [
             Column(header=f"{name}, {what}", cells=(*map(of.get, names), whole), form="fraction")

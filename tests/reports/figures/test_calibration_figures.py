@@ -62,16 +62,16 @@ def test_what_is_drawn_is_what_the_file_says() -> None:
     calibration = made(("confidence", True), ("rl:agent=a", False), ("rl:agent=b", False))
     reliability, quantiles, auroc = calibration_figures([calibration])
     panel = drawn(reliability).axes[0]
-    (pooled,) = (bars for bars in panel.containers if bars.get_label() == "all exit points")
-    assert list(pooled[0].get_xdata()) == [0.125, 0.375, 0.625, 0.875]
-    assert list(pooled[0].get_ydata()) == [0, 0.25, 0.5, 0.75]
+    (pooled,) = (line for line in panel.lines if line.get_label() == "all exit points")
+    assert list(pooled.get_xdata()) == [0.125, 0.375, 0.625, 0.875]
+    assert list(pooled.get_ydata()) == [0, 0.25, 0.5, 0.75]
     assert any(text.get_text().endswith("\nECE 0.125") for text in panel.texts)
-    lines = {bars.get_label(): bars[0] for bars in drawn(quantiles).axes[0].containers}
-    assert set(lines) == {"confidence", "rl:agent=a", "rl:agent=b"}
-    assert lines["rl:agent=a"].get_linestyle() != lines["rl:agent=b"].get_linestyle()
-    for bars in drawn(auroc).axes[0].containers:
-        assert list(bars[0].get_ydata()) == [0.8], "an exit without a value has no point"
-        assert round(float(bars[0].get_xdata()[0])) == 1
+    _, *lines = drawn(quantiles).axes[0].lines
+    assert [line.get_label() for line in lines] == ["confidence", "rl:agent=a", "rl:agent=b"]
+    assert len({line.get_linestyle() for line in lines[1:]}) == 2
+    _, *lines = drawn(auroc).axes[0].lines
+    assert [list(line.get_ydata()) for line in lines] == [[0.8]] * 3, "an exit without a value has no point"
+    assert {round(float(line.get_xdata()[0])) for line in lines} == {1}
 
 
 def test_every_figure_stays_on_paper() -> None:
