@@ -20,20 +20,10 @@ from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
-from harness.host.files import (
-    LARGEST_LOG_BYTES,
-    DocumentError,
-    NotRegularError,
-    open_regular,
-    read_bytes,
-    read_json,
-    real_path,
-)
+from harness.host.files import LARGEST_LOG_BYTES, NotRegularError, open_regular, read_bytes, read_model, real_path
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.drawing import FORMATS, INCHES, Figure, Width, save_figures
@@ -138,16 +128,7 @@ def read_calibration(folder: Path) -> Calibration:
     """Read what `harness sweep --out FOLDER` wrote."""
     path = folder / CALIBRATION
     again = "Make it again: `harness sweep --replay TRACE --strategy NAME --out DIR`."
-    try:
-        found = Calibration.model_validate(read_json(path))
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}. {again}") from None
-    except DocumentError as error:
-        raise StoreError(f"{path} is no calibration: {error}. {again}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise StoreError(f"{path} is no calibration: {where}: {first['msg']}. {again}") from None
+    found = read_model(path, Calibration, StoreError, again, "calibration")
     if found.schema_version > _KNOWN_CALIBRATIONS:
         raise StoreError(
             f"{path} has version {found.schema_version}, this harness reads up to {_KNOWN_CALIBRATIONS}. Update it."
@@ -289,8 +270,6 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from ("", undrawn)
     if further:
         yield from ("", "## Pages", "", *(f"- [{escape_markdown(page.title)}]({page.name})" for page in further))
-    if (told := {run.token_texts for run in collection.runs} - {None}) and not any(told):
-        yield from ("", "No page of completions: these runs do not say which token added which text. Run again.")
     if drawn.of_all or drawn.absent_of_all:
         yield from ("", "## Runs side by side")
         yield from _figures(drawn.of_all, drawn.absent_of_all)
