@@ -18,7 +18,7 @@ from tests.reports.figures.on_paper import check_on_paper, drawn
 
 def lite(**changes: Any) -> LiteLog:
     steps = tuple(LiteStep(n, {(4, 6)[n % 2]: 3.0 - n / 100, 12: 2.0}) for n in range(1, 41))
-    return dataclasses.replace(LiteLog(steps, (4, 6), 12, "uniform", 1, "shared", "py150"), **changes)
+    return dataclasses.replace(LiteLog(steps, (4, 6), 12, "uniform", 1, "py150"), **changes)
 
 
 def agent(name: str, **changes: Any) -> AgentLog:
