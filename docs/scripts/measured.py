@@ -38,7 +38,7 @@ class MissingRunsError(HarnessError):
 
 @dataclass(frozen=True)
 class Shown:
-    """What stands in the documentation under one name."""
+    """What stands in the documentation under one name: tables, made of studies' runs and the folder of all studies."""
 
     studies: tuple[str, ...]
     parts: Callable[[Found, Path], Iterable[Part]]
@@ -161,12 +161,12 @@ Drafts = Mapping[tuple[str, str], Mapping[tuple[str | None, int | None, str | No
 
 def drafts(runs: Iterable[RecordedRun]) -> Drafts:
     """Return what stood of the drafts of each stream and operating point."""
+    rows = [row for run in runs for row in run.summary.rows]
     return {
         (stream(row.source, row.language), row.operating_point): {
             (one.source, one.layer, one.kind): one for one in row.acceptances
         }
-        for run in runs
-        for row in run.summary.rows
+        for row in rows
     }
 
 
