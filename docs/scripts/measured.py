@@ -124,9 +124,8 @@ def listing(rows: pd.DataFrame, names: Mapping[str, str], columns: Sequence[Colu
 
 def of_rows(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, label: bool = False) -> Table:
     """Return a table of rows whose first cell says which; ``label`` where it is an operating point."""
-    table = Table.of_rows("", headers, list(rows))
-    first = table.columns[0] if label else replace(table.columns[0], kind="text")
-    return replace(table, columns=(first, *table.columns[1:]))
+    first = Column(header=headers[0], kind="label" if label else "text")
+    return Table.of_rows("", [first, *headers[1:]], list(rows))
 
 
 TEXT_AND_POINT = {"text": "text", "operating_point": "operating point"}

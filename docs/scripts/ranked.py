@@ -43,10 +43,8 @@ STUDIES = {
     "ranking": "harness study docs/scripts/results/ranking.toml",
     "ranking-calibration": "harness study docs/scripts/results/ranking-calibration.toml",
 }
-LITTLE = 1.05
-"""Layers skipped that would bring less, were deciding free, are too few to pay."""
-NOT_BYTES = 1.05
-"""What a byte model may promise beyond what was measured before something else must take the time."""
+LITTLE = 1.05  # layers skipped that would bring less, were deciding free, are too few to pay
+NOT_BYTES = 1.05  # what a byte model may promise beyond what was measured before something else must take the time
 
 HEADS = Column(header="LM heads / token", name="lm_head_per_token", form=".1f", cells=())
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from zlib import crc32
 
 from harness.appearance.visible_text import one_line, visible
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
     from matplotlib.text import Annotation
 
+T = TypeVar("T")
 Width: TypeAlias = Literal["column", "text"]
 INCHES: Mapping[Width, float] = {"column": 3.5, "text": 7.0}
 """Include a figure at its own size, and the smallest letters on paper have 7 points."""
@@ -109,6 +110,15 @@ def shortened(name: str, longest: int = 44) -> str:
     """Return a name for a legend, in one line; of a long one beginning and end."""
     line, half = one_line(name), (longest - 1) // 2
     return line if len(line) <= longest else f"{line[: longest - 1 - half]}…{line[-half:]}"
+
+
+def parted(items: Sequence[T], most: int) -> Iterator[tuple[str, str, Sequence[T]]]:
+    """Yield what each of several figures has room for, all about as full, with the end of its name and of its title."""
+    count = -(-len(items) // most)
+    cuts = [round(number * len(items) / count) for number in range(count + 1)]
+    for number, (start, end) in enumerate(pairwise(cuts), 1):
+        several = count > 1
+        yield f"-{number}" * several, f" ({number} of {count})" * several, items[start:end]
 
 
 @dataclass(frozen=True, slots=True)

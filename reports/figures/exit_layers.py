@@ -43,9 +43,7 @@ def figures(run: RecordedRun) -> list[Figure]:
     found = []
     for table in task_tables(run):
         deciding = [row for row in table.rows if len(_layers(table, row)) > 1]
-        parts = [deciding[start : start + drawing.ROWS] for start in range(0, len(deciding), drawing.ROWS)]
-        for number, rows in enumerate(parts, 1):
-            name, which = (f"-{number}", f" ({number} of {len(parts)})") if len(parts) > 1 else ("", "")
+        for name, which, rows in drawing.parted(deciding, drawing.ROWS) if deciding else ():
             title = f"Where tokens leave: {table.first.task}{which}"
             stem = table.stem(f"exit-layers{name}")
             found.append(Figure(stem, title, _caption(table, rows), partial(_draw, table, rows)))

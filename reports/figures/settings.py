@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Metric
@@ -54,13 +54,9 @@ def thresholds(run: RecordedRun) -> list[Figure]:
     found = []
     for table in task_tables(run):
         for name, rows in _families(table).items():
-            count = -(-len(rows) // _MOST)  # as few figures as have room, all about as full
-            cuts = [round(number * len(rows) / count) for number in range(count + 1)]
-            for number, (start, end) in enumerate(pairwise(cuts), 1):
-                stem = table.stem(f"thresholds-{drawing.slug(name)}") + (f"-{number}" if number > 1 else "")
-                which = f", part {number} of {count}" if count > 1 else ""
+            for end, which, part in drawing.parted(rows, _MOST):
+                stem = table.stem(f"thresholds-{drawing.slug(name)}{end}")
                 title = f"{drawing.shortened(name)}: what the threshold trades, {table.first.task}{which}"
-                part = rows[start:end]
                 found.append(Figure(stem, title, _caption(table, part), partial(_draw_bars, table, part)))
     return found
 

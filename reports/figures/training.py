@@ -72,10 +72,8 @@ def _figures_of_tuning(name: str, lite: LiteLog, prefix: str) -> Iterator[Figure
 def _figures_of_agents(logs: TrainingLogs, prefix: str) -> list[Figure]:
     """Return rewards, and optimal exits beside those that were taken, of as many agents a figure as it has room for."""
     agents = [agent for agent in logs.agents if len(agent.steps) >= 2]
-    parts = [agents[start : start + drawing.ROWS] for start in range(0, len(agents), drawing.ROWS)]
     rewards, exits = [], []
-    for number, part in enumerate(parts, 1):
-        end, which = (f"-{number}", f" ({number} of {len(parts)})") if len(parts) > 1 else ("", "")
+    for end, which, part in drawing.parted(agents, drawing.ROWS) if agents else ():
         of_each = "".join(
             f" {agent.name}: {agent.reward}{f' on {agent.text}' if agent.text else ''}."
             for agent in part

@@ -163,7 +163,7 @@ def test_a_run_of_failures_has_no_figure(cli: Command, finished: Path, tmp_path:
     failed(finished)
     assert cli("report", finished, "--out", "out").code == 0
     assert not (tmp_path / "out" / "figures").exists()
-    assert "no operating point finished a sample" in (tmp_path / "out" / "report.md").read_text()
+    assert "No Pareto fronts: they take several operating points" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_folder_whose_files_would_be_lost(cli: Command, finished: Path, tmp_path: Path) -> None:
@@ -232,45 +232,6 @@ def test_other_files_beside_a_report_stay(cli: Command, small: Path, tmp_path: P
     assert cli("report", small, "--out", "mine", "--no-figures").code == 0
     assert cli("report", small, "--out", "mine", "--no-figures").code == 0  # a report is replaced
     assert (tmp_path / "mine" / "notes.md").read_text() == "mine"
-
-
-@pytest.mark.slow
-def test_a_report_made_anew_leaves_no_file_of_other_runs(
-    cli: Command, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from reports import collection
-
-    shutil.copytree(small, tmp_path / "runs" / "other")
-    with monkeypatch.context() as patched:
-        patched.setattr(collection, "acceptance_csv", lambda named: {"acceptance.csv": "run\n"})
-        ran = cli("report", small, 'none" href="figures/mine.svg"', "--out", "out")  # a name is no link
-    assert ran.code == 0, ran.err
-    first = set(contents(tmp_path / "out"))
-    mine = {"notes.md", "completions-mine.html", "figures/mine.svg", "figures/small-py150-mine.pdf"}
-    for name in mine:
-        (tmp_path / "out" / name).write_text("mine")
-    for out in ("out", "alone"):
-        assert cli("report", "runs/other", "--out", out).code == 0
-    alone = set(contents(tmp_path / "alone"))
-    assert {"acceptance.csv", "completions-small.html"} <= first - alone
-    assert any(name.startswith("figures/") for name in first - alone)
-    assert set(contents(tmp_path / "out")) == alone | mine
-
-
-@pytest.mark.slow
-def test_a_link_in_a_report_s_folder_leads_to_nothing_that_is_removed(
-    cli: Command, small: Path, tmp_path: Path
-) -> None:
-    assert cli("report", small, "--out", "out").code == 0
-    for name, elsewhere in (("figures", "paper"), ("completions-small.html", "page.html")):
-        (tmp_path / "out" / name).rename(tmp_path / elsewhere)
-        (tmp_path / "out" / name).symlink_to(tmp_path / elsewhere)
-    before = set(contents(tmp_path / "paper"))
-    assert before
-    shutil.copytree(small, tmp_path / "runs" / "other")
-    assert cli("report", "runs/other", "--out", "out", "--no-figures").code == 0
-    assert set(contents(tmp_path / "paper")) == before
-    assert (tmp_path / "out" / "completions-small.html").is_symlink()
 
 
 def test_a_folder_without_a_name(cli: Command, small: Path, tmp_path: Path) -> None:
@@ -397,19 +358,6 @@ def test_a_copy_is_not_a_second_run(cli: Command, small: Path, tmp_path: Path) -
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| a copy of small, not a run of its own |" in next(row for row in text.splitlines() if "| twin |" in row)
     assert "copy" not in next(row for row in text.splitlines() if "| small |" in row)
-
-
-def test_why_there_is_no_page_of_completions(cli: Command, small: Path, tmp_path: Path) -> None:
-    sentence = "No page of completions: these runs do not say which token added which text. Run again."
-    assert cli("report", small, "--out", "out", "--no-figures").code == 0
-    assert sentence not in (tmp_path / "out" / "report.md").read_text()
-    unseal(small)
-    file = small / "samples.jsonl"
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert all(record.pop("token_texts") for record in records)
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert cli("report", small, "--out", "old", "--no-figures").code == 0
-    assert sentence in (tmp_path / "old" / "report.md").read_text()
 
 
 def test_a_training_of_which_nothing_can_be_read_is_refused(cli: Command, tmp_path: Path) -> None:

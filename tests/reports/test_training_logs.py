@@ -115,8 +115,9 @@ def test_a_folder_without_a_training_says_so(tmp_path: Path) -> None:
     assert "is no folder" in line
 
 
-def test_a_shipped_training_is_whole(name: str = "smollm2-135m-shared") -> None:
+def test_a_shipped_training_is_whole() -> None:
     """Every agent's optimal exits are in its log: as many tokens as its JSON counts."""
+    name = "smollm2-135m-shared"
     logs = read_training(SHIPPED / name)
     assert logs.problems == ()
     assert logs.lite is not None

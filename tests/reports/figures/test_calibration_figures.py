@@ -11,7 +11,6 @@ from harness.errors import StoreError
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.collection import find_calibrations, read_calibration
 from reports.figures.calibration import calibration_figures
-from reports.figures.drawing import save_figures
 from tests.reports.figures.on_paper import check_on_paper, drawn
 
 
@@ -80,12 +79,6 @@ def test_every_figure_stays_on_paper() -> None:
     assert len(found) == 3
     for figure, size in zip(found, ("n = 40", "n = 6 documents", "n = 6 documents"), strict=True):
         check_on_paper(figure, size)
-
-
-@pytest.mark.slow
-def test_odd_names_and_missing_intervals_can_be_drawn(tmp_path: Path) -> None:
-    names = [(f"$\\x{{$ <b> {n}", True) for n in range(5)]
-    assert len(save_figures(calibration_figures([made(*names, interval=False)]), tmp_path)) == 9
 
 
 def test_files_are_found_and_damaged_ones_refused(tmp_path: Path) -> None:

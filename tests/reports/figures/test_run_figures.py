@@ -224,17 +224,6 @@ def test_bars_of_thresholds_by_hand(make: Make) -> None:
     assert all(axes.get_ylim()[0] == 0 for axes in canvas.axes)
 
 
-@pytest.mark.slow
-def test_no_threshold_is_left_out_of_many(make: Make) -> None:
-    names = [f"rl:threshold={number / 20}" for number in range(1, 21)]
-    first, second = settings.thresholds(make(points=("full", *names)))
-    assert [first.name, second.name] == ["one-py150-thresholds-rl", "one-py150-thresholds-rl-2"]
-    assert "part 2 of 2" in second.title
-    shown = [label.get_text() for one in (first, second) for label in drawn(one).axes[-1].get_xticklabels()]
-    assert [float(text) for text in shown] == [number / 20 for number in range(1, 21)]
-    check_on_paper(first)
-
-
 def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
     base, tuned, again = make("base"), make("tuned", weights="tuned"), make("again", weights="tuned")
     (figure,) = fixed_exit.figures([base, tuned, again])
@@ -335,15 +324,6 @@ def test_a_report_has_no_two_figures_of_one_name(make: Make) -> None:
     assert catalogue(runs, each=False).of_one == ((), (), ())
 
 
-@pytest.mark.slow
-def test_the_same_run_gives_the_same_bytes(make: Make, tmp_path: Path) -> None:
-    for folder in ("first", "second"):
-        save_figures(fronts.figures(make())[:1], tmp_path / folder)
-    first = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
-    assert len(first) == 3
-    assert first == {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
-
-
 def test_names_in_a_legend_stay_short() -> None:
     assert shortened("rl:threshold=0.9") == "rl:threshold=0.9"
     long = "mine:path=" + "x" * 200 + ":end=1"
@@ -379,27 +359,20 @@ def test_a_name_is_never_a_formula(tmp_path: Path) -> None:
     assert len(save_figures([Figure("odd", "Odd", "Made up.", lambda _: line("$\\frac$ <b>"))], tmp_path)) == 3
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="Use another --out"):
-        save_figures([], tmp_path / "file" / "x")
-
-
-def test_strategies_that_ship_look_different_and_unknown_ones_always_the_same() -> None:
+def test_no_two_strategies_that_ship_look_alike_and_no_plug_in_like_one_of_them() -> None:
     shipped = [look_of(entry.name) for entry in STRATEGIES.entries() if not entry.is_plugin]
-    assert len(set(shipped)) == len(shipped)
-    assert look_of("norm-growth") == look_of("norm-growth")
-
-
-def test_a_plug_in_never_looks_like_a_strategy_that_ships() -> None:
-    shipped = {look_of(entry.name) for entry in STRATEGIES.entries() if not entry.is_plugin}
     looks = {look_of(f"plug-in-{number}") for number in range(2000)}
-    assert not looks & shipped
+    assert len(set(shipped)) == len(shipped)
+    assert not looks & set(shipped)
     assert len(looks) > 40
 
 
-def test_a_figure_that_cannot_be_put_in_place_leaves_no_part(tmp_path: Path) -> None:
+def test_a_figure_that_cannot_be_written_leaves_no_part(tmp_path: Path) -> None:
+    figure = Figure("a-line", "A line", "Made up.", lambda _: line("rl"))
     (tmp_path / "a-line.svg").mkdir()
     with pytest.raises(StoreError, match=r"cannot write .*a-line\.svg"):
-        save_figures([Figure("a-line", "A line", "Made up.", lambda _: line("rl"))], tmp_path)
+        save_figures([figure], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a-line.svg"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Use another --out"):
+        save_figures([figure], tmp_path / "file" / "x")

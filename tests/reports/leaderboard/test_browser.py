@@ -227,50 +227,6 @@ def test_a_point_opens_by_clicking_the_plot(reader: Reader) -> None:
     assert page.inner_text("h1").startswith("oracle")
 
 
-TRACES = "document.getElementById('plot').data.filter(t => t.meta).map(t => [!!t.error_x, t.hovertemplate])"
-
-
-@pytest.mark.slow
-def test_an_estimated_energy_s_axis_says_so(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
-    site = Site(tmp_path / "site")
-    site.add(recorded("measured", energy="rapl", points={"fixed:layer=5": 0.5}))
-    later = {"created": "2026-02-01T00:00:00Z"}
-    site.add(recorded("guessed", cpu="Other Chip", energy="estimate", points={"fixed:layer=5": 0.5}, manifest=later))
-    site.finish()
-    reader = Reader(chromium, tmp_path / "site", plot=True)
-    page = reader.open("index.html#x=energy_j_per_token", wait="#plot[data-drawn] .scatterlayer")
-    for chip, title, short in (
-        ("Test Chip", "(rapl)", "J/token (rapl) "),
-        ("Other Chip", "(estimated from CPU time)", "J/token (estimate) "),
-    ):
-        group = page.locator("#group option", has_text=chip).first.get_attribute("value")
-        page.select_option("#group", group)
-        page.wait_for_function(
-            "t => document.querySelector('.xtitle').textContent.includes(t)", arg=title, timeout=5000
-        )
-        assert all(short in hover for _, hover in page.evaluate(TRACES))
-    page.select_option("#x", "speedup")
-    page.wait_for_function("document.querySelector('.xtitle').textContent.startsWith('speed-up')")
-    assert "estimate" not in page.text_content(".xtitle")
-    assert reader.faults == []
-    reader.context.close()
-
-
-@pytest.mark.slow
-def test_bars_are_drawn_where_the_note_explains_them(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
-    """Of 40 points at most: full depth and 20 of each of two strategies have none."""
-    names = [f"{strategy}={number}" for strategy in ("fixed:layer", "entropy:threshold") for number in range(1, 21)]
-    site = Site(tmp_path / "site")
-    site.add(recorded(points={name: 0.3 + place / 100 for place, name in enumerate(names)}))
-    site.finish()
-    reader = Reader(chromium, tmp_path / "site", plot=True)
-    page = reader.open(wait="#plot[data-drawn] .scatterlayer")
-    bars = [drawn for drawn, _ in page.evaluate(TRACES)]
-    assert len(bars) == 3
-    assert set(bars) == {"Bars are 95 % intervals" in page.inner_text("#plot-note")} == {False}
-    reader.context.close()
-
-
 @pytest.mark.slow
 def test_two_points_are_compared(reader: Reader) -> None:
     page = reader.open()
@@ -300,25 +256,6 @@ def test_a_phone_scrolls_one_way_only(chromium: Any, site: Path) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert phone.faults == []
     phone.context.close()
-
-
-def test_dark_follows_the_system_and_the_button(chromium: Any, site: Path) -> None:
-    reader = Reader(chromium, site, color_scheme="dark")
-    page = reader.open()
-    ground = "getComputedStyle(document.body).backgroundColor"
-    dark = page.evaluate(ground)
-    page.click("#theme")
-    light = page.evaluate(ground)
-    assert sum(rgb(dark)) < 150
-    assert sum(rgb(light)) > 700
-    reader.open("index.html")
-    assert page.evaluate(ground) == light, "the choice is remembered"
-    assert reader.faults == []
-    reader.context.close()
-
-
-def rgb(colour: str) -> list[int]:
-    return [int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
 
 
 def test_texts_of_users_stay_texts(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:

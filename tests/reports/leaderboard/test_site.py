@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from harness.errors import ConfigError, StoreError
-from reports.leaderboard import site as pages
 from reports.leaderboard.site import Site, read_script, script
 from reports.published.numbers import references
 from reports.recorded import RecordedRun
@@ -85,21 +84,6 @@ def test_a_making_that_was_killed_at_its_start_is_no_obstacle(tmp_path: Path, re
     if path.suffix:
         path.write_text('{"site_')
     assert publish(tmp_path / "a", recorded()) == publish(tmp_path / "b", recorded())
-
-
-def test_an_interrupted_write_leaves_no_half_of_a_file(
-    tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site = Site(tmp_path / "a")
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            site.add(recorded())
-        with pytest.raises(KeyboardInterrupt):
-            Site(tmp_path / "b")
-    assert list(files_of(tmp_path / "a")) == ["site.json"]
-    assert not files_of(tmp_path / "b")
-    assert publish(tmp_path / "b", recorded()) == publish(tmp_path / "a", recorded())
 
 
 def interrupt(*_: object) -> None:
@@ -354,17 +338,6 @@ def test_published_numbers_stand_apart_with_their_own_caveats(tmp_path: Path, re
     assert not [name for name, content in files.items() if name.startswith("data/") and b"OPT-2.7B" in content]
     own = [content for name, content in files.items() if "plotly" not in name and not name.startswith("data/")]
     assert not [content for content in own if b"http:" in content or b"https:" in content or b'"//' in content]
-
-
-def test_published_numbers_are_escaped(tmp_path: Path, recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
-    nasty = "<script>alert(1)</script>"
-    one = references()[0]
-    columns = (replace(one.columns[0], cells=(nasty,)), *(column.at([0]) for column in one.columns[1:]))
-    made = replace(one, title=nasty, source=nasty, difference=nasty, caveats=(nasty,), columns=columns)
-    monkeypatch.setattr(pages, "references", lambda: (made,))
-    page = publish(tmp_path / "a", recorded())["index.html"].decode()
-    assert nasty not in page
-    assert page.count("&lt;script&gt;alert(1)") == 7  # summary, caveat, heading, label, source, difference, row
 
 
 def test_the_first_ranking_is_the_one_with_most_samples_that_ranks_anything(tmp_path: Path, recorded: Recorded) -> None:
