@@ -1,10 +1,8 @@
 """One report of many runs in a folder of its own: tables, LaTeX, figures; the run directories are only read.
 
-``index.html`` and ``report.md`` for people, ``summary.csv``, ``acceptance.csv`` (of lossless rows) and
-``summary.json`` for programs, ``tables.tex`` and ``tables-details.tex`` for papers, ``figures/`` with each figure as
-SVG, PDF and PNG. Runs that could not be read stand in it with the reason, and those that are not finished say so
-wherever their numbers do. ``report.md`` and ``index.html`` are written last, so that no link of theirs is dead,
-whenever the making is stopped; ``tables.tex`` is first, and tells an unfinished report from somebody else's files.
+Runs that could not be read stand in it with the reason, and those that are not finished say so wherever their numbers
+do. ``report.md`` and ``index.html`` are written last, so that no link of theirs is dead; ``tables.tex`` is first, and
+tells an unfinished report from somebody else's files.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Any
 from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
-from harness.host.files import NotRegularError, open_regular, read_model, real_path
+from harness.host.files import open_regular, read_model, real_path
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
 from reports.figures.drawing import INCHES, Figure, Width, save_figures
@@ -47,12 +45,9 @@ _FILES = {
     ACCEPTANCE_FILE: "CSV of drafts",
     "summary.json": "JSON",
 }
-MOST_RUNS_DRAWN = 20
-"""With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
-_KNOWN_CALIBRATIONS = 1
-"""Schema version of ``calibration.json`` up to which it is read."""
+MOST_RUNS_DRAWN = 20  # with more, figures of each are drawn only when asked for: they take seconds a run
+_KNOWN_CALIBRATIONS = 1  # schema version of calibration.json up to which it is read
 HEAD = "<!doctype html>\n<!-- A report of `harness report`. -->"
-"""How the front page begins, which tells it from other people's."""
 _HEADS = {"report.md": HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 """How the files begin that tell a report, finished or not, from other files."""
 
@@ -93,18 +88,23 @@ class Collection:
 
     def as_json(self) -> Iterator[str]:
         """Yield a JSON array in parts, one entry per run: those that could not be read last, with the reason."""
+        entries: Iterator[dict[str, Any]] = chain(
+            (
+                {
+                    "run": name,
+                    "directory": str(run.directory),
+                    "state": run.state,
+                    "summary": run.summary.model_dump(mode="json"),
+                }
+                for name, run in self.named
+            ),
+            ({"run": path, "directory": path, "refused": why, "summary": None} for path, why in self.refused),
+        )
         yield "["
-        for number, entry in enumerate(self._entries()):
+        for number, entry in enumerate(entries):
             text = json_text(entry).replace("\n", "\n  ")  # as the array's own indentation would
             yield f"{',' * bool(number)}\n  {text}"
         yield "\n]"
-
-    def _entries(self) -> Iterator[dict[str, Any]]:
-        for name, run in self.named:
-            summary = run.summary.model_dump(mode="json")
-            yield {"run": name, "directory": str(run.directory), "state": run.state, "summary": summary}
-        for path, why in self.refused:
-            yield {"run": path, "directory": path, "refused": why, "summary": None}
 
 
 def find_calibrations(paths: Iterable[Path]) -> list[Path]:
@@ -132,36 +132,27 @@ def read_calibration(folder: Path) -> Calibration:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder that a report must not be written to."""
+    """Refuse a folder that a report must not be written to, since somebody else's files would be replaced."""
     try:
         if (out / "manifest.json").exists():
             raise ConfigError(f"{out} is a run directory, and its summary.json would be lost. Use another --out.")
         if out.exists() and not out.is_dir():
             raise ConfigError(f"{out} is a file. Use another --out.")
-        foreign = _foreign(out)
+        marked = {name: out / name for name in _HEADS if (out / name).exists()}
+        ours = [name for name, path in marked.items() if path.is_file() and _begins(path, _HEADS[name].encode())]
+        names = (DETAILS, "summary.csv", "summary.json", ACCEPTANCE_FILE, FIGURES)
+        others = [*(out / name for name in names), *sorted(out.glob("completions-*.html"))]
+        foreign = [path for name, path in marked.items() if name not in ours]
+        foreign += [] if marked else [path for path in others if path.exists()]
     except OSError as error:
         raise ConfigError(f"cannot look into {out}: {error.strerror}. Use another --out.") from None
-    if foreign is not None:
-        raise ConfigError(f"{foreign} is not of a report of this harness and would be replaced. Use another --out.")
+    if foreign:
+        raise ConfigError(f"{foreign[0]} is not of a report of this harness and would be replaced. Use another --out.")
 
 
-def _foreign(out: Path) -> Path | None:
-    """Return a file or folder that a report would replace and that no report wrote."""
-    marked = False
-    for name, head in _HEADS.items():
-        if (out / name).is_dir():
-            return out / name
-        if (out / name).exists():
-            try:
-                with open_regular(out / name) as file:
-                    if file.read(len(head.encode())) != head.encode():
-                        return out / name
-            except NotRegularError:
-                return out / name
-            marked = True
-    names = (DETAILS, "summary.csv", "summary.json", ACCEPTANCE_FILE, FIGURES)
-    others = [*(out / name for name in names), *sorted(out.glob("completions-*.html"))]
-    return None if marked else next((path for path in others if path.exists()), None)
+def _begins(path: Path, head: bytes) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(head)) == head
 
 
 def write_collection(
@@ -172,9 +163,10 @@ def write_collection(
     width: Width = "text",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Write a report, ``index.html`` last; return the paths of its files, ``index.html`` first.
+    """Write a report; return the paths of its files, ``index.html`` first.
 
-    The front page stands alone, without network or script, light and dark as the system is.
+    ``figures=None`` draws those that runs share, and those of each run unless there are more than ``MOST_RUNS_DRAWN``.
+    ``progress`` is told after each figure how many of how many are drawn.
     """
     each = figures if figures is not None else len(collection.runs) <= MOST_RUNS_DRAWN
     drawn = Catalogue()
@@ -239,8 +231,6 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from ("", undrawn)
     if further:
         yield from ("", "## Pages", "", *(f"- [{escape_markdown(page.title)}]({page.name})" for page in further))
-    if (told := {run.token_texts for run in collection.runs} - {None}) and not any(told):
-        yield from ("", "No page of completions: these runs do not say which token added which text. Run again.")
     if drawn.of_all or drawn.absent_of_all:
         yield from ("", "## Runs side by side")
         yield from _figures(drawn.of_all, drawn.absent_of_all)

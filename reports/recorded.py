@@ -65,12 +65,6 @@ class RecordedRun:
         return frozenset(key for key, cell in self.cells.items() if cell.samples)
 
     @cached_property
-    def token_texts(self) -> bool | None:
-        """Whether a completion says which token added which text; ``None`` without a completion."""
-        told = [bool(sample.token_texts) for sample in self.samples if sample.error is None]
-        return any(told) if told else None
-
-    @cached_property
     def identity(self) -> str:
         """Permanent identity, 16 hexadecimal digits: of what was measured, wherever it lies; equal for copies of it.
 
@@ -110,7 +104,7 @@ class RecordedRun:
 
     def released(self, again: Callable[[], Records]) -> ReleasedRun:
         """Return the same run without its records, so that many can be held."""
-        _ = self.state, self.windows_finished, self.finished_points, self.token_texts, self.identity, self.measurements
+        _ = self.state, self.windows_finished, self.finished_points, self.identity, self.measurements
         return ReleasedRun(self, again)
 
     @property

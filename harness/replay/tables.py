@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from harness.appearance.terminal import Text
 from harness.appearance.visible_text import escape_json
 from harness.contracts import ModelInfo
 from harness.models.artefacts import look_into
@@ -26,8 +24,7 @@ from harness.training.traces.reading import matches
 from harness.training.traces.store import Traces
 from reports.files import write_files
 from reports.statistics.intervals import MINIMUM_PAIRS
-from reports.tables.plot import Marker, draw
-from reports.tables.table import Cell, Column, Line, Part, Picture, Table
+from reports.tables.table import Cell, Column, Line, Part, Table
 from reports.tables.writers import csv_text
 
 FILES = ("sweep.json", "sweep.csv", CALIBRATION)
@@ -67,11 +64,7 @@ def sweep_tables(sweep: Sweep, *, keep: float, calibration: Calibration | None =
     yield Line(f"{sweep.model}, {sweep.weights} weights, {sweep.dtype}, exit head {head}", "faint")
     title = f"Shallowest that agrees on at least {100 * keep:g} % of tokens, replayed"
     yield _points(title, _keeping(sweep.rows, keep), letters)
-    yield Picture(
-        "Agreement against expected speed-up, replayed",
-        partial(_drawn, sweep.rows, letters),
-        (Line("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "faint"),),
-    )
+    yield Line("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "faint")
     yield _points(f"All {len(sweep.rows)} operating points, replayed", sweep.rows, letters)
     if lossless := [row for row in sweep.rows if row.lossless]:
         yield _drafts(lossless, letters)
@@ -83,14 +76,6 @@ def sweep_tables(sweep: Sweep, *, keep: float, calibration: Calibration | None =
     yield from (Line(line, "faint") for line in LEGEND)
     yield Line("")
     yield from (Line(note, bullet=True) for note in sweep.notes)
-
-
-def _drawn(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Text:
-    markers = [
-        Marker(letters[row.strategy], row.expected_speedup, row.agreement, row.pareto, row.rehearsed) for row in rows
-    ]
-    axes = "expected speed-up, × (more is better)", "agreement with the last layer (more is better)"
-    return draw(markers, *axes, width=width)
 
 
 def _keeping(rows: Sequence[SweepRow], keep: float) -> list[SweepRow]:
