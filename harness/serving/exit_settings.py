@@ -224,8 +224,8 @@ def read_controls(given: Any) -> Mapping[str, Any]:
         with contextlib.suppress(ValueError, RecursionError):
             read = json.loads(given)
     elif isinstance(given, str):
-        name, options = parse_named(given, f"'{given[:80]}'", "strategy", form)
-        read = {"strategy": name, **options}
+        named = parse_named(given, f"'{given[:80]}'", "strategy", form)
+        read = {"strategy": named.name, **dict(named.options)}
     if not isinstance(read, Mapping):
         raise ConfigError(f"'{str(given)[:80]}' cannot be read. {form}")
     said = {name: value for name, value in read.items() if value is not None}

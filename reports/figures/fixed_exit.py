@@ -53,7 +53,7 @@ class _Line:
             if metric is not EXACT_PREFIX:
                 estimate = table.resampling.score(cell, metric.name, row.value(metric))
             else:
-                estimate = full and table.resampling.mean(cell, exact_prefixes(cell, table.cell(full)))
+                estimate = table.resampling.mean(cell, exact_prefixes(cell, table.cell(full))) if full else None
             found += [(layer, estimate)] if estimate is not None else []
         return found
 
