@@ -1,7 +1,8 @@
 """The harness's files in the user's cache: everything there can be made again, by whoever needs it next.
 
 A file is named by a hash of what decides what it holds, and is written under a name of its writer's own and renamed,
-so that any number of processes may share it; documents are verified when they are read. Nothing measured is kept.
+so that any number of processes may share it; documents and packed weights are verified when they are read. Nothing
+that was measured is kept.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Kind:
 
 KINDS = {
     "converted": Kind("models converted from GGUF, which takes ten seconds", None),
+    "packed": Kind("weights packed for decoding, adapter merged", 6),  # three formats of two models
     "observed": Kind("scores that thresholds given as percentiles come from", 256),
     "digests": Kind("hashes of weight files that are told by size and time", 256),
     "summaries": Kind("summaries of runs, for the next report or leaderboard of many", 10_000),
@@ -134,7 +136,7 @@ def _drop_abandoned(folder: Path) -> None:
                 _remove(path)
 
 
-def _drop_old(kind: str) -> None:
+def drop_old(kind: str) -> None:
     """Remove what was used least recently beyond a kind's bound, and what killed writers left."""
     folder, most = cache_folder() / kind, KINDS[kind].most or 0
     _drop_abandoned(folder)
@@ -173,7 +175,7 @@ def keep_document(kind: str, key: str, value: Any) -> None:
         with being_written(_document(kind, key)) as file:
             file.write_bytes(gzip.compress(json.dumps(_sealed(key, value)).encode(), 1, mtime=0))
         if next(_written) % (1 + (KINDS[kind].most or 0) // 1000) == 0:  # a look goes through all that are kept
-            _drop_old(kind)
+            drop_old(kind)
 
 
 def _document(kind: str, key: str) -> Path:

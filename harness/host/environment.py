@@ -127,8 +127,10 @@ def _short(version: str) -> str:
 
 
 def _cpu_model() -> str | None:
-    found = re.search(r"^model name\s*:\s*(.+)", read_text(CPUINFO) or "", re.MULTILINE)
-    return (found[1] if found else platform.processor()) or None
+    found = re.findall(r"^(model name|CPU implementer|CPU part)\s*:\s*(.+)", read_text(CPUINFO) or "", re.MULTILINE)
+    facts = dict(reversed(found))  # of the first core
+    arm = " ".join(f"{key.removeprefix('CPU ')} {facts[key]}" for key in sorted(facts))  # which Linux gives no name
+    return facts.get("model name") or (f"Arm {arm}" if arm else platform.processor()) or None
 
 
 def _torch_facts() -> dict[str, Any]:

@@ -141,8 +141,14 @@ _BOUNDS = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), (1, 1 << 28)),
     **dict.fromkeys(("sliding_window", "original_max_position_embeddings", "max_window_layers"), (0, 1 << 28)),
     "num_labels": (0, 1 << 20),  # transformers spells a name for each
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), (0.0, 1.0)),
+    **dict.fromkeys(("rope_theta", "rotary_emb_base"), (1.0, 1e12)),
+    **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), (0.0, 1.0)),
+    **dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor", "attention_factor"), (1e-6, 1e6)),
 }
-"""Field → least and greatest whole number, several times those of published models."""
+"""Field → least and greatest number, several times those of published models; a whole one where the least is."""
+
+_NESTED = ("rope_parameters", "rope_scaling")  # whose parts may be of types of layers
 
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _NEEDED = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "max_position_embeddings")
@@ -157,11 +163,15 @@ def check_facts(facts: Mapping[str, Any], file: str) -> None:
             continue
         if name in _BOUNDS:
             least, most = _BOUNDS[name]
-            if type(value) is not int or not least <= value <= most:
+            kinds, kind = ((int,), "a whole number") if type(least) is int else ((int, float), "a number")
+            if type(value) not in kinds or not least <= value <= most:
                 raise ModelError(
-                    f"{file}: {name} = {_short(value)} is not allowed: it must be a whole number from {least:,} to "
-                    f"{most:,}. {REMEDY}"
+                    f"{file}: {name} = {_short(value)} is not allowed: it must be {kind} from {least:,} to {most:,}. "
+                    f"{REMEDY}"
                 )
+        elif name in _NESTED and isinstance(value, dict):
+            for inner in (value, *(part for part in value.values() if isinstance(part, dict))):
+                check_facts(inner, file)
         elif name in _IMPLEMENTATIONS and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
             raise ModelError(f"{file}: {name} = {_short(value)} may be code of the hub, which is never run. {REMEDY}")
         elif name == "per_layer_config":
@@ -170,7 +180,9 @@ def check_facts(facts: Mapping[str, Any], file: str) -> None:
 
 def check_configuration(config: Any, file: str) -> None:
     """Refuse a transformers configuration whose sizes are missing, out of bounds, or do not fit together."""
-    check_facts({name: value for name in _BOUNDS if (value := getattr(config, name, None)) is not None}, file)
+    check_facts(
+        {name: value for name in (*_BOUNDS, *_NESTED) if (value := getattr(config, name, None)) is not None}, file
+    )
     for name in _NEEDED:
         if getattr(config, name, None) is None:
             raise ModelError(f"{file} lacks {name}. {REMEDY}")

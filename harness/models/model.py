@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,34 @@ import psutil
 import torch
 
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest
+from harness.decoding import packing
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import choose
 from harness.decoding.families import read
-from harness.decoding.packing import FormatChoice, fastest, pack_all, prepare
+from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all, prepare
 from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, look_into
 from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported, shortcut_bytes
 from harness.models.heads import head_tensors
+from harness.models.kept_weights import KeptWeights
 from harness.models.ngrams import SeenDocuments, find_seen
 from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
 from harness.models.trained import Missing, find, require, tuned_fingerprint
-from harness.models.weights import check_weights, digest, merge, random_weights, read_shortcuts, read_weights
+from harness.models.weights import (
+    check_weights,
+    digest,
+    local_folder,
+    merge,
+    random_weights,
+    read_shortcuts,
+    read_weights,
+)
 from harness.registry import WEIGHTS_FORMATS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,12 +93,13 @@ class ResolvedModel:
             started = time.perf_counter()
             check_weights(module, self.spec)
             note(f"preparing {self.info.name}, its weights checked in {time.perf_counter() - started:.2f} s")
-            if self.exported is not None:
-                source = f"{source}, {self.exported.made_of}"
         if self.adapter is not None:
             merge(module, self.adapter)
-            source = f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
-        return module, source
+        return module, self._made_of(source)
+
+    def _made_of(self, source: str) -> str:
+        source += "" if self.exported is None else f", {self.exported.made_of}"
+        return source if self.adapter is None else f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
 
     def load(self, device: str, note: Callable[[str], None] = lambda text: None) -> LoadedModel:
         """Read or draw the weights and move them to a torch device, packed and ready to decode."""
@@ -122,6 +136,9 @@ class ResolvedModel:
         elsewhere = layer_devices(self.info, device)
         spread = any(elsewhere)
         prepare(() if spread else formats, self.info.num_layers * self.info.layer_bytes, device)
+        kept = None if spread else self._kept(device, note)
+        if kept is not None and (found := self._load_kept(kept, formats)):
+            return found
         module, source = self.module(note)
         sha256 = None if self.info.weights == "random" else digest(module)
         with library_border(f"{self.info.name} cannot be decoded with"):
@@ -143,8 +160,34 @@ class ResolvedModel:
         for name, choice in choices.items():
             stored = packed.get(name, backbone)
             choose(stored.matrices())
+            if kept is not None and sha256 is not None and name in packed and not kept.has(name):
+                kept.write(stored, name, sha256)
             resolved = replace(self, info=in_format(self.info, self.config, name))
             loaded.append(LoadedModel(resolved, stored, still if name == own else None, source, sha256, choice))
+        return tuple(loaded)
+
+    def _kept(self, device: str, note: Callable[[str], None]) -> KeptWeights | None:
+        """Return where packed weights are kept: those of local files that a CPU takes a while to read and to pack."""
+        small = self.info.num_layers * self.info.layer_bytes < packing.ENOUGH
+        if self.info.weights == "random" or device != "cpu" or small or (there := local_folder(self.spec)) is None:
+            return None
+        return KeptWeights(self.info, *there, "" if self.shortcut is None else self.shortcut.sha256, note)
+
+    def _load_kept(self, kept: KeptWeights, formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
+        """Read a model whose packed weights are kept in every one of several formats; nothing where some are not."""
+        own = OWN_FORMAT[self.info.dtype]
+        asked = {given or self.info.asked.weights_format or own for given in formats}
+        needed = asked - {"auto"} | (set(near_exact()) - {own} if "auto" in asked else set())
+        if own in asked or not all(kept.has(name) for name in needed) or (skeleton := kept.skeleton()) is None:
+            return ()
+        contents: dict[str, torch.Tensor] = {}
+        loaded = []
+        for name, choice in self._choices(skeleton, "cpu", formats).items():
+            found = None if name == own else kept.read(skeleton, name, contents)
+            if found is None:
+                return ()
+            resolved = replace(self, info=in_format(self.info, self.config, name))
+            loaded.append(LoadedModel(resolved, found[0], None, self._made_of(kept.source_name), found[1], choice))
         return tuple(loaded)
 
     def _choices(self, backbone: Backbone, device: str, formats: Sequence[str | None]) -> dict[str, FormatChoice]:
@@ -213,11 +256,21 @@ def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedMo
         info = replace(info, weights="tuned", fingerprint=tuned)
     if info.exit_points and request.exit_head != "shared":
         shortcut = _part("shortcut", info, needed=request.exit_head == "shortcut")
+        if shortcut is None and adapter is not None and adapter.facts.get("exit_head") == "shortcut":
+            _warn_of_lost_shortcuts(adapter.path, info.exit_points)
     if shortcut is not None:
         size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
         info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
     check_map(info)
     return ResolvedModel(spec, config, info, adapter, shortcut, seen, exported)
+
+
+@lru_cache(maxsize=64)
+def _warn_of_lost_shortcuts(adapter: Path, points: Sequence[int]) -> None:
+    logger.warning(
+        "%s was tuned along with shortcuts, and none here lead from exit points %s: exits are read by the shared head",
+        *(adapter, ", ".join(map(str, points))),
+    )
 
 
 def _part(kind: str, info: ModelInfo, *, needed: bool) -> Artefact | None:

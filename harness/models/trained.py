@@ -226,7 +226,7 @@ def _refusal(
     """Return an error with the commands in order, after which the same run finds what it looked for.
 
     A controller wants tuning first where the run would take an adapter and there is none. A trace of the same model
-    that lies in its usual place is not made again.
+    that lies in its usual place is not made again, nor another one there touched; a shipped set is copied first.
     """
     asked, plain = model.asked, Path(model.name).name
     given = ["--model", asked.model or model.name]
@@ -237,28 +237,32 @@ def _refusal(
     out = [] if asked.artefacts is None else ["--out", asked.artefacts]
     if not out and Path(given[1]).name != plain:  # a folder given as . or the like
         out = ["--out", f"artefacts/{plain}"]
-    lite = ["train", "lite", *given, *exits, *out]
+    commands: dict[str, Sequence[str]] = {}
+    if asked.artefacts and not Path(asked.artefacts).is_dir() and (shipped := SHIPPED / asked.artefacts).is_dir():
+        copy = ["cp", "-r", str(shipped), asked.artefacts]  # else a new folder of its name would stand in for the set
+        commands["the copy is your own and what --artefacts then means"] = copy
+    lite = ["harness", "train", "lite", *given, *exits, *out]
     if kind == "adapter":
-        return _with_commands(lead, {"hours": lite})
+        return _with_commands(lead, commands | {"hours": lite})
     if kind == "shortlist":  # counted in the data themselves
-        return _with_commands(lead, {"a minute": ["train", kind, *given, *out]})
-    traces, commands = f"traces/{plain}", {}
-    if not _is_trace_of(Path(traces), model):
+        return _with_commands(lead, commands | {"a minute": ["harness", "train", kind, *given, *out]})
+    names = (f"traces/{plain}{number}" for number in chain([""], (f"-{number}" for number in count(2))))
+    traces = next(name for name in names if _is_trace_of(Path(name), model) or not os.path.lexists(name))
+    if not os.path.lexists(traces):
         if tune and kind != "shortcut" and asked.weights == "auto" and model.weights == "pretrained":
             commands["hours to tune, without which the base weights serve"] = lite
         weights = [] if asked.weights == "auto" else ["--weights", asked.weights]
         weights += [] if asked.dtype == "float32" else ["--dtype", asked.dtype]
         weights += ["--seed", str(asked.seed)] if model.weights == "random" and asked.seed else []
-        commands["minutes to hours to trace"] = ["trace", *given, *weights, *exits, *found, "--out", traces]
+        commands["minutes to hours to trace"] = ["harness", "trace", *given, *weights, *exits, *found, "--out", traces]
     out = out if folder is None else ["--out", str(folder)]
     named = [*(["--name", name] if name != kind else []), *(["--overwrite"] if overwrite else [])]
-    train = ["train", kind, *given, "--traces", traces, *found, *out, *named]
+    train = ["harness", "train", kind, *given, "--traces", traces, *found, *out, *named]
     return _with_commands(lead, commands | {"minutes to train": train})
 
 
 def _with_commands(lead: str, commands: Mapping[str, Sequence[str]]) -> ArtefactError:
-    lines = [shell_command(["harness", *words]) for words in commands.values()]
-    return ArtefactError(f"{lead} ({'; '.join(commands)}):", lines)
+    return ArtefactError(f"{lead} ({'; '.join(commands)}):", [shell_command(words) for words in commands.values()])
 
 
 def _is_trace_of(folder: Path, model: ModelInfo) -> bool:

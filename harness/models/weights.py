@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from harness.decoding.blocks import Linear
 from harness.errors import ArtefactError, ModelError
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, fault_of
-from harness.models.folder import check_files, check_index, commit_of, quiet, read_object
+from harness.models.folder import check_files, check_index, commit_of, model_file, quiet, read_object
 from harness.models.source import ALTERNATIVES, ModelSpec, remake, snapshot
 
 
@@ -88,13 +88,22 @@ def _read_safetensors(spec: ModelSpec, folder: str, source: str, dtype: Any, *, 
 
 
 def check_weights(module: Any, spec: ModelSpec) -> None:
-    """Refuse weights with which a model says nothing: not finite, or a matrix or a norm's scale of zeros."""
+    """Refuse weights with which a model says nothing: no floating point, not finite, or a matrix or scale of zeros."""
+    found = local_folder(spec)
+    config = model_file(str(found[0]) if found else spec.location, "config.json", local_files_only=True)
+    stored: dict[str, tuple[Path | str, str]] = {}
+    for file in sorted(config.parent.glob("*.safetensors")) if config is not None else ():
+        with safe_open(file, "pt") as content:
+            names = content.keys()
+            stored |= {name: (file, content.get_slice(name).get_dtype()) for name in names}
     for name, parameter in module.named_parameters():
+        alike = (other for other in stored if other.endswith(f".{name}") or name.endswith(f".{other}"))
+        where, kind = stored.get(name if name in stored else next(alike, ""), (f"weights of {spec.name}", "F"))
         fault = fault_of(parameter, zeros=name.endswith("bias"))
+        if not kind.startswith(("F", "BF")):  # which transformers casts without a word
+            fault = f"is stored as {kind}, and not in floating point"
         if fault:
-            raise ModelError(
-                f"weights of {spec.name}: {name} {fault}, with which the model says nothing. Fetch them again."
-            )
+            raise ModelError(f"{where}: {name} {fault}, with which the model says nothing. Fetch the file again.")
 
 
 def digest(module: Any) -> str:

@@ -176,3 +176,19 @@ def test_a_package_is_told_by_its_sources_wherever_it_lies(
 def test_what_a_user_has_chosen_stands(given: dict[str, str], after: dict[str, str]) -> None:
     spin_briefly(given)
     assert given == after
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("processor : 0\nmodel name : Test Chip @ 2.0GHz\nprocessor : 1\nmodel name : other\n", "Test Chip @ 2.0GHz"),
+        ("processor : 0\nCPU implementer : 0x41\nCPU part : 0xd0c\n", "Arm implementer 0x41 part 0xd0c"),
+    ],
+)
+def test_a_processor_has_a_name_on_arm_too(
+    cpuinfo: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one, no two runs are of one hardware class."""
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
+    assert describe()["cpu"] == name

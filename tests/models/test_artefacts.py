@@ -162,3 +162,12 @@ def test_a_pickle_named_safetensors_is_refused_even_where_the_json_vouches_for_i
         message = refusal(path, tensors=True)
         assert (f"{file} is damaged: " if vouched else "its hash differs") in message
     assert not went_off.exists()
+
+
+def test_an_earlier_artefact_outlives_a_failed_one(tmp_path: Path) -> None:
+    path = tmp_path / "rl.json"
+    write_artefact(path, "rl", {"a": torch.ones(2)}, {})
+    (tmp_path / ".rl.json.part").mkdir()  # stands for a full disk
+    with pytest.raises(ArtefactError, match=r"cannot write .*rl\.json"):
+        write_artefact(path, "rl", {"a": torch.zeros(2)}, {})
+    assert torch.equal(read_artefact(path, "rl").tensors()["a"], torch.ones(2))

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness.contracts import ModelRequest, document_key
 from harness.errors import ConfigError, ModelError
 from harness.models.artefacts import write_artefact
-from harness.models.facts import FILE, PARTS
+from harness.models.facts import FILE, MERGED, PARTS
 from harness.models.model import ResolvedModel, resolve
 from harness.models.ngrams import NgramIndex, write_index
 from harness.models.trained import tuned_fingerprint
@@ -178,3 +178,19 @@ def test_the_command_s_card_has_what_a_run_found(
     other = cli("export", "other", "--model", tiny_llama, "--weights", "pretrained", "--run", "run")
     assert "--run run has other weights" in other.error
     assert not Path("other").exists()
+
+
+def test_exit_points_are_the_folder_s(tiny_llama: Path, tmp_path: Path) -> None:
+    from harness.models.export import export
+
+    export(resolve(ModelRequest(str(tiny_llama), exit_points="2,7")), tmp_path / "own", lambda facts, read: "")
+    found = resolve(ModelRequest(str(tmp_path / "own"), weights="pretrained"))
+    assert found.info.exit_points == (2, 7)
+    assert found.info.asked.exit_points == "2,7"
+    assert resolve(ModelRequest(str(tmp_path / "own"), exit_points="4")).info.exit_points == (4,)
+
+
+def test_weights_whose_reading_nobody_knows_are_refused(copy: Path) -> None:
+    (copy / PARTS / f"{MERGED}.json").unlink()
+    with pytest.raises(ModelError, match="no sample could be trusted to be new"):
+        resolve(ModelRequest(str(copy)))

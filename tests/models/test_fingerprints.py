@@ -167,3 +167,17 @@ def test_a_version_of_transformers_does_not(hub: Path, weights: str, monkeypatch
     for file in hub.glob("snapshots/*/config.json"):  # nor the version that wrote it
         file.write_text(json.dumps(json.loads(file.read_text()) | {"transformers_version": "1.0"}))
     assert fingerprint("me/tiny", weights=weights) == before
+
+
+def test_shards_are_told_by_their_index_too(tiny_llama: Path, tmp_path: Path) -> None:
+    """It says which of two files a tensor is read from."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path, max_shard_size="100KB")
+    index = tmp_path / "model.safetensors.index.json"
+    before = fingerprint(str(tmp_path))
+    change(index, metadata={"total_size": 1})
+    assert fingerprint(str(tmp_path)) == before
+    shards = json.loads(index.read_text())["weight_map"]
+    change(index, weight_map=shards | {"model.norm.weight": min(set(shards.values()) - {shards["model.norm.weight"]})})
+    assert fingerprint(str(tmp_path)) != before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -84,6 +85,10 @@ def test_a_size_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, fie
     ("facts", "said"),
     [
         ({"rms_norm_eps": 1}, "expected float, got int"),  # which transformers' own check refuses
+        ({"rms_norm_eps": -1}, "rms_norm_eps = -1 is not allowed: it must be a number from "),
+        ({"rope_theta": 1e300}, "rope_theta = 1e+300 is not allowed"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "config.json: factor = 0 is not allowed"),
+        ({"rope_scaling": {"full_attention": {"factor": "x"}}}, "config.json: factor = 'x' is not allowed"),
         ({"hidden_size": None}, "config.json"),
         ({"num_key_value_heads": 3}, "have another shape in model.layers.0.self_attn."),
         ({"head_dim": 7}, "config.json cannot be used"),
@@ -107,6 +112,14 @@ def test_a_size_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, fie
 def test_facts_that_make_no_model_are_named(use: Act, folder: Path, facts: dict[str, Any], said: str) -> None:
     change(folder / "config.json", **facts)
     assert said in refusal(use)
+
+
+def test_code_beside_a_model_is_never_run(use: Act, folder: Path) -> None:
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    change(folder / "config.json", auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"})
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]})
+    stands_or_is_refused(use)
+    assert not (folder / "ran").exists()
 
 
 def test_weights_that_no_machine_holds_are_refused_before_they_are_drawn(
@@ -232,8 +245,46 @@ def test_one_weight_that_is_no_number_is_found(
     weights[name].view(-1)[-1] = value
     save(folder, weights)
     found = resolved(str(folder), weights="pretrained", dtype=dtype)
-    said = f"weights of m: {name} holds {fault}, with which the model says nothing."
+    said = f"{folder / 'model.safetensors'}: {name} holds {fault}, with which the model says nothing."
     assert refusal(lambda: found.load("cpu")).startswith(said)
+
+
+def test_the_file_of_several_is_named_and_numbers_that_are_no_floating_point_are_refused(
+    use: Act, folder: Path
+) -> None:
+    """transformers casts whole numbers without a word."""
+    weights = weights_of(folder)
+    (folder / "model.safetensors").unlink()
+    up, others = weights.pop(UP), dict.fromkeys(weights, "model-00002-of-00002.safetensors")
+    save(folder, weights, "model-00002-of-00002.safetensors")
+    index = {UP: "model-00001-of-00002.safetensors"} | others
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    for spoilt, said in (
+        (torch.full_like(up, torch.nan), "holds NaN"),
+        *(((100 * up).to(kind), "is stored as ") for kind in (torch.int8, torch.int32, torch.bool)),
+    ):
+        save(folder, {UP: spoilt}, index[UP])
+        assert refusal(use).startswith(f"{folder / index[UP]}: {UP} {said}")
+
+
+@pytest.mark.parametrize("length", [0, 8, 100, -1])
+def test_weights_cut_off_are_refused(use: Act, folder: Path, length: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    refusal(use)
+
+
+def test_a_text_without_an_end_or_with_a_mark_is_named(use: Act, folder: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + kept)
+        assert f"{folder / name} begins with a byte order mark, which transformers refuses" in refusal(use)
+        (folder / name).write_bytes(kept)
+    for name in ("merges.txt", "tokenizer.json"):
+        (folder / name).touch()
+        os.truncate(folder / name, 1 << 40)  # a hole: it takes no room
+        assert f"{name}: it is larger than 256 MiB" in refusal(use)
+        (folder / name).unlink()
 
 
 def test_pickled_weights_are_not_read(resolved: Callable[..., ResolvedModel], folder: Path) -> None:
@@ -248,7 +299,7 @@ def test_a_layer_of_zeros_is_found(use: Act, folder: Path, name: str) -> None:
     weights = weights_of(folder)
     weights[name].zero_()
     save(folder, weights)
-    assert f"weights of m: {name} is all zeros" in refusal(use)
+    assert f"{folder / 'model.safetensors'}: {name} is all zeros" in refusal(use)
     weights[name].view(-1)[0] = 1e-3
     save(folder, weights)
     use()

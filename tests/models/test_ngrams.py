@@ -71,6 +71,9 @@ def test_a_file_that_is_not_the_one_written_is_refused(tmp_path: Path) -> None:
         ArtefactError, match=r"is not the file that its JSON describes \(its hash differs\)\. Restore it"
     ):
         read_index(tmp_path, facts)
+    (tmp_path / "inside").mkdir()  # a file outside the artefact's folder is not read
+    with pytest.raises(ArtefactError, match=r"cannot read .*inside/ngrams-"):
+        read_index(tmp_path / "inside", facts | {"file": f"../{facts['file']}"})
     file.unlink()
     with pytest.raises(ArtefactError, match=r"cannot read .*No such file.* Restore it, or train again\."):
         read_index(tmp_path, facts)

@@ -175,3 +175,27 @@ def test_a_run_goes_on_only_where_its_layers_were(
     free_for(6)
     assert cli("run", "--resume", tmp_path / "out").code == 0
     _planned.clear()
+
+
+def test_a_layer_s_file_has_no_name_once_it_is_mapped(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nothing of it is left by a process that is killed."""
+    seen: list[Path] = []
+    real = torch.from_file
+
+    def mapped(name: str, **more: Any) -> torch.Tensor:
+        assert not any(file.exists() for file in seen)
+        seen.append(Path(name))
+        return real(name, **more)
+
+    monkeypatch.setattr(torch, "from_file", mapped)
+    resolve(ModelRequest(str(tiny_llama), device_map="5-9=disk", weights_format="auto")).load("cpu")
+    assert len(seen) > 5
+
+
+def test_what_fits_stays_on_one_device(tiny_llama: Path) -> None:
+    _planned.clear()
+    resolved = resolve(ModelRequest(str(tiny_llama), device_map="auto", weights_format="auto"))
+    assert resolved.devices("cpu") == "cpu"
+    assert resolved.placement("cpu") == {}
+    assert resolved.load("cpu").module is not None
+    _planned.clear()

@@ -107,6 +107,7 @@ def test_a_controller_of_other_exit_points_is_made_again_from_the_trace_that_is_
     assert "lte.json was trained at exit points 4, 10; this run has 4, 8, 10. Use --exit-points 4,10" in refused.error
     assert kinds(refused.commands) == ["trace", "lte"]
     assert refused.commands[-1].endswith("--overwrite")
+    assert f"--out {traces}-2" in refused.commands[0], "what lies there is of something else, and stays"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,32 @@ def test_a_run_without_its_shortcuts_names_what_cures_it(run: Command, follow: C
     cured = run(*asked, "--out", "cured")
     assert cured.code == 0, cured.err
     assert json.loads(Path("cured/manifest.json").read_text())["model"]["exit_head"].startswith("shortcut:")
+
+
+@pytest.fixture
+def shipped(cli: Command, tiny_llama: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A set with an adapter of the tiny model, as if it came with the harness."""
+    folder = tmp_path / "site" / "shipped"
+    monkeypatch.setattr("harness.models.trained.SHIPPED", folder)
+    ran = cli(
+        *("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--out", folder / "set"),
+        *QUICK["lite"],
+    )
+    assert ran.code == 0, ran.err
+    return folder
+
+
+@pytest.mark.slow
+def test_a_shipped_set_is_copied_and_the_copy_completed(run: Command, follow: Command, shipped: Path) -> None:
+    """A new folder of its name would stand in for the set, without its adapter."""
+    before, asked = sorted(shipped.rglob("*")), ("--strategy", "lte", "--artefacts", "set")
+    refused = run(*asked)
+    assert "the copy is your own and what --artefacts then means" in refused.error
+    assert kinds(follow(refused)) == ["cp", "trace", "lte"]
+    cured = run(*asked, "--out", "cured")
+    assert cured.code == 0, cured.err
+    assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
+    assert sorted(shipped.rglob("*")) == before
 
 
 def test_cures_keep_the_model_as_it_was_typed(

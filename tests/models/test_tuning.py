@@ -16,7 +16,7 @@ from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, write_artefact
 from harness.models.folder import fingerprint_of_folder
 from harness.models.model import ResolvedModel, resolve
-from harness.models.trained import Missing, find, require, shortcut_path, tuned_fingerprint
+from harness.models.trained import Missing, artefact_folders, find, require, shortcut_path, tuned_fingerprint
 from harness.models.weights import merge
 
 BASE, OTHER = "ba5e" * 4, "07e4" * 4
@@ -62,6 +62,21 @@ def write_shortcut(
         tensors[f"{point}.bias"] = torch.randn(WIDTH, generator=chance).bfloat16()
     belongs = {"model_fingerprint": base, "exit_points": list(points), "adapter_sha256": adapter and adapter.sha256}
     return write_artefact(folder / f"{name}.json", "shortcut", tensors, belongs | facts)
+
+
+def test_a_folder_that_is_given_is_the_only_one_and_the_user_s_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.models.trained.SHIPPED", tmp_path / "shipped")
+    user, shipped = Path("artefacts"), tmp_path / "shipped"
+    for folder in (user / "m", shipped / "m", shipped / "m-paper", Path("mine")):
+        folder.mkdir(parents=True)
+    assert artefact_folders("owner/m", None) == (user / "m", shipped / "m")
+    assert artefact_folders("m", "mine") == (Path("mine"),)
+    assert artefact_folders("m", "m-paper") == (shipped / "m-paper",)
+    Path("m-paper").mkdir()
+    assert artefact_folders("m", "m-paper") == (Path("m-paper"),)
 
 
 def test_the_first_adapter_of_the_weights_is_taken(tmp_path: Path) -> None:
@@ -167,6 +182,10 @@ def test_a_merge_adds_scale_b_a(tmp_path: Path) -> None:
         update = updates.get(name.removesuffix(".weight"), 0.0)
         torch.testing.assert_close(module.state_dict()[name], before + update, msg=name)
     assert not torch.equal(module["up"].weight, base["up"].weight)
+    for target in ("act", "gone"):
+        adapter = write_adapter(tmp_path, factors=factors(**{target: (5, 7)}))
+        with pytest.raises(ArtefactError, match=rf"adapter\.json tunes {target}, which this model has not\."):
+            merge(small(), adapter)
 
 
 @pytest.fixture
@@ -218,11 +237,19 @@ def test_a_folder_of_the_user_s_serves_without_being_asked_for(
     assert {linear.nbytes for linear in loaded.backbone.shortcuts.values()} == {found.info.shortcut_bytes}
 
 
-def test_what_is_not_asked_for_is_not_used(resolved: Callable[..., ResolvedModel], base: str, tmp_path: Path) -> None:
+def test_what_is_not_asked_for_is_not_used(
+    resolved: Callable[..., ResolvedModel], base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tune(tmp_path, base)
     plain = resolved(weights="pretrained", exit_head="shared", artefacts=str(tmp_path))
     assert (plain.info.weights, plain.info.fingerprint, plain.info.exit_head) == ("pretrained", base, "shared")
     assert (plain.adapter, plain.shortcut, plain.info.shortcut_bytes) == (None, None, 0)
     random = resolved(weights="random", artefacts=str(tmp_path))
     assert (random.adapter, random.shortcut, random.info.weights) == (None, None, "random")
-    assert resolved(artefacts=str(tmp_path), exit_points="4,6,8").shortcut is None  # no map leads from 8
+    write_adapter(tmp_path, base, exit_head="shortcut")
+    for _ in range(2):
+        assert resolved(artefacts=str(tmp_path), exit_points="4,6,8").shortcut is None  # no map leads from 8
+    assert caplog.messages == [
+        f"{tmp_path / 'adapter.json'} was tuned along with shortcuts, and none here lead from exit points 4, 6, 8: "
+        "exits are read by the shared head"
+    ]

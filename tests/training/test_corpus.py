@@ -92,6 +92,14 @@ def test_held_out_documents_are_never_learned_from(numbers_file: Path) -> None:
         assert all(int(piece[0]) % 100 == 0 and piece.dtype == torch.int32 for piece in found)
 
 
+def test_the_seed_decides_what_is_held_out_and_the_order(numbers_file: Path) -> None:
+    first, again, other = (read(numbers_file, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.sequences, again.sequences)
+    assert all(map(torch.equal, first.held_out, again.held_out))
+    assert not torch.equal(first.sequences, other.sequences)
+    assert documents_in(*first.held_out) != documents_in(*other.held_out)
+
+
 def test_known_documents_are_learned_from_and_not_held_out(numbers_file: Path) -> None:
     known = frozenset(read(numbers_file, documents=40).keys)
     stream = read(numbers_file, known=known)

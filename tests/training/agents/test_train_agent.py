@@ -14,6 +14,7 @@ import torch
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
 from harness.contracts import ModelRequest
+from harness.contracts.recipes import TrainingRun
 from harness.decoding.engine import Engine
 from harness.models.artefacts import read_artefact
 from harness.models.controllers import Network, find_controller
@@ -21,6 +22,7 @@ from harness.models.model import resolve
 from harness.training.agents.exit_env import ExitVecEnv
 from harness.training.agents.reward import REWARDS, describe
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS
+from harness.training.recipes import Agent
 from harness.training.traces.reading import open_traces
 from harness.training.traces.store import Traces
 
@@ -165,3 +167,14 @@ def test_refusals(train: Command, tmp_path: Path) -> None:
     for arguments, message in REFUSALS:
         assert message in train(*arguments).error
         assert not list((tmp_path / "a").glob("*.json"))
+
+
+def test_no_exit_keeps_everything(
+    tiny_llama: Path, trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no threshold keeps enough, the default never exits."""
+    monkeypatch.setattr("harness.training.agents.train_agent.threshold_keeping", lambda *_: None)
+    options = Agent(model=str(tiny_llama), traces=trace, out=tmp_path / "b", name="agent", steps=1)
+    made = options.train(TrainingRun("rl", "x"))
+    assert "it never exits by default" in made.report
+    assert read_artefact(tmp_path / "b" / "agent.json", "rl").facts["threshold"] == 1.0
