@@ -213,6 +213,10 @@ def test_a_trace_is_what_the_heads_say(model: Model) -> None:
     assert found.full_depth.tolist() == agreeing.tolist()
     assert 0 < found.full_depth.mean() < 1
     assert not found.isna().to_numpy().any()
+    made = model.generate(token_ids, "fixed:layer=6", max_new_tokens=2, kv="none")  # as a trace says, exits decode
+    said = found[found.exit_layer == 6].iloc[-1]
+    assert made.steps[0].token_id == said.top_token_id
+    assert made.steps[0].probability == pytest.approx(said.probability, rel=1e-4)
 
 
 def test_logits_that_are_not_finite_are_refused(make_model: Callable[..., Path]) -> None:
