@@ -13,7 +13,7 @@ import pytest
 from harness.contracts import TaskRequest
 from harness.errors import ConfigError
 from tasks.humaneval_infilling import SingleLineInfilling
-from tasks.sandbox import passes
+from tasks.sandbox import isolation, passes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of processes are those of Linux and macOS")
 
