@@ -153,7 +153,7 @@ def test_a_line_or_a_file_that_is_too_long_is_not_parsed(
     file.write_bytes(b'{"id": "long", "input": "' + b"x" * 350 + b'", "gt": "y"}\n' + GOOD)
     data = Py150().load(line(file), words)
     assert [sample.sample_id for sample in data.samples] == ["good"]
-    assert [row.reason for row in data.bad_rows] == ["row 1: has 388 bytes; 100 are the most"]
+    assert [row.reason for row in data.bad_rows] == ["row 1: has 389 bytes; 100 are the most"]
     monkeypatch.setattr("tasks.sources.files.LARGEST_FILE", 1000)
     for name, opened in (("endless.jsonl", open), ("bomb.jsonl.gz", gzip.open)):
         with opened(tmp_path / name, "wb") as stream:
