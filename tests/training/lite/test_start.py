@@ -36,7 +36,6 @@ def facts_of(out: Path) -> dict[str, Any]:
     return dict(read_artefact(out / "adapter.json", "adapter").facts)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("family", "exit_head"), [("llama", "shortcut"), ("gpt2", "shared")])
 def test_it_begins_with_the_weights_that_are_there(
     family: str, exit_head: Any, tune: Callable[..., Trained], make_model: Callable[..., Path], tmp_path: Path
