@@ -136,8 +136,8 @@ class NotFrozen:
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"strategy": "confidance"}, UnknownNameError, "Did you mean 'confidence'"),
     ({"strategy": "fixed:layer=4,6"}, ConfigError, "'fixed:layer=4,6' is 2 operating points"),
-    ({"strategy": NotFrozen()}, ConfigError, "NotFrozen .* is no strategy: give NAME"),
-    ({"strategy": NeedsOne}, ConfigError, "'least'. Give an object: NeedsOne"),
+    ({"strategy": NotFrozen()}, ConfigError, r"NotFrozen .* is no strategy: give NAME"),
+    ({"strategy": NeedsOne}, ConfigError, r"NeedsOne.* .least.\. Give an object: NeedsOne\("),
     ({"kv": "none,skip"}, ConfigError, "kv = 'none,skip' is 2 policies"),
     ({"decode": "loseless"}, ConfigError, "decode = 'loseless' cannot be read. Did you mean 'lossless'"),
     ({"draft_max": -5}, ConfigError, "draft_max = -5: input"),
