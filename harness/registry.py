@@ -171,7 +171,7 @@ def summary(point: EntryPoint) -> str:
     """Return the first docstring line of ``module:attribute``, from the source text; empty where there is none.
 
     A class or function brings its own docstring; a module-level constant is described by the ``meaning`` it is made
-    with, or by the string literal that follows its assignment.
+    with, its third argument, or by the string literal that follows its assignment.
     """
     try:
         spec = importlib.util.find_spec(point.module)  # of a module in a package it imports that, anybody's code
@@ -184,9 +184,14 @@ def summary(point: EntryPoint) -> str:
             texts = [ast.get_docstring(node)]
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if isinstance(targets[0], ast.Tuple) and isinstance(behind, ast.Expr):  # a line behind it for each name
+                names = [getattr(target, "id", "") for target in targets[0].elts]
+                if point.attr in names and isinstance(behind.value, ast.Constant):
+                    return str(behind.value.value).strip().splitlines()[names.index(point.attr)].strip()
             if any(isinstance(target, ast.Name) and target.id == point.attr for target in targets):
-                words = node.value.keywords if isinstance(node.value, ast.Call) else []
-                values = [word.value for word in words if word.arg == "meaning"]
+                made = node.value if isinstance(node.value, ast.Call) else None
+                values = [] if made is None else [*made.args[2:3]]
+                values += [] if made is None else [word.value for word in made.keywords if word.arg == "meaning"]
                 values += [behind.value] if isinstance(behind, ast.Expr) else []
                 texts = [value.value for value in values if isinstance(value, ast.Constant)]
         if found := next((text for text in texts if text and isinstance(text, str)), ""):

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 from harness.contracts import LONGEST_ID, BadRow, Document
 
 LARGEST_ROW = 16 << 20
-"""Characters of a text, at most: no file of code is as large."""
+"""Bytes of a line, and characters of a text in it, at most: no file of code is as large."""
 
 
 @dataclass(frozen=True, slots=True)

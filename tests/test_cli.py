@@ -243,7 +243,7 @@ def test_a_run_ends_with_one_table_and_two_sentences(
     assert ran.code == 0
     lines = ran.out.splitlines()
     assert max(map(len, lines)) <= min(int(columns), 100)
-    assert len(lines) <= 24
+    assert len(lines) <= 25  # a machine of a long name takes two
     said = " ".join(ran.out.split())
     assert "3 samples are too few to tell any operating point from full depth. Use --limit 50 or more." in said
     assert "margin:threshold=0.2" in said

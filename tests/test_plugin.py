@@ -243,7 +243,7 @@ def test_a_run_is_read_where_the_package_is_not_installed(run: Path, forked: She
     assert ran.returncode == 0, ran.stderr
     summary = json.loads(ran.stdout)
     (note,) = [note for note in summary["notes"] if "not installed" in note]
-    assert note.startswith("every-nth-exit 1.0 is not installed here (strategy 'every-nth', task 'recipes', protocol")
+    assert note.startswith("every-nth-exit==1.0 is not installed here (strategy 'every-nth', task 'recipes', protocol")
     assert note.endswith("Run `pip install every-nth-exit==1.0`.")
     before = json.loads((run / "summary.json").read_text())
     for now, then in zip(summary["rows"], before["rows"], strict=True):

@@ -89,7 +89,7 @@ def test_names_are_known_to_other_commands(env: dict[str, str], forked: Shell, t
     ran = forked("run", "--kv", "zeroes", cwd=tmp_path, env=env)
     assert (ran.returncode, "unknown KV policy 'zeroes'. Did you mean 'zeros'?" in ran.stderr) == (2, True)
     ran = forked("serve", "--kv", "zeros", "--host", "no-such-host.invalid", cwd=tmp_path, env=env)
-    assert (ran.returncode, "cannot be resolved" in ran.stderr) == (2, True)  # the next thing to be checked
+    assert (ran.returncode, "no-such-host.invalid" in ran.stderr) == (2, True)  # the next thing to be checked
 
 
 # ------------------------------------------------------------------------------------------- heads
@@ -266,7 +266,6 @@ def test_tables_show_what_it_saves_and_warn_of_what_always_stops(stopped: Path) 
     )
     assert metrics["fixed:layer=4@stop=after@float32"]["stopped"]["value"] == 1.0
     said = " ".join((stopped.parent / "said.txt").read_text().split())
-    assert "full@stop=after:tokens=1@float32 on py150 always stops" in said
     assert "full@stop=after@float32 on py150 always stops" not in said
     assert "up to where a stop rule ends them" in said
     assert "lossless rows differ" not in said

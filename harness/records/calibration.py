@@ -25,6 +25,7 @@ class ReliabilityBin(Record):
     Attributes:
         scores: thresholds between which they lie, from the least to the most certain. score: their mean.
         quantiles: shares of the tokens that score below them, and below the next bin.
+        tokens: how many.
         agreement: share of them whose token is the last layer's.
         agreement_ci: 95 % over documents; ``None`` with fewer than five, or where all are alike.
     """
@@ -42,6 +43,7 @@ class ExitCalibration(Record):
 
     Attributes:
         exit_layer: ``None``: pooled.
+        tokens, documents: how many; pooled, a token counts once per exit point.
         agreement: share of all its tokens that are the last layer's.
         auroc: probability that a right token scores higher than a wrong one, ties counting one half; ``None`` where the
             score does not vary or all are right or all wrong.
@@ -66,9 +68,11 @@ class ScoreCalibration(Record):
 
     Attributes:
         score: the strategy as written, without its threshold.
+        strategy, options, artefacts: as in a run's manifest, the threshold left out.
         probability: the score is the strategy's own estimate of the probability that an exit is right.
         ascending: a higher threshold lets fewer tokens go.
         levels: how many thresholds the score was told apart by.
+        pooled: over all exit points.
         exits: per exit point that the strategy asks at.
     """
 
@@ -87,9 +91,14 @@ class Calibration(Record):
     """How well scores tell right exits from wrong ones.
 
     Attributes:
+        schema_version: of this document.
+        measurement: how all of it was found out.
         title: what was replayed, in words. traces: folder of the trace.
+        tokens, documents: how many.
         generated: the context was what the model generated at full depth; else the documents' own text.
+        model, weights, dtype, exit_head, num_layers, exit_points, fingerprint: the model.
         notes: sentences that must stand beside the numbers.
+        scores: in the order the strategies were given.
         left_out: strategy → why it has no score here.
         seconds: what it took beside the sweep.
     """

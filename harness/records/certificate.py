@@ -16,6 +16,7 @@ class TokenDifference(Record):
     """A place where two tokens differ that should be the same.
 
     Attributes:
+        sample_id: of the prompt.
         place: which new token, from 1.
         token, other: the reference's token, and the one found instead; ``None`` where a completion had ended.
         logit, other_logit: the reference's logits of both; ``None`` where one of them has none.
@@ -45,6 +46,7 @@ class Claim(Record):
     """That one way of decoding yields the tokens of another.
 
     Attributes:
+        weights_format: of the matrices.
         accuracy: what the weights format promises.
         what: which tokens are held against which, in words.
         batch_size: rows decoded together; ``None`` where completions are read and not decoded.
@@ -89,7 +91,12 @@ class Certificate(Record):
     """The findings of ``harness verify``.
 
     Attributes:
+        schema_version: of this document.
+        model: name. fingerprint: tells the weights from others. weights: ``pretrained``, ``tuned`` or ``random``.
         sources: where the prompts come from, by task. prompts_sha256: over what was decoded, by task.
+        prompts: how many.
+        max_new_tokens: longest completion.
+        seed: that drew prompts and noise.
         environment: the machine and its software in one line.
         claims: what was compared.
     """

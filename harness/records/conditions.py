@@ -57,10 +57,15 @@ class Conditions:
 
     Attributes:
         run: which run it is of; points of one run were measured to be compared, whatever they differ in.
+        task, model: the data, and the model in all formats of the run. seed: of random weights.
         weights_format: how the matrices are stored; of a black box, those of the full depth that it is held against.
         kv: the policy for keys and values of skipped layers; empty for a black box.
+        batch_size, arrival_rate, max_new_tokens: samples decoded together, requests per second if they arrive at a
+            fixed rate, and the longest completion if it is not the protocol's.
+        stop: the stop rule beside the protocol's own end; empty for none.
         hardware: what makes the hardware class, by name; empty where a run must say it and does not.
         baseline: the full depth that ratios are counted against, in words.
+        energy_source, energy_measured: of the operating point; ``none`` where nobody asked.
     """
 
     run: str

@@ -32,7 +32,12 @@ which did not stand, and rows of verifications that were discarded.
 
 
 class Ranged(Record):
-    """An estimate as files of attributions have it, with its bootstrap 95 % interval if enough blocks were measured."""
+    """An estimate as files of attributions have it, with its bootstrap 95 % interval if enough blocks were measured.
+
+    Attributes:
+        value: the number.
+        ci: bootstrap 95 % interval; ``None`` where too few blocks were measured.
+    """
 
     value: float
     ci: Interval | None = None
@@ -56,6 +61,7 @@ class OperatingPointCost(Record):
     """One operating point's request, taken apart.
 
     Attributes:
+        operating_point: label.
         total: measured, per request (s or J).
         parts: name of :data:`PARTS` → per request, by the fit. phases: likewise :data:`PHASES` of lossless decoding.
         overhead: deciding, per request: checks by the direct way, less (at the fit's price) the LM heads of checks that
@@ -76,6 +82,7 @@ class CheckCost(Record):
     """The cost of asking a strategy once, its LM-head evaluations included, found in two independent ways.
 
     Attributes:
+        strategy: registered name.
         direct: (probe − full depth) / checks: the strategy is asked at every exit point and never exits.
         fitted: from the fit over all operating points but the probes.
         agree: whether the interval of their difference holds 0; ``None`` where one is missing.
@@ -91,6 +98,7 @@ class Attribution(Record):
     """The costs of one task's operating points in one quantity.
 
     Attributes:
+        task: task name.
         weights_format: of the operating points, where the run compares several; empty where it has one.
         quantity: ``time`` (seconds) or ``energy`` (joules).
         source: ``clock``, or the energy source. measured: by a clock, or a sensor.

@@ -36,6 +36,7 @@ class Estimate:
     A summary has hundreds, and with slots they take a fifth of the memory of a record.
 
     Attributes:
+        value: in the metric's unit.
         low, high: 95 % interval, both or neither.
         p: p-value of a paired permutation test of "no difference to full depth". p_holm: after Holm's correction.
         n: independent units it rests on (for a comparison, blocks of samples).

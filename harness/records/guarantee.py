@@ -26,6 +26,7 @@ class TestedSetting(Record):
         p_value: of "its risk is above the allowed one"; ``None`` behind the first that failed, which are not tested.
         bound: what conformal risk control promises of its expected loss; ``None`` for tests.
         passed: it may be chosen.
+        exit_layer_mean: decoder layers of a decided token, mean; ``None`` where none was decided.
     """
 
     value: float
@@ -44,14 +45,16 @@ class Guarantee(Record):
         risk: ε, the largest mean loss allowed.
         confidence: 1 − δ, the least probability over calibration documents that the promise holds; ``None`` where it is
             one of expectation.
+        method: ``learn-then-test`` or ``conformal``.
         p_value: how it was tested; ``None`` where it was not.
         option: the option that was calibrated. tested: its settings, from strict to lax.
         unit: what is drawn alike and counts once.
         documents: ids of the calibration documents, in the order drawn. hashes: of their whole texts, likewise.
         projects: how many of the documents are of each project that is known.
         left_out: documents that have no loss, or whose project is not known where that is the unit.
-        max_new_tokens: of a completion; ``None``: the protocol's limit.
+        task: where they come from. max_new_tokens: of a completion; ``None``: the protocol's limit.
         run: id of the run that decoded them. records: its seal.
+        model, weights, dtype, exit_head, fingerprint: of the model. weights_format, kv, batch_size: how it decoded.
         artefacts: what trained parts the strategy runs on: name → SHA-256.
         exit_points: layers after which it is asked. kv_input: what skipped keys and values are filled in from.
     """
@@ -119,7 +122,13 @@ def shared_projects(projects: Mapping[str, int]) -> str:
 
 
 class CalibratedPoint(Record):
-    """The operating point as ``--strategy`` takes it, and what is promised of it."""
+    """The operating point as ``--strategy`` takes it, and what is promised of it.
+
+    Attributes:
+        schema_version: of this document.
+        strategy: the operating point as ``--strategy`` takes it.
+        guarantee: what is promised of it.
+    """
 
     schema_version: int = 1
     strategy: str

@@ -14,6 +14,7 @@ class SensorRecord(Record):
     """One kind of energy sensor.
 
     Attributes:
+        name: ``nvml``, ``rapl``, ``soc``, or a third party's.
         unavailable: why it cannot measure work on this device, with the remedy; ``None`` if it can.
         stated_period_s: how often it ticks by its documentation. period_s: measured by polling its counter.
         period_reason: why the period was not measured.
@@ -31,9 +32,12 @@ class MachineRecord(Record):
 
     Attributes:
         device, dtype: what the measurements were made with.
-        usable_cores: cores this process may run on. quota_cores: cores' worth of time its control group allows.
+        logical_cores: of the machine. usable_cores: this process may run on. quota_cores: cores' worth of time its
+            control group allows.
+        threads, interop_threads: of torch.
         hypervisor: its name, ``unnamed`` when it does not give one, ``None`` when nothing hints at one.
         clock_mhz: present clock of each usable core. clock_source: ``cpufreq`` or ``cpuinfo``.
+        governors: different frequency governors of the usable cores.
         load_span_s: how long the cores were watched, while the other measurements ran. load_cores: cores watched.
         own_cpu_s, foreign_cpu_s, stolen_cpu_s: CPU seconds of this process, of everything else on these cores, and
             those that the hypervisor gave to others.
@@ -42,7 +46,7 @@ class MachineRecord(Record):
             bandwidth_cache_bytes, bandwidth_limited_by: see ``BandwidthReading``.
         gemm_flops_per_s, gemm_size: best matrix × matrix, and the size it was reached at.
         dispatch_s: one torch operation without work.
-        meter: source of the meter in use. meter_measured: a sensor measures.
+        meter: source of the meter in use. meter_description: its own words. meter_measured: a sensor measures.
         sensors: every kind of energy sensor that was looked for.
         scores_missing: which scores cannot be computed, why, and what helps.
         missing: what is not known → why, where there is more to say than that it is hidden.

@@ -14,7 +14,11 @@ SCHEMA_VERSION = 1
 
 
 class BlackBoxRecord(Record):
-    """Whether an operating point that the engine does not run is on this machine, whose energy sensor then sees it."""
+    """Whether an operating point that the engine does not run is on this machine, whose energy sensor then sees it.
+
+    Attributes:
+        local: it runs on this machine, whose energy sensor sees it.
+    """
 
     local: bool
 
@@ -24,6 +28,7 @@ class OperatingPointRecord(Record):
 
     Attributes:
         name: unique label in the run, for example ``confidence:threshold=0.9``.
+        strategy: registered strategy name.
         options: every option with its effective value.
         exit_points: layers at which it is asked on this model.
         rehearsed: it looked at the answer outside the measured window; an upper bound, not a strategy to deploy.
@@ -77,7 +82,15 @@ class FormatChoiceRecord(Record):
 
 
 class FormatRecord(Record):
-    """The model in one weights format: what of it depends on the format, as in ``ModelRecord``."""
+    """The model in one weights format: what of it depends on the format, as in ``ModelRecord``.
+
+    Attributes:
+        weights_format: registered name.
+        weights_accuracy: how near it keeps a model to float32.
+        format_choice: why ``auto`` took it; ``None`` where it was asked for.
+        layer_bytes, lm_head_bytes, kv_projection_bytes, shortcut_bytes: see ``ModelInfo``.
+        unit_times: what its parts take; ``None`` where nobody asked, and where costs were bytes.
+    """
 
     weights_format: str
     weights_accuracy: Accuracy
@@ -96,7 +109,11 @@ class ModelRecord(Record):
         name: as asked for. family: transformers ``model_type``.
         weights: ``pretrained`` (base), ``tuned`` or ``random``. weights_source: where they came from, in words.
         weights_sha256: hash over the weights; ``None`` for random weights, whose seed is in the config.
+        tokenizer_source: where the tokenizer came from, in words.
         tokenizer_stand_in: another model's tokenizer stands in.
+        num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
+        layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
+        fingerprint, exit_head, shortcut_bytes: see ``ModelInfo``; an older record has the defaults.
         weights_format: registered name, of the run's first format; ``None``: the dtype's own.
         weights_accuracy: how near that format keeps a model to float32.
         format_choice: why ``auto`` took it; ``None`` where it was asked for.
@@ -162,7 +179,9 @@ class TaskRecord(Record):
     """One task as it was drawn.
 
     Attributes:
+        name: registered task name.
         language: for example ``python``; ``text`` for what is no code.
+        protocol: registered protocol name.
         source_kind: ``path``, ``hub`` or ``embedded``. source: human label. detail: further facts about it.
         fingerprint: SHA-256 over the drawn rows. prompts: over the samples made of them, in tokens.
         samples: number of samples drawn. bad_rows: rows that could not become samples.
@@ -193,6 +212,7 @@ class MeterRecord(Record):
 
     Attributes:
         source: what its numbers are called.
+        description: one line.
         sensor_period_s: how often it ticks; ``None`` without a sensor.
         measured: a sensor measured, in this run; otherwise its numbers are estimates, or another run's.
         unavailable: why better meters were not.
@@ -210,6 +230,7 @@ class PluginRecord(Record):
 
     Attributes:
         kind: ``strategy``, ``task``, ``score`` …
+        name: as registered.
         distribution, version: of the package that registered it. code: hash of that package's files.
     """
 
@@ -225,6 +246,7 @@ class ObservedThreshold(Record):
 
     Attributes:
         strategy: the operating point, with the number.
+        threshold: the number.
         percentile: share of the observed scores below it that was asked for, in per cent. reached: the share that is.
         documents: decoded by full depth for it, that the run does not decode.
     """
@@ -245,6 +267,7 @@ class Manifest(Record):
         created: UTC time, ISO 8601.
         config: the resolved run configuration.
         operating_points: in the order given, full depth first.
+        model, tasks, meter: what was used.
         block_size: samples per interleaved block.
         bandwidth_bytes_per_s: measured matrix-vector bandwidth; ``None`` when not measured.
         bandwidth_detail: kernel, buffer and what limited it, or why it was not measured.

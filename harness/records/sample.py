@@ -11,7 +11,12 @@ from harness.records.work import Work
 
 
 class AnswerRecord(Record):
-    """An external endpoint's facts about its completion: tokens by its own tokenizer, and what it calls its model."""
+    """An external endpoint's facts about its completion: tokens by its own tokenizer, and what it calls its model.
+
+    Attributes:
+        tokens: how many, by its own tokenizer; ``None`` where it does not say.
+        model: what it calls its model; empty where it does not say.
+    """
 
     tokens: Count | None = None
     model: str = ""
@@ -22,7 +27,8 @@ class SampleRecord(Record, Work):
 
     Attributes:
         window: id of the window it ran in; its line in ``windows.jsonl`` commits it.
-        repeat: which repetition of the sample, 0-based.
+        operating_point: label.
+        task, sample_id, repeat: which sample, and which repetition of it, 0-based.
         duplicate: tuning read its reference, and the context just before it, word for word.
         document: hash of the whole text that it is cut from; empty where the task does not say.
         project: that the text belongs to; ``None`` where nothing says it.
@@ -39,8 +45,8 @@ class SampleRecord(Record, Work):
         finish_reason: ``stop`` (a rule), ``eos``, ``length`` or ``strategy``, which made no token of it.
         stop_rule: of ``stop``, whose rule it was: a name of `harness list stops`, which may be the protocol's own
             (``line``), or the protocol's name where its rule has none.
-        arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how
-            long it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
+        arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how long
+            it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
         answer: of a black box, what it says of the completion. Tokens, layers and counts are then empty and 0, and mean
             nothing; ``ttft_s`` is ``None`` where no text came.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
@@ -98,7 +104,12 @@ class SampleRecord(Record, Work):
 
 
 class SampleScores(Record):
-    """Stands in place of the same fields of a :class:`harness.records.SampleRecord`."""
+    """Stands in place of the same fields of a :class:`harness.records.SampleRecord`.
+
+    Attributes:
+        scores: per-sample scores.
+        score_failures: score → why it has no value, for those of plug-ins that failed on this completion.
+    """
 
     scores: dict[str, float | None] = Field(default_factory=dict)
     score_failures: dict[str, str] = Field(default_factory=dict)
@@ -108,8 +119,11 @@ class ScoresRecord(Record):
     """Scores that are newer than the samples beside them; nothing that was measured is touched.
 
     Attributes:
+        schema_version, run: as in ``manifest.json``.
         records: seal of the last window when they were computed; what was measured later keeps its own.
+        computed: when, UTC.
         names: which scores were computed then, with these versions of packages.
+        versions: package → version, of what computed them.
         samples: of each line of ``samples.jsonl`` up to there.
     """
 
@@ -127,6 +141,7 @@ class WindowRecord(Record):
 
     Attributes:
         window: id, counting up in the order written.
+        task, block, repeat, operating_point: what ran.
         warmup: left out of every summary.
         idle: nothing ran; the model was loaded. Its task and operating point are empty, its power is the machine's own.
         superseded: contaminated and measured again (``--strict``); left out of every summary and counted there.

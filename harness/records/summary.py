@@ -43,6 +43,8 @@ class SummaryRow(Record):
     """One operating point on one task.
 
     Attributes:
+        operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv, batch_size,
+            dtype, weights_format: what ran; the format is the dtype's own in older summaries.
         black_box: the engine does not run it; its weights format is that of the full depth it is held against.
         decode: ``lossy``, or ``lossless`` with its draft source: full depth verified every token.
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
@@ -121,8 +123,9 @@ class Summary(Record):
         schema_version: of this file.
         machine: one line that describes where it was measured.
         notes: sentences a table must carry (random weights, tokenizer stand-in, estimated energy …).
-        records: seal of the records it was made of (:mod:`harness.store.record_files`).
+        rows: the results.
         attributions: where time and energy went, per task and quantity; empty without probes (``--attribute``).
+        records: seal of the records it was made of (:mod:`harness.store.record_files`).
         score_failures: score → why it lacks values, for those of plug-ins that failed.
     """
 

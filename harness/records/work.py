@@ -67,6 +67,7 @@ class Discarded:
 
     Attributes:
         place: of the first of them in the completion, 0-based; the token there is what full depth said instead.
+        token_ids: the tokens.
         drafted_at: for each the decoder layers that ran before it was drafted, 0 where a source proposed it.
         token_texts: what each would have added to the text; empty until they are spelled.
     """

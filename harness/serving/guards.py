@@ -1,13 +1,15 @@
 """Who may come in: where the server listens, the key that requests bear, their host, origin and size.
 
 A server on loopback is still within reach of every web page that a browser on this machine opens, so pages are
-refused by their ``Origin``, and foreign names that DNS points at this machine by the ``Host``. Not promised: TLS, an
-end of slow connections, or a limit of requests per client. A proxy in front does these.
+refused by their ``Origin``, and foreign names that DNS points at this machine by the ``Host``. Connections on which
+nothing moves are ended by :mod:`harness.serving.server`. Not promised: TLS, or a limit of requests per client. A proxy
+in front does these.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import logging
@@ -82,26 +84,41 @@ def read_key(file: Path) -> str:
     return line.decode("ascii")
 
 
-def listen(config: ServeConfig, key: str | None) -> socket.socket:
-    """Return a socket that listens at the host, of several addresses at the first, IPv4 before IPv6; refuse to be open
-    to other machines without a key.
+def listen(config: ServeConfig, key: str | None) -> list[socket.socket]:
+    """Return sockets that listen at every address of the host, all at one port: a client may try any of them first.
+
+    Refuses to be open to other machines without a key.
     """
+    listeners: list[socket.socket] = []
+    port = config.port
     try:
-        found = socket.getaddrinfo(config.host.strip("[]"), config.port, type=socket.SOCK_STREAM)
-        family, _, _, _, (address, port, *_) = min(found, key=lambda one: one[0])
-        if key is None and not config.insecure and not ip_address(address).is_loopback:
+        found = socket.getaddrinfo(config.host.strip("[]"), port, type=socket.SOCK_STREAM)
+        places = sorted({(family, str(address[0])) for family, _, _, _, address in found})  # IPv4 before IPv6
+        if key is None and not config.insecure and not all(ip_address(address).is_loopback for _, address in places):
             raise ConfigError(
                 f"--host {config.host} is open to other machines. Give --api-key-file, or --insecure to do without a "
                 "key."
             )
-        # `::` is everything, as `0.0.0.0` is: also what comes over IPv4.
-        both = address == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server((str(address), port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+        for family, address in places:
+            # `::` is everything, as `0.0.0.0` is: also what comes over IPv4.
+            both = address == "::" and socket.has_dualstack_ipv6()
+            try:
+                listener = socket.create_server((address, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+            except OSError as error:
+                # A machine without IPv6 still names ::1 `localhost`.
+                if not listeners or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                continue
+            listeners.append(listener)
+            port = listener.getsockname()[1]
     except (OSError, UnicodeError) as error:
+        for listener in listeners:
+            listener.close()
         said = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ConfigError(
-            f"cannot listen at {config.host}, port {config.port}: {said}. Give another --host or --port."
+            f"cannot listen at {config.host}, port {port}: {said}. Give another --host or --port."
         ) from None
+    return listeners
 
 
 def guarded(app: ASGIApp, config: ServeConfig, key: str | None, metrics: Metrics) -> ASGIApp:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import sys
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from harness.appearance.visible_text import one_line
 from harness.errors import ModelError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 IDLE_CONNECTIONS = 512  # on top of those of running and waiting requests; one more is answered with 503
 KEEP_ALIVE_S = 30  # that a connection stays open after an answer
+HEAD_S = 30.0  # in which a connection must get a request's head across, at least; twice that at most
 LAST_WORDS_S = 5  # that clients get to read the error of what was unfinished at the end of draining
 TICK_S = 0.1
 
@@ -43,12 +46,13 @@ def serve(config: ServeConfig) -> bool:
         KeyboardInterrupt: stopped twice; the thread may still be running.
     """
     key = allowed_key(config)
-    with listen(config, key) as listener:
+    with contextlib.ExitStack() as opened:
+        listeners = [opened.enter_context(listener) for listener in listen(config, key)]
         service = Service(config)
         server = _Server(service, config, key)
         service.start()
         try:
-            asyncio.run(_run(server, service, listener))
+            asyncio.run(_run(server, service, listeners))
         finally:
             if service.state != "draining":  # draining again would restart its time limit
                 service.drain()
@@ -60,6 +64,29 @@ def serve(config: ServeConfig) -> bool:
         return ended
 
 
+class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's protocol that ends a connection on which nothing moves: who sends no whole head, or takes nothing of an
+    answer, would keep it for ever, and :data:`IDLE_CONNECTIONS` of them the server.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Accept a connection and start to look at it."""
+        super().connection_made(transport)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self.loop.call_later(HEAD_S, self._look, self.cycle, self.transport.get_write_buffer_size())
+
+    def _look(self, before: Any, unread: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if unread and unread == left:
+            self.transport.abort()  # closing would wait for a client that does not read
+        elif left or not self.transport.is_closing():
+            if self.cycle is before and (before is None or before.response_complete):
+                self.transport.close()
+            self._look_again()
+
+
 class _Server(uvicorn.Server):
     """uvicorn, but a signal first lets the engine finish, and stopping is not a failure."""
 
@@ -68,6 +95,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=PatientProtocol,
                 log_config=None,
                 access_log=False,  # its lines hold query strings; ours hold the route, at debug level
                 server_header=False,
@@ -97,10 +125,10 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
 
-async def _run(server: _Server, service: Service, listener: socket.socket) -> None:
-    watch = asyncio.ensure_future(_watch(server, service, service.config.url(listener.getsockname()[1])))
+async def _run(server: _Server, service: Service, listeners: list[socket.socket]) -> None:
+    watch = asyncio.ensure_future(_watch(server, service, service.config.url(listeners[0].getsockname()[1])))
     try:
-        await server.serve(sockets=[listener])
+        await server.serve(sockets=listeners)
     finally:
         watch.cancel()
 

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -44,6 +45,8 @@ ASIDE = "aside"
 """Folder in a study's of what was set aside."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of errors after which nothing can be written any more."""
+BUSY_S, LOOK_S = 30.0, 0.2
+"""Seconds in which the command of an attempt that was given up ends, and between two looks."""
 
 _LAST_LINES = 100
 _REFUSED, _DEFECT, _INTERRUPTED = 2, 70, 130
@@ -194,8 +197,8 @@ def make_step(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(f".{folder.name}.lock").open("ab") as lock:
-            if sys.platform != "win32":  # the command of an attempt that was given up ends with its process
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _locked(lock):
+                return "died", f"the command of another attempt still writes {folder}. Stop it or wait for it."
             return _made(folder, command, inputs, tell, lock)
     except (HarnessError, OSError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):  # no process can be started now
@@ -207,6 +210,20 @@ def make_step(
 def says_full(text: str) -> bool:
     """Whether what an error says is that nothing can be written any more."""
     return any(os.strerror(number) in text for number in FULL)
+
+
+def _locked(lock: IO[bytes]) -> bool:
+    """Wait for the command of an attempt that was given up, which ends with its process; tell whether it has."""
+    deadline = time.monotonic() + BUSY_S
+    while sys.platform != "win32":
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(LOOK_S)
+    return True
 
 
 def free_aside(directory: Path) -> Path:

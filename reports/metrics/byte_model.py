@@ -115,6 +115,11 @@ LAYERS_SPEEDUP, HEADS_SPEEDUP, SHORTCUTS_SPEEDUP, BYTE_MODEL_SPEEDUP = (
         )
     )
 )
+"""decoding speed-up predicted from the executed layers' bytes alone
+the same with the LM heads evaluated to decide
+and with the exits' shortcut maps
+and with KV fills: decoding speed-up predicted from all bytes read; no bound
+"""
 BYTE_MODEL_ACHIEVED = Metric(
     "byte_model_achieved",
     "of byte\nmodel",

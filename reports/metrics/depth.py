@@ -122,6 +122,10 @@ EXIT_CHECKS, LM_HEADS, KV_FILLS = (
         ),
     )
 )
+"""times the strategy was asked
+LM-head evaluations, the output's included
+skipped layers whose keys, values were filled
+"""
 CHEAP_HEADS = _work(
     "cheap_heads_per_token",
     "cheap heads\n/token",

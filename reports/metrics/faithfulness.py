@@ -240,3 +240,6 @@ EXACT_PREFIX_OVER_FIXED, EDIT_SIMILARITY_OVER_FIXED = (
         (2, EDIT_SIMILARITY, "edit sim.", "edit similarity", _edit_similarities),
     )
 )
+"""exact prefix minus that of fixed exits as deep, per sample
+edit similarity minus that of fixed exits as deep
+"""

@@ -111,6 +111,9 @@ DECODE_SPEEDUP, DECODE_SPEEDUP_OVER_FASTEST = _stated_twice(
     always_told=True,
     change=Wording("decoding speed-up {} higher", "decoding speed-up {} lower"),
 )
+"""speed-up of the time per token after the first
+decoding speed-up over the fastest full depth of the run in a format that keeps the model's tokens
+"""
 SPEEDUP, SPEEDUP_OVER_FASTEST = _stated_twice(
     _requests,
     "speedup",
@@ -124,6 +127,9 @@ SPEEDUP, SPEEDUP_OVER_FASTEST = _stated_twice(
     always_told=True,
     change=Wording("speed-up over its own full depth {} higher", "speed-up over its own full depth {} lower"),
 )
+"""full depth's time over this one's, whole request, same prompts and weights format
+speed-up over the fastest full depth of the run in a format that keeps the model's tokens
+"""
 ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST = _stated_twice(
     _energy,
     "energy_ratio",
@@ -135,6 +141,9 @@ ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST = _stated_twice(
     verdict=Wording("{} less energy", "{} more energy", "energy", saving=True),
     always_told=True,
 )
+"""full depth's energy over this one's, same prompts
+energy ratio over the fastest full depth of the run in a format that keeps the model's tokens
+"""
 NET_ENERGY_RATIO, NET_ENERGY_RATIO_OVER_FASTEST = _stated_twice(
     _net_energy,
     "energy_net_ratio",
@@ -144,6 +153,9 @@ NET_ENERGY_RATIO, NET_ENERGY_RATIO_OVER_FASTEST = _stated_twice(
     kind="energy",
     sections={ENERGY: 7},
 )
+"""energy ratio net of idle power
+net energy ratio over the fastest full depth of the run in a format that keeps the model's tokens
+"""
 
 SPEEDUP_LOWEST, SPEEDUP_HIGHEST, DECODE_SPEEDUP_LOWEST, DECODE_SPEEDUP_HIGHEST = (
     Metric(
@@ -163,3 +175,8 @@ SPEEDUP_LOWEST, SPEEDUP_HIGHEST, DECODE_SPEEDUP_LOWEST, DECODE_SPEEDUP_HIGHEST =
         (4, "decode_speedup_range_high", "highest\ndecoding", "largest decoding speed-up", _decoding, max),
     )
 )
+"""smallest speed-up of a repeat by itself, each of a process of its own
+largest speed-up of a repeat by itself
+smallest decoding speed-up of a repeat by itself
+largest decoding speed-up of a repeat by itself
+"""

@@ -82,6 +82,12 @@ LATENCY_P90, LATENCY_P99, QUEUE_P50, QUEUE_P99, TTFT_P50 = (
         2,
     )
 )
+"""90th percentile of the latency
+99th percentile of the latency
+median wait before a request began
+99th percentile of that wait
+median time to the first token
+"""
 TPOT_P50 = _seconds(
     "tpot_p50_s",
     "TPOT",

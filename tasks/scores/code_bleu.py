@@ -159,6 +159,7 @@ def components(pairs: Sequence[tuple[str, str]], language: str) -> Components | 
     )
 
 
+@lru_cache(maxsize=4096)  # every operating point has the same references
 def data_flow(code: str, language: str) -> list[Edge]:
     """Return the data-flow edges of code: (variable, relation, variables it comes from).
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from harness.contracts import BadRow
 from harness.errors import DataError, did_you_mean, reason
 from harness.host.files import open_regular, read_bytes
-from tasks.rows import RecordRows, Row, Rows, parse_record
+from tasks.rows import LARGEST_ROW, RecordRows, Row, Rows, parse_record
 from tasks.sources import HubDataset, content_of
 
 FORMS = "a JSONL file of {id, input, gt} or {id, code} rows, a dataset folder in hub layout, or a folder of those"
@@ -47,17 +47,21 @@ class JsonLines(Rows):
         self, path: Path, label: str, detail: Mapping[str, str], parse: Callable[[int, object], Row] = parse_record
     ) -> None:
         self.label, self.detail, self.parse = label, detail, parse
+        self._lines: list[tuple[int, bytes]] = []
+        number = size = 0
         try:
             with open_regular(path) as file, gzip.open(file) if path.suffix == ".gz" else file as content:
-                data = content.read(LARGEST_FILE + 1)
+                while line := content.readline(LARGEST_FILE + 1 - size):
+                    number, size = number + 1, size + len(line)
+                    if size > LARGEST_FILE:
+                        raise DataError(f"{path} holds more than {LARGEST_FILE} bytes. Give a part of it, or Parquet.")
+                    if number == 1 and line.startswith(_WIDE_MARKS):
+                        raise DataError(f"{path} is UTF-16 or UTF-32. Convert it: iconv -t UTF-8.")
+                    line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+                    if line.strip():
+                        self._lines.append((number, line))
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
-        if len(data) > LARGEST_FILE:
-            raise DataError(f"{path} holds more than {LARGEST_FILE} bytes. Give a part of it, or Parquet.")
-        if data.startswith(_WIDE_MARKS):
-            raise DataError(f"{path} is UTF-16 or UTF-32. Convert it: iconv -t UTF-8.")
-        lines = enumerate(data.removeprefix(_BYTE_ORDER_MARK).split(b"\n"), 1)
-        self._lines = [(number, line) for number, line in lines if line.strip()]
         if not self._lines:
             raise DataError(f"{path} is empty. Give a file of rows.")
 
@@ -67,6 +71,8 @@ class JsonLines(Rows):
     def read(self, index: int) -> Row:
         """Return one row; see :class:`~tasks.rows.Rows`."""
         number, line = self._lines[index]
+        if len(line) > LARGEST_ROW:  # parsed, it takes many times as much
+            return BadRow(f"row-{number}", f"row {number}: has {len(line)} bytes; {LARGEST_ROW} are the most")
         try:
             return self.parse(number, json.loads(line.decode("utf-8")))
         except (ValueError, RecursionError) as error:  # also a number of too many digits, arrays nested too deep

@@ -1,10 +1,11 @@
-"""A folder of a model is understood, or refused in one line; what is no number is never run.
+"""A folder of a model or of artefacts is understood, or refused in one line; what is no number is never run.
 
 Cases end when the warm-up of a run has decoded with what was read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -42,6 +43,54 @@ def sharded(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copyfile(file, folder / file.name)
     assert (folder / "model.safetensors.index.json").is_file()
     return folder
+
+
+@pytest.fixture(scope="session")
+def artefacts(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter, shortcuts for it, and heads for the base weights."""
+    import torch
+
+    from harness.contracts import ModelRequest
+    from harness.models.artefacts import write_artefact
+    from harness.models.controllers import Network, Observation, write_controller
+    from harness.models.model import resolve
+    from harness.training.identity import identity
+
+    folder = tmp_path_factory.mktemp("artefacts")
+    torch.manual_seed(0)
+    info = resolve(ModelRequest(str(model), weights="pretrained", exit_head="shared", exit_points="all")).info
+    facts = identity(info, "t") | {"documents": ["a" * 16], "made": {"command": "harness train"}}
+    layer, width, points = "model.layers.3.self_attn.q_proj", info.hidden_size, info.exit_points
+    low = {f"{layer}.lora_A": torch.randn(2, width), f"{layer}.lora_B": torch.randn(width, 2) / 9}
+    write_artefact(folder / "adapter.json", "adapter", low, facts | {"scale": 0.5})
+    maps = {f"{point}.weight": torch.eye(width) for point in points}
+    write_artefact(
+        folder / "shortcut.json", "shortcut", maps | {f"{one}.bias": torch.ones(width) / 99 for one in points}, facts
+    )
+    heads = {str(point): Network(((torch.randn(1, width), torch.ones(1) / 9),), "relu") for point in points}
+    write_controller(folder / "classifier.json", "classifier", Observation(), heads, facts | {"threshold": 0.9})
+    return folder
+
+
+USES = {
+    "model": ("--strategy", "full"),
+    "adapter": ("--weights", "tuned", "--exit-head", "shared", "--strategy", "full"),
+    "shortcut": ("--weights", "pretrained", "--exit-head", "shortcut", "--strategy", "fixed:layer=2"),
+    "classifier": ("--weights", "pretrained", "--exit-head", "shared", "--strategy", "classifier"),
+}
+"""What is damaged → what makes a run use it."""
+
+
+@pytest.fixture(scope="session")
+def use(warm: Warm, rows_file: Path) -> Callable[..., Ran]:
+    """``use(folder, name)`` runs to its end: heads are read when their strategy decodes for the first time."""
+
+    def run(place: Path, name: str) -> Ran:
+        given = ("--source", rows_file, "--limit", 1, "--max-new-tokens", 3, "--energy", "none", "--threads", 1)
+        made = ("--artefacts", "made", "--exit-points", "all", "--out", "out", *USES[name])
+        return warm.run("run", "--model", "model", *given, *made, cwd=place)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -88,12 +137,20 @@ def damage_document(draw: Draw, file: Path) -> str:
     return f"{file.name}: {said}"
 
 
-def test_every_folder_is_decoded_as_it_is(decode: Callable[..., Ran], fresh: Fresh, model: Path, sharded: Path) -> None:
+def test_every_folder_is_decoded_as_it_is(
+    decode: Callable[..., Ran], use: Callable[..., Ran], fresh: Fresh, model: Path, sharded: Path, artefacts: Path
+) -> None:
     """Else nothing below would say anything."""
     for folder in (model, sharded):
         with fresh() as place:
             shutil.copytree(folder, place / "model")
             assert decode(place, "--strategy", "full").judge() != REFUSED
+    for name in USES:
+        with fresh() as place:
+            shutil.copytree(model, place / "model")
+            shutil.copytree(artefacts, place / "made")
+            ran = use(place, name)
+            assert ran.judge() == 0, ran
 
 
 @pytest.mark.slow
@@ -159,4 +216,49 @@ def _dtypes() -> list[Any]:
     return [torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn]
 
 
-# -------------------------------------------------------------------------------------- artefacts
+@pytest.mark.slow
+def test_no_byte_of_weights_or_artefacts_breaks_a_run(
+    fuzz: Fuzz, use: Callable[..., Ran], fresh: Fresh, model: Path, artefacts: Path
+) -> None:
+    def case(draw: Draw) -> Ran:
+        name = draw(st.sampled_from(sorted(USES)))
+        with fresh() as place:
+            shutil.copytree(model, place / "model")
+            shutil.copytree(artefacts, place / "made")
+            file = place / "made" / f"{name}.json"
+            tensors = place / "model" / "model.safetensors" if name == "model" else file.with_suffix(".safetensors")
+            kinds = ["field", "header", "anywhere", "length", "special", *(["document"] * 3 if name != "model" else [])]
+            kind, must_refuse = draw(st.sampled_from(kinds)), False
+            if kind == "document":
+                done = damage_document(draw, file)
+            elif kind == "special":
+                done = draw(st.sampled_from(SPECIAL))
+                make_special(tensors, done)
+            else:
+                data = tensors.read_bytes()
+                changed, done = _damaged(draw, kind, data)
+                tensors.write_bytes(changed)
+                if name != "model" and draw(st.booleans()):  # with its own hash: damaged where it was made
+                    facts = json.loads(file.read_bytes()) | {"sha256": hashlib.sha256(changed).hexdigest()}
+                    file.write_text(json.dumps(facts))
+                else:
+                    must_refuse = name != "model" and changed != data
+            return judged(use(place, name), f"{name}, {kind}: {done}", must_refuse=must_refuse)
+
+    fuzz("models: weights and artefacts", case, few=32)
+
+
+def _damaged(draw: Draw, kind: str, data: bytes) -> tuple[bytes, str]:
+    """Return the bytes of a file of tensors with its header, a field of that, its length or anything changed."""
+    size = int.from_bytes(data[:8], "little")
+    if kind == "anywhere":
+        return changed_bytes(draw, data)
+    if kind == "length":
+        number = draw(st.sampled_from([0, 1, size - 1, size + 1, len(data), 2**31, 2**63, 2**64 - 1]))
+        return number.to_bytes(8, "little") + data[8:], f"header of {number} bytes"
+    if kind == "field":
+        document, done = changed_json(draw, json.loads(data[8 : 8 + size]))
+        header = as_json(document).encode("utf-8", "surrogatepass")
+    else:
+        header, done = changed_bytes(draw, data[8 : 8 + size])
+    return len(header).to_bytes(8, "little") + header + data[8 + size :], done

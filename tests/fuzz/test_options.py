@@ -18,7 +18,7 @@ import pytest
 from hypothesis import strategies as st
 
 from .cases import REFUSED, Ran, Warm
-from .hostile import SPECIAL, TEXTS, Draw, make_special, numbers
+from .hostile import SPECIAL, TEXTS, VALUES, Draw, as_json, changed_bytes, make_special, numbers
 
 Fuzz = Callable[..., None]
 Fresh = Callable[[], AbstractContextManager[Path]]
@@ -238,4 +238,42 @@ def test_no_flag_breaks_a_command(
     fuzz("options", case, few=40)
 
 
-# ----------------------------------------------------------------------------- configuration files
+DOCUMENTS = [
+    *(
+        b"a = " + b"[" * 20_000 + b"]" * 20_000,
+        b"a = " + b"{a = " * 5000 + b"1" + b"}" * 5000,
+        b"limit = " + b"9" * 5000,
+    ),
+    *(b"[" + b".".join([b"a"] * 20_000) + b"]", b'model = "' + b"x" * 3_000_000 + b'"', b"[[limit]]\n" * 100_000),
+    *(b'model = "\xff\xfe"', b"seed = 1979-05-27T07:32:00Z", b"\x00" * 1000, b"[run]\nlimit = 1", b"= 1"),
+]
+"""Whole files that somebody may give for a configuration."""
+
+
+@pytest.mark.slow
+def test_no_configuration_file_breaks_a_command(
+    fuzz: Fuzz, warm: Warm, workshop: Workshop, commands: list[Command], names: list[str]
+) -> None:
+    configured = [command for command in commands if "config" in command.parameters]
+    assert configured
+    fits = st.one_of(st.sampled_from([1, 2, 0.5, True, "auto", *names]), st.lists(st.sampled_from(names), max_size=2))
+
+    def case(draw: Draw) -> Ran:
+        command = draw(st.sampled_from(configured))
+        keys = draw(st.lists(st.sampled_from(sorted(command.parameters)), min_size=1, max_size=3, unique=True))
+        # JSON's texts, numbers and lists are TOML's; the rest is what TOML has not
+        text = "".join(f"{key} = {as_json(draw(st.one_of(fits, VALUES)))}\n" for key in keys).encode(
+            "utf-8", "surrogatepass"
+        )
+        kind = draw(st.sampled_from(["values", "values", "values", "damaged", "document", "special"]))
+        if kind == "damaged":
+            text, _ = changed_bytes(draw, text)
+        elif kind == "document":
+            text = draw(st.sampled_from(DOCUMENTS))
+        with workshop() as folder:
+            (folder / "given.toml").write_bytes(text)
+            file = draw(st.sampled_from(SPECIAL)) if kind == "special" else "given.toml"
+            base = {key: [one] for key, one in BASES.get(command.name, {}).items() if key not in keys}
+            return judged(warm.run(*command.arguments(base), "--config", file, cwd=folder, until="weights"))
+
+    fuzz("options: configuration files", case, few=25)

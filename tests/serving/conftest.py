@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
 
 from harness.contracts import ModelRequest
 from harness.decoding.engine import Engine
@@ -28,6 +27,7 @@ from harness.records import Work
 from harness.serving.app import make_app
 from harness.serving.completions import Finished, GenerationError, Job, Prompt, Setting
 from harness.serving.config import ServeConfig
+from harness.serving.server import PatientProtocol
 from harness.serving.service import Service
 from harness.serving.worker import Answer
 from strategies.fixed import Fixed
@@ -70,10 +70,10 @@ def ready(config: ServeConfig) -> Iterator[Service]:
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
+def listening(app: Any) -> Iterator[str]:
     """An application at an address of this machine, until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -27,7 +28,7 @@ from harness.serving.config import ServeConfig
 from harness.serving.metrics import Metrics
 from harness.serving.service import Service
 from harness.serving.worker import Answer
-from tests.serving.conftest import DONE, Piece
+from tests.serving.conftest import DONE, Piece, listening
 
 
 def test_the_report_adds_up_and_is_json_whatever_an_option_is() -> None:
@@ -100,6 +101,41 @@ def test_a_client_that_goes_away_cancels_its_jobs(
     wait_until(lambda: answers[0].cancelled)
     wait_until(lambda: server.service.running == 0)
     assert not any(isinstance(piece, Finished) for piece in answers[0].pieces)
+
+
+LOOK_S, BYTES = 0.3, 40_000_000
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "reads", "whole"), [(b"", True, False), (GET[:20], True, False), (GET, False, False), (GET, True, True)],
+    ids=["no head", "half a head", "nothing is taken", "late and read slowly"],
+)  # fmt: skip
+def test_a_connection_on_which_nothing_moves_is_ended_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes, reads: bool, whole: bool
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await asyncio.sleep(3 * LOOK_S)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for more in [True] * 400 + [False]:
+                await send({"type": "http.response.body", "body": b"x" * (BYTES // 400), "more_body": more})
+
+    monkeypatch.setattr("harness.serving.server.HEAD_S", LOOK_S)
+    with listening(app) as url, socket.socket() as line:
+        if not reads:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect(("127.0.0.1", urlsplit(url).port))
+        line.sendall(sent)
+        line.settimeout(10)
+        size = 0
+        with contextlib.suppress(ConnectionError):
+            if not reads:
+                time.sleep(8 * LOOK_S)
+            while piece := line.recv(1 << 21):
+                size += len(piece)
+                time.sleep(LOOK_S / 20 if whole else 0)
+    assert (size > BYTES) is whole
 
 
 # ----------------------------------------------------------------------------------------- what a server says of itself

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -284,20 +285,37 @@ def test_the_key_is_the_first_line_and_unusable_ones_are_refused(
             read_key(path)
 
 
-def test_beyond_loopback_needs_a_key_or_the_word(tmp_path: Path) -> None:
+@pytest.fixture
+def begun() -> Iterator[Callable[..., list[Any]]]:
+    """``begun(key, **config)``: the addresses at which a server listens until the test is done."""
+    with contextlib.ExitStack() as stack:
+        yield lambda key=None, **config: [
+            stack.enter_context(listener).getsockname() for listener in listen(ServeConfig(port=0, **config), key)
+        ]
+
+
+def test_every_address_of_a_name_listens_at_one_port(
+    begun: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [(socket.AF_INET, 0, 6, "", (f"127.0.0.{number}", 0)) for number in (2, 1)]
+    there.append((socket.AF_INET6, 0, 6, "", ("2001:db8::1", 0, 0, 0)))  # type: ignore[arg-type]  # not of this machine
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **more: there)
+    with pytest.raises(ConfigError, match="open to other machines"):  # one of its addresses is
+        begun(host="localhost")
+    (first, port), (second, other) = begun(KEY, host="localhost")
+    assert (first, second, port) == ("127.0.0.1", "127.0.0.2", other)
+
+
+def test_beyond_loopback_needs_a_key_or_the_word(begun: Callable[..., list[Any]]) -> None:
     for host in ("127.0.0.1", "127.8.8.8", "localhost"):
-        with listen(ServeConfig(host=host, port=0), None) as listener:
-            assert listener.getsockname()[0].startswith("127.")
+        assert begun(host=host)[0][0].startswith("127.")
     for host in ("0.0.0.0", "::", "192.0.2.1", "::ffff:192.0.2.1", "0"):
         with pytest.raises(ConfigError, match="--api-key-file"):
             listen(ServeConfig(host=host), None)
     for key, insecure in ((None, True), (KEY, False)):
-        with listen(ServeConfig(host="0.0.0.0", port=0, insecure=insecure), key) as listener:
-            port = listener.getsockname()[1]
-            with pytest.raises(
-                ConfigError, match=rf"cannot listen at 127\.0\.0\.1, port {port}: Address already in use"
-            ):
-                listen(ServeConfig(port=port), None)
+        ((_, port),) = begun(key, host="0.0.0.0", insecure=insecure)
+        with pytest.raises(ConfigError, match=rf"cannot listen at 127\.0\.0\.1, port {port}: Address already in use"):
+            listen(ServeConfig(port=port), None)
     for host in ("no-such-host.invalid", "a" * 300, "a..b", "192.0.2.1"):
         with pytest.raises(ConfigError, match="cannot listen at"):
             listen(ServeConfig(host=host, port=0, insecure=True), None)

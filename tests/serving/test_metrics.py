@@ -105,6 +105,8 @@ def test_requests_are_counted_and_gauges_read_the_service_in_both_formats() -> N
     assert len(ours) == len([name for name in families if not name.startswith("process_")])
     assert all(name.endswith("_seconds") for name, family in ours.items() if family.type == "histogram")
     assert b"_created" not in page
+    for strange in ("application/openmetrics-text;version=abc", "text/plain;version=", ";;", "*/*"):
+        assert metrics.page(strange)[1].startswith("text/plain; version=0.0.4")
 
 
 # ---------------------------------------------------------------------------------------------------- shares of energy

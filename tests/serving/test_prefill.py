@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -91,6 +92,35 @@ def test_the_same_prompt_several_times_at_once_is_read_once(
     assert [done.prompt_reused for done in endings] == [0, LONG - 1, LONG - 1]
     for done in endings:
         assert tokens(done) == alone(service, read(service, new=30)).token_ids
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "fails"])
+def test_who_leaves_or_fails_while_its_prompt_is_read_frees_the_row_and_takes_nobody_with_it(
+    own: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    service, pieces, prefill = own(prefill_tokens=PIECE), list[int](), OpenBatch.prefill
+    short, long = read(service, 1, 10, new=30), read(service, 2, LONG)
+
+    async def scene() -> Any:
+        other, answer = service.submit([short]), service.submit([long])
+
+        def cut_off(batch: OpenBatch, rows: list[int], most: int) -> None:
+            prefill(batch, rows, most)
+            pieces.append(rows[0])
+            if pieces.count(1) == 2:
+                answer.cancel()
+                if not leaves:
+                    raise RuntimeError("no room")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(OpenBatch, "prefill", cut_off)
+            return [piece async for _, piece in other][-1]
+
+    assert tokens(asyncio.run(scene())) == alone(service, short).token_ids
+    assert (pieces, service.running, service.waiting) == ([0, 1, 1], 0, 0)
+    (again,) = run(service, long)
+    assert again.prompt_reused == (58 if leaves else 0)  # two pieces of 29; nothing is taken from what failed
+    assert tokens(again) == alone(service, long).token_ids
 
 
 def test_no_more_prompts_are_kept_than_allowed(own: Callable[..., Service]) -> None:

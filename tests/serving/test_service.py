@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import math
 import random
 import threading
 import time
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from harness.contracts.stops import Cursor, NamedStop
 from harness.decoding.engine import Engine
@@ -190,6 +192,52 @@ def test_whatever_fails_around_the_engine_costs_one_request_at_most(
                 assert isinstance(ending, GenerationError)
                 assert "serve with a smaller --batch-size" in str(ending)
     assert ids(run(service, job(service))[0]) == alone(service, job(service)).token_ids
+    assert service.running == service.waiting == 0
+
+
+def test_who_fails_or_ends_itself_leaves_those_beside_it_alone(
+    own: Own, plug_in: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strategy raises, another one ends its request, and an embedding is NaN, as weights become that overflow."""
+    plug_in(
+        "moody",
+        """
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            raises: bool = False
+            def should_exit(self, view):
+                late = torch.tensor([len(made) >= 4 for made in view.token_ids])
+                if self.raises and late.any():
+                    raise ValueError("not today")
+                view.stop(late)
+                return torch.zeros(len(view.rows), dtype=torch.bool)
+        """,
+    )
+    load, lost = ResolvedModel.load, PROMPTS[3]
+    plain = own(strategies=("moody", "full"))
+    whole = ids(run(plain, job(plain, tokens=9, strategy="full"))[0])
+    spared = {*plain.encode(PROMPTS[0], None, truncate=False).token_ids, *whole}
+    bad = next(one for one in plain.encode(lost, None, truncate=False).token_ids if one not in spared)
+
+    def poisoned(*given: Any, **more: Any) -> Any:
+        loaded = load(*given, **more)
+        embed = loaded.backbone.embed
+
+        def overflown(token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return embed(token_ids, positions).masked_fill((token_ids == bad)[..., None], math.nan)
+
+        return replace(loaded, backbone=replace(loaded.backbone, embed=overflown))
+
+    monkeypatch.setattr(ResolvedModel, "load", poisoned)
+    service = own(strategies=("moody", "full"))
+    wanted: list[dict[str, Any]] = [{"text": lost, "strategy": "full"}, {"strategy": "moody", "raises": True}]
+    wanted += [{"strategy": "moody"}, {"strategy": "full"}]
+    overflowed, failed, ended, sound = run(service, *(job(service, tokens=9, **how) for how in wanted))
+    assert str(overflowed).startswith("generation failed: logits of layer 12 are not finite at token 1: ")
+    assert isinstance(failed, GenerationError)
+    assert "not today" in str(failed)
+    assert (ended.ending, ids(ended), ids(sound)) == ("strategy", whole[:4], whole)
+    assert run(service, job(service, tokens=9, strategy="moody", decode="lossless"))[0].text == sound.text
     assert service.running == service.waiting == 0
 
 

@@ -153,6 +153,10 @@ def test_nothing_writes_before_what_a_killed_process_began_has_ended(
         worker.wait()
         made: list[tuple[str, str]] = []
         command_line = Command(("trace",), "id")
+        with monkeypatch.context() as patch:  # it does not wait for ever
+            patch.setattr(step_run, "BUSY_S", 0.0)
+            how, text = step_run.make_step(folder, command_line, {}, lambda line: None)
+        assert (how, text[:46]) == ("died", "the command of another attempt still writes /t")
         waits = Thread(target=lambda: made.append(step_run.make_step(folder, command_line, {}, lambda line: None)))
         try:
             waits.start()

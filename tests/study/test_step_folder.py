@@ -229,7 +229,7 @@ def test_what_cannot_be_read_now_is_not_damaged(
         return look
 
     looks: tuple[tuple[Any, str, str, int], ...] = (
-        (os, "open", STEP, errno.EMFILE),
+        (Path, "open", STEP, errno.EMFILE),
         (Path, "stat", "made.json", errno.EIO),
     )
     for where, method, name, number in looks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -142,6 +143,36 @@ def test_a_text_that_is_too_long_is_a_bad_row(
         "row 2: 'code' has 119 characters; 100 are the most",
         "row 3: 'input' has 101 characters; 100 are the most",
     }
+
+
+def test_a_line_or_a_file_that_is_too_long_is_not_parsed(
+    tmp_path: Path, words: Any, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.files.LARGEST_ROW", 100)
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"id": "long", "input": "' + b"x" * 350 + b'", "gt": "y"}\n' + GOOD)
+    data = Py150().load(line(file), words)
+    assert [sample.sample_id for sample in data.samples] == ["good"]
+    assert [row.reason for row in data.bad_rows] == ["row 1: has 389 bytes; 100 are the most"]
+    monkeypatch.setattr("tasks.sources.files.LARGEST_FILE", 1000)
+    for name, opened in (("endless.jsonl", open), ("bomb.jsonl.gz", gzip.open)):
+        with opened(tmp_path / name, "wb") as stream:
+            stream.write(GOOD + b"\n" + b"x" * 2000)
+        assert "holds more than 1000 bytes" in refused(tmp_path / name, words)
+
+
+def test_a_parquet_cell_that_is_no_text_costs_its_row(tmp_path: Path, words: Any, green: Any) -> None:
+    """Arrow looks at neither what a careless program nor what damage leaves there."""
+    import pyarrow
+    from pyarrow import parquet
+
+    good = b" ".join(b"w%d" % number for number in range(100))
+    cells = {"id": [b"a", b"b\xff", b"c"], "code": [good, good, good[:-3] + b"\xe9"]}
+    columns = {name: pyarrow.array(values, pyarrow.binary()).view(pyarrow.string()) for name, values in cells.items()}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    data = Py150().load(green(tmp_path / "rows.parquet"), words)
+    assert [sample.sample_id for sample in data.samples] == ["a"]
+    assert sorted(row.reason[:22] for row in data.bad_rows) == ["row 2: cannot be used ", "row 3: cannot be used "]
 
 
 def refused(source: object, words: Any, protocol: str = "codexglue-line", task: Any = None) -> str:

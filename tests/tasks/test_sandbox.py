@@ -13,7 +13,7 @@ import pytest
 from harness.contracts import TaskRequest
 from harness.errors import ConfigError
 from tasks.humaneval_infilling import SingleLineInfilling
-from tasks.sandbox import passes
+from tasks.sandbox import isolation, passes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of processes are those of Linux and macOS")
 
@@ -113,10 +113,20 @@ def test_the_guard_is_not_taken_away(program: str) -> None:
         "import os\nos.nice(0)",
         "import sys\ndel sys.modules['posix']\nimport posix",
         "import sys\ndel sys.modules['_signal']\nimport _signal",
+        "import _posixshmem",
     ],
 )
 def test_other_processes_are_out_of_reach(program: str) -> None:
     assert not passes(program)
+
+
+def test_nothing_is_removed_and_no_other_process_seen(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    assert not passes(f"import os\nos.remove({str(tmp_path / 'mine')!r})")
+    assert not passes(f"import shutil\nshutil.rmtree({str(tmp_path)!r})")
+    assert (tmp_path / "mine").read_text() == "x"
+    alone = passes("import os\nassert [name for name in os.listdir('/proc') if name.isdigit()] == ['1']")
+    assert alone == ("no other processes" in isolation())
 
 
 @pytest.mark.parametrize(

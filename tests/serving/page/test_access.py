@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.serving.page import clients
+from tests.appearance.contrast import contrast
 
 Visit = Callable[..., Any]
 
@@ -49,6 +50,34 @@ def test_a_screen_reader_hears_the_text_and_the_end(visit: Visit, service: Any) 
     assert page.get_attribute("#outcome", "role") == "status"
     assert page.text_content("#outcome") == "Finished: 4 tokens. Same text as full depth, token for token."
     assert page.locator("#spoken > span").count() == 1, "in a piece, not token by token"
+
+
+CONTRASTS = """() => {
+    const ground = e => { for (; e; e = e.parentElement) {
+        const colour = getComputedStyle(e).backgroundColor;
+        if (!/, 0\\)$/.test(colour)) return colour; } return "rgb(255, 255, 255)"; };
+    const none = "script, noscript, :disabled, .tok span, .skip";
+    return [...document.body.querySelectorAll("*")].filter(e => e.checkVisibility() && !e.closest(none) &&
+        [...e.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.textContent.trim())
+    ).map(e => [e.textContent.trim().slice(0, 40), getComputedStyle(e).color, ground(e)]);
+}"""
+"""Text, ink and ground of every visible text; marks of white space and what is disabled are left out."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read_on_a_phone_which_scrolls_one_way_only(visit: Visit, service: Any, scheme: str) -> None:
+    """Contrast of at least 4.5 to 1 (WCAG 2.1 AA)."""
+    layers = tuple((f"t{layer}", layer) for layer in range(1, 31))
+    service.pieces, service.differs_at = (("an_identifier_longer_than_a_phone_is_wide" * 3, 4), *layers), 2
+    visitor = visit(color_scheme=scheme, viewport={"width": 360, "height": 780}, has_touch=True, is_mobile=True)
+    page = visitor.run(tokens=31)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    found = page.evaluate(CONTRASTS)
+    assert len(found) > 100
+    pairs = {(visitor.hexadecimal(ink), visitor.hexadecimal(ground)): text for text, ink, ground in found}
+    assert {text: pair for pair, text in pairs.items() if contrast(*pair) < 4.5} == {}
+    assert any(ground == "#ffffff" for _, ground in pairs) == (scheme == "light")
 
 
 def test_settings_for_editors_are_copied(visit: Visit) -> None:

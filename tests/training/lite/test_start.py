@@ -36,7 +36,6 @@ def facts_of(out: Path) -> dict[str, Any]:
     return dict(read_artefact(out / "adapter.json", "adapter").facts)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("family", "exit_head"), [("llama", "shortcut"), ("gpt2", "shared")])
 def test_it_begins_with_the_weights_that_are_there(
     family: str, exit_head: Any, tune: Callable[..., Trained], make_model: Callable[..., Path], tmp_path: Path
@@ -102,7 +101,7 @@ def test_a_damaged_index_is_refused_before_anything_is_tuned(
 ) -> None:
     shutil.copytree(first, tmp_path / "damaged")
     (tmp_path / "damaged" / facts_of(first)["ngrams"]["file"]).unlink()
-    with pytest.raises(ArtefactError, match=r"cannot read the index .* Restore it, or train again"):
+    with pytest.raises(ArtefactError, match=r"cannot read .*ngrams-.* Restore it, or train again"):
         tune(tiny_llama, tmp_path / "out", STILL, start_from=str(tmp_path / "damaged"))
     assert not (tmp_path / "out").exists()
 
