@@ -17,7 +17,7 @@ from torch import Tensor
 from harness.contracts import Batch, DraftRule, HeadChoice, KVFacts, ModelInfo
 from harness.decoding.drafting import Drafting, DraftSettings
 from harness.decoding.generation import Generation
-from harness.errors import ConfigError
+from harness.errors import ArtefactError, ConfigError
 from harness.records import DraftWork, Work
 from harness.replay.tokens import Charges, TracedTokens, answers
 from harness.running.operating_points import OperatingPoint
@@ -191,9 +191,12 @@ class Texts:
     @classmethod
     def of(cls, traces: Traces, eos: frozenset[int]) -> Texts:
         """Return those of a trace."""
-        limit = int(traces.index.get("new_tokens") or 0)
-        texts = [str(facts["prompt"]) for facts in traces.documents] if limit else []
-        return cls({number: tuple(map(int, text.split())) for number, text in enumerate(texts)}, limit, eos)
+        texts = {n: str(facts["prompt"]) for n, facts in enumerate(traces.documents) if "prompt" in facts}
+        try:
+            prompts = {number: tuple(map(int, text.split())) for number, text in texts.items()}
+        except ValueError:
+            raise ArtefactError(f"{traces.folder} has a prompt that is no list of tokens. Trace again.") from None
+        return cls(prompts, int(traces.index.get("new_tokens") or 0), eos)
 
 
 def check_replayable(point: OperatingPoint, traces: Traces, model: ModelInfo) -> None:
@@ -207,6 +210,8 @@ def check_replayable(point: OperatingPoint, traces: Traces, model: ModelInfo) ->
         if not traces.index.get("new_tokens"):
             why = f"{traces.folder} is of documents' own tokens"
             remedy = "Trace what the model generates: `harness trace --new-tokens 15`."
+        elif not all("prompt" in facts for facts in traces.documents):
+            why, remedy = f"{traces.folder} was taken without prompts", "Trace again: `harness trace --new-tokens 15`."
         elif any(rule.needs_probabilities for rule in rules):
             why = "it ends drafts by probabilities, which a trace does not hold"
         elif not all(rule.knows_drafts_alone for rule in rules[len(sources) :]):

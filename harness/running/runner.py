@@ -28,6 +28,7 @@ from harness.errors import ConfigError, HarnessError
 from harness.host import environment
 from harness.host.files import real_path
 from harness.metering import open_meter
+from harness.metering.contamination import FOREIGN_SHARE, SHORTEST_LOOK_S, LoadReading, LoadWatch, threads_left
 from harness.metering.counters import samples_per_block
 from harness.metering.examine import examine
 from harness.metering.sensors import sensors_of_meter
@@ -157,7 +158,10 @@ def _measure(
         with keeping_folder("the model warmed up"):
             idle = session.rest()
             observer.stage("warming up")
+            load = LoadWatch()
             warmup = session.warm_up()
+        if repeat == 0 and plan.device.startswith("cpu") and not config.untimed:
+            _warn_of_others(load.read(), torch.get_num_threads())
         block_size = config.block_size if plan.before is None else plan.before.block_size
         if block_size is None:  # one batch, or as many as the energy sensor needs for a valid window
             block_size = samples_per_block(meter.sensor_period_s, durations(warmup), config.batch_size)
@@ -173,6 +177,15 @@ def _measure(
             session.measure(store, [*idle, *warmup], observer, repeat)
             on_error.pop_all()
     return store
+
+
+def _warn_of_others(load: LoadReading | str, threads: int) -> None:
+    """Say before anything is measured that the machine is not this run's alone; a short look would see ticks."""
+    if isinstance(load, str) or load.span_s < SHORTEST_LOOK_S or load.foreign_share <= FOREIGN_SHARE:
+        return
+    fewer = threads_left(load.foreign_share, load.cores)
+    cure = f"Stop them, or use --threads {fewer}" if threads > fewer else "Stop them"
+    logger.warning("other processes take %.0f%% of the cores' time. %s", 100 * load.foreign_share, cure)
 
 
 def _before(config: RunConfig, resume: Path | None) -> Manifest | None:

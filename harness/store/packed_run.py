@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 from harness.errors import StoreError
 from harness.host.files import open_regular, read_json, replace_files, sync
@@ -85,7 +85,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
             with (
                 open_regular(archive) as file,
                 gzip.GzipFile(fileobj=file) as packed,
-                tarfile.open(fileobj=_Limited(packed, archive), mode="r|") as tar,
+                tarfile.open(fileobj=_Limited(packed, archive), mode="r|", tarinfo=_PlainMember) as tar,
             ):
                 folder = _extract(tar, archive, Path(scratch))
         except (OSError, EOFError, tarfile.TarError, ValueError, zlib.error) as error:
@@ -93,6 +93,17 @@ def unpacked(archive: Path) -> Iterator[Path]:
             raise StoreError(f"{archive} cannot be unpacked: {why}. Pack it again with `harness submit`.") from None
         _verify(folder, archive)
         yield folder
+
+
+class _PlainMember(tarfile.TarInfo):
+    """A member that is refused on its first block unless it is a plain file: an extended header is read whole."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise tarfile.ExtractError(f"it holds {member.name[:80]!r}, which is not a plain file")
+        return member
 
 
 class _Limited(io.RawIOBase):
@@ -120,7 +131,7 @@ def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
     for member in tar:
         folder, _, name = member.name.partition("/")
         folders.add(scratch / _folder_name(folder))
-        content = tar.extractfile(member) if member.isreg() and name in (*RECORDS, LIST) else None
+        content = tar.extractfile(member) if name in (*RECORDS, LIST) else None
         if content is None or len(folders) > 1:
             raise StoreError(
                 f"{archive} holds {member.name[:80]!r}, which a packed run does not. Pack it with `harness submit`."

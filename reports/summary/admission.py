@@ -90,6 +90,9 @@ def describe_left_out(
     refused.pop(SUPERSEDED, None)  # counted with their causes in reports.summary.notes
     for reason, count in refused.most_common():
         yield f"{count} of {len(measured)} windows left out, with their samples: for {reason}."
+    idle = [window for window in windows if window.idle and not window.superseded and not window.warmup]
+    if unusable := len(idle) - len(idle_windows(idle)):
+        yield f"{unusable} of {len(idle)} idle windows left out for {BACKWARDS} or {ABSURD}."
     known = {window.window: window for window in windows}
     strange: Counter[str] = Counter()
     for sample in samples:

@@ -130,6 +130,16 @@ def _about_exactness(cells: Sequence[Measured]) -> Iterator[str]:
         stops = any(cell.point.lossless and cell.point.stop for cell in cells)
         cut = ", up to where a stop rule ends them" if stops else ""
         yield f"lossless rows: the tokens are full depth's in all {compared} completions{cut}."
+    for cell in cells:
+        made, rule = list(cell.samples.values()), cell.point.stop.partition(":")[0]
+        by_rule, lengths = rule and {one.stop_rule for one in made} == {rule}, {len(one.token_ids) for one in made}
+        by_itself = {one.finish_reason for one in made} == {"strategy"}
+        # a rule that reads states is not asked of the first token, whose state is the prompt's
+        if (by_rule and lengths in ({1}, {2})) or (by_itself and lengths == {1}):
+            yield (
+                f"{cell.point.name} on {cell.task.name} always stops: the {'rule' if by_rule else 'strategy'} ended "
+                f"all of its {len(made)} completions as early as it may, so that its savings mean nothing."
+            )
     if any(cell.point.stop for cell in cells):
         yield (
             "stop rules: a completion that was ended early is scored against its whole reference, like any other, and "

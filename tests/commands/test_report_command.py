@@ -76,7 +76,6 @@ def test_a_whole_report(cli: Command, finished: Path, tmp_path: Path) -> None:
             } <= stems  # fmt: skip
     assert any(stem.endswith("fixed-exit") for stem in stems)
     assert "one-py150-front-energy" not in stems  # not measured
-    assert "No front of energy" in text
     with (tmp_path / "out" / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], row["operating_point"]) for row in rows][:2] == [("one", "full"), ("one", "fixed:layer=6")]
@@ -89,16 +88,19 @@ def test_a_whole_report(cli: Command, finished: Path, tmp_path: Path) -> None:
 def test_the_rest_is_reported_when_some_cannot_be_read(cli: Command, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "damaged").mkdir()
     (tmp_path / "runs" / "damaged" / "manifest.json").write_text("{")
-    ran = cli("report", "runs", "nowhere", "--out", "out", "--no-figures", "--json")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "calibration.json").write_text("{")
+    ran = cli("report", "runs", "nowhere", "sweep", "--out", "out", "--no-figures", "--json")
     assert ran.code == 0
-    assert [line.partition(":")[0] for line in ran.err.splitlines() if "left out" in line] == ["left out"] * 2
+    assert [line.partition(":")[0] for line in ran.err.splitlines() if "left out" in line] == ["left out"] * 3
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "could not be read (2)" in text
+    assert "could not be read (3)" in text
+    assert "sweep/calibration.json is no calibration" in text
     assert "not JSON" in text
     assert not (tmp_path / "out" / "figures").exists()
     read, *refused = json.loads(ran.out)
     assert read["summary"]["rows"]
-    assert [entry["summary"] for entry in refused] == [None, None]
+    assert [entry["summary"] for entry in refused] == [None] * 3
     assert "does not exist" in refused[1]["refused"]
 
 
@@ -130,8 +132,9 @@ def test_what_is_missing_stands_beside_the_run(
     with (finished / LOCK).open("ab") as lock:
         if written:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        ran = cli("report", finished, "--out", "out", "--no-figures")
+        ran = cli("report", finished, "--out", "out", *(() if spoil is failed else ("--no-figures",)))
     assert ran.code == 0, ran.err
+    assert not (tmp_path / "out" / "figures").exists()  # of failures there are none
     assert f"one: {state}" in ran.err
     text = (tmp_path / "out" / "report.md").read_text()
     assert f"**Not complete:** {state}." in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from harness.replay.tokens import read_tokens
 from harness.training.recipes import LikelihoodHeads
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
+from tests.run_files import write_index
 
 POINTS, LAYERS = (4, 6, 10), 12
 LAYERSKIP = "layerskip:layer=10:length=3"
@@ -221,6 +223,17 @@ def test_generated_tokens_leave_out_what_prefill_yields(swept: Swept, generated:
     (threshold,) = (one.options["threshold"] for one in row.values() if one.percentile)
     scores = traces.columns("top1")["top1"][~held & ~starts].float()  # no strategy is asked at the others
     assert (scores < threshold).float().mean().item() == pytest.approx(0.5, abs=1 / scores.numel())
+
+
+def test_a_trace_of_before_prompts_were_kept_replays_exits_alone(swept: Swept, generated: Path, tmp_path: Path) -> None:
+    older = Path(shutil.copytree(generated, tmp_path / "older"))
+    index = json.loads((older / "index.json").read_text())
+    for document in index["documents"]:
+        del document["prompt"]
+    write_index(older, index)
+    assert made(swept, older, "fixed:layer=10") == made(swept, generated, "fixed:layer=10")
+    with pytest.raises(ConfigError, match=r"was taken without prompts\. Trace again: `harness trace"):
+        made(swept, older, "fixed:layer=10", decode="lossless")
 
 
 def test_a_sweep_measures_when_told_to(swept: Swept, generated: Path) -> None:

@@ -16,7 +16,7 @@ from harness.contracts import ModelInfo, ModelRequest
 from harness.errors import OptionError
 from harness.models.model import resolve
 from harness.running.operating_points import OperatingPoint, build_all, operating_points, with_baseline
-from tests.run_files import cut, samples
+from tests.run_files import cut, samples, unseal
 
 EXITS = "random:probability=0.6"
 
@@ -198,3 +198,22 @@ def test_a_run_goes_on_as_it_decoded_before(config: dict[str, Any], tmp_path: Pa
             assert [again[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")] == [
                 record[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")
             ]
+
+
+def test_what_it_states_that_parts_take_decides_what_is_drafted_when_it_goes_on(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whatever they take here."""
+    settings = RunConfig.build(config | {"strategies": ("del", "fixed:layer=10@lossless+expected")})
+    run(settings)
+    unseal(tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    for draft in facts["model"]["unit_times"]["drafts"].values():
+        draft["read_s"] = 1000.0
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(facts))
+    cut(tmp_path / "out", 0)
+    run(settings, resume=tmp_path / "out")
+    found = samples(tmp_path / "out")
+    assert all(one["drafts"] == 0 for one in found["del@lossless"].values())
+    fixed = found["fixed:layer=10@lossless+expected"].values()
+    assert all(one["drafts"] == one["verifications"] > 0 for one in fixed)

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,25 @@ def test_an_archive_of_anything_else_is_refused(finished: Path, tmp_path: Path) 
         with pytest.raises(StoreError, match=r"changed\.tar\.gz"), unpacked(archive):
             pass
         assert not (tmp_path.parent / "manifest.json").exists()
+
+
+def test_an_extended_header_is_not_read_into_memory(tmp_path: Path) -> None:
+    """A header of 32 MiB packs to a few KiB; it is refused on its first block."""
+    bomb = tmp_path / "bomb.tar.gz"
+    member = tarfile.TarInfo("one/manifest.json")
+    for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+        member.type, member.size = kind, 32 << 20
+        with gzip.open(bomb, "wb", compresslevel=1) as packed:
+            packed.write(member.tobuf(tarfile.USTAR_FORMAT))
+            packed.write(bytes(member.size))
+        tracemalloc.start()
+        try:
+            with pytest.raises(StoreError, match=r"bomb\.tar\.gz .*holds .*not a plain file"), unpacked(bomb):
+                pass
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 4 << 20
 
 
 def test_an_archive_does_not_fill_the_disk(tmp_path: Path) -> None:

@@ -293,6 +293,21 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path: Path, file: str) -> None:
         assert run.next_window == 5
 
 
+def test_samples_reach_the_disk_before_their_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes() -> tuple[int, int]:
+        return (tmp_path / "samples.jsonl").stat().st_size, (tmp_path / "windows.jsonl").stat().st_size
+
+    with RunDirectory.create(tmp_path, make_manifest()) as run:
+        run.commit(*make_window(0))
+        before, at_flush = sizes(), []
+        monkeypatch.setattr(os, "fsync", lambda descriptor: at_flush.append(sizes()))
+        run.commit(*make_window(1))
+        after = sizes()
+    assert at_flush == [(after[0], before[1]), after]
+    assert before[0] < after[0]
+    assert before[1] < after[1]
+
+
 def test_an_occupied_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(StoreError, match=rf"not empty.*--resume {tmp_path}.*--out"):

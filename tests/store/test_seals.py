@@ -139,6 +139,16 @@ def test_lines_stand_as_they_were_written(
     refusal(two[0])
 
 
+def test_a_line_without_end_is_refused_before_memory_is(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.store.record_files.LONGEST_LINE_BYTES", 1 << 16)
+    with (two[0] / "windows.jsonl").open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StoreError, match="a line has more than"):
+        RunDirectory.read(two[0])
+
+
 def test_records_that_were_changed_on_purpose_are_sealed_anew(two: tuple[Path, Path]) -> None:
     path, _ = two
     with RunDirectory.read(path) as run:

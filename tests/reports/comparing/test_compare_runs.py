@@ -56,6 +56,10 @@ def test_a_slower_machine_cancels_in_the_speed_up(recorded: Make) -> None:
     assert any("not interleaved" in note for note in found.notes)
     assert "slower at 2 of 2" in found.verdict
     assert "Against full depth of its own run: no distinguishable change at 1 of 1" in found.verdict
+    slower = compared(recorded("c", seconds=seconds()), recorded("d", seconds=seconds(1.0, 0.6))).points[1]
+    ratio = (0.8 + 0.16) / (0.48 + 0.16) / ((0.8 + 0.15) / (0.4 + 0.15))
+    assert slower.of("speedup").relative == pytest.approx(ratio - 1)
+    assert slower.of("speedup").distinguishable
 
 
 def test_layers_tokens_and_scores(recorded: Make) -> None:

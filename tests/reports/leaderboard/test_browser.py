@@ -258,6 +258,18 @@ def test_a_phone_scrolls_one_way_only(chromium: Any, site: Path) -> None:
     phone.context.close()
 
 
+@pytest.mark.slow
+def test_an_estimated_energy_s_axis_says_so(reader: Reader) -> None:
+    reader.plot = True
+    page = reader.open(wait="#plot[data-drawn] .scatterlayer")
+    page.select_option("#group", page.locator("#group option", has_text="Other Chip").first.get_attribute("value"))
+    page.select_option("#x", "energy_j_per_token")
+    page.wait_for_function("document.querySelector('.xtitle').textContent.includes('(estimated from CPU time)')")
+    page.select_option("#x", "speedup")
+    page.wait_for_function("document.querySelector('.xtitle').textContent.startsWith('speed-up')")
+    assert "estimate" not in page.text_content(".xtitle")
+
+
 def test_texts_of_users_stay_texts(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
     """Strategy, model, machine, run and completions that try to be markup, everywhere they are shown."""
     site = Site(tmp_path / "site")

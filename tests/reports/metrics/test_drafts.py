@@ -179,6 +179,30 @@ def test_without_accepted_characters_none_has_a_cost(build: Any, accepted: float
     assert row.estimate(SAVED).no_interval is NoInterval.FEW_DIFFERING
 
 
+STRATEGY = {"finish_reason": "strategy", "stop_rule": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "said"),
+    [
+        (STOPPED, [stopped(1, 0.0), stopped(1, 0.0)], "the rule ended all of its 2 completions"),
+        (STOPPED, [stopped(2, 0.0)], "the rule"),  # it reads states, and is not asked of the prompt's token
+        ("sec", [stopped(1, 0.0, **STRATEGY)], "the strategy ended all of its 1 "),
+        (STOPPED, [stopped(2, 0.0), stopped(1, 0.0)], None),
+        (STOPPED, [stopped(1, 0.0), stopped(1, 0.0, finish_reason="eos", stop_rule="")], None),
+        ("sec", [stopped(2, 0.0, **STRATEGY)], None),
+    ],
+)
+def test_what_always_stops_is_warned_of(build: Any, name: str, samples: list[dict[str, Any]], said: str | None) -> None:
+    cut_short = build(points=(FULL, name), kv="recompute")
+    for block, sample in enumerate(samples):
+        cut_short.window(FULL, {"finish_reason": "length"}, block=block)
+        cut_short.window(name, sample, block=block)
+    found = [note for note in cut_short.summary().notes if "always stops" in note]
+    assert len(found) == (said is not None)
+    assert all(note.startswith(f"{name} on py150 always stops: {said}") for note in found)
+
+
 def test_what_a_strategy_ends_counts_too(build: Any) -> None:
     cut_short = build(points=(FULL, "sec"), kv="recompute")
     cut_short.window(FULL, {"token_ids": (1,) * 4, "finish_reason": "length"})

@@ -52,7 +52,12 @@ def test_a_window_whose_time_cannot_be_true_is_left_out_and_counted(build, durat
     run.windows[1] = run.windows[1].model_copy(update={"duration_s": duration})
     row = run.row(OTHER)
     assert (row.n, row.value("speedup")) == (5, 2.0)
+    for _ in range(2):
+        run.idle(energy_j=1.0, duration=1.0, energy_source="rapl")
     assert f"1 of 12 windows left out, with their samples: for {why}" in notes_of(run)
+    assert "idle windows" not in notes_of(run)
+    run.windows[-1] = run.windows[-1].model_copy(update={"duration_s": duration})
+    assert "1 of 2 idle windows left out for a clock" in notes_of(run)
     check(texts_of(run.summary()))
 
 

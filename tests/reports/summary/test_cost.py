@@ -32,6 +32,12 @@ def test_latency_percentiles_pool_all_repeats(build) -> None:
     assert row.value("latency_p90_s") == pytest.approx(3.7)
     assert row.value("latency_p99_s") == pytest.approx(3.97)
     assert row.value("ttft_p50_s") == pytest.approx(0.4)
+    one = build()
+    for point in (FULL, OTHER):
+        one.window(point, {"token_ids": (1,), "token_times_s": (0.5,)})  # there is no later token
+    assert one.row(OTHER).value("tpot_p50_s") is one.row(OTHER).value("decode_speedup") is None
+    one.window(OTHER, {"token_ids": (1, 2, 3), "token_times_s": (0.5, 0.6, 0.9)}, block=1)
+    assert one.row(OTHER).value("tpot_p50_s") == pytest.approx(0.2)
 
 
 def test_repeats_of_a_block_are_one_pair_of_the_interval(build) -> None:
@@ -127,6 +133,25 @@ def measured(run, source="rapl", idle=True, blocks=8, power=(20.0, 20.0)):
         for point, seconds, watts in zip((FULL, OTHER), (2.0, 1.0), power, strict=True):
             run.window(point, {}, duration=seconds, block=block, energy_j=watts * seconds, energy_source=source)
     return run
+
+
+def test_energy_by_hand(build) -> None:
+    run = build()
+    run.window(FULL, {"token_ids": (1, 2)}, energy_j=6.0, energy_source="rapl")
+    run.window(FULL, {"token_ids": (1, 2, 3, 4)}, block=1, energy_j=6.0, energy_source="rapl")
+    assert (run.row(FULL).value("energy_j"), run.row(FULL).value("energy_j_per_token")) == (12.0, 2.0)
+    run.window(FULL, {}, block=2, energy_j=None, energy_source="rapl", energy_reason="window too short")
+    row = run.row(FULL)  # never a smaller total
+    assert (row.value("energy_j"), row.value("energy_j_per_token"), row.energy_source) == (None, None, "rapl")
+    nothing, sensors = build(), build()
+    nothing.window(FULL, {}, energy_j=0.0, energy_source="rapl")
+    assert nothing.row(FULL).value("energy_j") == 0.0  # measured, and zero
+    for point, source in ((FULL, "rapl"), (OTHER, "nvml")):
+        sensors.window(point, {}, energy_j=2.0, energy_source=source)
+    assert sensors.row(OTHER).value("energy_ratio") is None
+    row = measured(build()).row(FULL)
+    assert (row.value("energy_j_per_request"), row.value("mean_power_w")) == (40.0, 20.0)
+    assert row.value("energy_net_j_per_token") == pytest.approx((40 - 8 * 2) / 3)
 
 
 def test_a_window_with_a_failed_sample_counts_in_no_cost(build) -> None:

@@ -28,6 +28,11 @@ def test_with_a_cache_the_token_of_prefill_does_not_count(build) -> None:
     row = run.row(FULL)
     assert row.value("exit_layer_mean") == 5.0
     assert row.value("layers_skipped") == pytest.approx(0.5)
+    run.window(FULL, {"token_ids": (1,) * 5, "exit_layers": (10, 8, 8, 8, 8)}, {"token_ids": (1,)}, block=1)
+    assert run.row(FULL).value("exit_layer_mean") == pytest.approx((10 + 32) / 6)  # a token counts once
+    prompt = build()
+    prompt.window(FULL, {"token_ids": (1,)})
+    assert prompt.row(FULL).value("exit_layer_mean") is prompt.row(FULL).value("layers_skipped") is None
 
 
 def test_without_a_cache_every_token_counts(build) -> None:
@@ -118,6 +123,9 @@ def test_the_oracle_s_share_counts_layers_that_both_skip_by_tokens_that_agree(bu
     assert run.row("short").value("oracle_share") == pytest.approx(5 / 16)
     assert run.row("oracle").value("oracle_share") == 1.0
     assert run.row(FULL).value("oracle_share") == 0.0  # measured: it skips nothing
+    run.window(FIXED, {"exit_layers": (10, 2, 2)}, block=1)  # which the oracle failed on, and counts nowhere
+    run.window("oracle", {"error": "broken"}, block=1)
+    assert run.row(FIXED).value("oracle_share") == pytest.approx((2 + 2 + 6) / 16)
 
 
 def test_an_oracle_that_only_drafts_is_held_against_nothing(build) -> None:

@@ -32,7 +32,8 @@ def measured(run: Any, point: str, kept: float | None, seconds: float, *, noise:
     for block in range(blocks):
         tokens = None if kept is None else (1, 2, 3, 4, 5)[: 1 + round(4 * kept)] + (9,) * round(4 - 4 * kept)
         sample = {"error": "lost"} if tokens is None else {"token_ids": tokens}
-        run.window(point, sample, duration=seconds * (1 + noise * (-1) ** block) + block / 1000, block=block)
+        spent = {"energy_j": 1 / seconds, "energy_source": "rapl"}  # which decides no mark
+        run.window(point, sample, duration=seconds * (1 + noise * (-1) ** block) + block / 1000, block=block, **spent)
 
 
 def flags(run: Any) -> dict[str, bool]:
@@ -84,6 +85,15 @@ def test_a_row_that_lacks_a_coordinate_is_not_on_the_front_and_beats_nobody(buil
     measured(run, OTHER, None, 0.1)
     measured(run, THIRD, 0.5, 2.0)
     assert flags(run) == {FULL: True, OTHER: False, THIRD: False}
+
+
+def test_tables_have_their_own_fronts(build: Any) -> None:
+    run = build(tasks=("py150", "javacorpus"))
+    for task, seconds in (("py150", 2.0), ("javacorpus", 0.5)):
+        for block in range(8):
+            run.window(FULL, {"token_ids": (1, 2)}, task=task, block=block)
+            run.window(OTHER, {"token_ids": (1, 9)}, task=task, block=block, duration=seconds)
+    assert [row.pareto for row in run.summary().rows] == [True, False, True, True]
 
 
 def test_random_weights_have_no_front(build: Any) -> None:

@@ -210,6 +210,8 @@ def test_scores_are_means_over_the_first_repeat(build) -> None:
     run.window(FULL, {"scores": {"exact_match": 0.0}}, {"scores": {"exact_match": 0.0}}, repeat=1)
     row = run.row(FULL)
     assert (row.value("exact_match"), row.n, row.repeats) == (0.5, 2, 2)
+    run.window(FULL, {"scores": {"dataflow": None}}, {"scores": {"dataflow": 0.4}}, block=1)
+    assert run.row(FULL).value("dataflow") == pytest.approx(0.4)  # undefined is not zero
 
 
 def test_corpus_scores_win_also_when_they_say_not_defined(build) -> None:

@@ -64,13 +64,14 @@ def nasty(build: Any) -> RecordedRun:
     made = build(points=("full", f"evil:name={NASTY.replace('=', '').replace(':', '')}"), source=NASTY)
     for block in range(6):
         for point in made.points:
-            made.window(point, {"scores": {"edit_similarity": 0.5 + block / 20}}, block=block)
+            scored = {"scores": {"edit_similarity": 0.5 + block / 20}}
+            made.window(point, scored, block=block, energy_j=10.0, energy_source="estimate")
     return made.recorded("runs/nasty")
 
 
 def test_tables_balance(nasty: RecordedRun) -> None:
     latex = to_latex([(NASTY, nasty)])
-    details = written(detailed([(NASTY, nasty)]))  # hypervolume
+    details = written(detailed([(NASTY, nasty)]))
     for text, tables in ((latex, 1), (details, sum(isinstance(part, Table) for part in detailed([(NASTY, nasty)])))):
         assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == text.count(r"\label{tab:") == tables
         check(text)
@@ -191,6 +192,9 @@ def test_runs_of_a_task_share_one_table_with_a_short_caption_and_a_label(nasty: 
     below = latex.partition(r"\begin{minipage}")[2]  # what is too long for a caption
     assert "Machine:" in below
     assert "Holm-corrected" in below
+    heads = [[head.split("&") for head in pair] for pair in re.findall(r"\\toprule\n(.*)\n(.*)\n", latex)]
+    cells = [(over.strip(" \\"), under.strip(" \\")) for pair in heads for over, under in zip(*pair, strict=True)]
+    assert ("J/token", "estimate") in cells
     details = written(detailed([("one", nasty), ("one", nasty)]))
     labels = re.findall(r"\\label\{(.*)\}", details)
     assert len(labels) == len(set(labels)) > 2
