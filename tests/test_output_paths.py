@@ -21,7 +21,10 @@ MEDIA = {
         "harness/serving/page.py",
     },  # the latter makes settings of editors, no HTML
     "csv": {"reports/tables/writers.py", "reports/published/numbers.py"},  # the latter reads
-    "traceback": {"harness/commands/console.py"},
+    "traceback": {
+        "harness/commands/console.py",
+        "harness/lm_eval/evaluate.py",
+    },  # the latter looks whose frames they are
 }
 """What makes text for a medium, and the modules that may use it."""
 

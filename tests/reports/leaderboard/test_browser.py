@@ -321,12 +321,12 @@ def scaled(estimate: Estimate, factor: float) -> Estimate:
 
 
 @pytest.mark.slow
-def test_five_thousand_points_paint_within_two_seconds(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
+def test_a_thousand_points_paint_within_two_seconds(chromium: Any, tmp_path: Path, recorded: Recorded) -> None:
     points = {f"fixed:layer={1 + number % 9}:variant={number}": 0.3 + number / 20 for number in range(16)}
     one = recorded("run", points=points)
     site = Site(tmp_path / "site")
     started = time.perf_counter()
-    for number in range(295):
+    for number in range(59):
         spread = 1 + (number * 37 % 100) / 500
         quality = Estimate(value=0.3 + (number * 13 % 97) / 300)
         rows = tuple(
@@ -352,12 +352,12 @@ def test_five_thousand_points_paint_within_two_seconds(chromium: Any, tmp_path: 
             "[performance.getEntriesByName('first-contentful-paint')[0].startTime,"
             " performance.getEntriesByName('table-ready')[0].startTime]"
         )
-        assert "of 5015" in page.inner_text("#count")
+        assert "of 1003" in page.inner_text("#count")
         assert page.locator("#table tbody tr").count() == 50
         assert reader.faults == []
         reader.context.close()
         paints.append((max(paint, table) / 1000, paint / 1000, table / 1000))
         if paints[-1][0] <= QUIET_FIRST_PAINT_S:
             break
-    print(f"\n  5,015 points: made in {made_s:.0f} s, {size / 1e6:.0f} MB; (worst, paint, table) in s: {paints}")
+    print(f"\n  1,003 points: made in {made_s:.0f} s, {size / 1e6:.0f} MB; (worst, paint, table) in s: {paints}")
     assert min(paints)[0] <= QUIET_FIRST_PAINT_S
