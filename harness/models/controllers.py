@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_type_hints
@@ -199,6 +199,58 @@ def score_at(observation: Observation, network: Network, place: int, exits: int)
     )
 
 
+class Sizes:
+    """A state as a vector and its inverse root mean square; what was asked for last is remembered."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor, float] | None = None
+
+    def of(self, state: Tensor) -> tuple[Tensor, float]:
+        """Return ``[hidden_size]`` float32 of a state ``[1, hidden_size]``, and its size; NaN where it has none."""
+        last = self._last  # read once: several threads may ask
+        if last is not None and last[0] is state:
+            return last[1:]
+        x = state.squeeze(0).float()
+        square = torch.dot(x, x).item() / x.shape[0] + TINY
+        scale = 1 / math.sqrt(square) if square < math.inf else math.nan
+        self._last = state, x, scale
+        return x, scale
+
+
+class SingleRow:
+    """A score, for one row on the CPU."""
+
+    def __init__(self, score: StateScore, sizes: Sizes | None = None) -> None:
+        assert score.weight is not None
+        self._score, self._weight = score, score.weight
+        self._change = None if score.change is None else tuple(score.change.unbind(0))
+        self._sizes = sizes or Sizes()
+        self._act = torch.tanh_ if score.activation == "tanh" else torch.relu_
+
+    def __call__(self, state: Tensor, previous: Tensor | None) -> Tensor | None:
+        """Return the score ``[1]``; ``None`` where the state's size is no finite number."""
+        score = self._score
+        if score.normalise or self._change is not None:
+            y, before = (state, 0.0) if previous is None else self._sizes.of(previous)
+            x, scale = self._sizes.of(state)
+            if not math.isfinite(scale):
+                return None
+        else:
+            x, scale = state.squeeze(0).float(), 1.0
+        out = torch.addmv(score.bias, self._weight, x, alpha=scale if score.normalise else 1.0)
+        if self._change is not None:
+            size, cosine, growth = self._change
+            out.add_(size, alpha=-math.log(scale))
+            if previous is not None:
+                out.add_(cosine, alpha=torch.dot(x, y).item() / x.shape[0] * scale * before)
+                out.add_(growth, alpha=math.log(before) - math.log(scale))
+        for weight, bias in score.later:
+            out = torch.addmv(bias, weight, self._act(out))
+        return out
+
+
 @dataclass(frozen=True, eq=False)
 class Controller:
     """One trained controller."""
@@ -236,6 +288,9 @@ class Scorer:
             if key not in made:
                 made[key] = score_at(self.observation, networks[name], place, self._exits)
             self._networks[point], self._scores[point] = (place, networks[name]), made[key]
+        sizes = Sizes()
+        single = {point: SingleRow(score, sizes) for point, score in self._scores.items()}
+        self._single = single if device == "cpu" else {}
 
     def __call__(self, view: ExitView) -> Tensor:
         """Return the score of each row of a view, ``[n]`` float32; what it means is the strategy's business."""
@@ -248,6 +303,10 @@ class Scorer:
     def _score(self, view: ExitView) -> Tensor:
         place, network = self._networks[view.exit_layer]
         state, earlier = self.observation.states(view, place)
+        if self._single and state.shape[0] == 1:
+            score = self._single[view.exit_layer](state, earlier)
+            if score is not None:
+                return score
         return network(self.observation.build(state, earlier, place, self._exits)).squeeze(-1)
 
 
@@ -387,15 +446,14 @@ def logit(probability: float) -> float:
 @lru_cache(maxsize=64)
 def _check_saved(strategy: type[TrainedStrategy], artefact: Artefact) -> None:
     hints = get_type_hints(strategy, include_extras=True)
-    for field in fields(strategy):
-        if field.name in artefact.facts:
-            value = artefact.facts[field.name]
+    for one in fields(strategy):
+        if one.name in artefact.facts:
+            value = artefact.facts[one.name]
             try:
-                option_value(hints[field.name], value)
+                option_value(hints[one.name], value)
             except ValueError as error:
                 raise ArtefactError(
-                    f"{artefact.path} was saved with {field.name} {value}, which is not allowed: {error}. "
-                    "Train it again."
+                    f"{artefact.path} was saved with {one.name} {value}, which is not allowed: {error}. Train it again."
                 ) from None
 
 
@@ -405,10 +463,19 @@ class AtLeast:
 
     score: Scorer
     threshold: float
+    _rounded: float = field(init=False)
+    _answers: ClassVar[tuple[Tensor, Tensor]] = torch.tensor([False]), torch.tensor([True])
+
+    def __post_init__(self) -> None:
+        rounded = torch.tensor(self.threshold, dtype=torch.float32).item()  # as torch compares it with float32
+        object.__setattr__(self, "_rounded", rounded)
 
     def should_exit(self, view: ExitView) -> Tensor:
-        """Compare the score."""
-        return self.score(view) >= self.threshold
+        """Compare the score; of one row on a CPU without a kernel."""
+        score = self.score(view)
+        if score.shape[0] == 1 and score.dtype is torch.float32 and score.device.type == "cpu":
+            return self._answers[score.item() >= self._rounded]
+        return score >= self.threshold
 
     def state_test(self, points: Sequence[int]) -> StateTest:
         """Return the same for compiled layers."""

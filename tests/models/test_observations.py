@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.models.controllers import OBSERVATIONS, Activation, Network, Observation
+from harness.models.controllers import OBSERVATIONS, Activation, AtLeast, Network, Observation, SingleRow, score_at
 
 ROWS, EXITS, WIDTH = 5, 4, 6
 
@@ -133,3 +133,51 @@ def test_tensors_are_read_back(widths: Sequence[int], activation: Activation) ->
     halved = network.to(torch.float16)
     assert {tensor.dtype for tensor in halved.tensors("x").values()} == {torch.float16}
     assert same(Network.of(halved.tensors("x"), "x", activation), halved.to(torch.float32))  # float32 in use
+
+
+BROAD = 24
+
+
+def network(observation: Observation, activation: Activation, *hidden: int) -> Network:
+    chance = torch.Generator().manual_seed(7)
+    layers = (
+        (torch.randn(rows, columns, generator=chance) / columns**0.5, torch.randn(rows, generator=chance))
+        for columns, rows in itertools.pairwise((observation.width(BROAD, EXITS), *hidden, 1))
+    )
+    return Network(tuple(layers), activation)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("observation", [one for one in EVERY if one.state == "hidden"], ids=str)
+def test_one_row_scores_as_many_do(observation: Observation, dtype: torch.dtype) -> None:
+    chance = torch.Generator().manual_seed(0)
+    grown = torch.randn(EXITS, 1, BROAD, generator=chance) * torch.tensor([0.3, 1.0, 20.0, 300.0]).view(-1, 1, 1)
+    states = grown.to(dtype)
+    before = states.clone()
+    for activation, hidden in itertools.product(("tanh", "relu"), ((), (5,), (6, 5))):
+        net = network(observation, activation, *hidden)
+        for place in range(EXITS):
+            previous = states[place - 1] if place else None
+            expected = net(observation.build(states[place], previous, place, EXITS)).squeeze(-1)
+            got = SingleRow(score_at(observation, net, place, EXITS))(states[place], previous)
+            assert got is not None
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(states, before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("observation", [Observation(normalise=True), Observation(change=True)], ids=str)
+def test_a_state_without_a_size_is_left_to_the_long_way(observation: Observation, bad: float) -> None:
+    state = torch.ones(1, BROAD)
+    state[0, 3] = bad
+    assert SingleRow(score_at(observation, network(observation, "relu", 5), 0, EXITS))(state, None) is None
+
+
+@pytest.mark.parametrize("least", [0.1, -0.1, 2.9444389791664403, 0.0, math.inf, -math.inf])
+def test_one_row_is_compared_as_torch_compares(least: float) -> None:
+    """In float32, to which the threshold is rounded: scores beside it, itself, NaN and infinity."""
+    near = torch.tensor(least, dtype=torch.float32)
+    beside = [torch.nextafter(near, torch.tensor(end)) for end in (-math.inf, math.inf)]
+    for score in (near, *beside, torch.tensor(math.nan), torch.tensor(math.inf), torch.tensor(-math.inf)):
+        rule = AtLeast(lambda view, score=score: score.view(1), least)  # type: ignore[arg-type, misc]
+        assert rule.should_exit(None).tolist() == (score.view(1) >= least).tolist()  # type: ignore[arg-type]
