@@ -11,6 +11,7 @@ import pytest
 
 from harness.contracts import BadRow, Document, Sample, TaskRequest
 from tasks.languages import JAVA, PYTHON, Language
+from tasks.protocols import Skipped
 from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.protocols.green_code import GreenCode
 from tasks.rows import LineRow
@@ -96,6 +97,11 @@ EMBEDDED = TaskRequest("green-code", "embedded")
 
 def numbered(size: int) -> Document:
     return Document(1, "a", "".join(f" w{index}" for index in range(size)))
+
+
+def test_documents_too_short_are_skipped(words: Any) -> None:
+    for size in (0, 1, 4, 15, 17):
+        assert isinstance(GREEN.sample(numbered(size), words, EMBEDDED), Skipped)
 
 
 @pytest.mark.parametrize(
