@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+
+FIXTURES = {"case", "put"}
+"""Names of lists that go to the fixture of that name."""
+
+
+def in_turn(*, rounds: int = 1, **lists: Sequence[Any]) -> pytest.MarkDecorator:
+    """Parametrise with the values of some lists side by side: the longest once, the others over and over.
+
+    Every further round begins each list one place on from the list before it, so that other values meet; the matrix
+    alone tries it.
+    """
+    longest = max(map(len, lists.values()))
+    sets = []
+    for number in range(rounds * longest):
+        turn, place = divmod(number, longest)
+        values = [each[(place + turn * shift) % len(each)] for shift, each in enumerate(lists.values())]
+        marks = [pytest.mark.matrix] if turn else []
+        sets.append(pytest.param(*values, id="-".join(map(str, values)), marks=marks))
+    return pytest.mark.parametrize(list(lists), sets, indirect=[name for name in lists if name in FIXTURES])
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -74,6 +74,11 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "neox-sequential": ("gpt_neox", {"intermediate_size": 96, "rotary_pct": 1.0, "use_parallel_residual": False}),
 }
 
+KINDS = ["llama-biases", "mistral", "qwen3", "opt-post-norm", "gpt2", "neox-parallel"]
+"""A form of each way to place norms, positions and K,V heads: for tests of what all families share."""
+
+each_kind = pytest.mark.parametrize("case", KINDS, indirect=True)
+
 _OUTPUTS = ("o_proj.weight", "out_proj.weight", "dense.weight", "c_proj.weight", "down_proj.weight", "fc2.weight",
             "4h_to_h.weight")  # fmt: skip
 
@@ -161,6 +166,7 @@ def cases(make_case: Callable[..., Case]) -> Callable[[str], Case]:
 
 @pytest.fixture(params=FORMS)
 def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    """Every form; those of :func:`tests.crossing.in_turn` or ``each_kind`` where a test asks for them."""
     return cases(request.param)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import HeadChoice, Lossless, Strategy
+from harness.contracts import LM_HEAD, HeadChoice, Lossless, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.drafts.lookup import Lookup
 from harness.decoding.engine import Engine
@@ -26,41 +26,35 @@ from strategies.predictor import Predictor
 from strategies.random import Random
 from strategies.saturation import Saturation
 from strategies.shortlist import Shortlist
+from tests.crossing import in_turn
+from tests.decoding.conftest import FORMS
 
 NEW, SEEDS = 16, [1, 2, 3]
 # The first token at full depth (prefill), then 2, 6 and 4 layers of 6; asked at layers 2 and 4.
 PLANNED, POINTS = [6, 2, 6, 4], (2, 4)
 
-COUNTS = {
-    # layers: 2 + 6 + 4; the fill after the last token is never made, nobody would read it
-    "propagate": {"layers_executed": 12, "kv_fill_layers": 4},
+COUNTS = {  # layers and K,V fills
+    # 2 + 6 + 4; the fill after the last token is never made, nobody would read it
+    "propagate": (12, 4),
     # the second token catches up four layers with the third; the last still waits
-    "recompute": {"layers_executed": 2 + (6 + 4) + 4, "kv_fill_layers": 0},
-    "skip": {"layers_executed": 12, "kv_fill_layers": 0},
+    "recompute": (2 + (6 + 4) + 4, 0),
+    "skip": (12, 0),
+    "none": (4 + 2 + 6 + 4, 0),
 }
 
 
 @pytest.mark.parametrize("kv", COUNTS)
 @pytest.mark.parametrize("looking", [False, True])
-def test_counts_of_a_cached_run(llama: Any, kv: str, looking: bool, prompts: list[list[int]], schedule: Any) -> None:
-    plan = schedule([PLANNED], points=POINTS, looking=looking)
+def test_counts_of_a_run(llama: Any, kv: str, looking: bool, prompts: list[list[int]], schedule: Any) -> None:
+    first = kv == "none"  # the first token is asked about, too
+    planned = [4, *PLANNED[1:]] if first else PLANNED
+    plan = schedule([planned], points=POINTS, looking=looking)
     done = llama.engine.decode(prompts[:1], plan, kv=kv, max_new_tokens=[4])[0]
-    assert done.exit_layers == PLANNED
-    assert done.layers_executed == COUNTS[kv]["layers_executed"]
-    assert done.kv_fill_layers == COUNTS[kv]["kv_fill_layers"]
-    assert done.exit_checks == 1 + 2 + 2
+    assert done.exit_layers == planned
+    assert (done.layers_executed, done.kv_fill_layers) == COUNTS[kv]
+    assert done.exit_checks == 1 + 2 + 2 + 2 * first
     # looking: at 2; at 2, 4 and the last layer; at 2 and 4. Not looking: one output each.
-    assert done.lm_head_evaluations == (1 + 3 + 2 if looking else 3)
-
-
-@pytest.mark.parametrize("looking", [False, True])
-def test_counts_without_a_cache(llama: Any, looking: bool, prompts: list[list[int]], schedule: Any) -> None:
-    plan = schedule([[4, 2, 6, 4]], points=POINTS, looking=looking)
-    done = llama.engine.decode(prompts[:1], plan, kv="none", max_new_tokens=[4])[0]
-    assert done.layers_executed == 4 + 2 + 6 + 4
-    assert done.kv_fill_layers == 0
-    assert done.exit_checks == 2 + 1 + 2 + 2
-    assert done.lm_head_evaluations == (2 + 1 + 3 + 2 if looking else 4)
+    assert done.lm_head_evaluations == (1 + 3 + 2 + 2 * first if looking else 3 + first)
 
 
 def test_a_run_of_waiting_tokens_is_charged_for_each_of_them(
@@ -70,15 +64,6 @@ def test_a_run_of_waiting_tokens_is_charged_for_each_of_them(
     plan = schedule([[6, 1, 1, 3, 6]])
     done = llama.engine.decode(prompts[:1], plan, kv="recompute", max_new_tokens=[5])[0]
     assert done.layers_executed == 1 + 1 + (3 + 2 * 2) + (6 + 3 * 3)
-
-
-@pytest.mark.parametrize("kv", ["recompute", "skip", "propagate"])
-def test_the_oracle_is_charged_what_it_looks_at(llama: Any, kv: str, prompts: list[list[int]]) -> None:
-    done = llama.engine.decode(prompts[:1], Oracle(), kv=kv, max_new_tokens=[10])[0]
-    asked = [min(layer, 5) for layer in done.exit_layers[1:]]
-    # One look per exit point, one at the full-depth token, and the output's own where no exit point served.
-    assert done.exit_checks == sum(asked)
-    assert done.lm_head_evaluations == sum(asked) + 9 + done.exit_layers[1:].count(6)
 
 
 class CountingHead:
@@ -101,11 +86,8 @@ def counted(llama: Any) -> tuple[Engine, CountingHead]:
     return Engine(dataclasses.replace(backbone, lm_head=head), llama.info), head
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize(
-    "strategy",
-    [
+@in_turn(
+    strategy=[
         Full(),
         Fixed(layer=2),
         Random(probability=0.4),
@@ -114,7 +96,7 @@ def counted(llama: Any) -> tuple[Engine, CountingHead]:
         Patience(patience=2),
         Oracle(),
     ],
-    ids=lambda strategy: type(strategy).__name__,
+    kv=KV_POLICIES.names(),
 )
 def test_every_evaluation_is_counted_and_no_other(
     counted: tuple[Engine, CountingHead], strategy: Strategy, kv: str, prompts: list[list[int]]
@@ -123,16 +105,6 @@ def test_every_evaluation_is_counted_and_no_other(
     done = engine.decode(prompts, strategy, kv=kv, max_new_tokens=[8, 8, 5], seeds=[1, 2, 3])
     prefill = 0 if kv == "none" else 3
     assert sum(head.calls) == prefill + sum(one.lm_head_evaluations for one in done)
-
-
-def test_logits_that_were_asked_for_serve_as_the_output(
-    counted: tuple[Engine, CountingHead], prompts: list[list[int]]
-) -> None:
-    engine, head = counted
-    done = engine.decode(prompts[:1], Confidence(threshold=0.0), kv="propagate", max_new_tokens=[6])[0]
-    assert done.exit_layers == [6, 1, 1, 1, 1, 1]
-    assert head.calls == [1] * 6
-    assert done.lm_head_evaluations == 5
 
 
 def test_asking_again_costs_nothing(counted: tuple[Engine, CountingHead], prompts: list[list[int]]) -> None:
@@ -155,9 +127,7 @@ def test_asking_again_costs_nothing(counted: tuple[Engine, CountingHead], prompt
 # ------------------------------------------------------------------------- of heads and shortlists
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize("name", ["classifier", "lte", "rl", "hash", "consistent"])
+@in_turn(name=["classifier", "lte", "rl", "hash", "consistent"], kv=KV_POLICIES.names())
 def test_a_check_of_the_state_reads_no_lm_head(
     llama: Any, prompts: list[list[int]], learned: Any, name: str, kv: str
 ) -> None:
@@ -209,10 +179,6 @@ DRAFTED, LAYERS = 24, 6
 REPEATING = [[5, 9, 40, 17, 5, 9, 40], [88, 3, 60, 88, 3, 60], [12] * 5]
 
 
-def draft_work(passes: int, layers_read: int, exit_checks: int, lm_heads: int, cheap_head_tokens: int) -> DraftWork:
-    return DraftWork(exit_checks, lm_heads, cheap_head_tokens, layers_read, passes)
-
-
 def decoded(case: Any, prompts: Sequence[Sequence[int]], strategy: Strategy, lossless: Lossless) -> Any:
     limits = [DRAFTED] * len(prompts)
     return case.engine.decode(
@@ -220,24 +186,19 @@ def decoded(case: Any, prompts: Sequence[Sequence[int]], strategy: Strategy, los
     )
 
 
-@pytest.mark.parametrize("most", [1, 4])
-def test_a_fixed_exit_drafts_at_its_layer_with_one_check_and_head(llama: Any, prompts: Any, most: int) -> None:
-    for one in decoded(llama, prompts, Fixed(2), Lossless(most)):
+@pytest.mark.parametrize(("most", "head"), [(1, LM_HEAD), (4, LM_HEAD), (4, HeadChoice("int8"))])
+def test_a_fixed_exit_drafts_at_its_layer_with_one_check_and_head(
+    llama: Any, prompts: Any, most: int, head: HeadChoice
+) -> None:
+    for one in decoded(llama, prompts, Fixed(2), Lossless(most, head=head)):
         wrong = one.drafts - sum(one.accepted)
         assert wrong > 0
-        assert one.drafting == draft_work(one.drafts, 2 * one.drafts, one.drafts, one.drafts, 0)
-        assert one.rolled_back == draft_work(wrong, 2 * wrong, wrong, wrong, 0)
+        for work, count in ((one.drafting, one.drafts), (one.rolled_back, wrong)):
+            heads = (count, 0) if head.is_full else (0, count)
+            assert work == DraftWork(count, *heads, 2 * count, count)
 
 
-def test_a_cheap_head_that_reads_drafts_is_told_from_the_lm_head(llama: Any, prompts: Any) -> None:
-    for one in decoded(llama, prompts, Fixed(2), Lossless(4, head=HeadChoice("int8"))):
-        wrong = one.drafts - sum(one.accepted)
-        assert one.drafting == draft_work(one.drafts, 2 * one.drafts, one.drafts, 0, one.drafts)
-        assert one.rolled_back == draft_work(wrong, 2 * wrong, wrong, 0, wrong)
-
-
-@pytest.mark.crossed
-@pytest.mark.parametrize("strategy", [Random(0.5), Confidence(threshold=0.2), DynamicExit()], ids=str)
+@in_turn(strategy=[Random(0.5), Confidence(threshold=0.2), DynamicExit()], case=["llama", "mistral", "opt"])
 def test_what_verifying_read_is_what_is_left(case: Any, prompts: Any, strategy: Strategy) -> None:
     """A pass that goes deep runs every layer once, whatever waited; one without a new token, from where others wait."""
     for one in decoded(case, prompts, strategy, Lossless(16)):
@@ -260,16 +221,11 @@ def test_what_a_source_proposes_runs_nothing(llama: Any) -> None:
     assert all(one.drafting.layers_read == 2 * one.drafting.passes for one in some)
 
 
-def test_lossy_decoding_has_none(llama: Any, prompts: Any) -> None:
-    made = llama.engine.decode(prompts, Fixed(2), kv="recompute", max_new_tokens=[DRAFTED] * 3)
-    assert all(one.drafting == one.rolled_back == DraftWork() for one in made)
-
-
 ASKED = 8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
+@in_turn(case=list(FORMS), kv=KV_POLICIES.names())
 def test_the_oracle_leaves_at_the_first_layer_that_knows(
     case: Any, kv: str, prompts: list[list[int]], reference: Any
 ) -> None:
@@ -285,30 +241,21 @@ def test_the_oracle_leaves_at_the_first_layer_that_knows(
         assert one.token_ids == beside.sequence[len(prompt) :]
 
 
-@pytest.mark.parametrize(
-    "kv",
-    [
-        "propagate",
-        "skip",
-        "none",
-    ],
-)
-def test_the_layers_a_rehearsal_runs_are_charged(llama: Any, kv: str, prompts: list[list[int]]) -> None:
-    done = llama.engine.decode(prompts, Oracle(), kv=kv, max_new_tokens=[ASKED] * 3)
-    for one in done:
-        asked = one.exit_layers if kv == "none" else one.exit_layers[1:]
-        # Every token is rehearsed once, from the first exit point: from layer 1 through the five others.
-        assert one.layers_executed == sum(asked) + 5 * len(asked)
-
-
-def test_a_rehearsal_under_recompute_takes_along_whoever_waits_and_leaves_them_waiting(
-    llama: Any, prompts: list[list[int]]
+@pytest.mark.parametrize("kv", KV_POLICIES.names())
+def test_the_oracle_is_charged_what_it_looks_at_and_what_it_rehearses(
+    llama: Any, kv: str, prompts: list[list[int]]
 ) -> None:
-    done = llama.engine.decode(prompts, Oracle(), kv="recompute", max_new_tokens=[ASKED] * 3)
-    for one in done:
-        layers, waiting = 0, list[int]()
-        for leaving in one.exit_layers[1:]:
-            layers += 5 + sum(6 - depth for depth in waiting)  # rehearsed from layer 1 to the last
-            layers += leaving + sum(leaving - depth for depth in waiting if depth < leaving)
-            waiting = [max(depth, leaving) for depth in [*waiting, leaving]]
-        assert one.layers_executed == layers
+    for one in llama.engine.decode(prompts, Oracle(), kv=kv, max_new_tokens=[ASKED] * 3):
+        layers = one.exit_layers if kv == "none" else one.exit_layers[1:]
+        asked = [min(layer, 5) for layer in layers]
+        # One look per exit point, one at the full-depth token, and the output's own where no exit point served.
+        assert one.exit_checks == sum(asked)
+        assert one.lm_head_evaluations == sum(asked) + len(asked) + layers.count(6)
+        run, waiting = 0, list[int]()
+        for leaving in layers:
+            run += 5 + leaving  # rehearsed once, from layer 1 to the last
+            if kv == "recompute":  # both take along whoever waits; the rehearsal leaves them waiting
+                run += sum(6 - depth for depth in waiting)
+                run += sum(leaving - depth for depth in waiting if depth < leaving)
+                waiting = [max(depth, leaving) for depth in [*waiting, leaving]]
+        assert one.layers_executed == run

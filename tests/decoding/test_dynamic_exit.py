@@ -79,6 +79,7 @@ def rule_after(case: Any, prompts: Sequence[Sequence[int]], most: int = 5, **opt
     return RULES[0], made
 
 
+@pytest.mark.parametrize("case", ["llama", "opt-post-norm"], indirect=True)
 def test_every_place_counts_once_at_every_exit(case: Any, prompts: list[list[int]]) -> None:
     """With nothing forgotten, the shares are those of reading the whole text once."""
     rule, made = rule_after(case, prompts, decay=1)

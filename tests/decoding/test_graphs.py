@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,10 +11,11 @@ import torch
 
 from harness.contracts import Lossless
 from harness.decoding.engine import Engine
-from harness.decoding.graphs import WIDTHS, RecordedCache, recorder_for
+from harness.decoding.graphs import WIDTHS
 from harness.decoding.teacher_forcing import TeacherForcing
 from strategies.fixed import Fixed
 from strategies.full import Full
+from tests.crossing import in_turn
 from tests.decoding.conftest import Again
 from tests.decoding.pretended import Crossings, Tape, moved
 
@@ -29,14 +29,15 @@ def facts(made: list[Any]) -> list[Any]:
     return [(one.token_ids, one.exit_layers, one.layers_executed, one.failure) for one in made]
 
 
-@pytest.mark.parametrize("form", ["llama", "mistral", "qwen3", "opt", "opt-post-norm", "gpt2", "neox-parallel"])
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "skip"])
-@pytest.mark.crossed
+@in_turn(
+    case=["llama", "mistral", "qwen3", "opt", "opt-post-norm", "gpt2", "neox-parallel"],
+    kv=["propagate", "recompute", "skip"],
+)
 def test_recorded_segments_make_the_same_tokens(
-    cases: Callable[[str], Any], form: str, kv: str, prompts: list[list[int]], exits: Any, schedule: Any
+    case: Any, kv: str, prompts: list[list[int]], exits: Any, schedule: Any
 ) -> None:
     """Three rows of different lengths leave at all depths, wait and catch up; the second batch only replays."""
-    case, tape = cases(form), Tape()
+    tape = Tape()
     engine = moved(case.engine, recorder=tape)
     layers = exits(3, 8)
     wanted = facts(case.engine.decode(prompts, schedule(layers), kv=kv, max_new_tokens=[8] * 3))
@@ -132,8 +133,3 @@ def test_a_model_gives_its_graphs_back_at_once(llama: Any, prompts: list[list[in
         assert graphs() is None
     finally:
         gc.enable()
-
-
-def test_nothing_is_recorded_on_a_cpu(llama: Any) -> None:
-    assert recorder_for(llama.engine.backbone) is None
-    assert not isinstance(llama.engine.cache(1, 8), RecordedCache)

@@ -128,7 +128,7 @@ def test_low_rank_reads_the_best_exactly_and_adds_half_the_variance_it_leaves_ou
     torch.testing.assert_close(found.scatter(1, best, 0), preview.scatter(1, best, 0), rtol=0.01, atol=0.02)
 
 
-@pytest.mark.parametrize("size", [50, 1500, 5000, 4096, 49152])
+@pytest.mark.parametrize("size", [50, 4096, 49152])
 def test_the_best_columns_are_those_of_topk(size: int) -> None:
     chance = torch.Generator().manual_seed(size)
     head = LMHead(size, 2, "cpu", lambda ids: torch.zeros(size, 2), None, pack_near_exact)

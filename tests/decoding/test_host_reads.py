@@ -22,6 +22,7 @@ from strategies.patience import Patience
 from strategies.random import Random
 from strategies.saturation import Saturation
 from strategies.schedule import Schedule
+from tests.crossing import in_turn
 from tests.decoding.pretended import DEVICE, Crossings, Tape, crossings, moved
 
 TOKENS = (3, 9)
@@ -67,9 +68,7 @@ def per_token(
     return reads, uploads, (checks[1] - checks[0]) / steps
 
 
-@pytest.mark.parametrize("name", KNOWN)
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "skip", "none"])
-@pytest.mark.crossed
+@in_turn(name=list(KNOWN), kv=["propagate", "recompute", "skip", "none"])
 def test_what_the_host_knows_costs_no_read(llama: Any, prompts: list[list[int]], name: str, kv: str) -> None:
     """Full depth, a layer, a table, a schedule: a token is read once, since the host is to know it."""
     reads, uploads, checks = per_token(llama, prompts[:1], KNOWN[name], kv)
@@ -78,7 +77,7 @@ def test_what_the_host_knows_costs_no_read(llama: Any, prompts: list[list[int]],
     assert checks >= (0 if name == "full" else 1)
 
 
-@pytest.mark.parametrize("name", ["fixed", "schedule", "hash"])
+@pytest.mark.parametrize("name", ["fixed", "hash"])
 def test_recorded_segments_cost_no_read(llama: Any, prompts: list[list[int]], name: str) -> None:
     tape, strategy = Tape(), KNOWN[name]
 
@@ -87,9 +86,7 @@ def test_recorded_segments_cost_no_read(llama: Any, prompts: list[list[int]], na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ASKED)
-@pytest.mark.parametrize("kv", ["recompute", "propagate", "skip", "none"])
-@pytest.mark.crossed
+@in_turn(name=list(ASKED), kv=["recompute", "propagate", "skip", "none"])
 def test_a_check_is_one_read_at_most(llama: Any, prompts: list[list[int]], name: str, kv: str) -> None:
     reads, uploads, checks = per_token(llama, prompts[:1], ASKED[name], kv)
 
@@ -98,8 +95,7 @@ def test_a_check_is_one_read_at_most(llama: Any, prompts: list[list[int]], name:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["classifier", "lte", "rl"])
-@pytest.mark.parametrize("kv", ["recompute", "propagate"])
+@in_turn(name=["classifier", "lte", "rl"], kv=["recompute", "propagate"])
 def test_a_check_of_a_learned_exit_is_one_read_at_most(
     llama: Any, learned: Callable[..., Strategy], prompts: list[list[int]], name: str, kv: str
 ) -> None:

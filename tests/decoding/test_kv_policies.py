@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import harness.decoding
 from harness.contracts import Batch, ExitRule, ExitView, KVPolicy, ModelInfo, Strategy
 from harness.decoding.backbone import KVFiller
 from harness.decoding.blocks import Linear
@@ -22,6 +17,8 @@ from harness.decoding.engine import Engine
 from harness.decoding.kv.recompute import Recompute
 from harness.registry import KV_POLICIES
 from strategies.full import Full
+from tests.crossing import in_turn
+from tests.decoding.conftest import FORMS, each_kind
 
 NEW, LAYERS = 12, 6
 
@@ -30,15 +27,25 @@ def close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_exits_decode_as_the_reference_does(
-    case: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any, follow: Any
+@in_turn(rounds=2, case=list(FORMS), kv=KV_POLICIES.names(), looking=[True, False])
+def test_exits_decode_as_the_reference_does_and_show_its_logits(
+    case: Any, kv: str, looking: bool, prompts: list[list[int]], schedule: Any, exits: Any, reference: Any
 ) -> None:
-    planned = exits(3, NEW, first=2 if kv == "none" else LAYERS)
-    done = case.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
-    for prompt, layers, one in zip(prompts, planned, done, strict=True):
+    planned = exits(3, 8, first=4 if kv == "none" else LAYERS)
+    plan = schedule(planned, looking=looking)
+    done = case.engine.decode(prompts, plan, kv=kv, max_new_tokens=[8] * 3)
+    for row, (prompt, layers, one) in enumerate(zip(prompts, planned, done, strict=True)):
+        beside = reference(case.reference, kv, prompt)
+        for layer in layers:
+            position = len(beside.sequence) - 1
+            seen = [sight for sight in plan.seen if (sight.row, sight.position) == (row, position)]
+            if kv == "none" or position >= len(prompt):
+                assert [sight.layer for sight in seen] == [point for point in range(1, LAYERS) if point <= layer]
+            for sight in seen if looking else ():
+                close(sight.logits, beside.look()[sight.layer - 1])
+            beside.leave(layer)
         assert one.exit_layers == layers
-        assert one.token_ids == follow(case, kv, prompt, layers).sequence[len(prompt) :]
+        assert one.token_ids == beside.sequence[len(prompt) :]
 
 
 def test_the_policies_differ(llama: Any, prompts: list[list[int]], schedule: Any, exits: Any) -> None:
@@ -51,26 +58,6 @@ def test_the_policies_differ(llama: Any, prompts: list[list[int]], schedule: Any
     assert tokens["propagate"] != tokens["recompute"]
     assert tokens["propagate"] != tokens["skip"]
     assert tokens["recompute"] != tokens["skip"]
-
-
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_what_a_strategy_sees_is_the_residual_stream_and_its_logits(
-    case: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any, reference: Any
-) -> None:
-    planned = exits(3, 6, first=4 if kv == "none" else LAYERS)
-    plan = schedule(planned, looking=True)
-    case.engine.decode(prompts, plan, kv=kv, max_new_tokens=[6] * 3)
-    for row, (prompt, layers) in enumerate(zip(prompts, planned, strict=True)):
-        beside = reference(case.reference, kv, prompt)
-        for layer in layers:
-            position = len(beside.sequence) - 1
-            expected = beside.look()
-            seen = [sight for sight in plan.seen if (sight.row, sight.position) == (row, position)]
-            if kv == "none" or position >= len(prompt):
-                assert [sight.layer for sight in seen] == [point for point in range(1, LAYERS) if point <= layer]
-            for sight in seen:
-                close(sight.logits, expected[sight.layer - 1])
-            beside.leave(layer)
 
 
 def test_the_first_hidden_states_are_those_of_transformers(case: Any, prompts: list[list[int]], schedule: Any) -> None:
@@ -145,14 +132,9 @@ class Vandal(Strategy):
         return torch.tensor(answer)
 
 
-@pytest.mark.parametrize("kv", ["skip", "propagate"])
+@in_turn(case=list(FORMS), kv=["skip", "propagate"])
 def test_a_skipped_position_is_never_looked_at(
-    case: Any,
-    kv: str,
-    prompts: list[list[int]],
-    schedule: Any,
-    exits: Any,
-    caches: list[KVCache],
+    case: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any, caches: list[KVCache]
 ) -> None:
     planned = exits(3, NEW, seed=3)
     untouched = case.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[NEW] * 3)
@@ -175,18 +157,6 @@ def test_the_prompt_runs_at_full_depth_where_there_is_a_cache(
     assert [one.exit_layers for one in done] == [[1 if asked else LAYERS]] * 3
     assert ([one.token_ids for one in done] == [one.token_ids for one in full]) != asked
     assert bool(plan.seen) == asked
-
-
-@pytest.mark.slow
-def test_a_batch_meets_as_many_orders_of_exits_as_it_can(
-    llama: Any, prompts: list[list[int]], schedule: Any, exits: Callable[..., list[list[int]]], follow: Any
-) -> None:
-    for seed in range(4, 7):
-        planned = exits(3, 20, seed=seed)
-        for kv in ("recompute", "skip", "propagate"):
-            done = llama.engine.decode(prompts, schedule(planned), kv=kv, max_new_tokens=[20] * 3)
-            for prompt, layers, one in zip(prompts, planned, done, strict=True):
-                assert one.token_ids == follow(llama, kv, prompt, layers).sequence[len(prompt) :]
 
 
 # ---------------------------------------------------------------------- policies of other packages
@@ -228,39 +198,10 @@ def test_what_joins_sees_what_the_policy_shows(
     assert [one.token_ids for one in hidden] != [one.token_ids for one in expected]
 
 
-def test_a_policy_is_asked_per_token_and_exit_and_never_per_layer(
-    llama: Any, prompts: list[list[int]], schedule: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: Counter[str] = Counter()
-
-    class Counted(KVPolicy):
-        def __getattribute__(self, name: str) -> Any:
-            if name in {"join", "begin", "take", "visible", "leave"}:
-                asked[name] += 1
-            return super().__getattribute__(name)
-
-        def visible(self, rows: Tensor, positions: Tensor, layers: int) -> Tensor | None:
-            return None  # one that hides nothing, ever, is not asked: it does not override this
-
-    options: dict[str, Any] = {"max_new_tokens": [NEW]}
-    run_policy(Counted, monkeypatch, llama.engine, prompts[:1], Full(), **options)
-    assert asked == {"join": 1, "begin": NEW - 1, "visible": NEW - 1}  # one stretch of all layers a token
-    asked.clear()
-    plan = schedule([[LAYERS, *[4] * (NEW - 1)]], points=(2, 4))
-    run_policy(Counted, monkeypatch, llama.engine, prompts[:1], plan, **options)
-    assert asked == {"join": 1, "begin": NEW - 1, "visible": 2 * (NEW - 1), "leave": NEW - 1}
-
-
-def test_the_loop_knows_no_policy_by_name() -> None:
-    folder = Path(harness.decoding.__file__).parent
-    for file in folder.glob("*.py"):
-        literals = {node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)}
-        assert not literals & set(KV_POLICIES.names()), file
-
-
 LAYER = 2
 
 
+@each_kind
 def test_every_skipped_layer_is_filled_from_where_it_stands_on_the_line(case: Any) -> None:
     backbone = case.engine.backbone
     width, layers = case.info.hidden_size, case.info.num_layers

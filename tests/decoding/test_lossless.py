@@ -16,7 +16,6 @@ from harness.contracts import (
     CheapHead,
     Draft,
     DraftRule,
-    ExitRule,
     ExitView,
     HeadChoice,
     HeadFacts,
@@ -49,7 +48,8 @@ from strategies.random import Random
 from strategies.saturation import Saturation
 from strategies.schedule import Schedule
 from strategies.shortlist import Shortlist
-from tests.decoding.conftest import LEARNED
+from tests.crossing import in_turn
+from tests.decoding.conftest import FORMS, KINDS, LEARNED, each_kind
 
 NEW = 24
 LAYERS = 6
@@ -168,9 +168,7 @@ STRATEGIES = [
 ]
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("most", [1, 2, 5, 16])
-@pytest.mark.parametrize("strategy", [*STRATEGIES, *LEARNED], ids=str)
+@in_turn(rounds=3, strategy=[*STRATEGIES, *LEARNED], case=list(FORMS), most=[1, 2, 5, 16])
 def test_what_comes_out_is_full_depth_s(
     case: Any, prompts: list[list[int]], strategy: Strategy | str, most: int, learned: Any
 ) -> None:
@@ -205,9 +203,7 @@ class AllButTheFirst(Always):
         return view.rows > 0
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("strategy", [Always((2,)), AllButTheFirst((2,))], ids=str)
-@pytest.mark.parametrize("probabilities", [False, True])
+@in_turn(case=KINDS, strategy=[Always((2,)), AllButTheFirst((2,))], probabilities=[False, True, True])
 def test_lossy_rows_and_lossless_ones_decode_together(
     case: Any, prompts: list[list[int]], probabilities: bool, strategy: Strategy
 ) -> None:
@@ -247,9 +243,7 @@ def test_known_exits_draft_as_they_did(llama: Any, prompts: list[list[int]]) -> 
     assert [one.layers_executed for one in again] == [(NEW - 1) * LAYERS] * len(prompts)
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("wrong_every", [0, 2, 3, 7])
-@pytest.mark.parametrize("strategy", [Full(), Random(0.5), Always((2,))], ids=str)
+@in_turn(case=list(FORMS), wrong_every=[0, 2, 3, 7], strategy=[Full(), Random(0.5), Always((2,))])
 def test_a_source_proposes_and_full_depth_decides(
     case: Any, prompts: list[list[int]], strategy: Strategy, wrong_every: int
 ) -> None:
@@ -273,10 +267,12 @@ def test_proposals_cost_few_passes(llama: Any, prompts: list[list[int]]) -> None
     assert one.drafted_at[1:7] == [0, 0, 0, 0, 0, None]
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("strategy", [Full(), Always((1,)), Always((3,)), Random(0.6), Fixed(5)], ids=str)
-@pytest.mark.parametrize("place", [0, 1, 2, 5, 9])
-@pytest.mark.parametrize("proposed", [False, True])
+@in_turn(
+    rounds=2,
+    strategy=[Full(), Always((1,)), Always((3,)), Random(0.6), Fixed(5)],
+    place=[0, 1, 2, 5, 9],
+    proposed=[False, True],
+)
 def test_a_completion_ends_where_full_depth_s_does(
     llama: Any, prompts: list[list[int]], strategy: Strategy, place: int, proposed: bool
 ) -> None:
@@ -310,6 +306,7 @@ def test_a_draft_that_seems_to_end_goes_on_where_it_is_replaced(llama: Any, prom
         assert tokens(made) == [expected[row]]
 
 
+@each_kind
 def test_the_last_position_can_be_reached(case: Any) -> None:
     reach = case.info.max_positions
     prompt = [5 + i % 50 for i in range(reach - 6)]
@@ -320,16 +317,15 @@ def test_the_last_position_can_be_reached(case: Any) -> None:
         assert one.drafts
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize(
-    "drafted_by",
-    [(Always((1,)), None), (Random(0.6), None), (Fixed(5), None), (Confidence(0.3), None), (Full(), 3), (SOME, 5)],
-    ids=str,
+@in_turn(
+    rounds=2,
+    case=list(FORMS),
+    strategy=[Always((1,)), Random(0.6), Fixed(5), Confidence(0.3), Full()],
+    wrong_every=[3, None, 5, None],
 )
 def test_keys_and_values_are_those_of_a_run_that_never_drafted(
-    case: Any, prompts: list[list[int]], drafted_by: tuple[Strategy, int | None], monkeypatch: pytest.MonkeyPatch
+    case: Any, prompts: list[list[int]], strategy: Strategy, wrong_every: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    strategy, wrong_every = drafted_by
     known = {tuple(prompt): made for prompt, made in zip(prompts, full(case.engine, prompts), strict=True)}
     sources = [] if wrong_every is None else [Told(known, wrong_every)]
     caches: list[Any] = []
@@ -344,37 +340,6 @@ def test_keys_and_values_are_those_of_a_run_that_never_drafted(
         # Another token's would be off by their own size; rounding is not, with rows beside one another.
         written, expected = (cache.entries[:, row, :, :end] for cache in caches)
         torch.testing.assert_close(written, expected, rtol=1e-3, atol=2e-5 * float(expected.abs().max()))
-
-
-@dataclass(frozen=True)
-class Short(Always):
-    """A strategy whose rule ends drafts itself, as a fixed draft length does."""
-
-    length: int = 2
-
-    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
-        return _ShortRule(self.length)
-
-
-class _ShortRule(DraftRule):
-    def __init__(self, length: int) -> None:
-        self.length, self.accepted = length, list[int]()
-
-    def should_exit(self, view: ExitView) -> Tensor:
-        return torch.ones_like(view.rows, dtype=torch.bool)
-
-    def verify_now(self, draft: Draft) -> bool:
-        return len(draft.tokens) == self.length
-
-    def verified(self, draft: Draft, accepted: int) -> None:
-        self.accepted.append(accepted)
-        assert len(draft.tokens) <= self.length
-
-
-def test_a_strategy_may_end_its_drafts(llama: Any, prompts: list[list[int]]) -> None:
-    short = decoded(llama.engine, prompts[:1], Short((5,)), 16)
-    assert tokens(short) == full(llama.engine, prompts[:1])
-    assert short[0].drafts >= 2 * (short[0].verifications - 1)
 
 
 def test_a_proposal_beyond_the_vocabulary_is_refused(llama: Any, prompts: list[list[int]]) -> None:
@@ -408,8 +373,7 @@ class Halved(CheapHead):
 
 
 @pytest.mark.slow
-@pytest.mark.crossed
-@pytest.mark.parametrize("strategy", [Always((5,)), Random(0.6), Confidence(0.3), Oracle()], ids=str)
+@in_turn(case=KINDS, strategy=[Always((5,)), Random(0.6), Confidence(0.3), Oracle()])
 def test_drafts_may_be_read_by_a_cheap_head(
     case: Any, prompts: list[list[int]], strategy: Strategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

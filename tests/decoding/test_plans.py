@@ -18,6 +18,7 @@ from harness.registry import KV_POLICIES
 from harness.running.operating_points import NeverExits
 from strategies.confidence import Confidence
 from strategies.schedule import Schedule
+from tests.crossing import in_turn
 from tests.decoding.conftest import decode_open
 from tests.decoding.test_state_tests import facts
 
@@ -63,19 +64,13 @@ def by_asking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine_exits, "plan_of", lambda _: None)
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize(
-    "way",
-    [*((kv, None) for kv in KV_POLICIES.names()), ("recompute", Lossless(4))],
-    ids=[*KV_POLICIES.names(), "lossless"],
-)
-@pytest.mark.parametrize("strategy", PLANNED, ids=lambda one: type(one).__name__)
+@in_turn(way=[*KV_POLICIES.names(), "lossless"], strategy=PLANNED)
 def test_tokens_and_counts_are_those_of_asking(
-    llama: Any, prompts: list[list[int]], strategy: Strategy, way: tuple[str, Lossless | None], asked: list[int],
+    llama: Any, prompts: list[list[int]], strategy: Strategy, way: str, asked: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Of one row, and of rows that leave at different layers and end at different places."""
-    kv, lossless = way
+    kv, lossless = ("recompute", Lossless(4)) if way == "lossless" else (way, None)
     layers, drafts = set(), 0
     for rows, limits in ((prompts[:1], [NEW]), (prompts, [NEW, 4, 7])):
         settings: dict[str, Any] = {"kv": kv, "max_new_tokens": limits, "lossless": lossless}
@@ -101,15 +96,6 @@ def test_rows_of_an_open_batch_follow_their_plans_beside_rows_that_are_asked(
     for prompt, strategy, one in zip(prompts, strategies, made, strict=True):
         (alone,) = llama.engine.decode([prompt], strategy, kv="recompute", max_new_tokens=[NEW])
         assert (one.token_ids, one.exit_layers, one.counts) == (alone.token_ids, alone.exit_layers, alone.counts)
-
-
-@dataclass(frozen=True)
-class Forgetful(PlannedRule, Strategy):
-    """Raises when a row has two tokens."""
-
-    def planned_layer(self, token_ids: Sequence[int]) -> None:
-        if len(token_ids) >= 2:
-            raise RuntimeError("no more")
 
 
 @dataclass(frozen=True)

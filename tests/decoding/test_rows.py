@@ -32,7 +32,8 @@ from strategies.random import Random
 from strategies.saturation import Saturation
 from strategies.schedule import Schedule
 from strategies.shortlist import Shortlist
-from tests.decoding.conftest import LEARNED, decode_open
+from tests.crossing import in_turn
+from tests.decoding.conftest import FORMS, LEARNED, decode_open
 
 NEW, SEEDS = 12, [11, 5, 42]
 SOME = Random(probability=0.3)
@@ -71,9 +72,7 @@ def one_by_one(engine: Any, prompts: Sequence[list[int]], strategy: Strategy, li
 # -------------------------------------------------------------------------------- closed batches
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize("name", [*STRATEGIES, *LEARNED])
+@in_turn(name=[*STRATEGIES, *LEARNED], kv=KV_POLICIES.names())
 def test_a_batch_is_its_rows(llama: Any, name: str, kv: str, prompts: list[list[int]], learned: Any) -> None:
     strategy = STRATEGIES[name] if name in STRATEGIES else learned(name, llama.info)
     limits = [NEW, 5, 9]
@@ -84,7 +83,7 @@ def test_a_batch_is_its_rows(llama: Any, name: str, kv: str, prompts: list[list[
     assert [facts(one) for one in together] == one_by_one(llama.engine, prompts, strategy, limits, kv=kv)
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
+@in_turn(case=list(FORMS), kv=KV_POLICIES.names())
 def test_a_batch_is_its_rows_in_every_family(case: Any, kv: str, prompts: list[list[int]]) -> None:
     together = case.engine.decode(prompts, SOME, kv=kv, max_new_tokens=[NEW] * 3, seeds=SEEDS)
     assert [facts(one) for one in together] == one_by_one(case.engine, prompts, SOME, [NEW] * 3, kv=kv)
@@ -108,9 +107,7 @@ def test_rows_that_end_early_leave_the_others_alone(llama: Any, kv: str, prompts
     assert [facts(one) for one in together] == one_by_one(llama.engine, prompts, SOME, [NEW] * 3, **ends)
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize("name", ["random", "confidence", "oracle", "full"])
+@in_turn(rounds=2, name=["random", "confidence", "oracle", "full"], kv=KV_POLICIES.names())
 def test_recorded_exits_replay_the_run(llama: Any, name: str, kv: str, prompts: list[list[int]]) -> None:
     limits = [NEW, 5, 9]
     run = llama.engine.decode(prompts, STRATEGIES[name], kv=kv, max_new_tokens=limits, seeds=SEEDS)
@@ -193,7 +190,7 @@ def same_alone(engine: Any, todo: list[Wish], kv: str = "propagate") -> list[Gen
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
+@in_turn(case=list(FORMS), kv=KV_POLICIES.names())
 def test_what_a_row_yields_does_not_depend_on_the_others(case: Any, kv: str) -> None:
     together = same_alone(case.engine, wishes(20, case.engine.info.vocab_size, MIXED), kv)
     assert len({layer for made in together for layer in made.exit_layers}) > 3
@@ -341,7 +338,7 @@ def requests(llama: Any) -> list[list[int]]:
     return [[drawn.randrange(1, llama.info.vocab_size) for _ in range(3 + number)] for number in range(REQUESTS)]
 
 
-def in_turn(engine: Any, requests: list[list[int]], strategy: Strategy, rows: int, **more: Any) -> list[Generation]:
+def through(engine: Any, requests: list[list[int]], strategy: Strategy, rows: int, **more: Any) -> list[Generation]:
     seeds = [100 + number for number in range(REQUESTS)]
     settings = {"kv": "recompute", "max_new_tokens": LIMITS, "seeds": seeds, **more}
     found = dict(decode_in_turn(engine, requests, strategy, rows=rows, **settings))
@@ -349,17 +346,16 @@ def in_turn(engine: Any, requests: list[list[int]], strategy: Strategy, rows: in
     return [found[place] for place in range(REQUESTS)]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"kv": "propagate"}, {"kv": "none"}, {"lossless": Lossless()}],
     ids=["recompute", "propagate", "no cache", "lossless"],
 )
 def test_each_request_yields_what_it_yields_alone(
-    llama: Any, requests: list[list[int]], rows: int, settings: dict[str, Any]
+    llama: Any, requests: list[list[int]], settings: dict[str, Any]
 ) -> None:
     more: dict[str, Any] = {"stop": lambda made: made[-1] % 7 == 0, "eos_token_ids": frozenset({1}), **settings}
-    found = in_turn(llama.engine, requests, SOME, rows, **more)
+    found = through(llama.engine, requests, SOME, 3, **more)
     for place, (prompt, limit, made) in enumerate(zip(requests, LIMITS, found, strict=True)):
         alone = llama.engine.decode(
             [prompt], SOME, max_new_tokens=[limit], seeds=[100 + place], **{"kv": "recompute", **more}
@@ -375,12 +371,11 @@ def test_a_row_that_ends_leaves_its_place_to_the_next_request(
     running: list[int] = []
     step: Callable[[OpenBatch], None] = OpenBatch.step
     monkeypatch.setattr(OpenBatch, "step", lambda batch: (running.append(len(batch.running)), step(batch)))
-    in_turn(llama.engine, requests, Full(), 3)
+    through(llama.engine, requests, Full(), 3)
     assert sum(running) == sum(limit - 1 for limit in LIMITS)  # the prompt makes a request's first token
     assert running == sorted(running, reverse=True)  # three until none waits
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_what_a_strategy_raises_reaches_the_caller(llama: Any, requests: list[list[int]], rows: int) -> None:
+def test_what_a_strategy_raises_reaches_the_caller(llama: Any, requests: list[list[int]]) -> None:
     with pytest.raises(RuntimeError, match="no more"):
-        in_turn(llama.engine, requests, Broken(), rows)
+        through(llama.engine, requests, Broken(), 3)

@@ -22,6 +22,8 @@ from strategies.oracle import Oracle
 from strategies.patience import Patience
 from strategies.random import Random
 from strategies.saturation import Saturation
+from tests.crossing import in_turn
+from tests.decoding.conftest import KINDS, each_kind
 
 LAYERS, NEW = 6, 6
 
@@ -84,6 +86,7 @@ def test_a_view_shows_both_states(llama: Any, prompts: list[list[int]]) -> None:
 
 
 @pytest.mark.slow
+@each_kind
 def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
     case: Any, prompts: list[list[int]], schedule: Any, exits: Any, read_out: Callable[[Any, Tensor], int]
 ) -> None:
@@ -106,8 +109,7 @@ def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
             assert one.token_ids[step] == expected, (step, layer)
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize("looking", [True, False])
+@in_turn(kv=KV_POLICIES.names(), looking=[True, False])
 def test_every_policy_and_a_replay_read_each_exit_s_tokens_through_its_own_map(
     llama: Any, kv: str, looking: bool, prompts: list[list[int]], schedule: Any, exits: Any,
     read_out: Callable[[Any, Tensor], int],
@@ -136,7 +138,7 @@ def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: str, prompts: l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
+@in_turn(case=KINDS, kv=KV_POLICIES.names())
 def test_maps_that_change_nothing_are_the_shared_head(
     case: Any, kv: str, prompts: list[list[int]], schedule: Any, exits: Any
 ) -> None:
@@ -174,11 +176,8 @@ def counted(llama: Any) -> tuple[Engine, list[int]]:
     return engine_with(llama, some), calls
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize(
-    "strategy",
-    [
+@in_turn(
+    strategy=[
         Full(),
         Fixed(layer=3),
         Random(probability=0.4),
@@ -187,7 +186,7 @@ def counted(llama: Any) -> tuple[Engine, list[int]]:
         Patience(patience=2),
         Oracle(),
     ],
-    ids=lambda strategy: type(strategy).__name__,
+    kv=KV_POLICIES.names(),
 )
 def test_every_map_is_counted_and_no_other(
     counted: tuple[Engine, list[int]], strategy: Strategy, kv: str, prompts: list[list[int]]

@@ -30,6 +30,7 @@ from strategies.fixed import Fixed
 from strategies.lte import LearnToExit
 from strategies.saturation import Saturation
 from strategies.schedule import Schedule
+from tests.crossing import in_turn
 
 WIDTH, LENGTH, NEW = 128, 40, 12
 EVERY = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]
@@ -74,11 +75,8 @@ def asking(engine: Engine, scores: Sequence[StateScore], threshold: float = math
     return found
 
 
-@pytest.mark.crossed
 @torch.inference_mode()
-@pytest.mark.parametrize("hidden", [(), (5,), (70, 5)], ids=["linear", "one hidden layer", "two"])
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize("observation", EVERY, ids=str)
+@in_turn(rounds=2, observation=EVERY, activation=["tanh", "relu"], hidden=[(), (5,), (70, 5)])
 def test_scores_are_those_of_the_network(
     engine: Engine, observation: Observation, activation: Activation, hidden: tuple[int, ...]
 ) -> None:
@@ -225,19 +223,12 @@ FAMILIES: dict[str, Callable[[ModelInfo, Make], list[Strategy]]] = {
 }
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(
-    "way",
-    [("recompute", None), ("propagate", None), ("recompute", Lossless(4))],
-    ids=["recompute", "propagate", "lossless"],
-)
-@pytest.mark.parametrize("family", FAMILIES)
+@in_turn(rounds=2, family=list(FAMILIES), threads=[1, 2], way=["recompute", "propagate", "lossless"])
 def test_tokens_and_counts_are_those_of_asking(
-    engine: Engine, prompts: list[list[int]], learned: Make, family: str, way: tuple[str, Lossless | None],
-    threads: int, inside: list[bool], monkeypatch: pytest.MonkeyPatch,
+    engine: Engine, prompts: list[list[int]], learned: Make, family: str, way: str, threads: int, inside: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    kv, lossless = way
+    kv, lossless = ("recompute", Lossless(4)) if way == "lossless" else (way, None)
     torch.set_num_threads(threads)
     layers, drafts = set(), 0
     for strategy in FAMILIES[family](engine.info, learned):

@@ -16,6 +16,7 @@ from strategies.confidence import Confidence
 from strategies.fixed import Fixed
 from strategies.full import Full
 from strategies.random import Random
+from tests.crossing import in_turn
 
 NEW, SEEDS = 12, [11, 5, 42]
 SOME = Random(probability=0.4)
@@ -176,8 +177,7 @@ def ended(engine: Any, prompts: list[list[int]], strategy: Strategy, kv: str, se
     return engine.decode(prompts, strategy, kv=kv, max_new_tokens=[NEW] * len(prompts), seeds=seeds)
 
 
-@pytest.mark.parametrize("leaves_too", [False, True])
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
+@in_turn(kv=KV_POLICIES.names(), leaves_too=[False, True])
 def test_a_row_that_is_stopped_keeps_what_it_has(
     llama: Any, prompts: list[list[int]], kv: str, leaves_too: bool
 ) -> None:
@@ -225,7 +225,5 @@ def test_lossless_completions_are_full_depth_s(llama: Any, prompts: list[list[in
     after = dict.fromkeys(SEEDS, 2)
     settings: dict[str, Any] = {"kv": "recompute", "max_new_tokens": [NEW] * 3, "seeds": SEEDS}
     made = llama.engine.decode(prompts, Stopping(after), lossless=Lossless(4), **settings)
-    from strategies.full import Full
-
     whole = llama.engine.decode(prompts, Full(), **settings)
     assert [(one.token_ids, one.finish_reason) for one in made] == [(one.token_ids, one.finish_reason) for one in whole]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from harness.errors import ModelError
 from harness.models.model import resolve
 from harness.registry import WEIGHTS_FORMATS
 from strategies.full import Full
+from tests.crossing import in_turn
+from tests.decoding.conftest import FORMS, each_kind
 
 
 def forced(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> list[int]:
@@ -38,6 +40,7 @@ def test_choices_are_those_of_transformers_for_every_family(case: Any, prompts: 
         for length in (1, 9, 2):  # a shorter one after a longer one: what that left behind is not seen
             completion = random.Random(length).choices(range(1, 97), k=length)
             assert reader.choices(completion) == forced(case.reference, prompt, completion)
+            assert reader.logits(completion).argmax(-1).tolist() == reader.choices(completion)
 
 
 def test_what_does_not_fit_the_positions_is_refused(llama: Any) -> None:
@@ -86,8 +89,7 @@ def errors(logits: Tensor, other: Tensor) -> Tensor:
     return (moved - moved.mean(-1, keepdim=True)).abs()
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("name", USABLE)
+@in_turn(case=list(FORMS), name=USABLE)
 def test_no_format_moves_a_logit_further_than_the_bound(case: Any, name: str, own_text: Any) -> None:
     packed = pack(case.engine.backbone, name, "cpu")
     noisy = disturbed(case.engine.backbone, product_error(WEIGHTS_FORMATS.load(name).facts))
@@ -97,6 +99,7 @@ def test_no_format_moves_a_logit_further_than_the_bound(case: Any, name: str, ow
         assert errors(exact, logits(case, packed, prompt, tokens)).max() <= bound
 
 
+@pytest.mark.parametrize("case", ["llama"], indirect=True)
 def test_the_bound_grows_with_the_error_and_says_little_where_there_is_none(case: Any, own_text: Any) -> None:
     prompt, tokens = own_text[0]
     exact = logits(case, case.engine.backbone, prompt, tokens)
@@ -119,6 +122,7 @@ def without_last_inputs(backbone: Backbone) -> Backbone:
     return replace(backbone, blocks=[block.packed(cut) for block in backbone.blocks])
 
 
+@each_kind
 def test_wrong_products_move_logits_beyond_the_bound_of_fp16(case: Any, own_text: Any) -> None:
     noisy = disturbed(case.engine.backbone, product_error(WEIGHTS_FORMATS.load("fp16").facts))
     beyond = []
@@ -129,10 +133,3 @@ def test_wrong_products_move_logits_beyond_the_bound_of_fp16(case: Any, own_text
             float(errors(exact, logits(case, without_last_inputs(case.engine.backbone), prompt, tokens)).max()) > bound
         )
     assert all(beyond)
-
-
-def test_logits_are_those_of_the_choices(case: Any, own_text: Callable[..., Any]) -> None:
-    for prompt, tokens in own_text:
-        forced = TeacherForcing(case.engine, prompt, NEW)
-        for length in (1, 9, NEW):
-            assert forced.logits(tokens[:length]).argmax(-1).tolist() == forced.choices(tokens[:length])

@@ -24,6 +24,7 @@ from strategies.dynamic_exit import DynamicExit
 from strategies.fixed import Fixed
 from strategies.full import Full
 from strategies.oracle import Oracle
+from tests.decoding.conftest import each_kind
 
 NEW, LAYERS, POINTS = 24, 6, (1, 2, 3, 4, 5)
 SHORTLIST = HeadChoice("shortlist", 40)
@@ -152,6 +153,7 @@ def test_a_model_of_few_positions_is_measured_at_those(make_case: Any) -> None:
 
 
 @pytest.mark.slow
+@each_kind
 def test_every_family_can_be_measured(case: Any) -> None:
     engine = Engine(case.engine.backbone, case.info, timing=Timing())
     assert costs(engine, Confidence()).check > 0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness.contracts import Batch, ExitRule, ModelInfo, Strategy
 from harness.registry import KV_POLICIES
+from tests.crossing import in_turn
 
 LAYERS = 6
 
@@ -66,8 +67,7 @@ def test_rows_positions_and_tokens(llama: Any, kv: str, prompts: list[list[int]]
     assert all(tokens in [one.token_ids[:4] for one in done] for tokens in ends)
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-@pytest.mark.parametrize("eager", [True, False])
+@in_turn(kv=KV_POLICIES.names(), eager=[True, False])
 def test_previous_is_the_last_exit_point_over_the_rows_that_are_left(
     llama: Any, kv: str, eager: bool, prompts: list[list[int]]
 ) -> None:

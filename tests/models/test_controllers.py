@@ -25,6 +25,7 @@ from harness.models.controllers import (
     write_controller,
 )
 from harness.training.identity import identity
+from tests.crossing import in_turn
 
 POINTS, WIDTH, ROWS = (4, 6, 10), 8, 7
 TRAIN = (
@@ -92,8 +93,7 @@ def refusal(model: ModelInfo, name: str = "") -> str:
     return message
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("observation", [*OBSERVATIONS.values(), ALONE], ids=str)
+@in_turn(observation=[*OBSERVATIONS.values(), ALONE], shared=[True, False])
 def test_what_was_written_is_found(folder: Path, model: ModelInfo, observation: Observation, shared: bool) -> None:
     written = write(folder / "rl.json", model, observation, shared=shared)
     found = find(model)
@@ -236,19 +236,15 @@ def naive(observation: Observation, written: dict[str, Network], views: list[Any
     return [net(inputs[:, e])[:, 0] for e, net in enumerate(each) if net is not None]
 
 
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(
-    "observation", [*OBSERVATIONS.values(), ALONE, Observation("exit"), Observation(change=True, place=True)], ids=str
+@in_turn(
+    observation=[*OBSERVATIONS.values(), ALONE, Observation("exit"), Observation(change=True, place=True)],
+    shared=[True, False],
+    dtype=[torch.float32, torch.float16, torch.float16],
 )
 def test_a_score_is_the_network_of_the_observation(
-    folder: Path,
-    model: ModelInfo,
-    views: Callable[..., list[Any]],
-    observation: Observation,
-    shared: bool,
+    folder: Path, model: ModelInfo, views: Callable[..., list[Any]], observation: Observation, shared: bool,
     dtype: torch.dtype,
-) -> None:
+) -> None:  # fmt: skip
     write(folder / "rl.json", model, observation, shared=shared)
     score, seen = find(model).scorer("cpu"), views(dtype=dtype)
     expected = naive(observation, networks(observation, shared=shared), seen)

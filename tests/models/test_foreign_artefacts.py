@@ -23,6 +23,7 @@ from harness.models.weights import merge, read_shortcuts
 from strategies.classifier import Classifier
 from strategies.lte import LearnToExit
 from strategies.rl import ReinforcementLearning
+from tests.crossing import in_turn
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -206,10 +207,7 @@ def test_shortcuts_of_another_width_or_beyond_the_dtype_are_refused(shortcut: Pa
     assert "4.weight holds infinity in torch.float16" in refusal(lambda: read(torch.float16, WIDTH))
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("part", ["0.weight", "0.bias", "1.weight", "1.bias"])
+@in_turn(rounds=2, wrong=list(WRONG), part=["0.weight", "0.bias", "1.weight", "1.bias"], shared=[True, False, False])
 def test_a_network_that_is_none_is_named(tmp_path: Path, part: str, shared: bool, wrong: str) -> None:
     path = controller(tmp_path, shared=shared, hidden=5)
     name = f"{'shared' if shared else 6}.{part}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import torch
 from harness.errors import ModelError, OutOfMemoryError
 from harness.models.model import ResolvedModel
 from harness.models.source import text_back
+from tests.crossing import in_turn
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -70,9 +72,7 @@ SIZES = (
 NO_SIZES = (0, -1, 10**9, 10**17, 1.5, 12.0, "12", True, [1], {}, {"__float__": "NaN"})
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("value", NO_SIZES, ids=repr)
-@pytest.mark.parametrize("field", SIZES)
+@in_turn(value=NO_SIZES, field=SIZES)
 def test_a_size_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, field: str, value: object) -> None:
     change(folder / "config.json", **{field: value})
     message = refusal(use)
@@ -131,41 +131,39 @@ def test_weights_that_no_machine_holds_are_refused_before_they_are_drawn(
         found.load("cpu")
 
 
+NO_FILES = ["named pipe", "named pipe behind a link", "device", "folder", "link to itself"]
+
 DOCUMENTS = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "model.safetensors.index.json"),
 )
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "it is not JSON (line 1"),
-        (b'{"a": ', "it is not JSON (line 1"),
-        (b'{"a": "\xff"}', "it is not UTF-8 (byte 7)"),
-        (b"[]", "it holds a list, not an object"),
-        (b"null", "it holds a NoneType, not an object"),
-        (b"[" * 100_000, "it is nested deeper than 100"),
-        (b'{"a":' * 5_000 + b"1" + b"}" * 5_000, "it is nested deeper than 100"),
-        (b'{"a": 1e999}', "no finite double (1e999)"),
-        (b'{"a": -Infinity}', "no finite double (-Infinity)"),
-        (b'{"a": ' + b"1" * 5_000 + b"}", "an integer of more than 40 digits"),
-        (b'{"a": "\\ud800"}', "half a surrogate pair"),
-    ],
-    ids=lambda value: repr(value)[:30],
-)
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_document_that_is_none_is_named(use: Act, folder: Path, name: str, content: bytes, said: str) -> None:
-    (folder / name).write_bytes(content)
+NO_DOCUMENTS = {
+    "it is not JSON (line 1": b'{"a": ',
+    "it is not UTF-8 (byte 7)": b'{"a": "\xff"}',
+    "it holds a list, not an object": b"[]",
+    "it is nested deeper than 100": b"[" * 100_000,
+    "no finite double (1e999)": b'{"a": 1e999}',
+    "no finite double (-Infinity)": b'{"a": -Infinity}',
+    "an integer of more than 40 digits": b'{"a": ' + b"1" * 5_000 + b"}",
+    "half a surrogate pair": b'{"a": "\\ud800"}',
+}
+
+
+@in_turn(name=DOCUMENTS, said=list(NO_DOCUMENTS))
+def test_a_document_that_is_none_is_named(use: Act, folder: Path, name: str, said: str) -> None:
+    (folder / name).write_bytes(NO_DOCUMENTS[said])
     message = refusal(use)
     assert message.startswith(f"cannot read {folder / name}: ")
     assert said in message
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("name", [*DOCUMENTS, "model.safetensors", "merges.txt", "chat_template.jinja", "notes",
-                                  "additional_chat_templates/a.jinja"])  # fmt: skip
+@in_turn(
+    name=[*DOCUMENTS, "model.safetensors", "merges.txt", "chat_template.jinja", "notes",
+          "additional_chat_templates/a.jinja"],
+    put=NO_FILES,
+)  # fmt: skip
 def test_what_is_no_file_is_not_opened(use: Act, folder: Path, put: Callable[[Path], str], name: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     said = put(folder / name)
@@ -175,11 +173,9 @@ def test_what_is_no_file_is_not_opened(use: Act, folder: Path, put: Callable[[Pa
         assert refusal(use).startswith(f"cannot read {folder / name}: {said}")
 
 
-@pytest.mark.parametrize("weights", ["pretrained", "random"])
-@pytest.mark.parametrize(
-    "part",
-    [{"decoder": None}, {"pre_tokenizer": None}, {"normalizer": {"type": "Lowercase"}}],
-    ids=lambda part: next(iter(part)),
+@in_turn(
+    part=[{"decoder": None}, {"pre_tokenizer": None}, {"normalizer": {"type": "Lowercase"}}],
+    weights=["pretrained", "random"],
 )
 def test_a_tokenizer_that_does_not_give_code_back_is_refused(
     resolved: Callable[..., ResolvedModel], folder: Path, part: dict[str, Any], weights: str
@@ -234,17 +230,19 @@ def save(folder: Path, weights: dict[str, torch.Tensor], name: str = "model.safe
     save_file(weights, folder / name, {"format": "pt"})
 
 
-@pytest.mark.crossed
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"])
-@pytest.mark.parametrize(("value", "fault"), [(torch.nan, "NaN"), (torch.inf, "infinity"), (-torch.inf, "infinity")])
+@in_turn(
+    name=[UP, "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"],
+    value=[torch.nan, torch.inf, -torch.inf],
+    dtype=["float32", "bfloat16", "float16", "float16"],
+)
 def test_one_weight_that_is_no_number_is_found(
-    resolved: Callable[..., ResolvedModel], folder: Path, name: str, value: float, fault: str, dtype: str
+    resolved: Callable[..., ResolvedModel], folder: Path, name: str, value: float, dtype: str
 ) -> None:
     weights = weights_of(folder)
     weights[name].view(-1)[-1] = value
     save(folder, weights)
     found = resolved(str(folder), weights="pretrained", dtype=dtype)
+    fault = "NaN" if math.isnan(value) else "infinity"
     said = f"{folder / 'model.safetensors'}: {name} holds {fault}, with which the model says nothing."
     assert refusal(lambda: found.load("cpu")).startswith(said)
 
@@ -267,7 +265,7 @@ def test_the_file_of_several_is_named_and_numbers_that_are_no_floating_point_are
         assert refusal(use).startswith(f"{folder / index[UP]}: {UP} {said}")
 
 
-@pytest.mark.parametrize("length", [0, 8, 100, -1])
+@pytest.mark.parametrize("length", [0, 100, -1])
 def test_weights_cut_off_are_refused(use: Act, folder: Path, length: int) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
@@ -294,7 +292,7 @@ def test_pickled_weights_are_not_read(resolved: Callable[..., ResolvedModel], fo
         resolved(str(folder), weights="pretrained").load("cpu")
 
 
-@pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"])
+@pytest.mark.parametrize("name", [UP, "model.norm.weight"])
 def test_a_layer_of_zeros_is_found(use: Act, folder: Path, name: str) -> None:
     weights = weights_of(folder)
     weights[name].zero_()

@@ -14,6 +14,7 @@ import torch
 from harness.decoding.engine import Engine
 from harness.errors import ModelError
 from strategies.full import Full
+from tests.crossing import in_turn
 
 
 def test_pretrained_weights_out_of_reach_name_the_alternatives(resolved: Any) -> None:
@@ -21,14 +22,6 @@ def test_pretrained_weights_out_of_reach_name_the_alternatives(resolved: Any) ->
         ModelError, match=r"out of reach\. Use --weights random, --model smollm2-135m, or --model FOLDER"
     ):
         resolved("opt-2.7b", weights="pretrained")
-
-
-def test_a_family_that_is_not_supported(resolved: Any, tmp_path: Path) -> None:
-    from transformers import BloomConfig
-
-    BloomConfig(hidden_size=8, n_layer=2, n_head=2).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="model family 'bloom' is not supported"):
-        resolved(str(tmp_path))
 
 
 def test_random_weights_follow_the_seed(resolved: Any, tiny_llama: Path) -> None:
@@ -60,8 +53,7 @@ def test_pretrained_weights_of_a_folder(resolved: Any, tiny_llama: Path, tmp_pat
     assert changed.weights_sha256 != first.weights_sha256
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("weights", ["pretrained", "random"])
+@in_turn(dtype=["float32", "bfloat16", "float16"], weights=["pretrained", "random"])
 def test_weights_come_in_the_dtype_asked_for(resolved: Any, tiny_llama: Path, dtype: str, weights: str) -> None:
     found = resolved(str(tiny_llama), weights=weights, dtype=dtype)
     loaded = found.load("cpu")

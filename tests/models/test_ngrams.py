@@ -13,6 +13,7 @@ import pytest
 from harness.errors import ArtefactError
 from harness.models.artefacts import write_artefact
 from harness.models.ngrams import GRAM, RUN, NgramIndex, SeenDocuments, find_seen, read_index, write_index
+from tests.crossing import in_turn
 
 
 def tokens(seed: str, count: int, vocabulary: int = 49_152) -> list[int]:
@@ -20,12 +21,14 @@ def tokens(seed: str, count: int, vocabulary: int = 49_152) -> list[int]:
     return [chance.randrange(vocabulary) for _ in range(count)]
 
 
-@pytest.mark.parametrize("vocabulary", [2, 40, 49_152])  # of two tokens many hashes are equal, as in a table of zeros
-@pytest.mark.parametrize("length", [RUN, RUN + 1, 3 * RUN])
+@in_turn(
+    vocabulary=[2, 40, 49_152],  # of two tokens many hashes are equal, as in a table of zeros
+    length=[RUN, RUN + 1, 3 * RUN],
+)
 def test_a_shared_run_is_found_wherever_it_stands(length: int, vocabulary: int) -> None:
     """The guarantee of winnowing."""
     chance = random.Random(f"{length} {vocabulary}")
-    for trial in range(200):
+    for trial in range(150):
         run = tokens(f"run {trial} {length}", length, vocabulary)
         before, after = (tokens(f"{side} {trial}", chance.randrange(60), vocabulary) for side in ("before", "after"))
         index = NgramIndex.of([tokens("another", 90, vocabulary), [*before, *run, *after]])

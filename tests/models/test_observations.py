@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.models.controllers import OBSERVATIONS, Activation, AtLeast, Network, Observation, SingleRow, score_at
+from harness.models.controllers import Activation, AtLeast, Network, Observation, SingleRow, score_at
+from tests.crossing import in_turn
 
 ROWS, EXITS, WIDTH = 5, 4, 6
 
@@ -64,19 +65,6 @@ def test_every_exit_is_its_definition_at_once_and_one_by_one(observation: Observ
         assert torch.equal(alone, together[:, e])
 
 
-def test_worked_out_by_hand() -> None:
-    # root mean squares 5 and 10; the cosine with a doubled state is 1, with a perpendicular one 0
-    state, double, across = (torch.tensor([row]) for row in ([1.0, 7.0], [2.0, 14.0], [-7.0, 1.0]))
-    rich = OBSERVATIONS["rich"]
-    first = rich.build(state, None, 0, 2)
-    torch.testing.assert_close(first, torch.tensor([[0.2, 1.4, math.log(5), 0.0, 0.0]]))
-    second = rich.build(double, state, 1, 2)
-    torch.testing.assert_close(second, torch.tensor([[0.2, 1.4, math.log(10), 1.0, math.log(2)]]))
-    turned = rich.build(across, double, 1, 2)
-    torch.testing.assert_close(turned, torch.tensor([[-1.4, 0.2, math.log(5), 0.0, -math.log(2)]]))
-
-
-SHAPES = [(6, 1), (6, 4, 2), (6, 5, 4, 3)]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -93,15 +81,7 @@ def inputs() -> Tensor:
     return 20 * torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
 
 
-def same(left: Network, right: Network) -> bool:
-    pairs = zip(left.layers, right.layers, strict=True)
-    return left.activation == right.activation and all(
-        torch.equal(one, other) for mine, theirs in pairs for one, other in zip(mine, theirs, strict=True)
-    )
-
-
-@pytest.mark.parametrize("widths", SHAPES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@in_turn(widths=[(6, 1), (6, 4, 2), (6, 5, 4, 3)], activation=list(ACTIVATIONS))
 def test_a_network_is_its_torch_sequence(widths: Sequence[int], activation: Activation, inputs: Tensor) -> None:
     modules = modules_of(widths, activation)
     network = Network.of_module(modules)
@@ -117,24 +97,6 @@ def test_a_network_is_its_torch_sequence(widths: Sequence[int], activation: Acti
     assert torch.equal(network(inputs), got)  # training goes on without it
 
 
-def test_a_difference_is_one_output_less_another(inputs: Tensor) -> None:
-    network = Network.of_module(modules_of((6, 5, 4, 3)))
-    outputs, single = network(inputs), network.difference(2, 0)(inputs)
-    assert single.shape == (20, 1)
-    torch.testing.assert_close(single[:, 0], outputs[:, 2] - outputs[:, 0])
-    assert single.abs().max() > 0.1
-
-
-@pytest.mark.parametrize("widths", SHAPES)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_tensors_are_read_back(widths: Sequence[int], activation: Activation) -> None:
-    network = Network(Network.of_module(modules_of(widths)).layers, activation)
-    assert same(Network.of(network.tensors("shared"), "shared", activation), network)
-    halved = network.to(torch.float16)
-    assert {tensor.dtype for tensor in halved.tensors("x").values()} == {torch.float16}
-    assert same(Network.of(halved.tensors("x"), "x", activation), halved.to(torch.float32))  # float32 in use
-
-
 BROAD = 24
 
 
@@ -147,8 +109,9 @@ def network(observation: Observation, activation: Activation, *hidden: int) -> N
     return Network(tuple(layers), activation)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("observation", [one for one in EVERY if one.state == "hidden"], ids=str)
+@in_turn(
+    observation=[one for one in EVERY if one.state == "hidden"], dtype=[torch.float32, torch.bfloat16, torch.float16]
+)
 def test_one_row_scores_as_many_do(observation: Observation, dtype: torch.dtype) -> None:
     chance = torch.Generator().manual_seed(0)
     grown = torch.randn(EXITS, 1, BROAD, generator=chance) * torch.tensor([0.3, 1.0, 20.0, 300.0]).view(-1, 1, 1)
@@ -165,8 +128,7 @@ def test_one_row_scores_as_many_do(observation: Observation, dtype: torch.dtype)
     assert torch.equal(states, before)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
-@pytest.mark.parametrize("observation", [Observation(normalise=True), Observation(change=True)], ids=str)
+@in_turn(bad=[math.nan, math.inf, 1e30], observation=[Observation(normalise=True), Observation(change=True)])
 def test_a_state_without_a_size_is_left_to_the_long_way(observation: Observation, bad: float) -> None:
     state = torch.ones(1, BROAD)
     state[0, 3] = bad

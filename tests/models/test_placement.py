@@ -20,6 +20,7 @@ from harness.models.model import resolve
 from harness.models.placement import _planned, devices_of, layer_devices, read_placed
 from strategies.fixed import Fixed
 from strategies.full import Full
+from tests.crossing import in_turn
 
 PROMPTS = [[5, 9, 11, 40, 7], [3, 8, 21, 6, 17, 30, 2]]
 
@@ -29,8 +30,7 @@ def info_of(folder: Path, device_map: str | None, **changes: Any) -> ModelInfo:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@in_turn(family=["llama", "opt", "gpt2", "gpt_neox"], dtype=["float32", "bfloat16"])
 def test_layers_in_a_file_give_the_same_tokens(make_model: Callable[..., Path], family: str, dtype: str) -> None:
     folder = make_model(family)
     whole = resolve(ModelRequest(str(folder), dtype=dtype)).load("cpu")

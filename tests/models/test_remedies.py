@@ -60,36 +60,25 @@ def kinds(commands: list[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags",
+    ("strategy", "flags", "without", "weights"),
     [
-        (),
-        ("--weights", "random", "--dtype", "bfloat16", "--seed", "1"),
-        ("--artefacts", "my own", "--exit-points", "all"),
+        ("rl", (), ["lite"], "pretrained"),
+        ("classifier:heads=mine", ("--weights", "random", "--dtype", "bfloat16", "--seed", "1"), [], "random"),
+        ("classifier", ("--artefacts", "my own", "--exit-points", "all"), [], "tuned"),  # after hours
     ],
-    ids=" ".join,
 )
-@pytest.mark.parametrize("strategy", ["rl", "classifier:heads=mine"])
 def test_a_run_without_its_learned_exit_names_what_cures_it(
-    run: Command, follow: Command, strategy: str, flags: tuple[str, ...]
+    run: Command, follow: Command, strategy: str, flags: tuple[str, ...], without: list[str], weights: str
 ) -> None:
     Path("my own").mkdir()
     asked = ("--strategy", strategy, *flags)
-    commands = follow(run(*asked), without=["lite"])
+    commands = follow(run(*asked), without=without)
     kind = strategy.partition(":")[0]
-    assert kinds(commands) == [*([] if "--weights" in flags else ["lite"]), "trace", kind]
-    cured = run(*asked)
+    assert kinds(commands) == [*([] if weights == "random" else ["lite"]), "trace", kind]
+    cured = run(*asked, "--out", "cured")
     assert cured.code == 0, cured.err
+    assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == weights
     assert Path("artefacts").is_dir() == ("--artefacts" not in flags)
-
-
-@pytest.mark.slow
-def test_with_the_hours_of_tuning_as_well(run: Command, follow: Command) -> None:
-    Path("a").mkdir()
-    flags = ("--artefacts", "a", "--exit-points", "4,10")
-    commands = follow(run("--strategy", "classifier", *flags))
-    assert kinds(commands) == ["lite", "trace", "classifier"]
-    assert run("--strategy", "classifier", *flags, "--out", "cured").code == 0
-    assert json.loads(Path("cured/manifest.json").read_text())["model"]["weights"] == "tuned"
 
 
 def test_a_controller_of_other_exit_points_is_made_again_from_the_trace_that_is_there(
