@@ -102,11 +102,6 @@ def test_what_an_example_follows_ends_with_one_colon() -> None:
     assert list(paragraphs("The file is::\n\n    x = 1")) == ["The file is:", "    x = 1"]
 
 
-def test_contrast_is_that_of_the_standard() -> None:
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
-
-
 @pytest.mark.parametrize("layers", [2, 12, 30, 80])
 def test_every_token_can_be_read(layers: int) -> None:
     for layer in range(1, layers + 1):

@@ -7,7 +7,7 @@ import subprocess
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.appearance.visible_text import escape_json, is_hidden, one_line, shell_command, shell_word, visible
@@ -72,6 +72,7 @@ def test_bash_reads_the_word_as_the_name(name: str) -> None:
 
 
 @pytest.mark.slow
+@settings(max_examples=40)
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
 from harness.config import StrategySpec
-from harness.config.options import build_strategy, option_facts
+from harness.config.options import build_strategy
 from harness.contracts import Batch, ModelInfo
 from harness.registry import STRATEGIES
 
@@ -44,24 +43,8 @@ def test_n_rows_at_once_are_n_rows_one_by_one(name: str, random_view: Any, model
         assert not together.all()
 
 
-@pytest.mark.parametrize("name", STRATEGIES.names())
-def test_a_strategy_is_frozen_and_documented(name: str) -> None:
-    strategy = build_strategy(StrategySpec(name))
-    assert type(strategy).__doc__
-    assert dataclasses.is_dataclass(strategy)
-    for facts in option_facts(name):
-        assert facts.description
-        assert facts.limits or facts.kind == "str"
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(strategy, facts.name, facts.default)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_exit_points_are_the_model_s(name: str, model: ModelInfo) -> None:
     points = build_strategy(StrategySpec(name)).exit_points(model)
     assert set(points) <= set(model.exit_points)
     assert list(points) == sorted(points)
-
-
-def test_only_the_oracle_is_an_upper_bound() -> None:
-    assert [name for name in STRATEGIES.names() if STRATEGIES.load(name).upper_bound] == ["oracle"]

@@ -35,11 +35,14 @@ def test_edges_of_confidence(view: Any, probabilities: Any) -> None:
     assert Confidence(threshold=1).should_exit(seen).tolist() == [False, True]  # exactly one, without overflow
 
 
-def test_confidence_widens_low_precision(view: Any) -> None:
-    logits = torch.zeros(1, 1000, dtype=torch.bfloat16)
-    logits[0, 0] = 7.0  # p = e⁷ / (e⁷ + 999) = 0.5233
-    assert Confidence(threshold=0.523).should_exit(view(logits=logits)).tolist() == [True]
-    assert Confidence(threshold=0.524).should_exit(view(logits=logits)).tolist() == [False]
+def test_low_precision_is_widened(view: Any) -> None:
+    logits = torch.zeros(1, 40_000, dtype=torch.bfloat16)
+    logits[0, :2] = torch.tensor([10.5, 9.0])
+    shares = logits[0].double().softmax(-1)
+    disorder = float(-(shares * shares.log()).sum() / math.log(40_000))
+    for rule, value in ((Confidence, float(shares[0])), (Margin, float(shares[0] - shares[1])), (Entropy, disorder)):
+        below, above = (rule(threshold=value + step).should_exit(view(logits=logits)).item() for step in (-1e-3, 1e-3))
+        assert (below, above) == ((False, True) if rule is Entropy else (True, False)), rule
 
 
 def test_edges_of_margin(view: Any) -> None:
@@ -66,14 +69,6 @@ def test_rows_decay_by_their_own_tokens(view: Any, probabilities: Any) -> None:
     assert rule.should_exit(view(logits=logits, generated=[0, 20])).tolist() == [False, True]
 
 
-def test_margin_widens_low_precision(view: Any) -> None:
-    logits = torch.zeros(1, 1000, dtype=torch.bfloat16)
-    logits[0, :2] = torch.tensor([8.0, 6.0])
-    lead = (math.exp(8) - math.exp(6)) / (math.exp(8) + math.exp(6) + 998)
-    assert Margin(threshold=lead - 1e-4).should_exit(view(logits=logits)).tolist() == [True]
-    assert Margin(threshold=lead + 1e-4).should_exit(view(logits=logits)).tolist() == [False]
-
-
 def relative(distribution: Sequence[float]) -> float:
     """The definition, term by term."""
     return -sum(p * math.log(p) for p in distribution if p > 0) / math.log(len(distribution))
@@ -94,13 +89,3 @@ def test_edges_of_entropy(view: Any) -> None:
     assert Entropy(threshold=1e-6).should_exit(view(logits=certain)).tolist() == [True]
     assert Entropy(threshold=0.9999).should_exit(view(logits=even)).tolist() == [False]
     assert Entropy(threshold=1).should_exit(view(logits=[[2.0, 2.0, 2.0, 1.0]])).tolist() == [True]
-
-
-def test_entropy_widens_low_precision(view: Any) -> None:
-    logits = torch.zeros(1, 40_000, dtype=torch.bfloat16)
-    logits[0, 0] = 10.0
-    top = math.exp(10) / (math.exp(10) + 39_999)
-    rest = (1 - top) / 39_999
-    value = -(top * math.log(top) + 39_999 * rest * math.log(rest)) / math.log(40_000)
-    assert Entropy(threshold=value + 1e-3).should_exit(view(logits=logits)).tolist() == [True]
-    assert Entropy(threshold=value - 1e-3).should_exit(view(logits=logits)).tolist() == [False]

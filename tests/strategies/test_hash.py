@@ -43,17 +43,14 @@ def layers(strategy: Hash, model: ModelInfo, view: Any, texts: list[list[int]]) 
     return found
 
 
-@pytest.mark.parametrize(
-    ("threshold", "expected"),
-    [(0.875, [8, 26]), (0.75, [8, 4]), (0.5, [6, 4]), (0.95, [28, 26]), (0.0, [4, 4]), (None, [8, 4]), (1.0, [28, 28])],
-)
-def test_the_last_token_decides(view: Any, model: ModelInfo, threshold: float | None, expected: list[int]) -> None:
+def test_the_last_token_decides(view: Any, model: ModelInfo) -> None:
     write(model)
-    texts = [[7, 7, 3], [3, 7], [7, 9], [3, 50], []]
-    found = layers(Hash(threshold=threshold), model, view, texts)
-    assert found[:2] == expected
-    assert found[2] == (28 if threshold != 0 else 4)
-    assert found[3:] == [28, 28]  # a token that is not in the table, and none at all
+    texts = [[7, 7, 3], [3, 7], [7, 9], [3, 50], []]  # the last but one ends in no token of the table
+    for threshold, expected in (
+        (0.875, [8, 26, 28]), (0.75, [8, 4, 28]), (0.5, [6, 4, 28]), (0.95, [28, 26, 28]), (0.0, [4, 4, 4]),
+        (None, [8, 4, 28]), (1.0, [28, 28, 28]),
+    ):  # fmt: skip
+        assert layers(Hash(threshold=threshold), model, view, texts) == [*expected, 28, 28], threshold
 
 
 @pytest.mark.parametrize(

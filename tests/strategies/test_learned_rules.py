@@ -65,13 +65,9 @@ def outputs(network: Network, inputs: Tensor) -> list[float]:
 
 
 def rich(state: Tensor, before: Tensor | None) -> Tensor:
-    """What the rich observation is made of, by its definition."""
-    x, size = state.double(), state.double().pow(2).mean().sqrt()
-    change = [torch.zeros((), dtype=torch.float64)] * 2
-    if before is not None:
-        y = before.double()
-        change = [x @ y / x.norm() / y.norm(), size.log() - y.pow(2).mean().sqrt().log()]
-    return torch.stack([*(x / size), size.log(), *change])
+    """One row's rich observation."""
+    built = OBSERVATIONS["rich"].build(state.unsqueeze(0), None if before is None else before.unsqueeze(0), 0, 1)
+    return built[0]
 
 
 @pytest.fixture
