@@ -19,7 +19,7 @@ from harness.decoding.heads.int8 import ExactRows, Int8
 from harness.decoding.heads.lowrank import LowRank
 from harness.decoding.heads.shortlist import Shortlist
 from harness.decoding.packing import pack_near_exact
-from harness.decoding.readings import HeadReading, Heads, entropy, lm_head_of, top_probability, two_best
+from harness.decoding.readings import HeadReading, Heads, entropy, top_probability, two_best
 from harness.errors import ArtefactError, ModelError
 from harness.models.artefacts import write_artefact
 from harness.models.heads import head_tensors
@@ -149,14 +149,6 @@ def test_what_does_not_fit_is_refused(lm_head: LMHead) -> None:
         LowRank(lm_head, 2, {"root": torch.eye(5)})
     with pytest.raises(ModelError, match="runs on a CPU"):
         Int8(dataclasses.replace(lm_head, device="cuda:0"), None, {})
-
-
-@pytest.mark.parametrize("form", ["llama", "gpt2", "opt"])
-def test_rows_are_those_of_the_lm_head(cases: Callable[[str], Any], form: str) -> None:
-    backbone = cases(form).engine.backbone
-    rows = lm_head_of(backbone).rows
-    torch.testing.assert_close(rows(None), backbone.lm_head.weight, rtol=0, atol=1e-6)
-    torch.testing.assert_close(rows(torch.tensor([5, 2])), backbone.lm_head.weight[[5, 2]], rtol=0, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------ decoding

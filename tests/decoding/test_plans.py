@@ -15,7 +15,6 @@ from harness.contracts import ExitView, Lossless, ModelInfo, PlannedRule, Strate
 from harness.contracts import strategies as contract
 from harness.decoding import exits as engine_exits
 from harness.registry import KV_POLICIES
-from harness.running.operating_points import NeverExits
 from strategies.confidence import Confidence
 from strategies.schedule import Schedule
 from tests.crossing import in_turn
@@ -112,13 +111,6 @@ def test_a_class_that_answers_anew_is_asked(llama: Any, prompts: list[list[int]]
     assert contract.plan_of(AnswersAnew()) is None
     assert contract.plan_of(Confidence()) is None
     assert contract.plan_of(OfToken()) == OfToken()
-
-
-def test_a_probe_plans_and_never_leaves(llama: Any, prompts: list[list[int]], asked: list[int]) -> None:
-    (made,) = llama.engine.decode([prompts[0]], NeverExits(OfToken()), kv="recompute", max_new_tokens=[NEW])
-    assert set(made.exit_layers) == {LAYERS}
-    assert made.exit_checks == len(llama.engine.info.exit_points) * (NEW - 1)
-    assert not asked
 
 
 @pytest.mark.parametrize("power", [0.3, 1.0, 2.0])

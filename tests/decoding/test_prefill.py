@@ -338,10 +338,6 @@ def kept(most: int, *prompts: Sequence[int]) -> KeptPrompts:
 A, B, C = [1] * 100, [2] * 100, [3] * 100
 
 
-def test_a_prompt_goes_to_the_row_that_holds_its_beginning() -> None:
-    assert kept(3, A, B, C).row_for("me", [*B, 5], {0, 1, 2}) == 1
-
-
 def test_a_new_prompt_goes_to_an_empty_row_and_then_to_the_one_begun_longest_ago() -> None:
     new = [9] * 50
     assert kept(3, A, B).row_for("me", new, {0, 1, 2, 3}) == 2
@@ -351,13 +347,6 @@ def test_a_new_prompt_goes_to_an_empty_row_and_then_to_the_one_begun_longest_ago
     store.hold(0, "me", A, 100)  # begun again
     assert store.row_for("me", new, {0, 1, 2}) == 1
     assert store.row_for("me", new, {0, 2}) == 2
-
-
-def test_a_long_prompt_is_not_lost_for_a_few_tokens_that_are_alike() -> None:
-    store = kept(3, A, B)
-    prompt = [*B[:20], *C]
-    assert store.row_for("me", prompt, {0, 1, 2}) == 2
-    assert store.find("me", prompt, 2) == (1, 20)  # to be copied
 
 
 def test_no_more_prompts_are_kept_than_allowed_and_running_ones_do_not_count() -> None:

@@ -214,11 +214,7 @@ PLANNED, POINTS = [6, 3, 6, 5], (1, 3, 5)
 
 @pytest.mark.parametrize(("looking", "evaluations"), [(False, 2), (True, 1 + 2 + 2)])
 def test_counts_of_one_row(
-    counted: tuple[Engine, list[int]],
-    looking: bool,
-    evaluations: int,
-    prompts: list[list[int]],
-    schedule: Any,
+    counted: tuple[Engine, list[int]], looking: bool, evaluations: int, prompts: list[list[int]], schedule: Any
 ) -> None:
     engine, calls = counted
     plan = schedule([PLANNED], points=POINTS, looking=looking)
@@ -245,26 +241,6 @@ def test_an_exit_state_costs_a_map_and_no_head(counted: tuple[Engine, list[int]]
     assert done.shortcut_evaluations == 3 * 4  # what was read at layer 5 serves the output too
     assert done.lm_head_evaluations == 3
     assert calls == [1] * 12
-
-
-def test_an_earlier_exit_state_is_charged_to_who_is_left(
-    counted: tuple[Engine, list[int]], prompts: list[list[int]]
-) -> None:
-    engine, calls = counted
-
-    class LookingBack(Strategy):
-        def should_exit(self, view: ExitView) -> Tensor:
-            if view.exit_layer == 4:
-                assert view.previous is not None
-                assert view.previous.exit_state.shape[0] == len(view.rows) == 1
-            leaves = torch.tensor([2, 4])[view.rows]
-            return leaves == view.exit_layer
-
-    # Row 0 leaves at layer 2; row 1 is not mapped there, looks back to 3 from 4, and leaves there.
-    done = engine.decode(prompts[:2], LookingBack(), kv="skip", max_new_tokens=[2, 2])
-    assert [one.exit_layers for one in done] == [[6, 2], [6, 4]]
-    assert [one.shortcut_evaluations for one in done] == [1, 2]
-    assert calls == [1] * 3
 
 
 def test_the_byte_model_pays_for_every_map(

@@ -16,20 +16,16 @@ from torch import Tensor
 from harness.contracts import ExitView, Lossless, ModelInfo, StateScore, StateTest, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
-from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.decoding.kernels.layers import Asking
 from harness.decoding.packing import pack
 from harness.decoding.step import TokenPass
-from harness.decoding.unit_costs import Timing
 from harness.models.controllers import Network, Observation, score_at, write_controller
 from harness.running.operating_points import NeverExits
 from harness.training.identity import identity
 from strategies.classifier import Classifier
-from strategies.fixed import Fixed
 from strategies.lte import LearnToExit
 from strategies.saturation import Saturation
-from strategies.schedule import Schedule
 from tests.crossing import in_turn
 
 WIDTH, LENGTH, NEW = 128, 40, 12
@@ -113,33 +109,6 @@ def test_a_token_leaves_where_its_score_reaches_the_threshold(engine: Engine, po
         assert asked.left == (None if wanted is None else POINTS[wanted])
         assert asked.made == (len(POINTS) if wanted is None else wanted + 1)
         assert torch.equal(state, slots_of(engine, positions).run(given, 0, asked.left or engine.info.num_layers))
-
-
-@torch.inference_mode()
-def test_threads_share_a_score_and_do_not_change_it(engine: Engine) -> None:
-    observation = Observation(normalise=True, change=True)
-    net = network(observation.width(WIDTH, len(POINTS)), (33, 6))
-    found = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        asked = asking(engine, [score_at(observation, net, place, len(POINTS)) for place in range(len(POINTS))])
-        slots_of(engine, asked=asked).run(state_at_start(), 0, engine.info.num_layers)
-        found.append(asked.scores)
-    assert found[0] == found[1] == found[2]
-
-
-@torch.inference_mode()
-def test_checks_go_on_where_a_call_was_interrupted(engine: Engine) -> None:
-    """What joined between two calls does not make the test forget the state of the exit point before."""
-    observation = Observation(normalise=True, change=True)
-    net = network(observation.width(WIDTH, len(POINTS)), (5,))
-    scores = [score_at(observation, net, place, len(POINTS)) for place in range(len(POINTS))]
-    whole, parts = asking(engine, scores), asking(engine, scores)
-    slots_of(engine, asked=whole).run(state_at_start(), 0, engine.info.num_layers)
-    slots, state, first = slots_of(engine, asked=parts), state_at_start(), 0
-    for stop in (2, 3, engine.info.num_layers):
-        state, first = slots.run(state, first, stop), stop
-    assert parts.scores == whole.scores
 
 
 @pytest.mark.parametrize(
@@ -322,22 +291,3 @@ def test_the_state_behind_a_shortcut_is_asked_for(
 def test_a_policy_that_hides_positions_is_asked(engine: Engine, prompts: list[list[int]], inside: list[bool]) -> None:
     engine.decode([prompts[0]], Saturation(), kv="skip", max_new_tokens=[4])
     assert not any(inside)
-
-
-@pytest.mark.parametrize("strategy", [Saturation(), Fixed(layer=2), Schedule(5, 2, 8)], ids=str)
-def test_what_a_check_takes_is_measured_where_it_is_made(engine: Engine, strategy: Strategy) -> None:
-    """Inside, as what checks add to a token; of a plan, its share of making it; else by asking."""
-    known = Engine(engine.backbone, engine.info, timing=Timing()).times(strategy, None)
-    assert known is not None
-    assert 0.0 <= known[1].check_s < 0.01
-    assert known[1].read_s > 0.0
-
-
-def test_a_row_of_an_open_batch_has_the_test_of_its_rule(engine: Engine) -> None:
-    exits = RowExits(engine.info, "cpu", [Generation(), Generation()])
-    exits.join(0, Saturation(threshold=0.9), 0)
-    exits.join(1, Fixed(layer=2), 0)
-    test = exits.state_test(0)
-    assert test is not None
-    assert (test.threshold, len(test.scores)) == (0.9, len(engine.info.exit_points))
-    assert exits.state_test(1) is None

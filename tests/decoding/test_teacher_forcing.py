@@ -5,21 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ModelRequest
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.packing import pack
 from harness.decoding.teacher_forcing import FLOAT32_ERROR, TeacherForcing, disturbed, largest_error, product_error
 from harness.errors import ModelError
-from harness.models.model import resolve
 from harness.registry import WEIGHTS_FORMATS
 from strategies.full import Full
 from tests.crossing import in_turn
@@ -49,23 +46,6 @@ def test_what_does_not_fit_the_positions_is_refused(llama: Any) -> None:
 
 
 # ------------------------------------------------------------------------------ the real model
-
-
-@pytest.mark.model
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "least"), [("float32", 0.99), ("bfloat16", 0.96)])
-def test_how_much_of_its_own_text_full_depth_chooses_again(dtype: str, least: float) -> None:
-    """Rounding: none of 1,960 tokens flips in float32, 1.1 % of them in bfloat16; here 98 are asked about."""
-    resolved = resolve(ModelRequest("smollm2-135m", weights="pretrained", exit_head="shared", dtype=dtype))
-    engine = Engine(resolved.load("cpu").backbone, resolved.info)
-    sources = sorted(Path(random.__file__).parent.glob("*.py"))[:2]
-    same: list[bool] = []
-    for source in sources:
-        prompt = resolved.tokenizer.encode(source.read_text(encoding="utf-8")[:800])
-        (done,) = engine.decode([prompt], Full(), kv="recompute", max_new_tokens=[50])
-        choices = TeacherForcing(engine, prompt, 50).choices(done.token_ids)
-        same += [a == b for a, b in zip(choices[1:], done.token_ids[1:], strict=True)]
-    assert sum(same) / len(same) >= least
 
 
 USABLE = [name for name in WEIGHTS_FORMATS.names() if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]

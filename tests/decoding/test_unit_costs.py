@@ -15,7 +15,7 @@ from harness.contracts import LM_HEAD, HeadChoice, Lossless, Strategy, UnitCosts
 from harness.decoding.drafts.expected import Expected
 from harness.decoding.engine import Engine
 from harness.decoding.readings import Heads
-from harness.decoding.unit_costs import Bench, Timing, drafter
+from harness.decoding.unit_costs import Timing
 from harness.models.artefacts import write_artefact
 from harness.models.heads import head_tensors
 from harness.records import DraftTimes, UnitTimes
@@ -47,25 +47,6 @@ def make(llama: Any, tmp_path: Path) -> Callable[..., Engine]:
     return lambda timing=None: Engine(backbone, info, timing=timing)
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was measured."""
-    done: list[str] = []
-    layers, drafting = Bench.layers, Bench.drafting
-
-    def measured_layers(bench: Bench) -> UnitTimes:
-        done.append("layers")
-        return layers(bench)
-
-    def measured_drafting(bench: Bench, strategy: Strategy | None, head: HeadChoice) -> DraftTimes:
-        done.append(drafter(strategy, head))
-        return drafting(bench, strategy, head)
-
-    monkeypatch.setattr(Bench, "layers", measured_layers)
-    monkeypatch.setattr(Bench, "drafting", measured_drafting)
-    return done
-
-
 def costs(engine: Engine, strategy: Strategy, head: HeadChoice = LM_HEAD) -> UnitCosts:
     return engine.facts(strategy, Lossless(head=head)).costs
 
@@ -75,16 +56,19 @@ def decoded(engine: Engine, prompts: Sequence[Sequence[int]], strategy: Strategy
     return engine.decode(prompts, strategy, kv="recompute", max_new_tokens=limits, lossless=lossless)
 
 
-def test_nothing_is_measured_until_somebody_asks_and_then_once(make: Any, prompts: Any, counted: list[str]) -> None:
+def test_nothing_is_measured_until_somebody_asks_and_then_once(make: Any, prompts: Any) -> None:
     engine = make(Timing())
     decoded(engine, prompts, Full(), None)
     decoded(engine, prompts, Confidence(threshold=0.3), Lossless())
-    assert (counted, engine.timing.times) == ([], None)
-    for _ in range(2):
-        decoded(engine, prompts, Confidence(threshold=0.3), Lossless(sources=(Expected(),)))
-    assert counted == ["layers", "Confidence, drafts by full"]
+    assert engine.timing.times is None
+    decoded(engine, prompts, Confidence(threshold=0.3), Lossless(sources=(Expected(),)))
+    first = engine.timing.times
+    assert first.drafts.keys() == {"Confidence, drafts by full"}
+    decoded(engine, prompts, Confidence(threshold=0.3), Lossless(sources=(Expected(),)))
+    assert engine.timing.times == first
     decoded(engine, prompts, DynamicExit(), Lossless(head=SHORTLIST))
-    assert counted[2:] == ["DynamicExit, drafts by shortlist/40"]
+    assert engine.timing.times.drafts.keys() == {"Confidence, drafts by full", "DynamicExit, drafts by shortlist/40"}
+    assert engine.timing.times.layer_s == first.layer_s
 
 
 def test_what_is_measured_is_what_is_told(make: Any) -> None:
@@ -111,13 +95,12 @@ def test_a_strategy_that_decided_before_is_not_asked(make: Any) -> None:
     assert engine.timing.times.drafts["nobody, drafts by full"].check_s == 0
 
 
-def test_a_run_that_goes_on_measures_nothing(make: Any, counted: list[str]) -> None:
+def test_a_run_that_goes_on_measures_nothing(make: Any) -> None:
     engine = make(Timing(times("DynamicExit, drafts by shortlist/40", check_s=0.01, read_s=0.02), measures=False))
     assert costs(engine, DynamicExit(), SHORTLIST) == UnitCosts(
         1, 0.5, 0, "seconds on this machine, 9 positions read", 0.02, 0.01, POINTS, 0.25, 0.125
     )
     assert costs(engine, Fixed(2)).source == "bytes of weights read"  # never half of each
-    assert counted == []
 
 
 def test_without_times_costs_are_bytes_those_of_the_draft_head_too(make: Any) -> None:

@@ -40,33 +40,6 @@ class Spy(Strategy):
 PLANNED = [[6, 2, 5, 3, 6], [6, 4, 1, 6, 2], [6, 6, 5, 3, 1]]
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_rows_positions_and_tokens(llama: Any, kv: str, prompts: list[list[int]]) -> None:
-    met: dict[tuple[int, int], list[int]] = {}
-    steps: list[list[list[int]]] = []
-
-    def look(view: Any) -> None:
-        assert view.rows.dtype == view.position.dtype == torch.int64
-        assert view.hidden_state.shape == (len(view.rows), 64)
-        assert view.logits.shape == (len(view.rows), 97)
-        assert view.top_token.tolist() == view.logits.argmax(-1).tolist()
-        steps.append([list(tokens) for tokens in view.token_ids])
-        for row, position, tokens in zip(view.rows.tolist(), view.position.tolist(), view.token_ids, strict=True):
-            assert position == len(prompts[row]) + len(tokens) - 1
-            met.setdefault((row, len(tokens)), []).append(view.exit_layer)
-
-    done = llama.engine.decode(prompts, Spy(PLANNED, look), kv=kv, max_new_tokens=[5] * 3)
-
-    first = 0 if kv == "none" else 1
-    assert met == {
-        (row, step): [layer for layer in range(1, LAYERS) if layer <= PLANNED[row][step]]
-        for row in range(3)
-        for step in range(first, 5)
-    }
-    ends = [tokens for step in steps for tokens in step if len(tokens) == 4]
-    assert all(tokens in [one.token_ids[:4] for one in done] for tokens in ends)
-
-
 @in_turn(kv=KV_POLICIES.names(), eager=[True, False])
 def test_previous_is_the_last_exit_point_over_the_rows_that_are_left(
     llama: Any, kv: str, eager: bool, prompts: list[list[int]]
@@ -108,13 +81,6 @@ def test_logits_of_an_earlier_exit_point_are_charged_to_who_is_left(llama: Any, 
     # Row 0 leaves at layer 2; row 1 looks back from layer 3 to layer 1, and leaves at 4.
     done = llama.engine.decode(prompts[:2], Spy([[6, 2], [6, 4]], look), kv="skip", max_new_tokens=[2, 2])
     assert [one.lm_head_evaluations for one in done] == [1, 2]
-
-
-def test_a_strategy_starts_with_the_batch_and_its_seeds(llama: Any, prompts: list[list[int]]) -> None:
-    spy = Spy(PLANNED, lambda view: None)
-    llama.engine.decode(prompts, spy, kv="skip", max_new_tokens=[2] * 3, seeds=[7, 8, 9])
-    assert spy.batch == Batch((7, 8, 9), "cpu")
-    assert spy.batch.size == 3
 
 
 def test_what_is_derived_from_logits_is_its_definition_and_costs_one_evaluation(

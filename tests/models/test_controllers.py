@@ -186,28 +186,12 @@ def test_exit_points_must_be_those_it_was_trained_at(
 
 @dataclass
 class View:
-    """One exit point of some rows; counts what was looked at."""
+    """One exit point of some rows."""
 
     exit_layer: int
-    hidden: Tensor
-    through: Tensor
-    before: View | None
-    looks: list[str]
-
-    @property
-    def hidden_state(self) -> Tensor:
-        self.looks.append(f"hidden {self.exit_layer}")
-        return self.hidden
-
-    @property
-    def exit_state(self) -> Tensor:
-        self.looks.append(f"exit {self.exit_layer}")
-        return self.through
-
-    @property
-    def previous(self) -> View | None:
-        self.looks.append(f"previous {self.exit_layer}")
-        return self.before
+    hidden_state: Tensor
+    exit_state: Tensor
+    previous: View | None
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         return compute()
@@ -222,7 +206,7 @@ def views() -> Callable[..., list[Any]]:
         for layer in layers:
             chance = torch.Generator().manual_seed(layer)
             hidden, through = torch.randn(2, ROWS, WIDTH, generator=chance).mul(layer).to(dtype)
-            made.append(View(layer, hidden, through, made[-1] if made else None, []))
+            made.append(View(layer, hidden, through, made[-1] if made else None))
         return made
 
     return make
@@ -230,7 +214,9 @@ def views() -> Callable[..., list[Any]]:
 
 def naive(observation: Observation, written: dict[str, Network], views: list[Any]) -> list[Tensor]:
     """Scores at every exit point that was trained: the observation of all states through its network."""
-    states = torch.stack([view.through if observation.state == "exit" else view.hidden for view in views], dim=1)
+    states = torch.stack(
+        [view.exit_state if observation.state == "exit" else view.hidden_state for view in views], dim=1
+    )
     inputs = observation.build_all(states)
     each = [written.get(str(view.exit_layer), written.get("shared")) for view in views]
     return [net(inputs[:, e])[:, 0] for e, net in enumerate(each) if net is not None]

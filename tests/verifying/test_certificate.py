@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from harness.appearance.terminal import Console
 from harness.contracts import Sample
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
@@ -21,9 +20,8 @@ from harness.decoding.teacher_forcing import FLOAT32_ERROR
 from harness.decoding.weights.fp16 import Fp16
 from harness.records.certificate import Certificate, Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
-from harness.verifying.certify import LISTED, tables, verdict
+from harness.verifying.certify import verdict
 from harness.verifying.claims import Completion, Reference, decode, reference_of, verify_format, verify_rows
-from reports.tables.writers import to_terminal
 from tests.crossing import in_turn
 
 Command = Callable[..., Any]
@@ -297,18 +295,3 @@ def test_near_ties_are_taken_out_of_the_share() -> None:
     found = claim(0.1, 0.5, judged=False, places=10)  # what is counted has the plain share
     assert (found.near_ties, found.beyond, found.share) == (2, (), 0.8)
     assert claim(judged=False, places=0).share is None
-
-
-def test_the_terminal_lists_the_widest_and_says_how_many_more() -> None:
-    certificate = Certificate(
-        model="m", fingerprint="f", weights="random", sources={"t": "s"}, prompts_sha256={}, prompts=1,
-        max_new_tokens=1, seed=0, environment="", claims=(claim(*(0.01 * n for n in range(LISTED + 5)), 7.5),),
-    )  # fmt: skip
-    console = Console(width=80, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
-    console.print(to_terminal(tables(certificate)))
-    text = console.export_text()
-    assert "…" not in text
-    assert "7.5" in text
-    assert "and 6 with narrower gaps" in text
-    assert "not exact: 1 of 100 places" in text
-    assert all(len(line) <= 80 for line in text.splitlines())
