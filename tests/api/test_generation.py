@@ -16,7 +16,6 @@ import harness
 from harness.api.model import Model
 from harness.config import parse_all
 from harness.contracts import Strategy
-from harness.decoding.packing import FormatChoice
 from harness.errors import ConfigError, HarnessError, ModelError, OptionError, UnknownNameError
 from harness.running.operating_points import build_all
 from tests.crossing import in_turn
@@ -154,19 +153,6 @@ def test_what_cannot_be_generated_or_loaded(model: Model, tiny_llama: Path) -> N
     for given, said in loads:
         with pytest.raises(HarnessError, match=said):
             harness.load(tiny_llama, **given)
-
-
-def test_loading_takes_what_a_run_takes_and_says_so(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    timed = FormatChoice("float32", {"float32": (1.0, 1.0, 1.0)})
-    monkeypatch.setattr("harness.models.model.fastest", lambda backbone, device: timed)
-    harness.load(tiny_llama)
-    first, *_, last = capsys.readouterr().err.splitlines()
-    assert first == f"loading {tiny_llama.name} …"
-    assert ": pretrained weights in float32, the fastest here that keeps float32's tokens, loaded in " in last
-    assert "fastest" not in str(harness.load(tiny_llama, weights_format="float32"))
-    assert "fastest" not in capsys.readouterr().err
 
 
 def test_token_ids_may_be_of_an_array_or_a_tensor(model: Model) -> None:

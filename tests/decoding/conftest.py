@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,15 +21,30 @@ from harness.decoding.engine import Engine
 from harness.decoding.exits import RowExits
 from harness.decoding.families import read
 from harness.decoding.generation import Generation
+from harness.decoding.unit_costs import Timing
 from harness.models.artefacts import write_artefact
-from harness.models.controllers import OBSERVATIONS, Network, write_controller
+from harness.models.controllers import OBSERVATIONS, Activation, Network, write_controller
+from harness.models.heads import head_tensors
 from harness.training.identity import identity
 from strategies.classifier import Classifier
+from strategies.confidence import Confidence
 from strategies.consistent import Consistent
+from strategies.entropy import Entropy
+from strategies.fixed import Fixed
+from strategies.free import Free
+from strategies.full import Full
 from strategies.hash import Hash
 from strategies.lte import LearnToExit
+from strategies.margin import Margin
+from strategies.oracle import Oracle
+from strategies.patience import Patience
 from strategies.predictor import Predictor
+from strategies.pruned import Pruned
+from strategies.random import Random
 from strategies.rl import ReinforcementLearning
+from strategies.saturation import Saturation
+from strategies.schedule import Schedule as ScheduleStrategy
+from strategies.shortlist import Shortlist
 
 LAYERS, VOCABULARY, POSITIONS = 6, 97, 160
 EXIT_POINTS = (1, 2, 3, 4, 5)
@@ -201,11 +218,33 @@ class Again:
 # ----------------------------------------------------------------------- strategies of the tests
 
 
-def learned_network(width: int, chance: torch.Generator, scale: float = 3.0) -> Network:
-    """Return a random linear map to one number."""
-    weight = scale * torch.randn(1, width, generator=chance) / math.sqrt(width)
-    return Network(((weight, torch.randn(1, generator=chance)),), "relu")
+def random_network(*widths: int, seed: int = 7, activation: Activation = "relu", scale: float = 1.0) -> Network:
+    """Return a network of random weights: of so many inputs, numbers in between, and outputs."""
+    chance = torch.Generator().manual_seed(seed)
+    layers = [
+        (scale * torch.randn(rows, columns, generator=chance) / columns**0.5, torch.randn(rows, generator=chance))
+        for columns, rows in itertools.pairwise(widths)
+    ]
+    return Network(tuple(layers), activation)
 
+
+STRATEGIES: dict[str, Strategy] = {
+    "full": Full(),
+    "fixed": Fixed(layer=3),
+    "random": Random(probability=0.3),
+    "oracle": Oracle(),
+    "confidence": Confidence(threshold=0.6),
+    "margin": Margin(threshold=0.5, decay=2.0),
+    "entropy": Entropy(threshold=0.3),
+    "saturation": Saturation(threshold=0.8),
+    "patience": Patience(patience=2),
+    "schedule": ScheduleStrategy(first=5, last=2, horizon=8),
+    "free": Free(layer=3, threshold=0.3, posterior=0.5, every=2),
+    "pruned": Pruned(layers=2),
+    "shortlist": Shortlist(threshold=0.8, size=8),
+    "shortlist, patience": Shortlist("patience", size=8, token="full"),
+}
+"""What needs no training."""
 
 LEARNED = ("classifier", "lte", "rl", "hash", "predictor", "consistent")
 
@@ -226,13 +265,14 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, ModelInf
             return Hash(table=str(path))
         if name == "predictor":
             tensors = {}
-            for point in points:
-                tensors |= learned_network(12, chance).tensors(point)
+            for seed, point in enumerate(points):
+                tensors |= random_network(12, 1, seed=seed, scale=3.0).tensors(point)
             described = {"candidates": 4, "head": "full", "activation": "relu"}
             write_artefact(path, name, tensors, facts | described)
             return Predictor(head="full", predictor=str(path))
         of_each = name in ("classifier", "consistent")
-        networks = {each: learned_network(width, chance) for each in (points if of_each else ("shared",))}
+        names = points if of_each else ["shared"]
+        networks = {each: random_network(width, 1, seed=5 + seed, scale=3.0) for seed, each in enumerate(names)}
         write_controller(path, name, OBSERVATIONS["rich"], networks, facts)
         if name == "rl":
             return ReinforcementLearning(agent=str(path))
@@ -241,6 +281,16 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, ModelInf
         return {"classifier": Classifier, "lte": LearnToExit}[name](heads=str(path))
 
     return make
+
+
+def with_heads(case: Case, folder: Path, timing: Timing | None = None, **facts: Any) -> Engine:
+    """Return an engine for whose model cheap heads are trained."""
+    kept = {"shortlist": {"token_ids": torch.arange(VOCABULARY).roll(11)}, "lowrank": {"root": torch.eye(64)}}
+    for kind, tensors in kept.items():
+        write_artefact(folder / f"{kind}.json", kind, tensors, {"model": case.info.name})
+    info = replace(case.info, artefacts=(str(folder),), **facts)
+    backbone = replace(case.engine.backbone, trained=partial(head_tensors, info, "cpu"))
+    return Engine(backbone, info, timing=timing)
 
 
 def decode_open(

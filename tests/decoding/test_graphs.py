@@ -12,7 +12,6 @@ import torch
 from harness.contracts import Lossless
 from harness.decoding.engine import Engine
 from harness.decoding.graphs import WIDTHS
-from harness.decoding.teacher_forcing import TeacherForcing
 from strategies.fixed import Fixed
 from strategies.full import Full
 from tests.crossing import in_turn
@@ -63,21 +62,6 @@ def test_a_graph_is_recorded_once_per_batch_and_segment(llama: Any, prompts: lis
     assert tape.recorded == 3  # all layers
     generate(engine, prompts, Full(), "propagate", 2)
     assert tape.recorded == 5  # three rows, a cache of their own
-
-
-def test_reading_a_prompt_borrows_no_graphs(llama: Any, prompts: list[list[int]]) -> None:
-    """What full depth says along a completion is asked between measured windows, and its prompts are kept."""
-    tape = Tape()
-    engine = moved(llama.engine, recorder=tape)
-    (made,) = generate(engine, prompts[:1], Full(), "propagate", 6)
-    recorded = tape.recorded
-    gc.collect()
-    with Crossings():
-        reader = TeacherForcing(engine, prompts[0], 6)
-        assert reader.choices(made.token_ids) == made.token_ids
-
-    assert facts(generate(engine, prompts[:1], Full(), "propagate", 6)) == facts([made])
-    assert tape.recorded == recorded
 
 
 def test_drafts_are_verified_in_recorded_segments(llama: Any, prompts: list[list[int]]) -> None:

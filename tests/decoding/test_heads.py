@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,10 @@ from harness.decoding.heads.shortlist import Shortlist
 from harness.decoding.packing import pack_near_exact
 from harness.decoding.readings import HeadReading, Heads, entropy, top_probability, two_best
 from harness.errors import ArtefactError, ModelError
-from harness.models.artefacts import write_artefact
-from harness.models.heads import head_tensors
 from strategies.confidence import Confidence
 from strategies.entropy import Entropy
 from strategies.margin import Margin
-from tests.decoding.conftest import Again, decode_open
+from tests.decoding.conftest import Again, decode_open, with_heads
 
 VOCABULARY, WIDTH = 3000, 32
 
@@ -154,19 +151,9 @@ def test_what_does_not_fit_is_refused(lm_head: LMHead) -> None:
 # ------------------------------------------------------------------------------------------ decoding
 
 
-def trained(kind: str) -> dict[str, Tensor]:
-    if kind == "shortlist":
-        return {"token_ids": torch.arange(0, 97).roll(11)}
-    return {"root": torch.eye(64)}
-
-
 @pytest.fixture
 def engine(llama: Any, tmp_path: Path) -> Engine:
-    for kind in ("shortlist", "lowrank"):
-        write_artefact(tmp_path / f"{kind}.json", kind, trained(kind), {"model": "llama"})
-    info = dataclasses.replace(llama.info, artefacts=(str(tmp_path),))
-    backbone = dataclasses.replace(llama.engine.backbone, trained=partial(head_tensors, info, "cpu"))
-    return Engine(backbone, info)
+    return with_heads(llama, tmp_path)
 
 
 READERS = [
@@ -209,7 +196,7 @@ def test_misses_of_a_shortlist_are_counted_and_its_own_tokens_too(
 ) -> None:
     strategy = Confidence(threshold=0.0, head="shortlist/40", token=token)  # leaves at once
     done = engine.decode(prompts, strategy, kv="recompute", max_new_tokens=[12] * 3)
-    listed = set(trained("shortlist")["token_ids"][:40].tolist())
+    listed = set(torch.arange(97).roll(11)[:40].tolist())
     for one in done:
         outside = sum(made not in listed for made in one.token_ids[1:])
         if token == "full":

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from harness.contracts import Batch, ExitRule, ModelInfo, Strategy
-from harness.decoding.exits import AskedExits
-from harness.decoding.generation import Generation
 from strategies.confidence import Confidence
 from strategies.entropy import Entropy
 from strategies.fixed import Fixed
@@ -23,7 +21,7 @@ from strategies.random import Random
 from strategies.saturation import Saturation
 from strategies.schedule import Schedule
 from tests.crossing import in_turn
-from tests.decoding.pretended import DEVICE, Crossings, Tape, crossings, moved
+from tests.decoding.pretended import DEVICE, Tape, crossings, moved
 
 TOKENS = (3, 9)
 
@@ -113,30 +111,6 @@ def test_rows_that_leave_apart_are_read_apart(llama: Any, prompts: list[list[int
 
     assert 1 < reads <= 3
     assert uploads == 0
-
-
-@pytest.mark.parametrize("name", ["full", "fixed"])
-def test_log_probabilities_are_one_more_read(llama: Any, prompts: list[list[int]], name: str) -> None:
-    def work(count: int) -> Crossings:
-        engine, tally, strategy = moved(llama.engine), [Generation()], KNOWN[name]
-        rule = strategy.start(engine.info, Batch((0,), str(DEVICE)))
-        exits = AskedExits(rule, strategy.exit_points(engine.info), tally)
-
-        def decode() -> None:
-            batch = engine.open(1, 40, "propagate", exits, tally)
-            batch.with_log_probabilities = True
-            batch.join(0, prompts[0], count)
-            batch.prefill([0])
-            while batch.running:
-                batch.step()
-
-        found = crossings(decode)
-        assert len(tally[0].log_probabilities) == count
-        return found
-
-    few, many = map(work, TOKENS)
-    assert many.reads.total() - few.reads.total() == 2 * (TOKENS[1] - TOKENS[0])
-    assert many.uploads.total() == few.uploads.total()
 
 
 def test_counting_counts() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +14,10 @@ from torch import Tensor
 
 from harness.contracts import (
     Batch,
-    CheapHead,
     Draft,
     DraftRule,
     ExitView,
     HeadChoice,
-    HeadFacts,
-    HeadLogits,
-    LMHead,
     Lossless,
     ModelInfo,
     Strategy,
@@ -30,26 +27,17 @@ from harness.decoding.drafts.lookup import Lookup
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
 from harness.decoding.generation import Generation
-from harness.decoding.readings import Heads, lm_head_of
 from harness.errors import OptionError
 from harness.registry import STRATEGIES as REGISTERED
 from strategies.confidence import Confidence
 from strategies.dynamic_exit import DynamicExit
-from strategies.entropy import Entropy
 from strategies.fixed import Fixed
-from strategies.free import Free
 from strategies.full import Full
 from strategies.layerskip import LayerSkip
-from strategies.margin import Margin
 from strategies.oracle import Oracle
-from strategies.patience import Patience
-from strategies.pruned import Pruned
 from strategies.random import Random
-from strategies.saturation import Saturation
-from strategies.schedule import Schedule
-from strategies.shortlist import Shortlist
 from tests.crossing import in_turn
-from tests.decoding.conftest import FORMS, KINDS, LEARNED, each_kind
+from tests.decoding.conftest import FORMS, KINDS, LEARNED, STRATEGIES, each_kind, with_heads
 
 NEW = 24
 LAYERS = 6
@@ -143,32 +131,18 @@ class Told(DraftRule):
         self.seen.append((len(draft.tokens), accepted))
 
 
-SOME = Random(0.6)
-STRATEGIES = [
-    Full(),
-    Fixed(2),
+TRIED = [
+    *STRATEGIES.values(),
     Always((1,)),
     Never((1, 4)),
-    Random(0.5),
     Random(0.9),
-    Confidence(0.3),
-    Margin(0.1),
-    Entropy(0.8),
-    Patience(2),
-    Saturation(0.9),
-    Oracle(),
     LayerSkip(2, 3),
     DynamicExit(),
     DynamicExit(every=3, decay=0.5),
-    Schedule(5, 2, 8),
-    Free(3, 0.3, 0.5, 2),
-    Pruned(2),
-    Shortlist(threshold=0.3, size=8),
-    Shortlist("patience", size=8, token="full"),
 ]
 
 
-@in_turn(rounds=3, strategy=[*STRATEGIES, *LEARNED], case=list(FORMS), most=[1, 2, 5, 16])
+@in_turn(rounds=3, strategy=[*TRIED, *LEARNED], case=list(FORMS), most=[1, 2, 5, 16])
 def test_what_comes_out_is_full_depth_s(
     case: Any, prompts: list[list[int]], strategy: Strategy | str, most: int, learned: Any
 ) -> None:
@@ -184,7 +158,7 @@ def test_what_comes_out_is_full_depth_s(
 
 def test_every_registered_strategy_is_tried() -> None:
     """But for what the engine does not run, and for what ends completions, which is tried as it ships."""
-    tried = {type(one) for one in STRATEGIES} | {REGISTERED.load(name) for name in (*LEARNED, "sec", "endpoint")}
+    tried = {type(one) for one in TRIED} | {REGISTERED.load(name) for name in (*LEARNED, "sec", "endpoint")}
     assert {REGISTERED.load(name) for name in REGISTERED.names()} == tried - {Always, Never}
 
 
@@ -355,32 +329,14 @@ def test_a_proposal_beyond_the_vocabulary_is_refused(llama: Any, prompts: list[l
         llama.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[5] * 3, lossless=lossless)
 
 
-class Halved(CheapHead):
-    """A head that is often wrong: it knows every second token only."""
-
-    facts: ClassVar[HeadFacts] = HeadFacts(note="every second token")
-
-    def __init__(self, lm_head: LMHead, size: int | None, tensors: Mapping[str, Tensor]) -> None:
-        self._tokens = torch.arange(0, lm_head.vocab_size, 2)
-        self._rows = lm_head.rows(self._tokens)
-
-    @property
-    def nbytes(self) -> int:
-        return self._rows.nbytes
-
-    def __call__(self, states: Tensor) -> HeadLogits:
-        return HeadLogits(states @ self._rows.t(), self._tokens)
-
-
 @pytest.mark.slow
 @in_turn(case=KINDS, strategy=[Always((5,)), Random(0.6), Confidence(0.3), Oracle()])
 def test_drafts_may_be_read_by_a_cheap_head(
-    case: Any, prompts: list[list[int]], strategy: Strategy, monkeypatch: pytest.MonkeyPatch
+    case: Any, prompts: list[list[int]], strategy: Strategy, tmp_path: Path
 ) -> None:
-    """What it gets wrong is replaced; a strategy that has the LM head's logits drafts by those."""
-    monkeypatch.setattr(Heads, "__getitem__", lambda self, choice: Halved(lm_head_of(self._backbone), None, {}))
-    lossless = Lossless(4, head=HeadChoice("halved"))
-    made = case.engine.decode(
+    """What it gets wrong, of half the vocabulary, is replaced; who has the LM head's logits drafts by those."""
+    lossless = Lossless(4, head=HeadChoice("shortlist", 48))
+    made = with_heads(case, tmp_path).decode(
         prompts, strategy, kv="recompute", max_new_tokens=[NEW] * len(prompts), lossless=lossless, seeds=[0, 1, 2]
     )
     assert tokens(made) == full(case.engine, prompts)

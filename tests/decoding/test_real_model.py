@@ -13,32 +13,8 @@ from strategies.full import Full
 pytestmark = pytest.mark.model
 
 CODE = {
-    "python": '''import json
-from pathlib import Path
-
-
-def load_settings(path):
-    """Return the settings of a JSON file."""
-    with Path(path).open(encoding="utf-8") as file:
-        return json.load(file)
-
-
-def save_settings(path, settings):
-    """''',
-    "java": """package org.example.shapes;
-
-public class Rectangle implements Shape {
-    private final double width;
-    private final double height;
-
-    public Rectangle(double width, double height) {
-        this.width = width;
-        this.height = height;
-    }
-
-    @Override
-    public double area() {
-        """,
+    "python": 'def load_settings(path):\n    """Return the settings of a JSON file."""\n    with open(path) as file:\n',
+    "java": "public class Rectangle {\n    private final double width;\n\n    public double area() {\n        ",
 }
 
 

@@ -22,38 +22,16 @@ from harness.registry import KV_POLICIES
 from strategies.confidence import Confidence
 from strategies.entropy import Entropy
 from strategies.fixed import Fixed
-from strategies.free import Free
 from strategies.full import Full
 from strategies.margin import Margin
-from strategies.oracle import Oracle
 from strategies.patience import Patience
-from strategies.pruned import Pruned
 from strategies.random import Random
 from strategies.saturation import Saturation
-from strategies.schedule import Schedule
-from strategies.shortlist import Shortlist
 from tests.crossing import in_turn
-from tests.decoding.conftest import FORMS, LEARNED, decode_open
+from tests.decoding.conftest import FORMS, LEARNED, STRATEGIES, decode_open
 
 NEW, SEEDS = 12, [11, 5, 42]
 SOME = Random(probability=0.3)
-
-STRATEGIES: dict[str, Strategy] = {
-    "full": Full(),
-    "fixed": Fixed(layer=3),
-    "random": SOME,
-    "oracle": Oracle(),
-    "confidence": Confidence(threshold=0.6),
-    "margin": Margin(threshold=0.5, decay=2.0),
-    "entropy": Entropy(threshold=0.3),
-    "saturation": Saturation(threshold=0.8),
-    "patience": Patience(patience=2),
-    "schedule": Schedule(first=5, last=2, horizon=8),
-    "free": Free(layer=3, threshold=0.3, posterior=0.5, every=2),
-    "pruned": Pruned(layers=2),
-    "shortlist": Shortlist(threshold=0.8, size=8),
-    "shortlist, patience": Shortlist("patience", size=8, token="full"),
-}
 
 
 def facts(one: Generation) -> tuple[Any, ...]:

@@ -20,19 +20,18 @@ from harness.decoding.generation import Generation
 from harness.decoding.kernels.layers import Asking
 from harness.decoding.packing import pack
 from harness.decoding.step import TokenPass
-from harness.models.controllers import Network, Observation, score_at, write_controller
+from harness.models.controllers import Activation, Observation, score_at, write_controller
 from harness.running.operating_points import NeverExits
 from harness.training.identity import identity
 from strategies.classifier import Classifier
 from strategies.lte import LearnToExit
 from strategies.saturation import Saturation
 from tests.crossing import in_turn
+from tests.decoding.conftest import random_network
 
 WIDTH, LENGTH, NEW = 128, 40, 12
 EVERY = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]
 POINTS = (1, 3, 4)
-
-Activation = Literal["tanh", "relu"]
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +40,6 @@ def engine(make_case: Callable[..., Any]) -> Engine:
     found = Engine(pack(case.engine.backbone, "fp16", "cpu"), case.info)
     assert found.backbone.compiled is not None
     return found
-
-
-def network(width: int, hidden: Sequence[int], activation: Activation = "tanh", seed: int = 7) -> Network:
-    chance, widths = torch.Generator().manual_seed(seed), (width, *hidden, 1)
-    layers = [
-        (torch.randn(rows, columns, generator=chance) / columns**0.5, torch.randn(rows, generator=chance))
-        for columns, rows in itertools.pairwise(widths)
-    ]
-    return Network(tuple(layers), activation)
 
 
 def state_at_start(slots: int = 1) -> Tensor:
@@ -76,7 +66,7 @@ def asking(engine: Engine, scores: Sequence[StateScore], threshold: float = math
 def test_scores_are_those_of_the_network(
     engine: Engine, observation: Observation, activation: Activation, hidden: tuple[int, ...]
 ) -> None:
-    net = network(observation.width(WIDTH, len(POINTS)), hidden, activation)
+    net = random_network(observation.width(WIDTH, len(POINTS)), *hidden, 1, activation=activation)
     asked = asking(engine, [score_at(observation, net, place, len(POINTS)) for place in range(len(POINTS))])
     state = slots_of(engine, asked=asked).run(state_at_start(), 0, engine.info.num_layers)
     assert (asked.made, asked.left) == (len(POINTS), None)
@@ -96,7 +86,7 @@ def test_scores_are_those_of_the_network(
 )
 def test_a_token_leaves_where_its_score_reaches_the_threshold(engine: Engine, positions: tuple[int, ...]) -> None:
     """The newest one's, bit for bit as if it had been run there."""
-    net = network(WIDTH, (9,))
+    net = random_network(WIDTH, 9, 1, activation="tanh")
     scores = [score_at(Observation(), net, place, len(POINTS)) for place in range(len(POINTS))]
     given = state_at_start(len(positions))
     every = asking(engine, scores)
@@ -146,7 +136,7 @@ def learned(tmp_path: Path) -> Make:
         observation = Observation(state, normalise=True, change=True, place=shared)
         width = observation.width(model.hidden_size, len(points))
         networks = {
-            name: network(width, (6,), seed=13 + place)
+            name: random_network(width, 6, 1, seed=13 + place, activation="tanh")
             for place, name in enumerate(["shared"] if shared else map(str, points))
         }
         if bad:

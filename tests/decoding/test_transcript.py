@@ -83,23 +83,6 @@ def test_what_may_become_a_stop_is_held_back_until_it_is_none() -> None:
     assert transcript.rest() == ""
 
 
-def test_a_stop_is_kept_where_the_dialect_keeps_it_and_nothing_after_it() -> None:
-    class Words(Bytes):
-        def decode(self, token_ids: Sequence[int]) -> str:
-            return "".join(["one", " two\nthree"][token] for token in token_ids)
-
-    for keep, text in ((True, "one two\n"), (False, "one two")):
-        transcript = Transcript(Words(), ["\n"], keep_stop=keep)
-        assert "".join(spoken(transcript, [0, 1])) == text
-        assert transcript.finish() == text
-
-
-def test_special_tokens_add_no_text() -> None:
-    transcript = Transcript(Bytes(), (), silent=frozenset({0}))
-    spoken(transcript, [97, 0, 98])
-    assert transcript.finish() == "ab"
-
-
 def test_it_spells_as_the_tokenizer_spells_all_at_once(tiny_tokenizer: Any, documents: list[str]) -> None:
     tokenizer = TransformersTokenizer(tiny_tokenizer, frozenset({0}))
     for text in [*documents[:2], "naïve 語 🙂 \t\n  x"]:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from harness.contracts import LM_HEAD, HeadChoice, Lossless, Strategy, UnitCosts
 from harness.decoding.drafts.expected import Expected
 from harness.decoding.engine import Engine
 from harness.decoding.readings import Heads
 from harness.decoding.unit_costs import Timing
-from harness.models.artefacts import write_artefact
-from harness.models.heads import head_tensors
 from harness.records import DraftTimes, UnitTimes
 from strategies.confidence import Confidence
 from strategies.dynamic_exit import DynamicExit
 from strategies.fixed import Fixed
 from strategies.full import Full
 from strategies.oracle import Oracle
-from tests.decoding.conftest import each_kind
+from tests.decoding.conftest import each_kind, with_heads
 
 NEW, LAYERS, POINTS = 24, 6, (1, 2, 3, 4, 5)
 SHORTLIST = HeadChoice("shortlist", 40)
@@ -41,10 +36,7 @@ def times(*drafters: str, layer_s: float = 1.0, check_s: float = 0.0, read_s: fl
 @pytest.fixture
 def make(llama: Any, tmp_path: Path) -> Callable[..., Engine]:
     """``make(timing)`` is an engine of a model for which a shortlist is trained."""
-    write_artefact(tmp_path / "shortlist.json", "shortlist", {"token_ids": torch.arange(97)}, {"model": "llama"})
-    info = dataclasses.replace(llama.info, artefacts=(str(tmp_path),), layer_bytes=70, lm_head_bytes=900)
-    backbone = dataclasses.replace(llama.engine.backbone, trained=partial(head_tensors, info, "cpu"))
-    return lambda timing=None: Engine(backbone, info, timing=timing)
+    return lambda timing=None: with_heads(llama, tmp_path, timing, layer_bytes=70, lm_head_bytes=900)
 
 
 def costs(engine: Engine, strategy: Strategy, head: HeadChoice = LM_HEAD) -> UnitCosts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from harness.models.controllers import (
 )
 from harness.training.identity import identity
 from tests.crossing import in_turn
+from tests.decoding.conftest import random_network
 
 POINTS, WIDTH, ROWS = (4, 6, 10), 8, 7
 TRAIN = (
@@ -55,22 +55,10 @@ def model(folder: Path) -> ModelInfo:
     )  # fmt: skip
 
 
-def network(width: int, seed: int, *hidden: int) -> Network:
-    chance = torch.Generator().manual_seed(seed)
-    widths = (width, *hidden, 1)
-    return Network(
-        tuple(
-            (torch.randn(rows, columns, generator=chance), torch.randn(rows, generator=chance))
-            for columns, rows in itertools.pairwise(widths)
-        ),
-        "relu",
-    )
-
-
 def networks(observation: Observation, *, shared: bool) -> dict[str, Network]:
     names = ["shared"] if shared else [str(point) for point in POINTS]
     width, first = observation.width(WIDTH, len(POINTS)), 10 if observation.change else 0
-    return {name: network(width, seed, 5) for seed, name in enumerate(names, first)}
+    return {name: random_network(width, 5, 1, seed=seed) for seed, name in enumerate(names, first)}
 
 
 def write(

@@ -29,9 +29,7 @@ def build(text: str) -> Any:
         ("confidence:head=shortlst", "unknown head 'shortlst'. Did you mean 'shortlist'?"),
         ("confidence:head=nothing", "Known: full, int8, lowrank, shortlist"),
         ("margin:head=int8/3", "the head int8 has no size"),
-        ("entropy:head=full/3", "the head full has no size"),
         ("confidence:head=lowrank/0", "'0' is no size: write NAME/SIZE with a whole number above 0"),
-        ("confidence:head=lowrank/", "'' is no size"),
         ("confidence:token=any", "is not allowed"),
     ],
 )

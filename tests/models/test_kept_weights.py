@@ -13,7 +13,7 @@ import torch
 from harness.decoding import packing
 from harness.decoding.engine import Engine
 from harness.decoding.packing import tensors_of
-from harness.models import kept_weights, model
+from harness.models import model
 from harness.models.model import LoadedModel, ResolvedModel
 from strategies.full import Full
 
@@ -84,21 +84,6 @@ def test_the_second_reading_gives_the_same_model_without_the_weights(
     assert int4.embed.words.data_ptr() == second[0].backbone.embed.words.data_ptr()
 
 
-def test_what_auto_takes_is_found_again(
-    resolved: Any, tiny_llama: Path, folder: Path, unpacked: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        packing, "_time_all", lambda tried, matrices: {name: (0.5 if name == "fp16" else 1.0,) * 3 for name in tried}
-    )
-    found = pretrained(resolved, tiny_llama, weights_format="auto")
-    first, second = found.load("cpu"), found.load("cpu")
-    assert [one.info.weights_format for one in (first, second)] == ["fp16", "fp16"]
-    assert len(unpacked) == 1
-    monkeypatch.setattr(packing, "_time_all", lambda tried, matrices: dict.fromkeys(tried, (1.0,) * 3))
-    assert found.load("cpu").info.weights_format == "float32"  # which needs the weights themselves
-    assert len(unpacked) == 2
-
-
 def test_another_model_or_format_is_another_file(
     resolved: Any, tiny_llama: Path, tmp_path: Path, folder: Path, unpacked: list[str]
 ) -> None:
@@ -133,28 +118,6 @@ def test_a_wrong_file_is_one_note_and_made_again(
         assert same(first, again)
         found.load("cpu")
         assert len(unpacked) == number + 2
-
-
-def test_a_slot_that_is_not_the_model_s_is_refused(
-    resolved: Any, tiny_llama: Path, folder: Path, unpacked: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Rows that are one short would be read beyond their end."""
-    found = pretrained(resolved, tiny_llama)
-    first = found.load("cpu")
-    real = kept_weights.tensors_of
-
-    def one_short(backbone: Any) -> Any:
-        tensors = real(backbone)
-        tensors["2.mlp_in"] = type(tensors["2.mlp_in"])(tensors["2.mlp_in"].tensor[1:], "Fp16")
-        return tensors
-
-    files(folder)[0].unlink()
-    with monkeypatch.context() as patched:
-        patched.setattr(kept_weights, "tensors_of", one_short)
-        found.load("cpu")
-    notes: list[str] = []
-    assert same(first, found.load("cpu", notes.append))
-    assert any("2.mlp_in is Fp16" in note for note in notes)
 
 
 def test_a_disk_that_cannot_be_written_is_a_note(resolved: Any, tiny_llama: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.models.controllers import Activation, AtLeast, Network, Observation, SingleRow, score_at
 from tests.crossing import in_turn
+from tests.decoding.conftest import random_network
 
 ROWS, EXITS, WIDTH = 5, 4, 6
 
@@ -101,12 +102,7 @@ BROAD = 24
 
 
 def network(observation: Observation, activation: Activation, *hidden: int) -> Network:
-    chance = torch.Generator().manual_seed(7)
-    layers = (
-        (torch.randn(rows, columns, generator=chance) / columns**0.5, torch.randn(rows, generator=chance))
-        for columns, rows in itertools.pairwise((observation.width(BROAD, EXITS), *hidden, 1))
-    )
-    return Network(tuple(layers), activation)
+    return random_network(observation.width(BROAD, EXITS), *hidden, 1, activation=activation)
 
 
 @in_turn(

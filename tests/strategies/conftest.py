@@ -84,13 +84,7 @@ class View:
         self.stopped = rows
 
     def part(self, places: list[int]) -> View:
-        one = View(
-            self.exit_layer,
-            None if self.given_logits is None else self.given_logits[places],
-            None if self.given_state is None else self.given_state[places],
-            rows=self.rows[places],
-            token_ids=[self.token_ids[place] for place in places],
-        )
+        one = self.of(places)
         self.parts.append((places, one))
         return one
 
@@ -108,20 +102,20 @@ class View:
     def position(self) -> Tensor:
         return torch.tensor([10 + len(tokens) for tokens in self.token_ids])
 
-    def row(self, place: int) -> View:
-        """The same view of one row."""
+    def of(self, places: list[int]) -> View:
+        """The same view of some rows."""
 
-        def one(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[place : place + 1]
+        def some(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[places]
 
         return View(
             self.exit_layer,
-            one(self.given_logits),
-            one(self.given_state),
-            None if self.previous is None else self.previous.row(place),
-            [self.token_ids[place]] if self.token_ids else (),
-            self.rows[place : place + 1],
-            one(self.deep),
+            some(self.given_logits),
+            some(self.given_state),
+            None if self.previous is None else self.previous.of(places),
+            [self.token_ids[place] for place in places] if self.token_ids else (),
+            self.rows[places],
+            some(self.deep),
         )
 
 

@@ -34,7 +34,7 @@ def test_n_rows_at_once_are_n_rows_one_by_one(name: str, random_view: Any, model
     alone = []
     for place in range(12):
         rule = strategy.start(model, Batch(tuple(range(12)), "cpu"))
-        alone.append(rule.should_exit(random_view.row(place)))
+        alone.append(rule.should_exit(random_view.of([place])))
     assert together.shape == (12,)
     assert together.dtype == torch.bool
     assert torch.equal(together, torch.cat(alone))

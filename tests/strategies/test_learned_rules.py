@@ -15,12 +15,12 @@ from harness.contracts import Batch, ModelInfo, Strategy
 from harness.decoding.engine import Engine
 from harness.errors import ArtefactError
 from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller
-from harness.training.agents.reward import CONTINUE, EXIT
 from harness.training.identity import identity
 from strategies.classifier import Classifier
 from strategies.consistent import Consistent
 from strategies.lte import LearnToExit
 from strategies.rl import ReinforcementLearning
+from tests.decoding.conftest import random_network
 
 ROWS, HIDDEN, OWN = 12, 5, 0.6
 SCORED: dict[str, Callable[..., Strategy]] = {
@@ -29,10 +29,9 @@ SCORED: dict[str, Callable[..., Strategy]] = {
 
 
 def network(width: int, outputs: int = 1, *, seed: int = 0, activation: Any = "relu", shift: float = 0.0) -> Network:
-    chance = torch.Generator().manual_seed(seed)
-    inner = torch.randn(HIDDEN, width, generator=chance) / math.sqrt(width), torch.randn(HIDDEN, generator=chance)
-    outer = 0.5 * torch.randn(outputs, HIDDEN, generator=chance), torch.full((outputs,), shift)
-    return Network((inner, outer), activation)
+    made = random_network(width, HIDDEN, outputs, seed=seed, activation=activation)
+    made.layers[-1][1].fill_(shift)
+    return made
 
 
 def constant(model: ModelInfo, *outputs: float) -> Network:
@@ -157,31 +156,6 @@ def test_the_engine_leaves_where_the_head_says(engine: Engine) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- rl
-
-
-def test_an_agent_leaves_when_exit_is_preferred_and_probable_enough(
-    model: ModelInfo, view: Any, states: dict[int, Tensor]
-) -> None:
-    """The definition: the greedy action is exit, and its probability at this temperature is high enough."""
-    policy = network(model.hidden_size, 2, activation="tanh")
-    write("rl", model, {"shared": policy.difference(EXIT, CONTINUE)}, temperature=2.0)
-    answers = []
-    for options in (
-        {}, {"temperature": 0.2}, {"threshold": 0.9}, {"threshold": 0.1}, {"threshold": 0.7, "temperature": 0.25},
-        {"threshold": 0.55, "temperature": 3.0},
-    ):  # fmt: skip
-        threshold, temperature = options.get("threshold", OWN), options.get("temperature", 2.0)
-        for layer in model.exit_points:  # one agent for all of them, told apart by nothing but the state
-            expected = []
-            for state in states[layer]:
-                both = outputs(policy, state)
-                powers = [math.exp(logit / temperature) for logit in both]
-                expected.append(both[EXIT] > both[CONTINUE] and powers[EXIT] / sum(powers) >= threshold)
-            seen = view(hidden_state=states[layer], exit_layer=layer)
-            assert answer(ReinforcementLearning(**options), model, seen) == expected  # type: ignore[arg-type]
-            answers += expected
-    assert any(answers)
-    assert not all(answers)
 
 
 def test_an_agent_by_hand(model: ModelInfo, view: Any, states: dict[int, Tensor]) -> None:
