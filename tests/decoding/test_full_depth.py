@@ -54,7 +54,6 @@ def test_never_exiting_is_generate(
 
 
 @each_kind
-@each_kind
 def test_a_row_at_the_last_position_is_generate(
     case: Any, prompts: list[list[int]], greedy: Callable[..., list[int]]
 ) -> None:
