@@ -38,13 +38,13 @@ def test_recorded_segments_make_the_same_tokens(
     """Three rows of different lengths leave at all depths, wait and catch up; the second batch only replays."""
     tape = Tape()
     engine = moved(case.engine, recorder=tape)
-    layers = exits(3, 8)
-    wanted = facts(case.engine.decode(prompts, schedule(layers), kv=kv, max_new_tokens=[8] * 3))
+    layers = exits(3, 6)
+    wanted = facts(case.engine.decode(prompts, schedule(layers), kv=kv, max_new_tokens=[6] * 3))
 
-    assert facts(generate(engine, prompts, schedule(layers), kv, 8)) == wanted
+    assert facts(generate(engine, prompts, schedule(layers), kv, 6)) == wanted
     recorded = tape.recorded
     gc.collect()
-    assert facts(generate(engine, prompts, schedule(layers), kv, 8)) == wanted
+    assert facts(generate(engine, prompts, schedule(layers), kv, 6)) == wanted
     assert tape.recorded == recorded
     assert (tape.replayed > recorded) == (kv != "skip")  # which hides positions, and is not recorded
 

@@ -23,7 +23,7 @@ from strategies.schedule import Schedule
 from tests.crossing import in_turn
 from tests.decoding.pretended import DEVICE, Tape, crossings, moved
 
-TOKENS = (3, 9)
+TOKENS = (3, 6)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def broken_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_near_exact_formats_are_certified_without_being_named(verify: Command, tmp_path: Path) -> None:
-    ran = verify("--json", tmp_path / "certificate.json")
+    ran = verify("--prompts", 3, "--json", tmp_path / "certificate.json")
     assert ran.code == 0, ran.err
     found = Certificate.model_validate_json((tmp_path / "certificate.json").read_bytes())
     assert {claim.weights_format for claim in found.claims} == NEAR_EXACT
