@@ -89,13 +89,13 @@ def test_the_default_model_is_the_tuned_one(tuned: ResolvedModel) -> None:
 @pytest.mark.slow
 @pytest.mark.model
 def test_learned_exits_leave_early_without_an_option(
-    cli: Command, tuned: ResolvedModel, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Command, tuned: ResolvedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     strategies = ("classifier", "lte", "rl")
     options = [word for name in strategies for word in ("--strategy", name)]
     ran = cli(
-        "run", *options, "--source", rows_file, "--limit", 2, "--max-new-tokens", 8, "--energy", "none", "--out", "run"
+        "run", *options, "--task", "py150", "--limit", 2, "--max-new-tokens", 8, "--energy", "none", "--out", "run"
     )
     assert ran.code == 0, ran.err
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
