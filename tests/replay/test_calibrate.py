@@ -140,14 +140,14 @@ def test_a_promise_about_projects_holds_for_new_ones_where_one_about_documents_b
     generator, target = np.random.default_rng(5), parse_target("agreement=0.95")
     count = certified(CalibrateOptions(target=target.text), target.risk)
     projects, wrong = [str(number) for number in range(70) for _ in range(20)], {"document": 0, "project": 0}
-    for _ in range(60):
+    for _ in range(100):
         bad = generator.random(70) < 0.07
         losses = np.stack([np.zeros(1400), np.repeat(bad, 20).astype(float)])
         losses = losses[:, order := generator.permutation(1400)]
         for unit, table in (("document", losses), ("project", by_project(losses, [projects[at] for at in order]))):
             wrong[unit] += count(table) == 2
-    assert wrong["project"] <= 3
-    assert wrong["document"] > 5
+    assert wrong["project"] <= 5
+    assert wrong["document"] > 7
 
 
 def test_the_laxest_setting_that_passes_in_order_is_chosen(decoded: RecordedRun) -> None:
@@ -304,7 +304,7 @@ def test_documents_are_told_by_what_they_hold_and_not_by_where_they_lie(
 
     def said_of(source: Path) -> str:
         caplog.clear()
-        asked = ("--strategy", "@run/operating-point.json", "--limit", 8, "--max-new-tokens", 1, "--source", source)
+        asked = ("--strategy", "@run/operating-point.json", "--limit", 8, "--max-new-tokens", 2, "--source", source)
         ran = tiny_run(*asked, "--out", f"run-{len(list(tmp_path.iterdir()))}")
         assert ran.code == 0, ran.err
         return str(caplog.text)
