@@ -10,6 +10,7 @@ that does something else keeps it less well, which is why a change has to be bey
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 import time
@@ -103,6 +104,15 @@ def tables(request: pytest.FixtureRequest) -> dict[str, list[str]]:
 def row_tables(tables: dict[str, list[str]]) -> list[str]:
     """Return the lines of the tables of what several rows cost."""
     return tables.setdefault("several rows through a layer, over one row", [])
+
+
+def report(
+    benchmark: Any, what: str, value: float, target: str = "", *, at_least: float = 0.0, at_most: float = math.inf
+) -> None:
+    """Print a figure beside its target; fail when it is twice as bad as a bound."""
+    benchmark.extra_info[what] = round(value, 4)
+    print(f"\n  {what}: {value:.4g}  (target {target or (f'≥ {at_least}' if at_least else f'≤ {at_most}')})")
+    assert at_least / 2 <= value <= 2 * at_most
 
 
 # ------------------------------------------------------------------------------------- the history

@@ -27,6 +27,7 @@ from harness.metering import measure_bandwidth
 from strategies.fixed import Fixed
 from strategies.full import Full
 from strategies.saturation import Saturation
+from tests.benchmarks.conftest import report
 
 PROMPT, NEW, ROUNDS = 400, 30, 8
 FIXED = (22, 14, 4)
@@ -113,16 +114,6 @@ def rounds(engine: Engine, smollm2: Any, rounds_of: Callable[[int], int]) -> Rou
         for name, value in per_token.items():
             measured.per_token_s[name].append(value)
     return measured
-
-
-def report(
-    benchmark: Any, what: str, value: float, *, at_least: float | None = None, at_most: float | None = None
-) -> None:
-    """Print a ratio beside its target; fail when it is twice as bad."""
-    benchmark.extra_info[what] = round(value, 3)
-    print(f"\n  {what}: {value:.3f}  (target {f'≥ {at_least}' if at_most is None else f'≤ {at_most}'})")
-    assert value > (at_least or 0) / 2
-    assert at_most is None or value < 2 * at_most
 
 
 def track(benchmark: Any, engine: Engine, strategy: Strategy) -> None:

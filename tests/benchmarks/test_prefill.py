@@ -20,7 +20,8 @@ from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.models.model import resolve
 from strategies.full import Full
-from tests.benchmarks.test_serving_load import alternating, report
+from tests.benchmarks.conftest import report
+from tests.benchmarks.test_serving_load import alternating
 
 PROMPT, FILE, LONG, TYPED = 400, 1000, 2000, 20
 PIECES = (128, 256, 512)

@@ -14,6 +14,7 @@ import pytest
 
 from harness.running.scoring import CorpusScores
 from reports.summary.summarise import corpora, summarise
+from tests.benchmarks.conftest import report
 from tests.made_up_runs import Run, made_up_run
 
 SAMPLES, POINTS = 1_000, 20
@@ -24,12 +25,6 @@ def run() -> Run:
     return made_up_run(SAMPLES, POINTS)
 
 
-def report(benchmark: Any, what: str, seconds: float, target: str) -> None:
-    benchmark.extra_info[what] = round(seconds, 3)
-    print(f"\n  {what}: {seconds:.1f} s  (target {target})")
-    assert seconds > 0
-
-
 def median(benchmark: Any) -> float:
     return statistics.median(benchmark.stats.stats.data)
 
@@ -37,7 +32,7 @@ def median(benchmark: Any) -> float:
 def test_statistics_alone(benchmark: Any, run: Run) -> None:
     summary = benchmark.pedantic(summarise, (*run, lambda *_: {}), rounds=3, warmup_rounds=1)
     assert len(summary.rows) == POINTS
-    report(benchmark, "statistics of 1,000 samples × 20 operating points", median(benchmark), "part of 60 s")
+    report(benchmark, "statistics of 1,000 samples × 20 operating points, s", median(benchmark), "part of 60 s")
 
 
 def test_scoring_and_statistics(benchmark: Any, run: Run) -> None:
@@ -45,4 +40,4 @@ def test_scoring_and_statistics(benchmark: Any, run: Run) -> None:
     assert all(
         row.value("codebleu") is not None and row.estimate("speedup").p_holm is not None for row in summary.rows[1:]
     )
-    report(benchmark, "scoring and statistics", median(benchmark), "≤ 60 s")
+    report(benchmark, "scoring and statistics, s", median(benchmark), "≤ 60 s")

@@ -33,6 +33,7 @@ from harness.decoding.generation import Generation
 from harness.models.model import resolve
 from strategies.classifier import Classifier
 from strategies.full import Full
+from tests.benchmarks.conftest import report
 
 pytestmark = pytest.mark.model
 
@@ -119,11 +120,6 @@ async def press(url: str, pid: int, seconds: int) -> tuple[Load, list[int]]:
 
     await asyncio.gather(watch(), *(client(number) for number in range(CLIENTS)))
     return load, memory
-
-
-def report(benchmark: Any, what: str, value: float, target: str) -> None:
-    benchmark.extra_info[what] = round(value, 4)
-    print(f"\n  {what}: {value:.4g}  (target {target})")
 
 
 def test_a_minute_of_load(request: pytest.FixtureRequest, benchmark: Any, endpoint: tuple[str, int]) -> None:

@@ -19,6 +19,7 @@ from harness.metering import Surroundings, observed
 from harness.metering.estimate import Estimate, NoMeter
 from harness.metering.replay_meter import Recording, Replay
 from strategies.full import Full
+from tests.benchmarks.conftest import report
 
 PROMPT, NEW, ROUNDS = 100, 15, 20
 
@@ -30,12 +31,6 @@ METERS: dict[str, Callable[[], Any]] = {
         recording=Recording(readings=tuple({"package-0": 0.1 * edge, "package-1": 0.1} for edge in range(10_000))),
     ),
 }
-
-
-def report(benchmark: Any, what: str, value: float, target: str) -> None:
-    benchmark.extra_info[what] = round(value, 4)
-    print(f"\n  {what}: {value:.4g}  (target {target})")
-    assert value >= 0
 
 
 @pytest.mark.parametrize("name", METERS)

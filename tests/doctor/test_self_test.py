@@ -46,10 +46,10 @@ def config(tiny_llama: Path, rows_file: Path) -> RunConfig:
 
 def test_real_windows_are_compared_with_themselves(config: RunConfig) -> None:
     watch = Heard()
-    found = compare_with_itself(config, 4, 6, watch)
-    assert len(found.comparisons) == found.coverage.comparisons == 4
+    found = compare_with_itself(config, 3, 6, watch)
+    assert len(found.comparisons) == found.coverage.comparisons == 3
     assert found.coverage.pairs == 6
-    assert watch.total == watch.steps[-1] == 2 * 4 * 6
+    assert watch.total == watch.steps[-1] == 2 * 3 * 6
     for one in [*found.comparisons, found.overall]:
         assert one.ratio is not None
         assert isinstance(one.interval, tuple)
@@ -112,17 +112,13 @@ def result(covered: int, comparisons: int, expected: tuple[int, int]) -> RealCov
     return RealCoverage("model", counted, expected, (nothing,) * comparisons, nothing, 0.2, None, None)
 
 
-@pytest.mark.parametrize(
-    ("covered", "comparisons", "expected", "word"),
-    [
-        (19, 20, (17, 20), "can be trusted"),
+def test_the_verdict_in_words() -> None:
+    for covered, comparisons, expected, word in (
         (17, 20, (17, 20), "can be trusted"),
         (16, 20, (17, 20), "too narrow here"),
         (5, 5, (4, 5), "Too few comparisons"),
         (1, 5, (4, 5), "too narrow here"),
-    ],
-)
-def test_the_verdict_in_words(covered: int, comparisons: int, expected: tuple[int, int], word: str) -> None:
-    said = real_verdict(result(covered, comparisons, expected))
-    assert word in said
-    assert f"{covered} of {comparisons} intervals" in said
+    ):
+        said = real_verdict(result(covered, comparisons, expected))
+        assert word in said
+        assert f"{covered} of {comparisons} intervals" in said

@@ -13,8 +13,6 @@ from harness.host.interpreter import fresh_interpreter
 
 TRAPS = ("tasks", "reports", "strategies", "json", "harness")
 
-COMMAND = "from harness.cli import main; main()"
-
 
 @pytest.fixture
 def trapped(tmp_path: Path) -> Path:
@@ -28,11 +26,10 @@ def trapped(tmp_path: Path) -> Path:
 
 def test_the_module_run_as_a_script_leaves_the_working_directory_out(trapped: Path) -> None:
     (trapped / "harness.py").unlink()  # found by Python itself, before any line of ours can run
-    for arguments in (["list", "tasks"], ["show", "py150"]):
-        command = [sys.executable, "-m", "harness.cli", *arguments]
-        done = subprocess.run(command, cwd=trapped, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "py150" in done.stdout
+    command = [sys.executable, "-m", "harness.cli", "show", "py150"]
+    done = subprocess.run(command, cwd=trapped, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "py150" in done.stdout
 
 
 def test_a_helper_imports_what_its_parent_does_and_nothing_from_the_working_directory(

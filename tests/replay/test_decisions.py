@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,12 @@ PROMPTS = [[5, 9, 40, 17], [88, 3, 60, 61, 62, 7], [120, 14, 15]]
 SPECS = (
     "full",
     "fixed:layer=6",
+    "margin:threshold=0.2:decay=4",
     "confidence:threshold=0.4",
     "entropy:threshold=0.75",
-    "margin:threshold=0.2",
-    "margin:threshold=0.2:decay=4",
     "patience:patience=2",
     "saturation:threshold=0.7",
+    "margin:threshold=0.2",
 )
 
 
@@ -47,6 +48,15 @@ HEADS_SPECS = (
     "margin:threshold=0.2:head=lowrank/32",
     "entropy:threshold=0.75:head=int8",
 )
+
+
+def by_turns(names: str, cases: Sequence[tuple[Any, ...]]) -> pytest.MarkDecorator:
+    """Each case with one of the two kinds of exits, by turns."""
+    exits = itertools.cycle(("shared head", "shortcuts"))
+    return pytest.mark.parametrize(f"tiny, {names}", [(next(exits), *case) for case in cases], indirect=["tiny"])
+
+
+SHARED_HEAD = pytest.mark.parametrize("tiny", ["shared head"], indirect=True)
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ def check_alike(tiny: Any, point: OperatingPoint) -> list[int]:
     return layers
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@by_turns("spec", [(spec,) for spec in SPECS])
 def test_exits_and_counts_are_those_of_live_decoding(
     tiny: Any, point_of: Callable[..., OperatingPoint], spec: str
 ) -> None:
@@ -111,7 +121,7 @@ def tensors(kind: str) -> dict[str, Tensor]:
     return {"token_ids": torch.arange(319, -1, -1)} if kind == "shortlist" else {"root": torch.eye(32)}
 
 
-@pytest.mark.parametrize("text", HEADS_SPECS)
+@by_turns("text", [(text,) for text in HEADS_SPECS])
 def test_checks_by_cheap_heads_replay_and_tell_how_often_they_agree(tiny: Any, text: str, tmp_path: Path) -> None:
     (spec,) = parse_strategies(text)
     strategy = build_strategy(spec)
@@ -135,6 +145,7 @@ def test_checks_by_cheap_heads_replay_and_tell_how_often_they_agree(tiny: Any, t
         assert found.head_alike == found.head_checks
 
 
+@SHARED_HEAD
 def test_a_strategy_from_outside_replays_as_it_decodes(tiny: Any) -> None:
     assert len(set(check_alike(tiny, operating(EveryThird())))) > 1
 
@@ -155,7 +166,7 @@ def test_the_oracle_leaves_where_it_leaves_live_and_its_decisions_are_free(
     assert found.work.shortcut_evaluations == sum(one.shortcut_evaluations for one in live)
 
 
-@pytest.mark.parametrize("spec", ["confidence:threshold=0.4", "random:probability=0.5"])
+@by_turns("spec", [("random:probability=0.5",), ("confidence:threshold=0.4",)])
 def test_parts_add_up(tiny: Any, point_of: Callable[..., OperatingPoint], spec: str) -> None:
     """Chance included, which is of a token's document and position."""
     point = point_of(spec, tiny.info)
@@ -201,34 +212,6 @@ def test_one_operating_point_by_hand(
     assert price(found.amounts(info, KVFacts()), bytes_read(info)) == 32 * 1000 + 10 * 500 + found.attended
 
 
-# ------------------------------------------------------------------------------------ shared scores
-
-
-@dataclass(frozen=True)
-class Scored(Strategy):
-    """Counts how often its score is computed; the score looks at logits."""
-
-    threshold: float
-    computed: list[int]
-
-    def should_exit(self, view: ExitView) -> Tensor:
-        def score() -> Tensor:
-            self.computed.append(view.exit_layer)
-            return view.top_probability * 1.0
-
-        return view.once("mine", score) >= self.threshold
-
-
-def test_operating_points_share_a_score_and_each_is_charged_for_it(made: Callable[..., Any], info: ModelInfo) -> None:
-    tokens, computed = made(**CONFIDENT), list[int]()
-    found = [replay(operating(Scored(threshold, computed)), tokens, info) for threshold in (2.0, 0.5, 2.0)]
-    assert computed == [4, 6, 10]
-    assert [one.work.lm_head_evaluations for one in found] == [16, 10, 16]
-    # who comes by other exit points has other scores before it
-    replay(operating(Scored(0.5, computed), (6,)), tokens, info)
-    assert computed == [4, 6, 10, 6]
-
-
 # --------------------------------------------------------------------------------------- refusals
 
 
@@ -265,7 +248,6 @@ def test_what_a_trace_does_not_hold_and_wrong_answers_are_refused(made: Callable
 NEW = 30
 LONGER = [[5, 9, 40, 17, 5, 9, 40], [88, 3, 60, 61, 62, 7], [120, 14, 15], [33] * 9, list(range(40, 60))]
 LAYERSKIP = "layerskip:layer=10:length=3"
-EXITS = ("fixed:layer=10", "confidence:threshold=0.4", "margin:threshold=0.3", "entropy:threshold=0.75", "oracle")
 
 
 def drafting(text: str, info: Any, decode: str, most: int) -> OperatingPoint:
@@ -295,8 +277,17 @@ def live_and_replayed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:min_n=1"])
-@pytest.mark.parametrize("text", [*EXITS, LAYERSKIP])
+@by_turns(
+    "text, decode",
+    [
+        ("fixed:layer=10", "lossless"),
+        ("confidence:threshold=0.4", "lossless+lookup:min_n=1"),
+        ("margin:threshold=0.3", "lossless+lookup:min_n=1"),
+        ("entropy:threshold=0.75", "lossless"),
+        ("oracle", "lossless+lookup:min_n=1"),
+        (LAYERSKIP, "lossless"),
+    ],
+)
 def test_what_stands_is_exactly_that_of_live_decoding(tiny: Any, text: str, decode: str) -> None:
     live, found = live_and_replayed(tiny, text, decode, 16)
     assert found.count == sum(len(one.token_ids) - 1 for one in live)
@@ -313,7 +304,7 @@ EXACT = (
 )
 
 
-@pytest.mark.parametrize(("text", "decode", "most"), EXACT)
+@by_turns("text, decode, most", EXACT)
 def test_drafts_that_nothing_unknown_follows_are_replayed_exactly(tiny: Any, text: str, decode: str, most: int) -> None:
     live, found = live_and_replayed(tiny, text, decode, most)
     assert counts(found.work) == counts(*live)
@@ -337,12 +328,14 @@ def counts(*made: Work) -> dict[str, int]:
     return {name: sum(getattr(one, name) for one in made) for name in (*names, "verifications")}
 
 
+@SHARED_HEAD
 def test_the_bound_is_exact_with_drafts_of_any_length(tiny: Any) -> None:
     """It drafts nothing wrong."""
     live, found = live_and_replayed(tiny, "oracle", "lossless", 16)
     assert counts(found.work) == counts(*live) | {"layers_discarded": 0, "exit_checks": 0}
 
 
+@SHARED_HEAD
 def test_the_end_of_a_text_is_replayed_as_it_is_decoded(tiny: Any) -> None:
     full = tiny.engine.decode(
         LONGER, build_strategy(parse_strategies("full")[0]), kv="recompute", max_new_tokens=[NEW] * len(LONGER)
@@ -355,6 +348,7 @@ def test_the_end_of_a_text_is_replayed_as_it_is_decoded(tiny: Any) -> None:
 
 
 @pytest.mark.slow
+@SHARED_HEAD
 def test_what_is_modelled_lies_within_the_interval_of_live_decoding(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows a wrong draft: how much is drafted, and how many layers are read for it."""
     chance = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,8 @@ POINTS, LAYERS, WIDTH = (4, 8), 12, 8
 
 
 @pytest.fixture
-def info() -> ModelInfo:
-    return ModelInfo(
-        "model", "llama", LAYERS, WIDTH, 50, POINTS, 100, "float32", "random", layer_bytes=1000, lm_head_bytes=500,
-        kv_projection_bytes=100, kv_entry_bytes=0,
-    )  # fmt: skip
+def info(info: ModelInfo) -> ModelInfo:
+    return replace(info, hidden_size=WIDTH, exit_points=POINTS, kv_entry_bytes=0)
 
 
 @pytest.fixture

@@ -14,6 +14,16 @@ from harness.contracts import TaskRequest
 from harness.models.tokenizer import TransformersTokenizer
 from tasks.rows import RecordRows
 
+PROBLEM = {
+    "task_id": "test/0",
+    "prompt": "def return1():\n",
+    "suffix": "1",
+    "canonical_solution": "    return ",
+    "test": "def check(candidate):\n    assert candidate() == 1",
+    "entry_point": "return1",
+}
+"""Of openai/human-eval-infilling: the example problem."""
+
 
 class PieceTokenizer:
     """Cuts text by a pattern and numbers the pieces as it meets them; decoding joins them. Loses nothing."""
@@ -26,7 +36,6 @@ class PieceTokenizer:
         self.ids: dict[str, int] = {}
         self.pieces: list[str] = []
         self.encoded: list[str] = []
-        self.decodes = 0
 
     def encode(self, text: str) -> list[int]:
         self.encoded.append(text)
@@ -39,7 +48,6 @@ class PieceTokenizer:
         return [self.ids[piece] for piece in found]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        self.decodes += 1
         return "".join(self.pieces[token_id] for token_id in token_ids)
 
 

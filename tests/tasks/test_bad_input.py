@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import BadRow, TaskRequest
+from harness.contracts import TaskRequest
 from harness.errors import DataError, UnknownNameError
 from tasks.draw import draw
 from tasks.javacorpus import JavaCorpus
@@ -19,64 +19,54 @@ from tasks.languages import PYTHON
 from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.py150 import Py150
 from tasks.rows import RecordRows
-from tasks.sources.embedded import SourceFiles
 
 GOOD = b'{"id": "good", "input": "<s> x =", "gt": "y + 1"}'
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        (b'{"id": 1, "input": ', "not JSON"),
-        (b"not json", "not JSON"),
-        (b'"text"', "a string, not an object"),
-        (b"[1, 2]", "a list, not an object"),
-        (b"null", "null, not an object"),
-        (b'{"id": 1, "input": "x"}', "no field 'gt'"),
-        (b'{"id": 1, "gt": "x"}', "no field 'input'"),
-        (b"{}", "no field 'input'"),
-        (b'{"id": 1, "input": 5, "gt": "x"}', "'input' is a number"),
-        (b'{"id": 1, "input": "x", "gt": null}', "'gt' is null"),
-        (b'{"id": 1, "input": " ", "gt": "x"}', "'input' is empty"),
-        (b'{"id": 1, "input": "x", "gt": ""}', "'gt' is empty"),
-        (b'{"id": 1.5, "input": "x", "gt": "y"}', "'id' is a number"),
-        (b'{"id": true, "input": "x", "gt": "y"}', "'id' is a boolean"),
-        (b'{"id": "", "input": "x", "gt": "y"}', "'id' is an empty string"),
-        (b'{"id": 1, "code": ""}', "'code' is empty"),
-        (b'{"id": 1, "code": []}', "'code' is empty"),
-        (b'{"id": 1, "code": ["<s>", "</s>"]}', "'code' is empty"),
-        (b'{"id": 1, "code": ["a", 2]}', "'code[1]' is a number"),
-        (b'{"id": 1, "code": {"a": 1}}', "'code' is an object"),
-        (b'{"id": 1, "input": "caf\xe9", "gt": "y"}', "not JSON ('utf-8' codec"),
-        (b'{"id": 1, "input": "\\ud800", "gt": "y"}', "'input' holds a lone surrogate"),
-        (b'{"id": 1, "input": "x", "gt": "\\udc00"}', "'gt' holds a lone surrogate"),
-        (b'{"id": 1, "code": ["a", "\\ud800"]}', "'code[1]' holds a lone surrogate"),
-        (b'{"id": "\\ud800", "input": "x", "gt": "y"}', "'id' holds a lone surrogate"),
-        (b'{"id": "' + b"x" * 600 + b'", "input": "x", "gt": "y"}', "'id' has 600 characters; 512 are the most"),
-        (b'{"id": ' + b"9" * 600 + b', "input": "x", "gt": "y"}', "'id' has 600 characters"),
-        (b'{"id": NaN, "input": "x", "gt": "y"}', "'id' is a number"),
-        (b'{"id": [1], "input": "x", "gt": "y"}', "'id' is a list"),
-        (b'{"id": null, "input": "x", "gt": "y"}', "'id' is null"),
-        (b'{"\\ud800": 1, "\\n": 2}', r"(fields: \ud800, )"),
-        (b'{"' + b"k" * 10_000 + b'": 1}', "(fields: kkk"),
-        (b'{"id": ' + b"9" * 5000 + b', "input": "x", "gt": "y"}', "not JSON"),
-        (b"[" * 100_000, "JSON"),
-    ],
+MALFORMED = (
+    (b'{"id": 1, "input": ', "not JSON"),
+    (b"not json", "not JSON"),
+    (b"[1, 2]", "a list, not an object"),
+    (b"null", "null, not an object"),
+    (b'{"id": 1, "input": "x"}', "no field 'gt'"),
+    (b"{}", "no field 'input'"),
+    (b'{"id": 1, "input": 5, "gt": "x"}', "'input' is a number"),
+    (b'{"id": 1, "input": "x", "gt": null}', "'gt' is null"),
+    (b'{"id": 1, "input": " ", "gt": "x"}', "'input' is empty"),
+    (b'{"id": 1, "input": "x", "gt": ""}', "'gt' is empty"),
+    (b'{"id": true, "input": "x", "gt": "y"}', "'id' is a boolean"),
+    (b'{"id": "", "input": "x", "gt": "y"}', "'id' is an empty string"),
+    (b'{"id": 1, "code": ["<s>", "</s>"]}', "'code' is empty"),
+    (b'{"id": 1, "code": ["a", 2]}', "'code[1]' is a number"),
+    (b'{"id": 1, "code": {"a": 1}}', "'code' is an object"),
+    (b'{"id": 1, "input": "caf\xe9", "gt": "y"}', "not JSON ('utf-8' codec"),
+    (b'{"id": 1, "input": "\\ud800", "gt": "y"}', "'input' holds a lone surrogate"),
+    (b'{"id": 1, "code": ["a", "\\ud800"]}', "'code[1]' holds a lone surrogate"),
+    (b'{"id": "\\ud800", "input": "x", "gt": "y"}', "'id' holds a lone surrogate"),
+    (b'{"id": "' + b"x" * 600 + b'", "input": "x", "gt": "y"}', "'id' has 600 characters; 512 are the most"),
+    (b'{"id": ' + b"9" * 600 + b', "input": "x", "gt": "y"}', "'id' has 600 characters"),
+    (b'{"id": NaN, "input": "x", "gt": "y"}', "'id' is a number"),
+    (b'{"id": null, "input": "x", "gt": "y"}', "'id' is null"),
+    (b'{"\\ud800": 1, "\\n": 2}', r"(fields: \ud800, )"),
+    (b'{"' + b"k" * 10_000 + b'": 1}', "(fields: kkk"),
+    (b'{"id": ' + b"9" * 5000 + b', "input": "x", "gt": "y"}', "not JSON"),
+    (b"[" * 100_000, "JSON"),
 )
-def test_a_malformed_row_is_counted_and_the_rest_goes_on(
-    tmp_path: Path, words: Any, line: Any, row: bytes, reason: str
-) -> None:
+
+
+def test_a_malformed_row_is_counted_and_the_rest_goes_on(tmp_path: Path, words: Any, line: Any) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(GOOD + b"\n" + row + b"\n")
+    file.write_bytes(b"".join(row + b"\n" for row in (GOOD, *(row for row, _ in MALFORMED))))
     data = Py150().load(line(file), words)
     assert [sample.sample_id for sample in data.samples] == ["good"]
-    assert len(data.bad_rows) == 1
-    (bad,) = data.bad_rows
-    assert bad.reason.startswith("row 2: ")
-    assert reason in bad.reason
-    assert "\n" not in bad.reason
-    assert len(bad.reason) <= 500
-    (bad.sample_id + bad.reason).encode()  # both stand in a record
+    assert len(data.bad_rows) == len(MALFORMED)
+    reasons = {bad.reason.partition(": ")[0]: bad.reason for bad in data.bad_rows}
+    for number, (row, reason) in enumerate(MALFORMED, start=2):
+        assert reason in reasons[f"row {number}"], row[:80]
+    for bad in data.bad_rows:
+        assert "\n" not in bad.reason
+        assert len(bad.reason) <= 500
+        (bad.sample_id + bad.reason).encode()  # both stand in a record
 
 
 def test_a_bad_row_stands_under_no_other_row_s_id(tmp_path: Path, words: Any, line: Any) -> None:
@@ -131,29 +121,20 @@ def test_what_concerns_every_row_stops_the_run(words: Any, error: Exception) -> 
         draw(RecordRows("path", "x", 3, record), CodexglueLine(PYTHON), words, TaskRequest("codexglue-line", "memory"))
 
 
-def test_a_text_that_is_too_long_is_a_bad_row(
-    tmp_path: Path, words: Any, line: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tasks.rows.field_text.__defaults__", (100,))
-    file = tmp_path / "rows.jsonl"
-    rows = [{"id": 1, "code": ["x"] * 60}, {"id": 2, "input": "x" * 101, "gt": "y"}]
-    file.write_bytes(b"\n".join([GOOD, *(json.dumps(row).encode() for row in rows)]))
-    data = Py150().load(line(file), words)
-    assert {row.reason for row in data.bad_rows} == {
-        "row 2: 'code' has 119 characters; 100 are the most",
-        "row 3: 'input' has 101 characters; 100 are the most",
-    }
-
-
 def test_a_line_or_a_file_that_is_too_long_is_not_parsed(
     tmp_path: Path, words: Any, line: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.sources.files.LARGEST_ROW", 100)
+    monkeypatch.setattr("tasks.sources.files.LARGEST_ROW", 150)
+    monkeypatch.setattr("tasks.rows.field_text.__defaults__", (100,))
     file = tmp_path / "rows.jsonl"
-    file.write_bytes(b'{"id": "long", "input": "' + b"x" * 350 + b'", "gt": "y"}\n' + GOOD)
+    rows = [{"id": "long", "input": "x" * 350, "gt": "y"}, {"id": 1, "input": "x" * 101, "gt": "y"}]
+    file.write_bytes(b"\n".join([*(json.dumps(row).encode() for row in rows), GOOD]))
     data = Py150().load(line(file), words)
     assert [sample.sample_id for sample in data.samples] == ["good"]
-    assert [row.reason for row in data.bad_rows] == ["row 1: has 389 bytes; 100 are the most"]
+    assert {row.reason for row in data.bad_rows} == {
+        "row 1: has 389 bytes; 150 are the most",
+        "row 2: 'input' has 101 characters; 100 are the most",
+    }
     monkeypatch.setattr("tasks.sources.files.LARGEST_FILE", 1000)
     for name, opened in (("endless.jsonl", open), ("bomb.jsonl.gz", gzip.open)):
         with opened(tmp_path / name, "wb") as stream:
@@ -204,7 +185,6 @@ def two_shards(path: Path) -> None:
 
 SOURCES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "empty": (lambda path: path.write_bytes(b""), ".jsonl", "is empty"),
-    "blank": (lambda path: path.write_bytes(b"\n\n  \n"), ".jsonl", "is empty"),
     "a mark alone": (lambda path: path.write_bytes(b"\xef\xbb\xbf\n"), ".jsonl", "is empty"),
     "UTF-16": (lambda path: path.write_text(GOOD.decode(), encoding="utf-16"), ".jsonl", "iconv"),
     "no rows": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n rubbish\n"), ".jsonl", "none of its 3 rows.*row "),
@@ -224,15 +204,13 @@ SOURCES: dict[str, tuple[Callable[[Path], object], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, words: Any, name: str) -> None:
-    make, suffix, said = SOURCES[name]
-    path = tmp_path / f"rows{suffix}"
-    if not suffix:
-        path.mkdir()
-    make(path)
-    in_files = suffix or name == "a folder of notes"
-    assert re.search(said, refused(path, words, "codexglue-line" if in_files else "green-code"))
+def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, words: Any) -> None:
+    for name, (make, suffix, said) in SOURCES.items():
+        path = tmp_path / name / f"rows{suffix}"
+        (path.parent if suffix else path).mkdir(parents=True)
+        make(path)
+        in_files = suffix or name == "a folder of notes"
+        assert re.search(said, refused(path, words, "codexglue-line" if in_files else "green-code")), name
 
 
 def test_what_is_nowhere_is_refused(tmp_path: Path, words: Any) -> None:
@@ -248,17 +226,3 @@ def test_what_is_nowhere_is_refused(tmp_path: Path, words: Any) -> None:
         assert said in refused(source, words)
     with pytest.raises(UnknownNameError, match="Did you mean 'green-code'"):
         JavaCorpus().load(TaskRequest("greencode", "embedded"), words)
-
-
-def test_embedded_files_that_cannot_be_read_are_bad_rows() -> None:
-    def content(name: str) -> bytes:
-        if name == "gone.py":
-            raise FileNotFoundError(2, "No such file")
-        return b"caf\xe9"
-
-    rows = SourceFiles("x", PYTHON, ["latin.py", "gone.py"], content=content, detail={})
-    gone, latin = rows.read(0), rows.read(1)
-    assert isinstance(gone, BadRow)
-    assert isinstance(latin, BadRow)
-    assert "row 1: gone.py cannot be read" in gone.reason
-    assert "row 2: latin.py cannot be read ('utf-8' codec" in latin.reason

@@ -23,15 +23,8 @@ from tasks.languages import PYTHON
 from tasks.protocols.infilling import Infilling
 from tasks.rows import GapRow
 from tasks.sandbox import passes
+from tests.tasks.conftest import PROBLEM
 
-PROBLEM = {
-    "task_id": "test/0",
-    "prompt": "def return1():\n",
-    "suffix": "1",
-    "canonical_solution": "    return ",
-    "test": "def check(candidate):\n    assert candidate() == 1",
-    "entry_point": "return1",
-}
 SAMPLES = {
     "    import subprocess\n    subprocess.check_output('rm -rf tmp')": False,
     "    import time\n    time.sleep(10)\n    return 1": False,
@@ -189,62 +182,41 @@ def test_a_run_by_each_way_says_which_and_scores_what_it_may(
     assert "has other rows than the run read from" in cli("rescore", "infilling").error
 
 
-GAPS: dict[str, tuple[Any, dict[str, str]]] = {
-    "MultiLine": (
-        MultiLineInfilling(),
-        {
-            "task_id": "MultiLineInfilling/made-up/0/L1_L2",
-            "prompt": "def total(items):\n    found = 0\n",
-            "suffix": "    return found\n",
-            "canonical_solution": "    for item in items:\n        found += item\n",
-        },
-    ),
-    "RandomSpan": (
-        RandomSpanInfilling(),
-        {
-            "task_id": "RandomSpanInfilling/made-up/0/1",
-            "prompt": "def total(items):\n    found = 0\n    for it",
-            "suffix": "d += item\n    return found\n",
-            "canonical_solution": "em in items:\n        foun",
-        },
-    ),
+SPAN = PROBLEM | {
+    "task_id": "RandomSpanInfilling/made-up/0/1",
+    "prompt": "def total(items):\n    found = 0\n    for it",
+    "suffix": "d += item\n    return found\n",
+    "canonical_solution": "em in items:\n        foun",
+    "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n",
+    "entry_point": "total",
 }
-"""Kind of gap → its task, and a row: whole lines, or a span that begins and ends within them."""
-TESTS = {"test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n", "entry_point": "total"}
 
 
-@pytest.fixture
-def every_kind(tmp_path: Path) -> Path:
-    """All kinds beside each other, each with a row of its own, as the hub lays them out."""
+def test_gaps_of_several_lines_and_within_lines_are_drawn_and_judged(tmp_path: Path, marked: Any, words: Any) -> None:
+    """All kinds beside each other, as the hub lays them out."""
     import pandas as pd
 
-    for kind, row in {"SingleLine": PROBLEM, **{kind: row | TESTS for kind, (_, row) in GAPS.items()}}.items():
-        folder = tmp_path / "all" / f"HumanEval-{kind}Infilling"
-        folder.mkdir(parents=True)
+    for kind, row in {"SingleLine": PROBLEM, "MultiLine": PROBLEM | {"task_id": "multi"}, "RandomSpan": SPAN}.items():
+        folder = tmp_path / f"HumanEval-{kind}Infilling"
+        folder.mkdir()
         pd.DataFrame([row]).to_parquet(folder / "test-00000-of-00001.parquet")
-    return tmp_path / "all"
-
-
-@pytest.mark.parametrize("kind", GAPS)
-def test_gaps_of_several_lines_and_within_lines_are_drawn_and_judged(
-    every_kind: Path, marked: Any, words: Any, kind: str
-) -> None:
-    task, row = GAPS[kind]
-    (sample,) = task.load(TaskRequest("infilling", str(every_kind), allow_code_execution=True), marked).samples
-    before, after, answer = row["prompt"], row["suffix"], row["canonical_solution"]
-    assert sample.sample_id == row["task_id"]
+    (multi,) = MultiLineInfilling().load(TaskRequest("infilling", str(tmp_path)), marked).samples
+    assert multi.sample_id == "multi"
+    task = RandomSpanInfilling()
+    (sample,) = task.load(TaskRequest("infilling", str(tmp_path), allow_code_execution=True), marked).samples
+    before, after, answer = SPAN["prompt"], SPAN["suffix"], SPAN["canonical_solution"]
+    assert sample.sample_id == SPAN["task_id"]
     assert marked.decode(sample.prompt_ids) == f"<fim_prefix>{before}<fim_suffix>{after}<fim_middle>"
     assert (sample.reference, sample.around) == (answer, (before, after))
-    assert sample.tests == f"{TESTS['test']}\ncheck(total)"
-    (left,) = task.load(TaskRequest("infilling-left", str(every_kind)), words).samples
+    assert sample.tests == f"{SPAN['test']}\ncheck(total)"
+    (left,) = task.load(TaskRequest("infilling-left", str(tmp_path)), words).samples
     assert words.decode(left.prompt_ids) == before
     assert left.tests == ""
-
-    def passed(protocol: str, text: str) -> float:
+    for protocol, text, passed in (
+        ("infilling", f"{answer}<fim_pad>", 1),
+        ("infilling", answer.replace("items", "items[1:]"), 0),
+        ("infilling-left", f"{answer}{after}print(nothing)\n", 1),  # cut where the suffix begins
+    ):
         cut = task.completion(protocol, text, sample.around)
         made = Completion(cut, sample.reference, (), (), "python", protocol, sample.around, sample.tests)
-        return score_sample(made)["pass_at_1"]
-
-    assert passed("infilling", f"{answer}<fim_pad>") == 1
-    assert passed("infilling", answer.replace("items", "items[1:]")) == 0
-    assert passed("infilling-left", f"{answer}{after}print(nothing)\n") == 1  # cut where the suffix begins
+        assert score_sample(made)["pass_at_1"] == passed

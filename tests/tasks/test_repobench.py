@@ -116,25 +116,19 @@ def test_the_file_alone_keeps_its_end_and_the_model_s_positions_count(words: Any
     assert words.decode(sample.prompt_ids) == " three four five\n"
 
 
-@pytest.mark.parametrize(
-    ("language", "text", "line", "over"),
-    [
-        (PYTHON, "\n\n    return 1\nx", "    return 1", True),
+def test_the_line_is_the_first_that_is_no_comment(words: Any) -> None:
+    for language, text, line, over in (
         (PYTHON, "# a comment\n  \nx = 1", "x = 1", False),
         (PYTHON, '"""Title.\n\nText."""\nx = 1\n', "x = 1", True),
         (PYTHON, '"""One line."""\nx = 1\n', '"""One line."""', False),  # as officially: it hides what follows
         (JAVA, "/* a\n * b */\nint x;\n", "int x;", True),
-        (JAVA, "// only\n", "// only", False),
-    ],
-)
-def test_the_line_is_the_first_that_is_no_comment(language: Any, text: str, line: str, over: bool, words: Any) -> None:
-    protocol = RepoBench(language)
-    assert protocol.completion(text) == line
-    stop, ids = protocol.stop_rule(words), words.encode(text)
-    ends = [count for count in range(1, len(ids) + 1) if stop(ids[:count])]
-    assert bool(ends) == over
-    if ends:
-        assert protocol.completion(words.decode(ids[: ends[0]])) == line
+    ):
+        protocol = RepoBench(language)
+        assert protocol.completion(text) == line
+        stop, ids = protocol.stop_rule(words), words.encode(text)
+        ends = [count for count in range(1, len(ids) + 1) if stop(ids[:count])]
+        assert bool(ends) == over
+        assert not ends or protocol.completion(words.decode(ids[: ends[0]])) == line
 
 
 @pytest.mark.parametrize(

@@ -14,51 +14,70 @@ from harness.contracts import TaskRequest
 from harness.errors import ConfigError
 from tasks.humaneval_infilling import SingleLineInfilling
 from tasks.sandbox import isolation, passes
+from tests.tasks.conftest import PROBLEM
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of processes are those of Linux and macOS")
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "x = 1",
-        "import collections, hashlib, math, random, re, string, typing",
-        "import os\nassert os.listdir() == []",  # an empty folder
-        "import os\nassert not {'HOME', 'PATH', 'SECRET'} & set(os.environ)",
-        "print('x' * 1000)",
-        "assert __name__ == 'builtins'",  # as in the official evaluator: no main program
-        "from os import *",  # although some of it is removed
-    ],
-)
-def test_sound_programs_pass(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def ended(*attempts: str, before: str = "") -> str:
+    """A program that passes if none of these attempts comes to its end, whatever each of them raises."""
+    return f"""
+{before}
+for attempt in {attempts!r}:
+    try:
+        exec(attempt)
+    except BaseException:
+        continue
+    raise AssertionError(attempt)
+"""
+
+
+def test_sound_programs_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "1")
-    assert passes(program)
+    assert passes(
+        "import collections, hashlib, math, random, re, string, typing, os\n"
+        "assert os.listdir() == []\n"  # an empty folder
+        "assert not {'HOME', 'PATH', 'SECRET'} & set(os.environ)\n"
+        "assert __name__ == 'builtins'\n"  # as in the official evaluator: no main program
+        "print('x' * 1000)\n"
+        "from os import *\n"  # although some of it is removed
+    )
+    assert passes(ended("assert False"))
+    assert not passes(ended("assert False", "x = 1"))
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "assert False",
-        "def f(:",
-        "raise SystemExit(0)",
-        "import os\nos._exit(0)",  # ends well, and proves nothing
-        "input()",
-        "import numpy",  # what is installed here is not there
-        "import subprocess\nsubprocess.run(['true'])",
-        "import os\nos.system('true')",
-        "import os\nos.fork()",
-        "import multiprocessing",
-        "import ctypes",
-        "import socket\nsocket.create_connection(('127.0.0.1', 9))",
-        "open('file', 'w')",
-        "import os\nos.open('file', os.O_CREAT | os.O_WRONLY)",
-        "import os\nos.mkdir('folder')",
-        "import os\nos.kill(os.getppid(), 9)",
-        "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (99, 99))",
-    ],
-)
-def test_what_a_program_may_not_do_ends_it(program: str) -> None:
+@pytest.mark.parametrize("program", ["assert False", "def f(:", "raise SystemExit(0)", "import os\nos._exit(0)"])
+def test_only_its_own_end_is_a_pass(program: str) -> None:
     assert not passes(program)
+
+
+def test_what_a_program_may_not_do_is_refused() -> None:
+    assert passes(
+        ended(
+            "input()",
+            "import numpy",  # what is installed here is not there
+            "import subprocess\nsubprocess.run(['true'])",
+            "import os\nos.system('true')",
+            "import os\nos.fork()",
+            "import multiprocessing",
+            "import ctypes",
+            "import socket\nsocket.create_connection(('127.0.0.1', 9))",
+            "open('file', 'w')",
+            "import os\nos.open('file', os.O_CREAT | os.O_WRONLY)",
+            "import os\nos.mkdir('folder')",
+            "import os\nos.kill(os.getppid(), 0)",
+            "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1, 1))",
+            # other processes
+            "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getpid()), 0)",
+            "import os\nos.sched_setaffinity(0, os.sched_getaffinity(0))",
+            "import os\nos.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))",
+            "import os\nos.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))",
+            "import os\nos.nice(0)",
+            "import _posixshmem",
+            "import sys\ndel sys.modules['posix']\nimport posix",
+            "import sys\ndel sys.modules['_signal']\nimport _signal",
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,47 +122,25 @@ def test_the_guard_is_not_taken_away(program: str) -> None:
     assert not passes(program)
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getpid()), 0)",
-        "import os\nos.sched_setaffinity(0, os.sched_getaffinity(0))",
-        "import os\nos.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))",
-        "import os\nos.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))",
-        "import os\nos.nice(0)",
-        "import sys\ndel sys.modules['posix']\nimport posix",
-        "import sys\ndel sys.modules['_signal']\nimport _signal",
-        "import _posixshmem",
-    ],
-)
-def test_other_processes_are_out_of_reach(program: str) -> None:
-    assert not passes(program)
-
-
-def test_nothing_is_removed_and_no_other_process_seen(tmp_path: Path) -> None:
+def test_nothing_is_removed_or_written_and_no_other_process_seen(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
-    assert not passes(f"import os\nos.remove({str(tmp_path / 'mine')!r})")
-    assert not passes(f"import shutil\nshutil.rmtree({str(tmp_path)!r})")
-    assert (tmp_path / "mine").read_text() == "x"
+    assert passes(
+        ended(
+            "import os\nos.remove(mine)",
+            "import os, shutil\nshutil.rmtree(os.path.dirname(mine))",
+            # by other means than open
+            "import sqlite3\nsqlite3.connect(file).execute('create table t (x)')",
+            "import readline\nreadline.write_history_file(file)",
+            "import ssl\nssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).keylog_filename = file",
+            "import os\nos.mkfifo(file)",
+            "import os\nos.mknod(file)",
+            "import os\nnext(make for make in os.supports_dir_fd if make.__name__ == 'mkfifo')(file)",
+            before=f"mine, file = {str(tmp_path / 'mine')!r}, {str(tmp_path / 'file')!r}",
+        )
+    )
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("mine", "x")]
     alone = passes("import os\nassert [name for name in os.listdir('/proc') if name.isdigit()] == ['1']")
     assert alone == ("no other processes" in isolation())
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import sqlite3\nsqlite3.connect(file).execute('create table t (x)')",
-        "import readline\nreadline.write_history_file(file)",
-        "import ssl\nssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).keylog_filename = file",
-        "import os\nos.mkfifo(file)",
-        "import os\nos.mknod(file)",
-        "import os\nnext(make for make in os.supports_dir_fd if make.__name__ == 'mkfifo')(file)",
-    ],
-)
-def test_nothing_is_written_by_other_means_than_open(program: str, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    assert not passes(f"file = {str(file)!r}\n{program}")
-    assert not file.exists()
 
 
 def executable(file: Path, script: str) -> str:
@@ -152,20 +149,10 @@ def executable(file: Path, script: str) -> str:
     return str(file)
 
 
-ROW = {
-    "task_id": "made-up/0",
-    "prompt": "def one():\n",
-    "suffix": "1",
-    "canonical_solution": "    return ",
-    "test": "def check(candidate):\n    assert candidate() == 1",
-    "entry_point": "one",
-}
-
-
 def test_where_nothing_can_pass_nothing_is_scored(tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     script, why = "printf 'ImportError: no zlib\\n  <no frame>\\n' >&2; exit 1", r"\(ImportError: no zlib\)"
     source = tmp_path / "HumanEval-SingleLineInfilling.jsonl"
-    source.write_text(json.dumps(ROW))
+    source.write_text(json.dumps(PROBLEM))
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", script))
     task = SingleLineInfilling()
     assert task.load(TaskRequest("infilling-left", str(tmp_path)), words).samples

@@ -7,7 +7,6 @@ from statistics import fmean
 import pytest
 
 from harness.contracts import Completion
-from harness.registry import SCORES
 from harness.running.scoring import score_corpus, score_sample
 from reports.summary.measured import Corpus
 from tasks.scores.match import code_tokens, edit_similarity, restore_literals
@@ -39,22 +38,18 @@ def test_the_official_evaluator_s_published_scores_are_reproduced(data: Path) ->
         assert round(100 * fmean(row["edit_similarity"] or 0 for row in rows), 2) == case["edit_sim"]
 
 
-@pytest.mark.parametrize(
-    ("text", "restored"),
-    [
+def test_literals_are_restored() -> None:
+    for text, restored in (
         ("f ( '<STR_LIT>' , <NUM_LIT> )", "f ( '' , 0 )"),
         ("f ( '<STR_LIT:a b>' , <NUM_LIT:2> , '<CHAR_LIT:;>' )", "f ( 'a b' , 2 , ';' )"),
         ("a < b > c", "a < b > c"),
-    ],
-)
-def test_literals_are_restored(text: str, restored: str) -> None:
-    assert restore_literals(text) == restored
-    assert sample_scores(text, restored)["exact_match"] == 1
+    ):
+        assert restore_literals(text) == restored
+        assert sample_scores(text, restored)["exact_match"] == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "reference", "score"),
-    [
+def test_edit_similarity_by_hand() -> None:
+    for text, reference, score in (
         ("abcd", "abcd", 100),
         ("", "", 100),
         ("abcd", "", 0),
@@ -63,11 +58,9 @@ def test_literals_are_restored(text: str, restored: str) -> None:
         ("axxxxxxx", "ayyyyyyy", 12),  # 12.5, half to even
         ("aaaaaaax", "aaaaaaay", 88),  # 87.5, half to even
         ("abcdefgh", "efghabcd", 50),  # a common subsequence, however it is found
-    ],
-)
-def test_edit_similarity_by_hand(text: str, reference: str, score: int) -> None:
-    assert edit_similarity(text, reference) == edit_similarity(reference, text) == score
-    assert edit_similarity(f"\n {text} ", reference) == score
+    ):
+        assert edit_similarity(text, reference) == edit_similarity(reference, text) == score
+        assert edit_similarity(f"\n {text} ", reference) == score
 
 
 def test_scores_of_a_sample_by_hand() -> None:
@@ -113,11 +106,3 @@ def test_scores_of_a_corpus_pool_counts() -> None:
     assert all(value is None or 0 <= value <= 1 for value in scores.values())
     pooled = corpus_scores(["a b c d e f g h", "x"], ["a b c d e f g h", "y"], "python")
     assert 0.5 < (pooled["bleu"] or 0) < 1
-
-
-@pytest.mark.parametrize("name", SCORES.names())
-def test_a_table_knows_what_to_call_a_score(name: str) -> None:
-    score = SCORES.load(name)()
-    assert score.title
-    assert score.meaning == SCORES.entry(name).summary.rstrip(".")
-    assert score.scores_samples or score.scores_corpora

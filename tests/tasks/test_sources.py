@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from harness.contracts import TaskRequest
 from harness.errors import DataError
 from harness.host.hub import PATIENCE_S
 from tasks.javacorpus import JavaCorpus
+from tasks.languages import Language
 from tasks.py150 import Py150
 from tasks.sources import embedded
 
@@ -73,15 +73,14 @@ def test_official_only_when_a_readme_says_so(tmp_path: Path, words: Any, line: A
     assert Py150().load(line(file), words).source.label == "path: python.jsonl"
 
 
-@pytest.mark.parametrize("task", [Py150(), JavaCorpus()])
 @pytest.mark.parametrize(
-    ("protocol", "place"),
+    ("task", "protocol", "place"),
     [
-        ("green-code", ""),
-        ("green-code", "code_x_glue_cc_code_completion_token"),
-        ("codexglue-line", ""),
-        ("codexglue-line", "code_x_glue_cc_code_completion_line"),
-        ("codexglue-line", "codexglue_line"),
+        (Py150(), "green-code", ""),
+        (JavaCorpus(), "green-code", "code_x_glue_cc_code_completion_token"),
+        (JavaCorpus(), "codexglue-line", ""),
+        (Py150(), "codexglue-line", "code_x_glue_cc_code_completion_line"),
+        (Py150(), "codexglue-line", "codexglue_line"),
     ],
 )
 def test_official_rows_by_every_road(task: Any, protocol: str, place: str, words: Any, data: Path) -> None:
@@ -129,30 +128,17 @@ def test_unreachable_hub_is_one_clear_line_at_once(monkeypatch: pytest.MonkeyPat
     assert refusal.value.__cause__ is None
 
 
-@pytest.fixture
-def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, Any]]]:
-    """Answer ``datasets.load_dataset`` from memory and record how it was asked."""
+def test_hub_rows(monkeypatch: pytest.MonkeyPatch, words: Any, green: Any) -> None:
     import datasets
 
+    calls = []
+
+    def load_dataset(*args: Any, **options: Any) -> Any:
+        calls.append((args, options))
+        return datasets.Dataset.from_list([{"id": index, "code": TOKENS} for index in range(4)])
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def install(answer: Any) -> list[tuple[Any, Any]]:
-        calls: list[tuple[Any, Any]] = []
-
-        def load_dataset(*args: Any, **options: Any) -> Any:
-            calls.append((args, options))
-            if isinstance(answer, Exception):
-                raise answer
-            return datasets.Dataset.from_list(answer)
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        return calls
-
-    return install
-
-
-def test_hub_rows(fake_hub: Any, words: Any, green: Any) -> None:
-    calls = fake_hub([{"id": index, "code": TOKENS} for index in range(4)])
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     data = JavaCorpus().load(green("hub"), words)
     assert len(data.samples) == 4
     assert data.source.label == "hub: google/code_x_glue_cc_code_completion_token (java, test)"
@@ -162,8 +148,8 @@ def test_hub_rows(fake_hub: Any, words: Any, green: Any) -> None:
 # -------------------------------------------------------------------------------------- embedded
 
 
-@pytest.mark.slow
-def test_standard_library_is_ordered_and_has_no_tests() -> None:
+def test_standard_library_is_ordered_and_has_no_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Language, "without_comments", lambda self, text: text)  # which takes seconds
     rows = embedded.standard_library()
     names = [rows.read(index).sample_id for index in range(len(rows))]
     assert names == sorted(names)

@@ -78,6 +78,11 @@ def test_what_is_written_is_found_and_read(tiny_llama: Path, traced: Path, tmp_p
     maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
     assert list(maps) == list(POINTS)
     assert all(each.weight.shape == (WIDTH, WIDTH) and each.bias is not None for each in maps.values())
+    assert fit(tiny_llama, traced, tmp_path / "b").sha256 == made.sha256
+    some = info_of(tiny_llama, tmp_path / "a", exit_head="shortcut", exit_points="4,10")
+    assert some.exit_head == f"shortcut:{made.sha256[:16]}"
+    with pytest.raises(ArtefactError, match=r"there are no shortcuts for .*exit points 4, 5"):
+        info_of(tiny_llama, tmp_path / "a", exit_head="shortcut", exit_points="4,5")
 
 
 def test_a_run_decodes_behind_the_maps(
@@ -152,7 +157,9 @@ def least_squares(states: Array, last: Array, *, weighted: bool = True) -> Array
     return solution
 
 
-def test_the_maps_are_numpy_s_least_squares(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
+def test_the_maps_are_numpy_s_least_squares_and_agree_as_they_say(
+    tiny_llama: Path, traced: Path, tmp_path: Path
+) -> None:
     seed = 1
     made = fit(tiny_llama, traced, tmp_path / "a", ridge=1e-9, seed=seed)
     maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
@@ -168,16 +175,10 @@ def test_the_maps_are_numpy_s_least_squares(tiny_llama: Path, traced: Path, tmp_
         everything = least_squares(*(part[: len(part) // 2] for part in (states[:, e], last)))
         assert np.abs(everything - expected).max() > 0.03 * scale  # and so would half of the tokens
 
-
-def test_agreement_is_of_held_out_tokens_by_the_model_s_own_head(
-    tiny_llama: Path, traced: Path, tmp_path: Path
-) -> None:
-    made = fit(tiny_llama, traced, tmp_path / "a", seed=3)
-    tokens, agreement = told(made)
+    tokens, agreement = told(made)  # of held-out tokens, by the model's own head
     traces = Traces.open(traced)
     columns = traces.columns("hidden", "top", "final", "document")
-    held = held_out_rows(traces, columns["document"], seed=3)
-    maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
+    held = held_out_rows(traces, columns["document"], seed=seed)
     resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
     backbone = resolved.load("cpu").backbone
     assert tokens == int(held.sum())
@@ -188,20 +189,6 @@ def test_agreement_is_of_held_out_tokens_by_the_model_s_own_head(
         top = backbone.logits(maps[point](columns["hidden"][held, e].float())).argmax(-1)
         share = (top == columns["final"][held]).float().mean().item()
         assert after == pytest.approx(share, abs=2.5 / tokens)  # maps on disk are bfloat16
-
-
-def test_the_seed_decides(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
-    first, again, other = (fit(tiny_llama, traced, tmp_path / str(n), seed=n // 2) for n in range(3))
-    assert first.sha256 == again.sha256
-    assert first.sha256 != other.sha256
-
-
-def test_maps_for_some_exit_points_serve_fewer_and_not_others(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
-    made = fit(tiny_llama, traced, tmp_path / "a")
-    some = info_of(tiny_llama, tmp_path / "a", exit_head="shortcut", exit_points="4,10")
-    assert some.exit_head == f"shortcut:{made.sha256[:16]}"
-    with pytest.raises(ArtefactError, match=r"there are no shortcuts for .*exit points 4, 5"):
-        info_of(tiny_llama, tmp_path / "a", exit_head="shortcut", exit_points="4,5")
 
 
 def exact(tokens: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

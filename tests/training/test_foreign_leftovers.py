@@ -22,6 +22,7 @@ from harness.training.agents.ppo import AgentCheckpoints
 from harness.training.checkpoints import Checkpoints, cut_log
 from harness.training.lite.trainer import check_beginning, last_checkpoint
 from harness.training.traces.store import Traces, TraceWriter
+from tests.training.tracing import FACTS
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -140,11 +141,6 @@ def test_a_changed_checkpoint_of_an_agent_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ traces
 
 EXITS, WIDTH, TOKENS = (4, 6), 8, 12
-FACTS: dict[str, Any] = {
-    "model": "toy", "model_fingerprint": "a" * 16, "tokenizer_fingerprint": "b" * 16, "exit_points": list(EXITS),
-    "exit_head": "shared", "num_layers": 8, "hidden_size": WIDTH, "weights": "pretrained", "dtype": "float32",
-    "seed": 0, "length": 64,
-}  # fmt: skip
 SHAPES = {
     "hidden": (len(EXITS), WIDTH), "last": (WIDTH,), "top": (len(EXITS),), "top1": (len(EXITS),), "final": (),
     "document": (),

@@ -38,69 +38,85 @@ def cut(rule: Stop, language: str, before: str, text: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize(
-    ("before", "text", "wanted"),
-    [
-        ("x = foo(", "a,\n  b)\ny = 1\n", "a,\n  b)\n"),  # inside the brackets no line ends it
-        ("x = 1\n", "\ny = 2\nz", "\ny = 2\n"),  # complete before the cursor
-        ("x = 1", "\ny", "\n"),
-        ("for i in x", ":\n    y(i)\nz\n", ":\n    y(i)\n"),  # a head is none, what stands inside is
-        ("x = ", "'''a\nb;\n''' ; y\n", "'''a\nb;\n''' ;"),  # nor does a string's line or semicolon
-        ('import os\nX = """\\\n[a]\nb', "s =\n    c\n", None),  # a parser that goes on behind it closes none
-        ("x = a +", " \\\n b\n", " \\\n b\n"),
-        ("x =", "\n", None),  # an error is no statement
-        ("# x", " = 1\ny = 1\n", " = 1\ny = 1\n"),
-        ("if x :<EOL>y = (", " 1 )<EOL>z<EOL>", " 1 )<EOL>"),  # CodeXGLUE's rows
-        ("@foo", "\ndef f():\n    pass\n", "\ndef f():\n    pass\n"),
-        ("    return x\n\ndef f(a):\n    ", "return a  # ;\nb\n", "return a  # ;\n"),  # cut at its left
-    ],
+Case = tuple[str, str, str | None]
+CASES: tuple[tuple[Stop, str, tuple[Case, ...]], ...] = (
+    (
+        Statement(),
+        "python",
+        (
+            ("x = foo(", "a,\n  b)\ny = 1\n", "a,\n  b)\n"),  # inside the brackets no line ends it
+            ("x = 1\n", "\ny = 2\nz", "\ny = 2\n"),  # complete before the cursor
+            ("x = 1", "\ny", "\n"),
+            ("for i in x", ":\n    y(i)\nz\n", ":\n    y(i)\n"),  # a head is none, what stands inside is
+            ("x = ", "'''a\nb;\n''' ; y\n", "'''a\nb;\n''' ;"),  # nor does a string's line or semicolon
+            ('import os\nX = """\\\n[a]\nb', "s =\n    c\n", None),  # a parser that goes on behind it closes none
+            ("x = a +", " \\\n b\n", " \\\n b\n"),
+            ("x =", "\n", None),  # an error is no statement
+            ("# x", " = 1\ny = 1\n", " = 1\ny = 1\n"),
+            ("if x :<EOL>y = (", " 1 )<EOL>z<EOL>", " 1 )<EOL>"),  # CodeXGLUE's rows
+            ("@foo", "\ndef f():\n    pass\n", "\ndef f():\n    pass\n"),
+            ("    return x\n\ndef f(a):\n    ", "return a  # ;\nb\n", "return a  # ;\n"),  # cut at its left
+        ),
+    ),
+    (
+        Statement(),
+        "java",
+        (
+            ("class A { void f() { int x = ", "1; int y;", "1;"),
+            ("class A { void f() { for (int i = 0", "; i < 3; i++) { g(); } }", "; i < 3; i++) { g();"),
+            ("class A { void f() { if (x) ", "{ } y();", "{ }"),
+            ("class A { void f() { Runnable r = () -> ", "{ }; g();", "{ };"),  # a lambda's end is none
+            ("class A { void f() { int[] a = ", "{1, 2}; g();", "{1, 2};"),
+            ("class A { void f() { s = ", '"a;b" /* ; } */ + c; g();', '"a;b" /* ; } */ + c;'),
+            ("class A { void f() ", "{ } void g() { }", "{ }"),  # a declaration
+            ("x(); ", "} void g() { }", "}"),  # cut at its left: what it closes is not there
+        ),
+    ),
+    (
+        Block(),
+        "java",
+        (
+            ("class A { void f() { if (x) { y", "(); { z(); } } w(); }", "(); { z(); } }"),
+            ("class A { void f() { s = ", '"}"; /* } */ }', '"}"; /* } */ }'),
+            ("x(", "); } void", "); }"),  # the brace that opened it is cut off
+        ),
+    ),
+    (
+        Block(),
+        "python",
+        (
+            ("def f():\n    x = ", "1\n    if x:\n        y\n    z\ndef g", "1\n    if x:\n        y\n    z\nd"),
+            ("def f():\n", "    x\n    y\n\n# so\n\nz\n", "    x\n    y\n\n# so\n\nz"),  # its first line says how deep
+            ("def f():\n    x = g(", "1,\n2)\n    y\nz", "1,\n2)\n    y\nz"),  # brackets
+            ("def f():\n    x = ", '"""a\nb\n"""\nz', '"""a\nb\n"""\nz'),  # and strings have no lines
+            ("x = 1\n", "y = 2\nz = 3\n", None),  # nothing ends a module
+            ("def f():\n    if x:\n        y", "\n    else:\n", "\n    e"),
+        ),
+    ),
+    (
+        Line(),
+        "java",
+        (
+            ('class A {\n  String s = "a', '; b; c" + x;\n', '; b; c" + x;'),  # inside a literal
+            ('f("a\\', '";"); g();', '";");'),  # and behind its backslash
+            ('g(\'"\', "a"', ', "b;"); h();', ', "b;");'),  # what is closed is over
+            ("x(); // it is so", "; and {so}\ny();", "; and {so}\n"),  # inside a comment
+            ("/* it's */ f(x", ", ';'); g();", ", ';');"),
+            ("/** It's\n * one; ", "isn't; */ int x; int y;", "isn't; */ int x;"),  # that began lines before
+            ("/* a\n", "b; c\n", "b; c\n"),
+            ('s = """\n  it', ' is; """; f();', ' is; """;'),
+            ("/* a */\n", "b; c\n", "b;"),
+            ("f(); ", "g(); h();", "g();"),  # marks before the cursor are none
+        ),
+    ),
 )
-def test_a_statement_of_python(before: str, text: str, wanted: str | None) -> None:
-    assert cut(Statement(), "python", before, text) == wanted
+"""A rule, a language, and what stands before the cursor, what follows, and where the rule ends it."""
 
 
-@pytest.mark.parametrize(
-    ("before", "text", "wanted"),
-    [
-        ("class A { void f() { int x = ", "1; int y;", "1;"),
-        ("class A { void f() { for (int i = 0", "; i < 3; i++) { g(); } }", "; i < 3; i++) { g();"),
-        ("class A { void f() { if (x) ", "{ } y();", "{ }"),
-        ("class A { void f() { Runnable r = () -> ", "{ }; g();", "{ };"),  # a lambda's end is none
-        ("class A { void f() { int[] a = ", "{1, 2}; g();", "{1, 2};"),
-        ("class A { void f() { s = ", '"a;b" /* ; } */ + c; g();', '"a;b" /* ; } */ + c;'),
-        ("class A { void f() ", "{ } void g() { }", "{ }"),  # a declaration
-        ("x(); ", "} void g() { }", "}"),  # cut at its left: what it closes is not there
-    ],
-)
-def test_a_statement_of_java(before: str, text: str, wanted: str) -> None:
-    assert cut(Statement(), "java", before, text) == wanted
-
-
-@pytest.mark.parametrize(
-    ("before", "text", "wanted"),
-    [
-        ("class A { void f() { if (x) { y", "(); { z(); } } w(); }", "(); { z(); } }"),
-        ("class A { void f() { s = ", '"}"; /* } */ }', '"}"; /* } */ }'),
-        ("x(", "); } void", "); }"),  # the brace that opened it is cut off
-    ],
-)
-def test_a_block_of_java(before: str, text: str, wanted: str) -> None:
-    assert cut(Block(), "java", before, text) == wanted
-
-
-@pytest.mark.parametrize(
-    ("before", "text", "wanted"),
-    [
-        ("def f():\n    x = ", "1\n    if x:\n        y\n    z\ndef g", "1\n    if x:\n        y\n    z\nd"),
-        ("def f():\n", "    x\n    y\n\n# so\n\nz\n", "    x\n    y\n\n# so\n\nz"),  # its first line says how deep
-        ("def f():\n    x = g(", "1,\n2)\n    y\nz", "1,\n2)\n    y\nz"),  # brackets
-        ("def f():\n    x = ", '"""a\nb\n"""\nz', '"""a\nb\n"""\nz'),  # and strings have no lines
-        ("x = 1\n", "y = 2\nz = 3\n", None),  # nothing ends a module
-        ("def f():\n    if x:\n        y", "\n    else:\n", "\n    e"),
-    ],
-)
-def test_a_block_of_python(before: str, text: str, wanted: str | None) -> None:
-    assert cut(Block(), "python", before, text) == wanted
+@pytest.mark.parametrize(("rule", "language", "cases"), CASES)
+def test_a_rule_ends_where_its_piece_of_syntax_ends(rule: Stop, language: str, cases: tuple[Case, ...]) -> None:
+    for before, text, wanted in cases:
+        assert cut(rule, language, before, text) == wanted, (before, text)
 
 
 def test_a_gap_is_read_behind_the_code_before_it() -> None:
@@ -117,25 +133,6 @@ def test_a_line_is_the_protocol_s() -> None:
     assert cut(Line(), "java", "for (", "int i = 0; i") == "int i = 0;"
     assert cut(Line(language="python"), "java", "x", " = ';' ;\ny") == " = ';' ;\n"
     assert LineEnd(JAVA, Characters()).name == "line"  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("before", "text", "wanted"),
-    [
-        ('class A {\n  String s = "a', '; b; c" + x;\n', '; b; c" + x;'),  # inside a literal
-        ('f("a\\', '";"); g();', '";");'),  # and behind its backslash
-        ('g(\'"\', "a"', ', "b;"); h();', ', "b;");'),  # what is closed is over
-        ("x(); // it is so", "; and {so}\ny();", "; and {so}\n"),  # inside a comment
-        ("/* it's */ f(x", ", ';'); g();", ", ';');"),
-        ("/** It's\n * one; ", "isn't; */ int x; int y;", "isn't; */ int x;"),  # that began lines before
-        ("/* a\n", "b; c\n", "b; c\n"),
-        ('s = """\n  it', ' is; """; f();', ' is; """;'),
-        ("/* a */\n", "b; c\n", "b;"),
-        ("f(); ", "g(); h();", "g();"),  # marks before the cursor are none
-    ],
-)
-def test_a_line_of_java_is_read_from_its_beginning(before: str, text: str, wanted: str) -> None:
-    assert cut(Line(), "java", before, text) == wanted
 
 
 @pytest.mark.parametrize("rule", [Statement(), Block(), Line()])

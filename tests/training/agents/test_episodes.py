@@ -12,31 +12,19 @@ from torch import Tensor
 
 from harness.errors import ArtefactError, TrainingError
 from harness.models.controllers import Observation
-from harness.training.agents import episodes as module
 from harness.training.agents.episodes import CONTEXT, Episodes, read_episodes, split
 from harness.training.agents.reward import REWARDS
 from harness.training.traces.store import Traces, TraceWriter
+from tests.training.tracing import FACTS
 
 POINTS, LAYERS, WIDTH, FIRST = (4, 6, 10), 12, 8, 8
 PYTHON, JAVA = "py150, somewhere", "javacorpus, elsewhere"
 
 
-def write(folder: Path, documents: list[tuple[str, int]], *, new_tokens: int = 0, bad: bool = False) -> Traces:
+def write(folder: Path, documents: list[tuple[str, int]], *, new_tokens: int = 0) -> Traces:
     """A trace of (stream, length) documents; a state's first number is its document, the second its position."""
-    facts: dict[str, Any] = {
-        "model": "m",
-        "model_fingerprint": "f",
-        "tokenizer_fingerprint": "t",
-        "exit_head": "shared",
-        "exit_points": list(POINTS),
-        "num_layers": LAYERS,
-        "hidden_size": WIDTH,
-        "weights": "pretrained",
-        "dtype": "float32",
-        "seed": 0,
-        "new_tokens": new_tokens,
-    }
-    writer = TraceWriter(folder, facts, resume=False, shard_tokens=50)
+    shape = {"exit_points": list(POINTS), "num_layers": LAYERS, "hidden_size": WIDTH, "new_tokens": new_tokens}
+    writer = TraceWriter(folder, FACTS | shape, resume=False, shard_tokens=50)
     chance = torch.Generator().manual_seed(0)
     for number, (stream, length) in enumerate(documents):
         first = length // 2 if new_tokens else FIRST
@@ -44,8 +32,6 @@ def write(folder: Path, documents: list[tuple[str, int]], *, new_tokens: int = 0
         hidden = torch.randn(count, len(POINTS), WIDTH, generator=chance)
         hidden[:, :, 0] = number
         hidden[:, :, 1] = torch.arange(first, first + count).unsqueeze(1)
-        if bad:
-            hidden[-1, 0, 2] = 1e9  # infinite in float16
         columns: dict[str, Tensor] = {
             "hidden": hidden.half(),
             "top": torch.randint(3, (count, len(POINTS)), generator=chance, dtype=torch.int32),
@@ -114,24 +100,9 @@ def test_documents_too_short_are_left_out(tmp_path: Path) -> None:
         split(read(traces, length=60), {0})
 
 
-def test_large_traces_take_half_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    traces = write(tmp_path / "t", [(PYTHON, 60), (PYTHON, 80)])
-    rich = Observation(normalise=True, change=True, place=True)
-    whole = read(traces, observation=rich).observations
-    monkeypatch.setattr(module, "HALF_ABOVE_BYTES", 100)
-    half = read(traces, observation=rich).observations
-    assert (whole.dtype, half.dtype) == (np.float32, np.float16)
-    np.testing.assert_allclose(whole, half, atol=5e-3)
-
-
 def test_states_are_mapped_before_they_are_looked_at(tmp_path: Path) -> None:
     traces = write(tmp_path / "t", [(PYTHON, 60), (PYTHON, 80)])
     maps: Any = {point: lambda state, point=point: -point * state for point in POINTS}
     found = read_episodes(traces, (), 15, Observation(state="exit"), maps, REWARDS["java"])
     hidden = traces.columns("hidden")["hidden"].float()
     assert torch.equal(torch.from_numpy(found.observations), -hidden * torch.tensor(POINTS).view(1, 3, 1))
-
-
-def test_states_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="holds states beyond float16"):
-        read(write(tmp_path / "t", [(PYTHON, 60)], bad=True))

@@ -6,27 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from harness.training.agents.episodes import Episodes, TracedDocument
+from harness.training.agents.episodes import Episodes
 from harness.training.agents.exit_env import ExitVecEnv
-from harness.training.agents.reward import EXIT, REWARDS, reward_table
+from harness.training.agents.reward import EXIT, REWARDS
+from tests.training.tracing import episodes_of
 
-POINTS, LAYERS, WIDTH, LENGTH = (4, 6, 10), 12, 8, 5
+POINTS, WIDTH, LENGTH = (4, 6, 10), 8, 5
 
 
 @pytest.fixture(scope="module")
 def episodes() -> Episodes:
-    chance = torch.Generator().manual_seed(0)
-    lengths, row, documents = (40, 90, 60), 0, []
-    for number, length in enumerate(lengths):
-        documents.append(TracedDocument(number, f"k{number}", "py150, x", row, length - 8, 8, length))
-        row += length - 8
-    right = torch.rand(row, len(POINTS), generator=chance) < torch.tensor([0.3, 0.5, 0.7])
-    rewards, optimal = reward_table(right, POINTS, LAYERS, REWARDS["python"])
-    observations = torch.randn(row, len(POINTS), WIDTH, generator=chance).numpy()
-    return Episodes(
-        observations, rewards.numpy(), right.numpy(), optimal.numpy(), tuple(documents), LENGTH,
-        generated=False, exit_points=POINTS, num_layers=LAYERS,
-    )  # fmt: skip
+    chance, lengths = torch.Generator().manual_seed(0), (32, 82, 52)
+    right = torch.rand(sum(lengths), len(POINTS), generator=chance) < torch.tensor([0.3, 0.5, 0.7])
+    observations = torch.randn(sum(lengths), len(POINTS), WIDTH, generator=chance)
+    return episodes_of(right, observations, lengths, REWARDS["python"], LENGTH)
 
 
 def test_every_step_is_that_of_an_episode_by_hand(episodes: Episodes) -> None:
@@ -38,7 +31,7 @@ def test_every_step_is_that_of_an_episode_by_hand(episodes: Episodes) -> None:
     assert set((ends - rows).tolist()) == {LENGTH}
     places, earned, exits, optimal, over = [0] * count, [0.0] * count, [0] * 4, [0] * 4, 0
     total = 0.0
-    for _ in range(300):
+    for _ in range(200):
         for env_, (row, place) in enumerate(zip(rows, places, strict=True)):
             assert seen[env_].tolist() == episodes.observations[row, place].tolist()
         actions = (chance.random(count) < 0.4).astype(np.int64)

@@ -15,12 +15,13 @@ import torch
 
 from harness.contracts.recipes import Silent
 from harness.errors import TrainingError
-from harness.training.agents.episodes import Episodes, TracedDocument
+from harness.training.agents.episodes import Episodes
 from harness.training.agents.exit_env import ExitVecEnv
 from harness.training.agents.ppo import AgentCheckpoints, Learned, learn, policy_network
-from harness.training.agents.reward import CONTINUE, EXIT, REWARDS, reward_table
+from harness.training.agents.reward import CONTINUE, EXIT, REWARDS
 from harness.training.checkpoints import stop_on_interrupt
 from harness.training.recipes import AgentSettings
+from tests.training.tracing import episodes_of
 
 POINTS, LAYERS = (4, 6, 10), 12
 QUICK = AgentSettings(steps=6144, rollout=512, batch=128, learning_rate=1e-2, discount=0.9, hidden=(16, 16), envs=16)
@@ -31,15 +32,10 @@ def world(seed: int = 0, *, tokens: int = 800) -> Episodes:
     chance = torch.Generator().manual_seed(seed)
     best = torch.randint(len(POINTS) + 1, (tokens,), generator=chance)
     right = torch.arange(len(POINTS)) >= best.unsqueeze(1)
-    rewards, optimal = reward_table(right, POINTS, LAYERS, REWARDS["java"])
     states = 0.1 * torch.randn(tokens, len(POINTS), 8, generator=chance)
     states[torch.arange(tokens), :, best] += 1
     states[:, :, 4:7] += torch.eye(3)  # which exit this is
-    document = TracedDocument(0, "k", "py150, x", 0, tokens, 0, tokens)
-    return Episodes(
-        states.numpy(), rewards.numpy(), right.numpy(), optimal.numpy(), (document,), 15,
-        generated=False, exit_points=POINTS, num_layers=LAYERS,
-    )  # fmt: skip
+    return episodes_of(right, states, (tokens,), REWARDS["java"], 15)
 
 
 class Trainer:
@@ -54,28 +50,17 @@ class Trainer:
 
     def __call__(
         self, settings: AgentSettings = QUICK, *, episodes: Episodes | None = None, resume: bool = False,
-        progress: Any = None, stop: threading.Event | None = None, save_steps: int = 10**9, **facts: Any,
+        stop: threading.Event | None = None, save_steps: int = 10**9, **facts: Any,
     ) -> Learned:  # fmt: skip
         env = ExitVecEnv(episodes or world(), settings.envs)
         return learn(
             env, settings, [*POINTS, LAYERS], seed=0, checkpoints=self.checkpoints(**facts), log=self.log,
-            save_steps=save_steps, resume=resume, progress=progress or Silent(), stop=stop or threading.Event(),
+            save_steps=save_steps, resume=resume, progress=Silent(), stop=stop or threading.Event(),
         )  # fmt: skip
 
     @property
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-
-class StopAt(Silent):
-    """Asks to stop after so many steps, as Ctrl-C would."""
-
-    def __init__(self, steps: int, stop: threading.Event) -> None:
-        self._steps, self._stop = steps, stop
-
-    def step(self, done: int, note: str = "") -> None:
-        if done >= self._steps:
-            self._stop.set()
 
 
 @pytest.fixture
@@ -102,32 +87,28 @@ def test_a_known_optimum_is_found(trainer: Trainer) -> None:
                 break
     best = np.minimum(unseen.optimal + 1, len(POINTS)).sum()  # 1 for each right continuation, and for the exit
     assert earned > 0.95 * best
-    first, last = trainer.lines[0], trainer.lines[-2]
-    assert first["reward_per_step"] < 0.6
-    assert last["reward_per_step"] > 0.9
-    assert last["reward_per_episode"] > first["reward_per_episode"]
-
-
-def test_the_log_holds_the_figures_of_the_paper(trainer: Trainer) -> None:
-    trainer(QUICK.replace(steps=2048))
-    *rollouts, optimal = trainer.lines
-    assert [line["steps"] for line in rollouts] == [512, 1024, 1536, 2048]
+    *rollouts, counted = trainer.lines  # the log holds the figures of the paper
+    assert [line["steps"] for line in rollouts] == list(range(512, 6145, 512))
     for line in rollouts:
         assert set(line["exits"]) == {"4", "6", "10", "12"}
         assert sum(line["exits"].values()) == pytest.approx(1, abs=1e-3)
         assert -1 <= line["reward_per_step"] <= 1
         assert line["episodes"] > 0
-    counts = optimal["optimal_exits"]
+    counts = counted["optimal_exits"]
     assert set(counts) == {"4", "6", "10", "12"}
     assert min(counts.values()) > 0.15 * sum(counts.values())  # a quarter each
+    first, last = rollouts[0], rollouts[-1]
+    assert first["reward_per_step"] < 0.6
+    assert last["reward_per_step"] > 0.9
+    assert last["reward_per_episode"] > first["reward_per_episode"]
 
 
 def test_the_exported_network_decides_as_the_policy_does(trainer: Trainer) -> None:
     from stable_baselines3 import PPO
 
     env = ExitVecEnv(world(), 4)
-    model = PPO("MlpPolicy", env, n_steps=128, batch_size=64, policy_kwargs={"net_arch": [64, 64]}, device="cpu")
-    model.learn(1024)
+    model = PPO("MlpPolicy", env, n_steps=32, batch_size=64, policy_kwargs={"net_arch": [64, 64]}, device="cpu")
+    model.learn(256)
     states = torch.from_numpy(world(seed=1).observations[:, 1])
     with torch.no_grad():
         expected = model.policy.get_distribution(states).distribution.probs
@@ -149,17 +130,13 @@ def in_the_middle_of_a_rollout(monkeypatch: pytest.MonkeyPatch, stop: threading.
     monkeypatch.setattr(ExitVecEnv, "step_wait", count)
 
 
-@pytest.mark.parametrize("where", ["after a rollout", "inside a rollout"])
-def test_resuming_equals_going_on(
-    trainer: Trainer, another: Trainer, where: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = QUICK.replace(steps=2560)
+def test_resuming_equals_going_on(trainer: Trainer, another: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = QUICK.replace(steps=2048)
     whole = trainer(settings)
     stop = threading.Event()
     with monkeypatch.context() as patch:
-        if where == "inside a rollout":
-            in_the_middle_of_a_rollout(patch, stop)
-        stopped = another(settings, progress=StopAt(1024 if where == "after a rollout" else 10**9, stop), stop=stop)
+        in_the_middle_of_a_rollout(patch, stop)
+        stopped = another(settings, stop=stop)
     assert not stopped.finished
     assert stopped.steps == 1024
     with pytest.raises(TrainingError, match=r"of this very training, which was interrupted\. Add --resume"):
@@ -174,21 +151,21 @@ def test_resuming_equals_going_on(
 
 
 def test_the_last_two_checkpoints_stay(trainer: Trainer) -> None:
-    trainer(QUICK.replace(steps=2048), save_steps=512)
+    trainer(QUICK.replace(steps=1536), save_steps=512)
     assert sorted(path.name for path in trainer.folder.iterdir()) == [
-        f"step-{steps:09d}.{kind}" for steps in (1536, 2048) for kind in ("json", "safetensors")
+        f"step-{steps:09d}.{kind}" for steps in (1024, 1536) for kind in ("json", "safetensors")
     ]
     trainer(QUICK.replace(steps=512))  # a new run: the old one's, which was finished, are not taken for its own
     assert [path.name for path in sorted(trainer.folder.glob("*.json"))] == ["step-000000512.json"]
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(trainer: Trainer) -> None:
-    trainer(QUICK.replace(steps=1024))
+    trainer(QUICK.replace(steps=512))
     bad = world()
     bad.rewards[:] = np.nan
-    with pytest.raises(TrainingError, match=r"no number after step 1024; the last good checkpoint is .*000001024.json"):
+    with pytest.raises(TrainingError, match=r"no number after step 512; the last good checkpoint is .*000000512.json"):
         trainer(QUICK, episodes=bad, resume=True)
-    assert trainer(QUICK.replace(steps=1536), resume=True).steps == 1536
+    assert trainer(QUICK.replace(steps=1024), resume=True).steps == 1024
 
 
 def test_checkpoints_of_something_else_are_refused(trainer: Trainer) -> None:
@@ -197,13 +174,6 @@ def test_checkpoints_of_something_else_are_refused(trainer: Trainer) -> None:
     trainer(QUICK.replace(steps=512), model_fingerprint="abc")
     with pytest.raises(TrainingError, match="was trained with model fingerprint abc, now it is xyz"):
         trainer(QUICK.replace(steps=1024), resume=True, model_fingerprint="xyz")
-
-
-def test_presets() -> None:
-    paper = AgentSettings()
-    assert (paper.steps, paper.rollout, paper.batch, paper.epochs) == (500_000, 4096, 512, 6)
-    assert (paper.learning_rate, paper.discount, paper.hidden) == (5e-5, 0.99, (64, 64))
-    assert (paper.gae_lambda, paper.entropy) == (0.95, 0.0)  # stable-baselines3's own
 
 
 def test_ctrl_c_asks_once_and_then_insists() -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.training.agents.episodes import Episodes, TracedDocument
+from harness.training.agents.episodes import Episodes
 from harness.training.agents.optimum import (
     beside_optimum,
     cross_fitted_advantages,
@@ -30,6 +30,7 @@ from harness.training.agents.reward import (
     describe,
     reward_table,
 )
+from tests.training.tracing import episodes_of
 
 POINTS, LAYERS = (4, 6, 10), 12  # the longest distance is 12 − 4 = 8
 COEFFICIENTS = RewardCoefficients(alpha=0.2, beta=0.5, gamma=0.8, epsilon=0.1)
@@ -43,31 +44,13 @@ BY_HAND = [
 ]
 
 
-@pytest.mark.parametrize(("right", "best", "go_on", "leave"), BY_HAND)
-def test_values(right: list[bool], best: int, go_on: list[float], leave: list[float]) -> None:
-    rewards, places = reward_table(torch.tensor([right]), POINTS, LAYERS, COEFFICIENTS)
-    assert rewards.shape == (1, 3, 2)
+def test_values() -> None:
+    right, best, go_on, leave = zip(*BY_HAND, strict=True)
+    rewards, places = reward_table(torch.tensor(right), POINTS, LAYERS, COEFFICIENTS)
     assert rewards.dtype == torch.float32
-    assert places.tolist() == [best]
-    torch.testing.assert_close(rewards[0, :, CONTINUE], torch.tensor(go_on, dtype=torch.float32))
-    torch.testing.assert_close(rewards[0, :, EXIT], torch.tensor(leave, dtype=torch.float32))
-
-
-def test_rewards_are_one_and_penalties_lie_between_minus_one_and_zero() -> None:
-    right = torch.tensor(list(itertools.product((False, True), repeat=3)))
-    for values in itertools.product((0.0, 0.3, 1.0), repeat=4):
-        rewards, places = reward_table(right, POINTS, LAYERS, RewardCoefficients(*values))
-        for token, best in enumerate(places.tolist()):
-            for place, action in itertools.product(range(3), (CONTINUE, EXIT)):
-                value = rewards[token, place, action].item()
-                deserved = place < best if action == CONTINUE else place == best
-                assert value == 1 if deserved else -1 <= value <= 0
-
-
-def test_presets_of_the_paper() -> None:
-    assert REWARDS["java"] == RewardCoefficients(1, 1, 1, 0.1)
-    assert REWARDS["python"] == RewardCoefficients(0.5, 0.5, 0.5, 0.1)
-    assert all(each.alpha <= each.beta for each in REWARDS.values() if isinstance(each, RewardCoefficients))
+    assert places.tolist() == list(best)
+    torch.testing.assert_close(rewards[:, :, CONTINUE], torch.tensor(go_on, dtype=torch.float32))
+    torch.testing.assert_close(rewards[:, :, EXIT], torch.tensor(leave, dtype=torch.float32))
 
 
 def test_savings_pay_for_layers_not_run() -> None:
@@ -104,10 +87,9 @@ def test_the_paper_s_reward_by_hand() -> None:
 
 
 @ALL_REWARDS
-@pytest.mark.parametrize("seed", range(2))
-def test_no_policy_of_the_same_state_earns_more(reward: Reward, seed: int) -> None:
+def test_no_policy_of_the_same_state_earns_more(reward: Reward) -> None:
     """Two exits and two bins: all 64 policies on (exit, bin, bin before)."""
-    chance = np.random.default_rng(seed)
+    chance = np.random.default_rng(0)
     bins = chance.integers(0, 2, (60, 2))
     right = (chance.random((60, 2)) < np.where(bins == 1, 0.8, 0.4)).astype(int).tolist()
     rewards = rewards_of(right, (4, 6), 12, reward)
@@ -170,11 +152,8 @@ def traced(reward: Reward, documents: int = 20, each: int = 100) -> tuple[Episod
     chance = torch.Generator().manual_seed(0)
     probability = torch.rand(documents * each, len(POINTS), generator=chance).double()
     right = torch.rand(probability.shape, generator=chance) < probability
-    rewards, optimal = reward_table(right, POINTS, LAYERS, reward)
-    of = tuple(TracedDocument(number, "", "", number * each, each, 0, each) for number in range(documents))
-    nothing = np.zeros((len(right), len(POINTS), 1))
-    found = Episodes(nothing, rewards.numpy(), right.numpy(), optimal.numpy(), of, 5, False, POINTS, LAYERS)
-    return found, probability
+    nothing = torch.zeros(len(right), len(POINTS), 1)
+    return episodes_of(right, nothing, [each] * documents, reward, 5), probability
 
 
 def test_an_agent_at_the_optimum_is_at_no_distance_and_a_worse_one_is_below() -> None:

@@ -28,3 +28,11 @@ def tune(corpus_file: Path) -> Callable[..., Trained]:
         return train_lite(options, TrainingRun("lite", "harness train lite"))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tuned(tune: Callable[..., Trained], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny llama's artefacts, after four steps; nobody changes it."""
+    out = tmp_path_factory.mktemp("tuned") / "artefacts"
+    assert tune(tiny_llama, out).finished
+    return out

@@ -1,4 +1,4 @@
-"""``harness train lite`` as a function that keeps every step's gradients; a script that several processes run.
+"""``harness train lite`` as a function that keeps every step's gradients; several processes run this as a script.
 
 Whole weights learn in float32, which training itself does not use for its products: what differs then is no rounding of
 bfloat16. accelerate spreads weights with FSDP over GPUs only; where the environment asks for that, it is told to do so
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
@@ -19,8 +22,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from harness.contracts.recipes import TrainingRun
-from harness.training.lite import trainer
-from harness.training.lite.fit import train_lite
+from harness.training.lite import fit, trainer
 from harness.training.recipes import Lite
 
 
@@ -59,16 +61,29 @@ def spread_over_cpus() -> None:
     AcceleratorState.__init__ = begin
 
 
-def main(settings: dict[str, Any]) -> None:
-    from harness.training.lite import fit
+def tune_keeping_gradients(settings: dict[str, Any]) -> None:
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(fit, "StepWatcher", KeepsGradients))
+        if settings["method"] == "full":  # LoRA's base weights are bfloat16
+            patches.enter_context(patch.object(trainer, "TrainingArguments", in_float32))
+        options = Lite.build({**settings, "out": Path(settings["out"])})
+        fit.train_lite(options, TrainingRun("lite", "harness train lite"))
 
+
+def main(jobs: list[dict[str, Any]]) -> None:
+    """Tune once for each job, in its environment; one that resumes does so in a copy without the last checkpoint."""
     torch.set_num_threads(1)
-    if os.environ.get("ACCELERATE_USE_FSDP"):
-        spread_over_cpus()
-    fit.StepWatcher = KeepsGradients  # type: ignore[misc]
-    if settings["method"] == "full":  # LoRA's base weights are bfloat16
-        trainer.TrainingArguments = in_float32
-    train_lite(Lite.build({**settings, "out": Path(settings["out"])}), TrainingRun("lite", "harness train lite"))
+    for job in jobs:
+        settings, fsdp = job["settings"], "ACCELERATE_USE_FSDP" in os.environ
+        os.environ.update(job["env"])
+        if "ACCELERATE_USE_FSDP" in os.environ and not fsdp:
+            spread_over_cpus()
+        if settings.get("resume"):
+            if os.environ["RANK"] == "0":
+                shutil.copytree(job["begun"], settings["out"])
+                shutil.rmtree(Path(settings["out"]) / "checkpoints" / f"checkpoint-{settings['steps']}")
+            torch.distributed.barrier()
+        tune_keeping_gradients(settings)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,8 @@ class Read:
 
     def __init__(self, right_from: int) -> None:
         self.right_from = right_from
-        self.lengths: list[int] = []
 
     def __call__(self, tokens: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        self.lengths.append(tokens.shape[1])
         early = torch.where(tokens >= self.right_from, tokens, 0)
         one_hot = nn.functional.one_hot
         return [one_hot(early, VOCABULARY).float()], one_hot(tokens, VOCABULARY).float()
@@ -51,16 +49,6 @@ def test_every_document_is_looked_at_in_equal_shares(head: nn.Linear) -> None:
     assert (last["layer"], last["agreement"], last["accuracy"]) == (12, 1.0, 1.0)
 
 
-def test_no_more_is_read_than_positions_are_wanted(head: nn.Linear) -> None:
-    read = Read(10)
-    exit_table(read, head, (4,), 12, [("s", [torch.full((5000,), 20)] * 100)], 64)
-    assert read.lengths == [64] * 100  # 31 positions each
-    read.lengths.clear()
-    exit_table(read, head, (4,), 12, [("s", [torch.full((5000,), 20)] * 20)], 64)
-    assert set(read.lengths) <= {64, 5000 % 64}
-    assert 60 <= len(read.lengths) <= 64  # 154 positions each
-
-
 def test_intervals_are_over_documents(head: nn.Linear) -> None:
     """As of a mean of four numbers where each document has as many positions."""
     documents = [[20, 5, 5, 5] * 750, [20, 5] * 1500, [20, 5] * 1500, [20, 20, 20, 5] * 750]
@@ -79,13 +67,13 @@ def test_intervals_cover(head: nn.Linear) -> None:
     """Of 16 documents that differ as real ones do, 95 % of intervals hold the mean they were drawn from."""
     chance = torch.Generator().manual_seed(1)
     covered = 0
-    for _ in range(300):
+    for _ in range(200):
         shares = 0.3 + 0.4 * torch.rand(16, generator=chance)
         documents = [torch.where(torch.rand(60, generator=chance) < s, 20, 5).tolist() for s in shares.tolist()]
         exit_, _ = table(documents, head)
         low, high = exit_["agreement_interval"] or (1.0, 0.0)
         covered += low <= 0.5 <= high
-    assert 0.92 <= covered / 300 <= 0.98
+    assert 0.92 <= covered / 200 <= 0.98
 
 
 def test_the_tables_stand_side_by_side(head: nn.Linear) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,19 +24,10 @@ from harness.models.model import resolve
 from harness.models.trained import tuned_fingerprint
 from harness.models.weights import merge
 from harness.training.corpus import PackedStreams, read_streams
-from harness.training.recipes import LiteRecipe
 from tasks.py150 import Py150
+from tests.training.lite.conftest import QUICK
 
-QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 FLAGS = ("--task", "py150", "--preset", "lora", "--length", 32, "--batch", 2, "--rank", 4)
-
-
-@pytest.fixture(scope="module")
-def tuned(tune: Callable[..., Trained], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny llama's artefacts, after four steps."""
-    out = tmp_path_factory.mktemp("tuned") / "artefacts"
-    assert tune(tiny_llama, out).finished
-    return out
 
 
 @pytest.fixture
@@ -64,53 +51,28 @@ def exits_of(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return exits["before"], exits["after"]
 
 
-# ------------------------------------------------------------------------------- through the command
-
-
-def test_the_command_leaves_everything_it_says(cli: Any, tiny_llama: Path, corpus_file: Path, tmp_path: Path) -> None:
-    arguments = ("train", "lite", "--model", tiny_llama, "--source", corpus_file, *FLAGS, "--steps", 3)
-    ran = cli(*arguments, "--out", "made", "--save-steps", 2)
-    assert ran.code == 0, ran.err
-    out = tmp_path / "made"
-    assert {path.name for path in out.iterdir()} >= {
-        "adapter.json", "adapter.safetensors", "shortcut.json", "shortcut.safetensors", "exits.md", "training.jsonl",
-        "checkpoints",
-    }  # fmt: skip
-    assert ran.out.strip() == (out / "exits.md").read_text().strip()
-    table = [line.split("|") for line in ran.out.splitlines()[2:]]
-    assert [int(row[2]) for row in table] == [4, 6, 10, 12]
-
-    adapter, shortcut = read_artefact(out / "adapter.json", "adapter"), read_artefact(out / "shortcut.json", "shortcut")
-    base = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared")).info
-    for artefact in (adapter, shortcut):
-        assert artefact.facts["model_fingerprint"] == base.fingerprint
-        assert artefact.facts["made"]["command"].startswith("harness train lite --model")
-        assert artefact.facts["recipe"]["rank"] == 4
-    assert shortcut.facts["adapter_sha256"] == adapter.sha256
-    texts = [json.loads(line)["code"] for line in corpus_file.read_text().splitlines()]
-    assert set(adapter.facts["documents"]) == {document_key(text) for text in texts}
-    assert str(tmp_path) not in json.dumps(adapter.facts["data"])
-    lines = log_of(out)
-    assert [(line["step"], line["tokens"]) for line in lines] == [(1, 64), (2, 128), (3, 192)]
-    for line in lines:
-        assert list(line["cross_entropy"]) == ["4", "6", "10", "12"]
-        assert all(0 < value < 30 for value in line["cross_entropy"].values())
-
-
 # --------------------------------------------------------------------------------- what a run makes of it
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_merging_the_adapter_gives_peft_s_own_model(
-    family: str, tune: Callable[..., Trained], make_model: Callable[..., Path], tmp_path: Path, ids: Tensor
+    family: str,
+    tune: Callable[..., Trained],
+    tuned: Path,
+    tiny_llama: Path,
+    make_model: Any,
+    tmp_path: Path,
+    ids: Tensor,
 ) -> None:
     """The factors on disk, put into peft's LoRA and merged by peft, against the harness's merge at load."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    folder = make_model(family)
-    tune(folder, tmp_path / "out", QUICK.replace(steps=2), documents=8)
-    adapter = read_artefact(tmp_path / "out" / "adapter.json", "adapter")
+    folder, out = tiny_llama, tuned
+    if family == "gpt2":
+        folder, out = make_model(family), tmp_path / "out"
+        tune(folder, out, QUICK.replace(steps=2), documents=8)
+    adapter = read_artefact(out / "adapter.json", "adapter")
     config = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear")
     theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config)
     parameters = {name: value for name, value in theirs.named_parameters() if ".lora_" in name}
@@ -201,7 +163,7 @@ def test_the_exits_of_a_run_are_those_that_were_trained(tuned: Path, tiny_llama:
     assert rows != before
 
 
-def test_whole_weights_are_a_model_of_their_own(
+def test_whole_weights_are_a_model_of_their_own_that_knows_what_it_has_read_wherever_it_goes(
     tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path, ids: Tensor
 ) -> None:
     """`--method full`: small steps are not rounded away, and maps and documents belong to what came of it."""
@@ -232,14 +194,8 @@ def test_whole_weights_are_a_model_of_their_own(
     assert (base.info.weights, base.info.exit_head) == ("pretrained", "shared")
     assert base.seen.documents == found.seen.documents
 
-
-def test_a_wholly_tuned_folder_knows_what_it_has_read_wherever_it_goes(
-    tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path
-) -> None:
-    """Without ``--artefacts``: a run of it would be scored on what it has learned from."""
-    tune(tiny_llama, tmp_path / "out", QUICK.replace(method="full", steps=1))
-    moved = (tmp_path / "out" / "model").rename(tmp_path / "elsewhere")
-    found = resolve(ModelRequest(str(moved)))
+    # without --artefacts: a run of it would be scored on what it has learned from
+    found = resolve(ModelRequest(str((out / "model").rename(tmp_path / "elsewhere"))))
     assert len(found.seen.documents) == 30
     assert found.seen.ngrams() is not None
     assert found.info.exit_head.startswith("shortcut:")
@@ -257,7 +213,7 @@ def test_every_exit_learns(tune: Callable[..., Trained], tiny_llama: Path, tmp_p
     """Ten documents, thirty steps: losses fall by nats, and the document held out is read better at every exit."""
     few = tmp_path / "few.jsonl"
     few.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[:10]))
-    tune(tiny_llama, tmp_path / "out", QUICK.replace(steps=30, rank=16), few, documents=None, save_steps=100)
+    tune(tiny_llama, tmp_path / "out", QUICK.replace(steps=20, rank=16), few, documents=None, save_steps=100)
     lines = log_of(tmp_path / "out")
     for layer in ("4", "6", "10", "12"):
         first, last = (sum(line["cross_entropy"][layer] for line in part) / 4 for part in (lines[:4], lines[-4:]))
@@ -269,21 +225,18 @@ def test_every_exit_learns(tune: Callable[..., Trained], tiny_llama: Path, tmp_p
 # ------------------------------------------------------------------------------ stopping and going on
 
 
-@pytest.mark.parametrize("recipe", [QUICK, QUICK.replace(exits_per_step=1, token_share=0.5, accumulate=2)])
-def test_resuming_is_as_if_nothing_had_happened(
-    tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path, recipe: LiteRecipe
-) -> None:
-    recipe = recipe.replace(steps=4)
+def test_resuming_is_as_if_nothing_had_happened(tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path) -> None:
+    """With exits, tokens and packs that are drawn; another test goes on with all of them."""
+    recipe = QUICK.replace(exits_per_step=1, token_share=0.5, accumulate=2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    expected = tune(tiny_llama, whole, recipe, save_steps=2)
-
-    tune(tiny_llama, parts, recipe, save_steps=2)
+    expected = tune(tiny_llama, whole, recipe)
+    shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / "checkpoint-4")  # killed after step 3: the log is ahead of the checkpoint
     for file in parts.glob("*.safetensors"):
         file.unlink()
     with (parts / "training.jsonl").open("a") as log:
         log.write('{"step": 4, "tok')  # and broken off
-    got = tune(tiny_llama, parts, recipe, save_steps=2, resume=True)
+    got = tune(tiny_llama, parts, recipe, resume=True)
 
     left, right = weights_of(whole), weights_of(parts)
     assert left.keys() == right.keys()
@@ -339,17 +292,6 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(
     assert [line["step"] for line in log_of(copy)] == [1, 2, 3, 4]
 
 
-def test_a_step_logs_the_mean_of_its_micro_batches(
-    tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path
-) -> None:
-    """Packs of a step that learns nothing: two at once, or one after the other, have the same mean loss."""
-    still = QUICK.replace(learning_rate=1e-30, shortcut_learning_rate=1e-30, steps=2)
-    tune(tiny_llama, tmp_path / "once", still)
-    tune(tiny_llama, tmp_path / "parts", still.replace(batch=1, accumulate=2))
-    for one, other in zip(log_of(tmp_path / "once"), log_of(tmp_path / "parts"), strict=True):
-        assert one["cross_entropy"] == pytest.approx(other["cross_entropy"], abs=0.02)
-
-
 def test_a_loss_that_is_no_number_stops_the_training(
     tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,37 +311,57 @@ def test_a_loss_that_is_no_number_stops_the_training(
         assert not list((tmp_path / str(at)).glob("*.safetensors"))
 
 
-@pytest.mark.slow
-def test_an_interrupt_keeps_a_checkpoint_and_resume_finishes(
-    cli: Any, tiny_llama: Path, corpus_file: Path, tmp_path: Path
+def test_the_command_keeps_a_checkpoint_when_interrupted_and_resumed_leaves_everything_it_says(
+    cli: Any, tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["train", "lite", "--model", tiny_llama, "--source", corpus_file, *FLAGS, "--steps", 40]
-    arguments += ["--out", tmp_path / "out", "--save-steps", 1000]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness.cli", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=environment, cwd=tmp_path,
-    )  # fmt: skip
-    log, deadline = tmp_path / "out" / "training.jsonl", time.monotonic() + 100
-    while not (log.is_file() and log.read_text().count("\n") >= 3):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert out == ""
-    assert "Traceback" not in err
-    assert re.search(r"Stopped; the checkpoint is kept\. Go on with the same command and --resume", err)
-    done = len(log_of(tmp_path / "out"))
-    assert 3 <= done < 40
-    assert (tmp_path / "out" / "checkpoints" / f"checkpoint-{done}" / "model.safetensors").is_file()
-    assert not (tmp_path / "out" / "adapter.json").exists()
+    from harness.training.lite import lite_model
+
+    arguments = ["train", "lite", "--model", tiny_llama, "--source", corpus_file, *FLAGS, "--steps", 6]
+    arguments += ["--out", "out", "--save-steps", 1000]
+    out = tmp_path / "out"
+    real, calls = lite_model.exit_losses, iter(range(3))
+
+    def interrupt(*given: Any, **named: Any) -> Any:
+        if next(calls, None) is None:
+            signal.raise_signal(signal.SIGINT)
+        return real(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lite_model, "exit_losses", interrupt)
+        ran = cli(*arguments)
+    assert (ran.code, ran.out) == (130, "")
+    assert "Traceback" not in ran.err
+    assert "Stopped; the checkpoint is kept. Go on with the same command and --resume" in " ".join(ran.err.split())
+    done = len(log_of(out))
+    assert 0 < done < 6
+    assert (out / "checkpoints" / f"checkpoint-{done}" / "model.safetensors").is_file()
+    assert not (out / "adapter.json").exists()
 
     ran = cli(*arguments, "--resume")
     assert ran.code == 0, ran.err
-    assert [line["step"] for line in log_of(tmp_path / "out")] == list(range(1, 41))
-    assert (tmp_path / "out" / "adapter.json").is_file()
+    assert {path.name for path in out.iterdir()} >= {
+        "adapter.json", "adapter.safetensors", "shortcut.json", "shortcut.safetensors", "exits.md", "training.jsonl",
+        "checkpoints",
+    }  # fmt: skip
+    assert ran.out.strip() == (out / "exits.md").read_text().strip()
+    table = [line.split("|") for line in ran.out.splitlines()[2:]]
+    assert [int(row[2]) for row in table] == [4, 6, 10, 12]
+
+    adapter, shortcut = read_artefact(out / "adapter.json", "adapter"), read_artefact(out / "shortcut.json", "shortcut")
+    base = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared")).info
+    for artefact in (adapter, shortcut):
+        assert artefact.facts["model_fingerprint"] == base.fingerprint
+        assert artefact.facts["made"]["command"].startswith("harness train lite --model")
+        assert artefact.facts["recipe"]["rank"] == 4
+    assert shortcut.facts["adapter_sha256"] == adapter.sha256
+    texts = [json.loads(line)["code"] for line in corpus_file.read_text().splitlines()]
+    assert set(adapter.facts["documents"]) == {document_key(text) for text in texts}
+    assert str(tmp_path) not in json.dumps(adapter.facts["data"])
+    lines = log_of(out)
+    assert [(line["step"], line["tokens"]) for line in lines] == [(step, 64 * step) for step in range(1, 7)]
+    for line in lines:
+        assert list(line["cross_entropy"]) == ["4", "6", "10", "12"]
+        assert all(0 < value < 30 for value in line["cross_entropy"].values())
 
 
 class Bomb:

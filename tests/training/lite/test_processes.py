@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,9 @@ from harness.errors import ConfigError, TrainingError
 from harness.models.artefacts import read_artefact
 from harness.training.lite.trainer import check_plugin
 from tests.docs.pages import ROOT
+from tests.training.lite.gradients import tune_keeping_gradients
 from tests.training.lite.test_fit import log_of
+from tests.training.tracing import two_processes
 
 WORKER = Path(__file__).with_name("gradients.py")
 FSDP = {
@@ -33,47 +33,58 @@ FSDP = {
 }  # fmt: skip
 STEPS = 3
 
-Tuned = Callable[..., Path]
-
-needs_fsdp = pytest.mark.skipif(
-    torch.__version__.startswith("2.6."), reason="FSDP 2 of torch 2.6 runs on no CPU, and takes no mixed dtypes"
-)
+has_fsdp = not torch.__version__.startswith("2.6.")
+needs_fsdp = pytest.mark.skipif(not has_fsdp, reason="FSDP 2 of torch 2.6 runs on no CPU, and takes no mixed dtypes")
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
-    """``tuned(name, processes, batch of each, environment, …)``: the folder of a tuning, gradients included."""
+def settings(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """``settings(name, batch of each process, …)`` of a tuning into a folder of that name."""
     root = tmp_path_factory.mktemp("processes")
 
-    def run(name: str, processes: int, batch: int, env: dict[str, str] | None = None, **changes: Any) -> Path:
-        settings = {
+    def make(name: str, batch: int, **changes: Any) -> dict[str, Any]:
+        return {
             "preset": "lora", "model": str(tiny_llama), "out": str(root / name), "tasks": ["py150"],
             "sources": [str(corpus_file)], "documents": 30, "method": "full", "steps": STEPS, "length": 32,
             "batch": batch, "exits_per_step": 0, "token_share": 1.0, "save_steps": 2, **changes,
         }  # fmt: skip
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *(torchrun if processes > 1 else []), str(WORKER), json.dumps(settings)]
-        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
-        environment = os.environ | path | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | (env or {})
-        for last in (False, True):
-            ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
-            # Gloo, by which torch spreads weights over CPUs (which only tests do), crashed in one of dozens of gates;
-            # in 60 repeats and 5,000 further steps it did not. What was begun is done anew; a second crash fails.
-            if last or "SIGSEGV" not in ran.stderr:
-                break
-            warnings.warn(f"{name} crashed and is run again:\n{ran.stderr}", stacklevel=2)
-            if not changes.get("resume"):
-                shutil.rmtree(root / name, ignore_errors=True)
-        assert ran.returncode == 0, ran.stderr
-        return root / name
 
-    return run
+    return make
 
 
 @pytest.fixture(scope="module")
-def alone(tuned: Tuned) -> Path:
-    """One process with four sequences a step."""
-    return tuned("alone", 1, 4)
+def alone(settings: Callable[..., Any]) -> Callable[..., Path]:
+    """``alone(name, batch, …)``: the folder of a tuning by one process, gradients included."""
+
+    def tuned(name: str, batch: int = 4, **changes: Any) -> Path:
+        asked = settings(name, batch, **changes)
+        if not Path(asked["out"]).exists():
+            tune_keeping_gradients(asked)
+        return Path(asked["out"])
+
+    return tuned
+
+
+@pytest.fixture(scope="module")
+def by_two(settings: Callable[..., Any]) -> Callable[[str], Path]:
+    """``by_two(name)``: the folder of a tuning by two processes that share a batch of four, and do all that is here."""
+    jobs: list[dict[str, Any]] = [{"env": {}, "settings": settings("two", 2)}]
+    if has_fsdp:
+        whole, lora = settings("fsdp", 2), settings("fsdp-lora", 2, method="lora")
+        resumed = {"env": FSDP, "begun": whole["out"], "settings": settings("fsdp-resumed", 2, resume=True)}
+        jobs += [{"env": FSDP, "settings": whole}, resumed, {"env": FSDP, "settings": lora}]
+    for last in (False, True):
+        ran = two_processes(WORKER, json.dumps(jobs), cwd=WORKER.parent)
+        said = "\n".join(one.stderr for one in ran)
+        # Gloo, by which torch spreads weights over CPUs (which only tests do), crashed in one of dozens of gates;
+        # in 60 repeats and 5,000 further steps it did not. What was begun is done anew; a second crash fails.
+        if last or -signal.SIGSEGV not in [one.returncode for one in ran]:
+            break
+        warnings.warn(f"two processes crashed and are run again:\n{said}", stacklevel=2)
+        for job in jobs:
+            shutil.rmtree(job["settings"]["out"], ignore_errors=True)
+    assert [one.returncode for one in ran] == [0, 0], said
+    return lambda name: Path(settings(name, 2)["out"])
 
 
 def gradients(folder: Path, step: int = 1) -> dict[str, Tensor]:
@@ -98,33 +109,30 @@ def farthest(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradients_of_one(tuned: Tuned, alone: Path) -> None:
-    assert_equal_training(alone, tuned("two", 2, 2))
-    half = gradients(tuned("half", 1, 2, steps=1))  # what the first of them alone would have
-    assert farthest(gradients(alone), half) > 0.1
+def test_two_processes_have_the_gradients_of_one(by_two: Any, alone: Callable[..., Path]) -> None:
+    assert_equal_training(alone("alone"), by_two("two"))
+    half = gradients(alone("half", 2, steps=1))  # what the first of them alone would have
+    assert farthest(gradients(alone("alone")), half) > 0.1
 
 
 @needs_fsdp
 @pytest.mark.slow
-def test_weights_spread_by_fsdp_learn_the_same_and_go_on(tuned: Tuned, alone: Path) -> None:
+def test_weights_spread_by_fsdp_learn_the_same_and_go_on(by_two: Any, alone: Callable[..., Path]) -> None:
     """The tuned model that is written is one process's, also where the last step was done after a kill."""
-    spread = tuned("fsdp", 2, 2, FSDP)
-    assert_equal_training(alone, spread)
-    written = load_file(spread / "model" / "model.safetensors")
-    for name, weight in load_file(alone / "model" / "model.safetensors").items():
-        torch.testing.assert_close(written[name], weight, rtol=0, atol=2e-5)  # Adam: signs of gradients about 0
-    shutil.rmtree(spread / "checkpoints" / f"checkpoint-{STEPS}")
-    tuned("fsdp", 2, 2, FSDP, resume=True)
-    assert_equal_training(alone, spread)
-    for name, weight in load_file(spread / "model" / "model.safetensors").items():
-        torch.testing.assert_close(weight, written[name])
+    models = []
+    for name in ("fsdp", "fsdp-resumed"):
+        assert_equal_training(alone("alone"), by_two(name))
+        models.append(load_file(by_two(name) / "model" / "model.safetensors"))
+    for name, weight in load_file(alone("alone") / "model" / "model.safetensors").items():
+        torch.testing.assert_close(models[0][name], weight, rtol=0, atol=2e-5)  # Adam: signs of gradients about 0
+        torch.testing.assert_close(models[1][name], models[0][name])
 
 
 @needs_fsdp
 @pytest.mark.slow
-def test_lora_spread_by_fsdp_learns_the_same(tuned: Tuned) -> None:
+def test_lora_spread_by_fsdp_learns_the_same(by_two: Any, alone: Callable[..., Path]) -> None:
     """Its base weights are bfloat16, and so is what processes send."""
-    expected, spread = tuned("lora", 1, 4, method="lora"), tuned("fsdp-lora", 2, 2, FSDP, method="lora")
+    expected, spread = alone("lora", method="lora"), by_two("fsdp-lora")
     assert_equal_training(expected, spread, loss=0.02, error=0.05)
     adapters = [read_artefact(folder / "adapter.json", "adapter") for folder in (expected, spread)]
     assert adapters[0].tensors().keys() == adapters[1].tensors().keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from harness.contracts.recipes import loss_weights
 from harness.models.facts import exit_points
 from harness.training.lite.lite_model import LiteModel
-from harness.training.recipes import Lite, LiteRecipe
+from harness.training.recipes import LiteRecipe
 
 EXITS, LAYERS, WIDTH, VOCABULARY = (2, 3, 5), 6, 32, 97
 PLAIN = LiteRecipe(
@@ -30,35 +29,11 @@ def test_weights_of_28_layers_are_the_paper_s() -> None:
     assert [round(weight, 4) for weight in weights] == expected
 
 
-@pytest.mark.parametrize("num_layers", [12, 28, 80])
-def test_weights_sum_to_one_and_keep_the_budgets(num_layers: int) -> None:
-    points = exit_points(num_layers)
-    *early, last = loss_weights(points, num_layers, "green-code")
-    assert last == pytest.approx(0.1)
-    assert sum(w for w, p in zip(early, points, strict=True) if p <= num_layers // 2) == pytest.approx(0.7)
-    assert sum(w for w, p in zip(early, points, strict=True) if p > num_layers // 2) == pytest.approx(0.2)
-    for half in (
-        early[: sum(p <= num_layers // 2 for p in points)],
-        early[sum(p <= num_layers // 2 for p in points) :],
-    ):
-        assert [b / a for a, b in itertools.pairwise(half)] == pytest.approx([0.9] * (len(half) - 1))
-
-
 def test_weights_by_hand() -> None:
     assert loss_weights((4, 6, 10), 12, "uniform") == pytest.approx((0.25,) * 4)
     assert loss_weights((), 12, "green-code") == (1.0,)
     for points in ((2, 4), (8, 10)):  # a half without exits leaves its budget to the other
         assert loss_weights(points, 12, "green-code") == pytest.approx((0.9 / 1.9, 0.9 * 0.9 / 1.9, 0.1))
-
-
-def test_the_paper_preset_is_the_paper_s() -> None:
-    paper = LiteRecipe.part_of(Lite(preset="paper").under("paper"))
-    assert (paper.method, paper.exit_head, paper.weights_rule) == ("full", "shared", "green-code")
-    assert (paper.learning_rate, paper.schedule) == (1e-5, "linear")
-    assert (paper.batch, paper.accumulate) == (4, 32)
-    assert 2000 <= paper.steps <= 3000
-    assert (paper.exits_per_step, paper.token_share, paper.distill) == (None, 1.0, 0.0)
-    assert paper.tokens_per_step == 4 * 32 * paper.length
 
 
 # ---------------------------------------------------------------------------------------- the loss
@@ -100,12 +75,11 @@ def naive_loss(
     return compute
 
 
-@pytest.mark.parametrize("distill", [0.0, 0.5])
 def test_the_loss_of_all_exits_and_tokens_is_the_naive_one(
-    family: str, make_module: Callable[..., Any], naive_loss: Callable[..., Any], ids: Tensor, distill: float
+    family: str, make_module: Callable[..., Any], naive_loss: Callable[..., Any], ids: Tensor
 ) -> None:
     module = make_module(family)
-    recipe = PLAIN.replace(distill=distill)
+    recipe = PLAIN.replace(distill=0.0 if family == "opt" else 0.5)
     model = LiteModel(module, EXITS, recipe)
     loss = model(ids)["loss"]
     expected, hard = naive_loss(module, ids, EXITS, recipe)
@@ -120,6 +94,7 @@ def test_the_loss_of_all_exits_and_tokens_is_the_naive_one(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("family", ["llama", "opt-post-norm"])
 def test_shortcuts_stand_before_the_norm_and_are_trained(
     family: str, make_module: Callable[..., Any], naive_loss: Callable[..., Any], ids: Tensor
 ) -> None:
@@ -145,7 +120,7 @@ def test_random_exits_and_tokens_are_the_whole_loss_on_average(
     some = LiteModel(module, EXITS, PLAIN.replace(exits_per_step=1, token_share=0.5))
     torch.manual_seed(0)
     with torch.no_grad():
-        draws = torch.stack([some(ids)["loss"] for _ in range(300)])
+        draws = torch.stack([some(ids)["loss"] for _ in range(150)])
         expected, _ = naive_loss(module, ids, EXITS, PLAIN)
     error = draws.std() / len(draws) ** 0.5
     assert abs(draws.mean() - expected) < 4 * error
@@ -161,10 +136,3 @@ def test_a_step_reads_as_many_exits_as_it_should(make_module: Callable[..., Any]
         assert list(model.last_losses) == sorted(model.last_losses)
         met.add(tuple(model.last_losses))
     assert met == {(2, 3, 6), (2, 5, 6), (3, 5, 6)}
-
-
-def test_as_many_exits_as_there_are_is_all_of_them(make_module: Callable[..., Any], ids: Tensor) -> None:
-    module = make_module("llama")
-    whole = LiteModel(module, EXITS, PLAIN)(ids)["loss"]
-    for count in (3, 7):
-        torch.testing.assert_close(LiteModel(module, EXITS, PLAIN.replace(exits_per_step=count))(ids)["loss"], whole)

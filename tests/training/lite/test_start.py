@@ -17,45 +17,43 @@ from harness.contracts.recipes import Trained
 from harness.errors import ArtefactError, ConfigError, DataError, TrainingError
 from harness.models.artefacts import read_artefact
 from harness.models.ngrams import read_index
-from harness.training.recipes import LiteRecipe
+from tests.training.lite.conftest import QUICK
 from tests.training.lite.test_fit import exits_of, log_of
 
-QUICK = LiteRecipe(steps=4, length=32, batch=2, rank=4, learning_rate=0.01, token_share=1.0)
 STILL = QUICK.replace(steps=2, learning_rate=1e-30, shortcut_learning_rate=1e-30)
 
 
 @pytest.fixture(scope="module")
-def first(tune: Callable[..., Trained], tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny llama's artefacts, after four steps."""
-    out = tmp_path_factory.mktemp("first") / "artefacts"
-    assert tune(tiny_llama, out).finished
-    return out
+def first(tuned: Path) -> Path:
+    return tuned
 
 
 def facts_of(out: Path) -> dict[str, Any]:
     return dict(read_artefact(out / "adapter.json", "adapter").facts)
 
 
-@pytest.mark.parametrize(("family", "exit_head"), [("llama", "shortcut"), ("gpt2", "shared")])
 def test_it_begins_with_the_weights_that_are_there(
-    family: str, exit_head: Any, tune: Callable[..., Trained], make_model: Callable[..., Path], tmp_path: Path
+    tune: Callable[..., Trained], tiny_llama: Path, first: Path, make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     """At a learning rate of nothing, what comes out is what went in, and so are its exits."""
-    folder = make_model(family)
-    tune(folder, tmp_path / "a", QUICK.replace(exit_head=exit_head))
-    tune(folder, tmp_path / "b", STILL.replace(exit_head=exit_head), start_from=str(tmp_path / "a"))
-    names = ["adapter", "shortcut"] if exit_head == "shortcut" else ["adapter"]
-    for name in names:
-        theirs, ours = (load_file(tmp_path / side / f"{name}.safetensors") for side in "ab")
-        assert theirs.keys() == ours.keys()
-        # a step of nothing is 1e-30 where a weight was zero, with torch 2.6
-        assert all(torch.allclose(theirs[key], ours[key], rtol=0, atol=1e-20) for key in theirs), name
-    tune(folder, tmp_path / "c", STILL.replace(exit_head=exit_head))
-    (_, made), (again, _), (fresh, _) = (exits_of(tmp_path / side) for side in "abc")
-    for was, now, base in zip(made, again, fresh, strict=True):
-        assert now["agreement"] == pytest.approx(was["agreement"], abs=0.04)  # bfloat16 in between
-        assert was["layer"] == now["layer"] == base["layer"]
-    assert again != fresh
+    gpt2 = make_model("gpt2")
+    tune(tiny_llama, tmp_path / "again", STILL, start_from=str(first))
+    tune(gpt2, tmp_path / "a", QUICK.replace(exit_head="shared", steps=2))
+    tune(gpt2, tmp_path / "b", STILL.replace(exit_head="shared"), start_from=str(tmp_path / "a"))
+    for was, now, names in (
+        (first, tmp_path / "again", ("adapter", "shortcut")),
+        (tmp_path / "a", tmp_path / "b", ("adapter",)),
+    ):
+        for name in names:
+            theirs, ours = (load_file(side / f"{name}.safetensors") for side in (was, now))
+            assert theirs.keys() == ours.keys()
+            # a step of nothing is 1e-30 where a weight was zero, with torch 2.6
+            assert all(torch.allclose(theirs[key], ours[key], rtol=0, atol=1e-20) for key in theirs), name
+        (base, made), (again, _) = exits_of(was), exits_of(now)
+        for one, other in zip(made, again, strict=True):
+            assert other["layer"] == one["layer"]
+            assert other["agreement"] == pytest.approx(one["agreement"], abs=0.04)  # bfloat16 in between
+        assert again != base
 
 
 def test_it_says_what_it_went_on_from(
@@ -82,20 +80,6 @@ def test_it_says_what_it_went_on_from(
     assert [line["tokens"] for line in lines] == [64 * step for step in range(1, 9)]
 
 
-def test_the_index_goes_on(
-    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
-) -> None:
-    """What the start read is in the index too, whatever is read now."""
-    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
-    new = [row for row in rows if document_key(row["code"]) not in facts_of(first)["documents"]]
-    others = tmp_path / "others.jsonl"
-    others.write_text("".join(json.dumps(row) + "\n" for row in new[:20]))
-    tune(tiny_llama, tmp_path / "out", STILL, others, documents=None, start_from=str(first))
-    before, now = (read_index(folder, facts_of(folder)["ngrams"]) for folder in (first, tmp_path / "out"))
-    assert set(before.hashes.tolist()) < set(now.hashes.tolist())
-    assert facts_of(tmp_path / "out")["ngrams"]["complete"]
-
-
 def test_a_damaged_index_is_refused_before_anything_is_tuned(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
@@ -119,6 +103,10 @@ def test_other_documents_hold_out_none_that_were_learned_from(
     mixed.write_text("".join(json.dumps(row) + "\n" for row in (*seen, *new[:10])))
     tune(tiny_llama, tmp_path / "out", STILL, mixed, documents=None, start_from=str(first))
     assert set(facts_of(tmp_path / "out")["documents"]) == known | {document_key(row["code"]) for row in new[:10]}
+
+    before, now = (read_index(folder, facts_of(folder)["ngrams"]) for folder in (first, tmp_path / "out"))
+    assert set(before.hashes.tolist()) < set(now.hashes.tolist())  # what the start read is in the index, too
+    assert facts_of(tmp_path / "out")["ngrams"]["complete"]
 
     learned = [row for row in seen if document_key(row["code"]) not in told["held_out"]]
     mixed.write_text("".join(json.dumps(row) + "\n" for row in learned))
@@ -202,7 +190,7 @@ def test_a_start_that_does_not_say_what_it_was_made_from_is_refused(
 ) -> None:
     changed = Path(shutil.copytree(first, tmp_path / "changed"))
     facts = json.loads((changed / "adapter.json").read_text())
-    for gone in ("documents", "data", "seed", "exits", "made", "held_out", "packs_read"):
+    for gone in ("documents", "exits", "packs_read"):
         wrong = {name: value for name, value in facts.items() if name != gone}
         (changed / "adapter.json").write_text(json.dumps(wrong))
         with pytest.raises(ArtefactError, match=rf"adapter\.json does not say what it was made from \({gone}\)"):
