@@ -23,7 +23,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def config(config: dict[str, Any]) -> dict[str, Any]:
-    return config | {"max_new_tokens": 5}
+    return config | {"max_new_tokens": 5, "untimed": True, "weights_format": "float32"}
 
 
 def test_each_strategy_has_a_policy_of_its_own(config: dict[str, Any], tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tests.run_files import lines
 def config(config: dict[str, Any]) -> dict[str, Any]:
     return config | {
         "limit": 4,
+        "untimed": True,
+        "weights_format": "float32",
         "max_new_tokens": 8,
         "exit_points": "all",
         "strategies": ("fixed:layer=6", "random:probability=0.3"),
@@ -38,9 +40,9 @@ def forced(folder: Path, found: list[dict[str, Any]]) -> list[list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kv", ["propagate", "recompute", "none", "skip"])
-@pytest.mark.parametrize("family", ["llama", "opt"])
-@pytest.mark.crossed
+@pytest.mark.parametrize(
+    ("family", "kv"), [("llama", "propagate"), ("opt", "recompute"), ("llama", "none"), ("opt", "skip")]
+)
 def test_records_hold_what_transformers_would_choose(
     config: dict[str, Any], tiny_llama: Path, tiny_opt: Path, tmp_path: Path, family: str, kv: str
 ) -> None:

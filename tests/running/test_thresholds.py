@@ -110,7 +110,7 @@ def test_thresholds_are_laid_where_scores_crowd() -> None:
 @pytest.mark.slow
 def test_percentiles_become_numbers_and_stay_them(tiny_run: Command, cli: Command, tmp_path: Path) -> None:
     asked = ("--strategy", "confidence:threshold=q20,q80", "--strategy", "entropy:threshold=q50", "--limit", 3)
-    ran = tiny_run(*asked, "--out", "first")
+    ran = tiny_run(*asked, "--untimed", "--weights-format", "float32", "--out", "first")
     assert ran.code == 0, ran.err
     assert "observing the scores of confidence" in ran.err
     manifest = json.loads((tmp_path / "first" / "manifest.json").read_text())
