@@ -190,8 +190,3 @@ def test_importing_the_room_loads_no_sensor_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(("name", "measured"), [("nvml", True), ("rapl", True), ("replay", False), ("estimate", False)])
-def test_a_meter_says_whether_a_sensor_measures(name: str, measured: bool) -> None:
-    assert METERS.load(name).measured is measured

@@ -172,11 +172,8 @@ def moments_of_last_commit(path: Path) -> Iterator[tuple[int, int]]:
     for name, new in (("samples.jsonl", 2), ("windows.jsonl", 1)):
         data = (path / name).read_bytes()
         before = sum(map(len, data.splitlines(keepends=True)[:-new]))
-        sizes[name] = [
-            at
-            for at in range(before, len(data) + 1)
-            if at % 7 == 0 or b"\n" in data[at - 2 : at + 1] or at == len(data)
-        ]
+        ends = [at for at in range(before, len(data) + 1) if at == len(data) or b"\n" in data[at - 2 : at + 1]]
+        sizes[name] = sorted({*ends, *range(before, len(data), 7)})
     samples, windows = sizes.values()
     yield from ((size, windows[0]) for size in samples)
     yield from ((samples[-1], size) for size in windows)
@@ -411,7 +408,7 @@ def changed(path: str, value: Any) -> Manifest:
     return Manifest.model_validate(document)
 
 
-OTHER = (
+OTHER: tuple[tuple[str, Any, str], ...] = (
     ("config.kv", "recompute", r'config\.kv was "propagate", now "recompute"'),
     ("config.limit", 5, r"config\.limit was 16, now 5"),
     ("operating_points.1.options.threshold", 0.8, r"operating_points\[1\]\.options\.threshold was 0\.9, now 0\.8"),
