@@ -63,22 +63,6 @@ def test_records_hold_what_transformers_would_choose(
         assert expected < 1
 
 
-def test_full_depth_and_a_text_that_came_before_cost_nothing(
-    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
-    choices = TeacherForcing.choices
-
-    def counted(self: TeacherForcing, completion: Any) -> list[int]:
-        asked.append(len(completion))
-        return choices(self, completion)
-
-    monkeypatch.setattr(TeacherForcing, "choices", counted)
-    several = ("random:probability=1", "random:probability=1.0:seed=1")  # both leave at the first exit point
-    run(RunConfig(**config | {"strategies": several}))
-    assert asked == [8] * 4
-
-
 def test_failed_samples_have_no_choices(config: dict[str, Any], tmp_path: Path, plug_in: Callable[..., None]) -> None:
     plug_in(
         "fragile",

@@ -232,19 +232,6 @@ def test_llama_vim_completes_where_the_suffix_can_be_read_or_ignored(start: Call
     assert read["timings"]["predicted_n"] == read["tokens_predicted"] <= 6
 
 
-def test_llama_vim_is_told_warms_a_cache_and_sets_early_exit_in_its_address(server: Any) -> None:
-    assert "suffix" in json.loads(curl(f"{server.url}/infill", LLAMA_VIM))["error"]["message"]
-    warm = {**LLAMA_VIM, "input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0, "temperature": 0.0}
-    warm |= {"samplers": [], "t_max_prompt_ms": 1, "t_max_predict_ms": 1, "response_fields": [""]}
-    assert json.loads(curl(f"{server.url}/infill", warm, "--header", "Authorization: Bearer ")) == {}
-    body = {**LLAMA_VIM, "input_suffix": ""}
-    answer = json.loads(curl(f"{server.url}/infill?early_exit=full", body))
-    assert answer["x_early_exit"]["strategy"] == "full"
-    refused = json.loads(curl(f"{server.url}/infill?early_exit=nonsense", body))
-    assert "nonsense" in refused["error"]["message"]
-    assert "content" not in refused
-
-
 CONTINUE_STOPS = ["\n\n", "\r\n\r\n", "/src/", "#- coding: utf-8", "```"]
 """Continue adds them to what the template says."""
 
