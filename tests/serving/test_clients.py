@@ -214,7 +214,14 @@ LLAMA_VIM = {
     "cache_prompt": True,
     "t_max_prompt_ms": 500,
     "t_max_predict_ms": 1000,
-    "response_fields": ["content", "timings/prompt_n", "timings/predicted_n", "truncated", "tokens_cached"],
+    "response_fields": [
+        "content",
+        "timings/prompt_n",
+        "timings/predicted_n",
+        "truncated",
+        "tokens_cached",
+        "content/x",
+    ],
 }
 
 
@@ -224,6 +231,7 @@ def test_llama_vim_completes_where_the_suffix_can_be_read_or_ignored(start: Call
     assert said.startswith('{"content":"'), "llama.vim looks for this text"
     assert "\n" not in said, "Vim's channel hands the answer over by lines"
     answer = json.loads(said)
+    assert list(answer) == [*LLAMA_VIM["response_fields"][:-1], "x_early_exit"]
     assert answer["timings/predicted_n"] == len(answer["x_early_exit"]["exit_layers"])
     assert answer["x_early_exit"]["suffix"] == "ignored"
     vscode = {name: value for name, value in LLAMA_VIM.items() if name != "response_fields"}
