@@ -199,7 +199,7 @@ def test_llm_ls_finds_its_completion_or_what_is_wrong(server: Any) -> None:
 
 # ------------------------------------------------------------------------------- llama.vim, llama.vscode, and Continue
 
-LLAMA_VIM = {
+LLAMA_VIM: dict[str, Any] = {
     "input_prefix": "import math\n\n",
     "input_suffix": "\n\nprint(area(2))\n",
     "input_extra": [{"text": "RADIUS = 2\n", "time": [0, 1], "filename": "settings.py"}],

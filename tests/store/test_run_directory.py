@@ -43,7 +43,8 @@ def make_manifest(**changes: Any) -> Manifest:
     model = ModelRecord(
         name="tiny", family="llama", weights="pretrained", weights_source="a folder", weights_sha256="ab" * 32,
         tokenizer_source="the same folder", end_ids=(2,), num_layers=4, hidden_size=8, vocab_size=16,
-        exit_points=(1, 2), dtype="float32", layer_bytes=1, lm_head_bytes=1, kv_projection_bytes=1, kv_entry_bytes=1, fingerprint="ab",
+        exit_points=(1, 2), dtype="float32", layer_bytes=1, lm_head_bytes=1, kv_projection_bytes=1,
+        kv_entry_bytes=1, fingerprint="ab",
     )  # fmt: skip
     task = TaskRecord(
         name="py150", language="python", protocol="green-code", source_kind="path", source="a file",
