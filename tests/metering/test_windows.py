@@ -174,12 +174,6 @@ def test_a_meter_that_cannot_be_had_is_one_line(
     assert caught.value.exit_code == 2
 
 
-def test_a_third_party_meter_opens_by_its_name(third_party: None) -> None:
-    meter, missing = open_meter("wattmeter", "cuda:0", None)
-    assert isinstance(meter, Wattmeter)
-    assert (meter.device, missing) == ("cuda:0", {})
-
-
 def test_importing_the_room_loads_no_sensor_library() -> None:
     code = (
         "import sys, harness.metering, harness.host.environment, harness.store.run_directory\n"

@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -175,25 +174,6 @@ def test_a_ready_server_is_healthy_and_another_says_503_and_why(server: Any) -> 
             refused = get(service, path)
             assert refused.status_code == 503
             assert (failure or "") in refused.text
-
-
-def test_info_is_what_the_service_is(server: Any) -> None:
-    service, info = server.service, httpx.get(f"{server.url}/info").json()
-    config, facts, exits = service.config, service.info, info["early_exit"]
-    assert (info["model_id"], info["version"]) == (service.model_name, version("early-exit-harness"))
-    assert info["max_concurrent_requests"] == config.batch_size + config.max_queue
-    assert info["max_input_tokens"] < info["max_total_tokens"] <= facts.max_positions
-    assert (exits["num_layers"], exits["exit_points"]) == (facts.num_layers, list(facts.exit_points))
-    assert (exits["kv"], exits["energy"]["source"]) == (config.kv, service.energy_source)
-    strategies = {one["name"]: one for one in exits["strategies"]}
-    assert "full" in strategies
-    assert [one["name"] for one in exits["strategies"] if one["default"]] == [exits["default"]["strategy"]]
-    for name, one in strategies.items():
-        assert one["limits"].keys() | one["descriptions"].keys() <= one["options"].keys()
-        for option, (low, high) in one["limits"].items():
-            assert one["options"][option] is None or low <= one["options"][option] <= high
-        setting = service.settings.resolve({"strategy": name, **one["options"]})
-        assert one["options"].items() <= setting.options.items()
 
 
 # ---------------------------------------------------------------------------------------------- the schema of the API

@@ -21,10 +21,9 @@ import yaml
 from huggingface_hub import InferenceClient, constants
 from huggingface_hub import errors as hub
 
-from harness.errors import ConfigError
 from harness.serving.completions import DrainingError, GenerationError, OverloadedError
 from harness.serving.config import ServeConfig
-from harness.serving.page import clients, snippet
+from harness.serving.page import snippet
 from tests.serving.conftest import fails_at
 
 PROMPT = "import numpy as np\n\ndef norm(v):\n    "
@@ -275,8 +274,6 @@ MARKED: Any = SimpleNamespace(family=SimpleNamespace(texts=MARKERS))
 UNMARKED: Any = SimpleNamespace(family=SimpleNamespace(texts=None))
 """How a server reads what is after the cursor: by tokens that can, and cannot, be written as text."""
 
-COMMENT = {"llm-vscode": "// ", "continue": "# ", "llama.vim": '" ', "openai": "# "}
-
 
 def written(client: str, *, url: str = "http://127.0.0.1:8080", model: str = "m", fim: Any = None, **given: Any) -> str:
     return snippet(client, ServeConfig.build({"max_new_tokens": 64, **given}), url, model, fim, 700)
@@ -310,20 +307,6 @@ def vim_config(text: str, folder: Path) -> dict[str, Any]:
     subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, timeout=30, check=False)
     read: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return read
-
-
-@pytest.mark.parametrize("client", clients())
-def test_the_last_line_says_how_to_set_early_exit(client: str) -> None:
-    for key in (False, True):
-        for fim in (None, MARKED, UNMARKED):
-            text = written(client, fim=fim, **({"api_key_file": "key"} if key else {}))
-            last = text.splitlines()[-1]
-            assert last.startswith(f"{COMMENT[client]}Early exit per request: ")
-            assert "early_exit" in last
-            assert max(map(len, text.splitlines())) <= 120
-            assert ("YOUR-KEY" in text or "Llm: Login" in text) is key
-    with pytest.raises(ConfigError, match=r"unknown client 'llama-vim'\. Did you mean 'llama\.vim'\?"):
-        written("llama-vim")
 
 
 @pytest.mark.parametrize("model", NASTY)
