@@ -10,6 +10,7 @@ import pytest
 from harness.config import RunConfig
 from harness.errors import ConfigError
 from harness.records import SampleRecord
+from harness.records.machine import MachineRecord
 from harness.running.reading import read_run
 from harness.running.rescore import examine_submission
 from harness.running.runner import execute
@@ -29,10 +30,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, rows_file: 
         "strategies": ["fixed:layer=4", "confidence:threshold=0.5@lossless"],
     }  # fmt: skip
     given = {"timed": {"energy": "none", "weights_format": "float32"}, "untimed": UNTIMED}
-    return {
-        name: execute(RunConfig.build({**shared, **extra, "out": folder / name})).directory
-        for name, extra in given.items()
-    }
+    machine = MachineRecord(device="cpu", dtype="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.running.runner.examine", lambda *_, **__: machine)
+        return {
+            name: execute(RunConfig.build({**shared, **extra, "out": folder / name})).directory
+            for name, extra in given.items()
+        }
 
 
 def decoded(sample: SampleRecord) -> dict[str, Any]:
