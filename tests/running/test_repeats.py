@@ -83,7 +83,7 @@ def test_each_repeat_has_its_own_process_and_one_that_was_lost_is_made_again(
     assert all(len(found) == 1 for found in tokens.values())
 
     cut(out, next(window["window"] for window in whole if window["repeat"] == 1 and not window["warmup"]) + 1)
-    again = Intruder(out)
+    again = Intruder(tmp_path / "elsewhere")  # nobody holds it until it is known what to resume
     execute(config, resume=out, observer=again)
     assert len(again.windows) == 8 - 5
     keys = [

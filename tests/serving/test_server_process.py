@@ -251,7 +251,7 @@ def test_what_does_not_finish_in_time_is_told_so(start: Start) -> None:
 
 @pytest.mark.slow
 def test_a_second_signal_stops_at_once_and_one_while_it_loads(start: Start) -> None:
-    server, loading = start("--drain-s", 600, TOKEN_S=0.3), start(LOAD_S=30)
+    server = start("--drain-s", 600, TOKEN_S=0.3)
     server.line("ready")
     running = streams(server.url, 2)
     server.process.send_signal(signal.SIGTERM)
@@ -264,6 +264,7 @@ def test_a_second_signal_stops_at_once_and_one_while_it_loads(start: Start) -> N
         # no half answer passes for a whole one: the connection breaks within its body
         assert one.broken is not None or one.told or one.finished
     assert "Traceback" not in "\n".join(server.said)
+    loading = start(LOAD_S=30)
     loading.line("listening")
     assert loading.end(signal.SIGINT) == 0
 
