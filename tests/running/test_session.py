@@ -17,10 +17,9 @@ from harness.decoding.heads.int8 import Int8
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ConfigError, MeterError
 from harness.metering import Surroundings
-from harness.metering.contamination import Contamination, Glance, LoadReading
+from harness.metering.contamination import Contamination, Glance
 from harness.metering.counters import WARMUP_PASSES
 from harness.running import session
-from harness.running.runner import _warn_of_others
 from harness.running.session import poisson, wait_until
 from tests.run_files import cut, lines
 
@@ -121,21 +120,6 @@ def test_strict_measures_again_until_it_is_clean(config: dict[str, Any], tmp_pat
     assert [first[k] for k in ("block", "operating_point")] == [second[k] for k in ("block", "operating_point")]
     again = "idle ones included, were contaminated (clock-change, foreign-cpu, throttled) and measured again"
     assert any(f"4 window(s), {again}" in note for note in summary(out)["notes"])
-
-
-def test_others_are_told_at_the_start_with_what_helps(caplog: pytest.LogCaptureFixture) -> None:
-    for foreign_s, span_s, threads, said in (
-        (2.0, 2.0, 2, "50% of the cores' time. Stop them, or use --threads 1"),  # which leaves one core of two
-        (2.0, 2.0, 1, "50% of the cores' time. Stop them"),
-        (0.4, 2.0, 2, "10% of the cores' time. Stop them"),
-        (0.2, 2.0, 2, None),  # 5 % is what a window may have before it is flagged
-        (1.0, 0.9, 2, None),  # too short a look
-    ):
-        caplog.clear()
-        _warn_of_others(LoadReading(span_s, 2, own_cpu_s=1.0, foreign_cpu_s=foreign_s, stolen_cpu_s=0.0), threads)
-        assert caplog.messages == ([] if said is None else [f"other processes take {said}"])
-    _warn_of_others("hidden", 2)
-    assert not caplog.messages
 
 
 def test_idle_stands_before_and_after_with_a_sensor(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
