@@ -135,7 +135,7 @@ def test_a_connection_on_which_nothing_moves_is_ended_and_no_other(monkeypatch: 
         assert size(lines[3], LOOK_S / 20) > BYTES, "late, and read slowly"
         time.sleep(max(0.0, begun + 8 * LOOK_S - time.monotonic()))
         assert size(lines[2], 0) < BYTES, "nothing was taken"
-        assert [size(line, 0) for line in lines[:2]] == [0, 0], "no head, or half a head"
+        assert max(size(line, 0) for line in lines[:2]) < 1000, "no head, or half a head"
 
 
 # ----------------------------------------------------------------------------------------- what a server says of itself
