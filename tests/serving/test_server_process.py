@@ -276,7 +276,8 @@ def test_a_model_that_cannot_be_loaded_ends_it(
         raise ModelError("model.safetensors holds 3 layers,\n not 30. Fetch it again.")
 
     monkeypatch.setattr(ResolvedModel, "module", broken)
-    ran = cli("serve", "--model", tiny_llama, "--strategy", "full", "--threads", 1, "--energy", "none", "--port", 0)
+    arguments = ("--model", tiny_llama, "--strategy", "full", "--threads", 1, "--energy", "none", "--port", 0)
+    ran = cli("serve", *arguments, "--max-new-tokens", 8)
     assert (ran.code, "Traceback" in ran.err) == (2, False)
     said = ran.err.splitlines()
     assert said[-1] == "error: model.safetensors holds 3 layers, not 30. Fetch it again."
