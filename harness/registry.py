@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache, cached_property
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -163,8 +163,13 @@ class Registry(Generic[T]):
             raise UnknownNameError(self.noun, name, self._points) from None
 
 
+@cache  # reading a name parses the whole of a package's metadata
+def _name(distribution: Distribution) -> str:
+    return distribution.name
+
+
 def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else "unknown distribution"
+    return _name(point.dist) if point.dist is not None else "unknown distribution"
 
 
 def summary(point: EntryPoint) -> str:

@@ -122,7 +122,8 @@ def _first_difference(key: str, old: Any, new: Any) -> tuple[str, str, str] | No
 
 def used_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[PluginRecord, ...]:
     """Return what a run uses that other projects registered, with the packages they come from."""
-    entries = [(registry.noun, registry.entry(name)) for registry, name in _used(manifest, scores)]
+    theirs = [(registry, name) for registry, name in _used(manifest, scores) if registry.plugin(name)]
+    entries = [(registry.noun, registry.entry(name)) for registry, name in theirs]
     return tuple(
         PluginRecord(
             kind=noun,
@@ -132,7 +133,6 @@ def used_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[PluginRecor
             code=hash_of_package(entry.target.partition(":")[0], entry.distribution),
         )
         for noun, entry in entries
-        if entry.is_plugin
     )
 
 

@@ -139,7 +139,7 @@ def test_a_prompt_is_written_read_and_answered_as_by_hf(
         monkeypatch.setattr(lm.tokenizer, "chat_template", template)
         manager = TaskManager(include_defaults=False)
         names = [str(file) for file in described]
-        found = lm_eval.simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0, **settings)
+        found = lm_eval.simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0, limit=2, **settings)
         return [sample for task in ("told_line", "told_choice") for sample in found["samples"][task]]
 
     found, wanted = samples(ours), samples(theirs)

@@ -52,25 +52,3 @@ def test_names_in_brackets_are_no_markup() -> None:
     printed = lines({"full": values, "[bold]mine:layer=4": values})
     assert "mine[red]: acc,first[1]" in printed
     assert any(line.strip().startswith("[bold]mine:layer=4 ") for line in printed)
-
-
-def test_a_row_says_where_its_numbers_come_from() -> None:
-    tasks: dict[str, Any] = {
-        "made": {"generated": {}},
-        "given": {"scored": {}},
-        "both": {"scored": {}, "generated": {}},
-    }
-    for task, wanted in (
-        ("made", "mine:layer=4"),
-        ("given", "exit after layer 6"),
-        ("both", "mine:layer=4; scored: exit after layer 6"),
-        ("group", "mine:layer=4; scored: exit after layer 6"),
-        ("of groups", "exit after layer 6"),
-    ):
-        values = {
-            "results": {task: {"acc,none": 0.5}},
-            "group_subtasks": {"group": ["inner", "made"], "of groups": ["inner"], "inner": ["given"]},
-            "config": {"early_exit": {**TINY, "loglikelihood_at": "exit after layer 6", "tasks": tasks}},
-        }
-        shown = [line.rpartition("0.5")[0].strip() for line in lines({"mine:layer=4": values}) if "0.5" in line]
-        assert shown == [wanted]

@@ -19,13 +19,11 @@ from harness.metering.contamination import (
     LoadReading,
     LoadWatch,
     Surroundings,
-    default_idle_s,
     gpu_clock_reasons,
     rest,
     threads_left,
 )
 from harness.metering.estimate import NoMeter
-from harness.metering.sensors import NVML_PERIOD_S, RAPL_PERIOD_S
 
 CORES = 2
 TICK_S = 0.01
@@ -224,12 +222,6 @@ def test_a_real_child_is_foreign_and_this_process_is_not() -> None:
     busy_s = surroundings._cores * alone.reading.duration_s
     assert alone.contamination.foreign_cpu_s is not None
     assert alone.contamination.foreign_cpu_s <= busy_s - 0.3 + surroundings._cores * 2 * TICK_S + 0.05
-
-
-def test_idle_lasts_as_long_as_the_sensor_needs() -> None:
-    assert default_idle_s(None) == 0
-    assert default_idle_s(RAPL_PERIOD_S) == 2.0
-    assert default_idle_s(NVML_PERIOD_S) == pytest.approx(5.0)
 
 
 def test_rest_waits_for_quiet_outside_the_window(clock: Any) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from harness.records import SampleRecord, Work
+from harness.records import SampleRecord
 
 DECLARED = """
 from importlib.machinery import SourceFileLoader
@@ -67,13 +67,3 @@ def test_a_record_without_tokens_has_cost_nothing() -> None:
     """A black box's, which does not say what it did."""
     sample = SampleRecord(window=0, operating_point="it", task="t", sample_id="a", prompt_ids=(1, 2))
     assert set(sample.decode_amounts().values()) == {0}
-
-
-def test_a_record_has_the_counters_side_by_side_with_its_other_fields() -> None:
-    sample = SampleRecord(
-        window=0, operating_point="full", task="t", sample_id="a", exit_checks=5, exit_layers=(4, 2), accepted=()
-    )
-    written = json.loads(sample.model_dump_json())
-    assert (written["exit_checks"], written["exit_layers"], written["drafting"]) == (5, [4, 2], None)
-    assert Work.of(sample) == Work(exit_checks=5, exit_layers=(4, 2))
-    assert Work.of(sample).counts["exit_checks"] == 5

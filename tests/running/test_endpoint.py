@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from harness import RunConfig
 from harness.config import StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Answer
@@ -20,6 +21,7 @@ from harness.errors import EndpointError, OptionError
 from harness.models.source import wheel_file
 from harness.records import WindowRecord
 from harness.running.completions import BlackBoxRunner
+from harness.running.runner import execute
 from strategies.endpoint import Endpoint
 from tests.peers import llama_cpp, llama_cpp_server
 from tests.run_files import lines
@@ -27,21 +29,11 @@ from tests.serving.conftest import serve_config, serving  # noqa: F401  # a fixt
 
 Command = Callable[..., Any]
 
-ENGINE_ONLY = [
-    "exit_layer_mean",
-    "layers_skipped",
-    "exit_checks_per_token",
-    "lm_head_per_token",
-    "kv_fill_layers_per_token",
-    "exact_prefix",
-    "exact_prefix_tokens",
-    "own_text_agreement",
-    "agreement",
-    "byte_model_speedup",
-    "bandwidth_share",
-    "tpot_p50_s",
-    "decode_speedup",
-]
+ENGINE_ONLY = {
+    "exit_layer_mean", "layers_skipped", "exit_checks_per_token", "lm_head_per_token", "kv_fill_layers_per_token",
+    "exact_prefix", "exact_prefix_tokens", "own_text_agreement", "agreement", "byte_model_speedup", "bandwidth_share",
+    "tpot_p50_s", "decode_speedup",
+}  # fmt: skip
 
 
 def event(**fields: Any) -> bytes:
@@ -215,7 +207,7 @@ def test_our_own_server_at_full_depth_is_a_row_with_full_depth_s_scores(
     points = [f"endpoint:url={served}", f"endpoint:url={served}/completion"]
     out = tmp_path / "out"
     given = [part for point in (*points, "fixed:layer=4") for part in ("--strategy", point)]
-    ran = tiny_run(*given, "--weights-format", "float32", "--energy", "estimate", "--repeats", 2, "--out", out)
+    ran = tiny_run(*given, "--weights-format", "float32", "--energy", "estimate", "--out", out)
     assert ran.code == 0, ran.err
     found = rows(out)
     assert list(found) == ["full", *points, "fixed:layer=4"]
@@ -224,9 +216,9 @@ def test_our_own_server_at_full_depth_is_a_row_with_full_depth_s_scores(
     }
     for point in points:
         row = found[point]
-        assert (row["n"], row["errors"], row["repeats"], row["kv"], row["black_box"]) == (3, 0, 2, "", True)
+        assert (row["n"], row["errors"], row["repeats"], row["kv"], row["black_box"]) == (3, 0, 1, "", True)
         metrics = row["metrics"]
-        assert not set(ENGINE_ONLY) & set(metrics)
+        assert not ENGINE_ONLY & set(metrics)
         assert metrics["latency_p50_s"]["value"] >= metrics["ttft_p50_s"]["value"] > 0
         assert metrics["speedup"]["value"] > 0
         assert metrics["tokens_per_s"]["value"] > 0
@@ -242,7 +234,7 @@ def test_our_own_server_at_full_depth_is_a_row_with_full_depth_s_scores(
     assert all(line["energy_j"] is None and "another process" in line["energy_reason"] for line in mine)
     assert all("foreign-cpu" not in line["flags"] for line in mine)
     answers = [sample for sample in samples(out) if sample["operating_point"] in points]
-    assert len(answers) == 12
+    assert len(answers) == 6
     assert all(s["answer"]["tokens"] <= 4 and s["token_ids"] == s["exit_layers"] == [] for s in answers)
     assert "is a black box: it gets the prompt as text" in (out / "report.md").read_text()
     compared = cli("compare", out, out, "--point-a", "full", "--point-b", points[0])
@@ -284,16 +276,20 @@ def test_failures_are_error_records_and_the_run_goes_on(tiny_run: Command, tmp_p
     assert rows(out)["full"]["n"] == 4
 
 
-def test_one_that_dies_before_the_next_repeat_fails_its_samples(tiny_run: Command, tmp_path: Path) -> None:
-    good, out = (200, [word("x = 1"), END]), tmp_path / "two"
-    with scripted(good) as (url, handler):
-        assert tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--out", tmp_path / "one").code == 0
-    with scripted(*[good] * len(handler.heard), (503, [b"gone"])) as (url, _):
-        ran = tiny_run("--strategy", f"endpoint:url={url}", "--limit", 2, "--repeats", 2, "--out", out)
-    assert ran.code == 0, ran.err
-    made = [one for one in samples(out) if one["operating_point"].startswith("endpoint")]
+def test_one_that_dies_before_the_next_repeat_fails_its_samples(config: dict[str, Any], tmp_path: Path) -> None:
+    with scripted((200, [word("x = 1"), END])) as (url, handler):
+
+        def stage(text: str) -> None:
+            if text == "repeat 2, in a fresh process: warming up":
+                handler.script[:] = [(503, [b"gone"])]
+
+        watching: Any = SimpleNamespace(stage=stage, begin=lambda *_: None, window=lambda _: None)
+        given = config | {"limit": 2, "repeats": 2, "strategies": (f"endpoint:url={url}",)}
+        execute(RunConfig(**given), observer=watching)
+    found = samples(tmp_path / "out")
+    made = [one for one in found if one["operating_point"].startswith("endpoint")]
     assert [(one["repeat"], bool(one["error"])) for one in made] == [(0, False), (0, False), (1, True), (1, True)]
-    assert {one["repeat"] for one in samples(out) if one["operating_point"] == "full" and not one["error"]} == {0, 1}
+    assert {one["repeat"] for one in found if one["operating_point"] == "full" and not one["error"]} == {0, 1}
 
 
 def test_what_the_client_s_rule_ends_is_not_waited_for_and_no_text_has_no_first_token() -> None:

@@ -44,7 +44,7 @@ def names(found: tuple[OperatingPoint, ...]) -> list[str]:
 
 @pytest.fixture
 def config(config: dict[str, Any]) -> dict[str, Any]:
-    return config | {"weights_format": "float32", "exit_points": "all", "max_new_tokens": 8}
+    return config | {"untimed": True, "weights_format": "float32", "exit_points": "all", "max_new_tokens": 8}
 
 
 NAMES: tuple[tuple[tuple[str, ...], dict[str, Any], list[str]], ...] = (
@@ -168,9 +168,12 @@ def test_a_cheap_head_that_reads_drafts_loses_nothing(config: dict[str, Any], tm
     assert note.endswith("reads what exits draft; the LM head verifies it, so that nothing is lost.")
 
 
-def test_the_bound_drafts_what_is_right_and_nothing_else(config: dict[str, Any], tmp_path: Path) -> None:
-    """What it learned outside the window holds within: no draft is discarded."""
-    run(RunConfig.build(config | {"strategies": ("oracle",), "decode": "lossy,lossless"}))
+def test_the_bound_drafts_what_is_right_and_a_run_goes_on_as_it_decoded_before(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    """What the bound learned outside the window holds within: no draft is discarded."""
+    settings = RunConfig.build(config | {"strategies": (EXITS, "oracle"), "decode": "lossy,lossless", "draft_max": 4})
+    run(settings)
     found = samples(tmp_path / "out")
     shallow = 0
     for sample_id, full in found["full"].items():
@@ -182,29 +185,22 @@ def test_the_bound_drafts_what_is_right_and_nothing_else(config: dict[str, Any],
         assert set(left) <= set(lossy["exit_layers"])
         shallow += len(left)
     assert shallow
-
-
-def test_a_run_goes_on_as_it_decoded_before(config: dict[str, Any], tmp_path: Path) -> None:
-    settings = RunConfig.build(config | {"strategies": (EXITS,), "decode": "lossy,lossless", "draft_max": 4})
-    run(settings)
-    before = samples(tmp_path / "out")
     cut(tmp_path / "out", 3)
     run(settings, resume=tmp_path / "out")
     after = samples(tmp_path / "out")
-    assert before.keys() == after.keys()
-    for name, records in before.items():
+    assert found.keys() == after.keys()
+    for name, records in found.items():
         for sample_id, record in records.items():
-            again = after[name][sample_id]
-            assert [again[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")] == [
-                record[key] for key in ("token_ids", "drafted_at", "drafts", "verifications")
-            ]
+            for key in ("token_ids", "drafted_at", "drafts", "verifications"):
+                assert after[name][sample_id][key] == record[key]
 
 
 def test_what_it_states_that_parts_take_decides_what_is_drafted_when_it_goes_on(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
     """Whatever they take here."""
-    settings = RunConfig.build(config | {"strategies": ("del", "fixed:layer=10@lossless+expected")})
+    strategies = ("del", "fixed:layer=10@lossless+expected")
+    settings = RunConfig.build(config | {"untimed": False, "strategies": strategies})
     run(settings)
     unseal(tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "manifest.json").read_text())

@@ -17,6 +17,7 @@ from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ModelError
 from harness.models.model import LoadedModel, ResolvedModel
 from harness.models.tokenizer import TransformersTokenizer
+from harness.running import completions
 
 Command = Callable[..., Any]
 Samples = list[dict[str, Any]]
@@ -31,7 +32,8 @@ def measured(tiny_run: Command, tmp_path: Path) -> Callable[..., tuple[Samples, 
     def run(*arguments: object) -> tuple[Samples, dict[str, Any]]:
         out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
         chosen = [part for point in POINTS for part in ("--strategy", point)]
-        ran = tiny_run("--out", out, *([] if "--strategy" in arguments else chosen), *arguments)
+        points = [] if "--strategy" in arguments else chosen
+        ran = tiny_run("--untimed", "--weights-format", "float32", "--out", out, *points, *arguments)
         assert ran.code == 0, ran.err
         lines = (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines], json.loads((out / "summary.json").read_text())
@@ -120,7 +122,7 @@ def test_a_tokenizer_that_raises_on_one_text(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "said"), [("green-code", "half of a pair"), ("codexglue-line", "raises")])
-def test_a_completion_that_cannot_be_spelled(
+def test_a_completion_that_cannot_be_spelled_and_one_that_cannot_be_scored(
     measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, protocol: str, said: str
 ) -> None:
     """With the second protocol the stop rule reads it, in the midst of decoding."""
@@ -138,28 +140,24 @@ def test_a_completion_that_cannot_be_spelled(
             return "\ud83d"
         return decode(self, token_ids)
 
-    monkeypatch.setattr(TransformersTokenizer, "decode", picky)
-    samples, _ = measured(*arguments)
-    (failed,) = [one for one in samples if one["error"]]
-    assert failed["sample_id"] == hit["sample_id"]
-    assert made(samples, but=hit["sample_id"]) == made(clean, but=hit["sample_id"])
+    other, score = next(one for one in clean if one["sample_id"] != hit["sample_id"]), completions.score_sample
 
-
-def test_a_score_that_breaks_over_one_completion(measured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    clean, _ = measured("--strategy", "full")
-    from harness.running import completions
-
-    score = completions.score_sample
-
-    def picky(completion: Any) -> Any:
-        if list(completion.token_ids) == clean[0]["token_ids"]:
+    def unfair(completion: Any) -> Any:
+        if list(completion.token_ids) == other["token_ids"]:
             raise ZeroDivisionError("division by zero")
         return score(completion)
 
-    monkeypatch.setattr(completions, "score_sample", picky)
-    samples, _ = measured("--strategy", "full")
-    said = "the completion cannot be read and scored: ZeroDivisionError: division by zero."
-    assert [one["error"] for one in samples] == [said, None, None]
+    monkeypatch.setattr(TransformersTokenizer, "decode", picky)
+    monkeypatch.setattr(completions, "score_sample", unfair)
+    samples, _ = measured(*arguments)
+    failed = {one["sample_id"]: one["error"] for one in samples if one["error"]}
+    assert failed.keys() == {
+        one["sample_id"] for one in clean if one["token_ids"] in (hit["token_ids"], other["token_ids"])
+    }
+    unread = "the completion cannot be read and scored: ZeroDivisionError: division by zero."
+    assert failed[other["sample_id"]] == unread
+    sound = [[made([one]) for one in run if one["sample_id"] not in failed] for run in (samples, clean)]
+    assert sound[0] == sound[1]
 
 
 def test_full_depth_that_makes_no_choice_along_a_text_fails_that_sample(

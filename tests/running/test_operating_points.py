@@ -23,7 +23,7 @@ Command = Callable[..., Any]
 
 @pytest.fixture
 def config(config: dict[str, Any]) -> dict[str, Any]:
-    return config | {"max_new_tokens": 5}
+    return config | {"max_new_tokens": 5, "untimed": True, "weights_format": "float32"}
 
 
 def test_each_strategy_has_a_policy_of_its_own(config: dict[str, Any], tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_several_policies_run_side_by_side_on_the_same_samples(config: dict[str,
 
 def test_a_probe_is_asked_everywhere_and_never_exits(config: dict[str, Any], tmp_path: Path) -> None:
     strategies = ("confidence:threshold=0,0.5", "fixed:layer=4", "oracle")
-    frame = run(RunConfig.build(config | {"strategies": strategies, "attribute": True}))
+    frame = run(RunConfig.build(config | {"strategies": strategies, "attribute": True, "untimed": False}))
     assert not [name for name in frame["operating_point"] if "never exits" in name]  # no candidate in any table
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     probes = [point["name"] for point in manifest["operating_points"] if point["never_exits"]]
@@ -104,7 +104,7 @@ def test_an_attribution_that_would_mean_nothing_is_refused(config: dict[str, Any
         ({"kv": "none"}, "--attribute needs a KV cache"),
     ):
         with pytest.raises(ConfigError, match=said):
-            run(RunConfig.build(config | given | {"strategies": ("confidence",), "attribute": True}))
+            run(RunConfig.build(config | given | {"strategies": ("confidence",), "attribute": True, "untimed": False}))
 
 
 def test_what_only_drafts_is_decoded_losslessly(config: dict[str, Any], tmp_path: Path) -> None:

@@ -21,13 +21,6 @@ from tests.run_files import cut, unseal
 Command = Callable[..., Any]
 
 
-@pytest.fixture
-def finished(tiny_run: Command, tmp_path: Path) -> Path:
-    """A small finished run."""
-    assert tiny_run("--out", tmp_path / "runs" / "one").code == 0
-    return tmp_path / "runs" / "one"
-
-
 def test_a_finished_run_has_nothing_to_say(finished: Path) -> None:
     run = read_run(finished)
     assert run.state == ""

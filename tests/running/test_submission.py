@@ -28,25 +28,22 @@ Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the module's one run is kept."""
-    return tmp_path_factory.mktemp("kept") / "one"
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run that can be submitted is kept."""
+    return tmp_path_factory.mktemp("calm") / "one"
 
 
 @pytest.fixture
-def finished(request: pytest.FixtureRequest, kept: Path, tmp_path: Path) -> Path:
-    """A finished run without contaminated windows, whatever else this machine did meanwhile."""
-    if not kept.exists():
-        assert request.getfixturevalue("tiny_run")("--out", tmp_path / "made" / "one").code == 0
-        shutil.copytree(tmp_path / "made" / "one", kept)
-    shutil.copytree(kept, tmp_path / "one")
-    unseal(tmp_path / "one")  # so that a test can change what it says
-    file = tmp_path / "one" / "windows.jsonl"
-    calm = [json.loads(line) | {"flags": []} for line in file.read_text().splitlines()]
-    file.write_text("".join(json.dumps(line) + "\n" for line in calm))
-    summary = tmp_path / "one" / "summary.json"
-    summary.write_text(read_run(tmp_path / "one").summary.model_dump_json())
-    return tmp_path / "one"
+def finished(finished: Path, calm: Path, tmp_path: Path) -> Path:
+    """The finished run without contaminated windows, whatever else this machine did meanwhile, and without seals."""
+    if not calm.exists():
+        unseal(finished)  # so that a test can change what it says
+        file = finished / "windows.jsonl"
+        quiet = [json.loads(line) | {"flags": []} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(line) + "\n" for line in quiet))
+        renew_summary(finished)
+        shutil.copytree(finished, calm)
+    return Path(shutil.copytree(calm, tmp_path / "one"))
 
 
 def failed(directory: Path) -> dict[str, str]:
@@ -170,16 +167,15 @@ def test_the_packed_copy_is_clean_complete_and_hashed(finished: Path, tmp_path: 
     assert (finished / "manifest.json").read_bytes() == before
 
 
-def test_a_packed_run_is_bound_together_anew(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_packed_run_is_bound_together_anew(finished: Path, kept: Path, tmp_path: Path) -> None:
     """Without its private paths it is other bytes of the same run."""
-    assert request.getfixturevalue("tiny_run")("--out", tmp_path / "sealed").code == 0
-    submission = examine_submission(tmp_path / "sealed")
+    submission = examine_submission(kept)
     assert submission.redacted.places
     archive = pack(Submission(submission.redacted, ()), tmp_path / "sealed.tar.gz")  # however busy this machine was
     with (
         unpacked(archive) as directory,
         RunDirectory.read(directory) as packed,
-        RunDirectory.read(tmp_path / "sealed") as original,
+        RunDirectory.read(kept) as original,
     ):
         assert packed.manifest.run == original.manifest.run != ""
         assert packed.seal != original.seal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import pytest
 from harness.config import RunConfig
 from harness.errors import ConfigError
 from harness.records import SampleRecord
+from harness.records.machine import MachineRecord
 from harness.running.reading import read_run
+from harness.running.rescore import examine_submission
 from harness.running.runner import execute
 from reports.metrics.vocabulary import all_metrics
 from reports.summary.admission import refuse_window
-
-from ..conftest import Ran
 
 UNTIMED = {"untimed": True, "energy": "none", "weights_format": "float32"}
 ROWS = 3
@@ -31,10 +30,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, rows_file: 
         "strategies": ["fixed:layer=4", "confidence:threshold=0.5@lossless"],
     }  # fmt: skip
     given = {"timed": {"energy": "none", "weights_format": "float32"}, "untimed": UNTIMED}
-    return {
-        name: execute(RunConfig.build({**shared, **extra, "out": folder / name})).directory
-        for name, extra in given.items()
-    }
+    machine = MachineRecord(device="cpu", dtype="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.running.runner.examine", lambda *_, **__: machine)
+        return {
+            name: execute(RunConfig.build({**shared, **extra, "out": folder / name})).directory
+            for name, extra in given.items()
+        }
 
 
 def decoded(sample: SampleRecord) -> dict[str, Any]:
@@ -83,14 +85,13 @@ def test_a_time_that_is_missing_in_a_run_that_was_timed_is_left_out(pair: dict[s
     assert refuse_window(window, manifest) == "no time in a run that was timed"
 
 
-def test_reports_show_no_cost(cli: Callable[..., Ran], pair: dict[str, Path], tmp_path: Path) -> None:
-    assert cli("report", pair["untimed"], "--out", tmp_path / "report").code == 0
-    said = (tmp_path / "report" / "report.md").read_text()
+def test_reports_show_no_cost_and_nothing_is_ranked(pair: dict[str, Path]) -> None:
+    said = (pair["untimed"] / "report.md").read_text()
     assert "this run was not timed" in said
     (header, *_) = [line for line in said.splitlines() if line.startswith("|  | operating point")]
     assert not [word for word in ("p50", "speed-up<br>", "J/") if word in header]
-    site = cli("leaderboard", pair["untimed"], "--out", tmp_path / "site")
-    assert f"not ranked: {pair['untimed']}: the run was not timed. Run again without --untimed." in site.err
+    (check,) = [check for check in examine_submission(pair["untimed"]).checks if check.name == "windows"]
+    assert (check.passed, check.detail) == (False, "the run was not timed. Run again without --untimed.")
 
 
 def test_what_is_about_time_is_refused() -> None:

@@ -21,10 +21,9 @@ import yaml
 from huggingface_hub import InferenceClient, constants
 from huggingface_hub import errors as hub
 
-from harness.errors import ConfigError
 from harness.serving.completions import DrainingError, GenerationError, OverloadedError
 from harness.serving.config import ServeConfig
-from harness.serving.page import clients, snippet
+from harness.serving.page import snippet
 from tests.serving.conftest import fails_at
 
 PROMPT = "import numpy as np\n\ndef norm(v):\n    "
@@ -199,7 +198,7 @@ def test_llm_ls_finds_its_completion_or_what_is_wrong(server: Any) -> None:
 
 # ------------------------------------------------------------------------------- llama.vim, llama.vscode, and Continue
 
-LLAMA_VIM = {
+LLAMA_VIM: dict[str, Any] = {
     "input_prefix": "import math\n\n",
     "input_suffix": "\n\nprint(area(2))\n",
     "input_extra": [{"text": "RADIUS = 2\n", "time": [0, 1], "filename": "settings.py"}],
@@ -214,7 +213,14 @@ LLAMA_VIM = {
     "cache_prompt": True,
     "t_max_prompt_ms": 500,
     "t_max_predict_ms": 1000,
-    "response_fields": ["content", "timings/prompt_n", "timings/predicted_n", "truncated", "tokens_cached"],
+    "response_fields": [
+        "content",
+        "timings/prompt_n",
+        "timings/predicted_n",
+        "truncated",
+        "tokens_cached",
+        "content/x",
+    ],
 }
 
 
@@ -224,25 +230,13 @@ def test_llama_vim_completes_where_the_suffix_can_be_read_or_ignored(start: Call
     assert said.startswith('{"content":"'), "llama.vim looks for this text"
     assert "\n" not in said, "Vim's channel hands the answer over by lines"
     answer = json.loads(said)
+    assert list(answer) == [*LLAMA_VIM["response_fields"][:-1], "x_early_exit"]
     assert answer["timings/predicted_n"] == len(answer["x_early_exit"]["exit_layers"])
     assert answer["x_early_exit"]["suffix"] == "ignored"
     vscode = {name: value for name, value in LLAMA_VIM.items() if name != "response_fields"}
     read = httpx.post(f"{server.url}/infill", json={**vscode, "id_slot": 0, "lora": None, "nprobs": 0}).json()
     assert isinstance(read["content"], str)
     assert read["timings"]["predicted_n"] == read["tokens_predicted"] <= 6
-
-
-def test_llama_vim_is_told_warms_a_cache_and_sets_early_exit_in_its_address(server: Any) -> None:
-    assert "suffix" in json.loads(curl(f"{server.url}/infill", LLAMA_VIM))["error"]["message"]
-    warm = {**LLAMA_VIM, "input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0, "temperature": 0.0}
-    warm |= {"samplers": [], "t_max_prompt_ms": 1, "t_max_predict_ms": 1, "response_fields": [""]}
-    assert json.loads(curl(f"{server.url}/infill", warm, "--header", "Authorization: Bearer ")) == {}
-    body = {**LLAMA_VIM, "input_suffix": ""}
-    answer = json.loads(curl(f"{server.url}/infill?early_exit=full", body))
-    assert answer["x_early_exit"]["strategy"] == "full"
-    refused = json.loads(curl(f"{server.url}/infill?early_exit=nonsense", body))
-    assert "nonsense" in refused["error"]["message"]
-    assert "content" not in refused
 
 
 CONTINUE_STOPS = ["\n\n", "\r\n\r\n", "/src/", "#- coding: utf-8", "```"]
@@ -280,8 +274,6 @@ MARKED: Any = SimpleNamespace(family=SimpleNamespace(texts=MARKERS))
 UNMARKED: Any = SimpleNamespace(family=SimpleNamespace(texts=None))
 """How a server reads what is after the cursor: by tokens that can, and cannot, be written as text."""
 
-COMMENT = {"llm-vscode": "// ", "continue": "# ", "llama.vim": '" ', "openai": "# "}
-
 
 def written(client: str, *, url: str = "http://127.0.0.1:8080", model: str = "m", fim: Any = None, **given: Any) -> str:
     return snippet(client, ServeConfig.build({"max_new_tokens": 64, **given}), url, model, fim, 700)
@@ -315,20 +307,6 @@ def vim_config(text: str, folder: Path) -> dict[str, Any]:
     subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, timeout=30, check=False)
     read: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return read
-
-
-@pytest.mark.parametrize("client", clients())
-def test_the_last_line_says_how_to_set_early_exit(client: str) -> None:
-    for key in (False, True):
-        for fim in (None, MARKED, UNMARKED):
-            text = written(client, fim=fim, **({"api_key_file": "key"} if key else {}))
-            last = text.splitlines()[-1]
-            assert last.startswith(f"{COMMENT[client]}Early exit per request: ")
-            assert "early_exit" in last
-            assert max(map(len, text.splitlines())) <= 120
-            assert ("YOUR-KEY" in text or "Llm: Login" in text) is key
-    with pytest.raises(ConfigError, match=r"unknown client 'llama-vim'\. Did you mean 'llama\.vim'\?"):
-        written("llama-vim")
 
 
 @pytest.mark.parametrize("model", NASTY)

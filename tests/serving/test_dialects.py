@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -331,17 +330,6 @@ def test_tgi_s_other_addresses_answer_a_list_or_stream_where_asked(server: Any) 
     assert post(server, "/models/a%0Ab", asked).status_code == 404
 
 
-def test_tgi_s_parameters_may_be_nested_as_llm_ls_does(server: Any) -> None:
-    for parameters in (
-        {"parameters": {"max_new_tokens": 7}, "max_new_tokens": 2},
-        {"parameters": {"max_new_tokens": 2}, "max_new_tokens": None},
-        {"max_new_tokens": 2, "stop": [None, ""], "details": False, "return_full_text": None, "seed": "7"},
-    ):
-        answer = post(server, "/generate", {"inputs": PROMPT, "parameters": parameters}).json()
-        assert answer.keys() == {"generated_text", "x_early_exit"}
-        assert len(answer["x_early_exit"]["exit_layers"]) == 2
-
-
 # -------------------------------------------------------------------------------------------------------------- OpenAI
 
 
@@ -452,16 +440,6 @@ def test_llama_cpp_s_numbers_add_up(server: Any) -> None:
 
 
 INFILL = {"input_prefix": "import math\n\n", "prompt": "def area(r):\n    ", "n_predict": 3}
-
-
-def test_infill_is_compact_and_flat_where_fields_were_asked_for(server: Any) -> None:
-    answer = post(server, "/infill", INFILL)
-    assert answer.text.startswith('{"content":"'), "llama.vim looks for this"
-    assert re.sub(r'"(?:[^"\\]|\\.)*"', "", answer.text).count(" ") == 0
-    rates = ("prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second", "predicted_n", "predicted_ms")
-    fields = ["content", *(f"timings/{name}" for name in rates), "truncated", "tokens_cached"]
-    asked = {**INFILL, "response_fields": [*fields, "", "timings/nonsense", "content/x"]}
-    assert list(post(server, "/infill", asked).json()) == [*fields, "x_early_exit"]
 
 
 def test_limits_of_time_and_nothing_to_predict_are_llama_cpp_s(server: Any, jobs: list[Job]) -> None:

@@ -213,21 +213,6 @@ def test_streams_pass_piece_by_piece_and_the_clients_end_is_seen() -> None:
     assert statuses(metrics) == {("other", "499"): 1, ("other", "200"): 1}
 
 
-def test_websockets_are_closed_and_the_lifespan_is_handed_on() -> None:
-    seen: list[str] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(scope["type"])
-
-    async def send(message: Any) -> None:
-        seen.append(message["type"])
-
-    guard = guarded(app, ServeConfig(), KEY, Metrics())
-    asyncio.run(guard(scope_of("websocket"), None, send))  # type: ignore[arg-type]
-    asyncio.run(guard(scope_of("lifespan"), None, send))  # type: ignore[arg-type]
-    assert seen == ["websocket.close", "lifespan"]
-
-
 def statuses(metrics: Metrics) -> dict[tuple[str, str], float]:
     return {
         (sample.labels["route"], sample.labels["status"]): sample.value

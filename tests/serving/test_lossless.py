@@ -226,24 +226,21 @@ def test_what_is_offered_is_described_and_what_was_drafted_is_counted(start: Cal
         assert f'early_exit_{name}_total{{strategy="random"}} {float(drafts[name])}' in lines
 
 
-@pytest.mark.parametrize(
-    ("strategy", "decode"),
-    [
-        ("random:probability=0.7", "lossless+lookup:min_n=1+expected"),
-        ("layerskip:layer=4:length=3", "lossless"),
-        ("del", "lossless"),
-    ],
-)
 def test_draft_rules_have_all_that_a_run_gives_them(
-    own: Callable[..., Service], strategy: str, decode: str, monkeypatch: pytest.MonkeyPatch
+    own: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Probabilities, and a sight of verifications: what is drafted is what a closed batch drafts."""
     monkeypatch.setattr(Timing, "known", lambda *_: None)  # two engines would measure two prices of a draft
-    service = own(decode=decode, strategies=(strategy,))
-    wanted = job(service)
-    done = run(service, wanted)[0]
-    made = alone(service, wanted, strategy=wanted.setting.strategy, lossless=wanted.setting.lossless)
-    assert ids(done) == made.token_ids == alone(service, wanted).token_ids
-    assert done.work.lossless
-    assert (done.work.drafted_tokens, done.work.verifications) == (made.drafts, made.verifications)
-    assert strategy == "del" or made.drafts
+    service = own(decode="lossless", strategies=("random:probability=0.7", "layerskip:layer=4:length=3", "del"))
+    for how in (
+        {"strategy": "random", "decode": "lossless+lookup:min_n=1+expected"},
+        {"strategy": "layerskip"},
+        {"strategy": "del"},
+    ):
+        wanted = job(service, **how)
+        done = run(service, wanted)[0]
+        made = alone(service, wanted, strategy=wanted.setting.strategy, lossless=wanted.setting.lossless)
+        assert ids(done) == made.token_ids == alone(service, wanted).token_ids
+        assert done.work.lossless
+        assert (done.work.drafted_tokens, done.work.verifications) == (made.drafts, made.verifications)
+        assert how["strategy"] == "del" or made.drafts

@@ -22,6 +22,8 @@ from typing import Any
 import httpx
 import pytest
 
+from harness.errors import ModelError
+from harness.models.model import ResolvedModel
 from harness.serving.metrics import KINDS
 
 DAWDLE = """
@@ -32,7 +34,6 @@ from dataclasses import dataclass
 import torch
 
 from harness.contracts import Strategy
-from harness.errors import ModelError
 
 loaded = []
 
@@ -52,8 +53,6 @@ class Dawdle(Strategy):
         if not loaded:
             loaded.append(True)
             work(float(os.environ.get("LOAD_S", 0)))
-            if os.environ.get("LOAD_ERROR"):
-                raise ModelError(os.environ["LOAD_ERROR"])
         return self
 
     def should_exit(self, view):
@@ -113,67 +112,36 @@ class Process:
 Start = Callable[..., Process]
 
 
-@pytest.fixture(scope="module")
-def launch(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[contextlib.ExitStack], Start]:
-    """What makes what starts a server with arguments; environment variables say how slow its strategy is."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "dawdle.py").write_text(DAWDLE)
-    facts = site / "dawdle-1.0.dist-info"
+KEY = "0123456789abcdef-shared"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture
+def start(tiny_llama: Path, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts a server with arguments; environment variables say how slow its strategy is."""
+    (tmp_path / "dawdle.py").write_text(DAWDLE)
+    facts = tmp_path / "dawdle-1.0.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: dawdle\nVersion: 1.0\n")
     (facts / "entry_points.txt").write_text("[harness.strategies]\ndawdle = dawdle:Dawdle\n")
     options = ("--strategy", "dawdle", "--threads", 1, "--energy", "none", "--max-new-tokens", TOKENS, "--port", 0)
     command = [sys.executable, "-m", "harness.cli", "serve", "--model", tiny_llama, *options]
+    with contextlib.ExitStack() as stack:
 
-    def starter(stack: contextlib.ExitStack) -> Start:
-        def start(*arguments: object, **environment: object) -> Process:
+        def starter(*arguments: object, **environment: object) -> Process:
+            found = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, tmp_path)))}
             process = subprocess.Popen(
                 list(map(str, [*command, *arguments])),
                 stderr=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 text=True,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(map(str, (ROOT, site))),
-                    **{name: str(value) for name, value in environment.items()},
-                },
+                env={**os.environ, **found, **{name: str(value) for name, value in environment.items()}},
             )
             stack.callback(process.wait)
             stack.callback(process.kill)
             return Process(process)
 
-        return start
-
-    return starter
-
-
-@pytest.fixture
-def start(launch: Callable[[contextlib.ExitStack], Start]) -> Iterator[Start]:
-    with contextlib.ExitStack() as stack:
-        yield launch(stack)
-
-
-KEY = "0123456789abcdef-shared"
-
-
-@pytest.fixture(scope="module")
-def steady(
-    launch: Callable[[contextlib.ExitStack], Start], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Process]:
-    """One server with a key, for everything that does not end it."""
-    file = tmp_path_factory.mktemp("key") / "key"
-    file.write_text(f"{KEY}\n")
-    file.chmod(0o600)
-    with contextlib.ExitStack() as stack:
-        process = launch(stack)("--api-key-file", file)
-        process.line("ready")
-        yield process
-
-
-@pytest.fixture
-def client(steady: Process) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=steady.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=20) as client:
-        yield client
+        yield starter
 
 
 class Stream:
@@ -188,7 +156,7 @@ class Stream:
 
     def _read(self, url: str) -> None:
         try:
-            with httpx.stream("POST", f"{url}/generate_stream", json=LONG, timeout=30) as answer:
+            with httpx.stream("POST", f"{url}/generate_stream", json=LONG, headers=BEARER, timeout=30) as answer:
                 for line in answer.iter_lines():
                     if line.startswith("data:"):
                         self.events.append(json.loads(line.removeprefix("data:")))
@@ -215,17 +183,22 @@ def streams(url: str, count: int) -> list[Stream]:
 
 
 @pytest.mark.slow
-def test_it_listens_while_it_loads_and_ends_when_its_answers_have(start: Start) -> None:
-    server = start("--drain-s", 60, LOAD_S=1, TOKEN_S=0.005)
+def test_it_listens_while_it_loads_and_ends_when_its_answers_have(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    file.chmod(0o600)
+    server = start("--drain-s", 60, "--api-key-file", file, LOAD_S=1)
     loading = httpx.get(f"{server.url}/health")
     assert (loading.status_code, loading.json()["status"]) == (503, "loading")
-    assert httpx.post(f"{server.url}/generate", json=SHORT).status_code == 503
+    assert httpx.post(f"{server.url}/generate", json=SHORT, headers=BEARER).status_code == 503
     said = server.line("ready")
-    ready = httpx.get(f"{server.url}/health")
-    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
-    info = httpx.get(f"{server.url}/info").json()
-    assert info["model_id"] in said
-    assert info["early_exit"]["default"]["strategy"] in said
+    with httpx.Client(base_url=server.url, headers=BEARER, timeout=20) as client:
+        ready = client.get("/health")
+        assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+        info = client.get("/info").json()
+        assert info["model_id"] in said
+        assert info["early_exit"]["default"]["strategy"] in said
+        passes(server, client)
     running = streams(server.url, 4)
     with contextlib.ExitStack() as stack:
         for sent in (b"", b"POST /generate HTTP/1.1\r\nHost: local"):  # neither holds it up
@@ -236,9 +209,29 @@ def test_it_listens_while_it_loads_and_ends_when_its_answers_have(start: Start) 
         assert one.broken is None
         assert one.finished, one.events[-1:]
         assert len([event for event in one.events if event.get("token")]) >= TOKENS - 1
-    assert len(server.said) == 2, server.said
+    assert len(server.said) == 2, server.said  # no prompt, no query string
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(server.address)
+
+
+def passes(server: Process, client: httpx.Client) -> None:
+    """The right key opens, ten megabytes do not, and no secret is kept."""
+    assert client.post("/generate", json=SHORT).status_code == 200
+    wrong = httpx.post(f"{server.url}/generate", json=SHORT, headers={"Authorization": "Bearer wrong"})
+    assert (wrong.status_code, wrong.json()["error_type"]) == (401, "unauthorized")
+    assert httpx.post(f"{server.url}/generate", json=SHORT).status_code == 401
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert "server" not in wrong.headers
+    large = b"x" * 10_000_000
+    pieces = (large[:65536] for _ in range(160))
+    for content, after in ((large, "keep-alive"), (large, "close"), (pieces, "keep-alive")):
+        answer = client.post("/generate", content=content, headers={"Connection": after})
+        assert answer.status_code == 413
+        assert answer.json()["error_type"] == "too_large"
+    secret = "a-secret-that-nobody-logs"
+    assert client.post(f"/generate?token={secret}", json={**SHORT, "inputs": secret}).status_code == 200
+    client.post(f"/{secret}")
+    assert secret not in client.get("/metrics").text
 
 
 @pytest.mark.slow
@@ -257,12 +250,12 @@ def test_what_does_not_finish_in_time_is_told_so(start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_signal_stops_at_once(start: Start) -> None:
-    server = start("--drain-s", 600, TOKEN_S=0.5)
+def test_a_second_signal_stops_at_once_and_one_while_it_loads(start: Start) -> None:
+    server = start("--drain-s", 600, TOKEN_S=0.3)
     server.line("ready")
     running = streams(server.url, 2)
     server.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    time.sleep(0.1)
     begun = time.monotonic()
     assert server.end(signal.SIGTERM) == 130
     assert time.monotonic() - begun < 15
@@ -271,46 +264,21 @@ def test_a_second_signal_stops_at_once(start: Start) -> None:
         # no half answer passes for a whole one: the connection breaks within its body
         assert one.broken is not None or one.told or one.finished
     assert "Traceback" not in "\n".join(server.said)
-    server = start(LOAD_S=30)  # a signal while it loads
-    server.line("listening")
-    assert server.end(signal.SIGINT) == 0
+    loading = start(LOAD_S=30)
+    loading.line("listening")
+    assert loading.end(signal.SIGINT) == 0
 
 
-@pytest.mark.slow
-def test_a_model_that_cannot_be_loaded_ends_it(start: Start) -> None:
-    server = start(LOAD_S=0.3, LOAD_ERROR="model.safetensors holds 3 layers,\n not 30. Fetch it again.")
-    assert server.end() == 2
-    assert server.said[-1] == "error: model.safetensors holds 3 layers, not 30. Fetch it again."
-    assert len([line for line in server.said if line.startswith("error:")]) == 1
-    assert "Traceback" not in "\n".join(server.said)
+def test_a_model_that_cannot_be_loaded_ends_it(
+    cli: Callable[..., Any], tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any, **more: Any) -> None:
+        raise ModelError("model.safetensors holds 3 layers,\n not 30. Fetch it again.")
 
-
-def test_the_right_key_opens_and_a_wrong_one_does_not(steady: Process, client: httpx.Client) -> None:
-    assert client.post("/generate", json=SHORT).status_code == 200
-    wrong = httpx.post(f"{steady.url}/generate", json=SHORT, headers={"Authorization": "Bearer wrong"})
-    assert (wrong.status_code, wrong.json()["error_type"]) == (401, "unauthorized")
-    assert httpx.post(f"{steady.url}/generate", json=SHORT).status_code == 401
-    assert httpx.get(f"{steady.url}/health").status_code == 200
-    assert "server" not in wrong.headers
-
-
-def test_a_body_of_ten_megabytes_is_refused_and_the_next_one_served(client: httpx.Client) -> None:
-    def chunks() -> Iterator[bytes]:
-        for _ in range(160):
-            yield b"x" * 65536
-
-    for content, after in ((b"x" * 10_000_000, "keep-alive"), (b"x" * 10_000_000, "close"), (chunks(), "keep-alive")):
-        headers = {"Content-Type": "application/json", "Connection": after}
-        answer = client.post("/generate", content=content, headers=headers)
-        assert answer.status_code == 413
-        assert answer.json()["error_type"] == "too_large"
-    assert client.post("/generate", json=SHORT).status_code == 200
-
-
-def test_no_prompt_and_no_query_string_reaches_the_log(steady: Process, client: httpx.Client) -> None:
-    secret = "a-secret-that-nobody-logs"
-    client.post(f"/generate?token={secret}", json={**SHORT, "inputs": secret})
-    client.post(f"/{secret}")
-    time.sleep(0.2)
-    assert secret not in "\n".join(steady.said)
-    assert secret not in client.get("/metrics").text
+    monkeypatch.setattr(ResolvedModel, "module", broken)
+    arguments = ("--model", tiny_llama, "--strategy", "full", "--threads", 1, "--energy", "none", "--port", 0)
+    ran = cli("serve", *arguments, "--max-new-tokens", 8)
+    assert (ran.code, "Traceback" in ran.err) == (2, False)
+    said = ran.err.splitlines()
+    assert said[-1] == "error: model.safetensors holds 3 layers, not 30. Fetch it again."
+    assert len([line for line in said if line.startswith("error:")]) == 1

@@ -69,7 +69,7 @@ def test_requests_at_the_same_time_get_what_each_gets_alone(own: Own, kv: str) -
     tokenizer = resolve(service.config.request()).tokenizer
     jobs = [
         job(service, drawn.choice(PROMPTS) * drawn.randrange(1, 4), drawn.randrange(1, 24), seed=n, **MIXED[n % 6])
-        for n in range(18)
+        for n in range(12)
     ]
     for wanted, done in zip(jobs, run(service, *jobs), strict=True):
         expected = alone(service, wanted)
@@ -142,7 +142,7 @@ def test_a_request_that_waits_too_long_is_refused_and_one_that_runs_too_long_end
 
 def test_a_request_may_limit_its_own_time_but_gets_a_whole_line(service: Service) -> None:
     drawn, ended = random.Random(0), []
-    for text in ("".join(drawn.choice("ab(x):\n =") for _ in range(9)) for _ in range(40)):
+    for text in ("".join(drawn.choice("ab(x):\n =") for _ in range(9)) for _ in range(12)):
         free, done = (run(service, job(service, text, 24, **limit))[0] for limit in ({}, {"generate_s": 1e-9}))
         assert free.text.startswith(done.text)
         if done.ending == "deadline":
@@ -155,9 +155,9 @@ def test_a_request_may_limit_its_own_time_but_gets_a_whole_line(service: Service
 
 def test_what_is_read_and_made_is_logged_only_when_asked(own: Own, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "harness.serving.prompts")
-    run(own(), job(own(), tokens=2))
+    quiet, loud = own(), own(log_prompts=True)
+    run(quiet, job(quiet, tokens=2))
     assert not caplog.messages
-    loud = own(log_prompts=True)
     (done,) = run(loud, job(loud, tokens=2))
     loud.drain()
     assert loud.close()  # the client has its answer before the log has it
@@ -167,32 +167,30 @@ def test_what_is_read_and_made_is_logged_only_when_asked(own: Own, caplog: pytes
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize("broken", ["metrics", "meter", "row", "text", "ending", "step"])
-def test_whatever_fails_around_the_engine_costs_one_request_at_most(
-    own: Own, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
+def test_whatever_fails_around_the_engine_costs_one_request_at_most(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     service = own()
-    where: tuple[Any, str] = {
+    places: dict[str, tuple[Any, str]] = {
         "metrics": (service.metrics, "finished"),
         "meter": (Estimate, "begin"),
         "row": (OpenBatch, "row_for"),
         "text": (Transcript, "follow"),
         "ending": (Transcript, "finish"),
         "step": (OpenBatch, "step"),
-    }[broken]
-    with monkeypatch.context() as patch:
-        patch.setattr(*where, raises)
-        if broken == "step":  # and there is no room for another batch
-            patch.setattr(Engine, "open", raises)
-        for ending in run(service, job(service, tokens=20), job(service, PROMPTS[1], tokens=12)):
-            if broken in ("metrics", "meter"):  # nobody's completion depends on them
-                assert len(ending.tokens) > 1
-                assert (ending.energy_j is None) == (broken == "meter")
-            else:
-                assert isinstance(ending, GenerationError)
-                assert "serve with a smaller --batch-size" in str(ending)
-    assert ids(run(service, job(service))[0]) == alone(service, job(service)).token_ids
-    assert service.running == service.waiting == 0
+    }
+    for broken, where in places.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(*where, raises)
+            if broken == "step":  # and there is no room for another batch
+                patch.setattr(Engine, "open", raises)
+            for ending in run(service, job(service, tokens=20), job(service, PROMPTS[1], tokens=12)):
+                if broken in ("metrics", "meter"):  # nobody's completion depends on them
+                    assert len(ending.tokens) > 1
+                    assert (ending.energy_j is None) == (broken == "meter")
+                else:
+                    assert isinstance(ending, GenerationError), broken
+                    assert "serve with a smaller --batch-size" in str(ending)
+        assert ids(run(service, job(service))[0]) == alone(service, job(service)).token_ids
+        assert service.running == service.waiting == 0
 
 
 def test_who_fails_or_ends_itself_leaves_those_beside_it_alone(

@@ -67,15 +67,13 @@ def test_rules_end_requests_lossy_and_lossless(own: Callable[..., Service], afte
         assert (report["stop_rule"], report["stopped_by"]) == (rule, done.stopped_by or None)
 
 
-def test_a_rule_that_raises_fails_its_request_only(own: Callable[..., Service], after: None) -> None:
+def test_a_rule_that_raises_fails_its_request_only_and_what_a_request_may_not_say_is_refused(
+    own: Callable[..., Service], after: None
+) -> None:
     service = own(strategies=("fixed:layer=4",))
     failed, fine = run(service, job(service, tokens=24, stop_rule="after:tokens=99"), job(service, tokens=24))
     assert "not today" in str(failed)
     assert len(ids(fine)) == 24
-
-
-def test_what_a_request_may_not_say_is_refused(own: Callable[..., Service], after: None) -> None:
-    service = own(strategies=("fixed:layer=4",))
     for rule, said in (
         ("after:file=/etc/passwd", "a request cannot set 'file' of after"),
         ("excess:heads=/etc/passwd", "a request cannot set 'heads' of excess"),

@@ -10,8 +10,6 @@ from typing import Any
 
 import httpx
 
-from harness.serving.exit_settings import Loaded
-
 
 class Markup(HTMLParser):
     """Elements of a page with their attributes."""
@@ -78,26 +76,3 @@ def test_ids_are_unique_and_everything_has_a_name(service: Any, scripted_server:
     referred = " ".join(page.values("aria-labelledby", "aria-controls", "for", "data-copy")).split()
     assert set(referred) <= set(ids)
     assert page.elements[1] == ("html", {"lang": "en"}) or page.elements[0] == ("html", {"lang": "en"})
-
-
-def test_options_become_controls(service: Any, scripted_server: Any) -> None:
-    options = {"p": 0.98765, "patience": 3, "seed": 0, "on": True, "heads": "", "layer": 14}
-    limits = {"p": (0.0, 1.0), "patience": (2.0, 64.0), "layer": (1.0, 30.0)}
-    service.settings.loaded = (
-        Loaded("x", options, limits, {"p": "τ"}, {}, True),
-        Loaded("y", {"layer": 15}, limits, {}, {}, False),
-    )
-    page = Markup(httpx.get(scripted_server[0]).text)
-    sliders = {
-        found["aria-label"]: [found.get(name) for name in ("min", "max", "step", "value")]
-        for tag, found in page.elements
-        if tag == "input" and found.get("type") == "range"
-    }
-    assert sliders["p, slider"] == ["0.0", "1.0", "0.01", "0.98765"]
-    assert sliders["patience, slider"] == ["2.0", "64.0", "1", "3"]
-    assert sliders["layer, slider"] == ["1.0", "30.0", "1", "15"], "15 is no exit point of this model"
-    assert "seed, slider" not in sliders
-    shown = {found["data-exact"]: found["value"] for _, found in page.elements if "data-exact" in found}
-    assert shown == {"0.98765": "0.9877", "3": "3", "0": "0", "15": "15"}
-    named = [found["data-option"] for _, found in page.elements if "data-option" in found]
-    assert named == ["p", "patience", "seed", "on", "layer", "layer"]
