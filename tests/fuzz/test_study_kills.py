@@ -26,6 +26,7 @@ from .conftest import MINUTES, RUN
 Fresh = Callable[[], AbstractContextManager[Path]]
 
 STRATEGIES = '["random:probability=0.4", "oracle"]'
+COMMAND = [sys.executable, "-P", "-m", "harness.cli", "study", "tiny.toml", "--out", "out"]
 MANY = int(os.environ.get("FUZZ_KILLS") or (1000 if MINUTES else 0))
 """In all (``make kills``, ``make fuzz``); 0 for the few."""
 KILLS = MANY or 4
@@ -127,9 +128,6 @@ def declare(place: Path, model: Path, rows_file: Path, grid: str) -> None:
     settings |= {"model": str(model), "source": str(rows_file), "limit": 3, "exit_points": "all"}
     shared = "\n".join(f"{name} = {json.dumps(value)}" for name, value in settings.items())
     (place / "tiny.toml").write_text(f"[run]\n{shared}\nstrategies = {STRATEGIES}\n[grid]\n{grid}\n")
-
-
-COMMAND = [sys.executable, "-P", "-m", "harness.cli", "study", "tiny.toml", "--out", "out"]
 
 
 def _committed(place: Path) -> dict[Path, tuple[bytes, bytes]]:
