@@ -37,7 +37,7 @@ docs: $(VENV)/.installed-docs
 fuzz: $(VENV)/.installed-dev
 	FUZZ_MINUTES=$(MINUTES) $(BIN)/python -m pytest tests/fuzz --timeout=0 --numprocesses=$(WORKERS) --dist=worksteal $(PYTESTFLAGS)
 
-# A study killed so often at random moments, on one core; what an interrupted call has done counts, while the code stays.
+# A study killed so often at random moments, on one core.
 kills: $(VENV)/.installed-dev
 	FUZZ_KILLS=$(KILLS) OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m pytest tests/fuzz/test_study_kills.py --timeout=0 -q $(PYTESTFLAGS)
 

@@ -46,11 +46,6 @@ class Ran:
         """Whether it was refused; fails unless it ended as every case must."""
         return self.judge() == REFUSED
 
-    @property
-    def text(self) -> str:
-        """Its standard output."""
-        return self.out.decode("utf-8")
-
     def judge(self, *, codes: Sequence[int] = (), refusals: int = 1) -> int:
         """Return the exit code, having checked what every case owes."""
         assert b"Timeout (" not in self.err, f"hangs\n{self}"

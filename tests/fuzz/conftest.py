@@ -23,45 +23,36 @@ from .cases import REFUSED, Ran, Warm
 from .hostile import Draw
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
-"""Of new cases for each property (``make fuzz``); 0 for the same few or many every time."""
+"""Of new cases for each property (``make fuzz``); 0 for the same few every time."""
 SEED = os.environ.get("FUZZ_SEED")
 """With ``FUZZ_MINUTES``: only the batch of this seed, which a failure names."""
-MANY, BATCH = 2, 100
+BATCH = 100
 FOUND = Path(".hypothesis") / "found"
 
-
-def few_and_many(few: Any, many: Any) -> list[Any]:
-    """Return two budgets: one for every day, and one for the gate, which spares itself the other."""
-    return [pytest.param(few, marks=pytest.mark.few), pytest.param(many, marks=pytest.mark.matrix)]
-
-
-BUDGETS = ["long"] if MINUTES else few_and_many("few", "many")
 
 Case = Callable[[Draw], Ran | str]
 Fuzz = Callable[..., None]
 
 
-@pytest.fixture(params=BUDGETS)
+@pytest.fixture
 def fuzz(
     request: pytest.FixtureRequest, record_property: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> Fuzz:
-    """``fuzz(door, case, few=…)`` tries a case again and again; it draws what it needs, and says what became of it."""
+    """``fuzz(door, case, cases=…)`` tries a case again and again; it draws what it needs, says what became of it."""
     if not MINUTES:
         _forget_constants(monkeypatch)
 
-    def run(door: str, case: Case, *, few: int) -> None:
+    def run(door: str, case: Case, *, cases: int) -> None:
         counts: Counter[str] = Counter()
         ends = time.monotonic() + 60 * MINUTES
         try:
-            if request.param == "long":
-                while True:
-                    number = int(SEED or random.getrandbits(32))
-                    _try(case, counts, BATCH, number, request.node.nodeid)
-                    if SEED or time.monotonic() > ends:
-                        break
+            while MINUTES:
+                number = int(SEED or random.getrandbits(32))
+                _try(case, counts, BATCH, number, request.node.nodeid)
+                if SEED or time.monotonic() > ends:
+                    break
             else:
-                examples = few if request.param == "few" else few * MANY
-                _try(case, counts, examples, crc32(request.node.nodeid.encode()), request.node.nodeid)
+                _try(case, counts, cases, crc32(request.node.nodeid.encode()), request.node.nodeid)
         finally:
             record_property("fuzz", json.dumps({door: counts}))
 
@@ -142,12 +133,6 @@ def _cases() -> int:
 # ------------------------------------------------------------------------------- what cases start from
 
 RUN = ("--max-new-tokens", 3, "--energy", "none", "--threads", 1)
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    with Warm(tmp_path_factory.mktemp("warm")) as process:
-        yield process
 
 
 @pytest.fixture(scope="session")

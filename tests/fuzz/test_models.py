@@ -82,24 +82,22 @@ USES = {
 
 
 @pytest.fixture(scope="session")
-def use(warm: Warm, rows_file: Path) -> Callable[..., Ran]:
-    """``use(folder, name)`` runs to its end: heads are read when their strategy decodes for the first time."""
+def decode(warm: Warm, rows_file: Path) -> Callable[..., Ran]:
+    """``decode(folder, …)`` runs the model ``model`` in a folder until it has decoded."""
 
-    def run(place: Path, name: str) -> Ran:
-        given = ("--source", rows_file, "--limit", 1, "--max-new-tokens", 3, "--energy", "none", "--threads", 1)
-        made = ("--artefacts", "made", "--exit-points", "all", "--out", "out", *USES[name])
-        return warm.run("run", "--model", "model", *given, *made, cwd=place)
+    def run(place: Path, *arguments: object, until: str | None = "decoded") -> Ran:
+        given = ("--source", rows_file, "--limit", 1, "--max-new-tokens", 2, "--energy", "none", "--threads", 1)
+        return warm.run("run", "--model", "model", *given, *arguments, cwd=place, until=until)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def decode(warm: Warm, rows_file: Path) -> Callable[..., Ran]:
-    """``decode(folder, …)`` runs the model ``model`` in a folder until it has decoded."""
+def use(decode: Callable[..., Ran]) -> Callable[..., Ran]:
+    """``use(folder, name)`` runs to its end: heads are read when their strategy decodes for the first time."""
 
-    def run(place: Path, *arguments: object) -> Ran:
-        given = ("--source", rows_file, "--limit", 1, "--max-new-tokens", 2, "--energy", "none", "--threads", 1)
-        return warm.run("run", "--model", "model", *given, *arguments, cwd=place, until="decoded")
+    def run(place: Path, name: str) -> Ran:
+        return decode(place, "--artefacts", "made", "--exit-points", "all", "--out", "out", *USES[name], until=None)
 
     return run
 
@@ -171,7 +169,7 @@ def test_no_document_of_a_model_breaks_a_run(
             ran = decode(place, "--weights", weights, "--strategy", "full", "--exit-points", "all")
             return judged(ran, f"{done}; --weights {weights}")
 
-    fuzz("models: documents", case, few=40)
+    fuzz("models: documents", case, cases=28)
 
 
 @pytest.mark.slow
@@ -207,7 +205,7 @@ def test_no_tensor_of_a_model_that_is_no_number_is_run(
             ran = decode(place, "--strategy", "full")
             return judged(ran, f"{what} in {name}", must_refuse=must_refuse)
 
-    fuzz("models: tensors", case, few=12)
+    fuzz("models: tensors", case, cases=8)
 
 
 def _dtypes() -> list[Any]:
@@ -245,7 +243,7 @@ def test_no_byte_of_weights_or_artefacts_breaks_a_run(
                     must_refuse = name != "model" and changed != data
             return judged(use(place, name), f"{name}, {kind}: {done}", must_refuse=must_refuse)
 
-    fuzz("models: weights and artefacts", case, few=32)
+    fuzz("models: weights and artefacts", case, cases=24)
 
 
 def _damaged(draw: Draw, kind: str, data: bytes) -> tuple[bytes, str]:

@@ -235,7 +235,7 @@ def test_no_flag_breaks_a_command(
         with workshop() as folder:
             return judged(warm.run(*command.arguments(given), cwd=folder, until="weights"))
 
-    fuzz("options", case, few=40)
+    fuzz("options", case, cases=40)
 
 
 DOCUMENTS = [
@@ -276,4 +276,4 @@ def test_no_configuration_file_breaks_a_command(
             base = {key: [one] for key, one in BASES.get(command.name, {}).items() if key not in keys}
             return judged(warm.run(*command.arguments(base), "--config", file, cwd=folder, until="weights"))
 
-    fuzz("options: configuration files", case, few=25)
+    fuzz("options: configuration files", case, cases=25)

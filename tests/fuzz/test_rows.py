@@ -121,7 +121,7 @@ def test_no_line_ends_a_run(fuzz: Fuzz, warm: Warm, fresh: Fresh) -> None:
             ran = warm.run(protocol, "rows.jsonl", cwd=place, door="draw")
             return judged(ran, f"{protocol}: {[line[:80] for line in lines]}", wanted, hopeless, len(lines))
 
-    fuzz("rows: JSON lines", case, few=60)
+    fuzz("rows: JSON lines", case, cases=60)
 
 
 @pytest.mark.slow
@@ -151,4 +151,4 @@ def test_no_file_of_rows_hangs_or_crashes(fuzz: Fuzz, warm: Warm, fresh: Fresh) 
                 raise AssertionError(f"{file.name}: {said}\n{error}") from None
             return ran
 
-    fuzz("rows: files", case, few=30)
+    fuzz("rows: files", case, cases=20)

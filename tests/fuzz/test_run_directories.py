@@ -309,7 +309,7 @@ def test_no_damage_is_taken_for_a_record(fuzz: Fuzz, warm: Warm, fresh: Fresh, w
                 raise explained(error, done, before[0]) from None
             return ran
 
-    fuzz("run directories", case, few=40)
+    fuzz("run directories", case, cases=40)
 
 
 # ------------------------------------------------------------------ whole records with hostile content
@@ -369,7 +369,7 @@ def test_no_content_breaks_a_reader(
                 raise explained(error, "; ".join(done), "perhaps") from None
             return ran
 
-    fuzz("run directories: hostile content", case, few=30)
+    fuzz("run directories: hostile content", case, cases=20)
 
 
 def _names(manifest: dict[str, Any], samples: list[dict[str, Any]]) -> list[str]:

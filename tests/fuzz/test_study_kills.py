@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -11,93 +10,116 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from harness.host.files import replace_files
+from tests.run_files import lines
 
 from .cases import Warm
-from .conftest import FOUND, MINUTES, RUN, few_and_many
-from .test_kills import committed, measured, outcomes
-from .warm import PACKAGES
+from .conftest import MINUTES, RUN
 
 Fresh = Callable[[], AbstractContextManager[Path]]
 
-STRATEGIES = '["random:probability=0.4", "fixed:layer=4"]'
-KILLS = int(os.environ.get("FUZZ_KILLS") or (1000 if MINUTES else 0))
-"""In all (``make kills``, ``make fuzz``), those of interrupted calls with the same code included; 0 for the few."""
-ROOT = Path(__file__).parents[2]
-PROGRESS = ROOT / FOUND.with_name("study-kills.json")
+STRATEGIES = '["random:probability=0.4", "oracle"]'
+COMMAND = [sys.executable, "-P", "-m", "harness.cli", "study", "tiny.toml", "--out", "out"]
+MANY = int(os.environ.get("FUZZ_KILLS") or (1000 if MINUTES else 0))
+"""In all (``make kills``, ``make fuzz``); 0 for the few."""
+KILLS = MANY or 4
+CONTENT = ("token_ids", "exit_layers", "text", "reference", "scores", "finish_reason", "prompt_ids", "error",
+           "full_depth_ids", "exit_checks", "lm_head_evaluations", "layers_executed", "kv_fill_layers")  # fmt: skip
+"""Of a sample: what was decoded, and how much work that was; times differ."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [KILLS] if KILLS else few_and_many(5, 25))
 def test_a_study_that_is_killed_comes_to_what_it_would_have_come_to(
-    warm: Warm, fresh: Fresh, model: Path, rows_file: Path, kills: int, record_property: Callable[[str, str], None]
+    warm: Warm, fresh: Fresh, model: Path, rows_file: Path, record_property: Callable[[str, str], None]
 ) -> None:
-    chance = random.Random(None if KILLS else kills)
+    chance = random.Random(None if MANY else KILLS)
     with fresh() as place:
-        declare(place, model, rows_file, "seed = [0, 1, 2]")
+        declare(place, model, rows_file, "seed = [0, 1]")
         began = time.monotonic()
         whole = warm.run("study", "tiny.toml", "--out", "whole", cwd=place, door="study")
         seconds = time.monotonic() - began
         assert whole.judge() == 0, whole
         expected = runs(place / "whole")
-        assert len(expected) == 3
-        code = _code()
-        done, ends = _progress(code, kills) if KILLS else (0, 0)
+        assert len(expected) == 2
+        done = ends = 0
         try:
-            while done < kills:
-                more = _run_through(warm, place, seconds, chance, kills - done)
+            while done < KILLS:
+                more = _run_through(warm, place, seconds, chance, KILLS - done)
                 assert runs(place / "out") == expected
                 assert warm.run("watch", "out", "--json", cwd=place).judge() == 0
+                assert warm.run("report", "out/runs", cwd=place).judge() == 0
                 shutil.rmtree(place / "out")
                 done, ends = done + more, ends + 1
-                if KILLS:
-                    PROGRESS.parent.mkdir(parents=True, exist_ok=True)
-                    replace_files({PROGRESS: json.dumps({"code": code, "killed": done, "ended": ends}).encode()})
         finally:
             record_property("fuzz", json.dumps({"kills of a study": {"killed": done, "come to an end": ends}}))
 
 
 @pytest.mark.slow
 @pytest.mark.matrix
-@pytest.mark.parametrize("kills", [max(2, KILLS // 20)])
-def test_a_driver_and_a_worker_that_are_killed_lose_nothing(
-    fresh: Fresh, model: Path, rows_file: Path, kills: int
+def test_a_driver_that_is_killed_takes_its_processes_along_and_loses_nothing(
+    warm: Warm, fresh: Fresh, model: Path, rows_file: Path
 ) -> None:
-    """Processes of their own, as a user has them, one of which is killed; a point of two repeats has a third."""
-    chance = random.Random(None if KILLS else kills)
+    """Processes of their own, as a user has them; a point of two repeats has a third. Many kills are workers', too."""
+    chance = random.Random(None if MANY else KILLS)
     with fresh() as place:
-        declare(place, model, rows_file, "repeats = [1, 2]")
-        began = time.monotonic()
-        assert _command(place, "whole").wait() == 0
-        seconds = time.monotonic() - began
+        declare(place, model, rows_file, "repeats = [2, 1]")
+        assert warm.run("study", "tiny.toml", "--out", "whole", cwd=place, door="study").judge() == 0
         expected = runs(place / "whole")
-        done = Counter[str]()
-        while done.total() < kills:
-            before = {run: committed(run) for run in sorted((place / "out" / "runs").glob("*"))}
-            driver = _command(place, "out")
-            victim = "driver" if done["driver"] <= done["worker"] else "worker"
-            with suppress(subprocess.TimeoutExpired):
-                driver.wait(timeout=chance.uniform(0, seconds))
-            if driver.poll() is None:
-                done[victim] += 1
-                _kill(driver.pid if victim == "driver" else _child(driver.pid))
+        for number in range(max(1, MANY // 20)):
+            before = _committed(place)
+            driver = psutil.Popen(COMMAND, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while driver.poll() is None and _size(_committed(place)) <= _size(before):
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0, 0.5))
+            started = driver.children(recursive=True) if driver.poll() is None else []
+            (started[0] if number % 2 and started else driver).kill()
             assert driver.wait() in (0, -signal.SIGKILL)
-            for run, files in before.items():
-                for old, new in zip(files, committed(run), strict=True):
-                    assert new.startswith(old), "loses or changes what was finished"
+            assert psutil.wait_procs(started, timeout=10)[1] == [], "goes on without its driver"
+            _assert_kept(before, place, driver)
             if driver.returncode == 0:
                 assert runs(place / "out") == expected
                 shutil.rmtree(place / "out")
-        assert _command(place, "out").wait() == 0
+        before = _committed(place)
+        assert subprocess.run(COMMAND, cwd=place, capture_output=True, check=False).returncode == 0
+        _assert_kept(before, place, "")
         assert runs(place / "out") == expected
+
+
+def committed(folder: Path) -> tuple[bytes, bytes]:
+    """Return the committed bytes of windows and samples."""
+    windows = b"".join(line + b"\n" for line in _bytes(folder / "windows.jsonl").split(b"\n")[:-1])
+    count = sum(json.loads(line)["samples"] for line in windows.splitlines())
+    samples = _bytes(folder / "samples.jsonl").split(b"\n")[:count]
+    return windows, b"".join(line + b"\n" for line in samples)
+
+
+def _bytes(file: Path) -> bytes:
+    return file.read_bytes() if file.exists() else b""
+
+
+def outcomes(folder: Path) -> dict[tuple[Any, ...], tuple[str, ...]]:
+    """Return what was decoded for each sample; fails when one is there twice."""
+    found: dict[tuple[Any, ...], tuple[str, ...]] = {}
+    for record in lines(folder, "samples"):
+        key = tuple(record[name] for name in ("task", "operating_point", "repeat", "sample_id"))
+        assert key not in found, f"{key} is there twice"
+        found[key] = tuple(json.dumps(record[name]) for name in CONTENT)
+    return found
+
+
+def measured(folder: Path) -> list[tuple[Any, ...]]:
+    """Return the windows that count, in their order, with what they hold."""
+    names = ("task", "block", "repeat", "operating_point", "samples", "failed", "tokens")
+    windows = lines(folder, "windows")
+    assert [window["window"] for window in windows] == list(range(len(windows)))
+    return [tuple(one[name] for name in names) for one in windows if not (one["warmup"] or one["idle"])]
 
 
 def declare(place: Path, model: Path, rows_file: Path, grid: str) -> None:
@@ -108,22 +130,19 @@ def declare(place: Path, model: Path, rows_file: Path, grid: str) -> None:
     (place / "tiny.toml").write_text(f"[run]\n{shared}\nstrategies = {STRATEGIES}\n[grid]\n{grid}\n")
 
 
-def _command(place: Path, out: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "harness.cli", "study", "tiny.toml", "--out", out]
-    return subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def _committed(place: Path) -> dict[Path, tuple[bytes, bytes]]:
+    return {run: committed(run) for run in sorted((place / "out" / "runs").glob("*"))}
 
 
-def _child(pid: int) -> int | None:
-    """Return the one process that another has started; ``None`` when it has none (yet)."""
-    with suppress(OSError):
-        return next(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()), None)
-    return None
+def _size(files: dict[Path, tuple[bytes, bytes]]) -> int:
+    return sum(len(windows) for windows, _ in files.values())
 
 
-def _kill(pid: int | None) -> None:
-    if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def _assert_kept(before: dict[Path, tuple[bytes, bytes]], place: Path, ran: object) -> None:
+    after = _committed(place)
+    for run, files in before.items():
+        for old, new in zip(files, after[run], strict=True):
+            assert new.startswith(old), f"loses or changes what was finished\n{ran}"
 
 
 def runs(folder: Path) -> dict[str, Any]:
@@ -131,33 +150,14 @@ def runs(folder: Path) -> dict[str, Any]:
     return {run.name: (outcomes(run), measured(run)) for run in sorted((folder / "runs").iterdir())}
 
 
-def _code() -> str:
-    """Return a hash over the code that is killed: kills of other code prove nothing of it."""
-    total = hashlib.sha256()
-    for package in PACKAGES:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            content = file.read_bytes()
-            total.update(f"{file.relative_to(ROOT).as_posix()} {len(content)} ".encode() + content)
-    return total.hexdigest()
-
-
-def _progress(code: str, kills: int) -> tuple[int, int]:
-    """Return how many kills, and studies that came to an end, an interrupted call with this code has behind it."""
-    found = json.loads(PROGRESS.read_bytes()) if PROGRESS.exists() else {}
-    again = found.get("code") == code and found["killed"] < kills
-    return (found["killed"], found["ended"]) if again else (0, 0)
-
-
 def _run_through(warm: Warm, place: Path, seconds: float, chance: random.Random, most: int) -> int:
     """Run to the end, however often it is killed; return how often it was."""
     done = 0
     while True:
-        before = {run: committed(run) for run in sorted((place / "out" / "runs").glob("*"))}
+        before = _committed(place)
         kill_after_s = chance.uniform(0, 1.1 * seconds) if done < most else None
         ran = warm.run("study", "tiny.toml", "--out", "out", cwd=place, door="study", kill_after_s=kill_after_s)
-        for run, files in before.items():
-            for old, new in zip(files, committed(run), strict=True):
-                assert new.startswith(old), f"loses or changes what was finished\n{ran}"
+        _assert_kept(before, place, ran)
         if ran.code >= 0:
             assert ran.judge() == 0, ran
             return done

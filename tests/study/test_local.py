@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
-import psutil
 import pytest
 
 from harness.contracts.executors import Command, Happened, Job
@@ -26,34 +22,6 @@ from harness.study.ledger import StudyDirectory
 from .made_up import Watching, read_events
 
 Declare = Callable[..., Path]
-
-
-def kill(event: Happened) -> None:
-    os.kill(int(event.place.rpartition(":")[2]), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_is_replaced_and_goes_on_where_it_was(declare: Declare, tmp_path: Path) -> None:
-    grid = read_study(str(declare(seed=[0, 1], run={"limit": 4})))
-    killed: list[str] = []
-
-    def once(event: Happened) -> None:
-        if not killed:
-            killed.append(event.job.name)
-            kill(event)
-
-    watching = Watching(once)
-    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({}) as executor:
-        outcome = conduct(study, executor, watching)
-        folder = study.directory(study.points[0])
-    assert (outcome.finished, outcome.failed) == (2, {})
-    assert watching.ends == ["died", "done", "done"]  # the lost point is tried again when the others are through
-    windows = [json.loads(line) for line in (folder / "windows.jsonl").read_text().splitlines()]
-    counted = [each["block"] for each in windows if not (each["warmup"] or each["idle"])]
-    assert len(counted) == 4 * 2
-    said = read_events(tmp_path / "s")
-    assert [each.what for each in said] == ["started", "retried", "started", "finished", "started", "finished"]
-    assert said[1].reason == "its process ended with signal 9"
 
 
 @pytest.mark.slow
@@ -74,8 +42,10 @@ def test_a_model_is_loaded_once_and_another_one_gets_a_process_of_its_own(
 
     with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({}) as executor:
         assert conduct(study, executor, Noting(lambda event: None)).finished == 3
+        manifest = read_run(study.directory(study.points[0])).manifest
     first, second, other = places.values()
     assert first == second != other
+    assert manifest.placement.items() >= {"executor": "local", "process": first}.items()
     assert sum(text.startswith("loading ") for text in stages) == 2
 
 
@@ -103,45 +73,40 @@ def at_once(folder: Path) -> list[set[str]]:
     return found
 
 
-def test_the_worker_ends_with_its_driver(declare: Declare, tmp_path: Path) -> None:
-    file = declare(run={"limit": 40})
-    driver = subprocess.Popen(
-        [sys.executable, "-P", "-m", "harness.cli", "study", str(file), "--out", str(tmp_path / "s")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    process = psutil.Process(driver.pid)
-    while not (children := process.children()):
-        assert driver.poll() is None
-        time.sleep(0.1)
-    driver.kill()
-    driver.wait()
-    assert psutil.wait_procs(children, timeout=10)[1] == [], "the worker goes on without its driver"
-
-
 @pytest.mark.slow
 def test_what_is_not_timed_shares_the_machine_and_has_it_to_itself_after_a_death(
     declare: Declare, tmp_path: Path
 ) -> None:
+    """A worker that dies is replaced, and the next one goes on where it was when the others are through."""
     grid = read_study(str(declare(seed=[0, 1], run={"limit": 4, "untimed": True})))
     killed: list[str] = []
-    tries: list[tuple[str, bool]] = []
+    tries: list[tuple[str, str, bool]] = []
 
     def once(event: Happened) -> None:
         if not killed:
             killed.append(event.job.name)
-            kill(event)
+            os.kill(int(event.place.rpartition(":")[2]), signal.SIGKILL)
 
     class Noting(Watching):
         def happened(self, event: Happened) -> None:
             super().happened(event)
             if event.ended:
-                tries.append((event.how, event.job.shares))
+                tries.append((event.job.name, event.how, event.job.shares))
 
     with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({"share": "2"}) as executor:
-        assert conduct(study, executor, Noting(once)).finished == 2
-    assert tries[-1] == ("done", False)
-    assert sorted(tries[:-1]) == [("died", True), ("done", True)]
+        outcome = conduct(study, executor, Noting(once))
+    assert (outcome.finished, outcome.failed) == (2, {})
     first, second = (point.name for point in study.points)
+    (lost,) = killed
+    assert sorted(tries[:-1]) == sorted(
+        [(lost, "died", True), ({first, second}.difference(killed).pop(), "done", True)]
+    )
+    assert tries[-1] == (lost, "done", False)
     assert at_once(tmp_path / "s")[:2] == [{first}, {first, second}]
-    assert not any(read_run(study.directory(point)).manifest.timed for point in study.points)
+    assert [event.reason for event in read_events(tmp_path / "s") if event.what == "retried"] == [
+        "its process ended with signal 9"
+    ]
+    for point in study.points:
+        assert not read_run(study.directory(point)).manifest.timed
+        windows = [json.loads(line) for line in (study.directory(point) / "windows.jsonl").read_text().splitlines()]
+        assert len([each["block"] for each in windows if not (each["warmup"] or each["idle"])]) == 4 * 2
