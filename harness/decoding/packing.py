@@ -256,7 +256,7 @@ def _time_all(tried: Mapping[str, list[LinearMap]], matrices: list[Tensor]) -> d
 
 
 KINDS = ("Fp16", "Int8", "Int4")
-"""How compiled rows may be stored: classes of :mod:`harness.decoding.kernels.lanes`."""
+"""How panels may be stored: classes of :mod:`harness.decoding.kernels.panels`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +264,8 @@ class Packed:
     """A tensor of a packed model.
 
     Attributes:
-        tensor: its numbers, or rows of a packed matrix as bytes.
-        kind: of these rows, one of :data:`KINDS`; empty for numbers.
+        tensor: its numbers, or panels of a packed matrix as bytes.
+        kind: of these panels, one of :data:`KINDS`; empty for numbers.
     """
 
     tensor: Tensor
@@ -307,7 +307,7 @@ def filled(skeleton: Backbone, made: WeightsFormat, tensors: Mapping[str, Packed
     Raises:
         ValueError: a tensor is missing, or of another shape, type or kind than the model's; a phrase that says which.
     """
-    from harness.decoding.kernels import lanes
+    from harness.decoding.kernels import panels
     from harness.decoding.kernels.layers import CompiledLinear
 
     def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, kinds: tuple[str, ...] = ("",)) -> Packed:
@@ -321,16 +321,20 @@ def filled(skeleton: Backbone, made: WeightsFormat, tensors: Mapping[str, Packed
     def matrix(name: str, linear: LinearMap) -> LinearMap:
         assert isinstance(linear, Linear)
         kind = tensors[name].kind if name in tensors else ""
-        bits: type[lanes.Bits] = getattr(lanes, kind) if kind in KINDS else lanes.Fp16
+        bits: type[panels.Bits] = getattr(panels, kind) if kind in KINDS else panels.Fp16
         count, width = linear.shape
-        size = bits.header_bytes + bits.step_bytes * math.ceil(width / lanes.STEP)
-        rows = take(name, (count, size), torch.uint8, KINDS).tensor
+        shape = math.ceil(count / panels.COLUMNS), bits().panel_bytes(width)
+        data = take(name, shape, torch.uint8, KINDS).tensor
         bias = None if linear.bias is None else take(f"{name}.bias", (count,), torch.float32).tensor
-        return CompiledLinear(bits, rows, width, bias)
+        return CompiledLinear(bits, data, (count, width), bias)
 
     def numbers(name: str, tensor: Tensor) -> Tensor:
-        dtype = getattr(torch, made.facts.table) if name == "words" and made.facts.table else tensor.dtype
-        return take(name, tuple(tensor.shape), dtype).tensor
+        dtype, shape = tensor.dtype, tuple(tensor.shape)
+        if name == "words" and made.facts.table:
+            dtype = getattr(torch, made.facts.table)
+            if name in tensors and tensors[name].tensor.dim() == 3:  # of a tied LM head
+                shape = math.ceil(shape[0] / panels.COLUMNS), shape[1], panels.COLUMNS
+        return take(name, shape, dtype).tensor
 
     return with_compiled_layers(_replaced(skeleton, matrix, numbers))
 

@@ -254,7 +254,7 @@ def read_shortcuts(
     return {layer: Linear(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in exit_points}
 
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Of the files. A format's own code is part of the key."""
 
 _SPARE = 4  # times a file's size that must be free before it is written

@@ -56,14 +56,13 @@ def once(compile_for: Callable[[type], Any]) -> Callable[[type], Any]:
 
 
 def prepare(bits: str) -> None:
-    """Compile for a kind of weights, by its name in :mod:`.lanes`, in a thread: reading a model waits for the disk."""
+    """Compile for a kind of weights, by its name in :mod:`.panels`, in a thread: reading a model waits for the disk."""
 
     def compiling() -> None:
-        from harness.decoding.kernels import arithmetic, lanes, layers
+        from harness.decoding.kernels import arithmetic, panels
 
-        kind = getattr(lanes, bits)
-        layers.product_for(kind)
-        arithmetic.layers_for(kind)
+        panels.product_of(getattr(panels, bits))
+        arithmetic.layers()
 
     threading.Thread(target=compiling, name=f"compiling {bits}").start()
 

@@ -8,30 +8,28 @@ from __future__ import annotations
 
 import ctypes
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from harness.contracts.strategies import TINY
-from harness.decoding.kernels import once
-from harness.decoding.kernels.lanes import (
-    Bits,
-    Float32,
+from harness.decoding.kernels.instructions import (
     c_function,
     compiled,
+    dots,
     exponential,
     fetch,
     float_of_bits,
     floats,
-    one_row_of,
+    multiply,
     pointer,
-    product_of,
     reordered,
-    share,
     wait,
     which,
 )
+from harness.decoding.kernels.panels import share
 
 RELU, SILU, TANH, ERF = range(4)  # the last two are GELU's forms
 
@@ -56,7 +54,7 @@ class Parameters(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in _NAMES)
 
 
-# Of a layer: address, stride and bias of each matrix; kind, gain, bias and ε of each norm; the scale of scores.
+# Of a layer: address, product and bias of each matrix; kind, gain, bias and ε of each norm; the scale of scores.
 QKV, OUTPUT, MLP_IN, MLP_OUT = range(0, 12, 3)
 ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM = range(12, 28, 4)
 SCALE, TABLE_COLUMNS = 28, 29
@@ -180,9 +178,6 @@ def keep(given: Any, table: Any, entries: int, qkv: Any, rows: Any, positions: A
             kept_value[part] = qkv[value + part]
 
 
-_scores_of = one_row_of(Float32())
-
-
 @compiled
 def attend(
     given: Any, table: Any, entries: int, qkv: Any, rows: Any, positions: Any, attended: Any, own: int, start: int,
@@ -198,7 +193,7 @@ def attend(
         for part in range(dim):
             query[part] *= scale
         keys = entries + 4 * (rows[slot] + head // (heads // kv_heads) * given[HEAD_STRIDE])
-        _scores_of(keys, 4 * dim, 0, length, own, dim, own + 4 * dim)
+        dots(keys, dim, 0, length, own, own + 4 * dim)
         values, place = keys + 4 * kv_heads * given[HEAD_STRIDE], unit * dim
         weigh(values, floats(own + 4 * dim, length), attended[place : place + dim], length, dim)
 
@@ -235,8 +230,6 @@ _WEIGHT, _BIAS, _OUTPUTS, LATER_COLUMNS = range(4)
 KINDS = {"tanh": 0, "relu": 1}
 _RELU = KINDS["relu"]
 _FLAT = 44.0  # from where on 1 - tanh is none in float32
-
-_products = one_row_of(Float32())
 
 
 @reordered
@@ -294,7 +287,7 @@ def score(  # noqa: PLR0912
             growth = np.log(before) + size
     first, last = share(count, member, members)
     if test[TEST_WEIGHT] != 0:
-        _products(test[TEST_WEIGHT], 4 * hidden, first, last, state, hidden, sums_at)
+        dots(test[TEST_WEIGHT], hidden, first, last, state, sums_at)
         if test[TEST_NORMALISE] != 0:
             for row in range(first, last):
                 sums[row] *= scale
@@ -332,22 +325,21 @@ def score(  # noqa: PLR0912
     return inner[0]
 
 
-@once
-def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says what stands where
-    """Return the compiled layers of a kind of weights; takes some seconds."""
-    stored = product_of(bits())
+@compiled
+def product(matrix: Any, x: int, width: int, rows: int, out: int, stride: int, start: int, end: int, room: int) -> None:
+    """Multiply rows with some columns of a matrix and add its bias; ``matrix`` is a layer's entry of it."""
+    multiply(matrix[1], (matrix[0], width, start, end, x, 4 * width, rows, out, stride, room))
+    if matrix[2] != 0:
+        for row in range(rows):
+            numbers = floats(out + 4 * (row * stride + start), end - start)
+            bias = floats(matrix[2] + 4 * start, end - start)
+            for place in range(end - start):
+                numbers[place] += bias[place]
 
-    @compiled
-    def multiply(
-        matrix: Any, x: int, width: int, rows: int, out: int, stride: int, start: int, end: int, room: int
-    ) -> None:
-        stored(matrix[0], matrix[1], start, end, x, 4 * width, rows, width, out, stride, room)
-        if matrix[2] != 0:
-            for row in range(rows):
-                numbers = floats(out + 4 * (row * stride + start), end - start)
-                bias = floats(matrix[2] + 4 * start, end - start)
-                for place in range(end - start):
-                    numbers[place] += bias[place]
+
+@cache
+def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
+    """Compile layers, which takes some seconds."""
 
     @c_function
     def run(data: Any) -> None:  # noqa: PLR0915
@@ -384,7 +376,7 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
             normalise_all(state, normed, slots, hidden, table[ATTENTION_NORM:])
             if given[PARALLEL]:
                 normalise_all(state, second, slots, hidden, table[MLP_NORM:])
-            multiply(table[QKV:], at_normed, hidden, slots, at_fused, fused, fused_first, fused_last, own)
+            product(table[QKV:], at_normed, hidden, slots, at_fused, fused, fused_first, fused_last, own)
             wait(given[BARRIER], members)
             units = slots * kv_heads
             keep(
@@ -399,20 +391,20 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
                 units * (member + 1) // members,
             )  # fmt: skip
             wait(given[BARRIER], members)
-            multiply(table[OUTPUT:], at_attended, wide, slots, at_sums, hidden, first, last, own)
+            product(table[OUTPUT:], at_attended, wide, slots, at_sums, hidden, first, last, own)
             add_to(state, sums, slots, hidden, first, last)
             wait(given[BARRIER], members)
             if not given[PARALLEL]:
                 normalise_all(state, second, slots, hidden, table[MLP_NORM:])
-            multiply(table[MLP_IN:], at_second, hidden, slots, at_inner, inner, inner_first, inner_last, own)
+            product(table[MLP_IN:], at_second, hidden, slots, at_inner, inner, inner_first, inner_last, own)
             if given[GATED]:  # the gate's rows, then those of what it lets through
-                multiply(
+                product(
                     table[MLP_IN:], at_second, hidden, slots, at_up - 4 * inner, inner, inner + inner_first,
                     inner + inner_last, own,
                 )  # fmt: skip
             let_through(given[ACTIVATION], given[GATED], middle, up, slots, inner, inner_first, inner_last)
             wait(given[BARRIER], members)
-            multiply(table[MLP_OUT:], at_inner, inner, slots, at_sums, hidden, first, last, own)
+            product(table[MLP_OUT:], at_inner, inner, slots, at_sums, hidden, first, last, own)
             add_to(state, sums, slots, hidden, first, last)
             wait(given[BARRIER], members)
             if asked < given[TESTS_END]:

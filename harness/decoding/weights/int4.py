@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
@@ -48,16 +47,15 @@ class Int4(WeightsFormat):
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each group of a matrix to sixteen levels from its least to its greatest weight."""
-        from harness.decoding.kernels import lanes, layers
+        from harness.decoding.kernels import layers, panels
 
-        count, width = weight.shape
-        groups = F.pad(weight.float(), (0, -width % GROUP)).view(count, -1, GROUP)
-        least, greatest = groups.aminmax(dim=-1, keepdim=True)
+        numbers = layers.in_panels(weight.float())
+        groups = numbers.unflatten(1, (-1, GROUP))  # [panels, groups, 32, columns]
+        least, greatest = groups.aminmax(dim=2, keepdim=True)
         least = least.half()
         scales = ((greatest - least.float()) / LEVELS).half()
         divisors = scales.float().clamp(min=torch.finfo(torch.float16).tiny)
         levels = torch.round((groups - least.float()) / divisors).clamp(0, LEVELS).to(torch.uint8)
-        pairs = levels[..., : GROUP // 2] | (levels[..., GROUP // 2 :] << 4)
-        groups_of_bytes = torch.cat((scales.view(torch.uint8), least.view(torch.uint8), pairs), dim=-1)
-        data = kernels.moved(groups_of_bytes.view(count, -1))
-        return layers.CompiledLinear(lanes.Int4, data, width, None if bias is None else bias.float())
+        low, high = levels.chunk(2, dim=3)
+        parts = [part.contiguous().view(torch.uint8).flatten(2) for part in (scales, least, low | (high << 4))]
+        return layers.CompiledLinear.of(panels.Int4, [torch.cat(parts, dim=2)], weight.shape, bias)

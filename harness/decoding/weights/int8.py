@@ -38,9 +38,9 @@ class Int8(WeightsFormat):
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each row of a matrix to multiples of its largest weight over 127."""
-        from harness.decoding.kernels import lanes, layers
+        from harness.decoding.kernels import layers, panels
 
-        weight = weight.float()
-        scales = weight.abs().amax(1, keepdim=True) / LEVELS
-        levels = torch.round(weight / scales.clamp(min=_SMALLEST)).to(torch.int8)
-        return layers.CompiledLinear.of(lanes.Int8, levels, bias, header=scales)
+        levels = layers.in_panels(weight.float())
+        scales = levels.abs().amax(1, keepdim=True) / LEVELS
+        levels = torch.round(levels / scales.clamp(min=_SMALLEST)).to(torch.int8)
+        return layers.CompiledLinear.of(panels.Int8, [scales, levels], weight.shape, bias)

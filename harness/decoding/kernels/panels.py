@@ -1,0 +1,314 @@
+"""Products of packed matrices with rows, in panels of columns.
+
+A *panel* holds the weights of :data:`COLUMNS` outputs side by side, input after input. A product reads an input's
+weights into two vectors, multiplies them with that input of each row, and adds; every output is one chain of fused
+multiply-adds in the order of the inputs. So a row's product has the same bits alone, among a thousand, and on every
+processor that has fused multiply-adds; nothing is added across lanes, and unpacking is shared by all rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import cfunc, types  # type: ignore[attr-defined]
+
+from harness.decoding.kernels import once
+from harness.decoding.kernels.instructions import (
+    FLOAT,
+    HALF,
+    I8,
+    I32,
+    I64,
+    PRODUCT,
+    compiled,
+    emit,
+    lowered,
+    prefetch,
+)
+
+_WIDE = llvm.get_host_cpu_features().get("avx512f", False)
+LANES = 16 if _WIDE else 8
+COLUMNS = 32
+"""Outputs of a panel."""
+
+VECTORS = COLUMNS // LANES
+GROUP = 32
+"""Inputs are padded to a multiple."""
+
+_BLOCK = 256  # inputs that are widened together, for as many rows as there are
+_TOGETHER = 4  # inputs of a turn of the inner loop
+_AHEAD = 1536  # bytes that are asked for before they are read
+_MOST, _FEW = (12, 4) if _WIDE else (3, 3)  # rows of a tile, so that its sums stay in registers
+MANY = 9 if _WIDE else 4
+"""Rows from which on weights are widened before they are multiplied."""
+
+ROOM = _BLOCK * COLUMNS
+"""Floats that a thread widens weights into."""
+
+_FLOATS, _INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
+
+
+def _load(build: Any, address: Any, kind: Any, count: int = LANES) -> Any:
+    vector = kind if count == 1 else ir.VectorType(kind, count)
+    return build.load(build.inttoptr(address, vector.as_pointer()), align=1)
+
+
+def _loads(build: Any, address: Any, kind: Any, size: int) -> list[Any]:
+    """Load :data:`COLUMNS` numbers of so many bytes."""
+    return [_load(build, _add(build, address, size * first), kind) for first in range(0, COLUMNS, LANES)]
+
+
+def _store(build: Any, value: Any, address: Any) -> None:
+    build.store(value, build.inttoptr(address, value.type.as_pointer()), align=4)
+
+
+def _add(build: Any, address: Any, offset: int) -> Any:
+    return build.add(address, I64(offset))
+
+
+def _fused(build: Any, one: Any, other: Any, plus: Any) -> Any:
+    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    return build.call(emit.get_or_insert_function(build.module, kind, f"llvm.fma.v{LANES}f32"), [one, other, plus])
+
+
+def _everywhere(build: Any, number: Any) -> Any:
+    nothing = ir.Constant(_FLOATS, ir.Undefined)
+    first = build.insert_element(nothing, number, I32(0))
+    return build.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+
+
+class Bits(ABC):
+    """How a panel's weights are stored, and how they are read. Emits LLVM's instructions.
+
+    Attributes:
+        input_bytes: of the weights of one input.
+        group_header_bytes: before the first of :data:`GROUP` inputs.
+        header_bytes: of a panel, before the first group.
+    """
+
+    input_bytes: ClassVar[int]
+    group_header_bytes: ClassVar[int] = 0
+    header_bytes: ClassVar[int] = 0
+
+    @property
+    def group_bytes(self) -> int:
+        """Of :data:`GROUP` inputs."""
+        return self.group_header_bytes + GROUP * self.input_bytes
+
+    def panel_bytes(self, inputs: int) -> int:
+        """Of so many inputs, padded to a multiple of :data:`GROUP`."""
+        return self.header_bytes + -(-inputs // GROUP) * self.group_bytes
+
+    def begin(self, build: Any, panel: Any, group: Any) -> Any:
+        """Return what the weights of a group share: addresses of the panel and of the group are given."""
+        return None
+
+    @abstractmethod
+    def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
+        """Return the weights of one input, which lie there, as vectors of floats."""
+
+
+class Float32(Bits):
+    """Plain numbers: widened weights."""
+
+    input_bytes = 4 * COLUMNS
+
+    def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
+        """Load them."""
+        return _loads(build, at, FLOAT, 4)
+
+
+class Fp16(Bits):
+    """Numbers in half precision."""
+
+    input_bytes = 2 * COLUMNS
+
+    def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
+        """Widen them."""
+        return [build.fpext(one, _FLOATS) for one in _loads(build, at, HALF, 2)]
+
+
+class Int8(Bits):
+    """A float32 scale for each output, then whole numbers of 8 bits."""
+
+    input_bytes, header_bytes = COLUMNS, 4 * COLUMNS
+
+    def begin(self, build: Any, panel: Any, group: Any) -> Any:
+        """Load the scales."""
+        return _loads(build, panel, FLOAT, 4)
+
+    def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
+        """Widen the whole numbers and scale them."""
+        levels = _loads(build, at, I8, 1)
+        return [
+            build.fmul(build.sitofp(build.sext(level, _INTS), _FLOATS), scale)
+            for level, scale in zip(levels, shared, strict=True)
+        ]
+
+
+class Int4(Bits):
+    """Of each 32 inputs scales and least weights in half precision, then half a byte a weight, low halves first."""
+
+    input_bytes, group_header_bytes = COLUMNS // 2, 4 * COLUMNS
+
+    def begin(self, build: Any, panel: Any, group: Any) -> Any:
+        """Widen scales and least weights."""
+        halves = _loads(build, group, HALF, 2) + _loads(build, _add(build, group, 2 * COLUMNS), HALF, 2)
+        return [build.fpext(half, _FLOATS) for half in halves]
+
+    def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
+        """Make level · scale + least of each."""
+        pairs = [
+            build.zext(_load(build, _add(build, at, offset), I8), _INTS) for offset in range(0, COLUMNS // 2, LANES)
+        ]
+        levels = [build.and_(pair, ir.Constant(_INTS, [15] * LANES)) for pair in pairs]
+        levels += [build.lshr(pair, ir.Constant(_INTS, [4] * LANES)) for pair in pairs]
+        return [
+            _fused(build, build.uitofp(level, _FLOATS), scale, least)
+            for level, scale, least in zip(levels, shared[:VECTORS], shared[VECTORS:], strict=True)
+        ]
+
+
+def _tile(bits: Bits, rows: int) -> Callable[..., None]:
+    """Return an intrinsic: products of so many rows with a panel, added to what was there where asked to.
+
+    Its arguments: addresses of the panel and of the first group in it, and how many groups; address of the first row
+    and bytes from one to the next; address of the result and numbers from a row to the next; whether to add.
+    """
+
+    @lowered
+    def tile(
+        _: Any, panel: Any, first: Any, groups: Any, x: Any, x_stride: Any, out: Any, out_stride: Any, adds: Any
+    ) -> Any:
+        def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+            panel, first, groups, x, x_stride, out, out_stride, adds = arguments
+            of_x = [build.add(x, build.mul(I64(row), x_stride)) for row in range(rows)]
+            of_out = [build.add(out, build.mul(I64(4 * row), out_stride)) for row in range(rows)]
+            sums = [[emit.alloca_once(build, _FLOATS) for _ in range(VECTORS)] for _ in range(rows)]
+            adds = build.icmp_signed("!=", adds, I64(0))
+            for mine, address in zip(sums, of_out, strict=True):
+                with build.if_else(adds) as (there, new):
+                    with there:
+                        for one, before in zip(mine, _loads(build, address, FLOAT, 4), strict=True):
+                            build.store(before, one)
+                    with new:
+                        for one in mine:
+                            build.store(ir.Constant(_FLOATS, [0.0] * LANES), one)
+            with emit.for_range(build, groups) as loop:
+                at = build.add(first, build.mul(loop.index, I64(bits.group_bytes)))
+                x_at = [build.add(row, build.mul(loop.index, I64(4 * GROUP))) for row in of_x]
+                shared = bits.begin(build, panel, at)
+                with emit.for_range(build, I64(GROUP // _TOGETHER)) as inner:
+                    start = build.mul(inner.index, I64(_TOGETHER * bits.input_bytes))
+                    start = build.add(at, _add(build, start, bits.group_header_bytes))
+                    for line in range(0, 0 if isinstance(bits, Float32) else _TOGETHER * bits.input_bytes, 64):
+                        prefetch(build, _add(build, start, _AHEAD + line))
+                    rows_at = [build.add(row, build.mul(inner.index, I64(4 * _TOGETHER))) for row in x_at]
+                    for place in range(_TOGETHER):
+                        weights = bits.read(build, _add(build, start, place * bits.input_bytes), shared)
+                        for mine, row in zip(sums, rows_at, strict=True):
+                            number = _everywhere(build, _load(build, _add(build, row, 4 * place), FLOAT, 1))
+                            for one, weight in zip(mine, weights, strict=True):
+                                build.store(_fused(build, weight, number, build.load(one)), one)
+            for mine, address in zip(sums, of_out, strict=True):
+                for vector, one in enumerate(mine):
+                    _store(build, build.load(one), _add(build, address, 4 * LANES * vector))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), make
+
+    return tile
+
+
+def _widen(bits: Bits) -> Callable[..., None]:
+    """Return an intrinsic that writes groups of a panel as floats; its arguments: panel, group, how many, where to."""
+
+    @lowered
+    def widen(_: Any, panel: Any, first: Any, groups: Any, out: Any) -> Any:
+        def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+            panel, first, groups, out = arguments
+            with emit.for_range(build, groups) as loop:
+                at = build.add(first, build.mul(loop.index, I64(bits.group_bytes)))
+                to = build.add(out, build.mul(loop.index, I64(4 * COLUMNS * GROUP)))
+                shared = bits.begin(build, panel, at)
+                for line in range(0, bits.group_bytes, 64):
+                    prefetch(build, _add(build, at, _AHEAD + line))
+                with emit.for_range(build, I64(GROUP)) as inner:
+                    start = build.add(
+                        at, _add(build, build.mul(inner.index, I64(bits.input_bytes)), bits.group_header_bytes)
+                    )
+                    into = build.add(to, build.mul(inner.index, I64(4 * COLUMNS)))
+                    for vector, weights in enumerate(bits.read(build, start, shared)):
+                        _store(build, weights, _add(build, into, 4 * vector * LANES))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), make
+
+    return widen
+
+
+def _rows_of(bits: Bits, most: int) -> Callable[..., None]:
+    """Return a compiled function of a tile's arguments and of how many rows there are, behind the rows' stride."""
+    high, few, two, one = (_tile(bits, rows) for rows in (most, _FEW, 2, 1))
+
+    @compiled
+    def multiply(
+        panel: int, first: int, groups: int, x: int, stride: int, rows: int, out: int, out_stride: int, adds: int
+    ) -> None:
+        row = 0
+        while row + most <= rows:
+            high(panel, first, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
+            row += most
+        while row + _FEW <= rows:
+            few(panel, first, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
+            row += _FEW
+        if row + 2 <= rows:
+            two(panel, first, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
+            row += 2
+        if row < rows:
+            one(panel, first, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
+
+    return multiply
+
+
+@once
+def product_of(kind: type[Bits]) -> Any:
+    """Compile some columns of ``x @ weights.T`` for a kind of weights, which takes a second.
+
+    Its arguments: address of the weights and their inputs, a multiple of :data:`GROUP`; first and last column, whole
+    panels; address of the rows, bytes from one to the next, and their number; address of the result and numbers from a
+    row to the next; room for :data:`ROOM` floats.
+    """
+    bits = kind()
+    header, group_bytes, block = bits.header_bytes, bits.group_bytes, _BLOCK // GROUP
+    widen, stored, widened = _widen(bits), _rows_of(bits, _FEW), _rows_of(Float32(), _MOST)
+
+    @cfunc(PRODUCT, nogil=True, error_model="numpy")
+    def product(
+        weights: int, inputs: int, start: int, end: int, x: int, stride: int, rows: int, out: int, out_stride: int,
+        room: int,
+    ) -> None:  # fmt: skip
+        groups = inputs // GROUP
+        for column in range(start, end, COLUMNS):
+            panel = weights + column // COLUMNS * (header + groups * group_bytes)
+            first, to = panel + header, out + 4 * column
+            if rows < MANY:
+                stored(panel, first, groups, x, stride, rows, to, out_stride, 0)
+                continue
+            for group in range(0, groups, block):
+                count = min(block, groups - group)
+                widen(panel, first + group * group_bytes, count, room)
+                widened(room, room, count, x + 4 * GROUP * group, stride, rows, to, out_stride, group)
+
+    return product
+
+
+@compiled
+def share(count: int, member: int, members: int) -> tuple[int, int]:
+    """Return where a thread's part of so many columns begins and ends: whole panels."""
+    panels = (count + COLUMNS - 1) // COLUMNS
+    return COLUMNS * (panels * member // members), min(count, COLUMNS * (panels * (member + 1) // members))
