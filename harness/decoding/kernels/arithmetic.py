@@ -6,7 +6,6 @@ array of whole numbers, sizes and addresses; so does what a layer has.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from functools import cache
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from harness.contracts.strategies import TINY
+from harness.decoding.kernels import ROOM
 from harness.decoding.kernels.instructions import (
     c_function,
     compiled,
@@ -26,40 +26,94 @@ from harness.decoding.kernels.instructions import (
     multiply,
     pointer,
     reordered,
+    share,
     wait,
     which,
 )
-from harness.decoding.kernels.panels import share
+from harness.decoding.kernels.tables import (
+    ACTIVATION,
+    ASKED,
+    ATTENTION_NORM,
+    BARRIER,
+    CHECK_ACTIVATIONS,
+    COS,
+    COUNT,
+    ENTRIES,
+    ERF,
+    FIELDS,
+    FILLS,
+    FIRST,
+    GATED,
+    HEAD_DIM,
+    HEAD_STRIDE,
+    HEADS,
+    HIDDEN,
+    INNER,
+    INPUTS,
+    KEPT,
+    KEY_NORM,
+    KV_HEADS,
+    LAST,
+    LATER_BIAS,
+    LATER_COLUMNS,
+    LATER_OUTPUTS,
+    LATER_WEIGHT,
+    LAYER_NORM,
+    LAYER_STRIDE,
+    LEFT,
+    MEMBER,
+    MLP_IN,
+    MLP_NORM,
+    MLP_OUT,
+    NO_NORM,
+    OUT,
+    OUT_STRIDE,
+    OUTPUT,
+    OUTPUTS,
+    OWN,
+    OWN_SIZE,
+    PARALLEL,
+    POSITIONS,
+    PRODUCT,
+    PRODUCT_FIELDS,
+    QKV,
+    QUERY_NORM,
+    RELU,
+    ROOM_AT,
+    ROWS,
+    SCALE,
+    SCORES,
+    SIN,
+    SIZE,
+    SLOTS,
+    STATE,
+    STRIDE,
+    SUMS,
+    TABLE,
+    TABLE_COLUMNS,
+    TANH,
+    TEAM_MEMBER,
+    TEAM_SIZE,
+    TEST_ACTIVATION,
+    TEST_AT,
+    TEST_BIAS,
+    TEST_CHANGE,
+    TEST_COLUMNS,
+    TEST_COUNT,
+    TEST_DEPTH,
+    TEST_LATER,
+    TEST_NORMALISE,
+    TEST_WEIGHT,
+    TESTS,
+    TESTS_END,
+    THRESHOLD,
+    TURNING,
+    WEIGHTS,
+    WORK,
+    X,
+)
 
-RELU, SILU, TANH, ERF = range(4)  # the last two are GELU's forms
-
-# Of a call: what the model is, what the cache is, what differs from call to call.
-_NAMES = (
-    "hidden", "heads", "kv_heads", "head_dim", "inner", "turning", "gated", "parallel", "activation", "table", "cos",
-    "sin", "entries", "layer_stride", "head_stride", "rows", "positions", "slots", "work", "own", "own_size", "size",
-    "member", "barrier", "state", "first", "last", "tests", "asked", "tests_end", "threshold", "kept", "sums", "scores",
-    "left", "fills",
-)  # fmt: skip
-(
-    HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, TURNING, GATED, PARALLEL, ACTIVATION, TABLE, COS, SIN, ENTRIES,
-    LAYER_STRIDE, HEAD_STRIDE, ROWS, POSITIONS, SLOTS, WORK, OWN, OWN_SIZE, SIZE, MEMBER, BARRIER, STATE, FIRST, LAST,
-    TESTS, ASKED, TESTS_END, THRESHOLD, KEPT, SUMS, SCORES, LEFT, FILLS,
-) = range(len(_NAMES))  # fmt: skip
-_FIELDS = len(_NAMES)
-
-
-class Parameters(ctypes.Structure):
-    """Sizes, addresses, and strides in numbers of four bytes."""
-
-    _fields_ = tuple((name, ctypes.c_int64) for name in _NAMES)
-
-
-# Of a layer: address, product and bias of each matrix; kind, gain, bias and ε of each norm; the scale of scores.
-QKV, OUTPUT, MLP_IN, MLP_OUT = range(0, 12, 3)
-ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM = range(12, 28, 4)
-SCALE, TABLE_COLUMNS = 28, 29
 _AHEAD = 8  # positions whose values are asked for before they are read
-NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 
 
 @reordered
@@ -219,16 +273,7 @@ def let_through(kind: int, gated: int, inner: Any, up: Any, slots: int, width: i
 
 # ------------------------------------------------------------- checks between layers, so that a token goes no further
 
-# Of a check: the layer after which it is made; the first layer's outputs, and addresses of its weight, bias and change;
-# whether the state is normalised; the activation; how many layers follow, and the address of what they have.
-(
-    TEST_AT, TEST_COUNT, TEST_WEIGHT, TEST_BIAS, TEST_CHANGE, TEST_NORMALISE, TEST_ACTIVATION, TEST_DEPTH, TEST_LATER,
-    TEST_COLUMNS,
-) = range(10)  # fmt: skip
-# Of a layer behind the first: addresses of weight and bias, and its outputs.
-_WEIGHT, _BIAS, _OUTPUTS, LATER_COLUMNS = range(4)
-KINDS = {"tanh": 0, "relu": 1}
-_RELU = KINDS["relu"]
+_RELU = CHECK_ACTIVATIONS["relu"]
 _FLAT = 44.0  # from where on 1 - tanh is none in float32
 
 
@@ -311,8 +356,8 @@ def score(  # noqa: PLR0912
     width = count
     for depth in range(test[TEST_DEPTH]):
         later = carray(pointer(test[TEST_LATER] + 8 * LATER_COLUMNS * depth), LATER_COLUMNS, np.int64)
-        outputs = later[_OUTPUTS]
-        weight, bias = floats(later[_WEIGHT], outputs * width), floats(later[_BIAS], outputs)
+        outputs = later[LATER_OUTPUTS]
+        weight, bias = floats(later[LATER_WEIGHT], outputs * width), floats(later[LATER_BIAS], outputs)
         _activate(test[TEST_ACTIVATION], inner, width)
         for row in range(outputs):
             total = bias[row]
@@ -343,7 +388,7 @@ def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
 
     @c_function
     def run(data: Any) -> None:  # noqa: PLR0915
-        given = carray(data, _FIELDS, np.int64)
+        given = carray(data, FIELDS, np.int64)
         members, member = which(given[SIZE], given[MEMBER])
         slots, hidden, inner = given[SLOTS], given[HIDDEN], given[INNER]
         heads, kv_heads, dim = given[HEADS], given[KV_HEADS], given[HEAD_DIM]
@@ -421,5 +466,25 @@ def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
                         break
         if member == 0 and given[TESTS_END] != 0:
             given[ASKED], given[LEFT] = asked, left
+
+    return run
+
+
+@cache
+def threads() -> Any:
+    """Compile what shares the columns of a product among threads."""
+
+    @c_function
+    def run(data: Any) -> None:
+        given = carray(data, PRODUCT_FIELDS, np.int64)
+        members, member = which(given[TEAM_SIZE], given[TEAM_MEMBER])
+        start, end = share(given[OUTPUTS], member, members)
+        multiply(
+            given[PRODUCT],
+            (
+                given[WEIGHTS], given[INPUTS], start, end, given[X], given[STRIDE], given[COUNT], given[OUT],
+                given[OUT_STRIDE], given[ROOM_AT] + 4 * ROOM * member,
+            ),
+        )  # fmt: skip
 
     return run

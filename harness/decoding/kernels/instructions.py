@@ -11,6 +11,8 @@ from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from harness.decoding.kernels import COLUMNS
+
 compiled: Any = partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Compiles a function that only compiled ones call."""
 
@@ -137,3 +139,10 @@ def exponential(x: Any) -> Any:
     value = value * rest + np.float32(5.0000001201e-1)
     value = value * rest * rest + rest + np.float32(1.0)
     return value * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23)) + (x - x)
+
+
+@compiled
+def share(count: int, member: int, members: int) -> tuple[int, int]:
+    """Return where a thread's part of so many columns begins and ends: whole panels."""
+    panels = (count + COLUMNS - 1) // COLUMNS
+    return COLUMNS * (panels * member // members), min(count, COLUMNS * (panels * (member + 1) // members))

@@ -10,20 +10,16 @@ import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
 from harness.decoding.blocks import LayerNorm, RMSNorm
-from harness.decoding.kernels import arithmetic, moved, team
-from harness.decoding.kernels.instructions import c_function, multiply, which
-from harness.decoding.kernels.panels import COLUMNS, GROUP, MANY, ROOM, Bits, product_of, share
+from harness.decoding.kernels import COLUMNS, GROUP, ROOM, Kind, address_of, moved, tables, team
 
 if TYPE_CHECKING:
     from harness.contracts import StateScore, StateTest
@@ -32,31 +28,6 @@ if TYPE_CHECKING:
 
 
 _ALONE = 1 << 18  # multiplications, below which a second thread costs more than it brings
-
-(
-    _WEIGHTS, _INPUTS, _COLUMNS, _X, _STRIDE, _ROWS, _OUT, _OUT_STRIDE, _ROOM, _PRODUCT, _SIZE, _MEMBER, _FIELDS,
-) = range(13)  # fmt: skip
-_Given = ctypes.c_int64 * _FIELDS
-
-
-@cache
-def _in_threads() -> Any:
-    """Compile what shares the columns of a product among threads."""
-
-    @c_function
-    def run(data: Any) -> None:
-        given = carray(data, _FIELDS, np.int64)
-        members, member = which(given[_SIZE], given[_MEMBER])
-        start, end = share(given[_COLUMNS], member, members)
-        multiply(
-            given[_PRODUCT],
-            (
-                given[_WEIGHTS], given[_INPUTS], start, end, given[_X], given[_STRIDE], given[_ROWS], given[_OUT],
-                given[_OUT_STRIDE], given[_ROOM] + 4 * ROOM * member,
-            ),
-        )  # fmt: skip
-
-    return run
 
 
 def in_panels(weight: Tensor) -> Tensor:
@@ -71,29 +42,27 @@ class CompiledLinear:
     """``x @ weight.T + bias`` from packed panels. Implements :class:`harness.contracts.LinearMap`.
 
     Attributes:
-        bits: how panels are stored.
+        kind: how panels are stored.
         data: ``[panels, bytes of a panel]`` uint8.
         shape: rows of the result and of the input, ``(out, in)``, without padding.
         bias: ``[out]`` float32, or ``None``.
         first: column of the first panel that is the first row of the result.
     """
 
-    bits: type[Bits]
+    kind: Kind
     data: Tensor
     shape: tuple[int, int]
     bias: Tensor | None = None
     first: int = 0
 
     def __post_init__(self) -> None:
-        product_of(self.bits)
+        address_of(self.kind.name)
 
     @classmethod
-    def of(
-        cls, bits: type[Bits], parts: Sequence[Tensor], shape: tuple[int, int], bias: Tensor | None
-    ) -> CompiledLinear:
+    def of(cls, kind: Kind, parts: Sequence[Tensor], shape: tuple[int, int], bias: Tensor | None) -> CompiledLinear:
         """Store what stands one behind the other in each panel, ``[panels, …]`` each."""
         data = torch.cat([part.contiguous().view(torch.uint8).view(len(part), -1) for part in parts], dim=1)
-        return cls(bits, moved(data), shape, None if bias is None else bias.float())
+        return cls(kind, moved(data), shape, None if bias is None else bias.float())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map ``[n, in]`` to ``[n, out]``, in the dtype of ``x``; sums are float32."""
@@ -107,12 +76,12 @@ class CompiledLinear:
         out = rows.new_empty((number, columns))
         if number * columns * inputs < _ALONE:
             threads = 1
-        room, together = rows.new_empty(threads * ROOM if number >= MANY else 0), team()
-        given = _Given(
+        room, together = rows.new_empty(threads * ROOM), team()
+        given = tables.ProductParameters(
             self.data.data_ptr(), inputs, columns, rows.data_ptr(), 4 * rows.stride(0), number, out.data_ptr(),
-            columns, room.data_ptr(), product_of(self.bits).address, together.size, together.member,
+            columns, room.data_ptr(), address_of(self.kind.name), together.size, together.member,
         )  # fmt: skip
-        together.run(_in_threads().address, ctypes.addressof(given), threads)
+        together.run(address_of("threads"), ctypes.addressof(given), threads)
         out = out[:, self.first : self.first + count]
         return (out if self.bias is None else out + self.bias).to(x.dtype)
 
@@ -120,7 +89,7 @@ class CompiledLinear:
         """Return the map restricted to output columns from ``start`` on, sharing storage."""
         first, bias = self.first + start, None if self.bias is None else self.bias[start:]
         shape = self.shape[0] - start, self.shape[1]
-        return CompiledLinear(self.bits, self.data[first // COLUMNS :], shape, bias, first % COLUMNS)
+        return CompiledLinear(self.kind, self.data[first // COLUMNS :], shape, bias, first % COLUMNS)
 
     @property
     def nbytes(self) -> int:
@@ -129,10 +98,10 @@ class CompiledLinear:
 
 
 _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
-    arithmetic.RELU: F.relu,
-    arithmetic.SILU: F.silu,
-    arithmetic.TANH: lambda x: F.gelu(x, approximate="tanh"),
-    arithmetic.ERF: F.gelu,
+    tables.RELU: F.relu,
+    tables.SILU: F.silu,
+    tables.TANH: lambda x: F.gelu(x, approximate="tanh"),
+    tables.ERF: F.gelu,
 }
 
 
@@ -149,12 +118,12 @@ class CompiledLayers:
         self._inner = block.mlp_out.shape[1]
         self._hidden = block.qkv.shape[1]
         self._longest = max(self._hidden, self._inner, heads.query_width)
-        self._model = arithmetic.Parameters(
+        self._model = tables.Parameters(
             hidden=self._hidden, heads=heads.query_heads, kv_heads=heads.kv_heads, head_dim=heads.head_dim,
             inner=self._inner, gated=block.gated, parallel=block.parallel, activation=activation,
             table=self._table.data_ptr(), size=team().size, member=team().member, barrier=team().barrier,
         )  # fmt: skip
-        arithmetic.layers()
+        address_of("layers")
 
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> CompiledLayers | None:
@@ -202,14 +171,14 @@ class CompiledLayers:
         own += -own % 16
         threads = torch.get_num_threads()
         work = self._work(shared + threads * own)
-        given = arithmetic.Parameters.from_buffer_copy(self._model)
-        tables = None if rotary is None else rotary.plain
-        if tables is not None:
-            given.turning, given.cos, given.sin = tables[0].shape[1], tables[0].data_ptr(), tables[1].data_ptr()
+        given = tables.Parameters.from_buffer_copy(self._model)
+        turns = None if rotary is None else rotary.plain
+        if turns is not None:
+            given.turning, given.cos, given.sin = turns[0].shape[1], turns[0].data_ptr(), turns[1].data_ptr()
         given.entries, given.layer_stride, given.head_stride = cache.entries.data_ptr(), strides[0], strides[2]
         given.rows, given.positions, given.slots = at[0].data_ptr(), at[1].data_ptr(), count
         given.work, given.own, given.own_size = work.data_ptr(), work.data_ptr() + 4 * shared, own
-        return Slots(given, arithmetic.layers().address, threads, (at, work, tables, cache.entries, self), asking)
+        return Slots(given, address_of("layers"), threads, (at, work, turns, cache.entries, self), asking)
 
     def asking(self, test: StateTest, points: Sequence[int]) -> Asking | None:
         """Return the checks of one token that are made after some layers; ``None`` where they are not compiled here."""
@@ -263,18 +232,12 @@ def _facts(block: Block) -> list[int]:
     facts: list[int] = []
     for matrix in (block.qkv, block.output, block.mlp_in, block.mlp_out):
         assert isinstance(matrix, CompiledLinear)
-        facts += [matrix.data.data_ptr(), product_of(matrix.bits).address, _address(matrix.bias)]
+        facts += [matrix.data.data_ptr(), address_of(matrix.kind.name), _address(matrix.bias)]
     for norm in (block.attention_norm, block.mlp_norm, block.query_norm, block.key_norm):
-        kind = (
-            arithmetic.NO_NORM
-            if norm is None
-            else arithmetic.RMS_NORM
-            if isinstance(norm, RMSNorm)
-            else arithmetic.LAYER_NORM
-        )
+        kind = tables.NO_NORM if norm is None else tables.RMS_NORM if isinstance(norm, RMSNorm) else tables.LAYER_NORM
         bias = norm.bias if isinstance(norm, LayerNorm) else None
         weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        facts += [arithmetic.NO_NORM if norm is None else kind, _address(weight), _address(bias), _bits_of(epsilon)]
+        facts += [tables.NO_NORM if norm is None else kind, _address(weight), _address(bias), _bits_of(epsilon)]
     return [*facts, _bits_of(block.scale)]
 
 
@@ -319,7 +282,7 @@ def _fits(one: StateScore, hidden: int, most: int) -> bool:
             return False
     given = [(tensor, shape) for tensor, shape in shapes if tensor is not None]
     plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor, _ in given)
-    plain &= one.activation in arithmetic.KINDS
+    plain &= one.activation in tables.CHECK_ACTIVATIONS
     return plain and width == 1 and count <= most and all(tensor.shape == shape for tensor, shape in given)
 
 
@@ -331,7 +294,7 @@ class PackedTest:
         self.table = torch.tensor(
             [self._row(one, point) for one, point in zip(scores, points, strict=True)], dtype=torch.int64
         )
-        self.most = int(self.table[:, arithmetic.TEST_COUNT].max())
+        self.most = int(self.table[:, tables.TEST_COUNT].max())
 
     @classmethod
     def of(cls, test: StateTest, points: Sequence[int], hidden: int, most: int) -> PackedTest | None:
@@ -348,10 +311,10 @@ class PackedTest:
 
     def _row(self, one: StateScore, point: int) -> list[int]:
         later = [[self._at(weight), self._at(bias), len(bias)] for weight, bias in one.later]
-        packed = torch.tensor(later, dtype=torch.int64).reshape(-1, arithmetic.LATER_COLUMNS)
+        packed = torch.tensor(later, dtype=torch.int64).reshape(-1, tables.LATER_COLUMNS)
         return [
             point, len(one.bias), self._at(one.weight), self._at(one.bias), self._at(one.change), one.normalise,
-            arithmetic.KINDS[one.activation], len(later), self._at(packed),
+            tables.CHECK_ACTIVATIONS[one.activation], len(later), self._at(packed),
         ]  # fmt: skip
 
     def _at(self, tensor: Tensor | None) -> int:

@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import cfunc, types  # type: ignore[attr-defined]
 
-from harness.decoding.kernels import once
+from harness.decoding.kernels import COLUMNS, FLOAT32, FP16, GROUP, INT4, INT8, ROOM, Kind
 from harness.decoding.kernels.instructions import (
     FLOAT,
     HALF,
@@ -32,22 +32,13 @@ from harness.decoding.kernels.instructions import (
 
 _WIDE = llvm.get_host_cpu_features().get("avx512f", False)
 LANES = 16 if _WIDE else 8
-COLUMNS = 32
-"""Outputs of a panel."""
-
 VECTORS = COLUMNS // LANES
-GROUP = 32
-"""Inputs are padded to a multiple."""
-
-_BLOCK = 256  # inputs that are widened together, for as many rows as there are
+_BLOCK = ROOM // COLUMNS  # inputs that are widened together, for as many rows as there are
 _TOGETHER = 4  # inputs of a turn of the inner loop
 _AHEAD = 1536  # bytes that are asked for before they are read
 _MOST, _FEW = (12, 4) if _WIDE else (3, 3)  # rows of a tile, so that its sums stay in registers
 MANY = 9 if _WIDE else 4
 """Rows from which on weights are widened before they are multiplied."""
-
-ROOM = _BLOCK * COLUMNS
-"""Floats that a thread widens weights into."""
 
 _FLOATS, _INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
 
@@ -82,26 +73,9 @@ def _everywhere(build: Any, number: Any) -> Any:
 
 
 class Bits(ABC):
-    """How a panel's weights are stored, and how they are read. Emits LLVM's instructions.
+    """How a panel's weights are stored, and how they are read. Emits LLVM's instructions."""
 
-    Attributes:
-        input_bytes: of the weights of one input.
-        group_header_bytes: before the first of :data:`GROUP` inputs.
-        header_bytes: of a panel, before the first group.
-    """
-
-    input_bytes: ClassVar[int]
-    group_header_bytes: ClassVar[int] = 0
-    header_bytes: ClassVar[int] = 0
-
-    @property
-    def group_bytes(self) -> int:
-        """Of :data:`GROUP` inputs."""
-        return self.group_header_bytes + GROUP * self.input_bytes
-
-    def panel_bytes(self, inputs: int) -> int:
-        """Of so many inputs, padded to a multiple of :data:`GROUP`."""
-        return self.header_bytes + -(-inputs // GROUP) * self.group_bytes
+    kind: ClassVar[Kind]
 
     def begin(self, build: Any, panel: Any, group: Any) -> Any:
         """Return what the weights of a group share: addresses of the panel and of the group are given."""
@@ -115,7 +89,7 @@ class Bits(ABC):
 class Float32(Bits):
     """Plain numbers: widened weights."""
 
-    input_bytes = 4 * COLUMNS
+    kind = FLOAT32
 
     def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
         """Load them."""
@@ -125,7 +99,7 @@ class Float32(Bits):
 class Fp16(Bits):
     """Numbers in half precision."""
 
-    input_bytes = 2 * COLUMNS
+    kind = FP16
 
     def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
         """Widen them."""
@@ -135,7 +109,7 @@ class Fp16(Bits):
 class Int8(Bits):
     """A float32 scale for each output, then whole numbers of 8 bits."""
 
-    input_bytes, header_bytes = COLUMNS, 4 * COLUMNS
+    kind = INT8
 
     def begin(self, build: Any, panel: Any, group: Any) -> Any:
         """Load the scales."""
@@ -153,7 +127,7 @@ class Int8(Bits):
 class Int4(Bits):
     """Of each 32 inputs scales and least weights in half precision, then half a byte a weight, low halves first."""
 
-    input_bytes, group_header_bytes = COLUMNS // 2, 4 * COLUMNS
+    kind = INT4
 
     def begin(self, build: Any, panel: Any, group: Any) -> Any:
         """Widen scales and least weights."""
@@ -199,17 +173,17 @@ def _tile(bits: Bits, rows: int) -> Callable[..., None]:
                         for one in mine:
                             build.store(ir.Constant(_FLOATS, [0.0] * LANES), one)
             with emit.for_range(build, groups) as loop:
-                at = build.add(first, build.mul(loop.index, I64(bits.group_bytes)))
+                at = build.add(first, build.mul(loop.index, I64(bits.kind.group_bytes)))
                 x_at = [build.add(row, build.mul(loop.index, I64(4 * GROUP))) for row in of_x]
                 shared = bits.begin(build, panel, at)
                 with emit.for_range(build, I64(GROUP // _TOGETHER)) as inner:
-                    start = build.mul(inner.index, I64(_TOGETHER * bits.input_bytes))
-                    start = build.add(at, _add(build, start, bits.group_header_bytes))
-                    for line in range(0, 0 if isinstance(bits, Float32) else _TOGETHER * bits.input_bytes, 64):
+                    start = build.mul(inner.index, I64(_TOGETHER * bits.kind.input_bytes))
+                    start = build.add(at, _add(build, start, bits.kind.group_header_bytes))
+                    for line in range(0, 0 if isinstance(bits, Float32) else _TOGETHER * bits.kind.input_bytes, 64):
                         prefetch(build, _add(build, start, _AHEAD + line))
                     rows_at = [build.add(row, build.mul(inner.index, I64(4 * _TOGETHER))) for row in x_at]
                     for place in range(_TOGETHER):
-                        weights = bits.read(build, _add(build, start, place * bits.input_bytes), shared)
+                        weights = bits.read(build, _add(build, start, place * bits.kind.input_bytes), shared)
                         for mine, row in zip(sums, rows_at, strict=True):
                             number = _everywhere(build, _load(build, _add(build, row, 4 * place), FLOAT, 1))
                             for one, weight in zip(mine, weights, strict=True):
@@ -232,14 +206,15 @@ def _widen(bits: Bits) -> Callable[..., None]:
         def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
             panel, first, groups, out = arguments
             with emit.for_range(build, groups) as loop:
-                at = build.add(first, build.mul(loop.index, I64(bits.group_bytes)))
+                at = build.add(first, build.mul(loop.index, I64(bits.kind.group_bytes)))
                 to = build.add(out, build.mul(loop.index, I64(4 * COLUMNS * GROUP)))
                 shared = bits.begin(build, panel, at)
-                for line in range(0, bits.group_bytes, 64):
+                for line in range(0, bits.kind.group_bytes, 64):
                     prefetch(build, _add(build, at, _AHEAD + line))
                 with emit.for_range(build, I64(GROUP)) as inner:
                     start = build.add(
-                        at, _add(build, build.mul(inner.index, I64(bits.input_bytes)), bits.group_header_bytes)
+                        at,
+                        _add(build, build.mul(inner.index, I64(bits.kind.input_bytes)), bits.kind.group_header_bytes),
                     )
                     into = build.add(to, build.mul(inner.index, I64(4 * COLUMNS)))
                     for vector, weights in enumerate(bits.read(build, start, shared)):
@@ -275,16 +250,14 @@ def _rows_of(bits: Bits, most: int) -> Callable[..., None]:
     return multiply
 
 
-@once
-def product_of(kind: type[Bits]) -> Any:
+def product_of(bits: Bits) -> Any:
     """Compile some columns of ``x @ weights.T`` for a kind of weights, which takes a second.
 
     Its arguments: address of the weights and their inputs, a multiple of :data:`GROUP`; first and last column, whole
     panels; address of the rows, bytes from one to the next, and their number; address of the result and numbers from a
     row to the next; room for :data:`ROOM` floats.
     """
-    bits = kind()
-    header, group_bytes, block = bits.header_bytes, bits.group_bytes, _BLOCK // GROUP
+    header, group_bytes, block = bits.kind.header_bytes, bits.kind.group_bytes, _BLOCK // GROUP
     widen, stored, widened = _widen(bits), _rows_of(bits, _FEW), _rows_of(Float32(), _MOST)
 
     @cfunc(PRODUCT, nogil=True, error_model="numpy")
@@ -305,10 +278,3 @@ def product_of(kind: type[Bits]) -> Any:
                 widened(room, room, count, x + 4 * GROUP * group, stride, rows, to, out_stride, group)
 
     return product
-
-
-@compiled
-def share(count: int, member: int, members: int) -> tuple[int, int]:
-    """Return where a thread's part of so many columns begins and ends: whole panels."""
-    panels = (count + COLUMNS - 1) // COLUMNS
-    return COLUMNS * (panels * member // members), min(count, COLUMNS * (panels * (member + 1) // members))

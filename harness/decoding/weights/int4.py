@@ -43,11 +43,11 @@ class Int4(WeightsFormat):
     def prepare(self, device: str) -> None:
         """Compile its products."""
         if device == "cpu":
-            kernels.prepare("Int4")
+            kernels.prepare(kernels.INT4)
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each group of a matrix to sixteen levels from its least to its greatest weight."""
-        from harness.decoding.kernels import layers, panels
+        from harness.decoding.kernels import layers
 
         numbers = layers.in_panels(weight.float())
         groups = numbers.unflatten(1, (-1, GROUP))  # [panels, groups, 32, columns]
@@ -58,4 +58,4 @@ class Int4(WeightsFormat):
         levels = torch.round((groups - least.float()) / divisors).clamp(0, LEVELS).to(torch.uint8)
         low, high = levels.chunk(2, dim=3)
         parts = [part.contiguous().view(torch.uint8).flatten(2) for part in (scales, least, low | (high << 4))]
-        return layers.CompiledLinear.of(panels.Int4, [torch.cat(parts, dim=2)], weight.shape, bias)
+        return layers.CompiledLinear.of(kernels.INT4, [torch.cat(parts, dim=2)], weight.shape, bias)

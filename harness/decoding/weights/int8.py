@@ -34,13 +34,13 @@ class Int8(WeightsFormat):
     def prepare(self, device: str) -> None:
         """Compile its products."""
         if device == "cpu":
-            kernels.prepare("Int8")
+            kernels.prepare(kernels.INT8)
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each row of a matrix to multiples of its largest weight over 127."""
-        from harness.decoding.kernels import layers, panels
+        from harness.decoding.kernels import layers
 
         levels = layers.in_panels(weight.float())
         scales = levels.abs().amax(1, keepdim=True) / LEVELS
         levels = torch.round(levels / scales.clamp(min=_SMALLEST)).to(torch.int8)
-        return layers.CompiledLinear.of(panels.Int8, [scales, levels], weight.shape, bias)
+        return layers.CompiledLinear.of(kernels.INT8, [scales, levels], weight.shape, bias)
