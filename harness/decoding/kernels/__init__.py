@@ -40,8 +40,8 @@ COLUMNS = 32
 GROUP = 32
 """Inputs are padded to a multiple."""
 
-ROOM = 256 * COLUMNS
-"""Floats that a thread widens weights into."""
+ROOM = 1 << 16
+"""Floats that a thread has room for: widened weights, or activations in 8 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,9 @@ FLOAT32 = Kind("Float32", 4 * COLUMNS)
 FP16 = Kind("Fp16", 2 * COLUMNS)
 INT8 = Kind("Int8", COLUMNS, header_bytes=4 * COLUMNS)  # a float32 scale of each output
 INT4 = Kind("Int4", COLUMNS // 2, group_header_bytes=4 * COLUMNS)  # scales, then least weights, in half precision
-KINDS = {kind.name: kind for kind in (FP16, INT8, INT4)}
+W8A8 = Kind("W8A8", COLUMNS, header_bytes=4 * COLUMNS)  # as Int8, of 4 inputs together
+W4A8 = Kind("W4A8", COLUMNS // 2, group_header_bytes=4 * COLUMNS)  # as Int4, of 4 inputs together
+KINDS = {kind.name: kind for kind in (FP16, INT8, INT4, W8A8, W4A8)}
 """Of packed matrices."""
 
 
@@ -133,9 +135,10 @@ def _key_of(name: str) -> str:
 
 
 def _compile(name: str, key: str) -> int:
-    from harness.decoding.kernels import arithmetic, panels
+    from harness.decoding.kernels import arithmetic, integers, panels
 
-    found = panels.product_of(getattr(panels, name)()) if name in KINDS else getattr(arithmetic, name)()
+    products = panels if hasattr(panels, name) else integers
+    found = getattr(products, name)().product() if name in KINDS else getattr(arithmetic, name)()
     library = found._library  # Numba's own cache unpickles what it reads
     code = library.serialize_using_object_code()[2][0]
     keep_document("compiled", key, {"symbol": found.native_name, "code": b64encode(code).decode()})

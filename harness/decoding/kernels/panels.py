@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import cfunc, types  # type: ignore[attr-defined]
 
-from harness.decoding.kernels import COLUMNS, FLOAT32, FP16, GROUP, INT4, INT8, ROOM, Kind
+from harness.decoding.kernels import COLUMNS, FLOAT32, FP16, GROUP, INT4, INT8, Kind
 from harness.decoding.kernels.instructions import (
     FLOAT,
     HALF,
@@ -30,52 +30,61 @@ from harness.decoding.kernels.instructions import (
     prefetch,
 )
 
-_WIDE = llvm.get_host_cpu_features().get("avx512f", False)
-LANES = 16 if _WIDE else 8
+WIDE = llvm.get_host_cpu_features().get("avx512f", False)
+LANES = 16 if WIDE else 8
 VECTORS = COLUMNS // LANES
-_BLOCK = ROOM // COLUMNS  # inputs that are widened together, for as many rows as there are
+_BLOCK = 256  # inputs that are widened together, for as many rows as there are
 _TOGETHER = 4  # inputs of a turn of the inner loop
-_AHEAD = 1536  # bytes that are asked for before they are read
-_MOST, _FEW = (12, 4) if _WIDE else (3, 3)  # rows of a tile, so that its sums stay in registers
-MANY = 9 if _WIDE else 4
+AHEAD = 1536  # bytes that are asked for before they are read
+_MOST, _FEW = (12, 4) if WIDE else (3, 3)  # rows of a tile, so that its sums stay in registers
+MANY = 9 if WIDE else 4
 """Rows from which on weights are widened before they are multiplied."""
 
-_FLOATS, _INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
+FLOATS, INTS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
 
 
-def _load(build: Any, address: Any, kind: Any, count: int = LANES) -> Any:
+def load(build: Any, address: Any, kind: Any, count: int = LANES) -> Any:
+    """Load a vector, or a number."""
     vector = kind if count == 1 else ir.VectorType(kind, count)
     return build.load(build.inttoptr(address, vector.as_pointer()), align=1)
 
 
-def _loads(build: Any, address: Any, kind: Any, size: int) -> list[Any]:
+def loads(build: Any, address: Any, kind: Any, size: int) -> list[Any]:
     """Load :data:`COLUMNS` numbers of so many bytes."""
-    return [_load(build, _add(build, address, size * first), kind) for first in range(0, COLUMNS, LANES)]
+    return [load(build, add(build, address, size * first), kind) for first in range(0, COLUMNS, LANES)]
 
 
-def _store(build: Any, value: Any, address: Any) -> None:
+def store(build: Any, value: Any, address: Any) -> None:
+    """Store a vector."""
     build.store(value, build.inttoptr(address, value.type.as_pointer()), align=4)
 
 
-def _add(build: Any, address: Any, offset: int) -> Any:
+def add(build: Any, address: Any, offset: int) -> Any:
+    """Return an address so many bytes on."""
     return build.add(address, I64(offset))
 
 
-def _fused(build: Any, one: Any, other: Any, plus: Any) -> Any:
-    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+def fused(build: Any, one: Any, other: Any, plus: Any) -> Any:
+    """Multiply two vectors and add a third, rounding once."""
+    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
     return build.call(emit.get_or_insert_function(build.module, kind, f"llvm.fma.v{LANES}f32"), [one, other, plus])
 
 
-def _everywhere(build: Any, number: Any) -> Any:
-    nothing = ir.Constant(_FLOATS, ir.Undefined)
+def everywhere(build: Any, number: Any) -> Any:
+    """Return a vector of one number."""
+    nothing = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
     first = build.insert_element(nothing, number, I32(0))
-    return build.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+    return build.shuffle_vector(first, nothing, ir.Constant(INTS, [0] * LANES))
 
 
 class Bits(ABC):
     """How a panel's weights are stored, and how they are read. Emits LLVM's instructions."""
 
     kind: ClassVar[Kind]
+
+    def product(self) -> Any:
+        """Compile a product: :func:`product_of`."""
+        return product_of(self)
 
     def begin(self, build: Any, panel: Any, group: Any) -> Any:
         """Return what the weights of a group share: addresses of the panel and of the group are given."""
@@ -93,7 +102,7 @@ class Float32(Bits):
 
     def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
         """Load them."""
-        return _loads(build, at, FLOAT, 4)
+        return loads(build, at, FLOAT, 4)
 
 
 class Fp16(Bits):
@@ -103,7 +112,7 @@ class Fp16(Bits):
 
     def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
         """Widen them."""
-        return [build.fpext(one, _FLOATS) for one in _loads(build, at, HALF, 2)]
+        return [build.fpext(one, FLOATS) for one in loads(build, at, HALF, 2)]
 
 
 class Int8(Bits):
@@ -113,13 +122,13 @@ class Int8(Bits):
 
     def begin(self, build: Any, panel: Any, group: Any) -> Any:
         """Load the scales."""
-        return _loads(build, panel, FLOAT, 4)
+        return loads(build, panel, FLOAT, 4)
 
     def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
         """Widen the whole numbers and scale them."""
-        levels = _loads(build, at, I8, 1)
+        levels = loads(build, at, I8, 1)
         return [
-            build.fmul(build.sitofp(build.sext(level, _INTS), _FLOATS), scale)
+            build.fmul(build.sitofp(build.sext(level, INTS), FLOATS), scale)
             for level, scale in zip(levels, shared, strict=True)
         ]
 
@@ -131,18 +140,16 @@ class Int4(Bits):
 
     def begin(self, build: Any, panel: Any, group: Any) -> Any:
         """Widen scales and least weights."""
-        halves = _loads(build, group, HALF, 2) + _loads(build, _add(build, group, 2 * COLUMNS), HALF, 2)
-        return [build.fpext(half, _FLOATS) for half in halves]
+        halves = loads(build, group, HALF, 2) + loads(build, add(build, group, 2 * COLUMNS), HALF, 2)
+        return [build.fpext(half, FLOATS) for half in halves]
 
     def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
         """Make level · scale + least of each."""
-        pairs = [
-            build.zext(_load(build, _add(build, at, offset), I8), _INTS) for offset in range(0, COLUMNS // 2, LANES)
-        ]
-        levels = [build.and_(pair, ir.Constant(_INTS, [15] * LANES)) for pair in pairs]
-        levels += [build.lshr(pair, ir.Constant(_INTS, [4] * LANES)) for pair in pairs]
+        pairs = [build.zext(load(build, add(build, at, offset), I8), INTS) for offset in range(0, COLUMNS // 2, LANES)]
+        levels = [build.and_(pair, ir.Constant(INTS, [15] * LANES)) for pair in pairs]
+        levels += [build.lshr(pair, ir.Constant(INTS, [4] * LANES)) for pair in pairs]
         return [
-            _fused(build, build.uitofp(level, _FLOATS), scale, least)
+            fused(build, build.uitofp(level, FLOATS), scale, least)
             for level, scale, least in zip(levels, shared[:VECTORS], shared[VECTORS:], strict=True)
         ]
 
@@ -162,35 +169,35 @@ def _tile(bits: Bits, rows: int) -> Callable[..., None]:
             panel, first, groups, x, x_stride, out, out_stride, adds = arguments
             of_x = [build.add(x, build.mul(I64(row), x_stride)) for row in range(rows)]
             of_out = [build.add(out, build.mul(I64(4 * row), out_stride)) for row in range(rows)]
-            sums = [[emit.alloca_once(build, _FLOATS) for _ in range(VECTORS)] for _ in range(rows)]
+            sums = [[emit.alloca_once(build, FLOATS) for _ in range(VECTORS)] for _ in range(rows)]
             adds = build.icmp_signed("!=", adds, I64(0))
             for mine, address in zip(sums, of_out, strict=True):
                 with build.if_else(adds) as (there, new):
                     with there:
-                        for one, before in zip(mine, _loads(build, address, FLOAT, 4), strict=True):
+                        for one, before in zip(mine, loads(build, address, FLOAT, 4), strict=True):
                             build.store(before, one)
                     with new:
                         for one in mine:
-                            build.store(ir.Constant(_FLOATS, [0.0] * LANES), one)
+                            build.store(ir.Constant(FLOATS, [0.0] * LANES), one)
             with emit.for_range(build, groups) as loop:
                 at = build.add(first, build.mul(loop.index, I64(bits.kind.group_bytes)))
                 x_at = [build.add(row, build.mul(loop.index, I64(4 * GROUP))) for row in of_x]
                 shared = bits.begin(build, panel, at)
                 with emit.for_range(build, I64(GROUP // _TOGETHER)) as inner:
                     start = build.mul(inner.index, I64(_TOGETHER * bits.kind.input_bytes))
-                    start = build.add(at, _add(build, start, bits.kind.group_header_bytes))
+                    start = build.add(at, add(build, start, bits.kind.group_header_bytes))
                     for line in range(0, 0 if isinstance(bits, Float32) else _TOGETHER * bits.kind.input_bytes, 64):
-                        prefetch(build, _add(build, start, _AHEAD + line))
+                        prefetch(build, add(build, start, AHEAD + line))
                     rows_at = [build.add(row, build.mul(inner.index, I64(4 * _TOGETHER))) for row in x_at]
                     for place in range(_TOGETHER):
-                        weights = bits.read(build, _add(build, start, place * bits.kind.input_bytes), shared)
+                        weights = bits.read(build, add(build, start, place * bits.kind.input_bytes), shared)
                         for mine, row in zip(sums, rows_at, strict=True):
-                            number = _everywhere(build, _load(build, _add(build, row, 4 * place), FLOAT, 1))
+                            number = everywhere(build, load(build, add(build, row, 4 * place), FLOAT, 1))
                             for one, weight in zip(mine, weights, strict=True):
-                                build.store(_fused(build, weight, number, build.load(one)), one)
+                                build.store(fused(build, weight, number, build.load(one)), one)
             for mine, address in zip(sums, of_out, strict=True):
                 for vector, one in enumerate(mine):
-                    _store(build, build.load(one), _add(build, address, 4 * LANES * vector))
+                    store(build, build.load(one), add(build, address, 4 * LANES * vector))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), make
@@ -210,15 +217,15 @@ def _widen(bits: Bits) -> Callable[..., None]:
                 to = build.add(out, build.mul(loop.index, I64(4 * COLUMNS * GROUP)))
                 shared = bits.begin(build, panel, at)
                 for line in range(0, bits.kind.group_bytes, 64):
-                    prefetch(build, _add(build, at, _AHEAD + line))
+                    prefetch(build, add(build, at, AHEAD + line))
                 with emit.for_range(build, I64(GROUP)) as inner:
                     start = build.add(
                         at,
-                        _add(build, build.mul(inner.index, I64(bits.kind.input_bytes)), bits.kind.group_header_bytes),
+                        add(build, build.mul(inner.index, I64(bits.kind.input_bytes)), bits.kind.group_header_bytes),
                     )
                     into = build.add(to, build.mul(inner.index, I64(4 * COLUMNS)))
                     for vector, weights in enumerate(bits.read(build, start, shared)):
-                        _store(build, weights, _add(build, into, 4 * vector * LANES))
+                        store(build, weights, add(build, into, 4 * vector * LANES))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 4), make

@@ -31,6 +31,8 @@ class Int4(WeightsFormat):
         invariant=True,
     )
 
+    kind: ClassVar[kernels.Kind] = kernels.INT4
+
     @property
     def head(self) -> WeightsFormat:
         """Eight bits for the LM head and the exits' shortcuts, as llama.cpp keeps them."""
@@ -43,7 +45,7 @@ class Int4(WeightsFormat):
     def prepare(self, device: str) -> None:
         """Compile its products."""
         if device == "cpu":
-            kernels.prepare(kernels.INT4)
+            kernels.prepare(self.kind)
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each group of a matrix to sixteen levels from its least to its greatest weight."""
@@ -56,6 +58,10 @@ class Int4(WeightsFormat):
         scales = ((greatest - least.float()) / LEVELS).half()
         divisors = scales.float().clamp(min=torch.finfo(torch.float16).tiny)
         levels = torch.round((groups - least.float()) / divisors).clamp(0, LEVELS).to(torch.uint8)
-        low, high = levels.chunk(2, dim=3)
+        low, high = self.arranged(levels).chunk(2, dim=3)
         parts = [part.contiguous().view(torch.uint8).flatten(2) for part in (scales, least, low | (high << 4))]
-        return layers.CompiledLinear.of(kernels.INT4, [torch.cat(parts, dim=2)], weight.shape, bias)
+        return layers.CompiledLinear.of(self.kind, [torch.cat(parts, dim=2)], weight.shape, bias)
+
+    def arranged(self, levels: Tensor) -> Tensor:
+        """Return levels ``[panels, groups, 32, columns]`` uint8 in the order in which halves of them share bytes."""
+        return levels
