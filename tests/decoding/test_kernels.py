@@ -23,7 +23,7 @@ from harness.decoding.engine import Engine
 from harness.decoding.packing import ENOUGH, pack, prepare
 from harness.registry import WEIGHTS_FORMATS
 
-PACKED = [name for name in ("fp16", "int8", "int4") if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]
+PACKED = [name for name in ("fp16", "int8", "int4", "w8a8", "w4a8") if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32}
 FORMS = ("llama", "llama-biases", "mistral", "qwen3", "opt", "opt-bare", "gpt2", "gpt2-layer-scaled", "neox-parallel",
          "neox-sequential")  # fmt: skip
