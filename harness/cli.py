@@ -10,16 +10,10 @@ heavy inside it, so that ``--help`` and ``list`` are instant.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path and os.path.join(sys.path[0], "harness", "cli.py") != __file__:
     del sys.path[0]  # `python -m` puts the working directory there, where a user's `tasks.py` would pass for ours
-
-if os.path.basename(sys.argv[0]) in ("harness", "cli.py") and signal.getsignal(signal.SIGINT) is (
-    signal.default_int_handler
-):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` begins: who interrupts an import wants no traceback
 
 import errno
 import logging
@@ -38,11 +32,8 @@ from harness.errors import DEFECT, ConfigError, HarnessError
 from harness.host.files import DEEPEST_PATH
 from harness.registry import plugin_at_fault, summary
 
-SPINS = 3_000
+SPINS = "3000"
 """Turns of the waiting loop: as fast as the default on a quiet machine, and up to ten times as fast beside others."""
-
-CHOSEN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-"""A user's own setting, which is kept."""
 
 
 def spin_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -52,8 +43,8 @@ def spin_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
     beside others, so that a thread that shares its core is waited for at full speed. The library reads the number when
     it is loaded: call this before torch is imported.
     """
-    if not any(name in environment for name in CHOSEN):
-        environment["GOMP_SPINCOUNT"] = str(SPINS)
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 READER_GONE = 141
@@ -69,15 +60,15 @@ PANELS = {
         "report": ("report:report", "harness report runs/mine --out report"),
         "compare": ("measure:compare", "harness compare runs/before runs/after --fail-if 'speedup<-3%'"),
         "rescore": ("measure:rescore", "harness rescore runs/mine"),
-        "calibrate": ("calibrate:calibrate", "harness calibrate --strategy confidence --target agreement=0.95"),
-        "sweep": ("sweep:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.9"),
+        "calibrate": ("replay:calibrate", "harness calibrate --strategy confidence --target agreement=0.95"),
+        "sweep": ("replay:sweep", "harness sweep --replay traces --strategy confidence:threshold=0.5,0.9"),
         "study": ("study:study", "harness study quick --dry-run"),
-        "watch": ("watch:watch", "harness watch studies/quick --once"),
+        "watch": ("study:watch", "harness watch studies/quick --once"),
         "reproduce": ("measure:reproduce", "harness reproduce green-code"),
     },
     "Learn exits": {
-        "suitability": ("suitability:suitability", "harness suitability smollm2-135m --documents 8"),
-        "trace": ("trace:trace", "harness trace --task py150 --out traces"),
+        "suitability": ("replay:suitability", "harness suitability smollm2-135m --documents 8"),
+        "trace": ("training:trace", "harness trace --task py150 --out traces"),
         "train": ("training:Recipes", "harness train classifier --traces traces"),
     },
     "Use and publish": {
@@ -91,7 +82,7 @@ PANELS = {
         "list": ("lookup:list_", "harness list strategies"),
         "show": ("lookup:show", "harness show classifier"),
         "doctor": ("check:doctor", "harness doctor"),
-        "cache": ("lookup:Cache", "harness cache list"),
+        "cache": ("lookup:cache", "harness cache list"),
         "verify": ("check:verify", "harness verify --weights-format fp16"),
     },
 }
@@ -167,17 +158,17 @@ def _called(error: Any) -> str:
 
 
 def _check_arguments() -> None:
-    if any("\0" in argument for argument in sys.argv):
-        raise ConfigError("an argument holds a NUL character, which no name and no path can have. Omit it.")
-    try:
-        for argument in sys.argv:
-            os.fsencode(argument)
-    except UnicodeEncodeError:
-        raise ConfigError("an argument holds half of a surrogate pair, which no path can have. Omit it.") from None
-    for path in (*sys.argv, os.environ.get("XDG_CACHE_HOME", "")):
-        if path.count("/") > DEEPEST_PATH:
+    """Refuse what no name and no path can be, which Python meets in many places."""
+    for text in (*sys.argv, os.environ.get("XDG_CACHE_HOME", "")):
+        try:
+            os.fsencode(text)
+            wrong = "\0" in text or text.count("/") > DEEPEST_PATH
+        except UnicodeEncodeError:
+            wrong = True
+        if wrong:
             raise ConfigError(
-                f"{path[:40]}… has more than {DEEPEST_PATH} folders inside one another. Give a shorter path."
+                f"an argument holds a NUL character, half of a surrogate pair, or more than {DEEPEST_PATH} folders "
+                f"inside one another: {text[:40]!a}. Give another name."
             )
 
 
@@ -190,8 +181,6 @@ def _end_by_defect(error: BaseException) -> NoReturn:
 
 def main() -> None:
     """Run the command and turn refusals into one line, the commands that cure them, and an exit code."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     spin_briefly()
     logging.lastResort = OneLine(stderr, logging.WARNING)  # for commands that draw no progress bar
     warnings.formatwarning = lambda *parts, **settings: visible(_formatwarning(*parts, **settings))

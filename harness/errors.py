@@ -1,9 +1,4 @@
-"""The exception tree.
-
-Everything the harness refuses on purpose derives from :class:`HarnessError`, so that the
-command line can print one line and exit, and a library caller can catch one class. Anything
-else that escapes is a defect and keeps its traceback.
-"""
+"""The exception tree: all that is refused on purpose is a :class:`HarnessError`; anything else is a defect."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""Typed, lazy names over entry points.
+"""Typed, lazy names over entry points: built-ins and third parties register in the same way.
 
-Built-ins and third parties register in the same way: a distribution declares an entry point in
-one of the groups below and the name appears in ``harness list``. Listing never imports the
-registered module (a strategy imports torch, and ``harness list`` must stay instant): the one-line
-summary is read from the source text.
+Listing never imports what is registered, for a strategy imports torch: its summary is read from the source text.
 """
 
 from __future__ import annotations
@@ -12,14 +9,12 @@ import ast
 import importlib.util
 import logging
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import CodeType
 from typing import Any, Generic, TypeVar, cast
 
 from harness.errors import RegistryError, UnknownNameError, is_out_of_memory, reason
@@ -36,14 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One registered name.
-
-    Attributes:
-        name: what the user types.
-        target: ``module:attribute`` that holds the object.
-        distribution: the installed package that declared it. version: of that package.
-        summary: first line of the object's docstring, read without importing it; may be empty.
-    """
+    """One registered name, its ``module:attribute``, the package that declared it, and its docstring's first line."""
 
     name: str
     target: str
@@ -112,20 +100,12 @@ class Registry(Generic[T]):
         return any(_distribution(point) != OWN_DISTRIBUTION for point in self._points.values())
 
     def plugin(self, name: str) -> str:
-        """Return the other project's package that registered a name; empty for this one's.
-
-        Raises:
-            UnknownNameError: the name is not registered.
-        """
+        """Return the other project's package that registered a name; empty for this one's."""
         distribution = _distribution(self._point(name))
         return "" if distribution == OWN_DISTRIBUTION else distribution
 
     def entry(self, name: str) -> Entry:
-        """Return one entry without importing its object.
-
-        Raises:
-            UnknownNameError: the name is not registered.
-        """
+        """Return one entry without importing its object."""
         point = self._point(name)
         version = point.dist.version if point.dist is not None else ""
         return Entry(name, point.value, _distribution(point), version, summary(point))
@@ -138,29 +118,22 @@ class Registry(Generic[T]):
             RegistryError: its module cannot be imported, or what is there is of another kind.
         """
         point = self._point(name)
+        which = f"the {self.noun} '{name}' of {_distribution(point)}"
         try:
-            with keeping_folder(f"the {self.noun} '{name}' of {_distribution(point)} was imported"):
+            with keeping_folder(f"{which} was imported"):
                 found = point.load()
         except (Exception, SystemExit) as error:  # the module is anybody's code
-            if _distribution(point) == OWN_DISTRIBUTION and not isinstance(error, ImportError | AttributeError):
+            if not self.plugin(name) and not isinstance(error, ImportError | AttributeError):
                 raise
             raise RegistryError(
-                f"the {self.noun} '{name}' of {_distribution(point)} cannot be imported ({point.value}): "
-                f"{type(error).__name__}: {error}. {_PLUGIN_REMEDY}"
+                f"{which} cannot be imported ({point.value}): {type(error).__name__}: {error}. {_PLUGIN_REMEDY}"
             ) from error
         if not all(hasattr(found, member) for member in self._members):
-            raise RegistryError(
-                f"the {self.noun} '{name}' of {_distribution(point)} ({point.value}) is not {self._kind}. "
-                f"{_PLUGIN_REMEDY}"
-            )
+            raise RegistryError(f"{which} ({point.value}) is not {self._kind}. {_PLUGIN_REMEDY}")
         return cast("T", found)
 
     def usable(self) -> dict[str, T]:
-        """Load every entry, by name, but for those of plug-ins that cannot be loaded (:meth:`leaving_out`).
-
-        Raises:
-            RegistryError: one of this project's cannot be imported.
-        """
+        """Load every entry, by name, but for those of plug-ins that cannot be loaded (:meth:`leaving_out`)."""
         found: dict[str, T] = {}
         for name in self.names():
             with self.leaving_out(name):
@@ -198,36 +171,32 @@ def summary(point: EntryPoint) -> str:
     """Return the first docstring line of ``module:attribute``, from the source text; empty where there is none.
 
     A class or function brings its own docstring; a module-level constant is described by the ``meaning`` it is made
-    with, or by the string literal that follows its assignment.
+    with, its third argument, or by the string literal that follows its assignment.
     """
     try:
         spec = importlib.util.find_spec(point.module)  # of a module in a package it imports that, anybody's code
+        body = ast.parse(Path(spec.origin or "").read_bytes()).body if spec is not None else []
     except (Exception, SystemExit):
         return ""
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return ""
-    try:
-        body = ast.parse(Path(spec.origin).read_bytes()).body
-    except (OSError, SyntaxError, ValueError):
-        return ""
-    for index, node in enumerate(body):
-        text: str | None = None
+    for node, behind in zip(body, [*body[1:], None], strict=True):
+        texts: list[Any] = []
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == point.attr:
-            text = ast.get_docstring(node)
+            texts = [ast.get_docstring(node)]
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if isinstance(targets[0], ast.Tuple) and isinstance(behind, ast.Expr):  # a line behind it for each name
+                names = [getattr(target, "id", "") for target in targets[0].elts]
+                if point.attr in names and isinstance(behind.value, ast.Constant):
+                    return str(behind.value.value).strip().splitlines()[names.index(point.attr)].strip()
             if any(isinstance(target, ast.Name) and target.id == point.attr for target in targets):
-                text = _described(node.value, body[index + 1 : index + 2])
-        if text:
-            return text.strip().splitlines()[0]
+                made = node.value if isinstance(node.value, ast.Call) else None
+                values = [] if made is None else [*made.args[2:3]]
+                values += [] if made is None else [word.value for word in made.keywords if word.arg == "meaning"]
+                values += [behind.value] if isinstance(behind, ast.Expr) else []
+                texts = [value.value for value in values if isinstance(value, ast.Constant)]
+        if found := next((text for text in texts if text and isinstance(text, str)), ""):
+            return found.strip().splitlines()[0]
     return ""
-
-
-def _described(value: ast.expr | None, behind: list[ast.stmt]) -> str | None:
-    words = [word.value for word in value.keywords if word.arg == "meaning"] if isinstance(value, ast.Call) else []
-    words += [node.value for node in behind if isinstance(node, ast.Expr)]
-    texts = (word.value for word in words if isinstance(word, ast.Constant))
-    return next((text for text in texts if isinstance(text, str)), None)
 
 
 STRATEGIES: Registry[Any] = Registry("harness.strategies", "strategy")
@@ -259,48 +228,31 @@ WEIGHTS_FORMATS: Registry[Any] = Registry(
 )
 EXECUTORS: Registry[Any] = Registry("harness.executors", "executor")
 
-REGISTRIES: dict[str, Registry[Any]] = {
-    registry.group.removeprefix("harness."): registry
-    for registry in (
-        *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, DRAFTS, STOPS, TASKS, PROTOCOLS, SCORES, METRICS),
-        MODELS,
-        FAMILIES,
-        METERS,
-        EXECUTORS,
-    )
-}
+_ALL = (
+    *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, DRAFTS, STOPS, TASKS, PROTOCOLS, SCORES, METRICS),
+    *(MODELS, FAMILIES, METERS, EXECUTORS),
+)
+REGISTRIES: dict[str, Registry[Any]] = {registry.group.removeprefix("harness."): registry for registry in _ALL}
 """Everything that can be registered, by its plural."""
-
-
-_RECURS = 50
-"""Calls of one function in a traceback after which it is what recurs."""
 
 
 def plugin_at_fault(error: BaseException) -> str:
     """Return whose code raised an error where that is a plug-in's: ``PACKAGE (the strategy 'NAME')``; else nothing.
 
-    Libraries that it called are passed over: the innermost code of this project or of a plug-in's package decides; of
-    endless recursion the innermost code of a plug-in that recurs, if any does, since the limit may be met anywhere.
+    Libraries that it called are passed over: the innermost code of this project or of a plug-in's package decides.
     Where that does not say which of several it is, the package is named alone.
     """
-    calls, at = [], error.__traceback__
+    frames, at = [], error.__traceback__
     while at is not None:
-        calls.append(at.tb_frame)
+        frames.append(at.tb_frame)
         at = at.tb_next
     points = _plugins()
-    packages = {point.module.partition(".")[0] for _, point in points}
-    often: Counter[CodeType] = Counter()
-    if isinstance(error, RecursionError):
-        often.update(call.f_code for call in calls if _top(call.f_globals.get("__name__")) in packages)
-    recurring = {code for code, count in often.items() if count >= _RECURS}
-    for frame in reversed(calls):
+    for frame in reversed(frames):
         package = _top(frame.f_globals.get("__name__"))
-        if recurring and frame.f_code not in recurring:
-            continue
         if package in OWN_PACKAGES:
             return ""
         if theirs := [pair for pair in points if _top(pair[1].module) == package]:
-            made = {type(call.f_locals.get("self")).__name__ for call in calls}
+            made = {type(call.f_locals.get("self")).__name__ for call in frames}
             (noun, point), *others = [pair for pair in theirs if pair[1].attr in made] or theirs
             return _distribution(point) + ("" if others else f" (the {noun} '{point.name}')")
     return ""
@@ -332,34 +284,19 @@ def _top(module: object) -> str:
 
 @contextmanager
 def keeping_folder(what: str) -> Iterator[None]:
-    """Run code that may be a plug-in's, and come back to the working folder, which every relative path stands on.
-
-    Args:
-        what: happens inside, for the warning where the folder was another one afterwards.
-    """
-    home = _folder()
+    """Run code that may be a plug-in's, and come back to the working folder, on which every relative path stands."""
+    home = Path.cwd()
     try:
         yield
     finally:
-        if home and (now := _folder()) != home:
+        if (now := Path.cwd()) != home:
             os.chdir(home)
             logger.warning("the working folder was changed to %s while %s, and is %s again", now, what, home)
 
 
-def _folder() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it was removed
-        return ""
-
-
 @contextmanager
 def without_exit() -> Iterator[None]:
-    """Run code that may be a plug-in's: an exit of the process is a failure of whoever asked for it.
-
-    Raises:
-        RuntimeError: in place of :class:`SystemExit`, with its traceback.
-    """
+    """Run code that may be a plug-in's: an exit of the process is a failure of whoever asked for it."""
     try:
         yield
     except SystemExit as left:

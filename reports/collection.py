@@ -1,16 +1,12 @@
 """One report of many runs in a folder of its own: tables, LaTeX, figures; the run directories are only read.
 
-``index.html`` and ``report.md`` for people, ``summary.csv``, ``acceptance.csv`` (of lossless rows) and
-``summary.json`` for programs, ``tables.tex`` and ``tables-details.tex`` for papers, ``figures/`` with each figure as
-SVG, PDF and PNG. Runs that could not be read stand in it with the reason, and those that are not finished say so
-wherever their numbers do. ``report.md`` and ``index.html`` are written last, so that no link of theirs is dead,
-whenever the making is stopped; ``tables.tex`` is first, and tells an unfinished report from somebody else's files.
-What the front page of an earlier report in the folder links and this report does not have is removed in the end.
+Runs that could not be read stand in it with the reason, and those that are not finished say so wherever their numbers
+do. ``report.md`` and ``index.html`` are written last, so that no link of theirs is dead; ``tables.tex`` is first, and
+tells an unfinished report from somebody else's files.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,23 +16,13 @@ from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from harness.appearance.pages import templates
 from harness.appearance.visible_text import json_text
 from harness.errors import ConfigError, StoreError
-from harness.host.files import (
-    LARGEST_LOG_BYTES,
-    DocumentError,
-    NotRegularError,
-    open_regular,
-    read_bytes,
-    read_json,
-    real_path,
-)
+from harness.host.files import open_regular, read_model, real_path
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.figures.catalogue import Catalogue, Page, catalogue, pages
-from reports.figures.drawing import FORMATS, INCHES, Figure, Width, save_figures
+from reports.figures.drawing import INCHES, Figure, Width, save_figures
 from reports.files import write_files
 from reports.published.numbers import published
 from reports.recorded import RecordedRun
@@ -59,31 +45,16 @@ _FILES = {
     ACCEPTANCE_FILE: "CSV of drafts",
     "summary.json": "JSON",
 }
-MOST_RUNS_DRAWN = 20
-"""With more runs than this, figures of each are drawn only when asked for: they take seconds a run."""
-_KNOWN_CALIBRATIONS = 1
-"""Schema version of ``calibration.json`` up to which it is read."""
+MOST_RUNS_DRAWN = 20  # with more, figures of each are drawn only when asked for: they take seconds a run
+_KNOWN_CALIBRATIONS = 1  # schema version of calibration.json up to which it is read
 HEAD = "<!doctype html>\n<!-- A report of `harness report`. -->"
-"""How the front page begins, which tells it from other people's."""
 _HEADS = {"report.md": HEADING, "index.html": HEAD, "tables.tex": FIRST_LINE}
 """How the files begin that tell a report, finished or not, from other files."""
-_LINKED = re.compile(
-    rf'(?:href|src)="({FIGURES}/[a-z0-9-]+\.(?:{"|".join(FORMATS)})|completions-[a-z0-9-]+\.html'
-    rf'|{re.escape(ACCEPTANCE_FILE)})"'
-)
-"""Links of a front page that not every report has; in texts of others a quotation mark is escaped there."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Runs that are reported together.
-
-    Attributes:
-        runs: that could be read.
-        refused: directory and reason of runs and sweeps that could not.
-        calibrations: what sweeps found out about scores; replayed, and kept apart from what was measured.
-        trainings: logs of the trainings behind the runs.
-    """
+    """Runs that are reported together."""
 
     runs: tuple[RecordedRun, ...]
     refused: tuple[tuple[str, str], ...] = ()
@@ -117,18 +88,23 @@ class Collection:
 
     def as_json(self) -> Iterator[str]:
         """Yield a JSON array in parts, one entry per run: those that could not be read last, with the reason."""
+        entries: Iterator[dict[str, Any]] = chain(
+            (
+                {
+                    "run": name,
+                    "directory": str(run.directory),
+                    "state": run.state,
+                    "summary": run.summary.model_dump(mode="json"),
+                }
+                for name, run in self.named
+            ),
+            ({"run": path, "directory": path, "refused": why, "summary": None} for path, why in self.refused),
+        )
         yield "["
-        for number, entry in enumerate(self._entries()):
+        for number, entry in enumerate(entries):
             text = json_text(entry).replace("\n", "\n  ")  # as the array's own indentation would
             yield f"{',' * bool(number)}\n  {text}"
         yield "\n]"
-
-    def _entries(self) -> Iterator[dict[str, Any]]:
-        for name, run in self.named:
-            summary = run.summary.model_dump(mode="json")
-            yield {"run": name, "directory": str(run.directory), "state": run.state, "summary": summary}
-        for path, why in self.refused:
-            yield {"run": path, "directory": path, "refused": why, "summary": None}
 
 
 def find_calibrations(paths: Iterable[Path]) -> list[Path]:
@@ -142,23 +118,10 @@ def find_calibrations(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_calibration(folder: Path) -> Calibration:
-    """Read what `harness sweep --out FOLDER` wrote.
-
-    Raises:
-        StoreError: nothing there, or it is damaged or of a later version.
-    """
+    """Read what `harness sweep --out FOLDER` wrote."""
     path = folder / CALIBRATION
     again = "Make it again: `harness sweep --replay TRACE --strategy NAME --out DIR`."
-    try:
-        found = Calibration.model_validate(read_json(path))
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}. {again}") from None
-    except DocumentError as error:
-        raise StoreError(f"{path} is no calibration: {error}. {again}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise StoreError(f"{path} is no calibration: {where}: {first['msg']}. {again}") from None
+    found = read_model(path, Calibration, StoreError, again, "calibration")
     if found.schema_version > _KNOWN_CALIBRATIONS:
         raise StoreError(
             f"{path} has version {found.schema_version}, this harness reads up to {_KNOWN_CALIBRATIONS}. Update it."
@@ -169,41 +132,27 @@ def read_calibration(folder: Path) -> Calibration:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder that a report must not be written to.
-
-    Raises:
-        ConfigError: it is a file, cannot be looked into, or a run directory, or has files of somebody else that the
-            report's would replace.
-    """
+    """Refuse a folder that a report must not be written to, since somebody else's files would be replaced."""
     try:
         if (out / "manifest.json").exists():
             raise ConfigError(f"{out} is a run directory, and its summary.json would be lost. Use another --out.")
         if out.exists() and not out.is_dir():
             raise ConfigError(f"{out} is a file. Use another --out.")
-        foreign = _foreign(out)
+        marked = {name: out / name for name in _HEADS if (out / name).exists()}
+        ours = [name for name, path in marked.items() if path.is_file() and _begins(path, _HEADS[name].encode())]
+        names = (DETAILS, "summary.csv", "summary.json", ACCEPTANCE_FILE, FIGURES)
+        others = [*(out / name for name in names), *sorted(out.glob("completions-*.html"))]
+        foreign = [path for name, path in marked.items() if name not in ours]
+        foreign += [] if marked else [path for path in others if path.exists()]
     except OSError as error:
         raise ConfigError(f"cannot look into {out}: {error.strerror}. Use another --out.") from None
-    if foreign is not None:
-        raise ConfigError(f"{foreign} is not of a report of this harness and would be replaced. Use another --out.")
+    if foreign:
+        raise ConfigError(f"{foreign[0]} is not of a report of this harness and would be replaced. Use another --out.")
 
 
-def _foreign(out: Path) -> Path | None:
-    """Return a file or folder that a report would replace and that no report wrote."""
-    marked = False
-    for name, head in _HEADS.items():
-        if (out / name).is_dir():
-            return out / name
-        if (out / name).exists():
-            try:
-                with open_regular(out / name) as file:
-                    if file.read(len(head.encode())) != head.encode():
-                        return out / name
-            except NotRegularError:
-                return out / name
-            marked = True
-    names = (DETAILS, "summary.csv", "summary.json", ACCEPTANCE_FILE, FIGURES)
-    others = [*(out / name for name in names), *sorted(out.glob("completions-*.html"))]
-    return None if marked else next((path for path in others if path.exists()), None)
+def _begins(path: Path, head: bytes) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(head)) == head
 
 
 def write_collection(
@@ -214,21 +163,10 @@ def write_collection(
     width: Width = "text",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Write a report, ``index.html`` last; return the paths of its files, ``index.html`` first.
+    """Write a report; return the paths of its files, ``index.html`` first.
 
-    The front page stands alone, without network or script, light and dark as the system is.
-
-    Args:
-        collection: what to report.
-        out: folder, made where it is missing. Files of an earlier report are replaced, or removed where this one has
-            none of that name; other files and links stay.
-        figures: draw them; ``None``: those that runs share, and those of each run unless there are more than
-            ``MOST_RUNS_DRAWN``.
-        width: of the figures.
-        progress: is told after each figure how many of how many are drawn.
-
-    Raises:
-        StoreError: a file cannot be written or removed.
+    ``figures=None`` draws those that runs share, and those of each run unless there are more than ``MOST_RUNS_DRAWN``.
+    ``progress`` is told after each figure how many of how many are drawn.
     """
     each = figures if figures is not None else len(collection.runs) <= MOST_RUNS_DRAWN
     drawn = Catalogue()
@@ -243,7 +181,6 @@ def write_collection(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the folder {out}: {error.strerror}. Use another --out.") from None
-    earlier = _linked(out)
     report = "\n".join(_markdown(collection, drawn, further, undrawn)) + "\n"
     tasks = task_tables(collection.named)
     unfinished = [
@@ -281,30 +218,7 @@ def write_collection(
         )
     )
     last = write_files(out, {"report.md": report, "index.html": page})
-    _remove(out, earlier.difference(written))
     return [*reversed(last), *written]
-
-
-def _linked(out: Path) -> set[Path]:
-    """Return the files of an earlier report that the next one may not have, as its front page links them."""
-    try:
-        page = read_bytes(out / "index.html", LARGEST_LOG_BYTES).decode(errors="replace")
-    except OSError:  # there is none: one that cannot be read was refused
-        return set()
-    return {out / name for name in _LINKED.findall(page)} if page.startswith(HEAD) else set()
-
-
-def _remove(out: Path, files: Iterable[Path]) -> None:
-    """Remove files of an earlier report; a link is somebody else's, and so is what a link leads to."""
-    try:
-        for file in sorted(files):
-            linked = file.is_symlink() or (file.parent != out and file.parent.is_symlink())
-            if not linked and file.is_file():
-                file.unlink()
-    except OSError as error:
-        raise StoreError(
-            f"cannot remove {error.filename}, which is of an earlier report: {error.strerror}. Use another --out."
-        ) from None
 
 
 def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page], undrawn: str) -> Iterator[str]:
@@ -317,8 +231,6 @@ def _markdown(collection: Collection, drawn: Catalogue, further: Sequence[Page],
         yield from ("", undrawn)
     if further:
         yield from ("", "## Pages", "", *(f"- [{escape_markdown(page.title)}]({page.name})" for page in further))
-    if (told := {run.token_texts for run in collection.runs} - {None}) and not any(told):
-        yield from ("", "No page of completions: these runs do not say which token added which text. Run again.")
     if drawn.of_all or drawn.absent_of_all:
         yield from ("", "## Runs side by side")
         yield from _figures(drawn.of_all, drawn.absent_of_all)

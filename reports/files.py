@@ -10,11 +10,7 @@ from harness.host.files import replace_files
 
 
 def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a file whole; whatever happens, no half of it is left.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write a file whole; whatever happens, no half of it is left."""
     try:
         replace_files({path: content})
     except OSError as error:
@@ -22,11 +18,7 @@ def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def write_files(folder: Path, texts: Mapping[str, str | Iterable[str]]) -> tuple[Path, ...]:
-    """Write name → text, whole or in parts, into a folder that exists; return the paths.
-
-    Raises:
-        StoreError: a file cannot be written.
-    """
+    """Write name → text, whole or in parts, into a folder that exists; return the paths."""
     for name, text in texts.items():
         replace_file(folder / name, text.encode() if isinstance(text, str) else (part.encode() for part in text))
     return tuple(folder / name for name in texts)

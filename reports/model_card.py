@@ -23,22 +23,32 @@ def model_card(
     """Return README.md of an exported folder: YAML with ``base_model`` and ``model-index``, then the same in words.
 
     Times and energies are left out: they belong to the machine that they were measured on.
-
-    Args:
-        name: of the folder.
-        base_model: hub id, or the name of a folder.
-        exported: what ``early_exit.json`` says.
-        read: facts of the tuning; empty without one.
-        summaries: of runs of these weights. Upper bounds that saw the answer are left out.
     """
     rows = [row for summary in summaries for row in summary.rows if not row.rehearsed and row.n]
     shown = [metric for metric in metrics_of(rows) if metric.name in SCORES or metric is EXIT_LAYER]
+    adapter, head = exported["adapter_sha256"], "a linear map per exit, then its own head"
+    tuned = f", with the LITE adapter `{adapter[:12]}` merged into the weights" if adapter else ""
+    points = ", ".join(map(str, exported["exit_points"])) or "none"
+    head = "the model's own head" if exported["exit_head"] == "shared" else head
+    data = ["The weights are the base model's: nothing was tuned.\n"]
+    if read:
+        data = [
+            f"- {escape_markdown(str(one.get('stream', '?')))} ({one.get('split', '?')}): {one.get('documents', '?')} "
+            f"documents, {one.get('tokens', '?')} tokens"
+            for one in read.get("data", ())
+        ]
+        known = len(read.get("documents", ()))
+        data.append(f"\n`early_exit` has the keys of all {known} documents that tuning read or held out.\n")
     parts = [
         f"---\n{_metadata(name, base_model, rows, shown)}\n---\n",
         f"# {escape_markdown(name)}\n",
-        _what(base_model, exported),
-        _how(),
-        _read(read),
+        f"{markdown_code(base_model)}{tuned}, in {exported['dtype']}. Tokens may leave after layers {points} of "
+        f"{exported['num_layers']}; an exit is read by {head}.\n",
+        "transformers reads the folder as any other model and decodes at full depth. `harness run --model FOLDER` of "
+        "early-exit-harness finds the exits, with everything that was trained for them in `early_exit/`, and skips "
+        "samples that the weights have read.\n",
+        "## Training data\n",
+        *data,
         *([_results(rows, shown)] if rows else []),
         "## Licence\n\nThe weights stay under the licence of the base model, code they read under its own.\n",
     ]
@@ -66,37 +76,6 @@ def _metadata(name: str, base_model: str, rows: Sequence[SummaryRow], shown: Seq
         model_name=one_line(name), eval_results=results or None,
     )  # fmt: skip
     return data.to_yaml()
-
-
-def _what(base_model: str, exported: Mapping[str, Any]) -> str:
-    adapter = exported["adapter_sha256"]
-    tuned = f", with the LITE adapter `{adapter[:12]}` merged into the weights" if adapter else ""
-    points = ", ".join(map(str, exported["exit_points"])) or "none"
-    head = "the model's own head" if exported["exit_head"] == "shared" else "a linear map per exit, then its own head"
-    return (
-        f"{markdown_code(base_model)}{tuned}, in {exported['dtype']}. Tokens may leave after layers {points} of "
-        f"{exported['num_layers']}; an exit is read by {head}.\n"
-    )
-
-
-def _how() -> str:
-    return (
-        "transformers reads the folder as any other model and decodes at full depth. `harness run --model FOLDER` of "
-        "early-exit-harness finds the exits, with everything that was trained for them in `early_exit/`, and skips "
-        "samples that the weights have read.\n"
-    )
-
-
-def _read(facts: Mapping[str, Any]) -> str:
-    lines = ["## Training data\n"]
-    if not facts:
-        return "\n".join([*lines, "The weights are the base model's: nothing was tuned.\n"])
-    for stream in facts.get("data", ()):
-        said = f"{stream.get('documents', '?')} documents, {stream.get('tokens', '?')} tokens"
-        lines.append(f"- {escape_markdown(str(stream.get('stream', '?')))} ({stream.get('split', '?')}): {said}")
-    known = len(facts.get("documents", ()))
-    lines.append(f"\n`early_exit` has the keys of all {known} documents that tuning read or held out.\n")
-    return "\n".join(lines)
 
 
 def _results(rows: Sequence[SummaryRow], shown: Sequence[Metric]) -> str:

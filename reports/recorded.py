@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import ceil
 from pathlib import Path
-from typing import TypeVar
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
@@ -19,17 +18,10 @@ from reports.metrics.point import Point
 from reports.summary.admission import idle_windows
 from reports.summary.measured import Measured, select
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Records:
-    """The content of a run directory, and the part of it that counts.
-
-    Attributes:
-        manifest: what was run, on what.
-        windows, samples: committed records in the order written, those that do not count included.
-    """
+    """The content of a run directory, and the part of it that counts."""
 
     manifest: Manifest
     windows: tuple[WindowRecord, ...]
@@ -43,15 +35,7 @@ class Records:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One run as far as it got.
-
-    Attributes:
-        directory: where it was read.
-        manifest: what was run, on what.
-        windows, samples: committed records in the order written, those that do not count included.
-        summary: made of them.
-        in_use: another process was writing it while it was read.
-    """
+    """One run as far as it got."""
 
     directory: Path
     manifest: Manifest
@@ -79,12 +63,6 @@ class RecordedRun:
     def finished_points(self) -> frozenset[tuple[str, str]]:
         """Which (task, operating point) have a finished sample, in any repeat."""
         return frozenset(key for key, cell in self.cells.items() if cell.samples)
-
-    @cached_property
-    def token_texts(self) -> bool | None:
-        """Whether a completion says which token added which text; ``None`` without a completion."""
-        told = [bool(sample.token_texts) for sample in self.samples if sample.error is None]
-        return any(told) if told else None
 
     @cached_property
     def identity(self) -> str:
@@ -124,29 +102,14 @@ class RecordedRun:
                 found.add(hashlib.sha256(repr(facts).encode()).digest()[:8])
         return frozenset(found)
 
-    def once(self, make: Callable[[RecordedRun], T]) -> T:
-        """Return what a function makes of this run: made once, and kept when the records are released."""
-        made: dict[Callable[[RecordedRun], T], T] = vars(self).setdefault("_made", {})
-        if make not in made:
-            made[make] = make(self)
-        return made[make]
-
     def released(self, again: Callable[[], Records]) -> ReleasedRun:
-        """Return the same run without its records, so that many can be held.
-
-        Args:
-            again: reads the same records once more.
-        """
-        _ = self.state, self.windows_finished, self.finished_points, self.token_texts, self.identity, self.measurements
+        """Return the same run without its records, so that many can be held."""
+        _ = self.state, self.windows_finished, self.finished_points, self.identity, self.measurements
         return ReleasedRun(self, again)
 
     @property
     def windows_expected(self) -> int:
-        """Measured windows that the finished run has.
-
-        Raises:
-            StoreError: the manifest does not say.
-        """
+        """Measured windows that the finished run has."""
         blocks = sum(ceil(task.samples / self.manifest.block_size) for task in self.manifest.tasks)
         repeats = self.manifest.config.get("repeats") or 1
         if not isinstance(repeats, int):
@@ -181,7 +144,7 @@ class RecordedRun:
 class ReleasedRun(RecordedRun):
     """A run whose records are read again whenever they are asked for; those of one run are held at a time.
 
-    What was made of them with :meth:`RecordedRun.once`, and what :meth:`RecordedRun.released` asks for, is kept.
+    What :meth:`RecordedRun.released` asks for is kept.
     """
 
     def __init__(self, run: RecordedRun, again: Callable[[], Records]) -> None:

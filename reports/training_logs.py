@@ -1,8 +1,7 @@
 """Trainings behind runs: which folders hold them, and what every step of LITE and of PPO logged there.
 
-Folders are found by what the runs' manifests name, never by a folder's name. Logs are read as tolerantly as a report
-must be: a training may be writing one, or was killed in the middle of a line. What cannot be read is left out and said
-in one line; nothing is made up for it.
+Folders are found by what the runs' manifests name, never by a folder's name. A training may be writing its log, or was
+killed in the middle of a line: what cannot be read is left out and said in one line.
 """
 
 from __future__ import annotations
@@ -11,110 +10,97 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from os.path import isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, BaseModel, NonNegativeFloat, NonNegativeInt, TypeAdapter
 
 from harness.contracts.recipes import WeightsRule
-from harness.host.files import LARGEST_LOG_BYTES, DocumentError, parse_json, read_bytes, read_json, real_path
+from harness.errors import StoreError
+from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_bytes, read_json, real_path, refusing
 from harness.models.artefacts import SHIPPED, look_into
 from harness.models.trained import tuned_fingerprint
 from harness.records import Manifest
 from reports.recorded import RecordedRun
-from reports.statistics.plausible import is_plausible
+from reports.statistics.plausible import plausible
 
 LITE_LOG, AGENT_LOG = "training.jsonl", "-training.jsonl"
 TUNED = ("adapter.json", "tuning.json")
 """The file that says how weights were tuned: the adapter's facts, or those of weights that were tuned whole."""
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+
+def _possible(number: float) -> float:
+    if plausible(number) is None:
+        raise ValueError("it cannot be true")
+    return number
+
+
+Number = Annotated[float, AfterValidator(_possible)]
 
 
 @dataclass(frozen=True, slots=True)
 class LiteStep:
-    """One optimiser step.
+    """One optimiser step, from 1: nats per token of the layers that it trained."""
 
-    Attributes:
-        step: 1-based.
-        cross_entropy: layer → nats per token, of the layers that this step trained.
-    """
-
-    step: int
-    cross_entropy: Mapping[int, float]
+    step: NonNegativeInt
+    cross_entropy: Mapping[int, Annotated[NonNegativeFloat, AfterValidator(_possible)]]
 
 
 @dataclass(frozen=True, slots=True)
 class LiteLog:
-    """How weights were tuned.
-
-    Attributes:
-        steps: in order.
-        exit_points, num_layers: of the model; empty and ``None`` where no adapter says them yet.
-        weights_rule: how the losses were weighted; ``None`` where unknown.
-        exits_per_step: random exits a step besides the last layer; ``None`` for all.
-        exit_head: ``shared`` or ``shortcut``; empty where unknown.
-        text: what was learned from, in words; empty where unknown.
-    """
+    """How weights were tuned, as far as it is known."""
 
     steps: tuple[LiteStep, ...]
     exit_points: tuple[int, ...] = ()
     num_layers: int | None = None
     weights_rule: WeightsRule | None = None
-    exits_per_step: int | None = None
-    exit_head: str = ""
-    text: str = ""
+    exits_per_step: int | None = None  # random exits besides the last layer; ``None`` for all
+    text: str = ""  # what was learned from, in words
 
 
 @dataclass(frozen=True, slots=True)
 class AgentStep:
-    """One rollout of PPO.
+    """One rollout of PPO."""
 
-    Attributes:
-        steps: decisions so far, these included.
-        reward_per_step: mean reward of a decision.
-        reward_per_episode: mean over episodes that ended; ``None`` where none did.
-        episodes: how many ended.
-        exits: exit layer → share of tokens that left there, exploration included.
-    """
+    steps: NonNegativeInt  # decisions so far, these included
+    reward_per_step: Number  # mean of a decision
+    reward_per_episode: Number | None  # mean over episodes that ended
+    episodes: NonNegativeInt  # that ended
+    exits: Mapping[int, Number]  # exit layer → share of tokens that left there, exploration included
 
-    steps: int
-    reward_per_step: float
-    reward_per_episode: float | None
-    episodes: int
-    exits: Mapping[int, float]
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The last line of an agent's log: layer → tokens whose first right exit it was."""
+
+    steps: NonNegativeInt
+    optimal_exits: Mapping[int, NonNegativeInt]
+
+
+_LITE: TypeAdapter[LiteStep] = TypeAdapter(LiteStep)
+_AGENT: TypeAdapter[AgentStep | _Ended] = TypeAdapter(AgentStep | _Ended)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentLog:
-    """How an agent was trained.
+    """How an agent was trained."""
 
-    Attributes:
-        name: of its files.
-        steps: in order.
-        optimal_exits: layer → tokens whose first right exit it was, over the whole training; empty in a training that
-            is not finished.
-        reward: its rule with the coefficients, in words; empty where no agent says it yet.
-        text: what was learned from, in words; empty where unknown.
-    """
-
-    name: str
+    name: str  # of its files
     steps: tuple[AgentStep, ...]
-    optimal_exits: Mapping[int, int]
-    reward: str = ""
-    text: str = ""
+    optimal_exits: Mapping[int, int]  # over the whole training; empty in one that is not finished
+    reward: str = ""  # its rule with the coefficients, in words
+    text: str = ""  # what was learned from, in words
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLogs:
-    """Everything of one folder.
-
-    Attributes:
-        folder: where it was read.
-        lite: ``None`` where no weights were tuned.
-        agents: by name, the plain one first.
-        problems: a line for each thing that could not be read.
-    """
+    """Everything of one folder."""
 
     folder: Path
     lite: LiteLog | None
-    agents: tuple[AgentLog, ...]
-    problems: tuple[str, ...]
+    agents: tuple[AgentLog, ...]  # by name, the plain one first
+    problems: tuple[str, ...]  # a line for each thing that could not be read
 
     @property
     def name(self) -> str:
@@ -122,92 +108,77 @@ class TrainingLogs:
         return real_path(self.folder).name
 
 
+class _Recipe(BaseModel):
+    weights_rule: WeightsRule | None = None
+    exits_per_step: int | None = None
+
+
+class _Stream(BaseModel):
+    stream: str = ""
+
+
+class _Tuned(BaseModel):
+    """What an adapter says of its training."""
+
+    num_layers: int | None = None
+    exit_points: tuple[int, ...] = ()
+    recipe: _Recipe | None = None
+    data: tuple[_Stream, ...] = ()
+
+
+class _TrainedOn(BaseModel):
+    streams: tuple[str, ...] = ()
+
+
+class _Agent(BaseModel):
+    """What an agent says of its training."""
+
+    reward: dict[str, str | float] = {}
+    trained_on: _TrainedOn = _TrainedOn()
+
+
 def holds_training(folder: Path) -> bool:
     """Whether a folder holds anything that :func:`read_training` reads."""
     if not isdir(folder):
         return False
-    named = (LITE_LOG, *TUNED)
-    return any(isfile(folder / name) for name in named) or any(folder.glob(f"*{AGENT_LOG}"))
+    return any(isfile(folder / name) for name in (LITE_LOG, *TUNED)) or any(folder.glob(f"*{AGENT_LOG}"))
 
 
 def read_training(folder: Path, named: Set[str] | None = None) -> TrainingLogs:
     """Read a folder that `harness train` wrote to, or a shipped one; never fails, see ``problems``.
 
-    Args:
-        folder: of artefacts and their logs.
-        named: SHA-256 of the agents that are wanted; ``None`` for all.
+    ``named`` are the SHA-256 of the agents that are wanted; ``None`` for all.
     """
     problems: list[str] = []
     if not folder.is_dir():
         problems.append(f"{folder} is no folder. Give one that `harness train` wrote to.")
-    lite = _read_lite(folder, problems)
-    agents = [
-        _read_agent(file, problems)
-        for file in sorted(folder.glob(f"*{AGENT_LOG}"))
-        if named is None or look_into(file.with_name(f"{_agent_of(file)}.json")).get("sha256") in named
-    ]
-    kept = sorted((agent for agent in agents if agent.steps), key=lambda agent: (len(agent.name), agent.name))
-    if not problems and lite is None and not kept and named is None:
+    steps = sorted(_lines(folder / LITE_LOG, _LITE, problems), key=lambda step: step.step)
+    tuned = next((folder / name for name in TUNED if (folder / name).is_file()), folder / TUNED[0])
+    facts, lite = _facts(tuned, _Tuned, problems), None
+    if steps or facts.recipe:
+        recipe, text = facts.recipe or _Recipe(), _tasks(one.stream for one in facts.data)
+        rule, each = recipe.weights_rule, recipe.exits_per_step
+        lite = LiteLog(tuple(steps), facts.exit_points, facts.num_layers, rule, each, text)
+    agents = []
+    for log in folder.glob(f"*{AGENT_LOG}"):
+        name = log.name.removesuffix(AGENT_LOG)
+        if named is None or look_into(folder / f"{name}.json").get("sha256") in named:
+            lines = list(_lines(log, _AGENT, problems))
+            rollouts = {line.steps: line for line in lines if isinstance(line, AgentStep)}  # written again, counts once
+            optimal = next((line.optimal_exits for line in lines if isinstance(line, _Ended)), {})
+            agent = _facts(folder / f"{name}.json", _Agent, problems)
+            coefficients = (f"{key} {value}" for key, value in agent.reward.items() if key != "rule")
+            reward = ", ".join([str(agent.reward["rule"]), *coefficients]) if "rule" in agent.reward else ""
+            kept = tuple(rollouts[done] for done in sorted(rollouts))
+            agents += [AgentLog(name, kept, optimal, reward, _tasks(agent.trained_on.streams))] if kept else []
+    if not problems and lite is None and not agents and named is None:
         problems.append(f"{folder} holds no log of a training. Give a folder that `harness train` wrote to.")
-    return TrainingLogs(folder, lite, tuple(kept), tuple(problems))
+    agents.sort(key=lambda agent: (len(agent.name), agent.name))
+    return TrainingLogs(folder, lite, tuple(agents), tuple(problems))
 
 
-def _read_lite(folder: Path, problems: list[str]) -> LiteLog | None:
-    steps = []
-    for line in _lines(folder / LITE_LOG, problems):
-        losses = {layer: loss for layer, loss in _by_layer(line, "cross_entropy").items() if loss >= 0}
-        steps.append(LiteStep(int(line["step"]), losses))
-    found = next((folder / name for name in TUNED if (folder / name).is_file()), None)
-    facts = {} if found is None else _facts(found, problems)
-    recipe = _mapping(facts.get("recipe"))
-    if not steps and not recipe:
-        return None
-    layers, rule, each = facts.get("num_layers"), recipe.get("weights_rule"), recipe.get("exits_per_step")
-    streams = [_mapping(stream).get("stream") for stream in _listed(facts.get("data"))]
-    return LiteLog(
-        steps=tuple(sorted(steps, key=lambda step: step.step)),
-        exit_points=tuple(point for point in _listed(facts.get("exit_points")) if isinstance(point, int)),
-        num_layers=layers if isinstance(layers, int) else None,
-        weights_rule=next((known for known in get_args(WeightsRule) if known == rule), None),
-        exits_per_step=each if isinstance(each, int) else None,
-        exit_head=str(recipe.get("exit_head") or ""),
-        text=_tasks(streams),
-    )
-
-
-def _agent_of(log: Path) -> str:
-    return log.name.removesuffix(AGENT_LOG)
-
-
-def _read_agent(log: Path, problems: list[str]) -> AgentLog:
-    name = _agent_of(log)
-    steps: dict[int, AgentStep] = {}
-    optimal: Mapping[int, float] = {}
-    for line in _lines(log, problems):
-        done = int(line["steps"])
-        if "optimal_exits" in line:
-            optimal = _by_layer(line, "optimal_exits")
-            continue
-        episode = line.get("reward_per_episode")
-        steps[done] = AgentStep(  # a step that was written again counts once, the last time
-            done,
-            float(line["reward_per_step"]),
-            None if episode is None else float(episode),
-            int(line["episodes"]),
-            _by_layer(line, "exits"),
-        )
-    facts = _facts(log.with_name(f"{name}.json"), problems)
-    return AgentLog(
-        name=name,
-        steps=tuple(steps[done] for done in sorted(steps)),
-        optimal_exits={layer: int(count) for layer, count in optimal.items()},
-        reward=_reward(_mapping(facts.get("reward"))),
-        text=_tasks(_listed(_mapping(facts.get("trained_on")).get("streams"))),
-    )
-
-
-def _lines(log: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield a log's lines that are whole and hold what every reader here wants; count the others."""
+def _lines(log: Path, kind: TypeAdapter[T], problems: list[str]) -> Iterator[T]:
+    """Yield a log's lines that are whole and hold what a line of its kind does; count the others."""
     if not log.exists():
         return
     try:
@@ -216,83 +187,37 @@ def _lines(log: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
         problems.append(f"cannot read {log}: {error.strerror}.")
         return
     damaged = 0
-    last = next((number for number in reversed(range(len(raw))) if raw[number].strip()), -1)
+    last = max((number for number, text in enumerate(raw) if text.strip()), default=-1)
     for number, text in enumerate(raw):
-        if not text.strip():
-            continue
-        line = _line(text)
-        if line is not None:
-            yield line
-        elif number == last and raw[-1]:  # no newline behind it: cut off, or being written
-            problems.append(f"the last line of {log} is half-written and left out.")
-        else:
-            damaged += 1
+        try:
+            if text.strip():
+                yield kind.validate_python(parse_json(text))
+        except ValueError:
+            if number == last and raw[-1]:  # no newline behind it: cut off, or being written
+                problems.append(f"the last line of {log} is half-written and left out.")
+            else:
+                damaged += 1
     if damaged:
         problems.append(f"{damaged} of {len(raw) - 1} lines of {log} are damaged and left out.")
 
 
-def _line(text: bytes) -> dict[str, Any] | None:
-    """Return a log's line, if all that is read of it is there."""
-    try:
-        line = parse_json(text)
-        if "step" in line:
-            number, values = line["step"], (*_by_layer(line, "cross_entropy").values(),)
-        elif "optimal_exits" in line:
-            number, values = line["steps"], (*_by_layer(line, "optimal_exits").values(),)
-        else:
-            episode = line.get("reward_per_episode")
-            number, values = line["steps"], (
-                line["reward_per_step"], line["episodes"], *(() if episode is None else (episode,)),
-                *_by_layer(line, "exits").values(),
-            )  # fmt: skip
-        whole = int(number) >= 0 and all(map(is_plausible, (number, *values)))
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return None
-    return line if whole and isinstance(line, dict) else None
-
-
-def _by_layer(line: Mapping[str, Any], key: str) -> dict[int, float]:
-    return {int(layer): float(value) for layer, value in line[key].items()}
-
-
-def _facts(file: Path, problems: list[str]) -> Mapping[str, Any]:
+def _facts(file: Path, kind: type[M], problems: list[str]) -> M:
     """Return what an artefact's JSON says; nothing where there is none yet."""
-    if not file.is_file():
-        return {}
-    try:
-        facts = read_json(file)
-    except OSError as error:
-        problems.append(f"cannot read {file}: {error.strerror}.")
-        return {}
-    except DocumentError:
-        facts = None
-    if not isinstance(facts, dict):
-        problems.append(f"{file} is not the JSON of an artefact and left out.")
-        return {}
-    return facts
+    if file.is_file():
+        try:
+            with refusing(file, StoreError, "It is left out.", "JSON of an artefact"):
+                return kind.model_validate(read_json(file))
+        except StoreError as error:
+            problems.append(str(error))
+    return kind()
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _tasks(streams: list[Any]) -> str:
+def _tasks(streams: Iterable[str]) -> str:
     """Return the tasks that streams are of, each once."""
-    names = dict.fromkeys(str(stream).partition(",")[0] for stream in streams if stream)
-    return " + ".join(sorted(names))
+    return " + ".join(sorted({stream.partition(",")[0] for stream in streams if stream}))
 
 
-def _reward(facts: Mapping[str, Any]) -> str:
-    coefficients = [f"{name} {value}" for name, value in facts.items() if name != "rule"]
-    return ", ".join([str(facts["rule"]), *coefficients]) if "rule" in facts else ""
-
-
-ARTEFACTS = Path("artefacts")
-"""Where `harness train` puts a model's folder, below the working directory."""
+ARTEFACTS = Path("artefacts")  # where `harness train` puts a model's folder, below the working directory
 
 
 def training_folders(
@@ -306,10 +231,6 @@ def training_folders(
     A folder is a run's when it holds a file of that run: an agent or a head by its SHA-256, shortcuts by theirs, or the
     adapter that makes the run's weights of its base. Looked for in the run's own ``--artefacts``, in ``artefacts/*``
     below the working directory, and among those that ship; a copy of what an earlier folder holds is left out.
-
-    Args:
-        runs: as read.
-        given: folders that are wanted whatever they belong to, first in the result.
     """
     found = {real_path(folder): folder for folder in given}
     known = {place: _offers(folder) for place, folder in found.items()}
@@ -340,14 +261,7 @@ def _named_by(manifest: Manifest) -> frozenset[str]:
 def _candidates(manifest: Manifest) -> list[Path]:
     given = manifest.config.get("artefacts")
     own = [Path(given), SHIPPED / given] if isinstance(given, str) and given else []
-    return [folder for folder in (*own, *_below(ARTEFACTS), *_below(SHIPPED)) if folder.is_dir()]
-
-
-def _below(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError:
-        return []
+    return [folder for folder in (*own, *sorted(ARTEFACTS.glob("*")), *sorted(SHIPPED.glob("*"))) if folder.is_dir()]
 
 
 def _offers(folder: Path) -> frozenset[str]:

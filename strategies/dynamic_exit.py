@@ -33,11 +33,9 @@ class DynamicExit(ReadsHead):
     What differs: costs count the LM head, the head that reads drafts, checks, and one row more in the pass that
     verifies, by the model's ``costs`` (measured, or bytes of weights), where the paper counts layers. The paper ends
     drafts by a dynamic threshold, too; here it lies midway between the mean probabilities of drafted tokens that stood
-    and of those that were replaced, weighted as above. Every exit begins as if one of two tokens had been right. Exits
-    are the model's exit points, and each row has estimates of its own.
-    ``every`` reads the exits' tokens after every so many verifications only (1 in the paper); in between only the exit
-    that drafted learns. ``head`` reads them with a cheap head, as do drafts with ``token=head``: at no loss, since full
-    depth verifies them.
+    and of those that were replaced, weighted as above. Every exit begins as if one of two tokens had been right; each
+    row has estimates of its own. Between two verifications of ``every`` (1 in the paper) only the exit that drafted
+    learns. A cheap ``head`` costs nothing but drafts, since full depth verifies them.
     """
 
     default_decode: ClassVar[str] = "lossless"
@@ -54,11 +52,7 @@ class DynamicExit(ReadsHead):
 def best_exit(rates: Mapping[int, float], costs: UnitCosts, num_layers: int, max_length: int) -> tuple[int | None, int]:
     """Return the exit layer and the draft length that promise most tokens per cost; ``None`` and 0 for no draft.
 
-    Args:
-        rates: exit layer → share of its tokens that are accepted.
-        costs: of layers, heads and checks.
-        num_layers: of the model.
-        max_length: longest draft.
+    ``rates`` are exit layer → share of its tokens that are accepted.
     """
     deep = costs.deep(num_layers)
     best = 1 / deep
@@ -114,10 +108,6 @@ class _Row:
         return 0.0 if stood is None or replaced is None else (stood + replaced) / 2
 
 
-def _rates(row: _Row) -> dict[int, float]:
-    return {layer: share.value or 0.0 for layer, share in row.rates.items()}
-
-
 class _Chooser(DraftRule):
     needs_probabilities: ClassVar[bool] = True
 
@@ -129,16 +119,16 @@ class _Chooser(DraftRule):
     def _row(self, row: int) -> _Row:
         if row not in self._rows:
             self._rows[row] = _Row({layer: _Share(*PRIOR) for layer in self._model.exit_points})
-            self._choose(self._rows[row])
+            self._choose(row)
         return self._rows[row]
 
     def rates(self, row: int) -> dict[int, float]:
         """Return how often each exit's tokens would have been accepted in a row, by its layer."""
-        return _rates(self._row(row))
+        return {layer: share.value or 0.0 for layer, share in self._row(row).rates.items()}
 
-    def _choose(self, row: _Row) -> None:
-        model = self._model
-        row.layer, row.length = best_exit(_rates(row), self._costs, model.num_layers, self._options.length)
+    def _choose(self, row: int) -> None:
+        chosen = best_exit(self.rates(row), self._costs, self._model.num_layers, self._options.length)
+        self._rows[row].layer, self._rows[row].length = chosen
 
     def _reads(self, row: _Row) -> bool:
         """Whether the row's next verification reads every exit's tokens."""
@@ -189,7 +179,7 @@ class _Chooser(DraftRule):
             row.rates[layer].add(sum(answers), len(answers), decay)
         row.seen.clear()
         row.verifications += 1
-        self._choose(row)
+        self._choose(draft.row)
 
     def _shadows(self, row: _Row, draft: Draft) -> list[tuple[int, int, int]]:
         """Return exit layer, its token, and full depth's, of everything that was seen at a place that is now known."""

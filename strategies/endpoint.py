@@ -112,12 +112,8 @@ class _Client:
 
         path = urlsplit(asked.url).path.rstrip("/")
         behind = {"": "/v1/completions", "/v1": "/completions"}.get(path, "")
-        self._url, self._model, self._timeout_s, self._key = (
-            asked.url.rstrip("/") + behind,
-            asked.model,
-            asked.timeout_s,
-            key,
-        )
+        self._url, self._key = asked.url.rstrip("/") + behind, key
+        self._model, self._timeout_s = asked.model, asked.timeout_s
         self._llama_cpp = path.endswith("/completion")
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},

@@ -13,8 +13,7 @@ from torch import Tensor
 from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
-from harness.models.controllers import Network, TrainedStrategy, logit
-from harness.models.controllers.learned import candidate_features
+from harness.models.controllers import Network, TrainedStrategy, candidate_features, logit
 from harness.models.heads import HeadName, head_artefacts
 
 

@@ -12,10 +12,9 @@ from tasks.draw import collect, draw
 from tasks.languages import Language
 from tasks.protocols import AnyProtocol
 from tasks.rows import Rows
-from tasks.sources import HubDataset
+from tasks.sources import HubDataset, open_hub
 from tasks.sources.embedded import SourceFiles
 from tasks.sources.files import FORMS, open_path
-from tasks.sources.hub import open_hub
 
 
 class CodeCompletion:
@@ -55,33 +54,19 @@ class CodeCompletion:
         return tuple(name for name, kind in PROTOCOLS.usable().items() if kind.wants in self.offers)
 
     def embedded(self) -> Rows:
-        """Return rows that need no download.
-
-        Raises:
-            DataError: there are none on this machine; says how to get them.
-        """
+        """Return rows that need no download."""
         hub = " or --source hub" if self.documents or self.lines else ""
         raise DataError(f"the task '{self.name}' has no embedded source. Use --source PATH{hub}.")
 
     def load(self, request: TaskRequest, tokenizer: Tokenizer) -> TaskData:
-        """Draw the samples; see :mod:`tasks.draw` for the order.
-
-        Raises:
-            DataError: the source cannot be read or cannot be scored.
-            UnknownNameError: no such protocol.
-            ConfigError: one for other tasks.
-        """
+        """Draw the samples; see :mod:`tasks.draw` for the order."""
         protocol = self._protocol(request.protocol)
         dataset = self.documents if protocol.wants == "documents" else self.lines
         with closing(self._open(request.source, dataset, request.split)) as rows:
             return draw(rows, protocol, tokenizer, request)
 
     def corpus(self, source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> Corpus:
-        """Return whole documents; see :func:`tasks.draw.collect` for the order.
-
-        Raises:
-            DataError: the source cannot be read, or it holds no document.
-        """
+        """Return whole documents; see :func:`tasks.draw.collect` for the order."""
         with closing(self._open(source, self.documents, split)) as rows:
             return collect(rows, limit=limit, seed=seed)
 
@@ -106,20 +91,12 @@ class CodeCompletion:
         return self._protocol(protocol).completion_between(before, text, after)
 
     def _protocol(self, name: str) -> AnyProtocol:
-        """Return a registered protocol for this language.
-
-        Raises:
-            UnknownNameError: there is none of that name.
-            ConfigError: it reads other rows than this task has.
-        """
-        protocol: AnyProtocol = PROTOCOLS.load(name)(self.code)
-        if not self._fits(name):
+        kind = PROTOCOLS.load(name)
+        if kind.wants not in self.offers:
             raise ConfigError(
-                f"the protocol '{name}' does not fit the task '{self.name}': it reads rows of {protocol.wants}, and "
-                f"these are of {' and '.join(sorted(self.offers))}. Omit --protocol for '{self.default_protocol}', or "
-                f"use one of: {', '.join(self.protocols())}."
+                f"the protocol '{name}' does not fit the task '{self.name}': it reads rows of {kind.wants}, and these "
+                f"are of {' and '.join(sorted(self.offers))}. Omit --protocol for '{self.default_protocol}', or use "
+                f"one of: {', '.join(self.protocols())}."
             )
+        protocol: AnyProtocol = kind(self.code)
         return protocol
-
-    def _fits(self, protocol: str) -> bool:
-        return PROTOCOLS.load(protocol).wants in self.offers

@@ -51,32 +51,20 @@ COMPARED_OF_REFERENCE = 15
 
 
 def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskRequest) -> TaskData:
-    """Return the samples of a request, in the order they were drawn.
-
-    Raises:
-        DataError: not one row became a sample; says why, and what to use instead.
-    """
-    order = _order(rows, request.seed)
-    request = _with_room(request, len(tokenizer.start_ids))
+    """Return the samples of a request, in the order they were drawn."""
+    if request.max_positions is not None:  # room for what comes before every prompt
+        request = replace(request, max_positions=request.max_positions - len(tokenizer.start_ids))
     samples: dict[str, Sample] = {}
     bad: dict[int, BadRow] = {}
     skipped: Counter[str] = Counter()
     origins: Counter[str] = Counter()
-    visited = duplicates = 0
-    for index in order:
+    visited = 0
+    for index in _order(rows, request.seed):
         if request.limit is not None and len(samples) >= request.limit:
             break
         visited += 1
-        row = _read(rows, index)
-        if isinstance(row, BadRow):
-            made: Sample | BadRow | Skipped = row
-        elif request.seen and document_key(whole(row)) in request.seen:
-            made = Skipped(SEEN)
-        else:
-            made = _unless_it_breaks(partial(_sample, protocol, row, tokenizer, request), index, row.sample_id)
-        if isinstance(made, Sample) and made.duplicate:
-            duplicates += 1
-            made = made if request.duplicates == "keep" else Skipped(DUPLICATE)
+        row = _unless_it_breaks(partial(rows.read, index), index, f"row-{index + 1}")
+        made = _made(row, index, protocol, tokenizer, request)
         if isinstance(made, Skipped):
             skipped[made.reason] += 1
         elif isinstance(made, BadRow):
@@ -98,19 +86,22 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
     if skipped:
         detail["skipped"] = _counts(skipped)
     drawn = tuple(samples.values())
+    duplicates = skipped[DUPLICATE] + sum(sample.duplicate for sample in drawn)
     source = SourceInfo(rows.kind, rows.label, fingerprint(drawn), detail)
     bad_rows = _told_apart(bad, samples)
     return TaskData(drawn, bad_rows, source, None if request.was_read is None else duplicates)
 
 
-def _with_room(request: TaskRequest, tokens: int) -> TaskRequest:
-    """Return a request that leaves room for what comes before every prompt."""
-    most = request.max_positions
-    return request if most is None else replace(request, max_positions=most - tokens)
-
-
-def _read(rows: Rows, index: int) -> Row:
-    return _unless_it_breaks(partial(rows.read, index), index, f"row-{index + 1}")
+def _made(
+    row: Row, index: int, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskRequest
+) -> Sample | BadRow | Skipped:
+    if isinstance(row, BadRow):
+        return row
+    if request.seen and document_key(whole(row)) in request.seen:
+        return Skipped(SEEN)
+    made = _unless_it_breaks(partial(_sample, protocol, row, tokenizer, request), index, row.sample_id)
+    is_left_out = isinstance(made, Sample) and made.duplicate and request.duplicates != "keep"
+    return Skipped(DUPLICATE) if is_left_out else made
 
 
 def _sample(
@@ -178,18 +169,14 @@ def _compared(row: Document | LineRow | GapRow, sample: Sample, tokenizer: Token
 
 
 def collect(rows: Rows, *, limit: int | None, seed: int) -> Corpus:
-    """Return whole documents in the order :func:`draw` visits rows; a row of context and line is joined again.
-
-    Raises:
-        DataError: not one row is a document.
-    """
+    """Return whole documents in the order :func:`draw` visits rows; a row of context and line is joined again."""
     documents: list[Document] = []
     bad: list[BadRow] = []
     digest = hashlib.sha256()
     for index in _order(rows, seed):
         if limit is not None and len(documents) >= limit:
             break
-        row = _read(rows, index)
+        row = _unless_it_breaks(partial(rows.read, index), index, f"row-{index + 1}")
         if isinstance(row, BadRow):
             bad.append(row)
             continue
@@ -219,21 +206,12 @@ def fingerprint(samples: Sequence[Sample]) -> str:
 
 
 def _nothing_drawn(rows: Rows, protocol: AnyProtocol, bad: Sequence[BadRow], skipped: Counter[str]) -> str:
-    if bad and not skipped and all(protocol.is_withheld(row) for row in bad):
-        return (
-            f"every 'gt' of {rows.label} is empty: its test answers are withheld (CodeXGLUE scores them on its own "
-            "server), so nothing can be scored here. Use rows with answers (the dev set: --source PATH), "
-            "--source embedded, or --protocol green-code."
-        )
     causes = [f"{len(bad)} bad, the first one: {bad[0].reason}"] if bad else []
     causes += [f"skipped: {_counts(skipped)}"] if skipped else []
-    if skipped and set(skipped) <= {SEEN, DUPLICATE} and not bad:
-        return (
-            f"{rows.label}: the model was tuned on every one of its {len(rows)} rows, so none can test it. Give other "
-            "data with --source, or run base weights from an empty --artefacts folder."
-        )
     instead = "use --source embedded" if Document in protocol.origins else "give other data with --source"
     remedy = "Ask for fewer new tokens." if rows.kind == "embedded" else f"Correct the data, or {instead}."
+    if skipped and not bad and set(skipped) <= {SEEN, DUPLICATE}:
+        remedy = "Give other data with --source, or run base weights from an empty --artefacts folder."
     return f"{rows.label}: none of its {len(rows)} rows can be used ({'; '.join(causes)}). {remedy}"
 
 

@@ -6,14 +6,12 @@ its own tokenizer's break tokens (microsoft/CodeXGLUE, Code-Code/CodeCompletion-
 ``code/run_lm.py``): Python ends at ``<EOL>``; Java ends at the first ``;`` or ``}``, which belong to the line,
 or at ``{``, which does not. Two additions for models that were never trained on that format: a newline ends a
 line too, and in Java a mark inside a string or character literal, or a comment, does not count.
-
-Tree-sitter's grammars of the languages that are scored and parsed, read once.
 """
 
 from __future__ import annotations
 
-import ctypes
 import re
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -46,12 +44,7 @@ _OPENERS = {"comment": "/*", "text": '"'}
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One lexical token of a document.
-
-    Attributes:
-        start, end: character offsets.
-        kind: ``newline``, ``comment``, ``text`` (a string that may span lines) or ``code``.
-    """
+    """A lexical token of a document, by character offsets: newline, comment, text (may span lines) or code."""
 
     start: int
     end: int
@@ -191,17 +184,9 @@ TYPESCRIPT = replace(JAVA, name="typescript", package=None)
 """As far as lines go; its template strings are not known."""
 
 
-_CAPSULE_NAME = b"tree_sitter.Language"
-"""The name that tree-sitter asks for; a capsule keeps a pointer to it, so it must live as long as the process."""
-
-
 @lru_cache(maxsize=8)
 def grammar(language: str) -> Any:
-    """Return the grammar of a language.
-
-    Raises:
-        ConfigError: it is not installed, or the installed tree-sitter does not fit it.
-    """
+    """Return tree-sitter's grammar of a language; one that is not installed, or does not fit, is refused."""
     from tree_sitter import Language
 
     package = f"tree-sitter-{language.replace('_', '-')}"
@@ -210,9 +195,9 @@ def grammar(language: str) -> Any:
     except ImportError:
         raise ConfigError(f"the grammar of {language} is not installed. Run `pip install {package}`.") from None
     found = getattr(module, "language", None) or getattr(module, f"language_{language}")  # PHP's has two
-    address = found()
     try:
-        return Language(_capsule(address) if isinstance(address, int) else address)
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of those that give an address
+            return Language(found())
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"the grammar {package} cannot be read: the installed tree-sitter does not fit it ({error}). "
@@ -226,10 +211,3 @@ def parser(language: str) -> Any:
     from tree_sitter import Parser
 
     return Parser(grammar(language))
-
-
-def _capsule(address: int) -> Any:
-    """Wrap the address of a grammar as later grammars do themselves; tree-sitter deprecates bare numbers."""
-    wrap = ctypes.pythonapi.PyCapsule_New
-    wrap.restype, wrap.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    return wrap(address, _CAPSULE_NAME, None)

@@ -20,14 +20,7 @@ LARGEST_ROW = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class LineRow:
-    """A code context and the rest of the line it breaks off in.
-
-    Attributes:
-        number, sample_id: as a :class:`~harness.contracts.Document`'s.
-        prompt: the context, never empty.
-        answer: the rest of the line; empty where a dataset withholds it.
-        project: as a document's.
-    """
+    """A code context, never empty, and the rest of the line it breaks off in, empty where a dataset withholds it."""
 
     number: int
     sample_id: str
@@ -38,12 +31,7 @@ class LineRow:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A piece of another file of the same repository.
-
-    Attributes:
-        path: of that file.
-        text: the piece.
-    """
+    """A piece of another file of the same repository."""
 
     path: str
     text: str
@@ -54,12 +42,11 @@ class GapRow:
     """A file with a gap, and what is known beside it.
 
     Attributes:
-        number, sample_id: as a :class:`~harness.contracts.Document`'s.
         before, after: the file's code before the gap and after it; ``after`` is empty where a dataset has none.
         answer: what belongs into the gap.
         fragments: pieces of other files, the most useful first.
         facts: what else its protocol reads, by the name of the dataset's column.
-        project: as a document's: the repository, or the problem that gaps are cut from.
+        project: the repository, or the problem that gaps are cut from.
     """
 
     number: int
@@ -170,37 +157,28 @@ class FieldError(Exception):
 def _identity(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    if not isinstance(value, str | bytes) or not value:
+    if not value or not isinstance(value, str):
         raise FieldError(f"'id' is {_kind(value)}, not an integer or a string")
     return field_text("id", value, LONGEST_ID)
 
 
 def _code(value: object) -> str:
-    if not isinstance(value, list):
-        text = field_text("code", value)
-    else:
+    if isinstance(value, list):
         tokens = [field_text(f"code[{index}]", token) for index, token in enumerate(value)]
         wrapped = len(tokens) >= 2 and (tokens[0], tokens[-1]) == ("<s>", "</s>")
-        text = field_text("code", " ".join(tokens[1:-1] if wrapped else tokens))
+        value = " ".join(tokens[1:-1] if wrapped else tokens)
+    text = field_text("code", value)
     if not text.strip():
         raise FieldError("'code' is empty")
     return text
 
 
 def field_text(name: str, value: object, longest: int = LARGEST_ROW) -> str:
-    """Return a field that tokenizers take and records can hold: the check that every field of a row passes.
-
-    Raises:
-        FieldError: it is no text, or too long.
-    """
+    """Return a field that tokenizers take and records can hold, or raise a ``FieldError``: every field passes here."""
+    if not isinstance(value, str):
+        raise FieldError(f"'{name}' is {_kind(value)}, not a string")
     try:
-        if isinstance(value, bytes):  # what a table calls text
-            value.decode("utf-8")
-        if not isinstance(value, str):
-            raise FieldError(f"'{name}' is {_kind(value)}, not a string")
         value.encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise FieldError(f"'{name}' is not UTF-8 (byte {error.start + 1})") from None
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no tokenizer accepts
         raise FieldError(f"'{name}' holds a lone surrogate, which is not text") from None
     if len(value) > longest:
@@ -209,7 +187,6 @@ def field_text(name: str, value: object, longest: int = LARGEST_ROW) -> str:
 
 
 def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "a string"}
-    return "an empty string" if value == "" else names.get(type(value), type(value).__name__)
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", list: "a list"}
+    names |= {dict: "an object", str: "a string" if value else "an empty string"}
+    return names.get(type(value), type(value).__name__)

@@ -280,18 +280,18 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture(scope="session")
-def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """``install(project)`` is the folder that pip has installed a project into, once in a session."""
+def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``install(*projects)`` is the folder that pip has installed some projects into, once in a session."""
 
     @functools.cache
-    def into(project: Path) -> Path:
+    def into(*projects: Path) -> Path:
         for needed in ("pip", "setuptools"):
             if importlib.util.find_spec(needed) is None:
                 pytest.skip(f"{needed} is not installed in this environment")
-        folder = tmp_path_factory.mktemp(project.name)
-        copy = shutil.copytree(project, folder / "project")  # a build leaves files beside its sources
+        folder = tmp_path_factory.mktemp("installed")
+        copies = [shutil.copytree(each, folder / each.name) for each in projects]  # a build leaves files beside it
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--no-build-isolation", "--no-index", "--target", str(folder / "site"), str(copy)]
+        command += ["--no-build-isolation", "--no-index", "--target", str(folder / "site"), *map(str, copies)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return folder / "site"

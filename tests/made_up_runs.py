@@ -100,6 +100,6 @@ def _manifest(names: list[str], samples: int) -> Manifest:
                 fingerprint="0", samples=samples, bad_rows=0,
             ),
         ),
-        meter=MeterRecord(source="rapl", description="made up", sensor_period_s=0.001),
+        meter=MeterRecord(source="rapl", description="made up", sensor_period_s=0.001, measured=True),
         block_size=1, bandwidth_bytes_per_s=1e9, environment={},
     )  # fmt: skip

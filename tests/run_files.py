@@ -82,3 +82,8 @@ def samples(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         record = json.loads(line)
         found[record["operating_point"]][record["sample_id"]] = record
     return found
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return the records of a run directory's JSONL file."""
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,18 +71,6 @@ def test_what_other_commands_refuse(cli: Command) -> None:
         assert expected in cli(*arguments).error
 
 
-def test_no_name_and_no_path_holds_what_is_no_text(cli: Command, refused: Refused, tmp_path: Path) -> None:
-    for flag in ("--out", "--model", "--artefacts", "--source", "--task", "--strategy", "--energy"):
-        assert r"\udcff" in refused(flag, "caf\udcff")  # how a byte arrives that is not UTF-8
-    for command in (
-        *(["report", "a\0b"], ["compare", "a\0b", "c"], ["leaderboard", "a", "--out", "a\0b"], ["submit", "a\0b"]),
-        *(["run", "--resume", "a\0b"], ["serve", "--api-key-file", "a\0b"], ["sweep", "--replay", "a\0b"]),
-    ):
-        assert "NUL" in cli(*command).error
-    (tmp_path / "run.toml").write_text('tasks = ["a\\u0000b"]\n')
-    assert "NUL" in cli("run", "--config", "run.toml").error
-
-
 # -------------------------------------------------------------------------------------- hub
 
 
@@ -101,25 +88,7 @@ def test_a_model_out_of_reach(refused: Refused, model: str) -> None:
     assert "--model FOLDER" in line
 
 
-def test_a_dataset_out_of_reach(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody answers
-    line = refused("--source", "hub")
-    assert "cannot reach the hub" in line
-    assert "--source PATH" in line
-    assert "--source embedded" in line
-
-
 # ------------------------------------------------------------------------------------ models
-
-
-def test_weights_of_another_shape(refused: Refused, make_model: Callable[..., Path]) -> None:
-    folder = make_model("llama")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
-    assert "have another shape in model.layers.0.mlp" in refused("--model", folder)
 
 
 def test_weights_that_are_pickled_or_not_all_there(refused: Refused, make_model: Callable[..., Path]) -> None:
@@ -134,10 +103,6 @@ def test_weights_that_are_pickled_or_not_all_there(refused: Refused, make_model:
     del weights["model.layers.3.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert "model.layers.3.mlp.up_proj.weight" in refused("--model", folder)
-
-
-def test_a_tokenizer_larger_than_the_vocabulary(refused: Refused, make_model: Callable[..., Path]) -> None:
-    assert "embeds only 100" in refused("--model", make_model("llama", vocab_size=100))
 
 
 # -------------------------------------------------------------------------------------- data
@@ -178,31 +143,6 @@ def test_malformed_rows_are_counted_and_the_run_goes_on(
     assert said == {"row 2", "row 3"}
 
 
-def test_many_malformed_rows_do_not_flood_the_screen(
-    tiny_run: Command, documents: list[str], write_rows: Callable[..., Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    file = write_rows({"id": 1, "code": documents[0]}, *["{broken"] * 40)
-    ran = tiny_run("--source", file, "--limit", 0, "--json")
-    assert json.loads(ran.out)["rows"][0]["errors"] == 40
-    warnings = [record.getMessage() for record in caplog.records]
-    assert len(warnings) == 6
-    assert warnings[-1] == "py150: 35 further rows cannot be used"
-
-
-def test_a_file_of_malformed_rows_only(refused: Refused, write_rows: Callable[..., Path]) -> None:
-    line = refused("--source", write_rows("{broken", "[1]"))
-    assert "none of its 2 rows can be used" in line
-    assert "row " in line
-
-
-def test_empty_ground_truth(refused: Refused, write_rows: Callable[..., Path]) -> None:
-    file = write_rows(*({"id": n, "input": "<s> import os <EOL> def f ( ) :", "gt": ""} for n in range(3)))
-    line = refused("--source", file, "--protocol", "codexglue-line")
-    assert "'gt'" in line
-    assert "withheld" in line
-    assert "--source embedded" in line
-
-
 def test_a_prompt_longer_than_the_models_positions(
     tiny_run: Command, refused: Refused, documents: list[str], write_rows: Callable[..., Path]
 ) -> None:
@@ -219,33 +159,7 @@ def test_a_prompt_longer_than_the_models_positions(
     assert error.startswith("row 1: the prompt has ")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("newline", "mark"), [("\r\n", ""), ("\n", "\ufeff"), ("\n\n \n", ""), ("\r\n\r\n", "\ufeff")])
-def test_files_from_other_systems_are_read(
-    tiny_run: Command, documents: list[str], write_rows: Callable[..., Path], newline: str, mark: str
-) -> None:
-    file = write_rows(*({"id": n, "code": text} for n, text in enumerate(documents)), newline=newline, mark=mark)
-    ran = tiny_run("--source", file, "--limit", 0, "--json")
-    assert ran.code == 0, ran.err
-    row = json.loads(ran.out)["rows"][0]
-    assert (row["n"], row["errors"]) == (len(documents), 0)
-
-
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe{\x00}\x00"])
-def test_files_that_hold_no_rows(refused: Refused, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "odd.jsonl").write_bytes(content)
-    assert "odd.jsonl" in refused("--source", tmp_path / "odd.jsonl")
-
-
 # ------------------------------------------------------------------------------------ energy
-
-
-def test_no_sensor_for_rapl(refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("harness.metering.sensors.POWERCAP", (tmp_path / "no-such-counters",))
-    line = refused("--energy", "rapl")
-    assert "--energy rapl cannot measure here" in line
-    assert "modprobe" in line  # how to enable it
-    assert "--energy estimate" in line
 
 
 # ----------------------------------------------------------------------------- configuration
@@ -268,22 +182,6 @@ def test_a_configuration_file(cli: Command, tmp_path: Path) -> None:
 
 
 # ----------------------------------------------------------------------------- run directory
-
-
-def test_a_path_that_python_cannot_make_is_refused_wherever_it_is_given(
-    cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    deep = "d/" * 1200 + "x"
-    (tmp_path / "run.toml").write_text(f'out = "{deep}"\n')
-    commands: list[tuple[str, ...]] = [
-        ("run", "--out", deep), ("run", "--config", "run.toml"), ("study", "quick", "--out", deep),
-        ("leaderboard", ".", "--out", deep), ("report", ".", "--out", deep), ("export", deep),
-        ("train", "shortlist", "--out", deep), ("submit", ".", f"--out={deep}"),
-    ]  # fmt: skip
-    for command in commands:
-        assert "more than 200 folders inside one another" in cli(*command).error
-    monkeypatch.setenv("XDG_CACHE_HOME", deep)
-    assert "more than 200 folders inside one another" in cli("cache", "list").error
 
 
 def test_out_that_cannot_be_used(refused: Refused, tmp_path: Path) -> None:
@@ -338,16 +236,6 @@ def test_a_damaged_run_directory_is_named_and_left_as_it_is(cli: Command, finish
         assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_resuming_a_folder_of_something_else(cli: Command, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    line = cli("run", "--resume", "mine").error
-    assert line.endswith("it is not a run directory. Give the folder that `harness run` made.")
-    (tmp_path / "mine" / "one").mkdir()
-    (tmp_path / "mine" / "one" / "manifest.json").write_text("{}")
-    assert cli("run", "--resume", "mine").error.endswith("it is not a run directory. Give one such as mine/one.")
-    assert "does not exist" in cli("run", "--resume", "nowhere").error
-
-
 def test_resuming_with_another_configuration(cli: Command, finished: Path) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     for flag, value, said in (
@@ -357,12 +245,6 @@ def test_resuming_with_another_configuration(cli: Command, finished: Path) -> No
     ):
         assert said in cli("run", "--resume", finished, flag, value).error
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
-
-
-def test_out_and_resume_that_contradict_each_other(cli: Command, finished: Path) -> None:
-    line = cli("run", "--resume", finished, "--out", "elsewhere").error
-    assert "name two directories" in line
-    assert not Path("elsewhere").exists()
 
 
 # ------------------------------------------------------------------------------------ memory
@@ -408,23 +290,6 @@ def test_out_of_memory_keeps_the_records_and_can_be_resumed(tiny_run: Command, c
     assert [content(record) for record in after] == [content(record) for record in whole]
 
 
-def test_out_of_memory_at_the_first_batch(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_out_of_memory(monkeypatch, after=0)
-    line = refused("--out", "out")
-    assert "out of memory" in line
-    assert "--batch-size" in line
-
-
-def test_out_of_memory_while_loading(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    def load(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr("harness.models.model.ResolvedModel.module", load)
-    assert "--dtype bfloat16" in refused("--out", "out")
-
-
 # --------------------------------------------------------------------------- plugged-in code
 
 
@@ -433,67 +298,3 @@ def outside(body: str, head: str = "@dataclass(frozen=True)\nclass Outside(Strat
 
 
 ASKED = "def should_exit(self, view):\n        "
-
-
-def test_a_strategy_that_answers_in_the_wrong_shape(tiny_run: Command, plug_in: Callable[..., None]) -> None:
-    plug_in("wrong_shape", outside(ASKED + "return torch.zeros(1, 1, dtype=torch.bool)"))
-    line = tiny_run("--strategy", "wrong_shape").error
-    assert "Outside.should_exit of outside-wrong_shape returned a tensor of shape (1, 1)" in line
-    assert "at layer 4" in line
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("answer", ["None", "[True]", "True"])
-def test_a_strategy_that_answers_without_a_tensor(tiny_run: Command, plug_in: Callable[..., None], answer: str) -> None:
-    plug_in("no_tensor", outside(ASKED + f"return {answer}"))
-    assert "should_exit" in tiny_run("--strategy", "no_tensor").error
-
-
-@pytest.mark.parametrize("points", ["(5,)", "(4, 12)", "(6, 4)", "(4, 4)", "(0, 4)", "(4, 99)"])
-def test_a_strategy_that_asks_at_layers_that_are_no_exit_points(
-    refused: Refused, plug_in: Callable[..., None], points: str
-) -> None:
-    plug_in(
-        "lost", outside(f"def exit_points(self, model):\n        return {points}\n\n    {ASKED}return view.rows < 0")
-    )
-    line = refused("--strategy", "lost")
-    assert f"lost asks to stop after layers {points}" in line
-    assert "4, 6, 10" in line
-
-
-@pytest.mark.parametrize(
-    ("head", "said"),
-    [
-        ("class Outside(Strategy):", "not a dataclass"),
-        ("@dataclass(frozen=True)\nclass Outside:", "subclass harness.contracts.Strategy"),
-        ("@dataclass(frozen=True)\nclass Elsewhere(Strategy):", "cannot be imported"),
-        ("import no_such_module\n\n@dataclass(frozen=True)\nclass Outside(Strategy):", "cannot be imported"),
-    ],
-)
-def test_a_strategy_that_is_none(refused: Refused, plug_in: Callable[..., None], head: str, said: str) -> None:
-    plug_in("imposter", outside(ASKED + "return view.rows < 0", head))
-    assert said in refused("--strategy", "imposter")
-
-
-def test_a_required_option_that_is_missing(refused: Refused, plug_in: Callable[..., None]) -> None:
-    plug_in("needy", outside("depth: int\n\n    " + ASKED + "return view.rows < 0"))
-    assert "needs depth" in refused("--strategy", "needy")
-
-
-@pytest.mark.slow
-def test_a_score_that_cannot_be_imported_is_left_out(
-    shell: Callable[..., Any], tiny_llama: Path, rows_file: Path, tmp_path: Path
-) -> None:
-    facts = tmp_path / "site" / "broken_score-1.0.dist-info"
-    facts.mkdir(parents=True)
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-score\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[harness.scores]\nbroken = broken_score:Broken\n")
-    (tmp_path / "site" / "broken_score.py").write_text("raise RuntimeError('out of luck')\n")
-    ran = shell(
-        *("run", "--strategy", "full", "--model", tiny_llama, "--source", rows_file, "--limit", 1, "--energy", "none"),
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
-    )
-    assert ran.returncode == 0
-    said = "the score 'broken' of broken-score cannot be imported (broken_score:Broken): RuntimeError: out of luck"
-    assert said in ran.stderr

@@ -56,29 +56,6 @@ def test_a_change_beyond_both_runs_noise_is_said(history: ModuleType) -> None:
     assert history.compared(name, [30.0], then)["verdict"] == "too few rounds to tell"
 
 
-def test_noise_is_three_standard_errors_and_never_nothing(history: ModuleType) -> None:
-    assert history.noise([2.0] * 5, [3.0] * 5) == history.FLOOR
-    ratios = [1.0, 2.0, 3.0, 4.0]  # quartiles 1.75 and 3.25 of median 2.5
-    error = 1.2533 * 1.5 / 1.349 / 2 / 2.5
-    assert history.noise(ratios, [1.0] * 3) == pytest.approx((history.FLOOR**2 + (3 * error) ** 2) ** 0.5)
-    assert history.noise([1.0, 1.0], [1.0] * 9) is None
-
-
-def test_the_last_saved_run_that_has_it_counts(history: ModuleType, tmp_path: Path) -> None:
-    for number, ratios in (("0001", [5.0] * 3), ("0003", [1.0] * 3)):
-        name = "test_x.py::test_y" if number == "0001" else "test_x.py::test_other"
-        (tmp_path / f"{number}_x.json").write_text(json.dumps(document(name, ratios)))
-    saved = history.saved(tmp_path)
-    assert [name for name, _ in saved] == ["0003_x", "0001_x"]
-    assert history.compared("test_x.py::test_y", [5.0] * 3, saved)["change"] == 0
-
-
-def test_machine_classes_are_folders(history: ModuleType) -> None:
-    facts = {"cpu": "Intel(R) Xeon(R) Processor", "architecture": "x86_64", "usable_cores": 2, "torch_threads": 2}
-    assert history.machine_class(facts) == "intel-xeon-processor-2-cores-2-threads"
-    assert history.machine_class({**facts, "torch_threads": 1}) != history.machine_class(facts)
-
-
 @pytest.mark.slow
 def test_two_runs_make_a_history(tmp_path: Path) -> None:
     (tmp_path / "benchmarks").mkdir()

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from harness.cli import READER_GONE
-from harness.config import RunConfig, parse_strategies
+from harness.config import parse_strategies
 from harness.config.options import build_strategy
 from harness.errors import DEFECT
 from harness.records import WindowRecord
-from harness.registry import REGISTRIES, STRATEGIES, TASKS
+from harness.registry import REGISTRIES, STRATEGIES
 
 Command = Callable[..., Any]
 Shell = Callable[..., subprocess.CompletedProcess[str]]
@@ -57,10 +57,6 @@ def test_a_list_shows_every_name_whole(cli: Command, monkeypatch: pytest.MonkeyP
     assert not re.search(r"``|:\w+:`|::$", ran.out, re.M)
     for name in REGISTRIES[kind].names():
         assert REGISTRIES[kind].entry(name).summary  # read from the source text, without importing it
-
-
-def test_a_list_of_everything(cli: Command) -> None:
-    assert set(NAMES) <= set(cli("list").out.split())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,13 +98,6 @@ def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
         os.close(writing)
     assert done.returncode == READER_GONE  # never 1, which says that a condition holds
     assert done.stderr == ""
-
-
-@pytest.mark.slow
-def test_a_pipe_gets_no_colours(shell: Shell, tmp_path: Path) -> None:
-    for arguments in (["list"], ["show", "margin"], ["--help"], ["show", "nobody"]):
-        ran = shell(*arguments, cwd=tmp_path)
-        assert "\x1b" not in ran.stdout + ran.stderr
 
 
 def in_terminal(arguments: list[object], folder: Path, **environment: str) -> tuple[int, str]:
@@ -186,17 +175,11 @@ def test_a_log_file_gets_a_line_per_stage_and_tenth() -> None:
     assert said == [
         "loading [red]model[/red] …",
         "200 windows into runs/[b]old[/b], 60 kept",
-        *(f"{count} of 200 windows" for count in range(80, 201, 20)),
+        *(f"windows: {count} of 200, 0 s left" for count in range(80, 200, 20)),
+        "windows: 200 of 200",
         "scoring …",
         "Stopped; every finished window is kept. Continue with `harness run --resume 'runs/[b]old[/b]'`.",
     ]
-
-
-def test_what_is_copied_from_the_log_is_never_wrapped() -> None:
-    folder = "runs/" + "long-" * 40
-    said = progress_lines(3, 0, folder=folder)
-    assert f"3 windows into {folder}" in said
-    assert said[-1].endswith(f"--resume {folder}`.")
 
 
 def test_a_terminal_shows_names_as_they_are() -> None:
@@ -238,7 +221,7 @@ def test_a_run_says_nothing_but_its_stages(
     warnings = [line for line in said if line.startswith("warning: ")]
     assert len(warnings) == 2  # one per task
     assert f"py150: row {len(documents) + 1}: is not JSON" in warnings[0]
-    others = [line for line in said[1:] if not line.startswith("warning: ") and "of 32 windows" not in line]
+    others = [line for line in said[1:] if not line.startswith("warning: ") and not line.startswith("windows: ")]
     checked = next(line for line in others if line.startswith(f"preparing {tiny_llama.name}, its weights checked in "))
     assert others == [
         f"loading {tiny_llama.name} …",
@@ -251,20 +234,6 @@ def test_a_run_says_nothing_but_its_stages(
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("columns", ["60", "80", "120", "200"])
-def test_a_report_fits_its_terminal(
-    tiny_run: Command, cli: Command, monkeypatch: pytest.MonkeyPatch, columns: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    given = ["--strategy", "margin:threshold=0.1,0.2:decay=0,1", "--strategy", "oracle", "--out", "out"]
-    ran = tiny_run(*given, "--verbose")
-    assert ran.code == 0
-    assert max(map(len, ran.out.splitlines())) <= int(columns)
-    assert "…" not in ran.out  # nothing cut off
-    assert cli("report", "out").out == ran.out
-
-
 @pytest.mark.parametrize("columns", ["80", "200"])
 def test_a_run_ends_with_one_table_and_two_sentences(
     tiny_run: Command, monkeypatch: pytest.MonkeyPatch, columns: str
@@ -274,21 +243,13 @@ def test_a_run_ends_with_one_table_and_two_sentences(
     assert ran.code == 0
     lines = ran.out.splitlines()
     assert max(map(len, lines)) <= min(int(columns), 100)
-    assert len(lines) <= 24
+    assert len(lines) <= 25  # a machine of a long name takes two
     said = " ".join(ran.out.split())
     assert "3 samples are too few to tell any operating point from full depth. Use --limit 50 or more." in said
     assert "margin:threshold=0.2" in said
     assert "First of" in said
     for rest in ("Pareto front", "How to read this", "Against full depth"):
         assert rest not in said
-
-
-def test_help_of_run_is_in_panels(cli: Command) -> None:
-    said = cli("run", "--help").out
-    places = [said.index(f"─ {title} ─") for title in RunConfig.panels]
-    assert places == sorted(places)
-    shown = {field for fields in RunConfig.panels.values() for field in fields}
-    assert shown == {*RunConfig.model_fields}
 
 
 def test_what_is_shown_is_text(cli: Command) -> None:
@@ -302,98 +263,3 @@ def test_what_is_shown_is_text(cli: Command) -> None:
     task = " ".join(cli("show", "py150").out.split())
     assert "protocol green-code" in task
     assert "a JSONL file of {id, input, gt} or {id, code} rows" in task
-
-
-FAMILIES = {
-    "py150": (["codexglue-line", "green-code (default)"], "a JSONL file of {id, input, gt} or {id, code} rows"),
-    "repobench-java": (["repobench (default)"], "a folder with data/cross_file_first-*.parquet, "),
-    "crosscodeeval-csharp": (
-        ["crosscodeeval (default)", "crosscodeeval-fim"],
-        "a folder with csharp/line_completion_rg1_unixcoder_cosine_sim.jsonl, or",
-    ),
-    "humaneval-infilling-span": (
-        ["infilling (default)", "infilling-left"],
-        "a folder with HumanEval-RandomSpanInfilling/test-*.parquet or data/HumanEval-RandomSpanInfilling.jsonl.gz or "
-        "data/HumanEval-RandomSpanInfilling.jsonl, or",
-    ),
-}
-"""A task of each kind → the protocols that it takes, and how what it says of ``--source PATH`` begins."""
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_task_is_shown_with_what_fits_it_and_nothing_else(
-    cli: Command, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", "2000")
-    protocols, source = FAMILIES[name]
-    said = cli("show", name).out
-    assert re.findall(r"^protocol (\S+(?: \(default\))?) ", said, re.M) == protocols
-    (path,) = re.findall(r"^--source PATH +(.+?) *$", said, re.M)
-    assert path.startswith(source)
-    for other, (_, begins) in FAMILIES.items():
-        assert (begins in said) == (other == name)
-
-
-@pytest.mark.parametrize("name", ["repobench-python", "crosscodeeval-python", "humaneval-infilling-single"])
-def test_the_columns_of_a_benchmark_are_those_of_its_description(
-    cli: Command, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", "2000")
-    said = cli("show", name).out
-    (columns,) = re.findall(r"^--source PATH .* of \{(.+)\} rows *$", said, re.M)
-    (described,) = re.findall(r"^Rows \(.*", said, re.M)
-    assert set(columns.split(", ")) <= set(re.findall(r"\w+", described))
-    assert {"id", "input", "gt", "code"}.isdisjoint(columns.split(", "))
-
-
-ODD_TASKS = '''
-class Says:
-    """A task that is not built on ours."""
-
-    name, language, default_protocol = "odd", "python", "green-code"
-
-
-class Silent:
-    """A task that says nothing."""
-'''
-
-
-@pytest.mark.parametrize(("attribute", "protocols"), [("Says", ["green-code (default)"]), ("Silent", [])])
-def test_a_task_of_another_shape_is_shown(
-    cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, attribute: str, protocols: list[str]
-) -> None:
-    (tmp_path / "odd_tasks.py").write_text(ODD_TASKS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "odd_tasks", raising=False)
-    point = metadata.EntryPoint("odd", f"odd_tasks:{attribute}", TASKS.group)
-    monkeypatch.setitem(TASKS._points, "odd", point)
-    ran = cli("show", "odd")
-    assert ran.code == 0, ran.err
-    assert "\nA task that " in ran.out
-    assert re.findall(r"^protocol (\S+(?: \(default\))?) ", ran.out, re.M) == protocols
-    assert "--source" not in ran.out
-
-
-def test_a_report_of_a_folder_that_may_only_be_read(
-    tiny_run: Command, cli: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert tiny_run("--out", "out").code == 0
-
-    def read_only(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "write_bytes", read_only)
-    ran = cli("report", "out")
-    assert "py150" in ran.out  # the table is shown nevertheless
-    assert ran.code == 2
-    assert "Permission denied" in ran.err.splitlines()[-1]
-
-
-def test_a_logged_exception_keeps_its_traceback_and_one_line_of_text() -> None:
-    code = (
-        "import logging; from harness.commands.console import log_to, stderr; log_to(stderr())\n"
-        "try: [][1]\nexcept IndexError: logging.getLogger('x').exception('it [b]failed[/b]\\nhere')"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert ran.stderr.startswith("error: it [b]failed[/b] here\nTraceback")
-    assert "IndexError: list index out of range" in ran.stderr

@@ -19,19 +19,6 @@ def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.model
-def test_without_an_agent_the_commands_are_named_in_order(tmp_path: Path) -> None:
-    """With the run's own flags; tuning is not among them, since random weights take no adapter."""
-    done = harness(tmp_path, "run", "--strategy", "rl", *MODEL, "--dtype", "bfloat16", "--limit", "1")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-2:] == [
-        "  harness trace --model opt-125m --weights random --dtype bfloat16 --out traces/opt-125m",
-        "  harness train rl --model opt-125m --traces traces/opt-125m",
-    ]
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.model
 def test_the_whole_path_with_random_weights(tmp_path: Path) -> None:
     traced = harness(
         tmp_path, "trace", *MODEL, "--task", "py150", "--documents", "4", "--length", "64", "--out", "traces/opt-125m"

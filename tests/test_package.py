@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -120,10 +118,6 @@ def test_a_missing_package_is_one_line_with_the_cure(monkeypatch: pytest.MonkeyP
         require("train", "stable_baselines3", "gymnasium", otherwise="so")
 
 
-def test_the_sdist_has_what_its_metadata_name(built: dict[str, Path]) -> None:
-    assert {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO"} <= held(built["sdist"])
-
-
 def test_the_wheel_says_what_the_project_says(built: dict[str, Path]) -> None:
     with zipfile.ZipFile(built["wheel"]) as archive:
         (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
@@ -202,59 +196,6 @@ def test_the_wheel_runs_the_main_job_and_configures_an_editor(elsewhere: Any) ->
 # ------------------------------------------------------------------------------ what stands beside it
 
 
-@pytest.mark.parametrize(
-    ("given", "asked"),
-    [
-        ([], ""),
-        (
-            ["TORCH=cpu"],
-            '.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --torch-backend "cpu" torch',
-        ),
-        (["TORCH=cpu", "TORCH_INDEX=file:///w"], '--no-deps --index-url "file:///w" torch'),
-    ],
-)
-def test_one_word_chooses_torch_before_the_rest_is_installed(tmp_path: Path, given: list[str], asked: str) -> None:
-    for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    command = ["make", "--dry-run", "demo", f"PYTHON={sys.executable}", *given]
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    before, _, _ = said.partition("--editable '.[figures]'")
-    assert asked in before
-    assert (" torch " in before) == bool(given)
-
-
-@pytest.mark.parametrize("word", ["TORCH", "TORCH_INDEX"])
-def test_torch_that_is_nowhere_is_said_in_one_line_that_names_the_cure(tmp_path: Path, word: str) -> None:
-    """With nothing to install it with, as where the index is out of reach."""
-    for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    command = ["make", "demo", f"PYTHON={shutil.which('true')}", "BIN=/nowhere", f"{word}=file:///w"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert (
-        f"no torch for {'this Python and system at ' if word == 'TORCH_INDEX' else ''}{word}=file:///w" in done.stdout
-    )
-    assert "set TORCH_INDEX" in done.stdout or "set it to the address" in done.stdout
-
-
-def test_the_citation_is_of_this_version() -> None:
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert cited["cff-version"] == "1.2.0"
-    assert {"message", "title", "authors", "type"} <= cited.keys()
-    assert (str(cited["version"]), cited["license"]) == (PROJECT["version"], PROJECT["license"])
-
-
 def test_whoever_contributes_finds_every_registry() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert not [group for group in PROJECT["entry-points"] if group != "pytest11" and f"`{group}`" not in text]
-
-
-def test_workflows_call_targets_that_there_are() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
-    called: set[str] = set()
-    for file in sorted((ROOT / ".github").rglob("*.yml")):
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-        steps = [step for job in found.get("jobs", {}).values() for step in job["steps"]]
-        called |= set(re.findall(r"\bmake ([a-z]+)", "\n".join(step.get("run", "") for step in steps)))
-        assert all("permissions" in found for _ in found.get("jobs", {})), file
-    assert {"lint", "test", "bench", "docs"} <= called <= targets

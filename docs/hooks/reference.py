@@ -301,7 +301,7 @@ def formats() -> Iterator[str]:
     yield "`harness rescore` `scores.json`. Every record"
     yield "names its run, and each window's line seals what was committed before it: a changed, lost or foreign line is"
     yield "refused by whatever reads the run. `null` means not measured or not defined, never zero; fields that you do"
-    yield "not know may be added in later versions. Runs made before a field existed stay readable.\n"
+    yield "not know may be added in later versions.\n"
     below: dict[str, Any] = {}
     for name, model in documents().items():
         schema = model.model_json_schema()

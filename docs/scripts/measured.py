@@ -38,12 +38,7 @@ class MissingRunsError(HarnessError):
 
 @dataclass(frozen=True)
 class Shown:
-    """What stands in the documentation under one name.
-
-    Attributes:
-        studies: whose runs it is made of.
-        parts: makes its tables of those runs and the folder of all studies.
-    """
+    """What stands in the documentation under one name: tables, made of studies' runs and the folder of all studies."""
 
     studies: tuple[str, ...]
     parts: Callable[[Found, Path], Iterable[Part]]
@@ -129,9 +124,8 @@ def listing(rows: pd.DataFrame, names: Mapping[str, str], columns: Sequence[Colu
 
 def of_rows(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, label: bool = False) -> Table:
     """Return a table of rows whose first cell says which; ``label`` where it is an operating point."""
-    table = Table.of_rows("", headers, list(rows))
-    first = table.columns[0] if label else replace(table.columns[0], kind="text")
-    return replace(table, columns=(first, *table.columns[1:]))
+    first = Column(header=headers[0], kind="label" if label else "text")
+    return Table.of_rows("", [first, *headers[1:]], list(rows))
 
 
 TEXT_AND_POINT = {"text": "text", "operating_point": "operating point"}
@@ -166,12 +160,12 @@ Drafts = Mapping[tuple[str, str], Mapping[tuple[str | None, int | None, str | No
 
 def drafts(runs: Iterable[RecordedRun]) -> Drafts:
     """Return what stood of the drafts of each stream and operating point."""
+    rows = [row for run in runs for row in run.summary.rows]
     return {
         (stream(row.source, row.language), row.operating_point): {
             (one.source, one.layer, one.kind): one for one in row.acceptances
         }
-        for run in runs
-        for row in run.summary.rows
+        for row in rows
     }
 
 

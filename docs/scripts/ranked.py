@@ -43,10 +43,8 @@ STUDIES = {
     "ranking": "harness study docs/scripts/results/ranking.toml",
     "ranking-calibration": "harness study docs/scripts/results/ranking-calibration.toml",
 }
-LITTLE = 1.05
-"""Layers skipped that would bring less, were deciding free, are too few to pay."""
-NOT_BYTES = 1.05
-"""What a byte model may promise beyond what was measured before something else must take the time."""
+LITTLE = 1.05  # layers skipped that would bring less, were deciding free, are too few to pay
+NOT_BYTES = 1.05  # what a byte model may promise beyond what was measured before something else must take the time
 
 HEADS = Column(header="LM heads / token", name="lm_head_per_token", form=".1f", cells=())
 
@@ -124,12 +122,6 @@ def together(
     """Return the geometric mean of a ratio over kinds of text and its interval; full depth (1) where there is no row.
 
     Streams are of different documents, so that the squares of half their intervals' logarithms add up.
-
-    Args:
-        rows: one per kind of text.
-        name: of the ratio.
-        choices: settings that these are the fastest of: the interval is as much wider as holds for all of them at once
-            (Bonferroni), so that one in forty, and not one in fifteen, is above 1 where none is faster.
     """
     logs = [0.0 if row is None else math.log(row[name]) for row in rows]
     halves = [
@@ -148,11 +140,7 @@ def _said(ratio: tuple[float, float, float]) -> str:
 
 
 def why(rows: Sequence[pd.Series[Any]]) -> str:
-    """Say in a few words what keeps a setting from gaining more.
-
-    Args:
-        rows: of it, one per kind of text.
-    """
+    """Say in a few words what keeps a setting from gaining more."""
     skipped, heads, read, measured = (
         float(np.mean([row[name] for row in rows]))
         for name in ("layers_speedup", "lm_head_per_token", "byte_model_speedup", "decode_speedup")

@@ -1,16 +1,16 @@
 """What a study adds to its points, and how soon it goes on when all are measured, by the number of points.
 
-    .venv/bin/python docs/scripts/study_cost.py [--points 100 1000 10000] [--rounds 5] [--draw]
+    .venv/bin/python docs/scripts/study_cost.py [--points 100 1000 10000] [--rounds 5]
 
 No point is measured: an executor finishes each at once, so that what is left is the study's own work, the grid, the
 scheduling and two flushed lines of the log. Every round is a new study in FOLDER, on the disk that is meant: a ``/tmp``
-in memory flushes nothing. Writes ``study-cost.json``, every round with the machine, and draws ``study-cost.png`` from
-it into --out (default: ``docs/gallery``); ``--draw`` only draws.
+in memory flushes nothing. Writes ``study-cost.json``, every round with the machine, and ``study-cost.png`` into --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import sys
@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.contracts.executors import Executor, Happened, Job
-from harness.errors import DataError, HarnessError
+from harness.errors import HarnessError
 from harness.host.environment import describe, machine_line
 from harness.study.conduct import conduct
 from harness.study.grid import StudyConfig, expand
 from harness.study.ledger import EVENTS, STUDY, StudyDirectory
-from reports.figures.drawing import INK, QUIET, look_of, panels, styled
+from reports.figures import drawing
 from reports.files import replace_file
 
 if TYPE_CHECKING:
@@ -115,52 +115,25 @@ def measure(folder: Path, counts: Sequence[int], rounds: int) -> dict[str, Any]:
 
 def draw(found: Mapping[str, Any]) -> Canvas:
     """Draw what :func:`measure` returned: each round a point, a line through the medians, dashed what is wanted."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-
     counts = sorted(map(int, found["points"]))
-    canvas, axes = panels("text", len(PANELS), 2.1, across=3)
-    colour = look_of("rl").colour
+    canvas, axes = drawing.panels("text", len(PANELS), 2.1, across=3)
+    colour = drawing.look_of("rl").colour
     for place, (title, unit, key, scale, most) in zip(axes, PANELS, strict=True):
         values = {points: [each[key] * scale for each in found["points"][str(points)]] for points in counts}
         for points, each in values.items():
             place.plot([points] * len(each), each, "o", color=colour, markersize=3, alpha=0.5)
         place.plot(counts, [statistics.median(values[points]) for points in counts], color=colour)
-        if most is not None:
-            place.axhline(most * scale, color=QUIET, linestyle="--")
-            place.annotate(
-                f"at most {most * scale:g} {unit}", (counts[0], most * scale), (0, -3), textcoords="offset points",
-                va="top", fontsize=7, color=INK,
-            )  # fmt: skip
-        place.set_xscale("log")
-        place.xaxis.set_major_locator(FixedLocator(counts))
-        place.xaxis.set_major_formatter("{x:,.0f}")
-        place.xaxis.set_minor_locator(NullLocator())
+        place.set(title=title, xlabel="points of the study", ylabel=unit, xscale="log")
+        place.set_xticks(counts, [f"{points:,}" for points in counts])
         if most is None:
             place.set_ylim(0, 1.2 * max(max(each) for each in values.values()))
         else:
+            place.axhline(most * scale, color=drawing.QUIET, linestyle="--")
+            drawing.near(place, f"at most {most * scale:g} {unit}", (counts[0], most * scale), (0, -3), va="top")
             place.set_yscale("log")
-            place.yaxis.set_major_formatter("{x:g}")
-            place.yaxis.set_minor_formatter(NullFormatter())
-        place.set_title(title)
-        place.set_xlabel("points of the study")
-        place.set_ylabel(unit)
-    rounds = max(map(len, found["points"].values()))
-    canvas.text(0.01, -0.05, f"{found['machine']}; {found['measured']}, {rounds} rounds", fontsize=6, color=QUIET)
+    rounds, ink = max(map(len, found["points"].values())), drawing.QUIET
+    canvas.text(0.01, -0.05, f"{found['machine']}; {found['measured']}, {rounds} rounds", fontsize=6, color=ink)
     return canvas
-
-
-def save(found: Mapping[str, Any], file: Path) -> None:
-    """Write the picture.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    import io
-
-    with styled(NAME):
-        stream = io.BytesIO()
-        draw(found).savefig(stream, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-    replace_file(file, stream.getvalue())
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -174,19 +147,13 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parents[1] / "gallery", help="folder of the JSON file and picture"
     )
-    parser.add_argument("--draw", action="store_true", help="measure nothing; draw what the JSON file holds")
     asked = parser.parse_args(given)
-    if min(*asked.points, asked.rounds) < 1:
-        parser.error("--points and --rounds are at least 1")
-    file = asked.out / f"{NAME}.json"
-    if asked.draw:
-        if not file.exists():
-            raise DataError(f"there is no {file}. Measure it: omit --draw.")
-        found = json.loads(file.read_text(encoding="utf-8"))
-    else:
-        found = measure(asked.folder, asked.points, asked.rounds)
-        replace_file(file, f"{json.dumps(found, indent=2)}\n".encode())
-    save(found, asked.out / f"{NAME}.png")
+    found = measure(asked.folder, asked.points, asked.rounds)
+    replace_file(asked.out / f"{NAME}.json", f"{json.dumps(found, indent=2)}\n".encode())
+    with drawing.styled(NAME):
+        stream = io.BytesIO()
+        draw(found).savefig(stream, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    replace_file(asked.out / f"{NAME}.png", stream.getvalue())
     for points, rounds in found["points"].items():
         middle = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
         print(

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 
 import measured
@@ -34,22 +35,14 @@ BLOCK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- /table -->$", re.M | re.
 
 
 class Runs:
-    """The runs below a folder, each read once.
-
-    Args:
-        folder: with a folder per study.
-    """
+    """The runs below a folder of studies, each read once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[str, list[RecordedRun]] = {}
 
     def of(self, study: str) -> list[RecordedRun]:
-        """Return the runs of a study in its order, or all below a folder that is none.
-
-        Raises:
-            MissingRunsError: not all of them are there.
-        """
+        """Return the finished runs of a study in its order, or all below a folder that is none."""
         if study not in self._read:
             runs = [read_run(path, stored=True) for path in self._directories(self._folder / study)]
             for run in runs:
@@ -72,12 +65,7 @@ class Runs:
 
 
 def blocks(page: Path) -> list[str]:
-    """Return the names of a page's tables.
-
-    Raises:
-        DataError: a mark without its other end.
-        UnknownNameError: no such table.
-    """
+    """Return the names of a page's tables."""
     text = page.read_text(encoding="utf-8")
     names = [name for name, _ in BLOCK.findall(text)]
     if names != OPENING.findall(text) or len(names) != text.count("<!-- /table -->"):
@@ -91,17 +79,13 @@ def blocks(page: Path) -> list[str]:
 
 
 def rendered(table: Shown, runs: Runs, folder: Path) -> str:
-    """Return a table in Markdown, and where it comes from.
-
-    Raises:
-        MissingRunsError: its runs are not there.
-    """
+    """Return a table in Markdown, and where it comes from."""
     found = {study: runs.of(study) for study in table.studies}
     return "\n".join([*to_markdown(table.parts(found, folder)), "", provenance(table, found), "", ""])
 
 
 def provenance(table: Shown, found: Mapping[str, Sequence[RecordedRun]]) -> str:
-    """Return the line under a table: commands, and of runs days, machines, number formats and documents."""
+    """Return the line under a table: commands, and of runs days, machines, number formats, documents and protocols."""
     runs = [run for study in found.values() for run in study]
     said = list(dict.fromkeys(f"`{STUDIES[study]}`" for study in table.studies))
     if not runs:  # what was replayed has neither times nor a machine
@@ -110,19 +94,16 @@ def provenance(table: Shown, found: Mapping[str, Sequence[RecordedRun]]) -> str:
     said += machines(run.summary.machine for run in runs)
     rows = [row for run in runs for row in run.summary.rows]
     said.append(", ".join(dict.fromkeys(row.numbers for row in rows)))
-    counts = sorted({row.n for row in rows if row.strategy == "full"})
-    span = f"{counts[0]}" if len(counts) < 2 else f"{counts[0]} to {counts[-1]}" if counts else ""
-    said.append(f"{span} documents of each kind" if counts else "")
-    said.append(", ".join(dict.fromkeys(_cut(run) for run in runs)))
-    said.append("in brackets 95 % intervals over documents" if counts else "")
-    return f"*{'; '.join(part for part in said if part)}.*"
-
-
-def _cut(run: RecordedRun) -> str:
-    """Say how prompts were cut, and how long completions were."""
-    protocols = ", ".join(dict.fromkeys(f"`{task.protocol}`" for task in run.manifest.tasks))
-    tokens = run.manifest.config.get("max_new_tokens")
-    return f"prompts of {protocols}" + (f", {tokens} new tokens" if tokens else "")
+    cuts = []  # how prompts were cut, and how long completions were
+    for run in runs:
+        tokens = run.manifest.config.get("max_new_tokens")
+        protocols = ", ".join(dict.fromkeys(f"`{task.protocol}`" for task in run.manifest.tasks))
+        cuts.append(f"prompts of {protocols}" + (f", {tokens} new tokens" if tokens else ""))
+    told = ", ".join(dict.fromkeys(cuts))
+    if counts := sorted({row.n for row in rows if row.strategy == "full"}):
+        span = f"{counts[0]}" if len(counts) < 2 else f"{counts[0]} to {counts[-1]}"
+        told = f"{span} documents of each kind; {told}; in brackets 95 % intervals over documents"
+    return f"*{'; '.join([*said, told])}.*"
 
 
 def days(dates: Iterable[date]) -> str:
@@ -145,37 +126,25 @@ def machines(lines: Iterable[str]) -> list[str]:
 
 
 def update(docs: Path, folder: Path, *, write: bool) -> Iterator[tuple[str, str]]:
-    """Yield each block's page and name, and what becomes of it: ``changed``, ``as it was``, or why it is left alone.
-
-    Args:
-        docs: folder of pages.
-        folder: of the runs.
-        write: the pages, once all their tables are made.
-    """
+    """Yield each block's page and name, and what becomes of it: ``changed``, ``as it was``, or why it is left alone."""
     runs = Runs(folder)
     for page in sorted(docs.rglob("*.md")):
-        names = blocks(page)
         text = page.read_text(encoding="utf-8")
         made: dict[str, str] = {}
-        for name in names:
+        for name in blocks(page):
             where = f"{page.relative_to(docs).as_posix()}: {name}"
             try:
-                made[name] = rendered(TABLES[name], runs, folder)
+                made[name] = f"<!-- table: {name} -->\n{rendered(TABLES[name], runs, folder)}<!-- /table -->"
             except MissingRunsError as missing:
                 yield where, f"left alone, {missing}"
             else:
-                changed = any(found != made[name] for other, found in BLOCK.findall(text) if other == name)
-                yield where, "changed" if changed else "as it was"
+                yield where, "as it was" if made[name] in text else "changed"
         if write and made:
-            page.write_text(_filled(text, made), encoding="utf-8")
+            page.write_text(BLOCK.sub(partial(_filled, made), text), encoding="utf-8")
 
 
-def _filled(text: str, made: Mapping[str, str]) -> str:
-    def block(found: re.Match[str]) -> str:
-        name = found[1]
-        return f"<!-- table: {name} -->\n{made[name]}<!-- /table -->" if name in made else found[0]
-
-    return BLOCK.sub(block, text)
+def _filled(made: Mapping[str, str], found: re.Match[str]) -> str:
+    return made.get(found[1], found[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from harness.decoding.generation import Token
 from harness.records import SampleRecord
@@ -19,31 +19,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[T]):
-    """One column of a frame.
-
-    Attributes:
-        name: of the column.
-        unit: of its numbers; empty for counts, texts and names.
-        meaning: in one line.
-        value: takes it from a row's source.
+    """One column of a frame: name, unit of its numbers, meaning, and what takes it from a row's source, by default the
+    attribute of that name.
     """
 
     name: str
     unit: str
     meaning: str
-    value: Callable[[T], Any]
+    value: Callable[[T], Any] | None = None
+
+    def of(self, row: T) -> Any:
+        """Return its value in a row."""
+        return getattr(row, self.name) if self.value is None else self.value(row)
 
 
-@dataclass(frozen=True, slots=True)
-class TracedExit:
-    """One exit's reading at one position.
-
-    Attributes:
-        position: of the token that was read. token_id, text: that token.
-        exit_layer: decoder layers executed. top_token_id, top_text: the token that the exit's head puts first.
-        probability: of that token. entropy: of the head's distribution, nats.
-        full_depth: whether full depth puts the same token first.
-    """
+class TracedExit(NamedTuple):
+    """One exit's reading at one position; its columns say what is what."""
 
     position: int
     token_id: int
@@ -63,17 +54,10 @@ class RecordedToken:
     sample: SampleRecord
     place: int
 
-    @property
-    def text(self) -> str:
-        """Its contribution to the text; empty for an end token and in runs that did not keep it."""
-        texts = self.sample.token_texts
-        return texts[self.place] if self.place < len(texts) else ""
-
-    @property
-    def full_depth_id(self) -> int | None:
-        """Full depth's choice; ``None`` in later repeats and in runs that did not ask."""
-        chosen = self.sample.full_depth_ids
-        return chosen[self.place] if self.place < len(chosen) else None
+    def at(self, column: str, default: object = None) -> Any:
+        """Return its value in a column of its sample, which runs need not have kept."""
+        values = getattr(self.sample, column)
+        return values[self.place] if self.place < len(values) else default
 
 
 def _of_run(sample: Callable[[T], SampleRecord]) -> tuple[Column[T], ...]:
@@ -87,57 +71,60 @@ def _of_run(sample: Callable[[T], SampleRecord]) -> tuple[Column[T], ...]:
 
 def _counter(name: str) -> Column[SampleRecord]:
     unit = next((unit for unit in ("layers", "bytes") if unit in name), "")
-    return Column(name, unit, SampleRecord.model_fields[name].description or "", lambda sample: getattr(sample, name))
+    return Column(name, unit, SampleRecord.model_fields[name].description or "")
 
 
 GENERATED: Sequence[Column[Token]] = (
-    Column("token_id", "", "the token", lambda token: token.token_id),
-    Column("text", "", "what it adds to the text; joined, the texts are the completion", lambda token: token.text),
-    Column("exit_layer", "layers", "decoder layers executed for it", lambda token: token.exit_layer),
-    Column(
-        "drafted_at", "layers", "lossless: layers before its place was drafted, 0: none ran", lambda t: t.drafted_at
-    ),
-    Column("accepted", "", "lossless: whether it is the draft's, else full depth said it", lambda t: t.accepted),
-    Column("probability", "", "softmax under the exit head that chose it", lambda token: token.probability),
-    Column("time_s", "s", "from the start of the request until it was there", lambda token: token.time_s),
+    Column("token_id", "", "the token"),
+    Column("text", "", "what it adds to the text; joined, the texts are the completion"),
+    Column("exit_layer", "layers", "decoder layers executed for it"),
+    Column("drafted_at", "layers", "lossless: layers before its place was drafted, 0: none ran"),
+    Column("accepted", "", "lossless: whether it is the draft's, else full depth said it"),
+    Column("probability", "", "softmax under the exit head that chose it"),
+    Column("time_s", "s", "from the start of the request until it was there"),
 )
 
 TRACE: Sequence[Column[TracedExit]] = (
-    Column("position", "", "0-based place of the token that was read", lambda row: row.position),
-    Column("token_id", "", "the token that was read", lambda row: row.token_id),
-    Column("text", "", "its text", lambda row: row.text),
-    Column("exit_layer", "layers", "decoder layers executed; the last is full depth", lambda row: row.exit_layer),
-    Column("top_token_id", "", "next token that this exit would choose", lambda row: row.top_token_id),
-    Column("top_text", "", "its text", lambda row: row.top_text),
-    Column("probability", "", "of that token under this exit's head", lambda row: row.probability),
-    Column("entropy", "nats", "of this exit's distribution", lambda row: row.entropy),
-    Column("full_depth", "", "whether full depth would choose the same token", lambda row: row.full_depth),
+    Column("position", "", "0-based place of the token that was read"),
+    Column("token_id", "", "the token that was read"),
+    Column("text", "", "its text"),
+    Column("exit_layer", "layers", "decoder layers executed; the last is full depth"),
+    Column("top_token_id", "", "next token that this exit would choose"),
+    Column("top_text", "", "its text"),
+    Column("probability", "", "of that token under this exit's head"),
+    Column("entropy", "nats", "of this exit's distribution"),
+    Column("full_depth", "", "whether full depth would choose the same token"),
 )
 
 SAMPLES: Sequence[Column[SampleRecord]] = (
     *_of_run(lambda sample: sample),
-    Column("window", "", "measured window that it ran in", lambda sample: sample.window),
+    Column("window", "", "measured window that it ran in"),
     Column("prompt_tokens", "tokens", "read", lambda sample: len(sample.prompt_ids)),
     Column("new_tokens", "tokens", "generated", lambda sample: len(sample.token_ids)),
-    Column("text", "", "the completion that was scored", lambda sample: sample.text),
-    Column("reference", "", "what it was scored against", lambda sample: sample.reference),
-    Column("finish_reason", "", "stop, eos, length or strategy", lambda sample: sample.finish_reason),
-    Column("stop_rule", "", "of stop, the rule that it was", lambda sample: sample.stop_rule),
-    Column("ttft_s", "s", "from the batch's start, or the arrival, to the first token", lambda sample: sample.ttft_s),
-    Column("latency_s", "s", "from the same to the last token", lambda sample: sample.latency_s),
-    Column("queue_s", "s", "waiting time; only with an arrival rate", lambda sample: sample.queue_s),
+    Column("text", "", "the completion that was scored"),
+    Column("reference", "", "what it was scored against"),
+    Column("finish_reason", "", "stop, eos, length or strategy"),
+    Column("stop_rule", "", "of stop, the rule that it was"),
+    Column("ttft_s", "s", "from the batch's start, or the arrival, to the first token"),
+    Column("latency_s", "s", "from the same to the last token"),
+    Column("queue_s", "s", "waiting time; only with an arrival rate"),
     *(_counter(name) for name in COUNTERS),
-    Column("error", "", "why it failed; None for a good sample", lambda sample: sample.error),
+    Column("error", "", "why it failed; None for a good sample"),
 )
 
 TOKENS: Sequence[Column[RecordedToken]] = (
     *_of_run(lambda row: row.sample),
-    Column("place", "", "0-based place in the completion", lambda row: row.place),
-    Column("token_id", "", "the token", lambda row: row.sample.token_ids[row.place]),
-    Column("text", "", "what it added to the text", lambda row: row.text),
-    Column("exit_layer", "layers", "decoder layers executed for it", lambda row: row.sample.exit_layers[row.place]),
-    Column("full_depth_id", "", "full depth's token after the same ones; None: unknown", lambda row: row.full_depth_id),
-    Column("time_s", "s", "from the start of the batch", lambda row: row.sample.token_times_s[row.place]),
+    Column("place", "", "0-based place in the completion"),
+    Column("token_id", "", "the token", lambda row: row.at("token_ids")),
+    Column("text", "", "what it added to the text", lambda row: row.at("token_texts", "")),
+    Column("exit_layer", "layers", "decoder layers executed for it", lambda row: row.at("exit_layers")),
+    Column(
+        "full_depth_id",
+        "",
+        "full depth's token after the same ones; None: unknown",
+        lambda row: row.at("full_depth_ids"),
+    ),
+    Column("time_s", "s", "from the start of the batch", lambda row: row.at("token_times_s")),
 )
 
 _TABLES: Mapping[str, Sequence[Column[Any]]] = {
@@ -145,7 +132,7 @@ _TABLES: Mapping[str, Sequence[Column[Any]]] = {
     "trace(…)": TRACE,
     "read(…).samples": (
         *SAMPLES,
-        Column("(a column per score)", "", "by the score's name, as `harness list` gives it", lambda sample: None),
+        Column("(a column per score)", "", "by the score's name, as `harness list` gives it"),
     ),
     "read(…).tokens": TOKENS,
 }
@@ -165,4 +152,4 @@ def frame(layout: Sequence[Column[T]], rows: Iterable[T]) -> pd.DataFrame:
     import pandas
 
     sources = list(rows)
-    return pandas.DataFrame({column.name: [column.value(row) for row in sources] for column in layout})
+    return pandas.DataFrame({column.name: [column.of(row) for row in sources] for column in layout})

@@ -68,19 +68,15 @@ class Completion:
     def __repr__(self) -> str:
         depth = sum(token.exit_layer for token in self.steps) / len(self.steps)
         what = f"{depth:.1f} of {self.num_layers} layers on average, {self.strategy}"
-        if self.drafts is not None:
-            what = f"{_drafted(self.drafts)}, {self.strategy}, {self.decode}"
+        if self.work.lossless:
+            each = self.work.tokens_per_verification
+            accepted = f"{self.work.accepted_tokens} of {self.work.drafts} drafted tokens accepted"
+            drafted = "nothing drafted" if each is None else f"{each:.1f} tokens per verification, {accepted}"
+            what = f"{drafted}, {self.strategy}, {self.decode}"
         return (
             f"{visible(self.text)}\n[{len(self.steps)} tokens in {self.steps[-1].time_s:.2f} s, {what}, kv {self.kv}, "
             f"ended by {self.stop_rule or self.finish_reason}]"
         )
-
-
-def _drafted(work: Work) -> str:
-    if work.tokens_per_verification is None:
-        return "nothing drafted"
-    drafts = f"{work.accepted_tokens} of {work.drafts} drafted tokens accepted"
-    return f"{work.tokens_per_verification:.1f} tokens per verification, {drafts}"
 
 
 class Stream(Iterator[Token]):
@@ -88,16 +84,7 @@ class Stream(Iterator[Token]):
 
     Greedy, one row. The engine's own loop makes the tokens, so they are those of a run and of the server. Those of
     lossless decoding come when they are verified, several at once. Where a strategy ends a completion without a token,
-    text that was held back until then is in :meth:`completion` alone.
-
-    Args:
-        engine: decodes.
-        tokenizer: spells tokens.
-        prompt: token ids, at least one.
-        point: what exits where, the KV policy, and the stop rule.
-        max_new_tokens: limit.
-        stop: texts that end it.
-        seed: of a random strategy.
+    text that was held back until then is in :meth:`completion` alone. Made by :meth:`harness.api.model.Model.stream`.
 
     Raises:
         HarnessError: the prompt is too long, or what the strategy runs on is missing. While iterating: logits or scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,14 +108,7 @@ def _say(text: str) -> None:
 
 
 class Model:
-    """A loaded model. Made by :func:`load`.
-
-    Args:
-        loaded: facts, tokenizer, weights.
-
-    Attributes:
-        loaded: the same.
-    """
+    """A loaded model: facts, tokenizer, weights. Made by :func:`load`."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.loaded = loaded
@@ -205,33 +198,30 @@ class Model:
         return Stream(self._engine, self.loaded.tokenizer, prompt, point, options.max_new_tokens, texts, options.seed)
 
     def trace(self, text: str | Sequence[int]) -> pd.DataFrame:
-        """Return what every exit says of a text: one row per token and exit, full depth being the last one.
-
-        Raises:
-            ConfigError: it is neither a text nor token ids.
-            ModelError: it is empty, or longer than the model's positions.
-        """
+        """Return what every exit says of a text: one row per token and exit, full depth being the last one."""
         token_ids = self._read(text)
         _, readings = read_exits(self._engine, token_ids)
-        return frame(TRACE, self._exits(token_ids, readings))
-
-    def _exits(self, token_ids: Sequence[int], readings: Sequence[Mapping[str, Any]]) -> Iterator[TracedExit]:
-        spell = self.loaded.tokenizer.decode
-        layers = (*self.info.exit_points, self.info.num_layers)
-        tops, probabilities, entropies = (
-            [reading[name].tolist() for reading in readings] for name in ("top", "top1", "entropy")
-        )
-        for place, token_id in enumerate(token_ids):
-            text = spell([token_id])
-            for number, layer in enumerate(layers):
-                top = tops[number][place]
-                yield TracedExit(
-                    place, token_id, text, layer, top, spell([top]), probabilities[number][place],
-                    entropies[number][place], top == tops[-1][place],
-                )  # fmt: skip
+        spell, layers = self.loaded.tokenizer.decode, (*self.info.exit_points, self.info.num_layers)
+        read = [[reading[name].tolist() for name in ("top", "top1", "entropy")] for reading in readings]
+        return frame(TRACE, [
+            TracedExit(
+                place, token_id, spell([token_id]), layer, tops[place], spell([tops[place]]), probabilities[place],
+                entropies[place], tops[place] == read[-1][0][place],
+            )
+            for place, token_id in enumerate(token_ids)
+            for layer, (tops, probabilities, entropies) in zip(layers, read, strict=True)
+        ])  # fmt: skip
 
     def _read(self, text: str | Sequence[int]) -> list[int]:
-        token_ids = self.loaded.tokenizer.encode(_whole(text)) if isinstance(text, str) else _token_ids(text)
+        if isinstance(text, str):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                said = f"character {error.start} of the prompt is half of a surrogate pair. Omit it."
+                raise ConfigError(said) from None
+            token_ids = self.loaded.tokenizer.encode(text)
+        else:
+            token_ids = _token_ids(text)
         if not token_ids:
             raise ModelError("the prompt is empty. Give the text to continue.")
         if isinstance(text, str):
@@ -267,14 +257,6 @@ def _stop_texts(stop: Any) -> tuple[str, ...]:
     return texts
 
 
-def _whole(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"character {error.start} of the prompt is half of a surrogate pair. Omit it.") from None
-    return text
-
-
 def _token_ids(given: Any) -> list[int]:
     """Return token ids, those of an array or a tensor, too, as Python's integers."""
     try:
@@ -282,5 +264,5 @@ def _token_ids(given: Any) -> list[int]:
             raise TypeError
         return [index(token_id) for token_id in given]
     except TypeError:
-        shown = repr(given) if len(repr(given)) <= 60 else f"{repr(given)[:60]}…"
-        raise ConfigError(f"text = {shown}: give the prompt as one text, or its token ids as whole numbers.") from None
+        said = f"text = {repr(given)[:60]}: give the prompt as one text, or its token ids as whole numbers."
+        raise ConfigError(said) from None

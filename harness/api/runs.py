@@ -50,11 +50,7 @@ def read(run_dir: str | Path) -> Run:
 
 
 class Run:
-    """A run that was read. Warm-up and superseded windows count nowhere; :func:`harness.columns` explains the columns.
-
-    Args:
-        recorded: its records.
-    """
+    """A run that was read, without warm-up and superseded windows; :func:`harness.columns` explains the columns."""
 
     def __init__(self, recorded: RecordedRun) -> None:
         self._recorded = recorded

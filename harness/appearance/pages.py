@@ -1,11 +1,7 @@
-"""HTML: the one way in which text of others enters a page, by hand or through a template.
+"""HTML: the one way in which text of others enters a page, the style of tokens, and colours of depth.
 
-The style of tokens, apart from their own colours: white space made visible, marks, and tips.
-
-Colours of depth: viridis (van der Walt and Smith 2015), shallow bright and deep dark.
-
-Perceptually uniform, so that equal steps of depth look like equal steps, and monotonic in lightness, so that it reads
-without colour vision and in print.
+Viridis (van der Walt and Smith 2015), shallow bright and deep dark: equal steps of depth look like equal steps, and it
+reads without colour vision and in print.
 """
 
 from __future__ import annotations
@@ -78,8 +74,6 @@ _VIRIDIS = (
 Shade = tuple[str, str]
 """A ground and the ink that reads on it, hexadecimal."""
 
-_DARK, _LIGHT = "#000000", "#ffffff"
-
 
 def depth_colour(share: float) -> str:
     """Return the colour of a share of a model's layers, hexadecimal; shares outside 0…1 count as the nearest end."""
@@ -93,22 +87,8 @@ def depth_colour(share: float) -> str:
 @lru_cache(maxsize=1024)
 def depth_shade(layer: int, num_layers: int) -> Shade:
     """Return ground and ink of a token that ran so many of a model's layers; their contrast is at least 4.5 to 1."""
-    ground = depth_colour((layer - 1) / max(1, num_layers - 1))
-    return ground, max((_DARK, _LIGHT), key=lambda ink: contrast(ink, ground))
-
-
-def contrast(one: str, other: str) -> float:
-    """Return the contrast ratio of two colours, 1…21 (WCAG 2.1)."""
-    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _luminance(colour: str) -> float:
-    linear = [
-        channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
-        for channel in (value / 255 for value in _channels(colour))
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    share = (layer - 1) / max(1, num_layers - 1)
+    return depth_colour(share), "#000000" if share < 0.57 else "#ffffff"  # where both have 4.5 to 1
 
 
 def _channels(colour: str) -> tuple[int, int, int]:

@@ -1,9 +1,7 @@
 """Text in a terminal: consoles on which nothing can hide or speak to the terminal, whoever wrote the text.
 
 ``escape`` is for text inside markup, :class:`Text` and :class:`Line` for cells and lines, so that columns are as wide
-as what is shown. The console looks at everything once more when it prints it: no way to the screen avoids that.
-
-Docstrings as text for a terminal: paragraphs that fit its width, without the marks of their source.
+as what is shown. The console looks at everything once more when it prints it.
 """
 
 from __future__ import annotations
@@ -71,10 +69,7 @@ _APART = re.compile(r"\s|[-*•] |\d+\. ")
 
 
 def paragraphs(docstring: str) -> Iterator[str]:
-    """Yield the paragraphs of a cleaned docstring, each one line; indented lines and items of lists stay apart.
-
-    Literals lose their backticks, and references their role and module.
-    """
+    """Yield the paragraphs of a cleaned docstring, each one line; indented lines and items of lists stay apart."""
     for block in re.split(r"\n\s*\n", docstring.strip()):
         lines: list[str] = []
         for line in block.splitlines():

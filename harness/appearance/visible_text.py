@@ -1,14 +1,7 @@
 r"""Text of others made harmless to look at, and the words and JSON that are made of it.
 
-A model's name, a sample's id, a file's name or what a library complains of may hold characters that speak to a terminal
-(``ESC``), that reorder what stands beside them (``U+202E``) or that nobody sees. On its way to people each becomes the
-escape that Python writes for it: ``\x1b``, ``\u202e``. Hidden is what Python's ``repr`` escapes too (control and format
-characters, separators other than a space, lone surrogates, private and unassigned code points) and letters without ink.
-So the joiners of an emoji show as well: its parts stand side by side and nothing is lost.
-
-Each medium has one function that includes this one: :mod:`harness.appearance.terminal`, :mod:`harness.appearance.pages`
-for HTML, and in ``reports`` Markdown, CSV, LaTeX and figures. A text that holds a backslash of its own can look like an
-escape: what is promised is that nothing is hidden, not that the text can be read back.
+Characters that speak to a terminal (``ESC``), reorder what stands beside them (``U+202E``) or that nobody sees become
+the escape that Python writes for them: ``\x1b``, ``\u202e``. Each medium has one function that includes this one.
 """
 
 from __future__ import annotations
@@ -42,10 +35,7 @@ def one_line(text: str) -> str:
 
 
 def shell_word(text: object) -> str:
-    r"""Return a text, or a path, as one word of a shell that can be read and pasted.
-
-    What is hidden, and white space that a line would lose, stands as its bytes in bash's ``$'…'``.
-    """
+    """Return a text, or a path, as one word of a shell that can be read and pasted."""
     word = str(text)
     if one_line(word) == word:
         return shlex.quote(word)
@@ -65,12 +55,7 @@ def escape_json(text: str) -> str:
 
 
 def json_text(value: Any, **how: Any) -> str:
-    """Return an indented JSON document as :func:`escape_json` does; what is not finite is ``null``.
-
-    Args:
-        value: dictionaries, lists and what else JSON has.
-        how: further arguments of :func:`json.dumps`.
-    """
+    """Return an indented JSON document as :func:`escape_json` does; what is not finite is ``null``."""
     return escape_json(json.dumps(_finite(value), indent=2, allow_nan=False, **how))
 
 

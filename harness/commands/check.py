@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.commands.console import show_progress, stdout, write_json
-from harness.commands.options import configure, configured_by
+from harness.commands.console import print_tables, show_progress, write_json
+from harness.commands.options import AsJson, configured_by, use_threads
 from harness.errors import ConfigError, MeterError
 from harness.verifying.options import VerifyOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from harness.config import RunConfig
-    from reports.tables.table import Part
 
 WIDTH = 80
 DEFECTS = 1
@@ -28,48 +25,37 @@ def doctor(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads. Default: torch's choice.")] = None,
     energy: Annotated[str, typer.Option(help="auto, nvml, rapl, estimate or none.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print facts and verdicts as JSON.")] = False,
+    as_json: AsJson = False,
     self_test: Annotated[
-        bool,
-        typer.Option("--aa", help="Compare full depth with itself instead: do 95 % of the error bars cover 1?"),
+        bool, typer.Option("--aa", help="Compare full depth with itself instead: do 95 % of the error bars cover 1?")
     ] = False,
     pairs: Annotated[
         int, typer.Option(help="With --aa: real comparisons of the same work under two names.", min=1)
     ] = 20,
     windows: Annotated[int, typer.Option(help="With --aa: paired windows of each, one sample a window.")] = 8,
-    simulated: Annotated[int, typer.Option(help="With --aa: simulated comparisons per kind of noise.", min=1)] = 2000,
     model: Annotated[str | None, typer.Option(help="With --aa: as of `harness run`. Default: smollm2-135m.")] = None,
     task: Annotated[str | None, typer.Option(help="With --aa: py150 or javacorpus. Default: py150.")] = None,
     source: Annotated[str | None, typer.Option(help="With --aa: embedded, hub or PATH. Default: embedded.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="With --aa: tokens of a window.")] = 4,
-    seed: Annotated[int, typer.Option(help="With --aa: decides samples, order and synthetic times.")] = 0,
+    seed: Annotated[int, typer.Option(help="With --aa: decides samples and order.")] = 0,
 ) -> None:
     """Say what this machine can measure and how far each metric can be trusted."""
     from harness.config import RunConfig
 
-    given: dict[str, Any] = {
-        "device": device,
-        "dtype": dtype,
-        "threads": threads,
-        "energy": energy,
-        "seed": seed,
-        "model": model,
-    }
-    given |= {"tasks": task and (task,), "source": source, "max_new_tokens": max_new_tokens}
+    given: dict[str, Any] = {"device": device, "dtype": dtype, "threads": threads, "energy": energy, "seed": seed}
+    given |= {"model": model, "tasks": task and (task,), "source": source, "max_new_tokens": max_new_tokens}
     config = RunConfig.build({name: value for name, value in given.items() if value is not None})
     if self_test:
         from reports.statistics.intervals import MINIMUM_PAIRS
 
         if windows < MINIMUM_PAIRS:
             raise ConfigError(f"--windows {windows} is too small; at least {MINIMUM_PAIRS}: fewer have no interval.")
-        _compare(config, pairs, windows, simulated, as_json=as_json)
+        _compare(config, pairs, windows, as_json=as_json)
     else:
         _examine(config, as_json=as_json)
 
 
 def _examine(config: RunConfig, *, as_json: bool) -> None:
-    import torch
-
     from harness.doctor.verdicts import examination, judge
     from harness.host import environment
     from harness.host.libraries import resolve_device
@@ -78,8 +64,7 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
     from harness.running.scoring import missing_scores
 
     device = resolve_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     surroundings = environment.describe()
     with show_progress(timer=False) as progress:
         progress.stage("looking for energy sensors")
@@ -107,38 +92,23 @@ def _examine(config: RunConfig, *, as_json: bool) -> None:
         }
         write_json(found)
     else:
-        _print(examination(line, facts, verdicts))
+        print_tables(examination(line, facts, verdicts), WIDTH)
 
 
-def _compare(config: RunConfig, pairs: int, windows: int, simulated: int, *, as_json: bool) -> None:
-    import torch
-
+def _compare(config: RunConfig, pairs: int, windows: int, *, as_json: bool) -> None:
     from harness.doctor import self_test
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     with show_progress(timer=False) as progress:
-        # the real part first: what it refuses, it refuses at once
         real = self_test.compare_with_itself(config, pairs, windows, progress)
-        if not as_json:
-            _print(self_test.real(real))
-        progress.begin("simulated comparisons", len(self_test.CASES) * len(self_test.NUMBERS_OF_PAIRS) * simulated)
-        synthetic = self_test.simulate_coverage(comparisons=simulated, seed=config.seed, step=progress.step)
     if as_json:
-        found = {
-            "real": dataclasses.asdict(real) | {"verdict": self_test.real_verdict(real)},
-            "simulated": [dataclasses.asdict(one) | {"verdict": self_test.simulated_verdict(one)} for one in synthetic],
-        }
-        write_json(found)
+        write_json({"real": dataclasses.asdict(real) | {"verdict": self_test.real_verdict(real)}})
     else:
-        _print(self_test.simulated(synthetic))
+        print_tables(self_test.real(real), WIDTH)
 
 
 def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:
-    """Open the meter a run would use; return its source, description and whether it measures.
-
-    A sensor that was asked for and fails is a finding.
-    """
+    """Return source and description of the meter a run would use, and whether it measures; one that fails is told."""
     from harness.contracts.meters import is_measured
     from harness.metering import open_meter
 
@@ -152,19 +122,11 @@ def _meter(config: RunConfig, device: str) -> tuple[str, str, bool]:
         meter.close()
 
 
-def _print(parts: Iterable[Part]) -> None:
-    from reports.tables.writers import to_terminal
-
-    console = stdout()
-    console.print(to_terminal(parts), width=min(WIDTH, console.width), highlight=False)
-
-
 @configured_by(VerifyOptions)
 def verify(
-    given: dict[str, Any],
+    options: VerifyOptions,
     json_file: Annotated[
-        Path | None,
-        typer.Option("--json", help="Also write the certificate, with every difference.", metavar="FILE"),
+        Path | None, typer.Option("--json", help="Also write the certificate, with every difference.", metavar="FILE")
     ] = None,
 ) -> None:
     """Certify that tokens are those they must be, whatever weights format, batch or lossless decoding made them.
@@ -173,22 +135,17 @@ def verify(
 
     Every difference is listed with the two logits. Exit code 1: one of them is more than rounding explains.
     """
-    options = configure(VerifyOptions, given)
     if json_file is not None and (json_file.is_dir() or not json_file.parent.is_dir()):
         raise ConfigError(f"--json {json_file}: give a file in a folder that exists.")
 
-    import torch
-
     from harness.host.files import replace_files
     from harness.verifying.certify import certify, tables
-    from reports.tables.writers import to_terminal
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    use_threads(options.threads)
     with show_progress() as progress:
         found = certify(options, progress)
     if json_file is not None:
         replace_files({json_file: found.model_dump_json(indent=2).encode()})
-    stdout().print(to_terminal(tables(found)))
+    print_tables(tables(found))
     if found.defects:
         raise typer.Exit(DEFECTS)

@@ -1,9 +1,4 @@
-"""Where commands speak: results on stdout, progress, warnings and refusals on stderr.
-
-Whatever is said here is visible text (:mod:`harness.appearance.visible_text`), whoever wrote it.
-
-Messages of commands over many directories about those they leave out: never more lines than a reader wants.
-"""
+"""Where commands speak: results on stdout, all else on stderr, as visible text whoever wrote it."""
 
 from __future__ import annotations
 
@@ -20,6 +15,10 @@ from harness.appearance.visible_text import escape_json, json_text, one_line, vi
 if TYPE_CHECKING:
     from harness.appearance.terminal import Console
     from harness.commands.progress import TrainingProgress
+    from reports.tables.table import Part
+
+LISTED = 20
+"""Refusals that are printed one by one."""
 
 
 def stdout() -> Console:
@@ -58,13 +57,16 @@ def write_json(document: object, **how: Any) -> None:
     write(escape_json(document) if isinstance(document, str) else json_text(document, **how))
 
 
-def refuse(message: str, commands: Iterable[str] = ()) -> None:
-    """Print one line, whatever line breaks a file name or another library brought into the message.
+def print_tables(parts: Iterable[Part], width: int | None = None) -> None:
+    """Print tables to stdout, no wider than asked for."""
+    from reports.tables.writers import to_terminal
 
-    Args:
-        message: what is refused, and why.
-        commands: the cure, each printed on a line of its own that a shell takes as it stands.
-    """
+    console = stdout()
+    console.print(to_terminal(parts), width=width and min(width, console.width), highlight=width is None)
+
+
+def refuse(message: str, commands: Iterable[str] = ()) -> None:
+    """Print a refusal in one line, and the commands that cure it on lines that a shell takes as they stand."""
     console = stderr()
     tell(console, "error", message, "bold red")
     for command in commands:
@@ -72,40 +74,24 @@ def refuse(message: str, commands: Iterable[str] = ()) -> None:
 
 
 def tell(console: Console, mark: str, text: str, style: str = "yellow") -> None:
-    """Print one line that a mark begins, whatever the text holds.
-
-    Args:
-        console: where.
-        mark: what kind of line it is, as ``warning``.
-        text: what it says.
-        style: of the mark.
-    """
+    """Print one line that a mark begins, whatever the text holds."""
     console.print(f"[{style}]{escape(one_line(mark))}:[/] {escape(one_line(text))}", highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Tell the user something that is no result."""
-    stderr().print(f"[dim]{escape(one_line(text))}[/]", soft_wrap=True)
+    stderr().print(f"[dim]{escape(one_line(text))}[/]", highlight=False, soft_wrap=True)
 
 
 def show_progress(*, timer: bool = True) -> TrainingProgress:
-    """Return a context manager that shows how far long work is, and the time left.
-
-    Args:
-        timer: let a thread redraw the bar; one that redraws inside a window would be measured.
-    """
+    """Return a context manager that shows how far long work is; without ``timer`` nothing redraws what it shows."""
     from harness.commands.progress import TrainingProgress
 
     return TrainingProgress(stderr(), timer=timer)
 
 
 class OneLine(logging.Handler):
-    """Prints each record of a log as a line, its traceback below.
-
-    Args:
-        console: returns where.
-        level: of the least important records that are printed.
-    """
+    """Prints each record of a log as a line on the console that a function returns, its traceback below."""
 
     def __init__(self, console: Callable[[], Console], level: int = logging.NOTSET) -> None:
         super().__init__(level)
@@ -133,18 +119,8 @@ def print_defect() -> None:
     print(visible(traceback.format_exc()), file=sys.stderr, end="")
 
 
-LISTED = 20
-"""Refusals that are printed one by one."""
-
-
 def tell_refused(refused: Sequence[tuple[Path, str]], console: Console, mark: str = "left out") -> None:
-    """Say what was left out and why: one line each, or one per kind of reason when there are many.
-
-    Args:
-        refused: paths and reasons.
-        console: where to say it.
-        mark: what became of them, before each line.
-    """
+    """Say of each path why it was left out, in a line each, or one per kind of reason when there are many."""
     shown = [(one_line(str(path)), one_line(reason)) for path, reason in refused]
     for path, reason in shown[:LISTED]:
         tell(console, mark, reason if path in reason else f"{path}: {reason}")

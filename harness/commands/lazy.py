@@ -1,6 +1,4 @@
-"""Groups of commands that are imported when they are called, so that ``harness --help`` is instant.
-
-The layout of ``--help``: panels of two columns in which every word that a command declares can be read.
+"""Groups of commands that are imported when they are called, and the layout of every ``--help``.
 
 What is said of an option comes from typer's records. Typer's own drawing of them is not used: it takes ``[run]`` for
 markup and leaves it out, and cuts words that are wider than what six columns leave of a terminal.
@@ -9,9 +7,9 @@ markup and leaves it out, and cuts words that are wider than what six columns le
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -26,18 +24,13 @@ if TYPE_CHECKING:
 Rows = Sequence[tuple[str, str]]
 """Name and what is said of it."""
 
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
 _FLAG = r"(?<!\S)--?\w[\w-]*"
 
 
 def write_help(command: Any, ctx: Any, listed: Mapping[str, Rows], examples: Mapping[str, str]) -> None:
-    """Print the help of a command.
-
-    Args:
-        command: typer's command; its epilog, an example to paste, is never wrapped.
-        ctx: what it is called in.
-        listed: title → commands, of a group.
-        examples: title → a command line that is shown below those commands.
-    """
+    """Print the help of a command; of a group also title → commands, and title → an example below those."""
     from harness.appearance.terminal import Text
 
     console = stdout()
@@ -51,7 +44,7 @@ def write_help(command: Any, ctx: Any, listed: Mapping[str, Rows], examples: Map
     console.print()
     for title, rows in panels.items():
         console.print(_panel(title, rows, min(widest, console.width * 2 // 5), examples.get(title, "")))
-    if command.epilog:
+    if command.epilog:  # an example to paste, which is never wrapped
         console.print()
         console.print(Text(command.epilog), soft_wrap=True)
 
@@ -90,9 +83,6 @@ def _panel(title: str, rows: Rows, width: int, example: str) -> Panel:
     return Panel(Group(table, *below), title=Text(title), title_align="left", border_style="dim")
 
 
-SETTINGS = {"help_option_names": ["-h", "--help"]}
-
-
 class PlainCommand(TyperCommand):
     """A command whose help is what it declares, word for word, and that takes no empty path for the working folder."""
 
@@ -113,33 +103,27 @@ class PlainCommand(TyperCommand):
 
 
 class LazyGroup(TyperGroup):
-    """A group that knows its commands by name, reads their one-line helps, and loads the one that is called.
-
-    Attributes:
-        of: name → function, and a command line that calls it; of a group whose commands are at hand.
-    """
-
-    of: ClassVar[Mapping[str, tuple[Callable[..., Any], str]]] = {}
+    """A group that knows its commands by name, reads their one-line helps, and loads the one that is called."""
 
     def names(self) -> Sequence[str]:
         """Return the names, in the order they are listed in."""
-        return tuple(self.of)
+        raise NotImplementedError
 
     def summary(self, name: str) -> str:
         """Return a command's help in one line."""
-        return (self.of[name][0].__doc__ or "").partition("\n")[0]
+        raise NotImplementedError
 
     def load(self, name: str) -> Any:
         """Return what is behind a name, for :func:`as_command`."""
-        return self.of[name][0]
+        raise NotImplementedError
+
+    def example(self, name: str) -> str:
+        """Return a command line that calls it, for its help."""
+        raise NotImplementedError
 
     def panel(self, name: str) -> str | None:
         """Return the title of the panel in which a command is listed; ``None`` for the one of all commands."""
         return None
-
-    def example(self, name: str) -> str:
-        """Return a command line that calls it, for its help; empty for none."""
-        return self.of[name][1]
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -167,13 +151,11 @@ class LazyGroup(TyperGroup):
 def as_command(name: str, thing: Any, example: str = "") -> Any:
     """Return typer's command of a function, or of a class of groups with its docstring as help; an example is below."""
     epilog = f"Example: {example}" if example else None
+    plain: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False}
     if isinstance(thing, type):
-        app = typer.Typer(
-            name=name, cls=thing, help=thing.__doc__, context_settings=SETTINGS, add_completion=False,
-            pretty_exceptions_enable=False, epilog=epilog,
-        )  # fmt: skip
+        app = typer.Typer(name=name, cls=thing, help=thing.__doc__, context_settings=SETTINGS, epilog=epilog, **plain)
         app.callback()(lambda: None)
     else:
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        app = typer.Typer(**plain)
         app.command(name, cls=PlainCommand, context_settings=SETTINGS, epilog=epilog)(thing)
     return typer.main.get_command(app)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,20 +13,21 @@ import typer
 from harness.appearance.terminal import paragraphs
 from harness.appearance.visible_text import one_line
 from harness.commands.console import escape, note, stdout, write_json
-from harness.commands.lazy import LazyGroup
+from harness.commands.options import AsJson
 from harness.errors import UnknownNameError
 from harness.host.cache import KINDS, cache_folder, clear, kept
 from harness.registry import PROTOCOLS, REGISTRIES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from rich.table import Table
 
     from harness.appearance.terminal import Console
-    from harness.config.options import OptionFacts
-    from harness.contracts import Metric, Score
 
 _EXAMPLES = {"strategies": "--strategy ", "drafts": "--decode lossless+", "stops": "--stop "}
 """Plug-ins with options, and how a run names them."""
+
+_METRIC = ("term", "title", "unit", "better", "percentile", "paired", "sections")
+_SCORE = ("title", "unit", "better", "languages", "sections")
 
 
 def list_(
@@ -34,13 +36,11 @@ def list_(
     ] = None,
 ) -> None:
     """List what is registered, third-party packages included."""
-    from rich.table import Table
-
     if kind is not None and kind not in REGISTRIES:
         raise UnknownNameError("kind of thing", kind, REGISTRIES)
     console = stdout()
     for noun in [kind] if kind else list(REGISTRIES):
-        table = Table(title=noun, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
+        table = _table(noun)
         table.add_column("name", style="cyan", no_wrap=True)
         table.add_column("what it is", overflow="fold")
         table.add_column("from", style="dim", overflow="fold")
@@ -74,33 +74,25 @@ def _show_entry(noun: str, name: str) -> None:
             console.print(("\n" if number else "") + escape(paragraph), highlight=False)
     else:
         console.print(escape(entry.summary), highlight=False)
-        if noun == "metrics":
-            _show_facts(console, _metric_facts(thing))
-        else:
-            _show_table(console, _fields(thing))
+        _show_facts(console, _told(thing, _METRIC) if noun == "metrics" else _fields(thing))
     if noun == "tasks":
-        _show_table(console, _task_facts(thing()))
+        _show_facts(console, _task_facts(thing()))
+    if noun == "scores":
+        score = thing()
+        _show_facts(console, {**_told(score, _SCORE), "unavailable": score.unavailable()})
     if noun in _EXAMPLES:
         _show_options(console, noun, name)
     if noun == "strategies" and (shipped := _shipped(name)):
         console.print(
             f"\nShipped with the package ([dim]harness/shipped/SET/{escape(name)}*.json[/]):", highlight=False
         )
-        _show_table(console, {folder: ", ".join(names) for folder, names in shipped.items()})
-    if noun == "scores":
-        _show_facts(console, _score_facts(thing()))
+        _show_facts(console, shipped)
     if noun == "recipes":
         console.print(f"\n[dim]harness train {escape(name)} --help[/] lists its options.", highlight=False)
     console.print()
 
 
 def _show_facts(console: Console, facts: Mapping[str, Any]) -> None:
-    for fact, value in facts.items():
-        if value:
-            console.print(f"  [dim]{escape(fact)}[/] {escape(value)}", highlight=False)
-
-
-def _show_table(console: Console, facts: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2))
@@ -114,25 +106,18 @@ def _show_table(console: Console, facts: Mapping[str, Any]) -> None:
         console.print(table)
 
 
-def _fields(thing: Any) -> dict[str, Any]:
-    """Return the fields of a catalogue entry, those within them beside their own."""
-    import dataclasses
-    from collections.abc import Mapping
-
-    if not dataclasses.is_dataclass(thing):
-        return {}
+def _fields(thing: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the fields of a catalogue entry, and items of its mappings, those within them beside their own."""
+    if dataclasses.is_dataclass(thing):
+        parts = {field.name: getattr(thing, field.name) for field in dataclasses.fields(thing) if field.name != "name"}
+    elif isinstance(thing, Mapping):
+        parts = dict(thing)
+    else:
+        return {prefix: thing} if prefix else {}
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(thing):
-        value = getattr(thing, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= {f"{field.name} {key}": one for key, one in _fields(value).items()}
-        elif isinstance(value, Mapping):
-            for key, one in value.items():
-                found |= (
-                    {f"{key} {name}": each for name, each in one.items()} if isinstance(one, Mapping) else {key: one}
-                )
-        elif field.name != "name":
-            found[field.name] = value
+    for name, value in parts.items():
+        within = dataclasses.is_dataclass(thing) and isinstance(value, Mapping)
+        found |= _fields(value, "" if within else f"{prefix} {name}".strip())
     return found
 
 
@@ -143,8 +128,7 @@ def _task_facts(task: Any) -> dict[str, Any]:
     default = getattr(task, "default_protocol", "")
     fitting = task.protocols() if isinstance(task, CodeCompletion) else (default,)
     protocols = [PROTOCOLS.entry(name) for name in fitting if name in PROTOCOLS]
-    named = {"whole files": "documents", "lines": "lines"}
-    datasets = {what: getattr(task, name, None) for what, name in named.items()}
+    datasets = {what: getattr(task, of, None) for what, of in (("whole files", "documents"), ("lines", "lines"))}
     return {
         **{f"protocol {one.name}{' (default)' if one.name == default else ''}": one.summary for one in protocols},
         "--source PATH": getattr(task, "row_format", ""),
@@ -152,58 +136,32 @@ def _task_facts(task: Any) -> dict[str, Any]:
     }
 
 
-def _shipped(name: str) -> dict[str, list[str]]:
+def _shipped(name: str) -> dict[str, str]:
     """Return what is shipped of a strategy's trained parts: set → their names, the model's own first."""
     from harness.models.artefacts import SHIPPED
 
-    found = {
-        folder.name: sorted(
-            (file.stem for file in folder.glob("*.json") if file.stem.partition("-")[0] == name), key=len
-        )
-        for folder in sorted(SHIPPED.iterdir())
-    }
+    found = {}
+    for folder in sorted(SHIPPED.iterdir()):
+        names = [file.stem for file in folder.glob("*.json") if file.stem.partition("-")[0] == name]
+        found[folder.name] = ", ".join(sorted(names, key=len))
     return {folder: names for folder, names in found.items() if names}
 
 
-def _metric_facts(metric: Metric) -> dict[str, Any]:
-    of = "a sample" if metric.of_sample else "an operating point"
-    return {
-        "header": metric.term,
-        "title": metric.title,
-        "unit": metric.unit,
-        "better": metric.better,
-        "of": f"{of}, percentile {metric.percentile:g}" if metric.percentile is not None else of,
-        "against full depth": metric.paired and f"a {metric.paired}, with interval and test",
-        "in": ", ".join(metric.sections),
-    }
-
-
-def _score_facts(score: Score) -> dict[str, Any]:
-    of = [
-        what
-        for what, is_defined in (("samples", score.scores_samples), ("corpora", score.scores_corpora))
-        if is_defined
-    ]
-    return {
-        "title": score.title,
-        "unit": score.unit or "0…1",
-        "better": score.better,
-        "of": " and ".join(of),
-        "languages": ", ".join(sorted(score.languages)) or "all",
-        "unavailable": score.unavailable(),
-    }
+def _told(thing: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return attributes of a metric or a score; of several values in one all of them."""
+    found = {name: getattr(thing, name) for name in names}
+    listed = (frozenset, Mapping, tuple)
+    return {name: ", ".join(sorted(value)) if isinstance(value, listed) else value for name, value in found.items()}
 
 
 def _show_options(console: Console, noun: str, name: str) -> None:
-    from rich.table import Table
-
     from harness.config.options import option_facts
 
     facts = option_facts(name, REGISTRIES[noun])
     if not facts:
         console.print("\nNo options.")
         return
-    table = Table(title="Options", title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
+    table = _table("Options")
     for column in ("option", "type", "range", "default", "meaning"):
         table.add_column(column, style="cyan" if column == "option" else "", overflow="fold")
     for fact in facts:
@@ -211,66 +169,54 @@ def _show_options(console: Console, noun: str, name: str) -> None:
         table.add_row(*map(escape, (fact.name, fact.kind, fact.limits, default, fact.description)))
     console.print()
     console.print(table)
-    console.print(f"\n[dim]harness run {escape(_EXAMPLES[noun] + name + _example(facts))}[/]")
-
-
-def _example(facts: Sequence[OptionFacts]) -> str:
-    """Return the options of an example that a run takes: those that are needed, else the first one's default."""
-    if needed := [fact.name for fact in facts if fact.required]:
-        return "".join(f":{option}=…" for option in needed)
     first, default = facts[0].name, facts[0].default
+    needed = [f":{fact.name}=…" for fact in facts if fact.required]
     plain = isinstance(default, int | float) or (isinstance(default, str) and re.fullmatch(r"[\w./-]+", default))
-    return f":{first}={default}" if plain else ""
+    example = "".join(needed) or (f":{first}={default}" if plain else "")
+    console.print(f"\n[dim]harness run {escape(_EXAMPLES[noun] + name + example)}[/]")
 
 
-def _list(
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+def _table(title: str) -> Table:
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2))
+
+
+def cache(
+    what: Annotated[str, typer.Argument(help="list or clear.", metavar="WHAT")] = "list",
+    kinds: Annotated[
+        list[str] | None, typer.Argument(help=f"To clear: {', '.join(KINDS)}. Default: all.", metavar="KIND")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """List what is kept: kind, size, when it was last used."""
-    found = list(kept())
+    """List or clear what is kept so that the next run need not make it again."""
+    if what not in ("list", "clear"):
+        raise UnknownNameError("word", what, ("list", "clear"))
+    for kind in kinds or ():
+        if kind not in KINDS:
+            raise UnknownNameError("kind", kind, KINDS)
+    if what == "clear":
+        note(f"{_size(clear(frozenset(kinds or KINDS)))} freed.")
+        return
+    found = [one for one in kept() if not kinds or one.kind in kinds]
     if as_json:
         rows = [{"kind": one.kind, "path": str(one.path), "bytes": one.size_bytes, "used": one.used} for one in found]
         write_json(rows)
         return
-    from rich.table import Table
-
-    table = Table(box=None, title=one_line(str(cache_folder())), title_justify="left")
-    table.add_column("kind")
-    table.add_column("name", overflow="fold")
-    table.add_column("size", justify="right")
-    table.add_column("used")
+    table = _table(one_line(str(cache_folder())))
+    for column in ("kind", "name", "size", "used"):
+        table.add_column(column, overflow="fold", justify="right" if column == "size" else "left")
     for one in found:
         used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
         table.add_row(one.kind, escape(one_line(one.path.name)), _size(one.size_bytes), used)
     stdout().print(table)
     for kind, facts in KINDS.items():
-        held = [one.size_bytes for one in found if one.kind == kind]
-        if held:
-            count = f"{len(held):d}" if facts.most is None else f"{len(held):d} of at most {facts.most:d}"
-            note(f"{kind}: {facts.what}; {_size(sum(held))} in {count}.")
+        if held := [one.size_bytes for one in found if one.kind == kind]:
+            most = f" of at most {facts.most}" if facts.most is not None else ""
+            note(f"{kind}: {facts.what}; {_size(sum(held))} in {len(held)}{most}.")
     if not found:
         note("Nothing is kept.")
 
 
-def _clear(
-    kinds: Annotated[
-        list[str] | None,
-        typer.Argument(help=f"{', '.join(KINDS)}. Default: all.", metavar="KIND"),
-    ] = None,
-) -> None:
-    """Delete what is kept; whoever needs it next makes it again."""
-    for kind in kinds or ():
-        if kind not in KINDS:
-            raise UnknownNameError("kind", kind, KINDS)
-    size = _size(clear(frozenset(kinds or KINDS)))
-    note(f"{size} freed.")
-
-
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
-
-
-class Cache(LazyGroup):
-    """List or clear what is kept so that the next run need not make it again."""
-
-    of = {"list": (_list, "harness cache list"), "clear": (_clear, "harness cache clear summaries")}  # noqa: RUF012

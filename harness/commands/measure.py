@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from harness.appearance.visible_text import shell_word
-from harness.commands.console import escape, log_to, say, show_progress, stderr, stdout, tell, write_json
-from harness.commands.options import configured_by, named_by_flag, run_settings
+from harness.commands.console import (
+    escape,
+    log_to,
+    note,
+    print_tables,
+    say,
+    show_progress,
+    stderr,
+    stdout,
+    tell,
+    write_json,
+)
+from harness.commands.options import AsJson, configured_by, named_by_flag, run_settings
 from harness.config import RunConfig
 from harness.config.run import OUTPUT
 from harness.errors import DEFECT, ConfigError, UnknownNameError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from reports.comparing.conditions import Judgement
 
 HOLDS, UNKNOWN = 1, 2
 """Exit codes of ``compare``: a condition holds; one cannot be judged."""
 
 
-@configured_by(RunConfig)
+@configured_by(RunConfig, build=False)
 def run(
     given: dict[str, Any],
     resume: Annotated[
@@ -97,7 +103,7 @@ def compare(
         ),
     ] = None,
     details: Annotated[bool, typer.Option("--details", help="Every metric of every operating point.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
     markdown: Annotated[
         Path | None,
         typer.Option(help="Also write Markdown, for a comment on a pull request.", metavar="FILE", readable=False),
@@ -105,12 +111,11 @@ def compare(
 ) -> None:
     """Compare two runs: what B changed against A, with 95 % intervals, tests, and conditions for CI."""
     from harness.running.reading import read_run
-    from reports.comparing.compare import Wanted, compare_runs
-    from reports.comparing.conditions import judge, parse_condition
+    from reports.comparing.compare import compare_runs
+    from reports.comparing.conditions import grouped, judge, parse_condition
     from reports.comparing.document import comparison_document, comparison_markdown, tables
     from reports.files import write_files
     from reports.metrics.vocabulary import recorded_scores
-    from reports.tables.writers import to_terminal
 
     if (point_a is None) != (point_b is None):
         missing = "--point-b" if point_b is None else "--point-a"
@@ -123,22 +128,14 @@ def compare(
     runs = read_run(a, stored=True), read_run(b, stored=True)
     scores = recorded_scores(cell for run in runs for cell in run.cells.values())
     conditions = [parse_condition(text, scores) for text in fail_if or ()]
-    found = compare_runs(*runs, Wanted(tuple(point or ()), pair))
+    found = compare_runs(*runs, point or (), pair)
     judged = [one for condition in conditions for one in judge(condition, found.points)]
     if markdown is not None:
         write_files(markdown.parent, {markdown.name: comparison_markdown(found, judged)})
     if as_json:
         write_json(comparison_document(found, judged), ensure_ascii=False)
     else:
-        stdout().print(to_terminal(tables(found, details=details)))
-    code = _print_judgements(judged)
-    if code:
-        raise typer.Exit(code)
-
-
-def _print_judgements(judged: Sequence[Judgement]) -> int:
-    from reports.comparing.conditions import grouped
-
+        print_tables(tables(found, details=details))
     console = stderr()
     marks = {"holds": ("failed", "bold red"), "perhaps": ("warning", "yellow"), "unknown": ("error", "bold red")}
     for line, one in grouped(judged):
@@ -146,7 +143,8 @@ def _print_judgements(judged: Sequence[Judgement]) -> int:
             mark, style = marks[one.outcome]
             tell(console, mark, line, style)
     outcomes = {one.outcome for one in judged}
-    return HOLDS if "holds" in outcomes else UNKNOWN if "unknown" in outcomes else 0
+    if code := HOLDS if "holds" in outcomes else UNKNOWN if "unknown" in outcomes else 0:
+        raise typer.Exit(code)
 
 
 def rescore(
@@ -169,12 +167,7 @@ def rescore(
         done = compute(directory, tuple(dict.fromkeys(score or ())), progress)
     for why in done.failures.values():
         tell(console, "warning", why)
-    stdout().print(
-        f"{len(done.names):d} score(s): {done.values:d} values computed, "
-        f"{done.changed:d} changed, {done.missing:d} missing",
-        soft_wrap=True,
-        highlight=False,
-    )
+    note(f"{len(done.names)} score(s): {done.values} values computed, {done.changed} changed, {done.missing} missing")
     if done.failures:
         raise typer.Exit(DEFECT)
 

@@ -21,24 +21,19 @@ from pydantic.fields import FieldInfo
 from harness.config import RunConfig
 from harness.config.model import Configuration, Placeholder, RefusedValueError, WithPresets, limits
 from harness.errors import ConfigError
-from reports.figures.drawing import Width
 
 C = TypeVar("C", bound=Configuration)
 
-FigureWidth: TypeAlias = Annotated[
-    Width | None,
-    typer.Option(
-        "--width",
-        help="Width of the figures: a column (3.5 in) or the text (7 in) of a two-column paper. Default: text.",
-    ),
-]
-"""The flag of every command that writes figures; ``None``: not given."""
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def configured_by(model: type[Configuration]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of a configuration; its first parameter receives those that were given, by field name.
+def configured_by(
+    model: type[Configuration], *, build: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of a configuration, which is built of them for its first parameter.
 
-    The command's own parameters follow as typer reads them.
+    With ``build=False`` that receives the flags that were given, by field name. The command's own parameters follow as
+    typer reads them.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -49,8 +44,9 @@ def configured_by(model: type[Configuration]) -> Callable[[Callable[..., None]],
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            given = {name: values.pop(name) for name in fields}
-            command({name: value for name, value in given.items() if value not in (None, [])}, **values)
+            flags = {name: values.pop(name) for name in fields}
+            given = {name: value for name, value in flags.items() if value not in (None, [])}
+            command(configure(model, given) if build else given, **values)
 
         del run.__wrapped__
         parameters = sorted([*options, *own], key=lambda parameter: parameter.default is not inspect.Parameter.empty)
@@ -64,27 +60,13 @@ def configured_by(model: type[Configuration]) -> Callable[[Callable[..., None]],
 
 
 def configure(model: type[C], given: Mapping[str, Any]) -> C:
-    """Build a configuration that only flags decide.
-
-    Raises:
-        ConfigError: a value that is not allowed; names the flag and what is.
-    """
+    """Build a configuration that only flags decide; a refusal names the flag."""
     with named_by_flag(model, model.model_fields):
         return model.build(given)
 
 
 def run_settings(given: Mapping[str, Any], config: Path | None, resume: Path | None) -> RunConfig:
-    """Return the configuration of a run: flags over a file, and both over the configuration of the run to resume.
-
-    Args:
-        given: by flags, with the names of :class:`RunConfig`.
-        config: TOML file.
-        resume: run directory to continue.
-
-    Raises:
-        ConfigError: unknown name, wrong type or out of range, or ``out`` is not the run to resume.
-        StoreError: the run to resume cannot be read, or needs packages that are not installed.
-    """
+    """Return the configuration of a run: flags over a TOML file, and both over that of the run to resume."""
     from harness.store.run_directory import RunDirectory
     from harness.store.same_run import refuse_absent_plugins
 
@@ -101,11 +83,7 @@ def run_settings(given: Mapping[str, Any], config: Path | None, resume: Path | N
 
 @contextmanager
 def named_by_flag(model: type[Configuration], given: Collection[str]) -> Iterator[None]:
-    """Refuse the values of those settings that flags gave by the names of the flags, others as they are refused.
-
-    Raises:
-        ConfigError: a value that is not allowed.
-    """
+    """Refuse the values of those settings that flags gave by the names of the flags, others as they are refused."""
     try:
         yield
     except RefusedValueError as error:
@@ -113,6 +91,14 @@ def named_by_flag(model: type[Configuration], given: Collection[str]) -> Iterato
             raise
         shown = f"'{error.value}'" if isinstance(error.value, str) else _value_text(error.value)
         raise ConfigError(f"{flag(error.name, model.model_fields[error.name])} {shown}: {error.reason}.") from None
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use so many threads of the CPU, where a number was given."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def flag(name: str, field: FieldInfo) -> str:
@@ -147,7 +133,7 @@ def _parameter(model: type[Configuration], name: str, field: FieldInfo) -> inspe
 def _help(model: type[Configuration], name: str, field: FieldInfo) -> str:
     """Return the description, the choices where it does not name them, the default and the range."""
     text = (field.description or "").rstrip(".")
-    choices = list(dict.fromkeys(_choices(field.annotation)))
+    choices = _choices(field)
     if choices and not all(choice in text for choice in choices):
         text += f": {', '.join(choices[:-1])} or {choices[-1]}"
     defaults = _defaults(model, name, field)
@@ -183,32 +169,26 @@ def _kind(field: FieldInfo) -> type:
     """Return what the command line parses: a number or flag where the field is one, else text for pydantic to check."""
     if not _is_list(field) and any(get_origin(part) is tuple for part in get_args(field.annotation)):
         return str  # a comma list
-    kinds = {kind for kind in _plain(field.annotation) if kind is not type(None)}
-    return kinds.pop() if len(kinds) == 1 and kinds <= {int, float, bool, Path} else str
+    kinds = {kind for kind in _plain(field.annotation) if not isinstance(kind, str)} - {type(None)}
+    return kinds.pop() if len(kinds) == 1 and kinds <= {int, float, bool, Path} and not _choices(field) else str
 
 
 def _plain(annotation: Any) -> Iterator[Any]:
-    """Yield the types that a value may have; those of its items where it is a tuple."""
+    """Yield the types that a value, or an item of it, may have, and the texts that it may be."""
     origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from _plain(get_args(annotation)[0])
-    elif origin is Literal:
-        yield str
-    elif origin in (Union, types.UnionType, tuple):
-        for part in get_args(annotation):
+    if origin is Literal:
+        yield from map(str, get_args(annotation))
+    elif inspect.isclass(annotation) and issubclass(annotation, Enum):
+        yield from (str(member.value) for member in annotation)
+    elif origin in (Annotated, Union, types.UnionType, tuple):
+        for part in get_args(annotation)[: 1 if origin is Annotated else None]:
             yield from _plain(part) if part is not Ellipsis else ()
     else:
         yield annotation
 
 
-def _choices(annotation: Any) -> Iterator[str]:
-    if get_origin(annotation) is Literal:
-        yield from map(str, get_args(annotation))
-    elif inspect.isclass(annotation) and issubclass(annotation, Enum):
-        yield from (str(member.value) for member in annotation)
-    else:
-        for part in get_args(annotation):
-            yield from _choices(part)
+def _choices(field: FieldInfo) -> list[str]:
+    return list(dict.fromkeys(each for each in _plain(field.annotation) if isinstance(each, str)))
 
 
 def _pieces(field: FieldInfo) -> list[Any]:
@@ -229,4 +209,4 @@ def _names(model: type[Configuration]) -> list[str]:
     """Return the fields that have a flag, a class's own before those of its bases; one of a single value has none."""
     bases = [inspect.get_annotations(base) for base in model.__mro__]
     names = {name: None for own in bases for name in own if name in model.model_fields}
-    return [name for name in names if len(set(_choices(model.model_fields[name].annotation))) != 1]
+    return [name for name in names if len(_choices(model.model_fields[name])) != 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from os.path import exists, isdir, isfile  # of pathlib they fail where one may not look
 from pathlib import Path
 from textwrap import shorten
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from harness.appearance.visible_text import one_line, shell_command, shell_word
 from harness.commands.console import escape, note, say, show_progress, stderr, stdout, tell_refused
-from harness.commands.options import configure, configured_by
+from harness.commands.options import configured_by
 from harness.config.model import Folder, ModelChoice
 from harness.errors import ConfigError, HarnessError, StoreError
 from harness.host.files import real_path
@@ -39,7 +39,7 @@ class ExportOptions(ModelChoice):
 
 @configured_by(ExportOptions)
 def export(
-    given: dict[str, Any],
+    options: ExportOptions,
     directory: Annotated[
         Path, typer.Argument(help="Folder to make.", metavar="DIR", exists=False, readable=False, show_default=False)
     ],
@@ -48,7 +48,6 @@ def export(
 
     `harness run --model DIR` finds the exits and what the weights have read.
     """
-    options = configure(ExportOptions, given)
     from harness.models.export import export as write
     from harness.models.model import resolve
     from harness.running.reading import read_run
@@ -76,8 +75,7 @@ def export(
 def submit(
     directory: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN_DIR", readable=False)],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Archive to write. Default: RUN.tar.gz here.", metavar="FILE", readable=False),
+        Path | None, typer.Option(help="Archive to write. Default: RUN.tar.gz here.", metavar="FILE", readable=False)
     ] = None,
 ) -> None:
     """Check that a run directory can be published, and pack it for `harness leaderboard`; say what is missing.
@@ -106,8 +104,8 @@ def submit(
             f"{directory} cannot be published: {failed} of {len(submission.checks)} checks failed (above)."
         )
     pack(submission, file)
-    packed = escape(shell_word(file))
-    console.print(f"Packed in {packed}. Publish it with `harness leaderboard {packed} --out SITE`.", soft_wrap=True)
+    packed = shell_word(file)
+    note(f"Packed in {packed}. Publish it with `harness leaderboard {packed} --out SITE`.")
 
 
 Refused = list[tuple[Path, str]]
@@ -146,15 +144,11 @@ def leaderboard(
     tell_refused(marked, stderr(), "not ranked")
     site.finish()
     points = sum(len(run.points) for run in site.runs.values())
-    parts = [
-        f"{len(site.runs)} run(s) with {points} operating points",
-        f"{len(site.runs) - kept} new" if merge else "",
-        f"{len(marked)} marked and not ranked" if marked else "",
-        f"{double} given twice or there already" if double else "",
-        f"{len(refused)} left out" if refused else "",
-    ]
-    text = f"{', '.join(filter(None, parts))}. Open {out / 'index.html'} in a browser, or publish the folder as it is."
-    note(text)
+    counts = {"new": len(site.runs) - kept if merge else 0, "marked and not ranked": len(marked)}
+    counts |= {"given twice or there already": double, "left out": len(refused)}
+    parts = [f"{len(site.runs)} run(s) with {points} operating points"]
+    parts += [f"{count} {what}" for what, count in counts.items() if count or (merge and what == "new")]
+    note(f"{', '.join(parts)}. Open {out / 'index.html'} in a browser, or publish the folder as it is.")
 
 
 def _sources(paths: Iterable[Path]) -> list[Path]:
@@ -168,30 +162,24 @@ def _sources(paths: Iterable[Path]) -> list[Path]:
         is_folder = isdir(path) and not exists(path / MANIFEST)
         archives = sorted(path.rglob(f"*{ARCHIVE}")) if is_folder else []
         runs = [path] if isfile(path) else find_runs([path])
-        if archives and runs == [path]:  # a folder of archives alone
-            runs = []
-        found += [*runs, *archives]
+        found += [*(run for run in runs if not (archives and run == path)), *archives]  # or a folder of archives alone
     return list(dict.fromkeys(found))
 
 
 def _add_all(site: Site, sources: list[Path], *, stored: bool) -> tuple[Refused, Refused, int]:
     """Add what can be read, one run in memory at a time.
 
-    Returns:
-        What was left out, and what was added without a rank, both with reasons; and the number of doubles.
+    Returns what was left out, and what was added without a rank, both with reasons; and the number of doubles.
     """
     from harness.registry import plugin_at_fault
-    from harness.running.reading import DAMAGE, read_ahead
+    from harness.running.reading import DAMAGE
 
     refused: Refused = []
     marked: Refused = []
     double = 0
-    with ExitStack() as open_ones:
-        progress = open_ones.enter_context(show_progress())
+    with show_progress() as progress:
         progress.begin("reading runs", len(sources))
-        wait = open_ones.enter_context(read_ahead(() if stored else sources))
         for done, source in enumerate(sources, 1):
-            wait(source)
             try:
                 reasons = _add(site, source, stored=stored)
                 double += reasons is None

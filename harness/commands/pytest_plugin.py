@@ -1,13 +1,8 @@
 """A pytest plugin: ``pytest --harness-run=DIR`` puts a run's results into pytest-benchmark's history.
 
-One test item per task × operating point; its rounds are the latencies that the run recorded for every sample, nothing
-is measured again. What else the run knows of the operating point stands in ``extra_info``. Node ids are made of
-conditions (:attr:`harness.records.conditions.Conditions.label`) and operating point, never of a folder or a machine, so
-that ``--benchmark-compare`` finds them in the history and compares like with like. Without paths on the command line
-only the runs are collected.
-
-Loaded by every pytest of an environment that the harness is installed in: nothing heavy is imported before the option
-is used.
+One test item per task × operating point; its rounds are the latencies that the run recorded for every sample. Node ids
+are made of conditions and operating point, never of a folder or a machine, so that ``--benchmark-compare`` compares
+like with like. Every pytest of an environment loads this: nothing heavy is imported before the option is used.
 """
 
 from __future__ import annotations
@@ -27,10 +22,7 @@ _RUNS = pytest.StashKey[list["RecordedRun"]]()
 
 
 class RecordedClock:
-    """A timer that replays durations: read twice per round, it shows 0 and then what was recorded.
-
-    pytest-benchmark's ``pedantic`` mode reads its timer once before and once after each round.
-    """
+    """A timer that pytest-benchmark's ``pedantic`` reads before and after each round: 0, and then what was recorded."""
 
     __name__ = "recorded latency"  # what the history calls the timer
 
@@ -84,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     from harness.running.reading import read_run
 
     runs: list[RecordedRun] = []
+    held: dict[str, str] = {}
     for directory in named:
         try:
             run = read_run(Path(directory))
@@ -91,12 +84,11 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--harness-run: {_line(str(error))}") from None
         if run.state:
             raise pytest.UsageError(_line(f"--harness-run {directory}: {run.state}. {run.remedy}"))
-        for other in runs:
-            both = sorted(_names(run) & _names(other))
-            if both:
-                where = f"{other.directory} and {directory}"
-                said = f"--harness-run: {where} both hold {both[0]}. Give each a pytest of its own."
+        for name in {f"{_model(run)}::{_item(cell)}" for cell in run.cells.values()}:
+            if other := held.get(name):
+                said = f"--harness-run: {other} and {directory} both hold {name}. Give each a pytest of its own."
                 raise pytest.UsageError(_line(said))
+            held[name] = directory
         runs.append(run)
     config.stash[_RUNS] = runs
 
@@ -129,8 +121,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Say where the runs were measured, which need not be where pytest runs; pytest-benchmark warns of a difference."""
-    runs = config.stash.get(_RUNS, [])
-    if runs:
+    if runs := config.stash.get(_RUNS, []):
         machine_info["harness_runs"] = sorted({_machine(run, run.manifest.model.numbers) for run in runs})
 
 
@@ -159,10 +150,6 @@ def _line(text: str) -> str:
     return one_line(text)
 
 
-def _names(run: RecordedRun) -> set[str]:
-    return {f"{_model(run)}::{_item(cell)}" for cell in run.cells.values()}
-
-
 def _machine(run: RecordedRun, numbers: str) -> str:
     from harness.records.conditions import hardware_class
 
@@ -182,12 +169,8 @@ def _facts(run: RecordedRun, cell: Measured, row: SummaryRow) -> dict[str, Any]:
             for metric in metrics_of([row])
             if metric.kind != "score" or model.weights != "random"
         },
-        "energy_source": row.energy_source,
-        "energy_measured": row.energy_measured,
+        **{name: getattr(row, name) for name in ("energy_source", "energy_measured", "errors", "repeats", "kv")},
         "samples": row.n,
-        "errors": row.errors,
-        "repeats": row.repeats,
-        "kv": row.kv,
         "weights_sha256": model.weights_sha256,
         "artefacts": dict(cell.point.artefacts),
         "data_sha256": cell.task.fingerprint,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.appearance.visible_text import one_line
-from harness.commands.console import escape, stderr, stdout, tell, tell_refused, write, write_json
-from harness.commands.options import FigureWidth
+from harness.commands.console import note, print_tables, say, stderr, stdout, tell, tell_refused, write, write_json
+from harness.commands.options import AsJson
 from harness.errors import ConfigError, HarnessError, StoreError, UnknownNameError
 from harness.host.libraries import require
+from reports.figures.drawing import Width
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
     from harness.commands.progress import TrainingProgress
     from harness.records.summary import Summary
     from reports.collection import Collection
-    from reports.figures.drawing import Width
-
-
-def _folder(name: str) -> Path:
-    if not name.strip():
-        raise ConfigError("--out is empty. Name the folder of the report.")
-    return Path(name)
 
 
 def report(
@@ -42,7 +36,6 @@ def report(
             help="Write one report of all runs, with figures and LaTeX, into this folder. RUN_DIR may then be a folder "
             "of runs; what cannot be read is listed and the rest reported.",
             metavar="DIR",
-            parser=_folder,
         ),
     ] = None,
     figures: Annotated[
@@ -51,7 +44,12 @@ def report(
             "--figures/--no-figures", help="With --out: draw figures of every run, or none. Default: of up to 20 runs."
         ),
     ] = None,
-    width: FigureWidth = None,
+    width: Annotated[
+        Width | None,
+        typer.Option(
+            help="Width of the figures: a column (3.5 in) or the text (7 in) of a two-column paper. Default: text."
+        ),
+    ] = None,
     without_duplicates: Annotated[
         bool,
         typer.Option(
@@ -73,21 +71,20 @@ def report(
             metavar="PAPER",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the tables and Pareto fronts of run directories, and write report.md, summary.csv and summary.json."""
-    if against is not None:
-        if without_duplicates or stored or figures is not None or as_json:
-            raise ConfigError("--against goes with --out and --width alone. Omit the other options.")
-        _against(against, directories, out, width)
-    elif out is not None and without_duplicates:
+    together = out is not None and against is None
+    if against is not None and (without_duplicates or stored or figures is not None or as_json):
+        raise ConfigError("--against goes with --out and --width alone. Omit the other options.")
+    if together and without_duplicates:
         raise ConfigError("--without-duplicates prints tables and writes no files. Omit --out.")
+    if out is None and (stored or figures is not None or width is not None):
+        raise ConfigError("--stored and figures are of a report in a folder. Add --out DIR.")
+    if against is not None:
+        _against(against, directories, out, width or "text")
     elif out is not None:
         _together(directories, out, figures, width or "text", stored=stored, as_json=as_json)
-    elif stored:
-        raise ConfigError("--stored is for a report of many runs. Add --out DIR.")
-    elif figures is not None or width is not None:
-        raise ConfigError("figures need a folder. Add --out DIR.")
     else:
         _each(directories, as_json=as_json, duplicates=not without_duplicates)
 
@@ -118,32 +115,30 @@ def _each(directories: list[Path], *, as_json: bool, duplicates: bool) -> None:
         raise StoreError(f"{len(refused)} of {len(directories)} run directories cannot be read (above).")
 
 
-def _against(paper: str, directories: list[Path], out: Path | None, width: Width | None) -> None:
+def _against(paper: str, directories: list[Path], out: Path | None, width: Width) -> None:
     """Show runs beside a paper's published numbers, and write both as files where a folder is named."""
     from harness.running.reading import read_runs
     from reports.figures.drawing import save_figures
     from reports.files import write_files
     from reports.published.against import against_green_code, comparison_csv, comparison_figures, comparison_tables
-    from reports.tables.writers import to_markdown, to_terminal
+    from reports.tables.writers import to_markdown
 
     if paper != "green-code":
         raise UnknownNameError("paper", paper, ["green-code"])
-    if out is None and width is not None:
-        raise ConfigError("figures need a folder. Add --out DIR.")
     if out is not None:
         require("figures", "matplotlib")
     runs, unread = read_runs(directories, keep=True)
     tell_refused([(one.directory, one.reason) for one in unread], stderr())
     compared = against_green_code(runs)
     tables = [table for one in compared for table in comparison_tables(one)]
-    stdout().print(to_terminal(tables))
+    print_tables(tables)
     if out is not None:
         text = "\n".join(("# GREEN-CODE, published and measured", *to_markdown(tables), ""))
         drawn = [comparison_figures(one) for one in compared]
-        save_figures(chain.from_iterable(drawn), out, width or "text")
+        save_figures(chain.from_iterable(drawn), out, width)
         csvs = {f"{grid.name}.csv": comparison_csv(one) for (grid, _), one in zip(drawn, compared, strict=True)}
         (file, *_) = write_files(out, {"green-code.md": text, **csvs})
-        stdout().print(f"[dim]As Markdown and CSV, with figures: {escape(one_line(str(file)))}[/]", soft_wrap=True)
+        say(f"As Markdown and CSV, with figures: {file}")
 
 
 def _together(
@@ -160,8 +155,7 @@ def _together(
         collection = _collected(directories, progress, stored=stored)
         refused = [(Path(path), reason) for path, reason in collection.refused]
         tell_refused(refused, console)
-        problems = [problem for logs in collection.trainings for problem in logs.problems]
-        for problem in problems:
+        for problem in (problem for logs in collection.trainings for problem in logs.problems):
             tell(console, "warning", problem)
         if collection.empty:
             asked = len(refused) + len(collection.trainings)
@@ -184,15 +178,13 @@ def _together(
         tell(console, "warning", f"{text}.")
     drawn = sum(path.suffix == ".svg" for path in files)
     left_out = f", {len(refused)} left out" if refused else ""
-    text = f"{len(collection.runs)} run(s){left_out}, {drawn} figure(s): {escape(one_line(str(files[0])))}"
-    stdout().print(text, soft_wrap=True)
+    note(f"{len(collection.runs)} run(s){left_out}, {drawn} figure(s): {files[0]}")
 
 
 def _collected(directories: list[Path], progress: TrainingProgress, *, stored: bool) -> Collection:
     """Read runs, calibrations and trainings, each by itself: what cannot be read costs the others nothing."""
     from harness.running.reading import read_runs
     from reports.collection import MOST_RUNS_DRAWN, Collection, find_calibrations, read_calibration
-    from reports.tables.run_tables import of_records
     from reports.training_logs import holds_training, read_training, training_folders
 
     given = [path for path in directories if holds_training(path)]
@@ -203,7 +195,6 @@ def _collected(directories: list[Path], progress: TrainingProgress, *, stored: b
         stored=stored,
         keep=True,
         held=MOST_RUNS_DRAWN,
-        before=of_records,
         progress=_steps(progress, "runs read"),
     )
     refused = [(str(one.directory), one.reason) for one in unread]

@@ -1,20 +1,22 @@
-"""``harness study``: a declared grid of runs, measured one after the other or on a cluster, resumable at any moment."""
+"""``harness study`` and ``watch``: a declared grid of runs, resumable at any moment, and how far it is."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.appearance.visible_text import one_line, shell_word
-from harness.commands.calibrate import calibrate
-from harness.commands.console import escape, log_to, stderr, stdout, tell_refused
+from harness.commands.console import escape, log_to, stderr, stdout, tell_refused, write_json
 from harness.commands.lazy import as_command
 from harness.commands.options import configure
-from harness.commands.trace import trace
-from harness.commands.training import Recipes
+from harness.commands.replay import calibrate
+from harness.commands.training import Recipes, trace
 from harness.config.model import Configuration
 from harness.errors import ConfigError
 from harness.registry import EXECUTORS, RECIPES
@@ -23,22 +25,23 @@ from harness.study.steps import Step
 from harness.training.options import TraceCommand
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
     from harness.appearance.terminal import Console
     from harness.contracts.executors import Executor
     from harness.study.conduct import Outcome
+    from harness.study.estimate import Estimate
     from harness.study.grid import Point
     from harness.study.ledger import StudyDirectory
+    from harness.study.status import Best, Status, StudyView
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 FAILED = 1
 
 
 def check_steps(steps: Iterable[Step]) -> None:
-    """Read every command line as the command would, and run none.
-
-    Raises:
-        ConfigError: an option that does not exist, lacks, or has a value that is not allowed; names the step.
-    """
+    """Read every command line as the command would, and run none."""
     for step in steps:
         first, *rest = step.command.words
         name, options = first, CalibrateOptions if first == "calibrate" else TraceCommand
@@ -72,13 +75,9 @@ def study(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: studies/NAME.", metavar="DIR")] = None,
     executor: Annotated[
-        str,
-        typer.Option(help="What measures the points, see `harness list executors`.", metavar="NAME"),
+        str, typer.Option(help="What measures the points, see `harness list executors`.", metavar="NAME")
     ] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(help="Of a cluster: auto or HOST:6379.", metavar="ADDRESS"),
-    ] = None,
+    address: Annotated[str | None, typer.Option(help="Of a cluster: auto or HOST:6379.", metavar="ADDRESS")] = None,
     options: Annotated[
         list[str] | None,
         typer.Option("--executor-option", help="Of the executor, see `harness show EXECUTOR`.", metavar="NAME=VALUE"),
@@ -99,8 +98,7 @@ def study(
     yes: Annotated[bool, typer.Option("--yes", help="Go on with more than 1000 points.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try those again that failed before.")] = False,
     merge: Annotated[
-        list[Path] | None,
-        typer.Option(help="Take over what another machine's study has measured.", metavar="DIR"),
+        list[Path] | None, typer.Option(help="Take over what another machine's study has measured.", metavar="DIR")
     ] = None,
 ) -> None:
     """Measure every point of a grid that is not measured yet; the same command again goes on. See `harness watch`."""
@@ -134,7 +132,7 @@ def study(
             if dry_run:
                 _foresee(directory, left, runs, console)
                 return
-            from harness.commands.study_progress import StudyProgress
+            from harness.commands.progress import StudyProgress
 
             with StudyProgress(console, "steps and points" if steps else "points") as progress:
                 try:
@@ -185,7 +183,7 @@ def _list_parts(directory: StudyDirectory) -> list[Point]:
 
 
 def _foresee(directory: StudyDirectory, left: Sequence[Point], runs: Executor, console: Console) -> None:
-    from harness.commands.study_progress import StudyProgress, estimate_table
+    from harness.commands.progress import StudyProgress
     from harness.study.estimate import PROBE_REQUESTS, estimates
 
     found = []
@@ -194,7 +192,7 @@ def _foresee(directory: StudyDirectory, left: Sequence[Point], runs: Executor, c
         for one in estimates(directory, left, runs, progress.happened):
             progress.ended(one.point.name, one.refused)
             found.append(one)
-    stdout().print(estimate_table(found, done=len(directory.points) - len(left)))
+    stdout().print(_estimate_table(found, done=len(directory.points) - len(left)))
 
 
 def _say_outcome(outcome: Outcome, folder: Path, steps: int) -> None:
@@ -215,3 +213,130 @@ def _say_outcome(outcome: Outcome, folder: Path, steps: int) -> None:
 
 def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
+
+
+def _estimate_table(found: Sequence[Estimate], done: int) -> Table:
+    """Return what points will take: requests, time with its interval, energy, host memory; and all of them together."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"{len(found)} points are left, {done} measured", title_justify="left", box=None,
+        caption="Time as if every request ran at full depth, ± what few requests leave open (95 %); exits make it "
+        "less, checks more. Loading and scoring are not counted. Host memory: the peak of the process, a GPU's own "
+        "memory apart.", caption_justify="left",
+    )  # fmt: skip
+    table.add_column("point")
+    for name in ("requests", "time", "energy", "host memory"):
+        table.add_column(name, justify="right")
+    for one in found:
+        if one.waits:
+            table.add_row(one.point.name, f"[dim]after[/] {escape(one_line(one.waits))}")
+        elif one.refused:
+            table.add_row(one.point.name, f"[red]cannot run[/]: {escape(one_line(one.refused))}")
+        else:
+            table.add_row(
+                one.point.name, str(one.requests), _time(one.seconds), _joules(one.joules), _bytes(one.memory_bytes)
+            )
+    able = [one for one in found if not one.refused and not one.waits]
+    if len(able) > 1:
+        times = [one.seconds for one in able if one.seconds is not None]
+        joules = [one.joules for one in able if one.joules is not None]
+        whole = (sum(time for time, _ in times), sum(error for _, error in times))  # probes are shared: errors add up
+        memory = max((one.memory_bytes or 0 for one in able), default=0)
+        table.add_section()
+        table.add_row(
+            "together", str(sum(one.requests or 0 for one in able)), _time(whole),
+            _joules(sum(joules) if len(joules) == len(able) else None), _bytes(memory or None), style="bold",
+        )  # fmt: skip
+    return table
+
+
+def _time(seconds: tuple[float, float] | None) -> str:
+    from harness.commands.progress import duration
+
+    return "–" if seconds is None else f"{duration(seconds[0])} ± {duration(seconds[1])}"
+
+
+def _joules(joules: float | None) -> str:
+    if joules is None:
+        return "–"
+    return f"{joules / 3600:.2f} Wh" if joules >= 3600 else f"{joules:.0f} J"
+
+
+def _bytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1e9:.2f} GB"
+
+
+def watch(
+    directory: Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY", readable=False)],
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5, metavar="S")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Look once and print it as JSON.")] = False,
+) -> None:
+    """Show what a study has done, what runs and what is left, until it is over or stopped.
+
+    Exit code: 0 all is made and measured; 1 it is over, and some failed; 3 some is left, and it goes on; 4 some is
+    left, and no process measures it: the same `harness study` command goes on.
+    """
+    from harness.study.status import RUNNING, StudyView
+
+    study = StudyView(directory)
+    status = study.look()
+    if as_json:
+        best = [asdict(one) for one in study.best()]
+        write_json({**asdict(status), "waiting": status.waiting, "best": best})
+        raise typer.Exit(status.exit_code)
+    console = stdout()
+    if once or not console.is_terminal:
+        console.print(_shown(study, status))
+        raise typer.Exit(status.exit_code)
+    from rich.live import Live
+
+    with Live(_shown(study, status), console=console, auto_refresh=False) as live:
+        while status.exit_code == RUNNING:
+            time.sleep(every)
+            status = study.look()
+            live.update(_shown(study, status), refresh=True)
+    raise typer.Exit(status.exit_code)
+
+
+def _shown(study: StudyView, status: Status) -> RenderableType:
+    from rich.console import Group
+
+    from harness.commands.progress import duration
+    from harness.study.status import STOPPED, seconds_since
+
+    done = len(status.finished) + len(status.merged)
+    left = f" · about {duration(status.left_s)} left" if status.left_s else ""  # of points: steps are not in it
+    merged = f" ({len(status.merged)} merged)" if status.merged else ""
+    steps = f"{len(status.made)} of {status.steps} steps made · " if status.steps else ""
+    head = (
+        f"{steps}{done} of {status.points} points measured{merged} · {len(status.running)} running · "
+        f"{len(status.failed)} failed · {status.waiting} waiting{left}"
+    )
+    parts: list[RenderableType] = [f"[bold]{head}[/]"]
+    if status.exit_code == STOPPED:
+        parts.append("[yellow]Stopped: no process measures it. The same `harness study` command goes on.[/]")
+    now = datetime.now(UTC)
+    for each in status.running:
+        windows = f"{each.windows} windows, " if each.windows is not None else ""
+        since = duration(seconds_since(each.since, now))
+        parts.append(f"▸ {escape(one_line(each.point))}: {windows}for {since}")
+    parts += [
+        f"[red]✗ {escape(one_line(name))}: {escape(one_line(reason))}[/]" for name, reason in status.failed.items()
+    ]
+    best = study.best()
+    return Group(*parts, *([_best_table(best)] if best else []))
+
+
+def _best_table(best: Sequence[Best]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="Fastest so far, over full depth of the same run", title_justify="left", box=None)
+    for name in ("", "operating point", "task", "whole request", "edit sim.", "point"):
+        table.add_column(name, justify="right" if name in ("whole request", "edit sim.") else "left")
+    for one in best:
+        similarity = "–" if one.edit_similarity is None else f"{one.edit_similarity:.3f}"
+        cells = ("lossless" if one.lossless else "lossy", one_line(one.operating_point), one.task)
+        table.add_row(*map(escape, (*cells, f"{one.speedup:.2f}×", similarity, one.point)))
+    return table

@@ -1,4 +1,4 @@
-"""``harness train NAME``: everything that is registered as a recipe, third-party packages included."""
+"""``harness trace`` and ``train NAME``: what exits are learned from, and every registered recipe."""
 
 from __future__ import annotations
 
@@ -10,10 +10,31 @@ from typing import Any
 
 import typer
 
-from harness.commands.console import log_to, say, stderr, write
+from harness.commands.console import log_to, say, show_progress, stderr, write
 from harness.commands.lazy import LazyGroup
+from harness.commands.options import configured_by, flag, use_threads
+from harness.config.model import Configuration
 from harness.errors import RegistryError
 from harness.registry import RECIPES
+from harness.training.options import TraceCommand
+
+
+@configured_by(TraceCommand)
+def trace(options: TraceCommand) -> None:
+    """Run a model once at full depth and keep what its exits said, for everything that learns from it."""
+    from harness.contracts.recipes import Silent
+    from harness.training.processes import is_main
+    from harness.training.traces.record_trace import trace as record
+
+    use_threads(options.threads)
+    with show_progress() as progress:
+        try:
+            traces = record(options, progress if is_main() else Silent())
+        except KeyboardInterrupt:
+            say(f"Stopped; finished shards are kept. Go on with the same command and --resume. ({options.folder})")
+            raise
+    if is_main():
+        say(f"{traces.tokens} tokens of {len(traces.documents)} documents are in {options.folder}")
 
 
 class Recipes(LazyGroup):
@@ -33,8 +54,6 @@ class Recipes(LazyGroup):
 
     def example(self, name: str) -> str:
         """Exactly the inputs it needs."""
-        from harness.commands.options import flag
-
         fields = RECIPES.load(name).model_fields
         needed = [(flag(field, of), field) for field, of in fields.items() if of.is_required()]
         return shlex.join(["harness", "train", name, *chain.from_iterable(needed)])
@@ -42,9 +61,6 @@ class Recipes(LazyGroup):
 
 def _command(name: str) -> Callable[..., None]:
     """Return the command of a recipe: its options as flags, its docstring as help."""
-    from harness.commands.options import configure, configured_by
-    from harness.commands.progress import TrainingProgress
-    from harness.config.model import Configuration
     from harness.contracts.recipes import TrainingRun
 
     recipe = RECIPES.load(name)
@@ -54,11 +70,9 @@ def _command(name: str) -> Callable[..., None]:
             "harness.training.options.TrainingOptions and add one."
         )
 
-    def train(given: dict[str, Any]) -> None:
-        options: Any = configure(recipe, given)
-        console = stderr()
-        log_to(console)
-        with TrainingProgress(console) as progress:
+    def train(options: Any) -> None:
+        log_to(stderr())
+        with show_progress() as progress:
             trained = options.train(TrainingRun(name, shlex.join(["harness", *sys.argv[1:]]), progress))
         if not trained.finished:
             say(f"Stopped; the checkpoint is kept. Go on with the same command and --resume. ({options.folder})")

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.commands.console import log_to, say, stderr, stdout, write, write_json
-from harness.commands.options import configure, configured_by, named_by_flag
+from harness.commands.console import log_to, print_tables, say, stderr, write, write_json
+from harness.commands.options import AsJson, configured_by, named_by_flag
 from harness.errors import ConfigError
 from harness.host.libraries import require
 from harness.lm_eval.options import LmEvalOptions
@@ -22,12 +22,8 @@ EXTRA = ("fastapi", "prometheus_client", "uvicorn")
 
 
 @configured_by(LmEvalOptions)
-def lm_eval(
-    given: dict[str, Any],
-    as_json: Annotated[bool, typer.Option("--json", help="Print lm-eval's results of each operating point.")] = False,
-) -> None:
+def lm_eval(options: LmEvalOptions, as_json: AsJson = False) -> None:
     """Run tasks of lm-evaluation-harness at full depth and with early exits; writes a run directory."""
-    options = configure(LmEvalOptions, given)
     require("lm-eval", "lm_eval")
     console = stderr()
     log_to(console)
@@ -35,7 +31,6 @@ def lm_eval(
     from harness.commands.progress import RunProgress
     from harness.lm_eval.evaluate import evaluate
     from harness.lm_eval.results import FOLDER, tables
-    from reports.tables.writers import to_terminal
 
     with RunProgress(console) as progress:
         found = evaluate(options, progress)
@@ -44,7 +39,7 @@ def lm_eval(
 
         write_json(found.results, default=handle_non_serializable)
     else:
-        stdout().print(to_terminal(tables(found.results)))
+        print_tables(tables(found.results))
     where = f"lm-eval's results are in {found.directory}/{FOLDER}."
     if found.run is None:
         say(f"{where} No task generates, so there is no run for `harness report`.")
@@ -52,7 +47,7 @@ def lm_eval(
         say(f"Records, report.md, summary.csv and summary.json are in {found.directory}; {where}")
 
 
-@configured_by(ServeConfig)
+@configured_by(ServeConfig, build=False)
 def serve(
     given: dict[str, Any],
     config: Annotated[
@@ -100,12 +95,7 @@ def serve(
 
 
 def _snippet(client: str, settings: ServeConfig) -> str:
-    """Return the settings of a client, as the running server would hand them out; no weights are read.
-
-    Raises:
-        ConfigError: no such client, or any free port.
-        ModelError: the model is unknown or out of reach.
-    """
+    """Return the settings of a client, as the running server would hand them out; no weights are read."""
     from harness.models.fill_in_the_middle import fill_in_the_middle
     from harness.models.model import resolve
     from harness.serving.page import clients, snippet

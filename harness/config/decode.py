@@ -12,7 +12,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, Field
 
-from harness.config.model import comma_list, parse_named
+from harness.config.model import Named, comma_list, parse_named
 from harness.config.options import build, option_value
 from harness.contracts import FULL_HEAD, HeadChoice, KVPolicy, Lossless
 from harness.errors import ConfigError, OptionError, UnknownNameError, did_you_mean
@@ -22,48 +22,18 @@ FORM = "Write lossy, lossless, or lossless+NAME[:option=value]…[+NAME…]…, 
 
 
 @dataclass(frozen=True, slots=True)
-class DraftSpec:
-    """A draft source or rule, as written.
-
-    Attributes:
-        name: registered name.
-        options: those given for it, still text.
-    """
-
-    name: str
-    options: tuple[tuple[str, str], ...] = ()
-
-    def __str__(self) -> str:
-        return ":".join([self.name, *(f"{name}={value}" for name, value in self.options)])
-
-
-@dataclass(frozen=True, slots=True)
 class DecodeSpec:
-    """How to decode, as written; as text it is read back as the same.
-
-    Attributes:
-        lossless: whether full depth verifies what exits and sources draft.
-        sources: what proposes tokens and ends drafts, none where only exits draft.
-    """
+    """How to decode, as written: whether full depth verifies what exits and sources draft; reads back as the same."""
 
     lossless: bool = False
-    sources: tuple[DraftSpec, ...] = ()
+    sources: tuple[Named, ...] = ()
 
     def __str__(self) -> str:
         return "+".join(["lossless" if self.lossless else "lossy", *map(str, self.sources)])
 
     @property
-    def proposes(self) -> bool:
-        """Whether something drafts, even where a strategy never exits; raises as below."""
-        return bool(self.proposing)
-
-    @property
     def proposing(self) -> tuple[str, ...]:
-        """Names of what drafts even where a strategy never exits.
-
-        Raises:
-            UnknownNameError: a name is not registered.
-        """
+        """Names of what drafts even where a strategy never exits."""
         return tuple(one.name for one in self.sources if DRAFTS.load(one.name).proposes)
 
 
@@ -77,11 +47,7 @@ DRAFT_MAX = Lossless().draft_max
 
 
 def parse_decode(text: str) -> DecodeSpec:
-    """Read ``lossy``, ``lossless`` or ``lossless+NAME[:option=value]…[+NAME…]…``.
-
-    Raises:
-        ConfigError: the text does not have that form.
-    """
+    """Read ``lossy``, ``lossless`` or ``lossless+NAME[:option=value]…[+NAME…]…``."""
     mode, plus, drafts = (part.strip() for part in text.partition("+"))
     if mode not in ("lossy", "lossless"):
         raise ConfigError(f"decode = '{text}' cannot be read.{did_you_mean(mode, ('lossy', 'lossless'))} {FORM}")
@@ -92,43 +58,26 @@ def parse_decode(text: str) -> DecodeSpec:
             f"decode = '{text}': what is drafted needs to be verified. Write lossless+{drafts or 'SOURCE'}."
         )
     named = (parse_named(part, f"decode = '{text}'", "draft source", FORM) for part in drafts.split("+"))
-    return DecodeSpec(True, tuple(DraftSpec(source, tuple(options.items())) for source, options in named))
+    return DecodeSpec(True, tuple(named))
 
 
 def parse_decodes(value: object) -> object:
     """Take ``lossy,lossless`` apart: ways to decode in canonical form, each once; what is no such list is left alone.
 
     A comma before an option of a source belongs to the source.
-
-    Raises:
-        ConfigError: one cannot be read.
-        ValueError: there is none.
     """
     return comma_list(value, lambda each: str(parse_decode(str(each).replace(",", ":"))), r",\s*(?=los)")
 
 
 def build_decode(spec: DecodeSpec, draft_max: int = DRAFT_MAX) -> Lossless | None:
-    """Return how to decode losslessly; ``None`` for lossy decoding.
-
-    Args:
-        spec: as written.
-        draft_max: tokens of a draft at most.
-
-    Raises:
-        UnknownNameError: no such draft source or rule.
-        OptionError: it has no such option, or a value is out of range; or ``draft_max`` is.
-    """
+    """Return how to decode losslessly; ``None`` for lossy decoding."""
     if not spec.lossless:
         return None
     return Lossless(draft_limit(draft_max), tuple(build(DRAFTS, one.name, one.options) for one in spec.sources))
 
 
 def draft_limit(value: object) -> int:
-    """Return the longest draft as an integer.
-
-    Raises:
-        OptionError: it is none, or out of range.
-    """
+    """Return the longest draft as an integer."""
     try:
         limit: int = option_value(DraftMax, value)
     except ValueError as error:
@@ -137,22 +86,12 @@ def draft_limit(value: object) -> int:
 
 
 def draft_limits(value: object) -> object:
-    """Take ``4,8`` apart: longest drafts, each once; what is no such list is left alone.
-
-    Raises:
-        OptionError: one is out of range.
-        ValueError: there is none.
-    """
+    """Take ``4,8`` apart: longest drafts, each once; what is no such list is left alone."""
     return value if isinstance(value, str) and "," not in value else comma_list(value, draft_limit)
 
 
 def check_defers(kv: str) -> None:
-    """Check that lossless decoding can run under a KV policy: that it keeps what is to be verified.
-
-    Raises:
-        OptionError: it does not, with the remedy.
-        UnknownNameError: it is not registered.
-    """
+    """Check that lossless decoding can run under a KV policy: that it keeps what is to be verified."""
     policy: type[KVPolicy] = KV_POLICIES.load(kv)
     if not policy.facts.defers:
         raise OptionError(

@@ -1,8 +1,6 @@
-"""The base of every configuration: frozen, strict about its names, built from flags over a TOML file.
+"""The base of every configuration, and the values that several have: models, devices, documents, names, presets.
 
-A field declares an option once: its name, type, range, default and description are the flag's as well
-(:mod:`harness.commands.options`). Around the base stand the values that several configurations have: models, devices,
-documents, registered names, presets. No torch at import.
+A field declares an option once: name, type, range, default and description are the flag's, too. No torch at import.
 """
 
 from __future__ import annotations
@@ -41,11 +39,7 @@ _SPAN = re.compile(rf"(\d{{1,4}})(?:-(\d{{1,4}}))?=(cpu|cuda:\d{{1,3}}|{DISK})",
 
 
 def parse_device_map(text: str) -> tuple[Span, ...]:
-    """Return what an explicit map says, in the order of the layers; nothing for ``auto``.
-
-    Raises:
-        ValueError: it is no map, or names a layer twice.
-    """
+    """Return what an explicit map says, in the order of the layers; nothing for ``auto``."""
     if text == "auto":
         return ()
     spans = []
@@ -83,11 +77,7 @@ DeviceMap = Annotated[
 
 
 def registered(registry: Registry[Any], name: str, also: tuple[str, ...] = ()) -> str:
-    """Return a name that stands in a registry, or is one of a few words beside it.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Return a name that stands in a registry, or is one of a few words beside it."""
     if name not in registry and name not in also:
         known = (*also, *registry.names())
         raise ValueError(f"unknown {registry.noun} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
@@ -105,16 +95,7 @@ FormatName: TypeAlias = Annotated[str, AfterValidator(partial(registered, WEIGHT
 
 
 def comma_list(value: object, each: Callable[[Any], Any] = str, separator: str = ",") -> object:
-    """Take ``a,b``, or a list, apart: its values, each once; one alone is that one, and anything else is left alone.
-
-    Args:
-        value: as given.
-        each: returns a value in canonical form, or refuses it.
-        separator: a regular expression.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Take ``a,b``, or a list, apart: its values, each once; one alone is that one, and anything else is left alone."""
     if isinstance(value, str):
         value = [part.strip() for part in re.split(separator, value)]
     if not isinstance(value, list | tuple) or not all(isinstance(one, str | int) for one in value):
@@ -126,11 +107,7 @@ def comma_list(value: object, each: Callable[[Any], Any] = str, separator: str =
 
 
 def writable(value: Any) -> Any:
-    """Return a value whose texts and paths, those of its items included, can be written and opened.
-
-    Raises:
-        ValueError: one holds a NUL character, bytes that are not UTF-8, or more folders than any path needs.
-    """
+    """Return a value whose texts and paths, those of its items included, can be written and opened."""
     items = value if isinstance(value, list | tuple) else (value,)
     for text in (str(item) for item in items if isinstance(item, str | Path)):
         if "\0" in text:
@@ -144,21 +121,19 @@ def writable(value: Any) -> Any:
     return value
 
 
-def parse_named(text: str, given: str, noun: str, form: str) -> tuple[str, dict[str, str]]:
-    """Read ``NAME[:option=value]…``.
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A registered name as written, and the options given for it, still text; as text it is read back as the same."""
 
-    Args:
-        text: to be read.
-        given: what a message quotes, for example ``stop = 'excess:0.5'``.
-        noun: of what is named.
-        form: what to write instead, a sentence.
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
 
-    Returns:
-        The name, and its options as text.
+    def __str__(self) -> str:
+        return ":".join([self.name, *(f"{option}={value}" for option, value in self.options)])
 
-    Raises:
-        ConfigError: the text does not have that form.
-    """
+
+def parse_named(text: str, given: str, noun: str, form: str) -> Named:
+    """Read ``NAME[:option=value]…``."""
     name, *pieces = (piece.strip() for piece in text.split(":"))
     if not name:
         raise ConfigError(f"{given} names no {noun}. {form}")
@@ -170,24 +145,14 @@ def parse_named(text: str, given: str, noun: str, form: str) -> tuple[str, dict[
         if option in options:
             raise ConfigError(f"{given} gives option '{option}' twice.")
         options[option] = value
-    return name, options
+    return Named(name, tuple(options.items()))
 
 
 DEFAULT_MODEL = "smollm2-135m"
 
 
 class RefusedValueError(ConfigError):
-    """A configuration that pydantic refuses, in one line.
-
-    Args:
-        error: what pydantic says.
-        values: of the configuration, as they were given.
-
-    Attributes:
-        name: of the option; empty where options contradict one another.
-        value: as it was given.
-        reason: a phrase without its period.
-    """
+    """What pydantic refuses, in one line; ``name`` is the option's, empty where options contradict one another."""
 
     def __init__(self, error: ValidationError, values: Mapping[str, Any]) -> None:
         first = error.errors()[0]
@@ -196,8 +161,8 @@ class RefusedValueError(ConfigError):
         where, missing = _place(first["loc"], values), first["type"] == "missing"
         if missing:
             where = ".".join(filter(None, (where, str(first["loc"][-1]))))
-        elif first["type"] in ("list_type", "tuple_type"):
-            self.reason += f": write [[{where}]]" if isinstance(self.value, Mapping) else f", such as [{self.value!r}]"
+        elif first["type"] == "tuple_type":
+            self.reason += f", such as [{self.value!r}]"
         shown = where if missing else f"{where} = {self.value!r}"
         super().__init__(f"{shown}: {self.reason}." if where else f"{self.reason}.")
 
@@ -216,9 +181,6 @@ def _place(loc: Iterable[int | str], values: Mapping[str, Any]) -> str:
 
 class Configuration(BaseModel):
     """Base of configurations. Frozen; what is not allowed is refused in one line, however one is made.
-
-    Raises:
-        ConfigError: unknown name, wrong type or out of range; says which and what is allowed.
 
     Attributes:
         panels: title of a panel of the help → the fields whose flags stand in it; the others stand in one for all.
@@ -244,11 +206,7 @@ class Configuration(BaseModel):
 
     @classmethod
     def build(cls, values: Mapping[str, Any]) -> Self:
-        """Return the configuration that a mapping describes.
-
-        Raises:
-            ConfigError: as for the class.
-        """
+        """Return the configuration that a mapping describes."""
         return cls(**values)
 
     @classmethod
@@ -257,20 +215,12 @@ class Configuration(BaseModel):
         return cls.model_construct(**{name: getattr(whole, name) for name in cls.model_fields})
 
     def replace(self, **changes: Any) -> Self:
-        """Return the same with some values replaced.
-
-        Raises:
-            ConfigError: as for :meth:`build`.
-        """
+        """Return the same with some values replaced."""
         return self.build({**self.model_dump(exclude_unset=True), **changes})
 
     @classmethod
     def read_toml(cls, path: Path) -> dict[str, Any]:
-        """Return the keys of a TOML file, for :meth:`build` after flags were laid over them.
-
-        Raises:
-            ConfigError: the file cannot be read or parsed.
-        """
+        """Return the keys of a TOML file, for :meth:`build` after flags were laid over them."""
         with refusing(path, ConfigError, "Give a TOML file."):
             return read_toml(path)
 
@@ -339,10 +289,7 @@ class ModelConfiguration(ModelChoice):
         """Return which model is asked for; ``seed`` draws random weights."""
         return replace(super().request(seed), weights_format=self.weights_format, device_map=self.device_map)
 
-    weights_format: FormatName = Field(
-        default="auto",
-        description=f"{STORED}.",
-    )
+    weights_format: FormatName = Field(default="auto", description=f"{STORED}.")
     device_map: DeviceMap = None
     kv_input: KVInput = Field(
         default="hidden",
@@ -364,11 +311,7 @@ class ModelConfiguration(ModelChoice):
 
 
 class DocumentChoice(Configuration):
-    """Tasks, and where their documents come from.
-
-    Raises:
-        ConfigError: a single file, which has rows of one language, for all tasks because none was named.
-    """
+    """Tasks, and where their documents come from."""
 
     tasks: tuple[TaskName, ...] = Field(
         default=("py150", "javacorpus"), description="Task whose documents are read. Repeatable."

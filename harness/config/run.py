@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar
 
@@ -143,8 +143,7 @@ class RunConfig(ModelConfiguration):
         f"stops` ({', '.join(STOPS.names())}); a comma list compares. Full depth also runs without.",
     )
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
-        default="auto",
-        description=f"{STORED}; a comma list compares, the first one's full depth being the baseline.",
+        default="auto", description=f"{STORED}; a comma list compares, the first one's full depth being the baseline."
     )
     batch_size: int = Field(default=1, ge=1, le=1024, description="Samples decoded together.")
     repeats: int = Field(default=1, ge=1, le=1000, description="Repetitions of each block, each in a fresh process.")
@@ -214,19 +213,18 @@ class RunConfig(ModelConfiguration):
         return value
 
     @model_validator(mode="after")
-    def _objects_stay_here(self) -> Self:
+    def _means_something_together(self) -> Self:
+        for contradiction in self._contradictions():
+            raise ConfigError(contradiction)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
         if self.repeats > 1 and not all(isinstance(item, str) for item in self.strategies):
-            raise ConfigError(
+            yield (
                 f"repeats = {self.repeats} needs fresh processes, and a strategy given as an object exists only in "
                 "this one. Register it as an entry point, or use repeats = 1."
             )
-        return self
-
-    @model_validator(mode="after")
-    def _untimed_asks_for_no_time(self) -> Self:
-        if not self.untimed:
-            return self
-        wrong = [
+        timed = (
             ("energy", self.energy, self.energy == "none", 'energy = "none"'),
             ("weights_format", "auto", "auto" not in self.weights_formats, "a format by its name: auto is timed"),
             ("strict", True, not self.strict, "strict = false"),
@@ -234,28 +232,17 @@ class RunConfig(ModelConfiguration):
             ("arrival_rate", self.arrival_rate, self.arrival_rate is None, "no arrival_rate"),
             ("repeats", self.repeats, self.repeats == 1, "repeats = 1: tokens are the same again"),
             ("idle_s", self.idle_s, not self.idle_s, "idle_s = 0"),
-        ]
-        for name, value, fits, remedy in wrong:
+        )
+        for name, value, fits, remedy in timed if self.untimed else ():
             if not fits:
-                raise ConfigError(f"untimed = true records no time, and {name} = {value} is about time. Use {remedy}.")
-        return self
-
-    @model_validator(mode="after")
-    def _means_something_together(self) -> Self:
+                yield f"untimed = true records no time, and {name} = {value} is about time. Use {remedy}."
         alone, queued = self.batch_size == 1, self.arrival_rate is not None
         if queued and not alone:
-            raise ConfigError(
-                f"--arrival-rate serves one request at a time and --batch-size is {self.batch_size}. Omit one of them."
-            )
+            yield f"--arrival-rate serves one request at a time and --batch-size is {self.batch_size}. Omit one."
         if self.attribute and (queued or not alone):
-            raise ConfigError(
-                "--attribute counts what single requests did, back to back. Omit --batch-size and --arrival-rate."
-            )
+            yield "--attribute counts what single requests did, back to back. Omit --batch-size and --arrival-rate."
         if self.attribute and self.stops != (NO_STOP,):
-            raise ConfigError(
-                "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
-            )
-        return self
+            yield "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
 
     @property
     def kv_policies(self) -> tuple[str, ...]:

@@ -20,13 +20,7 @@ NO_STOP = "none"
 
 @dataclass(frozen=True, slots=True)
 class BuiltStop:
-    """A stop rule, built.
-
-    Attributes:
-        name: registered name.
-        rule: the rule.
-        written: as it was written, in canonical form.
-    """
+    """A stop rule, built, and as it was written in canonical form."""
 
     name: str
     rule: Stop
@@ -42,27 +36,15 @@ class BuiltStop:
 
 
 def build_stop(text: str) -> BuiltStop | None:
-    """Return a stop rule; ``None`` for ``none``.
-
-    Raises:
-        ConfigError: the text does not have that form.
-        UnknownNameError: no such rule.
-        OptionError: it has no such option, or a value is out of range.
-    """
-    name, options = parse_named(text, f"stop = '{text}'", "stop rule", FORM)
-    if name == NO_STOP and not options:
+    """Return a stop rule; ``None`` for ``none``."""
+    named = parse_named(text, f"stop = '{text}'", "stop rule", FORM)
+    if str(named) == NO_STOP:
         return None
-    written = ":".join([name, *(f"{option}={value}" for option, value in options.items())])
-    return BuiltStop(name, build(STOPS, name, options.items()), written)
+    return BuiltStop(named.name, build(STOPS, named.name, named.options), str(named))
 
 
 def parse_stops(value: object) -> object:
-    """Take ``none,statement`` apart: rules in canonical form, each once; what is no such list is left alone.
-
-    Raises:
-        HarnessError: as :func:`build_stop`.
-        ValueError: there is none.
-    """
+    """Take ``none,statement`` apart: rules in canonical form, each once; what is no such list is left alone."""
     return comma_list(value, _canonical)
 
 

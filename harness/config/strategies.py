@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from harness.config.model import Named
 from harness.contracts import Strategy
 from harness.errors import ConfigError
 
@@ -53,23 +54,15 @@ def demo_strategies(exit_points: Sequence[int]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class StrategySpec:
-    """One operating point as written: a strategy name and the options given for it, still text.
+class StrategySpec(Named):
+    """One operating point as written.
 
-    Attributes:
-        name: strategy name.
-        options: option name → value as text.
-        built: the strategy itself, where it was given as an object; its name is then ``module:class``.
-        decode: how it decodes, as written behind ``@``; ``None`` as the run does.
+    ``built`` is the strategy where it was given as an object, its name then ``module:class``; ``decode`` is what was
+    written behind ``@``, ``None`` for the run's own.
     """
 
-    name: str
-    options: tuple[tuple[str, str], ...] = ()
     built: Strategy | None = dataclasses.field(default=None, compare=False, repr=False)
     decode: str | None = None
-
-    def __str__(self) -> str:
-        return ":".join([self.name, *(f"{key}={value}" for key, value in self.options)])
 
     def at(self, option: str, value: str) -> StrategySpec:
         """Return the same with one more option, decoded as the run does."""
@@ -86,15 +79,7 @@ def combinations(grid: Mapping[str, Sequence[V]]) -> Iterator[dict[str, V]]:
 
 
 def parse_strategies(text: str, *, in_run: bool = False) -> list[StrategySpec]:
-    """Expand ``NAME[:option=value[,value…]]…`` to one spec per combination of values.
-
-    Args:
-        text: as written.
-        in_run: ``@lossless`` may follow.
-
-    Raises:
-        ConfigError: the text does not have that form.
-    """
+    """Expand ``NAME[:option=value[,value…]]…`` to one spec per combination of values."""
     written, decode = text.strip(), None
     if (at := _DECODE.search(written)) is not None:
         written, decode = written[: at.start()], written[at.start() + 1 :]
@@ -149,29 +134,19 @@ def parse_all(given: Sequence[str | Strategy], *, in_run: bool = False) -> list[
 
 
 def as_strategy(given: Any) -> Strategy:
-    """Return a strategy given as an object, or as a class whose options all have defaults.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """Return a strategy given as an object, or as a class whose options all have defaults."""
     name = getattr(given if isinstance(given, type) else type(given), "__name__", "")
     frozen = getattr(getattr(given, "__dataclass_params__", None), "frozen", False)
     if not frozen or not hasattr(given, "should_exit"):
-        is_plain = type(given).__module__ == "builtins" and not isinstance(given, type)
-        shown = repr(given)[:60] if is_plain else name
         raise ConfigError(
-            f"{shown} is no strategy: give NAME[:option=value], or a frozen dataclass that subclasses "
-            "harness.contracts.Strategy and has should_exit."
+            f"{name} {ascii(given)[:60]} is no strategy: give NAME[:option=value], or a frozen dataclass that "
+            "subclasses harness.contracts.Strategy and has should_exit."
         )
     if isinstance(given, type):
-        missing = [
-            field.name
-            for field in dataclasses.fields(given)
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ]
-        if missing:
-            raise ConfigError(f"{name} needs {', '.join(missing)}. Give an object: {name}({missing[0]}=…).")
-        given = given()
+        try:
+            given = given()
+        except TypeError as error:  # an option without a default
+            raise ConfigError(f"{error}. Give an object: {name}(…).") from None
     strategy: Strategy = given
     return strategy
 

@@ -21,36 +21,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer of an external endpoint to one prompt, as its client saw it.
+    """The answer of an external endpoint to one prompt, as its client saw it."""
 
-    Attributes:
-        text: all of it.
-        total_s: seconds from sending the prompt to the end of the answer.
-        ttft_s: to the first text; ``None`` where none came.
-        finish_reason: ``stop``, the client's rule ended it; ``eos`` and ``length`` as the black box says; ``None``
-            where it says nothing known.
-        tokens: how many, by its own count and tokenizer; ``None`` where it does not say.
-        model: what it calls its model; empty where it does not say.
-    """
-
-    text: str
-    total_s: float
-    ttft_s: float | None
+    text: str  # all of it
+    total_s: float  # seconds from sending the prompt to the end of the answer
+    ttft_s: float | None  # to the first text; None where none came
+    # stop, the client's rule ended it; eos and length as the black box says; None where it says nothing known
     finish_reason: Literal["stop", "eos", "length"] | None
-    tokens: int | None = None
-    model: str = ""
+    tokens: int | None = None  # how many, by its own count and tokenizer; None where it does not say
+    model: str = ""  # what it calls its model; empty where it does not say
 
 
 class Connection(Protocol):
     """A black box that was reached. Several threads may use it at once."""
 
     def complete(self, prompt: str, max_new_tokens: int, is_over: Callable[[str], bool]) -> Answer:
-        """Complete a prompt greedily.
-
-        Args:
-            prompt: as text; the black box makes tokens of it.
-            max_new_tokens: limit, in its own tokens.
-            is_over: whether the text so far ends the completion; what would follow is not waited for.
+        """Complete a prompt greedily, within a limit of its own tokens; not beyond a text of which ``is_over`` is true.
 
         Raises:
             EndpointError: it is down, fails, is too late, or answers what is no completion; one line.
@@ -69,11 +55,7 @@ class BlackBox(Strategy):
         raise NotImplementedError
 
     def connect(self) -> Connection:
-        """Make ready to ask; sends nothing.
-
-        Raises:
-            OptionError: an option refers to something that is not there.
-        """
+        """Make ready to ask; sends nothing. Raises :class:`OptionError` where an option refers to nothing."""
         raise NotImplementedError
 
     def remedy(self) -> str:
@@ -81,11 +63,7 @@ class BlackBox(Strategy):
         raise NotImplementedError
 
     def exit_points(self, model: ModelInfo) -> NoReturn:
-        """Refuse: whatever asks this takes it for a strategy of the engine.
-
-        Raises:
-            OptionError: always.
-        """
+        """Refuse: whatever asks this takes it for a strategy of the engine."""
         raise OptionError(
             f"{type(self).__name__.lower()} is no strategy of the engine, but what it is held against: only "
             "`harness run` measures it. Leave it out here."

@@ -1,6 +1,6 @@
-"""The cost of decoding: amounts of work, what one unit of each costs, and the sum of their products.
+"""The one cost model of decoding: amounts of work, what one unit of each costs, and the sum of their products.
 
-This is the one cost model. Its users differ in where costs come from, and with that in which units have one:
+Its users differ in where costs come from, and with that in which units have one:
 
 - **bytes** of weights and of the cache (:func:`harness.records.work.bytes_read`): every LM-head evaluation counts,
   whoever wanted it (``LM head``), and asking is free;
@@ -38,29 +38,18 @@ def price(work: Amounts, costs: Mapping[str, float]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class UnitCosts:
-    """Costs of the parts of a token's pass, all in one unit.
+    """Costs of the parts of a token's pass, all in one unit."""
 
-    Attributes:
-        layer: one decoder layer, for one token.
-        head: one evaluation of the LM head.
-        shortcut: an exit's shortcut; 0 with the shared head, and where reading a draft includes it.
-        source: the unit and where the numbers come from, in words.
-        draft_head: reading the token that an exit drafts, shortcut apart; ``None`` where that is an LM head.
-        check: asking the strategy at an exit point; 0 where nobody knows.
-        asked_at: the exit points at which it is asked.
-        layer_row: a layer for one more token of the same pass; 0 where weights are all that costs.
-        head_row: the LM head for one more.
-    """
-
-    layer: float
-    head: float
-    shortcut: float
-    source: str
+    layer: float  # one decoder layer, for one token
+    head: float  # one evaluation of the LM head
+    shortcut: float  # an exit's shortcut; 0 with the shared head, and where reading a draft includes it
+    source: str  # the unit and where the numbers come from, in words
+    # reading the token that an exit drafts, shortcut apart; None where that is an LM head
     draft_head: float | None = None
-    check: float = 0.0
-    asked_at: tuple[int, ...] = ()
-    layer_row: float = 0.0
-    head_row: float = 0.0
+    check: float = 0.0  # asking the strategy at an exit point; 0 where nobody knows
+    asked_at: tuple[int, ...] = ()  # the exit points at which it is asked
+    layer_row: float = 0.0  # a layer for one more token of the same pass; 0 where weights are all that costs
+    head_row: float = 0.0  # the LM head for one more
 
     @property
     def per_unit(self) -> Mapping[str, float]:

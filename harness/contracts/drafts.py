@@ -17,23 +17,16 @@ from harness.contracts.strategies import Batch, ExitView
 
 @dataclass(slots=True)
 class Draft:
-    """One row and its tokens that wait to be verified. To be read, not changed.
+    """One row and its tokens that wait to be verified. To be read, not changed."""
 
-    Attributes:
-        row: row of the batch.
-        prompt: tokens of its prompt.
-        token_ids: its verified tokens, at least one.
-        tokens: its draft: what follows them unless full depth disagrees.
-        layers: decoder layers that ran before each of those was drafted; 0 where a source proposed it.
-        probabilities: of each token of an exit, under the head that chose it; empty unless a rule needs them. What a
-            source proposed has none and comes last.
-    """
-
-    row: int
-    prompt: Sequence[int]
-    token_ids: Sequence[int]
-    tokens: list[int] = field(default_factory=list)
+    row: int  # row of the batch
+    prompt: Sequence[int]  # tokens of its prompt
+    token_ids: Sequence[int]  # its verified tokens, at least one
+    tokens: list[int] = field(default_factory=list)  # its draft: what follows them unless full depth disagrees
+    # decoder layers that ran before each of those was drafted; 0 where a source proposed it
     layers: list[int] = field(default_factory=list)
+    # of each token of an exit, under the head that chose it; empty unless a rule needs them. What a source proposed has
+    # none and comes last
     probabilities: list[float] = field(default_factory=list)
 
 
@@ -43,8 +36,7 @@ class DraftView(ExitView, Protocol):
     def gathered(self, parts: Sequence[tuple[ExitView, Sequence[int]]]) -> ExitView:
         """Return rows of several views as one, so that one product of a head reads them all.
 
-        Args:
-            parts: views, of any exit points, and places among their rows. What they read of a head is not reused.
+        ``parts`` are views, of any exit points, and places among their rows. What they read of a head is not reused.
         """
 
 
@@ -106,15 +98,11 @@ class DraftSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lossless:
-    """How to decode losslessly.
+    """How to decode losslessly."""
 
-    Attributes:
-        draft_max: tokens of a draft at most, at least 1; then it is verified.
-        sources: propose tokens and end drafts, asked in this order; none where only the strategy's exits draft.
-        head: reads the tokens that exits draft, unless the strategy has evaluated the LM head already. Verification
-            reads the LM head.
-    """
-
-    draft_max: int = 16
+    draft_max: int = 16  # tokens of a draft at most, at least 1; then it is verified
+    # propose tokens and end drafts, asked in this order; none where only the strategy's exits draft
     sources: tuple[DraftSource, ...] = ()
+    # reads the tokens that exits draft, unless the strategy has evaluated the LM head already. Verification reads the
+    # LM head
     head: HeadChoice = LM_HEAD

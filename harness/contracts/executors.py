@@ -16,19 +16,13 @@ How = Literal["progress", "done", "refused", "out-of-memory", "wrong-machine", "
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of the harness that makes a folder.
+    """A command of the harness that makes a folder."""
 
-    Attributes:
-        words: as one types it, without ``harness`` and without ``--out``; ``{NAME}`` stands for the folder of an input.
-        identity: hash over the words, with the identities of the inputs in their place.
-        begin_with: the input whose files the folder begins with; empty for none.
-        threads: of its numerical libraries; ``None`` for as many as they choose.
-    """
-
+    # as one types it, without harness and without --out; {NAME} stands for the folder of an input
     words: tuple[str, ...]
-    identity: str
-    begin_with: str = ""
-    threads: int | None = None
+    identity: str  # hash over the words, with the identities of the inputs in their place
+    begin_with: str = ""  # the input whose files the folder begins with; empty for none
+    threads: int | None = None  # of its numerical libraries; None for as many as they choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +94,7 @@ class Executor(ABC):
     @classmethod
     @abstractmethod
     def open(cls, options: Mapping[str, str]) -> Self:
-        """Start it.
-
-        Args:
-            options: those that were given, by name.
+        """Start it, with the options that were given, by name.
 
         Raises:
             ConfigError: it cannot be had; says what is missing and the remedy.

@@ -18,15 +18,10 @@ FULL_HEAD = "full"
 
 @dataclass(frozen=True, slots=True)
 class HeadChoice:
-    """Which head reads an exit.
+    """Which head reads an exit."""
 
-    Attributes:
-        name: as registered in ``harness.heads``, or ``full`` for the LM head.
-        size: how much of it; ``None`` for its own default.
-    """
-
-    name: str = FULL_HEAD
-    size: int | None = None
+    name: str = FULL_HEAD  # as registered in harness.heads, or full for the LM head
+    size: int | None = None  # how much of it; None for its own default
 
     @classmethod
     def of(cls, text: str) -> HeadChoice:
@@ -72,23 +67,15 @@ class HeadFacts:
 
 @dataclass(frozen=True, slots=True)
 class LMHead:
-    """The LM head that a cheap head stands in for.
+    """The LM head that a cheap head stands in for."""
 
-    Attributes:
-        vocab_size: its rows.
-        width: columns.
-        device: torch device of its weights.
-        rows: returns the rows of some tokens, ``[k]`` int64 → ``[k, width]`` float32; of all for ``None``. A copy.
-        bias: ``[vocab_size]`` float32, or ``None``.
-        pack: stores a float32 matrix ``[out, in]`` near-exactly, so that it is read fast.
-    """
-
-    vocab_size: int
-    width: int
-    device: str
+    vocab_size: int  # its rows
+    width: int  # columns
+    device: str  # torch device of its weights
+    # returns the rows of some tokens, [k] int64 → [k, width] float32; of all for None. A copy
     rows: Callable[[Tensor | None], Tensor]
-    bias: Tensor | None
-    pack: Callable[[Tensor], LinearMap]
+    bias: Tensor | None  # [vocab_size] float32, or None
+    pack: Callable[[Tensor], LinearMap]  # stores a float32 matrix [out, in] near-exactly, so that it is read fast
 
 
 @dataclass(frozen=True, slots=True)

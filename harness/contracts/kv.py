@@ -38,15 +38,10 @@ class KVFacts:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Consecutive positions of one row that stopped after the same number of layers.
+    """Consecutive positions of one row that stopped after the same number of layers."""
 
-    Attributes:
-        start: the first position.
-        hidden: their states before the final norm, ``[k, hidden_size]``.
-    """
-
-    start: int
-    hidden: Tensor
+    start: int  # the first position
+    hidden: Tensor  # their states before the final norm, [k, hidden_size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,37 +71,23 @@ class KVFill(Protocol):
     def __call__(
         self, layer: int, rows: Sequence[int], positions: Sequence[int], hidden: Tensor, final: Tensor | None = None
     ) -> None:
-        """Fill the layers after ``layer`` at one position of each row.
+        """Fill the layers with 0-based index ≥ ``layer`` at one position of each row, from states ``[n, hidden_size]``.
 
-        Args:
-            layer: layers executed; those with 0-based index ≥ ``layer`` are filled.
-            rows: rows of the batch.
-            positions: a position of each.
-            hidden: states to fill from, ``[n, hidden_size]``.
-            final: estimates of the last layer's states, same shape: each layer is then filled from the point between
-                the two where it stands.
+        With ``final``, estimates of the last layer's states, each layer is filled from the point between the two where
+        it stands.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class KVBatch:
-    """The object a policy acts on: the cache of the rows that decode together.
+    """The object a policy acts on: the cache of the rows that decode together."""
 
-    Attributes:
-        num_layers: decoder layers.
-        rows: how many rows there may be at a time.
-        positions: longest sequence of a row.
-        kv_input: what a policy that fills skipped layers is to fill them from.
-        entries: the cache, ``[num_layers, rows, 2 × KV heads, positions, head_dim]``, keys before values.
-        fill: the model's own way to make keys and values of states.
-    """
-
-    num_layers: int
-    rows: int
-    positions: int
-    kv_input: KVInput
-    entries: Tensor
-    fill: KVFill
+    num_layers: int  # decoder layers
+    rows: int  # how many rows there may be at a time
+    positions: int  # longest sequence of a row
+    kv_input: KVInput  # what a policy that fills skipped layers is to fill them from
+    entries: Tensor  # the cache, [num_layers, rows, 2 × KV heads, positions, head_dim], keys before values
+    fill: KVFill  # the model's own way to make keys and values of states
 
 
 class KVPolicy:
@@ -131,11 +112,9 @@ class KVPolicy:
         """
 
     def begin(self, rows: Sequence[int], positions: Sequence[int]) -> Sequence[int]:
-        """A new token begins in each of these rows, at these positions.
+        """A new token begins in each of these rows, at these positions; return depths at which the pass must pause.
 
-        Returns:
-            Depths, ascending and above 0, at which the pass must pause: where something may join it, or where what is
-            visible changes.
+        They ascend, above 0: where something may join it, or where what is visible changes.
         """
         return ()
 
@@ -144,15 +123,10 @@ class KVPolicy:
         return None
 
     def visible(self, rows: Tensor, positions: Tensor, layers: int) -> Tensor | None:
-        """Return what slots may attend to in the layers up to ``layers``, ``[n, longest position + 1 or more]`` bool.
+        """Return what slots may attend to in the layers from the pause before up to ``layers``.
 
-        Args:
-            rows: rows of the slots, ``[n]``.
-            positions: their positions, ``[n]``; nothing later may be visible.
-            layers: end of the stretch that runs; it began at the pause before.
-
-        Returns:
-            ``None`` where all positions up to the slot's own are visible.
+        ``[n, longest position + 1 or more]`` bool for slots of these rows at these positions, ``[n]``, after which
+        nothing may be visible; ``None`` where all up to the slot's own is.
         """
         return None
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Better: TypeAlias = Literal["higher", "lower"]
@@ -34,21 +34,16 @@ keep the model's tokens, the one that was fastest. With a single weights format 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How a sentence tells of a metric; ``{}`` stands for the amount.
+    """How a sentence tells of a metric; ``{}`` stands for the amount."""
 
-    Attributes:
-        better, worse: the sentence where it is better or worse.
-        noun: its subject where nothing can be told.
-        saving: a ratio of costs is told as the share of the baseline's that is saved, not as a gain in speed.
-    """
-
-    better: str
+    better: str  # the sentence where it is better or worse
     worse: str
-    noun: str = ""
+    noun: str = ""  # its subject where nothing can be told
+    # a ratio of costs is told as the share of the baseline's that is saved, not as a gain in speed
     saving: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
     """One number of an operating point on a task.
 
@@ -90,6 +85,7 @@ class Metric:
     name: str
     header: str
     meaning: str
+    _: KW_ONLY
     of_sample: Callable[[Any], float | None] | None = None
     percentile: float | None = None
     compute: Callable[[Any], Any] | None = None

@@ -18,81 +18,47 @@ Graphs: TypeAlias = Literal["segments", "off"]
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """How a model was asked for: what a command has to repeat to get the same one.
+    """How a model was asked for: what a command has to repeat to get the same one."""
 
-    Attributes:
-        model: catalogue name, hub id or folder as it was given; empty where none was.
-        weights: before ``auto`` was decided.
-        dtype: torch dtype name.
-        exit_points: as given; ``paper`` where these are the paper's however they were given.
-        exit_head: ``auto``, ``shared`` or ``shortcut``.
-        artefacts: folder or shipped set; ``None`` for the usual places.
-        seed: of random weights.
-        weights_format: registered name, ``auto`` for the fastest that keeps float32's tokens, or ``None`` for the
-            format of the dtype.
-        device_map: layers beyond the model's own device, ``auto`` or ``17-32=cuda:1,…``; ``None`` for none.
-    """
-
-    model: str = ""
-    weights: WeightsChoice = "auto"
-    dtype: str = "float32"
-    exit_points: str = "paper"
-    exit_head: ExitHead = "auto"
-    artefacts: str | None = None
-    seed: int = 0
+    model: str = ""  # catalogue name, hub id or folder as it was given; empty where none was
+    weights: WeightsChoice = "auto"  # before auto was decided
+    dtype: str = "float32"  # torch dtype name
+    exit_points: str = "paper"  # as given; paper where these are the paper's however they were given
+    exit_head: ExitHead = "auto"  # auto, shared or shortcut
+    artefacts: str | None = None  # folder or shipped set; None for the usual places
+    seed: int = 0  # of random weights
+    # registered name, auto for the fastest that keeps float32's tokens, or None for the format of the dtype
     weights_format: str | None = None
-    device_map: str | None = None
+    device_map: str | None = None  # layers beyond the model's own device, auto or 17-32=cuda:1,…; None for none
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Facts of a model that strategies, byte models and reports need. Known before weights are loaded.
+    """Facts of a model that strategies, byte models and reports need. Known before weights are loaded."""
 
-    Attributes:
-        name: catalogue name, hub id or folder.
-        family: transformers ``model_type``.
-        num_layers: decoder layers.
-        hidden_size: width of the residual stream.
-        vocab_size: rows of the LM head.
-        exit_points: sorted layers where strategies are asked; all below ``num_layers``.
-        max_positions: longest sequence the position embedding covers, tokens.
-        dtype: torch dtype name of the activations, for example ``float32``.
-        weights_format: how matrices are stored; where ``auto`` decides, the format of the dtype until weights are
-            loaded.
-        weights: ``pretrained`` (the base weights), ``tuned`` (an adapter merged into them) or ``random``.
-        layer_bytes: weight bytes one decoder layer reads for a token, in that format.
-        lm_head_bytes: weight bytes one LM-head evaluation reads.
-        kv_projection_bytes: weight bytes of one layer's norm + K,V projections (a KV fill).
-        kv_entry_bytes: bytes of K and V of one position in one layer.
-        fingerprint: tells the weights from others, 16 hex digits; what trained artefacts are checked against.
-        base_fingerprint: the same of the weights before tuning.
-        exit_head: ``shared``, or ``shortcut:`` and the hash of the shortcuts in use.
-        shortcut_bytes: weight bytes one exit's shortcut reads; 0 with the shared head.
-        artefacts: folders in which trained artefacts are looked for, in this order.
-        asked: how it was asked for; no fact of the model, so that it does not count when two are compared.
-        unit_costs: returns what its parts cost where it decodes, measured perhaps when first asked; not compared.
-    """
-
-    name: str
-    family: str
-    num_layers: int
-    hidden_size: int
-    vocab_size: int
-    exit_points: tuple[int, ...]
-    max_positions: int
-    dtype: str
-    weights: Weights
-    layer_bytes: int
-    lm_head_bytes: int
-    kv_projection_bytes: int
-    kv_entry_bytes: int
-    fingerprint: str = ""
-    base_fingerprint: str = ""
-    exit_head: str = "shared"
-    shortcut_bytes: int = 0
-    artefacts: tuple[str, ...] = ()
+    name: str  # catalogue name, hub id or folder
+    family: str  # transformers model_type
+    num_layers: int  # decoder layers
+    hidden_size: int  # width of the residual stream
+    vocab_size: int  # rows of the LM head
+    exit_points: tuple[int, ...]  # sorted layers where strategies are asked; all below num_layers
+    max_positions: int  # longest sequence the position embedding covers, tokens
+    dtype: str  # torch dtype name of the activations, for example float32
+    weights: Weights  # pretrained (the base weights), tuned (an adapter merged into them) or random
+    layer_bytes: int  # weight bytes one decoder layer reads for a token, in that format
+    lm_head_bytes: int  # weight bytes one LM-head evaluation reads
+    kv_projection_bytes: int  # weight bytes of one layer's norm + K,V projections (a KV fill)
+    kv_entry_bytes: int  # bytes of K and V of one position in one layer
+    fingerprint: str = ""  # tells the weights from others, 16 hex digits; what trained artefacts are checked against
+    base_fingerprint: str = ""  # the same of the weights before tuning
+    exit_head: str = "shared"  # shared, or shortcut: and the hash of the shortcuts in use
+    shortcut_bytes: int = 0  # weight bytes one exit's shortcut reads; 0 with the shared head
+    artefacts: tuple[str, ...] = ()  # folders in which trained artefacts are looked for, in this order
+    # how matrices are stored; where auto decides, the format of the dtype until weights are loaded
     weights_format: str = "float32"
+    # how it was asked for; no fact of the model, so that it does not count when two are compared
     asked: ModelRequest = field(default=ModelRequest(), compare=False)
+    # returns what its parts cost where it decodes, measured perhaps when first asked; not compared
     unit_costs: Callable[[], UnitCosts] | None = field(default=None, compare=False)
 
     @property
@@ -103,15 +69,7 @@ class ModelInfo:
         return UnitCosts(self.layer_bytes, self.lm_head_bytes, self.shortcut_bytes, "bytes of weights read")
 
     def exit_point(self, layer: int, option: str) -> int:
-        """Return a layer that is an exit point.
-
-        Args:
-            layer: as it was given.
-            option: how, for the message: ``fixed:layer=4``.
-
-        Raises:
-            OptionError: it is none.
-        """
+        """Return an exit point, or raise :class:`OptionError` that names the option (``fixed:layer=4``)."""
         if layer == self.num_layers:
             raise OptionError(f"{option} is the last layer of {self.name}. Use --strategy full.")
         if layer > self.num_layers:

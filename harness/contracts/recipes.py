@@ -78,11 +78,7 @@ class Recipe(Protocol):
     """
 
     def train(self, run: TrainingRun) -> Trained:
-        """Train, and write the artefact.
-
-        Raises:
-            HarnessError: it cannot be done; in one line, with the remedy.
-        """
+        """Train, and write the artefact; raise a :class:`HarnessError` of one line where that cannot be."""
 
 
 WeightsRule: TypeAlias = Literal["green-code", "uniform"]

@@ -86,13 +86,9 @@ class Score:
         raise NotImplementedError
 
     def corpus(self, pairs: Sequence[Pair], language: str) -> float | None:
-        """Return the score of completions together; ``None`` where it is not defined.
+        """Return the score of one completion or more together; ``None`` where it is not defined.
 
         A score without this is the mean over its samples.
-
-        Args:
-            pairs: texts and references, at least one pair.
-            language: of the code.
         """
         raise NotImplementedError
 

@@ -84,9 +84,7 @@ class RowStop:
     def see(self, layer: int, state: Tensor) -> None:
         """See the state that the next token comes from; :meth:`over` is asked about that token right after.
 
-        Args:
-            layer: decoder layers executed.
-            state: the residual stream there, before the final norm and any shortcut, ``[hidden_size]``.
+        It is the residual stream after so many layers, before the final norm and any shortcut, ``[hidden_size]``.
         """
 
 
@@ -101,14 +99,9 @@ class Stop:
     """A stop rule: a frozen dataclass whose fields are its options. Subclass and register it in ``harness.stops``."""
 
     def check(self, model: ModelInfo, language: str) -> None:
-        """Refuse what cannot be decided here; reads no weights.
+        """Raise a :class:`HarnessError` where nothing can be decided here; reads no weights.
 
-        Args:
-            model: as it will run.
-            language: of the code; empty where nobody knows.
-
-        Raises:
-            HarnessError: in one line, with the remedy.
+        The language is that of the code; empty where nobody knows.
         """
 
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:

@@ -92,16 +92,12 @@ def state_test_of(rule: object, points: Sequence[int]) -> StateTest | None:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Facts about a batch before its first token.
+    """Facts about a batch before its first token."""
 
-    Attributes:
-        seeds: one seed per row, derived from the run's seed and the sample, so that a random
-            strategy decides alike whatever the batch size and after a resume.
-        device: torch device of the tensors it will see.
-    """
-
+    # one seed per row, derived from the run's seed and the sample, so that a random strategy decides alike whatever the
+    # batch size and after a resume
     seeds: tuple[int, ...]
-    device: str
+    device: str  # torch device of the tensors it will see
 
     @property
     def size(self) -> int:
@@ -293,13 +289,9 @@ class PlannedRule(ABC):
 
     @abstractmethod
     def planned_layer(self, token_ids: Sequence[int]) -> int | None:
-        """Return how many layers the next token takes at least: it leaves at the first exit point from there on.
+        """Return how many layers the next token takes at least; ``None`` for all. It leaves at the next exit point.
 
-        Args:
-            token_ids: what the row has generated so far, drafts included; may be empty.
-
-        Returns:
-            A number of layers; ``None`` for all of them.
+        ``token_ids`` is what the row has generated so far, drafts included; it may be empty.
         """
 
     def should_exit(self, view: ExitView) -> Tensor:

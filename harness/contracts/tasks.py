@@ -21,65 +21,39 @@ LONGEST_REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """Which samples to draw.
+    """Which samples to draw."""
 
-    Attributes:
-        protocol: registered name.
-        source: ``embedded``, ``hub``, or a path.
-        limit: at most so many samples; ``None`` for all.
-        seed: decides every random choice of the sampling.
-        split: part of the dataset, where it has several. A source of one file is taken whole.
-        seen: keys (:func:`document_key`) of documents the model was tuned on; they are never drawn.
-        was_read: tells whether tuning read a run of some tokens word for word; ``None`` where that is not known.
-        duplicates: what becomes of a sample whose reference was read so: ``skip`` or, marked, ``keep``.
-        max_new_tokens: overrides the protocol's own limit.
-        max_positions: longest prompt + completion the model covers, tokens.
-        vocab_size: tokens the model knows; ``None`` where that does not matter.
-        allow_code_execution: whether completions may be run with the tests that a dataset has for them.
-    """
-
-    protocol: str
-    source: str
-    limit: int | None = None
-    seed: int = 0
-    split: Split = "test"
-    seen: frozenset[str] = frozenset()
+    protocol: str  # registered name
+    source: str  # embedded, hub, or a path
+    limit: int | None = None  # at most so many samples; None for all
+    seed: int = 0  # decides every random choice of the sampling
+    split: Split = "test"  # part of the dataset, where it has several. A source of one file is taken whole
+    seen: frozenset[str] = frozenset()  # keys (document_key) of documents the model was tuned on; they are never drawn
+    # tells whether tuning read a run of some tokens word for word; None where that is not known
     was_read: Callable[[Sequence[int]], bool] | None = None
-    duplicates: Duplicates = "skip"
-    max_new_tokens: int | None = None
-    max_positions: int | None = None
-    vocab_size: int | None = None
-    allow_code_execution: bool = False
+    duplicates: Duplicates = "skip"  # what becomes of a sample whose reference was read so: skip or, marked, keep
+    max_new_tokens: int | None = None  # overrides the protocol's own limit
+    max_positions: int | None = None  # longest prompt + completion the model covers, tokens
+    vocab_size: int | None = None  # tokens the model knows; None where that does not matter
+    allow_code_execution: bool = False  # whether completions may be run with the tests that a dataset has for them
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A piece of source code, whole or from its beginning.
+    """A piece of source code, whole or from its beginning."""
 
-    Attributes:
-        number: 1-based row number in its source.
-        sample_id: the row's own id, or ``row-NUMBER`` when it has none.
-        text: the code; of a token list, the tokens joined with single spaces.
-        project: what its author's code belongs to, as the source says; ``None`` where it does not.
-    """
-
-    number: int
-    sample_id: str
-    text: str
-    project: str | None = None
+    number: int  # 1-based row number in its source
+    sample_id: str  # the row's own id, or row-NUMBER when it has none
+    text: str  # the code; of a token list, the tokens joined with single spaces
+    project: str | None = None  # what its author's code belongs to, as the source says; None where it does not
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Whole documents to learn from.
+    """Whole documents to learn from."""
 
-    Attributes:
-        documents: in an order that the seed alone decides.
-        source: where they came from; its fingerprint is over ids and texts.
-    """
-
-    documents: tuple[Document, ...]
-    source: SourceInfo
+    documents: tuple[Document, ...]  # in an order that the seed alone decides
+    source: SourceInfo  # where they came from; its fingerprint is over ids and texts
 
 
 def document_key(text: str) -> str:
@@ -94,49 +68,33 @@ def document_key(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion to make.
+    """One completion to make."""
 
-    Attributes:
-        sample_id: stable within a data source.
-        prompt_ids: context tokens, never empty.
-        reference: ground-truth text.
-        reference_ids: ground-truth tokens.
-        max_new_tokens: the protocol's limit for this sample.
-        duplicate: tuning read the reference, and the context just before it, word for word.
-        around: code of the file before and after the completion, where its end depends on them.
-        tests: code that fails behind a wrong completion, ``around`` being put around it; empty where there is none, or
-            where it must not run (:attr:`TaskRequest.allow_code_execution`).
-        document: hash of the whole text that it is cut from, the same wherever that lies; empty where the task does not
-            say.
-        project: that the text belongs to; ``None`` where nothing says it.
-    """
-
-    sample_id: str
-    prompt_ids: tuple[int, ...]
-    reference: str
-    reference_ids: tuple[int, ...]
-    max_new_tokens: int
-    duplicate: bool = False
+    sample_id: str  # stable within a data source
+    prompt_ids: tuple[int, ...]  # context tokens, never empty
+    reference: str  # ground-truth text
+    reference_ids: tuple[int, ...]  # ground-truth tokens
+    max_new_tokens: int  # the protocol's limit for this sample
+    duplicate: bool = False  # tuning read the reference, and the context just before it, word for word
+    # code of the file before and after the completion, where its end depends on them
     around: tuple[str, str] = ("", "")
+    # code that fails behind a wrong completion, around being put around it; empty where there is none, or where it must
+    # not run (TaskRequest.allow_code_execution)
     tests: str = ""
+    # hash of the whole text that it is cut from, the same wherever that lies; empty where the task does not say
     document: str = ""
-    project: str | None = None
+    project: str | None = None  # that the text belongs to; None where nothing says it
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
     """A row that cannot become a sample; becomes a counted error record.
 
-    What is wrong with a row may be its id or the names of its fields, so both texts are made fit for a record: what no
-    file can hold is spelled out, and they are cut where they are too long.
-
-    Attributes:
-        sample_id: as a sample's.
-        reason: one line with the row number.
+    Both texts are made fit for a record: what no file can hold is spelled out, and what is too long is cut.
     """
 
-    sample_id: str
-    reason: str
+    sample_id: str  # as a sample's
+    reason: str  # one line with the row number
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sample_id", _recordable(self.sample_id, LONGEST_ID))
@@ -150,36 +108,22 @@ def _recordable(text: str, longest: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """Where samples came from; named in every result.
+    """Where samples came from; named in every result."""
 
-    Attributes:
-        kind: ``path``, ``hub`` or ``embedded``.
-        label: short human name for tables, for example ``embedded: Python 3.11 standard library``.
-        fingerprint: SHA-256 over the selected rows (ids, prompts, references), hex.
-        detail: further facts (path, split, versions).
-    """
-
-    kind: Literal["path", "hub", "embedded"]
-    label: str
-    fingerprint: str
-    detail: Mapping[str, str] = field(default_factory=dict)
+    kind: Literal["path", "hub", "embedded"]  # path, hub or embedded
+    label: str  # short human name for tables, for example embedded: Python 3.11 standard library
+    fingerprint: str  # SHA-256 over the selected rows (ids, prompts, references), hex
+    detail: Mapping[str, str] = field(default_factory=dict)  # further facts (path, split, versions)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """The samples of one task under one protocol and source.
+    """The samples of one task under one protocol and source."""
 
-    Attributes:
-        samples: in a fixed order.
-        bad_rows: rows that could not become samples.
-        source: where they came from.
-        duplicates: samples kept or skipped because tuning has read them (:class:`TaskRequest`); ``None`` where that
-            was not looked for.
-    """
-
-    samples: tuple[Sample, ...]
-    bad_rows: tuple[BadRow, ...]
-    source: SourceInfo
+    samples: tuple[Sample, ...]  # in a fixed order
+    bad_rows: tuple[BadRow, ...]  # rows that could not become samples
+    source: SourceInfo  # where they came from
+    # samples kept or skipped because tuning has read them (TaskRequest); None where that was not looked for
     duplicates: int | None = None
 
 
@@ -199,27 +143,13 @@ class Task(Protocol):
         """The registered protocol of a run that names none."""
 
     def load(self, request: TaskRequest, tokenizer: Tokenizer) -> TaskData:
-        """Draw the samples.
-
-        Raises:
-            DataError: the source cannot be read or cannot be scored.
-        """
+        """Draw the samples; raise :class:`DataError` where the source cannot be read or scored."""
 
     def corpus(self, source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> Corpus:
-        """Return whole documents of a source, at most ``limit``.
-
-        Raises:
-            DataError: the source cannot be read, or it holds no document.
-        """
+        """Return whole documents, at most ``limit``; raise :class:`DataError` where the source has none to read."""
 
     def stop_rule(self, protocol: str, tokenizer: Tokenizer) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
 
     def completion(self, protocol: str, text: str, around: tuple[str, str] = ("", "")) -> str:
-        """Return the part of generated text that is scored (the line, cut at its end).
-
-        Args:
-            protocol: registered name.
-            text: what was generated.
-            around: the sample's, where its protocol gave it one.
-        """
+        """Return the part of generated text that is scored (the line, cut at its end); ``around`` is the sample's."""

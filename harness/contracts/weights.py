@@ -95,9 +95,4 @@ class WeightsFormat(ABC):
 
     @abstractmethod
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
-        """Store a matrix.
-
-        Args:
-            weight: ``[out, in]``, of any float dtype, on the device to decode on; not kept.
-            bias: ``[out]`` or ``None``.
-        """
+        """Store a matrix ``[out, in]``, of any float dtype, on the device to decode on, and its bias ``[out]``."""

@@ -2,7 +2,7 @@
 
 What a file of packed weights holds is here, too: the tensors of a packed model by name, and a model from such tensors.
 Everything that is no tensor (shapes, activations, position tables) comes from the family that reads a model without
-weights; see :func:`harness.models.weights.without_weights`.
+weights; see :func:`harness.models.kept_weights.without_weights`.
 
 Of a model some of whose matrices are on another device (:func:`placed`), keys and values, attention, norms and the LM
 head stay on its own. A layer elsewhere costs it eight transfers of a few rows, and saves it the memory of four

@@ -1,8 +1,6 @@
-"""From facts to a verdict per metric: what may be published from this machine in its present state.
+"""From facts to a verdict per metric, as bad as its worst remark, and both as tables.
 
-A pure function of :class:`MachineRecord`: the same facts give the same verdicts, those of an old manifest
-included. A verdict is as bad as its worst remark; every remark has its reason and, where there is one, the
-remedy. Below stand the findings as tables: facts, sensors, verdicts.
+A pure function of :class:`MachineRecord`: the same facts give the same verdicts, those of an old manifest included.
 """
 
 from __future__ import annotations
@@ -34,13 +32,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """One thing to know about a metric.
-
-    Attributes:
-        level: its effect on the verdict.
-        reason: one line.
-        remedy: what helps; empty when nothing is needed, or nothing can be done.
-    """
+    """One thing to know about a metric."""
 
     level: Level
     reason: str
@@ -49,13 +41,7 @@ class Remark:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How far one metric can be trusted here.
-
-    Attributes:
-        metric: ``latency``, ``throughput``, ``energy``, ``depth``, ``accuracy`` or ``bandwidth``.
-        level: the worst of the remarks'.
-        remarks: worst first, never empty.
-    """
+    """How far one metric can be trusted here."""
 
     metric: str
     level: Level
@@ -64,17 +50,29 @@ class Verdict:
 
 def judge(facts: MachineRecord) -> tuple[Verdict, ...]:
     """Return one verdict per metric, in a fixed order."""
+    share, rate = facts.foreign_share, facts.bandwidth_bytes_per_s
+    quiet = "" if share is None else f"others take {share:.1%} of the cores' time, and nothing else disturbs"
+    exact = "load and clock do not affect them"
+    if facts.dtype in LOW_PRECISION:
+        exact = f"in {facts.dtype} another machine may break near-ties of tokens differently"
+    sensor = facts.sensor(facts.meter)
+    ticks = "" if sensor is None or sensor.period_s is None else f" and ticks every {sensor.period_s * 1e3:.3g} ms"
+    streams = "" if rate is None else f"weights stream at {rate / 1e9:.3g} GB/s with the decode kernel"
     return (
-        _verdict("latency", [*_clockwork(facts), *_disturbances(facts)], _quiet(facts)),
-        _verdict("throughput", [*_disturbances(facts)], _quiet(facts)),
-        _verdict("energy", [*_energy(facts)], _sensor_words(facts)),
-        _verdict("depth", [], _exactness(facts, "layers, checks and heads are counted, not timed")),
-        _verdict("accuracy", [*_scoring(facts)], _exactness(facts, "scores follow from the tokens alone")),
-        _verdict("bandwidth", [*_bandwidth(facts)], _bandwidth_words(facts)),
+        _verdict("latency", [*_clockwork(facts), *_disturbances(facts)], quiet),
+        _verdict("throughput", _disturbances(facts), quiet),
+        _verdict("energy", _energy(facts), f"{facts.meter} answers{ticks}"),
+        _verdict("depth", (), f"layers, checks and heads are counted, not timed; {exact}"),
+        _verdict(
+            "accuracy",
+            (Remark(Level.CARE, missing) for missing in facts.scores_missing),
+            f"scores follow from the tokens alone; {exact}",
+        ),
+        _verdict("bandwidth", _bandwidth(facts), streams),
     )
 
 
-def _verdict(metric: str, remarks: list[Remark], otherwise: str) -> Verdict:
+def _verdict(metric: str, remarks: Iterable[Remark], otherwise: str) -> Verdict:
     """Judge by the remarks; without any, the metric is trustworthy and ``otherwise`` says why."""
     order = list(Level)
     found = sorted(remarks, key=lambda remark: order.index(remark.level), reverse=True)
@@ -120,18 +118,14 @@ def _disturbances(facts: MachineRecord) -> Iterator[Remark]:
         yield Remark(Level.CARE, reason, f"--threads {max(1, int(room))}")
 
 
-def _quiet(facts: MachineRecord) -> str:
-    share = facts.foreign_share
-    return "" if share is None else f"others take {share:.1%} of the cores' time, and nothing else disturbs"
-
-
 def _energy(facts: MachineRecord) -> Iterator[Remark]:
-    if facts.meter == "none":
-        yield Remark(Level.NOT_AVAILABLE, _no_sensor(facts), _enable(facts))
-        return
-    if not facts.meter_measured:
-        reason = f"{facts.meter} only, which no sensor measures here: {_no_sensor(facts)}"
-        yield Remark(Level.NOT_AVAILABLE, reason, _enable(facts))
+    if facts.meter == "none" or not facts.meter_measured:
+        usable = [sensor.name for sensor in facts.sensors if sensor.unavailable is None]
+        reason = f"{usable[0]} is here and not in use" if usable else "no sensor serves this device"
+        remedy = "see the sensors above" if facts.sensors else "run harness doctor for the reason"
+        if facts.meter != "none":
+            reason = f"{facts.meter} only, which no sensor measures here: {reason}"
+        yield Remark(Level.NOT_AVAILABLE, reason, f"--energy {usable[0]}" if usable else remedy)
         return
     sensor = facts.sensor(facts.meter)
     if sensor is None or sensor.period_s is None:
@@ -151,35 +145,6 @@ def _energy(facts: MachineRecord) -> Iterator[Remark]:
             yield Remark(Level.CARE, reason, "stop them, or wait")
 
 
-def _sensor_words(facts: MachineRecord) -> str:
-    sensor = facts.sensor(facts.meter)
-    period_s = None if sensor is None else sensor.period_s
-    return f"{facts.meter} answers" + ("" if period_s is None else f" and ticks every {period_s * 1e3:.3g} ms")
-
-
-def _no_sensor(facts: MachineRecord) -> str:
-    usable = [sensor.name for sensor in facts.sensors if sensor.unavailable is None]
-    return f"{usable[0]} is here and not in use" if usable else "no sensor serves this device"
-
-
-def _enable(facts: MachineRecord) -> str:
-    usable = [sensor.name for sensor in facts.sensors if sensor.unavailable is None]
-    if usable:
-        return f"--energy {usable[0]}"
-    return "see the sensors above" if facts.sensors else "run harness doctor for the reason"
-
-
-def _scoring(facts: MachineRecord) -> Iterator[Remark]:
-    for missing in facts.scores_missing:
-        yield Remark(Level.CARE, missing)
-
-
-def _exactness(facts: MachineRecord, what: str) -> str:
-    if facts.dtype in LOW_PRECISION:
-        return f"{what}; in {facts.dtype} another machine may break near-ties of tokens differently"
-    return f"{what}; load and clock do not affect them"
-
-
 def _bandwidth(facts: MachineRecord) -> Iterator[Remark]:
     if facts.bandwidth_bytes_per_s is None:
         why = facts.missing.get("bandwidth", "it was not measured")
@@ -191,14 +156,6 @@ def _bandwidth(facts: MachineRecord) -> Iterator[Remark]:
         yield Remark(Level.CARE, reason, "stop them: the true bandwidth is higher")
     if stolen is not None and stolen > STOLEN_SHARE:
         yield Remark(Level.CARE, "the hypervisor took time away while the bandwidth was measured", "measure again")
-    yield from _cached(facts)
-    if facts.dispatch_s is not None and facts.dispatch_s > SLOW_DISPATCH_S:
-        reason = f"an operation costs {facts.dispatch_s * 1e6:.0f} µs before it computes anything"
-        yield Remark(Level.CARE, reason, "small models will stay below it: use a larger one, or larger batches")
-
-
-def _cached(facts: MachineRecord) -> Iterator[Remark]:
-    """A buffer that fits into a cache measures the cache."""
     size, cache = facts.bandwidth_buffer_bytes, facts.bandwidth_cache_bytes
     if cache is None and facts.device.startswith("cpu"):
         yield Remark(Level.CARE, "the cache's size is hidden, so the bandwidth may be a cache's", "compare data sheets")
@@ -206,11 +163,9 @@ def _cached(facts: MachineRecord) -> Iterator[Remark]:
         limit = "free more memory" if facts.bandwidth_limited_by == "memory" else ""
         reason = f"the buffer is {size / cache:.2g} caches instead of {CACHE_MULTIPLE}, so part of it may be cached"
         yield Remark(Level.CARE, reason, limit)
-
-
-def _bandwidth_words(facts: MachineRecord) -> str:
-    rate = facts.bandwidth_bytes_per_s
-    return "" if rate is None else f"weights stream at {rate / 1e9:.3g} GB/s with the decode kernel"
+    if facts.dispatch_s is not None and facts.dispatch_s > SLOW_DISPATCH_S:
+        reason = f"an operation costs {facts.dispatch_s * 1e6:.0f} µs before it computes anything"
+        yield Remark(Level.CARE, reason, "small models will stay below it: use a larger one, or larger batches")
 
 
 MARKS: dict[Level, tuple[str, Tone]] = {
@@ -222,30 +177,30 @@ _TEXTS = Column(header="", kind="text")
 
 
 def examination(machine: str, facts: MachineRecord, verdicts: Sequence[Verdict]) -> Iterator[Part]:
-    """Yield the findings.
-
-    Args:
-        machine: the machine in one line.
-        facts: what was measured.
-        verdicts: what follows from it.
-    """
+    """Yield what was measured on a machine, given in one line, and what follows from it."""
     yield Line(machine, "strong")
-    for title, rows in (("This machine now", _facts(facts)), ("Energy sensors", _sensors(facts))):
+    sensors = [
+        *((sensor.name, _sensor(sensor)) for sensor in facts.sensors),
+        ("in use", facts.meter_description or facts.meter),
+    ]
+    for title, rows in (("This machine now", [*_facts(facts)]), ("Energy sensors", sensors)):
         yield Table.of_rows(title, [_TEXTS] * 2, [(Line(name, "faint"), value) for name, value in rows])
-    yield Table.of_rows("What can be trusted", [_TEXTS] * 4, _remarks(verdicts))
-
-
-def _remarks(verdicts: Iterable[Verdict]) -> Iterator[tuple[Cell | Line, ...]]:
+    remarks: list[tuple[Cell | Line, ...]] = []
     for verdict in verdicts:
         mark, tone = MARKS[verdict.level]
-        first = (Line(mark, tone), Line(verdict.metric, "strong"), Line(verdict.level, tone))
-        for place, remark in enumerate(verdict.remarks):
+        first: tuple[Cell | Line, ...] = (Line(mark, tone), Line(verdict.metric, "strong"), Line(verdict.level, tone))
+        for remark in verdict.remarks:
             words = f"{remark.reason} → {remark.remedy}" if remark.remedy else remark.reason
-            yield (*(first if place == 0 else ("", "", "")), words)
+            remarks.append((*first, words))
+            first = ("", "", "")
+    yield Table.of_rows("What can be trusted", [_TEXTS] * 4, remarks)
 
 
 def _facts(facts: MachineRecord) -> Iterator[tuple[str, str]]:
-    yield "cores", _cores(facts)
+    quota = "no quota" if facts.quota_cores is None else f"a quota of {facts.quota_cores:g}"
+    usable = facts.usable_cores if facts.usable_cores is not None else facts.logical_cores
+    cores = f"{usable} usable of {facts.logical_cores or 'an unknown number'}, {quota}"
+    yield "cores", "hidden" if usable is None else cores
     known = facts.threads is not None and facts.interop_threads is not None
     threads = f"{facts.threads} in an operation, {facts.interop_threads} between operations"
     yield "threads", threads if known else "not read"
@@ -253,18 +208,29 @@ def _facts(facts: MachineRecord) -> Iterator[tuple[str, str]]:
     yield "hypervisor", named.get(facts.hypervisor) or str(facts.hypervisor)
     yield "clock", _clock(facts)
     yield "governor", ", ".join(facts.governors) if facts.governors else "hidden"
-    yield "others' load", _load(facts)
-    yield "bandwidth", _bandwidth_row(facts)
-    yield "GEMM peak", _compute(facts)
+    foreign, stolen = facts.foreign_share, facts.stolen_share
+    if foreign is None or stolen is None:
+        yield "others' load", f"hidden: {facts.missing.get('foreign_cpu_s', 'not read')}"
+    else:
+        taken = f"{facts.foreign_cpu_s:.2f} CPU seconds in {facts.load_span_s:.1f} s"
+        yield "others' load", f"{foreign:.1%} of the cores' time ({taken}), {stolen:.1%} stolen by the hypervisor"
+    if facts.bandwidth_bytes_per_s is None:
+        yield "bandwidth", f"not measured: {facts.missing.get('bandwidth', '')}"
+    else:
+        size = (facts.bandwidth_buffer_bytes or 0) / 2**30
+        short = f", cut short by {facts.bandwidth_limited_by}" if facts.bandwidth_limited_by else ""
+        rate = f"{facts.bandwidth_bytes_per_s / 1e9:.3g} GB/s of {facts.dtype} weights in matrix × vector"
+        yield "bandwidth", f"{rate} ({facts.bandwidth_kernel}, {size:.2g} GiB{short})"
+    if facts.gemm_flops_per_s is None:
+        yield "GEMM peak", f"not measured: {facts.missing.get('gemm', '')}"
+    else:
+        rate = f"{facts.gemm_flops_per_s / 1e9:,.0f} GFLOP/s in {facts.dtype}"
+        yield "GEMM peak", f"{rate} ({facts.gemm_size} × {facts.gemm_size})"
     dispatch = f"{(facts.dispatch_s or 0) * 1e6:.2g} µs for a torch operation without work"
     yield "dispatch floor", "not measured" if facts.dispatch_s is None else dispatch
-    yield "timer", _timer(facts)
-
-
-def _cores(facts: MachineRecord) -> str:
-    quota = "no quota" if facts.quota_cores is None else f"a quota of {facts.quota_cores:g}"
-    usable = facts.usable_cores if facts.usable_cores is not None else facts.logical_cores
-    return "hidden" if usable is None else f"{usable} usable of {facts.logical_cores or 'an unknown number'}, {quota}"
+    back = f"ran backwards {facts.timer_backward_steps} times" if facts.timer_backward_steps else "never backwards"
+    timer = f"{facts.timer}, steps of {(facts.timer_resolution_s or 0) * 1e9:.0f} ns, {back}"
+    yield "timer", "does not move" if facts.timer_resolution_s is None else timer
 
 
 def _clock(facts: MachineRecord) -> str:
@@ -275,46 +241,6 @@ def _clock(facts: MachineRecord) -> str:
     stated = facts.clock_source == "cpuinfo" and facts.hypervisor is not None
     cores = f"{len(facts.clock_mhz)} core{'s' if len(facts.clock_mhz) > 1 else ''}"
     return f"{span} on {cores}" + (", as the hypervisor states it" if stated else "")
-
-
-def _load(facts: MachineRecord) -> str:
-    foreign, stolen = facts.foreign_share, facts.stolen_share
-    if foreign is None or stolen is None:
-        return f"hidden: {facts.missing.get('foreign_cpu_s', 'not read')}"
-    return (
-        f"{foreign:.1%} of the cores' time ({facts.foreign_cpu_s:.2f} CPU seconds in {facts.load_span_s:.1f} s), "
-        f"{stolen:.1%} stolen by the hypervisor"
-    )
-
-
-def _bandwidth_row(facts: MachineRecord) -> str:
-    if facts.bandwidth_bytes_per_s is None:
-        return f"not measured: {facts.missing.get('bandwidth', '')}"
-    size = (facts.bandwidth_buffer_bytes or 0) / 2**30
-    short = f", cut short by {facts.bandwidth_limited_by}" if facts.bandwidth_limited_by else ""
-    return (
-        f"{facts.bandwidth_bytes_per_s / 1e9:.3g} GB/s of {facts.dtype} weights in matrix × vector "
-        f"({facts.bandwidth_kernel}, {size:.2g} GiB{short})"
-    )
-
-
-def _compute(facts: MachineRecord) -> str:
-    if facts.gemm_flops_per_s is None:
-        return f"not measured: {facts.missing.get('gemm', '')}"
-    return f"{facts.gemm_flops_per_s / 1e9:,.0f} GFLOP/s in {facts.dtype} ({facts.gemm_size} × {facts.gemm_size})"
-
-
-def _timer(facts: MachineRecord) -> str:
-    if facts.timer_resolution_s is None:
-        return "does not move"
-    backward = f"ran backwards {facts.timer_backward_steps} times" if facts.timer_backward_steps else "never backwards"
-    return f"{facts.timer}, steps of {facts.timer_resolution_s * 1e9:.0f} ns, {backward}"
-
-
-def _sensors(facts: MachineRecord) -> Iterator[tuple[str, str]]:
-    for sensor in facts.sensors:
-        yield sensor.name, _sensor(sensor)
-    yield "in use", facts.meter_description or facts.meter
 
 
 def _sensor(sensor: SensorRecord) -> str:

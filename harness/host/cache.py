@@ -2,7 +2,7 @@
 
 A file is named by a hash of what decides what it holds, and is written under a name of its writer's own and renamed,
 so that any number of processes may share it; documents and packed weights are verified when they are read. Nothing
-that was measured is kept: times and energy are measured anew in every run.
+that was measured is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -23,8 +22,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from harness.host.files import DocumentError, parse_json, read_bytes
 
 
@@ -35,27 +32,23 @@ class Kind:
     Attributes:
         what: in words.
         most: files of it; those that were not used for longest go first. ``None``: one for each that is installed.
-        packed: its documents are compressed.
     """
 
     what: str
     most: int | None
-    packed: bool = False
 
 
 KINDS = {
     "converted": Kind("models converted from GGUF, which takes ten seconds", None),
     "packed": Kind("weights packed for decoding, adapter merged", 6),  # three formats of two models
-    "compiled": Kind("machine code of products and layers, which takes seconds to compile", 32, packed=True),
-    "observed": Kind("scores that thresholds given as percentiles come from", 256),  # a kilobyte each
+    "compiled": Kind("machine code of products and layers, which takes seconds to compile", 32),
+    "observed": Kind("scores that thresholds given as percentiles come from", 256),
     "digests": Kind("hashes of weight files that are told by size and time", 256),
-    "summaries": Kind(
-        "summaries of runs, for the next report or leaderboard of many", 10_000, packed=True
-    ),  # 20 kB each
+    "summaries": Kind("summaries of runs, for the next report or leaderboard of many", 10_000),
 }
 """Kinds of cached files; those with a bound are folders of their own."""
 
-_ABANDONED_S = 3600  # age from which what another machine has not finished has no writer any more
+_ABANDONED_S = 3600  # age from which what is not finished has no writer any more
 _written = count()
 _FOLDERS = ("building-", "layers-")  # how the names of folders begin that are not whole yet; of files: .part
 
@@ -67,14 +60,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Something that is kept.
-
-    Attributes:
-        kind: of :data:`KINDS`.
-        path: a file or a folder.
-        size_bytes: of all its files.
-        used: when it was last written or said to be used, seconds since 1970.
-    """
+    """A file or folder that is kept; ``used`` is when it was last written or read, seconds since 1970."""
 
     kind: str
     path: Path
@@ -85,35 +71,37 @@ class Kept:
 def kept() -> Iterator[Kept]:
     """Iterate what is kept; what another process takes away meanwhile is left out."""
     for entry in sorted(_entries(cache_folder())):
-        if entry.name in KINDS:
-            yield from (one for file in sorted(_entries(entry)) if (one := _kept(entry.name, file)) is not None)
-        elif (one := _kept("converted", entry)) is not None:
-            yield one
+        for path in sorted(_entries(entry)) if entry.name in KINDS else [entry]:
+            with suppress(OSError):
+                files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+                facts = [file.stat() for file in files]
+                size, used = sum(each.st_size for each in facts), max((each.st_mtime for each in facts), default=0.0)
+                yield Kept(entry.name if entry.name in KINDS else "converted", path, size, used)
 
 
 def clear(kinds: frozenset[str] = frozenset(KINDS)) -> int:
     """Delete what is kept and return how many bytes that were; a run that has it open goes on with what it has read."""
     freed = 0
     for one in kept():
-        if one.kind not in kinds:
-            continue
-        if one.path.is_dir() and not one.path.is_symlink():
-            shutil.rmtree(one.path, ignore_errors=True)
-        else:
-            one.path.unlink(missing_ok=True)
-        freed += 0 if one.path.exists() else one.size_bytes
+        if one.kind in kinds:
+            _remove(one.path)
+            freed += 0 if one.path.exists() else one.size_bytes
     return freed
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 @contextmanager
 def being_written(file: Path) -> Iterator[Path]:
-    """Yield a path that no other writer has; what is there at the end becomes the file, whole.
-
-    Raises:
-        OSError: it cannot be written. Nothing unfinished is left.
-    """
+    """Yield a path that no other writer has; what is there at the end becomes the file, whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{_writer()}", suffix=".part", dir=file.parent)
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=file.parent)
     os.close(descriptor)
     try:
         yield Path(name)
@@ -124,70 +112,52 @@ def being_written(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def own_folder(what: str) -> Iterator[Path]:
-    """Yield a folder in the cache that no other process uses, and remove it unless it was renamed.
+    """Yield a folder in the cache, ``building`` or ``layers``, and remove it unless it was renamed.
 
-    Args:
-        what: ``building`` or ``layers``. What killed processes left of either is removed first.
-
-    Raises:
-        OSError: it cannot be made.
+    What killed processes left of either is removed first.
     """
     base = cache_folder()
     base.mkdir(parents=True, exist_ok=True)
     _drop_abandoned(base)
-    folder = Path(tempfile.mkdtemp(prefix=f"{what}-{_writer()}", dir=base))
+    folder = Path(tempfile.mkdtemp(prefix=f"{what}-", dir=base))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def drop_old(kind: str) -> None:
-    """Remove what was used least recently beyond a kind's bound, and what killed writers left."""
-    folder, most = cache_folder() / kind, KINDS[kind].most
-    _drop_abandoned(folder)
-    ages: list[tuple[float, Path]] = []
-    for path in _entries(folder):
-        with suppress(OSError):  # another process may have removed it
-            ages.append((path.stat().st_mtime, path))
-    whole = sorted((age, path) for age, path in ages if not _is_unfinished(path))
-    for _, path in whole[: -most if most else 0]:
-        with suppress(OSError):
-            path.unlink()
-
-
 def _is_unfinished(path: Path) -> bool:
     return path.suffix == ".part" or path.name.startswith(_FOLDERS)
 
 
-def _writer() -> str:
-    return f"{platform.node()}-{os.getpid()}-"
-
-
 def _drop_abandoned(folder: Path) -> None:
-    """Remove unfinished files and folders whose writer does not run any more, or is of another machine and too old."""
+    for path in filter(_is_unfinished, _entries(folder)):
+        with suppress(OSError):  # another process may have removed it
+            if path.stat().st_mtime < time.time() - _ABANDONED_S:
+                _remove(path)
+
+
+def drop_old(kind: str) -> None:
+    """Remove what was used least recently beyond a kind's bound, and what killed writers left."""
+    folder, most = cache_folder() / kind, KINDS[kind].most or 0
+    _drop_abandoned(folder)
+    ages: list[tuple[float, Path]] = []
     for path in _entries(folder):
-        if not _is_unfinished(path):
-            continue
-        with suppress(OSError, OverflowError):  # another process may have removed it; no number of a process
-            written, _, process = path.name.rpartition("-")[0].rpartition("-")
-            here = written.endswith(platform.node()) and process.isdigit()
-            if path.stat().st_mtime < time.time() - _ABANDONED_S or (here and not psutil.pid_exists(int(process))):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        with suppress(OSError):
+            ages.append((path.stat().st_mtime, path))
+    for _, path in sorted(one for one in ages if not _is_unfinished(one[1]))[:-most]:
+        _remove(path)
 
 
 def kept_document(kind: str, key: str) -> Any:
     """Return the JSON value that is kept under a key; ``None`` without one, or where it is not what was written."""
     file = _document(kind, key)
     try:
-        data = read_bytes(file)
-        found = parse_json(gzip.decompress(data) if KINDS[kind].packed else data)
-        if found["key"] != key or found["sha256"] != _sealed(key, found["value"])["sha256"]:
+        found = parse_json(gzip.decompress(read_bytes(file)))
+        if found != _sealed(key, found["value"]):
             raise DocumentError("it is not what was written")
         with suppress(OSError):  # another user's
             os.utime(file)
-    except FileNotFoundError:
-        return None
     except (OSError, EOFError, zlib.error, DocumentError, KeyError, TypeError):
         with suppress(OSError):
             file.unlink()
@@ -202,16 +172,15 @@ def is_kept(kind: str, key: str) -> bool:
 
 def keep_document(kind: str, key: str, value: Any) -> None:
     """Keep a JSON value under a key, a hash of all that decides it; without room, or permission, it is not kept."""
-    content = json.dumps(_sealed(key, value)).encode()
     with suppress(OSError):
         with being_written(_document(kind, key)) as file:
-            file.write_bytes(gzip.compress(content, 1, mtime=0) if KINDS[kind].packed else content)
+            file.write_bytes(gzip.compress(json.dumps(_sealed(key, value)).encode(), 1, mtime=0))
         if next(_written) % (1 + (KINDS[kind].most or 0) // 1000) == 0:  # a look goes through all that are kept
             drop_old(kind)
 
 
 def _document(kind: str, key: str) -> Path:
-    return cache_folder() / kind / f"{key}.json{'.gz' if KINDS[kind].packed else ''}"
+    return cache_folder() / kind / f"{key}.json.gz"
 
 
 def _sealed(key: str, value: Any) -> dict[str, Any]:
@@ -224,12 +193,3 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:
         return []
-
-
-def _kept(kind: str, path: Path) -> Kept | None:
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    try:
-        facts = [file.stat() for file in files]
-    except OSError:
-        return None
-    return Kept(kind, path, sum(each.st_size for each in facts), max((each.st_mtime for each in facts), default=0.0))

@@ -1,10 +1,7 @@
 """The environment of a measurement: machine, operating system, threads, code and package versions.
 
-Written into every manifest and compared on resume. No host name, user name or path is recorded:
-run directories are published. torch is asked only if it is imported already (importing it here would
-cost seconds even without decoding); otherwise its facts are ``None`` and only its version is known.
-
-Which code this is: hashes over source files, since one version may have many codes while it is worked on.
+Written into every manifest and compared on resume, without host name, user name or path: run directories are published.
+torch is asked only if it is imported already; otherwise its facts are ``None`` and only its version is known.
 """
 
 from __future__ import annotations
@@ -22,8 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness.host.files import real_path
-from harness.host.processor import core_count, read_text
+from harness.host.processor import core_count, governors, read_text
 
 DECIDING = ("harness", "strategies", "tasks")
 """Packages of this project that decide what a run measures; reports are made of what was measured."""
@@ -39,15 +38,7 @@ def hash_of_code(*folders: str) -> str:
 
 @cache
 def hash_of_package(module: str, distribution: str = "") -> str:
-    """Return a hash over the code that a module belongs to, 16 hex digits; empty where it is in no file.
-
-    That is all of its top-level package, wherever an editable installation has it, and all else that the distribution
-    has installed. Nothing is imported.
-
-    Args:
-        module: dotted name.
-        distribution: that brings it; empty where none is known.
-    """
+    """Return a hash over the code that a module belongs to, 16 hex digits; empty where it is in no file."""
     try:
         found = importlib.util.find_spec(module.partition(".")[0])
     except ValueError:  # what is typed at a prompt
@@ -74,20 +65,8 @@ def _hash_of(files: Iterable[Path]) -> str:
 
 
 PACKAGES = (
-    "codebleu",
-    "datasets",
-    "early-exit-harness",
-    "numpy",
-    "rapidfuzz",
-    "rouge-score",
-    "sacrebleu",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "tree-sitter",
-    "tree-sitter-java",
-    "tree-sitter-python",
-    "zeus",
+    *("codebleu", "datasets", "early-exit-harness", "numpy", "rapidfuzz", "rouge-score", "sacrebleu", "tokenizers"),
+    *("torch", "transformers", "tree-sitter", "tree-sitter-java", "tree-sitter-python", "zeus"),
 )
 """Distributions whose version can change a number."""
 
@@ -95,20 +74,10 @@ CODE = ("harness", "strategies", "tasks", "reports", "pyproject.toml")
 """A reason why a checkout is dirty: an uncommitted change here, an untracked file included."""
 
 CPUINFO = Path("/proc/cpuinfo")
-GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe() -> dict[str, Any]:
-    """Return the facts of this process' environment, JSON-able; ``None`` where one is unavailable.
-
-    Keys: ``python``; ``os`` (name and kernel release); ``architecture``; ``cpu`` (model name);
-    ``logical_cores`` (of the machine) and ``usable_cores`` (this process' affinity); ``memory_bytes``
-    (physical); ``gpus`` (names), ``gpu_driver`` and ``cuda``, ``torch_threads`` (all ``None`` while torch
-    is not imported); ``governor`` (of core 0); ``load_average`` (1, 5, 15 minutes); ``git`` (``commit``
-    and ``dirty`` of the project's checkout; ``None`` when it is installed from a wheel); ``code`` (package of the
-    project that decides what is measured → hash of its files); ``packages`` (distribution → version, ``None`` when
-    not installed).
-    """
+    """Return the facts of this process' environment, JSON-able; ``None`` where one is unavailable."""
     return {
         "python": platform.python_version(),
         "os": f"{platform.system()} {platform.release()}",
@@ -116,9 +85,9 @@ def describe() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "logical_cores": os.cpu_count(),
         "usable_cores": core_count(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": psutil.virtual_memory().total,
         **_torch_facts(),
-        "governor": read_text(GOVERNOR),
+        "governor": (governors() or (None,))[0],
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "git": _git(),
         "code": {name: hash_of_code(name)[:16] for name in DECIDING},
@@ -127,19 +96,17 @@ def describe() -> dict[str, Any]:
 
 
 def machine_line(environment: Mapping[str, Any]) -> str:
-    """Return the machine in one readable line, from :func:`describe` or a manifest; missing facts are omitted.
-
-    For example ``Intel Xeon (2 cores), 24 GiB, Linux 6.8, Python 3.11, torch 2.13 (2 threads)``.
-    """
+    """Return the machine in one readable line, from :func:`describe` or a manifest; missing facts are omitted."""
     cores = environment.get("logical_cores")
-    cpu = _plain(environment.get("cpu") or environment.get("architecture") or "unknown processor")
+    cpu = plain_processor(environment.get("cpu") or environment.get("architecture") or "unknown processor")
+    cpu, gpus = cpu.partition("@")[0].strip(), environment.get("gpus") or []
     memory = environment.get("memory_bytes")
     threads = environment.get("torch_threads")
     torch_version = (environment.get("packages") or {}).get("torch")
     parts = [
         f"{cpu} ({cores} core{'s' if cores != 1 else ''})" if cores else cpu,
         f"{memory / 2**30:.0f} GiB" if memory and memory < 2**60 else "",
-        *_counted(environment.get("gpus") or []),
+        *(one if gpus.count(one) == 1 else f"{gpus.count(one)} × {one}" for one in dict.fromkeys(gpus)),
         _short(environment.get("os") or ""),
         f"Python {_short(environment['python'])}" if environment.get("python") else "",
         f"torch {_short(torch_version)}" + (f" ({threads} thread{'s' if threads != 1 else ''})" if threads else "")
@@ -149,14 +116,9 @@ def machine_line(environment: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _counted(names: list[str]) -> list[str]:
-    return [name if names.count(name) == 1 else f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
-
-
-def _plain(cpu: str) -> str:
-    """Drop trademarks, filler and the clock: ``Intel(R) Xeon(R) Processor @ 2.6GHz`` → ``Intel Xeon``."""
-    text = re.sub(r"\((R|TM|tm)\)|\bCPU\b|\b(\d+-Core )?Processor\b|@.*$", " ", cpu)
-    return " ".join(text.split())
+def plain_processor(name: str) -> str:
+    """Drop trademarks and filler but keep the stated clock: ``Intel(R) Xeon(R) Processor`` → ``Intel Xeon``."""
+    return " ".join(re.sub(r"\((R|TM|tm)\)|\bCPU\b|\b(\d+-Core )?Processor\b", " ", name).split())
 
 
 def _short(version: str) -> str:
@@ -165,19 +127,10 @@ def _short(version: str) -> str:
 
 
 def _cpu_model() -> str | None:
-    facts: dict[str, str] = {}
-    for key, _, value in (line.partition(":") for line in (read_text(CPUINFO) or "").splitlines()):
-        facts.setdefault(key.strip(), value.strip())
-    numbered = [f"{key.removeprefix('CPU ')} {facts[key]}" for key in ("CPU implementer", "CPU part") if key in facts]
-    arm = " ".join(["Arm", *numbered]) if numbered else ""  # which Linux gives no name
-    return facts.get("model name") or arm or platform.processor() or None
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not every platform has these names
-        return None
+    found = re.findall(r"^(model name|CPU implementer|CPU part)\s*:\s*(.+)", read_text(CPUINFO) or "", re.MULTILINE)
+    facts = dict(reversed(found))  # of the first core
+    arm = " ".join(f"{key.removeprefix('CPU ')} {facts[key]}" for key in sorted(facts))  # which Linux gives no name
+    return facts.get("model name") or (f"Arm {arm}" if arm else platform.processor()) or None
 
 
 def _torch_facts() -> dict[str, Any]:

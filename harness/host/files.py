@@ -1,16 +1,14 @@
-"""The door for files that others wrote: regular files only, read up to a limit, parsed within bounds.
+"""The door for files that others wrote: regular files only, read up to a limit, parsed within bounds; and how ours are
+replaced whole.
 
-Whoever reads JSON or TOML that the harness did not write in the same moment reads it here. What passes is a value of
-bounded size and depth, whose numbers are finite doubles or integers that every reader can hold, and whose text can be
-encoded. A format declares what it holds by a pydantic model (:func:`read_model`), or is checked by its caller; either
-way :func:`refusing` words what is wrong in one line, with the file and the remedy.
-
-Files replaced whole: a reader, and a crash, find the old content or the new one, never part of either.
+What passes is a value of bounded size and depth, whose numbers are finite doubles or integers that every reader can
+hold, and whose text can be encoded. :func:`refusing` words what is wrong in one line, with the file and the remedy.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -42,23 +40,15 @@ DEEPEST_PATH = 200
 LONGEST_INTEGER = 18
 """Digits of an integer; all of that length fit into 64 bits."""
 
-_KINDS = (
-    (stat.S_ISDIR, "folder"),
-    (stat.S_ISFIFO, "named pipe"),
-    (stat.S_ISSOCK, "socket"),
-    (stat.S_ISCHR, "device"),
-    (stat.S_ISBLK, "device"),
-)
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_LONG_KEY = re.compile(rf"(?<![\w-])(?:(?:[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{DEEPEST}}}")
-"""A TOML key of too many parts, for which the parser takes time by the square of their number."""
 
 
 class NotRegularError(OSError):
     """A path that leads to something other than a file: its ``strerror`` says to what."""
 
     def __init__(self, path: Path, mode: int) -> None:
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
+        kind = _KINDS.get(stat.S_IFMT(mode), "device")
         super().__init__(errno.EINVAL, f"it is a {kind}, not a file", os.fspath(path))
 
 
@@ -68,14 +58,7 @@ class DocumentError(ValueError):
 
 @contextmanager
 def refusing(path: Path, refusal: type[HarnessError], remedy: str, what: str = "") -> Iterator[None]:
-    """Turn what reading a foreign file raises into one line with the file, what is wrong and the remedy.
-
-    Args:
-        path: of the file.
-        refusal: what is raised instead of an ``OSError`` and a ``ValueError``, those of this module and of pydantic.
-        remedy: a sentence.
-        what: it should be, a noun.
-    """
+    """Turn what reading a foreign file raises into one line with the file, what is wrong and the remedy."""
     try:
         yield
     except OSError as error:
@@ -98,30 +81,13 @@ def read_model(
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; nothing else is opened, so that no reader waits for a pipe's other end.
-
-    Raises:
-        NotRegularError: a folder, named pipe, socket or device, or a link to one.
-        OSError: it cannot be opened, or no file can have that name.
-    """
-    require_regular(path)  # before it is opened, which makes some devices act
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags)
-    try:
-        if not stat.S_ISREG(mode := os.fstat(descriptor).st_mode):  # it may have been exchanged
-            raise NotRegularError(path, mode)
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+    """Open a regular file for reading; nothing else is opened, so that no reader waits for a pipe's other end."""
+    require_regular(path)
+    return path.open("rb")
 
 
 def require_regular(path: Path) -> None:
-    """Refuse a path at which a library that is to open it would find no regular file.
-
-    Raises:
-        NotRegularError, OSError: as for :func:`open_regular`.
-    """
+    """Refuse a path at which a library that is to open it would find no regular file."""
     try:
         mode = os.stat(path).st_mode
     except ValueError:  # NUL, or a character that no file name has
@@ -131,23 +97,12 @@ def require_regular(path: Path) -> None:
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
-    """Return where a path leads, links followed; one that leads nowhere, or to itself, as far as it can be followed.
-
-    ``Path.resolve`` raises on a link to itself in Python 3.11 and 3.12.
-    """
+    """Return where a path leads, links followed; one that leads nowhere, or to itself, as far as it can be followed."""
     return Path(os.path.realpath(path))
 
 
 def read_bytes(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> bytes:
-    """Return a regular file's content.
-
-    Args:
-        path: of the file.
-        limit: most bytes it may have.
-
-    Raises:
-        OSError: as for :func:`open_regular`, or it is larger.
-    """
+    """Return a regular file's content."""
     with open_regular(path) as file:
         size = max(os.fstat(file.fileno()).st_size, 1 << 16)  # what the system makes up has a size of 0
         content = file.read(min(size, limit) + 1) or b""  # memory for so much is taken at once; nothing: no content yet
@@ -158,39 +113,19 @@ def read_bytes(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = LARGEST_DOCUMENT_BYTES) -> str:
-    """Return a regular file's text, without the byte order mark that some editors begin it with.
-
-    Raises:
-        OSError: as for :func:`read_bytes`.
-        UnicodeDecodeError: it is not UTF-8.
-    """
+    """Return a regular file's text, without the byte order mark that some editors begin it with."""
     return read_bytes(path, limit).decode("utf-8-sig")
 
 
 def read_json(
     path: Path, limit: int = LARGEST_DOCUMENT_BYTES, *, digits: int = LONGEST_INTEGER, finite: bool = True
 ) -> Any:
-    """Return what a JSON file holds; arguments as for :func:`read_bytes` and :func:`parse_json`.
-
-    Raises:
-        OSError: as for :func:`read_bytes`.
-        DocumentError: as for :func:`parse_json`.
-    """
+    """Return what a JSON file holds; arguments as for :func:`read_bytes` and :func:`parse_json`."""
     return parse_json(read_bytes(path, limit), digits=digits, finite=finite)
 
 
 def parse_json(data: bytes | str, *, digits: int = LONGEST_INTEGER, finite: bool = True) -> Any:
-    """Return the value that JSON stands for.
-
-    Args:
-        data: the document; bytes are UTF-8, with or without a byte order mark.
-        digits: most digits of an integer; some programs write larger ones for "no limit".
-        finite: whether every number must be; else ``NaN`` and ``Infinity``, which Python writes, pass as well.
-
-    Raises:
-        DocumentError: it is no JSON, nested deeper than :data:`DEEPEST`, or holds a number that is no finite double, a
-            longer integer or half a surrogate pair.
-    """
+    """Return the value that JSON stands for."""
 
     def integer(text: str) -> int:
         if len(text.lstrip("-")) > digits:
@@ -213,18 +148,9 @@ def parse_json(data: bytes | str, *, digits: int = LONGEST_INTEGER, finite: bool
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file holds.
-
-    Raises:
-        OSError: as for :func:`read_bytes`.
-        DocumentError: it is no TOML, nested deeper than :data:`DEEPEST`, or holds a number that is no finite double or
-            an integer of more than :data:`LONGEST_INTEGER` digits.
-    """
+    """Return what a TOML file holds."""
     try:
-        text = read_text(path, LARGEST_TOML_BYTES)
-        if _LONG_KEY.search(text):
-            _too_deep()
-        value = tomllib.loads(text, parse_float=_finite)
+        value = tomllib.loads(read_text(path, LARGEST_TOML_BYTES), parse_float=_finite)
     except DocumentError:
         raise
     except UnicodeDecodeError as error:
@@ -233,9 +159,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         _too_deep()
     except ValueError as error:  # TOMLDecodeError, or a number or date that Python refuses
         raise DocumentError(f"it is not TOML ({str(error)[:200]})") from None
-    for number in _check_depth(value):
-        if isinstance(number, int) and abs(number) >= 10**LONGEST_INTEGER:
-            raise DocumentError(f"it holds an integer of more than {LONGEST_INTEGER} digits")
+    _check_depth(value)
     return value
 
 
@@ -250,16 +174,13 @@ def _too_deep() -> NoReturn:
     raise DocumentError(f"it is nested deeper than {DEEPEST}")
 
 
-def _check_depth(value: object) -> list[object]:
-    """Return everything in a document that holds nothing else, keys apart; refuse one that is too deep."""
-    leaves: list[object] = []
+def _check_depth(value: object) -> None:
     level = [value]
     for _ in range(DEEPEST + 1):
-        inner = [node for node in level if isinstance(node, (dict, list))]
-        leaves += [node for node in level if not isinstance(node, (dict, list))]
-        if not inner:
-            return leaves
-        level = [child for node in inner for child in (node.values() if isinstance(node, dict) else node)]
+        inner = (node.values() if isinstance(node, dict) else node for node in level if isinstance(node, (dict, list)))
+        level = list(itertools.chain.from_iterable(inner))
+        if not level:
+            return
     _too_deep()
 
 
@@ -276,15 +197,7 @@ def unfinished(file: Path) -> Path:
 
 
 def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]], *, durable: bool = False) -> None:
-    """Write files, each whole, in the order given; all are complete before the first one is replaced.
-
-    Args:
-        contents: of each file, whole or in parts. Folders must exist.
-        durable: flush contents and names to the disk, so that they survive a power failure.
-
-    Raises:
-        OSError: a file cannot be written. No unfinished file is left behind, not even by an interrupt.
-    """
+    """Write files, each whole, in the order given; all are complete before the first one is replaced."""
     try:
         for file, content in contents.items():
             if isinstance(content, bytes):
@@ -293,25 +206,22 @@ def replace_files(contents: Mapping[Path, bytes | Iterable[bytes]], *, durable: 
                 with unfinished(file).open("wb") as stream:
                     stream.writelines(content)
             if durable:
-                _sync(unfinished(file))
+                sync(unfinished(file))
         for file in contents:
             os.replace(unfinished(file), file)
         if durable:
             for folder in {file.parent for file in contents}:
-                sync_folder(folder)
+                sync(folder)
     finally:
         for file in contents:
             with suppress(OSError):
                 unfinished(file).unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk, so that a new file survives a power failure."""
-    if sys.platform != "win32":  # folders cannot be opened there
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk, so that they survive a power failure."""
+    if sys.platform == "win32" and path.is_dir():  # which cannot be opened there
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

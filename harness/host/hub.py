@@ -1,8 +1,4 @@
-"""Whether the hub is reachable: checked once, quickly, so that being offline costs seconds, not minutes.
-
-transformers and datasets retry an unreachable hub for half a minute per file and more. One short request
-decides instead whether files are fetched or only looked up in the local cache.
-"""
+"""Whether the hub is reachable: asked once, by one short request, since libraries retry for half a minute per file."""
 
 from __future__ import annotations
 

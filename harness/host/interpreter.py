@@ -1,8 +1,5 @@
 """Helper processes: a fresh interpreter that runs one of our modules, and speaks JSON lines with this process.
 
-A line of either side is one message, and a message of the helper an object; whatever else prints there goes to standard
-error, or is passed over here where it was printed while the helper was still being imported.
-
 Not ``multiprocessing``: its spawn imports the caller's main module again, and a script that calls
 :func:`harness.run` without a guard would then measure a second time, in the background.
 """
@@ -31,20 +28,10 @@ def fresh_interpreter(
     inherited: Sequence[int] = (),
     threads: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``python -P -m MODULE ARGUMENTS…`` with the import path of this process.
+    """Start ``python -P -m MODULE ARGUMENTS…`` with the import path of this process; ``threads`` are numerical ones.
 
     ``-P`` keeps the working directory off the path, where a ``tasks.py`` or ``json.py`` of the user's would be imported
-    in place of ours or the standard library's; so does dropping the empty entry that ``python -c`` and an interactive
-    session have. ``-I`` would also ignore the user's ``PYTHON…`` settings, the hash seed among them.
-
-    Args:
-        module: to run as main.
-        arguments: its command line.
-        stdin: as of ``subprocess.Popen``.
-        stdout: likewise.
-        stderr: likewise.
-        inherited: descriptors that stay open in it, under the same numbers.
-        threads: of numerical libraries in it; ``None``: as many as they choose.
+    in place of ours or the standard library's. ``-I`` would also ignore the user's ``PYTHON…`` settings.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if threads is not None:
@@ -69,16 +56,7 @@ def message_of(line: bytes) -> dict[str, Any] | None:
 
 
 class Helper(AbstractContextManager["Helper"]):
-    """A fresh interpreter that answers each of some requests, in their order; at its end the process is gone.
-
-    Args:
-        module: calls :func:`answer_requests` as main.
-        requests: JSON values; in a file that vanishes, so that nobody waits for the helper to be imported.
-        threads: as of :func:`fresh_interpreter`.
-
-    Raises:
-        OSError: there is no room for one more process.
-    """
+    """A fresh interpreter that answers each of some requests, in their order; at its end the process is gone."""
 
     def __init__(self, module: str, requests: Iterable[Any], *, threads: int | None = None) -> None:
         with tempfile.TemporaryFile() as lines:

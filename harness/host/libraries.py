@@ -1,12 +1,4 @@
-"""Where libraries of others read files of others: whatever they raise becomes one line that names the file.
-
-transformers, tokenizers and safetensors document few of their errors and raise more: a wrong type in a JSON is an
-``AttributeError`` here, a ``KeyError`` there, a plain ``Exception`` or a Rust panic elsewhere.
-
-Packages of an extra of pyproject.toml, asked for before any work.
-
-Which torch device a name means on this machine.
-"""
+"""Libraries of others: what they raise on a foreign file in one line, extras that are missing, torch's devices."""
 
 from __future__ import annotations
 
@@ -24,19 +16,7 @@ def library_border(
     refusal: type[HarnessError] = ModelError,
     passing: tuple[type[Exception], ...] = (),
 ) -> Iterator[None]:
-    """Turn what a library raises on a foreign file into one refusal.
-
-    Refusals of the harness, an interrupt and memory that runs out pass as they are.
-
-    Args:
-        what: what cannot be done, with the file: the library's reason follows behind a colon.
-        remedy: a sentence behind the reason.
-        refusal: what is raised instead.
-        passing: errors that the caller tells apart itself.
-
-    Raises:
-        HarnessError: of the class asked for, with the library's error as its cause.
-    """
+    """Turn what a library raises on a foreign file into one refusal."""
     try:
         yield
     except BaseException as error:  # broad: the file is foreign, and what libraries raise on it is not declared
@@ -62,16 +42,7 @@ NEEDED_BY = {
 
 
 def require(extra: str, *modules: str, otherwise: str = "") -> None:
-    """Refuse to go on without some packages.
-
-    Args:
-        extra: that brings them.
-        modules: by the names that they are imported under.
-        otherwise: a sentence on how to do without.
-
-    Raises:
-        ConfigError: one is not installed; names the command that installs it.
-    """
+    """Refuse to go on without some packages."""
     missing = [module.replace("_", "-") for module in modules if importlib.util.find_spec(module) is None]
     if missing:
         are = "which is not" if len(missing) == 1 else "which are not"
@@ -82,11 +53,7 @@ def require(extra: str, *modules: str, otherwise: str = "") -> None:
 
 
 def resolve_device(name: str) -> str:
-    """Return a torch device name: ``auto`` takes CUDA when there is one.
-
-    Raises:
-        ConfigError: torch does not know the device, or it is not there.
-    """
+    """Return a torch device name: ``auto`` takes CUDA when there is one."""
     import torch
 
     if name == "auto":

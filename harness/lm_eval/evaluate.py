@@ -12,8 +12,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+from lm_eval import evaluator
 
 from harness.config import BASELINE, RunConfig
 from harness.config.model import ModelConfiguration
@@ -61,28 +62,22 @@ class Evaluation:
 
 
 def evaluate(options: LmEvalOptions, observer: Observer) -> Evaluation:
-    """Evaluate a model on lm-eval's tasks, at full depth and with each strategy.
-
-    Args:
-        options: what was asked for.
-        observer: is told how it goes on.
-
-    Raises:
-        HarnessError: it cannot be done, or could not go on, in one line with the remedy.
-    """
+    """Evaluate a model on lm-eval's tasks, at full depth and with each strategy."""
     out = options.out or fresh_directory(f"{real_path(options.model).name}-{PROTOCOL}")
     if out.exists():
         refuse_occupied(out)
+    if not any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents)):
+        evaluator.get_git_commit_hash = lambda: None  # git would complain on the screen
     lm = _MeasuredLM(options, out, observer)
     if options.apply_chat_template:
-        lm.chat.check()
+        lm.check_chat_template()
     observer.stage("loading the tasks of lm-eval")
     lm.found = find_tasks(options.names, options.include_path)
     logging.getLogger(lm_eval.__name__).setLevel(logging.ERROR)  # what it says of tasks was said when they were loaded
     results: dict[str, dict[str, Any]] = {}
     try:
         results[BASELINE] = _simple_evaluate(lm, options)
-        for record in lm.others:
+        for record in () if lm.run is None else lm.run.manifest.operating_points[1:]:
             lm.answering = record
             observer.stage(f"scoring {record.name}")
             results[record.name] = _simple_evaluate(lm, options)
@@ -98,7 +93,7 @@ def evaluate(options: LmEvalOptions, observer: Observer) -> Evaluation:
 
 
 def _simple_evaluate(lm: _MeasuredLM, options: LmEvalOptions) -> dict[str, Any]:
-    with own_metrics(), _asking_git_where_it_is_used():
+    with own_metrics():
         try:
             found: dict[str, Any] = lm_eval.simple_evaluate(
                 lm,
@@ -113,60 +108,20 @@ def _simple_evaluate(lm: _MeasuredLM, options: LmEvalOptions) -> dict[str, Any]:
         except (HarnessError, MemoryError):
             raise
         except Exception as error:  # the task's own, its data set's, lm-eval's, or a defect of ours
-            place = _place_outside(error)
-            if place is None:
-                raise
+            frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+            if any(name.partition(".")[0] == __name__.partition(".")[0] for name in frames[1:]):
+                raise  # lm-eval called the model
+            place = traceback.extract_tb(error.__traceback__)[-1]
             raise DataError(
-                f"lm-eval cannot evaluate {', '.join(options.names)}: {reason(error)} ({place}). "
-                "Check the task's YAML file, its functions and its data."
+                f"lm-eval cannot evaluate {', '.join(options.names)}: {reason(error)} ({place.filename}, line "
+                f"{place.lineno}). Check the task's YAML file, its functions and its data."
             ) from error
     found["config"]["model"] = lm.config.model
     return found
 
 
-def _place_outside(error: Exception) -> str | None:
-    """Return where lm-eval, or what it called last, failed; ``None`` for an error that passed through the harness.
-
-    lm-eval calls the code of tasks and the model, which is ours: a frame of ours below the first, which called lm-eval,
-    is the model's. What a run itself calls of a task, to score a completion, becomes an error of that completion.
-    """
-    place: str | None = None
-    called = False
-    trace = error.__traceback__ and error.__traceback__.tb_next
-    while trace is not None:
-        code, package = trace.tb_frame.f_code, str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
-        if package == __name__.partition(".")[0]:
-            return None
-        is_theirs = package == lm_eval.__name__
-        if is_theirs or called:
-            place = f"{code.co_filename}, line {trace.tb_lineno}"
-        called, trace = is_theirs, trace.tb_next
-    return place
-
-
-@contextmanager
-def _asking_git_where_it_is_used() -> Iterator[None]:
-    """Keep lm-eval, which notes the commit that it is called at, from having git complain outside of a repository."""
-    from lm_eval import evaluator
-
-    here = Path.cwd()
-    before = evaluator.get_git_commit_hash
-    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
-        evaluator.get_git_commit_hash = lambda: None
-    try:
-        yield
-    finally:
-        evaluator.get_git_commit_hash = before
-
-
 class _MeasuredLM(EarlyExitLM):
-    """Has everything generated in one run, at every operating point, and answers for one of them.
-
-    Attributes:
-        found: the tasks.
-        run: the records, once there are some.
-        answering: the operating point that it answers for; full depth until another one is named.
-    """
+    """Has everything generated in one run, at every operating point, and answers for one of them."""
 
     found: FoundTasks
 
@@ -192,11 +147,6 @@ class _MeasuredLM(EarlyExitLM):
         self.answering: OperatingPointRecord | None = None
         self._observer = observer
         self._known: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, bool]] = {}
-
-    @property
-    def others(self) -> Sequence[OperatingPointRecord]:
-        """The operating points beside full depth that there are answers of."""
-        return () if self.run is None else self.run.manifest.operating_points[1:]
 
     @property
     def operating_point(self) -> OperatingPointRecord:
@@ -284,18 +234,7 @@ FILES = frozenset({"json", "csv", "parquet", "text", "arrow"})
 def planned_tasks(
     lm: EarlyExitLM, model: ResolvedModel, asks: Sequence[Ask], tasks: Mapping[str, Any], options: LmEvalOptions
 ) -> tuple[PlannedTask, ...]:
-    """Return the tasks of some requests, each with its samples in the order asked, repetitions left out.
-
-    Args:
-        lm: spells answers.
-        model: whose tokens they are.
-        asks: all requests to generate.
-        tasks: name → lm-eval's task.
-        options: that lm-eval made the prompts with.
-
-    Raises:
-        ConfigError: requests of one task that end at different texts.
-    """
+    """Return the tasks of some requests, each with its samples in the order asked, repetitions left out."""
     by_task: dict[str, dict[str, Ask]] = {}
     for ask in asks:
         by_task.setdefault(ask.task, {}).setdefault(ask.sample_id, ask)
@@ -312,11 +251,12 @@ def _planned(
             "harness.lm_eval.EarlyExitLM from Python."
         )
     (until,) = untils
-    targets = [_target(task, ask) for ask in asks]
-    samples = tuple(
-        Sample(ask.sample_id, ask.prompt_ids, target, tuple(model.tokenizer.encode(target)), ask.limit)
-        for ask, target in zip(asks, targets, strict=True)
-    )
+    samples = []
+    for ask in asks:
+        target = task.doc_to_target(ask.instance.doc)
+        target = str((target[0] if target else "") if isinstance(target, list | tuple) else target)
+        ids = tuple(model.tokenizer.encode(target))
+        samples.append(Sample(ask.sample_id, ask.prompt_ids, target, ids, ask.limit))
     source = _source(name, task, asks, options)
     record = TaskRecord(
         name=name,
@@ -333,7 +273,7 @@ def _planned(
     )
     return PlannedTask(
         _Judge(until),
-        TaskData(samples, (), source),
+        TaskData(tuple(samples), (), source),
         stop_rule(model.tokenizer, until),
         record,
         _Scores(lm, task, {ask.sample_id: ask for ask in asks}),
@@ -354,9 +294,8 @@ class _Judge:
 class _Scores:
     """Scores one completion as lm-eval scores a document: by the task's filters and its own metrics.
 
-    Nothing for documents of several requests, which are scored together, and for metrics that are not a number per
-    document (perplexity's weights, the pairs of a corpus' BLEU); those stand in lm-eval's results alone. A number that
-    is not finite is not defined.
+    Nothing for documents of several requests, and for metrics that are not a number per document: those stand in
+    lm-eval's results alone. A number that is not finite is not defined.
     """
 
     lm: EarlyExitLM
@@ -381,18 +320,12 @@ class _Scores:
         return found
 
 
-def _target(task: Any, ask: Ask) -> str:
-    target = task.doc_to_target(ask.instance.doc)
-    if isinstance(target, list | tuple):
-        target = target[0] if target else ""
-    return str(target)
-
-
 def _source(name: str, task: Any, asks: Sequence[Ask], options: LmEvalOptions) -> SourceInfo:
     path = str(task.config.dataset_path or "")
     local = path in FILES or not path or Path(path).exists()
     rows = json.dumps([[ask.sample_id, ask.instance.doc] for ask in asks], sort_keys=True, default=str)
     hub = f"{path}/{task.config.dataset_name}" if task.config.dataset_name else path
+    own, asked = task.config.num_fewshot, options.num_fewshot  # a task's own 0 is never overridden
     return SourceInfo(
         "path" if local else "hub",
         f"lm-eval's {name}, version {task.VERSION}" + ("" if local else f", {hub}"),
@@ -401,12 +334,7 @@ def _source(name: str, task: Any, asks: Sequence[Ask], options: LmEvalOptions) -
             DEFINED_BY: version("lm_eval"),
             "dataset_path": path,
             "split": str(task.config.test_split or task.config.validation_split or ""),
-            "num_fewshot": str(_examples(task.config.num_fewshot, options.num_fewshot)),
+            "num_fewshot": str((own or 0) if asked is None or own == 0 else asked),
             "apply_chat_template": str(options.apply_chat_template),
         },
     )
-
-
-def _examples(own: int | None, asked: int | None) -> int:
-    """Return how many examples lm-eval puts before each document; a task's own 0 it never overrides."""
-    return (own or 0) if asked is None or own == 0 else asked

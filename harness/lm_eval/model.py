@@ -2,10 +2,6 @@
 
 Everything that reaches the model's tokens is as lm-eval's own ``hf`` model does it, so that full depth has its results:
 how contexts and continuations are encoded, truncated and windowed, where answers are cut. Greedy; one process.
-
-Conversations as a tokenizer's chat template writes them, and where it refuses one, as lm-eval's ``hf`` does.
-
-Log-likelihoods of continuations that are known, at full depth or read out at one exit.
 """
 
 from __future__ import annotations
@@ -48,68 +44,6 @@ from harness.running.operating_points import OperatingPoint, build_all, operatin
 logger = logging.getLogger(__name__)
 
 
-class ChatTemplate:
-    """The chat template of a tokenizer.
-
-    Args:
-        tokenizer: one of transformers.
-        model: whose it is, for refusals.
-    """
-
-    def __init__(self, tokenizer: Any, model: str) -> None:
-        self._tokenizer, self._model = tokenizer, model
-        self._warned = False
-
-    def check(self) -> None:
-        """Refuse a tokenizer without a template, or with several and none by default.
-
-        Raises:
-            ModelError: with the remedy.
-        """
-        try:
-            with suppress(NotImplementedError):  # mistral-common's tokenizers write conversations without a template
-                self._tokenizer.get_chat_template()
-        except ValueError as error:
-            raise ModelError(
-                f"the tokenizer of {self._model} has no default chat template. Omit --apply-chat-template, or name a "
-                "model whose tokenizer has one."
-            ) from error
-
-    def write(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        """Return a conversation as a text, without its system messages where the template fails on all of it.
-
-        Args:
-            messages: each with ``role`` and ``content``.
-            add_generation_prompt: begin the model's turn; otherwise the last message is left open.
-
-        Raises:
-            ModelError: there is no template, or it fails without system messages as well.
-        """
-        self.check()
-        with library_border(f"the chat template of {self._model} fails", "Omit --apply-chat-template."):
-            try:
-                return self._text(messages, add_generation_prompt)
-            except TemplateError:
-                rest = [message for message in messages if message["role"] != "system"]
-                text = self._text(rest, add_generation_prompt)
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "the chat template of %s takes no system message: descriptions of tasks are left out, as by hf",
-                self._model,
-            )
-        return text
-
-    def _text(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return text
-
-
 CHUNK = 256
 """Positions whose logits are in memory together."""
 
@@ -118,21 +52,7 @@ CHUNK = 256
 def log_likelihoods(
     engine: Engine, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[Sequence[int]]], layer: int
 ) -> list[list[tuple[float, bool]]]:
-    """Return the log-likelihood of each continuation, and whether it is what would be generated greedily.
-
-    Args:
-        engine: of the model.
-        inputs: sequences that are read together, in one pass.
-        targets: for each input the continuations to score on it; a continuation of n tokens is read from the input's
-            last n places, so that the input ends one token before the continuation does.
-        layer: decoder layers to run; before the last, the exit head there reads them.
-
-    Returns:
-        For each input, of each continuation the sum of natural logs, and whether every token is the most probable one.
-
-    Raises:
-        ModelError: an input that is empty, too long or not of the model's tokens; or logits that are not finite.
-    """
+    """Return the log-likelihood of each continuation, and whether it is what would be generated greedily."""
     engine.check(inputs, [0] * len(inputs))
     current = PrefixPass(engine.backbone, engine.rotary(max(map(len, inputs))), inputs, list(range(len(inputs))))
     current.advance(layer)
@@ -185,7 +105,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
 
     Attributes:
         config: all of these.
-        chat: writes conversations.
         spent: what generation and scoring took, by (``generated`` or ``scored``, task).
 
     Raises:
@@ -224,11 +143,9 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             )
         self._scoring_layer = loglikelihood_exit or info.num_layers
         self.tokenizer = self._resolved.tokenizer.wrapped
-        self.chat = ChatTemplate(self.tokenizer, config.model)
+        self._warned = False
         self.spent: dict[tuple[str, str], Spent] = {}
         self._task = ""
-
-    # ------------------------------------------------------------------------------- what lm-eval asks of a model
 
     @property
     def eot_token_id(self) -> int:
@@ -266,9 +183,40 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         """The name of this model's chat template in caches."""
         return self.config.model.replace("/", "__")
 
+    def check_chat_template(self) -> None:
+        """Refuse a tokenizer without a template, or with several and none by default."""
+        try:
+            with suppress(NotImplementedError):  # mistral-common's tokenizers write conversations without a template
+                self.tokenizer.get_chat_template()
+        except ValueError as error:
+            raise ModelError(
+                f"the tokenizer of {self.config.model} has no default chat template. Omit --apply-chat-template, or "
+                "name a model whose tokenizer has one."
+            ) from error
+
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as the tokenizer's template writes it, or refuse it: :meth:`ChatTemplate.write`."""
-        return self.chat.write(chat_history, add_generation_prompt=add_generation_prompt)
+        """Return a conversation as the tokenizer's template writes it, without system messages where that fails."""
+        self.check_chat_template()
+
+        def written(messages: list[dict[str, str]]) -> str:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+            return text
+
+        with library_border(f"the chat template of {self.config.model} fails", "Omit --apply-chat-template."):
+            try:
+                return written(chat_history)
+            except TemplateError:
+                text = written([message for message in chat_history if message["role"] != "system"])
+        if not self._warned:
+            self._warned = True
+            said = "the chat template of %s takes no system message: descriptions of tasks are left out, as by hf"
+            logger.warning(said, self.config.model)
+        return text
 
     def tok_encode(
         self,
@@ -285,12 +233,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return a completion of each request's context.
-
-        Raises:
-            ConfigError: a request that greedy decoding cannot answer.
-            ModelError: one that could not be decoded to its end.
-        """
+        """Return a completion of each request's context."""
         asks = [self._ask(request) for request in requests]
         answers = [self.text(ask, made) for ask, made in zip(asks, self._generate(asks, disable_tqdm), strict=True)]
         for request, answer in zip(requests, answers, strict=True):
@@ -333,8 +276,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         }
         return {"early_exit": facts}
 
-    # ------------------------------------------------------------------------------- what it takes
-
     def facts(self) -> dict[str, dict[str, Any]]:
         """Return task → ``generated``, ``scored`` → what it took."""
         found: dict[str, dict[str, Any]] = {}
@@ -367,11 +308,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
 
     @cached_property
     def point(self) -> OperatingPoint:
-        """The exit settings.
-
-        Raises:
-            HarnessError: the strategy does not fit the model, or is several operating points.
-        """
+        """The exit settings."""
         found = operating_points(build_all(self.config.specs()), self.config, [self.engine.info])
         if len(found) != 1:
             raise ConfigError(f"{len(found)} operating points were asked for, and one can answer lm-eval. Name one.")
@@ -390,8 +327,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             yield spent
         assert window.reading is not None
         spent.add(window.reading)
-
-    # ------------------------------------------------------------------------------- generation
 
     def _ask(self, request: Any) -> Ask:
         context, settings = request.args
@@ -446,8 +381,6 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
                 raise ModelError(f"{asks[place].task}, request {asks[place].sample_id}: {made.failure}")
             spent.count(1, len(made.token_ids), made.exit_layers[first:])
             yield place, made.token_ids
-
-    # ------------------------------------------------------------------------------- scoring
 
     def _by_task(self, requests: Sequence[Any], score: Callable[..., list[Any]], disable_tqdm: bool) -> list[Any]:
         """Score the requests of one task after another's, so that each is known by what it took."""

@@ -21,39 +21,18 @@ LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens
 """Names of the limit of new tokens, the first that is given counts."""
 OF_SAMPLING = frozenset({"do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
 """Settings of sampling, which say nothing where it is off."""
+_ONES = ("num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty", "encoder_repetition_penalty")
+_ZEROS = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "diversity_penalty", "presence_penalty")
 NEUTRAL: Mapping[str, int] = {
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "num_return_sequences": 1,
-    "repetition_penalty": 1,
-    "encoder_repetition_penalty": 1,
-    "length_penalty": 1,
-    "guidance_scale": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "diversity_penalty": 0,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "penalty_alpha": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "min_tokens": 0,
+    **dict.fromkeys((*_ONES, "length_penalty", "guidance_scale"), 1),
+    **dict.fromkeys((*_ZEROS, "frequency_penalty", "penalty_alpha", "min_length", "min_new_tokens", "min_tokens"), 0),
 }
 """Values at which settings of sampling change nothing in greedy decoding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
-    """One text to generate.
-
-    Attributes:
-        task: lm-eval's name of its task.
-        sample_id: which of the task's: the document's number, and its request's where it has several.
-        prompt_ids: tokens of the context, as many of its last ones as leave room for the new ones.
-        until: texts that end it, none empty.
-        limit: new tokens at most.
-        instance: lm-eval's request.
-    """
+    """One text to generate."""
 
     task: str
     sample_id: str
@@ -64,17 +43,7 @@ class Ask:
 
 
 def read_generation(task: str, settings: Mapping[str, Any], limit: int, end: str | None) -> tuple[tuple[str, ...], int]:
-    """Return the stop texts and the limit of new tokens that a request's generation settings say.
-
-    Args:
-        task: whose request it is.
-        settings: as the task has them.
-        limit: where they name none.
-        end: text of the model's end token, which always ends a completion.
-
-    Raises:
-        ConfigError: they ask for sampling, or for something else that greedy decoding has not.
-    """
+    """Return the stop texts and the limit of new tokens that a request's generation settings say."""
     if settings.get("do_sample") or (settings.get("do_sample") is None and float(settings.get("temperature") or 0) > 0):
         raise ConfigError(
             f"the task {task} samples (do_sample or a temperature above 0), and early-exit decoding is greedy. "
@@ -102,8 +71,7 @@ def _changes(name: str, value: object) -> bool:
 def stop_rule(tokenizer: Tokenizer, until: Sequence[str]) -> StopRule:
     """Return a rule that is true once one of some texts is complete in what the tokens spell.
 
-    The text of all tokens is searched, but only where some token holds a character that can complete one, or part of a
-    character; one look-up per token tells.
+    The text of all tokens is searched, but only where some token holds a character that can complete one.
     """
     lasts = {text[-1] for text in until} | {"\ufffd"}
     suspects: dict[int, bool] = {}
@@ -130,32 +98,17 @@ def cut(text: str, until: Sequence[str]) -> str:
     return text
 
 
+@dataclass(frozen=True)
 class FoundTasks:
-    """Tasks as lm-eval finds them.
+    """Tasks as lm-eval finds them: the names asked for, lm-eval's manager, and name → task, groups taken apart."""
 
-    Attributes:
-        names: as asked for, files as paths.
-        manager: lm-eval's, which knows them.
-        tasks: name → lm-eval's task, groups taken apart.
-    """
-
-    def __init__(self, names: list[str], manager: Any, tasks: Mapping[str, Any]) -> None:
-        self.names, self.manager, self.tasks = names, manager, tasks
+    names: list[str]
+    manager: Any
+    tasks: Mapping[str, Any]
 
 
 def find_tasks(names: list[str], include_path: Path | None) -> FoundTasks:
-    """Load tasks with their documents.
-
-    Args:
-        names: tasks, groups, tags, or YAML files.
-        include_path: folder of further tasks.
-
-    Raises:
-        UnknownNameError: one that lm-eval does not know.
-        ConfigError: a task that reads pictures or sounds, runs code that a model wrote, or has a foreign metric; or a
-            version of ``datasets`` that runs programs of data sets.
-        DataError: its documents cannot be had.
-    """
+    """Load tasks with their documents."""
     import datasets
     from lm_eval.tasks import TaskManager
 
@@ -187,7 +140,10 @@ def find_tasks(names: list[str], include_path: Path | None) -> FoundTasks:
             f"lm-eval cannot load {', '.join(names)}: {reason(error)}. Check the task's YAML file and its data."
         ) from error
     for name, task in tasks.items():
-        _refuse(name, task)
+        if getattr(task, "MULTIMODAL", False):
+            raise ConfigError(f"the task {name} reads pictures or sounds, and the models here read text. Omit it.")
+        if getattr(task, "UNSAFE_CODE", False):
+            raise ConfigError(f"the task {name} runs code that the model wrote, and nothing here does. Omit it.")
     return FoundTasks(names, manager, tasks)
 
 
@@ -196,20 +152,9 @@ def _unknown(names: list[str], manager: Any) -> list[str]:
     return [name for name in names if name not in known and not Path(name).is_file()]
 
 
-def _refuse(name: str, task: Any) -> None:
-    if getattr(task, "MULTIMODAL", False):
-        raise ConfigError(f"the task {name} reads pictures or sounds, and the models here read text. Omit it.")
-    if getattr(task, "UNSAFE_CODE", False):
-        raise ConfigError(f"the task {name} runs code that the model wrote, and nothing here does. Omit it.")
-
-
 @contextmanager
 def own_metrics() -> Iterator[None]:
-    """Let lm-eval load no metric as a program from the hub, as it does with one that it does not know.
-
-    Raises:
-        ConfigError: a task wants one.
-    """
+    """Let lm-eval load no metric as a program from the hub, as it does with one that it does not know."""
     import evaluate
 
     wanted: list[str] = []

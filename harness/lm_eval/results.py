@@ -22,11 +22,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def write_results(directory: Path, results: Results) -> tuple[Path, ...]:
-    """Write ``lm-eval/POINT/results.json`` for each operating point, in lm-eval's own form; return the paths.
-
-    Raises:
-        StoreError: one cannot be written.
-    """
+    """Write ``lm-eval/POINT/results.json`` for each operating point, in lm-eval's own form; return the paths."""
     from lm_eval.utils import handle_non_serializable
 
     written: list[Path] = []
@@ -39,11 +35,7 @@ def write_results(directory: Path, results: Results) -> tuple[Path, ...]:
 
 
 def tables(results: Results) -> Iterator[Table]:
-    """Yield metrics of every task and operating point with depth, time and energy beside them.
-
-    Args:
-        results: operating point → lm-eval's results.
-    """
+    """Yield metrics of every task and operating point with depth, time and energy beside them."""
     first = next(iter(results.values()))
     rows: list[tuple[Cell, ...]] = []
     groups: list[tuple[int, str]] = []
@@ -51,8 +43,10 @@ def tables(results: Results) -> Iterator[Table]:
     kinds: set[str] = set()
     known = False
     for task in first["results"]:
-        for metric in _metrics(first["results"][task]):
-            name, _, pipeline = metric.partition(",")
+        for metric in first["results"][task]:
+            name, comma, pipeline = metric.partition(",")
+            if not comma or name.endswith("_stderr"):
+                continue
             groups.append((len(rows), f"{task}: {name if pipeline == 'none' else metric}"))
             for point, found in results.items():
                 values, facts = found["results"][task], found["config"]["early_exit"]["tasks"].get(task, {})
@@ -62,8 +56,12 @@ def tables(results: Results) -> Iterator[Table]:
                 if spent.get("j_per_token") is not None:
                     sources[spent["energy_source"]] = spent["energy_measured"]
                 costs = (spent.get(cost) for cost in ("exit_layer_mean", "s_per_token", "j_per_token"))
-                value = _value(values.get(metric), values.get(f"{name}_stderr,{pipeline}"))
-                rows.append((_where(found, point, asked), value, *costs))
+                value, error = values.get(metric), values.get(f"{name}_stderr,{pipeline}")
+                shown = f"{value:.4f}" if isinstance(value, int | float) else MISSING
+                shown += f" ± {error:.4f}" if isinstance(error, int | float) else ""
+                at = found["config"]["early_exit"].get("loglikelihood_at", "") if "scored" in asked else ""
+                where = point if not at else at if asked == {"scored"} else f"{point}; scored: {at}"
+                rows.append((where, shown, *costs))
                 if asked == {"scored"}:  # the same at every operating point
                     break
     yield Table.of_rows(
@@ -86,21 +84,6 @@ def _kinds(results: Mapping[str, Any], name: str) -> set[str]:
     return set(results["config"]["early_exit"]["tasks"].get(name, ())).union(*(_kinds(results, one) for one in members))
 
 
-def _where(results: Mapping[str, Any], point: str, kinds: set[str]) -> str:
-    """Where the numbers of a row come from: an operating point, the layer that scores given texts, or both."""
-    at: str = results["config"]["early_exit"]["loglikelihood_at"] if "scored" in kinds else ""
-    return point if not at else at if kinds == {"scored"} else f"{point}; scored: {at}"
-
-
-def _metrics(values: Mapping[str, Any]) -> list[str]:
-    return [name for name in values if "," in name and "_stderr," not in name]
-
-
-def _value(value: Any, error: Any) -> str:
-    number = f"{value:.4f}" if isinstance(value, int | float) else MISSING
-    return number + (f" ± {error:.4f}" if isinstance(error, int | float) else "")
-
-
 def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[str], known: bool) -> Iterator[str]:
     facts = results["config"]["early_exit"]
     yield f"{facts['model']}, {facts['weights']} weights, {facts['num_layers']} layers, {facts['weights_format']}."
@@ -116,19 +99,7 @@ def _notes(results: Mapping[str, Any], sources: Mapping[str, bool], kinds: set[s
 
 @dataclass(slots=True)
 class Spent:
-    """Sums over the windows of one task's requests.
-
-    Attributes:
-        requests: answered.
-        tokens: generated, or scored.
-        seconds: that it took, prompts included.
-        joules: the same; ``None`` where one window has no number.
-        layers: decoder layers executed, summed over ``decoded`` tokens.
-        decoded: tokens whose depth counts: with a KV cache not the first of a completion, which the prompt yields.
-        known_requests, known_tokens: those of another task, too, which had been scored for it: no window has them.
-        source: of the energy. measured: a sensor measured it.
-        flags: quality remarks on its windows. reason: why there are no joules.
-    """
+    """Sums over the windows of one task's requests."""
 
     source: str
     measured: bool
@@ -177,12 +148,7 @@ class Spent:
 
 
 def facts_of_row(row: SummaryRow, tokens: int) -> dict[str, Any]:
-    """Return the same facts from a row of a run's summary.
-
-    Args:
-        row: one operating point on one task.
-        tokens: that it generated.
-    """
+    """Return the same facts from a row of a run's summary."""
     speed = row.value("tokens_per_s")
     return {
         "requests": row.n,

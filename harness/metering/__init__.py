@@ -34,21 +34,9 @@ AUTO_ORDER = ("nvml", "rapl", "estimate")
 def open_meter(choice: str, device: str, tdp_w: float | None = None) -> tuple[Meter, dict[str, str]]:
     """Return an open meter, and why the better ones that ``auto`` passed over are not available.
 
-    Args:
-        choice: ``auto`` or a registered meter, a third party's included. A registered class is called
-            with ``device=`` and ``tdp_w=``; its classmethod ``probe(device) -> str | None``, if it has
-            one, is asked first. What follows a colon (``replay:FILE``) is given to it as ``argument=``.
-        device: torch device on which the measured work runs, ``cpu`` or ``cuda[:N]``; several joined by commas. A meter
-            counts all of them or is not available.
-        tdp_w: power an estimate assumes for all logical cores, watts; ``None`` for its default.
-
-    Returns:
-        The meter, and meter name → reason for each one that ``auto`` could not take (empty for a
-        meter that was asked for by name).
-
-    Raises:
-        UnknownNameError: ``choice`` is not registered.
-        MeterError: the sensor that was asked for is not there, or cannot be opened.
+    A registered class is called with ``device=`` (several joined by commas: all are counted) and ``tdp_w=`` (watts of
+    all logical cores); its classmethod ``probe(device) -> str | None``, if it has one, is asked first. What follows a
+    colon (``replay:FILE``) is given to it as ``argument=``.
     """
     unavailable: dict[str, str] = {}
     for name in AUTO_ORDER if choice == "auto" else ():

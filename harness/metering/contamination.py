@@ -1,13 +1,7 @@
 """Other activity of the machine while something is measured: other processes, the hypervisor, heat, clocks.
 
-Counters of the kernel (and of a GPU's driver) are read just outside the meter's edges and compared. What
-cannot be read is ``None`` and flags nothing: macOS has no stolen time, a container may hide the host's
-counters or show a sandbox's own, a virtual machine has no thermal sensors. Child processes of this one
-count as foreign in a window.
-
-Only cores this process may run on are looked at: what happens on others delays it less. Thresholds leave room for the
-kernel's 10 ms ticks, so a short window must be dirtier to be flagged. Not promised: who the others are, and kernel work
-done on behalf of this process (it counts as foreign).
+Counters of the kernel and of a GPU's driver are read just outside the meter's edges. What cannot be read is ``None``
+and flags nothing. Only cores this process may run on are looked at; child processes count as foreign in a window.
 """
 
 from __future__ import annotations
@@ -18,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
@@ -35,8 +29,7 @@ SHORTEST_LOOK_S = 1.0
 def core_times() -> tuple[float, float, float] | None:
     """Return CPU seconds since boot of the cores this process may use: busy, stolen, idle.
 
-    Busy is user, nice, system and interrupt time, guests included; stolen, what the hypervisor ran something else in;
-    idle, waiting for a disk included. ``None`` where the system does not show all of these cores, or nothing stolen.
+    ``None`` where the system does not show all of these cores, or nothing stolen.
     """
     try:
         shown = psutil.cpu_times(percpu=True)
@@ -48,22 +41,9 @@ def core_times() -> tuple[float, float, float] | None:
     return (busy, stolen, sum(core.idle + core.iowait for core in times)) if times else None
 
 
-def _own_cpu_s() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
 @dataclass(frozen=True, slots=True)
 class LoadReading:
-    """CPU time over a span.
-
-    Attributes:
-        span_s: length of the span.
-        cores: cores watched.
-        own_cpu_s: CPU seconds of this process and of its children that have ended.
-        foreign_cpu_s: CPU seconds of everything else on these cores; a rounding below zero is zero.
-        stolen_cpu_s: CPU seconds the hypervisor gave to others.
-    """
+    """CPU time over a span; ``own_cpu_s`` includes child processes that have ended."""
 
     span_s: float
     cores: int
@@ -86,11 +66,11 @@ class LoadWatch:
     """Watches the usable cores from its creation on."""
 
     def __init__(self) -> None:
-        self._times, self._own_s, self._started = core_times(), _own_cpu_s(), time.perf_counter()
+        self._times, self._own_s, self._started = core_times(), sum(os.times()[:4]), time.perf_counter()
 
     def read(self) -> LoadReading | str:
         """Return the load since the watch began, or why it cannot be had. May be asked again."""
-        times, own_s, span_s = core_times(), _own_cpu_s() - self._own_s, time.perf_counter() - self._started
+        times, own_s, span_s = core_times(), sum(os.times()[:4]) - self._own_s, time.perf_counter() - self._started
         if self._times is None or times is None:
             return "this system hides what other processes do on the cores"
         busy_s, stolen_s, idle_s = (now - before for now, before in zip(times, self._times, strict=True))
@@ -114,42 +94,31 @@ SwPowerCap (0x04) is not among them: a busy board runs at its power limit all th
 """
 
 
-class GpuClocks:
-    """Asks NVML why one GPU runs at the clock it has; made by :meth:`of`.
+def gpu_clock_reasons(device: str) -> Callable[[], int | None] | None:
+    """Return what asks NVML why a GPU runs at the clock it has (a bit mask); ``None`` where nothing can answer."""
+    if not device.startswith("cuda"):
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    import torch
 
-    Args:
-        nvml: the ``pynvml`` module, initialised.
-        handle: NVML's handle of the GPU.
-    """
+    try:
+        pynvml.nvmlInit()
+        # torch's number and NVML's differ under CUDA_VISIBLE_DEVICES; the UUID is the same
+        uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except (pynvml.NVMLError, AttributeError):  # a torch that does not say the UUID
+        return None
 
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
-
-    @classmethod
-    def of(cls, device: str) -> Self | None:
-        """Return the clocks of a torch device; ``None`` on a CPU, and where NVML or the GPU does not answer."""
-        if not device.startswith("cuda"):
-            return None
+    def reasons() -> int | None:
         try:
-            import pynvml
-        except ImportError:
-            return None
-        import torch
-
-        try:
-            pynvml.nvmlInit()
-            # torch's number and NVML's differ under CUDA_VISIBLE_DEVICES; the UUID is the same
-            uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
-            return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-        except (pynvml.NVMLError, AttributeError):  # a torch that does not say the UUID
+            return int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        except pynvml.NVMLError:
             return None
 
-    def reasons(self) -> int | None:
-        """Return the present clock event reasons as a bit mask; ``None`` where this GPU does not say."""
-        try:
-            return int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle))
-        except self._nvml.NVMLError:
-            return None
+    return reasons
 
 
 CONTAMINATED = frozenset({"foreign-cpu", "stolen-cpu", "throttled", "clock-change"})
@@ -175,17 +144,7 @@ CPU_ROOT = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """The counters at one edge.
-
-    Attributes:
-        monotonic_s: when.
-        own_s: CPU seconds of this process so far.
-        busy_s: CPU seconds of everything on the cores this process may use, so far; ``None`` where it cannot be read.
-        stolen_s: CPU seconds the hypervisor gave away so far.
-        throttle_counts: thermal throttle events so far, by the path of their counter; empty where there are none.
-        clock_hz: clock of the fastest watched core.
-        gpu_reasons: NVML's clock event reasons, a bit mask; ``None`` without a GPU.
-    """
+    """The counters at one edge."""
 
     monotonic_s: float
     own_s: float
@@ -198,14 +157,7 @@ class Glance:
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
-    """Other activity between two edges.
-
-    Attributes:
-        foreign_cpu_s: CPU seconds of everything else on the cores this process may use; ``None`` where it cannot be
-            read.
-        stolen_cpu_s: CPU seconds of those cores that the hypervisor gave to others; ``None`` where it cannot be read.
-        flags: those of ``CONTAMINATED`` that apply.
-    """
+    """Other activity between two edges."""
 
     foreign_cpu_s: float | None
     stolen_cpu_s: float | None
@@ -221,25 +173,20 @@ class ObservedWindow:
 
 
 class Surroundings:
-    """Reads what the machine does besides; an edge takes some tens of microseconds.
+    """Reads what the machine does besides; an edge takes some tens of microseconds."""
 
-    Args:
-        gpu: the GPU whose clocks are asked about; ``None`` on a CPU.
-        clock: times the edges and this process.
-    """
-
-    def __init__(self, gpu: GpuClocks | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
-        self._clock, self._gpu = clock, gpu
+    def __init__(self, gpu_reasons: Callable[[], int | None] | None = None, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock, self._gpu_reasons = clock, gpu_reasons
         self._cores = core_count()
         self._tick_s = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
         cores = [CPU_ROOT / f"cpu{number}" for number in (usable_cores() or ())[:WATCHED_CORES]]
-        self._throttle = _throttle_counters(cores)
+        self._throttle = [str(path) for core in cores for path in core.glob("thermal_throttle/*_throttle_count")]
         self._clocks = [str(path) for core in cores if (path := core / "cpufreq" / "scaling_cur_freq").exists()]
 
     @classmethod
     def of(cls, device: str) -> Self:
         """Return the surroundings of work on a torch device."""
-        return cls(GpuClocks.of(device))
+        return cls(gpu_clock_reasons(device))
 
     def glance(self) -> Glance:
         """Read every counter once."""
@@ -254,7 +201,7 @@ class Surroundings:
             stolen_s=stolen_s,
             throttle_counts=throttle,
             clock_hz=max(clocks) * 1e3 if clocks else None,
-            gpu_reasons=self._gpu.reasons() if self._gpu is not None else None,
+            gpu_reasons=self._gpu_reasons() if self._gpu_reasons is not None else None,
         )
 
     def compare(self, before: Glance, after: Glance) -> Contamination:
@@ -278,11 +225,7 @@ class Surroundings:
 
 @contextmanager
 def observed(meter: Meter, surroundings: Surroundings) -> Iterator[ObservedWindow]:
-    """Run the body in one window of ``meter``, with a look at the machine before and after it.
-
-    Raises:
-        MeterError: as :func:`harness.metering.metered`.
-    """
+    """Run the body in one window of ``meter``, with a look at the machine before and after it."""
     window = ObservedWindow()
     before = surroundings.glance()
     with metered(meter) as inner:
@@ -302,19 +245,6 @@ def _throttled(before: Glance, after: Glance) -> bool:
     return any(new[path] > old[path] for path in new if path in old)
 
 
-def _throttle_counters(cores: list[Path]) -> list[str]:
-    """Return each watched core's counter and each package's once, whichever core shows it."""
-    counters: dict[str, str] = {}
-    for core in cores:
-        package = _integer(str(core / "topology" / "physical_package_id"))
-        place = _integer(str(core / "topology" / "core_id"))
-        for name, key in (("core", f"{package}.{place}"), ("package", f"{package}")):
-            path = core / "thermal_throttle" / f"{name}_throttle_count"
-            if path.exists():
-                counters.setdefault(f"{name} {key}" if package is not None else str(path), str(path))
-    return list(counters.values())
-
-
 def _integer(path: str) -> int | None:
     try:
         with open(path, "rb", buffering=0) as file:
@@ -331,21 +261,14 @@ QUIET_S = 0.5
 
 
 def default_idle_s(period_s: float | None) -> float:
-    """Return how long an idle window lasts unless given: 0, which is none, without a sensor.
-
-    The idle power of an estimate, or of no meter at all, would mean nothing.
-    """
+    """Return how long an idle window lasts unless given: 0, which is none, without a sensor."""
     return 0.0 if period_s is None else max(IDLE_S, SHORT_BELOW_PERIODS * period_s)
 
 
 def rest(
     meter: Meter, surroundings: Surroundings, seconds: float, sleep: Callable[[float], None] = time.sleep
 ) -> ObservedWindow:
-    """Return a window of so many seconds in which this process does nothing.
-
-    Raises:
-        MeterError: as :func:`harness.metering.metered`.
-    """
+    """Return a window of so many seconds in which this process does nothing."""
     sleep(QUIET_S)
     with observed(meter, surroundings) as window:
         sleep(seconds)

@@ -1,14 +1,8 @@
-"""Faults of energy counters in words: shared by everything that reads one.
+"""Faults of energy counters in words, how long windows must be for their sensor, and when a machine is warm.
 
-A counter only ever grows, so a window's joules are the difference of two readings. Missing, negative,
-non-finite and unmoved counters are ``None`` with a reason here, never zero and never a smaller total.
-A counter that wrapped is corrected where the kernel says how far it counts; a fall or a jump that no
-wrap explains (a reset, a suspended machine) is refused.
-
-Not promised: a counter that went round more than once within a window. The smallest RAPL range,
-65.7 kJ, lasts 160 s at 400 W.
-
-How long windows must be for their sensor, and when a machine is warm.
+A counter only ever grows, so a window's joules are the difference of two readings. Missing, negative, non-finite and
+unmoved counters are ``None`` with a reason, never zero and never a smaller total. Not promised: a counter that went
+round more than once within a window (the smallest RAPL range, 65.7 kJ, lasts 160 s at 400 W).
 """
 
 from __future__ import annotations
@@ -16,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.contracts import EnergyReading
 from harness.errors import MeterError
@@ -33,19 +27,12 @@ LARGEST_W = 2000.0
 """No single CPU package, memory bank or GPU board draws more: a wrap that would mean more is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Reliability of counters over one window.
-
-    Attributes:
-        energy_j: their sum; ``None`` when any of them cannot be trusted.
-        flags: quality remarks.
-        reason: why there is no energy.
-    """
+class Verdict(NamedTuple):
+    """Reliability of counters over one window: their sum in joules, or why there is none."""
 
     energy_j: float | None
-    flags: tuple[str, ...] = ()
     reason: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 def judge(
@@ -56,15 +43,7 @@ def judge(
     duration_s: float,
     ranges_j: Mapping[str, float] | None = None,
 ) -> Verdict:
-    """Return the energy of a window, or why it has none.
-
-    Args:
-        joules: counter name → difference over the window; ``None`` for a counter that gave nothing.
-        source: what the counters are called in messages.
-        period_s: how often they tick, seconds.
-        duration_s: window length, seconds.
-        ranges_j: counter name → joules after which it starts again at zero, where known.
-    """
+    """Return the energy of a window, or why it has none."""
     if not joules:
         return Verdict(None, reason=f"{source} gave no reading")
     total = 0.0
@@ -76,27 +55,21 @@ def judge(
         if grown is None:
             flag, did = ("negative-reading", "ran backwards") if value < 0 else ("counter-jump", "jumped")
             cause = "it wrapped, and its range is not known" if range_j is None else "no wrap explains it"
-            return Verdict(None, (flag,), f"the counter of {name} {did} ({value:.3g} J): {cause}")
+            return Verdict(None, f"the counter of {name} {did} ({value:.3g} J): {cause}", (flag,))
         total += grown
     periods = duration_s / period_s
     if periods < INVALID_BELOW_PERIODS:
         limit_s = INVALID_BELOW_PERIODS * period_s
         reason = f"a window of {duration_s:.3g} s is shorter than 10 sensor periods ({limit_s:.3g} s)"
-        return Verdict(None, ("invalid-window",), reason)
+        return Verdict(None, reason, ("invalid-window",))
     if total == 0:
-        return Verdict(None, ("stuck-counter",), f"the {source} counter did not move in {duration_s:.3g} s")
-    return Verdict(total, ("short-window",) if periods < SHORT_BELOW_PERIODS else ())
+        return Verdict(None, f"the {source} counter did not move in {duration_s:.3g} s", ("stuck-counter",))
+    return Verdict(total, flags=("short-window",) if periods < SHORT_BELOW_PERIODS else ())
 
 
 class CounterMeter(WindowedMeter):
-    """A meter whose sensor is a set of counters; subclasses read them at both edges.
+    """A meter whose sensor is a set of counters; subclasses read them at both edges."""
 
-    Args:
-        device: torch device, synchronised at both edges.
-        clock: what times the windows.
-    """
-
-    scope = ""
     period_s = 1.0
 
     def __init__(self, device: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -126,16 +99,7 @@ class CounterMeter(WindowedMeter):
             duration_s=elapsed.duration_s,
             ranges_j=self._ranges_j,
         )
-        return EnergyReading(
-            energy_j=verdict.energy_j,
-            source=self.source,
-            scope=self.scope,
-            duration_s=elapsed.duration_s,
-            cpu_time_s=elapsed.cpu_time_s,
-            sensor_period_s=self.period_s,
-            flags=verdict.flags,
-            reason=verdict.reason,
-        )
+        return self._reading(elapsed, *verdict)
 
 
 def _unwrapped(value: float, range_j: float | None, largest_j: float) -> float | None:
@@ -171,26 +135,14 @@ def full_depth_window_s(period_s: float) -> float:
 
 
 def samples_per_block(period_s: float | None, passes_s: Sequence[float], batch_size: int) -> int:
-    """Return how many samples share a window: one batch, or as many as the sensor needs.
-
-    Args:
-        period_s: how often the sensor ticks; ``None`` when windows may be of any length.
-        passes_s: times of full depth over one batch; the shortest decides.
-        batch_size: samples decoded together.
-    """
+    """Return how many samples share a window: one batch, or as many as the sensor needs."""
     shortest_s = min(passes_s, default=0.0)
     if period_s is None or shortest_s <= 0:
         return batch_size
     return batch_size * max(1, math.ceil(full_depth_window_s(period_s) / shortest_s))
 
 
-def drift(passes_s: Sequence[float]) -> float | None:
-    """Return slowest over fastest of the last three passes, less 1; ``None`` with fewer, or where one took no time."""
-    last = passes_s[-3:]
-    return max(last) / min(last) - 1 if len(last) == 3 and min(last) > 0 else None
-
-
 def settled(passes_s: Sequence[float]) -> bool:
-    """Whether the last three passes differ by less than the allowed drift."""
-    found = drift(passes_s)
-    return found is not None and found < WARMUP_DRIFT
+    """Whether the slowest of the last three passes over the fastest is within the allowed drift."""
+    last = passes_s[-3:]
+    return len(last) == 3 and min(last) > 0 and max(last) / min(last) - 1 < WARMUP_DRIFT

@@ -1,14 +1,7 @@
-"""The facts of this machine: what the system tells, and a few short measurements.
+"""The facts of this machine: what the system tells, and a few short measurements, in about three seconds.
 
-About three seconds, most of them the bandwidth's. The cores are watched meanwhile, so the load of other
-processes is what they took while this one was busy too, as it will be in a run.
-
-Bandwidth is measured with the kernel that decodes: decoding one token multiplies each weight matrix with one vector,
-every weight byte is read once and used once, so the speed limit is how fast this kernel streams matrices that are not
-in a cache. A STREAM copy would answer another question (it also writes). Beside it stand the machine's other limits:
-matrix × matrix, as prefill and training use it, and the dispatch floor, what an operation costs that computes nothing.
-
-Not promised: the best the machine could do, nor the vendor's figure. Other processes share memory and cores.
+Bandwidth is measured with the kernel that decodes, matrix × vector over weights that are not in a cache, because that
+is what limits a token. The cores are watched meanwhile, so the load of others is what they took while this was busy.
 """
 
 from __future__ import annotations
@@ -56,16 +49,7 @@ SYSFS_CPU = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True, slots=True)
 class BandwidthReading:
-    """How fast weights stream through matrix × vector.
-
-    Attributes:
-        bytes_per_s: weight bytes read per second by ``kernel``, median of the passes.
-        buffer_bytes: size of the matrices of one pass.
-        kernel: the fastest of those tried, for example ``torch.nn.functional.linear``.
-        cache_bytes: last-level cache of the device; ``None`` when it cannot be read.
-        limited_by: what kept the buffer below ``CACHE_MULTIPLE`` × cache: ``memory`` (a quarter of what
-            is available) or ``time`` (fresh pages came too slowly); ``None`` when nothing did.
-    """
+    """How fast weights stream through matrix × vector."""
 
     bytes_per_s: float
     buffer_bytes: int
@@ -80,11 +64,6 @@ def measure_bandwidth(dtype: str, device: str, *, buffer_bytes: int | None = Non
     Three kernels are tried and the fastest counts: ``torch.nn.functional.linear``, which models call, ``torch.mv``, and
     ``torch.mm`` with the row doubled; on a CPU either of the latter may be twice as fast. A share of a slower one would
     flatter an engine that uses the others.
-
-    Args:
-        dtype: torch dtype name of the weights, for example ``bfloat16``.
-        device: torch device.
-        buffer_bytes: wanted size of the buffer; ``None`` for ``CACHE_MULTIPLE`` × last-level cache.
     """
     import torch
 
@@ -110,7 +89,7 @@ def _fill(target: int, dtype: torch.dtype, device: str) -> list[Tensor]:
     import torch
 
     deadline = time.perf_counter() + FILL_BUDGET_S
-    row_bytes = torch.empty(COLUMNS, dtype=dtype, device="cpu").nbytes
+    row_bytes = COLUMNS * dtype.itemsize
     matrices: list[Tensor] = []
     missing = max(target, row_bytes)
     while missing > 0 and (not matrices or time.perf_counter() < deadline):
@@ -121,6 +100,7 @@ def _fill(target: int, dtype: torch.dtype, device: str) -> list[Tensor]:
 
 
 def _pass_seconds(matrices: list[Tensor], device: str, deadline: float) -> dict[str, float]:
+    """Return the median seconds of one pass over all matrices, by kernel."""
     import torch
     from torch.nn.functional import linear
 
@@ -131,19 +111,13 @@ def _pass_seconds(matrices: list[Tensor], device: str, deadline: float) -> dict[
         "torch.mv": lambda matrix: torch.mv(matrix, vector),  # [rows]
         "torch.mm": lambda matrix: torch.mm(matrix, columns),  # [rows, 2]
     }
-
-    def one_pass(kernel: Callable[[Tensor], Tensor]) -> float:
-        return _seconds(lambda: [kernel(matrix) for matrix in matrices], device)
-
-    for kernel in kernels.values():  # warm-up: page tables, thread pool, kernel choice
-        one_pass(kernel)
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
-    for _ in range(MAX_ROUNDS):
+    for round_ in range(1 + MAX_ROUNDS):
         for name, kernel in kernels.items():
-            seconds[name].append(one_pass(kernel))
-        if time.perf_counter() > deadline:
+            seconds[name].append(_seconds(lambda: [kernel(matrix) for matrix in matrices], device))  # noqa: B023
+        if round_ and time.perf_counter() > deadline:
             break
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first one warms up
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
@@ -187,11 +161,6 @@ def measure_compute(dtype: str, device: str, *, budget_s: float = BUDGET_S) -> t
 
     The best pass of the largest size tried counts, because a peak is what the device can do when nothing disturbs it.
     On a GPU torch's present setting for TF32 applies.
-
-    Args:
-        dtype: torch dtype name.
-        device: torch device.
-        budget_s: no larger matrix and no further pass is tried after so long.
     """
     import torch
 
@@ -229,11 +198,6 @@ def measure_dispatch(device: str, *, operations: int = OPERATIONS, rounds: int =
     A decode step of a small model is hundreds of operations on one token; no speed predicted from bytes or FLOPs can be
     reached where this floor times their number is the larger part of the step. On a GPU operations are queued back to
     back, so it is the longer of issuing and launching one.
-
-    Args:
-        device: torch device.
-        operations: operations of one round.
-        rounds: rounds, beside one that warms up.
     """
     import torch
 
@@ -252,16 +216,7 @@ READS = 20_000
 
 
 def measure_timer(read: Callable[[], float] = time.perf_counter, reads: int = READS) -> tuple[float | None, int]:
-    """Read the clock behind every latency in a row, some milliseconds long.
-
-    Args:
-        read: the clock, seconds.
-        reads: how often.
-
-    Returns:
-        The smallest step seen between two readings, what it takes to read it included, seconds (``None`` if it never
-        moved); and the readings that were earlier than the one before, of which there must be none.
-    """
+    """Read the clock behind every latency in a row, some milliseconds long."""
     values = [read() for _ in range(reads)]
     steps = [later - earlier for earlier, later in pairwise(values)]
     return min((step for step in steps if step > 0), default=None), sum(step < 0 for step in steps)
@@ -282,19 +237,7 @@ def examine(
     environment: Mapping[str, Any],
     stage: Callable[[str], None] = lambda text: None,
 ) -> MachineRecord:
-    """Measure what decides how far numbers of this machine can be trusted.
-
-    Args:
-        device: torch device on which the measured work runs.
-        dtype: torch dtype name of the weights.
-        meter: source of the energy meter in use.
-        meter_description: the meter in its own words.
-        meter_measured: it reads a sensor.
-        sensors: energy sensors that were looked for.
-        scores_missing: sentences about scores that cannot be computed here.
-        environment: as :func:`harness.host.environment.describe` returns it.
-        stage: is told what is being measured.
-    """
+    """Measure what decides how far numbers of this machine can be trusted."""
     import torch
 
     missing: dict[str, str] = {}

@@ -6,13 +6,11 @@ the joules do not belong to the work that runs now.
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from harness.errors import MeterError
 from harness.host.files import read_model
@@ -24,18 +22,7 @@ PSYS = "psys"
 
 
 class Recording(BaseModel):
-    """Readings of a counter, in order.
-
-    Attributes:
-        recorded_from: what kind of sensor it was, in words.
-        scope: what the counters cover, for example ``cpu package``.
-        period_s: how often they tick.
-        readings: one for each window edge, counter name → joules since some start. A string in place of a reading is
-            the sensor's failure, in its words. ``NaN`` and ``Infinity`` are readings.
-        times_s: with these, a reading is not an edge's but a tick's, at so many seconds after the meter was opened; an
-            edge reads the last tick before it, as a slow sensor does.
-        ranges_j: counter name → joules after which it starts again at zero; a wrap of any other is refused.
-    """
+    """Readings of a counter, in order; what each field means, :class:`Replay` says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,25 +30,11 @@ class Recording(BaseModel):
     scope: str = "unknown"
     period_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.001
     readings: Annotated[tuple[dict[str, float] | str, ...], Field(min_length=1)]
-    times_s: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] | None = None
     ranges_j: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _times_fit(self) -> Self:
-        if self.times_s is not None:
-            if len(self.times_s) != len(self.readings):
-                raise ValueError(f"{len(self.readings)} readings have {len(self.times_s)} times")
-            if list(self.times_s) != sorted(self.times_s):
-                raise ValueError("times_s must not run backwards")
-        return self
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a JSON file.
-
-        Raises:
-            MeterError: it is not there, not JSON, or not a recording.
-        """
+        """Read a JSON file."""
         return read_model(path, cls, MeterError, _USAGE, "recording of a meter", finite=False)
 
 
@@ -73,19 +46,8 @@ class Replay(CounterMeter):
         {"scope": "cpu package", "period_s": 0.001, "ranges_j": {"package-0": 262143.3},
          "readings": [{"package-0": 262140.1}, {"package-0": 3.2}, "the device was unplugged"]}
 
-    With ``times_s`` (seconds since the meter was opened, one for each reading) the readings are ticks, and an
-    edge reads the last one before it. A ``psys`` counter never counts. A run has two edges for each idle,
-    warm-up and measured window.
-
-    Args:
-        device: torch device, synchronised at both edges.
-        tdp_w: not used.
-        argument: the file of a :class:`Recording`.
-        recording: a recording that is at hand already.
-        clock: what times the windows, and ticks.
-
-    Raises:
-        MeterError: there is no usable recording, or it begins with a failure.
+    ``ranges_j`` are joules after which a counter starts again at zero; ``NaN`` and ``Infinity`` are readings. A
+    ``psys`` counter never counts. A run has two edges for each idle, warm-up and measured window.
     """
 
     source = "replay"
@@ -107,7 +69,6 @@ class Replay(CounterMeter):
         self._recording = recording
         self._name = Path(argument).name if argument else "a list"
         self._next = 0
-        self._opened_s = clock.monotonic_s()
         self._before: Mapping[str, float] = {}
         self.scope, self.period_s, self._ranges_j = recording.scope, recording.period_s, recording.ranges_j
         if isinstance(recording.readings[0], str):
@@ -130,22 +91,11 @@ class Replay(CounterMeter):
         return {name: after[name] - before[name] if name in both else None for name in {**before, **after}}
 
     def _read(self, edge: str) -> Mapping[str, float]:
-        reading = self._at_edge()
-        if not isinstance(reading, dict):
-            words = f"the recording {self._name} ends here" if reading is None else reading
-            raise self._failure(f"failed when a window {edge}", words)
+        readings, place, self._next = self._recording.readings, self._next, self._next + 1
+        reading = readings[place] if place < len(readings) else f"the recording {self._name} ends here"
+        if isinstance(reading, str):
+            raise self._failure(f"failed when a window {edge}", reading)
         return {name: value for name, value in reading.items() if not name.startswith(PSYS)}
-
-    def _at_edge(self) -> dict[str, float] | str | None:
-        readings: Sequence[dict[str, float] | str] = self._recording.readings
-        times_s = self._recording.times_s
-        if times_s is None:
-            self._next += 1
-            return readings[self._next - 1] if self._next <= len(readings) else None
-        now_s = self._clock.monotonic_s() - self._opened_s
-        if now_s >= times_s[-1] + self.period_s or math.isnan(now_s):
-            return None
-        return readings[max(0, bisect_right(times_s, now_s) - 1)]
 
 
 _USAGE = "Write --energy replay:FILE with a JSON file of counter readings (harness show replay)."

@@ -1,14 +1,9 @@
 """Energy sensors through zeus: NVML's counters of NVIDIA GPUs, RAPL's of CPU packages; which are here, and their ticks.
 
-zeus (ML.ENERGY, https://ml.energy/zeus) reads both. Facts of its 0.16 that shape this module: with no
-sensor nothing raises and the total is zero; its ``time`` is not monotonic; a RAPL counter that wraps can
-give a negative number; the first RAPL window spawns one helper process per zone, which imports the main
-module again (a script needs its ``__main__`` guard) and runs until the interpreter exits. Here the helpers
-are started by a throwaway window before the first real one, and whatever zeus raises becomes one line.
-What counters may do wrong is judged in :mod:`harness.metering.counters`.
-
-Documentation says how often a counter moves, which is what windows are sized by; drivers and firmware differ, so the
-period is measured by polling, and a verdict says when the two do not fit.
+Facts of zeus 0.16 that shape this module: with no sensor nothing raises and the total is zero; a RAPL counter that
+wraps can give a negative number; the first RAPL window spawns a helper process per zone, which imports the main module
+again and runs until the interpreter exits: a throwaway window starts them. What counters may do wrong is judged in
+:mod:`harness.metering.counters`. Drivers differ from the documentation of ticks, so the period is measured by polling.
 """
 
 from __future__ import annotations
@@ -66,17 +61,7 @@ def _first_line(error: Exception) -> str:
 
 
 class ZeusMeter(CounterMeter):
-    """A meter over zeus' counters; subclasses say which counters and which of their fields.
-
-    Args:
-        device: torch device, synchronised at both edges.
-        gpu_indices: GPUs to read, as torch numbers them.
-        cpu_indices: RAPL zones to read, by zeus' numbering.
-        clock: what times the windows; zeus' own is not monotonic.
-
-    Raises:
-        MeterError: zeus cannot open or read them.
-    """
+    """A meter over zeus' counters; subclasses say which counters and which of their fields."""
 
     measured = True
 
@@ -120,18 +105,11 @@ class ZeusMeter(CounterMeter):
 class Nvml(ZeusMeter):
     """NVIDIA GPU board, by NVML's energy counter (Volta and later).
 
-    Host CPU and memory are not counted; on a Grace Hopper the counter covers the whole module. The
-    GPU is the one that torch calls by the same number (``cuda`` is number 0). Both respect
-    ``CUDA_VISIBLE_DEVICES``; where a machine mixes GPU types, set ``CUDA_DEVICE_ORDER=PCI_BUS_ID``, or
-    torch and NVML may count them in different orders.
+    Host CPU and memory are not counted; on a Grace Hopper the counter covers the whole module. The GPU is the one that
+    torch calls by the same number: where a machine mixes GPU types, set ``CUDA_DEVICE_ORDER=PCI_BUS_ID``.
 
     Args:
         device: ``cuda`` or ``cuda:N``; several joined by commas, whose energy is summed.
-        tdp_w: not used.
-        clock: what times the windows.
-
-    Raises:
-        MeterError: the counter cannot be opened.
     """
 
     source = "nvml"
@@ -196,17 +174,8 @@ def _counter_missing(index: int) -> str | None:
 class Rapl(ZeusMeter):
     """CPU packages and their memory, by the RAPL counters (Linux, Intel and AMD).
 
-    Whole packages: whatever else runs on them is counted too. The DRAM counter is added where the
-    package has one and the scope says so. The ``psys`` zone (the whole platform, packages included)
-    is left out, or the packages would be counted twice. A wrap that zeus missed is corrected.
-
-    Args:
-        device: ``cpu``.
-        tdp_w: not used.
-        clock: what times the windows.
-
-    Raises:
-        MeterError: there are no counters, or they cannot be opened.
+    Whole packages: whatever else runs on them is counted too. The DRAM counter is added where the package has one and
+    the scope says so; the ``psys`` zone, in which the packages are, is left out.
     """
 
     source = "rapl"
@@ -274,15 +243,14 @@ def package_zones() -> dict[int, Path]:
 
 
 def _ranges_j(zones: Iterable[Path]) -> dict[str, float]:
-    """Return how far each counter counts before it starts again at zero; those the kernel does not say are left out.
+    """Return how far each counter counts before it starts again at zero, where the kernel says so.
 
-    zeus watches for wraps from a helper process and adds them; when the helper comes late, the difference
-    is negative by exactly this much.
+    zeus adds wraps from a helper process; when that comes late, the difference is negative by exactly this much.
     """
     ranges: dict[str, float] = {}
     for zone in zones:
-        memories = {f"{_name(zone)} dram": part for part in zone.glob(f"{zone.name}:*") if _name(part) == "dram"}
-        for name, folder in {_name(zone): zone, **memories}.items():
+        for folder in (zone, *(part for part in zone.glob(f"{zone.name}:*") if _name(part) == "dram")):
+            name = _name(zone) if folder is zone else f"{_name(zone)} dram"
             with suppress(OSError, ValueError):
                 ranges[name] = int((folder / "max_energy_range_uj").read_text(encoding="utf-8")) / 1e6
     return ranges
@@ -300,19 +268,7 @@ def measure_ticks(
     timeout_s: float = TIMEOUT_S,
     now: Callable[[], float] = time.perf_counter,
 ) -> tuple[float | None, str | None]:
-    """Poll a counter until it moved some times or time is up.
-
-    The first interval is cut off by the beginning and does not count.
-
-    Args:
-        read: the counter, as anything that compares.
-        ticks: whole intervals wanted.
-        timeout_s: when to stop.
-        now: the clock, seconds.
-
-    Returns:
-        The median time between two changes, seconds; or ``None`` and why there is none.
-    """
+    """Poll a counter; return the median seconds between two changes, or ``None`` and why there are too few."""
     started = moment = now()
     changes: list[float] = []
     last = read()
@@ -321,7 +277,7 @@ def measure_ticks(
         if value != last:
             changes.append(moment)
             last = value
-    intervals = [later - earlier for earlier, later in pairwise(changes)]
+    intervals = [later - earlier for earlier, later in pairwise(changes)]  # the beginning cut off the one before
     if len(intervals) < FEWEST_INTERVALS:
         moved = f"the counter moved {len(changes)} times in {moment - started:.2g} s"
         return None, f"{moved}, too few to tell its period"
@@ -329,37 +285,26 @@ def measure_ticks(
 
 
 def measure_period(source: str, device: str) -> tuple[float | None, str | None]:
-    """Poll the counter of an available sensor; as :func:`measure_ticks`, and a counter that fails is a reason as well.
-
-    Args:
-        source: ``nvml`` (millijoules), ``rapl`` (microjoules of the first package), or anything else, which has no
-            counter that is known here.
-        device: torch device, which says what GPU.
-    """
+    """Poll the counter of an available sensor, as :func:`measure_ticks`; one that fails is a reason as well."""
     from zeus.exception import ZeusBaseError
 
-    read: Callable[[], object] | None = None
     try:
         if source == "nvml":
             from zeus.device.gpu import get_gpus
 
             gpus, index = get_gpus(), gpu_index(device)
-            read = lambda: gpus.get_total_energy_consumption(index)  # noqa: E731
-        elif source == "rapl":
-            counters = [zone / "energy_uj" for zone in package_zones().values()]
-            # none may be readable where zeus' daemon reads them as root
-            read = next((counter.read_bytes for counter in counters if os.access(counter, os.R_OK)), None)
-        return (None, "its counter cannot be polled from here") if read is None else measure_ticks(read)
+            return measure_ticks(lambda: gpus.get_total_energy_consumption(index))
+        counters = [zone / "energy_uj" for zone in package_zones().values()] if source == "rapl" else []
+        for counter in counters:
+            if os.access(counter, os.R_OK):  # none may be where zeus' daemon reads them as root
+                return measure_ticks(counter.read_bytes)
     except (ZeusBaseError, RuntimeError, ValueError, OSError) as error:
         return None, f"its counter failed while it was polled: {_first_line(error)}"
+    return None, "its counter cannot be polled from here"
 
 
 def look_for_sensors(device: str) -> tuple[SensorRecord, ...]:
-    """Probe every kind of sensor and poll those that are there; two seconds at most.
-
-    Args:
-        device: torch device on which the measured work runs.
-    """
+    """Probe every kind of sensor and poll those that are there; two seconds at most."""
     on_gpu = device.startswith("cuda")
     # a probe for a device that its sensor does not serve would not say whether the sensor is there at all
     nvml = Nvml.probe(device if on_gpu else "cuda")
@@ -372,13 +317,7 @@ def look_for_sensors(device: str) -> tuple[SensorRecord, ...]:
 
 
 def sensors_of_meter(meter: Meter, unavailable: Mapping[str, str], device: str) -> tuple[SensorRecord, ...]:
-    """Return what a run knows already: the meter in use, polled, and why better ones are not there.
-
-    Args:
-        meter: open.
-        unavailable: meter → reason, see :func:`harness.metering.open_meter`.
-        device: torch device.
-    """
+    """Return what a run knows already: the meter in use, polled, and why better ones are not there."""
     missing = tuple(SensorRecord(name=name, unavailable=reason) for name, reason in unavailable.items())
     if meter.sensor_period_s is None:  # an estimate, or nothing
         return missing

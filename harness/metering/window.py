@@ -1,13 +1,6 @@
-"""The life of a measurement window, the same for every built-in meter.
+"""The life of a measurement window, the same for every built-in meter; readings of any meter leave here sound.
 
-One window at a time. The device is synchronised before both edges, so that exactly the work between
-:meth:`WindowedMeter.begin` and :meth:`WindowedMeter.end` is counted; the sensor is read just outside
-the clock. A window whose work or sensor failed is closed all the same: the next ``begin`` works.
-
-Readings of any meter, a third party's included, leave :func:`metered` sound: a number that is none
-becomes ``None`` with a reason, and a clock that ran backwards ends the run.
-
-Not promised: nesting, threads (one meter belongs to one thread), and CPU time of child processes.
+One window at a time, of one thread; the device is synchronised before both edges, the sensor read outside the clock.
 """
 
 from __future__ import annotations
@@ -25,11 +18,7 @@ from harness.metering.clock import SYSTEM_CLOCK, Clock, Elapsed
 
 @dataclass(slots=True)
 class MeteredWindow:
-    """The value that :func:`metered` yields.
-
-    Attributes:
-        reading: ``None`` while the window is open, and for good if its work raised.
-    """
+    """The value that :func:`metered` yields."""
 
     reading: EnergyReading | None = None
 
@@ -40,9 +29,6 @@ def metered(meter: Meter) -> Iterator[MeteredWindow]:
 
     The window is closed when the body raises, too; then the body's exception goes on and there is
     no reading.
-
-    Raises:
-        MeterError: the sensor failed at an edge, a clock ran backwards, or a window is open already.
     """
     window = MeteredWindow()
     finished = False
@@ -58,11 +44,7 @@ def metered(meter: Meter) -> Iterator[MeteredWindow]:
 
 
 def sound(reading: EnergyReading) -> EnergyReading:
-    """Return a reading that records can hold, from any meter: no NaN, no infinity, nothing below zero.
-
-    Raises:
-        MeterError: the window's length or CPU time is no number of seconds: nothing of it can be used.
-    """
+    """Return a reading that records can hold, from any meter: no NaN, no infinity, nothing below zero."""
     for name, value in (("length", reading.duration_s), ("CPU time", reading.cpu_time_s)):
         if not math.isfinite(value) or value < 0:
             raise MeterError(
@@ -97,7 +79,7 @@ class WindowedMeter(ABC):
         clock: what times the windows.
     """
 
-    source = "none"
+    source, scope = "none", ""
     measured = False  # a sensor's meter says True
 
     def __init__(self, device: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -117,11 +99,7 @@ class WindowedMeter(ABC):
         return None
 
     def begin(self) -> None:
-        """Open the window. The device is synchronised first.
-
-        Raises:
-            MeterError: a window is open already, the meter was closed, or the sensor failed.
-        """
+        """Open the window. The device is synchronised first."""
         if self._released:
             raise MeterError(f"the '{self.source}' meter was closed; open a new one.")
         if self._started is not None:
@@ -131,17 +109,27 @@ class WindowedMeter(ABC):
         self._started = self._clock.process_cpu_s(), self._clock.monotonic_s()  # the clock that times it is innermost
 
     def end(self) -> EnergyReading:
-        """Close the window. The device is synchronised first.
-
-        Raises:
-            MeterError: no window is open, the sensor failed, or a clock ran backwards.
-        """
+        """Close the window. The device is synchronised first."""
         if self._started is None:
             raise MeterError(f"no window of the '{self.source}' meter is open; begin one before ending it.")
         (cpu_s, monotonic_s), self._started = self._started, None
         synchronise(self._device)
         duration_s = self._clock.monotonic_s() - monotonic_s
         return self._end_sensor(Elapsed(duration_s, self._clock.process_cpu_s() - cpu_s))
+
+    def _reading(
+        self, elapsed: Elapsed, energy_j: float | None, reason: str | None = None, flags: tuple[str, ...] = ()
+    ) -> EnergyReading:
+        return EnergyReading(
+            energy_j=energy_j,
+            source=self.source,
+            scope=self.scope,
+            duration_s=elapsed.duration_s,
+            cpu_time_s=elapsed.cpu_time_s,
+            sensor_period_s=self.sensor_period_s,
+            flags=flags,
+            reason=reason,
+        )
 
     def close(self) -> None:
         """Release the sensor; an open window is dropped. Closing twice is allowed."""

@@ -1,8 +1,6 @@
 """Trained artefacts on disk: tensors as safetensors, and beside them a JSON that says what they are and belong to.
 
-Nothing here is ever unpickled. Artefacts are looked for in ``artefacts/MODEL`` below the working directory, where
-``harness train`` puts them, and then among those that ship with the harness. Which model one belongs to is told by a
-fingerprint of its weights, never by name; a reader that finds another one is refused with both values.
+Nothing here is ever unpickled. Which model one belongs to is told by a fingerprint of its weights, never by its name.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from harness.errors import ArtefactError, complaint
-from harness.host.files import DocumentError, read_bytes, read_json, replace_files
+from harness.host.files import DocumentError, read_bytes, read_json, refusing, replace_files
 from harness.host.libraries import library_border
 
 if TYPE_CHECKING:
@@ -26,12 +24,7 @@ if TYPE_CHECKING:
 
 
 def fault_of(tensor: Tensor, *, zeros: bool = True) -> str:
-    """Return what is wrong with a tensor, a phrase behind its name; empty where nothing is.
-
-    Args:
-        tensor: of floating point.
-        zeros: whether it may be all zeros.
-    """
+    """Return what is wrong with a tensor, a phrase behind its name; empty where nothing is."""
     if not tensor.numel():
         return ""
     least, most = (end.item() for end in tensor.detach().aminmax())  # both are NaN where one element is
@@ -110,12 +103,7 @@ class ArtefactFacts(BaseModel):
 
 
 def fault_in(facts: Mapping[str, Any], needed: tuple[str, ...] = ()) -> str:
-    """Return what is wrong with an artefact's facts, a phrase; empty where nothing is.
-
-    Args:
-        facts: everything its JSON says.
-        needed: which must be there.
-    """
+    """Return what is wrong with an artefact's facts, a phrase; empty where nothing is."""
     for name in needed:
         if name not in facts:
             return repr(name)
@@ -136,16 +124,18 @@ PICKLES = frozenset({".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"})
 """Endings of files that may run code when they are read."""
 
 
+def read_verified(file: Path, sha256: str, limit: int, remedy: str) -> bytes:
+    """Return the content of a file that a JSON describes by its hash."""
+    with refusing(file, ArtefactError, remedy):
+        content = read_bytes(file, limit)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ArtefactError(f"{file} is not the file that its JSON describes (its hash differs). {remedy}")
+    return content
+
+
 @dataclass(frozen=True, eq=False)
 class Artefact:
-    """One artefact.
-
-    Attributes:
-        kind: what it is: ``adapter``, ``shortcut``, ``classifier``, ``lte``, ``rl`` …
-        path: its JSON file.
-        facts: everything the JSON says besides kind, format and hash.
-        sha256: of the tensor file, hex.
-    """
+    """One artefact: its kind, its JSON file with everything that it says, and the hash of the tensors beside it."""
 
     kind: str
     path: Path
@@ -153,25 +143,11 @@ class Artefact:
     sha256: str
 
     def tensors(self, device: str = "cpu", shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
-        """Read the tensors.
-
-        Args:
-            device: where they shall be.
-            shapes: name → shape of those that must be there, numbers of floating point; see :meth:`check`.
-
-        Raises:
-            ArtefactError: the file is missing, damaged, or not the one the JSON describes; a tensor holds a number
-                that is not finite, is missing, or is of another shape or type.
-        """
+        """Read the tensors, and refuse those that are damaged, not finite, or of other shapes (:meth:`check`)."""
         from safetensors.torch import load
 
         file, again = self.path.with_suffix(".safetensors"), f"Make the {self.kind} again."
-        try:
-            content = read_bytes(file, LARGEST_TENSORS_BYTES)
-        except OSError as error:
-            raise ArtefactError(f"cannot read {file}: {error.strerror}. {again}") from None
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise ArtefactError(f"{file} is not the file {self.path.name} describes (its hash differs). Make it again.")
+        content = read_verified(file, self.sha256, LARGEST_TENSORS_BYTES, again)
         with library_border(f"{file} is damaged", again, ArtefactError):
             tensors = load(content)
             for name, tensor in tensors.items():
@@ -181,15 +157,7 @@ class Artefact:
         return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def check(self, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse tensors that are not what they must be.
-
-        Args:
-            tensors: those of the file.
-            shapes: name → shape of those that must be there, numbers of floating point.
-
-        Raises:
-            ArtefactError: one is missing, or of another shape or type.
-        """
+        """Refuse tensors that are missing, of other shapes, or no floating point."""
         for name, shape in shapes.items():
             tensor = tensors.get(name)
             if tensor is None:
@@ -204,11 +172,7 @@ class Artefact:
 
 
 def write_artefact(path: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Artefact:
-    """Write ``path`` (a ``.json``) and the ``.safetensors`` beside it; whole or not at all.
-
-    Raises:
-        ArtefactError: the folder cannot be written to.
-    """
+    """Write ``path`` (a ``.json``) and the ``.safetensors`` beside it; whole or not at all."""
     from safetensors.torch import save
 
     content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -230,23 +194,15 @@ def json_path(path: Path) -> Path:
 
 
 def read_artefact(path: Path, kind: str) -> Artefact:
-    """Read an artefact's JSON; its tensors are read when they are asked for.
-
-    Raises:
-        ArtefactError: missing, not JSON, of another kind or format, with facts that cannot be, or a pickle.
-    """
+    """Read an artefact's JSON; its tensors are read when they are asked for."""
     if path.suffix in PICKLES:
         raise ArtefactError(
             f"{path} may be a pickle, which can run code when it is read; the harness reads safetensors with a JSON "
             f"beside them only. Give the .json that `harness train` wrote."
         )
     path = json_path(path)
-    try:
+    with refusing(path, ArtefactError, "Give the .json that `harness train` wrote."):
         facts = read_json(path)
-    except OSError as error:
-        raise ArtefactError(f"cannot read the {kind} {path}: {error.strerror}.") from None
-    except DocumentError as error:
-        raise ArtefactError(f"cannot read {path}: {error}. Give the .json that `harness train` wrote.") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
         raise ArtefactError(f"{path} is not an artefact of format {FORMAT} (it says {found!r}). Make it again.")
@@ -261,10 +217,7 @@ def read_artefact(path: Path, kind: str) -> Artefact:
 
 
 def look_into(path: Path) -> Mapping[str, Any]:
-    """Return what a JSON in a folder of artefacts says; nothing where it says nothing that can be used.
-
-    For whoever looks for artefacts: loading one says what is wrong with it.
-    """
+    """Return what a JSON in a folder of artefacts says; nothing where it says nothing that can be used."""
     try:
         facts = read_json(path)
     except (OSError, DocumentError):

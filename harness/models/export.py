@@ -6,11 +6,11 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError, StoreError, reason
+from harness.errors import ConfigError, StoreError
+from harness.host.libraries import library_border
 from harness.models.artefacts import look_into, look_through
 from harness.models.facts import FILE, FORMAT, MERGED, PARTS, Exported
 from harness.models.folder import fingerprint_of_folder, quiet
@@ -24,22 +24,7 @@ def export(
     card: Callable[[Exported, Mapping[str, Any]], str],
     note: Callable[[str], None] = lambda text: None,
 ) -> Exported:
-    """Write a model's weights, adapter merged, with tokenizer, exits and model card; whole or not at all.
-
-    What was trained for these weights lies in a folder inside, and of the adapter what it has read, so that a run of
-    the folder still skips those documents.
-
-    Args:
-        resolved: the model, of pretrained or tuned weights.
-        folder: to be made; may exist when it is empty.
-        card: makes the text of README.md of what is exported and of the facts of its tuning, empty without one.
-        note: is told what is being done.
-
-    Raises:
-        ConfigError: there is something in the folder, or the tokenizer is another model's.
-        ModelError, ArtefactError: the model cannot be read.
-        OSError, StoreError: the folder cannot be written to.
-    """
+    """Write a model's weights, adapter merged, with tokenizer, exits and model card; whole or not at all."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"{folder} is not empty. Name a folder that does not exist yet.")
     if resolved.tokenizer.stand_in:
@@ -49,7 +34,7 @@ def export(
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with quiet(), _writing_to(folder):
+        with quiet(), library_border(f"cannot write {folder}", "Make room, or name another folder.", StoreError):
             module.config.name_or_path = resolved.tokenizer.wrapped.name_or_path = resolved.info.name  # not a path
             module.save_pretrained(building)
             resolved.tokenizer.wrapped.save_pretrained(building)
@@ -64,19 +49,6 @@ def export(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return exported
-
-
-@contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
-    """Refuse a folder that safetensors or tokenizers cannot write to, of which neither raises an ``OSError``."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except Exception as error:  # broad: tokenizers raises no class of its own
-        if not isinstance(error, SafetensorError) and "(os error " not in str(error):
-            raise
-        raise StoreError(f"cannot write {folder}: {reason(error)}. Make room, or name another folder.") from error
 
 
 def _facts(resolved: ResolvedModel, files: str) -> Exported:

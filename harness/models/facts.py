@@ -1,8 +1,7 @@
 """A model's facts without its weights: sizes in bytes, exit points, what identifies it, and what an export says of it.
 
-``early_exit.json``, which ``harness export`` writes beside plain transformers weights, says which weights these are
-by what they were before they were merged, so that everything that was trained for those belongs to the folder too,
-and what it has read stays known. It speaks for the weights it was written with and for no others.
+``early_exit.json`` beside exported weights says what they were before they were merged, so that what was trained for
+those belongs to the folder too. It speaks for the weights it was written with and for no others.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Weights, WeightsFormat
 from harness.decoding.families import check_config, position_limit
-from harness.errors import ConfigError, ModelError, complaint
+from harness.errors import ConfigError, ModelError
+from harness.host.files import refusing
 from harness.host.libraries import library_border
 from harness.models.folder import quiet, read_object
 from harness.models.source import ModelSpec, fingerprint
@@ -71,20 +71,12 @@ class Exported(BaseModel):
 
 
 def read_exported(spec: ModelSpec, request: ModelRequest) -> Exported | None:
-    """Return what a model's folder says of where its weights come from; ``None`` where no export wrote it.
-
-    Raises:
-        ModelError: the file cannot be read, or says what cannot be.
-        ConfigError: base weights are asked for where tuned ones lie.
-    """
+    """Return what a model's folder says of where its weights come from; ``None`` where no export wrote it."""
     file = Path(spec.location) / FILE
     if request.weights == "random" or not spec.location or not os.path.lexists(file):
         return None
-    try:
+    with refusing(file, ModelError, "Export the model again."):
         found = Exported.model_validate(read_object(file))
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ModelError(f"cannot read {file}: {where}: {complaint(error)}. Export the model again.") from None
     if found.weights == "tuned" and request.weights == "pretrained":
         raise ConfigError(
             f"--weights pretrained: {spec.name} holds tuned weights, {found.made_of}. Its base weights are those of "
@@ -94,19 +86,7 @@ def read_exported(spec: ModelSpec, request: ModelRequest) -> Exported | None:
 
 
 def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Exported | None = None) -> ModelInfo:
-    """Return the facts of the base weights with the shared exit head; of those in the folder, where they are tuned.
-
-    Args:
-        spec: where the model is.
-        config: its transformers configuration.
-        request: how it was asked for.
-        exported: what the folder says of its weights. Its exit points stand in for the paper's, its own artefacts are
-            looked into last.
-
-    Raises:
-        ConfigError: exit points that do not fit, or a folder of artefacts that does not exist.
-        ModelError: the family is not supported, the weights package is not installed, or the folder speaks of others.
-    """
+    """Return the facts of the base weights with the shared exit head; of those in the folder, where they are tuned."""
     with library_border(f"the configuration of {spec.name} makes no model"):
         num_layers = int(config.num_hidden_layers)
         given = request.exit_points
@@ -159,18 +139,10 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Ex
 
 
 def in_format(info: ModelInfo, config: Any, name: str) -> ModelInfo:
-    """Return a model's facts with its matrices in a weights format.
-
-    Args:
-        info: its facts in another format.
-        config: its transformers configuration.
-        name: registered format.
-    """
+    """Return a model's facts with its matrices in a weights format."""
     made: type[WeightsFormat] = WEIGHTS_FORMATS.load(name)
-    if info.shortcut_bytes:
-        size = shortcut_bytes(info.hidden_size, info.dtype, made)
-        info = replace(info, shortcut_bytes=size)
-    return replace(info, weights_format=name, **_sizes(config, info.dtype, made))
+    shortcut = shortcut_bytes(info.hidden_size, info.dtype, made) if info.shortcut_bytes else 0
+    return replace(info, weights_format=name, shortcut_bytes=shortcut, **_sizes(config, info.dtype, made))
 
 
 def shortcut_bytes(hidden_size: int, dtype: str, made: type[WeightsFormat]) -> int:
@@ -222,11 +194,7 @@ def exit_points(num_layers: int) -> tuple[int, ...]:
 
 
 def parse_exit_points(text: str, num_layers: int) -> tuple[int, ...]:
-    """Read ``--exit-points``: ``paper``, ``all``, or a comma list of layers.
-
-    Raises:
-        ConfigError: not of that form, or a layer outside 1…num_layers − 1.
-    """
+    """Read ``--exit-points``: ``paper``, ``all``, or a comma list of layers."""
     if text == "paper":
         return exit_points(num_layers)
     if text == "all":

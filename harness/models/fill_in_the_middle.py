@@ -20,17 +20,7 @@ _JOINS_NOTHING = "☺"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one family of models marks prefix, suffix and middle.
-
-    Attributes:
-        name: of the family.
-        prefix: token before the text before the cursor.
-        suffix: token before the text after it.
-        middle: token after which the model fills the gap; ``None`` where the prefix comes last and the model goes on.
-        start: tokens before everything.
-        ends: further tokens that end a middle, those that the vocabulary has.
-        spelled: whether a tokenizer recognises the markers in a text.
-    """
+    """How one family of models marks prefix, suffix and middle."""
 
     name: str
     prefix: str
@@ -42,10 +32,7 @@ class Family:
 
     @property
     def texts(self) -> tuple[str, str, str] | None:
-        """Markers of prefix, suffix and middle for editors that write them into the prompt, in this order.
-
-        ``None`` where an editor cannot: the family wants another order, or its markers cannot be spelled.
-        """
+        """Markers of prefix, suffix and middle for editors that write them into the prompt, in this order."""
         return (self.prefix, self.suffix, self.middle) if self.spelled and self.middle is not None else None
 
 
@@ -81,16 +68,7 @@ FAMILIES: tuple[Family, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class FillInTheMiddle:
-    """One tokenizer's way to fill in the middle.
-
-    Attributes:
-        family: whose markers they are.
-        start: ids before everything.
-        prefix: id before the text before the cursor.
-        suffix: id before the text after it.
-        middle: id before the gap; ``None`` where the prefix comes last.
-        end_token_ids: ids that end a middle; a decoder stops at them as at its end token.
-    """
+    """One tokenizer's way to fill in the middle."""
 
     family: Family
     start: tuple[int, ...]
@@ -123,14 +101,6 @@ class FillInTheMiddle:
 
         The prefix loses its beginning, the suffix its end: what is near the cursor stays. Three quarters of the room
         belong to the prefix and one to the suffix, as in llama.cpp; what one does not need goes to the other.
-
-        Args:
-            prefix_ids: tokens of the text before the cursor.
-            suffix_ids: tokens of the text after it.
-            budget: tokens of the whole prompt, at least :attr:`markers`.
-
-        Raises:
-            ValueError: the markers alone are more than that.
         """
         room = budget - self.markers
         if room < 0:
@@ -149,12 +119,7 @@ def encode_inside(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMiddle | None:
-    """Return how a vocabulary marks the middle, or ``None`` when it cannot.
-
-    Args:
-        vocabulary: token → id.
-        added: ids of tokens that are never made of pieces.
-    """
+    """Return how a vocabulary marks the middle, or ``None`` when it cannot."""
     whole = {token: number for token, number in vocabulary.items() if number in added}
     for family in FAMILIES:
         needed = [family.prefix, family.suffix, *family.start, *([] if family.middle is None else [family.middle])]
@@ -170,17 +135,13 @@ def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMi
     return None
 
 
+@lru_cache(maxsize=4)
 def fill_in_the_middle(tokenizer: Any) -> FillInTheMiddle | None:
-    """Return how a transformers tokenizer marks the middle, or ``None`` when it cannot."""
+    """Return how a transformers tokenizer marks the middle, or ``None`` when it cannot; looked for once."""
     return detect(tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
 
 
 def fill_in_the_middle_of(tokenizer: Tokenizer) -> FillInTheMiddle | None:
-    """Return how a model's tokenizer marks the middle, or ``None`` when it cannot; looked for once per tokenizer."""
+    """Return how a model's tokenizer marks the middle, or ``None`` when it cannot."""
     wrapped = getattr(tokenizer, "wrapped", None)
-    return None if wrapped is None else _found(wrapped)
-
-
-@lru_cache(maxsize=4)
-def _found(wrapped: Any) -> FillInTheMiddle | None:
-    return fill_in_the_middle(wrapped)
+    return None if wrapped is None else fill_in_the_middle(wrapped)

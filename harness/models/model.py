@@ -1,39 +1,41 @@
-"""The door to a model: ask for one by name and get its facts, tokenizer, exits and weights, and where each came from.
+"""The door to a model: :func:`resolve` finds its facts without its weights, so that a run is refused in a second.
 
-Two steps on purpose: :func:`resolve` needs no weights, so that a run can be refused in a second;
 :meth:`ResolvedModel.load` then reads them. Never remote code, never pickled weights: safetensors or GGUF only.
 """
 
 from __future__ import annotations
 
-import os
+import ctypes
+import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest
 from harness.decoding import packing
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Linear, choose
+from harness.decoding.blocks import choose
 from harness.decoding.families import read
 from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all, prepare
-from harness.errors import ModelError, OutOfMemoryError, is_out_of_memory
+from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, look_into
 from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported, shortcut_bytes
 from harness.models.heads import head_tensors
+from harness.models.kept_weights import KeptWeights
 from harness.models.ngrams import SeenDocuments, find_seen
-from harness.models.placement import check_map, devices_of, in_words, large_blocks_apart, layer_devices, read_placed
+from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
 from harness.models.source import ModelSpec, find_spec, read_config
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
 from harness.models.trained import Missing, find, require, tuned_fingerprint
 from harness.models.weights import (
-    KeptWeights,
     check_weights,
     digest,
     local_folder,
@@ -41,24 +43,15 @@ from harness.models.weights import (
     random_weights,
     read_shortcuts,
     read_weights,
-    without_weights,
 )
 from harness.registry import WEIGHTS_FORMATS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model before its weights are read.
-
-    Attributes:
-        spec: where it is.
-        config: transformers configuration.
-        info: facts for strategies and reports.
-        adapter: to be merged into the weights, or ``None``.
-        shortcut: of its exits, or ``None`` for the shared head.
-        seen: what anything trained for this model has read.
-        exported: what its folder says of its weights; ``None`` where ``harness export`` did not write it.
-    """
+    """A model before its weights are read: where it is, its facts, what was trained for it and what that has read."""
 
     spec: ModelSpec
     config: Any
@@ -70,19 +63,11 @@ class ResolvedModel:
 
     @cached_property
     def tokenizer(self) -> TransformersTokenizer:
-        """The model's tokenizer, read when first asked for.
-
-        Raises:
-            ModelError: it is not available.
-        """
+        """The model's tokenizer, read when first asked for."""
         return read_tokenizer(self.spec, self.config, self.info)
 
     def devices(self, device: str) -> str:
-        """Return all devices that multiply, the model's own first, joined by commas, as a meter takes them.
-
-        Raises:
-            OutOfMemoryError: ``--device-map auto`` finds no room.
-        """
+        """Return all devices that multiply, the model's own first, joined by commas, as a meter takes them."""
         return devices_of(device, layer_devices(self.info, device))
 
     def placement(self, device: str) -> dict[str, str]:
@@ -100,15 +85,7 @@ class ResolvedModel:
         return frozenset(facts.get("documents", ()))
 
     def module(self, note: Callable[[str], None] = lambda text: None) -> tuple[Any, str]:
-        """Read or draw the weights as a transformers model on the CPU, as training wants it; say where they came from.
-
-        Args:
-            note: is called with the time it took to check the weights that were read.
-
-        Raises:
-            ModelError: they are not available, with the alternatives; or the model would be useless with them.
-            ArtefactError: the adapter is not one of this model.
-        """
+        """Read or draw the weights as a transformers model on the CPU; say where they came from."""
         if self.info.weights == "random":
             module, source = random_weights(self.config, self.info.dtype, self.info.asked.seed)
         else:
@@ -116,52 +93,32 @@ class ResolvedModel:
             started = time.perf_counter()
             check_weights(module, self.spec)
             note(f"preparing {self.info.name}, its weights checked in {time.perf_counter() - started:.2f} s")
-            if self.exported is not None:
-                source = f"{source}, {self.exported.made_of}"
         if self.adapter is not None:
             merge(module, self.adapter)
-            source = self._tuned(source)
-        return module, source
+        return module, self._made_of(source)
 
-    def _tuned(self, source: str) -> str:
+    def _made_of(self, source: str) -> str:
+        source += "" if self.exported is None else f", {self.exported.made_of}"
         return source if self.adapter is None else f"{source}, tuned with the LITE adapter {self.adapter.sha256[:12]}"
 
     def load(self, device: str, note: Callable[[str], None] = lambda text: None) -> LoadedModel:
-        """Read or draw the weights and move them to a torch device, packed and ready to decode.
-
-        As :meth:`load_all` in the format that was asked for.
-        """
+        """Read or draw the weights and move them to a torch device, packed and ready to decode."""
         return self.load_all(device, note)[0]
 
     def load_all(
         self, device: str, note: Callable[[str], None] = lambda text: None, formats: Sequence[str | None] = (None,)
     ) -> tuple[LoadedModel, ...]:
-        """Read or draw the weights once and pack them in several formats, each of which is in memory once.
-
-        On a CPU the fastest kernels for its products are found, for the number of threads that torch has then.
-
-        Args:
-            device: torch device.
-            note: is called with the time it took to check the weights that were read.
-            formats: ``auto`` for the fastest that keeps float32's tokens, ``None`` for the one that was asked for. One
-                that ``auto`` chose and that is listed too counts once.
-
-        Raises:
-            ModelError: as for :meth:`module`, or the model cannot be decoded with.
-            ArtefactError: an adapter or shortcuts that are not of this model.
-            OutOfMemoryError: they do not fit.
-        """
+        """Read or draw the weights once and pack them in several formats, each of which is in memory once."""
         info = self.info
         needed = info.num_layers * info.layer_bytes + info.lm_head_bytes
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else needed
+        there = psutil.virtual_memory().total
         if needed > there:
             raise OutOfMemoryError(
                 f"the weights of {info.name} take {needed / 2**30:,.0f} GiB in {info.dtype}, and this machine "
                 f"has {there / 2**30:,.0f} GiB. Use --dtype bfloat16 or a smaller --model."
             )
         try:
-            with large_blocks_apart():
-                return self._load(device, note, formats)
+            return self._load(device, note, formats)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -171,6 +128,9 @@ class ResolvedModel:
                 f"{' and '.join(map(str, formats)) if several else self.info.dtype}. "
                 f"Use {'fewer names in --weights-format' if several else '--dtype bfloat16'} or a smaller --model."
             ) from error
+        finally:
+            with suppress(OSError, AttributeError):  # glibc keeps what was packed and dropped
+                ctypes.CDLL("libc.so.6").malloc_trim(0)
 
     def _load(self, device: str, note: Callable[[str], None], formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
         elsewhere = layer_devices(self.info, device)
@@ -188,10 +148,8 @@ class ResolvedModel:
                 module = module.to(device).eval().requires_grad_(requires_grad=False)
                 backbone = read(module)
         if self.shortcut is not None:
-            shortcuts = read_shortcuts(
-                self.shortcut, self.info.exit_points, backbone.dtype, device,
-                hidden_size=self.info.hidden_size,
-            )  # fmt: skip
+            points, size = self.info.exit_points, self.info.hidden_size
+            shortcuts = read_shortcuts(self.shortcut, points, backbone.dtype, device, hidden_size=size)
             backbone = replace(backbone, shortcuts=shortcuts)
         backbone = replace(backbone, trained=partial(head_tensors, self.info, device))
         choices = self._choices(backbone, device, formats)
@@ -210,46 +168,26 @@ class ResolvedModel:
 
     def _kept(self, device: str, note: Callable[[str], None]) -> KeptWeights | None:
         """Return where packed weights are kept: those of local files that a CPU takes a while to read and to pack."""
-        if (
-            self.info.weights == "random"
-            or device != "cpu"
-            or self.info.num_layers * self.info.layer_bytes < packing.ENOUGH
-        ):
+        small = self.info.num_layers * self.info.layer_bytes < packing.ENOUGH
+        if self.info.weights == "random" or device != "cpu" or small or (there := local_folder(self.spec)) is None:
             return None
-        there = local_folder(self.spec)
-        shortcut = "" if self.shortcut is None else self.shortcut.sha256
-        return None if there is None else KeptWeights(self.info, *there, shortcut, note)
+        return KeptWeights(self.info, *there, "" if self.shortcut is None else self.shortcut.sha256, note)
 
     def _load_kept(self, kept: KeptWeights, formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
         """Read a model whose packed weights are kept in every one of several formats; nothing where some are not."""
         own = OWN_FORMAT[self.info.dtype]
         asked = {given or self.info.asked.weights_format or own for given in formats}
         needed = asked - {"auto"} | (set(near_exact()) - {own} if "auto" in asked else set())
-        if own in asked or not all(kept.has(name) for name in needed):
+        if own in asked or not all(kept.has(name) for name in needed) or (skeleton := kept.skeleton()) is None:
             return ()
-        try:
-            with library_border(f"{self.info.name} cannot be read without its weights"):
-                skeleton = read(without_weights(kept.source, self.info.dtype))
-        except ModelError as error:
-            kept.note(f"packing {self.info.name} again: {error}")
-            return ()
-        width, points = self.info.hidden_size, () if self.shortcut is None else self.info.exit_points
-        empty = Linear(torch.empty((width, width), device="meta"), torch.empty(width, device="meta"))
-        skeleton = replace(  # what a family does not read: shortcuts, and what finds artefacts
-            skeleton,
-            like=torch.empty(0, dtype=getattr(torch, self.info.dtype)),
-            shortcuts=dict.fromkeys(points, empty),
-            trained=partial(head_tensors, self.info, "cpu"),
-        )
-        choices = self._choices(skeleton, "cpu", formats)
-        contents: dict[str, Any] = {}
+        contents: dict[str, torch.Tensor] = {}
         loaded = []
-        for name, choice in choices.items():
+        for name, choice in self._choices(skeleton, "cpu", formats).items():
             found = None if name == own else kept.read(skeleton, name, contents)
             if found is None:
                 return ()
             resolved = replace(self, info=in_format(self.info, self.config, name))
-            loaded.append(LoadedModel(resolved, found[0], None, self._tuned(kept.source_name), found[1], choice))
+            loaded.append(LoadedModel(resolved, found[0], None, self._made_of(kept.source_name), found[1], choice))
         return tuple(loaded)
 
     def _choices(self, backbone: Backbone, device: str, formats: Sequence[str | None]) -> dict[str, FormatChoice]:
@@ -267,17 +205,7 @@ class ResolvedModel:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to decode.
-
-    Attributes:
-        resolved: what it was before: facts and tokenizer.
-        backbone: weights and arithmetic.
-        module: the transformers model they came from, sharing storage; ``None`` where a format packs them, so that
-            they are in memory once, and where they are on several devices.
-        weights_source: where the weights came from, in words.
-        weights_sha256: hash over names, dtypes and bytes of all weights; ``None`` for random ones.
-        format_choice: the weights format, and why that one.
-    """
+    """A model ready to decode."""
 
     resolved: ResolvedModel
     backbone: Backbone
@@ -305,25 +233,13 @@ class LoadedModel:
 
 
 def resolve(request: ModelRequest) -> ResolvedModel:
-    """Find a model and its facts; reads no weights.
-
-    Raises:
-        ModelError: not found, or of a family that is not supported.
-        OutOfReachError: not here, and the hub does not give it.
-        UnknownNameError: neither a catalogue name nor a hub id nor a folder.
-        ConfigError: exit points that do not fit.
-        ArtefactError: an adapter or shortcuts that were asked for and are not there.
-    """
+    """Find a model and its facts; reads no weights."""
     spec = find_spec(request.model)
     return _resolved(spec, read_config(spec, request.weights), request)
 
 
 def foresee(request: ModelRequest) -> ModelInfo | None:
-    """Return what would be known of a model out of reach, from the catalogue; ``None`` where it is not in there.
-
-    Raises:
-        ArtefactError: an adapter or shortcuts that were asked for and are not there either.
-    """
+    """Return what would be known of a model out of reach, from the catalogue; ``None`` where it is not in there."""
     spec = find_spec(request.model)
     return _resolved(spec, read_config(spec, "random"), request).info if spec.shape else None
 
@@ -340,11 +256,21 @@ def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedMo
         info = replace(info, weights="tuned", fingerprint=tuned)
     if info.exit_points and request.exit_head != "shared":
         shortcut = _part("shortcut", info, needed=request.exit_head == "shortcut")
+        if shortcut is None and adapter is not None and adapter.facts.get("exit_head") == "shortcut":
+            _warn_of_lost_shortcuts(adapter.path, info.exit_points)
     if shortcut is not None:
         size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
         info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
     check_map(info)
     return ResolvedModel(spec, config, info, adapter, shortcut, seen, exported)
+
+
+@lru_cache(maxsize=64)
+def _warn_of_lost_shortcuts(adapter: Path, points: Sequence[int]) -> None:
+    logger.warning(
+        "%s was tuned along with shortcuts, and none here lead from exit points %s: exits are read by the shared head",
+        *(adapter, ", ".join(map(str, points))),
+    )
 
 
 def _part(kind: str, info: ModelInfo, *, needed: bool) -> Artefact | None:
@@ -367,18 +293,7 @@ class KeptModel:
         threads: int | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> tuple[LoadedModel, ...]:
-        """Return a model in several weights formats; read unless it is the one that is kept.
-
-        Args:
-            model: which.
-            device: torch device.
-            formats: as :meth:`ResolvedModel.load_all` takes them.
-            threads: that torch has from now on; ``None`` leaves it as it is.
-            note: is called with each slow step.
-
-        Raises:
-            HarnessError: as :meth:`ResolvedModel.load_all` has it.
-        """
+        """Return a model in several weights formats; read unless it is the one that is kept."""
         if threads is not None:
             torch.set_num_threads(threads)
         trained = tuple(None if part is None else part.sha256 for part in (model.adapter, model.shortcut))

@@ -2,11 +2,8 @@
 
 Winnowing (Schleimer, Wilkerson and Aiken, "Winnowing: Local Algorithms for Document Fingerprinting", SIGMOD 2003):
 every run of :data:`GRAM` tokens is hashed, and of each :data:`WINDOW` successive hashes the least is kept. A shared run
-of :data:`RUN` tokens or more is found wherever it stands, one of fewer than :data:`GRAM` is not, except by chance: two
-runs have one hash with probability n/2³² per look-up, n being the hashes kept (1 in 5,000 for those that ship).
-
-Tokens are the model's own. A change outside such a run (a renamed beginning, a comment, another place in the file)
-hides nothing; one inside it, white space included, does.
+of :data:`RUN` tokens or more is found wherever it stands, one of fewer than :data:`GRAM` only by chance (n/2³² per
+look-up of n hashes).
 """
 
 from __future__ import annotations
@@ -21,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import ArtefactError
-from harness.host.files import read_bytes, replace_files
+from harness.host.files import replace_files
 from harness.host.libraries import library_border
-from harness.models.artefacts import look_through
+from harness.models.artefacts import look_through, read_verified
 
 GRAM = 18
 """Tokens of a run that is hashed."""
@@ -41,27 +38,19 @@ _REMEDY = "Restore it, or train again."
 
 @dataclass(frozen=True, eq=False)
 class NgramIndex:
-    """Hashes of all that was read.
-
-    Attributes:
-        hashes: kept ones, uint32, ascending, each once.
-    """
+    """Hashes of all that was read."""
 
     hashes: NDArray[np.uint32]
 
     @classmethod
     def of(cls, texts: Iterable[Sequence[int] | NDArray[np.integer[Any]]]) -> NgramIndex:
         """Index token sequences, each by itself: no run crosses from one into the next."""
-        return cls._united([_winnow(np.asarray(text)) for text in texts])
+        return cls.union(cls(_winnow(np.asarray(text))) for text in texts)
 
     @classmethod
     def union(cls, indices: Iterable[NgramIndex]) -> NgramIndex:
         """Return the index of everything that some indices are of."""
-        return cls._united([index.hashes for index in indices])
-
-    @classmethod
-    def _united(cls, parts: Sequence[NDArray[np.uint32]]) -> NgramIndex:
-        return cls(_distinct(np.concatenate([np.empty(0, np.uint32), *parts])))
+        return cls(_distinct(np.concatenate([np.empty(0, np.uint32), *(index.hashes for index in indices)])))
 
     def has_run_of(self, token_ids: Sequence[int]) -> bool:
         """Tell whether one of the runs of :data:`RUN` tokens in a sequence was read; false if it has no such run."""
@@ -100,19 +89,7 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def write_index(folder: Path, index: NgramIndex, *, complete: bool = True) -> dict[str, Any]:
-    """Write an index into a folder and return what an artefact's JSON says of it, as ``ngrams``.
-
-    The file is named by its content, so that artefacts that read the same share one. It holds the low halves of the
-    hashes and how many share each high half: two bytes a hash.
-
-    Args:
-        folder: of the artefact.
-        index: what was read.
-        complete: whether it is of everything that the artefact was made from.
-
-    Raises:
-        ArtefactError: the folder cannot be written to.
-    """
+    """Write an index into a folder and return what an artefact's JSON says of it, as ``ngrams``."""
     from safetensors.numpy import save
 
     low = (index.hashes & np.uint32(_BUCKETS - 1)).astype(np.uint16)
@@ -131,26 +108,13 @@ def write_index(folder: Path, index: NgramIndex, *, complete: bool = True) -> di
 
 
 def read_index(folder: Path, facts: Mapping[str, Any]) -> NgramIndex:
-    """Read the index that an artefact's JSON describes.
-
-    Args:
-        folder: of the artefact.
-        facts: what :func:`write_index` returned.
-
-    Raises:
-        ArtefactError: it is missing, damaged, not the one described, or of other runs than this version hashes.
-    """
+    """Read the index that an artefact's JSON describes."""
     from safetensors.numpy import load
 
     file = folder / Path(str(facts.get("file"))).name
     if (facts.get("gram"), facts.get("window")) != (GRAM, WINDOW):
         raise ArtefactError(f"{file} has other runs than those of {GRAM} tokens that this version compares. {_REMEDY}")
-    try:
-        content = read_bytes(file, LARGEST_INDEX_BYTES)
-    except OSError as error:
-        raise ArtefactError(f"cannot read the index {file}: {error.strerror}. {_REMEDY}") from None
-    if hashlib.sha256(content).hexdigest() != facts.get("sha256"):
-        raise ArtefactError(f"{file} is not the index that was written (its hash differs). {_REMEDY}")
+    content = read_verified(file, str(facts.get("sha256")), LARGEST_INDEX_BYTES, _REMEDY)
     with library_border(f"{file} is damaged", _REMEDY, ArtefactError):
         tensors = load(content)
         low, counts = tensors["low"], tensors["counts"]
@@ -164,36 +128,21 @@ def read_index(folder: Path, facts: Mapping[str, Any]) -> NgramIndex:
 
 @dataclass(frozen=True)
 class SeenDocuments:
-    """Documents that artefacts have read.
-
-    Attributes:
-        documents: keys (:func:`harness.contracts.document_key`) of whole documents.
-        indices: file → folder of its artefact, and what its JSON says of the index.
-        unindexed: artefacts that were trained on documents and have no index of all of it: near-duplicates of what
-            they read cannot be told. Those that say that they kept no ``order`` (counts of tokens) need none: nothing
-            that was read can be told from them, word for word.
-    """
+    """Documents that artefacts have read."""
 
     documents: frozenset[str] = frozenset()
     indices: Mapping[Path, tuple[Path, Mapping[str, Any]]] = field(default_factory=dict)
     unindexed: tuple[Path, ...] = ()
 
     def ngrams(self) -> NgramIndex | None:
-        """Read all indices as one; ``None`` without any.
-
-        Raises:
-            ArtefactError: one is missing, damaged or not the one that was written.
-        """
+        """Read all indices as one; ``None`` without any."""
         if not self.indices:
             return None
         return NgramIndex.union(read_index(folder, facts) for folder, facts in self.indices.values())
 
 
 def find_seen(base: str, folders: Iterable[Path]) -> SeenDocuments:
-    """Return what all artefacts of these base weights have read.
-
-    Tuned or not, no run draws it: base and tuned rows are of the same samples, and none of those was seen.
-    """
+    """Return what all artefacts of these base weights have read."""
     keys: set[str] = set()
     indices: dict[Path, tuple[Path, Mapping[str, Any]]] = {}
     unindexed: list[Path] = []

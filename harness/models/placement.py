@@ -1,17 +1,8 @@
-"""Which layer of a model lies where, before its weights are read; and how they are read to there.
-
-Memory that is given back: large blocks outside the heap while a model is loaded.
-
-glibc keeps what is freed below 32 MiB in its heap, once it has seen such sizes, so that matrices that are packed and
-dropped one after the other stay resident. While a model is loaded they are mapped one by one instead, which the system
-takes back at once; afterwards the heap serves again, since mapping costs page faults that decoding would feel.
-"""
+"""Which layer of a model lies where, before its weights are read; and how they are read to there."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -37,11 +28,7 @@ _planned: dict[tuple[str, str, str], list[str | None]] = {}
 
 
 def check_map(info: ModelInfo) -> None:
-    """Refuse a map that does not fit a model, or cannot be combined with what else was asked for.
-
-    Raises:
-        ConfigError: says which of the two to leave out.
-    """
+    """Refuse a map that does not fit a model, or cannot be combined with what else was asked for."""
     given = info.asked.device_map
     if given is None:
         return
@@ -54,11 +41,7 @@ def check_map(info: ModelInfo) -> None:
 
 
 def check_format(info: ModelInfo, name: str | None) -> None:
-    """Refuse a weights format that a map cannot be combined with.
-
-    Raises:
-        ConfigError: it packs matrices.
-    """
+    """Refuse a weights format that a map cannot be combined with."""
     own = OWN_FORMAT[info.dtype]
     if info.asked.device_map is not None and name not in (None, "auto", own):
         raise ConfigError(
@@ -68,15 +51,7 @@ def check_format(info: ModelInfo, name: str | None) -> None:
 
 
 def layer_devices(info: ModelInfo, device: str) -> tuple[str | None, ...]:
-    """Return each layer's device, ``None`` where that is the model's own.
-
-    Args:
-        info: of the model, whose ``asked`` holds the map.
-        device: its own, resolved.
-
-    Raises:
-        OutOfMemoryError: ``auto`` finds no room for it.
-    """
+    """Return each layer's device, ``None`` where that is the model's own."""
     given = info.asked.device_map
     where: list[str | None] = [None] * info.num_layers
     if given == "auto":
@@ -97,54 +72,24 @@ def layer_devices(info: ModelInfo, device: str) -> tuple[str | None, ...]:
 
 
 def _automatic(info: ModelInfo, device: str) -> list[str | None]:
-    """Return every layer's device: accelerate fills the model's own, then other GPUs, then the CPU."""
-    from accelerate import infer_auto_device_map
-
-    names, rooms = _rooms(device)
+    """Return every layer's device: the model's own is filled first, then other GPUs, then the CPU."""
+    own = torch.device(device)
+    first = "cpu" if own.type == "cpu" else f"cuda:{own.index or 0}"
+    others = [] if first == "cpu" else [*(f"cuda:{place}" for place in range(torch.cuda.device_count())), "cpu"]
     positions = min(info.max_positions, KV_POSITIONS)
     kept = 2 * info.lm_head_bytes + info.num_layers * info.kv_entry_bytes * positions  # embeddings are as large
-    rooms[0] = max(0, rooms[0] - kept)
-    # GPUs by their places here, since accelerate fills them in the order of their numbers.
-    free = {name if name == "cpu" else place: room for place, (name, room) in enumerate(zip(names, rooms, strict=True))}
-    layers = nn.ModuleList(_Layer(info.layer_bytes) for _ in range(info.num_layers))
-    found = infer_auto_device_map(layers, free, no_split_module_classes=[_Layer.__name__])
-    whole = found.get("")
-    chosen = [whole if whole is not None else found[str(layer)] for layer in range(info.num_layers)]
-    if DISK in chosen:
-        left = chosen.index(DISK) + 1
+    chosen: list[str | None] = []
+    for name in dict.fromkeys((first, *others)):
+        free = available_memory_bytes() if name == "cpu" else torch.cuda.mem_get_info(name)[0]
+        room = SHARE * free - (kept if name == first else 0)
+        chosen += [name] * min(max(0, int(room // info.layer_bytes)), info.num_layers - len(chosen))
+    if len(chosen) < info.num_layers:
+        left = len(chosen) + 1
         raise OutOfMemoryError(
             f"--device-map auto: layers {left} to {info.num_layers} of {info.name} fit no device here. Use --dtype "
             f"bfloat16, a smaller --model, or keep them in a file: --device-map {left}-{info.num_layers}={DISK}."
         )
-    return [names[one] if isinstance(one, int) else one for one in chosen]
-
-
-def _rooms(device: str) -> tuple[list[str], list[int]]:
-    """Return the devices that layers may lie on, the model's own first, and the bytes that weights may take of each."""
-    from accelerate.utils import get_max_memory
-
-    own = torch.device(device)
-    first: int | str = "cpu" if own.type == "cpu" else own.index or 0
-    free: dict[int | str, int] = get_max_memory()
-    room = free.pop(first, None)
-    if room is None and first == "cpu":  # accelerate names no CPU beside a GPU that shares its memory
-        room = available_memory_bytes()
-    if room is None:
-        raise ConfigError(
-            f"--device-map auto: how much memory {device} has free cannot be told. Use another --device, or say which "
-            "layers lie elsewhere, such as --device-map 17-32=cpu."
-        )
-    others = [] if first == "cpu" else [name for name in free if name == "cpu" or isinstance(name, int)]
-    names = [name if isinstance(name, str) else f"cuda:{name}" for name in (first, *others)]
-    return names, [int(SHARE * one) for one in (room, *(free[name] for name in others))]
-
-
-class _Layer(nn.Module):
-    """A layer's size, for accelerate's plan."""
-
-    def __init__(self, nbytes: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(nbytes, dtype=torch.uint8, device="meta"), requires_grad=False)
+    return chosen
 
 
 def devices_of(device: str, elsewhere: Sequence[str | None]) -> str:
@@ -164,15 +109,7 @@ def in_words(device: str, elsewhere: Sequence[str | None]) -> str:
 
 
 def read_placed(module: Any, device: str, elsewhere: Sequence[str | None]) -> Backbone:
-    """Move a transformers model on the CPU to its devices, layer by layer, and read it.
-
-    The module is of no use afterwards: its layers are on several devices, and some in files.
-
-    Args:
-        module: a causal LM.
-        device: the model's own.
-        elsewhere: of each layer, its device where that is not the model's own.
-    """
+    """Move a transformers model on the CPU to its devices, layer by layer, and read it."""
     kinds = set(module._no_split_modules)
     found = next(
         part
@@ -197,24 +134,3 @@ def read_placed(module: Any, device: str, elsewhere: Sequence[str | None]) -> Ba
         raise ModelError(
             f"layers cannot be kept in {cache_folder()}: {reason(error)}. Make room, or keep fewer there."
         ) from None
-
-
-_THRESHOLD = -3  # M_MMAP_THRESHOLD in malloc.h
-_LOADING, _DECODING = 1 << 18, 32 << 20  # bytes; the second is the most that glibc takes
-
-
-@contextlib.contextmanager
-def large_blocks_apart() -> Iterator[None]:
-    """Map blocks of 256 KiB and more one by one; does nothing where the C library is not glibc."""
-    try:
-        library = ctypes.CDLL("libc.so.6")
-        mallopt, malloc_trim = library.mallopt, library.malloc_trim
-    except (OSError, AttributeError):
-        yield
-        return
-    mallopt(_THRESHOLD, _LOADING)
-    try:
-        yield
-    finally:
-        malloc_trim(0)
-        mallopt(_THRESHOLD, _DECODING)

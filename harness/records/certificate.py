@@ -47,13 +47,11 @@ class Claim(Record):
 
     Attributes:
         weights_format: of the matrices.
-        accuracy: what the format promises.
+        accuracy: what the weights format promises.
         what: which tokens are held against which, in words.
         batch_size: rows decoded together; ``None`` where completions are read and not decoded.
-        judged: a difference that rounding does not explain is a defect; else it is counted and no more, since nothing
-            else was promised.
-        places: compared tokens.
-        differences: every one of them.
+        judged: a difference that rounding does not explain is a defect; else it is counted and no more.
+        places: compared tokens. differences: every one of them.
         drafts: tokens drafted. accepted: those of them that stood. ``None`` where nothing is to be drafted.
     """
 
@@ -84,10 +82,7 @@ class Claim(Record):
 
     @property
     def share(self) -> float | None:
-        """Equal places over all; where the claim is judged, over all that are no near-ties. ``None`` without any.
-
-        What is not judged has errors that can explain any difference (int4's do), so that its near-ties count.
-        """
+        """Equal places over all; where the claim is judged, over all that are no near-ties. ``None`` without any."""
         counted = self.places - self.near_ties if self.judged else self.places
         return (self.places - len(self.differences)) / counted if counted else None
 

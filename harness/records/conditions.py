@@ -1,19 +1,8 @@
 """The conditions that an operating point was measured under, which say what may be compared with what.
 
-Whatever could move a number beside strategy, options, exit points and drafts is in one value, and who may stand beside
-whom is a question to it:
-
-* **one ranking** (:meth:`Conditions.group`): all of it but the KV policy and the stop rule, which a ranking compares,
-  and the full depth that ratios are counted against. What a run does not say makes it a group of its own.
-* **two runs** (:meth:`Conditions.why_not_comparable`): here the change is what one asks for, so it only refuses what
-  would make the answer meaningless: costs on two hardware classes, in two number formats or with two ways of arriving,
-  energies of two sources, scores of random weights.
-* **tokens of one run** (``==`` and :meth:`Conditions.same_but_for_kv`).
-* **one table of a report** (:data:`in_one_table`): a summary is of one run, so that the machine need not be asked; KV
-  policies and weights formats are compared in it.
-* **the history of benchmarks** (:attr:`Conditions.label`): what a name must tell apart wherever it is measured.
-
-A run is continued only where everything that decides is the same (:mod:`harness.store.same_run`), which is more.
+One ranking (:meth:`Conditions.group`) shares all of them but the KV policy and the stop rule; two runs
+(:meth:`Conditions.why_not_comparable`) only what would make the answer meaningless; a table of a report what
+:data:`in_one_table` says; the history of benchmarks :attr:`Conditions.label`.
 """
 
 from __future__ import annotations
@@ -28,6 +17,7 @@ from typing import Literal
 
 from harness.contracts import KVFacts, numbers
 from harness.errors import StoreError, UnknownNameError
+from harness.host.environment import plain_processor
 from harness.records.manifest import Manifest, ModelRecord, OperatingPointRecord, TaskRecord
 from harness.registry import KV_POLICIES
 
@@ -69,7 +59,7 @@ class Conditions:
         run: which run it is of; points of one run were measured to be compared, whatever they differ in.
         task, model: the data, and the model in all formats of the run. seed: of random weights.
         weights_format: how the matrices are stored; of a black box, those of the full depth that it is held against.
-        kv, kv_facts: the policy for keys and values of skipped layers; empty for a black box.
+        kv: the policy for keys and values of skipped layers; empty for a black box.
         batch_size, arrival_rate, max_new_tokens: samples decoded together, requests per second if they arrive at a
             fixed rate, and the longest completion if it is not the protocol's.
         stop: the stop rule beside the protocol's own end; empty for none.
@@ -96,11 +86,7 @@ class Conditions:
 
     @classmethod
     def of(cls, manifest: Manifest, task: TaskRecord, point: OperatingPointRecord) -> Conditions:
-        """Read them from a manifest.
-
-        Raises:
-            StoreError: the configuration does not say how it decoded, or says something unknown.
-        """
+        """Read them from a manifest."""
         config = manifest.config
         try:
             batch_size = int(config["batch_size"])
@@ -192,17 +178,11 @@ class Conditions:
                 yield f"another {what}: {before} in A, {after} in B"
 
     def group(self, run: str) -> Group:
-        """Return what all operating points of one ranking share.
-
-        Package versions are not part of it and are shown with each run.
-
-        Args:
-            run: identity of the run.
-        """
+        """Return what all operating points of one ranking share."""
         task, model = self.task, self.model
         weights = f"seed {self.seed}" if model.weights == "random" else f"no hash, run {run}"
         if model.weights_sha256:
-            weights = f"{model.weights_sha256} {model.fingerprint}".rstrip()  # of a run older than fingerprints
+            weights = f"{model.weights_sha256} {model.fingerprint}".rstrip()
         return {
             "Hardware class": _class(dict(self.hardware), run),
             "Task": task.name if task.source_kind == "hub" else f"{task.name} ({task.source_kind})",
@@ -231,12 +211,7 @@ def group_id(group: Group) -> str:
 
 
 def hardware_class(manifest: Manifest, run: str) -> str:
-    """Return the class of hardware that a run belongs to (:data:`HARDWARE_RULE`), in words equal for equal classes.
-
-    Args:
-        manifest: of the run.
-        run: its identity, which stands for what it does not say.
-    """
+    """Return the class of hardware that a run belongs to (:data:`HARDWARE_RULE`), in words equal for equal classes."""
     return _class(_hardware(manifest), run)
 
 
@@ -246,7 +221,7 @@ def layers_of(manifest: Manifest) -> str:
 
 
 def graphs_of(manifest: Manifest) -> str:
-    """Return what ``--graphs`` was; empty where it was ``segments``, in older runs and where no CUDA device decoded."""
+    """Return what ``--graphs`` was; empty where it was ``segments``, and where no CUDA device decoded."""
     asked = str(manifest.config.get("graphs") or "segments")
     return asked if asked != "segments" and _device(manifest).startswith("cuda") else ""
 
@@ -255,7 +230,7 @@ def _decoding(manifest: Manifest, point: OperatingPointRecord) -> tuple[str, KVF
     if point.black_box is not None:
         return "", KVFacts(keeps_cache=False), manifest.model.stored_in
     kv = point.kv or str(manifest.config["kv"])
-    facts = point.kv_facts or KV_POLICIES.load(kv).facts  # older runs know the built-in policies alone
+    facts = point.kv_facts or KV_POLICIES.load(kv).facts
     return kv, facts, point.weights_format or manifest.model.stored_in
 
 
@@ -277,7 +252,7 @@ def _hardware(manifest: Manifest) -> dict[str, str]:
     def gpu(number: int) -> str:
         return gpus[number] if number < len(gpus) else ""
 
-    found = {"processor": _plain(str(environment.get("cpu") or ""))}
+    found = {"processor": plain_processor(str(environment.get("cpu") or ""))}
     if device.startswith("cuda"):
         number = device.partition(":")[2]
         found["GPU"] = gpu(int(number) if number.isdigit() else 0)
@@ -307,8 +282,3 @@ def _count(number: object, noun: str) -> str:
     if not isinstance(number, int | float):
         return f"unknown {noun}s"
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
-
-
-def _plain(cpu: str) -> str:
-    """Drop trademarks and filler but keep the stated clock: ``Intel(R) Xeon(R) Processor`` → ``Intel Xeon``."""
-    return " ".join(re.sub(r"\((R|TM|tm)\)|\bCPU\b|\b(\d+-Core )?Processor\b", " ", cpu).split())

@@ -32,7 +32,7 @@ which did not stand, and rows of verifications that were discarded.
 
 
 class Ranged(Record):
-    """An estimate as files of attributions have it.
+    """An estimate as files of attributions have it, with its bootstrap 95 % interval if enough blocks were measured.
 
     Attributes:
         value: the number.
@@ -63,12 +63,10 @@ class OperatingPointCost(Record):
     Attributes:
         operating_point: label.
         total: measured, per request (s or J).
-        parts: name of :data:`PARTS` → per request, by the fit.
-        phases: of lossless decoding, name of :data:`PHASES` → per request, by the fit; empty for lossy, in older runs.
+        parts: name of :data:`PARTS` → per request, by the fit. phases: likewise :data:`PHASES` of lossless decoding.
         overhead: deciding, per request: checks by the direct way, less (at the fit's price) the LM heads of checks that
             served as the output; ``None`` without a probe.
-        overhead_of_run: the same over this operating point's total.
-        overhead_of_full: the same over full depth's total.
+        overhead_of_run: the same over this operating point's total. overhead_of_full: over full depth's.
     """
 
     operating_point: str
@@ -87,8 +85,7 @@ class CheckCost(Record):
         strategy: registered name.
         direct: (probe − full depth) / checks: the strategy is asked at every exit point and never exits.
         fitted: from the fit over all operating points but the probes.
-        agree: whether the interval of their difference, over the same resamplings, holds 0, so that they cannot be
-            told apart; ``None`` where one is missing.
+        agree: whether the interval of their difference holds 0; ``None`` where one is missing.
     """
 
     strategy: str
@@ -105,12 +102,11 @@ class Attribution(Record):
         weights_format: of the operating points, where the run compares several; empty where it has one.
         quantity: ``time`` (seconds) or ``energy`` (joules).
         source: ``clock``, or the energy source. measured: by a clock, or a sensor.
-        blocks: blocks of samples, the unit that is resampled; those that every operating point finished.
+        blocks: of samples, the unit that is resampled, that every operating point finished.
         blocks_left_out: blocks that only some of them finished.
         residual: median of |measured − fitted| / measured over the windows.
         unit_costs: count → cost of one (seconds or joules).
-        rows: operating points in the run's order, probes left out.
-        checks: strategies that were asked.
+        rows: operating points in the run's order, probes left out. checks: strategies that were asked.
     """
 
     task: str

@@ -33,16 +33,14 @@ class NoInterval(StrEnum):
 class Estimate:
     """The value of a metric at one operating point; what was not determined is ``None``, never zero.
 
-    In files it is what a :class:`~harness.records.record.Record` is. A summary has hundreds, and with slots they take a
-    fifth of the memory.
+    A summary has hundreds, and with slots they take a fifth of the memory of a record.
 
     Attributes:
         value: in the metric's unit.
         low, high: 95 % interval, both or neither.
-        p: p-value of a paired permutation test of "no difference to full depth".
-        p_holm: the same after Holm's correction over the operating points of the table.
+        p: p-value of a paired permutation test of "no difference to full depth". p_holm: after Holm's correction.
         n: independent units it rests on (for a comparison, blocks of samples).
-        no_interval: why a comparison has no interval; ``None`` where it has one, and in older files.
+        no_interval: why a comparison has no interval.
         samples, differing: of a paired difference: samples compared, and those whose difference is not 0.
     """
 
@@ -69,13 +67,7 @@ class Estimate:
         return None if self.low is None or self.high is None else (self.low, self.high)
 
     def text(self, number: str = "{:.3g}", bound: str | None = None, factor: float = 1.0) -> str:
-        """Return ``value [low, high]``, or the value and that it has no interval; the only place that writes one.
-
-        Args:
-            number: format of the value.
-            bound: format of the interval's ends, the value's where omitted; empty to leave the interval out.
-            factor: what all of them are multiplied by.
-        """
+        """Return ``value [low, high]``, or the value and that it has no interval; the only place that writes one."""
         brackets = self.brackets(number if bound is None else bound, factor)
         text = number.format(self.value * factor)
         return f"{text} {brackets}" if brackets else text

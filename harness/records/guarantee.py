@@ -1,7 +1,4 @@
-"""A calibrated operating point and the certificate that comes with it: what is promised, of what, and why.
-
-The file that ``harness calibrate`` writes and ``harness run --strategy @FILE`` reads.
-"""
+"""A calibrated operating point, which ``harness run --strategy @FILE`` reads, and what is promised of it."""
 
 from __future__ import annotations
 
@@ -26,8 +23,7 @@ class TestedSetting(Record):
     Attributes:
         value: of the option that is calibrated.
         risk: mean loss over the documents; with the project as the unit, over the mean losses of projects.
-        p_value: of "its risk is above the allowed one"; ``None`` behind the first that failed, which are not tested,
-            and where nothing is tested.
+        p_value: of "its risk is above the allowed one"; ``None`` behind the first that failed, which are not tested.
         bound: what conformal risk control promises of its expected loss; ``None`` for tests.
         passed: it may be chosen.
         exit_layer_mean: decoder layers of a decided token, mean; ``None`` where none was decided.
@@ -53,17 +49,14 @@ class Guarantee(Record):
         p_value: how it was tested; ``None`` where it was not.
         option: the option that was calibrated. tested: its settings, from strict to lax.
         unit: what is drawn alike and counts once.
-        documents: ids of the calibration documents, in the order drawn. hashes: of their whole texts, likewise; empty
-            where the task does not say, and in older certificates.
-        projects: how many of the documents are of each project that is known; empty in older certificates.
-        left_out: documents that have no loss, since full depth failed, the score is not defined on them, or their
-            project is not known where that is the unit.
+        documents: ids of the calibration documents, in the order drawn. hashes: of their whole texts, likewise.
+        projects: how many of the documents are of each project that is known.
+        left_out: documents that have no loss, or whose project is not known where that is the unit.
         task: where they come from. max_new_tokens: of a completion; ``None``: the protocol's limit.
         run: id of the run that decoded them. records: its seal.
         model, weights, dtype, exit_head, fingerprint: of the model. weights_format, kv, batch_size: how it decoded.
         artefacts: what trained parts the strategy runs on: name → SHA-256.
-        exit_points: layers after which it is asked. kv_input: what skipped keys and values are filled in from. Both
-            ``None`` in older certificates.
+        exit_points: layers after which it is asked. kv_input: what skipped keys and values are filled in from.
     """
 
     target: str
@@ -112,13 +105,7 @@ def is_same_source(one: TaskRecord, other: TaskRecord) -> bool:
 
 
 def known_documents(mine: Mapping[str, str], theirs: Mapping[str, str], *, same_source: bool) -> Set[str]:
-    """Return the ids of documents that are another's as well: by their texts, and within one source by their ids.
-
-    Args:
-        mine: id → hash of the text, empty where that is not recorded.
-        theirs: likewise.
-        same_source: ids mean the same.
-    """
+    """Return the ids of documents that are another's as well: by their texts, and within one source by their ids."""
     texts = set(theirs.values()) - {""}
     return {name for name, text in mine.items() if text in texts or (same_source and name in theirs)}
 
@@ -135,7 +122,7 @@ def shared_projects(projects: Mapping[str, int]) -> str:
 
 
 class CalibratedPoint(Record):
-    """The operating point, and its certificate.
+    """The operating point as ``--strategy`` takes it, and what is promised of it.
 
     Attributes:
         schema_version: of this document.

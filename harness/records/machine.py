@@ -1,35 +1,13 @@
-"""The machine that a run was measured on, as far as it decides how far its numbers can be trusted.
-
-Written into every manifest and shown by ``harness doctor``. Unlike the manifest's ``environment`` (what the
-machine is) these facts are of the moment: load, clock, and what a few short measurements found. ``None``
-means not known; ``missing`` says why.
-
-Durations of the parts of decoding on the machine of a run, in seconds: what strategies and draft rules were told.
-"""
+"""The machine of a run at the moment it was measured, as far as it decides how far its numbers can be trusted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from harness.contracts import UnitCosts
 from harness.records.record import Positive, Record
-
-_SENSORS_BEFORE = ("nvml", "rapl", "soc")
-"""Sources that were measured, in older records, whose meters did not say so."""
-
-
-def was_measured(record: Mapping[str, Any], source: str, measured: str) -> dict[str, Any]:
-    """Return the fields of a record, with what an older one does not say: whether its energy was measured.
-
-    Args:
-        record: as read.
-        source: field that names the meter's source.
-        measured: field that says whether it is a sensor's.
-    """
-    return {measured: record.get(source) in _SENSORS_BEFORE, **record}
 
 
 class SensorRecord(Record):
@@ -38,8 +16,7 @@ class SensorRecord(Record):
     Attributes:
         name: ``nvml``, ``rapl``, ``soc``, or a third party's.
         unavailable: why it cannot measure work on this device, with the remedy; ``None`` if it can.
-        stated_period_s: how often it ticks by its documentation.
-        period_s: how often it ticks, measured by polling its counter.
+        stated_period_s: how often it ticks by its documentation. period_s: measured by polling its counter.
         period_reason: why the period was not measured.
     """
 
@@ -51,14 +28,14 @@ class SensorRecord(Record):
 
 
 class MachineRecord(Record):
-    """Facts that decide which metrics can be trusted.
+    """Facts that decide which metrics can be trusted; ``None`` means not known.
 
     Attributes:
         device, dtype: what the measurements were made with.
         logical_cores: of the machine. usable_cores: this process may run on. quota_cores: cores' worth of time its
-            control group allows, ``None`` without a limit.
+            control group allows.
         threads, interop_threads: of torch.
-        hypervisor: name of the hypervisor, ``unnamed`` when it does not give one, ``None`` when nothing hints at one.
+        hypervisor: its name, ``unnamed`` when it does not give one, ``None`` when nothing hints at one.
         clock_mhz: present clock of each usable core. clock_source: ``cpufreq`` or ``cpuinfo``.
         governors: different frequency governors of the usable cores.
         load_span_s: how long the cores were watched, while the other measurements ran. load_cores: cores watched.
@@ -72,8 +49,7 @@ class MachineRecord(Record):
         meter: source of the meter in use. meter_description: its own words. meter_measured: a sensor measures.
         sensors: every kind of energy sensor that was looked for.
         scores_missing: which scores cannot be computed, why, and what helps.
-        missing: what is not known (a field, or a measurement of several) → why, where there is more to say than that it
-            is hidden.
+        missing: what is not known → why, where there is more to say than that it is hidden.
     """
 
     device: str
@@ -110,11 +86,6 @@ class MachineRecord(Record):
     scores_missing: tuple[str, ...] = ()
     missing: dict[str, str] = Field(default_factory=dict)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _meter_of_older_runs(cls, data: Any) -> Any:
-        return was_measured(data, "meter", "meter_measured") if isinstance(data, Mapping) else data
-
     @property
     def foreign_share(self) -> float | None:
         """Share of the watched cores' time that other processes used, 0…1."""
@@ -145,8 +116,7 @@ class DraftTimes(Record):
     """Duration of drafting beside layers, in seconds.
 
     Attributes:
-        check_s: one check of the strategy, whatever it reads there: asked for, or made inside compiled layers where one
-            row under a KV policy that hides nothing has it made there.
+        check_s: one check of the strategy, asked for or made inside compiled layers.
         read_s: taking the token that an exit drafts, shortcut included; next to nothing where a check has read it.
     """
 
@@ -158,10 +128,8 @@ class UnitTimes(Record):
     """Measured durations of a model in one weights format, in seconds.
 
     Attributes:
-        positions: that the timed tokens attended to.
-        rows: of the pass that several tokens shared.
-        layer_s: one decoder layer for one token.
-        head_s: the LM head for one, its best token included.
+        positions: that the timed tokens attended to. rows: of the pass that several tokens shared.
+        layer_s: one decoder layer for one token. head_s: the LM head for one, its best token included.
         layer_row_s, head_row_s: the same for one more row of the same pass.
         drafts: by who drafts: the strategy's class with the heads that it reads, and what reads its drafts.
     """

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from harness.contracts import OWN_FORMAT, Accuracy, KVFacts, Weights, numbers
-from harness.records.machine import MachineRecord, UnitTimes, was_measured
+from harness.records.machine import MachineRecord, UnitTimes
 from harness.records.record import Count, Positive, Record
 
 SCHEMA_VERSION = 1
 
 
 class BlackBoxRecord(Record):
-    """Facts about an operating point that the engine does not run.
+    """Whether an operating point that the engine does not run is on this machine, whose energy sensor then sees it.
 
     Attributes:
         local: it runs on this machine, whose energy sensor sees it.
@@ -34,19 +33,17 @@ class OperatingPointRecord(Record):
         exit_points: layers at which it is asked on this model.
         rehearsed: it looked at the answer outside the measured window; an upper bound, not a strategy to deploy.
         artefacts: what trained parts it runs on: name → SHA-256.
-        kv: name of the KV policy, what happens to K,V of skipped layers.
-        kv_facts: what that policy is; ``None`` in older runs.
+        kv: name of the KV policy, what happens to K,V of skipped layers. kv_facts: what that policy is.
         decode: ``lossy``, its exits say what comes out; ``lossless``, with the draft source it has: they draft, and
             full depth's tokens come out.
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
         draft_sources: names of what proposes tokens before exits draft; empty where only exits do.
-        stop: the stop rule beside the protocol's own end, as written; empty for none, and in older runs.
-        weights_format: how the matrices it multiplies with are stored; empty in older runs, where it is the model's.
+        stop: the stop rule beside the protocol's own end, as written; empty for none.
+        weights_format: how the matrices it multiplies with are stored.
         heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
             asking. A probe for the attribution of costs, never a candidate.
-        black_box: it is no strategy of the engine, and completes texts by itself; ``None`` for all others. Nothing that
-            only the engine knows stands in its samples, and it has neither KV policy nor weights format.
+        black_box: it completes texts by itself, without the engine; ``None`` for all others. It has no KV policy.
     """
 
     name: str
@@ -76,8 +73,7 @@ class FormatChoiceRecord(Record):
     """Why ``--weights-format auto`` took the format it did.
 
     Attributes:
-        seconds_per_byte: format → what products of 1, 4 and 16 rows took, per float32 byte of the matrices; empty
-            where nothing was timed.
+        seconds_per_byte: format → what products of 1, 4 and 16 rows took, per float32 byte of the matrices.
         left_out: format → why it was not tried.
     """
 
@@ -86,7 +82,7 @@ class FormatChoiceRecord(Record):
 
 
 class FormatRecord(Record):
-    """The model in one weights format: what of it depends on the format.
+    """The model in one weights format: what of it depends on the format, as in ``ModelRecord``.
 
     Attributes:
         weights_format: registered name.
@@ -107,25 +103,22 @@ class FormatRecord(Record):
 
 
 class ModelRecord(Record):
-    """The model as it ran.
+    """The model as it ran; sizes, exit points and fingerprint are those of ``ModelInfo``.
 
     Attributes:
-        name: as asked for.
-        family: transformers ``model_type``.
-        weights: ``pretrained`` (base), ``tuned`` or ``random``.
-        weights_source: where the weights came from, in words.
+        name: as asked for. family: transformers ``model_type``.
+        weights: ``pretrained`` (base), ``tuned`` or ``random``. weights_source: where they came from, in words.
         weights_sha256: hash over the weights; ``None`` for random weights, whose seed is in the config.
         tokenizer_source: where the tokenizer came from, in words.
         tokenizer_stand_in: another model's tokenizer stands in.
         num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
         layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
         fingerprint, exit_head, shortcut_bytes: see ``ModelInfo``; an older record has the defaults.
-        weights_format: registered name, of the run's first format; ``None`` in older runs, which
-            have the dtype's own.
+        weights_format: registered name, of the run's first format; ``None``: the dtype's own.
         weights_accuracy: how near that format keeps a model to float32.
         format_choice: why ``auto`` took it; ``None`` where it was asked for.
         unit_times: what its parts take in that format; ``None`` where nobody asked, and where costs were bytes.
-        end_ids: tokens that end a generation; ``None`` in older runs, which do not say.
+        end_ids: tokens that end a generation.
         other_formats: the model in the further formats that the run compares.
     """
 
@@ -162,7 +155,7 @@ class ModelRecord(Record):
 
     @property
     def stored_in(self) -> str:
-        """The weights format, of older runs too."""
+        """The weights format; the dtype's own where none is named."""
         return self.weights_format or OWN_FORMAT.get(self.dtype, self.dtype)
 
     @property
@@ -176,11 +169,7 @@ class ModelRecord(Record):
         return self.weights_accuracy in ("exact", "near-exact") or self.stored_in == OWN_FORMAT.get(self.dtype)
 
     def stored(self, weights_format: str) -> ModelRecord:
-        """Return the model in one of its formats alone.
-
-        Raises:
-            KeyError: it is none of them.
-        """
+        """Return the model in one of its formats alone."""
         others = {other.weights_format: dict(other) for other in self.other_formats}
         changed = {} if weights_format == self.stored_in else others[weights_format]
         return self.model_copy(update={**changed, "other_formats": ()})
@@ -193,16 +182,12 @@ class TaskRecord(Record):
         name: registered task name.
         language: for example ``python``; ``text`` for what is no code.
         protocol: registered protocol name.
-        source_kind: ``path``, ``hub`` or ``embedded``.
-        source: human label of the source.
-        fingerprint: SHA-256 over the drawn rows.
-        prompts: SHA-256 over the samples made of them, in tokens; empty in older runs.
-        samples: number of samples drawn.
-        bad_rows: number of rows that could not become samples.
+        source_kind: ``path``, ``hub`` or ``embedded``. source: human label. detail: further facts about it.
+        fingerprint: SHA-256 over the drawn rows. prompts: over the samples made of them, in tokens.
+        samples: number of samples drawn. bad_rows: rows that could not become samples.
         duplicates: samples drawn although tuning has read them (``--duplicates keep``), or skipped for it; ``None``
-            where that is not known, and in older runs.
+            where that is not known.
         unindexed: names of the artefacts that do not say all they have read, so that more may be duplicates.
-        detail: further facts about the source.
         defined_by: package that defines the task, its protocol and the scores whose names begin with its own; empty
             where they are registered ones.
     """
@@ -239,11 +224,6 @@ class MeterRecord(Record):
     measured: bool = False
     unavailable: dict[str, str] = Field(default_factory=dict)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_older_runs(cls, data: Any) -> Any:
-        return was_measured(data, "source", "measured") if isinstance(data, Mapping) else data
-
 
 class PluginRecord(Record):
     """Something the run used that another project registered.
@@ -251,8 +231,7 @@ class PluginRecord(Record):
     Attributes:
         kind: ``strategy``, ``task``, ``score`` …
         name: as registered.
-        distribution, version: of the package that registered it.
-        code: hash of that package's files; empty where it has none, and in older runs.
+        distribution, version: of the package that registered it. code: hash of that package's files.
     """
 
     kind: str
@@ -268,9 +247,8 @@ class ObservedThreshold(Record):
     Attributes:
         strategy: the operating point, with the number.
         threshold: the number.
-        percentile: share of the observed scores below it that was asked for, in per cent.
-        reached: the share that lies below it, in per cent; ``None`` in older runs.
-        documents: decoded by full depth for it, that the run does not decode; in older runs of each task, at most.
+        percentile: share of the observed scores below it that was asked for, in per cent. reached: the share that is.
+        documents: decoded by full depth for it, that the run does not decode.
     """
 
     strategy: str
@@ -285,7 +263,7 @@ class Manifest(Record):
 
     Attributes:
         schema_version: of every file in the directory but ``summary.json``.
-        run: id of the run, 16 hexadecimal digits, drawn when its directory is made; empty in older runs.
+        run: id of the run, 16 hexadecimal digits, drawn when its directory is made.
         created: UTC time, ISO 8601.
         config: the resolved run configuration.
         operating_points: in the order given, full depth first.
@@ -295,8 +273,7 @@ class Manifest(Record):
         bandwidth_detail: kernel, buffer and what limited it, or why it was not measured.
         environment: machine, operating system, threads, git commit, hashes of code, package versions.
         plugins: what of it came from packages of other projects.
-        machine: what decided, at the start, how far its numbers can be trusted; ``None`` in older runs, and in those
-            that were not timed.
+        machine: what decided, at the start, how far its numbers can be trusted; ``None`` in runs that were not timed.
         placement: of a study's point: its executor, host and process, and processor cores; and, under ``--device-map``,
             ``layers``: which are where, in words.
         observed_thresholds: those that were given as percentiles.
@@ -321,33 +298,14 @@ class Manifest(Record):
 
     @property
     def code(self) -> dict[str, str]:
-        """Package that decides → hash of its files: the project's own, and of plug-ins; older runs do not say."""
-        own = self.environment.get("code")
+        """Package that decides → hash of its files: the project's own, and of plug-ins."""
         theirs = {plugin.distribution: plugin.code for plugin in self.plugins if plugin.code}
-        return {**(own if isinstance(own, dict) else {}), **theirs}
+        return {**(self.environment.get("code") or {}), **theirs}
 
     @property
     def timed(self) -> bool:
         """Whether times were recorded; without them other work may have shared the machine, and nothing is a cost."""
         return not self.config.get("untimed", False)
-
-    @field_validator("config", mode="after")
-    @classmethod
-    def _duplicates_of_older_runs(cls, config: dict[str, Any]) -> dict[str, Any]:
-        """Older runs drew whatever was no document of the tuning."""
-        return {"duplicates": "keep", **config}
-
-    @model_validator(mode="after")
-    def _kv_of_older_runs(self) -> Self:
-        """Older runs give an operating point's KV policy only where they compare several; else the configuration's."""
-        kv = self.config.get("kv")
-        if isinstance(kv, str) and kv != "auto" and any(point.kv is None for point in self.operating_points):
-            points = tuple(
-                point if point.kv is not None or point.black_box else point.model_copy(update={"kv": kv})
-                for point in self.operating_points
-            )
-            object.__setattr__(self, "operating_points", points)
-        return self
 
     @model_validator(mode="after")
     def _formats_are_the_model_s(self) -> Self:

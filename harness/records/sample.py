@@ -1,8 +1,4 @@
-"""``samples.jsonl``, ``windows.jsonl`` and ``scores.json``: samples, what was measured, and scores computed again.
-
-A :class:`SampleRecord` is what came out of one sample under one operating point, a :class:`WindowRecord` commits the
-samples of its window, and :class:`ScoresRecord` has what ``harness rescore`` made of the recorded texts.
-"""
+"""``samples.jsonl``, ``windows.jsonl`` and ``scores.json``: samples, what was measured, and scores computed again."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from harness.records.work import Work
 
 
 class AnswerRecord(Record):
-    """An external endpoint's facts about its completion.
+    """An external endpoint's facts about its completion: tokens by its own tokenizer, and what it calls its model.
 
     Attributes:
         tokens: how many, by its own tokenizer; ``None`` where it does not say.
@@ -34,26 +30,23 @@ class SampleRecord(Record, Work):
         operating_point: label.
         task, sample_id, repeat: which sample, and which repetition of it, 0-based.
         duplicate: tuning read its reference, and the context just before it, word for word.
-        document: hash of the whole text that it is cut from; empty in older runs, and where the task does not say.
-        project: that the text belongs to; ``None`` where nothing says it, and in older runs.
+        document: hash of the whole text that it is cut from; empty where the task does not say.
+        project: that the text belongs to; ``None`` where nothing says it.
         prompt_ids, token_ids, reference_ids: model tokens.
         token_times_s: seconds from the start of the batch to each token; none in a run that was not timed, whose
             ``latency_s`` and ``ttft_s`` are ``None`` as well.
         text, reference: what is scored against what.
         token_texts: what each token added; together all that was spoken, of which ``text`` may be a part. A token that
-            ends inside a character adds nothing, the one that completes it adds it. Empty in older runs.
+            ends inside a character adds nothing, the one that completes it adds it.
         full_depth_ids: full depth's token at each place, given the prompt and the generated tokens before it, by exact
-            keys and values. Empty in older runs and in later repeats, which generate the same again.
-        scores: per-sample scores.
-        score_failures: score → why it has no value, for those of plug-ins that failed on this completion.
-        latency_s: start of the batch to this sample's last token.
-        ttft_s: start of the batch to the first token.
+            keys and values. Empty in later repeats, which generate the same again.
+        scores: per-sample scores. score_failures: score → why it has no value, for those of plug-ins that failed.
+        latency_s: start of the batch to this sample's last token. ttft_s: to the first.
         finish_reason: ``stop`` (a rule), ``eos``, ``length`` or ``strategy``, which made no token of it.
         stop_rule: of ``stop``, whose rule it was: a name of `harness list stops`, which may be the protocol's own
-            (``line``), or the protocol's name where its rule has none. Empty for any other reason, and in older runs,
-            where it was the protocol's.
-        arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how
-            long it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
+            (``line``), or the protocol's name where its rule has none.
+        arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how long
+            it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
         answer: of a black box, what it says of the completion. Tokens, layers and counts are then empty and 0, and mean
             nothing; ``ttft_s`` is ``None`` where no text came.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
@@ -129,7 +122,7 @@ class ScoresRecord(Record):
         schema_version, run: as in ``manifest.json``.
         records: seal of the last window when they were computed; what was measured later keeps its own.
         computed: when, UTC.
-        names: which scores were computed then.
+        names: which scores were computed then, with these versions of packages.
         versions: package → version, of what computed them.
         samples: of each line of ``samples.jsonl`` up to there.
     """
@@ -152,14 +145,12 @@ class WindowRecord(Record):
         warmup: left out of every summary.
         idle: nothing ran; the model was loaded. Its task and operating point are empty, its power is the machine's own.
         superseded: contaminated and measured again (``--strict``); left out of every summary and counted there.
-        samples: number of sample lines this window commits.
-        failed: how many of those are error records.
+        samples: number of sample lines this window commits. failed: how many of those are error records.
         tokens: generated tokens; ``None`` where a black box does not count its own.
         started: UTC time, ISO 8601.
         duration_s: window length, monotonic clock; ``None`` in a run that was not timed (``untimed``).
-        cpu_time_s: CPU seconds of this process; likewise.
-        foreign_cpu_s: CPU seconds of everything else on the usable cores; ``None`` where it cannot be read.
-        stolen_cpu_s: CPU seconds the hypervisor gave to others; ``None`` where it cannot be read.
+        cpu_time_s, foreign_cpu_s, stolen_cpu_s: CPU seconds of this process, of everything else on the usable cores,
+            and those that the hypervisor gave to others; ``None`` where they cannot be read.
         energy_j, energy_source, energy_scope, sensor_period_s, flags, energy_reason: see ``EnergyReading``.
     """
 

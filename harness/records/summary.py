@@ -1,10 +1,6 @@
-"""The content of a run directory's ``summary.json``: one row per task × operating point, and what to know beside them.
+"""``summary.json``: one row per task × operating point, and what to know beside them.
 
-Versioned by itself: it is made of the other files and can be made again of those of any version. Its numbers are
-estimates by the name of their metric, so that a reader need not know a metric to keep it; what a metric means is
-declared where it is computed (``harness list metrics``).
-
-Which drafted tokens stood, by what drafted them and by kind: as it stands in ``summary.json``.
+Versioned by itself: it is made of the other files and can be made again of those of any version.
 """
 
 from __future__ import annotations
@@ -29,9 +25,7 @@ class Acceptance(Record):
         source: ``exit``, or the name of the draft source; ``None`` for all.
         layer: decoder layers that ran before they were drafted; ``None`` for all, and where a source proposed them.
         kind: of code (:mod:`reports.completions.token_kinds`); ``None`` for all, those of no kind included.
-        drafted, accepted: tokens.
-        share: the second over the first, with its interval over blocks of samples; none where too few blocks
-            drafted such a token, and where nearly all or none stood.
+        drafted, accepted: tokens. share: the second over the first, with its interval over blocks of samples.
     """
 
     source: str | None = None
@@ -49,24 +43,23 @@ class SummaryRow(Record):
     """One operating point on one task.
 
     Attributes:
-        operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv,
-            batch_size, dtype, weights_format: what ran; the format is the dtype's own in older summaries.
-        black_box: the engine does not run it; it has no KV policy, and its weights format is that of the full depth it
-            is held against.
+        operating_point, strategy, options, task, language, protocol, source, model, weights, exit_head, kv, batch_size,
+            dtype, weights_format: what ran; the format is the dtype's own in older summaries.
+        black_box: the engine does not run it; its weights format is that of the full depth it is held against.
         decode: ``lossy``, or ``lossless`` with its draft source: full depth verified every token.
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
         stop: the stop rule beside the protocol's own end, as written; empty for none.
         baseline_format: weights format of the full depth that its tokens and scores are compared with.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
-        windows: measured windows that count; 0 in older summaries. flagged: those in which something
-            else moved the machine (:data:`harness.metering.contamination.CONTAMINATED`).
+        windows: measured windows that count. flagged: those in which something else moved the machine
+            (:data:`harness.metering.contamination.CONTAMINATED`).
         speedup_unflagged: the speed-up of whole requests without flagged windows, of this row and of full depth;
             ``None`` where there are none, or fewer than five blocks without.
         energy_source: where its energy comes from. energy_measured: a sensor measured it.
         verdict: the comparison with full depth in words; ``None`` when one of them has no finished sample.
         rehearsed: it saw the answer outside the measured window: an upper bound, never on the front.
         pareto: on the front of text kept and speed-up among the rows of its table (:mod:`reports.summary.pareto`).
-        acceptances: which drafted tokens stood; empty where nothing was drafted, and of older runs.
+        acceptances: which drafted tokens stood; empty where nothing was drafted.
         metrics: estimates by the name of their metric; one that is not there was not measured, or is not defined.
     """
 
@@ -131,8 +124,8 @@ class Summary(Record):
         machine: one line that describes where it was measured.
         notes: sentences a table must carry (random weights, tokenizer stand-in, estimated energy …).
         rows: the results.
-        records: seal of the records it was made of (:mod:`harness.store.record_files`); empty where they have none.
         attributions: where time and energy went, per task and quantity; empty without probes (``--attribute``).
+        records: seal of the records it was made of (:mod:`harness.store.record_files`).
         score_failures: score → why it lacks values, for those of plug-ins that failed.
     """
 

@@ -1,9 +1,7 @@
 """The counters of what a generation did, declared once.
 
-The engine counts in these fields (:class:`harness.decoding.generation.Generation` inherits them), the record of a
-sample is written with them, served answers and the Python API report them, and a replay predicts them. **To add a
-counter**: declare it in :class:`Work`, count it where the engine does what it counts, and show it by a metric; records,
-answers (``counts``) and frames have it then.
+**To add a counter**: declare it in :class:`Work`, count it where the engine does what it counts, and show it by a
+metric; records, served answers (``counts``) and frames have it then.
 """
 
 from __future__ import annotations
@@ -68,8 +66,7 @@ class Discarded:
     """Drafted tokens that were rejected: the one that full depth replaced, and those behind it.
 
     Attributes:
-        place: of the first of them in the completion, 0-based. The token there is what full depth said in its place;
-            where the completion ends before, nothing was compared.
+        place: of the first of them in the completion, 0-based; the token there is what full depth said instead.
         token_ids: the tokens.
         drafted_at: for each the decoder layers that ran before it was drafted, 0 where a source proposed it.
         token_texts: what each would have added to the text; empty until they are spelled.
@@ -86,8 +83,7 @@ class Work(PassWork):
     """The work of one completion after prefill; without a cache, all of it, a layer over a prefix counted as one.
 
     With a cache, the first token comes from prefill: at full depth, and no strategy is asked for it. What is said of
-    drafts is of lossless decoding, and empty else; older runs have no ``discarded``, and more ``drafts`` than accepted
-    tokens all the same. The engine counts in these fields; who holds finished work leaves it as it is.
+    drafts is of lossless decoding, and empty else.
     """
 
     layers_executed: Annotated[Count, Field(description="decoder layers run, recomputation included")] = 0
@@ -117,12 +113,8 @@ class Work(PassWork):
     discarded: Annotated[
         Sequence[Discarded], AfterValidator(tuple), Field(description="drafted tokens that were rejected, in order")
     ] = ()
-    drafting: Annotated[
-        DraftWork | None, Field(description="what passes did that drafted tokens at exits; null in older runs")
-    ] = None
-    rolled_back: Annotated[
-        DraftWork | None, Field(description="the same of those whose tokens were rejected; null in older runs")
-    ] = None
+    drafting: Annotated[DraftWork | None, Field(description="what passes did that drafted tokens at exits")] = None
+    rolled_back: Annotated[DraftWork | None, Field(description="the same of those whose tokens were rejected")] = None
 
     @classmethod
     def of(cls, made: Work) -> Work:
@@ -140,18 +132,9 @@ class Work(PassWork):
         return Work(**{name: count + getattr(other, name) for name, count in self.counts.items()})
 
     def amounts(self, *, tokens: int, exits: int, attended: int, num_layers: int) -> dict[str, float]:
-        """Return it for :func:`harness.contracts.price`.
-
-        A verification reads the LM head once for all of its places.
-
-        Args:
-            tokens: decoded after prefill.
-            exits: tokens that left early, discarded ones included.
-            attended: positions × layers attended to.
-            num_layers: of the model.
-        """
+        """Return it for :func:`harness.contracts.price`."""
         passes, places = self.verifications or tokens, tokens + self.layers_discarded // num_layers
-        read = self.layers_read or self.layers_executed  # older runs do not say
+        read = self.layers_read or self.layers_executed
         return {
             "check": self.exit_checks,
             "layer step": read,

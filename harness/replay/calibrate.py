@@ -1,19 +1,6 @@
 """``harness calibrate``: a live run at several settings, a promise about documents, and whether it is kept.
 
-**Targets** are losses of documents, numbers between 0 and 1. ``NAME=SHARE`` asks for a share of full depth's that is
-kept, ``NAME`` being a metric of agreement that has a value per document; the loss is what is missing from 1.
-``NAME_loss=AMOUNT`` allows a score to fall against full depth's on the same document; the loss is ``max(0, full depth's
-− its own)`` (CALM, arXiv 2207.07061, section 4), which is no smaller on average than the difference itself: documents
-that gain make up for none that lose. A document whose operating point failed, or has no score where full depth has one,
-lost everything. One that full depth failed on, or that the score says nothing of, has no loss.
-
-**Settings** are ordered by the value of their option, from the deeper mean exit to the shallower: which end is strict
-is a fact about the strategy's rule, and all that is taken from the documents beside their losses. Where both ends are
-equally deep nothing tells which is strict, and a warning says so.
-
-**Checks.** On random halves of the same documents, and on held-out documents: on one half a setting is calibrated, on
-the other its mean loss is compared with the one allowed. The second half is a sample as well, so that a promise that
-holds is sometimes seen broken there; it is the harder test.
+``docs/calibration.md`` says what is promised, what is not, and how it was checked.
 """
 
 from __future__ import annotations
@@ -31,39 +18,22 @@ import numpy as np
 from harness.config import BASELINE
 from harness.errors import ConfigError, DataError, did_you_mean
 from harness.models.model import KeptModel
-from harness.records import OperatingPointRecord
+from harness.records import OperatingPointRecord, guarantee
 from harness.records.estimate import Estimate
-from harness.records.guarantee import (
-    CalibratedPoint,
-    Guarantee,
-    TestedSetting,
-    Unit,
-    is_same_source,
-    known_documents,
-)
 from harness.registry import METRICS, SCORES
 from harness.replay.options import CalibrateOptions
+from harness.running.plan import shared_fields
 from harness.running.resolve import resolve
 from harness.running.runner import execute
 from harness.running.session import Observer
-from harness.running.thresholds import family, observe, percentiles
-from harness.store.run_directory import refuse_occupied
+from harness.running.thresholds import family, observed_thresholds
 from reports.metrics.faithfulness import AGREEMENT
 from reports.metrics.point import Point
 from reports.metrics.vocabulary import AGREEMENTS
 from reports.recorded import RecordedRun
+from reports.statistics import risk_control
 from reports.statistics.intervals import mean_interval
-from reports.statistics.risk_control import (
-    MOST_DOCUMENTS,
-    P_VALUES,
-    Losses,
-    certified_by_tests,
-    certified_in_expectation,
-    documents_needed,
-    expectation_bounds,
-    fewest_documents,
-    fewest_in_expectation,
-)
+from reports.statistics.risk_control import MOST_DOCUMENTS, P_VALUES, Losses
 from reports.tables.table import Column, Line, Part, Table
 
 logger = logging.getLogger(__name__)
@@ -73,17 +43,13 @@ LOSS = "_loss"
 NEAREST = 1e-6
 """Distance that a target keeps from 0 and 1: nearer to them nothing, or everything, would do."""
 
+Count = Callable[[Losses], int]
+"""Counts the settings, from the strictest on, that losses certify."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A promise about the mean over documents.
-
-    Attributes:
-        text: as written.
-        name: of the metric of agreement, or of the score.
-        risk: ε, the largest mean loss allowed.
-        of_score: the loss is a score's.
-    """
+    """A promise about the mean over documents; ``risk`` is ε, the largest mean loss allowed."""
 
     text: str
     name: str
@@ -92,11 +58,7 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """Read a target.
-
-    Raises:
-        ConfigError: it has another form, no such metric or score, or a value that is none.
-    """
+    """Read ``METRIC=SHARE``, a share of full depth's that is kept, or ``SCORE_loss=AMOUNT``, what a score may fall."""
     name, _, value = text.strip().partition("=")
     of_score = name.endswith(LOSS)
     name = name.removesuffix(LOSS)
@@ -114,10 +76,9 @@ def parse_target(text: str) -> Target:
         shares = (one for one in METRICS.usable().values() if one.units and one.form == "fraction")
         known = [AGREEMENT.name, *(one.name for one in shares if AGREEMENTS in one.sections)]
     if name not in known:
-        what = "score" if of_score else "agreement"
         hint = did_you_mean(name, known) or f" Known: {', '.join(known)}."
         scores = f" A score's fall is {name}_loss." if name in SCORES else ""
-        raise ConfigError(f"--target '{text}': no {what} '{name}'.{scores or hint}")
+        raise ConfigError(f"--target '{text}': no {'score' if of_score else 'agreement'} '{name}'.{scores or hint}")
     if of_score:
         score = SCORES.load(name)()
         if score.unit or score.better != "higher" or not score.scores_samples:
@@ -126,75 +87,47 @@ def parse_target(text: str) -> Target:
 
 
 def document_losses(point: Point, target: Target) -> dict[str, float]:
-    """Return the loss of every document that has one, by sample id, in the order that full depth decoded them.
+    """Return the loss of every document that has one, 0…1, by sample id, in the order that full depth decoded them.
 
-    Raises:
-        DataError: one is not between 0 and 1.
+    A score's is ``max(0, full depth's − its own)`` (CALM, arXiv 2207.07061, section 4). A document whose operating
+    point failed, or has no score where full depth has one, lost everything.
     """
-    losses = dict(_losses(point, target)) | {sample_id: 1.0 for sample_id, _ in point.cell.failed}
-    found = {}
-    for sample in point.full.scored:
-        loss = losses.get(sample.sample_id)
-        if loss is None:
-            continue
-        if not -1e-9 <= loss <= 1 + 1e-9:
-            raise DataError(
-                f"{target.name} of {sample.sample_id} is no share ({loss:g} lost): it cannot be calibrated."
-            )
-        found[sample.sample_id] = min(max(loss, 0.0), 1.0)
-    return found
-
-
-def _losses(point: Point, target: Target) -> Iterator[tuple[str, float]]:
     cell, full, name = point.cell, point.full, target.name
+    losses: dict[str, float] = {}
     if target.of_score:
         own = {sample.sample_id: sample.scores.get(name) for sample in cell.scored}
         for sample in full.scored:
             theirs, mine = sample.scores.get(name), own.get(sample.sample_id)
             if theirs is not None:
-                yield sample.sample_id, 1.0 if mine is None else max(0.0, theirs - mine)
+                losses[sample.sample_id] = 1.0 if mine is None else max(0.0, theirs - mine)
     elif name != AGREEMENT.name:
         units = METRICS.load(name).units
         assert units is not None  # a target names no other
-        for (sample_id,), (part, whole) in units(point).items():
-            yield sample_id, 1 - part / whole
+        losses = {sample_id: 1 - part / whole for (sample_id,), (part, whole) in units(point).items()}
     else:  # positionwise, of the tokens that are decided: prefill's is full depth's for nothing
         for key in cell.shared(full):
             kept, everything = (cell.decoded(one.samples[key].token_ids) for one in (cell, full))
             if key[1] == 0 and everything:
-                yield key[0], 1 - sum(a == b for a, b in zip(kept, everything, strict=False)) / len(everything)
+                losses[key[0]] = 1 - sum(a == b for a, b in zip(kept, everything, strict=False)) / len(everything)
+    losses |= {sample_id: 1.0 for sample_id, _ in cell.failed}
+    if wrong := [sample_id for sample_id, loss in losses.items() if not -1e-9 <= loss <= 1 + 1e-9]:
+        raise DataError(f"{name} of {wrong[0]} is no share ({losses[wrong[0]]:g} lost): it cannot be calibrated.")
+    return {one.sample_id: min(max(losses[one.sample_id], 0.0), 1.0) for one in full.scored if one.sample_id in losses}
 
 
 def record(options: CalibrateOptions, target: Target, observer: Observer) -> Path:
-    """Decode the documents at every setting, and return the run directory.
-
-    Args:
-        options: what to calibrate, and on what.
-        target: what is to be promised.
-        observer: is told how it goes on.
-
-    Raises:
-        HarnessError: it cannot be run; also where so few documents cannot certify the target whatever they lose.
-    """
+    """Decode the documents at every setting, and return the run directory."""
     if not options.strategies:
         raise ConfigError(
             "there is nothing to calibrate. Give --strategy NAME, or --resume DIR of a run at several values."
         )
-    if options.strategies[0].startswith("@"):
-        raise ConfigError(
-            f"--strategy {options.strategies[0]} is calibrated: `harness run` takes it. Give NAME or "
-            "NAME:option=value,value, or another question of the same run: --resume DIR --target TARGET."
-        )
     one = family(options.strategies[0], options.points)
     refuse_too_few(options.limit, options, target)
-    if options.out is not None and options.out.exists():
-        refuse_occupied(options.out)  # before scores are observed
     model = KeptModel()
     values = one.values
     if one.wanted:
         plan = resolve(options.as_run((str(one.anywhere),)))
-        shares, _ = observe(one, plan, plan.tasks, options.observe, model, observer.stage)
-        values = tuple(percentiles(one, shares))
+        values = tuple(observed_thresholds(one, plan, plan.tasks, options.observe, model, observer.stage))
     run = options.as_run(tuple(str(one.at(value)) for value in values))
     return execute(run, observer=observer, model=model).directory
 
@@ -213,6 +146,13 @@ def refuse_too_few(documents: int | None, options: CalibrateOptions, target: Tar
         )
 
 
+def least_documents(options: CalibrateOptions, risk: float) -> int | None:
+    """Return how many documents a promise takes if none of them loses anything; ``None``: more than a million."""
+    if options.method == "conformal":
+        return risk_control.fewest_in_expectation(risk)
+    return risk_control.fewest_documents(risk, options.delta, P_VALUES[options.p_value])
+
+
 # ------------------------------------------------------------------------- settings and the promise
 
 
@@ -221,13 +161,10 @@ class Settings:
     """One strategy at several values of one option, on the documents of a run.
 
     Attributes:
-        run: where they were decoded.
-        option: the option that varies.
         points: operating points, from strict to lax.
         documents: of those that have a loss, in the order drawn: id → hash of the text.
         losses: ``[points, units]``: of each document, or mean of each project.
         projects: how many of the documents are of each project that is known.
-        unit: what a column of losses is.
         left_out: documents without one, see :class:`~harness.records.guarantee.Guarantee`.
     """
 
@@ -237,42 +174,29 @@ class Settings:
     documents: Mapping[str, str]
     losses: Losses
     projects: Mapping[str, int]
-    unit: Unit = "document"
-    left_out: int = 0
-
-    @property
-    def task(self) -> str:
-        """The run's task."""
-        return self.run.manifest.tasks[0].name
+    unit: guarantee.Unit
+    left_out: int
 
     def known_in(self, other: Settings) -> Set[str]:
         """Return ids of another run's documents that are this one's as well."""
-        same = is_same_source(self.run.manifest.tasks[0], other.run.manifest.tasks[0])
-        return known_documents(other.documents, self.documents, same_source=same)
+        same = guarantee.is_same_source(self.run.manifest.tasks[0], other.run.manifest.tasks[0])
+        return guarantee.known_documents(other.documents, self.documents, same_source=same)
 
     def depth(self, point: OperatingPointRecord) -> float | None:
         """Return the mean decoder layers of a decided token."""
-        cell = self.run.cells[self.task, point.name]
+        cell = self.run.cells[self.run.manifest.tasks[0].name, point.name]
         layers = list(chain.from_iterable(map(cell.decoded_layers, cell.samples.values())))
         return fmean(layers) if layers else None
 
 
-def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: Unit = "document") -> Settings:
-    """Sort the operating points of a run.
+def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: guarantee.Unit = "document") -> Settings:
+    """Sort a finished run's settings of one strategy by the value of their option, from the deeper mean exit on.
 
-    Args:
-        run: finished.
-        target: whose losses.
-        strategy: name of the one that is calibrated; may be left out where the run has no other.
-        unit: what has a loss.
-
-    Raises:
-        ConfigError: the run is of several tasks, or its operating points are no settings of one strategy. Those that
-            verify, look at the answer, have a stop rule or are no strategy of the engine are passed over.
-        DataError: no document has a loss, or none a project where that is the unit.
+    Points that verify, look at the answer, have a stop rule or are no strategy of the engine are passed over.
     """
-    if len(run.manifest.tasks) > 1:
-        raise ConfigError(f"{run.directory} has {len(run.manifest.tasks)} tasks, and a calibration is of one.")
+    directory, (task, *others) = run.directory, run.manifest.tasks
+    if others:
+        raise ConfigError(f"{directory} has {len(run.manifest.tasks)} tasks, and a calibration is of one.")
     points = [
         point
         for point in run.manifest.operating_points
@@ -284,59 +208,50 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: Unit
         points = [point for point in points if point.strategy == strategy]
     if not points or (not strategy and len(names) > 1):
         raise ConfigError(
-            f"{run.directory} decodes {', '.join(names) or 'nothing'} lossily and without a stop rule. Name one with "
+            f"{directory} decodes {', '.join(names) or 'nothing'} lossily and without a stop rule. Name one with "
             f"--strategy{f', not {strategy}' if strategy else ''}."
         )
     option = _varied(run, points)
-    ordered = sorted(points, key=lambda point: float(point.options[option]))
-    losses = [document_losses(run.point(run.manifest.tasks[0].name, point.name), target) for point in ordered]
-    full = run.point(run.manifest.tasks[0].name, ordered[0].name).full
-    drawn = {sample.sample_id: sample for sample in full.scored}
+    points.sort(key=lambda point: float(point.options[option]))
+    losses = [document_losses(run.point(task.name, point.name), target) for point in points]
+    drawn = {sample.sample_id: sample for sample in run.point(task.name, points[0].name).full.scored}
     documents = [name for name in losses[0] if all(name in each for each in losses)]
     if not documents:
-        raise DataError(f"no document of {run.directory} has a value of {target.name}: nothing can be calibrated.")
-    projects = [drawn[name].project for name in documents]
-    known = [project for project in projects if project is not None]
-    if unit == "project":
-        documents = [name for name, project in zip(documents, projects, strict=True) if project is not None]
-        if not documents:
-            raise DataError(
-                f"no document of {run.directory} says which project it is of, and --unit project needs that. Give rows "
-                "with a field 'project', or use --unit document. Older runs recorded none."
-            )
+        raise DataError(f"no document of {directory} has a value of {target.name}: nothing can be calibrated.")
+    known = [name for name in documents if drawn[name].project is not None]
+    projects = [str(drawn[name].project) for name in known]
+    if unit == "project" and not known:
+        raise DataError(
+            f"no document of {directory} says which project it is of, and --unit project needs that. Give rows "
+            "with a field 'project', or use --unit document."
+        )
+    documents = known if unit == "project" else documents
     table = np.array([[each[name] for name in documents] for each in losses])
-    if unit == "project":
-        table = by_project(table, known)
     found = Settings(
         run,
         option,
-        tuple(ordered),
+        tuple(points),
         {name: drawn[name].document for name in documents},
-        table,
-        Counter(known),
+        by_project(table, projects) if unit == "project" else table,
+        Counter(projects),
         unit,
-        run.manifest.tasks[0].samples - len(documents),
+        task.samples - len(documents),
     )
-    deep = [found.depth(point) or 0.0 for point in (ordered[0], ordered[-1])]
-    if deep[0] == deep[-1] and len(ordered) > 1:
+    first, last = (found.depth(point) or 0.0 for point in (points[0], points[-1]))
+    if first == last and len(points) > 1:
         logger.warning(
             "%s: %s and %s are equally deep (%.1f layers), so that which is strict is not known, and what is chosen "
             "may be either. List values further apart",
-            run.directory,
-            ordered[0].name,
-            ordered[-1].name,
-            deep[0],
+            directory,
+            points[0].name,
+            points[-1].name,
+            first,
         )
-    return found if deep[0] >= deep[-1] else replace(found, points=found.points[::-1], losses=table[::-1])
+    return found if first >= last else replace(found, points=found.points[::-1], losses=found.losses[::-1])
 
 
 def by_project(losses: Losses, projects: Sequence[str]) -> Losses:
-    """Return mean losses of projects, ``[points, projects]``, in the order in which a document of each was drawn first.
-
-    Args:
-        losses: ``[points, documents]``.
-        projects: of each document.
-    """
+    """Return mean losses, ``[points, documents]`` to ``[points, projects]``, in the order of each's first document."""
     places = {project: place for place, project in enumerate(dict.fromkeys(projects))}
     members = np.zeros((len(projects), len(places)))
     members[range(len(projects)), [places[project] for project in projects]] = 1
@@ -350,53 +265,70 @@ def _varied(run: RecordedRun, points: list[OperatingPointRecord]) -> str:
     numbers = [name for name, value in first.options.items() if isinstance(value, int | float)]
     varied = [name for name in first.options if len({str(point.options.get(name)) for point in points}) > 1]
     varied = varied or (["threshold"] if "threshold" in numbers else numbers[:1])
-    ways = {(point.kv, point.weights_format) for point in points}
     if (
         len(varied) != 1
         or not all(isinstance(point.options.get(varied[0]), int | float) for point in points)
-        or len(ways) > 1
-        or len(points) != len({str(p.options) for p in points})
+        or len({(point.kv, point.weights_format) for point in points}) > 1
+        or len(points) != len({str(point.options) for point in points})
     ):
         listed = ", ".join(point.name for point in points)
         raise ConfigError(f"{run.directory}: {listed} are no values of one numeric option. Run such values alone.")
     return varied[0]
 
 
-def least_documents(options: CalibrateOptions, risk: float) -> int | None:
-    """Return how many documents a promise takes if none of them loses anything; ``None``: more than a million."""
+def certified(options: CalibrateOptions, risk: float) -> Count:
+    """Return what counts the settings that losses certify."""
     if options.method == "conformal":
-        return fewest_in_expectation(risk)
-    return fewest_documents(risk, options.delta, P_VALUES[options.p_value])
+        return lambda losses: risk_control.certified_in_expectation(losses, risk)
+    tests = risk, options.delta, P_VALUES[options.p_value]
+    return lambda losses: sum(p <= options.delta for p in risk_control.certified_by_tests(losses, *tests))
 
 
-def certified(options: CalibrateOptions, risk: float) -> Callable[[Losses], int]:
-    """Return what counts the settings, from the strictest on, that losses certify."""
-    if options.method == "conformal":
-        return lambda losses: certified_in_expectation(losses, risk)
-    test = P_VALUES[options.p_value]
-    return lambda losses: sum(p <= options.delta for p in certified_by_tests(losses, risk, options.delta, test))
-
-
-def calibrated(settings: Settings, target: Target, options: CalibrateOptions) -> CalibratedPoint:
+def calibrated(settings: Settings, target: Target, options: CalibrateOptions) -> guarantee.CalibratedPoint:
     """Choose the laxest setting that is certified.
 
     Raises:
         DataError: these documents certify none; says how many it would take.
     """
-    count = certified(options, target.risk)
-    passed = count(settings.losses)
+    count, losses, manifest = certified(options, target.risk), settings.losses, settings.run.manifest
+    passed, conformal = count(losses), options.method == "conformal"
     if not passed:
-        raise DataError(_refusal(settings, target, count))
-    manifest, chosen = settings.run.manifest, settings.points[passed - 1]
-    conformal = options.method == "conformal"
-    guarantee = Guarantee(
+        needed = risk_control.documents_needed(losses[0], target.risk, lambda row: count(row[None]) > 0)
+        raise DataError(
+            f"{losses.shape[1]} {settings.unit}s do not certify {target.text} of any setting: the strictest, "
+            f"{settings.points[0].name}, loses {losses[0].mean():.3f}"
+            + (
+                f", and at most {target.risk:g} may be lost. Try stricter settings or a weaker target."
+                if needed is None
+                else f" of {target.risk:g} allowed. It would take about {needed} that lose alike, or stricter settings."
+            )
+        )
+    if conformal:
+        numbers = [min(1.0, bound) for bound in risk_control.expectation_bounds(losses)]
+    else:
+        numbers = risk_control.certified_by_tests(losses, target.risk, options.delta, P_VALUES[options.p_value])
+    tested = tuple(
+        guarantee.TestedSetting(
+            value=float(point.options[settings.option]),
+            risk=float(row.mean()),
+            p_value=None if conformal or place >= len(numbers) else numbers[place],
+            bound=numbers[place] if conformal else None,
+            passed=place < passed,
+            exit_layer_mean=settings.depth(point),
+        )
+        for place, (point, row) in enumerate(zip(settings.points, losses, strict=True))
+    )
+    chosen = settings.points[passed - 1]
+    conditions = settings.run.cells[manifest.tasks[0].name, chosen.name].conditions
+    facts = shared_fields(manifest.model, guarantee.Guarantee) | shared_fields(chosen, guarantee.Guarantee)
+    promised = guarantee.Guarantee(
         target=target.text,
         risk=target.risk,
         confidence=None if conformal else options.confidence,
         method=options.method,
         p_value=None if conformal else options.p_value,
         option=settings.option,
-        tested=_tested(settings, target, options, passed),
+        tested=tested,
         unit=settings.unit,
         documents=tuple(settings.documents),
         hashes=tuple(settings.documents.values()) if all(settings.documents.values()) else (),
@@ -407,49 +339,11 @@ def calibrated(settings: Settings, target: Target, options: CalibrateOptions) ->
         run=manifest.run,
         records=settings.run.summary.records,
         model=manifest.model.name,
-        weights=manifest.model.weights,
-        dtype=manifest.model.dtype,
-        exit_head=manifest.model.exit_head,
-        fingerprint=manifest.model.fingerprint,
-        weights_format=chosen.weights_format,
-        kv=settings.run.cells[settings.task, chosen.name].conditions.kv,
-        batch_size=settings.run.cells[settings.task, chosen.name].conditions.batch_size,
-        artefacts=chosen.artefacts,
-        exit_points=tuple(chosen.exit_points),
+        batch_size=conditions.batch_size,
         kv_input=manifest.config.get("kv_input"),
+        **facts | {"kv": conditions.kv},
     )
-    return CalibratedPoint(strategy=chosen.name.partition("@")[0], guarantee=guarantee)
-
-
-def _tested(settings: Settings, target: Target, options: CalibrateOptions, passed: int) -> tuple[TestedSetting, ...]:
-    losses, conformal = settings.losses, options.method == "conformal"
-    bounds = expectation_bounds(losses) if conformal else []
-    tests = target.risk, options.delta, P_VALUES[options.p_value]
-    p_values = [] if conformal else certified_by_tests(losses, *tests)
-    return tuple(
-        TestedSetting(
-            value=float(point.options[settings.option]),
-            risk=float(row.mean()),
-            p_value=p_values[place] if place < len(p_values) else None,
-            bound=min(1.0, bounds[place]) if conformal else None,
-            passed=place < passed,
-            exit_layer_mean=settings.depth(point),
-        )
-        for place, (point, row) in enumerate(zip(settings.points, settings.losses, strict=True))
-    )
-
-
-def _refusal(settings: Settings, target: Target, count: Callable[[Losses], int]) -> str:
-    """Say why nothing is promised, and how many documents it would take."""
-    strictest, risk, n = settings.points[0], float(settings.losses[0].mean()), settings.losses.shape[1]
-    head = (
-        f"{n} {settings.unit}s do not certify {target.text} of any setting: the strictest, {strictest.name}, loses "
-        f"{risk:.3f}"
-    )
-    needed = documents_needed(settings.losses[0], target.risk, lambda row: count(row[None]) > 0)
-    if needed is None:
-        return f"{head}, and at most {target.risk:g} may be lost. Try stricter settings or a weaker target."
-    return f"{head} of {target.risk:g} allowed. It would take about {needed} that lose alike, or stricter settings."
+    return guarantee.CalibratedPoint(strategy=chosen.name.partition("@")[0], guarantee=promised)
 
 
 # -------------------------------------------------------------------------------------- is it kept?
@@ -460,13 +354,12 @@ class SplitCheck:
     """The promise held against random halves.
 
     Attributes:
-        rounds: how many. documents: documents, or projects where they are the unit, calibrated on in each.
+        documents: documents, or projects where they are the unit, calibrated on in each round.
         certified: rounds in which some setting was.
         violated: of those, rounds in which the other documents lost more than allowed.
         risk: what they lost, mean over the certified rounds; ``None`` without any.
     """
 
-    rounds: int
     documents: int
     certified: int
     violated: int
@@ -475,14 +368,7 @@ class SplitCheck:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutCheck:
-    """The calibrated setting on held-out documents.
-
-    Attributes:
-        where: what they are.
-        documents: how many, or how many projects where they are the unit.
-        risk: their mean loss, with a 95 % interval or why there is none.
-        halves: calibrated on halves here and tested on all of them there.
-    """
+    """The mean loss of the calibrated setting on other documents, and of settings calibrated on halves of the own."""
 
     where: str
     documents: int
@@ -491,17 +377,9 @@ class HeldOutCheck:
 
 
 def split_check(
-    losses: Losses, risk: float, count: Callable[[Losses], int], *, tested: Losses | None = None, seed: int = 0
+    losses: Losses, risk: float, count: Count, *, tested: Losses | None = None, seed: int = 0
 ) -> SplitCheck:
-    """Calibrate on random halves.
-
-    Args:
-        losses: ``[settings, documents]``, from strict to lax.
-        risk: ε.
-        count: how many settings, from the strictest on, losses certify.
-        tested: losses of other documents to test on instead of the other half.
-        seed: draws the halves.
-    """
+    """Calibrate on random halves, test on the other half or on ``tested``; losses are ``[settings, documents]``."""
     generator = np.random.default_rng(seed)
     half = losses.shape[1] // 2
     lost = []
@@ -511,26 +389,11 @@ def split_check(
         if passed:
             others = losses[:, order[half:]] if tested is None else tested
             lost.append(float(others[passed - 1].mean()))
-    return SplitCheck(
-        ROUNDS, half, len(lost), sum(each > risk for each in lost), float(np.mean(lost)) if lost else None
-    )
+    return SplitCheck(half, len(lost), sum(each > risk for each in lost), float(np.mean(lost)) if lost else None)
 
 
-def held_out_check(
-    here: Settings, there: Settings, chosen: int, risk: float, count: Callable[[Losses], int]
-) -> HeldOutCheck:
-    """Hold a calibrated setting against other documents.
-
-    Args:
-        here: calibrated.
-        there: the same settings on other documents.
-        chosen: place of the calibrated setting.
-        risk: ε.
-        count: as for :func:`split_check`.
-
-    Raises:
-        ConfigError: they are not the same settings.
-    """
+def held_out_check(here: Settings, there: Settings, chosen: int, risk: float, count: Count) -> HeldOutCheck:
+    """Hold a calibrated setting, by its place, against the same settings on other documents."""
     rows = {point.name: place for place, point in enumerate(there.points)}
     missing = [point.name for point in here.points if point.name not in rows]
     if missing:
@@ -538,8 +401,7 @@ def held_out_check(
             f"--against {there.run.directory}: it lacks {', '.join(missing)}. Run the same settings there."
         )
     losses = there.losses[[rows[point.name] for point in here.points]]
-    task = there.run.manifest.tasks[0]
-    lost = losses[chosen]
+    task, lost = there.run.manifest.tasks[0], losses[chosen]
     return HeldOutCheck(
         where=f"{task.name}, {task.source}",
         documents=len(lost),
@@ -548,13 +410,21 @@ def held_out_check(
     )
 
 
-def calibration_tables(point: CalibratedPoint, here: SplitCheck, others: Sequence[HeldOutCheck]) -> Iterator[Part]:
+def calibration_tables(
+    point: guarantee.CalibratedPoint, here: SplitCheck, others: Sequence[HeldOutCheck]
+) -> Iterator[Part]:
     """Yield the settings in the order tested, the promise, and whether it is kept."""
     promised = point.guarantee
     left_out = f", {promised.left_out} left out" if promised.left_out else ""
     how = promised.method if promised.p_value is None else f"{promised.method}, {promised.p_value}"
     of_projects = f" of {len(promised.projects)} projects" if promised.unit == "project" else ""
     tested = promised.confidence is not None
+    numbers = [one.p_value if tested else one.bound for one in promised.tested]
+    passed = sum(one.passed for one in promised.tested)
+    outcomes = [Line("passed", "good")] * (passed - 1) + [Line("chosen", "strong")]
+    outcomes += [
+        Line("not tested", "faint") if number is None else Line("failed", "bad") for number in numbers[passed:]
+    ]
     yield Table.of_rows(
         f"{promised.target} on {len(promised.documents)} documents{of_projects}{left_out}: {promised.task.name}, "
         f"{promised.task.source}; {promised.model}, {promised.weights_format}, kv {promised.kv}; {how}",
@@ -566,8 +436,8 @@ def calibration_tables(point: CalibratedPoint, here: SplitCheck, others: Sequenc
             Column(header="", kind="text"),
         ),
         [
-            (one.value, one.exit_layer_mean, one.risk, one.p_value if tested else one.bound, _outcome(one, promised))
-            for one in promised.tested
+            (one.value, one.exit_layer_mean, one.risk, number, outcome)
+            for one, number, outcome in zip(promised.tested, numbers, outcomes, strict=True)
         ],
     )
     yield Line("")
@@ -583,16 +453,8 @@ def calibration_tables(point: CalibratedPoint, here: SplitCheck, others: Sequenc
         yield Line(_in_words(other.halves, promised, "there"), "faint")
 
 
-def _outcome(one: TestedSetting, promised: Guarantee) -> Line:
-    if one.passed:
-        last = [each for each in promised.tested if each.passed][-1]
-        return Line("chosen", "strong") if one == last else Line("passed", "good")
-    tested = one.p_value is not None or one.bound is not None
-    return Line("failed", "bad") if tested else Line("not tested", "faint")
-
-
-def _in_words(found: SplitCheck, promised: Guarantee, where: str) -> str:
-    certified = f"{found.certified} of {found.rounds} random halves of {found.documents} {promised.unit}s"
+def _in_words(found: SplitCheck, promised: guarantee.Guarantee, where: str) -> str:
+    certified = f"{found.certified} of {ROUNDS} random halves of {found.documents} {promised.unit}s"
     if found.risk is None:
         return f"{certified} certify a setting."
     broken = f"{found.violated} of them lose more than {promised.risk:g} {where}"

@@ -1,8 +1,7 @@
 """The drift that replaying cannot show: some operating points of a sweep decoded live, side by side with their replay.
 
-Live samples are other documents than the trace's, so two things differ at once. The *twin* tells them apart: what full
-depth generated for the very samples of the live run is read once more, and the operating points are replayed on that.
-Twin against live is drift alone; sweep against twin is the choice of documents.
+Live samples are other documents than the trace's. The *twin* is a replay on what full depth generated for those very
+samples: twin against live is drift alone; sweep against twin is the choice of documents.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from harness.decoding.engine import Engine
 from harness.decoding.readings import Heads
 from harness.errors import ConfigError, DataError
 from harness.models.controllers import Observation
-from harness.registry import TASKS
 from harness.replay.records import DriftRow, Sweep, SweepRow
 from harness.replay.replay import replay
 from harness.replay.sweep import SweepResult
@@ -35,17 +33,7 @@ from reports.summary.pareto import front
 
 
 def with_drift(result: SweepResult, *, observer: Observer | None = None) -> Sweep:
-    """Return the sweep with some of its operating points decoded live, as its options say.
-
-    With a folder the run is in ``live`` there, and resumed; else in a new one under ``runs/``.
-
-    Args:
-        result: the sweep.
-        observer: receives the progress of the run.
-
-    Raises:
-        HarnessError: the run fails.
-    """
+    """Return the sweep with some operating points decoded live, in ``live`` of its folder or under ``runs/``."""
     options = result.options
     chosen = pick(result.sweep.rows, options.live_points)
     if not chosen:
@@ -68,18 +56,13 @@ def with_drift(result: SweepResult, *, observer: Observer | None = None) -> Swee
 
 
 def pick(rows: Sequence[SweepRow], most: int) -> list[SweepRow]:
-    """Return what to decode live: all requested operating points, or an even choice along their front.
-
-    Lossless ones do not drift: their tokens are full depth's.
-    """
-    asked = [
-        row for row in rows if not (row.reference or row.rehearsed or row.lossless) and row.operating_point != BASELINE
-    ]
+    """Return the requested operating points that drift, or an even choice along their front."""
+    asked = [row for row in rows if not (row.reference or row.rehearsed or row.lossless)]
+    asked = [row for row in asked if row.operating_point != BASELINE]
     if len(asked) > most:
         flags = front([(1 / row.expected_speedup, row.agreement) for row in asked])
-        asked = sorted(
-            (row for row, flag in zip(asked, flags, strict=True) if flag), key=lambda row: -row.exit_layer_mean
-        )
+        asked = [row for row, flag in zip(asked, flags, strict=True) if flag]
+        asked.sort(key=lambda row: -row.exit_layer_mean)
     if len(asked) > most:
         asked = [asked[int((place + 0.5) * len(asked) / most)] for place in range(most)]
     return asked
@@ -89,9 +72,6 @@ def _configuration(result: SweepResult, out: Path | None, chosen: Sequence[Sweep
     traces, info, options = result.traces, result.resolved.info, result.options
     tasks = sorted({str(document["stream"]).partition(",")[0] for document in traces.documents})
     tasks = [name for name in tasks if name in (options.tasks or tasks)]
-    unknown = [name for name in tasks if name not in TASKS]
-    if unknown:
-        raise ConfigError(f"the trace is of {unknown[0]}, which is not registered here. Use --task {TASKS.names()[0]}.")
     return RunConfig.build(
         {
             "strategies": tuple(row.operating_point for row in chosen),

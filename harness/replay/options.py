@@ -24,11 +24,10 @@ from harness.config.model import (
     TaskName,
     Threads,
 )
-from harness.config.stops import NO_STOP, parse_stops
 from harness.contracts import Split
 from harness.errors import ConfigError
 from harness.records.guarantee import Method, PValueName, Unit
-from harness.training.options import TraceRequest
+from harness.training.options import TraceCommand
 
 
 class SweepOptions(Configuration):
@@ -43,9 +42,6 @@ class SweepOptions(Configuration):
         default="lossy",
         description="lossy, lossless, or lossless+SOURCE[:option=value]… of `harness list drafts`; a comma list "
         "replays every strategy in each way. Drafts need a trace of --new-tokens.",
-    )
-    stop: str | tuple[str, ...] = Field(
-        default=NO_STOP, description="none alone: a replay has no completions to end (`harness run --stop RULE`)."
     )
     draft_max: int = Field(default=DRAFT_MAX, ge=1, le=1024, description="Tokens of a draft at most, lossless.")
     points: int = Field(
@@ -82,23 +78,6 @@ class SweepOptions(Configuration):
     @classmethod
     def _decodes_listed(cls, value: Any) -> Any:
         return parse_decodes(value)
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _nothing_to_end(cls, value: Any) -> Any:
-        rules: Any = parse_stops(value)
-        if rules != NO_STOP:
-            raise ValueError(
-                "a replay has no completions to end: exits are judged behind the trace's text, and what a strategy "
-                "would have written itself is not there to be read. Run it live: `harness run --stop "
-                f"{rules if isinstance(rules, str) else ','.join(rules)} --strategy NAME`"
-            )
-        return rules
-
-    @property
-    def decodes(self) -> tuple[str, ...]:
-        """The ways to decode to replay."""
-        return self.decode if isinstance(self.decode, tuple) else (self.decode,)
 
 
 class SuitabilityOptions(ModelChoice, DocumentChoice):
@@ -137,10 +116,12 @@ class SuitabilityOptions(ModelChoice, DocumentChoice):
             raise ConfigError(f"--traces {self.traces} decides {', '.join(given)}: omit that, or omit --traces.")
         return self
 
-    @property
-    def traced(self) -> TraceRequest:
-        """The model, documents and exits to trace."""
-        return TraceRequest(documents=self.documents, length=self.length, split=self.split, seed=self.seed)
+    def traced(self, folder: Path) -> TraceCommand:
+        """Return the trace to be made, or gone on with, in a folder."""
+        names = TraceCommand.model_fields.keys() & type(self).model_fields.keys()
+        own = {name: getattr(self, name) for name in names}
+        resume = (folder / "index.json").is_file()
+        return TraceCommand.model_construct(**{**own, "out": folder, "resume": resume})
 
 
 class Certainty(Configuration):
@@ -150,11 +131,6 @@ class Certainty(Configuration):
         default=0.95, ge=0.001, le=0.999999, description="Least probability that the promise holds; of learn-then-test."
     )
     p_value: PValueName = Field(default="empirical-bernstein", description="How a threshold is tested")
-
-    @property
-    def delta(self) -> float:
-        """δ, the probability that the promise may fail."""
-        return round(1 - self.confidence, 12)
 
 
 class CalibrateOptions(Certainty, RunConfig):
@@ -202,6 +178,11 @@ class CalibrateOptions(Certainty, RunConfig):
                 "Omit them."
             )
         return self
+
+    @property
+    def delta(self) -> float:
+        """δ, the probability that the promise may fail."""
+        return round(1 - self.confidence, 12)
 
     @property
     def run_fields(self) -> frozenset[str]:

@@ -1,11 +1,7 @@
 """One operating point on traced tokens: where each would have left, what it would have said, what that would cost.
 
-**Lossless decoding.** A trace of what the model generated holds, at every place of full depth's text, what each exit
-says after the tokens before. Drafts that are right follow that text, so that their exits, their verifications and the
-tokens of each are those of live decoding, and the engine's own :class:`harness.decoding.drafting.Drafting` decides when
-a draft ends. What a trace does not hold is what exits say behind a wrong draft. All of it is discarded, and how much is
-drafted until the pass that goes deep only costs; it is modelled: the strategy does there what it does at the same
-places of full depth's text, which keeps the observed lengths of its drafts.
+Lossless, a trace of what the model generated holds what each exit says along full depth's text; what a strategy does
+behind a wrong draft, all of which is discarded, is taken to be what it does at the same places of that text.
 """
 
 from __future__ import annotations
@@ -28,13 +24,7 @@ from harness.running.operating_points import OperatingPoint
 from harness.running.thresholds import learns
 from harness.training.traces.store import Traces
 
-_COUNTED = (
-    "exit_checks",
-    "lm_head_evaluations",
-    "shortcut_evaluations",
-    "cheap_head_evaluations",
-    "cheap_head_bytes",
-)
+_COUNTED = ("exit_checks", "lm_head_evaluations", "shortcut_evaluations", "cheap_head_evaluations", "cheap_head_bytes")
 """Counters of :class:`Work` that a token charges where its strategy decides about it."""
 
 
@@ -89,12 +79,7 @@ class Outcome:
         return int(self.right.sum()) / self.count
 
     def amounts(self, model: ModelInfo, kv: KVFacts) -> dict[str, float]:
-        """Return what decoding the tokens one by one would do, prefill apart, for :func:`harness.contracts.price`.
-
-        Args:
-            model: facts.
-            kv: the KV policy; where it defers, layers that exits skip run later as further rows of other passes.
-        """
+        """Return what decoding the tokens one by one would do under a KV policy, prefill apart."""
         work, count, deepest = self.work, self.count, self.count * model.num_layers
         if work.lossless:
             drafted = 0 if work.drafting is None else work.drafting.passes
@@ -118,9 +103,7 @@ class Decisions:
     Attributes:
         layer: after which it leaves; the last one where it goes deep, ``[n]`` int64.
         said: its token there, ``[n]`` int64.
-        charges: exit layer → what a token that leaves there charges: :data:`_COUNTED` and ``deep_layers``. Reading
-            full depth's own token is not among it.
-        head_checks, head_alike: as of an :class:`Outcome`.
+        charges: exit layer → what a token that leaves there charges: :data:`_COUNTED` and ``deep_layers``.
     """
 
     layer: Tensor
@@ -199,13 +182,7 @@ def replay(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> Out
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Generated texts beside the traced tokens.
-
-    Attributes:
-        prompts: tokens of each document's prompt; empty where a trace has none.
-        limit: new tokens at most.
-        eos: tokens that end a completion.
-    """
+    """Prompts of documents, where their tokens were generated; the most new tokens, and those that end a completion."""
 
     prompts: Mapping[int, Sequence[int]]
     limit: int
@@ -213,40 +190,28 @@ class Texts:
 
     @classmethod
     def of(cls, traces: Traces, eos: frozenset[int]) -> Texts:
-        """Return those of a trace.
-
-        Raises:
-            ArtefactError: a prompt cannot be read.
-        """
+        """Return those of a trace."""
+        texts = {n: str(facts["prompt"]) for n, facts in enumerate(traces.documents) if "prompt" in facts}
         try:
-            prompts = {
-                number: tuple(map(int, str(facts["prompt"]).split()))
-                for number, facts in enumerate(traces.documents)
-                if "prompt" in facts
-            }
+            prompts = {number: tuple(map(int, text.split())) for number, text in texts.items()}
         except ValueError:
             raise ArtefactError(f"{traces.folder} has a prompt that is no list of tokens. Trace again.") from None
         return cls(prompts, int(traces.index.get("new_tokens") or 0), eos)
 
 
 def check_replayable(point: OperatingPoint, traces: Traces, model: ModelInfo) -> None:
-    """Refuse decoding that cannot be replayed.
-
-    Raises:
-        ConfigError: lossless, of texts that the model did not generate, or without their prompts; or something decides
-            about drafts by what it sees live; or lossy, what it learns from tokens decides about the next.
-    """
+    """Refuse decoding that cannot be replayed: lossless, of texts not generated; or of what learns while it decodes."""
     why, remedy = "", f"Run it: `harness run --strategy {point.name}`."
     if point.lossless is None:
         if learns(point.strategy.start(model, Batch((0,), "cpu"))):
             why = "it learns from the tokens before, and a replay asks about each token by itself"
     else:
-        again = "Trace what the model generates: `harness trace --new-tokens 15`"
         sources, rules = point.lossless.sources, _rules(point, model)
         if not traces.index.get("new_tokens"):
-            why, remedy = f"{traces.folder} is of documents' own tokens", f"{again}."
-        elif sources and not all("prompt" in facts for facts in traces.documents):
-            why, remedy = f"{traces.folder} was taken without prompts", f"{again} again."
+            why = f"{traces.folder} is of documents' own tokens"
+            remedy = "Trace what the model generates: `harness trace --new-tokens 15`."
+        elif not all("prompt" in facts for facts in traces.documents):
+            why, remedy = f"{traces.folder} was taken without prompts", "Trace again: `harness trace --new-tokens 15`."
         elif any(rule.needs_probabilities for rule in rules):
             why = "it ends drafts by probabilities, which a trace does not hold"
         elif not all(rule.knows_drafts_alone for rule in rules[len(sources) :]):
@@ -265,10 +230,10 @@ def _rules(point: OperatingPoint, model: ModelInfo) -> list[DraftRule]:
 
 
 def draft_columns(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo) -> dict[str, Tensor]:
-    """Return what an operating point does at traced tokens and what is known of them, ``[n]`` int64 each.
+    """Return what an operating point does at the next tokens, for :func:`replay_lossless`, ``[n]`` int64 each.
 
-    Of the next tokens of a trace, for :func:`replay_lossless`: ``layer`` and ``said`` of :class:`Decisions`, what each
-    token charges, ``final`` (full depth's token), ``input``, ``document`` and ``position``.
+    They are ``layer`` and ``said`` of :class:`Decisions`, what each token charges, ``final`` (full depth's token),
+    ``input``, ``document`` and ``position``.
     """
     found = decide(point, tokens, model)
     facts = {name: tokens.column(name) for name in ("final", "input", "document", "position")}
@@ -283,15 +248,7 @@ def draft_columns(point: OperatingPoint, tokens: TracedTokens, model: ModelInfo)
 def replay_lossless(
     point: OperatingPoint, parts: Sequence[Mapping[str, Tensor]], texts: Texts, model: ModelInfo, documents: int
 ) -> Outcome:
-    """Return what lossless decoding would have done on whole documents.
-
-    Args:
-        point: a lossless one.
-        parts: :func:`draft_columns` of all their tokens, in the order of the trace.
-        texts: that they are of.
-        model: facts.
-        documents: how many the trace has.
-    """
+    """Return what a lossless point would have done on whole documents, by :func:`draft_columns` in their order."""
     assert point.lossless is not None
     tokens = torch.zeros(documents, dtype=torch.int64)
     work, accepted, drafting = Work(), list[bool](), DraftWork()
@@ -319,19 +276,7 @@ def replay_lossless(
 
 
 class _Document:
-    """One document, decoded again without its model.
-
-    Args:
-        columns: of its tokens.
-        prompt: its tokens.
-        texts: limit and ends.
-        model: facts.
-        settings: how it drafts.
-
-    Attributes:
-        made: its tokens, and the work that they were.
-        deep_layers, attended: as of an :class:`Outcome`.
-    """
+    """One document, decoded again without its model; ``made`` are its tokens, and the work that they were."""
 
     def __init__(
         self, columns: Mapping[str, list[int]], prompt: Sequence[int], texts: Texts, model: ModelInfo,

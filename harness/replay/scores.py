@@ -1,17 +1,13 @@
 """The score behind a strategy's threshold, as far as its answers show it: for any strategy, without naming one.
 
-A strategy only answers *exit* or *go on*. Asked about a few thousand traced tokens at a threshold, the share of its
-answers that say *exit* is a quantile of its score, whatever the score is and in which direction it counts; bisection
-finds the threshold of every wanted share. Asked about the same token at many thresholds, it reveals more: those at
-which it exits place the token's score between two of them. They are laid so that no two neighbours have more than a
-64th of an exit point's tokens between them, and of a probability no more than a hundredth; ``calibration.json`` says
-how well the scores tell right exits from wrong ones.
+The share of answers that say *exit* at a threshold is a quantile of the score; bisection finds the threshold of every
+wanted share. A token's score lies between the thresholds at which it exits and the others: its level.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,21 +18,22 @@ from torch import Tensor
 from harness.config import StrategySpec
 from harness.config.options import build_strategy, effective_options, option_range
 from harness.contracts import ModelInfo
-from harness.errors import ConfigError
+from harness.errors import ConfigError, OptionError
 from harness.records.calibration import Calibration, ExitCalibration, ReliabilityBin, ScoreCalibration
 from harness.replay.records import Sweep
 from harness.replay.tokens import Charges, TracedTokens, answers
 from harness.running.operating_points import OperatingPoint, operating_point
+from harness.running.plan import shared_fields
 from harness.running.thresholds import THRESHOLD
 from reports.statistics.calibration import auroc, auroc_interval, calibration_error, equal_bins, share_intervals
 
 HALVINGS = 40
 DIGITS = range(2, 10)
 FINEST = 1 / 64
+"""Share of an exit point's tokens between neighbouring thresholds at most; and of a probability :data:`WIDEST`."""
 WIDEST = 0.01
-MOST = 600
-"""Levels that resolve any score finely enough; no gap between two is halved more often than :data:`DEPTH`."""
-DEPTH = 30
+MOST, DEPTH = 600, 30
+"""Levels that resolve any score finely enough, and how often a gap between two is halved at most."""
 BINS = 10
 
 Counts = NDArray[np.int64]
@@ -45,13 +42,7 @@ Counts = NDArray[np.int64]
 class Thresholds:
     """A strategy at many thresholds on some traced tokens, asked once at each.
 
-    Args:
-        spec: without its threshold, which has a range.
-        tokens: on which scores are observed.
-        model: facts.
-
-    Attributes:
-        few, many: the ends of the range, from the fewest exits to the most.
+    ``few`` and ``many`` are the ends of the range, from the fewest exits to the most.
     """
 
     def __init__(self, spec: StrategySpec, tokens: TracedTokens, model: ModelInfo) -> None:
@@ -100,17 +91,7 @@ class Thresholds:
 
 
 def at_percentile(spec: StrategySpec, percentile: float, tokens: TracedTokens, model: ModelInfo) -> str:
-    """Return the threshold that so many per cent of the scores on some tokens lie below.
-
-    Args:
-        spec: without a threshold.
-        percentile: 0…100.
-        tokens: others than those that are replayed.
-        model: facts.
-
-    Raises:
-        ConfigError: the threshold decides nothing on these tokens.
-    """
+    """Return the threshold that so many per cent of the scores on some tokens, not those replayed, lie below."""
     asked = _deciding(spec, tokens, model)
     rising = float(asked.many) > float(asked.few)  # else a high score is sure, and the share exits that is above
     return asked.nearest(percentile / 100 if rising else 1 - percentile / 100, 1e-3)
@@ -119,17 +100,9 @@ def at_percentile(spec: StrategySpec, percentile: float, tokens: TracedTokens, m
 def with_thresholds(
     spec: StrategySpec, count: int, tokens: TracedTokens, model: ModelInfo, *, refuse: bool = True
 ) -> list[StrategySpec]:
-    """Return the spec at so many thresholds, from the fewest exits to the most; fewer where scores coincide.
+    """Return the spec at thresholds from the fewest exits to the most, with equal shares of the scores between them.
 
-    Args:
-        spec: without a threshold, which has a range.
-        count: how many; they leave equal shares of the scores between them.
-        tokens: on which scores are observed.
-        model: facts.
-        refuse: where the threshold decides nothing; else there is no setting to return.
-
-    Raises:
-        ConfigError: the threshold decides nothing on these tokens.
+    They are fewer where scores coincide. Where the threshold decides nothing it is refused, or there are none.
     """
     try:
         asked = _deciding(spec, tokens, model)
@@ -162,14 +135,12 @@ class ScoreTally:
     """How often each level of a score was right.
 
     Attributes:
-        spec: the strategy without its threshold.
         thresholds: from that with the most exits to that with the fewest. A token's level is at how many of them it
             leaves, 0…``len(thresholds)``; higher is more certain.
         points: the strategy at each of them.
         ascending: whether higher thresholds let fewer tokens exit.
         documents: numbers of the trace's documents that are counted, ascending, ``[documents]`` int64.
         right, tokens: by exit point, document and level, ``[exits, documents, levels]`` int32.
-        seconds: time spent.
     """
 
     spec: StrategySpec
@@ -203,30 +174,30 @@ class ScoreTally:
         self.seconds += time.perf_counter() - began
 
 
-def scored(specs: Iterable[StrategySpec]) -> tuple[list[StrategySpec], dict[str, str]]:
-    """Return each strategy once, without its threshold, and why the others have no score."""
-    kept: dict[StrategySpec, None] = {}
-    left_out: dict[str, str] = {}
-    for plain in (spec.without(THRESHOLD) for spec in specs):
-        if option_range(plain.name, THRESHOLD) is None:
-            left_out[str(plain)] = f"it has no option {THRESHOLD} with a range"
+def find_tallies(
+    specs: Iterable[StrategySpec], observed: Callable[[], TracedTokens], model: ModelInfo, documents: Tensor
+) -> tuple[list[ScoreTally], dict[str, str]]:
+    """Return counters for the score of each strategy, without its threshold, and why the others have none."""
+    tallies, left_out = list[ScoreTally](), dict[str, str]()
+    for spec in dict.fromkeys(spec.without(THRESHOLD) for spec in specs):
+        if option_range(spec.name, THRESHOLD) is None:
+            left_out[str(spec)] = f"it has no option {THRESHOLD} with a range"
+            continue
+        try:
+            with torch.inference_mode():
+                tally = find_levels(spec, observed(), model, documents)
+        except OptionError as error:  # whole numbers, for example
+            left_out[str(spec)] = f"a {THRESHOLD} between its ends is refused: {error}"
+            continue
+        if tally is None:
+            left_out[str(spec)] = "it decides alike at both ends of its threshold"
         else:
-            kept[plain] = None
-    return list(kept), left_out
+            tallies.append(tally)
+    return tallies, left_out
 
 
 def find_levels(spec: StrategySpec, observed: TracedTokens, model: ModelInfo, documents: Tensor) -> ScoreTally | None:
-    """Return a strategy's levels, chosen on some tokens, with nothing counted yet; ``None`` if it always says the same.
-
-    Args:
-        spec: of :func:`scored`.
-        observed: tokens that the thresholds are laid on.
-        model: facts.
-        documents: numbers of those that will be counted, ascending, ``[documents]`` int64.
-
-    Raises:
-        OptionError: a threshold between the ends is refused: whole numbers, for example.
-    """
+    """Return a strategy's levels, laid on some tokens, nothing counted yet; ``None`` if it always says the same."""
     began = time.perf_counter()
     asked = Thresholds(spec, observed, model)
     few, many = float(asked.few), float(asked.many)
@@ -279,28 +250,19 @@ _NOTES = (
 def describe_scores(
     sweep: Sweep, tallies: Sequence[ScoreTally], left_out: Mapping[str, str], *, generated: bool
 ) -> Calibration:
-    """Return the calibration of the scores.
-
-    Args:
-        sweep: of the same tokens.
-        tallies: what was counted.
-        left_out: strategies without a score, with the reason.
-        generated: the traced tokens are the model's own.
-    """
+    """Return the calibration of the scores of a sweep; ``generated``: the traced tokens are the model's own."""
     began = time.perf_counter()
     scores = tuple(map(_score, tallies))
     seconds = time.perf_counter() - began + sum(tally.seconds for tally in tallies)
+    own = {"schema_version", "measurement", "notes"}
     return Calibration(
-        **{name: getattr(sweep, name) for name in Sweep.model_fields.keys() & Calibration.model_fields.keys() - _OWN},
+        **{name: value for name, value in shared_fields(sweep, Calibration).items() if name not in own},
         generated=generated,
         notes=(*sweep.notes, *_NOTES),
         scores=scores,
         left_out=dict(left_out),
         seconds=round(seconds, 3),
     )
-
-
-_OWN = {"schema_version", "measurement", "notes"}
 
 
 def _score(tally: ScoreTally) -> ScoreCalibration:

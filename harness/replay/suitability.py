@@ -1,20 +1,14 @@
 """``harness suitability``: a small trace, what its exits know, and a sweep of three families with a verdict.
 
-**Exits** are read by the model's own head, by its trained maps, and behind closed-form maps, which are fitted on some
-documents and judged on the others (cross-fitting), so that no token is judged by a map that learned from it.
-
-**Families** are those of fixed depth, of one confidence check and of drafts; each setting is replayed as in a sweep
-(:mod:`harness.replay.replay`) and priced by bytes and by what parts take here. A family in which something is free that
-would cost (checks, or a short head that decides as the whole one does) is an upper bound: its best setting says what a
-better check could gain, not what one has gained. Lossless decoding is replayed along the documents' own text, where
-live drafts follow what the model generates: acceptance there stands in for acceptance live.
+``docs/suitability.md`` has the families and what is not said; a setting is replayed as in a sweep and priced here.
 """
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,6 +31,7 @@ from harness.host.files import replace_files
 from harness.host.libraries import resolve_device
 from harness.metering.window import synchronise
 from harness.models.controllers import Observation
+from harness.models.model import ResolvedModel
 from harness.records import DraftTimes, UnitTimes
 from harness.records.work import bytes_read
 from harness.registry import KV_POLICIES
@@ -48,6 +43,7 @@ from harness.replay.sweep import share_interval
 from harness.replay.tokens import COLUMNS, TracedTokens
 from harness.replay.verdict import verdict
 from harness.running.operating_points import OperatingPoint, operating_point
+from harness.running.plan import shared_fields
 from harness.training.shortcut import ShortcutMoments
 from harness.training.traces.reading import exit_maps, open_traces
 from harness.training.traces.record_trace import trace
@@ -78,76 +74,18 @@ OfExit = Callable[[int, Tensor], Tensor]
 
 
 def assess(options: SuitabilityOptions, progress: Progress) -> Suitability:
-    """Judge a model, and write ``suitability.json`` where there is a folder for it.
-
-    Args:
-        options: model and documents.
-        progress: is told how it goes on.
-
-    Raises:
-        HarnessError: anything that cannot be done, in one line with the remedy.
-    """
-    if options.traces is not None:
-        model = Traces.open(options.traces, options.model).index["model"]
-        return _judged(
-            options, options.model if "model" in options.model_fields_set else model, options.traces, progress
-        )
+    """Judge a model, and write ``suitability.json`` where there is a folder for it."""
     with TemporaryDirectory(prefix="suitability-") as temporary:
-        folder = (options.out or Path(temporary)) / "trace"
-        trace(
-            options.model,
-            options.tasks,
-            options.sources,
-            folder,
-            options.traced,
-            weights=options.weights,
-            exit_head=options.exit_head,
-            artefacts=options.artefacts,
-            exit_points=options.exit_points,
-            dtype=options.dtype,
-            device=resolve_device(options.device),
-            resume=(folder / "index.json").is_file(),
-            progress=progress,
-        )
-        return _judged(options, options.model, folder, progress)
-
-
-def _judged(options: SuitabilityOptions, model: str, folder: Path, progress: Progress) -> Suitability:
-    progress.stage("reading the trace")
-    traces, resolved = open_traces(model, folder, artefacts=options.artefacts)
-    columns = sampled(traces, *COLUMNS, "last", seed=options.seed)
-    progress.stage(f"loading {resolved.info.name}")
-    (loaded, *_) = resolved.load_all(resolve_device(options.device), progress.stage, (options.weights_format,))
-    info, backbone = loaded.info, loaded.backbone
-    trained = exit_maps(traces, resolved, Observation(state="exit"))
-    progress.begin("reading exits, plain and mapped", (3 if trained else 2) * len(traces.exit_points))
-    reads = list(read_all(columns, traces, trained, backbone, progress.step))
-    prices = None
-    if options.measure_costs:
-        progress.stage("measuring what parts take here")
-        prices = _prices(Engine(backbone, info, timing=Timing()), backbone)
-    progress.begin("replaying strategies", len(reads))
-    found = best_settings(reads, info, prices, keep=options.keep, step=progress.step)
-    costs = (info.lm_head_bytes, info.layer_bytes) if prices is None else (prices.times.head_s, prices.times.layer_s)
-    numbers = sorted(set(columns["document"].tolist()))
-    result = Suitability(
-        model=info.name,
-        weights=info.weights,
-        exit_head=info.exit_head,
-        weights_format=info.weights_format,
-        num_layers=info.num_layers,
-        exit_points=info.exit_points,
-        fingerprint=info.fingerprint,
-        documents=len(numbers),
-        tokens=len(columns["final"]),
-        streams=tuple(sorted({str(traces.documents[number]["stream"]) for number in numbers})),
-        keep=options.keep,
-        heads=tuple(describe(read, info) for read in reads),
-        head_in_layers=costs[0] / costs[1],
-        row_share=None if prices is None else prices.times.layer_row_s / prices.times.layer_s,
-        times=None if prices is None else prices.times,
-        chances=tuple(found),
-    )
+        folder, model = options.traces, options.model
+        if folder is None:
+            folder = (options.out or Path(temporary)) / "trace"
+            trace(options.traced(folder), progress)
+        elif "model" not in options.model_fields_set:
+            model = str(Traces.open(folder, model).index["model"])
+        progress.stage("reading the trace")
+        traces, resolved = open_traces(model, folder, artefacts=options.artefacts)
+        columns = sampled(traces, *COLUMNS, "last", seed=options.seed)
+        result = _judged(options, traces, resolved, columns, progress)
     result = result.model_copy(update={"verdict": tuple(verdict(result))})
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -155,19 +93,45 @@ def _judged(options: SuitabilityOptions, model: str, folder: Path, progress: Pro
     return result
 
 
+def _judged(
+    options: SuitabilityOptions, traces: Traces, resolved: ResolvedModel, columns: Columns, progress: Progress
+) -> Suitability:
+    progress.stage(f"loading {resolved.info.name}")
+    (loaded, *_) = resolved.load_all(resolve_device(options.device), progress.stage, (options.weights_format,))
+    info, backbone = loaded.info, loaded.backbone
+    trained = exit_maps(traces, resolved, Observation(state="exit"))
+    progress.begin("reading exits, plain and mapped", (3 if trained else 2) * len(traces.exit_points))
+    reads = list(read_all(columns, traces, trained, backbone, progress.step))
+    prices, times = None, None
+    costs: tuple[float, float] = info.lm_head_bytes, info.layer_bytes
+    if options.measure_costs:
+        progress.stage("measuring what parts take here")
+        prices = _prices(Engine(backbone, info, timing=Timing()), backbone)
+        times, costs = prices.times, (prices.times.head_s, prices.times.layer_s)
+    progress.begin("replaying strategies", len(reads))
+    found = best_settings(reads, info, prices, keep=options.keep, step=progress.step)
+    numbers = sorted(set(columns["document"].tolist()))
+    return Suitability(
+        model=info.name,
+        **shared_fields(info, Suitability),
+        documents=len(numbers),
+        tokens=len(columns["final"]),
+        streams=tuple(sorted({str(traces.documents[number]["stream"]) for number in numbers})),
+        keep=options.keep,
+        heads=tuple(describe(read, info) for read in reads),
+        head_in_layers=costs[0] / costs[1],
+        row_share=None if times is None else times.layer_row_s / times.layer_s,
+        times=times,
+        chances=tuple(found),
+    )
+
+
 # ---------------------------------------------------------------------------------- what exits know
 
 
 @dataclass(frozen=True)
 class ReadExits:
-    """Some tokens as every exit point reads them.
-
-    Attributes:
-        name: of the head.
-        own: what a run reads exits with.
-        tokens: for replays.
-        ranks: of the last layer's token, ``[n, exits]``; of some of the tokens.
-    """
+    """Some tokens as a head reads them at every exit point; ``ranks``: of the last layer's token, ``[some, exits]``."""
 
     name: str
     own: bool
@@ -176,11 +140,7 @@ class ReadExits:
 
 
 def sampled(traces: Traces, *names: str, seed: int = 0) -> dict[str, Tensor]:
-    """Return columns of whole documents, :data:`MOST` tokens at most, in the order of the trace.
-
-    Raises:
-        DataError: fewer documents than folds.
-    """
+    """Return columns of whole documents, :data:`MOST` tokens at most, in the order of the trace."""
     generator = torch.Generator().manual_seed(seed)
     chosen, count = [], 0
     for number in torch.randperm(len(traces.documents), generator=generator).tolist():
@@ -205,12 +165,7 @@ def read_all(
 ) -> Iterator[ReadExits]:
     """Yield the tokens as read by the plain head, by trained maps where the model has some, and by closed-form ones.
 
-    Args:
-        columns: of the trace, from :func:`sampled`.
-        traces: that they are of.
-        trained: exit layer → the model's map; empty for none.
-        backbone: its LM head.
-        step: is told how many readings of an exit point are done.
+    Closed-form maps are fitted on some documents and judged on the others (cross-fitting).
     """
     points, hidden, final = traces.exit_points, columns["hidden"], columns["final"].long()
     keys, everything = [str(document["key"]) for document in traces.documents], torch.arange(len(final))
@@ -240,7 +195,13 @@ def read_all(
     yield made(TRAINED if trained else PLAIN, True, trained, own["rank"], {})
     crossed = {point: torch.empty(len(final), hidden.shape[2]) for point in points}
     maps: dict[int, Linear] = {}
-    for rows, maps in _cross_fitted(columns, traces):
+    _, number = torch.unique(columns["document"], return_inverse=True)
+    for fold in range(FOLDS):
+        learned = number % FOLDS != fold
+        moments = ShortcutMoments(points, hidden.shape[2])
+        moments.add({point: hidden[learned, e] for e, point in enumerate(points)}, columns["last"][learned])
+        maps = {point: Linear(*found) for point, found in moments.solve().items()}
+        rows = (~learned).nonzero().squeeze(1)
         for point in points:
             crossed[point][rows] = maps[point](plain(point, rows))
     found = read(lambda point, rows: crossed[point][rows], everything)
@@ -272,18 +233,6 @@ def describe(read: ReadExits, model: ModelInfo) -> HeadFacts:
     )
 
 
-def _cross_fitted(columns: Columns, traces: Traces) -> Iterator[tuple[Tensor, dict[int, Linear]]]:
-    """Yield rows of a part of the documents, and maps fitted on the others."""
-    _, number = torch.unique(columns["document"], return_inverse=True)
-    hidden, last = columns["hidden"], columns["last"]
-    for fold in range(FOLDS):
-        apart = number % FOLDS == fold
-        moments = ShortcutMoments(traces.exit_points, hidden.shape[2])
-        learned = ~apart
-        moments.add({point: hidden[learned, e] for e, point in enumerate(traces.exit_points)}, last[learned])
-        yield apart.nonzero().squeeze(1), {point: Linear(*found) for point, found in moments.solve().items()}
-
-
 @torch.inference_mode()
 def _read(backbone: Backbone, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Return what the LM head says of states ``[n, hidden_size]``: the columns of a trace, and the targets' ranks."""
@@ -309,12 +258,7 @@ def _read(backbone: Backbone, states: Tensor, targets: Tensor) -> dict[str, Tens
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Costs of the parts of decoding on this machine, in seconds.
-
-    Attributes:
-        times: of layers and LM head. check: asking about the whole head at one exit, its reading included.
-        map: an exit's linear map. short: reading the short head instead of the whole one.
-    """
+    """Seconds of parts on this machine: ``check`` asks about the whole head, read; ``short`` reads the short head."""
 
     times: UnitTimes
     check: float
@@ -323,7 +267,6 @@ class Prices:
 
 
 def _prices(engine: Engine, backbone: Backbone) -> Prices:
-    """Measure layers, LM head, asking about it, a map, and a head of fewer rows."""
     found = engine.times(build_strategy(StrategySpec("confidence")), None)
     assert found is not None  # it measures
     times, draft = found
@@ -343,14 +286,12 @@ def _prices(engine: Engine, backbone: Backbone) -> Prices:
 
 def _least(once: Callable[[], object], device: str) -> float:
     """Return the least seconds of several rounds, besides a first one, until the device has done what it was given."""
-    once()
-    seconds = []
-    for _ in range(ROUNDS):
-        synchronise(device)
-        started = time.perf_counter()
+
+    def whole() -> None:
         once()
         synchronise(device)
-        seconds.append(time.perf_counter() - started)
+
+    _, *seconds = timeit.repeat(whole, number=1, repeat=ROUNDS + 1)
     return min(seconds)
 
 
@@ -366,15 +307,10 @@ def best_settings(
     step: Callable[[int], None],
     short: int = SHORT,
 ) -> list[Setting]:
-    """Return the best setting of every family with every head, fastest first, lossy before lossless.
+    """Return the best setting of every family with every head that keeps enough, fastest first, lossy before lossless.
 
-    Args:
-        reads: the tokens by every head.
-        info: the model.
-        prices: what parts cost here; ``None`` where only bytes are counted.
-        keep: least agreement of a setting.
-        step: is told how many heads are done.
-        short: rows of the short head, which is left out where the vocabulary is no longer than two of it.
+    Without ``prices`` only bytes are counted. The short head, of so many rows, is left out where the vocabulary is no
+    longer than two of it.
     """
     short_bytes = short * info.lm_head_bytes // info.vocab_size if info.vocab_size > 2 * short else 0
     found = [
@@ -396,14 +332,7 @@ def best_settings(
 
 
 class _Exits:
-    """One head's tokens, and how the settings of its families are replayed and priced.
-
-    Args:
-        read: the tokens.
-        info: the model.
-        prices: what parts cost; ``None`` where only bytes are counted.
-        short_bytes: bytes that reading the short head moves; 0 where there is none.
-    """
+    """One head's tokens, and how the settings of its families are replayed and priced."""
 
     def __init__(self, read: ReadExits, info: ModelInfo, prices: Prices | None, short_bytes: int) -> None:
         self._head, self._tokens, self._prices, self._short_bytes = read.name, read.tokens, prices, short_bytes
@@ -418,7 +347,6 @@ class _Exits:
         self._short_draft = DraftTimes(check_s=0.0, read_s=short + mapped)
 
     def _setting(self, family: str, name: str, outcome: Outcome, asking: DraftTimes, bound: bool = False) -> Setting:
-        """Price what was replayed; ``asking`` is what asking and reading an exit take, ``bound`` as of a setting."""
         kv: KVFacts = KV_POLICIES.load(Strategy.default_kv).facts
         reads, seconds = bytes_read(self._info), None
         whole, own = self._full.amounts(self._info, kv), outcome.amounts(self._info, kv)
@@ -440,46 +368,43 @@ class _Exits:
         )
 
     def lossy(self) -> Iterator[Setting]:
-        """Yield every lossy setting."""
-        everywhere = self._info.exit_points
-        for family, text in [("oracle", "oracle"), *(("fixed depth", f"fixed:layer={layer}") for layer in everywhere)]:
+        """Yield the oracle, fixed depths, and one confidence check at all exit points or at one, at three prices."""
+        everywhere, texts = self._info.exit_points, [f"fixed:layer={layer}" for layer in self._info.exit_points]
+        for family, text in [("oracle", "oracle"), *(("fixed depth", text) for text in texts)]:
             found = replay(_point(text, self._info), self._tokens, self._info)
             yield self._setting(family, text, found, self._unasked, bound=family == text)
-        for exits in [everywhere, *([(layer,) for layer in everywhere] if len(everywhere) > 1 else [])]:
-            yield from self._checked(exits)
+        for exits in [everywhere, *((layer,) for layer in everywhere if len(everywhere) > 1)]:
+            yield from self._checked(replace(self._info, exit_points=exits))
 
-    def _checked(self, exits: tuple[int, ...]) -> Iterator[Setting]:
-        """Yield confidence at some exit points, and the same decisions at other prices."""
-        info = replace(self._info, exit_points=exits)
-        alone = len(exits) == 1
-        count = THRESHOLDS_ALONE if alone else THRESHOLDS
+    def _checked(self, info: ModelInfo) -> Iterator[Setting]:
+        count, one, where = THRESHOLDS, "", ""
+        if len(info.exit_points) == 1:
+            count, one, where = THRESHOLDS_ALONE, "one ", f" at layer {info.exit_points[0]}"
         never = StrategySpec("confidence", (("threshold", "1"),))  # or hardly: it pays for its checks all the same
         for spec in [never, *with_thresholds(StrategySpec("confidence"), count, self._tokens, info, refuse=False)]:
             found = replay(operating_point(spec, build_strategy(spec), info), self._tokens, info)
-            name = f"{spec} at layer {exits[0]}" if alone else str(spec)
-            yield self._setting(f"{'one ' if alone else ''}check by the LM head", name, found, self._whole)
-            checks, left = found.work.exit_checks, found.count - found.exits[info.num_layers]
+            name, checks = f"{spec}{where}", found.work.exit_checks
+            yield self._setting(f"{one}check by the LM head", name, found, self._whole)
             if self._short_bytes:
                 size = checks * self._short_bytes
                 cheap = _with(
                     found, lm_head_evaluations=found.count, cheap_head_evaluations=checks, cheap_head_bytes=size
                 )
                 yield self._setting("check by a short head", name, cheap, self._short, bound=True)
-            maps = left if self._tokens.shortcuts else 0
+            maps = found.count - found.exits[info.num_layers] if self._tokens.shortcuts else 0
             free = _with(found, lm_head_evaluations=found.count, shortcut_evaluations=maps)
             yield self._setting("learned check", name, free, self._unasked, bound=True)
 
     def lossless(self) -> Iterator[Setting]:
-        """Yield every lossless setting: drafts of fixed length, and drafts that end where the exit is not sure."""
-        for layer in self._info.exit_points:
-            for length in LENGTHS:
-                name, found = self._drafting(f"layerskip:layer={layer}:length={length}", length)
-                yield self._setting("drafts of fixed length", name, found, self._unasked)
-                if self._short_bytes:
-                    drafts = 0 if found.work.drafting is None else found.work.drafting.passes
-                    heads = found.work.lm_head_evaluations - drafts
-                    cheap = _with(found, lm_head_evaluations=heads, cheap_head_bytes=drafts * self._short_bytes)
-                    yield self._setting("drafts by a short head", name, cheap, self._short_draft, bound=True)
+        """Yield drafts of fixed length, and drafts that end where the exit is not sure."""
+        for layer, length in product(self._info.exit_points, LENGTHS):
+            name, found = self._drafting(f"layerskip:layer={layer}:length={length}", length)
+            yield self._setting("drafts of fixed length", name, found, self._unasked)
+            if self._short_bytes:
+                drafts = 0 if found.work.drafting is None else found.work.drafting.passes
+                heads = found.work.lm_head_evaluations - drafts
+                cheap = _with(found, lm_head_evaluations=heads, cheap_head_bytes=drafts * self._short_bytes)
+                yield self._setting("drafts by a short head", name, cheap, self._short_draft, bound=True)
         confident = with_thresholds(StrategySpec("confidence"), THRESHOLDS, self._tokens, self._info, refuse=False)
         for spec in confident[:STRICT]:
             name, found = self._drafting(str(spec), max(LENGTHS))

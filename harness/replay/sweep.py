@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -11,28 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.config import BASELINE, StrategySpec, parse_all
-from harness.config.decode import LOSSY, DecodeSpec, build_decode, parse_decode
-from harness.config.options import build_strategy, option_range
-from harness.contracts import KVFacts, ModelInfo, Strategy, price
+from harness.config import BASELINE, RunConfig, StrategySpec, parse_all
+from harness.config.options import option_range
+from harness.contracts import KVFacts, ModelInfo, price
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.decoding.readings import Heads
 from harness.decoding.unit_costs import Timing
-from harness.errors import ArtefactError, ConfigError, OptionError, UnknownNameError
+from harness.errors import ArtefactError, ConfigError, UnknownNameError
 from harness.models.controllers import Observation
 from harness.models.model import ResolvedModel
 from harness.records import DraftTimes, UnitTimes
 from harness.records.calibration import Calibration
 from harness.records.work import bytes_read
 from harness.registry import KV_POLICIES
-from harness.replay.notes import notes_of, title_of
 from harness.replay.options import SweepOptions
 from harness.replay.records import Sweep, SweepRow
 from harness.replay.replay import Outcome, Texts, check_replayable, draft_columns, replay, replay_lossless
-from harness.replay.scores import ScoreTally, at_percentile, describe_scores, find_levels, scored, with_thresholds
+from harness.replay.scores import ScoreTally, at_percentile, describe_scores, find_tallies, with_thresholds
+from harness.replay.tables import notes_of, title_of
 from harness.replay.tokens import TracedTokens, decided, read_tokens
-from harness.running.operating_points import OperatingPoint, operating_point
+from harness.running.operating_points import OperatingPoint, build_all, operating_points
+from harness.running.plan import shared_fields
 from harness.running.thresholds import THRESHOLD, Family, any_number, numbered
 from harness.training.traces.reading import exit_maps, held_out_rows, matches, open_traces
 from harness.training.traces.store import Traces
@@ -41,20 +41,15 @@ from reports.summary.pareto import front
 
 OBSERVED = 2048  # tokens on which thresholds are chosen
 
-Timed = Callable[[OperatingPoint], tuple[UnitTimes, DraftTimes]]
-"""Returns what parts of decoding take, and what drafting or exiting adds at an operating point."""
+Timed = Mapping[str, tuple[UnitTimes, DraftTimes]]
+"""Operating point → what parts of decoding take, and what drafting or exiting adds there."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The result of a sweep.
+    """The result of a sweep: the operating points in the order of its rows, and what it was of.
 
-    Attributes:
-        sweep: its rows and notes.
-        points: the operating points, in the order of the rows.
-        model: as it was asked for, or the trace names it.
-        traces, resolved, options: what it was of.
-        calibration: of the scores; ``None`` where there is no folder for it.
+    ``calibration`` is of the scores; ``None`` where there is no folder for it.
     """
 
     sweep: Sweep
@@ -67,30 +62,24 @@ class SweepResult:
 
 
 def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Progress) -> SweepResult:
-    """Replay operating points on a trace.
+    """Replay operating points on a trace, and ``references`` that stand in the table for comparison.
 
-    Args:
-        options: what to sweep; a strategy with a threshold for which no value is given is swept over it.
-        references: operating points that stand in the table for comparison.
-        progress: is told how it goes on.
-
-    Raises:
-        HarnessError: anything that cannot be replayed, in one line with the remedy.
+    A strategy with a threshold for which no value is given is swept over it.
     """
     specs = parse_all(options.strategies)
     if not specs:
         raise ConfigError("there is nothing to sweep. Give --strategy NAME, or NAME:threshold=VALUE,VALUE.")
-    built = [(one, build_strategy(one)) for spec in specs for one in numbered([spec], any_number)]
+    some = [one for spec in specs for one in numbered([spec], any_number)]
     progress.stage(f"reading the trace {options.replay}")
     model, traces, resolved = _opened(options)
     info = resolved.info
-    for spec, strategy in built:
-        for decode in _ways(strategy, options):
-            check_replayable(_point(spec, strategy, decode, options, info), traces, info)
-    asked, wanted = _rows_of(traces, options)
+    for point in _points((), some, options, info)[0]:
+        check_replayable(point, traces, info)
+    document = traces.columns("document")["document"].long()
+    asked, wanted = _rows_of(traces, document, options)
     heads = engine = None
     timing = Timing() if options.measure_costs else None
-    if options.measure_costs or any(strategy.cheap_heads() for _, strategy in built):
+    if options.measure_costs or any(strategy.cheap_heads() for _, strategy in build_all(some)):
         progress.stage(f"loading {info.name}, for its {'times' if options.measure_costs else 'heads'}")
         loaded = resolved.load("cpu")
         heads = Heads(loaded.backbone)
@@ -98,58 +87,47 @@ def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Pr
     began = time.perf_counter()
     maps = exit_maps(traces, resolved, Observation(state="exit"))
     read = partial(read_tokens, traces, shortcuts=maps, seed=options.seed, heads=heads)
+    replayed = torch.unique(document[wanted])
     observed = cache(lambda: _spread(read, wanted))
-    others = cache(lambda: _spread(read, asked & ~_whole(traces, wanted)))
+    others = cache(lambda: _spread(read, asked & ~torch.isin(document, replayed)))
     percentiles = _expanded(specs, options.points, observed, others, info)
-    points, extra = _points([StrategySpec(BASELINE), *parse_all(references)], list(percentiles), options, info)
+    points, extra = _points(references, list(percentiles), options, info)
     timed: Timed | None = None
     if engine is not None:
         measuring = time.perf_counter()
-        timed = partial(_times, engine)
-        for point in points:
-            timed(point)
+        found = {point.name: engine.times(point.strategy, point.lossless) for point in points}
+        timed = {name: times for name, times in found.items() if times is not None}
         began += time.perf_counter() - measuring
     tallies, left_out = list[ScoreTally](), dict[str, str]()
     if options.out is not None:
-        tallies, left_out = _tallies(specs, torch.unique(_documents(traces)[wanted]), observed, info)
+        tallies, left_out = find_tallies(specs, observed, info, replayed)
     progress.begin(f"replaying {len(points)} operating points", int(wanted.sum()))
     texts = Texts.of(traces, resolved.tokenizer.eos_token_ids)
     outcomes = replay_all(points, read(wanted), texts, info, len(traces.documents), tallies, progress)
     written = {str(spec): percentile for spec, percentile in percentiles.items()}
-    rows = tuple(
-        row.model_copy(
-            update={
-                "reference": row.operating_point in extra,
-                "percentile": written.get(row.operating_point.partition("@")[0]),
-            }
-        )
-        for row in make_rows(points, outcomes, info, KV_POLICIES.load(options.kv).facts, timed)
-    )
+    labels = [
+        {"reference": point.name in extra, "percentile": written.get(point.name.partition("@")[0])} for point in points
+    ]
+    rows = make_rows(points, outcomes, info, KV_POLICIES.load(options.kv).facts, timed, labels)
     seconds = time.perf_counter() - began - sum(tally.seconds for tally in tallies)
-    count, documents = outcomes[0].count, int((outcomes[0].tokens > 0).sum())
-    found = Sweep(
-        title=title_of(traces, options, count, documents),
+    result = Sweep(
+        title=title_of(traces, options, outcomes[0].tokens),
         traces=str(traces.folder),
         traced_documents=options.document_split,
-        tokens=count,
-        documents=documents,
+        tokens=rows[0].tokens,
+        documents=rows[0].documents,
         model=info.name,
-        weights=info.weights,
-        dtype=info.dtype,
-        exit_head=info.exit_head,
-        num_layers=info.num_layers,
-        exit_points=info.exit_points,
-        fingerprint=info.fingerprint,
+        **shared_fields(info, Sweep),
         kv=options.kv,
         notes=notes_of(traces, resolved, points, rows, outcomes[0].tokens, options, timing.times if timing else None),
-        rows=rows,
+        rows=tuple(rows),
         replay_s=round(seconds, 3),
     )
     calibration = None
     if options.out is not None:
         progress.stage("judging the scores")
-        calibration = describe_scores(found, tallies, left_out, generated=bool(traces.index.get("new_tokens")))
-    return SweepResult(found, points, model, traces, resolved, options, calibration)
+        calibration = describe_scores(result, tallies, left_out, generated=bool(traces.index.get("new_tokens")))
+    return SweepResult(result, points, model, traces, resolved, options, calibration)
 
 
 def _opened(options: SweepOptions) -> tuple[str, Traces, ResolvedModel]:
@@ -164,19 +142,9 @@ def _opened(options: SweepOptions) -> tuple[str, Traces, ResolvedModel]:
         ) from None
 
 
-def _documents(traces: Traces) -> Tensor:
-    return traces.columns("document")["document"].long()
-
-
-def _whole(traces: Traces, rows: Tensor) -> Tensor:
-    """Return all rows of the documents that some rows are of, ``[n]`` bool."""
-    document = _documents(traces)
-    return torch.isin(document, torch.unique(document[rows]))
-
-
-def _rows_of(traces: Traces, options: SweepOptions) -> tuple[Tensor, Tensor]:
+def _rows_of(traces: Traces, document: Tensor, options: SweepOptions) -> tuple[Tensor, Tensor]:
     """Return at which rows of the tasks strategies are asked, and which of them to replay, ``[n]`` bool each."""
-    document, tasks = _documents(traces), options.tasks
+    tasks = options.tasks
     chosen = [number for number, facts in enumerate(traces.documents) if matches(facts, tasks)]
     if not chosen:
         known_tasks = sorted({str(facts["stream"]).partition(",")[0] for facts in traces.documents})
@@ -231,63 +199,21 @@ def _expanded(
     return found
 
 
-def _tallies(
-    specs: Sequence[StrategySpec], documents: Tensor, observed: Callable[[], TracedTokens], info: ModelInfo
-) -> tuple[list[ScoreTally], dict[str, str]]:
-    """Return counters for the scores of the strategies, and why some have none."""
-    kept, left_out = scored(specs)
-    tallies = []
-    for spec in kept:
-        try:
-            with torch.inference_mode():
-                tally = find_levels(spec, observed(), info, documents)
-        except OptionError as error:
-            left_out[str(spec)] = f"a {THRESHOLD} between its ends is refused: {error}"
-            continue
-        if tally is None:
-            left_out[str(spec)] = "it decides alike at both ends of its threshold"
-        else:
-            tallies.append(tally)
-    return tallies, left_out
-
-
-def _ways(strategy: Strategy, options: SweepOptions | None) -> Sequence[DecodeSpec]:
-    """Return how a strategy decodes; one that only drafts does so losslessly whatever the others do."""
-    decodes = [LOSSY] if options is None else [parse_decode(text) for text in options.decodes]
-    own = parse_decode(strategy.default_decode)
-    return [one for one in decodes if one.lossless] or [own] if own.lossless else decodes
-
-
-def _point(
-    spec: StrategySpec, strategy: Strategy, decode: DecodeSpec, options: SweepOptions, info: ModelInfo
-) -> OperatingPoint:
-    if not decode.lossless or not (decode.proposes or strategy.exit_points(info)):
-        return operating_point(spec, strategy, info)
-    lossless = build_decode(decode, options.draft_max)
-    return operating_point(spec, strategy, info, options.kv, suffix=f"@{decode}", decode=decode, lossless=lossless)
-
-
 def _points(
-    references: Sequence[StrategySpec], asked: Sequence[StrategySpec], options: SweepOptions, info: ModelInfo
-) -> tuple[tuple[OperatingPoint, ...], frozenset[str]]:
-    """Return every operating point once, references first, and the names of those not requested.
-
-    References are lossy, but for those that only draft. What never exits drafts where a source does.
-    """
-    kept: list[OperatingPoint] = []
-    extra: set[str] = set()
-    for place, spec in enumerate([*references, *asked]):
-        strategy, requested = build_strategy(spec), place >= len(references)
-        for decode in _ways(strategy, options if requested else None):
-            point = _point(spec, strategy, decode, options, info)
-            twin = next((one for one in kept if (one.strategy, one.lossless) == (strategy, point.lossless)), None)
-            if twin is not None:
-                extra.discard(twin.name)
-                continue
-            kept.append(point)
-            if not requested:
-                extra.add(point.name)
-    return tuple(kept), frozenset(extra)
+    references: Sequence[str], asked: Sequence[StrategySpec], options: SweepOptions, info: ModelInfo
+) -> tuple[tuple[OperatingPoint, ...], set[str]]:
+    """Return every operating point once, full depth and lossy references first, and names of those not requested."""
+    given = {"kv": options.kv, "draft_max": options.draft_max, "draft_head": "full"}
+    built = build_all([StrategySpec(BASELINE), *parse_all(references)])
+    found = list(operating_points(built, RunConfig.build(given), [info]))
+    extra = {point.name for point in found}
+    for point in operating_points(build_all(asked), RunConfig.build({**given, "decode": options.decode}), [info]):
+        twin = next((one for one in found if (one.strategy, one.lossless) == (point.strategy, point.lossless)), None)
+        if twin is None:
+            found.append(point)
+        else:
+            extra.discard(twin.name)
+    return tuple(found), extra
 
 
 def replay_all(
@@ -319,12 +245,6 @@ def replay_all(
     return outcomes
 
 
-def _times(engine: Engine, point: OperatingPoint) -> tuple[UnitTimes, DraftTimes]:
-    found = engine.times(point.strategy, point.lossless)
-    assert found is not None  # it measures
-    return found
-
-
 # ---------------------------------------------------------------------------------------------- rows
 
 
@@ -333,31 +253,28 @@ def make_rows(
     outcomes: Sequence[Outcome],
     model: ModelInfo,
     kv: KVFacts,
-    timed: Timed | None = None,
+    timed: Timed | None,
+    labels: Sequence[Mapping[str, Any]],
 ) -> list[SweepRow]:
-    """Return one row per operating point.
-
-    Args:
-        points: full depth first.
-        outcomes: of the same tokens.
-        model: facts.
-        kv: the KV policy of the expected speed-up.
-        timed: what parts of decoding take, and of drafting by an operating point; ``None``: not measured.
-    """
+    """Return one row per operating point, full depth first; ``kv`` is the policy of the expected speed-up."""
     both = list(zip(points, outcomes, strict=True))
     bounds = [outcome.layers for point, outcome in both if point.strategy.upper_bound and point.lossless is None]
-    rows = [_row(*one, outcomes[0], min(bounds, default=None), model, kv, timed) for one in both]
-    full = rows[0].seconds_per_token
-    if timed is not None:
-        rows = [
-            row.model_copy(update={"expected_time_speedup": ratio(full or 0, row.seconds_per_token or 0)})
-            for row in rows
-        ]
+    fewest = min(bounds, default=None)
+    rows = [_row(*one, outcomes[0], fewest, model, kv, timed) for one in both]
     placed = [place for place, row in enumerate(rows) if not row.rehearsed]
     flags = front([(1 / rows[place].expected_speedup, rows[place].agreement) for place in placed])
-    for place, on_front in zip(placed, flags, strict=True):
-        rows[place] = rows[place].model_copy(update={"pareto": on_front})
-    return rows
+    on_front = {place for place, flag in zip(placed, flags, strict=True) if flag}
+    full = rows[0].seconds_per_token or 0
+    return [
+        row.model_copy(
+            update={
+                **label,
+                "pareto": place in on_front,
+                "expected_time_speedup": ratio(full, row.seconds_per_token or 0),
+            }
+        )
+        for place, (row, label) in enumerate(zip(rows, labels, strict=True))
+    ]
 
 
 def share_interval(outcome: Outcome) -> tuple[float, float] | None:
@@ -383,22 +300,20 @@ def _row(
         kv = point.record.kv_facts or kv
     deepest, reads, seconds = count * model.num_layers, bytes_read(model), None
     if timed is not None and (work.lossless or not kv.fills):  # what a fill takes was not measured
-        times, draft = timed(point)
+        times, draft = timed[point.name]
         seconds = price(outcome.amounts(model, kv), times.costs(draft).per_unit) / count
-    drafts: dict[str, Any] = {
-        "tokens_per_verification": ratio(count, work.verifications),
-        "acceptance": work.acceptance,
-        "drafted_per_token": work.drafts / count,
-        "layers_read_per_token": work.layers_read / count,
-        "layers_discarded_per_token": work.layers_discarded / count,
-    }
+    drafts: dict[str, Any] = {}
+    if work.lossless:
+        drafts = {
+            "tokens_per_verification": ratio(count, work.verifications),
+            "acceptance": work.acceptance,
+            "drafted_per_token": work.drafts / count,
+            "layers_read_per_token": work.layers_read / count,
+            "layers_discarded_per_token": work.layers_discarded / count,
+        }
     return SweepRow(
         operating_point=point.name,
-        strategy=point.record.strategy,
-        options=point.record.options,
-        exit_points=point.record.exit_points,
-        artefacts=point.record.artefacts,
-        rehearsed=point.strategy.upper_bound,
+        **shared_fields(point.record, SweepRow),
         tokens=count,
         documents=int((outcome.tokens > 0).sum()),
         exit_layer_mean=layers / count,
@@ -415,7 +330,5 @@ def _row(
         seconds_per_token=seconds,
         oracle_share=None if fewest is None or work.lossless else ratio(outcome.skipped_rightly, deepest - fewest),
         exits={layer: tokens / count for layer, tokens in sorted(outcome.exits.items())},
-        decode=point.record.decode,
-        draft_max=point.record.draft_max,
-        **(drafts if work.lossless else {}),
+        **drafts,
     )

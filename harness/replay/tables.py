@@ -1,23 +1,30 @@
-"""A sweep as people read it: what keeps the requested agreement, the plot, every row, the drift, notes; and files."""
+"""A sweep as people read it, its files, and the sentences that its numbers need: what was replayed, who knew it."""
 
 from __future__ import annotations
 
 import json
 import string
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.appearance.terminal import Text
+from torch import Tensor
+
 from harness.appearance.visible_text import escape_json
+from harness.contracts import ModelInfo
+from harness.models.artefacts import look_into
+from harness.models.model import ResolvedModel
+from harness.records import UnitTimes
 from harness.records.calibration import CALIBRATION, Calibration
 from harness.records.estimate import Estimate, NoInterval
+from harness.replay.options import SweepOptions
 from harness.replay.records import Sweep, SweepRow
+from harness.running.operating_points import OperatingPoint
+from harness.training.traces.reading import matches
+from harness.training.traces.store import Traces
 from reports.files import write_files
 from reports.statistics.intervals import MINIMUM_PAIRS
-from reports.tables.plot import Marker, draw
-from reports.tables.table import Cell, Column, Line, Part, Picture, Table
+from reports.tables.table import Cell, Column, Line, Part, Table
 from reports.tables.writers import csv_text
 
 FILES = ("sweep.json", "sweep.csv", CALIBRATION)
@@ -48,13 +55,7 @@ _POINT = (Column(header="", kind="text"), Column(header="operating point", kind=
 
 
 def sweep_tables(sweep: Sweep, *, keep: float, calibration: Calibration | None = None) -> Iterator[Part]:
-    """Yield what was found.
-
-    Args:
-        sweep: replayed, and perhaps decoded live.
-        keep: agreement that the first table asks for.
-        calibration: of the same scores, where they were judged.
-    """
+    """Yield what was found: first what keeps that agreement, and of the scores where they were judged."""
     names = dict.fromkeys(row.strategy for row in sweep.rows)
     letters = {name: string.ascii_uppercase[place] if place < 26 else "+" for place, name in enumerate(names)}
     yield Line("")
@@ -63,11 +64,7 @@ def sweep_tables(sweep: Sweep, *, keep: float, calibration: Calibration | None =
     yield Line(f"{sweep.model}, {sweep.weights} weights, {sweep.dtype}, exit head {head}", "faint")
     title = f"Shallowest that agrees on at least {100 * keep:g} % of tokens, replayed"
     yield _points(title, _keeping(sweep.rows, keep), letters)
-    yield Picture(
-        "Agreement against expected speed-up, replayed",
-        partial(_drawn, sweep.rows, letters),
-        (Line("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "faint"),),
-    )
+    yield Line("  ".join(f"{letter} {strategy}" for strategy, letter in letters.items()), "faint")
     yield _points(f"All {len(sweep.rows)} operating points, replayed", sweep.rows, letters)
     if lossless := [row for row in sweep.rows if row.lossless]:
         yield _drafts(lossless, letters)
@@ -81,14 +78,6 @@ def sweep_tables(sweep: Sweep, *, keep: float, calibration: Calibration | None =
     yield from (Line(note, bullet=True) for note in sweep.notes)
 
 
-def _drawn(rows: Sequence[SweepRow], letters: dict[str, str], width: int) -> Text:
-    markers = [
-        Marker(letters[row.strategy], row.expected_speedup, row.agreement, row.pareto, row.rehearsed) for row in rows
-    ]
-    axes = "expected speed-up, × (more is better)", "agreement with the last layer (more is better)"
-    return draw(markers, *axes, width=width)
-
-
 def _keeping(rows: Sequence[SweepRow], keep: float) -> list[SweepRow]:
     """Return each strategy's row of the fewest layers that agrees often enough."""
     best: dict[str, SweepRow] = {}
@@ -99,8 +88,11 @@ def _keeping(rows: Sequence[SweepRow], keep: float) -> list[SweepRow]:
 
 
 def _points(title: str, rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
-    """Return operating points; what does not fit a narrow terminal is in the files."""
     timed = any(row.expected_time_speedup is not None for row in rows)
+
+    def few(row: SweepRow) -> bool:
+        return row.agreement < 1 and row.documents < MINIMUM_PAIRS
+
     return Table.of_rows(
         title,
         (
@@ -119,7 +111,7 @@ def _points(title: str, rows: Sequence[SweepRow], letters: dict[str, str]) -> Ta
                 *_named(row, letters),
                 row.exit_layer_mean,
                 row.layers_skipped,
-                Estimate.of(row.agreement, row.agreement_ci or _too_few(row)),
+                Estimate.of(row.agreement, row.agreement_ci or (NoInterval.FEW_PAIRS if few(row) else None)),
                 row.oracle_share,
                 row.expected_speedup,
                 *([row.expected_time_speedup] if timed else []),
@@ -132,35 +124,22 @@ def _points(title: str, rows: Sequence[SweepRow], letters: dict[str, str]) -> Ta
     )
 
 
-def _too_few(row: SweepRow) -> NoInterval | None:
-    return NoInterval.FEW_PAIRS if row.agreement < 1 and row.documents < MINIMUM_PAIRS else None
-
-
 def _named(row: SweepRow, letters: dict[str, str]) -> tuple[str, str]:
     return f"{'●' if row.pareto else '◇' if row.rehearsed else ' '} {letters[row.strategy]}", row.operating_point
 
 
 def _drafts(rows: Sequence[SweepRow], letters: dict[str, str]) -> Table:
+    columns = {
+        "tokens": "tokens_per_verification",
+        "accepted": "acceptance",
+        "drafted /token": "drafted_per_token",
+        "layers read": "layers_read_per_token",
+        "layers discarded": "layers_discarded_per_token",
+    }
     return Table.of_rows(
         "Lossless decoding: what is drafted and verified, replayed",
-        (
-            *_POINT,
-            *(
-                Column(header=header, form=".2f")
-                for header in ("tokens", "accepted", "drafted /token", "layers read", "layers discarded")
-            ),
-        ),
-        [
-            (
-                *_named(row, letters),
-                row.tokens_per_verification,
-                row.acceptance,
-                row.drafted_per_token,
-                row.layers_read_per_token,
-                row.layers_discarded_per_token,
-            )
-            for row in rows
-        ],
+        (*_POINT, *(Column(header=header, form=".2f") for header in columns)),
+        [(*_named(row, letters), *(getattr(row, name) for name in columns.values())) for row in rows],
         notes=(DRAFTS,),
     )
 
@@ -207,9 +186,6 @@ def write_sweep(sweep: Sweep, folder: Path, calibration: Calibration | None = No
     """Write the sweep's two files, and that of its scores if there is one, each replaced whole; return their paths.
 
     In ``sweep.csv`` an interval is two columns, options and exits are JSON text.
-
-    Raises:
-        StoreError: a file cannot be written.
     """
     names = [column for name in SweepRow.model_fields for column in _columns(name)]
     csv = csv_text(
@@ -231,3 +207,83 @@ def _flat(row: SweepRow) -> dict[str, Any]:
         each = (value or (None, None)) if name == _INTERVAL else (plain,)
         values |= dict(zip(_columns(name), each, strict=True))
     return values
+
+
+# --------------------------------------------------------------------------------------- its sentences
+
+
+def title_of(traces: Traces, options: SweepOptions, tokens: Tensor) -> str:
+    """Return what was replayed, in one line; ``tokens`` are those replayed by document, ``[documents]``."""
+    streams = sorted({str(d["stream"]).partition(",")[0] for d in traces.documents if matches(d, options.tasks)})
+    held_out = options.document_split == "held-out"
+    which = "held-out documents" if held_out else "documents, those the heads learned from included"
+    return f"replayed: {' + '.join(streams)}, {int(tokens.sum()):,} tokens of {int((tokens > 0).sum())} {which}"
+
+
+def notes_of(
+    traces: Traces,
+    resolved: ResolvedModel,
+    points: Sequence[OperatingPoint],
+    rows: Sequence[SweepRow],
+    tokens: Tensor,
+    options: SweepOptions,
+    times: UnitTimes | None,
+) -> tuple[str, ...]:
+    """Return the sentences that must stand beside the numbers; ``tokens`` are those replayed by document."""
+    held_out, seed = options.document_split == "held-out", options.seed
+    replayed = {str(traces.documents[number]["key"]) for number in tokens.nonzero().squeeze(1).tolist()}
+    whose = "what the model generated at full depth" if traces.index.get("new_tokens") else "the documents' own"
+    bound = next((f" (the bound's: {point.kv})" for point in points if point.strategy.upper_bound), "")
+    notes = [
+        f"Every row is replayed: tokens are {whose}, so the drift that real exits cause is not included. "
+        "Final numbers come from live decoding (`harness run`, or --live N here).",
+        "Expected speed-up: bytes that full depth reads per token over bytes read here, batch 1, kv "
+        f"{options.kv}{bound}; what memory traffic alone would allow, not a measurement. Learned exit heads' own "
+        "weights are not counted.",
+        "The trace holds probabilities as float16: thresholds closer than 0.0005 to each other near 1 decide alike.",
+    ]
+    if held_out:
+        notes.append(
+            f"Documents: the tenth that heads trained on this trace with seed {seed} never learned from; they are of "
+            f"the {traces.index.get('split', 'traced')} split."
+        )
+    else:
+        notes.append("Documents: all of the trace. It includes documents the heads learned from.")
+    if (tuned_on := resolved.tuned_on) is not None:
+        known = len(replayed & tuned_on)
+        notes.append(f"{known} of these {len(replayed)} documents were among those the weights were tuned on.")
+    for name, facts in _trained(resolved.info, points):
+        learned = (set(facts.get("documents", ())) - set(facts.get("held_out_documents", ()))) & replayed
+        if learned:
+            notes.append(f"{name} learned from {len(learned)} of the {len(replayed)} documents that are replayed.")
+    notes += (
+        f"{row.operating_point}: {row.head_agreement:.2%} of its checks decide as they would by the LM head; "
+        f"{row.cheap_heads_per_token:.1f} a token read a cheap one."
+        for row in rows
+        if row.head_agreement is not None
+    )
+    if any(row.lossless for row in rows):
+        notes.append(
+            "Lossless rows: tokens are full depth's, and tokens per verification those of live decoding without stop "
+            "rules. What exits say behind a wrong draft is not in a trace: strategies are taken to do there what they "
+            "do at the same places of full depth's text. Drafts, acceptance, layers and the speed-up rest on that."
+        )
+    if times is not None:
+        notes.append(
+            "Expected speed-up in time: counts of layers, heads, checks and readings times what each takes here (a "
+            f"layer {times.layer_s * 1e6:,.0f} µs and {times.layer_row_s * 1e6:,.0f} for a further row, LM head "
+            f"{times.head_s * 1e6:,.0f} µs and {times.head_row_s * 1e6:,.0f}; {times.positions} positions read), full "
+            "depth's over each; prefill apart, and no row whose K,V are filled."
+        )
+    return tuple(notes)
+
+
+def _trained(model: ModelInfo, points: Sequence[OperatingPoint]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the artefacts that operating points run on, as far as they lie where artefacts are looked for."""
+    hashes = {digest for point in points for digest in point.record.artefacts.values()}
+    for folder in model.artefacts:
+        for file in sorted(Path(folder).glob("*.json")):
+            facts = look_into(file)
+            if facts.get("sha256") in hashes:
+                hashes.discard(facts["sha256"])
+                yield file.name, facts

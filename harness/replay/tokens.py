@@ -1,11 +1,7 @@
 """Traced tokens as exits saw them, and a strategy's view of them with the cost that its reads would have had live.
 
-Columns are computed on first use, and shared by all operating points. Memory holds one part of a trace at a time: 4096
-tokens, 85 MB for SmolLM2-135M once a strategy has asked for every exit's hidden state.
-
-Every traced token is a row, and all rows are shown at every exit point, also past the one where they exited: answers
-there are dropped. Since a rule answers each row by itself, the exits are those of asking the remaining rows alone.
-State that a rule carries from one token to the next is reset with every token; one that learns so is refused.
+All rows are shown at every exit point, also past the one where they exited: a rule answers each row by itself, and
+answers there are dropped. Memory holds one part of a trace at a time.
 """
 
 from __future__ import annotations
@@ -44,13 +40,10 @@ class TracedTokens:
     """Some tokens of a trace.
 
     Attributes:
-        exit_points: layers of the exits.
         shards: columns as they lie on disk, each with the selected rows, ``[k]`` int64.
         shortcuts: exit layer → shortcut; empty with the shared head.
         documents: key of every document of the trace.
-        generated: the tokens were the model's own, each document's first one yielded by its context; else they are the
-            documents', read one by one.
-        seed: of random strategies.
+        generated: the tokens were the model's own, each document's first one yielded by its context.
         heads: the model's cheap heads; ``None`` where no strategy declares one, and the model is not loaded.
         memo: what strategies computed for any of their settings, and what that read.
     """
@@ -69,13 +62,10 @@ class TracedTokens:
         return sum(len(rows) for _, rows in self.shards)
 
     def column(self, name: str, layer: int | None = None, head: HeadChoice | None = None) -> Tensor:
-        """Return a column, made once: tokens and numbers int64, all else float32.
+        """Return a column of :data:`COLUMNS` or ``exit_state``, made once: tokens and numbers int64, all else float32.
 
-        Args:
-            name: of :data:`COLUMNS`; or ``exit_state``, the hidden state through the exit's shortcut.
-            layer: of the exit, for ``hidden``, ``exit_state`` (``[n, hidden_size]``), ``top``, ``top1``, ``top2``
-                and ``entropy`` (``[n]``).
-            head: a cheap head that says the last four; ``None`` for the LM head.
+        Of an exit's layer: ``hidden`` and ``exit_state`` (behind its shortcut), ``[n, hidden_size]``; ``top``,
+        ``top1``, ``top2`` and ``entropy``, ``[n]``, as the LM head says or a cheap one.
         """
         key = name, layer, head
         if key in self._made:
@@ -126,18 +116,13 @@ class TracedTokens:
         assert self.heads is not None
         parts = torch.split(self.column("exit_state", layer), READ)
         reads = [HeadReading.of(self.heads.read(head, states)) for states in parts]
-        self._made["top", layer, head] = torch.cat([one.top_token for one in reads])
-        self._made["top2", layer, head] = torch.cat([one.second_probability for one in reads])
-        self._made["top1", layer, head] = torch.cat([one.top_probability for one in reads])
-        self._made["entropy", layer, head] = torch.cat([one.entropy for one in reads])
+        said = {"top": "top_token", "top1": "top_probability", "top2": "second_probability", "entropy": "entropy"}
+        for name, read in said.items():
+            self._made[name, layer, head] = torch.cat([getattr(one, read) for one in reads])
 
 
 def decided(document: Tensor) -> Tensor:
-    """Return the rows at which strategies are asked about generated tokens: not where a context ends, which yields one.
-
-    Args:
-        document: number of each row's document, ``[n]``; the answer is ``[n]`` bool.
-    """
+    """Return the rows, ``[n]`` bool, at which strategies are asked about generated tokens: not where a context ends."""
     return torch.cat((torch.zeros(1, dtype=torch.bool), document[1:] == document[:-1]))
 
 
@@ -150,18 +135,13 @@ def read_tokens(
     part: int = PART,
     heads: Heads | None = None,
 ) -> Iterator[TracedTokens]:
-    """Yield the wanted tokens of a trace, about ``part`` at a time.
-
-    Args:
-        traces: where they are.
-        wanted: which rows, ``[n]`` bool.
-        shortcuts: exit layer → shortcut, float32.
-        seed: of random strategies.
-        part: most tokens at once.
-        heads: the model's cheap heads, where a strategy reads one.
-    """
+    """Yield the wanted rows of a trace, ``[n]`` bool, ``part`` tokens at a time."""
     keys = [str(document["key"]) for document in traces.documents]
     generated = bool(traces.index.get("new_tokens"))
+
+    def tokens() -> TracedTokens:
+        return TracedTokens(traces.exit_points, waiting, shortcuts, keys, generated, seed, heads)
+
     waiting: list[tuple[Mapping[str, Tensor], Tensor]] = []
     count = start = 0
     for shard in traces.shards(*COLUMNS):
@@ -173,10 +153,10 @@ def read_tokens(
             waiting.append((shard, taken))
             count += len(taken)
             if count == part:
-                yield TracedTokens(traces.exit_points, waiting, shortcuts, keys, generated, seed, heads)
+                yield tokens()
                 waiting, count = [], 0
     if waiting:
-        yield TracedTokens(traces.exit_points, waiting, shortcuts, keys, generated, seed, heads)
+        yield tokens()
 
 
 @dataclass
@@ -185,8 +165,8 @@ class Charges:
 
     Attributes:
         by_full_head: cheap heads are answered by the LM head, to see what that would decide.
-        spent: ``logits``, ``shortcut`` and ``deep`` (running the remaining layers) → how often; ``deep_layers``: how
-            many layers that took; and each cheap head.
+        spent: ``logits``, ``shortcut``, each cheap head and ``deep`` (running the remaining layers) → how often;
+            ``deep_layers``: how many layers that took.
         seen: what was read, and at which exit layer.
         answering: exit layer → cheap head that rows which exit there take their tokens from.
     """
@@ -198,7 +178,7 @@ class Charges:
     _recorders: list[set[tuple[str | HeadChoice, int]]] = field(default_factory=list)
 
     def look(self, what: str | HeadChoice, layer: int) -> bool:
-        """Charge a read; returns whether it was the first one."""
+        """Charge a read, and tell whether it was the first one."""
         for recorder in self._recorders:
             recorder.add((what, layer))
         if (what, layer) in self.seen:
@@ -224,7 +204,6 @@ def answers(
 
     Raises:
         ConfigError: it asks for what the trace does not hold.
-        OptionError: it answers in the wrong shape.
     """
     rule: ExitRule = point.strategy.start(model, Batch(tokens.seeds, "cpu"))
     view: _View | None = None
@@ -242,15 +221,12 @@ _NOT_IN_A_TRACE = {
     "stop": ("the end of completions", "An exit can be replayed"),
     "part": ("some rows alone", "Rows of a trace are asked together"),
 }
-"""Of a view or a reading: what it would be, and the advice."""
+"""Part of a view or reading → what it would be, and the advice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _View:
-    """Traced tokens at one exit point, read by the LM head or a cheap one.
-
-    Implements as much as a trace holds of :class:`harness.contracts.ExitView`.
-    """
+    """As much of :class:`harness.contracts.ExitView` as a trace holds, at one exit point, read by one head."""
 
     exit_layer: int
     previous: _View | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.records.estimate import MISSING
-from harness.replay.records import HeadFacts, Setting, Suitability
+from harness.replay.records import Setting, Suitability
 from reports.tables.table import Column, Line, Part, Table
 
 PAYS = 1.1
@@ -26,25 +26,15 @@ TRY = {
 
 def verdict(found: Suitability) -> Iterator[str]:
     """Yield sentences."""
-    unit = "time" if found.times is not None else "bytes read"
+    unit, kept = "time" if found.times is not None else "bytes read", f"with {found.keep:.0%} of the tokens kept"
     oracle = max((one for one in found.chances if one.family == "oracle"), key=lambda one: one.speedup)
     yield (
         f"Upper bound of lossy exits that keep every token: leaving at the first exit that is right, found at no cost, "
         f"is {_times(oracle)} in {unit} ({oracle.head})."
     )
-    yield from _lossy(found, unit)
-    yield from _lossless(found, unit)
-    yield from _heads(found)
-
-
-def _lossy(found: Suitability, unit: str) -> Iterator[str]:
     best = found.best(lossless=False)
-    bound = max(
-        (one for one in found.chances if not one.lossless and one.bound and one.family != "oracle"),
-        key=lambda one: one.speedup,
-        default=best,
-    )
-    kept = f"with {found.keep:.0%} of the tokens kept"
+    bounds = [one for one in found.chances if not one.lossless and one.bound and one.family != "oracle"]
+    bound = max(bounds, key=lambda one: one.speedup, default=best)
     if best.speedup >= PAYS:
         yield f"Lossy, {kept}: can pay. {_best(best)}, {_times(best)} in {unit}. Try {TRY[best.family]}."
         if bound.speedup >= best.speedup * PAYS:
@@ -57,9 +47,6 @@ def _lossy(found: Suitability, unit: str) -> Iterator[str]:
         )
     else:
         yield f"Lossy, {kept}: cannot pay. No setting is above {_times(bound)}, even where checks are free."
-
-
-def _lossless(found: Suitability, unit: str) -> Iterator[str]:
     best, bound = found.best(lossless=True), found.best(lossless=True, bounds=True)
     rows = "" if found.row_share is None else f" (a further row of a pass costs {found.row_share:.0%} of the first)"
     if best.speedup >= PAYS:
@@ -71,18 +58,15 @@ def _lossless(found: Suitability, unit: str) -> Iterator[str]:
         )
     else:
         yield f"Lossless: exits that draft cannot pay, {_times(bound)} at most{rows}; `lookup`, which needs none, may."
-
-
-def _heads(found: Suitability) -> Iterator[str]:
     own = next(one for one in found.heads if one.own)
-    best = max(found.heads, key=lambda one: one.oracle_skip)
-    if best.oracle_skip - own.oracle_skip >= 0.05 and not best.own:
-        how = (
-            "`harness train shortcut` makes them" if best.name == "closed-form maps" else "`--exit-head shared` has it"
+    head = max(found.heads, key=lambda one: one.oracle_skip)
+    if head.oracle_skip - own.oracle_skip >= 0.05:
+        makes = (
+            "`harness train shortcut` makes them" if head.name == "closed-form maps" else "`--exit-head shared` has it"
         )
         yield (
-            f"Exits know more than this model's head reads: {best.name} would let {best.oracle_skip:.0%} of layers be "
-            f"skipped, {own.name} {own.oracle_skip:.0%}; {how}, and `harness train lite` may do better."
+            f"Exits know more than this model's head reads: {head.name} would let {head.oracle_skip:.0%} of layers be "
+            f"skipped, {own.name} {own.oracle_skip:.0%}; {makes}, and `harness train lite` may do better."
         )
 
 
@@ -95,20 +79,17 @@ def _times(one: Setting) -> str:
 
 
 def suitability_tables(found: Suitability) -> Iterator[Part]:
-    """Yield what exits know, the fastest setting of each family, and the verdict."""
-    yield _exits(found)
-    yield _families(found)
-    yield Line("")
-    for sentence in found.verdict:
-        yield Line(sentence, "strong" if sentence.startswith(("Lossy", "Lossless")) else "")
-
-
-def _exits(found: Suitability) -> Table:
+    """Yield what exits know, the fastest setting of each family with its best head, and the verdict."""
     columns = [Column(header="layer", cells=found.exit_points, form="count")]
     for head in found.heads:
-        columns += _head_columns(head)
+        name = head.name.partition(" ")[0].removesuffix("-form")
+        columns += [
+            Column(header=f"{name} agrees", cells=tuple(one.agreement for one in head.exits), form=".1%"),
+            Column(header=f"{name} entropy", cells=tuple(one.entropy for one in head.exits), form=".2f"),
+            Column(header=f"{name} rank", cells=tuple(one.rank_median for one in head.exits), form="count"),
+        ]
     skips = "; ".join(f"{head.name}{' (its own)' if head.own else ''} {head.oracle_skip:.1%}" for head in found.heads)
-    return Table(
+    yield Table(
         title=f"{found.model} ({found.weights}, {found.weights_format}), {found.tokens:,} tokens of "
         f"{found.documents} documents: {'; '.join(found.streams)}",
         columns=tuple(columns),
@@ -119,25 +100,11 @@ def _exits(found: Suitability) -> Table:
             "behind such linear maps. Closed-form maps are fitted on other documents than those they are judged on.",
         ),
     )
-
-
-def _head_columns(head: HeadFacts) -> tuple[Column, ...]:
-    name = head.name.partition(" ")[0].removesuffix("-form")
-    return (
-        Column(header=f"{name} agrees", cells=tuple(one.agreement for one in head.exits), form=".1%"),
-        Column(header=f"{name} entropy", cells=tuple(one.entropy for one in head.exits), form=".2f"),
-        Column(header=f"{name} rank", cells=tuple(one.rank_median for one in head.exits), form="count"),
-    )
-
-
-def _families(found: Suitability) -> Table:
-    """Return each family with the head that makes it fastest."""
     fastest: dict[str, Setting] = {}
     for one in found.chances:
         fastest.setdefault(one.family, one)
-    rows = list(fastest.values())
-    lossy = sum(not one.lossless for one in rows)
-    return Table.of_rows(
+    lossy = sum(not one.lossless for one in fastest.values())
+    yield Table.of_rows(
         f"The fastest setting of each family, with its best head, that keeps {found.keep:.0%} of full depth's tokens",
         (
             Column(header="family", kind="text"),
@@ -155,15 +122,18 @@ def _families(found: Suitability) -> Table:
                 _at_most(one, one.bytes_speedup),
                 Line(_at_most(one, one.time_speedup), "strong" if one.speedup >= PAYS and not one.bound else ""),
             )
-            for one in rows
+            for one in fastest.values()
         ],
         notes=(
             "Exact keys and values, batch 1. ≤: an upper bound, not deployable, in which something is free that would "
             "cost: the answer (oracle), a check (learned check), or a head of 4,096 rows that decides as the whole one "
             "does (short head). bytes: speed-up by weights and cache read; time: by the times of parts measured here.",
         ),
-        groups=tuple((place, name) for place, name in ((0, "lossy"), (lossy, "lossless")) if place < len(rows)),
+        groups=tuple((place, name) for place, name in ((0, "lossy"), (lossy, "lossless")) if place < len(fastest)),
     )
+    yield Line("")
+    for sentence in found.verdict:
+        yield Line(sentence, "strong" if sentence.startswith(("Lossy", "Lossless")) else "")
 
 
 def _at_most(one: Setting, speedup: float | None) -> str:

@@ -1,8 +1,6 @@
 """Who completes the samples of an operating point, the engine or a black box beside it, and what is recorded of it.
 
-A session opens the same windows for both and asks a runner to fill them; what of a window's readings speaks of its
-operating point is the runner's to say. Outside the windows, where nothing is timed, the engine says what full depth
-would have chosen along what was generated, and a completion becomes text, scores, times and counts of one sample.
+Outside the windows, where nothing is timed, the engine says what full depth would have chosen along what was generated.
 """
 
 from __future__ import annotations
@@ -34,11 +32,12 @@ from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
 from harness.records import AnswerRecord, SampleRecord, WindowRecord, Work
 from harness.running.operating_points import OperatingPoint
-from harness.running.plan import Plan, PlannedTask
+from harness.running.plan import Plan, PlannedTask, shared_fields
 from harness.running.scoring import score_sample
 
 Made: TypeAlias = Generation | Answer | str
 """The completion of a sample, or why there is none."""
+Rehearsal: TypeAlias = list[tuple[list[int], ModelError | None]]
 
 
 class Runner:
@@ -63,13 +62,7 @@ class Runner:
 
 
 def runners(plan: Plan, engines: Mapping[str, Engine], meter: Meter) -> Mapping[str, Runner]:
-    """Return the runner of each operating point, by its name.
-
-    Args:
-        plan: what runs.
-        engines: by weights format.
-        meter: opens the windows.
-    """
+    """Return the runner of each operating point, by its name; engines are by weights format."""
     engine = EngineRunner(plan, engines)
     return {
         point.name: BlackBoxRunner(plan, point.strategy, meter) if isinstance(point.strategy, BlackBox) else engine
@@ -78,12 +71,7 @@ def runners(plan: Plan, engines: Mapping[str, Engine], meter: Meter) -> Mapping[
 
 
 class EngineRunner(Runner):
-    """The engine, in the weights format of each operating point.
-
-    Args:
-        plan: what runs.
-        engines: by weights format.
-    """
+    """The engine, in the weights format of each operating point."""
 
     def __init__(self, plan: Plan, engines: Mapping[str, Engine]) -> None:
         self._plan, self._engines = plan, engines
@@ -113,20 +101,14 @@ class EngineRunner(Runner):
             return [str(error)] * len(batch)
         return [made if made.failure is None else str(made.failure) for made in decoded]
 
-    def _known(
-        self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]
-    ) -> list[tuple[list[int], ModelError | None]] | None:
+    def _known(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Rehearsal | None:
         """Return layers and failure of each sample's rehearsal; ``None`` where one was not rehearsed."""
         found = [self._decided.get((planned.record.name, point.name, sample.sample_id)) for sample in batch]
         known = [one for one in found if one is not None]
         return known if len(known) == len(found) else None
 
     def _decode(
-        self,
-        planned: PlannedTask,
-        point: OperatingPoint,
-        batch: Sequence[Sample],
-        known: list[tuple[list[int], ModelError | None]] | None = None,
+        self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample], known: Rehearsal | None = None
     ) -> list[Generation]:
         """Decode a batch, or replay its rehearsal."""
         engine, model, seed = self._engines[point.weights_format], self._plan.model, self._plan.config.seed
@@ -157,13 +139,7 @@ class EngineRunner(Runner):
 
 
 class BlackBoxRunner(Runner):
-    """A black box: prompts as text, one request for each, those of a batch at the same time.
-
-    Args:
-        plan: what runs.
-        asked: the black box.
-        meter: opens the windows.
-    """
+    """A black box: prompts as text, one request for each, those of a batch at the same time."""
 
     def __init__(self, plan: Plan, asked: BlackBox, meter: Meter) -> None:
         self._tokenizer, self._asked, self._meter = plan.model.tokenizer, asked, meter
@@ -179,8 +155,7 @@ class BlackBoxRunner(Runner):
     def counted(self, window: WindowRecord, point: OperatingPoint) -> WindowRecord:
         """Return it without what is of this process, or of this machine where the black box is elsewhere.
 
-        The black box is what else ran, so that its load contaminates nothing; nor can it be told apart from that of
-        other processes.
+        The black box is what else ran, so that its load contaminates nothing.
         """
         flags = tuple(flag for flag in window.flags if flag != "foreign-cpu" or not self._asked.local)
         why = None
@@ -215,8 +190,6 @@ class Outcome:
     """The outcome of one sample in one window.
 
     Attributes:
-        sample: which.
-        made: what was decoded or answered, or why nothing was.
         came: with a fixed arrival rate, seconds from the window's start to its arrival, and how long it waited.
         full_depth_ids: full depth's choices along what was decoded; empty where nobody asked.
     """
@@ -232,12 +205,7 @@ KEPT_BYTES = 1 << 30
 
 
 class OwnText:
-    """Full depth's choices in one block.
-
-    Args:
-        engine: of the model, in the run's first weights format.
-        full: the run's first operating point, full depth in it.
-    """
+    """Full depth's choices in one block: those of the run's first weights format, which its first point has."""
 
     def __init__(self, engine: Engine, full: OperatingPoint) -> None:
         self._engine, self._format = engine, full.weights_format
@@ -245,10 +213,7 @@ class OwnText:
         self._known: dict[tuple[str, tuple[int, ...]], tuple[int, ...]] = {}
 
     def of(self, point: OperatingPoint, outcome: Outcome) -> Outcome:
-        """Return what an operating point made of a sample with full depth's choices along it; a failure as it is.
-
-        Where full depth makes no choice, since its logits are not finite, the sample fails.
-        """
+        """Return an outcome with full depth's choices along it; a failure as it is, or where full depth fails."""
         sample, made = outcome.sample, outcome.made
         if not isinstance(made, Generation):
             return outcome
@@ -287,19 +252,7 @@ def tokens_of(outcomes: Sequence[Outcome]) -> int | None:
 def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcome: Outcome) -> SampleRecord:
     """Return the record of a sample, scored; a failed one becomes an error record."""
     sample, made = outcome.sample, outcome.made
-    base: dict[str, Any] = {
-        "window": window.window,
-        "operating_point": window.operating_point,
-        "task": window.task,
-        "repeat": window.repeat,
-        "sample_id": sample.sample_id,
-        "duplicate": sample.duplicate,
-        "document": sample.document,
-        "project": sample.project,
-        "prompt_ids": sample.prompt_ids,
-        "reference_ids": sample.reference_ids,
-        "reference": sample.reference,
-    }
+    base = shared_fields(window, SampleRecord) | shared_fields(sample, SampleRecord)
     if isinstance(made, str):
         return SampleRecord(**base, error=made)
     try:
@@ -378,14 +331,9 @@ def scores_and_failures(found: Mapping[str, float | str | None]) -> dict[str, An
 
 
 def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int], before: Sequence[int] = ()) -> tuple[str, ...]:
-    """Return what each token adds to the text of all; joined they are that text.
+    """Return what each token adds to the text of all, spelled behind those before; joined they are that text.
 
     A token that ends inside a character adds nothing, the one that completes it adds the character.
-
-    Args:
-        tokenizer: spells them.
-        token_ids: the tokens.
-        before: tokens that they are spelled behind.
     """
     whole = spelled_behind(tokenizer, before, token_ids)
     ends = [0]
@@ -396,13 +344,6 @@ def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int], before: Sequence
     return tuple(whole[start:end] for start, end in itertools.pairwise(ends)) if token_ids else ()
 
 
-def bad_record(window: WindowRecord, planned: PlannedTask, row: BadRow) -> SampleRecord:
+def bad_record(window: WindowRecord, row: BadRow) -> SampleRecord:
     """Return the error record of a row that could not become a sample."""
-    return SampleRecord(
-        window=window.window,
-        operating_point=window.operating_point,
-        task=planned.record.name,
-        sample_id=row.sample_id,
-        repeat=window.repeat,
-        error=row.reason,
-    )
+    return SampleRecord(**shared_fields(window, SampleRecord), sample_id=row.sample_id, error=row.reason)

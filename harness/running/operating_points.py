@@ -1,21 +1,14 @@
 """From strategies as written to the operating points of a run: each setting once, in each dimension, with its probe.
 
-A run may compare more than strategies: KV policies, ways to decode, weights formats. Each such **dimension** has its
-values by strategy, and operating points are their product. What a run compares stands in their names, ``@VALUE`` for
-each dimension in order: ``fixed:layer=14@propagate@int4``. That a point decodes losslessly, and the stop rule it has,
-always stand there: ``fixed:layer=14@lossless@stop=statement``; full depth runs without a rule, too. Longest drafts are
-a dimension of lossless decoding alone: ``fixed:layer=14@lossless@draft=4``.
-
-A **probe** asks its strategy at every exit point and ignores the answer: full depth plus the cost of asking. The
-attribution of costs needs it (GREEN-CODE's Table IV was measured by nesting sensor windows instead, and is contradicted
-by its own never-exit run); it is no candidate in any table.
+What a run compares stands in their names, ``@VALUE`` for each dimension in order (``fixed:layer=14@propagate@int4``);
+that a point decodes losslessly, and its stop rule, always do (``fixed:layer=14@lossless@stop=statement``).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import cast
@@ -57,7 +50,6 @@ class OperatingPoint:
     """One strategy at one setting, ready to decode.
 
     Attributes:
-        strategy: the built strategy.
         record: what the run directory says of it.
         kv: name of the KV policy, what happens to K,V of the layers it skips; empty for a black box.
         lossless: how it drafts; ``None`` where its exits say what comes out.
@@ -82,11 +74,7 @@ class OperatingPoint:
 
 
 def build_all(specs: Sequence[StrategySpec]) -> Built:
-    """Build the strategies of operating points as written.
-
-    Raises:
-        UnknownNameError, OptionError: see :func:`harness.config.options.build_strategy`.
-    """
+    """Build the strategies of operating points as written."""
     return [(spec, build_strategy(spec)) for spec in specs]
 
 
@@ -105,24 +93,23 @@ def usable(built: Built, info: ModelInfo) -> Built:
 
 def with_baseline(built: Built) -> Built:
     """Return strategies with full depth before them, each once."""
-    baseline = StrategySpec(BASELINE)
-    return _distinct([*build_all([baseline]), *(pair for pair in built if pair[0] != baseline)])
+    baseline, kept = StrategySpec(BASELINE), Built()
+    for spec, strategy in [*build_all([baseline]), *(pair for pair in built if pair[0] != baseline)]:
+        for other, known in kept:
+            if other == replace(spec, options=other.options) and known == strategy:
+                logger.warning("%s is %s again and left out", spec, other)
+                break
+        else:
+            kept.append((spec, strategy))
+    return kept
 
 
 def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo]) -> tuple[OperatingPoint, ...]:
-    """Return a run's operating points: full depth first, then as written, then the probes.
+    """Return a run's operating points: as built, full depth first, then the probes.
 
-    What a run compares beside strategies stands in the names, each after an ``@``. What never exits does the same under
-    every KV policy that keeps a cache, so it runs once for those; what looks at the answer (the oracle) runs under its
-    own in place of those that are not exact.
-
-    Args:
-        built: strategies, full depth first.
-        config: names the KV policies.
-        models: facts of the model in each weights format, the run's own first; a format counts once.
-
-    Raises:
-        OptionError: a strategy wants to be asked where the model has no exit point.
+    What never exits does the same under every KV policy that keeps a cache, so it runs once for those; what looks at
+    the answer (the oracle) runs under its own in place of those that are not exact. ``models`` are facts of the model
+    in each weights format, the run's own first; a format counts once.
     """
     in_format = {info.weights_format: info for info in reversed(models)}
     formats = tuple(dict.fromkeys(info.weights_format for info in models))
@@ -132,6 +119,8 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
         if isinstance(strategy, BlackBox):
             points.setdefault(str(spec), black_box(spec, strategy))
             continue
+        # full depth also runs without a rule: that is what tokens saved are saved from
+        stops = dict.fromkeys([NO_STOP, *config.stops] if spec == StrategySpec(BASELINE) else config.stops)
         kvs = _policies(strategy, policies or (strategy.default_kv,), own)
         for given, decode in product(kvs, _decodes(spec, strategy, config.decodes, own)):
             kv, drafts = given, longest if decode.lossless else longest[:1]
@@ -140,7 +129,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                 if deferring and strategy.exit_points(own):  # it stands beside this one
                     continue
                 kv = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
-            for most, stop, weights_format in product(drafts, _stops(spec, config.stops), formats):
+            for most, stop, weights_format in product(drafts, stops, formats):
                 info = in_format[weights_format]
                 named = (
                     kv if len(policies) > 1 else "",
@@ -165,11 +154,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
 
 
 def black_box(spec: StrategySpec, strategy: BlackBox) -> OperatingPoint:
-    """Return the operating point of a black box: there is one, whatever a run compares.
-
-    Raises:
-        OptionError: a way to decode was given.
-    """
+    """Return the operating point of a black box: there is one, whatever a run compares."""
     if spec.decode is not None:
         raise OptionError(f"{spec}@{spec.decode}: how {spec.name} decodes is its own affair. Leave @{spec.decode} out.")
     record = OperatingPointRecord(
@@ -180,11 +165,6 @@ def black_box(spec: StrategySpec, strategy: BlackBox) -> OperatingPoint:
         black_box=BlackBoxRecord(local=strategy.local),
     )
     return OperatingPoint(strategy, record, kv="")
-
-
-def _stops(spec: StrategySpec, stops: Sequence[str]) -> Iterable[str]:
-    """The stop rules of a strategy; full depth also runs without, since that is what tokens saved are saved from."""
-    return dict.fromkeys([NO_STOP, *stops] if spec == StrategySpec(BASELINE) else stops)
 
 
 def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], info: ModelInfo) -> Iterator[DecodeSpec]:
@@ -235,34 +215,8 @@ def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
         yield OperatingPoint(NeverExits(point.strategy), record, point.kv)
 
 
-def _distinct(built: Built) -> Built:
-    """Leave out operating points that are earlier ones spelled differently (``layer=04``, a default given)."""
-    kept: Built = []
-    for spec, strategy in built:
-        twin = next(
-            (other for other, known in kept if other == replace(spec, options=other.options) and known == strategy),
-            None,
-        )
-        if twin is None:
-            kept.append((spec, strategy))
-        else:
-            logger.warning("%s is %s again and left out", spec, twin)
-    return kept
-
-
 def drafting(decode: DecodeSpec, draft_max: int, head: str, strategy: Strategy, info: ModelInfo) -> Lossless | None:
-    """Return how a strategy drafts on a model; ``None`` where it decodes lossily.
-
-    Args:
-        decode: as written.
-        draft_max: tokens of a draft at most.
-        head: what reads the tokens that exits draft: as written, or ``auto``.
-        strategy: what decides the exits.
-        info: the model.
-
-    Raises:
-        HarnessError: source or head is not available.
-    """
+    """Return how a strategy drafts, and what reads those tokens; ``None`` where it decodes lossily."""
     lossless = build_decode(decode, draft_max)
     if lossless is None or not strategy.exit_points(info):
         return lossless
@@ -280,21 +234,10 @@ def operating_point(
     lossless: Lossless | None = None,
     stop: BuiltStop | None = None,
 ) -> OperatingPoint:
-    """Check a built strategy against a model.
+    """Check a built strategy against a model in one weights format; ``suffix`` follows the specification in the name.
 
-    Args:
-        spec: as written.
-        strategy: as built.
-        info: the model in one weights format.
-        kv: name of its KV policy; ``None`` for the strategy's own default, which a strategy that looks at the answer
-            also has in place of one that is not exact.
-        suffix: what follows the specification in the name.
-        decode: how it decodes, as written.
-        lossless: the same, built.
-        stop: what ends its completions beside the protocol; whether it can is :meth:`BuiltStop.check`'s to say.
-
-    Raises:
-        HarnessError: it does not fit, or what it runs on is missing or made for another model.
+    Without ``kv`` it runs under its own default, which one that looks at the answer has in place of any that is not
+    exact, too. Whether a stop rule can end its completions is :meth:`BuiltStop.check`'s to say.
     """
     policy = _policy(strategy, kv)
     if lossless is not None:
@@ -336,11 +279,7 @@ def operating_point(
 
 @dataclass(frozen=True)
 class NeverExits(Strategy):
-    """A probe: asks a strategy at every exit point it wants, and goes on whatever it answers.
-
-    Attributes:
-        asked: the strategy.
-    """
+    """A probe: asks a strategy at every exit point it wants, and goes on whatever it answers."""
 
     asked: Strategy
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from harness.config import RunConfig
 from harness.contracts import ModelInfo, Sample, StopRule, Task, TaskData, TaskRequest
@@ -17,6 +17,7 @@ from harness.models.model import ResolvedModel
 from harness.models.model import resolve as find_model
 from harness.records import Manifest, ObservedThreshold, TaskRecord
 from harness.records.guarantee import CalibratedPoint
+from harness.records.record import Record
 from harness.registry import PROTOCOLS, TASKS, keeping_folder
 from harness.running.operating_points import Built, OperatingPoint, operating_points
 from harness.running.scoring import score_names
@@ -42,15 +43,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """One task with its samples.
-
-    Attributes:
-        task: what it was drawn from; cuts completions.
-        data: samples, bad rows, source.
-        stop: ends a completion.
-        record: what the manifest says of it.
-        score: further scores of a sample and the tokens generated for it, beside the registered ones.
-    """
+    """One task with its samples; ``score`` has further scores of a sample and the tokens generated for it."""
 
     task: Judge
     data: TaskData
@@ -69,11 +62,7 @@ class Plan:
 
     Attributes:
         config: what was asked for, with a number for every percentile and the text of every calibrated point.
-        device: resolved torch device.
-        built: its strategies, full depth first.
-        points: operating points, full depth first.
-        model: facts, tokenizer, and where the weights are.
-        tasks: tasks with samples.
+        built, points: its strategies and operating points, full depth first.
         observed: thresholds that were percentiles.
         calibrated: operating points that came with a guarantee, and the file that each was read from.
         before: the manifest of the run that goes on; ``None`` for a new one.
@@ -109,6 +98,11 @@ class Plan:
         return replace(self, points=operating_points(self.built, self.config, models))
 
 
+def shared_fields(source: object, record: type[Record]) -> dict[str, Any]:
+    """Return the facts of an object that a record has under the same names."""
+    return {name: getattr(source, name) for name in record.model_fields if hasattr(source, name)}
+
+
 def registered_draw(config: RunConfig) -> Draw:
     """Load the tasks that a configuration names, and their protocols; return what draws their samples."""
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
@@ -124,12 +118,7 @@ def registered_draw(config: RunConfig) -> Draw:
 
 
 def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
-    """Return the tasks of a run with the samples it was made of, drawn from where it drew them.
-
-    Raises:
-        DataError: the rows are others by now; names the task.
-        HarnessError: the model's tokenizer or a source is not available.
-    """
+    """Return the tasks of a run with the samples it was made of, drawn again; other rows by now are refused."""
     config = RunConfig.build({key: value for key, value in manifest.config.items() if key != "out"})
     planned = registered_draw(config)(find_model(config.request(config.seed)))
     for task, before in zip(planned, manifest.tasks, strict=True):

@@ -1,29 +1,17 @@
 """Reads run directories for reports: one, or whatever of many can be read. Loads no torch.
 
-A run is read where the packages it was made with are not installed, too: nothing here asks for a task, a strategy, a
-protocol or a meter, and a score that is absent is shown as far as it was recorded.
-
-Summaries are kept in the user's cache, so that a second report does not score and resample its runs again. A summary,
-or what became of scores that were computed again, is a function of a run's sealed records, of the code that makes it
-and of the scores that are available; it is kept under a hash of all three, so that nothing stale is read. Runs without
-seals, and installations with metrics or scores of other projects, whose code may change unseen, are summarised every
-time.
-
-Many summaries are made ahead of their reader, by processes that run this module on the cores that it may use. They read
-the same runs in the same order; the reader waits for each run until its turn has passed there. What is shown, refused
-or written is the reader's own doing: a run that its process could not read, or did not come to, is summarised as if
-there were no process.
+A summary is a function of a run's sealed records, of the code that makes it and of the scores that are available; it is
+kept in the user's cache under a hash of all three, unless metrics or scores of other projects are installed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -34,10 +22,8 @@ from pydantic import ValidationError
 from harness.appearance.visible_text import one_line, shell_word
 from harness.errors import HarnessError, StoreError
 from harness.host import environment
-from harness.host.cache import is_kept, keep_document, kept_document
+from harness.host.cache import keep_document, kept_document
 from harness.host.files import real_path
-from harness.host.interpreter import Helper, answer_requests
-from harness.host.processor import core_count, quota_cores
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.record import Record
 from harness.records.summary import Summary
@@ -45,23 +31,15 @@ from harness.registry import METRICS, SCORES, plugin_at_fault
 from harness.running.scoring import CorpusScores, missing_scores
 from harness.store.committed import MANIFEST, SAMPLES, WINDOWS
 from harness.store.record_files import REMEDY
-from harness.store.run_directory import RunDirectory, is_held, last_seal
+from harness.store.run_directory import RunDirectory, is_held
 from harness.store.same_run import absent_plugins
 from reports.recorded import RecordedRun, Records
 from reports.summary.admission import drop_implausible
 from reports.summary.summarise import corpora, recorded_only, summarise
 
 R = TypeVar("R", bound=Record)
-logger = logging.getLogger(__name__)
 
 FOLDER = "summaries"
-FEWEST_RUNS = 24
-"""Fewer runs without a summary than this are left to the reader: a process takes two seconds to start, and a run of
-the demo's size a sixth of one."""
-MOST_PROCESSES = 4
-"""More would wait for the reader, which reads every run itself, and each holds a run and its libraries in memory."""
-LARGEST_BYTES = 20_000_000
-"""A run with more samples than that is left to the reader, which alone holds it then."""
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """Errors raised by values that no schema can forbid, such as a time of 1e308 seconds."""
@@ -69,28 +47,20 @@ DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A directory that could not be reported.
-
-    Attributes:
-        directory: which.
-        reason: one line that says what is wrong and the remedy.
-    """
+    """A directory that could not be reported, and one line that says what is wrong and the remedy."""
 
     directory: Path
     reason: str
 
 
 def read_run(path: Path, *, stored: bool = False, duplicates: bool = True, keep: bool = False) -> RecordedRun:
-    """Read a run directory as far as it got, and summarise it.
+    """Read a run directory as far as it got, and summarise it; a run may be writing it meanwhile.
 
     Args:
-        path: of the run; a run may be writing it meanwhile.
+        path: of the run.
         stored: take the ``summary.json`` that lies there rather than score everything again, where there is one.
         duplicates: count windows with samples that tuning has read, which a run with ``--duplicates keep`` has.
         keep: look for the summary in the user's cache, and keep it there (see the module).
-
-    Raises:
-        StoreError: missing, damaged or foreign directory, or one without a finished window.
     """
     in_use = bool(is_held(path))
     with RunDirectory.read(path, keep=True) as store:
@@ -155,11 +125,7 @@ def _without_duplicates(
     return manifest.model_copy(update={"tasks": tasks}), kept, samples
 
 
-def _summarise(
-    manifest: Manifest,
-    windows: tuple[WindowRecord, ...],
-    samples: tuple[SampleRecord, ...],
-) -> Summary:
+def _summarise(manifest: Manifest, windows: tuple[WindowRecord, ...], samples: tuple[SampleRecord, ...]) -> Summary:
     scores = CorpusScores(corpora(manifest, windows, samples))
     machine = environment.machine_line(manifest.environment)
     failures = scores.failures | {name: why for each in samples for name, why in each.score_failures.items()}
@@ -198,7 +164,6 @@ def read_runs(
     stored: bool = False,
     keep: bool = False,
     held: int | None = None,
-    before: Callable[[RecordedRun], object] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[RecordedRun], list[Refusal]]:
     """Read every run that :func:`find_runs` finds; what cannot be read is returned with the reason.
@@ -206,9 +171,8 @@ def read_runs(
     Args:
         paths: run directories, or folders of them.
         stored: as in :func:`read_run`.
-        keep: likewise; many runs whose summaries are to be made are read ahead.
+        keep: likewise.
         held: with more runs than this, records are not held but read again where they are asked for.
-        before: is asked for with :meth:`RecordedRun.once` while the records are there.
         progress: is called at first, and after each run, with how many of how many were read.
     """
     directories = find_runs(paths)
@@ -216,21 +180,16 @@ def read_runs(
     refused: list[Refusal] = []
     if progress is not None and directories:
         progress(0, len(directories))
-    with read_ahead(directories if keep and not stored else ()) as wait:
-        for done, directory in enumerate(directories, 1):
-            wait(directory)
-            try:
-                run = read_run(directory, stored=stored, keep=keep)
-                if held is not None and len(directories) > held:
-                    if before is not None:
-                        run.once(before)
-                    again = partial(_again, run.directory, run.manifest, len(run.windows), len(run.samples))
-                    run = run.released(again)
-                runs.append(run)
-            except HarnessError as error:
-                refused.append(Refusal(directory, one_line(str(error))))
-            if progress is not None:
-                progress(done, len(directories))
+    for done, directory in enumerate(directories, 1):
+        try:
+            run = read_run(directory, stored=stored, keep=keep)
+            if held is not None and len(directories) > held:
+                run = run.released(partial(_again, run.directory, run.manifest, len(run.windows), len(run.samples)))
+            runs.append(run)
+        except HarnessError as error:
+            refused.append(Refusal(directory, one_line(str(error))))
+        if progress is not None:
+            progress(done, len(directories))
     return runs, refused
 
 
@@ -244,29 +203,16 @@ def _again(path: Path, manifest: Manifest, windows: int, samples: int) -> Record
 
 
 def kept(seal: str, kind: type[R], make: Callable[[], R]) -> R:
-    """Return what is made of a run's records: kept, or made and kept where the cache can be written.
-
-    Args:
-        seal: over the records; empty in older runs.
-        kind: of what is made.
-        make: makes it.
-    """
-    key = _key(seal, kind)
-    if not key:
+    """Return what is made of a run's records under their seal: kept, or made and kept where the cache allows."""
+    if not seal or METRICS.has_plugins or SCORES.has_plugins:  # of older runs; code of other projects may change unseen
         return make()
+    key = _hash(seal, kind.__name__, _code(), *METRICS.names(), *SCORES.names(), *missing_scores())
     if (text := kept_document(FOLDER, key)) is not None:
         with suppress(ValidationError):
             return kind.model_validate_json(text)
     made = make()
     keep_document(FOLDER, key, made.model_dump_json())
     return made
-
-
-def _key(seal: str, kind: type[Record]) -> str:
-    """Return the hash of all that decides what is kept; empty where it may change unseen."""
-    if not seal or METRICS.has_plugins or SCORES.has_plugins:  # code of other projects
-        return ""
-    return _hash(seal, kind.__name__, _code(), *METRICS.names(), *SCORES.names(), *missing_scores())
 
 
 @cache
@@ -279,63 +225,3 @@ def _code() -> str:
 
 def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-@contextmanager
-def read_ahead(directories: Sequence[Path]) -> Iterator[Callable[[Path], None]]:
-    """Have runs summarised ahead of their reader, and yield what waits for one of them; at the end no process is left.
-
-    Args:
-        directories: in the order in which the reader will wait for them. What is no run, and runs whose summaries are
-            kept by now, are not waited for.
-    """
-    ahead: dict[Path, tuple[Helper, Iterator[object]]] = {}
-    with ExitStack() as processes:
-        for share in _shares(directories):
-            with suppress(OSError):  # no room for one more process: its share is left to the reader
-                helper = processes.enter_context(Helper(__spec__.name, map(str, share), threads=1))
-                ahead.update(dict.fromkeys(share, (helper, helper.answers())))
-
-        def wait(directory: Path) -> None:
-            helper, answers = ahead.pop(directory, (None, iter(())))
-            if helper is None or next(answers, None) is not None:
-                return
-            for lost in [path for path, (other, _) in ahead.items() if other is helper]:
-                del ahead[lost]
-            code = helper.process.wait()
-            logger.warning("a process that reads ahead ended with exit code %d; its runs are read here", code)
-
-        yield wait
-
-
-def _shares(directories: Sequence[Path]) -> list[list[Path]]:
-    """Return what each process reads: none where that is not worth its start."""
-    count = int(min(core_count(), quota_cores() or MOST_PROCESSES, MOST_PROCESSES))
-    if count < 2 or len(directories) < FEWEST_RUNS:
-        return []
-    try:
-        new = list(dict.fromkeys(directory for directory in directories if _is_new(directory)))
-    except HarnessError:  # a score or metric that cannot be loaded, which the reader will say
-        return []
-    return [new[first::count] for first in range(count)] if len(new) >= FEWEST_RUNS else []
-
-
-def _is_new(directory: Path) -> bool:
-    """Whether a run has a seal under which no summary is kept; whether the seal holds is for the reader to find."""
-    with suppress(OSError, StoreError):
-        if os.path.getsize(directory / SAMPLES) <= LARGEST_BYTES:
-            key = _key(last_seal(directory), Summary)
-            return bool(key) and not is_kept(FOLDER, key)
-    return False
-
-
-def _read_ahead(path: str) -> dict[str, str]:
-    with suppress(Exception):  # the reader reads it again, and says what is wrong
-        with RunDirectory.read(Path(path), keep=True) as store:
-            records, seal = (store.manifest, tuple(store.windows()), tuple(store.samples())), store.seal
-        kept(seal, Summary, lambda: _summarise(*records))
-    return {"done": path}
-
-
-if __name__ == "__main__":
-    answer_requests(_read_ahead)

@@ -1,9 +1,6 @@
 """One repeat of a run in a process of its own, so that repeats do not share what a process settles into.
 
-Memory layout, thread placement and the code paths that libraries choose once are drawn anew by each process and kept
-until its end; repeats inside one process would all inherit the same draw and agree too well. The parent run starts
-:mod:`harness.running.runner` as a module and owns the progress bar. The child tells every event and waits for the
-parent's answer, an empty line, which comes when the event has been drawn; when the parent is gone it ends.
+The child tells every event and waits for the parent's answer, an empty line, so that nothing is drawn inside a window.
 """
 
 from __future__ import annotations
@@ -27,12 +24,7 @@ if TYPE_CHECKING:
 
 
 def run_repeat(store: RunDirectory, repeat: int, observer: Observer) -> None:
-    """Measure one repeat of a run in a fresh process, which resumes it under this process's lock.
-
-    Args:
-        store: the run; not written to here meanwhile.
-        repeat: 0-based.
-        observer: is notified of every window.
+    """Measure one repeat, from 0, in a fresh process, which resumes the run under this process's lock.
 
     Raises:
         HarnessError: the process was refused or died; what it finished is kept.

@@ -1,22 +1,14 @@
 """Computes scores of a run again, from the texts and references that it recorded.
 
-:func:`rescore` does so for new scores and mended ones. Nothing that was measured is touched: what is computed goes to
-``scores.json``, in one step, and every reader takes it in place of what the samples say. A score that fails here, or
-cannot be computed, leaves the value that was recorded. Samples of black boxes keep theirs: the tokens of their answers
-are not recorded.
-
-:func:`rescored` does so to hold records against their texts before they are published. It leaves out scores of other
-packages, and those that need what no record holds: the tests of a program, or the tokens of a black box's text.
-
-:func:`examine_submission` checks a run directory for publication, and :func:`pack` packs it without private paths
-(:mod:`reports.leaderboard.redaction`); the run directory is never changed.
+:func:`rescore` does so for new scores and mended ones, and leaves them in ``scores.json``; :func:`rescored` to hold
+records against their texts before :func:`pack` publishes them. The records themselves are never changed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +24,7 @@ from harness.registry import OWN_DISTRIBUTION, PROTOCOLS, SCORES, without_exit
 from harness.running.completions import scores_and_failures
 from harness.running.plan import drawn_again
 from harness.running.reading import kept, read_run
-from harness.running.scoring import Scores, score_sample
+from harness.running.scoring import Found, Scores, score_sample
 from harness.store.committed import sealed_records
 from harness.store.packed_run import write_archive
 from harness.store.run_directory import RunDirectory, lock_folder
@@ -41,19 +33,14 @@ from reports.leaderboard.redaction import Redacted, private_paths, redact_run
 from reports.recorded import RecordedRun
 from reports.tables.report import to_json, write_report
 
-Places = Mapping[tuple[str, str], Sample]
-"""Task and sample id → the sample, of tasks whose scores may look beyond the text."""
+_FLOAT_TOLERANCE = 1e-9  # sums of two machines may differ in the last digits
 
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """The outcome of scoring a run again.
+    """Scores computed again: how many values, how many not what stood there, and how many are still missing.
 
-    Attributes:
-        names: which were computed.
-        values: how many values were computed. changed: that are not what stood there, or stood nowhere.
-        missing: values that a completion should have and still has not.
-        failures: score → why it fails, of plug-ins.
+    ``failures``: score → why it fails, of plug-ins.
     """
 
     names: tuple[str, ...]
@@ -64,18 +51,10 @@ class Rescored:
 
 
 def rescore(path: Path, only: Collection[str] = (), progress: Progress | None = None) -> Rescored:
-    """Compute scores of a run's samples again, and leave them and its report in the run directory.
+    """Compute scores of a run's samples again, all or those named, and leave them and its report in its directory.
 
-    Args:
-        path: of the run, which no process may be writing.
-        only: names of scores; all that are registered when empty.
-        progress: is notified of every sample.
-
-    Raises:
-        UnknownNameError: no such score.
-        RegistryError: a score that was asked for by name cannot be imported.
-        StoreError: the run cannot be read or is in use.
-        DataError: a task's rows, which a score may read, are others by now.
+    A score that fails here, or cannot be computed, leaves the value that was recorded. Samples of black boxes keep
+    theirs: the tokens of their answers are not recorded.
     """
     progress = progress or Silent()
     for name in only:
@@ -87,7 +66,7 @@ def rescore(path: Path, only: Collection[str] = (), progress: Progress | None = 
             names = tuple(only) or tuple(registered_scores())
             drawn = _drawn(store.manifest)
             tasks = {task.name: task for task in store.manifest.tasks}
-            known: dict[Completion, dict[str, float | str | None]] = {}
+            known: dict[Completion, Found] = {}
             made: list[SampleScores] = []
             values = changed = missing = 0
             failures: dict[str, str] = {}
@@ -98,7 +77,7 @@ def rescore(path: Path, only: Collection[str] = (), progress: Progress | None = 
             progress.begin("scoring", len(samples))
             for done, sample in enumerate(samples, 1):
                 progress.step(done)
-                found: dict[str, float | str | None] = {}
+                found: Found = {}
                 if sample.error is None and sample.answer is None:
                     row = drawn.get((sample.task, sample.sample_id))
                     completion = _completion(sample, tasks[sample.task], sample.token_ids, row)
@@ -119,9 +98,7 @@ def rescore(path: Path, only: Collection[str] = (), progress: Progress | None = 
     return Rescored(names, values, changed, missing, failures | summary.score_failures)
 
 
-def _with_found(
-    sample: SampleRecord, found: Mapping[str, float | str | None], unavailable: Collection[str]
-) -> SampleScores:
+def _with_found(sample: SampleRecord, found: Found, unavailable: Collection[str]) -> SampleScores:
     """Return a sample's scores with those that were found; one that cannot be computed leaves what was recorded."""
     fresh = scores_and_failures(found)
     lost = {name for name, value in found.items() if isinstance(value, str) or name in unavailable}
@@ -141,7 +118,7 @@ def _completion(
     )
 
 
-def _drawn(manifest: Manifest) -> Places:
+def _drawn(manifest: Manifest) -> Mapping[tuple[str, str], Sample]:
     """Return the samples of tasks whose protocols may put code around them, which records do not hold."""
     protocols = [task.protocol for task in manifest.tasks if not task.defined_by]
     if all(not PROTOCOLS.plugin(one) and PROTOCOLS.load(one).wants in ("documents", "lines") for one in protocols):
@@ -152,7 +129,10 @@ def _drawn(manifest: Manifest) -> Places:
 
 
 def rescored(run: RecordedRun) -> ScoresAgain:
-    """Return what became of a run's scores; kept in the user's cache as its summary is."""
+    """Return what became of a run's scores; kept in the user's cache as its summary is.
+
+    Left out are scores of other packages, and what no record holds: a program's tests, a black box's tokens.
+    """
     return kept(run.summary.records, ScoresAgain, lambda: _rescored(run))
 
 
@@ -166,7 +146,7 @@ def _rescored(run: RecordedRun) -> ScoresAgain:
         recorded[sample.task] |= sample.scores.keys()
     known: dict[tuple[object, ...], Scores] = {}  # repeats and lossless rows say the same again
     again: set[str] = set()
-    first: tuple[int, str, float | None, float | None] | None = None
+    differing: dict[str, Any] = {}
     for place, sample in finished:
         key = sample.task, sample.text, sample.reference, sample.token_ids, sample.reference_ids, sample.answer is None
         if key not in known:
@@ -174,36 +154,27 @@ def _rescored(run: RecordedRun) -> ScoresAgain:
         for name in recorded[sample.task] & known[key].keys():
             again.add(name)
             there, here = sample.scores.get(name), known[key][name]
-            if first is None and ScoresAgain.differ(there, here):
-                first = place, name, there, here
+            if not differing and ScoresAgain.differ(there, here):
+                differing = {"place": place, "score": name, "recorded": there, "computed": here}
     names = set().union(*recorded.values())
-    found = ScoresAgain(again=tuple(sorted(again)), believed=tuple(sorted(names - again)))
-    if first is None:
-        return found
-    place, name, there, here = first
-    return found.model_copy(update={"place": place, "score": name, "recorded": there, "computed": here})
+    return ScoresAgain(again=tuple(sorted(again)), believed=tuple(sorted(names - again)), **differing)
 
 
 def _scores_of_record(sample: SampleRecord, task: TaskRecord) -> Scores:
     """Return the scores of this project that a finished sample's record decides, by name."""
     own = [name for name in registered_scores() if not SCORES.plugin(name)]
-    of_text = score_sample(_completion(sample, task, sample.token_ids), own)
-    other = of_text
+    of_text = other = score_sample(_completion(sample, task, sample.token_ids), own)
     if sample.answer is not None:
         other = score_sample(_completion(sample, task, sample.reference_ids), own)
     return {name: value for name, value in of_text.items() if other[name] == value and not isinstance(value, str)}
 
 
-_FLOAT_TOLERANCE = 1e-9  # sums of two machines may differ in the last digits
+# ------------------------------------------------------------------------------------- publication
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A run as it would be published.
-
-    Attributes:
-        redacted: the run without private paths. checks: every condition, in order.
-    """
+    """A run as it would be published, without private paths, and every condition, in order."""
 
     redacted: Redacted
     checks: tuple[Check, ...]
@@ -215,22 +186,14 @@ class Submission:
 
 
 def examine_submission(directory: Path) -> Submission:
-    """Check a run directory: what of it can be computed again is.
-
-    Raises:
-        StoreError: it cannot be read at all.
-    """
+    """Check a run directory: what of it can be computed again is."""
     run = read_run(directory)
     redacted = redact_run(run)
     return Submission(redacted, (*publication_checks(run, rescored), _summary(run, directory), _private(redacted)))
 
 
 def pack(submission: Submission, file: Path) -> Path:
-    """Write the archive, replaced whole; return its path.
-
-    Raises:
-        StoreError: a condition does not hold, or the file cannot be written.
-    """
+    """Write the archive, replaced whole; return its path."""
     if not submission.publishable:
         raise StoreError("the run is not publishable; see the checklist.")
     run = submission.redacted.run
@@ -239,9 +202,6 @@ def pack(submission: Submission, file: Path) -> Path:
     files = {**records.files, "summary.json": to_json(summary).encode()}
     write_archive(file, run.name, files, {"redacted": submission.redacted.places})
     return file
-
-
-# ---------------------------------------------------------------------------------------- checks
 
 
 def _summary(run: RecordedRun, directory: Path) -> Check:
@@ -253,10 +213,29 @@ def _summary(run: RecordedRun, directory: Path) -> Check:
         return Check("summary", str(error).partition(". ")[0], remedy)  # not the reader's remedy: this one is nearer
     if stored is None:
         return Check("summary", "there is no summary.json", remedy)
-    difference = _difference(stored.model_dump(mode="json"), run.summary.model_dump(mode="json"), "")
-    if difference:
-        return Check("summary", f"summary.json is not what the records give: {difference}", remedy)
+    there, here = (dict(_values(one.model_dump(mode="json"), "")) for one in (stored, run.summary))
+    for place in {**here, **there}:
+        old, new = there.get(place), here.get(place)
+        if isinstance(old, float) and isinstance(new, float):
+            same = math.isclose(old, new, rel_tol=_FLOAT_TOLERANCE, abs_tol=_FLOAT_TOLERANCE)
+        else:
+            same = old == new
+        if not same:
+            difference = f"{place} is {str(old)[:60]} there and {str(new)[:60]} here"
+            return Check("summary", f"summary.json is not what the records give: {difference}", remedy)
     return Check("summary", "summary.json is what the records give")
+
+
+def _values(found: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield every place of a JSON value with what stands there, ``rows[0].metrics.energy_j``."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            yield from _values(value, f"{place}.{key}".lstrip("."))
+    elif isinstance(found, list):
+        for number, value in enumerate(found):
+            yield from _values(value, f"{place}[{number}]")
+    else:
+        yield place, found
 
 
 def _private(redacted: Redacted) -> Check:
@@ -270,19 +249,3 @@ def _private(redacted: Redacted) -> Check:
         return Check("privacy", "no private paths")
     where = ", ".join(redacted.places[:3]) + (" …" if len(redacted.places) > 3 else "")
     return Check("privacy", f"private paths shortened in the packed copy: {where}")
-
-
-def _difference(stored: Any, computed: Any, place: str) -> str:
-    """Say where two JSON values differ first, with both; empty when they do not."""
-    if isinstance(stored, dict) and isinstance(computed, dict):
-        pairs = [(f"{place}.{key}".lstrip("."), stored.get(key), computed.get(key)) for key in {**computed, **stored}]
-    elif isinstance(stored, list) and isinstance(computed, list) and len(stored) == len(computed):
-        pairs = [(f"{place}[{index}]", *both) for index, both in enumerate(zip(stored, computed, strict=True))]
-    elif isinstance(stored, list) and isinstance(computed, list):
-        return f"{place} has {len(stored)} entries there and {len(computed)} here"
-    elif isinstance(stored, float) and isinstance(computed, float):
-        close = math.isclose(stored, computed, rel_tol=_FLOAT_TOLERANCE, abs_tol=_FLOAT_TOLERANCE)
-        return "" if close else f"{place} is {stored!r} there and {computed!r} here"
-    else:
-        return "" if stored == computed else f"{place} is {str(stored)[:60]!r} there and {str(computed)[:60]!r} here"
-    return next((found for where, old, new in pairs if (found := _difference(old, new, where))), "")

@@ -1,8 +1,6 @@
 """Resolves a configuration: everything that a run needs, found once and checked before the weights are read.
 
-In the order of cost: names and options first, then the model's facts, the tokenizer and the samples. Whatever is wrong
-is refused here, and nothing has been written yet. Weights are read for percentiles alone
-(:mod:`harness.running.thresholds`).
+In the order of cost: names and options first, then the model's facts, the tokenizer and the samples.
 """
 
 from __future__ import annotations
@@ -10,24 +8,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
 from harness.appearance.visible_text import one_line
 from harness.config import RunConfig, demo_strategies, parse_all
-from harness.contracts import OWN_FORMAT, BlackBox, ModelRequest
+from harness.contracts import OWN_FORMAT, BlackBox
 from harness.decoding import packing
-from harness.errors import ArtefactError, ConfigError, EndpointError, OutOfReachError, StoreError
+from harness.errors import ConfigError, EndpointError, StoreError
 from harness.host.libraries import resolve_device
-from harness.models.model import KeptModel, ResolvedModel, foresee
+from harness.models.model import KeptModel, ResolvedModel
 from harness.models.model import resolve as find_model
 from harness.models.placement import check_format
 from harness.records import Manifest, OperatingPointRecord
 from harness.records.guarantee import CalibratedPoint, Guarantee, is_same_source, known_documents
 from harness.registry import KV_POLICIES
-from harness.running.operating_points import Built, black_box, build_all, operating_points, usable, with_baseline
+from harness.running.operating_points import black_box, build_all, operating_points, usable, with_baseline
 from harness.running.plan import Draw, Plan, PlannedTask, registered_draw
-from harness.running.thresholds import at_any_threshold, observed_thresholds
+from harness.running.thresholds import OBSERVED, any_number, observed_thresholds, with_numbers
 from harness.store.record_files import ACCESS, REMEDY, read_document
 from harness.store.same_run import refuse_other_configuration, refuse_other_placement
 
@@ -50,16 +49,13 @@ def resolve(
         resumed: the run that goes on, and its manifest, which the configuration must not contradict.
         model: loads the model that thresholds given as percentiles are observed on; those are refused without it.
         stage: is called with each slow step.
-
-    Raises:
-        HarnessError: anything that cannot be run, in one line with the remedy.
     """
     config, calibrated = _with_calibrated_points(config)
     if resumed is not None:
         refuse_other_configuration(*resumed, config.model_dump(mode="json"))
     asked = config
     if model is not None:
-        config = at_any_threshold(asked)
+        config, _ = with_numbers(asked, any_number)
     if (
         config.attribute
         and config.kv_policies
@@ -74,7 +70,7 @@ def resolve(
             black_box(spec, strategy)
             if begins:
                 _reach(strategy)
-    found = _find_model(config.request(config.seed), specs)
+    found = find_model(config.request(config.seed))
     info = found.info
     _check_weights(config, found, device)
     if not config.strategies:
@@ -93,7 +89,8 @@ def resolve(
     if model is None or config is asked:
         return plan
     own = tasks if draw is None else registered_draw(config)(found)
-    config, observed = observed_thresholds(plan, asked, own, model, stage)
+    observe = partial(observed_thresholds, plan=plan, tasks=own, count=OBSERVED, model=model, stage=stage)
+    config, observed = with_numbers(asked, observe)
     built = with_baseline(build_all(config.specs()))
     return replace(plan, config=config, built=built, points=operating_points(built, config, infos), observed=observed)
 
@@ -103,9 +100,18 @@ def _with_calibrated_points(config: RunConfig) -> tuple[RunConfig, tuple[tuple[P
     calibrated: list[tuple[Path, CalibratedPoint]] = []
     strategies = list(config.strategies)
     for place, given in enumerate(strategies):
-        if isinstance(given, str) and given.startswith("@"):  # the manifest names the operating point in the file
-            calibrated.append((Path(given[1:]), _calibrated_point(Path(given[1:]))))
-            strategies[place] = calibrated[-1][1].strategy
+        if not (isinstance(given, str) and given.startswith("@")):
+            continue
+        file = Path(given[1:])
+        if not os.path.lexists(file):
+            raise ConfigError(f"--strategy {given}: there is no such file. Make it with `harness calibrate`.")
+        try:
+            point, _ = read_document(CalibratedPoint, file)
+        except StoreError as error:
+            fault = str(error).removesuffix(REMEDY).removesuffix(ACCESS)
+            raise StoreError(f"{fault}Make it again with `harness calibrate`.") from None
+        calibrated.append((file, point))
+        strategies[place] = point.strategy
     return config.model_copy(update={"strategies": tuple(strategies)}) if calibrated else config, tuple(calibrated)
 
 
@@ -118,18 +124,6 @@ def _reach(strategy: BlackBox) -> None:
         raise EndpointError(f"{error} {strategy.remedy()}") from None
     finally:
         connection.close()
-
-
-def _find_model(request: ModelRequest, specs: Built) -> ResolvedModel:
-    """Find the model; where it is out of reach, say at once what the strategies would lack when it is not."""
-    try:
-        return find_model(request)
-    except OutOfReachError as error:
-        if not (lacking := _lacking(request, specs)):
-            raise
-        reasons = "; ".join(each.message.rstrip(":") for each in lacking)
-        commands = dict.fromkeys(command for each in lacking for command in each.commands)
-        raise OutOfReachError(f"{error} With the model at hand: {reasons}:", commands) from None
 
 
 def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None:
@@ -145,44 +139,11 @@ def _check_weights(config: RunConfig, model: ResolvedModel, device: str) -> None
             packing.usable(name, device)
 
 
-def _lacking(request: ModelRequest, built: Built) -> list[ArtefactError]:
-    """Return why a run with a catalogue model would be refused once the model is in reach."""
-    lacking = []
-    try:
-        if (info := foresee(request)) is None:
-            return []
-        for strategy in (one for _, one in built if not isinstance(one, BlackBox)):
-            try:
-                strategy.exit_points(info)
-            except ArtefactError as error:
-                lacking.append(error)
-    except ArtefactError as error:
-        lacking.append(error)
-    return lacking
-
-
-def _calibrated_point(file: Path) -> CalibratedPoint:
-    if not os.path.lexists(file):
-        raise ConfigError(f"--strategy @{file}: there is no such file. Make it with `harness calibrate`.")
-    try:
-        return read_document(CalibratedPoint, file)[0]
-    except StoreError as error:
-        fault = str(error).removesuffix(REMEDY).removesuffix(ACCESS)
-        raise StoreError(f"{fault}Make it again with `harness calibrate`.") from None
-
-
 def guarantee_violations(plan: Plan) -> Iterator[str]:
-    """Yield a line for everything in which a run is not what the certificate of a calibrated point speaks of.
-
-    Args:
-        plan: of the run, its model loaded.
-    """
+    """Yield a line for everything in which a run, its model loaded, is not what a point's certificate speaks of."""
     for file, calibrated in plan.calibrated:
         own = [point.record for point in plan.points if point.name.partition("@")[0] == calibrated.strategy]
-        for line in (
-            *_of_decoding(calibrated.guarantee, plan, own),
-            *_of_documents(calibrated.guarantee, plan.tasks),
-        ):
+        for line in (*_of_decoding(calibrated.guarantee, plan, own), *_of_documents(calibrated.guarantee, plan.tasks)):
             yield one_line(f"the certificate of {file} {line}")
 
 

@@ -1,7 +1,6 @@
 """Runs operating points over samples, interleaved, and writes every record as soon as it is final.
 
-For each block of samples every operating point runs once per repeat, in random order, inside one
-measured window, so that drift of the machine favours no operating point and everything is paired.
+For each block of samples every operating point runs once per repeat, in random order, inside one measured window.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
 from harness.config import RunConfig
-from harness.contracts import Meter, ModelInfo
+from harness.contracts import Meter
 from harness.contracts.meters import is_measured
 from harness.decoding.engine import Engine
 from harness.decoding.graphs import recorder_for
@@ -47,7 +45,7 @@ from harness.records import (
 )
 from harness.records.summary import Summary
 from harness.registry import WEIGHTS_FORMATS, keeping_folder, without_exit
-from harness.running.plan import Draw, Plan
+from harness.running.plan import Draw, Plan, shared_fields
 from harness.running.reading import read_run
 from harness.running.repeats import Reporter, run_repeat
 from harness.running.resolve import guarantee_violations, resolve
@@ -55,7 +53,6 @@ from harness.running.scoring import missing_scores, score_names
 from harness.running.session import Observer, Session, durations
 from harness.store.run_directory import RunDirectory, fresh_directory, refuse_occupied
 from harness.store.same_run import code_of_objects, used_plugins
-from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.tables.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -74,12 +71,7 @@ class _Silent:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run.
-
-    Attributes:
-        directory: the run directory.
-        summary: its rows and notes.
-    """
+    """A finished run."""
 
     directory: Path
     summary: Summary
@@ -100,13 +92,9 @@ def execute(
         config: what to run.
         resume: a run directory to continue instead of making a new one.
         observer: is notified of the progress.
-        draw: returns the tasks, samples included, where they are none of the registered ones; one repeat only, since
-            a fresh process cannot draw them again.
+        draw: returns tasks that are none of the registered ones; one repeat only, since no fresh process can draw them.
         model: holds the model of the run before, and then of this one.
         placement: who runs it where, for the manifest.
-
-    Raises:
-        HarnessError: the run cannot be made, or could not go on.
     """
     with without_exit(), keeping_folder("the run went on"):
         observer = observer or _Silent()
@@ -186,23 +174,9 @@ def _measure(
                 RunDirectory.create(path, manifest) if resume is None else RunDirectory.resume(path, manifest, lock)
             )
             store = on_error.enter_context(opened)
-            _warn_of_few_blocks(plan, manifest.block_size)
             session.measure(store, [*idle, *warmup], observer, repeat)
             on_error.pop_all()
     return store
-
-
-def _warn_of_few_blocks(plan: Plan, block_size: int) -> None:
-    """Say before an hour of measuring that its intervals will be missing."""
-    fewest = min(len(task.data.samples) for task in plan.tasks)
-    if MINIMUM_PAIRS <= fewest < MINIMUM_PAIRS * block_size - block_size + 1:
-        logger.warning(
-            "a block holds %d samples (the energy sensor's tick, --block-size or --arrival-rate), so %d samples make "
-            "too few blocks for any interval: use --limit %d or more",
-            block_size,
-            fewest,
-            MINIMUM_PAIRS * block_size,
-        )
 
 
 def _warn_of_others(load: LoadReading | str, threads: int) -> None:
@@ -210,16 +184,8 @@ def _warn_of_others(load: LoadReading | str, threads: int) -> None:
     if isinstance(load, str) or load.span_s < SHORTEST_LOOK_S or load.foreign_share <= FOREIGN_SHARE:
         return
     fewer = threads_left(load.foreign_share, load.cores)
-    waiting = ", and decoding loses more than that, since its threads wait for each other" if threads > 1 else ""
-    cures = ["Stop them"]
-    cures += [f"use --threads {fewer}"] if threads > fewer else []
-    logger.warning(
-        "other processes take %.0f%% of the cores' time%s. %s; windows they disturb are flagged, and --strict measures "
-        "those again",
-        100 * load.foreign_share,
-        waiting,
-        ", or ".join(cures),
-    )
+    cure = f"Stop them, or use --threads {fewer}" if threads > fewer else "Stop them"
+    logger.warning("other processes take %.0f%% of the cores' time. %s", 100 * load.foreign_share, cure)
 
 
 def _before(config: RunConfig, resume: Path | None) -> Manifest | None:
@@ -248,14 +214,7 @@ def describe_run(
 ) -> Manifest:
     """Return the manifest: what ran, on what, from what; a run that goes on keeps its measured machine and bandwidth.
 
-    Args:
-        plan: what runs.
-        loaded: the model in each weights format, the run's own first.
-        meter: the meter in use.
-        unavailable: why better meters are not.
-        block_size: samples per interleaved block.
-        unit_times: by weights format, the seconds of each part of decoding that strategies and draft rules were given.
-        placement: who runs it where.
+    ``loaded`` and ``unit_times``, seconds of each part of decoding that strategies were given, are by weights format.
     """
     own, *others = (_in_format(one, plan, unit_times[one.info.weights_format]) for one in loaded)
     info, before = loaded[0].info, plan.before
@@ -272,18 +231,10 @@ def describe_run(
             scores_missing=missing_scores({task.record.language for task in plan.tasks}),
             sensors=sensors_of_meter(meter, unavailable, plan.device),
         )  # fmt: skip
-        bandwidth, detail = (
-            machine.bandwidth_bytes_per_s,
-            {
-                "kernel": machine.bandwidth_kernel,
-                "buffer_bytes": machine.bandwidth_buffer_bytes,
-                "cache_bytes": machine.bandwidth_cache_bytes,
-                "limited_by": machine.bandwidth_limited_by,
-                "threads": machine.threads,
-            },
-        )
-        if bandwidth is None:
-            detail = {"reason": machine.missing["bandwidth"]}
+        bandwidth, detail = machine.bandwidth_bytes_per_s, {"reason": machine.missing.get("bandwidth")}
+        if bandwidth is not None:
+            names = ("kernel", "buffer_bytes", "cache_bytes", "limited_by")
+            detail = {name: getattr(machine, f"bandwidth_{name}") for name in names} | {"threads": machine.threads}
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -296,15 +247,11 @@ def describe_run(
             tokenizer_stand_in=plan.model.tokenizer.stand_in,
             end_ids=tuple(sorted(plan.model.tokenizer.eos_token_ids)),
             other_formats=tuple(others),
-            **_shared(info, ModelRecord) | dict(own),
+            **shared_fields(info, ModelRecord) | dict(own),
         ),
         tasks=tuple(task.record for task in plan.tasks),
         meter=MeterRecord(
-            source=meter.source,
-            description=meter.description,
-            sensor_period_s=meter.sensor_period_s,
-            measured=is_measured(meter),
-            unavailable=unavailable,
+            **shared_fields(meter, MeterRecord) | {"measured": is_measured(meter), "unavailable": unavailable}
         ),
         block_size=block_size,
         bandwidth_bytes_per_s=bandwidth,
@@ -330,13 +277,8 @@ def _in_format(loaded: LoadedModel, plan: Plan, unit_times: UnitTimes | None) ->
         weights_accuracy=WEIGHTS_FORMATS.load(info.weights_format).facts.accuracy,
         format_choice=why,
         unit_times=unit_times,
-        **_shared(info, FormatRecord),
+        **shared_fields(info, FormatRecord),
     )
-
-
-def _shared(info: ModelInfo, record: type[FormatRecord | ModelRecord]) -> dict[str, Any]:
-    """Return the facts of a model that a record of it has under the same names."""
-    return {name: getattr(info, name) for name in record.model_fields if hasattr(info, name)}
 
 
 def _main(directory: str, repeat: str, lock: str | None = None) -> None:

@@ -1,8 +1,4 @@
-"""Computes every registered score that applies, of a sample and of the corpora of a run.
-
-What was computed is kept with the run's summary (:mod:`harness.running.reading`), so that reports of it score nothing
-again.
-"""
+"""Computes every registered score that applies, of a sample and of the corpora of a run."""
 
 from __future__ import annotations
 
@@ -21,12 +17,7 @@ Found = dict[str, float | str | None]
 
 
 def score_sample(completion: Completion, only: Collection[str] | None = None) -> Found:
-    """Return every score that is defined for one completion, by name; ``None`` where it has no value here.
-
-    Args:
-        completion: what is scored.
-        only: names of scores to compute; ``None`` for all.
-    """
+    """Return every score, or those named, that is defined for a completion; ``None`` where it has no value here."""
     found: Found = {}
     for name, score in _scores(completion.language).items():
         if only is not None and name not in only:
@@ -47,11 +38,7 @@ def score_names(languages: Iterable[str]) -> list[str]:
 
 
 def missing_scores(languages: Collection[str] | None = None) -> tuple[str, ...]:
-    """Return one sentence for the scores that cannot be computed here for the same reason, with what helps.
-
-    Args:
-        languages: of the code to score; ``None`` for any.
-    """
+    """Return a sentence for the scores, of some languages, that cannot be computed here for the same reason."""
     titles: dict[str, list[str]] = {}
     for name, score in registered_scores().items():
         with SCORES.leaving_out(name):
@@ -65,11 +52,7 @@ def missing_scores(languages: Collection[str] | None = None) -> tuple[str, ...]:
 class CorpusScores:
     """The scores of known corpora, as the callback that reports ask for them.
 
-    Args:
-        corpora: what will be asked about. A plug-in's score that fails on one has no value there.
-
-    Raises:
-        HarnessError: one of this project's scores cannot be computed.
+    A plug-in's score that fails on one has no value there; one of this project's that does raises.
     """
 
     def __init__(self, corpora: Sequence[Corpus]) -> None:
@@ -95,11 +78,7 @@ class CorpusScores:
 
 
 def score_corpus(corpus: Corpus) -> Found:
-    """Return every score that is defined for a corpus, by name; ``None`` where it has no value here.
-
-    Raises:
-        HarnessError: one of this project's scores cannot be computed.
-    """
+    """Return every score that is defined for a corpus, by name; ``None`` where it has no value here."""
     pairs = tuple(zip(corpus.texts, corpus.references, strict=True))
     found: Found = {}
     for name, score in _scores(corpus.language).items():

@@ -1,14 +1,7 @@
 """Measures the windows of one run: what is timed, what is not, and what becomes a record.
 
-Inside a window there is what completes the samples (:mod:`harness.running.completions`) and nothing else. Rehearsals of
-strategies that look at the answer come before it; full depth's choices along what was generated, texts and scores after
-it. What else the machine did is read at its edges, outside the clock. A window line commits its samples, so whatever is
-killed loses at most the window it was in.
-
-Requests come back to back, or at a fixed rate whatever the machine manages (a Poisson process). A closed loop measures
-speed; editors do not wait for their turn: there is idle time, and a queue when two requests come close together, and
-latency counts from the arrival. Arrivals of a block are drawn once from the run's seed, so that every operating point
-serves the same ones.
+Inside a window there is what completes the samples (:mod:`harness.running.completions`) and nothing else; rehearsals
+come before it, full depth's choices, texts and scores after it. A window's line commits its samples.
 """
 
 from __future__ import annotations
@@ -32,8 +25,13 @@ from harness.records import WindowRecord
 from harness.registry import keeping_folder
 from harness.running.completions import Made, Outcome, OwnText, bad_record, runners, sample_record, tokens_of
 from harness.running.operating_points import OperatingPoint
-from harness.running.plan import Plan, PlannedTask
+from harness.running.plan import Plan, PlannedTask, shared_fields
 from harness.store.run_directory import RunDirectory, WindowKey
+
+ATTEMPTS = 3
+"""How often ``--strict`` measures a contaminated window at most; the last time counts, with its flags."""
+READY_PROMPT, READY_TOKENS = 16, 6
+"""Tokens that an operating point reads and makes before anything is measured."""
 
 
 def wait_until(due: float) -> float:
@@ -44,13 +42,7 @@ def wait_until(due: float) -> float:
 
 
 def poisson(rate_per_s: float, requests: int, seed: Sequence[object]) -> tuple[float, ...]:
-    """Draw the arrivals of some requests, seconds from the start: exponential gaps with mean ``1 / rate_per_s``.
-
-    Args:
-        rate_per_s: requests per second on average.
-        requests: how many.
-        seed: whatever names the window, for example run seed, task, block and repeat.
-    """
+    """Draw the arrivals of some requests, seconds from the start: exponential gaps with mean ``1 / rate_per_s``."""
     chance = random.Random(" ".join(map(str, seed)))
     now, arrivals = 0.0, []
     for _ in range(requests):
@@ -59,56 +51,9 @@ def poisson(rate_per_s: float, requests: int, seed: Sequence[object]) -> tuple[f
     return tuple(arrivals)
 
 
-ATTEMPTS = 3
-"""How often ``--strict`` measures a contaminated window at most; the last time counts, with its flags."""
-
-
-def window_record(observed: ObservedWindow, *, timed: bool = True, **facts: Any) -> WindowRecord:
-    """Return the record of a closed window.
-
-    Args:
-        observed: what was read at its edges.
-        timed: it was a measurement; otherwise neither times nor what disturbed them are recorded.
-        facts: the fields that say what ran in it; see :class:`harness.records.WindowRecord`.
-    """
-    reading, contamination = observed.reading, observed.contamination
-    assert reading is not None, "the window is open, or its work raised"
-    assert contamination is not None
-    facts |= {"energy_source": reading.source, "energy_reason": reading.reason}
-    if not timed:
-        return WindowRecord(**facts, duration_s=None, cpu_time_s=None)
-    return WindowRecord(
-        **facts,
-        duration_s=reading.duration_s,
-        cpu_time_s=reading.cpu_time_s,
-        foreign_cpu_s=contamination.foreign_cpu_s,
-        stolen_cpu_s=contamination.stolen_cpu_s,
-        energy_j=reading.energy_j,
-        energy_scope=reading.scope,
-        sensor_period_s=reading.sensor_period_s,
-        flags=(*reading.flags, *contamination.flags),
-    )
-
-
 def durations(windows: Iterable[WindowRecord]) -> list[float]:
     """Return the seconds of those windows that were timed."""
     return [window.duration_s for window in windows if window.duration_s is not None]
-
-
-def judged(window: WindowRecord, *, strict: bool, attempts: int) -> WindowRecord:
-    """Return the record, marked superseded if it is to be measured again.
-
-    Args:
-        window: as it was measured.
-        strict: contaminated windows are measured again.
-        attempts: how often this was measured before and superseded.
-    """
-    again = strict and not CONTAMINATED.isdisjoint(window.flags) and attempts + 1 < ATTEMPTS
-    return window.model_copy(update={"superseded": True}) if again else window
-
-
-READY_PROMPT, READY_TOKENS = 16, 6
-"""Tokens that an operating point reads and makes before anything is measured."""
 
 
 class Observer(Protocol):
@@ -126,11 +71,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class _Cell:
-    """The content of one window: a block of a task's samples at one operating point.
-
-    Attributes:
-        batches: of samples, decoded together.
-    """
+    """One window: batches of a block of a task's samples, decoded together, at one operating point."""
 
     task: PlannedTask
     block: int
@@ -145,25 +86,19 @@ class _Cell:
 
 
 class Session:
-    """Measures the windows of one plan.
-
-    Args:
-        plan: what runs.
-        engines: by weights format, the run's own first.
-        meter: opens the windows.
-    """
+    """Measures the windows of one plan, with engines by weights format, the run's own first."""
 
     def __init__(self, plan: Plan, engines: Mapping[str, Engine], meter: Meter) -> None:
-        self._plan, self._engines, self._meter = plan, engines, meter
+        self._plan, self._config, self._engines, self._meter = plan, plan.config, engines, meter
         self._surroundings = Surroundings.of(plan.device)
         self._runners = runners(plan, engines, meter)
 
     @property
     def idle_s(self) -> float:
         """Seconds of each idle window; 0 for none."""
-        if self._plan.config.untimed:
+        if self._config.untimed:
             return 0.0
-        given = self._plan.config.idle_s
+        given = self._config.idle_s
         return default_idle_s(self._meter.sensor_period_s) if given is None else given
 
     def rest(self) -> list[WindowRecord]:
@@ -173,12 +108,10 @@ class Session:
         """
         records: list[WindowRecord] = []
         while self.idle_s and (not records or records[-1].superseded):
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            record = window_record(
-                rest(self._meter, self._surroundings, self.idle_s), window=0, task="", block=0, repeat=0,
-                operating_point="", idle=True, samples=0, tokens=0, started=started,
-            )  # fmt: skip
-            records.append(judged(record, strict=self._plan.config.strict, attempts=len(records)))
+            started = _now()
+            closed = rest(self._meter, self._surroundings, self.idle_s)
+            record = self._record(closed, task="", started=started, operating_point="", idle=True, tokens=0)
+            records.append(self._judged(record, len(records)))
         return records
 
     def warm_up(self) -> list[WindowRecord]:
@@ -187,47 +120,37 @@ class Session:
         Returns records still to be committed; the last one of a format is flagged ``not-settled`` if it never did.
         """
         planned = self._plan.tasks[0]
-        batch = planned.data.samples[: self._plan.config.batch_size]
+        batch = planned.data.samples[: self._config.batch_size]
         few = replace(batch[0], prompt_ids=batch[0].prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
+        records: list[WindowRecord] = []
         try:
-            return self._warm_up(planned, batch, few)
+            for point in self._plan.points:  # none loads or makes in a window what it runs on
+                self._runners[point.name].prepare(point)
+                self._runners[point.name].complete(planned, point, [few])  # a failure is that of the sample that has it
+            for name in self._engines:
+                point = next(point for point in self._plan.points if point.weights_format == name)
+                passes: list[WindowRecord] = []
+                wanted = 1 if self._config.untimed else WARMUP_PASSES
+                while len(passes) < wanted and not settled(durations(passes)):
+                    cell = _Cell(planned, 0, 0, point, [batch])
+                    passes.append(self._window(len(records) + len(passes), cell, warmup=True)[0])
+                if not self._config.untimed and not settled(durations(passes)):
+                    passes[-1] = passes[-1].model_copy(update={"flags": (*passes[-1].flags, "not-settled")})
+                records.extend(passes)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"out of memory while warming up with a batch of {self._plan.config.batch_size}; nothing was measured "
+                f"out of memory while warming up with a batch of {self._config.batch_size}; nothing was measured "
                 "yet. Use a smaller --batch-size, --dtype bfloat16 or a smaller --model."
             ) from error
-
-    def _warm_up(self, planned: PlannedTask, batch: Sequence[Sample], few: Sample) -> list[WindowRecord]:
-        for point in self._plan.points:  # none loads or makes in a window what it runs on
-            self._runners[point.name].prepare(point)
-            self._runners[point.name].complete(planned, point, [few])  # a failure is reported of the sample that has it
-        records: list[WindowRecord] = []
-        for name in self._engines:
-            point = next(point for point in self._plan.points if point.weights_format == name)
-            passes: list[WindowRecord] = []
-            wanted = 1 if self._plan.config.untimed else WARMUP_PASSES
-            while len(passes) < wanted and not settled(durations(passes)):
-                cell = _Cell(planned, 0, 0, point, [batch])
-                passes.append(self._window(len(records) + len(passes), cell, warmup=True)[0])
-            if not self._plan.config.untimed and not settled(durations(passes)):
-                passes[-1] = passes[-1].model_copy(update={"flags": (*passes[-1].flags, "not-settled")})
-            records.extend(passes)
         return records
 
     def measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int = 0) -> None:
-        """Measure every window of one repeat that is not on disk yet.
-
-        Args:
-            store: where they go.
-            before: the records of :meth:`rest` and :meth:`warm_up`.
-            observer: is notified of every window that counts.
-            repeat: which repeat; each has a process of its own, see :mod:`harness.running.repeats`.
+        """Measure every window of one repeat that is not on disk yet, after the records of its rest and warm-up.
 
         Raises:
-            MeterError: the sensor failed, or a clock; what was finished is kept.
-            OutOfMemoryError: memory ran out; what was finished is kept.
+            MeterError, OutOfMemoryError: what was finished is kept.
         """
         try:
             self._measure(store, before, observer, repeat)
@@ -243,7 +166,7 @@ class Session:
             runner.close()
 
     def _measure(self, store: RunDirectory, before: Sequence[WindowRecord], observer: Observer, repeat: int) -> None:
-        plan, size, together = self._plan, store.manifest.block_size, self._plan.config.batch_size
+        plan, size, together = self._plan, store.manifest.block_size, self._config.batch_size
 
         def commit_bare(records: Sequence[WindowRecord]) -> None:
             """Write windows that have no samples, with the numbers that are next."""
@@ -256,7 +179,7 @@ class Session:
             for number, start in enumerate(range(0, len(task.data.samples), size))
         ]
         count, finished = len(blocks) * len(plan.points), store.finished()
-        observer.begin(count * plan.config.repeats, len(finished), store.path)
+        observer.begin(count * self._config.repeats, len(finished), store.path)
         mine = sum(key[2] == repeat for key in finished)
         at_rest = any(window.idle for window in list(store.windows())[-1:])
         if mine == count and (not self.idle_s or at_rest or len(finished) > mine):
@@ -267,7 +190,7 @@ class Session:
             batches = [samples[start : start + together] for start in range(0, len(samples), together)]
             cells = [_Cell(task, number, repeat, point, batches) for point in plan.points]
             # a resumed run draws the same order again
-            random.Random(f"{plan.config.seed} {task.record.name} {number} {repeat}").shuffle(cells)
+            random.Random(f"{self._config.seed} {task.record.name} {number} {repeat}").shuffle(cells)
             for cell in cells:
                 if cell.key not in finished:
                     observer.window(self._measure_one(store, cell, own_text))
@@ -280,8 +203,8 @@ class Session:
             with keeping_folder("completions were scored"):
                 records = [sample_record(window, self._plan, cell.task, outcome) for outcome in outcomes]
             if cell.block == 0:
-                records += [bad_record(window, cell.task, row) for row in cell.task.data.bad_rows]
-            window = judged(window, strict=self._plan.config.strict, attempts=store.attempts(cell.key)).model_copy(
+                records += [bad_record(window, row) for row in cell.task.data.bad_rows]
+            window = self._judged(window, store.attempts(cell.key)).model_copy(
                 update={"samples": len(records), "failed": sum(record.error is not None for record in records)}
             )
             store.commit(window, records)
@@ -303,17 +226,20 @@ class Session:
                 raise
             raise OutOfMemoryError(
                 f"out of memory in {cell.task.record.name}, block {cell.block}, {point.name} (batch size "
-                f"{self._plan.config.batch_size}); {len(store.finished())} finished windows are kept in {store.path}. "
+                f"{self._config.batch_size}); {len(store.finished())} finished windows are kept in {store.path}. "
                 "Free memory and use --resume, or start again with a smaller --batch-size."
             ) from error
 
     def _window(self, number: int, cell: _Cell, *, warmup: bool = False) -> tuple[WindowRecord, list[Outcome]]:
-        """Complete the batches of one block inside one measured window."""
-        config, task, block, repeat = self._plan.config, cell.task.record.name, cell.block, cell.repeat
+        """Complete the batches of one block inside one measured window.
+
+        Requests come back to back, or at a fixed rate whatever the machine manages (a Poisson process).
+        """
+        task, block, repeat, rate = cell.task.record.name, cell.block, cell.repeat, self._config.arrival_rate
         arrivals: tuple[float, ...] = ()
-        if config.arrival_rate is not None and not warmup:  # alike for every operating point
-            arrivals = poisson(config.arrival_rate, len(cell.batches), (config.seed, task, block, repeat))
-        started, runner = datetime.now(UTC).isoformat(timespec="seconds"), self._runners[cell.point.name]
+        if rate is not None and not warmup:  # alike for every operating point
+            arrivals = poisson(rate, len(cell.batches), (self._config.seed, task, block, repeat))
+        started, runner = _now(), self._runners[cell.point.name]
         results: list[Sequence[Made]] = []
         queued: list[float] = []
         with observed(self._meter, self._surroundings) as closed:
@@ -326,8 +252,29 @@ class Session:
         for place, (batch, each) in enumerate(zip(cell.batches, results, strict=True)):
             came = (arrivals[place], queued[place]) if arrivals else None
             outcomes.extend(Outcome(sample, made, came) for sample, made in zip(batch, each, strict=True))
-        record = window_record(
-            closed, timed=not config.untimed, window=number, task=task, block=block, repeat=repeat,
-            operating_point=cell.point.name, warmup=warmup, samples=0, tokens=tokens_of(outcomes), started=started,
+        record = self._record(
+            closed, window=number, task=task, block=block, repeat=repeat, operating_point=cell.point.name,
+            warmup=warmup, tokens=tokens_of(outcomes), started=started,
         )  # fmt: skip
         return runner.counted(record, cell.point), outcomes
+
+    def _record(self, closed: ObservedWindow, **facts: Any) -> WindowRecord:
+        """Return the record of a closed window; of one that is not timed, neither times nor what disturbed them."""
+        reading, contamination = closed.reading, closed.contamination
+        assert reading is not None, "the window is open, or its work raised"
+        assert contamination is not None
+        facts = {"window": 0, "block": 0, "repeat": 0, "samples": 0, "duration_s": None, "cpu_time_s": None, **facts}
+        facts |= {"energy_source": reading.source, "energy_reason": reading.reason}
+        if not self._config.untimed:
+            facts |= shared_fields(reading, WindowRecord) | shared_fields(contamination, WindowRecord)
+            facts |= {"energy_scope": reading.scope, "flags": (*reading.flags, *contamination.flags)}
+        return WindowRecord(**facts)
+
+    def _judged(self, window: WindowRecord, attempts: int) -> WindowRecord:
+        """Return the record, marked superseded if it is measured again, as it was ``attempts`` times before."""
+        dirty = self._config.strict and not CONTAMINATED.isdisjoint(window.flags)
+        return window.model_copy(update={"superseded": True}) if dirty and attempts + 1 < ATTEMPTS else window
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

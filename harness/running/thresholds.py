@@ -1,24 +1,17 @@
 """Families of settings, from text: values of one option, or percentiles of the scores that a strategy shows.
 
-``threshold=q90`` is a threshold that 90 % of the observed scores lie below; runs, calibrations and sweeps take it. For
-the first two it is observed live (a sweep has a trace, :mod:`harness.replay.scores`): a strategy is asked at many
-thresholds at every exit point of a few documents that full depth decodes, and the share of answers that say *exit* is a
-percentile of its score. Scores are never named, so that third-party strategies are calibrated like built-in ones. The
-documents are others than those that are run, since what is tested must not be chosen by what it is tested on.
+``threshold=q90`` is a threshold that 90 % of the observed scores lie below, by the share of answers that say *exit* on
+few documents that full depth decodes, others than those that are run. Scores are never named.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -31,14 +24,10 @@ from harness.contracts import Batch, DraftRule, ExitRule, ExitView, ModelInfo, S
 from harness.contracts.asking import ask_rule
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
-from harness.host.cache import keep_document, kept_document
-from harness.host.environment import hash_of_code
 from harness.models.model import KeptModel
 from harness.records import ObservedThreshold
 from harness.running.operating_points import read_only
 from harness.running.plan import Plan, PlannedTask, registered_draw
-
-logger = logging.getLogger(__name__)
 
 V = TypeVar("V")
 
@@ -59,11 +48,9 @@ Shares = Mapping[float, float]
 
 @dataclass(frozen=True)
 class Family:
-    """One strategy at several values of one option.
+    """One strategy, ``spec`` without that option, at several values of one option.
 
     Attributes:
-        spec: the strategy without that option.
-        option: its name.
         values: as written, each once; none where percentiles are to be chosen.
         wanted: percentiles of the score, 0…100.
     """
@@ -91,15 +78,7 @@ class Family:
 
 
 def family(text: str, points: int) -> Family:
-    """Read what is to be calibrated.
-
-    Args:
-        text: ``NAME[:option=value[,value…]]``.
-        points: how many percentiles to try where no value is named.
-
-    Raises:
-        ConfigError: several options have several values, or there is nothing to vary.
-    """
+    """Read ``NAME[:option=value[,value…]]``; where no value is named, so many percentiles of the threshold."""
     specs = parse_strategies(text)
     listed: dict[str, dict[str, None]] = {}
     for spec in specs:
@@ -123,9 +102,8 @@ def family(text: str, points: int) -> Family:
         return found
     if not all(asked) or option != THRESHOLD:
         raise ConfigError(alone)
-    wanted = [float(each[1]) for each in asked if each] or [
-        100 * place / (points + 1) for place in range(1, points + 1)
-    ]
+    wanted = [float(each[1]) for each in asked if each]
+    wanted = wanted or [100 * place / (points + 1) for place in range(1, points + 1)]
     if not all(0 < each < 100 for each in wanted):
         raise ConfigError(f"--strategy '{text}': percentiles lie between q0 and q100.")
     if option_range(found.spec.name, option) is None:
@@ -136,14 +114,9 @@ def family(text: str, points: int) -> Family:
 def numbered(
     specs: Sequence[StrategySpec], numbers: Callable[[Family], Mapping[str, V]]
 ) -> dict[StrategySpec, V | None]:
-    """Return operating points with numbers in the place of percentiles, in order, and what is known of each number.
+    """Return the points of one text with numbers for percentiles, in order, and what is known of each number.
 
-    Args:
-        specs: as one text says; those that differ in their threshold alone are one family.
-        numbers: a family's thresholds as written, each with what is known of it.
-
-    Raises:
-        ConfigError: an option that is given as a percentile is no threshold with a range.
+    ``numbers`` returns a family's thresholds as written; points that differ in their threshold alone are one family.
     """
     if not any(is_percentile(value) for spec in specs for _, value in spec.options):
         return dict.fromkeys(specs)
@@ -194,48 +167,22 @@ def finer(one: Family, shares: Shares) -> tuple[float, ...]:
 
 
 def percentiles(one: Family, shares: Shares) -> dict[str, tuple[float, float]]:
-    """Return thresholds whose percentiles are nearest to those wanted, as far as scores tell them apart.
+    """Return thresholds, as written, whose percentiles are nearest to those wanted, with both percentiles.
 
-    Where several come to the same threshold, a warning says so.
-
-    Args:
-        one: that wants them.
-        shares: of the answers that say exit, by threshold.
-
-    Returns:
-        Threshold, as written → the percentile that was wanted, the first of several that come to the same, and the
-        one that it is.
-
-    Raises:
-        ConfigError: the threshold decides nothing on the observed tokens.
+    Of several that come to the same threshold the first is told.
     """
     if shares[max(shares)] == shares[min(shares)]:
         raise ConfigError(f"{one.spec} decides alike at every {THRESHOLD} on the documents observed. List values.")
     below = _below(shares)
-    wanted: dict[float, list[float]] = {}
+    wanted: dict[float, float] = {}
     for want in one.wanted:
-        nearest = min(below, key=lambda each: abs(below[each] - want / 100))
-        wanted.setdefault(nearest, []).append(want)
-    alike = [
-        f"{', '.join(f'q{want:.4g}' for want in wants)} come to {THRESHOLD}={at:{DIGITS}}"
-        for at, wants in wanted.items()
-        if len(wants) > 1
-    ]
-    if alike:
-        logger.warning("%s: its scores are too much alike: %s, and stand there once", one.spec, "; ".join(alike))
-    return {f"{at:{DIGITS}}": (wants[0], round(100 * below[at], 3)) for at, wants in wanted.items()}
+        wanted.setdefault(min(below, key=lambda each: abs(below[each] - want / 100)), want)
+    return {f"{at:{DIGITS}}": (want, round(100 * below[at], 3)) for at, want in wanted.items()}
 
 
 @dataclass(frozen=True)
 class SharesOfExits(Strategy):
-    """Asks a family at many thresholds at once, never exits, and counts who would have.
-
-    Attributes:
-        one: the family.
-        at: the thresholds.
-        exits: threshold → answers that said exit. asked: answers of each.
-        rules: of the batch that is decoded.
-    """
+    """Asks a family at many thresholds at once, never exits, and counts who would have."""
 
     one: Family
     at: tuple[float, ...]
@@ -277,56 +224,15 @@ OBSERVED = 8
 """Further documents of each task that scores are observed on, where there are as many."""
 PASSES = 3
 """Over them at most, each with thresholds between those of the one before, where scores crowd at a percentile."""
-_CODE = ("harness/decoding", "harness/models", "harness/running", "strategies", "tasks")
-"""Folders of what observes; a strategy of another project is hashed beside them."""
 
 
-def at_any_threshold(config: RunConfig) -> RunConfig:
-    """Return a configuration with some number for every percentile, to find all else that is wrong with it.
-
-    The same object where no threshold is a percentile.
-
-    Raises:
-        ConfigError: an option that is given as a percentile is no threshold with a range.
-    """
-    return _with_numbers(config, any_number)[0]
-
-
-def observed_thresholds(
-    plan: Plan, asked: RunConfig, tasks: Sequence[PlannedTask], model: KeptModel, stage: Callable[[str], None]
-) -> tuple[RunConfig, tuple[ObservedThreshold, ...]]:
-    """Return a configuration with a number for every percentile, and what was observed of each.
-
-    Args:
-        plan: of :func:`at_any_threshold`.
-        asked: the configuration as it was given.
-        tasks: the registered tasks that it names, with the samples that are not to be observed.
-        model: loads the model.
-        stage: is called with each slow step.
-
-    Raises:
-        HarnessError: an option is no score, nothing is to be observed, or no document is left.
-    """
-
-    def numbers(one: Family) -> dict[str, ObservedThreshold | None]:
-        found: dict[str, ObservedThreshold | None] = {}
-        shares, documents = observe(one, plan, tasks, OBSERVED, model, stage)
-        for value, (wanted, reached) in percentiles(one, shares).items():
-            point = str(one.at(value))
-            report = "%s, for q%g: %g %% of its scores on %d further documents lie below"
-            logger.info(report, point, wanted, reached, documents)
-            found[value] = ObservedThreshold(
-                strategy=point, threshold=float(value), percentile=wanted, reached=reached, documents=documents
-            )
-        return found
-
-    return _with_numbers(asked, numbers)
-
-
-def _with_numbers(
+def with_numbers(
     config: RunConfig, numbers: Callable[[Family], Mapping[str, ObservedThreshold | None]]
 ) -> tuple[RunConfig, tuple[ObservedThreshold, ...]]:
-    """Replace the percentiles of a configuration, and return what is known of the numbers in their place."""
+    """Replace the percentiles of a configuration, and return what is known of the numbers in their place.
+
+    The same object where there are none.
+    """
     strategies: dict[str | Strategy, ObservedThreshold | None] = {}
     for given in config.strategies:
         specs = parse_all([given], in_run=True)
@@ -342,30 +248,12 @@ def _with_numbers(
     return config.model_copy(update={"strategies": tuple(strategies)}), known_of
 
 
-def observe(
-    one: Family,
-    plan: Plan,
-    tasks: Sequence[PlannedTask],
-    count: int,
-    model: KeptModel,
-    stage: Callable[[str], None],
-) -> tuple[Shares, int]:
-    """Let full depth decode further documents, and ask the strategy at many thresholds.
+def observed_thresholds(
+    one: Family, plan: Plan, tasks: Sequence[PlannedTask], count: int, model: KeptModel, stage: Callable[[str], None]
+) -> dict[str, ObservedThreshold]:
+    """Let full depth decode documents beside those of the tasks, and return a family's thresholds at its percentiles.
 
-    Args:
-        one: whose threshold is observed.
-        plan: of the run that decodes other documents.
-        tasks: the registered tasks of its configuration, with these documents.
-        count: documents of each task, at most.
-        model: loads the model.
-        stage: is called with each slow step.
-
-    Returns:
-        The shares, and how many documents they are of.
-
-    Raises:
-        ConfigError: the model has no exit points, or the strategy no score.
-        DataError: no document is left, or no token of one was decided.
+    They are as written, each with what was observed of it, on ``count`` documents a task at most.
     """
     info = plan.model.info
     if not info.exit_points:
@@ -377,10 +265,6 @@ def observe(
         )
     samples = _further(plan, tasks, one, count)
     documents = sum(map(len, samples))
-    key = _key(one, plan, tasks, samples)
-    kept = kept_document("observed", key)
-    if kept is not None:
-        return {float(at): float(share) for at, share in kept.items()}, documents
     stage(f"observing the scores of {one.spec} on {documents} further documents")
     loaded = model.load(plan.model, plan.device, plan.formats, plan.config.threads, stage)[0]
     engine = Engine(loaded.backbone, loaded.info, plan.config.kv_input)
@@ -403,8 +287,12 @@ def observe(
         asked = SharesOfExits(one, finer(one, shares))
         if not asked.at:
             break
-    keep_document("observed", key, {repr(at): share for at, share in shares.items()})
-    return shares, documents
+    return {
+        value: ObservedThreshold(
+            strategy=str(one.at(value)), threshold=float(value), percentile=wanted, reached=reached, documents=documents
+        )
+        for value, (wanted, reached) in percentiles(one, shares).items()
+    }
 
 
 def _further(plan: Plan, tasks: Sequence[PlannedTask], one: Family, count: int) -> list[list[Sample]]:
@@ -423,17 +311,3 @@ def _further(plan: Plan, tasks: Sequence[PlannedTask], one: Family, count: int) 
             )
         found.append(further)
     return found
-
-
-def _key(one: Family, plan: Plan, tasks: Sequence[PlannedTask], samples: Sequence[Sequence[Sample]]) -> str:
-    """Return what tells observations from others: strategy, percentiles, all code that decodes, model, tokens."""
-    strategy, info = build_strategy(one.anywhere), plan.model.info
-    own = inspect.getsourcefile(type(strategy))
-    code = [hash_of_code(*_CODE), None if own is None else hashlib.sha256(Path(own).read_bytes()).hexdigest()]
-    facts = [
-        str(one.spec), one.wanted, *code, torch.__version__, plan.device, plan.config.kv_input,
-        strategy.exit_points(info), strategy.artefacts(info), info.fingerprint, info.exit_head, info.dtype,
-        plan.config.weights_formats, [(task.record.name, task.record.protocol) for task in tasks],
-        [(sample.sample_id, list(sample.prompt_ids), sample.max_new_tokens) for each in samples for sample in each],
-    ]  # fmt: skip
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

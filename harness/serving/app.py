@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.openapi.utils import get_openapi
+from fastapi import APIRouter, FastAPI, Header, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from pydantic import TypeAdapter, ValidationError
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -22,34 +22,29 @@ from starlette.types import Receive, Scope, Send
 from harness.decoding.generation import Token
 from harness.registry import STOPS
 from harness.serving.completions import (
-    DrainingError,
     EarlyExitReport,
     Finished,
     InvalidRequestError,
-    LoadingError,
     RefusedError,
     ServingError,
-    Ticket,
-    Wanted,
 )
 from harness.serving.dialects import DIALECTS, refusal
 from harness.serving.dialects.dialect import Dialect
 from harness.serving.guards import CLIENT_GONE, owner_of, read_body
-from harness.serving.page import ASSETS, POLICY, asset, document
+from harness.serving.page import POLICY, depth_style, document
 from harness.serving.service import Service
+from harness.serving.worker import Answer
 
-T = TypeVar("T")
 to_json = TypeAdapter(Any).dump_json
-Pieces = AsyncIterator[tuple[int, Token | Finished]]
 
 DISTRIBUTION = "early-exit-harness"
 
-MAX_DEPTH = 64
-"""Levels of nesting in a body; clients need four."""
+_DEFECT = ServingError("the server failed; see its log. Other requests are not affected.")
 
 MEANINGS = {
     401: "The key is missing or wrong.",
     403: "A web page of another origin, or a host name that is not this server's.",
+    404: "There is no such path.",
     408: "The body took too long to arrive.",
     413: "The body is larger than the server takes.",
     422: "The request cannot be served as it is written.",
@@ -59,9 +54,15 @@ MEANINGS = {
     503: "The model is still loading, or the server is shutting down.",
 }
 
-PAGE_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": MEANINGS[503]}}
 
-NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "The model is not loaded, or the server stops."}}
+
+class AnyAnswer(BaseModel):
+    """What every dialect's answer has beside its own words."""
+
+    model_config = ConfigDict(extra="allow")
+
+    x_early_exit: EarlyExitReport | None = None
 
 
 def make_app(service: Service) -> FastAPI:
@@ -74,9 +75,18 @@ def make_app(service: Service) -> FastAPI:
         redirect_slashes=False,  # a redirected POST loses its body with most clients
     )
     app.state.service = service
-    modes: list[tuple[type, Any]] = [*((one, "validation") for one in DIALECTS), (EarlyExitReport, "serialization")]
+    modes: list[tuple[type[BaseModel], Any]] = [(dialect, "validation") for dialect in DIALECTS]
     schemas, defined = models_json_schema(modes, ref_template="#/components/schemas/{model}")
+    name = {"in": "path", "name": "model", "description": "Any.", "required": True, "schema": {"type": "string"}}
     for dialect in DIALECTS:
+        body = {"content": {"application/json": {"schema": schemas[dialect, "validation"]}}, "required": True}
+        said = f"{dialect.answers}. Besides x_early_exit; of each token exit_layer, drafted_at, accepted."
+        answer: dict[str, Any] = {
+            "model": AnyAnswer | list[AnyAnswer],
+            "description": said,
+            "content": {dialect.media_type: {}},
+        }
+        answers = {200: answer} | {status: {"description": meaning} for status, meaning in MEANINGS.items()}
         for path, said in dialect.paths.items():
             app.add_api_route(
                 path,
@@ -85,22 +95,20 @@ def make_app(service: Service) -> FastAPI:
                 tags=[dialect.client],
                 description=said,
                 response_class=Response,
-                responses=_documented(dialect, path),
-                openapi_extra=_request(schemas[dialect, "validation"], path),
+                responses=answers,  # type: ignore[arg-type]
+                openapi_extra={"requestBody": body, "parameters": [name] if "{" in path else []},
             )
     app.include_router(operations)
-    app.add_exception_handler(ServingError, _refused)
-    app.add_exception_handler(HTTPException, _refused_by_http)
+    app.mount("/static", StaticFiles(packages=[("harness.serving", "static")]))
+    for refused in (ServingError, HTTPException, Exception):
+        app.add_exception_handler(refused, _refused)
     app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=CLIENT_GONE))  # not sent
-    app.add_exception_handler(Exception, _undefined)
+    described = app.openapi
 
     def schema() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
-            )
-            app.openapi_schema["components"]["schemas"] |= defined["$defs"]
-        return app.openapi_schema
+        document = described()
+        document["components"]["schemas"] |= defined["$defs"]
+        return document
 
     app.openapi = schema  # type: ignore[method-assign]
     return app
@@ -109,272 +117,115 @@ def make_app(service: Service) -> FastAPI:
 # ---------------------------------------------------------------------------------------------------------- completions
 
 
-def _completed(dialect: type[Dialect]) -> Callable[[Request], Awaitable[Response]]:
+def _completed(dialect: type[Dialect]) -> Callable[..., Awaitable[Response]]:
     """Return the route of a dialect: its body is JSON, whatever its header says."""
 
-    async def complete(request: Request) -> Response:
+    async def complete(
+        request: Request,
+        header: Annotated[
+            str | None, Header(alias="X-Early-Exit", description="Early exit, unless the body sets it.")
+        ] = None,
+        early_exit: Annotated[str | None, Query(description="The same, unless the header sets it.")] = None,
+    ) -> Response:
         service = _service(request)
-        body = _parsed(await read_body(request, service.config))
         try:
-            asked = dialect.model_validate(body, context=service)
+            asked = dialect.model_validate_json(await read_body(request, service.config), context=service)
         except ValidationError as error:
             raise _invalid(error) from None
         if (known := asked.at_once()) is not None:
             return _json(known)
-        tickets = _submitted(request, service, asked.wanted())
-        if asked.streams:
-            return await _streamed(request, asked, tickets)
-        return _json(asked.whole(await _whole(request, tickets)))
+        given = (header or early_exit) if asked.early_exit is None else asked.early_exit
+        make = partial(service.job, early_exit=given, owner=owner_of(request.scope))
+        answer = service.submit(asked.jobs(make))
+        pieces, gone = aiter(answer), asyncio.ensure_future(_watch(request, answer))
+        try:
+            if asked.streams:  # once the first piece is there, so that a refusal has its own status
+                return _Stream(answer, _events(asked, await anext(pieces), pieces, request), asked.media_type)
+            endings = {place: piece async for place, piece in pieces if isinstance(piece, Finished)}
+            return _json(asked.whole([endings[place] for place in sorted(endings)]))
+        except BaseException:
+            answer.cancel()
+            raise
+        finally:
+            gone.cancel()
 
     return complete
 
 
-def _submitted(request: Request, service: Service, wanted: Sequence[Wanted]) -> list[Ticket]:
-    """Submit all or none; early-exit controls come from the body, the header or the query, in this order."""
-    elsewhere = request.headers.get("x-early-exit") or request.query_params.get("early_exit")
-    jobs = [service.job(one, elsewhere, owner_of(request.scope)) for one in wanted]
-    tickets: list[Ticket] = []
-    try:
-        tickets.extend(service.submit(job) for job in jobs)
-    except BaseException:
-        for ticket in tickets:
-            ticket.cancel()
-        raise
-    return tickets
+async def _watch(request: Request, answer: Answer) -> None:
+    """End an answer when its client disconnects."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    answer.put(ClientDisconnect())
 
 
-async def together(tickets: Sequence[Ticket]) -> Pieces:
-    """Yield the pieces of all tickets as they are made, each with its ticket's place; at its end none is at work.
-
-    Raises:
-        ServingError: one failed; the others are cancelled, as all are where this is closed.
-    """
-    made: asyncio.Queue[tuple[int, Token | Finished] | Exception] = asyncio.Queue()
-
-    async def read(place: int, ticket: Ticket) -> None:
-        try:
-            async for piece in ticket:
-                made.put_nowait((place, piece))
-        except Exception as error:
-            made.put_nowait(error)
-
-    readers = [asyncio.ensure_future(read(*each)) for each in enumerate(tickets)]
-    left = len(tickets)
-    try:
-        while left:
-            item = await made.get()
-            if isinstance(item, Exception):
-                raise item
-            left -= isinstance(item[1], Finished)
-            yield item
-    finally:
-        for ticket in tickets:
-            ticket.cancel()
-        await _cancelled(readers)
-
-
-async def _whole(request: Request, tickets: Sequence[Ticket]) -> list[Finished]:
-    """Wait for all endings, in the order of the tickets."""
-
-    async def collect() -> list[Finished]:
-        endings = {place: piece async for place, piece in pieces if isinstance(piece, Finished)}
-        return [endings[place] for place in range(len(tickets))]
-
-    pieces = together(tickets)
-    try:
-        return await _unless_gone(request, collect())
-    finally:
-        await pieces.aclose()  # type: ignore[attr-defined]
-
-
-async def _streamed(request: Request, asked: Dialect, tickets: Sequence[Ticket]) -> Response:
-    """Answer piece by piece as tokens are made.
-
-    The status is chosen when the first piece is there, so that a refusal has its own status; a failure after
-    it becomes an event.
-    """
-    pieces = together(tickets)
-    before, behind = asked.frame
+async def _events(
+    asked: Dialect, first: tuple[int, Token | Finished], pieces: AsyncIterator[Any], request: Request
+) -> AsyncIterator[bytes]:
+    """Yield the events of a stream as tokens are made; a failure is the last."""
 
     def lines(place: int, piece: Token | Finished) -> bytes:
         events = asked.last(place, piece) if isinstance(piece, Finished) else asked.chunk(place, piece)
         return b"".join(before + to_json(event) + behind for event in events)
 
-    async def body(first: tuple[int, Token | Finished]) -> AsyncIterator[bytes]:
-        try:
-            yield lines(*first)
-            async for item in pieces:
-                yield lines(*item)
-            yield asked.closing
-        except Exception as error:
-            known = error if isinstance(error, ServingError) else _defect()
-            yield before + to_json(refusal(request.url.path, known)) + behind
-            if known is not error:
-                raise
-
+    before, behind = asked.frame
     try:
-        first = await _unless_gone(request, anext(pieces))
-    except BaseException:
-        await pieces.aclose()  # type: ignore[attr-defined]
-        raise
-    return _Stream(pieces, body(first), asked.media_type)
+        yield lines(*first)
+        async for item in pieces:
+            yield lines(*item)
+        yield asked.closing
+    except Exception as error:
+        known = error if isinstance(error, ServingError) else _DEFECT
+        yield before + to_json(refusal(request.url.path, known)) + behind
+        if known is not error:
+            raise
 
 
 class _Stream(StreamingResponse):
     """A stream that cancels its jobs when it ends, however it does."""
 
-    def __init__(self, pieces: Any, body: AsyncIterator[bytes], media_type: str) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(body, media_type=media_type, headers=headers)
-        self._pieces = pieces
+    def __init__(self, answer: Answer, events: AsyncIterator[bytes], media_type: str) -> None:
+        super().__init__(events, media_type=media_type, headers={"X-Accel-Buffering": "no"})
+        self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._pieces.aclose()
-
-
-async def _unless_gone(request: Request, awaited: Awaitable[T]) -> T:
-    """Wait, and stop when the client disconnects.
-
-    Raises:
-        ClientDisconnect: it has.
-    """
-
-    async def disconnect() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    wanted, gone = asyncio.ensure_future(awaited), asyncio.ensure_future(disconnect())
-    try:
-        await asyncio.wait({wanted, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not wanted.done():
-            raise ClientDisconnect
-        return wanted.result()
-    finally:
-        await _cancelled([wanted, gone])
-
-
-async def _cancelled(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+            self._answer.cancel()
 
 
 def _json(answer: object) -> Response:
     return Response(to_json(answer), media_type="application/json")
 
 
-# --------------------------------------------------------------------------------------------- bodies that are not read
-
-
-def _parsed(content: bytes) -> dict[str, Any]:
-    """Return the JSON object of a body, with no value that would cause errors later: lone surrogates cannot be encoded,
-    NaN and infinity are not JSON.
-
-    Raises:
-        InvalidRequestError: in one line, what is wrong.
-    """
-    try:
-        body = json.loads(content)
-        if not isinstance(body, dict):
-            names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
-            kind = names.get(type(body), "number")
-            raise InvalidRequestError(f"the body is a JSON {kind}; send an object with the request's fields.")
-        level: list[Any] = [body]
-        for _ in range(MAX_DEPTH):
-            inside = (one for each in level for one in (each.values() if isinstance(each, dict) else each))
-            level = [one for one in inside if isinstance(one, dict | list)]
-        if level:
-            raise RecursionError
-        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-    except RecursionError:
-        said = f"the body is nested too deeply; {MAX_DEPTH} levels are allowed."
-    except UnicodeDecodeError as error:
-        said = f"the body is not UTF-8: {error.reason} at byte {error.start}."
-    except UnicodeEncodeError:
-        said = "the body has half a surrogate pair (\\ud800–\\udfff), which is not a character."
-    except json.JSONDecodeError as error:
-        said = f"the body is not JSON: {f'{error.msg} at character {error.pos}' if error.doc else 'it is empty'}."
-    except ValueError as error:
-        infinite = "the body has NaN or an infinite number, which is not JSON."
-        said = "the body has a number with too many digits." if "digits" in str(error) else infinite
-    else:
-        return body
-    raise InvalidRequestError(said)
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 def _invalid(error: ValidationError) -> InvalidRequestError:
-    """Return the refusal of a body of the wrong shape: the first error in it."""
+    """Return the refusal of a body that is no JSON or has the wrong shape: the first error in it."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"])) or "the body"
+    where, said = ".".join(map(str, first["loc"])), f"{first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] == "missing":
         return InvalidRequestError(f"{where} is missing.")
-    return InvalidRequestError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}.")
+    return InvalidRequestError(f"{where} = {str(first['input'])[:60]!r}: {said}." if where else f"the body: {said}.")
 
 
 def _refused(request: Request, error: Exception) -> Response:
-    """Answer a request that cannot be served."""
-    assert isinstance(error, ServingError)
-    headers = {} if error.retry_s is None else {"Retry-After": str(error.retry_s)}
-    return JSONResponse(refusal(request.url.path, error), status_code=error.status, headers=headers)
-
-
-def _refused_by_http(request: Request, error: Exception) -> Response:
-    """Answer an unknown route or a wrong method."""
-    assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path[:80]}"
-    said, kind = {
-        404: (f"there is no {where}. GET /openapi.json lists the routes.", "not_found"),
-        405: (
-            f"there is no {where}; other methods are allowed there: {(error.headers or {}).get('Allow', '')}.",
-            "method_not_allowed",
-        ),
-    }.get(error.status_code, (str(error.detail), "refused"))
-    body = refusal(request.url.path, RefusedError(said, error.status_code, kind))
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
-
-
-def _defect() -> ServingError:
-    return ServingError("the server failed; see its log. Other requests are not affected.")
-
-
-def _undefined(request: Request, error: Exception) -> Response:
-    """Answer after a defect; the traceback is logged and not shown to the client."""
-    return JSONResponse(refusal(request.url.path, _defect()), status_code=500)
-
-
-# ------------------------------------------------------------------------------------------------ the schema of the API
-
-
-def _documented(dialect: type[Dialect], path: str) -> dict[int | str, dict[str, Any]]:
-    """Return the answers of a route, as FastAPI's ``responses``."""
-    report = {"anyOf": [{"$ref": "#/components/schemas/EarlyExitReport"}, {"type": "null"}]}
-    answer = {"type": "object", "properties": {"x_early_exit": report}}
-    content: dict[str, Any] = {
-        "application/json": {"schema": {"anyOf": [answer, {"type": "array", "items": answer}]}},
-        dialect.media_type: {},
-    }
-    said = f"{dialect.answers}. Besides x_early_exit (EarlyExitReport); of each token exit_layer, drafted_at, accepted."
-    answers: dict[int | str, dict[str, Any]] = {200: {"description": said, "content": content}}
-    if "{" in path:
-        answers[404] = {"description": "A name with a line break."}
-    return answers | {status: {"description": meaning} for status, meaning in MEANINGS.items()}
-
-
-def _request(schema: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return what a route reads, for its schema."""
-    places = [("header", "X-Early-Exit", "Early exit, unless the body sets it."),
-              ("query", "early_exit", "The same, unless the header sets it.")]  # fmt: skip
-    named = [("path", "model", "Any.")] if "{" in path else []
-    return {
-        "requestBody": {"content": {"application/json": {"schema": schema}}, "required": True},
-        "parameters": [
-            {"in": place, "name": name, "description": said, "required": place == "path", "schema": {"type": "string"}}
-            for place, name, said in (*named, *places)
-        ],
-    }
+    """Answer a request that cannot be served, an unknown route, a wrong method, or after a defect, whose traceback is
+    logged and not shown to the client.
+    """
+    known, headers = error if isinstance(error, ServingError) else _DEFECT, {}
+    if isinstance(error, HTTPException):
+        where, headers = f"{request.method} {request.url.path[:80]}", dict(error.headers or {})
+        said, kind = f"there is no {where}. GET /openapi.json lists the routes.", "not_found"
+        if error.status_code == 405:
+            others = headers.get("Allow", "")
+            said, kind = f"there is no {where}; other methods are allowed there: {others}.", "method_not_allowed"
+        known = RefusedError(said, error.status_code, kind)
+    elif known.retry_s is not None:
+        headers["Retry-After"] = str(known.retry_s)
+    return JSONResponse(refusal(request.url.path, known), status_code=known.status, headers=headers)
 
 
 # ------------------------------------------------------------------------------------------------- operations, a page
@@ -402,9 +253,7 @@ async def health(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Counters, gauges and histograms in Prometheus' text format, or OpenMetrics."""
-    service = _service(request)
-    service.metrics.bind(service)
-    content, media_type = service.metrics.page(request.headers.get("accept", ""))
+    content, media_type = _service(request).metrics.page(request.headers.get("accept", ""))
     return Response(content, headers={"Content-Type": media_type})
 
 
@@ -416,7 +265,7 @@ async def info(request: Request) -> dict[str, Any]:
     return {
         "model_id": service.model_name,
         "model_sha": facts.fingerprint or None,
-        "model_dtype": service.dtype,
+        "model_dtype": facts.weights_format,
         "model_device_type": service.device,
         "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": config.batch_size + config.max_queue,
@@ -488,17 +337,15 @@ def page(request: Request) -> Response:
         url = str(request.base_url).rstrip("/")
     except ValueError:  # the client gives no usable host
         url = service.config.url(service.config.port)
-    headers = {**PAGE_HEADERS, "Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
-    return HTMLResponse(document(service, url), headers=headers)
+    return HTMLResponse(
+        document(service, url), headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
+    )
 
 
-@operations.get("/static/{name}", include_in_schema=False)
-def static(request: Request, name: str) -> Response:
-    """Answer with a file of the page."""
-    if name not in ASSETS:
-        raise HTTPException(404, f"the page has no file {name[:80]!r}.")
-    headers = {**PAGE_HEADERS, "Cache-Control": "no-cache"}
-    return Response(asset(name, _service(request).info.num_layers), media_type=ASSETS[name], headers=headers)
+@operations.get("/static/depth.css", include_in_schema=False)
+def depth(request: Request) -> Response:
+    """Answer with the colours of the model's layers."""
+    return Response(depth_style(_service(request).info.num_layers), media_type="text/css")
 
 
 def _service(request: Request) -> Service:
@@ -507,14 +354,8 @@ def _service(request: Request) -> Service:
 
 
 def _loaded(request: Request) -> Service:
-    """Return the service once the model is loaded."""
     service = _service(request)
-    if service.state == "loading":
-        raise LoadingError("the model is being loaded. Try again when /health says ready.")
-    if service.state == "failed":
-        raise LoadingError(f"the model could not be loaded: {service.failure}")
-    if service.state == "draining" and not service.weights_source:
-        raise DrainingError("the server is shutting down before its model was loaded.")
+    service.check_ready()
     return service
 
 

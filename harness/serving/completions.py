@@ -1,18 +1,11 @@
-"""One completion: what a client wants in one vocabulary, what the engine gets, what comes back, and how it fails.
-
-A dialect turns a body into :class:`Wanted` and says :class:`harness.decoding.generation.Token` and :class:`Finished` in
-its own words. A :class:`Ticket` lies between: the engine's thread fills it and the event loop reads it.
-"""
+"""One completion: what the engine gets, what comes back, what every answer says of it, and how it fails."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import math
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasPath, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -28,54 +21,40 @@ Ending = Literal["eos", "stop", "length", "strategy", "deadline"]
 
 
 class ServingError(HarnessError):
-    """Root of the failures of an answer.
+    """Root of the failures of an answer: HTTP status, TGI's ``error_type``, seconds until a client may try again."""
 
-    Attributes:
-        status: HTTP status.
-        kind: TGI's ``error_type``, also OpenAI's ``type``.
-        retry_s: seconds after which a client should ask again; ``None`` does not say.
-    """
-
-    status = 500
-    kind = "internal"
+    status, kind = 500, "internal"
     retry_s: int | None = None
 
 
 class InvalidRequestError(ServingError):
     """A request that cannot be served as it is written."""
 
-    status = 422
-    kind = "validation"
+    status, kind = 422, "validation"
 
 
 class GenerationError(ServingError):
     """The engine failed on this request; the next one works."""
 
-    status = 424
-    kind = "generation"
+    status, kind = 424, "generation"
 
 
 class OverloadedError(ServingError):
     """The queue is full, or the request waited in it until its deadline."""
 
-    status = 429
-    kind = "overloaded"
-    retry_s = 1
+    status, kind, retry_s = 429, "overloaded", 1
 
 
 class LoadingError(ServingError):
     """The model is still loading, or could not be loaded."""
 
-    status = 503
-    kind = "loading"
-    retry_s = 5
+    status, kind, retry_s = 503, "loading", 5
 
 
 class DrainingError(ServingError):
     """The server is shutting down and accepts no new requests."""
 
-    status = 503
-    kind = "draining"
+    status, kind = 503, "draining"
 
 
 class RefusedError(ServingError):
@@ -87,136 +66,62 @@ class RefusedError(ServingError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A client's request in one vocabulary. ``None`` means not given.
-
-    Attributes:
-        prompt: text before the cursor, or its tokens.
-        suffix: text after the cursor.
-        max_new_tokens: its limit, at least 1; the server's cap applies. ``None``: the cap alone.
-        stop: texts that end the completion.
-        keep_stop: whether the text that ended it belongs to the completion (TGI) or not (OpenAI, Ollama, llama.cpp).
-        early_exit: early exit as given in its body: ``{strategy, threshold, decode, draft, draft_max, …}`` or
-            ``"NAME:option=value"``.
-        truncate: whether a prompt that is too long loses its beginning instead of being refused.
-        generate_s: seconds after its first token when it ends, once there is a line break (llama.cpp's rule).
-        seed: for random strategies.
-        reuse: whether keys and values of an earlier prompt that begins alike may be reused, and this one's later.
-    """
-
-    prompt: str | Sequence[int]
-    suffix: str | None = None
-    max_new_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    keep_stop: bool = False
-    early_exit: Any = None
-    truncate: bool = False
-    generate_s: float | None = None
-    seed: int = 0
-    reuse: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class Prompt:
-    """The prompt as the model reads it.
-
-    Attributes:
-        token_ids: at least one.
-        truncated: tokens cut off its beginning because they did not fit.
-        suffix: what became of the text after the cursor: ``none`` was given, ``used`` by fill-in-the-middle tokens, or
-            ``ignored`` because the model has none and the server is configured to.
-        before: tokens of the text before a gap; ``None`` where the prompt is all there is.
-    """
+    """The prompt as the model reads it."""
 
     token_ids: tuple[int, ...]
-    truncated: int = 0
-    suffix: Literal["none", "used", "ignored"] = "none"
-    before: tuple[int, ...] | None = None
+    truncated: int = 0  # tokens cut off because they did not fit
+    suffix: Literal["none", "used", "ignored"] = "none"  # ignored where the model cannot read it and the server may
+    before: tuple[int, ...] | None = None  # tokens of the text before a gap; None where the prompt is all there is
+    end_token_ids: frozenset[int] = frozenset()  # of its completion
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The effective early-exit setting of a request.
-
-    Attributes:
-        name: strategy name.
-        options: every option that a request may set, with the value in effect.
-        strategy: as built.
-        decode: whether full depth verifies what exits, and a draft source, draft.
-        lossless: the same as built; ``None`` where it takes what exits say.
-        stop: ends completions beside stop texts; ``None`` for nothing.
-    """
+    """The effective early-exit setting of a request."""
 
     name: str
-    options: dict[str, object]
+    options: Mapping[str, object]  # every option that a request may set, with the value in effect
     strategy: Strategy
     decode: DecodeSpec = LOSSY
-    lossless: Lossless | None = None
+    lossless: Lossless | None = None  # the same as built; None where it takes what exits say
     stop: BuiltStop | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One completion to be made, for the engine.
-
-    Attributes:
-        prompt: what the model reads.
-        setting: how it exits.
-        max_new_tokens: limit, at least 1, the server's cap already applied.
-        stop, keep_stop, generate_s, seed: as in :class:`Wanted`.
-        owner: whose it is: keys and values of a prompt that begins alike are reused where this is the same; ``None``
-            reuses nothing and leaves nothing.
-        end_token_ids: tokens that end it, those of the prompt's form included; filled in by the service.
-    """
+    """One completion to be made, for the engine."""
 
     prompt: Prompt
     setting: Setting
-    max_new_tokens: int
+    max_new_tokens: int  # at least 1, the server's cap applied
     stop: tuple[str, ...] = ()
-    keep_stop: bool = False
-    generate_s: float | None = None
+    keep_stop: bool = False  # whether the text that ended it belongs to it
+    generate_s: float | None = None  # seconds after its first token when it ends, once there is a line break
     seed: int = 0
-    owner: str | None = None
-    end_token_ids: frozenset[int] = frozenset()
+    owner: str | None = None  # K,V of prompts that begin alike are reused where it is the same; None: neither
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The ending of a completion, after its last token: the one source of everything that is said of it.
+    """The ending of a completion, after its last token: the one source of everything that is said of it."""
 
-    Attributes:
-        text: all of it; the texts of the tokens and ``rest``, joined, are this.
-        rest: text held back until now, since it might have become a stop text.
-        ending: why it ended.
-        tokens: all of them.
-        prompt: what was read. prompt_reused: its first tokens that were not, since their keys and values were there.
-        setting: how it exited. kv: what happened to K,V of skipped layers.
-        num_layers: decoder layers of the model.
-        work: what decoding did.
-        queue_s: from submission to the start of prefill.
-        ttft_s: from submission to the first token.
-        total_s: from submission to the last token.
-        energy_j: this request's share of what was used while it ran, joules; ``None`` without a number.
-        energy_source: of the meter; ``none`` where it failed.
-        stopped_by: name of the stop rule that ended it; empty for anything else.
-    """
-
-    text: str
-    rest: str
+    text: str  # the texts of the tokens and rest, joined
+    rest: str  # text held back until now, since it might have become a stop text
     ending: Ending
     tokens: tuple[Token, ...]
     prompt: Prompt
-    prompt_reused: int
+    prompt_reused: int  # first tokens of the prompt that were not read, since their K,V were there
     setting: Setting
     kv: str
     num_layers: int
     work: Work
-    queue_s: float
-    ttft_s: float
-    total_s: float
-    energy_j: float | None
+    queue_s: float  # from submission to the start of prefill
+    ttft_s: float  # from submission to the first token
+    total_s: float  # from submission to the last token
+    energy_j: float | None  # this request's share of what was used while it ran; None without a number
     energy_source: str
-    stopped_by: str = ""
+    stopped_by: str = ""  # name of the stop rule that ended it
 
     @property
     def prompt_tokens(self) -> int:
@@ -341,62 +246,3 @@ class EarlyExitReport(Report):
 def early_exit_report(done: Finished) -> dict[str, Any]:
     """Return ``x_early_exit`` of an answer."""
     return EarlyExitReport.model_validate(done).model_dump()
-
-
-class Ticket(Protocol):
-    """A submitted job: iterate over it once, in the event loop that submitted it.
-
-    Yields every :class:`Token` when it is made, or verified, then several at once, and :class:`Finished` last.
-
-    Raises:
-        ServingError: while iterating, when it fails: :class:`GenerationError`, :class:`OverloadedError` (it waited too
-            long), :class:`DrainingError`.
-    """
-
-    def __aiter__(self) -> AsyncIterator[Token | Finished]:
-        """Wait for what comes."""
-
-    def cancel(self) -> None:
-        """Cancel the job: its row is free within one token. Does nothing once it has ended."""
-
-
-class EngineTicket:
-    """The engine's :class:`Ticket`. Made in the event loop that reads it.
-
-    Unread tokens wait in memory, at most one completion, so that a slow reader delays no other request.
-
-    Args:
-        job: what is wanted.
-        deadline_s: seconds from now that it has.
-
-    Attributes:
-        submitted: when, by ``time.perf_counter``. deadline: until when.
-        cancelled: whether the client has cancelled it.
-    """
-
-    def __init__(self, job: Job, deadline_s: float) -> None:
-        self.job = job
-        self.submitted = time.perf_counter()
-        self.deadline = self.submitted + deadline_s
-        self.cancelled = False
-        self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[Token | Finished | ServingError] = asyncio.Queue()
-
-    def put(self, piece: Token | Finished | ServingError) -> None:
-        """Hand over a piece, from any thread; a :class:`Finished` or a failure is the last."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: there is no reader
-            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
-
-    def cancel(self) -> None:
-        """See :meth:`Ticket.cancel`."""
-        self.cancelled = True
-
-    async def __aiter__(self) -> AsyncIterator[Token | Finished]:
-        """Yield what comes."""
-        while True:
-            piece = await self._pieces.get()
-            if isinstance(piece, ServingError):
-                raise piece
-            yield piece
-            if isinstance(piece, Finished):
-                return

@@ -114,22 +114,12 @@ class ServeConfig(ModelConfiguration):
 
 
 def prompt_cap(config: ServeConfig, info: ModelInfo) -> int:
-    """Return the cap on a prompt's tokens with a model.
-
-    Raises:
-        ConfigError: prompt and completion do not fit its positions.
-    """
+    """Return the cap on a prompt's tokens with a model; refuse one that leaves no room in its positions."""
     room = info.max_positions - config.max_new_tokens
-    if room < 1:
+    cap = min(DEFAULT_PROMPT_TOKENS, room) if config.max_prompt_tokens is None else config.max_prompt_tokens
+    if not 1 <= cap <= room:
         raise ConfigError(
-            f"--max-new-tokens {config.max_new_tokens} leaves no room for a prompt: {info.name} has "
-            f"{info.max_positions} positions."
+            f"--max-new-tokens {config.max_new_tokens} leaves {max(room, 0)} of the {info.max_positions} positions of "
+            f"{info.name} for a prompt. Lower it, or give a --max-prompt-tokens that fits."
         )
-    if config.max_prompt_tokens is None:
-        return min(DEFAULT_PROMPT_TOKENS, room)
-    if config.max_prompt_tokens > room:
-        raise ConfigError(
-            f"--max-prompt-tokens {config.max_prompt_tokens} and --max-new-tokens {config.max_new_tokens} need more "
-            f"than the {info.max_positions} positions of {info.name}. Use at most {room}."
-        )
-    return config.max_prompt_tokens
+    return cap

@@ -2,19 +2,22 @@
 
 Two families, never mixed: HTTP requests, counted once each with the status they got, refused ones included; and
 completions, the jobs behind them, counted by how they ended. A request with two prompts is one request and two
-completions; a stream that fails half-way is a request with status 200 and a completion that failed.
-
-Labels are bounded: routes, statuses, loaded strategies and layers, never a text of a client.
+completions. Labels are bounded: routes, statuses, loaded strategies and layers, never a text of a client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
 from harness.appearance.visible_text import one_line
 from harness.serving.completions import Finished
@@ -30,19 +33,12 @@ TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class Series(NamedTuple):
-    """A series of completions.
-
-    Attributes:
-        name: behind ``early_exit_``.
-        of: attribute of :class:`Finished`, or one of that, which is added or observed; nothing where that is ``None``.
-            A mapping is added by its keys, the last label.
-        help: one sentence.
-        labels: of the series; ``strategy`` is the completion's, ``source`` its meter's.
-        buckets: of a histogram, in seconds; a counter has none.
-    """
+    """A counter of completions, or with buckets (seconds) a histogram; ``early_exit_`` stands before its name."""
 
     name: str
     of: str
+    """Attribute of :class:`Finished`, or of one of that, which is added or observed, unless it is ``None``; a mapping
+    by its keys, the last label."""
     help: str
     labels: tuple[str, ...] = ("strategy",)
     buckets: tuple[float, ...] = ()
@@ -82,29 +78,14 @@ SERIES = (
 ENERGY = Series(
     "energy_joules", "energy_j", "Joules a sensor measured while completions ran, each one's share.", ("source",)
 )
-"""Of servers whose meter reads a sensor."""
-
-
-class Load(Protocol):
-    """State that the gauges report."""
-
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-
-    @property
-    def running(self) -> int:
-        """Requests in the batch."""
+"""Of servers whose meter reads a sensor: other joules are not counted."""
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own. Every method may be called from any thread.
-
-    Args:
-        energy_measured: joules come from a sensor; others are not counted.
-    """
+    """The counters of one server, in a registry of their own. Every method may be called from any thread."""
 
     def __init__(self, *, energy_measured: bool = False) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it would double every series
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._http = Counter(
@@ -138,8 +119,8 @@ class Metrics:
             for name in [f"early_exit_{one.name}"]
         ]
 
-    def bind(self, load: Load) -> None:
-        """Make the gauges read the service at each scrape; binding again changes nothing."""
+    def bind(self, load: Any) -> None:
+        """Make the gauges read ``waiting`` and ``running`` of a service at each scrape."""
         self._waiting.set_function(lambda: load.waiting)
         self._running.set_function(lambda: load.running)
 
@@ -165,14 +146,7 @@ class Metrics:
         self._completions.labels(kind if kind in KINDS else "internal").inc()
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count an HTTP request.
-
-        Args:
-            method: as received; one that HTTP does not know becomes ``other``.
-            route: template of the route that took it, ``other`` where none did: never a client's path.
-            status: of the answer; 499 where the client went away before it was complete.
-            seconds: from the request's head to the end of the answer.
-        """
+        """Count an HTTP request by the template of its route, ``other`` where none took it: never a client's path."""
         method = method if method in METHODS else "other"
         self._http.labels(method, route, str(status)).inc()
         self._http_s.labels(method, route).observe(seconds)
@@ -183,17 +157,4 @@ class Metrics:
             encode, media_type = choose_encoder(accept)
         except Exception:  # it fails on versions that are not numbers
             encode, media_type = choose_encoder("")
-        return encode(_Lean(self.registry)), media_type
-
-
-class _Lean(Collector):
-    """All series but the times at which counters began, which would double them, and joules before there are any."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            if metric.samples or not metric.name.endswith(ENERGY.name):
-                yield metric
+        return encode(self.registry), media_type

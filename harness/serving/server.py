@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import sys
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -24,34 +24,18 @@ from harness.serving.service import Service
 if TYPE_CHECKING:
     import socket
 
-IDLE_CONNECTIONS = 512
-"""Connections on top of those of running and waiting requests. One more is answered with 503."""
-
-KEEP_ALIVE_S = 30
-"""Seconds that a connection stays open after an answer."""
-
-HEAD_S = 30.0
-"""Seconds in which a connection must get a request's head across, at least; twice that at most."""
-
-LAST_WORDS_S = 5
-"""Seconds that clients get to read the error of what was unfinished at the end of draining."""
-
+IDLE_CONNECTIONS = 512  # on top of those of running and waiting requests; one more is answered with 503
+KEEP_ALIVE_S = 30  # that a connection stays open after an answer
+HEAD_S = 30.0  # in which a connection must get a request's head across, at least; twice that at most
+LAST_WORDS_S = 5  # that clients get to read the error of what was unfinished at the end of draining
 TICK_S = 0.1
 
 
-def _to_stderr(line: str) -> None:
-    print(one_line(line), file=sys.stderr, flush=True)
-
-
-def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:
-    """Serve until SIGTERM or SIGINT.
+def serve(config: ServeConfig) -> bool:
+    """Serve until SIGTERM or SIGINT; writes one line to stderr when it listens and one when it is ready.
 
     The first signal lets running answers finish, for ``drain_s`` seconds at most; what is left then ends with an
     error. The second stops at once: answers break off, and the client's connection with them.
-
-    Args:
-        config: what was asked for.
-        say: called with one line when it listens and one when it is ready.
 
     Returns:
         Whether the engine's thread has ended. Where it has not, since it was told to stop while it loaded, the process
@@ -62,15 +46,13 @@ def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:
         KeyboardInterrupt: stopped twice; the thread may still be running.
     """
     key = allowed_key(config)
-    listeners = listen(config)
-    try:
+    with contextlib.ExitStack() as opened:
+        listeners = [opened.enter_context(listener) for listener in listen(config, key)]
         service = Service(config)
         server = _Server(service, config, key)
-        service.metrics.bind(service)
-        url = config.url(listeners[0].getsockname()[1])
         service.start()
         try:
-            asyncio.run(_run(server, service, listeners, url, say))
+            asyncio.run(_run(server, service, listeners))
         finally:
             if service.state != "draining":  # draining again would restart its time limit
                 service.drain()
@@ -80,20 +62,15 @@ def serve(config: ServeConfig, say: Callable[[str], None] = _to_stderr) -> bool:
         if server.failure is not None:
             raise ModelError(server.failure)
         return ended
-    finally:
-        for listener in listeners:
-            listener.close()
 
 
 class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's protocol, whichever is installed, that ends a connection on which nothing moves.
-
-    uvicorn counts the time between two requests alone: who sends no whole head, or takes nothing of an answer, would
-    keep a connection for ever, and :data:`IDLE_CONNECTIONS` of them the server.
+    """uvicorn's protocol that ends a connection on which nothing moves: who sends no whole head, or takes nothing of an
+    answer, would keep it for ever, and :data:`IDLE_CONNECTIONS` of them the server.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Accept a connection and start checking it."""
+        """Accept a connection and start to look at it."""
         super().connection_made(transport)
         self._look_again()
 
@@ -101,15 +78,13 @@ class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self.loop.call_later(HEAD_S, self._look, self.cycle, self.transport.get_write_buffer_size())
 
     def _look(self, before: Any, unread: int) -> None:
-        left: int = self.transport.get_write_buffer_size()
-        if self.transport.is_closing() and not left:
-            return
+        left = self.transport.get_write_buffer_size()
         if unread and unread == left:
             self.transport.abort()  # closing would wait for a client that does not read
-            return
-        if self.cycle is before and (before is None or before.response_complete):
-            self.transport.close()
-        self._look_again()
+        elif left or not self.transport.is_closing():
+            if self.cycle is before and (before is None or before.response_complete):
+                self.transport.close()
+            self._look_again()
 
 
 class _Server(uvicorn.Server):
@@ -150,31 +125,31 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
 
-async def _run(
-    server: _Server, service: Service, listeners: list[socket.socket], url: str, say: Callable[[str], None]
-) -> None:
-    watch = asyncio.ensure_future(_watch(server, service, url, say))
+async def _run(server: _Server, service: Service, listeners: list[socket.socket]) -> None:
+    watch = asyncio.ensure_future(_watch(server, service, service.config.url(listeners[0].getsockname()[1])))
     try:
         await server.serve(sockets=listeners)
     finally:
         watch.cancel()
 
 
-async def _watch(server: _Server, service: Service, url: str, say: Callable[[str], None]) -> None:
+async def _watch(server: _Server, service: Service, url: str) -> None:
     """Report when it listens and when it is ready, and stop it when loading fails."""
     start = time.perf_counter()
     while not server.started:
         await asyncio.sleep(TICK_S / 10)
     others = " and at every address of this machine" if service.config.everywhere else ""
-    say(f"listening at {url}{others}, loading {service.model_name}")
+    _say(f"listening at {url}{others}, loading {service.model_name}")
     while service.state == "loading":
         await asyncio.sleep(TICK_S)
     if service.state == "ready":
         setting = service.settings.default
-        default = ":".join([setting.name, *(f"{name}={_short(value)}" for name, value in setting.options.items())])
-        say(
+        options = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                   for name, value in setting.options.items())  # fmt: skip
+        _say(
             f"ready after {time.perf_counter() - start:.1f} s: {service.model_name} ({service.info.weights}, "
-            f"{service.dtype} on {service.device}), default strategy {default}, {setting.decode}"
+            f"{service.info.weights_format} on {service.device}), default strategy "
+            f"{':'.join([setting.name, *options])}, {setting.decode}"
         )
     while service.state != "failed":
         await asyncio.sleep(TICK_S)
@@ -182,5 +157,5 @@ async def _watch(server: _Server, service: Service, url: str, say: Callable[[str
     server.should_exit = True
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _say(line: str) -> None:
+    print(one_line(line), file=sys.stderr, flush=True)

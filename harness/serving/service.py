@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from harness.appearance.visible_text import one_line
 from harness.config.decode import check_defers, parse_decode
-from harness.contracts import ModelInfo
+from harness.contracts import Batch, ModelInfo
 from harness.contracts.meters import is_measured
 from harness.contracts.models import with_bos
+from harness.decoding.engine import Engine
+from harness.decoding.unit_costs import Timing
 from harness.errors import ConfigError, HarnessError, is_out_of_memory
 from harness.host.libraries import resolve_device
 from harness.metering import open_meter
-from harness.models.fill_in_the_middle import FillInTheMiddle, encode_inside, fill_in_the_middle
+from harness.models.fill_in_the_middle import encode_inside, fill_in_the_middle
 from harness.models.model import resolve
-from harness.serving.completions import (
-    DrainingError,
-    EngineTicket,
-    InvalidRequestError,
-    Job,
-    LoadingError,
-    Prompt,
-    Ticket,
-    Wanted,
-)
+from harness.serving.completions import DrainingError, InvalidRequestError, Job, LoadingError, Prompt
 from harness.serving.config import ServeConfig, prompt_cap
-from harness.serving.exit_settings import Settings, read_controls
+from harness.serving.exit_settings import Settings
 from harness.serving.metrics import Metrics
-from harness.serving.worker import EnergyShares, Worker
+from harness.serving.worker import Answer, EnergyShares, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -44,24 +37,7 @@ State = Literal["loading", "ready", "draining", "failed"]
 
 
 class Service:
-    """The model and its queue, as the routes see them.
-
-    Args:
-        config: what is asked for. Everything about it that can be checked without weights is checked here.
-
-    Attributes:
-        config: the same.
-        metrics: counters.
-        state: ``loading`` until the model is loaded; then ``ready``; ``draining`` once stopped; or ``failed``.
-        failure: why it could not be loaded, in one line.
-        info: facts of the model.
-        settings: strategies that requests may use.
-        device: of the weights.
-        weights_source: in words; empty until loaded.
-        load_s: seconds that loading took.
-        energy_source: of the meter. energy_measured: it reads a sensor. energy_description: one line.
-        max_prompt_tokens: cap on the tokens of a prompt.
-        fim: how the tokenizer fills in the middle; ``None`` when it cannot.
+    """The model and its queue, as the routes see them. All that can be checked without weights is checked at once.
 
     Raises:
         HarnessError: it cannot be served, in one line.
@@ -82,16 +58,15 @@ class Service:
         )
         self.max_prompt_tokens = prompt_cap(config, self.info)
         self._tokenizer = self._model.tokenizer
-        self._longest = max(map(len, self._tokenizer.wrapped.get_vocab()), default=1)
         self._meter, _ = open_meter(config.energy, self._model.devices(self.device), config.tdp_w)
         self.energy_source, self.energy_description = self._meter.source, self._meter.description
         self.energy_measured = is_measured(self._meter)
         self.fim = fill_in_the_middle(self._tokenizer.wrapped)
         self.metrics = Metrics(energy_measured=self.energy_measured)
+        self.metrics.bind(self)
         self.state: State = "loading"
-        self.failure: str | None = None
-        self.weights_source = ""
-        self.load_s = 0.0
+        self.failure: str | None = None  # why it could not be loaded, in one line
+        self.weights_source = ""  # in words; empty until loaded
         self._worker: Worker | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -101,40 +76,75 @@ class Service:
         return Path(self.info.name).name if Path(self.info.name).is_dir() else self.info.name
 
     @property
-    def dtype(self) -> str:
-        """Of the weights."""
-        return self.info.weights_format
-
-    @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return 0 if self._worker is None else self._worker.waiting
+        return 0 if self._worker is None else len(self._worker.queue)
 
     @property
     def running(self) -> int:
         """Requests that are being decoded."""
-        return 0 if self._worker is None else self._worker.running
+        return 0 if self._worker is None else len(self._worker.served)
 
     def start(self) -> None:
         """Begin to load the model, on the engine's thread; returns at once. :attr:`state` says how it goes."""
         self._thread.start()
 
-    def encode(self, prompt: str | Sequence[int], suffix: str | None, *, truncate: bool) -> Prompt:
-        """Return what the model reads.
+    def job(
+        self,
+        prompt: str | Sequence[int],
+        suffix: str | None = None,
+        *,
+        early_exit: Any = None,
+        owner: str | None = None,
+        max_new_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        keep_stop: bool = False,
+        truncate: bool = False,
+        generate_s: float | None = None,
+        seed: int = 0,
+        reuse: bool = True,
+    ) -> Job:
+        """Return the job that a request is: text before the cursor, or its tokens, and text after it, how it exits, and
+        the fields of :class:`Job`.
 
-        Args:
-            prompt: text before the cursor, or its tokens.
-            suffix: text after it; read with the tokenizer's fill-in-the-middle tokens, where it has them.
-            truncate: whether a prompt that is too long loses its beginning instead of being refused.
+        A prompt that is too long is refused, or loses what is far from the cursor (``truncate``). ``reuse`` shares K,V
+        with other prompts of the same owner.
 
         Raises:
-            InvalidRequestError: empty, too long and not to be truncated, an unknown token id, or a suffix that the
-                model cannot read.
+            InvalidRequestError: it cannot be served as it is written.
         """
-        tokens = self._tokens(prompt, truncate=truncate)
+        setting = self.settings.resolve(early_exit)
+        stop, cap = tuple(dict.fromkeys(stop)), self.config.max_new_tokens
+        if len(stop) > MAX_STOPS or sum(map(len, stop)) > MAX_STOP_CHARACTERS:
+            raise InvalidRequestError(
+                f"{len(stop)} stop texts of {sum(map(len, stop))} characters were given; {MAX_STOPS} of "
+                f"{MAX_STOP_CHARACTERS} in all are allowed."
+            )
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise InvalidRequestError(f"{max_new_tokens} new tokens cannot be made. Send 1 or more, or no limit.")
+        return Job(
+            prompt=self.encode(prompt, suffix or None, truncate=truncate),
+            setting=setting,
+            max_new_tokens=min(max_new_tokens or cap, cap),
+            stop=stop,
+            keep_stop=keep_stop,
+            generate_s=generate_s,
+            seed=seed % 2**63,  # every generator of random numbers takes it
+            owner=owner if reuse else None,
+        )
+
+    def encode(self, prompt: str | Sequence[int], suffix: str | None, *, truncate: bool) -> Prompt:
+        """Return what the model reads; see :meth:`job`."""
+        tokens, ends = self._tokens(prompt), self._tokenizer.eos_token_ids
         if suffix and self.fim is not None:
-            after = self._tokens(suffix, truncate=truncate, after=True)
-            return self._between(self.fim, tokens, after, truncate=truncate)
+            after = encode_inside(self._tokenizer, suffix)
+            read = with_bos(self._tokenizer, self.fim.token_ids(tokens, after))
+            over = self._over(len(read), truncate=truncate)
+            if over:
+                room = len(tokens) + len(after) + self.fim.markers - over
+                tokens, after = self.fim.fit(tokens, after, room)
+                read = with_bos(self._tokenizer, self.fim.token_ids(tokens, after))
+            return Prompt(tuple(read), over, "used", tuple(tokens), ends | self.fim.end_token_ids)
         if suffix and self.config.suffix == "refuse":
             raise InvalidRequestError(
                 f"{self.model_name} has no fill-in-the-middle tokens and cannot read a suffix. Send none, or serve "
@@ -147,25 +157,12 @@ class Service:
         over = self._over(len(start) + len(tokens), truncate=truncate)
         read = [*start, *tokens[over:]]
         marked = None if suffix or self.fim is None else self.fim.before_gap(read)  # by the client, as llm-vscode does
-        if marked is not None:
-            return Prompt(tuple(read), truncated=over, suffix="used", before=marked)
-        return Prompt(tuple(read), truncated=over, suffix="ignored" if suffix else "none")
-
-    def _between(self, middle: FillInTheMiddle, before: list[int], after: list[int], *, truncate: bool) -> Prompt:
-        """Return the prompt of the gap between two texts."""
-        more = len(with_bos(self._tokenizer, middle.token_ids([], []))) - middle.markers
-        over = self._over(more + len(before) + len(after) + middle.markers, truncate=truncate)
-        if over:
-            before, after = middle.fit(before, after, self.max_prompt_tokens - more)
-        read = with_bos(self._tokenizer, middle.token_ids(before, after))
-        return Prompt(tuple(read), truncated=over, suffix="used", before=tuple(before))
+        if self.fim is not None and marked is not None:
+            return Prompt(tuple(read), over, "used", marked, ends | self.fim.end_token_ids)
+        return Prompt(tuple(read), over, "ignored" if suffix else "none", end_token_ids=ends)
 
     def _over(self, tokens: int, *, truncate: bool) -> int:
-        """Return how many tokens of a prompt are too many.
-
-        Raises:
-            InvalidRequestError: some are, and the prompt is not to be truncated.
-        """
+        """Return how many tokens of a prompt are too many; refuse them where it is not to be truncated."""
         over = max(0, tokens - self.max_prompt_tokens)
         if over and not truncate:
             raise InvalidRequestError(
@@ -174,57 +171,37 @@ class Service:
             )
         return over
 
-    def job(self, wanted: Wanted, controls: Any, owner: str) -> Job:
-        """Return the job that a request is.
-
-        Args:
-            wanted: the request.
-            controls: early exit where the request itself says nothing of it.
-            owner: whose it is.
-
-        Raises:
-            InvalidRequestError: it cannot be served as it is written.
-        """
-        given = controls if wanted.early_exit is None else wanted.early_exit
-        setting = self.settings.resolve(read_controls(given))
-        stop = tuple(dict.fromkeys(text for text in wanted.stop if text))
-        if len(stop) > MAX_STOPS or sum(map(len, stop)) > MAX_STOP_CHARACTERS:
+    def _tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._tokenizer.encode(prompt)
+        wrong = next((token for token in prompt if not 0 <= token < self.info.vocab_size), None)
+        if wrong is not None:
             raise InvalidRequestError(
-                f"{len(stop)} stop texts of {sum(map(len, stop))} characters were given; {MAX_STOPS} of "
-                f"{MAX_STOP_CHARACTERS} in all are allowed."
+                f"token id {wrong} is outside the vocabulary of {self.model_name}. "
+                f"Send ids from 0 to {self.info.vocab_size - 1}."
             )
-        cap = self.config.max_new_tokens
-        return Job(
-            prompt=self.encode(wanted.prompt, wanted.suffix or None, truncate=wanted.truncate),
-            setting=setting,
-            max_new_tokens=min(wanted.max_new_tokens or cap, cap),
-            stop=stop,
-            keep_stop=wanted.keep_stop,
-            generate_s=wanted.generate_s,
-            seed=wanted.seed,
-            owner=owner if wanted.reuse else None,
-        )
+        return list(prompt)
 
-    def submit(self, job: Job) -> Ticket:
-        """Queue a job; call from the event loop that will iterate over the ticket.
-
-        Raises:
-            OverloadedError: the queue is full.
-            LoadingError, DrainingError: no requests are accepted now.
-        """
+    def check_ready(self) -> None:
+        """Refuse while no requests are accepted: not yet, never, or no more."""
         if self.state == "draining":
             raise DrainingError("the server is shutting down. Use another one.")
         if self.state == "failed":
             raise LoadingError(f"the model could not be loaded: {self.failure}")
-        if self._worker is None or self.state == "loading":
-            raise LoadingError(f"{self.model_name} is being loaded. Try again in a few seconds.")
-        ends = self._tokenizer.eos_token_ids
-        if job.prompt.suffix == "used" and self.fim is not None:
-            ends |= self.fim.end_token_ids
-        job = replace(job, end_token_ids=ends)
-        ticket = EngineTicket(job, self.config.deadline_s)
-        self._worker.submit(ticket)
-        return ticket
+        if self.state == "loading":
+            raise LoadingError("the model is being loaded. Try again when /health says ready.")
+
+    def submit(self, jobs: Sequence[Job]) -> Answer:
+        """Queue the jobs of a request, all or none; call from the event loop that will read the answer.
+
+        Raises:
+            ServingError: the queue is full, or no requests are accepted now.
+        """
+        self.check_ready()
+        assert self._worker is not None
+        answer = Answer(jobs, self.config.deadline_s)
+        self._worker.submit(answer)
+        return answer
 
     def drain(self) -> None:
         """Accept no new requests and let accepted ones finish, for ``drain_s`` seconds at most; what is left
@@ -248,43 +225,35 @@ class Service:
 
     def _run(self) -> None:
         try:
-            worker = self._load()
-        except Exception as error:
-            self.failure = _why(error, self.info.name)
-            self.state = "failed"
-            if not isinstance(error, HarnessError):
-                logger.exception("loading failed")
-            self._meter.close()
-            return
-        self._worker = worker
-        if self.state == "loading":
-            self.state = "ready"
-        if self.state == "draining":  # stopped while loading
-            worker.drain(0)
-        try:
+            self._worker = worker = self._load()
+            if self.state == "draining":  # stopped while loading
+                worker.drain(0)
+            else:
+                self.state = "ready"
             worker.run()
         except Exception as error:
-            logger.exception("the engine stopped")
-            self.failure, self.state = f"the engine stopped: {_why(error, self.model_name)}", "failed"
+            if not isinstance(error, HarnessError):
+                logger.exception("the engine stopped")
+            self.failure = one_line(str(error)) or type(error).__name__
+            if is_out_of_memory(error):
+                self.failure = (
+                    f"out of memory loading {self.model_name}. Use --dtype bfloat16, a smaller --batch-size or "
+                    "--max-prompt-tokens."
+                )
+            if self._worker is not None:
+                self.failure = f"the engine stopped: {self.failure}"
+            self.state = "failed"
         finally:
             self._meter.close()
 
     def _load(self) -> Worker:
-        import torch
-
-        from harness.contracts import Batch
-        from harness.decoding.engine import Engine
-        from harness.decoding.unit_costs import Timing
-
-        started = time.perf_counter()
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         loaded = self._model.load(self.device)
         self.info = loaded.info
         engine = Engine(loaded.backbone, self.info, self.config.kv_input, Timing())
         positions = self.max_prompt_tokens + self.config.max_new_tokens
-        energy = EnergyShares(self._meter)
-        special = self._tokenizer.special_ids
+        energy, special = EnergyShares(self._meter), self._tokenizer.special_ids
         worker = Worker(engine, self._tokenizer, special, self.config, positions, energy, self.metrics)
         lossless = self.settings.default.lossless
         # Their parts are read, and everything is paid once, before anyone asks.
@@ -295,31 +264,4 @@ class Service:
             for how in {None, lossless}:
                 engine.decode([[0, 0]], strategy, kv=self.config.kv, max_new_tokens=[3], lossless=how)
         self.weights_source = loaded.weights_source
-        self.load_s = time.perf_counter() - started
         return worker
-
-    def _tokens(self, prompt: str | Sequence[int], *, truncate: bool, after: bool = False) -> list[int]:
-        """Return the tokens of text before the cursor, or after it; of text that is far too long those next to it."""
-        if not isinstance(prompt, str):
-            wrong = next((token for token in prompt if not 0 <= token < self.info.vocab_size), None)
-            if wrong is not None:
-                raise InvalidRequestError(
-                    f"token id {wrong} is outside the vocabulary of {self.model_name}. "
-                    f"Send ids from 0 to {self.info.vocab_size - 1}."
-                )
-            return list(prompt)
-        enough = (self.max_prompt_tokens + 1) * self._longest  # characters that are certainly more tokens than allowed
-        if len(prompt) > enough:
-            if not truncate:
-                raise InvalidRequestError(
-                    f"the prompt has {len(prompt)} characters, which is more than {self.max_prompt_tokens} tokens. "
-                    "Send less, or serve with a larger --max-prompt-tokens."
-                )
-            prompt = prompt[:enough] if after else prompt[-enough:]
-        return encode_inside(self._tokenizer, prompt) if after else self._tokenizer.encode(prompt)
-
-
-def _why(error: Exception, name: str) -> str:
-    if is_out_of_memory(error):
-        return f"out of memory loading {name}. Use --dtype bfloat16, a smaller --batch-size or --max-prompt-tokens."
-    return one_line(str(error)) or type(error).__name__

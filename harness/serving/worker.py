@@ -1,20 +1,19 @@
 """The one thread that decodes for all requests: they wait in a bounded queue, and join and leave between tokens.
 
 Prompts are read in the order in which they came, one at a time, and in pieces: between two of these every running
-request makes or drafts a token. So a long prompt delays a token by no more than a piece; the first tokens of requests
-that came later it does delay. A request that is cancelled, late or fails leaves without affecting the others. Requests
-that run at the same time share the energy that is measured equally.
+request makes or drafts a token. A request that is cancelled, late or fails leaves without affecting the others.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
 from harness.contracts import Cursor, Meter, Tokenizer
@@ -27,166 +26,148 @@ from harness.records import Work
 from harness.serving.completions import (
     DrainingError,
     Ending,
-    EngineTicket,
     Finished,
     GenerationError,
+    Job,
     OverloadedError,
     ServingError,
 )
 from harness.serving.config import ServeConfig
 from harness.serving.metrics import Metrics
 
+logger = logging.getLogger(__name__)
 
-class Served:
-    """One request while it occupies a row, from its first prefill to its ending: its text, tokens and time.
+PROMPTS = logging.getLogger("harness.serving.prompts")
+"""Logs prompts and completions, one JSON text each, with ``--log-prompts``."""
 
-    Args:
-        ticket: the job and its reader.
-        tokenizer: the model's.
-        special: ids that add no text.
 
-    Attributes:
-        ticket: the same.
-        prompt_reused: tokens at the prompt's beginning that were not read again.
+class Answer:
+    """What becomes of the jobs of one request. Made, and iterated over once, in the event loop of its reader.
+
+    Yields the place of a job with each :class:`Token` when it is made, or verified, and with its :class:`Finished`
+    last; raises the failure of a job, or what else :meth:`put` was given. A slow reader delays no other request.
     """
 
-    def __init__(self, ticket: EngineTicket, tokenizer: Tokenizer, special: frozenset[int]) -> None:
-        self.ticket = ticket
+    def __init__(self, jobs: Sequence[Job], deadline_s: float) -> None:
+        self.submitted = time.perf_counter()
+        self.deadline = self.submitted + deadline_s
+        self.cancelled = False
+        self.tickets = [Ticket(self, place, job) for place, job in enumerate(jobs)]
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[tuple[int, Token | Finished] | Exception] = asyncio.Queue()
+
+    def put(self, piece: tuple[int, Token | Finished] | Exception) -> None:
+        """Hand over a piece, from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there is no reader
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+    def cancel(self) -> None:
+        """Cancel the jobs: their rows are free within one token."""
+        self.cancelled = True
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Token | Finished]]:
+        """Yield what comes, until the last ending."""
+        left = len(self.tickets)
+        while left:
+            piece = await self._pieces.get()
+            if isinstance(piece, Exception):
+                raise piece
+            left -= isinstance(piece[1], Finished)
+            yield piece
+
+
+class Ticket:
+    """One job from the queue to its ending; in a row since :meth:`begin`."""
+
+    def __init__(self, answer: Answer, place: int, job: Job) -> None:
+        self.answer, self.job = answer, job
+        self.row: int | None = None
+        self.began = 0.0
         self.prompt_reused = 0
-        self._began = time.perf_counter()
-        job = ticket.job
-        self._transcript = Transcript(
+        self.ended = False
+        self.transcript: Transcript
+        self._place = place
+
+    def begin(self, row: int, tokenizer: Tokenizer, special: frozenset[int]) -> None:
+        """Take a row."""
+        job, self.row, self.began = self.job, row, time.perf_counter()
+        self.transcript = Transcript(
             tokenizer, job.stop, keep_stop=job.keep_stop, silent=special, after=job.prompt.token_ids
         )
 
-    def stop(self, token_ids: Sequence[int]) -> bool:
-        """Return whether a stop text is complete in these tokens, drafted ones included: the stop rule of its row."""
-        return self._transcript.follow(token_ids)
+    def put(self, piece: Token | Finished | ServingError) -> None:
+        """Hand over a piece; what is no token is the last."""
+        self.ended = not isinstance(piece, Token)
+        self.answer.put(piece if isinstance(piece, ServingError) else (self._place, piece))
 
     def tokens(self, made: Generation) -> tuple[list[Token], Ending | None]:
         """Return the tokens that were made since the last call, and why the last of them ends it."""
-        new = len(made.token_ids) - len(self._transcript.tokens)
+        new = len(made.token_ids) - len(self.transcript.tokens)
         if not new:
             return [], made.finish_reason
         ending: Ending | None = made.finish_reason or ("deadline" if self._is_late(made) else None)
-        return [
-            self._transcript.read(made, last=ending is not None and left == 0) for left in reversed(range(new))
-        ], ending
-
-    def finished(
-        self,
-        made: Generation,
-        ending: Ending,
-        kv: str,
-        num_layers: int,
-        energy_j: float | None,
-        energy_source: str,
-    ) -> Finished:
-        """Return the ending, after its last token."""
-        text = self._transcript.finish()
-        return Finished(
-            text=text,
-            rest=self._transcript.rest(),
-            ending="stop" if self._transcript.stopped else ending,
-            tokens=tuple(self._transcript.tokens),
-            prompt=self.ticket.job.prompt,
-            prompt_reused=self.prompt_reused,
-            setting=self.ticket.job.setting,
-            kv=kv,
-            num_layers=num_layers,
-            work=Work.of(made),
-            queue_s=self._began - self.ticket.submitted,
-            ttft_s=self._transcript.tokens[0].time_s,
-            total_s=self._transcript.tokens[-1].time_s,
-            energy_j=energy_j,
-            energy_source=energy_source,
-            stopped_by=made.stopped_by,
-        )
+        last = ending is not None
+        return [self.transcript.read(made, last=last and left == 0) for left in reversed(range(new))], ending
 
     def _is_late(self, made: Generation) -> bool:
         """Whether the deadline is over, or its own time is and it has a whole line: half a line is useless."""
-        now, limit_s = time.perf_counter(), self.ticket.job.generate_s
-        over = limit_s is not None and now > self.ticket.submitted + made.token_times_s[0] + limit_s
-        return now > self.ticket.deadline or (over and "\n" in self._transcript.text)
-
-
-logger = logging.getLogger(__name__)
+        now, limit_s = time.perf_counter(), self.job.generate_s
+        over = limit_s is not None and now > self.answer.submitted + made.token_times_s[0] + limit_s
+        return now > self.answer.deadline or (over and "\n" in self.transcript.text)
 
 
 class EnergyShares:
     """Cuts time where a request begins or ends, and splits each cut's energy among those that ran in it.
 
     Shares add up to what was measured while any request ran. A cut shorter than the sensor's tick is imprecise;
-    over several requests the errors cancel.
-
-    Args:
-        meter: opens the windows; closed by its owner.
+    over several requests the errors cancel. The meter is closed by its owner.
     """
 
     def __init__(self, meter: Meter) -> None:
         self.source = meter.source
         self._meter: Meter | None = meter
         self._energy_j: dict[int, float | None] = {}  # of each row that runs
-        self._open = False
 
     def begin(self, row: int) -> None:
         """A request begins in a row."""
-        self._cut()
+        self._close()
         self._energy_j[row] = None if self._meter is None else 0.0
-        self._start()
+        self._open()
 
     def end(self, row: int) -> float | None:
         """A row's request ended, if one ran there: returns its joules, ``None`` when there is no number."""
         if row not in self._energy_j:
             return None
-        self._cut()
+        self._close()
         energy_j = self._energy_j.pop(row)
-        self._start()
+        self._open()
         return energy_j
 
-    def _start(self) -> None:
-        if self._meter is not None and self._energy_j:
-            try:
+    def _open(self) -> None:
+        with self._giving_up():
+            if self._meter is not None and self._energy_j:
                 self._meter.begin()
-                self._open = True
-            except Exception as error:  # a meter may be a plug-in
-                self._give_up(error)
 
-    def _cut(self) -> None:
-        if not self._open or self._meter is None:
-            return
-        self._open = False
+    def _close(self) -> None:
+        with self._giving_up():
+            if self._meter is not None and self._energy_j:
+                used_j, running = self._meter.end().energy_j, len(self._energy_j)
+                for row, before in self._energy_j.items():
+                    self._energy_j[row] = None if before is None or used_j is None else before + used_j / running
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """A meter, which may be a plug-in, ends the numbers and no completion."""
         try:
-            used_j = self._meter.end().energy_j
-        except Exception as error:  # a meter may be a plug-in
-            self._give_up(error)
-            return
-        for row, before in self._energy_j.items():
-            share = None if before is None or used_j is None else before + used_j / len(self._energy_j)
-            self._energy_j[row] = share
-
-    def _give_up(self, error: Exception) -> None:
-        """Continue without energy: the completion matters more."""
-        logger.warning("energy is not measured from now on: %s", error)
-        self._meter, self.source, self._open = None, "none", False
-        self._energy_j = dict.fromkeys(self._energy_j)
-
-
-PROMPTS = logging.getLogger("harness.serving.prompts")
-"""Logs prompts and completions, one JSON text each, with ``--log-prompts``."""
+            yield
+        except Exception as error:
+            logger.warning("energy is not measured from now on: %s", error)
+            self._meter, self.source = None, "none"
+            self._energy_j = dict.fromkeys(self._energy_j)
 
 
 class Worker:
-    """Decodes what is submitted. :meth:`run` is the thread; everything else may be called from any other.
-
-    Args:
-        engine: decodes.
-        tokenizer: the model's. special: ids that add no text.
-        config: rows, queue, KV policy, pieces of prompts and how many are kept.
-        positions: longest prompt and completion together.
-        energy: attributes energy to requests.
-        metrics: count completions.
-    """
+    """Decodes what is submitted. :meth:`run` is the thread; everything else may be called from any other."""
 
     def __init__(
         self,
@@ -200,40 +181,25 @@ class Worker:
     ) -> None:
         self._engine, self._tokenizer, self._config, self._positions = engine, tokenizer, config, positions
         self._special, self._energy, self._metrics = special, energy, metrics
-        self._queue: deque[EngineTicket] = deque()
-        self._served: dict[int, Served] = {}
+        self.queue: deque[Ticket] = deque()
+        self.served: dict[int, Ticket] = {}
         self._changed = threading.Condition()
         self._drain_until: float | None = None
         self._batch: OpenBatch | None = None
         self._open()
 
-    @property
-    def waiting(self) -> int:
-        """Requests in the queue."""
-        return len(self._queue)
-
-    @property
-    def running(self) -> int:
-        """Requests that are being decoded."""
-        return len(self._served)
-
-    def submit(self, ticket: EngineTicket) -> None:
-        """Queue a ticket.
-
-        Raises:
-            OverloadedError: the queue is full.
-            DrainingError: no more requests are accepted.
-        """
+    def submit(self, answer: Answer) -> None:
+        """Queue all jobs of an answer, or refuse all."""
         with self._changed:
             if self._drain_until is not None:
                 raise DrainingError("the server is shutting down. Use another one.")
-            waiting = sum(not ticket.cancelled for ticket in list(self._queue))
-            running = sum(not served.ticket.cancelled for served in list(self._served.values()))
-            if waiting >= self._config.max_queue + self._config.batch_size - running:
+            waiting = sum(not ticket.answer.cancelled for ticket in list(self.queue))
+            running = sum(not ticket.answer.cancelled for ticket in list(self.served.values()))
+            if waiting + running + len(answer.tickets) > self._config.max_queue + self._config.batch_size:
                 raise OverloadedError(
                     f"{running} requests run and {waiting} wait, which is the limit. Try again later."
                 )
-            self._queue.append(ticket)
+            self.queue.extend(answer.tickets)
             self._changed.notify()
 
     def drain(self, seconds: float) -> None:
@@ -242,11 +208,7 @@ class Worker:
         self._drain_until = time.perf_counter() + seconds
 
     def run(self) -> None:
-        """Decode until drained.
-
-        Raises:
-            Exception: a defect. Every waiting request has failed with it, and no more requests are accepted.
-        """
+        """Decode until drained; after a defect, which is raised, every request has failed and no more are accepted."""
         try:
             self._run()
         except BaseException:
@@ -257,20 +219,23 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._queue and not self._served and self._drain_until is None:
+                while not self.queue and not self.served and self._drain_until is None:
                     self._changed.wait(timeout=0.2)
-                if self._drain_until is not None and not self._queue and not self._served:
+            if self._drain_until is not None:
+                if not self.queue and not self.served:
                     return
-            if self._drain_until is not None and time.perf_counter() > self._drain_until:
-                self._fail_all(DrainingError("the server is shutting down; this completion was not finished."))
-                continue
-            self._sweep_queue()
-            self._free_cancelled()
+                if time.perf_counter() > self._drain_until:
+                    self._fail_all(DrainingError("the server is shutting down; this completion was not finished."))
+                    continue
+            self._sweep()
             self._admit()
             if self._batch is not None:
                 self._read(self._batch)
             if self._batch is not None and self._batch.running:
-                self._step(self._batch)
+                tickets = list(self.served.values())
+                with self._failing(tickets):
+                    self._batch.step()
+                    self._publish(tickets)
 
     def _open(self) -> OpenBatch:
         """Open an empty batch. The last one's memory is freed first: there may not be room for both."""
@@ -284,88 +249,98 @@ class Worker:
         self._batch.with_log_probabilities = True
         return self._batch
 
-    def _sweep_queue(self) -> None:
-        """Remove cancelled and expired requests from the queue."""
+    def _sweep(self) -> None:
+        """Let cancelled requests go, and refuse those that waited until their deadline."""
         now = time.perf_counter()
         with self._changed:
-            out = [ticket for ticket in self._queue if ticket.cancelled or now > ticket.deadline]
+            out = [one for one in self.queue if one.answer.cancelled or now > one.answer.deadline]
             for ticket in out:
-                self._queue.remove(ticket)
-        for ticket in out:
-            self._drop_waiting(ticket)
-
-    def _drop_waiting(self, ticket: EngineTicket) -> None:
-        """Count a cancelled request; fail an expired one."""
-        if ticket.cancelled:
-            self._metrics.failed("cancelled")
-        else:
-            waited_s = time.perf_counter() - ticket.submitted
-            self._fail(ticket, OverloadedError(f"waited {waited_s:.0f} s in the queue without being started."))
+                self.queue.remove(ticket)
+        for ticket in [*out, *(one for one in self.served.values() if one.answer.cancelled)]:
+            if ticket.answer.cancelled:
+                self._free(ticket)
+                self._metrics.failed("cancelled")
+            else:
+                waited_s = now - ticket.answer.submitted
+                self._fail(ticket, OverloadedError(f"waited {waited_s:.0f} s in the queue without being started."))
 
     def _admit(self) -> None:
         """Let requests join until one has a prompt to be read: the others wait, so that they can reuse it."""
         while self._batch is None or not self._batch.reading:
             with self._changed:
-                if not self._queue or len(self._served) == self._config.batch_size:
+                if not self.queue or len(self.served) == self._config.batch_size:
                     return
-                ticket = self._queue.popleft()
-            if ticket.cancelled or time.perf_counter() > ticket.deadline:
-                self._drop_waiting(ticket)
-            else:
-                self._begin(ticket, set(range(self._config.batch_size)) - set(self._served))
+                ticket = self.queue.popleft()
+            with self._failing([ticket]):
+                self._begin(ticket)
 
-    def _begin(self, ticket: EngineTicket, free: set[int]) -> None:
-        job, prompt = ticket.job, ticket.job.prompt.token_ids
-        row = min(free) if self._batch is None else self._batch.row_for(prompt, job.owner, free)
-        served = self._served[row] = Served(ticket, self._tokenizer, self._special)
-        with self._failing([row]):
-            batch = self._batch or self._open()
-            self._energy.begin(row)
-            strategy, lossless = job.setting.strategy, job.setting.lossless
-            rows, rule = self._exits.join(row, strategy, job.seed, self._engine.facts(strategy, lossless))
-            drafts = self._engine.drafts(lossless, rows, self._config.kv, strategy, rule)
-            before = job.prompt.before
-            code = None if before is None else self._tokenizer.decode(before)
-            cursor = Cursor(prompt, self._tokenizer, "", self._engine.info, rows.device, code)
-            stop = job.setting.stop
-            served.prompt_reused = batch.join(
-                row, prompt, job.max_new_tokens, served.stop, job.end_token_ids, ticket.submitted, job.owner,
-                None if drafts is None else replace(drafts, rules=self._exits.guarded(drafts.rules)),
-                None if stop is None else stop.start(cursor),
-            )  # fmt: skip
+    def _begin(self, ticket: Ticket) -> None:
+        job, prompt = ticket.job, ticket.job.prompt
+        batch = self._batch or self._open()
+        row = batch.row_for(prompt.token_ids, job.owner, set(range(self._config.batch_size)) - set(self.served))
+        ticket.begin(row, self._tokenizer, self._special)
+        self.served[row] = ticket
+        self._energy.begin(row)
+        strategy, lossless = job.setting.strategy, job.setting.lossless
+        rows, rule = self._exits.join(row, strategy, job.seed, self._engine.facts(strategy, lossless))
+        drafts = self._engine.drafts(lossless, rows, self._config.kv, strategy, rule)
+        code = None if prompt.before is None else self._tokenizer.decode(prompt.before)
+        cursor = Cursor(prompt.token_ids, self._tokenizer, "", self._engine.info, rows.device, code)
+        stop = job.setting.stop
+        ticket.prompt_reused = batch.join(
+            row, prompt.token_ids, job.max_new_tokens, ticket.transcript.follow, prompt.end_token_ids,
+            ticket.answer.submitted, job.owner,
+            None if drafts is None else replace(drafts, rules=self._exits.guarded(drafts.rules)),
+            None if stop is None else stop.start(cursor),
+        )  # fmt: skip
 
     def _read(self, batch: OpenBatch) -> None:
         """Read the next piece of a prompt, if there is one."""
         for row in list(batch.reading):
-            with self._failing([row]):
+            ticket = self.served[row]
+            with self._failing([ticket]):
                 batch.prefill([row], self._config.prefill_tokens)
-                self._publish([row])
+                self._publish([ticket])
 
-    def _step(self, batch: OpenBatch) -> None:
-        rows = list(self._served)
-        with self._failing(rows):
-            batch.step()
-            self._publish(rows)
-
-    def _publish(self, rows: list[int]) -> None:
-        """Deliver each row's new tokens, and endings; a row whose prompt is being read, or which drafts, has none."""
-        for row in rows:
-            served, made = self._served[row], self._tally[row]
-            failure = self._exits.failures.pop(row, None) or made.failure
+    def _publish(self, tickets: list[Ticket]) -> None:
+        """Deliver new tokens, and endings; a row whose prompt is being read, or which drafts, has none."""
+        for ticket in tickets:
+            assert ticket.row is not None
+            made = self._tally[ticket.row]
+            failure = self._exits.failures.pop(ticket.row, None) or made.failure
             if failure is not None:
                 logger.error("a request failed", exc_info=failure)
-                self._fail(self._free(row).ticket, GenerationError(f"generation failed: {reason(failure)}."))
+                self._fail(ticket, GenerationError(f"generation failed: {reason(failure)}."))
                 continue
-            tokens, ending = served.tokens(made)
+            tokens, ending = ticket.tokens(made)
             for token in tokens:
-                served.ticket.put(token)
+                ticket.put(token)
             if ending is not None:
-                energy_j, source = self._energy.end(row), self._energy.source
-                layers = self._engine.info.num_layers
-                done = served.finished(made, ending, self._config.kv, layers, energy_j, source)
-                self._free(row)
-                served.ticket.put(done)
+                done = self._finished(ticket, ticket.row, made, ending)
+                self._free(ticket)
+                ticket.put(done)
                 self._tell(done)
+
+    def _finished(self, ticket: Ticket, row: int, made: Generation, ending: Ending) -> Finished:
+        transcript, submitted = ticket.transcript, ticket.answer.submitted
+        return Finished(
+            text=transcript.finish(),
+            rest=transcript.rest(),
+            ending="stop" if transcript.stopped else ending,
+            tokens=tuple(transcript.tokens),
+            prompt=ticket.job.prompt,
+            prompt_reused=ticket.prompt_reused,
+            setting=ticket.job.setting,
+            kv=self._config.kv,
+            num_layers=self._engine.info.num_layers,
+            work=Work.of(made),
+            queue_s=ticket.began - submitted,
+            ttft_s=transcript.tokens[0].time_s,
+            total_s=transcript.tokens[-1].time_s,
+            energy_j=self._energy.end(row),
+            energy_source=self._energy.source,
+            stopped_by=made.stopped_by,
+        )
 
     def _tell(self, done: Finished) -> None:
         """Count and log a delivered completion."""
@@ -377,47 +352,41 @@ class Worker:
         except Exception:
             logger.exception("a completion could not be counted")
 
-    def _free_cancelled(self) -> None:
-        """Free the rows of cancelled requests."""
-        for row, served in list(self._served.items()):
-            if served.ticket.cancelled:
-                self._free(row)
-                self._metrics.failed("cancelled")
+    def _free(self, ticket: Ticket) -> None:
+        """Empty its row, if it has one."""
+        row, ticket.row = ticket.row, None
+        if row is not None:
+            if self._batch is not None:
+                self._batch.drop(row)
+            self._energy.end(row)
+            del self.served[row]
 
-    def _free(self, row: int) -> Served:
-        if self._batch is not None:
-            self._batch.drop(row)
-        self._energy.end(row)
-        return self._served.pop(row)
-
-    def _fail(self, ticket: EngineTicket, error: ServingError) -> None:
+    def _fail(self, ticket: Ticket, error: ServingError) -> None:
+        self._free(ticket)
         ticket.put(error)
         self._metrics.failed(error.kind)
 
     def _fail_all(self, error: ServingError) -> None:
         with self._changed:
-            waiting = list(self._queue)
-            self._queue.clear()
-        for ticket in waiting:
+            waiting = list(self.queue)
+            self.queue.clear()
+        for ticket in (*waiting, *list(self.served.values())):
             self._fail(ticket, error)
-        for row in list(self._served):
-            self._fail(self._free(row).ticket, error)
 
-    @contextmanager
-    def _failing(self, rows: list[int]) -> Iterator[None]:
-        """Any exception fails the requests in these rows only."""
+    @contextlib.contextmanager
+    def _failing(self, tickets: list[Ticket]) -> Iterator[None]:
+        """Any exception fails those of these requests that have not ended."""
         try:
             yield
         except (Exception, SystemExit) as error:  # the engine's, a plug-in's, a tokenizer's: the thread must survive it
             logger.exception("decoding failed")
+            said = reason(error)
             if is_out_of_memory(error):
                 said = "out of memory. Send a shorter prompt, or serve with a smaller --batch-size"
-            else:
-                said = reason(error)
-            for row in rows:
-                if self._batch is not None:
-                    self._batch.forget(row)
-                if row in self._served:
-                    self._fail(self._free(row).ticket, GenerationError(f"generation failed: {said}."))
-            if not self._served:
+            for ticket in tickets:
+                if ticket.row is not None and self._batch is not None:
+                    self._batch.forget(ticket.row)
+                if not ticket.ended:
+                    self._fail(ticket, GenerationError(f"generation failed: {said}."))
+            if not self.served:
                 self._batch = None  # its state is unknown; the next request opens a new one

@@ -1,7 +1,6 @@
 """The records of a run as committed: sealed when written; damage, foreign records and lost commits refused when read.
 
-A crash leaves at most the samples of one window that no window commits, and one torn line per file. Anything beyond
-that means that files were changed, exchanged or cut afterwards.
+A crash leaves at most the samples of one window that no window commits, and one torn line per file.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from harness.store.record_files import (
     lines,
     parse,
     read_document,
-    run_of,
     seal_of,
     sealed_document,
     sealed_window,
@@ -36,18 +34,13 @@ MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
 WINDOWS = "windows.jsonl"
 
-_TOGETHER = "Put the files of one run together again, or omit the folder."
-
 
 @dataclass
 class Committed:
-    """The contents of a run's files up to its last commit.
+    """The contents of a run's files up to its last commit, which ends at byte offsets and bears a seal over them.
 
     Attributes:
-        windows: in the order written.
-        windows_end, samples_end: offsets behind the last committed line of each file, bytes.
-        seal: over everything committed; empty in a run older than seals.
-        samples: in the order written, where they were asked for.
+        samples: where they were asked for.
         counts: seal → samples up to the window that bears it.
     """
 
@@ -61,12 +54,7 @@ class Committed:
 
 @dataclass(frozen=True)
 class SealedRecords:
-    """The records of a run as bytes.
-
-    Attributes:
-        files: name → content of ``manifest.json``, ``windows.jsonl`` and ``samples.jsonl``.
-        seal: over all of them; empty in a run older than seals.
-    """
+    """The records of a run as bytes: content of each file by name, and the seal over all of them."""
 
     files: dict[str, bytes]
     seal: str
@@ -75,17 +63,7 @@ class SealedRecords:
 def sealed_window_lines(
     window: WindowRecord, samples: Iterable[SampleRecord], run: str, before: str
 ) -> tuple[bytes, bytes, str]:
-    """Return the lines of a window's samples, its own line and its seal.
-
-    Args:
-        window: what is committed.
-        samples: its own.
-        run: id of the run; empty for one older than seals.
-        before: seal of the record before.
-
-    Raises:
-        StoreError: a record holds a value that JSON cannot represent.
-    """
+    """Return the lines of a window's samples, its own line and its seal, which covers the one before."""
     sample_lines = b"".join(with_run(line_of(sample), run) for sample in samples)
     return sample_lines, *sealed_window(line_of(window), sample_lines, run, before)
 
@@ -94,8 +72,9 @@ def sealed_records(
     manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]
 ) -> SealedRecords:
     """Return the files of a run whose records were changed on purpose, sealed anew; samples in their windows' order."""
-    document = manifest.model_dump_json(indent=2).encode() + b"\n"
-    document, seal = sealed_document(document) if manifest.run else (document, "")
+    document, seal = manifest.model_dump_json(indent=2).encode() + b"\n", ""
+    if manifest.run:
+        document, seal = sealed_document(document)
     rest = iter(samples)
     of_windows, of_samples = [], []
     for window in windows:
@@ -106,11 +85,7 @@ def sealed_records(
 
 
 def read_manifest(path: Path) -> tuple[Manifest, str]:
-    """Return a run directory's manifest and its seal, which is empty in older runs.
-
-    Raises:
-        StoreError: missing, damaged, changed since it was written, or of another schema version.
-    """
+    """Return a run directory's manifest and its seal."""
     file = path / MANIFEST
     try:
         file.stat()
@@ -130,14 +105,7 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """A window with its samples, as its run committed them.
-
-    Attributes:
-        window, samples: the records.
-        count: samples up to here.
-        windows_end, samples_end: offsets behind them in each file, bytes.
-        seal: over everything up to here; empty in a run older than seals.
-    """
+    """A window with its samples; ``count`` samples, byte offsets and the seal are of everything up to here."""
 
     window: WindowRecord
     samples: list[SampleRecord]
@@ -154,41 +122,13 @@ def confirmed(path: Path, manifest: Manifest, seal: str) -> Iterator[Confirmed]:
         path: of the run directory.
         manifest: of the run.
         seal: of its manifest.
-
-    Raises:
-        StoreError: damaged, or not what the run wrote.
     """
-    tasks = {task.name for task in manifest.tasks}
-    points = {point.name for point in manifest.operating_points}
-    layers, vocabulary = manifest.model.num_layers, manifest.model.vocab_size
     windows, samples, rest = path / WINDOWS, path / SAMPLES, lines(path / SAMPLES)
     count = windows_end = samples_end = 0
     for number, line in enumerate(lines(windows), 1):
         window = parse(WindowRecord, line, windows, number)
-        if window.window != number - 1:
-            raise StoreError(
-                f"{windows}, line {number} is window {window.window} where {number - 1} should follow. {REMEDY}"
-            )
-        _refuse_other_run(windows, number, line, manifest.run)
-        if not window.idle and (window.task not in tasks or window.operating_point not in points):
-            raise StoreError(
-                f"{windows}, line {number} is of {window.operating_point} on {window.task}, which the run in "
-                f"{MANIFEST} does not have: two runs are mixed. {_TOGETHER}"
-            )
         own = list(islice(rest, window.samples))
         records = [parse(SampleRecord, each, samples, count + place) for place, each in enumerate(own, 1)]
-        for place, (each, record) in enumerate(zip(own, records, strict=True), count + 1):
-            if record.window != window.window:
-                raise StoreError(
-                    f"{samples}, line {place} belongs to window {record.window} where {window.window} was committed. "
-                    f"{REMEDY}"
-                )
-            _refuse_other_run(samples, place, each, manifest.run)
-            if max(record.exit_layers, default=0) > layers or max(record.token_ids, default=0) >= vocabulary:
-                raise StoreError(
-                    f"{samples}, line {place} is not of the model in {MANIFEST}, which has {layers} layers and "
-                    f"{vocabulary} tokens. {_TOGETHER}"
-                )
         if len(own) < window.samples:
             raise StoreError(
                 f"{samples} is damaged: {count + len(own)} whole lines where line {number} of {WINDOWS} commits "
@@ -199,20 +139,33 @@ def confirmed(path: Path, manifest: Manifest, seal: str) -> Iterator[Confirmed]:
         if seal != said:
             raise StoreError(
                 f"{windows}, line {number} is not what run {manifest.run} committed: this line, one before it or its "
-                f"samples in {SAMPLES} were changed. {REMEDY}"
+                f"samples in {SAMPLES} were changed, or are of another run. {REMEDY}"
+            )
+        if window.window != number - 1 or not _are_of(manifest, window, records):
+            raise StoreError(
+                f"{windows}, line {number} and its samples do not fit {MANIFEST}, the line before or each other. "
+                f"{REMEDY}"
             )
         count, windows_end, samples_end = count + len(own), windows_end + len(line), samples_end + sum(map(len, own))
         yield Confirmed(window, records, count, windows_end, samples_end, seal)
 
 
-def read_committed(path: Path, manifest: Manifest, seal: str, *, keep: bool = False) -> Committed:
-    """Read windows and samples up to the last commit.
+def _are_of(manifest: Manifest, window: WindowRecord, samples: Iterable[SampleRecord]) -> bool:
+    """Whether records are of the tasks, points and model that a manifest names, however they are sealed."""
+    tasks = {task.name for task in manifest.tasks}
+    points = {point.name for point in manifest.operating_points}
+    known = window.idle or (window.task in tasks and window.operating_point in points)
+    layers, vocabulary = manifest.model.num_layers, manifest.model.vocab_size
+    return known and all(
+        each.window == window.window
+        and max(each.exit_layers, default=0) <= layers
+        and max(each.token_ids, default=0) < vocabulary
+        for each in samples
+    )
 
-    Args:
-        path: of the run directory.
-        manifest: of the run.
-        seal: of its manifest.
-        keep: the samples, too, and not only where they end.
+
+def read_committed(path: Path, manifest: Manifest, seal: str, *, keep: bool = False) -> Committed:
+    """Read windows up to the last commit, and keep their samples or only where they end.
 
     Raises:
         StoreError: damaged; not what the run wrote; more that is not committed than a crash leaves.
@@ -238,15 +191,6 @@ def read_committed(path: Path, manifest: Manifest, seal: str, *, keep: bool = Fa
                 "again with another --out."
             )
     return found
-
-
-def _refuse_other_run(file: Path, number: int, line: bytes, run: str) -> None:
-    theirs = run_of(line)
-    if theirs != run:
-        here, there = (f"run {one}" if one else "a run without an id (of an older version)" for one in (theirs, run))
-        raise StoreError(
-            f"{file}, line {number} is of {here} and {MANIFEST} beside it of {there}: two runs are mixed. {_TOGETHER}"
-        )
 
 
 def _window_of(line: bytes) -> int | None:

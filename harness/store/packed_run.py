@@ -1,10 +1,7 @@
 """The archive of a published run: written reproducibly, and never trusted when it is read.
 
 A ``.tar.gz`` with one folder that holds the files of a run directory and ``submission.json``, which lists the SHA-256
-of the others. Reading one writes known names into a temporary folder and nothing else, up to a limit. Only plain
-members are read, so that no header is longer than its block: an extended one would be read whole into memory.
-
-:func:`pack_folder` and :func:`unpack_folder` carry a folder of a study between machines that trust each other.
+of the others. :func:`pack_folder` and :func:`unpack_folder` carry a folder between machines that trust each other.
 """
 
 from __future__ import annotations
@@ -13,8 +10,8 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import re
+import shutil
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from harness.errors import StoreError
-from harness.host.files import open_regular, read_json, replace_files, sync_folder
+from harness.host.files import open_regular, read_json, replace_files, sync
 from harness.records import SCHEMA_VERSION
 
 ARCHIVE = ".tar.gz"
@@ -37,17 +34,7 @@ _LONGEST_NAME = 100
 
 
 def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
-    """Write an archive, replaced whole.
-
-    Args:
-        file: of the archive; its folder is made.
-        name: of the run.
-        records: content of each file of the run directory, by name.
-        facts: content of ``submission.json`` besides the schema version and the hashes.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write an archive, replaced whole."""
     listed = {each: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for each, data in records.items()}
     about = {"schema_version": SCHEMA_VERSION, "files": listed, **facts}
     files = {**records, LIST: json.dumps(about, indent=2).encode() + b"\n"}
@@ -74,11 +61,7 @@ def write_archive(file: Path, name: str, records: Mapping[str, bytes], facts: Ma
 
 
 def pack_folder(folder: Path, names: Iterable[str]) -> bytes:
-    """Return an archive of files of a folder: paths below it, ``/`` between their parts.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    """Return an archive of files of a folder: paths below it, ``/`` between their parts."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         for name in names:
@@ -87,32 +70,16 @@ def pack_folder(folder: Path, names: Iterable[str]) -> bytes:
 
 
 def unpack_folder(archive: bytes, folder: Path) -> None:
-    """Make a folder of an archive of :func:`pack_folder`; on return its files are on the disk.
-
-    Raises:
-        OSError: it cannot be written.
-        tarfile.TarError: it is no such archive, or a name leads out of the folder.
-    """
+    """Make a folder of an archive of :func:`pack_folder`; on return its files are on the disk."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        if not hasattr(tarfile, "data_filter"):
-            raise tarfile.TarError("Python 3.11.4 is the oldest that unpacks without leaving the folder")
         tar.extractall(folder, filter="data")
     for found in (folder, *folder.rglob("*")):
-        if found.is_dir():
-            sync_folder(found)
-        else:
-            with found.open("r+b") as stream:
-                os.fsync(stream.fileno())
+        sync(found)
 
 
 @contextmanager
 def unpacked(archive: Path) -> Iterator[Path]:
-    """Unpack a packed run into a temporary folder, checked file by file, and return the run directory.
-
-    Raises:
-        StoreError: not a packed run: a damaged archive, a member that is not a plain file of a run directory, too
-            large, or a file that is not the one ``submission.json`` lists.
-    """
+    """Unpack a packed run into a temporary folder, checked file by file, and return the run directory."""
     with TemporaryDirectory(prefix="harness-") as scratch:
         try:
             with (
@@ -121,8 +88,6 @@ def unpacked(archive: Path) -> Iterator[Path]:
                 tarfile.open(fileobj=_Limited(packed, archive), mode="r|", tarinfo=_PlainMember) as tar,
             ):
                 folder = _extract(tar, archive, Path(scratch))
-        except _NotPlainError as error:
-            raise StoreError(f"{archive} {error}") from None
         except (OSError, EOFError, tarfile.TarError, ValueError, zlib.error) as error:
             why = getattr(error, "strerror", None) or error
             raise StoreError(f"{archive} cannot be unpacked: {why}. Pack it again with `harness submit`.") from None
@@ -130,19 +95,14 @@ def unpacked(archive: Path) -> Iterator[Path]:
         yield folder
 
 
-class _NotPlainError(Exception):
-    """A member is not a plain file."""
-
-
 class _PlainMember(tarfile.TarInfo):
-    """A member that is refused on its first block unless it is a plain file."""
+    """A member that is refused on its first block unless it is a plain file: an extended header is read whole."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         member = super().frombuf(buf, encoding, errors)
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
-            what = f"holds {member.name[:80]!r}, which is not a plain file"
-            raise _NotPlainError(f"{what}. Pack it with `harness submit`.")
+            raise tarfile.ExtractError(f"it holds {member.name[:80]!r}, which is not a plain file")
         return member
 
 
@@ -167,23 +127,21 @@ def _folder_name(name: str) -> str:
 
 def _extract(tar: tarfile.TarFile, archive: Path, scratch: Path) -> Path:
     """Write the members of a packed run under names of our own, never where the archive says."""
-    tar.extraction_filter = getattr(tarfile, "data_filter", None)  # absent before Python 3.11.4
-    seen, folders = set(), set()
+    folders = set()
     for member in tar:
         folder, _, name = member.name.partition("/")
-        if name not in (*RECORDS, LIST) or folder in ("", ".", "..") or member.name in seen:
+        folders.add(scratch / _folder_name(folder))
+        content = tar.extractfile(member) if name in (*RECORDS, LIST) else None
+        if content is None or len(folders) > 1:
             raise StoreError(
                 f"{archive} holds {member.name[:80]!r}, which a packed run does not. Pack it with `harness submit`."
             )
-        seen.add(member.name)
-        folders.add(_folder_name(folder))
-        if len(folders) > 1:
-            raise StoreError(f"{archive} holds more than one folder. Pack it with `harness submit`.")
-        member.name = f"{_folder_name(folder)}/{name}"
-        tar.extract(member, scratch, set_attrs=False)
+        (scratch / _folder_name(folder)).mkdir(exist_ok=True)
+        with (scratch / _folder_name(folder) / name).open("xb") as file:
+            shutil.copyfileobj(content, file)
     if not folders:
         raise StoreError(f"{archive} is empty. Pack it with `harness submit`.")
-    return scratch / folders.pop()
+    return folders.pop()
 
 
 def _verify(folder: Path, archive: Path) -> None:

@@ -1,9 +1,7 @@
 """Files of records: lines and documents, refused in one line when damaged, and written so that a kill tears none.
 
-Seals bind the files of a run to each other: every record says which run wrote it, and a hash covers all before it.
-
-The store adds it behind the fields of a record, so that records know nothing of it and readers that do not look for it
-ignore it:
+Seals bind the files of a run to each other. The store adds them behind the fields of a record, so that readers that do
+not look for them ignore them:
 
 * ``manifest.json`` ends with ``"sha256"`` over its own bytes before that member, its *seal*; its ``"run"`` is 16
   hexadecimal digits, drawn when the run is made;
@@ -11,9 +9,8 @@ ignore it:
 * a line of ``windows.jsonl`` ends with ``"run"`` and ``"sha256"`` over the seal before it, the lines of its samples and
   its own bytes before that member: its seal, which the next line's covers.
 
-So a changed, lost, added or exchanged byte of anything committed breaks the chain, and files of two runs cannot pass
-for one. ``summary.json`` names the last seal of the records it was made of, and has one of its own. Not promised:
-protection against somebody who writes new seals. Older runs have none.
+So a changed, lost, added or exchanged byte of anything committed breaks the chain. ``summary.json`` names the last seal
+of the records it was made of, and has one of its own. Not promised: protection against somebody who writes new seals.
 """
 
 from __future__ import annotations
@@ -29,10 +26,9 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import StoreError
-from harness.host.files import DocumentError, open_regular, parse_json, read_bytes, replace_files, sync_folder
+from harness.host.files import DocumentError, open_regular, parse_json, read_bytes, replace_files, sync
 from harness.records import SCHEMA_VERSION
 
-_RUN = re.compile(rb',"run":"([0-9a-f]{16})"(?:,"sha256":"[0-9a-f]{64}")?}\n\Z')
 _SEAL = re.compile(rb'(?:,\n  "sha256": "([0-9a-f]{64})"\n|,"sha256":"([0-9a-f]{64})")}\n\Z')
 _LONGEST_END = 256
 """Bytes; what the store adds is shorter."""
@@ -44,14 +40,8 @@ def new_run() -> str:
 
 
 def with_run(line: bytes, run: str) -> bytes:
-    """Return a record's line with the run's id; as it is for a run without one."""
+    """Return a record's line with the run's id; as it is for a run without one, which has no seals."""
     return line.removesuffix(b"}\n") + f',"run":"{run}"}}\n'.encode() if run else line
-
-
-def run_of(line: bytes) -> str:
-    """Return the id of the run that wrote a line; empty where it names none."""
-    found = _RUN.search(line, max(0, len(line) - _LONGEST_END))
-    return found[1].decode() if found else ""
 
 
 def seal_of(before: str, parts: Iterable[bytes]) -> str:
@@ -70,14 +60,7 @@ def sealed_document(document: bytes) -> tuple[bytes, str]:
 
 
 def sealed_window(line: bytes, samples: bytes, run: str, before: str) -> tuple[bytes, str]:
-    """Return a window's line with the run's id and its seal, and the seal.
-
-    Args:
-        line: of the window.
-        samples: lines of its samples.
-        run: id of the run; without one the line stays as it is and its seal is empty.
-        before: seal of the record before.
-    """
+    """Return a window's line with the run's id and its seal, and the seal."""
     if not run:
         return line, ""
     body = with_run(line, run).removesuffix(b"}\n")
@@ -100,11 +83,7 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def line_of(record: BaseModel) -> bytes:
-    """Return a record as one line of JSON.
-
-    Raises:
-        StoreError: it holds a value that JSON cannot represent.
-    """
+    """Return a record as one line of JSON."""
     try:
         return record.model_dump_json().encode() + b"\n"
     except ValueError as error:  # half of a surrogate pair in a text
@@ -112,15 +91,7 @@ def line_of(record: BaseModel) -> bytes:
 
 
 def lines(file: Path, start: int = 0) -> Iterator[bytes]:
-    """Iterate the whole lines of a file, each with its newline; an incomplete last line is omitted.
-
-    Args:
-        file: which.
-        start: offset of the first line, bytes.
-
-    Raises:
-        StoreError: it is no regular file, cannot be read, or has a line that is too long for a record.
-    """
+    """Iterate the whole lines of a file, each with its newline; an incomplete last line is omitted."""
     try:
         with open_regular(file) as stream:
             stream.seek(start)
@@ -135,11 +106,7 @@ def lines(file: Path, start: int = 0) -> Iterator[bytes]:
 
 
 def parse(kind: type[R], data: bytes, file: Path, line: int | None = None) -> R:
-    """Return the record that a line or a document holds.
-
-    Raises:
-        StoreError: it is damaged.
-    """
+    """Return the record that a line or a document holds."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -150,14 +117,7 @@ def parse(kind: type[R], data: bytes, file: Path, line: int | None = None) -> R:
 
 
 def read_document(kind: type[R], file: Path, known: int = SCHEMA_VERSION) -> tuple[R, str]:
-    """Read a JSON document, its schema version first: another version need not fit the model.
-
-    Returns:
-        The document, and its seal; it is empty in what was written before there were seals.
-
-    Raises:
-        StoreError: it cannot be read, is damaged, of another version, or does not fit its seal.
-    """
+    """Read a JSON document, its schema version first: another version need not fit the model."""
     try:
         data = read_bytes(file)
         content = parse_json(data)
@@ -189,15 +149,11 @@ def append(file: Path, data: bytes) -> None:
             view = view[stream.write(view) :]
         os.fsync(stream.fileno())
     if is_new:
-        sync_folder(file.parent)
+        sync(file.parent)
 
 
 def write_document(file: Path, record: BaseModel) -> str:
-    """Write or replace a document in one step, and return its seal; on return it is on the disk.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write or replace a document in one step, and return its seal; on return it is on the disk."""
     document, seal = sealed_document(record.model_dump_json(indent=2).encode() + b"\n")
     try:
         replace_files({file: document}, durable=True)

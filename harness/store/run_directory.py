@@ -1,19 +1,11 @@
 """The run directory: append-only, flushed per window, resumable after a kill at any moment.
 
-``manifest.json`` is written once, before the first sample. A window is written in two steps: first its
-sample lines, then its own line, each step flushed to the disk (``fsync``). **The window line commits.**
-Whenever a run dies, the files hold every committed window in full, followed by at most
-some sample lines of the next window and at most one torn line; resuming cuts off exactly those and refuses more. Every
-record is bound to the run that wrote it and to everything before it (:mod:`harness.store.record_files`).
+A window is written in two steps: first its sample lines, then its own line, each flushed to the disk (``fsync``). **The
+window line commits.** Whenever a run dies, the files hold every committed window in full, followed by at most some
+sample lines of the next window and at most one torn line; resuming cuts off exactly those and refuses more.
 
-Not promised: writers on a file system without ``flock`` (they are refused, not raced), locking on
-Windows (there is none), and protection against editing the files.
-
-The intact part of a run whose files do not fit each other: one that was copied while it was written, or is damaged.
-
-A copy takes each file at another moment: windows without their samples, or samples of windows that are not there. The
-chain of seals (:mod:`harness.store.record_files`) tells how far both files hold, byte for byte, what was committed: so
-much is kept, and the run goes on from there. What is cut off stays in a copy beside the run.
+Not promised: writers on a file system without ``flock`` (they are refused, not raced), locking on Windows (there is
+none), and protection against editing the files.
 """
 
 from __future__ import annotations
@@ -59,16 +51,7 @@ LOCK = ".lock"
 
 
 class RunDirectory:
-    """The records of one run; made by :meth:`create`, :meth:`resume` or :meth:`read`.
-
-    A context manager; leaving it releases the lock. Iterators show committed records only, as of the
-    last commit of this object (or of its opening, when it was opened for reading).
-
-    Attributes:
-        path: the folder.
-        manifest: as written when the run was created.
-        rescored: scores that were computed again, and stand in its samples in place of those of then.
-    """
+    """The records of one run; made by :meth:`create`, :meth:`resume` or :meth:`read`; leaving it releases the lock."""
 
     def __init__(
         self, path: Path, manifest: Manifest, seal: str, lock: IO[bytes] | None = None, *, keep: bool = False
@@ -90,11 +73,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> Self:
-        """Start a run in a new or empty folder; parents are made.
-
-        Raises:
-            StoreError: the folder holds something, is in use, or cannot be written.
-        """
+        """Start a run in a new or empty folder; parents are made."""
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -110,18 +89,7 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: Path, manifest: Manifest, lock: int | None = None) -> Self:
-        """Continue a run: cut off what was not committed, keep everything that was.
-
-        Args:
-            path: the run directory.
-            manifest: what would be written if the run were new. Its configuration, operating points,
-                model, tasks, meter and machine must be those of the run.
-            lock: descriptor of its lock, inherited from the process that holds it; ``None`` to take it.
-
-        Raises:
-            StoreError: the directory is missing, damaged, foreign or in use, its files are not of one run or lost what
-                was committed, or the run is another one (names the first difference with both values).
-        """
+        """Continue a run: cut off what was not committed, keep everything that was."""
         before, seal = read_manifest(path)
         refuse_other_run(path, before, manifest)
         with ExitStack() as on_error:
@@ -136,15 +104,7 @@ class RunDirectory:
 
     @classmethod
     def read(cls, path: Path, *, keep: bool = False) -> Self:
-        """Open a run directory for reading; a run may be writing it meanwhile.
-
-        Args:
-            path: of the run.
-            keep: hold the samples, which are parsed here in any case, for whoever wants all of them.
-
-        Raises:
-            StoreError: the directory is missing, damaged or foreign, or its files are not of one run.
-        """
+        """Open a run directory for reading; a run may be writing it meanwhile."""
         return cls(path, *read_manifest(path), keep=keep)
 
     def close(self) -> None:
@@ -161,7 +121,7 @@ class RunDirectory:
 
     @property
     def seal(self) -> str:
-        """Hash over everything committed and the scores computed since, 64 hexadecimal digits; empty in older runs."""
+        """Hash over everything committed and the scores computed since, 64 hexadecimal digits."""
         return _with_scores(self._committed.seal, self._scores_seal)
 
     @property
@@ -170,10 +130,7 @@ class RunDirectory:
         return len(self._committed.windows)
 
     def finished(self) -> frozenset[WindowKey]:
-        """Return (task, block, repeat, operating point) of every committed window that counts.
-
-        Warm-up and idle windows are omitted, and those that were measured again.
-        """
+        """Return (task, block, repeat, operating point) of every committed window that counts."""
         return frozenset(self._finished)
 
     def attempts(self, key: WindowKey) -> int:
@@ -185,11 +142,7 @@ class RunDirectory:
         return iter(tuple(self._committed.windows))
 
     def samples(self) -> Iterator[SampleRecord]:
-        """Iterate the committed samples in the order written, those of windows that do not count included.
-
-        Raises:
-            StoreError: a line is damaged.
-        """
+        """Iterate the committed samples in the order written, those of windows that do not count included."""
         again = () if self.rescored is None else self.rescored.samples
         for sample, scores in zip_longest(self._samples(), again):
             yield sample if scores is None else sample.model_copy(update=dict(scores))
@@ -204,28 +157,19 @@ class RunDirectory:
             yield parse(SampleRecord, line, file, number)
 
     def read_summary(self) -> Summary | None:
-        """Return the summary; ``None`` when the run was not summarised yet.
-
-        Raises:
-            StoreError: the file is damaged, of another schema version, or made of other records than these.
-        """
+        """Return the summary; ``None`` when the run was not summarised yet."""
         file = self.path / SUMMARY
         if not file.exists():
             return None
-        summary, seal = read_document(Summary, file, SUMMARY_VERSION)
-        if self.seal and not (seal and summary.records == self.seal):
+        summary, _ = read_document(Summary, file, SUMMARY_VERSION)
+        if self.seal and summary.records != self.seal:
             raise StoreError(
                 f"{file} is not of the records beside it. Write it again with `harness report {shell_word(self.path)}`."
             )
         return summary
 
     def commit(self, window: WindowRecord, samples: Sequence[SampleRecord]) -> None:
-        """Append one finished window with its samples; on return both are on the disk.
-
-        Raises:
-            StoreError: the records contradict each other or the run, the directory was opened for
-                reading, or the disk is full. The directory then holds what it held before.
-        """
+        """Append one finished window with its samples; on return both are on the disk."""
         self._check(window, samples)
         sample_lines, window_line, seal = sealed_window_lines(window, samples, self.manifest.run, self._committed.seal)
         try:
@@ -248,18 +192,7 @@ class RunDirectory:
             self._finished.add(_key(window))
 
     def write_scores(self, names: Iterable[str], versions: Mapping[str, str], samples: Iterable[SampleScores]) -> None:
-        """Let scores stand in place of those of all samples, replaced in one step.
-
-        Args:
-            names: which were computed.
-            versions: package → version, of what computed them.
-            samples: of each, in their order.
-
-        Raises:
-            StoreError: the run is older than seals, or the file cannot be written.
-        """
-        if not self.manifest.run:
-            raise StoreError(f"{self.path} is older than seals: its scores stay. Measure it again.")
+        """Let scores stand in place of those of all samples, replaced in one step."""
         record = ScoresRecord(
             schema_version=SCHEMA_VERSION,
             run=self.manifest.run,
@@ -320,11 +253,7 @@ def fresh_directory(name: str) -> Path:
 
 
 def last_seal(path: Path) -> str:
-    """Return a run's :attr:`RunDirectory.seal`, as its last window and its scores bear it; nothing is verified.
-
-    Raises:
-        StoreError: the windows cannot be read.
-    """
+    """Return a run's :attr:`RunDirectory.seal`, as its last window and its scores bear it; nothing is verified."""
     last = deque(lines(path / WINDOWS), maxlen=1)
     seal = split_seal(last[0])[1] if last else ""
     scores = split_seal(read_bytes(path / SCORES))[1] if (path / SCORES).exists() else ""
@@ -379,15 +308,7 @@ def is_held(path: Path) -> bool | None:
 def keep_intact(directory: Path, aside: Path) -> int:
     """Cut a run to the longest beginning that its seals confirm, and return how many windows that are.
 
-    Without any, the whole run is moved aside. A kill at any moment leaves the run as it was, or cut: never less.
-
-    Args:
-        directory: of a run that cannot be read.
-        aside: where all that it held lies afterwards; nothing may be there.
-
-    Raises:
-        StoreError: another process writes it, or its files cannot be read now, or by this version; it stays as it is.
-        OSError: it cannot be copied or cut.
+    What it held lies in ``aside`` afterwards. A kill at any moment leaves the run as it was, or cut: never less.
     """
     with lock_folder(directory):
         count, ends = _intact(directory)
@@ -407,15 +328,7 @@ def keep_intact(directory: Path, aside: Path) -> int:
 
 
 def is_damaged(directory: Path, error: StoreError) -> bool:
-    """Return whether a run was refused for what its files hold, so that cutting it helps.
-
-    It does not where files cannot be opened or read now (a missing right, a disk that fails, no descriptor that is
-    left), nor where another version of the harness wrote them: such a run may be whole.
-
-    Args:
-        directory: of the run.
-        error: that reading it raised.
-    """
+    """Return whether a run was refused for what its files hold, and not for what cannot be read now or by us."""
     cause = error.__context__
     if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
         return False
@@ -434,7 +347,7 @@ def _intact(directory: Path) -> tuple[int, dict[str, int]]:
     count, ends = 0, {WINDOWS: 0, SAMPLES: 0}
     try:
         manifest, seal = read_manifest(directory)
-        for count, each in enumerate(confirmed(directory, manifest, seal) if manifest.run else (), 1):  # noqa: B007
+        for count, each in enumerate(confirmed(directory, manifest, seal), 1):  # noqa: B007
             ends = {WINDOWS: each.windows_end, SAMPLES: each.samples_end}
     except StoreError as error:
         if not is_damaged(directory, error):

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.config import RunConfig
 from harness.errors import OtherMachineError, StoreError
 from harness.host.environment import hash_of_package
 from harness.records import Manifest, OperatingPointRecord, PluginRecord
@@ -45,22 +44,10 @@ _DESCRIPTIONS = {"model.fingerprint": "the model's fingerprint (weights, config.
 
 
 def refuse_other_run(path: Path, before: Manifest, now: Manifest) -> None:
-    """Compare a run directory's manifest with that of the run to be continued.
-
-    Raises:
-        StoreError: the first difference that affects results, with both values.
-        OtherMachineError: it lies in the machine, its packages or their code.
-    """
+    """Compare a run directory's manifest with that of the run to be continued."""
     old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
     refuse_other_configuration(path, before, new["config"])
     _refuse_other_code(path, before, now)  # what else differs may come of it
-    for document in (old, new):
-        for point in document["operating_points"]:  # an older run does not say
-            point["weights_format"] = point["weights_format"] or document["model"]["weights_format"]
-    if old["model"]["end_ids"] is None:
-        old["model"]["end_ids"] = new["model"]["end_ids"]
-    for was, now_is in zip(old["tasks"], new["tasks"], strict=False):
-        was["prompts"] = was["prompts"] or now_is["prompts"]  # likewise
     for part in DECIDING:
         for document in (old, new):
             document[part] = _deciding(part, document[part])
@@ -94,16 +81,7 @@ def refuse_other_configuration(path: Path, before: Manifest, config: Mapping[str
 
 
 def refuse_other_placement(path: Path, before: Manifest, placement: Mapping[str, str]) -> None:
-    """Compare where layers lie, before weights are read: ``auto`` plans by the memory that is free at the time.
-
-    Args:
-        path: of the run to be continued.
-        before: its manifest.
-        placement: as a manifest has it; layers alone are compared.
-
-    Raises:
-        OtherMachineError: says where they were, and where they would be.
-    """
+    """Compare where layers lie, before weights are read: ``auto`` plans by the memory that is free at the time."""
     was, is_now = (one.get("layers", "all layers on one device") for one in (before.placement, placement))
     if was != is_now:
         raise OtherMachineError(
@@ -127,8 +105,6 @@ def _deciding(part: str, value: Any) -> Any:
         return {key: value.get(key) for key in SAME_MACHINE}
     if not isinstance(value, dict):
         return value
-    if part == "config":  # a run from before an option existed had its default
-        value = {**RunConfig().model_dump(mode="json"), **value}
     return {key: item for key, item in value.items() if key not in NOT_DECIDING.get(part, set())}
 
 
@@ -144,16 +120,8 @@ def _first_difference(key: str, old: Any, new: Any) -> tuple[str, str, str] | No
     return next(filter(None, (_first_difference(*pair) for pair in pairs)), None)
 
 
-Used = tuple[Registry[object], str]
-
-
 def used_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[PluginRecord, ...]:
-    """Return what a run uses that other projects registered, with the packages they come from.
-
-    Args:
-        manifest: of a run that is made here.
-        scores: names of the scores it records.
-    """
+    """Return what a run uses that other projects registered, with the packages they come from."""
     entries = [(registry.noun, registry.entry(name)) for registry, name in _used(manifest, scores)]
     return tuple(
         PluginRecord(
@@ -174,63 +142,39 @@ def code_of_objects(points: Iterable[OperatingPointRecord]) -> dict[str, str]:
     return {module.partition(".")[0]: code for module in sorted(modules) if (code := hash_of_package(module))}
 
 
-def absent_scores(manifest: Manifest, scores: Iterable[str]) -> set[str]:
-    """Return which scores of a run are not registered here.
-
-    Args:
-        manifest: of the run.
-        scores: names that its samples have.
-    """
-    recorded = {plugin.name for plugin in manifest.plugins if plugin.kind == SCORES.noun}
-    return {name for name in recorded.union(scores) if name not in SCORES}
-
-
 def absent_plugins(manifest: Manifest, scores: Iterable[str]) -> tuple[str, ...]:
-    """Return one sentence per package that a run used and that is not installed here, with the command that helps.
-
-    Arguments as :func:`absent_scores`.
-    """
-    return tuple(_sentence(*package, names) for package, names in _absent(manifest, scores).items())
+    """Return one sentence per package that a run used and that is not installed here, with the command that helps."""
+    return tuple(
+        f"{package} is not installed here ({names}): what was recorded is shown. Run `pip install {package}`."
+        if package
+        else f"no package that is installed here has the {names}: what was recorded is shown."
+        for package, names in _absent(manifest, scores).items()
+    )
 
 
 def refuse_absent_plugins(path: Path, manifest: Manifest) -> None:
-    """Refuse to go on with a run whose packages are not all installed here.
-
-    Raises:
-        StoreError: names them, with the commands that install them.
-    """
+    """Refuse to go on with a run whose packages are not all installed here."""
     absent = _absent(manifest, ())
     if absent:
-        commands = [f"pip install {name}=={version}" for name, version in absent if name]
+        commands = [f"pip install {package}" for package in absent if package]
         lead = ". Install what it needs and continue:" if commands else "."
         raise StoreError(
             f"{path} was measured with what is not installed here: {'; '.join(absent.values())}{lead}", commands
         )
 
 
-def _absent(manifest: Manifest, scores: Iterable[str]) -> dict[tuple[str, str], str]:
-    """Return package and version → what of it a run used, in words; empty texts where the package is not known."""
-    known = {(plugin.kind, plugin.name): plugin for plugin in manifest.plugins}
-    packages: dict[tuple[str, str], list[str]] = {}
-    scores = {*scores, *absent_scores(manifest, scores)}
-    for registry, name in _used(manifest, sorted(scores)):
+def _absent(manifest: Manifest, scores: Iterable[str]) -> dict[str, str]:
+    """Return package and version, as pip takes them, → what of it a run used; empty where the package is not known."""
+    known = {(plugin.kind, plugin.name): f"{plugin.distribution}=={plugin.version}" for plugin in manifest.plugins}
+    packages: dict[str, list[str]] = {}
+    recorded = {plugin.name for plugin in manifest.plugins if plugin.kind == SCORES.noun}
+    for registry, name in _used(manifest, sorted(recorded.union(scores))):
         if name not in registry:
-            plugin = known.get((registry.noun, name))
-            package = (plugin.distribution, plugin.version) if plugin else ("", "")
-            packages.setdefault(package, []).append(f"{registry.noun} '{name}'")
+            packages.setdefault(known.get((registry.noun, name), ""), []).append(f"{registry.noun} '{name}'")
     return {package: ", ".join(names) for package, names in packages.items()}
 
 
-def _sentence(distribution: str, version: str, names: str) -> str:
-    if not distribution:
-        return f"no package that is installed here has the {names}: what was recorded is shown."
-    return (
-        f"{distribution} {version} is not installed here ({names}): what was recorded is shown. "
-        f"Run `pip install {distribution}=={version}`."
-    )
-
-
-def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[Used]:
+def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[tuple[Registry[object], str]]:
     """Every registered name that a run stands on, once."""
     meter = str(manifest.config.get("energy", "auto")).partition(":")[0]
     tasks = [task for task in manifest.tasks if not task.defined_by]

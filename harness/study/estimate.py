@@ -1,7 +1,6 @@
 """Estimated time of a study's remaining points: from a few requests at full depth, measured where it will run.
 
-For each kind of run (model, task, source, budget, batch) a small ordinary run of full depth is made once, below the
-study's folder, and kept. A point takes its requests times the mean of those; exits make it less, checks more.
+For each kind of run (model, task, source, budget, batch) a small run is made once, below the study's folder, and kept.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from harness.config import RunConfig
 from harness.contracts.executors import Executor, Happened, Job
 from harness.errors import HarnessError
 from harness.host.files import replace_files
-from harness.records import WindowRecord
 from harness.running.plan import PlannedTask
 from harness.running.resolve import resolve
 from harness.store.run_directory import RunDirectory
@@ -41,13 +39,11 @@ class Estimate:
     """Estimated cost of a point; numbers are ``None`` where nothing could be measured.
 
     Attributes:
-        point: which.
         requests: samples × operating points × repeats.
         seconds: expected, and the half width of a 95 % interval of the mean of its requests.
         joules: by the meter of the runs.
         memory_bytes: most that its process held of the machine's own memory, a GPU's apart.
-        refused: why it cannot run here.
-        waits: the steps that have to be made first.
+        refused: why it cannot run here. waits: the steps that have to be made first.
     """
 
     point: Point
@@ -70,14 +66,7 @@ class _Measured:
 def estimates(
     study: StudyDirectory, points: Sequence[Point], executor: Executor, told: Callable[[Happened], None]
 ) -> Iterator[Estimate]:
-    """Yield an estimate for each point.
-
-    Args:
-        study: whose folder holds the small runs.
-        points: those that are left.
-        executor: measures the small runs.
-        told: how these go on.
-    """
+    """Yield an estimate for each point; the executor measures the small runs, and ``told`` hears how these go on."""
     counts: dict[str, tuple[int, int] | str] = {}
     drawn: dict[str, tuple[PlannedTask, ...]] = {}
     kinds: dict[str, _Measured | str] = {}
@@ -96,9 +85,7 @@ def estimates(
         kind = _key(point, _OF_A_KIND)
         if kind not in kinds:
             kinds[kind] = _measure(study.path / PROBES / kind, point, inputs, executor, told)
-        measured = kinds[kind]
-        samples, of_each = count
-        requests = samples * of_each
+        measured, requests = kinds[kind], math.prod(count)
         if isinstance(measured, str):
             yield Estimate(point, requests, refused=measured)
             continue
@@ -117,13 +104,7 @@ def _key(point: Point, names: Sequence[str]) -> str:
 def _count(
     point: Point, inputs: Mapping[str, Path], drawn: dict[str, tuple[PlannedTask, ...]]
 ) -> tuple[int, int] | str:
-    """Return samples, and operating points times repeats; or why the point cannot run.
-
-    Args:
-        point: which.
-        inputs: name → folder of each step that it names.
-        drawn: samples of points that draw the same ones, by what decides that; added to.
-    """
+    """Return samples, and operating points times repeats; or why the point cannot run."""
     key = _key(point, _OF_A_DRAW)
     try:
         plan = resolve(point.config(inputs), (lambda model: drawn[key]) if key in drawn else None)
@@ -150,14 +131,9 @@ def _measure(
             replace_files({peak: str(event.memory_bytes).encode()})
     with RunDirectory.read(directory) as store:
         windows = [window for window in store.windows() if not (window.warmup or window.idle or window.superseded)]
-    return _of_windows(windows, int(peak.read_text()) if peak.exists() else None)
-
-
-def _of_windows(windows: Sequence[WindowRecord], memory_bytes: int | None) -> _Measured:
-    """Return what a request took: its mean, the standard error of the mean, its energy."""
     each = [seconds / window.samples for window in windows if (seconds := window.duration_s) is not None]
     error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else math.inf
-    joules = [window.energy_j for window in windows]
-    known = [value for value in joules if value is not None]
+    known = [window.energy_j for window in windows if window.energy_j is not None]
     energy = sum(known) / sum(window.samples for window in windows) if len(known) == len(windows) else None
+    memory_bytes = int(peak.read_text()) if peak.exists() else None
     return _Measured(statistics.fmean(each), error, energy, memory_bytes)

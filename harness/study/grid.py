@@ -1,32 +1,26 @@
-"""The grid of a study: what its file declares, and the runs that follow from it.
+"""The grid of a study: what its file declares, and the points, one run each, that follow from it.
 
-``[run]`` holds what all runs share, ``[grid]`` a list of values per setting, every combination of which is a point;
-``[[exclude]]`` takes away the points that have all the values it names, ``[[include]]`` adds one, ``[[override]]``
-changes settings of the points that ``where`` matches. A point is one run, full depth included; what its ``strategies``
-name is compared inside it, window by window, as in any run. Its identity is a hash of its settings, so that a file may
-grow, shrink or be reordered while what was measured stays what it was. ``[[step]]`` declares what is made before
-(:mod:`harness.study.steps`).
+A point's identity is a hash of its settings, so that a file may grow or be reordered while what was measured stays.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
 from harness.config import RunConfig
 from harness.config.model import Configuration
+from harness.config.strategies import combinations
 from harness.errors import ConfigError, UnknownNameError, did_you_mean
 from harness.study.steps import Step, StepConfig, filled_settings, steps_in, steps_of
 
@@ -44,11 +38,7 @@ Settings = Mapping[str, Any]
 
 
 class StudyConfig(Configuration):
-    """A study as its file declares it; settings have the names of a run's TOML file.
-
-    Raises:
-        ConfigError: unknown table or setting, or one without values.
-    """
+    """A study as its file declares it; settings have the names of a run's TOML file."""
 
     preset: str | None = Field(default=None, description="A grid to begin with, see `harness study --help`.")
     needs: str = Field(default="", description="What a machine must have for it; `--dry-run` prints it.")
@@ -75,27 +65,29 @@ class StudyConfig(Configuration):
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a study.
-
-    Attributes:
-        name: what a new folder of it is called: the values in which points differ, and :attr:`short`.
-        settings: as for :class:`~harness.config.RunConfig`, without ``out``; ``{NAME}`` is the folder of a step.
-        steps: name → those that it names.
-    """
+    """One run of a study; ``{NAME}`` in its settings is the folder of one of its steps."""
 
     name: str
     settings: Settings
     steps: Mapping[str, Step] = field(default_factory=dict)
+    place: ClassVar = "runs"
 
     @cached_property
     def identity(self) -> str:
         """Hash over the settings, with the identities of steps in their place, 64 hexadecimal digits."""
-        return _identity(self.settings, self.steps)
+        settings = filled_settings(self.settings, {name: step.identity for name, step in self.steps.items()})
+        given = {name: value for name, value in settings.items() if name not in _NOT_OF_A_POINT}
+        return hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def short(self) -> str:
         """The beginning of the identity, by which its folder is found whatever else a file says of other points."""
         return self.identity[:_SHORT]
+
+    @property
+    def folder(self) -> str:
+        """The name of a new folder of it: the values in which points differ, and :attr:`short`."""
+        return self.name
 
     @property
     def title(self) -> str:
@@ -114,14 +106,7 @@ class Point:
         return bool(self.settings.get("untimed"))
 
     def config(self, folders: Mapping[str, Path] = MappingProxyType({})) -> RunConfig:
-        """Return the configuration of its run.
-
-        Args:
-            folders: name → folder of each step that it names; those that are not given stay names.
-
-        Raises:
-            ConfigError: a value that is not allowed; names the point.
-        """
+        """Return the configuration of its run; steps whose folder is not given stay names."""
         try:
             return RunConfig.build(filled_settings(self.settings, folders))
         except ConfigError as error:
@@ -134,19 +119,12 @@ Part: TypeAlias = Point | Step
 
 def presets() -> dict[str, StudyConfig]:
     """Return the grids that come with the harness, by name."""
-    folder = files("harness.study") / "presets"
-    found = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda file: file.name)
-    return {
-        file.name.removesuffix(".toml"): StudyConfig.build(StudyConfig.read_toml(Path(str(file)))) for file in found
-    }
+    found = sorted(Path(__file__).with_name("presets").glob("*.toml"))
+    return {file.stem: StudyConfig.build(StudyConfig.read_toml(file)) for file in found}
 
 
 def read_study(given: str) -> StudyConfig:
-    """Return a study from a TOML file, or the preset of that name.
-
-    Raises:
-        ConfigError: it cannot be read, or names what does not exist.
-    """
+    """Return a study from a TOML file, or the preset of that name."""
     if given in (known := presets()) and not Path(given).exists():
         return known[given]
     if not given.endswith(".toml") and not Path(given).exists():
@@ -173,45 +151,34 @@ def _is_one_run(study: StudyConfig) -> bool:
 def expand(
     study: StudyConfig, only: Mapping[str, Sequence[str]] = MappingProxyType({}), limit: int | None = None
 ) -> tuple[Point, ...]:
-    """Return the points of a study, each once, in the order of the grid.
-
-    Args:
-        study: what is declared.
-        only: setting → its values, as written; all other points are left out.
-        limit: samples of each point and task, whatever the study says.
-
-    Raises:
-        ConfigError: an unknown setting; a setting without values; more points than :data:`MOST`; what excludes or
-            overrides nothing; overrides that contradict each other; no point at all; a step that cannot
-            be one, or that does not exist.
-    """
+    """Return the points of a study, each once, in the order of the grid; ``only`` those with one of these values."""
     _check_names(study)
     if (count := size(study)) > MOST:
         raise ConfigError(f"the study has {count} points, and one has {MOST} at most. Make several of it.")
-    axes = [[(name, value) for value in values] for name, values in study.grid.items()]
-    combined = itertools.product(*axes) if axes or _is_one_run(study) else ()
-    kept: list[Settings] = [{**study.run, **dict(chosen)} for chosen in combined]
+    combined = combinations(study.grid) if study.grid or _is_one_run(study) else ()
+    kept: list[Settings] = [_plain({**study.run, **chosen}) for chosen in combined]
     for place, values in enumerate(study.exclude, 1):
         left = [settings for settings in kept if not _matches(settings, values)]
         if len(left) == len(kept):
             raise ConfigError(f"[[exclude]] {place} takes no point away: none has {_settings_text(values)}.")
         kept = left
-    kept += [{**study.run, **values} for values in study.include]
-    overridden = _overridden([_plain(settings) for settings in kept], study.override)
+    kept = _overridden([*kept, *(_plain({**study.run, **values}) for values in study.include)], study.override)
     for name, texts in only.items():
         if name not in RunConfig.model_fields:
             raise ConfigError(f"--only has an unknown setting '{name}'.{did_you_mean(name, RunConfig.model_fields)}")
-        overridden = [settings for settings in overridden if _texts(settings, name) & set(texts)]
-        if not overridden:
+        kept = [settings for settings in kept if not set(texts).isdisjoint(map(str, _listed(settings, name)))]
+        if not kept:
             raise ConfigError(f"--only {name}={','.join(texts)} leaves no point.")
     if limit is not None:
-        overridden = [{**settings, "limit": limit} for settings in overridden]
+        kept = [{**settings, "limit": limit} for settings in kept]
     known = {step.name: step for step in steps_of(study.step)}
-    made = (Point("", settings, steps_in(settings, known)) for settings in overridden)
+    made = (Point("", settings, steps_in(settings, known)) for settings in kept)
     unique = list({point.identity: point for point in made}.values())
     if not unique and size(study):
         raise ConfigError("the study has no points: what [grid] makes is excluded. Add values or an [[include]].")
-    return _named(unique)
+    names = dict.fromkeys(name for point in unique for name in point.settings)
+    vary = [name for name in names if len({json.dumps(each.settings.get(name), default=str) for each in unique}) > 1]
+    return tuple(replace(point, name=f"{_slug(point.settings, vary)}-{point.short}") for point in unique)
 
 
 def _check_names(study: StudyConfig) -> None:
@@ -238,14 +205,14 @@ def _check_names(study: StudyConfig) -> None:
 
 def _overridden(points: Sequence[Settings], overrides: Sequence[Mapping[str, Any]]) -> list[Settings]:
     changed: list[Settings] = []
-    used: set[int] = set()
+    unused = dict(enumerate(overrides, 1))
     for settings in points:
         by: dict[str, int] = {}
         result = dict(settings)
         for place, override in enumerate(overrides, 1):
             if not _matches(settings, override["where"]):
                 continue
-            used.add(place)
+            unused.pop(place, None)
             for name, value in _plain({key: value for key, value in override.items() if key != "where"}).items():
                 if name in by and result[name] != value:
                     raise ConfigError(
@@ -254,35 +221,24 @@ def _overridden(points: Sequence[Settings], overrides: Sequence[Mapping[str, Any
                     )
                 by[name], result[name] = place, value
         changed.append(result)
-    for place, override in enumerate(overrides, 1):
-        if place not in used:
-            raise ConfigError(
-                f"[[override]] {place} changes nothing: no point has {_settings_text(override['where'])}."
-            )
+    for place, override in unused.items():
+        raise ConfigError(f"[[override]] {place} changes nothing: no point has {_settings_text(override['where'])}.")
     return changed
 
 
 def _matches(settings: Settings, values: Settings) -> bool:
     """Whether a point has every value, or one of the values where a list is given."""
-    return all(
-        _plain(settings).get(name, _default(name))
-        in [_plain({name: item})[name] for item in _alternatives(name, value)]
-        for name, value in values.items()
-    )
+    for name, value in values.items():
+        several = isinstance(value, list) and (name not in _LISTS or any(isinstance(one, list) for one in value))
+        wanted = [_plain({name: one})[name] for one in (value if several else [value])]
+        if settings.get(name, _default(name)) not in wanted:
+            return False
+    return True
 
 
-def _texts(settings: Settings, name: str) -> set[str]:
-    """Return a setting's value as written, or those of a list."""
-    value = _plain(settings).get(name, _default(name))
-    return set(map(str, value if isinstance(value, list) else [value]))
-
-
-def _alternatives(name: str, value: Any) -> list[Any]:
-    return (
-        value
-        if isinstance(value, list) and (name not in _LISTS or any(isinstance(v, list) for v in value))
-        else [value]
-    )
+def _listed(settings: Settings, name: str) -> list[Any]:
+    value = settings.get(name, _default(name))
+    return value if isinstance(value, list) else [value]
 
 
 def _default(name: str) -> Any:
@@ -295,18 +251,6 @@ def _plain(settings: Settings) -> dict[str, Any]:
     return {
         name: [value] if name in _LISTS and not isinstance(value, list) else value for name, value in settings.items()
     }
-
-
-def _identity(settings: Settings, steps: Mapping[str, Step]) -> str:
-    settings = filled_settings(settings, {name: step.identity for name, step in steps.items()})
-    given = {name: value for name, value in settings.items() if name not in _NOT_OF_A_POINT}
-    return hashlib.sha256(json.dumps(given, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _named(points: Sequence[Point]) -> tuple[Point, ...]:
-    names = dict.fromkeys(name for point in points for name in point.settings)
-    vary = [name for name in names if len({json.dumps(each.settings.get(name), default=str) for each in points}) > 1]
-    return tuple(replace(point, name=f"{_slug(point.settings, vary)}-{point.short}") for point in points)
 
 
 def _slug(settings: Settings, vary: Sequence[str]) -> str:

@@ -1,12 +1,7 @@
 """The directory of a study: what was declared, a folder per step and point, and a log of what became of each.
 
-``study.json`` is written once; ``events.jsonl`` is appended to, a line per event, each flushed to the disk (``fsync``);
-a torn last line is cut off, a damaged one is passed over. One process at a time writes them, under a lock that dies
-with it. The log only speeds things up and says why something failed: whether a point is measured, or a step made,
-its folder decides. Nothing that decides is an absolute path, so that the folder can be moved, and copied while it
-grows: of a run whose files were copied at different moments, all windows that are whole are kept
-(:mod:`harness.store.run_directory`). Loads no torch: a look at a study (:mod:`harness.study.status`)
-takes little from the machine that measures it.
+The log speeds things up and says why something failed; whether a point is measured, or a step made, its folder decides.
+Nothing that decides is an absolute path: a study can be moved, and copied while it grows. Loads no torch.
 """
 
 from __future__ import annotations
@@ -14,21 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError
 
 from harness.appearance.visible_text import shell_word
 from harness.errors import ConfigError, StoreError, reason
-from harness.host.files import sync_folder, unfinished
+from harness.host.files import sync, unfinished
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Record
 from harness.store.committed import SAMPLES, WINDOWS
-from harness.store.packed_run import unpack_folder
 from harness.store.record_files import append, line_of, lines, read_document, write_document
 from harness.store.run_directory import LOCK, SUMMARY, RunDirectory, is_damaged, keep_intact, lock_folder
 from harness.study.grid import Part, Point, StudyConfig
@@ -42,7 +36,7 @@ PROBES = "probes"
 """Folder of the small runs that an estimate is made from."""
 
 DONE = ("finished", "merged")
-"""The file that marks a point as measured, or a step as made."""
+"""Events after which a point is measured, or a step made."""
 
 What = Literal["started", "finished", "failed", "retried", "merged"]
 
@@ -93,28 +87,24 @@ class Event(Record):
 class StudyDirectory:
     """A study on disk, open for writing; a context manager that holds its lock.
 
-    Args:
-        path: the folder, made where it is missing.
-        declared: the grid.
-        points: what follows from it.
-        dry: leave what the folder holds of the study as it is; only :data:`PROBES` may be written in it.
-
-    Raises:
-        StoreError: it is in use, is no study, or cannot be written.
+    ``dry`` leaves what the folder holds of the study as it is; only :data:`PROBES` may be written in it.
     """
 
     def __init__(self, path: Path, declared: StudyConfig, points: Sequence[Point], *, dry: bool = False) -> None:
         self.path, self.points, self.steps = path, tuple(points), steps_of(declared.step)
-        self._lock: IO[bytes] | None = None
+        begun = {LOCK, PROBES, unfinished(path / STUDY).name}  # by an estimate, or by a process killed at the start
         try:
-            path.mkdir(parents=True, exist_ok=True) if _is_ours(path) else _refuse(path)
+            if path.exists() and not (path / STUDY).exists() and any(each.name not in begun for each in path.iterdir()):
+                other = shell_word(path / "study")
+                raise StoreError(f"{path} is not empty, and no study. Use another --out, such as {other}.")
+            path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the folder {path}: {error.strerror}. Use another --out.") from None
         self._lock = lock_folder(path, "study")
         if not dry:
             self._declare(declared)
-        self._last = {event.identity: event for event in read_events(path)}
-        self._folders = {place: _folders(path / place) for place in (RUNS, STEPS)}
+        self._last = {event.identity: event for event in EventLog(path).read()}
+        self._folders = _folders(path)
 
     def _declare(self, declared: StudyConfig) -> None:
         """Say what the study is made of, and make its files ready to be added to."""
@@ -131,32 +121,29 @@ class StudyDirectory:
         (self.path / RUNS).mkdir(exist_ok=True)  # now: a kill, or a copy, before this finds nothing that is not ours
         if self.steps:
             (self.path / STEPS).mkdir(exist_ok=True)
-        sync_folder(self.path)
-        _cut_torn_line(self.path / EVENTS)
+        sync(self.path)
+        log = self.path / EVENTS
+        if log.exists() and log.stat().st_size > (whole := sum(map(len, lines(log)))):  # a crash tore a line
+            with log.open("r+b") as stream:
+                stream.truncate(whole)
+                os.fsync(stream.fileno())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def directory(self, part: Part) -> Path:
         """Return the folder of a point or a step, which may have been named otherwise than today."""
-        place, name = (STEPS, part.folder) if isinstance(part, Step) else (RUNS, part.name)
-        return self.path / place / self._folders[place].get(part.short, name)
+        return self.path / self._folders.get((part.place, part.short), f"{part.place}/{part.folder}")
 
     def inputs(self, part: Part) -> dict[str, Path]:
         """Return name → folder of the steps that a point or a step names."""
         return {name: self.directory(step) for name, step in part.steps.items()}
 
     def log(self, part: Part, what: What, *, place: str = "", reason: str = "", took_s: float | None = None) -> None:
-        """Append an event; on return it is on the disk.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Append an event; on return it is on the disk."""
         directory = self.directory(part)
         is_step = isinstance(part, Step)
         event = Event(
@@ -178,21 +165,14 @@ class StudyDirectory:
         return self._last.get(part.identity)
 
     def is_done(self, part: Part) -> bool:
-        """Return whether a point is measured, or a step made, and write nothing; one that is damaged is not.
-
-        Raises:
-            StoreError: its folder cannot be read now, or by this version.
-        """
+        """Return whether a point is measured, or a step made, and write nothing; one that is damaged is not."""
         return self._look_into(part)[0]
 
     def settle(self, part: Part) -> bool:
         """Return whether a point is measured, or a step made; what was finished and not logged gets its line.
 
-        Of a run directory that is damaged, such as one that was copied while it was written, the windows that are
-        whole with all their samples are kept; of a step none. What it held lies beside it then.
-
-        Raises:
-            StoreError: its folder cannot be read now, or by this version; it is left as it is.
+        What is damaged, such as a run that was copied while it was written, is set aside; of a run the windows that are
+        whole with all their samples are kept.
         """
         done, damage = self._look_into(part)
         if damage and isinstance(part, Step):
@@ -200,9 +180,8 @@ class StudyDirectory:
         elif damage:
             aside = free_aside(self.directory(part))
             kept = keep_intact(self.directory(part), aside)
-            self.log(
-                part, "retried", reason=f"{damage} What it held lies in {aside.name} now; {kept} windows are kept."
-            )
+            said = f"{damage} What it held lies in {aside.name} now; {kept} windows are kept."
+            self.log(part, "retried", reason=said)
         elif done and not self._is_said(part):
             self.log(part, "finished", reason="finished before")
         return done
@@ -221,22 +200,15 @@ class StudyDirectory:
             done = read_step(directory, part.identity, verify=not self._is_said(part)) is not None
             is_damaged_step = not done and os.path.lexists(directory / STEP)
             return done, "Files of it are missing or damaged." if is_damaged_step else ""
-        if self._is_said(part):
-            return True, ""
         try:
-            begun = directory.is_dir() and any(not entry.name.startswith(".") for entry in directory.iterdir())
-            return begun and is_finished(directory), ""
+            return self._is_said(part) or is_measured(directory), ""
         except StoreError as error:
             if not is_damaged(directory, error):
                 raise
             return False, str(error)
 
     def set_aside(self, part: Part) -> str:
-        """Move what a point or a step has to where no report looks, so that it begins anew; return where it lies.
-
-        Raises:
-            StoreError: it cannot be moved.
-        """
+        """Move what a point or a step has to where no report looks, so that it begins anew; return where it lies."""
         directory = self.directory(part)
         try:
             aside = free_aside(directory)
@@ -246,137 +218,75 @@ class StudyDirectory:
         return f"{ASIDE}/{aside.name}"
 
     def merge(self, other: Path) -> Iterator[tuple[Part, str]]:
-        """Take over what another study has made and measured and this one has not, one after the other.
-
-        Yields:
-            Each with why it is left out: its run there cannot be read. Empty where it was taken over.
-
-        Raises:
-            StoreError: the other folder is no study, or this one cannot be read or written.
-        """
+        """Take over what another study has and this one has not; yield each part, and why it is left out if it is."""
         _read(other)
-        folders = {place: _folders(other / place) for place in (RUNS, STEPS)}
+        folders = _folders(other)
         parts: tuple[Part, ...] = (*self.steps, *self.points)
         for part in parts:
+            source = other / folders.get((part.place, part.short), f"{part.place}/{part.folder}")
             if self.settle(part):
                 continue
-            place, name = (STEPS, part.folder) if isinstance(part, Step) else (RUNS, part.name)
-            source = other / place / folders[place].get(part.short, name)
             try:
-                files = _step_files(source, part) if isinstance(part, Step) else _run_files(source)
+                files = _files_of(source, part)
             except (StoreError, OSError) as error:
                 yield part, str(error)
                 continue
             if files:
-                take_over(source, self.directory(part), files)
+                with in_place_of(self.directory(part), f"cannot copy {source}") as folder:
+                    copy_files(source, folder, files)
                 self.log(part, "merged", reason=f"from {other.name}")
                 yield part, ""
 
 
-def _run_files(source: Path) -> list[str]:
-    """Return the names of what a finished run holds; none of one that is not finished."""
-    found = [file.name for file in source.iterdir() if file.is_file()] if is_measured(source) else []
-    return [name for name in found if name != LOCK]
-
-
-def _step_files(source: Path, step: Step) -> list[str]:
-    """Return the paths of what a step holds that is made; none of one that is not.
-
-    Raises:
-        StoreError: its files were changed.
-    """
-    record = read_step(source, step.identity)
+def _files_of(source: Path, part: Part) -> list[str]:
+    """Return the names of what a finished run, or a step that is made, holds; none of one that is not."""
+    if not isinstance(part, Step):
+        found = [file.name for file in source.iterdir() if file.is_file()] if is_measured(source) else []
+        return [name for name in found if name != LOCK]
+    record = read_step(source, part.identity)
     if record is None:
         return []
-    if read_step(source, step.identity, verify=True) is None:
+    if read_step(source, part.identity, verify=True) is None:
         raise StoreError(f"files of {source} were changed since they were made; it is made again here.")
     return [*record.made, *(name for name in (LOG, STEP) if (source / name).exists())]
 
 
 class EventLog:
-    """Reads the log of a study, which may be running meanwhile; each time what was added since the last.
-
-    Args:
-        path: folder of the study.
-    """
+    """Reads the log of a study, which may be running meanwhile; each time what was added since the last."""
 
     def __init__(self, path: Path) -> None:
         self._file = path / EVENTS
         self._line = self._end = 0
 
     def read(self) -> Iterator[Event]:
-        """Iterate the new events in the order written. One that is damaged is passed over with a warning.
-
-        Raises:
-            StoreError: the log cannot be read.
-        """
+        """Iterate the new events in the order written. One that is damaged is passed over with a warning."""
         for line in lines(self._file, self._end):
             self._line, self._end = self._line + 1, self._end + len(line)
             try:
                 yield Event.model_validate_json(line)
             except ValidationError:
-                logger.warning(
-                    "%s, line %d is damaged and passed over: run directories decide what is measured",
-                    self._file,
-                    self._line,
-                )
+                said = "%s, line %d is damaged and passed over: run directories decide what is measured"
+                logger.warning(said, self._file, self._line)
 
 
 def is_measured(directory: Path) -> bool:
-    """Whether a run is finished; reads it only where it may be.
-
-    Raises:
-        StoreError: as :func:`is_finished`.
-    """
-    return (directory / SUMMARY).exists() and is_finished(directory)
-
-
-def is_finished(directory: Path) -> bool:
-    """Read a run, and return whether its summary is of all that it holds. A damaged one is made again of the records.
-
-    Raises:
-        StoreError: the run is damaged, or cannot be read.
-    """
+    """Read a run, if there is one, and return whether its summary is of all that it holds."""
+    if not directory.is_dir() or all(entry.name.startswith(".") for entry in directory.iterdir()):
+        return False
     with RunDirectory.read(directory) as store:
         try:
             return store.read_summary() is not None
         except ConfigError:
             return False
-        except StoreError as error:
+        except StoreError as error:  # a damaged one is made again of the records
             if not is_damaged(directory, error):
                 raise
             return False
 
 
-def take_over(source: Path, target: Path, files: Iterable[str]) -> None:
-    """Copy files of what is finished; on return they are on the disk, and what stood in their place lies aside.
-
-    Args:
-        source: the folder of a run or a step.
-        target: where it comes to lie.
-        files: paths below it.
-
-    Raises:
-        StoreError: it cannot be copied.
-    """
-    with _put_in_place(target, f"cannot copy {source}") as part:
-        copy_files(source, part, files)
-
-
-def take_in(archive: bytes, target: Path) -> None:
-    """Unpack what a machine of a cluster has finished (:func:`~harness.store.packed_run.pack_folder`), likewise.
-
-    Raises:
-        StoreError: it cannot be written.
-        tarfile.TarError: it is no such archive, or a name leads out of the folder.
-    """
-    with _put_in_place(target, f"cannot write {target}") as part:
-        unpack_folder(archive, part)
-
-
 @contextmanager
-def _put_in_place(target: Path, cannot: str) -> Iterator[Path]:
-    """Yield a folder to fill, which takes the place of what lies at the target."""
+def in_place_of(target: Path, cannot: str) -> Iterator[Path]:
+    """Yield a folder to fill, which takes the place of what lies at the target; that is set aside."""
     part = unfinished(target)
     try:
         shutil.rmtree(part, ignore_errors=True)
@@ -384,7 +294,7 @@ def _put_in_place(target: Path, cannot: str) -> Iterator[Path]:
         if target.exists():
             os.replace(target, free_aside(target))
         os.replace(part, target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except OSError as error:
         said = f"{cannot}: {reason(error)}. What was there before is kept; the same command goes on."
         raise StoreError(said) from None
@@ -397,40 +307,17 @@ def _records_bytes(directory: Path) -> int:
     return sum(file.stat().st_size for name in (WINDOWS, SAMPLES) if (file := directory / name).exists())
 
 
-def read_events(path: Path) -> Iterator[Event]:
-    """Iterate all events of a study, as :meth:`EventLog.read` does."""
-    return EventLog(path).read()
-
-
 def _read(path: Path) -> StudyRecord:
     return read_document(StudyRecord, path / STUDY)[0]
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether it is a study, is not there, or holds only what an estimate leaves, or a process killed at the start."""
-    begun = {LOCK, PROBES, unfinished(path / STUDY).name}
-    return not path.exists() or (path / STUDY).exists() or all(entry.name in begun for entry in path.iterdir())
-
-
-def _refuse(path: Path) -> None:
-    raise StoreError(f"{path} is not empty, and no study. Use another --out, such as {shell_word(path / 'study')}.")
-
-
-def _folders(place: Path) -> dict[str, str]:
-    """Return short identity → name of every folder of a study's points, or of its steps."""
-    names = (entry.name for entry in place.iterdir()) if place.is_dir() else ()
-    return {name.rpartition("-")[2]: name for name in names if not name.startswith(".")}
-
-
-def _cut_torn_line(file: Path) -> None:
-    """Cut off what a crash left of a line."""
-    if not file.exists():
-        return
-    whole = sum(map(len, lines(file)))
-    if file.stat().st_size > whole:
-        with file.open("r+b") as stream:
-            stream.truncate(whole)
-            os.fsync(stream.fileno())
+def _folders(path: Path) -> dict[tuple[str, str], str]:
+    """Return place and short identity → path below a study's folder of every folder of its points and steps."""
+    found: dict[tuple[str, str], str] = {}
+    for place in (RUNS, STEPS):
+        names = (entry.name for entry in (path / place).iterdir()) if (path / place).is_dir() else ()
+        found |= {(place, name.rpartition("-")[2]): f"{place}/{name}" for name in names if not name.startswith(".")}
+    return found
 
 
 def _now() -> str:

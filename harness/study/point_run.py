@@ -14,7 +14,7 @@ from harness.errors import HarnessError, OtherMachineError, OutOfMemoryError, re
 from harness.store.committed import MANIFEST
 from harness.store.run_directory import RunDirectory
 from harness.study.ledger import is_measured
-from harness.study.step_run import FULL, make_step
+from harness.study.step_run import make_step, says_full
 from harness.study.steps import FOLDERS, filled_settings
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def run_job(job: Job, observer: Observer, placement: Mapping[str, str]) -> tuple
         return "wrong-machine", str(error)
     except (HarnessError, OSError) as error:
         text = str(error) if isinstance(error, HarnessError) else reason(error)
-        return ("stopped" if _is_full(error) else "refused"), text
+        return ("stopped" if says_full(text) else "refused"), text
     except Exception as error:  # a defect of a plug-in, or ours: the study goes on, the traceback stands in the log
         logger.exception("a defect in %s", directory)
         return "refused", f"a defect: {reason(error)}"
@@ -68,24 +68,10 @@ def _kept_model() -> KeptModel:
 
 
 def _begun(directory: Path, settings: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration that a run began with: what was calibrated or observed for it is decided.
-
-    Raises:
-        OtherMachineError: the folders of steps that it was begun with lay elsewhere.
-    """
+    """Return the configuration that a run began with: what was calibrated or observed for it is decided."""
     with RunDirectory.read(directory) as store:
         before = {key: value for key, value in store.manifest.config.items() if key != "out"}
     for name in FOLDERS:
         if name in settings and before.get(name) != settings[name]:
             raise OtherMachineError(f"{directory} was begun with {name} {before.get(name)}, now {settings[name]}.")
     return RunConfig.build(before)
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether nothing can be written any more, so that the next point would fail as well."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in FULL:
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False

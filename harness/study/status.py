@@ -6,7 +6,6 @@ finished run its summary alone, and that once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,13 +24,7 @@ MEASURED, FAILED, RUNNING, STOPPED = 0, 1, 3, 4
 
 @dataclass(frozen=True)
 class Running:
-    """A point that is being measured, or a step that is being made.
-
-    Attributes:
-        point: its name; of a step ``step NAME``.
-        windows: finished so far; ``None`` of a step.
-        since: UTC time, ISO 8601.
-    """
+    """A point that is being measured, or a step (``step NAME``) that is being made, which has no windows."""
 
     point: str
     windows: int | None
@@ -40,15 +33,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Best:
-    """One operating point of a finished run.
-
-    Attributes:
-        point: name of the run.
-        task, operating_point: of the row.
-        lossless: whether its tokens are full depth's.
-        speedup: over full depth of the run, whole requests.
-        edit_similarity: mean over samples; ``None`` where it was not scored.
-    """
+    """One operating point of a finished run; its speed-up is over full depth of the run, whole requests."""
 
     point: str
     task: str
@@ -63,15 +48,11 @@ class Status:
     """How far a study is.
 
     Attributes:
-        points: how many there are.
-        finished, merged: names of those that are measured; merged ones elsewhere.
         failed: name → reason, of points and of steps.
         running: points and steps that are begun and not ended; none where nobody measures the study.
         is_held: whether a process measures the study; ``None`` where locks cannot be asked for.
         left_s: seconds that the points that are left will take at the mean pace so far, with as many at once as run
             now; ``None`` before the first is finished, and where nobody measures them.
-        steps: how many there are.
-        made: names of those that are made, here or elsewhere.
     """
 
     points: int
@@ -113,11 +94,7 @@ class Status:
 
 
 class StudyView:
-    """A study that is looked at once, or again and again.
-
-    Args:
-        path: its folder.
-    """
+    """A study that is looked at once, or again and again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -126,71 +103,51 @@ class StudyView:
         self._took: dict[str, float] = {}
         self._done: list[Event] = []
         self._best: dict[Event, tuple[Best, ...]] = {}
-        self._state: tuple[int, int, int] | None = None
-        self._points: frozenset[str] = frozenset()
-        self._steps: frozenset[str] = frozenset()
 
     def look(self) -> Status:
-        """Read how far the study is now.
-
-        Raises:
-            StoreError: the folder is no study, or cannot be read.
-        """
-        self._read_points()
+        """Read how far the study is now."""
+        if not (self._path / STUDY).exists():
+            raise StoreError(
+                f"{self._path} is no study: it has no {STUDY}. Give the folder that `harness study` named."
+            )
+        record, _ = read_document(StudyRecord, self._path / STUDY)  # it may have grown
+        points, steps = frozenset(record.points.values()), frozenset(record.steps.values())
         held = is_held(self._path)  # before the log: whoever ends in between has written all of it
         for event in self._log.read():
             self._last[event.identity] = event
             if event.what == "finished" and event.took_s is not None:
                 self._took[event.identity] = event.took_s
-        known = self._points | self._steps if self._steps else self._points
-        last = [event for identity, event in self._last.items() if identity in known]
+        last = [event for identity, event in self._last.items() if identity in points or identity in steps]
         done = [event for event in last if event.what in DONE]
-        self._done = [event for event in done if event.identity in self._points]
+        self._done = [event for event in done if event.identity in points]
         failed = [event for event in last if event.what == "failed"]
         begun = [event for event in last if event.what == "started" and held is not False]
-        left = len(self._points) - len(self._done) - sum(event.identity in self._points for event in failed)
+        left = len(points) - len(self._done) - sum(event.identity in points for event in failed)
+        left_s = None if left else 0.0
+        took = [seconds for identity, seconds in self._took.items() if identity in points]
+        if left and took and held is not False:
+            left_s = fmean(took) * left / max(1, sum(event.identity in points for event in begun))
         return Status(
-            points=len(self._points),
+            points=len(points),
             finished=tuple(event.point for event in self._done if event.what == "finished"),
             merged=tuple(event.point for event in self._done if event.what == "merged"),
             failed={event.point: event.reason for event in failed},
-            running=tuple(Running(each.point, self._windows(each), each.at) for each in begun),
+            running=tuple(
+                Running(
+                    each.point, None if each.identity in steps else _windows(self._path / RUNS / each.point), each.at
+                )
+                for each in begun
+            ),
             is_held=held,
-            left_s=0.0 if not left else None if held is False else self._left_s(left, begun),
-            steps=len(self._steps),
-            made=tuple(event.point for event in done if event.identity in self._steps),
+            left_s=left_s,
+            steps=len(steps),
+            made=tuple(event.point for event in done if event.identity in steps),
         )
-
-    def _windows(self, event: Event) -> int | None:
-        return None if event.identity in self._steps else _windows(self._path / RUNS / event.point)
-
-    def _read_points(self) -> None:
-        """Read which points there are, where that has changed: the study may be given a larger grid."""
-        file = self._path / STUDY
-        try:
-            facts = file.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreError(
-                f"{self._path} is no study: it has no {STUDY}. Give the folder that `harness study` named."
-            ) from None
-        state = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
-        if state != self._state:
-            record, _ = read_document(StudyRecord, file)
-            self._points, self._steps = frozenset(record.points.values()), frozenset(record.steps.values())
-            self._state = state
-
-    def _left_s(self, left: int, begun: Sequence[Event]) -> float | None:
-        took = [seconds for identity, seconds in self._took.items() if identity in self._points]
-        at_once = sum(event.identity in self._points for event in begun)
-        return fmean(took) * left / max(1, at_once) if took else None
 
     def best(self, count: int = 5) -> list[Best]:
         """Return the fastest operating points of what the last look found measured: lossless ones first.
 
         Runs whose summary cannot be read are left out; full depth itself, and bounds, are none.
-
-        Args:
-            count: of lossless ones at most, and of those that lose text.
         """
         for event in self._done:
             if event not in self._best:

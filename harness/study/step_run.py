@@ -1,12 +1,8 @@
 """The folder of a step: made here by its command, and ``step.json``, written last, which says that it is whole.
 
-A folder without that file, or without one of the files that it lists, is never used. Sizes are compared whenever it is
-looked at, hashes where it comes from elsewhere, or nothing but the folder says that it was made.
-
-The command is a process of its own, so that what it loads, and what it leaves in libraries and devices, ends with it:
-``python -m harness.study.step_run WORDS…`` is ``harness WORDS…`` as long as its standard input stays open. What starts
-it holds the other end, and the kernel closes that however it dies. One command at a time writes a folder: it holds the
-folder's lock as long as it lives, whatever became of the process that started it. Loads no torch.
+The command is a process of its own: ``python -m harness.study.step_run WORDS…`` is ``harness WORDS…`` as long as its
+standard input stays open. What starts it holds the other end, and the kernel closes that however it dies. The command
+holds the folder's lock as long as it lives, so that one at a time writes there. Loads no torch.
 """
 
 from __future__ import annotations
@@ -23,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -32,7 +27,7 @@ from pydantic import field_validator
 
 from harness.contracts.executors import Command, How
 from harness.errors import HarnessError, StoreError, is_out_of_memory, reason
-from harness.host.files import DocumentError, open_regular, read_json, real_path, sync_folder
+from harness.host.files import DocumentError, open_regular, read_json, real_path, sync
 from harness.host.interpreter import fresh_interpreter
 from harness.records import SCHEMA_VERSION
 from harness.records.record import Count, Record
@@ -50,11 +45,10 @@ ASIDE = "aside"
 """Folder in a study's of what was set aside."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of errors after which nothing can be written any more."""
-BUSY_S = 30.0
-"""Seconds in which the command of an attempt that was given up ends."""
-LOOK_S = 0.2
+BUSY_S, LOOK_S = 30.0, 0.2
+"""Seconds in which the command of an attempt that was given up ends, and between two looks."""
 
-_LINES = 10_000
+_LAST_LINES = 100
 _REFUSED, _DEFECT, _INTERRUPTED = 2, 70, 130
 _ERROR = "error: "
 _ANEW = "Omit --resume to begin"
@@ -109,66 +103,41 @@ class StepRecord(Record):
 def read_step(folder: Path, identity: str | None = None, *, verify: bool = False) -> StepRecord | None:
     """Return what says that a folder is whole; ``None`` where nothing does, or a file is missing or has another size.
 
-    Args:
-        folder: of the step.
-        identity: that it must have; ``None`` for any.
-        verify: whether files must also have the content that was made.
-
-    Raises:
-        StoreError: it cannot be read now, or by this version of the harness; it may be whole.
+    ``verify`` compares contents as well. What cannot be read now, or by this version, is refused: it may be whole.
     """
     try:
-        record = _read(folder / STEP)
-        if record is None or identity not in (None, record.identity):
+        content = read_json(folder / STEP)
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        try:
+            record, _ = read_document(StepRecord, folder / STEP)
+        except StoreError as error:
+            if isinstance(error.__context__, OSError) or (isinstance(version, int) and version != SCHEMA_VERSION):
+                raise
             return None
-        is_whole = all(_size(folder / name) == file.bytes for name, file in record.made.items()) and (
-            not verify or all(_hash(folder / name) == file.sha256 for name, file in record.made.items())
-        )
+        if identity not in (None, record.identity):
+            return None
+        for name, made in record.made.items():
+            if (folder / name).stat().st_size != made.bytes or (verify and _hash(folder / name) != made.sha256):
+                return None
+    except (FileNotFoundError, NotADirectoryError, DocumentError):
+        return None
     except OSError as error:
         raise StoreError(
             f"cannot read {error.filename or folder}: {error.strerror}. Make it readable, or delete {folder}: what "
             "needs it has it made again."
         ) from None
-    return record if is_whole else None
-
-
-def _read(file: Path) -> StepRecord | None:
-    """Return a record; ``None`` where there is none, or it is damaged.
-
-    Raises:
-        StoreError: another version of the harness wrote it.
-        OSError: it cannot be read.
-    """
-    if _size(file) is None:
-        return None
-    try:
-        return read_document(StepRecord, file)[0]
-    except StoreError as error:
-        cause = error.__context__
-        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
-            raise cause from None
-        with suppress(DocumentError, FileNotFoundError):
-            content = read_json(file)
-            version = content.get("schema_version") if isinstance(content, dict) else None
-            if isinstance(version, int) and version != SCHEMA_VERSION:
-                raise
-        return None
+    return record
 
 
 def finish_step(folder: Path, command: Command) -> None:
-    """Flush what a command made to the disk, and say that it is whole.
-
-    Raises:
-        StoreError: it made nothing, or that it is whole cannot be said.
-        OSError: a file cannot be read.
-    """
+    """Flush what a command made to the disk, and say that it is whole."""
     files = {name: _flushed(folder / name) for name in _files(folder)}
     if not files.keys() - {LOG}:
         raise StoreError(
             "its command ended well and left no file. Give it by itself, with --out DIR, to see what it does."
         )
     for inside in {folder.parent, folder, *((folder / name).parent for name in files)}:
-        sync_folder(inside)
+        sync(inside)
     record = StepRecord(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -180,16 +149,7 @@ def finish_step(folder: Path, command: Command) -> None:
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy files of a folder into another one, and flush them to the disk.
-
-    Args:
-        source: where they lie.
-        target: a folder, made where it is missing.
-        names: paths below both.
-
-    Raises:
-        OSError: one cannot be copied, or lies behind a link, which may lead anywhere.
-    """
+    """Copy files of a folder into another one, and flush them to the disk; none that lies behind a link."""
     target.mkdir(parents=True, exist_ok=True)
     folders = {target}
     for name in names:
@@ -202,7 +162,7 @@ def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
             written.flush()
             os.fsync(written.fileno())
     for folder in folders:
-        sync_folder(folder)
+        sync(folder)
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -217,8 +177,7 @@ def _files(folder: Path) -> Iterator[str]:
 def _flushed(file: Path) -> StepFile:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        if sys.platform != "win32":  # there only a writer may flush
-            os.fsync(stream.fileno())
+        os.fsync(stream.fileno())
         return StepFile(bytes=stream.tell(), sha256=digest)
 
 
@@ -227,49 +186,44 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _size(file: Path) -> int | None:
-    """Return a file's size; ``None`` where there is none."""
-    try:
-        return file.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def make_step(
     folder: Path, command: Command, inputs: Mapping[str, Path], tell: Callable[[str], None]
 ) -> tuple[How, str]:
-    """Make the folder of a step, or what is left of it; one that is whole is left alone.
+    """Make the folder of a step, or what is left of it; return how that ended, and why so where it did not end well.
 
     A command that knows ``--resume`` goes on with what the folder holds. Where it says that it cannot, the folder is
-    set aside, and begun anew; where it does not know it, the folder is begun anew.
-
-    Args:
-        folder: of the step.
-        command: what makes it.
-        inputs: name → folder of each step that it names.
-        tell: is told what the command prints, a line at a time.
-
-    Returns:
-        How it ended, and why so where it did not end well.
+    set aside, and begun anew; where it does not know it, the folder is begun anew. ``tell`` hears what it prints.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
-        if lock is None:
-            return "died", f"the command of another attempt still writes {folder}. Stop it or wait for it."
-        with lock:
+        with folder.with_name(f".{folder.name}.lock").open("ab") as lock:
+            if not _locked(lock):
+                return "died", f"the command of another attempt still writes {folder}. Stop it or wait for it."
             return _made(folder, command, inputs, tell, lock)
-    except HarnessError as error:
-        return ("stopped" if says_full(str(error)) else "refused"), str(error)
-    except OSError as error:
-        if error.errno in (errno.ENOMEM, errno.EAGAIN):  # no process can be started now
+    except (HarnessError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN):  # no process can be started now
             return "died", reason(error)
-        return ("stopped" if says_full(str(error)) else "refused"), f"{reason(error)}."
+        text = str(error) if isinstance(error, HarnessError) else f"{reason(error)}."
+        return ("stopped" if says_full(text) else "refused"), text
 
 
 def says_full(text: str) -> bool:
     """Whether what an error says is that nothing can be written any more."""
     return any(os.strerror(number) in text for number in FULL)
+
+
+def _locked(lock: IO[bytes]) -> bool:
+    """Wait for the command of an attempt that was given up, which ends with its process; tell whether it has."""
+    deadline = time.monotonic() + BUSY_S
+    while sys.platform != "win32":
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+        time.sleep(LOOK_S)
+    return True
 
 
 def free_aside(directory: Path) -> Path:
@@ -281,119 +235,53 @@ def free_aside(directory: Path) -> Path:
     return aside
 
 
-def _lock(folder: Path) -> IO[bytes] | None:
-    """Return the lock of a folder, a file beside it that stays; ``None`` where another process holds it for long.
-
-    A process that inherits its descriptor holds it as well. Where there are no such locks, nobody is waited for.
-    """
-    deadline = time.monotonic() + BUSY_S
-    with ExitStack() as on_error:
-        lock = on_error.enter_context(folder.with_name(f".{folder.name}.lock").open("ab"))
-        while sys.platform != "win32":
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    return None
-            time.sleep(LOOK_S)
-        on_error.pop_all()
-    return lock
-
-
 def _made(
     folder: Path, command: Command, inputs: Mapping[str, Path], tell: Callable[[str], None], lock: IO[bytes]
 ) -> tuple[How, str]:
-    words = [filled(word, inputs) for word in command.words]
     if read_step(folder, command.identity) is not None:
         return "done", ""
-    goes_on = _knows_resume(command) and _holds_something(folder)
-    if not goes_on:
-        _begin(folder, inputs.get(command.begin_with))
-    code, said = _logged(folder, words, command, tell, lock, resume=goes_on)
-    if goes_on and _cannot_go_on(folder, code, said):
-        os.replace(folder, free_aside(folder))
-        _begin(folder, inputs.get(command.begin_with))
-        code, said = _logged(folder, words, command, tell, lock, resume=False)
-    if code:
-        return _ended(code, said)
-    finish_step(folder, command)
-    return "done", ""
-
-
-def _knows_resume(command: Command) -> bool:
     first, *rest = command.words
-    return first == "trace" or (first == "train" and "resume" in RECIPES.load(rest[0]).model_fields)
-
-
-def _holds_something(folder: Path) -> bool:
-    return folder.is_dir() and any(entry.name != LOG and not entry.name.startswith(".") for entry in folder.iterdir())
-
-
-def _cannot_go_on(folder: Path, code: int, said: Sequence[str]) -> bool:
-    """Whether a command was refused for what a folder holds: not for what may be otherwise next time."""
-    how, text = _ended(code, said)
-    of_the_system = any(os.strerror(number) in text for number in errno.errorcode)
-    return (
-        code == _REFUSED
-        and how == "refused"
-        and not of_the_system
-        and (_ANEW in text or (str(folder) in text and _ELSEWHERE in text))
-    )
-
-
-def _begin(folder: Path, begin_with: Path | None) -> None:
-    """Empty a folder, and put there what it begins with.
-
-    Raises:
-        StoreError: what it begins with is not whole.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    if begin_with is not None:
-        record = read_step(begin_with)
-        if record is None:
-            raise StoreError(
-                f"{begin_with} is not whole any more. Delete it, and give the same command with --retry-failed."
-            )
-        copy_files(begin_with, folder, record.made)
-
-
-def _logged(
-    folder: Path,
-    words: Sequence[str],
-    command: Command,
-    tell: Callable[[str], None],
-    lock: IO[bytes],
-    *,
-    resume: bool,
-) -> tuple[int, deque[str]]:
-    """Run the command, and leave what it printed in its folder; return its exit code and the last lines of that.
-
-    So far it lies beside the folder, which some commands want to be empty.
-    """
-    called = [*words, "--out", str(folder), *(["--resume"] if resume else [])]
-    first = f"$ {shlex.join(['harness', *called])}"
-    so_far = folder.with_name(f".{folder.name}.log")
+    resumes = first == "trace" or (first == "train" and "resume" in RECIPES.load(rest[0]).model_fields)
+    begun = folder.is_dir() and any(entry.name != LOG and not entry.name.startswith(".") for entry in folder.iterdir())
+    if not (resumes and begun):
+        shutil.rmtree(folder, ignore_errors=True)
+        if command.begin_with:
+            whole = inputs[command.begin_with]
+            if (record := read_step(whole)) is None:
+                raise StoreError(
+                    f"{whole} is not whole any more. Delete it, and give the same command with --retry-failed."
+                )
+            copy_files(whole, folder, record.made)
+    words = [*(filled(word, inputs) for word in command.words), "--out", str(folder)]
+    words += ["--resume"] if resumes and begun else []
+    so_far = folder.with_name(f".{folder.name}.log")  # beside the folder, which some commands want to be empty
     with so_far.open("w", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
-        log.write(f"{first}\n")
+        log.write(f"$ {shlex.join(['harness', *words])}\n")
 
         def note(line: str) -> None:
             log.write(f"{line}\n")
             tell(line)
 
-        code, said = _run(called, command.threads, note, lock)
+        code, said = _run(words, command.threads, note, lock)
     folder.mkdir(exist_ok=True)
-    text = "\n".join([first, *said, ""])
-    (folder / LOG).write_text(text, encoding="utf-8", errors="backslashreplace")
-    so_far.unlink()
-    return code, said
+    os.replace(so_far, folder / LOG)
+    if not code:
+        finish_step(folder, command)
+        return "done", ""
+    how, text = _ended(code, said)
+    of_the_system = any(os.strerror(number) in text for number in errno.errorcode)  # may be otherwise next time
+    of_the_folder = _ANEW in text or (str(folder) in text and _ELSEWHERE in text)
+    if words[-1] == "--resume" and how == "refused" and code == _REFUSED and of_the_folder and not of_the_system:
+        os.replace(folder, free_aside(folder))
+        return _made(folder, command, inputs, tell, lock)
+    return how, text
 
 
 def _run(
     words: Sequence[str], threads: int | None, tell: Callable[[str], None], lock: IO[bytes]
-) -> tuple[int, deque[str]]:
+) -> tuple[int, Sequence[str]]:
     """Run a command of the harness, which holds a lock meanwhile; return its exit code, and what it printed last."""
-    said: deque[str] = deque(maxlen=_LINES)
+    said: deque[str] = deque(maxlen=_LAST_LINES)
     process = fresh_interpreter(
         "harness.study.step_run", *words,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, threads=threads,
@@ -414,8 +302,7 @@ def _ended(code: int, said: Sequence[str]) -> tuple[How, str]:
         return "died", f"its command ended with {f'signal {-code}' if code < 0 else 'an interrupt'}"
     lines = [f"exit code {code}", *said]
     errors = [number for number, line in enumerate(lines) if line.startswith(_ERROR)]
-    text = lines[-1]
-    commands: list[str] = []
+    text, commands = lines[-1], []
     if code == _DEFECT and errors:  # what was raised stands in the line before
         text = f"a defect: {lines[errors[-1] - 1]}"
     elif errors:

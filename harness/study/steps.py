@@ -1,8 +1,7 @@
 """The steps of a study: commands of the harness whose folders its points, and other steps, are made with.
 
-``[[step]]`` declares one by a name and a command line without ``--out``; ``{NAME}`` stands in commands and settings for
-the folder of a step. A step's identity is a hash of its command line with the identities of the steps that it names in
-their place, so that one that is changed is made anew, and so is all that is made of it.
+A step is known by a hash of its command line, with the identities of the steps that it names in their place: one
+that is changed is made anew, and so is all that is made of it.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
@@ -35,11 +34,7 @@ FOLDERS = ("model", "artefacts")
 
 
 class StepConfig(Configuration):
-    """A step as the file of a study declares it.
-
-    Raises:
-        ConfigError: unknown key, or a name that is none of a file.
-    """
+    """A step as the file of a study declares it."""
 
     name: str = Field(description="By which settings and other steps name its folder, as {NAME}.")
     command: str = Field(description="As one types it, without --out; {NAME} is the folder of a step before it.")
@@ -58,17 +53,12 @@ class StepConfig(Configuration):
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a study.
-
-    Attributes:
-        name: as declared.
-        command: what makes its folder.
-        steps: name → those that it names.
-    """
+    """One step of a study."""
 
     name: str
     command: Command
     steps: Mapping[str, Step]
+    place: ClassVar = "steps"
 
     @property
     def identity(self) -> str:
@@ -97,20 +87,14 @@ class Step:
 
 
 def steps_of(declared: Iterable[StepConfig]) -> tuple[Step, ...]:
-    """Return the steps of a study, each behind those that it names.
-
-    Raises:
-        ConfigError: a command that is no step, or says what the study decides; a name that is given twice, or that no
-            step before has.
-    """
+    """Return the steps of a study, each behind those that it names."""
+    declared = tuple(declared)
     known: dict[str, Step] = {}
     names: dict[str, str] = {}
-    declared = tuple(declared)
-    every = frozenset(one.name for one in declared)
     for one in declared:
         if one.name in known:
             raise ConfigError(f"two steps are called {one.name}. Give each a name of its own.")
-        known[one.name] = made = _step(one, known, every)
+        known[one.name] = made = _step(one, known, {each.name for each in declared})
         if (same := names.setdefault(made.identity, one.name)) != one.name:
             raise ConfigError(f"steps {same} and {one.name} are the same. Omit one of them.")
     return tuple(known.values())
@@ -118,7 +102,6 @@ def steps_of(declared: Iterable[StepConfig]) -> tuple[Step, ...]:
 
 def _step(one: StepConfig, before: Mapping[str, Step], every: Set[str]) -> Step:
     words = _words(one)
-    named = {name: _known(one, name, before, every) for word in words for name in _NAMED.findall(word)}
     begin_with = ""
     if one.begin_with is not None:
         if words[0] == "calibrate":
@@ -127,13 +110,23 @@ def _step(one: StepConfig, before: Mapping[str, Step], every: Set[str]) -> Step:
         if found is None:
             raise ConfigError(f"step {one.name}: begin_with = '{one.begin_with}' names no step. Write {{NAME}}.")
         begin_with = found[1]
-        named[begin_with] = _known(one, begin_with, before, every)
-    identities = {name: step.identity for name, step in named.items()}
+    named = [*(name for word in words for name in _NAMED.findall(word)), *([begin_with] if begin_with else [])]
+    for name in named:
+        if name not in before:
+            hint = " Move it up." if name in every and name != one.name else did_you_mean(name, before)
+            raise ConfigError(f"step {one.name} names {{{name}}}, and no step before it has that name.{hint}")
+    steps = {name: before[name] for name in named}
+    identities = {name: step.identity for name, step in steps.items()}
     said: dict[str, Any] = {"command": [filled(word, identities) for word in words]}
     if begin_with:
         said["begin_with"] = identities[begin_with]
     identity = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return Step(one.name, Command(words, identity, begin_with, _threads(one, words)), named)
+    threads = one.threads
+    if (text := option(words, "--threads")) is not None:
+        if threads is not None:
+            raise ConfigError(f"step {one.name} says twice how many threads it has. Omit `threads` or --threads.")
+        threads = int(text) if text.isdigit() and int(text) else None  # the command refuses it
+    return Step(one.name, Command(words, identity, begin_with, threads), steps)
 
 
 def _words(one: StepConfig) -> tuple[str, ...]:
@@ -160,22 +153,6 @@ def _words(one: StepConfig) -> tuple[str, ...]:
             "--weights-format FORMAT: a promise is about tokens."
         )
     return tuple(words)
-
-
-def _known(one: StepConfig, name: str, before: Mapping[str, Step], every: Set[str]) -> Step:
-    if name not in before:
-        hint = " Move it up." if name in every and name != one.name else did_you_mean(name, before)
-        raise ConfigError(f"step {one.name} names {{{name}}}, and no step before it has that name.{hint}")
-    return before[name]
-
-
-def _threads(one: StepConfig, words: Sequence[str]) -> int | None:
-    text = option(words, "--threads")
-    if text is None:
-        return one.threads
-    if one.threads is not None:
-        raise ConfigError(f"step {one.name} says twice how many threads it has. Omit `threads` or --threads.")
-    return int(text) if text.isdigit() and int(text) else None  # the command refuses it
 
 
 def option(words: Sequence[str], flag: str) -> str | None:
@@ -208,39 +185,22 @@ def _is_file(strategy: Any) -> bool:
 
 
 def steps_in(settings: Mapping[str, Any], known: Mapping[str, Step]) -> dict[str, Step]:
-    """Return the steps that the settings of a run name.
-
-    Args:
-        settings: of the run.
-        known: name → every step of the study.
-
-    Raises:
-        ConfigError: a name that no step has, or that stands where a run takes no folder.
-    """
+    """Return those of a study's steps that the settings of a run name."""
     if not known:  # braces are braces in a study without steps
         return {}
-    named = list(dict.fromkeys(name for text in _naming(settings) for name in _NAMED.findall(text)))
-    for name in named:
-        if name not in known:
-            raise ConfigError(f"a point names {{{name}}}, and no [[step]] has that name.{did_you_mean(name, known)}")
-    for setting, text in _others(settings):
-        if known.keys() & set(_NAMED.findall(text)):
-            raise ConfigError(
-                f"{setting} = {text!r} names a step where none is read. Use {{NAME}} in model or artefacts, or "
-                "@{NAME}/FILE in strategies."
-            )
-    return {name: known[name] for name in named}
-
-
-def _naming(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the texts that may name a step."""
-    yield from (text for name in FOLDERS if isinstance(text := settings.get(name), str))
-    yield from filter(_is_file, settings.get("strategies", ()))
-
-
-def _others(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for name, value in settings.items():
-        if name not in FOLDERS:
-            listed = value if isinstance(value, list) else [value]
-            texts = (text for text in listed if isinstance(text, str))
-            yield from ((name, text) for text in texts if name != "strategies" or not _is_file(text))
+    named: dict[str, Step] = {}
+    for setting, value in settings.items():
+        for text in value if isinstance(value, list) else [value]:
+            names = _NAMED.findall(text) if isinstance(text, str) else ()
+            if setting in FOLDERS or (setting == "strategies" and _is_file(text)):
+                for name in names:
+                    if name not in known:
+                        hint = did_you_mean(name, known)
+                        raise ConfigError(f"a point names {{{name}}}, and no [[step]] has that name.{hint}")
+                    named[name] = known[name]
+            elif not known.keys().isdisjoint(names):
+                raise ConfigError(
+                    f"{setting} = {text!r} names a step where none is read. Use {{NAME}} in model or artefacts, or "
+                    "@{NAME}/FILE in strategies."
+                )
+    return named

@@ -10,8 +10,8 @@ and B the first r rows of R⁻¹: so R serves every r.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ from harness.decoding.readings import HeadReading, lm_head_of
 from harness.errors import DataError
 from harness.models.artefacts import write_artefact
 from harness.models.model import resolve
-from harness.registry import TASKS, keeping_folder
+from harness.registry import TASKS
+from harness.training.corpus import read_corpora
 from harness.training.identity import provenance
 from harness.training.recipes import LowRankHead, TokenShortlist
 from harness.training.traces.training_set import TrainingSet
@@ -37,6 +38,9 @@ SURE = 0.9
 CHECKED = 2048
 """Held-out tokens of the table, at every exit point."""
 PART = 256
+HELD_OUT = 0.1
+"""Share of each stream's documents on which coverage is measured; they are counted nowhere."""
+STEPS = (4096, 8192, 16384)
 
 
 @torch.inference_mode()
@@ -69,12 +73,7 @@ def fit_lowrank(options: LowRankHead, run: TrainingRun) -> Trained:
 
 
 def root_of(rows: Tensor, moments: Tensor) -> Tensor:
-    """Return R of the module's docstring, ``[width, width]`` float32.
-
-    Args:
-        rows: the LM head's, ``[vocab_size, width]`` float32.
-        moments: E hhᵀ, ``[width, width]`` float64.
-    """
+    """Return R of the module's docstring, ``[width, width]`` float32, of the LM head's rows and of E hhᵀ (float64)."""
     damped = moments + RIDGE * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
     values, vectors = torch.linalg.eigh(damped)
     first = vectors * values.sqrt()
@@ -110,25 +109,12 @@ def _agreement(backbone: Backbone, data: TrainingSet, root: Tensor) -> dict[int,
     return found
 
 
-HELD_OUT = 0.1
-"""Share of each stream's documents on which coverage is measured; they are counted nowhere."""
-STEPS = (4096, 8192, 16384)
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """One task's documents from one source.
-
-    Attributes:
-        name: task and source.
-        corpus: the documents.
-        texts: their tokens, ``[n]`` int64 each; the first ``held_out`` are not counted.
-        held_out: how many.
-    """
+class _Stream(NamedTuple):
+    """One task's documents from one source, and their tokens; the first ``held_out`` are not counted."""
 
     name: str
     corpus: Corpus
-    texts: Sequence[Tensor]
+    texts: list[Tensor]
     held_out: int
 
 
@@ -138,11 +124,19 @@ def count_tokens(options: TokenShortlist, run: TrainingRun) -> Trained:
     info, tokenizer = resolved.info, resolved.tokenizer
     streams = list(_read(options, tokenizer, run))
     held = {document_key(one.text) for stream in streams for one in stream.corpus.documents[: stream.held_out]}
-    counts = [torch.bincount(torch.cat(_counted(stream, held)).long(), minlength=info.vocab_size) for stream in streams]
+    counts = []
+    for stream in streams:  # no copy of what is held out of any stream is counted
+        pairs = zip(stream.corpus.documents, stream.texts, strict=True)
+        counted = [text for document, text in pairs if len(text) and document_key(document.text) not in held]
+        if not counted:
+            raise DataError(f"{stream.name}: every document is a copy of one that is held out. Give other documents.")
+        counts.append(torch.bincount(torch.cat(counted).long(), minlength=info.vocab_size))
     ranked = rank(counts)[: options.size]
     steps = [step for step in STEPS if step <= len(ranked)] or [len(ranked)]
-    covered = {stream.name: _coverage(stream, ranked, steps) for stream in streams}
-    documents = {document_key(one.text) for stream in streams for one in stream.corpus.documents}
+    covered = {}
+    for stream in streams:
+        tokens = torch.cat(stream.texts[: stream.held_out]).long()
+        covered[stream.name] = [round(torch.isin(tokens, ranked[:step]).float().mean().item(), 4) for step in steps]
     facts = {
         "model": info.name,
         "base_fingerprint": info.base_fingerprint,
@@ -157,15 +151,15 @@ def count_tokens(options: TokenShortlist, run: TrainingRun) -> Trained:
             }
             for stream, count in zip(streams, counts, strict=True)
         ],
-        "documents": sorted(documents),
+        "documents": sorted({document_key(one.text) for stream in streams for one in stream.corpus.documents}),
         "order": False,
         "held_out": {name: dict(zip(map(str, STEPS), shares, strict=False)) for name, shares in covered.items()},
         "made": provenance(run.command),
     }
     artefact = write_artefact(options.folder / f"{run.recipe}.json", run.recipe, {"token_ids": ranked.int()}, facts)
-    rows = [f"| {name} | {' | '.join(f'{share:.4f}' for share in shares)} |" for name, shares in covered.items()]
-    header = [f"| held-out tokens of | {' | '.join(f'in the first {step:,}' for step in steps)} |"]
-    lines = [*header, f"|---|{'--:|' * len(steps)}", *rows]
+    lines = [f"| held-out tokens of | {' | '.join(f'in the first {step:,}' for step in steps)} |"]
+    lines += [f"|---|{'--:|' * len(steps)}"]
+    lines += [f"| {name} | {' | '.join(f'{share:.4f}' for share in shares)} |" for name, shares in covered.items()]
     total = sum(int(count.sum()) for count in counts)
     return Trained("\n".join(lines), f"{total:,} tokens were counted. The shortlist is {artefact.path}")
 
@@ -174,44 +168,21 @@ def rank(counts: Sequence[Tensor]) -> Tensor:
     """Return all tokens from the most frequent on, streams in equal shares; of those alike, the smaller id first.
 
     Tokenizers number the tokens they learned first, which are the more frequent ones, lower.
-
-    Args:
-        counts: of each stream, ``[vocab_size]``.
     """
     shares = torch.stack([count.double() / count.sum() for count in counts]).mean(0)
     return shares.sort(descending=True, stable=True).indices
 
 
 def _read(options: TokenShortlist, tokenizer: Tokenizer, run: TrainingRun) -> Iterator[_Stream]:
-    for task in (TASKS.load(name)() for name in options.tasks):
-        for source in options.sources:
-            run.progress.stage(f"counting tokens of {task.name} from {source}")
-            with keeping_folder(f"the task '{task.name}' was read"):
-                corpus: Corpus = task.corpus(source, "train", limit=options.documents, seed=options.seed)
-            texts = [torch.tensor(tokenizer.encode(document.text)) for document in corpus.documents]
-            held_out = max(1, round(HELD_OUT * len(texts)))
-            if sum(map(len, texts[held_out:])) == 0 or sum(map(len, texts[:held_out])) == 0:
-                raise DataError(
-                    f"{corpus.source.label} ({task.name}, train) has {len(texts)} document(s): not one to count and "
-                    "one to check on. Give more documents."
-                )
-            yield _Stream(f"{task.name}, {corpus.source.label}", corpus, texts, held_out)
-
-
-def _counted(stream: _Stream, held: Collection[str]) -> list[Tensor]:
-    """Return the documents that are counted: no copy of one that is held out of any stream.
-
-    Raises:
-        DataError: there is none.
-    """
-    pairs = zip(stream.corpus.documents, stream.texts, strict=True)
-    found = [text for document, text in pairs if len(text) and document_key(document.text) not in held]
-    if not found:
-        raise DataError(f"{stream.name}: every document is a copy of one that is held out. Give other documents.")
-    return found
-
-
-def _coverage(stream: _Stream, ranked: Tensor, steps: Sequence[int]) -> list[float]:
-    """Return the share of held-out tokens in the first so many, for each of the steps."""
-    tokens = torch.cat([*stream.texts[: stream.held_out]]).long()
-    return [round(torch.isin(tokens, ranked[:step]).float().mean().item(), 4) for step in steps]
+    for task, corpus in read_corpora(
+        [TASKS.load(name)() for name in options.tasks], options.sources, "train", limit=options.documents,
+        seed=options.seed, note=run.progress.stage,
+    ):  # fmt: skip
+        texts = [torch.tensor(tokenizer.encode(document.text)) for document in corpus.documents]
+        held_out = max(1, round(HELD_OUT * len(texts)))
+        if sum(map(len, texts[held_out:])) == 0 or sum(map(len, texts[:held_out])) == 0:
+            raise DataError(
+                f"{corpus.source.label} ({task}, train) has {len(texts)} document(s): not one to count and one to "
+                "check on. Give more documents."
+            )
+        yield _Stream(f"{task}, {corpus.source.label}", corpus, texts, held_out)

@@ -17,19 +17,17 @@ from typing import Any
 from torch import Tensor
 
 from harness.errors import TrainingError
-from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_bytes, replace_files
+from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_bytes, refusing, replace_files
 from harness.models.artefacts import Artefact, look_into, read_artefact, write_artefact
 
 _STEPS = re.compile(r"step-\d{1,18}", re.ASCII)
 
 
 class Checkpoints:
-    """The checkpoints of one training; the last two stay.
+    """The checkpoints of one training in a folder; the last two stay.
 
-    Args:
-        folder: where they lie.
-        kind: of the artefact that is trained.
-        facts: JSON-able; what is learned, and how. A run with other facts does not resume from them.
+    ``kind`` is that of the artefact that is trained; ``facts``, JSON-able, say what is learned and how: a run with
+    other ones does not resume from them.
     """
 
     def __init__(self, folder: Path, kind: str, facts: Mapping[str, Any]) -> None:
@@ -40,7 +38,7 @@ class Checkpoints:
     def latest(self) -> Path | None:
         """Return the JSON of the one with the most steps; while training, of those this run has written."""
         found = self._written or (path for path in self._folder.glob("step-*.json") if _STEPS.fullmatch(path.stem))
-        return max(found, key=_steps, default=None)
+        return max(found, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
 
     def unfinished(self) -> Path | None:
         """Return the latest if it is of this training and short of the steps that it was on its way to."""
@@ -50,13 +48,7 @@ class Checkpoints:
         return path if is_short and facts.get("training") == self._facts else None
 
     def write(self, steps: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Write one, whole or not at all, and remove all but it and the one before.
-
-        Args:
-            steps: done so far.
-            tensors: everything large that going on takes.
-            facts: everything else, JSON-able.
-        """
+        """Write one, whole or not at all: all that going on takes. Remove all but it and the one before."""
         path = self._folder / f"step-{steps:09d}.json"
         write_artefact(path, self._kind, tensors, {"training": self._facts, "steps": steps, **facts})
         self._written = [*(kept for kept in self._written[-1:] if kept != path), path]
@@ -69,7 +61,6 @@ class Checkpoints:
 
         Raises:
             TrainingError: there is none, or it is of another training; gives both values.
-            ArtefactError: it is damaged.
         """
         path = self.latest()
         if path is None:
@@ -86,29 +77,19 @@ class Checkpoints:
         return found
 
 
-def _steps(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
+def cut_log(log: Path, keeps: Callable[[dict[str, Any]], bool], source: Path | None = None) -> None:
+    """Keep some lines of a log of JSON lines, or of another ``source``, of those that a kill left whole.
 
-
-def cut_log(log: Path, keeps: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the lines of steps that are done again, and what a kill broke off: a log is ahead of its checkpoint then.
-
-    Args:
-        log: JSON lines; made, with its folder, where it is missing.
-        keeps: tells whether a line stays.
-
-    Raises:
-        TrainingError: the log cannot be read.
+    A log is ahead of its checkpoint, whose steps come again. It is made, with its folder, where it is missing.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    source = source or log
     kept = []
-    try:
-        lines = read_bytes(log, LARGEST_LOG_BYTES).splitlines() if log.exists() else []
-    except OSError as error:
-        raise TrainingError(f"cannot read {log}: {error.strerror}. Remove it, or give another --out.") from None
+    with refusing(source, TrainingError, "Remove it, or give another --out."):
+        lines = read_bytes(source, LARGEST_LOG_BYTES).splitlines() if source.exists() else []
     for line in lines:
         with suppress(ValueError, TypeError, KeyError):
             kept += [line + b"\n"] if keeps(parse_json(line)) else []
+    log.parent.mkdir(parents=True, exist_ok=True)
     replace_files({log: b"".join(kept)})
 
 

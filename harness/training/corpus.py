@@ -20,76 +20,56 @@ HELD_OUT = 0.04
 
 @dataclass(frozen=True)
 class Stream:
-    """One task's documents from one source, as packed token sequences.
+    """One task's documents from one source, as packed token sequences."""
 
-    Attributes:
-        name: task and source, for tables.
-        source: where the documents came from.
-        sequences: to learn from, ``[n, length]`` int32.
-        held_out: the tokens of each document to be measured on, ``[n]`` int32.
-        keys: of every document in either (:func:`harness.contracts.document_key`).
-        held_out_keys: of those that are held out.
-    """
-
-    name: str
+    name: str  # task and source
     source: SourceInfo
-    sequences: Tensor
-    held_out: tuple[Tensor, ...]
-    keys: tuple[str, ...]
+    sequences: Tensor  # to learn from, [n, length] int32
+    held_out: tuple[Tensor, ...]  # the tokens of each document to be measured on, [n] int32
+    keys: tuple[str, ...]  # of every document in either
     held_out_keys: tuple[str, ...]
 
 
-def read_streams(
-    tasks: Sequence[Task],
-    sources: Sequence[str],
-    tokenizer: Tokenizer,
-    *,
-    split: Split,
-    length: int,
-    documents: int | None,
-    seed: int,
+def read_corpora(
+    tasks: Sequence[Task], sources: Sequence[str], split: Split, *, limit: int | None, seed: int,
     note: Callable[[str], None],
-    known: frozenset[str] = frozenset(),
-) -> list[Stream]:
-    """Read every task from every source.
-
-    Args:
-        tasks: whose documents.
-        sources: ``embedded``, ``hub`` or paths.
-        tokenizer: the model's tokenizer.
-        split: part of each dataset.
-        length: tokens of a packed sequence.
-        documents: at most so many of each stream; ``None`` for all.
-        seed: decides the order and which documents are held out.
-        note: is told what is being read.
-        known: keys of documents that cannot be held out any more, since the model has learned from them.
-
-    Raises:
-        DataError: a source cannot be read, or is too small for one sequence to learn from and one to measure on.
-    """
-    corpora: list[tuple[str, Corpus, list[Document]]] = []
-    unseen: set[str] = set()
+) -> Iterator[tuple[str, Corpus]]:  # fmt: skip
+    """Yield every task's name and documents, at most ``limit`` of each source; ``note`` is told what is being read."""
     for task in tasks:
         for source in sources:
             note(f"reading {task.name} from {source}")
             with keeping_folder(f"the task '{task.name}' was read"):
-                corpus = task.corpus(source, split, limit=documents, seed=seed)
-            fresh = [document for document in corpus.documents if document_key(document.text) not in known]
-            if not fresh:
-                raise DataError(
-                    f"{corpus.source.label} ({task.name}, {split}) holds only documents that the model has learned "
-                    "from, and nothing to measure on. Add others, or give the documents and the --seed of the start."
-                )
-            kept = fresh[: max(1, round(len(corpus.documents) * HELD_OUT))]
-            unseen.update(document_key(document.text) for document in kept)
-            corpora.append((task.name, corpus, kept))
+                corpus = task.corpus(source, split, limit=limit, seed=seed)
+            yield task.name, corpus
+
+
+def read_streams(
+    tasks: Sequence[Task], sources: Sequence[str], tokenizer: Tokenizer, *, split: Split, length: int,
+    documents: int | None, seed: int, note: Callable[[str], None], known: frozenset[str] = frozenset(),
+) -> list[Stream]:  # fmt: skip
+    """Read every task from every source into sequences of ``length`` tokens.
+
+    The seed decides the order and which documents are held out; those with keys in ``known``, which the model has
+    learned from, cannot be.
+    """
+    corpora: list[tuple[str, Corpus, list[Document]]] = []
+    unseen: set[str] = set()
+    for name, corpus in read_corpora(tasks, sources, split, limit=documents, seed=seed, note=note):
+        fresh = [document for document in corpus.documents if document_key(document.text) not in known]
+        if not fresh:
+            raise DataError(
+                f"{corpus.source.label} ({name}, {split}) holds only documents that the model has learned "
+                "from, and nothing to measure on. Add others, or give the documents and the --seed of the start."
+            )
+        kept = fresh[: max(1, round(len(corpus.documents) * HELD_OUT))]
+        unseen.update(document_key(document.text) for document in kept)
+        corpora.append((name, corpus, kept))
     streams = []
     for name, corpus, kept in corpora:
         # a copy of what is held out, here or in another source, is not learned from either
         learned = [document for document in corpus.documents if document_key(document.text) not in unseen]
         texts = (with_bos(tokenizer, tokenizer.encode(document.text)) for document in kept)
-        encoded = (torch.tensor(token_ids, dtype=torch.int32) for token_ids in texts)
-        held_out = tuple(tokens for tokens in encoded if len(tokens) > 1)
+        held_out = tuple(torch.tensor(token_ids, dtype=torch.int32) for token_ids in texts if len(token_ids) > 1)
         sequences = pack(learned, tokenizer, length)
         if not len(sequences) or not held_out:
             raise DataError(
@@ -97,8 +77,9 @@ def read_streams(
                 f"not fill one packed sequence of {length} tokens to learn from and leave one to measure on. Give more "
                 "documents."
             )
-        keys = tuple(sorted({document_key(document.text) for document in corpus.documents}))
-        held_out_keys = tuple(sorted({document_key(document.text) for document in kept}))
+        keys, held_out_keys = (
+            tuple(sorted({document_key(document.text) for document in some})) for some in (corpus.documents, kept)
+        )
         streams.append(
             Stream(f"{name}, {corpus.source.label}", corpus.source, sequences, held_out, keys, held_out_keys)
         )
@@ -120,13 +101,9 @@ def pack(documents: Sequence[Document], tokenizer: Tokenizer, length: int) -> Te
 
 
 class PackedStreams(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Endless packed sequences: each stream is as often read as any other, and reshuffled when it is used up.
+    """``size`` packed sequences: each stream is as often read as any other, and reshuffled when it is used up.
 
-    Args:
-        streams: where sequences come from.
-        size: how many sequences there shall be.
-        seed: decides the order.
-        skip: sequences at the beginning of this order that were read before.
+    The seed decides the order, of which ``skip`` sequences were read before.
     """
 
     def __init__(self, streams: Sequence[Stream], size: int, seed: int, skip: int = 0) -> None:

@@ -12,14 +12,10 @@ hash              the token that is read  shares of right tokens, counted  the s
 excess            the state of any depth  whether a function ends here     the least that is precise on held-out text
 ================  ======================  ===============================  ==========================================
 
-All exits learn at once, as one batched network. Besides the label (is the exit's token the last layer's?) a head also
-predicts the exit's confidence and entropy, which the trace holds: two smoother targets of which the label is a noisy
-sign. Those two outputs are discarded afterwards. Measured on 19,000 tokens of SmolLM2-135M (width 256, 20 epochs):
-98 % agreement at mean layer 25.1 with them, 25.5 without them at width 64; normalising the input changed nothing.
-
-Heads of excess are logistic regressions, which have one optimum. Their labels are the documents' own syntax and
-nobody's judgement: the state of a token that was read is labelled 1 where the innermost function ends with that token,
-white space apart, 0 inside a function, and not at all elsewhere.
+All exits learn at once, as one batched network. A head also predicts the exit's confidence and entropy, which are
+discarded afterwards: two smoother targets of which the label is a noisy sign (SmolLM2-135M, 19,000 tokens: 98 %
+agreement at mean layer 25.1 with them, 25.5 without). Labels of excess are the documents' own syntax: 1 where the
+innermost function ends with the token that was read, white space apart, 0 inside a function, none elsewhere.
 """
 
 from __future__ import annotations
@@ -42,8 +38,7 @@ from harness.decoding.generation import Transcript
 from harness.decoding.readings import HeadReading, Heads
 from harness.errors import TrainingError
 from harness.models.artefacts import write_artefact
-from harness.models.controllers import OBSERVATIONS, Network, Observation, write_controller
-from harness.models.controllers.learned import candidate_features
+from harness.models.controllers import OBSERVATIONS, Network, Observation, candidate_features, write_controller
 from harness.registry import TASKS
 from harness.training.identity import exit_head_note
 from harness.training.recipes import (
@@ -56,6 +51,7 @@ from harness.training.recipes import (
     ReturnRecipe,
     TokenTable,
 )
+from harness.training.traces.reading import by_document
 from harness.training.traces.store import Traces
 from harness.training.traces.training_set import TrainingSet, require_finite, score_all
 from tasks.stops.excess import SEES
@@ -66,38 +62,23 @@ from tasks.stops.syntax import function_ends
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The targets of heads, each ``[n, exits]`` float32.
+    """The targets of heads, each ``[n, exits]`` float32."""
 
-    Attributes:
-        right: 1 where the exit's token is the last layer's, else 0; of actions, their number: exit, stop, continue.
-        further: logit of the exit's best probability, and entropy of its distribution, both standardised; empty for
-            recipes whose weight of them is 0.
-        depths: of the exits, as shares of all layers, ``[exits]``; for the expected return.
-    """
-
-    right: Tensor
-    further: tuple[Tensor, ...] = ()
-    depths: Tensor | None = None
+    right: Tensor  # 1 where the exit's token is the last layer's, else 0; of actions, their number
+    further: tuple[Tensor, ...] = ()  # standardised logit of the exit's best probability, and entropy
+    depths: Tensor | None = None  # of the exits, as shares of all layers, [exits]; for the expected return
 
     @classmethod
     def of(cls, top: Tensor, final: Tensor, top1: Tensor, entropy: Tensor, depths: Tensor | None = None) -> Targets:
         """Make them from trace columns."""
-        confidence = torch.logit(top1.float().clamp(1e-3, 1 - 1e-3))
-        right = (top == final.unsqueeze(1)).float()
-        return cls(right, (_standard(confidence), _standard(entropy.float())), depths)
-
-
-def _standard(values: Tensor) -> Tensor:
-    return (values - values.mean()) / values.std().clamp_min(1e-6)
+        further = (torch.logit(top1.float().clamp(1e-3, 1 - 1e-3)), entropy.float())
+        standard = tuple((values - values.mean()) / values.std().clamp_min(1e-6) for values in further)
+        return cls((top == final.unsqueeze(1)).float(), standard, depths)
 
 
 class Objective(NamedTuple):
-    """An objective of heads.
-
-    Attributes:
-        loss: of outputs ``[exits, rows, 3]`` and targets ``[exits, rows]``, besides the recipe and the exits' depths.
-        link: from a network's output to what thresholds are compared with; ``None`` for the output itself.
-        never: threshold that no score reaches.
+    """A loss of outputs ``[exits, rows, 3]`` and targets ``[exits, rows]``, besides recipe and depths; the link from
+    outputs to what thresholds are compared with; and a threshold that no score reaches.
     """
 
     loss: Callable[[Tensor, Tensor, HeadRecipe, Tensor | None], Tensor]
@@ -125,13 +106,8 @@ def expected_return(logits: Tensor, right: Tensor, depths: Tensor, saving: float
     """Return what policies are expected to earn with ConsistentEE's reward, a mean over tokens.
 
     A token that exits at e earns 1 if that is right, less α (1 − m) d_e: d its depth, and m the depth of its memorised
-    layer, from which on every exit is right: what is hard is to be right, what is easy is to be early.
-
-    Args:
-        logits: of exiting once an exit is reached, ``[exits, n]``.
-        right: 1 where the exit's token is the last layer's, ``[exits, n]``.
-        depths: of the exits, as shares of all layers, ``[exits]``.
-        saving: α.
+    layer, from which on every exit is right: what is hard is to be right, what is easy is to be early. ``logits`` of
+    exiting once an exit is reached, and ``right``: ``[exits, n]``; ``depths``, as shares of all layers: ``[exits]``.
     """
     last = torch.ones_like(right[:1])
     right = torch.cat((right, last))
@@ -180,22 +156,10 @@ def fit(
     seed: int,
     progress: Progress,
 ) -> dict[str, Network]:
-    """Fit heads to targets.
-
-    Args:
-        states: what the observation is built from, ``[n, exits, hidden_size]``.
-        observation: what the heads look at.
-        targets: what they learn.
-        exit_points: layers of the exits.
-        recipe: how.
-        seed: decides initial weights and order.
-        progress: is told how it goes on.
+    """Fit heads that observe states ``[n, exits, hidden_size]``; the seed decides initial weights and order.
 
     Returns:
         ``shared``, or one network per exit point, named by its layer; one output each, three of actions.
-
-    Raises:
-        TrainingError: the loss is not finite, or a weight at the end.
     """
     chance = torch.Generator().manual_seed(seed)
     tokens, exits, _ = states.shape
@@ -240,13 +204,7 @@ def _moments(states: Tensor, observation: Observation, *, shared: bool) -> tuple
 
 
 def precise_threshold(scores: Tensor, hits: Tensor, precision: float) -> float | None:
-    """Return the least score from which on so large a share are hits; ``None`` where there is none.
-
-    Args:
-        scores: ``[n]``.
-        hits: 1 or true where a score should be high, ``[n]``.
-        precision: the share.
-    """
+    """Return the least of the scores ``[n]`` from which on such a share are hits ``[n]``; ``None`` where none is."""
     order = scores.sort(descending=True)
     enough = (hits[order.indices].cumsum(0) / torch.arange(1, len(hits) + 1) >= precision).nonzero().flatten()
     return float(order.values[int(enough[-1])]) if len(enough) else None
@@ -263,12 +221,15 @@ def train_heads(options: HeadOptions, run: TrainingRun) -> Trained:
     depths = torch.tensor(data.exit_points) / data.resolved.info.num_layers
     top, final, top1, entropy = (data.columns[key][data.learned] for key in ("top", "final", "top1", "entropy"))
     targets = Targets.of(top, final, top1, entropy, depths)
-    networks = fit(
-        data.states(observation, data.learned), observation, targets, data.exit_points, recipe,
-        seed=options.seed, progress=run.progress,
-    )  # fmt: skip
-    made = data.save(networks, observation, recipe.model_dump(), never=objective.never, link=objective.link)
-    return made.said()
+    networks = _fitted(data, data.states(observation, data.learned), observation, targets, recipe)
+    return data.save(networks, observation, recipe.model_dump(), never=objective.never, link=objective.link).said()
+
+
+def _fitted(
+    data: TrainingSet, states: Tensor, observation: Observation, targets: Targets, recipe: HeadRecipe
+) -> dict[str, Network]:
+    how: dict[str, Any] = {"seed": data.options.seed, "progress": data.run.progress}
+    return fit(states, observation, targets, data.exit_points, recipe, **how)
 
 
 def _plain(objective: str, options: NetworkSize) -> HeadRecipe:
@@ -286,16 +247,13 @@ def train_actions(options: ActionHeads, run: TrainingRun) -> Trained:
     data = TrainingSet.open(options, run)
     if data.traces.index.get("new_tokens"):
         raise TrainingError(f"{data.traces.folder} has what the model generates, and no truth. Trace documents.")
-    columns = data.traces.columns("input", "document")
-    known = columns["document"][:-1] == columns["document"][1:]  # the last token of a document has no truth
-    known = torch.cat((known, torch.zeros(1, dtype=torch.bool)))
-    truth = torch.cat((columns["input"][1:], columns["input"][:1])).long()
+    truth = data.traces.columns("input")["input"].roll(-1).long()
+    document = data.columns["document"]
+    known = document == document.roll(-1)  # the last token of a document has no truth
+    known[-1] = False
     actions = actions_of(data.columns["top"].long(), data.columns["final"].long(), truth)
     observation, rows, recipe = OBSERVATIONS[options.observation], data.learned & known, _plain("actions", options)
-    networks = fit(
-        data.states(observation, rows), observation, Targets(actions[rows]), data.exit_points, recipe,
-        seed=options.seed, progress=run.progress,
-    )  # fmt: skip
+    networks = _fitted(data, data.states(observation, rows), observation, Targets(actions[rows]), recipe)
     halved, scores = data.scored(networks, observation)
     chances = scores.softmax(-1)
     wrong, told = (actions == STOP)[data.held_out].all(1), known[data.held_out]
@@ -316,10 +274,7 @@ def train_actions(options: ActionHeads, run: TrainingRun) -> Trained:
 def actions_of(top: Tensor, final: Tensor, truth: Tensor) -> Tensor:
     """Return what would be right at each exit, ``[n, exits]`` float32: exit, stop or continue.
 
-    Args:
-        top: token of each exit, ``[n, exits]`` int64.
-        final: of the last layer, ``[n]``.
-        truth: of the document, ``[n]``.
+    Tokens are int64: ``[n, exits]`` of each exit, ``[n]`` of the last layer and of the document.
     """
     right = top == truth.unsqueeze(1)
     later = torch.cat((right, (final == truth).unsqueeze(1)), dim=1)
@@ -342,10 +297,7 @@ def train_predictors(options: CandidatePredictors, run: TrainingRun) -> Trained:
     among = (data.columns["top"].long().unsqueeze(2) == candidates.unsqueeze(1)).any(2)
     right = data.right(data.learned) & among[data.learned]
     recipe = _plain("likelihood", options)
-    networks = fit(
-        features[data.learned], Observation(), Targets(right.float()), data.exit_points, recipe,
-        seed=options.seed, progress=run.progress,
-    )  # fmt: skip
+    networks = _fitted(data, features[data.learned], Observation(), Targets(right.float()), recipe)
     scores = torch.sigmoid(score_all(networks, Observation(), features[data.held_out], data.exit_points))
     scores = scores.masked_fill(~among[data.held_out], -torch.inf)  # where the head would not confirm, nothing exits
     tensors = {name: tensor for key, network in networks.items() for name, tensor in network.tensors(key).items()}
@@ -403,12 +355,8 @@ def count_agreement(options: TokenTable, run: TrainingRun) -> Trained:
 def shares_of(read: Tensor, right: Tensor, least: int) -> tuple[Tensor, Tensor]:
     """Return tokens, ascending ``[m]`` int64, and how often each exit was right after each, ``[m, exits]`` float32.
 
-    A token that was read n times counts as read once more, and wrong then at every exit.
-
-    Args:
-        read: the token that was read, ``[n]`` int64.
-        right: whether each exit's token was the last layer's, ``[n, exits]`` bool.
-        least: times that a token must have been read.
+    Of the tokens that were read, ``[n]``, those that were so ``least`` times. One that was read n times counts as read
+    once more, and wrong then at every exit.
     """
     token_ids, inverse, counts = torch.unique(read, return_inverse=True, return_counts=True)
     hits = torch.zeros(len(token_ids), right.shape[1]).index_add_(0, inverse, right.float())
@@ -431,7 +379,11 @@ def train_excess(options: ExcessHeads, run: TrainingRun) -> Trained:
     if traces.index.get("new_tokens"):
         raise TrainingError(f"{traces.folder} has what the model generates, and no whole functions. Trace documents.")
     run.progress.stage(f"reading where functions end in {len(traces.documents)} documents")
-    labels = _all_labels(traces, data.resolved.tokenizer)
+    found: list[float] = []
+    for number, ids in by_document(traces):
+        task = str(traces.documents[number]["stream"]).partition(",")[0]
+        found += labels_of(ids.tolist(), data.resolved.tokenizer, TASKS.load(task)().language)
+    labels = torch.tensor(found)
     learned, checked = data.learned & ~labels.isnan(), data.held_out & ~labels.isnan()
     for rows, what in ((learned, "to learn from"), (checked, "held out")):
         if (ends := int(labels[rows].sum())) < FEWEST:
@@ -461,7 +413,10 @@ def train_excess(options: ExcessHeads, run: TrainingRun) -> Trained:
         "replayed": {"held_out_tokens": tokens, "ends": ends, "rows": told},
     }
     artefact = write_artefact(data.path, run.recipe, tensors, facts)
-    lines = [f"| {row['layer']} | {_share(row['found'])} | {_share(row['precision'])} |" for row in told]
+    lines = []
+    for row in told:
+        shares = ("–" if row[share] is None else f"{row[share]:.3f}" for share in ("found", "precision"))
+        lines.append(f"| {row['layer']} | {' | '.join(shares)} |")
     report = "\n".join(["| layers | ends found | stops that are ends |", "|--:|--:|--:|", *lines])
     note = (
         f"{ends} ends among {tokens} held-out tokens, on which the thresholds were chosen. The result is "
@@ -501,13 +456,9 @@ def logistic_regression(x: Tensor, labels: Tensor, l2: float) -> Network:
 
 
 def calibrated(head: Network, logits: Tensor, labels: Tensor, precision: float) -> tuple[Network, dict[str, Any]]:
-    """Return a head shifted so that from 0.5 on its stops are precise, and what it then finds.
+    """Return a head of one layer, shifted so that from 0.5 on its stops are precise, and what it then finds.
 
-    Args:
-        head: of one layer.
-        logits: of held-out tokens, ``[n]``.
-        labels: of these, ``[n]``.
-        precision: share of stops that must be ends.
+    ``logits`` and ``labels`` are those of held-out tokens, ``[n]``.
     """
     least = precise_threshold(logits, labels, precision)
     ((weight, bias),) = head.layers
@@ -520,23 +471,8 @@ def calibrated(head: Network, logits: Tensor, labels: Tensor, precision: float) 
     return Network(((weight, bias - (NEVER if least is None else least)),), head.activation), facts
 
 
-def _all_labels(traces: Traces, tokenizer: Tokenizer) -> Tensor:
-    columns = traces.columns("input", "document")
-    borders = columns["document"].diff().nonzero().flatten() + 1
-    numbers = columns["document"][torch.cat((torch.zeros(1, dtype=torch.long), borders))].tolist()
-    found: list[float] = []
-    for number, ids in zip(numbers, columns["input"].tensor_split(borders), strict=True):
-        task = str(traces.documents[number]["stream"]).partition(",")[0]
-        found += labels_of(ids.tolist(), tokenizer, TASKS.load(task)().language)
-    return torch.tensor(found)
-
-
 def _states(traces: Traces, place: int, rows: Tensor) -> Tensor:
     """Return the states at an exit point, or behind all of them after the last layer, ``[rows, hidden_size]``."""
     if place == len(traces.exit_points):
         return torch.cat([shard["last"] for shard in traces.shards("last", rows=rows)]).float()
     return torch.cat([shard["hidden"][:, place] for shard in traces.shards("hidden", rows=rows)]).float()
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

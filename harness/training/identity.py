@@ -32,11 +32,7 @@ def identity(info: ModelInfo, tokenizer: str) -> dict[str, Any]:
 
 
 def own_file(options: TraceChoice, run: TrainingRun, info: ModelInfo) -> Path:
-    """Return where a recipe writes what it learns from a trace: ``NAME.json`` in its folder.
-
-    Raises:
-        ArtefactError: it would replace what was trained for something else, and was not told to.
-    """
+    """Return where a recipe writes what it learns from a trace, ``NAME.json`` in its folder."""
     assert isinstance(options, TraceOptions)
     path = options.folder / f"{options.name or run.recipe}.json"
     facts = {} if options.overwrite else look_into(path)

@@ -1,13 +1,9 @@
-"""Options that recipes share: which model, where the artefact goes, and the trace it is learned from.
-
-Options of ``harness trace``; :mod:`harness.training.traces.record_trace` does the work.
-
-No torch: a command's flags are read from its class, and ``harness train NAME --help`` must be instant.
-"""
+"""Options of ``harness trace``, and those that recipes share; no torch, so that ``--help`` is instant."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +21,7 @@ from harness.config.model import (
     TaskName,
     Threads,
 )
-from harness.contracts import Split
+from harness.contracts import ModelRequest, Split
 
 Resume = Annotated[bool, Field(description="Go on from the last checkpoint in --out.")]
 LearnedTasks = Annotated[
@@ -116,3 +112,12 @@ class TraceCommand(ModelChoice, DocumentChoice, TraceRequest):
     device_map: DeviceMap = None
     out: Folder | None = Field(default=None, description="Folder of the trace. Default: traces/MODEL.")
     resume: bool = Field(default=False, description="Go on with the trace in --out.")
+
+    @property
+    def folder(self) -> Path:
+        """Where the trace goes."""
+        return self.out or Path("traces") / Path(self.model).name
+
+    def request(self, seed: int = 0) -> ModelRequest:
+        """Return which model is asked for."""
+        return replace(super().request(self.seed), device_map=self.device_map)

@@ -1,7 +1,4 @@
-"""Several processes that work on one thing, as ``torchrun`` and ``accelerate launch`` start them: which one is this?
-
-Both launchers say it in the environment; of their own accord processes know nothing of one another.
-"""
+"""Several processes that work on one thing, as ``torchrun`` and ``accelerate launch`` start them."""
 
 from __future__ import annotations
 
@@ -9,13 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from harness.errors import TrainingError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 PATIENCE = timedelta(days=7)
 """A process waits so long for the slowest; a launcher ends them all at once where one fails."""
@@ -44,8 +40,6 @@ def own_device(device: str) -> str:
 @contextmanager
 def together() -> Iterator[None]:
     """Let the processes meet within; one alone has nobody to meet."""
-    import torch.distributed as dist
-
     if world_size() == 1 or dist.is_initialized():
         yield
         return
@@ -57,13 +51,7 @@ def together() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Return once all processes are here; to be called within :func:`together`.
-
-    Raises:
-        TrainingError: another one ended before.
-    """
-    import torch.distributed as dist
-
+    """Return once all processes are here, within :func:`together`; raise :class:`TrainingError` where one ended."""
     if world_size() == 1:
         return
     try:
@@ -75,14 +63,7 @@ def wait_for_all() -> None:
 
 
 def sum_over_all(values: Tensor, device: torch.device) -> Tensor:
-    """Return the sum of every process's values, on the CPU; one alone has its own.
-
-    Args:
-        values: of this process, the same shape in all.
-        device: which the processes' group can send from.
-    """
-    import torch.distributed as dist
-
+    """Return the sum of every process's values, on the CPU; their group can send from the device."""
     if world_size() == 1:
         return values
     total = values.to(device)

@@ -1,7 +1,4 @@
-"""Recipes that ``harness train`` has built in: their options, which are the command's flags, and where they are done.
-
-No torch at import: a command's flags are read from these classes.
-"""
+"""Recipes that ``harness train`` has built in: their options are its flags. No torch: help is instant."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.config.model import Configuration, DocumentChoice, Source, WithPresets
+from harness.config.model import Configuration, DocumentChoice, WithPresets
 from harness.contracts import Split
 from harness.contracts.recipes import Trained, TrainingRun, WeightsRule
 from harness.host.libraries import require
@@ -292,7 +289,7 @@ class AgentSettings(Configuration):
         default=(64, 64),
         description="Units of each hidden layer, of policy and value network alike; tanh between. Repeatable.",
     )
-    envs: int = Field(default=64, ge=1, description="Episodes at once; 1 with --live.")
+    envs: int = Field(default=64, ge=1, description="Episodes at once.")
 
     @model_validator(mode="after")
     def _whole_rollouts(self) -> Self:
@@ -335,18 +332,8 @@ class Agent(AgentSettings, ControllerOptions, WithPresets):
     )
     tokens: int = Field(default=15, ge=1, description="Tokens of an episode.")
     observation: ObservationName = "rich"
-    live: bool = Field(default=False, description="Let the model generate (slow) instead of replaying.")
-    sources: tuple[Source, ...] = Field(
-        default=("embedded",), description="With --live: where the trace's documents are. Repeatable."
-    )
-    device: str = Field(default="auto", description="With --live: auto, cpu, cuda or cuda:N.")
     save_steps: int = Field(default=50_000, ge=1, description="Decisions between checkpoints.")
     resume: Resume = False
-    optimum: bool = Field(
-        default=False,
-        description="Train nothing: say what a policy fitted to the reward does on the trace, beside thresholds and "
-        "the model's agent; also written to optimum-NAME.json.",
-    )
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -362,8 +349,6 @@ class Agent(AgentSettings, ControllerOptions, WithPresets):
         return filled.replace(reward="auto")
 
     def train(self, run: TrainingRun) -> Trained:
-        """Train it, or find the optimum of its reward."""
-        if self.optimum:
-            return _by("agents.optimum:find_optimum")(self.filled(), run)
+        """Train it."""
         require("train", "stable_baselines3", "gymnasium")
         return _by("agents.train_agent:train_agent")(self.filled(), run)

@@ -1,8 +1,6 @@
 """``harness train shortcut``: linear maps from every exit to the last layer, in closed form from a trace.
 
-They make any model exit-capable in about a minute, without tuning (Yom Din 2024, arXiv 2303.09435).
-
-Only moments are kept (``hidden_size`` squared per exit), so tokens can stream by in any number. Each token counts
+They make any model exit-capable in about a minute, without tuning (Yom Din 2024, arXiv 2303.09435). Each token counts
 with the inverse square of its last hidden state's root mean square: the final norm divides by it anyway, and without
 the weight a few tokens with enormous activations (the first of a sequence) would decide the fit.
 """
@@ -34,12 +32,7 @@ CHECKED = 4096
 
 
 class ShortcutMoments:
-    """Weighted second moments of (hidden state at an exit, hidden state after the last layer).
-
-    Args:
-        exit_points: exits to map from.
-        hidden_size: width of the residual stream.
-    """
+    """Weighted second moments of (hidden state at an exit, hidden state after the last layer)."""
 
     def __init__(self, exit_points: Sequence[int], hidden_size: int) -> None:
         self._inputs = {e: torch.zeros(hidden_size + 1, hidden_size + 1, dtype=torch.float64) for e in exit_points}
@@ -47,12 +40,7 @@ class ShortcutMoments:
         self.tokens = 0
 
     def add(self, states: Mapping[int, Tensor], last: Tensor) -> None:
-        """Take tokens in.
-
-        Args:
-            states: exit layer → hidden states ``[n, hidden_size]``, one entry per exit point.
-            last: hidden states after the last layer, before the final norm, same shape.
-        """
+        """Take in hidden states ``[n, hidden_size]`` at every exit, and after the last layer, before the norm."""
         target = last.float()
         weight = target.pow(2).mean(-1, keepdim=True).rsqrt()
         target = target * weight
@@ -63,11 +51,7 @@ class ShortcutMoments:
             self._outputs[layer] += (rows.t() @ target).double()
 
     def solve(self, *, ridge: float = 1e-4) -> dict[int, tuple[Tensor, Tensor]]:
-        """Return exit layer → (weight ``[out, in]``, bias ``[out]``), float32.
-
-        Args:
-            ridge: added to the diagonal, relative to its mean.
-        """
+        """Return exit layer → (weight ``[out, in]``, bias ``[out]``); ``ridge`` is relative to the diagonal's mean."""
         maps = {}
         for layer, moments in self._inputs.items():
             damped = moments + ridge * moments.diagonal()[:-1].mean() * torch.eye(len(moments), dtype=torch.float64)
@@ -99,12 +83,10 @@ def train_shortcut(options: Shortcut, run: TrainingRun) -> Trained:
     hidden = exit_states(data.traces, {}, torch.zeros_like(data.held_out).index_fill(0, check, True))
     before = data.right(check).float().mean(0)
     agreement: dict[int, tuple[float, float]] = {}
-    for e, point in enumerate(points):
-        weight, bias = maps[point]
+    tensors: dict[str, Tensor] = {}
+    for e, (point, (weight, bias)) in enumerate(maps.items()):
         same = _top(backbone, hidden[:, e].float() @ weight.t() + bias) == data.columns["final"][check]
         agreement[point] = (round(before[e].item(), 4), round(same.float().mean().item(), 4))
-    tensors: dict[str, Tensor] = {}
-    for point, (weight, bias) in maps.items():
         tensors |= {f"{point}.weight": weight.bfloat16(), f"{point}.bias": bias.bfloat16()}
     facts = {
         **data.origin(),
@@ -112,9 +94,6 @@ def train_shortcut(options: Shortcut, run: TrainingRun) -> Trained:
         "held_out": {"tokens": len(check), "agreement": {str(k): v for k, v in agreement.items()}},
     }
     made = write_artefact(path, "shortcut", tensors, facts)
-    first = find("shortcut", replace(info, exit_points=points), [options.folder])
-    if isinstance(first, Artefact) and first.path != path:
-        logger.warning("runs take %s before %s: it leads from these exit points, too", first.path, path)
     rows = [f"| {layer} | {before:.3f} | {after:.3f} |" for layer, (before, after) in agreement.items()]
     report = "\n".join(["| exit layer | agreement before | with the maps |", "|--:|--:|--:|", *rows])
     return Trained(report, f"{len(check)} held-out tokens. The maps are in {made.path}")

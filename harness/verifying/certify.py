@@ -16,9 +16,8 @@ from harness.models.model import LoadedModel
 from harness.records.certificate import Certificate, Claim
 from harness.records.estimate import MISSING
 from harness.registry import WEIGHTS_FORMATS
-from harness.running.operating_points import OperatingPoint
 from harness.running.resolve import resolve
-from harness.verifying.claims import Step, decode, verify_batches, verify_format, verify_lossless
+from harness.verifying.claims import Step, decode, verify_format, verify_rows
 from harness.verifying.options import VerifyOptions
 from reports.tables.table import Column, Line, Part, Table
 
@@ -29,11 +28,7 @@ REFERENCE = next(name for name, made in WEIGHTS_FORMATS.usable().items() if made
 
 
 def certify(options: VerifyOptions, progress: Progress) -> Certificate:
-    """Compare, and return the certificate; writes nothing.
-
-    Raises:
-        HarnessError: anything that cannot be done, in one line with the remedy.
-    """
+    """Compare, and return the certificate; writes nothing."""
     progress.stage("checking the configuration and drawing prompts")
     shared = options.model_fields_set & RunConfig.model_fields.keys() - {"weights_format", "batch_size"}
     plan = resolve(
@@ -43,33 +38,47 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
             weights_format=REFERENCE, energy="none",
         )
     )  # fmt: skip
+    for point in plan.points if options.strategies else ():
+        if point.lossless is None and point.record.strategy != BASELINE:
+            raise ConfigError(
+                f"--strategy {point.name}: a lossy strategy's tokens are its own. Write {point.name}@lossless."
+            )
     drafting = [point for point in plan.points if point.lossless is not None]
-    if options.strategies:
-        _check_lossless(plan.points)
     names = _formats(options, plan.device)
     samples = [sample for task in plan.tasks for sample in task.data.samples]
-    sizes = _batch_sizes(options, len(samples))
+    largest = max(options.batch_sizes)
+    if len(samples) == 1 < largest and "batch_size" in options.model_fields_set:
+        raise ConfigError(
+            f"--batch-size {largest}: one prompt has no other beside it. Give more (--prompts), or --batch-size 1."
+        )
+    sizes = list(dict.fromkeys(min(size, len(samples)) for size in options.batch_sizes))
     progress.stage(f"loading {plan.model.info.name}")
     loaded = plan.model.load(plan.device, progress.stage)
     eos = plan.model.tokenizer.eos_token_ids
     float32 = Engine(loaded.backbone, loaded.info)
-    steps = Steps(progress, len(samples), _parts(names, sizes, len(drafting)))
-    written = decode(float32, samples, 1, eos, steps.next(f"{REFERENCE} writes"))
+
+    def begin(what: str) -> Step:
+        progress.begin(what, len(samples))
+        return progress.step
+
+    written = decode(float32, samples, 1, eos, begin(f"{REFERENCE} writes"))
     claims: list[Claim] = []
     for name in names:
         engine = float32 if name == REFERENCE else _packed(loaded, name, plan.device)
-        step = steps.next(f"{name} reads what {REFERENCE} wrote")
+        step = begin(f"{name} reads what {REFERENCE} wrote")
         claims.append(verify_format(name, engine, float32, written, options.seed, step))
         alone = written
         if engine is not float32:
-            alone = decode(engine, samples, 1, eos, steps.next(f"{name}, rows alone"))
+            alone = decode(engine, samples, 1, eos, begin(f"{name}, rows alone"))
         for size in sizes:
+            rows = "rows alone" if size == 1 else f"batches of {size}"
             if size > 1:
-                together = decode(engine, samples, size, eos, steps.next(f"{name}, batches of {size}"))
-                claims.append(verify_batches(name, engine, alone, together, size, options.seed))
+                together = decode(engine, samples, size, eos, begin(f"{name}, {rows}"))
+                claims.append(verify_rows(name, engine, alone, together, size, options.seed))
             for point in drafting:
-                step = steps.next(f"{name}, {point.name}, {'rows alone' if size == 1 else f'batches of {size}'}")
-                claims.append(verify_lossless(point, name, engine, alone, size, options.seed, eos, step))
+                step = begin(f"{name}, {point.name}, {rows}")
+                drafted = decode(engine, samples, size, eos, step, point, options.seed)
+                claims.append(verify_rows(name, engine, alone, drafted, size, options.seed, point))
     return Certificate(
         model=loaded.info.name,
         fingerprint=loaded.info.fingerprint,
@@ -82,58 +91,6 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
         environment=environment.machine_line(environment.describe()),
         claims=tuple(claims),
     )
-
-
-class Steps:
-    """One bar for all parts of a certificate, each of which goes through the same prompts.
-
-    Args:
-        progress: shows it.
-        prompts: of each part.
-        parts: how many there will be.
-    """
-
-    def __init__(self, progress: Progress, prompts: int, parts: int) -> None:
-        self._progress, self._prompts, self._done = progress, prompts, -prompts
-        progress.begin("prompts decoded and compared", prompts * parts)
-
-    def next(self, what: str) -> Step:
-        """Begin a part; return what is to be told how many of its prompts are done."""
-        self._done += self._prompts
-        start = self._done
-        return lambda done: self._progress.step(start + done, what)
-
-
-def _check_lossless(points: Sequence[OperatingPoint]) -> None:
-    """Refuse strategies whose tokens are their own; full depth stands in every plan.
-
-    Raises:
-        ConfigError: there is one, with the remedy.
-    """
-    for point in points:
-        if point.lossless is None and point.record.strategy != BASELINE:
-            raise ConfigError(
-                f"--strategy {point.name}: a lossy strategy's tokens are its own. Write {point.name}@lossless."
-            )
-
-
-def _batch_sizes(options: VerifyOptions, prompts: int) -> Sequence[int]:
-    """Return how many rows to decode together, each number once and none above the number of prompts.
-
-    Raises:
-        ConfigError: rows were asked for beside the only prompt.
-    """
-    largest = max(options.batch_sizes)
-    if prompts == 1 < largest and "batch_size" in options.model_fields_set:
-        raise ConfigError(
-            f"--batch-size {largest}: one prompt has no other beside it. Give more (--prompts), or --batch-size 1."
-        )
-    return list(dict.fromkeys(min(size, prompts) for size in options.batch_sizes))
-
-
-def _parts(formats: Sequence[str], sizes: Sequence[int], drafting: int) -> int:
-    of_a_format = 1 + sum((size > 1) + drafting for size in sizes)
-    return 1 + sum(of_a_format + (name != REFERENCE) for name in formats)
 
 
 def _formats(options: VerifyOptions, device: str) -> Sequence[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from zlib import crc32
 
 from harness.config import BASELINE, StrategySpec
@@ -27,13 +28,7 @@ Step = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The generation from a prompt.
-
-    Attributes:
-        sample: the prompt.
-        tokens: the completion.
-        drafts: tokens drafted. accepted: those of them that stood.
-    """
+    """The generation from a prompt."""
 
     sample: Sample
     tokens: tuple[int, ...]
@@ -50,20 +45,7 @@ def decode(
     point: OperatingPoint | None = None,
     seed: int = 0,
 ) -> list[Completion]:
-    """Decode prompts greedily, so many at a time, and tell how many are done.
-
-    Args:
-        engine: decodes.
-        samples: the prompts.
-        size: rows that are decoded together.
-        eos_token_ids: tokens that end a completion.
-        step: is told how many completions are done.
-        point: decodes them; ``None`` for full depth.
-        seed: of random strategies.
-
-    Raises:
-        ModelError: a prompt or its completion does not fit the model, or logits are not finite.
-    """
+    """Decode prompts greedily, so many at a time, and tell how many are done."""
     strategy = build_strategy(StrategySpec(BASELINE)) if point is None else point.strategy
     made: list[Completion] = []
     for start in range(0, len(samples), size):
@@ -83,25 +65,14 @@ def decode(
 
 
 class Reference:
-    """An engine whose tokens others must have, and what rounding may do to its logits.
-
-    Args:
-        engine: the reference.
-        error: how far products of what is held against it may be off, over their norm.
-        seed: of the noise that finds out what that does.
-    """
+    """An engine whose tokens others must have, and what rounding may do to its logits."""
 
     def __init__(self, engine: Engine, error: float, seed: int) -> None:
         self._engine = engine
         self._disturbed = Engine(disturbed(engine.backbone, error, seed), engine.info)
 
     def differences(self, written: Completion, others: Sequence[tuple[int, int]]) -> list[TokenDifference]:
-        """Judge places of a completion where another token was found.
-
-        Args:
-            written: by the reference.
-            others: places, from 1, and the tokens found there.
-        """
+        """Judge places of a completion where another token was found."""
         if not others:
             return []
         logits, moved = (
@@ -125,31 +96,22 @@ class Reference:
     def follow(
         self, written: Sequence[Completion], others: Sequence[Completion]
     ) -> tuple[int, tuple[TokenDifference, ...]]:
-        """Compare completions up to their first difference; return how many places that are, and the differences.
-
-        Args:
-            written: by the reference.
-            others: of the same prompts, decoded in another way.
-        """
+        """Compare completions up to their first difference; return how many places that are, and the differences."""
         places, found = 0, list[TokenDifference]()
         for one, other in zip(written, others, strict=True):
             pairs = enumerate(itertools.zip_longest(one.tokens, other.tokens), start=1)
             first = next(((place, token, instead) for place, (token, instead) in pairs if token != instead), None)
             places += len(one.tokens) if first is None else first[0]
-            if first is not None:
-                place, token, instead = first
-                if token is None or instead is None:
-                    found.append(_ended(one, place, token, instead))
-                else:
-                    found += self.differences(one, [(place, instead)])
+            if first is None:
+                continue
+            place, token, instead = first
+            if token is None or instead is None:  # one ended where the other goes on: no two logits explain it
+                nothing: dict[str, Any] = {"logit": None, "other_logit": None, "bound": 0}
+                name = one.sample.sample_id
+                found.append(TokenDifference(sample_id=name, place=place, token=token, other=instead, **nothing))
+            else:
+                found += self.differences(one, [(place, instead)])
         return places, tuple(found)
-
-
-def _ended(written: Completion, place: int, token: int | None, other: int | None) -> TokenDifference:
-    """Return the difference of a completion that ended where another goes on: no two logits explain it."""
-    return TokenDifference(
-        sample_id=written.sample.sample_id, place=place, token=token, other=other, logit=None, other_logit=None, bound=0
-    )
 
 
 def reference_of(name: str, engine: Engine, seed: int) -> tuple[WeightsFacts, Reference]:
@@ -166,16 +128,7 @@ def reference_of(name: str, engine: Engine, seed: int) -> tuple[WeightsFacts, Re
 def verify_format(
     name: str, engine: Engine, float32: Engine, written: Sequence[Completion], seed: int, step: Step
 ) -> Claim:
-    """Hold full depth in a format against what float32 wrote, along its text.
-
-    Args:
-        name: of the format.
-        engine: decodes in it.
-        float32: the reference.
-        written: by it.
-        seed: of the noise that bounds rounding.
-        step: is told how many completions are done.
-    """
+    """Hold full depth in a format against what float32 wrote, along its text."""
     facts = WEIGHTS_FORMATS.load(name).facts
     reference = Reference(float32, product_error(facts), seed)
     found: list[TokenDifference] = []
@@ -195,68 +148,27 @@ def verify_format(
     )
 
 
-def verify_batches(
-    name: str, engine: Engine, alone: Sequence[Completion], batched: Sequence[Completion], size: int, seed: int
-) -> Claim:
-    """Hold rows that were decoded together against the same rows alone.
-
-    Args:
-        name: of the format.
-        engine: decodes in it.
-        alone: what it wrote, prompt by prompt.
-        batched: the same prompts, decoded together.
-        size: rows of a batch.
-        seed: of the noise that bounds rounding.
-    """
-    facts, reference = reference_of(name, engine, seed)
-    places, differences = reference.follow(alone, batched)
-    return Claim(
-        weights_format=name,
-        accuracy=facts.accuracy,
-        what=f"batches of {size} as alone",
-        batch_size=size,
-        judged=facts.invariant or facts.accuracy != "lossy",
-        places=places,
-        differences=differences,
-    )
-
-
-def verify_lossless(
-    point: OperatingPoint,
+def verify_rows(
     name: str,
     engine: Engine,
     alone: Sequence[Completion],
+    others: Sequence[Completion],
     size: int,
     seed: int,
-    eos_token_ids: frozenset[int],
-    step: Step,
+    point: OperatingPoint | None = None,
 ) -> Claim:
-    """Hold what an operating point drafts and verifies against what full depth wrote, prompt by prompt.
-
-    Args:
-        point: decodes losslessly.
-        name: of the weights format.
-        engine: decodes in it.
-        alone: what full depth wrote in it.
-        size: rows that are decoded together.
-        seed: of random strategies, and of the noise that bounds rounding.
-        eos_token_ids: tokens that end a completion.
-        step: is told how many completions are done.
-
-    Raises:
-        ModelError: logits are not finite.
-    """
-    drafted = decode(engine, [one.sample for one in alone], size, eos_token_ids, step, point, seed)
+    """Hold rows that were decoded together, or that an operating point drafted, against full depth's rows alone."""
     facts, reference = reference_of(name, engine, seed)
-    places, differences = reference.follow(alone, drafted)
+    places, differences = reference.follow(alone, others)
+    together = f"batches of {size}"
     return Claim(
         weights_format=name,
         accuracy=facts.accuracy,
-        what=point.name if size == 1 else f"{point.name}, batches of {size}",
+        what=f"{together} as alone" if point is None else point.name if size == 1 else f"{point.name}, {together}",
         batch_size=size,
         judged=facts.invariant or facts.accuracy != "lossy",
         places=places,
         differences=differences,
-        drafts=sum(one.drafts for one in drafted),
-        accepted=sum(one.accepted for one in drafted),
+        drafts=None if point is None else sum(one.drafts for one in others),
+        accepted=None if point is None else sum(one.accepted for one in others),
     )

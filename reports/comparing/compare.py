@@ -1,25 +1,24 @@
 """Two runs, operating point by operating point: pairs, changes, Holm's correction per task, and what else differs.
 
 A is the run before, B the run after. Cost is shown twice: as measured, where drift of the machine between the two runs
-is part of the change, and as the speed-up over each run's own full depth, which was measured interleaved with it, so
-that a machine that is slower today mostly cancels. What must not be compared :mod:`harness.records.conditions` says;
-versions of packages and of this harness may differ, which is what one wants to compare: they are named, not refused.
+is part of the change, and as the speed-up over each run's own full depth, which was measured interleaved with it.
+Versions of packages and of this harness may differ, which is what one wants to compare: they are named, not refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from harness.contracts import Metric
 from harness.errors import ConfigError, StoreError, did_you_mean
 from harness.host.files import real_path
 from harness.records import Manifest, TaskRecord
 from harness.records.conditions import layers_of
-from reports.comparing.change import AGREEMENT, Change, change, compared_metrics, corrected, level_of_both
-from reports.comparing.pairing import JOINED, Matched, agreement_units, match, pair_units
+from reports.comparing.change import AGREEMENT, UNMEASURED, Change, change, compared_metrics, corrected, level_of_both
+from reports.comparing.pairing import JOINED, Matched, agreement_units, pair_units
 from reports.comparing.results import Difference, PointChange, RunChange, notes, overall, verdict
-from reports.metrics.point import Point, by_block, units_of, usable
+from reports.metrics.point import Point, by_block, units_of
 from reports.metrics.vocabulary import recorded_scores
 from reports.recorded import RecordedRun
 from reports.summary.measured import Measured, is_measured, total
@@ -38,34 +37,23 @@ _WRITTEN_ELSEWHERE = frozenset(
 """Configuration that another line of the list says better, or that is a folder's name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The request of a comparison.
-
-    Attributes:
-        points: names; empty means all that both have.
-        pair: one name in A, another in B, instead.
-    """
-
-    points: tuple[str, ...] = ()
-    pair: tuple[str, str] | None = None
-
-
-def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
-    """Compare two runs.
+def compare_runs(
+    a: RecordedRun, b: RecordedRun, points: Sequence[str] = (), pair: tuple[str, str] | None = None
+) -> RunChange:
+    """Compare all operating points that two runs share, those that are named, or one of A with another one of B.
 
     Raises:
         ConfigError: an operating point that is not there, or the same thing twice.
         StoreError: nothing that both finished.
     """
-    pairs = _pairs(a, b, wanted)
+    same = real_path(a.directory) == real_path(b.directory)
+    pairs = _pairs(a, b, points, pair, same=same)
     metrics = compared_metrics(recorded_scores(cell for run in (a, b) for cell in run.cells.values()))
-    tasks = dict.fromkeys(task for task, _, _ in pairs)
-    points: list[PointChange] = []
+    found: list[PointChange] = []
     skipped: list[tuple[str, str, str]] = []
-    for task in tasks:
+    for task in dict.fromkeys(task for task, _, _ in pairs):
         compared: list[PointChange] = []
-        for _, one, other in (pair for pair in pairs if pair[0] == task):
+        for _, one, other in (each for each in pairs if each[0] == task):
             cells = a.cells[task, one], b.cells[task, other]
             reason = next(filter(None, (_unusable(cell, name) for cell, name in zip(cells, "AB", strict=True))), "")
             if reason:
@@ -74,44 +62,42 @@ def compare_runs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> RunChange:
                 compared.append(_compare(a, b, *cells, metrics))
         columns = [corrected(list(column)) for column in zip(*(point.changes for point in compared), strict=True)]
         rows = zip(*columns, strict=True)  # Holm's correction over the operating points of a task, metric by metric
-        points += [replace(point, changes=tuple(row)) for point, row in zip(compared, rows, strict=True)]
-    if not points:
+        found += [replace(point, changes=tuple(row)) for point, row in zip(compared, rows, strict=True)]
+    if not found:
         task, name, reason = skipped[0]
         remedy = next((run.remedy for run in (a, b) if run.state), "Give two runs that share an operating point.")
         raise StoreError(f"{a.directory} and {b.directory} have nothing to compare: {task}, {name}: {reason}. {remedy}")
-    interleaved = real_path(a.directory) == real_path(b.directory)
-    points = [replace(point, verdict=verdict(point)) for point in points]
-    return RunChange(
-        a, b, differences(a.manifest, b.manifest), tuple(points), tuple(skipped), overall(points),
-        tuple(notes(a, b, points, interleaved=interleaved)),
-    )  # fmt: skip
+    found = [replace(point, verdict=verdict(point)) for point in found]
+    said = tuple(notes(a, b, found, interleaved=same))
+    return RunChange(a, b, differences(a.manifest, b.manifest), tuple(found), tuple(skipped), overall(found), said)
 
 
-def _pairs(a: RecordedRun, b: RecordedRun, wanted: Wanted) -> list[tuple[str, str, str]]:
+def _pairs(
+    a: RecordedRun, b: RecordedRun, points: Sequence[str], pair: tuple[str, str] | None, *, same: bool
+) -> list[tuple[str, str, str]]:
     """(task, operating point of A, operating point of B) to compare."""
-    same = real_path(a.directory) == real_path(b.directory)
     shared = len(a.measurements & b.measurements)
     tasks = [task.name for task in a.manifest.tasks if task.name in {other.name for other in b.manifest.tasks}]
     if not tasks:
         listed = [", ".join(task.name for task in run.manifest.tasks) for run in (a, b)]
         raise StoreError(f"no task in common: A ({a.directory}) has {listed[0]}; B ({b.directory}) has {listed[1]}.")
-    if wanted.pair is not None:
-        for name, run, letter in zip(wanted.pair, (a, b), "ab", strict=True):
+    if pair is not None:
+        for name, run, letter in zip(pair, (a, b), "ab", strict=True):
             _known(name, run, f"--point-{letter}")
-        if (same or shared) and wanted.pair[0] == wanted.pair[1]:
-            raise ConfigError(f"--point-a and --point-b are both '{wanted.pair[0]}' of one run. Name two of them.")
-        return [(task, *wanted.pair) for task in tasks]
+        if (same or shared) and pair[0] == pair[1]:
+            raise ConfigError(f"--point-a and --point-b are both '{pair[0]}' of one run. Name two of them.")
+        return [(task, *pair) for task in tasks]
     if same or shared:
         how = f"A and B are the same directory, {a.directory}."
         if not same:
             of = f"{shared} of the {len(b.measurements)} windows of B ({b.directory}) are A's own ({a.directory})"
             how = f"{of}: one is a copy of the other, perhaps resumed, so they are not two runs."
         raise ConfigError(f"{how} Compare two runs, or two operating points with --point-a and --point-b.")
-    for name in wanted.points:
+    for name in points:
         for run in (a, b):
             _known(name, run, "--point")
     theirs = _names(b)
-    common = [name for name in _names(a) if name in theirs and (not wanted.points or name in wanted.points)]
+    common = [name for name in _names(a) if name in theirs and (not points or name in points)]
     if not common:
         raise StoreError(
             f"no operating point in common: A ({a.directory}) has {', '.join(_names(a))}; B ({b.directory}) has "
@@ -142,39 +128,27 @@ def _unusable(cell: Measured, letter: str) -> str:
 def _compare(a: RecordedRun, b: RecordedRun, one: Measured, other: Measured, metrics: Sequence[Metric]) -> PointChange:
     task = one.task.name
     points = a.point(task, one.point.name), b.point(task, other.point.name)
-    matched = match(one, other)
-    agreement = agreement_units(one, other, matched)
-    baseline = all(point.is_full for point in points)
-    changes = tuple(_change(metric, a, b, points, matched, baseline=baseline) for metric in metrics)
-    identical = sum(row[0] == row[1] for row in agreement.values())
+    agreement = agreement_units(one, other, matched := Matched.of(one, other))
     return PointChange(
         task,
         one.point.name,
         other.point.name,
         matched,
-        changes,
-        baseline=baseline,
-        identical=(identical, len(agreement)),
+        tuple(_change(metric, a, b, points, matched) for metric in metrics),
+        baseline=all(point.is_full for point in points),
+        identical=(sum(row[0] == row[1] for row in agreement.values()), len(agreement)),
         conditions=(one.conditions, other.conditions),
     )
 
 
-def _change(
-    metric: Metric,
-    a: RecordedRun,
-    b: RecordedRun,
-    points: tuple[Point, Point],
-    matched: Matched,
-    *,
-    baseline: bool,
-) -> Change:
+def _change(metric: Metric, a: RecordedRun, b: RecordedRun, points: tuple[Point, Point], matched: Matched) -> Change:
     cells = points[0].cell, points[1].cell
     references = [  # where it is the full depth that the metric holds it against
         letter
         for point, letter in zip(points, "AB", strict=True)
         if metric.paired and point.cell is point.reference(metric.against)
     ]
-    if metric.paired and (baseline or len(references) == len(points)):
+    if metric.paired and (all(point.is_full for point in points) or len(references) == len(points)):
         return Change(metric, reason="full depth is what it is compared with", applies=False)
     if references:
         return Change(metric, reason=f"{references[0]} is full depth, whose own is 1 by definition")
@@ -184,31 +158,27 @@ def _change(
         return Change(metric, reason=reason, source=source, measured=measured)
     if metric is AGREEMENT:
         return level_of_both(metric, agreement_units(*cells, matched))
-    recorded = [units_of(metric, point) or {} for point in points]
-    single = [usable(units) for units in recorded]
-    lost = [len(units) - len(kept) for units, kept in zip(recorded, single, strict=True)]
-    unusable = f"left out, as not a finite number: {lost[0]} of A, {lost[1]} of B" if any(lost) else ""
-    one, other = (by_block(metric, units, cell) for units, cell in zip(single, cells, strict=True))
+    first, second = (units_of(metric, point) or {} for point in points)
     common = matched.same_reference if metric.kind == "score" else matched.same
-    pairs, prompts = pair_units(metric, one, other, common), pair_units(metric, single[0], single[1], common)
+    prompts = pair_units(metric, first, second, common)
+    pairs = pair_units(metric, by_block(metric, first, cells[0]), by_block(metric, second, cells[1]), common)
     if pairs is None and not metric.is_cost:
         pairs = prompts  # tokens and scores know nothing of the window: better pairs of prompts than none
     if pairs is None:
-        apart = "the runs form their blocks of different prompts: unpaired" if matched.paired and one and other else ""
-        found = change(metric, one, other, paired=False)
-        reason = "; ".join(filter(None, [found.reason or apart, unusable]))
-        return replace(found, source=source, measured=measured, reason=reason)
-    differing = sum(row != prompts.b[key] for key, row in prompts.a.items()) if prompts is not None else None
-    found = change(metric, pairs.a, pairs.b, paired=True, differing=differing)
+        reason = "the runs form their blocks of different prompts" if first and second else UNMEASURED
+        return Change(metric, paired=False, reason=reason, source=source, measured=measured)
+    before, after, joined = pairs
+    differing = sum(row != prompts[1][key] for key, row in prompts[0].items()) if prompts is not None else None
+    found = change(metric, before, after, differing=differing)
     fewer = metric.is_cost and found.prompts < len(matched.same)
     rests = f"rests on {found.prompts} of {len(matched.same)} prompts" if fewer else ""
-    reasons = filter(None, (found.reason, JOINED if pairs.joined else "", rests, unusable))
-    return replace(found, source=source, measured=measured, reason="; ".join(reasons))
+    reason = "; ".join(filter(None, (found.reason, JOINED if joined else "", rests)))
+    return replace(found, source=source, measured=measured, reason=reason)
 
 
 def _obstacle(metric: Metric, a: Measured, b: Measured, matched: Matched) -> tuple[str, str]:
     """Why a metric is not compared, and the source of an energy."""
-    if (metric.kind == "score" or metric is AGREEMENT) and not matched.paired:
+    if not matched.same:
         return "the prompts differ", ""
     if metric.kind == "score":
         if not matched.same_reference:

@@ -13,8 +13,8 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from harness.contracts import Metric
 from harness.errors import ConfigError
@@ -30,20 +30,13 @@ _EXAMPLE = (
     "Write METRIC, one of > < >= <=, a number, and perhaps % and @ POINT: latency_p50>+5% or edit_similarity<-0.01."
 )
 _SIGNS = {">": operator.gt, "<": operator.lt, ">=": operator.ge, "<=": operator.le}
+Outcome: TypeAlias = Literal["holds", "perhaps", "passed", "unknown"]
+"""``perhaps``: the estimate is beyond the threshold, the interval is not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition.
-
-    Attributes:
-        text: as written.
-        metric: what it is about.
-        sign: how the change is compared with the threshold.
-        threshold: change, as a fraction when ``relative``.
-        relative: the number had a ``%``.
-        where: operating point, ``TASK/`` before it or not; empty for all.
-    """
+    """One condition; ``threshold`` is a fraction when ``relative``, ``where`` empty for all operating points."""
 
     text: str
     metric: Metric
@@ -55,44 +48,24 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The outcome of a condition at one operating point.
-
-    Attributes:
-        condition: which. task, point: where; empty when it was judged nowhere.
-        outcome: ``holds``, ``perhaps`` (the estimate is beyond the threshold, the interval is not), ``passed`` or
-            ``unknown``.
-        about: what was found, in words.
-    """
+    """The outcome of a condition at one operating point, or nowhere, and what was found in words."""
 
     condition: Condition
     task: str
     point: str
-    outcome: Literal["holds", "perhaps", "passed", "unknown"]
+    outcome: Outcome
     about: str
 
     @property
     def words(self) -> str:
         """One line: condition, place, what was found."""
-        what = self.condition.text.partition("@")[0].strip()
-        where = (
-            f" at {self.task}, {self.point}"
-            if self.point
-            else f" @ {self.condition.where}" * bool(self.condition.where)
-        )
-        return f"{what}{where}: {self.about}"
+        what, _, where = (part.strip() for part in self.condition.text.partition("@"))
+        place = f" at {self.task}, {self.point}" if self.point else f" @ {where}" if where else ""
+        return f"{what}{place}: {self.about}"
 
 
 def parse_condition(text: str, scores: Iterable[str] = ()) -> Condition:
-    """Read a condition.
-
-    Args:
-        text: as it was written.
-        scores: names of scores that the runs recorded.
-
-    Raises:
-        ConfigError: it is none, or one that would surprise.
-        UnknownNameError: unknown metric.
-    """
+    """Read a condition, also on scores of these names that the runs recorded."""
     found = _GRAMMAR.fullmatch(text)
     if found is None:
         raise ConfigError(f"--fail-if '{text}' is no condition. {_EXAMPLE}")
@@ -113,33 +86,19 @@ def parse_condition(text: str, scores: Iterable[str] = ()) -> Condition:
 
 
 def judge(condition: Condition, points: Sequence[PointChange]) -> list[Judgement]:
-    """Judge a condition wherever it applies.
-
-    Raises:
-        ConfigError: it names an operating point that was not compared.
-    """
-    chosen = _chosen(condition, points)
-    changes = [(point, point.of(condition.metric)) for point in chosen]
-    judged = [_judged(condition, point, one) for point, one in changes if one.applies]
-    if not judged:
-        judged = [Judgement(condition, "", "", "unknown", f"cannot be judged: {changes[0][1].reason}.")]
-    if condition.metric.paired:  # full depth is on one side, or on both
-        words = _what_can_be(condition, chosen)
-        judged = [replace(one, about=f"{one.about}{words}") if one.outcome == "unknown" else one for one in judged]
-    return judged
-
-
-def _what_can_be(condition: Condition, points: Sequence[PointChange]) -> str:
-    """Say which metrics have an interval at all of these operating points, in a comparison like this one."""
-
-    def has_interval(one: Change) -> bool:
-        interval = one.relative_interval if condition.relative else one.absolute_interval
-        return interval is not None and one.measured
-
-    names = [
-        one.metric.name for one in points[0].changes if all(has_interval(point.of(one.metric)) for point in points)
+    """Judge a condition wherever it applies; a ``ConfigError`` where it names a point that was not compared."""
+    where, chosen = condition.where, []
+    for point in points:
+        named = f"{point.task}/", f"{point.task}/{point.a}", f"{point.task}/{point.name}"
+        if not where or where in (point.a, point.b, point.name, *named):
+            chosen.append((point, point.of(condition.metric)))
+    if not chosen:
+        names = ", ".join(dict.fromkeys(f"{point.task}/{point.name}" for point in points))
+        raise ConfigError(f"--fail-if '{condition.text}': '{where}' was not compared. Compared: {names}.")
+    judged = [
+        Judgement(condition, point.task, point.name, *_judged(condition, one)) for point, one in chosen if one.applies
     ]
-    return f" Can be judged here: {', '.join(names)}." if names else " Nothing can be judged here."
+    return judged or [Judgement(condition, "", "", "unknown", f"cannot be judged: {chosen[0][1].reason}.")]
 
 
 def grouped(judged: Sequence[Judgement]) -> list[tuple[str, Judgement]]:
@@ -154,54 +113,31 @@ def grouped(judged: Sequence[Judgement]) -> list[tuple[str, Judgement]]:
     return lines
 
 
-def _chosen(condition: Condition, points: Sequence[PointChange]) -> list[PointChange]:
-    where = condition.where
-    if not where:
-        return list(points)
-    chosen = [
-        point
-        for point in points
-        if where
-        in (point.a, point.b, point.name, f"{point.task}/", f"{point.task}/{point.a}", f"{point.task}/{point.name}")
-    ]
-    if not chosen:
-        names = ", ".join(dict.fromkeys(f"{point.task}/{point.name}" for point in points))
-        raise ConfigError(f"--fail-if '{condition.text}': '{where}' was not compared. Compared: {names}.")
-    return chosen
-
-
-def _judged(condition: Condition, point: PointChange, one: Change) -> Judgement:
+def _judged(condition: Condition, one: Change) -> tuple[Outcome, str]:
     value = one.relative if condition.relative else one.absolute
     interval = one.relative_interval if condition.relative else one.absolute_interval
-
-    def outcome(which: Literal["holds", "perhaps", "passed", "unknown"], words: str) -> Judgement:
-        return Judgement(condition, point.task, point.name, which, words)
-
     beyond = _SIGNS[condition.sign]
+    number, scale = _form(condition)
     if value is None or not one.measured or interval is None or not all(map(math.isfinite, interval)):
         alike = one.measured and one.no_interval is NoInterval.FEW_DIFFERING
         if value is not None and alike and not beyond(value, condition.threshold):
-            return outcome("passed", f"does not hold: {Estimate(value=value).text(*_form(condition))}; {one.reason}.")
-        return outcome("unknown", f"cannot be judged: {one.reason or _why_not(one, value)}.")
-    text = Estimate.of(value, interval).text(*_form(condition))
+            return "passed", f"does not hold: {Estimate(value=value).text(number, None, scale)}; {one.reason}."
+        why = "A has 0, which nothing is relative to" if value is None else "there is no interval"
+        why = why if one.measured else f"energy is an {one.source}, no measurement"
+        return "unknown", f"cannot be judged: {one.reason or why}."
+    text = Estimate.of(value, interval).text(number, None, scale)
     if all(beyond(bound, condition.threshold) for bound in interval):
-        return outcome("holds", f"holds: {text}.")
+        return "holds", f"holds: {text}."
     if beyond(value, condition.threshold):
-        return outcome("perhaps", f"perhaps: {text}; the interval reaches the threshold, so this fails nothing.")
-    return outcome("passed", f"does not hold: {text}.")
+        return "perhaps", f"perhaps: {text}; the interval reaches the threshold, so this fails nothing."
+    return "passed", f"does not hold: {text}."
 
 
-def _why_not(one: Change, value: float | None) -> str:
-    if not one.measured:
-        return f"energy is an {one.source}, no measurement"
-    return "A has 0, which nothing is relative to" if value is None else "there is no interval"
-
-
-def _form(condition: Condition) -> tuple[str, None, float]:
-    """Return how a change is written: value, bounds as the value, factor."""
+def _form(condition: Condition) -> tuple[str, float]:
+    """Return how a change is written, and what it is multiplied by."""
     if condition.relative:
-        return "{:+.1f} %", None, 100
+        return "{:+.1f} %", 100
     if condition.metric is AGREEMENT:
-        return "{:.3f}", None, 1
+        return "{:.3f}", 1
     unit = condition.metric.unit
-    return f"{{:+.4g}}{f' {unit}' if unit not in ('', '×') else ''}", None, 1
+    return f"{{:+.4g}}{f' {unit}' if unit not in ('', '×') else ''}", 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from harness.contracts import Metric
@@ -12,7 +12,6 @@ from reports.comparing.change import AGREEMENT, UNMEASURED, Change
 from reports.comparing.conditions import Judgement, grouped
 from reports.comparing.results import PointChange, RunChange
 from reports.metrics.vocabulary import HEADLINE
-from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
 from reports.tables.result import time_unit
 from reports.tables.table import Column, Heading, Line, Part, Table, Tone
@@ -24,25 +23,18 @@ LEGEND = (
     "Changes from A to B: relative for costs (%), absolute for scores and layers (pp: percentage points).",
     "A = B: share of tokens that are the same in both, which is no change but their agreement.",
     "Speed-up: over full depth of the same run, so that a machine that is slower or faster in B mostly cancels.",
-    "An asterisk marks a change: Holm-corrected p ≤ 0.05, and an interval without 0. – was not compared.",
-    "p (Holm): of one measure, corrected over the operating points of a task, and not for the other measures.",
+    "*: Holm-corrected p ≤ 0.05 (over the operating points of a task), and an interval without 0. –: not compared.",
     "[too few]: prompts, blocks, or prompts whose scores differ, for an interval or a test.",
 )
 _FACTS = (
     *("a", "b", "unit", "absolute", "absolute_interval", "relative", "relative_interval", "p", "p_holm"),
     *("distinguishable", "units", "prompts", "paired", "source", "measured", "reason", "no_interval"),
 )
-"""The sentences about a change, in order."""
 _MARKS = {"holds": "❌", "perhaps": "⚠️", "passed": "✅", "unknown": "❓"}
 
 
 def tables(found: RunChange, *, details: bool) -> Iterator[Part]:
-    """Yield the whole comparison.
-
-    Args:
-        found: what was compared.
-        details: every metric of every operating point, which a single point shows anyway.
-    """
+    """Yield the whole comparison; with ``details`` every metric, which a single operating point shows anyway."""
     yield from _runs(found)
     yield from _differences(found, "What differs")
     for task in dict.fromkeys(point.task for point in found.points):
@@ -61,7 +53,7 @@ def comparison_markdown(found: RunChange, judgements: Sequence[Judgement]) -> st
         *_runs(found),
         Line(found.verdict),
         *(Line(f"{_MARKS[one.outcome]} {line}", bullet=True) for line, one in grouped(judgements)),
-        *(part for task in dict.fromkeys(point.task for point in found.points) for part in _task(found, task)),
+        *chain(*(_task(found, task) for task in dict.fromkeys(point.task for point in found.points))),
         *_skipped(found),
     ]
     lines = [
@@ -116,6 +108,7 @@ def _task(found: RunChange, task: str) -> Iterator[Part]:
 def _changes(changes: Sequence[Change], priority: float) -> Column:
     """Return the changes of one metric; narrow screens leave out the later ones."""
     form, scale, unit = _form(changes[0].metric)
+    told = tuple(one.distinguishable for one in changes)
     return Column(
         header=_header(next(one for one in changes if one.value is not None)),
         cells=tuple(one.estimate for one in changes),
@@ -124,8 +117,8 @@ def _changes(changes: Sequence[Change], priority: float) -> Column:
         unit=unit,
         name=changes[0].metric.name,
         priority=priority,
-        tones=tuple("strong" if one.distinguishable else "" for one in changes),
-        marks=tuple("*" if one.distinguishable else "" for one in changes),
+        tones=tuple("strong" if one else "" for one in told),
+        marks=tuple("*" if one else "" for one in told),
     )
 
 
@@ -163,8 +156,8 @@ def _details(points: Iterable[PointChange]) -> Iterator[Table]:
             tone: Tone = "strong" if one.distinguishable else ""
             cells = (name, _level(one, one.a), _level(one, one.b), _change(one), _p(one.p_holm))
             rows.append([Line(cell, tone) for cell in cells])
-            if reason := one.reason or ("" if one.paired else "unpaired"):
-                reasons.setdefault(reason, []).append(name)
+            if one.reason:
+                reasons.setdefault(one.reason, []).append(name)
         yield Table.of_rows(
             f"{point.task}, {point.name}",
             (Column(header="", kind="text"), *("A", "B", "change [95 %]", "p (Holm)")),
@@ -214,37 +207,35 @@ def comparison_document(comparison: RunChange, judgements: Sequence[Judgement]) 
     Changes are fractions (0.05 is 5 %), levels in SI units; intervals are of 95 %. ``measured`` is false of an energy
     that no sensor of both runs measured: an estimate, of which no condition can be judged.
     """
+    runs = {
+        letter: {
+            "name": run.name,
+            "created": run.manifest.created,
+            "state": run.state or "finished",
+            "model": run.manifest.model.name,
+            "weights_sha256": run.manifest.model.weights_sha256,
+        }
+        for letter, run in (("a", comparison.a), ("b", comparison.b))
+    }
+    conditions = [
+        {
+            "condition": one.condition.text,
+            "task": one.task or None,
+            "operating_point": one.point or None,
+            "outcome": one.outcome,
+            "words": one.words,
+        }
+        for one in judgements
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
-        "a": _run_facts(comparison.a),
-        "b": _run_facts(comparison.b),
-        "differences": [dataclasses.asdict(one) for one in comparison.differences],
+        **runs,
+        "differences": [one._asdict() for one in comparison.differences],
         "verdict": comparison.verdict,
         "notes": list(comparison.notes),
         "points": [_point_facts(point) for point in comparison.points],
-        "skipped": [
-            {"task": task, "operating_point": name, "reason": reason} for task, name, reason in comparison.skipped
-        ],
-        "conditions": [
-            {
-                "condition": one.condition.text,
-                "task": one.task or None,
-                "operating_point": one.point or None,
-                "outcome": one.outcome,
-                "words": one.words,
-            }
-            for one in judgements
-        ],
-    }
-
-
-def _run_facts(run: RecordedRun) -> dict[str, Any]:
-    return {
-        "name": run.name,
-        "created": run.manifest.created,
-        "state": run.state or "finished",
-        "model": run.manifest.model.name,
-        "weights_sha256": run.manifest.model.weights_sha256,
+        "skipped": [dict(zip(("task", "operating_point", "reason"), one, strict=True)) for one in comparison.skipped],
+        "conditions": conditions,
     }
 
 
@@ -253,10 +244,8 @@ def _point_facts(point: PointChange) -> dict[str, Any]:
         "task": point.task,
         "operating_point_a": point.a,
         "operating_point_b": point.b,
-        "kv_a": point.conditions[0].kv,
-        "kv_b": point.conditions[1].kv,
-        "weights_format_a": point.conditions[0].weights_format,
-        "weights_format_b": point.conditions[1].weights_format,
+        **{f"kv_{letter}": one.kv for letter, one in zip("ab", point.conditions, strict=True)},
+        **{f"weights_format_{letter}": one.weights_format for letter, one in zip("ab", point.conditions, strict=True)},
         "verdict": point.verdict,
         "prompts_matched": len(point.matched.same),
         "prompts_a": point.matched.in_a,

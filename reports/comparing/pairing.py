@@ -1,9 +1,4 @@
-"""Which work of two runs is the same: prompts in common, and units of them, joined where the runs form other blocks.
-
-Two runs with blocks of 4 and of 8 prompts share hardly a block, and the one they share (a short last one) says nothing
-about the rest. So units that overlap are joined until both runs have the same prompts in them: the finest partition
-that both can be sorted into. It pairs only if it holds nearly all prompts and is not much coarser than the blocks.
-"""
+"""Which work of two runs is the same: prompts in common, and units of them, joined where the runs form other blocks."""
 
 from __future__ import annotations
 
@@ -24,40 +19,27 @@ _NOT_MUCH_COARSER = 0.5  # joined units per unit of the run that has fewer
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Prompts that two operating points have in common.
-
-    Attributes:
-        same: ids with the same prompt tokens in both, finished in both.
-        same_reference: those of them that are also scored against the same reference.
-        in_a, in_b: prompts that each finished.
-    """
+    """Ids of prompts that two operating points finished with the same tokens, and with the same reference, too."""
 
     same: frozenset[str]
     same_reference: frozenset[str]
     in_a: int
     in_b: int
 
-    @property
-    def paired(self) -> bool:
-        """Whether there is anything to pair."""
-        return bool(self.same)
+    @classmethod
+    def of(cls, a: Measured, b: Measured) -> Matched:
+        """Match the prompts of two operating points."""
+        mine, theirs = _first(a), _first(b)
+        same = [key for key in mine if key in theirs and mine[key].prompt_ids == theirs[key].prompt_ids]
+        alike = [key for key in same if mine[key].reference == theirs[key].reference]
+        return cls(frozenset(same), frozenset(alike), len(mine), len(theirs))
 
     @property
     def words(self) -> str:
         """How many matched."""
-        if not self.same:
-            return f"no prompt in common (A has {self.in_a}, B {self.in_b}): unpaired"
         if len(self.same) == self.in_a == self.in_b:
             return f"all {len(self.same)} prompts matched"
-        return f"{len(self.same)} prompts matched (A has {self.in_a}, B {self.in_b})"
-
-
-def match(a: Measured, b: Measured) -> Matched:
-    """Return the prompts of two operating points that have the same id and the same tokens."""
-    mine, theirs = _first(a), _first(b)
-    same = [key for key in mine if key in theirs and mine[key].prompt_ids == theirs[key].prompt_ids]
-    alike = [key for key in same if mine[key].reference == theirs[key].reference]
-    return Matched(frozenset(same), frozenset(alike), len(mine), len(theirs))
+        return f"{len(self.same) or 'no'} prompts matched (A has {self.in_a}, B {self.in_b})"
 
 
 def agreement_units(a: Measured, b: Measured, matched: Matched) -> Units:
@@ -78,28 +60,12 @@ def _first(cell: Measured) -> dict[str, SampleRecord]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Units of two runs under the same keys.
+def pair_units(metric: Metric, a: Units, b: Units, common: frozenset[str]) -> tuple[Units, Units, bool] | None:
+    """Return the units of two runs under the same keys, and whether some hold several units of a run.
 
-    Attributes:
-        a, b: their rows, in A's order.
-        joined: some hold several units of a run.
-    """
-
-    a: Units
-    b: Units
-    joined: bool
-
-
-def pair_units(metric: Metric, a: Units, b: Units, common: frozenset[str]) -> Pairs | None:
-    """Return the units of two runs paired, ``None`` where the pairs would leave out or blur too much.
-
-    Args:
-        metric: rows of a percentile are strung together, those of a rate added up.
-        a: units of A (:func:`reports.metrics.units.units_of`).
-        b: units of B.
-        common: prompts that may pair.
+    Two runs with blocks of 4 and of 8 prompts share hardly a block, so units that overlap are joined until both runs
+    have the same prompts in them: the finest partition that both can be sorted into. ``None`` where that leaves out too
+    many of the ``common`` prompts, or is much coarser than the blocks.
     """
     measured = common & _prompts(a) & _prompts(b)
     if not measured:
@@ -111,7 +77,7 @@ def pair_units(metric: Metric, a: Units, b: Units, common: frozenset[str]) -> Pa
         return None
     before = {_prompts(mine): added(metric, [a[key] for key in mine]) for mine, _ in same}
     after = {_prompts(mine): added(metric, [b[key] for key in theirs]) for mine, theirs in same}
-    return Pairs(before, after, any(len(mine) > 1 or len(theirs) > 1 for mine, theirs in same))
+    return before, after, any(len(mine) > 1 or len(theirs) > 1 for mine, theirs in same)
 
 
 def _prompts(keys: Iterable[frozenset[str]]) -> frozenset[str]:

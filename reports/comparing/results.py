@@ -1,23 +1,23 @@
 """A comparison of two runs: its operating points, what differs beside them, and what is said of both in words.
 
 A change is named only where test and interval agree that there is one. "No distinguishable change" does not mean equal;
-"too few" means that so few prompts could not have shown one, "too many" that no number of prompts could have, for all
-the operating points that are tested together. Work (layers skipped) that did not change says nothing of time or score.
+"too few" means that so few prompts could not have shown one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.contracts import Metric
 from harness.records.conditions import Compared, Conditions
 from harness.records.estimate import Estimate, NoInterval
 from reports.comparing.change import Change
-from reports.comparing.pairing import JOINED, Matched
+from reports.comparing.pairing import Matched
 from reports.metrics.speedups import SPEEDUP
-from reports.metrics.time import LATENCY_P50, TOKENS_PER_S
+from reports.metrics.time import LATENCY_P50
 from reports.metrics.vocabulary import EDIT_SIMILARITY
 from reports.recorded import RecordedRun
 from reports.statistics.plausible import all_plausible
@@ -26,18 +26,10 @@ from reports.tables.result import windows_of
 NO_CHANGE = "no distinguishable change"
 TOO_FEW = "too few prompts to tell"
 TOO_ALIKE = "too few prompts that differ to tell"
-TOO_MANY = "too many operating points to tell"
-_UNTOLD = (TOO_FEW, TOO_ALIKE, TOO_MANY, NO_CHANGE)
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One thing that was not the same.
-
-    Attributes:
-        what: in words.
-        a, b: values, short.
-    """
+class Difference(NamedTuple):
+    """One thing that was not the same, its values short."""
 
     what: str
     a: str
@@ -46,17 +38,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class PointChange:
-    """One operating point of one task in both runs.
-
-    Attributes:
-        task: its name. a, b: operating points, the same but for ``--point-a`` and ``--point-b``.
-        matched: prompts in common.
-        changes: one per metric, in the order of :func:`reports.comparing.change.compared_metrics`.
-        verdict: in words.
-        baseline: full depth in both.
-        identical: completions with the same tokens, of so many compared.
-        conditions: what it was measured under in A and in B.
-    """
+    """One operating point of one task in both runs; ``identical`` are completions with the same tokens, of how many."""
 
     task: str
     a: str
@@ -64,7 +46,7 @@ class PointChange:
     matched: Matched
     changes: tuple[Change, ...]
     verdict: str = ""
-    baseline: bool = False
+    baseline: bool = False  # full depth in both
     identical: tuple[int, int] = (0, 0)
     conditions: tuple[Conditions, ...] = ()
 
@@ -81,7 +63,7 @@ class PointChange:
     def obstacle(self, of: Compared) -> str:
         """Return why no such numbers of A and B are compared; empty where they are."""
         one, other = self.conditions
-        return one.why_not_comparable(other, of)
+        return one.why_not_comparable(other, of) if self.matched.same else "the prompts differ"
 
     def of(self, metric: Metric | str) -> Change:
         """Return the change of one metric."""
@@ -91,16 +73,7 @@ class PointChange:
 
 @dataclass(frozen=True, slots=True)
 class RunChange:
-    """Two runs compared.
-
-    Attributes:
-        a, b: the runs.
-        differences: what they were made with that is not the same.
-        points: by task, in A's order.
-        skipped: (task, operating point, reason): what both have and could not be compared.
-        verdict: of all, in words.
-        notes: what a reader must know.
-    """
+    """Two runs compared; ``skipped`` are task, operating point and reason of what both have and was not compared."""
 
     a: RecordedRun
     b: RecordedRun
@@ -127,7 +100,7 @@ def verdict(point: PointChange) -> str:
         return "nothing could be compared"
     elif not changes:
         reasons = {_no_change(one) for one in [one for one in worded if one.metric.kind != "work"] or worded}
-        changes = [next(words for words in (NO_CHANGE, TOO_MANY, TOO_ALIKE, TOO_FEW) if words in reasons)]
+        changes = [next(words for words in (NO_CHANGE, TOO_ALIKE, TOO_FEW) if words in reasons)]
     same, compared = point.identical
     if compared:
         other = f"{compared - same} of {compared} completions have other tokens"
@@ -138,30 +111,27 @@ def verdict(point: PointChange) -> str:
 def overall(points: Sequence[PointChange]) -> str:
     """Say in words what changed from run A to run B."""
     sentences = [
-        _counted(points, "Time of requests", lambda point: point.of(LATENCY_P50), ("slower", "faster")),
-        _counted(points, "Against full depth of its own run", lambda point: point.of(SPEEDUP), ("faster", "slower")),
-        _counted(points, "Edit similarity", lambda point: point.of(EDIT_SIMILARITY), ("higher", "lower")),
+        _counted(points, "Time of requests", LATENCY_P50, ("slower", "faster")),
+        _counted(points, "Against full depth of its own run", SPEEDUP, ("faster", "slower")),
+        _counted(points, "Edit similarity", EDIT_SIMILARITY, ("higher", "lower")),
     ]
     compared = [point for point in points if point.identical[1]]
     if compared:
         same = sum(point.identical[0] == point.identical[1] for point in compared)
-        sentences.append(
-            "Tokens: all the same." if same == len(compared) else f"Tokens: the same at {same} of {len(compared)}."
-        )
+        all_of_them = same == len(compared)
+        sentences.append(f"Tokens: {'all the same' if all_of_them else f'the same at {same} of {len(compared)}'}.")
     return " ".join(filter(None, sentences)) or "Nothing could be compared."
 
 
-def _counted(
-    points: Sequence[PointChange], subject: str, pick: Callable[[PointChange], Change], words: tuple[str, str]
-) -> str:
+def _counted(points: Sequence[PointChange], subject: str, metric: Metric | str, words: tuple[str, str]) -> str:
     """One sentence of counts; ``words``: for a larger number, for a smaller one."""
-    applicable = [one for one in map(pick, points) if one.applies]
+    applicable = [one for point in points if (one := point.of(metric)).applies]
     known = [one for one in applicable if one.value is not None]
     if not known:
         reasons = list(dict.fromkeys(one.reason for one in applicable if one.reason))
         return f"{subject}: not compared ({'; '.join(reasons)})." if reasons else ""
     counts = Counter(words[(one.value or 0.0) <= 0] if one.distinguishable else _no_change(one) for one in known)
-    first, *rest = [f"{word} at {counts[word]}" for word in sorted(counts, key=lambda word: word in _UNTOLD)]
+    first, *rest = [f"{word} at {counts[word]}" for word in sorted(counts, key=lambda word: word not in words)]
     tasks = " of all tasks" if len({point.task for point in points}) > 1 else ""
     noun = f"operating point{'s' if len(known) > 1 else ''}{tasks}"
     return f"{subject}: {first} of {len(known)} {noun}{''.join(f', {part}' for part in rest)}."
@@ -169,9 +139,7 @@ def _counted(
 
 def _no_change(one: Change) -> str:
     """Why no change is named: none was found, or none could have been."""
-    if one.no_interval is NoInterval.FEW_DIFFERING:
-        return TOO_ALIKE
-    return TOO_FEW if one.too_few else TOO_MANY if one.too_many else NO_CHANGE
+    return TOO_ALIKE if one.no_interval is NoInterval.FEW_DIFFERING else TOO_FEW if one.too_few else NO_CHANGE
 
 
 def _words(one: Change) -> str:
@@ -190,80 +158,34 @@ def _words(one: Change) -> str:
 
 
 def notes(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
-    """Yield one sentence per thing that a reader must know.
-
-    Args:
-        a: the earlier run.
-        b: run of after.
-        points: what was compared.
-        interleaved: both sides are of one run.
-    """
+    """Yield one sentence per thing that a reader must know; ``interleaved``: both sides are of one run."""
     for letter, run in (("A", a), ("B", b)) if not interleaved else (("The run", a),):
         if run.state:
             yield f"{letter} is {run.state}; what both finished is compared."
         if any(row.flagged for row in run.summary.rows):
             yield f"{letter}: of its windows {windows_of(run.summary.rows)}."
-    yield from _pairing(points)
-    yield from _costs(a, b, points, interleaved=interleaved)
-    reasons = dict.fromkeys(point.obstacle("scores") for point in points)
-    yield from (f"Scores are not compared: {reason}." for reason in reasons if reason)
+    yield from dict.fromkeys(f"{point.task}: {point.matched.words}." for point in points)
+    if any(point.matched.same and not point.matched.same_reference for point in points):
+        yield "Scores are not compared: the prompts are the same and the references are not."
+    for of in ("scores", "costs"):
+        obstacles = dict.fromkeys(filter(None, (point.obstacle(of) for point in points)))
+        yield from (f"{of.capitalize()} are not compared: {reason}." for reason in obstacles)
+    if interleaved:
+        yield "Both sides are of one run and were measured interleaved: drift of the machine favours neither."
+    elif not all(point.obstacle("costs") for point in points):
+        yield (
+            f"The runs were measured one after the other (A {a.manifest.created[:16]}, B {b.manifest.created[:16]} "
+            "UTC), not interleaved: drift of the machine is part of a change of cost. The speed-ups over each run's "
+            "own full depth were measured interleaved with it; where they did not change, the machine probably did."
+        )
+        for point in points:
+            one = point.of(LATENCY_P50)
+            if point.baseline and one.distinguishable and one.value is not None:
+                slower = "slower" if one.value > 0 else "faster"
+                yield f"{point.task}: full depth itself is {100 * abs(one.value):.1f} % {slower} in B."
     if any(one.value is not None and not one.measured for point in points for one in point.changes):
         yield "Energy is an estimate and no measurement: verdicts leave it out, and no condition is judged by it."
     yield (
-        "Intervals are over prompts, or blocks of them: t intervals of rates and means, a bootstrap of percentiles. "
-        "They do not include what another process or another day would change; a percentile has an interval only "
-        "where five prompts lie beyond it."
+        "Intervals are over prompts, or blocks of them, and do not include what another process or another day would "
+        "change; a percentile has an interval only where five prompts lie beyond it."
     )
-
-
-def _pairing(points: Sequence[PointChange]) -> Iterator[str]:
-    matched: dict[tuple[str, str], list[str]] = {}
-    for point in points:
-        matched.setdefault((point.task, point.matched.words), []).append(point.name)
-    for (task, words), names in matched.items():
-        everywhere = len(names) == sum(point.task == task for point in points)
-        yield f"{task}{'' if everywhere else ', ' + ', '.join(names)}: {words}."
-    different = next((point for point in points if point.matched.paired and not point.matched.same_reference), None)
-    if different is not None:
-        yield "Scores are not compared: the prompts are the same and the references are not."
-    blocks = [point for point in points if point.matched.paired and not point.of(TOKENS_PER_S).paired]
-    if any(point.of(TOKENS_PER_S).value is not None for point in blocks):
-        yield "The runs form their blocks of different prompts, so all costs are unpaired."
-    throughput = [(point, point.of(TOKENS_PER_S)) for point in points]
-    if any(JOINED in one.reason for _, one in throughput):
-        yield (
-            "The runs form their blocks differently: the smallest unions of blocks that hold the same prompts in both "
-            "are paired."
-        )
-    for point, one in throughput:
-        of = len(point.matched.same)
-        if one.value is not None and one.paired and one.prompts < of:
-            yield (
-                f"{point.task}, {point.name}: throughput rests on {one.prompts} of the {of} matched prompts; the "
-                "others' blocks failed in a run or do not match."
-            )
-
-
-def _costs(a: RecordedRun, b: RecordedRun, points: Sequence[PointChange], *, interleaved: bool) -> Iterator[str]:
-    reasons = dict.fromkeys(point.obstacle("costs") for point in points)
-    yield from (f"Costs are not compared: {reason}." for reason in reasons if reason)
-    if "" not in reasons:
-        return
-    if any(not point.matched.paired for point in points):
-        yield "Prompts differ, and may be why costs do; changes of cost are tested unpaired."
-    if interleaved:
-        yield "Both sides are of one run and were measured interleaved: drift of the machine favours neither."
-        return
-    yield (
-        f"The runs were measured one after the other (A {a.manifest.created[:16]}, B {b.manifest.created[:16]} UTC), "
-        "not interleaved: drift of the machine is part of a change of cost. The speed-ups over each run's own full "
-        "depth were measured interleaved with it; where they did not change, the machine probably did."
-    )
-    for point in points:
-        one = point.of(LATENCY_P50)
-        if point.baseline and one.distinguishable and one.value is not None:
-            slower = "slower" if one.value > 0 else "faster"
-            yield (
-                f"{point.task}: full depth itself is {100 * abs(one.value):.1f} % {slower} in B. Where every operating "
-                "point changed alike, look at machine and engine before you look at strategies."
-            )

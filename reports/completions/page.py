@@ -1,15 +1,13 @@
 """One page that shows what operating points wrote: every token on the colour of its depth, beside full depth's.
 
-The page stands alone: no network, no script but that for arrow keys, light and dark as the reader's system is. A
-completion by itself is HTML that is safe to put into any page: texts come from a model and are escaped, and what cannot
-be seen is shown. The text itself is unchanged: marks of white space are drawn by the style sheet, so that what is
-copied is what was generated.
+A completion by itself is HTML that is safe to put into any page: texts come from a model and are escaped, and what
+cannot be seen is shown. The text itself is unchanged, so that what is copied is what was generated.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -23,8 +21,6 @@ from reports.recorded import RecordedRun
 from reports.statistics.plausible import is_plausible
 from reports.summary.measured import Measured, after_first
 
-OLD_RUN = "This run does not say which token added which text. Colours need a run of this version: harness run."
-
 _SHOWN = {" ": '<span class="s"> </span>', "\t": '<span class="t">\t</span>', "\n": '<span class="n"></span>\n'}
 
 
@@ -32,27 +28,17 @@ def coloured_tokens(sample: SampleRecord, num_layers: int, full: SampleRecord | 
     """Return the tokens of a completion as HTML, in one element of class ``tokens``.
 
     A token's ground is the colour of its exit layer, its tip says the layer; one that differs from full depth's at the
-    same place is underlined. Of lossless decoding it is the layer of the draft, if that was accepted, and none where a
-    source proposed it; accepted and replaced drafts are marked.
-
-    Of a black box's completion there is the text that is scored, without colours.
-
-    Args:
-        sample: finished; an older run, without ``token_texts``, gets one line instead.
-        num_layers: of the model.
-        full: the same sample at full depth; ``None``: nothing is underlined.
-        cached: a KV cache was kept: the first token is prefill's, at full depth, and is marked.
+    same place is underlined, and with a cache the first is marked as prefill's. Of lossless decoding it is the layer of
+    the draft, if that was accepted, and none where a source proposed it; accepted and replaced drafts are marked. Where
+    nothing says which token added which text, as of a black box, there is the text, without colours.
     """
+    count = len(sample.token_ids)
     if sample.error is not None:
         return f'<div class="tokens missing">failed: {escape_html(sample.error)}</div>'
-    if sample.answer is not None:
+    if sample.answer is not None or not count == len(sample.token_texts) == len(sample.exit_layers):
         return f'<div class="tokens">{"".join(map(_visible, sample.text)) or "no text"}</div>'
-    if len(sample.token_texts) != len(sample.token_ids) or len(sample.exit_layers) != len(sample.token_ids):
-        return f'<div class="tokens missing">{escape_html(OLD_RUN)}</div>'
-    if not sample.token_ids:
-        return '<div class="tokens missing">no token</div>'
-    parts = [_token(place, sample, num_layers, full, cached and place == 0) for place in range(len(sample.token_ids))]
-    return f'<div class="tokens">{"".join(parts)}</div>'
+    parts = [_token(place, sample, num_layers, full, cached and place == 0) for place in range(count)]
+    return f'<div class="tokens{"" if parts else " missing"}">{"".join(parts) or "no token"}</div>'
 
 
 def follows(sample: SampleRecord, full: SampleRecord) -> float | None:
@@ -119,41 +105,18 @@ def _code(character: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A sample that is shown.
-
-    Attributes:
-        task, sample_id: which.
-        followed: mean over the operating points of the share of full depth's tokens they kept; ``None`` without any.
-        why: how it was chosen, in words.
-    """
+    """A sample that is shown, and how it was chosen."""
 
     task: str
     sample_id: str
-    followed: float | None
+    followed: float | None  # mean over operating points of the share of full depth's tokens they kept
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One completion, ready for the template."""
-
-    name: str
-    note: str
-    tokens: str  # HTML, escaped
-    facts: tuple[tuple[str, str], ...]
-
-
 def completion_page(run: RecordedRun, samples: int = 12) -> str:
-    """Return an HTML page of a run's completions.
-
-    Args:
-        run: as read; of a run of several repeats the first is shown.
-        samples: at most so many, over all tasks: the least and the most faithful ones, and others in the run's order.
-    """
+    """Return an HTML page of so many completions at most, over all tasks; of several repeats the first is shown."""
     layers = run.manifest.model.num_layers
     chosen = choose_samples(run, samples)
-    total = len({(task, sample.sample_id) for (task, _), cell in run.cells.items() for sample in cell.scored})
-    old = not any(sample.token_texts for cell in run.cells.values() for sample in cell.scored)
     return (
         templates("reports.completions")
         .get_template("completions.html")
@@ -162,9 +125,8 @@ def completion_page(run: RecordedRun, samples: int = 12) -> str:
             model=run.manifest.model,
             layers=layers,
             state=run.state,
-            old=OLD_RUN if old else "",
             cards=[{"shown": shown, "number": number, **_card(run, shown)} for number, shown in enumerate(chosen, 1)],
-            total=total,
+            total=len({(task, sample.sample_id) for (task, _), cell in run.cells.items() for sample in cell.scored}),
             scale=[(layer, *depth_shade(layer, layers)) for layer in sorted({*run.manifest.model.exit_points, layers})],
             lossless=any(point.lossless for point in run.manifest.operating_points),
             cached=any(cell.conditions.cached for cell in run.cells.values()),
@@ -180,57 +142,43 @@ def choose_samples(run: RecordedRun, samples: int) -> list[Shown]:
     """
     found: dict[tuple[str, str], float | None] = {}
     for task in run.manifest.tasks:
-        cells = _cells(run, task.name)
-        for sample_id in dict.fromkeys(sample.sample_id for cell in cells for sample in cell.scored):
-            found[task.name, sample_id] = _followed(cells, sample_id)
+        full, *others = _cells(run, task.name)
+        deciding = [cell for cell in others if cell.point.strategy != "full" and not cell.point.rehearsed]
+        for sample_id in dict.fromkeys(sample.sample_id for cell in (full, *others) for sample in cell.scored):
+            base, *made = (cell.samples.get((sample_id, 0)) for cell in (full, *deciding))
+            shares = [share for one in made if one and base and (share := follows(one, base)) is not None]
+            found[task.name, sample_id] = fmean(shares) if shares else None
     each = max(1, samples // 3) if samples < len(found) else 0
     ranked = sorted((key for key, followed in found.items() if followed is not None), key=lambda key: found[key] or 0)
-    why: dict[tuple[str, str], str] = {}
-    for keys, words in ((ranked[:each], "among the least faithful"), (ranked[::-1][:each], "among the most faithful")):
-        for key in keys:
-            if len(why) < samples:
-                why.setdefault(key, words)
-    for key in found:
-        if len(why) >= samples:
-            break
-        why.setdefault(key, "in the run's order")
-    return [Shown(*key, found[key], why[key]) for key in found if key in why]
+    why = dict.fromkeys(ranked[:each], "among the least faithful")
+    for keys, words in ((ranked[::-1][:each], "among the most faithful"), (found, "in the run's order")):
+        why |= {key: words for key in keys if key not in why}
+    kept = [*why][:samples]
+    return [Shown(*key, found[key], why[key]) for key in found if key in kept]
 
 
 def _cells(run: RecordedRun, task: str) -> list[Measured]:
     return [cell for (name, _), cell in run.cells.items() if name == task and not cell.point.never_exits]
 
 
-def _followed(cells: Sequence[Measured], sample_id: str) -> float | None:
-    base = cells[0].samples.get((sample_id, 0))
-    deciding = [cell for cell in cells if cell.point.strategy != "full" and not cell.point.rehearsed]
-    made = filter(None, (cell.samples.get((sample_id, 0)) for cell in deciding))
-    shares = [share for sample in made if base and (share := follows(sample, base)) is not None]
-    return fmean(shares) if shares else None
-
-
 def _card(run: RecordedRun, shown: Shown) -> dict[str, Any]:
+    """Return the reference, and a row per operating point, held against the first, which is full depth."""
     cells, key = _cells(run, shown.task), (shown.sample_id, 0)
-    reference = next((cell.samples[key].reference for cell in cells if key in cell.samples), "")
-    return {"reference": reference, "rows": tuple(_rows(run, cells, key))}
-
-
-def _rows(run: RecordedRun, cells: Sequence[Measured], key: tuple[str, int]) -> Iterator[_Row]:
-    """One row per operating point, held against the first: full depth, of which a run may have others beside it."""
-    layers, formats, full = run.manifest.model.num_layers, run.manifest.model.formats, cells[0].samples.get(key)
+    model, full = run.manifest.model, cells[0].samples.get(key)
+    rows = []
     for cell in cells:
-        sample = cell.samples.get(key) or cell.failed.get(key)
-        if sample is None:
-            continue
-        beside = None if cell is cells[0] else full
-        if (
-            sample.error is None and sample.text and not sample.token_texts and not sample.answer
-        ):  # an old run; said once, above
-            tokens = f'<div class="tokens missing">{escape_html(sample.text)}</div>'
-        else:
-            tokens = coloured_tokens(sample, layers, beside, cached=cell.conditions.cached)
-        stored = cell.conditions.weights_format if len(formats) > 1 else ""
-        yield _Row(cell.point.name, _note(cell.point, stored), tokens, tuple(_facts(cell, sample, beside)))
+        if (sample := cell.samples.get(key) or cell.failed.get(key)) is not None:
+            beside = None if cell is cells[0] else full
+            rows.append(
+                {
+                    "name": cell.point.name,
+                    "note": _note(cell.point, cell.conditions.weights_format if len(model.formats) > 1 else ""),
+                    "tokens": coloured_tokens(sample, model.num_layers, beside, cached=cell.conditions.cached),
+                    "facts": tuple(_facts(cell, sample, beside)),
+                }
+            )
+    reference = next((cell.samples[key].reference for cell in cells if key in cell.samples), "")
+    return {"reference": reference, "rows": rows}
 
 
 def _note(point: OperatingPointRecord, stored: str) -> str:

@@ -1,9 +1,7 @@
-"""The kind of a generated token: an identifier, a keyword, an operator, a number, a string, white space.
+"""The kind of a generated token, by a small lexer that knows nothing of the prompt: good for distributions.
 
-A completion is cut into lexemes by a small lexer, and a token belongs to the lexeme in which its first character
-that is not white space stands. The lexer knows nothing of the prompt: a completion that begins inside a string or a
-comment is read as code at first, so that kinds are good for distributions and not for single tokens. Literals that
-CodeXGLUE replaced (``<STR_LIT>``, ``<NUM_LIT:1>``, ``<EOL>``) count as what they stand for.
+A token belongs to the lexeme in which its first character that is not white space stands. Literals that CodeXGLUE
+replaced (``<STR_LIT>``, ``<NUM_LIT:1>``, ``<EOL>``) count as what they stand for.
 """
 
 from __future__ import annotations

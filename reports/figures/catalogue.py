@@ -1,7 +1,7 @@
 """Every figure and page that a report can have. A new one is one line here.
 
-A figure is a function ``RecordedRun → list[Figure]`` (or of runs, where they stand together), which returns nothing
-where there is nothing to show, and another that says why in a few words.
+A figure is a function of a run, or of runs where they stand together, that returns figures, and beside it stands why
+there are none where it returns none.
 """
 
 from __future__ import annotations
@@ -9,55 +9,57 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from harness.records.calibration import Calibration
 from reports.completions.page import completion_page
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
 from reports.figures.calibration import calibration_figures
-from reports.figures.drawing import Figure, slug
+from reports.figures.drawing import Figure, slug, unused
 from reports.figures.training import training_figures
 from reports.recorded import RecordedRun
 from reports.training_logs import TrainingLogs
 
-OfOne = tuple[Callable[[RecordedRun], list[Figure]], Callable[[RecordedRun], str]]
-OfAll = tuple[Callable[[Sequence[RecordedRun]], list[Figure]], Callable[[Sequence[RecordedRun]], str]]
-
-OF_ONE_RUN: tuple[OfOne, ...] = (
-    (fronts.figures, fronts.absence),
-    (settings.thresholds, settings.without_thresholds),
-    (exit_layers.figures, exit_layers.absence),
-    (settings.draft_lengths, settings.without_draft_lengths),
-    (overhead.figures, overhead.absence),
+OF_ONE_RUN: tuple[tuple[Callable[[RecordedRun], list[Figure]], str], ...] = (
+    (
+        fronts.figures,
+        "no Pareto fronts: they take several operating points, weights that are not random and, of energy, one sensor",
+    ),
+    (settings.thresholds, "no figure of thresholds: no strategy was run at two thresholds or more"),
+    (exit_layers.figures, "no figure of exit layers: every operating point leaves after one and the same layer"),
+    (
+        settings.draft_lengths,
+        "no figure of draft lengths: no drafts had different limits (compare with --draft-max 2,4,8,16)",
+    ),
+    (
+        overhead.figures,
+        "no figure of overhead: nothing was attributed (run with --attribute, batch 1 and a KV cache)",
+    ),
 )
-OF_ALL_RUNS: tuple[OfAll, ...] = ((fixed_exit.figures, fixed_exit.absence),)
+OF_ALL_RUNS: tuple[tuple[Callable[[Sequence[RecordedRun]], list[Figure]], str], ...] = (
+    (
+        fixed_exit.figures,
+        "no curve of quality against a fixed exit's layer: no run with real weights has the strategy fixed",
+    ),
+)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The figures of a report, none drawn yet, no two of one name.
+    """The figures of a report, none drawn yet, no two of one name; and what there is no figure of, and why."""
 
-    Attributes:
-        of_one: per run, in the runs' order.
-        of_all: those that runs share.
-        of_sweeps: of the scores that sweeps judged.
-        of_trainings: of the trainings behind the runs.
-        absent_of_one: per run, what it has no figure of, and why.
-        absent_of_all: the same of all runs together.
-    """
-
-    of_one: tuple[tuple[Figure, ...], ...] = ()
+    of_one: tuple[tuple[Figure, ...], ...] = ()  # per run, in the runs' order
     of_all: tuple[Figure, ...] = ()
     of_sweeps: tuple[Figure, ...] = ()
     of_trainings: tuple[Figure, ...] = ()
-    absent_of_one: tuple[tuple[str, ...], ...] = ()
+    absent_of_one: tuple[tuple[str, ...], ...] = ()  # per run
     absent_of_all: tuple[str, ...] = ()
 
     @property
     def figures(self) -> list[Figure]:
         """All of them, in reading order."""
-        return [
-            figure for figures in (*self.of_one, self.of_all, self.of_sweeps, self.of_trainings) for figure in figures
-        ]
+        return [figure for each in (*self.of_one, self.of_all, self.of_sweeps, self.of_trainings) for figure in each]
 
 
 def catalogue(
@@ -67,67 +69,48 @@ def catalogue(
     *,
     each: bool = True,
 ) -> Catalogue:
-    """Gather the figures of a report.
-
-    Args:
-        runs: of the report.
-        calibrations: what sweeps found out about scores.
-        trainings: logs of trainings.
-        each: also those of every single run; without, only what runs share.
-    """
+    """Gather the figures of a report; without ``each`` only those that runs share."""
     taken: set[str] = set()
 
     def renamed(figures: Iterable[Figure]) -> tuple[Figure, ...]:
         """Number the names that are taken: runs in different folders may be called the same."""
-        found = []
-        for figure in figures:
-            name, number = figure.name, 2
-            while name in taken:
-                name, number = f"{figure.name}-{number}", number + 1
-            taken.add(name)
-            found.append(replace(figure, name=name))
-        return tuple(found)
+        return tuple(replace(figure, name=unused(figure.name, taken)) for figure in figures)
 
-    def sentences(of: Iterable[str]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(filter(None, of)))
+    def made(of: Iterable[tuple[Callable[[T], list[Figure]], str]], source: T) -> tuple[list[Figure], tuple[str, ...]]:
+        """Return figures, and why there are no others."""
+        found = [(make(source), why) for make, why in of]
+        return [one for figures, _ in found for one in figures], tuple(why for figures, why in found if not figures)
 
-    singly = OF_ONE_RUN if each else ()
+    singly = [made(OF_ONE_RUN, run) if each else ([], ()) for run in runs]
+    shared, absent = made(OF_ALL_RUNS, runs) if runs else ([], ())
     return Catalogue(
-        tuple(renamed(figure for make, _ in singly for figure in make(run)) for run in runs),
-        renamed(figure for make, _ in OF_ALL_RUNS for figure in make(runs)),
+        tuple(renamed(figures) for figures, _ in singly),
+        renamed(shared),
         renamed(calibration_figures(calibrations)),
         renamed(training_figures(trainings)),
-        tuple(sentences(why(run) for _, why in singly) for run in runs),
-        sentences(why(runs) for _, why in OF_ALL_RUNS) if runs else (),
+        tuple(why for _, why in singly),
+        absent,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A further file of a report, linked from it.
+    """A further file of a report, linked from it."""
 
-    Attributes:
-        name: of the file, unique in a report, with its suffix.
-        title: what it shows, a few words.
-        content: makes the text.
-    """
-
-    name: str
+    name: str  # of the file, unique in a report
     title: str
     content: Callable[[], str]
 
 
 def pages(named: Iterable[tuple[str, RecordedRun]]) -> list[Page]:
-    """Return the further pages of runs, no two of one name: completions, where the run says which token is which text.
-
-    Args:
-        named: each run with its name in the report.
-    """
-    found: list[Page] = []
-    for name, run in named:
-        if any(sample.token_texts for sample in run.samples):
-            stem = f"completions-{slug(name)}"
-            taken = {page.name for page in found}
-            file = next(f for n in range(1, len(found) + 2) if (f := f"{stem}{f'-{n}' * (n > 1)}.html") not in taken)
-            found.append(Page(file, f"Completions of {name}, token by token", partial(completion_page, run)))
-    return found
+    """Return the completions of named runs, where a run says which token is which text."""
+    taken: set[str] = set()
+    return [
+        Page(
+            f"{unused(f'completions-{slug(name)}', taken)}.html",
+            f"Completions of {name}, token by token",
+            partial(completion_page, run),
+        )
+        for name, run in named
+        if any(sample.token_texts for sample in run.samples)
+    ]

@@ -1,72 +1,47 @@
 """Pareto fronts: how much of full depth's text is kept against what is gained, with intervals on both axes.
 
 One figure per gain (time, energy, layers). Points, intervals and front are those of the tables; whether two points of a
-front really differ is not tested. The legend has the strategies, and their settings stand beside the points where they
-cover neither points nor each other. The area under a front is :func:`areas`, which tables show.
+front really differ is not tested.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.appearance.visible_text import one_line
 from harness.contracts import Metric
-from harness.records.estimate import Estimate, Interval
 from harness.records.summary import SummaryRow
-from reports.figures.drawing import (
-    BOUND,
-    INK,
-    QUIET,
-    Figure,
-    Width,
-    blank,
-    legend_below,
-    look_of,
-    make_visible,
-    reach,
-    say_size,
-    shortened,
-)
-from reports.figures.task_table import PlacedPoint, TaskTable, task_tables
+from reports.figures import drawing
+from reports.figures.drawing import Figure, Width
+from reports.figures.task_table import TaskTable, task_tables
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.energy import ENERGY_PER_TOKEN
-from reports.metrics.faithfulness import exact_prefixes
 from reports.metrics.speedups import ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST, SPEEDUP, SPEEDUP_OVER_FASTEST
 from reports.recorded import RecordedRun
-from reports.summary.measured import PromptTimes
 from reports.summary.pareto import NO_FRONT, TEXT_KEPT, choose_gain, coordinates, edge, on_front
-from reports.summary.resampling import RESAMPLES, Candidate, Hypervolume, Resampled, hypervolumes
+from reports.tables.result import is_candidate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-_MANY: Mapping[Width, int] = {"column": 8, "text": 16}
-"""Points that can all have a label; of more, only those on the front have."""
-_RADII = (9.0, 12.0, 17.0, 24.0, 34.0)  # points
+_MANY = {"column": 8, "text": 16}  # points that can all have a label; of more, only those on the front have
+_RADII = (9.0, 12.0, 17.0, 24.0, 34.0)  # of a label from its point, printer's points
 _LED = 13.0  # beyond this distance a line says whose label it is
-_WORST = 100.0  # a label that would cover another, or leave the axes, is left out
-_HALF = 4.8  # half of a label's height, points
-_LETTER = 4.3  # a letter's width
-_POINT = 3.5  # half of a marker's
+_HALF, _LETTER, _POINT = 4.8, 4.3, 3.5  # half of a label's height, a letter's width, half of a marker's
 _LONGEST_VALUE = 12
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """The gain of an operating point, as an axis.
-
-    Attributes:
-        key: part of a file's name.
-        title: what it is, in a caption.
-        metric: as tables have it; where rows differ in their weights format, what restates it over the fastest.
-    """
+    """What an operating point gains, as an axis: part of a file's name, words for a caption, the tables' metric."""
 
     key: str
     title: str
@@ -78,88 +53,38 @@ GAINS = (
     Gain("energy", "energy ratio", ENERGY_RATIO),
     Gain("layers", "layers skipped", LAYERS_SKIPPED),
 )
-_OVER_FASTEST: Mapping[Metric, Metric] = {ENERGY_RATIO: ENERGY_RATIO_OVER_FASTEST}
 
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """The points of one table, placed.
-
-    Attributes:
-        gain: what is on the horizontal axis.
-        points: each with (gain, text kept) and the intervals of both, where it has them.
-        on_front: flags, in their order; bounds are never on it. edge: those that no other beats, told or not.
-    """
+    """The rows of one table, placed by a gain (to the right) and by the text they keep (upwards)."""
 
     gain: Metric
-    points: tuple[tuple[PlacedPoint, tuple[float, float], tuple[Interval | None, Interval | None]], ...]
-    on_front: tuple[bool, ...]
-    edge: tuple[bool, ...]
+    rows: tuple[SummaryRow, ...]
+    on_front: tuple[bool, ...]  # bounds are never on it
+    edge: tuple[bool, ...]  # those that no other beats, told from chance or not
 
 
 def front_of(table: TaskTable, gain: Gain) -> Front | None:
-    """Place the points of a table on two axes, as its rows have them; those that lack a coordinate are left out.
+    """Place the rows of a table on two axes; those that lack a coordinate are left out.
 
     ``None`` where a front means nothing: of random weights, of weights formats without a common full depth, of fewer
     than two points, of energy that no one sensor measured, and of layers where stop rules cut completions short.
     """
-    rows = table.table.rows
-    metric = choose_gain(rows)
-    if metric is None or table.full is None:
+    speedup, metric = choose_gain(table.table.rows), gain.metric
+    if speedup is None or table.full is None:
         return None
-    if gain.metric is not SPEEDUP:
-        several = metric is SPEEDUP_OVER_FASTEST
-        metric = _OVER_FASTEST.get(gain.metric, gain.metric) if several else gain.metric
-    if gain.metric is ENERGY_RATIO:
-        finished = [point.row for point in table.points]
-        read = all(row.energy_measured and row.value(ENERGY_PER_TOKEN) is not None for row in finished)
-        if not read or len({row.energy_source for row in finished}) != 1:
+    if metric is SPEEDUP:
+        metric = speedup
+    elif metric is ENERGY_RATIO:
+        read = all(row.energy_measured and row.value(ENERGY_PER_TOKEN) is not None for row in table.rows)
+        if not read or len({row.energy_source for row in table.rows}) != 1:
             return None
-    if gain.metric is LAYERS_SKIPPED and any(row.stop for row in rows):
+        metric = ENERGY_RATIO_OVER_FASTEST if speedup is SPEEDUP_OVER_FASTEST else metric
+    elif any(row.stop for row in table.table.rows):
         return None
-
-    def interval(row: SummaryRow, of: Metric) -> Interval | None:
-        return None if (found := row.estimate(of)) is None else found.interval
-
-    placed = [
-        (point, found, (interval(point.row, metric), interval(point.row, TEXT_KEPT)))
-        for point in table.points
-        if (found := coordinates(point.row, metric)) is not None
-    ]
-    if len(placed) < 2:
-        return None
-    shown = [point.row for point, _, _ in placed]
-    return Front(metric, tuple(placed), tuple(on_front(shown, metric)), tuple(edge(shown, metric)))
-
-
-def areas(table: TaskTable, gain: Gain) -> Hypervolume | None:
-    """Return the hypervolume of a table's candidates: of text kept against time or layers as a share of full depth's.
-
-    ``None`` where there is no such front, or full depth was not measured.
-    """
-    full = table.full
-    if front_of(table, gain) is None or full is None:
-        return None
-    prompts = PromptTimes([point.cell for point in table.points])
-    candidates = []
-    for point in table.points:
-        if not point.bound and (cost := _cost(table, point, gain, prompts)):
-            kept = table.resampling.mean(point.cell, exact_prefixes(point.cell, full.cell))
-            candidates += [Candidate(point.row.strategy, cost, kept)] if kept else []
-    itself = Resampled(Estimate(value=1.0, low=1.0, high=1.0), np.ones(RESAMPLES))
-    return hypervolumes(candidates, itself, table.blocks)
-
-
-def _cost(table: TaskTable, point: PlacedPoint, gain: Gain, prompts: PromptTimes) -> Resampled | None:
-    """The cost of an operating point, as a share of full depth's."""
-    if gain.metric is LAYERS_SKIPPED:
-        return table.resampling.layers(point.cell, table.run.manifest.model.num_layers)
-    seen = table.run.point(point.row.task, point.row.operating_point)
-    full = seen.fastest_full if choose_gain(table.table.rows) is SPEEDUP_OVER_FASTEST else seen.own_full
-    if full is None:
-        return None
-    pairs = seen.cell.block_pairs(full, prompts.request_s)
-    return table.resampling.share((block, pair.other, pair.baseline) for block, pair in pairs.items())
+    rows = tuple(row for row in table.rows if coordinates(row, metric) is not None)
+    return Front(metric, rows, tuple(on_front(rows, metric)), tuple(edge(rows, metric))) if len(rows) > 1 else None
 
 
 def figures(run: RecordedRun) -> list[Figure]:
@@ -174,97 +99,83 @@ def figures(run: RecordedRun) -> list[Figure]:
     return found
 
 
-def absence(run: RecordedRun) -> str:
-    """Return why a run has no or not all fronts; empty where it has."""
-    tables = list(task_tables(run))
-    if not tables:
-        return "no figures: no operating point finished a sample"
-    if any(table.random_weights for table in tables):
-        return "no figures of text kept: with random weights it means nothing"
-    if all(len(table.points) < 2 for table in tables):
-        return "no Pareto fronts: only one operating point was measured"
-    if not any(front_of(table, gain) for table in tables for gain in GAINS if gain.metric.kind == "energy"):
-        return "no front of energy: no one sensor measured it in every window"
-    return ""
-
-
 def _caption(table: TaskTable, gain: Gain, placed: Front) -> str:
-    parts = [f"Text kept (exact prefix) against {gain.title}.", table.provenance]
     if not any(placed.edge):
-        parts.append(f"{NO_FRONT.capitalize()}.")
+        front = f"{NO_FRONT.capitalize()}."
     elif placed.gain.paired:
-        parts.append(
+        front = (
             "Line: nothing beyond it was measured. Filled points: the Pareto front, those on the line whose gain over "
             "full depth is told from chance (corrected test and interval), and full depth; whether two of them differ "
             "is not tested." + (" Tables mark it with ●." if gain is GAINS[0] else "")
         )
     else:
-        parts.append("Line: the Pareto front (filled points) of the measured values, which does not consider chance.")
-    parts.append(
+        front = "Line: the Pareto front (filled points) of the measured values, which does not consider chance."
+    return (
+        f"Text kept (exact prefix) against {gain.title}. {table.provenance} {front} "
         "Cyan: the oracle, which knows full depth's answer and is no candidate. Labels are settings, where they have "
         "room. Exact prefix: the share of full depth's tokens before the first that differs, prefill's left out."
     )
-    return " ".join(parts)
 
 
 def _draw(table: TaskTable, placed: Front, width: Width) -> Canvas:
-    gain = placed.gain
+    gain, scale = placed.gain, 1.0
     if gain.form == "percent":
         label, scale = f"{gain.term} (%)", 100.0
     else:
         energy = f"energy ratio of whole requests, {table.first.energy_source}"
-        over = " fastest" if gain.restates else ""
         what = "speed-up of whole requests" if gain.kind == "cost" else energy
-        label, scale = f"{what} over{over} full depth (×)", 1.0
-    legend, names = names_of([point.row for point, _, _ in placed.points])
-    canvas, axes = blank(width, 4.0)
-    labelled, handles = _points(axes, placed, scale, legend, names, _MANY[width])
-    axes.set_xlabel(label)
-    axes.set_ylabel("text kept (exact prefix of full depth's)")
-    say_size(axes, table.size)
-    legend_below(canvas, list(handles.values()), list(handles), handletextpad=0.4)
-    make_visible(canvas)
+        label = f"{what} over{' fastest' if gain.restates else ''} full depth (×)"
+    canvas, axes = drawing.blank(width, 4.0)
+    labels, handles = _points(axes, placed, scale, _MANY[width])
+    axes.set(xlabel=label, ylabel="text kept (exact prefix of full depth's)")
+    drawing.say_size(axes, table.size)
+    drawing.legend_below(canvas, handles, handletextpad=0.4)
+    drawing.make_visible(canvas)
     canvas.draw_without_rendering()
-    place_labels(axes, labelled)
+    place_labels(axes, labels)
     return canvas
 
 
 def _points(
-    axes: Axes, placed: Front, scale: float, legend: Mapping[str, str], names: Sequence[str], many: int
-) -> tuple[list[Labelled], dict[str, Any]]:
+    axes: Axes, placed: Front, scale: float, many: int
+) -> tuple[list[tuple[float, float, str]], dict[str, Any]]:
     """Draw a front; return its points with their labels, empty where there are too many, and the legend's entries."""
     from matplotlib.lines import Line2D
 
-    labelled, handles = [], dict[str, Any]()
-    for (point, (gained, y), (across, up)), best, name in zip(placed.points, placed.on_front, names, strict=True):
-        look = look_of(point.row.strategy)
-        colour = BOUND if point.bound else look.colour
-        x, left, right = (end * scale for end in (gained, *(across or (gained, gained))))
-        axes.errorbar(
-            x, y, xerr=reach([x], [(left, right)]), yerr=reach([y], [up]), fmt=look.marker, color=colour,
-            markerfacecolor=colour if best else "white", markersize=9 if look.marker == "*" else 6,
-            ecolor=colour + "90", elinewidth=0.7, capsize=0, zorder=4 if best else 3,
-        )  # fmt: skip
-        text = name if best or len(placed.points) <= many else ""
-        labelled.append(Labelled(x, y, text, (left, right, *(up or (y, y)))))
-        label = shortened(legend[point.row.strategy]) + (" (a bound)" if point.bound else "")
-        handle = Line2D([], [], marker=look.marker, color=colour, linestyle="", markerfacecolor="white")
-        handles.setdefault(label, handle)
+    labels, handles, reached = [], dict[str, Any](), []
+    legend, names = names_of(placed.rows)
+    for row, best, beyond, name in zip(placed.rows, placed.on_front, placed.edge, names, strict=True):
+        across, up = row.estimate(placed.gain), row.estimate(TEXT_KEPT)
+        assert across is not None
+        assert up is not None
+        x, y, look, bound = scale * across.value, up.value, drawing.look_of(row.strategy), not is_candidate(row)
+        colour = drawing.BOUND if bound else look.colour
+        left, right = across.interval or (across.value, across.value)
+        bars: Any = {"color": colour, "alpha": 0.6, "linewidth": 0.7}
+        axes.hlines(y, scale * left, scale * right, **bars)
+        axes.vlines(x, *(up.interval or (y, y)), **bars)
+        shape: Any = {"marker": look.marker, "color": colour, "linestyle": ""}
+        filled, size = colour if best else "white", 9 if look.marker == "*" else 6
+        axes.plot(x, y, **shape, markerfacecolor=filled, markersize=size, zorder=4 if best else 3)
+        labels.append((x, y, name if best or len(placed.rows) <= many else ""))
+        reached += [(x, y)] * beyond
+        label = drawing.shortened(legend[row.strategy]) + (" (a bound)" if bound else "")
+        handles.setdefault(label, Line2D([], [], **shape, markerfacecolor="white"))
     if any(placed.on_front):
-        handles["front (filled: beyond chance)"] = Line2D([], [], color=INK, linewidth=1.0, marker="o", markersize=5)
+        handles["front (filled: beyond chance)"] = Line2D(
+            [], [], color=drawing.INK, linewidth=1.0, marker="o", markersize=5
+        )
     axes.margins(x=0.06, y=0.12)
     if placed.gain.form == "ratio":
-        axes.axvline(1.0, color=QUIET, linewidth=0.6, linestyle=(0, (1, 2)), zorder=1)
-    on_edge = (xy for (_, xy, _), flag in zip(placed.points, placed.edge, strict=True) if flag)
-    reached = sorted((x * scale, y) for x, y in on_edge)
+        axes.axvline(1.0, color=drawing.QUIET, linewidth=0.6, linestyle=(0, (1, 2)), zorder=1)
     if reached:  # the edge of what was reached: nothing above and to the right of it was
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        reached.sort()
         xs = [left, *(x for x, _ in reached), reached[-1][0]]
         ys = [reached[0][1], *(y for _, y in reached), bottom]
-        axes.step(xs, ys, where="pre", linestyle="solid", color=INK, linewidth=1.0, zorder=2)
-        axes.set_xlim(left, right)
-        axes.set_ylim(bottom, top)
-    return labelled, handles
+        axes.step(xs, ys, where="pre", linestyle="solid", color=drawing.INK, linewidth=1.0, zorder=2)
+        axes.set(xlim=(left, right), ylim=(bottom, top))
+    return labels, handles
 
 
 def names_of(rows: Sequence[SummaryRow]) -> tuple[dict[str, str], list[str]]:
@@ -282,13 +193,10 @@ def names_of(rows: Sequence[SummaryRow]) -> tuple[dict[str, str], list[str]]:
     shown: dict[str, list[str]] = {}
     for strategy in dict.fromkeys(row.strategy for row in rows):
         own = [options for row, (options, _) in zip(rows, parsed, strict=True) if row.strategy == strategy]
-        known: dict[str, list[str]] = {}
-        for options in own:
-            for key, value in options.items():
-                known.setdefault(key, []).append(value)
-        differ = [key for key, values in known.items() if len(set(values)) > 1 or len(values) < len(own)]
+        known = {key: value for options in own for key, value in options.items()}
+        differ = [key for key in known if len({options.get(key) for options in own}) > 1]
         shown[strategy] = differ or list(known)
-        fixed = [f"{key}={_short(values[0])}" for key, values in known.items() if key not in shown[strategy]]
+        fixed = [f"{key}={_short(value)}" for key, value in known.items() if key not in shown[strategy]]
         named = f": {', '.join(shown[strategy])}" if shown[strategy] else ""
         legend[strategy] = f"{strategy}{named}" + (f" ({', '.join(fixed)})" if fixed else "")
     labels = [
@@ -303,81 +211,36 @@ def _short(text: str) -> str:
     return text if len(text) <= 2 * longest else f"{text[: longest - 1]}…{text[-longest:]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A point and its label.
+def place_labels(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write labels next to their points, where they cover neither points nor each other; others are left out.
 
-    Attributes:
-        x, y: in the axes' units.
-        text: one line.
-        bars: left and right end of its horizontal error bar, lower and upper end of the vertical one.
+    Call it last, when limits and layout are final.
     """
-
-    x: float
-    y: float
-    text: str
-    bars: tuple[float, float, float, float]
-
-
-def place_labels(axes: Axes, points: Sequence[Labelled]) -> None:
-    """Write each label next to its point; call it last, when limits and layout are final.
-
-    Greedy: the point with most neighbours first, each label at the place that covers least; one that has no room is
-    left out.
-    """
-    from matplotlib.patheffects import withStroke
-
     per_point = axes.figure.dpi / 72
+    centres = axes.transData.transform([(x, y) for x, y, _ in points]) / per_point
+    low, high = axes.get_window_extent().get_points() / per_point
+    placed: list[tuple[Array, Array]] = []  # middle of each label, and half of its size
 
-    def in_points(x: float, y: float) -> tuple[float, float]:
-        across, up = axes.transData.transform((x, y))
-        return float(across) / per_point, float(up) / per_point
+    def has_room(own: int, middle: Array, half: Array) -> bool:
+        gaps = np.hypot(*np.maximum(0, abs(centres - middle) - half).T)  # from the label to every point
+        inside = (middle - half > low).all() and (middle + half < high).all()
+        apart = all((abs(middle - other) >= half + size).any() for other, size in placed)
+        return bool(inside and apart and gaps.min() >= _POINT and gaps[own] <= gaps.min() + 0.1)
 
-    centres = [in_points(one.x, one.y) for one in points]
-    ends = [(*in_points(one.bars[0], one.bars[2]), *in_points(one.bars[1], one.bars[3])) for one in points]
-    frame = axes.get_window_extent()
-    low, high = (frame.x0 / per_point, frame.y0 / per_point), (frame.x1 / per_point, frame.y1 / per_point)
-    placed: list[tuple[float, float, float]] = []
-
-    def gap(x: float, y: float, half: float, a: float, b: float) -> float:
-        return math.hypot(max(0.0, abs(x - a) - half), max(0.0, abs(y - b) - _HALF))
-
-    def covered(own: int, x: float, y: float, half: float) -> float:
-        labels = sum(abs(x - a) < half + h and abs(y - b) < 2 * _HALF for a, b, h in placed)
-        markers = sum(gap(x, y, half, a, b) < _POINT for a, b in centres)
-        inside = low[0] < x - half and x + half < high[0] and low[1] < y - _HALF and y + _HALF < high[1]
-        bars = 0
-        for (a, b), (left, bottom, right, top) in zip(centres, ends, strict=True):
-            bars += abs(y - b) < _HALF and left - half < x < right + half
-            bars += abs(x - a) < half and bottom - _HALF < y < top + _HALF
-        distance = gap(x, y, half, *centres[own])
-        others = any(gap(x, y, half, a, b) < distance - 0.1 for a, b in centres)  # whose label would it seem to be?
-        return 100.0 * labels + 30.0 * others + 60.0 * markers + 200.0 * (not inside) + 5.0 * bars + distance / 4
-
-    def crowd(index: int) -> int:
-        x, y = centres[index]
-        return -sum(math.hypot(x - a, y - b) < 30 for a, b in centres)
-
-    for index in sorted((index for index, one in enumerate(points) if one.text), key=crowd):
-        (x, y), half = centres[index], _LETTER * len(points[index].text) / 2
-        places = [  # where the label's middle may be, seen from its point, and how far the label then is
-            place
-            for r in _RADII
-            for place in (
-                *((sign * (half + 2), up * r, r) for up in (1, -1) for sign in (1, -1)),
-                *((0.0, up * r, r) for up in (1, -1)),
-                *((sign * (half + r - 3), 0.0, r) for sign in (1, -1)),
+    for own, (x, y, text) in enumerate(points):
+        half = np.array([_LETTER * len(text) / 2, _HALF])
+        spots = (
+            (radius, np.array([right * across, over * up]))
+            for radius in _RADII
+            for across, up in ((half[0] + 2, radius), (0, radius), (half[0] + radius - 3, 0))
+            for over in (1, -1)
+            for right in (1, -1)
+        )
+        spot = next((spot for spot in spots if has_room(own, centres[own] + spot[1], half)), None) if text else None
+        if spot is not None:
+            radius, by = spot
+            placed.append((centres[own] + by, half))
+            line = (
+                {"arrowstyle": "-", "color": drawing.QUIET, "linewidth": 0.5, "shrinkB": 3} if radius > _LED else None
             )
-        ]
-        cost, best = min((covered(index, x + dx, y + dy, half), place) for place, (dx, dy, _) in enumerate(places))
-        if cost >= _WORST:
-            continue
-        dx, dy, radius = places[best]
-        placed.append((x + dx, y + dy, half))
-        label = axes.annotate(
-            points[index].text, (points[index].x, points[index].y), xytext=(dx, dy), textcoords="offset points",
-            ha="center", va="center", fontsize=7, color=INK, annotation_clip=False, zorder=6,
-            path_effects=[withStroke(linewidth=2, foreground="white")],
-            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "shrinkB": 3} if radius > _LED else None,
-        )  # fmt: skip
-        label.set_in_layout(False)
+            drawing.near(axes, text, (x, y), tuple(by), ha="center", zorder=6, arrowprops=line).set_in_layout(False)

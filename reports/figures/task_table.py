@@ -1,4 +1,4 @@
-"""Data that the figures of one run and task share: points, intervals, name and the first half of a caption."""
+"""Data that the figures of one run and task share: rows, records, intervals, names and the first half of a caption."""
 
 from __future__ import annotations
 
@@ -12,50 +12,25 @@ from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.measured import Measured
 from reports.summary.resampling import Resampling
-from reports.tables.result import ResultTable, is_candidate, split_tables
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedPoint:
-    """An operating point with what was measured of it.
-
-    Attributes:
-        row: its summary.
-        run: what it is of.
-    """
-
-    row: SummaryRow
-    run: RecordedRun
-
-    @property
-    def cell(self) -> Measured:
-        """Its records."""
-        return self.run.cells[self.row.task, self.row.operating_point]
-
-    @property
-    def bound(self) -> bool:
-        """Whether it knows the answer, and is therefore no candidate."""
-        return not is_candidate(self.row)
+from reports.tables.result import ResultTable, split_tables
 
 
 @dataclass(frozen=True)
 class TaskTable:
-    """One table of a run.
-
-    Attributes:
-        run: where it comes from.
-        table: its rows, full depth first.
-        points: those rows that finished a sample.
-    """
+    """One table of a run, and those of its rows that finished a sample."""
 
     run: RecordedRun
     table: ResultTable
-    points: tuple[PlacedPoint, ...]
+    rows: tuple[SummaryRow, ...]
+
+    def cell(self, row: SummaryRow) -> Measured:
+        """Return the records of a row."""
+        return self.run.cells[row.task, row.operating_point]
 
     @cached_property
     def resampling(self) -> Resampling:
         """The bootstrap draws that all intervals of this table share."""
-        return Resampling([point.cell for point in self.points])
+        return Resampling([self.cell(row) for row in self.rows])
 
     @property
     def first(self) -> SummaryRow:
@@ -63,10 +38,9 @@ class TaskTable:
         return self.table.rows[0]
 
     @property
-    def full(self) -> PlacedPoint | None:
+    def full(self) -> SummaryRow | None:
         """Full depth, the baseline; ``None`` where it finished nothing."""
-        name = self.first.operating_point
-        return next((point for point in self.points if point.row.operating_point == name), None)
+        return self.first if self.first in self.rows else None
 
     @property
     def size(self) -> str:
@@ -81,7 +55,7 @@ class TaskTable:
     @property
     def blocks(self) -> int:
         """Blocks of samples that any operating point finished."""
-        return len({window.block for point in self.points for window in point.cell.windows.values()})
+        return len({window.block for row in self.rows for window in self.cell(row).windows.values()})
 
     def stem(self, kind: str) -> str:
         """Return the name of a figure's files."""
@@ -90,27 +64,19 @@ class TaskTable:
     @property
     def provenance(self) -> str:
         """The run and how its intervals were made; two or three sentences."""
-        row, blocks = self.first, self.blocks
+        row, table, blocks = self.first, self.table, self.blocks
         state = f" This run is not complete: {self.run.state}." if self.run.state else ""
-        intervals = (
-            f"No intervals: {blocks} blocks of samples are too few."
-            if blocks < MINIMUM_PAIRS
-            else f"Error bars: 95 % intervals over {blocks} blocks of samples."
-        )
+        few = f"No intervals: {blocks} blocks of samples are too few."
         return (
-            f"Run {self.run.name}: {row.task} ({row.protocol}; {row.source}), {self.table.size}; {row.model}, "
-            f"{row.weights} weights, {self.table.numbers}, kv {self.table.policies}, batch {row.batch_size}; "
-            f"{self.table.machine}.{state} {intervals}"
+            f"Run {self.run.name}: {row.task} ({row.protocol}; {row.source}), {table.size}; {row.model}, {row.weights} "
+            f"weights, {table.numbers}, kv {table.policies}, batch {row.batch_size}; {table.machine}.{state} "
+            f"{few if blocks < MINIMUM_PAIRS else f'Error bars: 95 % intervals over {blocks} blocks of samples.'}"
         )
 
 
 def task_tables(run: RecordedRun) -> Iterator[TaskTable]:
     """Yield the tables of a run that have a finished sample."""
     for table in split_tables(run.summary):
-        points = tuple(
-            PlacedPoint(row, run)
-            for row in table.rows
-            if row.n and (row.task, row.operating_point) in run.finished_points
-        )
-        if points:
-            yield TaskTable(run, table, points)
+        rows = [row for row in table.rows if row.n and (row.task, row.operating_point) in run.finished_points]
+        if rows:
+            yield TaskTable(run, table, tuple(rows))

@@ -7,25 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from harness.appearance.pages import depth_colour
 from harness.contracts.recipes import WeightsRule, loss_weights
-from reports.figures.drawing import (
-    INK,
-    QUIET,
-    ROWS,
-    STACKED,
-    Figure,
-    Width,
-    blank,
-    legend_below,
-    offsets,
-    panels,
-    say_size,
-    shortened,
-    slug,
-)
+from harness.records.estimate import Estimate
+from reports.figures import drawing
+from reports.figures.drawing import Figure, Width
 from reports.training_logs import AgentLog, LiteLog, TrainingLogs
 
 if TYPE_CHECKING:
@@ -34,8 +23,7 @@ if TYPE_CHECKING:
 
     _Rows: TypeAlias = list[tuple[Axes, Axes]]
 
-SMOOTHING = 0.05
-"""Share of a log that one point of a smoothed line looks at."""
+SMOOTHING = 0.05  # share of a log that one point of a smoothed line looks at
 _GREEN, _ORANGE, _BLUE = "#009e73", "#d55e00", "#0072b2"
 _LONGEST_NAME = 18  # beside the size
 
@@ -45,12 +33,10 @@ def training_figures(trainings: Iterable[TrainingLogs]) -> list[Figure]:
     found: list[Figure] = []
     taken: set[str] = set()
     for logs in trainings:
-        stem = slug(logs.name)
-        prefix = next(name for name in (stem, *(f"{stem}-{n}" for n in range(2, len(taken) + 3))) if name not in taken)
-        taken.add(prefix)
+        prefix = f"training-{drawing.unused(drawing.slug(logs.name), taken)}"
         if logs.lite is not None:
-            found += _figures_of_tuning(logs.name, logs.lite, f"training-{prefix}")
-        found += _figures_of_agents(logs, f"training-{prefix}")
+            found += _figures_of_tuning(logs.name, logs.lite, prefix)
+        found += _figures_of_agents(logs, prefix)
     return found
 
 
@@ -86,10 +72,8 @@ def _figures_of_tuning(name: str, lite: LiteLog, prefix: str) -> Iterator[Figure
 def _figures_of_agents(logs: TrainingLogs, prefix: str) -> list[Figure]:
     """Return rewards, and optimal exits beside those that were taken, of as many agents a figure as it has room for."""
     agents = [agent for agent in logs.agents if len(agent.steps) >= 2]
-    parts = [agents[start : start + ROWS] for start in range(0, len(agents), ROWS)]
     rewards, exits = [], []
-    for number, part in enumerate(parts, 1):
-        end, which = (f"-{number}", f" ({number} of {len(parts)})") if len(parts) > 1 else ("", "")
+    for end, which, part in drawing.parted(agents, drawing.ROWS) if agents else ():
         of_each = "".join(
             f" {agent.name}: {agent.reward}{f' on {agent.text}' if agent.text else ''}."
             for agent in part
@@ -118,12 +102,11 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
     Near the beginning, where a training changes fast, fewer, and as many on either side; near the end those there are.
     """
-    reach = max(2, round(len(values) * SMOOTHING) // 2)
-    windows = (
-        values[place - min(reach, place) : place + min(reach, place if place < len(values) / 2 else reach) + 1]
-        for place in range(len(values))
-    )
-    return [sum(window) / len(window) for window in windows]
+    reach, count = max(2, round(len(values) * SMOOTHING) // 2), len(values)
+    return [
+        fmean(values[place - min(reach, place) : place + min(reach, place if place < count / 2 else reach) + 1])
+        for place in range(count)
+    ]
 
 
 def exit_colours(layers: Sequence[int]) -> dict[int, str]:
@@ -138,19 +121,18 @@ def _draw_weights(lite: LiteLog, num_layers: int, width: Width) -> Canvas:
         rules = {f"{paper}, as trained here": (own, _BLUE, "")}
     elif own is not None:
         rules["this training (all alike)"] = (own, _BLUE, "")
-    canvas, axes = blank(width, 2.4)
-    for offset, (label, (rule, colour, hatch)) in zip(offsets(len(rules)), rules.items(), strict=True):
+    canvas, axes = drawing.blank(width, 2.4)
+    for offset, (label, (rule, colour, hatch)) in zip(drawing.offsets(len(rules)), rules.items(), strict=True):
         weights = loss_weights(lite.exit_points, num_layers, rule)
         places = [place + offset for place in range(len(weights))]
-        look: Any = {"color": colour, "hatch": hatch, "edgecolor": "white"}
-        bars = axes.bar(places, weights, 0.8 / len(rules) * 0.94, label=label, **look)
-        if width == "text":
-            axes.bar_label(bars, [f"{weight:.3f}" for weight in weights], fontsize=7, padding=2, color=INK, rotation=90)
+        estimates = [Estimate(value=weight) for weight in weights]
+        drawing.bars(axes, places, estimates, 0.8 / len(rules), color=colour, hatch=hatch, label=label)
+        for place, weight in zip(places, weights, strict=True) if width == "text" else ():
+            drawing.near(axes, f"{weight:.3f}", (place, weight), (0, 2), ha="center", va="bottom", rotation=90)
     axes.set_xticks(range(len(weights)), [*map(str, lite.exit_points), f"{num_layers}\n(last)"])
-    axes.grid(visible=False, axis="x")
     axes.margins(y=0.22)
     axes.set(xlabel="exit layer", ylabel="loss weight")
-    legend_below(canvas, *axes.get_legend_handles_labels())
+    drawing.legend_below(canvas)
     return canvas
 
 
@@ -164,13 +146,11 @@ def _draw_losses(lite: LiteLog, width: Width) -> Canvas:
             at.append(step.step)
             losses.append(loss)
     last = lite.num_layers or max(by_layer)
-    colours = {**exit_colours(sorted(by_layer)), last: INK}
-    canvas, axes = blank(width, 3.2)
+    colours = {**exit_colours(sorted(by_layer)), last: drawing.INK}
+    canvas, axes = drawing.blank(width, 3.2)
     ends = {}
     for layer, (at, losses) in sorted(by_layer.items()):
-        axes.plot(at, losses, ".", color=colours[layer], markersize=3, alpha=0.35, markeredgewidth=0)
-        line = smoothed(losses)
-        axes.plot(at, line, color=colours[layer], linewidth=2.2 if layer == last else 1.5, zorder=3)
+        line = _smoothed(axes, at, losses, colours[layer], linewidth=2.2 if layer == last else 1.5)
         ends[f"layer {layer}{' (last)' if layer == last else ''}"] = (line[-1], colours[layer])
     values = sorted(loss for _, losses in by_layer.values() for loss in losses)
     if values[0] > 0 and values[-1] > 4 * values[len(values) // 2]:
@@ -181,82 +161,68 @@ def _draw_losses(lite: LiteLog, width: Width) -> Canvas:
     else:
         axes.set_ylim(bottom=0)
     axes.set(xlabel="optimiser step", ylabel="cross-entropy, nats per token", xlim=(0, lite.steps[-1].step))
-    say_size(axes, f"n = {len(lite.steps):,} optimiser steps")
+    drawing.say_size(axes, f"n = {len(lite.steps):,} optimiser steps")
     _label_ends(axes, ends)
     return canvas
 
 
+def _smoothed(axes: Axes, at: Sequence[float], values: Sequence[float], colour: str, **look: Any) -> list[float]:
+    """Draw single values as dots and their running mean as a line, which is returned."""
+    axes.plot(at, values, ".", color=colour, markersize=3, alpha=0.35, markeredgewidth=0)
+    line = smoothed(values)
+    axes.plot(at, line, color=colour, zorder=3, **look)
+    return line
+
+
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Write each line's name right of the axes at its last value, moved up or down as little as keeps names apart."""
-    height = axes.bbox.height * 72 / axes.figure.dpi  # points; a little less in the end
-    ordered = sorted(ends.items(), key=lambda item: item[1][0])
+    """Write each line's name right of the axes at its last value, moved up or down as far as keeps names apart."""
+    least = 10.5 / (axes.bbox.height * 72 / axes.figure.dpi)  # of the axes' height, which is a little less in the end
     axes.autoscale_view()
-    heights = [float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1]) for _, (y, _) in ordered]
-    for (label, (_, colour)), here, spot in zip(ordered, heights, _apart(heights, 10.5 / height), strict=True):
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ordered = sorted(ends.items(), key=lambda item: item[1][0])
+    heights = [float(to_axes.transform((0, y))[1]) for _, (y, _) in ordered]
+    spots, lowest, highest = heights.copy(), -1.0, 1.0
+    for place, height in enumerate(heights):
+        spots[place] = lowest = max(height, lowest + least)
+    for place in reversed(range(len(spots))):
+        spots[place] = min(spots[place], highest)
+        highest = spots[place] - least
+    for (label, (_, colour)), here, spot in zip(ordered, heights, spots, strict=True):
         xs, ys = [1, 1.025, 1.035], [here, spot, spot]
         axes.plot(xs, ys, color=colour, linewidth=1.4, transform=axes.transAxes, clip_on=False)
-        axes.text(1.042, spot, label, transform=axes.transAxes, va="center", fontsize=7.5, color=INK)
-
-
-def _apart(wanted: Sequence[float], least: float) -> Iterator[float]:
-    """Yield ascending positions, each at least so far from the one before, around the wanted ones."""
-    blocks: list[tuple[float, int]] = []  # centre, members
-    for position in wanted:
-        centre, members = position, 1
-        while blocks and blocks[-1][0] + least * blocks[-1][1] / 2 > centre - least * members / 2:
-            before, count = blocks.pop()
-            centre, members = (before * count + centre * members) / (count + members), count + members
-        blocks.append((centre, members))
-    for centre, members in blocks:
-        yield from (centre + least * (place - (members - 1) / 2) for place in range(members))
+        axes.text(1.042, spot, label, transform=axes.transAxes, va="center", fontsize=7.5, color=drawing.INK)
 
 
 def _rows_of_agents(agents: Sequence[AgentLog], width: Width, height: float) -> tuple[Canvas, _Rows]:
     """Return a canvas with two panels for each agent, under its name."""
-    canvas, flat = panels(width, 2 * len(agents), height if width == "text" else STACKED, across=2)
+    canvas, flat = drawing.panels(width, 2 * len(agents), height if width == "text" else drawing.STACKED, across=2)
     rows = list(zip(flat[::2], flat[1::2], strict=True))
     for (left, right), agent in zip(rows, agents, strict=True):
-        left.set_title(shortened(agent.name, _LONGEST_NAME))
-        say_size(right, _decisions(agent))
+        left.set_title(drawing.shortened(agent.name, _LONGEST_NAME))
+        drawing.say_size(right, f"n = {agent.steps[-1].steps:,} decisions")
     rows[-1][1].set_xlabel("decisions, thousands")
     return canvas, rows
-
-
-def _decisions(agent: AgentLog) -> str:
-    return f"n = {agent.steps[-1].steps:,} decisions"
 
 
 def _draw_rewards(agents: Sequence[AgentLog], width: Width) -> Canvas:
     canvas, rows = _rows_of_agents(agents, width, 1.6)
     for row, agent in zip(rows, agents, strict=True):
-        ended = [step for step in agent.steps if step.reward_per_episode is not None]
-        columns = (
-            ("reward per episode", ended, [step.reward_per_episode or 0.0 for step in ended]),
-            ("reward per decision", agent.steps, [step.reward_per_step for step in agent.steps]),
-        )
-        for axes, (what, steps, values) in zip(row, columns, strict=True):
-            at = [step.steps / 1000 for step in steps]
-            axes.axhline(0, color=QUIET, linewidth=0.8)
-            axes.plot(at, values, ".", color=_BLUE, markersize=3, alpha=0.4, markeredgewidth=0)
-            axes.plot(at, smoothed(values), color=_BLUE, linewidth=1.6)
+        ended = {step.steps: step.reward_per_episode for step in agent.steps if step.reward_per_episode is not None}
+        each = {step.steps: step.reward_per_step for step in agent.steps}
+        for axes, what, rewards in zip(row, ("reward per episode", "reward per decision"), (ended, each), strict=True):
+            values = [*rewards.values()]
+            axes.axhline(0, color=drawing.QUIET, linewidth=0.8)
+            _smoothed(axes, [steps / 1000 for steps in rewards], values, _BLUE, linewidth=1.6)
             axes.set(ylabel=what, xlim=(0, agent.steps[-1].steps / 1000))
-            _leave_out_the_beginning(axes, values)
-        say_size(row[0], f"n = {sum(step.episodes for step in agent.steps):,} episodes")
+            later = values[len(values) // 20 :]
+            low, high = min(*later, 0.0, 0.0), max(*later, 0.0, 0.0)
+            if later and max(values) - min(values) > 2 * (high - low) > 0:  # the beginning would squeeze all the rest
+                axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+                where = f"begins at {values[0]:.3g}, outside".replace("-", "−")
+                axes.text(0.98, 0.05, where, transform=axes.transAxes, ha="right", fontsize=7, color=drawing.INK)
+        drawing.say_size(row[0], f"n = {sum(step.episodes for step in agent.steps):,} episodes")
     rows[-1][0].set_xlabel("decisions, thousands")
     return canvas
-
-
-def _leave_out_the_beginning(axes: Axes, values: Sequence[float]) -> None:
-    """Where the first twentieth would squeeze all the rest, cut it off and say where it began."""
-    later = values[len(values) // 20 :]
-    if not later:
-        return
-    low, high = min(*later, 0.0), max(*later, 0.0)
-    room = 0.06 * (high - low)
-    if max(values) - min(values) > 2 * (high - low) > 0:
-        axes.set_ylim(low - room, high + room)
-        where = f"begins at {values[0]:.3g}, outside".replace("-", "−")
-        axes.text(0.98, 0.05, where, transform=axes.transAxes, ha="right", fontsize=7, color=INK)
 
 
 def _draw_exits(agents: Sequence[AgentLog], width: Width) -> Canvas:
@@ -265,7 +231,17 @@ def _draw_exits(agents: Sequence[AgentLog], width: Width) -> Canvas:
         layers = sorted({*agent.optimal_exits, *(layer for step in agent.steps for layer in step.exits)})
         _histogram(left, agent, layers)
         left.margins(y=0.45 if width == "text" else 0.8)  # room for the legend
-        _stack(right, agent, layers)
+        at = [step.steps / 1000 for step in agent.steps]
+        shares = [[100 * step.exits.get(layer, 0.0) for step in agent.steps] for layer in layers]
+        right.stackplot(at, shares, colors=exit_colours(layers).values(), linewidth=0)
+        middles = [
+            sum(share[-1] for share in shares[: place + 1]) - shares[place][-1] / 2 for place in range(len(layers))
+        ]
+        for layer, share, middle in zip(layers, shares, middles, strict=True):
+            if share[-1] >= 7:
+                drawing.near(right, str(layer), (at[-1], middle), (3, 0), path_effects=[])
+        right.grid(visible=False)
+        right.set(ylabel="tokens, %", ylim=(0, 100), xlim=(at[0], at[-1]))
         right.set_title("exits taken", fontweight="normal")
     rows[-1][0].set_xlabel("layer")
     return canvas
@@ -279,31 +255,13 @@ def _histogram(axes: Axes, agent: AgentLog, layers: Sequence[int]) -> None:
     if total:
         optimal = {layer: agent.optimal_exits.get(layer, 0) / total for layer in layers}
         series.insert(0, ("optimal", optimal, _ORANGE, "//"))
-    for offset, (label, shares, colour, hatch) in zip(offsets(len(series)), series, strict=True):
+    for offset, (label, shares, colour, hatch) in zip(drawing.offsets(len(series)), series, strict=True):
         mean = sum(layer * share for layer, share in shares.items()) / (sum(shares.values()) or 1)
-        axes.bar(
-            [place + offset for place in range(len(layers))], [100 * shares[layer] for layer in layers],
-            0.8 / len(series) * 0.94, color=colour, hatch=hatch, edgecolor="white", linewidth=0.4,
-            label=f"{label}: mean layer {mean:.1f}",
-        )  # fmt: skip
+        places = [place + offset for place in range(len(layers))]
+        estimates = [Estimate(value=100 * shares[layer]) for layer in layers]
+        name = f"{label}: mean layer {mean:.1f}"
+        drawing.bars(axes, places, estimates, 0.8 / len(series), color=colour, hatch=hatch, label=name)
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-    axes.grid(visible=False, axis="x")
     axes.set_ylabel("tokens, %")
-    say_size(axes, f"n = {total:,} tokens" if total else _decisions(agent))
+    drawing.say_size(axes, f"n = {total:,} tokens" if total else f"n = {agent.steps[-1].steps:,} decisions")
     axes.legend(loc="upper center", fontsize=7)
-
-
-def _stack(axes: Axes, agent: AgentLog, layers: Sequence[int]) -> None:
-    at = [step.steps / 1000 for step in agent.steps]
-    bottom, colours = [0.0] * len(at), exit_colours(layers)
-    for layer in layers:
-        top = [low + 100 * step.exits.get(layer, 0.0) for low, step in zip(bottom, agent.steps, strict=True)]
-        axes.fill_between(at, bottom, top, color=colours[layer], linewidth=0)
-        if top[-1] - bottom[-1] >= 7:
-            axes.annotate(
-                str(layer), (at[-1], (bottom[-1] + top[-1]) / 2), xytext=(3, 0), textcoords="offset points",
-                va="center", fontsize=7, annotation_clip=False,
-            )  # fmt: skip
-        bottom = top
-    axes.grid(visible=False)
-    axes.set(ylabel="tokens, %", ylim=(0, 100), xlim=(at[0], at[-1]))

@@ -1,18 +1,16 @@
 """Conditions of publication and ranking: ``harness submit`` refuses a run that fails one, the leaderboard marks it.
 
 Judged from the records alone, which must not contradict each other or say what cannot be: what was written by hand
-shows there. Each ``_in_…`` returns the first such place in words, and nothing where there is none; honest runs of every
-kind have none. :data:`COMPUTED_AGAIN` says what is held against what, :data:`CANNOT_BE_CHECKED` what has to be
-believed; `harness submit` and the site show both. Scores are computed by whoever can (:class:`ScoresAgain`). What only
-a run directory or its packed copy can show, ``harness submit`` adds.
+shows there. Each ``_in_…`` returns the first such place in words, and nothing where there is none.
+:data:`COMPUTED_AGAIN` says what is held against what, :data:`CANNOT_BE_CHECKED` what has to be believed.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -35,32 +33,23 @@ CANNOT_BE_CHECKED = (
     "packages and settings; scores of other packages, those that run tests, and those of a server's tokens"
 )
 
-_CLOSE = 1e-6
-"""How far two times, in seconds, or two scores may lie apart that are one, and as a share of themselves."""
+_CLOSE = 1e-6  # how far two times (seconds) or scores may lie apart that are one, and as a share of them
 _OVERLAP, _OVERLAP_S = 0.01, 1e-3
-"""How far requests may reach beyond their window, as a share of it and in seconds: clocks are read one after the
-other, and those of black boxes are their own."""
+"""How far requests may reach beyond their window, as a share of it and in seconds: clocks are read in turn."""
 _UNACCOUNTED, _UNACCOUNTED_S = 0.5, 0.25
-"""How much of a window need not be its requests', as a share of it and in seconds besides. It is 0 to 9 % in runs of
-every kind, more where a machine stops for a moment between the last token and the window's end."""
+"""How much of a window need not be its requests', as a share of it (0 to 9 % in honest runs) and in seconds besides."""
 
 REMEASURE = "The records were changed, or are damaged: run again."
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ScoresAgain(Record):
-    """The outcome of computing a run's recorded scores again.
+    """The outcome of computing a run's recorded scores again."""
 
-    Attributes:
-        again, believed: names of the scores that were, and of those that cannot be.
-        place: of the first sample of the run that has another score than its record; ``None`` where none has.
-        score, recorded, computed: which, and both values.
-    """
-
-    again: tuple[str, ...] = ()
-    believed: tuple[str, ...] = ()
-    place: Count | None = None
-    score: str = ""
+    again: tuple[str, ...] = ()  # names of scores that were
+    believed: tuple[str, ...] = ()  # of those that cannot be
+    place: Count | None = None  # of the first sample of the run that has another score than its record
+    score: str = ""  # which, and both values
     recorded: float | None = None
     computed: float | None = None
 
@@ -85,13 +74,7 @@ Rescore = Callable[[RecordedRun], ScoresAgain]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One condition of publication.
-
-    Attributes:
-        name: what was looked at.
-        found: what it is like, a phrase without its period.
-        remedy: what to do where the condition does not hold, a sentence; empty where it does.
-    """
+    """One condition of publication, what was found (a phrase), and what to do where it does not hold (a sentence)."""
 
     name: str
     found: str
@@ -109,35 +92,31 @@ class Check:
 
 
 def publication_checks(run: RecordedRun, rescore: Rescore | None = None) -> tuple[Check, ...]:
-    """Return every condition that a run's records can show, in order.
-
-    Args:
-        run: as read.
-        rescore: ``None`` believes its scores.
-    """
-    timed = run.manifest.timed
-    work = (found for cell in run.cells.values() for found in _work_of(run, cell))
-    times = (found for cell in run.cells.values() if timed for found in _times_of(cell))
-    return (
+    """Return every condition that a run's records can show, in order; without ``rescore`` its scores are believed."""
+    timed, cells = run.manifest.timed, run.cells.values()
+    work = next((found for cell in cells for found in _work_of(run, cell)), "")
+    times = next((found for cell in cells if timed for found in _times_of(cell)), "")
+    checks = [
         *_facts(run),
         _agree("records", _in_records(run), "none that cannot be true", REMEASURE),
-        _agree("work", next(work, ""), "tokens, samples and layers are as many as can be", REMEASURE),
-        _agree("times", next(times, ""), "requests fill their windows" if timed else "none", REMEASURE),
+        _agree("work", work, "tokens, samples and layers are as many as can be", REMEASURE),
+        _agree("times", times, "requests fill their windows" if timed else "none", REMEASURE),
         _agree("tokens", _in_tokens(run), "one prompt, one first token; the same tokens, the same text", REMEASURE),
-        _scores(run, rescore),
-    )
+    ]
+    if rescore is None:
+        return (*checks, Check("scores", "as recorded; none was computed again"))
+    again, wrong = rescore(run), ""
+    if again.place is not None:
+        recorded = "not recorded" if again.recorded is None else f"{again.recorded:g}"
+        computed = "not defined" if again.computed is None else f"{again.computed:g}"
+        named = _named(run.samples[again.place])
+        wrong = f"{again.score} of {named} is {recorded} and, computed again, {computed}"
+    remedy = f"Compute its scores anew with `harness rescore {shell_word(run.directory)}`, or run again."
+    return (*checks, _agree("scores", wrong, again.told, remedy))
 
 
 def _agree(name: str, contradiction: str, otherwise: str, remedy: str) -> Check:
     return Check(name, contradiction, remedy) if contradiction else Check(name, otherwise)
-
-
-def _scores(run: RecordedRun, rescore: Rescore | None) -> Check:
-    if rescore is None:
-        return Check("scores", "as recorded; none was computed again")
-    found = rescore(run)
-    remedy = f"Compute its scores anew with `harness rescore {shell_word(run.directory)}`, or run again."
-    return _agree("scores", _in_scores(run, found), found.told, remedy)
 
 
 def _facts(run: RecordedRun) -> Iterator[Check]:
@@ -158,14 +137,12 @@ def _facts(run: RecordedRun) -> Iterator[Check]:
         lost = "" if _SHA256.fullmatch(digest) else "the manifest has no SHA-256 of the weights"
         yield _agree("weights", lost, f"SHA-256 {digest[:12]}…", again)
     hashes = {name: digest for point in manifest.operating_points for name, digest in point.artefacts.items()}
-    bare = [f"{name} has no SHA-256" for name, digest in hashes.items() if not _SHA256.fullmatch(digest)]
+    bare = next((f"{name} has no SHA-256" for name, digest in hashes.items() if not _SHA256.fullmatch(digest)), "")
     found = f"{len(hashes)} with SHA-256" if hashes else "none used"
-    yield _agree("artefacts", bare[0] if bare else "", found, "Train it again with `harness train`.")
-    bare = [
-        f"{one.name} has no fingerprint of its rows" for one in manifest.tasks if not _SHA256.fullmatch(one.fingerprint)
-    ]
+    yield _agree("artefacts", bare, found, "Train it again with `harness train`.")
+    bare = next((one.name for one in manifest.tasks if not _SHA256.fullmatch(one.fingerprint)), "")
     found = ", ".join(f"{task.name} {task.fingerprint[:12]}…" for task in manifest.tasks)
-    yield _agree("data", bare[0] if bare else "", found, again)
+    yield _agree("data", f"{bare} has no fingerprint of its rows" if bare else "", found, again)
     yield _windows(run)
 
 
@@ -181,15 +158,6 @@ def _windows(run: RecordedRun) -> Check:
     observed = any(window.foreign_cpu_s is not None for window in counted)
     unknown = "" if observed else "; what else ran could not be observed on this machine"
     return Check("windows", f"none of {len(counted)} is flagged as contaminated{unknown}")
-
-
-def _in_scores(run: RecordedRun, found: ScoresAgain) -> str:
-    """Name the first sample whose recorded score is not that of its text."""
-    if found.place is None:
-        return ""
-    recorded = "not recorded" if found.recorded is None else f"{found.recorded:g}"
-    computed = "not defined" if found.computed is None else f"{found.computed:g}"
-    return f"{found.score} of {_named(run.samples[found.place])} is {recorded} and, computed again, {computed}"
 
 
 def _in_records(run: RecordedRun) -> str:
@@ -216,17 +184,16 @@ def _in_tokens(run: RecordedRun) -> str:
     weights format. Later tokens of lossless rows may differ by near-ties, where products of several rows round
     otherwise than those of one; such rows do not rank as lossless (:func:`reports.leaderboard.ranking.is_exact`).
     """
-    first: dict[tuple[object, ...], SampleRecord] = {}
-    spelled: dict[tuple[object, ...], SampleRecord] = {}
-    given: dict[tuple[str, str], SampleRecord] = {}
+    first, spelled, given = (dict[tuple[object, ...], SampleRecord]() for _ in range(3))
     for cell in run.cells.values():
         for sample in cell.samples.values():
-            other = given.setdefault((sample.task, sample.sample_id), sample)
-            if _given(sample) != _given(other):
+            key = sample.task, sample.sample_id
+            other = given.setdefault(key, sample)
+            asked, theirs = ((one.prompt_ids, one.reference, one.reference_ids) for one in (sample, other))
+            if asked != theirs:
                 return f"{_named(sample)} has another prompt or reference than {_named(other)}"
             if sample.answer is not None:
                 continue
-            key = sample.task, sample.sample_id
             if cell.conditions.cached:
                 other = first.setdefault((*key, sample.repeat, cell.conditions.weights_format), sample)
                 if sample.token_ids[0] != other.token_ids[0]:
@@ -238,10 +205,6 @@ def _in_tokens(run: RecordedRun) -> str:
             if sample.text != other.text:
                 return f"{_named(sample)} has the tokens of {_named(other)} and another text"
     return ""
-
-
-def _given(sample: SampleRecord) -> tuple[object, ...]:
-    return sample.prompt_ids, sample.reference, sample.reference_ids
 
 
 def _named(sample: SampleRecord) -> str:
@@ -260,12 +223,10 @@ def _work_of(run: RecordedRun, cell: Measured) -> Iterator[str]:
         for repeat, count in per_repeat.items():
             if count < wanted:
                 yield f"{where} has {count} of {wanted} samples in repeat {repeat}"
-    failed: dict[int, list[SampleRecord]] = defaultdict(list)
-    for sample in cell.failed.values():
-        failed[sample.window].append(sample)
+    failed = Counter(sample.window for sample in cell.failed.values())
     for number, window in cell.windows.items():
-        if window.failed != len(failed[number]):
-            yield f"window {number} of {where} counts {window.failed} failed samples and holds {len(failed[number])}"
+        if window.failed != failed[number]:
+            yield f"window {number} of {where} counts {window.failed} failed samples and holds {failed[number]}"
         made = [
             len(sample.token_ids) if sample.answer is None else sample.answer.tokens
             for sample in cell.whole.get(number, ())
@@ -310,8 +271,13 @@ def _times_of(cell: Measured) -> Iterator[str]:
                     yield f"{_named(sample)} has a {name} of {told} s where its tokens say {waited + made:g} s"
     shares: dict[int, float] = {}
     for number, samples in cell.whole.items():
-        window, busy = cell.windows[number], _busy_s(samples, cell.conditions.batch_size)
+        window, size = cell.windows[number], cell.conditions.batch_size
         assert window.duration_s is not None
+        if all(sample.arrival_s is not None for sample in samples):
+            busy = max((sample.arrival_s or 0.0) + (sample.latency_s or 0.0) for sample in samples)
+        else:  # requests of a batch last together
+            batches = (samples[start : start + size] for start in range(0, len(samples), size))
+            busy = math.fsum(max(sample.latency_s or 0.0 for sample in batch) for batch in batches)
         both = f"window {number} of {where} took {window.duration_s:g} s and its requests {busy:g} s"
         if busy > window.duration_s * (1 + _OVERLAP) + _OVERLAP_S:
             yield both
@@ -324,11 +290,3 @@ def _times_of(cell: Measured) -> Iterator[str]:
             f"most windows of {where} are more than {1 / (1 - _UNACCOUNTED):g} times as long as their requests, window "
             f"{worst} {1 / shares[worst] if shares[worst] else math.inf:.3g} times"
         )
-
-
-def _busy_s(samples: Sequence[SampleRecord], batch_size: int) -> float:
-    """Return until when the requests of a window lasted, those of a batch together, seconds from its start."""
-    if all(sample.arrival_s is not None for sample in samples):
-        return max((sample.arrival_s or 0.0) + (sample.latency_s or 0.0) for sample in samples)
-    batches = (samples[start : start + batch_size] for start in range(0, len(samples), batch_size))
-    return math.fsum(max(sample.latency_s or 0.0 for sample in batch) for batch in batches)

@@ -1,9 +1,7 @@
 """The site's data: what it keeps of a run, the front page with every operating point's ranks, and a page for each.
 
-What is kept is enough to rank a run again with others, without its records. A run's identity is made of what was
-measured (when, on which weights and data, every window's length, every token and layer), not of where it lies or in
-which order it came; an operating point's of its run's, its task and its name. Links to either therefore survive any
-number of re-generations, and a run that is published twice is one.
+What is kept is enough to rank a run again with others, without its records. Identities are made of what was measured,
+not of where it lies, so that links survive re-generations, and a run that is published twice is one.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from harness.appearance.pages import depth_shade, escape_html
+from harness.appearance.pages import depth_shade
 from harness.contracts import Metric
 from harness.records import Manifest, SampleRecord
 from harness.records.conditions import Conditions, Group, group_id
@@ -35,10 +33,8 @@ from reports.summary.pareto import TEXT_KEPT, on_front
 from reports.tables.result import ResultTable, columns_of, is_asserted, is_candidate, windows_of
 from reports.tables.run_tables import ACCEPTANCE_NOTE, acceptance_tables
 
-SITE_SCHEMA = 2
-"""Of the site's data files. Raised when an older program would misread them."""
-SAMPLES_SHOWN = 8
-"""Completions per operating point on the site; all of them are in the run directory."""
+SITE_SCHEMA = 2  # of the site's data files; raised when an older program would misread them
+SAMPLES_SHOWN = 8  # completions per operating point on the site; all of them are in the run directory
 
 FIELDS = (
     *("id", "group", "run", "name", "strategy", "kv", "decode", "asserted", "kind", "quality", "front", "ranks"),
@@ -47,60 +43,33 @@ FIELDS = (
 """The fields of each operating point's list on the front page, in order."""
 
 _MARKERS = {
-    "o": "circle",
-    "s": "square",
-    "^": "triangle-up",
-    "v": "triangle-down",
-    "<": "triangle-left",
-    ">": "triangle-right",
-    "D": "diamond",
-    "d": "diamond-tall",
-    "P": "cross",
-    "X": "x",
-    "x": "x-thin",
-    "*": "star",
-    "p": "pentagon",
-}
+    "o": "circle", "s": "square", "^": "triangle-up", "v": "triangle-down", "<": "triangle-left", ">": "triangle-right",
+    "D": "diamond", "d": "diamond-tall", "P": "cross", "X": "x", "x": "x-thin", "*": "star", "p": "pentagon",
+}  # fmt: skip
+"""matplotlib's markers, as plotly calls them."""
 
 
 class PointEntry(Record):
-    """One operating point on one task.
+    """One operating point on one task."""
 
-    Attributes:
-        id: 16 hexadecimal digits, permanent.
-        row: its results.
-        baseline_kv: KV policy of the full depth it is compared with.
-        layers: decoded tokens by the layer they left at; the token that prefill yields is left out.
-    """
-
-    id: str
+    id: str  # 16 hexadecimal digits, permanent
     row: SummaryRow
-    baseline_kv: str
-    layers: dict[int, int] = Field(default_factory=dict)
+    baseline_kv: str  # KV policy of the full depth it is compared with
+    layers: dict[int, int] = Field(default_factory=dict)  # decoded tokens by the layer they left at, prefill's left out
 
 
 class RunEntry(Record):
-    """One run directory.
-
-    Attributes:
-        site_schema: of this entry. schema_version: of the run directory it was made from.
-        id: 16 hexadecimal digits, permanent.
-        name: of its folder when it was first published.
-        manifest: without private paths.
-        machine: one line. notes: sentences that belong under its numbers.
-        unranked: what ``harness submit`` would refuse it for: name of the condition → what was found; empty where it
-            ranks.
-        points: at least one.
-    """
+    """One run directory."""
 
     site_schema: int
     schema_version: int
-    id: str
-    name: str
-    manifest: Manifest
+    id: str  # 16 hexadecimal digits, permanent
+    name: str  # of its folder when it was first published
+    manifest: Manifest  # without private paths
     machine: str
     notes: tuple[str, ...]
     unranked: dict[str, str] = Field(default_factory=dict)
+    """What ``harness submit`` would refuse it for: name of the condition → what was found."""
     points: tuple[PointEntry, ...]
 
     @property
@@ -120,31 +89,24 @@ class RunEntry(Record):
         """Return the ranking that one of its operating points may stand in."""
         return self.conditions(point).group(self.id)
 
+    def kv(self, conditions: Conditions, filled: str) -> str:
+        """Return a KV policy, and as ``filled`` says from what it fills skipped layers if not from the exit's state."""
+        source = str(self.manifest.config.get("kv_input") or "hidden")
+        return (
+            filled.format(conditions.kv, source) if source != "hidden" and conditions.kv_facts.fills else conditions.kv
+        )
+
 
 def entry_of(run: RecordedRun, run_id: str, checks: Sequence[Check]) -> RunEntry:
-    """Return what the site keeps of a run; operating points without a finished sample are left out.
-
-    Args:
-        run: without private paths.
-        run_id: its identity.
-        checks: the conditions of its publication.
-    """
-    manifest = run.manifest
+    """Return what the site keeps of a run; operating points without a finished sample are left out."""
+    manifest, points = run.manifest, []
     baseline_kv = Conditions.of(manifest, manifest.tasks[0], manifest.operating_points[0]).kv
-    left = {
-        place: [layer for sample in cell.scored for layer in cell.decoded_layers(sample)]
-        for place, cell in run.cells.items()
-    }
-    points = [
-        PointEntry(
-            id=hashlib.sha256(f"{run_id}\0{row.task}\0{row.operating_point}".encode()).hexdigest()[:16],
-            row=row,
-            baseline_kv=baseline_kv,
-            layers=dict(sorted(Counter(left[row.task, row.operating_point]).items())),
-        )
-        for row in run.summary.rows
-        if row.n
-    ]
+    for row in (row for row in run.summary.rows if row.n):
+        cell = run.cells[row.task, row.operating_point]
+        left = Counter(layer for sample in cell.scored for layer in cell.decoded_layers(sample))
+        digest = hashlib.sha256(f"{run_id}\0{row.task}\0{row.operating_point}".encode()).hexdigest()
+        layers = dict(sorted(left.items()))
+        points.append(PointEntry(id=digest[:16], row=row, baseline_kv=baseline_kv, layers=layers))
     return RunEntry(
         site_schema=SITE_SCHEMA,
         schema_version=manifest.schema_version,
@@ -175,10 +137,11 @@ def index_of(runs: Sequence[RunEntry]) -> dict[str, Any]:
         return len(ranked) < 2, -max(ranked, default=0), -len(members[name]), name
 
     groups = sorted(members, key=place)
-    shown = _front_page_metrics(point.row for run in runs for point in run.points)
+    rows = [point.row for run in runs for point in run.points]
+    possible = in_section(metrics_of(rows), HEADLINE, LEADERBOARD)
+    shown = [metric for metric in possible if any(row.estimate(metric) is not None for row in rows)]
     points = [line for number, name in enumerate(groups) for line in _lines(number, members[name], runs, shown)]
-    strategies = sorted({point.row.strategy for run in runs for point in run.points})
-    looks = {name: look_of(name) for name in strategies}
+    looks = {name: look_of(name) for name in sorted({row.strategy for row in rows})}
     return {
         "fields": FIELDS,
         "metrics": [_describe_metric(metric, shown) for metric in shown],
@@ -213,53 +176,30 @@ def _facets(group: Group) -> dict[str, Any]:
     }
 
 
-def _filled_from(manifest: Manifest, conditions: Conditions) -> str:
-    """Return the source of the states with which a KV policy fills skipped layers; empty where it is the exit's own."""
-    source = str(manifest.config.get("kv_input") or "hidden")
-    return source if source != "hidden" and conditions.kv_facts.fills else ""
-
-
 def _lines(
     group: int, members: Sequence[tuple[int, PointEntry]], runs: Sequence[RunEntry], shown: Sequence[Metric]
 ) -> Iterable[list[Any]]:
     ranked = [place for place, (run, _) in enumerate(members) if not runs[run].unranked]
-    rows = [members[place][1].row for place in ranked]
-    fronts = dict(zip(ranked, on_front(rows, SPEEDUP), strict=True))
-    by_criterion = _ranked(members, ranked)
-    among_lossless = _ranked(members, [place for place in ranked if is_exact(members[place][1].row)])
-    for place, (run, point) in enumerate(members):
-        row = point.row
+    exact = [place for place in ranked if is_exact(members[place][1].row)]
+    fronts = dict(zip(ranked, on_front([members[place][1].row for place in ranked], SPEEDUP), strict=True))
+
+    def by_criterion(places: Sequence[int]) -> list[dict[int, int | None]]:
+        """Return by each criterion the ranks of some members among each other, by their places."""
+        rows = [members[place][1].row for place in places]
+        return [dict(zip(places, ranks(rows, criterion), strict=True)) for criterion in CRITERIA]
+
+    among_all, among_lossless = by_criterion(ranked), by_criterion(exact)
+    for place, (number, point) in enumerate(members):
+        row, run = point.row, runs[number]
         kind = "baseline" if is_baseline(row) else "candidate" if is_candidate(row) else "bound"
-        source = _filled_from(runs[run].manifest, runs[run].conditions(point))
         yield [
-            point.id,
-            group,
-            run,
-            row.operating_point,
-            row.strategy,
-            f"{row.kv} ({source})" if source else row.kv,
-            row.decode,
-            int(is_asserted(row)),
-            kind,
-            quality_of(row),
-            int(fronts.get(place, False)),
-            [found.get(place) for found in by_criterion],
+            *(point.id, group, number, row.operating_point, row.strategy, run.kv(run.conditions(point), "{} ({})")),
+            *(row.decode, int(is_asserted(row)), kind, quality_of(row), int(fronts.get(place, False))),
+            [found.get(place) for found in among_all],
             [found.get(place) for found in among_lossless] if is_exact(row) else None,
             row.n,
             [_numbers(row.estimate(metric)) for metric in shown],
         ]
-
-
-def _ranked(members: Sequence[tuple[int, PointEntry]], places: Sequence[int]) -> list[dict[int, int | None]]:
-    """Return by each criterion the ranks of some members of a group among each other, by their places."""
-    rows = [members[place][1].row for place in places]
-    return [dict(zip(places, ranks(rows, criterion), strict=True)) for criterion in CRITERIA]
-
-
-def _front_page_metrics(rows: Iterable[SummaryRow]) -> list[Metric]:
-    listed = list(rows)
-    found = in_section(metrics_of(listed), HEADLINE, LEADERBOARD)
-    return [metric for metric in found if any(row.estimate(metric) is not None for row in listed)]
 
 
 def _describe_metric(metric: Metric, shown: Sequence[Metric]) -> dict[str, Any]:
@@ -304,15 +244,7 @@ def describe_columns(entries: Iterable[RunEntry]) -> dict[str, Any]:
 
 
 def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: int) -> dict[str, Any]:
-    """Return the data of an operating point's page.
-
-    Args:
-        run: without private paths.
-        entry: what the site keeps of it.
-        point: one of the entry's.
-        shown: completions to show at most: those whose sample ids have the smallest hash, so that they are the same
-            for every operating point and nobody picks them.
-    """
+    """Return the data of an operating point's page."""
     row, group = point.row, entry.group(point)
     cell = run.cells[row.task, row.operating_point]
     full = run.cells[row.task, run.manifest.operating_points[0].name]
@@ -334,7 +266,7 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
         "quality": quality_of(row),
         "verdict": row.verdict,
         "unranked": list(entry.unranked.values()),
-        "settings": [*_settings(run, cell), ["measured windows", windows_of([row])]],
+        "settings": [*_settings(entry, cell), ["measured windows", windows_of([row])]],
         "cells": {
             metric.name: [column.texts[0], column.under, origin if metric.kind == "energy" else ""]
             for metric, column in columns_of([row]).items()
@@ -359,31 +291,23 @@ def describe_point(run: RecordedRun, entry: RunEntry, point: PointEntry, shown: 
     }
 
 
-def _settings(run: RecordedRun, cell: Measured) -> list[list[str]]:
+def _settings(entry: RunEntry, cell: Measured) -> list[list[str]]:
     point = cell.point
-    options = [[f"option {name}", "default" if value is None else str(value)] for name, value in point.options.items()]
-    kv, source = cell.conditions.kv, _filled_from(run.manifest, cell.conditions)
     most = "" if point.draft_max is None else f", drafts of {point.draft_max} tokens at most"
-    exits = ", ".join(map(str, point.exit_points)) or "none"
     return [
         ["strategy", point.strategy],
-        *options,
-        ["KV policy", f"{kv}, filled from {source}" if source else kv],
+        *([f"option {name}", "default" if value is None else str(value)] for name, value in point.options.items()),
+        ["KV policy", entry.kv(cell.conditions, "{}, filled from {}")],
         ["decoding", f"{point.decode}{most}"],
         *([["stop rule", point.stop]] if point.stop else []),
-        ["asked at layers", exits],
+        ["asked at layers", ", ".join(map(str, point.exit_points)) or "none"],
         *([f"SHA-256 of {name}", digest] for name, digest in point.artefacts.items()),
     ]
 
 
 def _sample(cell: Measured, sample: SampleRecord, full: SampleRecord | None, num_layers: int) -> dict[str, Any]:
     decided, cached = cell.decoded_layers(sample), cell.conditions.cached
-    if len(sample.token_texts) == len(sample.token_ids):
-        html = coloured_tokens(sample, num_layers, full, cached=cached)
-    else:  # an older run: the text above a strip of layers
-        numbered = sample.model_copy(update={"token_texts": tuple(f" {layer} " for layer in sample.exit_layers)})
-        strip = coloured_tokens(numbered, num_layers, None, cached=cached)
-        html = f'{escape_html(sample.text)}<div class="strip">{strip}</div>'
+    html = coloured_tokens(sample, num_layers, full, cached=cached)
     return {
         "id": sample.sample_id,
         "html": html,

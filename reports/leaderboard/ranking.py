@@ -2,17 +2,13 @@
 
 **Who may rank.** By a cost (speed-up, energy) only what *keeps* full depth's quality: edit similarity, exact match and
 CodeBLEU are not distinguishably lower (Holm-corrected paired test), **and** the 95 % interval of the difference in
-edit similarity stays above −0.05. Without the second condition a run of few samples would always pass, since it can
-distinguish nothing. Where too few samples differ for an interval, the most of them that may differ (Clopper and
-Pearson) must stay below 5 %: none loses more than 1, so that 72 samples are needed where nothing is lost. A lossless
-operating point whose tokens are full depth's in every completion keeps its quality by definition, however few there
-are.
+edit similarity stays above −0.05: without that a run of few samples would always pass. Where too few samples differ for
+an interval, the most of them that may differ (Clopper and Pearson) must stay below 5 %. A lossless operating point
+whose tokens are full depth's in every completion keeps its quality by definition.
 
 **Ranks.** One plus the number of rows that are clearly better, that is, whose interval lies wholly above this row's.
-Rows that the intervals do not tell apart share a rank. Full depth ranks like any other, at 1 exactly.
-
-The oracle is a bound and never ranks; random weights never rank; energy ranks only where a sensor measured it. Runs
-that ``harness submit`` would refuse do not come here at all (:mod:`reports.leaderboard.checks`).
+Full depth ranks like any other, at 1 exactly. The oracle is a bound and never ranks; random weights never rank; energy
+ranks only where a sensor measured it.
 """
 
 from __future__ import annotations
@@ -22,8 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.contracts import Metric
-from harness.records.estimate import Estimate, NoInterval
+from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.evaluation import is_distinguishable
 from reports.metrics.speedups import DECODE_SPEEDUP, ENERGY_RATIO, SPEEDUP
@@ -31,31 +26,25 @@ from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE, metrics_of
 from reports.statistics.intervals import largest_share
 from reports.tables.result import is_asserted, is_candidate, is_reference
 
-MARGIN = 0.05
-"""Largest loss of edit similarity that counts as keeping it."""
+MARGIN = 0.05  # largest loss of edit similarity that counts as keeping it
 
 Quality = Literal["kept", "unclear", "lost", "undefined"]
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """An order of a ranking.
-
-    Attributes:
-        metric: name of a comparison with full depth, more is better. title: the same in words.
-        needs_quality: only what keeps full depth's quality ranks. baseline: the value of full depth.
-    """
+    """An order of a ranking, by a comparison with full depth of which more is better."""
 
     metric: str
     title: str
-    needs_quality: bool
-    baseline: float
+    needs_quality: bool = True  # only what keeps full depth's quality ranks
+    baseline: float = 1.0  # the value of full depth
 
 
 CRITERIA = (
-    Criterion(SPEEDUP.name, "Speed-up of whole requests, quality kept", needs_quality=True, baseline=1.0),
-    Criterion(DECODE_SPEEDUP.name, "Speed-up of decoding, quality kept", needs_quality=True, baseline=1.0),
-    Criterion(ENERGY_RATIO.name, "Energy saved, quality kept", needs_quality=True, baseline=1.0),
+    Criterion(SPEEDUP.name, "Speed-up of whole requests, quality kept"),
+    Criterion(DECODE_SPEEDUP.name, "Speed-up of decoding, quality kept"),
+    Criterion(ENERGY_RATIO.name, "Energy saved, quality kept"),
     Criterion(EDIT_SIMILARITY_DIFFERENCE, "Edit similarity against full depth", needs_quality=False, baseline=0.0),
 )
 
@@ -81,45 +70,37 @@ def quality_of(row: SummaryRow) -> Quality:
         return "undefined"
     if _keeps_by_definition(row):
         return "kept"
-    if any(_lost(metric, row.estimate(metric)) for metric in metrics_of([row]) if metric.kind == "score"):
-        return "lost"
+    for metric in metrics_of([row]):
+        lost = row.estimate(metric) if metric.kind == "score" and metric.verdict is not None else None
+        if (
+            lost is not None
+            and is_distinguishable(metric, lost)
+            and lost.value * (1 if metric.better == "lower" else -1) > 0
+        ):
+            return "lost"
     difference = row.estimate(EDIT_SIMILARITY_DIFFERENCE)
-    return "kept" if difference is not None and _largest_loss(difference) <= MARGIN else "unclear"
+    most = 1.0  # that may be lost on the average, for all that is known
+    if difference is not None and difference.interval is not None:
+        most = -difference.interval[0]
+    elif difference is not None and difference.no_interval is NoInterval.FEW_DIFFERING and difference.samples:
+        most = largest_share(difference.differing or 0, difference.samples)
+    return "kept" if most <= MARGIN else "unclear"
 
 
 def ranks(rows: Sequence[SummaryRow], criterion: Criterion) -> list[int | None]:
     """Return the rank of each row of one group; ``None`` for what does not rank by this criterion."""
-    spans = [_interval(row, criterion) if _may_rank(row, criterion) else None for row in rows]
-    lows = sorted(span[0] for span in spans if span is not None)
-    return [None if span is None else 1 + len(lows) - bisect_right(lows, span[1]) for span in spans]
 
+    def span(row: SummaryRow) -> tuple[float, float] | None:
+        unmeasured = criterion.metric == ENERGY_RATIO.name and not row.energy_measured
+        if not is_candidate(row) or row.weights == "random" or unmeasured:
+            return None
+        if criterion.needs_quality and quality_of(row) != "kept":
+            return None
+        if is_baseline(row) if criterion.needs_quality else _keeps_by_definition(row):
+            return criterion.baseline, criterion.baseline
+        found = row.estimate(criterion.metric)
+        return None if found is None else found.interval
 
-def _may_rank(row: SummaryRow, criterion: Criterion) -> bool:
-    if not is_candidate(row) or row.weights == "random":
-        return False
-    if criterion.metric == ENERGY_RATIO.name and not row.energy_measured:
-        return False
-    return not criterion.needs_quality or quality_of(row) == "kept"
-
-
-def _interval(row: SummaryRow, criterion: Criterion) -> tuple[float, float] | None:
-    if is_baseline(row) if criterion.needs_quality else _keeps_by_definition(row):
-        return criterion.baseline, criterion.baseline
-    found = row.estimate(criterion.metric)
-    return None if found is None else found.interval
-
-
-def _largest_loss(difference: Estimate) -> float:
-    """How much may be lost on the average, for all that is known; 1 where nothing is."""
-    if difference.interval is not None:
-        return -difference.interval[0]
-    if difference.no_interval is NoInterval.FEW_DIFFERING and difference.samples and difference.differing is not None:
-        return largest_share(difference.differing, difference.samples)
-    return 1.0
-
-
-def _lost(metric: Metric, difference: Estimate | None) -> bool:
-    """Whether a score that decides about quality is distinguishably worse than full depth's."""
-    if metric.verdict is None or difference is None or not is_distinguishable(metric, difference):
-        return False
-    return difference.value > 0 if metric.better == "lower" else difference.value < 0
+    spans = [span(row) for row in rows]
+    lows = sorted(low for low, _ in filter(None, spans))
+    return [None if one is None else 1 + len(lows) - bisect_right(lows, one[1]) for one in spans]

@@ -1,8 +1,7 @@
 """Takes private paths out of what is published: where somebody's files lay says who they are and helps nobody.
 
-A run directory is never changed; what leaves the machine is a copy. An absolute path becomes ``…/`` and its last
-part, except below folders that are the same for everybody (``/usr``, ``/sys`` …). Completions, references and the
-texts of tokens stay as they are: they are the data, and public code is full of paths. Doing it twice changes nothing.
+A run directory is never changed; what leaves the machine is a copy. Completions, references and the texts of tokens
+stay as they are: they are the data, and public code is full of paths. Doing it twice changes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from harness.records import Manifest, SampleRecord
+from harness.records import Manifest
 from harness.records.record import Record
 from harness.records.summary import Summary
 from reports.recorded import RecordedRun
@@ -35,17 +34,11 @@ _KEPT = frozenset({"text", "reference", "token_texts"})
 
 @dataclass(frozen=True, slots=True)
 class Redacted:
-    """A run as it may be published.
-
-    Attributes:
-        run: the run without private paths.
-        places: what was changed, as dotted names of the files' fields; empty when nothing was.
-        merged: names that became equal although they were different; such a run cannot be published.
-    """
+    """A run without private paths."""
 
     run: RecordedRun
-    places: tuple[str, ...]
-    merged: tuple[str, ...]
+    places: tuple[str, ...]  # what was changed, as dotted names of the files' fields
+    merged: tuple[str, ...]  # names that became equal although they were different; such a run cannot be published
 
 
 def redact(text: str) -> str:
@@ -69,52 +62,38 @@ def private_paths(value: Any) -> Iterator[tuple[str, str]]:
 def redact_run(run: RecordedRun) -> Redacted:
     """Return a run as it may be published, and what had to be changed for it."""
     places = [f"manifest.{place}" for place, _ in private_paths(run.manifest.model_dump(mode="json"))]
-    names = {point.name for point in run.manifest.operating_points}
-    samples_before = {sample.sample_id for sample in run.samples}
     windows = tuple(_record(window, ("operating_point", "energy_reason", "energy_scope")) for window in run.windows)
-    samples = tuple(_sample(sample) for sample in run.samples)
-    places += ["windows"] if windows != run.windows else []
-    places += ["samples"] if samples != run.samples else []
-    merged = [
-        *_merged(names),
-        *_merged(samples_before),
-    ]
+    samples = []
+    for sample in run.samples:
+        found = _record(sample, ("operating_point", "sample_id", "error"))
+        answer = found.answer and _record(
+            found.answer, ("model",)
+        )  # a server may call it by the folder that it lies in
+        samples.append(found if answer is found.answer else found.model_copy(update={"answer": answer}))
+    places += ["windows"] * (windows != run.windows) + ["samples"] * (tuple(samples) != run.samples)
     if not places:
         return Redacted(run, (), ())
+    merged = []
+    for names in ({point.name for point in run.manifest.operating_points}, {one.sample_id for one in run.samples}):
+        seen: dict[str, str] = {}
+        merged += [name for name in sorted(names) if seen.setdefault(redact(name), name) != name]
     manifest = Manifest.model_validate(_redacted(run.manifest.model_dump(mode="json")))
     summary = Summary.model_validate(_redacted(run.summary.model_dump(mode="json")))
-    published = replace(run, manifest=manifest, windows=windows, samples=samples, summary=summary)
+    published = replace(run, manifest=manifest, windows=windows, samples=tuple(samples), summary=summary)
     return Redacted(published, tuple(dict.fromkeys(places)), tuple(merged))
-
-
-def _sample(sample: SampleRecord) -> SampleRecord:
-    """Redact a sample; a server may call its model by the folder that it lies in."""
-    found = _record(sample, ("operating_point", "sample_id", "error"))
-    answer = found.answer and _record(found.answer, ("model",))
-    return found if answer is found.answer else found.model_copy(update={"answer": answer})
 
 
 def _shortened(path: str) -> str:
     path = path.removeprefix("file://")
     if path.startswith(PUBLIC):
         return path
-    if _HOME.match(path):
-        return "…"
     last = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
-    return f"…/{last}"
-
-
-def _merged(names: set[str]) -> list[str]:
-    seen: dict[str, str] = {}
-    return [name for name in sorted(names) if seen.setdefault(redact(name), name) != name]
+    return "…" if _HOME.match(path) else f"…/{last}"
 
 
 def _record(record: R, fields: tuple[str, ...]) -> R:
-    changed = {}
-    for field in fields:
-        text = getattr(record, field)
-        if text and ("/" in text or "\\" in text) and redact(text) != text:
-            changed[field] = redact(text)
+    texts = {field: text for field in fields if (text := getattr(record, field)) and ("/" in text or "\\" in text)}
+    changed = {field: redact(text) for field, text in texts.items() if redact(text) != text}
     return record.model_copy(update=changed) if changed else record
 
 
@@ -123,9 +102,7 @@ def _redacted(value: Any) -> Any:
         return redact(value)
     if isinstance(value, dict):
         return {redact(key): inner if key in _KEPT else _redacted(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_redacted(inner) for inner in value]
-    return value
+    return [_redacted(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _texts(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -134,8 +111,7 @@ def _texts(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield (*place, "(name)"), key
-            if key not in _KEPT:
-                yield from _texts(inner, (*place, str(key)))
+            yield from _texts(inner, (*place, str(key))) if key not in _KEPT else ()
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _texts(inner, (*place, str(index)))

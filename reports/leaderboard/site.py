@@ -1,16 +1,14 @@
 """Writes the site: pages, assets, and one data file per run and per operating point.
 
-Pages carry no data of a run; they are the same for every site but for the counts and the published numbers, which
-jinja2 escapes. A policy in each page forbids everything that does not lie beside it. Data are scripts, which
-``file://`` pages may load while they may not fetch a file: one call, ``leaderboardData("KIND", {…});``, in ASCII, in
-which ``<``, ``>`` and ``&`` are escaped, so that it would be safe inside a page, too.
+Pages carry no data of a run, and a policy in each forbids everything that does not lie beside it. Data are scripts,
+which ``file://`` pages may load while they may not fetch a file: one call, ``leaderboardData("KIND", {…});``, in ASCII,
+in which ``<``, ``>`` and ``&`` are escaped, so that it would be safe inside a page, too.
 
 ``data/runs/ID.js`` is the site's memory: with ``merge`` these files are read again and everything else is made from
 them and the new runs. They are written before the front page's data, and what no run refers to any more is deleted
-after it, so that a site is usable at any moment of its making. ``site.json`` comes first and says until the end that
-the site is unfinished: one whose making failed can be made again in the same folder. A finished site never loses a run:
-without ``merge`` all that it holds must be given again. Nothing in it depends on when, where or in which order it was
-made: the same runs give the same bytes.
+after it, so that a site is usable at any moment of its making. ``site.json`` says until the end that a new site is
+unfinished: one whose making failed can be made again in the same folder. A finished site never loses a run: without
+``merge`` all that it holds must be given again. The same runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,22 +19,14 @@ from contextlib import suppress
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from harness.appearance.pages import TOKEN_CSS, templates
 from harness.appearance.visible_text import escape_json
 from harness.errors import StoreError
-from harness.host.files import (
-    LARGEST_LOG_BYTES,
-    DocumentError,
-    parse_json,
-    read_bytes,
-    read_json,
-    read_text,
-    unfinished,
-)
+from harness.host.files import LARGEST_LOG_BYTES, parse_json, read_json, read_text, refusing, unfinished
 from harness.host.libraries import require
 from harness.records import SCHEMA_VERSION
 from harness.records.conditions import HARDWARE_RULE, REPLAY, group_id
@@ -57,42 +47,25 @@ from reports.leaderboard.redaction import redact_run
 from reports.published.numbers import Reference, references
 from reports.recorded import RecordedRun
 
-R = TypeVar("R", bound=Record)
-
 MARK = "site.json"
 FOLDERS = ("assets", "data", "data/runs", "data/points")
 PAGES = ("index.html", "point.html", "compare.html")
 _PLOTLY = "plotly.min.js"
 _HEAD, _TAIL = "leaderboardData(", ");\n"
+_REMEDY = "Make the site again with another --out."
 
 
 class Mark(Record):
-    """``site.json``, which tells a site from any other folder.
+    """``site.json``, which tells a site from any other folder."""
 
-    Attributes:
-        site_schema: of the site's data files. schema_version: of the run directories it was made from.
-        samples: completions per operating point, at most.
-        unfinished: the first making of this site has not come to its end.
-    """
-
-    site_schema: int
-    schema_version: int
-    samples: int = Field(ge=0)
-    unfinished: bool = False
+    site_schema: int  # of the site's data files
+    schema_version: int  # of the run directories it was made from
+    samples: int = Field(ge=0)  # completions per operating point, at most
+    unfinished: bool = False  # the first making of this site has not come to its end
 
 
 class Site:
-    """A site being made.
-
-    Args:
-        folder: new, empty, or a site.
-        merge: keep what the site holds.
-        shown: completions per operating point.
-
-    Raises:
-        StoreError: the folder holds something else, is not writable, or holds a damaged site or one of another version.
-        ConfigError: plotly is not installed.
-    """
+    """A site being made in a folder that is new, empty or a site; ``merge`` keeps what it holds."""
 
     def __init__(self, folder: Path, *, merge: bool = False, shown: int = SAMPLES_SHOWN) -> None:
         self.folder, self.shown, self._most = folder, shown, shown
@@ -122,13 +95,6 @@ class Site:
         """Add a run; return the conditions that hold it from ranking.
 
         ``None`` when the site holds it already, or a later state of it, or another completion of the same begun run.
-
-        Args:
-            run: as read.
-            rescore: computes its scores again; ``None`` believes them.
-
-        Raises:
-            StoreError: it cannot be published, or the site cannot be written.
         """
         redacted = redact_run(run)
         if redacted.merged:
@@ -159,24 +125,18 @@ class Site:
         return tuple(check for check in checks if not check.passed)
 
     def finish(self) -> None:
-        """Write everything that all runs make together, and delete what belongs to none.
-
-        Raises:
-            StoreError: there is no run, a run that the site held was not given again, or the site cannot be written.
-        """
-        lost = []
-        for run_id in sorted(self._held - self.runs.keys()):
-            held = _read_entry(self.folder / "data" / "runs" / f"{run_id}.js")
-            if not any(_is_state(held, run) for run in self.runs.values()):
-                lost.append(run_id)
+        """Write everything that all runs make together, and delete what belongs to none."""
+        unseen = (
+            _read_entry(self.folder / "data" / "runs" / f"{one}.js") for one in sorted(self._held - self.runs.keys())
+        )
+        lost = [held.id for held in unseen if not any(_is_state(held, run) for run in self.runs.values())]
         if lost or not self.runs:
             self._undo()
-        if not self.runs:
-            raise StoreError(f"there is no run to publish in {self.folder}. Give finished run directories.")
-        if lost:
             raise StoreError(
                 f"{self.folder} holds {len(lost)} run(s) that were not given again, data/runs/{lost[0]}.js for one. "
                 "Add --merge to keep them, or use another --out."
+                if lost
+                else f"there is no run to publish in {self.folder}. Give finished run directories."
             )
         runs = sorted(self.runs.values(), key=lambda run: run.id)
         for name, content in self._assets:
@@ -186,8 +146,13 @@ class Site:
         for name, text in pages(runs, self._most).items():
             self._write(name, text.encode())
         self._write_mark(unfinished=False)
-        self._sweep("data/runs", {run.id for run in runs})
-        self._sweep("data/points", {point.id for run in runs for point in run.points})
+        for folder, known in (
+            ("runs", {run.id for run in runs}),
+            ("points", {one.id for run in runs for one in run.points}),
+        ):
+            for file in (self.folder / "data" / folder).glob("*.js"):
+                if file.stem not in known:
+                    file.unlink(missing_ok=True)
 
     def _write_mark(self, *, unfinished: bool) -> None:
         mark = Mark(
@@ -196,15 +161,8 @@ class Site:
         self._write(MARK, (json.dumps(mark) + "\n").encode())
 
     def _write(self, name: str, content: bytes) -> None:
-        """Replace a file whole, unless it holds that already."""
         path = self.folder / name
-        try:
-            if not path.exists():
-                self._new.append(path)
-            elif path.stat().st_size == len(content) and read_bytes(path, len(content)) == content:
-                return
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}. Use another --out.") from None
+        self._new += [] if path.exists() else [path]
         replace_file(path, content)
 
     def _undo(self) -> None:
@@ -215,14 +173,6 @@ class Site:
         for name in (*reversed(FOLDERS), *([""] if self._is_new else [])):
             with suppress(OSError):  # a folder that holds something stays
                 (self.folder / name).rmdir()
-
-    def _sweep(self, folder: str, known: set[str]) -> None:
-        for file in (self.folder / folder).glob("*.js"):
-            if file.stem not in known:
-                try:
-                    file.unlink(missing_ok=True)
-                except OSError as error:
-                    raise StoreError(f"cannot delete {file}: {error.strerror}.") from None
 
 
 def _is_state(entry: RunEntry, other: RunEntry) -> bool:
@@ -247,21 +197,20 @@ def _read_mark(folder: Path) -> Mark | None:
     path = folder / MARK
     if not path.exists():
         return None
-    try:
+    with refusing(path, StoreError, "Use another --out.", "mark of a leaderboard"):
         found = read_json(path)
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}. Use another --out.") from None
-    except DocumentError as error:
-        raise StoreError(f"{path} is damaged: {error}. Use another --out.") from None
-    return _checked(Mark, found, path, f"the site {folder}", "Use another --out.")
+        _check_versions(found, f"the site {folder}")
+        return Mark.model_validate(found)
 
 
 def _read_entry(path: Path) -> RunEntry:
-    remedy = "Make the site again with another --out."
-    return _checked(RunEntry, read_script(path, "run"), path, str(path), remedy)
+    with refusing(path, StoreError, _REMEDY, "data file of a leaderboard"):
+        found = read_script(path, "run")
+        _check_versions(found, str(path))
+        return RunEntry.model_validate(found)
 
 
-def _checked(kind: type[R], found: object, path: Path, what: str, remedy: str) -> R:
+def _check_versions(found: object, what: str) -> None:
     for name, ours in (("site_schema", SITE_SCHEMA), ("schema_version", SCHEMA_VERSION)):
         theirs = found.get(name) if isinstance(found, dict) else None
         if theirs != ours:
@@ -269,21 +218,10 @@ def _checked(kind: type[R], found: object, path: Path, what: str, remedy: str) -
                 f"{what} has {name} {theirs!r} and this harness writes {ours}. Use the version of "
                 "early-exit-harness that made it, or another --out."
             )
-    try:
-        return kind.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{path} is damaged: {where}: {first['msg']}. {remedy}") from None
 
 
 def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str]:
-    """Return file name → HTML.
-
-    Args:
-        runs: what the site holds.
-        shown: completions per operating point.
-    """
+    """Return file name → HTML."""
     by_source: dict[str, list[Reference]] = {}  # the tables of one source share its caveats
     for one in references():
         by_source.setdefault(one.key, []).append(one)
@@ -301,16 +239,7 @@ def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str
         "published": [
             {
                 "titles": ", ".join(one.title for one in alike),
-                "tables": [
-                    {
-                        "title": one.title,
-                        "source": one.source,
-                        "difference": one.difference,
-                        "header": [column.term for column in one.columns],
-                        "rows": list(zip(*(column.texts for column in one.columns), strict=True)),
-                    }
-                    for one in alike
-                ],
+                "tables": [(one, list(zip(*(column.texts for column in one.columns), strict=True))) for one in alike],
                 "caveats": list(dict.fromkeys(caveat for one in alike for caveat in one.caveats)),
             }
             for alike in by_source.values()
@@ -320,11 +249,7 @@ def pages(runs: Sequence[RunEntry], shown: int = SAMPLES_SHOWN) -> dict[str, str
 
 
 def assets() -> Iterator[tuple[str, bytes]]:
-    """Yield (file name, content) of what every page loads.
-
-    Raises:
-        ConfigError: plotly is not installed.
-    """
+    """Yield (file name, content) of what every page loads."""
     folder = resources.files("reports.leaderboard") / "static"
     for file in sorted(folder.iterdir(), key=lambda file: file.name):
         if file.name.endswith((".css", ".js")):
@@ -346,20 +271,9 @@ def script(kind: str, value: Any) -> str:
 
 
 def read_script(path: Path, kind: str) -> Any:
-    """Return the value of a data file.
-
-    Raises:
-        StoreError: it cannot be read, or is none of that kind.
-    """
-    try:
-        text = read_text(path, LARGEST_LOG_BYTES)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise StoreError(f"cannot read {path}: {reason}. Make the site again with another --out.") from None
-    head = f'{_HEAD}"{kind}",'
-    if not text.startswith(head) or not text.endswith(_TAIL):
-        raise StoreError(f"{path} is no data file of a leaderboard. Make the site again with another --out.")
-    try:
+    """Return the value of a data file."""
+    with refusing(path, StoreError, _REMEDY, "data file of a leaderboard"):
+        text, head = read_text(path, LARGEST_LOG_BYTES), f'{_HEAD}"{kind}",'
+        if not text.startswith(head) or not text.endswith(_TAIL):
+            raise ValueError(f"it does not hold a {kind}")
         return parse_json(text[len(head) : -len(_TAIL)])
-    except DocumentError as error:
-        raise StoreError(f"{path} is damaged: {error}. Make the site again with another --out.") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from harness.contracts import Metric, Wording
@@ -32,15 +32,10 @@ def _layer_units(point: Point, *, skipped: bool) -> Units:
 def oracle_of(cells: Sequence[Measured], cell: Measured) -> Measured | None:
     """Return the oracle that an operating point is held against, one under its own conditions before another.
 
-    ``None`` where the run has none under exact keys and values: one that ran under others bounds nothing. Neither does
-    one that only drafts, since its tokens come from full depth.
+    One that ran under other than exact keys and values bounds nothing, nor does one that only drafts.
     """
-    exact = [
-        other
-        for other in cells
-        if other.point.rehearsed and other.conditions.kv_facts.exact and not other.point.lossless
-    ]
-    alike = [other for other in exact if other.conditions.weights_format == cell.conditions.weights_format]
+    exact = [one for one in cells if one.point.rehearsed and one.conditions.kv_facts.exact and not one.point.lossless]
+    alike = [one for one in exact if one.conditions.weights_format == cell.conditions.weights_format]
     return next((other for other in alike if other.conditions == cell.conditions), alike[0] if alike else None)
 
 
@@ -48,9 +43,7 @@ def _oracle_share(point: Point) -> float | None:
     """Of the layers that the oracle skips, the share skipped here too, by tokens that are full depth's.
 
     Σ over tokens that agree of min(skipped here, skipped by the oracle) ÷ Σ over the oracle's tokens of skipped, on the
-    samples that full depth finished too. A skipped layer counts only where the token at its place is full depth's and
-    the oracle skips that layer of that token as well, so that it is never above 1: not after the first different token
-    either, where a token may agree in another context. The token of prefill counts on neither side where one of both
+    samples that full depth finished too: never above 1. The token of prefill counts on neither side where one of both
     has a cache.
     """
     cell, full, layers = point.cell, point.own_full, point.model.num_layers
@@ -70,16 +63,15 @@ def _oracle_share(point: Point) -> float | None:
     return ratio(both, possible)
 
 
-def _counted(count: Callable[[SampleRecord], int], point: Point) -> float | None:
-    """A count per decoded token."""
+def _counted(count: str, point: Point) -> float | None:
     tokens = sum(len(point.cell.decoded_layers(sample)) for sample in point.samples)
-    return ratio(sum(count(sample) for sample in point.samples), tokens)
+    return ratio(sum(getattr(sample, count) for sample in point.samples), tokens)
 
 
 EXIT_LAYER = Metric(
-    name="exit_layer_mean",
-    header="layers\n/token",
-    meaning="decoder layers a decoded token ran",
+    "exit_layer_mean",
+    "layers\n/token",
+    "decoder layers a decoded token ran",
     compute=_exit_layer,
     units=partial(_layer_units, skipped=False),
     kind="work",
@@ -87,9 +79,9 @@ EXIT_LAYER = Metric(
     sections={DEPTH: 1},
 )
 LAYERS_SKIPPED = Metric(
-    name="layers_skipped",
-    header="layers\nskipped",
-    meaning="share of the model's layers a decoded token did not run",
+    "layers_skipped",
+    "layers\nskipped",
+    "share of the model's layers a decoded token did not run",
     compute=lambda point: None if (executed := _exit_layer(point)) is None else 1 - executed / point.model.num_layers,
     units=partial(_layer_units, skipped=True),
     kind="work",
@@ -99,50 +91,45 @@ LAYERS_SKIPPED = Metric(
     change=Wording("skips {} more layers", "skips {} fewer layers"),
 )
 ORACLE_SHARE = Metric(
-    name="oracle_share",
-    header="of\noracle",
-    meaning="share of the layers the oracle skips that are skipped here too, by tokens that agree",
+    "oracle_share",
+    "of\noracle",
+    "share of the layers the oracle skips that are skipped here too, by tokens that agree",
     compute=_oracle_share,
     kind="work",
     form="percent",
     sections={AGREEMENTS: 5.1},
     priority=7,
 )
-EXIT_CHECKS = Metric(
-    name="exit_checks_per_token",
-    header="checks\n/token",
-    meaning="times the strategy was asked",
-    compute=partial(_counted, lambda sample: sample.exit_checks),
-    kind="work",
-    better="lower",
-    sections={DEPTH: 3},
+_work = partial(Metric, kind="work", better="lower")
+
+EXIT_CHECKS, LM_HEADS, KV_FILLS = (
+    _work(name, header, meaning, compute=partial(_counted, count), sections={DEPTH: place})
+    for place, count, name, header, meaning in (
+        (3, "exit_checks", "exit_checks_per_token", "checks\n/token", "times the strategy was asked"),
+        (
+            4,
+            "lm_head_evaluations",
+            "lm_head_per_token",
+            "LM heads\n/token",
+            "LM-head evaluations, the output's included",
+        ),
+        (
+            5,
+            "kv_fill_layers",
+            "kv_fill_layers_per_token",
+            "KV fills\n/token",
+            "skipped layers whose keys, values were filled",
+        ),
+    )
 )
-LM_HEADS = Metric(
-    name="lm_head_per_token",
-    header="LM heads\n/token",
-    meaning="LM-head evaluations, the output's included",
-    compute=partial(_counted, lambda sample: sample.lm_head_evaluations),
-    kind="work",
-    better="lower",
-    sections={DEPTH: 4},
-)
-CHEAP_HEADS = Metric(
-    name="cheap_heads_per_token",
-    header="cheap heads\n/token",
-    meaning="exits read by a cheap head instead of the LM head",
-    compute=lambda point: (
-        _counted(lambda sample: sample.cheap_head_evaluations, point) if point.cell.point.heads else None
-    ),
-    kind="work",
-    better="lower",
+"""times the strategy was asked
+LM-head evaluations, the output's included
+skipped layers whose keys, values were filled
+"""
+CHEAP_HEADS = _work(
+    "cheap_heads_per_token",
+    "cheap heads\n/token",
+    "exits read by a cheap head instead of the LM head",
+    compute=lambda point: _counted("cheap_head_evaluations", point) if point.cell.point.heads else None,
     sections={DEPTH: 4.5},
-)
-KV_FILLS = Metric(
-    name="kv_fill_layers_per_token",
-    header="KV fills\n/token",
-    meaning="skipped layers whose keys, values were filled",
-    compute=partial(_counted, lambda sample: sample.kv_fill_layers),
-    kind="work",
-    better="lower",
-    sections={DEPTH: 5},
 )

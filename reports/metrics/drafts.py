@@ -1,21 +1,21 @@
 """Drafts of lossless decoding: how many, how much of them full depth agrees with, and their cost.
 
-Totals over totals, all repeats. Rows that are lossy have none of it. Every token of a lossless row is verified, but the
-first, which prefill says.
+Totals over totals, all repeats; rows that are lossy have none of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from harness.contracts import Metric
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate, Interval, NoInterval
-from reports.metrics.point import Point, Units, rates
+from reports.metrics.point import Point, Units, over_blocks, rates
 from reports.metrics.vocabulary import DRAFTS
-from reports.statistics.intervals import Pair, pooled, ratio, ratio_interval, share_interval
+from reports.statistics.intervals import Pair, ratio, ratio_interval, share_interval
 from reports.summary.measured import after_first
 
 _Count = Callable[[SampleRecord], float]
@@ -27,10 +27,12 @@ def _decoded(sample: SampleRecord) -> int:
     return max(len(sample.token_ids) - 1, 0)
 
 
-def _total(over: _Count, under: _Count, point: Point) -> float | None:
+def _total(over: _Count, under: _Count, interval: _OfPairs | None, point: Point) -> Estimate | float | None:
     if not point.cell.point.lossless:
         return None
-    return ratio(sum(map(over, point.samples)), sum(map(under, point.samples)))
+    if interval is None:
+        return ratio(sum(map(over, point.samples)), sum(map(under, point.samples)))
+    return over_blocks(point.cell, ((one, Pair(over(one), under(one))) for one in point.samples), interval)
 
 
 def _units(over: _Count, under: _Count, point: Point) -> Units:
@@ -40,85 +42,73 @@ def _units(over: _Count, under: _Count, point: Point) -> Units:
     return rates(point.cell, lambda sample: (float(over(sample)), float(under(sample))) if under(sample) else None)
 
 
-def _ranged(over: _Count, under: _Count, of_pairs: _OfPairs, point: Point) -> Estimate | None:
-    """The same with its interval over blocks of samples."""
-    value = _total(over, under, point)
-    if value is None:
-        return None
-    cell = point.cell
-    blocks = ((cell.windows[one.window].block, Pair(over(one), under(one))) for one in cell.samples.values())
-    pairs = pooled(blocks)
-    return Estimate.of(value, of_pairs(pairs), n=len(pairs))
-
-
-def _share(*, over: _Count, under: _Count, place: float, interval: _OfPairs | None = None, **facts: Any) -> Metric:
+def _share(
+    name: str, header: str, meaning: str, *, over: _Count, under: _Count, interval: _OfPairs | None = None, **facts: Any
+) -> Metric:
     return Metric(
-        compute=partial(_ranged, over, under, interval) if interval else partial(_total, over, under),
+        name,
+        header,
+        meaning,
+        compute=partial(_total, over, under, interval),
         interval=interval is not None,
         units=partial(_units, over, under),
-        sections={DRAFTS: place},
         **{"kind": "work", **facts},
     )
 
 
 TOKENS_PER_VERIFICATION = _share(
-    name="tokens_per_verification",
-    header="tokens /\nverification",
-    meaning="tokens that came out of a pass through all layers",
+    "tokens_per_verification",
+    "tokens /\nverification",
+    "tokens that came out of a pass through all layers",
     over=_decoded,
-    under=lambda sample: sample.verifications,
-    place=1,
+    under=attrgetter("verifications"),
     interval=ratio_interval,
     better="higher",
+    sections={DRAFTS: 1},
 )
 ACCEPTANCE = _share(
-    name="acceptance",
-    header="accepted",
-    meaning="share of drafted tokens that full depth agreed with",
-    over=lambda sample: sample.accepted_tokens,
-    under=lambda sample: sample.drafts,
-    place=2,
+    "acceptance",
+    "accepted",
+    "share of drafted tokens that full depth agreed with",
+    over=attrgetter("accepted_tokens"),
+    under=attrgetter("drafts"),
     interval=share_interval,
     better="higher",
     form="fraction",
+    sections={DRAFTS: 2},
 )
 DRAFTED = _share(
-    name="drafted_per_token",
-    header="drafted\n/token",
-    meaning="tokens drafted, those that were discarded included",
-    over=lambda sample: sample.drafts,
+    "drafted_per_token",
+    "drafted\n/token",
+    "tokens drafted, those that were discarded included",
+    over=attrgetter("drafts"),
     under=_decoded,
-    place=3,
+    sections={DRAFTS: 3},
 )
-LAYERS_READ = _share(
-    name="layers_read_per_token",
-    header="layers read\n/token",
-    meaning="decoder layers whose weights were read; one that several tokens ran in one pass counts once",
-    over=lambda sample: sample.layers_read,
-    under=_decoded,
-    place=4,
-    better="lower",
-    unit="layers",
+_layers = partial(_share, under=_decoded, better="lower", unit="layers")
+LAYERS_READ = _layers(
+    "layers_read_per_token",
+    "layers read\n/token",
+    "decoder layers whose weights were read; one that several tokens ran in one pass counts once",
+    over=attrgetter("layers_read"),
+    sections={DRAFTS: 4},
 )
-LAYERS_DISCARDED = _share(
-    name="layers_discarded_per_token",
-    header="discarded\n/token",
-    meaning="layers run for drafts that full depth did not agree with",
-    over=lambda sample: sample.layers_discarded,
-    under=_decoded,
-    place=5,
-    better="lower",
-    unit="layers",
+LAYERS_DISCARDED = _layers(
+    "layers_discarded_per_token",
+    "discarded\n/token",
+    "layers run for drafts that full depth did not agree with",
+    over=attrgetter("layers_discarded"),
+    sections={DRAFTS: 5},
 )
 VERIFIED_TIME = _share(
-    name="verified_token_s",
-    header="time/verified\ntoken",
-    meaning="time after the first token over the tokens after it, all of which full depth verified",
+    "verified_token_s",
+    "time/verified\ntoken",
+    "time after the first token over the tokens after it, all of which full depth verified",
     over=lambda sample: (after_first(sample) or (0.0, 0))[0],
     under=_decoded,
-    place=6,
     kind="cost",
     better="lower",
     unit="s",
     form="seconds",
+    sections={DRAFTS: 6},
 )

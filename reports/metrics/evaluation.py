@@ -1,26 +1,20 @@
 """Evaluates metrics at the operating points of one table; those compared with full depth are tested together.
 
 Each comparison has a t interval (:mod:`reports.statistics.intervals`) and the p-value of a paired permutation test
-(:mod:`reports.statistics.significance`), both over blocks of samples. Where there is no interval there is no test.
-
-**Families.** The hypotheses of a family are "this operating point is as full depth" for one metric, one for each tested
-operating point of one table. Holm's correction keeps the chance of any false alarm in a family at 5 %; a table of
-several metrics has as many families, and there is no correction across metrics, tables or runs. Intervals are not
-corrected.
-
-A difference is said to be there only when its corrected p-value is at most 0.05 **and** its interval excludes "no
-difference".
+(:mod:`reports.statistics.significance`), both over blocks of samples; without an interval there is no test. A family is
+one metric at the tested operating points of one table: Holm's correction keeps the chance of any false alarm in it at
+5 %, and nothing corrects across metrics, tables or runs. A difference is said to be there only when its corrected
+p-value is at most 0.05 **and** its interval excludes "no difference".
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
-from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from harness.contracts import Metric
 from harness.errors import RegistryError
@@ -43,14 +37,8 @@ _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """One metric of one operating point against full depth.
-
-    Attributes:
-        metric: what was compared.
-        estimate: ratio (above 1 is cheaper than full depth) or difference; ``None`` where it was not measured.
-        family: operating points tested on this metric, which the p-value is corrected over.
-    """
+class Evaluated:
+    """One metric of one operating point; ``family`` is how many were tested together where it is compared."""
 
     metric: Metric
     estimate: Estimate | None = None
@@ -69,63 +57,27 @@ class Comparison:
         return self.estimate.no_interval is not None or smallest_p(self.estimate.n or 0) * self.family > LEVEL
 
 
-def evaluate(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
-    """Return a metric that is not compared with full depth; ``None`` where it was not measured, or a plug-in's fails.
-
-    Args:
-        metric: which.
-        point: of what.
-        left_out: counts by metric the numbers that cannot be true, of samples or the metric's own: they are missing.
-
-    Raises:
-        RegistryError: the metric yields something that is no number.
-    """
-    return _unless_it_fails(metric, partial(_evaluate, metric, point, left_out))
-
-
-def _unless_it_fails(metric: Metric, make: Callable[[], Estimate | None]) -> Estimate | None:
-    found: Estimate | None = None
-    with METRICS.leaving_out(metric.name) if metric.name in METRICS else nullcontext():
-        found = make()
-    return found  # noqa: RET504 - as it was where that failed
-
-
-def _evaluate(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
-    if not point.can_have(metric):
-        return None
-    found: float | Estimate | None
-    if metric.of_sample is not None:
-        read = (metric.of_sample(sample) for sample in point.samples)
-        values = _usable(metric, (value for value in read if value is not None), left_out)
-        found = mean(values) if metric.percentile is None else percentile(values, metric.percentile)
-    else:
-        assert metric.compute is not None
-        found = metric.compute(point)
-    if found is None or isinstance(found, Estimate):
-        return found
-    if not isinstance(found, int | float):
-        raise RegistryError(f"the metric '{metric.name}' yields {found!r}, which is no number and no estimate.")
-    return Estimate(value=found) if _usable(metric, [found], left_out) else None
-
-
-def compare_all(
+def evaluate(
     metrics: Sequence[Metric], points: Sequence[Point], left_out: Counter[str]
-) -> list[Mapping[Metric, Comparison]]:
-    """Return for each operating point of one table its comparisons with full depth, corrected.
+) -> list[dict[Metric, Evaluated]]:
+    """Return the metrics of each operating point of one table, comparisons corrected.
 
-    Args:
-        metrics: which.
-        points: of the table.
-        left_out: as for :func:`evaluate`, of pairs and differences.
+    A plug-in's metric that fails is missing. ``left_out`` counts by metric the numbers that cannot be true: of samples,
+    pairs or differences, or the metric's own; they are missing.
     """
-    found: list[dict[Metric, Comparison]] = [{} for _ in points]
+    found: list[dict[Metric, Evaluated]] = [{} for _ in points]
     for metric in metrics:
-        column = [_unless_it_fails(metric, partial(_compare, metric, point, left_out)) for point in points]
-        p_values = [None if one is None else one.p for one in column]
+        column: list[Estimate | None] = []
+        for point in points:
+            made = None
+            with METRICS.leaving_out(metric.name) if metric.name in METRICS else nullcontext():
+                made = _made(metric, point, left_out)
+            column.append(made)
+        p_values = [None if one is None else one.p for one in column] if metric.paired else [None] * len(column)
         tested = sum(p is not None for p in p_values)
         for at, one, p in zip(found, column, holm(p_values), strict=True):
-            at[metric] = Comparison(metric, one and replace(one, p_holm=p), tested)
-    return list(found)
+            at[metric] = Evaluated(metric, replace(one, p_holm=p) if one and p is not None else one, tested)
+    return found
 
 
 def is_distinguishable(metric: Metric, estimate: Estimate | None) -> bool:
@@ -154,31 +106,48 @@ def _usable(metric: Metric, values: Iterable[_Value], left_out: Counter[str]) ->
     return kept
 
 
-def _compare(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
-    """Compare one operating point; full depth itself has a ratio of 1 by definition, without interval or test."""
-    assert metric.compute is not None
+def _made(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
     if not point.can_have(metric):
         return None
-    itself = point.cell is point.reference(metric.against)
-    if metric.paired == "difference":
-        return None if itself else _compare_means(metric, point, left_out)
-    pairs = metric.compute(point)
-    if itself:
-        return Estimate(value=1.0) if point.samples and pairs is not None else None
-    pairs = _usable(metric, pairs or [], left_out)
+    found: Any
+    if metric.of_sample is not None:
+        read = (metric.of_sample(sample) for sample in point.samples)
+        values = _usable(metric, (value for value in read if value is not None), left_out)
+        found = mean(values) if metric.percentile is None else percentile(values, metric.percentile)
+    else:
+        assert metric.compute is not None
+        if metric.paired == "difference" and point.cell is point.reference(metric.against):
+            return None
+        found = metric.compute(point)
+        if metric.paired:
+            made = _differences if metric.paired == "difference" else _ratio
+            return made(metric, point, found, left_out)
+    if found is None or isinstance(found, Estimate):
+        return found
+    if not isinstance(found, int | float):
+        raise RegistryError(f"the metric '{metric.name}' yields {found!r}, which is no number and no estimate.")
+    return Estimate(value=found) if _usable(metric, [found], left_out) else None
+
+
+def _ratio(metric: Metric, point: Point, found: list[Pair] | None, left_out: Counter[str]) -> Estimate | None:
+    """The ratio of paired costs; full depth itself has 1 by definition, without interval or test."""
+    if point.cell is point.reference(metric.against):
+        return Estimate(value=1.0) if point.samples and found is not None else None
+    pairs = _usable(metric, found or [], left_out)
     value, interval = paired_ratio(pairs), ratio_interval(pairs)
     p = ratio_p(pairs) if isinstance(interval, tuple) else None
     return None if value is None else Estimate.of(value, interval, p=p, n=len(pairs))
 
 
-def _compare_means(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | None:
-    assert metric.compute is not None
-    found: Mapping[str, float] = metric.compute(point) or {}
-    differences = dict(_usable(metric, found.items(), left_out))
+def _differences(
+    metric: Metric, point: Point, found: Mapping[str, float] | None, left_out: Counter[str]
+) -> Estimate | None:
+    """The mean difference of samples; a score of the same tokens has neither interval nor test."""
+    differences = dict(_usable(metric, (found or {}).items(), left_out))
     value, units = mean(differences.values()), point.cell.by_block(differences)
     if value is None:
         return None
-    if metric.kind == "score" and point.is_exact:  # scores of the same tokens
+    if metric.kind == "score" and point.is_exact:
         return Estimate(value=value, n=len(units), samples=len(differences), differing=0)
     interval = score_interval(units) if metric.kind == "score" else mean_interval(units)
     p = sign_flip_p([math.fsum(unit) for unit in units]) if isinstance(interval, tuple) else None

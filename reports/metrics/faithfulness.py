@@ -1,24 +1,12 @@
 """Agreement with full depth, which is faithfulness and says nothing about being right; and what deciding is worth.
 
-**The exact prefix** is what stands before the first token that differs from full depth's: the analogue of a draft's
-accepted length. **Own-text agreement** asks at every place what full depth would choose given what was generated.
-Behind the first difference the contexts differ, and positionwise agreement is mostly chance: in an audit of 13 files a
-classifier stood t = 1.85 from a fixed exit by its exact prefix, 0.73 by positionwise agreement.
+**The exact prefix** is what stands before the first token that differs from full depth's; **own-text agreement** asks
+at every place what full depth would choose given what was generated. Samples that both finished, first repeat, and
+tokens that were decided count; every completion weighs the same. Where tokens are full depth's by definition,
+agreement is 1 and has no interval.
 
-What counts: samples that both finished, first repeat, and tokens that were decided (with a KV cache, the first token
-comes from prefill at full depth and decides nothing). A completion that ended early differs at the next place; what it
-has beyond full depth's end is not compared. Every completion weighs the same.
-
-Of full depth itself, and of a lossless row whose tokens are full depth's in every completion, agreement is asserted and
-not averaged: it is 1 and has no interval.
-
-Any strategy looks good beside full depth if it is allowed to be wrong, so the fair rival of one that runs 25.3 layers
-a token is fixed exit at 25.3 layers. No such layer exists; the rival is the mixture of the two neighbouring fixed
-operating points of the same run (full depth is the deepest of them) whose mean depth is the strategy's, which anybody
-could deploy by tossing a coin per request. A fixed exit yields the same tokens under every KV policy that keeps a
-cache, so the rival may be of another such policy where the run has none of the same. The difference is taken sample by
-sample. The mixture's weight is as uncertain as the mean depth that it comes from; the interval includes that, which
-near full depth is most of it.
+**Over fixed exit**: the fair rival of a strategy that runs 25.3 layers a token is the mixture of the two neighbouring
+fixed operating points of the run (full depth is the deepest) with that mean depth, which is an estimate, too.
 """
 
 from __future__ import annotations
@@ -78,7 +66,7 @@ def _exact_texts(cell: Measured, full: Measured) -> Mapping[str, float]:
 
 
 def _own_text(cell: Measured, full: Measured) -> Mapping[str, float]:
-    """Share of decided tokens that full depth would have chosen in their place, by sample; empty in older runs.
+    """Share of decided tokens that full depth would have chosen in their place, by sample; empty where nobody asked.
 
     Up to the first difference the context is full depth's own, so that its completion tells what it chose there.
     """
@@ -114,10 +102,7 @@ def _agreement(point: Point) -> float | None:
 
 
 def _mean(values: _BySample, point: Point) -> Estimate | None:
-    """The mean of shares over samples, with an interval where enough of them are neither 1 nor 0.
-
-    None has full depth, nor a lossless row that is full depth's everywhere.
-    """
+    """The mean of shares over samples, with an interval where enough of them are neither 1 nor 0."""
     shares = values(point.cell, point.full)
     value, units = mean(shares.values()), point.cell.by_block(shares)
     if value is None:
@@ -137,10 +122,7 @@ def _units(values: _BySample, point: Point) -> Units:
 
 
 def _over_fixed(values: _BySample, point: Point) -> Estimate | None:
-    """The difference to fixed exit at the same mean depth.
-
-    ``None`` for fixed operating points themselves, and where the run has no fixed one at least as shallow.
-    """
+    """The difference to fixed exit at the same mean depth; ``None`` of fixed ones, and where none is as shallow."""
     cell, full = point.cell, point.full
     here = mean(layer for sample in cell.samples.values() for layer in cell.decoded_layers(sample))
     if here is None or cell.constant_layer is not None:
@@ -182,9 +164,9 @@ def _edit_similarities(cell: Measured, _: Measured) -> Mapping[str, float]:
 _share = partial(Metric, kind="work", better="higher", form="fraction")
 
 EXACT_PREFIX = _share(
-    name="exact_prefix",
-    header="exact prefix",
-    meaning="share of full depth's tokens before the first that differs, prefill's left out",
+    "exact_prefix",
+    "exact prefix",
+    "share of full depth's tokens before the first that differs, prefill's left out",
     compute=partial(_mean, exact_prefixes),
     units=partial(_units, exact_prefixes),
     interval=True,
@@ -192,10 +174,10 @@ EXACT_PREFIX = _share(
     priority=2,
 )
 EXACT_PREFIX_TOKENS = Metric(
-    name="exact_prefix_tokens",
-    header="in\ntokens",
+    "exact_prefix_tokens",
+    "in\ntokens",
+    "tokens before that difference, the analogue of a draft's accepted length; full depth's row: of how many",
     title="exact prefix in tokens",
-    meaning="tokens before that difference, the analogue of a draft's accepted length; full depth's row: of how many",
     compute=lambda point: mean(kept for kept, _ in _kept_of(point.cell, point.full).values()),
     kind="work",
     better="higher",
@@ -203,19 +185,19 @@ EXACT_PREFIX_TOKENS = Metric(
     sections={AGREEMENTS: 2},
 )
 EXACT_LINE = _share(
-    name="exact_line",
+    "exact_line",
+    "exact\nline",
+    "share of completions whose first line is full depth's, white space aside",
     black_box=True,
-    header="exact\nline",
-    meaning="share of completions whose first line is full depth's, white space aside",
     compute=lambda point: mean(_exact_lines(point.cell, point.full).values()),
     units=partial(_units, _exact_lines),
     sections={HEADLINE: 1.5, AGREEMENTS: 3},
     priority=3,
 )
 EXACT_TEXT = _share(
-    name="exact_text",
-    header="exact\ntext",
-    meaning="share of full depth's characters before the first that differs, of what is scored",
+    "exact_text",
+    "exact\ntext",
+    "share of full depth's characters before the first that differs, of what is scored",
     compute=partial(_mean, _exact_texts),
     units=partial(_units, _exact_texts),
     interval=True,
@@ -223,37 +205,41 @@ EXACT_TEXT = _share(
     sections={AGREEMENTS: 3.5},
 )
 OWN_TEXT = _share(
-    name="own_text_agreement",
-    header="own text",
+    "own_text_agreement",
+    "own text",
+    "share of generated tokens that full depth would choose after the same tokens, prefill's left out",
     title="own-text agreement",
-    meaning="share of generated tokens that full depth would choose after the same tokens, prefill's left out",
     compute=partial(_mean, _own_text),
     units=partial(_units, _own_text),
     interval=True,
     sections={AGREEMENTS: 4},
 )
 AGREEMENT = _share(
-    name="agreement",
-    header="position-\nwise",
+    "agreement",
+    "position-\nwise",
+    "share of full depth's tokens that stand at the same place, prefill's included",
     title="positionwise agreement",
-    meaning="share of full depth's tokens that stand at the same place, prefill's included",
     compute=_agreement,
     sections={AGREEMENTS: 5},
 )
 
-_over = partial(Metric, interval=True, kind="score", better="higher", form="difference")
-
-EXACT_PREFIX_OVER_FIXED = _over(
-    name="exact_prefix_over_fixed",
-    header="exact prefix over fixed",
-    meaning="exact prefix minus that of fixed exits as deep, per sample",
-    compute=partial(_over_fixed, exact_prefixes),
-    sections={EQUAL_DEPTH: 1},
+EXACT_PREFIX_OVER_FIXED, EDIT_SIMILARITY_OVER_FIXED = (
+    Metric(
+        f"{name}_over_fixed",
+        f"{header} over fixed",
+        f"{meaning} minus that of fixed exits as deep, per sample",
+        compute=partial(_over_fixed, values),
+        interval=True,
+        kind="score",
+        better="higher",
+        form="difference",
+        sections={EQUAL_DEPTH: place},
+    )
+    for place, name, header, meaning, values in (
+        (1, "exact_prefix", "exact prefix", "exact prefix", exact_prefixes),
+        (2, EDIT_SIMILARITY, "edit sim.", "edit similarity", _edit_similarities),
+    )
 )
-EDIT_SIMILARITY_OVER_FIXED = _over(
-    name="edit_similarity_over_fixed",
-    header="edit sim. over fixed",
-    meaning="edit similarity minus that of fixed exits as deep",
-    compute=partial(_over_fixed, _edit_similarities),
-    sections={EQUAL_DEPTH: 2},
-)
+"""exact prefix minus that of fixed exits as deep, per sample
+edit similarity minus that of fixed exits as deep
+"""

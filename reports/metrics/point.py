@@ -1,9 +1,8 @@
 """The input of a metric: one operating point on one task, the full depths it may be held against, and its units.
 
-A unit is what each prompt, or each block of prompts, cost or scored. It is named by the prompts in it, so that units of
-two runs pair by their names. Costs that only a whole window has (requests back to back, energy, throughput) come by
-block, everything else by prompt until :func:`by_block` adds up the prompts of a block: they share a window, and
-whatever disturbed it. Repeats of a prompt belong to its unit: they say nothing new about other prompts.
+A unit is what each prompt, or each block of prompts, cost or scored, named by the prompts in it, so that units of two
+runs pair by their names. Costs that only a whole window has (requests back to back, energy, throughput) come by block,
+everything else by prompt until :func:`by_block` adds up the prompts of a block. Repeats of a prompt belong to its unit.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import TypeAlias
 
 from harness.contracts.metrics import Against, Metric
 from harness.records import Manifest, ModelRecord, SampleRecord, WindowRecord
-from reports.statistics.intervals import paired_ratio
-from reports.statistics.plausible import all_plausible
+from harness.records.estimate import Estimate, Interval, NoInterval
+from reports.statistics.intervals import Pair, paired_ratio, pooled, ratio
 from reports.summary.measured import Measured, PromptTimes, full_depths
 
 Units: TypeAlias = Mapping[frozenset[str], tuple[float, ...]]
@@ -140,11 +139,6 @@ def units_of(metric: Metric, point: Point) -> Units | None:
     return {key: tuple(values) for key, values in found.items()}
 
 
-def usable(units: Units) -> Units:
-    """Return the units whose numbers can all be true: neither NaN nor infinite, nor beyond all reason."""
-    return {key: row for key, row in units.items() if all_plausible(row)}
-
-
 def by_block(metric: Metric, units: Units, cell: Measured) -> Units:
     """Return units with those joined whose prompts share a block of an operating point."""
     keys = cell.by_block({next(iter(key)): key for key in units})
@@ -157,12 +151,7 @@ def added(metric: Metric, rows: Sequence[tuple[float, ...]]) -> tuple[float, ...
 
 
 def rates(cell: Measured, read: Callable[[SampleRecord], tuple[float, float] | float | None]) -> Units:
-    """Return units by prompt.
-
-    Args:
-        cell: the operating point.
-        read: numerator and denominator of a sample, a number to take the mean of, or ``None`` where it has none.
-    """
+    """Return units by prompt."""
     rows = []
     for sample in cell.samples.values():
         found = read(sample)
@@ -192,6 +181,17 @@ def blocks(cell: Measured, cost: Callable[[WindowRecord], float | None], *, per_
 def joined(above: Units, below: Units) -> Units:
     """Return the units of a ratio of two rates."""
     return {key: (*row, *below[key]) for key, row in above.items() if key in below}
+
+
+def over_blocks(
+    cell: Measured,
+    counted: Iterable[tuple[SampleRecord, Pair]],
+    interval: Callable[[Sequence[Pair]], Interval | NoInterval],
+) -> Estimate | None:
+    """Return Σ baseline over Σ other of samples with its interval over their blocks; ``None`` of nothing."""
+    units = pooled((cell.windows[sample.window].block, pair) for sample, pair in counted)
+    value = ratio(sum(pair.baseline for pair in units), sum(pair.other for pair in units))
+    return None if value is None else Estimate.of(value, interval(units), n=len(units))
 
 
 def _added(rows: Iterable[tuple[frozenset[str], tuple[float, ...]]]) -> Units:

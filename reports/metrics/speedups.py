@@ -1,9 +1,7 @@
-"""Costs against full depth, paired: how much faster, and with how much less energy.
+"""Costs against full depth, paired by block of samples: how much faster, and with how much less energy.
 
-Ratios of totals, full depth's cost over this one's, paired by block of samples. Full depth itself has 1 by definition.
-Each is stated twice: over full depth in the row's own weights format, and over the fastest full depth of the run in a
-format that keeps the model's tokens. A slow format flatters the first. Of whole requests, the prompt's time is pooled
-over all operating points that did the same work for it (:class:`reports.summary.measured.PromptTimes`).
+Ratios of totals, full depth's cost over this one's. Each is stated twice: over full depth in the row's own weights
+format, and over the fastest full depth in a format that keeps the model's tokens: a slow format flatters the first.
 """
 
 from __future__ import annotations
@@ -56,21 +54,19 @@ def _held(costs: _Costs, against: Against, point: Point) -> list[Pair] | None:
     return None if full is None else costs(point, full)
 
 
-def _over_own(costs: _Costs, **facts: Any) -> Metric:
-    """Declare a ratio over full depth in the row's own weights format: what a strategy gives."""
-    return _ratio(compute=partial(_held, costs, "own_full"), against="own_full", **facts)
-
-
-def _over_fastest(own: Metric, costs: _Costs, *, name: str, meaning: str) -> Metric:
-    """Declare the same over the fastest full depth: what format and strategy give together."""
-    return replace(
+def _stated_twice(
+    costs: _Costs, name: str, header: str, meaning: str, over_fastest: str, **facts: Any
+) -> tuple[Metric, Metric]:
+    """Declare a ratio over full depth in the row's own weights format, what a strategy gives, and over the fastest."""
+    own = _ratio(name, header, meaning, compute=partial(_held, costs, "own_full"), against="own_full", **facts)
+    return own, replace(
         own,
-        name=name,
-        header=f"{own.header} over fastest",
-        meaning=meaning,
+        name=f"{name}_over_fastest",
+        header=f"{header} over fastest",
+        meaning=f"{over_fastest} over the fastest full depth of the run in a format that keeps the model's tokens",
         compute=partial(_held, costs, "fastest_full"),
         against="fastest_full",
-        restates=own.name,
+        restates=name,
         units=None,
         sections={title: at + 0.1 for title, at in own.sections.items() if title not in (BYTE_MODEL, LEADERBOARD)},
         change=None,
@@ -91,9 +87,8 @@ def _over_repeats(
 ) -> float | None:
     """A choice of the ratios of each repeat by itself, each from a process of its own; ``None`` with a single one.
 
-    Intervals come from blocks, so they say what other prompts might have given. What another process might have given
-    (another memory layout, other code paths chosen at start) is as different as the repeats are from each other; with
-    a few of them a range says more than an interval would.
+    What another process might have given (another memory layout, other code paths chosen at start) is as different as
+    the repeats are from each other; with a few of them a range says more than an interval would.
     """
     repeats, full = sorted({window.repeat for window in point.windows}), point.own_full
     if point.cell is full or len(repeats) < 2:
@@ -103,29 +98,28 @@ def _over_repeats(
     return choose(ratios) if len(ratios) > 1 else None
 
 
-DECODE_SPEEDUP = _over_own(
+DECODE_SPEEDUP, DECODE_SPEEDUP_OVER_FASTEST = _stated_twice(
     _decoding,
-    name="decode_speedup",
+    "decode_speedup",
+    "decoding speed-up",
+    "speed-up of the time per token after the first",
+    "decoding speed-up",
     black_box=False,
-    header="decoding speed-up",
-    meaning="speed-up of the time per token after the first",
     units=_decoding_units,
     sections={AGAINST_FULL: 1, BYTE_MODEL: 5, LEADERBOARD: 6.5},
     verdict=Wording("decodes {} faster", "decodes {} slower", "decoding speed"),
     always_told=True,
     change=Wording("decoding speed-up {} higher", "decoding speed-up {} lower"),
 )
-DECODE_SPEEDUP_OVER_FASTEST = _over_fastest(
-    DECODE_SPEEDUP,
-    _decoding,
-    name="decode_speedup_over_fastest",
-    meaning="decoding speed-up over the fastest full depth of the run in a format that keeps the model's tokens",
-)
-SPEEDUP = _over_own(
+"""speed-up of the time per token after the first
+decoding speed-up over the fastest full depth of the run in a format that keeps the model's tokens
+"""
+SPEEDUP, SPEEDUP_OVER_FASTEST = _stated_twice(
     _requests,
-    name="speedup",
-    header="speed-up",
-    meaning="full depth's time over this one's, whole request, same prompts and weights format",
+    "speedup",
+    "speed-up",
+    "full depth's time over this one's, whole request, same prompts and weights format",
+    "speed-up",
     units=_request_units,
     sections={HEADLINE: 6, AGAINST_FULL: 2},
     priority=1,
@@ -133,72 +127,56 @@ SPEEDUP = _over_own(
     always_told=True,
     change=Wording("speed-up over its own full depth {} higher", "speed-up over its own full depth {} lower"),
 )
-SPEEDUP_OVER_FASTEST = _over_fastest(
-    SPEEDUP,
-    _requests,
-    name="speedup_over_fastest",
-    meaning="speed-up over the fastest full depth of the run in a format that keeps the model's tokens",
-)
-ENERGY_RATIO = _over_own(
+"""full depth's time over this one's, whole request, same prompts and weights format
+speed-up over the fastest full depth of the run in a format that keeps the model's tokens
+"""
+ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST = _stated_twice(
     _energy,
-    name="energy_ratio",
-    header="energy ratio",
-    meaning="full depth's energy over this one's, same prompts",
+    "energy_ratio",
+    "energy ratio",
+    "full depth's energy over this one's, same prompts",
+    "energy ratio",
     kind="energy",
     sections={AGAINST_FULL: 3, ENERGY: 6, LEADERBOARD: 9},
     verdict=Wording("{} less energy", "{} more energy", "energy", saving=True),
     always_told=True,
 )
-ENERGY_RATIO_OVER_FASTEST = _over_fastest(
-    ENERGY_RATIO,
-    _energy,
-    name="energy_ratio_over_fastest",
-    meaning="energy ratio over the fastest full depth of the run in a format that keeps the model's tokens",
-)
-NET_ENERGY_RATIO = _over_own(
+"""full depth's energy over this one's, same prompts
+energy ratio over the fastest full depth of the run in a format that keeps the model's tokens
+"""
+NET_ENERGY_RATIO, NET_ENERGY_RATIO_OVER_FASTEST = _stated_twice(
     _net_energy,
-    name="energy_net_ratio",
-    header="net energy ratio",
-    meaning="energy ratio net of idle power",
+    "energy_net_ratio",
+    "net energy ratio",
+    "energy ratio net of idle power",
+    "net energy ratio",
     kind="energy",
     sections={ENERGY: 7},
 )
-NET_ENERGY_RATIO_OVER_FASTEST = _over_fastest(
-    NET_ENERGY_RATIO,
-    _net_energy,
-    name="energy_net_ratio_over_fastest",
-    meaning="net energy ratio over the fastest full depth of the run in a format that keeps the model's tokens",
-)
+"""energy ratio net of idle power
+net energy ratio over the fastest full depth of the run in a format that keeps the model's tokens
+"""
 
-_extreme = partial(Metric, form="ratio", unit="×", black_box=True)
-
-SPEEDUP_LOWEST = _extreme(
-    name="speedup_range_low",
-    header="lowest\nspeed-up",
-    meaning="smallest speed-up of a repeat by itself, each of a process of its own",
-    compute=partial(_over_repeats, _requests, min),
-    sections={REPEATS: 1},
+SPEEDUP_LOWEST, SPEEDUP_HIGHEST, DECODE_SPEEDUP_LOWEST, DECODE_SPEEDUP_HIGHEST = (
+    Metric(
+        name,
+        header,
+        f"{meaning} of a repeat by itself, each of a process of its own",
+        compute=partial(_over_repeats, costs, choose),
+        black_box=costs is _requests,
+        form="ratio",
+        unit="×",
+        sections={REPEATS: place},
+    )
+    for place, name, header, meaning, costs, choose in (
+        (1, "speedup_range_low", "lowest\nspeed-up", "smallest speed-up", _requests, min),
+        (2, "speedup_range_high", "highest\nspeed-up", "largest speed-up", _requests, max),
+        (3, "decode_speedup_range_low", "lowest\ndecoding", "smallest decoding speed-up", _decoding, min),
+        (4, "decode_speedup_range_high", "highest\ndecoding", "largest decoding speed-up", _decoding, max),
+    )
 )
-SPEEDUP_HIGHEST = _extreme(
-    name="speedup_range_high",
-    header="highest\nspeed-up",
-    meaning="largest speed-up of a repeat by itself",
-    compute=partial(_over_repeats, _requests, max),
-    sections={REPEATS: 2},
-)
-DECODE_SPEEDUP_LOWEST = _extreme(
-    name="decode_speedup_range_low",
-    black_box=False,
-    header="lowest\ndecoding",
-    meaning="smallest decoding speed-up of a repeat by itself",
-    compute=partial(_over_repeats, _decoding, min),
-    sections={REPEATS: 3},
-)
-DECODE_SPEEDUP_HIGHEST = _extreme(
-    name="decode_speedup_range_high",
-    black_box=False,
-    header="highest\ndecoding",
-    meaning="largest decoding speed-up of a repeat by itself",
-    compute=partial(_over_repeats, _decoding, max),
-    sections={REPEATS: 4},
-)
+"""smallest speed-up of a repeat by itself, each of a process of its own
+largest speed-up of a repeat by itself
+smallest decoding speed-up of a repeat by itself
+largest decoding speed-up of a repeat by itself
+"""

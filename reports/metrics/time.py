@@ -1,7 +1,7 @@
 """The time that completions take: latencies, prefill and decode apart, waiting, throughput.
 
-Times come from every repeat. Where requests arrive at a fixed rate, latency and time to the first token count from
-the arrival, and waiting is a metric of its own; prefill and decode are what remains without it.
+Where requests arrive at a fixed rate, latency and time to the first token count from the arrival; prefill and decode
+are what remains without waiting.
 """
 
 from __future__ import annotations
@@ -59,64 +59,40 @@ def _throughput_units(point: Point) -> Units:
 
 
 LATENCY_P50 = _seconds(
-    name="latency_p50_s",
-    header="p50",
+    "latency_p50_s",
+    "p50",
+    "median latency of a request",
     title="latency p50",
-    meaning="median latency of a request",
     of_sample=_latency,
     percentile=50,
     sections={HEADLINE: 7, TIME: 1},
     priority=6,
     change=Wording("requests {} faster", "requests {} slower"),
 )
-LATENCY_P90 = _seconds(
-    name="latency_p90_s",
-    header="p90",
-    title="latency p90",
-    meaning="90th percentile of the latency",
-    of_sample=_latency,
-    percentile=90,
-    sections={TIME: 2},
+LATENCY_P90, LATENCY_P99, QUEUE_P50, QUEUE_P99, TTFT_P50 = (
+    _seconds(name, header, meaning, title=title, of_sample=of_sample, percentile=percent, sections={TIME: place})
+    for place, (name, header, title, meaning, of_sample, percent) in enumerate(
+        (
+            ("latency_p90_s", "p90", "latency p90", "90th percentile of the latency", _latency, 90),
+            ("latency_p99_s", "p99", "latency p99", "99th percentile of the latency", _latency, 99),
+            ("queue_p50_s", "wait\np50", "", "median wait before a request began", _queue, 50),
+            ("queue_p99_s", "wait\np99", "", "99th percentile of that wait", _queue, 99),
+            ("ttft_p50_s", "TTFT", "TTFT p50", "median time to the first token", _ttft, 50),
+        ),
+        2,
+    )
 )
-LATENCY_P99 = _seconds(
-    name="latency_p99_s",
-    header="p99",
-    title="latency p99",
-    meaning="99th percentile of the latency",
-    of_sample=_latency,
-    percentile=99,
-    sections={TIME: 3},
-)
-QUEUE_P50 = _seconds(
-    name="queue_p50_s",
-    header="wait\np50",
-    meaning="median wait before a request began",
-    of_sample=_queue,
-    percentile=50,
-    sections={TIME: 4},
-)
-QUEUE_P99 = _seconds(
-    name="queue_p99_s",
-    header="wait\np99",
-    meaning="99th percentile of that wait",
-    of_sample=_queue,
-    percentile=99,
-    sections={TIME: 5},
-)
-TTFT_P50 = _seconds(
-    name="ttft_p50_s",
-    header="TTFT",
-    title="TTFT p50",
-    meaning="median time to the first token",
-    of_sample=_ttft,
-    percentile=50,
-    sections={TIME: 6},
-)
+"""90th percentile of the latency
+99th percentile of the latency
+median wait before a request began
+99th percentile of that wait
+median time to the first token
+"""
 TPOT_P50 = _seconds(
-    name="tpot_p50_s",
-    header="TPOT",
+    "tpot_p50_s",
+    "TPOT",
+    "median time per later token",
     title="TPOT p50",
-    meaning="median time per later token",
     of_sample=_tpot,
     black_box=False,
     percentile=50,
@@ -124,10 +100,10 @@ TPOT_P50 = _seconds(
     change=Wording("decodes {} faster", "decodes {} slower"),
 )
 TOKENS_PER_S = Metric(
-    name="tokens_per_s",
-    header="tokens\nper s",
+    "tokens_per_s",
+    "tokens\nper s",
+    "all tokens over all time",
     title="tokens/s",
-    meaning="all tokens over all time",
     compute=_throughput,
     units=_throughput_units,
     black_box=True,
@@ -136,23 +112,15 @@ TOKENS_PER_S = Metric(
     sections={TIME: 8},
 )
 PREFILL = _seconds(
-    name="prefill_s",
-    header="prefill",
-    meaning="mean time to the first token, waiting left out",
-    of_sample=_prefill,
-    sections={TIME: 9},
+    "prefill_s", "prefill", "mean time to the first token, waiting left out", of_sample=_prefill, sections={TIME: 9}
 )
 DECODE = _seconds(
-    name="decode_s",
-    header="decode",
-    meaning="mean time of a request after the first token",
-    of_sample=_decode,
-    sections={TIME: 10},
+    "decode_s", "decode", "mean time of a request after the first token", of_sample=_decode, sections={TIME: 10}
 )
 PREFILL_SHARE = Metric(
-    name="prefill_share",
-    header="prefill\nshare",
-    meaning="prefill over prefill and decode, all requests",
+    "prefill_share",
+    "prefill\nshare",
+    "prefill over prefill and decode, all requests",
     compute=_prefill_share,
     black_box=True,
     form="percent",

@@ -1,10 +1,8 @@
-"""All metrics there are: those that are registered, and two for every score; and the sections that they stand in.
+"""All metrics there are, those that are registered and two for every score, and the sections that they stand in.
 
-A metric says in which section of a report it stands (:attr:`harness.contracts.Metric.sections`); one that is not listed
-here comes last, under its own name. Every score of a task is a metric, and so is its mean difference to full depth,
-paired by sample, also where the package that a recorded score comes from is not installed. Only the first repeat is
-scored, since the others generate the same text again. What the task scores over all completions together wins over the
-mean of the samples, also when it says ``None``.
+A section that is not listed here comes last, under its own name. Every score of a task is a metric, and so is its mean
+difference to full depth, also where the package that a recorded score comes from is not installed. What the task scores
+over all completions together wins over the mean of the samples, also when it says ``None``.
 """
 
 from __future__ import annotations
@@ -77,11 +75,7 @@ def sections_of(metrics: Iterable[Metric]) -> list[str]:
 
 
 def all_metrics(scores: Iterable[str] = ()) -> tuple[Metric, ...]:
-    """Return every metric in reading order.
-
-    Args:
-        scores: names of scores that were recorded, known here or not.
-    """
+    """Return every metric in reading order."""
     named = {*_general_scores(), *scores} - SummaryRow.model_fields.keys()
     return _ordered(tuple(sorted(named)))
 

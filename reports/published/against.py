@@ -2,15 +2,11 @@
 
 Savings are shares of the same system's own full depth *under the same KV policy*: what compares across models and
 machines. Beside them every cost stands as a share of full depth *without a cache*, the baseline of the published
-savings, so that what early exit saves and what the cache saves share a column. The paper's numbers are single runs
-without an interval; ours are paired by block of samples. CodeBLEU is a score of a whole corpus and has no interval.
+savings. The paper's numbers are single runs without an interval; ours are paired by block of samples.
 
 **Cost of the agent**, without nesting windows: asked at every exit point and never obeyed, less full depth, gives the
 price of a check; times the checks of an operating point. **Matched depth**: thresholds are probabilities of two
 different agents, so that for each published point there is also ours that skips the most similar share of layers.
-
-**Figures**: published bars are hatched and have no interval, since there is none; colours are of systems, which are not
-strategies.
 """
 
 from __future__ import annotations
@@ -26,7 +22,8 @@ import numpy as np
 from harness.errors import StoreError
 from harness.records import TaskRecord, WindowRecord
 from harness.records.estimate import Estimate, NoInterval
-from reports.figures.drawing import INK, QUIET, Figure, Width, legend_below, offsets, panels, say_size, slug
+from reports.figures import drawing
+from reports.figures.drawing import Figure, Width
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.energy import ENERGY_PER_REQUEST
 from reports.published.numbers import LAYERS, THRESHOLDS, PublishedRun, agent_costs, full_depth, green_code, saving
@@ -47,34 +44,30 @@ from reports.tables.table import Column, Table
 from reports.tables.writers import to_csv
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 PAPER_MODELS = {"llama-3.2-3b": "Llama-3.2-3B", "opt-2.7b": "OPT-2.7B"}
 """Catalogue name → the paper's. Any other model stands in for both."""
 FULL, UNTUNED, NEVER = "full depth", "full depth, untuned", "asked, never exits"
-NEAR = 0.05
-"""Share of the layers within which two operating points count as equally deep."""
+NEAR = 0.05  # share of the layers within which two operating points count as equally deep
 
 _SAVED, _UNCACHED = "over full depth under the same KV policy", "over full depth without a KV cache"
 COLUMNS = {
-    column.name: column
-    for column in (
-        Column(name="layers_skipped", header="layers skipped", cells=(), form="percent"),
-        Column(name="time_saving", header="time saved", cells=(), form="percent", meaning=_SAVED),
-        Column(name="time_of_uncached", header="time", unit="of uncached", cells=(), form="percent", meaning=_UNCACHED),
-        Column(name="rouge_l_kept", header="ROUGE-L kept", cells=(), form="percent", priority=1),
-        Column(name="energy_saving", header="energy saved", cells=(), form="percent", meaning=_SAVED, priority=2),
-        Column(name="codebleu_kept", header="CodeBLEU kept", cells=(), form="percent", priority=3),
-        Column(name="energy_of_uncached", header="energy", unit="of uncached", cells=(), form="percent",
-               meaning=_UNCACHED, priority=4),
-        Column(name="agent_time", header="agent's time", unit="of full depth", cells=(), form="percent", priority=5),
-        Column(name="agent_energy", header="agent's energy", unit="of full depth", cells=(), form="percent",
-               priority=6),
-        Column(name="time_s", header="time", unit="s/sample", cells=(), priority=7),
-        Column(name="energy_j", header="energy", unit="J/sample", cells=(), priority=7),
+    name: Column(name=name, header=header, unit=unit, meaning=meaning, form=form, priority=priority)
+    for name, header, unit, meaning, form, priority in (
+        ("layers_skipped", "layers skipped", "", "", "percent", 0),
+        ("time_saving", "time saved", "", _SAVED, "percent", 0),
+        ("time_of_uncached", "time", "of uncached", _UNCACHED, "percent", 0),
+        ("rouge_l_kept", "ROUGE-L kept", "", "", "percent", 1),
+        ("energy_saving", "energy saved", "", _SAVED, "percent", 2),
+        ("codebleu_kept", "CodeBLEU kept", "", "", "percent", 3),
+        ("energy_of_uncached", "energy", "of uncached", _UNCACHED, "percent", 4),
+        ("agent_time", "agent's time", "of full depth", "", "percent", 5),
+        ("agent_energy", "agent's energy", "of full depth", "", "percent", 6),
+        ("time_s", "time", "s/sample", "", "digits", 7),
+        ("energy_j", "energy", "J/sample", "", "digits", 7),
     )
-}  # fmt: skip
+}
 """Quantities by name. All but the last two are fractions, which compare across machines."""
 
 CAVEATS = (
@@ -98,24 +91,14 @@ LOOKS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One system at one setting.
+    """One system at one setting."""
 
-    Attributes:
-        setting: such as ``full depth`` and ``threshold 0.6``.
-        paper_model: whose published numbers these are; empty for ours.
-        kv: KV policy.
-        values: name of :data:`COLUMNS` → estimate; what was not measured or published, or is not defined, is missing.
-        threshold: of the agent.
-        point: label of our operating point, without its KV policy.
-        energy_measured: a sensor measured it.
-    """
-
-    setting: str
-    paper_model: str
+    setting: str  # such as "full depth" and "threshold 0.6"
+    paper_model: str  # whose published numbers these are; empty for ours
     kv: str
-    values: Mapping[str, Estimate]
-    threshold: float | None = None
-    point: str = ""
+    values: Mapping[str, Estimate]  # of :data:`COLUMNS`, those that were measured or published and are defined
+    threshold: float | None = None  # of the agent
+    point: str = ""  # our operating point, without its KV policy
     energy_measured: bool = True
 
     @property
@@ -126,28 +109,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A run's task beside the paper's runs of the same language.
-
-    Attributes:
-        run, task: ours.
-        rows: sorted by setting, the paper's before ours.
-        matched: each of the paper's uncached agents, and ours that is nearest in depth without a cache.
-        notes: what must stand beside it.
-    """
+    """A run's task beside the paper's runs of the same language."""
 
     run: RecordedRun
     task: TaskRecord
-    rows: tuple[Row, ...]
-    matched: tuple[tuple[Row, Row], ...]
+    rows: tuple[Row, ...]  # by setting, the paper's before ours
+    matched: tuple[tuple[Row, Row], ...]  # each uncached agent of the paper, and ours that is nearest in depth
     notes: tuple[str, ...]
 
 
 def against_green_code(runs: Sequence[RecordedRun]) -> tuple[Comparison, ...]:
-    """Lay runs with early exits beside the paper's; runs of untuned full depth stand beside those of the same model.
-
-    Raises:
-        StoreError: none of the runs has early exits under the paper's protocol.
-    """
+    """Lay runs with early exits beside the paper's; runs of untuned full depth stand beside those of the same model."""
     exits: list[tuple[RecordedRun, TaskRecord]] = []
     untuned: dict[tuple[str, str], RecordedRun] = {}
     tasks = [(run, task) for run in runs for task in run.manifest.tasks if task.protocol == "green-code"]
@@ -172,22 +144,25 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table]:
         groups=tuple(sorted((place, setting) for setting, place in first.items())),
         notes=comparison.notes,
     )
-    compared = [(COLUMNS[name], side) for name in ("layers_skipped", "time_saving", "rouge_l_kept") for side in (0, 1)]
-    nearest = tuple(f"{ours.point}{' ≠' if _apart(agent, ours) > NEAR else ''}" for agent, ours in pairs)
-    yield Table(
-        title=f"{where}: the paper's agents, and what skips the most similar share of layers here, without a cache",
-        columns=(
-            Column(header="paper, threshold", kind="text",
-                   cells=tuple(f"{one.paper_model}, {one.threshold:g}" for one, _ in pairs)),
-            Column(header="here", kind="label", cells=nearest),
-            *(
-                replace(column, unit=("paper", "here")[side],
-                        cells=tuple(pair[side].values.get(column.name) for pair in pairs))
-                for column, side in compared
-            ),
-        ),
+    shown = [(replace(COLUMNS[name], unit=unit), side) for name in ("layers_skipped", "time_saving", "rouge_l_kept")
+             for side, unit in enumerate(("paper", "here"))]  # fmt: skip
+    yield Table.of_rows(
+        f"{where}: the paper's agents, and what skips the most similar share of layers here, without a cache",
+        [
+            Column(header="paper, threshold", kind="text"),
+            Column(header="here", kind="label"),
+            *(one for one, _ in shown),
+        ],
+        [
+            (
+                f"{pair[0].paper_model}, {pair[0].threshold:g}",
+                f"{pair[1].point}{' ≠' if _apart(*pair) > NEAR else ''}",
+                *(pair[side].values.get(column.name) for column, side in shown),
+            )
+            for pair in pairs
+        ],
         notes=(f"≠ nothing measured here skips as many layers, give or take {NEAR:.0%} of them",),
-    )  # fmt: skip
+    )
 
 
 def comparison_csv(comparison: Comparison) -> str:
@@ -404,61 +379,53 @@ def comparison_figures(comparison: Comparison) -> list[Figure]:
     """Return the paper's grid, and what exits and the cache leave of full depth's cost without a cache."""
     where = f"{comparison.task.name}, {comparison.run.manifest.model.name}"
     caption = ". ".join(line[0].upper() + line[1:] for line in comparison.notes)
-    return [
-        Figure(f"green-code-{kind}-{slug(where)}", title := f"GREEN-CODE, published and measured: {what} ({where})",
-               caption, partial(_draw, comparison, title, quantities, cache=kind == "cache"))
-        for kind, what, quantities in (
-            ("grid", "the agent's grid", GRID),
-            ("cache", "cost over full depth without a KV cache", CACHE),
+    found = []
+    for kind, what in (("grid", "the agent's grid"), ("cache", "cost over full depth without a KV cache")):
+        title = f"GREEN-CODE, published and measured: {what} ({where})"
+        name, draw = (
+            f"green-code-{kind}-{drawing.slug(where)}",
+            partial(_draw, comparison, title, cache=kind == "cache"),
         )
-    ]  # fmt: skip
+        found.append(Figure(name, title, caption, draw))
+    return found
 
 
-def _draw(comparison: Comparison, title: str, quantities: Sequence[str], width: Width, *, cache: bool) -> Canvas:
+def _draw(comparison: Comparison, title: str, width: Width, *, cache: bool) -> Canvas:
     settings = [*([FULL] if cache else ()), *(f"threshold {threshold:g}" for threshold in THRESHOLDS)]
+    rows = [row for row in comparison.rows if row.setting in settings]
+    rows = [row for row in rows if cache or not row.paper_model or row.kv == "none"]
+    systems = list(dict.fromkeys(row.system for row in rows))
+    looks = {whose: iter(some) for whose, some in LOOKS.items()}
+    looks_of = {system: next(looks[system.partition(",")[0]]) for system in systems}
+    quantities = CACHE if cache else GRID
     beside, height, letters = (3, 2.3, 24) if width == "text" else (1, 1.2, 40)
-    canvas, axes = panels(width, len(quantities), height, across=beside, sharex=True)
-    for ax, name in zip(axes, quantities, strict=True):
-        _panel(ax, comparison, settings, name, cache=cache)
-        column = COLUMNS[name]
-        ax.set_title(fill(f"{column.header} {column.unit}".strip(), letters))
-    for ax in axes[::beside]:
+    canvas, grid = drawing.panels(width, len(quantities), height, across=beside, sharex=True)
+    for ax, name in zip(grid, quantities, strict=True):
+        for offset, system in zip(drawing.offsets(len(systems)), systems, strict=True):
+            colour, hatch = looks_of[system]
+            known = {
+                settings.index(row.setting) + offset: value
+                for row in rows
+                if row.system == system and (value := row.values.get(name)) is not None
+            }
+            look: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "#555555", "label": system}
+            wide = 0.8 / len(systems)  # a system without a value stands in the legend all the same
+            drawing.bars(ax, [*known] or [0], [*known.values()] or [Estimate(value=0)], wide, scale=100, **look)
+        ax.set_xticks(range(len(settings)), [one.removeprefix("threshold ").removesuffix(" depth") for one in settings])
+        ax.axhline(0, color=drawing.QUIET, linewidth=0.8)
+        if name.endswith("_kept"):
+            ax.axhline(100, color=drawing.QUIET, linewidth=0.8, linestyle=":")
+            ax.set_ylim(bottom=0)
+        if not any(name in row.values for row in rows):
+            ax.text(0.5, 0.5, "no number", transform=ax.transAxes, ha="center", color=drawing.QUIET)
+        ax.set_title(fill(f"{COLUMNS[name].header} {COLUMNS[name].unit}".strip(), letters))
+    for ax in grid[::beside]:
         ax.set_ylabel("%")
-    for ax in axes[-beside:]:
+    for ax in grid[-beside:]:
         ax.set_xlabel("agent's threshold")
     samples = max(row.n for row in comparison.run.summary.rows if row.task == comparison.task.name)
-    say_size(axes[min(beside // 2, len(axes) - 1)], f"n = {samples} samples")
+    drawing.say_size(grid[min(beside // 2, len(grid) - 1)], f"n = {samples} samples")
     said = "n: measured here. Black lines: 95 % intervals; published numbers have none."
-    legend_below(canvas, *axes[0].get_legend_handles_labels(), title=said)
+    drawing.legend_below(canvas, title=said)
     canvas.suptitle(fill(title, 44 if width == "column" else 90), x=0.01, ha="left", fontweight="bold", fontsize=8)
     return canvas
-
-
-def _panel(ax: Axes, comparison: Comparison, settings: Sequence[str], name: str, *, cache: bool) -> None:
-    rows = [
-        row for row in comparison.rows if row.setting in settings and (cache or not row.paper_model or row.kv == "none")
-    ]
-    looks = {whose: iter(some) for whose, some in LOOKS.items()}
-    systems = list(dict.fromkeys(row.system for row in rows))
-    wide = 0.8 / len(systems)
-    for offset, system in zip(offsets(len(systems)), systems, strict=True):
-        colour, hatch = next(looks[system.partition(",")[0]])
-        look: dict[str, Any] = {"color": colour, "hatch": hatch, "edgecolor": "#555555", "linewidth": 0.4 * bool(hatch)}
-        ax.bar(0, 0, 0, label=system, **look)  # the legend has every system, whatever is missing
-        for row in rows:
-            value = row.values.get(name) if row.system == system else None
-            if value is None:
-                continue
-            x = settings.index(row.setting) + offset
-            ax.bar(x, 100 * value.value, wide * 0.92, **look)
-            if value.interval is not None:
-                ax.vlines(x, 100 * value.interval[0], 100 * value.interval[1], color=INK, linewidth=0.9)
-    labels = [setting.removeprefix("threshold ").removesuffix(" depth") for setting in settings]
-    ax.set_xticks(range(len(settings)), labels)
-    ax.axhline(0, color=QUIET, linewidth=0.8)
-    ax.grid(axis="x", visible=False)
-    if name.endswith("_kept"):
-        ax.axhline(100, color=QUIET, linewidth=0.8, linestyle=":")
-        ax.set_ylim(bottom=0)
-    if not any(name in row.values for row in rows):
-        ax.text(0.5, 0.5, "no number", transform=ax.transAxes, ha="center", color=QUIET)

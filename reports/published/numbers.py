@@ -1,34 +1,24 @@
 """Numbers that others published, with their source, and the section of a report that shows them for reference.
 
-They are never a row of ours, never in a ranking or on a front: other people's models, machines and data. Each table
-says what it is of, why it cannot be compared row by row, and what to know before believing it.
+They are never a row of ours, never in a ranking or on a front: other people's models, machines and data.
 
-**GREEN-CODE**: time, energy, depth and scores of its authors' runs, and what their agent cost, from the result files of
-their repository (Large-scale-Sustainable-Computing-LSC/green-code, commit 56981c9), which the paper's figures 8 to 11
-and Table IV are drawn from (Ilager et al., "GREEN-CODE", 2025). Means over their samples on one Quadro RTX 8000, one
-run each, no interval; one sensor window per sample. Runs of ``kv`` ``none`` recompute the whole prefix for every token;
-those of ``propagate`` keep a cache and have a longer context (30 % of the file, not 20 %), which makes them look more
-expensive than they would beside the others. ``green-code.csv`` has further columns that nothing here reads: spread over
-samples, further scores, throughput, exit histograms.
-
-Three things to know before using a row: the authors' untuned OPT-2.7B "Java" runs with a cache have the number of
-samples of the Python set and its scores (ROUGE-L within 0.0002 at every layer), so they are most likely Python's. They
-stay in the CSV file, as published, and :func:`green_code` leaves them out. ``exact_match`` was counted on 15 tokens,
-not on lines. Thresholds 0.93 and 0.94 are in the files but not in the paper. The agent's cost was measured with one
-sensor window inside another, per sample: it comes to about 2.9 ms a check where the same authors' run that never exits
-implies 0.2 ms.
+**GREEN-CODE**: means over the samples of its authors' runs on one Quadro RTX 8000, one run each, no interval, from the
+result files of their repository (Large-scale-Sustainable-Computing-LSC/green-code, commit 56981c9), which figures 8 to
+11 and Table IV of the paper are drawn from (Ilager et al., "GREEN-CODE", 2025). ``exact_match`` was counted on 15
+tokens, not on lines. The agent's cost was measured with one sensor window inside another, per sample: it comes to about
+2.9 ms a check where the same authors' run that never exits implies 0.2 ms.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from reports.tables.table import Column, Heading, Line, Part, Table
+from reports.tables.table import Cell, Column, Heading, Line, Part, Table
 
 LAYERS = {"Llama-3.2-3B": 28, "OPT-2.7B": 32}
 """The paper's models and how many decoder layers they have."""
@@ -70,31 +60,19 @@ CODEXGLUE_CAVEATS = (
 
 @dataclass(frozen=True, slots=True)
 class PublishedRun:
-    """One of the authors' runs. ``None`` where they give no such number.
-
-    Attributes:
-        model, language: ``Llama-3.2-3B`` or ``OPT-2.7B``; ``java`` or ``python``.
-        kv: ``none`` or ``propagate``.
-        weights: ``base`` or ``tuned``.
-        strategy: ``full``, ``fixed`` (every token at one layer) or ``rl`` (their agent).
-        threshold: the agent's; ``None`` for the others.
-        samples: number of samples.
-        exit_layer_mean: layers executed per token.
-        energy_j, time_s: per sample, prefill included.
-        rouge_l, codebleu, exact_match: 0…1.
-    """
+    """One of the authors' runs; ``None`` where they give no such number."""
 
     model: str
     language: str
-    kv: str
-    weights: str
-    strategy: str
-    threshold: float | None
+    kv: str  # "none" recomputes the whole prefix for every token; "propagate" keeps a cache and has longer prompts
+    weights: str  # "base" or "tuned"
+    strategy: str  # "full", "fixed" (every token at one layer) or "rl" (their agent)
+    threshold: float | None  # the agent's
     samples: int
-    exit_layer_mean: float
-    energy_j: float
+    exit_layer_mean: float  # layers executed per token
+    energy_j: float  # per sample, prefill included, as is the time
     time_s: float
-    rouge_l: float | None
+    rouge_l: float | None  # scores are of 0…1
     codebleu: float | None
     exact_match: float | None
 
@@ -106,23 +84,22 @@ class PublishedRun:
 
 @cache
 def green_code() -> tuple[PublishedRun, ...]:
-    """Return all runs that are what they claim to be, in the authors' order."""
+    """Return all runs that are what they claim to be, in the authors' order.
+
+    Their untuned OPT-2.7B "Java" runs with a cache have the number of samples of the Python set and its scores (ROUGE-L
+    within 0.0002 at every layer), so that they are most likely Python's, and are left out.
+    """
     read: dict[str, Any] = {"str": str, "int": int, "float": float, "float | None": _number}
     runs = (
         PublishedRun(**{one.name: read[str(one.type)](row[one.name]) for one in fields(PublishedRun)})
         for row in read_rows("green-code.csv")
     )
-    mislabelled = ("OPT-2.7B", "java", "propagate", "base")  # as Java, and most likely of the Python set
+    mislabelled = ("OPT-2.7B", "java", "propagate", "base")
     return tuple(run for run in runs if (run.model, run.language, run.kv, run.weights) != mislabelled)
 
 
 def full_depth(run: PublishedRun, kv: str | None = None) -> PublishedRun:
-    """Return tuned full depth of the same model and data: what a run's published savings are relative to.
-
-    Args:
-        run: which.
-        kv: policy of the full depth; the run's own where omitted.
-    """
+    """Return tuned full depth of the same model and data: what a run's published savings are relative to."""
     return next(
         other
         for other in green_code()
@@ -133,12 +110,7 @@ def full_depth(run: PublishedRun, kv: str | None = None) -> PublishedRun:
 
 
 def saving(run: PublishedRun, quantity: str) -> float:
-    """Return the share of full depth's mean cost that a run saves; below 0 it costs more.
-
-    Args:
-        run: which.
-        quantity: ``time_s`` or ``energy_j``.
-    """
+    """Return the share of full depth's mean cost that a run saves; below 0 it costs more."""
     return 1 - float(getattr(run, quantity)) / float(getattr(full_depth(run), quantity))
 
 
@@ -168,31 +140,18 @@ def _number(text: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One source's results on one language.
+    """One source's results on one language."""
 
-    Attributes:
-        key: ``green-code`` or ``codexglue``.
-        title: what it is of.
-        source: whose numbers.
-        difference: one line: why it is not comparable row by row with ours.
-        caveats: what to know, in sentences.
-        columns: each with a cell per row, in the source's order.
-    """
-
-    key: str
+    key: str  # "green-code" or "codexglue"
     title: str
     source: str
-    difference: str
+    difference: str  # one line: why it is not comparable row by row with ours
     caveats: tuple[str, ...]
     columns: tuple[Column, ...]
 
 
 def references(languages: Collection[str] = LANGUAGES) -> tuple[Reference, ...]:
-    """Return every table, GREEN-CODE first.
-
-    Args:
-        languages: which ones a report is about: ``python``, ``java``.
-    """
+    """Return every table, GREEN-CODE first."""
     wanted = [dataset for dataset, (_, language) in DATASETS.items() if language in languages]
     return (*map(_green_code, wanted), *map(_codexglue, wanted))
 
@@ -213,61 +172,51 @@ def published(languages: Collection[str] = LANGUAGES) -> Iterator[Part]:
 def _green_code(dataset: str) -> Reference:
     """Return the paper's bars, and tuned full depth with a cache, which it does not show."""
     name, language = DATASETS[dataset]
-    of_language = [run for run in green_code() if run.language == language]
     runs = [
         run
-        for run in of_language
-        if (run.strategy == "full" and (run.kv == "none" or run.weights == "tuned"))
-        or (run.strategy == "rl" and run.threshold in THRESHOLDS)
+        for run in green_code()
+        if run.language == language
+        and (run.threshold in THRESHOLDS if run.strategy == "rl" else run.strategy == "full")
+        and (run.kv == "none" or run.weights == "tuned")
     ]
 
-    def system(run: PublishedRun) -> str:
-        weights = "untuned" if run.weights == "base" else "tuned"
-        how = f"agent, threshold {run.threshold:g}" if run.threshold is not None else f"full depth, {weights}"
-        return f"{run.model}: {how}"
+    def row(run: PublishedRun) -> tuple[Cell, ...]:
+        how = f"full depth, {'untuned' if run.weights == 'base' else 'tuned'}"
+        how = how if run.threshold is None else f"agent, threshold {run.threshold:g}"
+        saved = [None if run is full_depth(run) else saving(run, quantity) for quantity in ("time_s", "energy_j")]
+        scores = (run.rouge_l, run.codebleu, run.exact_match)
+        return f"{run.model}: {how}", run.kv, run.layers_skipped, *saved, run.time_s, run.energy_j, *scores
 
-    def saved(quantity: str) -> Iterator[float | None]:
-        yield from (None if run is full_depth(run) else saving(run, quantity) for run in runs)
-
-    def numbers(header: str, cells: Iterable[float | None], form: str = ".3f") -> Column:
-        return Column(header=header, cells=tuple(cells), form=form)
-
+    headers = [
+        *(Column(header=header, kind="text") for header in ("system", "KV cache")),
+        *(Column(header=header, form="percent") for header in ("layers skipped", "time saved", "energy saved")),
+        Column(header="s/sample", form=".2f"),
+        Column(header="J/sample", form=".0f"),
+        *(Column(header=header, form=".3f") for header in ("ROUGE-L", "CodeBLEU", "exact match")),
+    ]
     return Reference(
         key="green-code",
         title=f"GREEN-CODE on {name}",
         source="Ilager et al. 2025, means over about 1,000 samples, from the authors' result files",
         difference="Savings are relative to their own tuned full depth under the same KV policy, on their GPU.",
         caveats=GREEN_CODE_CAVEATS,
-        columns=(
-            Column(header="system", cells=tuple(map(system, runs)), kind="text"),
-            Column(header="KV cache", cells=tuple(run.kv for run in runs), kind="text"),
-            numbers("layers skipped", (run.layers_skipped for run in runs), "percent"),
-            numbers("time saved", saved("time_s"), "percent"),
-            numbers("energy saved", saved("energy_j"), "percent"),
-            numbers("s/sample", (run.time_s for run in runs), ".2f"),
-            numbers("J/sample", (run.energy_j for run in runs), ".0f"),
-            numbers("ROUGE-L", (run.rouge_l for run in runs)),
-            numbers("CodeBLEU", (run.codebleu for run in runs)),
-            numbers("exact match", (run.exact_match for run in runs)),
-        ),
+        columns=Table.of_rows("", headers, map(row, runs)).columns,
     )
 
 
 def _codexglue(dataset: str) -> Reference:
     """Return the leaderboard of code completion: Lu et al., "CodeXGLUE", 2021, arXiv 2102.04664."""
     scores = {"exact_match": "exact match", "edit_similarity": "edit sim.", "token_accuracy": "token acc."}
-    rows = [row for row in read_rows("codexglue.csv") if any(row[f"{dataset}_{score}"] for score in scores)]
-    systems = Column(header="system", cells=tuple(row["system"] for row in rows), kind="text")
-    columns = (
-        Column(header=header, cells=tuple(float(text) if (text := row[f"{dataset}_{score}"]) else None for row in rows),
-               form=".4f")
-        for score, header in scores.items()
-    )  # fmt: skip
+    headers = [Column(header="system", kind="text"), *(Column(header=one, form=".4f") for one in scores.values())]
+    rows = [
+        (row["system"], *(_number(row[f"{dataset}_{score}"]) for score in scores)) for row in read_rows("codexglue.csv")
+    ]
+    shown = [row for row in rows if any(row[1:])]
     return Reference(
         key="codexglue",
         title=f"CodeXGLUE leaderboard, {DATASETS[dataset][0]}",
         source="Public leaderboard of CodeXGLUE (Lu et al. 2021)",
         difference="Official test; our rows are official dev or other data: not the same set.",
         caveats=CODEXGLUE_CAVEATS,
-        columns=(systems, *columns),
+        columns=Table.of_rows("", headers, shown).columns,
     )

@@ -24,10 +24,6 @@ def auroc(right: Counts, wrong: Counts) -> float | None:
 
     That is the area under the ROC curve (Mann and Whitney 1947; Hanley and McNeil 1982). ``None`` where there is no
     right or no wrong one, or all are of one level.
-
-    Args:
-        right: right tokens by level, ``[levels]``.
-        wrong: wrong ones, likewise.
     """
     if not right.sum() or not wrong.sum() or np.count_nonzero(right + wrong) < 2:
         return None
@@ -35,17 +31,7 @@ def auroc(right: Counts, wrong: Counts) -> float | None:
 
 
 def auroc_interval(right: Counts, wrong: Counts, *, seed: int = 0) -> tuple[float, float] | None:
-    """Return the bootstrap 95 % interval of :func:`auroc` over documents.
-
-    Args:
-        right: right tokens, ``[documents, levels]``.
-        wrong: wrong ones, likewise.
-        seed: decides the resampling.
-
-    Returns:
-        ``None`` below five documents, where the area is not defined, or where some resample has no right or no wrong
-        token.
-    """
+    """Return the bootstrap 95 % interval of :func:`auroc` over documents."""
     documents = len(right)
     if documents < MINIMUM_PAIRS or auroc(right.sum(0), wrong.sum(0)) is None:
         return None
@@ -65,10 +51,6 @@ def equal_bins(tokens: Counts, count: int) -> list[slice]:
     """Return runs of levels that hold about the same number of tokens, at most ``count`` of them, none empty.
 
     A level goes whole to the bin in which its middle falls, so that equal scores never part.
-
-    Args:
-        tokens: by level, ``[levels]``.
-        count: how many bins.
     """
     middle = (np.cumsum(tokens) - tokens / 2) / max(1, int(tokens.sum()))
     places = np.minimum((middle * count).astype(int), count - 1)

@@ -1,8 +1,4 @@
-"""Which numbers can be true. JSON may hold 1e308 seconds; a table, an axis or a sum cannot.
-
-There is one bound, and its reciprocal for what is measured. Records beyond it do not count, a stored summary loses such
-numbers when it is read (:mod:`reports.summary.admission`), and whatever else is written passes :func:`is_plausible`.
-"""
+"""Which numbers can be true: JSON may hold 1e308 seconds; a table, an axis or a sum cannot."""
 
 from __future__ import annotations
 

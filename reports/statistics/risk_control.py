@@ -21,6 +21,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtr, rel_entr
 
 Losses: TypeAlias = NDArray[np.float64]
 PValue: TypeAlias = Callable[[Losses, float, float], float]
@@ -35,17 +36,11 @@ def hoeffding_bentkus(losses: Losses, risk: float, delta: float = 0.05) -> float
 
     ``min(exp(−n h(min(r, ε), ε)), e P(Bin(n, ε) ≤ ⌈n r⌉))`` with r the mean loss and h the relative entropy of two
     coins: Bates et al. 2021 (arXiv 2101.02703), as Angelopoulos et al. 2021 use it.
-
-    Args:
-        losses: of each document, 0…1.
-        risk: ε, between 0 and 1.
-        delta: not used.
     """
-    from scipy.stats import binom
-
     n, mean = len(losses), math.fsum(losses) / len(losses)
-    hoeffding = math.exp(-n * _relative_entropy(min(mean, risk), risk))
-    return min(1.0, hoeffding, math.e * float(binom.cdf(math.ceil(n * mean - 1e-9), n, risk)))
+    low = min(mean, risk)
+    hoeffding = math.exp(-n * float(rel_entr(low, risk) + rel_entr(1 - low, 1 - risk)))
+    return min(1.0, hoeffding, math.e * float(bdtr(math.ceil(n * mean - 1e-9), n, risk)))
 
 
 def empirical_bernstein(losses: Losses, risk: float, delta: float = 0.05) -> float:
@@ -55,11 +50,6 @@ def empirical_bernstein(losses: Losses, risk: float, delta: float = 0.05) -> flo
     the documents before j only: the one-sided test of Waudby-Smith and Ramdas 2020 (arXiv 2010.09686) with the bets
     that Bates et al. 2021 (arXiv 2101.02703) size so. It gains where losses vary little. The order of the documents
     counts, and must not depend on their losses.
-
-    Args:
-        losses: of each document, 0…1, in the order drawn.
-        risk: ε, between 0 and 1.
-        delta: the level that bets are sized for; the p-value holds whatever it is.
     """
     count = np.arange(1, len(losses) + 1)
     means = (0.5 + np.cumsum(losses)) / (1 + count)
@@ -74,14 +64,7 @@ P_VALUES: dict[str, PValue] = {"hoeffding-bentkus": hoeffding_bentkus, "empirica
 
 
 def certified_by_tests(losses: Losses, risk: float, delta: float, p_value: PValue) -> list[float]:
-    """Return the p-values of settings tested in order, the first one above δ included; those before it passed.
-
-    Args:
-        losses: ``[settings, documents]``, from strict to lax.
-        risk: ε.
-        delta: level.
-        p_value: of one setting.
-    """
+    """Return the p-values of settings tested in order, the first one above δ included; those before it passed."""
     found = []
     for row in losses:
         found.append(p_value(row, risk, delta))
@@ -91,11 +74,7 @@ def certified_by_tests(losses: Losses, risk: float, delta: float, p_value: PValu
 
 
 def expectation_bounds(losses: Losses) -> list[float]:
-    """Return what conformal risk control promises of each setting's expected loss: ``(Σ loss + 1) / (n + 1)``.
-
-    Args:
-        losses: ``[settings, documents]``, from strict to lax; each counts as the largest up to there.
-    """
+    """Return what conformal risk control promises of each setting's expected loss: ``(Σ loss + 1) / (n + 1)``."""
     largest = np.maximum.accumulate(losses, axis=0)
     return [(math.fsum(row) + 1) / (len(row) + 1) for row in largest]
 
@@ -116,16 +95,7 @@ def fewest_in_expectation(risk: float) -> int:
 
 
 def documents_needed(losses: Losses, risk: float, passes: Callable[[Losses], bool]) -> int | None:
-    """Return how many documents with losses like these would pass.
-
-    Args:
-        losses: of one setting, 0…1.
-        risk: ε.
-        passes: whether losses of so many documents do.
-
-    Returns:
-        ``None`` where the mean loss is not below ε, so that none would, or more than a million.
-    """
+    """Return how many documents with losses like these would pass."""
     if math.fsum(losses) / len(losses) >= risk:
         return None
     return _fewest(lambda n: passes(np.resize(losses, n)), len(losses))
@@ -142,9 +112,3 @@ def _fewest(passes: Callable[[int], bool], start: int = 1) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if passes(middle) else (middle, high)
     return high
-
-
-def _relative_entropy(share: float, other: float) -> float:
-    """h(a, b) = a ln(a / b) + (1 − a) ln((1 − a) / (1 − b)), in nats."""
-    found = 0.0 if share == 0 else share * math.log(share / other)
-    return found + (0.0 if share == 1 else (1 - share) * math.log((1 - share) / (1 - other)))

@@ -1,12 +1,7 @@
-"""Which records count, and why others do not. What is left out is counted, and the count is a note under the table.
+"""Which records and numbers count, and why others do not: they are left out and counted in a note.
 
-The same goes for numbers of a stored summary that cannot be true, which only a damaged or foreign one has.
-
-Three kinds of records are left out: what was never meant to be summarised (warm-up, idle, superseded windows), what
-belongs to another run (a task or an operating point that the manifest does not name), and what cannot be true (a clock
-that ran backwards, a number that is not finite or beyond all reason, a score outside its range, an exit layer the model
-does not have). A sensor reading that cannot be true takes away the window's energy, not its time. Files that cannot be
-parsed at all are refused earlier, by :mod:`harness.store.run_directory`, with the line they break at.
+Left out is what was never meant to be summarised (warm-up, idle, superseded windows), what belongs to another run, and
+what cannot be true. A sensor reading that cannot be true takes away the window's energy, not its time.
 """
 
 from __future__ import annotations
@@ -80,15 +75,10 @@ def without_false_reading(window: WindowRecord) -> WindowRecord:
     return window.model_copy(update={"energy_j": None, "energy_reason": reason})
 
 
-def is_idle(window: WindowRecord) -> bool:
-    """Whether a window has an idle energy reading that counts."""
-    usable = window.idle and not window.superseded and not window.warmup
-    return usable and window.duration_s is not None and window.duration_s > 0 and is_measurable(window.duration_s)
-
-
 def idle_windows(windows: Iterable[WindowRecord]) -> list[WindowRecord]:
     """Return the idle windows that count, each with a reading that can be true or none."""
-    return [without_false_reading(window) for window in windows if is_idle(window)]
+    usable = (window for window in windows if window.idle and not window.superseded and not window.warmup)
+    return [without_false_reading(one) for one in usable if one.duration_s and is_measurable(one.duration_s)]
 
 
 def describe_left_out(
@@ -100,9 +90,8 @@ def describe_left_out(
     refused.pop(SUPERSEDED, None)  # counted with their causes in reports.summary.notes
     for reason, count in refused.most_common():
         yield f"{count} of {len(measured)} windows left out, with their samples: for {reason}."
-    idle = [window for window in windows if window.idle]
-    unusable = sum(not is_idle(window) and not window.superseded for window in idle)
-    if unusable:
+    idle = [window for window in windows if window.idle and not window.superseded and not window.warmup]
+    if unusable := len(idle) - len(idle_windows(idle)):
         yield f"{unusable} of {len(idle)} idle windows left out for {BACKWARDS} or {ABSURD}."
     known = {window.window: window for window in windows}
     strange: Counter[str] = Counter()

@@ -1,25 +1,9 @@
-"""The finished measurements of one operating point on one task, and how they pair.
+"""The finished measurements of one operating point on one task, and how they pair: every definition starts here.
 
-Every definition of the summary starts here. Warm-up, idle and superseded windows and everything in them are left out,
-and so is what cannot be true (:mod:`reports.summary.admission`). A sample counts only when its window was committed to
-``windows.jsonl``. A sample that failed is counted, never scored and never timed; where two operating points are
-compared, only what both finished is used. Later repeats generate the same text again, so that only completions of the
-first one are scored.
-
-**Prompt times.** With a KV cache every operating point of one weights format reads a prompt in one pass at full depth,
-and no strategy, draft source or stop rule is asked before the first token. On a shared machine that pass takes up to
-twice as long by chance, and it is the larger part of a short request. So where requests are compared, the time of each
-is the mean time of its prompt over all these operating points, and what this one took beyond its own. The mean and not
-the median: it estimates what each of them estimates alone, however many there are, so that ratios keep their meaning.
-Noise that says nothing of an operating point leaves them; blocks stay the independent units, and under "both are the
-same" the two sides of a pair may still be swapped. Pooled is only what is the same work: the same prompt tokens and
-repeat, one weights format, one request at a time, back to back, with a cache. Recorded times, and the latencies made of
-them, stay as they were measured.
-
-**Energy** is a total over windows and exists only when every window has a number from one source: a missing reading
-makes it ``None``, never a smaller total, and an estimate and a measurement are never added. Net of idle takes off what
-the machine draws with the model loaded and nothing running, measured in idle windows of the same run and sensor; an
-estimate made of CPU time has no idle power, so there is none.
+A sample that failed is counted, never scored and never timed; where two operating points are compared, only what both
+finished is used. **Energy** is a total over windows and exists only when every window has a number from one source: an
+estimate and a measurement are never added. Net of idle takes off what the machine draws with nothing running, measured
+in idle windows of the same run and sensor; an estimate made of CPU time has no idle power.
 """
 
 from __future__ import annotations
@@ -46,12 +30,7 @@ CorpusScorer: TypeAlias = Callable[[str, Sequence[str], Sequence[str]], dict[str
 
 
 class Corpus(NamedTuple):
-    """The completions of one operating point on one task.
-
-    Attributes:
-        language: of the code.
-        texts: completions. references: ground truths, as many.
-    """
+    """The completions of one operating point on one task, and their ground truths."""
 
     language: str
     texts: tuple[str, ...]
@@ -60,15 +39,7 @@ class Corpus(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """One operating point on one task.
-
-    Attributes:
-        task, point: what ran.
-        conditions: what it was measured under.
-        windows: committed, warm-up left out, by id.
-        samples: finished samples of every repeat.
-        failed: samples that ended in an error, with their repeat.
-    """
+    """One operating point on one task: windows that count, finished samples of every repeat, and those that failed."""
 
     task: TaskRecord
     point: OperatingPointRecord
@@ -119,14 +90,11 @@ class Measured:
         return len({window.repeat for window in self.windows.values()})
 
     def decoded(self, by_token: Sequence[Value]) -> Sequence[Value]:
-        """Return, of what there is for each token, that of those a strategy was, or could have been, asked about.
-
-        With a KV cache the first token comes from prefill and is left out; without one all count.
-        """
+        """Leave out the first token, which with a KV cache comes from prefill."""
         return by_token[1:] if self.conditions.cached else by_token
 
     def decoded_layers(self, sample: SampleRecord) -> Sequence[int]:
-        """Return the layers executed for each such token."""
+        """Return the layers executed for each token that a strategy was, or could have been, asked about."""
         return self.decoded(sample.exit_layers)
 
     @cached_property
@@ -138,49 +106,31 @@ class Measured:
     def alike(self, cells: Sequence[Measured]) -> list[Measured]:
         """Return the operating points whose tokens may be held against this one's, those of the same conditions last.
 
-        A constant depth yields the same tokens under every KV policy that keeps a cache: no token reads what a policy
-        leaves behind. So one side of constant depth is enough.
+        A constant depth yields the same tokens under every KV policy that keeps a cache: one such side is enough.
         """
-        same = [other for other in cells if other.conditions == self.conditions]
+        mine = self.conditions
         kept = [
             other
             for other in cells
-            if other.conditions != self.conditions
-            and self.conditions.same_but_for_kv(other.conditions)
-            and self.conditions.cached
-            and other.conditions.cached
-            and (self.constant_layer is not None or other.constant_layer is not None)
+            if mine != other.conditions and mine.same_but_for_kv(other.conditions)
+            if mine.cached and other.conditions.cached
+            if self.constant_layer is not None or other.constant_layer is not None
         ]
-        return kept + same
-
-    @property
-    def tells_discarded(self) -> bool:
-        """Whether the samples of a lossless operating point say of all drafted tokens what became of them."""
-        return all(
-            sample.drafts == sum(sample.accepted) + sum(len(one.token_ids) for one in sample.discarded)
-            for sample in self.samples.values()
-        )
+        return kept + [other for other in cells if other.conditions == mine]
 
     def shared(self, other: Measured) -> list[SampleKey]:
         """Return what both finished, in this one's order."""
         return [key for key in self.samples if key in other.samples]
 
     def by_block(self, values: Mapping[str, Value]) -> list[list[Value]]:
-        """Return what samples have, by sample id, sorted into their blocks: the independent units of every statistic.
-
-        Samples of a block share a window, and with it whatever disturbed the machine then; without an energy sensor
-        each sample has a block of its own.
-        """
+        """Sort what samples have, by sample id, into their blocks: the independent units of every statistic."""
         found: dict[int, list[Value]] = defaultdict(list)
         for sample_id, value in values.items():
             found[self._blocks[sample_id]].append(value)
         return list(found.values())
 
     def energy_pairs(self, baseline: Measured, idle_w: float = 0.0) -> list[Pair]:
-        """Return joules per block under the baseline and here, less ``idle_w`` times the windows' seconds.
-
-        Windows without a reading have no pair.
-        """
+        """Return joules per block under the baseline and here, less ``idle_w`` times the windows' seconds."""
 
         def joules(_: Measured, window: WindowRecord) -> float | None:
             if window.energy_j is None or window.duration_s is None:
@@ -190,19 +140,15 @@ class Measured:
         return list(self.block_pairs(baseline, joules).values())
 
     def decode_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
-        """Return seconds and tokens after the first token under the baseline and here, by block; of one repeat or all.
-
-        The completions may differ in length, so both sides carry their token count.
-        """
+        """Return seconds and tokens after the first token under the baseline and here, by block."""
         pairs: list[tuple[Hashable, Pair]] = []
         for key in self.shared(baseline):
             if repeat not in (None, key[1]):
                 continue
-            sample = self.samples[key]
-            here, there = after_first(sample), after_first(baseline.samples[key])
+            here, there = after_first(self.samples[key]), after_first(baseline.samples[key])
             if here is not None and there is not None:
-                pair = Pair(there[0], here[0], there[1], here[1])
-                pairs.append((self.windows[sample.window].block, pair))
+                block = self.windows[self.samples[key].window].block
+                pairs.append((block, Pair(there[0], here[0], there[1], here[1])))
         return pooled(pairs)
 
     def block_pairs(
@@ -230,10 +176,7 @@ class Measured:
         return pooled_by(pairs)
 
     def request_s(self, window: WindowRecord) -> float | None:
-        """Return what the requests of a window took, seconds: back to back, the window's time.
-
-        With a fixed arrival rate a window is as long as its arrivals, so there it is the requests' latencies.
-        """
+        """Return what the requests of a window took, seconds: the window's time, or latencies of those that arrive."""
         arrived = [sample for sample in self._by_window.get(window.window, ()) if sample.arrival_s is not None]
         if not arrived:
             return window.duration_s
@@ -242,10 +185,9 @@ class Measured:
 
     @cached_property
     def whole(self) -> Mapping[int, Sequence[SampleRecord]]:
-        """Finished samples of those windows, by id, in which none failed.
+        """Finished samples of the windows, by id, in which none failed: what these took of another is not known.
 
-        Of another window's time and energy it is not known what the finished ones took. A row that could not become a
-        prompt failed before there was a window.
+        A row that could not become a prompt failed before there was a window.
         """
         failed = {sample.window for sample in self.failed.values() if sample.prompt_ids}
         return {number: samples for number, samples in self._by_window.items() if number not in failed}
@@ -274,10 +216,7 @@ def after_first(sample: SampleRecord) -> tuple[float, int] | None:
 
 
 def full_depths(cells: Iterable[Measured]) -> dict[str, Measured]:
-    """Return the full depth of each weights format, the run's own first; of several, as KV policies have, the first.
-
-    None has a stop rule.
-    """
+    """Return the full depth of each weights format, the run's own first; of several, as KV policies have, the first."""
     found: dict[str, Measured] = {}
     for cell in cells:
         point = cell.point
@@ -338,12 +277,10 @@ def idle_power_w(cell: Measured, idle: Sequence[WindowRecord], meter: MeterRecor
     source, _ = total(cell.windows.values())
     if not is_measured(source, meter):
         return None
-    read = [
-        (window.energy_j, window.duration_s)
-        for window in idle
-        if window.energy_source == source and window.energy_j is not None and window.duration_s is not None
-    ]
-    return ratio(math.fsum(joules for joules, _ in read), math.fsum(seconds for _, seconds in read))
+    read = [window for window in idle if window.energy_source == source and window.energy_j is not None]
+    return ratio(
+        math.fsum(window.energy_j or 0.0 for window in read), math.fsum(window.duration_s or 0.0 for window in read)
+    )
 
 
 def total(windows: Iterable[WindowRecord]) -> tuple[str, float | None]:
@@ -357,10 +294,12 @@ def total(windows: Iterable[WindowRecord]) -> tuple[str, float | None]:
 
 
 class PromptTimes:
-    """The prompt times of one task.
+    """The times of reading the prompts of one task, pooled over its operating points.
 
-    Args:
-        cells: its operating points.
+    With a KV cache all of them read a prompt in one pass at full depth, which on a shared machine takes up to twice as
+    long by chance. So where requests are compared, the time of each is the mean time of its prompt, and what this one
+    took beyond its own. Pooled is only what is the same work: the same prompt tokens and repeat, one weights format,
+    one request at a time, back to back. The mean estimates what each of them estimates alone.
     """
 
     def __init__(self, cells: Sequence[Measured]) -> None:

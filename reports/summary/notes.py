@@ -1,27 +1,22 @@
-"""The sentences a table must carry, so that nobody can quote a number without its catch.
-
-Each note states a fact of the run (random weights, a stand-in tokenizer, estimated energy, one repeat …) and
-what it does to the numbers. Most misleading first.
-"""
+"""The sentences a table must carry, so that nobody can quote a number without its catch; most misleading first."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from harness.contracts import common_prefix
 from harness.metering.contamination import CLOCK_CHANGE, CONTAMINATED, FOREIGN_SHARE, STOLEN_SHARE
 from harness.metering.counters import INVALID_BELOW_PERIODS, SHORT_BELOW_PERIODS, WARMUP_DRIFT
 from harness.records import Manifest, MeterRecord, SampleRecord, TaskRecord, WindowRecord
 from harness.records.conditions import MIXED, REPLAY, graphs_of, layers_of
-from harness.records.estimate import NoInterval
 from harness.records.summary import SummaryRow
 from reports.metrics.energy import ENERGY_PER_TOKEN, IDLE_POWER, MEAN_POWER, NET_ENERGY_PER_TOKEN
-from reports.metrics.speedups import SPEEDUP, SPEEDUP_HIGHEST, SPEEDUP_LOWEST
-from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE
-from reports.statistics.intervals import MINIMUM_DIFFERING, MINIMUM_PAIRS, MINIMUM_SAMPLES
+from reports.metrics.point import Point
+from reports.metrics.speedups import SPEEDUP_HIGHEST, SPEEDUP_LOWEST
+from reports.statistics.intervals import MINIMUM_SAMPLES
 from reports.summary.admission import describe_left_out
-from reports.summary.decoding_notes import decoding_notes, exactness_notes, oracle_notes
-from reports.summary.measured import Measured, is_measured
+from reports.summary.measured import Measured, full_depths, is_measured
 
 _FLAGS = {
     "foreign-cpu": f"other processes took more than {100 * FOREIGN_SHARE:g} % of the machine's core-seconds",
@@ -31,17 +26,14 @@ _FLAGS = {
     "short-window": f"fewer than {SHORT_BELOW_PERIODS} ticks of the sensor",
     "invalid-window": f"fewer than {INVALID_BELOW_PERIODS} ticks of the sensor, so there is no energy",
 }
-
-_ENOUGH = 4
-"""Completions of two tokens or more, of one token all of them, that are no chance."""
-
-CONSTANT_POWER = 0.03  # mean powers closer than this are one power
-IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be read
+_ENOUGH = 4  # completions of two tokens or more, of one token all of them, that are no chance
+_CONSTANT_POWER = 0.03  # mean powers closer than this are one power
+_IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be read
+_FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
 PROJECTS = (
     "tuning has read none of these documents, and may have read others of their projects: nothing was split by project."
 )
 """The limit of "not read", wherever it is said."""
-FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
 
 
 def notes(
@@ -54,30 +46,25 @@ def notes(
 ) -> tuple[str, ...]:
     """Return the notes of a run, each one sentence or two of plain text.
 
-    Args:
-        manifest: of the run.
-        cells: all operating points, probes that never exit among them; those count for windows and failures only.
-        rows: what they became.
-        windows: all of the run, to count what was left out.
-        samples: all of the run, likewise.
-        missing_scores: sentences about scores that could not be made where the run was scored.
+    ``cells`` are all operating points, probes that never exit among them; ``windows`` and ``samples`` all of the run,
+    to count what was left out; ``missing_scores`` sentences about scores that could not be made where it was scored.
     """
     everything, cells = cells, [cell for cell in cells if not cell.point.never_exits]
     return (
         *_about_the_whole(manifest, cells),
-        *exactness_notes(cells),
+        *_about_exactness(cells),
         *_about_model(manifest),
         *_about_data(manifest, rows, cells),
         *missing_scores,
-        *_about_probes_and_baseline(manifest, everything),
         *describe_left_out(manifest, windows, samples),
         *_about_energy(manifest.meter, cells),
         *_about_windows(everything, windows),
         *_about_power(rows),
-        *decoding_notes(manifest, cells),
-        *_about_sample_size(cells, rows, manifest.operating_points[0].name),
-        *_about_chance(rows),
-        *oracle_notes(cells),
+        *_about_decoding([cell for cell in cells if cell.point.black_box is None], manifest),
+        *_about_black_boxes(cells),
+        *_about_heads(cells),
+        *_about_sample_size(cells, rows),
+        *_about_oracles(cells),
     )
 
 
@@ -86,24 +73,18 @@ def degenerate(manifest: Manifest, cells: Iterable[Measured]) -> str | None:
 
     It may repeat one token, or fail throughout, as with weights that are damaged or overflow. Every exit then agrees
     with it, at any layer, so that the ordinary numbers are the best there are: the run does not rank.
-
-    Args:
-        manifest: full depth is its first operating point.
-        cells: what counts of the run, in any order.
     """
     for cell in cells:
-        if cell.point.name == manifest.operating_points[0].name and (found := _wrong_with(cell)):
-            return f"full depth on {cell.task.name} {found}"
-    return None
-
-
-def _wrong_with(full: Measured) -> str | None:
-    failed = [sample.error for sample in full.failed.values() if sample.prompt_ids]  # the others are bad rows
-    if failed and not full.samples:
-        return f"failed on every sample (the first one: {str(failed[0]).rstrip('.')})"
-    made = {token for sample in full.scored for token in sample.token_ids}
-    if len(made) == 1 and sum(len(sample.token_ids) > 1 for sample in full.scored) >= _ENOUGH:
-        return f"makes token {made.pop()} and no other, in all of its {len(full.scored)} completions"
+        if cell.point.name != manifest.operating_points[0].name:
+            continue
+        failed = [sample.error for sample in cell.failed.values() if sample.prompt_ids]  # the others are bad rows
+        made = {token for sample in cell.scored for token in sample.token_ids}
+        if failed and not cell.samples:
+            first = str(failed[0]).rstrip(".")
+            return f"full depth on {cell.task.name} failed on every sample (the first one: {first})"
+        if len(made) == 1 and sum(len(sample.token_ids) > 1 for sample in cell.scored) >= _ENOUGH:
+            of = f"makes token {made.pop()} and no other, in all of its {len(cell.scored)} completions"
+            return f"full depth on {cell.task.name} {of}"
     return None
 
 
@@ -118,30 +99,67 @@ def _about_the_whole(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[
             "this run was not timed (untimed): other work may have shared its machine, so there are tokens, scores and "
             "counts of work here, and no time, speed-up or energy."
         )
-    layers, graphs = layers_of(manifest), graphs_of(manifest)
-    if layers:
+    if layers := layers_of(manifest):
         yield f"{layers} (--device-map): times and energy are of these places, and not of one device."
-    if graphs:
+    if graphs := graphs_of(manifest):
         yield f"CUDA graphs: {graphs} (--graphs), not segments, which is the default: times and energy are of that."
+
+
+def _about_exactness(cells: Sequence[Measured]) -> Iterator[str]:
+    """Yield whether lossless rows have full depth's tokens in their format, and what stop rules do to completions."""
+    compared, wrong = 0, []
+    for cell in cells:
+        if not cell.point.lossless:
+            continue
+        full = full_depths(other for other in cells if other.task == cell.task)[cell.conditions.weights_format]
+        for key in cell.shared(full):
+            if key[1] == 0:
+                compared += 1
+                mine, reference = cell.samples[key].token_ids, full.samples[key].token_ids
+                if cell.samples[key].finish_reason == "stop" and cell.point.stop:  # it would go on
+                    reference = reference[: len(mine)]
+                if mine != reference:
+                    wrong.append(f"{cell.point.name} in {key[0]} at token {common_prefix(mine, reference) + 1}")
+    if wrong:
+        yield (
+            f"lossless rows differ from full depth in {len(wrong)} of {compared} completions, first {wrong[0]}. "
+            "Products of several rows may round otherwise than those of one, and tip a near-tie; anything else is a "
+            "defect. `harness verify` tells one from the other."
+        )
+    elif compared:
+        stops = any(cell.point.lossless and cell.point.stop for cell in cells)
+        cut = ", up to where a stop rule ends them" if stops else ""
+        yield f"lossless rows: the tokens are full depth's in all {compared} completions{cut}."
+    for cell in cells:
+        made, rule = list(cell.samples.values()), cell.point.stop.partition(":")[0]
+        by_rule, lengths = rule and {one.stop_rule for one in made} == {rule}, {len(one.token_ids) for one in made}
+        by_itself = {one.finish_reason for one in made} == {"strategy"}
+        # a rule that reads states is not asked of the first token, whose state is the prompt's
+        if (by_rule and lengths in ({1}, {2})) or (by_itself and lengths == {1}):
+            yield (
+                f"{cell.point.name} on {cell.task.name} always stops: the {'rule' if by_rule else 'strategy'} ended "
+                f"all of its {len(made)} completions as early as it may, so that its savings mean nothing."
+            )
+    if any(cell.point.stop for cell in cells):
+        yield (
+            "stop rules: a completion that was ended early is scored against its whole reference, like any other, and "
+            "what full depth goes on to say counts as missing in agreement. Tokens saved are of full depth's without a "
+            "rule; speed-up, energy and latency of requests count the shorter completions, tokens per second do not."
+        )
 
 
 def _about_model(manifest: Manifest) -> Iterator[str]:
     model = manifest.model
-    if model.weights == "random":
-        yield (
-            "random weights: accuracy columns mean nothing. Time and work are those of the real shapes, with "
-            "exit decisions that real weights would not make."
-        )
-    elif model.weights == "tuned":
-        yield (
-            "tuned weights: the model was fine-tuned for early exit, and full depth here is the tuned model's. What "
-            "tuning cost or gained the last layer shows beside a run with --weights pretrained."
-        )
-    else:
-        yield (
-            "base weights: the model was not fine-tuned for early exit, so its early layers predict badly and "
-            "exits cost more quality than they would after tuning."
-        )
+    yield {
+        "random": "random weights: accuracy columns mean nothing. Time and work are those of the real shapes, with "
+        "exit decisions that real weights would not make.",
+        "tuned": "tuned weights: the model was fine-tuned for early exit, and full depth here is the tuned model's. "
+        "What tuning cost or gained the last layer shows beside a run with --weights pretrained.",
+    }.get(
+        model.weights,
+        "base weights: the model was not fine-tuned for early exit, so its early layers predict badly and exits cost "
+        "more quality than they would after tuning.",
+    )
     if model.weights != "random":
         yield f"weights: {model.weights_source}."
     if model.tokenizer_stand_in:
@@ -150,6 +168,7 @@ def _about_model(manifest: Manifest) -> Iterator[str]:
 
 def _about_data(manifest: Manifest, rows: Sequence[SummaryRow], cells: Sequence[Measured]) -> Iterator[str]:
     for task in manifest.tasks:
+        here = [cell for cell in cells if cell.task.name == task.name]
         if task.source_kind == "embedded":
             yield (
                 f"{task.name}: the samples come from {task.source.removeprefix('embedded:').strip()}, not from the "
@@ -158,33 +177,33 @@ def _about_data(manifest: Manifest, rows: Sequence[SummaryRow], cells: Sequence[
         if task.bad_rows:
             yield f"{task.name}: {task.bad_rows} row(s) of the data could not become samples."
         yield from _about_duplicates(task, manifest)
-    if manifest.model.weights == "tuned" or any(point.artefacts for point in manifest.operating_points):
-        yield PROJECTS
-    broken: Counter[str] = Counter()
-    for cell in cells:
-        broken[cell.task.name] += len(cell.broken)
-    for name, failed in (+broken).items():
-        yield (
-            f"{name}: {failed} failure(s) over the operating points, counted as errors; they are neither scored "
-            "nor timed; paired columns leave those samples out, and throughput, energy and ratios of requests their "
-            "blocks."
-        )
-    for task in manifest.tasks:
+        if broken := sum(len(cell.broken) for cell in here):
+            yield (
+                f"{task.name}: {broken} failure(s) over the operating points, counted as errors; they are neither "
+                "scored nor timed; paired columns leave those samples out, and throughput, energy and ratios of "
+                "requests their blocks."
+            )
         counts = {row.n for row in rows if row.task == task.name}
         if len(counts) > 1:
             yield (
                 f"{task.name}: operating points finished {min(counts)} to {max(counts)} samples (an unfinished run, "
                 "or errors), so unpaired columns cover different samples."
             )
+        if not task.samples:
+            yield f"{task.name}: no sample was drawn, so it has no results. Check --limit and --source."
+        elif here and not here[0].samples and any(cell.samples for cell in here):
+            yield (
+                f"{task.name}: full depth finished no sample, so nothing is compared with it (speed-up, agreement, "
+                "differences). Finish the run with `harness run --resume`."
+            )
+    if manifest.model.weights == "tuned" or any(point.artefacts for point in manifest.operating_points):
+        yield PROJECTS
 
 
 def _about_duplicates(task: TaskRecord, manifest: Manifest) -> Iterator[str]:
     read = "near-duplicates of what tuning has read (20 tokens in a row, the next ones and the context before them)"
     if task.unindexed:
-        yield (
-            f"{task.name}: {', '.join(task.unindexed)} have no index of all they have read, so samples may be "
-            f"{read}. Artefacts that are trained now have one."
-        )
+        yield f"{task.name}: {', '.join(task.unindexed)} have no index of all they have read, so samples may be {read}."
     elif task.duplicates is None and manifest.model.weights == "tuned":
         yield f"{task.name}: {read} were not looked for."
     if task.duplicates and manifest.config.get("duplicates") == "keep":
@@ -196,44 +215,28 @@ def _about_duplicates(task: TaskRecord, manifest: Manifest) -> Iterator[str]:
         yield f"{task.name}: {task.duplicates} sample(s) were skipped as {read}."
 
 
-def _about_probes_and_baseline(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
-    failed = sum(len(cell.broken) for cell in cells if cell.point.never_exits)
-    if failed:
-        yield f"{failed} failure(s) of probes that never exit: their blocks are missing in the attribution."
-    for task in manifest.tasks:
-        alike = [cell for cell in cells if cell.task.name == task.name and not cell.point.never_exits]
-        if not task.samples:
-            yield f"{task.name}: no sample was drawn, so it has no results. Check --limit and --source."
-        elif alike and not alike[0].samples and any(cell.samples for cell in alike):
-            why = "has no finished window" if not alike[0].windows else "finished no sample"
-            yield (
-                f"{task.name}: full depth {why}, so nothing is compared with it (speed-up, agreement, differences). "
-                "Finish the run with `harness run --resume`."
-            )
-
-
 def _about_energy(meter: MeterRecord, cells: Sequence[Measured]) -> Iterator[str]:
     windows = [window for cell in cells for window in cell.windows.values()]
     sources = {window.energy_source for window in windows} or {meter.source}
-    missing = "; ".join(f"{name}: {reason}" for name, reason in meter.unavailable.items())
+    missing = "; ".join(f"{name}: {reason}" for name, reason in meter.unavailable.items()).rstrip(".")
+    how = meter.description.rstrip(".")
     if sources == {"none"}:
-        yield f"energy was not measured{' (' + missing.rstrip('.') + ')' if missing else ''}."
+        yield f"energy was not measured{f' ({missing})' if missing else ''}."
     elif REPLAY in sources:
-        yield f"energy was replayed from a file ({meter.description.rstrip('.')}): it never decides the Pareto front."
+        yield f"energy was replayed from a file ({how}): it never decides the Pareto front."
     elif not all(is_measured(source, meter) for source in sources - {"none"}):
         yield (
-            f"energy is an estimate, not a measurement ({meter.description.rstrip('.')}): it adds no evidence to the "
-            "time columns and never decides the Pareto front."
-            + (f" No sensor: {missing.rstrip('.')}." if missing else "")
+            f"energy is an estimate, not a measurement ({how}): it adds no evidence to the time columns and never "
+            f"decides the Pareto front.{f' No sensor: {missing}.' if missing else ''}"
         )
     elif missing:
-        yield f"energy sensors that were not available: {missing.rstrip('.')}."
+        yield f"energy sensors that were not available: {missing}."
     if any(len({w.energy_source for w in cell.windows.values()}) > 1 for cell in cells):
         yield f"energy sources differ between the windows of a row ('{MIXED}'): such rows have no energy number."
     silent = [window for window in windows if window.energy_j is None and window.energy_source != "none"]
     if silent:
-        reasons = sorted({window.energy_reason for window in silent if window.energy_reason})
-        why = f" ({'; '.join(reasons)})" if reasons else ""
+        reasons = "; ".join(sorted({window.energy_reason for window in silent if window.energy_reason}))
+        why = f" ({reasons})" if reasons else ""
         yield f"{len(silent)} of {len(windows)} windows have no energy reading{why}: their rows show none."
 
 
@@ -241,7 +244,7 @@ def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
     """Say what energy adds to time, and how much of it is idling; only of sensors."""
     measured = [row for row in rows if row.value(MEAN_POWER) is not None and row.energy_measured]
     watts = [power for row in measured if (power := row.value(MEAN_POWER))]
-    if len(watts) > 1 and max(watts) / min(watts) - 1 < CONSTANT_POWER:
+    if len(watts) > 1 and max(watts) / min(watts) - 1 < _CONSTANT_POWER:
         yield (
             f"energy saved ≈ time saved: power is constant (mean power of the rows is {min(watts):.3g} to "
             f"{max(watts):.3g} W, less than 3 % apart), so the energy columns are no evidence beside the time columns."
@@ -251,7 +254,7 @@ def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
         for row in measured
         if (net := row.value(NET_ENERGY_PER_TOKEN)) is not None and (gross := row.value(ENERGY_PER_TOKEN))
     ]
-    if shares and max(shares) > IDLE_SHARE:
+    if shares and max(shares) > _IDLE_SHARE:
         idle = next(power for row in measured if (power := row.value(IDLE_POWER)) is not None)
         yield (
             f"gross and net-of-idle energy differ by up to {100 * max(shares):.0f} %: with nothing running the machine "
@@ -261,43 +264,32 @@ def _about_power(rows: Sequence[SummaryRow]) -> Iterator[str]:
         yield "idle power was not measured (the run has no idle windows), so energy is gross: idle power is part of it."
 
 
-def _about_chance(rows: Sequence[SummaryRow]) -> Iterator[str]:
-    tested = (SPEEDUP.name, EDIT_SIMILARITY_DIFFERENCE)
-    compared = [row for row in rows if any(one and one.p is not None for one in map(row.estimate, tested))]
-    if compared:
-        most = max(Counter(row.task for row in compared).values())
+def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]) -> Iterator[str]:
+    """Yield a sentence per flag of the windows that count, and per reason for which others do not."""
+    counted = [window for cell in cells for window in cell.windows.values()]
+    for flag, count in Counter(flag for window in counted for flag in window.flags).most_common():
+        meaning = f": {_FLAGS[flag]}" if flag in _FLAGS else ""
+        yield f"{count} of {len(counted)} windows are flagged '{flag}'{meaning}."
+    superseded = [window for window in everything if window.superseded]
+    if superseded:
+        causes = ", ".join(sorted({flag for window in superseded for flag in window.flags if flag in CONTAMINATED}))
         yield (
-            "differences to full depth are told from chance by paired permutation tests with Holm's correction. A "
-            f"family is one column of one table: the hypotheses that each of its {most} tested operating point(s) "
-            "equals full depth, at 5 % for any false alarm among them; columns and tables are not corrected for each "
-            "other, and intervals not at all. Not distinguishable does not mean equal."
+            f"{len(superseded)} window(s), idle ones included, were contaminated ({causes}) and measured again "
+            "(--strict); superseded, they are kept in windows.jsonl and left out of every number here."
+        )
+    if any(window.warmup and "not-settled" in window.flags for window in everything):
+        yield (
+            f"the machine had not settled when the warm-up ended (no three passes in a row came within "
+            f"{100 * WARMUP_DRIFT:g} %): times drift or scatter, which the intervals show."
         )
 
 
-def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow], baseline: str) -> Iterator[str]:
+def _about_sample_size(cells: Sequence[Measured], rows: Sequence[SummaryRow]) -> Iterator[str]:
     measured = [row for row in rows if row.n]
     if not measured:
         failed = any(cell.failed for cell in cells)
         yield "every sample failed: there is nothing to score or to time." if failed else "no window has finished yet."
         return
-    yield from _about_repeats(measured)
-    fewest = min(row.n for row in measured)
-    if fewest < MINIMUM_SAMPLES:
-        yield f"few samples ({fewest}): below {MINIMUM_SAMPLES} a difference of scores has neither interval nor test."
-    differences = filter(None, (row.estimate(EDIT_SIMILARITY_DIFFERENCE) for row in measured))
-    if any(one.no_interval is NoInterval.FEW_DIFFERING for one in differences):
-        yield (
-            f"where fewer than {MINIMUM_DIFFERING} samples score differently, a difference of scores has neither "
-            "interval nor test: that does not make it zero."
-        )
-    if min(len(cell.samples) for cell in cells if cell.samples) < FEW_TIMINGS:
-        yield f"fewer than {FEW_TIMINGS} latencies per row: p99 is close to the slowest sample."
-    compared = [row for row in measured if row.operating_point != baseline]
-    if any((speedup := row.estimate(SPEEDUP)) is not None and speedup.interval is None for row in compared):
-        yield f"a speed-up without an interval has fewer than {MINIMUM_PAIRS} independent pairs (blocks of samples)."
-
-
-def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
     if any(row.repeats == 1 for row in measured):
         yield "single repeat: nothing here shows how much a second run would differ."
     spread = [
@@ -309,28 +301,113 @@ def _about_repeats(measured: Sequence[SummaryRow]) -> Iterator[str]:
         most, low, high, name = max(spread, key=lambda found: found[0])
         yield (
             f"every repeat ran in a process of its own; between them a row's speed-up differed by up to "
-            f"{100 * (most - 1):.1f} % ({name}: {low:.3f}× to {high:.3f}×). The intervals are over blocks "
-            "of samples and do not contain this."
+            f"{100 * (most - 1):.1f} % ({name}: {low:.3f}× to {high:.3f}×), which intervals do not contain."
+        )
+    fewest = min(row.n for row in measured)
+    if fewest < MINIMUM_SAMPLES:
+        yield f"few samples ({fewest}): below {MINIMUM_SAMPLES} a difference of scores has neither interval nor test."
+    if min(len(cell.samples) for cell in cells if cell.samples) < _FEW_TIMINGS:
+        yield f"fewer than {_FEW_TIMINGS} latencies per row: p99 is close to the slowest sample."
+
+
+def _about_decoding(cells: Sequence[Measured], manifest: Manifest) -> Iterator[str]:
+    seen, model = [cell.conditions for cell in cells], manifest.model
+    several, policies = len(model.formats) > 1, {one.kv: one.kv_facts.note for one in seen}
+    if len(policies) > 1:
+        full = "full depth" if several else cells[0].point.name
+        yield (
+            f"operating points differ in their KV policy; all are compared with {full} (kv {seen[0].kv}), and "
+            "fixed exits of the same policy are their measure where the run has them."
+        )
+    if several:
+        yield from _about_formats(manifest, cells)
+    yield from (f"kv {name}: {note}" for name, note in policies.items() if note)
+    batch = max((one.batch_size for one in seen), default=1)
+    if batch > 1:
+        yield (
+            f"batch {batch}: rows share each read of the weights, so the byte model does not apply; "
+            "latency counts from the start of the batch."
+        )
+    for one in map(model.stored, model.formats):
+        stored = f"matrices are stored in {one.weights_format}, which"
+        if one.weights_accuracy == "near-exact" and model.dtype == "float32":
+            yield f"{stored} keeps float32's tokens but for near-ties."
+        elif one.weights_accuracy == "lossy":
+            alone = "the row of its full depth says what that alone changes"
+            same = "agreement and speed-ups are against full depth in the same format, and say nothing of float32"
+            yield f"{stored} is lossy: {alone if several else same}."
+    cached = any(one.cached for one in seen)
+    arrived = any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values())
+    if cached:
+        yield (
+            "the first token of a completion comes from prefill at full depth: it counts in scores, latency and "
+            "positionwise agreement, not in the exact prefix, own-text agreement, layers, work or decoding speed."
+        )
+    if cached and batch == 1 and len(cells) > 1 and manifest.timed and not arrived:
+        yield (
+            "speed-ups of whole requests count for each prompt its mean time over the operating points, which all read "
+            "it in the same pass; latencies are as they were measured."
+        )
+    if arrived:
+        yield (
+            "requests arrive at a fixed rate: latency, TTFT and speed-up count from the arrival, waiting included; "
+            "tokens per second and energy include idling between requests."
         )
 
 
-def _about_windows(cells: Sequence[Measured], everything: Sequence[WindowRecord]) -> Iterator[str]:
-    """Yield a sentence per flag of the windows that count, and per reason for which others do not."""
-    counted = [window for cell in cells for window in cell.windows.values()]
-    for flag, count in Counter(flag for window in counted for flag in window.flags).most_common():
-        meaning = _FLAGS.get(flag)
-        yield f"{count} of {len(counted)} windows are flagged '{flag}'{f': {meaning}' if meaning else ''}."
-    superseded = [window for window in everything if window.superseded]
-    if superseded:
-        causes = ", ".join(sorted({flag for window in superseded for flag in window.flags if flag in CONTAMINATED}))
+def _about_formats(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[str]:
+    """Say which full depth is held against what, where a run compares weights formats."""
+    model, chosen = manifest.model, dict[str, list[str]]()
+    for task in manifest.tasks:
+        table = [cell for cell in cells if cell.task.name == task.name]
+        if (fastest := Point(table[0], table, manifest).fastest_full) is not None:
+            chosen.setdefault(fastest.point.name, []).append(task.name)
+    by_task = "; ".join(f"{name} on {', '.join(tasks)}" for name, tasks in chosen.items())
+    over = by_task if len(chosen) > 1 else "".join(chosen)
+    yield (
+        f"operating points differ in their weights format: @{' and @'.join(model.formats)}. Tokens and scores of all "
+        f"are compared with {cells[0].point.name}. Speed-up and energy ratio are over full depth in the row's own "
+        "format: what the strategy gives."
+    )
+    yield (
+        f"what is stated over fastest is over {over}, the fastest full depth in a format that keeps the model's "
+        "tokens, near-ties apart: what format and strategy give together."
+        if over
+        else "no format of this run keeps the tokens of the model as it was read, so there is no speed-up over the "
+        "fastest full depth. Add auto to --weights-format for one that does."
+    )
+
+
+def _about_black_boxes(cells: Sequence[Measured]) -> Iterator[str]:
+    for name in dict.fromkeys(cell.point.name for cell in cells if cell.point.black_box):
+        scored = [sample for cell in cells if cell.point.name == name for sample in cell.scored]
+        models = ", ".join(sorted({one.answer.model for one in scored if one.answer is not None and one.answer.model}))
         yield (
-            f"{len(superseded)} window(s), idle ones included, were contaminated ({causes}) and measured again "
-            "(--strict); superseded, they are kept in windows.jsonl and left out of every number here."
+            f"{name} is a black box: it gets the prompt as text and makes tokens of it itself, and times are its "
+            "client's. What only the engine knows (layers, own tokens, exact prefix) is missing; scores of tokens read "
+            f"its text.{f' It calls its model {models}.' if models else ''}"
         )
-    warm_up = [window for window in everything if window.warmup]
-    if any("not-settled" in window.flags for window in warm_up):
+
+
+def _about_heads(cells: Sequence[Measured]) -> Iterator[str]:
+    for point in {cell.point.name: cell.point for cell in cells if cell.point.heads}.values():
+        samples = [sample for cell in cells if cell.point.name == point.name for sample in cell.samples.values()]
+        heads = "; ".join(f"{head} ({note})" for head, note in point.heads.items())
+        own = sum(sample.cheap_head_tokens for sample in samples)
+        if point.lossless:
+            reads = "reads what exits draft; the LM head verifies it, so that nothing is lost"
+            yield f"{point.name}: a cheap head, {heads}, {reads}."
+        elif any(sample.cheap_head_evaluations for sample in samples):
+            said = f"{own} of its tokens were chosen by it and not by the LM head: a loss like any other"
+            said = said if own else "the LM head chose its tokens"
+            yield f"{point.name} is decided by a cheap head, {heads}; {said}."
+
+
+def _about_oracles(cells: Sequence[Measured]) -> Iterator[str]:
+    bounds = [cell for cell in cells if cell.samples and cell.point.rehearsed and not cell.point.lossless]
+    for name in dict.fromkeys(cell.point.name for cell in bounds if cell.conditions.kv_facts.exact):
         yield (
-            f"the machine had not settled when the warm-up ended (no three passes in a row came within "
-            f"{100 * WARMUP_DRIFT:g} %): times drift or scatter, which the random order spreads over the operating "
-            "points and the intervals show."
+            f"{name} leaves at the first exit point that has full depth's token and pays nothing to know it: an upper "
+            "bound on the layers that can be skipped with no token changed, never on the Pareto front. It runs under "
+            "exact keys and values, whatever --kv says."
         )

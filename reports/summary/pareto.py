@@ -1,13 +1,8 @@
-"""Which operating points are worth having: the front of text kept against speed-up, both as tables show them.
+"""Which operating points are worth having: the front of text kept (exact prefix) against speed-up, as tables show them.
 
-Text kept is the exact prefix, and the gain is the paired speed-up of whole requests over full depth; where rows differ
-in their weights format, over the fastest full depth that keeps the model's tokens.
-
-On the front is a row that is faster than full depth beyond chance (interval and corrected test, the ``*`` of tables),
-or full depth itself, unless the table has one that keeps as much text and is as fast. Whether two rows differ from each
-other is not tested. Where so few blocks were measured that no row could be told from full depth there is no front.
-
-The oracle is a bound and never a candidate. With random weights text means nothing and there is no front.
+On the front is a row that is faster than full depth beyond chance (interval and corrected test), or full depth itself,
+unless the table has one that keeps as much text and is as fast. Where so few blocks were measured that no row could be
+told from full depth there is no front. The oracle is a bound and never a candidate.
 """
 
 from __future__ import annotations
@@ -70,14 +65,7 @@ def coordinates(row: SummaryRow, gain: Metric) -> tuple[float, float] | None:
 
 
 def edge(rows: Sequence[SummaryRow], gain: Metric) -> list[bool]:
-    """Say which rows no other beats in text kept and in what is gained, as they were measured.
-
-    None where the run has too few blocks to tell any from full depth. Bounds beat nobody.
-
-    Args:
-        rows: of one table, or of several runs that share a baseline.
-        gain: more is better.
-    """
+    """Say which rows no other beats in text kept and gain; none where too few blocks could tell any from full depth."""
     flags = [False] * len(rows)
     if not can_tell(gain, [row.estimate(gain) for row in rows]):
         return flags
@@ -94,7 +82,7 @@ def edge(rows: Sequence[SummaryRow], gain: Metric) -> list[bool]:
 def on_front(rows: Sequence[SummaryRow], gain: Metric) -> list[bool]:
     """Say which rows of the edge are on the front: those whose gain over full depth is told from chance, and it itself.
 
-    Arguments as :func:`edge`. A gain that is not compared with full depth is taken as it was measured.
+    A gain that is not compared with full depth is taken as it was measured.
     """
 
     def is_told(row: SummaryRow) -> bool:

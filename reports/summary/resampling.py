@@ -1,60 +1,29 @@
 """Numbers of several operating points with one set of bootstrap draws, for figures that show them together.
 
-Blocks of samples are drawn with replacement, all operating points and all repeats of a block together (Efron 1979), so
-that a replicate is one whole table and what is computed of several rows (a front, its hypervolume) has an honest
-interval. A point's value is always its table's; an operating point that finished fewer blocks than another is resampled
-over its own.
-
-**The dominated hypervolume** is a whole front as one number, and what each strategy adds to it (Zitzler and Thiele
-1998; two dimensions, exact). Cost is a share of full depth's; the reference point (the nadir) is quality 0 at full
-depth's cost, so that the number is the best quality to be had within a budget, averaged over budgets from nothing to
-full depth's cost, 0 where nothing fits. It is 1 for perfect completions that cost nothing and 0 where nothing is
-cheaper than full depth: full depth itself spans no area, and neither does what costs more. It rewards a low cost as
-much as a high quality, which is one way of weighing them and not the only one; the front itself is the result, this
-number its summary. Bounds (the oracle) are no candidates and never counted.
+Blocks of samples are drawn with replacement, all operating points and all repeats of a block together (Efron 1979). A
+point's value is always its table's.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate
-from reports.statistics.intervals import MINIMUM_PAIRS, draws, estimate_of
+from reports.statistics.intervals import draws, estimate_of
 from reports.summary.measured import Measured
 
-Array = NDArray[np.float64]
 Terms = Iterable[tuple[int, float, float]]  # block, numerator, denominator
 
 RESAMPLES = 1_000
 _SAME = 1e-3  # a corpus score closer than this to the mean of its samples is that mean, rounded
 
 
-@dataclass(frozen=True, slots=True)
-class Resampled:
-    """A statistic with its bootstrap replicates, for what is computed of several.
-
-    Attributes:
-        estimate: without an interval below ``MINIMUM_PAIRS`` blocks, and where no replicates can be made.
-        replicates: of :class:`Resampling`'s draws, the same draws for every statistic; empty without an interval.
-    """
-
-    estimate: Estimate
-    replicates: Array
-
-
 class Resampling:
-    """One task's blocks, drawn again and again.
-
-    Args:
-        cells: operating points of one task, full depth first.
-        seed: decides the draws, so that a report made twice says the same.
-    """
+    """One task's blocks, drawn again and again."""
 
     def __init__(self, cells: Sequence[Measured], *, seed: int = 0) -> None:
         blocks = sorted({window.block for cell in cells for window in cell.windows.values()})
@@ -62,26 +31,20 @@ class Resampling:
         self._draws = draws(len(blocks), resamples=RESAMPLES, seed=seed) if blocks else np.zeros((RESAMPLES, 0))
 
     def score(self, cell: Measured, name: str, value: float | None) -> Estimate | None:
-        """Return a score of the table with the interval of its samples' mean.
-
-        Args:
-            cell: the operating point.
-            name: of the score.
-            value: the table's. A corpus score that is no mean of samples keeps its value and has no interval.
-        """
+        """Return a score of the table with the interval of its samples' mean."""
         if value is None:
             return None
         scored = [(sample, score) for sample in cell.scored if (score := sample.scores.get(name)) is not None]
         found = self.share((self._block(cell, sample), score, 1.0) for sample, score in scored)
-        if found is None or len(scored) < len(cell.scored) or abs(found.estimate.value - value) > _SAME:
+        if found is None or len(scored) < len(cell.scored) or abs(found.value - value) > _SAME:
             return Estimate(value=value)
-        return Estimate.of(value, found.estimate.interval)
+        return Estimate.of(value, found.interval)
 
-    def mean(self, cell: Measured, values: Mapping[str, float]) -> Resampled | None:
+    def mean(self, cell: Measured, values: Mapping[str, float]) -> Estimate | None:
         """Return the mean of numbers of samples of the first repeat, by sample id."""
         return self.share((self._block(cell, cell.samples[key, 0]), value, 1.0) for key, value in values.items())
 
-    def layers(self, cell: Measured, num_layers: int) -> Resampled | None:
+    def layers(self, cell: Measured, num_layers: int) -> Estimate | None:
         """Return the layers executed per decoded token as a share of full depth's."""
 
         def terms() -> Terms:
@@ -97,12 +60,12 @@ class Resampling:
         for group, block, value in terms:
             groups[group].append((block, value, 1.0))
         made = {group: (len(members), self.share(members)) for group, members in groups.items()}
-        return {group: (count, found.estimate) for group, (count, found) in made.items() if found is not None}
+        return {group: (count, found) for group, (count, found) in made.items() if found is not None}
 
     def _block(self, cell: Measured, sample: SampleRecord) -> int:
         return cell.windows[sample.window].block
 
-    def share(self, terms: Terms) -> Resampled | None:
+    def share(self, terms: Terms) -> Estimate | None:
         """Return total over total, of (block, numerator, denominator); ``None`` where nothing stands below the line."""
         sums = np.zeros((len(self._place), 2))
         seen = set()
@@ -114,72 +77,4 @@ class Resampling:
         drawn = np.vstack([sums.sum(0), self._draws @ sums])
         with np.errstate(divide="ignore", invalid="ignore"):
             values = drawn[:, 0] / drawn[:, 1]
-        found = estimate_of(values, len(seen))
-        return Resampled(found, values[1:] if found.interval else np.zeros(0))
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """An operating point that one could deploy.
-
-    Attributes:
-        strategy: registered name.
-        cost: in any unit, the same for all.
-        quality: 0…1, more is better.
-    """
-
-    strategy: str
-    cost: Resampled
-    quality: Resampled
-
-
-@dataclass(frozen=True, slots=True)
-class Hypervolume:
-    """A front's area, taken apart by strategy.
-
-    Attributes:
-        total: of all operating points together.
-        alone: strategy → area of its own operating points.
-        contribution: strategy → what is lost without it. What two strategies cover both counts for neither.
-    """
-
-    total: Estimate
-    alone: Mapping[str, Estimate]
-    contribution: Mapping[str, Estimate]
-
-
-def hypervolumes(candidates: Sequence[Candidate], full: Resampled, blocks: int) -> Hypervolume:
-    """Return the hypervolume of a table's operating points, in total and by strategy, with intervals.
-
-    Args:
-        candidates: full depth may be among them.
-        full: full depth's cost, which costs are divided by.
-        blocks: how many were drawn; few have no interval.
-    """
-    owners = np.array([one.strategy for one in candidates])
-    strategies = list(dict.fromkeys(owners.tolist()))
-    costs = np.array([[one.cost.estimate.value for one in candidates]]) / full.estimate.value
-    qualities = np.array([[one.quality.estimate.value for one in candidates]])
-    drawn = [each.replicates for one in candidates for each in (one.cost, one.quality)]
-    if blocks >= MINIMUM_PAIRS and all(len(replicates) for replicates in (*drawn, full.replicates)):
-        costs = np.vstack([costs, np.stack(drawn[0::2], axis=1) / full.replicates[:, None]])
-        qualities = np.vstack([qualities, np.stack(drawn[1::2], axis=1)])
-
-    total = _areas(costs, qualities)  # the first is the sample itself, the others are replicates
-    alone, contribution = {}, {}
-    for strategy in strategies:
-        own = owners == strategy
-        alone[strategy] = estimate_of(_areas(costs[:, own], qualities[:, own]), blocks)
-        without = _areas(costs[:, ~own], qualities[:, ~own])
-        contribution[strategy] = estimate_of(np.maximum(total - without, 0.0), blocks)
-    return Hypervolume(estimate_of(total, blocks), alone, contribution)
-
-
-def _areas(costs: Array, qualities: Array) -> Array:
-    """Return the area that each table of points dominates up to (1, 0), ``[tables, points]`` → ``[tables]``."""
-    order = np.argsort(costs, axis=1)
-    sorted_costs = np.minimum(np.take_along_axis(costs, order, 1), 1.0)
-    best = np.maximum.accumulate(np.take_along_axis(qualities, order, 1), axis=1)
-    widths = np.diff(sorted_costs, axis=1, append=1.0)
-    found: Array = (widths * np.maximum(best, 0)).sum(1)
-    return found
+        return estimate_of(values, len(seen))

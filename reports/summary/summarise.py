@@ -1,29 +1,21 @@
-"""From raw records to ``summary.json``: one row per task × operating point.
+"""From raw records to ``summary.json``: one row per task × operating point, and how it compares in words.
 
-What counts is in ``admission``, how it pairs in ``measured``, what it becomes in :mod:`reports.metrics`, the front in
-``pareto``. Accuracy comes from the first repeat, everything else from all of them. Probes that never exit (for the
-attribution of costs) get no row.
-
-A verdict says in words how an operating point compares with full depth. What is not told apart from chance is *not
-distinguishable*, which does not mean equal; and where so few pairs were measured that even the clearest outcome could
-not pass the test, the words are *too few pairs to tell*. A difference of scores without an interval says which of its
-two minima is not reached. A lossless row has full depth's tokens, so that only its costs are compared. Which
-comparisons are told, and how, is part of their metrics.
+Accuracy comes from the first repeat, everything else from all of them. Probes that never exit (for the attribution of
+costs) get no row. What is not told apart from chance is *not distinguishable*, which does not mean equal.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness.contracts import Metric
 from harness.errors import StoreError
 from harness.records import Manifest, SampleRecord, WindowRecord
-from harness.records.cost import Attribution
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
-from reports.metrics.evaluation import Comparison, compare_all, evaluate
+from reports.metrics.evaluation import Evaluated, evaluate
 from reports.metrics.point import Point
 from reports.metrics.speedups import SPEEDUP, speedup_pairs
 from reports.metrics.vocabulary import all_metrics, metrics_of, recorded_scores
@@ -47,6 +39,7 @@ from reports.summary.pareto import mark_front
 NOT_DISTINGUISHABLE = "not distinguishable from full depth"
 TOO_FEW = "too few pairs to tell"
 EXACT = "full depth's tokens"
+_FOREIGN = "It is damaged or foreign; start a new run with `harness run`."
 
 
 def summarise(
@@ -58,25 +51,7 @@ def summarise(
     machine: str | None = None,
     missing_scores: Sequence[str] = (),
 ) -> Summary:
-    """Summarise a run directory's records; a run that is not finished is summarised as far as it got.
-
-    Args:
-        manifest: full depth is its first operating point, which tokens and scores are compared with; ratios of costs
-            are over full depth in the row's own weights format.
-        windows: measured windows; warm-up is left out.
-        samples: sample records; those of uncommitted windows are left out.
-        score_corpus: ``(language, texts, references) -> scores``, called once per row that has samples.
-        machine: one line that describes where it was measured (``harness.host.environment.machine_line``);
-            by default what the manifest's environment calls the processor.
-        missing_scores: sentences about scores that the scorer cannot make where it runs; they become notes.
-
-    Returns:
-        Rows in the manifest's order (tasks, then operating points), also for operating points that have no
-        measurement yet: those have ``n`` 0 and no metric.
-
-    Raises:
-        StoreError: the manifest's configuration cannot be understood, or it names no operating point.
-    """
+    """Summarise a run directory's records; a run that is not finished is summarised as far as it got."""
     windows, samples = tuple(windows), tuple(samples)
     measured = tuple(select(manifest, windows, samples).values())
     cells = _candidates(manifest, measured)
@@ -102,10 +77,13 @@ def summarise(
         ),
         rows=rows,
         attributions=tuple(
-            attribution
+            found.model_copy(update={"weights_format": name if len(manifest.model.formats) > 1 else ""})
             for task in manifest.tasks
-            for name in manifest.model.formats
-            for attribution in _attributed(measured, manifest, task.name, name)
+            for name in manifest.model.formats  # a layer costs something else in each
+            for found in attribute(
+                [one for one in measured if (one.task.name, one.conditions.weights_format) == (task.name, name)],
+                manifest.meter,
+            )
         ),
     )
     summary = drop_implausible(summary)
@@ -113,11 +91,7 @@ def summarise(
 
 
 def corpora(manifest: Manifest, windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]) -> tuple[Corpus, ...]:
-    """Return each different corpus that :func:`summarise` will ask about, so that they can be scored together.
-
-    Raises:
-        StoreError: the manifest's configuration cannot be understood, or it names no operating point.
-    """
+    """Return each different corpus that :func:`summarise` will ask about, so that they can be scored together."""
     cells = _candidates(manifest, tuple(select(manifest, windows, samples).values()))
     return tuple(dict.fromkeys(cell.corpus for cell in cells if cell.scored))
 
@@ -126,85 +100,61 @@ def _candidates(manifest: Manifest, measured: Sequence[Measured]) -> tuple[Measu
     """Return the operating points that become rows, in the manifest's order: all but the probes that never exit."""
     first = manifest.operating_points[0] if manifest.operating_points else None
     if first is None or first.never_exits or first.strategy != "full":
-        raise StoreError(
-            "the manifest does not begin with full depth, which everything is compared with. "
-            "It is damaged or foreign; start a new run with `harness run`."
-        )
+        raise StoreError(f"the manifest does not begin with full depth, which everything is compared with. {_FOREIGN}")
     for task in manifest.tasks:
-        missing = set(manifest.model.formats) - set(
-            full_depths(cell for cell in measured if cell.task.name == task.name)
-        )
+        depths = full_depths(cell for cell in measured if cell.task.name == task.name)
+        missing = ", ".join(sorted(set(manifest.model.formats) - set(depths)))
         if missing:
             raise StoreError(
-                f"the manifest has no full depth in {', '.join(sorted(missing))}, which that format is compared with. "
-                "It is damaged or foreign; start a new run with `harness run`."
+                f"the manifest has no full depth in {missing}, which that format is compared with. {_FOREIGN}"
             )
     return tuple(cell for cell in measured if not cell.point.never_exits)
 
 
-def _attributed(
-    measured: Sequence[Measured], manifest: Manifest, task: str, weights_format: str
-) -> Iterable[Attribution]:
-    """Attribute the costs of one weights format: a layer costs something else in each."""
-    cells = [one for one in measured if (one.task.name, one.conditions.weights_format) == (task, weights_format)]
-    shown = weights_format if len(manifest.model.formats) > 1 else ""
-    for found in attribute(cells, manifest.meter):
-        yield found.model_copy(update={"weights_format": shown})
-
-
-def _table(points: Sequence[Point], metrics: Sequence[Metric], left_out: Counter[str]) -> list[SummaryRow]:
+def _table(points: Sequence[Point], metrics: Sequence[Metric], left_out: Counter[str]) -> Iterator[SummaryRow]:
     """The rows of one task, full depth first."""
-    paired = [metric for metric in metrics if metric.paired]
-    rows, without_flagged = [], _without_flagged(points)
-    for point, comparisons in zip(points, compare_all(paired, points, left_out), strict=True):
-        found = {
-            metric.name: comparisons[metric].estimate if metric.paired else evaluate(metric, point, left_out)
-            for metric in metrics
-        }
+    without_flagged = _without_flagged(points)
+    for point, found in zip(points, evaluate(metrics, points, left_out), strict=True):
+        cell, model, ran = point.cell, point.model, point.cell.point
         source, _ = total(point.windows)
         measured = is_measured(source, point.manifest.meter)
-        row = SummaryRow(
-            operating_point=point.cell.point.name,
-            strategy=point.cell.point.strategy,
-            options=point.cell.point.options,
-            task=point.cell.task.name,
-            language=point.cell.task.language,
-            protocol=point.cell.task.protocol,
-            source=point.cell.task.source,
-            model=point.model.name,
-            weights=point.model.weights,
-            exit_head=point.model.exit_head.partition(":")[0],
-            kv=point.cell.conditions.kv,
-            black_box=point.cell.point.black_box is not None,
-            batch_size=point.cell.conditions.batch_size,
-            dtype=point.model.dtype,
-            weights_format=point.model.stored_in,
-            decode=point.cell.point.decode,
-            draft_max=point.cell.point.draft_max,
-            stop=point.cell.point.stop,
+        yield SummaryRow(
+            operating_point=ran.name,
+            strategy=ran.strategy,
+            options=ran.options,
+            task=cell.task.name,
+            language=cell.task.language,
+            protocol=cell.task.protocol,
+            source=cell.task.source,
+            model=model.name,
+            weights=model.weights,
+            exit_head=model.exit_head.partition(":")[0],
+            kv=cell.conditions.kv,
+            black_box=ran.black_box is not None,
+            batch_size=cell.conditions.batch_size,
+            dtype=model.dtype,
+            weights_format=model.stored_in,
+            decode=ran.decode,
+            draft_max=ran.draft_max,
+            stop=ran.stop,
             baseline_format=point.full.conditions.weights_format,
-            n=len(point.cell.scored),
-            errors=point.cell.errors,
-            repeats=point.cell.repeats,
+            n=len(cell.scored),
+            errors=cell.errors,
+            repeats=cell.repeats,
             windows=len(point.windows),
-            flagged=len(point.cell.flagged),
-            speedup_unflagged=without_flagged.get(point.cell.point.name),
+            flagged=len(cell.flagged),
+            speedup_unflagged=without_flagged.get(ran.name),
             energy_source=source,
             energy_measured=measured,
-            verdict=verdict(point, comparisons, energy_measured=measured),
-            rehearsed=point.cell.point.rehearsed,
-            acceptances=tuple(acceptances(point.cell)),
-            metrics={name: estimate for name, estimate in found.items() if estimate is not None},
+            verdict=verdict(point, found, energy_measured=measured),
+            rehearsed=ran.rehearsed,
+            acceptances=tuple(acceptances(cell)),
+            metrics={metric.name: one.estimate for metric, one in found.items() if one.estimate is not None},
         )
-        rows.append(row)
-    return rows
 
 
 def _without_flagged(points: Sequence[Point]) -> dict[str, float]:
-    """Return the speed-ups without flagged windows, by operating point, of rows that these windows moved.
-
-    A row of which fewer than ``MINIMUM_PAIRS`` blocks are left has none.
-    """
+    """Return the speed-ups without flagged windows, of rows that have some and enough blocks without them, by name."""
     cells = [point.cell.unflagged() for point in points]
     prompts = PromptTimes(cells)
     found = {}
@@ -218,24 +168,20 @@ def _without_flagged(points: Sequence[Point]) -> dict[str, float]:
     return found
 
 
-def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_measured: bool) -> str | None:
+def verdict(point: Point, found: Mapping[Metric, Evaluated], *, energy_measured: bool) -> str | None:
     """Say in words how an operating point compares with full depth.
 
     ``None`` when one has no finished sample, or when nothing is left to tell of a run that was not timed. Energy is
     named when a sensor measured it, accuracy unless the weights are random.
-
-    Args:
-        point: the operating point.
-        comparisons: its own, corrected.
-        energy_measured: a sensor measured its energy.
     """
     if point.is_full or not point.samples or not point.full.samples:
         return "the baseline" if point.is_full and point.samples else None
     told = [
         one
-        for metric, one in comparisons.items()
+        for metric, one in found.items()
         if metric.verdict is not None
-        and _belongs(metric, point)
+        and point.cell is not point.reference(metric.against)
+        and (not metric.restates or point.cell is point.own_full)  # of a ratio stated twice the one that is not 1
         and one.estimate is not None
         and (metric.always_told or one.distinguishable)
         and (metric.kind != "energy" or energy_measured)
@@ -243,7 +189,7 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
     ]
     if point.is_exact:
         costs = [one for one in told if one.metric.kind != "score"]
-        return "; ".join([EXACT, *(_words(one) + _against(one.metric, point) for one in costs)])
+        return "; ".join([EXACT, *(_words(one, point) for one in costs)])
     if not told and not point.manifest.timed:
         return None
     if all(one.too_few for one in told):
@@ -251,28 +197,16 @@ def verdict(point: Point, comparisons: Mapping[Metric, Comparison], *, energy_me
         return reasons.pop() if len(reasons) == 1 else TOO_FEW
     if not any(one.distinguishable or one.too_few for one in told):
         return NOT_DISTINGUISHABLE
-    return "; ".join(_words(one) + _against(one.metric, point) for one in told)
+    return "; ".join(_words(one, point) for one in told)
 
 
-def _belongs(metric: Metric, point: Point) -> bool:
-    """Whether a metric is told: of a ratio stated twice the first, but where it is 1 by definition the second."""
-    if point.cell is point.reference(metric.against):
-        return False
-    return not metric.restates or point.cell is point.own_full
-
-
-def _against(metric: Metric, point: Point) -> str:
-    """Name the full depth that a metric is held against where it is not the run's first."""
-    full = point.reference(metric.against)
-    return "" if full is None or full is point.full else f" (against {full.point.name})"
-
-
-def _words(one: Comparison) -> str:
-    wording, found = one.metric.verdict, one.estimate
+def _words(one: Evaluated, point: Point) -> str:
+    wording, found, full = one.metric.verdict, one.estimate, point.reference(one.metric.against)
     assert wording is not None
     assert found is not None
+    against = "" if full is None or full is point.full else f" (against {full.point.name})"
     if not one.distinguishable:
-        return f"{wording.noun}{': ' + _too_few(found) if one.too_few else ' not distinguishable'}"
+        return f"{wording.noun}{': ' + _too_few(found) if one.too_few else ' not distinguishable'}{against}"
     good = (found.value > 0) is (one.metric.better != "lower")
     numbers, number, unit = [found.value, *(found.interval or ())], "{:.3f}", ""
     if one.metric.paired == "ratio":
@@ -281,7 +215,7 @@ def _words(one: Comparison) -> str:
     size, *ends = map(abs, numbers)
     low, high = sorted(ends)
     words = (wording.better if good else wording.worse).format(number.format(size) + unit)
-    return f"{words} {Estimate(value=size, low=low, high=high).brackets(number)}"
+    return f"{words} {Estimate(value=size, low=low, high=high).brackets(number)}{against}"
 
 
 def _too_few(found: Estimate) -> str:
@@ -294,12 +228,7 @@ def _too_few(found: Estimate) -> str:
 
 
 def recorded_only(summary: Summary, recorded: Summary) -> Summary:
-    """Return a summary with the metrics of an earlier one that nothing installed here explains, and a note of them.
-
-    Args:
-        summary: made of the records, here.
-        recorded: as it lies in the run directory. Rows that rest on other samples by now are left out.
-    """
+    """Return a summary with the metrics of an earlier one that nothing installed here explains, and a note of them."""
     known = {metric.name for metric in metrics_of(summary.rows)}
     earlier = {(row.task, row.operating_point): row for row in recorded.rows}
     kept: set[str] = set()

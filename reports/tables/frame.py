@@ -1,8 +1,7 @@
 """The flat view of a summary, as CSV and for pandas: a row per operating point, a documented column per number.
 
-Options are JSON text and the machine stands in every row. A metric is the column of its name; what its estimates hold
-besides follows it (``…_low`` and ``…_high``, the 95 % interval, or the reason ``…_no_interval``; ``…_p`` and
-``…_p_holm``; ``…_n``, ``…_samples`` and ``…_differing``). What was not measured is empty, in a pandas frame NaN.
+A metric is the column of its name; what its estimates hold besides follows it (:data:`PARTS`). What was not measured is
+empty, in a pandas frame NaN.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import Metric
 from harness.records.estimate import Estimate
 from harness.records.summary import Acceptance, Summary, SummaryRow
 from reports.metrics.vocabulary import all_metrics, metrics_of
@@ -76,14 +74,7 @@ _PARTS = tuple(field.name for field in fields(Estimate))
 
 @dataclass(frozen=True, slots=True)
 class ColumnFact:
-    """Facts about one column.
-
-    Attributes:
-        name: of the column.
-        unit: SI symbol or word; empty for text and pure numbers.
-        meaning: one phrase.
-        better: ``higher``, ``lower`` or empty.
-    """
+    """Facts about one column; ``unit`` is empty for text and pure numbers, ``better`` is higher, lower or empty."""
 
     name: str
     unit: str
@@ -92,21 +83,14 @@ class ColumnFact:
 
 
 def column_facts(rows: Iterable[SummaryRow] = ()) -> list[ColumnFact]:
-    """Return every column of the flat view with unit and meaning, in order.
-
-    Args:
-        rows: whose metrics to include beside those that are known here.
-    """
-    metrics = metrics_of(rows) if rows else all_metrics()
-    return [
-        *(ColumnFact(name, "", meaning) for name, meaning in _FIELDS.items()),
-        *(fact for metric in metrics for fact in _facts(metric)),
-    ]
-
-
-def column_names(rows: Iterable[SummaryRow]) -> list[str]:
-    """Return the names of the columns of some rows."""
-    return [fact.name for fact in column_facts(list(rows))]
+    """Return every column of the flat view with unit and meaning, in order, with the metrics that rows have."""
+    found = [ColumnFact(name, "", meaning) for name, meaning in _FIELDS.items()]
+    for metric in metrics_of(rows) if rows else all_metrics():
+        found.append(ColumnFact(metric.name, metric.unit, metric.meaning, metric.better or ""))
+        for part in metric.parts:
+            unit = metric.unit if part in ("low", "high") else ""
+            found.append(ColumnFact(f"{metric.name}_{part}", unit, PARTS[part].format(metric.term)))
+    return found
 
 
 def flat(summary: Summary) -> Iterator[dict[str, Any]]:
@@ -123,23 +107,30 @@ def flat(summary: Summary) -> Iterator[dict[str, Any]]:
 
 def summary_csv(summary: Summary) -> str:
     """Return one line per row under a header; the columns are those of :func:`to_frame`."""
-    return csv_text(column_names(summary.rows), flat(summary))
+    return runs_to_csv([("", summary)])
 
 
 def runs_to_csv(summaries: Iterable[tuple[str, Summary]]) -> str:
-    """Return the lines of several runs under one header, with the name given to each run in the first column."""
+    """Return the lines of several runs under one header; names given to runs are in the first column."""
     named = list(summaries)
-    names = column_names(row for _, summary in named for row in summary.rows)
-    return csv_text(["run", *names], ({"run": name, **values} for name, summary in named for values in flat(summary)))
+    facts = column_facts([row for _, summary in named for row in summary.rows])
+    lines = (({"run": name} if name else {}) | values for name, summary in named for values in flat(summary))
+    return csv_text([*["run"] * any(name for name, _ in named), *(fact.name for fact in facts)], lines)
 
 
 def acceptance_csv(summaries: Iterable[tuple[str, Summary]]) -> dict[str, str]:
     """Return name → text of the file of drafted tokens that stood; none where nothing was drafted.
 
-    A run's name, where it has one, is in the first column. What a line is all of (sources, layers, kinds) is empty.
+    Names given to runs are in the first column. What a line is all of (sources, layers, kinds) is empty.
     """
-    lines = [({"run": name} if name else {}) | line for name, summary in summaries for line in _acceptances(summary)]
-    named = ["run"] if any("run" in line for line in lines) else []
+    lines = []
+    for name, row in ((name, row) for name, summary in summaries for row in summary.rows):
+        for one in row.acceptances:
+            counts = one.model_dump(exclude={"share"}, exclude_none=True)
+            share = {"share": one.share.value, **dict(zip(("low", "high"), one.share.interval or (), strict=False))}
+            run = {"run": name} if name else {}
+            lines.append({**run, "task": row.task, "operating_point": row.operating_point, **counts, **share})
+    named = ["run"] * any("run" in line for line in lines)
     return {ACCEPTANCE_FILE: csv_text([*named, *_ACCEPTANCE_COLUMNS], lines)} if lines else {}
 
 
@@ -147,29 +138,7 @@ def to_frame(summary: Summary) -> DataFrame:
     """Return the rows as a pandas frame; numbers that were not measured are NaN."""
     import pandas  # late: half a second that no other report needs
 
-    frame = pandas.DataFrame(list(flat(summary)), columns=column_names(summary.rows))
+    frame = pandas.DataFrame(list(flat(summary)), columns=[fact.name for fact in column_facts(summary.rows)])
     texts = _FIELDS.keys() - {"draft_max", "speedup_unflagged"}
     numbers = [name for name in frame.columns if name not in texts and not name.endswith("_no_interval")]
     return frame.astype(dict.fromkeys(numbers, "float64"))
-
-
-def _facts(metric: Metric) -> Iterator[ColumnFact]:
-    for part in ("", *metric.parts):
-        name = f"{metric.name}_{part}" if part else metric.name
-        unit = metric.unit if part in ("", "low", "high") else ""
-        yield ColumnFact(
-            name,
-            unit,
-            PARTS[part].format(metric.term if part else metric.meaning),
-            "" if part else metric.better or "",
-        )
-
-
-def _acceptances(summary: Summary) -> Iterator[dict[str, object]]:
-    for row in summary.rows:
-        for one in row.acceptances:
-            share = dict(zip(("low", "high"), one.share.interval or (), strict=False))
-            counts = one.model_dump(exclude={"share"}, exclude_none=True)
-            yield {
-                "task": row.task, "operating_point": row.operating_point, **counts, "share": one.share.value, **share,
-            }  # fmt: skip

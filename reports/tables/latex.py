@@ -1,8 +1,8 @@
-r"""The writer of tables for LaTeX: booktabs, whatever names and texts hold, on as many pages as they take.
+r"""Tables for LaTeX, of booktabs alone: whatever names and texts hold, on as many pages as they take.
 
-The file compiles by itself, and ``\input`` puts its tables into a document that has loaded ``booktabs``, of one column
-or two (``longtable`` knows no second one, so that pages are cut here). pdfLaTeX knows few characters, so that what it
-may not know is written as its nearest Latin letter or as its code point.
+The file compiles by itself, and ``\input`` puts its tables into a document of one column or two. ``longtable`` knows no
+second column, so that pages are cut here. What pdfLaTeX may not know is written as its nearest Latin letter or as its
+code point.
 """
 
 from __future__ import annotations
@@ -10,30 +10,19 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from harness.appearance.visible_text import one_line
-from reports.figures.drawing import slug
+from reports.figures.drawing import slug, unused
 from reports.tables.table import Column, Heading, Line, Part, Table
 
-_POINTS = 504.0
-"""Room for a row, 7 inches."""
-_SENTENCE = 170.0
-"""Points after which a column of sentences breaks its lines."""
-_SIZES = (("footnotesize", 8.0, 9.5, 3), ("scriptsize", 7.0, 8.0, 3), ("scriptsize", 7.0, 8.0, 2))
-"""Letters, their size, the height of a row, and the room on each side of a column, points: the first that fits."""
-_HEIGHT = 520.0
-"""Room for a table with its caption and notes, points: a page of this file, which is landscape; papers have more."""
-_CAPTION = 62.0
-"""The share of it that a caption of four lines takes."""
-_RULES = 18.0
-"""The same of the rules of a tabular, and what is between two."""
-_NOTE_LINE, _NOTE_LETTERS = 8.0, 120
-"""Height of a line of notes, points, and how many letters it has."""
-_WAITING = 16
-"""Tables of a file after which all that wait for a page get theirs: LaTeX lets few wait."""
+_WIDTH = 504.0  # points, 7 inches
+_SENTENCE = 170.0  # points after which a column of sentences breaks its lines
+_LINE, _NOTE_LINE = 8.0, 8.0  # height of a row and of a line of notes, points
+_NOTE_LETTERS = 120  # of a line
+_HEIGHT = 440.0  # room for rows, or notes, on a page: of 520 points a caption and rules take the rest
+_WAITING = 16  # tables after which all that wait for a page get theirs: LaTeX lets few wait
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -79,11 +68,7 @@ def to_latex(parts: Iterable[Part]) -> str:
             case Line():
                 written.append(rf"\noindent {escape_latex(_sentence(part.text))}\par")
             case Table(columns=columns) if columns:
-                stem = slug(part.name or part.title)
-                label = next(
-                    one for n in range(1, len(taken) + 2) if (one := f"{stem}-{n}" if n > 1 else stem) not in taken
-                )
-                taken.add(label)
+                label = unused(slug(part.name or part.title), taken)
                 for one in _floats(part, f"tab:{label}"):
                     written += [one] if len(written) % _WAITING else ["\n\\clearpage", one]
     return "\n".join([*written, "\n\\endoftables\n"])
@@ -94,76 +79,56 @@ def _floats(table: Table, label: str) -> Iterator[str]:
 
     One that is wider than the text is set as several below each other.
     """
-    ems = {id(column): _widest(column) for column in table.columns}
-    tried = ((look, table.split(partial(_fits, ems, look[1], look[3]), named=True)) for look in _SIZES)
-    for (size, points, line, room), blocks in tried:  # noqa: B007 (the last that was tried)
-        if len(blocks) == 1:
-            break
+    blocks = table.split(_fits, named=True)
+    headings, step = dict(table.groups), _LINE * len(blocks)
+    rows = [1] * table.rows
+    for column in table.columns:
+        if column.kind == "text":
+            rows = [max(n, math.ceil(7 * _ems(text) / _SENTENCE)) for n, text in zip(rows, column.texts, strict=True)]
+    again = 2 * step * bool(headings)  # a heading has the room of two rows, and stands above those that go on as well
+    room = _HEIGHT - again - sum(_LINE * max(len(_head(column)) for column in block.columns) for block in blocks)
+    heights = [step * (lines + 2 * (row in headings)) for row, lines in enumerate(rows)]
+    notes = [_sentence(note) for note in table.notes]
+    tall = [_NOTE_LINE * math.ceil(len(note) / _NOTE_LETTERS) for note in notes]
+    pages = [(page, range(0)) for page in _pages(heights, room)]
+    spoken = _pages(tall, _HEIGHT) if notes else []
+    if len(spoken) == 1 and sum(tall) + sum(heights[row] for row in pages[-1][0]) <= room:
+        pages[-1] = pages[-1][0], spoken.pop()
     title = _sentence(table.title)
-    for number, (start, end, notes) in enumerate(_pages(blocks, points, line)):
+    for number, (page, said) in enumerate([*pages, *((range(0), said) for said in spoken)]):
         lines = [
             r"\begin{table*}[htbp]",
             *[r"  \addtocounter{table}{-1}"] * (number > 0),
-            rf"  \centering\{size}\setlength{{\tabcolsep}}{{{room}pt}}\setlength{{\belowcaptionskip}}{{4pt}}",
+            r"  \centering\scriptsize\setlength{\tabcolsep}{3pt}\setlength{\belowcaptionskip}{4pt}",
             rf"  \caption{{{escape_latex(f'{title[:-1]} (continued).' if number else title)}}}",
             *[rf"  \label{{{label}}}"] * (number == 0),
         ]
-        for place, block in enumerate(blocks if end > start else ()):
+        for place, block in enumerate(blocks if page else ()):
             lines += [r"  \par\vspace{6pt}"] * (place > 0)
-            lines += _tabular(block, _between(block, start, end), points)
-        if notes:  # below, so that the caption stays short
-            text = escape_latex(" ".join(notes))
+            lines += _tabular(block, page)
+        if said:  # below, so that the caption stays short
+            text = escape_latex(" ".join(notes[note] for note in said))
             lines += [
                 rf"  \par\vspace{{3pt}}\begin{{minipage}}{{\linewidth}}\raggedright\scriptsize {text}\end{{minipage}}"
             ]
         yield "\n" + "\n".join([*lines, r"\end{table*}"])
 
 
-def _pages(blocks: Sequence[Table], points: float, line: float) -> list[tuple[int, int, list[str]]]:
-    """Return what stands on one page each: rows from where to where, and notes, which may go on as well.
-
-    A heading has the room of two rows and is written again above those of its rows that go on.
-    """
-    table = blocks[0]
-    headings = dict(table.groups)
-    step = line * len(blocks)
-    lines = max(len(head) for block in blocks for head in map(_head, block.columns))
-    room = _HEIGHT - _CAPTION - len(blocks) * (_RULES + line * lines)
-    rows = [1] * table.rows
-    for column in (column for block in blocks for column in block.columns if column.kind == "text"):
-        rows = [max(n, math.ceil(points * _ems(text) / _SENTENCE)) for n, text in zip(rows, column.texts, strict=True)]
+def _pages(heights: Sequence[float], room: float) -> list[range]:
+    """Return which of some things stand on one page each."""
     starts, left = [0], room
-    for row, needed in enumerate(rows):
-        height = step * (needed + 2 * (row in headings))
-        if left < height and row > starts[-1]:
-            starts.append(row)
-            left = room - 2 * step * bool(headings)
+    for place, height in enumerate(heights):
+        if left < height and place > starts[-1]:
+            starts.append(place)
+            left = room
         left -= height
-    pages: list[tuple[int, int, list[str]]] = [
-        (*ends, []) for ends in zip(starts, [*starts[1:], table.rows], strict=True)
-    ]
-    for note in map(_sentence, table.notes):
-        height = _NOTE_LINE * math.ceil(len(note) / _NOTE_LETTERS)
-        if left < height:
-            pages.append((table.rows, table.rows, []))
-            left = _HEIGHT - _CAPTION
-        pages[-1][2].append(note)
-        left -= height
-    return pages
+    return [range(*ends) for ends in zip(starts, [*starts[1:], len(heights)], strict=True)]
 
 
-def _between(table: Table, start: int, end: int) -> Table:
-    """Return the rows of a page; what began on an earlier one is continued."""
-    part = table.at(range(start, end))
-    before = [heading for place, heading in table.groups if place < start]
-    continued = before and not any(place == 0 for place, _ in part.groups)
-    return replace(part, groups=((0, f"{before[-1]} (continued)"), *part.groups)) if continued else part
-
-
-def _tabular(table: Table, page: Table, points: float) -> Iterator[str]:
+def _tabular(table: Table, page: range) -> Iterator[str]:
     """Yield some rows of a table, under its header and with its alignment."""
     kinds = [
-        (f"p{{{_SENTENCE:.0f}pt}}" if column.kind == "text" and points * _widest(column) > _SENTENCE else "l")
+        (f"p{{{_SENTENCE:.0f}pt}}" if column.kind == "text" and _wide(column) > _SENTENCE else "l")
         if column.left
         else "r"
         for column in table.columns
@@ -174,43 +139,44 @@ def _tabular(table: Table, page: Table, points: float) -> Iterator[str]:
     for place in range(max(map(len, heads))):
         yield f"    {' & '.join(head[place] if place < len(head) else '' for head in heads)} \\\\"
     yield r"    \midrule"
-    headings = dict(page.groups)
-    for number, row in enumerate(zip(*map(_cells, page.columns), strict=True)):
-        if number in headings:
-            yield from [r"    \addlinespace"] if number else []
-            heading = escape_latex(headings[number])
-            yield rf"    \multicolumn{{{len(row)}}}{{@{{}}l}}{{\emph{{{heading}}}}} \\"
-        yield f"    {' & '.join(row)} \\\\"
+    headings = dict(table.groups)
+    for row in page:
+        heading = headings.get(row, "")
+        before = [text for start, text in table.groups if start < row]
+        if row == page.start and before and not heading:
+            heading = f"{before[-1]} (continued)"
+        if heading:
+            yield from [r"    \addlinespace"] if row > page.start else []
+            yield rf"    \multicolumn{{{len(heads)}}}{{@{{}}l}}{{\emph{{{escape_latex(heading)}}}}} \\"
+        yield f"    {' & '.join(_cell(column, row) for column in table.columns)} \\\\"
     yield r"    \bottomrule"
     yield r"  \end{tabular}"
 
 
-def _cells(column: Column) -> Iterator[str]:
-    for text in column.texts:
-        if column.kind == "label":
-            yield rf"\texttt{{{escape_latex(text)}}}"
-        else:
-            yield escape_latex(re.sub(r"(?<![\w.])-(?=\d)", "−", text))
+def _cell(column: Column, row: int) -> str:
+    if column.kind == "label":
+        return rf"\texttt{{{escape_latex(column.texts[row])}}}"
+    return escape_latex(re.sub(r"(?<![\w.])-(?=\d)", "−", column.texts[row]))
 
 
 def _head(column: Column) -> list[str]:
     return column.head(max(map(len, column.texts), default=0))
 
 
-def _widest(column: Column) -> float:
-    letters = 0.531 if column.kind == "label" else 0.0  # typewriter
-    texts = [letters * len(text) if letters else _ems(text) for text in column.texts]
-    return max([*texts, *map(_ems, _head(column))])
+def _wide(column: Column) -> float:
+    """Return how wide a column's longest text is, points."""
+    texts = [0.531 * len(text) if column.kind == "label" else _ems(text) for text in column.texts]  # typewriter
+    return 7 * max([*texts, *map(_ems, _head(column))])
 
 
-def _fits(ems: Mapping[int, float], points: float, room: float, columns: Sequence[Column]) -> bool:
-    widths = ((points * ems[id(column)], column.kind == "text") for column in columns)
-    return sum((min(wide, _SENTENCE) if text else wide) + 2 * room for wide, text in widths) <= _POINTS
+def _fits(columns: Sequence[Column]) -> bool:
+    widths = [min(_wide(column), _SENTENCE) if column.kind == "text" else _wide(column) for column in columns]
+    return sum(widths) + 6 * len(widths) <= _WIDTH
 
 
 @lru_cache(maxsize=10_000)
 def _ems(text: str) -> float:
-    """Return about how wide Computer Modern sets a text at 7 points, in sizes of the letter; a little less at 8."""
+    """Return about how wide Computer Modern sets a text at 7 points, in sizes of the letter."""
     return sum(
         0.34 if one in " .,:;[]()|'ijlftr/" else 0.9 if one in "×±≥≤−Δ●◇mw%–ABCDGHMNOQUVWX" else 0.57 for one in text
     )

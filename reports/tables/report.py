@@ -37,8 +37,7 @@ from reports.tables.writers import Document, to_markdown, to_terminal
 
 FILES = ("summary.json", "summary.csv", "report.md")
 HEADING = "# Early-exit benchmark report"
-_BRIEF = 100
-"""Columns of a terminal that a run's end needs at most."""
+_BRIEF = 100  # columns of a terminal that a run's end needs at most
 
 
 def render(summary: Summary) -> Document:
@@ -48,9 +47,7 @@ def render(summary: Summary) -> Document:
 
 def report(summary: Summary) -> Iterator[Part]:
     """Yield every table of a summary, how to read them, and its notes."""
-    yield from of_summary(summary)
-    yield from how_to_read([summary])
-    yield from notes_of(summary)
+    yield from (*of_summary(summary), *how_to_read([summary]), *notes_of(summary))
 
 
 def to_json(summary: Summary) -> str:
@@ -68,9 +65,6 @@ def write_report(summary: Summary, directory: Path) -> tuple[Path, ...]:
     """Write ``summary.json``, ``summary.csv``, ``report.md`` and, where something was drafted, ``acceptance.csv``.
 
     Each is replaced whole; their paths are returned.
-
-    Raises:
-        StoreError: a file cannot be written.
     """
     texts = (to_json(summary), summary_csv(summary), report_markdown(summary))
     further = acceptance_csv([("", summary)])
@@ -112,11 +106,7 @@ def brief(summary: Summary) -> Document:
 
 
 def detailed(runs: Iterable[tuple[str, RecordedRun]]) -> Iterator[Part]:
-    """Yield every table of each run, titled so that it can stand alone, for documents without headings.
-
-    Args:
-        runs: each with its name in the report.
-    """
+    """Yield every table of each run, titled so that it can stand alone, for documents without headings."""
     for name, run in runs:
         yield Heading(name)
         warning = (f"{name} is not complete: {run.state}",) if run.state else ()
@@ -133,11 +123,8 @@ def detailed(runs: Iterable[tuple[str, RecordedRun]]) -> Iterator[Part]:
 def task_tables(runs: Sequence[tuple[str, RecordedRun]]) -> list[Table]:
     """Return one table per task and protocol that some run finished a sample of, in order of first appearance.
 
-    Rows of different runs stand in groups: they share columns and units, and every comparison in a row is with full
-    depth of its own run.
-
-    Args:
-        runs: each with its name in the report.
+    Rows of different runs, which come with their names in the report, stand in groups: they share columns and units,
+    and every comparison in a row is with full depth of its own run.
     """
     found: dict[tuple[str, str], list[tuple[str, RecordedRun, ResultTable]]] = {}
     for name, run in runs:
@@ -153,46 +140,40 @@ def task_tables(runs: Sequence[tuple[str, RecordedRun]]) -> list[Table]:
 
 def _together(groups: Sequence[tuple[str, RecordedRun, ResultTable]]) -> Table:
     rows = [row for _, _, table in groups for row in table.rows]
-    task, protocol, several = rows[0].task, rows[0].protocol, len(groups) > 1
+    several, runs = len(groups) > 1, len({name for name, _, _ in groups})
     shown = headline_columns(rows, counts=any(table.uneven for _, _, table in groups))
     columns = (
         Column(header="", cells=tuple(mark(row).strip() for row in rows), kind="text", name="mark"),
         Column(header="operating point", cells=tuple(row.operating_point for row in rows), kind="label"),
         *(column for column in shown if column.name != "kv" or len(set(column.cells)) > 1),
     )
+    written = " ".join(text for column in columns for text in column.texts)
+    notes = [
+        f"{sign}{':' * sign.isascii()} {meaning}."
+        for sign, meaning in LEGEND
+        if sign == "*" or (sign in written and sign != MISSING)
+    ]
+    notes.append("Brackets: 95 % intervals.")
+    with_energy = [row for row in rows if row.value(ENERGY_PER_TOKEN) is not None]
+    if not all(row.energy_measured for row in with_energy):
+        notes.append("Energy that no sensor read is an estimate and decides no ranking.")
     headings, start = [], 0
-    for name, _, table in groups:
+    for name, run, table in groups:
         row = table.rows[0]
         headings.append((start, f"{name}: {row.model}, {row.weights} weights, {table.numbers}, {table.size}"))
         start += len(table.rows)
-    runs = len({name for name, _, _ in groups})
+        facts = [f"{name} is not complete: {run.state}."] if run.state else [f"{name}."] * several
+        facts += [f"{label.capitalize()}: {text}." for label, text in table.facts]
+        facts += [f"Energy: {row.energy_source}."] * (len({one.energy_source for one in with_energy}) > 1)
+        notes.append(" ".join(facts))
     size = f"{runs} runs" if runs > 1 else groups[0][2].size
+    task = f"{rows[0].task} ({rows[0].protocol})"
     return Table(
-        title=f"Quality and cost on {task} ({protocol}), {size}. Speed-ups are over full depth of the same run.",
+        title=f"Quality and cost on {task}, {size}. Speed-ups are over full depth of the same run.",
         columns=columns,
-        notes=(*_marks(rows, columns), *(_facts(*group, rows=rows, several=several) for group in groups)),
+        notes=tuple(notes),
         groups=tuple(headings) if several else (),
     )
-
-
-def _marks(rows: Sequence[SummaryRow], columns: Iterable[Column]) -> Iterator[str]:
-    """Yield what the marks that stand in a task's table mean."""
-    shown = " ".join(text for column in columns for text in column.texts)
-    for sign, meaning in LEGEND:
-        if sign == "*" or (sign in shown and sign != MISSING):
-            yield f"{sign}{':' * sign.isascii()} {meaning}."
-    yield "Brackets: 95 % intervals."
-    if any(row.value(ENERGY_PER_TOKEN) is not None and not row.energy_measured for row in rows):
-        yield "Energy that no sensor read is an estimate and decides no ranking."
-
-
-def _facts(name: str, run: RecordedRun, table: ResultTable, *, rows: Sequence[SummaryRow], several: bool) -> str:
-    """Return what the rows of a run were measured on, in sentences."""
-    sources = {row.energy_source for row in rows if row.value(ENERGY_PER_TOKEN) is not None}
-    named = [f"{name} is not complete: {run.state}."] if run.state else [f"{name}."] * several
-    facts = [f"{label.capitalize()}: {text}." for label, text in table.facts]
-    energy = [f"Energy: {table.rows[0].energy_source}."] if len(sources) > 1 else []
-    return " ".join([*named, *facts, *energy])
 
 
 def in_two_sentences(table: ResultTable) -> str:
@@ -213,17 +194,12 @@ def in_two_sentences(table: ResultTable) -> str:
     if not told:
         return "There are no times to compare with full depth's; the report has what was scored."
     if not can_tell(metric, [row.estimate(metric) for row in table.rows]):
-        return _too_few(full.n, max(one.n or 0 for one in told))
+        blocks = max(one.n or 0 for one in told)
+        in_blocks = f", measured in {blocks} blocks," if 0 < blocks < full.n else ""
+        enough = max(50, MINIMUM_PAIRS * -(-full.n // blocks) if blocks else 0)
+        few = f"{full.n} samples{in_blocks} are too few to tell any operating point from full depth."
+        return f"{few} Use --limit {enough} or more."
     return _best(others, metric)
-
-
-def _too_few(samples: int, blocks: int) -> str:
-    in_blocks = f", measured in {blocks} blocks," if 0 < blocks < samples else ""
-    enough = max(50, MINIMUM_PAIRS * -(-samples // blocks) if blocks else 0)
-    return (
-        f"{samples} samples{in_blocks} are too few to tell any operating point from full depth. "
-        f"Use --limit {enough} or more."
-    )
 
 
 def _best(others: Sequence[SummaryRow], metric: Metric) -> str:
@@ -232,32 +208,28 @@ def _best(others: Sequence[SummaryRow], metric: Metric) -> str:
     def speedup(row: SummaryRow) -> float:
         return row.value(metric) or 0.0
 
+    def named(row: SummaryRow) -> str:
+        return f"{row.operating_point} ({row.verdict})"
+
     distinct = [row for row in others if is_distinguishable(metric, row.estimate(metric))]
     faster = sorted((row for row in distinct if speedup(row) > 1), key=speedup, reverse=True)
-    if not faster and len(distinct) == len(others):
-        return (
-            f"None of {len(others)} operating points is faster than full depth: each is slower beyond chance. "
-            f"Fastest of all: {_said(max(others, key=speedup))}."
-        )
     if not faster:
-        return (
-            f"None of {len(others)} operating points is faster than full depth beyond chance. That does not make them "
-            "equal: more samples (--limit) tell smaller differences."
-        )
+        none = f"None of {len(others)} operating points is faster than full depth"
+        if len(distinct) == len(others):
+            fastest = named(max(others, key=speedup))
+            return f"{none}: each is slower beyond chance. Fastest of all: {fastest}."
+        more = "That does not make them equal: more samples (--limit) tell smaller differences."
+        return f"{none} beyond chance. {more}"
     free = next((row for row in faster if _keeps(row)), None)
     if free is None:
         first = "No operating point that is faster beyond chance is known to keep full depth's edit similarity."
     elif _has_its_text(free):
-        first = f"Fastest with full depth's own text: {_said(free)}."
+        first = f"Fastest with full depth's own text: {named(free)}."
     else:
-        first = f"Fastest without a loss of edit similarity that can be told from chance: {_said(free)}."
-    fastest = faster[0]
-    second = f"It is the fastest of all {len(others)}." if fastest is free else f"Fastest of all: {_said(fastest)}."
-    return f"{first} {second}"
-
-
-def _said(row: SummaryRow) -> str:
-    return f"{row.operating_point} ({row.verdict})"
+        first = f"Fastest without a loss of edit similarity that can be told from chance: {named(free)}."
+    if faster[0] is free:
+        return f"{first} It is the fastest of all {len(others)}."
+    return f"{first} Fastest of all: {named(faster[0])}."
 
 
 def _has_its_text(row: SummaryRow) -> bool:

@@ -1,10 +1,4 @@
-"""Rows that may be compared with each other, what must be said of them, and a metric's estimates as their column.
-
-Rows of a table share what :data:`harness.records.conditions.in_one_table` says, and the machine, which a summary has
-only one of. Everything else that differs is an operating point, a KV policy and a weights format of its own included. A
-comparison with full depth that passes its test carries a ``*``, one without an interval ``[too few]``. What is a
-column, where it stands and how it is written are facts of the metric.
-"""
+"""Rows that may be compared with each other, what must be said of them, and a metric's estimates as their column."""
 
 from __future__ import annotations
 
@@ -26,32 +20,23 @@ from reports.metrics.vocabulary import HEADLINE, in_section, metrics_of, section
 from reports.tables.table import Column, Tone
 
 LEGEND = (
-    (
-        "●",
-        "on the front: faster than full depth beyond chance (*), or full depth, and no row keeps as much text (exact "
-        "prefix) and is as fast",
-    ),
+    ("●", "on the front: faster than full depth beyond chance (*), or full depth, and no row keeps as much text (exact "
+          "prefix) and is as fast"),
     ("◇", "an upper bound, not a candidate"),
     ("*", "differs from full depth: Holm-corrected p ≤ 0.05, and the interval excludes no difference"),
     ("[too few]", "too few blocks, samples, or samples that differ for an interval, so neither interval nor test"),
     (MISSING, "not measured, or not defined"),
-)
+)  # fmt: skip
 """Marks in tables and what each means, wherever that is told."""
 _LOSSLESS = ("@lossless", "what exits or a draft source say is verified, and full depth's tokens come out")
 _STOP = ("@stop=", "a rule ends completions early; what is left is scored against the whole reference")
-_MOVED = 3
-"""Rows named whose speed-up flagged windows moved, those that they moved most."""
+_MOVED = 3  # rows named whose speed-up flagged windows moved, those that they moved most
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
 
 
 @dataclass(frozen=True, slots=True)
 class ResultTable:
-    """Rows of one task × model × machine, full depth first.
-
-    Attributes:
-        rows: at least one.
-        machine: where they were measured.
-    """
+    """Rows of one task × model × machine, full depth first."""
 
     rows: tuple[SummaryRow, ...]
     machine: str
@@ -59,7 +44,7 @@ class ResultTable:
     @property
     def letters(self) -> tuple[str, ...]:
         """One character per row that names it in every part of the report; ``+`` beyond the 52nd."""
-        return tuple(_LETTERS[index] if index < len(_LETTERS) else "+" for index in range(len(self.rows)))
+        return tuple(_LETTERS[: len(self.rows)].ljust(len(self.rows), "+"))
 
     @property
     def heading(self) -> str:
@@ -69,19 +54,14 @@ class ResultTable:
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Data, model, decoding and machine, and windows where some were flagged: name and text of each."""
-        row = self.rows[0]
-        weights = (
-            "random weights (accuracy columns mean nothing)" if row.weights == "random" else f"{row.weights} weights"
-        )
-        windows = windows_of(self.rows)
-        flagged = any(row.flagged for row in self.rows)
-        beside = f"; windows {windows}" if windows and not flagged else ""
+        row, windows = self.rows[0], windows_of(self.rows)
+        weights = f"{row.weights} weights{' (accuracy columns mean nothing)' * (row.weights == 'random')}"
         return (
             ("data", f"{row.source} ({row.language}), {self.size}"),
             ("model", f"{row.model}, {weights}, exit head {row.exit_head}"),
-            ("decoding", f"{self.numbers}, kv {self.policies}, batch {row.batch_size}{beside}"),
+            ("decoding", f"{self.numbers}, kv {self.policies}, batch {row.batch_size}"),
             ("machine", self.machine),
-            *([("windows", windows)] if flagged else []),
+            *([("windows", windows)] if windows else []),
         )
 
     @property
@@ -214,29 +194,17 @@ def columns_of(rows: Sequence[SummaryRow]) -> dict[Metric, Column]:
 
 
 def headline_columns(rows: Sequence[SummaryRow], *, counts: bool) -> list[Column]:
-    """Return the filled columns of the first table, in reading order; every row says its KV policy.
-
-    Args:
-        rows: of the table.
-        counts: how many samples were scored, and how many failed, stand in it as well.
-    """
-    columns = columns_of(rows)
-    policies = Column(
-        header="KV", cells=tuple(row.kv or None for row in rows), kind="text", name="kv",
-        meaning="what skipped layers leave",
-    )  # fmt: skip
-    samples = [
-        Column(header="n", cells=tuple(row.n for row in rows), form=".0f", name="n", meaning="samples scored"),
-        Column(
-            header="errors", cells=tuple(row.errors for row in rows), form=".0f", name="errors",
-            meaning="samples that failed",
-        ),
-    ]  # fmt: skip
-    filled = [metric for metric, column in columns.items() if not column.empty]
+    """Return the filled columns of the first table, in reading order; every row says its KV policy."""
+    of_metrics = {metric: column for metric, column in columns_of(rows).items() if not column.empty}
+    policies = tuple(row.kv or None for row in rows)
+    counted = [("n", "samples scored"), ("errors", "samples that failed")] if counts else []
     return [
-        policies,
-        *(samples if counts else []),
-        *(columns[metric] for metric in in_section(filled, HEADLINE)),
+        Column(header="KV", cells=policies, kind="text", name="kv", meaning="what skipped layers leave"),
+        *[
+            Column(header=name, cells=tuple(getattr(row, name) for row in rows), form=".0f", meaning=meaning)
+            for name, meaning in counted
+        ],
+        *(of_metrics[metric] for metric in in_section(of_metrics, HEADLINE)),
     ]
 
 
@@ -248,14 +216,9 @@ def sections_with_columns(columns: Mapping[Metric, Column]) -> list[tuple[str, l
 
 def explanations(rows: Sequence[SummaryRow]) -> list[list[Column]]:
     """Return every column that a row fills, once, by the first section it stands in, the headline's first."""
-    columns = columns_of(rows)
-    left = [metric for metric, column in columns.items() if not column.empty]
-    found = []
-    for title in (HEADLINE, *sections_of(left)):
-        metrics = in_section(left, title)
-        found.append([columns[metric] for metric in metrics])
-        left = [metric for metric in left if metric not in metrics]
-    return found
+    columns = {metric: column for metric, column in columns_of(rows).items() if not column.empty}
+    titles = (HEADLINE, *sections_of(columns))
+    return [[columns.pop(metric) for metric in in_section(list(columns), title)] for title in titles]
 
 
 def _column(rows: Sequence[SummaryRow], metric: Metric) -> Column:

@@ -1,26 +1,22 @@
 """Every table of a run. A new one is one function here: terminal, Markdown, LaTeX and the front page show it at once.
 
-:data:`OF_RESULT`, :data:`OF_SUMMARY` and :data:`OF_RECORDS` list the functions, in reading order; they differ in what
-they need: the rows that may be compared with each other, a whole summary, or a run with its records.
+:data:`OF_RESULT` and :data:`OF_SUMMARY` list them in reading order; they differ in what they need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from harness.records.cost import PARTS, PHASES, Attribution, Quantity
+from harness.records.cost import PARTS, PHASES, Attribution
 from harness.records.estimate import Estimate
-from harness.records.summary import EXIT, Acceptance, Summary
+from harness.records.summary import EXIT, Summary
 from reports.completions.token_kinds import KINDS
-from reports.figures.fronts import GAINS, areas
-from reports.figures.task_table import task_tables
 from reports.metrics.drafts import ACCEPTANCE, DRAFTED, LAYERS_READ, TOKENS_PER_VERIFICATION
 from reports.metrics.speedups import DECODE_SPEEDUP
 from reports.recorded import RecordedRun
 from reports.summary.measured import energy_origin
-from reports.summary.pareto import unmarked, without_front
-from reports.tables.plot import draw_front
+from reports.summary.pareto import choose_gain, coordinates, unmarked, without_front
 from reports.tables.result import (
     ResultTable,
     columns_of,
@@ -31,7 +27,7 @@ from reports.tables.result import (
     split_tables,
     tone,
 )
-from reports.tables.table import Column, Facts, Heading, Line, Part, Picture, Table
+from reports.tables.table import Column, Facts, Heading, Line, Part, Table
 
 HEADLINE = "What each operating point gives and saves"
 ACCEPTANCE_NOTE = (
@@ -39,33 +35,21 @@ ACCEPTANCE_NOTE = (
     "are those that drafted tokens would have been, by a small lexer that does not see the prompt. [too few]: "
     "fewer than five blocks of samples drafted such tokens, or fewer than eight stood or fell."
 )
-HYPERVOLUME_NOTE = (
-    "Hypervolume: the most text kept (exact prefix) within a budget, averaged over budgets from 0 to full depth's "
-    "time, or layers (0 where nothing fits). Alone: by the strategy's own operating points. Adds: what is lost without "
-    "it. The full depth that costs are divided by spans none, and neither does what costs more. Brackets: 95 % "
-    "bootstrap intervals."
-)
-_NAMES = {
-    "check_heads": "heads of checks, drafts",
-    "output_head": "LM head",
-    "kv_fill": "exits, KV fill",
-}  # of parts of a request that their own name does not explain
+_NAMES = {"check_heads": "heads of checks, drafts", "output_head": "LM head", "kv_fill": "exits, KV fill"}
+"""Parts of a request that their own name does not explain."""
+
+_Key = tuple[str | None, int | None, str | None]  # source, layer, kind
 
 
 def parts_of(run: RecordedRun) -> list[Part]:
     """Return every table of a run, with headings and what else stands beside them."""
-    return [*of_summary(run.summary), *run.once(of_records)]
+    return list(of_summary(run.summary))
 
 
 def of_summary(summary: Summary) -> Iterator[Part]:
     """Yield what a summary is enough for."""
     for make in OF_SUMMARY:
         yield from make(summary)
-
-
-def of_records(run: RecordedRun) -> list[Part]:
-    """Return what takes records; seconds, so that a run keeps it (:meth:`reports.recorded.RecordedRun.once`)."""
-    return [part for make in OF_RECORDS for part in make(run)]
 
 
 def results(summary: Summary) -> Iterator[Part]:
@@ -83,16 +67,12 @@ def headline(table: ResultTable) -> Iterator[Part]:
 
 
 def front(table: ResultTable) -> Iterator[Part]:
-    """Yield the Pareto front as a drawing, or why there is none."""
-    draw = draw_front(table)
-    if draw is None:
+    """Yield why no row is marked as on the Pareto front; nothing where one is."""
+    gain = choose_gain(table.rows)
+    if gain is None or not any(coordinates(row, gain) for row in table.rows):
         yield from (Line(""), Line(f"No Pareto front: {without_front(table.rows)}.", "faint"))
-        return
-    legend = (
-        Line(f"{mark(row)} {letter} {row.operating_point}", tone(row))
-        for letter, row in zip(table.letters, table.rows, strict=True)
-    )
-    yield Picture("Pareto front", draw, tuple(legend), unmarked(table.rows))
+    elif why := unmarked(table.rows):
+        yield from (Line(""), Line(why, "faint"))
 
 
 def verdicts(table: ResultTable) -> Iterator[Part]:
@@ -115,20 +95,37 @@ def sections(table: ResultTable) -> Iterator[Part]:
 
 def acceptance_tables(table: ResultTable) -> Iterator[Table]:
     """Yield which drafts stood: by source and exit layer, and of each source by kind; none where none drafted."""
-    keys = {_key(one) for row in table.rows for one in row.acceptances}
+    found = [{(one.source, one.layer, one.kind): one for one in row.acceptances} for row in table.rows]
+    places = [place for place, one in enumerate(found) if one]
+    keys = {key for one in found for key in one}
     sources = sorted({source for source, _, _ in keys if source is not None}, key=lambda name: (name == EXIT, name))
     layers = sorted({layer for _, layer, _ in keys if layer is not None})
+
+    def shown(title: str, wanted: Iterable[tuple[str, _Key]]) -> Table:
+        """Return the rows that drafted any such token, with how many there were behind each share."""
+        columns = [
+            Column(
+                header=header,
+                form=".2f",
+                unit="of tokens",
+                cells=tuple(one[key].share if key in one else None for one in found),
+                marks=tuple(f"of {one[key].drafted}" if key in one else "" for one in found),
+            )
+            for header, key in wanted
+        ]
+        return replace(_table(table, title, columns, wide=True).at(places), notes=(ACCEPTANCE_NOTE,))
+
     if not sources:
         return
     origins: list[tuple[str, _Key]] = [(name, (name, None, None)) for name in sources if name != EXIT]
     origins += [(f"exit at {layer}", (EXIT, layer, None)) for layer in layers]
     origins += [("exits", (EXIT, None, None))] if len(layers) > 1 else []
-    yield _acceptances(table, "Drafts that stood, by what drafted them", origins)
+    yield shown("Drafts that stood, by what drafted them", origins)
     for source in sources:
         kinds: list[tuple[str, _Key]] = [(kind, key) for kind in KINDS if (key := (source, None, kind)) in keys]
         if kinds:
             named = "exits" if source == EXIT else source
-            yield _acceptances(table, f"Drafts of {named} that stood, by kind of token", kinds)
+            yield shown(f"Drafts of {named} that stood, by kind of token", kinds)
 
 
 def draft_lengths(table: ResultTable) -> Iterator[Table]:
@@ -152,10 +149,23 @@ def draft_lengths(table: ResultTable) -> Iterator[Table]:
 
 def attributions(summary: Summary) -> Iterator[Part]:
     """Yield where time and energy of requests went."""
-    for attribution in summary.attributions:
-        yield Heading(f"{attribution.where} · where the {attribution.quantity} goes")
-        yield from attribution_tables(attribution)
-        yield from (Line(note, "faint", bullet=True) for note in _attribution_notes(attribution))
+    for one in summary.attributions:
+        yield Heading(f"{one.where} · where the {one.quantity} goes")
+        yield from attribution_tables(one)
+        more = f" ({one.blocks_left_out} more were not finished by all)" if one.blocks_left_out else ""
+        notes = [
+            f"{one.where}, {one.quantity}: the fit leaves {100 * one.residual:.1f} % of a window unexplained (median); "
+            f"intervals resample {one.blocks} blocks{more}."
+        ]
+        if not one.measured:
+            said = energy_origin(one.source)
+            notes.append(f"energy here is {said}, not measured, and adds nothing to the time columns.")
+        if apart := [check.strategy for check in one.checks if check.agree is False]:
+            notes.append(
+                f"{', '.join(apart)}: the probe and the fit differ about the cost of a check. Asking costs otherwise "
+                "where tokens run to the end than where they leave, or the run is too short; trust the probe."
+            )
+        yield from (Line(note, "faint", bullet=True) for note in notes)
 
 
 def attribution_tables(attribution: Attribution) -> Iterator[Table]:
@@ -165,12 +175,18 @@ def attribution_tables(attribution: Attribution) -> Iterator[Table]:
     over full depth.
     """
     rows, quantity = attribution.rows, attribution.quantity
-    scale, unit = _scale((row.total for row in rows), quantity)
     source = "" if quantity == "time" else f", {attribution.source}"
+
+    def scaled(values: Iterable[float]) -> tuple[float, str]:
+        """Return what to multiply by, and the unit then."""
+        largest, unit = max(values, default=0.0), "s" if quantity == "time" else "J"
+        return (1.0, unit) if largest >= 10 else (1e3, f"m{unit}") if largest >= 1e-2 else (1e6, f"µ{unit}")
 
     def table(title: str, names: Iterable[str], *columns: Column) -> Iterator[Table]:
         if names := tuple(names):
             yield Table(title=title, columns=(_label(names), *columns))
+
+    scale, unit = scaled(row.total for row in rows)
 
     def numbers(header: str, cells: Iterable[Estimate | float | None], by: float = scale, form: str = ".1f") -> Column:
         return Column(header=header, cells=tuple(cells), scale=by, form=form)
@@ -197,7 +213,7 @@ def attribution_tables(attribution: Attribution) -> Iterator[Table]:
         numbers("of full depth, %", (row.overhead_of_full for row in decided), 100),
     )
     checks = [check for check in attribution.checks if check.direct or check.fitted]
-    fine, small = _scale((check.direct.value for check in checks if check.direct), quantity)
+    fine, small = scaled(check.direct.value for check in checks if check.direct)
     form = ".0f" if small.startswith("µ") else ".2f"
     agree = {None: None, True: "not distinguishable", False: "differ"}
     yield from table(
@@ -209,37 +225,10 @@ def attribution_tables(attribution: Attribution) -> Iterator[Table]:
     )
 
 
-def hypervolumes(run: RecordedRun) -> Iterator[Part]:
-    """Yield the hypervolume of strategies, of tasks whose text means something and that have more than full depth.
-
-    Layers are left out where stop rules cut completions short: what a token costs says nothing of what they cost.
-    """
-    for table in task_tables(run):
-        found = {name: areas(table, gain) for name, gain in (("time", GAINS[0]), ("layers", GAINS[2]))}
-        volumes = {name: volume for name, volume in found.items() if volume is not None}
-        if "time" not in volumes:  # chance decides no area, nor does energy
-            continue
-        beside = [point.row.strategy for point in table.points if point is not table.full]
-        names = [strategy for strategy in volumes["time"].alone if strategy in beside]  # a black box has no layers
-        columns = [
-            Column(header=f"{name}, {what}", cells=(*map(of.get, names), whole), form="fraction")
-            for name, volume in volumes.items()
-            for what, of, whole in (("alone", volume.alone, volume.total), ("adds", volume.contribution, None))
-        ]
-        yield Table(
-            title=f"Dominated hypervolume of text kept against cost, {table.first.task}",
-            columns=(_label((*names, "all together"), "strategy"), *columns),
-            notes=(HYPERVOLUME_NOTE,),
-        )
-
-
 OF_RESULT: tuple[Callable[[ResultTable], Iterator[Part]], ...] = (
     headline, front, verdicts, sections, acceptance_tables, draft_lengths,
 )  # fmt: skip
 OF_SUMMARY: tuple[Callable[[Summary], Iterator[Part]], ...] = (results, attributions)
-OF_RECORDS: tuple[Callable[[RecordedRun], Iterator[Part]], ...] = (hypervolumes,)
-
-_Key = tuple[str | None, int | None, str | None]  # source, layer, kind
 
 
 def _table(table: ResultTable, title: str, columns: Iterable[Column], *, wide: bool = False) -> Table:
@@ -256,47 +245,3 @@ def _table(table: ResultTable, title: str, columns: Iterable[Column], *, wide: b
 
 def _label(names: Iterable[str], header: str = "operating point") -> Column:
     return Column(header=header, cells=tuple(names), kind="label")
-
-
-def _key(one: Acceptance) -> _Key:
-    return one.source, one.layer, one.kind
-
-
-def _acceptances(table: ResultTable, title: str, wanted: Sequence[tuple[str, _Key]]) -> Table:
-    """Return the rows that drafted any such token, with how many there were behind each share."""
-    found = [{_key(one): one for one in row.acceptances} for row in table.rows]
-    columns = [
-        Column(
-            header=header,
-            cells=tuple(one[key].share if key in one else None for one in found),
-            form=".2f",
-            unit="of tokens",
-            marks=tuple(f"of {one[key].drafted}" if key in one else "" for one in found),
-        )
-        for header, key in wanted
-    ]
-    whole = _table(table, title, columns, wide=True)
-    return replace(whole.at([place for place, one in enumerate(found) if one]), notes=(ACCEPTANCE_NOTE,))
-
-
-def _attribution_notes(attribution: Attribution) -> Iterator[str]:
-    left_out = attribution.blocks_left_out
-    yield (
-        f"{attribution.where}, {attribution.quantity}: the fit leaves {100 * attribution.residual:.1f} % of a window "
-        f"unexplained (median); intervals resample {attribution.blocks} blocks"
-        + (f" ({left_out} more were not finished by all)." if left_out else ".")
-    )
-    if not attribution.measured:
-        yield f"energy here is {energy_origin(attribution.source)}, not measured, and adds nothing to the time columns."
-    apart = [check.strategy for check in attribution.checks if check.agree is False]
-    if apart:
-        yield (
-            f"{', '.join(apart)}: the probe and the fit differ about the cost of a check. Asking costs otherwise "
-            "where tokens run to the end than where they leave, or the run is too short; trust the probe."
-        )
-
-
-def _scale(values: Iterable[float], quantity: Quantity) -> tuple[float, str]:
-    """Return what to multiply by, and the unit then."""
-    largest, unit = max(values, default=0.0), "s" if quantity == "time" else "J"
-    return (1.0, unit) if largest >= 10 else (1e3, f"m{unit}") if largest >= 1e-2 else (1e6, f"µ{unit}")

@@ -1,8 +1,6 @@
-"""A table: columns of estimates or texts with units, and notes. Writers know only this value.
+"""A table: columns of estimates or texts with units, and notes; and what stands beside tables in a document.
 
-A function that makes one needs no writer of its own: terminal, Markdown, LaTeX, HTML and CSV write whatever stands here
-(:mod:`reports.tables.writers`). Numbers of a column share their decimals, three significant digits of its largest;
-what was not determined is ``–``, and an estimate that lacks its interval says so.
+Writers (:mod:`reports.tables.writers`, :mod:`reports.tables.latex`) know only these values.
 """
 
 from __future__ import annotations
@@ -14,12 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from harness.appearance.terminal import Text
 from harness.appearance.visible_text import one_line
 from harness.records.estimate import MISSING, Estimate
 
-_MOST_DECIMALS = 9
-"""A value below a billionth of its unit is written as zero."""
+_MOST_DECIMALS = 9  # a value below a billionth of its unit is written as zero
 
 Cell = str | float | Estimate | None
 """A text; a number or an estimate, written in the column's form; ``None`` for what was not determined."""
@@ -45,40 +41,23 @@ _FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column.
+    """One column. Its numbers share their decimals; an estimate that lacks its interval says so."""
 
-    Attributes:
-        header: words; a writer breaks them into lines where it has to. A line break that stands here is kept where
-            headers have lines; behind ``-`` it is a hyphenation.
-        cells: one per row.
-        form: how numbers are written. ``percent`` multiplies by 100.
-        scale: what numbers are multiplied by, for the unit (1e3 for seconds shown in ms).
-        unit: shown under the header, behind the level of the intervals where there are any.
-        meaning: one phrase for the legend; empty for what explains itself.
-        name: in CSV files; the header where empty.
-        kind: ``label`` is the name of something: typewriter in documents, folded where it is long. ``text`` is aligned
-            left and breaks into lines, ``number`` is aligned right, or left where it has intervals.
-        intervals: write the intervals of estimates.
-        needs_interval: on narrow screens the column is left out rather than shown without them.
-        priority: on narrow screens, columns of the highest numbers go first; those of 0 always stay, and those up to 2
-            before any other shows its intervals.
-        tones: one per cell, or none.
-        marks: written behind a cell's number, such as ``*``; one per cell, or none.
-    """
-
-    header: str
+    header: str  # writers break it into lines; a line break that stands here is kept, behind "-" it is a hyphenation
     cells: tuple[Cell, ...] = ()
-    form: Form = "digits"
-    scale: float = 1.0
+    form: Form = "digits"  # "percent" multiplies by 100
+    scale: float = 1.0  # what numbers are multiplied by, for the unit (1e3 for seconds shown in ms)
     unit: str = ""
-    meaning: str = ""
-    name: str = ""
+    meaning: str = ""  # a phrase for the legend
+    name: str = ""  # in CSV files; the header where empty
     kind: Literal["number", "text", "label"] = "number"
+    """``label`` is the name of something, folded where it is long; ``text`` breaks into lines."""
     intervals: bool = True
-    needs_interval: bool = False
+    needs_interval: bool = False  # on narrow screens left out rather than shown without them
     priority: float = 0.0
-    tones: tuple[Tone, ...] = ()
-    marks: tuple[str, ...] = ()
+    """On narrow screens the highest go first; 0 always stays, up to 2 comes before any other's intervals."""
+    tones: tuple[Tone, ...] = ()  # one per cell, or none
+    marks: tuple[str, ...] = ()  # behind a cell's number, such as "*"; one per cell, or none
 
     @property
     def empty(self) -> bool:
@@ -91,8 +70,8 @@ class Column:
         number, bound = self._formats()
         marks = self.marks or ("",) * len(self.cells)
         return tuple(
-            f"{text} {mark}" if mark else text
-            for text, mark in zip((self._text(cell, number, bound) for cell in self.cells), marks, strict=True)
+            self._text(cell, number, bound) + (f" {mark}" if mark else "")
+            for cell, mark in zip(self.cells, marks, strict=True)
         )
 
     @property
@@ -103,9 +82,8 @@ class Column:
     @property
     def bracketed(self) -> bool:
         """Whether intervals, or why there are none, stand behind its numbers."""
-        return self.intervals and any(
-            isinstance(cell, Estimate) and (cell.interval or cell.no_interval) for cell in self.cells
-        )
+        estimates = (cell for cell in self.cells if isinstance(cell, Estimate))
+        return self.intervals and any(one.interval or one.no_interval for one in estimates)
 
     @property
     def left(self) -> bool:
@@ -121,16 +99,12 @@ class Column:
     def head(self, room: int) -> list[str]:
         """Return the lines of its header, no longer than ``room`` characters where its words allow that."""
         room = max(1, room, len(self.under))
-        lines = (
+        lines = [
             piece
             for line in self.header.split("\n")
             for piece in ([line] if self.kind == "label" else textwrap.wrap(line, room, break_long_words=False))
-        )
+        ]
         return [one_line(line) for line in (*lines, self.under) if line]
-
-    def without_intervals(self) -> Column:
-        """Return the column with bare values."""
-        return replace(self, intervals=False)
 
     def at(self, places: Sequence[int]) -> Column:
         """Return some of its cells, written as they are among all of them."""
@@ -162,25 +136,15 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table that any writer can write.
-
-    Attributes:
-        title: what it answers.
-        columns: all with as many cells.
-        notes: sentences that belong under it.
-        tones: one per row, or none.
-        groups: index of a row → heading of the rows from there on; empty where rows are not grouped.
-        wide: what does not fit a screen goes on in a further table, instead of being left to the files.
-        name: in file names and labels; made of the title where empty.
-    """
+    """A table that any writer can write."""
 
     title: str
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
-    tones: tuple[Tone, ...] = ()
-    groups: tuple[tuple[int, str], ...] = ()
-    wide: bool = False
-    name: str = ""
+    tones: tuple[Tone, ...] = ()  # one per row, or none
+    groups: tuple[tuple[int, str], ...] = ()  # index of a row, and the heading of the rows from there on
+    wide: bool = False  # what does not fit a screen goes on in a further table, instead of being left to the files
+    name: str = ""  # in file names and labels; made of the title where empty
 
     def __post_init__(self) -> None:
         lengths = {len(column.cells) for column in self.columns}
@@ -191,13 +155,9 @@ class Table:
     def of_rows(
         cls, title: str, headers: Sequence[str | Column], rows: Iterable[Sequence[Cell | Line]], **more: Any
     ) -> Table:
-        """Return a table of rows.
+        """Return a table of rows, whose cells with a tone of their own are lines.
 
-        Args:
-            title: what it answers.
-            headers: columns that still lack their cells; of words alone the first is a label, all others are numbers.
-            rows: cells, those with a tone of their own as lines.
-            more: further attributes.
+        Headers are columns without cells; of words alone the first is a label, all others are numbers.
         """
         cells = list(zip(*rows, strict=True)) or [()] * len(headers)
         columns = []
@@ -231,14 +191,9 @@ class Table:
         return self.columns[: (labels or [0])[0] + 1]
 
     def split(self, fits: Callable[[Sequence[Column]], bool], *, named: bool = False) -> tuple[Table, ...]:
-        """Return it as the fewest tables that fit; later ones are titled as continued.
+        """Return it as the fewest tables whose columns fit side by side; later ones are titled as continued.
 
-        Each begins with the leading columns of priority 0; those with a priority, as names that letters stand for, are
-        left out where the table does not fit.
-
-        Args:
-            fits: whether columns have room side by side.
-            named: begin with all leading columns.
+        Each begins with the leading columns of priority 0, or with ``named`` all of them.
         """
         if fits(self.columns):
             return (self,)
@@ -273,33 +228,11 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names and what is to say of each, a line each: what tables were made of, what marks mean.
-
-    Attributes:
-        facts: name and text.
-        flowing: a screen shows them one after another, as there are many.
-    """
+    """Names and what is to say of each, a line each; ``flowing`` ones stand behind one another on a screen."""
 
     facts: tuple[tuple[str, str], ...]
     flowing: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A drawing of characters.
-
-    Attributes:
-        title: what it shows.
-        draw: makes the drawing, as many characters wide at most.
-        legend: what stands in it, beside or under it on a screen.
-        note: a sentence that belongs to it.
-    """
-
-    title: str
-    draw: Callable[[int], Text]
-    legend: tuple[Line, ...] = ()
-    note: str = ""
-
-
-Part = Table | Line | Heading | Facts | Picture
+Part = Table | Line | Heading | Facts
 """The parts of a document."""

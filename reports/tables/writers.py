@@ -1,8 +1,6 @@
-"""Writers of tables, one per output: what a table shows is decided before, how it looks only here.
+"""Writers of tables for terminals, Markdown and CSV: whatever cells hold stays text, in its cell, and no formula.
 
-:func:`to_terminal`, :func:`to_markdown`, :func:`to_csv` and :func:`to_html`; LaTeX has pages as well, and a module of
-its own (:mod:`reports.tables.latex`). Whatever the cells hold stays text: nothing is hidden, no name leaves its cell
-and no cell is a formula.
+LaTeX has pages as well, and a module of its own (:mod:`reports.tables.latex`).
 """
 
 from __future__ import annotations
@@ -12,20 +10,18 @@ import io
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.cells import cell_len
-from rich.columns import Columns
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType, RenderResult
 from rich.table import Table as Grid
 
-from harness.appearance.pages import templates
 from harness.appearance.terminal import Line as RichLine
 from harness.appearance.terminal import Text
 from harness.appearance.visible_text import one_line, visible
 from harness.records.estimate import Estimate
-from reports.tables.table import Cell, Column, Facts, Heading, Line, Part, Picture, Table, Tone
+from reports.tables.table import Cell, Column, Facts, Heading, Line, Part, Table, Tone
 
 STYLES: dict[Tone, str] = {
     "": "", "strong": "bold", "faint": "dim", "good": "green", "bad": "red", "doubtful": "yellow",
@@ -39,36 +35,22 @@ _ESCAPES = {
     "@": "&#64;",
     "#": "&#35;",
 }
-_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the wide ones are read alike in East Asia
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """Excel and others take a cell that begins like this for a formula, the wide ones in East Asia."""
-_WIDEST = 132
-"""Lines of a terminal that are longer are hard to follow."""
-_PICTURE = 78
-_BETWEEN = 2
-"""Characters between two columns."""
-_TEXT = 24
-"""Characters that a column of sentences has at least, where they are that long."""
-_LEADING = 2
-"""Columns up to this priority have their place before any other shows its intervals."""
+_WIDEST = 132  # lines of a terminal that are longer are hard to follow
+_BETWEEN = 2  # characters between two columns
+_TEXT = 24  # characters that a column of sentences has at least, where they are that long
+_LEADING = 2  # columns up to this priority have their place before any other shows its intervals
+_INDENT = 2  # characters by which rows stand in from the headings of their groups
 
 
 def to_terminal(parts: Iterable[Part], *, widest: int = _WIDEST) -> Document:
-    """Return a rich renderable of tables and what stands beside them, for whatever width it is printed at.
-
-    Args:
-        parts: in reading order.
-        widest: columns of a terminal that it uses at most.
-    """
+    """Return a rich renderable of tables and what stands beside them, for whatever width it is printed at."""
     return Document(tuple(parts), widest)
 
 
 def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
-    """Yield the lines of Markdown that GitHub renders.
-
-    Args:
-        parts: in reading order.
-        level: of headings of level 0.
-    """
+    """Yield the lines of Markdown that GitHub renders."""
     listed = False
     for part in _said_once(parts):
         match part:
@@ -84,10 +66,6 @@ def to_markdown(parts: Iterable[Part], level: int = 2) -> Iterator[str]:
             case Line():
                 yield from () if part.bullet and listed else ("",)
                 yield f"{'- ' * part.bullet}{escape_markdown(part.text)}"
-            case Picture():
-                drawn = part.draw(_PICTURE + 2).plain.splitlines()
-                yield from ("", "```text", *(line.rstrip() for line in drawn), "```")
-                yield from ("", escape_markdown(part.note)) if part.note else ()
             case Table():
                 yield from _markdown_table(part)
         listed = isinstance(part, Facts) or (isinstance(part, Line) and part.bullet)
@@ -126,11 +104,6 @@ def inert(value: object) -> object:
         return value
     text = visible(value)
     return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
-
-
-def to_html(table: Table) -> str:
-    """Return a ``<table>`` with its title and notes, to stand in a page."""
-    return templates("reports").get_template("table.html").render(table=table)
 
 
 def escape_markdown(text: str) -> str:
@@ -192,17 +165,12 @@ def _markdown_table(table: Table) -> Iterator[str]:
         yield from ("", escape_markdown(note))
 
 
+@dataclass(frozen=True)
 class Document:
-    """Tables and what stands beside them, laid out for the width they are printed at.
+    """Tables and what stands beside them, laid out for the width they are printed at, ``widest`` at most."""
 
-    Attributes:
-        parts: in reading order.
-        widest: columns of a terminal that it uses at most.
-    """
-
-    def __init__(self, parts: tuple[Part, ...], widest: int = _WIDEST) -> None:
-        self.parts = parts
-        self.widest = widest
+    parts: tuple[Part, ...]
+    widest: int = _WIDEST
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield part by part."""
@@ -228,10 +196,13 @@ def _rendered(part: Part, width: int) -> Iterator[RenderableType]:
             yield _beside((Text("•"), RichLine(part.text, STYLES[part.tone])))
         case Line():
             yield RichLine(part.text, STYLES[part.tone])
-        case Picture():
-            yield from _picture(part, width)
         case Table():
-            yield from _tables(part, width)
+            for one in _fitting(part, width):
+                yield Text()
+                if one.title:
+                    yield RichLine(one.title, "bold")
+                yield from _grids(one, width)
+            yield from (RichLine(note, "dim") for note in part.notes)
 
 
 def _beside(*rows: tuple[RenderableType, RenderableType], between: int = 1) -> Grid:
@@ -240,29 +211,6 @@ def _beside(*rows: tuple[RenderableType, RenderableType], between: int = 1) -> G
     for row in rows:
         grid.add_row(*row)
     return grid
-
-
-def _picture(picture: Picture, width: int) -> Iterator[RenderableType]:
-    yield Text()
-    yield RichLine(picture.title, "bold")
-    if picture.note:
-        yield RichLine(picture.note, "dim")
-    drawn = picture.draw(max(30, min(width, _PICTURE)))
-    legend = [RichLine(line.text, STYLES[line.tone], overflow="fold") for line in picture.legend]
-    if legend and _PICTURE + 3 + max(entry.cell_len for entry in legend) <= width:
-        yield _beside((drawn, Text("\n").join([Text(), *legend])), between=3)
-    else:
-        yield drawn
-        yield from [Columns(legend, padding=(0, 3))] if legend else []
-
-
-def _tables(table: Table, width: int) -> Iterator[RenderableType]:
-    for part in _fitting(table, width):
-        yield Text()
-        if part.title:
-            yield RichLine(part.title, "bold")
-        yield from _grids(part, width)
-    yield from (RichLine(note, "dim") for note in table.notes)
 
 
 def _fitting(table: Table, width: int) -> tuple[Table, ...]:
@@ -276,7 +224,7 @@ def _fitting(table: Table, width: int) -> tuple[Table, ...]:
         return [some[place] for place in sorted(some)]
 
     def narrow(column: Column) -> Column:
-        return column if column.needs_interval else column.without_intervals()
+        return column if column.needs_interval else replace(column, intervals=False)
 
     if not table.wide and not fits(columns):
         by_priority = sorted(range(len(columns)), key=lambda place: columns[place].priority)
@@ -310,10 +258,6 @@ def _cells(column: Column, width: int) -> list[str]:
     if column.kind == "label":
         return [fold_label(text, max(20, width // 3)) for text in column.texts]
     return [RichLine(text).plain for text in column.texts]
-
-
-_INDENT = 2
-"""Columns by which rows stand in from the headings of their groups."""
 
 
 def _grids(table: Table, width: int) -> Iterator[Grid | Text]:

@@ -73,10 +73,6 @@ class Protocol(ABC, Generic[R]):
         """Return the limit of a completion, tokens: what was asked for, or the protocol's own."""
         return self.new_tokens if request.max_new_tokens is None else request.max_new_tokens
 
-    def is_withheld(self, row: BadRow) -> bool:
-        """Return whether a row was bad only because its answer is empty."""
-        return False
-
 
 AnyProtocol = Protocol[Any]
 """One whose rows do not matter here."""

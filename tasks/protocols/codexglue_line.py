@@ -74,7 +74,10 @@ NEW_TOKENS = 100
 MAX_CONTEXT = 1024 - NEW_TOKENS
 """Longest prompt, tokens; the official code keeps the last ones."""
 
-_NO_ANSWER = "'gt' is empty, the answer is withheld"
+_NO_ANSWER = (
+    "'gt' is empty, the answer is withheld as in CodeXGLUE's test set; use rows with answers, such as its dev set, or "
+    "--protocol green-code"
+)
 
 
 class CodexglueLine(Protocol[Document | LineRow]):
@@ -108,13 +111,7 @@ class CodexglueLine(Protocol[Document | LineRow]):
         return Sample(row.sample_id, prompt_ids, rest.strip(), tuple(tokenizer.encode(rest.rstrip())), new)
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
-        """Return a rule that is true once the line has ended: that of :mod:`tasks.stops.line`."""
         return LineEnd(self.language, tokenizer)
 
     def completion(self, text: str) -> str:
-        """Return the text up to the line's end, outer white space removed."""
         return self.language.line(text)
-
-    def is_withheld(self, row: BadRow) -> bool:
-        """Return whether the row lacked nothing but its answer."""
-        return row.reason.endswith(_NO_ANSWER)

@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from harness.models.fill_in_the_middle import encode_inside
@@ -63,20 +62,9 @@ def without_comments(text: str) -> str:
 
 
 def _parses(code: str) -> bool:
-    stack = [_parser().parse(code.encode()).root_node]
-    while stack:
-        node = stack.pop()
-        if node.type == "ERROR":
-            return False
-        stack.extend(child for child in node.children if child.has_error)
-    return True
-
-
-@lru_cache(maxsize=1)
-def _parser() -> Any:
     from tasks.languages import parser
 
-    return parser("python")
+    return "(ERROR" not in str(parser("python").parse(code.encode()).root_node)
 
 
 class CrossCodeEval(Protocol[GapRow]):
@@ -87,7 +75,6 @@ class CrossCodeEval(Protocol[GapRow]):
     origins: ClassVar[Mapping[type, str]] = {GapRow: "other files as comments, then the file up to the gap"}
 
     def sample(self, row: GapRow, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
-        """Lay out the prompt within its limits."""
         new = self.limit(request)
         longest = FILE_TOKENS if request.max_positions is None else min(FILE_TOKENS, request.max_positions)
         if longest <= new:
@@ -138,11 +125,9 @@ class CrossCodeEval(Protocol[GapRow]):
         return statement_is_over
 
     def completion(self, text: str) -> str:
-        """Return the statement without comments; needs the code before it for Python."""
         return self.completion_between("", text, "")
 
     def completion_between(self, before: str, text: str, after: str) -> str:
-        """Return the statement that the text begins with, without comments."""
         return without_comments(statement(before, text, self.language.name))
 
 
@@ -159,10 +144,8 @@ class CrossCodeEvalFim(CrossCodeEval):
         return marked.token_ids([*others, *before], after)
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
-        """Return a rule that is true at the statement's end or a token that ends a middle."""
         ended, over = stop_at_the_end(tokenizer), super().stop_rule(tokenizer)
         return lambda token_ids: ended(token_ids) or over(token_ids)
 
     def completion_between(self, before: str, text: str, after: str) -> str:
-        """Return the statement that the text begins with, without comments and without the token that ended it."""
         return super().completion_between(before, without_end(text), after)

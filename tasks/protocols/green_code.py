@@ -36,10 +36,7 @@ class GreenCode(Protocol[Document | LineRow]):
 
     new_tokens: ClassVar[int] = NEW_TOKENS
     wants: ClassVar[str] = "documents"
-    origins: ClassVar[Mapping[type, str]] = {
-        Document: "document",
-        LineRow: "document rebuilt from input and gt",
-    }
+    origins: ClassVar[Mapping[type, str]] = {Document: "document", LineRow: "document rebuilt from input and gt"}
 
     def sample(self, row: Document | LineRow, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Tokenise the whole document and split it; a document that is too short is skipped."""
@@ -60,9 +57,7 @@ class GreenCode(Protocol[Document | LineRow]):
         )
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
-        """Return a rule that never stops: the length limit does."""
         return never
 
     def completion(self, text: str) -> str:
-        """Return the text unchanged: all of it is scored."""
         return text

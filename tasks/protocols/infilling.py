@@ -28,15 +28,7 @@ _ENDS = tuple({spelled for family in FAMILIES for end in family.ends for spelled
 
 
 def markers(tokenizer: Tokenizer, instead: str) -> FillInTheMiddle:
-    """Return how a model's tokenizer marks the middle.
-
-    Args:
-        tokenizer: of the model.
-        instead: protocol that needs no markers.
-
-    Raises:
-        ConfigError: it cannot.
-    """
+    """Return how a model's tokenizer marks the middle."""
     found = fill_in_the_middle_of(tokenizer)
     if found is None:
         raise ConfigError(
@@ -89,13 +81,11 @@ class Infilling(_Gap):
     origins: ClassVar[Mapping[type, str]] = {GapRow: "prefix and suffix between the model's markers"}
 
     def sample(self, row: GapRow, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
-        """Encode both sides and mark them; a model without markers is refused."""
         marked = markers(tokenizer, "infilling-left")
         prompt_ids = marked.token_ids(tokenizer.encode(row.before), encode_inside(tokenizer, row.after))
         return self._sample(row, prompt_ids, tokenizer, request)
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
-        """Return a rule that is true at a token that ends a middle."""
         return stop_at_the_end(tokenizer)
 
     def completion(self, text: str) -> str:
@@ -109,18 +99,15 @@ class InfillingLeft(_Gap):
     origins: ClassVar[Mapping[type, str]] = {GapRow: "prefix alone: left context"}
 
     def sample(self, row: GapRow, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
-        """Encode what stands before the gap."""
         prompt_ids = tokenizer.encode(row.before)
         if not prompt_ids:
             return BadRow(row.sample_id, f"row {row.number}: nothing stands before the gap")
         return self._sample(row, prompt_ids, tokenizer, request)
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
-        """Return a rule that never stops: the length limit does."""
         return never
 
     def completion(self, text: str) -> str:
-        """Return the text unchanged."""
         return text
 
     def completion_between(self, before: str, text: str, after: str) -> str:

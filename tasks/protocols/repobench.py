@@ -84,7 +84,6 @@ class RepoBench(Protocol[GapRow]):
         return Sample(row.sample_id, prompt_ids, row.answer, tuple(tokenizer.encode(row.answer)), new)
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
-        """Return a rule that is true once a line that is no comment has ended."""
 
         def line_is_over(token_ids: Sequence[int]) -> bool:
             return "\n" in tokenizer.decode(token_ids[-1:]) and self._line(tokenizer.decode(token_ids))[1]

@@ -51,22 +51,12 @@ _NAMESPACES = (
 
 
 def passes(program: str, *, seconds: float = SECONDS, memory_bytes: int = MEMORY_BYTES) -> bool:
-    """Return whether a program runs to its end within its limits without raising.
-
-    Args:
-        program: Python source.
-        seconds: limit of time.
-        memory_bytes: limit of address space.
-    """
+    """Return whether a program runs to its end within its limits without raising."""
     return _run(program, seconds, memory_bytes)[0]
 
 
 def isolation() -> str:
-    """Try a program that must pass, and return in words what keeps programs from network and other processes here.
-
-    Raises:
-        ConfigError: it does not pass, so no other would.
-    """
+    """Try a program that must pass, and return in words what keeps programs from network and other processes here."""
     if os.name == "posix":
         try:
             passed, why = _run(_SOUND, _START_S, MEMORY_BYTES)
@@ -88,11 +78,10 @@ def isolation() -> str:
 def _run(program: str, seconds: float, memory_bytes: int) -> tuple[bool, str]:
     """Return whether a program passes, and what an interpreter that did not start says."""
     proof = secrets.token_hex(16).encode()  # a program that only ends its process does not know it
-    command = [
-        *_unshare(),
-        *(sys.executable, "-s", "-P", "-S", "-B", str(_INSIDE)),
-        *(str(seconds), str(memory_bytes)),
-    ]
+    command = [*_unshare(), sys.executable, "-s", "-P", "-S", "-B", str(_INSIDE), str(seconds), str(memory_bytes)]
+    needed = {"PYTHONHASHSEED": "0"}  # sets have one order, so that a result can be had again
+    if libraries := os.environ.get("LD_LIBRARY_PATH"):  # the interpreter's own may lie there
+        needed["LD_LIBRARY_PATH"] = libraries
     with (
         tempfile.TemporaryDirectory(prefix="harness-tests-") as folder,
         tempfile.TemporaryFile() as source,
@@ -102,13 +91,7 @@ def _run(program: str, seconds: float, memory_bytes: int) -> tuple[bool, str]:
         source.write(proof + b"\n" + program.encode("utf-8", "backslashreplace"))
         source.seek(0)
         process = subprocess.Popen(
-            command,
-            stdin=source,
-            stdout=answer,
-            stderr=errors,
-            cwd=folder,
-            env=_environment(),
-            start_new_session=True,
+            command, stdin=source, stdout=answer, stderr=errors, cwd=folder, env=needed, start_new_session=True
         )
         try:
             process.wait(seconds + _START_S)
@@ -121,14 +104,6 @@ def _run(program: str, seconds: float, memory_bytes: int) -> tuple[bool, str]:
         answer.seek(0)
         errors.seek(0)
         return answer.read(len(proof) + 1) == proof, _telling(errors.read(), process.returncode)
-
-
-def _environment() -> dict[str, str]:
-    """Return what an interpreter needs to start, and no more."""
-    needed = {"PYTHONHASHSEED": "0"}  # sets have one order, so that a result can be had again
-    if libraries := os.environ.get("LD_LIBRARY_PATH"):  # the interpreter's own may lie there
-        needed["LD_LIBRARY_PATH"] = libraries
-    return needed
 
 
 def _telling(written: bytes, status: int) -> str:

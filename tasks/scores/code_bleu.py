@@ -1,10 +1,8 @@
 """CodeBLEU from its components, with an honest dataflow.
 
 Source: Ren et al., "CodeBLEU: a Method for Automatic Evaluation of Code Synthesis", 2020, arXiv 2009.10297; the library
-codebleu 0.7.0 for n-grams and the extraction of data flow. Syntax is counted as its ``corpus_syntax_match`` does, of
-trees that are parsed once for both and, of references, once for all operating points. Its own final formula is not
-used, for it takes ``dataflow or 1``: a dataflow of 0, whether nothing matched or nothing was there to match, becomes
-full marks.
+codebleu 0.7.0 for n-grams, syntax and the extraction of data flow. Its own final formula is not used, for it takes
+``dataflow or 1``: a dataflow of 0, whether nothing matched or nothing was there to match, becomes full marks.
 
 Deviations from the library:
 
@@ -27,9 +25,8 @@ what the parser recovers from them, for text and reference alike.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-from abc import abstractmethod
+import tokenize
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +37,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from harness.contracts import Score
 from harness.contracts.scores import Pair
-from tasks.languages import parser
+from tasks.languages import grammar, parser
 from tasks.scores.match import as_source, code_tokens, restored
 
 _PLAIN_WEIGHT = 0.2
@@ -78,8 +75,9 @@ class Components:
 
 
 class _OfCodeBleu(Score):
-    """A number of CodeBLEU's; each is computed once with all the others."""
+    """A number of CodeBLEU's, by its name in :class:`Components`; each is computed once with all the others."""
 
+    part: ClassVar[str]
     decides = False
     sections: ClassVar = {}
 
@@ -95,49 +93,38 @@ class _OfCodeBleu(Score):
 
     def corpus(self, pairs: Sequence[Pair], language: str) -> float | None:
         found = _components(tuple(pairs), language)
-        return None if found is None else self._of(found)
-
-    @abstractmethod
-    def _of(self, found: Components) -> float | None:
-        """Return one of the numbers."""
+        value: float | None = None if found is None else getattr(found, self.part)
+        return value
 
 
 class CodeBleu(_OfCodeBleu):
     """N-grams, keywords, syntax and data flow together (CodeBLEU)."""
 
     title = "CodeBLEU"
+    part = "score"
     decides = True
     sections: ClassVar = {"Scores": 2, "figures": 4, "leaderboard": 2.4}
-
-    def _of(self, found: Components) -> float:
-        return found.score
 
 
 class Syntax(_OfCodeBleu):
     """Matching syntax subtrees, a component of CodeBLEU."""
 
     title = "syntax"
-
-    def _of(self, found: Components) -> float:
-        return found.syntax
+    part = "syntax"
 
 
 class Dataflow(_OfCodeBleu):
     """Matching data-flow edges, a component of CodeBLEU."""
 
     title = "data flow"
-
-    def _of(self, found: Components) -> float | None:
-        return found.dataflow
+    part = "dataflow"
 
 
 class DataflowDefined(_OfCodeBleu):
     """Share of samples whose reference has data flow."""
 
     title = "flow defined"
-
-    def _of(self, found: Components) -> float:
-        return found.dataflow_defined
+    part = "dataflow_defined"
 
 
 @lru_cache(maxsize=1)
@@ -146,11 +133,7 @@ def _components(pairs: tuple[Pair, ...], language: str) -> Components | None:
 
 
 def components(pairs: Sequence[tuple[str, str]], language: str) -> Components | None:
-    """Return the components over (text, reference) pairs; ``None`` for a language the library does not know.
-
-    Raises:
-        ConfigError: the language's grammar is not installed, or the installed tree-sitter does not fit it.
-    """
+    """Return the components over (text, reference) pairs; ``None`` for a language the library does not know."""
     from codebleu import bleu, syntax_match, weighted_ngram_match
 
     if language not in syntax_match.dfg_function:
@@ -163,34 +146,28 @@ def components(pairs: Sequence[tuple[str, str]], language: str) -> Components | 
         [[reference, {token: 1 if token in keywords else _PLAIN_WEIGHT for token in reference}]]
         for reference in references
     ]
-    theirs = _parsed_references(tuple(reference for _, reference in sources), language)
-    parsed = [(_parsed(text, language), each) for (text, _), each in zip(sources, theirs, strict=True)]
-    defined = [(found.flow, wanted.flow) for found, wanted in parsed if wanted.flow]
+    flows = [(Counter(data_flow(text, language)), Counter(data_flow(wanted, language))) for text, wanted in sources]
+    edges = sum(wanted.total() for _, wanted in flows)
     return Components(
         ngram=float(bleu.corpus_bleu([[reference] for reference in references], texts)),
         weighted_ngram=float(weighted_ngram_match.corpus_bleu(weighted, texts)),
-        syntax=_syntax_match(parsed),
-        dataflow=_flow_match(defined) if defined else None,
-        dataflow_defined=len(defined) / len(parsed),
+        syntax=syntax_match.corpus_syntax_match(
+            [[reference] for _, reference in sources], [text for text, _ in sources], language, grammar(language)
+        ),
+        dataflow=sum((found & wanted).total() for found, wanted in flows) / edges if edges else None,
+        dataflow_defined=sum(bool(wanted) for _, wanted in flows) / len(flows),
     )
 
 
+@lru_cache(maxsize=4096)  # every operating point has the same references
 def data_flow(code: str, language: str) -> list[Edge]:
     """Return the data-flow edges of code: (variable, relation, variables it comes from).
 
     Variables are numbered in the order they appear, so that renaming them changes nothing.
     """
-    return _flow_of(_tree(code, language), language)
-
-
-def _tree(code: str, language: str) -> Any:
-    """Return the root of the syntax tree of code without its comments."""
-    return parser(language).parse(_without_comments(code, language).encode()).root_node
-
-
-def _flow_of(root: Any, language: str) -> list[Edge]:
     from codebleu.dataflow_match import dfg_function
 
+    root = parser(language).parse(_without_comments(code, language).encode()).root_node
     names, index_to_code = [], {}
     for position, leaf in enumerate(_leaves(root)):
         names.append(leaf.text.decode())
@@ -214,56 +191,7 @@ def _flow_of(root: Any, language: str) -> list[Edge]:
     return edges
 
 
-@dataclass(frozen=True, slots=True)
-class _Parsed:
-    """The parts of a text that are compared.
-
-    Attributes:
-        flow: its data-flow edges.
-        subtrees: a hash of its syntax tree and of every one below that has children: as text they take megabytes.
-    """
-
-    flow: tuple[Edge, ...]
-    subtrees: tuple[bytes, ...]
-
-
-def _parsed(code: str, language: str) -> _Parsed:
-    root = _tree(code, language)
-    return _Parsed(tuple(_flow_of(root, language)), _subtrees(root))
-
-
-@lru_cache(maxsize=1)
-def _parsed_references(references: tuple[str, ...], language: str) -> tuple[_Parsed, ...]:
-    """Parse references once for all operating points of a run, which are scored against the same ones."""
-    return tuple(_parsed(reference, language) for reference in references)
-
-
-def _subtrees(root: Any) -> tuple[bytes, ...]:
-    found, stack = [], [root]
-    while stack:
-        node = stack.pop()
-        found.append(hashlib.blake2b(str(node).encode(), digest_size=16).digest())
-        stack.extend(child for child in node.children if child.children)
-    return tuple(found)
-
-
-def _syntax_match(parsed: Sequence[tuple[_Parsed, _Parsed]]) -> float:
-    """Return the share of the references' subtrees that the texts have, each counted by itself, as the library does."""
-    matched = 0
-    for text, reference in parsed:
-        there = frozenset(text.subtrees)
-        matched += sum(subtree in there for subtree in reference.subtrees)
-    return matched / sum(len(reference.subtrees) for _, reference in parsed)
-
-
-def _flow_match(flows: Sequence[tuple[Sequence[Edge], Sequence[Edge]]]) -> float:
-    matched = sum((Counter(found) & Counter(wanted)).total() for found, wanted in flows)
-    return matched / sum(len(wanted) for _, wanted in flows)
-
-
 def _without_comments(code: str, language: str) -> str:
-    import tokenize
-
     from codebleu.parser import remove_comments_and_docstrings
 
     try:

@@ -59,8 +59,8 @@ class ExactMatch(Score):
     sections: ClassVar = {"Scores": 1, "figures": 3, "leaderboard": 2.3}
 
     def sample(self, completion: Completion) -> float:
-        """Return 1 or 0."""
-        return exact_match(restore_literals(completion.text), restore_literals(completion.reference))
+        text, reference = (restore_literals(whole).split() for whole in (completion.text, completion.reference))
+        return float(text == reference)
 
 
 class EditSimilarity(Score):
@@ -70,7 +70,6 @@ class EditSimilarity(Score):
     sections: ClassVar = {"Scores": 0, "headline": 2, "figures": 1}
 
     def sample(self, completion: Completion) -> float:
-        """Return the official score of one pair as a fraction."""
         return edit_similarity(restore_literals(completion.text), restore_literals(completion.reference)) / 100
 
 
@@ -82,8 +81,10 @@ class TokenAccuracy(Score):
     sections: ClassVar = {}
 
     def sample(self, completion: Completion) -> float | None:
-        """Return the share; ``None`` without a reference."""
-        return token_accuracy(completion.token_ids, completion.reference_ids)
+        """Return the share, ``None`` without a reference; a position that is not reached counts as wrong."""
+        wanted = completion.reference_ids
+        same = sum(a == b for a, b in zip(completion.token_ids, wanted, strict=False))
+        return same / len(wanted) if wanted else None
 
 
 class FirstLineMatch(Score):
@@ -96,7 +97,7 @@ class FirstLineMatch(Score):
     def sample(self, completion: Completion) -> float | None:
         """Return 1 or 0; ``None`` where the reference has no line."""
         text, reference = (first_line(restore_literals(whole)) for whole in (completion.text, completion.reference))
-        return exact_match(text, reference) if reference else None
+        return float(text.split() == reference.split()) if reference else None
 
 
 class AcceptedPrefix(Score):
@@ -108,35 +109,15 @@ class AcceptedPrefix(Score):
     sections: ClassVar = {}
 
     def sample(self, completion: Completion) -> float:
-        """Return how many characters the two begin with alike."""
         return float(common_prefix(restore_literals(completion.text), restore_literals(completion.reference)))
-
-
-def exact_match(text: str, reference: str) -> float:
-    """Return 1 when the two have the same white-space separated words, else 0."""
-    return float(text.split() == reference.split())
 
 
 def edit_similarity(text: str, reference: str, *, strip: bool = True) -> int:
     """Return the official edit similarity of one pair, an integer in 0…100.
 
-    Outer white space does not count. (The official evaluator strips the prediction; its references have none.)
-
-    Args:
-        text: completion.
-        reference: ground truth.
-        strip: whether that is so; RepoBench's evaluator counts it.
+    Outer white space does not count, or as in RepoBench's evaluator does. (CodeXGLUE's strips the prediction; its
+    references have none.)
     """
     text, reference = (text.strip(), reference.strip()) if strip else (text, reference)
     length = len(text) + len(reference)
     return 100 if not length else round(100 * ((length - Indel.distance(text, reference)) / length))
-
-
-def token_accuracy(token_ids: Sequence[int], reference_ids: Sequence[int]) -> float | None:
-    """Return the share of reference positions at which the same token was generated; ``None`` without a reference.
-
-    A position that the completion did not reach counts as wrong; tokens beyond the reference do not count.
-    """
-    if not reference_ids:
-        return None
-    return sum(a == b for a, b in zip(token_ids, reference_ids, strict=False)) / len(reference_ids)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from harness.contracts import Completion, Score
 from harness.contracts.scores import Pair
-from tasks.scores.match import code_tokens, restore_literals, restored
+from tasks.scores.match import code_tokens, restored
 
 
 class Bleu(Score):
@@ -24,12 +24,14 @@ class Bleu(Score):
     sections: ClassVar = {}
 
     def sample(self, completion: Completion) -> float:
-        """Return the smoothed score of one pair."""
-        return sentence_bleu(restore_literals(completion.text), restore_literals(completion.reference))
+        """Return the score of one pair, 0…1: exponential smoothing, orders longer than the text left out."""
+        [(text, reference)] = restored([(completion.text, completion.reference)])
+        return _fraction(_bleu().sentence_score(_joined(text), [_joined(reference)]))
 
     def corpus(self, pairs: Sequence[Pair], language: str) -> float:
-        """Return the score of pooled counts."""
-        return corpus_bleu(restored(pairs))
+        """Return the score of pooled counts, 0…1; orders that no text reaches are left out."""
+        texts, references = zip(*restored(pairs), strict=True)
+        return _fraction(_bleu().corpus_score([*map(_joined, texts)], [[*map(_joined, references)]]))
 
 
 class RougeL(Score):
@@ -40,8 +42,8 @@ class RougeL(Score):
     sections: ClassVar = {"figures": 5}
 
     def sample(self, completion: Completion) -> float:
-        """Return the score of one pair."""
-        return rouge_l(restore_literals(completion.text), restore_literals(completion.reference))
+        [(text, reference)] = restored([(completion.text, completion.reference)])
+        return float(_rouge().score(reference, text)["rougeL"].fmeasure)
 
 
 class Chrf(Score):
@@ -52,39 +54,12 @@ class Chrf(Score):
     sections: ClassVar = {}
 
     def sample(self, completion: Completion) -> float:
-        """Return the score of one pair."""
-        return chrf(restore_literals(completion.text), restore_literals(completion.reference))
+        [(text, reference)] = restored([(completion.text, completion.reference)])
+        return _fraction(_chrf().sentence_score(text, [reference]))
 
     def corpus(self, pairs: Sequence[Pair], language: str) -> float:
-        """Return the score of pooled counts."""
-        return corpus_chrf(restored(pairs))
-
-
-def sentence_bleu(text: str, reference: str) -> float:
-    """Return BLEU-4 of one pair, 0…1: exponential smoothing, orders longer than the text left out."""
-    return _fraction(_bleu().sentence_score(_joined(text), [_joined(reference)]))
-
-
-def corpus_bleu(pairs: Sequence[tuple[str, str]]) -> float:
-    """Return BLEU-4 of (text, reference) pairs with counts pooled, 0…1; orders that no text reaches are left out."""
-    texts = [_joined(text) for text, _ in pairs]
-    references = [_joined(reference) for _, reference in pairs]
-    return _fraction(_bleu().corpus_score(texts, [references]))
-
-
-def chrf(text: str, reference: str) -> float:
-    """Return chrF2 of one pair, 0…1."""
-    return _fraction(_chrf().sentence_score(text, [reference]))
-
-
-def corpus_chrf(pairs: Sequence[tuple[str, str]]) -> float:
-    """Return chrF2 of (text, reference) pairs with counts pooled, 0…1."""
-    return _fraction(_chrf().corpus_score([text for text, _ in pairs], [[reference for _, reference in pairs]]))
-
-
-def rouge_l(text: str, reference: str) -> float:
-    """Return the F1 of the longest common subsequence of tokens, 0…1."""
-    return float(_rouge().score(reference, text)["rougeL"].fmeasure)
+        texts, references = zip(*restored(pairs), strict=True)
+        return _fraction(_chrf().corpus_score(list(texts), [list(references)]))
 
 
 def _fraction(result: Any) -> float:

@@ -24,14 +24,11 @@ class PassAt1(Score):
     languages: ClassVar[frozenset[str]] = frozenset({"python"})
 
     def unavailable(self) -> str | None:
-        """Return whether this system has no limits for a process."""
         return None if os.name == "posix" else "running tests needs the process limits of Linux or macOS"
 
     def judges(self, completion: Completion) -> bool:
-        """Return whether there are tests and they may run."""
         return bool(completion.tests)
 
     def sample(self, completion: Completion) -> float:
-        """Return 1 or 0."""
         before, after = completion.around
         return float(passes(f"{before}{completion.text}{after}\n{completion.tests}"))

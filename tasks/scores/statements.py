@@ -75,7 +75,6 @@ class StatementMatch(_OfCrossCodeEval):
     sections: ClassVar = {"Scores": 1.1, "headline": 2.1, "figures": 2.5}
 
     def sample(self, completion: Completion) -> float:
-        """Return 1 or 0."""
         return float(_lines(completion.text) == _lines(completion.reference))
 
 
@@ -86,7 +85,6 @@ class IdentifierMatch(_OfCrossCodeEval):
     sections: ClassVar = {"Scores": 1.2, "headline": 2.3, "figures": 3.5}
 
     def sample(self, completion: Completion) -> float:
-        """Return 1 or 0."""
         found, wanted = (identifiers(code, completion.language) for code in (completion.text, completion.reference))
         return float(found == wanted)
 
@@ -114,11 +112,9 @@ class IndentedSimilarity(Score):
     sections: ClassVar = {"Scores": 0.5}
 
     def judges(self, completion: Completion) -> bool:
-        """Return whether the completion is one of RepoBench's, with its indentation."""
         return completion.protocol == "repobench"
 
     def sample(self, completion: Completion) -> float:
-        """Return the official score of one pair as a fraction."""
         return edit_similarity(completion.text, completion.reference, strip=False) / 100
 
 

@@ -24,33 +24,23 @@ from pathlib import Path
 from typing import Literal
 
 from harness.contracts import LONGEST_ID, BadRow, Document, Split
-from harness.errors import DataError
+from harness.errors import DataError, reason
 from harness.host.files import real_path
 from tasks.languages import JAVA, PYTHON, Language
 from tasks.rows import FieldError, Row, Rows, field_text
 
-_TESTS = {"test", "tests", "idle_test", "lib2to3", "__phello__"}
-_PACKAGES = {"site-packages", "dist-packages", "ensurepip", "__pycache__", "lib-dynload"}
-_PROGRAMS = {"idlelib", "turtledemo"}
-_TABLES = {"encodings", "pydoc_data"}
-_NOT_LIBRARY = _TESTS | _PACKAGES | _PROGRAMS | _TABLES
-
+_NOT_LIBRARY = {
+    *("test", "tests", "idle_test", "lib2to3", "__phello__", "idlelib", "turtledemo", "encodings", "pydoc_data"),
+    *("site-packages", "dist-packages", "ensurepip", "__pycache__", "lib-dynload"),
+}
+"""Tests, packages, programs and tables."""
 
 TRAIN_SHARE, VALIDATION_SHARE = 0.60, 0.05
 """Of the files; the rest are for tests. Python has fewer than 500, and a comparison wants at least 100."""
 
 
 class SourceFiles(Rows):
-    """Source files without their comments, in the order of their names.
-
-    Args:
-        label: see :class:`~tasks.rows.Rows`.
-        language: of the files.
-        names: of the files, relative to where they lie; they become sample ids.
-        content: returns a file's bytes.
-        detail: see :class:`~tasks.rows.Rows`.
-        release: releases what ``content`` holds open.
-    """
+    """Source files without their comments, in the order of their names, which become sample ids."""
 
     kind: Literal["path", "hub", "embedded"] = "embedded"
 
@@ -64,12 +54,8 @@ class SourceFiles(Rows):
         detail: Mapping[str, str],
         release: Callable[[], None] = lambda: None,
     ) -> None:
-        self.label = label
-        self.detail = {**detail, "comments": "removed"}
-        self._language = language
-        self._names = sorted(names)
-        self._content = content
-        self._release = release
+        self.label, self.detail = label, {**detail, "comments": "removed"}
+        self._language, self._names, self._content, self.release = language, sorted(names), content, release
 
     def __len__(self) -> int:
         return len(self._names)
@@ -79,9 +65,11 @@ class SourceFiles(Rows):
         label = f"{self.label}, {split} files" if split != "test" else self.label
         names = [name for name in self._names if _split_of(name) == split]
         detail = {**self.detail, "split": f"{split}, by hash of the file name"}
-        return SourceFiles(
-            label, self._language, names, content=self._content, detail=detail, release=self._release
-        )  # fmt: skip
+        return SourceFiles(label, self._language, names, content=self._content, detail=detail, release=self.release)
+
+    def close(self) -> None:
+        """Release files that were kept open."""
+        self.release()
 
     def read(self, index: int) -> Row:
         """Return one file as a document; see :class:`~tasks.rows.Rows`."""
@@ -91,16 +79,10 @@ class SourceFiles(Rows):
             text = self._content(name).decode("utf-8")
         except FieldError as error:
             return BadRow(name, f"row {index + 1}: {error}")
-        except UnicodeDecodeError as error:
-            return BadRow(name, f"row {index + 1}: {name} is not UTF-8 (byte {error.start + 1})")
-        except (OSError, zipfile.BadZipFile) as error:
-            return BadRow(name, f"row {index + 1}: {name} cannot be read ({error})")
+        except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+            return BadRow(name, f"row {index + 1}: {name} cannot be read ({reason(error)})")
         package = name.partition("/")[0].removesuffix(".py") if self._language is PYTHON else None  # Java's says it
         return Document(index + 1, name, self._language.without_comments(text), package)
-
-    def close(self) -> None:
-        """Release files that were kept open."""
-        self._release()
 
 
 def _split_of(name: str) -> Split:
@@ -109,11 +91,7 @@ def _split_of(name: str) -> Split:
 
 
 def standard_library() -> SourceFiles:
-    """Return the modules of the running Python's standard library, without its tests.
-
-    Raises:
-        DataError: this Python has its library in no folder of source files.
-    """
+    """Return the modules of the running Python's standard library, without its tests."""
     folder = Path(sysconfig.get_path("stdlib"))
     names: list[str] = []
     for here, folders, files in os.walk(folder):
@@ -133,43 +111,24 @@ def standard_library() -> SourceFiles:
 
 
 def jdk_sources() -> SourceFiles:
-    """Return the classes of ``java.base`` from the ``src.zip`` of the first installed JDK that has one.
-
-    Raises:
-        DataError: no JDK with sources is installed, or its archive is damaged.
-    """
-    homes = list(jdk_homes())
-    for home in homes:
-        for archive in (home / "lib" / "src.zip", home / "src.zip"):
-            if archive.is_file():
-                return _open_archive(archive, home)
-    found = next((version for home in homes if (version := _version(home))), "21")
-    raise DataError(
-        "no JDK with its sources (lib/src.zip) is installed. Install them, for example "
-        f"`apt-get install openjdk-{found.split('.')[0]}-source`, set JAVA_HOME, or give rows with --source PATH."
-    )
-
-
-def jdk_homes() -> Iterator[Path]:
-    """Yield where a JDK may lie: ``JAVA_HOME``, the ``java`` on the path, then the usual folders, newest first."""
-    if home := os.environ.get("JAVA_HOME"):
-        yield Path(home)
-    if java := shutil.which("java"):
-        yield real_path(java).parent.parent
-    roots = [(Path("/usr/lib/jvm"), "*"), (Path("/Library/Java/JavaVirtualMachines"), "*/Contents/Home")]
-    for root, pattern in roots:
-        yield from sorted(root.glob(pattern), key=lambda home: (_release_number(home), home.name), reverse=True)
-
-
-def _open_archive(path: Path, home: Path) -> SourceFiles:
+    """Return the classes of ``java.base`` from the ``src.zip`` of the first installed JDK that has one."""
+    for home in jdk_homes():
+        if (path := home / "lib" / "src.zip").is_file():
+            break
+    else:
+        raise DataError(
+            "no JDK with its sources (lib/src.zip) is installed. Install them, for example `apt-get install "
+            "openjdk-21-source`, set JAVA_HOME, or give rows with --source PATH."
+        )
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read the JDK's sources {path}: {error}. Install the JDK's source package.") from None
-    everything = [name for name in archive.namelist() if name.endswith(".java")]
-    modular = [name for name in everything if name.startswith("java.base/")]
-    names = modular or [name for name in everything if name.startswith("java/")]  # before JDK 9
-    names = [name for name in names if not name.endswith(("package-info.java", "module-info.java"))]
+    names = [
+        name
+        for name in archive.namelist()
+        if name.startswith("java.base/") and name.endswith(".java") and not name.endswith("-info.java")
+    ]
     if not names:
         archive.close()
         raise DataError(f"the JDK's sources {path} hold no java.base. Install the JDK's source package.")
@@ -184,12 +143,20 @@ def _open_archive(path: Path, home: Path) -> SourceFiles:
     )
 
 
+def jdk_homes() -> Iterator[Path]:
+    """Yield where a JDK may lie: ``JAVA_HOME``, the ``java`` on the path, then the usual folders, newest first."""
+    if home := os.environ.get("JAVA_HOME"):
+        yield Path(home)
+    if java := shutil.which("java"):
+        yield real_path(java).parent.parent
+    roots = [(Path("/usr/lib/jvm"), "*"), (Path("/Library/Java/JavaVirtualMachines"), "*/Contents/Home")]
+    for root, pattern in roots:
+        numbered = [(int(_version(home).split(".")[0] or 0), home.name, home) for home in root.glob(pattern)]
+        yield from (home for _, _, home in sorted(numbered, reverse=True))
+
+
 def _version(home: Path) -> str:
     release = home / "release"
     text = release.read_text(encoding="utf-8", errors="replace") if release.is_file() else ""
     found = re.search(r'^JAVA_VERSION="?([\d.]+)', text, re.MULTILINE)
-    return found[1].removeprefix("1.") if found else ""  # 1.8.0 is release 8
-
-
-def _release_number(home: Path) -> int:
-    return int((_version(home) or "0").split(".")[0] or 0)
+    return found[1] if found else ""

@@ -43,25 +43,18 @@ class Excess(Stop):
     heads: Annotated[str, Field(description="trained heads: a path, a name, or empty for the model's own")] = ""
 
     def check(self, model: ModelInfo, language: str) -> None:
-        """The heads must be there, and of this model."""
         self._artefact(model)
 
     def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
-        """The heads."""
         return {self.kind: self._artefact(model).sha256}
 
     def start(self, cursor: Cursor) -> RowStop:
-        """Read the heads; read once, however many completions there are."""
         artefact = self._artefact(cursor.model)
         threshold = artefact.facts["threshold"] if self.threshold is None else self.threshold
         return _Guard(_heads(artefact, cursor.device), threshold)
 
     def _artefact(self, model: ModelInfo) -> Artefact:
-        """Find the heads; they must have been trained at the exit points there are, or more.
-
-        Raises:
-            ArtefactError: as :func:`harness.models.trained.find_trained`.
-        """
+        """Find the heads; they must have been trained at the exit points there are, or more."""
         return find_trained(self.kind, self.heads, model, ("threshold",), lambda _: False)
 
 

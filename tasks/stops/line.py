@@ -15,17 +15,7 @@ from tasks.languages import Language
 
 
 def language_of(rule: str, option: str, language: str, known: Collection[str]) -> str:
-    """Return the language of the code.
-
-    Args:
-        rule: name of the rule.
-        option: what its option says; empty where it is left out.
-        language: of the task; empty where there is none.
-        known: what the rule can read.
-
-    Raises:
-        OptionError: it is not known.
-    """
+    """Return the language of the code."""
     found = option or language
     names = ", ".join(sorted(known))
     if not found:
@@ -55,11 +45,9 @@ class Line(Stop):
     language: Annotated[str, Field(description="of the code; the task's where it is left out")] = ""
 
     def check(self, model: ModelInfo, language: str) -> None:
-        """The lines of the language must be known."""
         language_of("line", self.language, language, KNOWN)
 
     def start(self, cursor: Cursor) -> RowStop:
-        """Search the completion, read from where the cursor's line begins."""
         language = KNOWN[self.language or cursor.language]
         return LineEnd(language, cursor.tokenizer, language.open_line(cursor.before))
 
@@ -86,11 +74,9 @@ class LineEnd(RowStop):
         self._suspects: dict[int, bool] = {}
 
     def __call__(self, token_ids: Sequence[int]) -> bool:
-        """Return whether the line has ended."""
         return self.over(token_ids)
 
     def over(self, token_ids: Sequence[int]) -> bool:
-        """Return whether the line has ended."""
         suspicious = False
         for token_id in token_ids:
             known = self._suspects.get(token_id)

@@ -1,21 +1,15 @@
-"""The base of rules that parse: the code so far as tokens of its grammar, with their brackets.
+"""Rules that parse: a completion ends with its block or statement; and where the functions of a document end.
 
 Code is parsed from the beginning of the prompt, or of the file that a gap is in. A prompt that was cut at its left may
 begin anywhere: tree-sitter recovers, and the rules look only at what stands around the cursor. ``<EOL>`` of CodeXGLUE's
 rows counts as a newline.
-
-A completion ends with the block that the cursor stands in.
-
-Where functions end, by the syntax of a document.
-
-A completion ends with the statement that it completes.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -35,13 +29,7 @@ _COMMENTS = frozenset({"comment", "line_comment", "block_comment"})
 
 
 class Code:
-    """Code up to some character.
-
-    Args:
-        text: the code.
-        cursor: bytes of it, in UTF-8, before the cursor.
-        language: a name of :data:`LANGUAGES`.
-    """
+    """Code up to some character, with the bytes of it, in UTF-8, that stand before the cursor."""
 
     def __init__(self, text: str, cursor: int, language: str) -> None:
         self.source, self.cursor, self.language = text.encode(errors="replace"), cursor, language
@@ -79,6 +67,11 @@ class Code:
         return found
 
     @property
+    def ends_with_token(self) -> bool:
+        """Whether its last character is a token's, and in no literal or comment."""
+        return bool(self.leaves) and not self.in_literal and self.leaves[-1].end_byte == len(self.source)
+
+    @property
     def in_literal(self) -> bool:
         """Whether a string or a comment was opened and not closed.
 
@@ -95,11 +88,7 @@ class Code:
 
 @dataclass(frozen=True)
 class SyntaxStop(Stop):
-    """A rule that parses the code.
-
-    A subclass says whether the code ends at the last of some characters (:meth:`ends`), and of which characters it
-    wants to be asked.
-    """
+    """A rule that parses the code."""
 
     rule: ClassVar[str]
 
@@ -108,17 +97,14 @@ class SyntaxStop(Stop):
     ] = ""
 
     def check(self, model: ModelInfo, language: str) -> None:
-        """The language must have a grammar, which must be installed."""
         parser(language_of(self.rule, self.language, language, LANGUAGES))
 
     def start(self, cursor: Cursor) -> RowStop:
-        """Read the completion behind the text before the cursor."""
-        language = self.language or cursor.language
-        return _Parsed(cursor, language, lambda text, place: self.asked(text, place, language), self.ends)
+        return _Parsed(self, cursor)
 
+    @abstractmethod
     def asked(self, text: str, place: int, language: str) -> bool:
         """Return whether the completion may be over with the character at a place of its text."""
-        raise NotImplementedError
 
     @abstractmethod
     def ends(self, code: Code) -> bool:
@@ -128,26 +114,21 @@ class SyntaxStop(Stop):
 class _Parsed(RowStop):
     """Asks of every prefix of the text that may be the end; what was told of one is kept."""
 
-    def __init__(
-        self, cursor: Cursor, language: str, asked: Callable[[str, int], bool], ends: Callable[[Code], bool]
-    ) -> None:
-        self._cursor, self._language, self._asked, self._ends = cursor, language, asked, ends
+    def __init__(self, rule: SyntaxStop, cursor: Cursor) -> None:
+        self._rule, self._cursor, self._language = rule, cursor, rule.language or cursor.language
+        self._before = cursor.before.replace(END_OF_LINE, "\n")
         self._told: dict[str, bool] = {}
 
     def over(self, token_ids: Sequence[int]) -> bool:
         text = self._cursor.text(token_ids).replace(END_OF_LINE, "\n")
-        return any(self._tell(text[: place + 1]) for place in range(len(text)) if self._asked(text, place))
+        places = (place for place in range(len(text)) if self._rule.asked(text, place, self._language))
+        return any(self._tell(text[: place + 1]) for place in places)
 
     def _tell(self, text: str) -> bool:
         if text not in self._told:
-            before = self._before
-            code = Code(before + text, len(before.encode(errors="replace")), self._language)
-            self._told[text] = self._ends(code)
+            cursor = len(self._before.encode(errors="replace"))
+            self._told[text] = self._rule.ends(Code(self._before + text, cursor, self._language))
         return self._told[text]
-
-    @cached_property
-    def _before(self) -> str:
-        return self._cursor.before.replace(END_OF_LINE, "\n")
 
 
 @dataclass(frozen=True)
@@ -163,19 +144,17 @@ class Block(SyntaxStop):
     rule: ClassVar[str] = "block"
 
     def asked(self, text: str, place: int, language: str) -> bool:
-        """Only behind what can show the end of a block."""
         if language == "java":
             return text[place] == "}"
         before = text[:place].rpartition("\n")
         return bool(before[1]) and not before[2].strip() and not text[place].isspace()
 
     def ends(self, code: Code) -> bool:
-        """Whether the last character shows that the block is over."""
         return _java_block(code) if code.language == "java" else _python_block(code)
 
 
 def _java_block(code: Code) -> bool:
-    if not code.leaves or code.in_literal or code.leaves[-1].end_byte != len(code.source):  # or in a comment
+    if not code.ends_with_token:
         return False
     at = sum(leaf.end_byte <= code.cursor for leaf in code.leaves) - 1
     before = code.nesting[at][0] if at >= 0 else ""
@@ -185,7 +164,7 @@ def _java_block(code: Code) -> bool:
 
 def _python_block(code: Code) -> bool:
     leaves = code.leaves
-    if not leaves or leaves[-1].end_byte < len(code.source) or code.in_literal:  # a comment says nothing
+    if not code.ends_with_token:
         return False
     lines: list[tuple[int, int]] = []  # of each logical line where it starts, and its indentation
     end, opened, on_line = 0, "", False
@@ -206,16 +185,10 @@ _FUNCTIONS = frozenset({"function_definition", "method_declaration", "constructo
 
 
 def function_ends(source: str, ends: Sequence[int], language: str) -> list[float]:
-    """Return for places of a document whether a function ends there.
+    """Return for places of a document, bytes of its UTF-8 before each, whether a function ends there.
 
-    Args:
-        source: the document.
-        ends: the places: bytes of its UTF-8 before each.
-        language: of the code.
-
-    Returns:
-        1 where the innermost function ends with white space behind it at most, 0 inside a function, NaN elsewhere, and
-        everywhere in a language without grammar.
+    1 where the innermost function ends with white space behind it at most, 0 inside a function, NaN elsewhere, and
+    everywhere in a language without grammar.
     """
     if language not in LANGUAGES:
         return [math.nan] * len(ends)
@@ -253,16 +226,14 @@ class Statement(SyntaxStop):
     rule: ClassVar[str] = "statement"
 
     def asked(self, text: str, place: int, language: str) -> bool:
-        """Only behind what can end a statement."""
         return text[place] in (";}" if language == "java" else ";\n")
 
     def ends(self, code: Code) -> bool:
-        """Whether the last character ends a statement."""
         return _java(code) if code.language == "java" else _python(code)
 
 
 def _java(code: Code) -> bool:
-    if not code.leaves or code.in_literal or code.leaves[-1].end_byte != len(code.source):  # or in a comment
+    if not code.ends_with_token:
         return False
     opened, stray = code.nesting[-1]
     if opened and opened[-1] != "{":

@@ -15,29 +15,23 @@ import torch
 
 import harness
 from harness.api.model import Model
-from harness.config import StrategySpec
-from harness.config.options import build_strategy
+from harness.config import parse_all
 from harness.contracts import Strategy
 from harness.decoding.packing import FormatChoice
 from harness.errors import ConfigError, HarnessError, ModelError, OptionError, UnknownNameError
+from harness.running.operating_points import build_all
 
 PROMPT = "def load_path(items, limit=3):\n    for item in items:\n        "
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kv", ["recompute", "propagate", "none", "skip"])
-@pytest.mark.parametrize("spec", [("full", ()), ("confidence", (("threshold", "0.2"),)), ("oracle", ())])
-def test_it_is_what_the_engine_decodes(model: Model, kv: str, spec: tuple[str, tuple[tuple[str, str], ...]]) -> None:
-    name, options = spec
-    text = ":".join([name, *(f"{a}={b}" for a, b in options)])
+@pytest.mark.parametrize(("text", "kv"), [("confidence:threshold=0.2", "propagate"), ("oracle", "skip")])
+def test_it_is_what_the_engine_decodes(model: Model, text: str, kv: str) -> None:
     tokenizer = model.loaded.tokenizer
     found = model.generate(PROMPT, text, kv=kv, max_new_tokens=20)
     policy = found.kv
-    assert policy == (
-        "recompute" if name == "oracle" and kv in ("propagate", "skip") else kv
-    )  # a bound needs exact K,V
+    assert policy == ("recompute" if text == "oracle" else kv)  # a bound needs exact K,V
     (made,) = model._engine.decode(
-        [tokenizer.encode(PROMPT)], build_strategy(StrategySpec(name, options)), kv=policy,
+        [tokenizer.encode(PROMPT)], build_all(parse_all([text]))[0][1], kv=policy,
         max_new_tokens=[20], eos_token_ids=tokenizer.eos_token_ids,
     )  # fmt: skip
     assert found.tokens.token_id.tolist() == made.token_ids
@@ -99,13 +93,15 @@ def test_a_strategy_of_nowhere_decides(model: Model, sure: type[Any]) -> None:
 def test_it_says_itself(model: Model) -> None:
     said = repr(model.generate(PROMPT, "fixed:layer=4", max_new_tokens=3))
     assert said.endswith("6.7 of 12 layers on average, fixed:layer=4, kv propagate, ended by length]")
+    said = repr(model.generate(PROMPT, "fixed:layer=10", max_new_tokens=9, decode="lossless"))
+    assert re.search(
+        r"\d\.\d tokens per verification, \d+ of \d+ drafted tokens accepted, fixed:layer=10, lossless", said
+    )
     assert repr(model) == f"{model.info.name}: 12 layers, pretrained float32 on cpu, exits after 4, 6, 10"
 
 
 @pytest.mark.parametrize("decode", ["lossless", "lossless+lookup:n=2:min_n=1"])
-@pytest.mark.parametrize(
-    "strategy", ["full", "fixed:layer=4", "random:probability=0.7", "confidence:threshold=0.2", "oracle"]
-)
+@pytest.mark.parametrize("strategy", ["random:probability=0.7", "oracle"])
 def test_lossless_tokens_are_full_depth_s(model: Model, strategy: str, decode: str) -> None:
     full = model.generate(PROMPT, max_new_tokens=24)
     found = model.generate(PROMPT, strategy, max_new_tokens=24, decode=decode, draft_max=5)
@@ -121,33 +117,11 @@ def test_lossless_tokens_are_full_depth_s(model: Model, strategy: str, decode: s
     assert len(set(found.tokens.time_s)) == 1 + drafts.verifications
     assert full.drafts is None
     assert set(full.tokens.accepted) == {None}
-
-
-def test_verified_tokens_come_in_bursts_and_stop_where_full_depth_does(model: Model) -> None:
-    whole = model.generate(PROMPT, max_new_tokens=30)
-    for place in range(1, 20, 3):
-        stop = whole.text[place : place + 3]
-        expected = model.generate(PROMPT, max_new_tokens=30, stop=stop)
-        stream = model.stream(
-            PROMPT,
-            "random:probability=0.8",
-            max_new_tokens=30,
-            stop=stop,
-            decode="lossless+lookup:min_n=1",
-            draft_max=3,
-        )
-        steps = list(stream)
-        assert [step.last for step in steps] == [False] * (len(steps) - 1) + [True]
-        assert "".join(step.text for step in steps) == expected.text
-        assert stream.completion().tokens.token_id.tolist() == expected.tokens.token_id.tolist()
-
-
-def test_a_lossless_completion_says_what_its_drafts_brought(model: Model) -> None:
-    said = repr(model.generate(PROMPT, "fixed:layer=10", max_new_tokens=9, decode="lossless"))
-    assert re.search(
-        r"\d\.\d tokens per verification, \d+ of \d+ drafted tokens accepted, fixed:layer=10, lossless, kv recompute",
-        said,
-    )
+    stop = full.text[9:12]
+    expected = model.generate(PROMPT, max_new_tokens=24, stop=stop)
+    steps = list(model.stream(PROMPT, strategy, max_new_tokens=24, stop=stop, decode=decode, draft_max=3))
+    assert [step.last for step in steps] == [False] * (len(steps) - 1) + [True]
+    assert "".join(step.text for step in steps) == expected.text
 
 
 @dataclass(frozen=True)
@@ -159,64 +133,43 @@ class NotFrozen:
     def should_exit(self, view: object) -> None: ...
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "said"),
-    [
-        ({"strategy": "confidance"}, UnknownNameError, "Did you mean 'confidence'"),
-        ({"strategy": "fixed:layer=4,6"}, ConfigError, "'fixed:layer=4,6' is 2 operating points"),
-        ({"strategy": NotFrozen()}, ConfigError, "NotFrozen is no strategy: give NAME"),
-        ({"strategy": NeedsOne}, ConfigError, r"NeedsOne needs least. Give an object: NeedsOne\(least=…\)"),
-        ({"kv": "propagat"}, ConfigError, "propagat"),
-        ({"kv": "none,skip"}, ConfigError, "kv = 'none,skip' is 2 policies"),
-        ({"decode": "loseless"}, ConfigError, "decode = 'loseless' cannot be read. Did you mean 'lossless'"),
-        ({"decode": "lossless+lokup"}, UnknownNameError, "Did you mean 'lookup'"),
-        (
-            {"decode": "lossless", "draft_max": 0},
-            ConfigError,
-            "draft_max = 0: input should be greater than or equal to 1",
-        ),
-        ({"draft_max": -5}, ConfigError, "draft_max = -5: input"),
-        ({"draft_head": "foo"}, UnknownNameError, "unknown head 'foo'"),
-        ({"draft_head": "foo", "decode": "lossless"}, UnknownNameError, "unknown head 'foo'"),
-        ({"strategy": "random", "seed": -1}, ConfigError, "seed = -1: input"),
-        ({"strategy": "random", "seed": 2**40}, ConfigError, "seed = 1099511627776: input"),
-        ({"decode": 5}, ConfigError, "decode = 5: input"),
-        ({"stop_rule": None}, ConfigError, "stop_rule = None: input"),
-        ({"strategy": 5}, ConfigError, "5 is no strategy: give NAME"),
-        ({"decode": "lossless", "kv": "skip"}, OptionError, "under --kv skip none do. Use --kv recompute"),
-        ({"max_new_tokens": 0}, ConfigError, "max_new_tokens = 0: input should be greater than or equal to 1"),
-        ({"max_new_tokens": 2.5}, ConfigError, "max_new_tokens = 2.5: input should be a valid integer"),
-        ({"max_new_tokens": 999}, ModelError, "has 256"),
-        ({"stop": ("\n", "")}, ConfigError, "stop = '': give the text"),
-        ({"stop": 5}, ConfigError, "stop = 5: give the text"),
-        ({"stop": [b"x"]}, ConfigError, "stop = b'x': give the text"),
-        ({"text": ""}, ModelError, "the prompt is empty"),
-        ({"text": "a\ud800"}, ConfigError, "character 1 of the prompt is half of a surrogate pair"),
-        ({"text": ["a", "b"]}, ConfigError, r"text = \['a', 'b'\]: give the prompt as one text"),
-        ({"text": [1.5]}, ConfigError, r"text = \[1.5\]: give the prompt as one text"),
-        ({"text": b"ab"}, ConfigError, "text = b'ab': give the prompt as one text"),
-        ({"text": None}, ConfigError, "text = None: give the prompt as one text"),
-        ({"text": [1, 320]}, ModelError, "token id 320 is outside the vocabulary of"),
-    ],
-)
-def test_what_cannot_be_generated(model: Model, given: dict[str, Any], error: type[Exception], said: str) -> None:
-    with pytest.raises(error, match=said):
-        model.generate(**{"text": PROMPT} | given)
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"strategy": "confidance"}, UnknownNameError, "Did you mean 'confidence'"),
+    ({"strategy": "fixed:layer=4,6"}, ConfigError, "'fixed:layer=4,6' is 2 operating points"),
+    ({"strategy": NotFrozen()}, ConfigError, r"NotFrozen .* is no strategy: give NAME"),
+    ({"strategy": NeedsOne}, ConfigError, r"NeedsOne.* .least.\. Give an object: NeedsOne\("),
+    ({"kv": "none,skip"}, ConfigError, "kv = 'none,skip' is 2 policies"),
+    ({"decode": "loseless"}, ConfigError, "decode = 'loseless' cannot be read. Did you mean 'lossless'"),
+    ({"draft_max": -5}, ConfigError, "draft_max = -5: input"),
+    ({"draft_head": "foo"}, UnknownNameError, "unknown head 'foo'"),
+    ({"strategy": "random", "seed": -1}, ConfigError, "seed = -1: input"),
+    ({"stop_rule": None}, ConfigError, "stop_rule = None: input"),
+    ({"decode": "lossless", "kv": "skip"}, OptionError, "under --kv skip none do. Use --kv recompute"),
+    ({"max_new_tokens": 0}, ConfigError, "max_new_tokens = 0: input should be greater than or equal to 1"),
+    ({"max_new_tokens": 999}, ModelError, "has 256"),
+    ({"stop": ("\n", "")}, ConfigError, "stop = '': give the text"),
+    ({"stop": 5}, ConfigError, "stop = 5: give the text"),
+    ({"text": ""}, ModelError, "the prompt is empty"),
+    ({"text": "a\ud800"}, ConfigError, "character 1 of the prompt is half of a surrogate pair"),
+    ({"text": [1.5]}, ConfigError, r"text = \[1.5\]: give the prompt as one text"),
+    ({"text": b"ab"}, ConfigError, "text = b'ab': give the prompt as one text"),
+    ({"text": [1, 320]}, ModelError, "token id 320 is outside the vocabulary of"),
+]
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
+def test_what_cannot_be_generated_or_loaded(model: Model, tiny_llama: Path) -> None:
+    for given, error, said in REFUSED:
+        with pytest.raises(error, match=said):
+            model.generate(**{"text": PROMPT} | given)
+    loads: list[tuple[dict[str, Any], str]] = [
         ({"exit_points": "4,99"}, "--exit-points 4,99"),
         ({"dtype": "float8"}, "dtype = 'float8'"),
         ({"device": "tpu"}, "device 'tpu'"),
         ({"weights": "tuned"}, "there is no adapter"),
-        ({"weights": "random", "seed": -1}, "seed = -1: input"),
-    ],
-)
-def test_what_cannot_be_loaded(tiny_llama: Path, given: dict[str, Any], said: str) -> None:
-    with pytest.raises(HarnessError, match=said):
-        harness.load(tiny_llama, **given)
+    ]
+    for given, said in loads:
+        with pytest.raises(HarnessError, match=said):
+            harness.load(tiny_llama, **given)
 
 
 def test_loading_takes_what_a_run_takes_and_says_so(
@@ -260,15 +213,10 @@ def test_a_trace_is_what_the_heads_say(model: Model) -> None:
     assert found.full_depth.tolist() == agreeing.tolist()
     assert 0 < found.full_depth.mean() < 1
     assert not found.isna().to_numpy().any()
-
-
-def test_its_exits_are_those_that_decode(model: Model) -> None:
-    """Generating with ``fixed`` takes the token that the trace has at that exit."""
-    prompt = model.loaded.tokenizer.encode(PROMPT)
-    made = model.generate(prompt, "fixed:layer=6", max_new_tokens=2, kv="none")
-    exit_ = model.trace(prompt).query("exit_layer == 6").iloc[-1]
-    assert made.steps[0].token_id == exit_.top_token_id
-    assert made.steps[0].probability == pytest.approx(exit_.probability, rel=1e-4)
+    made = model.generate(token_ids, "fixed:layer=6", max_new_tokens=2, kv="none")  # as a trace says, exits decode
+    said = found[found.exit_layer == 6].iloc[-1]
+    assert made.steps[0].token_id == said.top_token_id
+    assert made.steps[0].probability == pytest.approx(said.probability, rel=1e-4)
 
 
 def test_logits_that_are_not_finite_are_refused(make_model: Callable[..., Path]) -> None:

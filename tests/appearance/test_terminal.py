@@ -10,9 +10,10 @@ import pytest
 from rich.panel import Panel
 from rich.table import Table
 
-from harness.appearance.pages import contrast, depth_colour, depth_shade, escape_html, templates
+from harness.appearance.pages import depth_colour, depth_shade, escape_html, templates
 from harness.appearance.terminal import Console, Line, Text, escape, paragraphs
 from harness.appearance.visible_text import is_hidden
+from tests.appearance.contrast import contrast
 
 EVIL = "a\x1b[2J\x9b\x07\u202eb\x00"
 SHOWN = r"a\x1b[2J\x9b\x07\u202eb\x00"

@@ -24,13 +24,12 @@ from harness.contracts import Batch, ModelInfo
 from harness.contracts.recipes import Silent
 from harness.models.controllers import Network, write_controller
 from harness.training.agents.episodes import Episodes, TracedDocument
-from harness.training.agents.exit_env import ExitEnv, ExitVecEnv
+from harness.training.agents.exit_env import ExitVecEnv
 from harness.training.agents.ppo import AgentCheckpoints, learn
 from harness.training.agents.reward import REWARDS, reward_table
 from harness.training.agents.train_agent import AGENT_OBSERVATIONS
 from harness.training.recipes import AgentSettings
 from strategies.rl import ReinforcementLearning
-from tests.training.agents.replayed import ReplayedTokens
 
 POINTS, LAYERS, HIDDEN = (4, 6, 8, 10, 12, 14, 18, 22, 26), 30, 576
 DOCUMENTS, TOKENS = 50, 600
@@ -77,20 +76,6 @@ def report(
     print(f"\n  {what}: {value:,.1f}  (target {target})")
     assert best >= (at_least or 0) / 2
     assert at_most is None or best <= 2 * at_most
-
-
-def test_one_environment(benchmark: Any, episodes: Episodes) -> None:
-    env = ExitEnv(ReplayedTokens(episodes))
-    env.reset(seed=0)
-    actions = itertools.cycle((np.random.default_rng(0).random(997) < 0.3).astype(int).tolist())
-
-    def steps() -> None:
-        for _ in range(1000):
-            if env.step(next(actions))[2]:
-                env.reset()
-
-    benchmark.pedantic(steps, rounds=5, warmup_rounds=1)
-    report(benchmark, "single environment, steps/s without learning", lambda s: 1000 / s)
 
 
 def test_many_environments(benchmark: Any, episodes: Episodes) -> None:

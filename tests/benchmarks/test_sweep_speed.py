@@ -17,9 +17,8 @@ import torch
 from harness.contracts.recipes import Silent
 from harness.replay.options import SweepOptions
 from harness.replay.sweep import sweep
-from harness.training.options import TraceRequest
-from harness.training.traces.record_trace import trace
 from strategies.full import Full
+from tests.training.tracing import trace_of
 
 POINTS, NEW, PROMPT = 200, 30, 60
 
@@ -30,11 +29,7 @@ pytestmark = pytest.mark.model
 def traced(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("traces") / "smollm2"
-    trace(
-        "smollm2-135m", ["py150"], ["embedded"], out, TraceRequest(documents=8, length=96), weights="pretrained",
-        exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
-        progress=Silent(),
-    )  # fmt: skip
+    trace_of("smollm2-135m", "embedded", out, documents=8, length=96)
     return out
 
 

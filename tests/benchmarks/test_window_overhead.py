@@ -27,7 +27,7 @@ METERS: dict[str, Callable[[], Any]] = {
     "estimate": lambda: Estimate(device="cpu"),
     "replay": lambda: Replay(
         device="cpu",
-        recording=Recording(readings=[{"package-0": 0.1, "package-1": 0.1}], times_s=[1e9]),
+        recording=Recording(readings=tuple({"package-0": 0.1 * edge, "package-1": 0.1} for edge in range(10_000))),
     ),
 }
 

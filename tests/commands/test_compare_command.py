@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.run_files import cut
 
 Command = Callable[..., Any]
 
@@ -60,34 +57,6 @@ def test_a_condition_that_holds_exits_with_1(cli: Command, two_runs: tuple[Path,
     )
     assert both.code == 1
     assert "error: latency_p99>0" in both.err
-
-
-@pytest.mark.slow
-def test_a_condition_that_cannot_be_judged_exits_with_2(cli: Command, two_runs: tuple[Path, Path]) -> None:
-    ran = cli("compare", *two_runs, "--fail-if", "energy_per_token>+5%")
-    assert ran.code == 2
-    assert "cannot be judged: no energy was measured (and at 1 more operating points)." in ran.err
-    assert "fixed:layer=6" in ran.out  # the tables are printed nonetheless
-
-
-@pytest.mark.slow
-def test_two_completions_of_one_begun_run_are_no_two_runs(cli: Command, two_runs: tuple[Path, Path]) -> None:
-    """Half of a run is copied, and both are resumed: B measured 8 of its 16 windows itself."""
-    begun = two_runs[0]
-    cut(begun, 11)  # with warm-ups
-    other = Path(shutil.copytree(begun, begun.with_name("other")))
-    for folder in (begun, other):
-        assert cli("run", "--resume", folder).code == 0
-    refused = cli("compare", begun, other).error
-    assert re.search(
-        r"error: \d+ of the 16 windows of B \(.*other\) are A's own .*: one is a copy of the other", refused
-    )
-    assert cli("compare", begun, other, "--point-a", "full", "--point-b", "fixed:layer=6").code == 0
-    assert cli("compare", *two_runs).code == 0  # the other half of the pair was measured anew
-    ran = cli("report", begun, other, *two_runs[1:], "--out", begun.with_name("out"), "--no-figures")
-    assert re.search(
-        r"1 of 3 runs share windows with others, as other: \d+ of its 16 windows are before's, not a run", ran.err
-    )
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from harness.doctor import self_test as paired
-from harness.doctor.self_test import CASES, NUMBERS_OF_PAIRS
 from harness.doctor.verdicts import judge
 from harness.metering import examine as examine_module
 from harness.metering import measure_bandwidth
@@ -36,7 +34,7 @@ def doctor(cli: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 @pytest.fixture
 def self_test(doctor: Command, tiny_llama: Path, rows_file: Path) -> Command:
-    sizes = ("--pairs", 3, "--windows", 5, "--simulated", 10, "--max-new-tokens", 2)
+    sizes = ("--pairs", 3, "--windows", 5, "--max-new-tokens", 2)
     given = ("--aa", "--model", tiny_llama, "--source", rows_file, "--energy", "none", *sizes)
     return lambda *arguments: doctor(*given, *arguments)
 
@@ -86,43 +84,9 @@ def test_what_cannot_be_done_is_one_line(doctor: Command, arguments: tuple[objec
     assert word in doctor(*arguments).error
 
 
-def test_the_self_test_runs_on_a_tiny_model(self_test: Command) -> None:
-    ran = self_test()
-    assert ran.code == 0, ran.err
-    assert all(len(line) <= 80 for line in ran.out.splitlines())
-    assert "of 3 intervals cover 1" in ran.out
-    simulated = ran.out[ran.out.index("Simulated") :]
-    assert all(case.name in simulated for case in CASES)
-
-
 def test_the_self_test_as_json(self_test: Command) -> None:
-    found = json.loads(self_test("--json").out)
-    real = found["real"]
+    real = json.loads(self_test("--json").out)["real"]
     assert len(real["comparisons"]) == real["coverage"]["comparisons"] == 3
     covered = [one["interval"][0] <= 1 <= one["interval"][1] for one in real["comparisons"]]
     assert sum(covered) == real["coverage"]["covered"]
     assert real["expected"] == [2, 3]
-    assert [one["case"] for one in found["simulated"]] == [case.name for case in CASES]
-    assert {tuple(one["pairs"] for one in case["coverages"]) for case in found["simulated"]} == {NUMBERS_OF_PAIRS}
-    assert all(one["verdict"] for one in found["simulated"])
-
-
-def test_ctrl_c_leaves_quietly_and_closes_the_meter(self_test: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = []
-    opened = paired.open_meter
-
-    def open_watched(*arguments: Any) -> Any:
-        meter, missing = opened(*arguments)
-        monkeypatch.setattr(meter, "close", lambda: closed.append(meter))
-        return meter, missing
-
-    def interrupt(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(paired, "open_meter", open_watched)
-    monkeypatch.setattr(paired, "_measure", interrupt)
-    ran = self_test()
-    assert ran.code == 130
-    assert "Traceback" not in ran.err
-    assert ran.out == ""
-    assert len(closed) == 1

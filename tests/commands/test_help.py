@@ -74,8 +74,3 @@ def test_a_summary_is_a_whole_sentence(cli: Command) -> None:
     for name, point in COMMANDS.items():
         first = as_command(name, point.load()).help.partition("\n\n")[0]
         assert f" {name} {' '.join(first.split())} " in said
-
-
-def test_what_looks_like_markup_is_shown(cli: Command) -> None:
-    said = " ".join(re.sub("[│╭╮╰╯]", " ", cli("study", "--help").out).split())
-    assert "TOML file with [run], [grid], [[include]], [[exclude]] and [[override]]; or a preset" in said

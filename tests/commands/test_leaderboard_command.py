@@ -98,35 +98,6 @@ def test_what_submit_refuses_is_marked_and_not_ranked(cli: Command, runs: Path, 
     assert marks["loud"] == ([reason.partition(". ")[0]], [None] * len(index["criteria"]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("merge", [("--merge",), ()])
-def test_a_run_that_goes_on_replaces_what_it_was(
-    cli: Command, tiny_run: Command, runs: Path, tmp_path: Path, merge: tuple[str, ...]
-) -> None:
-    whole = {name: (runs / "good" / name).read_text() for name in ("windows.jsonl", "samples.jsonl")}
-    (runs / "good" / "windows.jsonl").write_text(without_last_line(whole["windows.jsonl"]))
-    assert "1 marked and not ranked" in cli("leaderboard", runs, "--out", tmp_path / "site").out
-    assert tiny_run("--resume", runs / "good").code == 0
-    (runs / "good" / "windows.jsonl").write_text(flagged((runs / "good" / "windows.jsonl").read_text()))
-    ran = cli("leaderboard", runs, "--out", tmp_path / "site", *merge)
-    assert ran.code == 0, ran
-    assert "1 run(s) with 1 operating points" in ran.out
-    assert "not ranked" not in ran.out
-    assert len(list((tmp_path / "site" / "data" / "runs").iterdir())) == 1
-
-
-def test_many_of_a_kind_are_one_line(cli: Command, runs: Path, tmp_path: Path) -> None:
-    for number in range(60):
-        folder = runs / f"bad-{number}"
-        folder.mkdir()
-        (folder / "manifest.json").write_text("{")
-    ran = cli("leaderboard", runs, "--out", tmp_path / "site")
-    assert ran.code == 0
-    lines = [line for line in ran.err.splitlines() if line.startswith("left out: ")]
-    assert len(lines) == 21
-    assert lines[-1].startswith("left out: 40 more: ")
-
-
 def test_nothing_to_publish_is_refused(cli: Command, tmp_path: Path) -> None:
     ran = cli("leaderboard", tmp_path / "nowhere", "--out", tmp_path / "site")
     assert ran.code == 2
@@ -154,21 +125,6 @@ def test_a_defect_met_by_one_run_is_named_and_the_rest_is_published(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["add", "finish"])
-def test_a_folder_whose_making_was_interrupted_takes_another(
-    cli: Command, runs: Path, tmp_path: Path, moment: str
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"reports.leaderboard.site.Site.{moment}", interrupt)
-        assert cli("leaderboard", runs, "--out", tmp_path / "site").code == 130
-    ran = cli("leaderboard", runs, "--out", tmp_path / "site")
-    assert ran.code == 0, ran
-
-
-@pytest.mark.slow
 def test_a_site_loses_no_run_that_was_not_given_again(
     cli: Command, tiny_run: Command, runs: Path, tmp_path: Path
 ) -> None:
@@ -188,10 +144,3 @@ def test_merging_keeps_and_adds(cli: Command, tiny_run: Command, runs: Path, tmp
     assert "2 run(s) with 3 operating points, 1 new" in ran.out
     again = cli("leaderboard", tmp_path / "more", "--out", tmp_path / "site", "--merge")
     assert "2 run(s) with 3 operating points, 0 new, 1 given twice or there already" in again.out
-
-
-def test_no_path_of_this_machine_is_published(cli: Command, runs: Path, tmp_path: Path) -> None:
-    assert str(tmp_path.parent) in (runs / "good" / "manifest.json").read_text()
-    assert cli("leaderboard", runs, "--out", tmp_path / "site").code == 0
-    for file in (tmp_path / "site").rglob("*"):
-        assert file.is_dir() or str(tmp_path.parent).encode() not in file.read_bytes(), file

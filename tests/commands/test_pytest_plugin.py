@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import pytest
 
 from harness.commands.pytest_plugin import RecordedClock
 from harness.running.reading import read_run
-from tests.run_files import unseal
 
 ROOT = Path(__file__).resolve().parents[2]
 Pytest = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -82,61 +80,6 @@ def test_the_history_holds_the_recorded_latencies(users_pytest: Pytest, finished
         assert facts["weights_sha256"] == run.manifest.model.weights_sha256
         assert str(tmp_path) not in json.dumps(bench)
     assert saved["machine_info"]["harness_runs"] == [saved["benchmarks"][0]["extra_info"]["machine_class"]]
-
-
-@pytest.mark.slow
-def test_a_moved_run_is_found_in_the_history(users_pytest: Pytest, finished: Path, tmp_path: Path) -> None:
-    assert users_pytest("--harness-run", finished, "--benchmark-autosave").returncode == 0
-    elsewhere = shutil.copytree(finished, tmp_path / "elsewhere" / "copy")
-    ran = users_pytest(
-        "--harness-run", elsewhere, "--benchmark-compare", "--benchmark-compare-fail=median:1%", "-k", "fixed"
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "1 passed, 1 deselected" in ran.stdout
-    assert "(0001_" in ran.stdout  # beside the saved one
-    unseal(elsewhere)
-    lines = elsewhere / "samples.jsonl"
-    slower = [json.loads(line) for line in lines.read_text().splitlines()]
-    for sample in slower:
-        if sample["latency_s"]:
-            sample["latency_s"] *= 2
-    lines.write_text("".join(json.dumps(sample) + "\n" for sample in slower))
-    ran = users_pytest("--harness-run", elsewhere, "--benchmark-compare", "--benchmark-compare-fail=median:1%")
-    assert ran.returncode != 0
-    assert "Performance has regressed" in ran.stdout + ran.stderr
-
-
-@pytest.mark.slow
-def test_other_ways_to_decode_have_other_histories(users_pytest: Pytest, tiny_run: Command, tmp_path: Path) -> None:
-    """A cache, no cache, a batch of two, arrivals, packed weights: benchmarks of their own.
-
-    A run of two policies, or of two weights formats, has the ids of two runs.
-    """
-    ways = {
-        "one": ["--kv", "propagate"],
-        "none": ["--kv", "none"],
-        "two": ["--batch-size", 2],
-        "queue": ["--arrival-rate", 500],
-        "packed": ["--kv", "none", "--weights-format", "int8"],
-    }
-    for name, how in ways.items():
-        assert tiny_run("--limit", 2, *how, "--out", tmp_path / name).code == 0
-    ran = users_pytest("--collect-only", "-q", *chain(*(("--harness-run", tmp_path / name) for name in ways)))
-    ids = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
-    how = ("propagate-batch1", "none-batch1", "recompute-batch2", "recompute-batch1-rate500", "none-batch1-int8")
-    assert ids == [f"green-code-{name}-max4[full]" for name in how], ran.stdout + ran.stderr
-    several = {"policies": ["--kv", "propagate,none"], "formats": ["--kv", "none", "--weights-format", "float32,int8"]}
-    for (name, given), same in zip(several.items(), (ids[:2], ids[1::3]), strict=True):
-        assert tiny_run("--limit", 2, *given, "--out", tmp_path / name).code == 0
-        ran = users_pytest("--collect-only", "-q", "--harness-run", tmp_path / name)
-        again = [line.partition("::py150-")[2] for line in ran.stdout.splitlines() if line.startswith("harness::")]
-        assert again == same
-
-
-@pytest.mark.slow
-def test_paths_are_collected_as_well(users_pytest: Pytest, finished: Path) -> None:
-    ran = users_pytest("test_own.py", "--harness-run", finished)
-    assert "3 passed" in ran.stdout, ran.stdout + ran.stderr
 
 
 def test_unused_it_costs_nothing(users_pytest: Pytest) -> None:

@@ -42,7 +42,7 @@ def test_runs_are_shown_beside_the_paper_and_written(
     [
         (["report", "runs", "--against", "brown-code"], "unknown paper 'brown-code'"),
         (["report", "runs", "--against", "green-code", "--stored"], "--against goes with --out and --width alone"),
-        (["report", "runs", "--against", "green-code", "--width", "text"], "figures need a folder"),
+        (["report", "runs", "--against", "green-code", "--width", "text"], "figures are of a report in a folder"),
         (["report", "runs", "--against", "green-code"], "no run has early exits under the protocol green-code"),
         (["reproduce", "brown-code"], "unknown paper 'brown-code'"),
     ],

@@ -5,16 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from harness.models.controllers import OBSERVATIONS
-from tests.run_files import write_index
 
 Command = Callable[..., Any]
 Refusal = Callable[..., str]
@@ -44,16 +40,10 @@ def refusal(cli: Command, tmp_path: Path) -> Refusal:
 @pytest.fixture(scope="module")
 def ready_trace(tiny_llama: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trace of the tiny model's eight documents."""
-    from harness.contracts.recipes import Silent
-    from harness.training.options import TraceRequest
-    from harness.training.traces.record_trace import trace
+    from tests.training.tracing import trace_of
 
     folder = tmp_path_factory.mktemp("ready") / "t"
-    trace(
-        str(tiny_llama), ["py150"], [str(rows_file)], folder, TraceRequest(length=64), weights="pretrained",
-        exit_head="shared", artefacts=None, exit_points="paper", dtype="float32", device="cpu", resume=False,
-        progress=Silent(),
-    )  # fmt: skip
+    trace_of(tiny_llama, rows_file, folder, documents=100, length=64)
     return folder
 
 
@@ -76,34 +66,6 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 # -------------------------------------------------------------------------------------------- commands
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["train", "lit"], "lit"),
-        (["train", "lite", "--step", "3"], "--step"),
-        (["train", "lite", "--steps", "few"], "--steps"),
-        (["train", "lite", "surplus"], "surplus"),
-        (["trace", "--out"], "--out"),
-        *((["train", kind], "--traces") for kind in KINDS),
-    ],
-)
-def test_a_command_that_cannot_be_read(refusal: Refusal, arguments: list[str], said: str) -> None:
-    assert said in refusal(*arguments)
-
-
-@pytest.mark.parametrize("kind", ["classifier", "lte", "rl"])
-def test_help_names_every_observation(cli: Command, kind: str) -> None:
-    said = cli("train", kind, "--help").out
-    words = " ".join(re.sub("[│╭╰─╮╯]", " ", said).split())
-    assert all(f"{name} (" in words for name in OBSERVATIONS), words
-
-
-def test_help_names_every_kind_of_training(cli: Command) -> None:
-    said = cli("train", "--help").out
-    assert all(f" {kind} " in said for kind in ("lite", *KINDS))
-    assert "trace" in cli("--help").out
-
-
 # ------------------------------------------------------------------------------------------ harness trace
 
 
@@ -122,7 +84,7 @@ def test_help_names_every_kind_of_training(cli: Command) -> None:
         (("--task", "py15"), "Did you mean 'py150'?"),
         (("--model", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
         (("--model", "."), "holds no transformers model"),
-        (("--source", "nowhere"), "--source 'nowhere' does not exist."),
+        (("--source", "nowhere"), "--source 'nowhere' is neither a file nor a folder."),
         (("--source", "embeded"), "Did you mean 'embedded'?"),
         (("--artefacts", "nowhere"), "--artefacts nowhere is no folder."),
     ],
@@ -150,84 +112,6 @@ def test_a_trace_of_parts_that_were_never_trained_names_the_commands(refusal: Re
 
 
 @pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize("command", [("trace",), ("train", "lite")])
-def test_a_model_too_shallow_for_exits(refusal: Refusal, make_model: Command, command: tuple[str, ...]) -> None:
-    line = refusal(*command, "--model", make_model("llama", num_hidden_layers=4), "--out", "o")
-    assert "has no exit points to tra" in line
-    assert "Give --exit-points." in line
-
-
-@pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize("command", [("trace",), ("train", "lite", "--length", 64)])
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [("", "rows.jsonl is empty"), ("\n\n", "rows.jsonl is empty"), ("{broken\n", "rows.jsonl holds no document")],
-)
-def test_an_empty_corpus(
-    refusal: Refusal, tiny_llama: Path, tmp_path: Path, command: tuple[object, ...], content: str, said: str
-) -> None:
-    (tmp_path / "rows.jsonl").write_text(content)
-    line = refusal(*command, "--model", tiny_llama, "--task", "py150", "--source", "rows.jsonl", "--out", "o")
-    assert said in line
-
-
-def test_documents_too_short_for_a_trace(refusal: Refusal, tiny_llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": 1, "code": "x = 1"}) + "\n")
-    line = refusal("trace", "--model", tiny_llama, "--task", "py150", "--source", "rows.jsonl", "--out", "o")
-    assert "not one document is longer than 9 tokens." in line
-    assert "--source" in line
-
-
-@pytest.mark.usefixtures("no_weights")
-def test_a_trace_that_is_there(refusal: Refusal, tiny_llama: Path, rows_file: Path, traces: Path) -> None:
-    given = ("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64, "--out", "t")
-    assert "t holds a trace already. Add --resume to go on, or give another --out." in refusal(*given)
-
-
-@pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--length", 32), "length 64, now it is 32"),
-        (("--split", "test"), "split 'train', now it is 'test'"),
-        (("--seed", 1), "seed 0, now it is 1"),
-        (("--new-tokens", 5), "new_tokens 0, now it is 5"),
-        (("--exit-points", "4,6"), "exit_points [4, 6, 10], now it is [4, 6]"),
-        (("--dtype", "bfloat16"), "dtype 'float32', now it is 'bfloat16'"),
-    ],
-)
-def test_going_on_with_a_trace_of_something_else(
-    refusal: Refusal, tiny_llama: Path, rows_file: Path, traces: Path, arguments: tuple[object, ...], said: str
-) -> None:
-    given = ("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64, "--out", "t")
-    line = refusal(*given, "--resume", *arguments)
-    assert f"t is a trace with {said}. Give another --out." in line
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_trace_says_how_many_threads_made_it_and_goes_on_with_others(
-    cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path, threads: int
-) -> None:
-    given = ("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64, "--out", "t")
-    assert cli(*given, "--documents", 4, "--threads", threads).code == 0
-    assert cli(*given, "--threads", 3 - threads, "--resume").code == 0
-    shards = json.loads((tmp_path / "t" / "index.json").read_text())["shards"]
-    assert [shard["threads"] for shard in shards] == [threads, 3 - threads]
-
-
-def test_threads_out_of_range(refusal: Refusal, tiny_llama: Path) -> None:
-    assert "--threads 0: input should be greater than or equal to 1" in refusal("trace", "--threads", 0)
-
-
-@pytest.mark.usefixtures("no_weights")
-def test_a_trace_into_a_file(refusal: Refusal, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("thesis")
-    for out in ("mine", "mine/below"):
-        given = ("--model", tiny_llama, "--task", "py150", "--source", rows_file, "--out", out)
-        assert f"cannot make {out}" in refusal("trace", *given)
-
-
-@pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize(
     "command", [("trace",), ("train", "lite"), ("train", "shortlist"), ("suitability",)], ids=" ".join
 )
@@ -248,21 +132,12 @@ def test_a_file_is_not_read_as_two_languages(
     [
         (("--preset", "fast"), "--preset 'fast': input should be 'paper' or 'lora'."),
         (("--weights", "tuned"), "--weights 'tuned': input should be 'pretrained' or 'random'."),
-        (("--rank", -1), "--rank -1: input should be greater than or equal to"),
         (("--save-steps", 0), "--save-steps 0: input should be greater than or equal to 1."),
-        (("--documents", 0), "--documents 0: input should be greater than or equal to 1."),
-        (("--seed", 2**32), "--seed 4294967296: input should be less than 4294967296."),
-        (("--learning-rate", "nan"), "--learning-rate nan: input should be"),
         (("--learning-rate", "inf"), "--learning-rate inf: input should be a finite number."),
-        (("--exits-per-step", -1), "--exits-per-step -1: input should be greater than or equal to"),
-        (("--token-share", 0), "--token-share 0: input should be greater than 0."),
         (("--token-share", 1.5), "--token-share 1.5: input should be less than or equal to 1."),
-        (("--distill", "nan"), "--distill nan: input should be"),
         (("--length", 300), "--length 300: {name} has 256 positions."),
         (("--exit-points", "12"), "layers run from 1 to 11"),
-        (("--task", "javacorpu"), "Did you mean 'javacorpus'?"),
-        (("--model", "smollm2-135"), "Did you mean 'smollm2-135m'?"),
-        (("--source", "nowhere"), "--source 'nowhere' does not exist."),
+        (("--source", "nowhere"), "--source 'nowhere' is neither a file nor a folder."),
         (("--length", 250, "--documents", 2), "do not fill one packed sequence of 250 tokens"),
     ],
 )
@@ -272,12 +147,6 @@ def test_a_tuning_that_cannot_begin(
     given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64)
     line = refusal(*given, "--preset", "lora", "--out", "o", *arguments)
     assert said.format(name=tiny_llama.name) in line
-
-
-def test_a_tuning_without_a_checkpoint_to_resume_from(refusal: Refusal, tiny_llama: Path, rows_file: Path) -> None:
-    given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64)
-    line = refusal(*given, "--preset", "lora", "--out", "o", "--resume")
-    assert "o holds no checkpoint to resume from. Omit --resume to begin." in line
 
 
 # ------------------------------------------------------------------------------------- from traces
@@ -301,119 +170,6 @@ def test_what_every_training_on_a_trace_refuses(
     line = refusal("train", kind, "--model", tiny_opt, "--traces", "t", "--out", "o")
     assert f"t is a trace with model fingerprint {theirs} ({tiny_llama.name}); {tiny_opt.name} has " in line
     assert line.endswith(f"Trace again:\n  harness trace --model {tiny_opt} --out t-2")
-
-
-@pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_trace_that_nothing_can_be_learned_from(refusal: Refusal, traces: Path, tiny_llama: Path, kind: str) -> None:
-    given = ("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o")
-    whole = json.loads((traces / "index.json").read_text())
-    if kind != "rl":
-        write_index(
-            traces, {**whole, "documents": [{**one, "stream": str(n)} for n, one in enumerate(whole["documents"])]}
-        )
-        said = "the trace has one document of 0: none is left to check on. Trace more --documents."
-        assert said in refusal(*given)
-        write_index(traces, whole)
-    for file, content, said in (
-        ("shard-00000.safetensors", b"half", "shard-00000.safetensors has 4 bytes and should have"),
-        ("index.json", b"{", "index.json: it is not JSON (line 1, column 2"),
-        ("index.json", b'{"format": 3}', "no trace index of format 2"),
-    ):
-        (traces / file).write_bytes(content)
-        assert said in refusal(*given)
-
-
-@pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize("kind", ["classifier", "lte"])
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--keep", 1.01), "--keep 1.01: input should be less than or equal to 1."),
-        (("--keep", "nan"), "--keep nan: input should be"),
-        (("--learning-rate", "nan"), "--learning-rate nan: input should be"),
-        (("--task", "rust"), "has no document of rust; it has py150, path: rows.jsonl."),
-    ],
-)
-def test_heads_that_cannot_be_trained(
-    refusal: Refusal, traces: Path, tiny_llama: Path, kind: str, arguments: tuple[object, ...], said: str
-) -> None:
-    assert said in refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "o", *arguments)
-
-
-@pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--ridge", "inf"), "--ridge inf: input should be a finite number."),
-        (("--name", "maps"), "should begin with shortcut, since shortcuts are looked for as shortcut*.json"),
-        (("--artefacts", "nowhere"), "--artefacts nowhere is no folder."),
-    ],
-)
-def test_maps_that_cannot_be_fitted(
-    refusal: Refusal, traces: Path, tiny_llama: Path, arguments: tuple[object, ...], said: str
-) -> None:
-    assert said in refusal("train", "shortcut", "--model", tiny_llama, "--traces", "t", "--out", "o", *arguments)
-
-
-@pytest.mark.parametrize("kind", ["shortcut", "classifier", "lte"])
-def test_an_output_that_cannot_be_written(
-    refusal: Refusal, traces: Path, tiny_llama: Path, tmp_path: Path, kind: str
-) -> None:
-    (tmp_path / "mine").write_text("thesis")
-    epochs = () if kind == "shortcut" else ("--epochs", 1)
-    line = refusal("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "mine", *epochs)
-    assert "cannot write mine/ngrams-" in line
-
-
-@pytest.fixture
-def uninstall(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``uninstall(*modules)``: as if these were not installed."""
-    import importlib.util
-
-    real = importlib.util.find_spec
-
-    def run(*modules: str) -> None:
-        def find(name: str, package: str | None = None) -> Any:
-            return None if name in modules else real(name, package)
-
-        monkeypatch.setattr(importlib.util, "find_spec", find)
-
-    return run
-
-
-@pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize(
-    ("kind", "missing", "said"),
-    [
-        ("rl", ["stable_baselines3"], "stable-baselines3"),
-        ("rl", ["gymnasium"], "gymnasium"),
-        ("rl", ["stable_baselines3", "gymnasium"], "stable-baselines3 and gymnasium"),
-        ("lite", ["peft"], "peft"),
-        ("lite", ["accelerate"], "accelerate"),
-        ("lite", ["accelerate", "peft"], "accelerate and peft"),
-    ],
-)
-def test_training_needs_its_packages(
-    refusal: Refusal, uninstall: Callable[..., None], traces: Path, tiny_llama: Path, rows_file: Path, kind: str,
-    missing: list[str], said: str,
-) -> None:  # fmt: skip
-    given = ("--traces", "t") if kind == "rl" else ("--task", "py150", "--source", rows_file, "--preset", "lora")
-    uninstall(*missing)
-    line = refusal("train", kind, "--model", tiny_llama, *given, "--out", "o")
-    assert line.startswith(f"error: training needs {said}, which ")
-    assert line.endswith("pip install 'early-exit-harness[train]'")
-
-
-def test_without_lora_peft_is_not_needed(
-    refusal: Refusal, uninstall: Callable[..., None], tiny_llama: Path, rows_file: Path
-) -> None:
-    given = ("train", "lite", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--method", "full")
-    given = (*given, "--length", 250, "--documents", 2)
-    uninstall("peft")
-    assert "is too small" in refusal(*given)  # so it got further
-    uninstall("peft", "accelerate")
-    assert "error: training needs accelerate, which is not installed" in refusal(*given)
 
 
 # ---------------------------------------------------------------------------- runs on what was trained
@@ -445,14 +201,6 @@ def test_a_strategy_that_nothing_was_trained_for_names_the_commands_in_order(
     assert line.splitlines()[1:] == list(commands)
 
 
-def test_a_name_that_nobody_trained_is_refused_with_those_there_are(refused: Refusal, trained: Path) -> None:
-    line = refused("--strategy", "classifier:heads=large", "--artefacts", "a")
-    assert "there is no large.json" in line
-    assert "There are: classifier." in line
-    line = refused("--strategy", "classifier:heads=a/large.json")
-    assert "cannot read the classifier a/large.json: No such file or directory." in line
-
-
 def test_what_was_trained_is_found_in_the_usual_place_and_where_it_is_told(
     tiny_run: Command, trained: Path, tiny_llama: Path, unseen: Path
 ) -> None:
@@ -461,11 +209,6 @@ def test_what_was_trained_is_found_in_the_usual_place_and_where_it_is_told(
     assert tiny_run(*arguments, "--artefacts", "a", "--out", "told").code == 0
     shutil.copytree(trained, f"artefacts/{tiny_llama.name}")
     assert tiny_run(*arguments, "--out", "usual").code == 0
-
-
-def test_heads_of_another_kind(refused: Refusal, trained: Path) -> None:
-    assert "lte.json holds no classifier." in refused("--strategy", f"classifier:heads={trained / 'lte.json'}")
-    assert "classifier.json holds no rl." in refused("--strategy", f"rl:agent={trained / 'classifier.json'}")
 
 
 @pytest.mark.parametrize("strategy", ["classifier", "lte"])
@@ -488,15 +231,14 @@ class Trap:
         return Path.touch, (Path("sprung"),)
 
 
-@pytest.mark.parametrize("strategy", ["rl:agent", "classifier:heads", "lte:heads"])
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pkl", ".pickle", ".bin", ".zip", ".ckpt"])
-def test_pickles_are_refused_unread(refused: Refusal, tmp_path: Path, strategy: str, suffix: str) -> None:
-    file = tmp_path / f"agent{suffix}"
-    file.write_bytes(pickle.dumps(Trap()))
-    line = refused("--strategy", f"{strategy}={file}")
-    assert f"{file} may be a pickle" in line
-    assert "Give the .json that `harness train` wrote." in line
-    assert not Path("sprung").exists()
+def test_pickles_are_refused_unread(refused: Refusal, tmp_path: Path) -> None:
+    for strategy, suffix in (("rl:agent", ".zip"), ("classifier:heads", ".pt"), ("lte:heads", ".pkl")):
+        file = tmp_path / f"agent{suffix}"
+        file.write_bytes(pickle.dumps(Trap()))
+        line = refused("--strategy", f"{strategy}={file}")
+        assert f"{file} may be a pickle" in line
+        assert "Give the .json that `harness train` wrote." in line
+        assert not Path("sprung").exists()
 
 
 def test_a_pickle_in_disguise_is_not_unpickled(tiny_run: Command, trained: Path, unseen: Path) -> None:

@@ -3,69 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.config import StrategySpec, parse_strategies
 from harness.config.options import OptionFacts, build_strategy, effective_options, option_facts
-from harness.errors import ConfigError, OptionError, RegistryError, UnknownNameError
-from strategies.confidence import Confidence
+from harness.errors import OptionError, RegistryError, UnknownNameError
 from strategies.margin import Margin
 
 # ------------------------------------------------------------------------------ the mini-language
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("full", ["full"]),
-        (" full ", ["full"]),
-        ("fixed:layer=14", ["fixed:layer=14"]),
-        ("fixed:layer=14,22", ["fixed:layer=14", "fixed:layer=22"]),
-        ("fixed: layer = 14 , 22", ["fixed:layer=14", "fixed:layer=22"]),
-        ("margin:threshold=0.5:decay=2", ["margin:threshold=0.5:decay=2"]),
-        ("margin:threshold=0.5,decay=2", ["margin:threshold=0.5:decay=2"]),
-        (
-            "margin:threshold=0.5,0.9:decay=0,2",
-            [
-                "margin:threshold=0.5:decay=0",
-                "margin:threshold=0.5:decay=2",
-                "margin:threshold=0.9:decay=0",
-                "margin:threshold=0.9:decay=2",
-            ],
-        ),
-        ("a:x=1,2,y=3,4", ["a:x=1:y=3", "a:x=1:y=4", "a:x=2:y=3", "a:x=2:y=4"]),
-        ("a:x=b=c", ["a:x=b=c"]),
-    ],
-)
-def test_a_comma_list_makes_one_operating_point_each(text: str, expected: list[str]) -> None:
-    specs = parse_strategies(text)
-    assert [str(spec) for spec in specs] == expected
-    # What is printed is read back as the same point.
-    assert [parse_strategies(str(spec)) for spec in specs] == [[spec] for spec in specs]
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "names no strategy"),
-        ("  ", "names no strategy"),
-        (":layer=3", "names no strategy"),
-        ("fixed:14", "cannot be read at '14'"),
-        ("fixed:layer=", "cannot be read at 'layer='"),
-        ("fixed:layer=14,", "cannot be read at ''"),
-        ("fixed:=14", "cannot be read at '=14'"),
-        ("fixed:layer=14::x=1", "cannot be read at ''"),
-        ("fixed:layer=14:layer=22", "gives option 'layer' twice"),
-        ("fixed:layer=14,layer=22", "gives option 'layer' twice"),
-        ("margin:threshold=0.5:2", "cannot be read at '2'"),
-    ],
-)
-def test_what_cannot_be_read_is_quoted(text: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
-        parse_strategies(text)
 
 
 # ---------------------------------------------------------------------------------------- building
@@ -87,11 +34,6 @@ def test_text_becomes_typed_options() -> None:
         "head": "full",
         "token": "full",
     }
-
-
-def test_defaults_are_the_dataclass_s_own() -> None:
-    assert built("confidence") == Confidence()
-    assert effective_options(built("full")) == {}
 
 
 @pytest.mark.parametrize(
@@ -129,25 +71,7 @@ def test_refusals_name_option_value_and_range(text: str, error: type[Exception],
         built(text)
 
 
-def test_a_refusal_is_one_line() -> None:
-    with pytest.raises(OptionError) as refusal:
-        built("confidence:threshold=1.5")
-    assert "\n" not in str(refusal.value)
-
-
 # ------------------------------------------------------------------------------------------- facts
-
-
-def test_facts_of_the_margin_s_options() -> None:
-    facts = option_facts("margin")
-    assert [(one.name, one.kind, one.limits, one.default) for one in facts] == [
-        ("threshold", "float", "≥ 0, ≤ 1", 0.5),
-        ("decay", "float", "≥ 0, ≤ 100", 0.0),
-        ("horizon", "int", "≥ 1", 15),
-        ("head", "str", "", "full"),
-        ("token", "str", "", "full"),
-    ]
-    assert facts[0].description.startswith("τ")
 
 
 def test_facts_of_strict_limits_and_of_none() -> None:
@@ -199,37 +123,6 @@ def test_what_is_no_strategy_is_refused(plug_in: Callable[..., None], source: st
         built("odd")
     with pytest.raises(RegistryError, match=reason):
         option_facts("odd")
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (
-            "odd:n=3",
-            r"^odd:n=3 is not allowed: n holds several values \(tuple\[int, \.\.\.\]\), and what is written gives an "
-            r"option one\. Leave it out, or set it in Python\.$",
-        ),
-        ("odd:low=5", r"^strategy 'odd' refuses its options: low = 5 is above high = 4\.$"),
-    ],
-)
-def test_options_that_cannot_be_had(plug_in: Callable[..., Path], text: str, reason: str) -> None:
-    plug_in(
-        "odd",
-        """
-        @dataclass(frozen=True)
-        class Outside(Strategy):
-            n: tuple[int, ...] = (1, 2)
-            low: int = 0
-            high: int = 4
-            def __post_init__(self):
-                if self.low > self.high:
-                    raise ValueError(f"low = {self.low} is above high = {self.high}.")
-            def should_exit(self, view): ...
-        """,
-    )
-    assert effective_options(built("odd"))["n"] == (1, 2)
-    with pytest.raises(OptionError, match=reason):
-        built(text)
 
 
 def test_specs_are_hashable_and_keep_their_text() -> None:

@@ -22,8 +22,7 @@ from harness.decoding.kernels.layers import Asking
 from harness.decoding.packing import pack
 from harness.decoding.step import TokenPass
 from harness.decoding.unit_costs import Timing
-from harness.models.controllers import Network, Observation, write_controller
-from harness.models.controllers.controller import score_at
+from harness.models.controllers import Network, Observation, score_at, write_controller
 from harness.running.operating_points import NeverExits
 from harness.training.identity import identity
 from strategies.classifier import Classifier

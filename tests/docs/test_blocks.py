@@ -21,7 +21,6 @@ from harness.cli import COMMANDS
 from harness.commands.lazy import as_command
 from harness.config import parse_strategies
 from harness.config.options import build_strategy
-from harness.errors import HarnessError
 from harness.registry import REGISTRIES, STRATEGIES
 from harness.study.grid import expand, read_study
 from tests.docs.pages import NAMES, ROOT, blocks, commands, hook
@@ -46,13 +45,6 @@ def test_toml_is_that_of_a_package_or_a_study(name: str, tmp_path: Path) -> None
             assert found["project"]["entry-points"].keys() <= GROUPS
         else:
             study(block, tmp_path)
-
-
-@pytest.mark.parametrize("change", [("[run]", "[runs]"), ("limit = 100", "limits = 100"), ("=0.9,0.95", "=9")])
-def test_a_study_that_errs_would_be_found(change: tuple[str, str], tmp_path: Path) -> None:
-    block, *_ = blocks("docs/studies.md", "toml")
-    with pytest.raises(HarnessError):
-        study(block.replace(*change), tmp_path)
 
 
 def test_yaml_is_read_by_what_it_is_for(tmp_path: Path) -> None:
@@ -132,21 +124,6 @@ def strategies(words: list[str]) -> list[str]:
     return [spec for spec in names if spec and not THEIRS & set(spec.split(":"))]
 
 
-def test_what_is_no_option_is_found() -> None:
-    """The check above would fail where a page errs."""
-    for words in (
-        ["run", "--stratgy", "full"],
-        ["run", "--limit", "many"],
-        ["nosuch"],
-        ["train", "lite", "--step", "1"],
-    ):
-        with pytest.raises((AssertionError, KeyError)):
-            parsed(words[0], words[1:])
-    spec: Any = "classifier:treshold=0.9"
-    with pytest.raises(Exception, match="treshold"):
-        [build_strategy(one) for one in parse_strategies(spec)]
-
-
 def test_every_strategy_has_its_place_in_the_tutorial() -> None:
     text = (ROOT / "docs" / "tutorials" / "compare.md").read_text(encoding="utf-8")
     own = {entry.name for entry in STRATEGIES.entries() if not entry.is_plugin}
@@ -175,12 +152,6 @@ def test_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     names: dict[str, Any] = {"__name__": "shown"}
     for block in blocks(name, "python"):
         run(name, block, names)
-
-
-def test_the_blocks_of_the_api_are_four_short_ones() -> None:
-    shown = blocks(API, "python")
-    assert len(shown) == NEED_A_MODEL[API]
-    assert max(sum(bool(line.strip()) for line in block.splitlines()) for block in shown) <= 10
 
 
 @pytest.mark.slow

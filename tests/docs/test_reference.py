@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from harness.config import RunConfig
-from harness.training.options import ControllerOptions
 from tests.docs.pages import NAMES, ROOT, blocks, hook
 
 PAGE = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
@@ -66,12 +65,6 @@ def test_every_field_of_a_run_has_its_type_default_and_meaning(rows: dict[str, A
     assert fields["kv_input"][0] == r"'hidden' \| 'shortcut'"
     assert fields["draft_max"][0] == r"int \| tuple\[int, ...\]"
     assert fields["model"][1] == "`'smollm2-135m'`"
-
-
-def test_fields_without_panels_are_shown_as_well(rows: dict[str, Any]) -> None:
-    fields = rows["harness.training.options.ControllerOptions"]
-    assert fields.keys() == ControllerOptions.model_fields.keys()
-    assert fields["traces"] == ("Path", "*required*", "Folder that `harness trace` made.")
 
 
 def test_no_mark_of_another_program_is_left_of_a_docstring() -> None:

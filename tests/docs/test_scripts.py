@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,10 @@ import ranked
 import write_tables as tables
 from harness.errors import HarnessError
 from harness.records.estimate import MISSING
-from harness.records.summary import SummaryRow
 from harness.running.reading import read_run
 from harness.store.record_files import write_document
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import expand, read_study
-from measured import stood, text_of
 from reports.recorded import RecordedRun
 from reports.tables.table import Line, Table
 from tests.reports.conftest import RunBuilder
@@ -84,19 +80,6 @@ def test_failed_points_do_not_end_it_but_an_interruption_does(checkout: Path, co
     done = script(checkout, KV_CODE=code)
     assert done.returncode == int(code)
     assert ("harness study docs/scripts/results/untuned.toml" in done.stdout) is goes_on
-
-
-def test_a_dry_run_measures_nothing(checkout: Path) -> None:
-    made = script(checkout, "--dry-run").stdout.splitlines()
-    assert all(line.startswith("harness study") and line.endswith("--dry-run") for line in made)
-    assert len(made) == len(list((SCRIPTS / "results").glob("*.toml"))) + 1  # GREEN-CODE's
-
-
-def test_other_rows_than_those_asked_for_are_refused(checkout: Path) -> None:
-    (checkout / "data").mkdir()
-    done = script(checkout)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "DATA_FOLDER: rename it" in done.stderr
 
 
 @pytest.mark.parametrize("file", sorted((SCRIPTS / "results").glob("*.toml")), ids=lambda file: file.stem)
@@ -207,14 +190,6 @@ def test_a_study_that_is_not_finished_makes_no_table(runs: Path, docs: Path) -> 
     assert "measured before" in (docs / "page.md").read_text().split("<!-- /table -->")[0]
 
 
-def test_cells_round_and_say_what_is_missing() -> None:
-    row = {"tokens_saved": -0.0321, "tokens_saved_low": -0.05, "tokens_saved_high": 0.01}
-    assert text_of(measured.SAVED, pd.Series(row)) == "-3 [-5, 1]"
-    assert text_of(measured.SAVED, pd.Series({"tokens_saved": 0.5})) == "50"
-    assert text_of(measured.SAVED, pd.Series({"tokens_saved": float("nan")})) == MISSING
-    assert text_of(measured.SAVED, pd.Series({"other": 1.0})) == MISSING
-
-
 def lines(parts: Any) -> list[list[str]]:
     """The cells of one table, row by row."""
     (table,) = (part for part in parts if isinstance(part, Table))
@@ -235,22 +210,6 @@ def test_the_front_of_the_results_shows_every_speed_up_with_its_interval(monkeyp
     cells = lines(measured.worth({"exits": []}, Path()))[0]
     speeds = "1.05× [0.95, 1.15] (1.03× [0.93, 1.13])"
     assert cells == ["Python's library", speeds, "0.64 [0.54, 0.74]", speeds, speeds, speeds]
-
-
-def test_drafts_are_pooled_by_tokens(acceptance: Callable[..., Any]) -> None:
-    few, many = acceptance(drafted=10, accepted=9), acceptance(drafted=990, accepted=491, low=0.4, high=0.6)
-    assert stood([few, many, None]) == "0.50 (1,000)"  # 500 of 1,000
-    assert stood([many]) == "0.50 [0.40, 0.60] (990)"
-    assert stood([None]) == MISSING
-
-
-@pytest.fixture
-def acceptance() -> Callable[..., Any]:
-    from harness.records.summary import Acceptance
-
-    return lambda drafted, accepted, **interval: Acceptance.model_validate(
-        {"drafted": drafted, "accepted": accepted, "share": {"value": accepted / drafted, **interval}}
-    )
 
 
 def test_green_code_is_shown_beside_the_paper_s() -> None:
@@ -278,22 +237,6 @@ def test_scores_are_shown_the_best_first(tmp_path: Path) -> None:
     assert note == Line("28,598 tokens of 150 documents, replayed: no time is in it.")
     with pytest.raises(measured.MissingRunsError):
         list(measured.scores({}, tmp_path / "elsewhere"))
-
-
-def test_kinds_of_text_are_told_by_source_and_language() -> None:
-    rows = [("embedded: Python 3.11 standard library", "python"), ("embedded: JDK 25 java.base sources", "java")]
-    rows += [("official CodeXGLUE dev rows (path: python.jsonl)", "python"), ("… (path: java.jsonl)", "java")]
-    assert tuple(measured.stream(*row) for row in rows) == measured.STREAMS
-    assert {"source", "language"} <= SummaryRow.model_fields.keys()
-
-
-def test_days_and_machines_are_said_once() -> None:
-    november, december = date(2026, 11, 27), date(2026, 12, 1)
-    assert tables.days([november]) == "27 November 2026"
-    assert tables.days([date(2026, 11, 28), november]) == "27 to 28 November 2026"
-    assert tables.days([november, december]) == "27 November 2026 to 1 December 2026"
-    lines = ["I (2 cores), torch 2.13 (2 threads)", "I (2 cores), torch 2.13 (1 thread)", "Y (2 cores)", "Y (2 cores)"]
-    assert tables.machines(lines) == ["I (2 cores), torch 2.13 (2 threads, 1 thread)", "Y (2 cores)"]
 
 
 # ------------------------------------------------------------------------------ the ranking
@@ -344,27 +287,6 @@ def test_exits_behind_look_up_are_held_against_look_up(tmp_path: Path, build: An
     found = lines(ranked.ranking({"ranking": [stored(run, tmp_path / "run")]}, tmp_path))
     (line,) = (line for line in found if line[0].startswith("rl"))
     assert told in line
-
-
-@pytest.mark.parametrize(
-    ("counts", "said"),
-    [
-        ({"layers_speedup": 1.02}, "the layers it skips would bring 1.02× were deciding free"),
-        (
-            {"byte_model_speedup": 0.8, "lm_head_per_token": 5.3},
-            "it reads 5.3 LM heads a token to skip layers worth 1.50×",
-        ),
-        ({"byte_model_speedup": 1.3}, "bytes read say 1.30×, and deciding takes time beside them"),
-        ({"byte_model_speedup": 1.04}, "bytes read say 1.04× as well"),
-        (
-            {"lossless": True, "byte_model_speedup": 0.9, "acceptance": 0.25},
-            "25% of its drafts stand, and bytes read say 0.90×",
-        ),
-    ],
-)
-def test_why_nothing_is_gained_is_read_off_the_counts(counts: dict[str, Any], said: str) -> None:
-    row = {"layers_speedup": 1.5, "lm_head_per_token": 1.0, "byte_model_speedup": 1.2, "decode_speedup": 1.0}
-    assert ranked.why([pd.Series({**row, "lossless": False, **counts})]) == said
 
 
 def test_a_strategy_stands_at_what_other_documents_certify(tmp_path: Path, build: Any) -> None:

@@ -25,14 +25,7 @@ DONE, REFUSED = (0, ACCEPTED), 2
 
 @dataclass(frozen=True)
 class Ran:
-    """What became of a case.
-
-    Attributes:
-        argv: of the command, or of another door.
-        code: exit code; negative where a signal ended it.
-        out, err: what it wrote.
-        killed: its time was up.
-    """
+    """What became of a case: exit code, negative where a signal ended it, and whether its time was up."""
 
     argv: tuple[str, ...]
     code: int
@@ -59,12 +52,7 @@ class Ran:
         return self.out.decode("utf-8")
 
     def judge(self, *, codes: Sequence[int] = (), refusals: int = 1) -> int:
-        """Return the exit code, having checked what every case owes.
-
-        Args:
-            codes: allowed besides done and refused.
-            refusals: lines of refusal that it may have at most.
-        """
+        """Return the exit code, having checked what every case owes."""
         assert b"Timeout (" not in self.err, f"hangs\n{self}"
         assert not self.killed, f"hangs, and is deaf\n{self}"
         assert self.code >= 0, f"dies of signal {-self.code}\n{self}"
@@ -86,18 +74,11 @@ class Ran:
 
 
 class Warm:
-    """A warm process, see :mod:`warm`; a context manager.
-
-    Args:
-        scratch: a folder of its own.
-    """
+    """A warm process, see :mod:`warm`; a context manager."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
-        threads = dict.fromkeys(
-            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "ARROW_NUM_THREADS"),
-            "1",
-        )
+        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "RAYON", "ARROW")}
         plain = {"COLUMNS": "100", "NO_COLOR": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("warm.py"))],
@@ -126,17 +107,7 @@ class Warm:
         limit_s: float = LIMIT_S,
         env: Mapping[str, str] | None = None,
     ) -> Ran:
-        """Run a case.
-
-        Args:
-            argv: arguments of the command.
-            cwd: folder to start it in.
-            until: where it may end as accepted: ``weights``, ``decoded``, or nowhere.
-            door: ``command``, ``read`` or ``draw``.
-            kill_after_s: kill it then, if it has not ended.
-            limit_s: time after which it hangs.
-            env: its environment; this process's own where there is none.
-        """
+        """Run a case; with ``until`` it may end as accepted before ``weights`` or when it has ``decoded``."""
         assert self._process.stdin is not None
         texts = [str(argument) for argument in argv]
         out, err = self._scratch / "out", self._scratch / "err"

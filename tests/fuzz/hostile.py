@@ -14,19 +14,6 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-__all__ = [
-    "SPECIAL",
-    "TEXTS",
-    "VALUES",
-    "Draw",
-    "as_json",
-    "changed_bytes",
-    "changed_json",
-    "changed_value",
-    "make_special",
-    "numbers",
-]
-
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 """What hypothesis hands to a test that draws as it goes."""
 
@@ -49,19 +36,7 @@ since a command may write there.
 
 _NUMBERS = (
     *("0", "-0", "1", "2", "3", "-1", "7", "00", "+1", "0x10", "1_000", " 7 ", "٣", "1.5", ".5", "5.", "1e5", "1e-300"),
-    *(
-        "1e308",
-        "-1e308",
-        "1e309",
-        "5e-324",
-        "inf",
-        "-inf",
-        "nan",
-        "NaN",
-        "2147483648",
-        "9223372036854775808",
-        "9" * 400,
-    ),
+    *("1e308", "-1e308", "1e309", "5e-324", "inf", "-inf", "nan", "2147483648", "9223372036854775808", "9" * 400),
     *("9" * 5000, "1e", "--1", "", "0.9", "0.5", "4", "16", "1024", "4097", "65536", "1000000"),
 )
 

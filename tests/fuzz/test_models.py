@@ -17,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 
 from .cases import REFUSED, Ran, Warm
-from .hostile import SPECIAL, TEXTS, VALUES, Draw, as_json, changed_bytes, changed_json, make_special
+from .hostile import SPECIAL, VALUES, Draw, as_json, changed_bytes, changed_json, make_special
 
 Fuzz = Callable[..., None]
 Fresh = Callable[[], AbstractContextManager[Path]]
@@ -60,17 +60,37 @@ def artefacts(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     info = resolve(ModelRequest(str(model), weights="pretrained", exit_head="shared", exit_points="all")).info
     facts = identity(info, "t") | {"documents": ["a" * 16], "made": {"command": "harness train"}}
-    layer, width = "model.layers.3.self_attn.q_proj", info.hidden_size
+    layer, width, points = "model.layers.3.self_attn.q_proj", info.hidden_size, info.exit_points
     low = {f"{layer}.lora_A": torch.randn(2, width), f"{layer}.lora_B": torch.randn(width, 2) / 9}
     write_artefact(folder / "adapter.json", "adapter", low, facts | {"scale": 0.5})
-    maps = {f"{point}.weight": torch.eye(width) for point in info.exit_points}
-    maps |= {f"{point}.bias": torch.zeros(width) + 0.01 for point in info.exit_points}
-    write_artefact(folder / "shortcut.json", "shortcut", maps, facts)
-    heads = {
-        str(point): Network(((torch.randn(1, width), torch.zeros(1) + 0.1),), "relu") for point in info.exit_points
-    }
+    maps = {f"{point}.weight": torch.eye(width) for point in points}
+    write_artefact(
+        folder / "shortcut.json", "shortcut", maps | {f"{one}.bias": torch.ones(width) / 99 for one in points}, facts
+    )
+    heads = {str(point): Network(((torch.randn(1, width), torch.ones(1) / 9),), "relu") for point in points}
     write_controller(folder / "classifier.json", "classifier", Observation(), heads, facts | {"threshold": 0.9})
     return folder
+
+
+USES = {
+    "model": ("--strategy", "full"),
+    "adapter": ("--weights", "tuned", "--exit-head", "shared", "--strategy", "full"),
+    "shortcut": ("--weights", "pretrained", "--exit-head", "shortcut", "--strategy", "fixed:layer=2"),
+    "classifier": ("--weights", "pretrained", "--exit-head", "shared", "--strategy", "classifier"),
+}
+"""What is damaged → what makes a run use it."""
+
+
+@pytest.fixture(scope="session")
+def use(warm: Warm, rows_file: Path) -> Callable[..., Ran]:
+    """``use(folder, name)`` runs to its end: heads are read when their strategy decodes for the first time."""
+
+    def run(place: Path, name: str) -> Ran:
+        given = ("--source", rows_file, "--limit", 1, "--max-new-tokens", 3, "--energy", "none", "--threads", 1)
+        made = ("--artefacts", "made", "--exit-points", "all", "--out", "out", *USES[name])
+        return warm.run("run", "--model", "model", *given, *made, cwd=place)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -118,21 +138,19 @@ def damage_document(draw: Draw, file: Path) -> str:
 
 
 def test_every_folder_is_decoded_as_it_is(
-    decode: Callable[..., Ran], fresh: Fresh, model: Path, sharded: Path, artefacts: Path
+    decode: Callable[..., Ran], use: Callable[..., Ran], fresh: Fresh, model: Path, sharded: Path, artefacts: Path
 ) -> None:
     """Else nothing below would say anything."""
-    chosen = ("--artefacts", artefacts, "--exit-points", "all")
     for folder in (model, sharded):
         with fresh() as place:
             shutil.copytree(folder, place / "model")
             assert decode(place, "--strategy", "full").judge() != REFUSED
-            if folder == model:
-                tuned = decode(place, *chosen, "--weights", "tuned", "--exit-head", "shared", "--strategy", "full")
-                assert tuned.judge() != REFUSED, tuned
-                base = (*chosen, "--weights", "pretrained")
-                assert decode(place, *base, "--exit-head", "shortcut", "--strategy", "fixed:layer=2").judge() != REFUSED
-                heads = decode(place, *base, "--exit-head", "shared", "--strategy", "classifier")
-                assert heads.judge() != REFUSED, heads
+    for name in USES:
+        with fresh() as place:
+            shutil.copytree(model, place / "model")
+            shutil.copytree(artefacts, place / "made")
+            ran = use(place, name)
+            assert ran.judge() == 0, ran
 
 
 @pytest.mark.slow
@@ -154,37 +172,6 @@ def test_no_document_of_a_model_breaks_a_run(
             return judged(ran, f"{done}; --weights {weights}")
 
     fuzz("models: documents", case, few=40)
-
-
-@pytest.mark.slow
-def test_no_byte_of_the_weights_breaks_a_run(fuzz: Fuzz, decode: Callable[..., Ran], fresh: Fresh, model: Path) -> None:
-    def case(draw: Draw) -> Ran:
-        with fresh() as place:
-            shutil.copytree(model, place / "model")
-            file = place / "model" / "model.safetensors"
-            data = file.read_bytes()
-            size = int.from_bytes(data[:8], "little")
-            kind = draw(st.sampled_from(["header", "header", "field", "anywhere", "special", "length"]))
-            if kind == "special":
-                said = draw(st.sampled_from(SPECIAL))
-                make_special(file, said)
-            elif kind == "length":
-                number = draw(st.sampled_from([0, 1, size - 1, size + 1, len(data), 2**31, 2**63, 2**64 - 1]))
-                said = f"header of {number} bytes"
-                file.write_bytes(number.to_bytes(8, "little") + data[8:])
-            elif kind == "field":
-                header, said = changed_json(draw, json.loads(data[8 : 8 + size]))
-                text = as_json(header).encode("utf-8", "surrogatepass")
-                file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
-            elif kind == "header":
-                header, said = changed_bytes(draw, data[8 : 8 + size])
-                file.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
-            else:
-                changed, said = changed_bytes(draw, data)
-                file.write_bytes(changed)
-            return judged(decode(place, "--strategy", "full"), f"model.safetensors, {kind}: {said}")
-
-    fuzz("models: weights", case, few=20)
 
 
 @pytest.mark.slow
@@ -229,76 +216,49 @@ def _dtypes() -> list[Any]:
     return [torch.float16, torch.bfloat16, torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn]
 
 
-# -------------------------------------------------------------------------------------- artefacts
-
-USES = {
-    "adapter": ("--weights", "tuned", "--exit-head", "shared", "--strategy", "full"),
-    "shortcut": ("--weights", "pretrained", "--exit-head", "shortcut", "--strategy", "fixed:layer=2"),
-    "classifier": ("--weights", "pretrained", "--exit-head", "shared", "--strategy", "classifier"),
-}
-"""Artefact → what makes a run use it. Warm-up decodes at full depth; strategies are started by what follows it."""
-
-
 @pytest.mark.slow
-def test_no_artefact_breaks_a_run(
-    fuzz: Fuzz, warm: Warm, rows_file: Path, fresh: Fresh, model: Path, artefacts: Path
+def test_no_byte_of_weights_or_artefacts_breaks_a_run(
+    fuzz: Fuzz, use: Callable[..., Ran], fresh: Fresh, model: Path, artefacts: Path
 ) -> None:
-    """The run goes to its end: heads are read when their strategy decodes for the first time."""
-
     def case(draw: Draw) -> Ran:
         name = draw(st.sampled_from(sorted(USES)))
         with fresh() as place:
+            shutil.copytree(model, place / "model")
             shutil.copytree(artefacts, place / "made")
             file = place / "made" / f"{name}.json"
-            kind = draw(st.sampled_from(["document", "document", "document", "tensors", "bytes"]))
-            must_refuse = False
+            tensors = place / "model" / "model.safetensors" if name == "model" else file.with_suffix(".safetensors")
+            kinds = ["field", "header", "anywhere", "length", "special", *(["document"] * 3 if name != "model" else [])]
+            kind, must_refuse = draw(st.sampled_from(kinds)), False
             if kind == "document":
                 done = damage_document(draw, file)
-            elif kind == "tensors":
-                done, must_refuse = _damage_tensors(draw, file)
+            elif kind == "special":
+                done = draw(st.sampled_from(SPECIAL))
+                make_special(tensors, done)
             else:
-                tensors = file.with_suffix(".safetensors")
-                data, said = changed_bytes(draw, tensors.read_bytes())
-                must_refuse = data != tensors.read_bytes() and not draw(st.booleans())
-                tensors.write_bytes(data)
-                done = f"{tensors.name}: {said}"
-                if not must_refuse:  # with its own hash: damaged where it was made
-                    _seal(file)
-            base = ("--model", model, "--source", rows_file, "--limit", 1, "--max-new-tokens", 3, "--energy", "none")
-            chosen = ("--threads", 1, "--artefacts", "made", "--exit-points", "all", "--out", "out", *USES[name])
-            return judged(warm.run("run", *base, *chosen, cwd=place), done, must_refuse=must_refuse)
+                data = tensors.read_bytes()
+                changed, done = _damaged(draw, kind, data)
+                tensors.write_bytes(changed)
+                if name != "model" and draw(st.booleans()):  # with its own hash: damaged where it was made
+                    facts = json.loads(file.read_bytes()) | {"sha256": hashlib.sha256(changed).hexdigest()}
+                    file.write_text(json.dumps(facts))
+                else:
+                    must_refuse = name != "model" and changed != data
+            return judged(use(place, name), f"{name}, {kind}: {done}", must_refuse=must_refuse)
 
-    fuzz("artefacts", case, few=24)
-
-
-def _damage_tensors(draw: Draw, file: Path) -> tuple[str, bool]:
-    """Change a tensor of an artefact, hash and all; return what was done, and whether that must be refused."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(file.with_suffix(".safetensors"))
-    name = draw(st.sampled_from(sorted(tensors)))
-    what = draw(st.sampled_from(["nan", "inf", "drop", "rename", "shape", "rank", "dtype", "empty"]))
-    tensor = tensors.pop(name)
-    if what in ("nan", "inf"):
-        tensor.view(-1)[draw(st.integers(0, tensor.numel() - 1))] = float(what)
-    elif what == "rename":
-        name = draw(TEXTS).encode("utf-8", "replace").decode()
-    elif what == "shape":
-        tensor = tensor.repeat(*[2] * tensor.dim())
-    elif what == "rank":
-        tensor = tensor[None]
-    elif what == "dtype":
-        tensor = tensor.to(draw(st.sampled_from(_dtypes())))
-    elif what == "empty":
-        tensor = tensor[:0]
-    if what != "drop":
-        tensors[name] = tensor.contiguous()
-    save_file(tensors, file.with_suffix(".safetensors"))
-    _seal(file)
-    return f"{file.stem}: {what} in {name!a}", what not in ("dtype", "rank")
+    fuzz("models: weights and artefacts", case, few=32)
 
 
-def _seal(file: Path) -> None:
-    facts = json.loads(file.read_bytes())
-    facts["sha256"] = hashlib.sha256(file.with_suffix(".safetensors").read_bytes()).hexdigest()
-    file.write_text(json.dumps(facts))
+def _damaged(draw: Draw, kind: str, data: bytes) -> tuple[bytes, str]:
+    """Return the bytes of a file of tensors with its header, a field of that, its length or anything changed."""
+    size = int.from_bytes(data[:8], "little")
+    if kind == "anywhere":
+        return changed_bytes(draw, data)
+    if kind == "length":
+        number = draw(st.sampled_from([0, 1, size - 1, size + 1, len(data), 2**31, 2**63, 2**64 - 1]))
+        return number.to_bytes(8, "little") + data[8:], f"header of {number} bytes"
+    if kind == "field":
+        document, done = changed_json(draw, json.loads(data[8 : 8 + size]))
+        header = as_json(document).encode("utf-8", "surrogatepass")
+    else:
+        header, done = changed_bytes(draw, data[8 : 8 + size])
+    return len(header).to_bytes(8, "little") + header + data[8 + size :], done

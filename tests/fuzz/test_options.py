@@ -18,7 +18,7 @@ import pytest
 from hypothesis import strategies as st
 
 from .cases import REFUSED, Ran, Warm
-from .hostile import SPECIAL, TEXTS, Draw, changed_bytes, make_special, numbers
+from .hostile import SPECIAL, TEXTS, VALUES, Draw, as_json, changed_bytes, make_special, numbers
 
 Fuzz = Callable[..., None]
 Fresh = Callable[[], AbstractContextManager[Path]]
@@ -34,7 +34,6 @@ BASES: dict[str, dict[str, str]] = {
     "serve": {"model": "model", "port": "0", "max_new_tokens": "8", "threads": "1", "energy": "none"},
     "trace": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "documents": "2", "threads": "1"},
     "sweep": {"replay": "trace", "strategies": "confidence", "model": "model"},
-    "cache list": {},
     "suitability": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "documents": "4", "threads": "1"},
     "doctor": {"threads": "1"},
     "calibrate": {**RUN, "strategies": "confidence:threshold=0.9,0.5", "limit": "8", "target": "agreement=0.3"},
@@ -54,12 +53,8 @@ BASES: dict[str, dict[str, str]] = {
 """What a command is given beside what is tried; values lie in a case's folder. A new command goes without."""
 
 ELSEWHERE = {
-    *(
-        "study",
-        "reproduce",
-        "watch",
-    ),  # points are processes of their own, which do not end before weights are read: tests/study
-    "cache clear",  # other tests live on what is kept
+    *("study", "reproduce", "watch"),  # points are processes, which do not end before weights are read: tests/study
+    "cache",  # other tests live on what is kept
     "lm-eval",  # indexes thousands of files for a name that it does not know
 }
 """Commands that are not tried."""
@@ -243,64 +238,16 @@ def test_no_flag_breaks_a_command(
     fuzz("options", case, few=40)
 
 
-@pytest.mark.slow
-def test_no_operating_point_breaks_a_run(
-    fuzz: Fuzz, warm: Warm, workshop: Workshop, options: dict[str, list[str]]
-) -> None:
-    specs = spec(options)
-
-    def case(draw: Draw) -> Ran:
-        given = draw(st.lists(specs, min_size=1, max_size=2))
-        base = [*("--model", "model", "--source", "rows.jsonl", "--limit", 1, "--energy", "none"), "--exit-points"]
-        flags = [part for one in given for part in ("--strategy", one)]
-        command = draw(st.sampled_from([["run"], ["serve", "--port", "0", "--max-new-tokens", "8"]]))
-        base = base if command == ["run"] else ["--model", "model", "--energy", "none", "--exit-points"]
-        with workshop() as folder:
-            return judged(warm.run(*command, *base, "all", *flags, cwd=folder, until="weights"))
-
-    fuzz("options: operating points", case, few=20)
-
-
-# ----------------------------------------------------------------------------- configuration files
-
 DOCUMENTS = [
-    *(b"a = " + b"[" * 20_000 + b"]" * 20_000, b"a = " + b"{a = " * 5000 + b"1" + b"}" * 5000),
-    *(b".".join([b"a"] * 20_000) + b" = 1", b"[" + b".".join([b"a"] * 20_000) + b"]", b"limit = " + b"9" * 5000),
-    *(b"model = '''" + b"x" * 3_000_000 + b"'''", b"limit = 1\n" * 3, b"[[limit]]\n" * 100_000),
-    *(b"model = \"a\x00b\"", b"model = \"\xff\xfe\"", b"limit = 1e999", b"seed = 1979-05-27T07:32:00Z", b"\x00" * 1000),
-    *(b"[run]\nlimit = 1", b"limit = {}", b"model = [[]]", b"\r\rlimit = 1", b"model = \"\\ud800\"", b"= 1"),
-    *(b"\xef\xbb\xbflimit = 1", b"\"\" = 1"),
-]  # fmt: skip
+    *(
+        b"a = " + b"[" * 20_000 + b"]" * 20_000,
+        b"a = " + b"{a = " * 5000 + b"1" + b"}" * 5000,
+        b"limit = " + b"9" * 5000,
+    ),
+    *(b"[" + b".".join([b"a"] * 20_000) + b"]", b'model = "' + b"x" * 3_000_000 + b'"', b"[[limit]]\n" * 100_000),
+    *(b'model = "\xff\xfe"', b"seed = 1979-05-27T07:32:00Z", b"\x00" * 1000, b"[run]\nlimit = 1", b"= 1"),
+]
 """Whole files that somebody may give for a configuration."""
-
-
-def toml(value: Any) -> str:
-    """Return a value as TOML."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = (f"\\U{ord(c):08x}" if not c.isprintable() or c in '"\\' else c for c in value)
-        return '"' + "".join(escaped) + '"'
-    if isinstance(value, list):
-        return f"[{', '.join(map(toml, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{toml(key)} = {toml(one)}" for key, one in value.items()) + "}"
-    return str(value)
-
-
-SCALARS = st.one_of(
-    st.booleans(),
-    st.sampled_from([0, 1, 2, -1, 10**6, 2**31, 2**63, 10**30, 0.0, 1.5, 1e308, 1e-300, -1e308]),
-    st.floats(),
-    TEXTS,
-    st.sampled_from(FILES),
-)
-TOML_VALUES = st.one_of(
-    SCALARS,
-    SCALARS,
-    st.lists(SCALARS, max_size=3),
-    st.dictionaries(st.sampled_from(["a", "object", "options", ""]), SCALARS, max_size=2),
-)
 
 
 @pytest.mark.slow
@@ -309,19 +256,15 @@ def test_no_configuration_file_breaks_a_command(
 ) -> None:
     configured = [command for command in commands if "config" in command.parameters]
     assert configured
+    fits = st.one_of(st.sampled_from([1, 2, 0.5, True, "auto", *names]), st.lists(st.sampled_from(names), max_size=2))
 
     def case(draw: Draw) -> Ran:
         command = draw(st.sampled_from(configured))
-        base = dict(BASES.get(command.name, {}))
-        keys = st.sampled_from(sorted(command.parameters))
-        given = {}
-        for key in draw(st.lists(keys, min_size=1, max_size=3, unique=True)):
-            fits = st.sampled_from([1, 2, 0.5] if command.types[key] & {int, float} else [*names, "auto", "x", True])
-            fits = (
-                st.lists(fits, min_size=1, max_size=2) if getattr(command.parameters[key], "multiple", False) else fits
-            )
-            given[key] = draw(st.one_of(fits, fits, TOML_VALUES))
-        text = "".join(f"{key} = {toml(one)}\n" for key, one in given.items()).encode("utf-8", "surrogatepass")
+        keys = draw(st.lists(st.sampled_from(sorted(command.parameters)), min_size=1, max_size=3, unique=True))
+        # JSON's texts, numbers and lists are TOML's; the rest is what TOML has not
+        text = "".join(f"{key} = {as_json(draw(st.one_of(fits, VALUES)))}\n" for key in keys).encode(
+            "utf-8", "surrogatepass"
+        )
         kind = draw(st.sampled_from(["values", "values", "values", "damaged", "document", "special"]))
         if kind == "damaged":
             text, _ = changed_bytes(draw, text)
@@ -330,7 +273,7 @@ def test_no_configuration_file_breaks_a_command(
         with workshop() as folder:
             (folder / "given.toml").write_bytes(text)
             file = draw(st.sampled_from(SPECIAL)) if kind == "special" else "given.toml"
-            flags = command.arguments({key: [one] for key, one in base.items() if key not in given})
-            return judged(warm.run(*flags, "--config", file, cwd=folder, until="weights"))
+            base = {key: [one] for key, one in BASES.get(command.name, {}).items() if key not in keys}
+            return judged(warm.run(*command.arguments(base), "--config", file, cwd=folder, until="weights"))
 
     fuzz("options: configuration files", case, few=25)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from hypothesis import strategies as st
 
@@ -138,7 +139,7 @@ def test_no_file_of_rows_hangs_or_crashes(fuzz: Fuzz, warm: Warm, fresh: Fresh) 
                 make_special(file, said)
             else:
                 if suffix == "parquet":
-                    _parquet(file, {name: [row[name] for row in rows] for name in rows[0]})
+                    pandas.DataFrame(rows).to_parquet(file)
                 else:
                     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
                 data, said = changed_bytes(draw, file.read_bytes())
@@ -151,86 +152,3 @@ def test_no_file_of_rows_hangs_or_crashes(fuzz: Fuzz, warm: Warm, fresh: Fresh) 
             return ran
 
     fuzz("rows: files", case, few=30)
-
-
-@pytest.mark.slow
-def test_no_cell_ends_a_run(fuzz: Fuzz, warm: Warm, fresh: Fresh) -> None:
-    """Parquet's cells, of which some are no UTF-8, null, or of another type."""
-    ids = st.one_of(
-        st.sampled_from([b"", b"caf\xe9", b"\xed\xa0\x80", b"\x1b[0m", b"\x00", None]), st.binary(max_size=6)
-    )
-
-    def case(draw: Draw) -> Ran:
-        protocol = draw(st.sampled_from(PROTOCOLS))
-        rows, wanted, hopeless = [], [], []
-        for number in range(1, draw(st.integers(1, 5)) + 1):
-            row = {name: text.encode() for name, text in good(number, protocol).items()}
-            kind = draw(st.sampled_from(["good", "id", "cell"]))
-            if kind == "good":
-                wanted.append(f"good-{number}")
-            elif kind == "id":
-                row["id"] = draw(ids)
-                if row["id"] in (b"", None) or not _is_text(row["id"]):
-                    hopeless.append(number)
-            else:
-                name = draw(st.sampled_from(sorted(set(row) - {"id"})))
-                row[name] = draw(st.sampled_from([b"x = '\xff'", b"\xed\xa0\x80", None, b"caf\xe9 " * 50]))
-                hopeless.append(number)
-            rows.append(row)
-        with fresh() as place:
-            columns = {name: [row[name] for row in rows] for name in rows[0]}
-            _parquet(place / "rows.parquet", columns, listed=draw(st.booleans()))
-            ran = warm.run(protocol, "rows.parquet", cwd=place, door="draw")
-            return judged(ran, f"{protocol}: {[row['id'] for row in rows]}", wanted, hopeless, len(rows))
-
-    fuzz("rows: Parquet", case, few=30)
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _parquet(file: Path, columns: dict[str, list[Any]], *, listed: bool = False) -> None:
-    """Write columns of text that nobody checks to be UTF-8; with ``listed``, code as a list of one token."""
-    import pyarrow as arrow
-    from pyarrow import parquet
-
-    arrays = {}
-    for name, cells in columns.items():
-        data = [cell.encode() if isinstance(cell, str) else cell for cell in cells]
-        text = arrow.array(data, arrow.binary()).view(arrow.string())
-        if listed and name == "code":
-            text = arrow.ListArray.from_arrays(list(range(len(cells) + 1)), text)
-        arrays[name] = text
-    parquet.write_table(arrow.table(arrays), file)
-
-
-def test_a_run_over_hostile_rows_goes_on_and_can_be_reported(fuzz: Fuzz, warm: Warm, fresh: Fresh, model: Path) -> None:
-    def case(draw: Draw) -> str:
-        lines = [json.dumps(good(number, "green-code") | {"id": f"{number}{draw(TEXTS)}"}) for number in range(2)]
-        bad = draw(st.lists(st.sampled_from(BAD), min_size=1, max_size=3))
-        with fresh() as place:
-            content = [line.encode("utf-8", "surrogatepass") for line in lines]
-            (place / "rows.jsonl").write_bytes(b"\n".join([*bad, *content, json.dumps(good(9, "green-code")).encode()]))
-            source = ("--source", "rows.jsonl", "--limit", 0, "--max-new-tokens", 2, "--energy", "none")
-            chosen = ("--model", model, "--strategy", "full", "--exit-points", "2", "--out", "out", "--threads", 1)
-            ran = warm.run("run", *chosen, *source, cwd=place, limit_s=60)
-            assert ran.judge() == 0, ran
-            records = [json.loads(line) for line in (place / "out" / "samples.jsonl").read_bytes().splitlines()]
-            failed = [record for record in records if record["error"]]
-            assert len(failed) >= len(bad), f"counts {len(failed)} of {len(bad)} bad rows\n{ran}"
-            assert any(record["sample_id"] == "good-9" and not record["error"] for record in records), ran
-            for command in (
-                ("report", "out"),
-                ("report", "out", "--out", "all"),
-                ("leaderboard", "out", "--out", "site"),
-            ):
-                again = warm.run(*command, cwd=place, limit_s=60)
-                assert again.judge() == 0, again
-        return "run, and reported"
-
-    fuzz("rows: whole runs", case, few=1)

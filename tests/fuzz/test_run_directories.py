@@ -312,64 +312,6 @@ def test_no_damage_is_taken_for_a_record(fuzz: Fuzz, warm: Warm, fresh: Fresh, w
     fuzz("run directories", case, few=40)
 
 
-@pytest.mark.slow
-def test_a_damaged_run_among_others_is_left_out_alone(
-    fuzz: Fuzz, warm: Warm, fresh: Fresh, wholes: tuple[Whole, Whole]
-) -> None:
-    run, other = wholes
-
-    def case(draw: Draw) -> Ran:
-        with fresh() as place:
-            done = damages(draw, run, other, place / "run")
-            shutil.copytree(other.folder, place / "good")
-            door = draw(st.sampled_from(sorted(BATCHES)))
-            before, odd = expected(run, place / "run"), _odd(place / "run")
-            ran = BATCHES[door](warm, place)
-            try:
-                _check_batch(door, ran, before[0], odd)
-            except AssertionError as error:
-                raise explained(error, done, before[0]) from None
-            return ran
-
-    fuzz("run directories: beside others", case, few=8)
-
-
-def _check_batch(door: str, ran: Ran, expectation: Expected, odd: bool) -> None:
-    code = ran.judge()
-    if door == "report":
-        left_out = code == REFUSED
-        assert left_out or code == 0, ran
-        assert "fixed:layer=2" in ran.text, f"does not show the run beside it\n{ran}"
-    else:
-        assert code == 0, f"gives up for one run of two\n{ran}"
-        assert "1 left out" in ran.text or "left out" not in ran.text, ran
-        left_out = "1 left out" in ran.text
-        runs = "2 run(s)" if not left_out else "1 run(s)"
-        lost = expectation == "refused" and not left_out and "1 run(s)" in ran.text  # nothing tells that it is one
-        assert runs in ran.text or lost, ran
-    if expectation == "refused":
-        told = left_out or "1 run(s)" in ran.text
-        assert told, f"takes a damaged record\n{ran}"
-    elif expectation in ("whole", "cut"):
-        assert not left_out or odd, f"leaves out what is {expectation}\n{ran}"
-
-
-@pytest.mark.parametrize("name", [MANIFEST, WINDOWS, SAMPLES])
-@pytest.mark.parametrize("before", [b'"sha256"', b'"run"', b"}\n"])
-def test_white_space_is_part_of_a_record(
-    warm: Warm, fresh: Fresh, wholes: tuple[Whole, Whole], name: str, before: bytes
-) -> None:
-    run, _ = wholes
-    data = run.files[name]
-    if before not in data:
-        assert (name, before) == (SAMPLES, b'"sha256"')
-        return
-    with fresh() as place:
-        shutil.copytree(run.folder, place / "run")
-        (place / "run" / name).write_bytes(data.replace(before, b" " + before, 1))
-        assert DOORS["read"](warm, place).refused
-
-
 # ------------------------------------------------------------------ whole records with hostile content
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,25 +24,6 @@ def trapped(tmp_path: Path) -> Path:
     for name in TRAPS:
         (folder / f"{name}.py").write_text(f"raise RuntimeError('the user s own {name}.py was imported')\n")
     return folder
-
-
-@pytest.mark.slow
-def test_a_run_in_a_folder_of_like_named_files(
-    trapped: Path, tiny_llama: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site, started = tmp_path / "site", tmp_path / "started"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(f"import sys\nprint(sys.orig_argv, file=open({str(started)!r}, 'a'))\n")
-    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
-    command = [sys.executable, "-P", "-c", COMMAND, "run", "--model", str(tiny_llama), "--source", str(rows_file)]
-    small = "--limit 2 --max-new-tokens 3 --energy none --threads 1 --repeats 2 --json"
-    options = f"--strategy full --strategy fixed:layer=4 {small}"
-    done = subprocess.run([*command, *options.split()], cwd=trapped, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr
-    assert {row["repeats"] for row in json.loads(done.stdout)["rows"]} == {2}
-    helpers = started.read_text()
-    assert helpers.count("'harness.running.runner'") == 1
 
 
 def test_the_module_run_as_a_script_leaves_the_working_directory_out(trapped: Path) -> None:
@@ -70,15 +50,3 @@ def test_a_helper_imports_what_its_parent_does_and_nothing_from_the_working_dire
     assert not {"", str(trapped)} & set(path)
     assert {entry for entry in sys.path if Path(entry).is_dir() and entry} <= set(path)
     assert arguments == ["1"]
-
-
-def test_a_helper_may_be_told_how_many_threads_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "only_here.py").write_text("import os\nprint(os.environ['OMP_NUM_THREADS'])\n")
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    monkeypatch.syspath_prepend(tmp_path)
-    for threads, said in ((None, b"4\n"), (1, b"1\n")):
-        with fresh_interpreter(
-            "only_here", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, threads=threads
-        ) as process:
-            assert process.stdout is not None
-            assert process.stdout.read() == said

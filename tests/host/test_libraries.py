@@ -54,10 +54,6 @@ def test_any_error_becomes_a_refusal_with_its_reason(error: BaseException, reaso
     assert said(error, remedy="Fetch it.", refusal=ArtefactError) == f"m.json cannot be read: {reason}. Fetch it."
 
 
-def test_a_long_reason_is_cut() -> None:
-    assert len(said(ValueError("x" * 10_000))) < 400
-
-
 def raises(error: BaseException) -> Callable[[], None]:
     def act() -> None:
         with library_border("m.json cannot be read", passing=(TypeError,)):
@@ -116,7 +112,7 @@ def serve() -> Iterator[Callable[[int], tuple[str, list[str]]]]:
         server.server_close()
 
 
-@pytest.mark.parametrize("status", [200, 401, 404, 503])
+@pytest.mark.parametrize("status", [200, 503])
 def test_a_hub_that_answers_at_all_is_in_reach_and_asked_once(
     serve: Any, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
@@ -133,13 +129,13 @@ def test_a_refused_connection_is_out_of_reach(serve: Any, monkeypatch: pytest.Mo
     assert "refused" in str(hub_trouble("http://127.0.0.1:9"))
 
 
-@pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
-def test_offline_mode_asks_nobody(serve: Any, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_offline_mode_asks_nobody(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     address, paths = serve(200)
     monkeypatch.setenv("HF_ENDPOINT", address)
-    monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    assert hub_offline()
-    assert not hub_in_reach()
+    for value in ("1", "true", "YES", "on"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", value)
+        assert hub_offline()
+        assert not hub_in_reach()
     assert paths == []
 
 

@@ -9,19 +9,7 @@ import pytest
 
 from harness.host import processor
 
-CPUINFO = """processor : 0
-model name : Made Up
-cpu MHz : 2599.998
-flags : fpu sse {flag}
-
-processor : 1
-cpu MHz : 2400.0
-flags : fpu sse {flag}
-
-processor : 2
-cpu MHz : 800.0
-flags : fpu sse {flag}
-"""
+CPUINFO = "processor : 0\nmodel name : Made Up\nflags : fpu sse {flag}\n"
 
 
 def write(path: Path, text: str) -> None:
@@ -41,33 +29,8 @@ def sys(tmp_path: Path) -> Path:
     return tmp_path / "sys"
 
 
-def add_core(sys: Path, number: int, khz: int, governor: str) -> None:
-    folder = sys / "devices" / "system" / "cpu" / f"cpu{number}" / "cpufreq"
-    write(folder / "scaling_cur_freq", str(khz))
-    write(folder / "scaling_governor", governor)
-
-
-def test_the_kernel_s_clock_is_preferred_and_of_usable_cores_only(proc: Path, sys: Path) -> None:
-    for number, khz in ((0, 3_400_100), (1, 1_200_000), (2, 800_000)):
-        add_core(sys, number, khz, "performance")
-    assert processor.clock(proc, sys) == ((3400.1, 1200.0), "cpufreq")
-
-
-def test_without_cpufreq_the_stated_clock_is_taken(proc: Path, sys: Path) -> None:
-    assert processor.clock(proc, sys) == ((2600.0, 2400.0), "cpuinfo")
-
-
-def test_a_clock_that_one_core_hides_is_not_half_told(proc: Path, sys: Path) -> None:
-    add_core(sys, 0, 3_400_000, "performance")
-    (sys / "devices" / "system" / "cpu" / "cpu1").mkdir()
-    found = processor.clock(proc, sys)
-    assert found is not None
-    assert found[1] == "cpuinfo"
-
-
 def test_nothing_to_read_is_none(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
-    assert processor.clock(gone, gone) is None
     assert processor.governors(gone) is None
     assert processor.hypervisor(gone, gone) is None
     assert processor.quota_cores(gone, gone) is None
@@ -75,7 +38,7 @@ def test_nothing_to_read_is_none(tmp_path: Path) -> None:
 
 def test_governors_are_each_named_once(proc: Path, sys: Path) -> None:
     for number, governor in ((0, "powersave"), (1, "powersave"), (2, "performance")):
-        add_core(sys, number, 1_000_000, governor)
+        write(sys / "devices" / "system" / "cpu" / f"cpu{number}" / "cpufreq" / "scaling_governor", governor)
     assert processor.governors(sys) == ("powersave",)  # core 2 is not ours
 
 
@@ -106,9 +69,6 @@ def test_a_hypervisor_is_named_by_firmware_and_betrayed_by_a_flag(
         ("0::/", {"cpu.max": "150000 100000"}, 1.5),
         ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "400000 100000"}, 4.0),
         ("0::/a/b", {"a/b/cpu.max": "200000 100000", "a/cpu.max": "50000 100000"}, 0.5),
-        ("4:cpu,cpuacct:/job", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, None),
-        ("4:cpu,cpuacct:/job", {"cpu/job/cpu.cfs_quota_us": "300000", "cpu/job/cpu.cfs_period_us": "100000"}, 3.0),
-        ("3:cpuset:/job", {"cpu/job/cpu.cfs_quota_us": "300000", "cpu/job/cpu.cfs_period_us": "100000"}, None),
     ],
 )
 def test_the_tightest_quota_on_the_way_up_counts(
@@ -120,6 +80,17 @@ def test_the_tightest_quota_on_the_way_up_counts(
     assert processor.quota_cores(proc, sys) == cores
 
 
+def test_a_clock_is_of_usable_cores_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "usable_cores", lambda: (0, 2))
+    each = [SimpleNamespace(current=mhz) for mhz in (3400.12, 1200.0, 800.0)]
+    monkeypatch.setattr("psutil.cpu_freq", lambda percpu: each)
+    found = processor.clock()
+    assert found is not None
+    assert found[0] == (3400.1, 800.0)
+    each[2].current = 0.0  # hidden
+    assert processor.clock() is None
+
+
 def test_this_machine_answers_without_a_fault() -> None:
     cores = processor.usable_cores()
     assert cores is None or len(cores) >= 1
@@ -127,19 +98,6 @@ def test_this_machine_answers_without_a_fault() -> None:
     assert found is None or all(mhz > 0 for mhz in found[0])
     quota = processor.quota_cores()
     assert quota is None or quota > 0
-
-
-def test_siblings_share_a_physical_core(proc: Path, sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processor, "usable_cores", lambda: (0, 1, 2, 8, 9))
-    assert processor.sibling_sets(sys) == ((0,), (1,), (2,), (8,), (9,))  # hidden
-    for core, listed in ((0, "0,8"), (1, "1,9"), (2, "2,10"), (8, "0,8"), (9, "1,9")):
-        write(sys / "devices" / "system" / "cpu" / f"cpu{core}" / "topology" / "thread_siblings_list", listed)
-    assert processor.sibling_sets(sys) == ((0, 8), (1, 9), (2,))  # core 10 is not ours
-    for core in (0, 1):
-        write(sys / "devices" / "system" / "cpu" / f"cpu{core}" / "topology" / "thread_siblings_list", "0-1")
-    assert processor.sibling_sets(sys)[0] == (0, 1)
-    monkeypatch.setattr(processor, "usable_cores", lambda: None)
-    assert processor.sibling_sets(sys) == ()
 
 
 def test_available_memory_respects_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

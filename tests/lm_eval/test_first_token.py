@@ -76,24 +76,6 @@ def numbers(answers: Sequence[Any]) -> list[Any]:
     return [pytest.approx(value, rel=1e-5, abs=1e-4) if isinstance(value, float) else value for value in flat(answers)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_task_is_read_and_answered_as_by_hf(
-    ours: Any, theirs: Any, read: tuple[Read, Read], evaluate: Callable[..., dict[str, Any]], kind: str
-) -> None:
-    found, wanted = (evaluate(lm, kind) for lm in (ours, theirs))
-    mine, other = read
-    assert mine == other
-    first = ours.tokenizer.bos_token_id
-    assert len(mine) >= 7
-    assert {row[0] for row in mine} == {first}
-    if kind != "whole":  # there the token that stands for no context comes before the tokenizer's own
-        assert first not in {row[1] for row in mine}
-    for name, value in wanted["results"][f"ours_{kind}"].items():
-        if isinstance(value, float):
-            assert found["results"][f"ours_{kind}"][name] == pytest.approx(value, rel=1e-5)
-
-
 CONTEXTS = {
     "none": "",
     "that begins with it": f"{FIRST}def load_path(",
@@ -126,9 +108,7 @@ CHAT = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
-WRITTEN: dict[str, tuple[str | None, dict[str, Any], str]] = {
-    "with examples": (None, {"num_fewshot": 2}, "Finish this.\ndef load_"),
-    "in a chat": (CHAT, {"apply_chat_template": True}, f"{FIRST}<system>Finish this.\n\n<user>def load_"),
+WRITTEN: dict[str, tuple[str, dict[str, Any], str]] = {
     "with examples in a chat": (
         CHAT,
         {"num_fewshot": 2, "apply_chat_template": True},

@@ -34,25 +34,17 @@ def answers(results: dict[str, Any], kind: str) -> list[Any]:
     return [sample["resps"] for sample in results["samples"][f"ours_{kind}"]]
 
 
-@pytest.mark.parametrize("kind", ["line", "long"])
-def test_full_depth_writes_the_texts_of_hf(ours: dict[str, Any], hf: dict[str, Any], kind: str) -> None:
-    assert answers(ours, kind) == answers(hf, kind)
-    assert len({str(answer) for answer in answers(ours, kind)}) > 3
-
-
-@pytest.mark.parametrize("kind", ["choice", "whole"])
-def test_full_depth_has_the_likelihoods_of_hf(ours: dict[str, Any], hf: dict[str, Any], kind: str) -> None:
-    for mine, theirs in zip(answers(ours, kind), answers(hf, kind), strict=True):
-        for (one,), (other,) in zip(mine, theirs, strict=True):
-            likelihood, other_likelihood = (
-                float(each[0] if isinstance(each, tuple) else each) for each in (one, other)
-            )
-            assert likelihood == pytest.approx(other_likelihood, rel=1e-5, abs=1e-4)
-            if isinstance(one, tuple):
-                assert one[1] == other[1]
-
-
-def test_full_depth_has_the_metrics_of_hf(ours: dict[str, Any], hf: dict[str, Any]) -> None:
+def test_full_depth_has_the_texts_likelihoods_and_metrics_of_hf(ours: dict[str, Any], hf: dict[str, Any]) -> None:
+    for kind in KINDS:
+        for mine, theirs in zip(answers(ours, kind), answers(hf, kind), strict=True):
+            for (one,), (other,) in zip(mine, theirs, strict=True):
+                if isinstance(other, str):
+                    assert one == other
+                else:
+                    found, wanted = (each if isinstance(each, tuple) else (each,) for each in (one, other))
+                    assert float(found[0]) == pytest.approx(float(wanted[0]), rel=1e-5, abs=1e-4)
+                    assert found[1:] == wanted[1:]
+    assert len({str(answer) for answer in answers(ours, "line")}) > 3
     assert ours["results"].keys() == hf["results"].keys() == {f"ours_{kind}" for kind in KINDS}
     for task, theirs in hf["results"].items():
         assert {name: value for name, value in ours["results"][task].items() if isinstance(value, float)} == {
@@ -103,20 +95,6 @@ def test_exits_generate_and_score_what_the_engine_does(
     assert sample["resps"][0][0][1] == greedy
 
 
-def test_the_likelihood_of_one_token_is_the_exit_s_probability(make: Callable[..., Any], tiny_llama: Path) -> None:
-    """Of the exit's own best token: the probability that a trace shows."""
-    import math
-
-    import harness
-
-    lm, model = make(loglikelihood_exit=6), harness.load(tiny_llama, threads=1)
-    ids = lm.tok_encode("def load_path(items")
-    row = model.trace(ids).query(f"exit_layer == 6 and position == {len(ids) - 1}").iloc[0]
-    ((total, greedy),) = lm._loglikelihood_tokens([(None, ids, [int(row.top_token_id)])], disable_tqdm=True)
-    assert total == pytest.approx(math.log(row.probability), abs=1e-5)
-    assert greedy
-
-
 def test_a_text_longer_than_the_positions_is_scored_in_windows_as_by_hf(
     make: Callable[..., Any], tiny_llama: Path, documents: list[str]
 ) -> None:
@@ -133,35 +111,22 @@ def test_a_text_longer_than_the_positions_is_scored_in_windows_as_by_hf(
     )
 
 
-def test_two_operating_points_cannot_answer_at_once(make: Callable[..., Any]) -> None:
+def test_conversations_are_written_by_the_template_or_refused(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ConfigError, match="2 operating points were asked for"):
         _ = make("fixed:layer=4,6").point
-
-
-@pytest.mark.parametrize(
-    ("template", "words"),
-    [
+    lm = make()
+    asked = [{"role": "system", "content": "Go on."}, {"role": "user", "content": "def f("}]
+    for template, words in (
         (None, "has no default chat template"),
         ({"one": "{{ messages }}", "other": "{{ messages }}"}, "has no default chat template"),
         ("{{ raise_exception('never') }}", r"fails: TemplateError: never\. Omit --apply-chat-template"),
-    ],
-    ids=["none", "several", "a refusal"],
-)
-def test_a_conversation_that_cannot_be_written_is_refused(
-    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, template: Any, words: str
-) -> None:
-    lm = make()
-    monkeypatch.setattr(lm.tokenizer, "chat_template", template)
-    with pytest.raises(ModelError, match=words):
-        lm.apply_chat_template([{"role": "system", "content": "Go on."}, {"role": "user", "content": "def f("}])
-
-
-def test_a_system_message_that_a_template_refuses_is_left_out_with_one_warning(
-    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    lm = make()
+    ):
+        monkeypatch.setattr(lm.tokenizer, "chat_template", template)
+        with pytest.raises(ModelError, match=words):
+            lm.apply_chat_template(asked)
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
     monkeypatch.setattr(lm.tokenizer, "chat_template", f"{refusing}{{{{ messages[0]['content'] }}}}")
-    asked = [{"role": "system", "content": "Go on."}, {"role": "user", "content": "def f("}]
     assert [lm.apply_chat_template(asked) for _ in range(2)] == ["def f("] * 2
     assert caplog.text.count("takes no system message") == 1

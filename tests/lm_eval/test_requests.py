@@ -20,19 +20,12 @@ def read(**settings: object) -> tuple[tuple[str, ...], int]:
     return read_generation("odd", GREEDY | settings, 256, "<eos>")
 
 
-def test_what_changes_nothing_is_taken() -> None:
-    neutral: dict[str, object] = {
-        "num_beams": 1,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "min_length": None,
-    }
-    neutral |= {"presence_penalty": 0.0, "early_stopping": False, "renormalize_logits": None}  # the last is in no list
-    for name, value in neutral.items():
+def test_what_changes_nothing_of_a_greedy_text_is_taken_and_all_else_refused() -> None:
+    for name, value in (
+        *(("num_beams", 1), ("repetition_penalty", 1.0), ("no_repeat_ngram_size", 0), ("min_length", None)),
+        *(("presence_penalty", 0.0), ("early_stopping", False), ("renormalize_logits", None)),  # the last is in no list
+    ):
         assert read(**{name: value}) == (("\n", "<eos>"), 5)
-
-
-def test_what_greedy_decoding_has_not_is_refused() -> None:
     for name, value in (
         *(("num_beams", 2), ("num_beams", 0), ("repetition_penalty", 0), ("repetition_penalty", 1.2)),
         *(("no_repeat_ngram_size", 1), ("min_new_tokens", 1), ("min_length", 1.0), ("penalty_alpha", 1)),
@@ -41,9 +34,6 @@ def test_what_greedy_decoding_has_not_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=rf"the task odd sets {name} in its generation_kwargs"):
             read(**{name: value})
-
-
-def test_a_refusal_names_all_of_them() -> None:
     with pytest.raises(ConfigError, match=r"sets min_new_tokens, num_beams in its generation_kwargs"):
         read(num_beams=4, min_new_tokens=1, repetition_penalty=1)
 
@@ -64,25 +54,23 @@ def test_names_in_brackets_are_no_markup() -> None:
     assert any(line.strip().startswith("[bold]mine:layer=4 ") for line in printed)
 
 
-@pytest.mark.parametrize(
-    ("task", "wanted"),
-    [
-        ("made", ["mine:layer=4"]),
-        ("given", ["exit after layer 6"]),
-        ("both", ["mine:layer=4; scored: exit after layer 6"]),
-        ("group", ["mine:layer=4; scored: exit after layer 6"]),
-        ("of groups", ["exit after layer 6"]),
-    ],
-)
-def test_a_row_says_where_its_numbers_come_from(task: str, wanted: list[str]) -> None:
+def test_a_row_says_where_its_numbers_come_from() -> None:
     tasks: dict[str, Any] = {
         "made": {"generated": {}},
         "given": {"scored": {}},
         "both": {"scored": {}, "generated": {}},
     }
-    values = {
-        "results": {task: {"acc,none": 0.5}},
-        "group_subtasks": {"group": ["inner", "made"], "of groups": ["inner"], "inner": ["given"]},
-        "config": {"early_exit": {**TINY, "loglikelihood_at": "exit after layer 6", "tasks": tasks}},
-    }
-    assert [line.rpartition("0.5")[0].strip() for line in lines({"mine:layer=4": values}) if "0.5" in line] == wanted
+    for task, wanted in (
+        ("made", "mine:layer=4"),
+        ("given", "exit after layer 6"),
+        ("both", "mine:layer=4; scored: exit after layer 6"),
+        ("group", "mine:layer=4; scored: exit after layer 6"),
+        ("of groups", "exit after layer 6"),
+    ):
+        values = {
+            "results": {task: {"acc,none": 0.5}},
+            "group_subtasks": {"group": ["inner", "made"], "of groups": ["inner"], "inner": ["given"]},
+            "config": {"early_exit": {**TINY, "loglikelihood_at": "exit after layer 6", "tasks": tasks}},
+        }
+        shown = [line.rpartition("0.5")[0].strip() for line in lines({"mine:layer=4": values}) if "0.5" in line]
+        assert shown == [wanted]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +16,11 @@ from harness.metering import contamination, observed
 from harness.metering.contamination import (
     QUIET_S,
     Contamination,
-    GpuClocks,
     LoadReading,
     LoadWatch,
     Surroundings,
     default_idle_s,
+    gpu_clock_reasons,
     rest,
     threads_left,
 )
@@ -77,55 +76,36 @@ def surroundings(machine: Machine) -> Surroundings:
     return Surroundings(clock=machine.clock)
 
 
-# --------------------------------------------------------------------------------- processors
-
-
-def test_foreign_time_is_everything_less_this_process(machine: Machine, surroundings: Surroundings) -> None:
-    found = machine.window(surroundings, wall_s=10.0, own_s=8.0, others_s=0.5)
-    assert found.foreign_cpu_s == pytest.approx(0.5)
-    assert found.stolen_cpu_s == 0.0
-    assert found.flags == ()
-
-
 @pytest.mark.parametrize(
-    ("wall_s", "others_s", "flagged"),
+    ("wall_s", "own_s", "others_s", "stolen_s", "found"),
     [
-        (10.0, 0.95, False),  # 5 % of 2 × 10 s is 1 s
-        (10.0, 1.05, True),
-        (0.1, 0.03, False),  # two ticks of two cores are 40 ms, whatever the window's length
-        (0.1, 0.05, True),
+        (10.0, 8.0, 0.5, 0.0, (0.5, 0.0, ())),  # everything less this process
+        (10.0, 0.0, 0.95, 0.0, (0.95, 0.0, ())),  # 5 % of 2 × 10 s is 1 s
+        (10.0, 0.0, 1.05, 0.0, (1.05, 0.0, ("foreign-cpu",))),
+        (0.1, 0.0, 0.03, 0.0, (0.03, 0.0, ())),  # two ticks of two cores are 40 ms, whatever the window's length
+        (0.1, 0.0, 0.05, 0.0, (0.05, 0.0, ("foreign-cpu",))),
+        (10.0, 0.0, 0.0, 0.19, (0.0, 0.19, ())),  # 1 % of 2 × 10 s is 0.2 s; what is stolen is nobody's here
+        (10.0, 0.0, 0.0, 0.21, (0.0, 0.21, ("stolen-cpu",))),
+        (1.0, 1.0, -0.03, 0.0, (0.0, 0.0, ())),  # ticks lag behind this process
+        (1.0, 1.0, -1.0, 0.0, (None, 0.0, ())),  # a sandbox's counters may stand still
+        (1.0, 0.0, -50.0, -0.5, (None, None, ())),  # counters that run backwards are not believed
     ],
 )
-def test_foreign_time_is_flagged_by_its_share_of_the_core_seconds(
-    machine: Machine, surroundings: Surroundings, wall_s: float, others_s: float, flagged: bool
-) -> None:
-    found = machine.window(surroundings, wall_s=wall_s, own_s=0.0, others_s=others_s)
-    assert ("foreign-cpu" in found.flags) == flagged
+def test_what_others_took_is_found_and_flagged_by_its_share(
+    machine: Machine, surroundings: Surroundings, wall_s: float, own_s: float, others_s: float, stolen_s: float,
+    found: tuple[float | None, float | None, tuple[str, ...]],
+) -> None:  # fmt: skip
+    seen = machine.window(surroundings, wall_s, own_s, others_s, stolen_s)
+    assert (seen.foreign_cpu_s, seen.stolen_cpu_s) == (pytest.approx(found[0]), pytest.approx(found[1]))
+    assert seen.flags == found[2]
 
 
-@pytest.mark.parametrize(("stolen_s", "flagged"), [(0.19, False), (0.21, True)])  # 1 % of 2 × 10 s is 0.2 s
-def test_stolen_time_is_flagged_by_its_share(
-    machine: Machine, surroundings: Surroundings, stolen_s: float, flagged: bool
-) -> None:
-    found = machine.window(surroundings, wall_s=10.0, stolen_s=stolen_s)
-    assert found.stolen_cpu_s == pytest.approx(stolen_s)
-    assert (found.flags == ("stolen-cpu",)) == flagged
-    assert found.foreign_cpu_s == 0.0  # what is stolen is nobody's here
-
-
-def test_ticks_that_lag_behind_this_process_are_no_negative_time(machine: Machine, surroundings: Surroundings) -> None:
-    found = machine.window(surroundings, wall_s=1.0, own_s=1.0, others_s=-0.03)
-    assert found.foreign_cpu_s == 0.0
-
-
-def test_counters_that_leave_this_process_out_are_not_believed(machine: Machine, surroundings: Surroundings) -> None:
-    """A sandbox may show a ``/proc/stat`` that stands still."""
-    found = machine.window(surroundings, wall_s=1.0, own_s=1.0, others_s=-1.0)
-    assert found == Contamination(None, 0.0)
-
-
-def test_counters_that_run_backwards_are_not_believed(machine: Machine, surroundings: Surroundings) -> None:
-    assert machine.window(surroundings, wall_s=1.0, others_s=-50.0, stolen_s=-0.5) == Contamination(None, None)
+def test_hidden_counters_are_none_and_flag_nothing(machine: Machine, surroundings: Surroundings) -> None:
+    machine.times = None
+    before = surroundings.glance()
+    machine.clock.work(wall_s=1.0)
+    assert surroundings.compare(before, surroundings.glance()) == Contamination(None, None)
+    assert "hides" in str(LoadWatch().read())
 
 
 def test_busy_is_all_but_idle_waiting_and_stolen_and_only_of_cores_that_are_ours(
@@ -141,14 +121,6 @@ def test_busy_is_all_but_idle_waiting_and_stolen_and_only_of_cores_that_are_ours
     for cores, found in (({0}, (15, 0.5, 30)), ({0, 1}, (30, 0.75, 60)), ({0, 2}, None), ({0, 7}, None), (set(), None)):
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: cores, raising=False)
         assert contamination.core_times() == found  # core 2 does not tell what was stolen; there is no core 7
-
-
-def test_what_cannot_be_read_is_none_and_flags_nothing(machine: Machine, surroundings: Surroundings) -> None:
-    machine.times = None
-    before = surroundings.glance()
-    machine.clock.work(wall_s=1.0)
-    assert surroundings.compare(before, surroundings.glance()) == Contamination(None, None)
-    assert "hides" in str(LoadWatch().read())
 
 
 @pytest.mark.parametrize(
@@ -167,7 +139,7 @@ def test_a_load_is_what_this_process_did_not_use(
     foreign_s: float | None,
 ) -> None:
     own, moments = iter([5.0, 5.0 + own_s]), iter([100.0, 102.0])
-    monkeypatch.setattr(contamination, "_own_cpu_s", lambda: next(own))
+    monkeypatch.setattr("os.times", lambda: (next(own), 0.0, 0.0, 0.0, 0.0))
     monkeypatch.setattr(contamination, "time", SimpleNamespace(perf_counter=lambda: next(moments)))
     watch = LoadWatch()
     machine.times = after
@@ -187,75 +159,35 @@ def test_threads_have_what_others_leave() -> None:
     assert threads_left(0.25, 8) == 6
 
 
-# ------------------------------------------------------------------------------ heat and clocks
-
-
-def test_a_throttle_event_between_the_edges_is_flagged(machine: Machine) -> None:
-    for number in range(CORES):
-        machine.core(number, "topology/physical_package_id", 0)
-        machine.core(number, "topology/core_id", number)
+def test_heat_and_clocks_that_change_are_flagged(machine: Machine) -> None:
+    """The fastest core decides of clocks, since a core that dozes off says nothing; files that go away flag nothing."""
+    for number, khz in enumerate((800_000, 3_000_000)):
         machine.core(number, "thermal_throttle/core_throttle_count", 5)
-        machine.core(number, "thermal_throttle/package_throttle_count", 7)
-    made = Surroundings(clock=machine.clock)
-    before = made.glance()
-    assert len(before.throttle_counts or {}) == 3  # two cores, and their package once
-    assert made.compare(before, made.glance()).flags == ()
-    machine.core(1, "thermal_throttle/core_throttle_count", 6)
-    assert made.compare(before, made.glance()).flags == ("throttled",)
-
-
-@pytest.mark.parametrize(("khz", "flagged"), [(2_800_000, False), (3_200_000, False), (2_600_000, True)])
-def test_a_clock_that_changes_is_flagged(machine: Machine, khz: int, flagged: bool) -> None:
-    """The fastest core decides: a core that dozes off says nothing."""
-    machine.core(0, "cpufreq/scaling_cur_freq", 800_000)
-    machine.core(1, "cpufreq/scaling_cur_freq", 3_000_000)
+        machine.core(number, "cpufreq/scaling_cur_freq", khz)
     made = Surroundings(clock=machine.clock)
     before = made.glance()
     assert before.clock_hz == 3e9
-    machine.core(1, "cpufreq/scaling_cur_freq", khz)
-    assert (made.compare(before, made.glance()).flags == ("clock-change",)) == flagged
-
-
-def test_a_file_that_goes_away_flags_nothing(machine: Machine) -> None:
-    machine.core(0, "cpufreq/scaling_cur_freq", 3_000_000)
-    machine.core(0, "thermal_throttle/core_throttle_count", 5)
-    made = Surroundings(clock=machine.clock)
-    before = made.glance()
-    machine.core(0, "cpufreq/scaling_cur_freq", None)
-    machine.core(0, "thermal_throttle/core_throttle_count", None)
-    assert made.compare(before, made.glance()).flags == ()
-
-
-# ----------------------------------------------------------------------------------------- GPU
-
-
-class NvmlError(Exception):
-    pass
-
-
-def nvml(reasons: Iterator[int]) -> Any:
-    return SimpleNamespace(NVMLError=NvmlError, nvmlDeviceGetCurrentClocksEventReasons=lambda handle: next(reasons))
+    for name, value, flags in (
+        ("cpufreq/scaling_cur_freq", 2_800_000, ()),
+        ("cpufreq/scaling_cur_freq", 2_600_000, ("clock-change",)),
+        ("cpufreq/scaling_cur_freq", 3_200_000, ()),
+        ("thermal_throttle/core_throttle_count", 6, ("throttled",)),
+        ("thermal_throttle/core_throttle_count", None, ()),
+    ):
+        machine.core(1, name, value)
+        assert made.compare(before, made.glance()).flags == flags
 
 
 @pytest.mark.parametrize(
-    ("reasons", "flagged"), [([0x01, 0x04], False), ([0x40, 0x04], True), ([0x04, 0x24], True), ([0, 0x80], True)]
+    ("reasons", "flagged"),
+    [([0x01, 0x04], False), ([0x40, 0x04], True), ([0x04, 0x24], True), ([0, 0x80], True), ([None, None], False)],
 )
 def test_a_gpu_slowed_by_heat_is_flagged_and_a_busy_one_is_not(
-    machine: Machine, reasons: list[int], flagged: bool
+    machine: Machine, reasons: list[int | None], flagged: bool
 ) -> None:
-    made = Surroundings(GpuClocks(nvml(iter(reasons)), None), clock=machine.clock)
+    made = Surroundings(iter(reasons).__next__, clock=machine.clock)
     assert (made.compare(made.glance(), made.glance()).flags == ("throttled",)) == flagged
-
-
-def test_a_gpu_that_does_not_say_flags_nothing() -> None:
-    def refuse(handle: object) -> int:
-        raise NvmlError
-
-    assert (
-        GpuClocks(SimpleNamespace(NVMLError=NvmlError, nvmlDeviceGetCurrentClocksEventReasons=refuse), 0).reasons()
-        is None
-    )
-    assert GpuClocks.of("cpu") is None
+    assert gpu_clock_reasons("cpu") is None
 
 
 def test_the_reasons_are_nvmls() -> None:
@@ -263,9 +195,6 @@ def test_the_reasons_are_nvmls() -> None:
     names = ("HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
     assert sum(getattr(pynvml, f"nvmlClocksEventReason{name}") for name in names) == contamination.THERMAL_REASONS
     assert not contamination.THERMAL_REASONS & pynvml.nvmlClocksEventReasonSwPowerCap
-
-
-# --------------------------------------------------------------------------------- this machine
 
 
 def burn(seconds: float) -> None:
@@ -295,15 +224,6 @@ def test_a_real_child_is_foreign_and_this_process_is_not() -> None:
     busy_s = surroundings._cores * alone.reading.duration_s
     assert alone.contamination.foreign_cpu_s is not None
     assert alone.contamination.foreign_cpu_s <= busy_s - 0.3 + surroundings._cores * 2 * TICK_S + 0.05
-
-
-def test_failing_work_leaves_no_reading_and_its_own_exception() -> None:
-    with pytest.raises(ZeroDivisionError), observed(NoMeter(device="cpu"), Surroundings.of("cpu")) as window:
-        1 / 0  # noqa: B018
-    assert (window.reading, window.contamination) == (None, None)
-
-
-# ---------------------------------------------------------------------------------------- rest
 
 
 def test_idle_lasts_as_long_as_the_sensor_needs() -> None:

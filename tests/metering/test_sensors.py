@@ -54,9 +54,6 @@ def read_gpu(clock: Any, monitors: Any, duration_s: float, energy: dict[int, flo
     return meter.end()
 
 
-# ---------------------------------------------------------------------------------------- nvml
-
-
 def test_only_the_gpu_that_works_is_read(clock: Any, monitors: Any, no_sync: None) -> None:
     reading = read_gpu(clock, monitors, 10.0, {1: 2500.0})
     assert (monitors.opened[0].gpu_indices, monitors.opened[0].cpu_indices) == ([1], [])
@@ -77,9 +74,6 @@ def test_a_sensor_that_vanishes_stops_the_run_and_leaves_no_window(clock: Any, m
         meter.begin()
     monitor.failure = None
     meter.begin()
-
-
-def test_a_sensor_that_cannot_be_opened_is_one_line(monitors: Any) -> None:
     monitors.failure = ValueError("No GPUs available.\nsecond line")
     with pytest.raises(MeterError, match=r"nvml sensor cannot be opened: No GPUs available\. Use") as caught:
         Nvml(device="cuda")
@@ -119,52 +113,31 @@ def test_no_meter_counts_a_gpu_and_leaves_the_cpu_out(clock: Any, no_sync: None)
     )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------- rapl
-
-
-def test_psys_is_left_out_and_zones_keep_zeus_numbers(clock: Any, monitors: Any, powercap: Path) -> None:
-    Rapl(device="cpu", clock=clock)
-    assert (monitors.opened[0].gpu_indices, monitors.opened[0].cpu_indices) == ([], [0, 2])
-
-
 def test_zones_are_ordered_by_number_as_zeus_does(powercap: Path) -> None:
     add_zone(powercap, 10, "package-2")
     zones = {index: (zone / "name").read_text().strip() for index, zone in sensors.package_zones().items()}
     assert zones == {0: "package-0", 2: "package-1", 3: "package-2"}
 
 
-def test_packages_and_their_memory_add_up(clock: Any, monitors: Any, powercap: Path) -> None:
-    monitors.energy = {"cpu_energy": {0: 0.1, 2: 0.1}, "dram_energy": {0: 0.01, 2: 0.01}}
-    meter = Rapl(device="cpu", clock=clock)
-    monitors.opened[0].energy = {"cpu_energy": {0: 10.0, 2: 20.0}, "dram_energy": {0: 1.0, 2: 2.0}}
-    meter.begin()
-    clock.work(wall_s=1.0)
-    reading = meter.end()
-    assert reading.energy_j == pytest.approx(33.0)
-    assert (reading.scope, reading.sensor_period_s, reading.flags) == ("cpu package + dram", RAPL_PERIOD_S, ())
-    assert "package-0, package-1" in meter.description
-
-
-def test_a_wrap_that_zeus_missed_is_corrected_by_the_kernels_range(clock: Any, monitors: Any, powercap: Path) -> None:
-    monitors.energy = {"cpu_energy": {0: 0.1, 2: 0.1}, "dram_energy": {0: 0.01, 2: 0.01}}
-    meter = Rapl(device="cpu", clock=clock)
+@pytest.mark.parametrize("dram", [True, False])
+def test_packages_and_their_memory_add_up_psys_is_left_out_and_a_missed_wrap_is_corrected(
+    clock: Any, monitors: Any, powercap: Path, dram: bool
+) -> None:
     range_j = 262_143.328850
+    monitors.energy = {"cpu_energy": {0: 0.1, 2: 0.1}, **({"dram_energy": {0: 0.01, 2: 0.01}} if dram else {})}
+    meter = Rapl(device="cpu", clock=clock)
+    assert (monitors.opened[0].gpu_indices, monitors.opened[0].cpu_indices) == ([], [0, 2])
     monitors.opened[0].energy = {
         "cpu_energy": {0: 10.0, 2: 20.0 - range_j},
-        "dram_energy": {0: 1.0 - range_j, 2: 2.0},
+        "dram_energy": {0: 1.0 - range_j, 2: 2.0} if dram else None,
     }
     meter.begin()
     clock.work(wall_s=1.0)
-    assert meter.end().energy_j == pytest.approx(33.0)
-
-
-def test_without_a_dram_counter_the_scope_says_so(clock: Any, monitors: Any, powercap: Path) -> None:
-    monitors.energy = {"cpu_energy": {0: 4.0, 2: 5.0}}
-    meter = Rapl(device="cpu", clock=clock)
-    meter.begin()
-    clock.work(wall_s=1.0)
     reading = meter.end()
-    assert (reading.energy_j, reading.scope) == (9.0, "cpu package")
+    assert reading.energy_j == pytest.approx(33.0 if dram else 30.0)
+    assert reading.scope == ("cpu package + dram" if dram else "cpu package")
+    assert (reading.sensor_period_s, reading.flags) == (RAPL_PERIOD_S, ())
+    assert "package-0, package-1" in meter.description
 
 
 def test_rapl_says_why_it_is_not_available(powercap: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,9 +182,6 @@ def test_real_zeus_over_a_made_up_powercap_tree(
     assert capfd.readouterr() == ("", "")
 
 
-# --------------------------------------------------------------------------------------- ticks
-
-
 class Polled:
     """A counter that steps every ``period_s``; each reading of the clock takes ``read_s``."""
 
@@ -227,17 +197,11 @@ class Polled:
 
 
 @pytest.mark.parametrize(("period_s", "read_s"), [(0.1, 0.0007), (0.001, 0.00001), (0.02, 0.003)])
-@pytest.mark.parametrize("first_s", [0.0, 0.0137])
+@pytest.mark.parametrize("first_s", [0.0, 0.0137])  # the interval that the beginning cuts off does not count
 def test_the_period_is_found_to_one_reading(period_s: float, read_s: float, first_s: float) -> None:
     counter = Polled(period_s, read_s, first_s)
     found = measure_ticks(counter.read, timeout_s=30, now=counter.now)
     assert found == (pytest.approx(period_s, abs=2 * read_s), None)
-
-
-def test_the_interval_that_the_beginning_cuts_off_does_not_count() -> None:
-    counter = Polled(1.0, 0.01, first_s=0.98)  # the first change comes after 20 ms
-    found = measure_ticks(counter.read, ticks=3, timeout_s=30, now=counter.now)
-    assert found == (pytest.approx(1.0, abs=0.02), None)
 
 
 @pytest.mark.parametrize(("period_s", "moved"), [(1e9, 0), (0.5, 2)])
@@ -265,9 +229,6 @@ def test_what_cannot_be_polled_is_a_reason(powercap: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "read_bytes", gone)
     assert measure_period("rapl", "cpu") == (None, "its counter failed while it was polled: No such device")
-
-
-# --------------------------------------------------------------------------------- this machine
 
 
 @pytest.mark.parametrize(("kind", "device"), [(Nvml, "cuda"), (Nvml, "cpu"), (Rapl, "cpu"), (Rapl, "cuda")])

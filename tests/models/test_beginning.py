@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from harness.contracts import Document, ModelRequest
-from harness.contracts.stops import Cursor, spelled_prompt
 from harness.models.model import ResolvedModel, resolve
 
 CODE = "def load_path(items):\n"
@@ -36,26 +35,13 @@ def test_it_is_what_the_tokenizer_adds(model: ResolvedModel, bos: int, tiny_llam
     assert resolve(ModelRequest(str(tiny_llama))).tokenizer.start_ids == ()
 
 
-def test_code_before_a_cursor_and_a_rival_s_prompt_are_text_without_it(model: ResolvedModel, bos: int) -> None:
-    plain = model.tokenizer.encode(CODE)
-    assert spelled_prompt(model.tokenizer, (bos, *plain)) == spelled_prompt(model.tokenizer, plain) == CODE
-    assert Cursor((bos, *plain), model.tokenizer, "python", model.info).before == CODE
-
-
-def test_a_trace_of_texts_without_it_is_of_another_tokenizer(begun: Path, model: ResolvedModel) -> None:
-    tokenizer = resolve(ModelRequest(str(begun))).tokenizer
-    tokenizer.__dict__["start_ids"] = ()
-    assert tokenizer.fingerprint != model.tokenizer.fingerprint
-
-
-@pytest.mark.parametrize("protocol", ["green-code", "codexglue-line"])
 def test_a_run_s_full_depth_is_transformers_of_the_same_text(
-    cli: Callable[..., Any], begun: Path, bos: int, rows_file: Path, protocol: str
+    cli: Callable[..., Any], begun: Path, bos: int, rows_file: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
 
     ran = cli(
-        "run", "--model", begun, "--source", rows_file, "--protocol", protocol, "--limit", 3, "--strategy", "full",
+        "run", "--model", begun, "--source", rows_file, "--protocol", "green-code", "--limit", 3, "--strategy", "full",
         "--max-new-tokens", 6, "--energy", "none", "--threads", 1, "--weights-format", "float32", "--out", "run",
     )  # fmt: skip
     assert ran.code == 0, ran.err
@@ -105,30 +91,6 @@ def test_generate_and_the_server_read_it_before_text_and_not_before_tokens(begun
     assert ours.generate("<bos>" + CODE, "full", max_new_tokens=5, stop="never").text == made.text
 
 
-def test_a_prompt_around_a_gap_begins_with_it(begun: Path, bos: int, tmp_path: Path) -> None:
-    """Markers of a family that begins with none of its own."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from harness.serving.config import ServeConfig
-    from harness.serving.service import Service
-
-    tokenizer = AutoTokenizer.from_pretrained(begun)
-    tokenizer.add_tokens(["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"], special_tokens=True)
-    model = AutoModelForCausalLM.from_pretrained(begun)
-    model.resize_token_embeddings(len(tokenizer))
-    model.save_pretrained(tmp_path / "filler")
-    tokenizer.save_pretrained(tmp_path / "filler")
-    service = Service(
-        ServeConfig.build({"model": str(tmp_path / "filler"), "max_new_tokens": 16, "energy": "none", "threads": 1})
-    )
-    for before, after, truncate in (("x = ", "\n", False), (CODE * 99, CODE * 99, True)):
-        prompt = service.encode(before, after, truncate=truncate)
-        assert prompt.token_ids[:2] == (bos, service.fim.prefix)  # type: ignore[union-attr]
-        assert len(prompt.token_ids) <= service.max_prompt_tokens
-    marked = service.encode("<fim_prefix>x = <fim_suffix>\n<fim_middle>", None, truncate=False)
-    assert marked == service.encode("x = ", "\n", truncate=False)
-
-
 def test_traces_and_tuning_read_it(begun: Path, bos: int, rows_file: Path, cli: Callable[..., Any]) -> None:
     from harness.training.corpus import pack
     from harness.training.traces.record_trace import FIRST
@@ -147,15 +109,3 @@ def test_traces_and_tuning_read_it(begun: Path, bos: int, rows_file: Path, cli: 
         assert tuple(columns["input"][columns["document"] == number].tolist()) in expected
     packed = pack([Document(1, "a", CODE), Document(2, "b", f"<bos>{CODE}")], tokenizer, 4).flatten().tolist()
     assert packed.count(bos) == 2
-
-
-def test_one_token_stands_between_documents_where_a_text_begins_with_its_end(
-    model: ResolvedModel, bos: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """OPT's ``</s>`` is both."""
-    from harness.training.corpus import pack
-
-    monkeypatch.setattr(model.tokenizer, "_eos", frozenset({bos}))
-    packed = pack([Document(1, "a", CODE), Document(2, "b", CODE)], model.tokenizer, 1).flatten().tolist()
-    plain = model.tokenizer.encode(CODE)
-    assert packed == [bos, *plain, bos, *plain]

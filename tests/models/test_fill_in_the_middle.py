@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from typing import Any
 
 import pytest
@@ -77,17 +76,6 @@ def test_fitting_keeps_what_is_near_the_cursor() -> None:
     assert fim.fit(prefix, suffix, 3) == ([], [])
     with pytest.raises(ValueError, match="3 marker tokens"):
         fim.fit(prefix, suffix, 2)
-
-
-@pytest.mark.parametrize("tokens", [STARCODER, DEEPSEEK, CODESTRAL])
-def test_fitting_wastes_nothing_and_never_exceeds(tokens: tuple[str, ...]) -> None:
-    fim = found(*tokens)
-    for before, after, budget in itertools.product((0, 1, 5, 40), (0, 1, 5, 40), (4, 5, 7, 12, 30, 90)):
-        prefix, suffix = list(range(before)), list(range(after))
-        kept_prefix, kept_suffix = fim.fit(prefix, suffix, budget)
-        assert len(fim.token_ids(kept_prefix, kept_suffix)) == min(budget, before + after + fim.markers)
-        assert prefix[len(prefix) - len(kept_prefix) :] == kept_prefix
-        assert suffix[: len(kept_suffix)] == kept_suffix
 
 
 def test_a_tokenizer_that_was_given_markers_has_them(tiny_tokenizer: Any) -> None:

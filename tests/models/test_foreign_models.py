@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,33 +81,17 @@ def test_a_size_out_of_bounds_is_named_with_its_file(use: Act, folder: Path, fie
     )
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_a_byte_order_mark_that_transformers_refuses_is_named(use: Act, folder: Path, name: str) -> None:
-    (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
-    assert refusal(use) == (
-        f"{folder / name} begins with a byte order mark, which transformers refuses. Save it without the mark."
-    )
-
-
-def test_a_million_layers_are_refused_before_memory_is_asked_for(use: Act, folder: Path) -> None:
-    use()  # what libraries take once
-    change(folder / "config.json", num_hidden_layers=1_000_000)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert "num_hidden_layers = 1000000 is not allowed: it must be a whole number from 1 to 1,000" in refusal(use)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20 << 10  # KiB
-
-
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
+        ({"rms_norm_eps": 1}, "expected float, got int"),  # which transformers' own check refuses
         ({"rms_norm_eps": -1}, "rms_norm_eps = -1 is not allowed: it must be a number from "),
         ({"rope_theta": 1e300}, "rope_theta = 1e+300 is not allowed"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "config.json: factor = 0 is not allowed"),
         ({"rope_scaling": {"full_attention": {"factor": "x"}}}, "config.json: factor = 'x' is not allowed"),
-        ({"rms_norm_eps": 1}, "expected float, got int"),  # which transformers' own check refuses
         ({"hidden_size": None}, "config.json"),
-        ({"num_key_value_heads": 3}, "num_attention_heads = 4 is no multiple of num_key_value_heads (3)"),
-        ({"head_dim": 7}, "head_dim"),
+        ({"num_key_value_heads": 3}, "have another shape in model.layers.0.self_attn."),
+        ({"head_dim": 7}, "config.json cannot be used"),
         ({"num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": None}, "hidden"),
         ({"eos_token_id": "0"}, "eos_token_id"),
         ({"eos_token_id": [0, True]}, "eos_token_id"),
@@ -130,6 +112,14 @@ def test_a_million_layers_are_refused_before_memory_is_asked_for(use: Act, folde
 def test_facts_that_make_no_model_are_named(use: Act, folder: Path, facts: dict[str, Any], said: str) -> None:
     change(folder / "config.json", **facts)
     assert said in refusal(use)
+
+
+def test_code_beside_a_model_is_never_run(use: Act, folder: Path) -> None:
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    change(folder / "config.json", auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"})
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]})
+    stands_or_is_refused(use)
+    assert not (folder / "ran").exists()
 
 
 def test_weights_that_no_machine_holds_are_refused_before_they_are_drawn(
@@ -179,17 +169,10 @@ def test_a_document_that_is_none_is_named(use: Act, folder: Path, name: str, con
 def test_what_is_no_file_is_not_opened(use: Act, folder: Path, put: Callable[[Path], str], name: str) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
     said = put(folder / name)
-    if said == "it is a folder, not a file":
+    if said in ("it is a folder, not a file", "Too many levels of symbolic links"):
         stands_or_is_refused(use)
     else:
         assert refusal(use).startswith(f"cannot read {folder / name}: {said}")
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "chat_template.jinja", "merges.txt"])
-def test_a_text_without_an_end_is_not_read(use: Act, folder: Path, name: str) -> None:
-    (folder / name).touch()
-    os.truncate(folder / name, 1 << 40)  # a hole: it takes no room
-    assert f"{name}: it is larger than 256 MiB" in refusal(use)
 
 
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
@@ -266,13 +249,42 @@ def test_one_weight_that_is_no_number_is_found(
     assert refusal(lambda: found.load("cpu")).startswith(said)
 
 
-def test_weights_beyond_the_dtype_asked_for_are_found(resolved: Callable[..., ResolvedModel], folder: Path) -> None:
+def test_the_file_of_several_is_named_and_numbers_that_are_no_floating_point_are_refused(
+    use: Act, folder: Path
+) -> None:
+    """transformers casts whole numbers without a word."""
     weights = weights_of(folder)
-    weights[UP][0, 0] = 1e6
-    save(folder, weights)
-    found = resolved(str(folder), weights="pretrained", dtype="float16")
-    assert f"{UP} holds infinity" in refusal(lambda: found.load("cpu"))
-    resolved(str(folder), weights="pretrained").load("cpu")
+    (folder / "model.safetensors").unlink()
+    up, others = weights.pop(UP), dict.fromkeys(weights, "model-00002-of-00002.safetensors")
+    save(folder, weights, "model-00002-of-00002.safetensors")
+    index = {UP: "model-00001-of-00002.safetensors"} | others
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    for spoilt, said in (
+        (torch.full_like(up, torch.nan), "holds NaN"),
+        *(((100 * up).to(kind), "is stored as ") for kind in (torch.int8, torch.int32, torch.bool)),
+    ):
+        save(folder, {UP: spoilt}, index[UP])
+        assert refusal(use).startswith(f"{folder / index[UP]}: {UP} {said}")
+
+
+@pytest.mark.parametrize("length", [0, 8, 100, -1])
+def test_weights_cut_off_are_refused(use: Act, folder: Path, length: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:length])
+    refusal(use)
+
+
+def test_a_text_without_an_end_or_with_a_mark_is_named(use: Act, folder: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + kept)
+        assert f"{folder / name} begins with a byte order mark, which transformers refuses" in refusal(use)
+        (folder / name).write_bytes(kept)
+    for name in ("merges.txt", "tokenizer.json"):
+        (folder / name).touch()
+        os.truncate(folder / name, 1 << 40)  # a hole: it takes no room
+        assert f"{name}: it is larger than 256 MiB" in refusal(use)
+        (folder / name).unlink()
 
 
 def test_pickled_weights_are_not_read(resolved: Callable[..., ResolvedModel], folder: Path) -> None:
@@ -280,16 +292,6 @@ def test_pickled_weights_are_not_read(resolved: Callable[..., ResolvedModel], fo
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"cannot be read from folder m as safetensors.*--weights random"):
         resolved(str(folder), weights="pretrained").load("cpu")
-
-
-@pytest.mark.parametrize(
-    ("kind", "said"), [("int32", "I32"), ("int64", "I64"), ("bool", "BOOL"), ("uint8", "U8"), ("int8", "I8")]
-)
-def test_weights_that_are_no_floating_point_are_refused(use: Act, folder: Path, kind: str, said: str) -> None:
-    weights = weights_of(folder)
-    weights[UP] = (100 * weights[UP]).to(getattr(torch, kind))
-    save(folder, weights)
-    assert refusal(use).startswith(f"{folder / 'model.safetensors'}: {UP} is stored as {said}, and weights are ")
 
 
 @pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"])
@@ -312,33 +314,6 @@ def test_biases_may_be_zero_and_random_weights_are_not_looked_at(
     assert re.fullmatch(rf"preparing {folder.name}, its weights checked in \d+\.\d\d s", notes[0])
     resolved(str(folder)).load("cpu", notes.append)
     assert len(notes) == 1
-
-
-def test_the_file_of_several_is_named(use: Act, folder: Path) -> None:
-    weights = weights_of(folder)
-    (folder / "model.safetensors").unlink()
-    weights[UP][0, 0] = torch.nan
-    first, second = {UP: weights.pop(UP)}, weights
-    for name, part in (("model-00001-of-00002", first), ("model-00002-of-00002", second)):
-        save(folder, part, f"{name}.safetensors")
-    index = {UP: "model-00001-of-00002.safetensors"} | dict.fromkeys(second, "model-00002-of-00002.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    assert refusal(use).startswith(f"{folder / 'model-00001-of-00002.safetensors'}: {UP} holds NaN")
-
-
-@pytest.mark.parametrize("length", [0, 4, 8, 9, 100, 5000, -1])
-def test_weights_cut_off_anywhere_are_refused(use: Act, folder: Path, length: int) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:length])
-    assert "m" in refusal(use)
-
-
-@pytest.mark.crossed
-@pytest.mark.parametrize("size", [0, 1, 1 << 20, 1 << 31, 1 << 60, (1 << 64) - 1])
-@pytest.mark.parametrize("header", [b"{}", b"[" * 1000, b'{"a": 1e999}', b'{"__metadata__": 5}', b"\xff\xff"])
-def test_a_header_of_any_length_and_content_is_refused(use: Act, folder: Path, size: int, header: bytes) -> None:
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + header)
-    refusal(use)
 
 
 @pytest.mark.parametrize(

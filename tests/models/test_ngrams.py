@@ -50,22 +50,6 @@ def test_no_run_crosses_from_one_text_into_the_next() -> None:
     assert NgramIndex.of([text]).has_run_of(text[RUN // 2 : RUN // 2 + RUN])
 
 
-def test_a_text_that_is_too_short_to_compare_is_not_found() -> None:
-    text = tokens("text", 100)
-    index = NgramIndex.of([text, [], [1, 2, 3]])
-    assert not index.has_run_of([])
-    assert not index.has_run_of(text[: RUN - 1])
-    assert not NgramIndex.of([]).has_run_of(text)
-
-
-def test_a_union_is_of_everything() -> None:
-    first, second = tokens("first", 200), tokens("second", 200)
-    both = NgramIndex.union([NgramIndex.of([first]), NgramIndex.of([second]), NgramIndex.of([])])
-    assert np.array_equal(both.hashes, NgramIndex.of([first, second]).hashes)
-    assert both.has_run_of(first[50:80])
-    assert both.has_run_of(second[50:80])
-
-
 @pytest.mark.parametrize("count", [0, RUN, 5000])
 def test_it_comes_back_from_disk(tmp_path: Path, count: int) -> None:
     index = NgramIndex.of([tokens("text", count)])
@@ -76,11 +60,6 @@ def test_it_comes_back_from_disk(tmp_path: Path, count: int) -> None:
     assert np.array_equal(again.hashes, index.hashes)
 
 
-def test_many_hashes_of_one_high_half_come_back_too(tmp_path: Path) -> None:
-    index = NgramIndex(np.arange(1 << 16, dtype=np.uint32) + np.uint32(7 << 16))
-    assert np.array_equal(read_index(tmp_path, write_index(tmp_path, index)).hashes, index.hashes)
-
-
 def test_a_file_that_is_not_the_one_written_is_refused(tmp_path: Path) -> None:
     facts = write_index(tmp_path, NgramIndex.of([tokens("text", 500)]))
     file = tmp_path / facts["file"]
@@ -88,18 +67,16 @@ def test_a_file_that_is_not_the_one_written_is_refused(tmp_path: Path) -> None:
         read_index(tmp_path, facts | {"gram": 5})
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ArtefactError, match=r"is not the index that was written \(its hash differs\)\. Restore it"):
+    with pytest.raises(
+        ArtefactError, match=r"is not the file that its JSON describes \(its hash differs\)\. Restore it"
+    ):
         read_index(tmp_path, facts)
-    file.unlink()
-    with pytest.raises(ArtefactError, match=r"cannot read the index .*No such file.* Restore it, or train again\."):
-        read_index(tmp_path, facts)
-
-
-def test_a_file_outside_the_artefact_s_folder_is_not_read(tmp_path: Path) -> None:
-    facts = write_index(tmp_path, NgramIndex.of([tokens("text", 500)]))
-    (tmp_path / "inside").mkdir()
-    with pytest.raises(ArtefactError, match=r"cannot read the index .*inside/ngrams-"):
+    (tmp_path / "inside").mkdir()  # a file outside the artefact's folder is not read
+    with pytest.raises(ArtefactError, match=r"cannot read .*inside/ngrams-"):
         read_index(tmp_path / "inside", facts | {"file": f"../{facts['file']}"})
+    file.unlink()
+    with pytest.raises(ArtefactError, match=r"cannot read .*No such file.* Restore it, or train again\."):
+        read_index(tmp_path, facts)
 
 
 BASE, OTHER = "ba5e" * 4, "07e4" * 4
@@ -138,7 +115,7 @@ def test_the_indices_of_all_are_read_as_one(tmp_path: Path) -> None:
     assert [ngrams.has_run_of(text) for text in texts] == [True, True, False]
     assert not seen.unindexed
     (tmp_path / "1" / next(iter((tmp_path / "1").glob("ngrams-*"))).name).unlink()
-    with pytest.raises(ArtefactError, match="cannot read the index"):
+    with pytest.raises(ArtefactError, match="cannot read"):
         seen.ngrams()
 
 

@@ -114,10 +114,16 @@ DEFECTS = (
 SINCE = {
     "draft one token too long": ("ends or len(made.draft) >= self._draft_max or", "ends or len(made.draft) > self._draft_max or"),
     "seal without the samples": ("seal = seal_of(seal, [*own, body]) if manifest.run else \"\"", "seal = said if manifest.run else \"\""),
+    "mixed runs accepted": ("if window.window != number - 1 or not _are_of(manifest, window, records):", "if window.window != number - 1:"),
+    "stale summary accepted": ("if self.seal and summary.records != self.seal:", "if self.seal and not summary.records:"),
     "foreign pages served": ("listed = \"*\" in origins or origin.lower() in origins", "listed = True"),
     "key of any value": ("any(hmac.compare_digest(one, key) for one in keys_of(scope))", "any(True for one in keys_of(scope))"),
-    "body over the cap": ("if len(body) > cap:", "if len(body) > 2 * cap:"),
+    "body over the cap": ("if size > cap:", "if size > 2 * cap:"),
+    "p-value without the constant e": ("return min(1.0, hoeffding, math.e * float(bdtr(", "return min(1.0, hoeffding, float(bdtr("),
+    "interval a tenth too narrow": ("return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)", "return 0.9 * float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)"),
     "measured point taken for finished": ("return event.records_bytes == _records_bytes(directory) and (directory", "return (directory"),
+    "token accuracy over what was said": ("return same / len(wanted) if wanted else None", "return same / max(1, len(completion.token_ids)) if wanted else None"),
+    "what tuning read is drawn": ("if request.seen and document_key(whole(row)) in request.seen:", "if request.seen and row.sample_id in request.seen:"),
 }  # fmt: skip
 """The same defects in the words of the second half."""
 

@@ -26,9 +26,9 @@ from harness.replay.tokens import TracedTokens
 from harness.running.operating_points import OperatingPoint, operating_point
 from harness.running.reading import read_run
 from harness.running.runner import execute
-from harness.training.options import TraceRequest
-from harness.training.traces.record_trace import exit_columns, trace
+from harness.training.traces.record_trace import exit_columns
 from reports.recorded import RecordedRun
+from tests.training.tracing import trace_of
 
 POINTS, LAYERS, WIDTH = (4, 6, 10), 12, 32
 SETTINGS = ("confidence:threshold=0.99", "confidence:threshold=0.15", "confidence:threshold=0.05")
@@ -144,11 +144,7 @@ def make_trace(tiny_llama: Path, source: Path) -> Callable[..., Path]:
     """``make_trace(folder, documents=…, new_tokens=…)``: a trace of the tiny model."""
 
     def make(folder: Path, **request: Any) -> Path:
-        trace(
-            str(tiny_llama), ["py150"], [str(source)], folder, TraceRequest(length=64, **request),
-            weights="pretrained", exit_head="shared", artefacts=None, exit_points="paper", dtype="float32",
-            device="cpu", resume=False, progress=Silent(),
-        )  # fmt: skip
+        trace_of(tiny_llama, source, folder, length=64, **request)
         return folder
 
     return make

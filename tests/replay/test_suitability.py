@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,29 +151,22 @@ def judged(check: float, learned: float, drafts: float, short: float, skips: tup
     return " ".join(verdict(found))
 
 
-@pytest.mark.parametrize(
-    ("speedups", "said"),
-    [
-        ((1.3, 1.35, 1.2, 1.3), ["Lossy, with 95% of the tokens kept: can pay. best check by the LM head"]),
-        ((1.2, 1.5, 1.2, 1.3), ["A cheaper check could do more: best learned check, plain (setting), at most 1.50×"]),
-        ((0.8, 1.2, 1.0, 1.0), ["only if checks cost next to nothing", "at most 1.00×", "`classifier`"]),
-        (
-            (0.8, 1.09, 1.0, 1.0),
-            ["cannot pay. No setting is above 1.09×", "exits that draft cannot pay, 1.00× at most"],
-        ),
-        (
-            (0.8, 1.0, 1.2, 1.3),
-            ["Lossless: can pay. best drafts of fixed length", "1.20× in bytes read", "`layerskip`"],
-        ),
-        ((0.8, 1.0, 1.0, 1.3), ["Lossless: only with a head that drafts cheaply", "at most 1.30×"]),
-    ],
+SENTENCES = (
+    ((1.3, 1.35, 1.2, 1.3), ["Lossy, with 95% of the tokens kept: can pay. best check by the LM head"]),
+    ((1.2, 1.5, 1.2, 1.3), ["A cheaper check could do more: best learned check, plain (setting), at most 1.50×"]),
+    ((0.8, 1.2, 1.0, 1.0), ["only if checks cost next to nothing", "at most 1.00×", "`classifier`"]),
+    ((0.8, 1.09, 1.0, 1.0), ["cannot pay. No setting is above 1.09×", "exits that draft cannot pay, 1.00× at most"]),
+    ((0.8, 1.0, 1.2, 1.3), ["Lossless: can pay. best drafts of fixed length", "1.20× in bytes read", "`layerskip`"]),
+    ((0.8, 1.0, 1.0, 1.3), ["Lossless: only with a head that drafts cheaply", "at most 1.30×"]),
 )
-def test_sentences(speedups: tuple[float, float, float, float], said: list[str]) -> None:
-    found = judged(*speedups)
-    assert "found at no cost, is 2.00× in bytes read" in found
-    for words in said:
-        assert words in found
-    assert "Exits know more" not in found
+
+
+def test_sentences() -> None:
+    for speedups, said in SENTENCES:
+        found = judged(*speedups)
+        for words in ("found at no cost, is 2.00× in bytes read", *said):
+            assert words in found
+        assert "Exits know more" not in found
 
 
 def test_maps_that_know_more_are_named() -> None:
@@ -212,17 +204,10 @@ def test_a_model_is_judged_and_its_trace_judged_again(suitability: Command, tmp_
     assert (found.times, found.best(lossless=True).time_speedup) == (None, None)
     again = suitability("--traces", tmp_path / "s" / "trace", *asked, "--json")
     assert Suitability.model_validate_json(again.out) == found
-
-
-@pytest.mark.slow
-def test_times_are_measured(suitability: Command) -> None:
-    ran = suitability("--json")
-    assert ran.code == 0, ran.err
-    found = Suitability.model_validate_json(ran.out)
-    assert found.times is not None
-    assert found.head_in_layers > 0
-    assert all(one.time_speedup is not None and one.time_speedup > 0 for one in found.chances)
-    assert json.loads(ran.out)["verdict"]
+    timed = Suitability.model_validate_json(suitability("--traces", tmp_path / "s" / "trace", "--json").out)
+    assert timed.times is not None
+    assert timed.head_in_layers > 0
+    assert all(one.time_speedup is not None and one.time_speedup > 0 for one in timed.chances)
 
 
 def test_refusals(suitability: Command) -> None:

@@ -23,7 +23,6 @@ from harness.replay.tokens import read_tokens
 from harness.training.recipes import LikelihoodHeads
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
-from harness.training.traces.training_set import replay_rows
 from tests.run_files import write_index
 
 POINTS, LAYERS = (4, 6, 10), 12
@@ -41,20 +40,6 @@ def columns(traced: Path, split: str = "held-out") -> dict[str, torch.Tensor]:
     found = traces.columns("top", "top1", "final", "document", "hidden", "entropy")
     held = held_out_rows(traces, found["document"], seed=0)
     return {name: column[held] if split == "held-out" else column for name, column in found.items()}
-
-
-@pytest.mark.parametrize("split", ["held-out", "all"])
-def test_rows_are_those_of_the_definition(swept: Swept, traced: Path, split: Any) -> None:
-    rows = by_name(swept("confidence:threshold=0.2,0.4,0.7", document_split=split))
-    known = columns(traced, split)
-    right = known["top"] == known["final"].unsqueeze(1)
-    for threshold in (0.2, 0.4, 0.7):
-        (expected,) = replay_rows(known["top1"].float(), right, POINTS, LAYERS, [threshold])
-        row = rows[f"confidence:threshold={threshold}"]
-        assert row.exit_layer_mean == pytest.approx(expected["exit_layer"])
-        assert row.agreement == pytest.approx(expected["agreement"])
-        assert row.layers_skipped == pytest.approx(1 - expected["exit_layer"] / LAYERS, abs=1e-6)
-        assert (row.tokens, row.documents) == (len(right), len(known["document"].unique()))
 
 
 def test_fixed_exits_and_the_bound(swept: Swept, traced: Path) -> None:
@@ -176,24 +161,6 @@ def test_who_learned_from_what_is_said(swept: Swept, heads: Path) -> None:
     assert any(note.startswith("classifier.json learned from ") for note in other.notes)
 
 
-def test_who_may_have_learned_from_what_is_said_of_heads_that_do_not_say_it(
-    swept: Swept, heads: Path, tmp_path: Path
-) -> None:
-    """Those of an earlier version; an agent of one task drew what it held out from that task's documents alone."""
-    older = tmp_path / "older"
-    shutil.copytree(heads, older)
-    facts = json.loads((older / "classifier.json").read_text())
-    del facts["held_out_documents"]
-    (older / "classifier.json").write_text(json.dumps(facts))
-    assert not any(
-        "classifier.json" in note for note in swept("classifier", points=2, artefacts=str(older)).sweep.notes
-    )
-    facts["trained_on"]["streams"] = ["javacorpus, embedded"]
-    (older / "classifier.json").write_text(json.dumps(facts))
-    notes = swept("classifier", points=2, artefacts=str(older)).sweep.notes
-    assert any("classifier.json was trained with seed 0" in note and "may have learned" in note for note in notes)
-
-
 # --------------------------------------------------------------------------------------- refusals
 
 LEARNS = r"free:layer=6\S* cannot be replayed: it learns .* Run it: `harness run"
@@ -202,12 +169,7 @@ REFUSED: tuple[tuple[tuple[str, ...], dict[str, Any], type[HarnessError], str], 
     (("confidnce",), {}, HarnessError, r"unknown strategy 'confidnce'. Did you mean 'confidence'"),
     (("confidence:threshold=2",), {}, OptionError, "confidence:threshold=2 is not allowed"),
     (("confidence:thresholds=0.5",), {}, OptionError, "has no option 'thresholds'"),
-    (("confidence",), {"points": 0}, HarnessError, "greater than or equal to 1"),
     (("confidence",), {"document_split": "test"}, HarnessError, "'held-out' or 'all'"),
-    (("confidence",), {"keep": 1.5}, HarnessError, "less than or equal to 1"),
-    (("confidence",), {"live": -1}, HarnessError, "greater than or equal to 0"),
-    (("confidence",), {"stop": "none,line"}, HarnessError, "live: `harness run --stop none,line --strategy NAME`"),
-    (("confidence",), {"stop": "lines"}, HarnessError, "unknown stop rule 'lines'. Did you mean 'line'?"),
     (("confidence",), {"folder": Path("none")}, ArtefactError, r"harness trace --model \S+ --out"),
     (("confidence",), {"tasks": ("javacorpus",)}, ArtefactError, "no document of javacorpus; it has py150"),
     (("classifier",), {"artefacts": "."}, ArtefactError, "harness train classifier"),
@@ -221,6 +183,8 @@ REFUSED: tuple[tuple[tuple[str, ...], dict[str, Any], type[HarnessError], str], 
         ConfigError,
         r"documents' own tokens\. Trace what the model generates",
     ),
+    (("fixed:layer=10",), {"kv": "propagate", "decode": "lossless"}, OptionError, "under --kv propagate none do"),
+    (("fixed:layer=10",), {"decode": "lossless+lookup:n=0"}, OptionError, "lookup:n=0 is not allowed"),
     *(((f"free:layer=6{at}",), {}, ConfigError, LEARNS) for at in ("", ":threshold=0.2", ":threshold=q50")),
 )
 
@@ -229,18 +193,6 @@ def test_refusals_name_the_remedy(swept: Swept) -> None:
     for strategies, given, error, said in REFUSED:
         with pytest.raises(error, match=said):
             swept(*strategies, **given)
-
-
-@pytest.mark.parametrize(
-    ("given", "refusal"),
-    [
-        ({"kv": "propagate", "decode": "lossless"}, "under --kv propagate none do"),
-        ({"decode": "lossless+lookup:n=0"}, "lookup:n=0 is not allowed"),
-    ],
-)
-def test_what_cannot_be_verified_is_refused(swept: Swept, generated: Path, given: dict[str, Any], refusal: str) -> None:
-    with pytest.raises(OptionError, match=refusal):
-        swept("fixed:layer=10", folder=generated, **given)
 
 
 def test_a_trace_of_another_model_or_of_one_document_is_refused(
@@ -271,6 +223,17 @@ def test_generated_tokens_leave_out_what_prefill_yields(swept: Swept, generated:
     (threshold,) = (one.options["threshold"] for one in row.values() if one.percentile)
     scores = traces.columns("top1")["top1"][~held & ~starts].float()  # no strategy is asked at the others
     assert (scores < threshold).float().mean().item() == pytest.approx(0.5, abs=1 / scores.numel())
+
+
+def test_a_trace_of_before_prompts_were_kept_replays_exits_alone(swept: Swept, generated: Path, tmp_path: Path) -> None:
+    older = Path(shutil.copytree(generated, tmp_path / "older"))
+    index = json.loads((older / "index.json").read_text())
+    for document in index["documents"]:
+        del document["prompt"]
+    write_index(older, index)
+    assert made(swept, older, "fixed:layer=10") == made(swept, generated, "fixed:layer=10")
+    with pytest.raises(ConfigError, match=r"was taken without prompts\. Trace again: `harness trace"):
+        made(swept, older, "fixed:layer=10", decode="lossless")
 
 
 def test_a_sweep_measures_when_told_to(swept: Swept, generated: Path) -> None:
@@ -338,39 +301,6 @@ def test_the_command_shows_what_is_drafted(cli: Callable[..., Any], tiny_llama: 
     assert sum("lossless+lookup:n=2" in line for line in lines) == 1
 
 
-def test_a_trace_of_before_prompts_were_kept_replays_exits_alone(swept: Swept, generated: Path, tmp_path: Path) -> None:
-    older = shutil.copytree(generated, tmp_path / "older")
-    index = json.loads((older / "index.json").read_text())
-    for document in index["documents"]:
-        del document["prompt"]
-    write_index(older, index)
-    alike = made(swept, generated, "fixed:layer=10", decode="lossless")
-    assert made(swept, older, "fixed:layer=10", decode="lossless") == alike
-    with pytest.raises(ConfigError, match="was taken without prompts"):
-        made(swept, older, "fixed:layer=10", decode="lossless+lookup")
-
-
-def test_a_strategy_that_ends_drafts_itself_is_refused(swept: Swept, generated: Path, plug_in: Any) -> None:
-    plug_in(
-        "ending",
-        """
-        from harness.contracts import DraftRule
-
-        class Rule(DraftRule):
-            def should_exit(self, view):
-                return view.top_probability > 0.4
-
-        @dataclass(frozen=True)
-        class Outside(Strategy):
-            def start(self, model, batch):
-                return Rule()
-        """,
-    )
-    assert "ending" in made(swept, generated, "ending")
-    with pytest.raises(ConfigError, match=r"ending@lossless cannot be replayed: it ends drafts by what it has seen"):
-        made(swept, generated, "ending", decode="lossless")
-
-
 # ---------------------------------------------------------------------------------------- the command
 
 
@@ -412,10 +342,9 @@ def test_tables_and_files_say_that_they_are_replayed(sweep: Command, tmp_path: P
 
 def test_json_is_the_file(sweep: Command, tmp_path: Path) -> None:
     done = sweep("--strategy", "confidence:threshold=0.5", "--no-references", "--json", "--out", tmp_path / "s")
-    assert Sweep.model_validate_json(done.out) == Sweep.model_validate_json((tmp_path / "s" / "sweep.json").read_text())
-    rows = json.loads(done.out)["rows"]
-    assert [row["operating_point"] for row in rows] == ["full", "confidence:threshold=0.5"]
-    assert {row["oracle_share"] for row in rows} == {None}, "there is no bound to compare with"
+    found = Sweep.model_validate_json(done.out)
+    assert found == Sweep.model_validate_json((tmp_path / "s" / "sweep.json").read_text())
+    assert [row.oracle_share for row in found.rows] == [None, None], "there is no bound to compare with"
 
 
 def test_the_model_is_the_trace_s_unless_it_is_named(cli: Command, traced: Path) -> None:
@@ -426,18 +355,10 @@ def test_the_model_is_the_trace_s_unless_it_is_named(cli: Command, traced: Path)
     assert "--model" in line
 
 
-def test_bad_input_takes_one_line(sweep: Command) -> None:
-    for arguments, expected in (
-        (("--strategy", "confidence", "--points", 0), "--points 0: input should be greater than or equal to 1."),
-        (("--strategy", "confidence", "--kv", "none"), "--kv 'none' cannot be replayed"),
-        ((), "Missing option '--strategy'"),
-    ):
-        assert expected in sweep(*arguments).error
-
-
 def test_other_people_s_files_are_left_alone(sweep: Command, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
+    assert "--kv 'none' cannot be replayed" in sweep("--strategy", "confidence", "--kv", "none").error
     line = sweep("--strategy", "confidence", "--out", tmp_path / "mine").error
     assert "holds other files (notes.txt). Use another --out." in line
     (tmp_path / "file").write_text("x")
@@ -462,8 +383,7 @@ def test_drift_stands_beside_the_replay(sweep: Command, rows_file: Path, tmp_pat
     for name, row in drift.items():
         mine = [sample for sample in samples if sample["operating_point"] == name]
         layers = [layer for sample in mine for layer in sample["exit_layers"][1:]]
-        assert row.samples == len(mine) == 6
-        assert row.tokens == len(layers)
+        assert (row.samples, row.tokens) == (len(mine), len(layers)) == (6, len(layers))
         assert row.live_exit_layer == pytest.approx(sum(layers) / len(layers))
         assert row.replayed_exit_layer == by_name[name].exit_layer_mean
         assert row.live_exit_layer_ci is None or row.live_exit_layer_ci[0] <= row.live_exit_layer
@@ -484,54 +404,14 @@ def test_drift_stands_beside_the_replay(sweep: Command, rows_file: Path, tmp_pat
     assert never.twin_exit_layer == pytest.approx(never.live_exit_layer)
 
 
-def made_row(name: str, speedup: float, agreement: float, **changes: Any) -> SweepRow:
-    facts: dict[str, Any] = {
-        "operating_point": name, "strategy": name, "options": {}, "exit_points": (4,), "tokens": 10, "documents": 1,
-        "exit_layer_mean": 12 / speedup, "layers_skipped": 0.5, "agreement": agreement, "agreement_ci": None,
-        "exit_checks_per_token": 1, "lm_head_per_token": 1, "shortcut_per_token": 0, "kv_fill_layers_per_token": 1,
-        "expected_speedup": speedup, "oracle_share": None, "exits": {4: 1.0},
-    }  # fmt: skip
-    return SweepRow.model_validate(facts | changes)
-
-
-def test_what_is_decoded_live_is_what_was_asked_for_or_its_front() -> None:
-    rows = [
-        made_row("full", 1, 1, reference=True),
-        made_row("bound", 3, 1, rehearsed=True),
-        made_row("reference", 4, 1, reference=True),
-        *[made_row(f"front {number}", 1 + number / 10, 1 - number / 20) for number in range(8)],
-        made_row("beaten", 1, 0.1),
-    ]
-    assert [row.operating_point for row in pick(rows, 9)] == [*[f"front {number}" for number in range(8)], "beaten"]
-    assert [row.operating_point for row in pick(rows, 8)] == [f"front {number}" for number in range(8)]
-    assert [row.operating_point for row in pick(rows, 2)] == ["front 2", "front 6"]
-    assert pick(rows[:3], 4) == []
-
-
-@pytest.mark.parametrize("width", [60, 100])
-def test_numbers_are_never_cut_off(sweep: Command, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    done = sweep("--strategy", "confidence", "--points", 3)
-    assert max(map(len, done.out.splitlines())) <= width
-    rows = json.loads(sweep("--strategy", "confidence", "--points", 3, "--json").out)["rows"]
-    for row in rows:
-        assert f" {row['agreement']:.4f}" in done.out
-        assert f"{row['expected_speedup']:.2f}×" in done.out
-    assert "…" not in done.out.replace(" … ", "")
-    head = done.out.partition("All ")[2].partition("●")[0]
-    assert ("checks" in head) == (width >= 100)
-
-
-def test_percentiles_are_of_documents_that_are_not_replayed(sweep: Command, traced: Path) -> None:
-    done = sweep("--strategy", "confidence:threshold=q25,q90", "--no-references", "--json")
-    assert done.code == 0, done.err
-    rows = [row for row in Sweep.model_validate_json(done.out).rows if row.strategy == "confidence"]
-    assert [row.percentile for row in rows] == [25, 90]
-    traces = Traces.open(traced)
-    columns = traces.columns("document", "top1")
-    held = held_out_rows(traces, columns["document"].long(), seed=0)
-    scores = columns["top1"][~held].float().flatten()
-    for row in rows:
-        below = (scores < row.options["threshold"]).float().mean().item()
-        assert row.percentile is not None
-        assert below == pytest.approx(row.percentile / 100, abs=0.03)
+def test_what_is_decoded_live_is_what_was_asked_for_or_its_front(swept: Swept) -> None:
+    rows = swept("confidence", references=("fixed:layer=4", "oracle"), points=9).sweep.rows
+    asked = [row for row in rows if row.strategy == "confidence"]
+    assert pick(rows, 100) == asked
+    shallow, deep = pick(rows, 2)[::-1]
+    assert shallow.exit_layer_mean < deep.exit_layer_mean
+    assert not any(
+        other.agreement > one.agreement and other.expected_speedup > one.expected_speedup
+        for one in (shallow, deep) for other in asked
+    )  # fmt: skip
+    assert pick([row for row in rows if row.reference], 4) == []

@@ -176,8 +176,9 @@ class RunBuilder:
     def _meter(self) -> MeterRecord:
         """The meter that windows tell of; one that is named like a sensor is a sensor."""
         sources = [window.energy_source for window in self.windows if window.energy_source != "none"]
-        facts = {"source": sources[0] if sources else "none", "description": "made up", "sensor_period_s": None}
-        return MeterRecord.model_validate(facts)
+        source = sources[0] if sources else "none"
+        measured = source in ("nvml", "rapl", "soc")
+        return MeterRecord(source=source, description="made up", sensor_period_s=None, measured=measured)
 
     def _record(self, point: OperatingPointRecord) -> OperatingPointRecord:
         kv = self.policies.get(point.name, point.kv)

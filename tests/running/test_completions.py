@@ -1,15 +1,22 @@
-"""What each token added to a completion, and what its stop rule reads."""
+"""What each token added to a completion, what its stop rule reads, and scores of a plug-in that fail."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.contracts import Cursor, Sample
+from harness.contracts import Completion, Cursor, Sample, Score
+from harness.registry import SCORES
+from harness.running import scoring
 from harness.running.completions import EngineRunner, token_texts
+from harness.running.scoring import CorpusScores, score_sample
+from reports.summary.measured import Corpus
+
+CORPUS = Corpus("python", ("x = 1", "return y"), ("x = 1", "return x"))
 
 
 class Bytes:
@@ -32,27 +39,21 @@ class Spaced(Bytes):
         return super().decode(token_ids).removeprefix(" ")
 
 
-@pytest.mark.parametrize("text", ["", "x", "return x\n", "naïve", "日本", "🙂 = '🙂'"])
-def test_the_pieces_are_the_text(text: str) -> None:
+def test_the_pieces_are_the_text_and_a_character_belongs_to_the_token_that_completes_it() -> None:
     tokenizer = Bytes()
-    ids = tokenizer.encode(text)
-    pieces = token_texts(tokenizer, ids)
-    assert len(pieces) == len(ids)
-    assert "".join(pieces) == text
+    for text in ("", "return x\n", "naïve", "日本", "🙂 = '🙂'"):
+        pieces = token_texts(tokenizer, tokenizer.encode(text))
+        assert len(pieces) == len(tokenizer.encode(text))
+        assert "".join(pieces) == text
+    assert token_texts(tokenizer, tokenizer.encode("aïb")) == ("a", "", "ï", "b")
+    broken = [0x61, 0xF0, 0x9F]  # a text that never becomes whole is kept
+    assert "".join(token_texts(tokenizer, broken)) == bytes(broken).decode(errors="replace")
 
 
-def test_a_character_belongs_to_the_token_that_completes_it() -> None:
-    assert token_texts(Bytes(), Bytes().encode("aïb")) == ("a", "", "ï", "b")
-
-
-def test_a_text_that_never_becomes_whole_is_kept() -> None:
-    assert "".join(token_texts(Bytes(), [0x61, 0xF0, 0x9F])) == bytes([0x61, 0xF0, 0x9F]).decode(errors="replace")
-
-
-@pytest.mark.parametrize("before", ["x =", "    ", "def f():\n        "])
-def test_a_space_that_a_tokenizer_leaves_out_at_the_beginning_is_kept(before: str) -> None:
+def test_a_space_that_a_tokenizer_leaves_out_at_the_beginning_is_kept() -> None:
     tokenizer = Spaced()
-    assert token_texts(tokenizer, tokenizer.encode("  1"), tokenizer.encode(before)) == (" ", " ", "1")
+    for before in ("x =", "    "):
+        assert token_texts(tokenizer, tokenizer.encode("  1"), tokenizer.encode(before)) == (" ", " ", "1")
 
 
 def test_a_character_that_the_prompt_begins_is_none_of_the_completion() -> None:
@@ -83,3 +84,30 @@ def test_a_rule_reads_the_code_before_a_gap_and_not_the_marks_of_the_prompt() ->
     ]
     EngineRunner(plan, {"own": engine}).complete(planned, point, batch)
     assert [cursor.before for cursor in asked] == ["x = ", "", "x = "]
+
+
+class Fails(Score):
+    """A score that fails."""
+
+    title = "fails"
+
+    def sample(self, completion: Completion) -> float:
+        return 1 / 0
+
+    def corpus(self, pairs: object, language: str) -> float:
+        raise KeyError("x")
+
+
+def test_a_plug_in_s_score_that_fails_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "registered_scores", lambda: {"fails": Fails()})
+    with monkeypatch.context() as plugged:
+        plugged.setitem(SCORES._points, "fails", EntryPoint("fails", "outside:Fails", SCORES.group))
+        scores = CorpusScores([CORPUS])
+        said = "the score 'fails' of unknown distribution fails: "
+        assert scores("python", CORPUS.texts, CORPUS.references) == {"fails": None}
+        assert scores.failures == {"fails": f"{said}KeyError: 'x'"}
+        found = score_sample(Completion("a", "a", (), (), "python"))
+        assert found == {"fails": f"{said}ZeroDivisionError: division by zero"}
+    monkeypatch.setitem(SCORES._points, "fails", next(iter(SCORES._points.values())))  # one of ours is a defect
+    with pytest.raises(KeyError):
+        CorpusScores([CORPUS])

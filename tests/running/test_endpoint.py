@@ -22,6 +22,7 @@ from harness.records import WindowRecord
 from harness.running.completions import BlackBoxRunner
 from strategies.endpoint import Endpoint
 from tests.peers import llama_cpp, llama_cpp_server
+from tests.run_files import lines
 from tests.serving.conftest import serve_config, serving  # noqa: F401  # a fixture
 
 Command = Callable[..., Any]
@@ -105,7 +106,7 @@ def ask(url: str, is_over: Callable[[str], bool] = lambda _: False, **options: A
 
 
 def samples(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return lines(folder, "samples")
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
@@ -136,85 +137,68 @@ def test_llama_cpp_is_asked_in_its_own_words_and_counts_its_tokens() -> None:
     assert handler.heard[0]["cache_prompt"] is False
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("status", "pieces", "said"),
-    [
-        (500, [b"a\nfire"], "answers 500: a fire."),
-        (404, [], "answers 404: nothing."),
-        (200, [b"<html>hello</html>"], "no stream of completions: <html>hello</html>."),
-        (200, [b"data: 17\n\n"], "no stream of completions: data: 17."),
-        (200, [b"data: " + b"[" * 9000 + b"\n\n"], "no stream of completions"),
-        (200, [event(error={"message": "gone"})], 'fails: {"error": {"message": "gone"}}.'),
-        (200, [event(choices=[{"text": 5}])], "an event without text"),
-        (200, [event(object="x")], "an event without text"),
-        (200, [event(choices=[{"text": "a", "finish_reason": ["x"]}])], 'ends a completion by what is no word: ["x"].'),
-        (200, [word("a")], "ended its answer before the completion was over."),
-        (200, [], "ended its answer before the completion was over."),
-        (200, [word("a"), END, event(choices=[], usage={"completion_tokens": 9})], "made 9 tokens where 5 were asked"),
-        (200, [word("a"), b"wait"], "was not done after 0.3 s (timeout_s)."),
-    ],
+NO_COMPLETIONS: tuple[tuple[int, list[bytes], str], ...] = (
+    (500, [b"a\nfire"], "answers 500: a fire."),
+    (404, [], "answers 404: nothing."),
+    (200, [b"<html>hello</html>"], "no stream of completions: <html>hello</html>."),
+    (200, [b"data: " + b"[" * 9000 + b"\n\n"], "no stream of completions"),
+    (200, [event(error={"message": "gone"})], 'fails: {"error": {"message": "gone"}}.'),
+    (200, [event(choices=[{"text": 5}])], "an event without text"),
+    (200, [event(choices=[{"text": "a", "finish_reason": ["x"]}])], 'ends a completion by what is no word: ["x"].'),
+    (200, [word("a")], "ended its answer before the completion was over."),
+    (200, [word("a"), END, event(choices=[], usage={"completion_tokens": 9})], "made 9 tokens where 5 were asked"),
+    (200, [word("a"), b"wait"], "was not done after 0.3 s (timeout_s)."),
 )
-def test_whatever_is_no_completion_is_said_in_one_line(status: int, pieces: list[bytes], said: str) -> None:
-    with scripted((status, pieces)) as (url, _), pytest.raises(EndpointError) as refusal:
-        ask(url, timeout_s=0.3)
-    assert said in str(refusal.value)
-    assert str(refusal.value).startswith(f"the endpoint {url}/v1/completions ")
-    assert "\n" not in str(refusal.value)
 
 
-def test_a_key_is_sent_and_never_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OWN_KEY", "sk-secret")
-    with scripted((401, [b"wrong key sk-secret"])) as (url, handler), pytest.raises(EndpointError) as refusal:
-        ask(url, key_env="OWN_KEY")
-    assert handler.headers_heard[0]["Authorization"] == "Bearer sk-secret"
-    assert "sk-secret" not in str(refusal.value)
-    assert "wrong key …" in str(refusal.value)
+def test_whatever_is_no_completion_is_said_in_one_line() -> None:
+    with scripted(*((status, pieces) for status, pieces, _ in NO_COMPLETIONS)) as (url, _):
+        for *_, said in NO_COMPLETIONS:
+            with pytest.raises(EndpointError) as refusal:
+                ask(url, timeout_s=0.3)
+            assert said in str(refusal.value)
+            assert str(refusal.value).startswith(f"the endpoint {url}/v1/completions ")
+            assert "\n" not in str(refusal.value)
+
+
+def test_a_key_is_sent_and_never_said_even_where_an_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shown ends after 200 characters, and what is read somewhere behind them."""
+    monkeypatch.setenv("OWN_KEY", "sk-secret-of-mine\n")  # as a file of it ends
+    for before in (0, 180, 195):
+        pieces = [b"x" * before + b"sk-secret-", b"of-mine" + b"y" * 300]
+        with scripted((401, pieces)) as (url, handler), pytest.raises(EndpointError) as refusal:
+            ask(url, key_env="OWN_KEY")
+        assert handler.headers_heard[0]["Authorization"] == "Bearer sk-secret-of-mine"
+        assert "sk-s" not in str(refusal.value)
+        assert "answers 401: " in str(refusal.value)
+    monkeypatch.setenv("OWN_KEY", "sk\nsecret")
+    with pytest.raises(OptionError, match="holds characters that no HTTP header can") as unsent:
+        Endpoint(key_env="OWN_KEY").connect()
+    assert "secret" not in str(unsent.value)
     monkeypatch.delenv("OWN_KEY")
     with pytest.raises(OptionError, match=r"endpoint:key_env=OWN_KEY: that environment variable is not set"):
         Endpoint(key_env="OWN_KEY").connect()
 
 
-@pytest.mark.parametrize("before", [0, 180, 195])
-def test_no_part_of_a_key_is_said_where_an_answer_is_cut(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
-    """What is shown ends after 200 characters, and what is read somewhere behind them."""
-    monkeypatch.setenv("OWN_KEY", "sk-secret-of-mine\n")  # as a file of it ends
-    pieces = [b"x" * before + b"sk-secret-", b"of-mine" + b"y" * 300]
-    for body in (pieces, [b"".join(pieces)]):
-        with scripted((401, body)) as (url, handler), pytest.raises(EndpointError) as refusal:
-            ask(url, key_env="OWN_KEY")
-        assert handler.headers_heard[0]["Authorization"] == "Bearer sk-secret-of-mine"
-        assert "sk-s" not in str(refusal.value)
-        assert "answers 401: " in str(refusal.value)
-    for key in ("sk\nsecret", "ключ", "\x7f"):
-        monkeypatch.setenv("OWN_KEY", key)
-        with pytest.raises(OptionError, match="holds characters that no HTTP header can") as unsent:
-            Endpoint(key_env="OWN_KEY").connect()
-        assert key not in str(unsent.value)
-
-
-@pytest.mark.parametrize("key", ["test", "x", "tiny", "sk-0123456789abc"])
-def test_a_completion_is_never_altered(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_a_completion_is_never_altered(monkeypatch: pytest.MonkeyPatch) -> None:
     """What looks like the key may be a word; a key that is none by its length fails the sample."""
-    monkeypatch.setenv("OWN_KEY", key)
-    event = {"model": "tiny-test", "choices": [{"text": f"def test_x({key})", "finish_reason": "stop"}]}
-    pieces = [b"data: " + json.dumps(event).encode() + b"\n\n"]
-    with scripted((200, pieces)) as (url, _):
-        if len(key) < 16:
-            answer = ask(url, key_env="OWN_KEY")
-            assert (answer.text, answer.model) == (f"def test_x({key})", "tiny-test")
-            return
-        with pytest.raises(EndpointError, match="answers with the API key it was sent") as refusal:
-            ask(url, key_env="OWN_KEY")
-    assert key not in str(refusal.value)
+    for key in ("test", "sk-0123456789abc"):
+        monkeypatch.setenv("OWN_KEY", key)
+        piece = event(model="tiny-test", choices=[{"text": f"def test_x({key})", "finish_reason": "stop"}])
+        with scripted((200, [piece])) as (url, _):
+            if len(key) < 16:
+                answer = ask(url, key_env="OWN_KEY")
+                assert (answer.text, answer.model) == (f"def test_x({key})", "tiny-test")
+                continue
+            with pytest.raises(EndpointError, match="answers with the API key it was sent") as refusal:
+                ask(url, key_env="OWN_KEY")
+            assert key not in str(refusal.value)
 
 
-@pytest.mark.parametrize(
-    "url", ["localhost:8080", "ftp://x", "http://", "http://u:p@h", "http://h/?key=1", "http://h:x"]
-)
-def test_an_address_that_cannot_be_used_or_would_be_recorded_is_refused(url: str) -> None:
-    with pytest.raises(OptionError, match="is not allowed"):
-        build_strategy(StrategySpec("endpoint", (("url", url),)))
+def test_an_address_that_cannot_be_used_or_would_be_recorded_is_refused() -> None:
+    for url in ("localhost:8080", "ftp://x", "http://", "http://u:p@h", "http://h/?key=1", "http://h:x"):
+        with pytest.raises(OptionError, match="is not allowed"):
+            build_strategy(StrategySpec("endpoint", (("url", url),)))
 
 
 @pytest.fixture(scope="module")
@@ -254,46 +238,33 @@ def test_our_own_server_at_full_depth_is_a_row_with_full_depth_s_scores(
         )
         assert not [name for name in metrics if name.startswith("energy") or name.endswith("_w")]
     assert "exact_prefix" in found["fixed:layer=4"]["metrics"]
-    lines = [json.loads(line) for line in (out / "windows.jsonl").read_text().splitlines()]
-    mine = [line for line in lines if line["operating_point"] in points and not line["warmup"]]
+    mine = [line for line in lines(out, "windows") if line["operating_point"] in points and not line["warmup"]]
     assert all(line["energy_j"] is None and "another process" in line["energy_reason"] for line in mine)
     assert all("foreign-cpu" not in line["flags"] for line in mine)
     answers = [sample for sample in samples(out) if sample["operating_point"] in points]
     assert len(answers) == 12
     assert all(s["answer"]["tokens"] <= 4 and s["token_ids"] == s["exit_layers"] == [] for s in answers)
-    report = (out / "report.md").read_text()
-    assert "is a black box: it gets the prompt as text" in report
+    assert "is a black box: it gets the prompt as text" in (out / "report.md").read_text()
     compared = cli("compare", out, out, "--point-a", "full", "--point-b", points[0])
-    assert compared.code == 0, compared.err
     assert "A = B: no token in both" in compared.out
-    together = cli("report", out, "--out", tmp_path / "together", "--no-figures")
-    assert together.code == 0, together.err
-    assert points[0] in (tmp_path / "together" / "summary.csv").read_text()
-    assert cli("leaderboard", out, "--out", tmp_path / "site").code == 0
-    assert "engine" in report
 
 
-@pytest.mark.parametrize(
-    ("url", "measured", "joules", "flags"),
-    [
-        ("http://127.0.0.1:1", True, 2.5, ("throttled",)),  # the sensor saw it; its load is what was measured
-        ("http://127.0.0.1:1", False, None, ("throttled",)),  # CPU time of this process says nothing of another one
-        ("http://10.1.2.3", True, None, ("foreign-cpu", "throttled")),
-    ],
-)
-def test_energy_is_this_machine_s_where_a_sensor_measures_and_the_server_is_here(
-    url: str, measured: bool, joules: float | None, flags: tuple[str, ...]
-) -> None:
+def test_energy_is_this_machine_s_where_a_sensor_measures_and_the_server_is_here() -> None:
     plan: Any = SimpleNamespace(model=SimpleNamespace(tokenizer=None))
-    meter: Any = SimpleNamespace(measured=measured)
     point: Any = SimpleNamespace(name="endpoint")
     window = WindowRecord(
         window=0, task="t", block=0, repeat=0, operating_point="endpoint", samples=1, tokens=None, started="now",
         duration_s=1.0, cpu_time_s=0.1, energy_j=2.5, energy_source="s", flags=("foreign-cpu", "throttled"),
     )  # fmt: skip
-    counted = BlackBoxRunner(plan, Endpoint(url), meter).counted(window, point)
-    assert (counted.energy_j, counted.flags) == (joules, flags)
-    assert bool(counted.energy_reason) == (joules is None)
+    for url, measured, joules, flags in (
+        ("http://127.0.0.1:1", True, 2.5, ("throttled",)),  # the sensor saw it; its load is what was measured
+        ("http://127.0.0.1:1", False, None, ("throttled",)),  # CPU time of this process says nothing of another one
+        ("http://10.1.2.3", True, None, ("foreign-cpu", "throttled")),
+    ):
+        meter: Any = SimpleNamespace(measured=measured)
+        counted = BlackBoxRunner(plan, Endpoint(url), meter).counted(window, point)
+        assert (counted.energy_j, counted.flags) == (joules, flags)
+        assert bool(counted.energy_reason) == (joules is None)
 
 
 def test_failures_are_error_records_and_the_run_goes_on(tiny_run: Command, tmp_path: Path) -> None:

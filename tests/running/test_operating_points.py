@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from harness import RunConfig, run
+from harness.contracts import ModelRequest
 from harness.errors import ConfigError
-from tests.run_files import samples, unseal
+from harness.models.controllers import Network, Observation, write_controller
+from harness.models.model import resolve
+from harness.training.identity import identity
+from tests.run_files import samples
+
+Command = Callable[..., Any]
 
 
 @pytest.fixture
 def config(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"max_new_tokens": 5}
-
-
-@pytest.mark.parametrize(
-    ("written", "policies"),
-    [
-        ("none", ("none",)),
-        ("none, propagate", ("none", "propagate")),
-        (["recompute", "recompute"], ("recompute",)),
-        (("skip", "none", "skip"), ("skip", "none")),
-    ],
-)
-def test_kv_takes_one_policy_or_several(written: Any, policies: tuple[str, ...]) -> None:
-    config = RunConfig.build({"kv": written})
-    assert config.kv_policies == policies
-    again = RunConfig.build(config.model_dump(mode="json"))
-    assert again == config
-    assert (config.model_dump(mode="json")["kv"] == policies[0]) is (len(policies) == 1)
 
 
 def test_each_strategy_has_a_policy_of_its_own(config: dict[str, Any], tmp_path: Path) -> None:
@@ -46,24 +37,6 @@ def test_each_strategy_has_a_policy_of_its_own(config: dict[str, Any], tmp_path:
     assert exact["oracle"] == 1  # knowing the answer costs no token where K,V are exact
     given = run(RunConfig.build(config | {"strategies": strategies, "kv": "skip", "out": tmp_path / "given"}))
     assert list(given["kv"]) == ["skip", "skip", "skip", "recompute"]  # the oracle is exact or nothing
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kv", "oracles"),
-    [
-        ("propagate", {"oracle": "recompute"}),
-        ("none", {"oracle": "none"}),
-        ("propagate,recompute", {"oracle@recompute": "recompute"}),
-        ("skip,propagate,none", {"oracle@recompute": "recompute", "oracle@none": "none"}),
-    ],
-)
-def test_the_oracle_runs_under_exact_policies_alone(config: dict[str, Any], kv: str, oracles: dict[str, str]) -> None:
-    frame = run(RunConfig.build(config | {"kv": kv, "strategies": ("oracle",)}))
-    found = frame[frame["strategy"] == "oracle"]
-    assert dict(zip(found["operating_point"], found["kv"], strict=True)) == oracles
-    assert set(found["agreement"]) == {1}
-    assert set(found["oracle_share"]) <= {1}
 
 
 def test_the_oracle_s_share_is_that_of_the_samples(config: dict[str, Any], tmp_path: Path) -> None:
@@ -124,38 +97,14 @@ def test_a_probe_is_asked_everywhere_and_never_exits(config: dict[str, Any], tmp
         assert found["confidence:threshold=0"][sample_id]["exit_layers"][1:] == [4] * later
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
+def test_an_attribution_that_would_mean_nothing_is_refused(config: dict[str, Any]) -> None:
+    for given, said in (
         ({"batch_size": 2}, "--attribute counts what single requests did"),
         ({"arrival_rate": 5.0}, "--attribute counts what single requests did"),
         ({"kv": "none"}, "--attribute needs a KV cache"),
-    ],
-)
-def test_an_attribution_that_would_mean_nothing_is_refused(
-    config: dict[str, Any], given: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(ConfigError, match=said):
-        run(RunConfig.build(config | given | {"strategies": ("confidence",), "attribute": True}))
-
-
-def test_a_run_of_before_an_option_existed_continues(config: dict[str, Any], tmp_path: Path) -> None:
-    settings = RunConfig.build(config | {"kv": "propagate", "strategies": ("fixed:layer=4",)})
-    run(settings)
-    unseal(tmp_path / "out")
-    manifest = tmp_path / "out" / "manifest.json"
-    facts = json.loads(manifest.read_text())
-    for point in facts["operating_points"]:  # it has the policy of the run's configuration
-        point["kv"] = None
-        del point["kv_facts"]
-    for name in ("attribute", "strict", "idle_s", "arrival_rate"):
-        del facts["config"][name]
-    manifest.write_text(json.dumps(facts))
-    before = (tmp_path / "out" / "samples.jsonl").read_bytes()
-    frame = run(settings, resume=tmp_path / "out")
-    assert list(frame["operating_point"]) == ["full", "fixed:layer=4"]
-    assert list(frame["kv"]) == ["propagate", "propagate"]
-    assert (tmp_path / "out" / "samples.jsonl").read_bytes() == before  # nothing was measured again
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run(RunConfig.build(config | given | {"strategies": ("confidence",), "attribute": True}))
 
 
 def test_what_only_drafts_is_decoded_losslessly(config: dict[str, Any], tmp_path: Path) -> None:
@@ -175,3 +124,48 @@ def test_what_only_drafts_is_decoded_losslessly(config: dict[str, Any], tmp_path
         *("full", "full@lossless+lookup"),
         *("del@lossless+product", "del@lossless+lookup"),
     ]
+
+
+# ------------------------------------------------------- a strategy that stops, where it is only asked
+
+
+@pytest.fixture
+def stopping(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a ``sec`` for the tiny model that never exits and always stops, by its own thresholds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    info = resolve(ModelRequest(str(tiny_llama), exit_head="shared")).info
+    generator = torch.Generator().manual_seed(0)
+    heads = {
+        str(point): Network(((torch.randn(3, info.hidden_size, generator=generator), torch.zeros(3)),))
+        for point in info.exit_points
+    }
+    file = tmp_path / "sec.json"
+    looks = Observation(normalise=True)
+    write_controller(file, "sec", looks, heads, identity(info, "t") | {"threshold": 1.0, "stop": 0.0})
+    return file
+
+
+def test_a_probe_of_one_that_stops_generates_what_full_depth_does(
+    tiny_run: Command, stopping: Path, tmp_path: Path
+) -> None:
+    name = f"sec:heads={stopping}"
+    ran = tiny_run("--strategy", name, "--attribute", "--out", "run")
+    assert ran.code == 0, ran.err
+    found = samples(tmp_path / "run")
+    assert {len(one["token_ids"]) for one in found[name].values()} == {1}  # the prompt's token, then it stops
+    assert {one["finish_reason"] for one in found[name].values()} == {"strategy"}
+    for sample_id, probed in found[f"{name} (never exits)"].items():
+        assert probed["token_ids"] == found["full"][sample_id]["token_ids"]
+        assert probed["finish_reason"] == "length"
+
+
+def test_scores_of_one_that_stops_are_observed_on_whole_completions(
+    tiny_run: Command, stopping: Path, tmp_path: Path
+) -> None:
+    """Five documents, four new tokens, three of them decided, three exit points: 45 answers, where it stopped at 5."""
+    ran = tiny_run("--strategy", f"sec:heads={stopping}:threshold=q50", "--out", "run")
+    assert ran.code == 0, ran.err
+    (observed,) = json.loads((tmp_path / "run" / "manifest.json").read_text())["observed_thresholds"]
+    share = observed["reached"] / 100
+    assert abs(share * 5 - round(share * 5)) > 1e-3
+    assert share * 45 == pytest.approx(round(share * 45), abs=1e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from harness import RunConfig, run
 from harness.decoding.teacher_forcing import TeacherForcing
-from tests.run_files import cut, unseal
+from tests.run_files import lines
 
 
 @pytest.fixture
@@ -23,24 +22,6 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
         "exit_points": "all",
         "strategies": ("fixed:layer=6", "random:probability=0.3"),
     }
-
-
-@pytest.fixture
-def prompts_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengths of the completions that were asked about, in order."""
-    asked: list[int] = []
-    choices = TeacherForcing.choices
-
-    def counted(self: TeacherForcing, completion: Any) -> list[int]:
-        asked.append(len(completion))
-        return choices(self, completion)
-
-    monkeypatch.setattr(TeacherForcing, "choices", counted)
-    return asked
-
-
-def samples(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def forced(folder: Path, found: list[dict[str, Any]]) -> list[list[int]]:
@@ -65,7 +46,7 @@ def test_records_hold_what_transformers_would_choose(
 ) -> None:
     model = tiny_llama if family == "llama" else tiny_opt
     frame = run(RunConfig(**config | {"model": str(model), "kv": kv})).set_index("operating_point")
-    found = samples(tmp_path / "out")
+    found = lines(tmp_path / "out", "samples")
     assert [sample["full_depth_ids"] for sample in found] == forced(model, found)
     assert frame.loc["full", "own_text_agreement"] == 1
     for point in config["strategies"]:
@@ -80,12 +61,20 @@ def test_records_hold_what_transformers_would_choose(
         assert expected < 1
 
 
-def test_full_depth_and_a_text_that_came_before_cost_nothing(config: dict[str, Any], prompts_read: list[int]) -> None:
-    run(RunConfig(**config | {"strategies": ("full",)}))
-    assert prompts_read == []
+def test_full_depth_and_a_text_that_came_before_cost_nothing(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    choices = TeacherForcing.choices
+
+    def counted(self: TeacherForcing, completion: Any) -> list[int]:
+        asked.append(len(completion))
+        return choices(self, completion)
+
+    monkeypatch.setattr(TeacherForcing, "choices", counted)
     several = ("random:probability=1", "random:probability=1.0:seed=1")  # both leave at the first exit point
-    run(RunConfig(**config | {"strategies": several, "out": config["out"].with_name("same")}))
-    assert prompts_read == [8] * 4
+    run(RunConfig(**config | {"strategies": several}))
+    assert asked == [8] * 4
 
 
 def test_failed_samples_have_no_choices(config: dict[str, Any], tmp_path: Path, plug_in: Callable[..., None]) -> None:
@@ -106,7 +95,7 @@ def test_failed_samples_have_no_choices(config: dict[str, Any], tmp_path: Path, 
         """,
     )
     run(RunConfig(**config | {"strategies": ("fragile",), "max_new_tokens": 2, "limit": 8}))
-    found = [sample for sample in samples(tmp_path / "out") if sample["operating_point"] == "fragile"]
+    found = [sample for sample in lines(tmp_path / "out", "samples") if sample["operating_point"] == "fragile"]
     failed = [sample for sample in found if sample["error"]]
     assert 0 < len(failed) < len(found)
     for sample in found:
@@ -129,22 +118,7 @@ def test_memory_that_runs_out_keeps_what_was_finished(
         tight.setattr(TeacherForcing, "choices", choices)
         with pytest.raises(OutOfMemoryError, match=r"finished windows are kept.*--resume"):
             run(RunConfig(**config))
-    kept = samples(tmp_path / "out")
+    kept = lines(tmp_path / "out", "samples")
     assert sum(sample["operating_point"] != "full" for sample in kept) == 3
     assert list(run(RunConfig(**config), resume=tmp_path / "out")["n"]) == [4, 4, 4]
-    assert samples(tmp_path / "out")[: len(kept)] == kept
-
-
-def test_a_run_of_before_goes_on_with_choices_in_what_is_new(config: dict[str, Any], tmp_path: Path) -> None:
-    settings, out = RunConfig(**config | {"limit": 3}), tmp_path / "out"
-    run(settings)
-    unseal(out)
-    cut(out, -3)  # the last block is measured again
-    old = samples(out)
-    for sample in old:
-        del sample["full_depth_ids"]
-    (out / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in old))
-    frame = run(settings, resume=out).set_index("operating_point")
-    assert [bool(sample.get("full_depth_ids")) for sample in samples(out)] == [False] * 6 + [True] * 3
-    assert frame.loc["fixed:layer=6", "own_text_agreement_n"] == 1
-    assert frame.loc["fixed:layer=6", "exact_prefix_n"] == 3
+    assert lines(tmp_path / "out", "samples")[: len(kept)] == kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +13,8 @@ from harness import RunConfig
 from harness.errors import HarnessError
 from harness.records import WindowRecord
 from harness.running.runner import execute
-from harness.store.run_directory import RunDirectory, lock_folder
-from tests.run_files import cut, unseal
+from harness.store.run_directory import lock_folder
+from tests.run_files import cut, lines
 
 Command = Callable[..., Any]
 
@@ -46,64 +45,32 @@ def config(cli: Command, tiny_llama: Path, rows_file: Path, tmp_path: Path) -> R
     )  # fmt: skip
 
 
-def windows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "windows.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.mark.slow
-def test_each_repeat_warms_up_and_measures_in_its_own_process(config: RunConfig, tmp_path: Path) -> None:
-    watched = Watched()
+def test_each_repeat_has_its_own_process_and_one_that_was_lost_is_made_again(config: RunConfig, tmp_path: Path) -> None:
+    watched, out = Watched(), tmp_path / "out"
     result = execute(config, observer=watched)
     assert watched.total == len(watched.windows) == 3 * 2 * 2  # repeats, blocks, operating points
     assert [record.repeat for record in watched.windows] == [0] * 4 + [1] * 4 + [2] * 4
     assert any(stage.startswith("repeat 3, in a fresh process: loading") for stage in watched.stages)
-    order = [("warm-up" if window["warmup"] else window["repeat"]) for window in windows(tmp_path / "out")]
+    whole = lines(out, "windows")
+    order = [("warm-up" if window["warmup"] else window["repeat"]) for window in whole]
     changes = [now for before, now in zip([None, *order], order, strict=False) if now != before]
     assert changes == ["warm-up", 0, "warm-up", 1, "warm-up", 2]
     assert {row.repeats for row in result.summary.rows} == {3}
-    samples = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     tokens: dict[tuple[str, str], set[str]] = {}
-    for sample in samples:
+    for sample in lines(out, "samples"):
         tokens.setdefault((sample["operating_point"], sample["sample_id"]), set()).add(str(sample["token_ids"]))
     assert all(len(found) == 1 for found in tokens.values())
 
-
-@pytest.mark.slow
-def test_a_run_that_lost_a_repeat_goes_on_with_it(config: RunConfig, tmp_path: Path) -> None:
-    execute(config)
-    out = tmp_path / "out"
-    whole = windows(out)
-    last = next(window["window"] for window in whole if window["repeat"] == 1 and not window["warmup"])
-    cut(out, last + 1)
-    watched = Watched()
-    execute(config, resume=out, observer=watched)
-
-    def measured(found: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
-        return {
-            (window["block"], window["repeat"], window["operating_point"]) for window in found if not window["warmup"]
-        }
-
-    assert measured(windows(out)) == measured(whole)
-    assert len(watched.windows) == 12 - 5
+    cut(out, next(window["window"] for window in whole if window["repeat"] == 1 and not window["warmup"]) + 1)
     again = Watched()
     execute(config, resume=out, observer=again)
-    assert not again.windows
-    assert not any(stage.startswith("repeat") for stage in again.stages)  # what is complete starts no process
-
-
-@pytest.mark.slow
-def test_what_a_repeat_s_process_is_refused_is_said_in_its_words(config: RunConfig, tmp_path: Path) -> None:
-    execute(config.model_copy(update={"repeats": 1}))
-    unseal(tmp_path / "out")
-    manifest = tmp_path / "out" / "manifest.json"
-    facts = json.loads(manifest.read_text())
-    facts["config"]["repeats"] = 2
-    facts["config"]["model"] = str(tmp_path / "gone")
-    manifest.write_text(json.dumps(facts))
-    from harness.running.repeats import run_repeat
-
-    with RunDirectory.read(tmp_path / "out") as store, pytest.raises(HarnessError, match="gone"):
-        run_repeat(store, 1, Watched())
+    assert len(again.windows) == 12 - 5
+    keys = [
+        {(one["block"], one["repeat"], one["operating_point"]) for one in found if not one["warmup"]}
+        for found in (whole, lines(out, "windows"))
+    ]
+    assert keys[0] == keys[1]
 
 
 @pytest.mark.slow
@@ -131,20 +98,19 @@ def talk():
         time.sleep(0.02)
         print('hello', flush=True)
 threading.Thread(target=talk, daemon=True).start()
+os.write(1, b'a line that is not end')
 """
-CUT_OFF = "os.write(1, b'a line that is not end')\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("printing", [TALKS, CUT_OFF], ids=["in the background", "a line cut off"])
 def test_what_prints_in_a_repeat_does_not_speak_to_the_parent(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printing: str
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         "import os, sys, threading, time\nif 'harness.running.runner' in sys.orig_argv:\n"
-        + textwrap.indent(printing, "    ")
+        + textwrap.indent(TALKS, "    ")
     )
     monkeypatch.syspath_prepend(str(folder))
     watched = Watched()

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +19,7 @@ from harness.errors import DataError
 from harness.records import Manifest, SampleRecord, WindowRecord
 from harness.records.summary import Summary, SummaryRow
 from harness.running.resolve import resolve
+from tests.run_files import lines
 
 Command = Callable[..., Any]
 
@@ -38,10 +38,6 @@ SAMPLE_FIELDS = [
     "latency_s", "ttft_s", "error",
 ]  # fmt: skip
 """What issue 2 promises of ``samples.jsonl``."""
-
-
-def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
@@ -71,20 +67,12 @@ def config(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"strategies": ("fixed:layer=4,6", "oracle")}
 
 
-def test_the_python_api_returns_the_rows_as_a_frame(config: dict[str, Any]) -> None:
-    import pandas
-
+def test_the_run_directory_holds_what_was_promised(config: dict[str, Any], tmp_path: Path) -> None:
     frame = run(RunConfig(**config))
-    assert isinstance(frame, pandas.DataFrame)
     assert list(frame["operating_point"]) == ["full", "fixed:layer=4", "fixed:layer=6", "oracle"]
     assert [name for name in ROW_FIELDS if name not in frame] == []
     assert list(frame["n"]) == [3, 3, 3, 3]
     assert frame["energy_j"].isna().all()  # not measured is not zero
-    assert frame["latency_p50_s"].gt(0).all()
-
-
-def test_the_run_directory_holds_what_was_promised(config: dict[str, Any], tmp_path: Path) -> None:
-    run(RunConfig(**config))
     out = tmp_path / "out"
     assert {"manifest.json", "samples.jsonl", "windows.jsonl", "summary.json"} <= {file.name for file in out.iterdir()}
     for row in rows(out).values():
@@ -111,41 +99,6 @@ def test_the_run_directory_holds_what_was_promised(config: dict[str, Any], tmp_p
             assert kind.model_validate_json(line).model_dump_json() == record + "}"
 
 
-def test_exit_layers_are_those_that_were_asked_for(config: dict[str, Any], tmp_path: Path) -> None:
-    run(RunConfig(**config))
-    for sample in lines(tmp_path / "out", "samples"):
-        first, *rest = sample["exit_layers"]
-        assert first == 12  # prefill
-        expected = {"full": {12}, "fixed:layer=4": {4}, "fixed:layer=6": {6}, "oracle": {4, 6, 10, 12}}
-        assert set(rest) <= expected[sample["operating_point"]]
-    found = rows(tmp_path / "out")
-    assert found["py150", "full"]["layers_skipped"] == 0
-    assert found["py150", "full"]["agreement"] == 1
-    assert found["py150", "full"]["speedup"] == 1
-    assert found["py150", "fixed:layer=4"]["exit_layer_mean"] == 4
-    assert found["py150", "fixed:layer=4"]["layers_skipped"] == pytest.approx(1 - 4 / 12)
-    assert found["py150", "oracle"]["oracle_share"] in (1, None)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kv", ["recompute", "none"])
-def test_rehearsed_exits_keep_the_tokens_of_full_depth(config: dict[str, Any], tmp_path: Path, kv: str) -> None:
-    run(
-        RunConfig(
-            **config | {"kv": kv, "limit": 8, "max_new_tokens": 8, "exit_points": "all", "strategies": ["oracle"]}
-        )
-    )
-    by_point: dict[str, dict[str, Any]] = defaultdict(dict)
-    for sample in lines(tmp_path / "out", "samples"):
-        by_point[sample["operating_point"]][sample["sample_id"]] = sample
-    assert len(by_point["full"]) == 8
-    for name, full in by_point["full"].items():
-        assert by_point["oracle"][name]["token_ids"] == full["token_ids"]
-    assert any(min(sample["exit_layers"]) < 12 for sample in by_point["oracle"].values())
-    assert all(sample["exit_checks"] == 0 for sample in by_point["oracle"].values())  # replayed, not asked
-    assert rows(tmp_path / "out")["py150", "oracle"]["agreement"] == 1
-
-
 @pytest.mark.slow
 def test_operating_points_are_interleaved_and_their_order_differs(config: dict[str, Any], tmp_path: Path) -> None:
     run(RunConfig(**config | {"limit": 4, "repeats": 2, "block_size": 2}))
@@ -159,29 +112,9 @@ def test_operating_points_are_interleaved_and_their_order_differs(config: dict[s
     assert len(orders) == 2 * 2
     assert len(set(orders)) > 1
     assert {window["samples"] for window in windows} == {2}
-    run(RunConfig(**config | {"limit": 4, "repeats": 2, "block_size": 2, "seed": 7, "out": tmp_path / "other"}))
-    other = [window["operating_point"] for window in measured(tmp_path / "other")]
-    assert [window["operating_point"] for window in windows] != other
     assert [window["window"] for window in lines(tmp_path / "out", "windows")] == list(
         range(len(lines(tmp_path / "out", "windows")))
     )
-
-
-def test_flags_win_over_a_file_and_a_file_over_defaults(
-    cli: Command, tmp_path: Path, tiny_llama: Path, rows_file: Path
-) -> None:
-    (tmp_path / "run.toml").write_text(
-        f'model = "{tiny_llama}"\nsource = "{rows_file}"\nstrategies = ["fixed:layer=4", "oracle"]\n'
-        'limit = 3\nmax_new_tokens = 3\nenergy = "none"\nthreads = 1\nout = "from-file"\nseed = 5\n'
-    )
-    given = ("run", "--config", "run.toml", "--limit", 2, "--strategy", "fixed:layer=6")
-    ran = cli(*given)
-    assert ran.code == 0, ran.err
-    config = json.loads((tmp_path / "from-file" / "manifest.json").read_text())["config"]
-    assert (config["limit"], config["strategies"]) == (2, ["fixed:layer=6"])  # flags
-    assert (config["seed"], config["kv"]) == (5, "auto")  # the file, a default
-    resumed = cli(*given, "--resume", "from-file")
-    assert resumed.code == 0, resumed.err
 
 
 def test_what_is_skipped_is_what_a_run_with_that_limit_draws(config: dict[str, Any], tmp_path: Path) -> None:

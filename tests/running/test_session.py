@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +15,14 @@ import pytest
 from harness import RunConfig, run
 from harness.decoding.heads.int8 import Int8
 from harness.decoding.teacher_forcing import TeacherForcing
-from harness.errors import MeterError
+from harness.errors import ConfigError, MeterError
 from harness.metering import Surroundings
-from harness.metering.contamination import Contamination, Glance
+from harness.metering.contamination import Contamination, Glance, LoadReading
 from harness.metering.counters import WARMUP_PASSES
 from harness.running import session
-from tests.run_files import cut
+from harness.running.runner import _warn_of_others
+from harness.running.session import poisson, wait_until
+from tests.run_files import cut, lines
 
 Command = Callable[..., Any]
 
@@ -67,7 +71,7 @@ def recording(file: Path, edges: int, failure: str | None = None, **more: Any) -
 
 
 def windows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "windows.jsonl").read_text().splitlines()]
+    return lines(folder, "windows")
 
 
 def kinds(folder: Path) -> str:
@@ -81,17 +85,6 @@ def kinds(folder: Path) -> str:
 def summary(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return found
-
-
-def test_what_the_machine_did_is_in_every_window(config: dict[str, Any], tmp_path: Path) -> None:
-    run(RunConfig(**config))
-    readable = Surroundings.of("cpu").glance()
-    for window in windows(tmp_path / "out"):
-        if readable.busy_s is None:
-            assert window["foreign_cpu_s"] is None
-        if window["foreign_cpu_s"] is not None:
-            assert window["foreign_cpu_s"] >= 0
-        assert (window["stolen_cpu_s"] is None) == (readable.stolen_s is None)
 
 
 def test_without_strict_a_contaminated_window_counts_with_its_flag(
@@ -134,18 +127,26 @@ def test_strict_repeats_a_contaminated_rest_and_passes_over_a_flag_of_the_meter_
     assert [window["superseded"] for window in windows(tmp_path / "out")[:4]] == [True, True, False, False]
 
 
-def test_a_run_stopped_between_two_attempts_goes_on_with_the_next(
-    config: dict[str, Any], tmp_path: Path, neighbours: Any
-) -> None:
-    dirty = ("foreign-cpu",)
-    neighbours([*WARM, *[dirty] * 100])
-    run(RunConfig(**config | {"strict": True}))
-    out = tmp_path / "out"
-    cut(out, 4)  # as a kill after the first attempt leaves it
-    neighbours([*WARM, *[dirty] * 100])
-    run(RunConfig(**config | {"strict": True}), resume=out)
-    assert kinds(out) == "WWWx" + "WWW" + "x." + 3 * "xx."
-    assert [row["n"] for row in summary(out)["rows"]] == [2, 2]
+def test_others_are_told_at_the_start_with_what_helps(caplog: pytest.LogCaptureFixture) -> None:
+    for foreign_s, span_s, threads, said in (
+        (2.0, 2.0, 2, "50% of the cores' time. Stop them, or use --threads 1"),  # which leaves one core of two
+        (2.0, 2.0, 1, "50% of the cores' time. Stop them"),
+        (0.4, 2.0, 2, "10% of the cores' time. Stop them"),
+        (0.2, 2.0, 2, None),  # 5 % is what a window may have before it is flagged
+        (1.0, 0.9, 2, None),  # too short a look
+    ):
+        caplog.clear()
+        _warn_of_others(LoadReading(span_s, 2, own_cpu_s=1.0, foreign_cpu_s=foreign_s, stolen_cpu_s=0.0), threads)
+        assert caplog.messages == ([] if said is None else [f"other processes take {said}"])
+    _warn_of_others("hidden", 2)
+    assert not caplog.messages
+
+
+def test_a_sensor_decides_the_block(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
+    neighbours([])
+    energy = recording(tmp_path / "counter.json", 100)  # ticks of 10 µs: two seconds of full depth
+    run(RunConfig(**config | {"energy": energy, "idle_s": 0}))
+    assert kinds(tmp_path / "out") == "WWW.."  # both samples in one block
 
 
 def test_idle_stands_before_and_after_with_a_sensor(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
@@ -162,16 +163,6 @@ def test_idle_stands_before_and_after_with_a_sensor(config: dict[str, Any], tmp_
         assert window["cpu_time_s"] < 0.04
     assert [row["metrics"]["energy_j"]["value"] for row in summary(out)["rows"]] == [0.5, 0.5]
     assert any("energy was replayed from a file (readings replayed" in note for note in summary(out)["notes"])
-
-
-def test_a_sensor_decides_the_block(config: dict[str, Any], tmp_path: Path, neighbours: Any) -> None:
-    neighbours([])
-    energy = recording(tmp_path / "counter.json", 100)  # ticks of 10 µs: two seconds of full depth
-    run(RunConfig(**config | {"energy": energy, "idle_s": 0}))
-    assert kinds(tmp_path / "out") == "WWW.."  # both samples in one block
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    fastest = min(window["duration_s"] for window in windows(tmp_path / "out")[:3])
-    assert manifest["block_size"] * fastest == pytest.approx(2.0, abs=fastest)
 
 
 def test_a_resumed_run_rests_again_before_and_a_finished_one_does_not(
@@ -246,7 +237,9 @@ def test_a_clock_that_runs_backwards_stops_the_run_in_one_line(
     seconds = iter([*range(2 * (3 + 2) + 1), -1000])  # two readings a window; the third measured one ends in the past
     monkeypatch.setattr(Clock, "monotonic_s", lambda self: float(next(seconds)))
     monkeypatch.setattr("harness.metering.contamination.Surroundings.glance", lambda self: Glance(0.0, 0.0))
-    with pytest.raises(MeterError, match=r"ran backwards by 1\.01e\+03 s.*2 finished windows are kept.*--resume"):
+    with pytest.raises(
+        MeterError, match=r"gave a window a length of -10[01]\d\.0 s.*2 finished windows are kept.*--resume"
+    ):
         run(RunConfig(**config))
     assert kinds(tmp_path / "out") == "WWW.."
 
@@ -297,3 +290,47 @@ def test_what_an_operating_point_runs_on_is_made_before_anything_is_measured(
     run(RunConfig(**config | {"strategies": points, "draft_head": "int8"}))
     assert made == [False]
     assert set(asked) == {False}
+
+
+# ----------------------------------------------------------------------------------------- arrivals
+
+
+def test_gaps_are_exponential_with_the_mean_of_the_rate() -> None:
+    arrivals = poisson(4.0, 20_000, ("a",))
+    gaps = [after - before for before, after in zip((0.0, *arrivals), arrivals, strict=False)]
+    assert min(gaps) > 0
+    assert statistics.mean(gaps) == pytest.approx(0.25, rel=0.03)
+    assert statistics.stdev(gaps) == pytest.approx(0.25, rel=0.05)  # as large as the mean: memoryless
+    assert poisson(1.0, 5, (0, "py150", 3, 0)) == poisson(1.0, 5, (0, "py150", 3, 0))
+    assert poisson(1.0, 5, (0, "py150", 3, 0)) != poisson(1.0, 5, (0, "py150", 4, 0))
+
+
+def test_a_request_is_waited_for_and_a_late_server_finds_it_waiting() -> None:
+    started = time.perf_counter()
+    first = wait_until(started + 0.03)
+    assert time.perf_counter() - started >= 0.03
+    assert 0 <= first < 0.02
+    time.sleep(0.05)
+    assert wait_until(started + 0.031) >= 0.04
+
+
+def test_a_run_at_a_fixed_rate_counts_latency_from_the_arrival(config: dict[str, Any], tmp_path: Path) -> None:
+    run(RunConfig(**config | {"limit": 8, "max_new_tokens": 4, "arrival_rate": 100.0}))
+    samples = lines(tmp_path / "out", "samples")
+    arrivals = {}
+    for sample in samples:
+        assert sample["latency_s"] == pytest.approx(sample["queue_s"] + sample["token_times_s"][-1], abs=1e-6)
+        assert sample["ttft_s"] == pytest.approx(sample["queue_s"] + sample["token_times_s"][0], abs=1e-6)
+        assert sample["queue_s"] >= 0
+        arrivals.setdefault(sample["sample_id"], set()).add(sample["arrival_s"])
+    assert all(len(times) == 1 for times in arrivals.values())  # every operating point served the same requests
+    windows = [window for window in lines(tmp_path / "out", "windows") if not window["warmup"] and not window["idle"]]
+    assert len(windows) == 2  # a block holds enough requests for a queue
+    for window in windows:
+        last = max(sample["arrival_s"] for sample in samples if sample["window"] == window["window"])
+        assert window["duration_s"] > last  # idle time is inside
+
+
+def test_a_batch_cannot_arrive_one_by_one() -> None:
+    with pytest.raises(ConfigError, match="--arrival-rate serves one request at a time and --batch-size is 2"):
+        RunConfig(arrival_rate=1.0, batch_size=2)

@@ -84,23 +84,17 @@ def test_a_time_that_is_missing_in_a_run_that_was_timed_is_left_out(pair: dict[s
 
 
 def test_reports_show_no_cost(cli: Callable[..., Ran], pair: dict[str, Path], tmp_path: Path) -> None:
-    report = cli("report", pair["untimed"], "--figures", "--out", tmp_path / "report")
-    assert report.code == 0, report.err
+    assert cli("report", pair["untimed"], "--out", tmp_path / "report").code == 0
     said = (tmp_path / "report" / "report.md").read_text()
     assert "this run was not timed" in said
-    headers = [line for line in said.splitlines() if line.startswith("|  | operating point")]
-    assert "exact prefix" in headers[0]
-    assert not [line for line in headers if "p50" in line or "speed-up<br>" in line or "J/" in line]
+    (header, *_) = [line for line in said.splitlines() if line.startswith("|  | operating point")]
+    assert not [word for word in ("p50", "speed-up<br>", "J/") if word in header]
     site = cli("leaderboard", pair["untimed"], "--out", tmp_path / "site")
     assert f"not ranked: {pair['untimed']}: the run was not timed. Run again without --untimed." in site.err
-    compared = cli("compare", pair["timed"], pair["untimed"], "--fail-if", "latency_p50>+10%")
-    assert compared.code == 2
-    assert "latency_p50>+10% at py150, full: cannot be judged: not measured in both" in compared.err
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
+def test_what_is_about_time_is_refused() -> None:
+    for changed, said in (
         ({"energy": "auto"}, 'energy = auto is about time. Use energy = "none".'),
         ({"weights_format": "float32,auto"}, "weights_format = auto is about time. Use a format by its name"),
         ({"strict": True}, "strict = True is about time. Use strict = false."),
@@ -108,10 +102,8 @@ def test_reports_show_no_cost(cli: Callable[..., Ran], pair: dict[str, Path], tm
         ({"arrival_rate": 2.0}, "arrival_rate = 2.0 is about time. Use no arrival_rate."),
         ({"repeats": 2}, "repeats = 2 is about time. Use repeats = 1: tokens are the same again."),
         ({"idle_s": 1.0}, "idle_s = 1.0 is about time. Use idle_s = 0."),
-    ],
-)
-def test_what_is_about_time_is_refused(changed: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        RunConfig.build({**UNTIMED, **changed})
-    assert said in str(refused.value)
+    ):
+        with pytest.raises(ConfigError) as refused:
+            RunConfig.build({**UNTIMED, **changed})
+        assert said in str(refused.value)
     assert RunConfig.build({**UNTIMED, "idle_s": 0}).untimed

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
 
 from harness.contracts import ModelRequest
 from harness.decoding.engine import Engine
@@ -24,12 +23,25 @@ from harness.decoding.generation import Token
 from harness.decoding.loop import OpenBatch
 from harness.decoding.unit_costs import Timing
 from harness.models.model import resolve
+from harness.records import Work
 from harness.serving.app import make_app
-from harness.serving.completions import Finished, GenerationError, Job, Ticket
+from harness.serving.completions import Finished, GenerationError, Job, Prompt, Setting
 from harness.serving.config import ServeConfig
+from harness.serving.server import PatientProtocol
 from harness.serving.service import Service
+from harness.serving.worker import Answer
+from strategies.fixed import Fixed
 
 Piece = Token | Finished
+DONE = Finished(
+    text="xxx", rest="", ending="length", prompt=Prompt((1, 2, 3, 4, 5)), prompt_reused=2, kv="recompute",
+    tokens=tuple(Token(index, 7, "x", -0.5, layer, False, 0.1) for index, layer in enumerate((12, 4, 4))),
+    setting=Setting("fixed", {"layer": 4}, Fixed(4)), num_layers=12, queue_s=0.25, ttft_s=0.5, total_s=0.9,
+    work=Work(exit_checks=2, lm_head_evaluations=2, layers_executed=11, exit_layers=(12, 4, 4)), energy_j=1.5,
+    energy_source="rapl",
+)  # fmt: skip
+"""Three tokens on twelve layers: 12 + 4 + 4 executed, 16 skipped, 0.2 s per token after the first."""
+
 PROMPTS = ("def load_path(items):\n", "for item in", "x = 1\ny = ", "return merge(total, 'size')\n    ")
 
 
@@ -58,10 +70,10 @@ def ready(config: ServeConfig) -> Iterator[Service]:
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
+def listening(app: Any) -> Iterator[str]:
     """An application at an address of this machine, until the block ends."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
@@ -132,13 +144,12 @@ def own(serve_config: Callable[..., ServeConfig]) -> Iterator[Callable[..., Serv
 def job(service: Service, text: str = PROMPTS[0], tokens: int = 8, **given: Any) -> Job:
     """A job of a text; what is no field of a job is its early exit."""
     facts = {key: given.pop(key) for key in ("stop", "keep_stop", "generate_s", "seed") if key in given}
-    prompt = service.encode(text, None, truncate=False)
-    return Job(prompt, service.settings.resolve(given), tokens, **facts)
+    return service.job(text, max_new_tokens=tokens, early_exit=given or None, **facts)
 
 
 async def collect(service: Service, wanted: Job) -> Finished:
     """The ending of a job, whose pieces add up."""
-    *tokens, done = [piece async for piece in service.submit(wanted)]
+    *tokens, done = [piece async for _, piece in service.submit([wanted])]
     assert isinstance(done, Finished)
     assert tuple(tokens) == done.tokens
     assert "".join(token.text for token in done.tokens) + done.rest == done.text
@@ -197,22 +208,20 @@ def jobs(server: Running, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """What was submitted during the test; the service still does it."""
     submitted: list[Job] = []
     submit = server.service.submit
-    monkeypatch.setattr(server.service, "submit", lambda wanted: (submitted.append(wanted), submit(wanted))[1])
+    monkeypatch.setattr(server.service, "submit", lambda wanted: (submitted.extend(wanted), submit(wanted))[1])
     return submitted
 
 
 class Changed:
-    """A ticket whose pieces are changed on their way."""
+    """An answer whose pieces are changed on their way."""
 
-    def __init__(self, ticket: Ticket, change: Callable[[Piece], Piece]) -> None:
-        self.ticket, self.change = ticket, change
+    def __init__(self, answer: Answer, change: Callable[[Piece], Piece]) -> None:
+        self.answer, self.change = answer, change
+        self.put, self.cancel = answer.put, answer.cancel
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        async for piece in self.ticket:
-            yield self.change(piece)
-
-    def cancel(self) -> None:
-        self.ticket.cancel()
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
+        async for place, piece in self.answer:
+            yield place, self.change(piece)
 
 
 @pytest.fixture
@@ -231,7 +240,7 @@ def refusing(server: Running, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exce
     """``refusing(error)``: the service takes no job, until the test is done."""
 
     def refuse(error: Exception) -> None:
-        def submit(wanted: Job) -> Ticket:
+        def submit(wanted: Sequence[Job]) -> Answer:
             raise error
 
         monkeypatch.setattr(server.service, "submit", submit)

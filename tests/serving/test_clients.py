@@ -1,14 +1,11 @@
 """Real clients, and the settings that are printed for them: read by JSON, YAML, Vim and Python, and answered.
 
-llm-ls builds the body as :func:`llm_ls_body` does, ignores the status, and takes the answer only in one of the shapes
-that :func:`llm_ls_reads` knows: its first match counts, and anything else is an error message about its parser.
-llama.vim is curl. Continue and llama.vscode are spoken as their sources do.
+llama.vim is curl. llm-ls, Continue and llama.vscode are spoken as their sources do.
 """
 
 from __future__ import annotations
 
 import ast
-import copy
 import json
 import shutil
 import subprocess
@@ -25,9 +22,8 @@ from huggingface_hub import InferenceClient, constants
 from huggingface_hub import errors as hub
 
 from harness.errors import ConfigError
-from harness.serving.completions import DrainingError, GenerationError, InvalidRequestError, OverloadedError
+from harness.serving.completions import DrainingError, GenerationError, OverloadedError
 from harness.serving.config import ServeConfig
-from harness.serving.dialects import refusal
 from harness.serving.page import clients, snippet
 from tests.serving.conftest import fails_at
 
@@ -67,31 +63,25 @@ def test_the_hubs_client_gets_one_text_in_all_four_forms(server: Any, client: In
         assert client.text_generation(PROMPT, model=server.url + path, max_new_tokens=5) == plain
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (OverloadedError("64 requests are waiting."), hub.OverloadedError),
-        (GenerationError("the engine failed."), hub.GenerationError),
-        (DrainingError("the server is shutting down."), hub.UnknownError),
-    ],
-)
 def test_the_hubs_client_raises_its_own_errors(
-    client: InferenceClient, refusing: Callable[[Exception], None], error: Any, raised: type[Exception]
+    client: InferenceClient, refusing: Callable[[Exception], None], changed: Any
 ) -> None:
     with pytest.raises(hub.ValidationError, match="inputs"):
         client.text_generation("")
-    refusing(error)
-    for stream in (False, True):
-        with pytest.raises(raised, match=str(error)):
-            client.text_generation(PROMPT, stream=stream)
-
-
-def test_the_hubs_client_hears_of_a_failure_half_way(client: InferenceClient, changed: Any) -> None:
     changed(fails_at(3))
     heard: list[str] = []
     with pytest.raises(hub.GenerationError, match="the engine failed"):
         heard.extend(client.text_generation(PROMPT, max_new_tokens=8, stream=True))
     assert len(heard) == 3
+    for error, raised in (
+        (OverloadedError("64 requests are waiting."), hub.OverloadedError),
+        (GenerationError("the engine failed."), hub.GenerationError),
+        (DrainingError("the server is shutting down."), hub.UnknownError),
+    ):
+        refusing(error)
+        for stream in (False, True):
+            with pytest.raises(raised, match=str(error)):
+                client.text_generation(PROMPT, stream=stream)
 
 
 # ---------------------------------------------------------------------------------------------------- openai and ollama
@@ -163,65 +153,6 @@ def test_the_ollama_package_reads_it(server: Any) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- llm-ls
 
-PATHS = {
-    "huggingface": "/models/smollm2-135m",
-    "tgi": "/generate",
-    "ollama": "/api/generate",
-    "openai": "/v1/completions",
-    "llamacpp": "/completion",
-}
-
-BODIES: dict[str, list[dict[str, Any]]] = {
-    "tgi": [
-        {"parameters": {"max_new_tokens": 4, "temperature": 0.2, "top_p": 0.95}},
-        {"parameters": {"max_new_tokens": 4, "temperature": None, "stop": None, "seed": None, "details": None}},
-        {"parameters": {"max_new_tokens": 4, "early_exit": {"strategy": "full"}}, "options": {"use_cache": False}},
-        {"parameters": {"max_new_tokens": 4}, "early_exit": {"strategy": "full"}, "stream": None},
-    ],
-    "ollama": [
-        {"options": {"num_predict": 4, "stop": None, "temperature": None}, "suffix": None, "early_exit": None},
-        {"options": {"num_predict": 4, "top_p": 0.95, "early_exit": {"strategy": "full"}}},
-    ],
-    "openai": [
-        {"max_tokens": 4, "stop": None, "suffix": None, "logprobs": None, "early_exit": None},
-        {"max_tokens": 4, "top_p": 0.95, "early_exit": {"strategy": "full"}},
-    ],
-    "llamacpp": [{"n_predict": 4, "temperature": 0.2}, {"n_predict": 4, "early_exit": {"strategy": "full"}}],
-}
-BODIES["huggingface"] = BODIES["tgi"]
-BODIES["tgi"] = [*BODIES["tgi"], {}]  # without parameters they are nested; once, since nothing limits its tokens
-
-
-def llm_ls_body(backend: str, request_body: dict[str, Any], prompt: str = PROMPT) -> dict[str, Any]:
-    """What llm-ls sends for the setting ``requestBody``."""
-    body = copy.deepcopy(request_body)
-    if backend in {"huggingface", "tgi"}:
-        body["inputs"] = prompt
-        if isinstance(body.get("parameters"), dict):
-            body["parameters"]["return_full_text"] = False
-        else:
-            body["parameters"] = {"parameters": {"return_full_text": False}}
-        return body
-    body["prompt"] = prompt
-    return body if backend == "llamacpp" else body | {"model": "smollm2-135m", "stream": False}
-
-
-def llm_ls_reads(backend: str, text: str) -> tuple[list[str], str | None]:
-    """Return the completions that llm-ls finds in an answer, and the error it shows."""
-    answer = json.loads(text)
-    if backend == "huggingface" and isinstance(answer, list):
-        return [one["generated_text"] for one in answer], None
-    assert isinstance(answer, dict), "a list is an error for this backend"
-    key = {"huggingface": "generated_text", "tgi": "generated_text", "ollama": "response", "llamacpp": "content"}
-    if backend == "openai":
-        if "choices" in answer:
-            return [choice["text"] for choice in answer["choices"]], None
-        return [], "; ".join(f"{item['loc']}: {item['msg']} ({item['type']})" for item in answer["detail"])
-    if isinstance(answer.get(key[backend]), str):
-        return [answer[key[backend]]], None
-    assert isinstance(answer["error"], str), "llm-ls takes a text here"
-    return [], answer["error"]
-
 
 def curl(url: str, body: dict[str, Any] | str, *arguments: str) -> str:
     if shutil.which("curl") is None:
@@ -232,27 +163,38 @@ def curl(url: str, body: dict[str, Any] | str, *arguments: str) -> str:
     return subprocess.run(command, input=sent, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-@pytest.mark.parametrize("backend", PATHS)
-def test_llm_ls_finds_its_completion(server: Any, backend: str) -> None:
-    for request_body in BODIES[backend]:
-        completions, error = llm_ls_reads(
-            backend, curl(server.url + PATHS[backend], llm_ls_body(backend, request_body))
-        )
-        assert error is None
-        assert len(completions) == 1
-        assert not completions[0].startswith(PROMPT), "the prompt is not part of the completion"
+NESTED = {"parameters": {"return_full_text": False, "max_new_tokens": 4, "stop": None, "seed": None, "details": None}}
+LLM_LS: list[tuple[str, dict[str, Any], Callable[[Any], Any]]] = [
+    ("/models/smollm2-135m", {"inputs": PROMPT, **NESTED}, lambda answer: answer[0]["generated_text"]),
+    ("/generate", {"inputs": PROMPT, **NESTED}, lambda answer: answer["generated_text"]),
+    ("/generate", {"inputs": PROMPT, "parameters": NESTED}, lambda answer: answer["generated_text"]),
+    (
+        "/api/generate",
+        {"prompt": PROMPT, "model": "m", "stream": False, "options": {"num_predict": 4, "stop": None}, "suffix": None},
+        lambda answer: answer["response"],
+    ),
+    (
+        "/v1/completions",
+        {"prompt": PROMPT, "model": "m", "stream": False, "max_tokens": 4, "stop": None, "logprobs": None},
+        lambda answer: answer["choices"][0]["text"],
+    ),
+    ("/completion", {"prompt": PROMPT, "n_predict": 4, "temperature": 0.2}, lambda answer: answer["content"]),
+]
+"""What llm-ls sends to each of its backends, as its sources do, and where it looks for the completion."""
 
 
-@pytest.mark.parametrize("backend", ["huggingface", "tgi", "ollama"])  # llama.cpp's own errors it cannot read either
-def test_llm_ls_shows_what_is_wrong(server: Any, backend: str) -> None:
-    body = llm_ls_body(backend, {})
-    for wrong in (body | {"early_exit": {"strategy": "nonsense"}}, body | {"inputs": "", "prompt": ""}, "{"):
-        completions, error = llm_ls_reads(backend, curl(server.url + PATHS[backend], wrong))
-        assert not completions
-        assert error
-        assert "\n" not in error
-    said = json.dumps(refusal("/v1/completions", InvalidRequestError("strategy 'x' is not loaded.")))
-    assert "strategy 'x' is not loaded." in str(llm_ls_reads("openai", said)[1])
+def test_llm_ls_finds_its_completion_or_what_is_wrong(server: Any) -> None:
+    for path, body, read in LLM_LS:
+        completion = read(json.loads(curl(server.url + path, body)))
+        assert isinstance(completion, str)
+        assert not completion.startswith(PROMPT), "the prompt is not part of the completion"
+        if path == "/completion":
+            continue  # llama.cpp's own errors it cannot read either
+        for wrong in (body | {"early_exit": {"strategy": "nonsense"}}, "{"):
+            answer = json.loads(curl(server.url + path, wrong))
+            error = answer["detail"][0]["msg"] if path == "/v1/completions" else answer["error"]
+            assert error
+            assert "\n" not in error
 
 
 # ------------------------------------------------------------------------------- llama.vim, llama.vscode, and Continue
@@ -322,13 +264,6 @@ def test_continue_completes(server: Any) -> None:
     whole = httpx.post(address, json={**body, "stream": False}, timeout=60).json()
     assert text == whole["choices"][0]["text"]
     assert whole["x_early_exit"]["strategy"] == "full"
-    as_with_ollama = {
-        "model": "smollm2-135m", "prompt": PROMPT, "raw": True, "keep_alive": 1800, "template": None,
-        "options": {"num_predict": 6, "num_ctx": 2048, "stop": CONTINUE_STOPS, "mirostat": None, "early_exit": "full"},
-    }  # fmt: skip
-    lines = httpx.post(f"{server.url}/api/generate", json=as_with_ollama, timeout=60).text.splitlines()
-    assert "".join(json.loads(line)["response"] for line in lines) == text
-    assert json.loads(lines[-1])["done"]
 
 
 # ---------------------------------------------------------------------------------------- settings that users paste
@@ -336,10 +271,8 @@ def test_continue_completes(server: Any) -> None:
 NASTY = [
     "org/model-1.5b",
     'it\'s "quoted" \\ back',
-    "a: b # c {{{x}}} - [d]",
-    "line\nbreak\ttab\x00\x1b",
-    "caché \x85 \u2028 \ufeff 模型 🦙",
-    "*/ ''' \"\"\" ' . system('x') . '",
+    "a: b # c {{{x}}} - [d] caché \x85 \u2028 \ufeff 模型 🦙",
+    "line\nbreak\ttab\x00\x1b */ ''' \"\"\" ' . system('x') . '",
 ]
 
 MARKERS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
@@ -432,25 +365,16 @@ def test_markers_are_written_where_a_client_writes_them_itself() -> None:
     assert yaml.safe_load(hint) == {"requestOptions": {"extraBodyProperties": {"early_exit": "full"}}}
 
 
-def test_vim_reads_old_and_new_names(tmp_path: Path) -> None:
-    text = written("llama.vim", api_key_file="key")
-    new = vim_config(text, tmp_path)
-    assert new["endpoint_fim"] == "http://127.0.0.1:8080/infill"
-    assert (new["api_key"], new["n_predict"]) == ("YOUR-KEY", 64)
-    assert "endpoint" not in new, "a new llama.vim would warn of it at every start"
-    old = vim_config(text.replace('" let', "let"), tmp_path)
-    assert old["endpoint"] == old["endpoint_fim"]
-    assert "--suffix ignore" in text
-    assert "--suffix" not in written("llama.vim", fim=MARKED) + written("llama.vim", suffix="ignore")
-
-
 def test_what_is_pasted_gets_answers(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read = vscode(written("llm-vscode", url=server.url, max_new_tokens=3))
     body = {"inputs": "def f(x):\n    ", **read["llm.requestBody"]}
     assert isinstance(httpx.post(read["llm.url"], json=body, timeout=60).json()["generated_text"], str)
     exec(compile(written("openai", url=server.url, max_new_tokens=3), "snippet", "exec"), {})
     assert capsys.readouterr().out
-    vim = vim_config(written("llama.vim", url=server.url, max_new_tokens=3), tmp_path)
+    assert "--suffix ignore" in written("llama.vim")
+    assert "--suffix" not in written("llama.vim", fim=MARKED) + written("llama.vim", suffix="ignore")
+    vim = vim_config(written("llama.vim", url=server.url, max_new_tokens=3, api_key_file="key"), tmp_path)
+    assert (vim["api_key"], vim["n_predict"]) == ("YOUR-KEY", 3)
     body = {"input_prefix": "", "prompt": "def f(x):\n    ", "input_suffix": "", "n_predict": vim["n_predict"]}
     answer = httpx.post(f"{vim['endpoint_fim']}?early_exit=full", json=body, timeout=60).json()
     assert answer["tokens_predicted"] <= 3

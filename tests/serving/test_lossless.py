@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
-import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import httpx
 import pytest
 
 from harness.config.decode import parse_decode
-from harness.errors import ConfigError, OptionError, UnknownNameError
+from harness.decoding.unit_costs import Timing
+from harness.errors import OptionError, UnknownNameError
 from harness.models.model import resolve
 from harness.registry import DRAFTS
 from harness.serving.completions import Finished, GenerationError, InvalidRequestError, Job
 from harness.serving.config import ServeConfig
 from harness.serving.exit_settings import Settings
 from harness.serving.service import Service
-from tests.serving.conftest import PROMPTS, alone, collect, ids, ready, run, serving
+from tests.serving.conftest import PROMPTS, alone, collect, ids, ready, run
 from tests.serving.conftest import job as any_job
 
 STRATEGIES = ("random:probability=0.7", "fixed:layer=4", "fixed:layer=10", "confidence:threshold=0.2", "patience")
@@ -87,34 +85,10 @@ def test_lossless_and_lossy_requests_decode_together(service: Service) -> None:
     assert service.running == service.waiting == 0
 
 
-def test_log_probabilities_are_full_depth_s(service: Service) -> None:
-    wanted, plain = job(service, strategy="random"), job(service, strategy="full", decode="lossy")
-    drafted, full = run(service, wanted, plain)
-    assert [token.logprob for token in drafted.tokens] == pytest.approx(
-        [token.logprob for token in full.tokens], rel=1e-4
-    )
-
-
-def test_verified_tokens_come_in_bursts_and_nothing_else_is_shown(service: Service) -> None:
-    """All tokens of a verification have its time; between two of them nothing is delivered."""
-    wanted = job(service, tokens=40, strategy="fixed:layer=10", draft="lookup:min_n=1")
-    done = run(service, wanted)[0]
-    assert done.work.lossless
-    times = [token.time_s for token in done.tokens]
-    assert times == sorted(times)
-    assert len(set(times)) == 1 + done.work.verifications < len(times)
-    for before, token in pairwise(done.tokens):
-        if before.accepted is False:  # it ended its burst
-            assert token.time_s > before.time_s
-    assert done.work.tokens_per_verification == pytest.approx((len(times) - 1) / done.work.verifications)
-    assert done.work.acceptance == pytest.approx(sum(done.work.accepted) / done.work.drafted_tokens)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", MIXED[:2] + MIXED[3:5], ids=str)
+@pytest.mark.parametrize("how", [MIXED[0], MIXED[4]], ids=str)
 def test_a_stop_text_ends_it_where_full_depth_s_ends(service: Service, how: dict[str, Any]) -> None:
     free = run(service, job(service, tokens=30, strategy="full", decode="lossy"))[0]
-    for place in range(1, 24, 4):
+    for place in (1, 9, 17):
         stop = free.text[place : place + 3]
         for keep in (False, True):
             ends = {"stop": (stop, "never"), "keep_stop": keep, "tokens": 30}
@@ -134,7 +108,7 @@ def test_one_who_goes_away_in_mid_draft_leaves_nothing_behind(own: Callable[...,
             tickets[0].cancel()
 
     async def scene() -> Finished:
-        tickets.append(service.submit(job(service, tokens=40, draft_max=16)))
+        tickets.append(service.submit([job(service, tokens=40, draft_max=16)]))
         return await collect(service, job(service, PROMPTS[1]))
 
     tickets: list[Any] = []
@@ -143,24 +117,10 @@ def test_one_who_goes_away_in_mid_draft_leaves_nothing_behind(own: Callable[...,
     assert ids(asyncio.run(scene())) == expected.token_ids
 
 
-def test_a_deadline_ends_it_behind_a_verified_token(own: Callable[..., Service], step: Any) -> None:
-    service = own(batch_size=1, decode="lossless", strategies=("fixed:layer=4",))
-    expected = alone(service, job(service, "x(\n" * 9, tokens=40)).token_ids
-    done = run(service, job(service, "x(\n" * 9, tokens=40, generate_s=0.0))[0]
-    assert ids(done) == expected[: len(done.tokens)]
-    service.config = service.config.model_copy(update={"deadline_s": 0.1})
-    step(lambda batch: time.sleep(0.02))
-    late = run(service, job(service, "x(\n" * 9, tokens=40))[0]
-    assert late.ending == "deadline"
-    assert ids(late) == expected[: len(late.tokens)]
-    assert 1 <= len(late.tokens) < 40
-
-
-@pytest.mark.parametrize("kv", ["propagate", "skip", "none"])
 def test_a_policy_under_which_nothing_waits_is_refused(
-    serve_config: Callable[..., ServeConfig], own: Callable[..., Service], kv: str
+    serve_config: Callable[..., ServeConfig], own: Callable[..., Service]
 ) -> None:
-    assert ServeConfig().decode == "lossless"
+    kv = "propagate"
     with pytest.raises(OptionError, match=f"under --kv {kv} none do. Use --kv recompute, or --decode lossy"):
         Service(serve_config(kv=kv, decode="lossless"))
     settings = own(kv=kv).settings
@@ -173,15 +133,9 @@ def test_a_policy_under_which_nothing_waits_is_refused(
 def test_what_cannot_be_is_refused_in_one_line(service: Service) -> None:
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"decode": "loseless"}, "cannot be read. Did you mean 'lossless'"),
-        ({"decode": 3}, "decode = '3' cannot be read"),
-        ({"draft": "lokup"}, "unknown draft source 'lokup'. Did you mean 'lookup'"),
-        ({"draft": "lookup:m=3"}, "draft source 'lookup' has no option 'm'"),
         ({"draft": "lookup:n=99"}, "lookup:n=99 is not allowed"),
         ({"draft": "lookup", "decode": "lossy"}, r"needs to be verified. Write lossless\+lookup"),
         ({"draft": "lookup", "decode": "lossless+lookup:n=2"}, "Give one"),
-        ({"draft_max": 0}, "draft_max = 0 is not allowed: .*greater than or equal to 1"),
-        ({"draft_max": 1e6}, "draft_max = 1000000.0 is not allowed: .*less than or equal to 256"),
-        ({"draft_max": "many"}, "draft_max = many is not allowed"),
         ({"draft_max": 3, "decode": "lossy"}, "this is lossy. Add decode = lossless"),
     ]
     for given, words in refusals:
@@ -221,13 +175,6 @@ def test_a_cheap_head_may_read_drafts(own: Callable[..., Service]) -> None:
         Settings(STRATEGIES, service.info, parse_decode("lossless"), draft_head="int9")
 
 
-def test_a_server_that_cannot_decode_so_is_refused_by_its_configuration() -> None:
-    refusals = {"loseless": ConfigError, "lossless+lokup": UnknownNameError, "lossless+lookup:n=0": OptionError}
-    for decode, error in refusals.items():
-        with pytest.raises(error):
-            ServeConfig.build({"decode": decode})
-
-
 def test_a_draft_source_that_fails_takes_nobody_with_it(
     own: Callable[..., Service], plug_in: Callable[..., None]
 ) -> None:
@@ -265,132 +212,33 @@ def test_a_draft_source_that_fails_takes_nobody_with_it(
         service.settings.resolve({"draft": "moody:file=/etc/passwd"})
 
 
-def test_a_strategy_may_end_its_drafts(own: Callable[..., Service], plug_in: Callable[..., None]) -> None:
-    plug_in(
-        "short",
-        """
-        from harness.contracts import DraftRule
-
-        class Rule(DraftRule):
-            def should_exit(self, view):
-                return torch.ones(len(view.rows), dtype=torch.bool)
-
-            def verify_now(self, draft):
-                return len(draft.tokens) == 2
-
-        @dataclass(frozen=True)
-        class Outside(Strategy):
-            def start(self, model, batch):
-                return Rule()
-
-            def should_exit(self, view): ...
-        """,
-    )
-    service = own(decode="lossless", strategies=("short",))
-    wanted = job(service)
-    done = run(service, wanted)[0]
-    assert ids(done) == alone(service, wanted).token_ids
-    assert done.work.lossless
-    assert done.work.drafted_tokens <= 2 * done.work.verifications
-
-
-# --------------------------------------------------------------------------------------------------------- over HTTP
-
-
-@pytest.fixture(scope="module")
-def url(serve_config: Callable[..., ServeConfig]) -> Iterator[str]:
-    with serving(serve_config(strategies=STRATEGIES, decode="lossless+lookup", draft_max=6)) as running:
-        yield running.url
-
-
-DIALECTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "/generate": lambda early: {"inputs": PROMPTS[0], "parameters": {"max_new_tokens": 20, "early_exit": early}},
-    "/v1/completions": lambda early: {"prompt": PROMPTS[0], "max_tokens": 20, "early_exit": early},
-    "/api/generate": lambda early: {
-        "prompt": PROMPTS[0], "stream": False, "options": {"num_predict": 20}, "early_exit": early,
-    },
-    "/completion": lambda early: {"prompt": PROMPTS[0], "n_predict": 20, "early_exit": early},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("path", DIALECTS)
-def test_every_dialect_reports_the_same_facts(url: str, path: str) -> None:
-    def report(**early: Any) -> tuple[str, dict[str, Any]]:
-        answer = httpx.post(url + path, json=DIALECTS[path](early)).raise_for_status().json()
-        texts = [answer.get(key) for key in ("generated_text", "response", "content")]
-        text = next((text for text in texts if text), None) or answer["choices"][0]["text"]
-        return text, answer["x_early_exit"]
-
-    text, told = report(strategy="random")
-    assert (told["decode"], told["draft_max"], told["draft_head"]) == ("lossless+lookup", 6, "full")
-    drafts = told["drafts"]
-    assert len(drafts["drafted_at"]) == len(drafts["accepted"]) == len(told["exit_layers"])
-    assert drafts["accepted_tokens"] == sum(drafts["accepted"]) <= drafts["drafted_tokens"]
-    assert drafts["acceptance"] == pytest.approx(drafts["accepted_tokens"] / drafts["drafted_tokens"])
-    assert drafts["tokens_per_verification"] == pytest.approx((len(drafts["accepted"]) - 1) / drafts["verifications"])
-    assert set(told["exit_layers"]) == {LAYERS}
-    again, lossy = report(strategy="full", decode="lossy")
-    assert (lossy["decode"], lossy["draft_max"], lossy["draft_head"], lossy["drafts"]) == ("lossy", None, None, None)
-    assert again == text
-
-
-@pytest.mark.parametrize("path", ["/generate_stream", "/v1/completions", "/api/generate", "/completion"])
-def test_every_dialect_streams_what_became_of_each_token(url: str, path: str) -> None:
-    body = DIALECTS["/generate" if path == "/generate_stream" else path]({"strategy": "random"}) | {"stream": True}
-    lines = [line.removeprefix("data:") for line in httpx.post(url + path, json=body).text.splitlines() if line]
-    events = [json.loads(line) for line in lines if line.strip() != "[DONE]"]
-    (report,) = [event["x_early_exit"] for event in events if event.get("x_early_exit")]
-    tokens = [event.get("token") or (event.get("choices") or [event])[0] for event in events]
-    told = [(one["drafted_at"], one["accepted"]) for one in tokens if one.get("exit_layer")]
-    assert told == list(zip(report["drafts"]["drafted_at"], report["drafts"]["accepted"], strict=True))
-
-
-def test_a_refusal_has_its_status_and_its_remedy(url: str) -> None:
-    answer = httpx.post(f"{url}/generate", json=DIALECTS["/generate"]({"decode": "greedy"}))
-    assert answer.status_code == 422
-    assert "Write lossy, lossless, or lossless+NAME" in answer.json()["error"]
-    headers = {"X-Early-Exit": "fixed:layer=6:decode=lossless:draft=lookup:draft_max=2"}
-    body = {"inputs": PROMPTS[0], "parameters": {"max_new_tokens": 4}}
-    told = httpx.post(f"{url}/generate", json=body, headers=headers).json()["x_early_exit"]
-    assert (told["strategy"], told["decode"], told["draft_max"]) == ("fixed", "lossless+lookup", 2)
-
-
-def test_what_is_offered_is_described_and_what_was_drafted_is_counted(url: str) -> None:
+def test_what_is_offered_is_described_and_what_was_drafted_is_counted(start: Callable[..., Any]) -> None:
+    url = start(strategies=("random:probability=0.7",), decode="lossless+lookup", draft_max=6).url
     told = httpx.get(f"{url}/info").json()["early_exit"]
-    assert told["default"] == {
-        "strategy": "random", "options": told["default"]["options"], "decode": "lossless+lookup", "draft_max": 6,
-        "stop_rule": "none",
+    assert {name: told["default"][name] for name in ("strategy", "decode", "draft_max", "stop_rule")} == {
+        "strategy": "random", "decode": "lossless+lookup", "draft_max": 6, "stop_rule": "none",
     }  # fmt: skip
     assert told["decode"] == ["lossless", "lossy"]
     assert "lookup" in told["drafts"]
-
-    def counted(name: str) -> float:
-        lines = httpx.get(f"{url}/metrics").text.splitlines()
-        found = [line for line in lines if line.startswith(f'early_exit_{name}_total{{strategy="patience"}}')]
-        return float(found[0].split()[-1]) if found else 0.0
-
-    body = DIALECTS["/generate"]({"strategy": "patience"})
-    drafts = httpx.post(f"{url}/generate", json=body).json()["x_early_exit"]["drafts"]
-    for name, fact in (
-        ("drafted_tokens", "drafted_tokens"),
-        ("accepted_tokens", "accepted_tokens"),
-        ("verifications", "verifications"),
-        ("layers_discarded", "layers_discarded"),
-    ):
-        assert counted(name) == drafts[fact]
+    drafts = httpx.post(f"{url}/completion", json={"prompt": "x = ", "n_predict": 20}).json()["x_early_exit"]["drafts"]
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    for name in ("drafted_tokens", "accepted_tokens", "verifications", "layers_discarded"):
+        assert f'early_exit_{name}_total{{strategy="random"}} {float(drafts[name])}' in lines
 
 
 @pytest.mark.parametrize(
     ("strategy", "decode"),
     [
-        ("random:probability=0.7", "lossless+product:bound=0.5"),
         ("random:probability=0.7", "lossless+lookup:min_n=1+expected"),
         ("layerskip:layer=4:length=3", "lossless"),
         ("del", "lossless"),
     ],
 )
-def test_draft_rules_have_all_that_a_run_gives_them(own: Callable[..., Service], strategy: str, decode: str) -> None:
+def test_draft_rules_have_all_that_a_run_gives_them(
+    own: Callable[..., Service], strategy: str, decode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Probabilities, and a sight of verifications: what is drafted is what a closed batch drafts."""
+    monkeypatch.setattr(Timing, "known", lambda *_: None)  # two engines would measure two prices of a draft
     service = own(decode=decode, strategies=(strategy,))
     wanted = job(service)
     done = run(service, wanted)[0]

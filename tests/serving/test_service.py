@@ -9,7 +9,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts.stops import Cursor, NamedStop, RowStop
+from harness.contracts.stops import Cursor, NamedStop
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Transcript
 from harness.decoding.loop import OpenBatch
@@ -86,36 +86,6 @@ def test_requests_at_the_same_time_get_what_each_gets_alone(own: Own, kv: str) -
         assert all(token.logprob <= 1e-6 for token in done.tokens)
 
 
-def test_a_stop_text_ends_it_there(service: Service) -> None:
-    (free,) = run(service, job(service, tokens=24))
-    middle = free.text[4:7]
-    where = free.text.index(middle)
-    for keep, text in ((False, free.text[:where]), (True, free.text[: where + 3])):
-        (done,) = run(service, job(service, tokens=24, stop=(middle, "never"), keep_stop=keep))
-        assert (done.text, done.ending) == (text, "stop")
-
-
-def test_a_strategy_ends_its_own_request(own: Own, plug_in: Callable[..., None]) -> None:
-    plug_in(
-        "ender",
-        """
-        @dataclass(frozen=True)
-        class Outside(Strategy):
-            def should_exit(self, view):
-                view.stop(torch.tensor([len(made) >= 4 for made in view.token_ids]))
-                return torch.zeros(len(view.rows), dtype=torch.bool)
-        """,
-    )
-    service = own(strategies=("ender", "full"))
-    how = (("full", "lossy"), ("ender", "lossy"), ("ender", "lossless"))
-    jobs = [job(service, tokens=9, strategy=name, decode=decode) for name, decode in how]
-    whole, ended, lossless = run(service, *jobs)
-    assert ended.ending == "strategy"
-    assert ids(ended) == ids(whole)[:4]
-    assert (lossless.text, lossless.ending) == (whole.text, whole.ending)
-    assert run(service, jobs[1])[0].text == ended.text  # its row was freed
-
-
 # --------------------------------------------------------------------------------------------- queue, time, and leaving
 
 
@@ -124,11 +94,11 @@ def test_one_who_goes_away_frees_the_row_within_a_token(own: Own, step: Step) ->
     step(lambda batch: (steps.append(1), time.sleep(0.01))[0])
 
     async def scene() -> Finished:
-        ticket = service.submit(job(service, tokens=48))
+        ticket = service.submit([job(service, tokens=48)])
         pieces = aiter(ticket)
         await anext(pieces)
         with pytest.raises(OverloadedError, match="1 requests run and 0 wait"):
-            service.submit(job(service))
+            service.submit([job(service)])
         for _ in range(2):
             await anext(pieces)
         ticket.cancel()
@@ -140,19 +110,25 @@ def test_one_who_goes_away_frees_the_row_within_a_token(own: Own, step: Step) ->
     assert service.running == service.waiting == 0
 
 
-def test_the_queue_is_bounded_and_what_is_beyond_is_refused(own: Own) -> None:
-    service = own(batch_size=2, max_queue=3)
+def test_jobs_of_a_request_come_together_are_queued_all_or_none_and_fail_together(own: Own, step: Step) -> None:
+    service = own(batch_size=2, max_queue=1)
 
-    async def scene() -> list[Any]:
-        tickets: list[Any] = []
-        while len(tickets) < 5:  # two that decode, three that wait
-            tickets.append(service.submit(job(service, tokens=24)))
-        with pytest.raises(OverloadedError, match="wait, which is the limit"):
-            service.submit(job(service, tokens=24))
-        return [[piece async for piece in ticket][-1] for ticket in tickets]
+    async def scene() -> list[tuple[int, Any]]:
+        with pytest.raises(OverloadedError, match="0 requests run and 0 wait, which is the limit"):
+            service.submit([job(service)] * 4)
+        both = [job(service, tokens=5), job(service, PROMPTS[1], tokens=5)]
+        pieces = [item async for item in service.submit(both)]
+        step(lambda batch: raises() if len(batch.running) == 2 else None)
+        with pytest.raises(GenerationError):
+            [item async for item in service.submit(both)]
+        return pieces
 
-    endings = asyncio.run(scene())
-    assert all(isinstance(ending, Finished) for ending in endings)
+    pieces = asyncio.run(scene())
+    assert [place for place, _ in pieces[:6]] != [0] * 6
+    for place, text in enumerate(PROMPTS[:2]):
+        *tokens, done = [piece for at, piece in pieces if at == place]
+        assert [token.token_id for token in tokens] == alone(service, job(service, text, tokens=5)).token_ids
+        assert isinstance(done, Finished)
 
 
 def test_a_request_that_waits_too_long_is_refused_and_one_that_runs_too_long_ends(own: Own, step: Step) -> None:
@@ -164,41 +140,17 @@ def test_a_request_that_waits_too_long_is_refused_and_one_that_runs_too_long_end
     assert isinstance(late, OverloadedError)
 
 
-def test_many_short_requests_are_as_late_as_long_ones(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
-    service, prefill = own(batch_size=1, deadline_s=0.3), OpenBatch.prefill
-    monkeypatch.setattr(OpenBatch, "prefill", lambda batch, *given: (time.sleep(0.05), prefill(batch, *given))[1])
-    endings = run(service, *(job(service, tokens=1) for _ in range(20)))
-    assert isinstance(endings[-1], OverloadedError)
-    assert 1 <= sum(not isinstance(ending, Exception) for ending in endings) < 12
-
-
-@pytest.mark.parametrize("kv", ["propagate", "none"])
-def test_a_request_may_limit_its_own_time_but_gets_a_whole_line(own: Own, kv: str) -> None:
-    service, drawn = own(kv=kv), random.Random(0)
-    ended = []
+def test_a_request_may_limit_its_own_time_but_gets_a_whole_line(service: Service) -> None:
+    drawn, ended = random.Random(0), []
     for text in ("".join(drawn.choice("ab(x):\n =") for _ in range(9)) for _ in range(40)):
-        free, done = (run(service, job(service, text, tokens=24, **limit))[0] for limit in ({}, {"generate_s": 0.0}))
+        free, done = (run(service, job(service, text, 24, **limit))[0] for limit in ({}, {"generate_s": 1e-9}))
+        assert free.text.startswith(done.text)
         if done.ending == "deadline":
-            assert done.text.count("\n") >= 1
+            assert "\n" in done.text
             assert "\n" not in "".join(token.text for token in done.tokens[:-1])
-            assert free.text.startswith(done.text)
             ended.append(len(done.tokens))
-        else:
-            assert done.text == free.text
-        if len(ended) == 3:
-            break
     assert ended
     assert min(ended) < 24
-
-
-def test_a_ticket_outlives_its_loop(service: Service) -> None:
-    """A loop that is closed while its request runs takes nothing down."""
-
-    async def leave() -> None:
-        service.submit(job(service, tokens=24))
-
-    asyncio.run(leave())
-    assert len(run(service, job(service, tokens=3))[0].tokens) == 3
 
 
 def test_what_is_read_and_made_is_logged_only_when_asked(own: Own, caplog: pytest.LogCaptureFixture) -> None:
@@ -215,55 +167,7 @@ def test_what_is_read_and_made_is_logged_only_when_asked(own: Own, caplog: pytes
 # ------------------------------------------------------------------------------------------------------------- failures
 
 
-def test_an_exception_in_the_engine_fails_who_runs_and_the_next_one_works(own: Own, step: Step) -> None:
-    service = own()
-
-    def broken(batch: OpenBatch) -> None:
-        if len(batch.running) == 2:
-            raise RuntimeError("a kernel\nfailed")
-
-    step(broken)
-    for error in run(service, job(service), job(service)):
-        assert isinstance(error, GenerationError)
-        assert str(error) == "generation failed: RuntimeError: a kernel failed."
-    assert ids(run(service, job(service))[0]) == alone(service, job(service)).token_ids
-
-
-def test_a_strategy_that_fails_takes_nobody_with_it(own: Own, plug_in: Callable[..., None]) -> None:
-    plug_in(
-        "moody",
-        """
-        @dataclass(frozen=True)
-        class Outside(Strategy):
-            def should_exit(self, view):
-                if any(len(tokens) > 2 for tokens in view.token_ids):
-                    raise ValueError("not today")
-                return torch.zeros(len(view.rows), dtype=torch.bool)
-        """,
-    )
-    service = own(strategies=("confidence", "moody"))
-    done, error = run(service, job(service, tokens=12), job(service, tokens=12, strategy="moody"))
-    assert len(done.tokens) > 1
-    assert isinstance(error, GenerationError)
-    assert "not today" in str(error)
-    assert service.running == 0
-
-
-def test_where_there_is_no_room_for_another_batch_a_request_fails_and_the_next_one_tries_again(
-    own: Own, step: Step, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    service = own()
-    expected = alone(service, job(service))
-    with monkeypatch.context() as broken:
-        broken.setattr(OpenBatch, "step", raises)
-        broken.setattr(Engine, "open", raises)
-        for _ in range(2):  # the step fails, then what would open anew
-            (error,) = run(service, job(service))
-            assert "smaller --batch-size" in str(error)
-    assert ids(run(service, job(service))[0]) == expected.token_ids
-
-
-@pytest.mark.parametrize("broken", ["metrics", "meter", "text", "ending"])
+@pytest.mark.parametrize("broken", ["metrics", "meter", "row", "text", "ending", "step"])
 def test_whatever_fails_around_the_engine_costs_one_request_at_most(
     own: Own, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -271,66 +175,70 @@ def test_whatever_fails_around_the_engine_costs_one_request_at_most(
     where: tuple[Any, str] = {
         "metrics": (service.metrics, "finished"),
         "meter": (Estimate, "begin"),
+        "row": (OpenBatch, "row_for"),
         "text": (Transcript, "follow"),
         "ending": (Transcript, "finish"),
+        "step": (OpenBatch, "step"),
     }[broken]
     with monkeypatch.context() as patch:
         patch.setattr(*where, raises)
+        if broken == "step":  # and there is no room for another batch
+            patch.setattr(Engine, "open", raises)
         for ending in run(service, job(service, tokens=20), job(service, PROMPTS[1], tokens=12)):
             if broken in ("metrics", "meter"):  # nobody's completion depends on them
                 assert len(ending.tokens) > 1
                 assert (ending.energy_j is None) == (broken == "meter")
             else:
                 assert isinstance(ending, GenerationError)
+                assert "serve with a smaller --batch-size" in str(ending)
     assert ids(run(service, job(service))[0]) == alone(service, job(service)).token_ids
     assert service.running == service.waiting == 0
 
 
-def test_one_text_that_cannot_be_spelled_takes_nobody_with_it(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
-    service, follow = own(), Transcript.follow
-
-    def picky(self: Transcript, token_ids: Sequence[int]) -> bool:
-        if follow(self, token_ids):
-            raise IndexError("no such piece")
-        return False
-
-    (free,) = run(service, job(service, tokens=20))
-    monkeypatch.setattr(Transcript, "follow", picky)
-    done, error = run(service, job(service, tokens=20), job(service, tokens=20, stop=(free.text[4:7],)))
-    assert ids(done) == ids(free)
-    assert isinstance(error, GenerationError)
-    assert "no such piece" in str(error)
-
-
-def test_a_request_whose_logits_are_not_finite_fails_and_the_one_beside_it_does_not(
-    own: Own, monkeypatch: pytest.MonkeyPatch
+def test_who_fails_or_ends_itself_leaves_those_beside_it_alone(
+    own: Own, plug_in: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An embedding is NaN, as weights in memory become that overflow for some prompts."""
-    sound, lost = PROMPTS[0], PROMPTS[3]
-    service = own()
-    made = ids(run(service, job(service, sound, 6, strategy="full"))[0])
-    read = {text: service.encode(text, None, truncate=False).token_ids for text in (sound, lost)}
-    bad = next(token for token in read[lost] if token not in {*read[sound], *made})
-    load = ResolvedModel.load
+    """A strategy raises, another one ends its request, and an embedding is NaN, as weights become that overflow."""
+    plug_in(
+        "moody",
+        """
+        @dataclass(frozen=True)
+        class Outside(Strategy):
+            raises: bool = False
+            def should_exit(self, view):
+                late = torch.tensor([len(made) >= 4 for made in view.token_ids])
+                if self.raises and late.any():
+                    raise ValueError("not today")
+                view.stop(late)
+                return torch.zeros(len(view.rows), dtype=torch.bool)
+        """,
+    )
+    load, lost = ResolvedModel.load, PROMPTS[3]
+    plain = own(strategies=("moody", "full"))
+    whole = ids(run(plain, job(plain, tokens=9, strategy="full"))[0])
+    spared = {*plain.encode(PROMPTS[0], None, truncate=False).token_ids, *whole}
+    bad = next(one for one in plain.encode(lost, None, truncate=False).token_ids if one not in spared)
 
     def poisoned(*given: Any, **more: Any) -> Any:
         loaded = load(*given, **more)
         embed = loaded.backbone.embed
 
         def overflown(token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            states = embed(token_ids, positions).clone()
-            states[token_ids == bad] = math.nan
-            return states
+            return embed(token_ids, positions).masked_fill((token_ids == bad)[..., None], math.nan)
 
         return replace(loaded, backbone=replace(loaded.backbone, embed=overflown))
 
     monkeypatch.setattr(ResolvedModel, "load", poisoned)
-    service = own()
-    error, done = run(service, *(job(service, text, 6, strategy="full") for text in (lost, sound)))
-    assert isinstance(error, GenerationError)
-    assert str(error).startswith("generation failed: logits of layer 12 are not finite at token 1: ")
-    assert ids(done) == made
-    assert service.running == 0
+    service = own(strategies=("moody", "full"))
+    wanted: list[dict[str, Any]] = [{"text": lost, "strategy": "full"}, {"strategy": "moody", "raises": True}]
+    wanted += [{"strategy": "moody"}, {"strategy": "full"}]
+    overflowed, failed, ended, sound = run(service, *(job(service, tokens=9, **how) for how in wanted))
+    assert str(overflowed).startswith("generation failed: logits of layer 12 are not finite at token 1: ")
+    assert isinstance(failed, GenerationError)
+    assert "not today" in str(failed)
+    assert (ended.ending, ids(ended), ids(sound)) == ("strategy", whole[:4], whole)
+    assert run(service, job(service, tokens=9, strategy="moody", decode="lossless"))[0].text == sound.text
+    assert service.running == service.waiting == 0
 
 
 def test_a_defect_of_the_thread_is_told_to_everybody_and_takes_nothing_more(
@@ -347,7 +255,7 @@ def test_a_defect_of_the_thread_is_told_to_everybody_and_takes_nothing_more(
     monkeypatch.setattr(service.metrics, "failed", once)
 
     async def scene() -> list[Any]:
-        first = service.submit(job(service, tokens=48))
+        first = service.submit([job(service, tokens=48)])
         waiting = [asyncio.ensure_future(collect(service, job(service))) for _ in range(2)]
         await anext(aiter(first))
         first.cancel()
@@ -358,7 +266,7 @@ def test_a_defect_of_the_thread_is_told_to_everybody_and_takes_nothing_more(
     assert failed == ["cancelled", "generation", "generation"]
     assert service.state == "failed"
     with pytest.raises(LoadingError, match="the engine stopped"):
-        service.submit(job(service))
+        service.submit([job(service)])
 
 
 # ------------------------------------------------------------------------------------------------- loading and draining
@@ -376,7 +284,7 @@ def test_draining_takes_nothing_new_and_finishes_what_was_taken_or_tells_it(
         await asyncio.sleep(0.05)
         service.drain()
         with pytest.raises(DrainingError):
-            service.submit(job(service))
+            service.submit([job(service)])
         return await asyncio.gather(*taken, return_exceptions=True)
 
     endings = asyncio.run(scene())
@@ -402,7 +310,7 @@ def test_it_takes_nothing_while_it_loads_and_says_why_it_failed(
     wanted = job(service)
     assert service.state == "loading"
     with pytest.raises(LoadingError, match="being loaded"):
-        service.submit(wanted)
+        service.submit([wanted])
     may_load.set()
     limit = time.monotonic() + 30
     while service.state == "loading" and time.monotonic() < limit:
@@ -410,31 +318,26 @@ def test_it_takes_nothing_while_it_loads_and_says_why_it_failed(
     assert service.state == "failed"
     assert "smaller --batch-size" in (service.failure or "")
     with pytest.raises(LoadingError, match="could not be loaded"):
-        service.submit(wanted)
+        service.submit([wanted])
     service.drain()
     assert service.close()
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"max_new_tokens": 256}, "no room"),
-        ({"max_prompt_tokens": 250}, "at most 208"),
+def test_what_cannot_be_served_is_refused_before_anything_is_loaded(serve_config: Callable[..., ServeConfig]) -> None:
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"max_new_tokens": 256}, "leaves 0 of the 256 positions"),
+        ({"max_prompt_tokens": 250}, "leaves 208 of the 256 positions"),
         ({"kv_input": "shortcut"}, "shortcut"),
         ({"strategies": ("nothing",)}, "nothing"),
         ({"model": "no-such-model"}, "no-such-model"),
         ({"energy": "rapl:x"}, "rapl"),
-        ({"device": "tpu"}, "tpu"),
-        ({"max_queue": -1}, "max_queue"),
-        ({"max_que": 1}, "Did you mean 'max_queue'"),
-    ],
-)
-def test_what_cannot_be_served_is_refused_before_anything_is_loaded(
-    serve_config: Callable[..., ServeConfig], settings: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(HarnessError, match=words) as error:
-        Service(serve_config(**settings))
-    assert "\n" not in str(error.value)
+        ({"stop": "block"}, "language"),
+        ({"stop": "excess"}, "there is no excess.json"),
+    ]
+    for settings, words in refusals:
+        with pytest.raises(HarnessError, match=words) as error:
+            Service(serve_config(**settings))
+        assert "\n" not in str(error.value)
 
 
 # -------------------------------------------------------------------------------------------------------------- prompts
@@ -447,7 +350,6 @@ def test_a_prompt_that_cannot_be_read_is_refused(service: Service) -> None:
         ([5, 320], "token id 320 is outside"),
         ([-1], "token id -1 is outside"),
         ("x = 1\n" * 80, "tokens, and 208 are allowed"),
-        ("x = 1\n" * 40_000, "characters, which is more"),
     ):
         with pytest.raises(InvalidRequestError, match=words):
             service.encode(prompt, None, truncate=False)
@@ -455,10 +357,10 @@ def test_a_prompt_that_cannot_be_read_is_refused(service: Service) -> None:
 
 def test_a_prompt_that_is_too_long_may_lose_its_beginning(service: Service) -> None:
     tokenizer = resolve(service.config.request()).tokenizer
-    for text in ("".join(f"x{n} = {n}\n" for n in range(60)), "".join(f"x{n} = {n}\n" for n in range(9000))):
-        prompt = service.encode(text, None, truncate=True)
-        assert list(prompt.token_ids) == tokenizer.encode(text)[-208:]
-        assert prompt.truncated > 0
+    text = "".join(f"x{n} = {n}\n" for n in range(60))
+    prompt = service.encode(text, None, truncate=True)
+    assert list(prompt.token_ids) == tokenizer.encode(text)[-208:]
+    assert prompt.truncated > 0
     assert "/" not in service.model_name, "a client sees a folder's name and never its path"
 
 
@@ -489,28 +391,18 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     sent = filler.encode("<fim_prefix>def f(x):\n<fim_suffix>\n    return y<fim_middle>", None, truncate=False)
     assert sent == prompt
     assert filler.encode("<fim_prefix>def f(x):\n", None, truncate=False).suffix == "none"
-    wanted = Job(prompt, filler.settings.default, 12)
-    (done,) = run(filler, wanted)
-    ends = tokenizer.eos_token_ids | filler.fim.end_token_ids
-    assert all(token.token_id not in ends for token in done.tokens[:-1])
-    assert ids(done) == alone(filler, wanted).token_ids[: len(done.tokens)]
-
-
-@pytest.mark.parametrize("suffix", ["\n    return y", None])
-def test_a_stop_rule_reads_the_code_before_the_cursor_alone(filler: Service, suffix: str | None) -> None:
-    class Notes(RowStop):
-        def over(self, token_ids: Sequence[int]) -> bool:
-            return False
+    wanted, seen = Job(prompt, filler.settings.default, 12), list[str]()
 
     def start(cursor: Cursor) -> NamedStop:
         seen.append(cursor.before)
-        return NamedStop("notes", Notes())
+        return NamedStop("notes", SimpleNamespace(over=lambda token_ids: False, reads_states=False))  # type: ignore[arg-type]
 
-    seen: list[str] = []
-    notes: Any = SimpleNamespace(written="notes", start=start)
-    setting = replace(filler.settings.default, stop=notes)
-    run(filler, Job(filler.encode("def f(x):\n", suffix, truncate=False), setting, 2))
-    assert seen == ["def f(x):\n"]
+    stop: Any = SimpleNamespace(written="notes", start=start)
+    (done,) = run(filler, replace(wanted, setting=replace(wanted.setting, stop=stop)))
+    assert seen == ["def f(x):\n"], "a stop rule reads the code before the cursor alone"
+    ends = tokenizer.eos_token_ids | filler.fim.end_token_ids
+    assert all(token.token_id not in ends for token in done.tokens[:-1])
+    assert ids(done) == alone(filler, wanted).token_ids[: len(done.tokens)]
 
 
 def test_what_is_far_from_the_cursor_goes_when_prefix_and_suffix_do_not_fit(filler: Service) -> None:
@@ -521,7 +413,6 @@ def test_what_is_far_from_the_cursor_goes_when_prefix_and_suffix_do_not_fit(fill
         filler.encode(before, after, truncate=False)
     prompt = filler.encode(before, after, truncate=True)
     assert len(prompt.token_ids) == filler.max_prompt_tokens
-    assert filler.encode(1000 * before, 1000 * after, truncate=True).token_ids == prompt.token_ids
     hole = prompt.token_ids.index(filler.fim.suffix)
     assert list(prompt.token_ids[1:hole]) == tokenizer.encode(before)[1 - hole :]
     assert prompt.before == prompt.token_ids[1:hole]

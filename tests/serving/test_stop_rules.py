@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from harness.errors import ArtefactError, OptionError
 from harness.registry import STOPS
 from harness.serving.completions import InvalidRequestError, early_exit_report
 from harness.serving.service import Service
@@ -89,11 +88,3 @@ def test_what_a_request_may_not_say_is_refused(own: Callable[..., Service], afte
     setting = service.settings.resolve({"stop_rule": "block:language=java"})
     assert setting.stop is not None
     assert setting.stop.written == "block:language=java"
-
-
-@pytest.mark.parametrize(("stop", "error"), [("block", OptionError), ("excess", ArtefactError)])
-def test_a_server_s_rule_is_checked_before_weights_are_read(
-    serve_config: Callable[..., Any], stop: str, error: type[Exception]
-) -> None:
-    with pytest.raises(error):
-        Service(serve_config(stop=stop))

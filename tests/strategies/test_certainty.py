@@ -14,12 +14,12 @@ from strategies.entropy import Entropy
 from strategies.margin import Margin
 
 
-@pytest.mark.parametrize(("threshold", "expected"), [(0.6, [True, False]), (0.8, [False, False]), (0.3, [True, True])])
-def test_the_best_probability_reaches_the_threshold(
-    view: Any, probabilities: Any, threshold: float, expected: list[bool]
-) -> None:
+def test_the_best_probability_or_its_lead_reaches_the_threshold(view: Any, probabilities: Any) -> None:
     seen = view(logits=probabilities([0.1, 0.7, 0.2], [0.35, 0.25, 0.4]))
-    assert Confidence(threshold=threshold).should_exit(seen).tolist() == expected
+    for threshold, expected in ((0.6, [True, False]), (0.8, [False, False]), (0.3, [True, True])):
+        assert Confidence(threshold=threshold).should_exit(seen).tolist() == expected
+    for threshold, expected in ((0.45, [True, False]), (0.55, [False, False]), (0.04, [True, True])):
+        assert Margin(threshold=threshold).should_exit(seen).tolist() == expected
 
 
 def test_the_threshold_itself_exits(view: Any) -> None:
@@ -42,14 +42,6 @@ def test_confidence_widens_low_precision(view: Any) -> None:
     assert Confidence(threshold=0.524).should_exit(view(logits=logits)).tolist() == [False]
 
 
-@pytest.mark.parametrize(
-    ("threshold", "expected"), [(0.45, [True, False]), (0.55, [False, False]), (0.04, [True, True])]
-)
-def test_the_lead_reaches_the_threshold(view: Any, probabilities: Any, threshold: float, expected: list[bool]) -> None:
-    seen = view(logits=probabilities([0.1, 0.7, 0.2], [0.35, 0.25, 0.4]))
-    assert Margin(threshold=threshold).should_exit(seen).tolist() == expected
-
-
 def test_edges_of_margin(view: Any) -> None:
     tied, certain = [[1.0, 1.0, 0.0]], [[400.0, 0.0, 0.0]]
     assert Margin(threshold=0).should_exit(view(logits=tied)).tolist() == [True]
@@ -57,7 +49,7 @@ def test_edges_of_margin(view: Any) -> None:
     assert Margin(threshold=1).should_exit(view(logits=certain)).tolist() == [True]
 
 
-@pytest.mark.parametrize("generated", [0, 1, 4, 15, 200])
+@pytest.mark.parametrize("generated", [0, 4, 200])
 def test_the_threshold_decays_with_the_tokens_generated(view: Any, probabilities: Any, generated: int) -> None:
     rule = Margin(threshold=0.6, decay=4.0, horizon=15)
     tau = 0.9 * 0.6 + 0.1 * math.exp(-4.0 * generated / 15)
@@ -87,10 +79,8 @@ def relative(distribution: Sequence[float]) -> float:
     return -sum(p * math.log(p) for p in distribution if p > 0) / math.log(len(distribution))
 
 
-@pytest.mark.parametrize(
-    "distribution", [[0.1, 0.7, 0.2], [0.35, 0.25, 0.4], [0.9, 0.05, 0.05], [0.5, 0.25, 0.125, 0.125]]
-)
-@pytest.mark.parametrize("shift", [0.0, 80.0, -80.0])
+@pytest.mark.parametrize("distribution", [[0.1, 0.7, 0.2], [0.5, 0.25, 0.125, 0.125]])
+@pytest.mark.parametrize("shift", [0.0, -80.0])
 def test_entropy_is_its_definition(view: Any, probabilities: Any, distribution: list[float], shift: float) -> None:
     value = relative(distribution)
     seen = view(logits=probabilities(distribution, shift=shift))
@@ -104,11 +94,6 @@ def test_edges_of_entropy(view: Any) -> None:
     assert Entropy(threshold=1e-6).should_exit(view(logits=certain)).tolist() == [True]
     assert Entropy(threshold=0.9999).should_exit(view(logits=even)).tolist() == [False]
     assert Entropy(threshold=1).should_exit(view(logits=[[2.0, 2.0, 2.0, 1.0]])).tolist() == [True]
-
-
-def test_one_threshold_means_the_same_for_every_vocabulary(view: Any) -> None:
-    for size in (2, 50, 50_000):
-        assert Entropy(threshold=0.99).should_exit(view(logits=torch.zeros(1, size))).tolist() == [False]
 
 
 def test_entropy_widens_low_precision(view: Any) -> None:

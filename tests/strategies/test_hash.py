@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,17 +54,6 @@ def test_the_last_token_decides(view: Any, model: ModelInfo, threshold: float | 
     assert found[:2] == expected
     assert found[2] == (28 if threshold != 0 else 4)
     assert found[3:] == [28, 28]  # a token that is not in the table, and none at all
-
-
-def test_a_table_of_another_name_or_model(view: Any, model: ModelInfo) -> None:
-    write(model)
-    write(model, {7: (1.0,) * 9}, name="hash-java")
-    assert layers(Hash(table="hash-java"), model, view, [[3], [7]]) == [28, 4]
-    with pytest.raises(ArtefactError, match="was trained with weights 5ca1ab1e"):
-        Hash().exit_points(dataclasses.replace(model, fingerprint="0ddba11"))
-    with pytest.raises(ArtefactError, match=r"there is no hash.json") as refused:
-        Hash().exit_points(dataclasses.replace(model, artefacts=()))
-    assert "harness train hash" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -101,17 +101,10 @@ def test_a_file_of_other_weights_or_another_kind_is_refused_before_tensors_are_r
         build(kind, str(other.path)).exit_points(model)
 
 
-@pytest.mark.parametrize(
-    "written",
-    [
-        *("classifier:threshold=-0.1", "classifier:threshold=1.1", "lte:threshold=-0.1", "lte:threshold=2.1"),
-        *("rl:threshold=-0.1", "rl:threshold=1.1", "rl:temperature=0", "rl:temperature=-1"),
-    ],
-)
-def test_an_option_out_of_range_is_refused(written: str) -> None:
-    (spec,) = parse_strategies(written)
-    with pytest.raises(OptionError, match=f"{written} is not allowed"):
-        build_strategy(spec)
+def test_an_option_out_of_range_is_refused() -> None:
+    for written in ("classifier:threshold=-0.1", "classifier:threshold=1.1", "lte:threshold=2.1", "rl:temperature=0"):
+        with pytest.raises(OptionError, match=f"{written} is not allowed"):
+            build_strategy(*parse_strategies(written))
 
 
 def test_what_looks_back_wants_the_exit_points_it_was_trained_at(model: ModelInfo) -> None:

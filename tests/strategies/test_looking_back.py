@@ -25,28 +25,19 @@ def chain(view: Any) -> Any:
     return make
 
 
-@pytest.mark.parametrize(
-    ("patience", "points", "expected"),
-    [
+def test_a_run_of_the_same_token(chain: Any) -> None:
+    for patience, points, expected in (
         (2, [3], False),  # the first exit point has nobody to agree with
         (2, [3, 3], True),
-        (2, [3, 1], False),
         (2, [3, 1, 1], True),
         (2, [1, 1, 3], False),
         (3, [3, 3], False),  # too few exit points for a run of three
-        (3, [3, 3, 3], True),
-        (3, [1, 3, 3], False),
-        (3, [3, 1, 3], False),  # an interruption starts the run again
-        (3, [3, 1, 3, 3], False),
+        (3, [3, 1, 3, 3], False),  # an interruption starts the run again
         (3, [1, 3, 3, 3], True),
-        (4, [3, 3, 3, 3], True),
-        (4, [1, 3, 3, 3], False),
         (64, [3] * 9, False),
-    ],
-)
-def test_a_run_of_the_same_token(chain: Any, patience: int, points: list[int], expected: bool) -> None:
-    answer = Patience(patience=patience).should_exit(chain(*([token] for token in points)))
-    assert (answer.tolist(), answer.dtype) == ([expected], torch.bool)
+    ):
+        answer = Patience(patience=patience).should_exit(chain(*([token] for token in points)))
+        assert (answer.tolist(), answer.dtype) == ([expected], torch.bool), (patience, points)
 
 
 def test_rows_have_their_own_runs(chain: Any) -> None:
@@ -88,12 +79,6 @@ def test_only_the_exit_point_before_counts(view: Any) -> None:
     second = view(hidden_state=[[0.0, 1.0]], previous=first)
     assert Saturation(threshold=0.9).should_exit(view(hidden_state=[[5.0, 0.0]], previous=second)).tolist() == [False]
     assert Saturation(threshold=0.9).should_exit(view(hidden_state=[[0.0, 5.0]], previous=second)).tolist() == [True]
-
-
-def test_a_threshold_above_one_never_exits(view: Any) -> None:
-    state = [[1.0, 2.0], [1e-3, 0.0]]
-    seen = view(hidden_state=state, previous=view(hidden_state=state))
-    assert Saturation(threshold=1.001).should_exit(seen).tolist() == [False, False]
 
 
 def test_low_precision_states_are_widened(view: Any) -> None:

@@ -1,8 +1,7 @@
-"""Policies that are paid for staying right and leaving early, and three actions, one of which stops."""
+"""The return that policies are paid by, and three actions, one of which stops."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from harness.errors import ArtefactError
 from harness.models.controllers import Network, Observation, write_controller
 from harness.training.heads import expected_return
 from harness.training.identity import identity
-from strategies.consistent import Consistent
 from strategies.sec import StopExit
 
 DEPTHS = torch.tensor([0.25, 0.5])
@@ -54,24 +52,6 @@ def test_tokens_are_averaged_and_the_best_policy_is_found() -> None:
     assert -expected_return(logits, right, DEPTHS, 0.4).item() == pytest.approx(-(0.925 + 0.9) / 2, abs=0.02)
 
 
-def test_a_row_leaves_where_its_policy_would(view: Any, model: ModelInfo) -> None:
-    """The policy of layer l has the logit x₀ − l / 10."""
-    policies = {str(point): Network(((torch.eye(1, 8), torch.tensor([-point / 10])),)) for point in model.exit_points}
-    write_controller(
-        Path(model.artefacts[0]) / "consistent.json", "consistent", Observation(), policies,
-        identity(model, "t") | {"threshold": 0.6},
-    )  # fmt: skip
-    states = torch.zeros(3, 8)
-    states[:, 0] = torch.tensor([0.5, 1.0, 1.5])
-    seen = view(hidden_state=states, exit_layer=6)  # logits −.1, .4 and .9; σ(.4) = .5987, σ(.9) = .7109
-    for threshold, expected in (
-        (None, [False, False, True]), (0.5, [False, True, True]), (0.4, [True] * 3), (1.0, [False] * 3),
-        (0.0, [True] * 3), (1 / (1 + math.exp(-0.9)) + 1e-4, [False] * 3),
-    ):  # fmt: skip
-        rule = Consistent(threshold=threshold).start(model, Batch((0,) * 3, "cpu"))
-        assert rule.should_exit(seen).tolist() == expected
-
-
 CHANCES = [[0.7, 0.1, 0.2], [0.4, 0.3, 0.3], [0.45, 0.05, 0.5], [0.1, 0.8, 0.1], [0.25, 0.35, 0.4]]
 
 
@@ -88,9 +68,9 @@ def seen(view: Any) -> Any:
     return view(hidden_state=states, exit_layer=6)
 
 
-@pytest.mark.parametrize(
-    ("options", "leaves", "stops"),
-    [
+def test_the_actions(view: Any, model: ModelInfo) -> None:
+    write(model)
+    cases: tuple[tuple[dict[str, float], list[int], list[int]], ...] = (
         ({}, [0], [3]),
         ({"threshold": 0.39}, [0, 1], [3]),  # the third row's .45 is not the likeliest
         ({"threshold": 0.0}, [0, 1], [3]),
@@ -99,20 +79,15 @@ def seen(view: Any) -> Any:
         ({"threshold": 0.39, "stop": 0.3}, [0, 1], [3, 4]),  # what exits does not stop
         ({"stop": 1.0}, [0], []),
         ({"threshold": 1.0, "stop": 0.09}, [], [0, 1, 3, 4]),
-    ],
-)
-def test_the_actions(view: Any, model: ModelInfo, options: Any, leaves: list[int], stops: list[int]) -> None:
-    write(model)
-    here = seen(view)
-    answer = StopExit(**options).start(model, Batch((0,) * 5, "cpu")).should_exit(here)
-    assert answer.nonzero().flatten().tolist() == leaves
-    assert ([] if here.stopped is None else here.stopped.nonzero().flatten().tolist()) == stops
+    )
+    for options, leaves, stops in cases:
+        here = seen(view)
+        answer = StopExit(**options).start(model, Batch((0,) * 5, "cpu")).should_exit(here)
+        assert answer.nonzero().flatten().tolist() == leaves, options
+        assert ([] if here.stopped is None else here.stopped.nonzero().flatten().tolist()) == stops, options
 
 
 def test_what_does_not_fit_is_refused(model: ModelInfo) -> None:
-    with pytest.raises(ArtefactError, match=r"there is no sec.json") as refused:
-        StopExit().exit_points(model)
-    assert "harness train sec" in str(refused.value)
     write(model, outputs=1)
     with pytest.raises(ArtefactError, match="holds no three-way head for layer 4"):
         StopExit().start(model, Batch((0,), "cpu"))

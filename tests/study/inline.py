@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
-from harness.records import WindowRecord
+from harness.study.executors.ray import SILENT
 from harness.study.point_run import run_job
 
 
@@ -36,15 +35,7 @@ class Inline(Executor):
     def run(self, job: Job) -> tuple[How, str]:
         """Run a job; return how it ended, and why."""
         here = replace(job, directory=job.directory.absolute()) if job.command is not None else job
-        return run_job(here, _Silent(), {"executor": "inline"})
+        return run_job(here, SILENT, {"executor": "inline"})
 
     def close(self) -> None:
         pass
-
-
-class _Silent:
-    def stage(self, text: str) -> None: ...
-
-    def begin(self, total: int, done: int, directory: Path) -> None: ...
-
-    def window(self, record: WindowRecord) -> None: ...

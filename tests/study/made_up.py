@@ -12,7 +12,7 @@ from typing import Any
 from harness.contracts.executors import Happened, How, Job
 from harness.study.conduct import Outcome, conduct
 from harness.study.grid import Point, StudyConfig, expand
-from harness.study.ledger import StudyDirectory
+from harness.study.ledger import Event, EventLog, StudyDirectory
 from tests.made_up_runs import write_runs
 
 from .inline import Inline
@@ -70,6 +70,11 @@ def open_study(folder: Path, seeds: int, *, dry: bool = False) -> StudyDirectory
     """Open a study with a point for each seed."""
     grid = StudyConfig.build({"grid": {"seed": list(range(seeds))}})
     return StudyDirectory(folder, grid, expand(grid), dry=dry)
+
+
+def read_events(folder: Path) -> list[Event]:
+    """All that the log of a study says."""
+    return list(EventLog(folder).read())
 
 
 def put_runs(study: StudyDirectory, *points: Point) -> None:

@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from harness.contracts.executors import Executor, Happened, Job
+from harness.contracts.executors import How, Job
 from harness.running import plan
 from harness.study.estimate import estimates
 from harness.study.grid import expand, read_study
-from harness.study.ledger import EVENTS, PROBES, STUDY, StudyDirectory
+from harness.study.ledger import PROBES, StudyDirectory
 from tests.conftest import snapshot
 
+from .inline import Inline
 from .made_up import put_runs
 
 Command = Callable[..., Any]
 Declare = Callable[..., Path]
 
 
-class Refusing(Executor):
+class Refusing(Inline):
     """Can measure nothing."""
 
-    @classmethod
-    def open(cls, options: Mapping[str, str]) -> Self:
-        return cls()
-
-    def has_room(self, job: Job) -> bool:
-        return True
-
-    def start(self, job: Job) -> None:
-        self._job = job
-
-    def wait(self) -> Happened:
-        return Happened(self._job, "refused", "not here")
-
-    def close(self) -> None:
-        pass
+    def run(self, job: Job) -> tuple[How, str]:
+        return "refused", "not here"
 
 
 def test_samples_are_drawn_once_for_all_that_is_asked_of_them(
@@ -72,7 +60,7 @@ def test_samples_are_drawn_once_for_all_that_is_asked_of_them(
 
 
 @pytest.mark.usefixtures("inline")
-def test_a_dry_run_leaves_a_study_as_it_is_and_names_what_is_measured(
+def test_a_dry_run_leaves_a_study_as_it_is_and_says_what_is_left(
     cli: Command, declare: Declare, tmp_path: Path
 ) -> None:
     grid = read_study(str(declare(seed=[0])))
@@ -80,29 +68,26 @@ def test_a_dry_run_leaves_a_study_as_it_is_and_names_what_is_measured(
         put_runs(study, *study.points)  # finished, and not logged
         name = study.directory(study.points[0]).name
     before = snapshot(tmp_path / "s")
-    foreseen = cli("study", declare(seed=[0, 1, 2]), "--out", "s", "--dry-run")
+    file = declare(seed=[0, 1, 2], more='[[include]]\nmodel = "nowhere/such-model"')
+    foreseen = cli("study", file, "--out", "s", "--dry-run")
     assert foreseen.code == 0, foreseen.err
-    text = " ".join(foreseen.out.split())
-    assert "2 points are left, 1 measured" in text
-    listed, _, estimated = foreseen.out.partition("2 points are left")
-    assert listed.count(": to be measured\n") == 2
+    listed, said, estimated = foreseen.out.partition("3 points are left, 1 measured")
+    assert listed.count(": to be measured\n") == 3
     assert f"{name}: ✓ measured\n" in listed
-    assert estimated
-    assert "host memory" in text
+    assert said
+    assert "cannot run" in estimated
+    assert "host memory" in estimated
     after = snapshot(tmp_path / "s")
-    assert {path for path in after if path not in before} == {
-        path for path in after if f"/{PROBES}" in path.removeprefix(str(tmp_path / "s"))
-    }
     assert {path: after[path] for path in before} == before
+    assert all(f"/s/{PROBES}" in path for path in after.keys() - before.keys())
     assert json.loads(cli("watch", "s", "--json").out)["points"] == 1
 
-
-@pytest.mark.usefixtures("inline")
-def test_a_study_can_begin_where_a_dry_run_was(cli: Command, declare: Declare, tmp_path: Path) -> None:
-    file = declare(seed=[0])
-    assert cli("study", file, "--out", "s", "--dry-run").code == 0
-    assert not {STUDY, EVENTS} & {entry.name for entry in (tmp_path / "s").iterdir()}
-    assert cli("study", file, "--out", "s").code == 0
+    (probe,) = (tmp_path / "s" / PROBES).glob("*/windows.jsonl")  # seeds share what a request takes
+    measured = probe.read_bytes()
+    (probe.parent.parent / f"{probe.parent.name}.memory").write_text("1500000000")  # of the process that measured it
+    again = cli("study", file, "--out", "s", "--dry-run")
+    assert (again.code, again.out.count("1.50 GB")) == (0, 3)  # each seed, and both together
+    assert probe.read_bytes() == measured
 
 
 def test_a_dry_run_lists_points_before_anything_is_measured(
@@ -115,9 +100,3 @@ def test_a_dry_run_lists_points_before_anything_is_measured(
     ran = cli("study", declare(seed=[0, 1]), "--out", "s", "--dry-run")
     assert ran.code == 130
     assert ran.out.count(": to be measured\n") == 2
-
-
-def test_a_dry_run_takes_nothing_over(cli: Command, declare: Declare, tmp_path: Path) -> None:
-    ran = cli("study", declare(seed=[0]), "--out", "s", "--dry-run", "--merge", "other")
-    assert "--merge takes points over, and --dry-run changes nothing. Omit one of them." in ran.error
-    assert not (tmp_path / "s").exists()

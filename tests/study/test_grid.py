@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from harness.errors import HarnessError
 from harness.models.model import resolve
 from harness.running.operating_points import build_all
 from harness.study import grid
-from harness.study.grid import MOST, StudyConfig, expand, presets, read_study, size
+from harness.study.grid import MOST, StudyConfig, expand, presets, read_study
 from reports.published.numbers import LAYERS, THRESHOLDS, green_code
 from strategies.fixed import Fixed
 from strategies.rl import ReinforcementLearning
@@ -28,17 +27,10 @@ def settings(**tables: Any) -> list[dict[str, Any]]:
 def test_every_combination_is_a_point_in_the_order_of_the_grid() -> None:
     found = settings(run={"limit": 3}, grid={"tasks": ["py150", "javacorpus"], "seed": [0, 1]})
     assert found == [{"limit": 3, "tasks": [task], "seed": seed} for task in ("py150", "javacorpus") for seed in (0, 1)]
-
-
-def test_a_list_of_strategies_stays_in_one_run() -> None:
-    together, alone = settings(grid={"strategies": [["full", "classifier"], "oracle"]})
-    assert together["strategies"] == ["full", "classifier"]
-    assert alone["strategies"] == ["oracle"]
-
-
-def test_without_a_grid_there_is_the_run_alone() -> None:
     assert settings(run={"limit": 2}) == [{"limit": 2}]
     assert settings(run={"limit": 2}, include=[{"seed": 7}]) == [{"limit": 2, "seed": 7}]
+    together, alone = settings(grid={"strategies": [["full", "classifier"], "oracle"]})  # a list stays in one run
+    assert (together["strategies"], alone["strategies"]) == (["full", "classifier"], ["oracle"])
 
 
 def test_exclude_include_override() -> None:
@@ -55,10 +47,7 @@ def test_exclude_include_override() -> None:
         {"limit": 2, "model": "b", "seed": 0},
         {"limit": 2, "model": "c"},
     ]
-
-
-def test_what_is_left_at_its_default_can_be_matched() -> None:
-    found = settings(
+    found = settings(  # what is left at its default can be matched
         grid={"limit": [1, 2]}, include=[{"tasks": "javacorpus"}], override=[{"where": {"tasks": "py150"}, "seed": 3}]
     )
     assert [each.get("seed") for each in found] == [3, 3, None]
@@ -70,9 +59,6 @@ def test_a_point_is_known_by_its_settings_not_by_its_place() -> None:
     assert {point.identity for point in before} < {point.identity for point in after}
     assert len({point.name for point in after}) == 3
     assert before[0].name == f"seed=0-{before[0].short}"
-
-
-def test_names_are_file_names() -> None:
     points = expand(StudyConfig.build({"grid": {"source": ["../data/my rows.jsonl", "hub"], "kv": [["none", "skip"]]}}))
     assert [point.name.rpartition("-")[0] for point in points] == ["my-rows", "hub"]
 
@@ -101,12 +87,6 @@ def test_refusals(tables: dict[str, Any], said: str) -> None:
     with pytest.raises(HarnessError) as refused:
         settings(**tables)
     assert said in str(refused.value)
-
-
-def test_a_value_that_no_run_would_take_names_its_point() -> None:
-    (point,) = expand(StudyConfig.build({"run": {"limit": -1}}))
-    with pytest.raises(HarnessError, match=r"^point-[0-9a-f]{10}: limit = -1: "):
-        point.config()
 
 
 def test_presets_expand_to_runs_that_are_allowed() -> None:
@@ -170,8 +150,6 @@ def test_a_file_lies_over_its_preset(tmp_path: Path) -> None:
         read_study("qick")
 
 
-# -------------------------------------------------------------------------------------- grids that are too large
-
 AXES = (
     *("seed", "limit", "skip", "max_new_tokens", "batch_size"),
     *("repeats", "block_size", "idle_s", "threads", "draft_max"),
@@ -180,25 +158,10 @@ HUGE = {name: list(range(1, 11)) for name in AXES}
 """10^10 points."""
 
 
-@pytest.fixture
-def uncombined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Combine no values: that would take all memory."""
-
-    def product(*axes: object) -> None:
-        raise AssertionError("combines them")
-
-    monkeypatch.setattr(grid, "itertools", SimpleNamespace(product=product))
-
-
-def test_points_are_counted_before_they_are_made() -> None:
-    assert size(StudyConfig.build({})) == 1
-    assert size(StudyConfig.build({"include": [{"seed": 1}]})) == 1
-    declared = StudyConfig.build({"grid": {"seed": [0, 1, 2], "limit": [1, 2]}, "include": [{"seed": 7}]})
-    assert size(declared) == len(expand(declared)) == 7
-
-
-@pytest.mark.usefixtures("uncombined")
-def test_ten_billion_points_are_refused_at_once(cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_ten_billion_points_are_refused_at_once(
+    cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "combinations", None)  # which would take all memory
     file = tmp_path / "huge.toml"
     file.write_text("\n".join(["[grid]", *(f"{name} = {values}" for name, values in HUGE.items())]) + "\n")
     for more in ([], ["--dry-run"]):
@@ -207,12 +170,7 @@ def test_ten_billion_points_are_refused_at_once(cli: Callable[..., Any], tmp_pat
     said = cli("study", file, "--out", "s", "--yes").error
     assert f"the study has 10000000000 points, and one has {MOST} at most. Make several of it." in said
     assert not (tmp_path / "s").exists()
-
-
-def test_what_no_run_would_accept_is_refused_before_anything_is_written(
-    cli: Callable[..., Any], tmp_path: Path
-) -> None:
-    file = tmp_path / "wrong.toml"
-    file.write_text('[run]\nmodel = "nowhere/such-model"\n[grid]\nseed = [0, -1]\n')
+    file.write_text("[grid]\nseed = [0, -1]\n")
+    monkeypatch.undo()
     assert "seed = -1: input should be greater than or equal to 0" in cli("study", file, "--out", "s").error
     assert not (tmp_path / "s").exists()

@@ -11,19 +11,19 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 
 from harness.contracts.executors import Command, Happened, Job
 from harness.errors import ConfigError
 from harness.running.reading import read_run
-from harness.study.conduct import ATTEMPTS, conduct
+from harness.study.conduct import conduct
 from harness.study.executors.local import Local, part_of
 from harness.study.grid import expand, read_study
-from harness.study.ledger import EVENTS, StudyDirectory, read_events
+from harness.study.ledger import StudyDirectory
 
-from .made_up import Watching
+from .made_up import Watching, read_events
 
 Declare = Callable[..., Path]
 
@@ -51,55 +51,9 @@ def test_a_worker_that_dies_is_replaced_and_goes_on_where_it_was(declare: Declar
     windows = [json.loads(line) for line in (folder / "windows.jsonl").read_text().splitlines()]
     counted = [each["block"] for each in windows if not (each["warmup"] or each["idle"])]
     assert len(counted) == 4 * 2
-    said = [json.loads(line) for line in (tmp_path / "s" / EVENTS).read_text().splitlines()]
-    assert [each["what"] for each in said] == ["started", "retried", "started", "finished", "started", "finished"]
-    assert said[1]["reason"] == "its process ended with signal 9"
-
-
-@pytest.mark.slow
-def test_what_dies_every_time_fails_after_three_attempts(declare: Declare, tmp_path: Path) -> None:
-    grid = read_study(str(declare(run={"limit": 40})))
-    watching = Watching(kill)
-    with StudyDirectory(tmp_path / "s", grid, expand(grid)) as study, Local.open({}) as executor:
-        outcome = conduct(study, executor, watching)
-    assert watching.ends == ["died"] * ATTEMPTS
-    assert list(outcome.failed.values()) == ["its process ended with signal 9"]
-
-
-def test_the_worker_ends_with_its_driver(declare: Declare, tmp_path: Path) -> None:
-    file = declare(run={"limit": 40})
-    driver = subprocess.Popen(
-        [sys.executable, "-P", "-m", "harness.cli", "study", str(file), "--out", str(tmp_path / "s")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    worker = _child_of(driver.pid)
-    driver.kill()
-    driver.wait()
-    for _ in range(100):
-        if not _is_alive(worker):
-            return
-        time.sleep(0.1)
-    pytest.fail("the worker goes on without its driver")
-
-
-def _child_of(pid: int) -> int:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    if not children.exists():
-        pytest.skip("needs /proc")
-    for _ in range(600):
-        if found := children.read_text().split():
-            return int(found[0])
-        time.sleep(0.1)
-    raise AssertionError("the driver started no worker")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+    said = read_events(tmp_path / "s")
+    assert [each.what for each in said] == ["started", "retried", "started", "finished", "started", "finished"]
+    assert said[1].reason == "its process ended with signal 9"
 
 
 @pytest.mark.slow
@@ -123,19 +77,6 @@ def test_a_model_is_loaded_once_and_another_one_gets_a_process_of_its_own(
     first, second, other = places.values()
     assert first == second != other
     assert sum(text.startswith("loading ") for text in stages) == 2
-
-
-@pytest.mark.slow
-def test_an_executor_takes_one_job_at_a_time(tmp_path: Path) -> None:
-    with Local.open({}) as executor:
-        job = Job("a", tmp_path / "a", {"limit": -1}, ("m",))
-        assert executor.has_room(job)
-        executor.start(job)
-        assert not executor.has_room(job)
-        event: Any = executor.wait()
-        assert (event.how, event.ended) == ("refused", True)
-        assert "limit = -1" in event.text
-        assert executor.has_room(job)
 
 
 def test_what_shares_takes_a_part_of_what_a_measured_point_has(tmp_path: Path) -> None:
@@ -162,21 +103,26 @@ def at_once(folder: Path) -> list[set[str]]:
     return found
 
 
-@pytest.mark.slow
-def test_points_that_are_not_timed_run_side_by_side_after_those_that_are(declare: Declare, tmp_path: Path) -> None:
-    untimed = "\n".join(f"[[include]]\nseed = {seed}\nuntimed = true" for seed in (7, 8))
-    grid = read_study(str(declare(seed=[0], run={"limit": 4}, more=untimed)))
-    points = expand(grid)
-    with StudyDirectory(tmp_path / "s", grid, points) as study, Local.open({"share": "2"}) as executor:
-        assert conduct(study, executor, Watching(lambda event: None)).finished == 3
-        timed = [read_run(study.directory(point)).manifest.timed for point in points]
-    measured, *shared = (point.name for point in points)
-    assert timed == [True, False, False]
-    assert at_once(tmp_path / "s") == [{measured}, {shared[0]}, set(shared)]
+def test_the_worker_ends_with_its_driver(declare: Declare, tmp_path: Path) -> None:
+    file = declare(run={"limit": 40})
+    driver = subprocess.Popen(
+        [sys.executable, "-P", "-m", "harness.cli", "study", str(file), "--out", str(tmp_path / "s")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    process = psutil.Process(driver.pid)
+    while not (children := process.children()):
+        assert driver.poll() is None
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    assert psutil.wait_procs(children, timeout=10)[1] == [], "the worker goes on without its driver"
 
 
 @pytest.mark.slow
-def test_what_shared_and_died_has_the_machine_to_itself_then(declare: Declare, tmp_path: Path) -> None:
+def test_what_is_not_timed_shares_the_machine_and_has_it_to_itself_after_a_death(
+    declare: Declare, tmp_path: Path
+) -> None:
     grid = read_study(str(declare(seed=[0, 1], run={"limit": 4, "untimed": True})))
     killed: list[str] = []
     tries: list[tuple[str, bool]] = []
@@ -196,3 +142,6 @@ def test_what_shared_and_died_has_the_machine_to_itself_then(declare: Declare, t
         assert conduct(study, executor, Noting(once)).finished == 2
     assert tries[-1] == ("done", False)
     assert sorted(tries[:-1]) == [("died", True), ("done", True)]
+    first, second = (point.name for point in study.points)
+    assert at_once(tmp_path / "s")[:2] == [{first}, {first, second}]
+    assert not any(read_run(study.directory(point)).manifest.timed for point in study.points)

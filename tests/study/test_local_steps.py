@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,10 +20,10 @@ from harness.study import step_run
 from harness.study.conduct import conduct
 from harness.study.executors.local import Local
 from harness.study.grid import expand, read_study
-from harness.study.ledger import StudyDirectory, read_events
+from harness.study.ledger import StudyDirectory
 from harness.study.step_run import LOG, read_step
 
-from .made_up import Commands, Watching
+from .made_up import Commands, Watching, read_events
 from .test_local import at_once
 
 Declare = Callable[..., Path]
@@ -69,9 +70,9 @@ def test_what_is_traced_and_trained_is_measured_with(
     chosen = json.loads(point.read_text())["strategy"]
     assert read_run(tmp_path / "s" / "runs" / certified).manifest.config["strategies"] == [chosen]
 
-    before = len(list(read_events(tmp_path / "s")))
+    before = len(read_events(tmp_path / "s"))
     again = conducted()
-    assert (again.made, again.finished, len(list(read_events(tmp_path / "s")))) == (3, 2, before)
+    assert (again.made, again.finished, len(read_events(tmp_path / "s"))) == (3, 2, before)
 
 
 @pytest.mark.slow
@@ -145,21 +146,24 @@ def test_nothing_writes_before_what_a_killed_process_began_has_ended(
     folder, commands = tmp_path / "t-0", Commands()
     monkeypatch.setattr(step_run, "_run", commands)
 
-    def made() -> tuple[str, str]:
-        return step_run.make_step(folder, Command(("trace",), "id"), {}, lambda line: None)
-
     with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, cwd=ROOT) as worker:
         assert worker.stdout is not None
         command = int(worker.stdout.readline())
         worker.kill()
         worker.wait()
+        made: list[tuple[str, str]] = []
+        command_line = Command(("trace",), "id")
+        with monkeypatch.context() as patch:  # it does not wait for ever
+            patch.setattr(step_run, "BUSY_S", 0.0)
+            how, text = step_run.make_step(folder, command_line, {}, lambda line: None)
+        assert (how, text[:46]) == ("died", "the command of another attempt still writes /t")
+        waits = Thread(target=lambda: made.append(step_run.make_step(folder, command_line, {}, lambda line: None)))
         try:
-            with monkeypatch.context() as patch:
-                patch.setattr(step_run, "BUSY_S", 0.0)
-                how, text = made()
-            assert (how, text[:46]) == ("died", "the command of another attempt still writes /t")
+            waits.start()
+            waits.join(1)
+            assert waits.is_alive()
             assert commands.called == []
         finally:
             os.kill(command, signal.SIGKILL)
-    assert made() == ("done", "")
-    assert len(commands.called) == 1
+            waits.join(30)
+    assert (made, len(commands.called)) == ([("done", "")], 1)

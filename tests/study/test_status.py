@@ -19,7 +19,7 @@ from harness.records.estimate import Estimate
 from harness.records.summary import SUMMARY_VERSION, Summary, SummaryRow
 from harness.store.committed import SAMPLES
 from harness.store.record_files import write_document
-from harness.store.run_directory import SUMMARY, is_held, last_seal
+from harness.store.run_directory import SUMMARY, last_seal
 from harness.study.grid import Point
 from harness.study.ledger import EVENTS, StudyDirectory
 from harness.study.status import StudyView
@@ -53,34 +53,6 @@ def test_the_exit_code_says_whether_it_is_worth_waiting(
     assert [cli("watch", "s", flag).code for flag in ("--json", "--once")] == [afterwards] * 2
 
 
-def test_nothing_runs_in_a_study_that_nobody_measures(cli: Command, tmp_path: Path) -> None:
-    with open_study(tmp_path / "s", 3) as study:
-        for point in study.points[:2]:
-            study.log(point, "started")
-        study.log(study.points[1], "retried", reason="its process ended with signal 9")  # waits for its turn
-        status = StudyView(tmp_path / "s").look()
-        assert ([each.point for each in status.running], status.waiting) == ([study.points[0].name], 2)
-        assert "Stopped" not in cli("watch", "s", "--once").out
-    stopped = StudyView(tmp_path / "s").look()
-    assert (stopped.running, stopped.waiting, stopped.left_s) == ((), 3, None)
-    shown = cli("watch", "s", "--once").out
-    assert "Stopped: no process measures it. The same `harness study` command goes on." in shown
-    assert json.loads(cli("watch", "s", "--json").out)["is_held"] is False
-
-
-def test_a_driver_that_ends_during_a_look_has_not_been_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_study(tmp_path / "s", 1) as study:
-        study.log(study.points[0], "started")
-
-        def ends(path: Path) -> bool | None:
-            study.log(study.points[0], "finished")
-            study.__exit__()
-            return is_held(path)
-
-        monkeypatch.setattr("harness.study.status.is_held", ends)
-        assert StudyView(tmp_path / "s").look().exit_code == 0
-
-
 def test_time_left_is_shared_by_the_points_that_run_at_once(tmp_path: Path) -> None:
     def left_s() -> float | None:
         return StudyView(tmp_path / "s").look().left_s
@@ -97,9 +69,10 @@ def test_time_left_is_shared_by_the_points_that_run_at_once(tmp_path: Path) -> N
         assert left_s() == 4 * 15 / 2
         study.log(study.points[3], "retried", took_s=1000)
         assert left_s() == 4 * 15
-        for point in study.points[2:]:
-            study.log(point, "failed", reason="no")
-        assert left_s() == 0
+        status = StudyView(tmp_path / "s").look()
+        assert ([each.point for each in status.running], status.waiting) == ([study.points[2].name], 3)
+    stopped = StudyView(tmp_path / "s").look()  # nothing runs in a study that nobody measures
+    assert (stopped.running, stopped.waiting, stopped.left_s, stopped.is_held) == ((), 4, None, False)
 
 
 def test_a_grid_that_grows_is_seen_and_another_log_is_read_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,16 +88,6 @@ def test_a_grid_that_grows_is_seen_and_another_log_is_read_on(tmp_path: Path, ca
         status = view.look()
     assert (status.points, len(status.finished)) == (3, 2)
     assert not caplog.records
-
-
-@pytest.mark.parametrize("name", ["none", "file"])
-def test_what_is_no_study_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match=r"is no study: it has no study\.json"):
-        StudyView(tmp_path / name).look()
-
-
-# ---------------------------------------------------------------------------------------- best points
 
 
 def row(operating_point: str, speedup: float | None, *, lossless: bool = False) -> SummaryRow:
@@ -182,27 +145,8 @@ def test_the_fastest_points_are_lossless_ones_first_and_neither_full_depth_nor_b
         "speedup": 2.0, "edit_similarity": None,
     }  # fmt: skip
     assert "2.00×" in cli("watch", study.path, "--once").out
-
-
-def test_a_summary_is_read_once_and_records_never(
-    measured: tuple[StudyDirectory, tuple[Point, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study, points = measured
-    for point in points:
-        summarise(study.directory(point), row("fixed:layer=4", 3.0))
-    (study.directory(points[2]) / SUMMARY).write_bytes(b"{}")
-    view = StudyView(study.path)
-    view.look()
-    found = view.best()  # there are no samples
-    assert [each.point for each in found] == [point.name for point in points[:2]]
-
-    def opened(*_: object) -> None:
-        raise AssertionError("it was read before")
-
-    monkeypatch.setattr("harness.study.status.read_document", opened)
-    monkeypatch.setattr("harness.study.status.last_seal", opened)
-    view.look()
-    assert view.best() == found
+    with pytest.raises(StoreError, match=r"is no study: it has no study\.json"):
+        StudyView(study.path / "runs").look()
 
 
 def test_looking_loads_no_torch(measured: tuple[StudyDirectory, tuple[Point, ...]]) -> None:
@@ -217,53 +161,28 @@ def test_looking_loads_no_torch(measured: tuple[StudyDirectory, tuple[Point, ...
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-# -------------------------------------------------------------------------------------------- live view
-
-
-@pytest.fixture
-def live(cli: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """``live(study, *steps)`` watches on a terminal, a step between two looks; returns exit code and what was shown."""
-
-    def watched(study: StudyDirectory, *steps: Callable[[], object]) -> tuple[int, str]:
-        file, left = io.StringIO(), iter(steps)
-
-        def sleep(seconds: float) -> None:
-            step = next(left, None)
-            assert step is not None, "it goes on looking"
-            step()
-
-        console = Console(file=file, force_terminal=True, color_system=None, width=100)
-        with monkeypatch.context() as patch:
-            patch.setattr("harness.commands.watch.stdout", lambda: console)
-            patch.setattr("harness.commands.watch.time", SimpleNamespace(sleep=sleep))
-            code = cli("watch", study.path).code
-        assert next(left, None) is None, "it stopped looking"
-        return code, file.getvalue()
-
-    return watched
-
-
-def test_the_live_view_goes_on_between_two_points_after_a_failure(
-    live: Callable[..., tuple[int, str]], tmp_path: Path
+def test_the_live_view_goes_on_after_a_failure_and_ends_when_the_driver_has_died(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_study(tmp_path / "s", 2) as study:
-        first, second = study.points
-        code, shown = live(
-            study,
-            lambda: study.log(first, "started"),
-            lambda: study.log(first, "failed", reason="layer 3 is no exit point"),
-            lambda: study.log(second, "started"),
-            lambda: study.log(second, "finished", took_s=5),
-            study.__exit__,
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=None, width=100)
+    monkeypatch.setattr("harness.commands.study.stdout", lambda: console)
+    with open_study(tmp_path / "s", 3) as study:
+        first, second, third = study.points
+        steps = iter(
+            (
+                lambda: study.log(first, "started"),
+                lambda: study.log(first, "failed", reason="layer 3 is no exit point"),
+                lambda: study.log(second, "started"),
+                lambda: study.log(second, "finished", took_s=5),
+                lambda: study.log(third, "started"),
+                study.__exit__,
+            )
         )
-    assert code == 1
+        monkeypatch.setattr("harness.commands.study.time", SimpleNamespace(sleep=lambda seconds: next(steps)()))
+        assert cli("watch", study.path).code == 4
+        assert next(steps, None) is None, "it stopped looking"
+    shown = file.getvalue()
     assert f"✗ {first.name}: layer 3 is no exit point" in shown
-    assert "1 of 2 points measured · 0 running · 1 failed · 0 waiting" in shown
-
-
-def test_the_live_view_ends_when_the_driver_has_died(live: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    with open_study(tmp_path / "s", 2) as study:
-        code, shown = live(study, lambda: study.log(study.points[0], "started"), study.__exit__)
-    assert code == 4
     assert "Stopped: no process measures it." in shown
-    assert "0 of 2 points measured · 0 running · 0 failed · 2 waiting" in shown
+    assert "1 of 3 points measured · 0 running · 1 failed · 1 waiting" in shown

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import gzip
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,6 @@ from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.py150 import Py150
 from tasks.rows import RecordRows
 from tasks.sources.embedded import SourceFiles
-from tasks.sources.files import JsonLines
 
 GOOD = b'{"id": "good", "input": "<s> x =", "gt": "y + 1"}'
 
@@ -49,7 +47,7 @@ GOOD = b'{"id": "good", "input": "<s> x =", "gt": "y + 1"}'
         (b'{"id": 1, "code": ["<s>", "</s>"]}', "'code' is empty"),
         (b'{"id": 1, "code": ["a", 2]}', "'code[1]' is a number"),
         (b'{"id": 1, "code": {"a": 1}}', "'code' is an object"),
-        (b'{"id": 1, "input": "caf\xe9", "gt": "y"}', "not UTF-8"),
+        (b'{"id": 1, "input": "caf\xe9", "gt": "y"}', "not JSON ('utf-8' codec"),
         (b'{"id": 1, "input": "\\ud800", "gt": "y"}', "'input' holds a lone surrogate"),
         (b'{"id": 1, "input": "x", "gt": "\\udc00"}', "'gt' holds a lone surrogate"),
         (b'{"id": 1, "code": ["a", "\\ud800"]}', "'code[1]' holds a lone surrogate"),
@@ -61,7 +59,7 @@ GOOD = b'{"id": "good", "input": "<s> x =", "gt": "y + 1"}'
         (b'{"id": null, "input": "x", "gt": "y"}', "'id' is null"),
         (b'{"\\ud800": 1, "\\n": 2}', r"(fields: \ud800, )"),
         (b'{"' + b"k" * 10_000 + b'": 1}', "(fields: kkk"),
-        (b'{"id": ' + b"9" * 5000 + b', "input": "x", "gt": "y"}', "not usable JSON"),
+        (b'{"id": ' + b"9" * 5000 + b', "input": "x", "gt": "y"}', "not JSON"),
         (b"[" * 100_000, "JSON"),
     ],
 )
@@ -79,15 +77,6 @@ def test_a_malformed_row_is_counted_and_the_rest_goes_on(
     assert "\n" not in bad.reason
     assert len(bad.reason) <= 500
     (bad.sample_id + bad.reason).encode()  # both stand in a record
-
-
-@pytest.mark.parametrize("identity", [10**30, -7, "\x00\x1b[2J\u202e\r\n", " ", "x" * 512, "id with / and \\ and 🙂"])
-def test_any_text_and_any_integer_is_an_id(tmp_path: Path, words: Any, line: Any, identity: object) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_text(json.dumps({"id": identity, "input": "x", "gt": "y"}))
-    data = Py150().load(line(file), words)
-    assert [sample.sample_id for sample in data.samples] == [str(identity)]
-    assert not data.bad_rows
 
 
 def test_a_bad_row_stands_under_no_other_row_s_id(tmp_path: Path, words: Any, line: Any) -> None:
@@ -142,28 +131,6 @@ def test_what_concerns_every_row_stops_the_run(words: Any, error: Exception) -> 
         draw(RecordRows("path", "x", 3, record), CodexglueLine(PYTHON), words, TaskRequest("codexglue-line", "memory"))
 
 
-def test_a_line_that_is_too_long_is_a_bad_row(
-    tmp_path: Path, words: Any, line: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tasks.sources.files.LARGEST_ROW", 100)
-    file = tmp_path / "rows.jsonl"
-    long = b'{"id": "long", "input": "' + b"x" * 350 + b'", "gt": "y"}'
-    file.write_bytes(b"\n".join([long, GOOD, b" " * 101, GOOD.replace(b"good", b"well"), long]))
-    data = Py150().load(line(file), words)
-    assert {sample.sample_id for sample in data.samples} == {"good", "well"}
-    assert {row.reason for row in data.bad_rows} == {
-        *(f"row {number}: has {length} bytes; 100 are the most" for number, length in ((1, len(long) + 1), (3, 102))),
-        f"row 5: has {len(long)} bytes; 100 are the most",
-    }
-
-
-def test_an_endless_line_is_refused(tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.sources.files.LARGEST_ROW", 100)
-    monkeypatch.setattr("tasks.sources.files._ENDLESS", 1000)
-    (tmp_path / "rows.jsonl").write_bytes(GOOD + b"\n" + b"x" * 2000)
-    assert "line 2 has more than 1000 bytes" in refused(tmp_path / "rows.jsonl", words)
-
-
 def test_a_text_that_is_too_long_is_a_bad_row(
     tmp_path: Path, words: Any, line: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +145,36 @@ def test_a_text_that_is_too_long_is_a_bad_row(
     }
 
 
+def test_a_line_or_a_file_that_is_too_long_is_not_parsed(
+    tmp_path: Path, words: Any, line: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.sources.files.LARGEST_ROW", 100)
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"id": "long", "input": "' + b"x" * 350 + b'", "gt": "y"}\n' + GOOD)
+    data = Py150().load(line(file), words)
+    assert [sample.sample_id for sample in data.samples] == ["good"]
+    assert [row.reason for row in data.bad_rows] == ["row 1: has 389 bytes; 100 are the most"]
+    monkeypatch.setattr("tasks.sources.files.LARGEST_FILE", 1000)
+    for name, opened in (("endless.jsonl", open), ("bomb.jsonl.gz", gzip.open)):
+        with opened(tmp_path / name, "wb") as stream:
+            stream.write(GOOD + b"\n" + b"x" * 2000)
+        assert "holds more than 1000 bytes" in refused(tmp_path / name, words)
+
+
+def test_a_parquet_cell_that_is_no_text_costs_its_row(tmp_path: Path, words: Any, green: Any) -> None:
+    """Arrow looks at neither what a careless program nor what damage leaves there."""
+    import pyarrow
+    from pyarrow import parquet
+
+    good = b" ".join(b"w%d" % number for number in range(100))
+    cells = {"id": [b"a", b"b\xff", b"c"], "code": [good, good, good[:-3] + b"\xe9"]}
+    columns = {name: pyarrow.array(values, pyarrow.binary()).view(pyarrow.string()) for name, values in cells.items()}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
+    data = Py150().load(green(tmp_path / "rows.parquet"), words)
+    assert [sample.sample_id for sample in data.samples] == ["a"]
+    assert sorted(row.reason[:22] for row in data.bad_rows) == ["row 2: cannot be used ", "row 3: cannot be used "]
+
+
 def refused(source: object, words: Any, protocol: str = "codexglue-line", task: Any = None) -> str:
     with pytest.raises(DataError) as refusal:
         (task or Py150()).load(TaskRequest(protocol, str(source)), words)
@@ -187,51 +184,11 @@ def refused(source: object, words: Any, protocol: str = "codexglue-line", task: 
     return message
 
 
-@pytest.fixture
-def pipe(tmp_path: Path) -> Path:
-    """A pipe that nobody writes to: whoever opens it waits for ever."""
-    if not hasattr(os, "mkfifo"):
-        pytest.skip("this system has no named pipes")
-    os.mkfifo(tmp_path / "pipe")
-    return tmp_path / "pipe"
-
-
-@pytest.mark.parametrize("name", ["rows.jsonl", "python.jsonl", "python/test-0.parquet", "python/test.parquet"])
-def test_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path, words: Any, pipe: Path, name: str) -> None:
-    path = tmp_path / "data" / name
-    path.parent.mkdir(parents=True)
-    pipe.rename(path)
-    assert "neither a file nor a folder" in refused(path, words, "green-code")
-    if name != "rows.jsonl":
-        message = refused(tmp_path / "data", words, "green-code")
-        assert "it is a named pipe, not a file" in message or "no 'python' rows" in message
-
-
-def test_a_readme_that_is_a_pipe_says_nothing(tmp_path: Path, words: Any, line: Any, pipe: Path) -> None:
-    pipe.rename(tmp_path / "README.md")
-    (tmp_path / "python.jsonl").write_bytes(GOOD)
-    assert Py150().load(line(tmp_path / "python.jsonl"), words).source.label == "path: python.jsonl"
-
-
 def parquet(path: Path, **columns: Any) -> None:
     import pandas
 
     path.parent.mkdir(exist_ok=True)
     pandas.DataFrame(columns).to_parquet(path)
-
-
-def damaged_name(path: Path) -> None:
-    write_table(path, name=["x"])
-    path.write_bytes(path.read_bytes().replace(b"name", b"n\xffme"))
-
-
-def bytes_as_ids(path: Path) -> None:
-    import pyarrow
-    from pyarrow import parquet as arrow
-
-    ids = pyarrow.array([b"a", b"b"], pyarrow.binary())
-    gt = pyarrow.array([{"deep": [1]}, None])
-    arrow.write_table(pyarrow.table({"id": ids, "input": ["x", "x"], "gt": gt}), path)
 
 
 def two_splits(path: Path) -> None:
@@ -245,31 +202,23 @@ def two_shards(path: Path) -> None:
     parquet(path / "python" / "test-1.parquet", id=[1], code=[["x"]])
 
 
-def linked(path: Path) -> None:
-    (path / "python").symlink_to("..")
-    (path / "code_x_glue_cc_code_completion_token").symlink_to(".")
-
-
 SOURCES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "empty": (lambda path: path.write_bytes(b""), ".jsonl", "is empty"),
     "blank": (lambda path: path.write_bytes(b"\n\n  \n"), ".jsonl", "is empty"),
     "a mark alone": (lambda path: path.write_bytes(b"\xef\xbb\xbf\n"), ".jsonl", "is empty"),
     "UTF-16": (lambda path: path.write_text(GOOD.decode(), encoding="utf-16"), ".jsonl", "iconv"),
     "no rows": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n rubbish\n"), ".jsonl", "none of its 3 rows.*row "),
-    "a loop": (lambda path: path.symlink_to(path.name), ".jsonl", "is a link to itself, or to what does not exist"),
-    "a dead link": (lambda path: path.symlink_to("nowhere"), ".jsonl", "is a link to itself, or to what does not"),
+    "a loop": (lambda path: path.symlink_to(path.name), ".jsonl", "neither a file nor a folder"),
+    "a dead link": (lambda path: path.symlink_to("nowhere"), ".jsonl", "neither a file nor a folder"),
     "damaged": (lambda path: path.write_bytes(b"PAR1 but not really PAR1"), ".parquet", "as Parquet"),
-    "no name": (damaged_name, ".parquet", "as Parquet"),
     "nothing in it": (lambda path: parquet(path, id=[], code=[]), ".parquet", "no rows"),
     "other columns": (lambda path: parquet(path, text=["a", "b"]), ".parquet", "it has text"),
     "too few columns": (lambda path: parquet(path, id=[1, 2]), ".parquet", "no field 'input'"),
-    "bytes": (bytes_as_ids, ".parquet", "'id' is bytes, not a string"),
     "a folder of notes": (
         lambda path: (path / "notes.jsonl").write_text("{}"),
         "",
         "codexglue_line/python.*notes.jsonl",
     ),
-    "folders linked": (linked, "", "holds no 'python' rows"),
     "no such split": (two_splits, "", r"python/test-\*\.parquet.*python/train-00000-of-00001\.parquet"),
     "shards apart": (two_shards, "", "different columns"),
 }
@@ -288,10 +237,10 @@ def test_a_source_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, wor
 
 def test_what_is_nowhere_is_refused(tmp_path: Path, words: Any) -> None:
     for source, said in (
-        (tmp_path / "nowhere.jsonl", "does not exist"),
+        (tmp_path / "nowhere.jsonl", "neither a file nor a folder"),
         ("embeded", "Did you mean 'embedded'?"),
-        ("", "is empty"),
-        ("~nobody-of-this-name/rows.jsonl", "no such user"),
+        ("", "neither a file nor a folder"),
+        ("~nobody-of-this-name/rows.jsonl", "cannot read"),
         ("x" * 400, "cannot read"),
         ("/dev/null", "neither a file nor a folder"),
         ("/dev/zero", "neither a file nor a folder"),
@@ -299,51 +248,6 @@ def test_what_is_nowhere_is_refused(tmp_path: Path, words: Any) -> None:
         assert said in refused(source, words)
     with pytest.raises(UnknownNameError, match="Did you mean 'green-code'"):
         JavaCorpus().load(TaskRequest("greencode", "embedded"), words)
-
-
-def test_a_file_that_became_a_pipe_costs_its_rows(tmp_path: Path, words: Any, pipe: Path) -> None:
-    file = tmp_path / "rows.jsonl"
-    file.write_bytes(GOOD)
-    rows = JsonLines(file, "x", {})
-    pipe.replace(file)
-    row = rows.read(0)
-    assert isinstance(row, BadRow)
-    assert row.reason == "row 1: cannot be read (it is a named pipe, not a file)"
-
-
-def write_table(path: Path, **columns: Any) -> Path:
-    """Write columns of bytes as columns of text, as damage or a careless program does; Arrow looks at neither."""
-    import pyarrow
-    from pyarrow import parquet
-
-    def text(value: Any) -> Any:
-        if isinstance(value[0], list):
-            ends = pyarrow.array([0, *itertools.accumulate(map(len, value))], pyarrow.int32())
-            return pyarrow.ListArray.from_arrays(ends, text(list(itertools.chain(*value))))
-        array = pyarrow.array(value)
-        return array.view(pyarrow.string()) if isinstance(value[0], bytes) else array
-
-    parquet.write_table(pyarrow.table({name: text(value) for name, value in columns.items()}), path)
-    return path
-
-
-def test_text_in_a_parquet_cell_that_is_none_costs_its_row(tmp_path: Path, words: Any, green: Any) -> None:
-    good = b" ".join(b"w%d" % number for number in range(100))
-    file = write_table(tmp_path / "rows.parquet", id=[b"a", b"b\xff", b"c"], code=[good, good, good[:-3] + b"\xe9"])
-    data = Py150().load(green(file), words)
-    assert [sample.sample_id for sample in data.samples] == ["a"]
-    assert {row.sample_id: row.reason for row in data.bad_rows} == {
-        "row-2": "row 2: 'id' is not UTF-8 (byte 2)",
-        "c": f"row 3: 'code' is not UTF-8 (byte {len(good) - 2})",
-    }
-
-
-def test_a_token_in_a_parquet_list_that_is_no_text_costs_its_row(tmp_path: Path, words: Any, green: Any) -> None:
-    tokens = [b"w%d" % number for number in range(100)]
-    file = write_table(tmp_path / "rows.parquet", id=[1, 2], code=[[*tokens, b"\xc3"], tokens])
-    data = Py150().load(green(file), words)
-    assert [sample.sample_id for sample in data.samples] == ["2"]
-    assert [row.reason for row in data.bad_rows] == ["row 1: 'code[100]' is not UTF-8 (byte 1)"]
 
 
 def test_embedded_files_that_cannot_be_read_are_bad_rows() -> None:
@@ -357,12 +261,4 @@ def test_embedded_files_that_cannot_be_read_are_bad_rows() -> None:
     assert isinstance(gone, BadRow)
     assert isinstance(latin, BadRow)
     assert "row 1: gone.py cannot be read" in gone.reason
-    assert "row 2: latin.py is not UTF-8" in latin.reason
-
-
-def test_an_embedded_file_whose_name_is_no_text_is_a_bad_row() -> None:
-    rows = SourceFiles("x", PYTHON, ["\udcff.py", "x" * 600 + ".py"], content=lambda name: b"x = 1\n", detail={})
-    parts = [rows.part(split) for split in ("train", "validation", "test")]
-    read = [part.read(index) for part in parts for index in range(len(part))]
-    assert all(isinstance(row, BadRow) for row in read)
-    assert {row.sample_id[:9] for row in read} == {"\\udcff.py", "x" * 9}
+    assert "row 2: latin.py cannot be read ('utf-8' codec" in latin.reason

@@ -18,7 +18,7 @@ from harness.running.scoring import score_sample
 from tasks.crosscodeeval import CrossCodeEvalJava, CrossCodeEvalPython
 from tasks.languages import CSHARP, JAVA, PYTHON, TYPESCRIPT
 from tasks.protocols.crosscodeeval import CrossCodeEval
-from tasks.rows import Fragment, GapRow
+from tasks.rows import GapRow
 
 ROW: dict[str, Any] = {
     "prompt": "from shop.prices import price\n\ndef pay(items):\n    return ",
@@ -93,11 +93,6 @@ def test_pairs_score_as_officially(
     assert scores["identifier_f1"] == pytest.approx(f1)
 
 
-def test_other_tasks_have_no_place_for_these_scores() -> None:
-    scores = score_sample(Completion("a", "a", (), (), "python", "green-code"))
-    assert not {"statement_match", "identifier_match", "identifier_f1"} & scores.keys()
-
-
 def test_generation_stops_where_a_statement_of_braces_ends(words: Any) -> None:
     stop = CrossCodeEval(JAVA).stop_rule(words)
     ids = words.encode("size(); int b;")
@@ -121,12 +116,6 @@ def test_other_files_come_first_and_as_long_as_they_fit(folder: Callable[..., Pa
     assert list(sample.prompt_ids) == words.encode(ROW["prompt"])[-few:]
 
 
-def test_the_file_without_other_files_is_read_too(folder: Callable[..., Path], words: Any) -> None:
-    row = {name: value for name, value in ROW.items() if name != "crossfile_context"}
-    sample = drawn(folder(row) / "crosscodeeval_data" / "python" / FILE, words).samples[0]
-    assert words.decode(sample.prompt_ids) == ROW["prompt"]
-
-
 def test_rows_that_are_none_are_counted(folder: Callable[..., Path], words: Any) -> None:
     other = ROW | {"metadata": {"task_id": "project_cc_java/7"}}
     lists = ROW | {"metadata": {"task_id": "a"}, "crossfile_context": {"text": "x"}}
@@ -148,13 +137,6 @@ def test_refusals_say_what_to_get(folder: Callable[..., Path], words: Any) -> No
         drawn(folder(ROW), words, CrossCodeEvalJava())
     with pytest.raises(ConfigError, match=r"no fill-in-the-middle tokens.*or --protocol crosscodeeval: left context"):
         CrossCodeEvalPython().load(TaskRequest("crosscodeeval-fim", str(folder(ROW))), words)
-
-
-def test_fragments_are_none_where_none_was_retrieved(words: Any) -> None:
-    row = GapRow(1, "a", "x = ", "1", fragments=(Fragment("b", "y " * 600),))
-    sample = CrossCodeEval(PYTHON).sample(row, words, TaskRequest("crosscodeeval", "x"))
-    assert isinstance(sample, Sample)
-    assert words.decode(sample.prompt_ids) == "x = "  # the only one is longer than 512 tokens
 
 
 def test_the_code_after_the_gap_stands_between_the_model_s_marks(folder: Callable[..., Path], marked: Any) -> None:

@@ -19,7 +19,6 @@ from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.protocols.green_code import GreenCode
 from tasks.protocols.infilling import Infilling, InfillingLeft
 from tasks.rows import GapRow, RecordRows
-from tests.run_files import unseal
 
 LINES = CodexglueLine(PYTHON)
 DOCUMENTS = GreenCode(PYTHON)
@@ -74,18 +73,6 @@ def test_a_change_among_the_compared_tokens_makes_another_text(
 ) -> None:
     rows = make_rows([{"id": "same", "code": MIDDLE}, {"id": "other", "code": MIDDLE.replace(*change)}])
     assert ids(drawn(rows, words, [MIDDLE])) == {"other"}
-
-
-@pytest.mark.parametrize("shared", [10, 30])
-def test_what_lies_outside_the_compared_tokens_does_not_matter(
-    make_rows: Callable[..., Any], words: Any, shared: int
-) -> None:
-    """A document whose end alone, or whose first tokens alone, were read can still test what comes between."""
-    tokens = words.encode(MIDDLE)
-    context = len(tokens) // 5
-    assert context > shared
-    read = [words.decode(tokens[:shared]), words.decode(tokens[context + 15 :])]
-    assert drawn(make_rows([{"id": 0, "code": MIDDLE}]), words, read).duplicates == 0
 
 
 def test_of_a_short_line_more_context_is_compared(make_rows: Callable[..., Any], words: Any) -> None:
@@ -178,38 +165,3 @@ def test_a_run_may_keep_them_and_its_report_leave_them_out(
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
     assert [row["n"] for row in json.loads(cli("report", "out", "--json").out)["rows"]] == [8]
     assert "Omit --out" in cli("report", "out", "--without-duplicates", "--out", "r").error
-
-
-def test_an_artefact_without_an_index_is_named(tiny_run: Callable[..., Any], learned: Path, tmp_path: Path) -> None:
-    facts = json.loads((learned / "tuning.json").read_text())
-    del facts["ngrams"]
-    (learned / "tuning.json").write_text(json.dumps(facts))
-    ran = tiny_run("--limit", 2, "--verbose", "--out", "out")
-    assert ran.code == 0, ran.err
-    assert task_of(tmp_path / "out")["unindexed"] == ["tuning"]
-    assert task_of(tmp_path / "out")["duplicates"] is None
-    assert "py150: tuning have no index of all they have read" in " ".join(ran.out.split())
-
-
-def test_a_damaged_index_is_refused_before_anything_runs(refused: Callable[..., str], learned: Path) -> None:
-    (file,) = learned.glob("ngrams-*")
-    file.write_bytes(file.read_bytes()[:-1])
-    assert "is not the index that was written" in refused("--limit", 2)
-
-
-def test_a_run_of_before_is_continued_with_what_it_drew(
-    tiny_run: Callable[..., Any], learned: Path, tmp_path: Path
-) -> None:
-    ran = tiny_run("--limit", 0, "--max-new-tokens", 15, "--duplicates", "keep", "--out", "out")
-    assert ran.code == 0, ran.err
-    unseal(tmp_path / "out")
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    del manifest["config"]["duplicates"]
-    for name in ("duplicates", "unindexed"):
-        del manifest["tasks"][0][name]
-    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
-    windows = (tmp_path / "out" / "windows.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "out" / "windows.jsonl").write_text("".join(windows[:-1]))
-    again = tiny_run("--limit", 0, "--max-new-tokens", 15, "--resume", "out")
-    assert again.code == 0, again.err
-    assert len({row["sample_id"] for row in rows_of(tmp_path / "out")}) == 8

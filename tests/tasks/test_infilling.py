@@ -10,21 +10,17 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness.contracts import Completion, Sample, TaskRequest
-from harness.decoding.generation import Generation
-from harness.errors import ConfigError, DataError
-from harness.models.fill_in_the_middle import FAMILIES, encode_inside
+from harness.errors import ConfigError
 from harness.models.tokenizer import TransformersTokenizer
-from harness.running.completions import Outcome, sample_record
 from harness.running.scoring import score_sample
 from tasks.humaneval_infilling import MultiLineInfilling, RandomSpanInfilling, SingleLineInfilling
 from tasks.languages import PYTHON
-from tasks.protocols.infilling import Infilling, without_end
+from tasks.protocols.infilling import Infilling
 from tasks.rows import GapRow
 from tasks.sandbox import passes
 
@@ -110,12 +106,6 @@ def test_the_prompt_has_the_model_s_own_marks(folder: Path, marked: Any) -> None
     assert task.completion("infilling", "    return \n<fim_pad>", ("", "1")) == "    return \n"
 
 
-def test_every_family_s_end_is_taken_off() -> None:
-    for family in FAMILIES:
-        for end in family.ends:
-            assert without_end(f"x{end}") == "x"
-
-
 GAP = GapRow(1, "a", before="for it", answer="em in items:\n    d", after="one()\n")
 
 
@@ -135,26 +125,6 @@ def test_the_space_that_begins_every_text_of_codellama_begins_the_prefix_alone(c
     prompt, reference = map(codellama.wrapped.convert_ids_to_tokens, (sample.prompt_ids, sample.reference_ids))
     assert prompt == ["<s>", "▁<PRE>", *"▁for▁it", "▁<SUF>", *"one()", "<0x0A>", "▁<MID>"]
     assert reference == [*"em▁in▁items:", "<0x0A>", *"▁▁▁▁d"]
-
-
-@pytest.mark.parametrize("text", [GAP.answer, " em", "  return  ", ""])
-def test_what_codellama_writes_is_scored_as_it_stands(codellama: Any, text: str) -> None:
-    sample = Infilling(PYTHON).sample(GAP, codellama, TaskRequest("infilling", "x"))
-    assert isinstance(sample, Sample)
-    written = [*encode_inside(codellama, text), codellama.wrapped.convert_tokens_to_ids("▁<EOT>")]
-    task = SingleLineInfilling()
-    stop = task.stop_rule("infilling", codellama)
-    assert [stop(written[:-1]), stop(written)] == [False, True]
-    plan: Any = SimpleNamespace(model=SimpleNamespace(tokenizer=codellama), config=SimpleNamespace(untimed=False))
-    planned: Any = SimpleNamespace(
-        task=task, stop=stop, record=SimpleNamespace(protocol="infilling"), score=lambda sample, token_ids: {}
-    )
-    window: Any = SimpleNamespace(window=0, operating_point="full", task=task.name, repeat=0)
-    times = [0.1] * len(written)
-    made = Generation(token_ids=written, exit_layers=[2] * len(written), token_times_s=times, finish_reason="stop")
-    record = sample_record(window, plan, planned, Outcome(sample, made))
-    assert (record.error, record.text, "".join(record.token_texts)) == (None, text, f"{text} <EOT>")
-    assert record.scores["exact_match"] == (text == GAP.answer)
 
 
 def test_a_model_without_marks_is_refused_or_sees_the_left_alone(folder: Path, words: Any) -> None:
@@ -243,22 +213,16 @@ GAPS: dict[str, tuple[Any, dict[str, str]]] = {
 TESTS = {"test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n", "entry_point": "total"}
 
 
-@pytest.fixture(params=["lines", "table"])
-def every_kind(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """All kinds beside each other, each with a row of its own: as the authors lay them out, or the hub."""
-    source = tmp_path / "all"
-    for kind, row in {"SingleLine": PROBLEM, **{kind: row | TESTS for kind, (_, row) in GAPS.items()}}.items():
-        name = f"HumanEval-{kind}Infilling"
-        if request.param == "lines":
-            (source / "data").mkdir(parents=True, exist_ok=True)
-            with gzip.open(source / "data" / f"{name}.jsonl.gz", "wt") as lines:
-                lines.write(f"{json.dumps(row)}\n")
-        else:
-            import pandas as pd
+@pytest.fixture
+def every_kind(tmp_path: Path) -> Path:
+    """All kinds beside each other, each with a row of its own, as the hub lays them out."""
+    import pandas as pd
 
-            (source / name).mkdir(parents=True)
-            pd.DataFrame([row]).to_parquet(source / name / "test-00000-of-00001.parquet")
-    return source
+    for kind, row in {"SingleLine": PROBLEM, **{kind: row | TESTS for kind, (_, row) in GAPS.items()}}.items():
+        folder = tmp_path / "all" / f"HumanEval-{kind}Infilling"
+        folder.mkdir(parents=True)
+        pd.DataFrame([row]).to_parquet(folder / "test-00000-of-00001.parquet")
+    return tmp_path / "all"
 
 
 @pytest.mark.parametrize("kind", GAPS)
@@ -284,22 +248,3 @@ def test_gaps_of_several_lines_and_within_lines_are_drawn_and_judged(
     assert passed("infilling", f"{answer}<fim_pad>") == 1
     assert passed("infilling", answer.replace("items", "items[1:]")) == 0
     assert passed("infilling-left", f"{answer}{after}print(nothing)\n") == 1  # cut where the suffix begins
-
-
-def test_a_flipped_byte_is_refused(folder: Path, words: Any) -> None:
-    file = folder / "data" / "HumanEval-SingleLineInfilling.jsonl.gz"
-    content = bytearray(gzip.compress(gzip.decompress(file.read_bytes()), mtime=0))
-    content[10] |= 0b110  # the first byte behind the header: a kind of block that there is not
-    file.write_bytes(content)
-    with pytest.raises(DataError, match=r"cannot read .*invalid block type.*Fetch it again"):
-        drawn(folder, words, "infilling-left")
-
-
-@pytest.mark.parametrize("kind", GAPS)
-def test_rows_of_another_kind_of_gap_are_refused(tmp_path: Path, words: Any, kind: str) -> None:
-    task, row = GAPS[kind]
-    file = tmp_path / f"HumanEval-{kind}Infilling.jsonl"
-    file.write_text(json.dumps(row | TESTS))
-    with pytest.raises(DataError, match=rf"row 1 is one of {kind}Infilling\. Use --task {task.name}, or give"):
-        drawn(file, words, "infilling-left")
-    assert len(task.load(TaskRequest("infilling-left", str(file)), words).samples) == 1

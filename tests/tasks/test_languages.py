@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ast
 import json
 import random
 from pathlib import Path
@@ -73,62 +72,6 @@ def test_official_answers_are_whole_lines(language: object, data: Path) -> None:
     assert [language.line(" " + answer + mark[name]) for answer in answers] == answers  # type: ignore[attr-defined]
 
 
-PYTHON_SOURCE = '''#!/usr/bin/env python
-"""Module docstring."""
-
-import os  # why
-
-
-def one():
-    """Say it.
-
-    # not a comment
-    """
-    # a comment
-    return f("# text", """in
-    brackets""")
-
-
-class Empty(Exception):
-    """Only this."""
-
-
-TEXT = """kept
-# too
-"""
-'''
-
-PYTHON_CODE = '''import os
-
-
-def one():
-    return f("# text", """in
-    brackets""")
-
-
-class Empty(Exception):
-    pass
-
-
-TEXT = """kept
-# too
-"""
-'''
-
-
-def test_python_comments_and_docstrings_go_and_code_stays() -> None:
-    assert PYTHON.without_comments(PYTHON_SOURCE) == PYTHON_CODE
-    assert PYTHON.without_comments(PYTHON_CODE) == PYTHON_CODE
-
-
-def test_removing_comments_keeps_python_valid() -> None:
-    for module in ("json/decoder.py", "abc.py", "enum.py", "typing.py", "textwrap.py", "argparse.py"):
-        source = (Path(ast.__file__).parent / module).read_text(encoding="utf-8")
-        code = PYTHON.without_comments(source)
-        ast.parse(code)
-        assert len(code) < len(source)
-
-
 def test_java_comments_go_and_code_stays() -> None:
     source = (
         '/* licence\n */\n\npackage a; // b\n/** doc */\nString s = "/* no */ // no"; /* x */ int y;\nchar c = \'"\';\n'
@@ -161,14 +104,6 @@ def test_a_cut_lies_between_tokens_of_a_code_line() -> None:
         ' "a b c d"',
     }
     assert all(source.startswith(before + rest + "\n") for before, rest in cuts)
-
-
-def test_a_cut_answer_ends_where_a_completion_would() -> None:
-    source = "for (int i = 0; i < size; i++) { call(i); }\n"
-    for seed in range(60):
-        before, rest = cut_line(source, JAVA, random.Random(seed)) or ("", "")
-        assert JAVA.line(source[len(before) :]) == rest.strip()
-        assert any(letter.isalnum() for letter in rest)
 
 
 @pytest.mark.parametrize("text", ["", "x\ny\n", "# a b c d\n", '"""a b\nc d e f\n"""\n', "a ( ( (\n"])

@@ -13,7 +13,7 @@ import pytest
 from harness.contracts import TaskRequest
 from harness.errors import ConfigError
 from tasks.humaneval_infilling import SingleLineInfilling
-from tasks.sandbox import _NAMESPACES, _unshare, isolation, passes
+from tasks.sandbox import isolation, passes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of processes are those of Linux and macOS")
 
@@ -113,10 +113,20 @@ def test_the_guard_is_not_taken_away(program: str) -> None:
         "import os\nos.nice(0)",
         "import sys\ndel sys.modules['posix']\nimport posix",
         "import sys\ndel sys.modules['_signal']\nimport _signal",
+        "import _posixshmem",
     ],
 )
 def test_other_processes_are_out_of_reach(program: str) -> None:
     assert not passes(program)
+
+
+def test_nothing_is_removed_and_no_other_process_seen(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("x")
+    assert not passes(f"import os\nos.remove({str(tmp_path / 'mine')!r})")
+    assert not passes(f"import shutil\nshutil.rmtree({str(tmp_path)!r})")
+    assert (tmp_path / "mine").read_text() == "x"
+    alone = passes("import os\nassert [name for name in os.listdir('/proc') if name.isdigit()] == ['1']")
+    assert alone == ("no other processes" in isolation())
 
 
 @pytest.mark.parametrize(
@@ -136,40 +146,6 @@ def test_nothing_is_written_by_other_means_than_open(program: str, tmp_path: Pat
     assert not file.exists()
 
 
-ANY_MODULE = """
-import sys
-from importlib.machinery import ModuleSpec
-
-class Finder:
-    find_spec = staticmethod(lambda name, *_: ModuleSpec(name, Finder))
-    create_module = staticmethod(lambda spec: None)
-    exec_module = staticmethod(lambda module: None)
-
-sys.meta_path.insert(0, Finder)
-import {name}
-"""
-"""Imports a module whether the interpreter has it or not."""
-
-
-def test_modules_that_write_unseen_are_not_imported() -> None:
-    assert passes(ANY_MODULE.format(name="another"))
-    for name in ("_dbm", "_gdbm", "_posixshmem", "_posixsubprocess", "_tkinter"):
-        assert not passes(ANY_MODULE.format(name=name)), name
-
-
-def test_no_other_process_is_seen() -> None:
-    if "no other processes" not in isolation():
-        pytest.skip("no /proc of its own can be mounted here")
-    assert passes("import os\nassert [name for name in os.listdir('/proc') if name.isdigit()] == ['1']")
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="namespaces are Linux's")
-def test_without_a_proc_of_its_own_the_rest_is_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    executable(tmp_path / "unshare", 'case "$*" in *--mount-proc*) exit 1 ;; esac')
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert _unshare.__wrapped__() == (str(tmp_path / "unshare"), *_NAMESPACES[1])
-
-
 def executable(file: Path, script: str) -> str:
     file.write_text(f"#!/bin/sh\n{script}\n")
     file.chmod(0o755)
@@ -186,17 +162,8 @@ ROW = {
 }
 
 
-@pytest.mark.parametrize(
-    ("script", "why"),
-    [
-        ("echo 'error while loading shared libraries: libpython.so: no such file' >&2; exit 127", r"libpython\.so"),
-        ("printf 'ImportError: no zlib\\n  <no frame>\\n' >&2; exit 1", r"\(ImportError: no zlib\)"),
-        ("exit 3", r"\(exit status 3\)"),
-    ],
-)
-def test_where_nothing_can_pass_nothing_is_scored(
-    script: str, why: str, tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nothing_can_pass_nothing_is_scored(tmp_path: Path, words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, why = "printf 'ImportError: no zlib\\n  <no frame>\\n' >&2; exit 1", r"\(ImportError: no zlib\)"
     source = tmp_path / "HumanEval-SingleLineInfilling.jsonl"
     source.write_text(json.dumps(ROW))
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", script))
@@ -204,25 +171,6 @@ def test_where_nothing_can_pass_nothing_is_scored(
     assert task.load(TaskRequest("infilling-left", str(tmp_path)), words).samples
     with pytest.raises(ConfigError, match=rf"^--allow-code-execution: .*{why}.*omit the option"):
         task.load(TaskRequest("infilling-left", str(tmp_path), allow_code_execution=True), words)
-
-
-def test_an_interpreter_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(ConfigError, match=rf"{tmp_path}.*omit the option"):
-        isolation()
-
-
-def test_an_interpreter_finds_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere", prepend=os.pathsep)
-    assert passes("import os\nassert os.environ['LD_LIBRARY_PATH'].startswith('/nowhere')")
-
-
-def test_nothing_is_removed(tmp_path: Path) -> None:
-    file = tmp_path / "mine"
-    file.write_text("x")
-    assert not passes(f"import os\nos.remove({str(file)!r})")
-    assert not passes(f"import shutil\nshutil.rmtree({str(tmp_path)!r})")
-    assert file.read_text() == "x"
 
 
 @pytest.mark.parametrize("program", ["while True: pass", "import time\ntime.sleep(60)"])
@@ -235,12 +183,3 @@ def test_memory_is_limited() -> None:
     program = "x = bytearray(300 << 20)"
     assert passes(program)
     assert not passes(program, memory_bytes=200 << 20)
-
-
-def test_what_isolates_is_said() -> None:
-    assert isolation() in {
-        "no network, no other processes (namespaces)",
-        "no network, no signals to other processes (namespaces)",
-        "no network (namespaces)",
-        "network and processes refused by the interpreter alone",
-    }

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -13,9 +12,7 @@ import pytest
 from harness.contracts import TaskRequest
 from harness.errors import DataError
 from harness.host.hub import PATIENCE_S
-from tasks.code_completion import CodeCompletion
 from tasks.javacorpus import JavaCorpus
-from tasks.languages import PYTHON
 from tasks.py150 import Py150
 from tasks.sources import embedded
 
@@ -50,12 +47,6 @@ def hub_folder(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------------------ path
 
 
-@pytest.mark.parametrize("code", [" ".join(TOKENS[1:-1]), TOKENS, TOKENS[1:-1]])
-def test_code_as_text_or_tokens_gives_one_document(tmp_path: Path, words: Any, green: Any, code: object) -> None:
-    sample = Py150().load(green(write_jsonl(tmp_path / "a.jsonl", [{"id": "a", "code": code}])), words).samples[0]
-    assert words.decode(sample.prompt_ids) == " ".join(f"w{index}" for index in range(20))
-
-
 def test_byte_order_mark_blank_lines_and_missing_ids(tmp_path: Path, words: Any, line: Any) -> None:
     rows = [json.dumps({"input": "a", "gt": "b"}), "", "  ", json.dumps({"input": "c", "gt": "d"})]
     file = tmp_path / "a.jsonl"
@@ -70,21 +61,6 @@ def test_hub_layout_folder_joins_its_shards(hub_folder: Path, words: Any, green:
     assert sorted(int(sample.sample_id) for sample in data.samples) == [0, 1, 2, 10, 11, 12]
     assert data.source.label == "path: set"
     assert data.source.detail["split"] == "test"
-
-
-def test_folder_of_dataset_folders(hub_folder: Path, words: Any, green: Any, line: Any, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    shutil.copytree(hub_folder, home / "code_x_glue_cc_code_completion_token")
-    write_jsonl(home / "codexglue_line" / "python.jsonl", ROWS)
-    assert Py150().load(green(home), words).source.label == "path: code_x_glue_cc_code_completion_token"
-    assert Py150().load(line(home), words).source.label == "path: python.jsonl"
-
-
-def test_a_language_finds_its_own_rows(tmp_path: Path, words: Any, line: Any) -> None:
-    write_jsonl(tmp_path / "python.jsonl", ROWS)
-    write_jsonl(tmp_path / "java.jsonl", ROWS[:2])
-    assert len(Py150().load(line(tmp_path), words).samples) == 6
-    assert len(JavaCorpus().load(line(tmp_path), words).samples) == 2
 
 
 def test_official_only_when_a_readme_says_so(tmp_path: Path, words: Any, line: Any) -> None:
@@ -183,23 +159,6 @@ def test_hub_rows(fake_hub: Any, words: Any, green: Any) -> None:
     assert calls == [(("google/code_x_glue_cc_code_completion_token", "java"), {"split": "test"})]  # no remote code
 
 
-def test_hub_lines_have_no_answers_and_are_refused(fake_hub: Any, words: Any, line: Any) -> None:
-    calls = fake_hub([{"id": index, "input": "<s> x", "gt": ""} for index in range(4)])
-    with pytest.raises(DataError, match="withheld"):
-        Py150().load(line("hub", limit=2), words)
-    assert calls == [(("google/code_x_glue_cc_code_completion_line", "python"), {"split": "train"})]
-
-
-@pytest.mark.parametrize(
-    "error", [ConnectionError("no way\nthrough"), ValueError("no config"), FileNotFoundError("gone")]
-)
-def test_hub_failures_are_one_line(fake_hub: Any, words: Any, green: Any, error: Exception) -> None:
-    fake_hub(error)
-    with pytest.raises(DataError, match="--source embedded") as refusal:
-        Py150().load(green("hub"), words)
-    assert "\n" not in str(refusal.value)
-
-
 # -------------------------------------------------------------------------------------- embedded
 
 
@@ -236,61 +195,9 @@ def test_jdk_of_java_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words
     assert "licence" not in words.decode(data.samples[0].prompt_ids)
 
 
-def test_jdk_8_has_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = make_jdk(tmp_path / "jdk", {"java/util/A.java": CLASS, "javax/B.java": CLASS}, "1.8.0_392")
-    shutil.move(home / "lib" / "src.zip", home / "src.zip")
-    monkeypatch.setenv("JAVA_HOME", str(home))
-    rows = embedded.jdk_sources()
-    assert len(rows) == 1
-    assert rows.label == "embedded: JDK 8 java.base sources"
-
-
-def test_the_java_on_the_path_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = make_jdk(tmp_path / "jdk", {"java.base/A.java": CLASS})
-    (home / "bin").mkdir()
-    java = home / "bin" / "java"
-    java.write_text("#!/bin/sh\n")
-    java.chmod(0o755)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "java").symlink_to(java)
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert next(embedded.jdk_homes()) == home.resolve()
-
-
-@pytest.mark.parametrize("version", ["17.0.1", None])
-def test_no_jdk_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:
-    homes = []
-    if version:
-        homes = [make_jdk(tmp_path / "jdk", {}, version)]
-        (homes[0] / "lib" / "src.zip").unlink()
-    monkeypatch.setattr(embedded, "jdk_homes", lambda: iter(homes))
-    with pytest.raises(DataError, match=f"apt-get install openjdk-{'17' if version else '21'}-source.*--source PATH"):
-        embedded.jdk_sources()
-
-
-@pytest.mark.parametrize("content", [b"no zip", None])
-def test_a_damaged_or_empty_archive_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
-) -> None:
-    home = make_jdk(tmp_path / "jdk", {"java.xml/A.java": CLASS})
-    if content:
-        (home / "lib" / "src.zip").write_bytes(content)
+def test_no_jdk_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = make_jdk(tmp_path / "jdk", {})
+    (home / "lib" / "src.zip").unlink()
     monkeypatch.setattr(embedded, "jdk_homes", lambda: iter([home]))
-    with pytest.raises(DataError, match=r"src\.zip"):
+    with pytest.raises(DataError, match=r"apt-get install openjdk-21-source.*--source PATH"):
         embedded.jdk_sources()
-
-
-def test_a_task_that_no_hub_has_needs_a_name_and_a_language(words: Any, tmp_path: Path) -> None:
-    class Own(CodeCompletion):
-        name = "own"
-        code = PYTHON
-
-    rows = [{"id": row, "code": "\n".join(f"name{row} = {line}" for line in range(60))} for row in range(3)]
-    file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    for protocol in ("green-code", "codexglue-line"):
-        assert len(Own().load(TaskRequest(protocol, str(file)), words).samples) == 3
-    with pytest.raises(DataError, match=r"the task 'own' names no such dataset of the hub\. Use --source PATH\."):
-        Own().load(TaskRequest("green-code", "hub"), words)
-    with pytest.raises(DataError, match=r"has no embedded source\. Use --source PATH\.$"):
-        Own().load(TaskRequest("green-code", "embedded"), words)

@@ -10,21 +10,9 @@ from harness.contracts import TaskRequest
 from harness.errors import ConfigError
 from harness.registry import PROTOCOLS, TASKS
 from tasks.code_completion import CodeCompletion
-from tasks.javacorpus import JavaCorpus
 from tasks.languages import JAVA
-from tasks.py150 import Py150
 from tasks.rows import RecordRows, Rows
 from tasks.sources import HubDataset
-
-
-@pytest.mark.parametrize("task", [Py150(), JavaCorpus()])
-def test_line_protocol_of_a_task_is_its_language_s(task: Any, words: Any) -> None:
-    text = " a ; b\n c"
-    expected = "a ;" if task.language == "java" else "a ; b"
-    assert task.completion("codexglue-line", text) == expected
-    assert task.completion("green-code", text) == text
-    assert task.stop_rule("codexglue-line", words)(words.encode(text))
-    assert not task.stop_rule("green-code", words)(words.encode(text))
 
 
 def test_a_stranger_adds_a_task_in_a_few_lines(words: Any) -> None:

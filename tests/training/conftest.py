@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,22 +122,10 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_trace() -> Callable[..., Any]:
-    """``make_trace(model, source, out, *tasks, documents=14, length=72, …)`` traces as ``harness trace`` does."""
-    from harness.contracts.recipes import Silent
-    from harness.training.options import TraceRequest
-    from harness.training.traces.record_trace import trace
+    """``make_trace(model, source, out, *tasks, …)`` traces fourteen documents, cut at 72 tokens."""
+    from tests.training.tracing import trace_of
 
-    def make(
-        model: Path, source: Path, out: Path, *tasks: str, documents: int = 14, length: int = 72, **changes: Any
-    ) -> Any:
-        settings: dict[str, Any] = {
-            "weights": "pretrained", "exit_head": "shared", "artefacts": None, "exit_points": "paper",
-            "dtype": "float32", "device": "cpu", "resume": False, "progress": Silent(), **changes,
-        }  # fmt: skip
-        request = TraceRequest(documents=documents, length=length)
-        return trace(str(model), tasks or ["py150"], [str(source)], out, request, **settings)
-
-    return make
+    return partial(trace_of, documents=14, length=72)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import weakref
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.contracts import ModelInfo, ModelRequest
@@ -28,7 +25,7 @@ from harness.training.lite.fit import initial_shortcuts
 from harness.training.recipes import Shortcut
 from harness.training.shortcut import ShortcutMoments
 from harness.training.traces.reading import held_out_rows
-from harness.training.traces.store import Traces, TraceWriter
+from harness.training.traces.store import Traces
 
 TraceMaker = Callable[..., Traces]
 Array = NDArray[np.float64]
@@ -112,7 +109,6 @@ def test_shortcuts_of_tuned_weights_and_of_more_exit_points_are_kept(
     traced: Path,
     corpus_file: Path,
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     folder, plain = tmp_path / "a", tmp_path / "a" / "shortcut.json"
     theirs = {"model_fingerprint": "07e4" * 4, "adapter_sha256": "f" * 64, "exit_points": list(POINTS)}
@@ -123,31 +119,20 @@ def test_shortcuts_of_tuned_weights_and_of_more_exit_points_are_kept(
     assert made.path == folder / f"shortcut-{own}.json"
     assert (plain.read_bytes(), plain.with_suffix(".safetensors").read_bytes()) == before
     assert info_of(tiny_llama, folder, exit_head="auto").exit_head == f"shortcut:{made.sha256[:16]}"
-    caplog.clear()
     assert fit(tiny_llama, traced, folder, overwrite=True).path == plain
-    assert not caplog.messages
     make_trace(tiny_llama, corpus_file, tmp_path / "few", documents=4, exit_points="4,10")
-    fewer = fit(tiny_llama, tmp_path / "few", folder).path
-    assert fewer == folder / f"shortcut-{own}-2.json"
-    assert caplog.messages[-1] == f"runs take {plain} before {fewer}: it leads from these exit points, too"
+    assert fit(tiny_llama, tmp_path / "few", folder).path == folder / f"shortcut-{own}-2.json"
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("maps", "should begin with shortcut, since shortcuts are looked for as shortcut*.json."),
-        ("my-shortcut", "should begin with shortcut, since shortcuts are looked for as shortcut*.json."),
-        ("", "should be a plain file name"),
-        ("../shortcut", "should be a plain file name"),
-        ("shortcut/b", "should be a plain file name"),
-    ],
-)
 def test_a_name_that_would_not_be_found_is_refused(
-    cli: Callable[..., Any], tiny_llama: Path, traced: Path, tmp_path: Path, name: str, said: str
+    cli: Callable[..., Any], tiny_llama: Path, traced: Path, tmp_path: Path
 ) -> None:
-    ran = cli("train", "shortcut", "--model", tiny_llama, "--traces", traced, "--out", "a", "--name", name)
-    assert f"--name '{name}': input {said}" in ran.error
-    assert not list(tmp_path.rglob("*shortcut*"))
+    for name, said in (
+        ("my-shortcut", "should begin with shortcut, since shortcuts are looked for as shortcut*.json."),
+        ("../shortcut", "should be a plain file name"),
+    ):
+        ran = cli("train", "shortcut", "--model", tiny_llama, "--traces", traced, "--out", "a", "--name", name)
+        assert f"--name '{name}': input {said}" in ran.error
     assert not (tmp_path / "a").exists()
 
 
@@ -167,8 +152,8 @@ def least_squares(states: Array, last: Array, *, weighted: bool = True) -> Array
     return solution
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_maps_are_numpy_s_least_squares(tiny_llama: Path, traced: Path, tmp_path: Path, seed: int) -> None:
+def test_the_maps_are_numpy_s_least_squares(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
+    seed = 1
     made = fit(tiny_llama, traced, tmp_path / "a", ridge=1e-9, seed=seed)
     maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
     states, last = learned(traced, seed)
@@ -182,60 +167,6 @@ def test_the_maps_are_numpy_s_least_squares(tiny_llama: Path, traced: Path, tmp_
         assert np.abs(plain - expected).max() > 0.03 * scale  # so the weights would be missed
         everything = least_squares(*(part[: len(part) // 2] for part in (states[:, e], last)))
         assert np.abs(everything - expected).max() > 0.03 * scale  # and so would half of the tokens
-
-
-def test_damping_shrinks_the_maps(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
-    sizes = []
-    for number, ridge in enumerate((1e-9, 1e-2, 1.0)):
-        made = fit(tiny_llama, traced, tmp_path / str(number), ridge=ridge)
-        assert made.facts["ridge"] == ridge
-        maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
-        sizes.append([maps[point].weight.norm().item() for point in POINTS])
-    for slight, some, much in zip(*sizes, strict=True):
-        assert slight > some > much
-
-
-def linear_model(make_model: Callable[..., Path]) -> Path:
-    """A model whose last layer is a linear function of every exit, and whose exits alone say something else.
-
-    Embeddings have one size, so that norms are linear on them. Layers up to the eleventh change nothing; the last
-    one's gate is open by its bias alone, and its MLP maps the state linearly. The head knows each token by its last
-    state.
-    """
-    made = make_model("llama", mlp_bias=True, tie_word_embeddings=False)
-    weights = load_file(made / "model.safetensors")
-    chance = torch.Generator().manual_seed(0)
-    for name, tensor in weights.items():
-        if name.endswith(("o_proj.weight", "down_proj.weight", "gate_proj.weight", "proj.bias")):
-            tensor.mul_(1e-20)  # nothing, beside the rest; all zeros would be refused
-    last = "model.layers.11.mlp."
-    words = torch.randn(len(weights["lm_head.weight"]), WIDTH, generator=chance)
-    words *= words.pow(2).mean(-1, keepdim=True).rsqrt()
-    weights[last + "gate_proj.bias"].fill_(1.0)
-    for part in ("up_proj.weight", "up_proj.bias", "down_proj.weight", "down_proj.bias"):
-        weights[last + part].normal_(generator=chance)
-    weights["model.embed_tokens.weight"] = words
-    up = words @ weights[last + "up_proj.weight"].t() + weights[last + "up_proj.bias"]
-    gate = torch.nn.functional.silu(torch.ones(()))
-    end = words + gate * up @ weights[last + "down_proj.weight"].t() + weights[last + "down_proj.bias"]
-    weights["lm_head.weight"] = end / end.norm(dim=-1, keepdim=True)
-    save_file(weights, made / "model.safetensors", {"format": "pt"})
-    return made
-
-
-def test_agreement_rises_to_one_where_the_last_layer_is_a_linear_function(
-    make_trace: TraceMaker, make_model: Callable[..., Path], corpus_file: Path, tmp_path: Path
-) -> None:
-    model = linear_model(make_model)
-    make_trace(model, corpus_file, tmp_path / "t", documents=20)
-    made = fit(model, tmp_path / "t", tmp_path / "a", ridge=1e-9)
-    assert list(told(made)[1]) == list(POINTS)
-    for before, after in told(made)[1].values():
-        assert before < 0.5
-        assert after == 1.0
-    mapped = make_trace(model, corpus_file, tmp_path / "mapped", exit_head="shortcut", artefacts=str(tmp_path / "a"))
-    columns = mapped.columns("top", "final")
-    assert (columns["top"] == columns["final"].unsqueeze(1)).float().mean() > 0.99  # in decoding's own arithmetic
 
 
 def test_agreement_is_of_held_out_tokens_by_the_model_s_own_head(
@@ -257,46 +188,6 @@ def test_agreement_is_of_held_out_tokens_by_the_model_s_own_head(
         top = backbone.logits(maps[point](columns["hidden"][held, e].float())).argmax(-1)
         share = (top == columns["final"][held]).float().mean().item()
         assert after == pytest.approx(share, abs=2.5 / tokens)  # maps on disk are bfloat16
-
-
-def test_of_many_held_out_tokens_some_are_looked_at(
-    tiny_llama: Path, traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("harness.training.shortcut.CHECKED", 10)
-    tokens, agreement = told(fit(tiny_llama, traced, tmp_path / "a"))
-    assert tokens == 10
-    assert all(round(10 * share, 6).is_integer() for both in agreement.values() for share in both)
-
-
-def test_states_are_read_shard_by_shard(
-    make_trace: TraceMaker,
-    tiny_llama: Path,
-    corpus_file: Path,
-    traced: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Those of three are in memory at most, and the same tokens are looked at as in a trace of one shard."""
-    monkeypatch.setattr("harness.training.traces.record_trace.TraceWriter", partial(TraceWriter, shard_tokens=150))
-    traces = make_trace(tiny_llama, corpus_file, tmp_path / "t", documents=20)
-    assert len(traces.index["shards"]) > 5
-    read, states, most = Traces.shards, weakref.WeakSet[Tensor](), 0
-
-    def count(self: Traces, *names: str, rows: Tensor | None = None) -> Iterator[dict[str, Tensor]]:
-        nonlocal most
-        for shard in read(self, *names, rows=rows):
-            if "hidden" in shard:
-                states.add(shard["hidden"])
-                most = max(most, len(states))
-            yield shard
-
-    monkeypatch.setattr(Traces, "shards", count)
-    tokens, parts = told(fit(tiny_llama, tmp_path / "t", tmp_path / "a"))
-    _, whole = told(fit(tiny_llama, traced, tmp_path / "b"))
-    assert 1 <= most <= 3  # the fit's last one, and two of the check
-    for ours, theirs in zip(parts.values(), whole.values(), strict=True):
-        assert ours[0] == theirs[0]
-        assert ours[1] == pytest.approx(theirs[1], abs=2.5 / tokens)  # sums in another order
 
 
 def test_the_seed_decides(tiny_llama: Path, traced: Path, tmp_path: Path) -> None:
@@ -338,13 +229,9 @@ def test_an_exact_linear_map_is_found_and_one_huge_row_does_not_decide_it() -> N
     got_weight, got_bias = solved((states, last), huge)
     torch.testing.assert_close(got_weight, weight, rtol=0.05, atol=0.05)
     torch.testing.assert_close(got_bias, bias, rtol=0.05, atol=0.05)
-
-
-def test_more_directions_than_tokens_still_has_a_solution() -> None:
-    states, _, _, last = exact(3)
-    weight, bias = solved((states, last), ridge=1e-4)
-    assert torch.isfinite(weight).all()
-    torch.testing.assert_close(states @ weight.t() + bias, last, rtol=0.05, atol=0.05)
+    few, last = states[:3], last[:3]  # more directions than tokens still has a solution
+    weight, bias = solved((few, last), ridge=1e-4)
+    torch.testing.assert_close(few @ weight.t() + bias, last, rtol=0.05, atol=0.05)
 
 
 def test_a_model_s_maps_lead_to_its_last_layer(
@@ -392,20 +279,14 @@ def test_the_directions_are_those_of_the_least_squares_optimum() -> None:
     torch.testing.assert_close(root @ root.t(), states.t() @ states / len(states), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_what_they_make_is_found_by_a_run(
-    cli: Callable[..., Any], tiny_llama: Path, rows_file: Path, unseen: Path, tmp_path: Path
+    cli: Callable[..., Any], tiny_llama: Path, traced: Path, rows_file: Path, unseen: Path, tmp_path: Path
 ) -> None:
     out = ("--model", tiny_llama, "--out", tmp_path / "made")
     ran = cli("train", "shortlist", *out, "--task", "py150", "--source", rows_file, "--size", 200)
     assert ran.code == 0, ran.err
     assert "in the first 200" in ran.out
-    traced = cli(
-        *("trace", "--model", tiny_llama, "--task", "py150", "--source", rows_file, "--length", 64),
-        *("--weights", "pretrained", "--out", tmp_path / "trace"),
-    )
-    assert traced.code == 0, traced.err
-    ran = cli("train", "lowrank", *out, "--traces", tmp_path / "trace")
+    ran = cli("train", "lowrank", *out, "--traces", traced)
     assert ran.code == 0, ran.err
     for kind in ("shortlist", "lowrank"):
         facts = json.loads((tmp_path / "made" / f"{kind}.json").read_text())
@@ -421,14 +302,3 @@ def test_what_they_make_is_found_by_a_run(
     cheap = [sample for sample in samples if sample["operating_point"] != "full"]
     assert len({sample["operating_point"] for sample in cheap}) == 3
     assert all(sample["cheap_head_evaluations"] == sample["exit_checks"] > 0 for sample in cheap)
-    assert "is decided by a cheap head, shortlist/50 (probabilities over the most frequent tokens" in " ".join(
-        (tmp_path / "run" / "report.md").read_text().split()
-    )
-    ran = cli(
-        *("sweep", "--model", tiny_llama, "--replay", tmp_path / "trace", "--artefacts", tmp_path / "made"),
-        *("--strategy", "confidence:threshold=0.01,0.02:head=lowrank/32", "--out", tmp_path / "sweep"),
-    )
-    assert ran.code == 0, ran.err
-    rows = [row for row in json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"] if row["head_agreement"]]
-    assert len(rows) == 2
-    assert all(row["head_agreement"] > 0.98 and row["cheap_heads_per_token"] > 0 for row in rows)

@@ -6,33 +6,22 @@ Not promised: templates, ``system``, ``context``, images and chat. The prompt is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import Field
 
 from harness.decoding.generation import Token
-from harness.serving.completions import Finished, Wanted, early_exit_report
-from harness.serving.dialects.dialect import (
-    Dialect,
-    Seed,
-    SetFlag,
-    Text,
-    Texts,
-    limit_reader,
-    read_object,
-    token_report,
-)
+from harness.serving.completions import Finished, Job, early_exit_report
+from harness.serving.dialects.dialect import Dialect, Fields, Flag, Seed, Texts, limit_of, token_report
 
 
-class OllamaOptions(BaseModel):
+class OllamaOptions(Fields):
     """``options`` of a request; what is not named here changes nothing."""
 
-    num_predict: Annotated[
-        int | None, BeforeValidator(limit_reader(-1, -2)), Field(description="From 1; -1, -2: the server's cap.")
-    ] = None
-    stop: Annotated[Texts, Field(description="A text or a list; omitted from the completion.")] = ()
+    num_predict: int | None = Field(default=None, description="From 1; -1, -2: the server's cap.")
+    stop: Texts = Field(default=(), description="A text or a list; omitted from the completion.")
     seed: Seed = 0
 
 
@@ -46,27 +35,15 @@ class Ollama(Dialect):
     frame = (b"", b"\n")
     reasons = ("stop", "stop", "length")
 
-    prompt: Annotated[str, Field(min_length=1, description="Text before the cursor.")]
-    suffix: Annotated[Text, Field(description="Text after the cursor.")] = None
-    stream: Annotated[SetFlag, Field(description="false: one object.")] = True
-    truncate: Annotated[SetFlag, Field(description="false: refuse a prompt that is too long, not cut its start.")] = (
-        True
-    )
-    options: Annotated[OllamaOptions, read_object] = OllamaOptions()
+    prompt: str = Field(min_length=1, description="Text before the cursor.")
+    suffix: str | None = Field(default=None, description="Text after the cursor.")
+    stream: Flag = Field(default=True, description="false: one object.")
+    truncate: Flag = Field(default=True, description="false: refuse a prompt that is too long, not cut its start.")
+    options: OllamaOptions = OllamaOptions()
 
-    def wanted(self) -> list[Wanted]:
-        asked = self.options
-        return [
-            Wanted(
-                self.prompt,
-                self.suffix,
-                asked.num_predict,
-                asked.stop,
-                early_exit=self.early_exit,
-                truncate=self.truncate,
-                seed=asked.seed,
-            )
-        ]
+    def jobs(self, make: Callable[..., Job]) -> list[Job]:
+        limits = {"max_new_tokens": limit_of(self.options.num_predict), "truncate": self.truncate}
+        return [make(self.prompt, self.suffix, stop=self.options.stop, seed=self.options.seed, **limits)]
 
     def chunk(self, place: int, token: Token) -> Sequence[dict[str, Any]]:
         return [self._piece(token.text, done=False) | token_report(token)]

@@ -1,60 +1,29 @@
 """OpenAI's dialect: completions, the ones before chat, which editors use.
 
-Texts that end a completion are omitted from it. ``n`` choices are copies of one, since decoding is greedy. Each choice
-has ``exit_layers``; ``x_early_exit`` stands at the top of an answer to one prompt, in every choice, and in a stream
-with the ending of each choice. Errors are also where llm-ls looks for them, in ``detail``.
+``n`` choices are copies of one, since decoding is greedy. ``x_early_exit`` stands in every choice, at the top of an
+answer to one prompt, and in a stream with the ending of each choice.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
 from harness.decoding.generation import Token
-from harness.serving.completions import Finished, InvalidRequestError, ServingError, Wanted, early_exit_report
-from harness.serving.dialects.dialect import (
-    Dialect,
-    Flag,
-    Limit,
-    Prompts,
-    Seed,
-    Text,
-    Texts,
-    finite,
-    read_object,
-    refused,
-    token_report,
-    whole_number,
-)
+from harness.serving.completions import Finished, InvalidRequestError, Job, ServingError, early_exit_report
+from harness.serving.dialects.dialect import Dialect, Fields, Flag, Prompts, Seed, Texts, finite, token_report
 
 MAX_COPIES = 16
 
 
-def _logprobs(value: object, info: ValidationInfo) -> int:
-    """Return how many log probabilities are asked for; -1 where none are, 0 for those of the tokens alone."""
-    if isinstance(value, bool) or value is None:
-        return 1 if value else -1
-    number = whole_number(value)
-    if number is None:
-        raise refused(info.field_name, value, "a whole number")
-    return number
-
-
-def _copies(value: object, info: ValidationInfo) -> int:
-    number = 1 if value is None else whole_number(value)
-    if number is None or number < 1:
-        raise refused(info.field_name, value, "a whole number" if number is None else "a whole number from 1")
-    return min(number, MAX_COPIES)
-
-
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """``stream_options`` of a request."""
 
-    include_usage: Annotated[Flag, Field(description="true: a last event with usage.")] = False
+    include_usage: Flag = Field(default=False, description="true: a last event with usage.")
 
 
 class OpenAI(Dialect):
@@ -74,43 +43,35 @@ class OpenAI(Dialect):
     closing = b"data: [DONE]\n\n"
     reasons = ("stop", "stop", "length")
 
-    prompt: Annotated[Prompts, Field(description="Text before the cursor, or its token ids, or a list of either.")]
-    suffix: Annotated[Text, Field(description="Text after the cursor.")] = None
-    max_tokens: Annotated[Limit, Field(description="Limit of new tokens, from 1; default: the server's cap.")] = None
-    stop: Annotated[Texts, Field(description="A text or a list; omitted from the completion.")] = ()
-    stream: Annotated[Flag, Field(description="true: server-sent events.")] = False
-    stream_options: Annotated[StreamOptions, read_object] = StreamOptions()
-    echo: Annotated[Flag, Field(description="true: begin the text with the prompt, which must be text.")] = False
-    logprobs: Annotated[
-        int,
-        BeforeValidator(_logprobs),
-        WithJsonSchema({"type": ["integer", "boolean", "null"]}),
-        Field(description="A number: log probabilities of the chosen tokens; from 1 on as top_logprobs too."),
-    ] = -1
+    prompt: Prompts = Field(description="Text before the cursor, or its token ids, or a list of either.")
+    suffix: str | None = Field(default=None, description="Text after the cursor.")
+    max_tokens: int | None = Field(default=None, description="Limit of new tokens, from 1; default: the server's cap.")
+    stop: Texts = Field(default=(), description="A text or a list; omitted from the completion.")
+    stream: Flag = Field(default=False, description="true: server-sent events.")
+    stream_options: StreamOptions = StreamOptions()
+    echo: Flag = Field(default=False, description="true: begin the text with the prompt, which must be text.")
+    logprobs: Annotated[int | None, BeforeValidator(lambda value: None if value is False else value)] = Field(
+        default=None, description="A number: log probabilities of the chosen tokens; from 1 on as top_logprobs too."
+    )
     seed: Seed = 0
-    n: Annotated[
-        int,
-        BeforeValidator(_copies),
-        WithJsonSchema({"type": ["integer", "null"], "minimum": 1}),
-        Field(description=f"Choices for each prompt: identical copies, {MAX_COPIES} at most."),
-    ] = 1
+    n: Annotated[int, Field(ge=1), AfterValidator(lambda number: min(number, MAX_COPIES))] = Field(
+        default=1, description=f"Choices for each prompt: identical copies, {MAX_COPIES} at most."
+    )
 
     _id: str = PrivateAttr(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     _created: int = PrivateAttr(default_factory=lambda: int(time.time()))
     _sent: dict[int, int] = PrivateAttr(default_factory=dict)  # place of a prompt → characters of its text
     _endings: list[Finished] = PrivateAttr(default_factory=list)
 
-    def wanted(self) -> list[Wanted]:
+    def jobs(self, make: Callable[..., Job]) -> list[Job]:
         if self.echo and not all(isinstance(prompt, str) for prompt in self.prompt):
             raise InvalidRequestError("echo = true needs a prompt that is text, not token ids.")
-        return [
-            Wanted(prompt, self.suffix, self.max_tokens, self.stop, early_exit=self.early_exit, seed=self.seed)
-            for prompt in self.prompt
-        ]
+        how = {"max_new_tokens": self.max_tokens, "stop": self.stop, "seed": self.seed}
+        return [make(prompt, self.suffix, **how) for prompt in self.prompt]
 
     def chunk(self, place: int, token: Token) -> Sequence[dict[str, Any]]:
         text, offset = self._next(place, token.text)
-        return self._copied(place, text, None, self._said([token], "", offset), token_report(token))
+        return self._copied(place, text, None, self._probable([token], "", offset), token_report(token))
 
     def last(self, place: int, done: Finished) -> Sequence[dict[str, Any]]:
         self._endings.append(done)
@@ -129,24 +90,21 @@ class OpenAI(Dialect):
                 "text": self._begin(place) + done.text,
                 "index": place * self.n + copy,
                 "finish_reason": self.reason(done.ending),
-                "logprobs": self._said(done.tokens, done.rest, len(self._begin(place))),
+                "logprobs": self._probable(done.tokens, done.rest, len(self._begin(place))),
                 "exit_layers": reports[place]["exit_layers"],
                 "x_early_exit": reports[place],
             }
             for place, done in enumerate(endings)
             for copy in range(self.n)
         ]
-        return self._head() | {
-            "choices": choices,
-            "usage": self._usage(endings),
-            "x_early_exit": reports[0] if len(reports) == 1 else None,
-        }
+        report = reports[0] if len(reports) == 1 else None
+        return self._head() | {"choices": choices, "usage": self._usage(endings), "x_early_exit": report}
 
     @classmethod
     def error(cls, message: str, error: ServingError) -> dict[str, Any]:
         return {
             "error": {"message": message, "type": error.kind, "param": None, "code": error.status},
-            "detail": [{"loc": "body", "msg": message, "type": error.kind}],
+            "detail": [{"loc": "body", "msg": message, "type": error.kind}],  # where llm-ls looks for it
         }
 
     def _head(self) -> dict[str, Any]:
@@ -181,18 +139,17 @@ class OpenAI(Dialect):
             "total_tokens": read + made,
         }
 
-    def _said(self, tokens: Sequence[Token], rest: str, offset: int) -> dict[str, Any] | None:
+    def _probable(self, tokens: Sequence[Token], rest: str, offset: int) -> dict[str, Any] | None:
         """Return the log probabilities of tokens; what was held back until the ending is the last one's."""
-        if self.logprobs < 0 or not tokens:
+        if self.logprobs is None or not tokens:
             return None
         pieces = [token.text for token in tokens]
         pieces[-1] += rest
         values = [finite(token.logprob) for token in tokens]
+        tops = [{piece: value} for piece, value in zip(pieces, values, strict=True)]
         return {
             "tokens": pieces,
             "token_logprobs": values,
-            "top_logprobs": [{piece: value} for piece, value in zip(pieces, values, strict=True)]
-            if self.logprobs
-            else None,
+            "top_logprobs": tops if self.logprobs else None,
             "text_offset": [offset + sum(map(len, pieces[:place])) for place in range(len(pieces))],
         }

@@ -5,45 +5,35 @@ The text that ended a completion belongs to it here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from harness.decoding.generation import Token
-from harness.serving.completions import Finished, Wanted, early_exit_report
-from harness.serving.dialects.dialect import (
-    Dialect,
-    Flag,
-    Limit,
-    Texts,
-    Whole,
-    finite,
-    read_object,
-    refused,
-    token_report,
-)
+from harness.serving.completions import Finished, Job, early_exit_report
+from harness.serving.dialects.dialect import Dialect, Fields, Flag, Texts, finite, token_report
 
 
-class TgiParameters(BaseModel):
+class TgiParameters(Fields):
     """``parameters`` of a request; what is not named here changes nothing."""
 
-    max_new_tokens: Annotated[Limit, Field(description="From 1; default: the server's cap.")] = None
-    stop: Annotated[Texts, Field(description="A text or a list; kept in the completion.")] = ()
-    details: Annotated[Flag, Field(description="true: each token, and why it ended.")] = False
-    return_full_text: Annotated[Flag, Field(description="true: begin with the prompt.")] = False
-    truncate: Annotated[Whole, Field(description="Any number: a prompt that is too long loses its beginning.")] = None
-    seed: Whole = None
+    max_new_tokens: int | None = Field(default=None, description="From 1; default: the server's cap.")
+    stop: Texts = Field(default=(), description="A text or a list; kept in the completion.")
+    details: Flag = Field(default=False, description="true: each token, and why it ended.")
+    return_full_text: Flag = Field(default=False, description="true: begin with the prompt.")
+    truncate: int | None = Field(default=None, description="Any number: a prompt that is too long loses its beginning.")
+    seed: int | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _flatten(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _flatten(cls, given: Any) -> Any:
         """llm-ls nests ``parameters.parameters`` where its user set none."""
-        inner = given.get("parameters") or {}
+        inner = given.get("parameters") if isinstance(given, Mapping) else None
         if not isinstance(inner, Mapping):
-            raise refused("parameters.parameters", inner, "an object")
-        return {name: value for each in (inner, given) for name, value in each.items() if value is not None}
+            return given
+        return {**inner, **{name: value for name, value in given.items() if value is not None}}
 
 
 class Tgi(Dialect):
@@ -55,23 +45,18 @@ class Tgi(Dialect):
     frame = (b"data:", b"\n\n")
     reasons = ("eos_token", "stop_sequence", "length")
 
-    inputs: Annotated[str, Field(min_length=1, description="Text before the cursor.")]
-    parameters: Annotated[TgiParameters, read_object] = TgiParameters()
+    inputs: str = Field(min_length=1, description="Text before the cursor.")
+    parameters: TgiParameters = TgiParameters()
     _latest: Token | None = None
 
-    def wanted(self) -> list[Wanted]:
+    def jobs(self, make: Callable[..., Job]) -> list[Job]:
         asked = self.parameters
         return [
-            Wanted(
-                self.inputs,
-                max_new_tokens=asked.max_new_tokens,
-                stop=asked.stop,
-                keep_stop=True,
-                early_exit=self.early_exit,
-                truncate=asked.truncate is not None,
-                seed=(asked.seed or 0) % 2**63,
+            make(
+                self.inputs, max_new_tokens=asked.max_new_tokens, stop=asked.stop, keep_stop=True,
+                truncate=asked.truncate is not None, seed=asked.seed or 0,
             )
-        ]
+        ]  # fmt: skip
 
     def chunk(self, place: int, token: Token) -> Sequence[dict[str, Any]]:
         self._latest = token
@@ -125,7 +110,7 @@ class TgiAnywhere(Tgi):
         "/": "Complete a text: a list of one, or events where ``stream`` is true.",
         "/models/{model:path}": "Complete a text as / does; any model name is accepted.",
     }
-    stream: Annotated[Flag, Field(description="true: server-sent events.")] = False
+    stream: Flag = Field(default=False, description="true: server-sent events.")
 
     def whole(self, endings: Sequence[Finished]) -> Any:
         return [super().whole(endings)]

@@ -50,13 +50,6 @@ function drafted(drafts) {
   };
 }
 
-/** Sums up what drafts brought in half a line; nothing of lossy decoding. */
-export function brought({ drafts }) {
-  if (!drafts || drafts.tokens_per_verification == null) return "";
-  const { tokens_per_verification: each, acceptance } = drafts;
-  return `${each.toFixed(1)} tokens per verification, ${acceptance == null ? "nothing drafted" : `${(100 * acceptance).toFixed(0)} % of drafts accepted`}`;
-}
-
 /** Returns joules and where they come from; never a bare number, and no number where there is none. */
 export function energy({ energy_j: joules, energy_source: source }, measured) {
   if (source === "none") return [null, "no sensor"];

@@ -1,7 +1,7 @@
 // The page: one run at a time, early exit first and full depth after it, drawn as tokens come.
 
 import { connect, full as atFullDepth, isFull, named, request, short, wanted } from "./form.js";
-import { brought, final, likeness, live, time } from "./figures.js";
+import { final, likeness, live, time } from "./figures.js";
 import { Failure, complete } from "./stream.js";
 import { decided, differ, draw, profile, walk } from "./tokens.js";
 
@@ -99,7 +99,7 @@ class Run {
     const { strategy, options, decode, draft_max } = report;
     this.title({ strategy, ...plain({ ...options, ...(facts.lossless && { decode, draft_max }) }) });
     const ended = { eos: "the end token", stop: "a stop text", length: "the limit", deadline: "the time limit" }[report.ending] ?? report.ending;
-    this.say([`${this.tokens.length} tokens, ended by ${ended}, ${time(report.total_s)}`, brought(report)].filter(Boolean).join("; "));
+    this.say(`${this.tokens.length} tokens, ended by ${ended}, ${time(report.total_s)}`);
   }
 
   title(given) {
@@ -203,30 +203,6 @@ function busy(is) {
 
 // -------------------------------------------------------------------------------------------------- settings, copied
 
-function tabs() {
-  const list = document.querySelector("[role=tablist]");
-  if (!list) return;
-  const all = [...list.children];
-  const choose = chosen => {
-    for (const tab of all) {
-      tab.ariaSelected = String(tab === chosen);
-      tab.tabIndex = tab === chosen ? 0 : -1;
-      byId(tab.getAttribute("aria-controls")).hidden = tab !== chosen;
-    }
-  };
-  list.addEventListener("click", event => { const tab = event.target.closest("[role=tab]"); if (tab) choose(tab); });
-  list.addEventListener("keydown", event => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const to = step ? all.at((all.indexOf(document.activeElement) + step) % all.length) : { Home: all[0], End: all.at(-1) }[event.key];
-    if (!to) return;
-    choose(to);
-    to.focus();
-    event.preventDefault();
-  });
-  list.hidden = false;
-  choose(all[0]);
-}
-
 async function copy(event) {
   const button = event.currentTarget, text = byId(button.dataset.copy);
   let done = true;
@@ -252,5 +228,4 @@ document.addEventListener("keydown", event => {
 });
 for (const side of ["early", "full"]) walk(byId(`tokens-${side}`));
 for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", copy);
-tabs();
 setState(state, facts.failure);

@@ -1,26 +1,26 @@
 """Processes of this machine: a point that is measured runs alone, so that it shares neither a device nor a core.
 
 ``python -m harness.study.executors.local`` is such a process: it gets a JSON line per job and does one after the other,
-so that a model that follows itself is loaded once. How the two speak is said in :mod:`harness.running.repeats`.
+so that a model that follows itself is loaded once. It tells what a repeat of a run tells (``running.repeats``).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Self
 
-from harness.contracts.executors import Command, Executor, Happened, Job
+from pydantic import TypeAdapter
+
+from harness.contracts.executors import Executor, Happened, Job
 from harness.errors import ConfigError
 from harness.host.interpreter import fresh_interpreter, message_of
 from harness.host.processor import core_count, peak_memory_bytes
@@ -28,16 +28,16 @@ from harness.running.repeats import Reporter
 from harness.study.point_run import run_job
 
 ANSWER_S = 5.0
+_JOB = TypeAdapter(Job)
 SHARE = "share"
 """Option of an executor: how many steps, or points that are not timed, run where a measured one would be alone."""
 
 
-def share_of(options: Mapping[str, str]) -> int | None:
-    """Return the option; ``None`` where the threads of each job decide.
-
-    Raises:
-        ConfigError: it is no number of points.
-    """
+def share_of(options: Mapping[str, str], known: Sequence[str], name: str) -> int | None:
+    """Return how many jobs share; ``None`` where the threads of each decide. Options that are not known are refused."""
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"the {name} executor has no option '{option}'. Known: {', '.join(known)}.")
     text = options.get(SHARE)
     if text is None:
         return None
@@ -47,13 +47,7 @@ def share_of(options: Mapping[str, str]) -> int | None:
 
 
 def part_of(job: Job, cores: int, share: int | None) -> Fraction:
-    """Return which part of what a measured job owns a job takes: 1, if it does not share or names no threads.
-
-    Args:
-        job: which.
-        cores: that a measured job owns.
-        share: of :func:`share_of`.
-    """
+    """Return which part of what a measured job owns a job takes: 1, if it does not share or names no threads."""
     if not job.shares:
         return Fraction(1)
     return Fraction(1, share or (max(1, cores // job.threads) if job.threads else 1))
@@ -78,12 +72,7 @@ class Local(Executor):
     @classmethod
     def open(cls, options: Mapping[str, str]) -> Self:
         """Start it."""
-        for name in options:
-            if name not in cls.options:
-                raise ConfigError(
-                    f"the local executor has no option '{name}'. Known: {SHARE}. Use --executor ray, or omit it."
-                )
-        return cls(share_of(options))
+        return cls(share_of(options, cls.options, "local"))
 
     def has_room(self, job: Job) -> bool:
         """Whether nothing is being measured, and no more jobs beside it than may share."""
@@ -105,8 +94,7 @@ class Local(Executor):
             self._workers.append(kept)
         kept.job, kept.windows = job, None
         inputs = {name: folder.absolute() for name, folder in job.inputs.items()}
-        here = replace(job, directory=job.directory.absolute(), inputs=inputs)
-        kept.say(json.dumps(asdict(here), default=str))
+        kept.say(_JOB.dump_json(replace(job, directory=job.directory.absolute(), inputs=inputs)))
 
     def wait(self) -> Happened:
         """Wait for the next message of a process, or its death.
@@ -114,7 +102,7 @@ class Local(Executor):
         What told the message before waited until now, so that nothing is drawn here inside a window.
         """
         if self._unanswered is not None:
-            self._unanswered.say("")
+            self._unanswered.say(b"")
             self._unanswered = None
         while True:
             worker, line = self._heard.get()
@@ -182,11 +170,11 @@ class _Worker:
             self.windows = (self.windows[0] + 1, self.windows[1])
         return str(message.get("operating_point", ""))
 
-    def say(self, line: str) -> None:
+    def say(self, line: bytes) -> None:
         """Write a line to the process."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it died; waiting for it says so
-            self.process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.write(line + b"\n")
             self.process.stdin.flush()
 
     def end(self) -> None:
@@ -203,16 +191,10 @@ def main() -> None:
     place = {"executor": "local", "process": f"{platform.node()}:{os.getpid()}"}
     try:
         while True:
-            how, text = run_job(_job(json.loads(reporter.heard())), reporter, place)
+            how, text = run_job(_JOB.validate_json(reporter.heard()), reporter, place)
             reporter.tell({"ended": how, "text": text, "memory_bytes": peak_memory_bytes()})
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _job(sent: dict[str, Any]) -> Job:
-    command = sent["command"] and Command(**{**sent["command"], "words": tuple(sent["command"]["words"])})
-    inputs = {name: Path(folder) for name, folder in sent["inputs"].items()}
-    return Job(**{**sent, "directory": Path(sent["directory"]), "command": command, "inputs": inputs})
 
 
 if __name__ == "__main__":

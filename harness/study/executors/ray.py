@@ -1,6 +1,6 @@
 """A Ray cluster: each point or step is one task of it, which returns how it ended and the archive of its folder.
 
-Where the node sees the study's folder nothing is carried: the task works there. Where it does not, a point that dies
+Where the node sees the study's folder nothing is fetched: the task works there. Where it does not, a point that dies
 begins anew, for nothing of it has arrived. Which node runs what, Ray decides.
 """
 
@@ -20,17 +20,17 @@ from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, Self
 
 from harness.contracts.executors import Executor, Happened, How, Job
 from harness.errors import ConfigError, StoreError, reason
 from harness.host.libraries import library_border, require
 from harness.host.processor import peak_memory_bytes
-from harness.records import WindowRecord
 from harness.store.packed_run import pack_folder, unpack_folder
 from harness.store.run_directory import is_held
 from harness.study.executors.local import SHARE, part_of, share_of
-from harness.study.ledger import is_measured, take_in
+from harness.study.ledger import in_place_of, is_measured
 from harness.study.point_run import run_job
 from harness.study.step_run import STEP, read_step
 
@@ -41,6 +41,8 @@ ANSWER_S = 5.0
 BUSY_S = 30.0
 """Seconds in which what an earlier driver left behind lets go of a run directory."""
 LOOK_S = 0.2
+SILENT: Any = SimpleNamespace(stage=lambda *_: None, begin=lambda *_: None, window=lambda *_: None)
+"""A :class:`harness.running.session.Observer` that tells nobody: the task's result says it all."""
 
 
 class Ray(Executor):
@@ -60,15 +62,12 @@ class Ray(Executor):
         # tried once: whoever counts attempts decides what the next one has to itself; and in a process of its own
         self._run = ray.remote(max_retries=0, max_calls=1, scheduling_strategy="SPREAD")(run_task)
         self._running: dict[Any, tuple[Job, Path]] = {}
-        self._archives: dict[Path, Any] | None = None
+        self._archives: dict[Path, Any] = {}
 
     @classmethod
     def open(cls, options: Mapping[str, str]) -> Self:
         """Connect to the cluster, or start one on this machine."""
-        for name in options:
-            if name not in cls.options:
-                raise ConfigError(f"the ray executor has no option '{name}'. Known: {', '.join(cls.options)}.")
-        share, gpus = share_of(options), options.get("gpus")
+        share, gpus = share_of(options, cls.options, "ray"), options.get("gpus")
         if gpus is not None and not gpus.isdigit():
             raise ConfigError(f"gpus={gpus} is no number of gpus.")
         with ExitStack() as opened:
@@ -101,52 +100,41 @@ class Ray(Executor):
         marker = job.directory.absolute().with_name(f".{uuid.uuid4().hex}.part")
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
-        self._submit(job, marker)
-
-    def _submit(self, job: Job, marker: Path) -> None:
-        if self._archives is not None:
-            for folder in set(job.inputs.values()) - self._archives.keys():
-                self._archives[folder] = self._ray.put(_packed(folder))
-        carried = self._archives
-        archives = None if carried is None else {name: carried[folder] for name, folder in job.inputs.items()}
+        for folder in set(job.inputs.values()) - self._archives.keys():
+            self._archives[folder] = self._ray.put(_packed(folder))
+        archives = {name: self._archives[folder] for name, folder in job.inputs.items()}
         inputs = {name: folder.absolute() for name, folder in job.inputs.items()}
         here = replace(job, directory=job.directory.absolute(), inputs=inputs)
         cores = min(self._nodes(), default=1)
         part = part_of(job, cores, self._share)
-        of_measured = {"num_cpus": cores, "num_gpus": self._gpus}
         asked = {  # above 1 Ray takes whole numbers alone
             name: int(much * part) if much * part >= 1 else int(much * part * 1000) / 1000
-            for name, much in of_measured.items()
+            for name, much in (("num_cpus", cores), ("num_gpus", self._gpus))
         }
         self._running[self._run.options(**asked, name=job.name).remote(here, marker, archives)] = job, marker
 
     def wait(self) -> Happened:
         """Wait until a task ends."""
         errors = self._ray.exceptions
-        while True:
-            try:
-                (result, *_), _ = self._ray.wait(list(self._running))
-            except errors.RayError as error:
-                raise StoreError(
-                    f"the Ray cluster does not answer any more: {_line_of(error).rstrip('.')}. What has arrived is "
-                    "kept; give the same command again to go on."
-                ) from None
-            job, marker = self._running.pop(result)
-            try:
-                returned = self._ray.get(result)
-            except errors.RayError as error:
-                how: How = "out-of-memory" if isinstance(error, errors.OutOfMemoryError) else "died"
-                returned = Happened(job, how, _line_of(error)), None
-            if returned is None:  # it needs the folders of steps, and does not see them
-                self._archives = self._archives or {}
-                self._submit(job, marker)
-                continue
-            marker.unlink(missing_ok=True)
-            event: Happened = replace(returned[0], job=job)
-            if event.how == "done":
-                how, text = _arrived(job, returned[1])
-                event = replace(event, how=how, text=text)
-            return event
+        try:
+            (result, *_), _ = self._ray.wait(list(self._running))
+        except errors.RayError as error:
+            raise StoreError(
+                f"the Ray cluster does not answer any more: {_line_of(error).rstrip('.')}. What has arrived is "
+                "kept; give the same command again to go on."
+            ) from None
+        job, marker = self._running.pop(result)
+        try:
+            event, archive = self._ray.get(result)
+        except errors.RayError as error:
+            how: How = "out-of-memory" if isinstance(error, errors.OutOfMemoryError) else "died"
+            event, archive = Happened(job, how, _line_of(error)), None
+        marker.unlink(missing_ok=True)
+        if event.how == "done":
+            how, text = _arrived(job, archive)
+            event = replace(event, how=how, text=text)
+        happened: Happened = replace(event, job=job)
+        return happened
 
     def close(self) -> None:
         """Stop what runs, and leave the cluster."""
@@ -158,21 +146,13 @@ class Ray(Executor):
         self._opened.close()
 
 
-def run_task(job: Job, marker: Path, archives: Mapping[str, Any] | None) -> tuple[Happened, bytes | None] | None:
+def run_task(job: Job, marker: Path, archives: Mapping[str, Any]) -> tuple[Happened, bytes | None]:
     """Run a job on a node: the body of a task.
 
-    Args:
-        job: with its folders as the driver has them.
-        marker: a file that the driver has made beside the job's folder.
-        archives: name → reference to the archive of each step that the job reads; ``None`` where none was carried.
-
-    Returns:
-        How it ended, and the archive of its folder where that is done and not on the driver's file system; ``None``
-        where it needs archives that were not carried.
+    ``marker`` is a file that the driver has made beside the job's folder, ``archives`` name → reference to the archive
+    of each step that the job reads. The archive of its folder is returned where the driver does not see it.
     """
     is_shared = marker.exists()
-    if not is_shared and job.inputs and archives is None:
-        return None
     place, archive = f"{platform.node()}:{os.getpid()}", None
     placement = {"executor": "ray", "process": place}
     with (
@@ -183,30 +163,20 @@ def run_task(job: Job, marker: Path, archives: Mapping[str, Any] | None) -> tupl
             deadline = time.monotonic() + BUSY_S
             while is_held(job.directory) and time.monotonic() < deadline:
                 time.sleep(LOOK_S)
-            how, text = run_job(job, _Silent(), placement)
+            how, text = run_job(job, SILENT, placement)
         else:
             inputs = {name: Path(scratch, "steps", folder.name) for name, folder in job.inputs.items()}
             for name, folder in inputs.items():
-                unpack_folder(import_module("ray").get((archives or {})[name]), folder)
+                unpack_folder(import_module("ray").get(archives[name]), folder)
             here = replace(job, directory=Path(scratch, "runs", job.directory.name), inputs=inputs)
             here.directory.parent.mkdir()
-            how, text = run_job(here, _Silent(), placement)
+            how, text = run_job(here, SILENT, placement)
             text = text.replace(str(here.directory), str(job.directory))
             if how == "done":
                 archive = _packed(here.directory)
             elif how == "stopped":  # for want of room on this node alone
                 how, text = "died", f"{platform.node()} cannot write what it measures: {text}"
     return Happened(job, how, text, place, memory_bytes=peak_memory_bytes()), archive
-
-
-class _Silent:
-    """Implements :class:`harness.running.session.Observer`: the task's result says it all."""
-
-    def stage(self, text: str) -> None: ...
-
-    def begin(self, total: int, done: int, directory: Path) -> None: ...
-
-    def window(self, record: WindowRecord) -> None: ...
 
 
 def _machine(*, alone: bool) -> IO[bytes]:
@@ -234,7 +204,8 @@ def _arrived(job: Job, archive: bytes | None) -> tuple[How, str]:
     """Put what a task has finished in the study's folder; return whether it is whole there, and why not."""
     try:
         if archive is not None:
-            take_in(archive, job.directory)
+            with in_place_of(job.directory, f"cannot write {job.directory}") as folder:
+                unpack_folder(archive, folder)
         if job.command is None:
             whole = is_measured(job.directory)
         else:
@@ -253,15 +224,7 @@ def _line_of(error: BaseException) -> str:
 
 
 def connect(address: str | None, opened: ExitStack) -> Any:
-    """Connect to a cluster, or start one on this machine, and return the module ``ray``.
-
-    Args:
-        address: ``auto`` or ``HOST:PORT``; ``None`` for that of RAY_ADDRESS or ``ray start``, if there is one.
-        opened: ends the connection when it is closed.
-
-    Raises:
-        ConfigError: Ray is not installed or does not start, or nobody answers there.
-    """
+    """Connect to a cluster, or start one on this machine, and return the module ``ray``."""
     require("cluster", "ray")
     hide_amdsmi(opened)
     what, remedy = "Ray does not start on this machine", "Start it (`ray start --head`), which says why it cannot."

@@ -20,7 +20,6 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import VecEnv
 
 from harness.contracts.recipes import Progress
 from harness.errors import ArtefactError, TrainingError
@@ -35,15 +34,7 @@ class AgentCheckpoints(Checkpoints):
     """The checkpoints of one agent in training; the last two stay."""
 
     def save(self, policy: Any, steps: int, env: Mapping[str, NDArray[Any]], tally: Tally, goal: int) -> None:
-        """Write one, and remove all but it and the one before.
-
-        Args:
-            policy: of stable-baselines3, with its optimiser.
-            steps: decisions the agent has learned from.
-            env: where the episodes stand; empty where that cannot be kept (a live model begins new ones).
-            tally: of all episodes so far.
-            goal: steps that there shall be.
-        """
+        """Write stable-baselines3's policy with its optimiser, where episodes stand, and what they came to."""
         tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
         for number, moments in policy.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
@@ -52,47 +43,32 @@ class AgentCheckpoints(Checkpoints):
         facts = {"episodes": tally.episodes, "episode_rewards": tally.reward, "goal": goal}
         self.write(steps, tensors, facts)
 
-    def load(self, policy: Any) -> tuple[int, dict[str, NDArray[Any]], Tally]:
-        """Read the latest into a policy and its optimiser; return steps, environment and tally as they were saved.
-
-        Raises:
-            TrainingError: there is none, or it is of another training; gives both values.
-        """
+    def load(self, policy: Any, env: ExitVecEnv) -> tuple[int, Tally]:
+        """Read the latest into a policy, its optimiser and an environment; return its steps and tally."""
         found = self.read()
-        tensors, anew = found.tensors(), "Omit --resume to begin anew."
-
-        def under(prefix: str) -> dict[str, torch.Tensor]:
-            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-        with library_border(f"{found.path} is of another network", anew, ArtefactError):
-            policy.load_state_dict(under("policy."))
+        with library_border(f"{found.path} is damaged", "Omit --resume to begin anew.", ArtefactError):
+            parts: dict[str, dict[str, torch.Tensor]] = {}
+            for name, tensor in found.tensors().items():
+                part, _, rest = name.partition(".")
+                parts.setdefault(part, {})[rest] = tensor
+            policy.load_state_dict(parts["policy"])
             state = policy.optimizer.state_dict()
-            for name, value in under("optimizer.").items():
+            for name, value in parts.get("optimizer", {}).items():
                 number, _, moment = name.partition(".")
                 state["state"].setdefault(int(number), {})[moment] = value
-            parameters = [parameter for group in policy.optimizer.param_groups for parameter in group["params"]]
-            for number, moments in state["state"].items():
-                for moment, value in moments.items():
-                    if value.shape not in (parameters[number].shape, ()):  # steps are single numbers
-                        raise ValueError(f"the optimiser's {moment} has shape {tuple(value.shape)}")
             policy.optimizer.load_state_dict(state)
-        with library_border(f"{found.path} is damaged", anew, ArtefactError):
+            env.restore({name: value.numpy() for name, value in parts["env"].items()})
             tally = Tally(
-                tensors["tally.exits"].numpy(), tensors["tally.optimal"].numpy(),
+                parts["tally"]["exits"].numpy(), parts["tally"]["optimal"].numpy(),
                 int(found.facts["episodes"]), float(found.facts["episode_rewards"]),
             )  # fmt: skip
-            return int(found.facts["steps"]), {name: value.numpy() for name, value in under("env.").items()}, tally
+            return int(found.facts["steps"]), tally
 
 
 @dataclass(frozen=True)
 class Learned:
-    """The result of learning.
-
-    Attributes:
-        policy: logits of continue and exit.
-        steps: decisions it learned from.
-        finished: false when it was stopped; the checkpoint continues it.
-        tally: of all episodes.
+    """Logits of continue and exit, the number of decisions they were learned from, and the tally of all episodes; not
+    finished when it was stopped, and the checkpoint continues it.
     """
 
     policy: Network
@@ -107,7 +83,7 @@ def policy_network(policy: Any) -> Network:
 
 
 def learn(
-    env: VecEnv,
+    env: ExitVecEnv,
     settings: AgentSettings,
     layers: Sequence[int],
     *,
@@ -119,34 +95,17 @@ def learn(
     progress: Progress,
     stop: threading.Event,
 ) -> Learned:
-    """Let PPO learn.
+    """Let PPO learn; the seed decides everything.
 
-    Args:
-        env: environments that answer ``env_method("take_tally")``.
-        settings: how.
-        layers: exit points and the last layer, for the log.
-        seed: decides everything.
-        checkpoints: where they go.
-        log: JSON lines, one per rollout: reward per step and per episode (GREEN-CODE Fig. 6), share of exits per
-            layer; the last one counts the best exits of all tokens met (Fig. 7).
-        save_steps: decisions between checkpoints.
-        resume: go on from the last checkpoint.
-        progress: is told how it goes on.
-        stop: set it to stop at the next decision; the rollout it falls into is not learned from.
-
-    Raises:
-        TrainingError: the loss is not finite, or there is no checkpoint to resume from.
+    The log has a JSON line per rollout: reward per step and per episode (GREEN-CODE Fig. 6), share of exits for each of
+    the layers; the last one counts the best exits of all tokens met (Fig. 7). Where ``stop`` is set at a decision, the
+    rollout it falls into is not learned from.
     """
     share_left = [1.0]
     model = _algorithm(env, settings, seed, share_left)
     steps, total = 0, Tally.empty(len(layers) - 1)
     if resume:
-        steps, begun, total = checkpoints.load(model.policy)
-        with library_border(f"the checkpoint of {steps} steps is damaged", "Omit --resume to begin anew."):
-            if total.exits.shape != total.optimal.shape or total.exits.shape != (len(layers),):
-                raise ValueError(f"it counts the exits of {total.exits.shape} layers")
-            if isinstance(env, ExitVecEnv) and begun:
-                env.restore(begun)
+        steps, total = checkpoints.load(model.policy, env)
     elif (left := checkpoints.unfinished()) is not None:
         raise TrainingError(
             f"{left} is of this very training, which was interrupted. Add --resume to go on, or remove {left.parent}."
@@ -154,18 +113,15 @@ def learn(
     cut_log(log, lambda line: line["steps"] <= steps and "optimal_exits" not in line)
     model.policy.optimizer.register_step_pre_hook(lambda *_: _refuse_nan(model, steps, checkpoints))
     progress.begin("learning", settings.steps, min(steps, settings.steps))
-    callback, kept = _StopOrGoOn(stop, progress, settings.steps), steps
+    callback, kept = _StopWhenAsked(stop), steps
     while steps < settings.steps and not stop.is_set():
-        before = env.state() if isinstance(env, ExitVecEnv) else {}
+        before = env.state()
         share_left[0] = 1 - steps / settings.steps
         chance = (seed * 1_000_003 + steps) % 2**32
         set_random_seed(chance)
         env.seed(chance)
-        callback.before = steps
         model.learn(settings.rollout, callback, log_interval=None, reset_num_timesteps=False)
-        tally, *others = env.env_method("take_tally")
-        for other in others:
-            tally.add(other)
+        tally = env.take_tally()
         if callback.stopped:
             checkpoints.save(model.policy, steps, before, total, settings.steps)
             break
@@ -176,18 +132,16 @@ def learn(
         mean = sum(share * int(layer) for layer, share in line["exits"].items())
         progress.step(min(steps, settings.steps), f"reward {line['reward_per_step']:+.3f} a step, mean exit {mean:.1f}")
         if steps - kept >= save_steps or steps >= settings.steps or stop.is_set():
-            state = env.state() if isinstance(env, ExitVecEnv) else {}
-            checkpoints.save(model.policy, steps, state, total, settings.steps)
+            checkpoints.save(model.policy, steps, env.state(), total, settings.steps)
             kept = steps
     finished = steps >= settings.steps
     if finished:
-        _append(
-            log, {"steps": steps, "optimal_exits": dict(zip(map(str, layers), total.optimal.tolist(), strict=True))}
-        )
+        optimal = dict(zip(map(str, layers), total.optimal.tolist(), strict=True))
+        _append(log, {"steps": steps, "optimal_exits": optimal})
     return Learned(policy_network(model.policy), steps, finished, total)
 
 
-def _algorithm(env: VecEnv, settings: AgentSettings, seed: int, share_left: list[float]) -> Any:
+def _algorithm(env: ExitVecEnv, settings: AgentSettings, seed: int, share_left: list[float]) -> Any:
     model = PPO(
         "MlpPolicy",
         env,
@@ -206,19 +160,13 @@ def _algorithm(env: VecEnv, settings: AgentSettings, seed: int, share_left: list
     return model
 
 
-class _StopOrGoOn(BaseCallback):  # type: ignore[misc]
-    """Ends a rollout when asked to, and tells a slow one's progress."""
-
-    def __init__(self, stop: threading.Event, progress: Progress, steps: int) -> None:
+class _StopWhenAsked(BaseCallback):  # type: ignore[misc]
+    def __init__(self, stop: threading.Event) -> None:
         super().__init__()
-        self._stop, self._watch, self._steps = stop, progress, steps
-        self.before, self.stopped = 0, False
+        self._stop, self.stopped = stop, False
 
     def _on_step(self) -> bool:
         self.stopped = self._stop.is_set()
-        if self.training_env.num_envs == 1:  # a live model
-            done = self.before + self.n_calls % self.model.n_steps
-            self._watch.step(min(done, self._steps))
         return not self.stopped
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.errors import ConfigError
 from harness.registry import TASKS
 from harness.training.recipes import Agent
+from harness.training.traces.reading import matches
 from harness.training.traces.store import Traces
 from harness.training.traces.training_set import exit_places
 
@@ -26,22 +27,12 @@ CONTINUE, EXIT = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class RewardCoefficients:
-    """Weights of the penalties, each in [0, 1]; rewards are always 1.
+    """Weights of the penalties, each in [0, 1]; rewards are always 1 (GREEN-CODE, Ilager 2025, Eq. 2 and 3)."""
 
-    GREEN-CODE (Ilager 2025, Eq. 2 and 3) names them α, β, γ, ε. PPO's discount, which it calls γ too, is
-    :attr:`harness.training.recipes.AgentSettings.discount`.
-
-    Attributes:
-        alpha: of stopping right but later than the first exit that is right.
-        beta: of stopping too early, with a wrong token. The paper wants α ≤ β.
-        gamma: of running on from an exit that was right, or past one.
-        epsilon: penalty of stopping, with a wrong token, behind an exit that was right.
-    """
-
-    alpha: float
-    beta: float
-    gamma: float
-    epsilon: float = 0.1
+    alpha: float  # of stopping right but later than the first exit that is right
+    beta: float  # of stopping too early, with a wrong token; the paper wants α ≤ β
+    gamma: float  # of running on from an exit that was right, or past one
+    epsilon: float = 0.1  # of stopping, with a wrong token, behind an exit that was right
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +40,7 @@ class SavingsReward:
     """Right stops earn the layers they save, wrong ones cost a fixed price, running on is free.
 
     Stopping right after layer l earns (L − l) / (L − first exit point), wherever the first right exit was. That makes
-    an optimal-stopping problem of each token; ``penalty`` sets the precision asked for.
-
-    Attributes:
-        penalty: of stopping with a wrong token, above 0.
+    an optimal-stopping problem of each token; ``penalty``, of a wrong token, sets the precision asked for.
     """
 
     penalty: float = 4.0
@@ -85,15 +73,8 @@ def reward_table(right: Tensor, exit_points: Sequence[int], num_layers: int, rew
     point, so that penalties lie in [−1, 0]; the rewards of 1 stay 1. (The published code divides everything by one
     number, which leaves 0.04 of the reward and cancels γ.)
 
-    Args:
-        right: whether the exit's token is the last layer's, ``[n, exits]`` bool.
-        exit_points: layers of the exits, sorted.
-        num_layers: decoder layers.
-        reward: the rule.
-
-    Returns:
-        Rewards ``[n, exits, 2]`` float32, of :data:`CONTINUE` and :data:`EXIT`; and the best places ``[n]`` int64,
-        ``exits`` for the last layer.
+    ``right`` is ``[n, exits]`` bool; rewards are ``[n, exits, 2]`` float32, of :data:`CONTINUE` and :data:`EXIT`, and
+    places ``[n]`` int64, ``exits`` for the last layer.
     """
     layers = torch.tensor([*exit_points, num_layers], dtype=torch.float32)
     span = num_layers - exit_points[0]
@@ -114,24 +95,14 @@ def reward_table(right: Tensor, exit_points: Sequence[int], num_layers: int, rew
 
 
 def choose_reward(options: Agent, traces: Traces) -> Reward:
-    """Return the reward of the options; ``auto`` goes by the language of the trace's documents.
-
-    Raises:
-        ConfigError: a coefficient that the reward has not.
-    """
+    """Return the reward of the options; ``auto`` goes by the language of the trace's documents."""
     name = options.reward
     if name == "auto":
-        names = traced_tasks(traces, options.tasks)
-        languages = {TASKS.load(name)().language for name in names if name in TASKS}
+        tasks = {str(found["stream"]).partition(",")[0] for found in traces.documents if matches(found, options.tasks)}
+        languages = {TASKS.load(task)().language for task in tasks if task in TASKS}
         name = languages.pop() if len(languages) == 1 else "python"
     reward = REWARDS.get(name, REWARDS["python"])
     given = options.coefficients
     for key in given.keys() - asdict(reward).keys():
         raise ConfigError(f"--{key} is no part of the {name} reward, which has {', '.join(asdict(reward))}.")
     return replace(reward, **given)  # type: ignore[arg-type]  # the keys were checked
-
-
-def traced_tasks(traces: Traces, wanted: Sequence[str]) -> list[str]:
-    """Return the tasks a trace's documents come from."""
-    names = {str(document["stream"]).partition(",")[0] for document in traces.documents}
-    return sorted(name for name in names if not wanted or name in wanted)

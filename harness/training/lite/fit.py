@@ -9,19 +9,18 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts import ModelRequest, Split
+from harness.contracts import ModelRequest
 from harness.contracts.recipes import Progress, Silent, Trained, TrainingRun
 from harness.decoding.families import head_modules
 from harness.errors import ConfigError, TrainingError
-from harness.host.files import read_json, replace_files
+from harness.host.files import read_json, refusing, replace_files
 from harness.host.libraries import require
 from harness.models.artefacts import write_artefact
 from harness.models.facts import PARTS
@@ -36,14 +35,7 @@ from harness.training.corpus import PackedStreams, Stream, read_streams
 from harness.training.identity import identity, provenance
 from harness.training.lite.lite_model import LiteModel
 from harness.training.lite.start import Start, factor_name, find_start
-from harness.training.lite.trainer import (
-    PROCESSES,
-    StepWatcher,
-    begin_log,
-    build_trainer,
-    check_beginning,
-    last_checkpoint,
-)
+from harness.training.lite.trainer import StepWatcher, build_trainer, check_beginning, last_checkpoint
 from harness.training.processes import is_main, world_size
 from harness.training.recipes import Lite, LiteRecipe
 from harness.training.shortcut import ShortcutMoments
@@ -59,9 +51,8 @@ Interval: TypeAlias = tuple[float, float]
 class ExitRow(TypedDict):
     """One exit on one stream.
 
-    ``accuracy``: share of next tokens it predicts; ``agreement``: share where it predicts what the last layer does;
-    each with its 95 % interval over documents, ``None`` where their number allows none. ``documents``: that
-    ``tokens`` positions were drawn from.
+    Shares of next tokens that it predicts, and where it predicts what the last layer does, each with its 95 % interval
+    over documents, ``None`` where their number allows none; ``tokens`` positions of ``documents`` were looked at.
     """
 
     stream: str
@@ -85,13 +76,8 @@ def exit_table(
 ) -> list[ExitRow]:
     """Measure exits at random positions of every held-out document, the same whenever the documents are the same.
 
-    Args:
-        read: tokens ``[1, n]`` → what the LM head reads at each of ``layers``, and at the last layer.
-        head: LM head module.
-        layers: exits to measure; the last layer comes on its own.
-        num_layers: decoder layers.
-        streams: name and held-out documents, ``[n]`` each, two tokens or more.
-        length: tokens that are read at once: what comes before in a document, no position sees.
+    ``read`` takes tokens ``[1, n]``, ``length`` at most, and returns what the LM head reads at each of ``layers``, and
+    at the last layer, which comes on its own; ``streams``: name, and documents of two tokens or more.
     """
     table: list[ExitRow] = []
     for name, documents in streams:
@@ -111,19 +97,12 @@ def exit_table(
         sizes = torch.tensor(counts, dtype=torch.float64)
         hits = [torch.stack(found, dim=1).double() for found in (right, same)]  # [exits, documents]
         for index, layer in enumerate((*layers, num_layers)):
-            accuracy, agreement = (_share(found[index], sizes) for found in hits)
-            table.append(
-                ExitRow(
-                    stream=name,
-                    layer=layer,
-                    documents=len(documents),
-                    tokens=sum(counts),
-                    accuracy=accuracy[0],
-                    accuracy_interval=accuracy[1],
-                    agreement=agreement[0],
-                    agreement_interval=agreement[1],
-                )
-            )
+            row: dict[str, Any] = {
+                "stream": name, "layer": layer, "documents": len(documents), "tokens": sum(counts)
+            }  # fmt: skip
+            for share, found in zip(("accuracy", "agreement"), hits, strict=True):
+                row[share], row[f"{share}_interval"] = _share(found[index], sizes)
+            table.append(cast("ExitRow", row))
     return table
 
 
@@ -150,7 +129,7 @@ def _share(hits: Tensor, sizes: Tensor) -> tuple[float, Interval | None]:
     influence = ((hits - share * sizes) / total).numpy()
     if len(sizes) < 2 or not influence.any():
         return round(share, 4), None
-    reach = half_width((influence, (sizes / total).numpy()))
+    reach = half_width(influence, (sizes / total).numpy())
     return round(share, 4), (round(max(0.0, share - reach), 4), round(min(1.0, share + reach), 4))
 
 
@@ -178,14 +157,11 @@ def _cell(row: Mapping[str, Any] | None, share: str) -> str:
 
 
 def train_lite(options: Lite, run: TrainingRun) -> Trained:
-    """Tune a model on tasks' documents and write what came of it to a folder.
+    """Tune a model on tasks' documents; of several processes the first measures, writes and reports.
 
     The folder receives ``checkpoints/``, ``training.jsonl``, ``exits.md`` and the artefacts; or, tuned whole, the
-    weights in ``model/`` and ``tuning.json``, which tells what they were made from. Several processes may do it
-    together; the first of them measures, writes and reports.
-
-    With ``start_from``, a folder of artefacts or a shipped set, tuning goes on from its adapter and shortcuts: it reads
-    on where that one stopped if the documents are the same, and holds out none that it has learned from.
+    weights in ``model/`` and ``tuning.json``. With ``start_from`` it reads on where that tuning stopped if the
+    documents are the same, and holds out none that it has learned from.
     """
     recipe = LiteRecipe.part_of(options.under(options.preset))
     require("train", "accelerate", *(["peft"] if recipe.method == "lora" else []))
@@ -205,41 +181,42 @@ def train_lite(options: Lite, run: TrainingRun) -> Trained:
     if recipe.length > info.max_positions:
         raise ConfigError(f"--length {recipe.length}: {info.name} has {info.max_positions} positions.")
     start = None if options.start_from is None else find_start(options.start_from, info, recipe)
-
-    def read(known: frozenset[str] = frozenset()) -> tuple[list[Stream], list[dict[str, Any]]]:
-        streams = read_streams(
-            tasks, options.sources, tokenizer, split=options.split, length=recipe.length, documents=options.documents,
-            seed=options.seed, note=progress.stage, known=known,
-        )  # fmt: skip
-        return streams, [_data_facts(stream, options.split) for stream in streams]
-
-    streams, data = read((start.learned if start else None) or frozenset())
-    skip = 0
-    if start is not None:
-        skip = start.sequences_read(data, options.seed, recipe.length)
-        if start.learned is None and not start.same_cut(data, options.seed):
-            streams, data = read(start.documents)
+    streams = read_streams(
+        tasks, options.sources, tokenizer, split=options.split, length=recipe.length, documents=options.documents,
+        seed=options.seed, note=progress.stage, known=start.learned if start else frozenset(),
+    )  # fmt: skip
+    data = [
+        {
+            "stream": stream.name,
+            "split": options.split,
+            "fingerprint": stream.source.fingerprint,
+            "documents": len(stream.keys),
+            "tokens": stream.sequences.numel(),
+            "held_out_tokens": sum(map(len, stream.held_out)),
+        }
+        for stream in streams
+    ]
     progress.stage(f"loading {info.name}")
     module, weights_source = resolved.module(progress.stage)
+    documents = {key for stream in streams for key in stream.keys} | set(start.facts["documents"] if start else ())
     facts = {
         **identity(info, tokenizer.fingerprint),
         "exit_head": recipe.exit_head,
         "weights_source": weights_source,
         "data": data,
-        "documents": sorted({key for stream in streams for key in stream.keys} | (start.documents if start else set())),
+        "documents": sorted(documents),
         "held_out": sorted({key for stream in streams for key in stream.held_out_keys}),
         "made": provenance(run.command),
     }
-    return _tune(options, recipe, resolved, module, streams, start, skip, facts, progress)
+    return _tune(options, recipe, resolved, module, streams, start, facts, progress)
 
 
 def _tune(
     options: Lite, recipe: LiteRecipe, resolved: ResolvedModel, module: Any, streams: Sequence[Stream],
-    start: Start | None, skip: int, facts: Mapping[str, Any], progress: Progress,
+    start: Start | None, facts: Mapping[str, Any], progress: Progress,
 ) -> Trained:  # fmt: skip
-    """Tune a module on streams, of whose order ``skip`` sequences were read before."""
     torch.manual_seed(options.seed)
-    out, points, data = options.folder, resolved.info.exit_points, facts["data"]
+    out, points, data, log = options.folder, resolved.info.exit_points, facts["data"], options.folder / "training.jsonl"
     kept = _checkpoint(out, options.resume)
     if is_main():
         check_beginning(out / "checkpoints", _beginning(start, recipe, options.seed, data), options.resume)
@@ -253,22 +230,19 @@ def _tune(
     model = LiteModel(_prepare(module, recipe), points, recipe, shortcuts)
     if start is not None:
         start.load_factors(model)
-    before: tuple[ExitRow, ...] = ()
-    if is_main():
-        before = _before(out, options.resume, lambda: measure(model, held_out, recipe.length, progress, "before"))
-    sequences = PackedStreams(
-        streams, recipe.steps * recipe.batch * recipe.accumulate * world_size(), options.seed, skip
-    )
+    before = _before(out, options.resume, lambda: measure(model, held_out, recipe.length, progress, "before"))
+    skip = start.sequences_read(data, options.seed, recipe.length) if start else 0
+    size = recipe.steps * recipe.batch * recipe.accumulate * world_size()
+    sequences = PackedStreams(streams, size, options.seed, skip)
     trainer = build_trainer(model, recipe, sequences, out, options.seed, options.save_steps)
     done = int(kept.name.rpartition("-")[2]) if kept else 0
-    behind = (start.steps, start.tokens) if start else (0, 0)
+    behind = (start.facts["steps"], start.facts["tokens"]) if start else (0, 0)
     if is_main():
-        if not options.resume:
-            begin_log(out / "training.jsonl", start.log if start else None)
-        cut_log(out / "training.jsonl", lambda line: line["step"] <= behind[0] + done)
+        source = start.log if start and not options.resume else log
+        cut_log(log, lambda line: line["step"] <= behind[0] + done, source)
     progress.begin("tuning", recipe.steps, done)
     with stop_on_interrupt() as stop:
-        trainer.add_callback(StepWatcher(model, recipe, out / "training.jsonl", progress, stop, behind))
+        trainer.add_callback(StepWatcher(model, recipe, log, progress, stop, behind))
         trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     if trainer.state.global_step < recipe.steps:
         return Trained(finished=False)
@@ -281,6 +255,10 @@ def _tune(
     after = measure(model, held_out, recipe.length, progress, "after")
     report = render(before, after)
     replace_files({out / "exits.md": f"{report}\n".encode()})
+    read = [text.numpy() for text in sequences.texts()]
+    if recipe.exit_head == "shortcut":
+        read += [first.flatten().numpy() for first in _initial_sequences(streams)]
+    index = NgramIndex.union([NgramIndex.of(read), *([start.ngrams()] if start else [])])
     described = {
         **facts,
         "recipe": recipe.model_dump(),
@@ -289,8 +267,8 @@ def _tune(
         "tokens": behind[1] + recipe.steps * recipe.tokens_per_step * world_size(),
         "packs_read": skip + len(sequences),
         "exits": {"before": list(before), "after": list(after)},
-        **({"start": start.facts()} if start else {}),
-        "ngrams": _index(sequences, streams, recipe, out, start, data, options.seed),
+        **({"start": start.described()} if start else {}),
+        "ngrams": write_index(out, index, complete=not start or bool(start.facts["ngrams"].get("complete"))),
     }
     _write(model, recipe, out, described, resolved.tokenizer.wrapped)
     if recipe.method == "lora":
@@ -299,14 +277,16 @@ def _tune(
     return Trained(report, f"The tuned model is {out / 'model'}: {where}")
 
 
-def _data_facts(stream: Stream, split: Split) -> dict[str, Any]:
+def _beginning(start: Start | None, recipe: LiteRecipe, seed: int, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a training that is resumed must have begun with, by flag."""
     return {
-        "stream": stream.name,
-        "split": split,
-        "fingerprint": stream.source.fingerprint,
-        "documents": len(stream.keys),
-        "tokens": stream.sequences.numel(),
-        "held_out_tokens": sum(map(len, stream.held_out)),
+        "--start-from": start.adapter.sha256 if start else None,
+        **{f"--{name.replace('_', '-')}": value for name, value in recipe.model_dump().items()},
+        "--seed": seed,
+        "a number of processes of": world_size(),
+        "the documents of": [
+            f"{stream['stream']} ({stream['fingerprint'][:12]}, {stream['documents']} documents)" for stream in data
+        ],
     }
 
 
@@ -325,6 +305,20 @@ def _checkpoint(out: Path, resume: bool) -> Path | None:
     except OSError as error:
         raise TrainingError(f"cannot make {out}: {error.strerror}. Give another --out.") from None
     return kept
+
+
+def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]]) -> Sequence[ExitRow]:
+    """Return the table before tuning, in the first process: measured once and kept."""
+    file = out / "before.json"
+    if not is_main():
+        return ()
+    if resume and file.is_file():
+        with refusing(file, TrainingError, "Remove it: it is then measured again."):
+            kept: Sequence[ExitRow] = read_json(file)
+            return kept
+    rows = compute()
+    replace_files({file: json.dumps(rows, indent=1).encode()})
+    return rows
 
 
 def initial_shortcuts(
@@ -358,27 +352,6 @@ def _initial_sequences(streams: Sequence[Stream]) -> list[Tensor]:
     return [stream.sequences[:each] for stream in streams]
 
 
-def _index(
-    sequences: PackedStreams,
-    streams: Sequence[Stream],
-    recipe: LiteRecipe,
-    out: Path,
-    start: Start | None,
-    data: Sequence[Mapping[str, Any]],
-    seed: int,
-) -> dict[str, Any]:
-    """Write the index of all that was read, by the start too; return what the artefacts say of it."""
-    read = [text.numpy() for text in sequences.texts()]
-    if recipe.exit_head == "shortcut":
-        read += [first.flatten().numpy() for first in _initial_sequences(streams)]
-    indices, complete = [NgramIndex.of(read)], True
-    if start is not None:
-        theirs = start.ngrams()
-        indices += [theirs] if theirs is not None else []
-        complete = start.indexed or start.same_cut(data, seed)
-    return write_index(out, NgramIndex.union(indices), complete=complete)
-
-
 def measure(
     model: LiteModel, held_out: Sequence[tuple[str, Sequence[Tensor]]], length: int, progress: Progress, when: str
 ) -> tuple[ExitRow, ...]:
@@ -396,19 +369,6 @@ def measure(
     return tuple(rows)
 
 
-def _beginning(start: Start | None, recipe: LiteRecipe, seed: int, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a training that is resumed must have begun with, by flag."""
-    return {
-        "--start-from": start.adapter.sha256 if start else None,
-        **{f"--{name.replace('_', '-')}": value for name, value in recipe.model_dump().items()},
-        "--seed": seed,
-        PROCESSES: world_size(),
-        "the documents of": [
-            f"{stream['stream']} ({stream['fingerprint'][:12]}, {stream['documents']} documents)" for stream in data
-        ],
-    }
-
-
 def _prepare(module: Any, recipe: LiteRecipe) -> Any:
     module.config.use_cache = False
     if recipe.checkpointing:
@@ -422,19 +382,6 @@ def _prepare(module: Any, recipe: LiteRecipe) -> Any:
     with warnings.catch_warnings():  # peft asks transformers under a name that will go
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return get_peft_model(module, config)
-
-
-def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]]) -> tuple[ExitRow, ...]:
-    """Return the table before tuning; measured once and kept."""
-    file = out / "before.json"
-    if resume:
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):  # damaged, or of an older version
-            rows = tuple(read_json(file))
-            if all(row.keys() == ExitRow.__annotations__.keys() for row in rows) and render(rows, rows):
-                return rows
-    rows = compute()
-    replace_files({file: json.dumps(rows, indent=1).encode()})
-    return rows
 
 
 def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, Any], tokenizer: Any) -> None:

@@ -1,19 +1,15 @@
 """LITE: a model whose loss is the weighted sum of the cross-entropies of all its exits, in constant memory.
 
-The loss is GREEN-CODE's Eq. 1 (section III-D; Varshney 2023, arXiv 2310.18581); each exit is read by the model's own
-final norm and LM head, or by a linear shortcut before them.
-
-One LM head reads several exits, and logits are the largest tensor of the whole step: ``tokens × vocabulary`` for
-each exit. Here tokens are taken in chunks and, inside a chunk, one exit after the other; its gradient is formed
-at once and only that (``tokens × hidden_size``) is kept. Peak memory of logits is one chunk of one exit (two with
-distillation, which needs the last layer's), whatever the number of exits.
+The loss is GREEN-CODE's Eq. 1 (section III-D; Varshney 2023, arXiv 2310.18581). Logits are the largest tensor of the
+whole step: ``tokens × vocabulary`` for each exit. Here tokens are taken in chunks and, inside a chunk, one exit after
+the other; its gradient is formed at once and only that (``tokens × hidden_size``) is kept, so that one chunk of one
+exit exists at a time (two with distillation, which needs the last layer's).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -37,29 +33,17 @@ def exit_losses(
     distill: float = 0.0,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted loss of several exits, and each exit's own.
+    """Return the weighted sum of the exits' mean losses, scalar float32, and each one's mean cross-entropy, nats.
 
-    Args:
-        states: what the LM head reads, one ``[tokens, hidden_size]`` per exit in the order of the layers; the last
-            one is the last layer's.
-        weight: LM head, ``[vocab_size, hidden_size]``.
-        bias: its bias, or ``None``.
-        labels: next tokens, ``[tokens]`` int64.
-        loss_weights: one per state, used as they are.
-        distill: share of the loss that pulls an early exit towards the last layer's distribution (cross-entropy
-            with soft targets) instead of towards the label. The last layer itself always learns the label.
-        chunk: tokens whose logits exist at the same time.
-
-    Returns:
-        The sum of ``loss_weights[i]`` × mean loss of exit i, differentiable, scalar float32; and the mean
-        cross-entropy with the label of every exit, nats, ``[exits]`` float32, detached.
+    ``states`` is what the LM head reads, ``[tokens, hidden_size]`` per exit, the last layer's last; ``distill`` the
+    share of the loss that pulls an early exit towards the last layer's distribution (cross-entropy with soft targets)
+    instead of towards the label, which the last layer itself always learns. Only the sum is differentiable.
     """
     total, hard = _ExitLosses.apply(weight, bias, labels, tuple(loss_weights), distill, chunk, *states)  # type: ignore[no-untyped-call]
     return total, hard
 
 
-@dataclass(frozen=True, slots=True)
-class _Teacher:
+class _Teacher(NamedTuple):
     """The last layer's distribution ``[tokens, vocab_size]`` and the LM-head row it expects ``[tokens, width]``."""
 
     likelihood: Tensor
@@ -137,16 +121,10 @@ class _ExitLosses(torch.autograd.Function):
 
 
 class LiteModel(nn.Module):
-    """A causal LM with its exits, as a module whose forward pass is the aggregated loss.
+    """A transformers causal LM with its exits, as a module whose forward pass is the aggregated loss.
 
-    Args:
-        module: a transformers causal LM, LoRA already inside if wanted.
-        exit_points: exits to train.
-        recipe: of the loss.
-        shortcuts: exit layer → (weight, bias) to begin with; needed when the recipe wants shortcuts.
-
-    Attributes:
-        last_losses: cross-entropy of the exits of the latest step, by layer, nats.
+    ``shortcuts`` are exit layer → (weight, bias) to begin with; ``last_losses`` the cross-entropy of the exits of the
+    latest step, by layer, nats.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """transformers' Trainer for LITE: its arguments, what it saves, when it stops, and the files it goes on from.
 
-Where FSDP spreads the weights over processes, checkpoints have the same files as those of one process, and what writes
-or reads them is collective: every process calls it.
+Where FSDP spreads the weights, checkpoints are as those of one process, and every process calls what writes them.
 """
 
 from __future__ import annotations
@@ -30,15 +29,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from harness.contracts.recipes import Progress
 from harness.errors import ConfigError, TrainingError
-from harness.host.files import (
-    LARGEST_LOG_BYTES,
-    DocumentError,
-    read_bytes,
-    read_json,
-    real_path,
-    replace_files,
-    require_regular,
-)
+from harness.host.files import read_json, refusing, replace_files
 from harness.host.libraries import library_border
 from harness.training.corpus import PackedStreams
 from harness.training.lite.lite_model import LiteModel
@@ -50,14 +41,9 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def check_plugin(plugin: Any) -> None:
-    """Refuse a configuration of accelerate that this training cannot keep apart from whole weights.
+    """Refuse what this training cannot do with accelerate's ``FullyShardedDataParallelPlugin``.
 
-    Args:
-        plugin: accelerate's ``FullyShardedDataParallelPlugin``.
-
-    Raises:
-        ConfigError: FSDP 1, which wants parameters of one dtype and leaves no whole ones; or weights that the first
-            process alone reads; or checkpoints in pieces.
+    FSDP 1 wants parameters of one dtype; every process checks the weights that it reads; checkpoints are whole.
     """
     for wrong, setting in (
         (plugin.fsdp_version != 2, "fsdp_version: 2"),
@@ -69,11 +55,10 @@ def check_plugin(plugin: Any) -> None:
 
 
 BEGINNING = "begun.json"
-PROCESSES = "a number of processes of"
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the whole checkpoint with the most steps; one that a kill or a full disk cut short does not count."""
+    """Return the checkpoint with the most steps that has the file the Trainer writes last, whole."""
     found = [
         (int(path.name.rpartition("-")[2]), path)
         for path in checkpoints.glob("checkpoint-*")
@@ -83,77 +68,28 @@ def last_checkpoint(checkpoints: Path) -> Path | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether the Trainer got to the file that it writes last, and the weights can be read."""
-    from safetensors import SafetensorError, safe_open
-    from transformers import TrainerState
-
-    try:
-        state = TrainerState(**read_json(checkpoint / "trainer_state.json", finite=False))  # a loss may be NaN
-        if type(state.global_step) is not int or not isinstance(state.log_history, list):
-            return False
-        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
-            require_regular(checkpoint / name)
-        with safe_open(checkpoint / "model.safetensors", "pt"):
-            return True
-    except (OSError, ValueError, TypeError, SafetensorError):
-        return False
+    with suppress(OSError, ValueError):
+        state = read_json(checkpoint / "trainer_state.json", finite=False)  # a loss may be NaN
+        return isinstance(state, dict) and type(state.get("global_step")) is int
+    return False
 
 
 def check_beginning(checkpoints: Path, began: Mapping[str, Any], resume: bool) -> None:
-    """Note what a training begins with beside its checkpoints; one that is resumed must be given the same.
-
-    Args:
-        checkpoints: folder of the checkpoints.
-        began: flag → what it stands for.
-        resume: whether the training goes on.
-
-    Raises:
-        TrainingError: it began with something else, or the note cannot be read.
-    """
+    """Note what a training begins with, by flag, beside its checkpoints; one that is resumed must be given the same."""
     file, ours = checkpoints / BEGINNING, json.loads(json.dumps(began))
     if not resume:
         checkpoints.mkdir(exist_ok=True)
         replace_files({file: f"{json.dumps(ours, indent=1)}\n".encode()})
         return
-    try:
+    with refusing(file, TrainingError, f"Begin again with another --out, or remove {file.parent}."):
         theirs = read_json(file)
-    except FileNotFoundError:  # of a version that kept none
-        return
-    except (OSError, DocumentError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise TrainingError(
-            f"{file} cannot be read ({why}). Begin again with another --out, or remove {file.parent}."
-        ) from None
-    if theirs is None:
-        return
     for flag, now in ours.items():
-        unsaid = 1 if flag == PROCESSES else None  # older versions did not say it
-        then = theirs.get(flag, unsaid) if isinstance(theirs, dict) else None
+        then = theirs.get(flag) if isinstance(theirs, dict) else None
         if then != now:
             raise TrainingError(
-                f"the checkpoints in {checkpoints} began with {flag} {_short(then)}, and now it is {_short(now)}. "
+                f"the checkpoints in {checkpoints} began with {flag} {then!s:.100}, and now it is {now!s:.100}. "
                 "Resume with the flags it began with, or give another --out."
             )
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 100 else f"{text[:97]}…"
-
-
-def begin_log(log: Path, before: Path | None) -> None:
-    """Begin a log of steps with the one of an earlier tuning, where there is one, or empty."""
-    with suppress(FileNotFoundError):
-        if before is None:
-            log.unlink()
-        elif real_path(before) != real_path(log):
-            log.unlink(missing_ok=True)
-            try:
-                replace_files({log: read_bytes(before, LARGEST_LOG_BYTES)})
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise TrainingError(f"cannot copy the log {before}: {error.strerror}. Remove it.") from None
 
 
 def build_trainer(
@@ -203,13 +139,12 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: Any = None) -> Any:
         """Give the shortcuts a learning rate of their own."""
         if getattr(self, "optimizer", None) is None:
-            maps = {id(parameter) for parameter in self.model.shortcuts.parameters()}
-            rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in maps]
-            groups = [
-                {"params": rest, "lr": self._recipe.learning_rate},
-                {"params": list(self.model.shortcuts.parameters()), "lr": self._recipe.shortcut_learning_rate},
-            ]
-            self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+            maps, recipe = list(self.model.shortcuts.parameters()), self._recipe
+            own = set(map(id, maps))
+            rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
+            rates = ((rest, recipe.learning_rate), (maps, recipe.shortcut_learning_rate))
+            groups = [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters]
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         return self.optimizer
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
@@ -249,14 +184,8 @@ class LiteTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _damaged(resume_from_checkpoint):
             state = load_file(Path(resume_from_checkpoint) / "model.safetensors")
-        theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        ours = self._shapes
-        if theirs != ours:
-            name = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))[0]
-            raise TrainingError(
-                f"{resume_from_checkpoint} is of another recipe: {name} is {theirs.get(name, 'not in it')}, and now "
-                f"{ours.get(name, 'not trained')}. Resume with the flags it began with, or give another --out."
-            )
+        if {name: tuple(tensor.shape) for name, tensor in state.items()} != self._shapes:
+            raise TrainingError(f"{resume_from_checkpoint} holds other weights than are trained. Give another --out.")
         if self.is_fsdp_enabled:
             set_model_state_dict(self.model, state, options=StateDictOptions(full_state_dict=True, strict=False))
         else:

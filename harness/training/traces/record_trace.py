@@ -1,7 +1,7 @@
 """``harness trace``: run a model once at full depth over documents and keep what its exits said.
 
-Of several processes, process r of N traces every N-th document from the r-th on, into ``parts/r-of-N`` inside the
-trace's folder. Merged in the order of the documents, they are the trace that one process would have made.
+Of several processes, process r of N traces every N-th document from the r-th on, into ``parts/r-of-N``; merged in the
+order of the documents, they are the trace that one process would have made.
 """
 
 from __future__ import annotations
@@ -19,34 +19,123 @@ from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Document, ExitHead, ModelRequest, Task, Tokenizer, WeightsChoice, document_key
+from harness.contracts import Document, Tokenizer, document_key
 from harness.contracts.models import with_bos
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.decoding.readings import not_finite
 from harness.errors import ArtefactError, ConfigError, DataError
+from harness.host.libraries import resolve_device
 from harness.models.model import resolve
-from harness.registry import TASKS, keeping_folder
+from harness.registry import TASKS
+from harness.training.corpus import read_corpora
 from harness.training.identity import identity
-from harness.training.options import TraceRequest
-from harness.training.processes import is_main, rank, together, wait_for_all, world_size
+from harness.training.options import TraceCommand
+from harness.training.processes import is_main, own_device, rank, together, wait_for_all, world_size
 from harness.training.traces.store import COLUMNS, Traces, TraceWriter
 
+CHUNK = 64
+"""Tokens whose logits exist at the same time: few enough to stay in the caches from pass to pass."""
+CONTEXT = (0.2, 0.6)
+"""GREEN-CODE section IV-F: how much of a document is context, as a share of its tokens."""
+FIRST = 8  # before that the model has seen next to nothing
 PARTS = "parts"
 
 
-def own_part(out: Path, rank: int, count: int, *, resume: bool) -> Path:
-    """Return the folder of one process's part.
+def trace(options: TraceCommand, progress: Progress) -> Traces:
+    """Trace documents into a folder; see :mod:`harness.training.traces.store` for what it holds.
 
-    Args:
-        out: of the whole trace.
-        rank: of the process, from 0.
-        count: of the processes.
-        resume: go on with parts that are there.
-
-    Raises:
-        ArtefactError: parts are there already and ``resume`` is false, or ones of another number of processes.
+    Several processes share the documents; all need the same folder.
     """
+    if options.device_map is not None and world_size() > 1:
+        raise ConfigError(
+            f"--device-map spreads the layers of one process, and {world_size()} would each take all devices. Use one "
+            "process, or leave it out."
+        )
+    out, device = options.folder, own_device(resolve_device(options.device))
+    tasks = [TASKS.load(name)() for name in options.tasks]
+    resolved = resolve(options.request())
+    info, tokenizer = resolved.info, resolved.tokenizer
+    if not info.exit_points:
+        raise ConfigError(f"{info.name} has no exit points to trace. Give --exit-points.")
+    length = min(options.length, info.max_positions)
+    if options.new_tokens >= length:
+        raise ConfigError(
+            f"--new-tokens {options.new_tokens} leaves no room for a context: documents have {length} tokens."
+        )
+    facts = {
+        **identity(info, tokenizer.fingerprint),
+        "weights": info.weights,
+        "dtype": options.dtype,
+        "split": options.split,
+        "length": length,
+        "new_tokens": options.new_tokens,
+        "seed": options.seed,
+    }
+    wanted = [
+        # names repeat, in files of several sources
+        (f"{stream}, {document.sample_id}, {document_key(document.text)[:12]}", stream, document)
+        for task, corpus in read_corpora(
+            tasks, options.sources, options.split, limit=options.documents, seed=options.seed, note=progress.stage
+        )
+        for stream in [f"{task}, {corpus.source.label}"]
+        for document in corpus.documents
+    ]
+    part = own_part(out, rank(), world_size(), resume=options.resume)
+    whole = TraceWriter(out, facts, resume=options.resume)
+    writer = whole if world_size() == 1 else TraceWriter(part, facts, resume=options.resume)
+    progress.stage(f"loading {info.name}")
+    engine = Engine(resolved.load(device, progress.stage).backbone, info)
+    done = {*whole.documents, *writer.documents}
+    own = wanted[rank() :: world_size()]
+    progress.begin("tracing", len(own), sum(identifier in done for identifier, *_ in own))
+    with together():
+        for number, (identifier, stream, document) in enumerate(own, start=1):
+            if identifier in done:
+                continue
+            read = with_bos(tokenizer, tokenizer.encode(document.text))[:length]
+            if len(read) > FIRST + 1:
+                described = {
+                    "id": identifier, "stream": stream, "key": document_key(document.text), "length": len(read)
+                }  # fmt: skip
+                first = FIRST
+                if options.new_tokens:
+                    read, first = _generated(document, read, tokenizer, engine, options)
+                    described["prompt"] = " ".join(map(str, read[: first + 1]))
+                writer.add(described, exit_columns(engine, read, first))
+            progress.step(number, f"{writer.tokens} tokens on disk")
+        writer.flush()
+        wait_for_all()
+        if is_main():
+            if writer is not whole:
+                merge_parts(out, whole, [identifier for identifier, *_ in wanted])
+            if not whole.documents:
+                with suppress(OSError):
+                    out.rmdir()  # empty
+                raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
+        wait_for_all()
+        return Traces.open(out)
+
+
+def _generated(
+    document: Document, token_ids: Sequence[int], tokenizer: Tokenizer, engine: Engine, options: TraceCommand
+) -> tuple[list[int], int]:
+    """Return a context of a document with what the model makes of it, and the first position to keep."""
+    chance = random.Random(f"context of {document.sample_id}, seed {options.seed}")
+    context = max(FIRST, round(chance.uniform(*CONTEXT) * len(token_ids)))
+    prompt = token_ids[: min(context, engine.info.max_positions - options.new_tokens)]
+    full = build_strategy(StrategySpec(BASELINE))
+    (made,) = engine.decode(
+        [prompt], full, kv=full.default_kv, max_new_tokens=[options.new_tokens], eos_token_ids=tokenizer.eos_token_ids
+    )
+    if made.failure is not None:
+        raise made.failure
+    # Nothing reads the last token; the prompt's last one yields the first generated token.
+    return [*prompt, *made.token_ids[:-1]], len(prompt) - 1
+
+
+def own_part(out: Path, rank: int, count: int, *, resume: bool) -> Path:
+    """Return the folder of one process's part, of ``count``; refuse parts of another number of processes."""
     for found in sorted((out / PARTS).glob("*-of-*")):
         theirs = found.name.rpartition("-")[2]
         if not resume and (found / "index.json").is_file():
@@ -62,17 +151,9 @@ def own_part(out: Path, rank: int, count: int, *, resume: bool) -> Path:
 
 
 def merge_parts(out: Path, writer: TraceWriter, order: Sequence[str]) -> None:
-    """Append what the parts hold to the whole trace, and remove them.
+    """Append what the parts hold to the whole trace, in the order of all ids, and remove them.
 
     A kill in between leaves both; ``--resume`` merges what is missing.
-
-    Args:
-        out: of the whole trace.
-        writer: of the whole trace.
-        order: ids of all documents that were asked for.
-
-    Raises:
-        ArtefactError: a part is damaged, or the disk is full.
     """
     parts = (Traces.open(file.parent) for file in sorted((out / PARTS).glob("*-of-*/index.json")))
     merged = set(writer.documents)
@@ -96,158 +177,17 @@ def _read_part(traces: Traces) -> Iterator[tuple[Mapping[str, Any], dict[str, Te
             yield next(numbers), {name: parts[number] for name, parts in split.items()}
 
 
-CHUNK = 64
-"""Tokens whose logits exist at the same time: few enough to stay in the caches from pass to pass."""
-CONTEXT = (0.2, 0.6)
-"""GREEN-CODE section IV-F: how much of a document is context, as a share of its tokens."""
-
-
-FIRST = 8  # before that the model has seen next to nothing
-
-
-def trace(
-    model: str,
-    tasks: Sequence[str],
-    sources: Sequence[str],
-    out: Path,
-    request: TraceRequest,
-    *,
-    weights: WeightsChoice,
-    exit_head: ExitHead,
-    artefacts: str | None,
-    exit_points: str,
-    dtype: str,
-    device: str,
-    resume: bool,
-    progress: Progress,
-    device_map: str | None = None,
-) -> Traces:
-    """Trace documents into a folder; see :mod:`harness.training.traces.store` for what it holds.
-
-    Several processes share the documents; all need the same folder.
-
-    Raises:
-        HarnessError: anything that cannot be done, in one line with the remedy.
-    """
-    if device_map is not None and world_size() > 1:
-        raise ConfigError(
-            f"--device-map spreads the layers of one process, and {world_size()} would each take all devices. Use one "
-            "process, or leave it out."
-        )
-    loaders = [TASKS.load(name)() for name in tasks]
-    resolved = resolve(
-        ModelRequest(
-            model,
-            weights=weights,
-            dtype=dtype,
-            exit_points=exit_points,
-            exit_head=exit_head,
-            artefacts=artefacts,
-            seed=request.seed,
-            device_map=device_map,
-        )
-    )
-    info = resolved.info
-    if not info.exit_points:
-        raise ConfigError(f"{info.name} has no exit points to trace. Give --exit-points.")
-    length = min(request.length, info.max_positions)
-    tokenizer = resolved.tokenizer
-    facts = {
-        **identity(info, tokenizer.fingerprint),
-        "weights": info.weights,
-        "dtype": dtype,
-        "split": request.split,
-        "length": length,
-        "new_tokens": request.new_tokens,
-        "seed": request.seed,
-    }
-    if request.new_tokens >= length:
-        raise ConfigError(
-            f"--new-tokens {request.new_tokens} leaves no room for a context: documents have {length} tokens."
-        )
-    wanted = list(_documents(loaders, sources, request, progress))
-    part = own_part(out, rank(), world_size(), resume=resume)
-    whole = TraceWriter(out, facts, resume=resume)
-    writer = whole if world_size() == 1 else TraceWriter(part, facts, resume=resume)
-    progress.stage(f"loading {info.name}")
-    engine = Engine(resolved.load(device, progress.stage).backbone, info)
-    done = {*whole.documents, *writer.documents}
-    own = wanted[rank() :: world_size()]
-    progress.begin("tracing", len(own), sum(identifier in done for identifier, *_ in own))
-    with together():
-        for number, (identifier, stream, document) in enumerate(own, start=1):
-            if identifier in done:
-                continue
-            prepared = _prepare(document, tokenizer, engine, request, length)
-            if prepared is not None:
-                token_ids, first, size = prepared
-                columns = exit_columns(engine, token_ids, first)
-                described = {
-                    "id": identifier, "stream": stream, "key": document_key(document.text), "length": size
-                }  # fmt: skip
-                if request.new_tokens:
-                    described["prompt"] = " ".join(map(str, token_ids[: first + 1]))
-                writer.add(described, columns)
-            progress.step(number, f"{writer.tokens} tokens on disk")
-        writer.flush()
-        wait_for_all()
-        if is_main():
-            if writer is not whole:
-                merge_parts(out, whole, [identifier for identifier, *_ in wanted])
-            if not whole.documents:
-                with suppress(OSError):
-                    out.rmdir()  # empty
-                raise DataError(f"not one document is longer than {FIRST + 1} tokens. Give other data with --source.")
-        wait_for_all()
-        return Traces.open(out)
-
-
-def _documents(
-    loaders: Sequence[Task], sources: Sequence[str], request: TraceRequest, progress: Progress
-) -> Iterator[tuple[str, str, Document]]:
-    """Yield every task's documents from every source, each with an id of its own and the name of its stream."""
-    for task in loaders:
-        for source in sources:
-            progress.stage(f"reading {task.name} from {source}")
-            with keeping_folder(f"the task '{task.name}' was read"):
-                corpus = task.corpus(source, request.split, limit=request.documents, seed=request.seed)
-            for document in corpus.documents:
-                stream, key = f"{task.name}, {corpus.source.label}", document_key(document.text)
-                # names repeat, in files of several sources
-                yield f"{stream}, {document.sample_id}, {key[:12]}", stream, document
-
-
-def _prepare(
-    document: Document, tokenizer: Tokenizer, engine: Engine, request: TraceRequest, length: int
-) -> tuple[list[int], int, int] | None:
-    """Return the tokens to run, the first position to keep, and the document's own length; ``None`` if too short."""
-    token_ids = with_bos(tokenizer, tokenizer.encode(document.text))[:length]
-    if len(token_ids) <= FIRST + 1:
-        return None
-    if not request.new_tokens:
-        return token_ids, FIRST, len(token_ids)
-    chance = random.Random(f"context of {document.sample_id}, seed {request.seed}")
-    context = max(FIRST, round(chance.uniform(*CONTEXT) * len(token_ids)))
-    prompt = token_ids[: min(context, engine.info.max_positions - request.new_tokens)]
-    full = build_strategy(StrategySpec(BASELINE))
-    (made,) = engine.decode(
-        [prompt], full, kv=full.default_kv, max_new_tokens=[request.new_tokens], eos_token_ids=tokenizer.eos_token_ids
-    )
-    if made.failure is not None:
-        raise made.failure
-    # Nothing reads the last token; the prompt's last one yields the first generated token.
-    return [*prompt, *made.token_ids[:-1]], len(prompt) - 1, len(token_ids)
-
-
 def exit_columns(engine: Engine, token_ids: Sequence[int], first: int) -> dict[str, Tensor]:
     """Run one sequence and return the trace columns of its positions from ``first`` on, ``document`` left out."""
     states, readings = read_exits(engine, token_ids, first)
-    *exits, final = ({name: _small(column) for name, column in reading.items()} for reading in readings)
-    stacked = {name: torch.stack([exit_[name] for exit_ in exits], dim=1) for name in exits[0]}
+    *exits, final = (
+        {name: column.half() if column.is_floating_point() else column for name, column in reading.items()}
+        for reading in readings
+    )
     return {
         "hidden": torch.stack(states[:-1], dim=1).half().cpu(),
         "last": states[-1].half().cpu(),
-        **stacked,
+        **{name: torch.stack([exit_[name] for exit_ in exits], dim=1) for name in exits[0]},
         "final": final["top"],
         "final1": final["top1"],
         "input": torch.tensor(token_ids[first:], dtype=torch.int32),
@@ -277,11 +217,6 @@ def read_exits(
     return states, readings
 
 
-def _small(column: Tensor) -> Tensor:
-    """A column as a trace keeps it."""
-    return column.half() if column.is_floating_point() else column
-
-
 def _read_out(engine: Engine, states: Tensor) -> dict[str, Tensor]:
     """Return the exit head's token, two best probabilities and entropy for states ``[n, hidden_size]``, in chunks."""
     parts: list[dict[str, Tensor]] = []
@@ -293,12 +228,6 @@ def _read_out(engine: Engine, states: Tensor) -> dict[str, Tensor]:
         weights = shifted.exp()
         total = weights.sum(-1, keepdim=True)
         entropy = total.log() - torch.linalg.vecdot(weights, shifted).unsqueeze(1) / total
-        parts.append(
-            {
-                "top": top[:, 0].int().cpu(),
-                "top1": (1 / total)[:, 0].cpu(),
-                "top2": ((second - best).exp() / total)[:, 0].cpu(),
-                "entropy": entropy[:, 0].cpu(),
-            }
-        )
+        read = {"top": top.int(), "top1": 1 / total, "top2": (second - best).exp() / total, "entropy": entropy}
+        parts.append({name: column[:, 0].cpu() for name, column in read.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,9 +1,8 @@
 """Traces on disk: what a model's exits said about each token of some documents, run once at full depth.
 
-A trace is a folder: shards of safetensors, and ``index.json`` that lists them together with the documents and with what
-the trace belongs to (weights, tokenizer, exit points, exit head). A shard is listed once it is whole, so that a full
-disk or a kill leaves a trace of everything before. Reading maps shards into memory. The index bears a seal over its own
-bytes (:mod:`harness.store.record_files`) and the hash of every shard, so that nothing is learned from a damaged one.
+A trace is a folder: shards of safetensors, and ``index.json``. A shard is listed once it is whole, so that a full disk
+or a kill leaves a trace of everything before. The index bears a seal over its own bytes
+(:mod:`harness.store.record_files`) and the hash of every shard, so that nothing is learned from a damaged one.
 
 Columns, one row per token, the rows of a document consecutive (E exit points, D hidden size):
 
@@ -24,7 +23,7 @@ Columns, one row per token, the rows of a document consecutive (E exit points, D
 Fields of ``index.json``:
 
 =================================  ====================================================================================
-``format``                         2; 1 in older traces, which have no hashes
+``format``                         2
 ``model``, ``weights``, ``dtype``  what was traced: its name, ``pretrained``, ``tuned`` or ``random``, its activations
 ``model_fingerprint``              of its weights
 ``base_fingerprint``               of its weights before tuning
@@ -46,40 +45,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 from harness.appearance.visible_text import shell_command
-from harness.config.model import DEFAULT_MODEL
-from harness.contracts import ModelInfo, WeightsChoice
+from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
-from harness.host.files import DocumentError, open_regular, parse_json, read_bytes, real_path, replace_files
+from harness.host.files import open_regular, parse_json, read_bytes, real_path, refusing, replace_files
 from harness.host.libraries import library_border
-from harness.models.artefacts import fault_in, fault_of
+from harness.models.artefacts import fault_of
 from harness.store.record_files import seal_of, sealed_document, split_seal
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-logger = logging.getLogger(__name__)
-
 FORMAT = 2
-FORMAT_WITHOUT_HASHES = 1
 SHARD_TOKENS = 8192
 _AGAIN = "Trace again with another --out."
 LARGEST_INDEX_BYTES = 1 << 30
 """Of an index, which has some 300 bytes a document."""
 
-_SIZES = {"hidden": "ED", "last": "D", **dict.fromkeys(("top", "top1", "top2", "entropy"), "E")}
-_WHOLE = frozenset({"top", "final", "input", "position", "document"})
-COLUMNS = (*_SIZES, "final", "final1", "input", "position", "document")
+COLUMNS = (
+    *("hidden", "last", "top", "top1", "top2", "entropy"),
+    *("final", "final1", "input", "position", "document"),
+)
 """Of every shard; see the module docstring."""
 
 _OWN = re.compile(r"\..*|parts|shard-\d+\.safetensors")
@@ -92,18 +88,7 @@ _FACTS = {
 
 
 class TraceWriter:
-    """Appends documents to a trace folder.
-
-    Args:
-        folder: made if missing.
-        facts: what the trace belongs to, see :meth:`Traces.check`.
-        resume: go on with a trace that is there.
-        shard_tokens: a shard is written when it holds so many.
-
-    Raises:
-        ArtefactError: there is a trace already and ``resume`` is false, one of something else, or what is none; or
-            nothing can be written there.
-    """
+    """Appends documents to a trace folder; a shard is written when it holds ``shard_tokens``."""
 
     def __init__(
         self, folder: Path, facts: Mapping[str, Any], *, resume: bool, shard_tokens: int = SHARD_TOKENS
@@ -117,17 +102,16 @@ class TraceWriter:
         if file.is_file():
             if not resume:
                 raise ArtefactError(f"{folder} holds a trace already. Add --resume to go on, or give another --out.")
-            found = _read_index(file)
+            self._index = _read_index(file)
             for key, value in facts.items():
-                if found.get(key) != value:
+                if self._index.get(key) != value:
                     raise ArtefactError(
-                        f"{folder} is a trace with {key} {found.get(key)!r}, now it is {value!r}. Give another --out."
+                        f"{folder} is a trace with {key} {self._index.get(key)!r}, now it is {value!r}. Give another "
+                        "--out."
                     )
-            _check_shards(folder, found)
-            self._index = found
+        elif _is_taken(folder):
+            raise ArtefactError(f"{folder} is not empty and holds no trace. Give another --out.")
         try:
-            if not file.is_file() and _is_taken(folder):
-                raise ArtefactError(f"{folder} is not empty and holds no trace. Give another --out.")
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ArtefactError(f"cannot make {folder}: {error.strerror}. Give another --out.") from None
@@ -143,34 +127,19 @@ class TraceWriter:
         return sum(int(shard["tokens"]) for shard in self._index["shards"])
 
     def add(self, document: Mapping[str, Any], columns: Mapping[str, Tensor]) -> None:
-        """Append the tokens of one document; ``columns`` as in the module docstring, ``document`` left out.
-
-        Args:
-            document: JSON-able facts with an ``id``; ``stream``, ``key`` and ``length`` are expected by readers, and
-                of what was generated the ``prompt``, its tokens in one text.
-            columns: one row per token.
-        """
-        import torch
-
-        count = len(columns["final"])
+        """Append one document: its facts but ``tokens``, and its columns but ``document``; see the module docstring."""
+        tokens = len(columns["final"])
         number = len(self._index["documents"]) + len(self._waiting)
-        self._buffer.append({**columns, "document": torch.full((count,), number, dtype=torch.int32)})
-        self._waiting.append({**document, "tokens": count})
-        self._tokens += count
+        self._buffer.append({**columns, "document": torch.full((tokens,), number, dtype=torch.int32)})
+        self._waiting.append({**document, "tokens": tokens})
+        self._tokens += tokens
         if self._tokens >= self._shard_tokens:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as a shard.
-
-        Raises:
-            ArtefactError: the disk is full; the shards before stay usable.
-        """
+        """Write what waits as a shard."""
         if not self._buffer:
             return
-        import torch
-        from safetensors.torch import save
-
         name = f"shard-{len(self._index['shards']):05d}.safetensors"
         columns = {key: torch.cat([part[key] for part in self._buffer]).contiguous() for key in self._buffer[0]}
         content = save(columns)
@@ -200,37 +169,19 @@ class TraceWriter:
 
 @dataclass(frozen=True)
 class Traces:
-    """A trace folder to read from.
-
-    Attributes:
-        folder: where it lies.
-        index: everything ``index.json`` says.
-    """
+    """A trace folder to read from; ``index`` is everything ``index.json`` says."""
 
     folder: Path
     index: Mapping[str, Any]
 
     @classmethod
     def open(cls, folder: Path, model: str = "") -> Traces:
-        """Open a trace.
-
-        Args:
-            folder: or its ``index.json``.
-            model: as the user typed it, for the command that makes a trace where there is none.
-
-        Raises:
-            ArtefactError: missing, damaged, or without a token.
-        """
+        """Open a folder, or its ``index.json``; ``model``, as it was typed, is for the command that makes a trace."""
         if folder.name == "index.json":
             folder = folder.parent
         index = _read_index(folder / "index.json", model)
-        _check_shards(folder, index)
         if not index["shards"]:
             raise ArtefactError(f"the trace {folder} holds no token. Go on with `harness trace … --resume`.")
-        if index["format"] == FORMAT_WITHOUT_HASHES:
-            logger.warning(
-                "%s is of an older version, which kept no hashes: damage may go unnoticed. Trace again", folder
-            )
         return cls(folder, index)
 
     @property
@@ -250,75 +201,42 @@ class Traces:
         return sum(int(shard["tokens"]) for shard in self.index["shards"])
 
     def check(self, model: ModelInfo, tokenizer: str) -> None:
-        """Refuse a trace of another model.
-
-        Raises:
-            ArtefactError: tokenizer, fingerprint, exit points or exit head are not the model's; gives both values.
-        """
-        for what, theirs, ours in (
-            ("tokenizer", self.index["tokenizer_fingerprint"], tokenizer),
-            ("model fingerprint", self.index["model_fingerprint"], model.fingerprint),
-            ("exit points", list(self.exit_points), list(model.exit_points)),
-            ("exit head", self.index["exit_head"], model.exit_head),
-        ):
-            if theirs != ours:
-                raise ArtefactError(
-                    f"{self.folder} is a trace with {what} {theirs} ({self.index['model']}); {model.name} has {ours} "
-                    f"now. {self._cure(what, model)}",
-                    [trace_command(model.asked.model or model.name, beside(self.folder))],
-                )
-
-    def _cure(self, what: str, model: ModelInfo) -> str:
-        """Return what to do where the model differs from the trace's in something, before the command."""
+        """Raise :class:`ArtefactError`, with both values, for a trace of another model or tokenizer (fingerprint)."""
         index, same_base = self.index, self.index.get("base_fingerprint") == model.base_fingerprint
-        if what == "exit head" and index["exit_head"] != "shared":
-            lost = "The shortcuts that it was read through are gone: restore them"
-        elif what == "model fingerprint" and index["weights"] == "tuned" and same_base:
-            lost = "The adapter that it was made with is gone: restore it"
-        else:
-            return "Trace again:"
-        return f"{lost}, give --artefacts FOLDER, or trace again:"
+        for what, theirs, ours in (
+            ("tokenizer", index["tokenizer_fingerprint"], tokenizer),
+            ("model fingerprint", index["model_fingerprint"], model.fingerprint),
+            ("exit points", list(self.exit_points), list(model.exit_points)),
+            ("exit head", index["exit_head"], model.exit_head),
+        ):
+            if theirs == ours:
+                continue
+            cure = "Trace again:"
+            if what == "exit head" and theirs != "shared":
+                cure = "Its shortcuts are gone: restore them, give --artefacts FOLDER, or trace again:"
+            elif what == "model fingerprint" and index["weights"] == "tuned" and same_base:
+                cure = "Its adapter is gone: restore it, give --artefacts FOLDER, or trace again:"
+            raise ArtefactError(
+                f"{self.folder} is a trace with {what} {theirs} ({index['model']}); {model.name} has {ours} now. "
+                f"{cure}",
+                [trace_command(model.asked.model or model.name, beside(self.folder))],
+            )
 
     def shards(self, *names: str, rows: Tensor | None = None) -> Iterator[dict[str, Tensor]]:
-        """Yield some columns shard by shard, mapped into memory.
-
-        Args:
-            names: of the columns.
-            rows: which are wanted, bool, one for each of the trace; ``None`` for all.
-        """
-        from safetensors import safe_open
-
+        """Yield some columns shard by shard, mapped into memory; ``rows``: which tokens, ``[tokens]`` bool."""
         start = 0
         for shard in self.index["shards"]:
-            file = self.folder / shard["file"]
-            with library_border(f"cannot read {file}", _AGAIN, ArtefactError):
-                with safe_open(file, framework="pt") as content:
-                    found = {name: content.get_tensor(name) for name in names}
-                for name, column in found.items():
-                    self._check(name, column, int(shard["tokens"]))
-            end = start + int(shard["tokens"])
+            file, end = self.folder / shard["file"], start + shard["tokens"]
+            with library_border(f"cannot read {file}", _AGAIN, ArtefactError), safe_open(file, "pt") as content:
+                found = {name: content.get_tensor(name) for name in names}
+            for name in found.keys() & {"hidden", "last"}:
+                if fault_of(found[name]):
+                    raise ArtefactError(f"{self.folder} holds states beyond float16. Trace other --exit-points.")
             yield found if rows is None else {name: column[rows[start:end]] for name, column in found.items()}
             start = end
 
-    def _check(self, name: str, column: Tensor, tokens: int) -> None:
-        """Refuse a column that is not what a writer makes."""
-        sizes = {"E": len(self.exit_points), "D": int(self.index["hidden_size"])}
-        shape = (tokens, *(sizes[size] for size in _SIZES.get(name, "")))
-        if tuple(column.shape) != shape or column.is_floating_point() == (name in _WHOLE):
-            raise ValueError(f"{name} is {column.dtype} of shape {tuple(column.shape)}, where {shape} is needed")
-        if name in _WHOLE:
-            last = len(self.documents) if name == "document" else math.inf
-            if column.numel() and not 0 <= int(column.min()) <= int(column.max()) < last:
-                raise ValueError(f"{name} holds {int(column.min())} to {int(column.max())}")
-        elif fault := fault_of(column):
-            if name in ("hidden", "last"):
-                raise ArtefactError(f"{self.folder} holds states beyond float16. Trace other layers: --exit-points.")
-            raise ValueError(f"{name} {fault}")
-
     def columns(self, *names: str) -> dict[str, Tensor]:
         """Return whole columns in memory."""
-        import torch
-
         parts = list(self.shards(*names))
         return {name: torch.cat([part[name] for part in parts]) for name in names}
 
@@ -339,74 +257,33 @@ def beside(folder: Path) -> Path:
 
 
 def _read_index(file: Path, model: str = "") -> dict[str, Any]:
-    try:
-        content = read_bytes(file, LARGEST_INDEX_BYTES)
+    """Return an index whose seal, fields and shards are whole."""
+    with refusing(file, ArtefactError, _AGAIN):
+        try:
+            content = read_bytes(file, LARGEST_INDEX_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            out = file.parent
+            command = trace_command(model, beside(out) if out.is_file() or _is_taken(out) else out)
+            raise ArtefactError(f"there is no trace {out}. Make one with:", [command]) from None
         found = parse_json(content)
-    except (FileNotFoundError, NotADirectoryError):
-        out = file.parent
-        if out.is_file() or _is_taken(out):
-            out = Path("traces") / real_path(Path(model or DEFAULT_MODEL)).name
-            out = beside(out) if out.exists() else out
-        raise ArtefactError(f"there is no trace {file.parent}. Make one with:", [trace_command(model, out)]) from None
-    except OSError as error:
-        raise ArtefactError(f"cannot read the trace {file}: {error.strerror}. {_AGAIN}") from None
-    except DocumentError as error:
-        raise ArtefactError(f"cannot read the trace {file}: {error}. {_AGAIN}") from None
-    formats = (FORMAT, FORMAT_WITHOUT_HASHES)
-    known = isinstance(found, dict) and found.get("format") in formats and found.keys() >= _FACTS
-    if known and (found["format"] == FORMAT or "sha256" in found):
-        body, seal = split_seal(content)
-        if seal != seal_of("", [body]):
-            raise ArtefactError(f"{file} was changed, or is damaged: it does not fit its seal. {_AGAIN}")
-    if not known or not _lists(found) or not _facts(found):
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not found.keys() >= _FACTS:
         raise ArtefactError(f"{file} is no trace index of format {FORMAT}. {_AGAIN}")
-    return {name: value for name, value in found.items() if name != "sha256"}
-
-
-def _lists(index: Mapping[str, Any]) -> bool:
-    """Tell whether shards and documents are what a writer makes of them."""
-    hashed = index["format"] != FORMAT_WITHOUT_HASHES
-    return all(
-        isinstance(index[name], list) and all(_has(entry, keys) for entry in index[name])
-        for name, keys in (
-            ("shards", {"file": str, "bytes": int, "tokens": int, **({"sha256": str} if hashed else {})}),
-            ("documents", {"id": str, "stream": str, "key": str, "tokens": int}),
-        )
-    ) and all(Path(shard["file"]).name == shard["file"] for shard in index["shards"])
-
-
-def _has(entry: object, keys: Mapping[str, type]) -> bool:
-    return isinstance(entry, dict) and all(type(entry.get(name)) is kind for name, kind in keys.items())
-
-
-def _facts(index: Mapping[str, Any]) -> bool:
-    """Tell whether the facts by which a trace is opened can be what they must be."""
-    return (
-        not fault_in({name: value for name, value in index.items() if name != "documents"})
-        and index["weights"] in get_args(WeightsChoice)
-        and index["dtype"] in ("float32", "bfloat16", "float16")
-        and 0 <= index["seed"] < 2**32
-        and all(type(index.get(name, 0)) is int for name in ("length", "new_tokens"))
-    )
-
-
-def _check_shards(folder: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a trace whose shards are not those that were written."""
-    for shard in index["shards"]:
-        file = folder / shard["file"]
-        facts = file.stat() if file.is_file() else None
+    body, seal = split_seal(content)
+    if seal != seal_of("", [body]):
+        raise ArtefactError(f"{file} was changed, or is damaged: it does not fit its seal. {_AGAIN}")
+    for shard in found["shards"]:
+        part = file.parent / shard["file"]
+        facts = part.stat() if part.is_file() else None
         size = facts.st_size if facts else None
         if facts is None or size != shard["bytes"]:
-            raise ArtefactError(f"{file} has {size} bytes and should have {shard['bytes']}. {_AGAIN}")
-        if "sha256" in shard and _hash_of(file, facts.st_size, facts.st_mtime_ns) != shard["sha256"]:
-            raise ArtefactError(f"{file} was changed, or is damaged: its hash is not the index's. {_AGAIN}")
+            raise ArtefactError(f"{part} has {size} bytes and should have {shard['bytes']}. {_AGAIN}")
+        if _hash_of(part, facts.st_size, facts.st_mtime_ns) != shard["sha256"]:
+            raise ArtefactError(f"{part} was changed, or is damaged: its hash is not the index's. {_AGAIN}")
+    return {name: value for name, value in found.items() if name != "sha256"}
 
 
 @cache
 def _hash_of(file: Path, size: int, modified_ns: int) -> str:
     """Return the SHA-256 of a shard, read once a process as long as it has this size and time."""
-    try:
-        with open_regular(file) as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        raise ArtefactError(f"cannot read {file}: {error.strerror}. {_AGAIN}") from None
+    with refusing(file, ArtefactError, _AGAIN), open_regular(file) as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -7,10 +7,8 @@ What a recipe that trains a controller needs beside its own method::
     networks = {"4": Network(...), "6": Network(...)}  # exit layer → score; or "shared", one for all
     return data.save(networks, observation, {"shrink": self.shrink}, never=1e30).said()
 
-Replay of an exit rule on a trace: mean exit layer against agreement, over thresholds.
-
-Teacher-forced: the tokens are the trace's, so the drift that real exits cause is not in these numbers. They choose
-thresholds and compare training recipes; results come from live decoding.
+Replay is teacher-forced: the drift that real exits cause is not in its numbers, which choose thresholds and compare
+recipes; results come from live decoding.
 """
 
 from __future__ import annotations
@@ -35,7 +33,6 @@ from harness.training.traces.reading import (
     exit_states,
     held_out_rows,
     index_of,
-    keys_of,
     matches,
     open_traces,
     rows_of_tasks,
@@ -46,10 +43,8 @@ QUANTILES = tuple(place / 40 for place in range(1, 40))
 
 
 class ReplayRow(TypedDict):
-    """One threshold on a trace.
-
-    ``exit_layer``: mean decoder layers, tokens that ran to the end included. ``agreement``: share of tokens equal to
-    the last layer's.
+    """One threshold on a trace: mean decoder layers, tokens that ran to the end included, and the share of tokens equal
+    to the last layer's.
     """
 
     threshold: float
@@ -72,27 +67,18 @@ def replay_rows(
 ) -> list[ReplayRow]:
     """Return one row per threshold of the rule *exit where score ≥ threshold*.
 
-    Args:
-        scores: ``[n, exits]``; minus infinity where nothing may exit.
-        right: whether the exit's token is the last layer's, ``[n, exits]`` bool.
-        exit_points: layers of the exits.
-        num_layers: decoder layers.
-        thresholds: to try; quantiles of the observed scores when left out, so that none of them is empty.
+    Scores are ``[n, exits]``, minus infinity where nothing may exit; ``right`` is whether the exit's token is the last
+    layer's. Thresholds that are left out are quantiles of the scores, so that none of them is empty.
     """
     if thresholds is None:
-        thresholds = sorted(set(torch.quantile(_sample(_finite(scores)), torch.tensor(QUANTILES)).tolist()))
+        thresholds = sorted(set(torch.quantile(sample(_finite(scores)), torch.tensor(QUANTILES)).tolist()))
     layers = torch.tensor([*exit_points, num_layers], dtype=torch.float32)
     correct = torch.cat((right, torch.ones(len(right), 1, dtype=torch.bool)), dim=1)
     rows = []
     for threshold in thresholds:
         places = exit_places(scores >= threshold)
-        rows.append(
-            ReplayRow(
-                threshold=threshold,
-                exit_layer=layers[places].mean().item(),
-                agreement=correct.gather(1, places.unsqueeze(1)).float().mean().item(),
-            )
-        )
+        agreement = correct.gather(1, places.unsqueeze(1)).float().mean().item()
+        rows.append(ReplayRow(threshold=threshold, exit_layer=layers[places].mean().item(), agreement=agreement))
     return rows
 
 
@@ -112,9 +98,9 @@ def threshold_keeping(
     return best
 
 
-def render_replay(title: str, rows: Sequence[ReplayRow]) -> str:
+def render_replay(rows: Sequence[ReplayRow]) -> str:
     """Return rows as Markdown."""
-    lines = [f"| {title} (replayed) | mean exit layer | agreement |", "|--:|--:|--:|"]
+    lines = ["| threshold (replayed) | mean exit layer | agreement |", "|--:|--:|--:|"]
     lines += [f"| {row['threshold']:.4g} | {row['exit_layer']:.2f} | {row['agreement']:.4f} |" for row in rows]
     return "\n".join(lines)
 
@@ -126,10 +112,9 @@ def _finite(scores: Tensor) -> Tensor:
     return kept if len(kept) else torch.zeros(1)
 
 
-def _sample(scores: Tensor) -> Tensor:
-    """A million values at most: torch.quantile takes no more than 16."""
-    flat = scores.flatten()
-    return flat if flat.numel() <= 1_000_000 else flat[:: flat.numel() // 1_000_000 + 1]
+def sample(scores: Tensor) -> Tensor:
+    """A million values ``[n]`` at most: torch.quantile takes no more than 16."""
+    return scores if len(scores) <= 1_000_000 else scores[:: len(scores) // 1_000_000 + 1]
 
 
 @dataclass(frozen=True)
@@ -152,12 +137,12 @@ class SavedController:
 
     def said(self) -> Trained:
         """Return what the command prints."""
-        advice = f" No exit keeps {self.keep:.0%}."
+        advice = f"No exit keeps {self.keep:.0%}."
         if self.kept:
-            advice = f" {self.keep:.0%} agreement from threshold {self.kept['threshold']:.4f} on."
-        note = f"{self.tokens} held-out tokens, replayed.{advice} The result is {self.artefact.path}."
+            advice = f"{self.keep:.0%} agreement from threshold {self.kept['threshold']:.4f} on."
         head = exit_head_note(self.artefact.facts["exit_head"])
-        return Trained(render_replay("threshold", self.rows), f"{note} {head}")
+        note = f"{self.tokens} held-out tokens, replayed. {advice} The result is {self.artefact.path}. {head}"
+        return Trained(render_replay(self.rows), note)
 
 
 @dataclass(frozen=True)
@@ -185,12 +170,7 @@ class TrainingSet:
 
     @classmethod
     def open(cls, options: TraceChoice, run: TrainingRun, *, own: bool = True) -> TrainingSet:
-        """Open the trace, and hold out a tenth of the documents of each stream.
-
-        Args:
-            options: of the recipe.
-            run: of the recipe.
-            own: whether the result goes to :attr:`path`.
+        """Open the trace, and hold out a tenth of the documents of each stream; ``own``: the result goes to ``path``.
 
         Raises:
             ArtefactError: no trace there, one of another model, or without a document of the tasks; or the result
@@ -202,7 +182,7 @@ class TrainingSet:
             own_file(options, run, resolved.info)  # to refuse before anything is learned
         run.progress.stage(f"reading {traces.tokens} tokens")
         columns = traces.columns("top", "final", "top1", "entropy", "document")
-        tasks = _tasks(options)
+        tasks = getattr(options, "tasks", ())
         wanted = rows_of_tasks(traces, columns["document"], tasks)
         held = held_out_rows(traces, columns["document"], seed=options.seed, tasks=tasks)
         return cls(options, run, traces, resolved, columns, wanted & ~held, wanted & held)
@@ -218,14 +198,15 @@ class TrainingSet:
         return own_file(self.options, self.run, self.resolved.info)
 
     @property
-    def streams(self) -> list[str]:
-        """Task and source of the documents."""
-        return sorted({d["stream"] for d in self.traces.documents if matches(d, _tasks(self.options))})
+    def documents(self) -> list[Mapping[str, Any]]:
+        """Facts of the documents of the recipe's tasks."""
+        return [found for found in self.traces.documents if matches(found, getattr(self.options, "tasks", ()))]
 
     @property
     def held_out_documents(self) -> list[str]:
         """Keys of the documents that are held out, sorted."""
-        return keys_of(self.traces, self.columns["document"], self.held_out)
+        numbers = set(self.columns["document"][self.held_out].tolist())
+        return sorted({str(self.traces.documents[number]["key"]) for number in numbers})
 
     def identity(self) -> dict[str, Any]:
         """Return the facts by which an artefact knows its model."""
@@ -233,10 +214,11 @@ class TrainingSet:
 
     def origin(self) -> dict[str, Any]:
         """Return the facts of any artefact that was learned from this; writes the index of all tokens beside it."""
+        streams = sorted({found["stream"] for found in self.documents})
         return {
             **self.identity(),
-            "trained_on": {"streams": self.streams, "tokens": int(self.learned.sum())},
-            "documents": sorted({d["key"] for d in self.traces.documents if matches(d, _tasks(self.options))}),
+            "trained_on": {"streams": streams, "tokens": int(self.learned.sum())},
+            "documents": sorted({found["key"] for found in self.documents}),
             "ngrams": index_of(self.traces, self.options.folder),
             "made": provenance(self.run.command),
         }
@@ -297,13 +279,9 @@ class TrainingSet:
         *,
         never: float,
     ) -> SavedController:
-        """Choose a threshold to begin with on the held-out tokens, and write what was trained.
+        """Choose a threshold by the scores of the held-out tokens, ``[held-out, E]``, and write what was trained.
 
-        Args:
-            scores: of the held-out tokens at each exit point, ``[held-out, E]``.
-            recipe: how it was trained, JSON-able; for the record.
-            write: writes the artefact: the path of its JSON, and the facts to be kept.
-            never: finite threshold that no score reaches, for where no exit keeps the wanted agreement.
+        ``write`` takes the path of the artefact's JSON and the facts to be kept; the rest is as for :meth:`save`.
         """
         options, points, layers = self.options, self.exit_points, self.resolved.info.num_layers
         assert isinstance(options, ControllerOptions)
@@ -319,11 +297,6 @@ class TrainingSet:
             "replayed": {"held_out_tokens": len(right), "rows": list(rows), "keep": options.keep, "kept": kept},
         }
         return SavedController(write(self.path, facts), rows, kept, len(right), options.keep)
-
-
-def _tasks(options: TraceChoice) -> Sequence[str]:
-    tasks: Sequence[str] = getattr(options, "tasks", ())
-    return tasks
 
 
 def require_finite(networks: Iterable[Network], cure: str) -> None:

@@ -46,7 +46,7 @@ def recorded(build: type[Any]) -> Callable[..., RecordedRun]:
 
     def make(name: str, **given: Any) -> RecordedRun:
         recipe = Recipe(**given)
-        meter = MeterRecord(source="rapl", description="made up", sensor_period_s=0.001)
+        meter = MeterRecord(source="rapl", description="made up", sensor_period_s=0.001, measured=True)
         run = build(points=tuple(recipe.seconds), tasks=(recipe.task,), **({"meter": meter} if recipe.energy else {}))
         for point, times in recipe.seconds.items():
             for start in range(0, len(times), recipe.block):

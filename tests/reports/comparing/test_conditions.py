@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from harness.contracts import Metric
 from harness.errors import HarnessError, UnknownNameError
-from reports.comparing.change import AGREEMENT, Change, compared_metrics
-from reports.comparing.compare import Wanted, compare_runs
+from reports.comparing.change import Change, compared_metrics
+from reports.comparing.compare import compare_runs
 from reports.comparing.conditions import grouped, judge, parse_condition
 from reports.comparing.pairing import Matched
-from reports.comparing.results import PointChange, overall, verdict
+from reports.comparing.results import PointChange, verdict
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.recorded import RecordedRun
-from reports.statistics.significance import SWAPS, smallest_p
 
 Make = Callable[..., RecordedRun]
 FIXED = "fixed:layer=5"
@@ -43,24 +41,24 @@ def test_what_can_be_written(text: str, metric: str, sign: str, threshold: float
     assert found.threshold == pytest.approx(threshold)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("latncy_p50>+5%", "Did you mean 'latency_p50_s'?"),
-        ("latency_p50", "is no condition"),
-        ("latency_p50=5", "is no condition"),
-        ("latency_p50>five", "is no condition"),
-        ("latency_p50>+5%%", "is no condition"),
-        ("latency_p50>+5% @", "is no condition"),
-        ("", "is no condition"),
-        ("edit_similarity<0.5", "has a sign: edit_similarity<+0.5, or -0.5"),
-        ("agreement<-1%", "is a share from 0 to 1"),
-        ("agreement<99", "is a share from 0 to 1"),
-    ],
+REFUSED = (
+    ("latncy_p50>+5%", "Did you mean 'latency_p50_s'?"),
+    ("latency_p50", "is no condition"),
+    ("latency_p50=5", "is no condition"),
+    ("latency_p50>five", "is no condition"),
+    ("latency_p50>+5%%", "is no condition"),
+    ("latency_p50>+5% @", "is no condition"),
+    ("", "is no condition"),
+    ("edit_similarity<0.5", "has a sign: edit_similarity<+0.5, or -0.5"),
+    ("agreement<-1%", "is a share from 0 to 1"),
+    ("agreement<99", "is a share from 0 to 1"),
 )
-def test_what_would_surprise_is_refused(text: str, said: str) -> None:
-    with pytest.raises(HarnessError, match=said.replace("?", r"\?").replace("+", r"\+")):
-        parse_condition(text)
+
+
+def test_what_would_surprise_is_refused() -> None:
+    for text, said in REFUSED:
+        with pytest.raises(HarnessError, match=re.escape(said)):
+            parse_condition(text)
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ def points(recorded: Make) -> tuple[PointChange, ...]:
     slower = [1.0, 1.2] * 6
     before = {"full": TIMES, FIXED: [0.5 * s for s in TIMES]}
     after = {"full": TIMES, FIXED: [0.5 * s * f for s, f in zip(TIMES, slower, strict=True)]}
-    return compare_runs(recorded("a", seconds=before), recorded("b", seconds=after), Wanted()).points
+    return compare_runs(recorded("a", seconds=before), recorded("b", seconds=after)).points
 
 
 def outcome(condition: str, points: tuple[PointChange, ...]) -> dict[str, str]:
@@ -86,48 +84,11 @@ def test_it_holds_with_the_whole_interval(points: tuple[PointChange, ...]) -> No
     assert outcome("agreement>=1", points) == {"full": "holds", FIXED: "holds"}
 
 
-def test_absolute_changes_have_the_unit_of_the_metric(points: tuple[PointChange, ...]) -> None:
-    (one,) = judge(parse_condition(f"latency_p50>+0.001 @ py150/{FIXED}"), points)
-    assert one.outcome in ("holds", "perhaps")
-    assert " s [" in one.about
-
-
 def test_full_depth_has_no_speed_up_to_fail(points: tuple[PointChange, ...]) -> None:
     assert outcome("speedup<-50%", points) == {FIXED: "passed"}
     (alone,) = judge(parse_condition("speedup<-50% @ full"), points)
     assert alone.outcome == "unknown"
-    said, _, names = alone.words.partition(" Can be judged here: ")
-    assert said == "speedup<-50% @ full: cannot be judged: full depth is what it is compared with."
-    judgeable = {one.metric.name for one in points[0].changes if one.relative_interval}
-    assert {"latency_p50_s", "tokens_per_s"} <= set(names.removesuffix(".").split(", ")) == judgeable
-
-
-def test_a_speed_up_within_a_run_says_what_can_be_judged(recorded: Make) -> None:
-    """Each metric that is named can; a single prompt leaves none."""
-    for times in (TIMES, TIMES[:1]):
-        run = recorded("a", seconds={"full": times, FIXED: [0.5 * s for s in times]})
-        within = compare_runs(run, run, Wanted(pair=("full", FIXED))).points
-        (one,) = judge(parse_condition("speedup<-3%"), within)
-        assert one.outcome == "unknown"
-        assert "cannot be judged: A is full depth, whose own is 1 by definition. " in one.about
-        names = one.about.partition(" Can be judged here: ")[2].removesuffix(".")
-        assert bool(names) == (times is TIMES)
-        assert names or one.about.endswith(" Nothing can be judged here.")
-        for name in filter(None, names.split(", ")):
-            assert outcome(f"{name}>+1%", within)[f"full → {FIXED}"] != "unknown"
-
-
-def test_full_depth_of_each_format_has_no_speed_up_to_fail(build: Any) -> None:
-    def run(name: str, slower: float) -> RecordedRun:
-        made = build(points=("full", "full@int8", FIXED), formats=("float32", "int8"))
-        for block in range(12):
-            for point in made.points:
-                made.window(point, {}, block=block, duration=slower + 0.01 * block)
-        return made.recorded(name)
-
-    found = compare_runs(run("a", 1.0), run("b", 1.1), Wanted()).points
-    assert {point.name for point in found} == {"full", "full@int8", FIXED}
-    assert outcome("speedup<-5%", found) == {FIXED: "passed"}
+    assert alone.words == "speedup<-50% @ full: cannot be judged: full depth is what it is compared with."
 
 
 def test_a_condition_may_be_of_a_score_that_only_one_benchmark_has(recorded: Make) -> None:
@@ -149,7 +110,7 @@ def test_what_cannot_be_judged_does_not_pass(recorded: Make, points: tuple[Point
     assert set(outcome("energy_per_token>+5%", points).values()) == {"unknown"}
     run = {"seconds": {"full": TIMES, FIXED: TIMES}}
     other = recorded("b", **run, environment={"cpu": "Other CPU"})
-    elsewhere = compare_runs(recorded("a", **run), other, Wanted()).points
+    elsewhere = compare_runs(recorded("a", **run), other).points
     (one, _) = judge(parse_condition("latency_p50>+5%"), elsewhere)
     assert one.about == "cannot be judged: another hardware class: processor is Test in A, Other in B."
 
@@ -161,7 +122,7 @@ def test_scores_of_few_prompts_cannot_be_judged(recorded: Make) -> None:
         times = [1.0] * len(before)
         first = recorded("a", seconds={"full": times, FIXED: times}, scores={FIXED: before})
         second = recorded("b", seconds={"full": times, FIXED: [1.1 * s for s in times]}, scores={FIXED: after})
-        (one,) = judge(parse_condition(f"{condition} @ {FIXED}"), compare_runs(first, second, Wanted()).points)
+        (one,) = judge(parse_condition(f"{condition} @ {FIXED}"), compare_runs(first, second).points)
         return one.outcome, one.about
 
     few = judged("edit_similarity<-0.01", [0.5] * 49, [0.4] * 49)
@@ -180,10 +141,10 @@ def test_scores_of_few_prompts_cannot_be_judged(recorded: Make) -> None:
 def test_estimated_energy_is_no_judge(recorded: Make) -> None:
     run = {"seconds": {"full": TIMES, FIXED: TIMES}}
     a, b = recorded("a", **run, energy=("estimate", 1.0)), recorded("b", **run, energy=("estimate", 9.0))
-    judged = judge(parse_condition("energy_per_token>+5%"), compare_runs(a, b, Wanted()).points)
+    judged = judge(parse_condition("energy_per_token>+5%"), compare_runs(a, b).points)
     assert {one.about for one in judged} == {"cannot be judged: energy is an estimate, no measurement."}
     a, b = recorded("a", **run, energy=("rapl", 1.0)), recorded("b", **run, energy=("rapl", 9.0))
-    judged = judge(parse_condition("energy_per_token>+5%"), compare_runs(a, b, Wanted()).points)
+    judged = judge(parse_condition("energy_per_token>+5%"), compare_runs(a, b).points)
     assert {one.outcome for one in judged} == {"holds"}
 
 
@@ -197,29 +158,10 @@ def point_of(changes: tuple[Change, ...]) -> PointChange:
     return PointChange("py150", "full", "full", Matched(frozenset("a"), frozenset("a"), 1, 1), changes)
 
 
-@pytest.mark.parametrize(
-    ("smallest", "family", "words"),
-    [
-        (smallest_p(200), 120, "no distinguishable change"),
-        (smallest_p(200), 600, "too many operating points to tell"),
-        (smallest_p(6), 2, "too few prompts to tell"),
-    ],
-)
-def test_why_no_change_is_named(smallest: float, family: int, words: str) -> None:
-    assert smallest_p(200) == 1 / (1 + SWAPS)
-    silent = Change(
-        AGREEMENT, 1.0, 1.1, 0.1, 0.1, (-0.1, 0.3), (-0.1, 0.3), 1.0, 1.0, smallest_p=smallest, family=family
-    )
-    changes = tuple(replace(silent, metric=metric) for metric in compared_metrics())
-    point = point_of(changes)
-    assert verdict(point) == words
-    assert f"Time of requests: {words} at 1 of 1 operating point." in overall([point])
-
-
 def change_of(metric: Metric, *, units: int, moved: bool = False) -> Change:
     """A change of a tenth, distinguishable if ``moved``; of so few units that none could be, below six."""
     interval, p = ((0.05, 0.15), 0.001) if moved else ((-0.1, 0.3), 1.0)
-    return Change(metric, 1.0, 1.1, 0.1, 0.1, interval, interval, p, p, smallest_p=smallest_p(units))
+    return Change(metric, 1.0, 1.1, 0.1, 0.1, interval, interval, p, p, units=units)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +180,3 @@ def test_unchanged_work_does_not_say_that_nothing_changed(work: int, others: int
         for metric in compared_metrics()
     )
     assert verdict(point_of(changes)) == words
-
-
-def test_work_alone_is_told_where_nothing_else_is_known() -> None:
-    alone = (change_of(LAYERS_SKIPPED, units=200), Change(AGREEMENT, reason="not measured in both"))
-    assert verdict(point_of(alone)) == "no distinguishable change"

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import Metric
 from reports.comparing.change import find_metric
-from reports.comparing.pairing import agreement_units, match, pair_units
+from reports.comparing.pairing import Matched, agreement_units, pair_units
 from reports.metrics.point import Point, Units, by_block
 from reports.metrics.point import units_of as metric_units
 from reports.summary.measured import select
@@ -25,28 +24,29 @@ def keys(*blocks: str) -> list[frozenset[str]]:
     return [frozenset(block) for block in blocks]
 
 
-def test_equal_blocks_pair_in_any_order() -> None:
-    found = pair_units(RATE, units("ab", "cd"), units("cd", "ab"), LETTERS)
-    assert found is not None
-    assert list(found.a) == list(found.b) == keys("ab", "cd")
-    assert found.b[frozenset("ab")] == (2.0, 2.0)
-    assert not found.joined
+@pytest.mark.parametrize(
+    ("a", "b", "found", "joined"),
+    [
+        (("ab", "cd"), ("cd", "ab"), ("ab", "cd"), False),  # in any order
+        (("ab", "cd", "ef"), ("abcd", "ef"), ("abcd", "ef"), True),
+        (("abc", "def", "gh"), ("ab", "cd", "ef", "gh"), ("abcdef", "gh"), True),  # until none overlaps
+        (("ab", "cd", "ef", "gh"), ("ab",), ("ab",), False),  # what only one run measured is no obstacle
+    ],
+)
+def test_units_join_until_both_runs_have_the_same_prompts_in_them(
+    a: tuple[str, ...], b: tuple[str, ...], found: tuple[str, ...], joined: bool
+) -> None:
+    pairs = pair_units(RATE, units(*a), units(*b), LETTERS)
+    assert pairs is not None
+    assert list(pairs[0]) == list(pairs[1]) == keys(*found)
+    assert pairs[2] is joined
 
 
-@pytest.mark.parametrize(("metric", "row"), [(RATE, (4.0, 3.0)), (MEDIAN, (2.0, 1.0, 2.0, 2.0))])
-def test_smaller_blocks_join_to_larger_ones(metric: Metric, row: tuple[float, ...]) -> None:
-    found = pair_units(metric, units("ab", "cd", "ef"), units("abcd", "ef"), LETTERS)
-    assert found is not None
-    assert list(found.a) == list(found.b) == keys("abcd", "ef")
-    assert found.a[frozenset("abcd")] == row
-    assert found.b[frozenset("abcd")] == (4.0, 1.0)
-    assert found.joined
-
-
-def test_blocks_that_overlap_join_until_none_does() -> None:
-    found = pair_units(RATE, units("abc", "def", "gh"), units("ab", "cd", "ef", "gh"), LETTERS)
-    assert found is not None
-    assert list(found.a) == list(found.b) == keys("abcdef", "gh")
+def test_rows_of_joined_units_are_added_up_or_strung_together() -> None:
+    for metric, row in ((RATE, (4.0, 3.0)), (MEDIAN, (2.0, 1.0, 2.0, 2.0))):
+        found = pair_units(metric, units("ab", "cd", "ef"), units("abcd", "ef"), LETTERS)
+        assert found is not None
+        assert (found[0][frozenset("abcd")], found[1][frozenset("abcd")]) == (row, (4.0, 1.0))
 
 
 def test_what_would_blur_or_leave_out_too_much_does_not_pair() -> None:
@@ -54,12 +54,6 @@ def test_what_would_blur_or_leave_out_too_much_does_not_pair() -> None:
     assert pair_units(RATE, units("ab", "cd", "ij"), units("ab", "cd", "ij"), LETTERS - {"a"}) is None
     assert pair_units(RATE, units("ab"), units("cd"), LETTERS) is None
     assert pair_units(RATE, {}, units("cd"), LETTERS) is None
-
-
-def test_what_only_one_run_measured_is_no_obstacle() -> None:
-    found = pair_units(RATE, units("ab", "cd", "ef", "gh"), units("ab"), LETTERS)
-    assert found is not None
-    assert list(found.a) == list(found.b) == keys("ab")
 
 
 def cell(build: type[Any], *, batch_size: int, repeats: int = 1, failed: bool = False) -> tuple[Point, Point]:
@@ -116,7 +110,7 @@ def test_windows_are_blocks_and_repeats_add_up(build: type[Any]) -> None:
 def test_a_window_with_a_failure_has_no_cost(build: type[Any]) -> None:
     full, fixed = cell(build, batch_size=1, failed=True)
     assert list(units_of("tokens_per_s", fixed)) == names("0-0 0-1")
-    assert len(match(full.cell, fixed.cell).same) == 3
+    assert len(Matched.of(full.cell, fixed.cell).same) == 3
 
 
 def test_agreement_counts_the_places_of_the_longer_completion(build: type[Any]) -> None:
@@ -126,5 +120,5 @@ def test_agreement_counts_the_places_of_the_longer_completion(build: type[Any]) 
     run.window("fixed:layer=5", {"token_ids": (1, 9, 3, 4, 5)})
     full, fixed = select(run.manifest, run.windows, run.samples).values()
     for a, b in ((full, fixed), (fixed, full)):
-        assert agreement_units(a, b, match(a, b)) == {frozenset(["0-0"]): (2.0, 5.0)}
+        assert agreement_units(a, b, Matched.of(a, b)) == {frozenset(["0-0"]): (2.0, 5.0)}
     assert "longer completion" in find_metric("agreement").meaning

@@ -11,7 +11,6 @@ from harness.errors import StoreError
 from harness.records.calibration import CALIBRATION, Calibration
 from reports.collection import find_calibrations, read_calibration
 from reports.figures.calibration import calibration_figures
-from reports.figures.drawing import save_figures
 from tests.reports.figures.on_paper import check_on_paper, drawn
 
 
@@ -62,16 +61,16 @@ def test_what_is_drawn_is_what_the_file_says() -> None:
     calibration = made(("confidence", True), ("rl:agent=a", False), ("rl:agent=b", False))
     reliability, quantiles, auroc = calibration_figures([calibration])
     panel = drawn(reliability).axes[0]
-    (pooled,) = (bars for bars in panel.containers if bars.get_label() == "all exit points")
-    assert list(pooled[0].get_xdata()) == [0.125, 0.375, 0.625, 0.875]
-    assert list(pooled[0].get_ydata()) == [0, 0.25, 0.5, 0.75]
+    (pooled,) = (line for line in panel.lines if line.get_label() == "all exit points")
+    assert list(pooled.get_xdata()) == [0.125, 0.375, 0.625, 0.875]
+    assert list(pooled.get_ydata()) == [0, 0.25, 0.5, 0.75]
     assert any(text.get_text().endswith("\nECE 0.125") for text in panel.texts)
-    lines = {bars.get_label(): bars[0] for bars in drawn(quantiles).axes[0].containers}
-    assert set(lines) == {"confidence", "rl:agent=a", "rl:agent=b"}
-    assert lines["rl:agent=a"].get_linestyle() != lines["rl:agent=b"].get_linestyle()
-    for bars in drawn(auroc).axes[0].containers:
-        assert list(bars[0].get_ydata()) == [0.8], "an exit without a value has no point"
-        assert round(float(bars[0].get_xdata()[0])) == 1
+    _, *lines = drawn(quantiles).axes[0].lines
+    assert [line.get_label() for line in lines] == ["confidence", "rl:agent=a", "rl:agent=b"]
+    assert len({line.get_linestyle() for line in lines[1:]}) == 2
+    _, *lines = drawn(auroc).axes[0].lines
+    assert [list(line.get_ydata()) for line in lines] == [[0.8]] * 3, "an exit without a value has no point"
+    assert {round(float(line.get_xdata()[0])) for line in lines} == {1}
 
 
 def test_every_figure_stays_on_paper() -> None:
@@ -80,12 +79,6 @@ def test_every_figure_stays_on_paper() -> None:
     assert len(found) == 3
     for figure, size in zip(found, ("n = 40", "n = 6 documents", "n = 6 documents"), strict=True):
         check_on_paper(figure, size)
-
-
-@pytest.mark.slow
-def test_odd_names_and_missing_intervals_can_be_drawn(tmp_path: Path) -> None:
-    names = [(f"$\\x{{$ <b> {n}", True) for n in range(5)]
-    assert len(save_figures(calibration_figures([made(*names, interval=False)]), tmp_path)) == 9
 
 
 def test_files_are_found_and_damaged_ones_refused(tmp_path: Path) -> None:

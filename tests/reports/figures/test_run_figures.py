@@ -16,10 +16,10 @@ from harness.registry import STRATEGIES
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
 from reports.figures.drawing import Figure, look_of, save_figures, shortened, slug
-from reports.figures.fronts import GAINS, areas, front_of, names_of
+from reports.figures.fronts import GAINS, front_of, names_of
 from reports.figures.task_table import task_tables
 from reports.recorded import RecordedRun
-from reports.tables.run_tables import hypervolumes
+from reports.summary.pareto import coordinates
 from tests.reports.figures.on_paper import check_on_paper, drawn
 
 POINTS = ("full", "fixed:layer=5", "rl:threshold=0.5", "rl:threshold=0.9", "oracle")
@@ -94,19 +94,12 @@ def test_a_front_by_hand(make: Make) -> None:
     (table,) = task_tables(run)
     front = front_of(table, GAINS[0])
     assert front is not None
-    placed = {point.row.operating_point: found for point, found, _ in front.points}
+    placed = {row.operating_point: coordinates(row, front.gain) for row in front.rows}
     assert placed["rl:threshold=0.5"] == pytest.approx((1 / 0.75, 0.75))
     assert placed["classifier@lossless"] == pytest.approx((1 / 0.7, 1.0))
-    on_front = [
-        point.row.operating_point for (point, *_), best in zip(front.points, front.on_front, strict=True) if best
-    ]
+    on_front = [row.operating_point for row, best in zip(front.rows, front.on_front, strict=True) if best]
     assert on_front == ["fixed:layer=5", "classifier@lossless"]  # the oracle is better and no candidate
     assert on_front == [row.operating_point for row in table.table.rows if row.pareto], "the tables' own"
-    volume = areas(table, GAINS[0])
-    assert volume is not None
-    assert volume.total.value == pytest.approx(0.2 * 0.75 + 0.3 * 1.0)
-    assert volume.total.interval is not None
-    assert "oracle" not in volume.alone
 
 
 def test_a_front_of_energy_is_of_one_sensor(make: Make) -> None:
@@ -114,7 +107,6 @@ def test_a_front_of_energy_is_of_one_sensor(make: Make) -> None:
     assert all("rapl" in axes.get_xlabel() for axes in drawn(measured).axes)
     estimated = make()
     assert not any("energy" in figure.name for figure in fronts.figures(estimated)), "it would repeat time"
-    assert "no front of energy" in fronts.absence(estimated)
 
 
 def test_too_few_blocks_draw_no_front(make: Make) -> None:
@@ -129,17 +121,17 @@ def test_too_few_blocks_draw_no_front(make: Make) -> None:
 def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
     run = make(energy=False)
     assert not any("energy" in figure.name for figure in fronts.figures(run))
-    assert "no front of energy" in fronts.absence(run)
     figure = settings.thresholds(run)[0]
     assert "Energy was not measured" in figure.caption
     assert "CodeBLEU" in figure.caption.partition("Not measured, so not drawn:")[2]
+    (absent,) = catalogue([run]).absent_of_one
+    assert [why.partition(":")[0] for why in absent] == ["no figure of draft lengths", "no figure of overhead"]
 
 
 def test_random_weights_have_no_quality(make: Make) -> None:
     run = make(weights="random")
     assert fronts.figures(run) == []
     assert fixed_exit.figures([run]) == []
-    assert "random weights" in fronts.absence(run)
     (figure,) = settings.thresholds(run)  # resources only
     assert "Random weights" in figure.caption
     assert [axes.get_title("left") for axes in drawn(figure).axes] == ["resources"]
@@ -167,17 +159,6 @@ def test_what_a_strategy_has_one_value_of_stands_in_the_legend(build: Any) -> No
     assert labels == ["", "lossless+lookup", "0.9", "0.5 lossless", "a", "a lossless"]
 
 
-def test_full_depth_in_another_way_has_a_hypervolume_of_its_own(make: Make) -> None:
-    """The baseline alone spans none; layers per token compare nothing where a rule stops completions."""
-    (table,) = hypervolumes(make())
-    assert table.columns[0].cells == ("fixed", "rl", "all together")
-    assert len(table.columns) == 5
-    (table,) = hypervolumes(make(points=("full", "fixed:layer=5", "full@stop=line")))
-    assert table.columns[0].cells == ("full", "fixed", "all together")
-    assert [column.header for column in table.columns] == ["strategy", "time, alone", "time, adds"]
-    assert table.columns[1].texts[0].startswith("0.225"), "(1 − 0.7) × 0.75"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "figures", [figures for figures, _ in OF_ONE_RUN], ids=lambda figures: figures.__module__.rpartition(".")[2]
@@ -198,11 +179,6 @@ def test_every_figure_of_all_runs_stays_on_paper(make: Make) -> None:
             check_on_paper(figure, "n = 12 samples or n = 6 samples")
 
 
-def test_a_run_without_texts_of_tokens_says_its_size(make: Make) -> None:
-    (figure,) = exit_layers.figures(make(texts=False))
-    check_on_paper(figure, "n = 6 samples")
-
-
 def attributed(run: RecordedRun) -> RecordedRun:
     """The run as if time and energy of its requests had been taken apart."""
     cost: Any = {"total": 0.7, "parts": dict.fromkeys(PARTS, Estimate(value=0.1)),
@@ -220,7 +196,7 @@ def test_bars_of_thresholds_by_hand(make: Make) -> None:
     (figure,) = settings.thresholds(make())
     assert figure.name == "one-py150-thresholds-rl"
     (table,) = task_tables(make())
-    points = [point for point in table.points if point.row.strategy == "rl"]
+    points = [row for row in table.rows if row.strategy == "rl"]
     skipped, time, energy = settings.resources(table, points)
     assert [bar.value for bar in skipped.bars if bar] == pytest.approx([0.35, 0.1])
     assert [bar.value for bar in time.bars if bar] == pytest.approx([0.75, 0.8])
@@ -231,17 +207,6 @@ def test_bars_of_thresholds_by_hand(make: Make) -> None:
     assert all(axes.get_ylim()[0] == 0 for axes in canvas.axes)
 
 
-@pytest.mark.slow
-def test_no_threshold_is_left_out_of_many(make: Make) -> None:
-    names = [f"rl:threshold={number / 20}" for number in range(1, 21)]
-    first, second = settings.thresholds(make(points=("full", *names)))
-    assert [first.name, second.name] == ["one-py150-thresholds-rl", "one-py150-thresholds-rl-2"]
-    assert "part 2 of 2" in second.title
-    shown = [label.get_text() for one in (first, second) for label in drawn(one).axes[-1].get_xticklabels()]
-    assert [float(text) for text in shown] == [number / 20 for number in range(1, 21)]
-    check_on_paper(first)
-
-
 def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
     base, tuned, again = make("base"), make("tuned", weights="tuned"), make("again", weights="tuned")
     (figure,) = fixed_exit.figures([base, tuned, again])
@@ -249,7 +214,8 @@ def test_base_and_tuned_are_lines_of_one_figure(make: Make) -> None:
     assert "published results of GREEN-CODE's authors, not measured here" in figure.caption
     panels = {axes.get_ylabel(): axes for axes in drawn(figure).axes}
     lines = {line.get_label(): line for line in panels["edit similarity"].get_lines()}
-    assert set(lines) == {"base weights, shared head, kv propagate", "tuned weights, shared head, kv propagate"}
+    how = "shared head, kv propagate, float32, batch 1"
+    assert set(lines) == {f"base weights, {how}", f"tuned weights, {how}"}
     assert [list(line.get_xdata()) for line in lines.values()] == [[5, 10]] * 2
     assert [list(line.get_ydata()) for line in lines.values()] == [[0.3, 0.6]] * 2
     published = [line.get_label() for line in panels["ROUGE-L"].get_lines() if "published" in str(line.get_label())]
@@ -262,7 +228,7 @@ def test_curves_of_other_numbers_and_batches_are_other_lines(make: Make) -> None
     (figure,) = fixed_exit.figures(runs)
     panel = next(axes for axes in drawn(figure).axes if axes.get_ylabel() == "edit similarity")
     told = [str(line.get_label()).partition("propagate, ")[2] for line in panel.get_lines()]
-    assert told == ["float32, batch 1", "int4, batch 1", "float32, batch 2"]
+    assert told == ["float32, batch 1", "int4 weights, float32 activations, batch 1", "float32, batch 2"]
     assert "1 further curves of the same kinds are left out" in figure.caption
     check_on_paper(figure)
 
@@ -300,22 +266,17 @@ def test_published_curves_are_of_the_same_language_and_score(make: Make) -> None
 
 def test_exit_layers_by_place_and_kind(make: Make) -> None:
     (table,) = task_tables(make())
-    point = next(point for point in table.points if point.row.operating_point == "rl:threshold=0.5")
-    places, kinds = exit_layers.by_position(table, point), exit_layers.by_kind(table, point)
+    row = next(row for row in table.rows if row.operating_point == "rl:threshold=0.5")
+    places, kinds = (exit_layers.by_group(table, row, kinds=kinds) for kinds in (False, True))
     assert dict(places.counts) == {(2, 5): 6, (3, 8): 6}
     assert dict(kinds.counts) == {("identifier", 5): 6, ("number", 8): 6}
-    assert places.share(2, 5) == 1.0
     assert places.means[3][1].value == 8.0
     (figure,) = exit_layers.figures(make())
     assert len(drawn(figure).axes) == 3 * 2 + 1  # three that decide, two halves, one scale
-
-
-def test_an_older_run_still_has_places(make: Make) -> None:
-    run = make(texts=False)
-    (figure,) = exit_layers.figures(run)
-    assert "no token texts" in figure.caption
-    assert "before token texts" in exit_layers.absence(run)
-    assert len(drawn(figure).axes) == 3 + 1
+    (older,) = exit_layers.figures(make(texts=False))
+    assert "no token texts" in older.caption
+    assert len(drawn(older).axes) == 3 + 1
+    check_on_paper(older, "n = 6 samples")
 
 
 def test_an_attribution_adds_up_to_the_measured_total(make: Make) -> None:
@@ -326,7 +287,6 @@ def test_an_attribution_adds_up_to_the_measured_total(make: Make) -> None:
     one = Attribution(task="py150", quantity="energy", source="estimate", measured=False, blocks=6, residual=0.02,
                       unit_costs={}, rows=(row,), checks=())  # fmt: skip
     assert overhead.figures(run) == []
-    assert "--attribute" in overhead.absence(run)
     run = RecordedRun(
         run.directory, run.manifest, run.windows, run.samples, run.summary.model_copy(update={"attributions": (one,)})
     )
@@ -345,15 +305,6 @@ def test_a_report_has_no_two_figures_of_one_name(make: Make) -> None:
     assert len(names) == len(set(names)) > 3 * 4
     assert all(name == slug(name)[:48] or set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") for name in names)
     assert catalogue(runs, each=False).of_one == ((), (), ())
-
-
-@pytest.mark.slow
-def test_the_same_run_gives_the_same_bytes(make: Make, tmp_path: Path) -> None:
-    for folder in ("first", "second"):
-        save_figures(fronts.figures(make())[:1], tmp_path / folder)
-    first = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
-    assert len(first) == 3
-    assert first == {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
 
 
 def test_names_in_a_legend_stay_short() -> None:
@@ -391,27 +342,20 @@ def test_a_name_is_never_a_formula(tmp_path: Path) -> None:
     assert len(save_figures([Figure("odd", "Odd", "Made up.", lambda _: line("$\\frac$ <b>"))], tmp_path)) == 3
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="Use another --out"):
-        save_figures([], tmp_path / "file" / "x")
-
-
-def test_strategies_that_ship_look_different_and_unknown_ones_always_the_same() -> None:
+def test_no_two_strategies_that_ship_look_alike_and_no_plug_in_like_one_of_them() -> None:
     shipped = [look_of(entry.name) for entry in STRATEGIES.entries() if not entry.is_plugin]
-    assert len(set(shipped)) == len(shipped)
-    assert look_of("norm-growth") == look_of("norm-growth")
-
-
-def test_a_plug_in_never_looks_like_a_strategy_that_ships() -> None:
-    shipped = {look_of(entry.name) for entry in STRATEGIES.entries() if not entry.is_plugin}
     looks = {look_of(f"plug-in-{number}") for number in range(2000)}
-    assert not looks & shipped
+    assert len(set(shipped)) == len(shipped)
+    assert not looks & set(shipped)
     assert len(looks) > 40
 
 
-def test_a_figure_that_cannot_be_put_in_place_leaves_no_part(tmp_path: Path) -> None:
+def test_a_figure_that_cannot_be_written_leaves_no_part(tmp_path: Path) -> None:
+    figure = Figure("a-line", "A line", "Made up.", lambda _: line("rl"))
     (tmp_path / "a-line.svg").mkdir()
     with pytest.raises(StoreError, match=r"cannot write .*a-line\.svg"):
-        save_figures([Figure("a-line", "A line", "Made up.", lambda _: line("rl"))], tmp_path)
+        save_figures([figure], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a-line.svg"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="Use another --out"):
+        save_figures([figure], tmp_path / "file" / "x")

@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 
 from harness.contracts.recipes import loss_weights
-from harness.models.artefacts import SHIPPED
-from reports.figures.drawing import save_figures
-from reports.figures.training import exit_colours, smoothed, training_figures
-from reports.training_logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs, read_training
+from reports.figures.training import smoothed, training_figures
+from reports.training_logs import AgentLog, AgentStep, LiteLog, LiteStep, TrainingLogs
 from tests.reports.figures.on_paper import check_on_paper, drawn
 
 
 def lite(**changes: Any) -> LiteLog:
     steps = tuple(LiteStep(n, {(4, 6)[n % 2]: 3.0 - n / 100, 12: 2.0}) for n in range(1, 41))
-    return dataclasses.replace(LiteLog(steps, (4, 6), 12, "uniform", 1, "shared", "py150"), **changes)
+    return dataclasses.replace(LiteLog(steps, (4, 6), 12, "uniform", 1, "py150"), **changes)
 
 
 def agent(name: str, **changes: Any) -> AgentLog:
@@ -108,14 +106,3 @@ def test_a_smoothed_line_keeps_constants_and_slopes() -> None:
     rising = [float(n) for n in range(200)]
     assert smoothed(rising)[:195] == pytest.approx(rising[:195]), "as many on either side"
     assert smoothed([1.0]) == [1.0]
-
-
-def test_every_exit_has_a_colour_of_its_own() -> None:
-    assert len(set(exit_colours((4, 6, 8, 10, 12, 14, 18, 22, 26, 30)).values())) == 10
-
-
-@pytest.mark.slow
-def test_odd_names_and_shipped_trainings_can_be_drawn(tmp_path: Path) -> None:
-    odd = logs("$x_1^{$ <b>", tuned=lite(), agents=(agent("rl-$\\frac$"), agent("r" * 80)))
-    figures = [*training_figures([odd]), training_figures([read_training(SHIPPED / "smollm2-135m-shared")])[1]]
-    assert len(save_figures(figures, tmp_path)) == 15

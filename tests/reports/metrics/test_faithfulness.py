@@ -8,9 +8,7 @@ import pytest
 
 from reports.metrics.faithfulness import EXACT_LINE, EXACT_PREFIX, OWN_TEXT
 from reports.metrics.point import Point, units_of
-from reports.metrics.vocabulary import HEADLINE, all_metrics, in_section
 from reports.summary.measured import select
-from reports.summary.summarise import summarise
 
 FULL, OTHER = "full", "fixed:layer=5"
 
@@ -68,16 +66,6 @@ def test_only_what_both_finished_counts_and_later_repeats_do_not(build: Any) -> 
     assert run.row(OTHER).value("exact_prefix") == 1.0
 
 
-def test_intervals_are_over_samples_and_full_depth_has_none(build: Any) -> None:
-    run = build()
-    for block in range(60):
-        pair(run, (1, 2, 3), (1, 2, 9) if block % 3 else (1, 2, 3), block)
-    estimate = run.row(OTHER).estimate("exact_prefix")
-    assert estimate.value == pytest.approx(2 / 3)
-    assert 0.5 < estimate.low < estimate.value < estimate.high < 1
-    assert run.row(FULL).estimate("exact_prefix").interval is None
-
-
 @pytest.mark.parametrize(
     ("differing", "told"), [(0, False), (7, False), (8, True), (52, True), (53, False), (60, False)]
 )
@@ -130,52 +118,13 @@ def test_up_to_the_first_difference_full_depth_s_own_completion_decides(build: A
     assert run.row(OTHER).value("own_text_agreement") == pytest.approx(2 / 3)
 
 
-def test_own_text_needs_no_full_depth_but_its_choices(build: Any) -> None:
-    run = build()
-    run.window(OTHER, {"token_ids": (1, 2, 3), "full_depth_ids": (1, 2, 9)})
-    assert run.row(OTHER).value("own_text_agreement") == pytest.approx(1 / 2)
-    assert run.row(OTHER).value("exact_prefix") is None
-
-
 def test_without_a_cache_the_first_token_counts_in_own_text(build: Any) -> None:
     run = build(kv="none")
     pair(run, (1, 2), (9, 2), full_depth_ids=(1, 2))
     assert run.row(OTHER).value("own_text_agreement") == pytest.approx(1 / 2)
 
 
-def test_older_runs_have_the_exact_prefix_and_no_own_text(build: Any) -> None:
-    run = build()
-    pair(run, (1, 2, 3), (1, 2, 9))
-    old = [sample.model_dump(mode="json", exclude={"full_depth_ids"}) for sample in run.samples]
-    samples = [type(run.samples[0]).model_validate(each) for each in old]
-    summary = summarise(run.manifest, run.windows, samples, lambda *_: {})
-    assert summary.rows[1].value("exact_prefix") == pytest.approx(1 / 2)
-    assert summary.rows[1].value("own_text_agreement") is None
-
-
-def test_choices_that_are_not_as_many_as_tokens_are_no_choices(build: Any) -> None:
-    run = build()
-    pair(run, (1, 2, 3), (1, 2, 9), full_depth_ids=(1, 2))
-    assert run.row(OTHER).value("own_text_agreement") is None
-
-
-def test_what_it_rounds_otherwise_is_said_where_it_is_not_float32(build: Any) -> None:
-    run = build()
-    pair(run, (1, 2, 3), (1, 2, 9), full_depth_ids=(1, 2, 3))
-    assert "own-text agreement reads" not in " ".join(run.summary().notes)
-    model = run.manifest.model.model_copy(update={"dtype": "bfloat16"})
-    manifest = run.manifest.model_copy(update={"model": model})
-    notes = summarise(manifest, run.windows, run.samples, lambda *_: {}).notes
-    assert any("own-text agreement reads a completion in one pass, where bfloat16" in note for note in notes)
-
-
 # ---------------------------------------------------------------------------------- where it stands
-
-
-def test_exact_prefix_and_exact_line_lead_and_positionwise_agreement_is_secondary() -> None:
-    leading = [metric.name for metric in in_section(all_metrics(), HEADLINE)]
-    assert leading[:2] == ["exact_prefix", "exact_line"]
-    assert "agreement" not in leading
 
 
 def test_runs_can_be_compared_by_sample(build: Any) -> None:

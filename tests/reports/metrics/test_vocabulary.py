@@ -32,7 +32,7 @@ def test_a_metric_is_named_in_one_module() -> None:
             if isinstance(node, ast.Constant) and node.value in where:
                 where[str(node.value)].add(path.name)
     del where["agreement"], where["energy_j"]  # of two runs, and of a window, there is another one
-    assert {name: len(files) for name, files in where.items()} == dict.fromkeys(where, 1)
+    assert [name for name, files in where.items() if len(files) > 1] == []
 
 
 def test_no_script_of_the_site_names_a_metric() -> None:
@@ -79,11 +79,10 @@ def test_a_metric_is_a_mean_or_percentile_of_samples_or_of_everything(build: Any
         return Metric(name="m", header="m", meaning="made up", **facts)
 
     mean, median = (metric(of_sample=lambda sample: sample.latency_s, percentile=p) for p in (None, 50))
-    assert evaluate(mean, full, Counter()) == Estimate(value=3.0)
-    assert evaluate(median, full, Counter()) == Estimate(value=2.0)
-    assert evaluate(mean, other, Counter()) is None
-    assert evaluate(metric(compute=lambda point: Estimate(value=1, low=0, high=2)), full, Counter()) == Estimate(
-        value=1, low=0, high=2
-    )
+    known = Estimate(value=1, low=0, high=2)
+    whole = metric(compute=lambda point: known)
+    here, there = evaluate([mean, median, whole], [full, other], Counter())
+    assert [one.estimate for one in here.values()] == [Estimate(value=3.0), Estimate(value=2.0), known]
+    assert there[mean].estimate is None
     with pytest.raises(RegistryError, match="no number"):
-        evaluate(metric(compute=lambda point: "much"), full, Counter())
+        evaluate([metric(compute=lambda point: "much")], [full], Counter())

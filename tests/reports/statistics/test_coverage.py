@@ -8,20 +8,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.doctor.self_test import CASES, COVERAGE_BOUNDS, NUMBERS_OF_PAIRS, Case, simulate_coverage
-from reports.statistics.intervals import Pair, mean_interval, ratio_interval, score_interval, share_bounds
-from reports.statistics.significance import LEVEL, holm, ratio_p, sign_flip_p
+from reports.statistics.intervals import Pair, paired_ratio, ratio_interval, score_interval, share_bounds
+from reports.statistics.significance import LEVEL, holm, ratio_p
+from tests.reports.statistics.noise import CASES, NUMBERS_OF_PAIRS, Case, covered
 
 REGULAR = [case for case in CASES if case.regular]
 OTHERS = [case for case in CASES if not (case.regular or case.heavy)]
 HEAVY = [case for case in CASES if case.heavy]
-IRREGULAR_BOUNDS = 0.93, 0.99
+COVERAGE_BOUNDS, IRREGULAR_BOUNDS = (0.93, 0.97), (0.93, 0.99)
 NAMED = {"argvalues": REGULAR, "ids": lambda case: case.name}
-
-
-def covered(case: Case, pairs: int, comparisons: int) -> float:
-    (found,) = simulate_coverage([case], (pairs,), comparisons)
-    return found.coverages[0].share
 
 
 @pytest.mark.slow
@@ -50,6 +45,22 @@ def test_heavy_tails_and_spikes_make_intervals_wider_rather_than_false(case: Cas
 @pytest.mark.parametrize("case", HEAVY, ids=lambda case: case.name)
 def test_intervals_of_heavy_tailed_documents_cover_less_as_the_page_says(case: Case) -> None:
     assert 0.7 <= covered(case, 16, 2_000) <= 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_true_ratio_is_that_of_very_many_blocks(case: Case) -> None:
+    found = paired_ratio(case.draw(np.random.default_rng(0), 40_000))
+    assert found == pytest.approx(case.ratio, rel=0.015)
+
+
+def test_a_difference_of_five_percent_is_not_covered() -> None:
+    """What a coverage near 95 % would hide: intervals so wide that they cover anything."""
+
+    def draw(generator: np.random.Generator, pairs: int) -> list[Pair]:
+        return [Pair(1.05 * float(time), float(other)) for time, other in generator.normal(1, 0.02, (pairs, 2))]
+
+    assert covered(Case("five percent slower", draw), 20, 200) < 0.2
 
 
 SHARES = {
@@ -113,19 +124,13 @@ def mostly_equal(generator: np.random.Generator, samples: int, share: float = 0.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("samples", [50, 100, 400])
+@pytest.mark.parametrize("samples", [50, 400])
 def test_intervals_of_scores_cover_where_there_are_any(samples: int) -> None:
     generator = np.random.default_rng(samples)
     drawn = [score_interval(mostly_equal(generator, samples)[:, None]) for _ in range(3_000)]
     there = [interval for interval in drawn if isinstance(interval, tuple)]
     assert len(there) > 0.3 * len(drawn)
     assert 0.93 <= np.mean([low <= 0 <= high for low, high in there]) <= 0.97
-
-
-def test_intervals_of_few_scores_would_not_cover() -> None:
-    generator = np.random.default_rng(0)
-    drawn = [mean_interval(mostly_equal(generator, 8)[:, None]) for _ in range(3_000)]
-    assert np.mean([low <= 0 <= high and low < high for low, high in drawn]) < 0.75
 
 
 def test_intervals_of_scores_in_blocks_cover() -> None:
@@ -147,12 +152,6 @@ def test_five_percent_of_the_tests_of_a_ratio_are_false_alarms(pairs: int) -> No
     told = [alarm and excluded for alarm, excluded in zip(alarms, apart, strict=True)]
     assert 0.035 <= np.mean(alarms) <= 0.065
     assert 0.025 <= np.mean(told) <= np.mean(alarms)  # what tables say needs test and interval
-
-
-def test_five_percent_of_the_tests_of_a_score_are_false_alarms() -> None:
-    generator = np.random.default_rng(5)
-    p_values = [sign_flip_p(mostly_equal(generator, 60, 0.5)) for _ in range(600)]
-    assert 0.03 <= np.mean([p <= LEVEL for p in p_values]) <= 0.07
 
 
 def test_five_percent_of_the_families_have_a_false_alarm() -> None:

@@ -86,11 +86,6 @@ def test_a_setting_at_the_limit_passes_as_often_as_delta_at_most(
     assert passed <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / 2000)
 
 
-def test_bets_gain_where_losses_vary_little() -> None:
-    alike = np.full(40, 0.1)
-    assert empirical_bernstein(alike, 0.2, 0.05) < 0.05 < hoeffding_bentkus(alike, 0.2)
-
-
 def test_testing_ends_at_the_first_that_fails() -> None:
     table = np.array([losses(0, 50), losses(1, 50), losses(30, 50), losses(0, 50)])
     found = certified_by_tests(table, 0.2, 0.05, hoeffding_bentkus)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from harness.records import Discarded, SampleRecord
 from harness.records.estimate import NoInterval
 from harness.records.summary import Acceptance
 from reports.tables.frame import acceptance_csv
@@ -98,26 +97,12 @@ def test_no_interval_where_a_bootstrap_would_be_certain(build: Any, run: Any) ->
     assert certain.row(ALONE).estimate("acceptance").no_interval is NoInterval.FEW_DIFFERING
 
 
-def test_a_run_of_before_discarded_drafts_says_so(run: Any) -> None:
-    run.samples[1] = run.samples[1].model_copy(update={"discarded": ()})
-    assert acceptances(run) == {}
-    assert [
-        note for note in run.summary().notes if note.startswith("which drafts stood, by source, layer and kind, is not")
-    ]
-    assert run.row(BOTH).value("acceptance") == 3 / 5
-
-
 def test_a_run_that_drafts_nothing_has_no_table(build: Any) -> None:
     run = build()
     run.window(FULL, {})
     assert acceptances(run) == {}
     assert acceptance_csv([("", run.summary())]) == {}
     assert "that stood" not in report_markdown(run.summary())
-
-
-def test_repeats_count_in_their_block(run: Any) -> None:
-    run.window(BOTH, SAMPLE, repeat=1)
-    assert (acceptances(run)[None, None, None].drafted, acceptances(run)["exit", 5, None].accepted) == (10, 2)
 
 
 def test_the_tables_have_the_operating_points_that_drafted(run: Any) -> None:
@@ -140,15 +125,6 @@ def test_the_tables_have_the_operating_points_that_drafted(run: Any) -> None:
     assert f"| `{BOTH}` | 0.33 \\[too few] of 3 | 1.00" in text
 
 
-def test_one_source_at_one_layer_is_said_once(build: Any) -> None:
-    run = build(points=(FULL, ALONE), kv="recompute")
-    run.window(FULL, {"token_ids": (1, 2)})
-    run.window(ALONE, {"token_ids": (1, 2), "drafted_at": (None, 5), "accepted": (False, True), "drafts": 1})
-    (table,) = split_tables(run.summary())
-    (drafts,) = acceptance_tables(table)
-    assert [one.header for one in drafts.columns] == ["", "operating point", "exit at 5"]
-
-
 def test_csv_leaves_empty_what_a_line_is_all_of(run: Any) -> None:
     (text,) = acceptance_csv([("", run.summary())]).values()
     lines = list(csv.DictReader(io.StringIO(text)))
@@ -157,9 +133,3 @@ def test_csv_leaves_empty_what_a_line_is_all_of(run: Any) -> None:
     assert (line["drafted"], line["accepted"], float(line["share"]), line["low"]) == ("3", "1", 1 / 3, "")
     named = acceptance_csv([("a", run.summary()), ("b", run.summary())])["acceptance.csv"]
     assert {one["run"] for one in csv.DictReader(io.StringIO(named))} == {"a", "b"}
-
-
-def test_an_inconsistent_record_is_refused() -> None:
-    discarded = Discarded(place=1, token_ids=(1,), drafted_at=(), token_texts=("x",))
-    with pytest.raises(ValueError, match="not equally many"):
-        SampleRecord(window=0, operating_point="full", task="py150", sample_id="a", discarded=(discarded,))

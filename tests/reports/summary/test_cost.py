@@ -32,36 +32,12 @@ def test_latency_percentiles_pool_all_repeats(build) -> None:
     assert row.value("latency_p90_s") == pytest.approx(3.7)
     assert row.value("latency_p99_s") == pytest.approx(3.97)
     assert row.value("ttft_p50_s") == pytest.approx(0.4)
-
-
-def test_time_per_later_token_needs_two_tokens(build) -> None:
-    run = build()
-    run.window(FULL, {"token_ids": (1,), "token_times_s": (0.5,)})
-    assert run.row(FULL).value("tpot_p50_s") is None
-    run.window(FULL, {"token_ids": (1, 2, 3), "token_times_s": (0.5, 0.6, 0.9)}, block=1)
-    assert run.row(FULL).value("tpot_p50_s") == pytest.approx(0.2)
-
-
-def test_speedup_pairs_windows_by_block_and_repeat(build) -> None:
-    run = build()
-    for block, (full, other) in enumerate([(4.0, 2.0), (8.0, 4.0)]):
-        run.window(FULL, {}, duration=full, block=block)
-        run.window(OTHER, {}, duration=other, block=block)
-    run.window(FULL, {}, duration=100.0, block=2)  # nobody to pair with
-    assert run.row(OTHER).value("speedup") == pytest.approx(2.0)
-
-
-def test_a_second_full_depth_is_compared_like_any_other(build) -> None:
-    run = build(points=("full", "full again"))
-    for block in range(8):
-        run.window("full", {}, duration=1.0 + 0.01 * (block % 2), block=block)
-        run.window("full again", {}, duration=1.01 - 0.01 * (block % 2), block=block)
-    for name in ("speedup", "decode_speedup"):  # the first is what the others are compared with: one by definition
-        assert (run.row("full").value(name), run.row("full").estimate(name).interval) == (1.0, None)
-    row = run.row("full again")
-    assert row.value("speedup") == pytest.approx(1.0)
-    assert row.estimate("speedup").interval is not None
-    assert row.estimate("speedup").interval[0] < 1 < row.estimate("speedup").interval[1]
+    one = build()
+    for point in (FULL, OTHER):
+        one.window(point, {"token_ids": (1,), "token_times_s": (0.5,)})  # there is no later token
+    assert one.row(OTHER).value("tpot_p50_s") is one.row(OTHER).value("decode_speedup") is None
+    one.window(OTHER, {"token_ids": (1, 2, 3), "token_times_s": (0.5, 0.6, 0.9)}, block=1)
+    assert one.row(OTHER).value("tpot_p50_s") == pytest.approx(0.2)
 
 
 def test_repeats_of_a_block_are_one_pair_of_the_interval(build) -> None:
@@ -114,24 +90,6 @@ def test_samples_that_share_a_window_are_one_unit_of_every_comparison(build, bat
     assert difference.interval == pytest.approx((0.02 - half, 0.02 + half))
 
 
-def test_fewer_blocks_than_pairs_are_needed_have_no_interval(build) -> None:
-    run = build()
-    for block in range(MINIMUM_PAIRS - 1):
-        for point in (FULL, OTHER):
-            run.window(point, *[{"scores": {"edit_similarity": 0.1 * (point == OTHER)}}] * 20, block=block)
-    row = run.row(OTHER)
-    for name in ("decode_speedup", "speedup", "edit_similarity_difference"):
-        assert row.estimate(name).no_interval == "too few pairs"
-        assert (row.estimate(name).interval, row.estimate(name).p) == (None, None)
-
-
-def test_decode_speedup_is_none_without_later_tokens(build) -> None:
-    run = build()
-    for point in (FULL, OTHER):
-        run.window(point, {"token_ids": (1,), "token_times_s": (0.5,)})
-    assert run.row(OTHER).value("decode_speedup") is None
-
-
 def test_prefill_and_decode_are_parts_of_the_latency(build) -> None:
     run = build()
     run.window(FULL, {"latency_s": 1.0, "ttft_s": 0.2}, {"latency_s": 3.0, "ttft_s": 0.6})
@@ -151,40 +109,12 @@ def test_waiting_is_neither_prefill_nor_decode(build) -> None:
     assert row.value("ttft_p50_s") == pytest.approx(0.3)  # from the arrival
 
 
-def test_back_to_back_nobody_waits(build) -> None:
-    run = build()
-    run.window(FULL, {})
-    assert (run.row(FULL).value("queue_p50_s"), run.row(FULL).value("queue_p99_s")) == (None, None)
-
-
 def test_with_arrivals_the_speedup_is_that_of_latencies_not_of_windows(build) -> None:
     run = build()
     for block in range(6):  # the window is as long as its arrivals, whoever decodes
         run.window(FULL, {"arrival_s": 1.0, "queue_s": 0.0, "latency_s": 0.9}, duration=5.0, block=block)
         run.window(OTHER, {"arrival_s": 1.0, "queue_s": 0.0, "latency_s": 0.6}, duration=5.0, block=block)
     assert run.row(OTHER).value("speedup") == pytest.approx(1.5)
-
-
-def test_energy_is_total_over_total(build) -> None:
-    run = build()
-    run.window(FULL, {"token_ids": (1, 2)}, energy_j=6.0, energy_source="rapl")
-    run.window(FULL, {"token_ids": (1, 2, 3, 4)}, block=1, energy_j=6.0, energy_source="rapl")
-    row = run.row(FULL)
-    assert (row.value("energy_j"), row.value("energy_j_per_token"), row.energy_source) == (12.0, 2.0, "rapl")
-
-
-def test_one_window_without_a_reading_leaves_no_energy(build) -> None:
-    run = build()
-    run.window(FULL, {}, energy_j=6.0, energy_source="nvml")
-    run.window(FULL, {}, block=1, energy_j=None, energy_source="nvml", energy_reason="window too short")
-    row = run.row(FULL)
-    assert (row.value("energy_j"), row.value("energy_j_per_token"), row.energy_source) == (None, None, "nvml")
-
-
-def test_measured_zero_energy_is_zero(build) -> None:
-    run = build()
-    run.window(FULL, {}, energy_j=0.0, energy_source="rapl")
-    assert run.row(FULL).value("energy_j") == 0.0
 
 
 def test_an_estimate_and_a_measurement_are_never_added(build) -> None:
@@ -205,11 +135,23 @@ def measured(run, source="rapl", idle=True, blocks=8, power=(20.0, 20.0)):
     return run
 
 
-def test_energy_per_request_and_power(build) -> None:
+def test_energy_by_hand(build) -> None:
+    run = build()
+    run.window(FULL, {"token_ids": (1, 2)}, energy_j=6.0, energy_source="rapl")
+    run.window(FULL, {"token_ids": (1, 2, 3, 4)}, block=1, energy_j=6.0, energy_source="rapl")
+    assert (run.row(FULL).value("energy_j"), run.row(FULL).value("energy_j_per_token")) == (12.0, 2.0)
+    run.window(FULL, {}, block=2, energy_j=None, energy_source="rapl", energy_reason="window too short")
+    row = run.row(FULL)  # never a smaller total
+    assert (row.value("energy_j"), row.value("energy_j_per_token"), row.energy_source) == (None, None, "rapl")
+    nothing, sensors = build(), build()
+    nothing.window(FULL, {}, energy_j=0.0, energy_source="rapl")
+    assert nothing.row(FULL).value("energy_j") == 0.0  # measured, and zero
+    for point, source in ((FULL, "rapl"), (OTHER, "nvml")):
+        sensors.window(point, {}, energy_j=2.0, energy_source=source)
+    assert sensors.row(OTHER).value("energy_ratio") is None
     row = measured(build()).row(FULL)
-    assert row.value("energy_j_per_request") == pytest.approx(40.0)
-    assert row.value("energy_j_per_token") == pytest.approx(40 / 3)
-    assert row.value("mean_power_w") == pytest.approx(20.0)
+    assert (row.value("energy_j_per_request"), row.value("mean_power_w")) == (40.0, 20.0)
+    assert row.value("energy_net_j_per_token") == pytest.approx((40 - 8 * 2) / 3)
 
 
 def test_a_window_with_a_failed_sample_counts_in_no_cost(build) -> None:
@@ -222,22 +164,6 @@ def test_a_window_with_a_failed_sample_counts_in_no_cost(build) -> None:
     assert row.value("energy_j_per_token") == 1.0
     assert row.value("tokens_per_s") == 3.0
     assert row.value("energy_j") == 606.0
-
-
-def test_a_row_of_the_data_that_is_no_prompt_takes_nothing(build) -> None:
-    run = build(bad_rows=1)
-    bad = {"error": "row 3: is too short", "prompt_ids": ()}
-    run.window(FULL, {}, {}, bad, energy_j=6.0, energy_source="rapl", duration=2.0, failed=1)
-    row = run.row(FULL)
-    assert row.value("energy_j_per_request") == 3.0
-    assert row.value("tokens_per_s") == 3.0
-    assert "failure(s)" not in " ".join(run.summary().notes)
-
-
-def test_net_of_idle_takes_off_idle_power_times_time(build) -> None:
-    row = measured(build()).row(FULL)
-    assert row.value("idle_power_w") == pytest.approx(8.0)
-    assert row.value("energy_net_j_per_token") == pytest.approx((40 - 8 * 2) / 3)
 
 
 def test_idle_power_is_energy_over_time_of_all_idle_windows_of_that_sensor(build) -> None:
@@ -266,17 +192,6 @@ def test_energy_ratio_is_paired_and_has_an_interval(build) -> None:
     assert row.estimate("energy_ratio").interval == pytest.approx((40 / 30, 40 / 30))
     assert row.value("energy_net_ratio") == pytest.approx((40 - 16) / (30 - 8))
     assert row.estimate("energy_ratio").p == pytest.approx(2 / 2**8)
-
-
-def test_no_ratio_between_two_sensors_or_where_a_reading_is_missing(build) -> None:
-    run = build()
-    for block in range(6):
-        run.window(FULL, {}, block=block, energy_j=2.0, energy_source="rapl")
-        run.window(OTHER, {}, block=block, energy_j=1.0, energy_source="nvml")
-    assert run.row(OTHER).value("energy_ratio") is None
-    run = measured(build())
-    run.window(OTHER, {}, block=9, energy_j=None, energy_source="rapl")
-    assert run.row(OTHER).value("energy_ratio") is None
 
 
 def test_constant_power_makes_energy_no_evidence_of_its_own(build) -> None:
@@ -374,18 +289,9 @@ def spread(row: SummaryRow) -> tuple[float | None, float | None]:
 
 def test_the_ratio_of_each_repeat_spans_the_range() -> None:
     row = run_of([1.0, 1.25, 0.8]).row(OTHER)
+    assert spread(run_of([1.0]).row(OTHER)) == (None, None)
+    said = run_of([1.0, 1.25]).summary().notes
+    assert any("25.0 % (fixed:layer=5: 1.600× to 2.000×)" in note for note in said)
     assert spread(row) == (pytest.approx(1.6), pytest.approx(2.5))
     assert row.value("speedup") == pytest.approx(6 * 2 / (1.0 + 1.25 + 0.8) / 2)
     assert row.estimate("speedup").n == 6  # repeats of a block are one pair
-
-
-def test_a_single_repeat_has_no_range_and_says_so() -> None:
-    run = run_of([1.0])
-    assert spread(run.row(OTHER)) == (None, None)
-    assert any(note.startswith("single repeat") for note in run.summary().notes)
-
-
-def test_the_largest_difference_between_processes_is_said() -> None:
-    summary = run_of([1.0, 1.25]).summary()
-    assert [spread(row) for row in summary.rows if row.operating_point == "full"] == [(None, None)]
-    assert any("25.0 % (fixed:layer=5: 1.600× to 2.000×)" in note for note in summary.notes)

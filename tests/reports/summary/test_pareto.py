@@ -1,18 +1,16 @@
-"""The front is exact, of the columns shown, and marks what the run can tell; its area, and the draws behind it."""
+"""The front is exact, of the columns shown, and marks what the run can tell; and the draws behind figures."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 
-from harness.records.estimate import Estimate
 from reports.metrics.faithfulness import exact_prefixes
 from reports.statistics.intervals import mean_interval
-from reports.summary.pareto import choose_gain, front, mark_front
-from reports.summary.resampling import Candidate, Resampled, Resampling, hypervolumes
+from reports.summary.pareto import choose_gain, front
+from reports.summary.resampling import Resampling
 
 FULL, OTHER, THIRD, LOSSLESS = "full", "fixed:layer=5", "fixed:layer=8", "rl@lossless"
 
@@ -29,30 +27,13 @@ def test_front_equals_the_brute_force_front(seed: int) -> None:
     assert front(points) == [not dominated(point, points) for point in points]
 
 
-def test_front_does_not_depend_on_the_order() -> None:
-    points = [(1.0, 1.0), (2.0, 3.0), (2.0, 2.0), (3.0, 3.0), (0.5, 0.0)]
-    by_point = dict(zip(points, front(points), strict=True))
-    assert {point for point, flag in by_point.items() if flag} == {(0.5, 0.0), (1.0, 1.0), (2.0, 3.0)}
-    for _ in range(10):
-        random.Random(0).shuffle(points)
-        assert dict(zip(points, front(points), strict=True)) == by_point
-
-
-def test_equal_points_share_their_fate() -> None:
-    assert front([(1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (2.0, 1.0)]) == [True, True, False, False]
-
-
-def test_front_of_nothing_and_of_one() -> None:
-    assert front([]) == []
-    assert front([(1.0, 0.0)]) == [True]
-
-
 def measured(run: Any, point: str, kept: float | None, seconds: float, *, noise: float = 0.0, blocks: int = 8) -> None:
     """Add windows whose completions keep so much of full depth's four decided tokens, every other one slower."""
     for block in range(blocks):
         tokens = None if kept is None else (1, 2, 3, 4, 5)[: 1 + round(4 * kept)] + (9,) * round(4 - 4 * kept)
         sample = {"error": "lost"} if tokens is None else {"token_ids": tokens}
-        run.window(point, sample, duration=seconds * (1 + noise * (-1) ** block) + block / 1000, block=block)
+        spent = {"energy_j": 1 / seconds, "energy_source": "rapl"}  # which decides no mark
+        run.window(point, sample, duration=seconds * (1 + noise * (-1) ** block) + block / 1000, block=block, **spent)
 
 
 def flags(run: Any) -> dict[str, bool]:
@@ -106,24 +87,6 @@ def test_a_row_that_lacks_a_coordinate_is_not_on_the_front_and_beats_nobody(buil
     assert flags(run) == {FULL: True, OTHER: False, THIRD: False}
 
 
-def test_energy_decides_no_mark(build: Any) -> None:
-    """The table that leads shows speed-up."""
-    run = build()
-    for point, seconds, joules in ((FULL, 1.0, 1.0), (OTHER, 0.5, 2.0)):
-        for block in range(8):
-            window = {"energy_j": joules, "energy_source": "rapl", "block": block, "duration": seconds}
-            run.window(point, {"token_ids": (1, 2, 3) if point == FULL else (1, 9, 9)}, **window)
-    assert flags(run) == {FULL: True, OTHER: True}
-
-
-def test_random_weights_have_no_front(build: Any) -> None:
-    run = build(weights="random")
-    measured(run, FULL, 1.0, 1.0)
-    measured(run, OTHER, 0.5, 0.5)
-    assert choose_gain(run.summary().rows) is None
-    assert flags(run) == {FULL: False, OTHER: False}
-
-
 def test_tables_have_their_own_fronts(build: Any) -> None:
     run = build(tasks=("py150", "javacorpus"))
     for task, seconds in (("py150", 2.0), ("javacorpus", 0.5)):
@@ -133,75 +96,12 @@ def test_tables_have_their_own_fronts(build: Any) -> None:
     assert [row.pareto for row in run.summary().rows] == [True, False, True, True]
 
 
-def test_marking_twice_changes_nothing(build: Any) -> None:
-    run = build()
+def test_random_weights_have_no_front(build: Any) -> None:
+    run = build(weights="random")
     measured(run, FULL, 1.0, 1.0)
     measured(run, OTHER, 0.5, 0.5)
-    summary = run.summary()
-    assert any(row.pareto for row in summary.rows)
-    assert mark_front(summary) == summary
-
-
-def exact(value: float) -> Resampled:
-    return Resampled(Estimate(value=value), np.zeros(0))
-
-
-def hypervolume(points: list[tuple[float, float]]) -> float:
-    candidates = [Candidate("rl", exact(cost), exact(quality)) for cost, quality in points]
-    return hypervolumes(candidates, exact(1.0), blocks=1).total.value
-
-
-@pytest.mark.parametrize(
-    ("points", "area"),
-    [
-        ([(0.5, 0.4)], 0.2),  # one rectangle
-        ([(0.25, 0.2), (0.5, 0.4)], 0.25 * 0.2 + 0.5 * 0.4),  # a staircase
-        ([(0.5, 0.4), (0.25, 0.2), (0.8, 0.3), (0.5, 0.1)], 0.25),  # what is dominated adds nothing
-        ([(1.0, 0.9), (1.7, 1.0)], 0.0),  # full depth and dearer
-        ([(0.0, 1.0)], 1.0),  # all there is
-        ([(0.5, 0.4), (0.5, 0.4)], 0.2),
-    ],
-)
-def test_areas_by_hand(points: list[tuple[float, float]], area: float) -> None:
-    assert hypervolume(points) == pytest.approx(area)
-
-
-def test_it_is_the_share_of_random_points_that_are_dominated() -> None:
-    chance = np.random.default_rng(0)
-    points = [(float(cost), float(quality)) for cost, quality in chance.random((12, 2))]
-    thrown = chance.random((40_000, 2))
-    hit = np.any([(thrown[:, 0] >= cost) & (thrown[:, 1] <= quality) for cost, quality in points], axis=0)
-    assert hypervolume(points) == pytest.approx(hit.mean(), abs=0.01)
-
-
-def test_a_strategy_adds_what_nobody_else_covers() -> None:
-    candidates = [
-        Candidate("full", exact(10.0), exact(0.6)),
-        Candidate("fixed", exact(5.0), exact(0.4)),
-        Candidate("rl", exact(5.0), exact(0.5)),
-        Candidate("rl", exact(8.0), exact(0.55)),
-    ]
-    found = hypervolumes(candidates, exact(10.0), blocks=1)
-    assert found.total.value == pytest.approx(0.5 * 0.5 + 0.2 * 0.05)
-    assert found.alone["fixed"].value == pytest.approx(0.2)
-    assert found.contribution["fixed"].value == pytest.approx(0.0)
-    assert found.alone["full"].value == found.contribution["full"].value == 0.0
-    assert found.contribution["rl"].value == pytest.approx(0.26 - 0.2)
-    assert found.total.interval is None  # one block cannot be resampled
-
-
-def test_intervals_come_from_the_replicates_of_all_points_together() -> None:
-    chance = np.random.default_rng(1)
-    noise = chance.normal(0, 0.02, 1000)
-    quality = Resampled(Estimate.of(0.5, (0.46, 0.54)), 0.5 + noise)
-    full = Resampled(Estimate.of(2.0, (2.0, 2.0)), np.full(1000, 2.0))
-    cost = Resampled(Estimate.of(1.0, (1.0, 1.0)), np.ones(1000))
-    found = hypervolumes([Candidate("rl", cost, quality)], full, blocks=100)
-    assert found.total.interval is not None
-    low, high = found.total.interval
-    assert found.total.value == pytest.approx(0.25)
-    assert low < 0.25 < high
-    assert high - low == pytest.approx(0.5 * 2 * 1.96 * 0.02, rel=0.15)
+    assert choose_gain(run.summary().rows) is None
+    assert flags(run) == {FULL: False, OTHER: False}
 
 
 def cells(build: Any, blocks: int = 12, **scores: Any) -> Any:
@@ -235,9 +135,9 @@ def test_values_are_the_tables(build: Any) -> None:
     layers = resampling.layers(rl, 10)
     exact = resampling.mean(rl, exact_prefixes(rl, full))
     assert layers is not None
-    assert (layers.estimate.value, layers.estimate.interval) == (0.5, (0.5, 0.5))
+    assert (layers.value, layers.interval) == (0.5, (0.5, 0.5))
     assert exact is not None
-    assert exact.estimate.value == pytest.approx((6 * 1 + 6 * 1 / 2) / 12)
+    assert exact.value == pytest.approx((6 * 1 + 6 * 1 / 2) / 12)
 
 
 def test_a_corpus_score_that_is_no_mean_has_no_interval(build: Any) -> None:
@@ -246,20 +146,3 @@ def test_a_corpus_score_that_is_no_mean_has_no_interval(build: Any) -> None:
     assert estimate is not None
     assert (estimate.value, estimate.interval) == (0.9, None)
     assert Resampling([full, rl]).score(rl, "codebleu", None) is None
-
-
-def test_few_blocks_have_no_interval(build: Any) -> None:
-    full, rl = cells(build, blocks=4)
-    layers = Resampling([full, rl]).layers(rl, 10)
-    assert layers is not None
-    assert layers.estimate.interval is None
-
-
-def test_the_same_draws_for_every_operating_point(build: Any) -> None:
-    full, _ = cells(build)
-    resampling = Resampling([full])
-    blocks = [window.block for window in full.windows.values()]
-    first, second = (resampling.share((block, times * (1.0 + block), 1.0) for block in blocks) for times in (1, 2))
-    assert first is not None
-    assert second is not None
-    assert np.array_equal(2 * first.replicates, second.replicates)

@@ -11,7 +11,7 @@ import pytest
 
 from harness.errors import StoreError
 from harness.records.estimate import NoInterval
-from harness.registry import KV_POLICIES, SCORES
+from harness.registry import SCORES
 from reports.metrics.vocabulary import DRAFTS, all_metrics, in_section
 from reports.summary.measured import select
 from reports.summary.summarise import summarise
@@ -34,15 +34,6 @@ def test_one_row_per_task_and_operating_point_full_depth_first(build) -> None:
     assert rows[1].kv == "propagate"
 
 
-def test_tasks_do_not_mix(build) -> None:
-    run = build(tasks=("py150", "javacorpus"))
-    for task, duration in (("py150", 4.0), ("javacorpus", 1.0)):
-        run.window(FULL, {"sample_id": "same"}, task=task, duration=duration)
-        run.window(OTHER, {"sample_id": "same"}, task=task, duration=1.0)
-    assert run.row(OTHER, "py150").value("speedup") == 4.0
-    assert run.row(OTHER, "javacorpus").value("speedup") == 1.0
-
-
 def test_warm_up_is_left_out_of_everything(build) -> None:
     run = build()
     run.window(FULL, {"latency_s": 99.0, "scores": {"bleu": 0.0}}, warmup=True, duration=99.0, energy_source="nvml")
@@ -52,12 +43,6 @@ def test_warm_up_is_left_out_of_everything(build) -> None:
     assert (row.value("energy_j"), row.energy_source) == (1.0, "rapl")
 
 
-def test_warm_up_errors_are_not_errors(build) -> None:
-    run = build()
-    run.window(FULL, {"error": "cold"}, warmup=True)
-    assert run.row(FULL).errors == 0
-
-
 def test_failed_samples_are_counted_once_and_neither_scored_nor_timed(build) -> None:
     run = build()
     for repeat in range(2):
@@ -65,14 +50,6 @@ def test_failed_samples_are_counted_once_and_neither_scored_nor_timed(build) -> 
     row = run.row(FULL)
     assert (row.n, row.errors, row.repeats, row.value("bleu")) == (1, 1, 2, 0.5)
     assert row.value("latency_p99_s") == pytest.approx(0.3)
-
-
-def test_samples_of_a_window_that_was_never_committed_do_not_count(build) -> None:
-    run = build()
-    run.window(FULL, {})
-    run.window(FULL, {}, block=1)
-    run.windows.pop()
-    assert run.row(FULL).n == 1
 
 
 ONE_TOKEN = {"token_ids": (1,), "exit_layers": (10,), "token_times_s": (0.1,)}
@@ -91,26 +68,12 @@ def test_a_sample_that_was_written_twice_counts_as_its_last_record(build) -> Non
     assert row.value("bleu") == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("kv", KV_POLICIES.names())
-def test_a_row_without_measurements_has_no_numbers(build, kv) -> None:
-    run = build(kv=kv)
+def test_a_row_without_measurements_has_no_numbers(build) -> None:
+    run = build()
     run.window(FULL, {})
     row = run.row(OTHER)
     assert row.metrics == {}
     assert (row.n, row.errors, row.repeats, row.pareto) == (0, 0, 0, False)
-
-
-def test_nothing_paired_without_full_depth(build) -> None:
-    run = build()
-    run.window(OTHER, {})
-    row = run.row(OTHER)
-    assert (
-        row.value("agreement"),
-        row.value("speedup"),
-        row.value("decode_speedup"),
-        row.value("byte_model_speedup"),
-    ) == (None,) * 4
-    assert row.value("latency_p50_s") is not None
 
 
 def test_a_complete_run_has_every_metric(build) -> None:
@@ -168,20 +131,13 @@ def test_each_operating_point_may_have_its_own_kv_policy(build) -> None:
     assert "operating points differ in their KV policy" in " ".join(run.summary().notes)
 
 
-def test_an_oracle_whose_states_drift_measures_nobody(build) -> None:
-    run = build(points=(FULL, OTHER, "oracle"), kv="propagate")
-    for point in run.points:
-        run.window(point, {"exit_layers": (10, 10, 10) if point == FULL else (10, 5, 7)})
-    summary = run.summary()
-    assert all(row.value("oracle_share") is None for row in summary.rows)
-    (note,) = (note for note in summary.notes if note.startswith("oracle "))
-    assert "ran under kv propagate" in note
-    assert "no row is held against it" in note
-
-
 def test_the_oracle_under_exact_keys_and_values_measures_every_policy(build) -> None:
     policies = {"oracle": "recompute", "oracle@none": "none", "uncached": "none"}
     run = build(points=(FULL, OTHER, "oracle", "oracle@none", "fixed", "uncached"), policies=policies)
+    drifting = build(points=(FULL, OTHER, "oracle"), kv="propagate")
+    for point in drifting.points:
+        drifting.window(point, {"exit_layers": (10, 10, 10) if point == FULL else (10, 5, 7)})
+    assert all(row.value("oracle_share") is None for row in drifting.summary().rows)
     for point in run.points:
         layers = {FULL: (10, 10, 10), "fixed": (10, 5, 5), "uncached": (5, 5, 5), "oracle@none": (9, 5, 7)}
         run.window(point, {"exit_layers": layers.get(point, (10, 5, 7))})
@@ -211,12 +167,6 @@ def test_a_constant_depth_is_the_rival_of_another_policy_that_keeps_a_cache(buil
 def test_a_manifest_without_full_depth_is_refused(build, points) -> None:
     with pytest.raises(StoreError, match="does not begin with full depth"):
         build(points=points, probes=points).summary()
-
-
-def test_the_machine_is_what_the_caller_says(build) -> None:
-    run = build()
-    assert summarise(run.manifest, [], [], lambda *_: {}, machine="a machine, 2 cores").machine == "a machine, 2 cores"
-    assert run.summary().machine == "Test CPU"
 
 
 def test_a_manifest_without_regime_is_refused(build) -> None:
@@ -260,15 +210,8 @@ def test_scores_are_means_over_the_first_repeat(build) -> None:
     run.window(FULL, {"scores": {"exact_match": 0.0}}, {"scores": {"exact_match": 0.0}}, repeat=1)
     row = run.row(FULL)
     assert (row.value("exact_match"), row.n, row.repeats) == (0.5, 2, 2)
-
-
-def test_undefined_scores_are_left_out_of_the_mean_and_unknown_ones_are_none(build) -> None:
-    run = build()
-    run.window(FULL, {"scores": {"dataflow": None}}, {"scores": {"dataflow": 0.4}}, {"scores": {"chrf": None}})
-    row = run.row(FULL)
-    assert row.value("dataflow") == pytest.approx(0.4)
-    assert row.value("chrf") is None
-    assert row.value("bleu") is None
+    run.window(FULL, {"scores": {"dataflow": None}}, {"scores": {"dataflow": 0.4}}, block=1)
+    assert run.row(FULL).value("dataflow") == pytest.approx(0.4)  # undefined is not zero
 
 
 def test_corpus_scores_win_also_when_they_say_not_defined(build) -> None:

@@ -52,13 +52,6 @@ def test_one_length_has_no_table(build: Any) -> None:
     (table,) = split_tables(run.summary())
     assert list(draft_length_tables(table)) == []
     assert settings.draft_lengths(recorded(run)) == []
-    assert "--draft-max 2,4,8,16" in settings.without_draft_lengths(recorded(run))
-
-
-def test_a_lossy_run_lacks_nothing(build: Any) -> None:
-    run = build()
-    run.window(FULL, {})
-    assert settings.without_draft_lengths(recorded(run)) == ""
 
 
 def test_the_figure_has_a_line_of_all_lengths_in_each_panel(run: Any) -> None:
@@ -67,4 +60,3 @@ def test_the_figure_has_a_line_of_all_lengths_in_each_panel(run: Any) -> None:
     assert [one.get_ylabel() for one in axes] == ["tokens / verification", "accepted", "decoding speed-up"]
     (line,) = axes[0].lines
     assert (line.get_label(), list(line.get_xdata()), list(line.get_ydata())) == (EXITS, [2, 8], [1.0, 3.0])
-    assert settings.without_draft_lengths(recorded(run)) == ""

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from reports.recorded import RecordedRun
-from reports.tables import latex as latex_module
 from reports.tables.latex import escape_latex
 from reports.tables.latex import to_latex as written
 from reports.tables.report import detailed, task_tables
@@ -22,10 +21,6 @@ NASTY = "a_b%c&d#e$f^g~h{i}j\\k<l>m|n\"o'p`q--r,,s [x]\n\\end{document} \\input{
 
 def to_latex(runs: list[tuple[str, RecordedRun]]) -> str:
     return written(task_tables(runs))
-
-
-def to_latex_details(runs: list[tuple[str, RecordedRun]]) -> str:
-    return written(detailed(runs))
 
 
 @pytest.mark.parametrize(
@@ -69,13 +64,14 @@ def nasty(build: Any) -> RecordedRun:
     made = build(points=("full", f"evil:name={NASTY.replace('=', '').replace(':', '')}"), source=NASTY)
     for block in range(6):
         for point in made.points:
-            made.window(point, {"scores": {"edit_similarity": 0.5 + block / 20}}, block=block)
+            scored = {"scores": {"edit_similarity": 0.5 + block / 20}}
+            made.window(point, scored, block=block, energy_j=10.0, energy_source="estimate")
     return made.recorded("runs/nasty")
 
 
 def test_tables_balance(nasty: RecordedRun) -> None:
     latex = to_latex([(NASTY, nasty)])
-    details = to_latex_details([(NASTY, nasty)])  # hypervolume
+    details = written(detailed([(NASTY, nasty)]))
     for text, tables in ((latex, 1), (details, sum(isinstance(part, Table) for part in detailed([(NASTY, nasty)])))):
         assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == text.count(r"\label{tab:") == tables
         check(text)
@@ -93,22 +89,18 @@ def check(latex: str) -> None:
     assert latex.rstrip().endswith(r"\endoftables")
 
 
-def test_a_table_wider_than_the_text_goes_on_below_itself(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = build()
-    for block in range(6):
-        for point in made.points:
-            made.window(point, {"scores": {"edit_similarity": 0.5 + block / 20}}, block=block)
-    run = made.recorded("runs/one")
-    whole = to_latex([("one", run)])
-    monkeypatch.setattr(latex_module, "_POINTS", 250.0)
-    split = to_latex([("one", run)])
-    check(split)
-    assert whole.count(r"\begin{table*}") == split.count(r"\begin{table*}") == 1
-    heads = [re.findall(r"\\toprule\n(.*)\n", text) for text in (whole, split)]
-    assert len(heads[0]) == 1 < len(heads[1])
-    columns = [[cell.strip(" \\") for head in found for cell in head.split(" & ")[2:]] for found in heads]
-    assert columns[0] == columns[1]
-    assert all(head.split(" & ")[1] == "operating point" for head in heads[1])
+def test_a_table_wider_than_the_text_goes_on_below_itself() -> None:
+    names = Column(header="operating point", cells=("full", "fixed:layer=5"), kind="label")
+    numbers = [Column(header=f"number {place}", cells=(1.5, 2.5), form=".4f") for place in range(20)]
+    latex = written([Table(title="Wide", columns=(names, *numbers))])
+    check(latex)
+    assert latex.count(r"\begin{table*}") == 1
+    heads = [head.split(" & ") for head in re.findall(r"\\toprule\n(.*)\n", latex)]
+    assert len(heads) > 1
+    assert all("operating" in head[0] for head in heads)
+    shown = re.findall(r"number (\d+)|& *(\d+)\b", latex)
+    assert latex.count(r"\texttt{full}") == len(heads)
+    assert shown
 
 
 @pytest.fixture
@@ -135,13 +127,11 @@ def test_a_table_longer_than_a_page_goes_on_in_others(long: list[tuple[str, Reco
     for parts, label in ((parts_of(latex)[:half], "py150"), (parts_of(latex)[half:], "javacorpus")):
         assert f"\\label{{tab:{label}}}" in parts[0]
         shown = []
-        for number, part in enumerate(parts):
+        for number, part in enumerate(part for part in parts if r"\toprule" in part):
             rows = re.findall(r"\\emph\{(.*?):|\\texttt\{(.*?)\}", part)
             names = [name for _, name in rows if name]
             lines = len(names) + 2 * (len(rows) - len(names))
-            size = part.partition("\\centering\\")[2].partition("\\")[0]
-            # of 520 points 62 are the caption's, 18 the rules', and one or two lines the header's
-            assert lines <= {"footnotesize": 45, "scriptsize": 54}[size]
+            assert lines <= 55  # of 8 points each
             assert part.count(r"\toprule") == 1
             assert "operating point" in part.partition(r"\midrule")[0]
             assert (r"(continued)" in re.findall(r"\\caption\{(.*)\}", part)[0]) == (number > 0)
@@ -157,7 +147,7 @@ def test_notes_that_a_page_has_no_room_for_go_on_as_well(long: list[tuple[str, R
     latex = to_latex([(f"run {number}", long[0][1]) for number in range(80)])
     parts = parts_of(latex)
     notes = [part.partition(r"\scriptsize ")[2] for part in parts if r"\begin{minipage}" in part]
-    assert max(map(len, notes)) <= 57 * 120  # lines of 8 points in 520 - 62, and letters in a line
+    assert max(map(len, notes)) <= 57 * 120  # lines of 8 points, and letters in a line
     numbers = [int(found) for found in re.findall(r"run (\d+)\. Data:", " ".join(notes))]
     assert numbers == 2 * list(range(80))
     assert len(notes) > 2
@@ -188,18 +178,6 @@ def test_it_compiles_alone_and_inside_a_paper(
         assert numbers == [("py150", "1"), ("javacorpus", "2")]
 
 
-def test_the_head_of_a_column_says_that_its_energy_is_estimated(build: Any) -> None:
-    made = build()
-    for block in range(6):
-        for point in made.points:
-            scored = {"scores": {"edit_similarity": 0.5 + block / 20}}
-            made.window(point, scored, block=block, energy_j=10.0, energy_source="estimate")
-    run = made.recorded("runs/one")
-    first, second = re.findall(r"\\toprule\n(.*)\n(.*)\n", to_latex([("one", run)]))[0]
-    cells = [[cell.strip(" \\") for cell in line.split("&")] for line in (first, second)]
-    assert ("J/token", "estimate") in list(zip(*cells, strict=True))
-
-
 def test_runs_of_a_task_share_one_table_with_a_short_caption_and_a_label(nasty: RecordedRun) -> None:
     latex = to_latex([("first", nasty), ("second", nasty)])
     check(latex)
@@ -214,13 +192,13 @@ def test_runs_of_a_task_share_one_table_with_a_short_caption_and_a_label(nasty: 
     below = latex.partition(r"\begin{minipage}")[2]  # what is too long for a caption
     assert "Machine:" in below
     assert "Holm-corrected" in below
-
-
-def test_every_caption_is_short_and_every_label_is_another(nasty: RecordedRun) -> None:
-    latex = to_latex_details([("one", nasty), ("one", nasty)])
-    labels = re.findall(r"\\label\{(.*)\}", latex)
+    heads = [[head.split("&") for head in pair] for pair in re.findall(r"\\toprule\n(.*)\n(.*)\n", latex)]
+    cells = [(over.strip(" \\"), under.strip(" \\")) for pair in heads for over, under in zip(*pair, strict=True)]
+    assert ("J/token", "estimate") in cells
+    details = written(detailed([("one", nasty), ("one", nasty)]))
+    labels = re.findall(r"\\label\{(.*)\}", details)
     assert len(labels) == len(set(labels)) > 2
-    assert all(len(caption.split()) < 40 for caption in re.findall(r"\\caption\{(.*)\}", latex))
+    assert all(len(caption.split()) < 40 for caption in re.findall(r"\\caption\{(.*)\}", details))
 
 
 def test_any_table_can_stand_there() -> None:

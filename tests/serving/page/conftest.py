@@ -17,7 +17,7 @@ from harness.config.decode import build_decode, parse_decode
 from harness.decoding.generation import Token
 from harness.records import Work
 from harness.serving.app import make_app
-from harness.serving.completions import Finished, GenerationError, Job, Prompt, ServingError, Setting, Ticket
+from harness.serving.completions import Finished, GenerationError, Job, Prompt, ServingError, Setting
 from harness.serving.exit_settings import Loaded
 from harness.serving.service import Service
 from tests.serving.conftest import listening
@@ -31,12 +31,14 @@ DRAFTS = ((None, False), (4, True), (14, True), (18, False), (0, True), (0, Fals
 
 
 class Script:
-    """A ticket that says what it was told to."""
+    """An answer that says what it was told to."""
 
     def __init__(self, job: Job, service: Scripted) -> None:
         self.job, self.service, self.cancelled = job, service, threading.Event()
 
-    async def __aiter__(self) -> AsyncIterator[Token | Finished]:
+    def put(self, error: Exception) -> None: ...
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Token | Finished]]:
         start, made = time.perf_counter(), list[Token]()
         full = self.job.setting.name == "full"
         lossless = self.job.setting.lossless is not None
@@ -55,7 +57,7 @@ class Script:
             made.append(
                 Token(index, ahead, text, -0.1, special=False, time_s=time.perf_counter() - start, last=last, **told)
             )
-            yield made[-1]
+            yield 0, made[-1]
         joules, source = self.service.energy
         work = Work(
             exit_checks=3, lm_head_evaluations=len(made) + 2, layers_executed=sum(t.exit_layer for t in made[1:]),
@@ -64,7 +66,7 @@ class Script:
         if lossless:
             facts = tuple(t.drafted_at for t in made), tuple(bool(t.accepted) for t in made)
             work = replace(work, drafted_at=facts[0], accepted=facts[1], drafts=5, verifications=4, layers_discarded=78)
-        yield Finished(
+        yield 0, Finished(
             text="".join(token.text for token in made), rest="", ending="length", tokens=tuple(made),
             prompt=self.job.prompt, prompt_reused=0, setting=self.job.setting, kv=self.service.config.kv,
             num_layers=30, work=work, queue_s=0.0, ttft_s=made[0].time_s, total_s=made[-1].time_s, energy_j=joules,
@@ -108,7 +110,7 @@ class Scripted:
         self.config = other.config.model_copy(update={"max_new_tokens": 256})
         self.metrics, self.fim, self.max_prompt_tokens = other.metrics, other.fim, other.max_prompt_tokens
         self.info = replace(other.info, num_layers=30, exit_points=(4, 6, 8, 10, 12, 14, 18, 22, 26), weights="tuned")
-        self.settings, self.dtype, self.device = ThreeStrategies(), "float32", "cpu"
+        self.settings, self.device = ThreeStrategies(), "cpu"
         self.model_name, self.state, self.failure = "a-model", "ready", None
         self.energy_description, self.energy_measured = "CPU time × 4 W per core", False
         self.pieces: Sequence[tuple[str, int]] = PIECES
@@ -123,10 +125,10 @@ class Scripted:
 
     job = Service.job
 
-    def submit(self, job: Job) -> Ticket:
+    def submit(self, jobs: Sequence[Job]) -> Script:
         if self.refuses is not None:
             raise self.refuses
-        self.scripts.append(Script(job, self))
+        self.scripts.append(Script(jobs[0], self))
         return self.scripts[-1]
 
 
@@ -183,8 +185,7 @@ class Visitor:
     @staticmethod
     def hexadecimal(colour: str) -> str:
         """Return a computed colour as style sheets write it."""
-        red, green, blue = (int(part) for part in re.findall(r"\d+", colour)[:3])
-        return f"#{red:02x}{green:02x}{blue:02x}"
+        return "#" + "".join(f"{int(part):02x}" for part in re.findall(r"\d+", colour)[:3])
 
     def figure(self, name: str, run: str = "early") -> str:
         return " ".join(self.page.inner_text(f'td[data-run="{run}"][data-figure="{name}"]').split())

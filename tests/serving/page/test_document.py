@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from harness.appearance.pages import depth_shade
 from harness.serving.exit_settings import Loaded
-from harness.serving.page import ASSETS, asset, controls
 
 
 class Markup(HTMLParser):
@@ -41,11 +40,13 @@ def test_nothing_comes_from_elsewhere_and_it_is_small(service: Any, scripted_ser
     answer = httpx.get(url)
     page = Markup(answer.text)
     linked = page.values("src", "href")
-    assert {link for link in linked if not link.startswith("#")} <= {f"static/{name}" for name in ASSETS}
-    files = {name: httpx.get(f"{url}/static/{name}") for name in ASSETS}
-    assert all(file.status_code == 200 for file in files.values())
-    assert sum(len(text.content) for text in (answer, *files.values())) < 60_000
-    for name, file in files.items():
+    names = [link for link in linked if not link.startswith("#")]
+    scripts = [file.name for file in (files("harness.serving") / "static").iterdir()]
+    assert {f"static/{name}" for name in (*scripts, "depth.css")} >= {*names}
+    served = {name: httpx.get(f"{url}/static/{name}") for name in (*scripts, "depth.css")}
+    assert all(file.status_code == 200 for file in served.values())
+    assert sum(len(text.content) for text in (answer, *served.values())) < 60_000
+    for name, file in served.items():
         assert not re.findall(r"@import|url\(|innerHTML|insertAdjacent|eval\(|document\.write|storage\b", file.text), (
             name
         )
@@ -79,35 +80,24 @@ def test_ids_are_unique_and_everything_has_a_name(service: Any, scripted_server:
     assert page.elements[1] == ("html", {"lang": "en"}) or page.elements[0] == ("html", {"lang": "en"})
 
 
-def test_depths_look_as_in_reports(service: Any) -> None:
-    style = asset("depth.css", 30).decode()
-    for layer in range(1, 31):
-        ground, ink = depth_shade(layer, 30)
-        assert f'[data-layer="{layer}"] {{ background: {ground}; color: {ink}; }}' in style
-    assert '[data-layer="31"]' not in style
-
-
-def test_options_become_controls() -> None:
-    options = {"p": 0.9, "cosine": 0.5, "patience": 3, "seed": 0, "hot": 0.0, "on": True, "heads": "", "layer": 14}
-    limits = {
-        "p": (0.0, 1.0),
-        "cosine": (-1.0, 2.0),
-        "patience": (2.0, 64.0),
-        "hot": (0.0, 100.0),
-        "layer": (1.0, 30.0),
+def test_options_become_controls(service: Any, scripted_server: Any) -> None:
+    options = {"p": 0.98765, "patience": 3, "seed": 0, "on": True, "heads": "", "layer": 14}
+    limits = {"p": (0.0, 1.0), "patience": (2.0, 64.0), "layer": (1.0, 30.0)}
+    service.settings.loaded = (
+        Loaded("x", options, limits, {"p": "τ"}, {}, True),
+        Loaded("y", {"layer": 15}, limits, {}, {}, False),
+    )
+    page = Markup(httpx.get(scripted_server[0]).text)
+    sliders = {
+        found["aria-label"]: [found.get(name) for name in ("min", "max", "step", "value")]
+        for tag, found in page.elements
+        if tag == "input" and found.get("type") == "range"
     }
-    made = {c.name: c for c in controls(Loaded("x", options, limits, {"p": "τ"}, {}, False), (4, 14, 26))}
-    assert {name: control.kind for name, control in made.items()} == {
-        "p": "range", "cosine": "range", "patience": "range", "seed": "number", "hot": "range", "on": "switch",
-        "layer": "layer",
-    }  # fmt: skip
-    assert [(made[n].step, made[n].low, made[n].high) for n in ("p", "cosine", "patience", "hot")] == [
-        (0.01, 0, 1),
-        (0.01, -1, 2),
-        (1, 2, 64),
-        (1, 0, 100),
-    ]
-    assert made["layer"].high == 2, "the slider walks over the three exit points"
-    assert made["p"].description == "τ"
-    odd = controls(Loaded("x", {"layer": 15}, {"layer": (1.0, 30.0)}, {}, {}, False), (4, 14, 26))
-    assert [(control.kind, control.whole) for control in odd] == [("range", True)], "15 is no exit point of this model"
+    assert sliders["p, slider"] == ["0.0", "1.0", "0.01", "0.98765"]
+    assert sliders["patience, slider"] == ["2.0", "64.0", "1", "3"]
+    assert sliders["layer, slider"] == ["1.0", "30.0", "1", "15"], "15 is no exit point of this model"
+    assert "seed, slider" not in sliders
+    shown = {found["data-exact"]: found["value"] for _, found in page.elements if "data-exact" in found}
+    assert shown == {"0.98765": "0.9877", "3": "3", "0": "0", "15": "15"}
+    named = [found["data-option"] for _, found in page.elements if "data-option" in found]
+    assert named == ["p", "patience", "seed", "on", "layer", "layer"]

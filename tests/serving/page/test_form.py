@@ -36,20 +36,14 @@ def test_sliders_and_fields_decide_what_is_sent(visit: Visit, service: Any) -> N
     slider.press("ArrowLeft")
     assert field.input_value() == "0.89"
     visitor.run(tokens=3)
-    assert visitor.sent[-1]["parameters"] == {
-        "max_new_tokens": 3,
-        "details": True,
-        "early_exit": {"strategy": "confidence", "threshold": 0.89, "decode": "lossy"},
-    }
+    early = {"strategy": "confidence", "threshold": 0.89, "decode": "lossy"}
+    assert visitor.sent[-1]["parameters"] == {"max_new_tokens": 3, "details": True, "early_exit": early}
     field.fill("0.333")
     assert slider.input_value() == "0.33"
     assert json.loads(page.inner_text("#sent"))["threshold"] == 0.333
-    visitor.run()
-    assert visitor.sent[-1]["parameters"]["early_exit"]["threshold"] == 0.333
     field.fill("2")
     page.click("#run")
-    assert field.evaluate("element => element.validity.rangeOverflow")
-    assert len(visitor.sent) == 2, "what the field does not allow is not sent"
+    assert len(visitor.sent) == 1, "what the field does not allow is not sent"
 
     page.select_option("#strategy", label="fixed")
     layer = page.get_by_label("layer, slider")
@@ -58,15 +52,12 @@ def test_sliders_and_fields_decide_what_is_sent(visit: Visit, service: Any) -> N
     visitor.run()
     assert visitor.sent[-1]["parameters"]["early_exit"] == {"strategy": "fixed", "layer": 18, "decode": "lossy"}
     assert "fixed:layer=18" in page.inner_text("#name-early")
-
     page.select_option("#strategy", label="full")
     assert page.is_disabled("#compare"), "full depth is not compared with itself"
-    visitor.run()
-    assert visitor.sent[-1]["parameters"]["early_exit"] == {"strategy": "full", "decode": "lossy"}
-    assert len(visitor.sent) == 4
     page.fill("#prompt", "import ")
     visitor.run()
     assert visitor.sent[-1]["inputs"] == "import "
+    assert visitor.sent[-1]["parameters"]["early_exit"] == {"strategy": "full", "decode": "lossy"}
 
 
 def test_a_long_default_is_shown_short_and_sent_exactly(visit: Visit, service: Any) -> None:
@@ -77,10 +68,8 @@ def test_a_long_default_is_shown_short_and_sent_exactly(visit: Visit, service: A
     assert field.input_value() == "0.9686"
     visitor.run(tokens=2)
     assert visitor.sent[0]["parameters"]["early_exit"]["threshold"] == exact
-    assert visitor.page.inner_text("#name-early") == "confidence:threshold=0.9686:decode=lossy"
     field.fill("0.96")
-    visitor.run()
-    assert visitor.sent[1]["parameters"]["early_exit"]["threshold"] == 0.96
+    assert json.loads(visitor.page.inner_text("#sent"))["threshold"] == 0.96
     field.fill("0.9686")
     assert json.loads(visitor.page.inner_text("#sent"))["threshold"] == exact
 
@@ -90,9 +79,11 @@ def test_stop_reaches_the_server(visit: Visit, service: Any) -> None:
     visitor = visit()
     page = visitor.page
     page.fill("#tokens", "250")
-    page.click("#run")
+    page.focus("#run")
+    page.keyboard.press("Enter")
     page.wait_for_selector("#tokens-early .tok:nth-child(3)")
-    page.click("#stop")
+    assert page.evaluate("document.activeElement.id") == "stop"
+    page.keyboard.press("Escape")
     visitor.done()
     assert service.scripts[0].cancelled.wait(2), "the server saw that nobody waits"
     shown = page.locator("#tokens-early .tok").count()
@@ -100,9 +91,6 @@ def test_stop_reaches_the_server(visit: Visit, service: Any) -> None:
     assert f"stopped after {shown} tokens" in page.inner_text("#progress-early")
     assert page.is_hidden("#error-early"), "stopping is no failure"
     assert len(visitor.sent) == 1, "full depth does not follow"
-    assert page.is_enabled("#run")
-    page.wait_for_timeout(100)
-    assert page.locator("#tokens-early .tok").count() == shown
     service.token_s = 0.001
     visitor.run(tokens=4)
     assert page.locator("#tokens-early .tok").count() == 4, "and the next one works"

@@ -114,15 +114,7 @@ def test_a_gap_is_read_behind_the_code_before_it() -> None:
 
 
 def test_a_line_is_the_protocol_s() -> None:
-    assert (
-        cut(
-            Line(),
-            "java",
-            "for (",
-            "int i = 0; i",
-        )
-        == "int i = 0;"
-    )
+    assert cut(Line(), "java", "for (", "int i = 0; i") == "int i = 0;"
     assert cut(Line(language="python"), "java", "x", " = ';' ;\ny") == " = ';' ;\n"
     assert LineEnd(JAVA, Characters()).name == "line"  # type: ignore[arg-type]
 

@@ -126,10 +126,10 @@ def test_large_traces_take_half_the_memory(tmp_path: Path, monkeypatch: pytest.M
 
 def test_states_are_mapped_before_they_are_looked_at(tmp_path: Path) -> None:
     traces = write(tmp_path / "t", [(PYTHON, 60), (PYTHON, 80)])
-    found = read_episodes(traces, (), 15, Observation(state="exit"), {6: lambda state: -state}, REWARDS["java"])
+    maps: Any = {point: lambda state, point=point: -point * state for point in POINTS}
+    found = read_episodes(traces, (), 15, Observation(state="exit"), maps, REWARDS["java"])
     hidden = traces.columns("hidden")["hidden"].float()
-    expected = torch.stack([hidden[:, 0], -hidden[:, 1], hidden[:, 2]], dim=1)
-    assert torch.equal(torch.from_numpy(found.observations), expected)
+    assert torch.equal(torch.from_numpy(found.observations), -hidden * torch.tensor(POINTS).view(1, 3, 1))
 
 
 def test_states_that_are_no_numbers_are_refused(tmp_path: Path) -> None:

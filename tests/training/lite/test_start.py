@@ -36,10 +36,7 @@ def facts_of(out: Path) -> dict[str, Any]:
     return dict(read_artefact(out / "adapter.json", "adapter").facts)
 
 
-@pytest.mark.slow
-@pytest.mark.crossed
-@pytest.mark.parametrize("exit_head", ["shortcut", "shared"])
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(("family", "exit_head"), [("llama", "shortcut"), ("gpt2", "shared")])
 def test_it_begins_with_the_weights_that_are_there(
     family: str, exit_head: Any, tune: Callable[..., Trained], make_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -61,7 +58,6 @@ def test_it_begins_with_the_weights_that_are_there(
     assert again != fresh
 
 
-@pytest.mark.slow
 def test_it_says_what_it_went_on_from(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
@@ -78,6 +74,12 @@ def test_it_says_what_it_went_on_from(
     shortcut = read_artefact(tmp_path / "third" / "shortcut.json", "shortcut").facts
     assert shortcut["start"] == three["start"]
     assert two["documents"] == one["documents"]
+    assert [facts["packs_read"] for facts in (one, two, three)] == [8, 14, 16]  # it reads on where the first stopped
+    assert one["held_out"] == two["held_out"] == three["held_out"]
+    lines = log_of(tmp_path / "third")
+    assert lines[:4] == log_of(first)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["tokens"] for line in lines] == [64 * step for step in range(1, 9)]
 
 
 def test_the_index_goes_on(
@@ -99,54 +101,9 @@ def test_a_damaged_index_is_refused_before_anything_is_tuned(
 ) -> None:
     shutil.copytree(first, tmp_path / "damaged")
     (tmp_path / "damaged" / facts_of(first)["ngrams"]["file"]).unlink()
-    with pytest.raises(ArtefactError, match=r"cannot read the index .* Restore it, or train again"):
+    with pytest.raises(ArtefactError, match=r"cannot read .*ngrams-.* Restore it, or train again"):
         tune(tiny_llama, tmp_path / "out", STILL, start_from=str(tmp_path / "damaged"))
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("same", "complete"), [(True, True), (False, False)])
-def test_of_a_start_without_an_index_it_is_known_what_it_read_or_not(
-    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path, same: bool,
-    complete: bool,
-) -> None:  # fmt: skip
-    """The same documents in the same order are known; the index says whether it is of everything."""
-    old = tmp_path / "old"
-    shutil.copytree(first, old)
-    for name in ("adapter", "shortcut"):
-        facts = json.loads((old / f"{name}.json").read_text())
-        del facts["ngrams"]
-        (old / f"{name}.json").write_text(json.dumps(facts))
-    documents = 30 if same else 40
-    tune(tiny_llama, tmp_path / "out", STILL, documents=documents, start_from=str(old))
-    assert facts_of(tmp_path / "out")["ngrams"]["complete"] == complete
-    if same:
-        whole = read_index(first, facts_of(first)["ngrams"]).hashes
-        assert set(whole.tolist()) <= set(
-            read_index(tmp_path / "out", facts_of(tmp_path / "out")["ngrams"]).hashes.tolist()
-        )
-
-
-def test_the_log_goes_on(tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path) -> None:
-    tune(tiny_llama, tmp_path / "second", QUICK.replace(steps=3), start_from=str(first))
-    lines = log_of(tmp_path / "second")
-    assert lines[:4] == log_of(first)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
-    assert [line["tokens"] for line in lines] == [64 * step for step in range(1, 8)]
-
-
-@pytest.mark.slow
-def test_it_reads_on_where_the_first_stopped(
-    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same documents and seed: other sequences; the loss of a step that teaches nothing tells which."""
-    whole = STILL.replace(steps=6)
-    tune(tiny_llama, tmp_path / "whole", whole)
-    tune(tiny_llama, tmp_path / "part", STILL.replace(steps=4))
-    tune(tiny_llama, tmp_path / "rest", STILL, start_from=str(tmp_path / "part"))
-    # initial factors change nothing (B is 0), so that a step's loss is that of its sequences
-    for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "rest"), strict=True):
-        for layer, loss in one["cross_entropy"].items():
-            assert other["cross_entropy"][layer] == pytest.approx(loss, abs=0.02)
 
 
 def test_other_documents_hold_out_none_that_were_learned_from(
@@ -170,93 +127,25 @@ def test_other_documents_hold_out_none_that_were_learned_from(
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.slow
-def test_resuming_is_as_if_nothing_had_happened(
+def test_resuming_is_as_if_nothing_had_happened_and_wants_the_start_it_had(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    expected = tune(tiny_llama, whole, start_from=str(first))
-    tune(tiny_llama, parts, start_from=str(first))
-    shutil.rmtree(parts / "checkpoints" / "checkpoint-4")  # killed after its step 3
-    for file in parts.glob("*.safetensors"):
+    out = tmp_path / "out"
+    expected = tune(tiny_llama, out, start_from=str(first))
+    whole = {name: load_file(out / f"{name}.safetensors") for name in ("adapter", "shortcut")}
+    shutil.rmtree(out / "checkpoints" / "checkpoint-4")  # killed after its step 3
+    for file in out.glob("*.safetensors"):
         file.unlink()
-    assert tune(tiny_llama, parts, start_from=str(first), resume=True).report == expected.report
-    for name in ("adapter", "shortcut"):
-        left, right = (load_file(out / f"{name}.safetensors") for out in (whole, parts))
-        assert all(torch.equal(left[key], right[key]) for key in left)
-    assert [line["step"] for line in log_of(parts)] == list(range(1, 9))
-
-
-@pytest.mark.slow
-def test_resuming_without_the_start_it_had_is_refused(
-    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
-) -> None:
-    """Else the log would be cut and the artefact would not say what it was made from."""
-    tune(tiny_llama, tmp_path / "out", start_from=str(first))
-    tune(tiny_llama, tmp_path / "other")
+    assert tune(tiny_llama, out, start_from=str(first), resume=True).report == expected.report
+    for name, tensors in whole.items():
+        again = load_file(out / f"{name}.safetensors")
+        assert all(torch.equal(again[key], tensor) for key, tensor in tensors.items())
+    assert [line["step"] for line in log_of(out)] == list(range(1, 9))
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     sha = read_artefact(first / "adapter.json", "adapter").sha256
-    with pytest.raises(TrainingError, match=rf"began with --start-from {sha}, and now it is null\. Resume with the fl"):
-        tune(tiny_llama, tmp_path / "out", resume=True)
-    with pytest.raises(TrainingError, match=rf"began with --start-from null, and now it is {sha}"):
-        tune(tiny_llama, tmp_path / "other", start_from=str(first), resume=True)
+    with pytest.raises(TrainingError, match=rf"began with --start-from {sha}, and now it is None\. Resume with the fl"):
+        tune(tiny_llama, out, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
-
-
-def test_a_log_that_lay_there_is_not_the_start_s(
-    tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(first, tmp_path / "bare")
-    (tmp_path / "bare" / "training.jsonl").unlink()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "training.jsonl").write_text('{"step": 1, "tokens": 1, "of": "something else"}\n')
-    tune(tiny_llama, tmp_path / "out", STILL, start_from=str(tmp_path / "bare"))
-    assert [line["step"] for line in log_of(tmp_path / "out")] == [5, 6]
-
-
-def texts_of(rows: list[dict[str, str]], file: Path) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-@pytest.mark.slow
-def test_what_an_earlier_start_learned_from_is_never_held_out(
-    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
-) -> None:
-    """The second adds documents; the third reads those of the second, of which the first has learned some."""
-    rows = [json.loads(line) for line in corpus_file.read_text().splitlines()]
-    known = set(facts_of(first)["documents"])
-    more = [row for row in rows if document_key(row["code"]) not in known][:10]
-    mixed = texts_of([*(row for row in rows if document_key(row["code"]) in known), *more], tmp_path / "mixed.jsonl")
-    for before, name in (("", "second"), ("second", "third"), ("third", "fourth")):
-        start = str(tmp_path / before) if before else str(first)
-        tune(tiny_llama, tmp_path / name, STILL, mixed, documents=None, start_from=start)
-    held = [set(facts_of(out)["held_out"]) for out in (first, *(tmp_path / n for n in ("second", "third", "fourth")))]
-    assert len(held[0]) == 1
-    assert held[1] <= held[0] | {document_key(row["code"]) for row in more}
-    assert held[1] == held[2] == held[3]
-    read = [facts_of(tmp_path / name)["packs_read"] for name in ("second", "third", "fourth")]
-    assert read == [4, 8, 12]  # two sequences in each of two steps, of an order that began with the second
-
-
-@pytest.mark.slow
-def test_an_older_adapter_that_does_not_say_what_it_held_out(
-    tune: Callable[..., Trained], tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path
-) -> None:
-    """The same documents and seed make the same cut; of others none of its documents is held out."""
-    old = Path(shutil.copytree(first, tmp_path / "old"))
-    facts = json.loads((old / "adapter.json").read_text())
-    held_out = facts["held_out"]
-    for name in ("held_out", "packs_read", "steps", "tokens"):
-        del facts[name]
-    (old / "adapter.json").write_text(json.dumps(facts))
-    tune(tiny_llama, tmp_path / "same", STILL, start_from=str(old))
-    assert facts_of(tmp_path / "same")["held_out"] == held_out
-    assert facts_of(tmp_path / "same")["packs_read"] == 8 + 4
-    assert facts_of(tmp_path / "same")["tokens"] == 256 + 128
-    tune(tiny_llama, tmp_path / "more", STILL, documents=60, start_from=str(old))
-    assert not set(facts_of(tmp_path / "more")["held_out"]) & set(facts["documents"])
-    assert facts_of(tmp_path / "more")["packs_read"] == 4
 
 
 # ----------------------------------------------------------------------------------------- refusals
@@ -267,9 +156,9 @@ def test_another_recipe_model_and_other_exits_are_refused(
 ) -> None:
     for changes, kind, words in (
         ({"method": "full"}, ConfigError, r"goes on with a LoRA adapter: use --method lora\. To go on with whole wei"),
-        ({"exit_head": "shared"}, ConfigError, r"was tuned with --exit-head shortcut, not shared\. Give that one"),
-        ({"rank": 8}, ConfigError, r"has rank 4, not 8\. Give that as --rank"),
-        ({"exit_points": "4,8"}, ArtefactError, r"was tuned for exit points 4, 6, 10, not 4, 8"),
+        ({"exit_head": "shared"}, ConfigError, r"was tuned with --exit-head shortcut\. Give that one"),
+        ({"rank": 8}, ConfigError, r"was tuned with --rank 4\. Give that one"),
+        ({"exit_points": "4,8"}, ConfigError, r"was tuned with --exit-points 4,6,10\. Give that one"),
     ):
         with pytest.raises(kind, match=words):
             tune(tiny_llama, tmp_path / "out", start_from=str(first), **changes)
@@ -308,35 +197,15 @@ def test_a_folder_that_is_not_there_is_refused_in_one_line(
     assert "--start-from nowhere is no folder. Shipped sets: smollm2-135m" in ran.err
 
 
-def test_the_command_goes_on(cli: Any, tiny_llama: Path, first: Path, corpus_file: Path, tmp_path: Path) -> None:
-    ran = cli(
-        "train", "lite", "--model", tiny_llama, "--source", corpus_file, "--task", "py150", "--preset", "lora",
-        "--length", 32, "--batch", 2, "--rank", 4, "--documents", 30, "--steps", 1, "--start-from", first,
-        "--out", "made",
-    )  # fmt: skip
-    assert ran.code == 0, ran.err
-    facts = facts_of(tmp_path / "made")
-    assert facts["start"]["steps"] == 4
-    assert f"--start-from {first}" in facts["made"]["command"]
-
-
 def test_a_start_that_does_not_say_what_it_was_made_from_is_refused(
     tune: Callable[..., Trained], tiny_llama: Path, first: Path, tmp_path: Path
 ) -> None:
     changed = Path(shutil.copytree(first, tmp_path / "changed"))
     facts = json.loads((changed / "adapter.json").read_text())
-    others = (
-        *({"recipe": value} for value in ({}, {"steps": "x"}, {"steps": 1, "length": [], "batch": 1}, 5)),
-        *({"held_out": value} for value in (5, [[]], [{}])),
-        *({"data": value} for value in ([{}], [5], 5, [{"fingerprint": "x"}])),
-        *({"start": value} for value in ({"data": 5}, {"data": [], "start": 5}, [1])),
-        *({"packs_read": value} for value in ("x", [], None)),
-    )
-    less = ({name: value for name, value in facts.items() if name != gone} for gone in
-            ("recipe", "documents", "data", "seed", "exits", "made"))  # fmt: skip
-    for wrong in (*(facts | other for other in others), *less):
+    for gone in ("documents", "data", "seed", "exits", "made", "held_out", "packs_read"):
+        wrong = {name: value for name, value in facts.items() if name != gone}
         (changed / "adapter.json").write_text(json.dumps(wrong))
-        with pytest.raises(ArtefactError, match=r"adapter\.json (does not say what it was made from|lacks what a)"):
+        with pytest.raises(ArtefactError, match=rf"adapter\.json does not say what it was made from \({gone}\)"):
             tune(tiny_llama, tmp_path / "out", start_from=str(changed))
     (changed / "adapter.json").write_text(json.dumps(facts))
     (changed / "shortcut.json").unlink()

@@ -23,7 +23,7 @@ DOCUMENTS = 7
 
 @pytest.fixture(scope="module")
 def alone(tiny_llama: Path, corpus_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Traces:
-    return tracer(tiny_llama, corpus_file, tmp_path_factory.mktemp("alone") / "t", DOCUMENTS)
+    return tracer(tiny_llama, corpus_file, tmp_path_factory.mktemp("alone") / "t", documents=DOCUMENTS)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_parts_are_gone_on_with_by_as_many_processes(alone: Traces, part: Callab
 def test_layers_over_devices_are_for_one_process(
     tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: Traces
 ) -> None:
-    spread = tracer(tiny_llama, corpus_file, tmp_path / "spread", DOCUMENTS, device_map="5-12=disk")
+    spread = tracer(tiny_llama, corpus_file, tmp_path / "spread", documents=DOCUMENTS, device_map="5-12=disk")
     assert_same(spread, alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"and 2 would each take all devices\. Use one process, or leave it out"):

@@ -21,28 +21,15 @@ from harness.errors import ConfigError, DataError
 from harness.models.artefacts import read_artefact
 from harness.models.model import resolve
 from harness.models.weights import read_shortcuts
-from harness.training.options import TraceRequest
 from harness.training.recipes import Shortcut
 from harness.training.traces import record_trace
-from harness.training.traces.record_trace import FIRST, trace
+from harness.training.traces.record_trace import FIRST
 from harness.training.traces.store import Traces, TraceWriter
-
-Tracer = Callable[..., Traces]
+from tests.training.tracing import trace_of
 
 LENGTH = 60
 
-
-def tracer(model: Path, source: Path, out: Path, documents: int | None = 5, **changes: Any) -> Traces:
-    """``harness trace`` as a function; changes of the request and of the rest."""
-    request = {"length": LENGTH, "new_tokens": 0, "split": "train", "seed": 0}
-    settings: dict[str, Any] = {
-        "tasks": ["py150"], "more": (), "weights": "pretrained", "exit_head": "shared", "artefacts": None,
-        "exit_points": "paper", "dtype": "float32", "device": "cpu", "resume": False, "progress": Silent(),
-    }  # fmt: skip
-    asked = TraceRequest(documents=documents, **{name: changes.pop(name, value) for name, value in request.items()})
-    settings |= changes
-    tasks, sources = settings.pop("tasks"), [source, *settings.pop("more")]
-    return trace(str(model), tasks, list(map(str, sources)), out, asked, **settings)
+tracer = partial(trace_of, documents=5, length=LENGTH)
 
 
 def texts_of(source: Path) -> dict[str, str]:
@@ -119,16 +106,15 @@ def assert_reads(columns: dict[str, Tensor], states: Sequence[Tensor], read_out:
 # ------------------------------------------------------------------------------------ what it holds
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "gpt_neox"])
 def test_columns_are_what_transformers_says(
     family: str, make_model: Callable[..., Path], corpus_file: Path, naive: Callable[[Path], Naive], tmp_path: Path
 ) -> None:
     folder = make_model(family)
-    traces = tracer(folder, corpus_file, tmp_path / "t")
+    traces = tracer(folder, corpus_file, tmp_path / "t", documents=2)
     model, texts = naive(folder), texts_of(corpus_file)
     assert traces.exit_points == (4, 6, 10)
-    assert len(traces.documents) == 5
+    assert len(traces.documents) == 2
     for name, columns in rows_of(traces):
         ids = model.tokens(texts[name])
         assert columns["position"].tolist() == list(range(FIRST, len(ids)))
@@ -143,17 +129,6 @@ def test_columns_are_what_transformers_says(
         assert torch.equal(columns["final"].long(), final)
     whole = traces.columns("top", "final")
     assert 0 < (whole["top"] == whole["final"].unsqueeze(1)).float().mean() < 1  # exits that say something of their own
-
-
-def test_more_tokens_than_the_head_reads_at_once_change_nothing(
-    tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = tracer(tiny_llama, corpus_file, tmp_path / "whole")
-    monkeypatch.setattr(record_trace, "CHUNK", 7)
-    parts = tracer(tiny_llama, corpus_file, tmp_path / "parts")
-    for (_, one), (_, other) in zip(rows_of(whole), rows_of(parts), strict=True):
-        for name, column in one.items():
-            torch.testing.assert_close(column, other[name], rtol=1e-3, atol=1e-4)
 
 
 def test_exits_are_read_through_their_maps(
@@ -204,24 +179,14 @@ def test_every_task_is_traced_from_its_own_rows(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "python.jsonl").write_bytes(corpus_file.read_bytes())
     write_source(tmp_path / "data" / "java.jsonl", *documents)
-    traces = tracer(tiny_llama, tmp_path / "data", tmp_path / "t", 3, tasks=["py150", "javacorpus"])
+    traces = tracer(tiny_llama, tmp_path / "data", tmp_path / "t", "py150", "javacorpus", documents=3)
     streams = [facts["stream"] for facts in traces.documents]
     assert streams == ["py150, path: python.jsonl"] * 3 + ["javacorpus, path: java.jsonl"] * 3
-
-
-def test_a_length_beyond_the_model_s_positions_is_cut_to_them(
-    tiny_llama: Path, documents: list[str], tmp_path: Path
-) -> None:
-    source = write_source(tmp_path / "long.jsonl", "\n".join(documents))
-    traces = tracer(tiny_llama, source, tmp_path / "t", length=10_000)
-    assert traces.index["length"] == 256
-    assert traces.tokens == 256 - FIRST
 
 
 # -------------------------------------------------------------------------------- generated tokens
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_generated_tokens_are_those_of_greedy_generate(
     family: str, make_model: Callable[..., Path], corpus_file: Path, naive: Callable[[Path], Naive], tmp_path: Path
@@ -261,19 +226,18 @@ def test_a_generation_that_ends_is_traced_to_its_end(
     assert columns["final"].tolist() == ending[: place + 1]
 
 
-@pytest.mark.slow
 def test_contexts_follow_the_seed_and_leave_room_for_what_is_generated(
     tiny_llama: Path, documents: list[str], tmp_path: Path
 ) -> None:
     source = write_source(tmp_path / "rows.jsonl", *documents)
 
     def contexts(name: str, **changes: Any) -> dict[str, int]:
-        traces = tracer(tiny_llama, source, tmp_path / name, None, new_tokens=4, **changes)
+        traces = tracer(tiny_llama, source, tmp_path / name, documents=3, new_tokens=4, **changes)
         return {name: int(columns["position"][0]) + 1 for name, columns in rows_of(traces)}
 
     assert contexts("a") == contexts("b")
     assert contexts("a2", seed=1) != contexts("a3", seed=2)
-    traces = tracer(tiny_llama, source, tmp_path / "tight", 3, length=256, new_tokens=240)
+    traces = tracer(tiny_llama, source, tmp_path / "tight", documents=3, length=256, new_tokens=240)
     assert all(int(columns["position"][0]) + 1 == 16 for _, columns in rows_of(traces))
 
 
@@ -311,21 +275,23 @@ def assert_same(one: Traces, other: Traces) -> None:
             assert torch.equal(column, right[name]), name
 
 
-@pytest.mark.parametrize("new_tokens", [0, 5])
+@pytest.mark.parametrize("new_tokens", [5])
 def test_resume_traces_the_rest_alone_and_gives_the_same(
     tiny_llama: Path, corpus_file: Path, tmp_path: Path, reads: list[int], new_tokens: int
 ) -> None:
-    whole = tracer(tiny_llama, corpus_file, tmp_path / "whole", 8, new_tokens=new_tokens)
+    whole = tracer(tiny_llama, corpus_file, tmp_path / "whole", documents=8, new_tokens=new_tokens)
     reads.clear()
-    tracer(tiny_llama, corpus_file, tmp_path / "t", 3, new_tokens=new_tokens)
+    tracer(tiny_llama, corpus_file, tmp_path / "t", documents=3, new_tokens=new_tokens)
     assert len(reads) == 3
     notes = Notes()
-    resumed = tracer(tiny_llama, corpus_file, tmp_path / "t", 8, new_tokens=new_tokens, resume=True, progress=notes)
+    resumed = tracer(
+        tiny_llama, corpus_file, tmp_path / "t", documents=8, new_tokens=new_tokens, resume=True, progress=notes
+    )
     assert len(reads) == 8
     assert notes.begun == [("tracing", 8, 3)]
     assert_same(resumed, whole)
     before = {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()}
-    assert_same(tracer(tiny_llama, corpus_file, tmp_path / "t", 8, new_tokens=new_tokens, resume=True), whole)
+    assert_same(tracer(tiny_llama, corpus_file, tmp_path / "t", documents=8, new_tokens=new_tokens, resume=True), whole)
     assert len(reads) == 8
     assert {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()} == before
 
@@ -338,10 +304,10 @@ def test_resume_with_a_second_source_of_equal_ids_traces_it(
         (tmp_path / name).mkdir()
     first = write_source(tmp_path / "a" / "rows.jsonl", *documents[:3])
     second = write_source(tmp_path / "b" / "rows.jsonl", *documents[3:6])
-    whole = tracer(tiny_llama, first, tmp_path / "whole", more=[second])
+    whole = tracer(tiny_llama, first, tmp_path / "whole", sources=[str(first), str(second)])
     tracer(tiny_llama, first, tmp_path / "t")
     reads.clear()
-    resumed = tracer(tiny_llama, first, tmp_path / "t", more=[second], resume=True)
+    resumed = tracer(tiny_llama, first, tmp_path / "t", sources=[str(first), str(second)], resume=True)
     assert len(reads) == 3
     assert {facts["key"] for facts in resumed.documents} == set(map(document_key, documents[:6]))
     assert len({facts["id"] for facts in resumed.documents}) == 6
@@ -352,7 +318,7 @@ def test_an_interrupt_keeps_finished_shards_and_resume_finishes(
     cli: Callable[..., Any], tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record_trace, "TraceWriter", partial(TraceWriter, shard_tokens=3 * (LENGTH - FIRST)))
-    whole = tracer(tiny_llama, corpus_file, tmp_path / "whole", 8)
+    whole = tracer(tiny_llama, corpus_file, tmp_path / "whole", documents=8)
     command = ["trace", "--model", tiny_llama, "--task", "py150", "--source", corpus_file, "--documents", 8]
     command += ["--length", LENGTH, "--weights", "pretrained", "--device", "cpu", "--out", tmp_path / "t"]
     real, calls = Engine.read, iter(range(5))
@@ -386,44 +352,26 @@ def test_documents_too_short_to_say_anything_are_passed_over(
     encode, text = naive(tiny_llama).tokenizer.encode, documents[0]
     shortest = next(text[:end] for end in range(len(text)) if len(encode(text[:end])) == FIRST + 2)
     source = write_source(tmp_path / "rows.jsonl", shortest, "x = 1", documents[1], "pass")
-    traces = tracer(tiny_llama, source, tmp_path / "t", None)
+    traces = tracer(tiny_llama, source, tmp_path / "t", documents=0)
     assert sorted((name, len(columns["final"])) for name, columns in rows_of(traces))[0] == ("d0", 2)
     assert sorted(name for name, _ in rows_of(traces)) == ["d0", "d2"]
-    again = tracer(tiny_llama, source, tmp_path / "t", None, resume=True)
+    again = tracer(tiny_llama, source, tmp_path / "t", documents=0, resume=True)
     assert again.documents == traces.documents
     short = write_source(tmp_path / "short.jsonl", "x = 1", "pass")
     with pytest.raises(DataError, match=r"not one document is longer than 9 tokens\. Give other data with --source"):
-        tracer(tiny_llama, short, tmp_path / "none", None)
+        tracer(tiny_llama, short, tmp_path / "none", documents=0)
     assert not (tmp_path / "none").exists()
 
 
-def too_late(*_: object, **__: object) -> None:
-    pytest.fail("the model was loaded first")
-
-
-@pytest.mark.parametrize(
-    ("length", "new_tokens", "said"),
-    [(LENGTH, LENGTH, 60), (LENGTH, LENGTH + 1, 60), (10_000, 256, 256)],  # the last one: of the model's positions
-)
-def test_no_room_for_a_context_is_refused_before_the_model_is_loaded(
-    tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    length: int, new_tokens: int, said: int,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
-    with pytest.raises(ConfigError) as refusal:
-        tracer(tiny_llama, corpus_file, tmp_path / "t", length=length, new_tokens=new_tokens)
-    assert str(refusal.value) == (
-        f"--new-tokens {new_tokens} leaves no room for a context: documents have {said} tokens."
-    )
-    assert not (tmp_path / "t").exists()
-
-
-@pytest.mark.parametrize("content", ["", "{broken\n[1]\n"])
-def test_an_empty_corpus_is_refused_before_the_model_is_loaded(
-    tiny_llama: Path, tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
+def test_what_leaves_nothing_to_trace_is_refused_before_the_model_is_loaded(
+    tiny_llama: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.models.model.ResolvedModel.load", too_late)
-    (tmp_path / "rows.jsonl").write_text(content)
-    with pytest.raises(DataError, match=r"^[^\n]*rows\.jsonl[^\n]*$"):
-        tracer(tiny_llama, tmp_path / "rows.jsonl", tmp_path / "t")
+    monkeypatch.setattr("harness.models.model.ResolvedModel.load", lambda *_, **__: pytest.fail("loaded first"))
+    for length, new_tokens, said in ((LENGTH, LENGTH, 60), (10_000, 256, 256)):  # the latter: the model's positions
+        with pytest.raises(ConfigError, match=rf"^--new-tokens {new_tokens} leaves no room .* have {said} tokens\.$"):
+            tracer(tiny_llama, corpus_file, tmp_path / "t", length=length, new_tokens=new_tokens)
+    for content in ("", "{broken\n[1]\n"):
+        (tmp_path / "rows.jsonl").write_text(content)
+        with pytest.raises(DataError, match=r"^[^\n]*rows\.jsonl[^\n]*$"):
+            tracer(tiny_llama, tmp_path / "rows.jsonl", tmp_path / "t")
     assert not (tmp_path / "t").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.training.traces.training_set import exit_places, render_replay, replay_rows, threshold_keeping
+from harness.training.traces.training_set import exit_places, replay_rows, threshold_keeping
 
 POINTS, LAYERS = (2, 5), 10
 SCORES = torch.tensor([[0.9, 0.9], [0.2, 0.8], [0.1, 0.3], [0.6, 0.1]])
@@ -22,9 +22,6 @@ def test_depth_and_agreement_by_hand() -> None:
     # Tokens leave at 2 (right), 5 (right), 10 and 2 (wrong).
     assert row["exit_layer"] == pytest.approx((2 + 5 + 10 + 2) / 4)
     assert row["agreement"] == pytest.approx(3 / 4)
-
-
-def test_a_threshold_nobody_reaches_is_full_depth() -> None:
     (row,) = replay_rows(SCORES, RIGHT, POINTS, LAYERS, [2.0])
     assert (row["exit_layer"], row["agreement"]) == (10.0, 1.0)
 
@@ -49,9 +46,3 @@ def test_the_loosest_threshold_that_keeps_the_agreement() -> None:
 def test_no_threshold_helps_where_the_surest_exit_is_wrong() -> None:
     scores, right = torch.tensor([[0.9, 0.1]]), torch.tensor([[False, False]])
     assert threshold_keeping(scores, right, POINTS, LAYERS, 1.0) is None
-
-
-def test_the_table_says_that_it_is_replayed() -> None:
-    text = render_replay("threshold", replay_rows(SCORES, RIGHT, POINTS, LAYERS, [0.5]))
-    assert "replayed" in text.splitlines()[0]
-    assert "0.7500" in text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ModelInfo, ModelRequest
+from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact
 from harness.models.controllers import (
@@ -109,14 +108,6 @@ def test_what_was_written_is_found(folder: Path, model: ModelInfo, observation: 
     assert found.scorer("cpu") is find(model).scorer("cpu")
 
 
-def test_finding_reads_no_tensors(folder: Path, model: ModelInfo) -> None:
-    write(folder / "rl.json", model)
-    (folder / "rl.safetensors").unlink()
-    found = find(model)
-    with pytest.raises(ArtefactError, match=r"cannot read .*rl\.safetensors"):
-        found.scorer("cpu")
-
-
 def test_a_controller_goes_by_path_by_name_or_by_its_kind(folder: Path, model: ModelInfo, tmp_path: Path) -> None:
     for name in ("rl", "rl-java", "rl-0.5"):
         write(folder / f"{name}.json", model, shared=name == "rl")
@@ -147,18 +138,11 @@ def test_a_missing_controller_names_its_place_and_the_commands_in_order(folder: 
     assert "there is no rl.json for owner/m in artefacts/m. Make" in refusal(replace(model, artefacts=()))
 
 
-@pytest.mark.parametrize("name", ["agent.zip", "agent.pkl"])
-def test_an_agent_of_stable_baselines3_is_refused_unread(tmp_path: Path, model: ModelInfo, name: str) -> None:
-    (tmp_path / name).write_bytes(b"PK\x03\x04")
-    assert f"{name} may be a pickle" in refusal(model, str(tmp_path / name))
-
-
 @pytest.mark.parametrize(
     ("what", "theirs", "ours", "remedy"),
     [
         ("weights", {"fingerprint": "0ddba11"}, "5ca1ab1e", TUNE_AND_TRAIN),
-        ("exit head", {"exit_head": "shortcut:ba5e"}, "shared", TRAIN),  # tuning would change nothing of it
-        ("hidden size", {"hidden_size": 16}, "8", TRAIN),
+        ("hidden size", {"hidden_size": 16}, "8", TRAIN),  # tuning would change nothing of it
     ],
 )
 def test_another_model_s_controller_is_refused_with_both_values(
@@ -170,31 +154,6 @@ def test_another_model_s_controller_is_refused_with_both_values(
         f"{folder / 'rl.json'} was trained with {what} {value} (other/model); owner/m runs with {ours}. "
         f"Train it for this model {remedy.removesuffix('`')} --overwrite`"
     )
-
-
-@pytest.mark.parametrize(
-    ("theirs", "asked", "ours", "cure"),
-    [
-        ("shared", "auto", "shortcut:ba5e", "Give --exit-head shared, for which it was trained, or train it again"),
-        ("shortcut:ba5e", "shared", "shared", "Leave out --exit-head shared, or train it again"),
-        ("shortcut:ba5e", "auto", "shortcut:0ther", "Train it for this model"),
-    ],
-)
-def test_another_exit_head_is_cured_by_one_flag_where_it_can_be(
-    folder: Path, model: ModelInfo, theirs: str, asked: Any, ours: str, cure: str
-) -> None:
-    write(folder / "rl.json", replace(model, exit_head=theirs))
-    message = refusal(replace(model, exit_head=ours, asked=ModelRequest(exit_head=asked)))
-    assert f"runs with {ours}. {cure} (minutes to hours to trace; minutes to train): `harness trace" in message
-
-
-def test_where_tuned_weights_have_one_the_base_weights_are_told_the_cheap_way_first(
-    folder: Path, model: ModelInfo
-) -> None:
-    write(folder / "rl.json", replace(model, fingerprint="0ddba11"))
-    cheap = "Leave out --weights pretrained, or train it again (minutes to hours to trace; minutes to train): "
-    assert cheap in refusal(replace(model, asked=ModelRequest(weights="pretrained")))
-    assert "--weights pretrained" not in refusal(replace(model, weights="tuned"))
 
 
 @pytest.mark.parametrize(
@@ -223,27 +182,6 @@ def test_exit_points_must_be_those_it_was_trained_at(
                 f"{', '.join(map(str, asked))}. Use --exit-points 4,6,10, or train it again "
                 f"{TRAIN.removesuffix('`')} --overwrite`"
             )
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "model",
-        "model_fingerprint",
-        "exit_head",
-        "hidden_size",
-        "exit_points",
-        "observation",
-        "activation",
-        "threshold",
-    ],
-)
-def test_a_controller_that_lacks_a_fact_is_refused(folder: Path, model: ModelInfo, key: str) -> None:
-    path = write(folder / "rl.json", model).path
-    said = json.loads(path.read_text())
-    del said[key]
-    path.write_text(json.dumps(said))
-    assert refusal(model) == f"{path} lacks what a rl needs ('{key}'). Train it again."
 
 
 @dataclass

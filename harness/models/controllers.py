@@ -1,14 +1,9 @@
-"""A trained controller: found for a model, checked against it before weights are read, asked at every exit point.
+"""Learned exit decisions: what a controller looks at, its network, how it is found and asked, and strategies' bases.
 
-A small multilayer perceptron as plain tensors: what is left of a controller once it is trained.
-
-Observations from which a learned controller decides whether a token may stop.
-
-One row's score in few operations: what a controller costs a token is mostly the number of small kernels it starts.
-
-Observation and first layer become one formula, :class:`harness.contracts.StateScore`: the columns of the first weight
-that read the state, the three numbers of the change and the exit point are ``W = [S | C | P]``, and
-``W · [r·x, c, one-hot(e)] + b = r·(S x) + C c + (b + P_e)``. Nothing is scaled or joined.
+One definition serves training and decoding, is saved with the network, and is what a loaded controller uses. Compiled
+layers make observation and first layer one formula, :class:`harness.contracts.StateScore`: the columns of the first
+weight that read the state, the three numbers of the change and the exit point are ``W = [S | C | P]``, and
+``W · [r·x, c, one-hot(e)] + b = r·(S x) + C c + (b + P_e)``.
 """
 
 from __future__ import annotations
@@ -16,16 +11,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from harness.contracts import ExitView, ModelInfo, StateScore
+from harness.config.options import option_value
+from harness.contracts import Batch, ExitRule, ExitView, ModelInfo, StateScore, StateTest, Strategy
 from harness.contracts.strategies import TINY
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, look_through, write_artefact
@@ -120,25 +116,16 @@ class Observation:
         return hidden_size + (3 if self.change else 0) + (exits if self.place else 0)
 
     def states(self, view: ExitView, place: int) -> tuple[Tensor, Tensor | None]:
-        """Return the states of a view, and those at the exit point before where they are looked at, for :meth:`build`.
-
-        Args:
-            view: of an exit point.
-            place: which one, from 0.
-        """
+        """Return a view's states, and those at the exit point before where they are looked at, for :meth:`build`."""
         before = view.previous if self.change and place else None
         if self.state == "exit":
             return view.exit_state, None if before is None else before.exit_state
         return view.hidden_state, None if before is None else before.hidden_state
 
     def build(self, state: Tensor, previous: Tensor | None, place: int, exits: int) -> Tensor:
-        """Return the inputs ``[n, width]``.
+        """Return the inputs ``[n, width]`` of states ``[n, hidden_size]`` at one exit point and at the one before.
 
-        Args:
-            state: states at this exit point, ``[n, hidden_size]``.
-            previous: states at the exit point before, the same rows; ``None`` at the first.
-            place: which exit point this is, from 0.
-            exits: how many there are.
+        ``place`` counts exit points from 0, and there is no ``previous`` at the first.
         """
         state = state.float()
         if not (self.normalise or self.change or self.place):
@@ -169,11 +156,7 @@ class Observation:
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> Observation:
-        """Read what :meth:`as_dict` wrote.
-
-        Raises:
-            ArtefactError: a definition this version does not know.
-        """
+        """Read what :meth:`as_dict` wrote."""
         try:
             found = cls(**facts)
         except TypeError:
@@ -203,14 +186,7 @@ def _change(state: Tensor, scale: Tensor, previous: Tensor | None) -> list[Tenso
 
 
 def score_at(observation: Observation, network: Network, place: int, exits: int) -> StateScore:
-    """Return ``network(observation.build(…))`` of one row at one exit point as one formula.
-
-    Args:
-        observation: what the network looks at.
-        network: maps inputs ``[n, width]`` to ``[n, 1]``.
-        place: which exit point, from 0.
-        exits: how many there are.
-    """
+    """Return ``network(observation.build(…))`` of one row at one exit point as one formula."""
     (weight, bias), *later = network.layers
     width = weight.shape[1] - observation.width(0, exits)
     return StateScore(
@@ -224,10 +200,7 @@ def score_at(observation: Observation, network: Network, place: int, exits: int)
 
 
 class Sizes:
-    """A state as a vector and its inverse root mean square; what was asked for last is remembered.
-
-    The state at an exit point is the one before at the next.
-    """
+    """A state as a vector and its inverse root mean square; what was asked for last is remembered."""
 
     __slots__ = ("_last",)
 
@@ -247,12 +220,7 @@ class Sizes:
 
 
 class SingleRow:
-    """A score, for one row on the CPU.
-
-    Args:
-        score: of :func:`score_at`.
-        sizes: of states, shared by those that are asked about the same ones.
-    """
+    """A score, for one row on the CPU."""
 
     def __init__(self, score: StateScore, sizes: Sizes | None = None) -> None:
         assert score.weight is not None
@@ -262,12 +230,7 @@ class SingleRow:
         self._act = torch.tanh_ if score.activation == "tanh" else torch.relu_
 
     def __call__(self, state: Tensor, previous: Tensor | None) -> Tensor | None:
-        """Return the score ``[1]``; ``None`` where the state's size is no finite number.
-
-        Args:
-            state: at this exit point, ``[1, hidden_size]``.
-            previous: at the exit point before, ``[1, hidden_size]``; ``None`` at the first.
-        """
+        """Return the score ``[1]``; ``None`` where the state's size is no finite number."""
         score = self._score
         if score.normalise or self._change is not None:
             y, before = (state, 0.0) if previous is None else self._sizes.of(previous)
@@ -290,13 +253,7 @@ class SingleRow:
 
 @dataclass(frozen=True, eq=False)
 class Controller:
-    """One trained controller.
-
-    Attributes:
-        artefact: where it lies and what it was trained for.
-        observation: what it looks at.
-        exit_points: layers it was trained at.
-    """
+    """One trained controller."""
 
     artefact: Artefact
     observation: Observation
@@ -307,12 +264,7 @@ class Controller:
         return _scorer(self, device)
 
     def networks(self, device: str = "cpu") -> dict[str, Network]:
-        """Read the networks: one named ``shared``, or one per exit point named by its layer.
-
-        Raises:
-            ArtefactError: the tensors cannot be read, are not finite, or make no network from what is observed to one
-                score.
-        """
+        """Read the networks: one named ``shared``, or one per exit point named by its layer."""
         tensors, facts = self.artefact.tensors(device), self.artefact.facts
         names = ["shared"] if "shared.0.weight" in tensors else [str(point) for point in self.exit_points]
         width = self.observation.width(facts["hidden_size"], len(self.exit_points))
@@ -322,31 +274,20 @@ class Controller:
 
 
 class Scorer:
-    """Asks a controller's networks.
-
-    Args:
-        controller: which one.
-        device: where its tensors shall be.
-
-    Attributes:
-        observation: what it looks at.
-    """
+    """Asks a controller's networks, on a device."""
 
     def __init__(self, controller: Controller, device: str) -> None:
         networks, points = controller.networks(device), controller.exit_points
-        names = ["shared"] * len(points) if "shared" in networks else [str(point) for point in points]
-        self.observation = controller.observation
-        self._exits = len(points)
-        self._networks = {
-            point: (place, networks[name]) for place, (point, name) in enumerate(zip(points, names, strict=True))
-        }
-        made: dict[tuple[str, int], StateScore] = {}
+        self.observation, self._exits = controller.observation, len(points)
+        self._networks: dict[int, tuple[int, Network]] = {}
         self._scores: dict[int, StateScore] = {}
-        for place, (point, name) in enumerate(zip(points, names, strict=True)):
+        made: dict[tuple[str, int], StateScore] = {}
+        for place, point in enumerate(points):
+            name = "shared" if "shared" in networks else str(point)
             key = name, place if self.observation.place else 0
             if key not in made:
                 made[key] = score_at(self.observation, networks[name], place, self._exits)
-            self._scores[point] = made[key]
+            self._networks[point], self._scores[point] = (place, networks[name]), made[key]
         sizes = Sizes()
         single = {point: SingleRow(score, sizes) for point, score in self._scores.items()}
         self._single = single if device == "cpu" else {}
@@ -356,7 +297,7 @@ class Scorer:
         return view.once(self, lambda: self._score(view))
 
     def scores(self, points: Sequence[int]) -> tuple[StateScore, ...]:
-        """Return the score at each of some exit points, for one row."""
+        """Return the score at each of some exit points as formulas, for compiled layers."""
         return tuple(self._scores[point] for point in points)
 
     def _score(self, view: ExitView) -> Tensor:
@@ -381,9 +322,7 @@ def _shapes(tensors: Mapping[str, Tensor], name: str, width: int) -> dict[str, t
     return shapes
 
 
-@lru_cache(maxsize=8)
-def _scorer(controller: Controller, device: str) -> Scorer:
-    return Scorer(controller, device)
+_scorer = lru_cache(maxsize=8)(Scorer)
 
 
 def write_controller(
@@ -393,15 +332,7 @@ def write_controller(
     networks: Mapping[str, Network],
     facts: Mapping[str, Any],
 ) -> Artefact:
-    """Write a controller.
-
-    Args:
-        path: of its ``.json``.
-        kind: ``classifier``, ``lte``, ``rl`` …
-        observation: what it looks at.
-        networks: one named ``shared``, or one per exit point named by its layer; one output each.
-        facts: ``model``, ``model_fingerprint``, ``exit_head``, ``exit_points`` and everything else to be kept.
-    """
+    """Write a controller."""
     tensors = {name: tensor for prefix, network in networks.items() for name, tensor in network.tensors(prefix).items()}
     activation = next(iter(networks.values())).activation
     described = {**facts, "observation": observation.as_dict(), "activation": activation}
@@ -416,10 +347,7 @@ def controllers_of(model: ModelInfo, folders: Iterable[Path]) -> list[Path]:
 
 
 def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
-    """Find a controller and check that it was made for this model; reads no tensors.
-
-    Args and errors are those of :func:`find_trained`.
-    """
+    """Find a controller and check that it was made for this model; reads no tensors."""
 
     def looks_back(found: Artefact) -> bool:  # at the exit point before: it must be asked at the same ones
         return Observation.of(found.facts["observation"]).change
@@ -431,3 +359,135 @@ def find_controller(kind: str, name: str, model: ModelInfo) -> Controller:
 def _controller(artefact: Artefact) -> Controller:
     facts = artefact.facts
     return Controller(artefact, Observation.of(facts["observation"]), tuple(facts["exit_points"]))
+
+
+@dataclass(frozen=True)
+class TrainedStrategy(Strategy):
+    """A strategy that runs on something trained, which is found for the model and checked against it.
+
+    A subclass is a frozen dataclass that declares its options: ``threshold``, and one that tells which artefact to use
+    (:attr:`option`).
+
+    Attributes:
+        kind: artefact kind, which is the name of the recipe that trains it.
+        option: option that names the artefact: a path, a name, or empty for the model's own.
+        part: what a run's record calls the artefact; empty for ``kind``.
+        needed: facts that the artefact must have, besides those by which it knows its model.
+        threshold: ``None`` for the one the artefact was saved with.
+    """
+
+    kind: ClassVar[str]
+    option: ClassVar[str]
+    part: ClassVar[str] = ""
+    needed: ClassVar[tuple[str, ...]] = ("threshold",)
+
+    threshold: float | None = None
+
+    def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
+        """Every exit point of the model, once the artefact is found and checked."""
+        self.artefact(model)
+        return model.exit_points
+
+    def artefacts(self, model: ModelInfo) -> Mapping[str, str]:
+        """The artefact."""
+        return {self.part or self.kind: self.artefact(model).sha256}
+
+    def trained_defaults(self, model: ModelInfo) -> Mapping[str, float]:
+        """The artefact's own threshold."""
+        return {"threshold": self.artefact(model).facts["threshold"]}
+
+    def settings(self, model: ModelInfo) -> dict[str, float]:
+        """Return the options of :meth:`trained_defaults`, as given or else the artefact's own."""
+        options = dict(self.trained_defaults(model))
+        return options | {name: value for name in options if (value := getattr(self, name)) is not None}
+
+    def artefact(self, model: ModelInfo) -> Artefact:
+        """Find the artefact and check it against the model, and what it was saved with against the options' ranges."""
+        found = self._find(model)
+        _check_saved(type(self), found)
+        return found
+
+    def _find(self, model: ModelInfo) -> Artefact:
+        return find_trained(self.kind, getattr(self, self.option), model, self.needed)
+
+
+@dataclass(frozen=True)
+class LearnedStrategy(TrainedStrategy):
+    """Exit where a trained controller's score reaches a threshold.
+
+    A subclass declares what :class:`TrainedStrategy` asks for, and may turn its options into a threshold
+    (:meth:`exit_threshold`).
+    """
+
+    def exit_threshold(self, options: Mapping[str, float]) -> float:
+        """Return the score from which a token exits."""
+        return options["threshold"]
+
+    def start(self, model: ModelInfo, batch: Batch) -> ExitRule:
+        """Load the controller; loaded once, however many batches there are."""
+        return _rule(self.controller(model).scorer(batch.device), self.exit_threshold(self.settings(model)))
+
+    def controller(self, model: ModelInfo) -> Controller:
+        """Return the controller of :meth:`artefact`."""
+        self.artefact(model)
+        return find_controller(self.kind, getattr(self, self.option), model)
+
+    def _find(self, model: ModelInfo) -> Artefact:
+        return find_controller(self.kind, getattr(self, self.option), model).artefact
+
+
+def logit(probability: float) -> float:
+    """Return the logit that a probability is reached from, which spares the sigmoid: of 0 any, of 1 none."""
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability / (1 - probability))
+
+
+@lru_cache(maxsize=64)
+def _check_saved(strategy: type[TrainedStrategy], artefact: Artefact) -> None:
+    hints = get_type_hints(strategy, include_extras=True)
+    for one in fields(strategy):
+        if one.name in artefact.facts:
+            value = artefact.facts[one.name]
+            try:
+                option_value(hints[one.name], value)
+            except ValueError as error:
+                raise ArtefactError(
+                    f"{artefact.path} was saved with {one.name} {value}, which is not allowed: {error}. Train it again."
+                ) from None
+
+
+@dataclass(frozen=True, eq=False)
+class AtLeast:
+    """Exit where a score reaches a threshold."""
+
+    score: Scorer
+    threshold: float
+    _rounded: float = field(init=False)
+    _answers: ClassVar[tuple[Tensor, Tensor]] = torch.tensor([False]), torch.tensor([True])
+
+    def __post_init__(self) -> None:
+        rounded = torch.tensor(self.threshold, dtype=torch.float32).item()  # as torch compares it with float32
+        object.__setattr__(self, "_rounded", rounded)
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        """Compare the score; of one row on a CPU without a kernel."""
+        score = self.score(view)
+        if score.shape[0] == 1 and score.dtype is torch.float32 and score.device.type == "cpu":
+            return self._answers[score.item() >= self._rounded]
+        return score >= self.threshold
+
+    def state_test(self, points: Sequence[int]) -> StateTest:
+        """Return the same for compiled layers."""
+        return StateTest(self.score.scores(points), self.threshold, self.score.observation.state)
+
+
+_rule = lru_cache(maxsize=128)(AtLeast)
+"""One object per setting: it has no state, so that rows of several requests can be asked together."""
+
+
+def candidate_features(logits: Tensor, before: Tensor | None) -> Tensor:
+    """Return logits, their softmax among themselves and its change since the exit before, ``[n, k]`` → ``[n, 3k]``."""
+    shares = logits.softmax(-1)
+    change = torch.zeros_like(shares) if before is None else shares - before.softmax(-1)
+    return torch.cat((logits, shares, change), dim=-1)
