@@ -36,7 +36,8 @@ VECTORS = COLUMNS // LANES
 _BLOCK = 256  # inputs that are widened together, for as many rows as there are
 _TOGETHER = 4  # inputs of a turn of the inner loop
 AHEAD = 1536  # bytes that are asked for before they are read
-_MOST, _FEW = (12, 4) if WIDE else (3, 3)  # rows of a tile, so that its sums stay in registers
+_MOST = 12 if WIDE else 3  # rows of a tile, so that its sums stay in registers
+_CHAINS = 8  # sums that must go on at once, so that none waits for its last step
 MANY = 9 if WIDE else 4
 """Rows from which on weights are widened before they are multiplied."""
 
@@ -154,53 +155,63 @@ class Int4(Bits):
         ]
 
 
-def _tile(bits: Bits, rows: int) -> Callable[..., None]:
-    """Return an intrinsic: products of so many rows with a panel, added to what was there where asked to.
+def _tile(bits: Bits, rows: int, panels: int = 1) -> Callable[..., None]:
+    """Return an intrinsic: products of so many rows with so many panels, added to what was there where asked to.
 
-    Its arguments: addresses of the panel and of the first group in it, and how many groups; address of the first row
-    and bytes from one to the next; address of the result and numbers from a row to the next; whether to add.
+    Its arguments: addresses of the first panel and of the first group in it, bytes from a panel to the next, and how
+    many groups; address of the first row and bytes from one to the next; address of the result and numbers from a row
+    to the next; whether to add.
     """
 
     @lowered
     def tile(
-        _: Any, panel: Any, first: Any, groups: Any, x: Any, x_stride: Any, out: Any, out_stride: Any, adds: Any
-    ) -> Any:
+        _: Any, panel: Any, first: Any, apart: Any, groups: Any, x: Any, x_stride: Any, out: Any, out_stride: Any,
+        adds: Any,
+    ) -> Any:  # fmt: skip
         def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
-            panel, first, groups, x, x_stride, out, out_stride, adds = arguments
+            panel, first, apart, groups, x, x_stride, out, out_stride, adds = arguments
             of_x = [build.add(x, build.mul(I64(row), x_stride)) for row in range(rows)]
             of_out = [build.add(out, build.mul(I64(4 * row), out_stride)) for row in range(rows)]
-            sums = [[emit.alloca_once(build, FLOATS) for _ in range(VECTORS)] for _ in range(rows)]
+            offsets = [build.mul(I64(side), apart) for side in range(panels)]
+            outputs = range(0, panels * COLUMNS, LANES)
+            sums = [[emit.alloca_once(build, FLOATS) for _ in outputs] for _ in range(rows)]
             adds = build.icmp_signed("!=", adds, I64(0))
             for mine, address in zip(sums, of_out, strict=True):
                 with build.if_else(adds) as (there, new):
                     with there:
-                        for one, before in zip(mine, loads(build, address, FLOAT, 4), strict=True):
-                            build.store(before, one)
+                        for one, output in zip(mine, outputs, strict=True):
+                            build.store(load(build, add(build, address, 4 * output), FLOAT), one)
                     with new:
                         for one in mine:
                             build.store(ir.Constant(FLOATS, [0.0] * LANES), one)
             with emit.for_range(build, groups) as loop:
                 at = build.add(first, build.mul(loop.index, I64(bits.kind.group_bytes)))
                 x_at = [build.add(row, build.mul(loop.index, I64(4 * GROUP))) for row in of_x]
-                shared = bits.begin(build, panel, at)
+                shared = [bits.begin(build, build.add(panel, one), build.add(at, one)) for one in offsets]
                 with emit.for_range(build, I64(GROUP // _TOGETHER)) as inner:
                     start = build.mul(inner.index, I64(_TOGETHER * bits.kind.input_bytes))
                     start = build.add(at, add(build, start, bits.kind.group_header_bytes))
-                    for line in range(0, 0 if isinstance(bits, Float32) else _TOGETHER * bits.kind.input_bytes, 64):
-                        prefetch(build, add(build, start, AHEAD + line))
+                    starts = [build.add(start, one) for one in offsets]
+                    for one in () if isinstance(bits, Float32) else starts:
+                        for line in range(0, _TOGETHER * bits.kind.input_bytes, 64):
+                            prefetch(build, add(build, one, AHEAD + line))
                     rows_at = [build.add(row, build.mul(inner.index, I64(4 * _TOGETHER))) for row in x_at]
                     for place in range(_TOGETHER):
-                        weights = bits.read(build, add(build, start, place * bits.kind.input_bytes), shared)
+                        weights = [
+                            vector
+                            for one, what in zip(starts, shared, strict=True)
+                            for vector in bits.read(build, add(build, one, place * bits.kind.input_bytes), what)
+                        ]
                         for mine, row in zip(sums, rows_at, strict=True):
                             number = everywhere(build, load(build, add(build, row, 4 * place), FLOAT, 1))
                             for one, weight in zip(mine, weights, strict=True):
                                 build.store(fused(build, weight, number, build.load(one)), one)
             for mine, address in zip(sums, of_out, strict=True):
-                for vector, one in enumerate(mine):
-                    store(build, build.load(one), add(build, address, 4 * LANES * vector))
+                for one, output in zip(mine, outputs, strict=True):
+                    store(build, build.load(one), add(build, address, 4 * output))
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), make
+        return types.void(*[types.int64] * 9), make
 
     return tile
 
@@ -233,39 +244,94 @@ def _widen(bits: Bits) -> Callable[..., None]:
     return widen
 
 
-def _rows_of(bits: Bits, most: int) -> Callable[..., None]:
-    """Return a compiled function of a tile's arguments and of how many rows there are, behind the rows' stride."""
-    high, few, two, one = (_tile(bits, rows) for rows in (most, _FEW, 2, 1))
+def _stored(bits: Bits, height: int) -> Callable[..., None]:
+    """Return a compiled function: products of so many rows with as many panels; a tile's arguments, and their number.
+
+    Weights are read once, and as many panels at a time as keep the processor busy.
+    """
+    side = max(1, -(-_CHAINS // (height * VECTORS)))
+    several, one = _tile(bits, height, side), _tile(bits, height)
 
     @compiled
     def multiply(
-        panel: int, first: int, groups: int, x: int, stride: int, rows: int, out: int, out_stride: int, adds: int
+        panel: int, header: int, apart: int, groups: int, x: int, stride: int, out: int, out_stride: int, panels: int
+    ) -> None:
+        while panels >= side:
+            several(panel, panel + header, apart, groups, x, stride, out, out_stride, 0)
+            panel, out, panels = panel + side * apart, out + 4 * side * COLUMNS, panels - side
+        while panels > 0:
+            one(panel, panel + header, apart, groups, x, stride, out, out_stride, 0)
+            panel, out, panels = panel + apart, out + 4 * COLUMNS, panels - 1
+
+    return multiply
+
+
+def _few(bits: Bits, most: int) -> Callable[..., None]:
+    """Return a compiled function of a tile's arguments, of how many panels, and of how many rows, which are few."""
+    stored = _stored(bits, most)
+    if most == 1:
+
+        @compiled
+        def last(
+            panel: int, header: int, apart: int, groups: int, x: int, stride: int, out: int, out_stride: int,
+            panels: int, rows: int,
+        ) -> None:  # fmt: skip
+            stored(panel, header, apart, groups, x, stride, out, out_stride, panels)
+
+        return last
+    fewer = _few(bits, most - 1)
+
+    @compiled
+    def multiply(
+        panel: int, header: int, apart: int, groups: int, x: int, stride: int, out: int, out_stride: int, panels: int,
+        rows: int,
+    ) -> None:  # fmt: skip
+        if rows == most:
+            stored(panel, header, apart, groups, x, stride, out, out_stride, panels)
+        else:
+            fewer(panel, header, apart, groups, x, stride, out, out_stride, panels, rows)
+
+    return multiply
+
+
+def _many() -> Callable[..., None]:
+    """Return a compiled function: products of any rows with a widened panel, added where asked to.
+
+    Its arguments: address of the panel and how many groups; address of the rows, bytes from one to the next, and their
+    number; address of the result and numbers from a row to the next; whether to add.
+    """
+    high, middle, two, one = (_tile(Float32(), rows) for rows in (_MOST, min(_MOST, 4), 2, 1))
+    most, some = _MOST, min(_MOST, 4)
+
+    @compiled
+    def multiply(
+        panel: int, groups: int, x: int, stride: int, rows: int, out: int, out_stride: int, adds: int
     ) -> None:
         row = 0
         while row + most <= rows:
-            high(panel, first, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
+            high(panel, panel, 0, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
             row += most
-        while row + _FEW <= rows:
-            few(panel, first, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
-            row += _FEW
+        while row + some <= rows:
+            middle(panel, panel, 0, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
+            row += some
         if row + 2 <= rows:
-            two(panel, first, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
+            two(panel, panel, 0, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
             row += 2
         if row < rows:
-            one(panel, first, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
+            one(panel, panel, 0, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
 
     return multiply
 
 
 def product_of(bits: Bits) -> Any:
-    """Compile some columns of ``x @ weights.T`` for a kind of weights, which takes a second.
+    """Compile some columns of ``x @ weights.T`` for a kind of weights, which takes seconds.
 
     Its arguments: address of the weights and their inputs, a multiple of :data:`GROUP`; first and last column, whole
     panels; address of the rows, bytes from one to the next, and their number; address of the result and numbers from a
     row to the next; room for :data:`ROOM` floats.
     """
     header, group_bytes, block = bits.kind.header_bytes, bits.kind.group_bytes, _BLOCK // GROUP
-    widen, stored, widened = _widen(bits), _rows_of(bits, _FEW), _rows_of(Float32(), _MOST)
+    widen, few, many = _widen(bits), _few(bits, MANY - 1), _many()
 
     @cfunc(PRODUCT, nogil=True, error_model="numpy")
     def product(
@@ -273,15 +339,17 @@ def product_of(bits: Bits) -> Any:
         room: int,
     ) -> None:  # fmt: skip
         groups = inputs // GROUP
-        for column in range(start, end, COLUMNS):
-            panel = weights + column // COLUMNS * (header + groups * group_bytes)
-            first, to = panel + header, out + 4 * column
-            if rows < MANY:
-                stored(panel, first, groups, x, stride, rows, to, out_stride, 0)
-                continue
+        apart = header + groups * group_bytes
+        panel, to = weights + start // COLUMNS * apart, out + 4 * start
+        panels = (end - start + COLUMNS - 1) // COLUMNS
+        if rows < MANY:
+            few(panel, header, apart, groups, x, stride, to, out_stride, panels, rows)
+            return
+        for _ in range(panels):
             for group in range(0, groups, block):
                 count = min(block, groups - group)
-                widen(panel, first + group * group_bytes, count, room)
-                widened(room, room, count, x + 4 * GROUP * group, stride, rows, to, out_stride, group)
+                widen(panel, panel + header + group * group_bytes, count, room)
+                many(room, count, x + 4 * GROUP * group, stride, rows, to, out_stride, group)
+            panel, to = panel + apart, to + 4 * COLUMNS
 
     return product
