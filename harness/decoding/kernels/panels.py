@@ -24,7 +24,6 @@ from harness.decoding.kernels.instructions import (
     I32,
     I64,
     PRODUCT,
-    compiled,
     emit,
     lowered,
     prefetch,
@@ -155,65 +154,113 @@ class Int4(Bits):
         ]
 
 
-def _tile(bits: Bits, rows: int, panels: int = 1) -> Callable[..., None]:
-    """Return an intrinsic: products of so many rows with so many panels, added to what was there where asked to.
+def _tile(build: Any, bits: Bits, rows: int, panels: int, where: Any, groups: Any, of: Any, to: Any, adds: Any) -> None:
+    """Emit products of so many rows with so many panels.
 
-    Its arguments: addresses of the first panel and of the first group in it, bytes from a panel to the next, and how
-    many groups; address of the first row and bytes from one to the next; address of the result and numbers from a row
-    to the next; whether to add.
+    ``where``: addresses of the first panel and of the first group in it, and bytes from a panel to the next; ``of``:
+    address of the first row and bytes from one to the next; ``to``: address of the result and numbers from a row to the
+    next; ``adds``: whether they are added to what is there, ``None`` for never.
+    """
+    panel, first, apart = where
+    of_x = [build.add(of[0], build.mul(I64(row), of[1])) for row in range(rows)]
+    of_out = [build.add(to[0], build.mul(I64(4 * row), to[1])) for row in range(rows)]
+    offsets = [build.mul(I64(side), apart) for side in range(panels)]
+    outputs = range(0, panels * COLUMNS, LANES)
+    sums = [[emit.alloca_once(build, FLOATS) for _ in outputs] for _ in range(rows)]
+    for one in (one for mine in sums for one in mine):
+        build.store(ir.Constant(FLOATS, [0.0] * LANES), one)
+    if adds is not None:
+        with build.if_then(adds):
+            for mine, address in zip(sums, of_out, strict=True):
+                for one, output in zip(mine, outputs, strict=True):
+                    build.store(load(build, add(build, address, 4 * output), FLOAT), one)
+    with emit.for_range(build, groups) as loop:
+        at = build.add(first, build.mul(loop.index, I64(bits.kind.group_bytes)))
+        x_at = [build.add(row, build.mul(loop.index, I64(4 * GROUP))) for row in of_x]
+        shared = [bits.begin(build, build.add(panel, one), build.add(at, one)) for one in offsets]
+        with emit.for_range(build, I64(GROUP // _TOGETHER)) as inner:
+            start = build.mul(inner.index, I64(_TOGETHER * bits.kind.input_bytes))
+            start = build.add(at, add(build, start, bits.kind.group_header_bytes))
+            starts = [build.add(start, one) for one in offsets]
+            for one in () if isinstance(bits, Float32) else starts:
+                for line in range(0, _TOGETHER * bits.kind.input_bytes, 64):
+                    prefetch(build, add(build, one, AHEAD + line))
+            rows_at = [build.add(row, build.mul(inner.index, I64(4 * _TOGETHER))) for row in x_at]
+            for place in range(_TOGETHER):
+                weights = [
+                    vector
+                    for one, what in zip(starts, shared, strict=True)
+                    for vector in bits.read(build, add(build, one, place * bits.kind.input_bytes), what)
+                ]
+                for mine, row in zip(sums, rows_at, strict=True):
+                    number = everywhere(build, load(build, add(build, row, 4 * place), FLOAT, 1))
+                    for one, weight in zip(mine, weights, strict=True):
+                        build.store(fused(build, weight, number, build.load(one)), one)
+    for mine, address in zip(sums, of_out, strict=True):
+        for one, output in zip(mine, outputs, strict=True):
+            store(build, build.load(one), add(build, address, 4 * output))
+
+
+def _few(bits: Bits) -> Callable[..., None]:
+    """Return an intrinsic: products of fewer than :data:`MANY` rows with panels.
+
+    Weights are read once, and as many panels at a time as keep the processor busy. Its arguments: address of the first
+    panel, bytes from one to the next, and how many; groups; address of the rows, bytes from one to the next, and their
+    number; address of the result and numbers from a row to the next.
     """
 
     @lowered
-    def tile(
-        _: Any, panel: Any, first: Any, apart: Any, groups: Any, x: Any, x_stride: Any, out: Any, out_stride: Any,
-        adds: Any,
-    ) -> Any:  # fmt: skip
+    def few(
+        _: Any, panel: Any, apart: Any, panels: Any, groups: Any, x: Any, stride: Any, rows: Any, out: Any, width: Any
+    ) -> Any:
         def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
-            panel, first, apart, groups, x, x_stride, out, out_stride, adds = arguments
-            of_x = [build.add(x, build.mul(I64(row), x_stride)) for row in range(rows)]
-            of_out = [build.add(out, build.mul(I64(4 * row), out_stride)) for row in range(rows)]
-            offsets = [build.mul(I64(side), apart) for side in range(panels)]
-            outputs = range(0, panels * COLUMNS, LANES)
-            sums = [[emit.alloca_once(build, FLOATS) for _ in outputs] for _ in range(rows)]
-            adds = build.icmp_signed("!=", adds, I64(0))
-            for mine, address in zip(sums, of_out, strict=True):
-                with build.if_else(adds) as (there, new):
-                    with there:
-                        for one, output in zip(mine, outputs, strict=True):
-                            build.store(load(build, add(build, address, 4 * output), FLOAT), one)
-                    with new:
-                        for one in mine:
-                            build.store(ir.Constant(FLOATS, [0.0] * LANES), one)
-            with emit.for_range(build, groups) as loop:
-                at = build.add(first, build.mul(loop.index, I64(bits.kind.group_bytes)))
-                x_at = [build.add(row, build.mul(loop.index, I64(4 * GROUP))) for row in of_x]
-                shared = [bits.begin(build, build.add(panel, one), build.add(at, one)) for one in offsets]
-                with emit.for_range(build, I64(GROUP // _TOGETHER)) as inner:
-                    start = build.mul(inner.index, I64(_TOGETHER * bits.kind.input_bytes))
-                    start = build.add(at, add(build, start, bits.kind.group_header_bytes))
-                    starts = [build.add(start, one) for one in offsets]
-                    for one in () if isinstance(bits, Float32) else starts:
-                        for line in range(0, _TOGETHER * bits.kind.input_bytes, 64):
-                            prefetch(build, add(build, one, AHEAD + line))
-                    rows_at = [build.add(row, build.mul(inner.index, I64(4 * _TOGETHER))) for row in x_at]
-                    for place in range(_TOGETHER):
-                        weights = [
-                            vector
-                            for one, what in zip(starts, shared, strict=True)
-                            for vector in bits.read(build, add(build, one, place * bits.kind.input_bytes), what)
-                        ]
-                        for mine, row in zip(sums, rows_at, strict=True):
-                            number = everywhere(build, load(build, add(build, row, 4 * place), FLOAT, 1))
-                            for one, weight in zip(mine, weights, strict=True):
-                                build.store(fused(build, weight, number, build.load(one)), one)
-            for mine, address in zip(sums, of_out, strict=True):
-                for one, output in zip(mine, outputs, strict=True):
-                    store(build, build.load(one), add(build, address, 4 * output))
+            panel, apart, panels, groups, x, stride, rows, out, width = arguments
+
+            def multiply(height: int, side: int, first: Any, count: Any) -> None:
+                with emit.for_range(build, count) as loop:
+                    number = build.add(first, build.mul(loop.index, I64(side)))
+                    at = build.add(panel, build.mul(number, apart))
+                    to = build.add(out, build.mul(number, I64(4 * COLUMNS)))
+                    where = at, add(build, at, bits.kind.header_bytes), apart
+                    _tile(build, bits, height, side, where, groups, (x, stride), (to, width), None)
+
+            for height in range(1, MANY):
+                side = -(-_CHAINS // (height * VECTORS))
+                with build.if_then(build.icmp_signed("==", rows, I64(height))):
+                    count = build.sdiv(panels, I64(side))
+                    multiply(height, side, I64(0), count)
+                    if side > 1:
+                        done = build.mul(count, I64(side))
+                        multiply(height, 1, done, build.sub(panels, done))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 9), make
 
-    return tile
+    return few
+
+
+@lowered
+def _many(_: Any, panel: Any, groups: Any, x: Any, stride: Any, rows: Any, out: Any, width: Any, adds: Any) -> Any:
+    """Multiply any rows with a widened panel, and add to what was there where asked to.
+
+    Its arguments: address of the panel, groups; address of the rows, bytes from one to the next, and their number;
+    address of the result and numbers from a row to the next; whether to add.
+    """
+
+    def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+        panel, groups, x, stride, rows, out, width, adds = arguments
+        adds, done = build.icmp_signed("!=", adds, I64(0)), I64(0)
+        for height in sorted({_MOST, min(_MOST, 4), 2, 1}, reverse=True):
+            count = build.sdiv(build.sub(rows, done), I64(height))
+            with emit.for_range(build, count) as loop:
+                row = build.add(done, build.mul(loop.index, I64(height)))
+                of = build.add(x, build.mul(row, stride)), stride
+                to = build.add(out, build.mul(build.mul(I64(4), row), width)), width
+                _tile(build, Float32(), height, 1, (panel, panel, I64(0)), groups, of, to, adds)
+            done = build.add(done, build.mul(count, I64(height)))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 8), make
 
 
 def _widen(bits: Bits) -> Callable[..., None]:
@@ -244,85 +291,6 @@ def _widen(bits: Bits) -> Callable[..., None]:
     return widen
 
 
-def _stored(bits: Bits, height: int) -> Callable[..., None]:
-    """Return a compiled function: products of so many rows with as many panels; a tile's arguments, and their number.
-
-    Weights are read once, and as many panels at a time as keep the processor busy.
-    """
-    side = max(1, -(-_CHAINS // (height * VECTORS)))
-    several, one = _tile(bits, height, side), _tile(bits, height)
-
-    @compiled
-    def multiply(
-        panel: int, header: int, apart: int, groups: int, x: int, stride: int, out: int, out_stride: int, panels: int
-    ) -> None:
-        while panels >= side:
-            several(panel, panel + header, apart, groups, x, stride, out, out_stride, 0)
-            panel, out, panels = panel + side * apart, out + 4 * side * COLUMNS, panels - side
-        while panels > 0:
-            one(panel, panel + header, apart, groups, x, stride, out, out_stride, 0)
-            panel, out, panels = panel + apart, out + 4 * COLUMNS, panels - 1
-
-    return multiply
-
-
-def _few(bits: Bits, most: int) -> Callable[..., None]:
-    """Return a compiled function of a tile's arguments, of how many panels, and of how many rows, which are few."""
-    stored = _stored(bits, most)
-    if most == 1:
-
-        @compiled
-        def last(
-            panel: int, header: int, apart: int, groups: int, x: int, stride: int, out: int, out_stride: int,
-            panels: int, rows: int,
-        ) -> None:  # fmt: skip
-            stored(panel, header, apart, groups, x, stride, out, out_stride, panels)
-
-        return last
-    fewer = _few(bits, most - 1)
-
-    @compiled
-    def multiply(
-        panel: int, header: int, apart: int, groups: int, x: int, stride: int, out: int, out_stride: int, panels: int,
-        rows: int,
-    ) -> None:  # fmt: skip
-        if rows == most:
-            stored(panel, header, apart, groups, x, stride, out, out_stride, panels)
-        else:
-            fewer(panel, header, apart, groups, x, stride, out, out_stride, panels, rows)
-
-    return multiply
-
-
-def _many() -> Callable[..., None]:
-    """Return a compiled function: products of any rows with a widened panel, added where asked to.
-
-    Its arguments: address of the panel and how many groups; address of the rows, bytes from one to the next, and their
-    number; address of the result and numbers from a row to the next; whether to add.
-    """
-    high, middle, two, one = (_tile(Float32(), rows) for rows in (_MOST, min(_MOST, 4), 2, 1))
-    most, some = _MOST, min(_MOST, 4)
-
-    @compiled
-    def multiply(
-        panel: int, groups: int, x: int, stride: int, rows: int, out: int, out_stride: int, adds: int
-    ) -> None:
-        row = 0
-        while row + most <= rows:
-            high(panel, panel, 0, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
-            row += most
-        while row + some <= rows:
-            middle(panel, panel, 0, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
-            row += some
-        if row + 2 <= rows:
-            two(panel, panel, 0, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
-            row += 2
-        if row < rows:
-            one(panel, panel, 0, groups, x + row * stride, stride, out + 4 * row * out_stride, out_stride, adds)
-
-    return multiply
-
-
 def product_of(bits: Bits) -> Any:
     """Compile some columns of ``x @ weights.T`` for a kind of weights, which takes seconds.
 
@@ -331,7 +299,7 @@ def product_of(bits: Bits) -> Any:
     row to the next; room for :data:`ROOM` floats.
     """
     header, group_bytes, block = bits.kind.header_bytes, bits.kind.group_bytes, _BLOCK // GROUP
-    widen, few, many = _widen(bits), _few(bits, MANY - 1), _many()
+    widen, few = _widen(bits), _few(bits)
 
     @cfunc(PRODUCT, nogil=True, error_model="numpy")
     def product(
@@ -343,13 +311,13 @@ def product_of(bits: Bits) -> Any:
         panel, to = weights + start // COLUMNS * apart, out + 4 * start
         panels = (end - start + COLUMNS - 1) // COLUMNS
         if rows < MANY:
-            few(panel, header, apart, groups, x, stride, to, out_stride, panels, rows)
+            few(panel, apart, panels, groups, x, stride, rows, to, out_stride)
             return
         for _ in range(panels):
             for group in range(0, groups, block):
                 count = min(block, groups - group)
                 widen(panel, panel + header + group * group_bytes, count, room)
-                many(room, count, x + 4 * GROUP * group, stride, rows, to, out_stride, group)
+                _many(room, count, x + 4 * GROUP * group, stride, rows, to, out_stride, group)
             panel, to = panel + apart, to + 4 * COLUMNS
 
     return product
