@@ -423,18 +423,20 @@ def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
                 normalise_all(state, second, slots, hidden, table[MLP_NORM:])
             product(table[QKV:], at_normed, hidden, slots, at_fused, fused, fused_first, fused_last, own)
             wait(given[BARRIER], members)
-            units = slots * kv_heads
-            keep(
-                given, table, entries, qkv, rows, positions, units * member // members, units * (member + 1) // members
-            )
-            wait(given[BARRIER], members)
+            start, end = slots * heads * member // members, slots * heads * (member + 1) // members
+            if slots == 1 and not given[FILLS]:  # a thread keeps the heads that it reads, one of them perhaps twice
+                group = heads // kv_heads
+                keep(given, table, entries, qkv, rows, positions, start // group, (end + group - 1) // group)
+            else:
+                shared = slots * kv_heads
+                keep(
+                    given, table, entries, qkv, rows, positions, shared * member // members,
+                    shared * (member + 1) // members,
+                )  # fmt: skip
+                wait(given[BARRIER], members)
             if given[FILLS]:
                 continue
-            units = slots * heads
-            attend(
-                given, table, entries, qkv, rows, positions, attended, own, units * member // members,
-                units * (member + 1) // members,
-            )  # fmt: skip
+            attend(given, table, entries, qkv, rows, positions, attended, own, start, end)
             wait(given[BARRIER], members)
             product(table[OUTPUT:], at_attended, wide, slots, at_sums, hidden, first, last, own)
             add_to(state, sums, slots, hidden, first, last)
