@@ -65,7 +65,8 @@ class Embedding:
     """Token ids and positions → hidden states.
 
     Attributes:
-        words: a row per token, ``[vocab_size, width]``; may be narrower numbers than the activations.
+        words: a row per token, ``[vocab_size, width]``, or a column of a panel, ``[panels, width, columns]``; may be
+            narrower numbers than the activations.
         places: a row per position, or ``None`` where positions enter in attention alone (rotary).
         offset: row of position 0 in ``places``.
         project_in: map of word vectors to the hidden size (OPT-350m), or ``None``.
@@ -80,7 +81,8 @@ class Embedding:
 
     def __call__(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Return hidden states ``[n, hidden_size]`` of token ids ``[n]`` at positions ``[n]``."""
-        hidden = self.words[token_ids]
+        columns = self.words.shape[2] if self.words.dim() == 3 else 0
+        hidden = self.words[token_ids // columns, :, token_ids % columns] if columns else self.words[token_ids]
         if self.dtype is not None:
             hidden = hidden.to(self.dtype)
         if self.project_in is not None:

@@ -28,6 +28,7 @@ from harness.config.model import DISK
 from harness.contracts import OWN_FORMAT, LinearMap, WeightsFormat
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Block, Linear, choose
+from harness.decoding.kernels import COLUMNS, FP16, KINDS
 from harness.errors import ModelError
 from harness.registry import WEIGHTS_FORMATS
 
@@ -255,17 +256,13 @@ def _time_all(tried: Mapping[str, list[LinearMap]], matrices: list[Tensor]) -> d
     return {name: tuple(least[name, count] / size for count in ROWS) for name in tried}
 
 
-KINDS = ("Fp16", "Int8", "Int4")
-"""How compiled rows may be stored: classes of :mod:`harness.decoding.kernels.lanes`."""
-
-
 @dataclass(frozen=True, slots=True)
 class Packed:
     """A tensor of a packed model.
 
     Attributes:
-        tensor: its numbers, or rows of a packed matrix as bytes.
-        kind: of these rows, one of :data:`KINDS`; empty for numbers.
+        tensor: its numbers, or panels of a packed matrix as bytes.
+        kind: of these panels, a name of :data:`harness.decoding.kernels.KINDS`; empty for numbers.
     """
 
     tensor: Tensor
@@ -280,10 +277,10 @@ def tensors_of(backbone: Backbone) -> dict[str, Packed] | None:
     strange: list[str] = []
 
     def matrix(name: str, linear: LinearMap) -> LinearMap:
-        if not isinstance(linear, CompiledLinear) or linear.bits.__name__ not in KINDS:
+        if not isinstance(linear, CompiledLinear):
             strange.append(name)
             return linear
-        found[name] = Packed(linear.data, linear.bits.__name__)
+        found[name] = Packed(linear.data, linear.kind.name)
         if linear.bias is not None:
             found[f"{name}.bias"] = Packed(linear.bias)
         return linear
@@ -307,30 +304,31 @@ def filled(skeleton: Backbone, made: WeightsFormat, tensors: Mapping[str, Packed
     Raises:
         ValueError: a tensor is missing, or of another shape, type or kind than the model's; a phrase that says which.
     """
-    from harness.decoding.kernels import lanes
     from harness.decoding.kernels.layers import CompiledLinear
 
-    def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, kinds: tuple[str, ...] = ("",)) -> Packed:
+    def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, kind: str = "") -> Packed:
         one = tensors.get(name)
         if one is None:
             raise ValueError(f"{name} is missing")
-        if (tuple(one.tensor.shape), one.tensor.dtype) != (shape, dtype) or one.kind not in kinds:
+        if (tuple(one.tensor.shape), one.tensor.dtype) != (shape, dtype) or one.kind != kind:
             raise ValueError(f"{name} is {one.kind} {tuple(one.tensor.shape)} of {one.tensor.dtype}")
         return one
 
     def matrix(name: str, linear: LinearMap) -> LinearMap:
         assert isinstance(linear, Linear)
-        kind = tensors[name].kind if name in tensors else ""
-        bits: type[lanes.Bits] = getattr(lanes, kind) if kind in KINDS else lanes.Fp16
+        kind = KINDS.get(tensors[name].kind if name in tensors else "", FP16)
         count, width = linear.shape
-        size = bits.header_bytes + bits.step_bytes * math.ceil(width / lanes.STEP)
-        rows = take(name, (count, size), torch.uint8, KINDS).tensor
+        data = take(name, (math.ceil(count / COLUMNS), kind.panel_bytes(width)), torch.uint8, kind.name).tensor
         bias = None if linear.bias is None else take(f"{name}.bias", (count,), torch.float32).tensor
-        return CompiledLinear(bits, rows, width, bias)
+        return CompiledLinear(kind, data, (count, width), bias)
 
     def numbers(name: str, tensor: Tensor) -> Tensor:
-        dtype = getattr(torch, made.facts.table) if name == "words" and made.facts.table else tensor.dtype
-        return take(name, tuple(tensor.shape), dtype).tensor
+        dtype, shape = tensor.dtype, tuple(tensor.shape)
+        if name == "words" and made.facts.table:
+            dtype = getattr(torch, made.facts.table)
+            if name in tensors and tensors[name].tensor.dim() == 3:  # of a tied LM head
+                shape = math.ceil(shape[0] / COLUMNS), shape[1], COLUMNS
+        return take(name, shape, dtype).tensor
 
     return with_compiled_layers(_replaced(skeleton, matrix, numbers))
 

@@ -41,6 +41,7 @@ class Kind:
 KINDS = {
     "converted": Kind("models converted from GGUF, which takes ten seconds", None),
     "packed": Kind("weights packed for decoding, adapter merged", 6),  # three formats of two models
+    "compiled": Kind("machine code of products and layers, which takes seconds to compile", 32),
     "observed": Kind("scores that thresholds given as percentiles come from", 256),
     "digests": Kind("hashes of weight files that are told by size and time", 256),
     "summaries": Kind("summaries of runs, for the next report or leaderboard of many", 10_000),

@@ -40,7 +40,7 @@ from harness.models.folder import quiet
 from harness.models.heads import head_tensors
 from harness.registry import WEIGHTS_FORMATS
 
-_LAYOUT = 1  # of the files; a format's own code is part of the key
+_LAYOUT = 2  # of the files; a format's own code is part of the key
 _SPARE = 4  # times a file's size that must be free before it is written
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +23,9 @@ from harness.decoding.engine import Engine
 from harness.decoding.packing import ENOUGH, pack, prepare
 from harness.registry import WEIGHTS_FORMATS
 
-PACKED = [name for name in ("fp16", "int8", "int4") if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None]
+PACKED = [
+    name for name in ("fp16", "int8", "int4", "w8a8", "w4a8") if WEIGHTS_FORMATS.load(name)().obstacle("cpu") is None
+]
 WIDE = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32}
 FORMS = ("llama", "llama-biases", "mistral", "qwen3", "opt", "opt-bare", "gpt2", "gpt2-layer-scaled", "neox-parallel",
          "neox-sequential")  # fmt: skip
@@ -200,7 +207,7 @@ def test_compiling_begins_beside_the_reading_of_a_model_that_is_worth_it(
     monkeypatch: pytest.MonkeyPatch, names: list[str | None], begun: list[str]
 ) -> None:
     asked = list[str]()
-    monkeypatch.setattr(kernels, "prepare", asked.append)
+    monkeypatch.setattr(kernels, "prepare", lambda kind: asked.append(kind.name))
     prepare(names, ENOUGH, "cpu")
     assert asked == begun
     prepare(names, ENOUGH - 1, "cpu")
@@ -208,19 +215,48 @@ def test_compiling_begins_beside_the_reading_of_a_model_that_is_worth_it(
     assert asked == begun
 
 
-def test_a_kind_is_compiled_once_whichever_thread_asks() -> None:
-    made, ready = list[type](), threading.Barrier(4)
-    compiled = kernels.once(lambda bits: made.append(bits) or object())
-    found = list[Any]()
+def test_machine_code_is_kept_and_linked_without_numba(tmp_path: Path) -> None:
+    """Compiled in one process and found in the next; another processor, and bytes that changed, are compiled for."""
+    script = """
+import sys, torch
+import llvmlite.binding as llvm
+from harness.decoding import kernels
+from harness.decoding.weights.fp16 import Fp16
+if sys.argv[1] == "another":
+    llvm.get_host_cpu_name = lambda: sys.argv[1]
+if sys.argv[1] == "product":
+    product = Fp16().pack(torch.eye(64), None)(torch.arange(128.0).view(2, 64))
+    assert torch.equal(product, torch.arange(128.0).view(2, 64))
+print(kernels.address_of("threads") > 0, "numba" in sys.modules)
+"""
+
+    def run(what: str) -> str:
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+        return subprocess.check_output([sys.executable, "-c", script, what], env=environment, text=True).strip()
+
+    assert run("product") == "True True"
+    assert run("product") == run("threads") == "True False"
+    (smallest, _) = sorted(tmp_path.rglob("compiled/*"), key=lambda file: file.stat().st_size)
+    assert run("another") == "True True"
+    document = gzip.decompress(smallest.read_bytes())
+    smallest.write_bytes(gzip.compress(document.replace(b'"code": "f', b'"code": "g', 1)))
+    assert run("threads") == "True True"
+    assert run("threads") == "True False"
+
+
+def test_a_function_is_compiled_once_whichever_thread_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, ready, found = list[str](), threading.Barrier(4), list[int]()
+    monkeypatch.setattr(kernels, "_addresses", {})
+    monkeypatch.setattr(kernels, "_compile", lambda name, key: made.append(name) or 7)
+    monkeypatch.setattr(kernels, "kept_document", lambda kind, key: None)
 
     def ask() -> None:
         ready.wait()
-        found.append(compiled(int))
+        found.append(kernels.address_of("Fp16"))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert made == [int]
-    assert all(one is found[0] for one in found)
+    assert (made, found) == (["Fp16"], [7] * 4)

@@ -222,7 +222,7 @@ def test_a_format_that_this_machine_lacks_names_those_it_has(llama: Any, monkeyp
     with pytest.raises(ModelError) as refused:
         pack(llama.engine.backbone, "fp16", "cpu")
     assert str(refused.value) == (
-        "--weights-format fp16 cannot be used here: nothing compiles here. Use one of bfloat16, float32, int4, int8."
+        "--weights-format fp16 cannot be used here: nothing compiles here. Use one of bfloat16, float32, int4, int8, w4a8, w8a8."
     )
     with pytest.raises(UnknownNameError, match="fp61"):
         pack(llama.engine.backbone, "fp61", "cpu")
@@ -294,9 +294,10 @@ def test_tied_word_embeddings_are_the_head_s_own_rows(name: str, make_case: Call
     head = getattr(backbone.lm_head, "data", None)
     head = backbone.lm_head.weight if head is None else head  # type: ignore[attr-defined]
     assert backbone.embed.words.data_ptr() == head.data_ptr()
-    assert torch.equal(backbone.embed.words, whole.embed.words.to(backbone.embed.words.dtype))
-    case = make_case("llama")
-    assert pack(case.engine.backbone, name, "cpu").embed.words.shape == case.engine.backbone.embed.words.shape
+    every, places = torch.arange(len(whole.embed.words)), torch.zeros(len(whole.embed.words), dtype=torch.int64)
+    assert torch.equal(backbone.embed(every, places), whole.embed.words.to(backbone.embed.words.dtype).float())
+    apart = make_case("llama").engine.backbone
+    assert pack(apart, name, "cpu").embed.words.shape == apart.embed.words.shape
 
 
 @pytest.fixture(autouse=True)

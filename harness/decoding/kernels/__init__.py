@@ -2,8 +2,8 @@
 
 torch multiplies packed matrices well, but each of its operators costs some ten microseconds and empties the caches for
 the next; a layer has thirty. What is here runs the layers between two exits in one call, on torch's own threads.
-Numba (Lam 2015, doi 10.1145/2833157.2833162) compiles it for the processor at hand when a model is loaded, so that
-nobody needs a compiler. Importing Numba takes half a second: only what packs a matrix imports these modules.
+Numba (Lam 2015, doi 10.1145/2833157.2833162) compiles it for the processor at hand, once, so that nobody needs a
+compiler (:func:`address_of`): :mod:`.panels` the products, :mod:`.arithmetic` the layers. Nothing else imports these.
 
 Beside what compiles, here are torch's threads and memory in large pages. torch's CPU wheels bring GNU's OpenMP, whose
 threads wait by spinning. A second pool beside it would fight for the same cores, so compiled functions run in a
@@ -15,15 +15,69 @@ processor looks up an address for each, which took a quarter of a token's time o
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import mmap
+import os
+import sys
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import Callable
-from functools import cache, wraps
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from harness.host.cache import keep_document, kept_document
+
+COLUMNS = 32
+"""Outputs of a panel."""
+
+GROUP = 32
+"""Inputs are padded to a multiple."""
+
+ROOM = 1 << 16
+"""Floats that a thread has room for: widened weights, or activations in 8 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How the weights of a panel are stored: those of one input side by side, input after input.
+
+    Attributes:
+        name: of the class in :mod:`.panels` that reads them.
+        input_bytes: of the weights of one input.
+        group_header_bytes: before the first of :data:`GROUP` inputs.
+        header_bytes: of a panel, before the first group.
+    """
+
+    name: str
+    input_bytes: int
+    group_header_bytes: int = 0
+    header_bytes: int = 0
+
+    @property
+    def group_bytes(self) -> int:
+        """Of :data:`GROUP` inputs."""
+        return self.group_header_bytes + GROUP * self.input_bytes
+
+    def panel_bytes(self, inputs: int) -> int:
+        """Of so many inputs, padded to a multiple of :data:`GROUP`."""
+        return self.header_bytes + -(-inputs // GROUP) * self.group_bytes
+
+
+FLOAT32 = Kind("Float32", 4 * COLUMNS)
+FP16 = Kind("Fp16", 2 * COLUMNS)
+INT8 = Kind("Int8", COLUMNS, header_bytes=4 * COLUMNS)  # a float32 scale of each output
+INT4 = Kind("Int4", COLUMNS // 2, group_header_bytes=4 * COLUMNS)  # scales, then least weights, in half precision
+W8A8 = Kind("W8A8", COLUMNS, header_bytes=4 * COLUMNS)  # as Int8, of 4 inputs together
+W4A8 = Kind("W4A8", COLUMNS // 2, group_header_bytes=4 * COLUMNS)  # as Int4, of 4 inputs together
+KINDS = {kind.name: kind for kind in (FP16, INT8, INT4, W8A8, W4A8)}
+"""Of packed matrices."""
 
 
 @cache
@@ -31,41 +85,91 @@ def obstacle() -> str | None:
     """Return why nothing can be compiled on this machine, as a clause; ``None`` where it can."""
     try:
         import llvmlite.binding as llvm
-        import numba  # noqa: F401
     except ImportError as error:
         return f"Numba, which compiles its products, cannot be imported ({error})"
+    if find_spec("numba") is None:
+        return "Numba, which compiles its products, is not installed"
     features = llvm.get_host_cpu_features()
     if llvm.get_process_triple().startswith("x86_64") and not (features.get("f16c") and features.get("fma")):
         return "this processor has no fused multiply-adds, or does not widen half precision"
     return None
 
 
-def once(compile_for: Callable[[type], Any]) -> Callable[[type], Any]:
-    """Compile for each kind of weights once in a process, whichever thread asks first; it is kept."""
-    made: dict[type, Any] = {}
-    lock = threading.RLock()
+def prepare(kind: Kind) -> None:
+    """Find what a kind of weights is multiplied with, in a thread: reading a model waits for the disk."""
 
-    @wraps(compile_for)
-    def find(bits: type) -> Any:
-        with lock:
-            if bits not in made:
-                made[bits] = compile_for(bits)
-            return made[bits]
+    def finding() -> None:
+        for name in (kind.name, "layers"):
+            address_of(name)
 
-    return find
+    threading.Thread(target=finding, name=f"compiling {kind.name}").start()
 
 
-def prepare(bits: str) -> None:
-    """Compile for a kind of weights, by its name in :mod:`.lanes`, in a thread: reading a model waits for the disk."""
+_addresses: dict[str, int] = {}
+_engines: list[Any] = []  # hold the machine code
+_compiling = threading.RLock()
 
-    def compiling() -> None:
-        from harness.decoding.kernels import arithmetic, lanes, layers
 
-        kind = getattr(lanes, bits)
-        layers.product_for(kind)
-        arithmetic.layers_for(kind)
+def address_of(name: str) -> int:
+    """Return the address of a compiled function, by a kind's name for its product, ``layers`` or ``threads``.
 
-    threading.Thread(target=compiling, name=f"compiling {bits}").start()
+    Compiling takes seconds. So machine code is kept in the user's cache, under a hash of the processor and its
+    features, the source of these modules, and the versions of what compiles it; its bytes are verified when it is read.
+    """
+    with _compiling:
+        if name not in _addresses:
+            kept = kept_document("compiled", key := _key_of(name))
+            _addresses[name] = _compile(name, key) if kept is None else _load(kept)
+        return _addresses[name]
+
+
+def _key_of(name: str) -> str:
+    import llvmlite.binding as llvm
+
+    total = hashlib.sha256(f"{name} {sys.version} {version('llvmlite')} {version('numba')}".encode())
+    total.update(f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}".encode())
+    total.update(str(sorted(item for item in os.environ.items() if item[0].startswith("NUMBA"))).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def _compile(name: str, key: str) -> int:
+    from harness.decoding.kernels import arithmetic, integers, panels
+
+    products = panels if hasattr(panels, name) else integers
+    found = getattr(products, name)().product() if name in KINDS else getattr(arithmetic, name)()
+    library = found._library  # Numba's own cache unpickles what it reads
+    code = library.serialize_using_object_code()[2][0]
+    keep_document("compiled", key, {"symbol": found.native_name, "code": b64encode(code).decode()})
+    address: int = found.address
+    return address
+
+
+def _load(kept: dict[str, str]) -> int:
+    """Link machine code into this process, without Numba, whose import alone takes half a second."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    end = ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p).value
+    for symbol in _UNREACHABLE:
+        if llvm.address_of_symbol(symbol) is None:
+            llvm.add_symbol(symbol, end)
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(b64decode(kept["code"])))
+    engine.finalize_object()
+    _engines.append(engine)
+    address: int = engine.get_function_address(kept["symbol"])
+    return address
+
+
+_UNREACHABLE = (
+    "NRT_Free", "NRT_MemInfo_call_dtor", "numba_do_raise", "numba_gil_ensure", "numba_gil_release",
+    "numba_runtime_build_excinfo_struct", "numba_unpickle",
+)  # fmt: skip
+"""Numba's, for exceptions and objects, which compiled functions here have none of: they end the process."""
 
 
 _LARGE = 2 << 20

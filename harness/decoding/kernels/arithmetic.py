@@ -6,62 +6,114 @@ array of whole numbers, sizes and addresses; so does what a layer has.
 
 from __future__ import annotations
 
-import ctypes
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from harness.contracts.strategies import TINY
-from harness.decoding.kernels import once
-from harness.decoding.kernels.lanes import (
-    Bits,
-    Float32,
+from harness.decoding.kernels import ROOM
+from harness.decoding.kernels.instructions import (
     c_function,
     compiled,
+    dots,
     exponential,
     fetch,
     float_of_bits,
     floats,
-    one_row_of,
+    multiply,
     pointer,
-    product_of,
     reordered,
     share,
     wait,
     which,
 )
+from harness.decoding.kernels.tables import (
+    ACTIVATION,
+    ASKED,
+    ATTENTION_NORM,
+    BARRIER,
+    CHECK_ACTIVATIONS,
+    COS,
+    COUNT,
+    ENTRIES,
+    ERF,
+    FIELDS,
+    FILLS,
+    FIRST,
+    GATED,
+    HEAD_DIM,
+    HEAD_STRIDE,
+    HEADS,
+    HIDDEN,
+    INNER,
+    INPUTS,
+    KEPT,
+    KEY_NORM,
+    KV_HEADS,
+    LAST,
+    LATER_BIAS,
+    LATER_COLUMNS,
+    LATER_OUTPUTS,
+    LATER_WEIGHT,
+    LAYER_NORM,
+    LAYER_STRIDE,
+    LEFT,
+    MEMBER,
+    MLP_IN,
+    MLP_NORM,
+    MLP_OUT,
+    NO_NORM,
+    OUT,
+    OUT_STRIDE,
+    OUTPUT,
+    OUTPUTS,
+    OWN,
+    OWN_SIZE,
+    PARALLEL,
+    POSITIONS,
+    PRODUCT,
+    PRODUCT_FIELDS,
+    QKV,
+    QUERY_NORM,
+    RELU,
+    ROOM_AT,
+    ROWS,
+    SCALE,
+    SCORES,
+    SIN,
+    SIZE,
+    SLOTS,
+    STATE,
+    STRIDE,
+    SUMS,
+    TABLE,
+    TABLE_COLUMNS,
+    TANH,
+    TEAM_MEMBER,
+    TEAM_SIZE,
+    TEST_ACTIVATION,
+    TEST_AT,
+    TEST_BIAS,
+    TEST_CHANGE,
+    TEST_COLUMNS,
+    TEST_COUNT,
+    TEST_DEPTH,
+    TEST_LATER,
+    TEST_NORMALISE,
+    TEST_WEIGHT,
+    TESTS,
+    TESTS_END,
+    THRESHOLD,
+    TURNING,
+    WEIGHTS,
+    WORK,
+    X,
+)
 
-RELU, SILU, TANH, ERF = range(4)  # the last two are GELU's forms
-
-# Of a call: what the model is, what the cache is, what differs from call to call.
-_NAMES = (
-    "hidden", "heads", "kv_heads", "head_dim", "inner", "turning", "gated", "parallel", "activation", "table", "cos",
-    "sin", "entries", "layer_stride", "head_stride", "rows", "positions", "slots", "work", "own", "own_size", "size",
-    "member", "barrier", "state", "first", "last", "tests", "asked", "tests_end", "threshold", "kept", "sums", "scores",
-    "left", "fills",
-)  # fmt: skip
-(
-    HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, TURNING, GATED, PARALLEL, ACTIVATION, TABLE, COS, SIN, ENTRIES,
-    LAYER_STRIDE, HEAD_STRIDE, ROWS, POSITIONS, SLOTS, WORK, OWN, OWN_SIZE, SIZE, MEMBER, BARRIER, STATE, FIRST, LAST,
-    TESTS, ASKED, TESTS_END, THRESHOLD, KEPT, SUMS, SCORES, LEFT, FILLS,
-) = range(len(_NAMES))  # fmt: skip
-_FIELDS = len(_NAMES)
-
-
-class Parameters(ctypes.Structure):
-    """Sizes, addresses, and strides in numbers of four bytes."""
-
-    _fields_ = tuple((name, ctypes.c_int64) for name in _NAMES)
-
-
-# Of a layer: address, stride and bias of each matrix; kind, gain, bias and ε of each norm; the scale of scores.
-QKV, OUTPUT, MLP_IN, MLP_OUT = range(0, 12, 3)
-ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM = range(12, 28, 4)
-SCALE, TABLE_COLUMNS = 28, 29
 _AHEAD = 8  # positions whose values are asked for before they are read
-NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 
 
 @reordered
@@ -180,9 +232,6 @@ def keep(given: Any, table: Any, entries: int, qkv: Any, rows: Any, positions: A
             kept_value[part] = qkv[value + part]
 
 
-_scores_of = one_row_of(Float32())
-
-
 @compiled
 def attend(
     given: Any, table: Any, entries: int, qkv: Any, rows: Any, positions: Any, attended: Any, own: int, start: int,
@@ -198,7 +247,7 @@ def attend(
         for part in range(dim):
             query[part] *= scale
         keys = entries + 4 * (rows[slot] + head // (heads // kv_heads) * given[HEAD_STRIDE])
-        _scores_of(keys, 4 * dim, 0, length, own, dim, own + 4 * dim)
+        dots(keys, dim, 0, length, own, own + 4 * dim)
         values, place = keys + 4 * kv_heads * given[HEAD_STRIDE], unit * dim
         weigh(values, floats(own + 4 * dim, length), attended[place : place + dim], length, dim)
 
@@ -224,19 +273,8 @@ def let_through(kind: int, gated: int, inner: Any, up: Any, slots: int, width: i
 
 # ------------------------------------------------------------- checks between layers, so that a token goes no further
 
-# Of a check: the layer after which it is made; the first layer's outputs, and addresses of its weight, bias and change;
-# whether the state is normalised; the activation; how many layers follow, and the address of what they have.
-(
-    TEST_AT, TEST_COUNT, TEST_WEIGHT, TEST_BIAS, TEST_CHANGE, TEST_NORMALISE, TEST_ACTIVATION, TEST_DEPTH, TEST_LATER,
-    TEST_COLUMNS,
-) = range(10)  # fmt: skip
-# Of a layer behind the first: addresses of weight and bias, and its outputs.
-_WEIGHT, _BIAS, _OUTPUTS, LATER_COLUMNS = range(4)
-KINDS = {"tanh": 0, "relu": 1}
-_RELU = KINDS["relu"]
+_RELU = CHECK_ACTIVATIONS["relu"]
 _FLAT = 44.0  # from where on 1 - tanh is none in float32
-
-_products = one_row_of(Float32())
 
 
 @reordered
@@ -294,7 +332,7 @@ def score(  # noqa: PLR0912
             growth = np.log(before) + size
     first, last = share(count, member, members)
     if test[TEST_WEIGHT] != 0:
-        _products(test[TEST_WEIGHT], 4 * hidden, first, last, state, hidden, sums_at)
+        dots(test[TEST_WEIGHT], hidden, first, last, state, sums_at)
         if test[TEST_NORMALISE] != 0:
             for row in range(first, last):
                 sums[row] *= scale
@@ -318,8 +356,8 @@ def score(  # noqa: PLR0912
     width = count
     for depth in range(test[TEST_DEPTH]):
         later = carray(pointer(test[TEST_LATER] + 8 * LATER_COLUMNS * depth), LATER_COLUMNS, np.int64)
-        outputs = later[_OUTPUTS]
-        weight, bias = floats(later[_WEIGHT], outputs * width), floats(later[_BIAS], outputs)
+        outputs = later[LATER_OUTPUTS]
+        weight, bias = floats(later[LATER_WEIGHT], outputs * width), floats(later[LATER_BIAS], outputs)
         _activate(test[TEST_ACTIVATION], inner, width)
         for row in range(outputs):
             total = bias[row]
@@ -332,26 +370,25 @@ def score(  # noqa: PLR0912
     return inner[0]
 
 
-@once
-def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says what stands where
-    """Return the compiled layers of a kind of weights; takes some seconds."""
-    stored = product_of(bits())
+@compiled
+def product(matrix: Any, x: int, width: int, rows: int, out: int, stride: int, start: int, end: int, room: int) -> None:
+    """Multiply rows with some columns of a matrix and add its bias; ``matrix`` is a layer's entry of it."""
+    multiply(matrix[1], (matrix[0], width, start, end, x, 4 * width, rows, out, stride, room))
+    if matrix[2] != 0:
+        for row in range(rows):
+            numbers = floats(out + 4 * (row * stride + start), end - start)
+            bias = floats(matrix[2] + 4 * start, end - start)
+            for place in range(end - start):
+                numbers[place] += bias[place]
 
-    @compiled
-    def multiply(
-        matrix: Any, x: int, width: int, rows: int, out: int, stride: int, start: int, end: int, room: int
-    ) -> None:
-        stored(matrix[0], matrix[1], start, end, x, 4 * width, rows, width, out, stride, room)
-        if matrix[2] != 0:
-            for row in range(rows):
-                numbers = floats(out + 4 * (row * stride + start), end - start)
-                bias = floats(matrix[2] + 4 * start, end - start)
-                for place in range(end - start):
-                    numbers[place] += bias[place]
+
+@cache
+def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
+    """Compile layers, which takes some seconds."""
 
     @c_function
     def run(data: Any) -> None:  # noqa: PLR0915
-        given = carray(data, _FIELDS, np.int64)
+        given = carray(data, FIELDS, np.int64)
         members, member = which(given[SIZE], given[MEMBER])
         slots, hidden, inner = given[SLOTS], given[HIDDEN], given[INNER]
         heads, kv_heads, dim = given[HEADS], given[KV_HEADS], given[HEAD_DIM]
@@ -384,35 +421,37 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
             normalise_all(state, normed, slots, hidden, table[ATTENTION_NORM:])
             if given[PARALLEL]:
                 normalise_all(state, second, slots, hidden, table[MLP_NORM:])
-            multiply(table[QKV:], at_normed, hidden, slots, at_fused, fused, fused_first, fused_last, own)
+            product(table[QKV:], at_normed, hidden, slots, at_fused, fused, fused_first, fused_last, own)
             wait(given[BARRIER], members)
-            units = slots * kv_heads
-            keep(
-                given, table, entries, qkv, rows, positions, units * member // members, units * (member + 1) // members
-            )
-            wait(given[BARRIER], members)
+            start, end = slots * heads * member // members, slots * heads * (member + 1) // members
+            if slots == 1 and not given[FILLS]:  # a thread keeps the heads that it reads, one of them perhaps twice
+                group = heads // kv_heads
+                keep(given, table, entries, qkv, rows, positions, start // group, (end + group - 1) // group)
+            else:
+                shared = slots * kv_heads
+                keep(
+                    given, table, entries, qkv, rows, positions, shared * member // members,
+                    shared * (member + 1) // members,
+                )  # fmt: skip
+                wait(given[BARRIER], members)
             if given[FILLS]:
                 continue
-            units = slots * heads
-            attend(
-                given, table, entries, qkv, rows, positions, attended, own, units * member // members,
-                units * (member + 1) // members,
-            )  # fmt: skip
+            attend(given, table, entries, qkv, rows, positions, attended, own, start, end)
             wait(given[BARRIER], members)
-            multiply(table[OUTPUT:], at_attended, wide, slots, at_sums, hidden, first, last, own)
+            product(table[OUTPUT:], at_attended, wide, slots, at_sums, hidden, first, last, own)
             add_to(state, sums, slots, hidden, first, last)
             wait(given[BARRIER], members)
             if not given[PARALLEL]:
                 normalise_all(state, second, slots, hidden, table[MLP_NORM:])
-            multiply(table[MLP_IN:], at_second, hidden, slots, at_inner, inner, inner_first, inner_last, own)
+            product(table[MLP_IN:], at_second, hidden, slots, at_inner, inner, inner_first, inner_last, own)
             if given[GATED]:  # the gate's rows, then those of what it lets through
-                multiply(
+                product(
                     table[MLP_IN:], at_second, hidden, slots, at_up - 4 * inner, inner, inner + inner_first,
                     inner + inner_last, own,
                 )  # fmt: skip
             let_through(given[ACTIVATION], given[GATED], middle, up, slots, inner, inner_first, inner_last)
             wait(given[BARRIER], members)
-            multiply(table[MLP_OUT:], at_inner, inner, slots, at_sums, hidden, first, last, own)
+            product(table[MLP_OUT:], at_inner, inner, slots, at_sums, hidden, first, last, own)
             add_to(state, sums, slots, hidden, first, last)
             wait(given[BARRIER], members)
             if asked < given[TESTS_END]:
@@ -429,5 +468,25 @@ def layers_for(bits: type[Bits]) -> Any:  # noqa: PLR0915  # half of it says wha
                         break
         if member == 0 and given[TESTS_END] != 0:
             given[ASKED], given[LEFT] = asked, left
+
+    return run
+
+
+@cache
+def threads() -> Any:
+    """Compile what shares the columns of a product among threads."""
+
+    @c_function
+    def run(data: Any) -> None:
+        given = carray(data, PRODUCT_FIELDS, np.int64)
+        members, member = which(given[TEAM_SIZE], given[TEAM_MEMBER])
+        start, end = share(given[OUTPUTS], member, members)
+        multiply(
+            given[PRODUCT],
+            (
+                given[WEIGHTS], given[INPUTS], start, end, given[X], given[STRIDE], given[COUNT], given[OUT],
+                given[OUT_STRIDE], given[ROOM_AT] + 4 * ROOM * member,
+            ),
+        )  # fmt: skip
 
     return run

@@ -16,12 +16,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
 from harness.decoding.blocks import LayerNorm, RMSNorm
-from harness.decoding.kernels import arithmetic, moved, once, team
-from harness.decoding.kernels.lanes import COLUMNS, MANY, STEP, Bits, c_function, product_of, share, which
+from harness.decoding.kernels import COLUMNS, GROUP, ROOM, Kind, address_of, moved, tables, team
 
 if TYPE_CHECKING:
     from harness.contracts import StateScore, StateTest
@@ -31,88 +29,67 @@ if TYPE_CHECKING:
 
 _ALONE = 1 << 18  # multiplications, below which a second thread costs more than it brings
 
-(
-    _WEIGHTS, _STRIDE, _COUNT, _X, _X_STRIDE, _NUMBER, _WIDTH, _OUT, _OUT_STRIDE, _ROOM, _SIZE, _MEMBER, _FIELDS,
-) = range(13)  # fmt: skip
-_Parameters = ctypes.c_int64 * _FIELDS
 
-
-@once
-def product_for(bits: type[Bits]) -> Any:
-    """Return the compiled product of a kind of weights; takes a second."""
-    product: Any = product_of(bits())
-
-    @c_function
-    def run(data: Any) -> None:
-        given = carray(data, _FIELDS, np.int64)
-        members, member = which(given[_SIZE], given[_MEMBER])
-        start, end = share(given[_COUNT], member, members)
-        product(
-            given[_WEIGHTS], given[_STRIDE], start, end, given[_X], given[_X_STRIDE], given[_NUMBER], given[_WIDTH],
-            given[_OUT], given[_OUT_STRIDE], given[_ROOM] + 4 * COLUMNS * given[_WIDTH] * member,
-        )  # fmt: skip
-
-    return run
+def in_panels(weight: Tensor) -> Tensor:
+    """Lay a matrix ``[out, in]`` out as ``[panels, in, COLUMNS]``, padded with zeros to whole panels and groups."""
+    count, width = weight.shape
+    padded = F.pad(weight, (0, -width % GROUP, 0, -count % COLUMNS))
+    return padded.view(-1, COLUMNS, padded.shape[1]).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledLinear:
-    """``x @ weight.T + bias`` from packed rows. Implements :class:`harness.contracts.LinearMap`.
+    """``x @ weight.T + bias`` from packed panels. Implements :class:`harness.contracts.LinearMap`.
 
     Attributes:
-        bits: how the rows are stored.
-        data: ``[out, bytes of a row]`` uint8, the width padded to a multiple of 32 with what multiplies as zero.
-        width: numbers in a row, without the padding.
+        kind: how panels are stored.
+        data: ``[panels, bytes of a panel]`` uint8.
+        shape: rows of the result and of the input, ``(out, in)``, without padding.
         bias: ``[out]`` float32, or ``None``.
+        first: column of the first panel that is the first row of the result.
     """
 
-    bits: type[Bits]
+    kind: Kind
     data: Tensor
-    width: int
+    shape: tuple[int, int]
     bias: Tensor | None = None
+    first: int = 0
 
     def __post_init__(self) -> None:
-        product_for(self.bits)
+        address_of(self.kind.name)
 
     @classmethod
-    def of(cls, bits: type[Bits], numbers: Tensor, bias: Tensor | None, header: Tensor | None = None) -> CompiledLinear:
-        """Store numbers ``[out, in]`` as they are, each row behind its part of ``header`` ``[out, 1]``."""
-        count, width = numbers.shape
-        data = F.pad(numbers, (0, -width % STEP)).contiguous().view(torch.uint8)
-        if header is not None:
-            data = torch.cat((header.contiguous().view(torch.uint8), data), dim=1)
-        return cls(bits, moved(data.view(count, -1)), width, None if bias is None else bias.float())
+    def of(cls, kind: Kind, parts: Sequence[Tensor], shape: tuple[int, int], bias: Tensor | None) -> CompiledLinear:
+        """Store what stands one behind the other in each panel, ``[panels, …]`` each."""
+        data = torch.cat([part.contiguous().view(torch.uint8).view(len(part), -1) for part in parts], dim=1)
+        return cls(kind, moved(data), shape, None if bias is None else bias.float())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map ``[n, in]`` to ``[n, out]``, in the dtype of ``x``; sums are float32."""
-        rows, count, threads = x.float(), self.data.shape[0], torch.get_num_threads()
-        if self.width % STEP:
-            rows = F.pad(rows, (0, -self.width % STEP))
+        rows, (count, width), threads = x.float(), self.shape, torch.get_num_threads()
+        inputs = width + -width % GROUP
+        if inputs != width:
+            rows = F.pad(rows, (0, inputs - width))
         if rows.stride(1) != 1:
             rows = rows.contiguous()
-        number, width = rows.shape
-        out = rows.new_empty((number, count))
-        together = team()
-        if number * count * width < _ALONE:
+        number, columns = len(rows), COLUMNS * len(self.data)
+        out = rows.new_empty((number, columns))
+        if number * columns * inputs < _ALONE:
             threads = 1
-        room = rows.new_empty(threads * COLUMNS * width) if number >= MANY else None
-        given = _Parameters(
-            self.data.data_ptr(), self.data.stride(0), count, rows.data_ptr(), 4 * rows.stride(0), number, width,
-            out.data_ptr(), count, 0 if room is None else room.data_ptr(), together.size, together.member,
+        room, together = rows.new_empty(threads * ROOM), team()
+        given = tables.ProductParameters(
+            self.data.data_ptr(), inputs, columns, rows.data_ptr(), 4 * rows.stride(0), number, out.data_ptr(),
+            columns, room.data_ptr(), address_of(self.kind.name), together.size, together.member,
         )  # fmt: skip
-        together.run(product_for(self.bits).address, ctypes.addressof(given), threads)
-        return (out if self.bias is None else out.add_(self.bias)).to(x.dtype)
+        together.run(address_of("threads"), ctypes.addressof(given), threads)
+        out = out[:, self.first : self.first + count]
+        return (out if self.bias is None else out + self.bias).to(x.dtype)
 
     def rows(self, start: int) -> CompiledLinear:
         """Return the map restricted to output columns from ``start`` on, sharing storage."""
-        return CompiledLinear(
-            self.bits, self.data[start:], self.width, None if self.bias is None else self.bias[start:]
-        )
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows of the result and of the input: ``(out, in)``."""
-        return self.data.shape[0], self.width
+        first, bias = self.first + start, None if self.bias is None else self.bias[start:]
+        shape = self.shape[0] - start, self.shape[1]
+        return CompiledLinear(self.kind, self.data[first // COLUMNS :], shape, bias, first % COLUMNS)
 
     @property
     def nbytes(self) -> int:
@@ -121,18 +98,18 @@ class CompiledLinear:
 
 
 _ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {
-    arithmetic.RELU: F.relu,
-    arithmetic.SILU: F.silu,
-    arithmetic.TANH: lambda x: F.gelu(x, approximate="tanh"),
-    arithmetic.ERF: F.gelu,
+    tables.RELU: F.relu,
+    tables.SILU: F.silu,
+    tables.TANH: lambda x: F.gelu(x, approximate="tanh"),
+    tables.ERF: F.gelu,
 }
 
 
 class CompiledLayers:
     """The layers of a model whose matrices are compiled; see :meth:`of`."""
 
-    def __init__(self, blocks: Sequence[Block], bits: type[Bits], activation: int) -> None:
-        self.blocks, self._bits = blocks, bits
+    def __init__(self, blocks: Sequence[Block], activation: int) -> None:
+        self.blocks = blocks
         block, layers = blocks[0], [_facts(block) for block in blocks]
         self._table = torch.tensor(layers, dtype=torch.int64)
         self._threads = threading.local()
@@ -141,35 +118,32 @@ class CompiledLayers:
         self._inner = block.mlp_out.shape[1]
         self._hidden = block.qkv.shape[1]
         self._longest = max(self._hidden, self._inner, heads.query_width)
-        self._model = arithmetic.Parameters(
+        self._model = tables.Parameters(
             hidden=self._hidden, heads=heads.query_heads, kv_heads=heads.kv_heads, head_dim=heads.head_dim,
             inner=self._inner, gated=block.gated, parallel=block.parallel, activation=activation,
             table=self._table.data_ptr(), size=team().size, member=team().member, barrier=team().barrier,
         )  # fmt: skip
-        arithmetic.layers_for(bits)
+        address_of("layers")
 
     @classmethod
     def of(cls, blocks: Sequence[Block]) -> CompiledLayers | None:
         """Compile the layers of a model; ``None`` where they are not what is compiled here.
 
-        That is: all matrices in one packed format, norms before attention and MLP, float32 activations on a CPU, widths
-        of whole steps of 32, and a non-linearity that is known.
+        That is: packed matrices of whole panels, norms before attention and MLP, float32 activations on a CPU, and one
+        non-linearity that is known.
         """
-        found = set[tuple[type[Bits], int]]()
+        found = set[int]()
         for block in blocks:
             maps = (block.qkv, block.output, block.mlp_in, block.mlp_out)
             norms = (block.attention_norm, block.mlp_norm, block.query_norm, block.key_norm)
             kind = _activation(block.activation)
-            if block.post_norm or kind is None or block.heads.head_dim % STEP or not all(map(_is_plain, norms)):
+            if block.post_norm or kind is None or block.heads.head_dim % COLUMNS or not all(map(_is_plain, norms)):
                 return None
             for matrix in maps:
-                if not isinstance(matrix, CompiledLinear) or matrix.width % STEP:
+                if not isinstance(matrix, CompiledLinear) or matrix.shape[0] % COLUMNS or matrix.shape[1] % GROUP:
                     return None
-                found.add((matrix.bits, kind))
-        if len(found) != 1:
-            return None
-        ((bits, activation),) = found
-        return cls(blocks, bits, activation)
+            found.add(kind)
+        return cls(blocks, found.pop()) if len(found) == 1 and blocks[0].mlp_out.shape[1] % COLUMNS == 0 else None
 
     def slots(
         self,
@@ -193,21 +167,18 @@ class CompiledLayers:
         at = torch.tensor([[row * strides[1] for row in rows], list(positions)], dtype=torch.int64)
         shared = count * ((heads.query_heads + 2 * heads.kv_heads) * heads.head_dim + heads.query_width)
         shared += count * (2 * self._inner + self._hidden)
-        rows_of_own = max(COLUMNS, 2)  # 2: of a check
-        own = 2 * count * self._hidden + max(heads.head_dim + max(positions) + 1, rows_of_own * self._longest)
+        own = 2 * count * self._hidden + max(heads.head_dim + max(positions) + 1, 2 * self._longest, ROOM)
         own += -own % 16
         threads = torch.get_num_threads()
         work = self._work(shared + threads * own)
-        given = arithmetic.Parameters.from_buffer_copy(self._model)
-        tables = None if rotary is None else rotary.plain
-        if tables is not None:
-            given.turning, given.cos, given.sin = tables[0].shape[1], tables[0].data_ptr(), tables[1].data_ptr()
+        given = tables.Parameters.from_buffer_copy(self._model)
+        turns = None if rotary is None else rotary.plain
+        if turns is not None:
+            given.turning, given.cos, given.sin = turns[0].shape[1], turns[0].data_ptr(), turns[1].data_ptr()
         given.entries, given.layer_stride, given.head_stride = cache.entries.data_ptr(), strides[0], strides[2]
         given.rows, given.positions, given.slots = at[0].data_ptr(), at[1].data_ptr(), count
         given.work, given.own, given.own_size = work.data_ptr(), work.data_ptr() + 4 * shared, own
-        return Slots(
-            given, arithmetic.layers_for(self._bits).address, threads, (at, work, tables, cache.entries, self), asking
-        )
+        return Slots(given, address_of("layers"), threads, (at, work, turns, cache.entries, self), asking)
 
     def asking(self, test: StateTest, points: Sequence[int]) -> Asking | None:
         """Return the checks of one token that are made after some layers; ``None`` where they are not compiled here."""
@@ -261,18 +232,12 @@ def _facts(block: Block) -> list[int]:
     facts: list[int] = []
     for matrix in (block.qkv, block.output, block.mlp_in, block.mlp_out):
         assert isinstance(matrix, CompiledLinear)
-        facts += [matrix.data.data_ptr(), matrix.data.stride(0), _address(matrix.bias)]
+        facts += [matrix.data.data_ptr(), address_of(matrix.kind.name), _address(matrix.bias)]
     for norm in (block.attention_norm, block.mlp_norm, block.query_norm, block.key_norm):
-        kind = (
-            arithmetic.NO_NORM
-            if norm is None
-            else arithmetic.RMS_NORM
-            if isinstance(norm, RMSNorm)
-            else arithmetic.LAYER_NORM
-        )
+        kind = tables.NO_NORM if norm is None else tables.RMS_NORM if isinstance(norm, RMSNorm) else tables.LAYER_NORM
         bias = norm.bias if isinstance(norm, LayerNorm) else None
         weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        facts += [arithmetic.NO_NORM if norm is None else kind, _address(weight), _address(bias), _bits_of(epsilon)]
+        facts += [tables.NO_NORM if norm is None else kind, _address(weight), _address(bias), _bits_of(epsilon)]
     return [*facts, _bits_of(block.scale)]
 
 
@@ -317,7 +282,7 @@ def _fits(one: StateScore, hidden: int, most: int) -> bool:
             return False
     given = [(tensor, shape) for tensor, shape in shapes if tensor is not None]
     plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor, _ in given)
-    plain &= one.activation in arithmetic.KINDS
+    plain &= one.activation in tables.CHECK_ACTIVATIONS
     return plain and width == 1 and count <= most and all(tensor.shape == shape for tensor, shape in given)
 
 
@@ -329,7 +294,7 @@ class PackedTest:
         self.table = torch.tensor(
             [self._row(one, point) for one, point in zip(scores, points, strict=True)], dtype=torch.int64
         )
-        self.most = int(self.table[:, arithmetic.TEST_COUNT].max())
+        self.most = int(self.table[:, tables.TEST_COUNT].max())
 
     @classmethod
     def of(cls, test: StateTest, points: Sequence[int], hidden: int, most: int) -> PackedTest | None:
@@ -346,10 +311,10 @@ class PackedTest:
 
     def _row(self, one: StateScore, point: int) -> list[int]:
         later = [[self._at(weight), self._at(bias), len(bias)] for weight, bias in one.later]
-        packed = torch.tensor(later, dtype=torch.int64).reshape(-1, arithmetic.LATER_COLUMNS)
+        packed = torch.tensor(later, dtype=torch.int64).reshape(-1, tables.LATER_COLUMNS)
         return [
             point, len(one.bias), self._at(one.weight), self._at(one.bias), self._at(one.change), one.normalise,
-            arithmetic.KINDS[one.activation], len(later), self._at(packed),
+            tables.CHECK_ACTIVATIONS[one.activation], len(later), self._at(packed),
         ]  # fmt: skip
 
     def _at(self, tensor: Tensor | None) -> int:

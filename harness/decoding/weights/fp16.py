@@ -31,20 +31,22 @@ class Fp16(WeightsFormat):
     def prepare(self, device: str) -> None:
         """Compile its products."""
         if device == "cpu":
-            kernels.prepare("Fp16")
+            kernels.prepare(kernels.FP16)
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round a matrix."""
         if weight.device.type != "cpu":
             return Linear(weight, bias).to(torch.float16)
-        from harness.decoding.kernels import lanes, layers
+        from harness.decoding.kernels import layers
 
-        return layers.CompiledLinear.of(lanes.Fp16, weight.half(), bias)
+        return layers.CompiledLinear.of(kernels.FP16, [layers.in_panels(weight.half())], weight.shape, bias)
 
     def words(self, head: LinearMap) -> Tensor | None:
-        """Its matrix; of a compiled one the rows without what they are padded with."""
+        """Its matrix; of a compiled one its panels, ``[panels, in, columns]``, without what inputs are padded with."""
         if isinstance(head, Linear):
             return head.weight
         from harness.decoding.kernels import layers
 
-        return head.data.view(torch.float16)[:, : head.width] if isinstance(head, layers.CompiledLinear) else None
+        if not isinstance(head, layers.CompiledLinear):
+            return None
+        return head.data.view(torch.float16).view(len(head.data), -1, kernels.COLUMNS)[:, : head.shape[1]]

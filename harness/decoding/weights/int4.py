@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.contracts import LinearMap, WeightsFacts, WeightsFormat
@@ -32,6 +31,8 @@ class Int4(WeightsFormat):
         invariant=True,
     )
 
+    kind: ClassVar[kernels.Kind] = kernels.INT4
+
     @property
     def head(self) -> WeightsFormat:
         """Eight bits for the LM head and the exits' shortcuts, as llama.cpp keeps them."""
@@ -44,20 +45,23 @@ class Int4(WeightsFormat):
     def prepare(self, device: str) -> None:
         """Compile its products."""
         if device == "cpu":
-            kernels.prepare("Int4")
+            kernels.prepare(self.kind)
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each group of a matrix to sixteen levels from its least to its greatest weight."""
-        from harness.decoding.kernels import lanes, layers
+        from harness.decoding.kernels import layers
 
-        count, width = weight.shape
-        groups = F.pad(weight.float(), (0, -width % GROUP)).view(count, -1, GROUP)
-        least, greatest = groups.aminmax(dim=-1, keepdim=True)
+        numbers = layers.in_panels(weight.float())
+        groups = numbers.unflatten(1, (-1, GROUP))  # [panels, groups, 32, columns]
+        least, greatest = groups.aminmax(dim=2, keepdim=True)
         least = least.half()
         scales = ((greatest - least.float()) / LEVELS).half()
         divisors = scales.float().clamp(min=torch.finfo(torch.float16).tiny)
         levels = torch.round((groups - least.float()) / divisors).clamp(0, LEVELS).to(torch.uint8)
-        pairs = levels[..., : GROUP // 2] | (levels[..., GROUP // 2 :] << 4)
-        groups_of_bytes = torch.cat((scales.view(torch.uint8), least.view(torch.uint8), pairs), dim=-1)
-        data = kernels.moved(groups_of_bytes.view(count, -1))
-        return layers.CompiledLinear(lanes.Int4, data, width, None if bias is None else bias.float())
+        low, high = self.arranged(levels).chunk(2, dim=3)
+        parts = [part.contiguous().view(torch.uint8).flatten(2) for part in (scales, least, low | (high << 4))]
+        return layers.CompiledLinear.of(self.kind, [torch.cat(parts, dim=2)], weight.shape, bias)
+
+    def arranged(self, levels: Tensor) -> Tensor:
+        """Return levels ``[panels, groups, 32, columns]`` uint8 in the order in which halves of them share bytes."""
+        return levels

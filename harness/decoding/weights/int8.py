@@ -26,6 +26,7 @@ class Int8(WeightsFormat):
     facts: ClassVar[WeightsFacts] = WeightsFacts(
         bits=8, accuracy="lossy", table="float16", relative_error=2e-2, invariant=True
     )
+    kind: ClassVar[kernels.Kind] = kernels.INT8
 
     def obstacle(self, device: str) -> str | None:
         """Its products are compiled."""
@@ -34,13 +35,17 @@ class Int8(WeightsFormat):
     def prepare(self, device: str) -> None:
         """Compile its products."""
         if device == "cpu":
-            kernels.prepare("Int8")
+            kernels.prepare(self.kind)
 
     def pack(self, weight: Tensor, bias: Tensor | None) -> LinearMap:
         """Round each row of a matrix to multiples of its largest weight over 127."""
-        from harness.decoding.kernels import lanes, layers
+        from harness.decoding.kernels import layers
 
-        weight = weight.float()
-        scales = weight.abs().amax(1, keepdim=True) / LEVELS
-        levels = torch.round(weight / scales.clamp(min=_SMALLEST)).to(torch.int8)
-        return layers.CompiledLinear.of(lanes.Int8, levels, bias, header=scales)
+        numbers = layers.in_panels(weight.float())
+        scales = numbers.abs().amax(1, keepdim=True) / LEVELS
+        levels = self.arranged(torch.round(numbers / scales.clamp(min=_SMALLEST)).to(torch.int8))
+        return layers.CompiledLinear.of(self.kind, [scales, levels], weight.shape, bias)
+
+    def arranged(self, levels: Tensor) -> Tensor:
+        """Return levels ``[panels, in, columns]`` int8 as they are stored."""
+        return levels
