@@ -282,7 +282,7 @@ def printed(found: RunChange, width: int, *, details: bool = True) -> str:
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("width", [60, 100])
 def test_no_number_is_cut(found: RunChange, width: int) -> None:
     text = printed(found, width)
     numbers = [line for line in text.splitlines() if "ms" in line or "[" in line]
@@ -305,17 +305,6 @@ def test_terminal_and_markdown_show_the_same_changes(found: RunChange) -> None:
     for point in found.points:
         assert point.verdict in " ".join(terminal.split())
         assert escape_markdown(point.verdict) in markdown
-
-
-def test_markdown_escapes_names(found: RunChange) -> None:
-    text = comparison_markdown(found, judge(parse_condition("latency_p50>+5%"), found.points))
-    assert "| KV |" in text
-    assert "](y)" not in text.replace("\\[x](y)", "")
-    rows = [line for line in text.splitlines() if line.startswith("| ") and "evil" in line]
-    head = next(line for line in text.splitlines() if line.startswith("| operating point"))
-    assert rows[0].replace("\\|", "").count("|") == head.count("|")
-    assert "❌ latency" in text
-    assert "✅ latency" in text
 
 
 def test_json_says_why_something_is_missing(found: RunChange) -> None:
