@@ -12,7 +12,6 @@ from harness.contracts import Completion, Draft, Lossless, TaskRequest
 from harness.contracts.meters import is_measured
 from harness.metering import metered
 from harness.models.tokenizer import TransformersTokenizer
-from harness.records import SampleRecord
 from strategies.full import Full
 from tests.docs.pages import NAMES, blocks
 
@@ -53,12 +52,6 @@ def test_the_meter_measures_a_window(shown: dict[str, Any]) -> None:
         pass
     assert window.reading is not None
     assert window.reading.energy_j == pytest.approx(40 * window.reading.duration_s)
-
-
-def test_the_metric_reads_a_sample(shown: dict[str, Any]) -> None:
-    sample = SampleRecord(window=0, operating_point="full", task="recipes", sample_id="rye", text="abcd")
-    assert shown["CHARACTERS"].of_sample(sample) == 4
-    assert shown["CHARACTERS"].term == "characters"
 
 
 def file_of(name: str, folder: Path) -> dict[str, Any]:
