@@ -56,11 +56,11 @@ def test_two_packages_that_claim_one_name_are_refused(
     site: Path, see: Callable[[Path], None], plug_in: Callable[..., Path], cli: Command
 ) -> None:
     see(site)
-    plug_in("every-nth", "")
-    line = cli("list", "strategies").error
-    assert line.startswith("error: two packages register the strategy 'every-nth': ")
-    assert "outside-every-nth (outside_every-nth_" in line
-    assert "every-nth-exit (every_nth_exit:EveryNth)" in line
+    plug_in("recipes", "", TASKS)
+    line = cli("list", "tasks").error
+    assert line.startswith("error: two packages register the task 'recipes': ")
+    assert "outside-recipes (outside_recipes_" in line
+    assert "every-nth-exit (" in line
     assert "Uninstall one of them" in line
 
 
