@@ -199,25 +199,6 @@ def finished(tiny_run: Command, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_damaged_run_directory_is_named_and_left_as_it_is(cli: Command, finished: Path) -> None:
-    """What is damaged is told apart in ``tests/store``."""
-    for file, content, said in (
-        ("samples.jsonl", "null\n" * 9, "damaged"),
-        ("manifest.json", '{"schema_version": 99}', "schema version 99"),
-        ("manifest.json", None, "not a run directory"),
-    ):
-        if content is None:
-            (finished / file).unlink()
-        else:
-            (finished / file).write_text(content)
-        before = {path.name: path.read_bytes() for path in finished.iterdir()}
-        for command in (["run", "--resume"], ["report"]):
-            line = cli(*command, finished).error
-            assert said in line
-            assert "out" in line
-        assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
-
-
 def test_resuming_with_another_configuration(cli: Command, finished: Path) -> None:
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     for flag, value, said in (

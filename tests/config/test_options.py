@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.config import StrategySpec, parse_strategies
+from harness.config import parse_strategies
 from harness.config.options import OptionFacts, build_strategy, effective_options, option_facts
 from harness.errors import OptionError, RegistryError, UnknownNameError
 from strategies.margin import Margin
@@ -118,8 +118,3 @@ def test_what_is_no_strategy_is_refused(plug_in: Callable[..., None], source: st
         built("odd")
     with pytest.raises(RegistryError, match=reason):
         option_facts("odd")
-
-
-def test_specs_are_hashable_and_keep_their_text() -> None:
-    assert len({*parse_strategies("fixed:layer=4,4.0,4")}) == 2
-    assert StrategySpec("fixed", (("layer", "4"),)) in parse_strategies("fixed:layer=4")

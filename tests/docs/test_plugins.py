@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import Completion, Draft, Lossless, TaskRequest
+from harness.contracts import Draft, Lossless, TaskRequest
 from harness.contracts.meters import is_measured
 from harness.metering import metered
 from harness.models.tokenizer import TransformersTokenizer
@@ -35,14 +35,6 @@ def test_the_task_is_drawn_under_every_protocol(shown: dict[str, Any], tiny_toke
         data = shown["Recipes"]().load(TaskRequest(protocol, "embedded"), tokenizer)
         assert len(data.samples) == 2
         assert data.source.label == "embedded: recipes"
-
-
-def test_the_score_scores(shown: dict[str, Any]) -> None:
-    score = shown["Length"]()
-    assert score.meaning == "Words of a completion over the reference's"
-    assert score.sample(Completion("a b", "a b c d", (), (), "python")) == 0.5
-    assert score.scores_samples
-    assert not score.scores_corpora
 
 
 def test_the_meter_measures_a_window(shown: dict[str, Any]) -> None:

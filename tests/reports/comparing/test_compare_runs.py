@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -280,18 +279,6 @@ def printed(found: RunChange, width: int, *, details: bool = True) -> str:
     console.print(to_terminal(tables(found, details=details)))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-@pytest.mark.parametrize("width", [60, 100])
-def test_no_number_is_cut(found: RunChange, width: int) -> None:
-    text = printed(found, width)
-    numbers = [line for line in text.splitlines() if "ms" in line or "[" in line]
-    assert numbers
-    assert not [line for line in numbers if "…" in line]
-    assert max(map(len, text.splitlines())) <= width
-    assert re.search(r"\+25\.0 % \[\S+ \S+\] \*", text)
-    assert " propagate " in text
-    assert EVIL in text.replace("\n", "")
 
 
 def test_terminal_and_markdown_show_the_same_changes(found: RunChange) -> None:

@@ -101,15 +101,6 @@ def test_a_front_by_hand(make: Make) -> None:
     assert on_front == [row.operating_point for row in table.table.rows if row.pareto], "the tables' own"
 
 
-def test_too_few_blocks_draw_no_front(make: Make) -> None:
-    """Six blocks tell nothing of four rows: 2 / 2⁶ × 4 is above 0.05."""
-    few, enough = (fronts.figures(make(blocks=blocks))[0] for blocks in (6, 9))
-    assert "too few blocks" in few.caption
-    assert "Tables mark it with ●" in enough.caption
-    legends = [[text.get_text() for text in drawn(figure).legends[0].get_texts()] for figure in (few, enough)]
-    assert ["front (filled: beyond chance)" in legend for legend in legends] == [False, True]
-
-
 def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
     measured = next(figure for figure in fronts.figures(make(source="rapl", blocks=8)) if "energy" in figure.name)
     assert all("rapl" in axes.get_xlabel() for axes in drawn(measured).axes)

@@ -276,15 +276,6 @@ def test_a_site_of_nothing_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_estimates_are_shown_and_never_ranked(tmp_path: Path, recorded: Recorded) -> None:
-    publish(tmp_path / "a", recorded(energy="estimate"))
-    publish(tmp_path / "b", recorded(energy="rapl"))
-    place = [name for name, _ in index(tmp_path / "a")["criteria"]].index("energy_ratio")
-    estimated, measured = ({p["name"]: p["ranks"][place] for p in index(tmp_path / s)["points"]} for s in "ab")
-    assert set(estimated.values()) == {None}
-    assert measured["fixed:layer=5"] == 1
-
-
 def test_without_plotly_nothing_is_written_and_the_cure_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
