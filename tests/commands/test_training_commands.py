@@ -243,7 +243,12 @@ def test_pickles_are_refused_unread(refused: Refusal, tmp_path: Path) -> None:
         assert not Path("sprung").exists()
 
 
-def test_a_pickle_in_disguise_is_not_unpickled(tiny_run: Command, trained: Path, unseen: Path) -> None:
+def test_a_pickle_in_disguise_is_not_unpickled(
+    cli: Command, tiny_run: Command, tiny_llama: Path, ready_trace: Path, unseen: Path, tmp_path: Path
+) -> None:
+    trained = tmp_path / "a"  # heads that this process never read
+    given = ("--model", tiny_llama, "--traces", ready_trace, "--out", trained, "--epochs", 1, "--hidden", 3)
+    assert cli("train", "lte", *given).code == 0
     content = pickle.dumps(Trap())
     facts = json.loads((trained / "lte.json").read_text())
     (trained / "lte.safetensors").write_bytes(content)
