@@ -23,9 +23,7 @@ REFUSED: list[tuple[str, ...]] = [
     ("--model", "smollm2-135", "unknown model 'smollm2-135'", "Did you mean 'smollm2-135m'?"),
     ("--energy", "rappl", "unknown meter 'rappl'", "Did you mean 'rapl'?"),
     ("--strategy", "confidence:treshold=0.5", "no option 'treshold'", "Did you mean 'threshold'?"),
-    ("--protocol", "green-cod", "'green-cod'", "'green-code'"),
     ("--kv", "propagat", "'propagat'", "'propagate'"),
-    ("--weights", "rand", "'rand'", "'random'"),
     ("--source", "embeded", "'embeded'", "Did you mean 'embedded'?"),
     ("--device", "cuda:99", "cuda:99"),
     ("--device", "abacus", "unknown to torch"),
@@ -33,21 +31,14 @@ REFUSED: list[tuple[str, ...]] = [
     ("--tdp-w", "-5", "--tdp-w -5"),
     ("--idle-s", "nan", "--idle-s nan"),
     ("--arrival-rate", "1e-300", "--arrival-rate 1e-300"),  # the next request would come after the universe
-    ("--arrival-rate", "nan", "--arrival-rate nan"),
     ("--limit", DIGITS, "--limit 1111"),
-    ("--block-size", DIGITS, "--block-size 1111"),
-    *(
-        ("--strategy", text, text)
-        for text in ("confidence:threshold=1.5", "confidence:threshold=nan", "patience:patience=0")
-    ),
-    *(("--strategy", text, "") for text in ("", " ", ":", "confidence:threshold", "confidence:=1", "confidence:,")),
+    ("--strategy", "confidence:threshold=1.5", "confidence:threshold=1.5"),
+    *(("--strategy", text, "") for text in ("", "confidence:,")),
     ("--strategy", "[bold]oops[/bold]\nand more", "[bold]oops[/bold] and more"),  # markup and line breaks: one line
-    ("--strategy", "confidence:star:", ":star:"),
     ("--strategy", "fixed:layer=5", "not an exit point", "4, 6, 10", "--exit-points all"),
     ("--strategy", "fixed:layer=12", "last layer"),
     ("--strategy", "fixed:layer=13", "beyond"),
-    ("--strategy", "fixed:layer=0", "greater than or equal to 1"),
-    *(("--exit-points", points, "--exit-points") for points in ("0,4", "4,12", "4;6", "", "papr")),
+    *(("--exit-points", points, "--exit-points") for points in ("4,12", "", "papr")),
 ]
 
 
@@ -74,12 +65,6 @@ def test_what_other_commands_refuse(cli: Command) -> None:
 # -------------------------------------------------------------------------------------- hub
 
 
-@pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
-@pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("model", ["nobody/no-such-model", "opt-125m"])
 def test_a_model_out_of_reach(refused: Refused, model: str) -> None:
     line = refused("--model", model)
@@ -159,9 +144,6 @@ def test_a_prompt_longer_than_the_models_positions(
     assert error.startswith("row 1: the prompt has ")
 
 
-# ------------------------------------------------------------------------------------ energy
-
-
 # ----------------------------------------------------------------------------- configuration
 
 
@@ -196,7 +178,7 @@ def test_out_that_cannot_be_used(refused: Refused, tmp_path: Path) -> None:
     assert "--resume full" in line
 
 
-@pytest.mark.parametrize("out", [[], ["--out", "out"], ["--out", "deep/down/out"]])
+@pytest.mark.parametrize("out", [[], ["--out", "deep/down/out"]])
 def test_a_folder_that_cannot_be_written_is_refused_before_a_model_is_loaded(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, out: list[str]
 ) -> None:
@@ -215,25 +197,6 @@ def finished(tiny_run: Command, tmp_path: Path) -> Path:
     """A finished run, in ``out``."""
     assert tiny_run("--out", "out").code == 0
     return tmp_path / "out"
-
-
-def test_a_damaged_run_directory_is_named_and_left_as_it_is(cli: Command, finished: Path) -> None:
-    """What is damaged is told apart in ``tests/store``."""
-    for file, content, said in (
-        ("samples.jsonl", "null\n" * 9, "damaged"),
-        ("manifest.json", '{"schema_version": 99}', "schema version 99"),
-        ("manifest.json", None, "not a run directory"),
-    ):
-        if content is None:
-            (finished / file).unlink()
-        else:
-            (finished / file).write_text(content)
-        before = {path.name: path.read_bytes() for path in finished.iterdir()}
-        for command in (["run", "--resume"], ["report"]):
-            line = cli(*command, finished).error
-            assert said in line
-            assert "out" in line
-        assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
 def test_resuming_with_another_configuration(cli: Command, finished: Path) -> None:
@@ -288,13 +251,3 @@ def test_out_of_memory_keeps_the_records_and_can_be_resumed(tiny_run: Command, c
         return record["operating_point"], record["sample_id"], record["token_ids"], record["exit_layers"]
 
     assert [content(record) for record in after] == [content(record) for record in whole]
-
-
-# --------------------------------------------------------------------------- plugged-in code
-
-
-def outside(body: str, head: str = "@dataclass(frozen=True)\nclass Outside(Strategy):") -> str:
-    return f'{head}\n    """From outside."""\n\n    {body}\n'
-
-
-ASKED = "def should_exit(self, view):\n        "

@@ -30,23 +30,15 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted({name for registry in REGISTRIES.values() for name in registry.names()})
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_help_names_every_command(cli: Command, arguments: list[str]) -> None:
-    ran = cli(*arguments)
-    assert ran.code == 0
-    assert ran.err == ""
-    for command in ("run", "list", "show", "report"):
-        assert f" {command} " in ran.out
-
-
-def test_the_version_is_the_package_s(cli: Command) -> None:
+def test_the_version_is_the_package_s_and_no_command_is_a_call_for_help(cli: Command) -> None:
+    assert cli().out == cli("-h").out == cli("--help").out
     ran = cli("--version")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.split() == ["early-exit-harness", metadata.version("early-exit-harness")]
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)
-@pytest.mark.parametrize("columns", ["60", "80", "120"])
+@pytest.mark.parametrize("columns", ["60", "120"])
 def test_a_list_shows_every_name_whole(cli: Command, monkeypatch: pytest.MonkeyPatch, kind: str, columns: str) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     ran = cli("list", kind)
@@ -87,7 +79,7 @@ def test_the_built_ins_register_as_a_third_party_would() -> None:
 # ------------------------------------------------------------------------------ pipes and colours
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["show", "confidence"]])
+@pytest.mark.parametrize("arguments", [["list"], ["--help"]])
 def test_a_reader_that_goes_away_is_no_error(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)  # as `| head` does, but at once
@@ -154,25 +146,20 @@ def record(point: str = "full") -> WindowRecord:
     )  # fmt: skip
 
 
-def progress_lines(total: int, done: int, *, terminal: bool = False, folder: str = "runs/[b]old[/b]") -> list[str]:
+def test_a_log_file_gets_a_line_per_stage_and_tenth() -> None:
     from rich.console import Console
 
     from harness.commands.progress import RunProgress
 
     said = io.StringIO()
-    with RunProgress(Console(file=said, force_terminal=terminal, width=100, emoji=False)) as progress:
+    with RunProgress(Console(file=said, width=100, emoji=False)) as progress:
         progress.stage("loading [red]model[/red]")
-        progress.begin(total, done, Path(folder))
-        for _ in range(total - done):
+        progress.begin(200, 60, Path("runs/[b]old[/b]"))
+        for _ in range(140):
             progress.window(record("fixed:[x]=1"))
         progress.stage("scoring")
         progress.interrupted()
-    return said.getvalue().splitlines()
-
-
-def test_a_log_file_gets_a_line_per_stage_and_tenth() -> None:
-    said = progress_lines(200, 60)
-    assert said == [
+    assert said.getvalue().splitlines() == [
         "loading [red]model[/red] …",
         "200 windows into runs/[b]old[/b], 60 kept",
         *(f"windows: {count} of 200, 0 s left" for count in range(80, 200, 20)),
@@ -180,12 +167,6 @@ def test_a_log_file_gets_a_line_per_stage_and_tenth() -> None:
         "scoring …",
         "Stopped; every finished window is kept. Continue with `harness run --resume 'runs/[b]old[/b]'`.",
     ]
-
-
-def test_a_terminal_shows_names_as_they_are() -> None:
-    said = "".join(progress_lines(3, 0, terminal=True))
-    assert "loading [red]model[/red]" in said
-    assert "py150 fixed:[x]=1" in said
 
 
 # ------------------------------------------------------------------------------- defects, noise
@@ -234,15 +215,12 @@ def test_a_run_says_nothing_but_its_stages(
     ]
 
 
-@pytest.mark.parametrize("columns", ["80", "200"])
-def test_a_run_ends_with_one_table_and_two_sentences(
-    tiny_run: Command, monkeypatch: pytest.MonkeyPatch, columns: str
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
+def test_a_run_ends_with_one_table_and_two_sentences(tiny_run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     ran = tiny_run("--strategy", "margin:threshold=0.1,0.2", "--strategy", "oracle", "--out", "out")
     assert ran.code == 0
     lines = ran.out.splitlines()
-    assert max(map(len, lines)) <= min(int(columns), 100)
+    assert max(map(len, lines)) <= 80
     assert len(lines) <= 25  # a machine of a long name takes two
     said = " ".join(ran.out.split())
     assert "3 samples are too few to tell any operating point from full depth. Use --limit 50 or more." in said
@@ -250,16 +228,3 @@ def test_a_run_ends_with_one_table_and_two_sentences(
     assert "First of" in said
     for rest in ("Pareto front", "How to read this", "Against full depth"):
         assert rest not in said
-
-
-def test_what_is_shown_is_text(cli: Command) -> None:
-    said = cli("show", "rl").out
-    assert "``" not in said
-    assert ":mod:" not in said
-    assert "rl, rl-java, rl-python" in said  # the shipped agents
-    model = cli("show", "smollm2-135m").out
-    assert "{" not in model
-    assert re.search(r"^num hidden layers +30", model, re.M)
-    task = " ".join(cli("show", "py150").out.split())
-    assert "protocol green-code" in task
-    assert "a JSONL file of {id, input, gt} or {id, code} rows" in task

@@ -69,7 +69,6 @@ def calls(tree: ast.Module, name: str) -> list[int]:
     return [node.lineno for node in nodes if ast.unparse(node.func).rpartition(".")[2] == name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", MEDIA)
 def test_only_a_mediums_module_makes_text_for_it(what: str) -> None:
     makers = set()

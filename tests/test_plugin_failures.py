@@ -143,7 +143,6 @@ def test_another_working_folder_sends_no_records_elsewhere(
 @pytest.mark.parametrize(
     ("registry", "source"),
     [
-        (SCORES, "1 / 0"),
         (SCORES, "import sys; sys.exit(0)"),
         (SCORES, score("1 / 0", method="__init__(self)")),
         (SCORES, score("1 / 0", method="applies_to(self, language)")),

@@ -85,13 +85,6 @@ def test_all_are_listed_with_their_package(env: dict[str, str], forked: Shell, t
     assert "harness run --stop after:tokens=4" in forked("show", "after", cwd=tmp_path, env=env).stdout
 
 
-def test_names_are_known_to_other_commands(env: dict[str, str], forked: Shell, tmp_path: Path) -> None:
-    ran = forked("run", "--kv", "zeroes", cwd=tmp_path, env=env)
-    assert (ran.returncode, "unknown KV policy 'zeroes'. Did you mean 'zeros'?" in ran.stderr) == (2, True)
-    ran = forked("serve", "--kv", "zeros", "--host", "no-such-host.invalid", cwd=tmp_path, env=env)
-    assert (ran.returncode, "no-such-host.invalid" in ran.stderr) == (2, True)  # the next thing to be checked
-
-
 # ------------------------------------------------------------------------------------------- heads
 
 
@@ -142,18 +135,6 @@ def test_the_policy_decides_what_later_tokens_read(filled: Path) -> None:
         assert zeros["kv_fill_layers"] == 0
         assert zeros["layers_executed"] == sum(zeros["exit_layers"][1:])
         assert len(zeros["token_ids"]) == len(skip["token_ids"]) == NEW
-
-
-def test_a_report_needs_neither_the_package_nor_torch(filled: Path, forked: Shell, tmp_path: Path) -> None:
-    ran = forked("report", filled, cwd=tmp_path, env=os.environ | {"COLUMNS": "200"})
-    assert ran.returncode == 0, ran.stderr
-    assert "random@zeros" in ran.stdout
-    words = " ".join(ran.stdout.split())
-    assert "kv zeros: skipped layers hold zeros" in words
-    assert "ternary weights, float32 activations" in words
-    assert "matrices are stored in ternary, which is lossy" in words
-    rows = {row["operating_point"]: row for row in json.loads((filled / "summary.json").read_text())["rows"]}
-    assert rows["random@zeros"]["kv"] == "zeros"
 
 
 def test_going_on_without_the_package_names_it(
@@ -255,20 +236,6 @@ def test_records_say_who_ended_a_completion(stopped: Path) -> None:
         if name.startswith("fixed:layer=4@lossless@stop=after@"):
             full = samples[f"full@{name.rpartition('@')[2]}"]
             assert [one["token_ids"] for one in found] == [one["token_ids"][:4] for one in full]
-
-
-def test_tables_show_what_it_saves_and_warn_of_what_always_stops(stopped: Path) -> None:
-    metrics = {name: row["metrics"] for name, row in rows(stopped).items()}
-    assert "tokens_saved" not in metrics["full@float32"]
-    assert metrics["full@stop=after@int8"]["tokens_saved"]["value"] == pytest.approx(0.5)
-    assert metrics["fixed:layer=4@lossless@stop=after:tokens=1@float32"]["tokens_saved"]["value"] == pytest.approx(
-        7 / 8
-    )
-    assert metrics["fixed:layer=4@stop=after@float32"]["stopped"]["value"] == 1.0
-    said = " ".join((stopped.parent / "said.txt").read_text().split())
-    assert "full@stop=after@float32 on py150 always stops" not in said
-    assert "up to where a stop rule ends them" in said
-    assert "lossless rows differ" not in said
 
 
 # ------------------------------------------------------------------------------ learned strategies

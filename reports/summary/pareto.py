@@ -72,7 +72,7 @@ def edge(rows: Sequence[SummaryRow], gain: Metric) -> list[bool]:
     placed = [
         (index, (-point[0], point[1]))
         for index, row in enumerate(rows)
-        if is_candidate(row) and row.weights != "random" and (point := coordinates(row, gain)) is not None
+        if is_candidate(row) and (point := coordinates(row, gain)) is not None
     ]
     for (index, _), flag in zip(placed, front([point for _, point in placed]), strict=True):
         flags[index] = flag

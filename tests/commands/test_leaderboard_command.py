@@ -18,13 +18,21 @@ from tests.run_files import unseal
 Command = Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this module's run is kept, made once."""
+    return tmp_path_factory.mktemp("kept") / "good"
+
+
 @pytest.fixture
-def runs(tiny_run: Command, tmp_path: Path) -> Path:
+def runs(tiny_run: Command, tmp_path: Path, kept: Path) -> Path:
     """A folder with one good run, whatever else this machine did meanwhile."""
-    assert tiny_run("--out", tmp_path / "runs" / "good").code == 0
-    unseal(tmp_path / "runs" / "good")
-    windows = tmp_path / "runs" / "good" / "windows.jsonl"
-    windows.write_text(flagged(windows.read_text()))
+    if not kept.exists():
+        assert tiny_run("--out", kept).code == 0
+        unseal(kept)
+        windows = kept / "windows.jsonl"
+        windows.write_text(flagged(windows.read_text()))
+    shutil.copytree(kept, tmp_path / "runs" / "good")
     return tmp_path / "runs"
 
 
@@ -124,8 +132,7 @@ def test_a_defect_met_by_one_run_is_named_and_the_rest_is_published(
     assert line == f"left out: {runs / 'odd'} {said}"
 
 
-@pytest.mark.slow
-def test_a_site_loses_no_run_that_was_not_given_again(
+def test_a_site_loses_no_run_that_was_not_given_again_and_merging_adds(
     cli: Command, tiny_run: Command, runs: Path, tmp_path: Path
 ) -> None:
     assert cli("leaderboard", runs, "--out", tmp_path / "site").code == 0
@@ -135,11 +142,6 @@ def test_a_site_loses_no_run_that_was_not_given_again(
     assert "1 run(s) that were not given again" in ran.err
     assert "Add --merge to keep them, or use another --out" in ran.err
     assert len(list((tmp_path / "site" / "data" / "runs").iterdir())) == 1
-
-
-def test_merging_keeps_and_adds(cli: Command, tiny_run: Command, runs: Path, tmp_path: Path) -> None:
-    assert cli("leaderboard", runs, "--out", tmp_path / "site").code == 0
-    assert tiny_run("--out", tmp_path / "more", "--strategy", "fixed:layer=6").code == 0
     ran = cli("leaderboard", tmp_path / "more", "--out", tmp_path / "site", "--merge")
     assert "2 run(s) with 3 operating points, 1 new" in ran.out
     again = cli("leaderboard", tmp_path / "more", "--out", tmp_path / "site", "--merge")

@@ -14,10 +14,8 @@ from pydantic import Field
 
 from harness.commands.lazy import as_command
 from harness.commands.options import configure, configured_by
-from harness.config import RunConfig
 from harness.config.model import Configuration, Folder, WithPresets
 from harness.errors import ConfigError
-from harness.serving.config import ServeConfig
 
 
 class Base(Configuration):
@@ -100,12 +98,6 @@ def test_a_preset_fills_in_what_was_not_given() -> None:
     options = configure(Options, {"entries": ["a"], "steps": 4})
     assert (options.under("large").steps, options.under("small").careful, options.careful) == (4, True, False)
     assert configure(Options, {"entries": ["a"]}).under("large").steps == 9
-
-
-@pytest.mark.parametrize("model", [RunConfig, ServeConfig])
-def test_every_option_of_a_configuration_is_described(model: type[Configuration]) -> None:
-    assert len(helps(model)) == len(model.model_fields)
-    assert all(len(text) > 10 for text in helps(model).values())
 
 
 Command = Callable[..., Any]

@@ -13,11 +13,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.commands.pytest_plugin import RecordedClock
+from harness.commands.pytest_plugin import pytest_configure
 from harness.running.reading import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,12 +50,6 @@ def users_pytest(tmp_path: Path) -> Pytest:
 def finished(tiny_run: Command, tmp_path: Path) -> Path:
     assert tiny_run("--strategy", "fixed:layer=6", "--out", tmp_path / "runs" / "one").code == 0
     return tmp_path / "runs" / "one"
-
-
-def test_a_clock_shows_what_was_recorded() -> None:
-    clock = RecordedClock((0.5, 0.25))
-    rounds = [(clock(), clock()) for _ in range(2)]
-    assert [end - start for start, end in rounds] == [0.5, 0.25]
 
 
 def test_the_history_holds_the_recorded_latencies(users_pytest: Pytest, finished: Path, tmp_path: Path) -> None:
@@ -96,22 +91,24 @@ def test_unused_it_costs_nothing(users_pytest: Pytest) -> None:
     assert loaded - {"harness", "harness.commands", "harness.commands.pytest_plugin"} == set()
 
 
-def usage_error(ran: subprocess.CompletedProcess[str]) -> str:
-    assert ran.returncode == 4, ran.stdout + ran.stderr
-    (line,) = [line for line in ran.stderr.splitlines() if line.strip()]
-    return line
+def refused(*directories: Path) -> str:
+    """What pytest says of these instead of running anything, which must be one line."""
+    given: dict[str, Any] = {"harness_run": list(map(str, directories)), "benchmark_skip": False}
+    config: Any = SimpleNamespace(getoption=lambda name, default=None: given[name], stash={})
+    with pytest.raises(pytest.UsageError) as error:
+        pytest_configure(config)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
 
 
-@pytest.mark.slow
 def test_what_cannot_be_used_is_refused_in_one_line(users_pytest: Pytest, finished: Path, tmp_path: Path) -> None:
-    assert "does not exist" in usage_error(users_pytest("--harness-run", tmp_path / "nothing"))
     bare = users_pytest("--harness-run", finished, plugins=("-p", "harness.commands.pytest_plugin"))
-    assert usage_error(bare) == (
-        "ERROR: --harness-run needs pytest-benchmark. Install it with `pip install pytest-benchmark`."
-    )
+    assert (bare.returncode, bare.stderr.strip()) == (
+        4, "ERROR: --harness-run needs pytest-benchmark. Install it with `pip install pytest-benchmark`.",
+    )  # fmt: skip
+    assert "does not exist" in refused(tmp_path / "nothing")
     copy = shutil.copytree(finished, tmp_path / "copy")
-    twice = usage_error(users_pytest("--harness-run", finished, "--harness-run", copy))
-    assert "both hold" in twice
+    assert "both hold" in refused(finished, copy)
     windows = copy / "windows.jsonl"
     windows.write_text("".join(windows.read_text().splitlines(keepends=True)[:-1]))
-    assert "not finished: 5 of 6 windows. Continue it with" in usage_error(users_pytest("--harness-run", copy))
+    assert "not finished: 5 of 6 windows. Continue it with" in refused(copy)

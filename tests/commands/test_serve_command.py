@@ -71,7 +71,7 @@ def test_without_the_extra_it_names_the_command_that_installs_it(
     assert "pip install 'early-exit-harness[serve]'" in cli("serve").error
 
 
-@pytest.mark.parametrize("client", ["llm-vscode", "continue", "llama.vim", "openai"])
+@pytest.mark.parametrize("client", ["llm-vscode", "openai"])
 def test_settings_of_a_client_are_printed_and_nothing_is_started(
     cli: Callable[..., Any], served: list[ServeConfig], tmp_path: Path, tiny_llama: Path, client: str
 ) -> None:

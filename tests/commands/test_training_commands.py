@@ -63,9 +63,6 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.models.model.ResolvedModel.module", too_late)
 
 
-# -------------------------------------------------------------------------------------------- commands
-
-
 # ------------------------------------------------------------------------------------------ harness trace
 
 
@@ -159,7 +156,7 @@ def test_what_every_training_on_a_trace_refuses(
 ) -> None:
     given = ("train", kind, "--model", tiny_llama, "--out", "o")
     assert f"--seed {2**32}: input should be " in refusal(*given, "--traces", "t", "--seed", 2**32)
-    for form in ("", ".", "..", ".{0}", "../{0}", "sub/{0}", "{0} b", "{0}\n", "{0}*", "é{0}"):
+    for form in ("", "..", "sub/{0}", "{0}\n"):
         name = form.format(kind)
         said = " ".join(f"--name '{name}': input should be a plain file name".split())
         assert said in refusal(*given, "--traces", "t", "--name", name)
@@ -175,17 +172,23 @@ def test_what_every_training_on_a_trace_refuses(
 # ---------------------------------------------------------------------------- runs on what was trained
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this module's heads are kept, trained once."""
+    return tmp_path_factory.mktemp("kept") / "a"
+
+
 @pytest.fixture
-def trained(cli: Command, tiny_llama: Path, traces: Path, tmp_path: Path) -> Path:
+def trained(cli: Command, tiny_llama: Path, ready_trace: Path, kept: Path, tmp_path: Path) -> Path:
     """Heads of the tiny model, in ``a``."""
-    for kind in ("classifier", "lte"):
-        ran = cli("train", kind, "--model", tiny_llama, "--traces", "t", "--out", "a", "--epochs", 1, "--hidden", 4)
+    given = ("--model", tiny_llama, "--traces", ready_trace, "--out", kept, "--epochs", 1, "--hidden", 4)
+    for kind in () if kept.exists() else ("classifier", "lte"):
+        ran = cli("train", kind, *given)
         assert ran.code == 0, ran.err
-    return tmp_path / "a"
+    return Path(shutil.copytree(kept, tmp_path / "a"))
 
 
-@pytest.mark.parametrize("strategy", ["rl", "classifier", "lte"])
-@pytest.mark.parametrize("name", ["", "mine"])
+@pytest.mark.parametrize(("strategy", "name"), [("rl", "mine"), ("classifier", "mine"), ("lte", "")])
 def test_a_strategy_that_nothing_was_trained_for_names_the_commands_in_order(
     refused: Refusal, tiny_llama: Path, strategy: str, name: str
 ) -> None:
@@ -211,14 +214,13 @@ def test_what_was_trained_is_found_in_the_usual_place_and_where_it_is_told(
     assert tiny_run(*arguments, "--out", "usual").code == 0
 
 
-@pytest.mark.parametrize("strategy", ["classifier", "lte"])
-def test_heads_for_other_exit_points_or_weights(refused: Refusal, trained: Path, tiny_opt: Path, strategy: str) -> None:
-    spec = f"{strategy}:heads={trained / f'{strategy}.json'}"
+def test_heads_for_other_exit_points_or_weights(refused: Refusal, trained: Path, tiny_opt: Path) -> None:
+    spec = f"lte:heads={trained / 'lte.json'}"
     line = refused("--strategy", spec, "--exit-points", "4,6")
     assert "was trained at exit points 4, 6, 10; this run has 4, 6." in line
     assert "Use --exit-points 4,6,10, or train it again" in line
-    assert f"harness train {strategy} --model" in line
-    theirs = json.loads((trained / f"{strategy}.json").read_text())["model_fingerprint"]
+    assert "harness train lte --model" in line
+    theirs = json.loads((trained / "lte.json").read_text())["model_fingerprint"]
     line = refused("--strategy", spec, "--model", tiny_opt)
     assert f"was trained with weights {theirs}" in line
     assert f"{tiny_opt.name} runs with " in line
@@ -241,7 +243,12 @@ def test_pickles_are_refused_unread(refused: Refusal, tmp_path: Path) -> None:
         assert not Path("sprung").exists()
 
 
-def test_a_pickle_in_disguise_is_not_unpickled(tiny_run: Command, trained: Path, unseen: Path) -> None:
+def test_a_pickle_in_disguise_is_not_unpickled(
+    cli: Command, tiny_run: Command, tiny_llama: Path, ready_trace: Path, unseen: Path, tmp_path: Path
+) -> None:
+    trained = tmp_path / "a"  # heads that this process never read
+    given = ("--model", tiny_llama, "--traces", ready_trace, "--out", trained, "--epochs", 1, "--hidden", 3)
+    assert cli("train", "lte", *given).code == 0
     content = pickle.dumps(Trap())
     facts = json.loads((trained / "lte.json").read_text())
     (trained / "lte.safetensors").write_bytes(content)

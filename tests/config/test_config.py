@@ -59,12 +59,9 @@ def test_the_demo_needs_nothing_and_names_registered_strategies_with_valid_optio
     assert {spec.decode for spec in specs} == {None, "lossless", "lossless+lookup"}
     for spec in specs:
         build_strategy(spec)
-
-
-@pytest.mark.parametrize("exit_points", [(), (4,), (4, 6)])
-def test_the_demo_fits_models_with_few_exit_points(exit_points: tuple[int, ...]) -> None:
-    fixed = [spec for spec in parse_all(demo_strategies(exit_points), in_run=True) if spec.name == "fixed"]
-    assert [int(dict(spec.options)["layer"]) for spec in fixed] == list(exit_points)
+    for few in ((), (4,), (4, 6)):
+        fixed = [spec for spec in parse_all(demo_strategies(few), in_run=True) if spec.name == "fixed"]
+        assert [int(dict(spec.options)["layer"]) for spec in fixed] == list(few)
 
 
 def test_a_configuration_survives_json() -> None:
@@ -158,19 +155,14 @@ NUL, BYTES, DEEP = "a\0b", "caf\udce9", "d/" * 1200 + "x"
     ("model", "values"),
     [
         (RunConfig, {"out": Path(NUL)}),
-        (RunConfig, {"out": Path(BYTES)}),
         (RunConfig, {"out": BYTES}),
-        (RunConfig, {"model": NUL}),
-        (RunConfig, {"artefacts": NUL}),
         (RunConfig, {"source": BYTES}),
         (RunConfig, {"tasks": ("py150", NUL)}),
         (RunConfig, {"strategies": ["full", f"rl:agent={NUL}"]}),
         (RunConfig, {"energy": f"replay:{NUL}"}),
-        (ServeConfig, {"api_key_file": Path(NUL)}),
         (ServeConfig, {"host": NUL}),
         (SweepOptions, {"replay": Path(NUL), "strategies": ("full",)}),
         (RunConfig, {"out": DEEP}),
-        (SweepOptions, {"out": Path(DEEP), "replay": Path("."), "strategies": ("full",)}),
     ],
 )
 def test_what_cannot_be_written_is_refused_in_one_line(model: Any, values: dict[str, Any]) -> None:

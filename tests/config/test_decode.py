@@ -48,19 +48,14 @@ def test_what_is_written_is_read_and_printed_alike(text: str, spec: DecodeSpec) 
     [
         ("", "cannot be read. Write lossy, lossless, or"),
         ("losless", "cannot be read. Did you mean 'lossless'? Write"),
-        ("lookup", "cannot be read. Write lossy"),
         ("lossy+lookup", "needs to be verified. Write lossless+lookup."),
         ("lossless+", "names no draft source. Write"),
-        ("lossless+:n=3", "names no draft source"),
         ("lossless+lookup+", "names no draft source. Write"),
-        ("lossless++lookup", "names no draft source"),
         ("lossy+lookup+product", "Write lossless+lookup+product."),
         ("lossless+lookup+product:bound", "cannot be read at 'bound'"),
         ("lossless+product:bound=1:bound=0", "gives option 'bound' twice"),
         ("lossless+lookup:3", "cannot be read at '3'"),
         ("lossless+lookup:n=", "cannot be read at 'n='"),
-        ("lossless+lookup:", "cannot be read at ''"),
-        ("lossless+lookup:n=3:n=4", "gives option 'n' twice"),
         ("lossless:n=3", "cannot be read. Did you mean 'lossless'?"),
     ],
 )
@@ -145,16 +140,10 @@ def test_a_run_reads_the_longest_drafts_to_compare(written: Any, longest: tuple[
     assert RunConfig.build(config.model_dump(mode="json")) == config
 
 
-@pytest.mark.parametrize(
-    ("strategy", "reason"),
-    [
-        ("fixed:layer=4@losless", "decode = 'losless' cannot be read. Did you mean 'lossless'?"),
-        ("fixed:layer=4@lossless+lokup", "unknown draft source 'lokup'. Did you mean 'lookup'?"),
-        ("fixed:layer=4@lossless+lookup:n=0", "lookup:n=0 is not allowed"),
-    ],
-)
-def test_a_run_refuses_how_a_strategy_is_to_decode(refused: Any, strategy: str, reason: str) -> None:
-    assert reason in refused("--strategy", strategy)
+def test_a_run_refuses_how_a_strategy_is_to_decode(refused: Any) -> None:
+    said = refused("--strategy", "fixed:layer=4@losless")
+    assert "decode = 'losless' cannot be read. Did you mean 'lossless'?" in said
+    assert "lookup:n=0 is not allowed" in refused("--strategy", "fixed:layer=4@lossless+lookup:n=0")
 
 
 def test_where_a_strategy_is_not_a_run_s_it_cannot_say_how_to_decode() -> None:
@@ -200,8 +189,8 @@ def test_a_rule_is_built_with_its_options() -> None:
         ("none:language=java", r"unknown stop rule 'none'"),
     ],
 )
-@pytest.mark.parametrize("kind", [RunConfig, ServeConfig])
-def test_what_is_no_rule_is_refused(kind: Any, written: str, said: str) -> None:
-    with pytest.raises(HarnessError, match=said) as refused:
-        kind.build({"stop": written})
-    assert "\n" not in str(refused.value)
+def test_what_is_no_rule_is_refused(written: str, said: str) -> None:
+    for kind in (RunConfig, ServeConfig):
+        with pytest.raises(HarnessError, match=said) as refused:
+            kind.build({"stop": written})
+        assert "\n" not in str(refused.value)

@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.config import StrategySpec, parse_strategies
+from harness.config import parse_strategies
 from harness.config.options import OptionFacts, build_strategy, effective_options, option_facts
 from harness.errors import OptionError, RegistryError, UnknownNameError
 from strategies.margin import Margin
-
-# ------------------------------------------------------------------------------ the mini-language
-
 
 # ---------------------------------------------------------------------------------------- building
 
@@ -56,13 +53,11 @@ def test_text_becomes_typed_options() -> None:
             OptionError,
             r"confidence:threshold=1\.5 is not allowed: .*less than or equal to 1",
         ),
-        ("confidence:threshold=-0.1", OptionError, r"greater than or equal to 0\. See `harness show confidence`"),
         ("confidence:threshold=high", OptionError, r"threshold=high is not allowed: .*number"),
         ("confidence:threshold=nan", OptionError, r"threshold=nan is not allowed"),
         ("fixed:layer=0", OptionError, r"fixed:layer=0 is not allowed: .*greater than or equal to 1"),
         ("fixed:layer=2.5", OptionError, r"fixed:layer=2\.5 is not allowed: .*integer"),
         ("patience:patience=1", OptionError, r"greater than or equal to 2"),
-        ("random:probability=2", OptionError, r"less than or equal to 1"),
         ("random:seed=2147483648", OptionError, r"less than 2147483648"),
     ],
 )
@@ -123,8 +118,3 @@ def test_what_is_no_strategy_is_refused(plug_in: Callable[..., None], source: st
         built("odd")
     with pytest.raises(RegistryError, match=reason):
         option_facts("odd")
-
-
-def test_specs_are_hashable_and_keep_their_text() -> None:
-    assert len({*parse_strategies("fixed:layer=4,4.0,4")}) == 2
-    assert StrategySpec("fixed", (("layer", "4"),)) in parse_strategies("fixed:layer=4")

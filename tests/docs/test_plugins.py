@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import Completion, Draft, Lossless, TaskRequest
+from harness.contracts import Draft, Lossless, TaskRequest
 from harness.contracts.meters import is_measured
 from harness.metering import metered
 from harness.models.tokenizer import TransformersTokenizer
-from harness.records import SampleRecord
 from strategies.full import Full
 from tests.docs.pages import NAMES, blocks
 
@@ -38,14 +37,6 @@ def test_the_task_is_drawn_under_every_protocol(shown: dict[str, Any], tiny_toke
         assert data.source.label == "embedded: recipes"
 
 
-def test_the_score_scores(shown: dict[str, Any]) -> None:
-    score = shown["Length"]()
-    assert score.meaning == "Words of a completion over the reference's"
-    assert score.sample(Completion("a b", "a b c d", (), (), "python")) == 0.5
-    assert score.scores_samples
-    assert not score.scores_corpora
-
-
 def test_the_meter_measures_a_window(shown: dict[str, Any]) -> None:
     meter = shown["WallPlug"](device="cpu", tdp_w=None)
     assert is_measured(meter)
@@ -53,12 +44,6 @@ def test_the_meter_measures_a_window(shown: dict[str, Any]) -> None:
         pass
     assert window.reading is not None
     assert window.reading.energy_j == pytest.approx(40 * window.reading.duration_s)
-
-
-def test_the_metric_reads_a_sample(shown: dict[str, Any]) -> None:
-    sample = SampleRecord(window=0, operating_point="full", task="recipes", sample_id="rye", text="abcd")
-    assert shown["CHARACTERS"].of_sample(sample) == 4
-    assert shown["CHARACTERS"].term == "characters"
 
 
 def file_of(name: str, folder: Path) -> dict[str, Any]:

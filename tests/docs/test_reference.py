@@ -65,9 +65,3 @@ def test_every_field_of_a_run_has_its_type_default_and_meaning(rows: dict[str, A
     assert fields["kv_input"][0] == r"'hidden' \| 'shortcut'"
     assert fields["draft_max"][0] == r"int \| tuple\[int, ...\]"
     assert fields["model"][1] == "`'smollm2-135m'`"
-
-
-def test_no_mark_of_another_program_is_left_of_a_docstring() -> None:
-    html = "<p>as :class:<code>~harness.contracts.Meter</code> says, :func:<code>load</code>; <code>a: b</code></p>"
-    expected = "<p>as <code>harness.contracts.Meter</code> says, <code>load</code>; <code>a: b</code></p>"
-    assert hook("reference")["on_page_content"](html) == expected

@@ -14,26 +14,22 @@ import pandas as pd
 import pytest
 from scipy.special import stdtrit
 
-import measured
 import ranked
 import write_tables as tables
-from harness.errors import HarnessError
 from harness.records.estimate import MISSING
 from harness.running.reading import read_run
 from harness.store.record_files import write_document
 from harness.store.run_directory import RunDirectory
 from harness.study.grid import expand, read_study
 from reports.recorded import RecordedRun
-from reports.tables.table import Line, Table
+from reports.tables.table import Table
 from tests.reports.conftest import RunBuilder
-from tests.reports.published.test_against import measured as measured_run
 from write_tables import STUDIES, TABLES
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "docs" / "scripts"
 FAKE = """#!/bin/sh
 printf 'harness %s\\n' "$*"
-case "$*" in study*/kv.toml*) exit ${KV_CODE:-0};; esac
 """
 
 
@@ -56,12 +52,12 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def script(checkout: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def script(checkout: Path) -> subprocess.CompletedProcess[str]:
     """Run the script with a command that only prints what it was asked for."""
     path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "../../docs/scripts/results.sh", "DATA_FOLDER", *options], cwd=checkout / "some" / "where",
-        env={**os.environ, "PATH": path, **environment}, capture_output=True, text=True, check=False,
+        ["bash", "../../docs/scripts/results.sh", "DATA_FOLDER"], cwd=checkout / "some" / "where",
+        env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -73,13 +69,6 @@ def test_the_script_makes_what_every_table_is_made_of(checkout: Path) -> None:
     for command in STUDIES.values():  # what stands under a table may leave out where things lie
         assert any(set(command.split()) <= set(line.split()) for line in made), command
     assert (checkout / "data").resolve() == checkout / "some" / "where" / "DATA_FOLDER"
-
-
-@pytest.mark.parametrize(("code", "goes_on"), [("1", True), ("130", False)])
-def test_failed_points_do_not_end_it_but_an_interruption_does(checkout: Path, code: str, goes_on: bool) -> None:
-    done = script(checkout, KV_CODE=code)
-    assert done.returncode == int(code)
-    assert ("harness study docs/scripts/results/untuned.toml" in done.stdout) is goes_on
 
 
 @pytest.mark.parametrize("file", sorted((SCRIPTS / "results").glob("*.toml")), ids=lambda file: file.stem)
@@ -94,21 +83,6 @@ def test_every_study_is_accepted(file: Path) -> None:
 def test_every_marked_table_of_the_documentation_is_known_and_stands_once() -> None:
     found = [name for page in sorted((ROOT / "docs").rglob("*.md")) for name in tables.blocks(page)]
     assert sorted(found) == sorted(TABLES)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<!-- table: kv -->\n\nnever closed\n",
-        "no beginning\n<!-- /table -->\n",
-        "<!-- table: kv -->\n<!-- table: duplicates -->\n<!-- /table -->\n",
-        "<!-- table: kw -->\n<!-- /table -->\n",
-    ],
-)
-def test_a_mark_that_means_nothing_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "page.md").write_text(text)
-    with pytest.raises(HarnessError, match=r"page\.md"):
-        tables.blocks(tmp_path / "page.md")
 
 
 def stored(builder: Any, run: Path) -> RecordedRun:
@@ -183,72 +157,13 @@ def test_a_table_is_what_its_runs_hold(runs: Path, docs: Path, capsys: pytest.Ca
     assert tables.main([*given, "--check"]) == 0
 
 
-def test_a_study_that_is_not_finished_makes_no_table(runs: Path, docs: Path) -> None:
-    (runs / "kv" / "study.json").write_text(json.dumps({"points": {"one-abcdef": "", "other-123456": ""}}))
-    (what, _) = [what for _, what in tables.update(docs, runs, write=True)]
-    assert what == f"left alone, 1 of 2 points of {runs / 'kv'} are measured"
-    assert "measured before" in (docs / "page.md").read_text().split("<!-- /table -->")[0]
-
-
 def lines(parts: Any) -> list[list[str]]:
     """The cells of one table, row by row."""
     (table,) = (part for part in parts if isinstance(part, Table))
     return [list(cells) for cells in zip(*(column.texts for column in table.columns), strict=True)]
 
 
-def test_the_front_of_the_results_shows_every_speed_up_with_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    estimates = {"decode_speedup": 1.05, "speedup": 1.03, "exact_prefix": 0.64}
-    ends = {
-        f"{name}_{end}": value + by for name, value in estimates.items() for end, by in (("low", -0.1), ("high", 0.1))
-    }
-    rows = [
-        {"text": text, "operating_point": point, **estimates, **ends}
-        for text in measured.STREAMS
-        for point in measured.LOSSLESS
-    ]
-    monkeypatch.setattr(measured, "rows_of", lambda _: pd.DataFrame(rows))
-    cells = lines(measured.worth({"exits": []}, Path()))[0]
-    speeds = "1.05× [0.95, 1.15] (1.03× [0.93, 1.13])"
-    assert cells == ["Python's library", speeds, "0.64 [0.54, 0.74]", speeds, speeds, speeds]
-
-
-def test_green_code_is_shown_beside_the_paper_s() -> None:
-    found = {"green-code": [measured_run()]}
-    shown = lines(TABLES["green-code-grid"].parts(found, Path()))
-    assert [row[0] for row in shown[:4]] == [
-        "paper, Llama-3.2-3B, KV none", "paper, OPT-2.7B, KV none", "here, KV propagate", "here, KV none"
-    ]  # fmt: skip
-    assert shown[0][1:] == ["79.1 %", "63.0 %"]
-    assert lines(TABLES["green-code-kv"].parts(found, Path()))[4][:3] == [
-        "here, KV propagate",
-        "0.0 %",
-        "20.0 % [20.0, 20.0]",
-    ]
-
-
-def test_scores_are_shown_the_best_first(tmp_path: Path) -> None:
-    (tmp_path / "scores").mkdir()
-    worse = {"score": "margin", "pooled": {"auroc": 0.8, "auroc_ci": None, "ece": None}}
-    better = {"score": "lte", "pooled": {"auroc": 0.9, "auroc_ci": [0.85, 0.95], "ece": 0.0123}}
-    (tmp_path / "scores" / "calibration.json").write_text(json.dumps({"scores": [worse, better]}))
-    (tmp_path / "scores" / "sweep.json").write_text(json.dumps({"tokens": 28598, "documents": 150}))
-    table, note = measured.scores({}, tmp_path)
-    assert lines([table]) == [["lte", "0.900 [0.850, 0.950]", "0.012"], ["margin", "0.800", MISSING]]
-    assert note == Line("28,598 tokens of 150 documents, replayed: no time is in it.")
-    with pytest.raises(measured.MissingRunsError):
-        list(measured.scores({}, tmp_path / "elsewhere"))
-
-
 # ------------------------------------------------------------------------------ the ranking
-
-
-def test_kinds_of_text_stand_together_by_their_geometric_mean() -> None:
-    faster = pd.Series({"decode_speedup": 1.21, "decode_speedup_low": 1.1, "decode_speedup_high": 1.331})
-    value, low, high = ranked.together([faster, None])  # nothing certified there: full depth
-    assert value == pytest.approx(1.1)  # √1.21
-    assert [low, high] == pytest.approx([1.1**0.5, 1.1**1.5])  # half of ln 1.1 either way
-    _, low, high = ranked.together([faster] * 4)
-    assert high / low == pytest.approx(1.1)  # independent: twice as narrow as each, whose ends are 1.1² apart
 
 
 def test_the_fastest_of_three_is_called_faster_no_more_often_than_one_alone() -> None:

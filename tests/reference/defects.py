@@ -86,7 +86,7 @@ DEFECTS = (
     Defect("certified setting too many", "if not found[-1] <= delta:", "if not found[-1] <= 2 * delta:", "reports calibrating replay"),
     Defect("dominated points on the front", "on_front[index] = cost == cost_of_best", "on_front[index] = True", _REPORTS),
     Defect("bound on the front", "return not row.rehearsed", "return True", "reports sweep replay"),
-    Defect("random weights on the front", '!= "random" and (point := coordinates(row, gain)) is not None', '!= "" and (point := coordinates(row, gain)) is not None', _REPORTS),
+    Defect("random weights on the front", 'if not measured or any(row.weights == "random" for row in measured):', "if not measured:", _REPORTS),
     Defect("cost of a layer row free", '"layer row": self.layer_row,', '"layer row": 0.0,', "decoding sweep suitability replay records"),
     Defect("verifications counted as tokens", "passes, places = self.verifications or tokens, tokens + self.layers_discarded // num_layers", "passes, places = tokens, tokens + self.layers_discarded // num_layers", "records reports sweep replay"),
     # Runs.

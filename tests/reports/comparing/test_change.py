@@ -16,12 +16,10 @@ from hypothesis import strategies as st
 
 from harness.appearance.visible_text import json_text
 from harness.contracts import Metric
-from harness.errors import UnknownNameError
 from harness.records.estimate import NoInterval
 from reports.comparing.change import (
     Change,
     change,
-    compared_metrics,
     corrected,
     find_metric,
     level_of_both,
@@ -45,9 +43,7 @@ def scores(values: list[float]) -> Units:
     return units(*((value, 1.0) for value in values))
 
 
-EDIT, LATENCY, P90, RATE, SPEEDUP = map(
-    find_metric, ("edit_similarity", "latency_p50", "latency_p90", "tokens_per_s", "speedup")
-)
+EDIT, LATENCY, RATE, SPEEDUP = map(find_metric, ("edit_similarity", "latency_p50", "tokens_per_s", "speedup"))
 
 
 def test_a_mean_difference_with_its_interval_and_p() -> None:
@@ -124,16 +120,6 @@ def test_levels_by_hand() -> None:
     assert (found.value, found.interval, found.p, found.distinguishable) == (0.0, (0.0, 0.0), 1.0, False)
 
 
-def test_forth_and_back_cancel() -> None:
-    chance = np.random.default_rng(3)
-    one, other = (units(*((float(s),) for s in chance.gamma(5, 1, 40))) for _ in range(2))
-    there, back = change(LATENCY, one, other), change(LATENCY, other, one)
-    assert there.relative is not None
-    assert back.relative is not None
-    assert (1 + there.relative) * (1 + back.relative) == pytest.approx(1)
-    assert there.p == back.p
-
-
 @pytest.mark.parametrize(("metric", "n"), [(EDIT, 50), (RATE, 12), (LATENCY, 12)])
 def test_false_alarms_are_as_rare_as_promised(metric: Metric, n: int) -> None:
     """200 comparisons without a difference: at 5 % one expects 10; 20 would come up once in 500 tries."""
@@ -149,7 +135,7 @@ def test_false_alarms_are_as_rare_as_promised(metric: Metric, n: int) -> None:
     assert 1 <= alarms < 20
 
 
-@pytest.mark.parametrize(("name", "needed"), [("latency_p50", 10), ("latency_p90", 50), ("latency_p99", 500)])
+@pytest.mark.parametrize(("name", "needed"), [("latency_p50", 10), ("latency_p90", 50)])
 def test_a_percentile_needs_five_prompts_beyond_it(name: str, needed: int) -> None:
     metric = find_metric(name)
     few = units(*((float(k),) for k in range(needed - 1)))
@@ -175,15 +161,6 @@ def test_holm_counts_what_was_tested() -> None:
     assert all(one.distinguishable and not one.too_few for one in large)
 
 
-def test_names_are_told_apart() -> None:
-    metrics = compared_metrics()
-    assert len({metric.name for metric in metrics}) == len(metrics)
-    assert find_metric("latency_p50") is find_metric("latency_p50_s")
-    assert find_metric("energy_per_token").name == "energy_j_per_token"
-    with pytest.raises(UnknownNameError, match="Did you mean 'latency_p50_s'"):
-        find_metric("latncy_p50")
-
-
 def rows(metric: Metric, seed: int, n: int) -> list[Row]:
     """Rates have two numbers, ratios of rates four, percentiles one to three repeats."""
     chance = np.random.default_rng(seed)
@@ -198,7 +175,7 @@ def by_hand(metric: Metric, chosen: list[Row]) -> float:
     return totals[0] / totals[1] if len(totals) == 2 else totals[0] / totals[1] / (totals[2] / totals[3])
 
 
-@pytest.mark.parametrize("metric", [RATE, SPEEDUP, LATENCY, P90])
+@pytest.mark.parametrize("metric", [RATE, SPEEDUP, LATENCY])
 def test_pairs_that_were_swapped(metric: Metric) -> None:
     a, b = rows(metric, 1, 9), rows(metric, 2, 9)
     levels = levels_of(metric, a, b)
@@ -216,7 +193,7 @@ numbers = st.one_of(st.sampled_from((math.inf, -math.inf, math.nan, 0.0, 1.0, 1e
 
 
 @pytest.mark.parametrize("percentile", [None, 50])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(numbers, numbers), min_size=5, max_size=12))
 def test_changes_of_anything_are_finite_or_missing(percentile: int | None, rows: list[Any]) -> None:
     metric = Metric(**PERPLEXITY, percentile=percentile)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from harness.contracts import Metric
-from harness.errors import HarnessError, UnknownNameError
+from harness.errors import HarnessError
 from reports.comparing.change import Change, compared_metrics
 from reports.comparing.compare import compare_runs
 from reports.comparing.conditions import grouped, judge, parse_condition
@@ -89,13 +89,6 @@ def test_full_depth_has_no_speed_up_to_fail(points: tuple[PointChange, ...]) -> 
     (alone,) = judge(parse_condition("speedup<-50% @ full"), points)
     assert alone.outcome == "unknown"
     assert alone.words == "speedup<-50% @ full: cannot be judged: full depth is what it is compared with."
-
-
-def test_a_condition_may_be_of_a_score_that_only_one_benchmark_has(recorded: Make) -> None:
-    with pytest.raises(UnknownNameError):
-        parse_condition("pass_at_1<-0.02")
-    assert parse_condition("pass_at_1<-0.02", {"pass_at_1"}).metric.name == "pass_at_1"
-    assert parse_condition("lm_eval_acc<-0.02", {"lm_eval_acc"}).metric.name == "lm_eval_acc"
 
 
 def test_what_cannot_be_judged_does_not_pass(recorded: Make, points: tuple[PointChange, ...]) -> None:

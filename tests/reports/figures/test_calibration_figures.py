@@ -87,10 +87,8 @@ def test_files_are_found_and_damaged_ones_refused(tmp_path: Path) -> None:
     assert find_calibrations([tmp_path, tmp_path / "s", tmp_path / "none"]) == [tmp_path / "s"]
     assert read_calibration(tmp_path / "s") == made(("rl", False))
     later = made().model_copy(update={"schema_version": 2}).model_dump_json()
-    damaged = {"{": "is no calibration", '{"schema_version": 1}': "is no calibration: title", later: "has version 2"}
-    for text, expected in damaged.items():
-        (tmp_path / "s" / CALIBRATION).write_text(text)
-        with pytest.raises(StoreError, match=expected):
-            read_calibration(tmp_path / "s")
+    (tmp_path / "s" / CALIBRATION).write_text(later)
+    with pytest.raises(StoreError, match="has version 2"):
+        read_calibration(tmp_path / "s")
     with pytest.raises(StoreError, match="harness sweep --replay"):
         read_calibration(tmp_path)

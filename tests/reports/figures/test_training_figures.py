@@ -37,24 +37,6 @@ def test_one_figure_each_of_what_there_is() -> None:
     assert training_figures([logs(agents=(agent("rl", steps=()),)), logs(tuned=lite(steps=(), exit_points=()))]) == []
 
 
-def test_folders_of_one_name_do_not_share_files() -> None:
-    names = [figure.name for figure in training_figures([logs("A b", agents=(agent("rl"),))] * 3)]
-    assert len(set(names)) == 6
-    assert names[0] == "training-a-b-reward"
-
-
-def test_captions_say_what_the_numbers_are() -> None:
-    weights, loss, reward, exits = training_figures([logs(tuned=lite(), agents=(agent("rl"),))])
-    assert "1 random exits of 2" in weights.caption
-    assert "not of held-out ones" in loss.caption
-    assert "no dot where it was not drawn" in loss.caption
-    assert "different units" in reward.caption
-    assert "rl: savings, penalty 4 on py150." in reward.caption
-    assert "Replayed" in exits.caption
-    every = training_figures([logs(tuned=lite(exits_per_step=None))])
-    assert "All exits count in every step." in every[0].caption
-
-
 def test_loss_weights_are_the_paper_s_beside_the_training_s_own() -> None:
     figure, _ = training_figures([logs(tuned=lite())])
     axes = drawn(figure).axes[0]

@@ -11,6 +11,7 @@ import pytest
 from harness.records import Manifest
 from reports.recorded import RecordedRun
 from reports.summary.summarise import summarise
+from tests.reports.conftest import RunBuilder
 
 HASH = "ab" * 32
 BLOCKS = 80
@@ -18,21 +19,29 @@ BLOCKS = 80
 Recorded = Callable[..., RecordedRun]
 
 
-@pytest.fixture
-def recorded(build: Any) -> Recorded:
+@pytest.fixture(scope="session")
+def recorded() -> Recorded:
     """``recorded(name, points={label: seconds}, **what differs)`` is a finished run of 80 blocks, one sample each.
 
     Every operating point takes its seconds, give or take a little per block; full depth takes one. Scores come from
     ``similarity`` by label, else 0.5. ``cpu``, ``gpus``, ``source`` and ``manifest`` (a dictionary laid over it) differ
-    by argument, further arguments are the builder's.
+    by argument, further arguments are the builder's. What was asked for before is the same run again.
     """
-    return lambda name="one", **given: make_run(build, name, **given)
+    made: dict[str, RecordedRun] = {}
+
+    def make(name: str = "one", **given: Any) -> RecordedRun:
+        asked = repr((name, given))
+        if asked not in made:
+            made[asked] = make_run(name, **given)
+        return made[asked]
+
+    return make
 
 
 def make_run(
-    build: Any,
     name: str = "one",
     *,
+    blocks: int = BLOCKS,
     points: dict[str, float] | None = None,
     similarity: dict[str, float] | None = None,
     text: str = "x = 1",
@@ -44,8 +53,8 @@ def make_run(
     **options: Any,
 ) -> RecordedRun:
     points = {"full": 1.0, **(points or {"fixed:layer=5": 0.5, "oracle": 0.4})}
-    builder = build(points=tuple(points), **options)
-    for block in range(BLOCKS):
+    builder = RunBuilder(points=tuple(points), **options)
+    for block in range(blocks):
         for label, seconds in points.items():
             score = (similarity or {}).get(label, 0.5)
             exact = label == "full" or "@lossless" in label

@@ -201,10 +201,3 @@ def test_what_always_stops_is_warned_of(build: Any, name: str, samples: list[dic
     found = [note for note in cut_short.summary().notes if "always stops" in note]
     assert len(found) == (said is not None)
     assert all(note.startswith(f"{name} on py150 always stops: {said}") for note in found)
-
-
-def test_what_a_strategy_ends_counts_too(build: Any) -> None:
-    cut_short = build(points=(FULL, "sec"), kv="recompute")
-    cut_short.window(FULL, {"token_ids": (1,) * 4, "finish_reason": "length"})
-    cut_short.window("sec", {"token_ids": (1,) * 3, "finish_reason": "strategy"})
-    assert (cut_short.row("sec").value(SAVED), cut_short.row("sec").value(ENDED)) == (0.25, 1.0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,27 +15,6 @@ from reports.metrics.evaluation import evaluate
 from reports.metrics.point import Point
 from reports.metrics.vocabulary import all_metrics, metrics_of, score_metrics
 from reports.summary.measured import select
-
-REPORTS = Path(__file__).resolve().parents[3] / "reports"
-OTHER_VOCABULARIES = ("published",)  # columns of published results
-
-
-def test_a_metric_is_named_in_one_module() -> None:
-    """Everybody else refers to the object: renaming a metric touches one file."""
-    where: dict[str, set[str]] = {name: set() for name in METRICS.names()}
-    for path in REPORTS.rglob("*.py"):
-        if path.relative_to(REPORTS).parts[0] in OTHER_VOCABULARIES:
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and node.value in where:
-                where[str(node.value)].add(path.name)
-    del where["agreement"], where["energy_j"]  # of two runs, and of a window, there is another one
-    assert [name for name, files in where.items() if len(files) > 1] == []
-
-
-def test_no_script_of_the_site_names_a_metric() -> None:
-    text = "".join(path.read_text(encoding="utf-8") for path in (REPORTS / "leaderboard" / "static").glob("*.js"))
-    assert [metric.name for metric in all_metrics() if f'"{metric.name}"' in text or f".{metric.name}" in text] == []
 
 
 def test_every_metric_is_complete() -> None:

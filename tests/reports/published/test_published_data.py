@@ -155,16 +155,6 @@ def rows_of(reference: Reference) -> list[dict[str, Cell]]:
     return [dict(zip(names, row, strict=True)) for row in zip(*(one.cells for one in reference.columns), strict=True)]
 
 
-def test_the_languages_of_a_report_decide_what_stands_there() -> None:
-    assert [(one.key, one.title) for one in references(["java"])] == [
-        ("green-code", "GREEN-CODE on JavaCorpus"),
-        ("codexglue", "CodeXGLUE leaderboard, JavaCorpus"),
-    ]
-    assert len(references()) == 4
-    assert references([]) == ()
-    assert list(published([])) == []
-
-
 def test_full_depth_saves_nothing_and_its_saving_is_missing_not_zero() -> None:
     (table,) = (one for one in references(["python"]) if one.key == "green-code")
     full = [row for row in rows_of(table) if row["system"] == "OPT-2.7B: full depth, tuned"]

@@ -30,7 +30,7 @@ from reports.statistics.intervals import (
     score_interval,
     share_bounds,
 )
-from reports.statistics.plausible import LARGEST, all_plausible, is_measurable, is_plausible, numbers_of
+from reports.statistics.plausible import LARGEST, is_measurable, is_plausible
 from reports.statistics.significance import holm, ratio_p, sign_flip_p, swap_p
 
 
@@ -39,13 +39,6 @@ def noisy_pairs(generator: np.random.Generator, n: int, speedup: float = 1.0, no
     baseline = size * generator.lognormal(0, noise, n)
     other = size / speedup * generator.lognormal(0, noise, n)
     return [Pair(float(a), float(b)) for a, b in zip(baseline, other, strict=True)]
-
-
-def test_percentile_interpolates_between_order_statistics() -> None:
-    assert percentile([4, 1, 3, 2], 50) == 2.5
-    assert percentile([0, 10], 90) == pytest.approx(9.0)
-    assert percentile([0, 10], 0) == 0
-    assert percentile([0, 10], 100) == 10
 
 
 def test_statistics_of_nothing_are_none_and_never_zero() -> None:
@@ -95,24 +88,21 @@ def test_a_block_as_large_as_all_others_leaves_one_degree_of_freedom() -> None:
 def test_intervals_of_ratios_know_scales_and_units() -> None:
     pairs = noisy_pairs(np.random.default_rng(0), 12, speedup=1.3)
     scaled = [Pair(250.0 * pair.baseline, 250.0 * pair.other) for pair in pairs]
-    assert ratio_interval(scaled) == pytest.approx(ratio_interval(pairs))
+    low, high = ratio_interval(pairs)
+    assert ratio_interval(scaled) == pytest.approx((low, high))
+    assert ratio_interval([Pair(pair.other, pair.baseline) for pair in pairs]) == pytest.approx((1 / high, 1 / low))
     # Twice the seconds for twice the tokens is no noise at all.
     assert ratio_interval([Pair(2.0 * n, 1.0 * n, 2 * n, n) for n in range(1, 9)]) == pytest.approx((1.0, 1.0))
     low, high = ratio_interval([Pair(2.0 * n, 1.0 * n, n, 9 - n) for n in range(1, 9)])
     assert low < high
 
 
-def test_interval_is_the_inverse_interval_when_the_sides_are_swapped() -> None:
-    pairs = noisy_pairs(np.random.default_rng(1), 12, speedup=1.3)
-    low, high = ratio_interval(pairs)
-    assert ratio_interval([Pair(pair.other, pair.baseline) for pair in pairs]) == pytest.approx((1 / high, 1 / low))
-
-
 def test_there_is_no_interval_below_the_minimum_number_of_pairs() -> None:
     pairs = noisy_pairs(np.random.default_rng(3), MINIMUM_PAIRS)
     assert isinstance(ratio_interval(pairs), tuple)
     assert ratio_interval(pairs[:-1]) is ratio_interval(pairs[:1]) is NoInterval.FEW_PAIRS
-    assert isinstance(mean_interval([[1.0]] * MINIMUM_PAIRS), tuple)
+    half = 2.776445 * math.sqrt(2.5 / 5)  # Student's t of four degrees, of 1 to 5
+    assert mean_interval([[float(value)] for value in range(1, 6)]) == pytest.approx((3 - half, 3 + half))
     assert mean_interval([[1.0]] * (MINIMUM_PAIRS - 1)) is NoInterval.FEW_PAIRS
 
 
@@ -122,14 +112,6 @@ def test_a_single_zero_is_a_measurement_but_totals_of_zero_and_negative_costs_ha
     assert isinstance(ratio_interval([Pair(1.0, 0.0), *others]), tuple)
     for broken in ([Pair(1.0, 0.0)] * 8, [Pair(0.0, 1.0)] * 8, [Pair(-0.1, 1.0), *others], [Pair(1, 1, 0, 1)] * 8):
         assert ratio_interval(broken) is NoInterval.UNDEFINED
-
-
-def test_the_interval_of_a_mean_is_student_s() -> None:
-    from scipy.stats import ttest_1samp
-
-    values = np.random.default_rng(2).normal(3, 1, 12)
-    interval = ttest_1samp(values, 0).confidence_interval()
-    assert mean_interval([[value] for value in values]) == pytest.approx((interval.low, interval.high))
 
 
 def test_samples_of_a_unit_are_no_further_units() -> None:
@@ -229,10 +211,3 @@ def test_what_can_be_true_and_what_can_have_been_measured() -> None:
         assert not is_measurable(number), number
     measurable = [number for number in (0.0, 1e-9, 5e-324, -1.0) if is_measurable(number)]
     assert measurable == [0.0, 1e-9]
-
-
-def test_every_number_of_a_document_is_looked_at() -> None:
-    document = {"a": [1, {"b": (2.5, "x", None)}], "c": {"d": 1e308}}
-    assert list(numbers_of(document)) == [1, 2.5, 1e308]
-    assert not all_plausible(numbers_of(document))
-    assert all_plausible([None, 3])

@@ -97,14 +97,6 @@ def test_no_interval_where_a_bootstrap_would_be_certain(build: Any, run: Any) ->
     assert certain.row(ALONE).estimate("acceptance").no_interval is NoInterval.FEW_DIFFERING
 
 
-def test_a_run_that_drafts_nothing_has_no_table(build: Any) -> None:
-    run = build()
-    run.window(FULL, {})
-    assert acceptances(run) == {}
-    assert acceptance_csv([("", run.summary())]) == {}
-    assert "that stood" not in report_markdown(run.summary())
-
-
 def test_the_tables_have_the_operating_points_that_drafted(run: Any) -> None:
     (table,) = split_tables(run.summary())
     found = {one.title: {column.header: column.texts for column in one.columns[2:]} for one in acceptance_tables(table)}

@@ -51,13 +51,6 @@ def test_differences_are_paired_by_sample(build) -> None:
     assert row.estimate("edit_similarity_difference").n == 60
 
 
-def test_full_depth_is_the_baseline_and_not_tested(build) -> None:
-    row = fill(build()).row(FULL)
-    assert row.verdict == "the baseline"
-    assert (row.value("speedup"), row.estimate("speedup").p) == (1.0, None)
-    assert row.estimate("edit_similarity_difference") is None
-
-
 def test_what_differs_is_said_with_its_size(build) -> None:
     row = fill(build(), 64, factor=1.25, gain=-0.1).row(OTHER)  # eight wiggles add up to nearly nothing
     assert row.verdict.startswith("decodes 25 % faster [2")

@@ -27,12 +27,16 @@ def finished(run, blocks: int = 1, repeats: int = 1, **more):
     ("built", "said"),
     [
         ({"weights": "random"}, "random weights: accuracy columns mean nothing"),
+        ({"weights": "tuned"}, PROJECTS),
         ({"tokenizer_source": "stand-in: smollm2-135m"}, "tokenizer stand-in: smollm2-135m"),
         (
             {"source_kind": "embedded", "source": "embedded: Python 3.11 standard library"},
             "py150: the samples come from Python 3.11 standard library, not from the published py150 test set",
         ),
-        ({"weights": "tuned"}, PROJECTS),
+        ({"kv": "none"}, "compute-bound"),
+        ({"batch_size": 4}, "rows share each read"),
+        ({"kv": "recompute"}, "run later"),
+        ({"kv": "skip"}, "holes"),
     ],
 )
 def test_what_a_run_is_made_of_is_said(build, built, said) -> None:
@@ -79,19 +83,6 @@ def test_what_does_not_count_is_counted_and_changes_no_row(build) -> None:
     assert "2 window(s), idle ones included, were contaminated (foreign-cpu, throttled) and measured again" in text
     assert "had not settled" in text
     assert "are flagged" not in text
-
-
-@pytest.mark.parametrize(
-    ("regime", "words"),
-    [
-        ({"kv": "none"}, "compute-bound"),
-        ({"batch_size": 4}, "rows share each read"),
-        ({"kv": "recompute"}, "run later"),
-        ({"kv": "skip"}, "holes"),
-    ],
-)
-def test_the_regime_says_what_its_columns_mean(build, regime, words) -> None:
-    assert words in notes_of(finished(build(**regime)))
 
 
 def test_small_runs_say_so_and_large_ones_do_not(build) -> None:

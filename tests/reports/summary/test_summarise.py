@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
@@ -14,7 +12,6 @@ from harness.records.estimate import NoInterval
 from harness.registry import SCORES
 from reports.metrics.vocabulary import DRAFTS, all_metrics, in_section
 from reports.summary.measured import select
-from reports.summary.summarise import summarise
 
 FULL, OTHER = "full", "fixed:layer=5"
 
@@ -66,14 +63,6 @@ def test_a_sample_that_was_written_twice_counts_as_its_last_record(build) -> Non
     row = run.row(FULL)
     assert (row.n, row.errors) == (2, 0)
     assert row.value("bleu") == pytest.approx(0.4)
-
-
-def test_a_row_without_measurements_has_no_numbers(build) -> None:
-    run = build()
-    run.window(FULL, {})
-    row = run.row(OTHER)
-    assert row.metrics == {}
-    assert (row.n, row.errors, row.repeats, row.pareto) == (0, 0, 0, False)
 
 
 def test_a_complete_run_has_every_metric(build) -> None:
@@ -167,24 +156,6 @@ def test_a_constant_depth_is_the_rival_of_another_policy_that_keeps_a_cache(buil
 def test_a_manifest_without_full_depth_is_refused(build, points) -> None:
     with pytest.raises(StoreError, match="does not begin with full depth"):
         build(points=points, probes=points).summary()
-
-
-def test_a_manifest_without_regime_is_refused(build) -> None:
-    manifest = build().manifest
-    points = [point.model_copy(update={"kv": None}) for point in manifest.operating_points]
-    config = {"kv": "sideways", "batch_size": 1}
-    manifest = manifest.model_copy(update={"config": config, "operating_points": tuple(points)})
-    with pytest.raises(StoreError, match="sideways"):
-        summarise(manifest, [], [], lambda *_: {})
-
-
-def test_reports_load_neither_torch_nor_pandas_nor_higher_floors() -> None:
-    code = (
-        "import sys, reports.summary.summarise, reports.tables.report;"
-        "print([name for name in sys.modules if name.split('.')[0] in "
-        "('torch', 'transformers', 'pandas', 'strategies', 'tasks') or name == 'harness.running.runner'])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_agreement_is_tokens_over_tokens_and_missing_places_disagree(build) -> None:

@@ -45,15 +45,6 @@ def test_lengths_of_one_operating_point_stand_together_shortest_first(run: Any) 
     assert "**What longer drafts bring**" in report_markdown(run.summary())
 
 
-def test_one_length_has_no_table(build: Any) -> None:
-    run = build(points=(FULL, EXITS), kv="recompute")
-    run.window(FULL, {})
-    run.window(EXITS, {"drafted_at": (None,) * 3, "accepted": (False,) * 3, "verifications": 2})
-    (table,) = split_tables(run.summary())
-    assert list(draft_length_tables(table)) == []
-    assert settings.draft_lengths(recorded(run)) == []
-
-
 def test_the_figure_has_a_line_of_all_lengths_in_each_panel(run: Any) -> None:
     (figure,) = settings.draft_lengths(recorded(run))
     axes = figure.draw("text").axes

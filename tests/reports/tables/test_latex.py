@@ -14,7 +14,6 @@ from reports.recorded import RecordedRun
 from reports.tables.latex import escape_latex
 from reports.tables.latex import to_latex as written
 from reports.tables.report import detailed, task_tables
-from reports.tables.table import Column, Heading, Line, Table
 
 NASTY = "a_b%c&d#e$f^g~h{i}j\\k<l>m|n\"o'p`q--r,,s [x]\n\\end{document} \\input{/etc/passwd} é 中 – × ●"
 
@@ -69,14 +68,6 @@ def nasty(build: Any) -> RecordedRun:
     return made.recorded("runs/nasty")
 
 
-def test_tables_balance(nasty: RecordedRun) -> None:
-    latex = to_latex([(NASTY, nasty)])
-    details = written(detailed([(NASTY, nasty)]))
-    for text, tables in ((latex, 1), (details, sum(isinstance(part, Table) for part in detailed([(NASTY, nasty)])))):
-        assert text.count(r"\begin{table*}") == text.count(r"\end{table*}") == text.count(r"\label{tab:") == tables
-        check(text)
-
-
 def check(latex: str) -> None:
     for tabular in re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", latex, re.DOTALL):
         spec = re.search(r"@\{\}((?:[lcr]|p\{\d+pt\})+)@\{\}", tabular)
@@ -87,20 +78,6 @@ def check(latex: str) -> None:
         assert counts == {len(re.sub(r"p\{\d+pt\}", "p", spec.group(1))) - 1}
     assert not any(r"\input{/etc" in line for line in latex.splitlines() if not line.startswith("%"))
     assert latex.rstrip().endswith(r"\endoftables")
-
-
-def test_a_table_wider_than_the_text_goes_on_below_itself() -> None:
-    names = Column(header="operating point", cells=("full", "fixed:layer=5"), kind="label")
-    numbers = [Column(header=f"number {place}", cells=(1.5, 2.5), form=".4f") for place in range(20)]
-    latex = written([Table(title="Wide", columns=(names, *numbers))])
-    check(latex)
-    assert latex.count(r"\begin{table*}") == 1
-    heads = [head.split(" & ") for head in re.findall(r"\\toprule\n(.*)\n", latex)]
-    assert len(heads) > 1
-    assert all("operating" in head[0] for head in heads)
-    shown = re.findall(r"number (\d+)|& *(\d+)\b", latex)
-    assert latex.count(r"\texttt{full}") == len(heads)
-    assert shown
 
 
 @pytest.fixture
@@ -199,22 +176,3 @@ def test_runs_of_a_task_share_one_table_with_a_short_caption_and_a_label(nasty: 
     labels = re.findall(r"\\label\{(.*)\}", details)
     assert len(labels) == len(set(labels)) > 2
     assert all(len(caption.split()) < 40 for caption in re.findall(r"\\caption\{(.*)\}", details))
-
-
-def test_any_table_can_stand_there() -> None:
-    names = Column(header="name", cells=("a_b", "c"), kind="label")
-    words = Column(
-        header="said", cells=("so many words that they take more than a line of their own, " * 3, "few"), kind="text"
-    )
-    number = Column(header="energy of it all", cells=(-1.5, 2.0), form=".1f", unit="J")
-    text = written(
-        [Heading("50 %"), Line("It is so"), Table(title="One", columns=(names, words, number), groups=((1, "g"),))]
-    )
-    check(text)
-    assert "\n% 50 %\n" in text
-    assert r"\noindent It is so.\par" in text
-    assert r"\begin{tabular}{@{}lp{170pt}r@{}}" in text
-    assert [line.strip() for line in text.splitlines() if "energy" in line or "of it" in line or "& J " in line]
-    assert r"\texttt{a\_b}" in text
-    assert r"$-$1.5" in text
-    assert text.index(r"\emph{g}") > text.index("so many words")

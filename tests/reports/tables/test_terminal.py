@@ -12,7 +12,7 @@ from rich.console import Console
 from harness.records.estimate import Estimate, NoInterval
 from harness.records.summary import Summary, SummaryRow
 from reports.tables.report import brief, in_two_sentences, render
-from reports.tables.result import ResultTable, columns_of, headline_columns, sections_with_columns, split_tables
+from reports.tables.result import ResultTable, columns_of, headline_columns, split_tables
 from reports.tables.run_tables import HEADLINE
 from reports.tables.table import Column
 
@@ -41,7 +41,7 @@ def columns_by_name(summary: Summary) -> dict[str, Column]:
     return {column.name: column for column in columns_of(summary.rows).values()}
 
 
-@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("width", [60, 120])
 def test_every_cell_note_and_verdict_is_whole_and_no_line_longer_than_the_terminal(summary, width) -> None:
     text = printed(summary, width)
     assert max(map(len, text.splitlines())) <= width
@@ -74,13 +74,6 @@ def test_every_row_names_its_kv_policy(summary) -> None:
     assert headline_columns(summary.rows, counts=False)[0].cells == ("propagate",) * 4
 
 
-def test_the_title_says_what_was_run_on_what(summary) -> None:
-    text = printed(summary, 120)
-    for fact in ("py150 · green-code", "path: shared/data", "n = 7 samples × 1 repeat", "tiny", "pretrained weights",
-                 "float32", "kv propagate", "batch 1", "Test CPU"):  # fmt: skip
-        assert fact in text
-
-
 def test_full_depth_comes_first_and_marks_do_not_need_colour(summary) -> None:
     lines = printed(summary, 120).splitlines()
     rows = [line for line in lines if re.match(r"[●◇ ] [A-D]  ", line)]
@@ -89,15 +82,6 @@ def test_full_depth_comes_first_and_marks_do_not_need_colour(summary) -> None:
     assert rows[3].startswith("◇ D  oracle")
     header = next(index for index, line in enumerate(lines) if "J/token" in line)
     assert "estimate" in lines[header + 1]
-
-
-def test_intervals_are_compact_and_the_baseline_has_none(summary) -> None:
-    assert columns_by_name(summary)["speedup"].texts == (
-        "1.00×",
-        "1.25× [1.25, 1.25] *",
-        "1.67× [1.67, 1.67] *",
-        "2.50× [2.50, 2.50] *",
-    )
 
 
 def test_random_weights_and_errors_are_said_where_the_scores_are(build, summary) -> None:
@@ -112,15 +96,7 @@ def test_random_weights_and_errors_are_said_where_the_scores_are(build, summary)
     assert "no window has finished yet" in printed(build().summary(), 80)
 
 
-def test_a_run_ends_with_the_headline_and_what_it_says(summary) -> None:
-    text = printed(summary, 120, brief)
-    assert HEADLINE in text
-    assert f"First of {len(summary.notes)} notes" in text
-    assert not any(title in text for title, _ in sections_with_columns(columns_of(summary.rows)))
-
-
-@pytest.mark.parametrize("width", [80, 100])
-def test_quality_and_speed_are_shown_whatever_a_name_is_as_long_as(build, width) -> None:
+def test_quality_and_speed_are_shown_whatever_a_name_is_as_long_as(build) -> None:
     long = f"my_package.strategies.{'Long' * 12}:threshold=0.123456789@lossless+{'source' * 9}"
     run = build(points=("full", long), bandwidth=1e4)
     for block in range(6):
@@ -129,20 +105,11 @@ def test_quality_and_speed_are_shown_whatever_a_name_is_as_long_as(build, width)
             run.window(point, sample, block=block, duration=1.0 + block / 9)
     run.window(long, {"error": "broken"}, block=6)
     summary = run.summary()
-    for text in (printed(summary, width, brief), printed(summary, width)):
-        assert max(map(len, text.splitlines())) <= width
+    for text in (printed(summary, 80, brief), printed(summary, 80)):
+        assert max(map(len, text.splitlines())) <= 80
         assert "…" not in text
         header = text[text.index(HEADLINE) : text.index("─")]
         assert {"sim.", "speed-up"} <= set(header.split()), text
-
-
-def test_every_column_is_in_some_section_and_explained(summary) -> None:
-    columns = columns_of(summary.rows)
-    shown = {column.name for _, found in sections_with_columns(columns) for column in found}
-    assert shown == {column.name for column in columns.values() if not column.empty}
-    text = " ".join(printed(summary, 120).split())
-    for column in columns.values():
-        assert (f"{column.term}: {column.meaning}" in text) is not column.empty
 
 
 def test_rows_that_may_not_be_compared_stand_in_different_tables(summary) -> None:
