@@ -222,7 +222,8 @@ def test_a_format_that_this_machine_lacks_names_those_it_has(llama: Any, monkeyp
     with pytest.raises(ModelError) as refused:
         pack(llama.engine.backbone, "fp16", "cpu")
     assert str(refused.value) == (
-        "--weights-format fp16 cannot be used here: nothing compiles here. Use one of bfloat16, float32, int4, int8, w4a8, w8a8."
+        "--weights-format fp16 cannot be used here: nothing compiles here. "
+        "Use one of bfloat16, float32, int4, int8, w4a8, w8a8."
     )
     with pytest.raises(UnknownNameError, match="fp61"):
         pack(llama.engine.backbone, "fp61", "cpu")

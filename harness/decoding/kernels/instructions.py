@@ -25,6 +25,7 @@ c_function: Any = cfunc(types.void(types.voidptr), nogil=True, error_model="nump
 PRODUCT = types.void(*[types.int64] * 10)
 """Signature of a compiled product (:func:`harness.decoding.kernels.panels.product_of`)."""
 
+_tuple: Any = types.UniTuple
 lowered: Any = intrinsic  # written in LLVM's instructions; a call needs no typing context
 emit: Any = cgutils
 I8, I32, I64, HALF, FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
@@ -79,7 +80,7 @@ def multiply(_: Any, address: Any, given: Any) -> Any:
         build.call(function, emit.unpack_tuple(build, arguments[1]))
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.UniTuple(types.int64, 10)), make
+    return types.void(types.int64, _tuple(types.int64, 10)), make
 
 
 @lowered

@@ -59,10 +59,10 @@ class CompiledLinear:
         address_of(self.kind.name)
 
     @classmethod
-    def of(cls, kind: Kind, parts: Sequence[Tensor], shape: tuple[int, int], bias: Tensor | None) -> CompiledLinear:
+    def of(cls, kind: Kind, parts: Sequence[Tensor], shape: Sequence[int], bias: Tensor | None) -> CompiledLinear:
         """Store what stands one behind the other in each panel, ``[panels, …]`` each."""
         data = torch.cat([part.contiguous().view(torch.uint8).view(len(part), -1) for part in parts], dim=1)
-        return cls(kind, moved(data), shape, None if bias is None else bias.float())
+        return cls(kind, moved(data), (shape[0], shape[1]), None if bias is None else bias.float())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map ``[n, in]`` to ``[n, out]``, in the dtype of ``x``; sums are float32."""

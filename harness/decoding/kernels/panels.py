@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import cfunc, types  # type: ignore[attr-defined]
+from numba import cfunc, types
 
 from harness.decoding.kernels import COLUMNS, FLOAT32, FP16, GROUP, INT4, INT8, Kind
 from harness.decoding.kernels.instructions import (

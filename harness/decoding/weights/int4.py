@@ -52,7 +52,7 @@ class Int4(WeightsFormat):
         from harness.decoding.kernels import layers
 
         numbers = layers.in_panels(weight.float())
-        groups = numbers.unflatten(1, (-1, GROUP))  # [panels, groups, 32, columns]
+        groups = numbers.view(len(numbers), -1, GROUP, numbers.shape[2])  # [panels, groups, 32, columns]
         least, greatest = groups.aminmax(dim=2, keepdim=True)
         least = least.half()
         scales = ((greatest - least.float()) / LEVELS).half()

@@ -29,4 +29,4 @@ class W4A8(Int4):
 
     def arranged(self, levels: Tensor) -> Tensor:
         """Put four inputs of an output side by side."""
-        return levels.unflatten(2, (-1, 4)).transpose(3, 4)  # [panels, groups, 8, columns, 4]
+        return levels.view(*levels.shape[:2], -1, 4, levels.shape[3]).transpose(3, 4)  # [panels, groups, 8, columns, 4]

@@ -24,4 +24,4 @@ class W8A8(Int8):
     def arranged(self, levels: Tensor) -> Tensor:
         """Put four inputs of an output side by side, with 128 added."""
         shifted = (levels.to(torch.int16) + 128).to(torch.uint8)
-        return shifted.unflatten(1, (-1, 4)).transpose(2, 3)
+        return shifted.view(len(levels), -1, 4, levels.shape[2]).transpose(2, 3)
