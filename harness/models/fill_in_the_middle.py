@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from harness.contracts import Tokenizer
 
@@ -136,12 +135,7 @@ def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMi
 
 
 @lru_cache(maxsize=4)
-def fill_in_the_middle(tokenizer: Any) -> FillInTheMiddle | None:
-    """Return how a transformers tokenizer marks the middle, or ``None`` when it cannot; looked for once."""
-    return detect(tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
-
-
-def fill_in_the_middle_of(tokenizer: Tokenizer) -> FillInTheMiddle | None:
-    """Return how a model's tokenizer marks the middle, or ``None`` when it cannot."""
-    wrapped = getattr(tokenizer, "wrapped", None)
-    return None if wrapped is None else fill_in_the_middle(wrapped)
+def fill_in_the_middle(tokenizer: Tokenizer) -> FillInTheMiddle | None:
+    """Return how a model's tokenizer marks the middle, or ``None`` when it cannot; looked for once."""
+    vocabulary = getattr(tokenizer, "vocabulary", None)
+    return None if vocabulary is None else detect(vocabulary, getattr(tokenizer, "whole_ids", ()))
