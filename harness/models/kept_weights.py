@@ -3,7 +3,7 @@
 A safetensors file for each model, adapter, shortcuts and weights format: nothing to merge, to check or to pack again.
 Tensors are named by the hash of their bytes: what a file holds is verified when it is read, and what two formats or two
 parts of a model have alike is in memory once. Decoding gains a quarter from pages of two megabytes. Linux gives them to
-a mapped file on some file systems (ext4 since 6.16, xfs), if it was advised before anything of the file was read: such
+a mapped file on some file systems (tried: ext4, Linux 6.18) if it is advised before anything of the file is read: such
 a file is decoded with where it is mapped, and processes share it. Any other is copied into large pages of our own.
 """
 
@@ -123,7 +123,9 @@ class KeptWeights:
     def choice(self) -> FormatChoice | None:
         """Return the fastest format as an earlier process timed it here; ``None`` where none did."""
         said = None if obstacle() is not None else kept_document("choices", self._choice_key())
-        return None if said is None else FormatChoice(**said)
+        if said is None:
+            return None
+        return FormatChoice(**said | {"seconds": {name: tuple(found) for name, found in said["seconds"].items()}})
 
     def keep_choice(self, choice: FormatChoice) -> None:
         """Keep which format was found the fastest, where any were timed."""

@@ -30,7 +30,7 @@ from harness.store.run_directory import RunDirectory, WindowKey
 
 ATTEMPTS = 3
 """How often ``--strict`` measures a contaminated window at most; the last time counts, with its flags."""
-READY_PROMPT, READY_TOKENS = 16, 16
+READY_PROMPT, READY_TOKENS = 16, 8
 """Tokens that an operating point reads and makes before anything is measured."""
 
 
