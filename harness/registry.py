@@ -165,11 +165,12 @@ class Registry(Generic[T]):
 
 
 def _declared(group: str) -> EntryPoints:
-    return _installed(tuple(sys.path)).select(group=group)
+    found: EntryPoints = _installed(tuple(sys.path)).select(group=group)
+    return found
 
 
 @lru_cache(maxsize=1)
-def _installed(path: tuple[str, ...]) -> EntryPoints:
+def _installed(path: tuple[str, ...]) -> Any:  # of another class in Python 3.11
     """Return all that is declared on a search path: each look goes through everything that is installed."""
     return entry_points()
 

@@ -135,7 +135,7 @@ def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMi
 
 
 @lru_cache(maxsize=4)
-def fill_in_the_middle(tokenizer: Tokenizer) -> FillInTheMiddle | None:
+def fill_in_the_middle(tokenizer: Any) -> FillInTheMiddle | None:
     """Return how a model's tokenizer marks the middle, or ``None`` when it cannot; looked for once."""
     vocabulary = getattr(tokenizer, "vocabulary", None)
     return None if vocabulary is None else detect(vocabulary, getattr(tokenizer, "whole_ids", ()))

@@ -138,7 +138,20 @@ class ResolvedModel:
         spread = any(elsewhere)
         prepare(() if spread else formats, self.info.num_layers * self.info.layer_bytes, device)
         kept = None if spread else self._kept(device, note)
-        if kept is not None and (found := self._load_kept(kept, formats)):
+        timed: list[FormatChoice] = []
+
+        def best(backbone: Backbone) -> FormatChoice:
+            """Return the fastest format that keeps float32's tokens, timed once unless an earlier process has."""
+            if not timed and kept is not None and (known := kept.choice()) is not None:
+                note(f"taking {known.name}, which was the fastest on {known.measured}")
+                timed.append(known)
+            if not timed:
+                timed.append(fastest(backbone, device))
+                if kept is not None:
+                    kept.keep_choice(timed[0])
+            return timed[0]
+
+        if kept is not None and (found := self._load_kept(kept, formats, best)):
             return found
         module, source = self.module(note)
         sha256 = None if self.info.weights == "random" else digest(module)
@@ -153,7 +166,7 @@ class ResolvedModel:
             shortcuts = read_shortcuts(self.shortcut, points, backbone.dtype, device, hidden_size=size)
             backbone = replace(backbone, shortcuts=shortcuts)
         backbone = replace(backbone, trained=partial(head_tensors, self.info, device))
-        choices = self._choices(lambda: self._fastest(backbone, device, kept), formats)
+        choices = self._choices(lambda: best(backbone), formats)
         own = OWN_FORMAT[self.info.dtype]
         still = module if own in choices else None
         packed = pack_all(backbone, [name for name in choices if name != own], device)
@@ -174,7 +187,9 @@ class ResolvedModel:
             return None
         return KeptWeights(self.info, *there, "" if self.shortcut is None else self.shortcut.sha256, note)
 
-    def _load_kept(self, kept: KeptWeights, formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
+    def _load_kept(
+        self, kept: KeptWeights, formats: Sequence[str | None], best: Callable[[Backbone], FormatChoice]
+    ) -> tuple[LoadedModel, ...]:
         """Read a model whose packed weights are kept in every one of several formats; nothing where some are not."""
         own = OWN_FORMAT[self.info.dtype]
         asked = {given or self.info.asked.weights_format or own for given in formats}
@@ -185,23 +200,13 @@ class ResolvedModel:
             return ()
         contents: dict[str, torch.Tensor] = {}
         loaded = []
-        for name, choice in self._choices(lambda: self._fastest(skeleton, "cpu", kept), formats).items():
+        for name, choice in self._choices(lambda: best(skeleton), formats).items():
             found = None if name == own else kept.read(skeleton, name, contents)
             if found is None:
                 return ()
             resolved = replace(self, info=in_format(self.info, self.shape, name))
             loaded.append(LoadedModel(resolved, found[0], None, self._made_of(kept.source_name), found[1], choice))
         return tuple(loaded)
-
-    def _fastest(self, backbone: Backbone, device: str, kept: KeptWeights | None) -> FormatChoice:
-        """Return the fastest format that keeps float32's tokens, timed now unless an earlier process has."""
-        if kept is not None and (known := kept.choice()) is not None:
-            kept.note(f"taking {known.name}, which was the fastest on {known.measured}")
-            return known
-        found = fastest(backbone, device)
-        if kept is not None:
-            kept.keep_choice(found)
-        return found
 
     def _choices(self, best: Callable[[], FormatChoice], formats: Sequence[str | None]) -> dict[str, FormatChoice]:
         """Return the formats that are meant, and why those; ``best`` finds the one for ``auto``."""

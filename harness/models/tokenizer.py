@@ -272,7 +272,8 @@ def _own_tokenizer(spec: ModelSpec) -> Any:
 
 
 def _last_id(tokenizer: Any) -> int:
-    return max(len(tokenizer) - 1, *tokenizer.get_vocab().values())
+    last: int = max(len(tokenizer) - 1, *tokenizer.get_vocab().values())
+    return last
 
 
 def _check_last(last: int, info: ModelInfo) -> None:
