@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from harness.contracts import Tokenizer
 
@@ -134,8 +135,12 @@ def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMi
     return None
 
 
-@lru_cache(maxsize=4)
-def fill_in_the_middle(tokenizer: Any) -> FillInTheMiddle | None:
+def fill_in_the_middle(tokenizer: Tokenizer) -> FillInTheMiddle | None:
     """Return how a model's tokenizer marks the middle, or ``None`` when it cannot; looked for once."""
-    vocabulary = getattr(tokenizer, "vocabulary", None)
-    return None if vocabulary is None else detect(vocabulary, getattr(tokenizer, "whole_ids", ()))
+    given: Any = tokenizer  # may have neither vocabulary nor hash
+    return None if getattr(given, "vocabulary", None) is None else _found(given)
+
+
+@lru_cache(maxsize=4)
+def _found(tokenizer: Any) -> FillInTheMiddle | None:
+    return detect(tokenizer.vocabulary, tokenizer.whole_ids)

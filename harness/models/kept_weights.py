@@ -197,6 +197,7 @@ class KeptWeights:
             with being_written(file) as unfinished:
                 _save(contents, unfinished, header)
             drop_old("packed")
+            self.skeleton()  # kept with them, while transformers is there
         except OSError as error:
             self.note(f"packed weights of {self.info.name} are not kept ({reason(error)})")
 

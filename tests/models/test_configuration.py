@@ -149,9 +149,9 @@ def test_a_plain_tokenizer_is_transformers_own(
 
 
 def test_a_tokenizer_that_does_more_than_its_file_says_stays_transformers_own(
-    tiny_llama: Path, tmp_path: Path, cache: Path
+    make_model: Callable[..., Path], cache: Path
 ) -> None:
-    folder = shutil.copytree(tiny_llama, tmp_path / "other")
+    folder = make_model("llama", vocab_size=400)
     file = folder / "tokenizer_config.json"
     said = json.loads(file.read_text())
     resolved(folder).tokenizer  # noqa: B018
