@@ -9,11 +9,12 @@ import ast
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.metadata import Distribution, EntryPoint, entry_points
+from functools import cached_property, lru_cache
+from importlib.metadata import Distribution, EntryPoint, EntryPoints, entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -67,7 +68,7 @@ class Registry(Generic[T]):
     @cached_property
     def _points(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
-        for point in entry_points(group=self.group):
+        for point in _declared(self.group):
             other = found.get(point.name)
             if other is not None and other.value != point.value:
                 raise RegistryError(
@@ -163,13 +164,24 @@ class Registry(Generic[T]):
             raise UnknownNameError(self.noun, name, self._points) from None
 
 
-@cache  # reading a name parses the whole of a package's metadata
-def _name(distribution: Distribution) -> str:
-    return distribution.name
+def _declared(group: str) -> EntryPoints:
+    found: EntryPoints = _installed(tuple(sys.path)).select(group=group)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _installed(path: tuple[str, ...]) -> Any:  # of another class in Python 3.11
+    """Return all that is declared on a search path: each look goes through everything that is installed."""
+    return entry_points()
 
 
 def _distribution(point: EntryPoint) -> str:
-    return _name(point.dist) if point.dist is not None else "unknown distribution"
+    return _name_of(point.dist) if point.dist is not None else "unknown distribution"
+
+
+@lru_cache(maxsize=256)
+def _name_of(distribution: Distribution) -> str:
+    return distribution.name  # which parses all of its metadata each time
 
 
 def summary(point: EntryPoint) -> str:
@@ -278,7 +290,7 @@ def _plugins() -> list[tuple[str, EntryPoint]]:
     return [
         (registry.noun, point)
         for registry in REGISTRIES.values()
-        for point in entry_points(group=registry.group)
+        for point in _declared(registry.group)
         if _distribution(point) != OWN_DISTRIBUTION
     ]
 

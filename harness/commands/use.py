@@ -105,7 +105,7 @@ def _snippet(client: str, settings: ServeConfig) -> str:
     fim, cap = None, 0
     if client in clients():
         model = resolve(settings.request())
-        fim, cap = fill_in_the_middle(model.tokenizer.wrapped), prompt_cap(settings, model.info)
+        fim, cap = fill_in_the_middle(model.tokenizer), prompt_cap(settings, model.info)
     name = Path(settings.model).name if Path(settings.model).is_dir() else settings.model
     text = snippet(client, settings, settings.url(settings.port), name, fim, cap)
     if settings.everywhere:

@@ -17,7 +17,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.decoding.blocks import HeadShape
-from harness.decoding.kernels import in_large_pages
+from harness.decoding.kernels import in_large_pages, zeros
+
+_ROOMY = 1 << 20  # bytes of one head's keys, from which most are room for longer texts, and large pages would fill it
 
 
 class KVCache:
@@ -32,7 +34,9 @@ class KVCache:
         shape = (num_layers, rows, 2 * heads.kv_heads, positions, heads.head_dim)
         self._heads = heads
         # Zeros, not empty: a masked position still enters attention with weight 0, and 0 × NaN is NaN.
-        self.entries = in_large_pages(torch.zeros(shape, dtype=like.dtype, device=like.device))
+        self.entries = zeros(shape, like)
+        if positions * heads.head_dim * like.element_size() < _ROOMY:
+            self.entries = in_large_pages(self.entries)
         self._positions = torch.arange(positions, device=like.device)
 
     @property

@@ -2,7 +2,7 @@
 
 What a file of packed weights holds is here, too: the tensors of a packed model by name, and a model from such tensors.
 Everything that is no tensor (shapes, activations, position tables) comes from the family that reads a model without
-weights; see :func:`harness.models.kept_weights.without_weights`.
+weights; see :mod:`harness.models.skeleton`.
 
 Of a model some of whose matrices are on another device (:func:`placed`), keys and values, attention, norms and the LM
 head stay on its own. A layer elsewhere costs it eight transfers of a few rows, and saves it the memory of four
@@ -46,11 +46,13 @@ class FormatChoice:
         seconds: format → what it took at 1, 4 and 16 rows, per float32 byte of the matrices; empty where nothing was
             timed.
         left_out: format → why it was not tried.
+        measured: day on which an earlier process timed them; empty where this one did.
     """
 
     name: str
     seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    measured: str = ""
 
 
 def usable(name: str, device: str) -> WeightsFormat:
@@ -235,7 +237,7 @@ def _first_matrices(backbone: Backbone) -> Iterator[Tensor]:
         for matrix in (block.qkv, block.output, block.mlp_in, block.mlp_out):
             assert isinstance(matrix, Linear)
             weight = matrix.weight
-            yield torch.full_like(weight, 0.01, device="cpu") if weight.is_meta else weight
+            yield torch.full(weight.shape, 0.01, dtype=weight.dtype) if weight.is_meta else weight
             read += matrix.weight.nbytes
         if read >= ENOUGH:
             return

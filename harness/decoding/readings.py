@@ -18,11 +18,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from harness.contracts import CheapHead, HeadChoice, HeadLogits, LMHead
+from harness.contracts import CheapHead, HeadChoice, HeadLogits, LinearMap, LMHead, WeightsFormat
 from harness.decoding.backbone import Backbone, read
+from harness.decoding.kernels import FP16
 from harness.decoding.packing import pack_near_exact
 from harness.errors import ModelError
-from harness.registry import HEADS
+from harness.registry import HEADS, WEIGHTS_FORMATS
 
 COLUMNS = 64
 """Columns of the LM head that are read out at a time."""
@@ -196,6 +197,10 @@ def lm_head_of(backbone: Backbone) -> LMHead:
 def _rows(backbone: Backbone, token_ids: Tensor | None) -> Tensor:
     """Return rows of the LM head, float32: its products with unit vectors are its columns."""
     linear, (vocab_size, width) = backbone.lm_head, backbone.lm_head.shape
+    plain = _plain_rows(linear)
+    if plain is not None:
+        index = torch.arange(vocab_size) if token_ids is None else token_ids
+        return plain[index // plain.shape[2], :, index % plain.shape[2]].float()
     count = vocab_size if token_ids is None else len(token_ids)
     rows = torch.empty((count, width), device=backbone.device)
     units = torch.eye(width, dtype=backbone.dtype, device=backbone.device)
@@ -204,6 +209,16 @@ def _rows(backbone: Backbone, token_ids: Tensor | None) -> Tensor:
         columns = linear(units[start : start + COLUMNS]) - bias
         rows[:, start : start + COLUMNS] = (columns if token_ids is None else columns[:, token_ids]).t()
     return rows
+
+
+def _plain_rows(linear: LinearMap) -> Tensor | None:
+    """Return panels of numbers in half precision, ``[panels, in, columns]``; ``None`` where a matrix has others."""
+    from harness.decoding.kernels.layers import CompiledLinear
+
+    if not isinstance(linear, CompiledLinear) or linear.kind is not FP16 or linear.first:
+        return None
+    made: WeightsFormat = WEIGHTS_FORMATS.load("fp16")()
+    return made.words(linear)
 
 
 def top_probability(logits: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The harness's files in the user's cache: everything there can be made again, by whoever needs it next.
 
 A file is named by a hash of what decides what it holds, and is written under a name of its writer's own and renamed,
-so that any number of processes may share it; documents and packed weights are verified when they are read. Nothing
-that was measured is kept.
+so that any number of processes may share it; documents and packed weights are verified when they are read. Of what was
+measured, which weights format was the fastest is kept, and whoever takes it says so.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ KINDS = {
     "converted": Kind("models converted from GGUF, which takes ten seconds", None),
     "packed": Kind("weights packed for decoding, adapter merged", 6),  # three formats of two models
     "compiled": Kind("machine code of products and layers, which takes seconds to compile", 32),
+    "configurations": Kind("what transformers makes of configurations and tokenizers, whose import takes seconds", 64),
+    "choices": Kind("the fastest weights format of a model on this machine, as it was timed", 64),
     "observed": Kind("scores that thresholds given as percentiles come from", 256),
     "digests": Kind("hashes of weight files that are told by size and time", 256),
     "summaries": Kind("summaries of runs, for the next report or leaderboard of many", 10_000),

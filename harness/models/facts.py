@@ -14,11 +14,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.contracts import OWN_FORMAT, ModelInfo, ModelRequest, Weights, WeightsFormat
-from harness.decoding.families import check_config, position_limit
 from harness.errors import ConfigError, ModelError
 from harness.host.files import refusing
 from harness.host.libraries import library_border
-from harness.models.folder import quiet, read_object
+from harness.models.configuration import Shape
+from harness.models.folder import read_object
 from harness.models.source import ModelSpec, fingerprint
 from harness.models.trained import artefact_folders
 from harness.registry import WEIGHTS_FORMATS
@@ -85,21 +85,18 @@ def read_exported(spec: ModelSpec, request: ModelRequest) -> Exported | None:
     return found
 
 
-def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Exported | None = None) -> ModelInfo:
+def base_facts(spec: ModelSpec, shape: Shape, request: ModelRequest, exported: Exported | None = None) -> ModelInfo:
     """Return the facts of the base weights with the shared exit head; of those in the folder, where they are tuned."""
-    with library_border(f"the configuration of {spec.name} makes no model"):
-        num_layers = int(config.num_hidden_layers)
-        given = request.exit_points
-        if exported is not None and given == "paper":
-            given = ",".join(map(str, exported.exit_points)) or given
-        points = parse_exit_points(given, num_layers)
-        asked = replace(request, exit_points="paper" if points == exit_points(num_layers) else given)
-        check_config(config)
-        asked_format = request.weights_format
-        name = OWN_FORMAT[request.dtype] if asked_format in (None, "auto") else asked_format
-        sizes = _sizes(config, request.dtype, WEIGHTS_FORMATS.load(name))
+    given = request.exit_points
+    if exported is not None and given == "paper":
+        given = ",".join(map(str, exported.exit_points)) or given
+    points = parse_exit_points(given, shape.num_layers)
+    asked = replace(request, exit_points="paper" if points == exit_points(shape.num_layers) else given)
+    asked_format = request.weights_format
+    name = OWN_FORMAT[request.dtype] if asked_format in (None, "auto") else asked_format
+    sizes = _sizes(shape, request.dtype, WEIGHTS_FORMATS.load(name))
     with library_border(f"the weights of {spec.name} cannot be read"):
-        base = fingerprint(spec, config, request)
+        base = fingerprint(spec, shape.chosen, request)
     folders = artefact_folders(spec.name, request.artefacts)
     own = Path(spec.location) / PARTS  # of an export, or of weights that were tuned as a whole
     weights: Weights = "random" if request.weights == "random" else "pretrained"
@@ -121,12 +118,12 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Ex
         folders = (*folders, own)
     return ModelInfo(
         name=spec.name,
-        family=config.model_type,
-        num_layers=num_layers,
-        hidden_size=int(config.hidden_size),
-        vocab_size=int(config.vocab_size),
+        family=shape.family,
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        vocab_size=shape.vocab_size,
         exit_points=points,
-        max_positions=position_limit(config),
+        max_positions=shape.max_positions,
         dtype=request.dtype,
         weights=weights,
         fingerprint=whole,
@@ -138,11 +135,11 @@ def base_facts(spec: ModelSpec, config: Any, request: ModelRequest, exported: Ex
     )
 
 
-def in_format(info: ModelInfo, config: Any, name: str) -> ModelInfo:
+def in_format(info: ModelInfo, shape: Shape, name: str) -> ModelInfo:
     """Return a model's facts with its matrices in a weights format."""
     made: type[WeightsFormat] = WEIGHTS_FORMATS.load(name)
     shortcut = shortcut_bytes(info.hidden_size, info.dtype, made) if info.shortcut_bytes else 0
-    return replace(info, weights_format=name, shortcut_bytes=shortcut, **_sizes(config, info.dtype, made))
+    return replace(info, weights_format=name, shortcut_bytes=shortcut, **_sizes(shape, info.dtype, made))
 
 
 def shortcut_bytes(hidden_size: int, dtype: str, made: type[WeightsFormat]) -> int:
@@ -157,27 +154,14 @@ def element_size(dtype: str) -> int:
     return torch.tensor([], dtype=getattr(torch, dtype)).element_size()
 
 
-def _sizes(config: Any, dtype: str, made: type[WeightsFormat]) -> dict[str, Any]:
-    """Bytes a decoded token reads, from the shapes of a model on the meta device: matrices by their format."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    width = element_size(dtype)
-    with torch.device("meta"), quiet():
-        module = AutoModelForCausalLM.from_config(config)
-    layers = next(m for m in module.modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 0)
-    bits, head_bits = made.facts.bits, made().head.facts.bits
-    matrices = sum(parameter.numel() for parameter in layers[0].parameters() if parameter.dim() > 1)
-    vectors = sum(parameter.numel() for parameter in layers[0].parameters() if parameter.dim() == 1)
-    heads = int(config.num_attention_heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    kv_width = 2 * kv_heads * head_dim
+def _sizes(shape: Shape, dtype: str, made: type[WeightsFormat]) -> dict[str, Any]:
+    """Bytes that a decoded token reads: matrices by their format."""
+    width, bits, head_bits = element_size(dtype), made.facts.bits, made().head.facts.bits
     return {
-        "layer_bytes": int(matrices * bits / 8) + vectors * width,
-        "lm_head_bytes": int(module.get_output_embeddings().weight.numel() * head_bits / 8),
-        "kv_projection_bytes": int(config.hidden_size * kv_width * bits / 8) + int(config.hidden_size) * width,
-        "kv_entry_bytes": kv_width * width,
+        "layer_bytes": int(shape.matrices * bits / 8) + shape.vectors * width,
+        "lm_head_bytes": int(shape.head * head_bits / 8),
+        "kv_projection_bytes": int(shape.hidden_size * shape.kv_width * bits / 8) + shape.hidden_size * width,
+        "kv_entry_bytes": shape.kv_width * width,
     }
 
 

@@ -135,13 +135,12 @@ def detect(vocabulary: Mapping[str, int], added: Collection[int]) -> FillInTheMi
     return None
 
 
+def fill_in_the_middle(tokenizer: Tokenizer) -> FillInTheMiddle | None:
+    """Return how a model's tokenizer marks the middle, or ``None`` when it cannot; looked for once."""
+    given: Any = tokenizer  # may have neither vocabulary nor hash
+    return None if getattr(given, "vocabulary", None) is None else _found(given)
+
+
 @lru_cache(maxsize=4)
-def fill_in_the_middle(tokenizer: Any) -> FillInTheMiddle | None:
-    """Return how a transformers tokenizer marks the middle, or ``None`` when it cannot; looked for once."""
-    return detect(tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids})
-
-
-def fill_in_the_middle_of(tokenizer: Tokenizer) -> FillInTheMiddle | None:
-    """Return how a model's tokenizer marks the middle, or ``None`` when it cannot."""
-    wrapped = getattr(tokenizer, "wrapped", None)
-    return None if wrapped is None else fill_in_the_middle(wrapped)
+def _found(tokenizer: Any) -> FillInTheMiddle | None:
+    return detect(tokenizer.vocabulary, tokenizer.whole_ids)

@@ -27,12 +27,13 @@ from harness.decoding.packing import FormatChoice, fastest, near_exact, pack_all
 from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, look_into
+from harness.models.configuration import Shape, read_config, read_shape
 from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported, shortcut_bytes
 from harness.models.heads import head_tensors
 from harness.models.kept_weights import KeptWeights
 from harness.models.ngrams import SeenDocuments, find_seen
 from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
-from harness.models.source import ModelSpec, find_spec, read_config
+from harness.models.source import ModelSpec, find_spec
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
 from harness.models.trained import Missing, find, require, tuned_fingerprint
 from harness.models.weights import (
@@ -54,7 +55,7 @@ class ResolvedModel:
     """A model before its weights are read: where it is, its facts, what was trained for it and what that has read."""
 
     spec: ModelSpec
-    config: Any
+    shape: Shape
     info: ModelInfo
     adapter: Artefact | None = None
     shortcut: Artefact | None = None
@@ -64,7 +65,7 @@ class ResolvedModel:
     @cached_property
     def tokenizer(self) -> TransformersTokenizer:
         """The model's tokenizer, read when first asked for."""
-        return read_tokenizer(self.spec, self.config, self.info)
+        return read_tokenizer(self.spec, self.shape, self.info)
 
     def devices(self, device: str) -> str:
         """Return all devices that multiply, the model's own first, joined by commas, as a meter takes them."""
@@ -87,7 +88,7 @@ class ResolvedModel:
     def module(self, note: Callable[[str], None] = lambda text: None) -> tuple[Any, str]:
         """Read or draw the weights as a transformers model on the CPU; say where they came from."""
         if self.info.weights == "random":
-            module, source = random_weights(self.config, self.info.dtype, self.info.asked.seed)
+            module, source = random_weights(read_config(self.spec, "random"), self.info.dtype, self.info.asked.seed)
         else:
             module, source = read_weights(self.spec, self.info.dtype)
             started = time.perf_counter()
@@ -137,7 +138,20 @@ class ResolvedModel:
         spread = any(elsewhere)
         prepare(() if spread else formats, self.info.num_layers * self.info.layer_bytes, device)
         kept = None if spread else self._kept(device, note)
-        if kept is not None and (found := self._load_kept(kept, formats)):
+        timed: list[FormatChoice] = []
+
+        def best(backbone: Backbone) -> FormatChoice:
+            """Return the fastest format that keeps float32's tokens, timed once unless an earlier process has."""
+            if not timed and kept is not None and (known := kept.choice()) is not None:
+                note(f"taking {known.name}, which was the fastest on {known.measured}")
+                timed.append(known)
+            if not timed:
+                timed.append(fastest(backbone, device))
+                if kept is not None:
+                    kept.keep_choice(timed[0])
+            return timed[0]
+
+        if kept is not None and (found := self._load_kept(kept, formats, best)):
             return found
         module, source = self.module(note)
         sha256 = None if self.info.weights == "random" else digest(module)
@@ -152,7 +166,7 @@ class ResolvedModel:
             shortcuts = read_shortcuts(self.shortcut, points, backbone.dtype, device, hidden_size=size)
             backbone = replace(backbone, shortcuts=shortcuts)
         backbone = replace(backbone, trained=partial(head_tensors, self.info, device))
-        choices = self._choices(backbone, device, formats)
+        choices = self._choices(lambda: best(backbone), formats)
         own = OWN_FORMAT[self.info.dtype]
         still = module if own in choices else None
         packed = pack_all(backbone, [name for name in choices if name != own], device)
@@ -162,7 +176,7 @@ class ResolvedModel:
             choose(stored.matrices())
             if kept is not None and sha256 is not None and name in packed and not kept.has(name):
                 kept.write(stored, name, sha256)
-            resolved = replace(self, info=in_format(self.info, self.config, name))
+            resolved = replace(self, info=in_format(self.info, self.shape, name))
             loaded.append(LoadedModel(resolved, stored, still if name == own else None, source, sha256, choice))
         return tuple(loaded)
 
@@ -173,30 +187,34 @@ class ResolvedModel:
             return None
         return KeptWeights(self.info, *there, "" if self.shortcut is None else self.shortcut.sha256, note)
 
-    def _load_kept(self, kept: KeptWeights, formats: Sequence[str | None]) -> tuple[LoadedModel, ...]:
+    def _load_kept(
+        self, kept: KeptWeights, formats: Sequence[str | None], best: Callable[[Backbone], FormatChoice]
+    ) -> tuple[LoadedModel, ...]:
         """Read a model whose packed weights are kept in every one of several formats; nothing where some are not."""
         own = OWN_FORMAT[self.info.dtype]
         asked = {given or self.info.asked.weights_format or own for given in formats}
-        needed = asked - {"auto"} | (set(near_exact()) - {own} if "auto" in asked else set())
-        if own in asked or not all(kept.has(name) for name in needed) or (skeleton := kept.skeleton()) is None:
+        known = kept.choice() if "auto" in asked else None
+        among = set(near_exact()) - {own} if known is None else {known.name}
+        needed = asked - {"auto"} | (among if "auto" in asked else set())
+        if own in needed or not all(kept.has(name) for name in needed) or (skeleton := kept.skeleton()) is None:
             return ()
         contents: dict[str, torch.Tensor] = {}
         loaded = []
-        for name, choice in self._choices(skeleton, "cpu", formats).items():
+        for name, choice in self._choices(lambda: best(skeleton), formats).items():
             found = None if name == own else kept.read(skeleton, name, contents)
             if found is None:
                 return ()
-            resolved = replace(self, info=in_format(self.info, self.config, name))
+            resolved = replace(self, info=in_format(self.info, self.shape, name))
             loaded.append(LoadedModel(resolved, found[0], None, self._made_of(kept.source_name), found[1], choice))
         return tuple(loaded)
 
-    def _choices(self, backbone: Backbone, device: str, formats: Sequence[str | None]) -> dict[str, FormatChoice]:
-        """Return the formats that are meant, and why those."""
+    def _choices(self, best: Callable[[], FormatChoice], formats: Sequence[str | None]) -> dict[str, FormatChoice]:
+        """Return the formats that are meant, and why those; ``best`` finds the one for ``auto``."""
         choices: dict[str, FormatChoice] = {}
         for given in formats:
             asked = given or self.info.asked.weights_format
             if asked == "auto" and not self.info.asked.device_map:
-                choice = fastest(backbone, device)
+                choice = best()
             else:
                 choice = FormatChoice(OWN_FORMAT[self.info.dtype] if asked in (None, "auto") else asked)
             choices.setdefault(choice.name, choice)
@@ -235,18 +253,18 @@ class LoadedModel:
 def resolve(request: ModelRequest) -> ResolvedModel:
     """Find a model and its facts; reads no weights."""
     spec = find_spec(request.model)
-    return _resolved(spec, read_config(spec, request.weights), request)
+    return _resolved(spec, read_shape(spec, request.weights), request)
 
 
 def foresee(request: ModelRequest) -> ModelInfo | None:
     """Return what would be known of a model out of reach, from the catalogue; ``None`` where it is not in there."""
     spec = find_spec(request.model)
-    return _resolved(spec, read_config(spec, "random"), request).info if spec.shape else None
+    return _resolved(spec, read_shape(spec, "random"), request).info if spec.shape else None
 
 
-def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedModel:
+def _resolved(spec: ModelSpec, shape: Shape, request: ModelRequest) -> ResolvedModel:
     exported = read_exported(spec, request)
-    info = base_facts(spec, config, request, exported)
+    info = base_facts(spec, shape, request, exported)
     seen = find_seen(info.base_fingerprint, map(Path, info.artefacts))
     adapter = shortcut = None
     if info.weights != "tuned" and request.weights in ("auto", "tuned"):  # else merged already, or not asked for
@@ -262,7 +280,7 @@ def _resolved(spec: ModelSpec, config: Any, request: ModelRequest) -> ResolvedMo
         size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
         info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
     check_map(info)
-    return ResolvedModel(spec, config, info, adapter, shortcut, seen, exported)
+    return ResolvedModel(spec, shape, info, adapter, shortcut, seen, exported)
 
 
 @lru_cache(maxsize=64)

@@ -14,24 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.model import DEFAULT_MODEL
-from harness.contracts import ModelRequest, WeightsChoice
-from harness.decoding.families import check_family
-from harness.errors import ModelError, OutOfReachError, UnknownNameError, reason
+from harness.contracts import ModelRequest
+from harness.errors import ModelError, UnknownNameError, reason
 from harness.host.cache import cache_folder, own_folder
 from harness.host.files import real_path
-from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
 from harness.models.folder import (
     LENGTH,
-    REMEDY,
-    check_configuration,
-    check_facts,
-    check_files,
     commit_of,
     fingerprint_of_folder,
     hash_of,
     quiet,
-    read_object,
     sha256_of,
     tokenizer_in,
 )
@@ -104,42 +97,6 @@ def find_spec(name: str) -> ModelSpec:
         return ModelSpec(name=name, location=name)
     here = [file.parent.name for file in Path().glob("*/config.json")]
     raise UnknownNameError("model", name, [*MODELS.names(), *here], "A hub id (owner/name) or a folder works too.")
-
-
-def read_config(spec: ModelSpec, weights: WeightsChoice) -> Any:
-    """Return the transformers configuration; random weights of a catalogue model need neither hub nor files."""
-    from transformers import AutoConfig, PretrainedConfig
-
-    if spec.wheel is not None or (weights == "random" and spec.shape and not hub_in_reach()):
-        return AutoConfig.for_model(spec.model_type, **spec.shape)
-    here = Path(spec.location).is_dir()
-    file = str(Path(spec.location) / "config.json") if here else f"config.json of {spec.location}"
-    if here:  # before a library looks into it
-        check_files(Path(spec.location))
-        if not Path(file).exists():
-            raise ModelError(f"{spec.location} holds no transformers model: there is no config.json in it.")
-        check_facts(read_object(Path(file)), file)
-    remedy = f"Write what is expected there. {REMEDY}" if here else ALTERNATIVES
-    try:
-        with quiet(), library_border(f"{file} cannot be used", remedy, passing=(OSError, ValueError)):
-            facts, _ = PretrainedConfig.get_config_dict(spec.location, local_files_only=not hub_in_reach())
-            check_facts(facts, file)
-            if "model_type" in facts:  # before transformers is asked, which may learn of the architecture with it
-                check_family(facts["model_type"])
-            config = AutoConfig.from_pretrained(  # nosec B615  # the newest of what the user names; runs record it
-                spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
-            )
-            check_configuration(config, file)
-            return config
-    except (OSError, ValueError) as error:
-        if weights == "random" and spec.shape:
-            return AutoConfig.for_model(spec.model_type, **spec.shape)
-        if here:
-            raise ModelError(f"{spec.location} holds no transformers model: {reason(error)}. {REMEDY}") from error
-        reach = "was refused by the hub" if hub_in_reach() else "is not cached and the model hub is out of reach"
-        if spec.name == spec.location and Path(spec.name).parent.is_dir():  # as likely a folder as a hub id
-            raise OutOfReachError(f"the model folder {spec.name} does not exist. As a hub id, it {reach}.") from error
-        raise OutOfReachError(f"model {spec.name} ({spec.location}) {reach}. {ALTERNATIVES}") from error
 
 
 def wheel_file(wheel: GgufWheel) -> Path:
@@ -230,22 +187,18 @@ def snapshot_tokenizer(wheel: GgufWheel) -> Any:
         )
 
 
-def fingerprint(spec: ModelSpec, config: Any, request: ModelRequest) -> str:
-    """Return what tells a model apart before anything is merged into it, 16 hex digits."""
+def fingerprint(spec: ModelSpec, chosen: Mapping[str, Any], request: ModelRequest) -> str:
+    """Return what tells a model apart before anything is merged into it, 16 hex digits; ``chosen`` is what its
+    configuration sets.
+    """
     if request.weights == "random":
         folder = Path(spec.location)
         tokenizer = [hash_of(tokenizer_in(folder))] if spec.location and folder.is_dir() else []
-        return hash_of(_choices_of(config), "random", request.dtype, str(request.seed), *tokenizer)
+        return hash_of(chosen, "random", request.dtype, str(request.seed), *tokenizer)
     if spec.wheel is not None:
         sha256 = sha256_of(wheel_file(spec.wheel))
         return spec.wheel.fingerprint if sha256 == spec.wheel.sha256 else sha256[:LENGTH]
     if any(Path(spec.location).glob("*.safetensors")):
         return fingerprint_of_folder(Path(spec.location))
     commit = commit_of(spec.location)
-    return hash_of(_choices_of(config) if commit is None else {}, spec.location, str(commit))
-
-
-def _choices_of(config: Any) -> dict[str, Any]:
-    """Return what a configuration sets: not the version that read it, nor what a later one adds to all of them."""
-    chosen = config.to_diff_dict().items()
-    return {key: value for key, value in chosen if not key.startswith("_") and key != "transformers_version"}
+    return hash_of(chosen if commit is None else {}, spec.location, str(commit))

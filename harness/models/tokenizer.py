@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from tokenizers import Tokenizer as Backend
 
 from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelInfo
 from harness.errors import ModelError, reason
+from harness.host.cache import keep_document, kept_document
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
-from harness.models.folder import check_tokenizer_files, model_file, quiet, read_object
-from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot_tokenizer, text_back
+from harness.models.configuration import Shape, key_of_folder
+from harness.models.folder import (
+    check_files,
+    check_tokenizer_files,
+    hash_of,
+    model_file,
+    quiet,
+    read_object,
+    tokenizer_in,
+)
+from harness.models.source import ALTERNATIVES, ModelSpec, find_spec, snapshot, snapshot_tokenizer, text_back
 
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("tekken.json",))
 """Files that make a tokenizer, each group enough by itself."""
@@ -29,9 +43,14 @@ class TransformersTokenizer:
     def __init__(
         self, wrapped: Any, eos_token_ids: frozenset[int], source: str = "", *, stand_in: bool = False
     ) -> None:
-        self.wrapped = wrapped
+        self._wrapped = wrapped
         self.source, self.stand_in = source, stand_in
         self._eos = eos_token_ids
+
+    @property
+    def wrapped(self) -> Any:
+        """The transformers tokenizer."""
+        return self._wrapped
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -53,42 +72,161 @@ class TransformersTokenizer:
         return frozenset(self.wrapped.all_special_ids) | self._eos
 
     @property
+    def whole_ids(self) -> frozenset[int]:
+        """Ids of tokens that were added to the vocabulary, and are never spelled from pieces."""
+        return frozenset(self.wrapped.added_tokens_decoder) | frozenset(self.wrapped.all_special_ids)
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token → id."""
+        found: dict[str, int] = self.wrapped.get_vocab()
+        return found
+
+    @property
     def fingerprint(self) -> str:
         """Hash over the vocabulary, and over what a text begins with where there is any, 16 hex digits."""
-        words = sorted(self.wrapped.get_vocab().items())
+        words = sorted(self.vocabulary.items())
         told = repr(words) if not self.start_ids else repr((words, self.start_ids))
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
         """Return token ids, no special tokens added; text of any length is encoded whole."""
         with self._border(f"a text of {len(text)} characters"):
-            ids: list[int] = self.wrapped.encode(text, add_special_tokens=False, verbose=False)
-        return ids
+            return self._ids(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text exactly as the tokens spell it."""
         with self._border(f"{len(token_ids)} tokens"):
-            text: str = self.wrapped.decode(
-                list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
+            return self._text(list(token_ids))
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.wrapped.encode(text, add_special_tokens=False, verbose=False)
+        return ids
+
+    def _text(self, token_ids: list[int]) -> str:
+        text: str = self.wrapped.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def _border(self, what: str) -> AbstractContextManager[None]:
         return library_border(f"the tokenizer ({self.source}) fails on {what}", passing=(ValueError, TypeError))
 
 
-def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> TransformersTokenizer:
+class TokenizerFacts(BaseModel):
+    """What is kept of a tokenizer that is the one in its ``tokenizer.json``; ``last`` is its greatest id."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start_ids: tuple[int, ...]
+    special_ids: frozenset[int]
+    whole_ids: frozenset[int]
+    last: int
+
+
+class PlainTokenizer(TransformersTokenizer):
+    """A tokenizer that was found to be the one in its ``tokenizer.json``, which needs no transformers.
+
+    ``wrapped`` imports it all the same, for chat templates and for what is exported.
+    """
+
+    def __init__(
+        self, file: Path, facts: TokenizerFacts, read: Callable[[], Any], eos_token_ids: frozenset[int], source: str
+    ) -> None:
+        super().__init__(None, eos_token_ids, source)
+        self._facts, self._read = facts, read
+        with self._border("its file"):
+            self._backend: Any = Backend.from_file(str(file))
+
+    @property
+    def wrapped(self) -> Any:
+        """The transformers tokenizer, read when first asked for."""
+        if self._wrapped is None:
+            self._wrapped = self._read()
+        return self._wrapped
+
+    @cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """Ids that it puts before a text by itself."""
+        return self._facts.start_ids
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that add no text to a completion."""
+        return self._facts.special_ids | self._eos
+
+    @property
+    def whole_ids(self) -> frozenset[int]:
+        """Ids of tokens that were added to the vocabulary."""
+        return self._facts.whole_ids
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Token → id."""
+        found: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return found
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _text(self, token_ids: list[int]) -> str:
+        text: str = self._backend.decode(token_ids, skip_special_tokens=False)
+        return text
+
+
+def _facts_of(tokenizer: TransformersTokenizer, file: Path) -> TokenizerFacts | None:
+    """Return what is kept of a tokenizer; ``None`` where it does more than its ``tokenizer.json`` says."""
+    from transformers import PreTrainedTokenizerFast
+
+    wrapped = tokenizer.wrapped
+    if not file.is_file() or not isinstance(wrapped, PreTrainedTokenizerFast):
+        return None
+    own = ("__call__", "encode", "decode", "_encode_plus", "_decode", "get_vocab")
+    if any(getattr(type(wrapped), name) is not getattr(PreTrainedTokenizerFast, name) for name in own):
+        return None
+    backend = wrapped.backend_tokenizer
+    changed = backend.truncation or backend.padding or getattr(wrapped, "split_special_tokens", False)
+    if changed or backend.to_str() != Backend.from_file(str(file)).to_str():
+        return None
+    return TokenizerFacts(
+        start_ids=tokenizer.start_ids,
+        special_ids=frozenset(wrapped.all_special_ids),
+        whole_ids=tokenizer.whole_ids,
+        last=_last_id(wrapped),
+    )
+
+
+def _kept_or_read(
+    folder: Path, read: Callable[[], Any], info: ModelInfo, eos: frozenset[int], source: str
+) -> TransformersTokenizer:
+    """Return the tokenizer of a local folder, by transformers unless a process before has found that it need not be."""
+    file = folder / "tokenizer.json"
+    key = key_of_folder("tokenizer", folder, hash_of(tokenizer_in(folder)), version("tokenizers"))
+    said = None if key is None else kept_document("configurations", key)
+    if said is not None:
+        facts = TokenizerFacts.model_validate(said)
+        _check_last(facts.last, info)
+        return PlainTokenizer(file, facts, read, eos, source)
+    wrapped = read()
+    _check_last(_last_id(wrapped), info)
+    found = TransformersTokenizer(wrapped, eos, source)
+    if key is not None and (told := _facts_of(found, file)) is not None:
+        keep_document("configurations", key, told.model_dump(mode="json"))
+    return found
+
+
+def read_tokenizer(spec: ModelSpec, shape: Shape, info: ModelInfo) -> TransformersTokenizer:
     """Return a model's tokenizer."""
-    ends = config.eos_token_id
-    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    eos = _ends_of_generation(spec, info) or frozenset(listed)
+    eos = _ends_of_generation(spec, info) or frozenset(shape.ends)
     if spec.wheel is not None:
-        return TransformersTokenizer(snapshot_tokenizer(spec.wheel), eos, f"{spec.wheel.distribution} (GGUF)")
+        own = partial(snapshot_tokenizer, spec.wheel)
+        return _kept_or_read(snapshot(spec.wheel), own, info, eos, f"{spec.wheel.distribution} (GGUF)")
     try:
+        if Path(spec.location).is_dir():
+            check_files(Path(spec.location))
+            return _kept_or_read(Path(spec.location), partial(_own_tokenizer, spec), info, eos, spec.name)
         wrapped = _own_tokenizer(spec)
-        _check_vocabulary(wrapped, info)
-        source = spec.location if not Path(spec.location).is_dir() else spec.name
-        return TransformersTokenizer(wrapped, eos, source)
+        _check_last(_last_id(wrapped), info)
+        return TransformersTokenizer(wrapped, eos, spec.location)
     except (OSError, ValueError) as error:
         stand_in = find_spec(DEFAULT_MODEL)
         if info.weights != "random" or stand_in.wheel is None:
@@ -100,7 +238,7 @@ def read_tokenizer(spec: ModelSpec, config: Any, info: ModelInfo) -> Transformer
                 else f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {ALTERNATIVES}"
             ) from error
     wrapped = snapshot_tokenizer(stand_in.wheel)
-    _check_vocabulary(wrapped, info)
+    _check_last(_last_id(wrapped), info)
     source = f"stand-in: {DEFAULT_MODEL}'s tokenizer ({spec.name}'s own is out of reach)"
     return TransformersTokenizer(wrapped, frozenset(), source, stand_in=True)
 
@@ -133,8 +271,12 @@ def _own_tokenizer(spec: ModelSpec) -> Any:
     return wrapped
 
 
-def _check_vocabulary(tokenizer: Any, info: ModelInfo) -> None:
-    last = max(len(tokenizer) - 1, *tokenizer.get_vocab().values())
+def _last_id(tokenizer: Any) -> int:
+    last: int = max(len(tokenizer) - 1, *tokenizer.get_vocab().values())
+    return last
+
+
+def _check_last(last: int, info: ModelInfo) -> None:
     if last >= info.vocab_size:
         raise ModelError(
             f"the tokenizer has a token of id {last} and {info.name} embeds ids below {info.vocab_size}: "

@@ -75,10 +75,12 @@ class FormatChoiceRecord(Record):
     Attributes:
         seconds_per_byte: format → what products of 1, 4 and 16 rows took, per float32 byte of the matrices.
         left_out: format → why it was not tried.
+        measured: day on which an earlier process timed them; empty where the run did.
     """
 
     seconds_per_byte: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     left_out: dict[str, str] = Field(default_factory=dict)
+    measured: str = ""
 
 
 class FormatRecord(Record):

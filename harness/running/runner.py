@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,7 +51,7 @@ from harness.running.reading import read_run
 from harness.running.repeats import Reporter, run_repeat
 from harness.running.resolve import guarantee_violations, resolve
 from harness.running.scoring import missing_scores, score_names
-from harness.running.session import Observer, Session, durations
+from harness.running.session import Observer, Session
 from harness.store.run_directory import RunDirectory, fresh_directory, refuse_occupied
 from harness.store.same_run import code_of_objects, used_plugins
 from reports.tables.report import write_report
@@ -159,12 +160,14 @@ def _measure(
             idle = session.rest()
             observer.stage("warming up")
             load = LoadWatch()
+            began = time.perf_counter()
             warmup = session.warm_up()
+            observer.stage(f"warmed up in {time.perf_counter() - began:.1f} s, examining the machine")
         if repeat == 0 and plan.device.startswith("cpu") and not config.untimed:
             _warn_of_others(load.read(), torch.get_num_threads())
         block_size = config.block_size if plan.before is None else plan.before.block_size
         if block_size is None:  # one batch, or as many as the energy sensor needs for a valid window
-            block_size = samples_per_block(meter.sensor_period_s, durations(warmup), config.batch_size)
+            block_size = samples_per_block(meter.sensor_period_s, session.whole_s, config.batch_size)
             block_size = max(block_size, 0 if config.arrival_rate is None else QUEUED_REQUESTS)
         times = {name: engine.timing.times for name, engine in engines.items()}
         manifest = describe_run(plan, loaded, meter, unavailable, block_size, times, placement)
@@ -272,7 +275,9 @@ def _in_format(loaded: LoadedModel, plan: Plan, unit_times: UnitTimes | None) ->
     if plan.before is not None:
         why = plan.before.model.stored(info.weights_format).format_choice
     elif "auto" in plan.config.weights_formats and info.weights_format not in plan.config.weights_formats:
-        why = FormatChoiceRecord(seconds_per_byte=dict(choice.seconds), left_out=dict(choice.left_out))
+        why = FormatChoiceRecord(
+            seconds_per_byte=dict(choice.seconds), left_out=dict(choice.left_out), measured=choice.measured
+        )
     return FormatRecord(
         weights_accuracy=WEIGHTS_FORMATS.load(info.weights_format).facts.accuracy,
         format_choice=why,

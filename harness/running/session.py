@@ -30,7 +30,7 @@ from harness.store.run_directory import RunDirectory, WindowKey
 
 ATTEMPTS = 3
 """How often ``--strict`` measures a contaminated window at most; the last time counts, with its flags."""
-READY_PROMPT, READY_TOKENS = 16, 6
+READY_PROMPT, READY_TOKENS = 16, 8
 """Tokens that an operating point reads and makes before anything is measured."""
 
 
@@ -86,12 +86,17 @@ class _Cell:
 
 
 class Session:
-    """Measures the windows of one plan, with engines by weights format, the run's own first."""
+    """Measures the windows of one plan, with engines by weights format, the run's own first.
+
+    Attributes:
+        whole_s: seconds of a whole batch in each weights format, once the warm-up has measured it.
+    """
 
     def __init__(self, plan: Plan, engines: Mapping[str, Engine], meter: Meter) -> None:
         self._plan, self._config, self._engines, self._meter = plan, plan.config, engines, meter
         self._surroundings = Surroundings.of(plan.device)
         self._runners = runners(plan, engines, meter)
+        self.whole_s: list[float] = []
 
     @property
     def idle_s(self) -> float:
@@ -115,26 +120,34 @@ class Session:
         return records
 
     def warm_up(self) -> list[WindowRecord]:
-        """Run full depth on the first batch, in each weights format, until its time settles.
+        """Run full depth on the first batch, in each weights format, and then decode until its time settles.
 
-        Returns records still to be committed; the last one of a format is flagged ``not-settled`` if it never did.
+        A prompt takes as long as many tokens, and is read once: it is decoding that has to settle. Returns records
+        still to be committed, of each format first the whole batch's; the last one of a format is flagged
+        ``not-settled`` if it never did.
         """
         planned = self._plan.tasks[0]
         batch = planned.data.samples[: self._config.batch_size]
-        few = replace(batch[0], prompt_ids=batch[0].prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
+        few = [
+            replace(sample, prompt_ids=sample.prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
+            for sample in batch
+        ]
         records: list[WindowRecord] = []
         try:
             for point in self._plan.points:  # none loads or makes in a window what it runs on
                 self._runners[point.name].prepare(point)
-                self._runners[point.name].complete(planned, point, [few])  # a failure is that of the sample that has it
+                self._runners[point.name].complete(
+                    planned, point, few[:1]
+                )  # a failure is that of the sample that has it
             for name in self._engines:
                 point = next(point for point in self._plan.points if point.weights_format == name)
                 passes: list[WindowRecord] = []
                 wanted = 1 if self._config.untimed else WARMUP_PASSES
-                while len(passes) < wanted and not settled(durations(passes)):
-                    cell = _Cell(planned, 0, 0, point, [batch])
+                while len(passes) < wanted and not settled(durations(passes[1:])):
+                    cell = _Cell(planned, 0, 0, point, [few if passes else batch])
                     passes.append(self._window(len(records) + len(passes), cell, warmup=True)[0])
-                if not self._config.untimed and not settled(durations(passes)):
+                self.whole_s.extend(durations(passes[:1]))
+                if not self._config.untimed and not settled(durations(passes[1:])):
                     passes[-1] = passes[-1].model_copy(update={"flags": (*passes[-1].flags, "not-settled")})
                 records.extend(passes)
         except (RuntimeError, MemoryError) as error:

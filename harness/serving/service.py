@@ -61,7 +61,7 @@ class Service:
         self._meter, _ = open_meter(config.energy, self._model.devices(self.device), config.tdp_w)
         self.energy_source, self.energy_description = self._meter.source, self._meter.description
         self.energy_measured = is_measured(self._meter)
-        self.fim = fill_in_the_middle(self._tokenizer.wrapped)
+        self.fim = fill_in_the_middle(self._tokenizer)
         self.metrics = Metrics(energy_measured=self.energy_measured)
         self.metrics.bind(self)
         self.state: State = "loading"

@@ -104,7 +104,7 @@ def _formats(options: VerifyOptions, device: str) -> Sequence[str]:
 
 
 def _packed(loaded: LoadedModel, name: str, device: str) -> Engine:
-    info = in_format(loaded.info, loaded.resolved.config, name)
+    info = in_format(loaded.info, loaded.resolved.shape, name)
     return Engine(pack(loaded.backbone, name, device), info)
 
 

@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtr, ndtri, stdtrit
 
 from harness.records.estimate import Estimate, Interval, NoInterval
 
@@ -163,6 +162,8 @@ def half_width(influence: Floats, share: Floats) -> float:
     """
     n = len(influence)
     variance, freedom = n / (n - 1) * float(influence @ influence), max(1 / float(share @ share) - 1, 1.0)
+    from scipy.special import stdtrit  # late, as everywhere here: a third of a second
+
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
 
 
@@ -181,6 +182,8 @@ def share_bounds(pairs: Sequence[Pair]) -> Interval | NoInterval:
     half = half_width((parts - share * wholes) / total, wholes / total)
     if not 0 < share < 1 or half < _ALIKE:
         return NoInterval.FEW_DIFFERING
+    from scipy.special import ndtri
+
     trials = share * (1 - share) * float(ndtri((1 + CONFIDENCE) / 2) / half) ** 2
     return 1 - largest_share((1 - share) * trials, trials), largest_share(share * trials, trials)
 
@@ -200,6 +203,8 @@ def known(interval: Interval | NoInterval) -> Interval | None:
 
 def largest_share(count: float, of: float) -> float:
     """Return the upper end of the 95 % interval of a share, ``count`` of ``of`` (Clopper and Pearson 1934)."""
+    from scipy.special import betaincinv
+
     return float(betaincinv(count + 1, of - count, (1 + CONFIDENCE) / 2)) if count < of else 1.0
 
 
@@ -237,6 +242,8 @@ def _counts(n: int, resamples: int, seed: int) -> NDArray[np.uint16]:
 
 def _expanded_tail(n: int) -> float:
     """Tail probability that makes a percentile interval of ``n`` values as wide as Student's interval."""
+    from scipy.special import ndtr, stdtrit
+
     return float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + CONFIDENCE) / 2)))
 
 

@@ -21,7 +21,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from harness.contracts import Amounts, price
 from harness.records import DraftWork, MeterRecord, SampleRecord
@@ -259,6 +258,8 @@ def _least_squares(gram: Array, right: Array) -> Array:
     values, vectors = np.linalg.eigh(matrix[np.ix_(used, used)] / np.outer(length[used], length[used]))
     root = np.sqrt(np.clip(values, values.max() * 1e-12, None))
     half = root[:, None] * vectors.T  # half.T @ half is the scaled Gram matrix
+    from scipy.optimize import nnls  # late: half a second
+
     solution, _ = nnls(half, (vectors.T @ (right[used] / length[used])) / root, maxiter=100 * len(right))
     costs = np.zeros(len(right))
     costs[used] = solution / length[used]

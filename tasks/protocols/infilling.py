@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from harness.contracts import BadRow, Sample, StopRule, TaskRequest, Tokenizer
 from harness.errors import ConfigError
-from harness.models.fill_in_the_middle import FAMILIES, FillInTheMiddle, encode_inside, fill_in_the_middle_of
+from harness.models.fill_in_the_middle import FAMILIES, FillInTheMiddle, encode_inside, fill_in_the_middle
 from tasks.protocols import Protocol, Skipped, never, too_long
 from tasks.rows import GapRow
 
@@ -29,7 +29,7 @@ _ENDS = tuple({spelled for family in FAMILIES for end in family.ends for spelled
 
 def markers(tokenizer: Tokenizer, instead: str) -> FillInTheMiddle:
     """Return how a model's tokenizer marks the middle."""
-    found = fill_in_the_middle_of(tokenizer)
+    found = fill_in_the_middle(tokenizer)
     if found is None:
         raise ConfigError(
             "this model has no fill-in-the-middle tokens, so it cannot be shown what comes after a gap. Use a model "
@@ -41,7 +41,7 @@ def markers(tokenizer: Tokenizer, instead: str) -> FillInTheMiddle:
 
 def stop_at_the_end(tokenizer: Tokenizer) -> StopRule:
     """Return a rule that is true at a token that ends a middle; never where the model has none."""
-    found = fill_in_the_middle_of(tokenizer)
+    found = fill_in_the_middle(tokenizer)
     ends = frozenset() if found is None else found.end_token_ids
     return lambda token_ids: token_ids[-1] in ends if token_ids else False
 

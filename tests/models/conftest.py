@@ -13,7 +13,7 @@ from harness.models.model import ResolvedModel, resolve
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("source", "tokenizer", "weights"):
+    for module in ("configuration", "tokenizer", "weights"):
         monkeypatch.setattr(f"harness.models.{module}.hub_in_reach", lambda: False)
 
 

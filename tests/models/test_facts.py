@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.errors import ConfigError
+from harness.models.configuration import read_config
 from harness.models.facts import exit_points, parse_exit_points
 
 # Published parameter counts (tied embeddings once).
@@ -32,7 +33,7 @@ def test_parameters_and_layers(name: str, resolved: Any) -> None:
 
     found = resolved(name)
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(found.config)
+        module = AutoModelForCausalLM.from_config(read_config(found.spec, "random"))
     num_layers, parameters = MODEL_SIZES[name]
     assert found.info.num_layers == num_layers
     assert found.info.weights == "random"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.models.fill_in_the_middle import FillInTheMiddle, detect, fill_in_the_middle
+from harness.models.tokenizer import TransformersTokenizer
 
 
 def numbered(*tokens: str) -> dict[str, int]:
@@ -79,10 +80,10 @@ def test_fitting_keeps_what_is_near_the_cursor() -> None:
 
 
 def test_a_tokenizer_that_was_given_markers_has_them(tiny_tokenizer: Any) -> None:
-    assert fill_in_the_middle(tiny_tokenizer) is None
+    assert fill_in_the_middle(TransformersTokenizer(tiny_tokenizer, frozenset())) is None
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]})
-    fim = fill_in_the_middle(tokenizer)
+    fim = fill_in_the_middle(TransformersTokenizer(tokenizer, frozenset()))
     assert fim is not None
     before = tokenizer.encode("def load_path", add_special_tokens=False)
     after = tokenizer.encode(" return", add_special_tokens=False)

@@ -13,7 +13,8 @@ import torch
 from harness.decoding import packing
 from harness.decoding.engine import Engine
 from harness.decoding.packing import tensors_of
-from harness.models import model
+from harness.host.cache import clear
+from harness.models import kept_weights, model
 from harness.models.model import LoadedModel, ResolvedModel
 from strategies.full import Full
 
@@ -82,6 +83,49 @@ def test_the_second_reading_gives_the_same_model_without_the_weights(
     int8, int4 = second[1].backbone, second[2].backbone
     assert int4.lm_head.data.data_ptr() == int8.lm_head.data.data_ptr()  # type: ignore[attr-defined]
     assert int4.embed.words.data_ptr() == second[0].backbone.embed.words.data_ptr()
+
+
+def test_what_auto_takes_is_found_again(
+    resolved: Any, tiny_llama: Path, folder: Path, unpacked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        packing, "_time_all", lambda tried, matrices: {name: (0.5 if name == "fp16" else 1.0,) * 3 for name in tried}
+    )
+    found = pretrained(resolved, tiny_llama, weights_format="auto")
+    first, second = found.load("cpu"), found.load("cpu")
+    assert [one.info.weights_format for one in (first, second)] == ["fp16", "fp16"]
+    assert len(unpacked) == 1
+    assert [one.format_choice.measured != "" for one in (first, second)] == [False, True]
+    notes: list[str] = []
+    monkeypatch.setattr(packing, "_time_all", lambda tried, matrices: dict.fromkeys(tried, (1.0,) * 3))
+    assert found.load("cpu", notes.append).format_choice == second.format_choice, "nothing is timed again"
+    assert any(note.startswith("taking fp16, which was the fastest on 2") for note in notes)
+    clear(frozenset({"choices"}))
+    assert [found.load("cpu").info.weights_format for _ in "ab"] == ["float32"] * 2  # which needs the weights
+    assert len(unpacked) == 3
+
+
+def test_a_file_in_large_pages_is_mapped_and_any_other_copied(
+    resolved: Any, tiny_llama: Path, folder: Path, unpacked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = pretrained(resolved, tiny_llama)
+    first, copied = found.load("cpu"), found.load("cpu")
+    monkeypatch.setattr(kept_weights, "_in_large_pages", lambda data: True)
+    mapped = found.load("cpu")
+    assert same(first, copied)
+    assert same(first, mapped)
+    places = [one.backbone.blocks[0].qkv.data.data_ptr() for one in (copied, mapped)]  # type: ignore[attr-defined]
+    assert [place % 64 for place in places] == [0, 0]
+    assert [_is_of_file(place, files(folder)[0]) for place in places] == [False, True]
+    assert decoded(first) == decoded(copied) == decoded(mapped)
+
+
+def _is_of_file(address: int, file: Path) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if start <= address < end:
+            return line.endswith(str(file))
+    return False
 
 
 def test_another_model_or_format_is_another_file(

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import mmap
 import os
 import sys
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -118,12 +119,13 @@ def address_of(name: str) -> int:
     """
     with _compiling:
         if name not in _addresses:
-            kept = kept_document("compiled", key := _key_of(name))
+            kept = kept_document("compiled", key := key_of(name))
             _addresses[name] = _compile(name, key) if kept is None else _load(kept)
         return _addresses[name]
 
 
-def _key_of(name: str) -> str:
+def key_of(name: str) -> str:
+    """Return what tells apart whatever depends on this processor, these modules and what compiles them, hex."""
     import llvmlite.binding as llvm
 
     total = hashlib.sha256(f"{name} {sys.version} {version('llvmlite')} {version('numba')}".encode())
@@ -189,6 +191,15 @@ def in_large_pages(tensor: Tensor) -> Tensor:
     if size > 0:  # an answer is not needed: without large pages all is as right
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)
     return tensor
+
+
+def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return zeros of a tensor's dtype and device; of a CPU's, pages that nobody has written to take no memory."""
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or not size or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(area, dtype=like.dtype).view(shape)
 
 
 def moved(data: Tensor) -> Tensor:
