@@ -65,7 +65,7 @@ def _hash_of(files: Iterable[Path]) -> str:
 
 
 PACKAGES = (
-    *("codebleu", "datasets", "early-exit-harness", "numpy", "rapidfuzz", "sacrebleu", "tokenizers"),
+    *("codebleu", "datasets", "early-exit-harness", "numpy", "rapidfuzz", "rouge-score", "sacrebleu", "tokenizers"),
     *("torch", "transformers", "tree-sitter", "tree-sitter-java", "tree-sitter-python", "zeus"),
 )
 """Distributions whose version can change a number."""

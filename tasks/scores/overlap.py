@@ -1,4 +1,4 @@
-"""Scores of overlap: BLEU and chrF by sacrebleu, ROUGE-L (Lin 2004) as rouge-score has it.
+"""Scores of overlap: BLEU and chrF by sacrebleu, ROUGE-L by rouge-score.
 
 BLEU and ROUGE-L compare the tokens of :func:`tasks.scores.match.code_tokens` and not the libraries' own, which are made
 for prose (ROUGE's drops every operator and the case of names). Numbers are therefore comparable within this project,
@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
-
-from rapidfuzz.distance import LCSseq
 
 from harness.contracts import Completion, Score
 from harness.contracts.scores import Pair
@@ -45,12 +43,7 @@ class RougeL(Score):
 
     def sample(self, completion: Completion) -> float:
         [(text, reference)] = restored([(completion.text, completion.reference)])
-        wanted, made = code_tokens(reference), code_tokens(text)
-        common = LCSseq.similarity(wanted, made)
-        if not common:
-            return 0.0
-        precision, recall = common / len(made), common / len(wanted)
-        return 2 * precision * recall / (precision + recall)
+        return float(_rouge().score(reference, text)["rougeL"].fmeasure)
 
 
 class Chrf(Score):
@@ -77,6 +70,13 @@ def _joined(text: str) -> str:
     return " ".join(code_tokens(text))
 
 
+class _CodeTokenizer:
+    """The interface rouge-score asks of a tokenizer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return code_tokens(text)
+
+
 @lru_cache(maxsize=1)
 def _bleu() -> Any:
     from sacrebleu.metrics import BLEU  # late: a quarter of a second
@@ -89,3 +89,10 @@ def _chrf() -> Any:
     from sacrebleu.metrics import CHRF
 
     return CHRF()
+
+
+@lru_cache(maxsize=1)
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # late: a second
+
+    return RougeScorer(["rougeL"], tokenizer=_CodeTokenizer())

@@ -28,7 +28,7 @@ ACCEPTED = 99
 PACKAGES = ("harness", "strategies", "tasks", "reports")
 LAZY = (
     *("codebleu", "datasets", "gguf", "matplotlib.figure", "pandas", "plotly.graph_objects", "pyarrow.parquet"),
-    *("sacrebleu", "safetensors.torch", "scipy.stats", "tree_sitter_python"),
+    *("rouge_score.rouge_scorer", "sacrebleu", "safetensors.torch", "scipy.stats", "tree_sitter_python"),
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
     *("transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers"),
 )

@@ -45,7 +45,7 @@ def test_a_task_takes_the_protocols_that_it_names_and_refuses_all_others() -> No
 
 
 def test_importing_a_task_is_light() -> None:
-    heavy = "torch transformers datasets pandas pyarrow codebleu tree_sitter sacrebleu nltk huggingface_hub"
+    heavy = "torch transformers datasets pandas pyarrow codebleu tree_sitter sacrebleu rouge_score nltk huggingface_hub"
     code = f"import sys, tasks.py150, tasks.javacorpus; print(*(set({heavy.split()!r}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
