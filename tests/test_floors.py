@@ -134,6 +134,8 @@ def loaded_by(code: str) -> set[str]:
 
 def test_reports_and_what_reads_runs_load_no_torch() -> None:
     names = [name for name in modules() if name.split(".")[0] == "reports"]
+    heavy = {"torch", "transformers", "tokenizers"}  # nowhere, inside of functions neither
+    assert not [name for name in names if {target.split(".")[0] for target in imports(name, modules()[name])} & heavy]
     code = f"import {', '.join(names)}\nassert 'pandas' not in sys.modules"
     assert not loaded_by(f"{code}\nimport harness.running.reading, harness.running.repeats") & {"torch", "transformers"}
 

@@ -57,6 +57,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(
         (["--cors-origin", "*"], "every web page"),
         (["--cors-origin", "ide.example"], "no web origin"),
         (["--print-config", "openai", "--port", 0], "fixed one"),
+        (["--print-config", "llama-vim"], "Did you mean 'llama.vim'?"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(cli: Callable[..., Any], arguments: list[Any], said: str) -> None:

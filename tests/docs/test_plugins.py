@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import Draft, Lossless, TaskRequest
+from harness.contracts import Completion, Draft, Lossless, TaskRequest
 from harness.contracts.meters import is_measured
 from harness.metering import metered
 from harness.models.tokenizer import TransformersTokenizer
+from harness.records import SampleRecord
 from strategies.full import Full
 from tests.docs.pages import NAMES, blocks
 
@@ -35,6 +36,12 @@ def test_the_task_is_drawn_under_every_protocol(shown: dict[str, Any], tiny_toke
         data = shown["Recipes"]().load(TaskRequest(protocol, "embedded"), tokenizer)
         assert len(data.samples) == 2
         assert data.source.label == "embedded: recipes"
+
+
+def test_the_score_and_the_metric_read_a_sample(shown: dict[str, Any]) -> None:
+    assert shown["Length"]().sample(Completion("a b", "a b c d", (), (), "python")) == 0.5
+    sample = SampleRecord(window=0, operating_point="full", task="recipes", sample_id="rye", text="abcd")
+    assert shown["CHARACTERS"].of_sample(sample) == 4
 
 
 def test_the_meter_measures_a_window(shown: dict[str, Any]) -> None:

@@ -155,6 +155,10 @@ def test_a_table_is_what_its_runs_hold(runs: Path, docs: Path, capsys: pytest.Ca
     assert rest == before.split("<!-- /table -->", 1)[1]  # the runs of the other table are not there
     assert "duplicates: left alone, there is no" in capsys.readouterr().out
     assert tables.main([*given, "--check"]) == 0
+    (runs / "kv" / "study.json").write_text(json.dumps({"points": {"one-abcdef": "", "other-123456": ""}}))
+    tables.main(given)  # a study that is not finished makes no table
+    assert "left alone, 1 of 2 points of" in capsys.readouterr().out
+    assert (docs / "page.md").read_text() == after
 
 
 def lines(parts: Any) -> list[list[str]]:
@@ -181,6 +185,9 @@ def test_the_fastest_of_three_is_called_faster_no_more_often_than_one_alone() ->
         ]  # fmt: skip
         for choices in alarms:
             alarms[choices] += ranked.together(rows, choices=choices)[1] > 1
+    faster = pd.Series({"decode_speedup": 1.21, "decode_speedup_low": 1.1, "decode_speedup_high": 1.331})
+    mean = ranked.together([faster, None])  # nothing certified there: full depth
+    assert mean == pytest.approx((1.1, 1.1**0.5, 1.1**1.5))  # √1.21, half of ln 1.1 either way
     assert alarms[1] > 40, "chosen, and not corrected"
     assert alarms[3] <= 30, "one-sided, 2.5 % are nominal"
 

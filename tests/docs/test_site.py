@@ -23,7 +23,9 @@ def test_the_readme_is_read_in_ten_minutes() -> None:
 
 
 def test_the_readme_leads_to_what_is_there() -> None:
-    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", README):
+    found = re.findall(r"\]\(([^)#]*)#?([^)]*)\)", README)
+    assert len(found) > 20
+    for target, anchor in found:
         assert (ROOT / target).is_file(), target
         assert not anchor or anchor in anchors((ROOT / target).read_text(encoding="utf-8")), (target, anchor)
 

@@ -52,3 +52,13 @@ def test_names_in_brackets_are_no_markup() -> None:
     printed = lines({"full": values, "[bold]mine:layer=4": values})
     assert "mine[red]: acc,first[1]" in printed
     assert any(line.strip().startswith("[bold]mine:layer=4 ") for line in printed)
+
+
+def test_a_row_says_where_its_numbers_come_from() -> None:
+    tasks: dict[str, Any] = {"made": {"generated": {}}, "given": {"scored": {}}}
+    scored = "exit after layer 6"
+    for task, wanted in (("made", "mine:layer=4"), ("given", scored), ("group", f"mine:layer=4; scored: {scored}")):
+        facts = {**TINY, "loglikelihood_at": scored, "tasks": tasks}
+        values = {"results": {task: {"acc,none": 0.5}}, "group_subtasks": {"group": ["given", "made"]}}
+        shown = lines({"mine:layer=4": values | {"config": {"early_exit": facts}}})
+        assert [line.rpartition("0.5")[0].strip() for line in shown if "0.5" in line] == [wanted]

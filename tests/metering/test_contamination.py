@@ -19,6 +19,7 @@ from harness.metering.contamination import (
     LoadReading,
     LoadWatch,
     Surroundings,
+    default_idle_s,
     gpu_clock_reasons,
     rest,
     threads_left,
@@ -233,5 +234,6 @@ def test_rest_waits_for_quiet_outside_the_window(clock: Any) -> None:
 
     window = rest(NoMeter(device="cpu", clock=clock), Surroundings(clock=clock), 3.0, sleep)
     assert slept == [QUIET_S, 3.0]
+    assert default_idle_s(None) == 0 < default_idle_s(0.001) < default_idle_s(0.1)  # as long as a slow sensor needs
     assert window.reading is not None
     assert (window.reading.duration_s, window.reading.cpu_time_s) == (3.0, 0.0)

@@ -167,6 +167,12 @@ def test_a_meter_that_cannot_be_had_is_one_line(
     assert caught.value.exit_code == 2
 
 
+def test_a_meter_says_whether_a_sensor_measures() -> None:
+    """What is ranked, and called measured, follows from it."""
+    found = {name: METERS.load(name).measured for name in ("nvml", "rapl", "replay", "estimate")}
+    assert found == {"nvml": True, "rapl": True, "replay": False, "estimate": False}
+
+
 def test_importing_the_room_loads_no_sensor_library() -> None:
     code = (
         "import sys, harness.metering, harness.host.environment, harness.store.run_directory\n"

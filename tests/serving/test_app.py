@@ -165,6 +165,14 @@ def test_a_ready_server_is_healthy_and_another_says_503_and_why(server: Any) -> 
     assert (answer.status_code, answer.json()) == (200, {"status": "ready", "error": None})
     head = httpx.head(f"{server.url}/health")
     assert (head.status_code, head.content) == (200, b"")
+    info, service = httpx.get(f"{server.url}/info").json(), server.service
+    assert info["max_input_tokens"] < info["max_total_tokens"] <= service.info.max_positions
+    assert info["early_exit"]["exit_points"] == list(service.info.exit_points)
+    listed = info["early_exit"]["strategies"]
+    assert [one["name"] for one in listed if one["default"]] == [info["early_exit"]["default"]["strategy"]]
+    for one in listed:  # what is listed can be asked for
+        setting = service.settings.resolve({"strategy": one["name"], **one["options"]})
+        assert one["options"].items() <= setting.options.items()
     for state, failure in (("loading", None), ("draining", None), ("failed", "weights of 3 layers are missing.")):
         service = Unready(state, failure)
         answer = get(service, "/health")

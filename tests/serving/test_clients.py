@@ -23,7 +23,7 @@ from huggingface_hub import errors as hub
 
 from harness.serving.completions import DrainingError, GenerationError, OverloadedError
 from harness.serving.config import ServeConfig
-from harness.serving.page import snippet
+from harness.serving.page import clients, snippet
 from tests.serving.conftest import fails_at
 
 PROMPT = "import numpy as np\n\ndef norm(v):\n    "
@@ -339,6 +339,12 @@ def test_markers_are_written_where_a_client_writes_them_itself() -> None:
     assert (model["roles"], model["defaultCompletionOptions"]["maxTokens"]) == (["autocomplete"], 64)
     assert model["useLegacyCompletionsEndpoint"] is True
     # what the last line tells to add is an entry of this model
+    for client in clients():
+        *_, last = written(client, api_key_file="key").splitlines()
+        assert "Early exit per request: " in last
+        for more in ({}, {"api_key_file": "key"}):
+            text = written(client, **more)
+            assert ("YOUR-KEY" in text or "Llm: Login" in text) == bool(more)
     hint = written("continue").splitlines()[-1].partition("in the model, ")[2]
     assert yaml.safe_load(hint) == {"requestOptions": {"extraBodyProperties": {"early_exit": "full"}}}
 

@@ -213,6 +213,20 @@ def test_streams_pass_piece_by_piece_and_the_clients_end_is_seen() -> None:
     assert statuses(metrics) == {("other", "499"): 1, ("other", "200"): 1}
 
 
+def test_websockets_are_closed() -> None:
+    """No guard checks what they say."""
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append("let in")
+
+    async def send(message: Any) -> None:
+        seen.append(message["type"])
+
+    asyncio.run(guarded(app, ServeConfig(), None, Metrics())(scope_of("websocket"), None, send))  # type: ignore[arg-type]
+    assert seen == ["websocket.close"]
+
+
 def statuses(metrics: Metrics) -> dict[tuple[str, str], float]:
     return {
         (sample.labels["route"], sample.labels["status"]): sample.value

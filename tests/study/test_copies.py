@@ -61,7 +61,7 @@ def test_a_copy_of_several_moments_keeps_every_whole_window_and_goes_on(
     file, chance = declare(**GRID), random.Random(7)
     assert cli("study", file, "--out", "s").code == 0
     expected, windows = decoded(tmp_path / "s"), {run.name: list(whole_windows(run)) for run in _runs(tmp_path / "s")}
-    grid = read_study(str(file))
+    grid, found = read_study(str(file)), 0
     for number in range(10):
         copy = tmp_path / f"copy-{number}"
         shutil.copytree(tmp_path / "s", copy)
@@ -74,6 +74,7 @@ def test_a_copy_of_several_moments_keeps_every_whole_window_and_goes_on(
         if number == 1:  # what no copy leaves: a line in the middle that is damaged
             damage(_runs(copy)[0] / "windows.jsonl", 1)
         whole = {run.name: list(whole_windows(run)) for run in _runs(copy)}
+        found += sum(map(len, whole.values()))
         with StudyDirectory(copy, grid, expand(grid)) as study:
             done = {study.directory(point).name: study.settle(point) for point in study.points}
         for run in _runs(copy):
@@ -85,3 +86,4 @@ def test_a_copy_of_several_moments_keeps_every_whole_window_and_goes_on(
             assert decoded(copy) == expected
             for name, kept in whole.items():
                 assert _lines(copy / "runs" / name / "windows.jsonl")[: len(kept)] == kept
+    assert found  # or nothing was looked at

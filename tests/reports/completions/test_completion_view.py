@@ -11,7 +11,7 @@ import pytest
 
 from harness.appearance.pages import depth_shade
 from harness.records import SampleRecord
-from reports.completions.page import choose_samples, coloured_tokens, completion_page
+from reports.completions.page import choose_samples, coloured_tokens, completion_page, follows
 from reports.completions.token_kinds import KINDS, kinds_of
 from reports.recorded import RecordedRun
 
@@ -188,6 +188,12 @@ def test_only_what_differs_from_full_depth_is_underlined() -> None:
     for cached in (True, False):
         tokens = Parsed(coloured_tokens(sample("a", "b"), 12, None, cached=cached)).tokens
         assert ["prefill" in token["class"] for token in tokens] == [cached, False]
+
+
+def test_following_is_a_share_of_full_depth_s_tokens() -> None:
+    full = sample("a", "b", "c", "d", ids=(1, 2, 3, 4))
+    assert follows(sample("a", "x", "c", ids=(1, 9, 3)), full) == 0.5
+    assert follows(full, sample()) is follows(sample(error="x"), full) is None
 
 
 @pytest.mark.parametrize(("character", "name"), [("\u202e", "RIGHT-TO-LEFT OVERRIDE"), ("\x1b", "U+001B"), ("\r", "␍")])

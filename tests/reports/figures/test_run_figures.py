@@ -12,9 +12,10 @@ import pytest
 from harness.errors import StoreError
 from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
+from harness.registry import STRATEGIES
 from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
-from reports.figures.drawing import Figure, save_figures, slug
+from reports.figures.drawing import Figure, look_of, save_figures, slug
 from reports.figures.fronts import GAINS, front_of
 from reports.figures.task_table import task_tables
 from reports.recorded import RecordedRun
@@ -132,6 +133,11 @@ def test_a_marker_per_strategy_and_its_setting_at_the_point(make: Make) -> None:
     assert axes.get_title("right") == "n = 9 samples"
     named = [text.get_text() for text in canvas.legends[0].get_texts()]
     assert named == ["full", "fixed: layer", "rl: threshold", "oracle (a bound)", "front (filled: beyond chance)"]
+    shipped = [look_of(entry.name) for entry in STRATEGIES.entries() if not entry.is_plugin]
+    assert len(set(shipped)) == len(shipped), "two strategies look alike"
+    few = fronts.figures(make(blocks=6))[0]  # six blocks tell nothing of four rows: 2 / 2⁶ × 4 is above 0.05
+    assert "too few blocks" in few.caption
+    assert not [text for text in drawn(few).legends[0].get_texts() if "front" in text.get_text()]
 
 
 @pytest.mark.slow

@@ -177,6 +177,21 @@ def test_a_run_whose_full_depth_says_nothing_is_not_ranked(tmp_path: Path, recor
     assert by_name["one", "fixed:layer=5"]["ranks"][0] == 1
 
 
+def test_the_first_ranking_is_the_one_with_most_samples_that_ranks_anything(tmp_path: Path, recorded: Recorded) -> None:
+    def of(n: int, run: RecordedRun) -> RecordedRun:
+        rows = tuple(row.model_copy(update={"n": n}) for row in run.summary.rows)
+        return replace(run, summary=run.summary.model_copy(update={"rows": rows}))
+
+    long = recorded("long", points={f"fixed:layer={layer}": 0.5 for layer in range(1, 4)})
+    large = recorded("large", cpu="Second", points={"fixed:layer=5": 0.5})
+    spoilt, alone = recorded("spoilt", cpu="Third"), recorded("alone", cpu="Fourth", points={"full": 1.0})
+    flagged = tuple(window.model_copy(update={"flags": ("stolen-cpu",)}) for window in spoilt.windows)
+    publish(tmp_path, of(20, long), of(40, large), of(60, replace(spoilt, windows=flagged)), of(80, alone))
+    shown = index(tmp_path)
+    assert [group["hardware"].split(",")[0] for group in shown["groups"]][:2] == ["Second", "Test Chip"]
+    assert shown["points"][0]["n"] == 40
+
+
 def test_the_latest_state_of_a_run_stays(tmp_path: Path, recorded: Recorded) -> None:
     whole = recorded("one")
     count = len(whole.windows)

@@ -198,6 +198,8 @@ def test_what_always_stops_is_warned_of(build: Any, name: str, samples: list[dic
     for block, sample in enumerate(samples):
         cut_short.window(FULL, {"finish_reason": "length"}, block=block)
         cut_short.window(name, sample, block=block)
+    if name == "sec":  # what a strategy ends counts as what a rule ends
+        assert cut_short.row(name).value(ENDED) == 1.0
     found = [note for note in cut_short.summary().notes if "always stops" in note]
     assert len(found) == (said is not None)
     assert all(note.startswith(f"{name} on py150 always stops: {said}") for note in found)

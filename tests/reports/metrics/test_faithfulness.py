@@ -107,6 +107,9 @@ def test_own_text_counts_what_full_depth_would_choose_there(build: Any) -> None:
     pair(run, (1, 2, 3, 4, 5), (1, 2, 9, 8, 7), full_depth_ids=(1, 2, 3, 8, 0))
     assert run.row(OTHER).value("own_text_agreement") == pytest.approx(2 / 4)
     assert run.row(OTHER).value("agreement") == pytest.approx(2 / 5)
+    run = build(kv="none")  # no prefill: the first token may leave early, too
+    pair(run, (1, 2), (9, 2), full_depth_ids=(1, 2))
+    assert run.row(OTHER).value("own_text_agreement") == pytest.approx(1 / 2)
 
 
 def test_up_to_the_first_difference_full_depth_s_own_completion_decides(build: Any) -> None:

@@ -52,6 +52,10 @@ def test_statistics_of_nothing_are_none_and_never_zero() -> None:
     assert score_interval([]) is NoInterval.FEW_SAMPLES
 
 
+def test_percentiles_interpolate_between_order_statistics() -> None:
+    assert [percentile([4, 1, 3, 2], at) for at in (0, 50, 90, 100)] == pytest.approx([1, 2.5, 3.7, 4])
+
+
 def test_paired_ratio_is_totals_over_totals_not_a_mean_of_ratios() -> None:
     pairs = [Pair(1.0, 0.5), Pair(9.0, 9.5)]  # the mean of the ratios would be 1.47
     assert paired_ratio(pairs) == 1.0

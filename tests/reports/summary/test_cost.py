@@ -183,6 +183,7 @@ def test_no_net_energy_for_estimates_or_without_idle_windows(build, source, idle
         None,
     )
     assert row.value("energy_ratio") == pytest.approx(2.0)
+    assert row.energy_measured == (source == "rapl")  # no ranking takes an estimate
 
 
 def test_energy_ratio_is_paired_and_has_an_interval(build) -> None:

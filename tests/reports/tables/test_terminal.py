@@ -85,7 +85,10 @@ def test_full_depth_comes_first_and_marks_do_not_need_colour(summary) -> None:
 
 
 def test_random_weights_and_errors_are_said_where_the_scores_are(build, summary) -> None:
-    assert "errors" not in printed(summary, 120)
+    text = printed(summary, 120)
+    assert "errors" not in text
+    for fact in ("path: shared/data", "n = 7 samples × 1 repeat", "tiny", "pretrained weights", "Test CPU"):
+        assert fact in text
     run = build(weights="random", tasks=("py150", "javacorpus"))
     run.window("full", {}, {"error": "broken"})
     run.window("full", {}, task="javacorpus")
