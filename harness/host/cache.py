@@ -44,7 +44,6 @@ KINDS = {
     "compiled": Kind("machine code of products and layers, which takes seconds to compile", 32),
     "configurations": Kind("what transformers makes of configurations and tokenizers, whose import takes seconds", 64),
     "choices": Kind("the fastest weights format of a model on this machine, as it was timed", 64),
-    "observed": Kind("scores that thresholds given as percentiles come from", 256),
     "digests": Kind("hashes of weight files that are told by size and time", 256),
     "summaries": Kind("summaries of runs, for the next report or leaderboard of many", 10_000),
 }
@@ -165,11 +164,6 @@ def kept_document(kind: str, key: str) -> Any:
             file.unlink()
         return None
     return found["value"]
-
-
-def is_kept(kind: str, key: str) -> bool:
-    """Whether a document is kept; what is damaged counts until it is read."""
-    return _document(kind, key).exists()
 
 
 def keep_document(kind: str, key: str, value: Any) -> None:

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from .cases import REFUSED, Ran, Warm
-from .hostile import Draw
+from tests.fuzz.cases import REFUSED, Ran, Warm
+from tests.fuzz.hostile import Draw
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
 """Of new cases for each property (``make fuzz``); 0 for the same few every time."""

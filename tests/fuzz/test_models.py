@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 
-from .cases import REFUSED, Ran, Warm
-from .hostile import SPECIAL, VALUES, Draw, as_json, changed_bytes, changed_json, make_special
+from tests.fuzz.cases import REFUSED, Ran, Warm
+from tests.fuzz.hostile import SPECIAL, VALUES, Draw, as_json, changed_bytes, changed_json, make_special
 
 Fuzz = Callable[..., None]
 Fresh = Callable[[], AbstractContextManager[Path]]

@@ -17,8 +17,8 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 from hypothesis import strategies as st
 
-from .cases import REFUSED, Ran, Warm
-from .hostile import SPECIAL, TEXTS, VALUES, Draw, as_json, changed_bytes, make_special, numbers
+from tests.fuzz.cases import REFUSED, Ran, Warm
+from tests.fuzz.hostile import SPECIAL, TEXTS, VALUES, Draw, as_json, changed_bytes, make_special, numbers
 
 Fuzz = Callable[..., None]
 Fresh = Callable[[], AbstractContextManager[Path]]

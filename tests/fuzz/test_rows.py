@@ -13,8 +13,8 @@ import pandas
 import pytest
 from hypothesis import strategies as st
 
-from .cases import Ran, Warm
-from .hostile import SPECIAL, TEXTS, VALUES, Draw, as_json, changed_bytes, changed_json, make_special
+from tests.fuzz.cases import Ran, Warm
+from tests.fuzz.hostile import SPECIAL, TEXTS, VALUES, Draw, as_json, changed_bytes, changed_json, make_special
 
 Fuzz = Callable[..., None]
 Fresh = Callable[[], AbstractContextManager[Path]]

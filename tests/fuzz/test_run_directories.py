@@ -17,8 +17,9 @@ from typing import Any, Literal
 import pytest
 from hypothesis import strategies as st
 
-from .cases import RAW, REFUSED, Ran, Warm
-from .hostile import SPECIAL, TEXTS, Draw, as_json, changed_bytes, changed_json, changed_value, make_special
+from tests.fuzz.cases import RAW, REFUSED, Ran, Warm
+from tests.fuzz.hostile import SPECIAL, TEXTS, Draw, as_json, changed_bytes, changed_json, changed_value, make_special
+
 from .warm import ACCEPTED
 
 Fuzz = Callable[..., None]

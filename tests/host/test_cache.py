@@ -64,19 +64,19 @@ def test_what_somebody_else_put_there_is_not_followed(cli: Command, cache: Path,
 
 
 def test_documents_are_bounded_and_the_least_used_go(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "observed", Kind("three", 3))
+    monkeypatch.setitem(KINDS, "choices", Kind("three", 3))
     for number in range(3):
-        keep_document("observed", f"key{number}", {"value": number})
-        os.utime(cache / "observed" / f"key{number}.json.gz", (number, number))
-    (cache / "observed" / ".abandoned.part").touch()
-    os.utime(cache / "observed" / ".abandoned.part", (1, 1))
-    (cache / "observed" / ".writing.part").touch()
-    assert kept_document("observed", "key0") == {"value": 0}  # is used again
-    keep_document("observed", "key3", {"value": 3})
-    assert {file.name for file in (cache / "observed").iterdir()} == {
+        keep_document("choices", f"key{number}", {"value": number})
+        os.utime(cache / "choices" / f"key{number}.json.gz", (number, number))
+    (cache / "choices" / ".abandoned.part").touch()
+    os.utime(cache / "choices" / ".abandoned.part", (1, 1))
+    (cache / "choices" / ".writing.part").touch()
+    assert kept_document("choices", "key0") == {"value": 0}  # is used again
+    keep_document("choices", "key3", {"value": 3})
+    assert {file.name for file in (cache / "choices").iterdir()} == {
         *("key0.json.gz", "key2.json.gz", "key3.json.gz", ".writing.part")
     }
-    assert kept_document("observed", "key1") is None
+    assert kept_document("choices", "key1") is None
 
 
 def test_what_a_killed_process_left_goes_when_the_next_one_begins(cache: Path) -> None:
@@ -91,9 +91,9 @@ def test_what_a_killed_process_left_goes_when_the_next_one_begins(cache: Path) -
 
 
 def test_a_document_under_another_name_is_not_taken(cache: Path) -> None:
-    keep_document("observed", "one", [1])
-    (cache / "observed" / "one.json.gz").rename(cache / "observed" / "two.json.gz")
-    assert kept_document("observed", "two") is None
+    keep_document("choices", "one", [1])
+    (cache / "choices" / "one.json.gz").rename(cache / "choices" / "two.json.gz")
+    assert kept_document("choices", "two") is None
 
 
 WRITER = """
@@ -102,9 +102,9 @@ from harness.host.cache import keep_document, kept_document
 
 for turn in range(20):
     for key in "ab":
-        found = kept_document("observed", key)
+        found = kept_document("choices", key)
         assert found is None or found == [key] * 20_000, found[:3]
-        keep_document("observed", key, [key] * 20_000)
+        keep_document("choices", key, [key] * 20_000)
 """
 
 
@@ -113,5 +113,5 @@ def test_writers_at_the_same_time_leave_whole_documents(cache: Path) -> None:
     for writer in writers:
         _, said = writer.communicate(timeout=120)
         assert writer.returncode == 0, said.decode()
-    assert kept_document("observed", "a") == ["a"] * 20_000
-    assert {file.name for file in (cache / "observed").iterdir()} == {"a.json.gz", "b.json.gz"}
+    assert kept_document("choices", "a") == ["a"] * 20_000
+    assert {file.name for file in (cache / "choices").iterdir()} == {"a.json.gz", "b.json.gz"}

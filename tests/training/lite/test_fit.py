@@ -213,7 +213,7 @@ def test_every_exit_learns(tune: Callable[..., Trained], tiny_llama: Path, tmp_p
     """Ten documents, thirty steps: losses fall by nats, and the document held out is read better at every exit."""
     few = tmp_path / "few.jsonl"
     few.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[:10]))
-    tune(tiny_llama, tmp_path / "out", QUICK.replace(steps=20, rank=16), few, documents=None, save_steps=100)
+    tune(tiny_llama, tmp_path / "out", QUICK.replace(steps=30, rank=16), few, documents=None, save_steps=100)
     lines = log_of(tmp_path / "out")
     for layer in ("4", "6", "10", "12"):
         first, last = (sum(line["cross_entropy"][layer] for line in part) / 4 for part in (lines[:4], lines[-4:]))
