@@ -13,7 +13,7 @@ import torch
 from harness.decoding import packing
 from harness.decoding.engine import Engine
 from harness.decoding.packing import tensors_of
-from harness.models import model
+from harness.models import kept_weights, model
 from harness.models.model import LoadedModel, ResolvedModel
 from strategies.full import Full
 
@@ -118,6 +118,37 @@ def test_a_wrong_file_is_one_note_and_made_again(
         assert same(first, again)
         found.load("cpu")
         assert len(unpacked) == number + 2
+
+
+def test_rows_that_are_one_short_are_not_read_beyond_their_end(
+    resolved: Any, tiny_llama: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_short(backbone: Any) -> Any:
+        tensors = tensors_of(backbone)
+        assert tensors is not None
+        tensors["2.mlp_in"] = type(tensors["2.mlp_in"])(tensors["2.mlp_in"].tensor[1:], "Fp16")
+        return tensors
+
+    found, notes = pretrained(resolved, tiny_llama), list[str]()
+    with monkeypatch.context() as patched:
+        patched.setattr(kept_weights, "tensors_of", one_short)
+        first = found.load("cpu")
+    assert same(first, found.load("cpu", notes.append))
+    assert any("2.mlp_in is Fp16" in note for note in notes)
+
+
+def test_what_auto_takes_is_found_again(
+    resolved: Any, tiny_llama: Path, folder: Path, unpacked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = pretrained(resolved, tiny_llama, weights_format="auto")
+    for fastest, read in (("fp16", 1), ("fp16", 1), ("float32", 2)):  # the last needs the weights themselves
+        monkeypatch.setattr(
+            packing,
+            "_time_all",
+            lambda tried, _, fastest=fastest: {name: (1.0 + (name != fastest),) * 3 for name in tried},
+        )
+        assert found.load("cpu").info.weights_format == fastest
+        assert len(unpacked) == read
 
 
 def test_a_disk_that_cannot_be_written_is_a_note(resolved: Any, tiny_llama: Path, folder: Path) -> None:
