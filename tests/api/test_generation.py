@@ -104,6 +104,8 @@ def test_lossless_tokens_are_full_depth_s(model: Model, strategy: str, decode: s
     assert sum(drafts.accepted) == drafts.accepted_tokens <= drafts.drafted_tokens == found.counts["drafts"]
     assert len(set(found.tokens.time_s)) == 1 + drafts.verifications
     assert full.drafts is None
+    assert f"{drafts.accepted_tokens} of {drafts.drafted_tokens} drafted tokens accepted, " in str(found)
+    assert "12.0 of 12 layers on average, full, " in str(full)
     assert set(full.tokens.accepted) == {None}
     stop = full.text[9:12]
     expected = model.generate(PROMPT, max_new_tokens=24, stop=stop)

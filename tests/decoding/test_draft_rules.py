@@ -183,6 +183,7 @@ def test_drafts_end_where_the_rule_alone_says(
 ) -> None:
     noted, alone = Needing(), rule.start(llama.info, BATCH)
     decoded(llama, prompts, strategy, noted, rule, most=8)
+    assert any(len(draft.tokens) > 1 for draft in noted.drafts)
     for draft in noted.drafts:
         for count in range(1, len(draft.tokens)):
             first = {name: getattr(draft, name)[:count] for name in ("tokens", "layers", "probabilities")}

@@ -63,7 +63,7 @@ def by_asking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(engine_exits, "plan_of", lambda _: None)
 
 
-@in_turn(way=[*KV_POLICIES.names(), "lossless"], strategy=PLANNED)
+@in_turn(rounds=3, way=[*KV_POLICIES.names(), "lossless"], strategy=PLANNED)
 def test_tokens_and_counts_are_those_of_asking(
     llama: Any, prompts: list[list[int]], strategy: Strategy, way: str, asked: list[int],
     monkeypatch: pytest.MonkeyPatch,

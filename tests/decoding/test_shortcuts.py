@@ -109,7 +109,7 @@ def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
             assert one.token_ids[step] == expected, (step, layer)
 
 
-@in_turn(kv=KV_POLICIES.names(), looking=[True, False])
+@in_turn(rounds=2, kv=KV_POLICIES.names(), looking=[True, False])
 def test_every_policy_and_a_replay_read_each_exit_s_tokens_through_its_own_map(
     llama: Any, kv: str, looking: bool, prompts: list[list[int]], schedule: Any, exits: Any,
     read_out: Callable[[Any, Tensor], int],

@@ -182,7 +182,7 @@ FAMILIES: dict[str, Callable[[ModelInfo, Make], list[Strategy]]] = {
 }
 
 
-@in_turn(family=list(FAMILIES), threads=[1, 2], way=["recompute", "propagate", "lossless"])
+@in_turn(rounds=2, family=list(FAMILIES), threads=[1, 2], way=["recompute", "lossless", "propagate"])
 def test_tokens_and_counts_are_those_of_asking(
     engine: Engine, prompts: list[list[int]], learned: Make, family: str, way: str, threads: int, inside: list[bool],
     monkeypatch: pytest.MonkeyPatch,

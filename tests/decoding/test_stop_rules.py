@@ -177,7 +177,7 @@ def ended(engine: Any, prompts: list[list[int]], strategy: Strategy, kv: str, se
     return engine.decode(prompts, strategy, kv=kv, max_new_tokens=[NEW] * len(prompts), seeds=seeds)
 
 
-@in_turn(kv=KV_POLICIES.names(), leaves_too=[False, True])
+@in_turn(rounds=2, kv=KV_POLICIES.names(), leaves_too=[False, True])
 def test_a_row_that_is_stopped_keeps_what_it_has(
     llama: Any, prompts: list[list[int]], kv: str, leaves_too: bool
 ) -> None:

@@ -75,6 +75,12 @@ def test_bytes_that_are_no_character_come_at_the_end() -> None:
     assert transcript.rest() == "\ufffd"
 
 
+def test_special_tokens_add_no_text() -> None:
+    transcript = Transcript(Bytes(), (), silent=frozenset({0}))
+    assert spoken(transcript, [97, 0, 98]) == ["a", "", "b"]
+    assert transcript.finish() == "ab"
+
+
 def test_what_may_become_a_stop_is_held_back_until_it_is_none() -> None:
     transcript = Transcript(Bytes(), ["</s>"])
     assert spoken(transcript, Bytes().encode("a</b</s>c")) == ["a", "", "", "</b", "", "", "", ""]
@@ -99,9 +105,10 @@ def test_a_stop_beside_half_a_character_is_seen_at_once() -> None:
         def decode(self, token_ids: Sequence[int]) -> str:
             return b"".join([b"a", b"b;\xe2", b"\x80\x93"][token] for token in token_ids).decode(errors="replace")
 
-    transcript = Transcript(Pieces(), [";"])
-    assert [transcript.follow([0]), transcript.follow([0, 1])] == [False, True]
-    assert transcript.finish() == "ab"
+    for keep, text in ((False, "ab"), (True, "ab;")):
+        transcript = Transcript(Pieces(), [";"], keep_stop=keep)
+        assert [transcript.follow([0]), transcript.follow([0, 1])] == [False, True]
+        assert transcript.finish() == text
 
 
 def test_a_tokenizer_that_begins_texts_without_a_space_keeps_it_inside_one() -> None:

@@ -40,7 +40,7 @@ class Spy(Strategy):
 PLANNED = [[6, 2, 5, 3, 6], [6, 4, 1, 6, 2], [6, 6, 5, 3, 1]]
 
 
-@in_turn(kv=KV_POLICIES.names(), eager=[True, False])
+@in_turn(rounds=2, kv=KV_POLICIES.names(), eager=[True, False])
 def test_previous_is_the_last_exit_point_over_the_rows_that_are_left(
     llama: Any, kv: str, eager: bool, prompts: list[list[int]]
 ) -> None:

@@ -164,6 +164,23 @@ def test_a_wrong_file_is_one_note_and_made_again(
         assert len(unpacked) == number + 2
 
 
+def test_rows_that_are_one_short_are_not_read_beyond_their_end(
+    resolved: Any, tiny_llama: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_short(backbone: Any) -> Any:
+        tensors = tensors_of(backbone)
+        assert tensors is not None
+        tensors["2.mlp_in"] = type(tensors["2.mlp_in"])(tensors["2.mlp_in"].tensor[1:], "Fp16")
+        return tensors
+
+    found, notes = pretrained(resolved, tiny_llama), list[str]()
+    with monkeypatch.context() as patched:
+        patched.setattr(kept_weights, "tensors_of", one_short)
+        first = found.load("cpu")
+    assert same(first, found.load("cpu", notes.append))
+    assert any("2.mlp_in is Fp16" in note for note in notes)
+
+
 def test_a_disk_that_cannot_be_written_is_a_note(resolved: Any, tiny_llama: Path, folder: Path) -> None:
     folder.parent.mkdir(parents=True)
     folder.write_text("no folder")

@@ -212,6 +212,25 @@ def test_one_operating_point_by_hand(
     assert price(found.amounts(info, KVFacts()), bytes_read(info)) == 32 * 1000 + 10 * 500 + found.attended
 
 
+@dataclass(frozen=True)
+class Scored(Strategy):
+    """Its score looks at logits, and at whether an exit point came before."""
+
+    threshold: float
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        return view.once("mine", lambda: view.top_probability + (view.previous is None)) >= self.threshold
+
+
+def test_a_score_is_kept_for_who_comes_the_same_way_and_charged_to_each(
+    made: Callable[..., Any], info: ModelInfo
+) -> None:
+    tokens = made(**CONFIDENT)
+    found = [replay(operating(Scored(threshold)), tokens, info) for threshold in (3.0, 1.5, 3.0)]
+    assert [one.work.lm_head_evaluations for one in found] == [16, 4 + 3 + 3 + 3, 16]
+    assert dict(replay(operating(Scored(1.5), (6,)), tokens, info).exits) == {6: 1, 12: 3}  # who comes another way
+
+
 # --------------------------------------------------------------------------------------- refusals
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import TaskRequest
+from harness.contracts import BadRow, TaskRequest
 from harness.errors import DataError, UnknownNameError
 from tasks.draw import draw
 from tasks.javacorpus import JavaCorpus
@@ -19,6 +19,7 @@ from tasks.languages import PYTHON
 from tasks.protocols.codexglue_line import CodexglueLine
 from tasks.py150 import Py150
 from tasks.rows import RecordRows
+from tasks.sources.embedded import SourceFiles
 
 GOOD = b'{"id": "good", "input": "<s> x =", "gt": "y + 1"}'
 
@@ -226,3 +227,16 @@ def test_what_is_nowhere_is_refused(tmp_path: Path, words: Any) -> None:
         assert said in refused(source, words)
     with pytest.raises(UnknownNameError, match="Did you mean 'green-code'"):
         JavaCorpus().load(TaskRequest("greencode", "embedded"), words)
+
+
+def test_embedded_files_that_cannot_be_read_are_bad_rows(tmp_path: Path) -> None:
+    (tmp_path / "latin.py").write_bytes(b"caf\xe9")
+    rows = SourceFiles(
+        "x", PYTHON, ["latin.py", "gone.py"], content=lambda name: (tmp_path / name).read_bytes(), detail={}
+    )
+    for row, said in (
+        (rows.read(0), "row 1: gone.py cannot be read"),
+        (rows.read(1), "row 2: latin.py cannot be read"),
+    ):
+        assert isinstance(row, BadRow)
+        assert row.reason.startswith(said)

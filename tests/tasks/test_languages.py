@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 from tasks.languages import JAVA, PYTHON
 from tasks.protocols.codexglue_line import cut_line
@@ -29,6 +31,15 @@ def test_a_line_ends_at_the_first_mark_outside_literals() -> None:
         (JAVA, " no mark at all", "no mark at all"),
     ):
         assert language.line(text) == line, (language.name, text)
+
+
+def test_official_answers_are_whole_lines(data: Path) -> None:
+    """What the official sets call a line is what we call one: marks cut nothing off and end it at once."""
+    for language, mark in ((PYTHON, " <EOL> x"), (JAVA, " { x")):
+        rows = (data / "codexglue_line" / f"{language.name}.jsonl").read_text(encoding="utf-8").splitlines()
+        answers = [json.loads(row)["gt"] for row in rows]
+        assert len(answers) == 1600
+        assert [language.line(f" {answer}{mark}") for answer in answers] == answers
 
 
 def test_java_comments_go_and_code_stays() -> None:

@@ -31,6 +31,7 @@ from harness.training.heads import (
     fit,
     labels_of,
     logistic_regression,
+    precise_threshold,
     shares_of,
 )
 from harness.training.recipes import (
@@ -122,6 +123,13 @@ def test_a_loss_that_is_no_number_stops() -> None:
     states[5, 1, 3] = torch.inf
     with pytest.raises(TrainingError, match="nan"):
         fitted(states, right)
+
+
+def test_the_threshold_is_the_least_that_is_precise() -> None:
+    logits, ends = torch.tensor([0.1, 3.0, 2.0, -1.0]), torch.tensor([1.0, 1.0, 0.0, 1.0])
+    # from the top: 1 of 1, 1 of 2, 2 of 3, 3 of 4 are ends
+    assert [precise_threshold(logits, ends, precision) for precision in (1.0, 0.75)] == [3.0, -1.0]
+    assert precise_threshold(logits, 0 * ends, 0.5) is None
 
 
 def test_no_threshold_helps_where_the_surest_exit_is_wrong() -> None:

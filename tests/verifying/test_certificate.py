@@ -131,7 +131,7 @@ def test_every_family_is_lossless_and_every_format(
 @pytest.mark.model
 @pytest.mark.slow
 def test_what_was_trained_drafts_losslessly(cli: Command, tmp_path: Path) -> None:
-    strategies = ("classifier:threshold=0.8", "rl:threshold=0.3", "hash", "predictor")
+    strategies = ("classifier:threshold=0.8", "rl:threshold=0.3", "hash", "predictor", "sec")
     named = [word for strategy in strategies for word in ("--strategy", strategy)]
     ran = cli(
         "verify", *named, "--artefacts", "smollm2-135m", "--task", "py150", "--prompts", 2, "--max-new-tokens", 5,

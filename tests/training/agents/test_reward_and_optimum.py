@@ -30,6 +30,7 @@ from harness.training.agents.reward import (
     describe,
     reward_table,
 )
+from harness.training.recipes import AgentSettings
 from tests.training.tracing import episodes_of
 
 POINTS, LAYERS = (4, 6, 10), 12  # the longest distance is 12 − 4 = 8
@@ -51,6 +52,14 @@ def test_values() -> None:
     assert places.tolist() == list(best)
     torch.testing.assert_close(rewards[:, :, CONTINUE], torch.tensor(go_on, dtype=torch.float32))
     torch.testing.assert_close(rewards[:, :, EXIT], torch.tensor(leave, dtype=torch.float32))
+
+
+def test_presets_of_the_paper() -> None:
+    assert REWARDS["java"] == RewardCoefficients(1, 1, 1, 0.1)
+    assert REWARDS["python"] == RewardCoefficients(0.5, 0.5, 0.5, 0.1)
+    table = AgentSettings()  # III
+    assert (table.steps, table.rollout, table.batch, table.epochs) == (500_000, 4096, 512, 6)
+    assert (table.learning_rate, table.discount, table.hidden) == (5e-5, 0.99, (64, 64))
 
 
 def test_savings_pay_for_layers_not_run() -> None:

@@ -115,6 +115,10 @@ def test_two_processes_have_the_gradients_of_one(by_two: Any, alone: Callable[..
     assert farthest(gradients(alone("alone")), half) > 0.1
 
 
+def test_packs_of_a_step_learn_alike_at_once_and_one_after_the_other(alone: Callable[..., Path]) -> None:
+    assert_equal_training(alone("alone"), alone("parts", 2, accumulate=2))
+
+
 @needs_fsdp
 @pytest.mark.slow
 def test_weights_spread_by_fsdp_learn_the_same_and_go_on(by_two: Any, alone: Callable[..., Path]) -> None:

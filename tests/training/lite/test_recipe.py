@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.contracts.recipes import loss_weights
 from harness.models.facts import exit_points
 from harness.training.lite.lite_model import LiteModel
-from harness.training.recipes import LiteRecipe
+from harness.training.recipes import Lite, LiteRecipe
 
 EXITS, LAYERS, WIDTH, VOCABULARY = (2, 3, 5), 6, 32, 97
 PLAIN = LiteRecipe(
@@ -34,6 +34,14 @@ def test_weights_by_hand() -> None:
     assert loss_weights((), 12, "green-code") == (1.0,)
     for points in ((2, 4), (8, 10)):  # a half without exits leaves its budget to the other
         assert loss_weights(points, 12, "green-code") == pytest.approx((0.9 / 1.9, 0.9 * 0.9 / 1.9, 0.1))
+
+
+def test_the_paper_preset_is_the_paper_s() -> None:
+    paper = LiteRecipe.part_of(Lite(preset="paper").under("paper"))
+    assert (paper.method, paper.exit_head, paper.weights_rule) == ("full", "shared", "green-code")
+    assert (paper.learning_rate, paper.schedule, paper.batch, paper.accumulate) == (1e-5, "linear", 4, 32)
+    assert 2000 <= paper.steps <= 3000
+    assert (paper.exits_per_step, paper.token_share, paper.distill) == (None, 1.0, 0.0)
 
 
 # ---------------------------------------------------------------------------------------- the loss
