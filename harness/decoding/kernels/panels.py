@@ -32,11 +32,12 @@ from harness.decoding.kernels.instructions import (
 WIDE = llvm.get_host_cpu_features().get("avx512f", False)
 LANES = 16 if WIDE else 8
 VECTORS = COLUMNS // LANES
-_BLOCK = 256  # inputs that are widened together, for as many rows as there are
+_BLOCK = 128  # inputs that are widened together, for as many rows as there are
 _TOGETHER = 4  # inputs of a turn of the inner loop
 AHEAD = 1536  # bytes that are asked for before they are read
-_MOST = 12 if WIDE else 3  # rows of a tile, so that its sums stay in registers
-_CHAINS = 8  # sums that must go on at once, so that none waits for its last step
+_SUMS = 24 if WIDE else 12  # vectors of a tile, so that they stay in registers
+_SIDE = 2 if WIDE else 1  # widened panels that are multiplied together
+_MOST_SIDES, _CHAINS = (4, _SUMS) if WIDE else (2, 8)  # panels and sums that go on at once, so that none waits
 MANY = 9 if WIDE else 4
 """Rows from which on weights are widened before they are multiplied."""
 
@@ -94,6 +95,10 @@ class Bits(ABC):
     def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
         """Return the weights of one input, which lie there, as vectors of floats."""
 
+    def finish(self, build: Any, panel: Any, sums: Sequence[Any]) -> Sequence[Any]:
+        """Return products from sums."""
+        return sums
+
 
 class Float32(Bits):
     """Plain numbers: widened weights."""
@@ -120,17 +125,13 @@ class Int8(Bits):
 
     kind = INT8
 
-    def begin(self, build: Any, panel: Any, group: Any) -> Any:
-        """Load the scales."""
-        return loads(build, panel, FLOAT, 4)
-
     def read(self, build: Any, at: Any, shared: Any) -> Sequence[Any]:
-        """Widen the whole numbers and scale them."""
-        levels = loads(build, at, I8, 1)
-        return [
-            build.fmul(build.sitofp(build.sext(level, INTS), FLOATS), scale)
-            for level, scale in zip(levels, shared, strict=True)
-        ]
+        """Widen the whole numbers."""
+        return [build.sitofp(build.sext(level, INTS), FLOATS) for level in loads(build, at, I8, 1)]
+
+    def finish(self, build: Any, panel: Any, sums: Sequence[Any]) -> Sequence[Any]:
+        """Scale each output."""
+        return [build.fmul(one, scale) for one, scale in zip(sums, loads(build, panel, FLOAT, 4), strict=True)]
 
 
 class Int4(Bits):
@@ -197,8 +198,12 @@ def _tile(build: Any, bits: Bits, rows: int, panels: int, where: Any, groups: An
                     for one, weight in zip(mine, weights, strict=True):
                         build.store(fused(build, weight, number, build.load(one)), one)
     for mine, address in zip(sums, of_out, strict=True):
-        for one, output in zip(mine, outputs, strict=True):
-            store(build, build.load(one), add(build, address, 4 * output))
+        for side, offset in enumerate(offsets):
+            made = [build.load(one) for one in mine[side * VECTORS : (side + 1) * VECTORS]]
+            for one, output in zip(
+                bits.finish(build, build.add(panel, offset), made), outputs[side * VECTORS :], strict=False
+            ):
+                store(build, one, add(build, address, 4 * output))
 
 
 def _few(bits: Bits) -> Callable[..., None]:
@@ -225,7 +230,7 @@ def _few(bits: Bits) -> Callable[..., None]:
                     _tile(build, bits, height, side, where, groups, (x, stride), (to, width), None)
 
             for height in range(1, MANY):
-                side = -(-_CHAINS // (height * VECTORS))
+                side = max(1, min(_MOST_SIDES, _CHAINS // (height * VECTORS)))
                 with build.if_then(build.icmp_signed("==", rows, I64(height))):
                     count = build.sdiv(panels, I64(side))
                     multiply(height, side, I64(0), count)
@@ -239,28 +244,34 @@ def _few(bits: Bits) -> Callable[..., None]:
     return few
 
 
-@lowered
-def _many(_: Any, panel: Any, groups: Any, x: Any, stride: Any, rows: Any, out: Any, width: Any, adds: Any) -> Any:
-    """Multiply any rows with a widened panel, and add to what was there where asked to.
+def _many(side: int) -> Callable[..., None]:
+    """Return an intrinsic: products of any rows with so many widened panels, added to what was there where asked to.
 
-    Its arguments: address of the panel, groups; address of the rows, bytes from one to the next, and their number;
-    address of the result and numbers from a row to the next; whether to add.
+    Its arguments: address of the panels, numbers of one, and groups; address of the rows, bytes from one to the next,
+    and their number; address of the result and numbers from a row to the next; whether to add.
     """
 
-    def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
-        panel, groups, x, stride, rows, out, width, adds = arguments
-        adds, done = build.icmp_signed("!=", adds, I64(0)), I64(0)
-        for height in sorted({_MOST, min(_MOST, 4), 2, 1}, reverse=True):
-            count = build.sdiv(build.sub(rows, done), I64(height))
-            with emit.for_range(build, count) as loop:
-                row = build.add(done, build.mul(loop.index, I64(height)))
-                of = build.add(x, build.mul(row, stride)), stride
-                to = build.add(out, build.mul(build.mul(I64(4), row), width)), width
-                _tile(build, Float32(), height, 1, (panel, panel, I64(0)), groups, of, to, adds)
-            done = build.add(done, build.mul(count, I64(height)))
-        return context.get_dummy_value()
+    @lowered
+    def many(
+        _: Any, panel: Any, apart: Any, groups: Any, x: Any, stride: Any, rows: Any, out: Any, width: Any, adds: Any
+    ) -> Any:
+        def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+            panel, apart, groups, x, stride, rows, out, width, adds = arguments
+            adds, done = build.icmp_signed("!=", adds, I64(0)), I64(0)
+            most = max(1, _SUMS // (side * VECTORS))
+            for height in sorted({most, min(most, 4), 2, 1}, reverse=True):
+                count = build.sdiv(build.sub(rows, done), I64(height))
+                with emit.for_range(build, count) as loop:
+                    row = build.add(done, build.mul(loop.index, I64(height)))
+                    of = build.add(x, build.mul(row, stride)), stride
+                    to = build.add(out, build.mul(build.mul(I64(4), row), width)), width
+                    _tile(build, Float32(), height, side, (panel, panel, apart), groups, of, to, adds)
+                done = build.add(done, build.mul(count, I64(height)))
+            return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), make
+        return types.void(*[types.int64] * 9), make
+
+    return many
 
 
 def _widen(bits: Bits) -> Callable[..., None]:
@@ -291,6 +302,24 @@ def _widen(bits: Bits) -> Callable[..., None]:
     return widen
 
 
+def _finish(bits: Bits) -> Callable[..., None]:
+    """Return an intrinsic that makes products of sums: address of the panel, rows, where they are, and to the next."""
+
+    @lowered
+    def finish(_: Any, panel: Any, rows: Any, out: Any, width: Any) -> Any:
+        def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
+            panel, rows, out, width = arguments
+            with emit.for_range(build, rows) as loop:
+                at = build.add(out, build.mul(build.mul(I64(4), loop.index), width))
+                for vector, one in enumerate(bits.finish(build, panel, loads(build, at, FLOAT, 4))):
+                    store(build, one, add(build, at, 4 * LANES * vector))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), make
+
+    return finish
+
+
 def product_of(bits: Bits) -> Any:
     """Compile some columns of ``x @ weights.T`` for a kind of weights, which takes seconds.
 
@@ -299,7 +328,8 @@ def product_of(bits: Bits) -> Any:
     row to the next; room for :data:`ROOM` floats.
     """
     header, group_bytes, block = bits.kind.header_bytes, bits.kind.group_bytes, _BLOCK // GROUP
-    widen, few = _widen(bits), _few(bits)
+    widen, few, finish, side = _widen(bits), _few(bits), _finish(bits), _SIDE
+    many, one, widened = _many(side), _many(1), _BLOCK * 4 * COLUMNS
 
     @cfunc(PRODUCT, nogil=True, error_model="numpy")
     def product(
@@ -313,11 +343,20 @@ def product_of(bits: Bits) -> Any:
         if rows < MANY:
             few(panel, apart, panels, groups, x, stride, rows, to, out_stride)
             return
-        for _ in range(panels):
+        while panels > 0:
+            together = side if panels >= side else 1
             for group in range(0, groups, block):
                 count = min(block, groups - group)
-                widen(panel, panel + header + group * group_bytes, count, room)
-                _many(room, count, x + 4 * GROUP * group, stride, rows, to, out_stride, group)
-            panel, to = panel + apart, to + 4 * COLUMNS
+                for number in range(together):
+                    first = panel + number * apart
+                    widen(first, first + header + group * group_bytes, count, room + number * widened)
+                at = x + 4 * GROUP * group
+                if together == side:
+                    many(room, widened, count, at, stride, rows, to, out_stride, group)
+                else:
+                    one(room, widened, count, at, stride, rows, to, out_stride, group)
+            for number in range(together if header else 0):
+                finish(panel + number * apart, rows, to + 4 * number * COLUMNS, out_stride)
+            panel, to, panels = panel + together * apart, to + 4 * together * COLUMNS, panels - together
 
     return product
