@@ -208,6 +208,7 @@ def test_a_run_says_nothing_but_its_stages(
         f"loading {tiny_llama.name} …",
         checked,
         "warming up …",
+        next(line for line in others if re.fullmatch(r"warmed up in \d+\.\d s, examining the machine …", line)),
         "32 windows into out",
         "scoring …",
         "Records, report.md, summary.csv and summary.json are in out",
