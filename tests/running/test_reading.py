@@ -29,11 +29,12 @@ def test_a_finished_run_has_nothing_to_say(finished: Path) -> None:
     assert read_run(finished, stored=True).summary == run.summary
 
 
-def test_a_stored_summary_that_cannot_be_read_or_is_of_before_is_made_again(finished: Path) -> None:
+def test_a_stored_summary_that_cannot_be_read_or_is_of_before_or_of_other_records_is_made_again(finished: Path) -> None:
     whole = read_run(finished).summary
     earlier = json.loads(whole.model_dump_json()) | {"schema_version": SUMMARY_VERSION - 1}
     earlier["rows"][0]["metrics"]["roofline_speedup"] = {"value": 9.0}  # an earlier name
-    for text in ("{", json.dumps(earlier)):
+    stale = json.loads(whole.model_dump_json()) | {"records": "0" * 64, "notes": ["of other records"]}
+    for text in ("{", json.dumps(earlier), json.dumps(stale)):
         (finished / "summary.json").write_text(text)
         for stored in (True, False):
             assert read_run(finished, stored=stored).summary == whole
