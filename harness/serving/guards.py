@@ -28,6 +28,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from harness.errors import ConfigError
+from harness.host.files import open_regular
 from harness.serving.completions import RefusedError
 from harness.serving.config import ServeConfig
 from harness.serving.dialects import refusal
@@ -70,7 +71,7 @@ def allowed_key(config: ServeConfig) -> str | None:
 def read_key(file: Path) -> str:
     """Return the key in the first line of a file; warns when others on the machine can read it."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             mode, line = os.fstat(stream.fileno()).st_mode, stream.readline(4096).strip()
     except OSError as error:
         raise ConfigError(f"cannot read --api-key-file {file}: {error.strerror}. Give a file with a key.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -279,7 +280,8 @@ def test_the_key_is_the_first_line_and_unusable_ones_are_refused(
         file.write_bytes(content)
         with pytest.raises(ConfigError, match="is no key"):
             read_key(file)
-    for path in (tmp_path / "nowhere", tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "nowhere", tmp_path, tmp_path / "pipe"):
         with pytest.raises(ConfigError, match="cannot read --api-key-file"):
             read_key(path)
 
