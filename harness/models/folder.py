@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from harness.errors import ModelError
 from harness.host.cache import keep_document, kept_document
 from harness.host.files import open_regular, parse_json, read_bytes, real_path, refusing, require_regular
@@ -219,7 +221,14 @@ def fingerprint_of_folder(folder: Path) -> str:
     shards = _facts_of(folder / "model.safetensors.index.json").get("weight_map")
     config = {key: value for key, value in _facts_of(folder / "config.json").items() if key not in _UNREAD}
     told = {"config": config, "ends": ends, "shards": shards, "tokenizer": tokenizer_in(folder)}
-    return hash_of(told, fingerprint_of_files(sorted(folder.glob("*.safetensors"))))
+    weights = sorted(folder.glob("*.safetensors"))
+    for file in weights:  # before hours of hashing what no model is
+        try:
+            with safe_open(file, "np"):
+                pass
+        except SafetensorError as error:
+            raise ModelError(f"{file} is damaged: {error}. Fetch it again.") from error
+    return hash_of(told, fingerprint_of_files(weights))
 
 
 def tokenizer_in(folder: Path) -> dict[str, Any]:
