@@ -110,6 +110,9 @@ def listen(config: ServeConfig, key: str | None) -> list[socket.socket]:
                 if not listeners or error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
                 continue
+            # What it accepts inherits this: asyncio sets it only where a socket names its protocol, and a token that
+            # waits for the acknowledgement of the one before comes 40 ms late.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             listeners.append(listener)
             port = listener.getsockname()[1]
     except (OSError, UnicodeError) as error:

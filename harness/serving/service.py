@@ -255,13 +255,13 @@ class Service:
         positions = self.max_prompt_tokens + self.config.max_new_tokens
         energy, special = EnergyShares(self._meter), self._tokenizer.special_ids
         worker = Worker(engine, self._tokenizer, special, self.config, positions, energy, self.metrics)
-        lossless = self.settings.default.lossless
-        # Their parts are read, and everything is paid once, before anyone asks.
-        engine.prepare([] if lossless is None else [lossless.head])
+        default = self.settings.default
+        # Their parts are read, and what decoding needs once is paid, before anyone asks.
+        engine.prepare([] if default.lossless is None else [default.lossless.head])
         for strategy in self.settings.strategies():
             engine.prepare(strategy.cheap_heads())
             strategy.start(self.info, Batch((0,), self.device))
-            for how in {None, lossless}:
-                engine.decode([[0, 0]], strategy, kv=self.config.kv, max_new_tokens=[3], lossless=how)
+        for how in {None, default.lossless}:
+            engine.decode([[0, 0]], default.strategy, kv=self.config.kv, max_new_tokens=[3], lossless=how)
         self.weights_source = loaded.weights_source
         return worker

@@ -7,6 +7,7 @@ not with papers that used the defaults. chrF compares characters, white space le
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -93,6 +94,12 @@ def _chrf() -> Any:
 
 @lru_cache(maxsize=1)
 def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # late: a second
-
+    # It imports all of NLTK, which tries to import these, for 1.3 s, and does without: nothing of them is used here.
+    hidden = [name for name in ("scipy", "sklearn") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: they cannot be imported
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    finally:
+        for name in hidden:
+            del sys.modules[name]
     return RougeScorer(["rougeL"], tokenizer=_CodeTokenizer())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,3 +36,16 @@ def test_recompute_decodes_as_no_cache_does(smollm2: Any) -> None:
     plain = smollm2.engine.replay([prompt], [done.exit_layers], kv="none", max_new_tokens=[8])[0]
     assert done.exit_layers == [30] + [22] * 7
     assert done.token_ids == plain.token_ids
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+def test_a_prompt_meets_no_memory_anew(smollm2: Any) -> None:
+    """What its layers free is taken again: memory that comes from the system comes page by page, 74,000 of them."""
+    prompt = smollm2.tokenizer.encode(CODE["python"] * 12)
+    assert len(prompt) > 300
+    pages = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        smollm2.engine.decode([prompt], Full(), kv="propagate", max_new_tokens=[1])
+        pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert pages[1] < 10_000

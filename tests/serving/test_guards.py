@@ -307,6 +307,12 @@ def test_every_address_of_a_name_listens_at_one_port(
     assert (first, second, port) == ("127.0.0.1", "127.0.0.2", other)
 
 
+def test_no_token_waits_for_an_acknowledgement() -> None:
+    (listener,) = listen(ServeConfig(host="127.0.0.1", port=0), None)
+    with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_beyond_loopback_needs_a_key_or_the_word(begun: Callable[..., list[Any]]) -> None:
     for host in ("127.0.0.1", "127.8.8.8", "localhost"):
         assert begun(host=host)[0][0].startswith("127.")
