@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     from harness.decoding.kernels.layers import Asking
 
 
+PADDED = 64
+"""Tokens of a prompt up to which a CPU reads it beside others, all as long as the longest: padding costs what tokens do,
+and longer ones gain nothing from company."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     prompt: Sequence[int]
@@ -174,10 +179,13 @@ class OpenBatch:
                 What is left is read in pieces of one size, since a few tokens take as long as many.
         """
         waiting = [row for row in rows if row in self.reading]
-        if max_tokens is None and waiting and not any(self.reading[row] for row in waiting):
-            self._read(waiting, max_tokens)
-        else:
-            for row in waiting:
+        whole = [row for row in waiting if max_tokens is None and not self.reading[row]]
+        if self._backbone.device.type == "cpu":
+            whole = [row for row in whole if len(self._rows[row].prompt) <= PADDED]
+        if whole:
+            self._read(whole, max_tokens)
+        for row in waiting:
+            if row not in whole:
                 self._read([row], max_tokens)
         self._end_rows()
 

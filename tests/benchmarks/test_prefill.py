@@ -32,7 +32,7 @@ pytestmark = pytest.mark.model
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     torch.set_num_threads(2)
-    found = resolve(ModelRequest("smollm2-135m"))
+    found = resolve(ModelRequest("smollm2-135m", weights_format="auto"))
     return Engine(found.load("cpu").backbone, found.info)
 
 
@@ -94,7 +94,7 @@ def test_prefill_against_transformers(benchmark: Any, engine: Engine, smollm2: A
         return time.perf_counter() - start
 
     ratios = alternating(benchmark, ours, theirs)
-    report(benchmark, f"prefill of {PROMPT} over transformers' in float32", statistics.median(ratios), "at most 0.6")
+    report(benchmark, f"prefill of {PROMPT} over transformers' in float32", statistics.median(ratios), "at most 1.0")
 
 
 @pytest.mark.parametrize("most", PIECES)
@@ -102,7 +102,21 @@ def test_pieces_against_one(benchmark: Any, engine: Engine, most: int) -> None:
     """A long prompt while nothing else runs: in pieces, over the same in one."""
     opened, prompt = Open(engine), drawn(LONG)
     ratios = alternating(benchmark, lambda: opened.read_s(0, prompt, most), lambda: opened.read_s(0, prompt))
-    report(benchmark, f"{LONG} tokens in pieces of {most}, over one", statistics.median(ratios), "at most 1.03")
+    report(benchmark, f"{LONG} tokens in pieces of {most}, over one", statistics.median(ratios), "at most 1.05")
+
+
+def test_prompts_of_a_ragged_batch(benchmark: Any, engine: Engine) -> None:
+    """Four prompts of 100 to 400 tokens in one batch, over the same one after the other."""
+    prompts = [drawn(length, length) for length in (400, 300, 200, 100)]
+
+    def seconds(batches: list[list[list[int]]]) -> float:
+        start = time.perf_counter()
+        for batch in batches:
+            engine.decode(batch, Full(), kv="propagate", max_new_tokens=[1] * len(batch))
+        return time.perf_counter() - start
+
+    ratios = alternating(benchmark, lambda: seconds([prompts]), lambda: seconds([[one] for one in prompts]))
+    report(benchmark, "prompts of a ragged batch over one by one", statistics.median(ratios), "at most 1.05")
 
 
 def test_a_second_request_in_a_file(benchmark: Any, engine: Engine) -> None:
