@@ -47,6 +47,7 @@ from harness.contracts.tasks import (
     Corpus,
     Document,
     Duplicates,
+    Overtaken,
     Sample,
     SourceInfo,
     Split,

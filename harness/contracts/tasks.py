@@ -67,6 +67,14 @@ def document_key(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Overtaken:
+    """A request of an editor that typing overtakes: what it computes is waste."""
+
+    prompt_ids: tuple[int, ...]  # never empty
+    after_s: float  # seconds from the request to the next key, which cancels it
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One completion to make."""
 
@@ -84,6 +92,10 @@ class Sample:
     # hash of the whole text that it is cut from, the same wherever that lies; empty where the task does not say
     document: str = ""
     project: str | None = None  # that the text belongs to; None where nothing says it
+    # id of the editor session that it is a request of; those of one session come one after another. Empty: of none
+    session: str = ""
+    overtaken_requests: tuple[Overtaken, ...] = ()  # of the session, since the sample before
+    typing_s: float = 0.0  # seconds of typing since the sample before, in which nobody waits
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 
 PADDED = 64
-"""Tokens of a prompt up to which a CPU reads it beside others, all as long as the longest: padding costs what tokens do,
-and longer ones gain nothing from company."""
+"""Tokens of a prompt up to which a CPU reads it beside others, all as long as the longest: padding costs what tokens
+do, and longer ones gain nothing from company."""
 
 
 @dataclass(frozen=True, slots=True)

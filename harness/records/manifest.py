@@ -39,6 +39,9 @@ class OperatingPointRecord(Record):
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
         draft_sources: names of what proposes tokens before exits draft; empty where only exits do.
         stop: the stop rule beside the protocol's own end, as written; empty for none.
+        keep: in editor sessions, which keys and values a request leaves to the next: ``none``, ``prompt``, ``exact`` or
+            ``all``; empty for requests that share nothing.
+        prompt_exit: how deep the prompt is read, as written; empty for full depth.
         weights_format: how the matrices it multiplies with are stored.
         heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
@@ -58,6 +61,8 @@ class OperatingPointRecord(Record):
     draft_max: Positive | None = None
     draft_sources: tuple[str, ...] = ()
     stop: str = ""
+    keep: str = ""
+    prompt_exit: str = ""
     weights_format: str = ""
     heads: dict[str, str] = Field(default_factory=dict)
     never_exits: bool = False

@@ -47,6 +47,11 @@ class SampleRecord(Record, Work):
             (``line``), or the protocol's name where its rule has none.
         arrival_s, queue_s: with a fixed arrival rate, when the request came, from the start of its window, and how long
             it waited; ``latency_s`` and ``ttft_s`` then count from its arrival. ``None`` back to back.
+        session: the editor session that it is a request of; empty for none.
+        prompt_reused: first tokens of its prompt that were not read, since earlier requests of the session had left
+            their keys and values.
+        overtaken: requests of the session before it that typing overtook. overtaken_s: seconds that they computed for;
+            ``None`` in a run that was not timed.
         answer: of a black box, what it says of the completion. Tokens, layers and counts are then empty and 0, and mean
             nothing; ``ttft_s`` is ``None`` where no text came.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
@@ -76,6 +81,10 @@ class SampleRecord(Record, Work):
     stop_rule: str = ""
     arrival_s: float | None = None
     queue_s: float | None = None
+    session: str = ""
+    prompt_reused: Count = 0
+    overtaken: Count = 0
+    overtaken_s: float | None = None
     answer: AnswerRecord | None = None
     error: str | None = None
 
