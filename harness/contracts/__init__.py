@@ -104,6 +104,7 @@ __all__ = [
     "ModelInfo",
     "ModelRequest",
     "NamedStop",
+    "Overtaken",
     "PlannedRule",
     "Progress",
     "Reading",
