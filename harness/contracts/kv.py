@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, TypeAlias
 
 from harness.contracts.models import KVInput
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Keep: TypeAlias = Literal["none", "prompt", "exact", "all"]
+"""Which keys and values a request leaves to the next one that begins alike: none; those of its prompt; those of its
+completion, too, where they are full depth's; or also those that the KV policy made of exits' states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,13 @@ class KVPolicy:
 
     def leave(self, leaving: Leaving) -> None:
         """Some rows' tokens stop here."""
+
+    def settled(self, row: int, length: int) -> int:
+        """Return how many of a row's first ``length`` positions hold full depth's K,V, although tokens exited.
+
+        As it stands none: only what no exited token was read by is known to be full depth's.
+        """
+        return 0
 
     def rehearsal(self) -> Self:
         """Return a twin for a pass that only looks ahead: what it takes still waits here."""

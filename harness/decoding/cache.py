@@ -2,8 +2,8 @@
 
 What the layers hold that a token skipped is the KV policy's business. :class:`KeptPrompts` knows whose prompts are in
 the rows: of one that begins alike only the rest is to be read. It stores nothing but tokens: keys and values stay where
-they were computed, in the row of the request that left or that still runs. Only positions of prompts count, since only
-prefill runs all layers whatever the KV policy does.
+they were computed, in the row of the request that left or that still runs. Which positions count is the batch's to say
+(:data:`harness.contracts.Keep`).
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ FEWEST = 16
 @dataclass(frozen=True, slots=True)
 class _Kept:
     owner: str
-    tokens: Sequence[int]
+    tokens: Sequence[int]  # of the prompt, and of its completion where that is kept
     length: int  # of them, from the first on, that are in the cache
 
     def shared(self, owner: str, prompt: Sequence[int]) -> int:
@@ -151,6 +151,9 @@ class KeptPrompts:
             self._kept[row] = _Kept(owner, tokens, length)
         else:
             self.forget(row)
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._kept
 
     def forget(self, row: int) -> None:
         """A row holds nothing that may be used."""

@@ -5,6 +5,7 @@ Both go through one loop, :class:`OpenBatch`. Greedy; not promised: sampling or 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from harness.contracts import (
     DraftRule,
     ExitRule,
     HeadChoice,
+    Keep,
     KVBatch,
     KVInput,
     KVPolicy,
@@ -197,7 +199,14 @@ class Engine:
         return self._decode(prompts, exits, generations, kv, max_new_tokens, stop, eos_token_ids, drafts, rules)
 
     def open(
-        self, rows: int, positions: int, kv: str, exits: Exits, generations: list[Generation], kept_prompts: int = 0
+        self,
+        rows: int,
+        positions: int,
+        kv: str,
+        exits: Exits,
+        generations: list[Generation],
+        kept_prompts: int = 0,
+        keep: Keep = "prompt",
     ) -> OpenBatch:
         """Return an empty batch that rows may join and leave between tokens.
 
@@ -208,6 +217,7 @@ class Engine:
             exits: decides where tokens stop.
             generations: one per row, filled while they run; a row that joins gets a new one.
             kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
+            keep: what is kept of them, and of their completions.
 
         Raises:
             ModelError: the model has fewer positions.
@@ -218,7 +228,7 @@ class Engine:
         cache = self.cache(rows, positions) if make.facts.keeps_cache else None
         policy = None if cache is None else make(self.kv_batch(cache, positions, generations))
         return OpenBatch(
-            self.backbone, self.rotary(positions), cache, policy, exits, generations, self._heads, kept_prompts
+            self.backbone, self.rotary(positions), cache, policy, exits, generations, self._heads, kept_prompts, keep
         )
 
     def prepare(self, heads: Iterable[HeadChoice]) -> None:
@@ -317,6 +327,83 @@ class Engine:
             raise ModelError(
                 f"prompt and completion need {positions} positions, {self.info.name} has {self.info.max_positions}."
             )
+
+
+class EngineSession:
+    """Requests one after another in one row, which keeps keys and values for those that begin alike.
+
+    Args:
+        engine: decodes.
+        positions: longest prompt and completion, together.
+        kv: name of the KV policy.
+        keep: which keys and values a request leaves to the next.
+
+    Raises:
+        ModelError: the model has fewer positions.
+        UnknownNameError: the KV policy is not registered.
+    """
+
+    PIECE = 128
+    """Tokens of a prompt that are read before time is looked at again."""
+
+    def __init__(self, engine: Engine, positions: int, kv: str, keep: Keep) -> None:
+        self._engine, self._kv, self._keeps = engine, kv, keep != "none"
+        self._made = [Generation()]
+        nobody = ScheduledExits([[]], engine.info.num_layers, self._made)
+        self._batch = engine.open(1, positions, kv, nobody, self._made, kept_prompts=1, keep=keep)
+
+    def decode(
+        self,
+        owner: str,
+        prompt: Sequence[int],
+        strategy: Strategy,
+        *,
+        max_new_tokens: int,
+        seed: int = 0,
+        stop: StopRule | None = None,
+        eos_token_ids: frozenset[int] = frozenset(),
+        lossless: Lossless | None = None,
+        rule: NamedStop | None = None,
+        exit_layers: Sequence[int] | None = None,
+        within_s: float | None = None,
+    ) -> tuple[Generation, int]:
+        """Decode a request; return what it made and how many tokens of its prompt were not read again.
+
+        Args:
+            owner: prompts of one owner share keys and values.
+            prompt: its tokens, at least one.
+            strategy: decides the exits.
+            max_new_tokens: limit, at least 1.
+            seed: of a random strategy.
+            stop: ends it when true of the tokens it has generated.
+            eos_token_ids: tokens that end it.
+            lossless: let exits draft, and yield full depth's tokens.
+            rule: a stop rule, asked after ``stop``.
+            exit_layers: replayed, in place of asking the strategy.
+            within_s: seconds after which it is cancelled, between two tokens or two pieces of its prompt; it then has
+                no reason to have ended.
+        """
+        engine, batch = self._engine, self._batch
+        engine.check([prompt], [max_new_tokens])
+        known = Batch((seed,), str(engine.backbone.device))
+        if exit_layers is None:
+            asked = strategy.start(engine.facts(strategy, lossless), known)
+            drafts = engine.drafts(lossless, known, self._kv, strategy, asked)
+            batch.exits = AskedExits(asked, strategy.exit_points(engine.info), self._made)
+        else:
+            drafts = engine.drafts(lossless, known, self._kv)
+            batch.exits = ScheduledExits([exit_layers], engine.info.num_layers, self._made)
+        started = time.perf_counter()
+        reused = batch.join(
+            0, prompt, max_new_tokens, stop, eos_token_ids, started, owner if self._keeps else None, drafts, rule
+        )
+        piece, end = (None, math.inf) if within_s is None else (self.PIECE, started + within_s)
+        while 0 in batch.reading and time.perf_counter() < end:
+            batch.prefill([0], piece)
+        while batch.running and time.perf_counter() < end:
+            batch.step()
+        batch.drop(0)
+        return self._made[0], reused
 
 
 def decode_in_turn(

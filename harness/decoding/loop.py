@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.contracts import DraftRule, KVPolicy, Leaving, NamedStop, StopRule
+from harness.contracts import DraftRule, Keep, KVPolicy, Leaving, NamedStop, StopRule
 from harness.contracts.asking import lent
 from harness.decoding.backbone import Backbone, pick
 from harness.decoding.blocks import Rotary
@@ -71,8 +71,10 @@ class OpenBatch:
         cache: keys and values of as many rows as there may be at a time; ``None`` to run whole prefixes.
         generations: one per row; replaced when a row joins.
         kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
+        keep: what is kept of them, and of their completions.
 
     Attributes:
+        exits: decides where tokens stop; may be another one once no row runs.
         reading: rows whose prompts are not read to their end, as they joined, and the position where each goes on.
         running: rows that make tokens, in order: they have not ended or failed.
         with_log_probabilities: whether to note each token's.
@@ -88,9 +90,10 @@ class OpenBatch:
         generations: list[Generation],
         heads: Heads,
         kept_prompts: int = 0,
+        keep: Keep = "prompt",
     ) -> None:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
-        self._exits, self._generations, self._heads = exits, generations, heads
+        self.exits, self._generations, self._heads, self._keep = exits, generations, heads, keep
         self._rows: dict[int, _Row] = {}
         self._drafting: dict[int, Drafting] = {}  # rows that decode losslessly
         self._kept = KeptPrompts(kept_prompts)
@@ -224,10 +227,25 @@ class OpenBatch:
         self._end_rows()
 
     def drop(self, row: int) -> None:
-        """Take a row out; nothing happens when it has ended. What is read of its prompt is kept."""
+        """Take a row out, however far it is. What is read of its prompt is kept, and of its completion what may be."""
+        if row in self._kept and row not in self.reading and self._keep in ("exact", "all"):
+            facts, made = self._rows[row], self._generations[row]
+            self._kept.hold(row, facts.owner, [*facts.prompt, *made.token_ids], self._held(row))
         self.reading.pop(row, None)
         self.running = [other for other in self.running if other != row]
         self._drafting.pop(row, None)
+
+    def _held(self, row: int) -> int:
+        """Return how many of a row's first positions may be kept; its last token has none yet."""
+        prompt, made, policy = len(self._rows[row].prompt), self._generations[row], self._policy
+        assert policy is not None
+        end = prompt + max(0, len(made.token_ids) - 1)
+        shallow = (place for place, layer in enumerate(made.exit_layers[1:]) if layer < self._backbone.num_layers)
+        deep = prompt + next(shallow, end - prompt)
+        if made.finish_reason == "strategy":  # what went along with its last pass got no further than that
+            return deep
+        filled = end - 1 if self._keep == "all" and policy.facts.fills else 0  # the last one is filled by the next
+        return max(deep, filled, policy.settled(row, end))
 
     def forget(self, row: int) -> None:
         """Reuse nothing of what a row holds: something went wrong in it."""
@@ -244,7 +262,7 @@ class OpenBatch:
 
     def _run_through(self, current: Pass, due: frozenset[int], compared: list[Scores]) -> None:
         """Take one token of every row through the layers, those that are due unasked; gather what exits compared."""
-        exits = UnlessDue(self._exits, due) if due else self._exits
+        exits = UnlessDue(self.exits, due) if due else self.exits
         points = exits.points(current.rows)
         if isinstance(current, TokenPass) and len(current.rows) == 1 and points:
             test = exits.state_test(current.rows[0])

@@ -244,7 +244,7 @@ class Worker:
         self._tally = [Generation() for _ in range(config.batch_size)]
         self._exits = RowExits(self._engine.info, str(self._engine.backbone.device), self._tally)
         self._batch = self._engine.open(
-            config.batch_size, self._positions, config.kv, self._exits, self._tally, config.kept_prompts
+            config.batch_size, self._positions, config.kv, self._exits, self._tally, config.kept_prompts, "exact"
         )
         self._batch.with_log_probabilities = True
         return self._batch

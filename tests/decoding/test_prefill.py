@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from harness.contracts import Strategy
+from harness.contracts import Lossless, Strategy
 from harness.decoding import loop
 from harness.decoding.cache import FEWEST, KeptPrompts
-from harness.decoding.engine import Engine
+from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.decoding.step import PrefixPass
@@ -107,7 +108,52 @@ def draw() -> Callable[..., list[int]]:
     return drawn
 
 
-# ---------------------------------------------------------------------------------------- pieces
+# ---------------------------------------------------------------------------------- completions
+
+
+@pytest.mark.parametrize("keep", ["none", "prompt", "exact", "all"])
+@in_turn(case=list(FORMS), kv=[*CACHED, "lossless"])
+def test_what_is_kept_of_a_completion_changes_no_token_of_the_next(
+    case: Any, kv: str, keep: Any, draw: Callable[..., list[int]]
+) -> None:
+    """Whatever exited before: full depth decodes behind it what it decodes alone. Not so where ``all`` is kept."""
+    lossless = Lossless(4) if kv == "lossless" else None
+    kv = "recompute" if kv == "lossless" else kv
+    session = EngineSession(case.engine, POSITIONS, kv, keep)
+    decode = partial(session.decode, "me", max_new_tokens=NEW)
+    prompt, kept_of_completions = draw(LONG), 0
+    for probability in (0.0, 0.4, 0.8):
+        strategy = Random(probability=probability)
+        made, _ = decode(prompt, strategy, seed=3, lossless=lossless)
+        following = [*prompt, *made.token_ids, *draw(2, seed=len(prompt))]
+        found, reused = decode(following, Full())
+        if keep != "all" or not KV_POLICIES.load(kv).facts.fills:
+            assert facts(found)[:2] == alone(case.engine, following)[:2]
+        assert reused <= len(prompt) + NEW - 1
+        assert reused >= (0 if keep == "none" else len(prompt))
+        assert reused == 0 or keep != "none"
+        kept_of_completions += reused - len(prompt)
+        if keep in ("exact", "all") and (probability == 0 or lossless is not None):
+            assert reused == len(prompt) + NEW - 1  # the last token was never read
+        prompt = draw(LONG, seed=int(10 * probability) + 1)
+    if keep == "prompt":
+        assert kept_of_completions == 0
+    if keep == "all" and KV_POLICIES.load(kv).facts.fills:
+        assert kept_of_completions >= 3 * (NEW - 2)
+
+
+def test_an_overtaken_request_leaves_what_it_has_read(llama: Any, draw: Callable[..., list[int]]) -> None:
+    session = EngineSession(llama.engine, POSITIONS, "recompute", "exact")
+    session.PIECE = 32  # type: ignore[misc]  # of this one
+    made, _ = session.decode("me", draw(LONG), Full(), max_new_tokens=NEW, within_s=1e-9)
+    assert (made.token_ids, made.finish_reason) == ([], None)
+    whole, _ = session.decode("me", draw(LONG), Full(), max_new_tokens=NEW, within_s=60)
+    assert facts(whole) == alone(llama.engine, draw(LONG))
+    assert session.decode("me", draw(LONG), Full(), max_new_tokens=NEW)[1] == LONG - 1
+    assert session.decode("you", draw(LONG), Full(), max_new_tokens=NEW)[1] == 0
+
+
+# --------------------------------------------------------------------------------------- pieces
 
 
 @in_turn(case=list(FORMS), kv=CACHED, most=[3, 40])

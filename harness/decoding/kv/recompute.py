@@ -55,6 +55,11 @@ class Recompute(KVPolicy):
             else:
                 stack.append((leaving.layer, [run]))
 
+    def settled(self, row: int, length: int) -> int:
+        """All up to the first one that waits."""
+        stack = self._stacks[row]
+        return min(length, stack[0][1][0].start) if stack else length
+
     def rehearsal(self) -> Self:
         """A twin with stacks of its own over the same tensors."""
         twin = copy.copy(self)
