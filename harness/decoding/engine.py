@@ -405,6 +405,10 @@ class EngineSession:
         batch.drop(0)
         return self._made[0], reused
 
+    def forget(self) -> None:
+        """Keep nothing of what came before."""
+        self._batch.forget(0)
+
 
 def decode_in_turn(
     engine: Engine,

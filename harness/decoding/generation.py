@@ -29,6 +29,8 @@ class Generation(Work):
         lossless: whether its tokens are drafted and verified; all of them are then full depth's.
         draft: tokens that wait to be verified; none when it has ended.
         log_probabilities: natural log of each token's probability under the head that chose it; empty unless asked for.
+        prompt_reused: first tokens of its prompt that were not read for it, since their keys and values were there.
+        overtaken_s: seconds of each request of its editor session that typing overtook before it.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -45,6 +47,8 @@ class Generation(Work):
     drafting: DraftWork = field(default_factory=DraftWork)
     rolled_back: DraftWork = field(default_factory=DraftWork)
     log_probabilities: list[float] = field(default_factory=list)
+    prompt_reused: int = 0
+    overtaken_s: tuple[float, ...] = ()
 
     def first_stops(self, num_layers: int) -> list[int]:
         """Return after how many layers each token left, of ``num_layers``: where an exit drafted it, if that stands."""

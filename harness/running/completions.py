@@ -6,9 +6,12 @@ Outside the windows, where nothing is timed, the engine says what full depth wou
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 from zlib import crc32
 
@@ -19,14 +22,16 @@ from harness.contracts import (
     BlackBox,
     Completion,
     Cursor,
+    Keep,
     Meter,
+    NamedStop,
     Sample,
     Tokenizer,
     common_prefix,
 )
 from harness.contracts.meters import is_measured
 from harness.contracts.stops import spelled_behind, spelled_prompt
-from harness.decoding.engine import Engine
+from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.generation import Generation
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import HarnessError, ModelError, is_out_of_memory, reason
@@ -75,15 +80,23 @@ class EngineRunner(Runner):
 
     def __init__(self, plan: Plan, engines: Mapping[str, Engine]) -> None:
         self._plan, self._engines = plan, engines
+        self._sessions: dict[tuple[str, str, str], EngineSession] = {}
         self._decided: dict[tuple[str, str, str], tuple[list[int], ModelError | None]] = {}
 
     def prepare(self, point: OperatingPoint) -> None:
         """Make the cheap heads that it reads."""
         heads = point.strategy.cheap_heads()
         self._engines[point.weights_format].prepare(heads if point.lossless is None else (*heads, point.lossless.head))
+        if point.keep is not None:
+            self._session(point, point.keep)
 
     def rehearse(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> None:
-        """Let a strategy that looks at the answer do so; its exits are replayed in the window."""
+        """Let a strategy that looks at the answer do so; its exits are replayed in the window.
+
+        Every window opens its documents anew.
+        """
+        if point.keep is not None:
+            self._session(point, point.keep).forget()
         if not point.strategy.upper_bound or self._known(planned, point, batch) is not None:
             return
         layers = self._plan.model.info.num_layers
@@ -94,9 +107,13 @@ class EngineRunner(Runner):
             self._decided[planned.record.name, point.name, sample.sample_id] = known
 
     def complete(self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample]) -> Sequence[Made]:
-        """Decode a batch together."""
+        """Decode a batch together, or one request of an editor session."""
+        known = self._known(planned, point, batch)
         try:
-            decoded = self._decode(planned, point, batch, self._known(planned, point, batch))
+            if point.keep is not None and batch[0].session:
+                decoded = [self._decode_in_session(planned, point, point.keep, batch[0], known)]
+            else:
+                decoded = self._decode(planned, point, batch, known)
         except ModelError as error:
             return [str(error)] * len(batch)
         return [made if made.failure is None else str(made.failure) for made in decoded]
@@ -111,31 +128,61 @@ class EngineRunner(Runner):
         self, planned: PlannedTask, point: OperatingPoint, batch: Sequence[Sample], known: Rehearsal | None = None
     ) -> list[Generation]:
         """Decode a batch, or replay its rehearsal."""
-        engine, model, seed = self._engines[point.weights_format], self._plan.model, self._plan.config.seed
-        prompts, device = [sample.prompt_ids for sample in batch], str(engine.backbone.device)
+        engine, prompts = self._engines[point.weights_format], [sample.prompt_ids for sample in batch]
         same: dict[str, Any] = {
             "kv": point.kv,
             "max_new_tokens": [sample.max_new_tokens for sample in batch],
             "stop": planned.stop,
-            "eos_token_ids": model.tokenizer.eos_token_ids,
+            "eos_token_ids": self._plan.model.tokenizer.eos_token_ids,
             "lossless": point.lossless,
-            "rules": None,
+            "rules": None if point.stop is None else [self._rule(planned, point, sample) for sample in batch],
         }
-        if point.stop is not None:
-            same["rules"] = [
-                point.stop.start(
-                    Cursor(
-                        sample.prompt_ids, model.tokenizer, planned.task.language, model.info, device,
-                        sample.around[0] if any(sample.around) else None,  # the code before a gap
-                    )
-                )
-                for sample in batch
-            ]  # fmt: skip
         if known is None:
-            seeds = [seed + crc32(sample.sample_id.encode()) for sample in batch]
-            return engine.decode(prompts, point.strategy, seeds=seeds, **same)
+            return engine.decode(prompts, point.strategy, seeds=[self._seed(sample) for sample in batch], **same)
         replayed = engine.replay(prompts, [layers for layers, _ in known], **same)
         return [replace(made, failure=why or made.failure) for made, (_, why) in zip(replayed, known, strict=True)]
+
+    def _decode_in_session(
+        self, planned: PlannedTask, point: OperatingPoint, keep: Keep, sample: Sample, known: Rehearsal | None
+    ) -> Generation:
+        """Decode a request behind what the session has left, after those that typing overtook."""
+        session, spent = self._session(point, keep), []
+        decode = partial(
+            session.decode, sample.session, strategy=point.strategy, seed=self._seed(sample), stop=planned.stop,
+            eos_token_ids=self._plan.model.tokenizer.eos_token_ids, lossless=point.lossless,
+            max_new_tokens=sample.max_new_tokens,
+        )  # fmt: skip
+        layers, why = known[0] if known is not None else (None, None)
+        for request in sample.overtaken_requests if known is None and not self._plan.config.untimed else ():
+            started = time.perf_counter()
+            decode(prompt=request.prompt_ids, within_s=request.after_s)
+            spent.append(time.perf_counter() - started)
+        rule = None if point.stop is None else self._rule(planned, point, sample)
+        made, reused = decode(prompt=sample.prompt_ids, rule=rule, exit_layers=layers)
+        return replace(made, failure=why or made.failure, prompt_reused=reused, overtaken_s=tuple(spent))
+
+    def _session(self, point: OperatingPoint, keep: Keep) -> EngineSession:
+        """Return where requests are decoded behind one another; points of one format, policy and kind share it."""
+        key = point.weights_format, point.kv, keep
+        if key not in self._sessions:
+            samples = [sample for task in self._plan.tasks for sample in task.data.samples]
+            positions = max(
+                sample.max_new_tokens + max(len(one.prompt_ids) for one in (sample, *sample.overtaken_requests))
+                for sample in samples
+            )
+            self._sessions[key] = EngineSession(self._engines[point.weights_format], positions, point.kv, keep)
+        return self._sessions[key]
+
+    def _rule(self, planned: PlannedTask, point: OperatingPoint, sample: Sample) -> NamedStop:
+        """Start the stop rule of an operating point that has one."""
+        assert point.stop is not None
+        model, device = self._plan.model, str(self._engines[point.weights_format].backbone.device)
+        before_gap = sample.around[0] if any(sample.around) else None
+        language = planned.task.language
+        return point.stop.start(Cursor(sample.prompt_ids, model.tokenizer, language, model.info, device, before_gap))
+
+    def _seed(self, sample: Sample) -> int:
+        return self._plan.config.seed + crc32(sample.sample_id.encode())
 
 
 class BlackBoxRunner(Runner):
@@ -268,7 +315,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         return SampleRecord(**base, error=f"the completion cannot be read and scored: {reason(error)}.")
     arrival_s, queue_s = outcome.came or (None, None)
     if plan.config.untimed:
-        read |= {"latency_s": None, "ttft_s": None, "token_times_s": ()}
+        read |= {"latency_s": None, "ttft_s": None, "token_times_s": (), "overtaken_s": None}
     for time in ("latency_s", "ttft_s"):
         read[time] = None if read[time] is None else (queue_s or 0.0) + read[time]
     return SampleRecord(**base, **read, full_depth_ids=outcome.full_depth_ids, arrival_s=arrival_s, queue_s=queue_s)
@@ -310,6 +357,9 @@ def _of_generation(plan: Plan, planned: PlannedTask, sample: Sample, made: Gener
         "ttft_s": made.token_times_s[0],
         "finish_reason": made.finish_reason,
         "stop_rule": stopped_by,
+        "prompt_reused": made.prompt_reused,
+        "overtaken": len(made.overtaken_s),
+        "overtaken_s": math.fsum(made.overtaken_s),
     }
 
 

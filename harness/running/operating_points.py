@@ -26,6 +26,7 @@ from harness.contracts import (
     ExitRule,
     ExitView,
     HeadChoice,
+    Keep,
     KVFacts,
     Lossless,
     ModelInfo,
@@ -54,6 +55,7 @@ class OperatingPoint:
         kv: name of the KV policy, what happens to K,V of the layers it skips; empty for a black box.
         lossless: how it drafts; ``None`` where its exits say what comes out.
         stop: what ends its completions beside the protocol; ``None`` for nothing.
+        keep: which keys and values a request of an editor session leaves to the next; ``None`` of none.
     """
 
     strategy: Strategy
@@ -61,6 +63,7 @@ class OperatingPoint:
     kv: str
     lossless: Lossless | None = None
     stop: BuiltStop | None = None
+    keep: Keep | None = None
 
     @property
     def name(self) -> str:
@@ -129,13 +132,14 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                 if deferring and strategy.exit_points(own):  # it stands beside this one
                     continue
                 kv = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
-            for most, stop, weights_format in product(drafts, stops, formats):
+            for most, stop, keep, weights_format in product(drafts, stops, config.keeps, formats):
                 info = in_format[weights_format]
                 named = (
                     kv if len(policies) > 1 else "",
                     str(decode) if decode.lossless else "",
                     f"draft={most}" if decode.lossless and len(longest) > 1 else "",
                     "" if stop == NO_STOP else f"stop={stop}",
+                    f"keep={keep}" if len(config.keeps) > 1 else "",
                     weights_format if len(formats) > 1 else "",
                 )
                 point = operating_point(
@@ -147,6 +151,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                     decode=decode,
                     lossless=drafting(decode, most, config.draft_head, strategy, info),
                     stop=build_stop(stop),
+                    keep=keep,
                 )
                 points.setdefault(point.name, point)
     found = list(points.values())
@@ -233,6 +238,7 @@ def operating_point(
     decode: DecodeSpec = LOSSY,
     lossless: Lossless | None = None,
     stop: BuiltStop | None = None,
+    keep: Keep | None = None,
 ) -> OperatingPoint:
     """Check a built strategy against a model in one weights format; ``suffix`` follows the specification in the name.
 
@@ -271,10 +277,11 @@ def operating_point(
         draft_max=None if lossless is None else lossless.draft_max,
         draft_sources=() if lossless is None else decode.proposing,
         stop="" if stop is None else stop.written,
+        keep=keep or "",
         weights_format=info.weights_format,
         heads={str(choice): HEADS.load(choice.name).facts.note for choice in heads},
     )
-    return OperatingPoint(strategy, record, policy, lossless, stop)
+    return OperatingPoint(strategy, record, policy, lossless, stop, keep)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +50,18 @@ def poisson(rate_per_s: float, requests: int, seed: Sequence[object]) -> tuple[f
         now += chance.expovariate(rate_per_s)
         arrivals.append(now)
     return tuple(arrivals)
+
+
+def in_blocks(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    """Yield so many samples at a time, the last time fewer; an editor session is never divided."""
+    block: list[Sample] = []
+    for _, session in groupby(samples, key=lambda sample: sample.session or sample.sample_id):
+        block.extend(session)
+        if len(block) >= size:
+            yield block
+            block = []
+    if block:
+        yield block
 
 
 def durations(windows: Iterable[WindowRecord]) -> list[float]:
@@ -127,7 +140,7 @@ class Session:
         ``not-settled`` if it never did.
         """
         planned = self._plan.tasks[0]
-        batch = planned.data.samples[: self._config.batch_size]
+        batch = [replace(sample, session="") for sample in planned.data.samples[: self._config.batch_size]]
         few = [
             replace(sample, prompt_ids=sample.prompt_ids[-READY_PROMPT:], max_new_tokens=READY_TOKENS)
             for sample in batch
@@ -187,9 +200,9 @@ class Session:
                 store.commit(record.model_copy(update={"window": store.next_window}), [])
 
         blocks = [
-            (task, number, task.data.samples[start : start + size])
+            (task, number, samples)
             for task in plan.tasks
-            for number, start in enumerate(range(0, len(task.data.samples), size))
+            for number, samples in enumerate(in_blocks(task.data.samples, size))
         ]
         count, finished = len(blocks) * len(plan.points), store.finished()
         observer.begin(count * self._config.repeats, len(finished), store.path)

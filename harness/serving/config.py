@@ -69,8 +69,8 @@ class ServeConfig(ModelConfiguration):
         default=4,
         ge=0,
         le=256,
-        description="Free rows that keep their last prompt and completion, so that a prompt of the same API key that begins "
-        "alike is read from where it differs; 0: every prompt is read whole.",
+        description="Free rows that keep their last prompt and completion, so that a prompt of the same API key that "
+        "begins alike is read from where it differs; 0: every prompt is read whole.",
     )
     max_queue: int = Field(
         default=64, ge=0, le=100_000, description="Requests that may wait; one more is refused with 429."
