@@ -45,6 +45,11 @@ class CodeCompletion:
         return self.code.name
 
     @property
+    def session_protocol(self) -> str:
+        """The protocol of editor sessions, where a run names none."""
+        return "codexglue-line" if "lines" in self.offers else self.default_protocol
+
+    @property
     def row_format(self) -> str:
         """Files that ``--source PATH`` may hold, in words."""
         return FORMS

@@ -62,25 +62,29 @@ def build_strategy(spec: StrategySpec) -> Strategy:
 
 def build(registry: Registry[Any], name: str, options: Iterable[tuple[str, object]]) -> Any:
     """Build what a registered name stands for from its options, text or values."""
-    cls = _checked(registry, name)
+    return build_class(_checked(registry, name), registry.noun, name, options, f"See `harness show {name}`.")
+
+
+def build_class(cls: Any, noun: str, name: str, options: Iterable[tuple[str, object]], remedy: str) -> Any:
+    """Build a dataclass whose fields are the options of what ``noun`` and ``name`` call."""
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in _fields(cls) if field.init]
     values: dict[str, Any] = {}
     for option, given in options:
         if option not in names:
             known = f" Options: {', '.join(names)}." if names else " It has none."
-            raise OptionError(f"{registry.noun} '{name}' has no option '{option}'.{did_you_mean(option, names)}{known}")
+            raise OptionError(f"{noun} '{name}' has no option '{option}'.{did_you_mean(option, names)}{known}")
         try:
             values[option] = option_value(hints[option], given)
         except ValueError as error:
-            raise OptionError(f"{name}:{option}={given} is not allowed: {error}. See `harness show {name}`.") from None
+            raise OptionError(f"{name}:{option}={given} is not allowed: {error}. {remedy}") from None
     missing = [field.name for field in dataclasses.fields(cls) if _is_required(field) and field.name not in values]
     if missing:
-        raise OptionError(f"{registry.noun} '{name}' needs {', '.join(missing)}. See `harness show {name}`.")
+        raise OptionError(f"{noun} '{name}' needs {', '.join(missing)}. {remedy}")
     try:
         return cls(**values)
     except ValueError as error:
-        raise OptionError(f"{registry.noun} '{name}' refuses its options: {reason(error)}.") from error
+        raise OptionError(f"{noun} '{name}' refuses its options: {reason(error)}.") from error
 
 
 def effective_options(built: Any) -> dict[str, Any]:

@@ -19,12 +19,14 @@ from harness.config.model import (
     Seed,
     TaskName,
     comma_list,
+    parse_named,
     registered,
 )
+from harness.config.options import build_class
 from harness.config.stops import NO_STOP, parse_stops
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
-from harness.contracts import Duplicates, Graphs, ModelRequest, Strategy
-from harness.errors import ConfigError
+from harness.contracts import Duplicates, Graphs, ModelRequest, SessionRequest, Strategy
+from harness.errors import ConfigError, did_you_mean
 from harness.registry import KV_POLICIES, STOPS, WEIGHTS_FORMATS
 
 T = TypeVar("T")
@@ -56,6 +58,27 @@ GivenStrategy: TypeAlias = Annotated[str | Strategy, PlainValidator(_read_strate
 """An operating point as text, or a strategy object (from Python only)."""
 
 
+REQUESTS = "requests"
+"""The scenario of requests that share nothing."""
+
+_SCENARIO = "Write requests or session[:requests=N][:window=N][:step=N]."
+
+
+def parse_scenario(text: str) -> SessionRequest | None:
+    """Return how editor sessions are drawn; ``None`` for ``requests``."""
+    named = parse_named(text, f"scenario = '{text}'", "scenario", _SCENARIO)
+    if named.name not in (REQUESTS, "session"):
+        raise ConfigError(
+            f"unknown scenario '{named.name}'.{did_you_mean(named.name, (REQUESTS, 'session'))} {_SCENARIO}"
+        )
+    if named.name == REQUESTS:
+        if named.options:
+            raise ConfigError(f"scenario = '{text}': requests has no options. {_SCENARIO}")
+        return None
+    session: SessionRequest = build_class(SessionRequest, "scenario", named.name, named.options, _SCENARIO)
+    return session
+
+
 _LISTS: Mapping[str, Callable[[Any], Any]] = {
     "kv": comma_list,
     "weights_format": comma_list,
@@ -77,7 +100,7 @@ class RunConfig(ModelConfiguration):
         "What is compared": ("strategies", "kv", "decode", "draft_head", "draft_max", "stop", "weights_format"),
         "The model": ("model", "weights", "exit_points", "exit_head", "artefacts", "dtype", "kv_input"),
         "On which samples": (
-            *("tasks", "protocol", "source", "limit", "skip", "duplicates", "max_new_tokens", "seed"),
+            *("tasks", "scenario", "protocol", "source", "limit", "skip", "duplicates", "max_new_tokens", "seed"),
             "allow_code_execution",
         ),
         "How it is measured": (
@@ -94,19 +117,28 @@ class RunConfig(ModelConfiguration):
     )
     model: ModelName = DEFAULT_MODEL  # declared again: flags stand in the order of a class's own fields
     tasks: tuple[TaskName, ...] = Field(default=("py150",), description="Task, see `harness list tasks`. Repeatable.")
+    scenario: str = Field(
+        default=REQUESTS,
+        description="requests, which share nothing; or session[:requests=8][:window=1024][:step=256], an editor in "
+        "which each document is typed: windows of so many tokens, whose beginning moves in steps.",
+    )
     protocol: str | None = Field(
         default=None,
-        description="A name of `harness list protocols`. Default: the task's own; green-code for py150 and javacorpus.",
+        description="A name of `harness list protocols`. Default: the task's own; green-code for py150 and javacorpus, "
+        "codexglue-line in sessions.",
     )
     source: str = Field(
         default="embedded", min_length=1, description="embedded, hub, or PATH of a JSONL file or dataset folder."
     )
-    limit: int | None = Field(default=16, ge=0, le=10**9, description="Samples per task; 0 for all.")
+    limit: int | None = Field(
+        default=16, ge=0, le=10**9, description="Samples per task, or documents of sessions; 0 for all."
+    )
     skip: int = Field(
         default=0,
         ge=0,
         le=10**9,
-        description="Samples left out before the first: those that a run with so large a --limit draws.",
+        description="Samples, or documents of sessions, left out before the first: those that a run with so large a "
+        "--limit draws.",
     )
     duplicates: Duplicates = Field(
         default="skip",
@@ -197,6 +229,12 @@ class RunConfig(ModelConfiguration):
     def _all(cls, value: int | None) -> int | None:
         return value or None
 
+    @field_validator("scenario", mode="after")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        parse_scenario(value)
+        return value
+
     @field_validator(*_LISTS, mode="before")
     @classmethod
     def _listed(cls, value: Any, field: ValidationInfo) -> Any:
@@ -241,8 +279,18 @@ class RunConfig(ModelConfiguration):
             yield f"--arrival-rate serves one request at a time and --batch-size is {self.batch_size}. Omit one."
         if self.attribute and (queued or not alone):
             yield "--attribute counts what single requests did, back to back. Omit --batch-size and --arrival-rate."
+        if self.session and (queued or self.attribute or not alone):
+            yield (
+                "--scenario session decodes the requests of one editor, each when typing comes to it. Omit "
+                "--batch-size, --arrival-rate and --attribute."
+            )
         if self.attribute and self.stops != (NO_STOP,):
             yield "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
+
+    @property
+    def session(self) -> SessionRequest | None:
+        """How editor sessions are drawn; ``None`` for requests that share nothing."""
+        return parse_scenario(self.scenario)
 
     @property
     def kv_policies(self) -> tuple[str, ...]:

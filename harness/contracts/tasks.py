@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Annotated, Literal, Protocol, TypeAlias
+
+from pydantic import Field
 
 from harness.contracts.models import Tokenizer
 
@@ -19,13 +21,31 @@ LONGEST_REASON = 500
 """Characters that say what is wrong with a row, at most."""
 
 
+@dataclass(frozen=True)
+class SessionRequest:
+    """How editor sessions are drawn; its fields are the options of ``--scenario session``."""
+
+    requests: Annotated[int, Field(ge=2, le=1000, description="of a document that are waited for, at most")] = 8
+    window: Annotated[int, Field(ge=16, le=2**20, description="tokens of a prompt, at most")] = 1024
+    step: Annotated[int, Field(ge=0, description="tokens by which a window's beginning moves; 0 for a quarter")] = 0
+
+    def __post_init__(self) -> None:
+        if self.step > self.window // 2:
+            raise ValueError(f"step={self.step} is more than half of window={self.window}")
+
+    def room(self, positions: int | None) -> tuple[int, int]:
+        """Return the longest window that fits so many positions, and its step, tokens."""
+        window = self.window if positions is None else min(self.window, positions)
+        return window, max(1, min(self.step or window // 4, window // 2))
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
     """Which samples to draw."""
 
     protocol: str  # registered name
     source: str  # embedded, hub, or a path
-    limit: int | None = None  # at most so many samples; None for all
+    limit: int | None = None  # at most so many samples, or documents of sessions; None for all
     seed: int = 0  # decides every random choice of the sampling
     split: Split = "test"  # part of the dataset, where it has several. A source of one file is taken whole
     seen: frozenset[str] = frozenset()  # keys (document_key) of documents the model was tuned on; they are never drawn
@@ -36,6 +56,8 @@ class TaskRequest:
     max_positions: int | None = None  # longest prompt + completion the model covers, tokens
     vocab_size: int | None = None  # tokens the model knows; None where that does not matter
     allow_code_execution: bool = False  # whether completions may be run with the tests that a dataset has for them
+    # draw editor sessions, limit being that of documents; None for requests that share nothing
+    session: SessionRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +117,8 @@ class Sample:
     # id of the editor session that it is a request of; those of one session come one after another. Empty: of none
     session: str = ""
     overtaken_requests: tuple[Overtaken, ...] = ()  # of the session, since the sample before
-    typing_s: float = 0.0  # seconds of typing since the sample before, in which nobody waits
+    # seconds of typing since the sample before, in which nobody waits; those of requests that it overtook included
+    typing_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +176,10 @@ class Task(Protocol):
     @property
     def default_protocol(self) -> str:
         """The registered protocol of a run that names none."""
+
+    @property
+    def session_protocol(self) -> str:
+        """The registered protocol of editor sessions, where a run names none."""
 
     def load(self, request: TaskRequest, tokenizer: Tokenizer) -> TaskData:
         """Draw the samples; raise :class:`DataError` where the source cannot be read or scored."""

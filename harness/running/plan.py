@@ -106,7 +106,7 @@ def shared_fields(source: object, record: type[Record]) -> dict[str, Any]:
 def registered_draw(config: RunConfig) -> Draw:
     """Load the tasks that a configuration names, and their protocols; return what draws their samples."""
     tasks: list[Task] = [TASKS.load(name)() for name in config.tasks]
-    for protocol in {config.protocol or task.default_protocol for task in tasks}:
+    for protocol in {_protocol(task, config) for task in tasks}:
         PROTOCOLS.load(protocol)
     score_names(task.language for task in tasks)  # imports them: what cannot be scored is not measured for hours
 
@@ -130,8 +130,12 @@ def drawn_again(manifest: Manifest) -> tuple[PlannedTask, ...]:
     return planned
 
 
+def _protocol(task: Task, config: RunConfig) -> str:
+    return config.protocol or (task.session_protocol if config.session else task.default_protocol)
+
+
 def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramIndex | None) -> PlannedTask:
-    protocol = config.protocol or task.default_protocol
+    protocol = _protocol(task, config)
     request = TaskRequest(
         protocol=protocol,
         source=config.source,
@@ -144,6 +148,7 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
         was_read=None if ngrams is None else ngrams.has_run_of,
         duplicates=config.duplicates,
         allow_code_execution=config.allow_code_execution,
+        session=config.session,
     )
     with keeping_folder(f"the task '{task.name}' was drawn"):
         data = task.load(request, model.tokenizer)
@@ -174,11 +179,14 @@ def _draw(task: Task, config: RunConfig, model: ResolvedModel, ngrams: NgramInde
 
 
 def _after(skip: int, data: TaskData, task: str) -> TaskData:
-    """Leave out the first samples, which another run drew."""
-    samples, source = data.samples[skip:], data.source
+    """Leave out the first samples, or sessions, which another run drew."""
+    counted = list(dict.fromkeys(sample.session or sample.sample_id for sample in data.samples))
+    left_out, source = set(counted[:skip]), data.source
+    samples = tuple(sample for sample in data.samples if (sample.session or sample.sample_id) not in left_out)
     if not samples:
+        what = "sessions" if data.samples[0].session else "samples"
         raise DataError(
-            f"{task}: {source.label} has {len(data.samples)} samples, and --skip {skip} leaves none. Use a smaller one."
+            f"{task}: {source.label} has {len(counted)} {what}, and --skip {skip} leaves none. Use a smaller one."
         )
     kept = any(sample.duplicate for sample in data.samples)
     fingerprint = hashlib.sha256(f"{source.fingerprint} after {skip}".encode()).hexdigest()
@@ -196,4 +204,6 @@ def prompts_digest(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(repr((sample.sample_id, list(sample.prompt_ids), list(sample.reference_ids))).encode())
+        if sample.session:
+            digest.update(repr((sample.session, sample.overtaken_requests, sample.typing_s)).encode())
     return digest.hexdigest()

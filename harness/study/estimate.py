@@ -27,7 +27,8 @@ from harness.study.steps import filled_settings
 PROBE_REQUESTS = 8
 _OF_A_KIND = (
     *("model", "weights", "dtype", "device", "exit_points", "exit_head", "artefacts", "threads", "weights_format"),
-    *("device_map", "tasks", "source", "protocol", "max_new_tokens", "batch_size", "energy", "tdp_w", "duplicates"),
+    *("device_map", "tasks", "scenario", "source", "protocol", "max_new_tokens", "batch_size", "energy", "tdp_w"),
+    "duplicates",
 )
 _OF_A_DRAW = tuple({*RunConfig.panels["The model"], *RunConfig.panels["On which samples"]} - {"seed"})
 """Settings that decide how many samples a point has; its seed decides which."""
