@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, cast, get_args
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
@@ -25,7 +25,7 @@ from harness.config.model import (
 from harness.config.options import build_class
 from harness.config.stops import NO_STOP, parse_stops
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
-from harness.contracts import Duplicates, Graphs, ModelRequest, SessionRequest, Strategy
+from harness.contracts import Duplicates, Graphs, Keep, ModelRequest, SessionRequest, Strategy
 from harness.errors import ConfigError, did_you_mean
 from harness.registry import KV_POLICIES, STOPS, WEIGHTS_FORMATS
 
@@ -58,6 +58,9 @@ GivenStrategy: TypeAlias = Annotated[str | Strategy, PlainValidator(_read_strate
 """An operating point as text, or a strategy object (from Python only)."""
 
 
+KEEPS: tuple[Keep, ...] = get_args(Keep)
+EXACT: Keep = "exact"
+
 REQUESTS = "requests"
 """The scenario of requests that share nothing."""
 
@@ -81,6 +84,7 @@ def parse_scenario(text: str) -> SessionRequest | None:
 
 _LISTS: Mapping[str, Callable[[Any], Any]] = {
     "kv": comma_list,
+    "keep": comma_list,
     "weights_format": comma_list,
     "decode": parse_decodes,
     "draft_max": draft_limits,
@@ -97,7 +101,7 @@ class RunConfig(ModelConfiguration):
     """Everything that decides a run, beside the model's configuration; saved whole in the manifest."""
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "What is compared": ("strategies", "kv", "decode", "draft_head", "draft_max", "stop", "weights_format"),
+        "What is compared": ("strategies", "kv", "decode", "draft_head", "draft_max", "stop", "keep", "weights_format"),
         "The model": ("model", "weights", "exit_points", "exit_head", "artefacts", "dtype", "kv_input"),
         "On which samples": (
             *("tasks", "scenario", "protocol", "source", "limit", "skip", "duplicates", "max_new_tokens", "seed"),
@@ -173,6 +177,11 @@ class RunConfig(ModelConfiguration):
         default=NO_STOP,
         description="What ends a completion before the protocol does: none, or NAME[:option=value]… of `harness list "
         f"stops` ({', '.join(STOPS.names())}); a comma list compares. Full depth also runs without.",
+    )
+    keep: str | tuple[str, ...] = Field(
+        default=EXACT,
+        description="In sessions, the keys and values that a request leaves to the next: none, prompt, exact (of its "
+        "completion, too, where they are full depth's), all (also those made of exits' states); a comma list compares.",
     )
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto", description=f"{STORED}; a comma list compares, the first one's full depth being the baseline."
@@ -250,6 +259,14 @@ class RunConfig(ModelConfiguration):
             registered(KV_POLICIES if of_kv else WEIGHTS_FORMATS, name, also=("auto",))
         return value
 
+    @field_validator("keep", mode="after")
+    @classmethod
+    def _keeps(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in _each(value):
+            if name not in KEEPS:
+                raise ValueError(f"unknown '{name}'.{did_you_mean(name, KEEPS)} Known: {', '.join(KEEPS)}")
+        return value
+
     @model_validator(mode="after")
     def _means_something_together(self) -> Self:
         for contradiction in self._contradictions():
@@ -284,6 +301,8 @@ class RunConfig(ModelConfiguration):
                 "--scenario session decodes the requests of one editor, each when typing comes to it. Omit "
                 "--batch-size, --arrival-rate and --attribute."
             )
+        if not self.session and self.keep != EXACT:
+            yield f"--keep {','.join(_each(self.keep))} is of editor sessions. Add --scenario session, or omit it."
         if self.attribute and self.stops != (NO_STOP,):
             yield "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
 
@@ -320,6 +339,11 @@ class RunConfig(ModelConfiguration):
     def request(self, seed: int = 0) -> ModelRequest:
         """Return which model is asked for, in the run's own format; ``seed`` draws random weights."""
         return replace(super().request(seed), weights_format=self.weights_formats[0])
+
+    @property
+    def keeps(self) -> tuple[Keep | None, ...]:
+        """What requests of a session leave to the next, to compare; ``None`` alone where they share nothing."""
+        return (None,) if self.session is None else tuple(cast("Keep", name) for name in _each(self.keep))
 
     def specs(self) -> list[StrategySpec]:
         """Return the operating points as written, expanded, each once, in order."""

@@ -167,8 +167,9 @@ class EngineRunner(Runner):
         if key not in self._sessions:
             samples = [sample for task in self._plan.tasks for sample in task.data.samples]
             positions = max(
-                sample.max_new_tokens + max(len(one.prompt_ids) for one in (sample, *sample.overtaken_requests))
+                len(prompt) + sample.max_new_tokens
                 for sample in samples
+                for prompt in (sample.prompt_ids, *(request.prompt_ids for request in sample.overtaken_requests))
             )
             self._sessions[key] = EngineSession(self._engines[point.weights_format], positions, point.kv, keep)
         return self._sessions[key]
@@ -316,8 +317,8 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
     arrival_s, queue_s = outcome.came or (None, None)
     if plan.config.untimed:
         read |= {"latency_s": None, "ttft_s": None, "token_times_s": (), "overtaken_s": None}
-    for time in ("latency_s", "ttft_s"):
-        read[time] = None if read[time] is None else (queue_s or 0.0) + read[time]
+    for name in ("latency_s", "ttft_s"):
+        read[name] = None if read[name] is None else (queue_s or 0.0) + read[name]
     return SampleRecord(**base, **read, full_depth_ids=outcome.full_depth_ids, arrival_s=arrival_s, queue_s=queue_s)
 
 

@@ -1,0 +1,79 @@
+"""Editor sessions in a run: requests behind one another yield what they yield alone, and cost what is new."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import RunConfig, run
+from harness.contracts import Sample
+from harness.running.session import in_blocks
+from tests.run_files import lines
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Samples of two documents, cold and warm."""
+    folder = tmp_path_factory.mktemp("sessions") / "run"
+    run(
+        RunConfig(
+            model="tiny-llama", weights="random", tasks=("py150",), scenario="session:requests=4:window=96:step=24",
+            keep=("exact", "none"), strategies=("fixed:layer=4", "random:probability=0.4@lossless+lookup"),
+            limit=2, max_new_tokens=6, out=folder, idle_s=0, weights_format="float32", kv="recompute",
+        )
+    )  # fmt: skip
+    return [record for record in lines(folder, "samples") if record["session"]]
+
+
+def of(records: list[dict[str, Any]], keep: str) -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        (one["operating_point"].removesuffix(f"@keep={keep}"), one["sample_id"]): one
+        for one in records
+        if one["operating_point"].endswith(f"@keep={keep}")
+    }
+
+
+def test_warm_requests_yield_what_cold_ones_yield(records: list[dict[str, Any]]) -> None:
+    warm, cold = of(records, "exact"), of(records, "none")
+    assert warm.keys() == cold.keys()
+    assert len({one["session"] for one in records}) == 2
+    assert len(warm) == 3 * 8
+    for key, one in warm.items():
+        assert (one["token_ids"], one["exit_layers"]) == (cold[key]["token_ids"], cold[key]["exit_layers"])
+        assert one["scores"] == cold[key]["scores"]
+
+
+def test_what_earlier_requests_left_is_not_read_again(records: list[dict[str, Any]]) -> None:
+    assert {one["prompt_reused"] for one in of(records, "none").values()} == {0}
+    warm = of(records, "exact")
+    for point in {point for point, _ in warm}:
+        mine = [one for (name, _), one in warm.items() if name == point]
+        for before, one in pairwise(mine):
+            if one["session"] == before["session"]:
+                shared = next(
+                    (at for at, (a, b) in enumerate(zip(before["prompt_ids"], one["prompt_ids"], strict=False)) if a != b),
+                    min(len(before["prompt_ids"]), len(one["prompt_ids"]) - 1),
+                )
+                assert one["prompt_reused"] >= (shared if shared >= 16 else 0)
+    firsts = [one for one in mine if one["sample_id"].endswith("#1")]
+    assert len(firsts) == 2
+    assert sum(one["prompt_reused"] for one in mine) > sum(len(one["prompt_ids"]) for one in mine) / 4
+
+
+def test_requests_that_typing_overtakes_are_waste(records: list[dict[str, Any]]) -> None:
+    assert any(one["overtaken"] for one in records)
+    for one in records:
+        assert (one["overtaken_s"] > 0) == (one["overtaken"] > 0)
+
+
+def test_a_block_holds_whole_sessions() -> None:
+    samples = [
+        Sample(f"{name}#{place}", (1,), "", (), 1, session=name if name < "c" else "")
+        for name, count in (("a", 3), ("b", 2), ("c", 3))
+        for place in range(count)
+    ]
+    ids = [[sample.sample_id for sample in block] for block in in_blocks(samples, 2)]
+    assert ids == [["a#0", "a#1", "a#2"], ["b#0", "b#1"], ["c#0", "c#1"], ["c#2"]]
