@@ -78,6 +78,10 @@ class RowSelection:
         raise OptionError("a draft rule cannot look ahead while a draft is verified; verified() tells it the tokens.")
 
 
+COMPILED = int(__import__("os").environ.get("CMP", "16"))
+"""Tokens"""
+
+
 class PrefixPass:
     """Sequences of several rows, right-padded: causal attention never looks at the padding.
 
@@ -188,7 +192,11 @@ class PrefixPass:
                 self._generations[row].layers_executed += layers
 
     def _run(self, stop: int) -> Tensor:
-        heads, state = self._backbone.heads, self._state
+        heads, state, compiled = self._backbone.heads, self._state, self._backbone.compiled
+        if compiled is not None and self._cache is not None and len(self.rows) == 1 and self._longest <= COMPILED:
+            places = range(self._start, self._start + self._longest)
+            slots = compiled.slots(self._cache, self._rotary, self.rows * self._longest, places, None)
+            return slots.run(state, self.layer, stop)
         for index in range(self.layer, stop):
             block = self._backbone.blocks[index]
             queries, entries = block.project(state, self._rotary, self._tables)

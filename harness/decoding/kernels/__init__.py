@@ -45,6 +45,10 @@ ROOM = 1 << 16
 """Floats that a thread has room for: widened weights, or activations in 8 bits."""
 
 
+QUERIES = 24
+"""Queries that share the keys and values that are read, at most: their scores stand in a thread's room."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """How the weights of a panel are stored: those of one input side by side, input after input.

@@ -14,13 +14,13 @@ import numpy as np
 from numba import carray  # type: ignore[attr-defined]
 
 from harness.contracts.strategies import TINY
-from harness.decoding.kernels import ROOM
+from harness.decoding.kernels import QUERIES, ROOM
+from harness.decoding.kernels.attention import attend_together
 from harness.decoding.kernels.instructions import (
     c_function,
     compiled,
     dots,
     exponential,
-    fetch,
     float_of_bits,
     floats,
     multiply,
@@ -113,8 +113,6 @@ from harness.decoding.kernels.tables import (
     X,
 )
 
-_AHEAD = 8  # positions whose values are asked for before they are read
-
 
 @reordered
 def normalise(x: Any, out: Any, count: int, norm: Any) -> None:
@@ -192,31 +190,6 @@ def turn(given: Any, x: Any, out: Any, position: int, norm: Any) -> None:
     rotate(x, out, dim, turning, cos, sin)
 
 
-@reordered
-def weigh(at: int, scores: Any, out: Any, length: int, dim: int) -> None:
-    """Softmax of scores, in place, and the mean in these weights of the values at an address."""
-    values = floats(at, length * dim)
-    largest = scores[0]
-    for place in range(length):
-        largest = max(largest, scores[place])
-    for place in range(length):
-        scores[place] = exponential(scores[place] - largest)
-    total = np.float32(0.0)
-    for place in range(length):
-        total += scores[place]
-    for part in range(dim):
-        out[part] = np.float32(0.0)
-    for place in range(length):
-        weight, value = scores[place], values[place * dim : (place + 1) * dim]
-        for line in range(0, 4 * dim, 64):
-            fetch(at + 4 * (place + _AHEAD) * dim + line)
-        for part in range(dim):
-            out[part] += weight * value[part]
-    scale = np.float32(1.0) / total
-    for part in range(dim):
-        out[part] *= scale
-
-
 @compiled
 def keep(given: Any, table: Any, entries: int, qkv: Any, rows: Any, positions: Any, start: int, end: int) -> None:
     """Put keys and values into the cache; a unit is a key/value head of a slot."""
@@ -237,19 +210,32 @@ def attend(
     given: Any, table: Any, entries: int, qkv: Any, rows: Any, positions: Any, attended: Any, own: int, start: int,
     end: int,
 ) -> None:  # fmt: skip
-    """Attend to everything up to a slot's position; a unit is a query head of a slot."""
-    heads, kv_heads, dim = given[HEADS], given[KV_HEADS], given[HEAD_DIM]
-    query, scale = floats(own, dim), float_of_bits(np.int32(table[SCALE]))
-    for unit in range(start, end):
-        slot, head = unit // heads, unit % heads
-        place, length = (slot * (heads + 2 * kv_heads) + head) * dim, positions[slot] + 1
-        turn(given, qkv[place : place + dim], query, positions[slot], table[QUERY_NORM:])
-        for part in range(dim):
-            query[part] *= scale
-        keys = entries + 4 * (rows[slot] + head // (heads // kv_heads) * given[HEAD_STRIDE])
-        dots(keys, dim, 0, length, own, own + 4 * dim)
-        values, place = keys + 4 * kv_heads * given[HEAD_STRIDE], unit * dim
-        weigh(values, floats(own + 4 * dim, length), attended[place : place + dim], length, dim)
+    """Attend to all up to a slot's position; a unit is a query head of a slot, those of one key head side by side."""
+    heads, kv_heads, dim, slots = given[HEADS], given[KV_HEADS], given[HEAD_DIM], given[SLOTS]
+    group, scale = heads // kv_heads, float_of_bits(np.int32(table[SCALE]))
+    results, room = own + 4 * QUERIES * dim, own + 8 * QUERIES * dim
+    lengths, places = carray(pointer(room), QUERIES, np.int64), carray(pointer(room + 8 * QUERIES), QUERIES, np.int64)
+    unit = start
+    while unit < end:
+        head, row, count = unit // (slots * group), rows[unit % (slots * group) // group], 0
+        while unit < end and count < QUERIES and unit // (slots * group) == head:
+            slot = unit % (slots * group) // group
+            if rows[slot] != row:
+                break
+            mine = head * group + unit % group
+            place, query = (slot * (heads + 2 * kv_heads) + mine) * dim, floats(own + 4 * count * dim, dim)
+            turn(given, qkv[place : place + dim], query, positions[slot], table[QUERY_NORM:])
+            for part in range(dim):
+                query[part] *= scale
+            lengths[count], places[count] = positions[slot] + 1, (slot * heads + mine) * dim
+            count, unit = count + 1, unit + 1
+        keys = entries + 4 * (row + head * given[HEAD_STRIDE])
+        values = keys + 4 * kv_heads * given[HEAD_STRIDE]
+        attend_together(keys, values, dim, own, lengths, count, room + 16 * QUERIES, results)
+        for query in range(count):
+            result = floats(results + 4 * query * dim, dim)
+            for part in range(dim):
+                attended[places[query] + part] = result[part]
 
 
 @compiled

@@ -40,17 +40,6 @@ def prefetch(build: Any, address: Any) -> None:
 
 
 @lowered
-def fetch(_: Any, address: Any) -> Any:
-    """Ask for what stands at an address."""
-
-    def make(context: Any, build: Any, signature: Any, arguments: Any) -> Any:
-        prefetch(build, arguments[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), make
-
-
-@lowered
 def pointer(_: Any, address: Any) -> Any:
     """Make a pointer of an address."""
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.decoding.blocks import LayerNorm, RMSNorm
-from harness.decoding.kernels import COLUMNS, GROUP, ROOM, Kind, address_of, moved, tables, team
+from harness.decoding.kernels import COLUMNS, GROUP, QUERIES, ROOM, Kind, address_of, moved, tables, team
 
 if TYPE_CHECKING:
     from harness.contracts import StateScore, StateTest
@@ -167,7 +167,8 @@ class CompiledLayers:
         at = torch.tensor([[row * strides[1] for row in rows], list(positions)], dtype=torch.int64)
         shared = count * ((heads.query_heads + 2 * heads.kv_heads) * heads.head_dim + heads.query_width)
         shared += count * (2 * self._inner + self._hidden)
-        own = 2 * count * self._hidden + max(heads.head_dim + max(positions) + 1, 2 * self._longest, ROOM)
+        attending = QUERIES * (2 * heads.head_dim + max(positions) + 1 + 32)
+        own = 2 * count * self._hidden + max(attending, 2 * self._longest, ROOM)
         own += -own % 16
         threads = torch.get_num_threads()
         work = self._work(shared + threads * own)
