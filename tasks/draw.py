@@ -3,7 +3,8 @@
 The rows are visited in an order that the seed alone decides (a shuffle of the row numbers), and reading stops as
 soon as ``limit`` samples are made. So the same seed gives the same samples, a smaller limit gives the first of
 those a larger one gives, and twenty samples cost about twenty rows of reading and tokenising. Bad rows
-met on the way are reported beside the samples and do not count towards the limit.
+met on the way are reported beside the samples and do not count towards the limit. Of editor sessions
+(:mod:`tasks.sessions`) the limit counts documents, and all samples of one follow one another.
 
 What tuning has read is no test of it. Two checks: a document that it was tuned on is passed over whole, and so is a
 sample whose next tokens it has read elsewhere word for word, together with the context just before them.
@@ -17,12 +18,13 @@ import json
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from harness.contracts import (
+    LONGEST_ID,
     BadRow,
     Corpus,
     Document,
@@ -37,12 +39,14 @@ from harness.contracts import (
 from harness.contracts.models import with_bos
 from harness.errors import DataError, HarnessError, is_out_of_memory, reason
 from tasks.protocols import AnyProtocol, Skipped
-from tasks.rows import GapRow, LineRow, Row, Rows, whole
+from tasks.rows import GapRow, LineRow, Row, Rows, TraceRow, whole
+from tasks.sessions import ORIGINS
 
 Made = TypeVar("Made")
 
 SEEN = "document the model was tuned on"
 DUPLICATE = "near-duplicate of what tuning has read"
+_IS_A_TRACE = "holds the requests of an editor session. Use --scenario session"
 
 COMPARED = 20
 """Successive tokens that make a duplicate where tuning has read them: the reference's, and the context's before."""
@@ -54,13 +58,14 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
     """Return the samples of a request, in the order they were drawn."""
     if request.max_positions is not None:  # room for what comes before every prompt
         request = replace(request, max_positions=request.max_positions - len(tokenizer.start_ids))
-    samples: dict[str, Sample] = {}
+    samples: list[Sample] = []
+    taken: set[str] = set()  # ids of the rows that they come from
     bad: dict[int, BadRow] = {}
     skipped: Counter[str] = Counter()
     origins: Counter[str] = Counter()
     visited = 0
     for index in _order(rows, request.seed):
-        if request.limit is not None and len(samples) >= request.limit:
+        if request.limit is not None and len(taken) >= request.limit:
             break
         visited += 1
         row = _unless_it_breaks(partial(rows.read, index), index, f"row-{index + 1}")
@@ -69,11 +74,16 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
             skipped[made.reason] += 1
         elif isinstance(made, BadRow):
             bad[index] = made
-        elif made.sample_id in samples:
-            bad[index] = BadRow(made.sample_id, f"row {index + 1}: id '{made.sample_id}' was used before")
+        elif row.sample_id in taken:
+            bad[index] = BadRow(row.sample_id, f"row {index + 1}: id '{row.sample_id}' was used before")
         else:
-            samples[made.sample_id] = made
-            origins[protocol.origins[type(row)]] += 1
+            kept = made if request.duplicates == "keep" else tuple(_without_duplicates(made))
+            if len(kept) < len(made):
+                skipped[DUPLICATE] += len(made) - len(kept)
+            if kept:
+                samples += kept
+                taken.add(row.sample_id)
+                origins[(ORIGINS if request.session else protocol.origins)[type(row)]] += 1
     if not samples:
         raise DataError(_nothing_drawn(rows, protocol, list(bad.values()), skipped))
     detail = {
@@ -85,49 +95,89 @@ def draw(rows: Rows, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskR
     }
     if skipped:
         detail["skipped"] = _counts(skipped)
-    drawn = tuple(samples.values())
+    if request.session is not None:
+        positions = None if request.max_positions is None else request.max_positions - protocol.limit(request)
+        window, step = request.session.room(positions)
+        detail["sessions"] = (
+            f"{len(taken)}, of at most {request.session.requests} requests that are waited for, unless traces have "
+            f"more; windows of at most {window} tokens whose beginning moves by {step}"
+        )
+    drawn = tuple(samples)
     duplicates = skipped[DUPLICATE] + sum(sample.duplicate for sample in drawn)
     source = SourceInfo(rows.kind, rows.label, fingerprint(drawn), detail)
-    bad_rows = _told_apart(bad, samples)
+    bad_rows = _told_apart(bad, {sample.sample_id for sample in drawn} | taken)
     return TaskData(drawn, bad_rows, source, None if request.was_read is None else duplicates)
 
 
 def _made(
     row: Row, index: int, protocol: AnyProtocol, tokenizer: Tokenizer, request: TaskRequest
-) -> Sample | BadRow | Skipped:
+) -> tuple[Sample, ...] | BadRow | Skipped:
     if isinstance(row, BadRow):
         return row
+    if isinstance(row, TraceRow) and request.session is None:
+        return BadRow(row.sample_id, f"row {row.number}: {_IS_A_TRACE}")
     if request.seen and document_key(whole(row)) in request.seen:
         return Skipped(SEEN)
-    made = _unless_it_breaks(partial(_sample, protocol, row, tokenizer, request), index, row.sample_id)
-    is_left_out = isinstance(made, Sample) and made.duplicate and request.duplicates != "keep"
-    return Skipped(DUPLICATE) if is_left_out else made
+    return _unless_it_breaks(partial(_samples, protocol, row, tokenizer, request), index, row.sample_id)
 
 
-def _sample(
-    protocol: AnyProtocol, row: Document | LineRow | GapRow, tokenizer: Tokenizer, request: TaskRequest
-) -> Sample | BadRow | Skipped:
+def _samples(
+    protocol: AnyProtocol, row: Document | LineRow | GapRow | TraceRow, tokenizer: Tokenizer, request: TaskRequest
+) -> tuple[Sample, ...] | BadRow | Skipped:
     """Return what a protocol makes of a row, with what it is cut from, and marked where tuning has read it.
 
-    A sample whose tokens are none of the model's is a bad row, and so is one whose text fits no record.
+    A row is bad where tokens of its samples are none of the model's, and where a text or an id fits no record.
     """
-    made = protocol.sample(row, tokenizer, request)
-    if not isinstance(made, Sample):
-        return made
-    made.reference.encode()
+    if request.session is None:
+        made = protocol.sample(row, tokenizer, request)
+        samples: tuple[Sample, ...] | BadRow | Skipped = (made,) if isinstance(made, Sample) else made
+    else:
+        samples = protocol.session(row, tokenizer, request, request.session)
+    if not isinstance(samples, tuple):
+        return samples
     size = request.vocab_size or sys.maxsize
-    token_ids = (*made.prompt_ids, *made.reference_ids)
-    wrong = next((token for token in token_ids if not (isinstance(token, int) and 0 <= token < size)), None)
-    if wrong is None:
-        text = whole(row)
-        return replace(
-            made,
-            prompt_ids=tuple(with_bos(tokenizer, made.prompt_ids)),
-            duplicate=request.was_read is not None and request.was_read(_compared(row, made, tokenizer)),
-            document=hashlib.sha256(text.encode()).hexdigest()[:16],
-            project=row.project or protocol.language.project(text),
+    for sample in samples:
+        sample.reference.encode()
+        if len(sample.sample_id) > LONGEST_ID:
+            return BadRow(row.sample_id, f"row {row.number}: its id is too long for the ids of its requests")
+        token_ids = itertools.chain(*_prompts(sample), sample.reference_ids)
+        wrong = next((token for token in token_ids if not (isinstance(token, int) and 0 <= token < size)), None)
+        if wrong is not None:
+            return BadRow(
+                row.sample_id, f"row {row.number}: the tokenizer makes {wrong!r} of it, no token of the model"
+            )
+    text = whole(row)
+    document = hashlib.sha256(text.encode()).hexdigest()[:16]
+    project = row.project or protocol.language.project(text)
+    return tuple(
+        replace(
+            sample,
+            prompt_ids=tuple(with_bos(tokenizer, sample.prompt_ids)),
+            duplicate=request.was_read is not None and request.was_read(_compared(row, sample, tokenizer)),
+            document=document,
+            project=project,
+            overtaken_requests=tuple(
+                replace(asked, prompt_ids=tuple(with_bos(tokenizer, asked.prompt_ids)))
+                for asked in sample.overtaken_requests
+            ),
         )
-    return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes {wrong!r} of it, no token of the model")
+        for sample in samples
+    )
+
+
+def _prompts(sample: Sample) -> Iterator[tuple[int, ...]]:
+    yield sample.prompt_ids
+    yield from (asked.prompt_ids for asked in sample.overtaken_requests)
+
+
+def _without_duplicates(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """Yield samples that tuning has not read; the typing before one that is left out comes before the next."""
+    typing_s = 0.0
+    for sample in samples:
+        typing_s += sample.typing_s
+        if not sample.duplicate:
+            yield replace(sample, typing_s=typing_s)
+            typing_s = 0.0
 
 
 def _unless_it_breaks(make: Callable[[], Made], index: int, sample_id: str) -> Made | BadRow:
@@ -154,7 +204,7 @@ def _told_apart(bad: Mapping[int, BadRow], taken: Collection[str]) -> tuple[BadR
     return tuple(kept)
 
 
-def _compared(row: Document | LineRow | GapRow, sample: Sample, tokenizer: Tokenizer) -> Sequence[int]:
+def _compared(row: Document | LineRow | GapRow | TraceRow, sample: Sample, tokenizer: Tokenizer) -> Sequence[int]:
     """Return the tokens by which a duplicate is told: 15 of the reference, or all, and those before them.
 
     Around a gap they are those of the whole file, as tuning reads it: a prompt may end with the code after the gap, and
@@ -169,7 +219,10 @@ def _compared(row: Document | LineRow | GapRow, sample: Sample, tokenizer: Token
 
 
 def collect(rows: Rows, *, limit: int | None, seed: int) -> Corpus:
-    """Return whole documents in the order :func:`draw` visits rows; a row of context and line is joined again."""
+    """Return whole documents in the order :func:`draw` visits rows; a row of context and line is joined again.
+
+    Editor sessions are for evaluation alone.
+    """
     documents: list[Document] = []
     bad: list[BadRow] = []
     digest = hashlib.sha256()
@@ -177,6 +230,8 @@ def collect(rows: Rows, *, limit: int | None, seed: int) -> Corpus:
         if limit is not None and len(documents) >= limit:
             break
         row = _unless_it_breaks(partial(rows.read, index), index, f"row-{index + 1}")
+        if isinstance(row, TraceRow):
+            row = BadRow(row.sample_id, f"row {row.number}: holds an editor session, which is no document")
         if isinstance(row, BadRow):
             bad.append(row)
             continue
@@ -197,10 +252,17 @@ def _order(rows: Rows, seed: int) -> list[int]:
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """Return the SHA-256 over ids, prompt tokens, references and limits of samples in their order, hex."""
+    """Return the SHA-256 over ids, prompt tokens, references and limits of samples in their order, hex.
+
+    Of editor sessions it covers what typing overtakes, and times, too.
+    """
     digest = hashlib.sha256()
     for sample in samples:
-        parts = [sample.sample_id, sample.prompt_ids, sample.reference, sample.reference_ids, sample.max_new_tokens]
+        parts: list[object] = [sample.sample_id, sample.prompt_ids, sample.reference, sample.reference_ids]
+        parts.append(sample.max_new_tokens)
+        if sample.session:
+            overtaken = [(asked.prompt_ids, asked.after_s) for asked in sample.overtaken_requests]
+            parts += [sample.session, overtaken, sample.typing_s]
         digest.update(json.dumps(parts).encode() + b"\n")
     return digest.hexdigest()
 

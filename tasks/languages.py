@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
@@ -20,6 +21,9 @@ from typing import Any
 from harness.errors import ConfigError
 
 END_OF_LINE = "<EOL>"
+
+MIN_TOKENS = 3
+"""Shortest line that is completed, tokens of the language."""
 
 # Stand where something was taken out; no source file holds these characters.
 _COMMENT, _DOCSTRING = "\0", "\1"
@@ -119,6 +123,20 @@ class Language:
     def tokens(self, text: str) -> list[Token]:
         """Return the lexical tokens of a document, in order, white space left out."""
         return [Token(match.start(), match.end(), match.lastgroup or "code") for match in self.lexer.finditer(text)]
+
+    def code_lines(self, text: str) -> Iterator[list[Token]]:
+        """Yield the tokens of each line of code; lines that are, or touch, a comment or a literal of lines are not."""
+        line: list[Token] = []
+        clean = True
+        for token in [*self.tokens(text), Token(len(text), len(text), "newline")]:
+            if token.kind == "newline":
+                if clean and line:
+                    yield line
+                line, clean = [], True
+            elif token.kind in _OPENERS:
+                clean = False
+            else:
+                line.append(token)
 
     def without_comments(self, text: str) -> str:
         """Return a document without comments and docstrings; lines that held nothing else go with them.

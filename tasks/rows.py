@@ -18,6 +18,12 @@ LARGEST_ROW = 16 << 20
 """Bytes of a line, and characters of a text in it, at most: no file of code is as large."""
 
 
+LONGEST_TRACE = 10_000
+"""Requests of a recorded session, at most."""
+LONGEST_PAUSE_S = 86_400
+"""Seconds between two of them, at most: a day."""
+
+
 @dataclass(frozen=True, slots=True)
 class LineRow:
     """A code context, never empty, and the rest of the line it breaks off in, empty where a dataset withholds it."""
@@ -59,16 +65,49 @@ class GapRow:
     project: str | None = None
 
 
-def whole(row: Document | LineRow | GapRow) -> str:
-    """Return the code of a row as one document; a context and its line are joined again, a gap is filled."""
+@dataclass(frozen=True, slots=True)
+class TracedRequest:
+    """A request of an editor.
+
+    Attributes:
+        prompt: text before the cursor, never empty.
+        reference: what was written there, at least the line; empty where typing overtook it.
+        after_s: seconds until the next key, which cancelled it; ``None`` where it was waited for.
+        typing_s: seconds of typing since the request before was answered or cancelled.
+    """
+
+    prompt: str
+    reference: str
+    after_s: float | None
+    typing_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """An editor session as it was recorded, at least one of its requests waited for."""
+
+    number: int
+    sample_id: str
+    requests: tuple[TracedRequest, ...]
+    project: str | None = None
+
+
+def whole(row: Document | LineRow | GapRow | TraceRow) -> str:
+    """Return the code of a row as one document.
+
+    A context and its line are joined again, a gap is filled; of a session it is what stood there in the end.
+    """
     if isinstance(row, Document):
         return row.text
+    if isinstance(row, TraceRow):
+        last = next(asked for asked in reversed(row.requests) if asked.after_s is None)
+        return last.prompt + last.reference
     if isinstance(row, GapRow):
         return f"{row.before}{row.answer}{row.after}"
     return f"{row.prompt.removeprefix('<s>').strip()} {row.answer.strip()}".strip()
 
 
-Row: TypeAlias = Document | LineRow | GapRow | BadRow
+Row: TypeAlias = Document | LineRow | GapRow | TraceRow | BadRow
 
 
 class Rows(ABC):
@@ -123,7 +162,7 @@ class RecordRows(Rows):
 
 
 def parse_record(number: int, record: object) -> Row:
-    """Turn a record ``{id, code}`` or ``{id, input, gt}`` into a row.
+    """Turn a record ``{id, code}``, ``{id, input, gt}`` or ``{id, requests}`` into a row.
 
     ``code`` is a string, or a list of tokens as in the token-level dataset; the list's outer ``<s>`` and ``</s>``
     are dropped, the rest is joined with single spaces. ``id`` is an integer or a string and may be missing
@@ -139,6 +178,8 @@ def parse_record(number: int, record: object) -> Row:
         project = field_text("project", record["project"], LONGEST_ID) if record.get("project") is not None else None
         if "code" in record:
             return Document(number, sample_id, _code(record["code"]), project)
+        if record.get("requests") is not None:
+            return TraceRow(number, sample_id, _trace(record["requests"]), project)
         for name in ("input", "gt"):
             if name not in record:
                 raise FieldError(f"has no field '{name}' (fields: {', '.join(map(str, record)) or 'none'})")
@@ -171,6 +212,39 @@ def _code(value: object) -> str:
     if not text.strip():
         raise FieldError("'code' is empty")
     return text
+
+
+def _trace(value: object) -> tuple[TracedRequest, ...]:
+    if not isinstance(value, list):
+        raise FieldError(f"'requests' is {_kind(value)}, not a list")
+    if len(value) > LONGEST_TRACE:
+        raise FieldError(f"'requests' has {len(value)} items; {LONGEST_TRACE} are the most")
+    requests = tuple(_traced(f"requests[{index}]", item) for index, item in enumerate(value))
+    if all(asked.after_s is not None for asked in requests):
+        raise FieldError("'requests' has none that is waited for, without 'after_s'")
+    return requests
+
+
+def _traced(name: str, value: object) -> TracedRequest:
+    if not isinstance(value, Mapping):
+        raise FieldError(f"'{name}' is {_kind(value)}, not an object")
+    prompt = field_text(f"{name}.prompt", value.get("prompt"))
+    if not prompt.strip():
+        raise FieldError(f"'{name}.prompt' is empty")
+    after_s = _seconds(f"{name}.after_s", value.get("after_s"))
+    reference = "" if after_s is not None else field_text(f"{name}.reference", value.get("reference"))
+    return TracedRequest(prompt, reference, after_s, _seconds(f"{name}.typing_s", value.get("typing_s")) or 0.0)
+
+
+def _seconds(name: str, value: object) -> float | None:
+    """Return a field of seconds; a table has null where a row leaves it out."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise FieldError(f"'{name}' is {_kind(value)}, not a number")
+    if not 0 <= value <= LONGEST_PAUSE_S:
+        raise FieldError(f"'{name}' is {value}; it lies between 0 and {LONGEST_PAUSE_S} seconds")
+    return float(value)
 
 
 def field_text(name: str, value: object, longest: int = LARGEST_ROW) -> str:

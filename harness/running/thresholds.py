@@ -302,8 +302,8 @@ def _further(plan: Plan, tasks: Sequence[PlannedTask], one: Family, count: int) 
     other = config.model_copy(update={"seed": (config.seed + 1) % 2**32, "limit": limit or None, "skip": 0})
     found = []
     for own, drawn in zip(tasks, registered_draw(other)(plan.model), strict=True):
-        taken = {sample.sample_id for sample in own.data.samples}
-        further = [sample for sample in drawn.data.samples if sample.sample_id not in taken][:count]
+        taken = {sample.session or sample.sample_id for sample in own.data.samples}
+        further = [one for one in drawn.data.samples if (one.session or one.sample_id) not in taken][:count]
         if not further:
             raise DataError(
                 f"all {len(taken)} documents of {shell_word(config.source)} are in use, and percentiles are of others. "

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from harness.contracts import BadRow, Document, Sample, StopRule, TaskRequest, Tokenizer
+from harness.contracts import BadRow, Document, Sample, SessionRequest, StopRule, TaskRequest, Tokenizer
+from harness.errors import ConfigError
 from tasks.languages import Language
-from tasks.rows import GapRow, LineRow
+from tasks.rows import GapRow, LineRow, TraceRow
 
 __all__ = ["AnyProtocol", "Protocol", "Skipped", "never", "too_long"]
 
@@ -51,6 +52,18 @@ class Protocol(ABC, Generic[R]):
     def sample(self, row: R, tokenizer: Tokenizer, request: TaskRequest) -> Sample | BadRow | Skipped:
         """Return the sample of one row, or why there is none. Depends on nothing but its arguments."""
 
+    def session(
+        self, row: R | TraceRow, tokenizer: Tokenizer, request: TaskRequest, session: SessionRequest
+    ) -> tuple[Sample, ...] | BadRow | Skipped:
+        """Return the requests of an editor session in which a document is typed, in order, or why there are none.
+
+        Each sample names the session that it is of. A protocol that completes no lines has none and refuses.
+        """
+        raise ConfigError(
+            f"the protocol '{request.protocol}' has no editor sessions: in these the line is completed. Use --protocol "
+            "codexglue-line with --task py150 or javacorpus, or --scenario requests."
+        )
+
     @abstractmethod
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
         """Return a predicate on the tokens generated so far: true when the completion is over."""
@@ -83,7 +96,7 @@ def never(token_ids: Sequence[int]) -> bool:
     return False
 
 
-def too_long(row: Document | LineRow | GapRow, prompt: int, new: int, request: TaskRequest) -> BadRow | None:
+def too_long(row: Document | LineRow | GapRow | TraceRow, prompt: int, new: int, request: TaskRequest) -> BadRow | None:
     """Return a bad row when a prompt and its completion do not fit the model's positions.
 
     Args:

@@ -20,17 +20,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
-from harness.contracts import BadRow, Document, Sample, StopRule, TaskRequest, Tokenizer
-from tasks.languages import Language, Token
+from harness.contracts import BadRow, Document, Sample, SessionRequest, StopRule, TaskRequest, Tokenizer
+from tasks.languages import MIN_TOKENS, Language
 from tasks.protocols import Protocol, Skipped, too_long
-from tasks.rows import LineRow
+from tasks.rows import LineRow, TraceRow, whole
+from tasks.sessions import session_samples, typed
 from tasks.stops.line import LineEnd
-
-MIN_TOKENS = 3
-"""Shortest line that may be cut, tokens of the language."""
 
 _WORD = re.compile(r"\w")
 
@@ -41,7 +39,7 @@ def cut_line(text: str, language: Language, chance: random.Random) -> tuple[str,
     The cut lies behind a token, so the rest begins with the white space that a tokenizer would put into its first
     token. The rest ends where :meth:`Language.line_end` says.
     """
-    lines = list(_code_lines(text, language))
+    lines = [line for line in language.code_lines(text) if len(line) >= MIN_TOKENS]
     chance.shuffle(lines)
     for line in lines:
         cuts = [token.end for token in line[:-1]]
@@ -52,20 +50,6 @@ def cut_line(text: str, language: Language, chance: random.Random) -> tuple[str,
             if _WORD.search(rest):
                 return text[:cut], rest
     return None
-
-
-def _code_lines(text: str, language: Language) -> Iterator[list[Token]]:
-    line: list[Token] = []
-    clean = True
-    for token in [*language.tokens(text), Token(len(text), len(text), "newline")]:
-        if token.kind == "newline":
-            if clean and len(line) >= MIN_TOKENS:
-                yield line
-            line, clean = [], True
-        elif token.kind in ("comment", "text"):
-            clean = False
-        else:
-            line.append(token)
 
 
 NEW_TOKENS = 100
@@ -109,6 +93,19 @@ class CodexglueLine(Protocol[Document | LineRow]):
         if bad := too_long(row, len(prompt_ids), new, request):
             return bad
         return Sample(row.sample_id, prompt_ids, rest.strip(), tuple(tokenizer.encode(rest.rstrip())), new)
+
+    def session(
+        self, row: Document | LineRow | TraceRow, tokenizer: Tokenizer, request: TaskRequest, session: SessionRequest
+    ) -> tuple[Sample, ...] | BadRow | Skipped:
+        """Return the session of a document that is typed, or of a trace; one with a single request is none."""
+        if isinstance(row, TraceRow):
+            trace = row.requests
+        else:
+            chance = random.Random(f"session of {row.sample_id}, seed {request.seed}")
+            trace = typed(whole(row), self.language, session.requests, chance)
+            if sum(asked.after_s is None for asked in trace) < 2:
+                return Skipped("document with too few lines for a session")
+        return session_samples(trace, row, self.language, tokenizer, request, session, self.limit(request))
 
     def stop_rule(self, tokenizer: Tokenizer) -> StopRule:
         return LineEnd(self.language, tokenizer)

@@ -25,7 +25,10 @@ from harness.host.files import open_regular, read_bytes
 from tasks.rows import LARGEST_ROW, RecordRows, Row, Rows, parse_record
 from tasks.sources import HubDataset, content_of
 
-FORMS = "a JSONL file of {id, input, gt} or {id, code} rows, a dataset folder in hub layout, or a folder of those"
+FORMS = (
+    "a JSONL file of {id, input, gt}, {id, code} or {id, requests} rows, a dataset folder in hub layout, or a folder "
+    "of those"
+)
 
 LARGEST_FILE = 1 << 30
 """Bytes of a file of lines, uncompressed, at most: they are held in memory while samples are drawn."""
@@ -35,7 +38,7 @@ _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _LINE_FOLDER = "codexglue_line"
 _OFFICIAL = re.compile(r"\bofficial\b(?:\s+\S+){0,2}\s+dev\s+rows\b", re.IGNORECASE)
 _LARGEST_README = 1 << 20
-_COLUMNS = ("id", "project", "code", "input", "gt")
+_COLUMNS = ("id", "project", "code", "requests", "input", "gt")
 
 
 class JsonLines(Rows):
