@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ import numpy as np
 import pytest
 import torch
 
-from harness.contracts import ModelRequest, Strategy, Tokenizer
+from harness.contracts import ModelRequest, SessionRequest, Strategy, TaskRequest, Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.models.model import resolve
 from strategies.classifier import Classifier
 from strategies.full import Full
+from tasks.py150 import Py150
 from tests.benchmarks.conftest import report
 
 pytestmark = pytest.mark.model
@@ -176,6 +177,54 @@ def test_the_first_token_of_an_idle_server(
 
         ratios = alternating(benchmark, served, engine)
     report(benchmark, "time to first token over the engine's own", statistics.median(ratios), "at most 1.2")
+
+
+def test_an_editor_session(benchmark: Any, endpoint: tuple[str, int], tuned: tuple[Engine, Tokenizer]) -> None:
+    """What one user waits for a line over HTTP: cold, and behind what earlier requests left; look-up and exits."""
+    url, _ = endpoint
+    request = TaskRequest("codexglue-line", "embedded", limit=3, session=SessionRequest(requests=6))
+    drawn = Py150().load(request, tuned[1]).samples
+    waited: dict[str, list[tuple[float, float]]] = {}
+    wasted = [0.0]
+    ways = {
+        "cold, full depth": {"cache_prompt": False, "early_exit": {"strategy": "full"}},
+        "warm, full depth": {"early_exit": {"strategy": "full"}},
+        "warm, look-up": {"early_exit": {"strategy": "full", "decode": "lossless", "draft": "lookup"}},
+        "warm, exits": {"early_exit": {"strategy": "classifier"}},
+        "warm, exits behind look-up": {
+            "early_exit": {"strategy": "classifier", "decode": "lossless", "draft": "lookup"}
+        },
+    }
+
+    with httpx.Client(timeout=60) as editor:
+
+        def ask(prompt: Sequence[int], way: dict[str, Any], within_s: float = 60) -> tuple[float, float]:
+            """Seconds to the first event and to the last; the client goes away when the next key is typed."""
+            body = {"prompt": list(prompt), "n_predict": 32, "stop": ["\n"], "stream": True, **way}
+            start, first = time.perf_counter(), 0.0
+            with editor.stream("POST", f"{url}/completion", json=body) as answer:
+                assert answer.status_code == 200
+                for _ in answer.iter_lines():
+                    first = first or time.perf_counter() - start
+                    if time.perf_counter() - start > within_s:
+                        break
+            return first, time.perf_counter() - start
+
+        def type_on() -> None:
+            for sample in drawn:
+                for mark, (name, way) in enumerate(ways.items(), 1000):  # another first token: ways share nothing
+                    for typed in sample.overtaken_requests if name.startswith("warm") else ():
+                        wasted[0] += ask([mark, *typed.prompt_ids], way, typed.after_s)[1]
+                    waited.setdefault(name, []).append(ask([mark, *sample.prompt_ids], way))
+
+        benchmark.pedantic(type_on, rounds=1)
+    for name, seconds in waited.items():
+        first, whole = (sorted(each) for each in zip(*seconds, strict=True))
+        report(benchmark, f"{name}: first token p50, ms", 1000 * statistics.median(first), "60 where warm")
+        report(benchmark, f"{name}: line p50, ms", 1000 * statistics.median(whole), "150 where warm")
+        report(benchmark, f"{name}: line p95, ms", 1000 * float(np.quantile(whole, 0.95)), "–")
+    total = wasted[0] + sum(whole for name, each in waited.items() if name.startswith("warm") for _, whole in each)
+    report(benchmark, "share of overtaken requests in warm time", wasted[0] / total, "–")
 
 
 def alternating(benchmark: Any, one: Callable[[], float], other: Callable[[], float]) -> list[float]:
