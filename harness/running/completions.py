@@ -360,7 +360,7 @@ def _of_generation(plan: Plan, planned: PlannedTask, sample: Sample, made: Gener
         "stop_rule": stopped_by,
         "prompt_reused": made.prompt_reused,
         "overtaken": len(made.overtaken_s),
-        "overtaken_s": math.fsum(made.overtaken_s),
+        "overtaken_s": math.fsum(made.overtaken_s) if sample.session else None,
     }
 
 
