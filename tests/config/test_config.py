@@ -9,6 +9,7 @@ import pytest
 
 from harness.config import RunConfig, StrategySpec, demo_strategies, parse_all, parse_strategies
 from harness.config.options import build_strategy, effective_options, option_facts
+from harness.contracts import SessionRequest
 from harness.errors import ConfigError, HarnessError
 from harness.registry import STRATEGIES
 from harness.replay.options import SweepOptions
