@@ -6,9 +6,9 @@ stands before the cursor; code behind the cursor is never shown.
 
 A session begins with a fifth of the document written. From there text is typed forwards, to a place where the user
 waits for a completion of the line, and on. Places are of three kinds: behind a token inside a line, behind an opening
-bracket, and where a line begins. There the cursor stands behind the newline and the indentation that an editor sets,
-and the prompt ends with the newline: white space at its end is left out as GitHub Copilot's extension does
-(``trimLastLine``), since tokenizers put the last space into the token that follows. A place counts where
+bracket, and where a line begins. There the cursor stands behind the newline and the indentation that an editor sets;
+the last space of it is left to the completion, since tokenizers put it into the token that follows, and a model that is
+shown it alone ends the line. (GitHub Copilot's extension leaves all of it out: ``trimLastLine``.) A place counts where
 :func:`tasks.protocols.codexglue_line.cut_line` could cut: in a line of code, with a name, number or string in its rest.
 
 Now and then the cursor jumps: back to what is written, for one request, or ahead over text that was not typed. Now and
@@ -103,8 +103,7 @@ class _Text:
             if len(line) < MIN_TOKENS:
                 continue
             begin = line[0].start
-            while begin and self.text[begin - 1] in " \t":
-                begin -= 1
+            begin -= self.text[max(0, begin - 1) : begin] in (" ", "\t")
             self._cursors["line"] += [begin] if begin else []
             for token in line[:-1]:
                 kind: Kind = "bracket" if self.text[token.start : token.end] in "([{" else "inside"

@@ -9,6 +9,7 @@ import pytest
 
 from harness.config import RunConfig, StrategySpec, demo_strategies, parse_all, parse_strategies
 from harness.config.options import build_strategy, effective_options, option_facts
+from harness.contracts import SessionRequest
 from harness.errors import ConfigError, HarnessError
 from harness.registry import STRATEGIES
 from harness.replay.options import SweepOptions
@@ -170,3 +171,32 @@ def test_what_cannot_be_written_is_refused_in_one_line(model: Any, values: dict[
         model.build(values)
     assert str(refused.value).startswith(f"{next(iter(values))} = ")
     assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"scenario": "sesion"}, "unknown scenario 'sesion'. Did you mean 'session'? Write requests or session"),
+        ({"scenario": "requests:window=9"}, "requests has no options"),
+        ({"scenario": "session:windows=9"}, "scenario 'session' has no option 'windows'. Did you mean 'window'?"),
+        ({"scenario": "session:window=3"}, "session:window=3 is not allowed"),
+        ({"scenario": "session:requests=1"}, "session:requests=1 is not allowed"),
+        ({"scenario": "session:window=64:step=33"}, "step=33 is more than half of window=64"),
+        ({"scenario": "session", "batch_size": 2}, "Omit --batch-size, --arrival-rate and --attribute"),
+        ({"scenario": "session", "arrival_rate": 1.0}, "Omit --batch-size, --arrival-rate and --attribute"),
+        ({"scenario": "session", "attribute": True}, "Omit --batch-size, --arrival-rate and --attribute"),
+    ],
+)
+def test_a_scenario_is_refused_in_one_line(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(HarnessError) as refusal:
+        RunConfig(**given)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_scenario_says_how_sessions_are_drawn() -> None:
+    assert RunConfig().session is None
+    assert RunConfig(scenario="session:window=512:requests=3").session == SessionRequest(requests=3, window=512)
+    assert SessionRequest().room(None) == (1024, 256)
+    assert SessionRequest().room(100) == (100, 25)
+    assert SessionRequest(step=400).room(100) == (100, 50)

@@ -60,7 +60,7 @@ def test_every_field_of_a_run_has_its_type_default_and_meaning(rows: dict[str, A
     fields = rows["harness.config.run.RunConfig"]
     assert fields.keys() == RunConfig.model_fields.keys()
     assert [name for name, said in fields.items() if not all(said)] == []
-    assert fields["limit"] == (r"int \| None", "`16`", "Samples per task; 0 for all.")
+    assert fields["limit"] == (r"int \| None", "`16`", "Samples per task, or documents of sessions; 0 for all.")
     assert fields["strategies"][:2] == (r"tuple\[str \| Strategy, ...\]", "`()`")
     assert fields["kv_input"][0] == r"'hidden' \| 'shortcut'"
     assert fields["draft_max"][0] == r"int \| tuple\[int, ...\]"
