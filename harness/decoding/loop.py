@@ -179,9 +179,8 @@ class OpenBatch:
             self._cache.copy(source, row, length)
         self._shallow.pop(row, None)
         if depths is not None:
-            empty = self._backbone.like.new_empty((0, self._backbone.blocks[0].qkv.shape[1]))
-            before_it = ShallowPrompt(min(depths), depths, length, empty) if shallow is None else shallow
-            self._shallow[row] = before_it.beginning(length, depths)
+            known = ShallowPrompt.begun(self._backbone, depths, length) if shallow is None else shallow
+            self._shallow[row] = known.beginning(length, depths)
         self._written[row] = length
         self._kept.forget(row)
         self._kept.hold(row, owner, prompt, length)

@@ -58,19 +58,26 @@ class PromptMaps:
 
     Args:
         tensors: of the artefact (:data:`KIND`).
+
+    Raises:
+        ArtefactError: a map is of another shape.
     """
 
     def __init__(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
-        self._backbone = backbone
-        self._maps = {
-            int(name.partition(".")[0]): Linear(weight, tensors[name.replace("weight", "bias")]).to(backbone.dtype)
-            for name, weight in tensors.items()
-            if name.endswith(".weight")
-        }
+        self._backbone, self._maps = backbone, {}
+        width = 2 * backbone.heads.kv_heads * backbone.heads.head_dim
+        for layer in range(1, backbone.num_layers - 1):
+            weight, bias = (tensors.get(f"{layer}.{name}") for name in ("weight", "bias"))
+            if weight is None or bias is None:
+                continue
+            shape = (width * (backbone.num_layers - layer - 1), backbone.blocks[layer].qkv.shape[1])
+            if (tuple(weight.shape), tuple(bias.shape)) != (shape, shape[:1]):
+                raise ArtefactError(f"the prompt-exit map of layer {layer} is not {shape}. Train it again.")
+            self._maps[layer] = Linear(weight, bias).to(backbone.dtype)
 
     @staticmethod
     def read(backbone: Backbone, layer: int, states: Tensor) -> Tensor:
-        """Return what the maps of a layer's exit multiply: what the next layer's projections do, ``[n, hidden_size]``."""
+        """Return what an exit's map multiplies: what the next layer's projections do, ``[n, hidden_size]``."""
         block = backbone.blocks[layer]
         return states if block.post_norm else block.attention_norm(states)
 
@@ -120,6 +127,11 @@ class ShallowPrompt:
     depths: Sequence[int]
     exact: int
     states: Tensor
+
+    @classmethod
+    def begun(cls, backbone: Backbone, depths: Sequence[int], exact: int = 0) -> ShallowPrompt:
+        """Return a prompt of which only positions that are exact are there."""
+        return cls(min(depths), depths, exact, backbone.like.new_empty((0, backbone.blocks[0].qkv.shape[1])))
 
     def reusable(self, length: int, depths: Sequence[int] | None) -> int:
         """Return how many of the first ``length`` positions serve a prompt that wants ``depths``; ``None``: all layers.

@@ -120,6 +120,7 @@ class EngineRunner(Runner):
             "eos_token_ids": model.tokenizer.eos_token_ids,
             "lossless": point.lossless,
             "rules": None,
+            "prompt_rule": None if point.prompt is None else point.prompt.rule,
         }
         if point.stop is not None:
             same["rules"] = [
@@ -220,7 +221,7 @@ class OwnText:
         generated = tuple(made.token_ids)
         known = (sample.sample_id, generated)
         never_exits = not point.record.exit_points or point.record.never_exits
-        if never_exits and point.weights_format == self._format:
+        if never_exits and point.prompt is None and point.weights_format == self._format:
             self._known[known] = generated
         elif known not in self._known:
             try:
