@@ -127,9 +127,10 @@ def prompt_maps(exits: Sequence[int], model: ModelInfo) -> dict[str, str]:
     found = require(find("prompt-exit", model))
     lacking = sorted({*exits} - {*found.facts["exits"], model.num_layers - 1})
     if lacking:
+        layers = " ".join(f"--layer {layer}" for layer in lacking)
         raise ArtefactError(
             f"{found.path} has maps for prompt exits at {_listed(found.facts['exits'])}, not at {_listed(lacking)}. "
-            f"Use one of those, or make it anew: harness train prompt-exit --layers {_listed(lacking)}."
+            f"Use one of those, or make it anew: harness train prompt-exit {layers}."
         )
     return {"prompt-exit": found.sha256}
 

@@ -72,7 +72,13 @@ def test_a_rule_reads_the_code_before_a_gap_and_not_the_marks_of_the_prompt() ->
     engine: Any = SimpleNamespace(backbone=SimpleNamespace(device="cpu"), decode=lambda *_, **__: [])
     planned: Any = SimpleNamespace(task=SimpleNamespace(language="python"), record=SimpleNamespace(name="t"), stop=None)
     point: Any = SimpleNamespace(
-        name="p", kv="", lossless=None, strategy=None, stop=SimpleNamespace(start=asked.append), weights_format="own"
+        name="p",
+        kv="",
+        lossless=None,
+        strategy=None,
+        stop=SimpleNamespace(start=asked.append),
+        prompt=None,
+        weights_format="own",
     )
     batch = [
         Sample("a", tuple(map(ord, prompt)), "1", (49,), 4, around=around)
