@@ -239,6 +239,7 @@ HEADS: Registry[Any] = Registry(
 )
 DRAFTS: Registry[Any] = Registry("harness.drafts", "draft source", "a class of draft sources", members=("proposes",))
 STOPS: Registry[Any] = Registry("harness.stops", "stop rule")
+PROMPT_RULES: Registry[Any] = Registry("harness.prompts", "prompt rule")
 FAMILIES: Registry[Any] = Registry("harness.families", "model family")
 WEIGHTS_FORMATS: Registry[Any] = Registry(
     "harness.weights_formats", "weights format", "a class of weights formats with facts", members=("facts",)
@@ -246,8 +247,8 @@ WEIGHTS_FORMATS: Registry[Any] = Registry(
 EXECUTORS: Registry[Any] = Registry("harness.executors", "executor")
 
 _ALL = (
-    *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, DRAFTS, STOPS, TASKS, PROTOCOLS, SCORES, METRICS),
-    *(MODELS, FAMILIES, METERS, EXECUTORS),
+    *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, DRAFTS, STOPS, PROMPT_RULES, TASKS, PROTOCOLS, SCORES),
+    *(METRICS, MODELS, FAMILIES, METERS, EXECUTORS),
 )
 REGISTRIES: dict[str, Registry[Any]] = {registry.group.removeprefix("harness."): registry for registry in _ALL}
 """Everything that can be registered, by its plural."""

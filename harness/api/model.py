@@ -17,6 +17,7 @@ from harness.appearance.visible_text import one_line
 from harness.config import BASELINE, RunConfig, parse_all
 from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, parse_decode
 from harness.config.model import Configuration, ModelConfiguration, Seed
+from harness.config.prompts import NO_EXIT, build_prompt_rule
 from harness.config.stops import NO_STOP, build_stop
 from harness.config.strategies import as_strategy
 from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
@@ -49,6 +50,7 @@ class GenerateOptions(Configuration):
     decode: str | None
     draft_max: DraftMax
     draft_head: DraftHead
+    prompt_exit: str
 
 
 def load(
@@ -143,6 +145,7 @@ class Model:
         decode: str | None = None,
         draft_max: int = DRAFT_MAX,
         draft_head: str = "auto",
+        prompt_exit: str = NO_EXIT,
     ) -> Completion:
         """Continue a text, greedily.
 
@@ -163,13 +166,15 @@ class Model:
             draft_max: tokens that lossless decoding drafts before it verifies, at most.
             draft_head: what reads the tokens that exits draft: ``full``, ``NAME`` or ``NAME/SIZE`` of a cheap head, or
                 ``auto``, a trained one if the model has it.
+            prompt_exit: how deep the prompt is read: ``none`` for all layers, or a rule of ``harness list prompts``, as
+                ``layer=18:tail=64``.
 
         Raises:
             HarnessError: what was asked for cannot be had, in one line with the remedy.
         """
         return self.stream(
             text, strategy, kv=kv, max_new_tokens=max_new_tokens, stop=stop, stop_rule=stop_rule, seed=seed,
-            decode=decode, draft_max=draft_max, draft_head=draft_head,
+            decode=decode, draft_max=draft_max, draft_head=draft_head, prompt_exit=prompt_exit,
         ).completion()  # fmt: skip
 
     def stream(
@@ -185,13 +190,14 @@ class Model:
         decode: str | None = None,
         draft_max: int = DRAFT_MAX,
         draft_head: str = "auto",
+        prompt_exit: str = NO_EXIT,
     ) -> Stream:
         """Return an iterator over the tokens that :meth:`generate` makes, each when it is decoded, or verified; same
         arguments.
         """
         options = GenerateOptions(
             kv=kv, max_new_tokens=max_new_tokens, stop_rule=stop_rule, seed=seed, decode=decode, draft_max=draft_max,
-            draft_head=draft_head,
+            draft_head=draft_head, prompt_exit=prompt_exit,
         )  # fmt: skip
         texts = _stop_texts(stop)
         prompt, point = self._read(text), self._point(strategy, options)
@@ -246,7 +252,8 @@ class Model:
         if stop is not None:
             stop.check(self.info, "")
         kept = policies[0] if policies else own
-        return operating_point(spec, one, self.info, kept, decode=how, lossless=lossless, stop=stop)
+        prompt = build_prompt_rule(options.prompt_exit)
+        return operating_point(spec, one, self.info, kept, decode=how, lossless=lossless, stop=stop, prompt=prompt)
 
 
 def _stop_texts(stop: Any) -> tuple[str, ...]:

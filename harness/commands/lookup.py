@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
     from harness.appearance.terminal import Console
 
-_EXAMPLES = {"strategies": "--strategy ", "drafts": "--decode lossless+", "stops": "--stop "}
+_EXAMPLES = {
+    "strategies": "--strategy ",
+    "drafts": "--decode lossless+",
+    "stops": "--stop ",
+    "prompts": "--prompt-exit ",
+}
 """Plug-ins with options, and how a run names them."""
 
 _METRIC = ("term", "title", "unit", "better", "percentile", "paired", "sections")

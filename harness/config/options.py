@@ -1,4 +1,4 @@
-"""From a strategy, a draft source or a stop rule as written to one as built: options, their ranges and defaults.
+"""From a strategy, draft source, stop rule or prompt rule as written to one as built: options, ranges and defaults.
 
 The options are the fields of its dataclass; their annotations carry range and description
 (``Annotated[float, Field(ge=0, le=1, description=…)]``). Values are validated by pydantic, one by one, so
@@ -19,7 +19,7 @@ from harness.config.model import limits
 from harness.config.strategies import StrategySpec
 from harness.contracts import Strategy
 from harness.errors import OptionError, RegistryError, complaint, did_you_mean, reason
-from harness.registry import DRAFTS, STOPS, STRATEGIES, Registry
+from harness.registry import DRAFTS, PROMPT_RULES, STOPS, STRATEGIES, Registry
 
 _PROMISES = {
     STRATEGIES.group: (
@@ -28,6 +28,7 @@ _PROMISES = {
     ),
     DRAFTS.group: ("DraftSource", ("proposes", "start")),
     STOPS.group: ("Stop", ("check", "artefacts", "start")),
+    PROMPT_RULES.group: ("PromptRule", ("exits", "depths")),
 }
 """Classes with options: group → base class, and what a class must have."""
 

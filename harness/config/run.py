@@ -23,6 +23,7 @@ from harness.config.model import (
     registered,
 )
 from harness.config.options import build_class
+from harness.config.prompts import NO_EXIT, parse_prompt_exits
 from harness.config.stops import NO_STOP, parse_stops
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
 from harness.contracts import Duplicates, Graphs, Keep, ModelRequest, SessionRequest, Strategy
@@ -89,6 +90,7 @@ _LISTS: Mapping[str, Callable[[Any], Any]] = {
     "decode": parse_decodes,
     "draft_max": draft_limits,
     "stop": parse_stops,
+    "prompt_exit": parse_prompt_exits,
 }
 """Options that a comma list compares → how one is read."""
 
@@ -101,7 +103,10 @@ class RunConfig(ModelConfiguration):
     """Everything that decides a run, beside the model's configuration; saved whole in the manifest."""
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "What is compared": ("strategies", "kv", "decode", "draft_head", "draft_max", "stop", "keep", "weights_format"),
+        "What is compared": (
+            *("strategies", "kv", "decode", "draft_head", "draft_max", "stop", "keep", "prompt_exit"),
+            "weights_format",
+        ),
         "The model": ("model", "weights", "exit_points", "exit_head", "artefacts", "dtype", "kv_input"),
         "On which samples": (
             *("tasks", "scenario", "protocol", "source", "limit", "skip", "duplicates", "max_new_tokens", "seed"),
@@ -182,6 +187,12 @@ class RunConfig(ModelConfiguration):
         default=EXACT,
         description="In sessions, the keys and values that a request leaves to the next: none, prompt, exact (of its "
         "completion, too, where they are full depth's), all (also those made of exits' states); a comma list compares.",
+    )
+    prompt_exit: str | tuple[str, ...] = Field(
+        default=NO_EXIT,
+        description="How deep the prompt is read: none (by all layers), or NAME[:option=value]… of `harness list "
+        "prompts`; layer=18:tail=64 stops all but the last 64 tokens after layer 18. A comma list compares. Full depth "
+        "also runs without.",
     )
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto", description=f"{STORED}; a comma list compares, the first one's full depth being the baseline."
@@ -305,6 +316,8 @@ class RunConfig(ModelConfiguration):
             yield f"--keep {','.join(_each(self.keep))} is of editor sessions. Add --scenario session, or omit it."
         if self.attribute and self.stops != (NO_STOP,):
             yield "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
+        if self.attribute and self.prompt_exits != (NO_EXIT,):
+            yield "--attribute compares costs of the same tokens, which prompt exits change. Omit --prompt-exit."
 
     @property
     def session(self) -> SessionRequest | None:
@@ -330,6 +343,11 @@ class RunConfig(ModelConfiguration):
     def stops(self) -> tuple[str, ...]:
         """The stop rules to compare; ``none`` may be one of them."""
         return _each(self.stop)
+
+    @property
+    def prompt_exits(self) -> tuple[str, ...]:
+        """The exits for the prompt to compare; ``none`` may be one of them."""
+        return _each(self.prompt_exit)
 
     @property
     def weights_formats(self) -> tuple[str, ...]:

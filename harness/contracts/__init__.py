@@ -37,6 +37,7 @@ from harness.contracts.models import (
     Weights,
     WeightsChoice,
 )
+from harness.contracts.prompts import PromptRule
 from harness.contracts.recipes import Progress, Recipe, Trained, TrainingRun
 from harness.contracts.scores import Completion, Score, common_prefix, first_line
 from harness.contracts.stops import CONTEXT, Cursor, NamedStop, RowStop, Stop
@@ -109,6 +110,7 @@ __all__ = [
     "Overtaken",
     "PlannedRule",
     "Progress",
+    "PromptRule",
     "Reading",
     "Recipe",
     "RowStop",

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ from harness.contracts import (
     Lossless,
     ModelInfo,
     NamedStop,
+    PromptRule,
     StopRule,
     Strategy,
 )
@@ -40,6 +42,7 @@ from harness.decoding.exits import AskedExits, Exits, RowExits, ScheduledExits
 from harness.decoding.generation import Generation
 from harness.decoding.graphs import Recorder, StaticCaches, recorder_for
 from harness.decoding.loop import OpenBatch
+from harness.decoding.prompt_exits import KIND, PromptMaps
 from harness.decoding.readings import Heads
 from harness.decoding.step import PrefixPass, TokenPass
 from harness.decoding.unit_costs import Bench, Timing
@@ -92,6 +95,7 @@ class Engine:
         eos_token_ids: frozenset[int] = frozenset(),
         lossless: Lossless | None = None,
         rules: Sequence[NamedStop] | None = None,
+        prompt_rule: PromptRule | None = None,
     ) -> list[Generation]:
         """Decode one batch, asking ``strategy`` at its exit points; a row that could not go on says why it failed.
 
@@ -105,8 +109,11 @@ class Engine:
             eos_token_ids: tokens that end a row.
             lossless: let exits draft, and yield full depth's tokens; ``None`` takes what they say.
             rules: a stop rule for each row, asked after ``stop``.
+            prompt_rule: how deep the tokens of a prompt are read; ``None`` for full depth, which lossless decoding
+                wants, and what keeps no cache.
 
         Raises:
+            ArtefactError: a prompt exit has no map.
             ModelError: an empty prompt, a token id outside the vocabulary, or more than its positions.
             OptionError: the strategy does not fit the model, or answers in the wrong shape; or the KV policy does not
                 defer what lossless decoding is to verify.
@@ -117,7 +124,9 @@ class Engine:
         rule = strategy.start(self.facts(strategy, lossless), batch)
         exits = AskedExits(rule, strategy.exit_points(self.info), generations)
         drafts = self.drafts(lossless, batch, kv, strategy, rule)
-        return self._decode(prompts, exits, generations, kv, max_new_tokens, stop, eos_token_ids, drafts, rules)
+        return self._decode(
+            prompts, exits, generations, kv, max_new_tokens, stop, eos_token_ids, drafts, rules, prompt_rule
+        )
 
     def facts(self, strategy: Strategy | None, lossless: Lossless | None) -> ModelInfo:
         """Return the model's facts for a strategy and the draft rules beside it, with what they may ask the cost of.
@@ -190,13 +199,16 @@ class Engine:
         eos_token_ids: frozenset[int] = frozenset(),
         lossless: Lossless | None = None,
         rules: Sequence[NamedStop] | None = None,
+        prompt_rule: PromptRule | None = None,
     ) -> list[Generation]:
         """Decode one batch with known exit layers; arguments as :meth:`decode`."""
         generations = [Generation() for _ in prompts]
         exits = ScheduledExits(exit_layers, self.info.num_layers, generations)
         batch = Batch((0,) * len(prompts), str(self.backbone.device))
         drafts = self.drafts(lossless, batch, kv)
-        return self._decode(prompts, exits, generations, kv, max_new_tokens, stop, eos_token_ids, drafts, rules)
+        return self._decode(
+            prompts, exits, generations, kv, max_new_tokens, stop, eos_token_ids, drafts, rules, prompt_rule
+        )
 
     def open(
         self,
@@ -228,8 +240,14 @@ class Engine:
         cache = self.cache(rows, positions) if make.facts.keeps_cache else None
         policy = None if cache is None else make(self.kv_batch(cache, positions, generations))
         return OpenBatch(
-            self.backbone, self.rotary(positions), cache, policy, exits, generations, self._heads, kept_prompts, keep
-        )
+            self.backbone, self.rotary(positions), cache, policy, exits, generations, self._heads, kept_prompts, keep,
+            lambda: self.prompt_maps,
+        )  # fmt: skip
+
+    @cached_property
+    def prompt_maps(self) -> PromptMaps:
+        """What fills the layers above a prompt's exits; raises ``ArtefactError`` where nothing was trained."""
+        return PromptMaps(self.backbone, self.backbone.trained(KIND))
 
     def prepare(self, heads: Iterable[HeadChoice]) -> None:
         """Make cheap heads before they are needed: one takes as long as a completion.
@@ -272,12 +290,14 @@ class Engine:
         eos_token_ids: frozenset[int],
         lossless: DraftSettings | None,
         rules: Sequence[NamedStop] | None,
+        prompt_rule: PromptRule | None,
     ) -> list[Generation]:
         batch = self.open(len(prompts), self.check(prompts, max_new_tokens), kv, exits, generations)
         started = time.perf_counter()
         for row, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
             rule = None if rules is None else rules[row]
-            batch.join(row, prompt, limit, stop, eos_token_ids, started, lossless=lossless, rule=rule)
+            depths = None if prompt_rule is None else prompt_rule.depths(prompt, self.info)
+            batch.join(row, prompt, limit, stop, eos_token_ids, started, lossless=lossless, rule=rule, depths=depths)
         batch.prefill(range(len(prompts)))
         while batch.running:
             batch.step()

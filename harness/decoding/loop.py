@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ from harness.decoding.cache import KeptPrompts, KVCache
 from harness.decoding.drafting import Drafting, DraftSettings
 from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
+from harness.decoding.prompt_exits import PromptMaps, ShallowPrompt, deepen, read_shallow
 from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
 from harness.decoding.step import Pass, PrefixPass, TokenPass
 from harness.decoding.view import LayerView
@@ -72,6 +73,7 @@ class OpenBatch:
         generations: one per row; replaced when a row joins.
         kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
         keep: what is kept of them, and of their completions.
+        prompt_maps: returns what fills the layers above a prompt's exits; asked where a row joins with ``depths``.
 
     Attributes:
         exits: decides where tokens stop; may be another one once no row runs.
@@ -91,12 +93,15 @@ class OpenBatch:
         heads: Heads,
         kept_prompts: int = 0,
         keep: Keep = "prompt",
+        prompt_maps: Callable[[], PromptMaps] | None = None,
     ) -> None:
         self._backbone, self._rotary, self._cache, self._policy = backbone, rotary, cache, policy
         self.exits, self._generations, self._heads, self._keep = exits, generations, heads, keep
         self._rows: dict[int, _Row] = {}
         self._drafting: dict[int, Drafting] = {}  # rows that decode losslessly
         self._kept = KeptPrompts(kept_prompts)
+        self._prompt_maps = prompt_maps
+        self._shallow: dict[int, ShallowPrompt] = {}  # what rows hold that read their prompts with exits
         self._written = [0] * len(generations)  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
         self.running: list[int] = []
@@ -118,6 +123,7 @@ class OpenBatch:
         owner: str | None = None,
         lossless: DraftSettings | None = None,
         rule: NamedStop | None = None,
+        depths: Sequence[int] | None = None,
     ) -> int:
         """Put a prompt into a free row. :meth:`prefill` must read it to its end before the row makes more tokens.
 
@@ -131,11 +137,15 @@ class OpenBatch:
             owner: prompts of one owner share keys and values where they begin alike; ``None``: with nobody.
             lossless: how it drafts, to yield full depth's tokens; the KV policy must defer.
             rule: its own stop rule, asked after ``stop``.
+            depths: layers that each token of the prompt runs (:class:`harness.contracts.PromptRule`); all when left
+                out. The row cannot be lossless then, and there must be a cache.
 
         Returns:
             How many of the prompt's tokens are not read again, since a row holds their keys and values.
         """
-        reused = self._reuse(row, prompt, owner)
+        if depths is not None and min(depths) == self._backbone.num_layers:
+            depths = None
+        reused = self._reuse(row, prompt, owner, depths)
         self._rows[row] = _Row(
             prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started, owner,
             rule,
@@ -153,7 +163,7 @@ class OpenBatch:
             self.reading[row] = reused
         return reused
 
-    def _reuse(self, row: int, prompt: Sequence[int], owner: str | None) -> int:
+    def _reuse(self, row: int, prompt: Sequence[int], owner: str | None, depths: Sequence[int] | None) -> int:
         """Give a row the beginning of its prompt from the row that holds most of it, and wipe everything else.
 
         A masked position counts 0 times, and 0 × NaN is NaN.
@@ -161,12 +171,19 @@ class OpenBatch:
         if self._cache is None:
             return 0
         source, length = self._kept.find(owner, prompt, row)
+        shallow = self._shallow.get(source)
+        if shallow is not None:
+            length = shallow.reusable(length, depths)
         before, kept = self._rows.get(row), length if source == row else 0
         if before is not None:
             end = len(before.prompt) + len(self._generations[row].token_ids) + len(self._generations[row].draft)
             self._cache.wipe(row, kept, max(end, self._written[row]))
         if source != row:
             self._cache.copy(source, row, length)
+        self._shallow.pop(row, None)
+        if depths is not None:
+            known = ShallowPrompt.begun(self._backbone, depths, length) if shallow is None else shallow
+            self._shallow[row] = known.beginning(length, depths)
         self._written[row] = length
         self._kept.forget(row)
         self._kept.hold(row, owner, prompt, length)
@@ -182,7 +199,7 @@ class OpenBatch:
                 What is left is read in pieces of one size, since a few tokens take as long as many.
         """
         waiting = [row for row in rows if row in self.reading]
-        whole = [row for row in waiting if max_tokens is None and not self.reading[row]]
+        whole = [row for row in waiting if max_tokens is None and not self.reading[row] and row not in self._shallow]
         if self._backbone.device.type == "cpu":
             whole = [row for row in whole if len(self._rows[row].prompt) <= PADDED]
         if whole:
@@ -199,18 +216,62 @@ class OpenBatch:
         end = start + max(map(len, pieces))
         for row in rows:
             self._written[row] = max(self._written[row], end)
-        current = PrefixPass(self._backbone, self._rotary, pieces, rows, cache=self._cache, start=start)
-        if end < max(len(self._rows[row].prompt) for row in rows):
-            current.fill()
+        more = end < max(len(self._rows[row].prompt) for row in rows)
+        state = self._read_piece(rows, pieces, start, more)
+        if state is None:
             self.reading[rows[0]] = end
             self._kept.hold(rows[0], self._rows[rows[0]].owner, self._rows[rows[0]].prompt, end)
             return
-        state = current.read()
         for row in rows:
             del self.reading[row]
             self._kept.hold(row, self._rows[row].owner, self._rows[row].prompt, len(self._rows[row].prompt))
         self._start(rows)
         self._read_out(rows, state)
+
+    def _read_piece(
+        self, rows: Sequence[int], pieces: Sequence[Sequence[int]], start: int, more: bool
+    ) -> Tensor | None:
+        """Read pieces of prompts; return the states of their last tokens, ``None`` where more follows."""
+        assert self._cache is not None
+        shallow = self._shallow.get(rows[0])
+        if shallow is not None:
+            assert self._prompt_maps is not None
+            maps = self._prompt_maps()
+            return read_shallow(self._backbone, self._rotary, self._cache, maps, rows[0], pieces[0], start, shallow)
+        current = PrefixPass(self._backbone, self._rotary, pieces, rows, cache=self._cache, start=start)
+        if more:
+            current.fill()
+            return None
+        return current.read()
+
+    def deepen(self, row: int, max_tokens: int) -> bool:
+        """Make some more of a row's prompt exact that was read with exits, and then what was decoded behind it.
+
+        Later prompts that begin alike then reuse what full depth would have left.
+
+        Args:
+            row: neither read nor running.
+            max_tokens: of its prompt, that are run through the layers above their exit, at most.
+
+        Returns:
+            Whether all is exact now.
+        """
+        shallow = self._shallow.get(row)
+        if shallow is None:
+            return True
+        assert self._cache is not None
+        assert self._prompt_maps is not None
+        assert row not in self.running
+        assert row not in self.reading
+        if len(shallow.states):
+            deepen(self._backbone, self._rotary, self._cache, self._prompt_maps(), row, shallow, max_tokens)
+        if len(shallow.states):
+            return False
+        decoded = self._generations[row].token_ids[:-1]  # nobody has read the last one
+        if decoded and shallow.exact == len(self._rows[row].prompt):
+            PrefixPass(self._backbone, self._rotary, [decoded], [row], cache=self._cache, start=shallow.exact).fill()
+        del self._shallow[row]
+        return True
 
     def _start(self, rows: Sequence[int]) -> None:
         self.running = sorted([*self.running, *rows])

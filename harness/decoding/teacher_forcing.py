@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from harness.contracts import LinearMap, WeightsFacts
+from harness.contracts import LinearMap, PromptRule, WeightsFacts
 from harness.decoding.backbone import Backbone
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
+from harness.decoding.prompt_exits import ShallowPrompt, read_shallow
 from harness.decoding.readings import best, choices, not_finite
 from harness.decoding.step import PrefixPass
 
@@ -37,6 +38,7 @@ class TeacherForcing:
     Args:
         prompt: its tokens, at least one.
         new_tokens: longest completion that will be asked about.
+        rule: how deep the prompt is read, where it has exits: choices are then those behind what they left.
 
     Attributes:
         nbytes: memory that its keys and values take.
@@ -46,14 +48,20 @@ class TeacherForcing:
     """
 
     @torch.inference_mode()
-    def __init__(self, engine: Engine, prompt: Sequence[int], new_tokens: int) -> None:
+    def __init__(self, engine: Engine, prompt: Sequence[int], new_tokens: int, rule: PromptRule | None = None) -> None:
         reach = engine.check([prompt], [new_tokens])
         self._backbone, self._rotary, self._start = engine.backbone, engine.rotary(reach), len(prompt)
         of = engine.backbone  # nothing is recorded here: a cache that is keeps its graphs for decoding
         self._cache = KVCache(of.num_layers, 1, reach, of.heads, of.like)
-        self._first = self._backbone.logits(
-            PrefixPass(self._backbone, self._rotary, [prompt], [0], cache=self._cache).read()
-        )
+        if rule is None:
+            state = PrefixPass(of, self._rotary, [prompt], [0], cache=self._cache).read()
+        else:
+            depths = [*rule.depths(prompt, engine.info)[:-1], of.num_layers]
+            shallow = ShallowPrompt.begun(of, depths)
+            read = read_shallow(of, self._rotary, self._cache, engine.prompt_maps, 0, prompt, 0, shallow)
+            assert read is not None  # it is the whole prompt
+            state = read
+        self._first = of.logits(state)
         self._choices(self._first, 1)
         self.nbytes = self._cache.entries.nbytes
 

@@ -38,6 +38,7 @@ def fault_of(tensor: Tensor, *, zeros: bool = True) -> str:
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "adapter": ("model_fingerprint",),
     "shortcut": ("model_fingerprint", "exit_points"),
+    "prompt-exit": ("model_fingerprint", "exits"),
 }
 """Kind → facts without which it is of no use."""
 

@@ -104,7 +104,8 @@ def _misfit(kind: str, facts: Mapping[str, Any], model: ModelInfo) -> str:
 
 
 def _missing(kind: str, model: ModelInfo, folders: Sequence[Path], others: str) -> ArtefactError:
-    what, lead = f"is no {kind}.json for {model.name}", "Use head=full, or make it"
+    use = "--prompt-exit none" if kind == "prompt-exit" else "head=full"
+    what, lead = f"is no {kind}.json for {model.name}", f"Use {use}, or make it"
     if kind == "adapter":
         what = f"is no adapter for {model.name}"
         lead = "Use --weights pretrained, or make it" if model.asked.weights == "tuned" else "Make it"
@@ -115,6 +116,23 @@ def _missing(kind: str, model: ModelInfo, folders: Sequence[Path], others: str) 
         wanted = f"weights {model.fingerprint}, exit points {_listed(model.exit_points)}"
         what, lead = f"are no shortcuts for {model.name} ({wanted})", "Use --exit-head shared, or make them"
     return _refusal(f"there {what}.{others} {lead} with", kind, model, kind)
+
+
+def prompt_maps(exits: Sequence[int], model: ModelInfo) -> dict[str, str]:
+    """Return the artefact that holds the maps of a prompt's exits: kind → SHA-256.
+
+    Raises:
+        ArtefactError: there is none, or it lacks one of the exits; the last layer but one needs none.
+    """
+    found = require(find("prompt-exit", model))
+    lacking = sorted({*exits} - {*found.facts["exits"], model.num_layers - 1})
+    if lacking:
+        layers = " ".join(f"--layer {layer}" for layer in lacking)
+        raise ArtefactError(
+            f"{found.path} has maps for prompt exits at {_listed(found.facts['exits'])}, not at {_listed(lacking)}. "
+            f"Use one of those, or make it anew: harness train prompt-exit {layers}."
+        )
+    return {"prompt-exit": found.sha256}
 
 
 def find_trained(
@@ -244,8 +262,8 @@ def _refusal(
     lite = ["harness", "train", "lite", *given, *exits, *out]
     if kind == "adapter":
         return _with_commands(lead, commands | {"hours": lite})
-    if kind == "shortlist":  # counted in the data themselves
-        return _with_commands(lead, commands | {"a minute": ["harness", "train", kind, *given, *out]})
+    if kind in ("shortlist", "prompt-exit"):  # from the data themselves
+        return _with_commands(lead, commands | {"minutes": ["harness", "train", kind, *given, *found, *out]})
     names = (f"traces/{plain}{number}" for number in chain([""], (f"-{number}" for number in count(2))))
     traces = next(name for name in names if _is_trace_of(Path(name), model) or not os.path.lexists(name))
     if not os.path.lexists(traces):

@@ -1,6 +1,7 @@
 """The conditions that an operating point was measured under, which say what may be compared with what.
 
-One ranking (:meth:`Conditions.group`) shares all of them but the KV policy and the stop rule; two runs
+One ranking (:meth:`Conditions.group`) shares all of them but the KV policy, the stop rule and exits for the prompt; two
+runs
 (:meth:`Conditions.why_not_comparable`) only what would make the answer meaningless; a table of a report what
 :data:`in_one_table` says; the history of benchmarks :attr:`Conditions.label`.
 """
@@ -63,6 +64,7 @@ class Conditions:
         batch_size, arrival_rate, max_new_tokens: samples decoded together, requests per second if they arrive at a
             fixed rate, and the longest completion if it is not the protocol's.
         stop: the stop rule beside the protocol's own end; empty for none.
+        prompt_exit: how deep the prompt is read; empty for full depth.
         hardware: what makes the hardware class, by name; empty where a run must say it and does not.
         baseline: the full depth that ratios are counted against, in words.
         energy_source, energy_measured: of the operating point; ``none`` where nobody asked.
@@ -79,6 +81,7 @@ class Conditions:
     arrival_rate: float | None
     max_new_tokens: int | None
     stop: str
+    prompt_exit: str
     hardware: tuple[tuple[str, str], ...]
     baseline: str
     energy_source: str = "none"
@@ -112,6 +115,7 @@ class Conditions:
             arrival_rate=config.get("arrival_rate"),
             max_new_tokens=config.get("max_new_tokens"),
             stop="" if point.black_box else point.stop,
+            prompt_exit=point.prompt_exit,
             hardware=tuple(_hardware(manifest).items()),
             baseline=baseline,
         )

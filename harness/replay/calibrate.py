@@ -201,7 +201,9 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: guar
         point
         for point in run.manifest.operating_points
         if point.strategy != BASELINE
-        and not (point.never_exits or point.lossless or point.rehearsed or point.stop or point.black_box)
+        and not (
+            point.never_exits or point.lossless or point.rehearsed or point.stop or point.prompt_exit or point.black_box
+        )
     ]
     names = list(dict.fromkeys(point.strategy for point in points))
     if strategy:

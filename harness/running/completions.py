@@ -136,6 +136,7 @@ class EngineRunner(Runner):
             "eos_token_ids": self._plan.model.tokenizer.eos_token_ids,
             "lossless": point.lossless,
             "rules": None if point.stop is None else [self._rule(planned, point, sample) for sample in batch],
+            "prompt_rule": None if point.prompt is None else point.prompt.rule,
         }
         if known is None:
             return engine.decode(prompts, point.strategy, seeds=[self._seed(sample) for sample in batch], **same)
@@ -268,7 +269,7 @@ class OwnText:
         generated = tuple(made.token_ids)
         known = (sample.sample_id, generated)
         never_exits = not point.record.exit_points or point.record.never_exits
-        if never_exits and point.weights_format == self._format:
+        if never_exits and point.prompt is None and point.weights_format == self._format:
             self._known[known] = generated
         elif known not in self._known:
             try:

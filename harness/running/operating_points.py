@@ -1,7 +1,8 @@
 """From strategies as written to the operating points of a run: each setting once, in each dimension, with its probe.
 
 What a run compares stands in their names, ``@VALUE`` for each dimension in order (``fixed:layer=14@propagate@int4``);
-that a point decodes losslessly, and its stop rule, always do (``fixed:layer=14@lossless@stop=statement``).
+that a point decodes losslessly, its stop rule and exits for its prompt always do
+(``fixed:layer=14@lossless@stop=statement``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.config.decode import LOSSY, DecodeSpec, build_decode, check_defers, parse_decode
 from harness.config.options import build_strategy, effective_options
+from harness.config.prompts import NO_EXIT, BuiltPromptRule, build_prompt_rule
 from harness.config.stops import NO_STOP, BuiltStop, build_stop
 from harness.contracts import (
     Batch,
@@ -38,6 +40,7 @@ from harness.contracts.asking import ask_rule
 from harness.contracts.strategies import plan_of, state_test_of
 from harness.errors import ArtefactError, OptionError
 from harness.models.heads import draft_head, head_artefacts
+from harness.models.trained import prompt_maps
 from harness.records import BlackBoxRecord, OperatingPointRecord
 from harness.registry import HEADS, KV_POLICIES
 
@@ -56,6 +59,7 @@ class OperatingPoint:
         lossless: how it drafts; ``None`` where its exits say what comes out.
         stop: what ends its completions beside the protocol; ``None`` for nothing.
         keep: which keys and values a request of an editor session leaves to the next; ``None`` of none.
+        prompt: how deep its prompts are read; ``None`` for full depth.
     """
 
     strategy: Strategy
@@ -64,6 +68,7 @@ class OperatingPoint:
     lossless: Lossless | None = None
     stop: BuiltStop | None = None
     keep: Keep | None = None
+    prompt: BuiltPromptRule | None = None
 
     @property
     def name(self) -> str:
@@ -123,7 +128,9 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
             points.setdefault(str(spec), black_box(spec, strategy))
             continue
         # full depth also runs without a rule: that is what tokens saved are saved from
-        stops = dict.fromkeys([NO_STOP, *config.stops] if spec == StrategySpec(BASELINE) else config.stops)
+        full = spec == StrategySpec(BASELINE)
+        stops = dict.fromkeys([NO_STOP, *config.stops] if full else config.stops)
+        prompts = dict.fromkeys([NO_EXIT, *config.prompt_exits] if full else config.prompt_exits)
         kvs = _policies(strategy, policies or (strategy.default_kv,), own)
         for given, decode in product(kvs, _decodes(spec, strategy, config.decodes, own)):
             kv, drafts = given, longest if decode.lossless else longest[:1]
@@ -132,7 +139,9 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                 if deferring and strategy.exit_points(own):  # it stands beside this one
                     continue
                 kv = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
-            for most, stop, keep, weights_format in product(drafts, stops, config.keeps, formats):
+            for most, stop, keep, prompt, weights_format in product(drafts, stops, config.keeps, prompts, formats):
+                if prompt != NO_EXIT and NO_EXIT in prompts and (decode.lossless or not _facts(kv).keeps_cache):
+                    continue  # refused; what is read whole stands beside it
                 info = in_format[weights_format]
                 named = (
                     kv if len(policies) > 1 else "",
@@ -140,6 +149,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                     f"draft={most}" if decode.lossless and len(longest) > 1 else "",
                     "" if stop == NO_STOP else f"stop={stop}",
                     f"keep={keep}" if len(config.keeps) > 1 else "",
+                    "" if prompt == NO_EXIT else f"prompt={prompt}",
                     weights_format if len(formats) > 1 else "",
                 )
                 point = operating_point(
@@ -152,6 +162,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                     lossless=drafting(decode, most, config.draft_head, strategy, info),
                     stop=build_stop(stop),
                     keep=keep,
+                    prompt=build_prompt_rule(prompt),
                 )
                 points.setdefault(point.name, point)
     found = list(points.values())
@@ -239,6 +250,7 @@ def operating_point(
     lossless: Lossless | None = None,
     stop: BuiltStop | None = None,
     keep: Keep | None = None,
+    prompt: BuiltPromptRule | None = None,
 ) -> OperatingPoint:
     """Check a built strategy against a model in one weights format; ``suffix`` follows the specification in the name.
 
@@ -252,6 +264,12 @@ def operating_point(
         raise OptionError(
             f"{spec}@{decode}: {spec.name} only drafts, and its tokens have to be verified. Decode it "
             f"losslessly: {spec}@{strategy.default_decode} in a run, else --decode {strategy.default_decode}."
+        )
+    if prompt is not None and (lossless is not None or not _facts(policy).keeps_cache):
+        what = "lossless decoding yields full depth's tokens" if lossless is not None else f"--kv {policy} keeps none"
+        raise OptionError(
+            f"--prompt-exit {prompt.written} leaves keys and values that are not full depth's, and {what}. "
+            "Use --prompt-exit none."
         )
     points = tuple(strategy.exit_points(info))
     if list(points) != sorted(set(points) & set(info.exit_points)):
@@ -270,6 +288,7 @@ def operating_point(
             **strategy.artefacts(info),
             **({} if lossless is None else head_artefacts(lossless.head, info)),
             **({} if stop is None else stop.rule.artefacts(info)),
+            **({} if prompt is None else prompt_maps(prompt.rule.exits(info), info)),
         },
         kv=policy,
         kv_facts=_facts(policy),
@@ -278,10 +297,11 @@ def operating_point(
         draft_sources=() if lossless is None else decode.proposing,
         stop="" if stop is None else stop.written,
         keep=keep or "",
+        prompt_exit="" if prompt is None else prompt.written,
         weights_format=info.weights_format,
         heads={str(choice): HEADS.load(choice.name).facts.note for choice in heads},
     )
-    return OperatingPoint(strategy, record, policy, lossless, stop, keep)
+    return OperatingPoint(strategy, record, policy, lossless, stop, keep, prompt)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from harness.registry import (
     HEADS,
     KV_POLICIES,
     METERS,
+    PROMPT_RULES,
     PROTOCOLS,
     SCORES,
     STOPS,
@@ -185,6 +186,11 @@ def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[tuple[Registry[
         *((WEIGHTS_FORMATS, name) for name in manifest.model.formats),
         *((HEADS, head.partition("/")[0]) for point in manifest.operating_points for head in point.heads),
         *((STOPS, point.stop.partition(":")[0]) for point in manifest.operating_points if point.stop),
+        *(
+            (PROMPT_RULES, point.prompt_exit.partition(":")[0])
+            for point in manifest.operating_points
+            if point.prompt_exit
+        ),
         *((TASKS, task.name) for task in tasks),
         *((PROTOCOLS, task.protocol) for task in tasks),
         *((SCORES, name) for name in scores if not name.startswith(elsewhere)),

@@ -145,6 +145,27 @@ class TokenShortlist(DocumentChoice, TrainingOptions):
     train = _by("cheap_heads:count_tokens")
 
 
+class PromptExit(DocumentChoice, TrainingOptions):
+    """Fit the maps that prompts with exits need, in closed form, on documents that full depth reads; minutes.
+
+    By ridge regression from the state at the exit to the keys and values of each layer above, before rotation.
+    """
+
+    artefacts: str | None = Field(
+        default=None, description="Where the model's adapter is: a folder of `harness train`, or a shipped set."
+    )
+    layers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(18, 22), description="Layers after which tokens of a prompt may stop. Repeatable."
+    )
+    split: Split = Field(default="train", description="Part of each dataset to learn from")
+    documents: int | None = Field(default=60, ge=2, description="Documents of each source at most.")
+    length: int = Field(default=640, ge=32, description="Tokens a document is cut at.")
+    tail: int = Field(default=64, ge=1, description="Last tokens that are read by all layers where maps are measured.")
+    ridge: float = Field(default=1e-4, ge=0, allow_inf_nan=False, description="Damping, relative to the mean variance.")
+
+    train = _by("prompt_exits:fit_maps")
+
+
 class LowRankHead(TraceChoice):
     """Find the directions of traced states that move logits most, for the low-rank head, in closed form."""
 

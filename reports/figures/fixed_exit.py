@@ -76,7 +76,8 @@ def _lines(table: TaskTable) -> list[_Line]:
     depth, first = table.run.manifest.model.num_layers, table.first
     found = []
     for kv, stored in dict.fromkeys((row.kv, row.weights_format) for row in table.rows):
-        alike = [row for row in table.rows if row.weights_format == stored and not (row.lossless or row.stop)]
+        plain = [row for row in table.rows if not (row.lossless or row.stop or row.prompt_exit)]
+        alike = [row for row in plain if row.weights_format == stored]
         full = sorted((row for row in alike if row.strategy == "full"), key=lambda row: row.kv != kv)
         places = {depth: full[0]} if full else {}
         fixed = {row.options.get("layer"): row for row in alike if row.strategy == "fixed" and row.kv == kv}

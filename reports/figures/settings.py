@@ -63,19 +63,21 @@ def thresholds(run: RecordedRun) -> list[Figure]:
 
 def _families(table: TaskTable) -> dict[str, list[SummaryRow]]:
     """Return the rows that differ in their threshold alone, lowest first, by a name for them."""
-    groups: dict[tuple[str, str, str, str, str], list[SummaryRow]] = {}
+    groups: dict[tuple[str, str, str, str, str, str], list[SummaryRow]] = {}
     for row in table.rows:
         if not row.lossless and OPTION in row.options and isinstance(row.options[OPTION], int | float | None):
             others = json.dumps({key: value for key, value in row.options.items() if key != OPTION}, sort_keys=True)
-            groups.setdefault((row.strategy, others, row.kv, row.weights_format, row.stop), []).append(row)
+            key = (row.strategy, others, row.kv, row.weights_format, row.stop, row.prompt_exit)
+            groups.setdefault(key, []).append(row)
     groups = {key: rows for key, rows in groups.items() if len({row.options[OPTION] for row in rows}) > 1}
     found: dict[str, list[SummaryRow]] = {}
-    for (strategy, others, kv, stored, stop), rows in groups.items():
+    for (strategy, others, kv, stored, stop, prompt), rows in groups.items():
         name = strategy
         if sum(key[0] == strategy for key in groups) > 1:
             settings = ":".join(f"{key}={value}" for key, value in json.loads(others).items() if value is not None)
             name = f"{strategy}:{settings}@{kv}" + (f"@{stored}" if len(table.table.formats) > 1 else "")
         name += f"@stop={stop}" if stop else ""
+        name += f"@prompt={prompt}" if prompt else ""
         found[name] = sorted(rows, key=lambda row: row.options[OPTION] or 0.0)
     return found
 

@@ -220,7 +220,7 @@ def full_depths(cells: Iterable[Measured]) -> dict[str, Measured]:
     found: dict[str, Measured] = {}
     for cell in cells:
         point = cell.point
-        if point.strategy == "full" and not (point.never_exits or point.lossless or point.stop):
+        if point.strategy == "full" and not (point.never_exits or point.lossless or point.stop or point.prompt_exit):
             found.setdefault(cell.conditions.weights_format, cell)
     return found
 

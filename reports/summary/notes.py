@@ -322,6 +322,11 @@ def _about_decoding(cells: Sequence[Measured], manifest: Manifest) -> Iterator[s
     if several:
         yield from _about_formats(manifest, cells)
     yield from (f"kv {name}: {note}" for name, note in policies.items() if note)
+    if any(one.prompt_exit for one in seen):
+        yield (
+            "prompt exits: most tokens of the prompt stop early, and maps of their states stand in for keys and values "
+            "of the layers above, which later tokens read: the texts are not full depth's."
+        )
     batch = max((one.batch_size for one in seen), default=1)
     if batch > 1:
         yield (

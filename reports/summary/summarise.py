@@ -137,6 +137,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric], left_out: Counter
             decode=ran.decode,
             draft_max=ran.draft_max,
             stop=ran.stop,
+            prompt_exit=ran.prompt_exit,
             baseline_format=point.full.conditions.weights_format,
             n=len(cell.scored),
             errors=cell.errors,

@@ -149,7 +149,7 @@ def draft_families(rows: Sequence[SummaryRow]) -> dict[str, list[int]]:
     for place, row in enumerate(rows):
         if row.draft_max is not None:
             options = json.dumps(row.options, sort_keys=True, default=str)
-            key = (row.strategy, options, row.decode, row.kv, row.weights_format, row.stop)
+            key = (row.strategy, options, row.decode, row.kv, row.weights_format, row.stop, row.prompt_exit)
             groups.setdefault(key, []).append(place)
     found = {}
     for places in groups.values():

@@ -77,8 +77,9 @@ def test_a_rule_reads_the_code_before_a_gap_and_not_the_marks_of_the_prompt() ->
         lossless=None,
         strategy=None,
         stop=SimpleNamespace(start=asked.append),
-        weights_format="own",
         keep=None,
+        prompt=None,
+        weights_format="own",
     )
     batch = [
         Sample("a", tuple(map(ord, prompt)), "1", (49,), 4, around=around)

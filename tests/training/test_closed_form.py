@@ -1,4 +1,4 @@
-"""What is made in closed form: shortcuts, shortlists and low-rank heads, by numpy, by hand, and as runs find them."""
+"""What is made in closed form: shortcuts, heads and maps of prompt exits, by numpy, by hand, and as runs find them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.contracts import ModelInfo, ModelRequest
 from harness.contracts.recipes import TrainingRun
+from harness.decoding.engine import Engine
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, read_artefact, write_artefact
 from harness.models.model import resolve
@@ -22,6 +23,7 @@ from harness.models.weights import read_shortcuts
 from harness.training.cheap_heads import rank, root_of
 from harness.training.corpus import Stream
 from harness.training.lite.fit import initial_shortcuts
+from harness.training.prompt_exits import MapMoments
 from harness.training.recipes import Shortcut
 from harness.training.shortcut import ShortcutMoments
 from harness.training.traces.reading import held_out_rows
@@ -289,3 +291,71 @@ def test_what_they_make_is_found_by_a_run(
     cheap = [sample for sample in samples if sample["operating_point"] != "full"]
     assert len({sample["operating_point"] for sample in cheap}) == 3
     assert all(sample["cheap_head_evaluations"] == sample["exit_checks"] > 0 for sample in cheap)
+
+
+# ----------------------------------------------------------------------------------------- exits for the prompt
+
+
+def test_maps_of_a_prompt_exit_are_the_least_squares_of_what_layers_above_leave(tiny_llama: Path) -> None:
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained"))
+    backbone = resolved.load("cpu").backbone
+    chance, exit_layer = torch.Generator().manual_seed(0), 6
+    texts = [torch.randint(0, resolved.info.vocab_size, (60,), generator=chance).tolist() for _ in range(8)]
+    engine, above = Engine(backbone, resolved.info), range(exit_layer, resolved.info.num_layers)
+    moments, read, wanted = MapMoments(backbone, exit_layer), [], []
+    for text in texts:
+        states = dict(zip(above, engine.read(text, above), strict=True))
+        moments.add(states)
+        read.append(backbone.blocks[exit_layer].attention_norm(states[exit_layer]))
+        wanted.append(torch.cat([backbone.blocks[k].fill(states[k], None, None).flatten(1) for k in above[1:]], 1))
+    rows = torch.cat((torch.cat(read), torch.ones(480, 1)), 1)
+    expected = torch.linalg.lstsq(rows, torch.cat(wanted)).solution
+    weight, bias = moments.solve(1e-9)
+    torch.testing.assert_close(torch.cat((weight.t(), bias.unsqueeze(0))), expected, rtol=0.02, atol=0.02)
+
+
+def test_prompts_exit_as_they_were_trained_to(
+    cli: Callable[..., Any], tiny_llama: Path, corpus_file: Path, unseen: Path, tmp_path: Path
+) -> None:
+    model = ("--model", tiny_llama, "--artefacts", tmp_path / "made")
+    run = (
+        *("run", *model, "--source", unseen, "--task", "py150", "--limit", 2, "--max-new-tokens", 6, "--untimed"),
+        *("--weights-format", "float32", "--energy", "none", "--idle-s", 0, "--strategy", "fixed:layer=6"),
+        *("--threads", 1, "--out", tmp_path / "run"),
+    )
+    (tmp_path / "made").mkdir()
+    ran = cli(*run, "--prompt-exit", "layer=6:tail=8")
+    assert ran.code == 2
+    assert "harness train prompt-exit" in ran.err
+    ran = cli(
+        *("train", "prompt-exit", "--model", tiny_llama, "--out", tmp_path / "made", "--source", corpus_file),
+        *("--task", "py150", "--layer", 4, "--layer", 6, "--tail", 8, "--documents", 20),
+    )
+    assert ran.code == 0, ran.err
+    made = read_artefact(tmp_path / "made" / "prompt-exit.json", "prompt-exit")
+    assert made.facts["exits"] == [4, 6]
+    assert set(made.facts["held_out"]["agreement"]) == {"4", "6"}
+    for wrong, said in (
+        (("layer=10",), "has maps for prompt exits at 4, 6, not at 10"),
+        (("layer=6", "--decode", "lossless"), "lossless decoding yields full depth's tokens"),
+        (("layer=6", "--kv", "none"), "--kv none keeps none"),
+        (("tail:tail=8",), "needs layer"),
+    ):
+        ran = cli(*run, "--prompt-exit", *wrong)
+        assert (ran.code, said in ran.err) == (2, True), ran.err
+    ran = cli(*run, "--prompt-exit", "none,layer=6:tail=8", "--decode", "lossy,lossless")
+    assert ran.code == 0, ran.err
+    points = json.loads((tmp_path / "run" / "manifest.json").read_text())["operating_points"]
+    exits = {point["name"]: point["prompt_exit"] for point in points}
+    written = "tail:layer=6:tail=8"
+    assert exits == {
+        "full": "",
+        f"full@prompt={written}": written,
+        "fixed:layer=6": "",
+        f"fixed:layer=6@prompt={written}": written,
+        "fixed:layer=6@lossless": "",
+    }
+    assert all(("prompt-exit" in point["artefacts"]) == bool(point["prompt_exit"]) for point in points)
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    shallow = [sample for sample in samples if sample["operating_point"] == f"full@prompt={written}"]
+    assert any(sample["full_depth_ids"] != sample["token_ids"] for sample in shallow)

@@ -1,0 +1,214 @@
+"""Exits for the prompt: most of its tokens stop at a layer, and maps of their states stand in for the layers above.
+
+Reading a prompt is arithmetic, which no exit of a decoded token saves. A token that stops after layer e leaves in
+layer e + 1 the keys and values of its own state, exact, and in the layers above those that a linear map makes of that
+state: SwiftKV (Qiao 2024, arXiv 2410.03960) with a map where it distils the layers' own projections, fitted in closed
+form (``harness train prompt-exit``). The tokens that go on attend to what is there; so do those that are decoded.
+LazyLLM (Fu 2024, arXiv 2407.14057) chooses the tokens that go on by attention instead, and leaves the others out.
+
+What was read so can become exact later: the states at the exit are exact and are kept, so that
+:func:`deepen` runs them through the layers above, a piece at a time, and overwrites what the maps made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.contracts import ModelInfo, PromptRule
+from harness.decoding.backbone import Backbone, upload
+from harness.decoding.blocks import Linear, Rotary
+from harness.decoding.cache import KVCache
+from harness.decoding.step import PlainSlots, PrefixPass
+from harness.errors import ArtefactError, OptionError
+
+KIND = "prompt-exit"
+"""Of the artefact that holds the maps: ``LAYER.weight`` ``[layers above × 2 KV × D, hidden_size]``, ``LAYER.bias``."""
+
+
+@dataclass(frozen=True)
+class Tail(PromptRule):
+    """Read the first few tokens and the last ones by all layers; the others stop after one layer."""
+
+    layer: Annotated[int, Field(ge=1, description="after which the tokens between stop")]
+    tail: Annotated[int, Field(ge=1, description="last tokens of the prompt that are read by all layers")] = 64
+    first: Annotated[
+        int, Field(ge=0, description="first tokens likewise: attention sinks (Xiao 2023, arXiv 2309.17453)")
+    ] = 4
+
+    def exits(self, model: ModelInfo) -> tuple[int, ...]:
+        """The one layer."""
+        if self.layer >= model.num_layers:
+            raise OptionError(f"tail:layer={self.layer} is not below {model.name}'s {model.num_layers} layers.")
+        return (self.layer,)
+
+    def depths(self, prompt: Sequence[int], model: ModelInfo) -> list[int]:
+        """The layer between the first tokens and the tail, counted from the prompt's end."""
+        end = max(self.first, len(prompt) - self.tail)
+        return [self.layer if self.first <= position < end else model.num_layers for position in range(len(prompt))]
+
+
+class PromptMaps:
+    """Writes keys and values of the layers above a token's exit.
+
+    Args:
+        tensors: of the artefact (:data:`KIND`).
+
+    Raises:
+        ArtefactError: a map is of another shape.
+    """
+
+    def __init__(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+        self._backbone, self._maps = backbone, {}
+        width = 2 * backbone.heads.kv_heads * backbone.heads.head_dim
+        for layer in range(1, backbone.num_layers - 1):
+            weight, bias = (tensors.get(f"{layer}.{name}") for name in ("weight", "bias"))
+            if weight is None or bias is None:
+                continue
+            shape = (width * (backbone.num_layers - layer - 1), backbone.blocks[layer].qkv.shape[1])
+            if (tuple(weight.shape), tuple(bias.shape)) != (shape, shape[:1]):
+                raise ArtefactError(f"the prompt-exit map of layer {layer} is not {shape}. Train it again.")
+            self._maps[layer] = Linear(weight, bias).to(backbone.dtype)
+
+    @staticmethod
+    def read(backbone: Backbone, layer: int, states: Tensor) -> Tensor:
+        """Return what an exit's map multiplies: what the next layer's projections do, ``[n, hidden_size]``."""
+        block = backbone.blocks[layer]
+        return states if block.post_norm else block.attention_norm(states)
+
+    def fill(
+        self, cache: KVCache, rotary: Rotary | None, row: int, positions: Sequence[int], layer: int, states: Tensor
+    ) -> None:
+        """Write keys and values of the layers above ``layer`` at some positions of a row.
+
+        Args:
+            cache: where to write.
+            rotary: position tables, or ``None``.
+            row: of the cache.
+            positions: ascending, one per state.
+            layer: after which the tokens stopped; the layer behind it gets its own keys and values.
+            states: theirs, ``[n, hidden_size]``.
+
+        Raises:
+            ArtefactError: there is no map for the layer.
+        """
+        backbone, heads = self._backbone, self._backbone.heads
+        places = upload(positions, backbone.device)
+        tables = None if rotary is None else rotary.tables(places)
+        cache.entries[layer, row, :, places] = backbone.blocks[layer].fill(states, rotary, tables).transpose(0, 1)
+        if layer == backbone.num_layers - 1:
+            return
+        if layer not in self._maps:
+            raise ArtefactError(f"there is no prompt-exit map for layer {layer}. Make it: harness train prompt-exit.")
+        entries = self._maps[layer](self.read(backbone, layer, states))
+        entries = entries.view(len(positions), -1, 2 * heads.kv_heads, heads.head_dim).transpose(0, 1)
+        if rotary is not None and tables is not None:
+            entries = rotary.turn(entries, heads.kv_part(tables))
+        cache.entries[layer + 1 :, row, :, places] = entries.transpose(1, 2)
+
+
+@dataclass(slots=True)
+class ShallowPrompt:
+    """A prompt that is read, or is being read, with exits.
+
+    Attributes:
+        layer: after which the first of its tokens stop, and all of them have run exactly.
+        depths: layers that each token runs.
+        exact: positions from the first on whose keys and values are full depth's.
+        states: of the positions behind those that are read, after ``layer`` layers, ``[n, hidden_size]``.
+    """
+
+    layer: int
+    depths: Sequence[int]
+    exact: int
+    states: Tensor
+
+    @classmethod
+    def begun(cls, backbone: Backbone, depths: Sequence[int], exact: int = 0) -> ShallowPrompt:
+        """Return a prompt of which only positions that are exact are there."""
+        return cls(min(depths), depths, exact, backbone.like.new_empty((0, backbone.blocks[0].qkv.shape[1])))
+
+    def reusable(self, length: int, depths: Sequence[int] | None) -> int:
+        """Return how many of the first ``length`` positions serve a prompt that wants ``depths``; ``None``: all layers.
+
+        Never one that is shallower than is wanted.
+        """
+        end = min(length, self.exact)
+        if depths is None or min(depths) != self.layer:
+            return end
+        length = min(length, self.exact + len(self.states))
+        while end < length and self.depths[end] >= depths[end]:
+            end += 1
+        return end
+
+    def beginning(self, length: int, depths: Sequence[int]) -> ShallowPrompt:
+        """Return a prompt that reuses the first positions of this one."""
+        exact = min(length, self.exact)
+        kept = [*self.depths[:length], *depths[length:]]
+        return ShallowPrompt(min(depths), kept, exact, self.states[: length - exact])
+
+
+@torch.inference_mode()
+def read_shallow(
+    backbone: Backbone,
+    rotary: Rotary | None,
+    cache: KVCache,
+    maps: PromptMaps,
+    row: int,
+    tokens: Sequence[int],
+    start: int,
+    prompt: ShallowPrompt,
+) -> Tensor | None:
+    """Read the next piece of a prompt with exits.
+
+    Returns:
+        The state of the prompt's last token after all layers, ``[1, hidden_size]``; ``None``: more of it follows.
+    """
+    current = PrefixPass(backbone, rotary, [tokens], [row], cache=cache, start=start)
+    current.advance(prompt.layer)
+    state, layer, last = current.states()[0], prompt.layer, backbone.num_layers - 1
+    prompt.states = torch.cat((prompt.states, state))
+    end = start + len(tokens)
+    # behind the last layer nobody asks for a token but the prompt's last: the others leave only keys and values there
+    depths = {position: min(prompt.depths[position], last) for position in range(start, end)}
+    if end == len(prompt.depths):
+        depths[end - 1] = backbone.num_layers
+    running = list(depths)
+    for depth in sorted(set(depths.values())):
+        if depth > layer:
+            state = _slots(backbone, rotary, cache, row, running).run(state, layer, depth)
+            layer = depth
+        if depth == backbone.num_layers:
+            return state
+        stops = torch.tensor([depths[position] == depth for position in running], device=state.device)
+        leaving = [position for position in running if depths[position] == depth]
+        maps.fill(cache, rotary, row, leaving, depth, state[stops])
+        running, state = [position for position in running if depths[position] > depth], state[~stops]
+    return None
+
+
+@torch.inference_mode()
+def deepen(
+    backbone: Backbone, rotary: Rotary | None, cache: KVCache, maps: PromptMaps, row: int, prompt: ShallowPrompt,
+    max_tokens: int,
+) -> None:  # fmt: skip
+    """Run the next positions of a prompt through the layers above its exit, so that they hold full depth's entries."""
+    states = prompt.states[:max_tokens]
+    positions, last = list(range(prompt.exact, prompt.exact + len(states))), backbone.num_layers - 1
+    deep = _slots(backbone, rotary, cache, row, positions).run(states, prompt.layer, last)
+    maps.fill(cache, rotary, row, positions, last, deep)
+    prompt.exact += len(states)
+    prompt.states = prompt.states[len(states) :]
+
+
+def _slots(backbone: Backbone, rotary: Rotary | None, cache: KVCache, row: int, positions: Sequence[int]) -> PlainSlots:
+    """Return positions of one row, ascending, as runs that follow each other."""
+    among = set(positions)
+    starts = [position for position in positions if position - 1 not in among]
+    ends = [position for position in positions if position + 1 not in among]
+    return PlainSlots(backbone, rotary, cache, [row] * len(starts), starts, ends)

@@ -1,0 +1,230 @@
+"""Exits for the prompt: what stands where tokens stopped, and that it can become exact later."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.contracts import ModelInfo, PromptRule
+from harness.decoding.engine import Engine
+from harness.decoding.exits import RowExits
+from harness.decoding.generation import Generation
+from harness.decoding.loop import OpenBatch
+from harness.decoding.prompt_exits import PromptMaps, Tail
+from harness.decoding.step import PrefixPass
+from harness.errors import ArtefactError, OptionError
+from strategies.full import Full
+from tests.decoding.conftest import KINDS, LAYERS, VOCABULARY, Case
+
+ROWS, POSITIONS, NEW = 2, 150, 6
+EXIT = 3
+RULE = Tail(EXIT, tail=10, first=2)
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return random.Random(seed).choices(range(VOCABULARY), k=count)
+
+
+def maps_of(engine: Engine, exits: tuple[int, ...] = (EXIT,), seed: int = 0) -> dict[str, Tensor]:
+    """Maps that make something of a state, no copy of what the layers make."""
+    heads, chance = engine.backbone.heads, torch.Generator().manual_seed(seed)
+    made = {}
+    for layer in exits:
+        rows = (LAYERS - layer - 1) * 2 * heads.kv_heads * heads.head_dim
+        made[f"{layer}.weight"] = torch.randn(rows, engine.info.hidden_size, generator=chance) / 8
+        made[f"{layer}.bias"] = torch.randn(rows, generator=chance) / 8
+    return made
+
+
+def with_maps(engine: Engine, tensors: dict[str, Tensor]) -> Engine:
+    return Engine(replace(engine.backbone, trained=lambda kind: tensors), engine.info)
+
+
+def distance(some: Tensor, other: Tensor) -> float:
+    return (some - other).abs().max().item()
+
+
+def same(some: Tensor, other: Tensor) -> bool:
+    """Whether keys and values of these wide models, up to 20, differ by rounding alone."""
+    return distance(some, other) < 5e-3
+
+
+@pytest.fixture(params=KINDS)
+def engine(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Engine:
+    found = cases(request.param).engine
+    return with_maps(found, maps_of(found))
+
+
+@dataclass
+class Opened:
+    """An open batch that keeps prompts, of one owner."""
+
+    engine: Engine
+
+    def __post_init__(self) -> None:
+        self.tally = [Generation() for _ in range(ROWS)]
+        self.exits = RowExits(self.engine.info, "cpu", self.tally)
+        self.batch: OpenBatch = self.engine.open(ROWS, POSITIONS, "recompute", self.exits, self.tally, ROWS)
+
+    def entries(self, row: int, length: int) -> Tensor:
+        assert self.batch._cache is not None
+        return self.batch._cache.entries[:, row, :, :length].clone()
+
+    def complete(self, row: int, prompt: list[int], rule: PromptRule | None, most: int | None = None) -> int:
+        """Decode a prompt to its end; return how many of its tokens were reused."""
+        self.exits.join(row, Full(), 3)
+        depths = None if rule is None else rule.depths(prompt, self.engine.info)
+        reused = self.batch.join(row, prompt, NEW, owner="me", depths=depths)
+        while self.batch.reading:
+            self.batch.prefill(list(self.batch.reading), most)
+        while self.batch.running:
+            self.batch.step()
+        return reused
+
+
+def plain(engine: Engine, prompt: list[int]) -> Tensor:
+    """Keys and values of all layers that full depth leaves."""
+    cache = engine.cache(1, POSITIONS)
+    with torch.inference_mode():
+        PrefixPass(engine.backbone, engine.rotary(POSITIONS), [prompt], [0], cache=cache).read()
+    return cache.entries[:, 0, :, : len(prompt)]
+
+
+def by_hand(engine: Engine, prompt: list[int], depths: list[int], tensors: dict[str, Tensor]) -> Tensor:
+    """The same with exits, token by token, a layer at a time: each attends to what those before it left."""
+    backbone, rotary = engine.backbone, engine.rotary(POSITIONS)
+    heads, width = backbone.heads, 2 * backbone.heads.kv_heads
+    cache = torch.zeros(LAYERS, width, len(prompt), heads.head_dim)
+    with torch.inference_mode():
+        for position, token in enumerate(prompt):
+            place = torch.tensor([position])
+            state = backbone.embed(torch.tensor([token]), place)
+            tables = None if rotary is None else rotary.tables(place)
+            for layer in range(depths[position]):
+                block = backbone.blocks[layer]
+                queries, entry = block.project(state, rotary, tables)
+                cache[layer, :, position] = entry[0]
+                keys, values = cache[layer, :, : position + 1].chunk(2)
+                shared = heads.query_heads // heads.kv_heads
+                keys, values = keys.repeat_interleave(shared, 0), values.repeat_interleave(shared, 0)
+                weights = (torch.einsum("hd,hpd->hp", queries[0], keys) * block.scale).softmax(-1)
+                state = block.finish(state, torch.einsum("hp,hpd->hd", weights, values).reshape(1, -1))
+            stop = depths[position]
+            if stop == LAYERS:
+                continue
+            block = backbone.blocks[stop]
+            cache[stop, :, position] = block.fill(state, rotary, tables)[0]
+            if stop == LAYERS - 1:
+                continue
+            read = state if block.post_norm else block.attention_norm(state)
+            made = read @ tensors[f"{stop}.weight"].t() + tensors[f"{stop}.bias"]
+            for above, entry in enumerate(made.view(-1, width, heads.head_dim), stop + 1):
+                turned = entry.unsqueeze(0)
+                if rotary is not None and tables is not None:
+                    turned = rotary.turn(turned, heads.kv_part(tables))
+                cache[above, :, position] = turned[0]
+    return cache
+
+
+def test_every_token_leaves_what_its_depth_says(engine: Engine) -> None:
+    prompt = tokens(30)
+    opened = Opened(engine)
+    opened.complete(0, prompt, RULE)
+    depths = RULE.depths(prompt, engine.info)
+    assert depths == [LAYERS] * 2 + [EXIT] * 18 + [LAYERS] * 10
+    expected = by_hand(engine, prompt, depths, maps_of(engine))
+    assert same(opened.entries(0, 30), expected)
+    full = plain(engine, prompt)
+    assert same(opened.entries(0, 30)[: EXIT + 1], full[: EXIT + 1])
+    assert distance(opened.entries(0, 30)[EXIT + 1 :, :, 2:20], full[EXIT + 1 :, :, 2:20]) > 1
+
+
+@dataclass(frozen=True)
+class Scattered(PromptRule):
+    """Tokens anywhere stop at one of two layers."""
+
+    def exits(self, model: ModelInfo) -> tuple[int, ...]:
+        return (2, 4)
+
+    def depths(self, prompt: list[int], model: ModelInfo) -> list[int]:  # type: ignore[override]
+        return random.Random(1).choices((2, 4, LAYERS), k=len(prompt))
+
+
+def test_tokens_may_stop_anywhere_and_at_several_layers(llama: Case) -> None:
+    tensors = maps_of(llama.engine, (2, 4))
+    engine, prompt = with_maps(llama.engine, tensors), tokens(40)
+    opened = Opened(engine)
+    opened.complete(0, prompt, Scattered(), 16)
+    depths = [*Scattered().depths(prompt, engine.info)[:-1], LAYERS]
+    assert same(opened.entries(0, 40), by_hand(engine, prompt, depths, tensors))
+
+
+@pytest.mark.parametrize("most", [1, 7, 32])
+def test_pieces_and_company_change_nothing(engine: Engine, most: int) -> None:
+    prompt, other = tokens(33), tokens(20, seed=1)
+    alone = Opened(engine)
+    alone.complete(0, prompt, RULE)
+    pieces = Opened(engine)
+    pieces.complete(0, prompt, RULE, most)
+    assert same(pieces.entries(0, 33), alone.entries(0, 33))
+    assert pieces.tally[0].token_ids == alone.tally[0].token_ids
+    both = engine.decode([prompt, other], Full(), kv="recompute", max_new_tokens=[NEW] * 2, prompt_rule=RULE)
+    assert both[0].token_ids == alone.tally[0].token_ids
+
+
+def test_a_kept_beginning_is_never_shallower_than_a_prompt_wants(engine: Engine) -> None:
+    opened, prompt = Opened(engine), tokens(60)
+    opened.complete(0, prompt, RULE)
+    longer = [*prompt, *tokens(5, seed=2)]
+    assert opened.complete(0, longer, RULE) == 60
+    shorter = [*prompt[:40], *tokens(3, seed=3)]
+    assert opened.complete(1, shorter, RULE) == 33  # from there on it is the tail of this one
+    cold = Opened(engine)
+    cold.complete(0, shorter, RULE)
+    assert same(opened.entries(1, 43), cold.entries(0, 43))
+    assert opened.complete(1, [*prompt, 1], None) == 0
+    assert same(opened.entries(1, 61), plain(engine, [*prompt, 1]))
+
+
+@pytest.mark.parametrize("most", [5, 100])
+def test_a_deepened_prompt_is_full_depth_s(engine: Engine, most: int) -> None:
+    opened, prompt = Opened(engine), tokens(45)
+    opened.complete(0, prompt, RULE)
+    text = [*prompt, *opened.tally[0].token_ids]
+    assert distance(opened.entries(0, 45), plain(engine, prompt)) > 1
+    rounds = 1
+    while not opened.batch.deepen(0, most):
+        rounds += 1
+    assert rounds == -(-45 // most)
+    assert same(opened.entries(0, len(text) - 1), plain(engine, text)[:, :, :-1])
+    later = [*prompt, *tokens(4, seed=4)]
+    assert opened.complete(1, later, None) == 45
+    (cold,) = engine.decode([later], Full(), kv="recompute", max_new_tokens=[NEW])
+    assert opened.tally[1].token_ids == cold.token_ids
+
+
+def test_half_deepened_serves_as_far_as_it_is_exact(llama: Case) -> None:
+    engine = with_maps(llama.engine, maps_of(llama.engine))
+    opened, prompt = Opened(engine), tokens(60)
+    opened.complete(0, prompt, RULE)
+    assert not opened.batch.deepen(0, 25)
+    assert opened.complete(1, [*prompt, 3], None) == 25
+    assert same(opened.entries(1, 61), plain(engine, [*prompt, 3]))
+    assert opened.complete(0, [*prompt, 4], RULE) == 60
+    while not opened.batch.deepen(0, 25):
+        pass
+    assert same(opened.entries(0, 61), plain(engine, [*prompt, 4]))
+
+
+def test_refusals(llama: Case) -> None:
+    engine = with_maps(llama.engine, maps_of(llama.engine))
+    with pytest.raises(OptionError, match="not below"):
+        Tail(LAYERS).exits(engine.info)
+    with pytest.raises(ArtefactError, match="no prompt-exit map for layer 2"):
+        engine.decode([tokens(90)], Full(), kv="recompute", max_new_tokens=[1], prompt_rule=Tail(2))
+    assert PromptMaps.read(engine.backbone, EXIT, torch.ones(1, engine.info.hidden_size)).shape == (1, 64)
