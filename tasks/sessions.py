@@ -50,7 +50,7 @@ LONGEST_DOCUMENT = 100_000
 KINDS: Mapping[Kind, float] = {"inside": 0.5, "bracket": 0.15, "line": 0.35}
 """How often a place is of each kind; another one where there is none further on."""
 BETWEEN = 40
-"""Characters typed from one place to the next, on average (exponential): a line and a half, 26 characters being a line's mean in Python."""
+"""Characters typed from one place to the next, on average (exponential): a line and a half of the embedded files."""
 BACK, AHEAD = 0.1, 0.05
 """Chances that the cursor jumps back or ahead instead."""
 LEAP = 800
