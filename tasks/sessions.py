@@ -50,11 +50,11 @@ LONGEST_DOCUMENT = 100_000
 KINDS: Mapping[Kind, float] = {"inside": 0.5, "bracket": 0.15, "line": 0.35}
 """How often a place is of each kind; another one where there is none further on."""
 BETWEEN = 40
-"""Characters typed from one place to the next, on average (exponential): about a line of code."""
+"""Characters typed from one place to the next, on average (exponential): a line and a half of the embedded files."""
 BACK, AHEAD = 0.1, 0.05
 """Chances that the cursor jumps back or ahead instead."""
 LEAP = 800
-"""Characters of a jump ahead, on average (exponential): about twenty lines."""
+"""Characters of a jump ahead, on average (exponential): thirty lines."""
 CORRECTION = 0.05
 """Chance that a token is typed wrong before it is typed right."""
 
@@ -94,7 +94,9 @@ class _Text:
     """
 
     def __init__(self, text: str, language: Language) -> None:
-        self.text, self._language = text[:LONGEST_DOCUMENT], language
+        if len(text) > LONGEST_DOCUMENT:  # in whole lines, where it has some
+            text = text[: text.rfind("\n", 0, LONGEST_DOCUMENT) + 1] or text[:LONGEST_DOCUMENT]
+        self.text, self._language = text, language
         self.names = sorted(set(_NAME.findall(self.text)))
         self.ends: list[int] = []
         self._cursors: dict[Kind, list[int]] = {kind: [] for kind in get_args(Kind)}
