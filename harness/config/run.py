@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, cast, get_args
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
@@ -104,7 +104,7 @@ class RunConfig(ModelConfiguration):
 
     panels: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "What is compared": (
-            *("strategies", "kv", "decode", "draft_head", "draft_max", "stop", "keep", "prompt_exit"),
+            *("strategies", "kv", "decode", "draft_head", "draft_max", "stop", "keep", "prompt_exit", "prefetch"),
             "weights_format",
         ),
         "The model": ("model", "weights", "exit_points", "exit_head", "artefacts", "dtype", "kv_input"),
@@ -193,6 +193,11 @@ class RunConfig(ModelConfiguration):
         description="How deep the prompt is read: none (by all layers), or NAME[:option=value]… of `harness list "
         "prompts`; layer=18:tail=64 stops all but the last 64 tokens after layer 18. A comma list compares. Full depth "
         "also runs without.",
+    )
+    prefetch: Literal["none", "deepen"] = Field(
+        default="none",
+        description="In sessions, what is computed while the user types: none, or deepen, which makes exact what "
+        "--prompt-exit left. Nobody waits for it; energy counts it.",
     )
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto", description=f"{STORED}; a comma list compares, the first one's full depth being the baseline."
@@ -314,6 +319,8 @@ class RunConfig(ModelConfiguration):
             )
         if not self.session and self.keep != EXACT:
             yield f"--keep {','.join(_each(self.keep))} is of editor sessions. Add --scenario session, or omit it."
+        if self.prefetch != "none" and not (self.session and any(one != NO_EXIT for one in self.prompt_exits)):
+            yield "--prefetch deepen makes prompt exits of sessions exact. Add --scenario session and --prompt-exit."
         if self.attribute and self.stops != (NO_STOP,):
             yield "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
         if self.attribute and self.prompt_exits != (NO_EXIT,):

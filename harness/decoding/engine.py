@@ -350,7 +350,7 @@ class Engine:
 
 
 class EngineSession:
-    """Requests one after another in one row, which keeps keys and values for those that begin alike.
+    """Requests one after another, which leave keys and values to those that begin alike.
 
     Args:
         engine: decodes.
@@ -363,14 +363,16 @@ class EngineSession:
         UnknownNameError: the KV policy is not registered.
     """
 
+    ROWS = 2
+    """Prompts that are kept: a cursor that jumps away and back finds both places."""
     PIECE = 128
     """Tokens of a prompt that are read before time is looked at again."""
 
     def __init__(self, engine: Engine, positions: int, kv: str, keep: Keep) -> None:
         self._engine, self._kv, self._keeps = engine, kv, keep != "none"
-        self._made = [Generation()]
-        nobody = ScheduledExits([[]], engine.info.num_layers, self._made)
-        self._batch = engine.open(1, positions, kv, nobody, self._made, kept_prompts=1, keep=keep)
+        self._made, self._row = [Generation() for _ in range(self.ROWS)], 0
+        nobody = ScheduledExits([], engine.info.num_layers, self._made)
+        self._batch = engine.open(self.ROWS, positions, kv, nobody, self._made, kept_prompts=self.ROWS, keep=keep)
 
     def decode(
         self,
@@ -385,6 +387,7 @@ class EngineSession:
         lossless: Lossless | None = None,
         rule: NamedStop | None = None,
         exit_layers: Sequence[int] | None = None,
+        prompt_rule: PromptRule | None = None,
         within_s: float | None = None,
     ) -> tuple[Generation, int]:
         """Decode a request; return what it made and how many tokens of its prompt were not read again.
@@ -400,34 +403,43 @@ class EngineSession:
             lossless: let exits draft, and yield full depth's tokens.
             rule: a stop rule, asked after ``stop``.
             exit_layers: replayed, in place of asking the strategy.
+            prompt_rule: how deep its prompt's new tokens are read; ``None`` for full depth.
             within_s: seconds after which it is cancelled, between two tokens or two pieces of its prompt; it then has
                 no reason to have ended.
         """
         engine, batch = self._engine, self._batch
         engine.check([prompt], [max_new_tokens])
-        known = Batch((seed,), str(engine.backbone.device))
+        known, kept_for = Batch((seed,) * self.ROWS, str(engine.backbone.device)), owner if self._keeps else None
         if exit_layers is None:
             asked = strategy.start(engine.facts(strategy, lossless), known)
             drafts = engine.drafts(lossless, known, self._kv, strategy, asked)
             batch.exits = AskedExits(asked, strategy.exit_points(engine.info), self._made)
         else:
             drafts = engine.drafts(lossless, known, self._kv)
-            batch.exits = ScheduledExits([exit_layers], engine.info.num_layers, self._made)
+            batch.exits = ScheduledExits([exit_layers] * self.ROWS, engine.info.num_layers, self._made)
+        depths = None if prompt_rule is None else prompt_rule.depths(prompt, engine.info)
         started = time.perf_counter()
-        reused = batch.join(
-            0, prompt, max_new_tokens, stop, eos_token_ids, started, owner if self._keeps else None, drafts, rule
-        )
+        row = self._row = batch.row_for(prompt, kept_for, range(self.ROWS))
+        reused = batch.join(row, prompt, max_new_tokens, stop, eos_token_ids, started, kept_for, drafts, rule, depths)
         piece, end = (None, math.inf) if within_s is None else (self.PIECE, started + within_s)
-        while 0 in batch.reading and time.perf_counter() < end:
-            batch.prefill([0], piece)
+        while row in batch.reading and time.perf_counter() < end:
+            batch.prefill([row], piece)
         while batch.running and time.perf_counter() < end:
             batch.step()
-        batch.drop(0)
-        return self._made[0], reused
+        batch.drop(row)
+        return self._made[row], reused
+
+    def deepen(self, within_s: float) -> float:
+        """Make exact what prompt exits left of the last request, while there is time; return the seconds spent."""
+        started = time.perf_counter()
+        while time.perf_counter() - started < within_s and not self._batch.deepen(self._row, self.PIECE):
+            pass
+        return time.perf_counter() - started
 
     def forget(self) -> None:
         """Keep nothing of what came before."""
-        self._batch.forget(0)
+        for row in range(self.ROWS):
+            self._batch.forget(row)
 
 
 def decode_in_turn(

@@ -102,6 +102,7 @@ class OpenBatch:
         self._kept = KeptPrompts(kept_prompts)
         self._prompt_maps = prompt_maps
         self._shallow: dict[int, ShallowPrompt] = {}  # what rows hold that read their prompts with exits
+        self._deepened: set[int] = set()  # rows whose completions were made exact, too
         self._written = [0] * len(generations)  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
         self.running: list[int] = []
@@ -181,6 +182,7 @@ class OpenBatch:
         if source != row:
             self._cache.copy(source, row, length)
         self._shallow.pop(row, None)
+        self._deepened.discard(row)
         if depths is not None:
             known = ShallowPrompt.begun(self._backbone, depths, length) if shallow is None else shallow
             self._shallow[row] = known.beginning(length, depths)
@@ -271,6 +273,8 @@ class OpenBatch:
         if decoded and shallow.exact == len(self._rows[row].prompt):
             PrefixPass(self._backbone, self._rotary, [decoded], [row], cache=self._cache, start=shallow.exact).fill()
         del self._shallow[row]
+        self._deepened.add(row)
+        self._hold_completion(row)
         return True
 
     def _start(self, rows: Sequence[int]) -> None:
@@ -289,15 +293,22 @@ class OpenBatch:
 
     def drop(self, row: int) -> None:
         """Take a row out, however far it is. What is read of its prompt is kept, and of its completion what may be."""
-        if row in self._kept and row not in self.reading and self._keep in ("exact", "all"):
-            facts, made = self._rows[row], self._generations[row]
-            self._kept.hold(row, facts.owner, [*facts.prompt, *made.token_ids], self._held(row))
+        if row not in self.reading and row not in self._shallow:
+            self._hold_completion(row)
         self.reading.pop(row, None)
         self.running = [other for other in self.running if other != row]
         self._drafting.pop(row, None)
 
+    def _hold_completion(self, row: int) -> None:
+        """Keep what may be kept of a row that holds its prompt."""
+        if row in self._kept and self._keep in ("exact", "all"):
+            facts, made = self._rows[row], self._generations[row]
+            self._kept.hold(row, facts.owner, [*facts.prompt, *made.token_ids], self._held(row))
+
     def _held(self, row: int) -> int:
         """Return how many of a row's first positions may be kept; its last token has none yet."""
+        if row in self._deepened:
+            return len(self._rows[row].prompt) + len(self._generations[row].token_ids) - 1
         prompt, made, policy = len(self._rows[row].prompt), self._generations[row], self._policy
         assert policy is not None
         end = prompt + max(0, len(made.token_ids) - 1)

@@ -24,7 +24,7 @@ from harness.contracts import ModelInfo, PromptRule
 from harness.decoding.backbone import Backbone, upload
 from harness.decoding.blocks import Linear, Rotary
 from harness.decoding.cache import KVCache
-from harness.decoding.step import PlainSlots, PrefixPass
+from harness.decoding.step import COMPILED, PlainSlots, PrefixPass, SlotRunner
 from harness.errors import ArtefactError, OptionError
 
 KIND = "prompt-exit"
@@ -206,8 +206,10 @@ def deepen(
     prompt.states = prompt.states[len(states) :]
 
 
-def _slots(backbone: Backbone, rotary: Rotary | None, cache: KVCache, row: int, positions: Sequence[int]) -> PlainSlots:
+def _slots(backbone: Backbone, rotary: Rotary | None, cache: KVCache, row: int, positions: Sequence[int]) -> SlotRunner:
     """Return positions of one row, ascending, as runs that follow each other."""
+    if backbone.compiled is not None and len(positions) <= COMPILED:
+        return backbone.compiled.slots(cache, rotary, [row] * len(positions), positions)
     among = set(positions)
     starts = [position for position in positions if position - 1 not in among]
     ends = [position for position in positions if position + 1 not in among]

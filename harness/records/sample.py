@@ -51,7 +51,8 @@ class SampleRecord(Record, Work):
         prompt_reused: first tokens of its prompt that were not read, since earlier requests of the session had left
             their keys and values.
         overtaken: requests of the session before it that typing overtook. overtaken_s: seconds that they computed for;
-            ``None`` outside of sessions, and in a run that was not timed.
+            ``None`` outside of sessions, and in a run that was not timed. prefetch_s: as that, seconds of computing
+            while the user typed, for which nobody waited.
         answer: of a black box, what it says of the completion. Tokens, layers and counts are then empty and 0, and mean
             nothing; ``ttft_s`` is ``None`` where no text came.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
@@ -85,6 +86,7 @@ class SampleRecord(Record, Work):
     prompt_reused: Count = 0
     overtaken: Count = 0
     overtaken_s: float | None = None
+    prefetch_s: float | None = None
     answer: AnswerRecord | None = None
     error: str | None = None
 

@@ -151,16 +151,22 @@ class EngineRunner(Runner):
         decode = partial(
             session.decode, sample.session, strategy=point.strategy, seed=self._seed(sample), stop=planned.stop,
             eos_token_ids=self._plan.model.tokenizer.eos_token_ids, lossless=point.lossless,
-            max_new_tokens=sample.max_new_tokens,
+            max_new_tokens=sample.max_new_tokens, prompt_rule=None if point.prompt is None else point.prompt.rule,
         )  # fmt: skip
         layers, why = known[0] if known is not None else (None, None)
+        prefetched = 0.0
+        if self._plan.config.prefetch == "deepen":
+            typing_s = sample.typing_s - math.fsum(request.after_s for request in sample.overtaken_requests)
+            prefetched = session.deepen(max(0.0, typing_s))
         for request in sample.overtaken_requests if known is None and not self._plan.config.untimed else ():
             started = time.perf_counter()
             decode(prompt=request.prompt_ids, within_s=request.after_s)
             spent.append(time.perf_counter() - started)
         rule = None if point.stop is None else self._rule(planned, point, sample)
         made, reused = decode(prompt=sample.prompt_ids, rule=rule, exit_layers=layers)
-        return replace(made, failure=why or made.failure, prompt_reused=reused, overtaken_s=tuple(spent))
+        return replace(
+            made, failure=why or made.failure, prompt_reused=reused, overtaken_s=tuple(spent), prefetch_s=prefetched
+        )
 
     def _session(self, point: OperatingPoint, keep: Keep) -> EngineSession:
         """Return where requests are decoded behind one another; points of one format, policy and kind share it."""
@@ -317,7 +323,7 @@ def sample_record(window: WindowRecord, plan: Plan, planned: PlannedTask, outcom
         return SampleRecord(**base, error=f"the completion cannot be read and scored: {reason(error)}.")
     arrival_s, queue_s = outcome.came or (None, None)
     if plan.config.untimed:
-        read |= {"latency_s": None, "ttft_s": None, "token_times_s": (), "overtaken_s": None}
+        read |= {"latency_s": None, "ttft_s": None, "token_times_s": (), "overtaken_s": None, "prefetch_s": None}
     for name in ("latency_s", "ttft_s"):
         read[name] = None if read[name] is None else (queue_s or 0.0) + read[name]
     return SampleRecord(**base, **read, full_depth_ids=outcome.full_depth_ids, arrival_s=arrival_s, queue_s=queue_s)
@@ -362,6 +368,7 @@ def _of_generation(plan: Plan, planned: PlannedTask, sample: Sample, made: Gener
         "prompt_reused": made.prompt_reused,
         "overtaken": len(made.overtaken_s),
         "overtaken_s": math.fsum(made.overtaken_s) if sample.session else None,
+        "prefetch_s": made.prefetch_s if sample.session else None,
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.contracts import ModelInfo, PromptRule
-from harness.decoding.engine import Engine
+from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.decoding.loop import OpenBatch
@@ -228,3 +228,19 @@ def test_refusals(llama: Case) -> None:
     with pytest.raises(ArtefactError, match="no prompt-exit map for layer 2"):
         engine.decode([tokens(90)], Full(), kv="recompute", max_new_tokens=[1], prompt_rule=Tail(2))
     assert PromptMaps.read(engine.backbone, EXIT, torch.ones(1, engine.info.hidden_size)).shape == (1, 64)
+
+
+def test_an_editor_gets_a_shallow_answer_first_and_full_depth_s_later(engine: Engine) -> None:
+    """Deepened while the user types: the completion, too, is kept."""
+    session, prompt = EngineSession(engine, POSITIONS, "recompute", "exact"), tokens(60)
+    first, _ = session.decode("me", prompt, Full(), max_new_tokens=NEW, prompt_rule=RULE)
+    assert session.deepen(0.0) == pytest.approx(0.0, abs=0.1)
+    session.deepen(60.0)
+    following = [*prompt, *first.token_ids, *tokens(4, seed=1)]
+    second, reused = session.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)
+    (exact,) = engine.decode([following], Full(), kv="recompute", max_new_tokens=[NEW])
+    assert reused == len(prompt) + NEW - 1
+    assert second.token_ids == exact.token_ids
+    undeepened = EngineSession(engine, POSITIONS, "recompute", "exact")
+    undeepened.decode("me", prompt, Full(), max_new_tokens=NEW, prompt_rule=RULE)
+    assert undeepened.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)[1] == len(prompt)
