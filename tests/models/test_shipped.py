@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
+import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.contracts import ModelRequest
+from harness.decoding.engine import Engine
+from harness.decoding.prompt_exits import Tail
+from harness.decoding.teacher_forcing import TeacherForcing
 from harness.models.artefacts import SHIPPED, read_artefact
 from harness.models.model import ResolvedModel, resolve
+from strategies.full import Full
 
 Command = Callable[..., Any]
 
@@ -110,3 +117,22 @@ def test_learned_exits_leave_early_without_an_option(
     assert set(layers["full"]) == {30}
     for name in strategies:
         assert min(layers[name]) < 30, name
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_shipped_maps_of_prompt_exits_keep_full_depth_s_text(tuned: ResolvedModel) -> None:
+    backbone = tuned.load("cpu").backbone
+    prompt = tuned.tokenizer.encode(inspect.getsource(textwrap))[:400]
+    engine, new = Engine(backbone, tuned.info), 24
+    (full,) = engine.decode([prompt], Full(), kv="recompute", max_new_tokens=[new])
+    maps = backbone.trained("prompt-exit")
+    nothing = {name: tensor.zero_() for name, tensor in backbone.trained("prompt-exit").items()}
+
+    def kept(tensors: Any, layer: int) -> float:
+        exits = Engine(replace(backbone, trained=lambda kind: tensors), tuned.info)
+        said = TeacherForcing(exits, prompt, new, Tail(layer)).choices(full.token_ids)
+        return sum(a == b for a, b in zip(said, full.token_ids, strict=True)) / new
+
+    assert min(kept(maps, 18), kept(maps, 22)) >= 0.85
+    assert kept(nothing, 18) < kept(maps, 18)
