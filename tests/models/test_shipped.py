@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
+import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.contracts import ModelRequest
+from harness.decoding.engine import Engine
+from harness.decoding.prompt_exits import Tail
+from harness.decoding.teacher_forcing import TeacherForcing
 from harness.models.artefacts import SHIPPED, read_artefact
 from harness.models.model import ResolvedModel, resolve
+from strategies.full import Full
 
 Command = Callable[..., Any]
 
@@ -61,12 +68,15 @@ def test_what_ships_is_whole_and_all_and_the_paper_s_agents_learned_by_its_rule(
         assert "/root" not in (folder / f"{name}.json").read_text()
     names = {path.name.partition(".")[0].removesuffix("-training") for path in folder.iterdir()}
     indices = {json.loads((folder / f"{name}.json").read_text())["ngrams"]["file"] for name in SETS[folder]}
-    assert names == {*SETS[folder], "shortlist", "CARD", "exits", "training", *(Path(file).stem for file in indices)}
+    own = {"shortlist", *(["prompt-exit"] if folder == FOLDER else [])}  # of documents that the adapter has read
+    assert names == {*SETS[folder], *own, "CARD", "exits", "training", *(Path(file).stem for file in indices)}
     assert {path for path in SHIPPED.iterdir() if path.is_dir()} == set(SETS)
     assert (folder / "adapter.safetensors").stat().st_size <= 25_000_000
-    shortlist, adapter = (read_artefact(folder / f"{kind}.json", kind).facts for kind in ("shortlist", "adapter"))
-    assert set(shortlist["documents"]) <= set(adapter["documents"])  # what may be drawn is the same without it
-    assert (shortlist["base_fingerprint"], shortlist["order"]) == (adapter["model_fingerprint"], False)
+    adapter = read_artefact(folder / "adapter.json", "adapter").facts
+    for kind in own:
+        facts = read_artefact(folder / f"{kind}.json", kind).facts
+        assert set(facts["documents"]) <= set(adapter["documents"])  # what may be drawn is the same without it
+        assert (facts["base_fingerprint"], facts["order"]) == (adapter["model_fingerprint"], False)
     for name, weight in (("rl-java", 1.0), ("rl-python", 0.5)):
         facts = json.loads((folder / f"{name}.json").read_text())
         weights = dict.fromkeys(("alpha", "beta", "gamma"), weight)
@@ -107,3 +117,22 @@ def test_learned_exits_leave_early_without_an_option(
     assert set(layers["full"]) == {30}
     for name in strategies:
         assert min(layers[name]) < 30, name
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_shipped_maps_of_prompt_exits_keep_full_depth_s_text(tuned: ResolvedModel) -> None:
+    backbone = tuned.load("cpu").backbone
+    prompt = tuned.tokenizer.encode(inspect.getsource(textwrap))[:400]
+    engine, new = Engine(backbone, tuned.info), 24
+    (full,) = engine.decode([prompt], Full(), kv="recompute", max_new_tokens=[new])
+    maps = backbone.trained("prompt-exit")
+    nothing = {name: tensor.zero_() for name, tensor in backbone.trained("prompt-exit").items()}
+
+    def kept(tensors: Any, layer: int) -> float:
+        exits = Engine(replace(backbone, trained=lambda kind: tensors), tuned.info)
+        said = TeacherForcing(exits, prompt, new, Tail(layer)).choices(full.token_ids)
+        return sum(a == b for a, b in zip(said, full.token_ids, strict=True)) / new
+
+    assert min(kept(maps, 18), kept(maps, 22)) >= 0.85
+    assert kept(nothing, 18) < kept(maps, 18)
