@@ -300,6 +300,8 @@ def _settings(entry: RunEntry, cell: Measured) -> list[list[str]]:
         ["KV policy", entry.kv(cell.conditions, "{}, filled from {}")],
         ["decoding", f"{point.decode}{most}"],
         *([["stop rule", point.stop]] if point.stop else []),
+        *([["prompt read to", point.prompt_exit]] if point.prompt_exit else []),
+        *([["keys and values kept", point.keep]] if point.keep else []),
         ["asked at layers", ", ".join(map(str, point.exit_points)) or "none"],
         *([f"SHA-256 of {name}", digest] for name, digest in point.artefacts.items()),
     ]

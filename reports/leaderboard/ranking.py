@@ -56,7 +56,7 @@ def is_baseline(row: SummaryRow) -> bool:
 
 def is_exact(row: SummaryRow) -> bool:
     """Whether a row's tokens are full depth's: it is full depth, or lossless without a difference, and never cut."""
-    return (is_asserted(row) if row.lossless else row.strategy == "full") and not row.stop
+    return (is_asserted(row) if row.lossless else row.strategy == "full") and not (row.stop or row.prompt_exit)
 
 
 def _keeps_by_definition(row: SummaryRow) -> bool:

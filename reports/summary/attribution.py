@@ -59,7 +59,8 @@ def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, se
     usable = [cell for cell in cells if cell.conditions.cached and not cell.point.rehearsed]
     if not any(cell.point.never_exits for cell in cells) or any(cell.conditions.batch_size > 1 for cell in cells):
         return ()
-    if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
+    made = [sample for cell in cells for sample in cell.samples.values()]
+    if any(sample.arrival_s is not None or sample.session for sample in made):
         return ()
     windows = [window for cell in usable for window in cell.windows.values()]
     energy = {window.energy_source for window in windows}
