@@ -1,8 +1,8 @@
 """The conditions that an operating point was measured under, which say what may be compared with what.
 
-One ranking (:meth:`Conditions.group`) shares all of them but the KV policy, the stop rule and how deep prompts are read;
-two runs (:meth:`Conditions.why_not_comparable`) only what would make the answer meaningless; a table of a report what
-:data:`in_one_table` says; the history of benchmarks :attr:`Conditions.label`.
+One ranking (:meth:`Conditions.group`) shares all of them but the KV policy, the stop rule and how deep the prompt is
+read; two runs (:meth:`Conditions.why_not_comparable`) only what would make the answer meaningless; a table of a report
+what :data:`in_one_table` says; the history of benchmarks :attr:`Conditions.label`.
 """
 
 from __future__ import annotations

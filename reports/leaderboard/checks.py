@@ -180,9 +180,10 @@ def _in_records(run: RecordedRun) -> str:
 def _in_tokens(run: RecordedRun) -> str:
     """Name the first completion that cannot be of this prompt and these tokens.
 
-    With a cache the first token comes from the pass over the whole prompt, which is the same for every operating point of
-    a weights format that reads it as deep. Later tokens of lossless rows may differ by near-ties, where products of several rows round
-    otherwise than those of one; such rows do not rank as lossless (:func:`reports.leaderboard.ranking.is_exact`).
+    With a cache the first token comes from the pass over the whole prompt, which is the same for every operating point
+    of a weights format that reads it as deep. Later tokens of lossless rows may differ by near-ties, where products of
+    several rows round otherwise than those of one; such rows do not rank as lossless
+    (:func:`reports.leaderboard.ranking.is_exact`).
     """
     first, spelled, given = (dict[tuple[object, ...], SampleRecord]() for _ in range(3))
     for cell in run.cells.values():

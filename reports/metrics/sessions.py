@@ -2,16 +2,17 @@
 
 Only requests that are waited for have a latency; what typing overtakes is waste, and its energy counts. **Accepted
 characters** are those of the longest common beginning of a completion and the true text
-(:class:`tasks.scores.match.AcceptedPrefix`). Requests of one session are alike, so intervals are over sessions, one to a
-document.
+(:class:`tasks.scores.match.AcceptedPrefix`). Requests of one session are alike, so intervals are over sessions, each of
+one document.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from harness.contracts import Metric
+from harness.contracts.metrics import Kind
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate, Interval, NoInterval
 from reports.metrics.point import Point, Units, over_blocks, rates
@@ -47,7 +48,7 @@ def _reused(sample: SampleRecord) -> tuple[float, float] | None:
     return (float(sample.prompt_reused), float(len(sample.prompt_ids))) if sample.session else None
 
 
-def _share(parts: _Parts, interval: Callable[[list[Pair]], Interval | NoInterval], point: Point) -> Estimate | None:
+def _share(parts: _Parts, interval: Callable[[Sequence[Pair]], Interval | NoInterval], point: Point) -> Estimate | None:
     counted = ((sample, Pair(*found)) for sample in point.samples if (found := parts(sample)) is not None)
     return over_blocks(point.cell, counted, interval)
 
@@ -110,6 +111,10 @@ WITHIN_100_MS, WITHIN_200_MS = (
 """share of whole completions in less than 100 ms
 share of whole completions in less than 200 ms
 """
+_COSTS: tuple[tuple[int, str, str, str, Cost, Kind], ...] = (
+    (9, "s", "s", "the seconds of waiting for whole completions", seconds, "cost"),
+    (10, "j", "J", "all energy, that of overtaken requests included", joules, "energy"),
+)
 ACCEPTED_PER_S, ACCEPTED_PER_J = (
     _of_session(
         f"accepted_characters_per_{unit}",
@@ -123,10 +128,7 @@ ACCEPTED_PER_S, ACCEPTED_PER_J = (
         unit=f"1/{name}",
         sections={SESSIONS: place},
     )
-    for place, unit, name, over, cost, kind in (
-        (9, "s", "s", "the seconds of waiting for whole completions", seconds, "cost"),
-        (10, "j", "J", "all energy, that of overtaken requests included", joules, "energy"),
-    )
+    for place, unit, name, over, cost, kind in _COSTS
 )
 """characters until completions differ from the true text, over the seconds of waiting for whole completions
 the same over all energy, that of overtaken requests included

@@ -201,8 +201,8 @@ def percentile_interval(units: Sequence[Sequence[float]], percent: float) -> Int
     """Return the 95 % interval of :func:`percentile` of the values of independent units.
 
     Its ends are the percentiles at the ends of :func:`share_bounds` of the share of values up to it (Woodruff 1952,
-    "Confidence intervals for medians and other position measures"). With values of a unit alike it covers up to 13 points
-    more than a bootstrap of units does. There is none where an end would be the smallest or the largest value.
+    "Confidence intervals for medians and other position measures"); it covers more than a bootstrap of units. There is
+    none where an end would be the smallest or the largest value.
     """
     values = sorted(chain(*units))
     found = percentile(values, percent)

@@ -48,7 +48,7 @@ class Measured:
     samples: dict[SampleKey, SampleRecord]
     failed: dict[SampleKey, SampleRecord]
     units: Mapping[int, int]
-    """Block → the independent unit of every statistic: itself, with all that have part of one of its editor sessions."""
+    """Block → the independent unit of every statistic: itself, with those that have part of one of its sessions."""
 
     @property
     def regime(self) -> tuple[str, str]:
@@ -340,7 +340,7 @@ class PromptTimes:
 
     With a KV cache all of them read a prompt in one pass at full depth, which on a shared machine takes up to twice as
     long by chance. So where requests are compared, the time of each is the mean time of its prompt, and what this one
-    took beyond its own. Pooled is only what is the same work: the same prompt tokens, as many of them read, as deep, and
+    took beyond its own. Pooled is only what is the same work: the same prompt tokens, as many of them read and as deep,
     the same repeat, one weights format, one request at a time, back to back. The mean estimates what each of them
     estimates alone.
     """

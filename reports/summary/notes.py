@@ -386,24 +386,25 @@ def _about_formats(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[st
 
 
 def _about_sessions(cells: Sequence[Measured]) -> Iterator[str]:
-    """Say of editor sessions what is waited for, what requests leave each other, and which full depth is held against."""
+    """Say of editor sessions what requests leave to the next, what is waited for, and over which full depth."""
     seen = list(dict.fromkeys(cell.conditions.keep for cell in cells if cell.conditions.keep))
     if not seen:
         return
     meanings = "; ".join(f"{keep}, {_KEPT[keep]}" if keep in _KEPT else keep for keep in seen)
     yield (
-        "editor sessions: a request's prompt is all but a few tokens of the one before. Keep is which keys and values it "
-        f"leaves to the next: {meanings}. All intervals are over sessions, since their requests are alike."
+        "editor sessions: a request's prompt is the one before but for a few tokens. Keep is which keys and values it "
+        f"leaves to the next: {meanings}. All intervals are over sessions, since the requests of one are alike."
     )
     yield (
-        "waiting is the latency of requests that were waited for; speed-ups count it and nothing else. Those that typing "
-        "overtook are cancelled: what they computed is waste, part of energy and of tokens per second."
+        "waiting is the latency of requests that were waited for; speed-ups count it and nothing else. Requests that "
+        "typing overtook are cancelled: what they computed is waste, part of energy and of tokens per second."
     )
     if len(seen) > 1:
         yield (
             f"operating points differ in what they keep. Tokens and scores of all are compared with "
-            f"{cells[0].point.name}. Speed-up and energy ratio are over full depth of the row's own keep: what the strategy "
-            "gives; over first are those over the run's first full depth: what keeping and the strategy give together."
+            f"{cells[0].point.name}. Speed-up and energy ratio are over full depth of the row's own keep: what the "
+            "strategy gives. What is stated over first is over the run's first full depth: what keeping and strategy "
+            "give together."
         )
 
 

@@ -103,8 +103,8 @@ def _candidates(manifest: Manifest, measured: Sequence[Measured]) -> tuple[Measu
         raise StoreError(f"the manifest does not begin with full depth, which everything is compared with. {_FOREIGN}")
     for task in manifest.tasks:
         cells = [cell for cell in measured if cell.task.name == task.name]
-        depths, first = full_depths(cells), cells[0].conditions.keep
-        wanted = {(name, first) for name in manifest.model.formats} | {cell.regime for cell in cells}
+        depths, kept = full_depths(cells), cells[0].conditions.keep
+        wanted = {(name, kept) for name in manifest.model.formats} | {cell.regime for cell in cells}
         missing = ", ".join(
             f"{name}{f' with keep {keep}' if keep else ''}" for name, keep in sorted(wanted - set(depths))
         )
