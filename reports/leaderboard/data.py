@@ -170,8 +170,8 @@ def _facets(group: Group) -> dict[str, Any]:
         "title": f"{group['Task']} · {group['Model']}, {group['Weights']} · {group['Hardware class']}",
         "detail": (
             f"{group['Protocol']} · {group['Data']} · data {str(group['Data fingerprint'])[:6]} · "
-            f"{group['Number format']} · batch {group['Batch size']} · exit head {head} · weights {weights[:6]} · "
-            f"energy {source} · against {group['Compared with']}"
+            f"{group['Number format']} · batch {group['Batch size']} · requests {group['Requests come']} · "
+            f"exit head {head} · weights {weights[:6]} · energy {source} · against {group['Compared with']}"
         ),
     }
 

@@ -2,7 +2,7 @@
 
 Ratios of totals, full depth's cost over this one's. Each is stated twice: over full depth in the row's own weights
 format, and over the fastest full depth in a format that keeps the model's tokens: a slow format flatters the first. In
-editor sessions both have the row's own ``keep``, and a third is over the run's first full depth, cold where it is.
+editor sessions both have the row's own ``keep``; where a run compares several, a third is over its first full depth.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def _stated_twice(
 
 
 def _over_first(costs: _Costs, point: Point) -> list[Pair] | None:
-    return costs(point, point.full) if point.cell.conditions.keep else None
+    several = len({cell.conditions.keep for cell in point.cells}) > 1
+    return costs(point, point.full) if several else None
 
 
 def _request_units(point: Point) -> Units:
