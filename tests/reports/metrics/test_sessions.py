@@ -15,6 +15,7 @@ from harness.records.conditions import Conditions, group_id
 from reports.comparing.compare import compare_runs
 from reports.figures.task_table import task_tables
 from reports.figures.waiting import PARTS, figures, waits
+from reports.leaderboard.checks import publication_checks
 from reports.leaderboard.ranking import is_baseline, is_exact
 from reports.metrics.evaluation import evaluate
 from reports.metrics.point import Point
@@ -292,6 +293,41 @@ def test_the_queue_is_a_part_of_the_wait(build: Any) -> None:
     (wait,) = waits(next(task_tables(run.recorded())))
     assert wait.parts == pytest.approx({"queue": 0.2, "prompt": 0.3, "decoding": 0.1})
     assert wait.row.value(WITHIN_200_MS) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"overtaken_s": -1.0}, "a clock that stood still or ran backwards"),
+        ({"overtaken_s": float("nan")}, "a number that is not finite"),
+        ({"prompt_reused": PROMPT + 1}, "more tokens reused than the prompt has"),
+    ],
+)
+def test_a_request_that_cannot_be_true_is_left_out(build: Any, wrong: dict[str, Any], why: str) -> None:
+    run = play(build(points=(WARM,)), 6)
+    run.samples[3] = run.samples[3].model_copy(update=wrong)
+    assert run.row(WARM).n == 29
+    assert f"1 of 30 sample records left out for {why}." in run.summary().notes
+
+
+def test_what_is_published_may_hold_overtaken_requests_and_kept_tokens(build: Any) -> None:
+    """A window lasts as long as all it computed; what was kept may tip a near-tie, a prompt read whole may not."""
+    run = play(build(points=(COLD, WARM)), 6)
+
+    def found(name: str) -> str:
+        return next(check for check in publication_checks(run.recorded()) if check.name == name).found
+
+    assert "took" not in found("times")
+    kept, read = (
+        next(place for place, one in enumerate(run.samples) if one.operating_point == WARM and wanted(one))
+        for wanted in (lambda one: one.prompt_reused, lambda one: not one.prompt_reused)
+    )
+    run.samples[kept] = run.samples[kept].model_copy(update={"token_ids": (5, 2, 3)})
+    assert "first token" not in found("tokens").replace("one first token", "")
+    run.samples[read] = run.samples[read].model_copy(update={"token_ids": (5, 2, 3)})
+    assert "though both are full depth's of one prompt" in found("tokens")
+    run.samples = [one.model_copy(update={"overtaken_s": 9.0}) for one in run.samples]
+    assert "and its requests" in found("times")
 
 
 def test_costs_of_sessions_are_not_attributed(build: Any) -> None:
