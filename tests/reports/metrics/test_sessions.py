@@ -13,6 +13,7 @@ import pytest
 from harness.errors import StoreError
 from harness.records.conditions import Conditions, group_id
 from reports.comparing.compare import compare_runs
+from reports.figures import fixed_exit, settings
 from reports.figures.task_table import task_tables
 from reports.figures.waiting import PARTS, figures, waits
 from reports.leaderboard.checks import publication_checks
@@ -25,6 +26,7 @@ from reports.metrics.vocabulary import EDIT_SIMILARITY_DIFFERENCE, SESSIONS, all
 from reports.statistics.intervals import percentile_interval
 from reports.summary.measured import Measured, independent_units, select
 from reports.summary.pareto import choose_gain
+from reports.summary.summarise import summarise
 from reports.tables.report import report_markdown
 from tests.reports.editor_sessions import KEPT, POINTS, PROMPT, play
 from tests.reports.figures.on_paper import check_on_paper, drawn
@@ -293,6 +295,31 @@ def test_the_queue_is_a_part_of_the_wait(build: Any) -> None:
     (wait,) = waits(next(task_tables(run.recorded())))
     assert wait.parts == pytest.approx({"queue": 0.2, "prompt": 0.3, "decoding": 0.1})
     assert wait.row.value(WITHIN_200_MS) == 0
+
+
+def test_figures_of_settings_keep_cold_and_warm_apart(build: Any) -> None:
+    names = ("full", "rl:threshold=0.5", "rl:threshold=0.9", "fixed:layer=5")
+    run = play(build(points=tuple(f"{name}@keep={keep}" for keep in ("none", "exact") for name in names)), 6)
+    for place, sample in enumerate(run.samples):
+        if sample.operating_point.startswith("rl"):
+            run.samples[place] = sample.model_copy(update={"exit_layers": (10, 5, 8)})
+    manifest = run.manifest.model_copy(
+        update={
+            "operating_points": tuple(
+                point.model_copy(update={"options": {key: float(value) for key, value in point.options.items()}})
+                if point.strategy == "rl" else point.model_copy(update={"options": dict.fromkeys(point.options, 5)})
+                for point in run.manifest.operating_points
+            )
+        }
+    )  # fmt: skip
+    made = replace(run.recorded(), manifest=manifest)
+    made = replace(made, summary=summarise(manifest, run.windows, run.samples, lambda *_: {}))
+    titles = [figure.title.partition(":")[2] for figure in settings.thresholds(made)]
+    assert len(titles) == 2
+    assert all(sum(f"@keep={keep}:" in title for title in titles) == 1 for keep in ("none", "exact"))
+    (curves,) = fixed_exit.figures([made])
+    labels = {text.get_text().replace("\n", " ") for text in drawn(curves).legends[0].get_texts()}
+    assert {label.rpartition(", ")[2] for label in labels} == {"keep none", "keep exact"}
 
 
 @pytest.mark.parametrize(
