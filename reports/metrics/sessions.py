@@ -16,7 +16,7 @@ from harness.contracts.metrics import Kind
 from harness.records import SampleRecord
 from harness.records.estimate import Estimate, Interval, NoInterval
 from reports.metrics.point import Point, Units, over_blocks, rates
-from reports.metrics.stopping import Cost, joules, seconds, spent
+from reports.metrics.stopping import Cost, accepted_units, joules, seconds, spent
 from reports.metrics.vocabulary import HEADLINE, SESSIONS
 from reports.statistics.intervals import Pair, ratio_interval, share_bounds, share_interval
 
@@ -61,13 +61,8 @@ def _accepted(cost: Cost, point: Point) -> Estimate | None:
 
 
 def _accepted_units(cost: Cost, point: Point) -> Units:
-    rows = spent(cost, point) if point.cell.conditions.keep else []
-    found: dict[frozenset[str], tuple[float, float]] = {}
-    for samples, paid, characters in rows:
-        key = frozenset(sample.sample_id for sample in samples)
-        before = found.get(key, (0.0, 0.0))
-        found[key] = before[0] + characters, before[1] + paid
-    return found
+    units = accepted_units(cost, point) if point.cell.conditions.keep else {}
+    return {key: row[::-1] for key, row in units.items()}
 
 
 _of_session = partial(Metric, interval=True, black_box=True)

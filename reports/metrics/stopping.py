@@ -66,7 +66,8 @@ def _per_character(cost: Cost, point: Point) -> Estimate | None:
     return over_blocks(point.cell, counted, ratio_interval)
 
 
-def _units(cost: Cost, point: Point) -> Units:
+def accepted_units(cost: Cost, point: Point) -> Units:
+    """Return cost and accepted characters by the prompts of a window."""
     rows: dict[frozenset[str], list[tuple[float, ...]]] = {}
     for samples, *row in spent(cost, point):
         rows.setdefault(frozenset(sample.sample_id for sample in samples), []).append(tuple(row))
@@ -106,7 +107,7 @@ ACCEPTED_TIME = _per_accepted(
     "time/accepted\ncharacter",
     "time of all requests over the characters until they differ from their references",
     compute=partial(_per_character, seconds),
-    units=partial(_units, seconds),
+    units=partial(accepted_units, seconds),
     unit="s",
     form="seconds",
     sections={STOPS: 3},
@@ -116,7 +117,7 @@ ACCEPTED_ENERGY = _per_accepted(
     "J/accepted\ncharacter",
     "energy of all requests over the characters until they differ from their references",
     compute=partial(_per_character, joules),
-    units=partial(_units, joules),
+    units=partial(accepted_units, joules),
     kind="energy",
     unit="J",
     sections={STOPS: 4},
