@@ -75,7 +75,7 @@ def _families(table: TaskTable) -> dict[str, list[SummaryRow]]:
         if sum(key[0] == strategy for key in groups) > 1:
             settings = ":".join(f"{key}={value}" for key, value in json.loads(others).items() if value is not None)
             name = f"{strategy}:{settings}@{kv}" + (f"@{stored}" if len(table.table.formats) > 1 else "")
-        named = {"stop": stop, "keep": keep, "prompt-exit": prompt_exit}
+        named = {"stop": stop, "keep": keep, "prompt": prompt_exit}
         name += "".join(f"@{what}={value}" for what, value in named.items() if value)
         found[name] = sorted(rows, key=lambda row: row.options[OPTION] or 0.0)
     return found

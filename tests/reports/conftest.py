@@ -204,7 +204,7 @@ def _point(name: str) -> OperatingPointRecord:
     length = next((one for one in said if one.startswith("draft=")), "draft=16")
     stop = next((one for one in said if one.startswith("stop=")), "")
     keep = next((one for one in said if one.startswith("keep=")), "")
-    shallow = next((one for one in said if one.startswith("prompt-exit=")), "")
+    shallow = next((one for one in said if one.startswith("prompt=")), "")
     kv = next((one for one in said if one not in (decode, length, stop, keep, shallow)), None)
     strategy, _, rest = written.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
@@ -218,7 +218,7 @@ def _point(name: str) -> OperatingPointRecord:
         decode=decode,
         stop=stop.removeprefix("stop="),
         keep=keep.removeprefix("keep="),
-        prompt_exit=shallow.removeprefix("prompt-exit="),
+        prompt_exit=shallow.removeprefix("prompt="),
         draft_max=None if decode == "lossy" else int(length.removeprefix("draft=")),
         draft_sources=tuple(decode.split("+")[1:]),
     )

@@ -231,7 +231,7 @@ def conditions(build: Any, *points: str) -> list[Conditions]:
 def test_sessions_rank_and_compare_with_none_but_their_like(build: Any) -> None:
     (plain,), (cold, warm), (shallow_full, shallow) = (
         conditions(build, *points)
-        for points in (("full",), (COLD, WARM), ("full", "full@prompt-exit=layer=18:tail=64"))
+        for points in (("full",), (COLD, WARM), ("full", "full@prompt=layer=18:tail=64"))
     )
     groups = [one.group("run") for one in (plain, cold, warm)]
     assert [group["Requests come"] for group in groups] == [
@@ -252,10 +252,10 @@ def test_sessions_rank_and_compare_with_none_but_their_like(build: Any) -> None:
 
 
 def test_a_shallow_prompt_is_no_full_depth(build: Any) -> None:
-    run = build(points=("full@prompt-exit=layer=5", "full"))
+    run = build(points=("full@prompt=layer=5", "full"))
     with pytest.raises(StoreError, match="no full depth"):
-        build(points=("full@prompt-exit=layer=5",)).summary()
-    run = build(points=("full", "full@prompt-exit=layer=5"))
+        build(points=("full@prompt=layer=5",)).summary()
+    run = build(points=("full", "full@prompt=layer=5"))
     for block in range(8):
         for point, seconds in zip(run.points, (1.0, 0.5), strict=True):
             prompt = {"ttft_s": seconds, "latency_s": seconds + 0.1}
