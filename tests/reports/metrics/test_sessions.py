@@ -230,8 +230,7 @@ def conditions(build: Any, *points: str) -> list[Conditions]:
 
 def test_sessions_rank_and_compare_with_none_but_their_like(build: Any) -> None:
     (plain,), (cold, warm), (shallow_full, shallow) = (
-        conditions(build, *points)
-        for points in (("full",), (COLD, WARM), ("full", "full@prompt=layer=18:tail=64"))
+        conditions(build, *points) for points in (("full",), (COLD, WARM), ("full", "full@prompt=layer=18:tail=64"))
     )
     groups = [one.group("run") for one in (plain, cold, warm)]
     assert [group["Requests come"] for group in groups] == [
