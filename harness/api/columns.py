@@ -108,6 +108,9 @@ SAMPLES: Sequence[Column[SampleRecord]] = (
     Column("ttft_s", "s", "from the batch's start, or the arrival, to the first token"),
     Column("latency_s", "s", "from the same to the last token"),
     Column("queue_s", "s", "waiting time; only with an arrival rate"),
+    Column("session", "", "editor session that it is a request of"),
+    Column("prompt_reused", "tokens", "of its prompt, not read again"),
+    Column("overtaken_s", "s", "computing for requests before it that typing overtook"),
     *(_counter(name) for name in COUNTERS),
     Column("error", "", "why it failed; None for a good sample"),
 )

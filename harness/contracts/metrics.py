@@ -28,8 +28,9 @@ Kind: TypeAlias = Literal["score", "work", "cost", "energy"]
 """Facts that two runs must share to compare it: references, nothing, the machine, the machine and the energy source."""
 Pairing: TypeAlias = Literal["ratio", "difference"]
 Against: TypeAlias = Literal["full", "own_full", "fastest_full"]
-"""Which full depth of a run: its first one; that of the operating point's own weights format; or, of those formats that
-keep the model's tokens, the one that was fastest. With a single weights format they are one and the same."""
+"""Which full depth of a run: its first one; that of the operating point's own weights format and ``keep``; or, of those
+formats that keep the model's tokens, the fastest with that ``keep``. With a single format and ``keep`` they are one and
+the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Metric:
         paired: compared with full depth, as a ratio of costs or as a mean difference.
         against: which full depth ``compute`` pairs with.
         restates: name of a metric; tables leave this one out where it says the same in every row.
-        interval: ``compute`` returns estimates that have a 95 % interval.
+        interval: it has a 95 % interval: the estimates that ``compute`` returns do, and a percentile gets one.
         units: independent units of a point for comparisons of runs: prompts → numbers
             (:data:`reports.metrics.point.Units`).
         kind: what two runs must share to compare it.

@@ -1,9 +1,8 @@
 """The conditions that an operating point was measured under, which say what may be compared with what.
 
-One ranking (:meth:`Conditions.group`) shares all of them but the KV policy, the stop rule and exits for the prompt; two
-runs
-(:meth:`Conditions.why_not_comparable`) only what would make the answer meaningless; a table of a report what
-:data:`in_one_table` says; the history of benchmarks :attr:`Conditions.label`.
+One ranking (:meth:`Conditions.group`) shares all of them but the KV policy, the stop rule and how deep the prompt is
+read; two runs (:meth:`Conditions.why_not_comparable`) only what would make the answer meaningless; a table of a report
+what :data:`in_one_table` says; the history of benchmarks :attr:`Conditions.label`.
 """
 
 from __future__ import annotations
@@ -65,6 +64,8 @@ class Conditions:
             fixed rate, and the longest completion if it is not the protocol's.
         stop: the stop rule beside the protocol's own end; empty for none.
         prompt_exit: how deep the prompt is read; empty for full depth.
+        keep: which keys and values a request of an editor session leaves to the next; empty for requests that share
+            nothing. Of a black box, that of the full depth that it is held against.
         hardware: what makes the hardware class, by name; empty where a run must say it and does not.
         baseline: the full depth that ratios are counted against, in words.
         energy_source, energy_measured: of the operating point; ``none`` where nobody asked.
@@ -82,6 +83,7 @@ class Conditions:
     max_new_tokens: int | None
     stop: str
     prompt_exit: str
+    keep: str
     hardware: tuple[tuple[str, str], ...]
     baseline: str
     energy_source: str = "none"
@@ -100,9 +102,16 @@ class Conditions:
                 f"the manifest's config has no usable 'kv' and 'batch_size' ({error}). "
                 "The run directory is damaged or foreign; start a new run with `harness run`."
             ) from None
+        first_keep = manifest.operating_points[0].keep
+        keep = first_keep if point.black_box else point.keep
         baseline = f"full depth, KV {first_kv}"
+        own, first = [], []
         if first_stored != stored:
-            baseline += f", in {stored}; scores against full depth in {first_stored}"
+            own, first = [f"in {stored}"], [f"in {first_stored}"]
+        if first_keep != keep:
+            own, first = [*own, f"keep {keep}"], [*first, f"keep {first_keep}"]
+        if own:
+            baseline += f", {', '.join(own)}; scores against full depth {', '.join(first)}"
         return cls(
             run=manifest.run or manifest.created,
             task=task,
@@ -116,6 +125,7 @@ class Conditions:
             max_new_tokens=config.get("max_new_tokens"),
             stop="" if point.black_box else point.stop,
             prompt_exit=point.prompt_exit,
+            keep=keep,
             hardware=tuple(_hardware(manifest).items()),
             baseline=baseline,
         )
@@ -143,7 +153,10 @@ class Conditions:
         packed = f"-{self.weights_format}" if self.kv and self.numbers != self.model.dtype else ""
         head = "" if self.model.exit_head == "shared" else f"-{self.model.exit_head.partition(':')[0]}"
         longest = f"-max{self.max_new_tokens}" if self.max_new_tokens else ""
-        return f"{self.task.name}-{self.task.protocol}-{self.kv}-batch{self.batch_size}{rate}{packed}{head}{longest}"
+        kept = f"-keep-{self.keep}" if self.keep else ""
+        shallow = f"-prompt-{self.prompt_exit}" if self.prompt_exit else ""
+        decoded = f"{self.kv}-batch{self.batch_size}{rate}{kept}{shallow}"
+        return f"{self.task.name}-{self.task.protocol}-{decoded}{packed}{head}{longest}"
 
     def same_but_for_kv(self, other: Conditions) -> bool:
         """Whether two differ in nothing but their KV policy, if in that."""
@@ -177,9 +190,16 @@ class Conditions:
         for what, before, after in (
             ("number format", self.numbers, other.numbers),
             ("arrival rate", str(self.arrival_rate or "–"), str(other.arrival_rate or "–")),
+            ("--keep in editor sessions", self.keep or "–", other.keep or "–"),
         ):
             if before != after:
                 yield f"another {what}: {before} in A, {after} in B"
+
+    @property
+    def _requests(self) -> str:
+        if self.keep:
+            return f"in editor sessions, keep {self.keep}"
+        return f"{self.arrival_rate:g} requests per second" if self.arrival_rate else "one after the other"
 
     def group(self, run: str) -> Group:
         """Return what all operating points of one ranking share."""
@@ -199,9 +219,7 @@ class Conditions:
             "Exit head": model.exit_head,
             "Number format": self.numbers,
             "Batch size": self.batch_size,
-            "Requests come": f"{self.arrival_rate:g} requests per second"
-            if self.arrival_rate
-            else "one after the other",
+            "Requests come": self._requests,
             "Longest completion": str(self.max_new_tokens) if self.max_new_tokens else "the protocol's",
             "Energy source": self.energy_source,
             "Energy measured by a sensor": self.energy_measured,

@@ -157,7 +157,7 @@ def _change(metric: Metric, a: RecordedRun, b: RecordedRun, points: tuple[Point,
     if reason:
         return Change(metric, reason=reason, source=source, measured=measured)
     if metric is AGREEMENT:
-        return level_of_both(metric, agreement_units(*cells, matched))
+        return level_of_both(metric, by_block(metric, agreement_units(*cells, matched), cells[0]))
     first, second = (units_of(metric, point) or {} for point in points)
     common = matched.same_reference if metric.kind == "score" else matched.same
     prompts = pair_units(metric, first, second, common)

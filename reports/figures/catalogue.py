@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from harness.records.calibration import Calibration
 from reports.completions.page import completion_page
-from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
+from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings, waiting
 from reports.figures.calibration import calibration_figures
 from reports.figures.drawing import Figure, slug, unused
 from reports.figures.training import training_figures
@@ -35,6 +35,7 @@ OF_ONE_RUN: tuple[tuple[Callable[[RecordedRun], list[Figure]], str], ...] = (
         overhead.figures,
         "no figure of overhead: nothing was attributed (run with --attribute, batch 1 and a KV cache)",
     ),
+    (waiting.figures, "no figure of what a user waits for: no editor sessions (run with --scenario session)"),
 )
 OF_ALL_RUNS: tuple[tuple[Callable[[Sequence[RecordedRun]], list[Figure]], str], ...] = (
     (

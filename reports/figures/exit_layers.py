@@ -58,7 +58,7 @@ def by_group(table: TaskTable, row: SummaryRow, *, kinds: bool) -> Histogram:
     """
     cell, tokens = table.cell(row), list[tuple[Hashable, int, int]]()
     for sample in cell.scored:
-        block, layers = cell.windows[sample.window].block, cell.decoded_layers(sample)
+        block, layers = cell.unit(sample), cell.decoded_layers(sample)
         groups: Sequence[Hashable] = range(1 + cell.conditions.cached, 1 + cell.conditions.cached + _MOST_POSITIONS)
         if kinds:
             found = kinds_of(sample.token_texts, row.language)

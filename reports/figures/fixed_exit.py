@@ -75,16 +75,17 @@ def _lines(table: TaskTable) -> list[_Line]:
     """
     depth, first = table.run.manifest.model.num_layers, table.first
     found = []
-    for kv, stored in dict.fromkeys((row.kv, row.weights_format) for row in table.rows):
-        plain = [row for row in table.rows if not (row.lossless or row.stop or row.prompt_exit)]
-        alike = [row for row in plain if row.weights_format == stored]
+    whole = [row for row in table.rows if not (row.lossless or row.stop or row.prompt_exit)]
+    for kv, stored, keep in dict.fromkeys((row.kv, row.weights_format, row.keep) for row in whole):
+        alike = [row for row in whole if (row.weights_format, row.keep) == (stored, keep)]
         full = sorted((row for row in alike if row.strategy == "full"), key=lambda row: row.kv != kv)
         places = {depth: full[0]} if full else {}
         fixed = {row.options.get("layer"): row for row in alike if row.strategy == "fixed" and row.kv == kv}
         places |= {layer: row for layer, row in fixed.items() if isinstance(layer, int)}
         if fixed:
             weights = {"pretrained": "base"}.get(first.weights, first.weights)
-            how = f"kv {kv}, {numbers(stored, first.dtype)}, batch {first.batch_size}"
+            kept = f", keep {keep}" if keep else ""
+            how = f"kv {kv}, {numbers(stored, first.dtype)}, batch {first.batch_size}{kept}"
             label = f"{weights} weights, {first.exit_head} head, {how}"
             found.append(_Line(label, table, tuple(sorted(places.items()))))
     return found

@@ -22,7 +22,14 @@ from reports.figures.drawing import Figure, Width
 from reports.figures.task_table import TaskTable, task_tables
 from reports.metrics.depth import LAYERS_SKIPPED
 from reports.metrics.energy import ENERGY_PER_TOKEN
-from reports.metrics.speedups import ENERGY_RATIO, ENERGY_RATIO_OVER_FASTEST, SPEEDUP, SPEEDUP_OVER_FASTEST
+from reports.metrics.speedups import (
+    ENERGY_RATIO,
+    ENERGY_RATIO_OVER_FASTEST,
+    ENERGY_RATIO_OVER_FIRST,
+    SPEEDUP,
+    SPEEDUP_OVER_FASTEST,
+    SPEEDUP_OVER_FIRST,
+)
 from reports.recorded import RecordedRun
 from reports.summary.pareto import NO_FRONT, TEXT_KEPT, choose_gain, coordinates, edge, on_front
 from reports.tables.result import is_candidate
@@ -55,6 +62,10 @@ GAINS = (
 )
 
 
+_ENERGY = {SPEEDUP_OVER_FASTEST: ENERGY_RATIO_OVER_FASTEST, SPEEDUP_OVER_FIRST: ENERGY_RATIO_OVER_FIRST}
+"""Energy ratios over the same full depth as a speed-up."""
+
+
 @dataclass(frozen=True, slots=True)
 class Front:
     """The rows of one table, placed by a gain (to the right) and by the text they keep (upwards)."""
@@ -80,7 +91,7 @@ def front_of(table: TaskTable, gain: Gain) -> Front | None:
         read = all(row.energy_measured and row.value(ENERGY_PER_TOKEN) is not None for row in table.rows)
         if not read or len({row.energy_source for row in table.rows}) != 1:
             return None
-        metric = ENERGY_RATIO_OVER_FASTEST if speedup is SPEEDUP_OVER_FASTEST else metric
+        metric = _ENERGY.get(speedup, metric)
     elif any(row.stop for row in table.table.rows):
         return None
     rows = tuple(row for row in table.rows if coordinates(row, metric) is not None)

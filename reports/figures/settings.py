@@ -26,7 +26,7 @@ from reports.metrics.vocabulary import FIGURES, in_section, metrics_of
 from reports.recorded import RecordedRun
 from reports.statistics.intervals import MINIMUM_PAIRS
 from reports.summary.measured import energy_origin
-from reports.tables.result import draft_families
+from reports.tables.result import dimensions, draft_families
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,21 +63,20 @@ def thresholds(run: RecordedRun) -> list[Figure]:
 
 def _families(table: TaskTable) -> dict[str, list[SummaryRow]]:
     """Return the rows that differ in their threshold alone, lowest first, by a name for them."""
-    groups: dict[tuple[str, str, str, str, str, str], list[SummaryRow]] = {}
+    groups: dict[tuple[str, str, str, str, str, str, str], list[SummaryRow]] = {}
     for row in table.rows:
         if not row.lossless and OPTION in row.options and isinstance(row.options[OPTION], int | float | None):
             others = json.dumps({key: value for key, value in row.options.items() if key != OPTION}, sort_keys=True)
-            key = (row.strategy, others, row.kv, row.weights_format, row.stop, row.prompt_exit)
-            groups.setdefault(key, []).append(row)
+            groups.setdefault((row.strategy, others, *dimensions(row)), []).append(row)
     groups = {key: rows for key, rows in groups.items() if len({row.options[OPTION] for row in rows}) > 1}
     found: dict[str, list[SummaryRow]] = {}
-    for (strategy, others, kv, stored, stop, prompt), rows in groups.items():
+    for (strategy, others, kv, stored, stop, keep, prompt_exit), rows in groups.items():
         name = strategy
         if sum(key[0] == strategy for key in groups) > 1:
             settings = ":".join(f"{key}={value}" for key, value in json.loads(others).items() if value is not None)
             name = f"{strategy}:{settings}@{kv}" + (f"@{stored}" if len(table.table.formats) > 1 else "")
-        name += f"@stop={stop}" if stop else ""
-        name += f"@prompt={prompt}" if prompt else ""
+        named = {"stop": stop, "keep": keep, "prompt": prompt_exit}
+        name += "".join(f"@{what}={value}" for what, value in named.items() if value)
         found[name] = sorted(rows, key=lambda row: row.options[OPTION] or 0.0)
     return found
 

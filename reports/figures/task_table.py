@@ -54,8 +54,9 @@ class TaskTable:
 
     @property
     def blocks(self) -> int:
-        """Blocks of samples that any operating point finished."""
-        return len({window.block for row in self.rows for window in self.cell(row).windows.values()})
+        """Blocks of samples that any operating point finished, those of one editor session counted once."""
+        cells = [self.cell(row) for row in self.rows]
+        return len({cell.units[window.block] for cell in cells for window in cell.windows.values()})
 
     def stem(self, kind: str) -> str:
         """Return the name of a figure's files."""

@@ -180,9 +180,10 @@ def _in_records(run: RecordedRun) -> str:
 def _in_tokens(run: RecordedRun) -> str:
     """Name the first completion that cannot be of this prompt and these tokens.
 
-    With a cache the first token comes from the pass over the prompt, which is the same for every operating point of a
-    weights format. Later tokens of lossless rows may differ by near-ties, where products of several rows round
-    otherwise than those of one; such rows do not rank as lossless (:func:`reports.leaderboard.ranking.is_exact`).
+    With a cache the first token comes from the pass over the whole prompt, which is the same for every operating point
+    of a weights format that reads it as deep. Later tokens of lossless rows may differ by near-ties, where products of
+    several rows round otherwise than those of one; such rows do not rank as lossless
+    (:func:`reports.leaderboard.ranking.is_exact`).
     """
     first, spelled, given = (dict[tuple[object, ...], SampleRecord]() for _ in range(3))
     for cell in run.cells.values():
@@ -194,8 +195,9 @@ def _in_tokens(run: RecordedRun) -> str:
                 return f"{_named(sample)} has another prompt or reference than {_named(other)}"
             if sample.answer is not None:
                 continue
-            if cell.conditions.cached:
-                other = first.setdefault((*key, sample.repeat, cell.conditions.weights_format), sample)
+            if cell.conditions.cached and not sample.prompt_reused:  # what requests left may round otherwise
+                work = cell.conditions.weights_format, cell.conditions.prompt_exit
+                other = first.setdefault((*key, sample.repeat, *work), sample)
                 if sample.token_ids[0] != other.token_ids[0]:
                     return (
                         f"the first token of {_named(sample)} is {sample.token_ids[0]} and that of {_named(other)} "
@@ -278,6 +280,7 @@ def _times_of(cell: Measured) -> Iterator[str]:
         else:  # requests of a batch last together
             batches = (samples[start : start + size] for start in range(0, len(samples), size))
             busy = math.fsum(max(sample.latency_s or 0.0 for sample in batch) for batch in batches)
+            busy += math.fsum(sample.overtaken_s or 0.0 for sample in samples)
         both = f"window {number} of {where} took {window.duration_s:g} s and its requests {busy:g} s"
         if busy > window.duration_s * (1 + _OVERLAP) + _OVERLAP_S:
             yield both

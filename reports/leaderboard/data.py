@@ -170,8 +170,8 @@ def _facets(group: Group) -> dict[str, Any]:
         "title": f"{group['Task']} · {group['Model']}, {group['Weights']} · {group['Hardware class']}",
         "detail": (
             f"{group['Protocol']} · {group['Data']} · data {str(group['Data fingerprint'])[:6]} · "
-            f"{group['Number format']} · batch {group['Batch size']} · exit head {head} · weights {weights[:6]} · "
-            f"energy {source} · against {group['Compared with']}"
+            f"{group['Number format']} · batch {group['Batch size']} · requests {group['Requests come']} · "
+            f"exit head {head} · weights {weights[:6]} · energy {source} · against {group['Compared with']}"
         ),
     }
 
@@ -300,7 +300,8 @@ def _settings(entry: RunEntry, cell: Measured) -> list[list[str]]:
         ["KV policy", entry.kv(cell.conditions, "{}, filled from {}")],
         ["decoding", f"{point.decode}{most}"],
         *([["stop rule", point.stop]] if point.stop else []),
-        *([["prompt exit", point.prompt_exit]] if point.prompt_exit else []),
+        *([["prompt read to", point.prompt_exit]] if point.prompt_exit else []),
+        *([["keys and values kept", point.keep]] if point.keep else []),
         ["asked at layers", ", ".join(map(str, point.exit_points)) or "none"],
         *([f"SHA-256 of {name}", digest] for name, digest in point.artefacts.items()),
     ]

@@ -10,7 +10,7 @@ p-value is at most 0.05 **and** its interval excludes "no difference".
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
@@ -27,6 +27,7 @@ from reports.statistics.intervals import (
     mean_interval,
     paired_ratio,
     percentile,
+    percentile_interval,
     ratio_interval,
     score_interval,
 )
@@ -114,6 +115,8 @@ def _made(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | No
         read = (metric.of_sample(sample) for sample in point.samples)
         values = _usable(metric, (value for value in read if value is not None), left_out)
         found = mean(values) if metric.percentile is None else percentile(values, metric.percentile)
+        if metric.interval and metric.percentile is not None and found is not None:
+            return _percentile(metric, metric.percentile, point, found)
     else:
         assert metric.compute is not None
         if metric.paired == "difference" and point.cell is point.reference(metric.against):
@@ -127,6 +130,15 @@ def _made(metric: Metric, point: Point, left_out: Counter[str]) -> Estimate | No
     if not isinstance(found, int | float):
         raise RegistryError(f"the metric '{metric.name}' yields {found!r}, which is no number and no estimate.")
     return Estimate(value=found) if _usable(metric, [found], left_out) else None
+
+
+def _percentile(metric: Metric, percent: float, point: Point, found: float) -> Estimate:
+    units: dict[int, list[float]] = defaultdict(list)
+    for sample in point.samples:
+        value = metric.of_sample(sample) if metric.of_sample else None
+        if value is not None and all_plausible([value]):
+            units[point.cell.unit(sample)].append(value)
+    return Estimate.of(found, percentile_interval(list(units.values()), percent), n=len(units))
 
 
 def _ratio(metric: Metric, point: Point, found: list[Pair] | None, left_out: Counter[str]) -> Estimate | None:

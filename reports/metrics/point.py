@@ -50,17 +50,21 @@ class Point:
 
     @cached_property
     def own_full(self) -> Measured:
-        """Full depth in the same weights format: what costs are compared with."""
-        return full_depths(self.cells)[self.cell.conditions.weights_format]
+        """Full depth in the same weights format and with the same ``keep``: what costs are compared with."""
+        return full_depths(self.cells)[self.cell.regime]
 
     @cached_property
     def fastest_full(self) -> Measured | None:
-        """The fastest full depth, by whole requests, of the weights formats that keep the model's tokens.
+        """The fastest full depth of the same ``keep``, by whole requests, in a format that keeps the model's tokens.
 
         ``None`` where the run has no such format.
         """
-        depths = full_depths(self.cells)
-        near = [cell for name, cell in depths.items() if self.manifest.model.stored(name).keeps_tokens]
+        _, kept = self.cell.regime
+        near = [
+            cell
+            for (name, keep), cell in full_depths(self.cells).items()
+            if keep == kept and self.manifest.model.stored(name).keeps_tokens
+        ]
 
         def speed(cell: Measured) -> float:
             return paired_ratio(list(cell.block_pairs(near[0], Measured.request_s).values())) or 0.0
@@ -188,8 +192,8 @@ def over_blocks(
     counted: Iterable[tuple[SampleRecord, Pair]],
     interval: Callable[[Sequence[Pair]], Interval | NoInterval],
 ) -> Estimate | None:
-    """Return Σ baseline over Σ other of samples with its interval over their blocks; ``None`` of nothing."""
-    units = pooled((cell.windows[sample.window].block, pair) for sample, pair in counted)
+    """Return Σ baseline over Σ other of samples with its interval over their units; ``None`` of nothing."""
+    units = pooled((cell.unit(sample), pair) for sample, pair in counted)
     value = ratio(sum(pair.baseline for pair in units), sum(pair.other for pair in units))
     return None if value is None else Estimate.of(value, interval(units), n=len(units))
 

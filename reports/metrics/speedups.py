@@ -1,7 +1,8 @@
 """Costs against full depth, paired by block of samples: how much faster, and with how much less energy.
 
 Ratios of totals, full depth's cost over this one's. Each is stated twice: over full depth in the row's own weights
-format, and over the fastest full depth in a format that keeps the model's tokens: a slow format flatters the first.
+format, and over the fastest full depth in a format that keeps the model's tokens: a slow format flatters the first. In
+editor sessions both have the row's own ``keep``; where a run compares several, a third is over its first full depth.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeAlias
 from harness.contracts import Metric, Wording
 from harness.contracts.metrics import Against
 from reports.metrics.point import Point, Units, blocks, joined, rates
-from reports.metrics.vocabulary import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS
+from reports.metrics.vocabulary import AGAINST_FULL, BYTE_MODEL, ENERGY, HEADLINE, LEADERBOARD, REPEATS, SESSIONS
 from reports.statistics.intervals import Pair, paired_ratio
 from reports.summary.measured import Measured, after_first, has_energy, idle_power_w
 
@@ -71,6 +72,11 @@ def _stated_twice(
         sections={title: at + 0.1 for title, at in own.sections.items() if title not in (BYTE_MODEL, LEADERBOARD)},
         change=None,
     )
+
+
+def _over_first(costs: _Costs, point: Point) -> list[Pair] | None:
+    several = len({cell.conditions.keep for cell in point.cells}) > 1
+    return costs(point, point.full) if several else None
 
 
 def _request_units(point: Point) -> Units:
@@ -155,6 +161,27 @@ NET_ENERGY_RATIO, NET_ENERGY_RATIO_OVER_FASTEST = _stated_twice(
 )
 """energy ratio net of idle power
 net energy ratio over the fastest full depth of the run in a format that keeps the model's tokens
+"""
+SPEEDUP_OVER_FIRST, ENERGY_RATIO_OVER_FIRST = (
+    replace(
+        own,
+        name=f"{own.name}_over_first",
+        header=f"{own.header} over first",
+        meaning=f"{own.header} over the run's first full depth, whatever a request leaves to the next",
+        compute=partial(_over_first, costs),
+        against="full",
+        restates=own.name,
+        units=None,
+        sections=sections,
+        change=None,
+    )
+    for own, costs, sections in (
+        (SPEEDUP, _requests, {HEADLINE: 6.2, SESSIONS: 1}),
+        (ENERGY_RATIO, _energy, {SESSIONS: 2}),
+    )
+)
+"""speed-up over the run's first full depth, whatever a request leaves to the next
+energy ratio over the run's first full depth
 """
 
 SPEEDUP_LOWEST, SPEEDUP_HIGHEST, DECODE_SPEEDUP_LOWEST, DECODE_SPEEDUP_HIGHEST = (

@@ -23,7 +23,7 @@ from reports.summary.measured import total
 ACCEPTED_SCORE = "accepted_prefix"
 """The score that counts accepted characters."""
 
-_Cost = Callable[[Point, WindowRecord], float | None]
+Cost = Callable[[Point, WindowRecord], float | None]
 
 
 def _is_stopped(sample: SampleRecord, point: Point) -> bool:
@@ -49,35 +49,38 @@ def _stopped(point: Point) -> Iterator[tuple[SampleRecord, Pair]]:
     yield from ((sample, Pair(_is_stopped(sample, point), 1)) for sample in point.samples)
 
 
-def _spent(cost: _Cost, point: Point) -> list[tuple[list[SampleRecord], float, float]]:
-    """Each window's samples, cost and accepted characters; nothing where one of these is not known."""
+def spent(cost: Cost, point: Point) -> list[tuple[list[SampleRecord], float, float]]:
+    """Return each window's samples, cost and accepted characters; nothing where one of these is not known."""
     found = []
     for number, samples in point.cell.whole.items():
-        spent = cost(point, point.cell.windows[number])
+        paid = cost(point, point.cell.windows[number])
         characters = [sample.scores.get(ACCEPTED_SCORE) for sample in samples]
-        if spent is None or None in characters:
+        if paid is None or None in characters:
             return []
-        found.append((list(samples), spent, sum(one for one in characters if one is not None)))
+        found.append((list(samples), paid, sum(one for one in characters if one is not None)))
     return found
 
 
-def _per_character(cost: _Cost, point: Point) -> Estimate | None:
-    counted = ((samples[0], Pair(spent, characters)) for samples, spent, characters in _spent(cost, point))
+def _per_character(cost: Cost, point: Point) -> Estimate | None:
+    counted = ((samples[0], Pair(paid, characters)) for samples, paid, characters in spent(cost, point))
     return over_blocks(point.cell, counted, ratio_interval)
 
 
-def _units(cost: _Cost, point: Point) -> Units:
+def accepted_units(cost: Cost, point: Point) -> Units:
+    """Return cost and accepted characters by the prompts of a window."""
     rows: dict[frozenset[str], list[tuple[float, ...]]] = {}
-    for samples, *row in _spent(cost, point):
+    for samples, *row in spent(cost, point):
         rows.setdefault(frozenset(sample.sample_id for sample in samples), []).append(tuple(row))
     return {key: added(ACCEPTED_TIME, each) for key, each in rows.items()}
 
 
-def _seconds(point: Point, window: WindowRecord) -> float | None:
+def seconds(point: Point, window: WindowRecord) -> float | None:
+    """Return what the requests of a window took."""
     return point.cell.request_s(window)
 
 
-def _joules(point: Point, window: WindowRecord) -> float | None:
+def joules(point: Point, window: WindowRecord) -> float | None:
+    """Return what a window used, where all windows have a reading."""
     return None if total(point.windows)[1] is None else window.energy_j
 
 
@@ -103,8 +106,8 @@ ACCEPTED_TIME = _per_accepted(
     "accepted_character_s",
     "time/accepted\ncharacter",
     "time of all requests over the characters until they differ from their references",
-    compute=partial(_per_character, _seconds),
-    units=partial(_units, _seconds),
+    compute=partial(_per_character, seconds),
+    units=partial(accepted_units, seconds),
     unit="s",
     form="seconds",
     sections={STOPS: 3},
@@ -113,8 +116,8 @@ ACCEPTED_ENERGY = _per_accepted(
     "energy_j_per_accepted_character",
     "J/accepted\ncharacter",
     "energy of all requests over the characters until they differ from their references",
-    compute=partial(_per_character, _joules),
-    units=partial(_units, _joules),
+    compute=partial(_per_character, joules),
+    units=partial(accepted_units, joules),
     kind="energy",
     unit="J",
     sections={STOPS: 4},

@@ -38,13 +38,15 @@ STOPS = "Tokens saved, and what accepted text costs"
 BYTE_MODEL = "Expected and realised decoding speed-up"
 TIME = "Time of a request"
 ENERGY = "Energy and power"
+SESSIONS = "Editor sessions"
+"""Only in runs of them."""
 REPEATS = "Between repeats"
 DEPTH = "Depth and work"
 EQUAL_DEPTH = "Against fixed exit at the same mean depth"
 SCORES = "Scores"
 SCORE_DIFFERENCES = "Scores minus full depth's"
 _ORDER = (
-    *(AGAINST_FULL, AGREEMENTS, STOPS, DRAFTS, BYTE_MODEL, TIME, REPEATS, ENERGY, DEPTH, EQUAL_DEPTH, SCORES),
+    *(SESSIONS, AGAINST_FULL, AGREEMENTS, STOPS, DRAFTS, BYTE_MODEL, TIME, REPEATS, ENERGY, DEPTH, EQUAL_DEPTH, SCORES),
     SCORE_DIFFERENCES,
 )
 

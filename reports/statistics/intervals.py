@@ -3,8 +3,9 @@
 Rates are totals over totals, never means of ratios: a mean of per-sample tokens/s flatters a system that is fast on
 short samples. Percentiles interpolate linearly (Hyndman and Fan 1996, type 7). Intervals of ratios and differences are
 t intervals of the linearised statistic over independent units, with Kish's (1965) effective number of them; shares have
-Clopper and Pearson's for an effective number of trials; percentiles the bootstrap's (Efron 1979), expanded for few
-units (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 6.1.2).
+Clopper and Pearson's for an effective number of trials, which percentiles have of the share below them (Woodruff 1952);
+changes of percentiles the bootstrap's (Efron 1979), expanded for few units (Hesterberg 2015, "What Teachers Should Know
+About the Bootstrap", section 6.1.2).
 """
 
 from __future__ import annotations
@@ -194,6 +195,30 @@ def share_interval(pairs: Sequence[Pair]) -> Interval | NoInterval:
     if min(parts, wholes - parts) < MINIMUM_DIFFERING:
         return NoInterval.FEW_DIFFERING
     return share_bounds(pairs)
+
+
+def percentile_interval(units: Sequence[Sequence[float]], percent: float) -> Interval | NoInterval:
+    """Return the 95 % interval of :func:`percentile` of the values of independent units.
+
+    Its ends are the percentiles at the ends of :func:`share_bounds` of the share of values up to it (Woodruff 1952,
+    "Confidence intervals for medians and other position measures"); it covers more than a bootstrap of units. There is
+    none where an end would be the smallest or the largest value.
+    """
+    values = sorted(chain(*units))
+    found = percentile(values, percent)
+    if found is None:
+        return NoInterval.UNDEFINED
+    below = [Pair(sum(value <= found for value in unit), len(unit)) for unit in units]
+    bounds = share_bounds(below)
+    if not isinstance(bounds, tuple):
+        return bounds
+    share = sum(pair.baseline for pair in below) / len(values)
+    low, high = (percent / 100 + bound - share for bound in bounds)
+    beyond = 1 / (len(values) - 1)
+    if low < beyond or high > 1 - beyond:
+        return NoInterval.FEW_SAMPLES
+    one, other = np.quantile(values, (low, high))
+    return float(one), float(other)
 
 
 def known(interval: Interval | NoInterval) -> Interval | None:

@@ -27,12 +27,12 @@ def acceptances(cell: Measured) -> Iterator[Acceptance]:
     counts: dict[Group, Counter[tuple[int, bool]]] = defaultdict(Counter)
     source = " or ".join(cell.point.draft_sources) or cell.point.strategy  # what proposes and runs no layer
     for sample in cell.samples.values():
-        block = cell.windows[sample.window].block
+        block = cell.unit(sample)
         for layer, kind, stood in _drafted(sample, cell.task.language):
             origins = {(None, None), *([(EXIT, None), (EXIT, layer)] if layer else [(source, None)])}
             for origin, of in product(origins, {None, kind}):
                 counts[*origin, of][block, stood] += 1
-    blocks = sorted({cell.windows[sample.window].block for sample in cell.samples.values()})
+    blocks = sorted(set(map(cell.unit, cell.samples.values())))
     for group in sorted(counts, key=_place):
         count = counts[group]
         pairs = [Pair(count[block, True], count[block, True] + count[block, False]) for block in blocks]

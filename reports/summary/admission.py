@@ -42,7 +42,8 @@ def refuse_sample(sample: SampleRecord, manifest: Manifest) -> str | None:
     """Return why a finished sample is left out; ``None`` when it counts."""
     num_layers = manifest.model.num_layers
     times = sample.token_times_s
-    measured = [value for value in (sample.latency_s, sample.ttft_s, sample.queue_s, *times) if value is not None]
+    told_s = (sample.latency_s, sample.ttft_s, sample.queue_s, sample.overtaken_s, *times)
+    measured = [value for value in told_s if value is not None]
     scores = [score for score in sample.scores.values() if score is not None]
     if not all(map(math.isfinite, [*measured, *scores])):
         return "a number that is not finite"
@@ -61,10 +62,12 @@ def refuse_sample(sample: SampleRecord, manifest: Manifest) -> str | None:
     else:
         counts.add(len(times))
         told = bool(times) if sample.answer is None else sample.latency_s is not None and not times
-    if len(counts) > 1 or not told:
-        return "tokens, exit layers and times that are missing or not equally many"
-    inside = all(1 <= layer <= num_layers for layer in sample.exit_layers)
-    return None if inside else f"an exit layer outside 1…{num_layers}"
+    wrong = {
+        "tokens, exit layers and times that are missing or not equally many": len(counts) > 1 or not told,
+        "more tokens reused than the prompt has": sample.prompt_reused > len(sample.prompt_ids),
+        f"an exit layer outside 1…{num_layers}": not all(1 <= layer <= num_layers for layer in sample.exit_layers),
+    }
+    return next((why for why, is_so in wrong.items() if is_so), None)
 
 
 def without_false_reading(window: WindowRecord) -> WindowRecord:

@@ -53,13 +53,15 @@ would fall to the checks, which never exit under a probe.
 def attribute(cells: Sequence[Measured], meter: MeterRecord | None = None, *, seed: int = 0) -> tuple[Attribution, ...]:
     """Return the attribution of one task, in time and, where every window has it from one source, in energy.
 
-    Nothing where the run has no probe, several samples in a batch, no KV cache, or requests that arrive at a fixed rate
-    (their windows hold idle time). Full depth comes first in ``cells``; without a ``meter`` energy is an estimate.
+    Nothing where the run has no probe, several samples in a batch, no KV cache, requests that arrive at a fixed rate
+    (their windows hold idle time) or those of editor sessions (theirs hold overtaken ones). Full depth comes first in
+    ``cells``; without a ``meter`` energy is an estimate.
     """
     usable = [cell for cell in cells if cell.conditions.cached and not cell.point.rehearsed]
     if not any(cell.point.never_exits for cell in cells) or any(cell.conditions.batch_size > 1 for cell in cells):
         return ()
-    if any(sample.arrival_s is not None for cell in cells for sample in cell.samples.values()):
+    made = [sample for cell in cells for sample in cell.samples.values()]
+    if any(sample.arrival_s is not None or sample.session for sample in made):
         return ()
     windows = [window for cell in usable for window in cell.windows.values()]
     energy = {window.energy_source for window in windows}

@@ -47,6 +47,17 @@ class Measured:
     windows: dict[int, WindowRecord]
     samples: dict[SampleKey, SampleRecord]
     failed: dict[SampleKey, SampleRecord]
+    units: Mapping[int, int]
+    """Block → the independent unit of every statistic: itself, with those that have part of one of its sessions."""
+
+    @property
+    def regime(self) -> tuple[str, str]:
+        """Weights format, and what requests leave to the next: what a full depth of its own is for."""
+        return self.conditions.weights_format, self.conditions.keep
+
+    def unit(self, sample: SampleRecord) -> int:
+        """Return the independent unit that a sample belongs to."""
+        return self.units[self.windows[sample.window].block]
 
     @property
     def flagged(self) -> list[WindowRecord]:
@@ -123,10 +134,10 @@ class Measured:
         return [key for key in self.samples if key in other.samples]
 
     def by_block(self, values: Mapping[str, Value]) -> list[list[Value]]:
-        """Sort what samples have, by sample id, into their blocks: the independent units of every statistic."""
+        """Sort what samples have, by sample id, into the independent units of every statistic."""
         found: dict[int, list[Value]] = defaultdict(list)
         for sample_id, value in values.items():
-            found[self._blocks[sample_id]].append(value)
+            found[self._units[sample_id]].append(value)
         return list(found.values())
 
     def energy_pairs(self, baseline: Measured, idle_w: float = 0.0) -> list[Pair]:
@@ -140,15 +151,14 @@ class Measured:
         return list(self.block_pairs(baseline, joules).values())
 
     def decode_pairs(self, baseline: Measured, repeat: int | None = None) -> list[Pair]:
-        """Return seconds and tokens after the first token under the baseline and here, by block."""
+        """Return seconds and tokens after the first token under the baseline and here, by independent unit."""
         pairs: list[tuple[Hashable, Pair]] = []
         for key in self.shared(baseline):
             if repeat not in (None, key[1]):
                 continue
             here, there = after_first(self.samples[key]), after_first(baseline.samples[key])
             if here is not None and there is not None:
-                block = self.windows[self.samples[key].window].block
-                pairs.append((block, Pair(there[0], here[0], there[1], here[1])))
+                pairs.append((self.unit(self.samples[key]), Pair(there[0], here[0], there[1], here[1])))
         return pooled(pairs)
 
     def block_pairs(
@@ -157,7 +167,7 @@ class Measured:
         cost: Callable[[Measured, WindowRecord], float | None],
         repeat: int | None = None,
     ) -> dict[int, Pair]:
-        """Pair windows by block and repeat, where both finished the same samples; a block's repeats are added up."""
+        """Pair windows by block and repeat, where both finished the same samples, and add up those of one unit."""
         others = {(window.block, window.repeat): window for window in baseline.windows.values()}
         mine, theirs = (
             {number: {sample.sample_id for sample in samples} for number, samples in cell.whole.items()}
@@ -172,12 +182,16 @@ class Measured:
                 continue
             before, now = cost(baseline, other), cost(self, window)
             if before is not None and now is not None:
-                pairs.append((window.block, Pair(before, now)))
+                pairs.append((self.units[window.block], Pair(before, now)))
         return pooled_by(pairs)
 
     def request_s(self, window: WindowRecord) -> float | None:
-        """Return what the requests of a window took, seconds: the window's time, or latencies of those that arrive."""
-        arrived = [sample for sample in self._by_window.get(window.window, ()) if sample.arrival_s is not None]
+        """Return what the requests of a window took, seconds: the window's time, or the latencies of those that arrive.
+
+        Requests of an editor session arrive: what others that typing overtook computed is nobody's wait.
+        """
+        samples = self._by_window.get(window.window, ())
+        arrived = [sample for sample in samples if sample.arrival_s is not None or sample.session]
         if not arrived:
             return window.duration_s
         latencies = [sample.latency_s for sample in arrived if sample.latency_s is not None]
@@ -198,8 +212,8 @@ class Measured:
         return [self.windows[number] for number in self.whole]
 
     @cached_property
-    def _blocks(self) -> dict[str, int]:
-        return {sample_id: self.windows[sample.window].block for (sample_id, _), sample in self.samples.items()}
+    def _units(self) -> dict[str, int]:
+        return {sample_id: self.unit(sample) for (sample_id, _), sample in self.samples.items()}
 
     @cached_property
     def _by_window(self) -> dict[int, list[SampleRecord]]:
@@ -215,14 +229,32 @@ def after_first(sample: SampleRecord) -> tuple[float, int] | None:
     return (times[-1] - times[0], len(times) - 1) if len(times) >= 2 else None
 
 
-def full_depths(cells: Iterable[Measured]) -> dict[str, Measured]:
-    """Return the full depth of each weights format, the run's own first; of several, as KV policies have, the first."""
-    found: dict[str, Measured] = {}
+def full_depths(cells: Iterable[Measured]) -> dict[tuple[str, str], Measured]:
+    """Return the full depth of each regime, the run's own first; of several, as KV policies have, the first."""
+    found: dict[tuple[str, str], Measured] = {}
     for cell in cells:
         point = cell.point
         if point.strategy == "full" and not (point.never_exits or point.lossless or point.stop or point.prompt_exit):
-            found.setdefault(cell.conditions.weights_format, cell)
+            found.setdefault(cell.regime, cell)
     return found
+
+
+def independent_units(windows: Iterable[WindowRecord], samples: Iterable[SampleRecord]) -> dict[int, int]:
+    """Return block → independent unit of one task: blocks that share an editor session, by the first of them."""
+    blocks = {window.window: window.block for window in windows}
+    found = {block: block for block in blocks.values()}
+
+    def first(block: int) -> int:
+        while found[block] != block:
+            block = found[block]
+        return block
+
+    began: dict[str, int] = {}
+    for sample in samples:
+        if sample.session and sample.window in blocks:
+            here, there = first(blocks[sample.window]), first(began.setdefault(sample.session, blocks[sample.window]))
+            found[max(here, there)] = min(here, there)
+    return {block: first(block) for block in found}
 
 
 def select(
@@ -232,8 +264,18 @@ def select(
 
     A record that appears twice (a window cut off by a kill and run again) counts once, the last time.
     """
+    windows, samples = tuple(windows), tuple(samples)
+    units = {
+        task.name: independent_units(
+            (window for window in windows if window.task == task.name),
+            (sample for sample in samples if sample.task == task.name),
+        )
+        for task in manifest.tasks
+    }
     cells = {
-        (task.name, point.name): Measured(task, point, Conditions.of(manifest, task, point), {}, {}, {})
+        (task.name, point.name): Measured(
+            task, point, Conditions.of(manifest, task, point), {}, {}, {}, units[task.name]
+        )
         for task in manifest.tasks
         for point in manifest.operating_points
     }
@@ -298,8 +340,9 @@ class PromptTimes:
 
     With a KV cache all of them read a prompt in one pass at full depth, which on a shared machine takes up to twice as
     long by chance. So where requests are compared, the time of each is the mean time of its prompt, and what this one
-    took beyond its own. Pooled is only what is the same work: the same prompt tokens and repeat, one weights format,
-    one request at a time, back to back. The mean estimates what each of them estimates alone.
+    took beyond its own. Pooled is only what is the same work: the same prompt tokens, as many of them read and as deep,
+    the same repeat, one weights format, one request at a time, back to back. The mean estimates what each of them
+    estimates alone.
     """
 
     def __init__(self, cells: Sequence[Measured]) -> None:
@@ -332,4 +375,5 @@ def _prompt_s(sample: SampleRecord) -> float | None:
 
 
 def _work(cell: Measured, sample: SampleRecord) -> Hashable:
-    return cell.conditions.weights_format, sample.sample_id, sample.repeat, sample.prompt_ids
+    how = cell.conditions.weights_format, cell.conditions.prompt_exit
+    return *how, sample.sample_id, sample.repeat, sample.prompt_ids, sample.prompt_reused

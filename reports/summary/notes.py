@@ -30,6 +30,12 @@ _ENOUGH = 4  # completions of two tokens or more, of one token all of them, that
 _CONSTANT_POWER = 0.03  # mean powers closer than this are one power
 _IDLE_SHARE = 0.05  # gross and net energy further apart than this must both be read
 _FEW_TIMINGS = 100  # fewer latencies than this and the 99th percentile is close to the slowest one
+_KEPT = {
+    "none": "nothing (cold)",
+    "prompt": "the prompt's",
+    "exact": "the prompt's and those of the completion that full depth computed",
+    "all": "the prompt's and the completion's, also those that an exit filled in",
+}
 PROJECTS = (
     "tuning has read none of these documents, and may have read others of their projects: nothing was split by project."
 )
@@ -60,6 +66,7 @@ def notes(
         *_about_energy(manifest.meter, cells),
         *_about_windows(everything, windows),
         *_about_power(rows),
+        *_about_sessions(cells),
         *_about_decoding([cell for cell in cells if cell.point.black_box is None], manifest),
         *_about_black_boxes(cells),
         *_about_heads(cells),
@@ -111,7 +118,7 @@ def _about_exactness(cells: Sequence[Measured]) -> Iterator[str]:
     for cell in cells:
         if not cell.point.lossless:
             continue
-        full = full_depths(other for other in cells if other.task == cell.task)[cell.conditions.weights_format]
+        full = full_depths(other for other in cells if other.task == cell.task)[cell.regime]
         for key in cell.shared(full):
             if key[1] == 0:
                 compared += 1
@@ -351,7 +358,7 @@ def _about_decoding(cells: Sequence[Measured], manifest: Manifest) -> Iterator[s
     if cached and batch == 1 and len(cells) > 1 and manifest.timed and not arrived:
         yield (
             "speed-ups of whole requests count for each prompt its mean time over the operating points, which all read "
-            "it in the same pass; latencies are as they were measured."
+            f"{'as much of ' * any(one.keep for one in seen)}it in the same pass; latencies are as they were measured."
         )
     if arrived:
         yield (
@@ -381,6 +388,29 @@ def _about_formats(manifest: Manifest, cells: Sequence[Measured]) -> Iterator[st
         else "no format of this run keeps the tokens of the model as it was read, so there is no speed-up over the "
         "fastest full depth. Add auto to --weights-format for one that does."
     )
+
+
+def _about_sessions(cells: Sequence[Measured]) -> Iterator[str]:
+    """Say of editor sessions what requests leave to the next, what is waited for, and over which full depth."""
+    seen = list(dict.fromkeys(cell.conditions.keep for cell in cells if cell.conditions.keep))
+    if not seen:
+        return
+    meanings = "; ".join(f"{keep}, {_KEPT[keep]}" if keep in _KEPT else keep for keep in seen)
+    yield (
+        "editor sessions: a request's prompt is the one before but for a few tokens. Keep is which keys and values it "
+        f"leaves to the next: {meanings}. All intervals are over sessions, since the requests of one are alike."
+    )
+    yield (
+        "waiting is the latency of requests that were waited for; speed-ups count it and nothing else. Requests that "
+        "typing overtook are cancelled: what they computed is waste, part of energy and of tokens per second."
+    )
+    if len(seen) > 1:
+        yield (
+            f"operating points differ in what they keep. Tokens and scores of all are compared with "
+            f"{cells[0].point.name}. Speed-up and energy ratio are over full depth of the row's own keep: what the "
+            "strategy gives. What is stated over first is over the run's first full depth: what keeping and strategy "
+            "give together."
+        )
 
 
 def _about_black_boxes(cells: Sequence[Measured]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from harness.contracts import Metric
 from harness.records.summary import Summary, SummaryRow
 from reports.metrics.evaluation import can_tell, is_distinguishable
 from reports.metrics.faithfulness import EXACT_PREFIX
-from reports.metrics.speedups import SPEEDUP, SPEEDUP_OVER_FASTEST
+from reports.metrics.speedups import SPEEDUP, SPEEDUP_OVER_FASTEST, SPEEDUP_OVER_FIRST
 from reports.tables.result import is_candidate, is_reference, split_tables
 
 TEXT_KEPT = EXACT_PREFIX
@@ -22,6 +22,8 @@ NO_FRONT = "no front: too few blocks of samples to tell an operating point from 
 
 def common_speedup(rows: Sequence[SummaryRow]) -> Metric:
     """Return the speed-up that has one baseline for all rows, as far as the run has one."""
+    if len({row.keep for row in rows}) > 1:
+        return SPEEDUP_OVER_FIRST
     several = len({row.weights_format for row in rows}) > 1
     over_fastest = any(row.estimate(SPEEDUP_OVER_FASTEST) is not None for row in rows)
     return SPEEDUP_OVER_FASTEST if several and over_fastest else SPEEDUP
@@ -36,7 +38,7 @@ def choose_gain(rows: Sequence[SummaryRow]) -> Metric | None:
     if not measured or any(row.weights == "random" for row in measured):
         return None
     gain = common_speedup(measured)
-    common = gain is SPEEDUP_OVER_FASTEST or len({row.weights_format for row in measured}) == 1
+    common = gain is not SPEEDUP or len({row.weights_format for row in measured}) == 1
     return gain if common else None
 
 

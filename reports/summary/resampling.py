@@ -1,7 +1,7 @@
 """Numbers of several operating points with one set of bootstrap draws, for figures that show them together.
 
-Blocks of samples are drawn with replacement, all operating points and all repeats of a block together (Efron 1979). A
-point's value is always its table's.
+Blocks of samples, those of one editor session together, are drawn with replacement, all operating points and all
+repeats of a block together (Efron 1979). A point's value is always its table's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from harness.records import SampleRecord
 from harness.records.estimate import Estimate
 from reports.statistics.intervals import draws, estimate_of
 from reports.summary.measured import Measured
@@ -26,7 +25,7 @@ class Resampling:
     """One task's blocks, drawn again and again."""
 
     def __init__(self, cells: Sequence[Measured], *, seed: int = 0) -> None:
-        blocks = sorted({window.block for cell in cells for window in cell.windows.values()})
+        blocks = sorted({cell.units[window.block] for cell in cells for window in cell.windows.values()})
         self._place = {block: place for place, block in enumerate(blocks)}
         self._draws = draws(len(blocks), resamples=RESAMPLES, seed=seed) if blocks else np.zeros((RESAMPLES, 0))
 
@@ -35,14 +34,14 @@ class Resampling:
         if value is None:
             return None
         scored = [(sample, score) for sample in cell.scored if (score := sample.scores.get(name)) is not None]
-        found = self.share((self._block(cell, sample), score, 1.0) for sample, score in scored)
+        found = self.share((cell.unit(sample), score, 1.0) for sample, score in scored)
         if found is None or len(scored) < len(cell.scored) or abs(found.value - value) > _SAME:
             return Estimate(value=value)
         return Estimate.of(value, found.interval)
 
     def mean(self, cell: Measured, values: Mapping[str, float]) -> Estimate | None:
         """Return the mean of numbers of samples of the first repeat, by sample id."""
-        return self.share((self._block(cell, cell.samples[key, 0]), value, 1.0) for key, value in values.items())
+        return self.share((cell.unit(cell.samples[key, 0]), value, 1.0) for key, value in values.items())
 
     def layers(self, cell: Measured, num_layers: int) -> Estimate | None:
         """Return the layers executed per decoded token as a share of full depth's."""
@@ -50,7 +49,7 @@ class Resampling:
         def terms() -> Terms:
             for sample in cell.samples.values():
                 layers = cell.decoded_layers(sample)
-                yield self._block(cell, sample), float(sum(layers)), float(num_layers * len(layers))
+                yield cell.unit(sample), float(sum(layers)), float(num_layers * len(layers))
 
         return self.share(terms())
 
@@ -61,9 +60,6 @@ class Resampling:
             groups[group].append((block, value, 1.0))
         made = {group: (len(members), self.share(members)) for group, members in groups.items()}
         return {group: (count, found) for group, (count, found) in made.items() if found is not None}
-
-    def _block(self, cell: Measured, sample: SampleRecord) -> int:
-        return cell.windows[sample.window].block
 
     def share(self, terms: Terms) -> Estimate | None:
         """Return total over total, of (block, numerator, denominator); ``None`` where nothing stands below the line."""

@@ -102,8 +102,12 @@ def _candidates(manifest: Manifest, measured: Sequence[Measured]) -> tuple[Measu
     if first is None or first.never_exits or first.strategy != "full":
         raise StoreError(f"the manifest does not begin with full depth, which everything is compared with. {_FOREIGN}")
     for task in manifest.tasks:
-        depths = full_depths(cell for cell in measured if cell.task.name == task.name)
-        missing = ", ".join(sorted(set(manifest.model.formats) - set(depths)))
+        cells = [cell for cell in measured if cell.task.name == task.name]
+        depths, kept = full_depths(cells), cells[0].conditions.keep
+        wanted = {(name, kept) for name in manifest.model.formats} | {cell.regime for cell in cells}
+        missing = ", ".join(
+            f"{name}{f' with keep {keep}' if keep else ''}" for name, keep in sorted(wanted - set(depths))
+        )
         if missing:
             raise StoreError(
                 f"the manifest has no full depth in {missing}, which that format is compared with. {_FOREIGN}"
@@ -137,6 +141,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric], left_out: Counter
             decode=ran.decode,
             draft_max=ran.draft_max,
             stop=ran.stop,
+            keep=cell.conditions.keep,
             prompt_exit=ran.prompt_exit,
             baseline_format=point.full.conditions.weights_format,
             n=len(cell.scored),

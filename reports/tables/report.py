@@ -145,7 +145,7 @@ def _together(groups: Sequence[tuple[str, RecordedRun, ResultTable]]) -> Table:
     columns = (
         Column(header="", cells=tuple(mark(row).strip() for row in rows), kind="text", name="mark"),
         Column(header="operating point", cells=tuple(row.operating_point for row in rows), kind="label"),
-        *(column for column in shown if column.name != "kv" or len(set(column.cells)) > 1),
+        *(column for column in shown if column.name not in ("kv", "keep") or len(set(column.cells)) > 1),
     )
     written = " ".join(text for column in columns for text in column.texts)
     notes = [

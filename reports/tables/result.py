@@ -29,6 +29,7 @@ LEGEND = (
 )  # fmt: skip
 """Marks in tables and what each means, wherever that is told."""
 _LOSSLESS = ("@lossless", "what exits or a draft source say is verified, and full depth's tokens come out")
+_KEEP = ("@keep=", "keys and values that a request of an editor session leaves to the next; none is cold")
 _STOP = ("@stop=", "a rule ends completions early; what is left is scored against the whole reference")
 _MOVED = 3  # rows named whose speed-up flagged windows moved, those that they moved most
 _LETTERS = string.ascii_uppercase + string.ascii_lowercase
@@ -143,13 +144,18 @@ def tone(row: SummaryRow) -> Tone:
     return "front" if row.pareto else "" if is_candidate(row) else "bound"
 
 
+def dimensions(row: SummaryRow) -> tuple[str, str, str, str, str]:
+    """Return what a row was decoded with beside strategy, options and drafts: KV, format, stop, keep, prompt exit."""
+    return row.kv, row.weights_format, row.stop, row.keep, row.prompt_exit
+
+
 def draft_families(rows: Sequence[SummaryRow]) -> dict[str, list[int]]:
     """Return the rows that differ in the longest draft alone: their places, shortest first, by a name for them."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, row in enumerate(rows):
         if row.draft_max is not None:
             options = json.dumps(row.options, sort_keys=True, default=str)
-            key = (row.strategy, options, row.decode, row.kv, row.weights_format, row.stop, row.prompt_exit)
+            key = (row.strategy, options, row.decode, *dimensions(row))
             groups.setdefault(key, []).append(place)
     found = {}
     for places in groups.values():
@@ -163,7 +169,9 @@ def draft_families(rows: Sequence[SummaryRow]) -> dict[str, list[int]]:
 def legend(rows: Iterable[SummaryRow]) -> tuple[tuple[str, str], ...]:
     """Return the marks of these rows and what each means."""
     rows = list(rows)
-    return (*LEGEND, *[_LOSSLESS] * any(row.lossless for row in rows), *[_STOP] * any(row.stop for row in rows))
+    named = [(_LOSSLESS, any(row.lossless for row in rows)), (_STOP, any(row.stop for row in rows))]
+    named.append((_KEEP, len({row.keep for row in rows} - {""}) > 1))
+    return (*LEGEND, *(sign for sign, there in named if there))
 
 
 def _span(values: Sequence[int]) -> str:
@@ -194,12 +202,23 @@ def columns_of(rows: Sequence[SummaryRow]) -> dict[Metric, Column]:
 
 
 def headline_columns(rows: Sequence[SummaryRow], *, counts: bool) -> list[Column]:
-    """Return the filled columns of the first table, in reading order; every row says its KV policy."""
+    """Return the filled columns of the first table, in reading order; every row says how it decodes."""
     of_metrics = {metric: column for metric, column in columns_of(rows).items() if not column.empty}
-    policies = tuple(row.kv or None for row in rows)
+    said = [("kv", "KV", "what skipped layers leave")]
+    said += [("keep", "keep", "keys and values that a request leaves to the next")] * any(row.keep for row in rows)
+    said += [("prompt_exit", "prompt", "how deep the prompt is read")] * any(row.prompt_exit for row in rows)
     counted = [("n", "samples scored"), ("errors", "samples that failed")] if counts else []
     return [
-        Column(header="KV", cells=policies, kind="text", name="kv", meaning="what skipped layers leave"),
+        *[
+            Column(
+                header=header,
+                cells=tuple(getattr(row, name) or None for row in rows),
+                kind="text",
+                name=name,
+                meaning=meaning,
+            )
+            for name, header, meaning in said
+        ],
         *[
             Column(header=name, cells=tuple(getattr(row, name) for row in rows), form=".0f", meaning=meaning)
             for name, meaning in counted

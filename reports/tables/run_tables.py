@@ -14,6 +14,7 @@ from harness.records.summary import EXIT, Summary
 from reports.completions.token_kinds import KINDS
 from reports.metrics.drafts import ACCEPTANCE, DRAFTED, LAYERS_READ, TOKENS_PER_VERIFICATION
 from reports.metrics.speedups import DECODE_SPEEDUP
+from reports.metrics.vocabulary import SESSIONS
 from reports.recorded import RecordedRun
 from reports.summary.measured import energy_origin
 from reports.summary.pareto import choose_gain, coordinates, unmarked, without_front
@@ -88,7 +89,8 @@ def sections(table: ResultTable) -> Iterator[Part]:
     columns = columns_of(table.rows)
     for title, found in sections_with_columns(columns):
         yield _table(table, title, found, wide=True)
-    absent = [column.term for column in columns.values() if column.empty]
+    kept = any(row.keep for row in table.rows)
+    absent = [one.term for metric, one in columns.items() if one.empty and (kept or SESSIONS not in metric.sections)]
     if absent:
         yield from (Line(""), Line(f"No row has a value, so no column: {', '.join(absent)}.", "faint"))
 

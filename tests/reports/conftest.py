@@ -203,7 +203,9 @@ def _point(name: str) -> OperatingPointRecord:
     decode = next((one for one in said if one.startswith("lossless")), "lossy")
     length = next((one for one in said if one.startswith("draft=")), "draft=16")
     stop = next((one for one in said if one.startswith("stop=")), "")
-    kv = next((one for one in said if one not in (decode, length, stop)), None)
+    keep = next((one for one in said if one.startswith("keep=")), "")
+    shallow = next((one for one in said if one.startswith("prompt=")), "")
+    kv = next((one for one in said if one not in (decode, length, stop, keep, shallow)), None)
     strategy, _, rest = written.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
     return OperatingPointRecord(
@@ -215,6 +217,8 @@ def _point(name: str) -> OperatingPointRecord:
         kv=kv,
         decode=decode,
         stop=stop.removeprefix("stop="),
+        keep=keep.removeprefix("keep="),
+        prompt_exit=shallow.removeprefix("prompt="),
         draft_max=None if decode == "lossy" else int(length.removeprefix("draft=")),
         draft_sources=tuple(decode.split("+")[1:]),
     )

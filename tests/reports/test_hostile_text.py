@@ -58,6 +58,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for place, point in enumerate(made.points):
                 layers = (10, 10, 10) if not place else (10, 5, 2 * place)
                 texts = {"text": "a\n", "token_texts": ("a", "\x1b", "\u202e"), "reference": "b", "exit_layers": layers}
+                texts["session"] = str(block)
                 scores = {"edit_similarity": 0.5 + block / 40 - place / 20, "exact_match": 0.0}
                 made.window(
                     point, {**texts, "scores": scores}, block=block, duration=(1 + number / 10) / (1 + place),
@@ -94,7 +95,7 @@ def write(folder: Path, made: Any, number: int) -> None:
     manifest["created"] = f"2025-01-0{number}T00:00:00Z"
     manifest["config"] |= {"kv": "propagate", "batch_size": 1}
     manifest["run"] = ""  # a run without seals, which anybody may have written
-    manifest["operating_points"][0] |= {"strategy": "full", "stop": ""}
+    manifest["operating_points"][0] |= {"strategy": "full", "stop": "", "prompt_exit": ""}
     manifest["model"]["weights_format"] = HOSTILE
     for point in manifest["operating_points"]:
         point |= {"artefacts": {f"{HOSTILE}x": "ef" * 32}, "weights_format": HOSTILE}

@@ -1,7 +1,7 @@
 // The page: one run at a time, early exit first and full depth after it, drawn as tokens come.
 
 import { connect, full as atFullDepth, isFull, named, request, short, wanted } from "./form.js";
-import { final, likeness, live, time } from "./figures.js";
+import { final, likeness, live, time, waits } from "./figures.js";
 import { Failure, complete } from "./stream.js";
 import { decided, differ, draw, profile, walk } from "./tokens.js";
 
@@ -55,7 +55,7 @@ class Run {
     this.line = byId(`tokens-${side}`);
     this.line.replaceChildren();
     this.line.dataset.empty = side === "full" ? "follows when the first is done" : "";
-    byId(`error-${side}`).hidden = true;
+    byId(`error-${side}`).hidden = byId(`wait-${side}`).hidden = true;
     profile(byId(`profile-${side}`), []);
     this.title(early);
     this.say("");
@@ -76,6 +76,7 @@ class Run {
           this.say(`${this.tokens.length} tokens`);
           const layers = this.tokens.map(decided);
           this.show(live(this.times, this.tokens, facts));
+          this.wait({ ttft_s: this.times[0], total_s: this.times.at(-1) });
           profile(byId(`profile-${this.side}`), facts.cached ? layers.slice(1) : layers);
           each(this);
         }
@@ -96,6 +97,7 @@ class Run {
   finish(report) {
     this.report = report;
     this.show(final(report, facts));
+    this.wait(report);
     const { strategy, options, decode, draft_max } = report;
     this.title({ strategy, ...plain({ ...options, ...(facts.lossless && { decode, draft_max }) }) });
     const ended = { eos: "the end token", stop: "a stop text", length: "the limit", deadline: "the time limit" }[report.ending] ?? report.ending;
@@ -112,6 +114,18 @@ class Run {
 
   say(words) {
     byId(`progress-${this.side}`).textContent = words;
+  }
+
+  /** Draws what the wait so far went to. */
+  wait(times) {
+    const box = byId(`wait-${this.side}`);
+    for (const [part, [share, words]] of Object.entries(waits(times))) {
+      const [bar, said] = box.querySelectorAll(`[data-part="${part}"]`);
+      bar.style.width = `${100 * share}%`;
+      said.textContent = words;
+      said.hidden = !words;
+    }
+    box.hidden = false;
   }
 
   show(rows) {

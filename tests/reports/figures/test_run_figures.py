@@ -13,7 +13,7 @@ from harness.errors import StoreError
 from harness.records.cost import PARTS, Attribution, OperatingPointCost
 from harness.records.estimate import Estimate
 from harness.registry import STRATEGIES
-from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings
+from reports.figures import exit_layers, fixed_exit, fronts, overhead, settings, waiting
 from reports.figures.catalogue import OF_ALL_RUNS, OF_ONE_RUN, catalogue
 from reports.figures.drawing import Figure, look_of, save_figures, slug
 from reports.figures.fronts import GAINS, front_of
@@ -46,6 +46,7 @@ def make(build: Any) -> Make:
         energy: bool = True,
         texts: bool = True,
         blocks: int = 6,
+        sessions: bool = False,
         **more: Any,
     ) -> Any:
         run = build(**{"points": POINTS, **more})
@@ -61,6 +62,7 @@ def make(build: Any) -> Make:
                         "latency_s": latency,
                         "scores": {"edit_similarity": quality, "rouge_l": quality},
                         "token_texts": ("def", " x", " 1") if texts else (),
+                        "session": f"document {block}" if sessions else "",
                         **(DRAFTED if lossless else {}),
                     },
                     duration=latency,
@@ -112,7 +114,8 @@ def test_what_was_not_measured_is_not_drawn(make: Make) -> None:
     assert "Energy was not measured" in figure.caption
     assert "CodeBLEU" in figure.caption.partition("Not measured, so not drawn:")[2]
     (absent,) = catalogue([run]).absent_of_one
-    assert [why.partition(":")[0] for why in absent] == ["no figure of draft lengths", "no figure of overhead"]
+    left_out = ["no figure of draft lengths", "no figure of overhead", "no figure of what a user waits for"]
+    assert [why.partition(":")[0] for why in absent] == left_out
 
 
 def test_random_weights_have_no_quality(make: Make) -> None:
@@ -145,7 +148,8 @@ def test_a_marker_per_strategy_and_its_setting_at_the_point(make: Make) -> None:
     "figures", [figures for figures, _ in OF_ONE_RUN], ids=lambda figures: figures.__module__.rpartition(".")[2]
 )
 def test_every_figure_of_a_run_stays_on_paper(make: Make, figures: Callable[[RecordedRun], list[Figure]]) -> None:
-    found = figures(attributed(make(points=LONG_NAMES, blocks=12)))  # of fewer tokens a kind is not drawn
+    run = make(points=LONG_NAMES, blocks=12, sessions=figures is waiting.figures)  # of fewer tokens a kind is not drawn
+    found = figures(attributed(run))
     assert found
     for figure in found:
         assert "HV" not in " ".join(check_on_paper(figure, "n = 12 "))

@@ -253,7 +253,7 @@ def test_of_two_policies_and_two_formats_the_first_policy_is_each_format_s_basel
         run.window(name, {}, duration=duration)
     cells = list(select(run.manifest, run.windows, run.samples).values())
     assert {name: cell.point.name for name, cell in full_depths(cells).items()} == {
-        "fp16": "full@none@fp16", "int4": "full@none@int4",
+        ("fp16", ""): "full@none@fp16", ("int4", ""): "full@none@int4",
     }  # fmt: skip
     assert [cell.conditions.kv for cell in cells] == ["none", "none", "propagate", "propagate"]
     assert values(run.summary(), "speedup") == [1, 1, 4, 4]

@@ -10,7 +10,7 @@ import pytest
 from harness.errors import StoreError
 from harness.records.estimate import NoInterval
 from harness.registry import SCORES
-from reports.metrics.vocabulary import DRAFTS, all_metrics, in_section
+from reports.metrics.vocabulary import DRAFTS, SESSIONS, all_metrics, in_section
 from reports.summary.measured import select
 
 FULL, OTHER = "full", "fixed:layer=5"
@@ -81,7 +81,7 @@ def test_a_complete_run_has_every_metric(build) -> None:
     without = {f"{name}_difference" for name in SCORES.names() if name not in scores}
     without |= {"cheap_heads_per_token"}  # every check reads the LM head
     without |= {"tokens_saved", "stopped"}  # nothing may end it early
-    without |= {metric.name for metric in in_section(metrics.values(), DRAFTS)}  # it is lossy
+    without |= {metric.name for metric in in_section(metrics.values(), DRAFTS, SESSIONS)}  # lossy, and of no session
     assert row.metrics.keys() == metrics.keys() - without
     for name, estimate in row.metrics.items():
         held = {name for name, value in asdict(estimate).items() if value is not None}

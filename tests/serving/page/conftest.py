@@ -68,9 +68,9 @@ class Script:
             work = replace(work, drafted_at=facts[0], accepted=facts[1], drafts=5, verifications=4, layers_discarded=78)
         yield 0, Finished(
             text="".join(token.text for token in made), rest="", ending="length", tokens=tuple(made),
-            prompt=self.job.prompt, prompt_reused=0, setting=self.job.setting, kv=self.service.config.kv,
-            num_layers=30, work=work, queue_s=0.0, ttft_s=made[0].time_s, total_s=made[-1].time_s, energy_j=joules,
-            energy_source=source,
+            prompt=self.job.prompt, prompt_reused=self.service.prompt_reused, setting=self.job.setting,
+            kv=self.service.config.kv, num_layers=30, work=work, queue_s=self.service.queue_s, ttft_s=made[0].time_s,
+            total_s=made[-1].time_s, energy_j=joules, energy_source=source,
         )  # fmt: skip
 
     def cancel(self) -> None:
@@ -116,6 +116,7 @@ class Scripted:
         self.pieces: Sequence[tuple[str, int]] = PIECES
         self.drafts: Sequence[tuple[int | None, bool]] = DRAFTS
         self.token_s, self.differs_at, self.fails_at = 0.002, 10_000, -1
+        self.prompt_reused, self.queue_s = 0, 0.0
         self.energy: tuple[float | None, str] = (1.5, "estimate")
         self.refuses: ServingError | None = None
         self.scripts: list[Script] = []

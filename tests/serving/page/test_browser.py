@@ -68,6 +68,32 @@ def test_a_completion_is_drawn_counted_and_spoken(visit: Visit, service: Any) ->
     assert page.locator("#spoken > span").count() == 1, "in a piece, not token by token"
 
 
+def test_the_wait_is_split_as_tokens_come_and_as_the_server_says(visit: Visit, service: Any) -> None:
+    visitor = visit()
+    page = visitor.page
+    service.token_s = 0.3
+    page.uncheck("#compare")
+    page.fill("#prompt", "x" * 20)
+    page.fill("#tokens", "4")
+    page.click("#run")
+    page.wait_for_selector("#tokens-early .tok >> nth=1")
+    assert re.fullmatch(r"prompt [\d.]+ m?s decoding [\d.]+ m?s", " ".join(page.inner_text("#wait-early").split()))
+    service.prompt_reused, service.queue_s = 15, 0.09  # of the request that runs
+    visitor.done()
+    queue, prompt, decoding = page.locator("#wait-early > span[data-part]").all_inner_texts()
+    assert queue == "queue 90.0 ms"
+    assert re.fullmatch(r"prompt 2\d\d ms \(15 of 20 tokens reused\)", prompt)
+    assert re.fullmatch(r"decoding (9\d\d ms|1\.\d\d s)", decoding)
+    wide = page.locator("#wait-early i").evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
+    whole = page.locator("#wait-early .bar").evaluate("e => e.getBoundingClientRect().width")
+    assert sum(wide) == pytest.approx(whole, abs=1)
+    assert [width / whole for width in wide] == pytest.approx([0.075, 0.175, 0.75], abs=0.03)
+    service.token_s, service.prompt_reused, service.queue_s = 0.002, 0, 0.0
+    visitor.run()
+    assert "(none of 20 tokens reused)" in page.inner_text("#wait-early")
+    assert "queue" not in page.inner_text("#wait-early")
+
+
 ENERGIES = {
     "~1.50 J not measured: estimate": (1.5, "estimate"),
     "0.835 J measured (NVML)": (0.8349, "nvml"),
