@@ -12,7 +12,7 @@ from pathlib import Path
 from harness.appearance.visible_text import shell_word
 from harness.errors import StoreError
 from harness.host.files import real_path
-from harness.records import Manifest, SampleRecord, WindowRecord
+from harness.records import Manifest, SampleRecord, TaskRecord, WindowRecord
 from harness.records.summary import Summary
 from reports.metrics.point import Point
 from reports.summary.admission import idle_windows
@@ -110,11 +110,25 @@ class RecordedRun:
     @property
     def windows_expected(self) -> int:
         """Measured windows that the finished run has."""
-        blocks = sum(ceil(task.samples / self.manifest.block_size) for task in self.manifest.tasks)
+        blocks = sum(map(self._blocks, self.manifest.tasks))
         repeats = self.manifest.config.get("repeats") or 1
         if not isinstance(repeats, int):
             raise StoreError(f"the manifest's config has no usable 'repeats' ({repeats!r}): it is damaged or foreign.")
         return blocks * len(self.manifest.operating_points) * repeats
+
+    def _blocks(self, task: TaskRecord) -> int:
+        """Blocks that a task is divided into; sessions are not divided, so that only an operating point's end tells."""
+        first = self.manifest.operating_points[0]
+        if not first.keep:
+            return ceil(task.samples / self.manifest.block_size)
+        made = {
+            window.block: window.samples
+            for window in self.windows
+            if (window.task, window.operating_point) == (task.name, first.name)
+            if not (window.warmup or window.superseded)
+        }
+        left = max(0, task.samples - sum(made.values()))
+        return len(made) + ceil(left / max(self.manifest.block_size, *made.values(), 1))
 
     @cached_property
     def windows_finished(self) -> int:

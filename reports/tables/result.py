@@ -258,6 +258,6 @@ def _column(rows: Sequence[SummaryRow], metric: Metric) -> Column:
         name=metric.name,
         intervals="low" in metric.parts,
         needs_interval=bool(metric.paired),
-        priority=math.inf if metric.restates else metric.priority,
+        priority=math.inf if metric.restates and metric.against != "full" else metric.priority,
         marks=tuple("*" if one is not None and is_distinguishable(metric, one) else "" for one in estimates),
     )

@@ -336,6 +336,18 @@ def test_a_request_that_cannot_be_true_is_left_out(build: Any, wrong: dict[str, 
     assert f"1 of 30 sample records left out for {why}." in run.summary().notes
 
 
+def test_a_run_is_finished_when_its_sessions_are(build: Any) -> None:
+    """Six sessions of four requests in as many blocks, though a block holds one request at least."""
+    run = play(build(points=(COLD, WARM)), 6, 4)
+    manifest = run.manifest
+    manifest = manifest.model_copy(update={"tasks": (manifest.tasks[0].model_copy(update={"samples": 24}),)})
+    whole = replace(run.recorded(), manifest=manifest)
+    assert (whole.windows_expected, whole.state) == (12, "")
+    part = replace(whole, windows=whole.windows[:7])
+    assert part.state == "not finished: 7 of 12 windows"
+    assert replace(whole, windows=whole.windows[:11]).state == "not finished: 11 of 12 windows"
+
+
 def test_what_is_published_may_hold_overtaken_requests_and_kept_tokens(build: Any) -> None:
     """A window lasts as long as all it computed; what was kept may tip a near-tie, a prompt read whole may not."""
     run = play(build(points=(COLD, WARM)), 6)
