@@ -155,7 +155,7 @@ class EngineRunner(Runner):
         )  # fmt: skip
         layers, why = known[0] if known is not None else (None, None)
         prefetched = 0.0
-        if self._plan.config.prefetch == "deepen":
+        if self._plan.config.prefetch == "deepen" and keep != "none":
             typing_s = sample.typing_s - math.fsum(request.after_s for request in sample.overtaken_requests)
             prefetched = session.deepen(max(0.0, typing_s))
         for request in sample.overtaken_requests if known is None and not self._plan.config.untimed else ():
