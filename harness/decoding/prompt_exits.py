@@ -44,7 +44,10 @@ class Tail(PromptRule):
     def exits(self, model: ModelInfo) -> tuple[int, ...]:
         """The one layer."""
         if self.layer >= model.num_layers:
-            raise OptionError(f"tail:layer={self.layer} is not below {model.name}'s {model.num_layers} layers.")
+            raise OptionError(
+                f"tail:layer={self.layer} is not below {model.name}'s {model.num_layers} layers. Name one from 1 to "
+                f"{model.num_layers - 1}."
+            )
         return (self.layer,)
 
     def depths(self, prompt: Sequence[int], model: ModelInfo) -> list[int]:

@@ -49,6 +49,7 @@ BASES: dict[str, dict[str, str]] = {
     **{f"train {name}": {"model": "model", "traces": "folder"} for name in TRACED},
     "train lite": {"model": "model"},
     "train shortlist": {"model": "model", "sources": "rows.jsonl", "tasks": "py150"},
+    "train prompt-exit": {"model": "model", "sources": "rows.jsonl", "tasks": "py150", "layers": "2", "documents": "2"},
 }
 """What a command is given beside what is tried; values lie in a case's folder. A new command goes without."""
 
