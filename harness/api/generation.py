@@ -163,9 +163,9 @@ class Stream(Iterator[Token]):
     def _begin(self) -> None:
         """Run the prompt; without a cache that yields no token yet."""
         started = time.perf_counter()
-        exits, info = self._point.prompt, self._engine.info
+        exits = self._point.prompt
         self._batch.join(
             0, self._prompt, self._limit, self._transcript.follow, self._eos, started, lossless=self._drafts,
-            rule=self._rule, depths=None if exits is None else exits.rule.depths(self._prompt, info),
+            rule=self._rule, prompt_rule=None if exits is None else exits.rule,
         )  # fmt: skip
         self._batch.prefill([0])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from harness.contracts.models import ModelInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PromptRule:
@@ -28,5 +32,22 @@ class PromptRule:
 
         The last token is read by all layers whatever is said of it, since the first new token comes from it. Tokens
         that are reused from an earlier prompt may be deeper than this, never shallower.
+        """
+        raise NotImplementedError
+
+    def observers(self) -> int:
+        """Return how many of the prompt's last tokens say by their attention which others go on, see :meth:`chosen`.
+
+        0, the default, where tokens alone decide.
+        """
+        return 0
+
+    def chosen(self, attention: Tensor, depths: Sequence[int]) -> Sequence[int]:
+        """Return positions that go on through all layers though :meth:`depths` stops them; asked at the first exit.
+
+        Args:
+            attention: what each token is paid in the layer behind the exit, ``[tokens]``: mean over heads and those
+                observers that are not reused.
+            depths: layers that each token is to run, or has run where it is reused.
         """
         raise NotImplementedError

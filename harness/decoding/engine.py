@@ -240,8 +240,8 @@ class Engine:
         cache = self.cache(rows, positions) if make.facts.keeps_cache else None
         policy = None if cache is None else make(self.kv_batch(cache, positions, generations))
         return OpenBatch(
-            self.backbone, self.rotary(positions), cache, policy, exits, generations, self._heads, kept_prompts, keep,
-            lambda: self.prompt_maps,
+            self.backbone, self.info, self.rotary(positions), cache, policy, exits, generations, self._heads,
+            kept_prompts, keep, lambda: self.prompt_maps,
         )  # fmt: skip
 
     @cached_property
@@ -296,8 +296,9 @@ class Engine:
         started = time.perf_counter()
         for row, (prompt, limit) in enumerate(zip(prompts, max_new_tokens, strict=True)):
             rule = None if rules is None else rules[row]
-            depths = None if prompt_rule is None else prompt_rule.depths(prompt, self.info)
-            batch.join(row, prompt, limit, stop, eos_token_ids, started, lossless=lossless, rule=rule, depths=depths)
+            batch.join(
+                row, prompt, limit, stop, eos_token_ids, started, lossless=lossless, rule=rule, prompt_rule=prompt_rule
+            )
         batch.prefill(range(len(prompts)))
         while batch.running:
             batch.step()
@@ -417,10 +418,11 @@ class EngineSession:
         else:
             drafts = engine.drafts(lossless, known, self._kv)
             batch.exits = ScheduledExits([exit_layers] * self.ROWS, engine.info.num_layers, self._made)
-        depths = None if prompt_rule is None else prompt_rule.depths(prompt, engine.info)
         started = time.perf_counter()
         row = self._row = batch.row_for(prompt, kept_for, range(self.ROWS))
-        reused = batch.join(row, prompt, max_new_tokens, stop, eos_token_ids, started, kept_for, drafts, rule, depths)
+        reused = batch.join(
+            row, prompt, max_new_tokens, stop, eos_token_ids, started, kept_for, drafts, rule, prompt_rule
+        )
         piece, end = (None, math.inf) if within_s is None else (self.PIECE, started + within_s)
         while row in batch.reading and time.perf_counter() < end:
             batch.prefill([row], piece)
@@ -454,6 +456,7 @@ def decode_in_turn(
     stop: StopRule | None = None,
     eos_token_ids: frozenset[int] = frozenset(),
     lossless: Lossless | None = None,
+    prompt_rule: PromptRule | None = None,
 ) -> Iterator[tuple[int, Generation]]:
     """Decode prompts, so many at a time; yields each one's place and what it made, as they end.
 
@@ -470,6 +473,7 @@ def decode_in_turn(
         stop: ends a request when true of the tokens it has generated.
         eos_token_ids: tokens that end one.
         lossless: let exits draft, and yield full depth's tokens.
+        prompt_rule: how deep prompts are read; ``None`` for full depth.
 
     Raises:
         Exception: those of :meth:`Engine.decode`, and what a strategy raises.
@@ -479,7 +483,7 @@ def decode_in_turn(
         for place, (prompt, limit, seed) in enumerate(zip(prompts, max_new_tokens, seeds, strict=True)):
             (made,) = engine.decode(
                 [prompt], strategy, kv=kv, max_new_tokens=[limit], seeds=[seed], stop=stop,
-                eos_token_ids=eos_token_ids, lossless=lossless,
+                eos_token_ids=eos_token_ids, lossless=lossless, prompt_rule=prompt_rule,
             )  # fmt: skip
             yield place, made
         return
@@ -495,7 +499,10 @@ def decode_in_turn(
             place = decoding[row] = waiting.popleft()
             known, rule = exits.join(row, strategy, seeds[place], facts)
             drafts = engine.drafts(lossless, known, kv, strategy, rule)
-            batch.join(row, prompts[place], max_new_tokens[place], stop, eos_token_ids, lossless=drafts)
+            batch.join(
+                row, prompts[place], max_new_tokens[place], stop, eos_token_ids, lossless=drafts,
+                prompt_rule=prompt_rule,
+            )  # fmt: skip
         if joined:
             batch.prefill(joined)
         else:

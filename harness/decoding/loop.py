@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from harness.contracts import DraftRule, Keep, KVPolicy, Leaving, NamedStop, StopRule
+from harness.contracts import DraftRule, Keep, KVPolicy, Leaving, ModelInfo, NamedStop, PromptRule, StopRule
 from harness.contracts.asking import lent
 from harness.decoding.backbone import Backbone, pick
 from harness.decoding.blocks import Rotary
@@ -69,11 +69,12 @@ class OpenBatch:
     """Rows that decode together. Made by :meth:`harness.decoding.engine.Engine.open`.
 
     Args:
+        info: the model's facts, for prompt rules.
         cache: keys and values of as many rows as there may be at a time; ``None`` to run whole prefixes.
         generations: one per row; replaced when a row joins.
         kept_prompts: free rows whose last prompts are kept, for prompts of the same owner that begin alike.
         keep: what is kept of them, and of their completions.
-        prompt_maps: returns what fills the layers above a prompt's exits; asked where a row joins with ``depths``.
+        prompt_maps: returns what fills the layers above a prompt's exits; asked where a prompt has some.
 
     Attributes:
         exits: decides where tokens stop; may be another one once no row runs.
@@ -85,6 +86,7 @@ class OpenBatch:
     def __init__(
         self,
         backbone: Backbone,
+        info: ModelInfo,
         rotary: Rotary | None,
         cache: KVCache | None,
         policy: KVPolicy | None,
@@ -100,7 +102,7 @@ class OpenBatch:
         self._rows: dict[int, _Row] = {}
         self._drafting: dict[int, Drafting] = {}  # rows that decode losslessly
         self._kept = KeptPrompts(kept_prompts)
-        self._prompt_maps = prompt_maps
+        self._info, self._prompt_maps = info, prompt_maps
         self._shallow: dict[int, ShallowPrompt] = {}  # what rows hold that read their prompts with exits
         self._deepened: set[int] = set()  # rows whose completions were made exact, too
         self._written = [0] * len(generations)  # positions of each row, since wiped
@@ -124,7 +126,7 @@ class OpenBatch:
         owner: str | None = None,
         lossless: DraftSettings | None = None,
         rule: NamedStop | None = None,
-        depths: Sequence[int] | None = None,
+        prompt_rule: PromptRule | None = None,
     ) -> int:
         """Put a prompt into a free row. :meth:`prefill` must read it to its end before the row makes more tokens.
 
@@ -138,20 +140,21 @@ class OpenBatch:
             owner: prompts of one owner share keys and values where they begin alike; ``None``: with nobody.
             lossless: how it drafts, to yield full depth's tokens; the KV policy must defer.
             rule: its own stop rule, asked after ``stop``.
-            depths: layers that each token of the prompt runs (:class:`harness.contracts.PromptRule`); all when left
-                out. The row cannot be lossless then, and there must be a cache.
+            prompt_rule: how deep its prompt's new tokens are read; ``None`` for full depth, which a lossless row wants,
+                and one without a cache.
 
         Returns:
             How many of the prompt's tokens are not read again, since a row holds their keys and values.
         """
-        if depths is not None and min(depths) == self._backbone.num_layers:
-            depths = None
-        reused = self._reuse(row, prompt, owner, depths)
+        begun = None
+        if prompt_rule is not None:
+            begun = ShallowPrompt.begun(prompt_rule, prompt, self._info, self._backbone.like)
+        reused = self._reuse(row, prompt, owner, begun)
         self._rows[row] = _Row(
             prompt, max_new_tokens, stop, eos_token_ids, time.perf_counter() if started is None else started, owner,
             rule,
         )  # fmt: skip
-        made = self._generations[row] = Generation(lossless=lossless is not None)
+        made = self._generations[row] = Generation(lossless=lossless is not None, prompt_reused=reused)
         self._drafting.pop(row, None)
         if lossless is not None:
             size = self._backbone.lm_head.shape[0]
@@ -164,7 +167,7 @@ class OpenBatch:
             self.reading[row] = reused
         return reused
 
-    def _reuse(self, row: int, prompt: Sequence[int], owner: str | None, depths: Sequence[int] | None) -> int:
+    def _reuse(self, row: int, prompt: Sequence[int], owner: str | None, begun: ShallowPrompt | None) -> int:
         """Give a row the beginning of its prompt from the row that holds most of it, and wipe everything else.
 
         A masked position counts 0 times, and 0 × NaN is NaN.
@@ -174,7 +177,7 @@ class OpenBatch:
         source, length = self._kept.find(owner, prompt, row)
         shallow = self._shallow.get(source)
         if shallow is not None:
-            length = shallow.reusable(length, depths)
+            length = shallow.reusable(length, begun)
         before, kept = self._rows.get(row), length if source == row else 0
         if before is not None:
             end = len(before.prompt) + len(self._generations[row].token_ids) + len(self._generations[row].draft)
@@ -183,9 +186,9 @@ class OpenBatch:
             self._cache.copy(source, row, length)
         self._shallow.pop(row, None)
         self._deepened.discard(row)
-        if depths is not None:
-            known = ShallowPrompt.begun(self._backbone, depths, length) if shallow is None else shallow
-            self._shallow[row] = known.beginning(length, depths)
+        if begun is not None:
+            begun.reuse(length, shallow)
+            self._shallow[row] = begun
         self._written[row] = length
         self._kept.forget(row)
         self._kept.hold(row, owner, prompt, length)
@@ -219,19 +222,26 @@ class OpenBatch:
         for row in rows:
             self._written[row] = max(self._written[row], end)
         more = end < max(len(self._rows[row].prompt) for row in rows)
-        state = self._read_piece(rows, pieces, start, more)
+        state = self._read_piece(rows, pieces, start, more, max_tokens)
         if state is None:
             self.reading[rows[0]] = end
             self._kept.hold(rows[0], self._rows[rows[0]].owner, self._rows[rows[0]].prompt, end)
             return
         for row in rows:
+            self._count_prompt(row)
             del self.reading[row]
             self._kept.hold(row, self._rows[row].owner, self._rows[row].prompt, len(self._rows[row].prompt))
         self._start(rows)
         self._read_out(rows, state)
 
+    def _count_prompt(self, row: int) -> None:
+        made, shallow, layers = self._generations[row], self._shallow.get(row), self._backbone.num_layers
+        depths = [] if shallow is None else shallow.depths[made.prompt_reused :]
+        made.prompt_layers_skipped = sum(layers - depth for depth in depths)
+        made.prompt_layers = layers * (len(self._rows[row].prompt) - made.prompt_reused) - made.prompt_layers_skipped
+
     def _read_piece(
-        self, rows: Sequence[int], pieces: Sequence[Sequence[int]], start: int, more: bool
+        self, rows: Sequence[int], pieces: Sequence[Sequence[int]], start: int, more: bool, max_tokens: int | None
     ) -> Tensor | None:
         """Read pieces of prompts; return the states of their last tokens, ``None`` where more follows."""
         assert self._cache is not None
@@ -239,7 +249,9 @@ class OpenBatch:
         if shallow is not None:
             assert self._prompt_maps is not None
             maps = self._prompt_maps()
-            return read_shallow(self._backbone, self._rotary, self._cache, maps, rows[0], pieces[0], start, shallow)
+            return read_shallow(
+                self._backbone, self._rotary, self._cache, maps, rows[0], pieces[0], shallow, max_tokens
+            )
         current = PrefixPass(self._backbone, self._rotary, pieces, rows, cache=self._cache, start=start)
         if more:
             current.fill()
@@ -624,5 +636,5 @@ def _leaving(current: TokenPass, view: LayerView, indices: list[int]) -> Leaving
 def _piece(prompt: Sequence[int], start: int, max_tokens: int | None) -> Sequence[int]:
     """Return the next tokens of a prompt that are to be read, so that none of the pieces to come is much shorter."""
     left = len(prompt) - start
-    size = left if max_tokens is None else math.ceil(left / math.ceil(left / max_tokens))
+    size = left if max_tokens is None or not left else math.ceil(left / math.ceil(left / max_tokens))
     return prompt[start : start + size]

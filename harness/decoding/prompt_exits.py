@@ -4,7 +4,6 @@ Reading a prompt is arithmetic, which no exit of a decoded token saves. A token 
 layer e + 1 the keys and values of its own state, exact, and in the layers above those that a linear map makes of that
 state: SwiftKV (Qiao 2024, arXiv 2410.03960) with a map where it distils the layers' own projections, fitted in closed
 form (``harness train prompt-exit``). The tokens that go on attend to what is there; so do those that are decoded.
-LazyLLM (Fu 2024, arXiv 2407.14057) chooses the tokens that go on by attention instead, and leaves the others out.
 
 What was read so can become exact later: the states at the exit are exact and are kept, so that
 :func:`deepen` runs them through the layers above, a piece at a time, and overwrites what the maps made.
@@ -12,6 +11,7 @@ What was read so can become exact later: the states at the exit are exact and ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -54,6 +54,31 @@ class Tail(PromptRule):
         """The layer between the first tokens and the tail, counted from the prompt's end."""
         end = max(self.first, len(prompt) - self.tail)
         return [self.layer if self.first <= position < end else model.num_layers for position in range(len(prompt))]
+
+
+@dataclass(frozen=True)
+class Importance(Tail):
+    """``tail``, where those tokens between that the last ones attend to most go on as well.
+
+    LazyLLM (Fu 2024, arXiv 2407.14057) keeps at each of several layers the tokens to which the prompt's last one pays
+    most attention, mean over heads, and drops the others there. Here it is decided once, at the exit, by the last
+    ``tail`` tokens, as SnapKV (Li 2024, arXiv 2404.14469) observes, and nothing is dropped: others leave mapped keys
+    and values.
+    """
+
+    tail: Annotated[int, Field(ge=1, description="last tokens, read by all layers: their attention decides")] = 32
+    keep: Annotated[float, Field(ge=0, le=1, description="share of the tokens between that go on")] = 0.1
+
+    def observers(self) -> int:
+        """The tail."""
+        return self.tail
+
+    def chosen(self, attention: Tensor, depths: Sequence[int]) -> list[int]:
+        """A share of the tokens between, rounded up; those that an earlier prompt chose do not count."""
+        end = max(self.first, len(depths) - self.tail)
+        between = attention[self.first : end]
+        best = between.topk(math.ceil(self.keep * len(between))).indices + self.first
+        return sorted(best.tolist())
 
 
 class PromptMaps:
@@ -100,6 +125,8 @@ class PromptMaps:
         Raises:
             ArtefactError: there is no map for the layer.
         """
+        if not positions:
+            return
         backbone, heads = self._backbone, self._backbone.heads
         places = upload(positions, backbone.device)
         tables = None if rotary is None else rotary.tables(places)
@@ -120,40 +147,57 @@ class ShallowPrompt:
     """A prompt that is read, or is being read, with exits.
 
     Attributes:
+        rule: says how deep, and which tokens go on by attention.
         layer: after which the first of its tokens stop, and all of them have run exactly.
-        depths: layers that each token runs.
+        wanted: layers that each token is to run.
+        depths: layers that each of those has run that are read.
         exact: positions from the first on whose keys and values are full depth's.
         states: of the positions behind those that are read, after ``layer`` layers, ``[n, hidden_size]``.
     """
 
+    rule: PromptRule
     layer: int
-    depths: Sequence[int]
+    wanted: list[int]
+    depths: list[int]
     exact: int
     states: Tensor
 
     @classmethod
-    def begun(cls, backbone: Backbone, depths: Sequence[int], exact: int = 0) -> ShallowPrompt:
-        """Return a prompt of which only positions that are exact are there."""
-        return cls(min(depths), depths, exact, backbone.like.new_empty((0, backbone.blocks[0].qkv.shape[1])))
+    def begun(cls, rule: PromptRule, prompt: Sequence[int], model: ModelInfo, like: Tensor) -> ShallowPrompt | None:
+        """Return a prompt of which nothing is read; ``None`` where the rule has all layers read it."""
+        wanted = [*rule.depths(prompt, model)[:-1], model.num_layers]
+        if min(wanted) == model.num_layers:
+            return None
+        return cls(rule, min(wanted), wanted, [], 0, like.new_empty((0, model.hidden_size)))
 
-    def reusable(self, length: int, depths: Sequence[int] | None) -> int:
-        """Return how many of the first ``length`` positions serve a prompt that wants ``depths``; ``None``: all layers.
+    def reusable(self, length: int, other: ShallowPrompt | None) -> int:
+        """Return how many of the first ``length`` positions serve another prompt; ``None``: one of all layers.
 
         Never one that is shallower than is wanted.
         """
         end = min(length, self.exact)
-        if depths is None or min(depths) != self.layer:
+        if other is None or other.layer != self.layer:
             return end
-        length = min(length, self.exact + len(self.states))
-        while end < length and self.depths[end] >= depths[end]:
+        length = min(length, len(self.depths))
+        while end < length and self.depths[end] >= other.wanted[end]:
             end += 1
         return end
 
-    def beginning(self, length: int, depths: Sequence[int]) -> ShallowPrompt:
-        """Return a prompt that reuses the first positions of this one."""
-        exact = min(length, self.exact)
-        kept = [*self.depths[:length], *depths[length:]]
-        return ShallowPrompt(min(depths), kept, exact, self.states[: length - exact])
+    def reuse(self, length: int, earlier: ShallowPrompt | None) -> None:
+        """Begin with the first positions of an earlier prompt; ``None``: one of all layers."""
+        self.exact = length if earlier is None else min(length, earlier.exact)
+        self.depths = [max(self.wanted)] * self.exact
+        if earlier is not None:
+            self.depths += earlier.depths[self.exact : length]
+            self.states = earlier.states[: length - self.exact]
+
+    @property
+    def waiting(self) -> list[int]:
+        """Positions that are read to the exit and are to go on."""
+        if self.rule.observers() and len(self.depths) < len(self.wanted):
+            return []
+        read = zip(self.depths[self.exact :], self.wanted[self.exact :], strict=False)
+        return [position for position, (ran, wanted) in enumerate(read, self.exact) if ran < wanted]
 
 
 @torch.inference_mode()
@@ -164,35 +208,75 @@ def read_shallow(
     maps: PromptMaps,
     row: int,
     tokens: Sequence[int],
-    start: int,
     prompt: ShallowPrompt,
+    max_tokens: int | None = None,
 ) -> Tensor | None:
     """Read the next piece of a prompt with exits.
 
+    Where attention decides which tokens go on, all of it is read to the exit first, and they go on in further pieces.
+
+    Args:
+        tokens: the next ones; none where all are at the exit, and some are to go on.
+        max_tokens: that go on in this call at most; all of them when left out.
+
     Returns:
-        The state of the prompt's last token after all layers, ``[1, hidden_size]``; ``None``: more of it follows.
+        The state of the prompt's last token after all layers, ``[1, hidden_size]``; ``None``: call again.
     """
-    current = PrefixPass(backbone, rotary, [tokens], [row], cache=cache, start=start)
-    current.advance(prompt.layer)
-    state, layer, last = current.states()[0], prompt.layer, backbone.num_layers - 1
-    prompt.states = torch.cat((prompt.states, state))
-    end = start + len(tokens)
+    if tokens:
+        start, layer, observers = len(prompt.depths), prompt.layer, prompt.rule.observers()
+        current = PrefixPass(backbone, rotary, [tokens], [row], cache=cache, start=start)
+        current.advance(layer)
+        state = current.states()[0]
+        prompt.states = torch.cat((prompt.states, state))
+        prompt.depths += [layer] * len(tokens)
+        going = set(() if observers else prompt.waiting)  # attention looks at the keys of all
+        stops = [position for position in range(start, len(prompt.depths)) if position not in going]
+        maps.fill(cache, rotary, row, stops, layer, state[[position - start for position in stops]])
+        if observers and len(prompt.depths) == len(prompt.wanted):
+            last = max(prompt.exact, len(prompt.wanted) - observers)
+            attention = _attention(backbone, rotary, cache, row, last, layer, prompt.states[last - prompt.exact :])
+            known = [max(pair) for pair in zip(prompt.depths, prompt.wanted, strict=True)]
+            for position in prompt.rule.chosen(attention, known):
+                prompt.wanted[position] = backbone.num_layers
+    return _go_on(backbone, rotary, cache, maps, row, prompt, prompt.waiting[:max_tokens])
+
+
+def _go_on(
+    backbone: Backbone, rotary: Rotary | None, cache: KVCache, maps: PromptMaps, row: int, prompt: ShallowPrompt,
+    running: list[int],
+) -> Tensor | None:  # fmt: skip
+    """Run some positions from the exit on, each as deep as is wanted; return the last token's state if it is there."""
+    layer, last = prompt.layer, backbone.num_layers - 1
+    state = prompt.states[[position - prompt.exact for position in running]]
     # behind the last layer nobody asks for a token but the prompt's last: the others leave only keys and values there
-    depths = {position: min(prompt.depths[position], last) for position in range(start, end)}
-    if end == len(prompt.depths):
-        depths[end - 1] = backbone.num_layers
-    running = list(depths)
-    for depth in sorted(set(depths.values())):
-        if depth > layer:
-            state = _slots(backbone, rotary, cache, row, running).run(state, layer, depth)
-            layer = depth
+    ends = {position: min(prompt.wanted[position], last) for position in running}
+    if running and running[-1] == len(prompt.wanted) - 1:
+        ends[running[-1]] = backbone.num_layers
+    for position in running:
+        prompt.depths[position] = prompt.wanted[position]
+    for depth in sorted(set(ends.values())):
+        state = _slots(backbone, rotary, cache, row, running).run(state, layer, depth)
+        layer = depth
         if depth == backbone.num_layers:
             return state
-        stops = torch.tensor([depths[position] == depth for position in running], device=state.device)
-        leaving = [position for position in running if depths[position] == depth]
+        stops = torch.tensor([ends[position] == depth for position in running], device=state.device)
+        leaving = [position for position in running if ends[position] == depth]
         maps.fill(cache, rotary, row, leaving, depth, state[stops])
-        running, state = [position for position in running if depths[position] > depth], state[~stops]
+        running, state = [position for position in running if ends[position] > depth], state[~stops]
     return None
+
+
+def _attention(
+    backbone: Backbone, rotary: Rotary | None, cache: KVCache, row: int, start: int, layer: int, states: Tensor
+) -> Tensor:
+    """Return what each position is paid by those from ``start`` to the end, mean over them and over heads, ``[n]``."""
+    block, end = backbone.blocks[layer], start + len(states)
+    positions = torch.arange(start, end, device=states.device)
+    queries, _ = block.project(states, rotary, None if rotary is None else rotary.tables(positions))
+    keys, _ = cache.gather(layer, slice(row, row + 1), end)
+    grouped = queries.view(len(states), keys.shape[1], -1, keys.shape[-1])
+    scores = torch.einsum("qkgd,kpd->kgqp", grouped, keys[0]) * block.scale + cache.mask(positions, end)
+    return scores.float().softmax(-1).mean((0, 1, 2))
 
 
 @torch.inference_mode()

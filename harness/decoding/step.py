@@ -231,7 +231,7 @@ class SlotRunner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Slots that attend together: one of each row, or a run of one row. Views of the cache are per layer, or empty."""
+    """Slots that attend together: one of each row, or runs of one row. Views of the cache are per layer, or empty."""
 
     span: slice | None  # of the slots; all of them
     rows: int
@@ -243,7 +243,7 @@ class _Group:
 
 
 class PlainSlots:
-    """Runs of consecutive tokens, one per row, layer by layer: linear maps over all, attention apart for longer runs.
+    """Runs of consecutive tokens, one per row or all of one, layer by layer: linear maps over all, attention by row.
 
     Args:
         cache: keys and values of everything before, which those of these tokens join.
@@ -269,7 +269,9 @@ class PlainSlots:
         self._positions = upload([at for _, start, end in runs for at in range(start, end + 1)], backbone.device)
         self._tables = None if rotary is None else rotary.tables(self._positions)
         self.visible: Tensor | None = None
-        if all(start == end for _, start, end in runs):
+        if len(runs) > 1 and len({row for row, _, _ in runs}) == 1:  # attend once, each to what is before it
+            self._groups = [self._group(runs, slice(0, len(self._positions)))]
+        elif all(start == end for _, start, end in runs):
             self._groups = [self._group(runs, None)]
         else:
             places = pairwise([0, *accumulate(end - start + 1 for _, start, end in runs)])
@@ -277,17 +279,17 @@ class PlainSlots:
 
     def _group(self, runs: Sequence[tuple[int, int, int]], span: slice | None) -> _Group:
         (first, start, _), (last, _, end) = runs[0], runs[-1]
-        length = max(end for _, _, end in runs) + 1
+        length, rows = max(end for _, _, end in runs) + 1, len({row for row, _, _ in runs})
         cache, mask = self._cache, None
         keys: tuple[Tensor, ...] = ()
         values: tuple[Tensor, ...] = ()
         if start < end or min(end for _, _, end in runs) + 1 < length:
             own = self._positions if span is None else self._positions[span]
-            mask = cache.mask(own, length).view(len(runs), 1, -1, length)
-        if last - first + 1 == len(runs):
+            mask = cache.mask(own, length).view(rows, 1, -1, length)
+        if last - first + 1 == rows:
             keys, values = cache.views(slice(first, last + 1), length)
         written = cache.slots(first, start, end + 1) if len(runs) == 1 else ()
-        return _Group(span, len(runs), length, mask, keys, values, written)
+        return _Group(span, rows, length, mask, keys, values, written)
 
     def run(self, state: Tensor, first: int, last: int) -> Tensor:
         """Return the states ``[slots, hidden_size]`` after layers ``first`` to ``last - 1``; keeps keys and values."""

@@ -53,12 +53,11 @@ class TeacherForcing:
         self._backbone, self._rotary, self._start = engine.backbone, engine.rotary(reach), len(prompt)
         of = engine.backbone  # nothing is recorded here: a cache that is keeps its graphs for decoding
         self._cache = KVCache(of.num_layers, 1, reach, of.heads, of.like)
-        if rule is None:
+        shallow = None if rule is None else ShallowPrompt.begun(rule, prompt, engine.info, of.like)
+        if shallow is None:
             state = PrefixPass(of, self._rotary, [prompt], [0], cache=self._cache).read()
         else:
-            depths = [*rule.depths(prompt, engine.info)[:-1], of.num_layers]
-            shallow = ShallowPrompt.begun(of, depths)
-            read = read_shallow(of, self._rotary, self._cache, engine.prompt_maps, 0, prompt, 0, shallow)
+            read = read_shallow(of, self._rotary, self._cache, engine.prompt_maps, 0, prompt, shallow)
             assert read is not None  # it is the whole prompt
             state = read
         self._first = of.logits(state)

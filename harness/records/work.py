@@ -80,12 +80,16 @@ class Discarded:
 
 @dataclass
 class Work(PassWork):
-    """The work of one completion after prefill; without a cache, all of it, a layer over a prefix counted as one.
+    """The work of one completion after prefill, whose layers have counters of their own; without a cache, all of it.
 
-    With a cache, the first token comes from prefill: at full depth, and no strategy is asked for it. What is said of
+    Without a cache a layer over a prefix counts as one. With one, the first token comes from prefill: at full depth, and no strategy is asked for it. What is said of
     drafts is of lossless decoding, and empty else.
     """
 
+    prompt_layers: Annotated[Count, Field(description="decoder layers run for tokens of the prompt that were read")] = 0
+    prompt_layers_skipped: Annotated[
+        Count, Field(description="those that they did not run, whose keys and values are an exit's or a map's of it")
+    ] = 0
     layers_executed: Annotated[Count, Field(description="decoder layers run, recomputation included")] = 0
     kv_fill_layers: Annotated[Count, Field(description="layers whose keys and values an exit's state filled")] = 0
     shortcut_evaluations: Annotated[Count, Field(description="times an exit's shortcut was applied")] = 0

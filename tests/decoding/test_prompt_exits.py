@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.decoding.loop import OpenBatch
-from harness.decoding.prompt_exits import PromptMaps, Tail
+from harness.decoding.prompt_exits import Importance, PromptMaps, Tail
 from harness.decoding.step import PrefixPass
 from harness.errors import ArtefactError, OptionError
 from strategies.full import Full
@@ -78,8 +78,7 @@ class Opened:
     def complete(self, row: int, prompt: list[int], rule: PromptRule | None, most: int | None = None) -> int:
         """Decode a prompt to its end; return how many of its tokens were reused."""
         self.exits.join(row, Full(), 3)
-        depths = None if rule is None else rule.depths(prompt, self.engine.info)
-        reused = self.batch.join(row, prompt, NEW, owner="me", depths=depths)
+        reused = self.batch.join(row, prompt, NEW, owner="me", prompt_rule=rule)
         while self.batch.reading:
             self.batch.prefill(list(self.batch.reading), most)
         while self.batch.running:
@@ -244,3 +243,99 @@ def test_an_editor_gets_a_shallow_answer_first_and_full_depth_s_later(engine: En
     undeepened = EngineSession(engine, POSITIONS, "recompute", "exact")
     undeepened.decode("me", prompt, Full(), max_new_tokens=NEW, prompt_rule=RULE)
     assert undeepened.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)[1] == len(prompt)
+
+
+@dataclass(frozen=True)
+class Sorted(Importance):
+    """Notes what it was asked, and how often."""
+
+    seen: list[Tensor] = field(default_factory=list)
+
+    def chosen(self, attention: Tensor, depths: Sequence[int]) -> list[int]:
+        self.seen.append(attention)
+        return super().chosen(attention, depths)
+
+
+def test_attention_is_what_the_layer_behind_the_exit_pays(engine: Engine) -> None:
+    rule, prompt = Sorted(EXIT, tail=5, first=2, keep=0.2), tokens(40)
+    opened = Opened(engine)
+    opened.complete(0, prompt, rule)
+    (attention,) = rule.seen
+    backbone, rotary = engine.backbone, engine.rotary(POSITIONS)
+    (states,) = engine.read(prompt, [EXIT])
+    with torch.inference_mode():
+        tables = None if rotary is None else rotary.tables(torch.arange(40))
+        queries, entries = backbone.blocks[EXIT].project(states, rotary, tables)
+        keys = entries[:, : backbone.heads.kv_heads].repeat_interleave(queries.shape[1] // backbone.heads.kv_heads, 1)
+        paid = torch.zeros(40)
+        for observer in range(35, 40):
+            scores = torch.einsum("hd,phd->hp", queries[observer], keys[: observer + 1]) * backbone.blocks[EXIT].scale
+            paid[: observer + 1] += scores.softmax(-1).mean(0) / 5
+    assert torch.allclose(attention, paid, atol=1e-5)
+    deep = sorted(paid[2:35].topk(7).indices.tolist())
+    depths = [LAYERS if position < 2 or position >= 35 or position - 2 in deep else EXIT for position in range(40)]
+    assert same(opened.entries(0, 40), by_hand(engine, prompt, depths, maps_of(engine)))
+
+
+@pytest.mark.parametrize("most", [None, 1, 7])
+def test_important_tokens_between_tail_and_full_depth(engine: Engine, most: int | None) -> None:
+    prompt, opened = tokens(45), Opened(engine)
+    opened.complete(0, prompt, Importance(EXIT, tail=10, first=2, keep=1.0), most)
+    assert same(opened.entries(0, 45), plain(engine, prompt))
+    opened.complete(1, prompt[1:], Importance(EXIT, tail=10, first=2, keep=0.0), most)
+    tail = Opened(engine)
+    tail.complete(0, prompt[1:], RULE)
+    assert same(opened.entries(1, 44), tail.entries(0, 44))
+    some = Opened(engine)
+    some.complete(0, prompt, Importance(EXIT, tail=10, first=2, keep=0.3), most)
+    whole = Opened(engine)
+    whole.complete(0, prompt, Importance(EXIT, tail=10, first=2, keep=0.3))
+    assert same(some.entries(0, 45), whole.entries(0, 45))
+    assert some.tally[0].token_ids == whole.tally[0].token_ids
+    while not some.batch.deepen(0, most or 50):
+        pass
+    text = [*prompt, *some.tally[0].token_ids]
+    assert same(some.entries(0, len(text) - 1), plain(engine, text)[:, :, :-1])
+
+
+def test_a_kept_token_goes_on_when_a_later_prompt_chooses_it(llama: Case) -> None:
+    engine = with_maps(llama.engine, maps_of(llama.engine))
+    opened, prompt, longer = Opened(engine), tokens(50), tokens(50) + tokens(12, seed=6)
+    opened.complete(0, prompt, RULE)
+    everything = Importance(EXIT, tail=10, first=2, keep=1.0)
+    assert opened.complete(0, longer, everything) == 50
+    depths = opened.batch._shallow[0].depths
+    assert depths == [LAYERS] * 62  # those of the first tail, which saw what maps left, do not run again
+    entries = opened.entries(0, 62)
+    assert same(entries[:, :, :40], plain(engine, longer)[:, :, :40])
+    assert distance(entries[EXIT + 1 :, :, 40:], plain(engine, longer)[EXIT + 1 :, :, 40:]) > 1
+    while not opened.batch.deepen(0, 25):
+        pass
+    assert same(opened.entries(0, 62), plain(engine, longer))
+
+
+def test_a_prompt_that_is_left_while_it_goes_on_is_no_deeper_than_it_got(llama: Case) -> None:
+    engine = with_maps(llama.engine, maps_of(llama.engine))
+    opened, prompt = Opened(engine), tokens(60)
+    opened.batch.join(0, prompt, NEW, owner="me", prompt_rule=Importance(EXIT, tail=10, first=2, keep=1.0))
+    for _ in range(3 + 2):  # three pieces to the exit, with the third of which 20 go on, and then 10 and 10
+        opened.batch.prefill([0], 20 if len(opened.batch._shallow[0].depths) < 60 else 10)
+    assert opened.batch.reading == {0: 60}
+    opened.batch.drop(0)
+    went_on = [LAYERS] * 40 + [EXIT] * 20
+    assert opened.batch._shallow[0].depths == went_on
+    assert opened.complete(1, [*prompt, 2], Tail(EXIT, tail=45, first=2)) == 40
+    assert opened.complete(0, [*prompt, 1], None) == 0
+
+
+@pytest.mark.parametrize("rule", [None, RULE, Importance(EXIT, tail=10, first=2, keep=0.25)])
+def test_layers_of_the_prompt_are_counted_once(llama: Case, rule: PromptRule | None) -> None:
+    engine = with_maps(llama.engine, maps_of(llama.engine))
+    opened, prompt = Opened(engine), tokens(62)
+    going = 13 if isinstance(rule, Importance) else 0  # of 50 between, rounded up
+    between = 0 if rule is None else 50 - going
+    opened.complete(0, prompt, rule, 16)
+    assert opened.tally[0].prompt_layers_skipped == between * (LAYERS - EXIT)
+    assert opened.tally[0].prompt_layers == 62 * LAYERS - opened.tally[0].prompt_layers_skipped
+    assert opened.complete(0, [*prompt, 7], rule, 16) == 62
+    assert (opened.tally[0].prompt_layers, opened.tally[0].prompt_reused) == (LAYERS, 62)
