@@ -426,3 +426,24 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def prompt_maps(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with maps for prompt exits at layers 4 and 6 of the tiny model, which make something of a state."""
+    import torch
+
+    from harness.contracts import ModelRequest
+    from harness.models.artefacts import write_artefact
+    from harness.models.model import resolve
+
+    folder, chance = tmp_path_factory.mktemp("prompt-maps"), torch.Generator().manual_seed(0)
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained"))
+    heads, tensors = resolved.load("cpu").backbone.heads, {}
+    for layer in (4, 6):
+        rows = (resolved.info.num_layers - layer - 1) * 2 * heads.kv_heads * heads.head_dim
+        tensors[f"{layer}.weight"] = torch.randn(rows, resolved.info.hidden_size, generator=chance) / 8
+        tensors[f"{layer}.bias"] = torch.randn(rows, generator=chance) / 8
+    facts = {"model_fingerprint": resolved.info.fingerprint, "exits": [4, 6]}
+    write_artefact(folder / "prompt-exit.json", "prompt-exit", tensors, facts)
+    return folder

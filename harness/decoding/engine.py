@@ -94,7 +94,7 @@ class Engine:
         stop: StopRule | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
         lossless: Lossless | None = None,
-        rules: Sequence[NamedStop] | None = None,
+        rules: Sequence[NamedStop | None] | None = None,
         prompt_rule: PromptRule | None = None,
     ) -> list[Generation]:
         """Decode one batch, asking ``strategy`` at its exit points; a row that could not go on says why it failed.
@@ -108,7 +108,7 @@ class Engine:
             stop: ends a row when true of the tokens it has generated.
             eos_token_ids: tokens that end a row.
             lossless: let exits draft, and yield full depth's tokens; ``None`` takes what they say.
-            rules: a stop rule for each row, asked after ``stop``.
+            rules: a stop rule for each row, or ``None``, asked after ``stop``.
             prompt_rule: how deep the tokens of a prompt are read; ``None`` for full depth, which lossless decoding
                 wants, and what keeps no cache.
 
@@ -198,7 +198,7 @@ class Engine:
         stop: StopRule | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
         lossless: Lossless | None = None,
-        rules: Sequence[NamedStop] | None = None,
+        rules: Sequence[NamedStop | None] | None = None,
         prompt_rule: PromptRule | None = None,
     ) -> list[Generation]:
         """Decode one batch with known exit layers; arguments as :meth:`decode`."""
@@ -289,7 +289,7 @@ class Engine:
         stop: StopRule | None,
         eos_token_ids: frozenset[int],
         lossless: DraftSettings | None,
-        rules: Sequence[NamedStop] | None,
+        rules: Sequence[NamedStop | None] | None,
         prompt_rule: PromptRule | None,
     ) -> list[Generation]:
         batch = self.open(len(prompts), self.check(prompts, max_new_tokens), kv, exits, generations)

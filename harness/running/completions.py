@@ -135,7 +135,7 @@ class EngineRunner(Runner):
             "stop": planned.stop,
             "eos_token_ids": self._plan.model.tokenizer.eos_token_ids,
             "lossless": point.lossless,
-            "rules": None if point.stop is None else [self._rule(planned, point, sample) for sample in batch],
+            "rules": [self._rule(planned, point, sample) for sample in batch],
             "prompt_rule": None if point.prompt is None else point.prompt.rule,
         }
         if known is None:
@@ -159,14 +159,13 @@ class EngineRunner(Runner):
             typing_s = sample.typing_s - math.fsum(request.after_s for request in sample.overtaken_requests)
             prefetched = session.deepen(max(0.0, typing_s))
         for request in sample.overtaken_requests if known is None and not self._plan.config.untimed else ():
+            rule = self._rule(planned, point, replace(sample, prompt_ids=request.prompt_ids))
             started = time.perf_counter()
-            decode(prompt=request.prompt_ids, within_s=request.after_s)
+            decode(prompt=request.prompt_ids, rule=rule, within_s=request.after_s)
             spent.append(time.perf_counter() - started)
-        rule = None if point.stop is None else self._rule(planned, point, sample)
-        made, reused = decode(prompt=sample.prompt_ids, rule=rule, exit_layers=layers)
-        return replace(
-            made, failure=why or made.failure, prompt_reused=reused, overtaken_s=tuple(spent), prefetch_s=prefetched
-        )
+        rule = self._rule(planned, point, sample)
+        made, _ = decode(prompt=sample.prompt_ids, rule=rule, exit_layers=layers)
+        return replace(made, failure=why or made.failure, overtaken_s=tuple(spent), prefetch_s=prefetched)
 
     def _session(self, point: OperatingPoint, keep: Keep) -> EngineSession:
         """Return where requests are decoded behind one another; points of one format, policy and kind share it."""
@@ -181,9 +180,10 @@ class EngineRunner(Runner):
             self._sessions[key] = EngineSession(self._engines[point.weights_format], positions, point.kv, keep)
         return self._sessions[key]
 
-    def _rule(self, planned: PlannedTask, point: OperatingPoint, sample: Sample) -> NamedStop:
-        """Start the stop rule of an operating point that has one."""
-        assert point.stop is not None
+    def _rule(self, planned: PlannedTask, point: OperatingPoint, sample: Sample) -> NamedStop | None:
+        """Start the stop rule of an operating point; ``None`` where it has none."""
+        if point.stop is None:
+            return None
         model, device = self._plan.model, str(self._engines[point.weights_format].backbone.device)
         before_gap = sample.around[0] if any(sample.around) else None
         language = planned.task.language

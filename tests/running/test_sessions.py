@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from harness import RunConfig, run
 from harness.contracts import Sample
+from harness.decoding.engine import EngineSession
 from harness.running.session import in_blocks
 from tests.run_files import lines
 
@@ -81,3 +83,71 @@ def test_a_block_holds_whole_sessions() -> None:
     ]
     ids = [[sample.sample_id for sample in block] for block in in_blocks(samples, 2)]
     assert ids == [["a#0", "a#1", "a#2"], ["b#0", "b#1"], ["c#0", "c#1"], ["c#2"]]
+
+
+def test_stop_rules_and_prompt_exits_in_sessions(tiny_llama: Path, prompt_maps: Path, tmp_path: Path) -> None:
+    """A rule cuts what the row without it generates, and of kept prompts only what is new is read, and counted."""
+    frame = run(
+        RunConfig(
+            model=str(tiny_llama), tasks=("py150",), scenario="session:requests=4:window=120:step=30", energy="none",
+            keep=("exact", "none"), strategies=("full",), stop="line,statement", prompt_exit="layer=6:tail=8", limit=2,
+            max_new_tokens=12, out=tmp_path / "run", idle_s=0, weights_format="float32", kv="recompute", threads=1,
+            artefacts=str(prompt_maps), untimed=True,
+        )
+    )  # fmt: skip
+    found = frame.set_index("operating_point")
+    records = [record for record in lines(tmp_path / "run", "samples") if record["session"]]
+    by_point: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_point.setdefault(record["operating_point"], []).append(record)
+    assert len(by_point) == 3 * 2 * 2  # stop rules and none, kept and not, whole and shallow
+    for name, mine in by_point.items():
+        stop = next((part[5:] for part in name.split("@") if part.startswith("stop=")), "")
+        without = by_point[name.replace(f"@stop={stop}", "")]
+        row = found.loc[name]
+        for one, whole in zip(mine, without, strict=True):
+            assert one["sample_id"] == whole["sample_id"]
+            if "keep=none" in name:
+                count = len(one["token_ids"])
+                assert one["token_ids"] == whole["token_ids"][:count]
+                assert one["stop_rule"] == stop or count == len(whole["token_ids"])
+                assert one["prompt_reused"] == 0
+            new = len(one["prompt_ids"]) - one["prompt_reused"]
+            assert one["prompt_layers"] + one["prompt_layers_skipped"] == 12 * new
+            assert one["prompt_layers_skipped"] % 6 == 0
+            if "prompt=" not in name:
+                assert one["prompt_layers_skipped"] == 0
+            assert one["layers_executed"] == 12 * (len(one["token_ids"]) - 1)
+        generated, possible = (sum(len(one["token_ids"]) for one in some) for some in (mine, by_point[full_of(name)]))
+        saved = 1 - generated / possible if stop else math.nan
+        assert row["tokens_saved"] == pytest.approx(saved, nan_ok=True)
+        skipped = [sum(one[count] for one in mine) for count in ("prompt_layers_skipped", "prompt_layers")]
+        share = skipped[0] / sum(skipped) if "prompt=" in name else math.nan
+        assert row["prompt_layers_skipped"] == pytest.approx(share, nan_ok=True)
+
+
+def full_of(name: str) -> str:
+    return f"full@keep={name.partition('keep=')[2].partition('@')[0]}"
+
+
+def test_requests_that_are_overtaken_end_by_the_stop_rule_as_others_do(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[tuple[int, ...], bool]] = []
+    decode = EngineSession.decode
+
+    def noted(self: EngineSession, owner: str, prompt: tuple[int, ...], *given: Any, **more: Any) -> Any:
+        asked.append((prompt, more["rule"] is not None))
+        return decode(self, owner, prompt, *given, **more)
+
+    monkeypatch.setattr(EngineSession, "decode", noted)
+    run(
+        RunConfig(
+            model=str(tiny_llama), tasks=("py150",), scenario="session:requests=4:window=120:step=30", energy="none",
+            strategies=("full",), stop="line", limit=2, max_new_tokens=4, out=tmp_path / "run", idle_s=0, threads=1,
+            weights_format="float32",
+        )
+    )  # fmt: skip
+    ruled, plain = ([prompt for prompt, rule in asked if rule == wanted] for wanted in (True, False))
+    assert sorted(ruled) == sorted(plain)
+    assert any(record["overtaken"] for record in lines(tmp_path / "run", "samples"))
