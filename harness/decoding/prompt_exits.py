@@ -216,7 +216,13 @@ def read_shallow(
     Where attention decides which tokens go on, all of it is read to the exit first, and they go on in further pieces.
 
     Args:
+        backbone: the model.
+        rotary: position tables, or ``None``.
+        cache: keys and values of all layers.
+        maps: fill the layers above an exit.
+        row: of the cache.
         tokens: the next ones; none where all are at the exit, and some are to go on.
+        prompt: what is read of it, and how deep; it is brought up to date.
         max_tokens: that go on in this call at most; all of them when left out.
 
     Returns:

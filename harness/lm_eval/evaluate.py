@@ -219,7 +219,7 @@ class _MeasuredLM(EarlyExitLM):
         return [self._known[key] for key in keys]
 
 
-_OF_RUNS = ("kv", "decode", "draft_head", "draft_max", "batch_size", "strict", "seed")
+_OF_RUNS = ("kv", "decode", "draft_head", "draft_max", "prompt_exit", "batch_size", "strict", "seed")
 """Options that a run has as well."""
 
 

@@ -100,8 +100,8 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
         loglikelihood_exit: exit point whose head scores texts; ``None`` for full depth.
         max_batch_size: lm-eval hands one to every model; ``batch_size`` decides here.
         settings: further ones of :class:`harness.RunConfig`: ``weights``, ``dtype``, ``weights_format``, ``exit_head``,
-            ``kv``, ``decode``, ``batch_size``, ``device``, ``threads``, ``energy``, ``seed``. The weights format is the
-            dtype's own unless named, so that full depth is ``hf``'s.
+            ``kv``, ``decode``, ``prompt_exit``, ``batch_size``, ``device``, ``threads``, ``energy``, ``seed``. The
+            weights format is the dtype's own unless named, so that full depth is ``hf``'s.
 
     Attributes:
         config: all of these.
@@ -262,6 +262,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             "operating_point": record.name,
             "kv": record.kv,
             "decode": record.decode,
+            "prompt_exit": record.prompt_exit,
             "model": info.name,
             "weights": info.weights,
             "weights_format": record.weights_format,
@@ -309,7 +310,9 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
     @cached_property
     def point(self) -> OperatingPoint:
         """The exit settings."""
-        found = operating_points(build_all(self.config.specs()), self.config, [self.engine.info])
+        points = operating_points(build_all(self.config.specs()), self.config, [self.engine.info])
+        # full depth otherwise than as usual has the usual one beside it
+        found = [one for one in points if one.record.strategy != BASELINE or one is points[-1]]
         if len(found) != 1:
             raise ConfigError(f"{len(found)} operating points were asked for, and one can answer lm-eval. Name one.")
         return found[0]
@@ -376,6 +379,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
             stop=stop,
             eos_token_ids=self._resolved.tokenizer.eos_token_ids,
             lossless=point.lossless,
+            prompt_rule=None if point.prompt is None else point.prompt.rule,
         ):
             if made.failure is not None:
                 raise ModelError(f"{asks[place].task}, request {asks[place].sample_id}: {made.failure}")

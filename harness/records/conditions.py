@@ -154,8 +154,7 @@ class Conditions:
         head = "" if self.model.exit_head == "shared" else f"-{self.model.exit_head.partition(':')[0]}"
         longest = f"-max{self.max_new_tokens}" if self.max_new_tokens else ""
         kept = f"-keep-{self.keep}" if self.keep else ""
-        shallow = f"-prompt-{self.prompt_exit}" if self.prompt_exit else ""
-        decoded = f"{self.kv}-batch{self.batch_size}{rate}{kept}{shallow}"
+        decoded = f"{self.kv}-batch{self.batch_size}{rate}{kept}"
         return f"{self.task.name}-{self.task.protocol}-{decoded}{packed}{head}{longest}"
 
     def same_but_for_kv(self, other: Conditions) -> bool:

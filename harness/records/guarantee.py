@@ -55,6 +55,7 @@ class Guarantee(Record):
         task: where they come from. max_new_tokens: of a completion; ``None``: the protocol's limit.
         run: id of the run that decoded them. records: its seal.
         model, weights, dtype, exit_head, fingerprint: of the model. weights_format, kv, batch_size: how it decoded.
+        prompt_exit: how deep its prompts were read; empty for full depth.
         artefacts: what trained parts the strategy runs on: name → SHA-256.
         exit_points: layers after which it is asked. kv_input: what skipped keys and values are filled in from.
     """
@@ -83,6 +84,7 @@ class Guarantee(Record):
     weights_format: str
     kv: str
     batch_size: Positive
+    prompt_exit: str = ""
     artefacts: dict[str, str] = Field(default_factory=dict)
     exit_points: tuple[Count, ...] | None = None
     kv_input: str | None = None

@@ -80,15 +80,18 @@ class Discarded:
 
 @dataclass
 class Work(PassWork):
-    """The work of one completion after prefill, whose layers have counters of their own; without a cache, all of it.
+    """The work of one completion: its prompt's layers, and all that came after prefill.
 
-    Without a cache a layer over a prefix counts as one. With one, the first token comes from prefill: at full depth, and no strategy is asked for it. What is said of
-    drafts is of lossless decoding, and empty else.
+    With a cache, the first token comes from prefill: at full depth, and no strategy is asked for it. Without one there
+    is no prefill, and a layer over a prefix counts as one. What is said of drafts is of lossless decoding, and empty
+    else.
     """
 
-    prompt_layers: Annotated[Count, Field(description="decoder layers run for tokens of the prompt that were read")] = 0
+    prompt_layers: Annotated[
+        Count, Field(description="decoder layers run for each token of the prompt that was read")
+    ] = 0
     prompt_layers_skipped: Annotated[
-        Count, Field(description="those that they did not run, whose keys and values are an exit's or a map's of it")
+        Count, Field(description="those that prompt exits spared it, whose keys and values a map of its state made")
     ] = 0
     layers_executed: Annotated[Count, Field(description="decoder layers run, recomputation included")] = 0
     kv_fill_layers: Annotated[Count, Field(description="layers whose keys and values an exit's state filled")] = 0
@@ -153,6 +156,11 @@ class Work(PassWork):
             "cheap head byte": self.cheap_head_bytes,
             "KV fill": self.kv_fill_layers,
         }
+
+    @property
+    def prompt_amounts(self) -> dict[str, float]:
+        """What reading the prompt did, for :func:`harness.contracts.price`: a map is as large as K,V projections."""
+        return {"layer step": self.prompt_layers, "KV fill": self.prompt_layers_skipped}
 
     @property
     def counts(self) -> dict[str, int]:

@@ -192,7 +192,8 @@ class Settings:
 def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: guarantee.Unit = "document") -> Settings:
     """Sort a finished run's settings of one strategy by the value of their option, from the deeper mean exit on.
 
-    Points that verify, look at the answer, have a stop rule or are no strategy of the engine are passed over.
+    Points that verify, look at the answer, have a stop rule or are no strategy of the engine are passed over, and where
+    some read their prompts whole, those that do not.
     """
     directory, (task, *others) = run.directory, run.manifest.tasks
     if others:
@@ -201,10 +202,9 @@ def settings_of(run: RecordedRun, target: Target, strategy: str = "", unit: guar
         point
         for point in run.manifest.operating_points
         if point.strategy != BASELINE
-        and not (
-            point.never_exits or point.lossless or point.rehearsed or point.stop or point.prompt_exit or point.black_box
-        )
+        and not (point.never_exits or point.lossless or point.rehearsed or point.stop or point.black_box)
     ]
+    points = [point for point in points if not point.prompt_exit] or points
     names = list(dict.fromkeys(point.strategy for point in points))
     if strategy:
         points = [point for point in points if point.strategy == strategy]
@@ -270,7 +270,7 @@ def _varied(run: RecordedRun, points: list[OperatingPointRecord]) -> str:
     if (
         len(varied) != 1
         or not all(isinstance(point.options.get(varied[0]), int | float) for point in points)
-        or len({(point.kv, point.weights_format) for point in points}) > 1
+        or len({(point.kv, point.weights_format, point.prompt_exit) for point in points}) > 1
         or len(points) != len({str(point.options) for point in points})
     ):
         listed = ", ".join(point.name for point in points)
@@ -429,7 +429,8 @@ def calibration_tables(
     ]
     yield Table.of_rows(
         f"{promised.target} on {len(promised.documents)} documents{of_projects}{left_out}: {promised.task.name}, "
-        f"{promised.task.source}; {promised.model}, {promised.weights_format}, kv {promised.kv}; {how}",
+        f"{promised.task.source}; {promised.model}, {promised.weights_format}, kv {promised.kv}"
+        f"{f', prompt {promised.prompt_exit}' if promised.prompt_exit else ''}; {how}",
         (
             Column(header=promised.option, form="g"),
             Column(header="layers", form=".1f"),

@@ -163,7 +163,7 @@ def _of_decoding(promised: Guarantee, plan: Plan, points: Iterable[OperatingPoin
             ("KV policy", promised.kv, point.kv),
             ("weights format", promised.weights_format, point.weights_format),
             ("stop rule", "none", point.stop or "none"),
-            ("exit for the prompt", "none", point.prompt_exit or "none"),
+            ("exit for the prompt", promised.prompt_exit or "none", point.prompt_exit or "none"),
             ("trained parts", promised.artefacts, point.artefacts),
         ]
         if promised.exit_points is not None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from harness.config import BASELINE, RunConfig
+from harness.config.prompts import build_prompt_rule
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.decoding.packing import near_exact, pack, usable
@@ -13,11 +14,12 @@ from harness.errors import ConfigError
 from harness.host import environment
 from harness.models.facts import in_format
 from harness.models.model import LoadedModel
+from harness.models.trained import prompt_maps
 from harness.records.certificate import Certificate, Claim
 from harness.records.estimate import MISSING
 from harness.registry import WEIGHTS_FORMATS
 from harness.running.resolve import resolve
-from harness.verifying.claims import Step, decode, verify_format, verify_rows
+from harness.verifying.claims import Step, decode, decode_deepened, verify_format, verify_rows
 from harness.verifying.options import VerifyOptions
 from reports.tables.table import Column, Line, Part, Table
 
@@ -44,6 +46,9 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
                 f"--strategy {point.name}: a lossy strategy's tokens are its own. Write {point.name}@lossless."
             )
     drafting = [point for point in plan.points if point.lossless is not None]
+    prompt = build_prompt_rule(options.prompt_exit)
+    if prompt is not None:
+        prompt_maps(prompt.rule.exits(plan.model.info), plan.model.info)
     names = _formats(options, plan.device)
     samples = [sample for task in plan.tasks for sample in task.data.samples]
     largest = max(options.batch_sizes)
@@ -70,6 +75,10 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
         alone = written
         if engine is not float32:
             alone = decode(engine, samples, 1, eos, begin(f"{name}, rows alone"))
+        if prompt is not None:
+            what = f"prompts of {prompt.written}, deepened"
+            deepened = decode_deepened(engine, samples, prompt.rule, eos, begin(f"{name}, {what}"))
+            claims.append(verify_rows(name, engine, alone, deepened, 1, options.seed, what=what))
         for size in sizes:
             rows = "rows alone" if size == 1 else f"batches of {size}"
             if size > 1:

@@ -1,5 +1,7 @@
 """The claims: formats have float32's tokens, rows in a batch those of rows alone, lossless decoding full depth's.
 
+So has decoding behind prompts that were read with exits and deepened.
+
 A format is read along what float32 wrote: a place at which it differs does not change the places after it, and every
 one is compared. Rows of a batch and drafts have to be decoded; where one leaves what it is held against, what follows
 is of another text, so that its first difference is the last that is compared.
@@ -8,6 +10,7 @@ is of another text, so that its first difference is the last that is compared.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,9 +18,9 @@ from zlib import crc32
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
-from harness.contracts import Sample, WeightsFacts
+from harness.contracts import PromptRule, Sample, WeightsFacts
 from harness.decoding.blocks import Linear
-from harness.decoding.engine import Engine
+from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.teacher_forcing import FLOAT32_ERROR, TeacherForcing, disturbed, largest_error, product_error
 from harness.records.certificate import Claim, TokenDifference
 from harness.registry import WEIGHTS_FORMATS
@@ -61,6 +64,26 @@ def decode(
                 raise one.failure
             made.append(Completion(sample, tuple(one.token_ids), one.drafts, sum(one.accepted)))
         step(len(made))
+    return made
+
+
+def decode_deepened(
+    engine: Engine, samples: Sequence[Sample], rule: PromptRule, eos_token_ids: frozenset[int], step: Step
+) -> list[Completion]:
+    """Decode prompts at full depth behind what was left where each was read with exits, and deepened."""
+    full, made = build_strategy(StrategySpec(BASELINE)), list[Completion]()
+    reach = max(len(sample.prompt_ids) + sample.max_new_tokens for sample in samples)
+    session = EngineSession(engine, reach, full.default_kv, "prompt")
+    for number, sample in enumerate(samples, start=1):
+        session.decode(sample.sample_id, sample.prompt_ids, full, max_new_tokens=1, prompt_rule=rule)
+        session.deepen(math.inf)
+        one, _ = session.decode(
+            sample.sample_id, sample.prompt_ids, full, max_new_tokens=sample.max_new_tokens, eos_token_ids=eos_token_ids
+        )
+        if one.failure is not None:
+            raise one.failure
+        made.append(Completion(sample, tuple(one.token_ids)))
+        step(number)
     return made
 
 
@@ -156,15 +179,18 @@ def verify_rows(
     size: int,
     seed: int,
     point: OperatingPoint | None = None,
+    what: str = "",
 ) -> Claim:
-    """Hold rows that were decoded together, or that an operating point drafted, against full depth's rows alone."""
+    """Hold rows that were decoded together, drafted by an operating point or as ``what`` says, against rows alone."""
     facts, reference = reference_of(name, engine, seed)
     places, differences = reference.follow(alone, others)
     together = f"batches of {size}"
+    if point is not None:
+        what = point.name if size == 1 else f"{point.name}, {together}"
     return Claim(
         weights_format=name,
         accuracy=facts.accuracy,
-        what=f"{together} as alone" if point is None else point.name if size == 1 else f"{point.name}, {together}",
+        what=what or f"{together} as alone",
         batch_size=size,
         judged=facts.invariant or facts.accuracy != "lossy",
         places=places,

@@ -19,6 +19,7 @@ from harness.config.model import (
     Threads,
     registered,
 )
+from harness.config.prompts import NO_EXIT
 from harness.contracts import ExitHead, WeightsChoice
 from harness.registry import WEIGHTS_FORMATS
 
@@ -36,6 +37,11 @@ class VerifyOptions(Configuration):
     )
     draft_max: DraftMax = Field(default=DRAFT_MAX, description="Tokens of a draft at most.")
     draft_head: DraftHead = "auto"
+    prompt_exit: str = Field(
+        default=NO_EXIT,
+        description="Read prompts with these exits, deepen them, and hold what is decoded behind them against full "
+        "depth; as of `harness run`. Default: none.",
+    )
     weights_format: str | tuple[str, ...] = Field(
         default=(),
         description="Formats to hold against float32, a comma list of those in `harness list`. Default: float32 and "

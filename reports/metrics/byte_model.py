@@ -4,6 +4,9 @@ At batch 1 each token reads the weights of the layers it runs, the LM head once 
 every layer it fills, and the KV cache of the layers it runs. Full depth's bytes per token over an operating point's is
 the speed-up if every byte took the same time and nothing else took any: a prediction and no bound. Writes and
 activations are left out (below 1 % for contexts of hundreds of tokens); holes of ``skip`` count as if they were read.
+
+A prompt is arithmetic, each of its tokens a product with every weight that a token's pass would read: the same prices,
+attention left out, over what its tokens ran.
 """
 
 from __future__ import annotations
@@ -39,6 +42,13 @@ def _rung(step: int, point: Point) -> float | None:
     both = cell.shared(full)
     here, there = _bytes_per_token(cell, both, point.model), _bytes_per_token(full, both, point.model)
     return None if here is None or there is None else there[-1] / here[step]
+
+
+def _prompt_speedup(point: Point) -> float | None:
+    if not point.cell.point.prompt_exit:
+        return None
+    costs, read = bytes_read(point.model), [sample.prompt_amounts for sample in point.samples]
+    return ratio(sum(sum(one.values()) for one in read) * costs["layer step"], sum(price(one, costs) for one in read))
 
 
 def _achieved(point: Point) -> float | None:
@@ -120,6 +130,17 @@ the same with the LM heads evaluated to decide
 and with the exits' shortcut maps
 and with KV fills: decoding speed-up predicted from all bytes read; no bound
 """
+PROMPT_SPEEDUP = Metric(
+    "prompt_speedup",
+    "prompt\narithmetic",
+    "speed-up of reading the prompt predicted from the products of its tokens with weights; no bound",
+    compute=_prompt_speedup,
+    kind="work",
+    form="ratio",
+    unit="×",
+    better="higher",
+    sections={BYTE_MODEL: 5},
+)
 BYTE_MODEL_ACHIEVED = Metric(
     "byte_model_achieved",
     "of byte\nmodel",

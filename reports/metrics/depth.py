@@ -68,6 +68,15 @@ def _counted(count: str, point: Point) -> float | None:
     return ratio(sum(getattr(sample, count) for sample in point.samples), tokens)
 
 
+def _prompt_layers(sample: SampleRecord) -> tuple[float, float] | None:
+    read = sample.prompt_layers + sample.prompt_layers_skipped
+    return (float(sample.prompt_layers_skipped), float(read)) if read else None
+
+
+def _prompt_units(point: Point) -> Units:
+    return rates(point.cell, _prompt_layers) if point.cell.point.prompt_exit else {}
+
+
 EXIT_LAYER = Metric(
     "exit_layer_mean",
     "layers\n/token",
@@ -89,6 +98,19 @@ LAYERS_SKIPPED = Metric(
     sections={HEADLINE: 4, DEPTH: 2},
     priority=5,
     change=Wording("skips {} more layers", "skips {} fewer layers"),
+)
+PROMPT_LAYERS_SKIPPED = Metric(
+    "prompt_layers_skipped",
+    "prompt layers\nskipped",
+    "share of the layers that tokens of the prompt did not run, reused tokens apart",
+    compute=lambda point: (
+        ratio(*map(sum, zip(*units, strict=True))) if (units := _prompt_units(point).values()) else None
+    ),
+    units=_prompt_units,
+    kind="work",
+    form="percent",
+    sections={HEADLINE: 4.1, DEPTH: 2.1},
+    priority=6,
 )
 ORACLE_SHARE = Metric(
     "oracle_share",

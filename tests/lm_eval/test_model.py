@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import ConfigError, ModelError
+from harness.errors import ConfigError, HarnessError, ModelError
 from tests.lm_eval.conftest import KINDS
 
 Evaluate = Callable[..., dict[str, Any]]
@@ -93,6 +93,30 @@ def test_exits_generate_and_score_what_the_engine_does(
     at_exit = trace[(trace.exit_layer == 4) & (trace.position >= place) & (trace.position < len(ids) - 1)]
     greedy = list(at_exit.top_token_id) == ids[place + 1 :]
     assert sample["resps"][0][0][1] == greedy
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_prompts_exit_as_in_the_engine(
+    make: Callable[..., Any], evaluate: Evaluate, ours: dict[str, Any], tiny_llama: Path, prompt_maps: Path, size: int
+) -> None:
+    import harness
+
+    how = {"artefacts": str(prompt_maps), "prompt_exit": "layer=4:tail=4"}
+    found = evaluate(make(batch_size=size, **how), "long", "choice")
+    assert found["config"]["early_exit"]["prompt_exit"] == "tail:layer=4:tail=4"
+    assert answers(found, "long") != answers(ours, "long")
+    for mine, whole in zip(
+        answers(found, "choice"), answers(ours, "choice"), strict=True
+    ):  # given texts are read whole
+        assert [one[0] for (one,) in mine] == pytest.approx([one[0] for (one,) in whole], rel=1e-5)
+    model = harness.load(tiny_llama, threads=1, artefacts=prompt_maps)
+    for sample in found["samples"]["ours_long"]:
+        (context, _), *_ = sample["arguments"]
+        made = model.generate(context, max_new_tokens=9, stop="never", prompt_exit="layer=4:tail=4")
+        assert sample["resps"] == [[made.text]]
+        assert made.work.prompt_layers_skipped == max(0, made.prompt_tokens - 8) * 8
+    with pytest.raises(HarnessError, match="lossless decoding yields full depth's tokens"):
+        make("fixed:layer=4", decode="lossless", **how).point  # noqa: B018
 
 
 def test_a_text_longer_than_the_positions_is_scored_in_windows_as_by_hf(

@@ -398,6 +398,29 @@ def test_rows_of_a_run_that_a_certificate_does_not_speak_of_are_passed_over(
     assert "rule decodes nothing lossily and without a stop rule" in " ".join(said.split())
 
 
+@pytest.mark.slow
+def test_a_certificate_speaks_of_prompts_as_they_were_read(
+    calibrate: Command, tiny_run: Command, prompt_maps: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where a run reads prompts in both ways, of those that are read whole."""
+    asked = ("--limit", 6, "--strategy", f"{SETTINGS[0]},0.15", "--artefacts", prompt_maps, "--prompt-exit")
+    promise, shallow = ("--target", "agreement=0.05", "--confidence", 0.6), "layer=6:tail=8"
+    for name, rules, read in (("both", f"none,{shallow}", ""), ("shallow", shallow, f"tail:{shallow}")):
+        ran = tiny_run(*asked, rules, "--out", name)
+        assert ran.code == 0, ran.err
+        ran = calibrate("--resume", name, *promise)
+        assert ran.code == 0, ran.err
+        assert (f"prompt {read}" in " ".join(ran.out.split())) == bool(read)
+        point, _ = read_document(CalibratedPoint, tmp_path / name / "operating-point.json")
+        assert (point.guarantee.prompt_exit, "@" in point.strategy) == (read, False)
+        for rule in ("none", shallow):
+            caplog.clear()
+            again = ("--strategy", f"@{name}/operating-point.json", "--artefacts", prompt_maps, "--prompt-exit", rule)
+            ran = tiny_run(*again, "--out", f"{name}-{rule[:4]}")
+            assert ran.code == 0, ran.err
+            assert ("is of another exit for the prompt" in caplog.text) == ((rule == "none") == bool(read))
+
+
 def test_what_is_no_operating_point_or_was_changed_is_refused(
     calibrate: Command, decoded: RecordedRun, refused: Command, tmp_path: Path
 ) -> None:

@@ -33,6 +33,16 @@ def test_every_combination_is_a_point_in_the_order_of_the_grid() -> None:
     assert (together["strategies"], alone["strategies"]) == (["full", "classifier"], ["oracle"])
 
 
+def test_prompt_exits_are_a_dimension_of_a_grid_and_of_a_run() -> None:
+    rules = ["none", "layer=18:tail=64", "importance:layer=18:keep=.2"]
+    points = expand(StudyConfig.build({"grid": {"prompt_exit": rules}, "run": {"strategies": ["full"]}}))
+    assert [point.config().prompt_exits for point in points] == [
+        ("none",), ("tail:layer=18:tail=64",), ("importance:layer=18:keep=.2",),
+    ]  # fmt: skip
+    (together,) = expand(StudyConfig.build({"run": {"prompt_exit": rules}}))
+    assert len(together.config().prompt_exits) == 3
+
+
 def test_exclude_include_override() -> None:
     found = settings(
         run={"limit": 10},

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from harness.contracts import Sample
+from harness.decoding import loop
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.loop import OpenBatch
 from harness.decoding.packing import pack
+from harness.decoding.prompt_exits import ShallowPrompt
 from harness.decoding.teacher_forcing import FLOAT32_ERROR
 from harness.decoding.weights.fp16 import Fp16
 from harness.records.certificate import Certificate, Claim, TokenDifference
@@ -92,6 +94,27 @@ def test_a_wrong_kernel_is_a_defect(verify: Command, tmp_path: Path) -> None:
     assert "not exact" in ran.out
     assert "broken" in ran.out
     assert widest["sample_id"][:6] in ran.out
+
+
+def test_deepened_prompts_are_held_against_full_depth(
+    verify: Command, prompt_maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (
+        *("--weights-format", "float32", "--batch-size", 1, "--strategy", "full", "--artefacts", prompt_maps),
+        *("--prompt-exit", "layer=4:tail=8", "--json", tmp_path / "c.json"),
+    )
+    ran = verify(*asked)
+    assert ran.code == 0, ran.err
+    (_, claim) = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
+    assert (claim.what, claim.judged, claim.places) == ("prompts of tail:layer=4:tail=8, deepened", True, 4 * 6)
+    monkeypatch.setattr(loop, "deepen", lambda *given: _forget(given[-2]))
+    assert verify(*asked).code == 1
+    assert "not below" in verify("--prompt-exit", "layer=12", "--artefacts", prompt_maps).err
+
+
+def _forget(prompt: ShallowPrompt) -> None:
+    """Say that it is exact, and leave what maps made."""
+    prompt.exact, prompt.states = len(prompt.wanted), prompt.states[:0]
 
 
 DRAFTING = ("--strategy", "fixed:layer=4", "--strategy", "random:probability=0.6@lossless+lookup", "--draft-max", 3)

@@ -63,6 +63,23 @@ def test_byte_model_counts_weights_heads_fills_and_cache(build) -> None:
     assert run.row(FIXED).value("bandwidth_share") == pytest.approx(fixed / 0.5 / 10_000)
 
 
+def test_prompts_count_what_was_read_and_their_arithmetic_is_priced_by_weights(build) -> None:
+    shallow = f"{FULL}@prompt=tail:layer=6"
+    run = build(points=(FULL, shallow))
+    run.window(FULL, {"prompt_layers": 40})
+    run.window(
+        shallow,
+        {"prompt_layers": 28, "prompt_layers_skipped": 12},
+        {"prompt_layers": 10, "prompt_ids": (7,) * 5, "prompt_reused": 4},  # its last token alone
+    )
+    assert run.row(shallow).value("prompt_layers_skipped") == pytest.approx(12 / 50)
+    assert run.row(shallow).value("prompt_speedup") == pytest.approx(50 * 100 / (38 * 100 + 12 * 10))
+    assert run.row(FULL).value("prompt_layers_skipped") is run.row(FULL).value("prompt_speedup") is None
+    older = build(points=(FULL, shallow))
+    older.window(shallow, {})
+    assert older.row(shallow).value("prompt_layers_skipped") is older.row(shallow).value("prompt_speedup") is None
+
+
 def test_the_ladder_adds_one_cost_after_the_other(build) -> None:
     run = build()
     run.window(FULL, {"prompt_ids": ()})
