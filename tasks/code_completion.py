@@ -73,7 +73,7 @@ class CodeCompletion:
     def corpus(self, source: str, split: Split, *, limit: int | None = None, seed: int = 0) -> Corpus:
         """Return whole documents; see :func:`tasks.draw.collect` for the order."""
         with closing(self._open(source, self.documents, split)) as rows:
-            return collect(rows, limit=limit, seed=seed)
+            return collect(rows, self.code, limit=limit, seed=seed)
 
     def _open(self, source: str, dataset: HubDataset | None, split: Split) -> Rows:
         if source == "embedded":

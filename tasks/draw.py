@@ -38,6 +38,7 @@ from harness.contracts import (
 )  # fmt: skip
 from harness.contracts.models import with_bos
 from harness.errors import DataError, HarnessError, is_out_of_memory, reason
+from tasks.languages import Language
 from tasks.protocols import AnyProtocol, Skipped
 from tasks.rows import GapRow, LineRow, Row, Rows, TraceRow, whole
 from tasks.sessions import ORIGINS
@@ -218,7 +219,7 @@ def _compared(row: Document | LineRow | GapRow | TraceRow, sample: Sample, token
     return (*sample.prompt_ids[-COMPARED:], *sample.reference_ids[:COMPARED_OF_REFERENCE])[-COMPARED:]
 
 
-def collect(rows: Rows, *, limit: int | None, seed: int) -> Corpus:
+def collect(rows: Rows, language: Language, *, limit: int | None, seed: int) -> Corpus:
     """Return whole documents in the order :func:`draw` visits rows; a row of context and line is joined again.
 
     Editor sessions are for evaluation alone.
@@ -235,7 +236,8 @@ def collect(rows: Rows, *, limit: int | None, seed: int) -> Corpus:
         if isinstance(row, BadRow):
             bad.append(row)
             continue
-        document = Document(row.number, row.sample_id, whole(row))
+        text = whole(row)
+        document = Document(row.number, row.sample_id, text, row.project or language.project(text))
         documents.append(document)
         digest.update(json.dumps([document.sample_id, document.text]).encode() + b"\n")
     if not documents:

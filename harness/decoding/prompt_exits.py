@@ -2,8 +2,9 @@
 
 Reading a prompt is arithmetic, which no exit of a decoded token saves. A token that stops after layer e leaves in
 layer e + 1 the keys and values of its own state, exact, and in the layers above those that a linear map makes of that
-state: SwiftKV (Qiao 2024, arXiv 2410.03960) with a map where it distils the layers' own projections, fitted in closed
-form (``harness train prompt-exit``). The tokens that go on attend to what is there; so do those that are decoded.
+state and of the one before it: SwiftKV (Qiao 2024, arXiv 2410.03960) with maps in place of the layers' projections,
+fitted in closed form and distilled (``harness train prompt-exit``). The tokens that go on attend to what is there; so
+do those that are decoded.
 
 What was read so can become exact later: the states at the exit are exact and are kept, so that
 :func:`deepen` runs them through the layers above, a piece at a time, and overwrites what the maps made.
@@ -21,14 +22,17 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.contracts import ModelInfo, PromptRule
-from harness.decoding.backbone import Backbone, upload
+from harness.decoding.backbone import Backbone, pick, upload
 from harness.decoding.blocks import Linear, Rotary
 from harness.decoding.cache import KVCache
 from harness.decoding.step import COMPILED, PlainSlots, PrefixPass, SlotRunner
 from harness.errors import ArtefactError, OptionError
 
 KIND = "prompt-exit"
-"""Of the artefact that holds the maps: ``LAYER.weight`` ``[layers above × 2 KV × D, hidden_size]``, ``LAYER.bias``."""
+"""Of the artefact that holds the maps."""
+PARTS = ("read", "made", "bias")
+"""Of a map, ``LAYER.read`` and so on: ``[rank, n × hidden_size]``, which reads the states of a token and of the n − 1
+before it; ``[layers above × 2 KV × D, rank]``; ``[layers above × 2 KV × D]``."""
 
 
 @dataclass(frozen=True)
@@ -92,50 +96,78 @@ class PromptMaps:
     """
 
     def __init__(self, backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
-        self._backbone, self._maps = backbone, {}
-        width = 2 * backbone.heads.kv_heads * backbone.heads.head_dim
+        self._backbone = backbone
+        self._maps: dict[int, tuple[Linear, Linear]] = {}
+        width, hidden_size = 2 * backbone.heads.kv_heads * backbone.heads.head_dim, backbone.blocks[0].qkv.shape[1]
         for layer in range(1, backbone.num_layers - 1):
-            weight, bias = (tensors.get(f"{layer}.{name}") for name in ("weight", "bias"))
-            if weight is None or bias is None:
+            found = [tensors[name] for part in PARTS if (name := f"{layer}.{part}") in tensors]
+            if not found:
                 continue
-            shape = (width * (backbone.num_layers - layer - 1), backbone.blocks[layer].qkv.shape[1])
-            if (tuple(weight.shape), tuple(bias.shape)) != (shape, shape[:1]):
-                raise ArtefactError(f"the prompt-exit map of layer {layer} is not {shape}. Train it again.")
-            self._maps[layer] = Linear(weight, bias).to(backbone.dtype)
+            rows = width * (backbone.num_layers - layer - 1)
+            shapes = [tuple(part.shape) for part in found]
+            if [len(shape) for shape in shapes] != [2, 2, 1] or not (
+                shapes[0][1] % hidden_size == 0 < shapes[0][1] and shapes[1:] == [(rows, shapes[0][0]), (rows,)]
+            ):
+                raise ArtefactError(f"the prompt-exit map of layer {layer} does not fit the model. Train it again.")
+            read, made, bias = found
+            self._maps[layer] = Linear(read).to(backbone.dtype), Linear(made, bias).to(backbone.dtype)
+
+    def before(self, layer: int) -> int:
+        """Return how many tokens before it an exit's map reads beside a token."""
+        above = self._maps.get(layer)
+        return 0 if above is None else above[0].shape[1] // self._backbone.blocks[layer].qkv.shape[1] - 1
 
     @staticmethod
-    def read(backbone: Backbone, layer: int, states: Tensor) -> Tensor:
-        """Return what an exit's map multiplies: what the next layer's projections do, ``[n, hidden_size]``."""
+    def read(backbone: Backbone, layer: int, states: Tensor, reach: Sequence[Sequence[int]]) -> Tensor:
+        """Return what an exit's map multiplies: what the next layer's projections do, of a token and those before it.
+
+        Args:
+            backbone: the model.
+            layer: the exit.
+            states: after it, ``[m, hidden_size]``.
+            reach: for each token and each one before it that is read, the rows of ``states``, ``n`` lists of tokens.
+
+        Returns:
+            ``[tokens, n × hidden_size]``.
+        """
         block = backbone.blocks[layer]
-        return states if block.post_norm else block.attention_norm(states)
+        states = states if block.post_norm else block.attention_norm(states)
+        return torch.cat([pick(states, rows) for rows in reach], dim=1)
 
     def fill(
-        self, cache: KVCache, rotary: Rotary | None, row: int, positions: Sequence[int], layer: int, states: Tensor
-    ) -> None:
+        self, cache: KVCache, rotary: Rotary | None, row: int, positions: Sequence[int], layer: int,
+        known: Sequence[int], states: Tensor,
+    ) -> None:  # fmt: skip
         """Write keys and values of the layers above ``layer`` at some positions of a row.
 
         Args:
             cache: where to write.
             rotary: position tables, or ``None``.
             row: of the cache.
-            positions: ascending, one per state.
+            positions: ascending.
             layer: after which the tokens stopped; the layer behind it gets its own keys and values.
-            states: theirs, ``[n, hidden_size]``.
+            known: positions whose states are there, these and perhaps others, ascending.
+            states: theirs, ``[known, hidden_size]``.
 
         Raises:
             ArtefactError: there is no map for the layer.
         """
         if not positions:
             return
-        backbone, heads = self._backbone, self._backbone.heads
-        places = upload(positions, backbone.device)
+        backbone, heads, above = self._backbone, self._backbone.heads, self._maps.get(layer)
+        places, at = upload(positions, backbone.device), {position: place for place, position in enumerate(known)}
         tables = None if rotary is None else rotary.tables(places)
-        cache.entries[layer, row, :, places] = backbone.blocks[layer].fill(states, rotary, tables).transpose(0, 1)
+        own = pick(states, [at[position] for position in positions])
+        cache.entries[layer, row, :, places] = backbone.blocks[layer].fill(own, rotary, tables).transpose(0, 1)
         if layer == backbone.num_layers - 1:
             return
-        if layer not in self._maps:
+        if above is None:
             raise ArtefactError(f"there is no prompt-exit map for layer {layer}. Make it: harness train prompt-exit.")
-        entries = self._maps[layer](self.read(backbone, layer, states))
+        reach = [[at[position] for position in positions]]
+        for back in range(1, self.before(layer) + 1):  # where one is not known, the next one stands for it
+            reach.append([at.get(position - back, next_) for position, next_ in zip(positions, reach[-1], strict=True)])
+        read, made = above
+        entries = made(read(self.read(backbone, layer, states, reach)))
         entries = entries.view(len(positions), -1, 2 * heads.kv_heads, heads.head_dim).transpose(0, 1)
         if rotary is not None and tables is not None:
             entries = rotary.turn(entries, heads.kv_part(tables))
@@ -237,7 +269,9 @@ def read_shallow(
         prompt.depths += [layer] * len(tokens)
         going = set(() if observers else prompt.waiting)  # attention looks at the keys of all
         stops = [position for position in range(start, len(prompt.depths)) if position not in going]
-        maps.fill(cache, rotary, row, stops, layer, state[[position - start for position in stops]])
+        begin = max(prompt.exact, start - maps.before(layer))
+        found = prompt.states[begin - prompt.exact :]
+        maps.fill(cache, rotary, row, stops, layer, range(begin, len(prompt.depths)), found)
         if observers and len(prompt.depths) == len(prompt.wanted):
             last = max(prompt.exact, len(prompt.wanted) - observers)
             attention = _attention(backbone, rotary, cache, row, last, layer, prompt.states[last - prompt.exact :])
@@ -267,7 +301,7 @@ def _go_on(
             return state
         stops = torch.tensor([ends[position] == depth for position in running], device=state.device)
         leaving = [position for position in running if ends[position] == depth]
-        maps.fill(cache, rotary, row, leaving, depth, state[stops])
+        maps.fill(cache, rotary, row, leaving, depth, running, state)
         running, state = [position for position in running if ends[position] > depth], state[~stops]
     return None
 
@@ -294,7 +328,7 @@ def deepen(
     states = prompt.states[:max_tokens]
     positions, last = list(range(prompt.exact, prompt.exact + len(states))), backbone.num_layers - 1
     deep = _slots(backbone, rotary, cache, row, positions).run(states, prompt.layer, last)
-    maps.fill(cache, rotary, row, positions, last, deep)
+    maps.fill(cache, rotary, row, positions, last, positions, deep)
     prompt.exact += len(states)
     prompt.states = prompt.states[len(states) :]
 

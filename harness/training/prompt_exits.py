@@ -4,29 +4,38 @@ In closed form: for each layer above the exit, the affine map with the least squ
 and values that full depth computes, plus a ridge penalty, over the tokens of train splits. It reads what the layer
 behind the exit reads, the normed state, in which a few tokens with enormous activations weigh no more than others; the
 first tokens of a text, attention sinks, are read by all layers and not fitted.
+
+Then, where steps are asked for, by distillation: the last tokens of a text run behind a prompt that the maps have
+filled, and the maps follow the gradient of the Kullback-Leibler divergence from full depth's distribution there, as
+SwiftKV's projections do (Qiao 2024, arXiv 2410.03960); the model itself stays as it is.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.config import BASELINE, StrategySpec
 from harness.config.options import build_strategy
 from harness.contracts import Document, ModelRequest, document_key
 from harness.contracts.models import with_bos
-from harness.contracts.recipes import Trained, TrainingRun
+from harness.contracts.recipes import Progress, Trained, TrainingRun
 from harness.decoding.backbone import Backbone
+from harness.decoding.blocks import Block, Rotary, Tables
 from harness.decoding.engine import Engine
-from harness.decoding.prompt_exits import PromptMaps, Tail
+from harness.decoding.prompt_exits import PARTS, PromptMaps, Tail
 from harness.decoding.teacher_forcing import TeacherForcing
-from harness.errors import DataError
+from harness.errors import DataError, TrainingError
 from harness.models.artefacts import write_artefact
 from harness.models.model import resolve
+from harness.models.ngrams import NgramIndex, write_index
 from harness.registry import TASKS
 from harness.training.corpus import read_corpora
 from harness.training.identity import identity, provenance
@@ -34,40 +43,180 @@ from harness.training.recipes import PromptExit
 
 HELD_OUT = 0.1
 """Share of each stream's documents on which the maps are measured; they are not fitted on them."""
+BEHIND = 96
+"""Tokens behind a prompt, at most, along which maps are distilled."""
 NEW = 30
 """Tokens of full depth's text behind a prompt along which the maps are measured."""
 FIRST = 4
 """Tokens that are not fitted: :class:`Tail` reads them by all layers."""
 
 
-class MapMoments:
-    """Second moments of what a map reads and what it should make, over tokens; inputs have a 1 behind them."""
+Factors: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""A map: what reads, ``[rank, in]``, what makes, ``[out, rank]``, and a bias ``[out]``."""
 
-    def __init__(self, backbone: Backbone, layer: int) -> None:
-        self._backbone, self._layer = backbone, layer
-        _, width = backbone.blocks[layer].qkv.shape
+
+class MapMoments:
+    """Second moments of what a map reads and what it should make, over tokens; inputs have a 1 behind them.
+
+    Args:
+        backbone: the model.
+        layer: the exit.
+        before: tokens before it that a map reads beside a token.
+    """
+
+    def __init__(self, backbone: Backbone, layer: int, before: int) -> None:
+        self._backbone, self._layer, self._before = backbone, layer, before
+        width = (1 + before) * backbone.blocks[layer].qkv.shape[1]
         rows = (backbone.num_layers - layer - 1) * 2 * backbone.heads.kv_heads * backbone.heads.head_dim
         self._inputs = torch.zeros(width + 1, width + 1, dtype=torch.float64)
         self._outputs = torch.zeros(width + 1, rows, dtype=torch.float64)
+        self._squares = torch.zeros(rows, dtype=torch.float64)
 
+    @torch.inference_mode()
     def add(self, states: Mapping[int, Tensor]) -> None:
-        """Take in the states of some tokens after so many layers, ``[n, hidden_size]`` each."""
-        read = PromptMaps.read(self._backbone, self._layer, states[self._layer])
+        """Take in a text's states after so many layers, ``[tokens, hidden_size]`` each, all but the first tokens'."""
+        read = _reads(self._backbone, self._layer, self._before, states[self._layer])
         read = torch.cat((read, torch.ones(len(read), 1)), dim=1)
         above = range(self._layer + 1, self._backbone.num_layers)
-        entries = [self._backbone.blocks[layer].fill(states[layer], None, None).flatten(1) for layer in above]
+        entries = [self._backbone.blocks[layer].fill(states[layer][FIRST:], None, None).flatten(1) for layer in above]
         self._inputs += (read.t() @ read).double()
-        self._outputs += (read.t() @ torch.cat(entries, dim=1)).double()
+        wanted = torch.cat(entries, dim=1)
+        self._outputs += (read.t() @ wanted).double()
+        self._squares += wanted.square().sum(0).double()
 
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """Return weight ``[out, in]`` and bias ``[out]``; ``ridge`` is relative to the diagonal's mean."""
-        damping = torch.full((len(self._inputs),), ridge * self._inputs.diagonal()[:-1].mean().item())
-        damping[-1] = 0.0
-        solution = torch.linalg.solve(self._inputs + damping.double().diag(), self._outputs).float()
-        return solution[:-1].t().contiguous(), solution[-1].contiguous()
+    @torch.inference_mode()
+    def solve(self, ridge: float, rank: int) -> Factors:
+        """Return the map of least squares, as two factors.
+
+        Args:
+            ridge: damping, relative to the mean variance of what is read.
+            rank: of the map, at most; what is left out errs least where an error counts by the variance of the head
+                that it is made in (reduced-rank regression, Izenman 1975).
+        """
+        count, width = self._inputs[-1, -1], self._backbone.heads.head_dim
+        mean, expected = self._inputs[-1, :-1] / count, self._outputs[-1] / count
+        spread = self._inputs[:-1, :-1] / count - mean.outer(mean)
+        spread += ridge * spread.diagonal().mean() * torch.eye(len(spread), dtype=torch.float64)
+        weight = torch.linalg.solve(spread, self._outputs[:-1] / count - mean.outer(expected))
+        variance = (self._squares / count - expected.square()).view(-1, width).mean(1).clamp_min(1e-12)
+        scale = variance.sqrt().repeat_interleave(width)
+        weight /= scale
+        _, _, found = torch.linalg.svd(torch.linalg.cholesky(spread).t() @ weight, full_matrices=False)
+        kept = found[:rank]
+        read, made = (weight @ kept.t()).t(), kept.t() * scale.unsqueeze(1)
+        return read.float().contiguous(), made.float().contiguous(), (expected - made @ (read @ mean)).float()
 
 
-@torch.inference_mode()
+def _reads(backbone: Backbone, layer: int, before: int, states: Tensor) -> Tensor:
+    """Return what a map reads of a text's tokens behind its first."""
+    reach = [[max(0, place - back) for place in range(FIRST, len(states))] for back in range(before + 1)]
+    return PromptMaps.read(backbone, layer, states, reach)
+
+
+def distil(
+    backbone: Backbone, layer: int, maps: Factors, texts: Sequence[Sequence[int]], options: PromptExit,
+    progress: Progress,
+) -> Factors:  # fmt: skip
+    """Train an exit's map towards full depth's distribution of the tokens behind a prompt, one text a step.
+
+    Args:
+        backbone: the model, in float32.
+        layer: the exit.
+        maps: to begin with.
+        texts: tokens of documents; those that are too short are left out.
+        options: steps, their learning rate, the seed, and the tail, of which some prompts have less.
+        progress: is told of each step.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    chance, engine_rotary = random.Random(options.seed), backbone.rotary
+    texts = [text for text in texts if len(text) >= options.tail + 2 * BEHIND]
+    if not texts:
+        raise DataError(f"no document has {options.tail + 2 * BEHIND} tokens to distil from. Give longer ones.")
+    read, made, bias = (part.clone().requires_grad_() for part in maps)
+    optimizer = torch.optim.Adam([read, made, bias], lr=options.learning_rate, betas=(0.9, 0.98))
+    warmup = max(1, options.steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / options.steps)) / 2),
+    )
+    progress.begin(f"distilling layer {layer}", options.steps)
+    for step in range(1, options.steps + 1):
+        text = chance.choice(texts)
+        start = len(text) - chance.randint(BEHIND // 2, BEHIND)  # of the tokens that the loss is of
+        split = start - chance.choice((1, options.tail // 4, options.tail // 2, options.tail, options.tail))
+        rotary = None if engine_rotary is None else engine_rotary(len(text))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = divergence(backbone, rotary, layer, (read, made, bias), text, split, start)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(f"the loss is {loss.item()} at step {step}. Lower --learning-rate.")
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([read, made, bias], 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.step(step, f"{loss.item():.3f} nats from full depth")
+    return read.detach(), made.detach(), bias.detach()
+
+
+def divergence(
+    backbone: Backbone, rotary: Rotary | None, layer: int, maps: Factors, text: Sequence[int], split: int,
+    start: int,
+) -> Tensor:  # fmt: skip
+    """Return full depth's mean divergence from what is said from ``start`` on, where ``split`` ends what maps fill."""
+    with torch.no_grad():
+        states = _forward(backbone, rotary, text)
+        wanted = backbone.logits(states[-1][start - 1 : -1]).float().log_softmax(-1)
+        before = maps[0].shape[1] // states[layer].shape[1] - 1
+        read = _reads(backbone, layer, before, states[layer])[: split - FIRST]
+    places = torch.arange(len(text))
+    tables = None if rotary is None else rotary.tables(places)
+    heads, above = backbone.heads, backbone.num_layers - layer - 1
+    filled = (
+        F.linear(F.linear(read, maps[0]), *maps[1:]).float().view(len(read), above, 2 * heads.kv_heads, heads.head_dim)
+    )
+    hidden = states[layer][split:]
+    mask = torch.ones(len(text) - split, len(text), dtype=torch.bool).tril(split)
+    for number, block in enumerate(backbone.blocks[layer:]):
+        exact = slice(split if number == 0 else FIRST)  # the layer behind the exit has its own keys and values
+        entries = [block.fill(states[layer + number][exact], rotary, _part(tables, exact))]
+        if number:
+            between = filled[:, number - 1]
+            if rotary is not None and tables is not None:
+                between = rotary.turn(between, heads.kv_part((tables[0][FIRST:split], tables[1][FIRST:split])))
+            entries.append(between)
+        queries, own = block.project(hidden, rotary, _part(tables, slice(split, None)))
+        hidden = block.finish(hidden, _attend(block, queries, torch.cat((*entries, own)), mask))
+    said = backbone.logits(hidden[start - 1 - split : -1]).float().log_softmax(-1)
+    return F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1).mean()
+
+
+def _forward(backbone: Backbone, rotary: Rotary | None, text: Sequence[int]) -> list[Tensor]:
+    """Return a text's states before each layer and after the last, ``[tokens, hidden_size]`` each."""
+    places = torch.arange(len(text))
+    tables = None if rotary is None else rotary.tables(places)
+    mask = torch.ones(len(text), len(text), dtype=torch.bool).tril()
+    states = [backbone.embed(torch.tensor(text), places)]
+    for block in backbone.blocks:
+        queries, entries = block.project(states[-1], rotary, tables)
+        states.append(block.finish(states[-1], _attend(block, queries, entries, mask)))
+    return states
+
+
+def _part(tables: Tables | None, part: slice) -> Tables | None:
+    return None if tables is None else (tables[0][part], tables[1][part])
+
+
+def _attend(block: Block, queries: Tensor, entries: Tensor, mask: Tensor) -> Tensor:
+    """Return the attention of queries ``[n, H, D]`` over keys with values ``[m, 2 KV, D]``, ``[n, H × D]``."""
+    keys, values = (part.transpose(0, 1).to(queries.dtype) for part in entries.chunk(2, dim=1))
+    found = F.scaled_dot_product_attention(
+        queries.transpose(0, 1), keys, values, mask, scale=block.scale, enable_gqa=block.heads.grouped
+    )
+    return found.transpose(0, 1).flatten(1)
+
+
 def fit_maps(options: PromptExit, run: TrainingRun) -> Trained:
     """Fit the maps and write ``prompt-exit.json`` in the folder."""
     resolved = resolve(ModelRequest(options.model, weights="auto", artefacts=options.artefacts, seed=options.seed))
@@ -82,9 +231,9 @@ def fit_maps(options: PromptExit, run: TrainingRun) -> Trained:
         [TASKS.load(name)() for name in options.tasks], options.sources, options.split, limit=options.documents,
         seed=options.seed, note=run.progress.stage,
     ):  # fmt: skip
-        count = max(1, round(HELD_OUT * len(corpus.documents)))
-        held_out += corpus.documents[:count]
-        learned += corpus.documents[count:]
+        apart, rest = _by_project(corpus.documents, max(1, round(HELD_OUT * len(corpus.documents))))
+        held_out += apart
+        learned += rest
         streams.append(f"{task}, {corpus.source.label}")
     kept = {document_key(document.text) for document in held_out}
     learned = [document for document in learned if document_key(document.text) not in kept]
@@ -103,19 +252,22 @@ def fit_maps(options: PromptExit, run: TrainingRun) -> Trained:
     run.progress.stage(f"loading {info.name}")
     backbone = resolved.load("cpu").backbone
     engine = Engine(backbone, info)
-    moments = {layer: MapMoments(backbone, layer) for layer in layers}
+    moments = {layer: MapMoments(backbone, layer, options.before) for layer in layers}
     wanted = range(layers[0], info.num_layers)
     run.progress.begin("reading documents", len(texts))
     for number, text in enumerate(texts, 1):
         states = engine.read(text, wanted)
-        found = {layer: state[FIRST:].float() for layer, state in zip(wanted, states, strict=True)}
+        found = {layer: state.float() for layer, state in zip(wanted, states, strict=True)}
         for one in moments.values():
             one.add(found)
         run.progress.step(number)
     tensors: dict[str, Tensor] = {}
     for layer, one in moments.items():
-        weight, bias = one.solve(options.ridge)
-        tensors |= {f"{layer}.weight": weight.bfloat16(), f"{layer}.bias": bias.bfloat16()}
+        run.progress.stage(f"fitting the map of layer {layer}")
+        maps = one.solve(options.ridge, options.rank)
+        if options.steps:
+            maps = distil(backbone, layer, maps, texts, options, run.progress)
+        tensors |= {f"{layer}.{name}": part.bfloat16() for name, part in zip(PARTS, maps, strict=True)}
     run.progress.stage("measuring the maps on held-out documents")
     random.Random(options.seed).shuffle(prompts)
     measured = measure(Engine(replace(backbone, trained=lambda kind: tensors), info), prompts, rules)
@@ -123,24 +275,38 @@ def fit_maps(options: PromptExit, run: TrainingRun) -> Trained:
     facts = {
         **{name: fact for name, fact in known.items() if name not in ("exit_points", "exit_head")},
         "exits": layers,
-        "ridge": options.ridge,
-        "seed": options.seed,
+        **options.model_dump(include={"before", "rank", "ridge", "steps", "learning_rate", "seed"}),
         "trained_on": {"streams": streams, "tokens": sum(map(len, texts))},
         "documents": sorted({document_key(document.text) for document in (*learned, *held_out)}),
-        "order": False,  # sums over tokens do not tell which stood beside which
         "held_out": {
             "prompts": len(prompts),
+            "projects": sorted({document.project for document in held_out if document.project}),
             "tail": options.tail,
             "agreement": {str(layer): round(agreement, 4) for layer, (agreement, _) in measured.items()},
             "whole": {str(layer): round(whole, 4) for layer, (_, whole) in measured.items()},
         },
         "made": provenance(run.command),
     }
+    if options.steps:
+        facts["ngrams"] = write_index(options.folder, NgramIndex.of(texts))
+    else:
+        facts["order"] = False  # sums over tokens do not tell which texts they stood in
     artefact = write_artefact(options.folder / f"{run.recipe}.json", run.recipe, tensors, facts)
     lines = ["| exit | tokens as full depth's, along its text | whole texts kept |", "|--:|--:|--:|"]
     lines += [f"| {layer} | {agreement:.3f} | {whole:.2f} |" for layer, (agreement, whole) in measured.items()]
     note = f"{len(prompts)} held-out prompts, {NEW} tokens behind each, the last {options.tail} of a prompt read whole."
     return Trained("\n".join(lines), f"{note} The maps are {artefact.path}")
+
+
+def _by_project(documents: Sequence[Document], count: int) -> tuple[list[Document], list[Document]]:
+    """Return so many documents of as few projects as it takes, and those of all others."""
+    projects: dict[str, list[Document]] = {}
+    for document in documents:
+        projects.setdefault(document.project or document.sample_id, []).append(document)
+    apart: list[Document] = []
+    while len(apart) < count and len(projects) > 1:
+        apart += projects.pop(next(iter(projects)))
+    return apart[:count], [document for rest in projects.values() for document in rest]
 
 
 def measure(

@@ -148,7 +148,8 @@ class TokenShortlist(DocumentChoice, TrainingOptions):
 class PromptExit(DocumentChoice, TrainingOptions):
     """Fit the maps that prompts with exits need, in closed form, on documents that full depth reads; minutes.
 
-    By ridge regression from the state at the exit to the keys and values of each layer above, before rotation.
+    By ridge regression from the states at the exit to the keys and values of each layer above, before rotation; then,
+    with ``--steps``, by distillation of full depth's distribution behind a prompt, about a second a step.
     """
 
     artefacts: str | None = Field(
@@ -161,7 +162,11 @@ class PromptExit(DocumentChoice, TrainingOptions):
     documents: int | None = Field(default=60, ge=2, description="Documents of each source at most.")
     length: int = Field(default=640, ge=32, description="Tokens a document is cut at.")
     tail: int = Field(default=64, ge=1, description="Last tokens that are read by all layers where maps are measured.")
+    before: int = Field(default=1, ge=0, le=8, description="Tokens before it that a map reads beside a token.")
+    rank: int = Field(default=512, ge=1, description="Of a map, at most.")
     ridge: float = Field(default=1e-4, ge=0, allow_inf_nan=False, description="Damping, relative to the mean variance.")
+    steps: int = Field(default=0, ge=0, description="Steps of distillation for each layer, a document each.")
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="Peak of a cosine schedule, Adam.")
 
     train = _by("prompt_exits:fit_maps")
 

@@ -36,7 +36,8 @@ def maps_of(engine: Engine, exits: tuple[int, ...] = (EXIT,), seed: int = 0) -> 
     made = {}
     for layer in exits:
         rows = (LAYERS - layer - 1) * 2 * heads.kv_heads * heads.head_dim
-        made[f"{layer}.weight"] = torch.randn(rows, engine.info.hidden_size, generator=chance) / 8
+        made[f"{layer}.read"] = torch.randn(24, 2 * engine.info.hidden_size, generator=chance) / 8
+        made[f"{layer}.made"] = torch.randn(rows, 24, generator=chance) / 8
         made[f"{layer}.bias"] = torch.randn(rows, generator=chance) / 8
     return made
 
@@ -99,6 +100,7 @@ def by_hand(engine: Engine, prompt: list[int], depths: list[int], tensors: dict[
     backbone, rotary = engine.backbone, engine.rotary(POSITIONS)
     heads, width = backbone.heads, 2 * backbone.heads.kv_heads
     cache = torch.zeros(LAYERS, width, len(prompt), heads.head_dim)
+    after: dict[tuple[int, int], Tensor] = {}  # layer and position → state
     with torch.inference_mode():
         for position, token in enumerate(prompt):
             place = torch.tensor([position])
@@ -113,6 +115,7 @@ def by_hand(engine: Engine, prompt: list[int], depths: list[int], tensors: dict[
                 keys, values = keys.repeat_interleave(shared, 0), values.repeat_interleave(shared, 0)
                 weights = (torch.einsum("hd,hpd->hp", queries[0], keys) * block.scale).softmax(-1)
                 state = block.finish(state, torch.einsum("hp,hpd->hd", weights, values).reshape(1, -1))
+                after[layer + 1, position] = state
             stop = depths[position]
             if stop == LAYERS:
                 continue
@@ -120,8 +123,10 @@ def by_hand(engine: Engine, prompt: list[int], depths: list[int], tensors: dict[
             cache[stop, :, position] = block.fill(state, rotary, tables)[0]
             if stop == LAYERS - 1:
                 continue
-            read = state if block.post_norm else block.attention_norm(state)
-            made = read @ tensors[f"{stop}.weight"].t() + tensors[f"{stop}.bias"]
+            deep_enough = position > 0 and depths[position - 1] >= stop
+            read = torch.cat((state, after[stop, position - 1] if deep_enough else state))
+            read = (read if block.post_norm else block.attention_norm(read)).flatten()
+            made = tensors[f"{stop}.made"] @ (tensors[f"{stop}.read"] @ read) + tensors[f"{stop}.bias"]
             for above, entry in enumerate(made.view(-1, width, heads.head_dim), stop + 1):
                 turned = entry.unsqueeze(0)
                 if rotary is not None and tables is not None:
@@ -226,7 +231,7 @@ def test_refusals(llama: Case) -> None:
         Tail(LAYERS).exits(engine.info)
     with pytest.raises(ArtefactError, match="no prompt-exit map for layer 2"):
         engine.decode([tokens(90)], Full(), kv="recompute", max_new_tokens=[1], prompt_rule=Tail(2))
-    assert PromptMaps.read(engine.backbone, EXIT, torch.ones(1, engine.info.hidden_size)).shape == (1, 64)
+    assert PromptMaps.read(engine.backbone, EXIT, torch.ones(2, engine.info.hidden_size), [[1], [0]]).shape == (1, 128)
 
 
 def test_an_editor_gets_a_shallow_answer_first_and_full_depth_s_later(engine: Engine) -> None:

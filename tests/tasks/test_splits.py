@@ -128,7 +128,7 @@ def record(number: int, form: str) -> dict[str, object]:
 def test_what_was_learned_from_is_not_drawn_in_any_form(
     make_rows: Callable[..., Any], words: Any, form: str, learned_as: str
 ) -> None:
-    corpus = collect(make_rows([record(number, learned_as) for number in range(6)]), limit=None, seed=0)
+    corpus = collect(make_rows([record(number, learned_as) for number in range(6)]), PYTHON, limit=None, seed=0)
     seen = frozenset(document_key(document.text) for document in corpus.documents)
     rows = make_rows([record(number, form) for number in range(10)])
     protocol = LINES if form == "line" else DOCUMENTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.contracts import ModelInfo, ModelRequest
-from harness.contracts.recipes import TrainingRun
+from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
+from harness.decoding.prompt_exits import PARTS, Tail
+from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, read_artefact, write_artefact
 from harness.models.model import resolve
@@ -23,8 +26,8 @@ from harness.models.weights import read_shortcuts
 from harness.training.cheap_heads import rank, root_of
 from harness.training.corpus import Stream
 from harness.training.lite.fit import initial_shortcuts
-from harness.training.prompt_exits import MapMoments
-from harness.training.recipes import Shortcut
+from harness.training.prompt_exits import FIRST, Factors, MapMoments, distil, divergence
+from harness.training.recipes import PromptExit, Shortcut
 from harness.training.shortcut import ShortcutMoments
 from harness.training.traces.reading import held_out_rows
 from harness.training.traces.store import Traces
@@ -302,16 +305,55 @@ def test_maps_of_a_prompt_exit_are_the_least_squares_of_what_layers_above_leave(
     chance, exit_layer = torch.Generator().manual_seed(0), 6
     texts = [torch.randint(0, resolved.info.vocab_size, (60,), generator=chance).tolist() for _ in range(8)]
     engine, above = Engine(backbone, resolved.info), range(exit_layer, resolved.info.num_layers)
-    moments, read, wanted = MapMoments(backbone, exit_layer), [], []
+    moments, read, wanted = MapMoments(backbone, exit_layer, 1), [], []
     for text in texts:
         states = dict(zip(above, engine.read(text, above), strict=True))
         moments.add(states)
-        read.append(backbone.blocks[exit_layer].attention_norm(states[exit_layer]))
-        wanted.append(torch.cat([backbone.blocks[k].fill(states[k], None, None).flatten(1) for k in above[1:]], 1))
-    rows = torch.cat((torch.cat(read), torch.ones(480, 1)), 1)
+        normed = backbone.blocks[exit_layer].attention_norm(states[exit_layer])
+        read.append(torch.cat((normed[FIRST:], normed[FIRST - 1 : -1]), 1))
+        left = [backbone.blocks[k].fill(states[k][FIRST:], None, None).flatten(1) for k in above[1:]]
+        wanted.append(torch.cat(left, 1))
+    rows = torch.cat((torch.cat(read), torch.ones(8 * (60 - FIRST), 1)), 1)
     expected = torch.linalg.lstsq(rows, torch.cat(wanted)).solution
-    weight, bias = moments.solve(1e-9)
-    torch.testing.assert_close(torch.cat((weight.t(), bias.unsqueeze(0))), expected, rtol=0.02, atol=0.02)
+    read, made, bias = moments.solve(1e-9, 1000)
+    whole = made @ read
+    torch.testing.assert_close(torch.cat((whole.t(), bias.unsqueeze(0))), expected, rtol=0.02, atol=0.02)
+    errors = []
+    for most in (40, 8):
+        read, made, bias = moments.solve(1e-9, most)
+        assert (read.shape[0], made.shape[1]) == (most, most)
+        errors.append((rows[:, :-1] @ read.t() @ made.t() + bias - torch.cat(wanted)).square().mean().item())
+    assert 0 < errors[0] < errors[1] < torch.cat(wanted).var(0).mean().item()
+
+
+def test_distillation_brings_maps_nearer_to_full_depth(tiny_llama: Path) -> None:
+    """The loss is the divergence of what the engine says behind such a prompt, and falls on texts it has not seen."""
+    resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained"))
+    backbone, info, exit_layer = resolved.load("cpu").backbone, resolved.info, 6
+    chance = torch.Generator().manual_seed(0)
+    texts = [torch.randint(0, info.vocab_size, (230,), generator=chance).tolist() for _ in range(12)]
+    rows = (info.num_layers - exit_layer - 1) * 2 * backbone.heads.kv_heads * backbone.heads.head_dim
+    noise = [torch.randn(shape, generator=chance) / 8 for shape in ((16, 2 * info.hidden_size), (rows, 16), (rows,))]
+    maps = (noise[0], noise[1], noise[2])
+    options = PromptExit(model=str(tiny_llama), tail=32, steps=60, learning_rate=1e-2)
+
+    def loss(maps: Factors, text: list[int]) -> float:
+        rotary = None if backbone.rotary is None else backbone.rotary(len(text))
+        with torch.no_grad():
+            return divergence(backbone, rotary, exit_layer, maps, text, 150, 190).item()
+
+    with torch.inference_mode():
+        tensors = {f"{exit_layer}.{name}": part for name, part in zip(PARTS, maps, strict=True)}
+        engine = Engine(replace(backbone, trained=lambda kind: tensors), info)
+        prompt, rest = texts[0][:190], texts[0][190:]
+        full = TeacherForcing(engine, prompt, len(rest)).logits(rest).log_softmax(-1)
+        said = TeacherForcing(engine, prompt, len(rest), Tail(exit_layer, 40, FIRST)).logits(rest).log_softmax(-1)
+        expected = (full.exp() * (full - said)).sum(-1).mean().item()
+    assert expected > 0.001
+    assert loss(maps, texts[0]) == pytest.approx(expected, rel=0.02)
+    trained = distil(backbone, exit_layer, maps, texts[4:], options, Silent())
+    before, after = (sum(loss(each, text) for text in texts[:4]) for each in (maps, trained))
+    assert after < 0.95 * before
 
 
 def test_prompts_exit_as_they_were_trained_to(
