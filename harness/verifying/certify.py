@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from harness.config import BASELINE, RunConfig
-from harness.config.prompts import build_prompt_rule
+from harness.config.rules import build_prompt_rule
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.decoding.packing import near_exact, pack, usable
