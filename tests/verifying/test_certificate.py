@@ -109,7 +109,7 @@ def test_deepened_prompts_are_held_against_full_depth(
     assert (claim.what, claim.judged, claim.places) == ("prompts of tail:layer=4:tail=8, deepened", True, 4 * 6)
     monkeypatch.setattr(loop, "deepen", lambda *given: _forget(given[-2]))
     assert verify(*asked).code == 1
-    assert "not below" in verify("--prompt-exit", "layer=12", "--artefacts", prompt_maps).err
+    assert "cannot exit at layer=12" in verify("--prompt-exit", "layer=12", "--artefacts", prompt_maps).err
 
 
 def _forget(prompt: ShallowPrompt) -> None:
