@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.api.columns import GENERATED, frame
 from harness.appearance.visible_text import visible
+from harness.config.rules import start_stop
 from harness.contracts import Batch, Cursor
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
@@ -114,7 +115,7 @@ class Stream(Iterator[Token]):
         self._limit, self._eos = max_new_tokens, tokenizer.eos_token_ids
         self._steps: list[Token] = []
         cursor = Cursor(prompt, tokenizer, "", engine.info, batch.device)
-        self._rule = None if point.stop is None else point.stop.start(cursor)
+        self._rule = start_stop(point.stop, cursor)
 
     def __next__(self) -> Token:
         if not self._steps:

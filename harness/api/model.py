@@ -17,8 +17,7 @@ from harness.appearance.visible_text import one_line
 from harness.config import BASELINE, RunConfig, parse_all
 from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, parse_decode
 from harness.config.model import Configuration, ModelConfiguration, Seed
-from harness.config.prompts import NO_EXIT, build_prompt_rule
-from harness.config.stops import NO_STOP, build_stop
+from harness.config.rules import NONE, build_prompt_rule, build_stop
 from harness.config.strategies import as_strategy
 from harness.contracts import ExitHead, ModelInfo, Strategy, WeightsChoice
 from harness.contracts.models import with_bos
@@ -140,12 +139,12 @@ class Model:
         kv: str = "auto",
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
-        stop_rule: str = NO_STOP,
+        stop_rule: str = NONE,
         seed: int = 0,
         decode: str | None = None,
         draft_max: int = DRAFT_MAX,
         draft_head: str = "auto",
-        prompt_exit: str = NO_EXIT,
+        prompt_exit: str = NONE,
     ) -> Completion:
         """Continue a text, greedily.
 
@@ -185,12 +184,12 @@ class Model:
         kv: str = "auto",
         max_new_tokens: int = 64,
         stop: str | Sequence[str] = (),
-        stop_rule: str = NO_STOP,
+        stop_rule: str = NONE,
         seed: int = 0,
         decode: str | None = None,
         draft_max: int = DRAFT_MAX,
         draft_head: str = "auto",
-        prompt_exit: str = NO_EXIT,
+        prompt_exit: str = NONE,
     ) -> Stream:
         """Return an iterator over the tokens that :meth:`generate` makes, each when it is decoded, or verified; same
         arguments.
@@ -250,7 +249,7 @@ class Model:
         own = None if lossless is None else Strategy.default_kv
         stop = build_stop(options.stop_rule)
         if stop is not None:
-            stop.check(self.info, "")
+            stop.rule.check(self.info, "")
         kept = policies[0] if policies else own
         prompt = build_prompt_rule(options.prompt_exit)
         return operating_point(spec, one, self.info, kept, decode=how, lossless=lossless, stop=stop, prompt=prompt)

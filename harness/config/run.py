@@ -23,8 +23,7 @@ from harness.config.model import (
     registered,
 )
 from harness.config.options import build_class
-from harness.config.prompts import NO_EXIT, parse_prompt_exits
-from harness.config.stops import NO_STOP, parse_stops
+from harness.config.rules import NONE, parse_prompt_exits, parse_stops
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
 from harness.contracts import Duplicates, Graphs, Keep, ModelRequest, SessionRequest, Strategy
 from harness.errors import ConfigError, did_you_mean
@@ -179,7 +178,7 @@ class RunConfig(ModelConfiguration):
         default=DRAFT_MAX, description="Tokens of a draft at most, lossless; a comma list compares"
     )
     stop: str | tuple[str, ...] = Field(
-        default=NO_STOP,
+        default=NONE,
         description="What ends a completion before the protocol does: none, or NAME[:option=value]… of `harness list "
         f"stops` ({', '.join(STOPS.names())}); a comma list compares. Full depth also runs without.",
     )
@@ -189,7 +188,7 @@ class RunConfig(ModelConfiguration):
         "completion, too, where they are full depth's), all (also those made of exits' states); a comma list compares.",
     )
     prompt_exit: str | tuple[str, ...] = Field(
-        default=NO_EXIT,
+        default=NONE,
         description="How deep the prompt is read: none (by all layers), or NAME[:option=value]… of `harness list "
         "prompts`; layer=18:tail=64 stops all but the last 64 tokens after layer 18. A comma list compares. Full depth "
         "also runs without.",
@@ -319,11 +318,11 @@ class RunConfig(ModelConfiguration):
             )
         if not self.session and self.keep != EXACT:
             yield f"--keep {','.join(_each(self.keep))} is of editor sessions. Add --scenario session, or omit it."
-        if self.prefetch != "none" and not (self.session and any(one != NO_EXIT for one in self.prompt_exits)):
+        if self.prefetch != "none" and not (self.session and any(one != NONE for one in self.prompt_exits)):
             yield "--prefetch deepen makes prompt exits of sessions exact. Add --scenario session and --prompt-exit."
-        if self.attribute and self.stops != (NO_STOP,):
+        if self.attribute and self.stops != (NONE,):
             yield "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
-        if self.attribute and self.prompt_exits != (NO_EXIT,):
+        if self.attribute and self.prompt_exits != (NONE,):
             yield "--attribute compares costs of the same tokens, which prompt exits change. Omit --prompt-exit."
 
     @property

@@ -49,7 +49,7 @@ class Tail(PromptRule):
         """The one layer."""
         if self.layer >= model.num_layers:
             raise OptionError(
-                f"tail:layer={self.layer} is not below {model.name}'s {model.num_layers} layers. Name one from 1 to "
+                f"prompts cannot exit at layer={self.layer}: {model.name} has {model.num_layers}. Name one from 1 to "
                 f"{model.num_layers - 1}."
             )
         return (self.layer,)
@@ -62,7 +62,7 @@ class Tail(PromptRule):
 
 @dataclass(frozen=True)
 class Importance(Tail):
-    """``tail``, where those tokens between that the last ones attend to most go on as well.
+    """Read the first tokens, the last ones and those that these attend to most by all layers; the others stop early.
 
     LazyLLM (Fu 2024, arXiv 2407.14057) keeps at each of several layers the tokens to which the prompt's last one pays
     most attention, mean over heads, and drops the others there. Here it is decided once, at the exit, by the last
@@ -78,7 +78,7 @@ class Importance(Tail):
         return self.tail
 
     def chosen(self, attention: Tensor, depths: Sequence[int]) -> list[int]:
-        """A share of the tokens between, rounded up; those that an earlier prompt chose do not count."""
+        """A share of the tokens between, rounded up, whatever reused ones have run already."""
         end = max(self.first, len(depths) - self.tail)
         between = attention[self.first : end]
         best = between.topk(math.ceil(self.keep * len(between))).indices + self.first

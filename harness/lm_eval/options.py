@@ -6,7 +6,7 @@ from pydantic import Field
 
 from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax
 from harness.config.model import DEFAULT_MODEL, Folder, FormatName, ModelConfiguration, ModelName, OperatingPoint, Seed
-from harness.config.prompts import NO_EXIT
+from harness.config.rules import NONE
 
 
 class LmEvalOptions(ModelConfiguration):
@@ -34,7 +34,7 @@ class LmEvalOptions(ModelConfiguration):
     decode: str = Field(default="lossy", description="lossy or lossless[+SOURCE…], as of `harness run`.")
     draft_head: DraftHead = "auto"
     draft_max: DraftMax = Field(default=DRAFT_MAX, description="Tokens of a draft at most, lossless.")
-    prompt_exit: str = Field(default=NO_EXIT, description="How deep prompts are read, as of `harness run`.")
+    prompt_exit: str = Field(default=NONE, description="How deep prompts are read, as of `harness run`.")
     weights_format: FormatName | None = Field(  # type: ignore[assignment]  # nothing named is the dtype's own
         default=None,
         description="How matrices are stored and multiplied: auto, or a format of `harness list`. Default: the dtype's "

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, TypeAlias
 from zlib import crc32
 
+from harness.config.rules import start_stop
 from harness.contracts import (
     CONTEXT,
     Answer,
@@ -182,12 +183,11 @@ class EngineRunner(Runner):
 
     def _rule(self, planned: PlannedTask, point: OperatingPoint, sample: Sample) -> NamedStop | None:
         """Start the stop rule of an operating point; ``None`` where it has none."""
-        if point.stop is None:
-            return None
         model, device = self._plan.model, str(self._engines[point.weights_format].backbone.device)
         before_gap = sample.around[0] if any(sample.around) else None
         language = planned.task.language
-        return point.stop.start(Cursor(sample.prompt_ids, model.tokenizer, language, model.info, device, before_gap))
+        cursor = Cursor(sample.prompt_ids, model.tokenizer, language, model.info, device, before_gap)
+        return start_stop(point.stop, cursor)
 
     def _seed(self, sample: Sample) -> int:
         return self._plan.config.seed + crc32(sample.sample_id.encode())

@@ -20,8 +20,7 @@ from torch import Tensor
 from harness.config import BASELINE, RunConfig, StrategySpec
 from harness.config.decode import LOSSY, DecodeSpec, build_decode, check_defers, parse_decode
 from harness.config.options import build_strategy, effective_options
-from harness.config.prompts import NO_EXIT, BuiltPromptRule, build_prompt_rule
-from harness.config.stops import NO_STOP, BuiltStop, build_stop
+from harness.config.rules import NONE, BuiltRule, BuiltStop, build_prompt_rule, build_stop
 from harness.contracts import (
     Batch,
     BlackBox,
@@ -33,6 +32,7 @@ from harness.contracts import (
     Lossless,
     ModelInfo,
     PlannedRule,
+    PromptRule,
     StateTest,
     Strategy,
 )
@@ -68,7 +68,7 @@ class OperatingPoint:
     lossless: Lossless | None = None
     stop: BuiltStop | None = None
     keep: Keep | None = None
-    prompt: BuiltPromptRule | None = None
+    prompt: BuiltRule[PromptRule] | None = None
 
     @property
     def name(self) -> str:
@@ -129,8 +129,8 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
             continue
         # full depth also runs without a rule: that is what tokens saved are saved from
         full = spec == StrategySpec(BASELINE)
-        stops = dict.fromkeys([NO_STOP, *config.stops] if full else config.stops)
-        prompts = dict.fromkeys([NO_EXIT, *config.prompt_exits] if full else config.prompt_exits)
+        stops = dict.fromkeys([NONE, *config.stops] if full else config.stops)
+        prompts = dict.fromkeys([NONE, *config.prompt_exits] if full else config.prompt_exits)
         kvs = _policies(strategy, policies or (strategy.default_kv,), own)
         for given, decode in product(kvs, _decodes(spec, strategy, config.decodes, own)):
             kv, drafts = given, longest if decode.lossless else longest[:1]
@@ -140,16 +140,16 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                     continue
                 kv = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
             for most, stop, keep, prompt, weights_format in product(drafts, stops, config.keeps, prompts, formats):
-                if prompt != NO_EXIT and NO_EXIT in prompts and (decode.lossless or not _facts(kv).keeps_cache):
+                if prompt != NONE and NONE in prompts and (decode.lossless or not _facts(kv).keeps_cache):
                     continue  # refused; what is read whole stands beside it
                 info = in_format[weights_format]
                 named = (
                     kv if len(policies) > 1 else "",
                     str(decode) if decode.lossless else "",
                     f"draft={most}" if decode.lossless and len(longest) > 1 else "",
-                    "" if stop == NO_STOP else f"stop={stop}",
+                    "" if stop == NONE else f"stop={stop}",
                     f"keep={keep}" if len(config.keeps) > 1 else "",
-                    "" if prompt == NO_EXIT else f"prompt={prompt}",
+                    "" if prompt == NONE else f"prompt={prompt}",
                     weights_format if len(formats) > 1 else "",
                 )
                 point = operating_point(
@@ -250,12 +250,12 @@ def operating_point(
     lossless: Lossless | None = None,
     stop: BuiltStop | None = None,
     keep: Keep | None = None,
-    prompt: BuiltPromptRule | None = None,
+    prompt: BuiltRule[PromptRule] | None = None,
 ) -> OperatingPoint:
     """Check a built strategy against a model in one weights format; ``suffix`` follows the specification in the name.
 
     Without ``kv`` it runs under its own default, which one that looks at the answer has in place of any that is not
-    exact, too. Whether a stop rule can end its completions is :meth:`BuiltStop.check`'s to say.
+    exact, too. Whether a stop rule can end its completions is :meth:`harness.contracts.Stop.check`'s to say.
     """
     policy = _policy(strategy, kv)
     if lossless is not None:

@@ -79,7 +79,7 @@ def resolve(
     points, tasks = operating_points(built, config, infos), draws(found)
     for stop in {point.stop.written: point.stop for point in points if point.stop is not None}.values():
         for task in tasks:
-            stop.check(info, task.task.language)
+            stop.rule.check(info, task.task.language)
     plan = Plan(
         config, device, built, points, found, tasks,
         calibrated=calibrated, before=None if resumed is None else resumed[1],

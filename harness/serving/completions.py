@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasPath, BaseModel, BeforeValidator, ConfigDict, Field
 
 from harness.config.decode import LOSSY, DecodeSpec
-from harness.config.stops import BuiltStop
+from harness.config.rules import BuiltStop
 from harness.contracts import Lossless, Strategy
 from harness.decoding.generation import Token
 from harness.errors import HarnessError

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from harness.config.decode import DRAFT_MAX, DecodeText, DraftHead, DraftMax
 from harness.config.model import File, KVName, ModelConfiguration, OperatingPoint, Placeholder
-from harness.config.stops import NO_STOP, StopText
+from harness.config.rules import NONE, StopText
 from harness.contracts import ModelInfo, Strategy
 from harness.errors import ConfigError
 
@@ -42,7 +42,7 @@ class ServeConfig(ModelConfiguration):
         default=DRAFT_MAX, description="Tokens that lossless decoding drafts before it verifies."
     )
     stop: Annotated[StopText, Placeholder("RULE")] = Field(
-        default=NO_STOP,
+        default=NONE,
         description="What ends completions of requests that do not say, beside their stop texts: none, or "
         "NAME[:option=value]… of `harness list stops`, as statement:language=python.",
     )

@@ -16,7 +16,7 @@ from harness.config import BASELINE, StrategySpec, demo_strategies, parse_all
 from harness.config.decode import DRAFT_MAX, LOSSY, DecodeSpec, check_defers, draft_limit, parse_decode
 from harness.config.model import parse_named
 from harness.config.options import effective_options, option_facts, option_range, option_value
-from harness.config.stops import NO_STOP, build_stop
+from harness.config.rules import NONE, build_stop
 from harness.contracts import KVPolicy, ModelInfo, Strategy
 from harness.errors import ConfigError, HarnessError, did_you_mean
 from harness.models.heads import draft_head as found_draft_head
@@ -56,12 +56,12 @@ class Settings:
         draft_max: int = DRAFT_MAX,
         kv: str = Strategy.default_kv,
         draft_head: str = "auto",
-        stop: str = NO_STOP,
+        stop: str = NONE,
     ) -> None:
         self._info, self._kv, self._draft_head = info, kv, str(found_draft_head(draft_head, info))
         self._decode, self.draft_max, self.stop = decode, draft_max, stop
-        if (rule := build_stop(stop)) is not None:
-            rule.check(info, "")
+        if (built := build_stop(stop)) is not None:
+            built.rule.check(info, "")
         policy: type[KVPolicy] = KV_POLICIES.load(kv)
         defers = policy.facts.defers
         self.decodes = ("lossless", "lossy") if defers else ("lossy",)  # what requests may name
@@ -135,11 +135,11 @@ class Settings:
         """Return the stop rule of a request, as written."""
         stop = None if said is None else build_stop(str(said))
         if stop is None:
-            return self.stop if said is None else NO_STOP
+            return self.stop if said is None else NONE
         if stop.written != self.stop:
             written = [option for option in effective_options(stop.rule) if f":{option}=" in stop.written]
             _check_settable(stop.name, STOPS.load(stop.name), written)
-            stop.check(self._info, "")
+            stop.rule.check(self._info, "")
         return stop.written
 
     def _built(

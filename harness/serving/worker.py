@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 
+from harness.config.rules import start_stop
 from harness.contracts import Cursor, Meter, Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.exits import RowExits
@@ -286,12 +287,11 @@ class Worker:
         drafts = self._engine.drafts(lossless, rows, self._config.kv, strategy, rule)
         code = None if prompt.before is None else self._tokenizer.decode(prompt.before)
         cursor = Cursor(prompt.token_ids, self._tokenizer, "", self._engine.info, rows.device, code)
-        stop = job.setting.stop
         ticket.prompt_reused = batch.join(
             row, prompt.token_ids, job.max_new_tokens, ticket.transcript.follow, prompt.end_token_ids,
             ticket.answer.submitted, job.owner,
             None if drafts is None else replace(drafts, rules=self._exits.guarded(drafts.rules)),
-            None if stop is None else stop.start(cursor),
+            start_stop(job.setting.stop, cursor),
         )  # fmt: skip
 
     def _read(self, batch: OpenBatch) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from harness.config import BASELINE, RunConfig
-from harness.config.prompts import build_prompt_rule
+from harness.config.rules import build_prompt_rule
 from harness.contracts.recipes import Progress
 from harness.decoding.engine import Engine
 from harness.decoding.packing import near_exact, pack, usable
@@ -32,7 +32,9 @@ REFERENCE = next(name for name, made in WEIGHTS_FORMATS.usable().items() if made
 def certify(options: VerifyOptions, progress: Progress) -> Certificate:
     """Compare, and return the certificate; writes nothing."""
     progress.stage("checking the configuration and drawing prompts")
-    shared = options.model_fields_set & RunConfig.model_fields.keys() - {"weights_format", "batch_size"}
+    prompt = build_prompt_rule(options.prompt_exit)
+    own = {"weights_format", "batch_size", "prompt_exit"}
+    shared = options.model_fields_set & RunConfig.model_fields.keys() - own
     plan = resolve(
         RunConfig(
             **{name: getattr(options, name) for name in {"max_new_tokens", *shared}},
@@ -46,7 +48,6 @@ def certify(options: VerifyOptions, progress: Progress) -> Certificate:
                 f"--strategy {point.name}: a lossy strategy's tokens are its own. Write {point.name}@lossless."
             )
     drafting = [point for point in plan.points if point.lossless is not None]
-    prompt = build_prompt_rule(options.prompt_exit)
     if prompt is not None:
         prompt_maps(prompt.rule.exits(plan.model.info), plan.model.info)
     names = _formats(options, plan.device)

@@ -19,7 +19,7 @@ from harness.config.model import (
     Threads,
     registered,
 )
-from harness.config.prompts import NO_EXIT
+from harness.config.rules import NONE
 from harness.contracts import ExitHead, WeightsChoice
 from harness.registry import WEIGHTS_FORMATS
 
@@ -38,7 +38,7 @@ class VerifyOptions(Configuration):
     draft_max: DraftMax = Field(default=DRAFT_MAX, description="Tokens of a draft at most.")
     draft_head: DraftHead = "auto"
     prompt_exit: str = Field(
-        default=NO_EXIT,
+        default=NONE,
         description="Read prompts with these exits, deepen them, and hold what is decoded behind them against full "
         "depth; as of `harness run`. Default: none.",
     )

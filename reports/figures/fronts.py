@@ -92,7 +92,7 @@ def front_of(table: TaskTable, gain: Gain) -> Front | None:
         if not read or len({row.energy_source for row in table.rows}) != 1:
             return None
         metric = _ENERGY.get(speedup, metric)
-    elif any(row.stop for row in table.table.rows):
+    elif any(row.stop or row.prompt_exit for row in table.table.rows):
         return None
     rows = tuple(row for row in table.rows if coordinates(row, metric) is not None)
     return Front(metric, rows, tuple(on_front(rows, metric)), tuple(edge(rows, metric))) if len(rows) > 1 else None

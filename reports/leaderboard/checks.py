@@ -257,6 +257,9 @@ def _work_of_sample(run: RecordedRun, cell: Measured, sample: SampleRecord) -> I
         )
     if sample.layers_read > sample.layers_executed:
         yield f"{_named(sample)} read {sample.layers_read} layers and executed {sample.layers_executed}"
+    read, new = sample.prompt_layers + sample.prompt_layers_skipped, len(sample.prompt_ids) - sample.prompt_reused
+    if read not in (0, layers * new):
+        yield f"{_named(sample)} counts {read} layers for {new} tokens of its prompt, which have {layers * new}"
 
 
 def _times_of(cell: Measured) -> Iterator[str]:

@@ -206,7 +206,6 @@ def headline_columns(rows: Sequence[SummaryRow], *, counts: bool) -> list[Column
     of_metrics = {metric: column for metric, column in columns_of(rows).items() if not column.empty}
     said = [("kv", "KV", "what skipped layers leave")]
     said += [("keep", "keep", "keys and values that a request leaves to the next")] * any(row.keep for row in rows)
-    said += [("prompt_exit", "prompt", "how deep the prompt is read")] * any(row.prompt_exit for row in rows)
     counted = [("n", "samples scored"), ("errors", "samples that failed")] if counts else []
     return [
         *[

@@ -9,7 +9,7 @@ import pytest
 from harness.config import RunConfig, parse_all
 from harness.config.decode import DRAFT_MAX, LOSSY, DecodeSpec, build_decode, parse_decode
 from harness.config.model import Named
-from harness.config.stops import build_stop
+from harness.config.rules import build_stop
 from harness.contracts import Lossless
 from harness.decoding.drafts.expected import Expected
 from harness.decoding.drafts.lookup import Lookup

@@ -227,7 +227,7 @@ def test_half_deepened_serves_as_far_as_it_is_exact(llama: Case) -> None:
 
 def test_refusals(llama: Case) -> None:
     engine = with_maps(llama.engine, maps_of(llama.engine))
-    with pytest.raises(OptionError, match="not below"):
+    with pytest.raises(OptionError, match="cannot exit at layer=6"):
         Tail(LAYERS).exits(engine.info)
     with pytest.raises(ArtefactError, match="no prompt-exit map for layer 2"):
         engine.decode([tokens(90)], Full(), kv="recompute", max_new_tokens=[1], prompt_rule=Tail(2))

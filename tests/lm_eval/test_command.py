@@ -206,6 +206,21 @@ def test_what_cannot_be_right_is_refused(
 
 
 @pytest.mark.slow
+def test_prompts_that_exit_are_a_row_beside_full_depth(lm_eval: Command, prompt_maps: Path) -> None:
+    asked = ("--tasks", "ours_long", "--limit", 2, "--artefacts", prompt_maps, "--prompt-exit", "layer=4:tail=4")
+    ran = lm_eval(*asked, "--out", "out")
+    assert ran.code == 0, ran.err
+    written, skipped = "tail:layer=4:tail=4", {}
+    for line in Path("out/samples.jsonl").read_text().splitlines():
+        sample = json.loads(line)
+        skipped.setdefault(sample["operating_point"], set()).add(sample["prompt_layers_skipped"] > 0)
+    assert skipped == {"full": {False}, f"full@prompt={written}": {True}}
+    found = json.loads(Path(f"out/lm-eval/full@prompt={written}/results.json").read_text())
+    assert found["config"]["early_exit"]["prompt_exit"] == written
+    assert "lossless decoding yields full depth's tokens" in lm_eval(*asked, "--strategy", f"{EXIT}@lossless").err
+
+
+@pytest.mark.slow
 def test_the_run_records_what_lm_eval_made_the_prompts_with(
     lm_eval: Command, write_task: Callable[[str, str], Path], tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -135,6 +135,11 @@ FORGERIES: dict[str, tuple[Change, str, str]] = {
     "a prompt that left early": (layer(0, 6), "work", "the first token of sample .* left after layer 6"),
     "times of a thousandth": (faster, "times", r"most windows of fixed.* 2 times as long as their requests"),
     "a window of a thousandth": (shorter, "times", r"window \d+ of fixed.* took .* s and its requests"),
+    "more layers than the prompt has": (
+        one(prompt_layers_skipped=9999),
+        "work",
+        "sample .* layers for .* tokens of its prompt, which have",
+    ),
     "more layers than there are": (one(layers_executed=9999), "work", "sample .* counts 9999 layers for 7 tokens"),
     "a layer that is no exit point": (layer(2, 5), "work", "sample .* left after layer 5"),
     "a window with more tokens": (counted, "work", r"window \d+ of fixed.* counts 8 tokens|counts 9 tokens"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config.stops import build_stop
+from harness.config.rules import build_stop, start_stop
 from harness.contracts import Cursor, ModelRequest, Strategy
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
@@ -466,10 +466,10 @@ def test_heads_are_trained_and_end_completions(tiny_llama: Path, functions: Path
     for written, tokens in (("excess:threshold=0", 2), ("excess:threshold=1", 6)):
         stop = build_stop(written)
         assert stop is not None
-        stop.check(info, "")
+        stop.rule.check(info, "")
         assert set(stop.rule.artefacts(info)) == {"excess"}
         for strategy in (Full(), Fixed(layer=4)):
-            rule = stop.start(Cursor([5, 6, 7], resolved.tokenizer, "", info))
+            rule = start_stop(stop, Cursor([5, 6, 7], resolved.tokenizer, "", info))
             (made,) = engine.decode([[5, 6, 7]], strategy, kv="recompute", max_new_tokens=[6], rules=[rule])
             assert (len(made.token_ids), made.stopped_by) == (tokens, "excess" if tokens == 2 else "")
 

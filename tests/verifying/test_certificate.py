@@ -100,16 +100,16 @@ def test_deepened_prompts_are_held_against_full_depth(
     verify: Command, prompt_maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = (
-        *("--weights-format", "float32", "--batch-size", 1, "--strategy", "full", "--artefacts", prompt_maps),
+        *("--weights-format", "float32", "--batch-size", 1, "--strategy", "fixed:layer=4", "--artefacts", prompt_maps),
         *("--prompt-exit", "layer=4:tail=8", "--json", tmp_path / "c.json"),
     )
     ran = verify(*asked)
     assert ran.code == 0, ran.err
-    (_, claim) = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
+    (_, claim, _) = Certificate.model_validate_json((tmp_path / "c.json").read_bytes()).claims
     assert (claim.what, claim.judged, claim.places) == ("prompts of tail:layer=4:tail=8, deepened", True, 4 * 6)
     monkeypatch.setattr(loop, "deepen", lambda *given: _forget(given[-2]))
     assert verify(*asked).code == 1
-    assert "not below" in verify("--prompt-exit", "layer=12", "--artefacts", prompt_maps).err
+    assert "cannot exit at layer=12" in verify("--prompt-exit", "layer=12", "--artefacts", prompt_maps).err
 
 
 def _forget(prompt: ShallowPrompt) -> None:

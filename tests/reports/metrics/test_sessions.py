@@ -244,7 +244,8 @@ def test_sessions_rank_and_compare_with_none_but_their_like(build: Any) -> None:
     assert warm.why_not_comparable(other, "costs") == ""
     assert cold.why_not_comparable(other, "scores") == ""
     assert not cold.same_but_for_kv(warm)
-    assert len({one.label for one in (plain, cold, warm, shallow)}) == 4
+    assert len({one.label for one in (plain, cold, warm)}) == 3
+    assert shallow.label == plain.label, "the operating point's own name says how deep its prompts are read"
     assert shallow.group("run") == shallow_full.group("run"), "how deep a prompt is read ranks, as a KV policy does"
     assert shallow.why_not_comparable(replace(shallow_full, run="another"), "costs") == ""
     assert not shallow.same_but_for_kv(shallow_full)
@@ -257,13 +258,17 @@ def test_a_shallow_prompt_is_no_full_depth(build: Any) -> None:
     run = build(points=("full", "full@prompt=layer=5"))
     for block in range(8):
         for point, seconds in zip(run.points, (1.0, 0.5), strict=True):
-            prompt = {"ttft_s": seconds, "latency_s": seconds + 0.1}
+            skipped = 0 if point == "full" else 6
+            prompt = {"ttft_s": seconds, "latency_s": seconds + 0.1, "prompt_layers_skipped": skipped}
+            prompt["prompt_layers"] = 40 - skipped
             run.window(point, prompt, block=block, duration=seconds + 0.1)
     full, shallow = run.summary().rows
     assert (is_baseline(full), is_baseline(shallow)) == (True, False)
     assert (is_exact(full), is_exact(shallow)) == (True, False)
     assert shallow.value("speedup") == pytest.approx(1.1 / 0.6), "its prompt is other work than full depth's"
-    assert "| KV | prompt | exact prefix" in report_markdown(run.summary())
+    text = report_markdown(run.summary())
+    assert "prompt layers skipped" in text
+    assert "| 15.0 % |" in text
 
 
 def test_the_figure_splits_the_median_wait(build: Any) -> None:
