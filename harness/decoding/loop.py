@@ -246,6 +246,14 @@ class OpenBatch:
             return None
         return current.read()
 
+    def keeps(self, row: int) -> bool:
+        """Whether what a row holds may be reused."""
+        return row in self._kept
+
+    def shallow(self, row: int) -> int:
+        """Return of how many tokens of a row's prompt it holds what is not full depth's, which :meth:`deepen` mends."""
+        return len(self._shallow[row].states) if row in self._shallow else 0
+
     def deepen(self, row: int, max_tokens: int) -> bool:
         """Make some more of a row's prompt exact that was read with exits, and then what was decoded behind it.
 

@@ -144,9 +144,9 @@ def tone(row: SummaryRow) -> Tone:
     return "front" if row.pareto else "" if is_candidate(row) else "bound"
 
 
-def dimensions(row: SummaryRow) -> tuple[str, str, str, str, str]:
-    """Return what a row was decoded with beside strategy, options and drafts: KV, format, stop, keep, prompt exit."""
-    return row.kv, row.weights_format, row.stop, row.keep, row.prompt_exit
+def dimensions(row: SummaryRow) -> tuple[str, ...]:
+    """Return what a row was decoded with beside strategy, options and drafts: KV, format, and the four from stop on."""
+    return row.kv, row.weights_format, row.stop, row.keep, row.prompt_exit, row.prefetch
 
 
 def draft_families(rows: Sequence[SummaryRow]) -> dict[str, list[int]]:
@@ -207,6 +207,7 @@ def headline_columns(rows: Sequence[SummaryRow], *, counts: bool) -> list[Column
     said = [("kv", "KV", "what skipped layers leave")]
     said += [("keep", "keep", "keys and values that a request leaves to the next")] * any(row.keep for row in rows)
     said += [("prompt_exit", "prompt", "how deep the prompt is read")] * any(row.prompt_exit for row in rows)
+    said += [("prefetch", "prefetch", "what is computed while the user types")] * any(row.prefetch for row in rows)
     counted = [("n", "samples scored"), ("errors", "samples that failed")] if counts else []
     return [
         *[

@@ -232,10 +232,11 @@ def test_refusals(llama: Case) -> None:
 
 def test_an_editor_gets_a_shallow_answer_first_and_full_depth_s_later(engine: Engine) -> None:
     """Deepened while the user types: the completion, too, is kept."""
-    session, prompt = EngineSession(engine, POSITIONS, "recompute", "exact"), tokens(60)
+    session, prompt = EngineSession(engine, POSITIONS, "recompute", "exact", "deepen"), tokens(60)
     first, _ = session.decode("me", prompt, Full(), max_new_tokens=NEW, prompt_rule=RULE)
-    assert session.deepen(0.0) == pytest.approx(0.0, abs=0.1)
-    session.deepen(60.0)
+    assert session.prefetch(0.0) == pytest.approx(0.0, abs=0.1)
+    session.prefetch(60.0)
+    assert (session.idle.deepened, session.idle.drafted) == (len(prompt), 0)
     following = [*prompt, *first.token_ids, *tokens(4, seed=1)]
     second, reused = session.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)
     (exact,) = engine.decode([following], Full(), kv="recompute", max_new_tokens=[NEW])
