@@ -24,6 +24,8 @@ PIECE = 64
 """Tokens of a prompt that are read or made exact in one piece."""
 KNOWN, BEFORE = 8, 32
 """Texts of an owner that are known, and tokens of their prompts, by which they are found."""
+OWNERS = 64
+"""Owners of which texts are known, those who were answered last."""
 
 GoOn: TypeAlias = Callable[[Sequence[int], int], object]
 """Puts a text into the row that was answered, to decode so many tokens behind it; the row then waits to be read."""
@@ -81,12 +83,15 @@ class IdleWork:
         ended = made.finish_reason == "eos" or not made.token_ids
         self._answers[row] = _Answer(owner, [*prompt, *made.token_ids], None if ended else go_on)
         tokens = (*prompt[-BEFORE:], *made.token_ids)
-        self._texts.setdefault(owner, deque(maxlen=KNOWN)).append(_Text(tokens, len(tokens)))
+        self._texts[owner] = self._texts.pop(owner, deque(maxlen=KNOWN))
+        self._texts[owner].append(_Text(tokens, len(tokens)))
+        if len(self._texts) > OWNERS:
+            del self._texts[next(iter(self._texts))]
 
     def used(self, owner: str | None, prompt: Sequence[int], made: Generation) -> int:
         """Return how many accepted tokens of a completion idle time had decoded; each of these counts once."""
         texts = () if owner is None else self._texts.get(owner, ())
-        found = [(recall([text.tokens], prompt[-BEFORE:], 1), text) for text in reversed(texts)]
+        found = [(recall([text.tokens], prompt[-BEFORE:]), text) for text in reversed(texts)]
         (_, rest), text = max(found, key=lambda one: one[0][0], default=((0, ()), None))
         place, count = 0 if text is None else len(text.tokens) - len(rest), 0
         for token, said, accepted in zip(rest, made.token_ids, made.accepted, strict=False):
@@ -120,7 +125,7 @@ class IdleWork:
                 return True
         for row, answer in reversed(self._answers.items()) if self._drafts else ():
             limit = min(DRAFTED, self._positions - len(answer.text))
-            if answer.go_on is not None and limit > 0 and batch.keeps(row):
+            if answer.go_on is not None and limit > 0 and batch.keeps(row) and answer.owner in self._texts:
                 answer.go_on(answer.text, limit)
                 answer.go_on, self._drafting = None, row
                 return True

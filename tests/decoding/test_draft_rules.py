@@ -312,7 +312,8 @@ def test_no_more_than_asked_for() -> None:
         ([[3, 4, 1, 2, 5]], [3, 4, 1, 2, 9, 3, 4, 1, 2], [], [5]),  # known ones are compared beyond n
         ([[1, 2, 5, 6]], [8, 1, 2], [5], [6]),  # a draft counts as said
         ([[1, 2]], [8, 1, 2], [], []),  # nothing follows
-        ([[2, 5]], [8, 1, 2], [], []),  # too short a match
+        ([[2, 5]], [8, 1, 2], [], [5]),  # one token is a match
+        ([[2, 5]], [1, 2, 9, 1, 2], [], [9, 1, 2, 9, 1, 2]),  # unless it has a longer one itself
         ([list(range(40))], [0, 1], [], list(range(2, 18))),  # all of it, as much as may be proposed
     ],
 )

@@ -23,8 +23,9 @@ class Lookup(DraftSource):
     nothing is trained: the baseline that drafting by early exit has to beat. Tokens of the draft count as said.
     A proposal that reaches the end of the text goes on with itself, as a text that repeats itself does.
 
-    In an editor session it looks first in what was decoded for earlier requests (:attr:`Batch.known`), by the longest
-    match there: who types what was predicted gets the rest of the prediction, all of it, verified in one pass.
+    In an editor session it also looks in what was decoded for earlier requests (:attr:`Batch.known`), and prefers that
+    to an occurrence of its own text that is no longer: the longest match there, be it one token. Who types what was
+    predicted gets the rest of the prediction, all of it, verified in one pass.
     """
 
     n: Annotated[int, Field(ge=1, le=16, description="last tokens that are looked up, the longest match first")] = 3
@@ -36,12 +37,12 @@ class Lookup(DraftSource):
         return _Lookup(self, batch.known)
 
 
-def recall(known: Sequence[Sequence[int]], tail: Sequence[int], fewest: int) -> tuple[int, Sequence[int]]:
+def recall(known: Sequence[Sequence[int]], tail: Sequence[int]) -> tuple[int, Sequence[int]]:
     """Return how many of a tail's last tokens known texts have where most match, and what follows them there.
 
-    At least ``fewest``, else 0 and nothing; of equally long matches the last one in the newest text, which is the last.
+    Of equally long matches it is the last one in the newest text, which is the last.
     """
-    longest = fewest - 1
+    longest = 0
     rest: Sequence[int] = ()
     for text in reversed(known):
         for end in range(len(text) - 1, longest, -1):
@@ -50,7 +51,7 @@ def recall(known: Sequence[Sequence[int]], tail: Sequence[int], fewest: int) -> 
                 same += 1
             if same > longest:
                 longest, rest = same, text[end:]
-    return (longest, rest) if longest >= fewest else (0, ())
+    return longest, rest
 
 
 class _Text:
@@ -92,7 +93,7 @@ class _Lookup(DraftRule):
         if text is None or text.prompt is not draft.prompt:
             text = self._texts[draft.row] = _Text(draft.prompt, self._sizes)
         text.extend(draft.token_ids[len(text.tokens) - len(draft.prompt) :])
-        recalled, rest = recall(self._known, [*text.tokens[-LONGEST_MATCH:], *draft.tokens], self._sizes[0])
+        recalled, rest = recall(self._known, [*text.tokens[-LONGEST_MATCH:], *draft.tokens])
         said = [*text.tokens[-self._sizes[-1] :], *draft.tokens]
         size, at = text.after(said)
         if recalled and recalled >= size:
