@@ -54,6 +54,7 @@ class IdleWork:
         prefetch: what to do; texts are known whatever it is.
 
     Attributes:
+        batch: that it works in.
         deepened: tokens of prompts that were made exact.
         drafted: tokens decoded behind answers.
     """
@@ -61,7 +62,7 @@ class IdleWork:
     def __init__(
         self, batch: OpenBatch, generations: Sequence[Generation], positions: int, prefetch: Prefetch = "none"
     ) -> None:
-        self._batch, self._generations, self._positions = batch, generations, positions
+        self.batch, self._generations, self._positions = batch, generations, positions
         self._deepens, self._drafts = prefetch in ("deepen", "all"), prefetch in ("draft", "all")
         self._answers: dict[int, _Answer] = {}  # by row, the newest last
         self._texts: dict[str, deque[_Text]] = {}
@@ -80,8 +81,10 @@ class IdleWork:
         for answer in self._answers.values():
             if answer.owner == owner:
                 answer.go_on = None
-        ended = made.finish_reason == "eos" or not made.token_ids
-        self._answers[row] = _Answer(owner, [*prompt, *made.token_ids], None if ended else go_on)
+        goes_on = bool(made.token_ids) and made.finish_reason != "eos"
+        self._answers[row] = _Answer(owner, [*prompt, *made.token_ids], go_on if goes_on else None)
+        if not made.token_ids:
+            return
         tokens = (*prompt[-BEFORE:], *made.token_ids)
         self._texts[owner] = self._texts.pop(owner, deque(maxlen=KNOWN))
         self._texts[owner].append(_Text(tokens, len(tokens)))
@@ -111,7 +114,7 @@ class IdleWork:
 
     def piece(self) -> bool:
         """Do a piece of work, for the newest answer first; return whether there was any."""
-        batch = self._batch
+        batch = self.batch
         if self._drafting is not None:
             row = self._drafting
             batch.prefill([row], PIECE) if row in batch.reading else batch.step()
@@ -134,9 +137,9 @@ class IdleWork:
     def _end_draft(self, row: int) -> None:
         """Take the row that drafts out; what is known behind its answer takes that answer's place."""
         made, answer, self._drafting = self._generations[row], self._answers[row], None
-        self._batch.drop(row)
+        self.batch.drop(row)
         if made.failure is not None:
-            self._batch.forget(row)
+            self.batch.forget(row)
             return
         self.drafted += len(made.token_ids)
         text = self._texts[answer.owner][-1]

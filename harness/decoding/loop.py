@@ -102,7 +102,7 @@ class OpenBatch:
         self._kept = KeptPrompts(kept_prompts)
         self._prompt_maps = prompt_maps
         self._shallow: dict[int, ShallowPrompt] = {}  # what rows hold that read their prompts with exits
-        self._deepened: set[int] = set()  # rows whose completions were made exact, too
+        self._deepened: dict[int, int] = {}  # positions, of the completion too, of rows that were made exact
         self._written = [0] * len(generations)  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
         self.running: list[int] = []
@@ -182,7 +182,7 @@ class OpenBatch:
         if source != row:
             self._cache.copy(source, row, length)
         self._shallow.pop(row, None)
-        self._deepened.discard(row)
+        self._deepened.pop(row, None)
         if depths is not None:
             known = ShallowPrompt.begun(self._backbone, depths, length) if shallow is None else shallow
             self._shallow[row] = known.beginning(length, depths)
@@ -261,7 +261,8 @@ class OpenBatch:
 
         Args:
             row: neither read nor running.
-            max_tokens: of its prompt, that are run through the layers above their exit, at most.
+            max_tokens: of its prompt, that are run through the layers above their exit, and then of its completion, at
+                most; what is behind those is not kept.
 
         Returns:
             Whether all is exact now.
@@ -277,11 +278,11 @@ class OpenBatch:
             deepen(self._backbone, self._rotary, self._cache, self._prompt_maps(), row, shallow, max_tokens)
         if len(shallow.states):
             return False
-        decoded = self._generations[row].token_ids[:-1]  # nobody has read the last one
-        if decoded and shallow.exact == len(self._rows[row].prompt):
+        decoded = self._generations[row].token_ids[:-1][:max_tokens]  # nobody has read the last one
+        if decoded:
             PrefixPass(self._backbone, self._rotary, [decoded], [row], cache=self._cache, start=shallow.exact).fill()
         del self._shallow[row]
-        self._deepened.add(row)
+        self._deepened[row] = shallow.exact + len(decoded)  # a prompt may not be read to its end
         self._hold_completion(row)
         return True
 
@@ -316,7 +317,7 @@ class OpenBatch:
     def _held(self, row: int) -> int:
         """Return how many of a row's first positions may be kept; its last token has none yet."""
         if row in self._deepened:
-            return len(self._rows[row].prompt) + len(self._generations[row].token_ids) - 1
+            return self._deepened[row]
         prompt, made, policy = len(self._rows[row].prompt), self._generations[row], self._policy
         assert policy is not None
         end = prompt + max(0, len(made.token_ids) - 1)

@@ -187,7 +187,7 @@ class Worker:
         self.served: dict[int, Ticket] = {}
         self._changed = threading.Condition()
         self._drain_until: float | None = None
-        self._batch: OpenBatch | None = None
+        self._idle: IdleWork | None = None  # and the open batch
         self._open()
 
     def submit(self, answer: Answer) -> None:
@@ -225,7 +225,8 @@ class Worker:
             with self._changed:
                 while not self._awaited():
                     self._changed.wait(timeout=0.2)
-            self._idle.begin()
+            if self._idle is not None:
+                self._idle.begin()
             if self._drain_until is not None:
                 if not self.queue and not self.served:
                     return
@@ -249,29 +250,37 @@ class Worker:
     def _prefetch(self) -> bool:
         """Do a piece of work for later requests, no longer than a token or so; return whether there was any."""
         idle, started, worked = self._idle, time.perf_counter(), False
+        if idle is None:
+            return False
         before = idle.deepened, idle.drafted
         with self._failing([]):
             worked = idle.piece()
             for row in list(self._exits.failures):
                 logger.error("a draft in idle time failed", exc_info=self._exits.failures.pop(row))
-                if self._batch is not None:
-                    self._batch.forget(row)
+                idle.batch.forget(row)
                 idle.begin(row)
-        self._metrics.prefetched(idle.deepened - before[0], idle.drafted - before[1], time.perf_counter() - started)
+        if worked:
+            spent_s = time.perf_counter() - started
+            self._metrics.prefetched(idle.deepened - before[0], idle.drafted - before[1], spent_s)
         return worked
 
-    def _open(self) -> OpenBatch:
+    @property
+    def _batch(self) -> OpenBatch | None:
+        """The open batch; ``None`` until one is opened, and after a failure that leaves its state unknown."""
+        return None if self._idle is None else self._idle.batch
+
+    def _open(self) -> IdleWork:
         """Open an empty batch. The last one's memory is freed first: there may not be room for both."""
-        self._batch = None
+        self._idle = None
         config = self._config
         self._tally = [Generation() for _ in range(config.batch_size)]
         self._exits = RowExits(self._engine.info, str(self._engine.backbone.device), self._tally)
-        self._batch = self._engine.open(
+        batch = self._engine.open(
             config.batch_size, self._positions, config.kv, self._exits, self._tally, config.kept_prompts, "exact"
         )
-        self._batch.with_log_probabilities = True
-        self._idle = IdleWork(self._batch, self._tally, self._positions, config.prefetch)
-        return self._batch
+        batch.with_log_probabilities = True
+        self._idle = IdleWork(batch, self._tally, self._positions, config.prefetch)
+        return self._idle
 
     def _sweep(self) -> None:
         """Let cancelled requests go, and refuse those that waited until their deadline."""
@@ -300,9 +309,9 @@ class Worker:
 
     def _begin(self, ticket: Ticket) -> None:
         job, prompt = ticket.job, ticket.job.prompt
-        batch = self._batch or self._open()
-        row = batch.row_for(prompt.token_ids, job.owner, set(range(self._config.batch_size)) - set(self.served))
-        self._idle.begin(row)
+        idle = self._idle or self._open()
+        row = idle.batch.row_for(prompt.token_ids, job.owner, set(range(self._config.batch_size)) - set(self.served))
+        idle.begin(row)
         ticket.begin(row, self._tokenizer, self._special)
         self.served[row] = ticket
         self._energy.begin(row)
@@ -311,13 +320,14 @@ class Worker:
         cursor = Cursor(prompt.token_ids, self._tokenizer, "", self._engine.info, device, code)
         stop, exits = job.setting.stop, job.setting.prompt
         ticket.prompt_reused = self._join(
-            job, row, prompt.token_ids, job.max_new_tokens, ticket.transcript.follow, ticket.answer.submitted,
+            idle, job, row, prompt.token_ids, job.max_new_tokens, ticket.transcript.follow, ticket.answer.submitted,
             None if stop is None else stop.start(cursor),
             None if exits is None else exits.rule.depths(prompt.token_ids, self._engine.info),
         )  # fmt: skip
 
     def _join(
         self,
+        idle: IdleWork,
         job: Job,
         row: int,
         tokens: Sequence[int],
@@ -328,14 +338,14 @@ class Worker:
         depths: Sequence[int] | None = None,
     ) -> int:
         """Let tokens join the batch, decoded as a job is; return how many of them are not read again."""
-        assert self._batch is not None
         strategy, lossless = job.setting.strategy, job.setting.lossless
         rows, asked = self._exits.join(row, strategy, job.seed, self._engine.facts(strategy, lossless))
-        rows = replace(rows, known=self._idle.known(job.owner))
-        drafts = self._engine.drafts(lossless, rows, self._config.kv, strategy, asked)
+        drafts = self._engine.drafts(
+            lossless, replace(rows, known=idle.known(job.owner)), self._config.kv, strategy, asked
+        )
         if drafts is not None:
             drafts = replace(drafts, rules=self._exits.guarded(drafts.rules))
-        return self._batch.join(
+        return idle.batch.join(
             row, tokens, max_new_tokens, stop, job.prompt.end_token_ids, started, job.owner, drafts, rule, depths
         )
 
@@ -362,7 +372,8 @@ class Worker:
                 ticket.put(token)
             if ending is not None:
                 done = self._finished(ticket, ticket.row, made, ending)
-                self._metrics.prefetch_used(self._idle.used(ticket.job.owner, ticket.job.prompt.token_ids, made))
+                if self._idle is not None:
+                    self._metrics.prefetch_used(self._idle.used(ticket.job.owner, ticket.job.prompt.token_ids, made))
                 self._free(ticket, known=True)
                 ticket.put(done)
                 self._tell(done)
@@ -403,12 +414,12 @@ class Worker:
         """Empty its row, if it has one; what it made may be known to later requests, and drafted on behind."""
         row, ticket.row = ticket.row, None
         if row is not None:
-            if self._batch is not None:
-                self._batch.drop(row)
+            if self._idle is not None:
+                self._idle.batch.drop(row)
                 if known:
                     job = ticket.job
                     drafts = job.setting.decode.proposing and not ticket.answer.cancelled
-                    go_on = partial(self._join, job, row) if drafts else None
+                    go_on = partial(self._join, self._idle, job, row) if drafts else None
                     self._idle.answered(row, job.owner, job.prompt.token_ids, go_on)
             self._energy.end(row)
             del self.served[row]
@@ -441,4 +452,4 @@ class Worker:
                 if not ticket.ended:
                     self._fail(ticket, GenerationError(f"generation failed: {said}."))
             if not self.served:
-                self._batch = None  # its state is unknown; the next request opens a new one
+                self._idle = None  # its state is unknown; the next request opens a new one

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ModelInfo, PromptRule
+from harness.contracts import Keep, ModelInfo, PromptRule
 from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
@@ -65,11 +65,12 @@ class Opened:
     """An open batch that keeps prompts, of one owner."""
 
     engine: Engine
+    keep: Keep = "prompt"
 
     def __post_init__(self) -> None:
         self.tally = [Generation() for _ in range(ROWS)]
         self.exits = RowExits(self.engine.info, "cpu", self.tally)
-        self.batch: OpenBatch = self.engine.open(ROWS, POSITIONS, "recompute", self.exits, self.tally, ROWS)
+        self.batch: OpenBatch = self.engine.open(ROWS, POSITIONS, "recompute", self.exits, self.tally, ROWS, self.keep)
 
     def entries(self, row: int, length: int) -> Tensor:
         assert self.batch._cache is not None
@@ -219,6 +220,19 @@ def test_half_deepened_serves_as_far_as_it_is_exact(llama: Case) -> None:
     while not opened.batch.deepen(0, 25):
         pass
     assert same(opened.entries(0, 61), plain(engine, [*prompt, 4]))
+
+
+def test_a_prompt_that_was_not_read_to_its_end_serves_as_far_as_it_was(llama: Case) -> None:
+    engine = with_maps(llama.engine, maps_of(llama.engine))
+    opened, prompt = Opened(engine, "exact"), tokens(60)
+    opened.exits.join(0, Full(), 3)
+    opened.batch.join(0, prompt, NEW, owner="me", depths=RULE.depths(prompt, engine.info))
+    opened.batch.prefill([0], 20)
+    opened.batch.drop(0)
+    while not opened.batch.deepen(0, 25):
+        pass
+    assert opened.complete(1, [*prompt, 3], None) == 20
+    assert same(opened.entries(1, 61), plain(engine, [*prompt, 3]))
 
 
 def test_refusals(llama: Case) -> None:
