@@ -314,7 +314,8 @@ def test_no_more_than_asked_for() -> None:
         ([[1, 2]], [8, 1, 2], [], []),  # nothing follows
         ([[2, 5]], [8, 1, 2], [], [5]),  # one token is a match
         ([[2, 5]], [1, 2, 9, 1, 2], [], [9, 1, 2, 9, 1, 2]),  # unless it has a longer one itself
-        ([list(range(40))], [0, 1], [], list(range(2, 18))),  # all of it, as much as may be proposed
+        ([list(range(40))], [0, 1, 2], [], list(range(3, 19))),  # all of it, as much as may be proposed,
+        ([list(range(40))], [0, 1], [], list(range(2, 8))),  # not behind a short match
     ],
 )
 def test_known_texts_go_before_its_own(

@@ -25,7 +25,7 @@ class Lookup(DraftSource):
 
     In an editor session it also looks in what was decoded for earlier requests (:attr:`Batch.known`), and prefers that
     to an occurrence of its own text that is no longer: the longest match there, be it one token. Who types what was
-    predicted gets the rest of the prediction, all of it, verified in one pass.
+    predicted gets the rest of the prediction verified in one pass: all of it from ``n`` tokens on, else ``k``.
     """
 
     n: Annotated[int, Field(ge=1, le=16, description="last tokens that are looked up, the longest match first")] = 3
@@ -97,7 +97,7 @@ class _Lookup(DraftRule):
         said = [*text.tokens[-self._sizes[-1] :], *draft.tokens]
         size, at = text.after(said)
         if recalled and recalled >= size:
-            return rest[:max_tokens]
+            return rest[: max_tokens if recalled >= self._sizes[-1] else min(self._k, max_tokens)]
         if not size:
             return ()
         begin = len(text.tokens) - len(said) + len(draft.tokens)  # where what was said stands in the text
