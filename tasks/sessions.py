@@ -264,7 +264,7 @@ def session_samples(
         if not prompt_ids:
             return BadRow(row.sample_id, f"row {row.number}: the tokenizer makes no token of requests[{number}].prompt")
         if asked.after_s is not None:
-            overtaken.append(Overtaken(prompt_ids, asked.after_s))
+            overtaken.append(Overtaken(prompt_ids, asked.after_s, asked.typing_s))
             continue
         rest = asked.reference[: language.line_end(asked.reference)]
         if not rest.strip():

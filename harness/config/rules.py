@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Generic, TypeAlias, TypeVar
@@ -63,6 +63,8 @@ def _canonical(build_rule: Callable[[str], BuiltRule[Any] | None], text: object)
 
 StopText: TypeAlias = Annotated[str, AfterValidator(partial(_canonical, build_stop))]
 """One stop rule in a configuration, checked."""
+PromptExitText: TypeAlias = Annotated[str, AfterValidator(partial(_canonical, build_prompt_rule))]
+"""One exit for the prompt in a configuration, checked."""
 
 
 def parse_stops(value: object) -> object:
@@ -73,3 +75,13 @@ def parse_stops(value: object) -> object:
 def parse_prompt_exits(value: object) -> object:
     """Take ``none,layer=18`` apart as :func:`parse_stops` does."""
     return comma_list(value, partial(_canonical, build_prompt_rule))
+
+
+def idle_prefetches(prefetches: Collection[str], *, shallow: bool, proposing: bool) -> Iterator[str]:
+    """Yield why a prefetch has nothing to do: whether some prompts have exits, and some requests a draft source."""
+    if "deepen" in prefetches and not shallow:
+        yield "--prefetch deepen makes exact what prompt exits left. Add --prompt-exit."
+    if "draft" in prefetches and not proposing:
+        yield "--prefetch draft is for lossless decoding with a draft source. Add --decode lossless+lookup."
+    if "all" in prefetches and not (shallow or proposing):
+        yield "--prefetch all has nothing to do. Add --prompt-exit or --decode lossless+lookup."

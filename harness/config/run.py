@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, cast, get_args
+from typing import Annotated, Any, ClassVar, Self, TypeAlias, TypeVar, cast, get_args
 
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationInfo, field_validator, model_validator
 
-from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, draft_limits, parse_decodes
+from harness.config.decode import DRAFT_MAX, DraftHead, DraftMax, draft_limits, parse_decode, parse_decodes
 from harness.config.model import (
     DEFAULT_MODEL,
     STORED,
@@ -23,9 +23,9 @@ from harness.config.model import (
     registered,
 )
 from harness.config.options import build_class
-from harness.config.rules import NONE, parse_prompt_exits, parse_stops
+from harness.config.rules import NONE, idle_prefetches, parse_prompt_exits, parse_stops
 from harness.config.strategies import StrategySpec, as_strategy, parse_all, spec_of
-from harness.contracts import Duplicates, Graphs, Keep, ModelRequest, SessionRequest, Strategy
+from harness.contracts import Duplicates, Graphs, Keep, ModelRequest, Prefetch, SessionRequest, Strategy
 from harness.errors import ConfigError, did_you_mean
 from harness.registry import KV_POLICIES, STOPS, WEIGHTS_FORMATS
 
@@ -60,6 +60,8 @@ GivenStrategy: TypeAlias = Annotated[str | Strategy, PlainValidator(_read_strate
 
 KEEPS: tuple[Keep, ...] = get_args(Keep)
 EXACT: Keep = "exact"
+PREFETCHES: tuple[Prefetch, ...] = get_args(Prefetch)
+NOTHING: Prefetch = "none"
 
 REQUESTS = "requests"
 """The scenario of requests that share nothing."""
@@ -90,6 +92,7 @@ _LISTS: Mapping[str, Callable[[Any], Any]] = {
     "draft_max": draft_limits,
     "stop": parse_stops,
     "prompt_exit": parse_prompt_exits,
+    "prefetch": comma_list,
 }
 """Options that a comma list compares → how one is read."""
 
@@ -193,10 +196,11 @@ class RunConfig(ModelConfiguration):
         "prompts`; layer=18:tail=64 stops all but the last 64 tokens after layer 18. A comma list compares. Full depth "
         "also runs without.",
     )
-    prefetch: Literal["none", "deepen"] = Field(
-        default="none",
-        description="In sessions, what is computed while the user types: none, or deepen, which makes exact what "
-        "--prompt-exit left. Nobody waits for it; energy counts it.",
+    prefetch: str | tuple[str, ...] = Field(
+        default=NOTHING,
+        description="In sessions, what is computed while the user types: none; deepen, which makes exact what "
+        "--prompt-exit left; draft, which decodes on behind the last answer, for lossless decoding with a draft "
+        "source; or all. A comma list compares. Nobody waits for it; energy counts it.",
     )
     weights_format: str | tuple[str, ...] = Field(  # type: ignore[assignment]  # a list is for runs alone
         default="auto", description=f"{STORED}; a comma list compares, the first one's full depth being the baseline."
@@ -274,12 +278,13 @@ class RunConfig(ModelConfiguration):
             registered(KV_POLICIES if of_kv else WEIGHTS_FORMATS, name, also=("auto",))
         return value
 
-    @field_validator("keep", mode="after")
+    @field_validator("keep", "prefetch", mode="after")
     @classmethod
-    def _keeps(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _words(cls, value: str | tuple[str, ...], field: ValidationInfo) -> str | tuple[str, ...]:
+        known: tuple[str, ...] = KEEPS if field.field_name == "keep" else PREFETCHES
         for name in _each(value):
-            if name not in KEEPS:
-                raise ValueError(f"unknown '{name}'.{did_you_mean(name, KEEPS)} Known: {', '.join(KEEPS)}")
+            if name not in known:
+                raise ValueError(f"unknown '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}")
         return value
 
     @model_validator(mode="after")
@@ -318,8 +323,14 @@ class RunConfig(ModelConfiguration):
             )
         if not self.session and self.keep != EXACT:
             yield f"--keep {','.join(_each(self.keep))} is of editor sessions. Add --scenario session, or omit it."
-        if self.prefetch != "none" and not (self.session and any(one != NONE for one in self.prompt_exits)):
-            yield "--prefetch deepen makes prompt exits of sessions exact. Add --scenario session and --prompt-exit."
+        if self.prefetches != (NOTHING,) and not self.session:
+            yield f"--prefetch {','.join(self.prefetches)} is of editor sessions. Add --scenario session, or omit it."
+        if self.prefetches != (NOTHING,) and self.keeps == ("none",):
+            yield "--prefetch computes for later requests, and --keep none leaves them nothing. Use --keep exact."
+        if self.prefetches != (NOTHING,):
+            written = [*self.decodes, *(str(spec.decode) for spec in self.specs() if spec.decode is not None)]
+            proposing = any(parse_decode(text).proposing for text in written)
+            yield from idle_prefetches(self.prefetches, shallow=self.prompt_exits != (NONE,), proposing=proposing)
         if self.attribute and self.stops != (NONE,):
             yield "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
         if self.attribute and self.prompt_exits != (NONE,):
@@ -368,6 +379,11 @@ class RunConfig(ModelConfiguration):
     def keeps(self) -> tuple[Keep | None, ...]:
         """What requests of a session leave to the next, to compare; ``None`` alone where they share nothing."""
         return (None,) if self.session is None else tuple(cast("Keep", name) for name in _each(self.keep))
+
+    @property
+    def prefetches(self) -> tuple[Prefetch, ...]:
+        """What is computed while the user types, to compare."""
+        return tuple(cast("Prefetch", name) for name in _each(self.prefetch))
 
     def specs(self) -> list[StrategySpec]:
         """Return the operating points as written, expanded, each once, in order."""

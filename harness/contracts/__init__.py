@@ -24,7 +24,7 @@ from harness.contracts.heads import (
     LMHead,
     Reading,
 )
-from harness.contracts.kv import Keep, KVBatch, KVFacts, KVPolicy, Leaving, Waiting
+from harness.contracts.kv import Keep, KVBatch, KVFacts, KVPolicy, Leaving, Prefetch, Waiting
 from harness.contracts.meters import EnergyReading, Meter
 from harness.contracts.metrics import Better, Metric, Wording
 from harness.contracts.models import (
@@ -109,6 +109,7 @@ __all__ = [
     "NamedStop",
     "Overtaken",
     "PlannedRule",
+    "Prefetch",
     "Progress",
     "PromptRule",
     "Reading",

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Prefetch: TypeAlias = Literal["none", "deepen", "draft", "all"]
+"""What is computed while nobody waits: prompts that exits left shallow, drafts behind the last answer, or both."""
 Keep: TypeAlias = Literal["none", "prompt", "exact", "all"]
 """Which keys and values a request leaves to the next one that begins alike: none; those of its prompt; those of its
 completion, too, where they are full depth's; or also those that the KV policy made of exits' states."""

@@ -98,6 +98,9 @@ class Batch:
     # batch size and after a resume
     seeds: tuple[int, ...]
     device: str  # torch device of the tensors it will see
+    # what the engine has read and decoded lately for the same owner, tokens, the newest text last; empty where requests
+    # share nothing
+    known: Sequence[Sequence[int]] = ()
 
     @property
     def size(self) -> int:

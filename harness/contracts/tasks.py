@@ -94,6 +94,7 @@ class Overtaken:
 
     prompt_ids: tuple[int, ...]  # never empty
     after_s: float  # seconds from the request to the next key, which cancels it
+    typing_s: float = 0.0  # seconds of typing since the request before was answered or overtaken
 
 
 @dataclass(frozen=True, slots=True)

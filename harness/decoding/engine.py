@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -30,6 +30,7 @@ from harness.contracts import (
     Lossless,
     ModelInfo,
     NamedStop,
+    Prefetch,
     PromptRule,
     StopRule,
     Strategy,
@@ -41,6 +42,7 @@ from harness.decoding.drafting import DraftSettings
 from harness.decoding.exits import AskedExits, Exits, RowExits, ScheduledExits
 from harness.decoding.generation import Generation
 from harness.decoding.graphs import Recorder, StaticCaches, recorder_for
+from harness.decoding.idle import IdleWork
 from harness.decoding.loop import OpenBatch
 from harness.decoding.prompt_exits import KIND, PromptMaps
 from harness.decoding.readings import Heads
@@ -358,10 +360,14 @@ class EngineSession:
         positions: longest prompt and completion, together.
         kv: name of the KV policy.
         keep: which keys and values a request leaves to the next.
+        prefetch: what :meth:`prefetch` does.
 
     Raises:
         ModelError: the model has fewer positions.
         UnknownNameError: the KV policy is not registered.
+
+    Attributes:
+        idle: what is known of earlier requests, and what was done between them.
     """
 
     ROWS = 2
@@ -369,11 +375,12 @@ class EngineSession:
     PIECE = 128
     """Tokens of a prompt that are read before time is looked at again."""
 
-    def __init__(self, engine: Engine, positions: int, kv: str, keep: Keep) -> None:
+    def __init__(self, engine: Engine, positions: int, kv: str, keep: Keep, prefetch: Prefetch = "none") -> None:
         self._engine, self._kv, self._keeps = engine, kv, keep != "none"
-        self._made, self._row = [Generation() for _ in range(self.ROWS)], 0
+        self._made = [Generation() for _ in range(self.ROWS)]
         nobody = ScheduledExits([], engine.info.num_layers, self._made)
         self._batch = engine.open(self.ROWS, positions, kv, nobody, self._made, kept_prompts=self.ROWS, keep=keep)
+        self.idle = IdleWork(self._batch, self._made, positions, prefetch)
 
     def decode(
         self,
@@ -408,9 +415,46 @@ class EngineSession:
             within_s: seconds after which it is cancelled, between two tokens or two pieces of its prompt; it then has
                 no reason to have ended.
         """
+        batch, kept_for = self._batch, owner if self._keeps else None
+        self._engine.check([prompt], [max_new_tokens])
+        begin = partial(self._begin, kept_for, strategy, seed, eos_token_ids, lossless)
+        started = time.perf_counter()
+        self.idle.begin()
+        row = batch.row_for(prompt, kept_for, range(self.ROWS))
+        self.idle.begin(row)
+        reused = begin(row, prompt, max_new_tokens, stop, rule, exit_layers, prompt_rule, started)
+        piece, end = (None, math.inf) if within_s is None else (self.PIECE, started + within_s)
+        while row in batch.reading and time.perf_counter() < end:
+            batch.prefill([row], piece)
+        while batch.running and time.perf_counter() < end:
+            batch.step()
+        batch.drop(row)
+        if within_s is None:
+            self._made[row].prefetch_used = self.idle.used(kept_for, prompt, self._made[row])
+        waited = within_s is None and exit_layers is None  # drafts behind overtaken requests gain little more
+        drafts = waited and lossless is not None and any(source.proposes for source in lossless.sources)
+        self.idle.answered(row, kept_for, prompt, partial(begin, row) if drafts else None)
+        return self._made[row], reused
+
+    def _begin(
+        self,
+        owner: str | None,
+        strategy: Strategy,
+        seed: int,
+        eos_token_ids: frozenset[int],
+        lossless: Lossless | None,
+        row: int,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        stop: StopRule | None = None,
+        rule: NamedStop | None = None,
+        exit_layers: Sequence[int] | None = None,
+        prompt_rule: PromptRule | None = None,
+        started: float | None = None,
+    ) -> int:
+        """Let a request join the batch, where no row runs; return how many tokens of its prompt are not read again."""
         engine, batch = self._engine, self._batch
-        engine.check([prompt], [max_new_tokens])
-        known, kept_for = Batch((seed,) * self.ROWS, str(engine.backbone.device)), owner if self._keeps else None
+        known = Batch((seed,) * self.ROWS, str(engine.backbone.device), self.idle.known(owner))
         if exit_layers is None:
             asked = strategy.start(engine.facts(strategy, lossless), known)
             drafts = engine.drafts(lossless, known, self._kv, strategy, asked)
@@ -418,28 +462,18 @@ class EngineSession:
         else:
             drafts = engine.drafts(lossless, known, self._kv)
             batch.exits = ScheduledExits([exit_layers] * self.ROWS, engine.info.num_layers, self._made)
-        started = time.perf_counter()
-        row = self._row = batch.row_for(prompt, kept_for, range(self.ROWS))
-        reused = batch.join(
-            row, prompt, max_new_tokens, stop, eos_token_ids, started, kept_for, drafts, rule, prompt_rule
-        )
-        piece, end = (None, math.inf) if within_s is None else (self.PIECE, started + within_s)
-        while row in batch.reading and time.perf_counter() < end:
-            batch.prefill([row], piece)
-        while batch.running and time.perf_counter() < end:
-            batch.step()
-        batch.drop(row)
-        return self._made[row], reused
+        return batch.join(row, prompt, max_new_tokens, stop, eos_token_ids, started, owner, drafts, rule, prompt_rule)
 
-    def deepen(self, within_s: float) -> float:
-        """Make exact what prompt exits left of the last request, while there is time; return the seconds spent."""
+    def prefetch(self, within_s: float) -> float:
+        """Work for the next request while there is time; return the seconds spent."""
         started = time.perf_counter()
-        while time.perf_counter() - started < within_s and not self._batch.deepen(self._row, self.PIECE):
+        while time.perf_counter() - started < within_s and self.idle.piece():
             pass
         return time.perf_counter() - started
 
     def forget(self) -> None:
         """Keep nothing of what came before."""
+        self.idle.forget()
         for row in range(self.ROWS):
             self._batch.forget(row)
 

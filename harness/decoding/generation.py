@@ -31,7 +31,8 @@ class Generation(Work):
         log_probabilities: natural log of each token's probability under the head that chose it; empty unless asked for.
         prompt_reused: first tokens of its prompt that were not read for it, since their keys and values were there.
         overtaken_s: seconds of each request of its editor session that typing overtook before it.
-        prefetch_s: seconds of computing before it, while its user typed.
+        prefetch_s: seconds of computing before it, while its user typed. prefetched: tokens decoded in them.
+        prefetch_used: its own accepted tokens that had been decoded so.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -51,6 +52,8 @@ class Generation(Work):
     prompt_reused: int = 0
     overtaken_s: tuple[float, ...] = ()
     prefetch_s: float = 0.0
+    prefetched: int = 0
+    prefetch_used: int = 0
 
     def first_stops(self, num_layers: int) -> list[int]:
         """Return after how many layers each token left, of ``num_layers``: where an exit drafted it, if that stands."""

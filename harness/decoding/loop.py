@@ -104,7 +104,7 @@ class OpenBatch:
         self._kept = KeptPrompts(kept_prompts)
         self._info, self._prompt_maps = info, prompt_maps
         self._shallow: dict[int, ShallowPrompt] = {}  # what rows hold that read their prompts with exits
-        self._deepened: set[int] = set()  # rows whose completions were made exact, too
+        self._deepened: dict[int, int] = {}  # positions, of the completion too, of rows that were made exact
         self._written = [0] * len(generations)  # positions of each row, since wiped
         self.reading: dict[int, int] = {}
         self.running: list[int] = []
@@ -185,7 +185,7 @@ class OpenBatch:
         if source != row:
             self._cache.copy(source, row, length)
         self._shallow.pop(row, None)
-        self._deepened.discard(row)
+        self._deepened.pop(row, None)
         if begun is not None:
             begun.reuse(length, shallow)
             self._shallow[row] = begun
@@ -258,6 +258,14 @@ class OpenBatch:
             return None
         return current.read()
 
+    def keeps(self, row: int) -> bool:
+        """Whether what a row holds may be reused."""
+        return row in self._kept
+
+    def shallow(self, row: int) -> int:
+        """Return of how many tokens of a row's prompt it holds what is not full depth's, which :meth:`deepen` mends."""
+        return len(self._shallow[row].states) if row in self._shallow else 0
+
     def deepen(self, row: int, max_tokens: int) -> bool:
         """Make some more of a row's prompt exact that was read with exits, and then what was decoded behind it.
 
@@ -265,7 +273,8 @@ class OpenBatch:
 
         Args:
             row: neither read nor running.
-            max_tokens: of its prompt, that are run through the layers above their exit, at most.
+            max_tokens: of its prompt, that are run through the layers above their exit, and then of its completion, at
+                most; what is behind those is not kept.
 
         Returns:
             Whether all is exact now.
@@ -281,11 +290,11 @@ class OpenBatch:
             deepen(self._backbone, self._rotary, self._cache, self._prompt_maps(), row, shallow, max_tokens)
         if len(shallow.states):
             return False
-        decoded = self._generations[row].token_ids[:-1]  # nobody has read the last one
-        if decoded and shallow.exact == len(self._rows[row].prompt):
+        decoded = self._generations[row].token_ids[:-1][:max_tokens]  # nobody has read the last one
+        if decoded:
             PrefixPass(self._backbone, self._rotary, [decoded], [row], cache=self._cache, start=shallow.exact).fill()
         del self._shallow[row]
-        self._deepened.add(row)
+        self._deepened[row] = shallow.exact + len(decoded)  # a prompt may not be read to its end
         self._hold_completion(row)
         return True
 
@@ -320,7 +329,7 @@ class OpenBatch:
     def _held(self, row: int) -> int:
         """Return how many of a row's first positions may be kept; its last token has none yet."""
         if row in self._deepened:
-            return len(self._rows[row].prompt) + len(self._generations[row].token_ids) - 1
+            return self._deepened[row]
         prompt, made, policy = len(self._rows[row].prompt), self._generations[row], self._policy
         assert policy is not None
         end = prompt + max(0, len(made.token_ids) - 1)

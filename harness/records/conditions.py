@@ -64,6 +64,7 @@ class Conditions:
             fixed rate, and the longest completion if it is not the protocol's.
         stop: the stop rule beside the protocol's own end; empty for none.
         prompt_exit: how deep the prompt is read; empty for full depth.
+        prefetch: what is computed while the user of an editor session types; empty for nothing.
         keep: which keys and values a request of an editor session leaves to the next; empty for requests that share
             nothing. Of a black box, that of the full depth that it is held against.
         hardware: what makes the hardware class, by name; empty where a run must say it and does not.
@@ -83,6 +84,7 @@ class Conditions:
     max_new_tokens: int | None
     stop: str
     prompt_exit: str
+    prefetch: str
     keep: str
     hardware: tuple[tuple[str, str], ...]
     baseline: str
@@ -125,6 +127,7 @@ class Conditions:
             max_new_tokens=config.get("max_new_tokens"),
             stop="" if point.black_box else point.stop,
             prompt_exit=point.prompt_exit,
+            prefetch=point.prefetch,
             keep=keep,
             hardware=tuple(_hardware(manifest).items()),
             baseline=baseline,

@@ -42,6 +42,7 @@ class OperatingPointRecord(Record):
         keep: in editor sessions, which keys and values a request leaves to the next: ``none``, ``prompt``, ``exact`` or
             ``all``; empty for requests that share nothing.
         prompt_exit: how deep the prompt is read, as written; empty for full depth.
+        prefetch: in editor sessions, what is computed while the user types: ``deepen`` or ``draft``; empty for nothing.
         weights_format: how the matrices it multiplies with are stored.
         heads: cheap heads that its checks read → what their readings approximate; empty where they read the LM head.
         never_exits: the strategy is asked at every exit point and its answer ignored: full depth plus the cost of
@@ -63,6 +64,7 @@ class OperatingPointRecord(Record):
     stop: str = ""
     keep: str = ""
     prompt_exit: str = ""
+    prefetch: str = ""
     weights_format: str = ""
     heads: dict[str, str] = Field(default_factory=dict)
     never_exits: bool = False

@@ -52,7 +52,8 @@ class SampleRecord(Record, Work):
             their keys and values.
         overtaken: requests of the session before it that typing overtook. overtaken_s: seconds that they computed for;
             ``None`` outside of sessions, and in a run that was not timed. prefetch_s: as that, seconds of computing
-            while the user typed, for which nobody waited.
+            while the user typed, for which nobody waited. prefetched: tokens decoded in them. prefetch_used: tokens of
+            its completion that were accepted because they, or those of earlier requests' idle time, had been.
         answer: of a black box, what it says of the completion. Tokens, layers and counts are then empty and 0, and mean
             nothing; ``ttft_s`` is ``None`` where no text came.
         error: one line when the sample failed; the measured fields are then empty or ``None``.
@@ -87,6 +88,8 @@ class SampleRecord(Record, Work):
     overtaken: Count = 0
     overtaken_s: float | None = None
     prefetch_s: float | None = None
+    prefetched: Count = 0
+    prefetch_used: Count = 0
     answer: AnswerRecord | None = None
     error: str | None = None
 

@@ -49,7 +49,7 @@ class SummaryRow(Record):
         decode: ``lossy``, or ``lossless`` with its draft source: full depth verified every token.
         draft_max: tokens of a draft at most; ``None`` where nothing is drafted.
         stop: the stop rule beside the protocol's own end, as written; empty for none.
-        keep, prompt_exit: as of :class:`harness.records.OperatingPointRecord`.
+        keep, prompt_exit, prefetch: as of :class:`harness.records.OperatingPointRecord`.
         baseline_format: weights format of the full depth that its tokens and scores are compared with.
         n: samples scored. errors: samples that failed. repeats: repetitions timed.
         windows: measured windows that count. flagged: those in which something else moved the machine
@@ -84,6 +84,7 @@ class SummaryRow(Record):
     stop: str = ""
     keep: str = ""
     prompt_exit: str = ""
+    prefetch: str = ""
     baseline_format: str = Field(default_factory=lambda row: row["weights_format"])
     n: int
     errors: int

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from zlib import crc32
 
 from harness.config.rules import start_stop
@@ -26,6 +26,7 @@ from harness.contracts import (
     Keep,
     Meter,
     NamedStop,
+    Prefetch,
     Sample,
     Tokenizer,
     common_prefix,
@@ -81,7 +82,7 @@ class EngineRunner(Runner):
 
     def __init__(self, plan: Plan, engines: Mapping[str, Engine]) -> None:
         self._plan, self._engines = plan, engines
-        self._sessions: dict[tuple[str, str, str], EngineSession] = {}
+        self._sessions: dict[tuple[str, str, str, str], EngineSession] = {}
         self._decided: dict[tuple[str, str, str], tuple[list[int], ModelError | None]] = {}
 
     def prepare(self, point: OperatingPoint) -> None:
@@ -147,30 +148,37 @@ class EngineRunner(Runner):
     def _decode_in_session(
         self, planned: PlannedTask, point: OperatingPoint, keep: Keep, sample: Sample, known: Rehearsal | None
     ) -> Generation:
-        """Decode a request behind what the session has left, after those that typing overtook."""
-        session, spent = self._session(point, keep), []
+        """Decode a request behind what the session has left, after those that typing overtook.
+
+        In an untimed run these did not come, and there was the time until they came.
+        """
+        session, spent, idle = self._session(point, keep), [], 0.0
         decode = partial(
             session.decode, sample.session, strategy=point.strategy, seed=self._seed(sample), stop=planned.stop,
             eos_token_ids=self._plan.model.tokenizer.eos_token_ids, lossless=point.lossless,
             max_new_tokens=sample.max_new_tokens, prompt_rule=None if point.prompt is None else point.prompt.rule,
         )  # fmt: skip
         layers, why = known[0] if known is not None else (None, None)
-        prefetched = 0.0
-        if self._plan.config.prefetch == "deepen" and keep != "none":
-            typing_s = sample.typing_s - math.fsum(request.after_s for request in sample.overtaken_requests)
-            prefetched = session.deepen(max(0.0, typing_s))
+        typing_s, before = sample.typing_s, session.idle.drafted
         for request in sample.overtaken_requests if known is None and not self._plan.config.untimed else ():
             rule = self._rule(planned, point, replace(sample, prompt_ids=request.prompt_ids))
+            idle += session.prefetch(request.typing_s)
             started = time.perf_counter()
             decode(prompt=request.prompt_ids, rule=rule, within_s=request.after_s)
             spent.append(time.perf_counter() - started)
+            typing_s -= request.typing_s + request.after_s
+        idle += session.prefetch(typing_s)
         rule = self._rule(planned, point, sample)
         made, _ = decode(prompt=sample.prompt_ids, rule=rule, exit_layers=layers)
-        return replace(made, failure=why or made.failure, overtaken_s=tuple(spent), prefetch_s=prefetched)
+        return replace(
+            made, failure=why or made.failure, overtaken_s=tuple(spent), prefetch_s=idle,
+            prefetched=session.idle.drafted - before,
+        )  # fmt: skip
 
     def _session(self, point: OperatingPoint, keep: Keep) -> EngineSession:
-        """Return where requests are decoded behind one another; points of one format, policy and kind share it."""
-        key = point.weights_format, point.kv, keep
+        """Return where requests are decoded behind one another; points that differ in nothing of it share it."""
+        prefetch = cast("Prefetch", point.record.prefetch or "none")
+        key = point.weights_format, point.kv, keep, prefetch
         if key not in self._sessions:
             samples = [sample for task in self._plan.tasks for sample in task.data.samples]
             positions = max(
@@ -178,7 +186,9 @@ class EngineRunner(Runner):
                 for sample in samples
                 for prompt in (sample.prompt_ids, *(request.prompt_ids for request in sample.overtaken_requests))
             )
-            self._sessions[key] = EngineSession(self._engines[point.weights_format], positions, point.kv, keep)
+            self._sessions[key] = EngineSession(
+                self._engines[point.weights_format], positions, point.kv, keep, prefetch
+            )
         return self._sessions[key]
 
     def _rule(self, planned: PlannedTask, point: OperatingPoint, sample: Sample) -> NamedStop | None:
@@ -369,6 +379,8 @@ def _of_generation(plan: Plan, planned: PlannedTask, sample: Sample, made: Gener
         "overtaken": len(made.overtaken_s),
         "overtaken_s": math.fsum(made.overtaken_s) if sample.session else None,
         "prefetch_s": made.prefetch_s if sample.session else None,
+        "prefetched": made.prefetched,
+        "prefetch_used": made.prefetch_used,
     }
 
 
@@ -403,6 +415,9 @@ def token_texts(tokenizer: Tokenizer, token_ids: Sequence[int], before: Sequence
     return tuple(whole[start:end] for start, end in itertools.pairwise(ends)) if token_ids else ()
 
 
-def bad_record(window: WindowRecord, row: BadRow) -> SampleRecord:
-    """Return the error record of a row that could not become a sample."""
-    return SampleRecord(**shared_fields(window, SampleRecord), sample_id=row.sample_id, error=row.reason)
+def bad_record(window: WindowRecord, row: BadRow, *, in_session: bool) -> SampleRecord:
+    """Return the error record of a row that could not become a sample, or a whole session of them."""
+    session = row.sample_id if in_session else ""
+    return SampleRecord(
+        **shared_fields(window, SampleRecord), sample_id=row.sample_id, session=session, error=row.reason
+    )

@@ -32,6 +32,7 @@ from harness.contracts import (
     Lossless,
     ModelInfo,
     PlannedRule,
+    Prefetch,
     PromptRule,
     StateTest,
     Strategy,
@@ -139,10 +140,13 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                 if deferring and strategy.exit_points(own):  # it stands beside this one
                     continue
                 kv = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
-            for most, stop, keep, prompt, weights_format in product(drafts, stops, config.keeps, prompts, formats):
+            for most, stop, keep, prompt, prefetch, weights_format in product(
+                drafts, stops, config.keeps, prompts, config.prefetches, formats
+            ):
                 if prompt != NONE and NONE in prompts and (decode.lossless or not _facts(kv).keeps_cache):
                     continue  # refused; what is read whole stands beside it
                 info = in_format[weights_format]
+                idle = "" if keep == "none" else _idle(prefetch, shallow=prompt != NONE, proposing=decode.proposing)
                 named = (
                     kv if len(policies) > 1 else "",
                     str(decode) if decode.lossless else "",
@@ -150,6 +154,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                     "" if stop == NONE else f"stop={stop}",
                     f"keep={keep}" if len(config.keeps) > 1 else "",
                     "" if prompt == NONE else f"prompt={prompt}",
+                    f"prefetch={idle}" if idle else "",
                     weights_format if len(formats) > 1 else "",
                 )
                 point = operating_point(
@@ -163,6 +168,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                     stop=build_stop(stop),
                     keep=keep,
                     prompt=build_prompt_rule(prompt),
+                    prefetch=idle,
                 )
                 points.setdefault(point.name, point)
     found = list(points.values())
@@ -217,6 +223,13 @@ def _facts(kv: str) -> KVFacts:
     return facts
 
 
+def _idle(prefetch: Prefetch, *, shallow: bool, proposing: Sequence[str]) -> str:
+    """Return which of it there is to do for an operating point; empty for nothing."""
+    if shallow and prefetch in ("deepen", "all"):
+        return "deepen"
+    return "draft" if proposing and prefetch in ("draft", "all") else ""
+
+
 def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
     """Return a probe per strategy that is asked anything and format, by the first such point that keeps a cache."""
     seen = set()
@@ -251,6 +264,7 @@ def operating_point(
     stop: BuiltStop | None = None,
     keep: Keep | None = None,
     prompt: BuiltRule[PromptRule] | None = None,
+    prefetch: str = "",
 ) -> OperatingPoint:
     """Check a built strategy against a model in one weights format; ``suffix`` follows the specification in the name.
 
@@ -298,6 +312,7 @@ def operating_point(
         stop="" if stop is None else stop.written,
         keep=keep or "",
         prompt_exit="" if prompt is None else prompt.written,
+        prefetch=prefetch,
         weights_format=info.weights_format,
         heads={str(choice): HEADS.load(choice.name).facts.note for choice in heads},
     )

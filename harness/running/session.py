@@ -229,7 +229,8 @@ class Session:
             with keeping_folder("completions were scored"):
                 records = [sample_record(window, self._plan, cell.task, outcome) for outcome in outcomes]
             if cell.block == 0:
-                records += [bad_record(window, row) for row in cell.task.data.bad_rows]
+                in_session = self._config.session is not None
+                records += [bad_record(window, row, in_session=in_session) for row in cell.task.data.bad_rows]
             window = self._judged(window, store.attempts(cell.key)).model_copy(
                 update={"samples": len(records), "failed": sum(record.error is not None for record in records)}
             )

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasPath, BaseModel, BeforeValidator, ConfigDict, Field
 
 from harness.config.decode import LOSSY, DecodeSpec
-from harness.config.rules import BuiltStop
-from harness.contracts import Lossless, Strategy
+from harness.config.rules import BuiltRule, BuiltStop
+from harness.contracts import Lossless, PromptRule, Strategy
 from harness.decoding.generation import Token
 from harness.errors import HarnessError
 from harness.records import Work
@@ -86,6 +86,7 @@ class Setting:
     decode: DecodeSpec = LOSSY
     lossless: Lossless | None = None  # the same as built; None where it takes what exits say
     stop: BuiltStop | None = None
+    prompt: BuiltRule[PromptRule] | None = None  # None where all layers read the prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Finished:
     energy_j: float | None  # this request's share of what was used while it ran; None without a number
     energy_source: str
     stopped_by: str = ""  # name of the stop rule that ended it
+    prompt_shallow: int = 0  # tokens of the prompt whose K,V were not full depth's
 
     @property
     def prompt_tokens(self) -> int:
@@ -234,6 +236,8 @@ class EarlyExitReport(Report):
     prompt_tokens_reused: int = _said(
         "Of these, not read again: an earlier prompt of the same API key began with them.", "prompt_reused"
     )
+    prompt_exit: str | None = _said("How deep the prompt is read; null for all layers.", "setting.prompt.written", None)
+    prompt_tokens_shallow: int = _said("Of the prompt's, those whose K,V were not full depth's.", "prompt_shallow")
     prompt_tokens_truncated: int = _said("Cut off the prompt's beginning.", "prompt.truncated")
     suffix: Literal["none", "used", "ignored"] = _said("What became of the text after the cursor.", "prompt.suffix")
     queue_s: Seconds = _said("Seconds in the queue.")

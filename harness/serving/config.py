@@ -8,8 +8,8 @@ from pydantic import Field
 
 from harness.config.decode import DRAFT_MAX, DecodeText, DraftHead, DraftMax
 from harness.config.model import File, KVName, ModelConfiguration, OperatingPoint, Placeholder
-from harness.config.rules import NONE, StopText
-from harness.contracts import ModelInfo, Strategy
+from harness.config.rules import NONE, PromptExitText, StopText
+from harness.contracts import ModelInfo, Prefetch, Strategy
 from harness.errors import ConfigError
 
 DEFAULT_PROMPT_TOKENS = 2048
@@ -45,6 +45,17 @@ class ServeConfig(ModelConfiguration):
         default=NONE,
         description="What ends completions of requests that do not say, beside their stop texts: none, or "
         "NAME[:option=value]… of `harness list stops`, as statement:language=python.",
+    )
+    prompt_exit: Annotated[PromptExitText, Placeholder("RULE")] = Field(
+        default=NONE,
+        description="How deep prompts are read: none (by all layers), or NAME[:option=value]… of `harness list "
+        "prompts`, as layer=18:tail=64. Of lossy requests; lossless ones read their prompts whole.",
+    )
+    prefetch: Prefetch = Field(
+        default="none",
+        description="What is computed while no request waits or runs: none; deepen, which makes kept prompts exact "
+        "that --prompt-exit left shallow; draft, which decodes on behind each API key's last answer, for lossless "
+        "requests with a draft source; or all.",
     )
     host: str = Field(
         default="127.0.0.1", min_length=1, description="Address to listen at; 127.0.0.1 is this machine only."

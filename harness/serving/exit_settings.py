@@ -16,7 +16,7 @@ from harness.config import BASELINE, StrategySpec, demo_strategies, parse_all
 from harness.config.decode import DRAFT_MAX, LOSSY, DecodeSpec, check_defers, draft_limit, parse_decode
 from harness.config.model import parse_named
 from harness.config.options import effective_options, option_facts, option_range, option_value
-from harness.config.rules import NONE, build_stop
+from harness.config.rules import NONE, build_prompt_rule, build_stop
 from harness.contracts import KVPolicy, ModelInfo, Strategy
 from harness.errors import ConfigError, HarnessError, did_you_mean
 from harness.models.heads import draft_head as found_draft_head
@@ -57,9 +57,11 @@ class Settings:
         kv: str = Strategy.default_kv,
         draft_head: str = "auto",
         stop: str = NONE,
+        prompt_exit: str = NONE,
     ) -> None:
         self._info, self._kv, self._draft_head = info, kv, str(found_draft_head(draft_head, info))
         self._decode, self.draft_max, self.stop = decode, draft_max, stop
+        self._prompt = build_prompt_rule(prompt_exit)
         if (built := build_stop(stop)) is not None:
             built.rule.check(info, "")
         policy: type[KVPolicy] = KV_POLICIES.load(kv)
@@ -148,15 +150,16 @@ class Settings:
         name, base = self._strategies[label]
         strategy: Strategy = dataclasses.replace(base, **dict(values))  # type: ignore[type-var]
         lossless = drafting(decode, draft_max, self._draft_head, strategy, self._info)
-        kv = None if lossless is None else self._kv
-        operating_point(StrategySpec(name), strategy, self._info, kv, decode=decode, lossless=lossless)
+        prompt = self._prompt if lossless is None else None
+        kv = None if lossless is None and prompt is None else self._kv
+        operating_point(StrategySpec(name), strategy, self._info, kv, decode=decode, lossless=lossless, prompt=prompt)
         settable, left_out = _settable(type(strategy)), strategy.trained_defaults(self._info)
         effective = {
             option: left_out.get(option) if value is None else value
             for option, value in effective_options(strategy).items()
             if option in settable
         }
-        return Setting(name, effective, strategy, decode, lossless, build_stop(stop))
+        return Setting(name, effective, strategy, decode, lossless, build_stop(stop), prompt)
 
     def _facts(self, label: str) -> Loaded:
         name, strategy = self._strategies[label]

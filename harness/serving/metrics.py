@@ -109,6 +109,14 @@ class Metrics:
         )
         for outcome in ("success", *KINDS):
             self._completions.labels(outcome)
+        self._prefetched = Counter(
+            "early_exit_prefetched_tokens",
+            "Tokens computed while no request waited or ran: of prompts made exact (deepened), and decoded behind "
+            "answers (drafted), of which completions accepted those that are used.",
+            ("work",),
+            registry=registry,
+        )
+        self._prefetched_s = Counter("early_exit_prefetch_seconds", "Seconds spent on them.", registry=registry)
         self._waiting = Gauge("early_exit_queue_size", "Requests that wait for a free row.", registry=registry)
         self._running = Gauge("early_exit_running_requests", "Requests that are being decoded.", registry=registry)
         self._series = [
@@ -140,6 +148,16 @@ class Metrics:
                 values = labels if key is None else [*labels, str(key)]
                 child = metric.labels(*values) if values else metric
                 child.observe(amount) if isinstance(child, Histogram) else child.inc(amount)
+
+    def prefetched(self, deepened: int, drafted: int, seconds: float) -> None:
+        """Count a piece of work between requests: tokens of prompts made exact, tokens drafted, and its time."""
+        self._prefetched.labels("deepened").inc(deepened)
+        self._prefetched.labels("drafted").inc(drafted)
+        self._prefetched_s.inc(seconds)
+
+    def prefetch_used(self, tokens: int) -> None:
+        """Count accepted tokens of a completion that had been drafted between requests."""
+        self._prefetched.labels("used").inc(tokens)
 
     def failed(self, kind: str) -> None:
         """Count a job that failed or was refused: an error's ``kind``, or ``cancelled``."""

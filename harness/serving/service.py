@@ -12,6 +12,7 @@ import torch
 
 from harness.appearance.visible_text import one_line
 from harness.config.decode import check_defers, parse_decode
+from harness.config.rules import NONE, idle_prefetches
 from harness.contracts import Batch, ModelInfo
 from harness.contracts.meters import is_measured
 from harness.contracts.models import with_bos
@@ -49,13 +50,21 @@ class Service:
         decode = parse_decode(config.decode)
         if decode.lossless:
             check_defers(config.kv)
+        shallow = config.prompt_exit != NONE
+        if shallow and decode.lossless:
+            raise ConfigError("--prompt-exit is for lossy requests, and --decode is lossless. Add --decode lossy.")
+        if config.prefetch != "none" and not config.kept_prompts:
+            raise ConfigError("--prefetch computes for later prompts, and --kept-prompts is 0. Omit one.")
+        for why in idle_prefetches({config.prefetch}, shallow=shallow, proposing=bool(decode.proposing)):
+            raise ConfigError(why)
         self._model = resolve(config.request())
         if config.kv_input == "shortcut" and self._model.shortcut is None:
             raise ConfigError("--kv-input shortcut needs the exits' shortcuts, and the exit head is shared.")
         self.info: ModelInfo = self._model.info
         self.settings = Settings(
-            config.strategies, self.info, decode, config.draft_max, config.kv, config.draft_head, config.stop
-        )
+            config.strategies, self.info, decode, config.draft_max, config.kv, config.draft_head, config.stop,
+            config.prompt_exit,
+        )  # fmt: skip
         self.max_prompt_tokens = prompt_cap(config, self.info)
         self._tokenizer = self._model.tokenizer
         self._meter, _ = open_meter(config.energy, self._model.devices(self.device), config.tdp_w)

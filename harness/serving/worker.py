@@ -15,12 +15,14 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from harness.config.rules import start_stop
-from harness.contracts import Cursor, Meter, Tokenizer
+from harness.contracts import Cursor, Meter, NamedStop, PromptRule, StopRule, Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation, Token, Transcript
+from harness.decoding.idle import IdleWork
 from harness.decoding.loop import OpenBatch
 from harness.errors import is_out_of_memory, reason
 from harness.records import Work
@@ -186,7 +188,7 @@ class Worker:
         self.served: dict[int, Ticket] = {}
         self._changed = threading.Condition()
         self._drain_until: float | None = None
-        self._batch: OpenBatch | None = None
+        self._idle: IdleWork | None = None  # and the open batch
         self._open()
 
     def submit(self, answer: Answer) -> None:
@@ -219,9 +221,13 @@ class Worker:
 
     def _run(self) -> None:
         while True:
+            while not self._awaited() and self._prefetch():
+                pass
             with self._changed:
-                while not self.queue and not self.served and self._drain_until is None:
+                while not self._awaited():
                     self._changed.wait(timeout=0.2)
+            if self._idle is not None:
+                self._idle.begin()
             if self._drain_until is not None:
                 if not self.queue and not self.served:
                     return
@@ -238,17 +244,44 @@ class Worker:
                     self._batch.step()
                     self._publish(tickets)
 
-    def _open(self) -> OpenBatch:
+    def _awaited(self) -> bool:
+        """Whether somebody waits for something, be it the end."""
+        return bool(self.queue or self.served) or self._drain_until is not None
+
+    def _prefetch(self) -> bool:
+        """Do a piece of work for later requests, no longer than a token or so; return whether there was any."""
+        idle, started, worked = self._idle, time.perf_counter(), False
+        if idle is None:
+            return False
+        before = idle.deepened, idle.drafted
+        with self._failing([]):
+            worked = idle.piece()
+            for row in list(self._exits.failures):
+                logger.error("a draft in idle time failed", exc_info=self._exits.failures.pop(row))
+                idle.batch.forget(row)
+                idle.begin(row)
+        if worked:
+            spent_s = time.perf_counter() - started
+            self._metrics.prefetched(idle.deepened - before[0], idle.drafted - before[1], spent_s)
+        return worked
+
+    @property
+    def _batch(self) -> OpenBatch | None:
+        """The open batch; ``None`` until one is opened, and after a failure that leaves its state unknown."""
+        return None if self._idle is None else self._idle.batch
+
+    def _open(self) -> IdleWork:
         """Open an empty batch. The last one's memory is freed first: there may not be room for both."""
-        self._batch = None
+        self._idle = None
         config = self._config
         self._tally = [Generation() for _ in range(config.batch_size)]
         self._exits = RowExits(self._engine.info, str(self._engine.backbone.device), self._tally)
-        self._batch = self._engine.open(
+        batch = self._engine.open(
             config.batch_size, self._positions, config.kv, self._exits, self._tally, config.kept_prompts, "exact"
         )
-        self._batch.with_log_probabilities = True
-        return self._batch
+        batch.with_log_probabilities = True
+        self._idle = IdleWork(batch, self._tally, self._positions, config.prefetch)
+        return self._idle
 
     def _sweep(self) -> None:
         """Let cancelled requests go, and refuse those that waited until their deadline."""
@@ -259,7 +292,7 @@ class Worker:
                 self.queue.remove(ticket)
         for ticket in [*out, *(one for one in self.served.values() if one.answer.cancelled)]:
             if ticket.answer.cancelled:
-                self._free(ticket)
+                self._free(ticket, known=True)
                 self._metrics.failed("cancelled")
             else:
                 waited_s = now - ticket.answer.submitted
@@ -277,22 +310,44 @@ class Worker:
 
     def _begin(self, ticket: Ticket) -> None:
         job, prompt = ticket.job, ticket.job.prompt
-        batch = self._batch or self._open()
-        row = batch.row_for(prompt.token_ids, job.owner, set(range(self._config.batch_size)) - set(self.served))
+        idle = self._idle or self._open()
+        row = idle.batch.row_for(prompt.token_ids, job.owner, set(range(self._config.batch_size)) - set(self.served))
+        idle.begin(row)
         ticket.begin(row, self._tokenizer, self._special)
         self.served[row] = ticket
         self._energy.begin(row)
-        strategy, lossless = job.setting.strategy, job.setting.lossless
-        rows, rule = self._exits.join(row, strategy, job.seed, self._engine.facts(strategy, lossless))
-        drafts = self._engine.drafts(lossless, rows, self._config.kv, strategy, rule)
         code = None if prompt.before is None else self._tokenizer.decode(prompt.before)
-        cursor = Cursor(prompt.token_ids, self._tokenizer, "", self._engine.info, rows.device, code)
-        ticket.prompt_reused = batch.join(
-            row, prompt.token_ids, job.max_new_tokens, ticket.transcript.follow, prompt.end_token_ids,
-            ticket.answer.submitted, job.owner,
-            None if drafts is None else replace(drafts, rules=self._exits.guarded(drafts.rules)),
-            start_stop(job.setting.stop, cursor),
+        device = str(self._engine.backbone.device)
+        cursor = Cursor(prompt.token_ids, self._tokenizer, "", self._engine.info, device, code)
+        exits = job.setting.prompt
+        ticket.prompt_reused = self._join(
+            idle, job, row, prompt.token_ids, job.max_new_tokens, ticket.transcript.follow, ticket.answer.submitted,
+            start_stop(job.setting.stop, cursor), None if exits is None else exits.rule,
         )  # fmt: skip
+
+    def _join(
+        self,
+        idle: IdleWork,
+        job: Job,
+        row: int,
+        tokens: Sequence[int],
+        max_new_tokens: int,
+        stop: StopRule | None = None,
+        started: float | None = None,
+        rule: NamedStop | None = None,
+        prompt_rule: PromptRule | None = None,
+    ) -> int:
+        """Let tokens join the batch, decoded as a job is; return how many of them are not read again."""
+        strategy, lossless = job.setting.strategy, job.setting.lossless
+        rows, asked = self._exits.join(row, strategy, job.seed, self._engine.facts(strategy, lossless))
+        drafts = self._engine.drafts(
+            lossless, replace(rows, known=idle.known(job.owner)), self._config.kv, strategy, asked
+        )
+        if drafts is not None:
+            drafts = replace(drafts, rules=self._exits.guarded(drafts.rules))
+        return idle.batch.join(
+            row, tokens, max_new_tokens, stop, job.prompt.end_token_ids, started, job.owner, drafts, rule, prompt_rule
+        )
 
     def _read(self, batch: OpenBatch) -> None:
         """Read the next piece of a prompt, if there is one."""
@@ -317,7 +372,9 @@ class Worker:
                 ticket.put(token)
             if ending is not None:
                 done = self._finished(ticket, ticket.row, made, ending)
-                self._free(ticket)
+                if self._idle is not None:
+                    self._metrics.prefetch_used(self._idle.used(ticket.job.owner, ticket.job.prompt.token_ids, made))
+                self._free(ticket, known=True)
                 ticket.put(done)
                 self._tell(done)
 
@@ -340,6 +397,7 @@ class Worker:
             energy_j=self._energy.end(row),
             energy_source=self._energy.source,
             stopped_by=made.stopped_by,
+            prompt_shallow=0 if self._batch is None else self._batch.shallow(row),
         )
 
     def _tell(self, done: Finished) -> None:
@@ -352,12 +410,17 @@ class Worker:
         except Exception:
             logger.exception("a completion could not be counted")
 
-    def _free(self, ticket: Ticket) -> None:
-        """Empty its row, if it has one."""
+    def _free(self, ticket: Ticket, *, known: bool = False) -> None:
+        """Empty its row, if it has one; what it made may be known to later requests, and drafted on behind."""
         row, ticket.row = ticket.row, None
         if row is not None:
-            if self._batch is not None:
-                self._batch.drop(row)
+            if self._idle is not None:
+                self._idle.batch.drop(row)
+                if known:
+                    job = ticket.job
+                    drafts = job.setting.decode.proposing and not ticket.answer.cancelled
+                    go_on = partial(self._join, self._idle, job, row) if drafts else None
+                    self._idle.answered(row, job.owner, job.prompt.token_ids, go_on)
             self._energy.end(row)
             del self.served[row]
 
@@ -389,4 +452,4 @@ class Worker:
                 if not ticket.ended:
                     self._fail(ticket, GenerationError(f"generation failed: {said}."))
             if not self.served:
-                self._batch = None  # its state is unknown; the next request opens a new one
+                self._idle = None  # its state is unknown; the next request opens a new one

@@ -73,10 +73,10 @@ def decode_deepened(
     """Decode prompts at full depth behind what was left where each was read with exits, and deepened."""
     full, made = build_strategy(StrategySpec(BASELINE)), list[Completion]()
     reach = max(len(sample.prompt_ids) + sample.max_new_tokens for sample in samples)
-    session = EngineSession(engine, reach, full.default_kv, "prompt")
+    session = EngineSession(engine, reach, full.default_kv, "prompt", "deepen")
     for number, sample in enumerate(samples, start=1):
         session.decode(sample.sample_id, sample.prompt_ids, full, max_new_tokens=1, prompt_rule=rule)
-        session.deepen(math.inf)
+        session.prefetch(math.inf)
         one, _ = session.decode(
             sample.sample_id, sample.prompt_ids, full, max_new_tokens=sample.max_new_tokens, eos_token_ids=eos_token_ids
         )

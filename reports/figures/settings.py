@@ -63,20 +63,20 @@ def thresholds(run: RecordedRun) -> list[Figure]:
 
 def _families(table: TaskTable) -> dict[str, list[SummaryRow]]:
     """Return the rows that differ in their threshold alone, lowest first, by a name for them."""
-    groups: dict[tuple[str, str, str, str, str, str, str], list[SummaryRow]] = {}
+    groups: dict[tuple[str, ...], list[SummaryRow]] = {}
     for row in table.rows:
         if not row.lossless and OPTION in row.options and isinstance(row.options[OPTION], int | float | None):
             others = json.dumps({key: value for key, value in row.options.items() if key != OPTION}, sort_keys=True)
             groups.setdefault((row.strategy, others, *dimensions(row)), []).append(row)
     groups = {key: rows for key, rows in groups.items() if len({row.options[OPTION] for row in rows}) > 1}
     found: dict[str, list[SummaryRow]] = {}
-    for (strategy, others, kv, stored, stop, keep, prompt_exit), rows in groups.items():
+    for (strategy, others, kv, stored, *rest), rows in groups.items():
         name = strategy
         if sum(key[0] == strategy for key in groups) > 1:
             settings = ":".join(f"{key}={value}" for key, value in json.loads(others).items() if value is not None)
             name = f"{strategy}:{settings}@{kv}" + (f"@{stored}" if len(table.table.formats) > 1 else "")
-        named = {"stop": stop, "keep": keep, "prompt": prompt_exit}
-        name += "".join(f"@{what}={value}" for what, value in named.items() if value)
+        named = zip(("stop", "keep", "prompt", "prefetch"), rest, strict=True)
+        name += "".join(f"@{what}={value}" for what, value in named if value)
         found[name] = sorted(rows, key=lambda row: row.options[OPTION] or 0.0)
     return found
 

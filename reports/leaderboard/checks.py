@@ -283,7 +283,7 @@ def _times_of(cell: Measured) -> Iterator[str]:
         else:  # requests of a batch last together
             batches = (samples[start : start + size] for start in range(0, len(samples), size))
             busy = math.fsum(max(sample.latency_s or 0.0 for sample in batch) for batch in batches)
-            busy += math.fsum(sample.overtaken_s or 0.0 for sample in samples)
+            busy += math.fsum((sample.overtaken_s or 0.0) + (sample.prefetch_s or 0.0) for sample in samples)
         both = f"window {number} of {where} took {window.duration_s:g} s and its requests {busy:g} s"
         if busy > window.duration_s * (1 + _OVERLAP) + _OVERLAP_S:
             yield both

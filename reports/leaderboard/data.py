@@ -302,6 +302,7 @@ def _settings(entry: RunEntry, cell: Measured) -> list[list[str]]:
         *([["stop rule", point.stop]] if point.stop else []),
         *([["prompt read to", point.prompt_exit]] if point.prompt_exit else []),
         *([["keys and values kept", point.keep]] if point.keep else []),
+        *([["computed while the user types", point.prefetch]] if point.prefetch else []),
         ["asked at layers", ", ".join(map(str, point.exit_points)) or "none"],
         *([f"SHA-256 of {name}", digest] for name, digest in point.artefacts.items()),
     ]

@@ -48,9 +48,32 @@ def _reused(sample: SampleRecord) -> tuple[float, float] | None:
     return (float(sample.prompt_reused), float(len(sample.prompt_ids))) if sample.session else None
 
 
+def _prefetch(sample: SampleRecord) -> tuple[float, float] | None:
+    return None if sample.prefetch_s is None else (sample.prefetch_s, 1.0)
+
+
+def _prefetch_share(sample: SampleRecord) -> tuple[float, float] | None:
+    if sample.prefetch_s is None or (overtaken := _overtaken(sample)) is None:
+        return None
+    return sample.prefetch_s, sample.prefetch_s + overtaken[1]
+
+
+def _unused(sample: SampleRecord) -> tuple[float, float] | None:
+    """A request may use what was prefetched before another one."""
+    return float(sample.prefetched - sample.prefetch_used), float(sample.prefetched)
+
+
 def _share(parts: _Parts, interval: Callable[[Sequence[Pair]], Interval | NoInterval], point: Point) -> Estimate | None:
     counted = ((sample, Pair(*found)) for sample in point.samples if (found := parts(sample)) is not None)
     return over_blocks(point.cell, counted, interval)
+
+
+def _idle(parts: _Parts, point: Point) -> Estimate | None:
+    return _share(parts, ratio_interval, point) if point.cell.conditions.prefetch else None
+
+
+def _idle_units(parts: _Parts, point: Point) -> Units:
+    return rates(point.cell, parts) if point.cell.conditions.prefetch else {}
 
 
 def _accepted(cost: Cost, point: Point) -> Estimate | None:
@@ -147,3 +170,27 @@ PROMPT_REUSED = _of_requests(
     black_box=False,
     sections={SESSIONS: 12},
 )
+_of_idle = partial(_of_session, better="lower", black_box=False)
+PREFETCH_S, PREFETCH_SHARE, PREFETCH_UNUSED = (
+    _of_idle(
+        name,
+        header,
+        description,
+        compute=partial(_idle, parts),
+        units=partial(_idle_units, parts),
+        sections={SESSIONS: place},
+        **how,
+    )
+    for place, name, header, description, parts, how in (
+        (11.2, "prefetch_s", "prefetch", "seconds of computing before a request, while its user typed", _prefetch,
+         {"unit": "s", "form": "seconds"}),
+        (11.4, "prefetch_share", "prefetch\nshare", "share of the time of computing that prefetch took",
+         _prefetch_share, {"form": "percent"}),
+        (11.6, "prefetch_unused", "prefetch\nunused", "share of the tokens decoded while the user typed that no "
+         "request accepted", _unused, {"form": "percent", "kind": "work"}),
+    )
+)  # fmt: skip
+"""seconds of computing before a request, while its user typed
+share of the time of computing that prefetch took
+share of the tokens decoded while the user typed that no request accepted
+"""

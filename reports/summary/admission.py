@@ -42,7 +42,7 @@ def refuse_sample(sample: SampleRecord, manifest: Manifest) -> str | None:
     """Return why a finished sample is left out; ``None`` when it counts."""
     num_layers = manifest.model.num_layers
     times = sample.token_times_s
-    told_s = (sample.latency_s, sample.ttft_s, sample.queue_s, sample.overtaken_s, *times)
+    told_s = (sample.latency_s, sample.ttft_s, sample.queue_s, sample.overtaken_s, sample.prefetch_s, *times)
     measured = [value for value in told_s if value is not None]
     scores = [score for score in sample.scores.values() if score is not None]
     if not all(map(math.isfinite, [*measured, *scores])):

@@ -404,6 +404,12 @@ def _about_sessions(cells: Sequence[Measured]) -> Iterator[str]:
         "waiting is the latency of requests that were waited for; speed-ups count it and nothing else. Requests that "
         "typing overtook are cancelled: what they computed is waste, part of energy and of tokens per second."
     )
+    if any(cell.conditions.prefetch for cell in cells):
+        yield (
+            "prefetch: while the user types, deepen makes exact what prompt exits left, and draft decodes on behind "
+            "the last answer, for later requests to verify. Nobody waits for it, but its energy is part of the "
+            "window's and of every column of energy; what no request accepted of it is waste."
+        )
     if len(seen) > 1:
         yield (
             f"operating points differ in what they keep. Tokens and scores of all are compared with "

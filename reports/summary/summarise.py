@@ -143,6 +143,7 @@ def _table(points: Sequence[Point], metrics: Sequence[Metric], left_out: Counter
             stop=ran.stop,
             keep=cell.conditions.keep,
             prompt_exit=ran.prompt_exit,
+            prefetch=ran.prefetch,
             baseline_format=point.full.conditions.weights_format,
             n=len(cell.scored),
             errors=cell.errors,

@@ -45,6 +45,7 @@ _FIELDS = {
     "stop": "stop rule beside the protocol's own end",
     "keep": "in editor sessions, which keys and values a request leaves to the next",
     "prompt_exit": "how deep the prompt is read; empty for full depth",
+    "prefetch": "in editor sessions, what is computed while the user types; empty for nothing",
     "baseline_format": "weights format of the full depth that its tokens and scores are compared with",
     "n": "samples scored",
     "errors": "samples that failed",
@@ -100,7 +101,12 @@ def flat(summary: Summary) -> Iterator[dict[str, Any]]:
     for row in summary.rows:
         values = {"machine": summary.machine, **row.model_dump(mode="json", exclude={"metrics", "acceptances"})}
         values["options"] = json.dumps(values["options"], sort_keys=True)
-        for name in ("stop", "keep", "prompt_exit"):  # most rows have none, and an empty cell is read as nothing
+        for name in (
+            "stop",
+            "keep",
+            "prompt_exit",
+            "prefetch",
+        ):  # most rows have none, and an empty cell is read as nothing
             values[name] = values[name] or None
         for name, estimate in row.metrics.items():
             found = {part: number for part in _PARTS if (number := getattr(estimate, part)) is not None}

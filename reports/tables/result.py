@@ -144,9 +144,9 @@ def tone(row: SummaryRow) -> Tone:
     return "front" if row.pareto else "" if is_candidate(row) else "bound"
 
 
-def dimensions(row: SummaryRow) -> tuple[str, str, str, str, str]:
-    """Return what a row was decoded with beside strategy, options and drafts: KV, format, stop, keep, prompt exit."""
-    return row.kv, row.weights_format, row.stop, row.keep, row.prompt_exit
+def dimensions(row: SummaryRow) -> tuple[str, ...]:
+    """Return what a row was decoded with beside strategy, options and drafts: KV, format, and the four from stop on."""
+    return row.kv, row.weights_format, row.stop, row.keep, row.prompt_exit, row.prefetch
 
 
 def draft_families(rows: Sequence[SummaryRow]) -> dict[str, list[int]]:

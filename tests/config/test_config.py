@@ -185,6 +185,13 @@ def test_what_cannot_be_written_is_refused_in_one_line(model: Any, values: dict[
         ({"scenario": "session", "batch_size": 2}, "Omit --batch-size, --arrival-rate and --attribute"),
         ({"scenario": "session", "arrival_rate": 1.0}, "Omit --batch-size, --arrival-rate and --attribute"),
         ({"scenario": "session", "attribute": True}, "Omit --batch-size, --arrival-rate and --attribute"),
+        ({"scenario": "session", "prefetch": "drafts"}, "unknown 'drafts'. Did you mean 'draft'?"),
+        ({"prefetch": "draft", "decode": "lossless+lookup"}, "--prefetch draft is of editor sessions"),
+        ({"scenario": "session", "prefetch": "draft"}, "Add --decode lossless+lookup"),
+        ({"scenario": "session", "prefetch": "draft", "decode": "lossless+product"}, "Add --decode lossless+lookup"),
+        ({"scenario": "session", "prefetch": "none,deepen"}, "Add --prompt-exit"),
+        ({"scenario": "session", "prefetch": "all"}, "has nothing to do"),
+        ({"scenario": "session", "prefetch": "all", "prompt_exit": "layer=2", "keep": "none"}, "Use --keep exact"),
     ],
 )
 def test_a_scenario_is_refused_in_one_line(given: dict[str, Any], said: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ModelInfo, PromptRule
+from harness.contracts import Keep, ModelInfo, PromptRule
 from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
@@ -66,11 +66,12 @@ class Opened:
     """An open batch that keeps prompts, of one owner."""
 
     engine: Engine
+    keep: Keep = "prompt"
 
     def __post_init__(self) -> None:
         self.tally = [Generation() for _ in range(ROWS)]
         self.exits = RowExits(self.engine.info, "cpu", self.tally)
-        self.batch: OpenBatch = self.engine.open(ROWS, POSITIONS, "recompute", self.exits, self.tally, ROWS)
+        self.batch: OpenBatch = self.engine.open(ROWS, POSITIONS, "recompute", self.exits, self.tally, ROWS, self.keep)
 
     def entries(self, row: int, length: int) -> Tensor:
         assert self.batch._cache is not None
@@ -225,6 +226,19 @@ def test_half_deepened_serves_as_far_as_it_is_exact(llama: Case) -> None:
     assert same(opened.entries(0, 61), plain(engine, [*prompt, 4]))
 
 
+def test_a_prompt_that_was_not_read_to_its_end_serves_as_far_as_it_was(llama: Case) -> None:
+    engine = with_maps(llama.engine, maps_of(llama.engine))
+    opened, prompt = Opened(engine, "exact"), tokens(60)
+    opened.exits.join(0, Full(), 3)
+    opened.batch.join(0, prompt, NEW, owner="me", prompt_rule=RULE)
+    opened.batch.prefill([0], 20)
+    opened.batch.drop(0)
+    while not opened.batch.deepen(0, 25):
+        pass
+    assert opened.complete(1, [*prompt, 3], None) == 20
+    assert same(opened.entries(1, 61), plain(engine, [*prompt, 3]))
+
+
 def test_refusals(llama: Case) -> None:
     engine = with_maps(llama.engine, maps_of(llama.engine))
     with pytest.raises(OptionError, match="cannot exit at layer=6"):
@@ -236,10 +250,11 @@ def test_refusals(llama: Case) -> None:
 
 def test_an_editor_gets_a_shallow_answer_first_and_full_depth_s_later(engine: Engine) -> None:
     """Deepened while the user types: the completion, too, is kept."""
-    session, prompt = EngineSession(engine, POSITIONS, "recompute", "exact"), tokens(60)
+    session, prompt = EngineSession(engine, POSITIONS, "recompute", "exact", "deepen"), tokens(60)
     first, _ = session.decode("me", prompt, Full(), max_new_tokens=NEW, prompt_rule=RULE)
-    assert session.deepen(0.0) == pytest.approx(0.0, abs=0.1)
-    session.deepen(60.0)
+    assert session.prefetch(0.0) == pytest.approx(0.0, abs=0.1)
+    session.prefetch(60.0)
+    assert (session.idle.deepened, session.idle.drafted) == (len(prompt), 0)
     following = [*prompt, *first.token_ids, *tokens(4, seed=1)]
     second, reused = session.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)
     (exact,) = engine.decode([following], Full(), kv="recompute", max_new_tokens=[NEW])

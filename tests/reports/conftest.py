@@ -205,7 +205,8 @@ def _point(name: str) -> OperatingPointRecord:
     stop = next((one for one in said if one.startswith("stop=")), "")
     keep = next((one for one in said if one.startswith("keep=")), "")
     shallow = next((one for one in said if one.startswith("prompt=")), "")
-    kv = next((one for one in said if one not in (decode, length, stop, keep, shallow)), None)
+    ahead = next((one for one in said if one.startswith("prefetch=")), "")
+    kv = next((one for one in said if one not in (decode, length, stop, keep, shallow, ahead)), None)
     strategy, _, rest = written.partition(":")
     options = dict(part.split("=") for part in rest.split(":")) if rest else {}
     return OperatingPointRecord(
@@ -219,6 +220,7 @@ def _point(name: str) -> OperatingPointRecord:
         stop=stop.removeprefix("stop="),
         keep=keep.removeprefix("keep="),
         prompt_exit=shallow.removeprefix("prompt="),
+        prefetch=ahead.removeprefix("prefetch="),
         draft_max=None if decode == "lossy" else int(length.removeprefix("draft=")),
         draft_sources=tuple(decode.split("+")[1:]),
     )

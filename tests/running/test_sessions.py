@@ -15,6 +15,8 @@ from harness.decoding.engine import EngineSession
 from harness.running.session import in_blocks
 from tests.run_files import lines
 
+DRAFTING = "random:probability=0.4@lossless+lookup"
+
 
 @pytest.fixture(scope="module")
 def records(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
@@ -25,6 +27,7 @@ def records(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
             model=str(tiny_llama), tasks=("py150",), scenario="session:requests=4:window=120:step=30", energy="none",
             keep=("exact", "none"), strategies=("fixed:layer=4", "oracle", "random:probability=0.4@lossless+lookup"),
             limit=2, max_new_tokens=6, out=folder, idle_s=0, weights_format="float32", kv="recompute", threads=1,
+            prefetch=("none", "draft"),
         )
     )  # fmt: skip
     return [record for record in lines(folder, "samples") if record["session"]]
@@ -67,6 +70,24 @@ def test_what_earlier_requests_left_is_not_read_again(records: list[dict[str, An
     firsts = [one for one in mine if one["sample_id"].endswith("#1")]
     assert len(firsts) == 2
     assert sum(one["prompt_reused"] for one in mine) > sum(len(one["prompt_ids"]) for one in mine) / 5
+
+
+def test_drafts_of_idle_time_change_no_token_and_are_counted(records: list[dict[str, Any]]) -> None:
+    plain, ahead = (
+        {one["sample_id"]: one for one in records if one["operating_point"] == f"{DRAFTING}{suffix}@keep=exact{tail}"}
+        for suffix, tail in (("", ""), ("", "@prefetch=draft"))
+    )
+    assert plain.keys() == ahead.keys()
+    assert len(ahead) == 8
+    for key, one in ahead.items():
+        assert one["token_ids"] == plain[key]["token_ids"]
+        assert one["prefetch_used"] <= sum(one["accepted"])
+    later = [one for one in ahead.values() if not one["sample_id"].endswith("#1")]
+    assert sum(one["prefetched"] for one in later) > 0
+    assert all((one["prefetch_s"] > 0) == (one["prefetched"] > 0) for one in later)
+    others = [one for one in records if "prefetch" not in one["operating_point"]]
+    assert {(one["prefetched"], one["prefetch_used"]) for one in others} == {(0, 0)}
+    assert {one["operating_point"] for one in records if one["prefetched"]} == {f"{DRAFTING}@keep=exact@prefetch=draft"}
 
 
 def test_requests_that_typing_overtakes_are_waste(records: list[dict[str, Any]]) -> None:

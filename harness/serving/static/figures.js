@@ -68,8 +68,8 @@ export function time(seconds) {
 }
 
 /** Returns what a user waits for: for each part its share of the wait, and words; an empty share is not worth any. */
-export function waits({ queue_s: queue = 0, ttft_s: first, total_s: total, prompt_tokens: read, prompt_tokens_reused: reused }) {
-  const tokens = read == null ? "" : ` (${reused || "none"} of ${read} tokens reused)`;
+export function waits({ queue_s: queue = 0, ttft_s: first, total_s: total, prompt_tokens: read, prompt_tokens_reused: reused, prompt_tokens_shallow: shallow }) {
+  const tokens = read == null ? "" : ` (${reused || "none"} of ${read} tokens reused${shallow ? `, ${shallow} shallow` : ""})`;
   const parts = { queue: [queue, "queue", ""], prompt: [first - queue, "prompt", tokens], decoding: [total - first, "decoding", ""] };
   return Object.fromEntries(Object.entries(parts).map(([part, [seconds, name, more]]) =>
     [part, [total > 0 ? seconds / total : 0, seconds >= 0.001 || part !== "queue" ? `${name} ${time(seconds)}${more}` : ""]]));

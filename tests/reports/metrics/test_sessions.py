@@ -59,6 +59,32 @@ def test_the_measures_of_a_session_by_hand(build: Any) -> None:
     assert row.value("accepted_character_s") == pytest.approx(0.6 / 12), "typing and waste are nobody's wait"
 
 
+def test_what_was_computed_while_the_user_typed_stands_beside_the_waste(build: Any) -> None:
+    ahead = f"{WARM_LOOKUP}@prefetch=draft"
+    run = build(points=(WARM, ahead))
+    for block in range(8):
+        for point in run.points:
+            run.window(
+                point,
+                request("a", 0.05, 0.1),
+                request("a", 0.05, 0.1, overtaken=1, overtaken_s=0.1, prefetch_s=0.3, prefetched=32),
+                request("a", 0.05, 0.1, prefetch_s=0.1, prefetched=8, prefetch_used=10),
+                block=block, duration=1.0,
+            )  # fmt: skip
+    rows = {row.operating_point: row for row in run.summary().rows}
+    assert {name: rows[ahead].value(name) for name in PREFETCHED} == {
+        "prefetch_s": pytest.approx(0.0 + 0.4 / 2), "prefetch_share": pytest.approx(0.4 / (0.4 + 0.1 + 0.2)),
+        "prefetch_unused": pytest.approx(30 / 40),
+    }  # fmt: skip
+    assert not any(name in rows[WARM].metrics for name in PREFETCHED)
+    text = report_markdown(run.summary())
+    assert "| prefetch | exact prefix" in text
+    assert "its energy is part of the window's" in text
+    assert "its energy is part of the window's" not in report_markdown(play(build(points=POINTS), 8).summary())
+    assert "took" not in next(check for check in publication_checks(run.recorded()) if check.name == "times").found
+
+
+PREFETCHED = ("prefetch_s", "prefetch_share", "prefetch_unused")
 SESSION_NAMES = [metric.name for metric in all_metrics() if SESSIONS in metric.sections]
 
 
@@ -96,7 +122,7 @@ def test_every_interval_of_a_run_is_over_sessions(build: Any, per_block: int) ->
     assert set(counted.values()) == {units}, {key: n for key, n in counted.items() if n != units}
     names = {name for _, name in counted}
     assert names >= {"speedup", "decode_speedup", "energy_ratio", "exact_prefix", "edit_similarity_difference",
-                     "accepted_character_s", *SESSION_NAMES}  # fmt: skip
+                     "accepted_character_s", *SESSION_NAMES} - {*PREFETCHED}  # fmt: skip
     compared = compare_runs(run.recorded("runs/a"), play(build(points=(*POINTS, LOSSY)), 15, 5, seed=1,
                                                          per_block=per_block).recorded("runs/b"))  # fmt: skip
     found = {one.units for point in compared.points for one in point.changes if one.applies and one.value is not None}
