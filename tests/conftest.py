@@ -442,8 +442,9 @@ def prompt_maps(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     heads, tensors = resolved.load("cpu").backbone.heads, {}
     for layer in (4, 6):
         rows = (resolved.info.num_layers - layer - 1) * 2 * heads.kv_heads * heads.head_dim
-        tensors[f"{layer}.weight"] = torch.randn(rows, resolved.info.hidden_size, generator=chance) / 8
-        tensors[f"{layer}.bias"] = torch.randn(rows, generator=chance) / 8
+        shapes = {"read": (16, 2 * resolved.info.hidden_size), "made": (rows, 16), "bias": (rows,)}
+        for name, shape in shapes.items():
+            tensors[f"{layer}.{name}"] = torch.randn(shape, generator=chance) / 4
     facts = {"model_fingerprint": resolved.info.fingerprint, "exits": [4, 6]}
     write_artefact(folder / "prompt-exit.json", "prompt-exit", tensors, facts)
     return folder
