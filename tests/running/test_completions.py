@@ -76,7 +76,7 @@ def test_a_rule_reads_the_code_before_a_gap_and_not_the_marks_of_the_prompt() ->
         kv="",
         lossless=None,
         strategy=None,
-        stop=SimpleNamespace(start=asked.append),
+        stop=SimpleNamespace(name="r", rule=SimpleNamespace(start=asked.append)),
         keep=None,
         prompt=None,
         weights_format="own",
