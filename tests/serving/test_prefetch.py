@@ -10,42 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from harness.decoding.idle import DRAFTED
 from harness.decoding.loop import OpenBatch
-from harness.models.artefacts import write_artefact
 from harness.registry import DRAFTS
 from harness.serving.completions import Finished, Job, early_exit_report
 from harness.serving.service import Service
-from harness.training.identity import identity
 from tests.serving.conftest import PROMPTS, alone, collect, ids, job, run
 
 Own = Callable[..., Service]
 RULE = "tail:layer=4:tail=8:first=2"
-
-
-@pytest.fixture
-def maps(own: Own, tmp_path: Path) -> Path:
-    """A folder with maps that make something of a state, no copy of what the layers make."""
-    service = own()
-    info, chance = service.info, torch.Generator().manual_seed(0)
-    heads = resolve_heads(service)
-    rows = (info.num_layers - 5) * 2 * heads
-    tensors = {
-        "4.weight": torch.randn(rows, info.hidden_size, generator=chance) / 8,
-        "4.bias": torch.randn(rows, generator=chance) / 8,
-    }
-    facts = identity(info, service._tokenizer.fingerprint) | {"exits": [4], "documents": []}
-    write_artefact(tmp_path / "prompt-exit.json", "prompt-exit", tensors, facts)
-    return tmp_path
-
-
-def resolve_heads(service: Service) -> int:
-    """Width of the keys of a layer."""
-    assert service._worker is not None
-    heads = service._worker._engine.backbone.heads
-    return heads.kv_heads * heads.head_dim
 
 
 def counted(service: Service, work: str) -> float:
@@ -71,9 +45,12 @@ def behind(wanted: Job, *tokens: int) -> Job:
     return replace(wanted, prompt=replace(wanted.prompt, token_ids=(*wanted.prompt.token_ids, *tokens)))
 
 
-def test_a_shallow_prompt_is_deepened_and_serves_full_depth(own: Own, maps: Path) -> None:
+def test_a_shallow_prompt_is_deepened_and_serves_full_depth(own: Own, prompt_maps: Path) -> None:
     service = own(
-        prompt_exit="layer=4:tail=8:first=2", prefetch="deepen", artefacts=str(maps), strategies=("fixed:layer=4",)
+        prompt_exit="layer=4:tail=8:first=2",
+        prefetch="deepen",
+        artefacts=str(prompt_maps),
+        strategies=("fixed:layer=4",),
     )
     wanted = job(service, "".join(PROMPTS), strategy="full")
     length = len(wanted.prompt.token_ids)
