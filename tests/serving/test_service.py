@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts.stops import Cursor, NamedStop
+from harness.contracts.stops import Cursor
 from harness.decoding.engine import Engine
 from harness.decoding.generation import Transcript
 from harness.decoding.loop import OpenBatch
@@ -396,11 +396,11 @@ def test_a_suffix_is_read_where_the_tokenizer_can(filler: Service) -> None:
     assert filler.encode("<fim_prefix>def f(x):\n", None, truncate=False).suffix == "none"
     wanted, seen = Job(prompt, filler.settings.default, 12), list[str]()
 
-    def start(cursor: Cursor) -> NamedStop:
+    def start(cursor: Cursor) -> Any:
         seen.append(cursor.before)
-        return NamedStop("notes", SimpleNamespace(over=lambda token_ids: False, reads_states=False))  # type: ignore[arg-type]
+        return SimpleNamespace(over=lambda token_ids: False, reads_states=False)
 
-    stop: Any = SimpleNamespace(written="notes", start=start)
+    stop: Any = SimpleNamespace(name="notes", written="notes", rule=SimpleNamespace(start=start))
     (done,) = run(filler, replace(wanted, setting=replace(wanted.setting, stop=stop)))
     assert seen == ["def f(x):\n"], "a stop rule reads the code before the cursor alone"
     ends = tokenizer.eos_token_ids | filler.fim.end_token_ids
