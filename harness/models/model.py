@@ -156,10 +156,12 @@ class ResolvedModel:
         if kept is not None and (found := self._load_kept(kept, formats, best)):
             return found
         own = OWN_FORMAT[self.info.dtype]
-        stored = None if spread else self._stored(device)
+        stored = None if spread else self._stored(device, formats)
+        parts = None if stored is None else stored.backbone()
         sha256: str | None
-        if stored is not None and own not in self._choices(lambda: best(stored[0]), formats):
-            module, (backbone, source, sha256) = None, stored
+        if stored is not None and parts is not None and own not in self._choices(lambda: best(parts), formats):
+            module, backbone, source = None, parts, self._made_of(stored.source)
+            sha256 = stored.sha256()
             note(f"packing {self.info.name} as its layers are dequantised")
         else:
             module, source = self.module(note)
@@ -188,16 +190,14 @@ class ResolvedModel:
             loaded.append(LoadedModel(resolved, ready, still if name == own else None, source, sha256, choice))
         return tuple(loaded)
 
-    def _stored(self, device: str) -> tuple[Backbone, str, str] | None:
-        """Return a GGUF file's model with layers that are read as they are packed, where it is from, and its hash.
+    def _stored(self, device: str, formats: Sequence[str | None]) -> StoredWeights | None:
+        """Return the weights of a GGUF file that are packed as they are read, so that they are never whole in float32.
 
-        ``None`` where it is not packed as it lies: weights of another source, tuned, or on another device.
+        ``None`` for weights of another source, tuned, on another device, or not packed.
         """
-        file, there = self.spec.gguf if self.info.weights == "pretrained" else None, local_folder(self.spec)
-        if file is None or there is None or device != "cpu" or self.info.dtype != "float32":
-            return None
-        weights = StoredWeights(file, there[0], self.info.dtype)
-        return weights.backbone(), self._made_of(there[1]), weights.sha256(self.spec)
+        here = self.info.weights == "pretrained" and device == "cpu" and self.info.dtype == "float32"
+        packed = {given or self.info.asked.weights_format or "float32" for given in formats} - {"float32"}
+        return StoredWeights(self.spec, "float32") if here and packed and self.spec.gguf is not None else None
 
     def _kept(self, device: str, note: Callable[[str], None]) -> KeptWeights | None:
         """Return where packed weights are kept: those of local files that a CPU takes a while to read and to pack."""

@@ -195,12 +195,12 @@ def _convert(source: Path, folder: Path) -> None:
 
 def snapshot_tokenizer(source: Path) -> Any:
     """Return the tokenizer inside a GGUF file."""
-    from transformers import AutoTokenizer
+    from transformers import PreTrainedTokenizerFast  # as it was written: a family's own class adds to it
 
     folder = snapshot(source)
     remedy = f"Remove that folder ({folder}): it is made again."
     with quiet(), library_border(f"the tokenizer in {folder} cannot be read", remedy):
-        return AutoTokenizer.from_pretrained(  # nosec B615  # a local folder
+        return PreTrainedTokenizerFast.from_pretrained(  # nosec B615  # a local folder
             folder, local_files_only=True, trust_remote_code=False
         )
 

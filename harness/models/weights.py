@@ -45,16 +45,22 @@ class StoredWeights:
     """The weights of a GGUF file as a transformers model's, dequantised when they are asked for.
 
     Args:
-        path: of the file.
-        folder: with its configuration.
+        spec: of the model.
         dtype: torch dtype of the model.
+
+    Attributes:
+        source: where they come from, in words.
 
     Raises:
         ModelError: the file cannot be used, or its tensors are not those of its configuration.
     """
 
-    def __init__(self, path: Path, folder: Path, dtype: str) -> None:
-        self._file, self._dtype = GgufFile(path), dtype
+    def __init__(self, spec: ModelSpec, dtype: str) -> None:
+        path, found = spec.gguf, local_folder(spec)
+        assert path is not None
+        assert found is not None
+        folder, self.source = found
+        self._spec, self._file, self._dtype = spec, GgufFile(path), dtype
         self._module = without_weights(folder, dtype)
         self._names = self._file.names_of(self._module)
 
@@ -66,12 +72,12 @@ class StoredWeights:
                 yield name, self._file.parameter(stored, getattr(torch, self._dtype))
             seen.add(stored)
 
-    def sha256(self, spec: ModelSpec) -> str:
+    def sha256(self) -> str:
         """Return what :func:`digest` does, once :func:`checked`; both are done once for a file's content."""
         key = hashlib.sha256(f"parameters {sha256_of(self._file.path)} {self._dtype}".encode()).hexdigest()
         found = kept_document("digests", key)
         if not isinstance(found, str):
-            keep_document("digests", key, found := digest(checked(self.parameters(), spec)))
+            keep_document("digests", key, found := digest(checked(self.parameters(), self._spec)))
         return found
 
     def module(self) -> Any:
@@ -173,9 +179,9 @@ def read_weights(spec: ModelSpec, dtype: str) -> tuple[Any, str]:
     """Return a model with its base weights, and where they came from in words."""
     found = local_folder(spec)
     folder, source = (spec.location, spec.location) if found is None else (str(found[0]), found[1])
-    if (file := spec.gguf) is not None:
-        with library_border(f"weights of {spec.name} cannot be read from {file}", ALTERNATIVES):
-            return StoredWeights(file, Path(folder), dtype).module(), source
+    if spec.gguf is not None:
+        with library_border(f"weights of {spec.name} cannot be read from {source}", ALTERNATIVES):
+            return StoredWeights(spec, dtype).module(), source
     local = not hub_in_reach()
     failure = f"weights of {spec.name} cannot be read from {source} as safetensors"
     with quiet(), library_border(failure, ALTERNATIVES):
