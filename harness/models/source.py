@@ -185,6 +185,9 @@ def _convert(source: Path, folder: Path) -> None:
         )
         if text_back(tokenizer):
             raise ValueError("this transformers makes other text of its tokens; use 5.6.2 or newer")
+        for name in ("bos_token", "eos_token", "pad_token"):  # which some versions do not take from the file
+            if type(number := facts[f"{name}_id"]) is int:
+                setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(number))
         tokenizer.save_pretrained(folder)
     backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     added = [token for token in backend["added_tokens"] if token["id"] < facts["vocab_size"]]
