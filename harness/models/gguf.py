@@ -171,8 +171,8 @@ class GgufFile:
     def _refuse(self, what: str, remedy: str) -> NoReturn:
         raise ModelError(f"{self.path} {what}. {remedy}")
 
-    def _number(self, key: str) -> int | float:
-        value = self.facts.get(f"{self.architecture}.{key}")
+    def _number(self, key: str, default: float | None = None) -> int | float:
+        value = self.facts.get(f"{self.architecture}.{key}", default)
         if type(value) not in (int, float):
             self._refuse(f"gives no number for {self.architecture}.{key}", _FETCH)
         return value  # type: ignore[return-value]
@@ -191,34 +191,32 @@ class GgufFile:
         return found if self.architecture == "gpt2" else found | self._llama_like(found)
 
     def _llama_like(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        told, prefix = self.facts, f"{self.architecture}."
         heads = found["num_attention_heads"]
-        head_dim = told.get(f"{prefix}attention.key_length", found["hidden_size"] // max(heads, 1))
-        turned = told.get(f"{prefix}rope.dimension_count", head_dim)
+        head_dim = self._number("attention.key_length", found["hidden_size"] // max(heads, 1))
+        turned = self._number("rope.dimension_count", head_dim)
         if turned != head_dim:
             self._refuse(f"turns {turned} of {head_dim} dimensions of a head, which is not read", _GIVE_FOLDER)
         more = {
-            "num_key_value_heads": told.get(f"{prefix}attention.head_count_kv", heads),
+            "num_key_value_heads": self._number("attention.head_count_kv", heads),
             "head_dim": head_dim,
             "rope_parameters": self._rope(head_dim),
         }
-        if window := told.get(f"{prefix}attention.sliding_window"):  # within which all attention is full
+        if window := self._number("attention.sliding_window", 0):  # within which all attention is full
             more["max_position_embeddings"] = min(found["max_position_embeddings"], window)
         if self.architecture != "qwen2":
             more["attention_bias"] = "blk.0.attn_q.bias" in self.tensors
         return more
 
-    def _rope(self, head_dim: int) -> dict[str, Any]:
+    def _rope(self, head_dim: float) -> dict[str, Any]:
         """Return what transformers calls ``rope_parameters``."""
-        prefix = f"{self.architecture}.rope."
-        base = float(self.facts.get(f"{prefix}freq_base", 10000.0))
-        kind = self.facts.get(f"{prefix}scaling.type", "none")
+        base = float(self._number("rope.freq_base", 10000.0))
+        kind = self.facts.get(f"{self.architecture}.rope.scaling.type", "none")
         plain = {"rope_type": "default", "rope_theta": base}
         if "rope_freqs.weight" in self.tensors:
-            factors = self.rows("rope_freqs.weight").tolist()
-            factor = round(max(factors), 3)
-            expected = _llama_3_factors(base, head_dim, factor)
-            if len(factors) != len(expected) or not all(map(_near, factors, expected)):
+            factors = self.rows("rope_freqs.weight").flatten().tolist()
+            factor = max(1.0, round(max(factors), 3))
+            expected = _llama_3_factors(max(base, 1.0), len(factors), factor)
+            if 2 * len(factors) != head_dim or not all(map(_near, factors, expected)):
                 self._refuse("scales rotary positions by factors that are not Llama 3's", _GIVE_FOLDER)
             return plain | {"rope_type": "llama3", "factor": factor} | _LLAMA_3
         if kind in ("none", ""):
@@ -370,12 +368,12 @@ def _is_known(kind: int) -> bool:
         return False
 
 
-def _llama_3_factors(base: float, head_dim: int, factor: float) -> list[float]:
+def _llama_3_factors(base: float, count: int, factor: float) -> list[float]:
     """Return by what Llama 3.1 divides each frequency (Llama 3 herd of models, 2024, arXiv 2407.21783)."""
     low, high, original = _LLAMA_3.values()
     found = []
-    for pair in range(head_dim // 2):
-        waves = original / (2 * math.pi * base ** (2 * pair / head_dim))
+    for pair in range(count):
+        waves = original / (2 * math.pi * base ** (pair / count))
         smooth = min(max((waves - low) / (high - low), 0.0), 1.0)
         found.append(1 / ((1 - smooth) / factor + smooth))
     return found

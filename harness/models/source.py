@@ -132,7 +132,7 @@ def snapshot(source: Path) -> Path:
     stat, version = source.stat(), metadata.version("transformers")
     told = f"{_LAYOUT} {real_path(source)} {stat.st_size} {stat.st_mtime_ns} {version}"
     target = cache_folder() / "converted" / f"{source.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
-    if (target / "tokenizer.json").is_file():
+    if all((target / name).is_file() for name in ("tokenizer.json", "config.json")):
         with contextlib.suppress(OSError):  # another user's
             os.utime(target)
         return target

@@ -386,6 +386,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no size": (swap(text(COUNT), text("llama.block_xxxxx")), f"gives no number for {COUNT}"),
     "a layer less": (swap(fact(COUNT, 3), fact(COUNT, 2)), "has blk.2.attn_k.weight, which no llama model of 2"),
     "many heads": (swap(fact(HEADS, 4), fact(HEADS, 1 << 30)), "num_attention_heads = 1073741824 is not allowed"),
+    "text for a number": (
+        swap(fact("llama.attention.key_length", 64), fact("llama.attention.key_length", "x")),
+        "gives no number for llama.attention.key_length",
+    ),
     "no heads": (swap(fact(HEADS, 4), fact(HEADS, 0)), "num_attention_heads = 0 is not allowed"),
     "another tokenizer": (
         swap(fact("tokenizer.ggml.model", "gpt2"), fact("tokenizer.ggml.model", "rwkv")),
@@ -434,6 +438,7 @@ def test_weights_that_say_nothing_are_refused(source: Callable[[str], Path], tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_second_model_is_transformers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Qwen2.5-Coder's published file: tokens, fill-in-the-middle and ids; 7 GB of memory and minutes."""
     place = os.environ.get("HARNESS_SECOND_MODEL")
