@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file
 from scipy.stats import bootstrap, spearmanr
 
 from harness.contracts import KVFacts
 from harness.models.catalogue import SMOLLM2_135M
 from harness.models.source import snapshot
+from harness.models.weights import read_weights
 from harness.records import Manifest, SampleRecord
 from reports.metrics.byte_model import decode_bytes
 
@@ -124,11 +125,12 @@ def _models(folder: Path) -> None:
             _harness("train", "lite", "--steps", steps, *small, "--out", out, *more)
     pruned = folder / "pruned"
     if not (pruned / "config.json").is_file():
-        assert SMOLLM2_135M.wheel is not None
-        source = snapshot(SMOLLM2_135M.wheel)
+        assert SMOLLM2_135M.gguf is not None
+        source = snapshot(SMOLLM2_135M.gguf)
         config = json.loads((source / "config.json").read_text())
         config |= {"num_hidden_layers": LAYERS, "layer_types": ["full_attention"] * LAYERS}
-        above, tensors = re.compile(r"layers\.(\d+)\."), load_file(source / "model.safetensors")
+        above = re.compile(r"layers\.(\d+)\.")
+        tensors = {name: one.detach() for name, one in read_weights(SMOLLM2_135M, "float32")[0].named_parameters()}
         layers = {name: int(found[1]) if (found := above.search(name)) else 0 for name in tensors}
         pruned.mkdir(parents=True, exist_ok=True)
         for file in source.glob("*token*"):

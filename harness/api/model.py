@@ -68,7 +68,7 @@ def load(
     """Return a model ready to generate; a line on stderr says what begins, another what was taken.
 
     Args:
-        model: catalogue name, hub id or folder.
+        model: catalogue name, hub id, folder or GGUF file.
         weights: ``pretrained``, ``tuned``, ``random``, or ``auto``: tuned where there is an adapter.
         dtype: of activations: ``float32``, ``bfloat16`` or ``float16``.
         weights_format: how matrices are stored and multiplied: ``auto`` for the fastest here that keeps float32's

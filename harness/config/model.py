@@ -238,7 +238,7 @@ def _one(task: str) -> str:
     return task
 
 
-ModelName = Annotated[str, Field(min_length=1, description="Catalogue name, hub id or folder.")]
+ModelName = Annotated[str, Field(min_length=1, description="Catalogue name, hub id, folder or GGUF file.")]
 Artefacts = Annotated[
     str | None,
     Field(description="Folder of `harness train`, or a shipped set. Default: artefacts/MODEL, then shipped."),

@@ -36,7 +36,7 @@ class ModelRequest:
 class ModelInfo:
     """Facts of a model that strategies, byte models and reports need. Known before weights are loaded."""
 
-    name: str  # catalogue name, hub id or folder
+    name: str  # catalogue name, hub id, or name of the folder or GGUF file
     family: str  # transformers model_type
     num_layers: int  # decoder layers
     hidden_size: int  # width of the residual stream

@@ -120,17 +120,16 @@ def _packed(
 ) -> Backbone:
     """Pack one format; heads (by format and the matrix they were) and word embeddings that are there are taken."""
     made = usable(name, device)
-    _check_range(backbone, name, made)
 
-    def packed(matrix: LinearMap) -> LinearMap:
+    def packed(matrix: LinearMap, stored: WeightsFormat = made) -> LinearMap:
         assert isinstance(matrix, Linear)
-        return made.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
+        _check_range(matrix.weight, name, made)
+        return stored.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
 
     def packed_head(matrix: LinearMap) -> LinearMap:
-        assert isinstance(matrix, Linear)
         key = (type(made.head), id(matrix))
         if key not in heads:
-            heads[key] = made.head.pack(matrix.weight, None if matrix.bias is None else matrix.bias.clone())
+            heads[key] = packed(matrix, made.head)
         return heads[key]
 
     embed, lm_head = backbone.embed, packed_head(backbone.lm_head)
@@ -146,9 +145,11 @@ def _packed(
             shared = made.head.words(lm_head) if tied else None
             words[table] = embed.words.to(table) if shared is None or shared.dtype is not table else shared
         embed = replace(embed, words=words[table], dtype=backbone.dtype)
+    else:  # one that is read as it is asked for becomes a tensor
+        embed = replace(embed, words=embed.words.to(table))
     return with_compiled_layers(
         backbone,
-        blocks=[block.packed(packed) for block in backbone.blocks],
+        blocks=[backbone.blocks[at].packed(packed) for at in range(backbone.num_layers)],  # one at a time in memory
         embed=embed,
         final_norm=None if backbone.final_norm is None else backbone.final_norm.mapped(lambda _, part: part.clone()),
         project_out=None if backbone.project_out is None else packed_head(backbone.project_out),
@@ -175,19 +176,15 @@ def pack_near_exact(weight: Tensor) -> LinearMap:
     return Linear(weight)
 
 
-def _check_range(backbone: Backbone, name: str, made: WeightsFormat) -> None:
-    if math.isinf(made.facts.largest):
+def _check_range(weight: Tensor, name: str, made: WeightsFormat) -> None:
+    if math.isinf(made.facts.largest) or weight.is_meta:  # whose weights were looked at before they were packed
         return
-    for matrix in backbone.linear_maps():
-        assert isinstance(matrix, Linear)
-        if matrix.weight.is_meta:  # looked at before it was packed
-            continue
-        largest = max(abs(end.item()) for end in matrix.weight.aminmax())
-        if largest > made.facts.largest:
-            raise ModelError(
-                f"--weights-format {name} holds numbers up to {made.facts.largest:g}, and the weights reach "
-                f"{largest:g}. Use --weights-format float32 or bfloat16."
-            )
+    largest = max(abs(end.item()) for end in weight.aminmax())
+    if largest > made.facts.largest:
+        raise ModelError(
+            f"--weights-format {name} holds numbers up to {made.facts.largest:g}, and the weights reach "
+            f"{largest:g}. Use --weights-format float32 or bfloat16."
+        )
 
 
 def near_exact() -> list[str]:
@@ -218,7 +215,9 @@ def fastest(backbone: Backbone, device: str) -> FormatChoice:
     for name in names:
         try:
             made = usable(name, device)
-            _check_range(backbone, name, made)
+            for matrix in backbone.linear_maps():
+                assert isinstance(matrix, Linear)
+                _check_range(matrix.weight, name, made)
         except ModelError as error:
             left_out[name] = str(error)
             continue

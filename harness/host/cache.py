@@ -39,7 +39,7 @@ class Kind:
 
 
 KINDS = {
-    "converted": Kind("models converted from GGUF, which takes ten seconds", None),
+    "converted": Kind("configurations and tokenizers of GGUF files, which take seconds to read", 16),
     "packed": Kind("weights packed for decoding, adapter merged", 6),  # three formats of two models
     "compiled": Kind("machine code of products and layers, which takes seconds to compile", 32),
     "configurations": Kind("what transformers makes of configurations and tokenizers, whose import takes seconds", 64),

@@ -94,7 +94,7 @@ class EarlyExitLM(TemplateLM):  # type: ignore[misc]
     per task, is in the results at ``config`` → ``early_exit``.
 
     Args:
-        model: catalogue name, hub id or folder.
+        model: catalogue name, hub id, folder or GGUF file.
         strategy: ``NAME[:option=value]…``, one operating point, or a strategy as an object or class.
         max_gen_toks: new tokens where a task names no limit.
         loglikelihood_exit: exit point whose head scores texts; ``None`` for full depth.

@@ -21,7 +21,7 @@ from harness.host.cache import keep_document, kept_document
 from harness.host.hub import hub_in_reach
 from harness.host.libraries import library_border
 from harness.models.folder import REMEDY, check_configuration, check_facts, check_files, quiet, read_object
-from harness.models.source import ALTERNATIVES, ModelSpec
+from harness.models.source import ALTERNATIVES, ModelSpec, local_folder
 from harness.registry import FAMILIES
 
 _LAYOUT = 1  # of what is kept
@@ -64,16 +64,16 @@ def read_shape(spec: ModelSpec, weights: str) -> Shape:
     key = None
     if _is_of_catalogue(spec, weights):
         key = key_of("shape", spec.model_type, json.dumps(dict(spec.shape), sort_keys=True, default=str))
-    elif Path(spec.location).is_dir():
-        check_files(Path(spec.location))
-        key = key_of_folder("shape", Path(spec.location))
+    elif (found := local_folder(spec)) is not None:
+        check_files(found[0])
+        key = key_of_folder("shape", found[0])
     kept = None if key is None else kept_document("configurations", key)
     if kept is not None:
         return Shape.model_validate(kept)
-    found = _shape_of(spec, read_config(spec, weights))
+    shape = _shape_of(spec, read_config(spec, weights))
     if key is not None:
-        keep_document("configurations", key, found.model_dump(mode="json"))
-    return found
+        keep_document("configurations", key, shape.model_dump(mode="json"))
+    return shape
 
 
 def key_of_folder(what: str, folder: Path, *remarks: str) -> str | None:
@@ -110,22 +110,25 @@ def read_config(spec: ModelSpec, weights: str) -> Any:
 
     if _is_of_catalogue(spec, weights):
         return AutoConfig.for_model(spec.model_type, **spec.shape)
-    here = Path(spec.location).is_dir()
-    file = str(Path(spec.location) / "config.json") if here else f"config.json of {spec.location}"
+    found = local_folder(spec)
+    here, place = found is not None, spec.location if found is None else str(found[0])
+    file = str(Path(place) / "config.json") if here else f"config.json of {place}"
     if here:  # before a library looks into it
-        check_files(Path(spec.location))
+        check_files(Path(place))
         if not Path(file).exists():
-            raise ModelError(f"{spec.location} holds no transformers model: there is no config.json in it.")
+            files = sorted(Path(place).glob("*.gguf"))
+            remedy = f" Give its GGUF file: --model {files[0]}" if files else ""
+            raise ModelError(f"{place} holds no transformers model: there is no config.json in it.{remedy}")
         check_facts(read_object(Path(file)), file)
     remedy = f"Write what is expected there. {REMEDY}" if here else ALTERNATIVES
     try:
         with quiet(), library_border(f"{file} cannot be used", remedy, passing=(OSError, ValueError)):
-            facts, _ = PretrainedConfig.get_config_dict(spec.location, local_files_only=not hub_in_reach())
+            facts, _ = PretrainedConfig.get_config_dict(place, local_files_only=not hub_in_reach())
             check_facts(facts, file)
             if "model_type" in facts:  # before transformers is asked, which may learn of the architecture with it
                 check_family(facts["model_type"])
             config = AutoConfig.from_pretrained(  # nosec B615  # the newest of what the user names; runs record it
-                spec.location, local_files_only=not hub_in_reach(), trust_remote_code=False
+                place, local_files_only=not hub_in_reach(), trust_remote_code=False
             )
             check_configuration(config, file)
             return config
@@ -133,7 +136,7 @@ def read_config(spec: ModelSpec, weights: str) -> Any:
         if weights == "random" and spec.shape:
             return AutoConfig.for_model(spec.model_type, **spec.shape)
         if here:
-            raise ModelError(f"{spec.location} holds no transformers model: {reason(error)}. {REMEDY}") from error
+            raise ModelError(f"{place} holds no transformers model: {reason(error)}. {REMEDY}") from error
         reach = "was refused by the hub" if hub_in_reach() else "is not cached and the model hub is out of reach"
         if spec.name == spec.location and Path(spec.name).parent.is_dir():  # as likely a folder as a hub id
             raise OutOfReachError(f"the model folder {spec.name} does not exist. As a hub id, it {reach}.") from error

@@ -33,14 +33,15 @@ from harness.models.heads import head_tensors
 from harness.models.kept_weights import KeptWeights
 from harness.models.ngrams import SeenDocuments, find_seen
 from harness.models.placement import check_map, devices_of, in_words, layer_devices, read_placed
-from harness.models.source import ModelSpec, find_spec
+from harness.models.source import ModelSpec, find_spec, local_folder
 from harness.models.tokenizer import TransformersTokenizer, read_tokenizer
 from harness.models.trained import Missing, find, require, tuned_fingerprint
 from harness.models.weights import (
-    check_weights,
+    StoredWeights,
+    checked,
     digest,
-    local_folder,
     merge,
+    parameters_of,
     random_weights,
     read_shortcuts,
     read_weights,
@@ -92,7 +93,8 @@ class ResolvedModel:
         else:
             module, source = read_weights(self.spec, self.info.dtype)
             started = time.perf_counter()
-            check_weights(module, self.spec)
+            for _ in checked(module.named_parameters(), self.spec):
+                pass
             note(f"preparing {self.info.name}, its weights checked in {time.perf_counter() - started:.2f} s")
         if self.adapter is not None:
             merge(module, self.adapter)
@@ -153,32 +155,49 @@ class ResolvedModel:
 
         if kept is not None and (found := self._load_kept(kept, formats, best)):
             return found
-        module, source = self.module(note)
-        sha256 = None if self.info.weights == "random" else digest(module)
-        with library_border(f"{self.info.name} cannot be decoded with"):
-            if spread:
-                backbone, module = read_placed(module, device, elsewhere), None
-            else:
-                module = module.to(device).eval().requires_grad_(requires_grad=False)
-                backbone = read(module)
+        own = OWN_FORMAT[self.info.dtype]
+        stored = None if spread else self._stored(device, formats)
+        parts = None if stored is None else stored.backbone()
+        sha256: str | None
+        if stored is not None and parts is not None and own not in self._choices(lambda: best(parts), formats):
+            module, backbone, source = None, parts, self._made_of(stored.source)
+            sha256 = stored.sha256()
+            note(f"packing {self.info.name} as its layers are dequantised")
+        else:
+            module, source = self.module(note)
+            sha256 = None if self.info.weights == "random" else digest(parameters_of(module))
+            with library_border(f"{self.info.name} cannot be decoded with"):
+                if spread:
+                    backbone, module = read_placed(module, device, elsewhere), None
+                else:
+                    module = module.to(device).eval().requires_grad_(requires_grad=False)
+                    backbone = read(module)
         if self.shortcut is not None:
             points, size = self.info.exit_points, self.info.hidden_size
             shortcuts = read_shortcuts(self.shortcut, points, backbone.dtype, device, hidden_size=size)
             backbone = replace(backbone, shortcuts=shortcuts)
         backbone = replace(backbone, trained=partial(head_tensors, self.info, device))
         choices = self._choices(lambda: best(backbone), formats)
-        own = OWN_FORMAT[self.info.dtype]
         still = module if own in choices else None
         packed = pack_all(backbone, [name for name in choices if name != own], device)
         loaded = []
         for name, choice in choices.items():
-            stored = packed.get(name, backbone)
-            choose(stored.matrices())
+            ready = packed.get(name, backbone)
+            choose(ready.matrices())
             if kept is not None and sha256 is not None and name in packed and not kept.has(name):
-                kept.write(stored, name, sha256)
+                kept.write(ready, name, sha256)
             resolved = replace(self, info=in_format(self.info, self.shape, name))
-            loaded.append(LoadedModel(resolved, stored, still if name == own else None, source, sha256, choice))
+            loaded.append(LoadedModel(resolved, ready, still if name == own else None, source, sha256, choice))
         return tuple(loaded)
+
+    def _stored(self, device: str, formats: Sequence[str | None]) -> StoredWeights | None:
+        """Return the weights of a GGUF file that are packed as they are read, so that they are never whole in float32.
+
+        ``None`` for weights of another source, tuned, on another device, or not packed.
+        """
+        here = self.info.weights == "pretrained" and device == "cpu" and self.info.dtype == "float32"
+        packed = {given or self.info.asked.weights_format or "float32" for given in formats} - {"float32"}
+        return StoredWeights(self.spec, "float32") if here and packed and self.spec.gguf is not None else None
 
     def _kept(self, device: str, note: Callable[[str], None]) -> KeptWeights | None:
         """Return where packed weights are kept: those of local files that a CPU takes a while to read and to pack."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import io
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +16,12 @@ from typing import Any
 from harness.config.model import DEFAULT_MODEL
 from harness.contracts import ModelRequest
 from harness.errors import ModelError, UnknownNameError, reason
-from harness.host.cache import cache_folder, own_folder
+from harness.host.cache import cache_folder, drop_old, own_folder
 from harness.host.files import real_path
 from harness.host.libraries import library_border
 from harness.models.folder import (
     LENGTH,
+    check_facts,
     commit_of,
     fingerprint_of_folder,
     hash_of,
@@ -28,6 +29,7 @@ from harness.models.folder import (
     sha256_of,
     tokenizer_in,
 )
+from harness.models.gguf import GgufFile, is_gguf
 from harness.registry import MODELS
 
 ALTERNATIVES = f"Use --weights random, --model {DEFAULT_MODEL}, or --model FOLDER with the files in it."
@@ -58,11 +60,11 @@ class GgufWheel:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A model of the catalogue, or a hub id or folder the user named.
+    """A model of the catalogue, or a hub id, folder or GGUF file the user named.
 
     Attributes:
-        name: what the user types.
-        location: hub id or local folder; empty when the weights come in a wheel.
+        name: what the user types; of a folder or file its own name.
+        location: hub id, local folder or GGUF file; empty when the weights come in a wheel.
         model_type: transformers ``model_type``; empty when only its own configuration tells.
         shape: the configuration as facts, so that ``--weights random`` needs no hub; may be empty.
         wheel: weights inside an installed package.
@@ -78,11 +80,18 @@ class ModelSpec:
     def published(self) -> str:
         """Hub id of the weights, as model cards name a base model; the name where there is none."""
         there = self.wheel.published if self.wheel is not None else self.location
-        return there if there and not os.path.isdir(there) else self.name
+        return there if there and not os.path.exists(there) else self.name
+
+    @property
+    def gguf(self) -> Path | None:
+        """The GGUF file with the weights; ``None`` where they are safetensors."""
+        if self.wheel is not None:
+            return wheel_file(self.wheel)
+        return Path(self.location) if os.path.isfile(self.location) else None
 
 
 def find_spec(name: str) -> ModelSpec:
-    """Return the catalogue's entry, or one for a folder or a hub id."""
+    """Return the catalogue's entry, or one for a folder, a GGUF file or a hub id."""
     if name in MODELS:
         spec: ModelSpec = MODELS.load(name)
         return spec
@@ -90,7 +99,9 @@ def find_spec(name: str) -> ModelSpec:
     if os.path.isdir(folder):
         return ModelSpec(name=real_path(folder).name, location=folder)
     if os.path.isfile(folder):
-        raise ModelError(f"--model {name} is a file. Give the folder it lies in: --model {Path(name).parent}")
+        if not is_gguf(Path(folder)):
+            raise ModelError(f"--model {name} is no GGUF file. Give the folder it lies in: --model {Path(name).parent}")
+        return ModelSpec(name=Path(folder).name.removesuffix(".gguf"), location=folder)
     if name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1:
         raise ModelError(f"the model folder {name} does not exist.")
     if "/" in name:
@@ -113,27 +124,43 @@ def wheel_file(wheel: GgufWheel) -> Path:
     )
 
 
-def snapshot(wheel: GgufWheel) -> Path:
-    """Return a folder with the wheel's model as float32 safetensors and its tokenizer."""
-    source = wheel_file(wheel)
+_LAYOUT = 1  # of what is kept of a GGUF file
+
+
+def snapshot(source: Path) -> Path:
+    """Return a folder with the configuration and the tokenizer of a GGUF file, made of it once."""
     stat, version = source.stat(), metadata.version("transformers")
-    key = hashlib.sha256(f"{source.name} {stat.st_size} {stat.st_mtime_ns} {version}".encode()).hexdigest()[:16]
-    target = cache_folder() / f"{source.stem}-{key}"
-    if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
+    told = f"{_LAYOUT} {real_path(source)} {stat.st_size} {stat.st_mtime_ns} {version}"
+    target = cache_folder() / "converted" / f"{source.stem}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    if all((target / name).is_file() for name in ("tokenizer.json", "config.json")):
+        with contextlib.suppress(OSError):  # another user's
+            os.utime(target)
         return target
     try:
         with own_folder("building") as building:
             _convert(source, building)
+            target.parent.mkdir(exist_ok=True)
             try:
                 building.rename(target)
             except OSError:  # another process may have been first, which is as good
-                if not (target / "model.safetensors").is_file():
+                if not (target / "tokenizer.json").is_file():
                     raise
+        drop_old("converted")
     except OSError as error:
         raise ModelError(
-            f"{wheel.label} cannot be kept in {cache_folder()}: {reason(error)}. Set XDG_CACHE_HOME to another folder."
+            f"{source.name} cannot be kept in {cache_folder()}: {reason(error)}. Set XDG_CACHE_HOME to another folder."
         ) from None
     return target
+
+
+def local_folder(spec: ModelSpec) -> tuple[Path, str] | None:
+    """Return where a model's configuration and tokenizer lie, and what its weights are in words.
+
+    ``None`` where the hub keeps them.
+    """
+    if (file := spec.gguf) is not None:
+        return snapshot(file), f"{file.name}, dequantised" if spec.wheel is None else spec.wheel.label
+    return (Path(spec.location), f"folder {spec.name}") if os.path.isdir(spec.location) else None
 
 
 _CODE = "def sum_of(values: list[int]) -> Total:\n    return values[0] + 12  # more\n"
@@ -147,42 +174,36 @@ def text_back(tokenizer: Any) -> str:
 
 
 def _convert(source: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    file = GgufFile(source)
+    facts = file.configuration
+    check_facts(facts, str(source))
+    from transformers import PreTrainedTokenizerFast  # not AutoTokenizer, which reads the file's lists one by one
 
-    with quiet(), library_border(f"{source} cannot be read", "Install the package that it is part of again."):
-        place = {"gguf_file": source.name, "local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **place)  # nosec B615  # a local file
+    with quiet(), library_border(f"the tokenizer in {source} cannot be read", "Give a folder with the model's files."):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(  # nosec B615  # a local file
+            source.parent, gguf_file=source.name, local_files_only=True, trust_remote_code=False
+        )
         if text_back(tokenizer):
-            raise ValueError("this transformers makes other text of its tokenizer's tokens; use 5.6.2 or newer")
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores transformers' switch
-            quantised = AutoModelForCausalLM.from_pretrained(  # nosec B615  # a local file
-                source.parent, dtype=torch.float32, **place
-            )
-        config = quantised.config
-        if hasattr(config, "quantization_config"):  # newer ones have it; the weights are float32 from here on
-            del config.quantization_config
-        config.name_or_path = source.stem
-        with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(config)
-        module.load_state_dict(quantised.state_dict(), assign=True)
-        module.tie_weights()
+            raise ValueError("this transformers makes other text of its tokens; use 5.6.2 or newer")
+        for name in ("bos_token", "eos_token", "pad_token"):  # which some versions do not take from the file
+            if type(number := facts[f"{name}_id"]) is int:
+                setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(number))
         tokenizer.save_pretrained(folder)
-        module.save_pretrained(folder)
+    backend = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    added = [token for token in backend["added_tokens"] if token["id"] < facts["vocab_size"]]
+    if added != backend["added_tokens"]:  # by transformers, which gives any the end of GPT-2's texts
+        (folder / "tokenizer.json").write_text(json.dumps(backend | {"added_tokens": added}), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(facts))
 
 
-def remake(folder: Path) -> str:
-    """Return the remedy for a damaged copy of a wheel's model."""
-    return f"Remove that folder ({folder}): it is made again."
+def snapshot_tokenizer(source: Path) -> Any:
+    """Return the tokenizer inside a GGUF file."""
+    from transformers import PreTrainedTokenizerFast  # as it was written: a family's own class adds to it
 
-
-def snapshot_tokenizer(wheel: GgufWheel) -> Any:
-    """Return the tokenizer inside the file."""
-    from transformers import AutoTokenizer
-
-    folder = snapshot(wheel)
-    with quiet(), library_border(f"the tokenizer in {folder} cannot be read", remake(folder)):
-        return AutoTokenizer.from_pretrained(  # nosec B615  # a local folder
+    folder = snapshot(source)
+    remedy = f"Remove that folder ({folder}): it is made again."
+    with quiet(), library_border(f"the tokenizer in {folder} cannot be read", remedy):
+        return PreTrainedTokenizerFast.from_pretrained(  # nosec B615  # a local folder
             folder, local_files_only=True, trust_remote_code=False
         )
 
@@ -192,12 +213,13 @@ def fingerprint(spec: ModelSpec, chosen: Mapping[str, Any], request: ModelReques
     configuration sets.
     """
     if request.weights == "random":
-        folder = Path(spec.location)
-        tokenizer = [hash_of(tokenizer_in(folder))] if spec.location and folder.is_dir() else []
+        found = None if spec.wheel is not None else local_folder(spec)
+        tokenizer = [] if found is None else [hash_of(tokenizer_in(found[0]))]
         return hash_of(chosen, "random", request.dtype, str(request.seed), *tokenizer)
-    if spec.wheel is not None:
-        sha256 = sha256_of(wheel_file(spec.wheel))
-        return spec.wheel.fingerprint if sha256 == spec.wheel.sha256 else sha256[:LENGTH]
+    if (file := spec.gguf) is not None:
+        sha256 = sha256_of(file)
+        known = spec.wheel is not None and sha256 == spec.wheel.sha256
+        return spec.wheel.fingerprint if known and spec.wheel is not None else sha256[:LENGTH]
     if any(Path(spec.location).glob("*.safetensors")):
         return fingerprint_of_folder(Path(spec.location))
     commit = commit_of(spec.location)

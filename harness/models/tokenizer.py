@@ -217,9 +217,9 @@ def _kept_or_read(
 def read_tokenizer(spec: ModelSpec, shape: Shape, info: ModelInfo) -> TransformersTokenizer:
     """Return a model's tokenizer."""
     eos = _ends_of_generation(spec, info) or frozenset(shape.ends)
-    if spec.wheel is not None:
-        own = partial(snapshot_tokenizer, spec.wheel)
-        return _kept_or_read(snapshot(spec.wheel), own, info, eos, f"{spec.wheel.distribution} (GGUF)")
+    if (file := spec.gguf) is not None:
+        source = f"{spec.name if spec.wheel is None else spec.wheel.distribution} (GGUF)"
+        return _kept_or_read(snapshot(file), partial(snapshot_tokenizer, file), info, eos, source)
     try:
         if Path(spec.location).is_dir():
             check_files(Path(spec.location))
@@ -229,7 +229,7 @@ def read_tokenizer(spec: ModelSpec, shape: Shape, info: ModelInfo) -> Transforme
         return TransformersTokenizer(wrapped, eos, spec.location)
     except (OSError, ValueError) as error:
         stand_in = find_spec(DEFAULT_MODEL)
-        if info.weights != "random" or stand_in.wheel is None:
+        if info.weights != "random" or stand_in.gguf is None:
             wanted = ", or ".join(" with ".join(names) for names in TOKENIZER_FILES)
             raise ModelError(
                 f"no tokenizer for {spec.name} in {spec.location}: {reason(error)}. Copy the model's own into that "
@@ -237,7 +237,7 @@ def read_tokenizer(spec: ModelSpec, shape: Shape, info: ModelInfo) -> Transforme
                 if Path(spec.location).is_dir()
                 else f"no tokenizer for {spec.name}: {spec.location} is out of reach and not cached. {ALTERNATIVES}"
             ) from error
-    wrapped = snapshot_tokenizer(stand_in.wheel)
+    wrapped = snapshot_tokenizer(stand_in.gguf)
     _check_last(_last_id(wrapped), info)
     source = f"stand-in: {DEFAULT_MODEL}'s tokenizer ({spec.name}'s own is out of reach)"
     return TransformersTokenizer(wrapped, frozenset(), source, stand_in=True)
@@ -286,7 +286,7 @@ def _check_last(last: int, info: ModelInfo) -> None:
 
 def _ends_of_generation(spec: ModelSpec, info: ModelInfo) -> frozenset[int]:
     """Return the end tokens of ``generation_config.json``, at which transformers' ``generate`` stops instead."""
-    if spec.wheel is not None or info.weights == "random":
+    if spec.gguf is not None or info.weights == "random":
         return frozenset()
     try:
         file = model_file(spec.location, "generation_config.json", local_files_only=not hub_in_reach())

@@ -208,13 +208,19 @@ def zeros(shape: Sequence[int], like: Tensor) -> Tensor:
 
 def moved(data: Tensor) -> Tensor:
     """Return a copy of a CPU tensor of bytes beside those that were moved before it, in large pages."""
+    return room(data.shape).copy_(data)
+
+
+def room(shape: Sequence[int]) -> Tensor:
+    """Return bytes of a CPU to be written to, beside those that were asked for before, in large pages."""
+    size = math.prod(shape)
     with _lock, torch.inference_mode(mode=False):  # whatever made the first of them
-        if not _taken or len(_taken[0]) < data.nbytes + _LINE:
-            _taken[:] = [in_large_pages(torch.empty(max(_ROOM, data.nbytes + _LINE), dtype=torch.uint8))]
+        if not _taken or len(_taken[0]) < size + _LINE:
+            _taken[:] = [in_large_pages(torch.empty(max(_ROOM, size + _LINE), dtype=torch.uint8))]
         (free,) = _taken
         free = free[-free.data_ptr() % _LINE :]
-        _taken[:] = [free[data.nbytes :]]
-        return free[: data.nbytes].view(data.shape).copy_(data)
+        _taken[:] = [free[size:]]
+        return free[:size].view(shape)
 
 
 _Body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

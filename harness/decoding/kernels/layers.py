@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from harness.decoding.blocks import LayerNorm, RMSNorm
-from harness.decoding.kernels import COLUMNS, GROUP, QUERIES, ROOM, Kind, address_of, moved, tables, team
+from harness.decoding.kernels import COLUMNS, GROUP, QUERIES, ROOM, Kind, address_of, room, tables, team
 
 if TYPE_CHECKING:
     from harness.contracts import StateScore, StateTest
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from harness.decoding.cache import KVCache
 
 
+_PACKED_TOGETHER = 1 << 21  # weights that are rounded together
 _ALONE = 1 << 18  # multiplications, below which a second thread costs more than it brings
 
 
@@ -59,10 +60,21 @@ class CompiledLinear:
         address_of(self.kind.name)
 
     @classmethod
-    def of(cls, kind: Kind, parts: Sequence[Tensor], shape: Sequence[int], bias: Tensor | None) -> CompiledLinear:
-        """Store what stands one behind the other in each panel, ``[panels, …]`` each."""
-        data = torch.cat([part.contiguous().view(torch.uint8).view(len(part), -1) for part in parts], dim=1)
-        return cls(kind, moved(data), (shape[0], shape[1]), None if bias is None else bias.float())
+    def of(
+        cls, kind: Kind, weight: Tensor, bias: Tensor | None, panels: Callable[[Tensor], Sequence[Tensor]]
+    ) -> CompiledLinear:
+        """Pack a matrix ``[out, in]`` some rows at a time, so that what rounding needs beside them stays small.
+
+        ``panels`` makes of rows what stands one behind the other in each of their panels, ``[panels, …]`` each.
+        """
+        count, width = weight.shape
+        data = room((-(-count // COLUMNS), kind.panel_bytes(width)))
+        step = max(1, _PACKED_TOGETHER // (width * COLUMNS))
+        for first in range(0, len(data), step):
+            parts = panels(weight[first * COLUMNS : (first + step) * COLUMNS])
+            bytes_of = [part.contiguous().view(torch.uint8).view(len(part), -1) for part in parts]
+            torch.cat(bytes_of, dim=1, out=data[first : first + step])
+        return cls(kind, data, (count, width), None if bias is None else bias.float())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map ``[n, in]`` to ``[n, out]``, in the dtype of ``x``; sums are float32."""

@@ -39,7 +39,7 @@ class Fp16(WeightsFormat):
             return Linear(weight, bias).to(torch.float16)
         from harness.decoding.kernels import layers
 
-        return layers.CompiledLinear.of(kernels.FP16, [layers.in_panels(weight.half())], weight.shape, bias)
+        return layers.CompiledLinear.of(kernels.FP16, weight, bias, lambda rows: [layers.in_panels(rows.half())])
 
     def words(self, head: LinearMap) -> Tensor | None:
         """Its matrix; of a compiled one its panels, ``[panels, in, columns]``, without what inputs are padded with."""

@@ -51,7 +51,12 @@ class Int4(WeightsFormat):
         """Round each group of a matrix to sixteen levels from its least to its greatest weight."""
         from harness.decoding.kernels import layers
 
-        numbers = layers.in_panels(weight.float())
+        return layers.CompiledLinear.of(self.kind, weight, bias, self._panels)
+
+    def _panels(self, rows: Tensor) -> list[Tensor]:
+        from harness.decoding.kernels import layers
+
+        numbers = layers.in_panels(rows.float())
         groups = numbers.view(len(numbers), -1, GROUP, numbers.shape[2])  # [panels, groups, 32, columns]
         least, greatest = groups.aminmax(dim=2, keepdim=True)
         least = least.half()
@@ -60,7 +65,7 @@ class Int4(WeightsFormat):
         levels = torch.round((groups - least.float()) / divisors).clamp(0, LEVELS).to(torch.uint8)
         low, high = self.arranged(levels).chunk(2, dim=3)
         parts = [part.contiguous().view(torch.uint8).flatten(2) for part in (scales, least, low | (high << 4))]
-        return layers.CompiledLinear.of(self.kind, [torch.cat(parts, dim=2)], weight.shape, bias)
+        return [torch.cat(parts, dim=2)]
 
     def arranged(self, levels: Tensor) -> Tensor:
         """Return levels ``[panels, groups, 32, columns]`` uint8 in the order in which halves of them share bytes."""

@@ -41,10 +41,15 @@ class Int8(WeightsFormat):
         """Round each row of a matrix to multiples of its largest weight over 127."""
         from harness.decoding.kernels import layers
 
-        numbers = layers.in_panels(weight.float())
+        return layers.CompiledLinear.of(self.kind, weight, bias, self._panels)
+
+    def _panels(self, rows: Tensor) -> list[Tensor]:
+        from harness.decoding.kernels import layers
+
+        numbers = layers.in_panels(rows.float())
         scales = numbers.abs().amax(1, keepdim=True) / LEVELS
         levels = self.arranged(torch.round(numbers / scales.clamp(min=_SMALLEST)).to(torch.int8))
-        return layers.CompiledLinear.of(self.kind, [scales, levels], weight.shape, bias)
+        return [scales, levels]
 
     def arranged(self, levels: Tensor) -> Tensor:
         """Return levels ``[panels, in, columns]`` int8 as they are stored."""
