@@ -444,7 +444,9 @@ def prompt_maps(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         rows = (resolved.info.num_layers - layer - 1) * 2 * heads.kv_heads * heads.head_dim
         shapes = {"read": (16, 2 * resolved.info.hidden_size), "made": (rows, 16), "bias": (rows,)}
         for name, shape in shapes.items():
-            tensors[f"{layer}.{name}"] = torch.randn(shape, generator=chance) / 4
+            tensors[f"{layer}.{name}"] = (
+                torch.randn(shape, generator=chance) / (shape[-1] if len(shape) > 1 else 64) ** 0.5
+            )
     facts = {"model_fingerprint": resolved.info.fingerprint, "exits": [4, 6]}
     write_artefact(folder / "prompt-exit.json", "prompt-exit", tensors, facts)
     return folder

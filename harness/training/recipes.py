@@ -149,7 +149,7 @@ class PromptExit(DocumentChoice, TrainingOptions):
     """Fit the maps that prompts with exits need, in closed form, on documents that full depth reads; minutes.
 
     By ridge regression from the states at the exit to the keys and values of each layer above, before rotation; then,
-    with ``--steps``, by distillation of full depth's distribution behind a prompt, about a second a step.
+    where steps are given, by distillation of full depth's distribution behind a prompt, about a second a step.
     """
 
     artefacts: str | None = Field(

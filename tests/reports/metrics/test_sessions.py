@@ -78,7 +78,6 @@ def test_what_was_computed_while_the_user_typed_stands_beside_the_waste(build: A
     }  # fmt: skip
     assert not any(name in rows[WARM].metrics for name in PREFETCHED)
     text = report_markdown(run.summary())
-    assert "| prefetch | exact prefix" in text
     assert "its energy is part of the window's" in text
     assert "its energy is part of the window's" not in report_markdown(play(build(points=POINTS), 8).summary())
     assert "took" not in next(check for check in publication_checks(run.recorded()) if check.name == "times").found
