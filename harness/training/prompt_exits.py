@@ -28,7 +28,7 @@ from harness.contracts import Document, ModelRequest, document_key
 from harness.contracts.models import with_bos
 from harness.contracts.recipes import Progress, Trained, TrainingRun
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Block, Rotary, Tables
+from harness.decoding.blocks import Block, Tables
 from harness.decoding.engine import Engine
 from harness.decoding.prompt_exits import PARTS, PromptMaps, Tail
 from harness.decoding.teacher_forcing import TeacherForcing
@@ -114,13 +114,13 @@ def _reads(backbone: Backbone, layer: int, before: int, states: Tensor) -> Tenso
 
 
 def distil(
-    backbone: Backbone, layer: int, maps: Factors, texts: Sequence[Sequence[int]], options: PromptExit,
+    engine: Engine, layer: int, maps: Factors, texts: Sequence[Sequence[int]], options: PromptExit,
     progress: Progress,
 ) -> Factors:  # fmt: skip
     """Train an exit's map towards full depth's distribution of the tokens behind a prompt, one text a step.
 
     Args:
-        backbone: the model, in float32.
+        engine: decodes with the model, in float32.
         layer: the exit.
         maps: to begin with.
         texts: tokens of documents; those that are too short are left out.
@@ -130,7 +130,7 @@ def distil(
     Raises:
         TrainingError: the loss is not finite.
     """
-    chance, engine_rotary = random.Random(options.seed), backbone.rotary
+    chance = random.Random(options.seed)
     texts = [text for text in texts if len(text) >= options.tail + 2 * BEHIND]
     if not texts:
         raise DataError(f"no document has {options.tail + 2 * BEHIND} tokens to distil from. Give longer ones.")
@@ -146,9 +146,8 @@ def distil(
         text = chance.choice(texts)
         start = len(text) - chance.randint(BEHIND // 2, BEHIND)  # of the tokens that the loss is of
         split = start - chance.choice((1, options.tail // 4, options.tail // 2, options.tail, options.tail))
-        rotary = None if engine_rotary is None else engine_rotary(len(text))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = divergence(backbone, rotary, layer, (read, made, bias), text, split, start)
+            loss = divergence(engine, layer, (read, made, bias), text, split, start)
         if not math.isfinite(loss.item()):
             raise TrainingError(f"the loss is {loss.item()} at step {step}. Lower --learning-rate.")
         optimizer.zero_grad()
@@ -160,27 +159,25 @@ def distil(
     return read.detach(), made.detach(), bias.detach()
 
 
-def divergence(
-    backbone: Backbone, rotary: Rotary | None, layer: int, maps: Factors, text: Sequence[int], split: int,
-    start: int,
-) -> Tensor:  # fmt: skip
+def divergence(engine: Engine, layer: int, maps: Factors, text: Sequence[int], split: int, start: int) -> Tensor:
     """Return full depth's mean divergence from what is said from ``start`` on, where ``split`` ends what maps fill."""
-    with torch.no_grad():
-        states = _forward(backbone, rotary, text)
-        wanted = backbone.logits(states[-1][start - 1 : -1]).float().log_softmax(-1)
-        before = maps[0].shape[1] // states[layer].shape[1] - 1
-        read = _reads(backbone, layer, before, states[layer])[: split - FIRST]
+    backbone, rotary = engine.backbone, engine.rotary(len(text))
+    # copies, since autograd takes no tensor of inference mode
+    states = [state.clone() for state in engine.read(text, range(layer, backbone.num_layers + 1))]
+    wanted = backbone.logits(states[-1][start - 1 : -1]).float().log_softmax(-1)
+    before = maps[0].shape[1] // states[0].shape[1] - 1
+    read = _reads(backbone, layer, before, states[0])[: split - FIRST]
     places = torch.arange(len(text))
     tables = None if rotary is None else rotary.tables(places)
     heads, above = backbone.heads, backbone.num_layers - layer - 1
     filled = (
         F.linear(F.linear(read, maps[0]), *maps[1:]).float().view(len(read), above, 2 * heads.kv_heads, heads.head_dim)
     )
-    hidden = states[layer][split:]
+    hidden = states[0][split:]
     mask = torch.ones(len(text) - split, len(text), dtype=torch.bool).tril(split)
     for number, block in enumerate(backbone.blocks[layer:]):
         exact = slice(split if number == 0 else FIRST)  # the layer behind the exit has its own keys and values
-        entries = [block.fill(states[layer + number][exact], rotary, _part(tables, exact))]
+        entries = [block.fill(states[number][exact], rotary, _part(tables, exact))]
         if number:
             between = filled[:, number - 1]
             if rotary is not None and tables is not None:
@@ -190,18 +187,6 @@ def divergence(
         hidden = block.finish(hidden, _attend(block, queries, torch.cat((*entries, own)), mask))
     said = backbone.logits(hidden[start - 1 - split : -1]).float().log_softmax(-1)
     return F.kl_div(said, wanted, reduction="none", log_target=True).sum(-1).mean()
-
-
-def _forward(backbone: Backbone, rotary: Rotary | None, text: Sequence[int]) -> list[Tensor]:
-    """Return a text's states before each layer and after the last, ``[tokens, hidden_size]`` each."""
-    places = torch.arange(len(text))
-    tables = None if rotary is None else rotary.tables(places)
-    mask = torch.ones(len(text), len(text), dtype=torch.bool).tril()
-    states = [backbone.embed(torch.tensor(text), places)]
-    for block in backbone.blocks:
-        queries, entries = block.project(states[-1], rotary, tables)
-        states.append(block.finish(states[-1], _attend(block, queries, entries, mask)))
-    return states
 
 
 def _part(tables: Tables | None, part: slice) -> Tables | None:
@@ -266,7 +251,7 @@ def fit_maps(options: PromptExit, run: TrainingRun) -> Trained:
         run.progress.stage(f"fitting the map of layer {layer}")
         maps = one.solve(options.ridge, options.rank)
         if options.steps:
-            maps = distil(backbone, layer, maps, texts, options, run.progress)
+            maps = distil(engine, layer, maps, texts, options, run.progress)
         tensors |= {f"{layer}.{name}": part.bfloat16() for name, part in zip(PARTS, maps, strict=True)}
     run.progress.stage("measuring the maps on held-out documents")
     random.Random(options.seed).shuffle(prompts)

@@ -156,7 +156,7 @@ class PromptExit(DocumentChoice, TrainingOptions):
         default=None, description="Where the model's adapter is: a folder of `harness train`, or a shipped set."
     )
     layers: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        default=(18, 22), description="Layers after which tokens of a prompt may stop. Repeatable."
+        default=(14, 18, 22), description="Layers after which tokens of a prompt may stop. Repeatable."
     )
     split: Split = Field(default="train", description="Part of each dataset to learn from")
     documents: int | None = Field(default=60, ge=2, description="Documents of each source at most.")

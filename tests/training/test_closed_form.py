@@ -338,9 +338,8 @@ def test_distillation_brings_maps_nearer_to_full_depth(tiny_llama: Path) -> None
     options = PromptExit(model=str(tiny_llama), tail=32, steps=60, learning_rate=1e-2)
 
     def loss(maps: Factors, text: list[int]) -> float:
-        rotary = None if backbone.rotary is None else backbone.rotary(len(text))
         with torch.no_grad():
-            return divergence(backbone, rotary, exit_layer, maps, text, 150, 190).item()
+            return divergence(Engine(backbone, info), exit_layer, maps, text, 150, 190).item()
 
     with torch.inference_mode():
         tensors = {f"{exit_layer}.{name}": part for name, part in zip(PARTS, maps, strict=True)}
@@ -351,7 +350,7 @@ def test_distillation_brings_maps_nearer_to_full_depth(tiny_llama: Path) -> None
         expected = (full.exp() * (full - said)).sum(-1).mean().item()
     assert expected > 0.001
     assert loss(maps, texts[0]) == pytest.approx(expected, rel=0.02)
-    trained = distil(backbone, exit_layer, maps, texts[4:], options, Silent())
+    trained = distil(Engine(backbone, info), exit_layer, maps, texts[4:], options, Silent())
     before, after = (sum(loss(each, text) for text in texts[:4]) for each in (maps, trained))
     assert after < 0.95 * before
 

@@ -33,7 +33,7 @@ class Lookup(DraftSource):
     k: Annotated[int, Field(ge=1, le=64, description="tokens proposed at most")] = 6
 
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
-        """Know no text yet."""
+        """Know the owner's earlier texts, and none of the rows' yet."""
         return _Lookup(self, batch.known)
 
 
