@@ -397,8 +397,8 @@ class EngineSession:
         exit_layers: Sequence[int] | None = None,
         prompt_rule: PromptRule | None = None,
         within_s: float | None = None,
-    ) -> tuple[Generation, int]:
-        """Decode a request; return what it made and how many tokens of its prompt were not read again.
+    ) -> Generation:
+        """Decode a request.
 
         Args:
             owner: prompts of one owner share keys and values.
@@ -422,7 +422,7 @@ class EngineSession:
         self.idle.begin()
         row = batch.row_for(prompt, kept_for, range(self.ROWS))
         self.idle.begin(row)
-        reused = begin(row, prompt, max_new_tokens, stop, rule, exit_layers, prompt_rule, started)
+        begin(row, prompt, max_new_tokens, stop, rule, exit_layers, prompt_rule, started)
         piece, end = (None, math.inf) if within_s is None else (self.PIECE, started + within_s)
         while row in batch.reading and time.perf_counter() < end:
             batch.prefill([row], piece)
@@ -434,7 +434,7 @@ class EngineSession:
         waited = within_s is None and exit_layers is None  # drafts behind overtaken requests gain little more
         drafts = waited and lossless is not None and any(source.proposes for source in lossless.sources)
         self.idle.answered(row, kept_for, prompt, partial(begin, row) if drafts else None)
-        return self._made[row], reused
+        return self._made[row]
 
     def _begin(
         self,
@@ -451,8 +451,8 @@ class EngineSession:
         exit_layers: Sequence[int] | None = None,
         prompt_rule: PromptRule | None = None,
         started: float | None = None,
-    ) -> int:
-        """Let a request join the batch, where no row runs; return how many tokens of its prompt are not read again."""
+    ) -> None:
+        """Let a request join the batch, where no row runs."""
         engine, batch = self._engine, self._batch
         known = Batch((seed,) * self.ROWS, str(engine.backbone.device), self.idle.known(owner))
         if exit_layers is None:
@@ -462,7 +462,7 @@ class EngineSession:
         else:
             drafts = engine.drafts(lossless, known, self._kv)
             batch.exits = ScheduledExits([exit_layers] * self.ROWS, engine.info.num_layers, self._made)
-        return batch.join(row, prompt, max_new_tokens, stop, eos_token_ids, started, owner, drafts, rule, prompt_rule)
+        batch.join(row, prompt, max_new_tokens, stop, eos_token_ids, started, owner, drafts, rule, prompt_rule)
 
     def prefetch(self, within_s: float) -> float:
         """Work for the next request while there is time; return the seconds spent."""

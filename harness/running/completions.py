@@ -169,7 +169,7 @@ class EngineRunner(Runner):
             typing_s -= request.typing_s + request.after_s
         idle += session.prefetch(typing_s)
         rule = self._rule(planned, point, sample)
-        made, _ = decode(prompt=sample.prompt_ids, rule=rule, exit_layers=layers)
+        made = decode(prompt=sample.prompt_ids, rule=rule, exit_layers=layers)
         return replace(
             made, failure=why or made.failure, overtaken_s=tuple(spent), prefetch_s=idle,
             prefetched=session.idle.drafted - before,

@@ -77,7 +77,7 @@ def decode_deepened(
     for number, sample in enumerate(samples, start=1):
         session.decode(sample.sample_id, sample.prompt_ids, full, max_new_tokens=1, prompt_rule=rule)
         session.prefetch(math.inf)
-        one, _ = session.decode(
+        one = session.decode(
             sample.sample_id, sample.prompt_ids, full, max_new_tokens=sample.max_new_tokens, eos_token_ids=eos_token_ids
         )
         if one.failure is not None:

@@ -47,12 +47,9 @@ class Editor:
 
     def __post_init__(self) -> None:
         self.session = EngineSession(self.engine, POSITIONS, "recompute", "exact", self.prefetch)
-        self.reused = 0
 
     def ask(self, prompt: Sequence[int], owner: str = "me", lossless: Lossless | None = LOOKUP) -> Generation:
-        made, self.reused = self.session.decode(
-            owner, prompt, self.strategy, max_new_tokens=NEW, lossless=lossless, seed=5
-        )
+        made = self.session.decode(owner, prompt, self.strategy, max_new_tokens=NEW, lossless=lossless, seed=5)
         assert made.token_ids == self.cold(prompt, NEW)
         return made
 
@@ -70,7 +67,7 @@ def test_who_types_what_was_predicted_has_it_verified_in_one_pass(llama: Case, s
     typed = [*prompt, *editor.cold(prompt, NEW + DRAFTED)[: NEW + 5]]
     assert typed[: 40 + NEW] == [*prompt, *answer]
     made = editor.ask(typed)
-    assert editor.reused == len(typed) - 1, "the keys and values of drafts stay"
+    assert made.prompt_reused == len(typed) - 1, "the keys and values of drafts stay"
     assert (made.verifications, sum(made.accepted), made.prefetch_used) == (1, NEW - 2, NEW - 2)
     assert made.drafts == NEW - 2, "the first token is the prompt's, the last the verification's own"
     assert editor.ask(typed).prefetch_used == 0, "each drafted token is used once"
@@ -80,7 +77,7 @@ def test_what_an_overtaken_request_said_is_known_to_the_next(llama: Case, monkey
     editor, prompt = Editor(llama.engine, "none"), tokens(40)
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "time", Clock())
-        made, _ = editor.session.decode("me", prompt, Full(), max_new_tokens=NEW, lossless=LOOKUP, within_s=6.5)
+        made = editor.session.decode("me", prompt, Full(), max_new_tokens=NEW, lossless=LOOKUP, within_s=6.5)
     assert 0 < len(made.token_ids) < NEW
     assert made.finish_reason is None
     said = len(made.token_ids)
@@ -142,7 +139,7 @@ def test_owners_know_nothing_of_each_other_and_what_is_forgotten_is_gone(llama: 
     idle = editor.session.idle
     assert (len(idle.known("me")), idle.known("you"), idle.known(None)) == (1, (), ())
     made = editor.ask([*prompt, *editor.cold(prompt, 3)], owner="you")
-    assert (editor.reused, made.prefetch_used) == (0, 0)
+    assert (made.prompt_reused, made.prefetch_used) == (0, 0)
     editor.session.forget()
     assert idle.known("me") == ()
     assert not idle.piece()

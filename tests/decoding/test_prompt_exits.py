@@ -251,18 +251,19 @@ def test_refusals(llama: Case) -> None:
 def test_an_editor_gets_a_shallow_answer_first_and_full_depth_s_later(engine: Engine) -> None:
     """Deepened while the user types: the completion, too, is kept."""
     session, prompt = EngineSession(engine, POSITIONS, "recompute", "exact", "deepen"), tokens(60)
-    first, _ = session.decode("me", prompt, Full(), max_new_tokens=NEW, prompt_rule=RULE)
+    first = session.decode("me", prompt, Full(), max_new_tokens=NEW, prompt_rule=RULE)
     assert session.prefetch(0.0) == pytest.approx(0.0, abs=0.1)
     session.prefetch(60.0)
     assert (session.idle.deepened, session.idle.drafted) == (len(prompt), 0)
     following = [*prompt, *first.token_ids, *tokens(4, seed=1)]
-    second, reused = session.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)
+    second = session.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)
     (exact,) = engine.decode([following], Full(), kv="recompute", max_new_tokens=[NEW])
-    assert reused == len(prompt) + NEW - 1
+    assert second.prompt_reused == len(prompt) + NEW - 1
     assert second.token_ids == exact.token_ids
     undeepened = EngineSession(engine, POSITIONS, "recompute", "exact")
     undeepened.decode("me", prompt, Full(), max_new_tokens=NEW, prompt_rule=RULE)
-    assert undeepened.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)[1] == len(prompt)
+    again = undeepened.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)
+    assert again.prompt_reused == len(prompt)
 
 
 @dataclass(frozen=True)
