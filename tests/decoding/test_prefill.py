@@ -124,9 +124,10 @@ def test_what_is_kept_of_a_completion_changes_no_token_of_the_next(
     prompt, kept_of_completions = draw(LONG), 0
     for probability in (0.0, 0.4, 0.8):
         strategy = Random(probability=probability)
-        made, _ = decode(prompt, strategy, seed=3, lossless=lossless)
+        made = decode(prompt, strategy, seed=3, lossless=lossless)
         following = [*prompt, *made.token_ids, *draw(2, seed=len(prompt))]
-        found, reused = decode(following, Full())
+        found = decode(following, Full())
+        reused = found.prompt_reused
         if keep != "all" or not KV_POLICIES.load(kv).facts.fills:
             assert facts(found)[:2] == alone(case.engine, following)[:2]
         assert reused <= len(prompt) + NEW - 1
@@ -145,12 +146,12 @@ def test_what_is_kept_of_a_completion_changes_no_token_of_the_next(
 def test_an_overtaken_request_leaves_what_it_has_read(llama: Any, draw: Callable[..., list[int]]) -> None:
     session = EngineSession(llama.engine, POSITIONS, "recompute", "exact")
     session.PIECE = 32  # type: ignore[misc]  # of this one
-    made, _ = session.decode("me", draw(LONG), Full(), max_new_tokens=NEW, within_s=1e-9)
+    made = session.decode("me", draw(LONG), Full(), max_new_tokens=NEW, within_s=1e-9)
     assert (made.token_ids, made.finish_reason) == ([], None)
-    whole, _ = session.decode("me", draw(LONG), Full(), max_new_tokens=NEW, within_s=60)
+    whole = session.decode("me", draw(LONG), Full(), max_new_tokens=NEW, within_s=60)
     assert facts(whole) == alone(llama.engine, draw(LONG))
-    assert session.decode("me", draw(LONG), Full(), max_new_tokens=NEW)[1] == LONG - 1
-    assert session.decode("you", draw(LONG), Full(), max_new_tokens=NEW)[1] == 0
+    assert session.decode("me", draw(LONG), Full(), max_new_tokens=NEW).prompt_reused == LONG - 1
+    assert session.decode("you", draw(LONG), Full(), max_new_tokens=NEW).prompt_reused == 0
 
 
 # --------------------------------------------------------------------------------------- pieces
