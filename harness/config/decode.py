@@ -36,6 +36,11 @@ class DecodeSpec:
         """Names of what drafts even where a strategy never exits."""
         return tuple(one.name for one in self.sources if DRAFTS.load(one.name).proposes)
 
+    @property
+    def recalls(self) -> bool:
+        """Whether some source draws on what was decoded before for the same owner."""
+        return any(DRAFTS.load(one.name).recalls for one in self.sources)
+
 
 LOSSY = DecodeSpec()
 

@@ -77,11 +77,13 @@ def parse_prompt_exits(value: object) -> object:
     return comma_list(value, partial(_canonical, build_prompt_rule))
 
 
-def idle_prefetches(prefetches: Collection[str], *, shallow: bool, proposing: bool) -> Iterator[str]:
-    """Yield why a prefetch has nothing to do: whether some prompts have exits, and some requests a draft source."""
+def idle_prefetches(prefetches: Collection[str], *, shallow: bool, recalling: bool) -> Iterator[str]:
+    """Yield why a prefetch has nothing to do: whether some prompts have exits, and some requests a draft source that
+    recalls what was decoded before.
+    """
     if "deepen" in prefetches and not shallow:
         yield "--prefetch deepen makes exact what prompt exits left. Add --prompt-exit."
-    if "draft" in prefetches and not proposing:
-        yield "--prefetch draft is for lossless decoding with a draft source. Add --decode lossless+lookup."
-    if "all" in prefetches and not (shallow or proposing):
-        yield "--prefetch all has nothing to do. Add --prompt-exit or --decode lossless+lookup."
+    if "draft" in prefetches and not recalling:
+        yield "--prefetch draft is for a draft source that recalls it. Add --decode lossless+suffix."
+    if "all" in prefetches and not (shallow or recalling):
+        yield "--prefetch all has nothing to do. Add --prompt-exit or --decode lossless+suffix."

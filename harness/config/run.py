@@ -329,8 +329,8 @@ class RunConfig(ModelConfiguration):
             yield "--prefetch computes for later requests, and --keep none leaves them nothing. Use --keep exact."
         if self.prefetches != (NOTHING,):
             written = [*self.decodes, *(str(spec.decode) for spec in self.specs() if spec.decode is not None)]
-            proposing = any(parse_decode(text).proposing for text in written)
-            yield from idle_prefetches(self.prefetches, shallow=self.prompt_exits != (NONE,), proposing=proposing)
+            recalling = any(parse_decode(text).recalls for text in written)
+            yield from idle_prefetches(self.prefetches, shallow=self.prompt_exits != (NONE,), recalling=recalling)
         if self.attribute and self.stops != (NONE,):
             yield "--attribute compares costs of the same tokens, and a stop rule leaves some out. Omit --stop."
         if self.attribute and self.prompt_exits != (NONE,):

@@ -50,6 +50,7 @@ class UnitCosts:
     asked_at: tuple[int, ...] = ()  # the exit points at which it is asked
     layer_row: float = 0.0  # a layer for one more token of the same pass; 0 where weights are all that costs
     head_row: float = 0.0  # the LM head for one more
+    passes: tuple[tuple[int, float], ...] = ()  # rows, from 1, and what a pass of them through all of it costs
 
     @property
     def per_unit(self) -> Mapping[str, float]:
@@ -63,9 +64,18 @@ class UnitCosts:
             "exit": self.shortcut + (self.head if self.draft_head is None else self.draft_head),
         }
 
-    def deep(self, num_layers: int) -> float:
-        """Return the cost of a pass of one token through all layers."""
-        return price({"layer step": num_layers, "deep head": 1}, self.per_unit)
+    def deep(self, num_layers: int, rows: int = 1) -> float:
+        """Return the cost of a pass through all layers, of one token or of several.
+
+        Kernels take rows in blocks, so that a pass's cost climbs in steps: what was measured counts, and between two
+        measurements the line from one to the other.
+        """
+        if rows == 1 or len(self.passes) < 2:
+            more = {"layer row": num_layers * (rows - 1), "LM head row": rows - 1}
+            return price({"layer step": num_layers, "deep head": 1, **more}, self.per_unit)
+        after = min(max(bisect_right(self.passes, (rows, 0.0)), 1), len(self.passes) - 1)
+        (low, less), (high, more_) = self.passes[after - 1 : after + 1]
+        return less + (more_ - less) * (rows - low) / (high - low)
 
     def draft(self, layer: int, num_layers: int) -> float:
         """Return what a token that is drafted adds to the cost of a draft, until it is verified with the others.

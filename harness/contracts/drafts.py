@@ -88,9 +88,11 @@ class DraftSource(Protocol):
 
     Attributes:
         proposes: whether it proposes tokens; one that only ends the drafts of exits drafts nothing without them.
+        recalls: whether it draws on what was decoded for the same owner before (:attr:`Batch.known`).
     """
 
     proposes: ClassVar[bool] = True
+    recalls: ClassVar[bool] = False
 
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
         """Return the rule of one batch."""

@@ -9,7 +9,7 @@ is the special case of a fixed exit).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from harness.contracts import LM_HEAD, Draft, DraftRule, HeadChoice
@@ -30,6 +30,10 @@ class DraftSettings:
 class Drafting:
     """The draft of one row.
 
+    Args:
+        ends: whether its completion would end with the last of some drafted tokens: what is proposed ends before it,
+            since the verification says that token itself.
+
     Attributes:
         needs_probabilities: whether some rule wants those of the tokens that exits draft.
         due: whether the row's next pass goes deep, whatever its strategy would say.
@@ -37,9 +41,10 @@ class Drafting:
     """
 
     def __init__(
-        self, row: int, prompt: Sequence[int], made: Generation, limit: int, settings: DraftSettings, vocab_size: int
-    ) -> None:
-        self._made, self._limit, self._vocab_size = made, limit, vocab_size
+        self, row: int, prompt: Sequence[int], made: Generation, limit: int, settings: DraftSettings, vocab_size: int,
+        ends: Callable[[Sequence[int]], bool] = lambda drafted: False,
+    ) -> None:  # fmt: skip
+        self._made, self._limit, self._vocab_size, self._ends = made, limit, vocab_size, ends
         self._draft_max, self._rules, self.head = settings.draft_max, settings.rules, settings.head
         self._draft = Draft(row, prompt, made.token_ids, made.draft)
         self._work: list[DraftWork] = []  # of the pass that drafted each token; what a source proposes is behind those
@@ -63,6 +68,8 @@ class Drafting:
         limit = min(self._draft_max - len(made.draft), self._limit - len(made.token_ids) - len(made.draft) - 1)
         for rule in self._rules if limit > 0 else ():
             proposed = proposal(rule, draft, limit, self._vocab_size)
+            places = range(len(proposed))
+            proposed = proposed[: next((at for at in places if self._ends([*made.draft, *proposed[: at + 1]])), None)]
             if not proposed:
                 continue
             made.draft += proposed
@@ -100,7 +107,7 @@ class Drafting:
 
     def goes_on(self, place: int) -> bool:
         """Return whether the draft's token at a place is known not to end the completion."""
-        return self._draft.layers[place] > 0 and not (self.ended and place == len(self._draft.layers) - 1)
+        return not (self.ended and place == len(self._draft.layers) - 1)
 
     def close(self, accepted: int) -> None:
         """Forget the draft, of which so many tokens stand."""

@@ -432,7 +432,7 @@ class EngineSession:
         if within_s is None:
             self._made[row].prefetch_used = self.idle.used(kept_for, prompt, self._made[row])
         waited = within_s is None and exit_layers is None  # drafts behind overtaken requests gain little more
-        drafts = waited and lossless is not None and any(source.proposes for source in lossless.sources)
+        drafts = waited and lossless is not None and any(source.recalls for source in lossless.sources)
         self.idle.answered(row, kept_for, prompt, partial(begin, row) if drafts else None)
         return self._made[row]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from harness.contracts import Prefetch
-from harness.decoding.drafts.lookup import recall
 from harness.decoding.generation import Generation
 from harness.decoding.loop import OpenBatch
 
@@ -150,3 +149,20 @@ class IdleWork:
         self.begin()
         self._answers.clear()
         self._texts.clear()
+
+
+def recall(known: Sequence[Sequence[int]], tail: Sequence[int]) -> tuple[int, Sequence[int]]:
+    """Return how many of a tail's last tokens known texts have where most match, and what follows them there.
+
+    Of equally long matches it is the last one in the newest text, which is the last.
+    """
+    longest = 0
+    rest: Sequence[int] = ()
+    for text in reversed(known):
+        for end in range(len(text) - 1, longest, -1):
+            same = 0
+            while same < min(end, len(tail)) and text[end - 1 - same] == tail[-1 - same]:
+                same += 1
+            if same > longest:
+                longest, rest = same, text[end:]
+    return longest, rest

@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -158,7 +159,8 @@ class OpenBatch:
         self._drafting.pop(row, None)
         if lossless is not None:
             size = self._backbone.lm_head.shape[0]
-            self._drafting[row] = Drafting(row, prompt, made, max_new_tokens, lossless, size)
+            ends = partial(self._would_end, row)
+            self._drafting[row] = Drafting(row, prompt, made, max_new_tokens, lossless, size, ends)
         if self._policy is not None:
             self._policy.join(row, len(prompt))
         if self._cache is None:
@@ -466,17 +468,21 @@ class OpenBatch:
 
     def _draft(self, row: int, token: int, logit: float, layer: int, probability: float | None) -> None:
         """Draft a token of an exit; a row whose logits are not finite fails here as anywhere."""
-        one, facts = self._generations[row], self._rows[row]
+        one = self._generations[row]
         if not math.isfinite(logit):
             self._fail(row, "logits", layer, len(one.token_ids) + len(one.draft) + 1)
             return
+        ends = self._would_end(row, [*one.draft, token])
+        self._drafting[row].add(token, layer, probability, ends=ends)
+
+    def _would_end(self, row: int, drafted: Sequence[int]) -> bool:
+        """Return whether a row's completion would end with the last of its drafted tokens."""
         try:
-            ends = _ending([*one.token_ids, *one.draft, token], facts, drafted=True) is not None
+            return _ending([*self._generations[row].token_ids, *drafted], self._rows[row], drafted=True) is not None
         except Exception as error:  # asked again when the token is verified
             if is_out_of_memory(error):
                 raise
-            ends = True
-        self._drafting[row].add(token, layer, probability, ends=ends)
+            return True
 
     def _verify(self, current: TokenPass) -> None:
         """Read the last layer at every place of a draft, and accept what full depth agrees with and what follows it.

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from timeit import timeit
 
 import torch
@@ -31,13 +32,17 @@ from harness.records import DraftTimes, UnitTimes
 POSITIONS = 128
 """Positions that timed tokens attend to, where the model has so many."""
 ROWS = 5
-"""Rows of the pass that several tokens share."""
+"""Rows of the pass by which a further row is priced where nothing says how many there are."""
+PASSES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17)
+"""Rows of the passes that are timed: kernels take them in blocks, so that some rows are dear and some are free."""
 ROUNDS = (3, 9)
 """Rounds at least and at most, besides a first one that does not count."""
 ENOUGH_S = 0.12
 """Seconds after which a measurement has had rounds enough."""
 PAIRS, PAIRS_ENOUGH_S = (3, 12), 1.0
 """The same where what counts is a small difference."""
+PASSES_ROUNDS, PASSES_ENOUGH_S = (1, 9), 1.0
+"""The same for all passes: large models, whose passes vary less, have a single round."""
 
 
 class Timing:
@@ -109,11 +114,11 @@ class Bench:
 
     def layers(self) -> UnitTimes:
         """Measure layers and LM head, for one row and for several."""
-        rows, layers = min(ROWS, self.positions), self.backbone.num_layers
+        counts, layers = [count for count in PASSES if count <= self.positions], self.backbone.num_layers
 
         def once() -> list[float]:
             found = []
-            for count in (1, rows):
+            for count in counts:
                 current, _ = self.token_pass(count, self.positions)
                 started = self._now()
                 current.advance(layers)
@@ -123,8 +128,12 @@ class Bench:
                 found += [(ran - started) / layers, self._now() - ran]
             return found
 
-        layer, head, layer_several, head_several = _least(once)
-        more = max(rows - 1, 1)
+        least = _least(once, PASSES_ROUNDS, PASSES_ENOUGH_S)
+        measured = dict(zip(counts, zip(least[::2], least[1::2], strict=True), strict=True))
+        rows = max(count for count in counts if count <= ROWS)
+        (layer, head), (layer_several, head_several), more = measured[1], measured[rows], max(rows - 1, 1)
+        # A pass takes no longer than one of more rows: what else the machine does only adds.
+        passes = accumulate((layers * one + its_head for one, its_head in reversed(measured.values())), min)
         return UnitTimes(
             positions=self.positions,
             rows=rows,
@@ -132,6 +141,7 @@ class Bench:
             head_s=head,
             layer_row_s=max(layer_several - layer, 0.0) / more,
             head_row_s=max(head_several - head, 0.0) / more,
+            pass_s=dict(zip(reversed(counts), passes, strict=True)),
         )
 
     def drafting(self, strategy: Strategy | None, head: HeadChoice) -> DraftTimes:

@@ -131,6 +131,7 @@ class UnitTimes(Record):
         positions: that the timed tokens attended to. rows: of the pass that several tokens shared.
         layer_s: one decoder layer for one token. head_s: the LM head for one, its best token included.
         layer_row_s, head_row_s: the same for one more row of the same pass.
+        pass_s: rows → a pass of them through all layers and the LM head, never less than one of fewer.
         drafts: by who drafts: the strategy's class with the heads that it reads, and what reads its drafts.
     """
 
@@ -140,6 +141,7 @@ class UnitTimes(Record):
     head_s: float
     layer_row_s: float
     head_row_s: float
+    pass_s: dict[int, float] = Field(default_factory=dict)
     drafts: dict[str, DraftTimes] = Field(default_factory=dict)
 
     def costs(self, draft: DraftTimes, asked_at: Sequence[int] = ()) -> UnitCosts:
@@ -154,4 +156,5 @@ class UnitTimes(Record):
             asked_at=tuple(asked_at),
             layer_row=self.layer_row_s,
             head_row=self.head_row_s,
+            passes=tuple(sorted(self.pass_s.items())),
         )

@@ -146,7 +146,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
                 if prompt != NONE and NONE in prompts and (decode.lossless or not _facts(kv).keeps_cache):
                     continue  # refused; what is read whole stands beside it
                 info = in_format[weights_format]
-                idle = "" if keep == "none" else _idle(prefetch, shallow=prompt != NONE, proposing=decode.proposing)
+                idle = "" if keep == "none" else _idle(prefetch, shallow=prompt != NONE, recalls=decode.recalls)
                 named = (
                     kv if len(policies) > 1 else "",
                     str(decode) if decode.lossless else "",
@@ -223,11 +223,11 @@ def _facts(kv: str) -> KVFacts:
     return facts
 
 
-def _idle(prefetch: Prefetch, *, shallow: bool, proposing: Sequence[str]) -> str:
+def _idle(prefetch: Prefetch, *, shallow: bool, recalls: bool) -> str:
     """Return which of it there is to do for an operating point; empty for nothing."""
     if shallow and prefetch in ("deepen", "all"):
         return "deepen"
-    return "draft" if proposing and prefetch in ("draft", "all") else ""
+    return "draft" if recalls and prefetch in ("draft", "all") else ""
 
 
 def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:

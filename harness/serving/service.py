@@ -55,7 +55,7 @@ class Service:
             raise ConfigError("--prompt-exit is for lossy requests, and --decode is lossless. Add --decode lossy.")
         if config.prefetch != "none" and not config.kept_prompts:
             raise ConfigError("--prefetch computes for later prompts, and --kept-prompts is 0. Omit one.")
-        for why in idle_prefetches({config.prefetch}, shallow=shallow, proposing=bool(decode.proposing)):
+        for why in idle_prefetches({config.prefetch}, shallow=shallow, recalling=decode.recalls):
             raise ConfigError(why)
         self._model = resolve(config.request())
         if config.kv_input == "shortcut" and self._model.shortcut is None:

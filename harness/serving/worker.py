@@ -418,7 +418,7 @@ class Worker:
                 self._idle.batch.drop(row)
                 if known:
                     job = ticket.job
-                    drafts = job.setting.decode.proposing and not ticket.answer.cancelled
+                    drafts = job.setting.decode.recalls and not ticket.answer.cancelled
                     go_on = partial(self._join, self._idle, job, row) if drafts else None
                     self._idle.answered(row, job.owner, job.prompt.token_ids, go_on)
             self._energy.end(row)

@@ -271,10 +271,8 @@ def test_what_cannot_be_watched_is_refused(llama: Any, prompts: list[list[int]])
         decoded(llama, prompts[:1], Fixed(2), Peeking())
 
 
-def proposed(
-    text: Sequence[int], draft: Sequence[int] = (), most: int = 16, known: Sequence[Sequence[int]] = (), **options: int
-) -> list[int]:
-    rule = Lookup(**options).start(None, Batch((0,), "cpu", known))  # type: ignore[arg-type]
+def proposed(text: Sequence[int], draft: Sequence[int] = (), most: int = 16, **options: int) -> list[int]:
+    rule = Lookup(**options).start(None, BATCH)  # type: ignore[arg-type]
     return list(rule.propose(Draft(0, text[:-1], text[-1:], list(draft)), most))
 
 
@@ -298,30 +296,6 @@ def test_no_more_than_asked_for() -> None:
     assert proposed([1, 2, 3, 4, 5, 1, 2], most=2) == [3, 4]
     assert proposed([1, 2, 3, 4, 1], min_n=1, k=2) == [2, 3]
     assert proposed([1, 2, 3, 4, 1], k=2) == []
-
-
-@pytest.mark.parametrize(
-    ("known", "text", "draft", "found"),
-    [
-        ([[1, 2, 5, 6, 7]], [8, 1, 2], [], [5, 6, 7]),
-        ([[1, 2, 5], [1, 2, 6]], [8, 1, 2], [], [6]),  # the newest of equally long matches
-        ([[8, 1, 2, 5], [1, 2, 6]], [8, 1, 2], [], [5]),  # the longest before it
-        ([[1, 2, 5, 1, 2, 6]], [8, 1, 2], [], [6]),  # and the last one in a text
-        ([[1, 2, 5]], [1, 2, 9, 8, 1, 2], [], [5]),  # before one of its own that is as long,
-        ([[1, 2, 5]], [8, 1, 2, 9, 0, 0, 8, 1, 2], [], [9, 0, 0, 8, 1, 2]),  # not before a longer one
-        ([[3, 4, 1, 2, 5]], [3, 4, 1, 2, 9, 3, 4, 1, 2], [], [5]),  # known ones are compared beyond n
-        ([[1, 2, 5, 6]], [8, 1, 2], [5], [6]),  # a draft counts as said
-        ([[1, 2]], [8, 1, 2], [], []),  # nothing follows
-        ([[2, 5]], [8, 1, 2], [], [5]),  # one token is a match
-        ([[2, 5]], [1, 2, 9, 1, 2], [], [9, 1, 2, 9, 1, 2]),  # unless it has a longer one itself
-        ([list(range(40))], [0, 1, 2], [], list(range(3, 19))),  # all of it, as much as may be proposed,
-        ([list(range(40))], [0, 1], [], list(range(2, 8))),  # not behind a short match
-    ],
-)
-def test_known_texts_go_before_its_own(
-    known: list[list[int]], text: list[int], draft: list[int], found: list[int]
-) -> None:
-    assert proposed(text, draft, known=known) == found
 
 
 def test_a_text_that_grows_is_searched_as_if_it_were_new() -> None:

@@ -6,21 +6,22 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from harness.contracts import Lossless, Prefetch, Strategy
 from harness.decoding import engine as decoding
-from harness.decoding.drafts.lookup import Lookup
+from harness.decoding.drafts.suffix import Suffix
 from harness.decoding.engine import Engine, EngineSession
 from harness.decoding.generation import Generation
-from harness.decoding.idle import DRAFTED, KNOWN
+from harness.decoding.idle import DRAFTED, KNOWN, recall
 from strategies.full import Full
 from strategies.random import Random
 from tests.decoding.conftest import VOCABULARY, Case
 
 POSITIONS, NEW = 150, 8
-LOOKUP = Lossless(16, (Lookup(),))
+SUFFIX = Lossless(16, (Suffix(),))
 
 
 def tokens(count: int, seed: int = 0) -> list[int]:
@@ -48,7 +49,7 @@ class Editor:
     def __post_init__(self) -> None:
         self.session = EngineSession(self.engine, POSITIONS, "recompute", "exact", self.prefetch)
 
-    def ask(self, prompt: Sequence[int], owner: str = "me", lossless: Lossless | None = LOOKUP) -> Generation:
+    def ask(self, prompt: Sequence[int], owner: str = "me", lossless: Lossless | None = SUFFIX) -> Generation:
         made = self.session.decode(owner, prompt, self.strategy, max_new_tokens=NEW, lossless=lossless, seed=5)
         assert made.token_ids == self.cold(prompt, NEW)
         return made
@@ -77,7 +78,7 @@ def test_what_an_overtaken_request_said_is_known_to_the_next(llama: Case, monkey
     editor, prompt = Editor(llama.engine, "none"), tokens(40)
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "time", Clock())
-        made = editor.session.decode("me", prompt, Full(), max_new_tokens=NEW, lossless=LOOKUP, within_s=6.5)
+        made = editor.session.decode("me", prompt, Full(), max_new_tokens=NEW, lossless=SUFFIX, within_s=6.5)
     assert 0 < len(made.token_ids) < NEW
     assert made.finish_reason is None
     said = len(made.token_ids)
@@ -127,7 +128,7 @@ def test_nothing_is_drafted_where_it_would_serve_nobody(llama: Case) -> None:
     full.session.prefetch(math.inf)
     assert [one.session.idle.drafted for one in (lossy, alone, full)] == [0, 0, 0]
     cold = EngineSession(llama.engine, POSITIONS, "recompute", "none", "draft")
-    cold.decode("me", tokens(40), Full(), max_new_tokens=NEW, lossless=LOOKUP)
+    cold.decode("me", tokens(40), Full(), max_new_tokens=NEW, lossless=SUFFIX)
     cold.prefetch(math.inf)
     assert (cold.idle.drafted, cold.idle.known("me")) == (0, ())
 
@@ -143,3 +144,17 @@ def test_owners_know_nothing_of_each_other_and_what_is_forgotten_is_gone(llama: 
     editor.session.forget()
     assert idle.known("me") == ()
     assert not idle.piece()
+
+
+@pytest.mark.parametrize(
+    ("known", "said", "found"),
+    [
+        ([[1, 2, 5, 6, 7]], [8, 1, 2], (2, [5, 6, 7])),
+        ([[1, 2, 5], [1, 2, 6]], [8, 1, 2], (2, [6])),  # the newest of equally long matches
+        ([[8, 1, 2, 5], [1, 2, 6]], [8, 1, 2], (3, [5])),  # the longest before it
+        ([[1, 2, 5, 1, 2, 6]], [8, 1, 2], (2, [6])),  # and the last one in a text
+        ([[1, 2]], [8, 1, 2], (0, ())),  # nothing follows
+    ],
+)
+def test_the_longest_match_is_recalled(known: list[list[int]], said: list[int], found: tuple[int, Any]) -> None:
+    assert recall(known, said) == found

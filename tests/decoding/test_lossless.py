@@ -24,6 +24,7 @@ from harness.contracts import (
 )
 from harness.decoding.drafting import DraftSettings
 from harness.decoding.drafts.lookup import Lookup
+from harness.decoding.drafts.suffix import Suffix
 from harness.decoding.engine import Engine
 from harness.decoding.exits import AskedExits
 from harness.decoding.generation import Generation
@@ -276,12 +277,24 @@ def test_a_draft_that_seems_to_end_goes_on_where_it_is_replaced(llama: Any, prom
         assert tokens(made) == [expected[row]]
 
 
+@pytest.mark.parametrize("by", ["stop", "eos_token_ids"])
+def test_nothing_is_proposed_from_the_end_on(llama: Any, prompts: list[list[int]], by: str) -> None:
+    for prompt, said in zip(prompts, full(llama.engine, prompts), strict=True):
+        end = next(place for place, token in enumerate(said) if place > 3 and token not in said[:place])
+        ending = {"stop": lambda ids, last=said[end]: ids[-1] == last, "eos_token_ids": frozenset({said[end]})}[by]
+        rule = Told({tuple(prompt): said}, 0)
+        (one,) = decoded(llama.engine, [prompt], Full(), 16, sources=[rule], **{by: ending})
+        assert one.token_ids == said[: end + 1]
+        assert rule.seen[-1][0] == rule.seen[-1][1] < 16, "the verification says the last token itself"
+        assert one.drafts == sum(one.accepted)
+
+
 @each_kind
 def test_the_last_position_can_be_reached(case: Any) -> None:
     reach = case.info.max_positions
     prompt = [5 + i % 50 for i in range(reach - 6)]
     expected = full(case.engine, [prompt], max_new_tokens=[6])
-    for strategy, sources in ((Always((1,)), []), (Random(0.7), []), (Full(), [Lookup(min_n=1)])):
+    for strategy, sources in ((Always((1,)), []), (Random(0.7), []), (Full(), [Lookup(min_n=1)]), (Full(), [Suffix()])):
         (one,) = decoded(case.engine, [prompt], strategy, 16, max_new_tokens=[6], sources=sources)
         assert [one.token_ids] == expected
         assert one.drafts

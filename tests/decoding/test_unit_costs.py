@@ -12,7 +12,7 @@ from harness.contracts import LM_HEAD, HeadChoice, Lossless, Strategy, UnitCosts
 from harness.decoding.drafts.expected import Expected
 from harness.decoding.engine import Engine
 from harness.decoding.readings import Heads
-from harness.decoding.unit_costs import Timing
+from harness.decoding.unit_costs import PASSES, Timing
 from harness.records import DraftTimes, UnitTimes
 from strategies.confidence import Confidence
 from strategies.dynamic_exit import DynamicExit
@@ -76,8 +76,10 @@ def test_what_is_measured_is_what_is_told(make: Any) -> None:
     assert 0 < draft.read_s < 0.1
     assert found == UnitCosts(
         known.layer_s, known.head_s, 0, "seconds on this machine, 128 positions read", draft.read_s, draft.check_s,
-        POINTS, known.layer_row_s, known.head_row_s,
+        POINTS, known.layer_row_s, known.head_row_s, tuple(sorted(known.pass_s.items())),
     )  # fmt: skip
+    assert set(known.pass_s) == {*PASSES}
+    assert list(dict(sorted(known.pass_s.items())).values()) == sorted(known.pass_s.values()), "more rows, no less time"
 
 
 def test_a_strategy_that_decided_before_is_not_asked(make: Any) -> None:
@@ -132,3 +134,17 @@ def test_a_model_of_few_positions_is_measured_at_those(make_case: Any) -> None:
 def test_every_family_can_be_measured(case: Any) -> None:
     engine = Engine(case.engine.backbone, case.info, timing=Timing())
     assert costs(engine, Confidence()).check > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "cost"), [(1, 10.5), (2, 12.0), (3, 13.0), (4, 14.0), (6, 22.0), (8, 30.0), (9, 34.0)]
+)
+def test_a_pass_of_several_rows_costs_what_was_measured(rows: int, cost: float) -> None:
+    measured = UnitCosts(
+        1, 0.5, 0, "this test", layer_row=0.1, head_row=0.5, passes=((1, 10.5), (2, 12), (4, 14), (8, 30))
+    )
+    assert measured.deep(10, rows) == pytest.approx(cost)
+
+
+def test_a_further_row_has_one_price_where_no_pass_was_timed() -> None:
+    assert UnitCosts(1, 0.5, 0, "this test", layer_row=0.1, head_row=0.5).deep(10, 3) == pytest.approx(10.5 + 2 * 1.5)

@@ -15,7 +15,7 @@ from harness.decoding.engine import EngineSession
 from harness.running.session import in_blocks
 from tests.run_files import lines
 
-DRAFTING = "random:probability=0.4@lossless+lookup"
+DRAFTING = "random:probability=0.4@lossless+suffix"
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def records(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
     run(
         RunConfig(
             model=str(tiny_llama), tasks=("py150",), scenario="session:requests=4:window=120:step=30", energy="none",
-            keep=("exact", "none"), strategies=("fixed:layer=4", "oracle", "random:probability=0.4@lossless+lookup"),
+            keep=("exact", "none"), strategies=("fixed:layer=4", "oracle", "random:probability=0.4@lossless+suffix"),
             limit=2, max_new_tokens=6, out=folder, idle_s=0, weights_format="float32", kv="recompute", threads=1,
             prefetch=("none", "draft"),
         )

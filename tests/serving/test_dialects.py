@@ -110,7 +110,7 @@ def events_of(server: Any, name: str, **asked: Any) -> list[Any]:
 def test_a_stream_spells_the_whole_answer_and_says_the_same_of_it(server: Any, name: str, decode: str) -> None:
     early = {"strategy": "fixed", "decode": decode} | ({} if decode == "lossy" else {"draft_max": 6})
     asked = {"tokens": 16, "early_exit": early}
-    whole(server, name, **asked)  # look-up drafts from what an owner was answered: both below know of this
+    whole(server, name, **asked)
     answer = whole(server, name, **asked)
     report = EarlyExitReport.model_validate(answer["x_early_exit"])
     *tokens, last = events_of(server, name, **asked)

@@ -13,7 +13,9 @@ import pytest
 
 from harness.decoding.idle import DRAFTED
 from harness.decoding.loop import OpenBatch
+from harness.decoding.unit_costs import Timing
 from harness.registry import DRAFTS
+from harness.serving import service as serving
 from harness.serving.completions import Finished, Job, early_exit_report
 from harness.serving.service import Service
 from tests.serving.conftest import PROMPTS, alone, collect, ids, job, run
@@ -68,8 +70,9 @@ def test_a_shallow_prompt_is_deepened_and_serves_full_depth(own: Own, prompt_map
     assert early_exit_report(ask(service, job(service, decode="lossless")))["prompt_exit"] is None
 
 
-def test_what_was_predicted_is_there_when_it_is_typed(own: Own) -> None:
-    service = own(prefetch="draft", decode="lossless+lookup", strategies=("fixed:layer=4",))
+def test_what_was_predicted_is_there_when_it_is_typed(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "Timing", lambda: Timing(measures=False))  # further rows are free
+    service = own(prefetch="draft", decode="lossless+suffix", strategies=("fixed:layer=4",))
     wanted = job(service, strategy="full")
     first = ask(service, wanted)
     until(lambda: counted(service, "drafted") == DRAFTED)
@@ -88,7 +91,7 @@ def test_what_was_predicted_is_there_when_it_is_typed(own: Own) -> None:
 
 
 def test_a_request_waits_for_one_piece_at_most(own: Own, step: Any) -> None:
-    service = own(prefetch="draft", decode="lossless+lookup", strategies=("fixed:layer=4",))
+    service = own(prefetch="draft", decode="lossless+suffix", strategies=("fixed:layer=4",))
     steps: list[int] = []
 
     def slowly(batch: OpenBatch) -> None:
@@ -125,6 +128,7 @@ def test_a_draft_that_fails_in_idle_time_takes_nobody_with_it(
 
         @dataclass(frozen=True)
         class Outside(DraftRule, DraftSource):
+            recalls = True
             longest: int = 0
 
             def start(self, model, batch):

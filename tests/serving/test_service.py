@@ -333,8 +333,8 @@ def test_what_cannot_be_served_is_refused_before_anything_is_loaded(serve_config
         ({"prompt_exit": "layer=4", "decode": "lossless"}, "--prompt-exit is for lossy requests"),
         ({"prompt_exit": "layer=4"}, "harness train prompt-exit"),
         ({"prefetch": "deepen"}, "Add --prompt-exit"),
-        ({"prefetch": "draft"}, "Add --decode lossless[+]lookup"),
-        ({"prefetch": "draft", "decode": "lossless+lookup", "kept_prompts": 0}, "--kept-prompts is 0"),
+        ({"prefetch": "draft"}, "Add --decode lossless[+]suffix"),
+        ({"prefetch": "draft", "decode": "lossless+suffix", "kept_prompts": 0}, "--kept-prompts is 0"),
         ({"stop": "excess"}, "there is no excess.json"),
     ]
     for settings, words in refusals:

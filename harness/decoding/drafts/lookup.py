@@ -11,9 +11,6 @@ from pydantic import Field
 from harness.contracts import Batch, Draft, DraftRule, ModelInfo
 from harness.contracts.drafts import DraftSource
 
-LONGEST_MATCH = 32
-"""Tokens by which the ends of two texts are compared."""
-
 
 @dataclass(frozen=True)
 class Lookup(DraftSource):
@@ -22,10 +19,6 @@ class Lookup(DraftSource):
     Prompt lookup decoding (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding). No layer runs and
     nothing is trained: the baseline that drafting by early exit has to beat. Tokens of the draft count as said.
     A proposal that reaches the end of the text goes on with itself, as a text that repeats itself does.
-
-    In an editor session it also looks in what was decoded for earlier requests (:attr:`Batch.known`), and prefers that
-    to an occurrence of its own text that is no longer: the longest match there, be it one token. Who types what was
-    predicted gets the rest of the prediction verified in one pass: all of it from ``n`` tokens on, else ``k``.
     """
 
     n: Annotated[int, Field(ge=1, le=16, description="last tokens that are looked up, the longest match first")] = 3
@@ -33,25 +26,8 @@ class Lookup(DraftSource):
     k: Annotated[int, Field(ge=1, le=64, description="tokens proposed at most")] = 6
 
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
-        """Know the owner's earlier texts, and none of the rows' yet."""
-        return _Lookup(self, batch.known)
-
-
-def recall(known: Sequence[Sequence[int]], tail: Sequence[int]) -> tuple[int, Sequence[int]]:
-    """Return how many of a tail's last tokens known texts have where most match, and what follows them there.
-
-    Of equally long matches it is the last one in the newest text, which is the last.
-    """
-    longest = 0
-    rest: Sequence[int] = ()
-    for text in reversed(known):
-        for end in range(len(text) - 1, longest, -1):
-            same = 0
-            while same < min(end, len(tail)) and text[end - 1 - same] == tail[-1 - same]:
-                same += 1
-            if same > longest:
-                longest, rest = same, text[end:]
-    return longest, rest
+        """Know none of the rows' texts yet."""
+        return _Lookup(self)
 
 
 class _Text:
@@ -83,8 +59,7 @@ class _Text:
 
 
 class _Lookup(DraftRule):
-    def __init__(self, options: Lookup, known: Sequence[Sequence[int]]) -> None:
-        self._known = known
+    def __init__(self, options: Lookup) -> None:
         self._sizes, self._k = range(min(options.min_n, options.n), options.n + 1), options.k
         self._texts: dict[int, _Text] = {}
 
@@ -93,11 +68,8 @@ class _Lookup(DraftRule):
         if text is None or text.prompt is not draft.prompt:
             text = self._texts[draft.row] = _Text(draft.prompt, self._sizes)
         text.extend(draft.token_ids[len(text.tokens) - len(draft.prompt) :])
-        recalled, rest = recall(self._known, [*text.tokens[-LONGEST_MATCH:], *draft.tokens])
         said = [*text.tokens[-self._sizes[-1] :], *draft.tokens]
         size, at = text.after(said)
-        if recalled and recalled >= size:
-            return rest[: max_tokens if recalled >= self._sizes[-1] else min(self._k, max_tokens)]
         if not size:
             return ()
         begin = len(text.tokens) - len(said) + len(draft.tokens)  # where what was said stands in the text
