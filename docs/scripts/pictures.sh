@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The pictures of README and documentation, made anew from run directories: front.png of the first, leaderboard.png of all.
+# The pictures of README and documentation, made anew from run directories: front.png of the first, leaderboard.png of all;
+# endpoint.png of a server that it starts, which `python docs/scripts/endpoint.py` makes alone.
 #
 #   docs/scripts/pictures.sh RUN…        `harness` and `chromium` must be on the PATH; a minute
 set -euo pipefail
@@ -12,3 +13,4 @@ cp "$made"/report/figures/*-front-speedup.png "$pictures/front.png"
 harness leaderboard "$@" --out "$made/site"
 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1330 --virtual-time-budget=4000 \
 	--screenshot="$pictures/leaderboard.png" "file://$made/site/index.html"
+python "$(dirname "$0")/endpoint.py"

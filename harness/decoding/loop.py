@@ -231,6 +231,8 @@ class OpenBatch:
             return
         for row in rows:
             self._count_prompt(row)
+            if row in self._shallow and self._shallow[row].is_exact(self._generations[row].prompt_reused):
+                del self._shallow[row]
             del self.reading[row]
             self._kept.hold(row, self._rows[row].owner, self._rows[row].prompt, len(self._rows[row].prompt))
         self._start(rows)

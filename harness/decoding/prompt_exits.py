@@ -223,6 +223,10 @@ class ShallowPrompt:
             self.depths += earlier.depths[self.exact : length]
             self.states = earlier.states[: length - self.exact]
 
+    def is_exact(self, reused: int) -> bool:
+        """Whether a prompt, read to its end, is full depth's: what was reused of it, and no token behind stopped."""
+        return reused == self.exact and min(self.depths[reused:]) == max(self.wanted)
+
     @property
     def waiting(self) -> list[int]:
         """Positions that are read to the exit and are to go on."""

@@ -16,6 +16,7 @@ from harness.appearance.pages import TOKEN_CSS, depth_shade, templates
 from harness.appearance.visible_text import is_hidden, one_line
 from harness.config import BASELINE
 from harness.config.decode import LONGEST_DRAFT
+from harness.config.rules import NONE
 from harness.errors import ConfigError, did_you_mean
 from harness.registry import KV_POLICIES
 
@@ -62,8 +63,12 @@ def depth_style(num_layers: int) -> str:
 def document(service: Service, url: str) -> str:
     """Return the page as HTML, for a service in any state, which clients reach at ``url``."""
     info, config, settings = service.info, service.config, service.settings
+    shallow, lossless = config.prompt_exit != NONE, "lossless" in settings.decodes
+    # with --prompt-exit the prompts of lossy requests are not full depth's
+    full = {"strategy": BASELINE} | ({"decode": "lossless" if shallow else "lossy"} if lossless else {})
     data = {
-        "lossless": "lossless" in settings.decodes,
+        "full": full,
+        "lossless": lossless,
         "numLayers": info.num_layers,
         "cached": KV_POLICIES.load(config.kv).facts.keeps_cache,
         "state": service.state,
@@ -83,7 +88,7 @@ def document(service: Service, url: str) -> str:
         default_decode="lossless" if settings.default.decode.lossless else "lossy",
         default_source=source,
         draft_cap=LONGEST_DRAFT,
-        compares=any(loaded.name == BASELINE for loaded in settings.loaded),
+        compares=any(loaded.name == BASELINE for loaded in settings.loaded) and (lossless or not shallow),
         prompt=PROMPT,
         first_tokens=min(FIRST_TOKENS, config.max_new_tokens),
         cap=config.max_new_tokens,

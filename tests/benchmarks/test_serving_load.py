@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.contracts import ModelRequest, SessionRequest, Strategy, TaskRequest, Tokenizer
+from harness.contracts import ModelRequest, Sample, SessionRequest, Strategy, TaskRequest, Tokenizer
 from harness.decoding.engine import Engine
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
@@ -43,6 +44,8 @@ QUICK_LOAD_S = 24
 """With ``--benchmark-quick``; a third of either warms up."""
 BATCH, QUEUE = 8, 20  # four of the clients find no place
 PAIRS, SHORT = 10, 24
+PAUSE_S = 1.0
+"""Idle work is over sooner than typing is."""
 READY_S = 300
 
 
@@ -56,13 +59,11 @@ class Load:
     tokens: int = 0
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[tuple[str, int]]:
+@contextmanager
+def served(*options: str) -> Iterator[tuple[str, int]]:
     """``harness serve`` with the default model as a process of its own: its URL and process id."""
-    command = [sys.executable, "-m", "harness.cli", "serve", "--port", "0", "--threads", "2"]
-    process = subprocess.Popen(
-        [*command, "--batch-size", str(BATCH), "--max-queue", str(QUEUE)], stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "harness.cli", "serve", "--port", "0", "--threads", "2", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         line = process.stderr.readline()
@@ -77,6 +78,12 @@ def endpoint() -> Iterator[tuple[str, int]]:
         process.terminate()
         process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[tuple[str, int]]:
+    with served("--batch-size", str(BATCH), "--max-queue", str(QUEUE)) as found:
+        yield found
 
 
 def resident_bytes(pid: int) -> int:
@@ -179,52 +186,95 @@ def test_the_first_token_of_an_idle_server(
     report(benchmark, "time to first token over the engine's own", statistics.median(ratios), "at most 1.2")
 
 
+LOOK_UP = {"early_exit": {"strategy": "full", "decode": "lossless", "draft": "lookup"}}
+WAYS: dict[str, dict[str, Any]] = {
+    "cold, full depth": {"cache_prompt": False, "early_exit": {"strategy": "full"}},
+    "warm, full depth": {"early_exit": {"strategy": "full"}},
+    "warm, look-up": LOOK_UP,
+    "warm, exits": {"early_exit": {"strategy": "classifier"}},
+    "warm, exits behind look-up": {"early_exit": {"strategy": "classifier", "decode": "lossless", "draft": "lookup"}},
+}
+
+
+@dataclass
+class Editor:
+    """One user's sessions over HTTP: seconds to the first event and to the last by way of working, and those wasted."""
+
+    url: str
+    samples: Sequence[Sample]
+    pause_s: float = 0.0
+    """Seconds that typing takes at most."""
+    waited: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    wasted_s: float = 0.0
+
+    def type_on(self, ways: Mapping[str, dict[str, Any]]) -> None:
+        """Ask for every line in every way, and when warm also for what typing overtakes."""
+        with httpx.Client(timeout=60) as client:
+            for sample in self.samples:
+                for mark, (name, way) in enumerate(ways.items(), 1000):  # another first token: ways share nothing
+                    for typed in () if name.startswith("cold") else sample.overtaken_requests:
+                        time.sleep(min(typed.typing_s, self.pause_s))
+                        self.wasted_s += self._ask(client, [mark, *typed.prompt_ids], way, typed.after_s)[1]
+                    time.sleep(min(sample.typing_s, self.pause_s))
+                    self.waited.setdefault(name, []).append(self._ask(client, [mark, *sample.prompt_ids], way))
+
+    def _ask(
+        self, client: httpx.Client, prompt: list[int], way: dict[str, Any], within_s: float = 60
+    ) -> tuple[float, float]:
+        """Complete a line; the client goes away when the next key is typed."""
+        body = {"prompt": prompt, "n_predict": 32, "stop": ["\n"], "stream": True, **way}
+        start, first = time.perf_counter(), 0.0
+        with client.stream("POST", f"{self.url}/completion", json=body) as answer:
+            assert answer.status_code == 200
+            for _ in answer.iter_lines():
+                first = first or time.perf_counter() - start
+                if time.perf_counter() - start > within_s:
+                    break
+        return first, time.perf_counter() - start
+
+
+def drawn(tokenizer: Tokenizer, documents: int, requests: int) -> Sequence[Sample]:
+    request = TaskRequest("codexglue-line", "embedded", limit=documents, session=SessionRequest(requests=requests))
+    return Py150().load(request, tokenizer).samples
+
+
 def test_an_editor_session(benchmark: Any, endpoint: tuple[str, int], tuned: tuple[Engine, Tokenizer]) -> None:
     """What one user waits for a line over HTTP: cold, and behind what earlier requests left; look-up and exits."""
-    url, _ = endpoint
-    request = TaskRequest("codexglue-line", "embedded", limit=3, session=SessionRequest(requests=6))
-    drawn = Py150().load(request, tuned[1]).samples
-    waited: dict[str, list[tuple[float, float]]] = {}
-    wasted = [0.0]
-    ways = {
-        "cold, full depth": {"cache_prompt": False, "early_exit": {"strategy": "full"}},
-        "warm, full depth": {"early_exit": {"strategy": "full"}},
-        "warm, look-up": {"early_exit": {"strategy": "full", "decode": "lossless", "draft": "lookup"}},
-        "warm, exits": {"early_exit": {"strategy": "classifier"}},
-        "warm, exits behind look-up": {
-            "early_exit": {"strategy": "classifier", "decode": "lossless", "draft": "lookup"}
-        },
-    }
-
-    with httpx.Client(timeout=60) as editor:
-
-        def ask(prompt: Sequence[int], way: dict[str, Any], within_s: float = 60) -> tuple[float, float]:
-            """Seconds to the first event and to the last; the client goes away when the next key is typed."""
-            body = {"prompt": list(prompt), "n_predict": 32, "stop": ["\n"], "stream": True, **way}
-            start, first = time.perf_counter(), 0.0
-            with editor.stream("POST", f"{url}/completion", json=body) as answer:
-                assert answer.status_code == 200
-                for _ in answer.iter_lines():
-                    first = first or time.perf_counter() - start
-                    if time.perf_counter() - start > within_s:
-                        break
-            return first, time.perf_counter() - start
-
-        def type_on() -> None:
-            for sample in drawn:
-                for mark, (name, way) in enumerate(ways.items(), 1000):  # another first token: ways share nothing
-                    for typed in sample.overtaken_requests if name.startswith("warm") else ():
-                        wasted[0] += ask([mark, *typed.prompt_ids], way, typed.after_s)[1]
-                    waited.setdefault(name, []).append(ask([mark, *sample.prompt_ids], way))
-
-        benchmark.pedantic(type_on, rounds=1)
-    for name, seconds in waited.items():
+    editor = Editor(endpoint[0], drawn(tuned[1], 3, 6))
+    benchmark.pedantic(lambda: editor.type_on(WAYS), rounds=1)
+    for name, seconds in editor.waited.items():
         first, whole = (sorted(each) for each in zip(*seconds, strict=True))
         report(benchmark, f"{name}: first token p50, ms", 1000 * statistics.median(first), "60 where warm")
         report(benchmark, f"{name}: line p50, ms", 1000 * statistics.median(whole), "150 where warm")
         report(benchmark, f"{name}: line p95, ms", 1000 * float(np.quantile(whole, 0.95)), "–")
-    total = wasted[0] + sum(whole for name, each in waited.items() if name.startswith("warm") for _, whole in each)
-    report(benchmark, "share of overtaken requests in warm time", wasted[0] / total, "–")
+    total = editor.wasted_s + sum(s for name, each in editor.waited.items() if name.startswith("warm") for _, s in each)
+    report(benchmark, "share of overtaken requests in warm time", editor.wasted_s / total, "–")
+
+
+@pytest.mark.parametrize("prefetch", ["deepen", "draft", "all"])
+def test_an_editor_session_with_idle_work(benchmark: Any, prefetch: str, tuned: tuple[Engine, Tokenizer]) -> None:
+    """What a server computes while a user types, and how much of it nobody uses."""
+    ways = {"full depth": WAYS["warm, full depth"], "look-up": LOOK_UP}
+    given = ["--decode", "lossy", "--prompt-exit", "layer=18:tail=64"]
+    if prefetch == "draft":
+        given = ["--decode", "lossless+lookup"]
+    with served("--prefetch", prefetch, *given) as (url, _):
+        editor = Editor(url, drawn(tuned[1], 2, 4), PAUSE_S)
+        benchmark.pedantic(lambda: editor.type_on(ways), rounds=1)
+        counted = dict(
+            re.findall(r"early_exit_prefetch\w+_total(?:{work=\"(\w+)\"})? (\S+)", httpx.get(f"{url}/metrics").text)
+        )
+    deepened, drafted, used, spent_s = (float(counted.get(name, 0)) for name in ("deepened", "drafted", "used", ""))
+    assert (deepened > 0, drafted > 0) == (prefetch != "draft", prefetch != "deepen")
+    assert used <= drafted
+    requests = sum(map(len, editor.waited.values()))
+    waited_s = sum(whole for each in editor.waited.values() for _, whole in each)
+    report(benchmark, "tokens of prompts made exact, a request", deepened / requests, "–")
+    report(benchmark, "tokens drafted, a request", drafted / requests, "–")
+    report(benchmark, "… of these used", used / requests, "all")
+    total = waited_s + editor.wasted_s + spent_s
+    report(benchmark, "share of idle work in all time", spent_s / total, "–")
+    report(benchmark, "share of overtaken requests in all time", editor.wasted_s / total, "–")
 
 
 def alternating(benchmark: Any, one: Callable[[], float], other: Callable[[], float]) -> list[float]:

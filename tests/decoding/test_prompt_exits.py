@@ -260,6 +260,10 @@ def test_an_editor_gets_a_shallow_answer_first_and_full_depth_s_later(engine: En
     (exact,) = engine.decode([following], Full(), kv="recompute", max_new_tokens=[NEW])
     assert second.prompt_reused == len(prompt) + NEW - 1
     assert second.token_ids == exact.token_ids
+    session.prefetch(60.0)
+    assert session.idle.deepened == len(prompt), "none of its few new tokens stopped"
+    third = session.decode("me", [*following, *second.token_ids, 5], Full(), max_new_tokens=NEW, prompt_rule=RULE)
+    assert third.prompt_reused == len(following) + NEW - 1
     undeepened = EngineSession(engine, POSITIONS, "recompute", "exact")
     undeepened.decode("me", prompt, Full(), max_new_tokens=NEW, prompt_rule=RULE)
     again = undeepened.decode("me", following, Full(), max_new_tokens=NEW, prompt_rule=RULE)

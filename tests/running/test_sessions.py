@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from harness import RunConfig, run
 from harness.contracts import Sample
 from harness.decoding.engine import EngineSession
+from harness.registry import STOPS
 from harness.running.session import in_blocks
 from tests.run_files import lines
 
@@ -106,12 +108,32 @@ def test_a_block_holds_whole_sessions() -> None:
     assert ids == [["a#0", "a#1", "a#2"], ["b#0", "b#1"], ["c#0", "c#1"], ["c#2"]]
 
 
-def test_stop_rules_and_prompt_exits_in_sessions(tiny_llama: Path, prompt_maps: Path, tmp_path: Path) -> None:
-    """A rule cuts what the row without it generates, and of kept prompts only what is new is read, and counted."""
+AFTER = """
+from harness.contracts import RowStop, Stop
+
+@dataclass(frozen=True)
+class Outside(Stop):
+    def start(self, cursor):
+        return Counting()
+
+class Counting(RowStop):
+    def over(self, token_ids):
+        return len(token_ids) == 3
+"""
+
+
+def test_stop_rules_and_prompt_exits_in_sessions(
+    tiny_llama: Path, prompt_maps: Path, tmp_path: Path, plug_in: Callable[..., Path]
+) -> None:
+    """A rule cuts what the row without it generates, and of kept prompts only what is new is read, and counted.
+
+    Requests end with their line whatever the rule: `line` changes nothing.
+    """
+    plug_in("after", AFTER, STOPS)
     frame = run(
         RunConfig(
             model=str(tiny_llama), tasks=("py150",), scenario="session:requests=4:window=120:step=30", energy="none",
-            keep=("exact", "none"), strategies=("full",), stop="line,statement", prompt_exit="layer=6:tail=8", limit=2,
+            keep=("exact", "none"), strategies=("full",), stop="line,after", prompt_exit="layer=6:tail=8", limit=2,
             max_new_tokens=12, out=tmp_path / "run", idle_s=0, weights_format="float32", kv="recompute", threads=1,
             artefacts=str(prompt_maps), untimed=True,
         )
@@ -129,9 +151,9 @@ def test_stop_rules_and_prompt_exits_in_sessions(tiny_llama: Path, prompt_maps: 
         for one, whole in zip(mine, without, strict=True):
             assert one["sample_id"] == whole["sample_id"]
             if "keep=none" in name:
-                count = len(one["token_ids"])
-                assert one["token_ids"] == whole["token_ids"][:count]
-                assert one["stop_rule"] == stop or count == len(whole["token_ids"])
+                ended = stop == "after" and len(whole["token_ids"]) > 3
+                assert one["token_ids"] == (whole["token_ids"][:3] if ended else whole["token_ids"])
+                assert one["stop_rule"] == ("after" if ended else whole["stop_rule"])
                 assert one["prompt_reused"] == 0
             new = len(one["prompt_ids"]) - one["prompt_reused"]
             assert one["prompt_layers"] + one["prompt_layers_skipped"] == 12 * new

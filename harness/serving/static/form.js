@@ -28,11 +28,11 @@ export function wanted() {
   return early;
 }
 
-/** Returns the setting that never drafts and never exits. */
-export const full = () => ({ strategy: "full", ...(byId("decode") && { decode: "lossy" }) });
+/** The setting that never drafts and never exits, nor do its prompts. */
+export const { full } = JSON.parse(byId("data").textContent);
 
 /** Whether a setting is that one. */
-export const isFull = early => early.strategy === "full" && early.decode !== "lossless";
+export const isFull = ({ strategy, decode, draft }) => strategy === full.strategy && decode === full.decode && !draft;
 
 /** A long default is shown short; left as it is, it is sent as it is. */
 const exactly = field => (field.value === field.defaultValue && field.dataset.exact) || field.value;

@@ -158,7 +158,7 @@ async function start() {
   for (const cell of results.querySelectorAll("[data-full]")) cell.hidden = !compare;
   for (const part of results.querySelectorAll("[data-lossless]")) part.hidden = !lossless;
   busy(true);
-  const first = new Run("early", early), full = compare ? new Run("full", atFullDepth()) : null;
+  const first = new Run("early", early), full = compare ? new Run("full", atFullDepth) : null;
   byId("run-early").scrollIntoView({ block: "nearest" });
   let verdict = "";
   try {

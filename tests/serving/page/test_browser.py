@@ -116,6 +116,22 @@ def test_energy_says_where_it_comes_from(visit: Visit) -> None:
     assert visit().page.evaluate(script, arguments) == list(ENERGIES)
 
 
+def test_full_depth_reads_its_prompt_whole_where_others_exit(visit: Visit, service: Any) -> None:
+    """Lossless requests do; strategy `full`, lossy, has a shallow prompt and is compared like any other."""
+    service.config = service.config.model_copy(update={"prompt_exit": "tail:layer=18:tail=64", "prefetch": "deepen"})
+    visitor = visit()
+    page = visitor.run(tokens=4)
+    _, full = visitor.sent
+    assert full["parameters"]["early_exit"] == {"strategy": "full", "decode": "lossless"}
+    assert page.inner_text("#name-full") == "full"
+    facts = " ".join(page.inner_text(".facts").split())
+    assert facts.endswith("prompt exit tail:layer=18:tail=64 prefetch deepen")
+    page.select_option("#strategy", label="full")
+    for decode in ("lossy", "lossless"):
+        page.select_option("#decode", decode)
+        assert page.is_enabled("#compare") is (decode == "lossy")
+
+
 def test_the_same_prompt_runs_at_full_depth_too(visit: Visit, service: Any) -> None:
     service.differs_at = 5
     visitor = visit()
