@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).parents[1] / "gallery" / "endpoint.png"
-OPTIONS = ("--port", "0", "--strategy", "classifier", "--decode", "lossless+lookup")
+OPTIONS = ("--port", "0", "--strategy", "classifier", "--decode", "lossless+suffix")
 WIDTH = 1280
 
 

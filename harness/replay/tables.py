@@ -265,7 +265,7 @@ def notes_of(
     if any(row.lossless for row in rows):
         notes.append(
             "Lossless rows: tokens are full depth's, and tokens per verification those of live decoding without stop "
-            "rules and outside editor sessions, where look-up drafts from earlier requests, too. What exits say behind "
+            "rules and outside editor sessions, where suffix drafts from earlier requests, too. What exits say behind "
             "a wrong draft is not in a trace: strategies are taken to do there what they do at the same places of full "
             "depth's text. Drafts, acceptance, layers and the speed-up rest on that."
         )

@@ -186,13 +186,13 @@ def test_the_first_token_of_an_idle_server(
     report(benchmark, "time to first token over the engine's own", statistics.median(ratios), "at most 1.2")
 
 
-LOOK_UP = {"early_exit": {"strategy": "full", "decode": "lossless", "draft": "lookup"}}
+SUFFIX = {"early_exit": {"strategy": "full", "decode": "lossless", "draft": "suffix"}}
 WAYS: dict[str, dict[str, Any]] = {
     "cold, full depth": {"cache_prompt": False, "early_exit": {"strategy": "full"}},
     "warm, full depth": {"early_exit": {"strategy": "full"}},
-    "warm, look-up": LOOK_UP,
+    "warm, suffix": SUFFIX,
     "warm, exits": {"early_exit": {"strategy": "classifier"}},
-    "warm, exits behind look-up": {"early_exit": {"strategy": "classifier", "decode": "lossless", "draft": "lookup"}},
+    "warm, exits behind suffix": {"early_exit": {"strategy": "classifier", "decode": "lossless", "draft": "suffix"}},
 }
 
 
@@ -239,7 +239,7 @@ def drawn(tokenizer: Tokenizer, documents: int, requests: int) -> Sequence[Sampl
 
 
 def test_an_editor_session(benchmark: Any, endpoint: tuple[str, int], tuned: tuple[Engine, Tokenizer]) -> None:
-    """What one user waits for a line over HTTP: cold, and behind what earlier requests left; look-up and exits."""
+    """What one user waits for a line over HTTP: cold, and behind what earlier requests left; drafts from text and exits."""
     editor = Editor(endpoint[0], drawn(tuned[1], 3, 6))
     benchmark.pedantic(lambda: editor.type_on(WAYS), rounds=1)
     for name, seconds in editor.waited.items():
@@ -254,10 +254,10 @@ def test_an_editor_session(benchmark: Any, endpoint: tuple[str, int], tuned: tup
 @pytest.mark.parametrize("prefetch", ["deepen", "draft", "all"])
 def test_an_editor_session_with_idle_work(benchmark: Any, prefetch: str, tuned: tuple[Engine, Tokenizer]) -> None:
     """What a server computes while a user types, and how much of it nobody uses."""
-    ways = {"full depth": WAYS["warm, full depth"], "look-up": LOOK_UP}
+    ways = {"full depth": WAYS["warm, full depth"], "suffix": SUFFIX}
     given = ["--decode", "lossy", "--prompt-exit", "layer=18:tail=64"]
     if prefetch == "draft":
-        given = ["--decode", "lossless+lookup"]
+        given = ["--decode", "lossless+suffix"]
     with served("--prefetch", prefetch, *given) as (url, _):
         editor = Editor(url, drawn(tuned[1], 2, 4), PAUSE_S)
         benchmark.pedantic(lambda: editor.type_on(ways), rounds=1)

@@ -287,7 +287,7 @@ def test_the_command_shows_what_is_drafted(cli: Callable[..., Any], tiny_llama: 
     assert "times what each takes here" in " ".join(done.out.split())
     assert "Lossless decoding: what is drafted and verified, replayed" in done.out
     assert "behind a wrong draft" in " ".join(done.out.split())
-    assert "outside editor sessions, where look-up drafts from earlier requests" in " ".join(done.out.split())
+    assert "outside editor sessions, where suffix drafts from earlier requests" in " ".join(done.out.split())
     header, *lines = Path("s/sweep.csv").read_text().splitlines()
     assert {"decode", "draft_max", "acceptance", "tokens_per_verification"} <= set(header.split(","))
     assert sum("lossless+lookup:n=2" in line for line in lines) == 1
