@@ -48,8 +48,9 @@ def demo_strategies(exit_points: Sequence[int]) -> tuple[str, ...]:
         "hash",
         "oracle",
         f"{BASELINE}@lossless+lookup",
+        f"{BASELINE}@lossless+suffix",
         "classifier@lossless",
-        "classifier@lossless+lookup",
+        "classifier@lossless+suffix",
     )
 
 

@@ -57,7 +57,7 @@ def test_the_demo_needs_nothing_and_names_registered_strategies_with_valid_optio
     specs = parse_all(demo_strategies((4, 6, 8, 10, 12, 14, 18, 22, 26)), in_run=True)
     assert specs[0] == StrategySpec("full")
     assert sum(spec.decode is None for spec in specs) == 12
-    assert {spec.decode for spec in specs} == {None, "lossless", "lossless+lookup"}
+    assert {spec.decode for spec in specs} == {None, "lossless", "lossless+lookup", "lossless+suffix"}
     for spec in specs:
         build_strategy(spec)
     for few in ((), (4,), (4, 6)):
