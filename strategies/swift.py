@@ -81,15 +81,16 @@ class Swift(SkipsLayers):
     What differs: whole layers are skipped, where the paper skips attention and MLP apart. Candidates are random, where
     every 25th of the paper's is Bayesian optimisation's. A search belongs to its completion, since completions do not
     depend on one another here; the paper's goes on over a task's requests, up to 1,000 trials. ``skip`` names a set of
-    such a search, as the paper's cached configurations do, and nothing is searched. The first set is scored, too. In
-    the window each token sees full depth's keys and values before it, as the first of a draft does, where the paper
-    drafts the whole window. Drafts are chains, no trees, of 16 tokens (25) at most.
+    such a search, as the paper's cached configurations do, and nothing is searched. The first set is scored, too. The
+    window has 8 tokens (50), since completions here are short, and each sees full depth's keys and values before it, as
+    the first of a draft does, where the paper drafts the whole window. Drafts are chains, no trees, of 16 tokens (25)
+    at most.
     """
 
     skip: Annotated[
         str | None, Field(description="layers that are always skipped, 0-based: 9+11+12; none is searched")
     ] = None
-    window: Annotated[int, Field(ge=1, description="tokens that score a set of layers, the completion's first")] = 16
+    window: Annotated[int, Field(ge=1, description="tokens that score a set of layers, the completion's first")] = 8
     trials: Annotated[int, Field(ge=0, description="sets that are scored at most, the first one included")] = 8
 
     def exit_points(self, model: ModelInfo) -> tuple[int, ...]:
