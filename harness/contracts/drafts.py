@@ -1,18 +1,22 @@
 """The contract of a draft source: tokens without layers, when to verify, and what came of it.
 
-A draft is made of the tokens at which a strategy exited, and of those that a source proposed without running a layer.
-The next pass that goes deep verifies all of it: it computes what full depth would have said at each place.
+A draft is made of the tokens at which a strategy exited, of those that named layers alone drafted, and of those that a
+source proposed without running a layer. The next pass that goes deep verifies all of it: it computes what full depth
+would have said at each place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from harness.contracts.heads import LM_HEAD, HeadChoice
 from harness.contracts.models import ModelInfo
 from harness.contracts.strategies import Batch, ExitView
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(slots=True)
@@ -25,18 +29,29 @@ class Draft:
     tokens: list[int] = field(default_factory=list)  # its draft: what follows them unless full depth disagrees
     # decoder layers that ran before each of those was drafted; 0 where a source proposed it
     layers: list[int] = field(default_factory=list)
-    # of each token of an exit, under the head that chose it; empty unless a rule needs them. What a source proposed has
-    # none and comes last
+    # of each token that layers drafted, under the head that chose it; empty unless a rule needs them. What a source
+    # proposed has none and comes last
     probabilities: list[float] = field(default_factory=list)
 
 
 class DraftView(ExitView, Protocol):
     """A view of lossless decoding: every one that a strategy or a draft rule sees there."""
 
-    def gathered(self, parts: Sequence[tuple[ExitView, Sequence[int]]]) -> ExitView:
+    def gathered(self, parts: Sequence[tuple[ExitView, Sequence[int]]]) -> DraftView:
         """Return rows of several views as one, so that one product of a head reads them all.
 
         ``parts`` are views, of any exit points, and places among their rows. What they read of a head is not reused.
+        """
+
+    def through(self, layers: Sequence[int], states: Tensor | None = None) -> DraftView:
+        """Return these rows after further layers alone, as a view that the head reads without a shortcut.
+
+        Each attends, by itself, to the keys and values that the cache holds before its position, and leaves none. The
+        layers are charged.
+
+        Args:
+            layers: which, 0-based, in the order in which they run.
+            states: taken in place of the rows' own, ``[n, hidden_size]``.
         """
 
 
@@ -61,8 +76,17 @@ class DraftRule:
         """
         return ()
 
+    def drafting_layers(self, draft: Draft) -> Sequence[int]:
+        """Return the layers that alone draft the next token, 0-based and ascending; none to let the strategy's exits.
+
+        Asked where nothing was proposed. The LM head reads the state behind the last of them, and no rule is asked on
+        the way. Other layers keep no keys and values of the token: verification runs it through all of them, from the
+        first on, and writes what these left anew.
+        """
+        return ()
+
     def verify_now(self, draft: Draft) -> bool:
-        """Return whether the draft, at least one token, ends here. Asked after each token of an exit."""
+        """Return whether the draft, at least one token, ends here. Asked after each token that layers drafted."""
         return False
 
     def watched(self, draft: Draft) -> Sequence[int]:

@@ -4,7 +4,8 @@ Tokens that left early wait with their states, under a KV policy that defers, fo
 pass computes what full depth would have said at each of their places. The longest beginning that full depth agrees with
 is kept, and the token that full depth says after it. Nothing waits any longer then, and the cache's later positions are
 written again. So every strategy drafts, and what comes out is full depth's (LayerSkip, Elhoushi 2024, arXiv 2404.16710,
-is the special case of a fixed exit).
+is the special case of a fixed exit). What named layers drafted (:meth:`harness.contracts.DraftRule.drafting_layers`)
+has no state to wait with: verification reads it as if it had been proposed.
 """
 
 from __future__ import annotations
@@ -50,17 +51,22 @@ class Drafting:
         self._work: list[DraftWork] = []  # of the pass that drafted each token; what a source proposes is behind those
         self._done = DraftWork.so_far(made)
         self.needs_probabilities = any(rule.needs_probabilities for rule in settings.rules)
+        self._unread = 0  # tokens before the newest that no pass but those of named layers has seen
         self.due = self.ended = False
 
     def fresh(self) -> tuple[list[int], int]:
-        """Return the row's newest tokens, which no layer has seen, and the position of the last."""
+        """Return the row's newest tokens, which are still to be read, and the position of the last."""
         draft, made = self._draft, self._made
-        if self.ended:
-            return [], len(draft.prompt) + len(made.token_ids) + len(made.draft) - 2
-        tokens = [made.draft[-1] if made.draft else made.token_ids[-1]]
+        said = [*made.token_ids[-1:], *made.draft]
+        tokens = said[len(said) - 1 - self._unread : len(said) - self.ended]
         if not self.due:
             tokens += self._proposed()
-        return tokens, len(draft.prompt) + len(made.token_ids) + len(made.draft) - 1
+        return tokens, len(draft.prompt) + len(made.token_ids) + len(made.draft) - 1 - self.ended
+
+    def layers(self) -> tuple[int, ...]:
+        """Return the layers that alone draft the next token; none where the strategy's exits do, or nothing does."""
+        named = () if self.due else (rule.drafting_layers(self._draft) for rule in self._rules)
+        return next((tuple(layers) for layers in named if len(layers)), ())
 
     def _proposed(self) -> Sequence[int]:
         draft, made = self._draft, self._made
@@ -79,8 +85,11 @@ class Drafting:
             return proposed
         return ()
 
-    def add(self, token: int, layer: int, probability: float | None, *, ends: bool) -> None:
-        """Draft a token, of an exit after so many layers; ``ends`` says that it would end the completion."""
+    def add(self, token: int, layer: int, probability: float | None, *, ends: bool, named: bool = False) -> None:
+        """Draft a token after so many layers, those of an exit or ``named`` ones.
+
+        ``ends`` says that it would end the completion.
+        """
         made = self._made
         made.draft.append(token)
         self._draft.layers.append(layer)
@@ -90,7 +99,7 @@ class Drafting:
         now = DraftWork.so_far(made)
         self._work.append(now - self._done + DraftWork(passes=1))
         self._done = now
-        self.ended = ends
+        self.ended, self._unread = ends, self._unread + 1 if named else 0
         self.due = (
             ends or len(made.draft) >= self._draft_max or any(rule.verify_now(self._draft) for rule in self._rules)
         )
@@ -124,7 +133,7 @@ class Drafting:
         made.draft.clear()
         self._draft.layers.clear()
         self._draft.probabilities.clear()
-        self.due = self.ended = False
+        self._unread, self.due, self.ended = 0, False, False
 
 
 def proposal(rule: DraftRule, draft: Draft, limit: int, vocab_size: int) -> list[int]:

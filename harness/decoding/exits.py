@@ -275,6 +275,9 @@ class _Guarded(DraftRule):
     def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
         return self._unless_failed(draft.row, lambda: proposal(self._rule, draft, max_tokens, self._vocab_size), [])
 
+    def drafting_layers(self, draft: Draft) -> Sequence[int]:
+        return self._unless_failed(draft.row, lambda: self._rule.drafting_layers(draft), ())
+
     def verify_now(self, draft: Draft) -> bool:
         return self._unless_failed(draft.row, lambda: self._rule.verify_now(draft), True)
 

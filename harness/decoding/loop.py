@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -308,12 +308,18 @@ class OpenBatch:
     @torch.inference_mode()
     def step(self) -> None:
         """Make one token for every running row: out of as few layers as decided, or of all where a draft is due."""
-        current = self._begin(self.running)
-        due = frozenset(row for row, drafting in self._drafting.items() if drafting.due)
-        compared: list[Scores] = []
-        self._run_through(current, due, compared)
-        for row, layer in undefined(compared):  # whether scores are numbers is asked once, after the token
-            self._fail(row, "scores", layer, len(self._generations[row].token_ids))
+        fresh = {row: self._fresh(row) for row in self.running if self._cache is not None}
+        named = {row: layers for row in fresh if row in self._drafting and (layers := self._drafting[row].layers())}
+        for layers in dict.fromkeys(named.values()):
+            self._draft_through(layers, {row: fresh[row] for row in fresh if named.get(row) == layers})
+        rows = [row for row in self.running if row not in named]
+        if rows:
+            current = self._begin(rows, fresh)
+            due = frozenset(row for row, drafting in self._drafting.items() if drafting.due and row not in named)
+            compared: list[Scores] = []
+            self._run_through(current, due, compared)
+            for row, layer in undefined(compared):  # whether scores are numbers is asked once, after the token
+                self._fail(row, "scores", layer, len(self._generations[row].token_ids))
         self._end_rows()
 
     def drop(self, row: int) -> None:
@@ -468,14 +474,39 @@ class OpenBatch:
         if isinstance(current, TokenPass) and self._policy is not None:
             self._policy.leave(_leaving(current, view, going))
 
-    def _draft(self, row: int, token: int, logit: float, layer: int, probability: float | None) -> None:
-        """Draft a token of an exit; a row whose logits are not finite fails here as anywhere."""
+    def _draft_through(self, layers: tuple[int, ...], fresh: Mapping[int, tuple[list[int], int]]) -> None:
+        """Draft a token of some rows by layers that their rules named; nothing joins it, and nothing waits of it."""
+        if list(layers) != sorted(set(layers) & set(range(self._backbone.num_layers))):
+            raise OptionError(
+                f"a draft rule named the layers {layers}; name some of 0 to {self._backbone.num_layers - 1}, ascending."
+            )
+        assert self._cache is not None
+        assert self._policy is not None
+        rows, drafting = list(fresh), [self._drafting[row] for row in fresh]
+        current = TokenPass(
+            self._backbone, self._rotary, self._cache, KVPolicy(self._policy.batch), rows,
+            [tokens[-1:] for tokens, _ in fresh.values()], [position for _, position in fresh.values()],
+            self._generations,
+        )  # fmt: skip
+        current.through(layers)
+        view = LayerView(self._backbone, current, self._generations, self._heads)
+        places = list(range(len(rows)))
+        heads = {place: one.head for place, one in enumerate(drafting)}
+        wanted = {place for place, one in enumerate(drafting) if one.needs_probabilities}
+        for place, (token, logit, probability) in enumerate(view.choose(places, heads, wanted)):
+            given = probability if place in wanted else None
+            self._draft(rows[place], token, logit, len(layers), given, named=True)
+
+    def _draft(
+        self, row: int, token: int, logit: float, layer: int, probability: float | None, *, named: bool = False
+    ) -> None:
+        """Draft a token of an exit or of named layers; a row whose logits are not finite fails here as anywhere."""
         one = self._generations[row]
         if not math.isfinite(logit):
             self._fail(row, "logits", layer, len(one.token_ids) + len(one.draft) + 1)
             return
         ends = self._would_end(row, [*one.draft, token])
-        self._drafting[row].add(token, layer, probability, ends=ends)
+        self._drafting[row].add(token, layer, probability, ends=ends, named=named)
 
     def _would_end(self, row: int, drafted: Sequence[int]) -> bool:
         """Return whether a row's completion would end with the last of its drafted tokens."""
@@ -607,14 +638,13 @@ class OpenBatch:
             if self._generations[row].failure is None:
                 self._generations[row].log_probabilities.append(value)
 
-    def _begin(self, rows: list[int]) -> Pass:
+    def _begin(self, rows: list[int], fresh: Mapping[int, tuple[list[int], int]]) -> Pass:
         if self._cache is None or self._policy is None:
             prefixes = [[*self._rows[row].prompt, *self._generations[row].token_ids] for row in rows]
             return PrefixPass(self._backbone, self._rotary, prefixes, rows, generations=self._generations)
-        fresh = [self._fresh(row) for row in rows]
         return TokenPass(
             self._backbone, self._rotary, self._cache, self._policy, rows,
-            [tokens for tokens, _ in fresh], [position for _, position in fresh], self._generations,
+            [fresh[row][0] for row in rows], [fresh[row][1] for row in rows], self._generations,
         )  # fmt: skip
 
     def _fresh(self, row: int) -> tuple[list[int], int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -68,6 +68,7 @@ class RowSelection:
     positions: list[int]
     layer: int
     state: Tensor
+    source: TokenPass
 
     def hidden(self) -> Tensor:
         """All of them, ``[n, hidden_size]``."""
@@ -408,6 +409,7 @@ class TokenPass:
             self._state
             if len(chosen) == len(self.rows)
             else torch.cat([self._state[spans[index]] for index in chosen]),
+            self,
         )
 
     def runs(self, indices: Sequence[int]) -> list[Waiting]:
@@ -424,6 +426,39 @@ class TokenPass:
         self.rows = [self.rows[index] for index in staying]
         self._positions = [self._positions[index] for index in staying]
         self._starts = [self._starts[index] for index in staying]
+
+    def through(self, layers: Sequence[int]) -> None:
+        """Run the new tokens through these layers alone, 0-based, as if the model had no others; none is left then."""
+        for _, run in groupby(enumerate(layers), lambda place: place[1] - place[0]):
+            consecutive = [layer for _, layer in run]
+            self.layer = consecutive[0]
+            self.advance(consecutive[-1] + 1)
+        self.layer = self._backbone.num_layers
+
+    def beside(self, layers: Sequence[int], rows: Sequence[int], positions: Sequence[int], state: Tensor) -> Tensor:
+        """Return states ``[n, hidden_size]`` after these layers, as if each stood alone behind what the cache holds.
+
+        Args:
+            layers: which, 0-based.
+            rows: of the cache, that each belongs to.
+            positions: where each stands; nothing is kept there.
+            state: ``[n, hidden_size]``.
+        """
+        device, heads, reach = self._backbone.device, self._backbone.heads, max(positions)
+        index, places = upload(rows, device), upload(positions, device)
+        tables = None if self._rotary is None else self._rotary.tables(places)
+        before = self._cache.mask(places - 1, reach)
+        mask = F.pad(before, (0, 1)).view(len(rows), 1, 1, -1)  # and itself
+        for layer in layers:
+            block = self._backbone.blocks[layer]
+            queries, entries = block.project(state, self._rotary, tables)
+            held = torch.cat((self._cache.entries[layer, index, :, :reach], entries.unsqueeze(2)), dim=2)
+            keys, values = held.chunk(2, dim=1)
+            state = block.finish(state, attend(queries.unsqueeze(1), keys, values, mask, heads, block.scale))
+        for row in set(rows):
+            self._generations[row].layers_executed += len(layers) * rows.count(row)
+            self._generations[row].layers_read += len(layers)
+        return state
 
     def rehearse(self) -> Tensor:
         """Run a copy to the last layer. What it writes lies beyond this layer and is written again or hidden."""

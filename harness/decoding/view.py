@@ -25,7 +25,7 @@ from harness.decoding.readings import (
     top_probability,
     two_best,
 )
-from harness.decoding.step import PassState, RowSelection
+from harness.decoding.step import PassState, RowSelection, TokenPass
 from harness.errors import OptionError
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -284,10 +284,24 @@ class LayerView:
             [position for view, indices in chosen for position in _at(view.position, indices)],
             self._layer,
             torch.cat([pick(view.hidden_state, indices) for view, indices in chosen]),
+            self._source,
         )
         twin = LayerView(self._backbone, one, self._generations, self._heads)
         twin._known["exit state"] = (torch.cat([pick(view.exit_state, indices) for view, indices in chosen]),)
         return twin
+
+    def through(self, layers: Sequence[int], states: Tensor | None = None) -> LayerView:
+        """Return these rows after further layers alone, each by itself."""
+        given = self._hidden if states is None else states
+        found = self._source.beside(layers, self._rows, self._positions, given)
+        one = RowSelection(self._rows, self._positions, self._backbone.num_layers, found, self._source)
+        return LayerView(self._backbone, one, self._generations, self._heads)
+
+    @property
+    def _source(self) -> TokenPass:
+        """The pass, in lossless decoding."""
+        assert isinstance(self._pass, TokenPass | RowSelection)
+        return self._pass if isinstance(self._pass, TokenPass) else self._pass.source
 
     def part(self, indices: list[int], before: LayerView | None = None) -> LayerView:
         """Return a view of some of these rows, for a rule of their own; what it computes serves the output too.

@@ -137,7 +137,7 @@ def operating_points(built: Built, config: RunConfig, models: Sequence[ModelInfo
             kv, drafts = given, longest if decode.lossless else longest[:1]
             if decode.lossless and not _facts(kv).defers:
                 deferring = [other for other in policies if _facts(other).defers]
-                if deferring and strategy.exit_points(own):  # it stands beside this one
+                if deferring and _drafts(strategy, own):  # it stands beside this one
                     continue
                 kv = next(iter(deferring or policies), Strategy.default_kv)  # refused below if it does not
             for most, stop, keep, prompt, prefetch, weights_format in product(
@@ -190,8 +190,8 @@ def black_box(spec: StrategySpec, strategy: BlackBox) -> OperatingPoint:
 
 
 def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], info: ModelInfo) -> Iterator[DecodeSpec]:
-    """How a strategy decodes; what never exits drafts nothing of itself, so that it is lossy and lossless at once."""
-    drafts = bool(strategy.exit_points(info))
+    """How a strategy decodes; what drafts nothing of itself is lossy and lossless at once."""
+    drafts = _drafts(strategy, info)
     wanted = [parse_decode(text) for text in ([spec.decode] if spec.decode is not None else decodes)]
     own = parse_decode(strategy.default_decode)
     if own.lossless and spec.decode is None:
@@ -199,6 +199,11 @@ def _decodes(spec: StrategySpec, strategy: Strategy, decodes: Sequence[str], inf
     if spec == StrategySpec(BASELINE):  # what every other one is held against
         wanted.insert(0, LOSSY)
     yield from dict.fromkeys(one if drafts or one.proposing else LOSSY for one in wanted)
+
+
+def _drafts(strategy: Strategy, info: ModelInfo) -> bool:
+    """Whether a strategy drafts of itself: at exits, or by layers that it names, which is all that such a one does."""
+    return bool(strategy.exit_points(info)) or parse_decode(strategy.default_decode).lossless
 
 
 def _policies(strategy: Strategy, policies: Sequence[str], info: ModelInfo) -> Iterator[str]:
@@ -247,7 +252,7 @@ def _probes(points: Sequence[OperatingPoint]) -> Iterator[OperatingPoint]:
 def drafting(decode: DecodeSpec, draft_max: int, head: str, strategy: Strategy, info: ModelInfo) -> Lossless | None:
     """Return how a strategy drafts, and what reads those tokens; ``None`` where it decodes lossily."""
     lossless = build_decode(decode, draft_max)
-    if lossless is None or not strategy.exit_points(info):
+    if lossless is None or not _drafts(strategy, info):
         return lossless
     return replace(lossless, head=draft_head(head, info))
 

@@ -51,6 +51,7 @@ _KNOWN = {
     "rl": ("#0072b2", "X"), "predictor": ("#e69f00", "p"), "consistent": ("#7f5af0", "v"), "sec": ("#d55e00", "X"),
     "hash": ("#009e73", "P"), "free": ("#0072b2", "^"), "shortlist": ("#d55e00", "v"), "schedule": ("#5b5b5b", "D"),
     "pruned": ("#5b5b5b", "s"), "layerskip": ("#8c6d31", "p"), "del": ("#cc79a7", ">"), "endpoint": ("#009e73", "o"),
+    "swift": ("#0072b2", "p"), "clasp": ("#009e73", "<"),
 }  # fmt: skip
 """Colour and marker of each strategy that ships."""
 _SETTINGS: Any = {

@@ -239,7 +239,7 @@ def drawn(tokenizer: Tokenizer, documents: int, requests: int) -> Sequence[Sampl
 
 
 def test_an_editor_session(benchmark: Any, endpoint: tuple[str, int], tuned: tuple[Engine, Tokenizer]) -> None:
-    """What one user waits for a line over HTTP: cold, and behind what earlier requests left; drafts from text and exits."""
+    """What one user waits for a line over HTTP: cold, and behind what earlier requests left; text drafts and exits."""
     editor = Editor(endpoint[0], drawn(tuned[1], 3, 6))
     benchmark.pedantic(lambda: editor.type_on(WAYS), rounds=1)
     for name, seconds in editor.waited.items():

@@ -30,6 +30,7 @@ from harness.decoding.exits import AskedExits
 from harness.decoding.generation import Generation
 from harness.errors import OptionError
 from harness.registry import STRATEGIES as REGISTERED
+from strategies.clasp import Clasp
 from strategies.confidence import Confidence
 from strategies.dynamic_exit import DynamicExit
 from strategies.fixed import Fixed
@@ -37,6 +38,7 @@ from strategies.full import Full
 from strategies.layerskip import LayerSkip
 from strategies.oracle import Oracle
 from strategies.random import Random
+from strategies.swift import SkipsLayers, Swift
 from tests.crossing import in_turn
 from tests.decoding.conftest import FORMS, KINDS, LEARNED, STRATEGIES, each_kind, with_heads
 
@@ -140,6 +142,10 @@ TRIED = [
     LayerSkip(2, 3),
     DynamicExit(),
     DynamicExit(every=3, decay=0.5),
+    Swift(threshold=0.1, window=4),
+    Swift(threshold=0, skip="1+3+4"),
+    Clasp(threshold=0.2, every=1),
+    Clasp(threshold=0, ratio=0.25),
 ]
 
 
@@ -153,7 +159,8 @@ def test_what_comes_out_is_full_depth_s(
     for batch, limits in ((prompts[:1], [NEW]), (prompts, [3, NEW, 9])):
         made = decoded(case.engine, batch, drafting, most, seeds=[3, 4, 5][: len(batch)], max_new_tokens=limits)
         assert tokens(made) == [one[:limit] for one, limit in zip(expected, limits, strict=False)]
-        for one in made if drafting != Oracle() else ():  # whose rehearsals run layers of their own
+        # But for rehearsals, and drafts that do not wait with their states: see ``test_skipped_layers.py``.
+        for one in made if not isinstance(drafting, Oracle | SkipsLayers) else ():
             assert one.layers_executed == (len(one.token_ids) - 1) * LAYERS + one.layers_discarded
 
 
@@ -302,7 +309,10 @@ def test_the_last_position_can_be_reached(case: Any) -> None:
 
 @in_turn(
     case=list(FORMS),
-    strategy=[Always((1,)), Random(0.6), Fixed(5), Confidence(0.3), Full()],
+    strategy=[
+        *(Always((1,)), Random(0.6), Fixed(5), Confidence(0.3), Full()),
+        *(Swift(threshold=0.1, window=4), Clasp(threshold=0.2, every=1)),
+    ],
     wrong_every=[3, None, 5, None],
 )
 def test_keys_and_values_are_those_of_a_run_that_never_drafted(

@@ -109,15 +109,17 @@ def test_an_attribution_that_would_mean_nothing_is_refused(config: dict[str, Any
 
 def test_what_only_drafts_is_decoded_losslessly(config: dict[str, Any], tmp_path: Path) -> None:
     """Whatever the others are; a rule that only ends drafts makes nothing of what never exits."""
-    strategies = ("layerskip:layer=4:length=2", "del", "fixed:layer=4", "fixed:layer=4@lossless+product:bound=0.5")
+    drafting = ("layerskip:layer=4:length=2", "del", "swift:threshold=0.1", "clasp:threshold=0.1")
+    strategies = (*drafting, "fixed:layer=4", "fixed:layer=4@lossless+product:bound=0.5")
     frame = run(RunConfig.build(config | {"strategies": strategies, "max_new_tokens": 12}))
-    exact = {"layerskip:layer=4:length=2@lossless", "del@lossless", "fixed:layer=4@lossless+product:bound=0.5"}
+    exact = {*(f"{each}@lossless" for each in drafting), "fixed:layer=4@lossless+product:bound=0.5"}
     assert set(frame["operating_point"]) == {"full", "fixed:layer=4"} | exact
     found = samples(tmp_path / "out")
     for name in exact:
         for sample_id, record in found[name].items():
             assert record["token_ids"] == found["full"][sample_id]["token_ids"]
-    assert any(record["drafts"] for record in found["del@lossless"].values())
+    for name in ("del@lossless", "swift:threshold=0.1@lossless", "clasp:threshold=0.1@lossless"):
+        assert any(record["drafts"] for record in found[name].values())
     rules = {"decode": ("lossless+product", "lossless+lookup"), "out": tmp_path / "rules", "strategies": ("del",)}
     frame = run(RunConfig.build(config | rules))
     assert list(frame["operating_point"]) == [
