@@ -140,7 +140,7 @@ def train_agent(options: Agent, run: TrainingRun) -> Trained:
     scores = agent_scores(policy, held_out)
     replayed, threshold, report = replay_agent(scores, held_out, options.keep)
     probability = data.columns["top1"][data.learned | data.held_out]
-    optimum = beside_optimum(everything, held_out, probability, scores, keep=options.keep, seed=seed)
+    optimum = beside_optimum(everything, held_out, probability, scores, keep=options.keep, seed=seed, progress=progress)
     report += f"\n\n{render_optimum(optimum, describe(reward))}"
     described = {
         **data.origin(),
