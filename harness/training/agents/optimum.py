@@ -2,16 +2,16 @@
 
 On given tokens an episode is one token's walk through its exits, then the next one's: no decision changes what a later
 exit or token will say. So with discount 0 an agent faces a contextual bandit, with discount 1 optimal stopping. A trace
-says what every exit would have answered, so that values are averaged and not explored. Heads estimate how likely each
-exit is right from what the agent sees, and from the last exit backwards the least chance is found at which exiting
-earns more than going on (Longstaff and Schwartz 2001: by what tokens then earn, not by what they are expected to). Both
-are fitted on other documents than they decide. That is the optimum among policies of exit and chance, a lower bound of
-what one could earn that makes more of the same observation.
+says what every exit would have answered, so that values are averaged and not explored. Small heads estimate how likely
+each exit is right from what the exit heads have said of the token so far, and from the last exit backwards the least
+chance is found at which exiting earns more than going on (Longstaff and Schwartz 2001: by what tokens then earn, not by
+what they are expected to). Both are fitted on other documents than they decide. That is the optimum among policies of
+exit and chance. What it reads is a function of the states, so that an agent that sees these could do as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ from reports.statistics.intervals import draws, replicate_interval
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
-FOLDS = 2
+FOLDS = 5
 SWEEPS = 3
-HEADS = HeadRecipe(hidden=64, epochs=8, batch=64, auxiliary=0.0)
+HEADS = HeadRecipe(hidden=16, epochs=8, batch=128, learning_rate=1e-2, auxiliary=0.0)
 KEEPS = (0.90, 0.95, 0.98, 0.99)
 PRICES = np.geomspace(0.25, 100, 40)
 """Of a wrong exit, beside the layers that exiting saves, as a share of what the first exit point does."""
@@ -46,15 +46,29 @@ def folds_of(documents: Places, seed: int) -> Places:
     return fold
 
 
-def chances(episodes: Episodes, fold: Places, seed: int, progress: Progress) -> Tensor:
-    """Return how likely each exit is right by heads that learned from the other folds, ``[n, exits]``."""
-    seen, right, points = torch.from_numpy(episodes.observations), episodes.right, episodes.exit_points
-    found = torch.empty(right.shape)
+def readings(top: Tensor, top1: Tensor, entropy: Tensor) -> Tensor:
+    """Return what the exit heads said so far at each exit point, ``[n, exits, 5]`` float32, of trace columns.
+
+    The logit of the token's probability, entropy, whether the token is that of the exit before, the logit there, and
+    the highest one before.
+    """
+    logit = torch.logit(top1.float().clamp(1e-4, 1 - 1e-4))
+    before = torch.cat((logit[:, :1].new_full((len(logit), 1), -10), logit[:, :-1]), dim=1)
+    same = torch.cat((torch.zeros(len(top), 1), (top[:, 1:] == top[:, :-1]).float()), dim=1)
+    return torch.stack((logit, entropy.float(), same, before, before.cummax(1).values), dim=-1)
+
+
+def chances(said: Tensor, right: Tensor, fold: Places, seed: int, progress: Progress) -> Tensor:
+    """Return how likely each exit is right by heads that learned from the other folds, ``[n, exits]``.
+
+    They read :func:`readings`, ``[n, exits, 5]``; ``right`` is ``[n, exits]`` bool.
+    """
+    found, points = torch.empty(right.shape), range(right.shape[1])
     for part in range(fold.max() + 1):
         inside = torch.from_numpy(fold == part)
-        targets = Targets(torch.from_numpy(right)[~inside].float())
-        heads = fit(seen[~inside], Observation(), targets, points, HEADS, seed=seed, progress=progress)
-        found[inside] = torch.sigmoid(score_all(heads, Observation(), seen[inside], points))
+        targets = Targets(right[~inside].float())
+        heads = fit(said[~inside], Observation(), targets, points, HEADS, seed=seed, progress=progress)
+        found[inside] = torch.sigmoid(score_all(heads, Observation(), said[inside], points))
     return found
 
 
@@ -120,7 +134,7 @@ FIGURES = ("agreement", "exit_layer", "reward")
 def beside_optimum(
     everything: Episodes,
     held_out: Episodes,
-    probability: Tensor,
+    said: Tensor,
     agent: Tensor,
     *,
     keep: float,
@@ -129,8 +143,8 @@ def beside_optimum(
 ) -> dict[str, Any]:
     """Compare an agent with policies on held-out documents, those fitted on all tokens of other documents.
 
-    ``probability`` is that of the exit head's token at all tokens, ``[n, exits]``; ``agent`` has logit(exit) −
-    logit(continue) at the held-out ones; shares kept are :data:`KEEPS` and ``keep``; the seed decides folds.
+    ``said`` is :func:`readings` of all tokens; ``agent`` has logit(exit) − logit(continue) at the held-out ones,
+    ``[n, exits]``; shares kept are :data:`KEEPS` and ``keep``; the seed decides folds.
 
     Returns:
         JSON-able: ``keep``; ``tokens`` and ``documents`` looked at; ``rows``, each of a ``policy``, the share of tokens
@@ -149,8 +163,8 @@ def beside_optimum(
     correct = np.concatenate((everything.right[rows], np.ones((len(rows), 1), dtype=bool)), axis=1)
     rewards = everything.rewards.astype(np.float64)
     fold = folds_of(documents, seed)
-    chance = chances(everything, fold, seed, progress)
-    seen, said = (scores.double().numpy() for scores in (chance, probability))
+    chance = chances(said, torch.from_numpy(everything.right), fold, seed, progress)
+    scores = chance.double().numpy()
 
     def sums(places: Places) -> dict[str, Floats]:
         """Add up over each document's tokens what stopping at these places brings, ``[documents]`` each."""
@@ -170,15 +184,11 @@ def beside_optimum(
 
     optima = {
         name: [sums(cross_fitted_places(scores, priced(price), fold, discount)[rows]) for price in PRICES]
-        for name, scores, discount in (
-            ("optimum", seen, 1.0),
-            ("optimum, discount 0", seen, 0.0),
-            ("optimum on the probabilities", said, 1.0),
-        )
+        for name, discount in (("optimum", 1.0), ("optimum, discount 0", 0.0))
     }
     thresholds = {
         "threshold on the chance": chance[rows],
-        "threshold on the probability": probability[rows],
+        "threshold on the probability": said[rows, :, 0],
         "agent": agent,
     }
 
@@ -186,15 +196,15 @@ def beside_optimum(
         """Yield policies with what they bring where they keep a share with the fewest layers."""
         yield "hindsight", sums(hindsight(everything.right[rows], layers, share))
         for name, some in optima.items():
-            if enough := [each for each in some if each["agreement"].sum() >= share * len(rows)]:
-                yield name, min(enough, key=lambda each: float(each["exit_layer"].sum()))
-        for name, scores in thresholds.items():
-            least = threshold_keeping(scores, right, points, num_layers, share)
+            if mixed := mixture(some, share * len(rows)):
+                yield name, mixed
+        for name, score in thresholds.items():
+            least = threshold_keeping(score, right, points, num_layers, share)
             if least is not None:
-                yield name, sums(exit_places(scores >= least["threshold"]).numpy())
+                yield name, sums(exit_places(score >= least["threshold"]).numpy())
 
     asis = {
-        "optimum": sums(cross_fitted_places(seen, rewards, fold)[rows]),
+        "optimum": sums(cross_fitted_places(scores, rewards, fold)[rows]),
         "agent": sums(exit_places(agent >= 0).numpy()),
     }
     kept = {share: dict(keeping(share)) for share in sorted({*KEEPS, keep})}
@@ -217,6 +227,22 @@ def beside_optimum(
             },
         },
     }
+
+
+def mixture(policies: Sequence[dict[str, Floats]], wanted: float) -> dict[str, Floats] | None:
+    """Return what tokens bring that are dealt to two policies next to one another so that ``wanted`` of them are kept.
+
+    Of policies under a constraint the best is such a mixture (Altman 1999, Constrained Markov Decision Processes).
+    """
+    kept = np.array([each["agreement"].sum() for each in policies])
+    below = np.flatnonzero(kept < wanted)
+    if not len(below):
+        return policies[0]
+    if below[-1] == len(kept) - 1:
+        return None
+    low, high = policies[below[-1]], policies[below[-1] + 1]
+    share = (wanted - kept[below[-1]]) / (kept[below[-1] + 1] - kept[below[-1]])
+    return {name: (1 - share) * low[name] + share * high[name] for name in low}
 
 
 def render_optimum(found: Mapping[str, Any], reward: Mapping[str, Any]) -> str:
@@ -247,9 +273,9 @@ def render_optimum(found: Mapping[str, Any], reward: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Reward: {reward['rule']} ({coefficients}). {found['tokens']} tokens of {found['documents']} documents, 95 % "
-        "intervals over documents. At a share of tokens kept: the loosest threshold, the least price of a wrong exit, "
-        "chosen on the same tokens. Optimum: backward induction over the chance that an exit is right, as heads see it "
-        "in the agent's observation, fitted on the other half of the documents; as it is, that of the agent's reward.",
+        "intervals over documents. At a share of tokens kept: the loosest threshold, and a mixture of two prices of a "
+        "wrong exit, chosen on the same tokens. Optimum: backward induction over the chance that an exit is right, as "
+        "told by all that the exit heads have said, fitted on other documents; as it is, of the agent's reward.",
         f"Distance of the agent to the optimum: {_text(earned, 3, '+')} reward a token{held}",
     ]
     return "\n".join(lines)
