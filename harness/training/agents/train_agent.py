@@ -15,7 +15,7 @@ from harness.models.controllers import OBSERVATIONS, Network, write_controller
 from harness.registry import TASKS
 from harness.training.agents.episodes import Episodes, read_episodes, split
 from harness.training.agents.exit_env import ExitVecEnv
-from harness.training.agents.optimum import beside_optimum, render_optimum
+from harness.training.agents.optimum import beside_optimum, readings, render_optimum
 from harness.training.agents.ppo import AgentCheckpoints, learn
 from harness.training.agents.reward import CONTINUE, EXIT, choose_reward, describe
 from harness.training.checkpoints import stop_on_interrupt
@@ -139,8 +139,9 @@ def train_agent(options: Agent, run: TrainingRun) -> Trained:
     policy = learned.policy.difference(EXIT, CONTINUE)
     scores = agent_scores(policy, held_out)
     replayed, threshold, report = replay_agent(scores, held_out, options.keep)
-    probability = data.columns["top1"][data.learned | data.held_out]
-    optimum = beside_optimum(everything, held_out, probability, scores, keep=options.keep, seed=seed)
+    used = data.learned | data.held_out
+    said = readings(*(data.columns[key][used] for key in ("top", "top1", "entropy")))
+    optimum = beside_optimum(everything, held_out, said, scores, keep=options.keep, seed=seed, progress=progress)
     report += f"\n\n{render_optimum(optimum, describe(reward))}"
     described = {
         **data.origin(),

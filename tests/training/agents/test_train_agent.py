@@ -41,6 +41,7 @@ def train(cli: Command, tiny_llama: Path, trace: Path, tmp_path: Path) -> Comman
 
     def run(*arguments: object, model: object = tiny_llama) -> Any:
         given = ["train", "rl", "--model", model, "--traces", trace, "--out", tmp_path / "a", "--steps", 4096]
+        given += ["--rollout", 4096, "--batch", 512, "--envs", 64]
         return cli(*given, *arguments)
 
     return run
