@@ -23,7 +23,6 @@ from harness.training.traces.store import Traces
 from harness.training.traces.training_set import exit_places
 from reports.completions.token_kinds import KINDS, kinds_of
 from reports.statistics.calibration import share_intervals
-from reports.statistics.intervals import known, mean_interval
 
 BANDS = (0, 30, 110, 360)
 """First positions of the bands around 15, 60 and 200, whose bounds are geometric means, and of what lies behind."""
@@ -45,7 +44,8 @@ def describe_groups(
     whole = traces.columns("top", "final", "input", "position", "document")
     columns = {name: column[wanted] for name, column in whole.items()}
     right = columns["top"] == columns["final"].unsqueeze(1)
-    layers = torch.tensor([*traces.exit_points, resolved.info.num_layers])[exit_places(right)]
+    num_layers = resolved.info.num_layers
+    layers = torch.tensor([*traces.exit_points, num_layers])[exit_places(right)]
     documents, number = torch.unique(columns["document"], return_inverse=True)
     bands = torch.bucketize(columns["position"], torch.tensor(BANDS), right=True) - 1
     spans = [f"{first} to {last - 1}" for first, last in pairwise(BANDS)]
@@ -59,12 +59,12 @@ def describe_groups(
         for place, name in enumerate(names):
             rows = (places == place).nonzero().squeeze(1)
             if len(rows):
-                yield _group(by, name, rows, number, len(documents), right, layers, drafting)
+                yield _group(by, name, rows, number, len(documents), right, layers, num_layers, drafting)
 
 
 def _group(
     by: str, name: str, rows: Tensor, number: Tensor, documents: int, right: Tensor, layers: Tensor,
-    drafting: Mapping[str, Outcome],
+    num_layers: int, drafting: Mapping[str, Outcome],
 ) -> TokenGroup:  # fmt: skip
     """Return some tokens, of documents ``number``, as a group."""
 
@@ -73,9 +73,8 @@ def _group(
         summed = torch.zeros(documents, counts.shape[1], dtype=torch.int64)
         return summed.index_add(0, number[rows], counts[rows].long())
 
-    tokens = by_document(torch.ones_like(right, dtype=torch.int64))
-    ends = torch.unique_consecutive(number[rows], return_counts=True)[1].tolist()
-    depths = [depth.tolist() for depth in torch.split(layers[rows].double(), ends)]
+    tokens = by_document(torch.ones_like(right))
+    (bounds,) = share_intervals(by_document(layers.unsqueeze(1)).numpy(), num_layers * tokens[:, :1].numpy())
     drafts = []
     for point, outcome in drafting.items():
         drafted, stood = (by_document(column.unsqueeze(1)) for column in (outcome.drafted, outcome.stood))
@@ -89,9 +88,9 @@ def _group(
         by=by,
         name=name,
         tokens=len(rows),
-        documents=len(ends),
+        documents=len(torch.unique(number[rows])),
         sufficient_layer=layers[rows].double().mean().item(),
-        sufficient_layer_ci=known(mean_interval(depths)),
+        sufficient_layer_ci=bounds and (num_layers * bounds[0], num_layers * bounds[1]),
         agreement=tuple(right[rows].double().mean(0).tolist()),
         agreement_ci=tuple(share_intervals(by_document(right).numpy(), tokens.numpy())),
         drafts=tuple(drafts),
