@@ -313,7 +313,7 @@ def by_token(_: Found, folder: Path) -> Iterator[Part]:
                 None if drafted is None else drafted.drafts[0].share,
             )
         )
-    columns = (
+    columns: Sequence[str | Column] = (
         Column(header="tokens", kind="text"),
         Column(header="number", form="count"),
         *(Column(header=f"layers until right: {title}", form=".1f") for title in names.values()),
