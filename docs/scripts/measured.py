@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import HarnessError
-from harness.records.calibration import CALIBRATION
+from harness.records.calibration import ALL, CALIBRATION, Calibration
 from harness.records.estimate import MISSING, Estimate
 from harness.records.summary import EXIT, Acceptance
 from harness.running.reading import read_run
@@ -289,6 +289,45 @@ def scores(_: Found, folder: Path) -> Iterator[Part]:
     yield Line(f"{sweep['tokens']:,} tokens of {sweep['documents']:,} documents, replayed: no time is in it.")
 
 
+def by_token(_: Found, folder: Path) -> Iterator[Part]:
+    """Yield where exits of three models pay, by groups of the same tokens; what was drafted is of generated ones."""
+    names = {"base": "base", "shared": "one head", "tuned": "a map per exit"}
+    found = {
+        name: Calibration.model_validate(_document(folder / "by-token" / name / CALIBRATION))
+        for name in (*names, "generated")
+    }
+    groups = {name: {(one.by, one.name): one for one in of.groups} for name, of in found.items()}
+    tuned, made = found["tuned"], found["generated"]
+    shown = [0, len(tuned.exit_points) // 2, len(tuned.exit_points) - 1]
+    layers = " / ".join(str(tuned.exit_points[place]) for place in shown)
+    lines = []
+    for group, one in groups["tuned"].items():
+        each = [groups[name][group] for name in names]
+        drafted = groups["generated"].get(group)
+        lines.append(
+            (
+                one.name if one.by == ALL else f"{one.by}: {one.name}",
+                one.tokens,
+                *(Estimate.of(of.sufficient_layer, of.sufficient_layer_ci) for of in each),
+                *(" / ".join(f"{of.agreement[place]:.2f}" for place in shown) for of in each),
+                None if drafted is None else drafted.drafts[0].share,
+            )
+        )
+    columns: Sequence[str | Column] = (
+        Column(header="tokens", kind="text"),
+        Column(header="number", form="count"),
+        *(Column(header=f"layers until right: {title}", form=".1f") for title in names.values()),
+        *(f"right at {layers}: {title}" for title in names.values()),
+        Column(header="drafts accepted: a map per exit", form=".2f"),
+    )
+    yield Table.of_rows("", columns, lines)
+    yield Line(
+        f"{tuned.tokens:,} tokens of {tuned.documents} documents that tuning has not read, teacher-forced; drafts of "
+        f"{made.groups[0].drafts[0].operating_point} on {made.tokens:,} tokens generated behind {made.documents} "
+        "others, most of which it has read. Replayed: no time is in it."
+    )
+
+
 def _document(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise MissingRunsError(f"there is no {file}")
@@ -306,6 +345,7 @@ STUDIES = {
     "green-code": "harness study green-code --only model=smollm2-135m --limit 8",
     "scores": "harness sweep --replay traces/smollm2-135m --strategy confidence --strategy margin --strategy entropy "
     "--strategy saturation --strategy classifier --strategy lte --points 94",
+    "by-token": "harness sweep --replay traces/by-token/tuned --strategy confidence:threshold=0.9 --document-split all",
 }
 """Folder → the command that makes it."""
 
@@ -325,6 +365,7 @@ TABLES = {
     "exits-rows": points("exits", _EXITS, *_ALONE, texts=STREAMS[2:]),
     "weights": Shown(("exits", "shared-head", "untuned"), weights),
     "scores": Shown(("scores",), scores),
+    "by-token": Shown(("by-token",), by_token),
     "kv": Shown(("kv",), kv),
     "duplicates": Shown(("duplicates",), duplicates),
     "attribution": Shown(("attribution",), attribution),

@@ -28,4 +28,21 @@ resume=$([ -d "$trace" ] && echo --resume || true)
 harness trace --documents 150 --seed 1 --source embedded --source data --out "$trace" $resume
 harness sweep --replay "$trace" --strategy confidence --strategy margin --strategy entropy --strategy saturation \
 	--strategy classifier --strategy lte --points 94 --out studies/scores # takes seconds
+
+by_token() { # NAME ARTEFACTS OPTION…: where exits of one model pay, on documents that tuning has not read; two minutes
+	trace=traces/by-token/$1
+	resume=$([ -d "$trace" ] && echo --resume || true)
+	harness trace --split test --documents 6 --length 384 --source embedded --source data --artefacts "${@:2}" \
+		--out "$trace" $resume
+	harness sweep --replay "$trace" --strategy confidence:threshold=0.9 --document-split all --artefacts "$2" \
+		--out "studies/by-token/$1"
+}
+by_token tuned smollm2-135m
+by_token shared smollm2-135m-shared
+by_token base smollm2-135m --weights pretrained --exit-head shared
+trace=traces/by-token/generated
+resume=$([ -d "$trace" ] && echo --resume || true)
+harness trace --new-tokens 30 --documents 20 --seed 5 --source embedded --source data --out "$trace" $resume
+harness sweep --replay "$trace" --strategy classifier:threshold=0.95 --decode lossless --document-split all \
+	--out studies/by-token/generated
 exit $failed

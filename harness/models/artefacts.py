@@ -58,6 +58,7 @@ class ArtefactFacts(BaseModel):
         exit_head: that it was trained for: ``shared``, or ``shortcut:`` and a hash.
         num_layers, hidden_size, exit_points: of the model.
         documents: keys of what it has read. ngrams: index of all its texts, in a file beside it.
+        projects: that what a tuning has learned from belongs to, as far as it says so.
         data: what a tuning has read, by task and source. trained_on: likewise, of any other training.
         recipe: how it was trained. training: of a checkpoint, the settings that it goes on with.
         start: the tuning that this one went on from. seed: of all that was random. steps, tokens: trained on so far.
@@ -80,6 +81,7 @@ class ArtefactFacts(BaseModel):
     hidden_size: Annotated[int, Field(ge=1, le=1 << 17)] = 1
     exit_points: list[_Layer] = Field(default_factory=list)
     documents: list[str] = Field(default_factory=list)
+    projects: list[str] = Field(default_factory=list)
     ngrams: dict[str, Any] | None = None
     data: list[dict[str, Any]] = Field(default_factory=list)
     recipe: dict[str, Any] = Field(default_factory=dict)

@@ -78,13 +78,20 @@ class ResolvedModel:
         return {"layers": in_words(device, elsewhere)} if any(elsewhere) else {}
 
     @property
-    def tuned_on(self) -> frozenset[str] | None:
-        """Keys of the documents that the weights were tuned on; ``None`` for base and random weights."""
+    def tuning(self) -> Mapping[str, Any] | None:
+        """What is known of the tuning of its weights; ``None`` for base and random ones."""
         if self.info.weights != "tuned":
             return None
-        merged = Path(self.spec.location) / PARTS / f"{MERGED}.json"
-        facts = look_into(merged) if self.adapter is None else self.adapter.facts
-        return frozenset(facts.get("documents", ()))
+        return (
+            look_into(Path(self.spec.location) / PARTS / f"{MERGED}.json")
+            if self.adapter is None
+            else self.adapter.facts
+        )
+
+    @property
+    def tuned_on(self) -> frozenset[str] | None:
+        """Keys of the documents that the weights were tuned on; ``None`` for base and random weights."""
+        return None if self.tuning is None else frozenset(self.tuning.get("documents", ()))
 
     def module(self, note: Callable[[str], None] = lambda text: None) -> tuple[Any, str]:
         """Read or draw the weights as a transformers model on the CPU; say where they came from."""

@@ -1,4 +1,4 @@
-"""``calibration.json``: how well the scores of exit strategies tell right exits from wrong ones.
+"""``calibration.json``: how well the scores of exit strategies tell right exits from wrong ones, and where these are.
 
 Everything is **replayed and teacher-forced**: of *every* token at an exit point, each behind the trace's own context.
 *Right* means that the exit's token is the last layer's. ``None``: not defined, never zero.
@@ -11,12 +11,16 @@ from typing import Any, Literal, TypeAlias
 from pydantic import Field
 
 from harness.contracts import Weights
+from harness.records.estimate import Estimate
 from harness.records.record import Record
 
 CALIBRATION = "calibration.json"
 """Name of the file in a sweep's folder."""
 
 Interval: TypeAlias = tuple[float, float]
+
+ALL, KIND, POSITION, PROJECT = GROUPS = ("all tokens", "kind of token", "position in the file", "project")
+"""By what tokens are grouped."""
 
 
 class ReliabilityBin(Record):
@@ -87,8 +91,51 @@ class ScoreCalibration(Record):
     exits: tuple[ExitCalibration, ...]
 
 
+class GroupDrafts(Record):
+    """Places in the text at which a lossless operating point drafted a token, and those whose draft stood.
+
+    Attributes:
+        operating_point: as in the sweep.
+        drafted, accepted: tokens; one that is drafted again after a rejection counts again.
+        accepted_ci: of the second over the first, 95 % over documents; ``None`` as of :class:`ReliabilityBin`.
+    """
+
+    operating_point: str
+    drafted: int
+    accepted: int
+    accepted_ci: Interval | None
+
+    @property
+    def share(self) -> Estimate | None:
+        """Of the drafts that stood; ``None`` where nothing was drafted."""
+        return Estimate.of(self.accepted / self.drafted, self.accepted_ci) if self.drafted else None
+
+
+class TokenGroup(Record):
+    """Tokens that have something in common.
+
+    Attributes:
+        by: what they have in common, one of :data:`GROUPS`. name: of the group.
+        tokens, documents: how many.
+        sufficient_layer: mean of the layers up to the first exit whose token is the last layer's, all layers where
+            there is none: what the oracle executes. sufficient_layer_ci: 95 % over documents.
+        agreement: share of the tokens whose exit says what the last layer says, by exit point. agreement_ci: likewise.
+        drafts: of the lossless operating points that were given, where the trace is of generated text.
+    """
+
+    by: str
+    name: str
+    tokens: int
+    documents: int
+    sufficient_layer: float
+    sufficient_layer_ci: Interval | None
+    agreement: tuple[float, ...]
+    agreement_ci: tuple[Interval | None, ...]
+    drafts: tuple[GroupDrafts, ...] = ()
+
+
 class Calibration(Record):
-    """How well scores tell right exits from wrong ones.
+    """How well scores tell right exits from wrong ones, and where exits are right at all.
 
     Attributes:
         schema_version: of this document.
@@ -100,6 +147,7 @@ class Calibration(Record):
         notes: sentences that must stand beside the numbers.
         scores: in the order the strategies were given.
         left_out: strategy → why it has no score here.
+        groups: all tokens, then by kind, position and project; empty in files of earlier versions.
         seconds: what it took beside the sweep.
     """
 
@@ -120,4 +168,5 @@ class Calibration(Record):
     notes: tuple[str, ...]
     scores: tuple[ScoreCalibration, ...]
     left_out: dict[str, str] = Field(default_factory=dict)
+    groups: tuple[TokenGroup, ...] = ()
     seconds: float

@@ -42,6 +42,7 @@ class Outcome:
         deep_layers: layers run to look at the last layer's token, by a strategy that does so and is not rehearsed.
         attended: positions × layers attended to.
         skipped_rightly: layers skipped by tokens equal to the last layer's.
+        drafted, stood: lossless, tokens drafted at the place of each token, and how many of them stood, ``[n]`` int64.
     """
 
     right: Tensor
@@ -53,6 +54,8 @@ class Outcome:
     deep_layers: int = 0
     attended: int = 0
     skipped_rightly: int = 0
+    drafted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    stood: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @classmethod
     def nothing(cls, documents: int) -> Outcome:
@@ -252,6 +255,7 @@ def replay_lossless(
     assert point.lossless is not None
     tokens = torch.zeros(documents, dtype=torch.int64)
     work, accepted, drafting = Work(), list[bool](), DraftWork()
+    drafted, stood = list[int](), list[int]()
     deep_layers = attended = 0
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     ends = whole["document"].diff().nonzero().flatten() + 1
@@ -264,6 +268,8 @@ def replay_lossless(
         tokens[number] = len(columns["final"])
         work, drafting = work + one.made, drafting + one.made.drafting
         accepted += one.made.accepted
+        drafted += one.drafted
+        stood += one.made.accepted
         deep_layers, attended = deep_layers + one.deep_layers, attended + one.attended
     return Outcome(
         right=tokens,
@@ -272,11 +278,16 @@ def replay_lossless(
         work=replace(work, accepted=tuple(accepted), drafting=drafting),
         deep_layers=deep_layers,
         attended=attended,
+        drafted=torch.tensor(drafted),
+        stood=torch.tensor(stood, dtype=torch.int64),
     )
 
 
 class _Document:
-    """One document, decoded again without its model; ``made`` are its tokens, and the work that they were."""
+    """One document, decoded again without its model; ``made`` are its tokens, and the work that they were.
+
+    ``drafted`` says how many tokens were drafted at each place behind its first.
+    """
 
     def __init__(
         self, columns: Mapping[str, list[int]], prompt: Sequence[int], texts: Texts, model: ModelInfo,
@@ -287,6 +298,7 @@ class _Document:
         self.made = Generation(token_ids=self.text[:1], lossless=True)
         self._drafting = Drafting(0, prompt, self.made, texts.limit, settings, model.vocab_size)
         self._waiting: list[int] = []  # layers that drafts have run
+        self.drafted = [0] * len(columns["final"])
         self.deep_layers = self.attended = 0
 
     def run(self) -> None:
@@ -322,6 +334,8 @@ class _Document:
         stands = min(len(drafted), len(left)) if stands is None else stands
         count = min(stands + 1, places, len(left))
         made.verifications += 1
+        for place in range(len(made.token_ids) - 1, min(len(made.token_ids) - 1 + len(drafted), len(self.drafted))):
+            self.drafted[place] += 1
         made.lm_head_evaluations += places
         made.layers_discarded += (places - count) * self._layers
         made.token_ids += left[:count]

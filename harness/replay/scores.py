@@ -19,7 +19,7 @@ from harness.config import StrategySpec
 from harness.config.options import build_strategy, effective_options, option_range
 from harness.contracts import ModelInfo
 from harness.errors import ConfigError, OptionError
-from harness.records.calibration import Calibration, ExitCalibration, ReliabilityBin, ScoreCalibration
+from harness.records.calibration import Calibration, ExitCalibration, ReliabilityBin, ScoreCalibration, TokenGroup
 from harness.replay.records import Sweep
 from harness.replay.tokens import Charges, TracedTokens, answers
 from harness.running.operating_points import OperatingPoint, operating_point
@@ -248,7 +248,12 @@ _NOTES = (
 
 
 def describe_scores(
-    sweep: Sweep, tallies: Sequence[ScoreTally], left_out: Mapping[str, str], *, generated: bool
+    sweep: Sweep,
+    tallies: Sequence[ScoreTally],
+    left_out: Mapping[str, str],
+    groups: Iterable[TokenGroup] = (),
+    *,
+    generated: bool,
 ) -> Calibration:
     """Return the calibration of the scores of a sweep; ``generated``: the traced tokens are the model's own."""
     began = time.perf_counter()
@@ -261,6 +266,7 @@ def describe_scores(
         notes=(*sweep.notes, *_NOTES),
         scores=scores,
         left_out=dict(left_out),
+        groups=tuple(groups),
         seconds=round(seconds, 3),
     )
 

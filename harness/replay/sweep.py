@@ -25,6 +25,7 @@ from harness.records import DraftTimes, UnitTimes
 from harness.records.calibration import Calibration
 from harness.records.work import bytes_read
 from harness.registry import KV_POLICIES
+from harness.replay.groups import describe_groups
 from harness.replay.options import SweepOptions
 from harness.replay.records import Sweep, SweepRow
 from harness.replay.replay import Outcome, Texts, check_replayable, draft_columns, replay, replay_lossless
@@ -126,7 +127,10 @@ def sweep(options: SweepOptions, references: Sequence[str] = (), *, progress: Pr
     calibration = None
     if options.out is not None:
         progress.stage("judging the scores")
-        calibration = describe_scores(result, tallies, left_out, generated=bool(traces.index.get("new_tokens")))
+        drafting = {one.name: made for one, made in zip(points, outcomes, strict=True) if one.lossless is not None}
+        groups = describe_groups(traces, resolved, wanted, drafting)
+        generated = bool(traces.index.get("new_tokens"))
+        calibration = describe_scores(result, tallies, left_out, groups, generated=generated)
     return SweepResult(result, points, model, traces, resolved, options, calibration)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ DRAFTS = (
     "tokens: that came out of a verification; accepted: share of drafts that full depth agreed with; layers: read a "
     "token, one that several tokens ran in one pass once, and run for drafts that were discarded"
 )
+GROUPED = (
+    "layers: up to the first exit that says what the last layer says, as the oracle leaves; agree: share of tokens "
+    "whose exit says so; drafted: lossless, per token; accepted: share of the drafts that stood. Groups differ in more "
+    "than their name"
+)
 _POINT = (Column(header="", kind="text"), Column(header="operating point", kind="label"))
 
 
@@ -70,6 +76,8 @@ def sweep_tables(sweep: Sweep, *, keep: float, calibration: Calibration | None =
         yield _drafts(lossless, letters)
     if calibration is not None and calibration.scores:
         yield _scores(calibration)
+    if calibration is not None and calibration.groups:
+        yield groups_table(calibration)
     if sweep.drift:
         yield _drift(sweep)
     yield Line("")
@@ -151,6 +159,36 @@ def _scores(calibration: Calibration) -> Table:
         ("score", Column(header="AUROC", form=".3f"), Column(header="error", form=".3f")),
         [(name, None if one.auroc is None else Estimate.of(one.auroc, one.auroc_ci), one.ece) for name, one in found],
         notes=(SCORES,),
+    )
+
+
+def groups_table(found: Calibration) -> Table:
+    """Return where exits pay: a line per group of tokens, with the first, the middle and the last exit point."""
+    places = sorted({0, len(found.exit_points) // 2, len(found.exit_points) - 1})
+    points = [one.operating_point for one in found.groups[0].drafts]
+    names = [f"{name} " for name in points] if len(points) > 1 else [""] * len(points)
+    firsts = {one.by: place for place, one in reversed([*enumerate(found.groups)])}
+    return Table.of_rows(
+        "Where exits pay, by token, replayed",
+        (
+            Column(header="", kind="text"),
+            Column(header="tokens", form="count"),
+            Column(header="layers", form=".1f"),
+            *(Column(header=f"agree at {found.exit_points[place]}", form=".2f") for place in places),
+            *(Column(header=f"{name}{what}", form=".2f") for name in names for what in ("drafted", "accepted")),
+        ),
+        [
+            (
+                one.name,
+                one.tokens,
+                Estimate.of(one.sufficient_layer, one.sufficient_layer_ci),
+                *(Estimate.of(one.agreement[place], one.agreement_ci[place]) for place in places),
+                *chain.from_iterable((each.drafted / one.tokens, each.share) for each in one.drafts),
+            )
+            for one in found.groups
+        ],
+        groups=tuple((place, by) for by, place in sorted(firsts.items(), key=lambda item: item[1])[1:]),
+        notes=(GROUPED,),
     )
 
 

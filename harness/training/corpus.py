@@ -28,6 +28,7 @@ class Stream:
     held_out: tuple[Tensor, ...]  # the tokens of each document to be measured on, [n] int32
     keys: tuple[str, ...]  # of every document in either
     held_out_keys: tuple[str, ...]
+    projects: tuple[str, ...]  # of the documents to learn from, as far as they say theirs
 
 
 def read_corpora(
@@ -80,8 +81,9 @@ def read_streams(
         keys, held_out_keys = (
             tuple(sorted({document_key(document.text) for document in some})) for some in (corpus.documents, kept)
         )
+        projects = tuple(sorted({document.project for document in learned if document.project}))
         streams.append(
-            Stream(f"{name}, {corpus.source.label}", corpus.source, sequences, held_out, keys, held_out_keys)
+            Stream(f"{name}, {corpus.source.label}", corpus.source, sequences, held_out, keys, held_out_keys, projects)
         )
     return streams
 

@@ -1,15 +1,17 @@
-"""Figures of scores: does a probability hold, does agreement rise with the score, how well does each exit rank.
+"""Figures of sweeps: does a probability hold, does agreement rise with the score, how well does each exit rank, and by
+token, where do exits pay.
 
 All of it is replayed and teacher-forced (:mod:`harness.records.calibration`), and every caption says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, cycle
 from typing import TYPE_CHECKING
 
-from harness.records.calibration import Calibration, ExitCalibration, ScoreCalibration
+from harness.records.calibration import ALL, GROUPS, Calibration, ExitCalibration, ScoreCalibration, TokenGroup
 from harness.records.estimate import Estimate
 from reports.figures import drawing
 from reports.figures.drawing import Figure, Width
@@ -19,11 +21,101 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 _LINES = ("-", "--", ":", "-.")
+_FEWEST = 10  # tokens; of fewer a group says nothing
 
 
 def calibration_figures(calibrations: Iterable[Calibration]) -> list[Figure]:
-    """Return the figures of sweeps, of each those that its scores have data for; of several sweeps, numbered."""
-    return [figure for number, calibration in enumerate(calibrations) for figure in _figures_of(calibration, number)]
+    """Return the figures of sweeps, of each those that its scores have data for; of several sweeps, numbered.
+
+    Those that replayed as many tokens of as many documents share the figure of where exits pay.
+    """
+    every = list(calibrations)
+    found = [figure for number, calibration in enumerate(every) for figure in _figures_of(calibration, number)]
+    alike: dict[tuple[object, ...], list[Calibration]] = {}
+    for one in every:
+        if one.groups:
+            alike.setdefault((one.title, one.model, one.generated, one.num_layers, one.exit_points), []).append(one)
+    for number, several in enumerate(alike.values()):
+        stem = f"exits-pay-{drawing.slug(several[0].model)}" + (f"-{number + 1}" if number else "")
+        found.append(Figure(stem, "Where exits pay, by token", _where(several), partial(_by_token, several)))
+    return found
+
+
+def _where(several: Sequence[Calibration]) -> str:
+    """Return the caption."""
+    one = several[0]
+    text = "what the model generated" if one.generated else "the documents' own tokens, teacher-forced"
+    drafts = " Accepted: share of the tokens drafted, lossless, that stood." if one.groups[0].drafts else ""
+    return (
+        f"Replayed: {one.model}, {one.title.removeprefix('replayed: ')}; {text}. An exit is right where it says what "
+        f"the last layer says; where none is, all {one.num_layers} layers count. Agreement: share of tokens at which "
+        f"it is.{drafts} Lines: 95 % intervals (over documents). Behind a name stands the number of its tokens; groups "
+        "differ in more than their name. Kinds come from a small lexer."
+    )
+
+
+def _by_token(several: Sequence[Calibration], width: Width) -> Canvas:
+    first = several[0]
+    groups = [one for one in first.groups if one.tokens >= _FEWEST]
+    every = [{(each.by, each.name): each for each in one.groups} for one in several]
+    rows, labels, at = {}, dict[float, str](), 0.0
+    for by in GROUPS:
+        some = [one for one in groups if one.by == by]
+        if some and by != ALL:
+            labels[at + 0.15] = by
+            at += 1
+        for one in some:
+            rows[one.by, one.name], labels[at] = at, f"{one.name} ({one.tokens:,})"
+            at += 1
+    places = (0,) if first.groups[0].drafts else tuple(dict.fromkeys((0, len(first.exit_points) // 2)))
+    panels: dict[str, Callable[[TokenGroup], Estimate | None]] = {
+        "layers until an exit is right": lambda one: Estimate.of(one.sufficient_layer, one.sufficient_layer_ci),
+        **{f"agreement at layer {first.exit_points[place]}": partial(_agreement, place=place) for place in places},
+    }
+    if first.groups[0].drafts:
+        panels["accepted drafts"] = lambda one: one.drafts[0].share
+    canvas, grid = drawing.panels(
+        width, len(panels), (0.2 if width == "text" else 0.135) * at + 0.4, across=3, sharey=True
+    )
+    for axes, (title, value) in zip(grid, panels.items(), strict=True):
+        beside = drawing.offsets(len(several), 0.6)
+        for look, calibration, known, offset in zip(cycle(drawing.LOOKS), several, every, beside, strict=False):
+            found = {
+                place + offset: estimate
+                for group, place in rows.items()
+                if group in known and (estimate := value(known[group])) is not None
+            }
+            for height, estimate in found.items():
+                axes.hlines(height, *(estimate.interval or (estimate.value,) * 2), color=look.colour, linewidth=0.9)
+            axes.plot(
+                [estimate.value for estimate in found.values()],
+                [*found],
+                look.marker,
+                color=look.colour,
+                markersize=3.5,
+                label=_name(calibration),
+            )
+        axes.set(xlabel=title, xlim=(0, first.num_layers if title.startswith("layers") else 1.0))
+        axes.set_yticks([*labels], [*labels.values()])
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(visible=False, axis="y")
+    grid[0].set_ylim(at - 0.4, -0.6)
+    for label in chain.from_iterable(axes.get_yticklabels() for axes in grid):
+        label.set_fontweight("bold" if label.get_text() in GROUPS else "normal")
+    drawing.say_size(grid[-1], f"n = {first.documents} documents")
+    drawing.legend_below(canvas)
+    return canvas
+
+
+def _agreement(one: TokenGroup, place: int) -> Estimate:
+    return Estimate.of(one.agreement[place], one.agreement_ci[place])
+
+
+def _name(one: Calibration) -> str:
+    """Return what tells a model's sweep from others of the same tokens."""
+    weights = "base" if one.weights == "pretrained" else one.weights
+    return f"{weights}, {'one head' if one.exit_head == 'shared' else 'a map per exit'}"
 
 
 def _figures_of(calibration: Calibration, number: int) -> Iterator[Figure]:

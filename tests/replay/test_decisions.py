@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -328,6 +329,14 @@ def test_drafts_that_nothing_unknown_follows_are_replayed_exactly(tiny: Any, tex
     live, found = live_and_replayed(tiny, text, decode, most)
     assert counts(found.work) == counts(*live)
     assert max(one.drafts / one.verifications for one in live) <= most
+    drafted, stood = list[int](), list[int]()
+    for one in live:  # without the token of prefill
+        places = Counter(place for place, kept in enumerate(one.accepted) if kept)
+        places += Counter(out.place + behind for out in one.discarded for behind in range(len(out.token_ids)))
+        drafted += [places[place] for place in range(1, len(one.token_ids))]
+        stood += one.accepted[1:]
+    assert (found.drafted.tolist(), found.stood.tolist()) == (drafted, stood)
+    assert 0 < sum(stood) < sum(drafted)
 
 
 TIMES = UnitTimes(positions=9, rows=5, layer_s=1.0, head_s=5.0, layer_row_s=0.25, head_row_s=0.5)

@@ -199,6 +199,8 @@ def train_lite(options: Lite, run: TrainingRun) -> Trained:
     progress.stage(f"loading {info.name}")
     module, weights_source = resolved.module(progress.stage)
     documents = {key for stream in streams for key in stream.keys} | set(start.facts["documents"] if start else ())
+    projects = {name for stream in streams for name in stream.projects}
+    projects |= set(start.facts.get("projects", ()) if start else ())
     facts = {
         **identity(info, tokenizer.fingerprint),
         "exit_head": recipe.exit_head,
@@ -206,6 +208,7 @@ def train_lite(options: Lite, run: TrainingRun) -> Trained:
         "data": data,
         "documents": sorted(documents),
         "held_out": sorted({key for stream in streams for key in stream.held_out_keys}),
+        "projects": sorted(projects),
         "made": provenance(run.command),
     }
     return _tune(options, recipe, resolved, module, streams, start, facts, progress)

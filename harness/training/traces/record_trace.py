@@ -98,6 +98,8 @@ def trace(options: TraceCommand, progress: Progress) -> Traces:
                 described = {
                     "id": identifier, "stream": stream, "key": document_key(document.text), "length": len(read)
                 }  # fmt: skip
+                if document.project is not None:
+                    described["project"] = document.project
                 first = FIRST
                 if options.new_tokens:
                     read, first = _generated(document, read, tokenizer, engine, options)

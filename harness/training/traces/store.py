@@ -36,7 +36,8 @@ Fields of ``index.json``:
 ``seed``                           drew the documents
 ``shards``                         of each ``file``, ``bytes``, ``sha256``, ``tokens``, and ``threads`` of the CPU
 ``documents``                      of each ``id``, ``stream`` (task and source), ``key`` (hash of its text), ``length``,
-                                   ``tokens``; and ``prompt``, token ids, of what was generated
+                                   ``tokens``; ``project`` where its text says it; and ``prompt``, token ids, of what
+                                   was generated
 ``sha256``                         over all before it
 =================================  ====================================================================================
 """

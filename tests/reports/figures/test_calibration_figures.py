@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.errors import StoreError
-from harness.records.calibration import CALIBRATION, Calibration
+from harness.records.calibration import ALL, CALIBRATION, KIND, Calibration
 from reports.collection import find_calibrations, read_calibration
 from reports.figures.calibration import calibration_figures
 from tests.reports.figures.on_paper import check_on_paper, drawn
@@ -79,6 +79,41 @@ def test_every_figure_stays_on_paper() -> None:
     assert len(found) == 3
     for figure, size in zip(found, ("n = 40", "n = 6 documents", "n = 6 documents"), strict=True):
         check_on_paper(figure, size)
+
+
+def grouped(name: str, *, drafts: bool = False, **facts: Any) -> Calibration:
+    """A calibration without scores, whose groups are all tokens, two kinds and, of few tokens, a third."""
+
+    def group(by: str, of: str, tokens: int, layer: float) -> dict[str, Any]:
+        stood = {"operating_point": "s@lossless", "drafted": 10, "accepted": 8, "accepted_ci": (0.6, 0.9)}
+        return {
+            "by": by, "name": of, "tokens": tokens, "documents": 6, "sufficient_layer": layer,
+            "sufficient_layer_ci": (layer - 1, layer + 1), "agreement": (0.25, 0.5), "agreement_ci": (None, (0.4, 0.6)),
+            "drafts": [stood] if drafts else [],
+        }  # fmt: skip
+
+    groups = [
+        group(ALL, ALL, 90, 7.0), group(KIND, "identifier", 50, 9.0), group(KIND, "keyword", 31, 5.0),
+        group(KIND, "number", 9, 4.0),
+    ]  # fmt: skip
+    return Calibration.model_validate({**made().model_dump(), **facts, "title": name, "groups": groups})
+
+
+def test_sweeps_of_the_same_tokens_share_the_figure_of_where_exits_pay() -> None:
+    base = grouped("replayed: py150, 90 tokens", weights="pretrained")
+    tuned = grouped("replayed: py150, 90 tokens", weights="tuned", exit_head="shortcut:1")
+    other = grouped("replayed: py150, 80 tokens", drafts=True)
+    first, second = calibration_figures([base, other, tuned])
+    assert (first.name, second.name) == ("exits-pay-tiny", "exits-pay-tiny-2")
+    layers, shallow, deep = drawn(first).axes
+    assert [line.get_label() for line in layers.lines] == ["base, one head", "tuned, a map per exit"]
+    assert [list(line.get_xdata()) for line in layers.lines] == [[7, 9, 5]] * 2, "too few numbers to say something"
+    assert [list(line.get_xdata()) for line in shallow.lines] == [[0.25] * 3] * 2
+    assert [list(line.get_xdata()) for line in deep.lines] == [[0.5] * 3] * 2
+    assert [list(line.get_xdata()) for line in drawn(second).axes[-1].lines] == [[0.8] * 3]
+    for figure in (first, second):
+        said = check_on_paper(figure, "n = 6 documents")
+        assert {"kind of token", "identifier (50)", "keyword (31)"} <= {*said}
 
 
 def test_files_are_found_and_damaged_ones_refused(tmp_path: Path) -> None:

@@ -100,9 +100,12 @@ def test_other_documents_hold_out_none_that_were_learned_from(
     new = [row for row in rows if document_key(row["code"]) not in known]
     assert (len(seen), len(new)) == (30, 70)
     mixed = tmp_path / "mixed.jsonl"
-    mixed.write_text("".join(json.dumps(row) + "\n" for row in (*seen, *new[:10])))
+    mixed.write_text(
+        "".join(json.dumps(row) + "\n" for row in (*seen, *({**row, "project": "acme"} for row in new[:10])))
+    )
     tune(tiny_llama, tmp_path / "out", STILL, mixed, documents=None, start_from=str(first))
     assert set(facts_of(tmp_path / "out")["documents"]) == known | {document_key(row["code"]) for row in new[:10]}
+    assert (told["projects"], facts_of(tmp_path / "out")["projects"]) == ([], ["acme"])
 
     before, now = (read_index(folder, facts_of(folder)["ngrams"]) for folder in (first, tmp_path / "out"))
     assert set(before.hashes.tolist()) < set(now.hashes.tolist())  # what the start read is in the index, too

@@ -173,6 +173,10 @@ def test_the_index_says_whose_trace_it_is_and_of_what(tiny_llama: Path, corpus_f
         assert facts["stream"] == "py150, path: corpus.jsonl"
         assert facts["key"] == document_key(texts[name])
         assert facts["length"] == min(LENGTH, len(tokenizer.encode(texts[name])))
+        assert "project" not in facts
+    (tmp_path / "java.jsonl").write_text(json.dumps({"code": "package org.acme.tools;\nclass Tool { int size; }"}))
+    (found,) = tracer(tiny_llama, tmp_path / "java.jsonl", tmp_path / "java", "javacorpus").documents
+    assert found["project"] == "org.acme"
 
 
 # -------------------------------------------------------------------------------- generated tokens
