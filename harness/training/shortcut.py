@@ -31,6 +31,7 @@ from harness.models.exit_modules import chosen, module_from, shapes_of, shortcut
 from harness.models.trained import find, shortcut_path
 from harness.registry import WEIGHTS_FORMATS
 from harness.training.lite.lite_model import exit_losses
+from harness.training.prompt_exits import cosine
 from harness.training.recipes import Shortcut
 from harness.training.traces.reading import exit_states
 from harness.training.traces.training_set import TrainingSet, exit_places
@@ -140,7 +141,7 @@ def _descend(
     last = data.traces.columns("last")["last"][rows]
     parameters = [part.requires_grad_() for own in tensors.values() for part in own.values()]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, options.steps, pct_start=0.05)
+    schedule = cosine(optimizer, options.steps)
     chance = torch.Generator().manual_seed(options.seed)
     read = min(EXITS, len(points))
     progress.begin("training the exits", options.steps)
