@@ -237,6 +237,9 @@ KV_POLICIES: Registry[Any] = Registry(
 HEADS: Registry[Any] = Registry(
     "harness.heads", "head", "a subclass of harness.contracts.CheapHead with facts", members=("facts",)
 )
+EXIT_MODULES: Registry[Any] = Registry(
+    "harness.exit_modules", "exit module", "a subclass of harness.contracts.ExitModule with facts", members=("facts",)
+)
 DRAFTS: Registry[Any] = Registry("harness.drafts", "draft source", "a class of draft sources", members=("proposes",))
 STOPS: Registry[Any] = Registry("harness.stops", "stop rule")
 PROMPT_RULES: Registry[Any] = Registry("harness.prompts", "prompt rule")
@@ -247,8 +250,8 @@ WEIGHTS_FORMATS: Registry[Any] = Registry(
 EXECUTORS: Registry[Any] = Registry("harness.executors", "executor")
 
 _ALL = (
-    *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, DRAFTS, STOPS, PROMPT_RULES, TASKS, PROTOCOLS, SCORES),
-    *(METRICS, MODELS, FAMILIES, METERS, EXECUTORS),
+    *(STRATEGIES, RECIPES, KV_POLICIES, WEIGHTS_FORMATS, HEADS, EXIT_MODULES, DRAFTS, STOPS, PROMPT_RULES, TASKS),
+    *(PROTOCOLS, SCORES, METRICS, MODELS, FAMILIES, METERS, EXECUTORS),
 )
 REGISTRIES: dict[str, Registry[Any]] = {registry.group.removeprefix("harness."): registry for registry in _ALL}
 """Everything that can be registered, by its plural."""

@@ -271,7 +271,7 @@ class ModelChoice(Configuration):
     exit_head: ExitHead = Field(
         default="auto",
         description="What reads an exit: auto (shortcut where there are some for the weights), shared (the model's "
-        "own head) or shortcut (a linear map per exit before it).",
+        "own head) or shortcut (an exit module of its own before it).",
     )
     artefacts: Artefacts = None
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from harness.contracts.black_boxes import Answer, BlackBox, Connection
 from harness.contracts.costs import Amounts, UnitCosts, price
 from harness.contracts.drafts import Draft, DraftRule, DraftSource, DraftView, Lossless
+from harness.contracts.exit_modules import ExitModule, ExitModuleFacts, LinearFit
 from harness.contracts.heads import (
     FULL_HEAD,
     LM_HEAD,
@@ -87,6 +88,8 @@ __all__ = [
     "Duplicates",
     "EnergyReading",
     "ExitHead",
+    "ExitModule",
+    "ExitModuleFacts",
     "ExitRule",
     "ExitView",
     "Graphs",
@@ -100,6 +103,7 @@ __all__ = [
     "Keep",
     "LMHead",
     "Leaving",
+    "LinearFit",
     "LinearMap",
     "Lossless",
     "Meter",

@@ -53,6 +53,7 @@ class ModelInfo:
     base_fingerprint: str = ""  # the same of the weights before tuning
     exit_head: str = "shared"  # shared, or shortcut: and the hash of the shortcuts in use
     shortcut_bytes: int = 0  # weight bytes one exit's shortcut reads; 0 with the shared head
+    exit_module: str = ""  # what a shortcut is: NAME or NAME/SIZE of harness.exit_modules; empty with the shared head
     artefacts: tuple[str, ...] = ()  # folders in which trained artefacts are looked for, in this order
     # how matrices are stored; where auto decides, the format of the dtype until weights are loaded
     weights_format: str = "float32"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from harness.contracts import LinearMap
+from harness.contracts import ExitModule, LinearMap
 from harness.decoding.blocks import Block, HeadShape, LayerNorm, Linear, Norm, RMSNorm, Rotary
 from harness.decoding.cache import KVCache
 from harness.errors import ArtefactError
@@ -103,7 +103,7 @@ class Backbone:
         rotary: makes the rotary tables for so many positions; ``None`` for learned positions.
         final_norm: norm before the LM head, or ``None`` (post-norm models).
         project_out: map between final norm and LM head (OPT-350m), or ``None``.
-        shortcuts: exit layer → linear map to the last layer's hidden state; empty with the shared exit head.
+        shortcuts: exit layer → what makes of its state the last layer's; empty with the shared exit head.
         like: an empty tensor of the activations' dtype and device; the LM head's as it was read when left out.
         trained: finds the tensors of an artefact of some kind, for heads that are made from one; it raises
             ``ArtefactError`` where there is none.
@@ -117,7 +117,7 @@ class Backbone:
     final_norm: Norm | None
     project_out: LinearMap | None
     lm_head: LinearMap
-    shortcuts: Mapping[int, LinearMap] = field(default_factory=dict)
+    shortcuts: Mapping[int, ExitModule] = field(default_factory=dict)
     trained: Callable[[str], Mapping[str, Tensor]] = _nothing_trained
     like: Tensor = field(default_factory=lambda: _UNKNOWN)
     compiled: CompiledLayers | None = None
@@ -150,7 +150,8 @@ class Backbone:
             yield self.embed.project_in
         for block in self.blocks:
             yield from (block.qkv, block.output, block.mlp_in, block.mlp_out)
-        yield from self.shortcuts.values()
+        for shortcut in self.shortcuts.values():
+            yield from shortcut.maps.values()
         if self.project_out is not None:
             yield self.project_out
         yield self.lm_head

@@ -154,7 +154,9 @@ def _packed(
         final_norm=None if backbone.final_norm is None else backbone.final_norm.mapped(lambda _, part: part.clone()),
         project_out=None if backbone.project_out is None else packed_head(backbone.project_out),
         lm_head=lm_head,
-        shortcuts={layer: packed_head(shortcut) for layer, shortcut in backbone.shortcuts.items()},
+        shortcuts={
+            layer: shortcut.mapped(lambda _, one: packed_head(one)) for layer, shortcut in backbone.shortcuts.items()
+        },
     )
 
 
@@ -361,7 +363,10 @@ def _replaced(
         final_norm=None if norm is None else norm.mapped(lambda what, part: numbers(f"final_norm.{what}", part)),
         project_out=None if project_out is None else matrix("project_out", project_out),
         lm_head=lm_head,
-        shortcuts={layer: matrix(f"shortcut.{layer}", shortcut) for layer, shortcut in backbone.shortcuts.items()},
+        shortcuts={
+            layer: shortcut.mapped(lambda prefix, one, layer=layer: matrix(f"shortcut.{layer}.{prefix}", one))  # type: ignore[misc]
+            for layer, shortcut in backbone.shortcuts.items()
+        },
     )
 
 

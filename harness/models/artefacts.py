@@ -55,6 +55,7 @@ class ArtefactFacts(BaseModel):
         model, model_fingerprint: the weights that it belongs to. base_fingerprint: of those before tuning.
         adapter_sha256: of the adapter that was tuned together with a shortcut.
         tokenizer_fingerprint: of the model's tokenizer.
+        exit_module: of a shortcut, NAME or NAME/SIZE; absent for ``linear``.
         exit_head: that it was trained for: ``shared``, or ``shortcut:`` and a hash.
         num_layers, hidden_size, exit_points: of the model.
         documents: keys of what it has read. ngrams: index of all its texts, in a file beside it.
@@ -77,6 +78,7 @@ class ArtefactFacts(BaseModel):
     base_fingerprint: str = ""
     tokenizer_fingerprint: str = ""
     exit_head: str = ""
+    exit_module: str = "linear"
     num_layers: _Layer = 1
     hidden_size: Annotated[int, Field(ge=1, le=1 << 17)] = 1
     exit_points: list[_Layer] = Field(default_factory=list)

@@ -18,6 +18,7 @@ from harness.errors import ConfigError, ModelError
 from harness.host.files import refusing
 from harness.host.libraries import library_border
 from harness.models.configuration import Shape
+from harness.models.exit_modules import element_size, shortcut_bytes
 from harness.models.folder import read_object
 from harness.models.source import ModelSpec, fingerprint
 from harness.models.trained import artefact_folders
@@ -138,20 +139,8 @@ def base_facts(spec: ModelSpec, shape: Shape, request: ModelRequest, exported: E
 def in_format(info: ModelInfo, shape: Shape, name: str) -> ModelInfo:
     """Return a model's facts with its matrices in a weights format."""
     made: type[WeightsFormat] = WEIGHTS_FORMATS.load(name)
-    shortcut = shortcut_bytes(info.hidden_size, info.dtype, made) if info.shortcut_bytes else 0
+    shortcut = shortcut_bytes(info.exit_module, info.hidden_size, info.dtype, made) if info.exit_module else 0
     return replace(info, weights_format=name, shortcut_bytes=shortcut, **_sizes(shape, info.dtype, made))
-
-
-def shortcut_bytes(hidden_size: int, dtype: str, made: type[WeightsFormat]) -> int:
-    """Return the weight bytes that one exit's shortcut reads, a square matrix and its bias."""
-    return int(hidden_size**2 * made().head.facts.bits / 8) + hidden_size * element_size(dtype)
-
-
-def element_size(dtype: str) -> int:
-    """Return the bytes of one element of a torch dtype."""
-    import torch
-
-    return torch.tensor([], dtype=getattr(torch, dtype)).element_size()
 
 
 def _sizes(shape: Shape, dtype: str, made: type[WeightsFormat]) -> dict[str, Any]:

@@ -31,18 +31,19 @@ from torch import Tensor
 
 from harness.contracts import ModelInfo, WeightsFormat
 from harness.decoding.backbone import Backbone
-from harness.decoding.blocks import Linear
 from harness.decoding.kernels import key_of, moved, obstacle
 from harness.decoding.packing import FormatChoice, Packed, filled, near_exact, tensors_of, usable
 from harness.errors import ModelError, reason
 from harness.host.cache import being_written, cache_folder, drop_old, keep_document, kept_document
 from harness.host.files import parse_json, real_path, require_regular
 from harness.host.libraries import library_border
+from harness.models.artefacts import Artefact
+from harness.models.exit_modules import module_from, shapes_of
 from harness.models.heads import head_tensors
 from harness.models.skeleton import skeleton
 from harness.registry import WEIGHTS_FORMATS
 
-_LAYOUT = 3  # of the files; a format's own code is part of the key
+_LAYOUT = 4  # of the files; a format's own code is part of the key
 _LINE = 64  # bytes at a multiple of which a tensor begins
 _LARGE_SHARE = 0.9  # of a file's bytes in large pages, from which it is decoded with where it is mapped
 _SPARE = 4  # times a file's size that must be free before it is written
@@ -108,13 +109,14 @@ class KeptWeights:
     info: ModelInfo
     source: Path
     source_name: str
-    shortcut: str  # SHA-256 of its tensors; empty for the shared head
+    shortcut: Artefact | None  # what reads its exits; None for the shared head
     note: Callable[[str], None]
     folder: Path = field(default_factory=lambda: cache_folder() / "packed")
 
     def file(self, name: str) -> Path:
         """Return where a format's weights are, if they are kept."""
-        return self.folder / f"{file_key(self.info, self.source, self.shortcut, name)}.safetensors"
+        shortcut = "" if self.shortcut is None else self.shortcut.sha256
+        return self.folder / f"{file_key(self.info, self.source, shortcut, name)}.safetensors"
 
     def has(self, name: str) -> bool:
         """Whether there is a file of a format; reading it tells whether it is right."""
@@ -141,19 +143,22 @@ class KeptWeights:
 
     def skeleton(self) -> Backbone | None:
         """Return the model without weights, as its family reads it; ``None`` with a note where that cannot be."""
-        info, points = self.info, self.info.exit_points if self.shortcut else ()
+        info = self.info
         try:
             with library_border(f"{info.name} cannot be read without its weights"):
                 found = skeleton(self.source, info.dtype)
         except ModelError as error:
             self.note(f"packing {info.name} again: {error}")
             return None
-        size = info.hidden_size
-        empty = Linear(torch.empty((size, size), device="meta"), torch.empty(size, device="meta"))
+        modules = {}
+        if self.shortcut is not None:
+            shapes = shapes_of(info.exit_module, info.hidden_size)
+            empty = {part: torch.empty(shape, device="meta") for part, shape in shapes.items()}
+            modules = dict.fromkeys(info.exit_points, module_from(info.exit_module, empty))
         return replace(  # what a family does not read: shortcuts, and what finds artefacts
             found,
             like=torch.empty(0, dtype=getattr(torch, info.dtype)),
-            shortcuts=dict.fromkeys(points, empty),
+            shortcuts=modules,
             trained=partial(head_tensors, info, "cpu"),
         )
 

@@ -28,7 +28,8 @@ from harness.errors import OutOfMemoryError, is_out_of_memory
 from harness.host.libraries import library_border
 from harness.models.artefacts import Artefact, look_into
 from harness.models.configuration import Shape, read_config, read_shape
-from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported, shortcut_bytes
+from harness.models.exit_modules import module_of, read_shortcuts
+from harness.models.facts import MERGED, PARTS, Exported, base_facts, in_format, read_exported
 from harness.models.heads import head_tensors
 from harness.models.kept_weights import KeptWeights
 from harness.models.ngrams import SeenDocuments, find_seen
@@ -43,10 +44,8 @@ from harness.models.weights import (
     merge,
     parameters_of,
     random_weights,
-    read_shortcuts,
     read_weights,
 )
-from harness.registry import WEIGHTS_FORMATS
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +210,7 @@ class ResolvedModel:
         small = self.info.num_layers * self.info.layer_bytes < packing.ENOUGH
         if self.info.weights == "random" or device != "cpu" or small or (there := local_folder(self.spec)) is None:
             return None
-        return KeptWeights(self.info, *there, "" if self.shortcut is None else self.shortcut.sha256, note)
+        return KeptWeights(self.info, *there, self.shortcut, note)
 
     def _load_kept(
         self, kept: KeptWeights, formats: Sequence[str | None], best: Callable[[Backbone], FormatChoice]
@@ -303,8 +302,8 @@ def _resolved(spec: ModelSpec, shape: Shape, request: ModelRequest) -> ResolvedM
         if shortcut is None and adapter is not None and adapter.facts.get("exit_head") == "shortcut":
             _warn_of_lost_shortcuts(adapter.path, info.exit_points)
     if shortcut is not None:
-        size = shortcut_bytes(info.hidden_size, info.dtype, WEIGHTS_FORMATS.load(info.weights_format))
-        info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", shortcut_bytes=size)
+        info = replace(info, exit_head=f"shortcut:{shortcut.sha256[:16]}", exit_module=module_of(shortcut))
+        info = in_format(info, shape, info.weights_format)
     check_map(info)
     return ResolvedModel(spec, shape, info, adapter, shortcut, seen, exported)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
@@ -296,17 +296,3 @@ def merge(module: Any, adapter: Artefact) -> None:
         weight.data = (weight.data.float() + update).to(weight.dtype)
         if fault := fault_of(weight.data):
             raise ArtefactError(f"{adapter.path}: {target} {fault} once it is merged. Train the adapter again.")
-
-
-def read_shortcuts(
-    shortcut: Artefact, exit_points: Sequence[int], dtype: Any, device: str, *, hidden_size: int
-) -> Mapping[int, Linear]:
-    """Return exit layer → shortcut, in the model's dtype."""
-    shapes: dict[str, tuple[int, ...]] = {f"{layer}.weight": (hidden_size, hidden_size) for layer in exit_points}
-    shapes |= {f"{layer}.bias": (hidden_size,) for layer in exit_points}
-    read = shortcut.tensors(device, shapes)
-    tensors = {name: read[name].to(dtype) for name in shapes}
-    for name, tensor in tensors.items():
-        if fault := fault_of(tensor):
-            raise ArtefactError(f"{shortcut.path}: {name} {fault} in {tensor.dtype}. Use another --dtype.")
-    return {layer: Linear(tensors[f"{layer}.weight"], tensors[f"{layer}.bias"]) for layer in exit_points}

@@ -122,7 +122,7 @@ class ModelRecord(Record):
         tokenizer_stand_in: another model's tokenizer stands in.
         num_layers, hidden_size, vocab_size, exit_points, dtype: see ``ModelInfo``.
         layer_bytes, lm_head_bytes, kv_projection_bytes, kv_entry_bytes: see ``ModelInfo``.
-        fingerprint, exit_head, shortcut_bytes: see ``ModelInfo``; an older record has the defaults.
+        fingerprint, exit_head, shortcut_bytes, exit_module: see ``ModelInfo``; an older record has the defaults.
         weights_format: registered name, of the run's first format; ``None``: the dtype's own.
         weights_accuracy: how near that format keeps a model to float32.
         format_choice: why ``auto`` took it; ``None`` where it was asked for.
@@ -150,6 +150,7 @@ class ModelRecord(Record):
     fingerprint: str = ""
     exit_head: str = "shared"
     shortcut_bytes: Count = 0
+    exit_module: str = ""
     weights_format: str | None = None
     weights_accuracy: Accuracy | None = None
     format_choice: FormatChoiceRecord | None = None

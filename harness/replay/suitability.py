@@ -19,11 +19,12 @@ from torch import Tensor
 from harness.config import StrategySpec, parse_strategies
 from harness.config.decode import build_decode, parse_decode
 from harness.config.options import build_strategy
-from harness.contracts import KVFacts, ModelInfo, Strategy, price
+from harness.contracts import ExitModule, KVFacts, ModelInfo, Strategy, price
 from harness.contracts.recipes import Progress
 from harness.decoding.backbone import Backbone
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
+from harness.decoding.exit_modules.linear import LinearExit
 from harness.decoding.readings import best, choices, lm_head_of
 from harness.decoding.unit_costs import Timing
 from harness.errors import DataError
@@ -161,7 +162,7 @@ def sampled(traces: Traces, *names: str, seed: int = 0) -> dict[str, Tensor]:
 
 
 def read_all(
-    columns: Columns, traces: Traces, trained: Mapping[int, Linear], backbone: Backbone, step: Callable[[int], None]
+    columns: Columns, traces: Traces, trained: Mapping[int, ExitModule], backbone: Backbone, step: Callable[[int], None]
 ) -> Iterator[ReadExits]:
     """Yield the tokens as read by the plain head, by trained maps where the model has some, and by closed-form ones.
 
@@ -180,7 +181,7 @@ def read_all(
             step(done)
         return {name: torch.stack([each[name] for each in found], dim=1) for name in found[0]}
 
-    def made(name: str, own: bool, maps: Mapping[int, Linear], ranks: Tensor, said: Columns) -> ReadExits:
+    def made(name: str, own: bool, maps: Mapping[int, ExitModule], ranks: Tensor, said: Columns) -> ReadExits:
         tokens = TracedTokens(points, [({**columns, **said}, everything)], maps, keys, generated=False)
         return ReadExits(name, own, tokens, ranks)
 
@@ -194,13 +195,13 @@ def read_all(
         yield made(PLAIN, False, {}, found.pop("rank"), found)
     yield made(TRAINED if trained else PLAIN, True, trained, own["rank"], {})
     crossed = {point: torch.empty(len(final), hidden.shape[2]) for point in points}
-    maps: dict[int, Linear] = {}
+    maps: dict[int, ExitModule] = {}
     _, number = torch.unique(columns["document"], return_inverse=True)
     for fold in range(FOLDS):
         learned = number % FOLDS != fold
         moments = ShortcutMoments(points, hidden.shape[2])
         moments.add({point: hidden[learned, e] for e, point in enumerate(points)}, columns["last"][learned])
-        maps = {point: Linear(*found) for point, found in moments.solve().items()}
+        maps = {point: LinearExit({"": Linear(fit.weight, fit.bias)}) for point, fit in moments.solve().items()}
         rows = (~learned).nonzero().squeeze(1)
         for point in points:
             crossed[point][rows] = maps[point](plain(point, rows))

@@ -17,9 +17,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, ExitRule, ExitView, HeadChoice, ModelInfo
+from harness.contracts import Batch, ExitModule, ExitRule, ExitView, HeadChoice, ModelInfo
 from harness.contracts.asking import ask_rule
-from harness.decoding.blocks import Linear
 from harness.decoding.exits import checked
 from harness.decoding.readings import HeadReading, Heads
 from harness.errors import ConfigError
@@ -50,7 +49,7 @@ class TracedTokens:
 
     exit_points: tuple[int, ...]
     shards: Sequence[tuple[Mapping[str, Tensor], Tensor]]
-    shortcuts: Mapping[int, Linear]
+    shortcuts: Mapping[int, ExitModule]
     documents: Sequence[str]
     generated: bool
     seed: int = 0
@@ -129,7 +128,7 @@ def decided(document: Tensor) -> Tensor:
 def read_tokens(
     traces: Traces,
     wanted: Tensor,
-    shortcuts: Mapping[int, Linear],
+    shortcuts: Mapping[int, ExitModule],
     *,
     seed: int = 0,
     part: int = PART,

@@ -11,6 +11,7 @@ from harness.errors import OtherMachineError, StoreError
 from harness.host.environment import hash_of_package
 from harness.records import Manifest, OperatingPointRecord, PluginRecord
 from harness.registry import (
+    EXIT_MODULES,
     HEADS,
     KV_POLICIES,
     METERS,
@@ -30,7 +31,7 @@ DECIDING = ("operating_points", "model", "tasks", "block_size", "meter", "plugin
 NOT_DECIDING = {
     "config": {"out", "protocol"},  # the tasks' own decides: a run may name none
     "operating_points": {"kv_facts"},  # the name decides
-    "model": {"weights_source", "tokenizer_source"},  # words; the hash and the fingerprints decide
+    "model": {"weights_source", "tokenizer_source", "exit_module"},  # words; hashes and fingerprints decide
     "tasks": {"source", "detail", "duplicates", "unindexed"},  # the fingerprint decides
     "meter": {"unavailable"},
     "plugins": {"code"},  # compared by package, where both runs say
@@ -184,6 +185,7 @@ def _used(manifest: Manifest, scores: Iterable[str]) -> Iterator[tuple[Registry[
         *((STRATEGIES, point.strategy) for point in manifest.operating_points if ":" not in point.strategy),
         *((KV_POLICIES, point.kv) for point in manifest.operating_points if point.kv),
         *((WEIGHTS_FORMATS, name) for name in manifest.model.formats),
+        *([(EXIT_MODULES, manifest.model.exit_module.partition("/")[0])] if manifest.model.exit_module else []),
         *((HEADS, head.partition("/")[0]) for point in manifest.operating_points for head in point.heads),
         *((STOPS, point.stop.partition(":")[0]) for point in manifest.operating_points if point.stop),
         *(

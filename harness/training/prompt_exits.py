@@ -113,6 +113,16 @@ def _reads(backbone: Backbone, layer: int, before: int, states: Tensor) -> Tenso
     return PromptMaps.read(backbone, layer, states, reach)
 
 
+def cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return a schedule of so many steps: up to the learning rate in a twentieth, then along a cosine to 5 % of it."""
+    warmup = max(1, steps // 20)
+
+    def share(step: int) -> float:
+        return min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
 def distil(
     engine: Engine, layer: int, maps: Factors, texts: Sequence[Sequence[int]], options: PromptExit,
     progress: Progress,
@@ -136,11 +146,7 @@ def distil(
         raise DataError(f"no document has {options.tail + 2 * BEHIND} tokens to distil from. Give longer ones.")
     read, made, bias = (part.clone().requires_grad_() for part in maps)
     optimizer = torch.optim.Adam([read, made, bias], lr=options.learning_rate, betas=(0.9, 0.98))
-    warmup = max(1, options.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / options.steps)) / 2),
-    )
+    schedule = cosine(optimizer, options.steps)
     progress.begin(f"distilling layer {layer}", options.steps)
     for step in range(1, options.steps + 1):
         text = chance.choice(texts)

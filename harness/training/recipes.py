@@ -12,6 +12,7 @@ from harness.config.model import Configuration, DocumentChoice, WithPresets
 from harness.contracts import Split
 from harness.contracts.recipes import Trained, TrainingRun, WeightsRule
 from harness.host.libraries import require
+from harness.models.exit_modules import ExitModuleName
 from harness.training.options import (
     ControllerOptions,
     LearnedTasks,
@@ -36,6 +37,11 @@ def _by(place: str) -> Callable[[Any, TrainingRun], Trained]:
 # ------------------------------------------------------------------------------- exit-capable weights and heads
 
 
+EXIT_MODULE = Field(
+    default="linear", description="What reads an exit before the model's own head: NAME or NAME/SIZE of exit_modules."
+)
+
+
 class LiteRecipe(Configuration):
     """How to tune; saved in the artefacts. The defaults are what two cores can do in an hour."""
 
@@ -44,8 +50,9 @@ class LiteRecipe(Configuration):
     )
     exit_head: Literal["shared", "shortcut"] = Field(
         default="shortcut",
-        description="shared (the model's own) or shortcut (a linear map per exit before it, trained along).",
+        description="shared (the model's own) or shortcut (an exit module before it, trained along).",
     )
+    exit_module: ExitModuleName = EXIT_MODULE
     weights_rule: WeightsRule = Field(default="uniform", description="Loss weights of the exits")
     learning_rate: float = Field(
         default=3e-4, gt=0, allow_inf_nan=False, description="Of the weights, or of LoRA's factors."
@@ -122,9 +129,19 @@ class Lite(LiteRecipe, DocumentChoice, TrainingOptions, WithPresets):
 
 
 class Shortcut(TraceOptions):
-    """Fit linear maps from every exit to the last layer, in closed form: an exit head for untuned weights."""
+    """Fit what reads every exit to the last layer, in closed form: an exit head for weights that stay as they are.
 
+    Then, where steps are given, by gradient descent on the tokens that a trace holds.
+    """
+
+    exit_module: ExitModuleName = EXIT_MODULE
     ridge: float = Field(default=1e-4, ge=0, allow_inf_nan=False, description="Damping, relative to the mean variance.")
+    steps: int = Field(default=0, ge=0, description="Steps of AdamW behind the closed form.")
+    batch: int = Field(default=256, ge=1, description="Tokens of a step, each read at three random exits.")
+    learning_rate: float = Field(default=5e-4, gt=0, le=1, description="Peak of a cosine schedule.")
+    distill: float = Field(
+        default=0.5, ge=0, le=1, description="Share of an exit's loss that follows the last layer, not the next token."
+    )
 
     @field_validator("name")
     @classmethod

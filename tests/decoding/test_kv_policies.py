@@ -14,6 +14,7 @@ from harness.decoding.backbone import KVFiller
 from harness.decoding.blocks import Linear
 from harness.decoding.cache import KVCache
 from harness.decoding.engine import Engine
+from harness.decoding.exit_modules.linear import LinearExit
 from harness.decoding.kv.recompute import Recompute
 from harness.registry import KV_POLICIES
 from strategies.full import Full
@@ -217,11 +218,11 @@ def test_every_skipped_layer_is_filled_from_where_it_stands_on_the_line(case: An
             torch.testing.assert_close(cache.entries[deeper, slot, :, position], expected[slot], atol=1e-4, rtol=1e-4)
 
 
-def shifting(case: Any, by: float) -> dict[int, Linear]:
+def shifting(case: Any, by: float) -> dict[int, LinearExit]:
     width = case.info.hidden_size
     chance = torch.Generator().manual_seed(0)
     weight = torch.eye(width) + by * torch.randn(width, width, generator=chance)
-    return {point: Linear(weight, torch.zeros(width)) for point in case.info.exit_points}
+    return {point: LinearExit({"": Linear(weight, torch.zeros(width))}) for point in case.info.exit_points}
 
 
 @pytest.mark.parametrize("by", [0.0, 0.5])

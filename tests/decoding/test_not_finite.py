@@ -14,6 +14,7 @@ from torch import Tensor
 from harness.contracts import ExitView, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
+from harness.decoding.exit_modules.linear import LinearExit
 from harness.decoding.readings import best, choices
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ModelError
@@ -154,7 +155,7 @@ def test_a_score_that_is_no_number_decides_nothing(
     """A comparison with NaN is false, so that the exit would be passed as if its strategy had wanted it."""
     strategy = strategy() if strategy is Own else strategy
     width = llama.info.hidden_size
-    engine = engine_with(llama, shortcuts={2: Linear(torch.full((width, width), NAN))})
+    engine = engine_with(llama, shortcuts={2: LinearExit({"": Linear(torch.full((width, width), NAN))})})
     token = 1 if kv == "none" else 2
     for one in decode(engine, prompts, strategy, kv):
         assert str(one.failure).startswith(f"scores of layer 2 are not finite at token {token}: ")

@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.contracts import Batch, ExitRule, ExitView, Lossless, ModelInfo, PlannedRule, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine, decode_in_turn
+from harness.decoding.exit_modules.linear import LinearExit
 from harness.decoding.exits import RowExits
 from harness.decoding.generation import Generation
 from harness.decoding.loop import OpenBatch
@@ -221,7 +222,7 @@ def test_rules_are_asked_about_their_own_rows_where_each_wants(llama: Any, strat
 def test_what_a_rule_asked_for_is_computed_and_charged_once(llama: Any, kv_input: Any) -> None:
     width = llama.info.hidden_size
     weight = torch.eye(width) + 0.3 * torch.randn(width, width, generator=torch.Generator().manual_seed(0))
-    maps = {point: Linear(weight, torch.zeros(width)) for point in llama.info.exit_points}
+    maps = {point: LinearExit({"": Linear(weight, torch.zeros(width))}) for point in llama.info.exit_points}
     engine = Engine(replace(llama.engine.backbone, shortcuts=maps), llama.info, kv_input)
     same_alone(engine, wishes(24, engine.info.vocab_size, (Confidence(threshold=0.3), Full(), SOME, Fixed(layer=3))))
 

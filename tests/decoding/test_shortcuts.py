@@ -1,4 +1,4 @@
-"""An exit's linear map: what its tokens are, what it costs, and that no map is the identity."""
+"""An exit's module: what its tokens are, what it costs, and that none is the identity."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.contracts import ExitView, Strategy
+from harness.contracts import ExitModule, ExitView, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
+from harness.decoding.exit_modules.linear import LinearExit
+from harness.decoding.exit_modules.mlp import LowRankMLP
 from harness.decoding.generation import Generation
 from harness.registry import KV_POLICIES
 from strategies.confidence import Confidence
@@ -23,20 +25,40 @@ from strategies.patience import Patience
 from strategies.random import Random
 from strategies.saturation import Saturation
 from tests.crossing import in_turn
-from tests.decoding.conftest import KINDS, each_kind
+from tests.decoding.conftest import KINDS
 
 LAYERS, NEW = 6, 6
 
 
-def maps(width: int, points: Sequence[int] = (1, 2, 3, 4, 5)) -> dict[int, Linear]:
+def maps(width: int, points: Sequence[int] = (1, 2, 3, 4, 5)) -> dict[int, ExitModule]:
     """A map of its own for every exit, far enough from the identity that other tokens win."""
     chance = torch.Generator().manual_seed(7)
-    return {
-        point: Linear(
-            torch.eye(width) + 0.4 * torch.randn(width, width, generator=chance), torch.randn(width, generator=chance)
-        )
-        for point in points
-    }
+
+    def drawn(rows: int, columns: int, middle: Tensor | float = 0.0) -> Linear:
+        return Linear(middle + 0.4 * torch.randn(rows, columns, generator=chance), torch.randn(rows, generator=chance))
+
+    return {point: LinearExit({"": drawn(width, width, torch.eye(width))}) for point in points}
+
+
+def perceptrons(width: int, points: Sequence[int] = (1, 2, 3, 4, 5)) -> dict[int, ExitModule]:
+    """Likewise a low-rank perceptron for every exit."""
+    chance = torch.Generator().manual_seed(7)
+
+    def drawn(rows: int, columns: int) -> Linear:
+        return Linear(torch.randn(rows, columns, generator=chance), torch.randn(rows, generator=chance))
+
+    return {point: LowRankMLP({"in_": drawn(8, width), "out_": drawn(width, 8)}) for point in points}
+
+
+def by_hand(module: ExitModule | None, state: Tensor) -> Tensor:
+    """W h + b, or h + W₂ silu(W₁ norm(h) + b₁) + b₂; nothing without a module."""
+    weights: Any = {} if module is None else module.maps
+    if isinstance(module, LinearExit):
+        return weights[""].weight @ state + weights[""].bias
+    if isinstance(module, LowRankMLP):
+        inner = weights["in_"].weight @ (state / (state.square().mean() + 1e-6).sqrt()) + weights["in_"].bias
+        return state + weights["out_"].weight @ (inner * torch.sigmoid(inner)) + weights["out_"].bias
+    return state
 
 
 def engine_with(case: Any, shortcuts: Mapping[int, Any]) -> Engine:
@@ -86,12 +108,12 @@ def test_a_view_shows_both_states(llama: Any, prompts: list[list[int]]) -> None:
 
 
 @pytest.mark.slow
-@each_kind
+@in_turn(case=KINDS, make=[maps, perceptrons])
 def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
-    case: Any, prompts: list[list[int]], schedule: Any, exits: Any, read_out: Callable[[Any, Tensor], int]
+    case: Any, make: Any, prompts: list[list[int]], schedule: Any, exits: Any, read_out: Callable[[Any, Tensor], int]
 ) -> None:
-    """Without a cache: every token is argmax(lm_head(norm(W h + b))), h transformers' own hidden state."""
-    shortcuts, planned = maps(case.info.hidden_size), exits(3, NEW, first=2)
+    """Without a cache: every token is argmax(lm_head(norm(module(h)))), h transformers' own hidden state."""
+    shortcuts, planned = make(case.info.hidden_size), exits(3, NEW, first=2)
     done = engine_with(case, shortcuts).decode(prompts, schedule(planned), kv="none", max_new_tokens=[NEW] * 3)
     plain = case.engine.decode(prompts, schedule(planned), kv="none", max_new_tokens=[NEW] * 3)
     assert tokens_of(done) != tokens_of(plain)
@@ -104,24 +126,22 @@ def test_an_exit_s_token_is_the_head_of_the_mapped_state_of_transformers(
             if layer == LAYERS:
                 expected = int(out.logits[0, -1].argmax())
             else:
-                linear, state = shortcuts[layer], out.hidden_states[layer][0, -1]
-                expected = read_out(case, linear.weight @ state + linear.bias)
+                expected = read_out(case, by_hand(shortcuts[layer], out.hidden_states[layer][0, -1]))
             assert one.token_ids[step] == expected, (step, layer)
 
 
-@in_turn(rounds=2, kv=KV_POLICIES.names(), looking=[True, False])
+@in_turn(rounds=2, kv=KV_POLICIES.names(), looking=[True, False], make=[maps, perceptrons])
 def test_every_policy_and_a_replay_read_each_exit_s_tokens_through_its_own_map(
-    llama: Any, kv: str, looking: bool, prompts: list[list[int]], schedule: Any, exits: Any,
+    llama: Any, kv: str, looking: bool, make: Any, prompts: list[list[int]], schedule: Any, exits: Any,
     read_out: Callable[[Any, Tensor], int],
 ) -> None:  # fmt: skip
-    some, planned = maps(64, (2, 4, 5)), exits(3, NEW)  # layers 1 and 3 have the shared head
+    some, planned = make(64, (2, 4, 5)), exits(3, NEW)  # layers 1 and 3 have the shared head
     engine, plan, checked = engine_with(llama, some), schedule(planned, looking=looking), list[int]()
     done = engine.decode(prompts, plan, kv=kv, max_new_tokens=[NEW] * 3)
     for sight in plan.seen:
         step = sight.position - len(prompts[sight.row]) + 1
         if done[sight.row].exit_layers[step] == sight.layer:
-            state, linear = sight.hidden_state, some.get(sight.layer)
-            expected = read_out(llama, state if linear is None else linear.weight @ state + linear.bias)
+            expected = read_out(llama, by_hand(some.get(sight.layer), sight.hidden_state))
             assert done[sight.row].token_ids[step] == expected
             checked.append(sight.layer)
     assert len(checked) == sum(layer < LAYERS for one in done for layer in one.exit_layers)
@@ -131,7 +151,7 @@ def test_every_policy_and_a_replay_read_each_exit_s_tokens_through_its_own_map(
 
 @pytest.mark.parametrize("kv", KV_POLICIES.names())
 def test_the_last_layer_never_goes_through_a_map(llama: Any, kv: str, prompts: list[list[int]]) -> None:
-    engine = engine_with(llama, {**maps(64), LAYERS: Linear(torch.zeros(64, 64))})
+    engine = engine_with(llama, {**maps(64), LAYERS: LinearExit({"": Linear(torch.zeros(64, 64))})})
     full, plain = (each.decode(prompts, Full(), kv=kv, max_new_tokens=[NEW] * 3) for each in (engine, llama.engine))
     assert tokens_of(full) == tokens_of(plain)
     assert [one.shortcut_evaluations for one in full] == [0] * 3
@@ -144,7 +164,8 @@ def test_maps_that_change_nothing_are_the_shared_head(
 ) -> None:
     """Token for token and exit for exit, whoever decides."""
     width = case.info.hidden_size
-    same = engine_with(case, dict.fromkeys(range(1, LAYERS), Linear(torch.eye(width), torch.zeros(width))))
+    identity = LinearExit({"": Linear(torch.eye(width), torch.zeros(width))})
+    same = engine_with(case, dict.fromkeys(range(1, LAYERS), identity))
     for strategy in (schedule(exits(3, NEW)), Confidence(threshold=0.5), Oracle()):
         got, plain = (each.decode(prompts, strategy, kv=kv, max_new_tokens=[NEW] * 3) for each in (same, case.engine))
         assert tokens_of(got) == tokens_of(plain)
@@ -160,19 +181,19 @@ def test_maps_that_change_nothing_are_the_shared_head(
 class CountingMap:
     """A map that remembers how many rows each call had."""
 
-    def __init__(self, linear: Linear, calls: list[int]) -> None:
-        self._linear, self._calls = linear, calls
+    def __init__(self, module: ExitModule, calls: list[int]) -> None:
+        self._module, self._calls = module, calls
 
     def __call__(self, states: Tensor) -> Tensor:
         self._calls.append(len(states))
-        return self._linear(states)
+        return self._module(states)
 
 
 @pytest.fixture
 def counted(llama: Any) -> tuple[Engine, list[int]]:
     """An engine with maps after layers 2 to 5, and the rows of every call of theirs."""
     calls: list[int] = []
-    some = {layer: CountingMap(linear, calls) for layer, linear in maps(64, (2, 3, 4, 5)).items()}
+    some = {layer: CountingMap(module, calls) for layer, module in maps(64, (2, 3, 4, 5)).items()}
     return engine_with(llama, some), calls
 
 

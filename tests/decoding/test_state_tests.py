@@ -16,6 +16,7 @@ from torch import Tensor
 from harness.contracts import ExitView, Lossless, ModelInfo, StateScore, StateTest, Strategy
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
+from harness.decoding.exit_modules.linear import LinearExit
 from harness.decoding.generation import Generation
 from harness.decoding.kernels.layers import Asking
 from harness.decoding.packing import pack
@@ -268,7 +269,7 @@ def test_the_state_behind_a_shortcut_is_asked_for(
     make_case: Callable[..., Any], learned: Make, inside: list[bool]
 ) -> None:
     case = make_case("llama", hidden_size=WIDTH, num_attention_heads=4, head_dim=32)
-    shortcut = {point: Linear(torch.eye(WIDTH)) for point in case.info.exit_points}
+    shortcut = {point: LinearExit({"": Linear(torch.eye(WIDTH))}) for point in case.info.exit_points}
     packed = pack(replace(case.engine.backbone, shortcuts=shortcut), "fp16", "cpu")
     engine = Engine(packed, case.info)
     through = learned(case.info, "classifier", 0.5, state="exit")

@@ -17,6 +17,7 @@ from harness.contracts import WeightsFormat
 from harness.decoding import blocks, packing
 from harness.decoding.blocks import Linear, RMSNorm, multiply
 from harness.decoding.engine import Engine
+from harness.decoding.exit_modules.linear import LinearExit
 from harness.decoding.packing import FormatChoice, fastest, pack, pack_all
 from harness.errors import ModelError, UnknownNameError
 from harness.registry import WEIGHTS_FORMATS
@@ -200,13 +201,13 @@ def test_nothing_of_the_float32_matrices_is_kept(make_case: Callable[..., Any]) 
 def test_formats_packed_together_share_what_they_store_alike(make_case: Callable[..., Any]) -> None:
     """int4 keeps its head and the maps of exits in 8 bits, as int8 does; all three keep word embeddings in 16."""
     case = make_case("llama")
-    shortcuts = {3: Linear(torch.eye(case.info.hidden_size))}
+    shortcuts = {3: LinearExit({"": Linear(torch.eye(case.info.hidden_size))})}
     whole = replace(case.engine.backbone, shortcuts=shortcuts)
     packed = pack_all(whole, ["fp16", "int8", "int4"], "cpu")
     assert list(packed) == ["fp16", "int8", "int4"]
     fp16, int8, int4 = packed.values()
     assert int4.lm_head is int8.lm_head
-    assert int4.shortcuts[3] is int8.shortcuts[3]
+    assert int4.shortcuts[3].maps[""] is int8.shortcuts[3].maps[""]
     assert fp16.lm_head is not int8.lm_head
     assert fp16.embed.words is int8.embed.words is int4.embed.words
     assert int4.blocks[0].qkv is not int8.blocks[0].qkv

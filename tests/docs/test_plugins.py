@@ -15,6 +15,7 @@ from harness.models.tokenizer import TransformersTokenizer
 from harness.records import SampleRecord
 from strategies.full import Full
 from tests.docs.pages import NAMES, blocks
+from tests.training.tracing import trace_of
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,32 @@ def test_the_draft_source_proposes_what_followed_and_full_depth_s_tokens_come_ou
     (drafted,) = engine.decode([[5, 6, 7, 5, 6]], Full(), **limit, lossless=Lossless(sources=(source,)))
     assert drafted.token_ids == full.token_ids
     assert drafted.drafts > 0
+
+
+def test_the_exit_module_is_fitted_and_read(
+    tiny_llama: Path, rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import harness
+    from harness.contracts.recipes import TrainingRun
+    from harness.registry import EXIT_MODULES, Registry
+    from harness.training.recipes import Shortcut
+
+    made, load, known = file_of("Bottleneck", tmp_path)["Bottleneck"], Registry.load, Registry.__contains__
+
+    def mine(registry: Registry[Any], name: object) -> bool:
+        return (registry.group, name) == (EXIT_MODULES.group, "bottleneck")
+
+    monkeypatch.setattr(Registry, "load", lambda registry, name: made if mine(registry, name) else load(registry, name))
+    monkeypatch.setattr(Registry, "__contains__", lambda registry, name: mine(registry, name) or known(registry, name))
+    trace_of(tiny_llama, rows_file, tmp_path / "t", documents=None, length=72)
+    options = Shortcut(
+        model=str(tiny_llama), traces=tmp_path / "t", out=tmp_path / "a", exit_module="bottleneck/8", steps=2, batch=8
+    )
+    options.train(TrainingRun("shortcut", "harness train shortcut"))  # type: ignore[attr-defined]
+    model = harness.load(str(tiny_llama), artefacts=str(tmp_path / "a"), weights="pretrained", weights_format="fp16")
+    assert model.info.exit_module == "bottleneck/8"
+    assert model.loaded.backbone.shortcuts[4].maps["in_"].shape == (8, 32)
+    assert len(model.generate("def f(x):", "fixed:layer=4", max_new_tokens=6).steps) == 6
 
 
 def test_the_weights_format_and_the_head_decode(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,10 @@ from harness.contracts import ModelInfo
 from harness.errors import ArtefactError
 from harness.models.artefacts import look_into, read_artefact, write_artefact
 from harness.models.controllers import Controller, Network, Observation, find_controller, write_controller
+from harness.models.exit_modules import read_shortcuts
 from harness.models.ngrams import NgramIndex, SeenDocuments, find_seen, read_index, write_index
 from harness.models.trained import find
-from harness.models.weights import merge, read_shortcuts
+from harness.models.weights import merge
 from strategies.classifier import Classifier
 from strategies.lte import LearnToExit
 from strategies.rl import ReinforcementLearning

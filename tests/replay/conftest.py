@@ -19,6 +19,7 @@ from harness.contracts import ModelInfo, ModelRequest
 from harness.contracts.recipes import Silent
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
+from harness.decoding.exit_modules.linear import LinearExit
 from harness.models.model import resolve
 from harness.replay.options import SweepOptions
 from harness.replay.sweep import SweepResult, sweep
@@ -68,11 +69,13 @@ class Tiny:
 def tiny(request: pytest.FixtureRequest, tiny_llama: Path) -> Tiny:
     resolved = resolve(ModelRequest(str(tiny_llama), weights="pretrained", exit_head="shared"))
     backbone, info = resolved.load("cpu").backbone, resolved.info
-    maps: dict[int, Linear] = {}
+    maps: dict[int, LinearExit] = {}
     if request.param == "shortcuts":
         chance = torch.Generator().manual_seed(3)
         maps = {
-            point: Linear(torch.eye(WIDTH) + 0.3 * torch.randn(WIDTH, WIDTH, generator=chance), torch.zeros(WIDTH))
+            point: LinearExit(
+                {"": Linear(torch.eye(WIDTH) + 0.3 * torch.randn(WIDTH, WIDTH, generator=chance), torch.zeros(WIDTH))}
+            )
             for point in POINTS
         }
         backbone = dataclasses.replace(backbone, shortcuts=maps)

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from harness.contracts import ModelInfo, ModelRequest
 from harness.contracts.recipes import Silent, TrainingRun
+from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.prompt_exits import PARTS, Tail
 from harness.decoding.teacher_forcing import TeacherForcing
 from harness.errors import ArtefactError
 from harness.models.artefacts import Artefact, read_artefact, write_artefact
+from harness.models.exit_modules import read_shortcuts
 from harness.models.model import resolve
-from harness.models.weights import read_shortcuts
 from harness.training.cheap_heads import rank, root_of
 from harness.training.corpus import Stream
 from harness.training.lite.fit import initial_shortcuts
@@ -82,7 +83,7 @@ def test_what_is_written_is_found_and_read(tiny_llama: Path, traced: Path, tmp_p
     assert (made.path.parent / facts["ngrams"]["file"]).is_file()
     maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
     assert list(maps) == list(POINTS)
-    assert all(each.weight.shape == (WIDTH, WIDTH) and each.bias is not None for each in maps.values())
+    assert all(each.maps[""].shape == (WIDTH, WIDTH) for each in maps.values())
     assert fit(tiny_llama, traced, tmp_path / "b").sha256 == made.sha256
     some = info_of(tiny_llama, tmp_path / "a", exit_head="shortcut", exit_points="4,10")
     assert some.exit_head == f"shortcut:{made.sha256[:16]}"
@@ -170,7 +171,8 @@ def test_the_maps_are_numpy_s_least_squares_and_agree_as_they_say(
     maps = read_shortcuts(made, POINTS, torch.float32, "cpu", hidden_size=WIDTH)
     states, last = learned(traced, seed)
     for e, point in enumerate(POINTS):
-        linear, expected = maps[point], least_squares(states[:, e], last)
+        linear, expected = maps[point].maps[""], least_squares(states[:, e], last)
+        assert isinstance(linear, Linear)
         assert linear.bias is not None
         got = np.concatenate((linear.weight.t().double().numpy(), linear.bias.double().numpy()[None]))
         scale = np.abs(expected).max()
@@ -208,7 +210,8 @@ def solved(*batches: tuple[Tensor, Tensor], ridge: float = 1e-9) -> tuple[Tensor
     moments = ShortcutMoments([4], 6)
     for states, last in batches:
         moments.add({4: states}, last)
-    return moments.solve(ridge=ridge)[4]
+    fit = moments.solve(ridge=ridge)[4]
+    return fit.weight, fit.bias
 
 
 def test_an_exact_linear_map_is_found_and_one_huge_row_does_not_decide_it() -> None:
@@ -238,8 +241,8 @@ def test_a_model_s_maps_lead_to_its_last_layer(
         states = [state.flatten(0, 1) for state in naive_states(module, sequences.long())]
     last = states[-1]
     size = last.pow(2).mean(-1, keepdim=True).sqrt()
-    for layer, (weight, bias) in maps.items():
-        state = states[layer - 1]
+    for layer, made in maps.items():
+        state, weight, bias = states[layer - 1], made["weight"], made["bias"]
         rows = torch.cat((state, torch.ones(len(state), 1)), 1)
         best = rows @ torch.linalg.lstsq(rows / size, last / size).solution
         error = ((state @ weight.t() + bias - last) / size).pow(2).mean()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.decoding.blocks import Linear
+from harness.contracts import ExitModule
 from harness.errors import ArtefactError, TrainingError
 from harness.models.controllers import Observation
 from harness.training.agents.reward import Reward, reward_table
@@ -89,7 +89,7 @@ def read_episodes(
     tasks: Sequence[str],
     length: int,
     observation: Observation,
-    maps: Mapping[int, Linear],
+    maps: Mapping[int, ExitModule],
     reward: Reward,
 ) -> Episodes:
     """Read a trace's documents, of some tasks or all, into memory as episodes of ``length`` tokens.

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypedDict, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.contracts import ModelRequest
 from harness.contracts.recipes import Progress, Silent, Trained, TrainingRun
@@ -23,6 +23,7 @@ from harness.errors import ConfigError, TrainingError
 from harness.host.files import read_json, refusing, replace_files
 from harness.host.libraries import require
 from harness.models.artefacts import write_artefact
+from harness.models.exit_modules import LINEAR, chosen, shapes_of
 from harness.models.facts import PARTS
 from harness.models.folder import fingerprint_of_folder, quiet
 from harness.models.model import ResolvedModel, resolve
@@ -180,6 +181,7 @@ def train_lite(options: Lite, run: TrainingRun) -> Trained:
         raise ConfigError(f"{info.name} has no exit points to train. Give --exit-points.")
     if recipe.length > info.max_positions:
         raise ConfigError(f"--length {recipe.length}: {info.name} has {info.max_positions} positions.")
+    shapes_of(recipe.exit_module, info.hidden_size)  # refused now, not after documents are read
     start = None if options.start_from is None else find_start(options.start_from, info, recipe)
     streams = read_streams(
         tasks, options.sources, tokenizer, split=options.split, length=recipe.length, documents=options.documents,
@@ -224,12 +226,12 @@ def _tune(
     if is_main():
         check_beginning(out / "checkpoints", _beginning(start, recipe, options.seed, data), options.resume)
     held_out = [(stream.name, stream.held_out) for stream in streams]
-    shortcuts = None
+    shortcuts: Mapping[int, Mapping[str, Tensor]] | None = None
     if start is not None:
         shortcuts = start.shortcuts(points, module.config.hidden_size)
     elif recipe.exit_head == "shortcut":
-        progress.stage("fitting linear shortcuts in closed form")
-        shortcuts = initial_shortcuts(module, points, streams)
+        progress.stage("fitting the exits' modules in closed form")
+        shortcuts = initial_shortcuts(module, points, streams, recipe.exit_module)
     model = LiteModel(_prepare(module, recipe), points, recipe, shortcuts)
     if start is not None:
         start.load_factors(model)
@@ -325,9 +327,9 @@ def _before(out: Path, resume: bool, compute: Callable[[], tuple[ExitRow, ...]])
 
 
 def initial_shortcuts(
-    module: Any, exit_points: Sequence[int], streams: Sequence[Stream]
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Fit each exit's shortcut on the first sequences of every stream; see :class:`ShortcutMoments`."""
+    module: Any, exit_points: Sequence[int], streams: Sequence[Stream], exit_module: str = LINEAR
+) -> dict[int, Mapping[str, Tensor]]:
+    """Fit each exit's module on the first sequences of every stream; see :class:`ShortcutMoments`."""
     moments = ShortcutMoments(exit_points, int(module.config.hidden_size))
     grabbed: dict[str, Tensor] = {}
     head = head_modules(module)
@@ -347,7 +349,8 @@ def initial_shortcuts(
                 )
     if hook is not None:
         hook.remove()
-    return moments.solve()
+    kind, size = chosen(exit_module)
+    return {layer: kind.begin(fit, size) for layer, fit in moments.solve().items()}
 
 
 def _initial_sequences(streams: Sequence[Stream]) -> list[Tensor]:
@@ -405,10 +408,11 @@ def _write(model: LiteModel, recipe: LiteRecipe, out: Path, facts: Mapping[str, 
     parts = {index: out / index, "tuning.json": out / "tuning.json"}
     if model.shortcuts:
         maps = {
-            f"{layer}.{part}": getattr(linear, part).bfloat16()
-            for layer, linear in model.shortcuts.items()
-            for part in ("weight", "bias")
+            f"{layer}.{name}": tensor.bfloat16()
+            for layer, tensors in model.shortcuts.items()
+            for name, tensor in cast("nn.ParameterDict", tensors).items()
         }
+        belongs["exit_module"] = recipe.exit_module
         belongs["adapter_sha256"] = adapter.sha256 if adapter else None
         path = shortcut_path(out / "shortcut.json", belongs_to(belongs), model.exit_points)
         write_artefact(path, "shortcut", maps, belongs)

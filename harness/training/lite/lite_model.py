@@ -8,7 +8,7 @@ exit exists at a time (two with distillation, which needs the last layer's).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from harness.contracts.recipes import loss_weights
 from harness.decoding.families import head_modules
+from harness.models.exit_modules import module_from
 from harness.training.recipes import LiteRecipe
 
 CHUNK = 128
@@ -123,8 +124,8 @@ class _ExitLosses(torch.autograd.Function):
 class LiteModel(nn.Module):
     """A transformers causal LM with its exits, as a module whose forward pass is the aggregated loss.
 
-    ``shortcuts`` are exit layer → (weight, bias) to begin with; ``last_losses`` the cross-entropy of the exits of the
-    latest step, by layer, nats.
+    ``shortcuts`` are exit layer → tensors of its exit module, to begin with; ``last_losses`` the cross-entropy of the
+    exits of the latest step, by layer, nats.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class LiteModel(nn.Module):
         module: Any,
         exit_points: Sequence[int],
         recipe: LiteRecipe,
-        shortcuts: dict[int, tuple[Tensor, Tensor]] | None = None,
+        shortcuts: Mapping[int, Mapping[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.module = module
@@ -142,10 +143,8 @@ class LiteModel(nn.Module):
         self.num_layers = int(module.config.num_hidden_layers)
         self.recipe = recipe
         self.shortcuts = nn.ModuleDict()
-        for layer, (weight, bias) in (shortcuts or {}).items():
-            linear = nn.Linear(weight.shape[1], weight.shape[0])
-            linear.weight.data, linear.bias.data = weight.clone(), bias.clone()
-            self.shortcuts[str(layer)] = linear
+        for layer, tensors in (shortcuts or {}).items():
+            self.shortcuts[str(layer)] = nn.ParameterDict({name: part.clone() for name, part in tensors.items()})
         weights = loss_weights(exit_points, self.num_layers, recipe.weights_rule)
         self._weights = dict(zip((*exit_points, self.num_layers), weights, strict=True))
         self.last_losses: dict[int, float] = {}
@@ -163,7 +162,8 @@ class LiteModel(nn.Module):
         for layer in layers:
             hidden = out.hidden_states[layer]
             if str(layer) in self.shortcuts:
-                hidden = self.shortcuts[str(layer)](hidden)
+                own = module_from(self.recipe.exit_module, cast("Any", self.shortcuts[str(layer)]))
+                hidden = own(hidden.flatten(0, 1)).view_as(hidden)
             states.append(head.read(hidden))
         return states, out.last_hidden_state
 

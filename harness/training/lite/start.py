@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
 from harness.models.artefacts import Artefact
+from harness.models.exit_modules import LINEAR, read_tensors
 from harness.models.ngrams import NgramIndex, read_index
 from harness.models.trained import Missing, artefact_folders, find, require, tuned_fingerprint
-from harness.models.weights import read_shortcuts
 from harness.training.recipes import LiteRecipe
 
 _FACTS = ("documents", "held_out", "data", "seed", "steps", "tokens", "packs_read", "ngrams", "exits", "made")
@@ -69,12 +69,12 @@ class Start:
             **({"start": self.facts["start"]} if self.facts.get("start") else {}),
         }
 
-    def shortcuts(self, exit_points: Sequence[int], hidden_size: int) -> dict[int, tuple[Tensor, Tensor]] | None:
-        """Return exit layer → (weight, bias), float32; ``None`` for a shared head."""
+    def shortcuts(self, exit_points: Sequence[int], hidden_size: int) -> dict[int, dict[str, Tensor]] | None:
+        """Return exit layer → tensors of its exit module, float32; ``None`` for a shared head."""
         if self.shortcut is None:
             return None
-        maps = read_shortcuts(self.shortcut, exit_points, torch.float32, "cpu", hidden_size=hidden_size)
-        return {layer: (linear.weight, linear.bias) for layer, linear in maps.items() if linear.bias is not None}
+        read = read_tensors(self.shortcut, exit_points, hidden_size)
+        return {layer: {name: part.float() for name, part in own.items()} for layer, own in read.items()}
 
     def load_factors(self, model: nn.Module) -> None:
         """Put its factors into a model that peft has wrapped; raises :class:`ArtefactError` where they do not fit."""
@@ -108,6 +108,7 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
             raise ArtefactError(f"{adapter.path} does not say what it was made from ({name}). Tune it again.")
     for flag, theirs, ours in (
         ("--exit-head", facts.get("exit_head"), recipe.exit_head),
+        ("--exit-module", facts["recipe"].get("exit_module", LINEAR), recipe.exit_module),
         ("--rank", facts["recipe"].get("rank"), recipe.rank),
         ("--exit-points", facts.get("exit_points"), list(info.exit_points)),
     ):

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.contracts import ModelRequest
-from harness.decoding.blocks import Linear
+from harness.contracts import ExitModule, ModelRequest
 from harness.errors import ArtefactError, DataError
 from harness.models.controllers import Observation
+from harness.models.exit_modules import read_shortcuts
 from harness.models.model import ResolvedModel, resolve
 from harness.models.ngrams import NgramIndex, write_index
-from harness.models.weights import read_shortcuts
 from harness.training.traces.store import Traces
 
 HELD_OUT = 0.1
@@ -41,7 +40,7 @@ def open_traces(model: str, folder: Path, *, artefacts: str | None) -> tuple[Tra
     return traces, resolved
 
 
-def exit_maps(traces: Traces, resolved: ResolvedModel, observation: Observation) -> Mapping[int, Linear]:
+def exit_maps(traces: Traces, resolved: ResolvedModel, observation: Observation) -> Mapping[int, ExitModule]:
     """Return exit layer → the map that makes an observation's state of a hidden state; empty where it is itself."""
     if observation.state != "exit" or resolved.shortcut is None:
         return {}
@@ -49,14 +48,14 @@ def exit_maps(traces: Traces, resolved: ResolvedModel, observation: Observation)
     return read_shortcuts(resolved.shortcut, traces.exit_points, torch.float32, "cpu", hidden_size=width)
 
 
-def mapped(hidden: Tensor, points: Sequence[int], maps: Mapping[int, Linear]) -> Tensor:
+def mapped(hidden: Tensor, points: Sequence[int], maps: Mapping[int, ExitModule]) -> Tensor:
     """Return hidden states ``[n, exits, hidden_size]`` through :func:`exit_maps`."""
     if not maps:
         return hidden
     return torch.stack([maps[point](hidden[:, e].float()) for e, point in enumerate(points)], dim=1)
 
 
-def exit_states(traces: Traces, maps: Mapping[int, Linear], rows: Tensor | None = None) -> Tensor:
+def exit_states(traces: Traces, maps: Mapping[int, ExitModule], rows: Tensor | None = None) -> Tensor:
     """Return the mapped states of the wanted tokens, ``[rows, exits, hidden_size]`` float16, read shard by shard."""
     parts, start = [], 0
     for shard in traces.shards("hidden"):

@@ -103,7 +103,7 @@ def test_a_run_finds_adapter_and_shortcuts_of_its_own_accord(tuned: Path, tiny_l
     assert found.info.shortcut_bytes == (32 * 32 + 32) * 4
     loaded = found.load("cpu")
     assert list(loaded.backbone.shortcuts) == [4, 6, 10]
-    assert torch.equal(loaded.backbone.shortcuts[6].weight, shortcut.tensors()["6.weight"].float())
+    assert torch.equal(loaded.backbone.shortcuts[6].maps[""].weight, shortcut.tensors()["6.weight"].float())
     assert adapter.sha256[:12] in loaded.weights_source
     untuned = base.load("cpu").backbone
     assert not torch.equal(loaded.backbone.blocks[0].output.weight, untuned.blocks[0].output.weight)

@@ -63,13 +63,13 @@ def naive_loss(
         ids: Tensor,
         exits: Sequence[int],
         recipe: LiteRecipe,
-        shortcuts: dict[int, tuple[Tensor, Tensor]] | None = None,
+        shortcuts: dict[int, dict[str, Tensor]] | None = None,
     ) -> tuple[Tensor, dict[int, float]]:
         states = naive_states(module, ids)
         logits = {LAYERS: module(ids, use_cache=False).logits}
         for layer in exits:
             state = states[layer - 1]
-            logits[layer] = naive_read_out(module, F.linear(state, *shortcuts[layer]) if shortcuts else state)
+            logits[layer] = naive_read_out(module, F.linear(state, **shortcuts[layer]) if shortcuts else state)
         rows = {layer: value[:, :-1].flatten(0, 1) for layer, value in logits.items()}
         labels, teacher = ids[:, 1:].flatten(), rows[LAYERS].detach().softmax(-1)
         hard = {layer: F.cross_entropy(row, labels) for layer, row in rows.items()}
@@ -107,18 +107,19 @@ def test_shortcuts_stand_before_the_norm_and_are_trained(
     family: str, make_module: Callable[..., Any], naive_loss: Callable[..., Any], ids: Tensor
 ) -> None:
     module = make_module(family)
-    maps = {layer: (torch.randn(WIDTH, WIDTH) * 0.2, torch.randn(WIDTH)) for layer in EXITS}
+    maps = {layer: {"weight": torch.randn(WIDTH, WIDTH) * 0.2, "bias": torch.randn(WIDTH)} for layer in EXITS}
     recipe = PLAIN.replace(exit_head="shortcut", distill=0.3)
     model = LiteModel(module, EXITS, recipe, maps)
     loss = model(ids)["loss"]
-    tracked = {layer: (weight.requires_grad_(), bias.requires_grad_()) for layer, (weight, bias) in maps.items()}
+    tracked = {layer: {name: part.requires_grad_() for name, part in own.items()} for layer, own in maps.items()}
     expected, _ = naive_loss(module, ids, EXITS, recipe, tracked)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     loss.backward()
     expected.backward()
-    for layer, (weight, bias) in tracked.items():
-        torch.testing.assert_close(model.shortcuts[str(layer)].weight.grad, weight.grad, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(model.shortcuts[str(layer)].bias.grad, bias.grad, rtol=1e-3, atol=1e-5)
+    for layer, own in tracked.items():
+        for name, part in own.items():
+            got = getattr(model.shortcuts[str(layer)], name).grad
+            torch.testing.assert_close(got, part.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_random_exits_and_tokens_are_the_whole_loss_on_average(

@@ -19,8 +19,8 @@ from harness.contracts.recipes import Silent, TrainingRun
 from harness.decoding.engine import Engine
 from harness.errors import ConfigError, DataError
 from harness.models.artefacts import read_artefact
+from harness.models.exit_modules import read_shortcuts
 from harness.models.model import resolve
-from harness.models.weights import read_shortcuts
 from harness.training.recipes import Shortcut
 from harness.training.traces import record_trace
 from harness.training.traces.record_trace import FIRST
