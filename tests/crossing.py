@@ -25,7 +25,9 @@ def in_turn(*, rounds: int = 1, **lists: Sequence[Any]) -> pytest.MarkDecorator:
         turn, place = divmod(number, longest)
         values = [each[(place + turn * shift) % len(each)] for shift, each in enumerate(lists.values())]
         marks = [pytest.mark.matrix] if turn else []
-        sets.append(pytest.param(*values, id="-".join(map(str, values)), marks=marks))
+        sets.append(
+            pytest.param(*values, id="-".join(getattr(value, "__name__", str(value)) for value in values), marks=marks)
+        )
     return pytest.mark.parametrize(list(lists), sets, indirect=[name for name in lists if name in FIXTURES])
 
 
