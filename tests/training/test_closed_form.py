@@ -235,7 +235,7 @@ def test_a_model_s_maps_lead_to_its_last_layer(
     """From the exit's state to the state that the final norm reads, not to the norm's output."""
     module = make_module(family).eval()
     sequences = torch.randint(0, 97, (120, 16), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    stream = Stream("made up", None, sequences, sequences[:1], (), ())  # type: ignore[arg-type]
+    stream = Stream("made up", None, sequences, sequences[:1], (), (), ())  # type: ignore[arg-type]
     maps = initial_shortcuts(module, (2, 5), [stream])
     with torch.no_grad():
         states = [state.flatten(0, 1) for state in naive_states(module, sequences.long())]

@@ -150,7 +150,7 @@ def test_nor_are_copies_in_another_source(tmp_path: Path) -> None:
 
 def stream(name: str, first: int, count: int) -> Stream:
     sequences = torch.arange(first, first + count, dtype=torch.int32).unsqueeze(1).repeat(1, 4)
-    return Stream(name, SourceInfo("path", name, "0"), sequences, (), (), ())
+    return Stream(name, SourceInfo("path", name, "0"), sequences, (), (), (), ())
 
 
 def order(size: int, seed: int = 0, skip: int = 0) -> list[int]:

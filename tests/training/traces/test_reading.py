@@ -188,8 +188,9 @@ def test_only_what_looks_at_exit_states_goes_through_the_maps(
     found = exit_maps(traces, resolved, OBSERVATIONS["exit"])
     assert list(found) == list(POINTS)
     for point, (weight, bias) in maps.items():
-        assert torch.equal(found[point].weight, weight)
-        kept = found[point].bias
+        linear = found[point].maps[""]
+        assert torch.equal(linear.weight, weight)
+        kept = linear.bias
         assert kept is not None
         assert torch.equal(kept, bias)
 
