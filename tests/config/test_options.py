@@ -40,7 +40,7 @@ def test_text_becomes_typed_options() -> None:
         (
             "zzz",
             UnknownNameError,
-            r"unknown strategy 'zzz'\. Known: clasp, classifier, confidence, consistent, del, endpoint, entropy, .*saturation",
+            r"unknown strategy 'zzz'\. Known: clasp, classifier, confidence, consistent, del, endpoint, .*saturation",
         ),
         (
             "confidence:treshold=1",

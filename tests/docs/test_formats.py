@@ -108,7 +108,7 @@ def test_a_trace_has_the_fields_and_columns_of_the_page(
     index = json.loads((tmp_path / "trace" / "index.json").read_text())
     assert index.keys() == said.keys()
     for entries in ("shards", "documents"):
-        assert {name for entry in index[entries] for name in entry} == set(said[entries]) - {"project"}  # rows name none
+        assert {name for entry in index[entries] for name in entry} == set(said[entries]) - {"project"}
     columns = [name for cells in re.findall(r"^\| (``\w+``) \| .* \| .* \|$", page, re.M) for name in names(cells)]
     assert tuple(columns) == COLUMNS
     with safe_open(tmp_path / "trace" / index["shards"][0]["file"], framework="pt") as shard:
