@@ -42,7 +42,7 @@ def test_the_readme_and_the_first_run_show_one_table() -> None:
         return re.findall(rf"^\|[^|]*\| (?:operating point|{strategies}).*", text, re.M)
 
     page = (ROOT / "docs" / "tutorials" / "first-run.md").read_text(encoding="utf-8")
-    assert len(rows(README)) == 16
+    assert len(rows(README)) == 17
     assert rows(README) == rows(page)
 
 
