@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.contracts import Batch, DraftRule, HeadChoice, KVFacts, ModelInfo
+from harness.contracts import Batch, DraftRule, HeadChoice, KVFacts, ModelInfo, UnitCosts
 from harness.decoding.drafting import Drafting, DraftSettings
 from harness.decoding.generation import Generation
 from harness.errors import ArtefactError, ConfigError
@@ -209,7 +209,13 @@ def check_replayable(point: OperatingPoint, traces: Traces, model: ModelInfo) ->
         if learns(point.strategy.start(model, Batch((0,), "cpu"))):
             why = "it learns from the tokens before, and a replay asks about each token by itself"
     else:
-        sources, rules = point.lossless.sources, _rules(point, model)
+        asked: list[UnitCosts] = []
+
+        def costs() -> UnitCosts:
+            asked.append(model.costs)
+            return model.costs
+
+        sources, rules = point.lossless.sources, _rules(point, replace(model, unit_costs=costs))
         if not traces.index.get("new_tokens"):
             why = f"{traces.folder} is of documents' own tokens"
             remedy = "Trace what the model generates: `harness trace --new-tokens 15`."
@@ -219,6 +225,8 @@ def check_replayable(point: OperatingPoint, traces: Traces, model: ModelInfo) ->
             why = "it ends drafts by probabilities, which a trace does not hold"
         elif not all(rule.knows_drafts_alone for rule in rules[len(sources) :]):
             why = "it ends drafts by what it has seen live"
+        elif asked:
+            why = "what it drafts rests on costs that are measured where it decodes"
     if why:
         raise ConfigError(f"{point.name} cannot be replayed: {why}. {remedy}")
 

@@ -303,9 +303,8 @@ def notes_of(
     if any(row.lossless for row in rows):
         notes.append(
             "Lossless rows: tokens are full depth's, and tokens per verification those of live decoding without stop "
-            "rules and outside editor sessions, where suffix drafts from earlier requests, too. What exits say behind "
-            "a wrong draft is not in a trace: strategies are taken to do there what they do at the same places of full "
-            "depth's text. Drafts, acceptance, layers and the speed-up rest on that."
+            "rules. What exits say behind a wrong draft is not in a trace: strategies are taken to do there what they "
+            "do at the same places of full depth's text. Drafts, acceptance, layers and the speed-up rest on that."
         )
     if times is not None:
         notes.append(

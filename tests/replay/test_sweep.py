@@ -229,6 +229,13 @@ def test_a_trace_of_before_prompts_were_kept_replays_exits_alone(swept: Swept, g
         made(swept, older, "fixed:layer=10", decode="lossless")
 
 
+def test_what_drafts_by_measured_costs_is_not_replayed(swept: Swept, generated: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"suffix cannot be replayed: what it drafts rests on costs .* Run it: `harness"
+    ):
+        made(swept, generated, "fixed:layer=10", decode="lossless+suffix")
+
+
 def test_a_sweep_measures_when_told_to(swept: Swept, generated: Path) -> None:
     plain = made(swept, generated, LAYERSKIP)
     assert {row.seconds_per_token for row in plain.values()} == {None}
@@ -287,7 +294,6 @@ def test_the_command_shows_what_is_drafted(cli: Callable[..., Any], tiny_llama: 
     assert "times what each takes here" in " ".join(done.out.split())
     assert "Lossless decoding: what is drafted and verified, replayed" in done.out
     assert "behind a wrong draft" in " ".join(done.out.split())
-    assert "outside editor sessions, where suffix drafts from earlier requests" in " ".join(done.out.split())
     header, *lines = Path("s/sweep.csv").read_text().splitlines()
     assert {"decode", "draft_max", "acceptance", "tokens_per_verification"} <= set(header.split(","))
     assert sum("lossless+lookup:n=2" in line for line in lines) == 1
