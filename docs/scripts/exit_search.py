@@ -2,12 +2,12 @@
 
     .venv/bin/python docs/scripts/exit_search.py --out FOLDER [--source embedded] [--module linear mlp] [--steps 300]
 
-The base weights run once over each text: documents of the train splits, and what the model itself writes behind their
-beginnings. On frozen weights all cells learn from those kept states; LoRA tunes the weights along, on documents alone.
-A step's loss is of equally many tokens in either. Every cell is then traced on documents of the test splits. Cells that
-FOLDER has are not made again. Writes ``exit-search.json`` there and prints the table: agreement with the same weights'
-last layer by exit, the mean depth of an oracle, the last layer's share of right next tokens, and what reading an exit's
-module costs in layers.
+The weights run once over each text: documents of the train splits, and what the model itself writes behind their
+beginnings. On frozen weights, as they come or as they were tuned before, all cells learn from those kept states; LoRA
+tunes the weights along, on documents alone. A step's loss is of equally many tokens in either. Every cell is measured on
+documents of the test splits. Cells that FOLDER has are not made again. Writes ``exit-search.json`` there and prints the
+table: agreement with the same weights' last layer by exit, the mean depth of an oracle, by kind of text too, the last
+layer's share of right next tokens, and what reading an exit's module costs in layers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ import torch
 from harness.contracts.recipes import Silent, TrainingRun
 from harness.errors import HarnessError
 from harness.host.files import replace_files
+from harness.models.artefacts import read_artefact
+from harness.models.exit_modules import read_shortcuts
 from harness.models.model import resolve
 from harness.training.options import TraceCommand
 from harness.training.recipes import Lite, Shortcut
+from harness.training.shortcut import best_tokens
+from harness.training.traces.reading import exit_states, open_traces
 from harness.training.traces.record_trace import trace
 from harness.training.traces.store import Traces
 from harness.training.traces.training_set import exit_places
@@ -37,7 +41,10 @@ NAME = "exit-search"
 TARGETS = {"text": 0.0, "both": 0.5, "last": 1.0}
 """Share of the loss that follows the last layer's distribution, not the next token."""
 PACKED, LOOKED_AT = 256, 0.5  # tokens of a sequence of LoRA's, and the share of them that its loss looks at
-BASE = {"weights": "pretrained", "exit_head": "shared"}
+WEIGHTS: dict[str, dict[str, str]] = {
+    "frozen": {"weights": "pretrained", "exit_head": "shared"}, "tuned": {"weights": "tuned"}
+}  # fmt: skip
+READ = 8192  # tokens of the test documents that are read through each cell, at most: every n-th
 
 
 @dataclass(frozen=True)
@@ -67,19 +74,22 @@ def traced(asked: argparse.Namespace, out: Path, **options: Any) -> Traces:
     """Trace documents, unless that was done."""
     if (out / "index.json").is_file():
         return Traces.open(out)
-    settings = {"model": asked.model, "tasks": asked.task, "sources": asked.source, "documents": asked.documents}
+    settings = {
+        "model": asked.model, "tasks": asked.task, "sources": asked.source, "documents": asked.documents,
+        "length": asked.length,
+    }  # fmt: skip
     return trace(TraceCommand.build({**settings, "out": out, "seed": asked.seed, **options}), Silent())
 
 
 def train(cell: Cell, asked: argparse.Namespace, out: Path) -> None:
     """Train a cell's exits into a folder."""
-    run = TrainingRun("shortcut" if cell.base == "frozen" else "lite", " ".join(sys.argv))
+    run = TrainingRun("lite" if cell.base == "lora" else "shortcut", " ".join(sys.argv))
     settings = {
         "model": asked.model, "out": out, "seed": asked.seed, "steps": asked.steps, "exit_module": cell.module,
         "distill": TARGETS[cell.target],
     }  # fmt: skip
-    if cell.base == "frozen":
-        more = {"traces": asked.out / cell.text, "batch": asked.tokens, "learning_rate": cell.rate}
+    if cell.base != "lora":
+        more = {"traces": asked.out / f"{cell.base}-{cell.text}", "batch": asked.tokens, "learning_rate": cell.rate}
         Shortcut.build({**settings, **more}).train(run)
         return
     more = {
@@ -90,58 +100,75 @@ def train(cell: Cell, asked: argparse.Namespace, out: Path) -> None:
     Lite.build({**settings, **more}).train(run)
 
 
-def measured(found: Traces) -> dict[str, Any]:
-    """Return what the exits of a trace are worth."""
+def measured(model: str, found: Traces, shortcut: Path | None = None) -> dict[str, Any]:
+    """Return what the exits of a trace are worth; those of an artefact, where there is one, in place of its own."""
     columns = found.columns("top", "final", "input", "document")
-    right = columns["top"] == columns["final"].unsqueeze(1)
-    layers = torch.tensor([*found.exit_points, found.index["num_layers"]], dtype=torch.float32)
     follows = columns["document"][1:] == columns["document"][:-1]
+    rows = torch.zeros(found.tokens, dtype=torch.bool)
+    rows[:: -(-found.tokens // READ)] = True
+    final, top = columns["final"][rows], columns["top"][rows]
+    if shortcut is not None:
+        resolved = open_traces(model, found.folder, artefacts=None)[1]
+        backbone, width = resolved.load("cpu").backbone, resolved.info.hidden_size
+        modules = read_shortcuts(read_artefact(shortcut, "shortcut"), found.exit_points, torch.float32, "cpu", hidden_size=width)
+        hidden = exit_states(found, {}, rows)
+        said = [best_tokens(backbone, one(hidden[:, e].float())) for e, one in enumerate(modules.values())]
+        top = torch.stack(said, dim=1)
+    right = top == final.unsqueeze(1)
+    depths = torch.tensor([*found.exit_points, found.index["num_layers"]], dtype=torch.float32)[exit_places(right)]
+    streams = [document["stream"] for document in found.documents]
+    of = torch.tensor([streams.index(stream) for stream in streams])[columns["document"][rows].long()]
     return {
         "agreement": dict(zip(map(str, found.exit_points), right.float().mean(0).tolist(), strict=True)),
-        "oracle": layers[exit_places(right)].mean().item(),
+        "oracle": depths.mean().item(),
+        "kinds": {
+            stream: [right[of == streams.index(stream), 0].float().mean().item(),
+                     depths[of == streams.index(stream)].mean().item()]
+            for stream in dict.fromkeys(streams)
+        },
         "last_layer": (columns["final"][:-1] == columns["input"][1:])[follows].float().mean().item(),
-        "tokens": found.tokens,
-    }
+        "tokens": len(final),
+    }  # fmt: skip
 
 
 def search(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Make what is not there yet, and return a row for the base weights and one for each cell."""
-    if "documents" in asked.text or "lora" in asked.base:
-        traced(asked, asked.out / "documents", **BASE)
-    if "own" in asked.text:
-        traced(asked, asked.out / "own", new_tokens=asked.new_tokens, **BASE)
-    rows: list[dict[str, Any]] = [measured(traced(asked, asked.out / "test", split="test", **BASE))]
+    """Make what is not there yet, and return a row for each of the weights as they come and one for each cell."""
+    rows: list[dict[str, Any]] = []
+    tests = {}
+    for base in WEIGHTS:
+        if base in asked.base:
+            for text in asked.text:
+                own = {"new_tokens": asked.new_tokens} if text == "own" else {}
+                traced(asked, asked.out / f"{base}-{text}", **own, **WEIGHTS[base])
+            tests[base] = traced(asked, asked.out / f"{base}-test", split="test", **WEIGHTS[base])
+            rows.append({"base": base} | measured(asked.model, tests[base]))
     for cell in cells(asked):
         folder = asked.out / cell.name
         if not (folder / "shortcut.json").is_file():
             train(cell, asked, folder)
-        how = {"weights": "pretrained" if cell.base == "frozen" else "tuned", "exit_head": "shortcut"}
-        info = resolve(TraceCommand.build({"model": asked.model, "artefacts": str(folder), **how}).request()).info
-        seen = traced(asked, folder / "test", split="test", artefacts=str(folder), **how)
-        rows.append(asdict(cell) | {"layers": info.shortcut_bytes / info.layer_bytes} | measured(seen))
-        print(f"{cell.name}: an oracle runs {rows[-1]['oracle']:.2f} layers", file=sys.stderr)
+        if cell.base == "lora":
+            own = {"artefacts": str(folder), "weights": "tuned", "exit_head": "shortcut"}
+            info = resolve(TraceCommand.build({"model": asked.model, **own}).request()).info
+            layers = info.shortcut_bytes / info.layer_bytes
+            found = measured(asked.model, traced(asked, folder / "test", split="test", **own))
+        else:
+            layers = read_artefact(folder / "shortcut.json", "shortcut").facts["layers"]
+            found = measured(asked.model, tests[cell.base], folder / "shortcut.json")
+        rows.append(asdict(cell) | {"layers": layers} | found)
+        print(f"{cell.name}: an oracle runs {rows[-1]['oracle']:.2f} layers", file=sys.stderr, flush=True)
     return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows as Markdown."""
-    points = list(rows[0]["agreement"])
-    head = [
-        "exit module",
-        "weights",
-        "target",
-        "text",
-        "rate",
-        *points,
-        "oracle's layers",
-        "last layer",
-        "costs layers",
-    ]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * 5}{'--:|' * (len(points) + 3)}"]
+    points, kinds = list(rows[0]["agreement"]), list(rows[0]["kinds"])
+    head = ["exit module", "weights", "target", "text", "rate", *points, "oracle's layers", *kinds, "last layer"]
+    lines = [f"| {' | '.join([*head, 'costs layers'])} |", f"|{'---|' * 5}{'--:|' * (len(points) + len(kinds) + 3)}"]
     for row in rows:
         cell = [str(row.get(name, "–")) for name in ("module", "base", "target", "text", "rate")]
         shares = [f"{row['agreement'][point]:.3f}" for point in points]
-        found = [f"{row['oracle']:.2f}", f"{row['last_layer']:.3f}", f"{row.get('layers', 0):.3f}"]
+        depths = [f"{row['kinds'][kind][1]:.2f}" for kind in kinds]
+        found = [f"{row['oracle']:.2f}", *depths, f"{row['last_layer']:.3f}", f"{row.get('layers', 0):.3f}"]
         lines.append(f"| {' | '.join([*cell, *shares, *found])} |")
     return "\n".join(lines)
 
@@ -155,14 +182,15 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--task", nargs="+", default=["py150", "javacorpus"])
     parser.add_argument("--source", nargs="+", default=["embedded"])
-    parser.add_argument("--documents", type=int, default=40, help="of each task and source")
+    parser.add_argument("--documents", type=int, default=20, help="of each task and source")
+    parser.add_argument("--length", type=int, default=384, help="tokens a document is cut at")
     parser.add_argument("--module", nargs="+", default=["linear", "mlp/256"])
-    parser.add_argument("--base", nargs="+", default=["frozen", "lora"], choices=["frozen", "lora"])
+    parser.add_argument("--base", nargs="+", default=["frozen", "lora"], choices=[*WEIGHTS, "lora"])
     parser.add_argument("--target", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--text", nargs="+", default=["documents", "own"], choices=["documents", "own"])
     parser.add_argument("--rate", nargs="+", type=float, default=[2e-4, 5e-4, 2e-3], help="of the exit modules")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--tokens", type=int, default=1024, help="of a step's loss")
+    parser.add_argument("--tokens", type=int, default=256, help="of a step's loss")
     parser.add_argument("--new-tokens", type=int, default=120, help="of the model's own behind a document's beginning")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(given)

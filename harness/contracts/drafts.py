@@ -90,9 +90,10 @@ class DraftRule:
         return False
 
     def watched(self, draft: Draft) -> Sequence[int]:
-        """Return the layers, below the last, at which it wants to :meth:`watch` the draft's verification.
+        """Return the layers at which it wants to :meth:`watch` the draft's verification.
 
-        Asked when a pass begins that takes the row deep without asking its strategy.
+        Asked when a pass begins that takes the row deep without asking its strategy; of the last layer again where any
+        pass ends.
         """
         return ()
 
@@ -100,7 +101,7 @@ class DraftRule:
         """See a verification on its way: a view whose rows are places, of each watched row all that are that deep.
 
         ``view.rows`` and ``view.position`` say whose and where; a draft's token joins after the layer that drafted it.
-        Nothing is computed until it is asked for, which may be as late as :meth:`verified`.
+        At the last layer the rows are those of one draft, and their logits those that verify it, at no cost. Nothing is computed until it is asked for, which may be as late as :meth:`verified`.
         """
 
     def verified(self, draft: Draft, accepted: int) -> None:

@@ -37,7 +37,7 @@ from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.prompt_exits import PromptMaps, ShallowPrompt, deepen, read_shallow
 from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
-from harness.decoding.step import Pass, PrefixPass, TokenPass
+from harness.decoding.step import RowSelection, Pass, PrefixPass, TokenPass
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 
@@ -438,11 +438,12 @@ class OpenBatch:
         for row in sorted(due):
             for rule, layers in self._drafting[row].watched():
                 for layer in layers:
-                    if not 0 < layer < self._backbone.num_layers:
+                    if not 0 < layer <= self._backbone.num_layers:
                         raise OptionError(
-                            f"{type(rule).__name__} watches layer {layer}; the model has {self._backbone.num_layers}, "
-                            "and the last one cannot be watched."
+                            f"{type(rule).__name__} watches layer {layer}; the model has {self._backbone.num_layers}."
                         )
+                    if layer == self._backbone.num_layers:
+                        continue  # where drafts are verified
                     found.setdefault(layer, {}).setdefault(id(rule), (rule, []))[1].append(row)
         return {layer: list(rules.values()) for layer, rules in found.items()}
 
@@ -538,6 +539,15 @@ class OpenBatch:
             count = length if all_of_them else 1
             self._generations[row].lm_head_evaluations += count
             self._written[row] = max(self._written[row], position + 1)
+            for rule, layers in self._drafting[row].watched() if row in self._drafting else ():
+                if self._backbone.num_layers in layers:
+                    here = slice(at, at + count)
+                    places = RowSelection(
+                        [row] * count, list(range(position - count + 1, position + 1)), self._backbone.num_layers,
+                        states[slots[at] : slots[at] + count], current,
+                    )  # fmt: skip
+                    view = LayerView(self._backbone, places, self._generations, self._heads)
+                    rule.watch(lent(rule, view.knowing(logits[here])))
             seen = states[slots[at] : slots[at] + count] if self._rows[row].reads_states else None
             made = self._accept(row, found[at : at + count], seen)
             if probabilities is not None:

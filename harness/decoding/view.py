@@ -290,6 +290,11 @@ class LayerView:
         twin._known["exit state"] = (torch.cat([pick(view.exit_state, indices) for view, indices in chosen]),)
         return twin
 
+    def knowing(self, logits: Tensor) -> LayerView:
+        """Return it, at the last layer, with the logits ``[n, vocab_size]`` that its verification read."""
+        self._known |= {"exit state": (self._hidden,), "logits": (logits,)}
+        return self
+
     def through(self, layers: Sequence[int], states: Tensor | None = None) -> LayerView:
         """Return these rows after further layers alone, each by itself."""
         given = self._hidden if states is None else states

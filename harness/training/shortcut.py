@@ -131,12 +131,19 @@ def _descend(
 ) -> None:  # fmt: skip
     """Train the tensors of exit modules in place: AdamW on the mean loss of random exits of random tokens.
 
+    Losses are over the tokens that the trace has, as what follows or as what the last layer says: a fifth of the
+    vocabulary at most, and of the time.
+
     Raises:
         TrainingError: the loss is not finite.
     """
     head = backbone.lm_head
     assert isinstance(head, Linear)
     rows, labels = _followed(data, data.learned)
+    said = data.columns["final"][rows].long()
+    classes, places = torch.unique(torch.cat((labels, said)), return_inverse=True)  # others of the vocabulary teach little
+    labels, weight = places[: len(labels)], head.weight[classes]
+    bias = None if head.bias is None else head.bias[classes]
     points, hidden = data.exit_points, exit_states(data.traces, {}, rows)
     last = data.traces.columns("last")["last"][rows]
     parameters = [part.requires_grad_() for own in tensors.values() for part in own.values()]
@@ -153,7 +160,7 @@ def _descend(
             states.append(backbone.head_states(module(hidden[picked, e].float()).to(backbone.dtype)))
         states.append(backbone.head_states(last[picked].to(backbone.dtype)))
         weights = (*(1 / read,) * read, 0.0)  # the last layer only teaches
-        loss, _ = exit_losses(states, head.weight, head.bias, labels[picked], weights, distill=options.distill)
+        loss, _ = exit_losses(states, weight, bias, labels[picked], weights, distill=options.distill)
         if not math.isfinite(loss.item()):
             raise TrainingError(f"the loss is {loss.item()} at step {step}. Lower --learning-rate.")
         optimizer.zero_grad()
@@ -186,7 +193,7 @@ def measure(data: TrainingSet, backbone: Backbone, modules: Mapping[int, ExitMod
     check = check[torch.randperm(len(check), generator=chance)[:CHECKED]].sort().values
     hidden = exit_states(data.traces, {}, torch.zeros_like(data.held_out).index_fill(0, check, True))
     final = data.columns["final"][check]
-    tops = [_top(backbone, module(hidden[:, e].float())) for e, module in enumerate(modules.values())]
+    tops = [best_tokens(backbone, module(hidden[:, e].float())) for e, module in enumerate(modules.values())]
     layers = torch.tensor([*data.exit_points, data.resolved.info.num_layers], dtype=torch.float32)
     both = data.right(check), torch.stack(tops, dim=1) == final.unsqueeze(1)
     shares = torch.stack([right.float().mean(0) for right in both], dim=1).tolist()
@@ -220,6 +227,7 @@ def _warn_of_heads(model: ModelInfo, path: Path) -> None:
 
 
 @torch.inference_mode()
-def _top(backbone: Backbone, states: Tensor) -> Tensor:
+def best_tokens(backbone: Backbone, states: Tensor) -> Tensor:
+    """Return the LM head's best tokens of final-norm inputs ``[n, hidden_size]``, ``[n]`` int64."""
     dtype = backbone.dtype
     return torch.cat([backbone.logits(rows.to(dtype)).argmax(-1) for rows in torch.split(states, 256)])

@@ -7,6 +7,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -17,6 +18,7 @@ from harness.contracts import Batch, Draft, DraftRule, DraftView, Lossless, Mode
 from harness.decoding.drafts.expected import Expected
 from harness.decoding.drafts.lookup import Lookup
 from harness.decoding.drafts.product import Product
+from harness.decoding.drafts.recycling import Recycling
 from harness.decoding.generation import Generation
 from harness.errors import OptionError
 from strategies.confidence import Confidence
@@ -226,7 +228,7 @@ class Watching(Noted):
 @in_turn(strategy=[Fixed(2), LayerSkip(3, 4), Random(0.8), Oracle()], case=["llama", "qwen3", "gpt2", "neox-parallel"])
 def test_what_is_watched_are_the_states_of_the_text(case: Any, prompts: list[list[int]], strategy: Strategy) -> None:
     """Every layer, against whole sequences read once."""
-    rule = Watching()
+    rule = Watching(layers=(1, 2, 3, 4, 5, 6))
     decoded(case, prompts[:1], strategy, rule, most=2 if strategy == Oracle() else 5)
     layers = set()
     for _, text, layer, at, hidden, token in rule.seen:
@@ -235,7 +237,7 @@ def test_what_is_watched_are_the_states_of_the_text(case: Any, prompts: list[lis
         assert token == int(case.engine.backbone.logits(state[at : at + 1]).argmax())
         layers.add(layer)
     # The oracle's drafts stand, so that the newest token of each is one of the text's.
-    assert layers == {1, 2, 3, 4, 5} or (strategy != Oracle() and layers >= {4, 5})
+    assert layers == {1, 2, 3, 4, 5, 6} or (strategy != Oracle() and layers >= {4, 5, 6})
 
 
 def test_a_draft_s_tokens_join_where_they_left(llama: Any, prompts: list[list[int]]) -> None:
@@ -256,7 +258,22 @@ def test_watching_changes_nothing_and_costs_no_layer(llama: Any, prompts: list[l
         def verified(self, draft: Draft, accepted: int) -> None:
             """Read nothing."""
 
-    assert facts(decoded(llama, prompts, strategy, Idle())) == facts(decoded(llama, prompts, strategy))
+    class Reads(Watching):
+        def watch(self, view: DraftView) -> None:
+            text = view.token_ids[0]
+            self.seen.extend(zip(view.position.tolist(), view.best_tokens(2)[:, 0].tolist(), strict=True))
+            assert len(set(view.rows.tolist())) == 1
+            assert len(text) >= len(view.rows)
+
+        def verified(self, draft: Draft, accepted: int) -> None:
+            said = [token for _, token in self.seen]
+            assert said[:accepted] == draft.tokens[:accepted], "the last layer's tokens are what drafts are held against"
+            assert len(said) >= accepted
+            self.seen.clear()
+
+    alone = facts(decoded(llama, prompts, strategy))
+    assert facts(decoded(llama, prompts, strategy, Idle())) == alone
+    assert facts(decoded(llama, prompts[:1], strategy, Reads(layers=(6,)))) == alone[:1], "the head is read once"
 
 
 def test_what_cannot_be_watched_is_refused(llama: Any, prompts: list[list[int]]) -> None:
@@ -264,7 +281,7 @@ def test_what_cannot_be_watched_is_refused(llama: Any, prompts: list[list[int]])
         def watch(self, view: DraftView) -> None:
             _ = view.full_depth_token
 
-    for layer in (0, 6):
+    for layer in (0, 7):
         with pytest.raises(OptionError, match=rf"Watching watches layer {layer}; the model has 6"):
             decoded(llama, prompts[:1], Fixed(2), Watching(layers=(layer,)))
     with pytest.raises(OptionError, match="cannot look ahead"):
@@ -322,3 +339,28 @@ def searched(text: list[int], draft: list[int], count: int) -> list[int]:
                     whole.append(text[place] if place < len(text) else whole[place])
                 return whole[len(text) + len(draft) :]
     return []
+
+
+# ------------------------------------------------------------------ recycling
+
+
+def test_what_was_read_lately_goes_on_with_what_the_last_layer_said() -> None:
+    rule = Recycling(k=3).start(INFO, BATCH)
+    assert list(rule.watched(Draft(0, [5], [6]))) == [], "nothing is known of the row"
+    prompt = [1, 2, 3, 1]
+    assert list(rule.propose(Draft(0, prompt, [2]), 8)) == [3, 1, 2], "as in the prompt, where the next token is known"
+    assert list(rule.propose(Draft(0, prompt, [2]), 1)) == [3]
+    assert list(rule.watched(Draft(0, prompt, [2]))) == [INFO.num_layers]
+    # Full depth says 3, 9 and 8 at the places of 2 and of the drafts 3 and 1, the last behind a wrong one.
+    rule.watch(seen([2, 3, 1], [4, 5, 6], [3, 9, 8]))
+    assert list(rule.propose(Draft(0, prompt, [2, 3, 9]), 8)) == [], "9 was never read"
+    assert list(rule.propose(Draft(0, prompt, [2, 3, 9, 1]), 8)) == [8]
+    assert list(rule.propose(Draft(0, prompt, [2, 3, 9], [2]), 8)) == [3, 9], "a draft counts as said"
+    assert list(rule.propose(Draft(0, [7], [1]), 8)) == [], "another text"
+
+
+def seen(said: list[int], positions: list[int], best: list[int]) -> Any:
+    """A view of places of one draft, with what the last layer says there."""
+    view = SimpleNamespace(rows=torch.zeros(len(positions), dtype=torch.int64), token_ids=[said] * len(positions))
+    view.position, view.top_token = torch.tensor(positions), torch.tensor(best)
+    return view

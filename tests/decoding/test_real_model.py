@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from harness.contracts import Lossless
+from harness.decoding.drafts.recycling import Recycling
 from strategies.fixed import Fixed
 from strategies.full import Full
 
@@ -36,6 +38,17 @@ def test_recompute_decodes_as_no_cache_does(smollm2: Any) -> None:
     plain = smollm2.engine.replay([prompt], [done.exit_layers], kv="none", max_new_tokens=[8])[0]
     assert done.exit_layers == [30] + [22] * 7
     assert done.token_ids == plain.token_ids
+
+
+def test_recycled_drafts_stand_at_times_and_change_nothing(smollm2: Any) -> None:
+    prompts = [smollm2.tokenizer.encode(text) for text in CODE.values()]
+    full = smollm2.engine.decode(prompts, Full(), kv="recompute", max_new_tokens=[24, 24])
+    made = smollm2.engine.decode(
+        prompts, Full(), kv="recompute", max_new_tokens=[24, 24], lossless=Lossless(sources=(Recycling(),))
+    )
+    assert [one.token_ids for one in made] == [one.token_ids for one in full]
+    assert sum(sum(one.accepted) for one in made) > 2
+    assert sum(one.verifications for one in made) < 46 - 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")

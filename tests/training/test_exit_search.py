@@ -23,13 +23,15 @@ def test_every_cell_is_made_once_and_measured(
     main(given)
     rows = json.loads((out / "exit-search.json").read_text())
     assert [(row.get("module"), row.get("base"), row.get("text")) for row in rows] == [
-        (None, None, None),
+        (None, "frozen", None),
         *((module, base, text) for module in ("linear", "mlp/8")
           for base, text in (("frozen", "documents"), ("frozen", "own"), ("lora", "documents"))),
     ]  # fmt: skip
     for row in rows:
         assert set(row["agreement"]) == {"4", "6", "10"}
         assert 4 <= row["oracle"] <= 12
+        (kind,) = row["kinds"].values()
+        assert kind == pytest.approx([row["agreement"]["4"], row["oracle"]])
     frozen = [row["last_layer"] for row in rows if row.get("base") != "lora"]
     assert len(set(frozen)) == 1  # its weights stay
     printed = capsys.readouterr().out
