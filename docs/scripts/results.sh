@@ -29,10 +29,10 @@ harness trace --documents 150 --seed 1 --source embedded --source data --out "$t
 harness sweep --replay "$trace" --strategy confidence --strategy margin --strategy entropy --strategy saturation \
 	--strategy classifier --strategy lte --points 94 --out studies/scores # takes seconds
 
-by_token() { # NAME ARTEFACTS OPTION…: where exits of one model pay, on documents that tuning has not read; two minutes
+by_token() { # NAME ARTEFACTS OPTION…: where exits of one model pay, on documents that tuning has not read; five minutes
 	trace=traces/by-token/$1
 	resume=$([ -d "$trace" ] && echo --resume || true)
-	harness trace --split test --documents 6 --length 384 --source embedded --source data --artefacts "${@:2}" \
+	harness trace --split test --documents 20 --length 384 --source embedded --source data --artefacts "${@:2}" \
 		--out "$trace" $resume
 	harness sweep --replay "$trace" --strategy confidence:threshold=0.9 --document-split all --artefacts "$2" \
 		--out "studies/by-token/$1"

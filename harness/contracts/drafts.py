@@ -32,6 +32,7 @@ class Draft:
     # of each token that layers drafted, under the head that chose it; empty unless a rule needs them. What a source
     # proposed has none and comes last
     probabilities: list[float] = field(default_factory=list)
+    beside: int = 0  # tokens of other rows that the row's next pass takes along, as far as is known when it begins
 
 
 class DraftView(ExitView, Protocol):

@@ -54,9 +54,13 @@ class Drafting:
         self._unread = 0  # tokens before the newest that no pass but those of named layers has seen
         self.due = self.ended = False
 
-    def fresh(self) -> tuple[list[int], int]:
-        """Return the row's newest tokens, which are still to be read, and the position of the last."""
+    def fresh(self, beside: int = 0) -> tuple[list[int], int]:
+        """Return the row's newest tokens, which are still to be read, and the position of the last.
+
+        ``beside`` is how many of other rows will be read with them.
+        """
         draft, made = self._draft, self._made
+        draft.beside = beside
         said = [*made.token_ids[-1:], *made.draft]
         tokens = said[len(said) - 1 - self._unread : len(said) - self.ended]
         if not self.due:

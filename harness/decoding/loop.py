@@ -308,7 +308,10 @@ class OpenBatch:
     @torch.inference_mode()
     def step(self) -> None:
         """Make one token for every running row: out of as few layers as decided, or of all where a draft is due."""
-        fresh = {row: self._fresh(row) for row in self.running if self._cache is not None}
+        fresh: dict[int, tuple[list[int], int]] = {}
+        for place, row in enumerate(self.running if self._cache is not None else ()):
+            others = sum(len(tokens) for tokens, _ in fresh.values()) + len(self.running) - place - 1
+            fresh[row] = self._fresh(row, others)
         named = {row: layers for row in fresh if row in self._drafting and (layers := self._drafting[row].layers())}
         for layers in dict.fromkeys(named.values()):
             self._draft_through(layers, {row: fresh[row] for row in fresh if named.get(row) == layers})
@@ -657,9 +660,9 @@ class OpenBatch:
             [fresh[row][0] for row in rows], [fresh[row][1] for row in rows], self._generations,
         )  # fmt: skip
 
-    def _fresh(self, row: int) -> tuple[list[int], int]:
+    def _fresh(self, row: int, beside: int) -> tuple[list[int], int]:
         if row in self._drafting:
-            return self._drafting[row].fresh()
+            return self._drafting[row].fresh(beside)
         one = self._generations[row]
         return [one.token_ids[-1]], len(self._rows[row].prompt) + len(one.token_ids) - 1
 

@@ -114,6 +114,26 @@ class Noted(DraftRule):
         self.drafts.append(copy.deepcopy(draft))
 
 
+@dataclass(frozen=True)
+class Beside(Noted):
+    """Proposes two tokens in the first row, and notes what each row is told of the others."""
+
+    told: list[tuple[int, int]] = field(default_factory=list)
+
+    def propose(self, draft: Draft, max_tokens: int) -> Sequence[int]:
+        self.told.append((draft.row, draft.beside))
+        return (5, 6)[:max_tokens] if draft.row == 0 else ()
+
+
+def test_a_rule_is_told_how_many_tokens_of_others_its_pass_takes_along(llama: Any, prompts: list[list[int]]) -> None:
+    rule = Beside()
+    decoded(llama, prompts, Full(), rule)
+    assert rule.told[:3] == [(0, 2), (1, 4), (2, 4)]
+    alone = Beside()
+    decoded(llama, prompts[:1], Full(), alone)
+    assert {beside for _, beside in alone.told} == {0}
+
+
 class Needing(Noted):
     needs_probabilities: ClassVar[bool] = True
 

@@ -21,11 +21,11 @@ STEPS = dataclasses.replace(FREE, passes=((1, 10.0), (4, 10.3), (5, 16.0), (33, 
 
 def proposed(
     text: Sequence[int], draft: Sequence[int] = (), most: int = 16, known: Sequence[Sequence[int]] = (),
-    costs: UnitCosts = STEPS,
+    costs: UnitCosts = STEPS, beside: int = 0,
 ) -> list[int]:  # fmt: skip
     model = dataclasses.replace(INFO, unit_costs=lambda: costs)
     rule = Suffix().start(model, Batch((0,), "cpu", known))
-    return list(rule.propose(Draft(0, text[:-1], text[-1:], list(draft)), most))
+    return list(rule.propose(Draft(0, text[:-1], text[-1:], list(draft), beside=beside), most))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,8 @@ def test_a_draft_is_as_long_as_it_pays() -> None:
     assert proposed(text, most=2) == [7, 8]
     dear = dataclasses.replace(FREE, passes=((1, 10.0), (33, 33 * 10.0)))
     assert proposed(text, costs=dear) == [], "each row costs a pass"
+    assert proposed([*range(20), 30, 5], beside=2) == [6], "of four cheap rows two are others'"
+    assert proposed([*range(20), 30, 5], beside=70) == [], "as many as are proposed at all"
 
 
 @pytest.mark.parametrize(

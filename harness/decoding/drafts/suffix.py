@@ -20,6 +20,9 @@ SHORTER = 1.5
 NEGLIGIBLE = 0.01
 """Weight below which shorter matches are left out."""
 
+MOST_ROWS = 64
+"""Rows of a pass, other requests' among them, up to which drafts are proposed."""
+
 _END = -1
 
 
@@ -30,8 +33,9 @@ class Suffix(DraftSource):
     Rule: p(t) mixes, from the longest match down, how often t followed; n occurrences leave (c / (n + c))^√j to shorter
     matches, c = 1.5, j the lengths by which the match can be shortened before there are more of them. A draft goes on
     with the likeliest t, along the occurrences that have it. Of all its lengths that one is proposed which promises
-    most tokens per cost: (1 + Σ_i p₁·…·p_i) / C(1 + k), C(n) the measured cost of a pass of n rows, which climbs in
-    steps; none where one row alone promises more. Where nothing was measured, further rows are free.
+    most tokens per cost: (b + 1 + Σ_i p₁·…·p_i) / C(b + 1 + k), C(n) the measured cost of a pass of n rows, which climbs
+    in steps, b the rows of other requests in it; none where that promises most. Where nothing was measured, further
+    rows are free.
 
     After Oliaro et al., "SuffixDecoding", 2024, arXiv 2411.04975: a continuation's frequency says how far to draft.
     What differs: occurrences of every length count, as in prediction by partial matching (Cleary and Witten 1984),
@@ -45,7 +49,7 @@ class Suffix(DraftSource):
     def start(self, model: ModelInfo, batch: Batch) -> DraftRule:
         """Take the model's costs, and the owner's earlier texts."""
         costs = model.costs
-        return _Suffix([costs.deep(model.num_layers, rows) for rows in range(1, 34)], batch.known)
+        return _Suffix([costs.deep(model.num_layers, rows) for rows in range(1, MOST_ROWS + 1)], batch.known)
 
 
 class _Text:
@@ -114,9 +118,11 @@ class _Suffix(DraftRule):
             text = self._texts[draft.row] = _Text(draft.prompt, self._known)
         text.follow(draft.token_ids)
         said = [*text.tokens, *draft.tokens]
-        begin, costs = len(said), self._costs[len(draft.tokens) :]
-        stands = tokens = 1.0
-        best, length = 1 / costs[0], 0
+        begin, costs = len(said), self._costs[draft.beside + len(draft.tokens) :]
+        if not costs:
+            return ()
+        stands, tokens = 1.0, draft.beside + 1.0
+        best, length = tokens / costs[0], 0
         matches = text.matches(said)
         while matches and (count := len(said) - begin + 1) <= max_tokens and count < len(costs):
             if tokens + stands * (max_tokens - count + 1) <= best * costs[count]:
