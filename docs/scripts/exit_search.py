@@ -44,7 +44,7 @@ PACKED, LOOKED_AT = 256, 0.5  # tokens of a sequence of LoRA's, and the share of
 WEIGHTS: dict[str, dict[str, str]] = {
     "frozen": {"weights": "pretrained", "exit_head": "shared"}, "tuned": {"weights": "tuned"}
 }  # fmt: skip
-READ = 8192  # tokens of the test documents that are read through each cell, at most: every n-th
+READ = 4096  # tokens of the test documents that are read through each cell, at most: every n-th
 
 
 @dataclass(frozen=True)
