@@ -36,7 +36,7 @@ from harness.training.corpus import PackedStreams, Stream, read_streams
 from harness.training.identity import identity, provenance
 from harness.training.lite.lite_model import LiteModel
 from harness.training.lite.start import Start, factor_name, find_start
-from harness.training.lite.trainer import StepWatcher, build_trainer, check_beginning, last_checkpoint
+from harness.training.lite.trainer import StepWatcher, build_trainer, check_beginning, in_bfloat16, last_checkpoint
 from harness.training.processes import is_main, world_size
 from harness.training.recipes import Lite, LiteRecipe
 from harness.training.shortcut import ShortcutMoments
@@ -367,7 +367,7 @@ def measure(
     device = next(model.parameters()).device
 
     def read(sequences: Tensor) -> tuple[list[Tensor], Tensor]:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16(model.recipe, device.type)):
             return model.exit_states(sequences.to(device), model.exit_points)
 
     rows = exit_table(read, head_modules(model.core).lm_head, model.exit_points, model.num_layers, held_out, length)
