@@ -13,30 +13,25 @@ module costs in layers.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from harness.contracts.recipes import Silent, TrainingRun
+from exits import measured, table, traced, write
+from harness.contracts.recipes import TrainingRun
 from harness.errors import HarnessError
-from harness.host.files import replace_files
 from harness.models.model import resolve
 from harness.training.options import TraceCommand
 from harness.training.recipes import Lite, Shortcut
-from harness.training.traces.record_trace import trace
-from harness.training.traces.store import Traces
-from harness.training.traces.training_set import exit_places
 
 NAME = "exit-search"
 TARGETS = {"text": 0.0, "both": 0.5, "last": 1.0}
 """Share of the loss that follows the last layer's distribution, not the next token."""
 PACKED, LOOKED_AT = 256, 0.5  # tokens of a sequence of LoRA's, and the share of them that its loss looks at
+COST = "costs layers"
 BASE = {"weights": "pretrained", "exit_head": "shared"}
 
 
@@ -63,14 +58,6 @@ def cells(asked: argparse.Namespace) -> Iterator[Cell]:
             yield Cell(module, base, target, text, rate)
 
 
-def traced(asked: argparse.Namespace, out: Path, **options: Any) -> Traces:
-    """Trace documents, unless that was done."""
-    if (out / "index.json").is_file():
-        return Traces.open(out)
-    settings = {"model": asked.model, "tasks": asked.task, "sources": asked.source, "documents": asked.documents}
-    return trace(TraceCommand.build({**settings, "out": out, "seed": asked.seed, **options}), Silent())
-
-
 def train(cell: Cell, asked: argparse.Namespace, out: Path) -> None:
     """Train a cell's exits into a folder."""
     run = TrainingRun("shortcut" if cell.base == "frozen" else "lite", " ".join(sys.argv))
@@ -90,60 +77,28 @@ def train(cell: Cell, asked: argparse.Namespace, out: Path) -> None:
     Lite.build({**settings, **more}).train(run)
 
 
-def measured(found: Traces) -> dict[str, Any]:
-    """Return what the exits of a trace are worth."""
-    columns = found.columns("top", "final", "input", "document")
-    right = columns["top"] == columns["final"].unsqueeze(1)
-    layers = torch.tensor([*found.exit_points, found.index["num_layers"]], dtype=torch.float32)
-    follows = columns["document"][1:] == columns["document"][:-1]
-    return {
-        "agreement": dict(zip(map(str, found.exit_points), right.float().mean(0).tolist(), strict=True)),
-        "oracle": layers[exit_places(right)].mean().item(),
-        "last_layer": (columns["final"][:-1] == columns["input"][1:])[follows].float().mean().item(),
-        "tokens": found.tokens,
-    }
-
-
 def search(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Make what is not there yet, and return a row for the base weights and one for each cell."""
+    settings: dict[str, Any] = {
+        "model": asked.model, "tasks": asked.task, "sources": asked.source, "documents": asked.documents,
+        "seed": asked.seed,
+    }  # fmt: skip
     if "documents" in asked.text or "lora" in asked.base:
-        traced(asked, asked.out / "documents", **BASE)
+        traced(asked.out / "documents", **settings, **BASE)
     if "own" in asked.text:
-        traced(asked, asked.out / "own", new_tokens=asked.new_tokens, **BASE)
-    rows: list[dict[str, Any]] = [measured(traced(asked, asked.out / "test", split="test", **BASE))]
+        traced(asked.out / "own", new_tokens=asked.new_tokens, **settings, **BASE)
+    rows: list[dict[str, Any]] = [measured(traced(asked.out / "test", split="test", **settings, **BASE))]
     for cell in cells(asked):
         folder = asked.out / cell.name
         if not (folder / "shortcut.json").is_file():
             train(cell, asked, folder)
         how = {"weights": "pretrained" if cell.base == "frozen" else "tuned", "exit_head": "shortcut"}
         info = resolve(TraceCommand.build({"model": asked.model, "artefacts": str(folder), **how}).request()).info
-        seen = traced(asked, folder / "test", split="test", artefacts=str(folder), **how)
-        rows.append(asdict(cell) | {"layers": info.shortcut_bytes / info.layer_bytes} | measured(seen))
-        print(f"{cell.name}: an oracle runs {rows[-1]['oracle']:.2f} layers", file=sys.stderr)
+        seen = traced(folder / "test", split="test", artefacts=str(folder), **settings, **how)
+        cost = {COST: f"{info.shortcut_bytes / info.layer_bytes:.3f}"}
+        rows.append(asdict(cell) | cost | measured(seen))
+        print(f"{cell.name}: an oracle runs {rows[-1]['oracle'].value:.2f} layers", file=sys.stderr)
     return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as Markdown."""
-    points = list(rows[0]["agreement"])
-    head = [
-        "exit module",
-        "weights",
-        "target",
-        "text",
-        "rate",
-        *points,
-        "oracle's layers",
-        "last layer",
-        "costs layers",
-    ]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * 5}{'--:|' * (len(points) + 3)}"]
-    for row in rows:
-        cell = [str(row.get(name, "–")) for name in ("module", "base", "target", "text", "rate")]
-        shares = [f"{row['agreement'][point]:.3f}" for point in points]
-        found = [f"{row['oracle']:.2f}", f"{row['last_layer']:.3f}", f"{row.get('layers', 0):.3f}"]
-        lines.append(f"| {' | '.join([*cell, *shares, *found])} |")
-    return "\n".join(lines)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -167,8 +122,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(given)
     rows = search(asked)
-    replace_files({asked.out / f"{NAME}.json": f"{json.dumps(rows, indent=1)}\n".encode()})
-    print(table(rows))
+    write(asked.out / f"{NAME}.json", rows)
+    print(table(rows, (*(field.name for field in fields(Cell)), COST)))
 
 
 if __name__ == "__main__":
