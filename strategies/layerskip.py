@@ -20,10 +20,10 @@ class LayerSkip(Strategy):
 
     Source: Elhoushi et al., "LayerSkip", 2024, arXiv 2404.16710, section 4.3 (self-speculative decoding). Draft and
     verification share the first E layers' keys and values there, and verification starts from the states that drafts
-    left with: ``recompute`` does that here for every strategy. What differs: weights are trained by the recipes here
-    (exit losses, or a shortcut per exit, which then reads the drafts), without the paper's layer dropout; a draft ends
-    early where it would end the completion; decoding is greedy, so that a draft stands where it is full depth's
-    arg-max.
+    left with: ``recompute`` does that here for every strategy. `harness train lite --preset layerskip` trains as the
+    paper does. What differs: other recipes may have trained the exits (a shortcut per exit then reads the drafts); a
+    draft ends early where it would end the completion; decoding is greedy, so that a draft stands where it is full
+    depth's arg-max.
     """
 
     default_decode: ClassVar[str] = "lossless"

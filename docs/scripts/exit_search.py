@@ -4,38 +4,29 @@
 
 The weights run once over each text: documents of the train splits, and what the model itself writes behind their
 beginnings. On frozen weights, as they come or as they were tuned before, all cells learn from those kept states; LoRA
-tunes the weights along, on documents alone. A step's loss is of equally many tokens in either. Every cell is measured on
-documents of the test splits. Cells that FOLDER has are not made again. Writes ``exit-search.json`` there and prints the
-table: agreement with the same weights' last layer by exit, the mean depth of an oracle, by kind of text too, the last
-layer's share of right next tokens, and what reading an exit's module costs in layers.
+tunes the weights along, on documents alone. A step's loss is of equally many tokens in either. Every cell is measured
+on documents of the test splits. Cells that FOLDER has are not made again. Writes ``exit-search.json`` there and prints
+the table: agreement with the same weights' last layer by exit, the mean depth of an oracle, by kind of text too, the
+last layer's share of right next tokens, and what reading an exit's module costs in layers.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from harness.contracts.recipes import Silent, TrainingRun
+from exits import measured, table, traced, write
+from harness.contracts.recipes import TrainingRun
 from harness.errors import HarnessError
-from harness.host.files import replace_files
 from harness.models.artefacts import read_artefact
-from harness.models.exit_modules import read_shortcuts
 from harness.models.model import resolve
 from harness.training.options import TraceCommand
 from harness.training.recipes import Lite, Shortcut
-from harness.training.shortcut import best_tokens
-from harness.training.traces.reading import exit_states, open_traces
-from harness.training.traces.record_trace import trace
-from harness.training.traces.store import Traces
-from harness.training.traces.training_set import exit_places
 
 NAME = "exit-search"
 TARGETS = {"text": 0.0, "both": 0.5, "last": 1.0}
@@ -44,7 +35,7 @@ PACKED, LOOKED_AT = 256, 0.5  # tokens of a sequence of LoRA's, and the share of
 WEIGHTS: dict[str, dict[str, str]] = {
     "frozen": {"weights": "pretrained", "exit_head": "shared"}, "tuned": {"weights": "tuned"}
 }  # fmt: skip
-READ = 4096  # tokens of the test documents that are read through each cell, at most: every n-th
+COST = "costs layers"
 
 
 @dataclass(frozen=True)
@@ -70,17 +61,6 @@ def cells(asked: argparse.Namespace) -> Iterator[Cell]:
             yield Cell(module, base, target, text, rate)
 
 
-def traced(asked: argparse.Namespace, out: Path, **options: Any) -> Traces:
-    """Trace documents, unless that was done."""
-    if (out / "index.json").is_file():
-        return Traces.open(out)
-    settings = {
-        "model": asked.model, "tasks": asked.task, "sources": asked.source, "documents": asked.documents,
-        "length": asked.length,
-    }  # fmt: skip
-    return trace(TraceCommand.build({**settings, "out": out, "seed": asked.seed, **options}), Silent())
-
-
 def train(cell: Cell, asked: argparse.Namespace, out: Path) -> None:
     """Train a cell's exits into a folder."""
     run = TrainingRun("lite" if cell.base == "lora" else "shortcut", " ".join(sys.argv))
@@ -100,48 +80,21 @@ def train(cell: Cell, asked: argparse.Namespace, out: Path) -> None:
     Lite.build({**settings, **more}).train(run)
 
 
-def measured(model: str, found: Traces, shortcut: Path | None = None) -> dict[str, Any]:
-    """Return what the exits of a trace are worth; those of an artefact, where there is one, in place of its own."""
-    columns = found.columns("top", "final", "input", "document")
-    follows = columns["document"][1:] == columns["document"][:-1]
-    rows = torch.zeros(found.tokens, dtype=torch.bool)
-    rows[:: -(-found.tokens // READ)] = True
-    final, top = columns["final"][rows], columns["top"][rows]
-    if shortcut is not None:
-        resolved = open_traces(model, found.folder, artefacts=None)[1]
-        backbone, width = resolved.load("cpu").backbone, resolved.info.hidden_size
-        modules = read_shortcuts(read_artefact(shortcut, "shortcut"), found.exit_points, torch.float32, "cpu", hidden_size=width)
-        hidden = exit_states(found, {}, rows)
-        said = [best_tokens(backbone, one(hidden[:, e].float())) for e, one in enumerate(modules.values())]
-        top = torch.stack(said, dim=1)
-    right = top == final.unsqueeze(1)
-    depths = torch.tensor([*found.exit_points, found.index["num_layers"]], dtype=torch.float32)[exit_places(right)]
-    streams = [document["stream"] for document in found.documents]
-    of = torch.tensor([streams.index(stream) for stream in streams])[columns["document"][rows].long()]
-    return {
-        "agreement": dict(zip(map(str, found.exit_points), right.float().mean(0).tolist(), strict=True)),
-        "oracle": depths.mean().item(),
-        "kinds": {
-            stream: [right[of == streams.index(stream), 0].float().mean().item(),
-                     depths[of == streams.index(stream)].mean().item()]
-            for stream in dict.fromkeys(streams)
-        },
-        "last_layer": (columns["final"][:-1] == columns["input"][1:])[follows].float().mean().item(),
-        "tokens": len(final),
-    }  # fmt: skip
-
-
 def search(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Make what is not there yet, and return a row for each of the weights as they come and one for each cell."""
+    settings: dict[str, Any] = {
+        "model": asked.model, "tasks": asked.task, "sources": asked.source, "documents": asked.documents,
+        "length": asked.length, "seed": asked.seed,
+    }  # fmt: skip
     rows: list[dict[str, Any]] = []
     tests = {}
-    for base in WEIGHTS:
+    for base, weights in WEIGHTS.items():
         if base in asked.base:
             for text in asked.text:
                 own = {"new_tokens": asked.new_tokens} if text == "own" else {}
-                traced(asked, asked.out / f"{base}-{text}", **own, **WEIGHTS[base])
-            tests[base] = traced(asked, asked.out / f"{base}-test", split="test", **WEIGHTS[base])
-            rows.append({"base": base} | measured(asked.model, tests[base]))
+                traced(asked.out / f"{base}-{text}", **own, **settings, **weights)
+            tests[base] = traced(asked.out / f"{base}-test", split="test", **settings, **weights)
+            rows.append({"base": base} | measured(tests[base]))
     for cell in cells(asked):
         folder = asked.out / cell.name
         if not (folder / "shortcut.json").is_file():
@@ -149,28 +102,14 @@ def search(asked: argparse.Namespace) -> list[dict[str, Any]]:
         if cell.base == "lora":
             own = {"artefacts": str(folder), "weights": "tuned", "exit_head": "shortcut"}
             info = resolve(TraceCommand.build({"model": asked.model, **own}).request()).info
-            layers = info.shortcut_bytes / info.layer_bytes
-            found = measured(asked.model, traced(asked, folder / "test", split="test", **own))
+            cost = info.shortcut_bytes / info.layer_bytes
+            found = measured(traced(folder / "test", split="test", **settings, **own))
         else:
-            layers = read_artefact(folder / "shortcut.json", "shortcut").facts["layers"]
-            found = measured(asked.model, tests[cell.base], folder / "shortcut.json")
-        rows.append(asdict(cell) | {"layers": layers} | found)
-        print(f"{cell.name}: an oracle runs {rows[-1]['oracle']:.2f} layers", file=sys.stderr, flush=True)
+            cost = read_artefact(folder / "shortcut.json", "shortcut").facts["layers"]
+            found = measured(tests[cell.base], asked.model, folder / "shortcut.json")
+        rows.append(asdict(cell) | {COST: f"{cost:.3f}"} | found)
+        print(f"{cell.name}: an oracle runs {rows[-1]['oracle'].value:.2f} layers", file=sys.stderr, flush=True)
     return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as Markdown."""
-    points, kinds = list(rows[0]["agreement"]), list(rows[0]["kinds"])
-    head = ["exit module", "weights", "target", "text", "rate", *points, "oracle's layers", *kinds, "last layer"]
-    lines = [f"| {' | '.join([*head, 'costs layers'])} |", f"|{'---|' * 5}{'--:|' * (len(points) + len(kinds) + 3)}"]
-    for row in rows:
-        cell = [str(row.get(name, "–")) for name in ("module", "base", "target", "text", "rate")]
-        shares = [f"{row['agreement'][point]:.3f}" for point in points]
-        depths = [f"{row['kinds'][kind][1]:.2f}" for kind in kinds]
-        found = [f"{row['oracle']:.2f}", *depths, f"{row['last_layer']:.3f}", f"{row.get('layers', 0):.3f}"]
-        lines.append(f"| {' | '.join([*cell, *shares, *found])} |")
-    return "\n".join(lines)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -195,8 +134,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(given)
     rows = search(asked)
-    replace_files({asked.out / f"{NAME}.json": f"{json.dumps(rows, indent=1)}\n".encode()})
-    print(table(rows))
+    write(asked.out / f"{NAME}.json", rows)
+    print(table(rows, (*(field.name for field in fields(Cell)), COST)))
 
 
 if __name__ == "__main__":

@@ -81,9 +81,10 @@ class Recipe(Protocol):
         """Train, and write the artefact; raise a :class:`HarnessError` of one line where that cannot be."""
 
 
-WeightsRule: TypeAlias = Literal["green-code", "uniform"]
+WeightsRule: TypeAlias = Literal["green-code", "uniform", "layerskip", "last"]
 
 _BUDGETS, _LAST_BUDGET, _RATIO = (0.7, 0.2), 0.1, 0.9
+_EXIT_SCALE = 0.2
 
 
 def loss_weights(exit_points: Sequence[int], num_layers: int, rule: WeightsRule) -> tuple[float, ...]:
@@ -91,10 +92,17 @@ def loss_weights(exit_points: Sequence[int], num_layers: int, rule: WeightsRule)
 
     ``green-code`` (section III-D): budgets 0.7 for exits in the first half of the layers and 0.2 for the second,
     geometric with ratio 0.9 inside a half; 0.1 for the last layer. A half without exits leaves its budget to the
-    other one. ``uniform``: all alike.
+    other one. ``uniform``: all alike. ``layerskip`` (Elhoushi 2024, arXiv 2404.16710, section 4.1.2, with the
+    e_scale 0.2 of its models from scratch): quadratic in depth. ``last``: the last layer alone, without exits.
     """
     if rule == "uniform":
         return (1 / (len(exit_points) + 1),) * (len(exit_points) + 1)
+    if rule == "last":
+        return (*(0.0 for _ in exit_points), 1.0)
+    if rule == "layerskip":
+        scales = [_EXIT_SCALE * point * (point - 1) / 2 for point in exit_points]
+        scales.append((num_layers - 1) * (1 + _EXIT_SCALE * (num_layers - 2) / 2))
+        return tuple(scale / sum(scales) for scale in scales)
     halves = [[p for p in exit_points if p <= num_layers // 2], [p for p in exit_points if p > num_layers // 2]]
     budgets = [budget if half else 0.0 for budget, half in zip(_BUDGETS, halves, strict=True)]
     share = (1 - _LAST_BUDGET) / sum(budgets) if sum(budgets) else 0.0

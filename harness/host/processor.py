@@ -72,6 +72,12 @@ def hypervisor(proc: Path = PROC, sys: Path = SYS) -> str | None:
     return "unnamed" if flagged else None
 
 
+def multiplies_bfloat16(proc: Path = PROC) -> bool:
+    """Tell whether the processor says that it has instructions for products of bfloat16; without, they are slow."""
+    flags = r"^(?:flags|Features)\s*:.*\b(?:amx_bf16|avx512_bf16|bf16)\b"
+    return re.search(flags, read_text(proc / "cpuinfo") or "", re.MULTILINE) is not None
+
+
 def read_text(path: Path) -> str | None:
     """Return the stripped text of a small file; ``None`` where it is empty or unreadable."""
     try:

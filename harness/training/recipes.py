@@ -53,7 +53,9 @@ class LiteRecipe(Configuration):
         description="shared (the model's own) or shortcut (an exit module before it, trained along).",
     )
     exit_module: ExitModuleName = EXIT_MODULE
-    weights_rule: WeightsRule = Field(default="uniform", description="Loss weights of the exits")
+    weights_rule: WeightsRule = Field(
+        default="uniform", description="Loss weights of the exits; last: none, as if the model had no exits"
+    )
     learning_rate: float = Field(
         default=3e-4, gt=0, allow_inf_nan=False, description="Of the weights, or of LoRA's factors."
     )
@@ -72,6 +74,12 @@ class LiteRecipe(Configuration):
     distill: float = Field(
         default=0.5, ge=0, le=1, description="Share of an early exit's loss that follows the last layer, not the label."
     )
+    layer_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Probability that a sequence skips the last layer; earlier ones less, as LayerSkip has it.",
+    )
     rank: int = Field(default=32, ge=1, description="Of LoRA; its scale is twice that.")
     checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
 
@@ -89,7 +97,8 @@ class LiteRecipe(Configuration):
 class Lite(LiteRecipe, DocumentChoice, TrainingOptions, WithPresets):
     """Tune a model with the aggregated loss of all its exits (LITE; GREEN-CODE Eq. 1).
 
-    Preset paper is GREEN-CODE's setting: 4 × 32 sequences a step, 2–3k steps, all exits, all tokens.
+    Preset paper is GREEN-CODE's setting: 4 × 32 sequences a step, 2–3k steps, all exits, all tokens; layerskip trains
+    from random weights with layer dropout and an exit a step (LayerSkip, arXiv 2404.16710).
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -108,12 +117,30 @@ class Lite(LiteRecipe, DocumentChoice, TrainingOptions, WithPresets):
             "distill": 0.0,
             "checkpointing": True,
         },
+        "layerskip": {
+            "method": "full",
+            "exit_head": "shared",
+            "weights_rule": "layerskip",
+            "learning_rate": 1e-3,
+            "steps": 2000,
+            "batch": 16,
+            "exits_per_step": 1,
+            "token_share": 1.0,
+            "distill": 0.0,
+            "layer_dropout": 0.1,
+            "weights": "random",
+            "exit_points": "all",
+        },
         "lora": {},
     }
+    """LayerSkip's own model of 24 layers from scratch has p_max 0.1, e_scale 0.2 and the exits of every 23rd layer in
+    turn (C_rot,R=23). What differs: the exit of a step is drawn, not next in turn; layer dropout does not rise in time;
+    learning rate, batch and length are those of a small model.
+    """
 
-    preset: Literal["paper", "lora"] = Field(
+    preset: Literal["paper", "layerskip", "lora"] = Field(
         default="lora",
-        description="lora makes an adapter that runs find; paper tunes all weights, into a model folder of its own.",
+        description="lora makes an adapter that runs find; paper and layerskip train all weights, into a model folder.",
     )
     split: Split = Field(default="train", description="Part of each dataset to learn from")
     documents: int | None = Field(default=None, ge=1, description="Documents of each source at most. Default: all.")

@@ -120,7 +120,7 @@ def _draw_weights(lite: LiteLog, num_layers: int, width: Width) -> Canvas:
     if own == "green-code":
         rules = {f"{paper}, as trained here": (own, _BLUE, "")}
     elif own is not None:
-        rules["this training (all alike)"] = (own, _BLUE, "")
+        rules[f"this training ({'all alike' if own == 'uniform' else own})"] = (own, _BLUE, "")
     canvas, axes = drawing.blank(width, 2.4)
     for offset, (label, (rule, colour, hatch)) in zip(drawing.offsets(len(rules)), rules.items(), strict=True):
         weights = loss_weights(lite.exit_points, num_layers, rule)

@@ -127,7 +127,7 @@ def test_a_file_is_not_read_as_two_languages(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--preset", "fast"), "--preset 'fast': input should be 'paper' or 'lora'."),
+        (("--preset", "fast"), "--preset 'fast': input should be 'paper', 'layerskip' or 'lora'."),
         (("--weights", "tuned"), "--weights 'tuned': input should be 'pretrained' or 'random'."),
         (("--save-steps", 0), "--save-steps 0: input should be greater than or equal to 1."),
         (("--learning-rate", "inf"), "--learning-rate inf: input should be a finite number."),

@@ -36,6 +36,22 @@ def test_nothing_to_read_is_none(tmp_path: Path) -> None:
     assert processor.quota_cores(gone, gone) is None
 
 
+@pytest.mark.parametrize(
+    ("line", "there"),
+    [
+        ("flags : fpu avx512f avx512_bf16", True),
+        ("flags\t\t: amx_bf16 avx512f avx512_vnni", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("flags : fpu avx512f avx512_vnni", False),
+        ("model name : bf16", False),
+    ],
+)
+def test_instructions_for_bfloat16_are_flags(tmp_path: Path, line: str, there: bool) -> None:
+    write(tmp_path / "cpuinfo", f"processor : 0\n{line}")
+    assert processor.multiplies_bfloat16(tmp_path) is there
+    assert not processor.multiplies_bfloat16(tmp_path / "gone")
+
+
 def test_governors_are_each_named_once(proc: Path, sys: Path) -> None:
     for number, governor in ((0, "powersave"), (1, "powersave"), (2, "performance")):
         write(sys / "devices" / "system" / "cpu" / f"cpu{number}" / "cpufreq" / "scaling_governor", governor)

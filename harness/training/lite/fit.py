@@ -35,8 +35,8 @@ from harness.training.checkpoints import cut_log, stop_on_interrupt
 from harness.training.corpus import PackedStreams, Stream, read_streams
 from harness.training.identity import identity, provenance
 from harness.training.lite.lite_model import LiteModel
-from harness.training.lite.start import Start, factor_name, find_start
-from harness.training.lite.trainer import StepWatcher, build_trainer, check_beginning, last_checkpoint
+from harness.training.lite.start import Start, factor_name, find_start, tuned_whole
+from harness.training.lite.trainer import StepWatcher, build_trainer, check_beginning, in_bfloat16, last_checkpoint
 from harness.training.processes import is_main, world_size
 from harness.training.recipes import Lite, LiteRecipe
 from harness.training.shortcut import ShortcutMoments
@@ -161,10 +161,11 @@ def train_lite(options: Lite, run: TrainingRun) -> Trained:
     """Tune a model on tasks' documents; of several processes the first measures, writes and reports.
 
     The folder receives ``checkpoints/``, ``training.jsonl``, ``exits.md`` and the artefacts; or, tuned whole, the
-    weights in ``model/`` and ``tuning.json``. With ``start_from`` it reads on where that tuning stopped if the
-    documents are the same, and holds out none that it has learned from.
+    weights in ``model/`` and ``tuning.json``. With ``start_from``, and with a model that was tuned whole, it reads on
+    where that tuning stopped if the documents are the same, and holds out none that it has learned from.
     """
-    recipe = LiteRecipe.part_of(options.under(options.preset))
+    options = options.under(options.preset)
+    recipe = LiteRecipe.part_of(options)
     require("train", "accelerate", *(["peft"] if recipe.method == "lora" else []))
     progress = run.progress if is_main() else Silent()
     tasks = [TASKS.load(name)() for name in options.tasks]
@@ -182,7 +183,10 @@ def train_lite(options: Lite, run: TrainingRun) -> Trained:
     if recipe.length > info.max_positions:
         raise ConfigError(f"--length {recipe.length}: {info.name} has {info.max_positions} positions.")
     shapes_of(recipe.exit_module, info.hidden_size)  # refused now, not after documents are read
-    start = None if options.start_from is None else find_start(options.start_from, info, recipe)
+    if options.start_from is not None:
+        start: Start | None = find_start(options.start_from, info, recipe)
+    else:
+        start = tuned_whole(Path(resolved.spec.location), info)
     streams = read_streams(
         tasks, options.sources, tokenizer, split=options.split, length=recipe.length, documents=options.documents,
         seed=options.seed, note=progress.stage, known=start.learned if start else frozenset(),
@@ -229,7 +233,7 @@ def _tune(
     shortcuts: Mapping[int, Mapping[str, Tensor]] | None = None
     if start is not None:
         shortcuts = start.shortcuts(points, module.config.hidden_size)
-    elif recipe.exit_head == "shortcut":
+    if shortcuts is None and recipe.exit_head == "shortcut":
         progress.stage("fitting the exits' modules in closed form")
         shortcuts = initial_shortcuts(module, points, streams, recipe.exit_module)
     model = LiteModel(_prepare(module, recipe), points, recipe, shortcuts)
@@ -285,7 +289,7 @@ def _tune(
 def _beginning(start: Start | None, recipe: LiteRecipe, seed: int, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what a training that is resumed must have begun with, by flag."""
     return {
-        "--start-from": start.adapter.sha256 if start else None,
+        "--start-from": start.adapter.sha256 if start and start.adapter else None,
         **{f"--{name.replace('_', '-')}": value for name, value in recipe.model_dump().items()},
         "--seed": seed,
         "a number of processes of": world_size(),
@@ -367,7 +371,7 @@ def measure(
     device = next(model.parameters()).device
 
     def read(sequences: Tensor) -> tuple[list[Tensor], Tensor]:
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16(model.recipe, device.type)):
             return model.exit_states(sequences.to(device), model.exit_points)
 
     rows = exit_table(read, head_modules(model.core).lm_head, model.exit_points, model.num_layers, held_out, length)

@@ -4,11 +4,16 @@ The loss is GREEN-CODE's Eq. 1 (section III-D; Varshney 2023, arXiv 2310.18581).
 whole step: ``tokens × vocabulary`` for each exit. Here tokens are taken in chunks and, inside a chunk, one exit after
 the other; its gradient is formed at once and only that (``tokens × hidden_size``) is kept, so that one chunk of one
 exit exists at a time (two with distillation, which needs the last layer's).
+
+Layer dropout is LayerSkip's (Elhoushi 2024, arXiv 2404.16710, section 4.1.1): each sequence of a batch skips layer l of
+L with probability p_max (e^(l ln 2 / (L − 1)) − 1), l from 0. What differs: it does not rise in time, and a layer that
+is skipped is computed all the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -148,6 +153,10 @@ class LiteModel(nn.Module):
         weights = loss_weights(exit_points, self.num_layers, recipe.weights_rule)
         self._weights = dict(zip((*exit_points, self.num_layers), weights, strict=True))
         self.last_losses: dict[int, float] = {}
+        if recipe.layer_dropout:
+            layers = [part for part in module.modules() if type(part).__name__ in module._no_split_modules]
+            for place, layer in enumerate(layers):  # first of all hooks: what is read of a layer comes after
+                layer.register_forward_hook(partial(self._pass_by, place), prepend=True)
 
     @property
     def core(self) -> Any:
@@ -167,10 +176,18 @@ class LiteModel(nn.Module):
             states.append(head.read(hidden))
         return states, out.last_hidden_state
 
+    def _pass_by(self, place: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Return a layer's output ``[batch, length, width]``; of sequences that skip it in training, its input."""
+        return torch.where(self._dropped[:, place, None, None], inputs[0], output) if self.training else output
+
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         """Return ``{"loss": scalar}`` of packed sequences ``[batch, length]``."""
         recipe = self.recipe
-        layers = list(self.exit_points)
+        if recipe.layer_dropout:
+            depth = torch.arange(self.num_layers) / (self.num_layers - 1)
+            dropped = torch.rand(len(input_ids), self.num_layers) < recipe.layer_dropout * (2**depth - 1)
+            self._dropped = dropped.to(input_ids.device)  # kept for layers that the backward pass computes again
+        layers = [layer for layer in self.exit_points if self._weights[layer]]
         scale = 1.0
         if recipe.exits_per_step is not None and recipe.exits_per_step < len(layers):
             chosen = torch.randperm(len(layers))[: recipe.exits_per_step].tolist()
@@ -185,6 +202,8 @@ class LiteModel(nn.Module):
         weight, bias = cast("Tensor", head.weight), cast("Tensor | None", getattr(head, "bias", None))
         rows = [state[:, :-1].flatten(0, 1)[picked].to(weight.dtype) for state in (*states, last)]
         weights = [*(self._weights[layer] * scale for layer in layers), self._weights[self.num_layers]]
+        if recipe.weights_rule == "layerskip":  # normalised over the exits of the step
+            weights = list(loss_weights(layers, self.num_layers, recipe.weights_rule))
         loss, each = exit_losses(rows, weight, bias, labels[picked], weights, distill=recipe.distill)
         self.last_losses = dict(zip((*layers, self.num_layers), each.tolist(), strict=True))
         return {"loss": loss}

@@ -1,4 +1,4 @@
-"""Where tuning begins when it does not begin at the base weights: an adapter and shortcuts that are there already."""
+"""Where tuning begins when it does not begin at base weights: an adapter and shortcuts, or a model that was tuned."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from harness.contracts import ModelInfo
 from harness.errors import ArtefactError, ConfigError
-from harness.models.artefacts import Artefact
+from harness.models.artefacts import Artefact, look_into
 from harness.models.exit_modules import LINEAR, read_tensors
+from harness.models.facts import PARTS
 from harness.models.ngrams import NgramIndex, read_index
 from harness.models.trained import Missing, artefact_folders, find, require, tuned_fingerprint
 from harness.training.recipes import LiteRecipe
@@ -28,20 +29,24 @@ def factor_name(parameter: str) -> str:
 
 @dataclass(frozen=True)
 class Start:
-    """An earlier tuning: its LoRA factors, and its shortcuts; ``None`` for a shared head."""
+    """An earlier tuning.
 
-    adapter: Artefact
-    shortcut: Artefact | None
+    Attributes:
+        facts: what its artefact says; ``steps`` and ``tokens`` include those of its own start.
+        folder: of its index of n-grams, and its log.
+        adapter: its LoRA factors; ``None`` where the model's weights were tuned as a whole.
+        shortcut: its shortcuts, which were tuned with the adapter; ``None`` for a shared head.
+    """
 
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What its adapter says; ``steps`` and ``tokens`` include those of its own start."""
-        return self.adapter.facts
+    facts: Mapping[str, Any]
+    folder: Path
+    adapter: Artefact | None = None
+    shortcut: Artefact | None = None
 
     @property
     def log(self) -> Path:
         """Its ``training.jsonl``, which may be missing."""
-        return self.adapter.path.with_name("training.jsonl")
+        return self.folder / "training.jsonl"
 
     @property
     def learned(self) -> frozenset[str]:
@@ -50,7 +55,7 @@ class Start:
 
     def ngrams(self) -> NgramIndex:
         """Return the index of what it has read; raises :class:`ArtefactError` where it is missing or damaged."""
-        return read_index(self.adapter.path.parent, self.facts["ngrams"])
+        return read_index(self.folder, self.facts["ngrams"])
 
     def sequences_read(self, data: Sequence[Mapping[str, Any]], seed: int, length: int) -> int:
         """Return how many sequences of ``length`` tokens it has read of just these streams, cut with this seed."""
@@ -64,13 +69,13 @@ class Start:
         """Return what an artefact says of its start."""
         told = ("steps", "tokens", "recipe", "data", "seed", "exits", "made")
         return {
-            "adapter_sha256": self.adapter.sha256,
+            **({"adapter_sha256": self.adapter.sha256} if self.adapter else {}),
             **{name: self.facts[name] for name in told},
             **({"start": self.facts["start"]} if self.facts.get("start") else {}),
         }
 
     def shortcuts(self, exit_points: Sequence[int], hidden_size: int) -> dict[int, dict[str, Tensor]] | None:
-        """Return exit layer → tensors of its exit module, float32; ``None`` for a shared head."""
+        """Return exit layer → tensors of its exit module, float32; ``None`` where it has none."""
         if self.shortcut is None:
             return None
         read = read_tensors(self.shortcut, exit_points, hidden_size)
@@ -78,6 +83,8 @@ class Start:
 
     def load_factors(self, model: nn.Module) -> None:
         """Put its factors into a model that peft has wrapped; raises :class:`ArtefactError` where they do not fit."""
+        if self.adapter is None:
+            return
         factors = self.adapter.tensors()
         ours = {factor_name(name): value for name, value in model.named_parameters() if ".lora_" in name}
         shapes = [{name: tensor.shape for name, tensor in each.items()} for each in (ours, factors)]
@@ -87,6 +94,16 @@ class Start:
         with torch.no_grad():
             for name, tensor in factors.items():
                 ours[name].copy_(tensor)
+
+
+def tuned_whole(folder: Path, info: ModelInfo) -> Start | None:
+    """Return the tuning that a model's folder says its weights come from; ``None`` where it says none."""
+    facts = look_into(folder / PARTS / "tuning.json")
+    if facts.get("model_fingerprint") != info.fingerprint or any(name not in facts for name in _FACTS):
+        return None
+    start = Start(facts, folder / PARTS)
+    start.ngrams()  # refused now, not after hours
+    return start
 
 
 def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
@@ -125,6 +142,6 @@ def find_start(given: str, info: ModelInfo, recipe: LiteRecipe) -> Start:
                 "Restore them, or begin at the base weights."
             )
         shortcut = found
-    start = Start(adapter, shortcut)
+    start = Start(facts, adapter.path.parent, adapter, shortcut)
     start.ngrams()  # refused now, not after hours
     return start

@@ -31,6 +31,7 @@ from harness.contracts.recipes import Progress
 from harness.errors import ConfigError, TrainingError
 from harness.host.files import read_json, refusing, replace_files
 from harness.host.libraries import library_border
+from harness.host.processor import multiplies_bfloat16
 from harness.training.corpus import PackedStreams
 from harness.training.lite.lite_model import LiteModel
 from harness.training.processes import PATIENCE, sum_over_all
@@ -52,6 +53,11 @@ def check_plugin(plugin: Any) -> None:
     ):
         if wrong:
             raise ConfigError(f"accelerate's configuration needs `{setting}` here: see docs/large-models.md.")
+
+
+def in_bfloat16(recipe: LiteRecipe, device: str) -> bool:
+    """Tell whether products are of bfloat16: always, but for whole weights on a CPU that would emulate them."""
+    return recipe.method == "lora" or device != "cpu" or multiplies_bfloat16()
 
 
 BEGINNING = "begun.json"
@@ -107,7 +113,7 @@ def build_trainer(
         warmup_steps=max(1, round(0.03 * recipe.steps)),
         weight_decay=0.0,
         max_grad_norm=1.0,
-        bf16=True,
+        bf16=in_bfloat16(recipe, "cuda" if cuda else "cpu"),
         use_cpu=not cuda,
         save_steps=save_steps,
         save_total_limit=2,

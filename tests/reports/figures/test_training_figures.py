@@ -45,6 +45,8 @@ def test_loss_weights_are_the_paper_s_beside_the_training_s_own() -> None:
     assert own == pytest.approx([1 / 3] * 3)
     (figure, _) = training_figures([logs(tuned=lite(weights_rule="green-code"))])
     assert len(drawn(figure).axes[0].containers) == 1
+    (figure, _) = training_figures([logs(tuned=lite(weights_rule="layerskip"))])
+    assert drawn(figure).axes[0].containers[1].get_label() == "this training (layerskip)"
 
 
 def test_optimal_exits_are_shares_of_all_tokens() -> None:

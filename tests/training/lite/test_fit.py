@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.contracts import ModelRequest, document_key
-from harness.contracts.recipes import Trained
+from harness.contracts.recipes import Trained, TrainingRun
 from harness.errors import TrainingError
 from harness.models.artefacts import read_artefact, write_artefact
 from harness.models.export import export
@@ -24,6 +24,7 @@ from harness.models.model import resolve
 from harness.models.trained import tuned_fingerprint
 from harness.models.weights import merge
 from harness.training.corpus import PackedStreams, read_streams
+from harness.training.recipes import Lite
 from tasks.py150 import Py150
 from tests.training.lite.conftest import QUICK
 
@@ -205,6 +206,26 @@ def test_whole_weights_are_a_model_of_their_own_that_knows_what_it_has_read_wher
     assert len(resolve(ModelRequest(str(tmp_path / "exported"))).seen.documents) == 30
 
 
+@pytest.mark.parametrize(("method", "instructions"), [("full", False), ("full", True), ("lora", False)])
+def test_whole_weights_train_in_float32_where_a_cpu_would_emulate_bfloat16(
+    method: str, instructions: bool, tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from harness.training.lite import lite_model, trainer
+
+    real, autocast = lite_model.exit_losses, []
+
+    def watched(*given: Any, **named: Any) -> Any:
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return real(*given, **named)
+
+    monkeypatch.setattr(lite_model, "exit_losses", watched)
+    monkeypatch.setattr(trainer, "multiplies_bfloat16", lambda: instructions)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tune(tiny_llama, tmp_path / "out", QUICK.replace(method=method, exit_head="shared", steps=1), documents=8)
+    assert autocast == [method == "lora" or instructions]
+
+
 # ------------------------------------------------------------------------------------- learning
 
 
@@ -222,12 +243,36 @@ def test_every_exit_learns(tune: Callable[..., Trained], tiny_llama: Path, tmp_p
     assert all(after[layer] > before[layer] + 0.02 for layer in (4, 6, 10, 12)), (before, after)
 
 
+@pytest.mark.slow
+def test_random_weights_learn_with_exits_from_the_start(tiny_llama: Path, tmp_path: Path, corpus_file: Path) -> None:
+    """Preset layerskip: losses of exits and of the last layer fall, and the model's folder is one to run."""
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[:10]))
+    options = Lite.build(
+        {
+            "preset": "layerskip", "model": str(tiny_llama), "out": tmp_path / "out", "tasks": ["py150"],
+            "sources": [str(few)], "steps": 80, "length": 32, "batch": 4, "learning_rate": 0.01, "save_steps": 100,
+        }
+    )  # fmt: skip
+    assert options.train(TrainingRun("lite", "harness train lite")).finished
+    facts = json.loads((tmp_path / "out" / "tuning.json").read_text())
+    assert facts["weights_source"] == "random weights, seed 0"
+    before, after = ({row["layer"]: row["accuracy"] for row in facts["exits"][when]} for when in ("before", "after"))
+    assert list(after) == list(range(1, 13))
+    assert all(after[layer] > before[layer] + 0.1 for layer in range(3, 13)), (before, after)
+    lines = log_of(tmp_path / "out")
+    assert {len(line["cross_entropy"]) for line in lines} == {2}
+    read = {int(layer) for line in lines for layer in line["cross_entropy"]}
+    assert read == set(range(2, 13))  # the first exit has no weight
+    assert resolve(ModelRequest(str(tmp_path / "out" / "model"))).info.num_layers == 12
+
+
 # ------------------------------------------------------------------------------ stopping and going on
 
 
 def test_resuming_is_as_if_nothing_had_happened(tune: Callable[..., Trained], tiny_llama: Path, tmp_path: Path) -> None:
-    """With exits, tokens and packs that are drawn; another test goes on with all of them."""
-    recipe = QUICK.replace(exits_per_step=1, token_share=0.5, accumulate=2)
+    """With exits, tokens, packs and dropped layers that are drawn; another test goes on with all of them."""
+    recipe = QUICK.replace(exits_per_step=1, token_share=0.5, accumulate=2, layer_dropout=0.3)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = tune(tiny_llama, whole, recipe)
     shutil.copytree(whole, parts)

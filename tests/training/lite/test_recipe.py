@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -34,6 +35,21 @@ def test_weights_by_hand() -> None:
     assert loss_weights((), 12, "green-code") == (1.0,)
     for points in ((2, 4), (8, 10)):  # a half without exits leaves its budget to the other
         assert loss_weights(points, 12, "green-code") == pytest.approx((0.9 / 1.9, 0.9 * 0.9 / 1.9, 0.1))
+
+
+def test_layerskip_s_weights_by_hand() -> None:
+    """e(l) = 0.2 (0 + … + l) of exits; of the last of 6 layers 5 + 0.2 (0 + … + 4)."""
+    assert loss_weights((1, 2, 5), 6, "layerskip") == pytest.approx((0, 0.2 / 9.2, 2 / 9.2, 7 / 9.2))
+    assert loss_weights((2, 4), 6, "last") == (0, 0, 1)
+
+
+def test_the_layerskip_preset_is_the_paper_s_from_scratch() -> None:
+    options = Lite(preset="layerskip").under("layerskip")
+    assert (options.weights, options.exit_points, options.method, options.exit_head) == (
+        "random", "all", "full", "shared"
+    )  # fmt: skip
+    assert (options.layer_dropout, options.weights_rule, options.exits_per_step) == (0.1, "layerskip", 1)
+    assert (options.token_share, options.distill) == (1.0, 0.0)
 
 
 def test_the_paper_preset_is_the_paper_s() -> None:
@@ -145,3 +161,81 @@ def test_a_step_reads_as_many_exits_as_it_should(make_module: Callable[..., Any]
         assert list(model.last_losses) == sorted(model.last_losses)
         met.add(tuple(model.last_losses))
     assert met == {(2, 3, 6), (2, 5, 6), (3, 5, 6)}
+
+
+def test_an_exit_of_layerskip_s_step_shares_the_loss_with_the_last_layer(
+    make_module: Callable[..., Any], naive_loss: Callable[..., Any], ids: Tensor
+) -> None:
+    module = make_module("llama")
+    model = LiteModel(module, EXITS, PLAIN.replace(weights_rule="layerskip", exits_per_step=1))
+    loss = model(ids)["loss"]
+    (layer, _) = model.last_losses
+    expected, _ = naive_loss(module, ids, (layer,), PLAIN.replace(weights_rule="layerskip"))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_last_layer_s_loss_reads_no_exit(make_module: Callable[..., Any], ids: Tensor) -> None:
+    model = LiteModel(make_module("llama"), EXITS, PLAIN.replace(weights_rule="last", exits_per_step=1))
+    loss = model(ids)["loss"]
+    assert model.last_losses == {LAYERS: pytest.approx(loss.item())}
+
+
+# ------------------------------------------------------------------------------------ layer dropout
+
+
+def test_layers_are_dropped_as_often_as_layerskip_says(
+    family: str, make_module: Callable[..., Any], ids: Tensor
+) -> None:
+    """By sequence; exits read what is left, and evaluation drops nothing."""
+    module, trials = make_module(family), 4000
+    with torch.no_grad():
+        whole = module.eval()(ids, output_hidden_states=True).hidden_states
+        model = LiteModel(module, EXITS, PLAIN.replace(layer_dropout=0.6)).train()
+        torch.manual_seed(0)
+        many = torch.randint(0, VOCABULARY, (trials, 2))
+        model(many)
+        states = module.base_model(many, output_hidden_states=True).hidden_states
+        passed = torch.stack([(one == next_).flatten(1).all(1) for one, next_ in pairwise(states[:LAYERS])], dim=1)
+        assert torch.equal(passed, model._dropped[:, : LAYERS - 1])  # the state after the last is normalised
+        rates = 0.6 * (2 ** (torch.arange(LAYERS) / (LAYERS - 1)) - 1)
+        error = (rates * (1 - rates) / trials).sqrt()
+        assert ((model._dropped.float().mean(0) - rates).abs() <= 4 * error).all()
+        model.eval()
+        for state, expected in zip(module(ids, output_hidden_states=True).hidden_states, whole, strict=True):
+            assert torch.equal(state, expected)
+
+
+def test_layers_that_are_computed_again_drop_the_same(make_module: Callable[..., Any], ids: Tensor) -> None:
+    module = make_module("llama")
+    model = LiteModel(module, EXITS, PLAIN.replace(layer_dropout=0.9)).train()
+    parameters, grads = list(module.parameters()), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        torch.manual_seed(0)
+        grads.append(torch.autograd.grad(model(ids)["loss"], parameters))
+    assert model._dropped.any()
+    for kept, again in zip(*grads, strict=True):
+        torch.testing.assert_close(again, kept)
+
+
+def test_a_dropped_layer_learns_nothing_of_the_sequence(make_module: Callable[..., Any], ids: Tensor) -> None:
+    """Of a batch that drops a layer its gradient is zero; of half a batch it is the other half's."""
+    module = make_module("llama")
+    model = LiteModel(module, EXITS, PLAIN.replace(weights_rule="last", layer_dropout=0.9)).train()
+    for seed in range(100):
+        torch.manual_seed(seed)
+        model(ids[:2])
+        if model._dropped[:, -1].tolist() == [True, False]:
+            break
+    chosen = list(module.base_model.layers[-1].parameters())
+    grads = []
+    for rows, share in ((ids[:2], 1.0), (ids[1:2], 0.5)):
+        torch.manual_seed(seed)
+        dropped = torch.rand(2, LAYERS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "rand", lambda *size, drawn=dropped: drawn[-size[0] :])
+            grads.append(torch.autograd.grad(share * model(rows)["loss"], chosen))
+    for whole, half in zip(*grads, strict=True):
+        assert half.abs().max() > 0
+        torch.testing.assert_close(whole, half, rtol=1e-4, atol=1e-7)

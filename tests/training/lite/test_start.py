@@ -139,6 +139,35 @@ def test_resuming_is_as_if_nothing_had_happened_and_wants_the_start_it_had(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
+def test_a_model_that_was_tuned_whole_reads_on_and_knows_what_it_has_read(
+    tune: Callable[..., Trained], tiny_llama: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    whole = QUICK.replace(method="full", exit_head="shared", learning_rate=1e-5, steps=2)
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[-20:]))
+    tune(tiny_llama, tmp_path / "first", whole)
+    tune(tmp_path / "first" / "model", tmp_path / "second", whole)
+    tune(tmp_path / "first" / "model", tmp_path / "other", whole, other)
+    tune(tiny_llama, tmp_path / "both", whole.replace(steps=4))
+    first, second, elsewhere, both = (
+        json.loads((tmp_path / name / "tuning.json").read_text()) for name in ("first", "second", "other", "both")
+    )
+    assert [facts["packs_read"] for facts in (first, second, both)] == [4, 8, 8]
+    assert [facts["steps"] for facts in (first, second, elsewhere, both)] == [2, 4, 4, 4]
+    assert second["held_out"] == first["held_out"]
+    assert second["ngrams"]["file"] == both["ngrams"]["file"]  # it is named by what is in it
+    assert "start" not in first
+    assert second["start"]["steps"] == 2
+    assert set(elsewhere["documents"]) > set(first["documents"])
+    indices = [read_index(tmp_path / name, facts["ngrams"]) for name, facts in (("first", first), ("other", elsewhere))]
+    assert set(indices[0].hashes.tolist()) < set(indices[1].hashes.tolist())
+    assert elsewhere["ngrams"]["complete"]
+    (tmp_path / "first" / "model" / "early_exit" / first["ngrams"]["file"]).unlink()
+    with pytest.raises(ArtefactError, match=r"cannot read .*ngrams-.* Restore it, or train again"):
+        tune(tmp_path / "first" / "model", tmp_path / "out", whole)
+    assert not (tmp_path / "out").exists()
+
+
 # ----------------------------------------------------------------------------------------- refusals
 
 
