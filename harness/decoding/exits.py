@@ -39,6 +39,10 @@ class Exits(Protocol):
         """Return the test that alone decides about a row at its points; ``None`` where somebody has to ask."""
         return None
 
+    def answer(self, view: LayerView) -> bool:
+        """Return whether a view's one row stops here, about which its test asks; that was the check, and is charged."""
+        return self.leaving(view)[0]
+
 
 def due_layer(plan: PlannedRule, points: Sequence[int], row: Generation) -> int | None:
     """Return the exit point at which a row's next token leaves by a plan, and charge the checks on the way to it.
@@ -79,6 +83,10 @@ class AskedExits(Exits):
         if not self._tests:
             self._tests.append(state_test_of(self._rule, self._points))
         return self._tests[0]
+
+    def answer(self, view: LayerView) -> bool:
+        """Ask."""
+        return ask(self._rule, view)[0]
 
 
 def ask(rule: ExitRule, view: LayerView) -> list[bool]:
@@ -237,6 +245,10 @@ class RowExits(Exits):
     def state_test(self, row: int) -> StateTest | None:
         """That of its rule."""
         return self._asked[row].test
+
+    def answer(self, view: LayerView) -> bool:
+        """Ask the row's rule."""
+        return self._answer(self._asked[view.row_list[0]].rule, view)[0]
 
     def _due_layer(self, row: int) -> int | None:
         """Ask a row's plan; where that fails, the row leaves at once."""

@@ -37,7 +37,7 @@ from harness.decoding.exits import Exits, UnlessDue
 from harness.decoding.generation import FinishReason, Generation
 from harness.decoding.prompt_exits import PromptMaps, ShallowPrompt, deepen, read_shallow
 from harness.decoding.readings import Heads, Scores, best, choices, not_finite, top_probability, undefined
-from harness.decoding.step import Pass, PrefixPass, TokenPass
+from harness.decoding.step import Pass, PrefixPass, RowSelection, TokenPass
 from harness.decoding.view import LayerView
 from harness.errors import ModelError, OptionError, is_out_of_memory, reason
 
@@ -404,14 +404,37 @@ class OpenBatch:
     def _run_asking(self, current: TokenPass, asking: Asking, points: Sequence[int], compared: list[Scores]) -> None:
         """Take the token of one row through layers that make its rule's checks."""
         (row,) = current.rows
-        current.advance(self._backbone.num_layers)
+        view: LayerView | None = None
+        leaves = stops = False
+        while not (leaves or stops):
+            current.advance(self._backbone.num_layers)
+            if asking.left is None:
+                break
+            view = self._asked_view(current, asking, points, view)
+            leaves = not asking.test.asks or self.exits.answer(view)
+            compared.extend(view.scores())
+            stops = bool(self._stopped(view))
         self._generations[row].exit_checks += asking.made
         made = zip(points, asking.scores, strict=False)
         compared.extend((point, [row], torch.tensor([score])) for point, score in made if math.isnan(score))
-        if asking.left is None:
+        if view is None or not (leaves or stops):
             self._end(current)
-        else:
-            self._leave(current, LayerView(self._backbone, current, self._generations, self._heads), [0])
+        elif not stops:
+            self._leave(current, view, [0])
+
+    def _asked_view(
+        self, current: TokenPass, asking: Asking, points: Sequence[int], previous: LayerView | None
+    ) -> LayerView:
+        """Return a view of a row that a check does not let through; where it asks, with those of the points before.
+
+        ``previous`` is the last that the row's rule was asked with, if there is one.
+        """
+        if asking.test.asks:
+            for point, state in zip(points, asking.states[:-1], strict=False):
+                if previous is None or point > previous.exit_layer:
+                    passed = RowSelection(current.rows, current.positions, point, state.unsqueeze(0), current)
+                    previous = LayerView(self._backbone, passed, self._generations, self._heads, previous)
+        return LayerView(self._backbone, current, self._generations, self._heads, previous)
 
     def _end(self, current: Pass) -> None:
         """Take the tokens of the rows that have passed all layers, or verify their drafts."""

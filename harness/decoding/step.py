@@ -365,7 +365,7 @@ class TokenPass:
     def ask(self, test: StateTest, points: Sequence[int]) -> Asking | None:
         """Let the layers make the checks of the one row's newest token, before the first of them runs.
 
-        :meth:`advance` then ends at the exit point where a check lets the token go.
+        :meth:`advance` then ends at the exit point where a check reaches its threshold; called again, it goes on.
 
         Returns:
             The checks; ``None`` where somebody has to ask.
@@ -464,6 +464,8 @@ class TokenPass:
         """Run a copy to the last layer. What it writes lies beyond this layer and is written again or hidden."""
         twin = copy.copy(self)
         twin._policy, twin._starts = self._policy.rehearsal(), list(self._starts)
+        if self._asking is not None:
+            twin._asking = twin._runner = None
         twin.advance(self._backbone.num_layers)
         return twin.hidden()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,16 +18,19 @@ from harness.contracts import ExitView, Lossless, ModelInfo, StateScore, StateTe
 from harness.decoding.blocks import Linear
 from harness.decoding.engine import Engine
 from harness.decoding.exit_modules.linear import LinearExit
+from harness.decoding.exits import AskedExits
 from harness.decoding.generation import Generation
 from harness.decoding.kernels.layers import Asking
 from harness.decoding.packing import pack
 from harness.decoding.step import TokenPass
+from harness.decoding.unit_costs import Timing
 from harness.models.controllers import Activation, Observation, score_at, write_controller
 from harness.running.operating_points import NeverExits
 from harness.training.identity import identity
 from strategies.classifier import Classifier
 from strategies.lte import LearnToExit
 from strategies.saturation import Saturation
+from strategies.sec import StopExit
 from tests.crossing import in_turn
 from tests.decoding.conftest import random_network
 
@@ -82,6 +86,26 @@ def test_scores_are_those_of_the_network(
 
 
 @torch.inference_mode()
+def test_of_several_outputs_the_likeliest_scores(engine: Engine) -> None:
+    net = random_network(WIDTH, 7, 4, scale=4.0)
+    offsets = torch.tensor([0.3, -math.inf, 0.0, 1.5])
+    outputs, score = [], replace(score_at(Observation(), net, 0, len(POINTS)), offsets=offsets)
+    asked = asking(engine, [score] * len(POINTS))
+    slots_of(engine, asked=asked).run(state_at_start(), 0, engine.info.num_layers)
+    plain, there, first = slots_of(engine), state_at_start(), 0
+    for point in POINTS:
+        there, first = plain.run(there, first, point), point
+        outputs.append(net(there).log_softmax(-1) + offsets)
+    expected = torch.cat(outputs).amax(-1)
+    torch.testing.assert_close(torch.tensor(asked.scores), expected, rtol=1e-4, atol=1e-4)
+    assert len(set(torch.cat(outputs).argmax(-1).tolist())) > 1
+    net.layers[-1][0][1].fill_(math.nan)  # of the output that does not count
+    unknown = asking(engine, [score] * len(POINTS))
+    slots_of(engine, asked=unknown).run(state_at_start(), 0, engine.info.num_layers)
+    assert all(map(math.isnan, unknown.scores))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize(
     "positions", [(LENGTH,), (LENGTH - 2, LENGTH - 1, LENGTH)], ids=["alone", "with two that wait"]
 )
@@ -112,8 +136,18 @@ def test_a_token_leaves_where_its_score_reaches_the_threshold(engine: Engine, po
         StateScore(torch.zeros(2), later=((torch.zeros(3, 2), torch.zeros(3)), (torch.zeros(1, 3), torch.zeros(1)))),
         StateScore(torch.zeros(2), later=((torch.zeros(1, 3), torch.zeros(1)),)),
         StateScore(torch.zeros(1), change=torch.zeros(2, 1)),
+        StateScore(torch.zeros(3), offsets=torch.zeros(2)),
     ],
-    ids=["float64", "another width", "two scores", "too wide", "wider behind", "does not follow", "two numbers"],
+    ids=[
+        "float64",
+        "another width",
+        "two scores",
+        "too wide",
+        "wider behind",
+        "does not follow",
+        "two numbers",
+        "two of three",
+    ],
 )
 def test_what_is_not_compiled_is_asked_for(engine: Engine, score: StateScore) -> None:
     assert engine.backbone.compiled is not None
@@ -131,19 +165,22 @@ def learned(tmp_path: Path) -> Make:
     """``learned(model, kind, threshold, …)`` writes a controller of random networks, and returns its strategy."""
 
     def make(
-        model: ModelInfo, kind: str, threshold: float, *, state: Literal["hidden", "exit"] = "hidden", bad: bool = False
-    ) -> Strategy:
+        model: ModelInfo, kind: str, threshold: float, *, state: Literal["hidden", "exit"] = "hidden",
+        bad: bool = False, stop: float = 1.0,
+    ) -> Strategy:  # fmt: skip
         shared, points = kind == "lte", model.exit_points
         observation = Observation(state, normalise=True, change=True, place=shared)
         width = observation.width(model.hidden_size, len(points))
         networks = {
-            name: random_network(width, 6, 1, seed=13 + place, activation="tanh")
+            name: random_network(width, 6, 3 if kind == "sec" else 1, seed=13 + place, activation="tanh")
             for place, name in enumerate(["shared"] if shared else map(str, points))
         }
         if bad:
             networks[str(points[1])].layers[0][0].fill_(3e38)  # times a state of both signs: infinity less infinity
         path = tmp_path / f"{kind}.json"
-        write_controller(path, kind, observation, networks, identity(model, "t") | {"threshold": 0.5})
+        write_controller(path, kind, observation, networks, identity(model, "t") | {"threshold": 0.5, "stop": 0.8})
+        if kind == "sec":
+            return StopExit(threshold=threshold, stop=stop, heads=str(path))
         if shared:
             return LearnToExit(threshold=threshold, heads=str(path))
         return Classifier(threshold=threshold, heads=str(path))
@@ -175,11 +212,41 @@ def asked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TokenPass, "ask", lambda *_: None)
 
 
+@dataclass(frozen=True)
+class Agreed(Saturation):
+    """Exits where the state has settled and the last layer would say the same; is shown every exit point before."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        layers, before = [view.exit_layer], view.previous
+        while before is not None:
+            layers, before = [before.exit_layer, *layers], before.previous
+        assert layers == [*range(1, view.exit_layer + 1)]
+        settled = super().should_exit(view)
+        return settled & (view.top_token == view.full_depth_token) if settled.any() else settled
+
+    def state_test(self, points: Sequence[int]) -> StateTest:
+        return replace(super().state_test(points), asks=True)
+
+
+@dataclass(frozen=True)
+class Slow(Agreed):
+    """Takes its time."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        time.sleep(0.02)
+        return torch.zeros(len(view.hidden_state), dtype=torch.bool)
+
+    def state_test(self, points: Sequence[int]) -> StateTest:
+        return super().state_test(points)
+
+
 FAMILIES: dict[str, Callable[[ModelInfo, Make], list[Strategy]]] = {
     "saturation": lambda _, __: [Saturation(threshold=each) for each in (0.85, 0.9, 0.93)],
+    "agreed": lambda _, __: [Agreed(threshold=each) for each in (0.8, 0.85, 0.9)],
     "classifier": lambda model, make: [make(model, "classifier", each) for each in (0.4, 0.55, 0.7)],
     "of the exit": lambda model, make: [make(model, "classifier", each, state="exit") for each in (0.4, 0.55, 0.7)],
     "lte": lambda model, make: [make(model, "lte", each) for each in (0.1, 0.5, 0.9)],
+    "sec": lambda model, make: [make(model, "sec", each, stop=0.8) for each in (0.0, 0.3, 0.5, 0.7, 1.0)],
 }
 
 
@@ -240,6 +307,29 @@ def test_a_class_that_answers_anew_is_asked(engine: Engine, prompts: list[list[i
     (made,) = engine.decode([prompts[0]], Never(threshold=-1), kv="recompute", max_new_tokens=[NEW])
     assert set(made.exit_layers) == {engine.info.num_layers}
     assert not any(inside)
+
+
+def test_a_rule_is_asked_where_its_test_says(
+    engine: Engine, prompts: list[list[int]], learned: Make, inside: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy, asked = learned(engine.info, "sec", 0.5, stop=0.8), list[int]()
+    there = AskedExits.answer
+    monkeypatch.setattr(
+        AskedExits, "answer", lambda exits, view: (asked.append(view.exit_layer), there(exits, view))[1]
+    )
+    made = [engine.decode([prompt], strategy, kv="recompute", max_new_tokens=[NEW])[0] for prompt in prompts]
+    assert all(inside)
+    left = sum(layer < engine.info.num_layers for one in made for layer in one.exit_layers)
+    ended = sum(one.finish_reason == "strategy" for one in made)
+    assert min(left, ended) > 0
+    assert len(asked) == left + ended < sum(one.exit_checks for one in made)
+
+
+def test_drafting_costs_a_question_where_a_test_asks(engine: Engine) -> None:
+    timed = Engine(engine.backbone, engine.info, timing=Timing())
+    costs = timed.facts(Slow(), Lossless()).costs
+    assert costs.check < 0.02 <= costs.draft_head
+    assert timed.facts(Saturation(), Lossless()).costs.draft_head < 0.02
 
 
 def test_a_score_that_is_no_number_fails_the_row(

@@ -103,6 +103,7 @@ from harness.decoding.kernels.tables import (
     TEST_DEPTH,
     TEST_LATER,
     TEST_NORMALISE,
+    TEST_OFFSETS,
     TEST_WEIGHT,
     TESTS,
     TESTS_END,
@@ -283,6 +284,17 @@ def _activate(kind: int, x: Any, count: int) -> None:
 
 
 @reordered
+def _greatest(outputs: Any, offsets: Any, count: int) -> Any:
+    """Return the greatest of log softmax(outputs) + offsets."""
+    largest, found, total = outputs[0], outputs[0] + offsets[0], np.float32(0.0)
+    for place in range(1, count):
+        largest, found = max(largest, outputs[place]), max(found, outputs[place] + offsets[place])
+    for place in range(count):
+        total += exponential(outputs[place] - largest)
+    return found - (largest + np.log(total))
+
+
+@reordered
 def score(  # noqa: PLR0912
     test: Any, back: bool, state: int, kept: int, hidden: int, sums_at: int, own: int, barrier: int, members: int,
     member: int,
@@ -293,7 +305,7 @@ def score(  # noqa: PLR0912
         test: of a check.
         back: whether there is a state at the exit point before.
         state: address of the newest token's.
-        kept: address of the one before.
+        kept: address of room for it, right behind the one before.
         hidden: numbers in each.
         sums_at: address of room for the first layer's outputs, shared by the threads.
         own: address of room for twice as many, of this thread.
@@ -301,7 +313,7 @@ def score(  # noqa: PLR0912
         members: how many threads it has.
         member: which of them this is.
     """
-    x, y, sums, count = floats(state, hidden), floats(kept, hidden), floats(sums_at, test[TEST_COUNT]), test[TEST_COUNT]
+    x, sums, count = floats(state, hidden), floats(sums_at, test[TEST_COUNT]), test[TEST_COUNT]
     squares, others, dot = np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for place in range(hidden):
         squares += x[place] * x[place]
@@ -310,6 +322,7 @@ def score(  # noqa: PLR0912
     if test[TEST_CHANGE] != 0:
         size = -np.log(scale)
         if back:
+            y = floats(kept - 4 * hidden, hidden)
             for place in range(hidden):
                 others += y[place] * y[place]
                 dot += x[place] * y[place]
@@ -334,8 +347,9 @@ def score(  # noqa: PLR0912
             sums[row] += change[row] * size + change[count + row] * cosine + change[2 * count + row] * growth
     wait(barrier, members)
     first, last = share(hidden, member, members)
+    here = floats(kept, hidden)
     for place in range(first, last):
-        y[place] = x[place]
+        here[place] = x[place]
     inner, outer = floats(own, count), floats(own + 4 * count, count)
     for row in range(count):
         inner[row] = sums[row]
@@ -353,7 +367,7 @@ def score(  # noqa: PLR0912
         for row in range(outputs):
             inner[row] = outer[row]
         width = outputs
-    return inner[0]
+    return inner[0] if test[TEST_OFFSETS] == 0 else _greatest(inner, floats(test[TEST_OFFSETS], width), width)
 
 
 @compiled
@@ -444,8 +458,9 @@ def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
                 test = carray(pointer(given[TESTS] + 8 * TEST_COLUMNS * asked), TEST_COLUMNS, np.int64)
                 if test[TEST_AT] == layer + 1:
                     found = score(
-                        test, asked > 0, newest, given[KEPT], hidden, given[SUMS], own, given[BARRIER], members, member
-                    )
+                        test, asked > 0, newest, given[KEPT] + 4 * hidden * asked, hidden, given[SUMS], own,
+                        given[BARRIER], members, member,
+                    )  # fmt: skip
                     if member == 0:
                         scores[asked] = found
                     asked += 1

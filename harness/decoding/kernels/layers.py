@@ -199,7 +199,7 @@ class CompiledLayers:
         if key not in by_points:
             by_points[key] = PackedTest.of(test, key, self._hidden, self._longest)
         packed = by_points[key]
-        return None if packed is None else Asking(packed, test.threshold, self._hidden)
+        return None if packed is None else Asking(packed, test, self._hidden)
 
     def _work(self, size: int) -> Tensor:
         """Return numbers to compute with, the same for every call of a thread."""
@@ -293,10 +293,16 @@ def _fits(one: StateScore, hidden: int, most: int) -> bool:
         width = bias.numel()
         if width > count:
             return False
+    shapes.append((one.offsets, (width,)))
     given = [(tensor, shape) for tensor, shape in shapes if tensor is not None]
     plain = all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor, _ in given)
     plain &= one.activation in tables.CHECK_ACTIVATIONS
-    return plain and width == 1 and count <= most and all(tensor.shape == shape for tensor, shape in given)
+    return (
+        plain
+        and (width == 1 or one.offsets is not None)
+        and count <= most
+        and all(tensor.shape == shape for tensor, shape in given)
+    )
 
 
 class PackedTest:
@@ -328,6 +334,7 @@ class PackedTest:
         return [
             point, len(one.bias), self._at(one.weight), self._at(one.bias), self._at(one.change), one.normalise,
             tables.CHECK_ACTIVATIONS[one.activation], len(later), self._at(packed),
+            self._at(one.offsets),
         ]  # fmt: skip
 
     def _at(self, tensor: Tensor | None) -> int:
@@ -341,22 +348,24 @@ class Asking:
     """The checks of one token, made on its way through compiled layers.
 
     Attributes:
-        left: layer after which the last of them let the token go; ``None`` while none has.
+        test: which they are.
+        made: how many of them, so far.
+        left: layer after which the last of them reached the threshold; ``None`` while none has, or when layers ran on.
     """
 
-    def __init__(self, packed: PackedTest, threshold: float, hidden: int) -> None:
-        self._packed, self._hidden = packed, hidden
-        self._threshold = int(np.float32(threshold).view(np.int32))
-        self._room = torch.empty(hidden + packed.most + len(packed.table))
+    def __init__(self, packed: PackedTest, test: StateTest, hidden: int) -> None:
+        self._packed, self.test = packed, test
+        self._kept = torch.empty(len(packed.table), hidden)
+        self._numbers = torch.empty(packed.most + len(packed.table))
         self.made = 0
         self.left: int | None = None
 
     def put(self, given: Any) -> None:
         """Write into the parameters of a call what it is to ask."""
-        packed, at = self._packed, self._room.data_ptr()
+        packed, at = self._packed, self._numbers.data_ptr()
         given.tests, given.asked, given.tests_end = packed.table.data_ptr(), self.made, len(packed.table)
-        given.kept, given.sums, given.scores = at, at + 4 * self._hidden, at + 4 * (self._hidden + packed.most)
-        given.threshold, given.left = self._threshold, 0
+        given.kept, given.sums, given.scores = self._kept.data_ptr(), at, at + 4 * packed.most
+        given.threshold, given.left = _bits_of(self.test.threshold), 0
 
     def take(self, given: Any) -> None:
         """Read from the parameters what came of it."""
@@ -367,5 +376,10 @@ class Asking:
     @property
     def scores(self) -> list[float]:
         """Scores of the checks that were made."""
-        start = self._hidden + self._packed.most
-        return self._room[start : start + self.made].tolist()
+        start = self._packed.most
+        return self._numbers[start : start + self.made].tolist()
+
+    @property
+    def states(self) -> Tensor:
+        """States that were checked, ``[made, hidden_size]``."""
+        return self._kept[: self.made]

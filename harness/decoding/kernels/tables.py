@@ -40,11 +40,12 @@ ATTENTION_NORM, MLP_NORM, QUERY_NORM, KEY_NORM = range(12, 28, 4)
 SCALE, TABLE_COLUMNS = 28, 29
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)
 # Of a check: the layer after which it is made; the first layer's outputs, and addresses of its weight, bias and change;
-# whether the state is normalised; the activation; how many layers follow, and the address of what they have.
+# whether the state is normalised; the activation; how many layers follow, and the address of what they have; address of
+# what is added to the outputs' log softmax, or 0.
 (
     TEST_AT, TEST_COUNT, TEST_WEIGHT, TEST_BIAS, TEST_CHANGE, TEST_NORMALISE, TEST_ACTIVATION, TEST_DEPTH, TEST_LATER,
-    TEST_COLUMNS,
-) = range(10)  # fmt: skip
+    TEST_OFFSETS, TEST_COLUMNS,
+) = range(11)  # fmt: skip
 # Of a layer behind the first: addresses of weight and bias, and its outputs.
 LATER_WEIGHT, LATER_BIAS, LATER_OUTPUTS, LATER_COLUMNS = range(4)
 CHECK_ACTIVATIONS = {"tanh": 0, "relu": 1}
