@@ -253,9 +253,10 @@ class Strategy(Protocol):
     def state_test(self, points: Sequence[int]) -> StateTest | None:
         """Return its checks as numbers, if it is its own rule; ``None``: it has to be asked.
 
-        One row on a CPU then runs through compiled layers to where it exits without coming back. Nothing else may come
-        of a check than its answer, and :meth:`should_exit` must answer as the test does, up to rounding: where that
-        asks, by letting a row go on whose score is below the threshold. A subclass that overrides it alone is asked.
+        On a CPU, compiled layers then make the checks and come back only where a row leaves, unless a row beside it has
+        to be asked. Nothing else may come of a check than its answer, and :meth:`should_exit` must answer as the test
+        does, up to rounding; of a test that asks, it must let no row go whose score is below the threshold. A subclass
+        that overrides :meth:`should_exit` alone is asked.
 
         Args:
             points: exit points at which it is asked.

@@ -188,7 +188,7 @@ class Bench:
         if test is None or self.backbone.compiled is None:
             return None
         never, turn = replace(test, threshold=math.nan), itertools.count()
-        if self.token_pass(1, self.positions)[0].ask(never, points) is None:
+        if self.token_pass(1, self.positions)[0].ask({0: (never, points)}) is None:
             return None
 
         def once() -> list[float]:
@@ -197,7 +197,7 @@ class Bench:
             for which in (first, 1 - first):
                 current, _ = self.token_pass(1, self.positions)
                 if which:
-                    current.ask(never, points)
+                    current.ask({0: (never, points)})
                 started = self._now()
                 current.advance(self.backbone.num_layers)
                 found[which] = self._now() - started

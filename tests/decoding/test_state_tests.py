@@ -28,11 +28,13 @@ from harness.models.controllers import Activation, Observation, score_at, write_
 from harness.running.operating_points import NeverExits
 from harness.training.identity import identity
 from strategies.classifier import Classifier
+from strategies.full import Full
 from strategies.lte import LearnToExit
+from strategies.patience import Patience
 from strategies.saturation import Saturation
 from strategies.sec import StopExit
 from tests.crossing import in_turn
-from tests.decoding.conftest import random_network
+from tests.decoding.conftest import decode_open, random_network
 
 WIDTH, LENGTH, NEW = 128, 40, 12
 EVERY = [Observation("hidden", *flags) for flags in itertools.product((False, True), repeat=3)]
@@ -56,7 +58,9 @@ def slots_of(engine: Engine, positions: Sequence[int] = (LENGTH,), asked: Asking
     cache = engine.cache(1, LENGTH + 8)
     cache.entries.copy_(torch.randn(cache.entries.shape, generator=torch.Generator().manual_seed(3)))
     assert engine.backbone.compiled is not None
-    return engine.backbone.compiled.slots(cache, engine.rotary(LENGTH + 8), [0] * len(positions), positions, asked)
+    return engine.backbone.compiled.slots(
+        cache, engine.rotary(LENGTH + 8), [0] * len(positions), positions, {} if asked is None else {0: asked}
+    )
 
 
 def asking(engine: Engine, scores: Sequence[StateScore], threshold: float = math.inf) -> Asking:
@@ -213,23 +217,35 @@ def asked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @dataclass(frozen=True)
-class Agreed(Saturation):
-    """Exits where the state has settled and the last layer would say the same; is shown every exit point before."""
+class Rising(Saturation):
+    """Exits where the state has settled and its first number has grown; is shown every exit point before."""
 
     def should_exit(self, view: ExitView) -> Tensor:
         layers, before = [view.exit_layer], view.previous
         while before is not None:
             layers, before = [before.exit_layer, *layers], before.previous
         assert layers == [*range(1, view.exit_layer + 1)]
-        settled = super().should_exit(view)
-        return settled & (view.top_token == view.full_depth_token) if settled.any() else settled
+        settled, before = super().should_exit(view), view.previous
+        return settled if before is None else settled & (view.hidden_state[:, 0] > before.hidden_state[:, 0])
 
     def state_test(self, points: Sequence[int]) -> StateTest:
         return replace(super().state_test(points), asks=True)
 
 
 @dataclass(frozen=True)
-class Slow(Agreed):
+class Ahead(Rising):
+    """Exits where the last layer would say the same."""
+
+    def should_exit(self, view: ExitView) -> Tensor:
+        settled = super().should_exit(view)
+        return settled & (view.top_token == view.full_depth_token) if settled.any() else settled
+
+    def state_test(self, points: Sequence[int]) -> StateTest:
+        return super().state_test(points)
+
+
+@dataclass(frozen=True)
+class Slow(Rising):
     """Takes its time."""
 
     def should_exit(self, view: ExitView) -> Tensor:
@@ -242,7 +258,7 @@ class Slow(Agreed):
 
 FAMILIES: dict[str, Callable[[ModelInfo, Make], list[Strategy]]] = {
     "saturation": lambda _, __: [Saturation(threshold=each) for each in (0.85, 0.9, 0.93)],
-    "agreed": lambda _, __: [Agreed(threshold=each) for each in (0.8, 0.85, 0.9)],
+    "rising": lambda _, __: [Rising(threshold=each) for each in (0.8, 0.85, 0.9)],
     "classifier": lambda model, make: [make(model, "classifier", each) for each in (0.4, 0.55, 0.7)],
     "of the exit": lambda model, make: [make(model, "classifier", each, state="exit") for each in (0.4, 0.55, 0.7)],
     "lte": lambda model, make: [make(model, "lte", each) for each in (0.1, 0.5, 0.9)],
@@ -259,16 +275,16 @@ def test_tokens_and_counts_are_those_of_asking(
     torch.set_num_threads(threads)
     layers, drafts = set(), 0
     for strategy in FAMILIES[family](engine.info, learned):
-        for prompt in prompts:
-            settings: dict[str, Any] = {"kv": kv, "max_new_tokens": [NEW], "lossless": lossless}
-            (made,) = engine.decode([prompt], strategy, **settings)
+        for batch in (*([prompt] for prompt in prompts), prompts):
+            settings: dict[str, Any] = {"kv": kv, "max_new_tokens": [NEW, 4, 9][: len(batch)], "lossless": lossless}
+            found = engine.decode(batch, strategy, **settings)
             with monkeypatch.context() as patch:
                 asked_by_hand(patch)
-                (expected,) = engine.decode([prompt], strategy, **settings)
-            assert facts(made) == facts(expected)
-            drafts += made.drafts
-            layers.update(made.exit_layers[1:])
-    assert any(inside)
+                expected = engine.decode(batch, strategy, **settings)
+            assert list(map(facts, found)) == list(map(facts, expected))
+            drafts += sum(made.drafts for made in found)
+            layers.update(layer for made in found for layer in made.exit_layers[1:])
+    assert all(inside)
     assert drafts if lossless else len(layers) > 2
 
 
@@ -325,6 +341,17 @@ def test_a_rule_is_asked_where_its_test_says(
     assert len(asked) == left + ended < sum(one.exit_checks for one in made)
 
 
+def test_a_rule_that_is_asked_may_look_ahead(
+    engine: Engine, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"kv": "recompute", "max_new_tokens": [NEW]}
+    made = [engine.decode([prompt], Ahead(0.8), **settings)[0] for prompt in prompts]
+    asked_by_hand(monkeypatch)
+    expected = [engine.decode([prompt], Ahead(0.8), **settings)[0] for prompt in prompts]
+    assert list(map(facts, made)) == list(map(facts, expected))
+    assert any(layer < engine.info.num_layers for one in made for layer in one.exit_layers)
+
+
 def test_drafting_costs_a_question_where_a_test_asks(engine: Engine) -> None:
     timed = Engine(engine.backbone, engine.info, timing=Timing())
     costs = timed.facts(Slow(), Lossless()).costs
@@ -344,15 +371,27 @@ def test_a_score_that_is_no_number_fails_the_row(
     assert "scores of layer 2 are not finite" in str(made.failure)
 
 
-def test_rows_of_a_batch_are_asked_together_until_one_is_left(
-    engine: Engine, prompts: list[list[int]], learned: Make, inside: list[bool]
+@pytest.mark.parametrize("kv", ["recompute", "propagate"])
+def test_rows_that_decide_in_different_ways_get_what_they_get_alone(
+    engine: Engine, prompts: list[list[int]], learned: Make, inside: list[bool], kv: str
 ) -> None:
-    limits, strategy = [NEW, 4, 6], learned(engine.info, "classifier", 0.55)
-    together = engine.decode(prompts, strategy, kv="recompute", max_new_tokens=limits)
-    assert inside.count(True) == NEW - 6
-    for prompt, limit, one in zip(prompts, limits, together, strict=True):
-        (alone,) = engine.decode([prompt], strategy, kv="recompute", max_new_tokens=[limit])
-        assert (one.token_ids, one.exit_layers) == (alone.token_ids, alone.exit_layers)
+    some = [
+        learned(engine.info, "classifier", 0.55),
+        Saturation(0.85),
+        Full(),
+        learned(engine.info, "sec", 0.5, stop=0.8),
+        learned(engine.info, "lte", 0.5),
+        Rising(0.8),
+    ]
+    wishes = [(prompts[place % 3], strategy, NEW - place) for place, strategy in enumerate(some)]
+    together, _ = decode_open(engine, wishes, kv)
+    assert all(inside)
+    for (prompt, strategy, limit), one in zip(wishes, together, strict=True):
+        (alone,) = engine.decode([prompt], strategy, kv=kv, max_new_tokens=[limit])
+        assert facts(one) == facts(alone) | {"log_probabilities": one.log_probabilities}
+    inside.clear()
+    decode_open(engine, [(prompts[0], some[0], 6), (prompts[1], Patience(), 3)], kv)
+    assert len(inside) == 3, "asked beside a row that has no test, made inside the layers without it"
 
 
 def test_the_state_behind_a_shortcut_is_asked_for(

@@ -33,6 +33,17 @@ from harness.decoding.kernels.instructions import (
 from harness.decoding.kernels.tables import (
     ACTIVATION,
     ASKED,
+    ASKED_COLUMNS,
+    ASKED_END,
+    ASKED_KEPT,
+    ASKED_LEFT,
+    ASKED_MADE,
+    ASKED_SCORES,
+    ASKED_SLOT,
+    ASKED_SUMS,
+    ASKED_TESTS,
+    ASKED_THRESHOLD,
+    ASKING,
     ATTENTION_NORM,
     BARRIER,
     CHECK_ACTIVATIONS,
@@ -50,7 +61,6 @@ from harness.decoding.kernels.tables import (
     HIDDEN,
     INNER,
     INPUTS,
-    KEPT,
     KEY_NORM,
     KV_HEADS,
     LAST,
@@ -82,13 +92,11 @@ from harness.decoding.kernels.tables import (
     ROOM_AT,
     ROWS,
     SCALE,
-    SCORES,
     SIN,
     SIZE,
     SLOTS,
     STATE,
     STRIDE,
-    SUMS,
     TABLE,
     TABLE_COLUMNS,
     TANH,
@@ -105,9 +113,6 @@ from harness.decoding.kernels.tables import (
     TEST_NORMALISE,
     TEST_OFFSETS,
     TEST_WEIGHT,
-    TESTS,
-    TESTS_END,
-    THRESHOLD,
     TURNING,
     WEIGHTS,
     WORK,
@@ -304,7 +309,7 @@ def score(  # noqa: PLR0912
     Args:
         test: of a check.
         back: whether there is a state at the exit point before.
-        state: address of the newest token's.
+        state: address of a token's.
         kept: address of room for it, right behind the one before.
         hidden: numbers in each.
         sums_at: address of room for the first layer's outputs, shared by the threads.
@@ -371,6 +376,31 @@ def score(  # noqa: PLR0912
 
 
 @compiled
+def check(given: Any, after: int, own: int, members: int, member: int) -> int:
+    """Make the checks that are due after so many layers; return that number if one reached its threshold, else 0."""
+    left, hidden = 0, given[HIDDEN]
+    for place in range(given[ASKED]):
+        one = carray(pointer(given[ASKING] + 8 * ASKED_COLUMNS * place), ASKED_COLUMNS, np.int64)
+        made = one[ASKED_MADE]
+        if made == one[ASKED_END]:
+            continue
+        test = carray(pointer(one[ASKED_TESTS] + 8 * TEST_COLUMNS * made), TEST_COLUMNS, np.int64)
+        if test[TEST_AT] != after:
+            continue
+        found = score(
+            test, made > 0, given[STATE] + 4 * hidden * one[ASKED_SLOT], one[ASKED_KEPT] + 4 * hidden * made, hidden,
+            one[ASKED_SUMS], own, given[BARRIER], members, member,
+        )  # fmt: skip
+        reached = found >= float_of_bits(np.int32(one[ASKED_THRESHOLD]))
+        if reached:
+            left = after
+        if member == 0:  # the others have read how many were made: they wait for each other while they score
+            floats(one[ASKED_SCORES], one[ASKED_END])[made] = found
+            one[ASKED_MADE], one[ASKED_LEFT] = made + 1, after if reached else 0
+    return left
+
+
+@compiled
 def product(matrix: Any, x: int, width: int, rows: int, out: int, stride: int, start: int, end: int, room: int) -> None:
     """Multiply rows with some columns of a matrix and add its bias; ``matrix`` is a layer's entry of it."""
     multiply(matrix[1], (matrix[0], width, start, end, x, 4 * width, rows, out, stride, room))
@@ -413,8 +443,7 @@ def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
         skipped = wide if given[FILLS] else 0  # queries, which nobody asks where only keys and values are filled in
         fused_first, fused_last = share(fused - skipped, member, members)
         fused_first, fused_last = fused_first + skipped, fused_last + skipped
-        left, asked, newest = 0, given[ASKED], given[STATE] + 4 * (slots - 1) * hidden
-        scores = floats(given[SCORES], given[TESTS_END])
+        left = 0
         for layer in range(given[FIRST], given[LAST]):
             table = carray(pointer(given[TABLE] + 8 * TABLE_COLUMNS * layer), TABLE_COLUMNS, np.int64)
             entries = given[ENTRIES] + 4 * layer * given[LAYER_STRIDE]
@@ -454,21 +483,11 @@ def layers() -> Any:  # noqa: PLR0915  # half of it says what stands where
             product(table[MLP_OUT:], at_inner, inner, slots, at_sums, hidden, first, last, own)
             add_to(state, sums, slots, hidden, first, last)
             wait(given[BARRIER], members)
-            if asked < given[TESTS_END]:
-                test = carray(pointer(given[TESTS] + 8 * TEST_COLUMNS * asked), TEST_COLUMNS, np.int64)
-                if test[TEST_AT] == layer + 1:
-                    found = score(
-                        test, asked > 0, newest, given[KEPT] + 4 * hidden * asked, hidden, given[SUMS], own,
-                        given[BARRIER], members, member,
-                    )  # fmt: skip
-                    if member == 0:
-                        scores[asked] = found
-                    asked += 1
-                    if found >= float_of_bits(np.int32(given[THRESHOLD])):
-                        left = layer + 1
-                        break
-        if member == 0 and given[TESTS_END] != 0:
-            given[ASKED], given[LEFT] = asked, left
+            left = check(given, layer + 1, own, members, member)
+            if left:
+                break
+        if member == 0:
+            given[LEFT] = left
 
     return run
 
